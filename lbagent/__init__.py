@@ -1,0 +1,3 @@
+"""lbagent keeps haproxy.cfg in step with what Serf knows."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,7 @@
+"""`python -m lbagent`."""
+
+import sys
+
+from lbagent.cli import main
+
+sys.exit(main())

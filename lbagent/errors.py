@@ -1,0 +1,59 @@
+"""Every deliberate error, and the exit status that goes with it.
+
+LbagentError             1   unexpected, or not confirmed
+├── NotStored            1   nothing could be written: `sync` needed
+├── UsageError           2   wrong options
+├── RolesRefused         2   roles.yml cannot be used as it stands
+├── Refused              4   HAProxy (or a rule about markers) refused haproxy.cfg; the live file is untouched
+├── PutBack              5   the reload failed; the previous managed lines are back
+├── Busy                 6   the lock, or a haproxy.cfg nobody is editing, was not had in time
+└── TryAgain            75   Serf or HAProxy could not be reached; the next run goes on from here
+"""
+
+from __future__ import annotations
+
+
+class LbagentError(Exception):
+    """One line for the operator: what, where, what would be right."""
+
+    exit_status = 1
+
+
+class NotStored(LbagentError):
+    """The event could not be stored; membership may have to be asked of Serf."""
+
+
+class UsageError(LbagentError):
+    """The command line cannot be understood."""
+
+    exit_status = 2
+
+
+class RolesRefused(LbagentError):
+    """roles.yml cannot be used; nothing on disk was changed."""
+
+    exit_status = 2
+
+
+class Refused(LbagentError):
+    """haproxy.cfg was refused; the live file was never touched."""
+
+    exit_status = 4
+
+
+class PutBack(LbagentError):
+    """HAProxy did not take the change over; the previous managed lines are back."""
+
+    exit_status = 5
+
+
+class Busy(LbagentError):
+    """Somebody else holds the lock, or keeps editing haproxy.cfg."""
+
+    exit_status = 6
+
+
+class TryAgain(LbagentError):
+    """Serf or HAProxy could not be reached; nothing is lost, the next run goes on."""
+
+    exit_status = 75

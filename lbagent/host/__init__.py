@@ -1,0 +1,1 @@
+"""All that touches the machine: disk, locks, state, processes, log."""

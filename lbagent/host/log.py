@@ -1,0 +1,39 @@
+"""Where the one line goes: stderr for people, syslog (and so the journal) for later.
+
+Serf keeps what a handler prints only at its DEBUG level, so stderr alone would be lost.
+"""
+
+from __future__ import annotations
+
+import sys
+import syslog
+
+
+class Log:
+    """Lines of text, each said once on stderr and once in the log."""
+
+    def __init__(self, *, verbose: bool = False) -> None:
+        """Failures and warnings are said; with `verbose` also what went well."""
+        self._verbose = verbose
+        self.silent = False
+        """Nothing on stderr: to a Serf query it would be part of the answer."""
+        syslog.openlog("lbagent", syslog.LOG_PID, syslog.LOG_DAEMON)
+
+    def error(self, words: str) -> None:
+        """Something failed."""
+        self._say(syslog.LOG_ERR, words, shown=True)
+
+    def warning(self, words: str) -> None:
+        """Something an operator should look at, which did not stop the run."""
+        self._say(syslog.LOG_WARNING, words, shown=True)
+
+    def info(self, words: str) -> None:
+        """What was done."""
+        self._say(syslog.LOG_INFO, words, shown=self._verbose)
+
+    def _say(self, priority: int, words: str, *, shown: bool) -> None:
+        # Foreign names may hold escape sequences and line ends: one line, and nothing a terminal obeys.
+        line = "".join(character if character.isprintable() else "?" for character in words)
+        if shown and not self.silent:
+            print(f"lbagent: {line}", file=sys.stderr)
+        syslog.syslog(priority, line)

@@ -1,0 +1,103 @@
+"""What a name, an address, a role or a tag value may look like before it may go anywhere.
+
+Serf restricts none of them: names with blanks, newlines, NUL or 1,000 bytes and addresses
+like `<nil>` or `?616263` all reach the handler. One room decides, for Serf's side and HAProxy's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+"""A node, role or section."""
+
+SERVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+"""A service: no dot, so that the last dot of NODE.SERVICE parts the two."""
+
+TAG_VALUE = re.compile(r"[A-Za-z0-9._-]{1,64}")
+"""A Serf tag that may stand in a `server` line."""
+
+_OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_IPV4 = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}")
+_DIGITS = re.compile(r"([0-9]+)")
+
+_NEVER_V4 = ("0.", "169.254.", *(f"{octet}." for octet in range(224, 256)))
+
+
+def canonical_address(text: str) -> str | None:
+    """The one spelling of an IP address, or None where `text` is none; a zone (`%eth0`) is none."""
+    if _IPV4.fullmatch(text):
+        return text
+    if ":" not in text or "%" in text:
+        return None
+    import ipaddress  # noqa: PLC0415  # 3 ms that only IPv6 has to pay
+
+    try:
+        address = ipaddress.IPv6Address(text)
+    except ValueError:
+        return None
+    # ::ffff:127.0.0.1 is 127.0.0.1 to the kernel, so it has to be to our rules.
+    return str(address.ipv4_mapped or address)
+
+
+def refusal(address: str, networks: Sequence[str] = ()) -> str | None:
+    """Why a canonical `address` may not be written, given a role's `networks`; None where it may."""
+    kind = _kind_v6(address) if ":" in address else _kind_v4(address)
+    if kind and kind != "loopback":
+        return f"{address} is a {kind} address"
+    if kind and not any(_is_loopback(network) and _holds(network, address) for network in networks):
+        return f"{address} is a loopback address, which the role's networks do not name"
+    if networks and not any(_holds(network, address) for network in networks):
+        return f"{address} is outside the role's networks"
+    return None
+
+
+def natural(name: str) -> tuple[list[str | int], str]:
+    """Sort key under which web2 comes before web10."""
+    parts: list[str | int] = list(_DIGITS.split(name))
+    parts[1::2] = map(int, parts[1::2])
+    return parts, name
+
+
+def _kind_v4(address: str) -> str | None:
+    if address.startswith("127."):
+        return "loopback"
+    if not address.startswith(_NEVER_V4):
+        return None
+    if address.startswith("0."):
+        return "unspecified"
+    if address.startswith("169.254."):
+        return "link-local"
+    return "multicast" if int(address.split(".", 1)[0]) < 240 else "broadcast"  # noqa: PLR2004  # 240/4
+
+
+def _kind_v6(address: str) -> str | None:
+    import ipaddress  # noqa: PLC0415
+
+    parsed = ipaddress.IPv6Address(address)
+    for kind in ("unspecified", "loopback", "multicast", "link_local"):
+        if getattr(parsed, f"is_{kind}"):
+            return kind.replace("_", "-")
+    return None
+
+
+def _is_loopback(network: str) -> bool:
+    return network.startswith("127.") or network == "::1/128"
+
+
+def _holds(network: str, address: str) -> bool:
+    if (":" in network) != (":" in address):
+        return False
+    base, _, bits = network.partition("/")
+    if ":" in address:
+        import ipaddress  # noqa: PLC0415
+
+        return ipaddress.IPv6Address(address) in ipaddress.IPv6Network(network)
+    shift = 32 - int(bits)
+    return _number(address) >> shift == _number(base) >> shift
+
+
+def _number(address: str) -> int:
+    a, b, c, d = address.split(".")
+    return int(a) << 24 | int(b) << 16 | int(c) << 8 | int(d)

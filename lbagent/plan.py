@@ -1,0 +1,139 @@
+"""The plan: what the managed lines are to be, as a function of haproxy.cfg's text, roles.yml and membership.
+
+Declarative: nothing here asks what happened, only what is so. No clock, no order of arrival, and
+what was planned once is planned again the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from lbagent.errors import Refused
+from lbagent.guard import Guard
+from lbagent.haproxy.text import Document, Proxy, completed
+from lbagent.membership import Membership
+from lbagent.place import Place, Spot
+from lbagent.roles import Pair, Roles
+from lbagent.wishes import Wishes
+
+
+class Change(NamedTuple):
+    """What the plan does to the lines of one node."""
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+
+
+class Plan(NamedTuple):
+    """The texts as they should be, and how they differ from what they are."""
+
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+    """One text per file of haproxy.cfg, equal to `before` where nothing is to change."""
+    changes: Mapping[str, Change]
+    """By node, in the order of the text."""
+    held: tuple[str, ...]
+    """Removals the guard holds back, a sentence per marker."""
+    notes: tuple[str, ...]
+    """What an operator should know: unknown and lost markers, lines by hand, nodes without a line."""
+
+    @property
+    def added(self) -> tuple[str, ...]:
+        """Every line that comes, after the proxy it comes into."""
+        return tuple(line for change in self.changes.values() for line in change.added)
+
+    @property
+    def removed(self) -> tuple[str, ...]:
+        """Every line that goes, after the proxy it goes from."""
+        return tuple(line for change in self.changes.values() for line in change.removed)
+
+
+class Rules(NamedTuple):
+    """How far a plan may go."""
+
+    force: bool = False
+    """Let go what the guard would hold back."""
+    adopt: bool = False
+    """Turn hand-written namesakes above a marker into managed lines."""
+    kept: frozenset[str] = frozenset()
+    """Nodes whose lines stay as they are: quarantined ones, and those on trial."""
+
+
+_PLAIN = Rules()
+
+
+def plan(document: Document, roles: Roles, membership: Membership, rules: Rules = _PLAIN) -> Plan:
+    """The plan for `document`. Raises Refused where a marker stands twice in one proxy."""
+    pairs = roles.pairs()
+    wishes = Wishes(roles, membership)
+    guard = Guard(membership.members, force=rules.force)
+    edits: dict[int, list[str] | None] = {}
+    changes: dict[str, tuple[list[str], list[str]]] = {}
+    notes: dict[str, None] = {}
+    for proxy in document.proxies:
+        if not proxy.markers and not proxy.entries:
+            continue
+        _single(document, proxy)
+        place = Place(document, proxy, pairs, membership)
+        for spot in place.spots(wishes, rules.kept, guard, adopt=rules.adopt):
+            _rewrite(document, proxy, spot, edits)
+            _compare(proxy, spot, changes)
+        notes.update(dict.fromkeys(place.notes))
+    notes.update(wishes.notes)
+    notes.update(dict.fromkeys(_unmarked(document, pairs)))
+    before = document.texts()
+    after = [completed(new) if new != old else old for old, new in zip(before, document.texts(edits), strict=True)]
+    named = {node: Change(tuple(added), tuple(removed)) for node, (added, removed) in changes.items()}
+    return Plan(tuple(before), tuple(after), named, tuple(guard.held), tuple(notes))
+
+
+def _single(document: Document, proxy: Proxy) -> None:
+    seen: dict[str, int] = {}
+    for marker in proxy.markers:
+        if marker.middle in seen:
+            first = document.where(seen[marker.middle])
+            text = document.lines[marker.at].strip()
+            raise Refused(f"{document.where(marker.at)}: {text!r} stands in {proxy} twice, first at {first}: delete one")
+        seen[marker.middle] = marker.at
+
+
+def _rewrite(document: Document, proxy: Proxy, spot: Spot, edits: dict[int, list[str] | None]) -> None:
+    if spot.marker is None:
+        # Without a marker a line can only be replaced where it stands, or go.
+        kept = {line.at: line for line in spot.after}
+        for line in spot.before:
+            if line.at not in kept:
+                edits[line.at] = None
+            elif kept[line.at].text != line.text:
+                edits[line.at] = [_like(document.lines[line.at], kept[line.at].text)]
+        return
+    marker = proxy.markers[spot.marker]
+    wanted = [f"{marker.indent}{line.text}{marker.ending}" for line in spot.after]
+    first = marker.at - len(spot.before)
+    if document.lines[first : marker.at] == wanted and (not spot.before or spot.before[0].at == first):
+        return
+    edits.update((line.at, None) for line in spot.before)
+    edits[marker.at] = [*wanted, document.lines[marker.at]]
+
+
+def _like(original: str, text: str) -> str:
+    indent = original[: len(original) - len(original.lstrip(" \t"))]
+    return f"{indent}{text}" + ("\r" if original.endswith("\r") else "")
+
+
+def _compare(proxy: Proxy, spot: Spot, changes: dict[str, tuple[list[str], list[str]]]) -> None:
+    old = {line.text for line in spot.before}
+    new = {line.text for line in spot.after}
+    for line in spot.before if old != new else ():
+        if line.text not in new:
+            changes.setdefault(line.node, ([], []))[1].append(f"{proxy}: {line.text}")
+    for line in spot.after if old != new else ():
+        if line.text not in old:
+            changes.setdefault(line.node, ([], []))[0].append(f"{proxy}: {line.text}")
+
+
+def _unmarked(document: Document, pairs: Mapping[str, Pair]) -> list[str]:
+    there = {marker.middle for proxy in document.proxies for marker in proxy.markers}
+    missing = (middle for middle in pairs if middle not in there)
+    return [f"haproxy.cfg has no marker '# additional-{middle}-server'" for middle in missing]

@@ -1,0 +1,139 @@
+"""Roles and services: what a node of a role is to HAProxy. Values only; `rolesfile` reads them from YAML."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from lbagent.names import TAG_VALUE
+
+DEFAULT_OPTIONS = "check inter {interval} rise 2 fall 2"
+DEFAULT_INTERVAL = "2s"
+DEFAULT_MAX = 1_000
+DEFAULT_CONFIG = "/etc/haproxy/haproxy.cfg"
+
+_PLACEHOLDER = re.compile(r"\{(interval|name|role|tag:([A-Za-z0-9._-]{1,64})(?:\|([A-Za-z0-9._-]{0,64}))?)\}")
+_OPTIONS = re.compile(r"[ !-\"$-~]*")
+_LARGEST_PORT = 65535
+
+
+class Missing(ValueError):
+    """A node lacks a tag that its line needs, or has one that may not stand there."""
+
+
+class Template:
+    """Options or a port with placeholders, checked once, filled in for each node."""
+
+    __slots__ = ("_parts", "needs_tags", "text")
+
+    def __init__(self, text: str) -> None:
+        """Raises ValueError, in the words an operator needs, where `text` could not stand in a line."""
+        if not _OPTIONS.fullmatch(text):
+            msg = "only printable ASCII without '#' can stand in a server line"
+            raise ValueError(msg)
+        rest = _PLACEHOLDER.sub("", text)
+        if "{" in rest or "}" in rest:
+            msg = "a brace outside of {interval}, {name}, {role}, {tag:NAME} and {tag:NAME|default}"
+            raise ValueError(msg)
+        self.text = " ".join(text.split(" ")).strip()
+        self._parts = _PLACEHOLDER.search(text) is not None
+        self.needs_tags = "{tag:" in text
+
+    @property
+    def constant(self) -> bool:
+        """Whether it is the same for every node."""
+        return not self._parts
+
+    def fill(self, values: Mapping[str, str], tags: Mapping[str, str]) -> str:
+        """The text for one node. Raises Missing."""
+        if self.constant:
+            return self.text
+
+        def value(found: re.Match[str]) -> str:
+            word, tag, default = found.group(1, 2, 3)
+            if tag is None:
+                return values[word]
+            given = tags.get(tag, default)
+            if given is None:
+                msg = f"its tag {tag!r} is not set"
+                raise Missing(msg)
+            if given and given != default and not TAG_VALUE.fullmatch(given):
+                msg = f"its tag {tag!r} is {given[:40]!r}, not {TAG_VALUE.pattern}"
+                raise Missing(msg)
+            return given
+
+        return _PLACEHOLDER.sub(value, self.text)
+
+
+class Service(NamedTuple):
+    """Where a service listens on its nodes, and how HAProxy is to check it."""
+
+    name: str
+    port: Template
+    options: Template
+
+    def port_of(self, values: Mapping[str, str], tags: Mapping[str, str]) -> int:
+        """The port on one node. Raises Missing."""
+        text = self.port.fill(values, tags)
+        if not (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= _LARGEST_PORT):
+            msg = f"port {text[:40]!r} is not 1 to {_LARGEST_PORT}"
+            raise Missing(msg)
+        return int(text)
+
+
+class Role(NamedTuple):
+    """What the nodes of a role serve, section by section."""
+
+    name: str
+    sections: Mapping[str, tuple[str, ...]]
+    interval: str = DEFAULT_INTERVAL
+    networks: tuple[str, ...] = ()
+    options: Template | None = None
+    remove_failed: bool = False
+    max: int = DEFAULT_MAX
+
+
+class HaproxySettings(NamedTuple):
+    """The `haproxy:` part of roles.yml."""
+
+    config: tuple[str, ...] = (DEFAULT_CONFIG,)
+    reload: tuple[str, ...] | None = None
+    runtime: bool = True
+    timeout: float = 30.0
+    """Seconds that `haproxy -c`, the reload command and the confirmation may each take."""
+    min_reload_interval: float = 2.0
+
+
+class Pair(NamedTuple):
+    """What a marker `# additional-<section>-<service>-server` names."""
+
+    section: str
+    service: str
+
+    @property
+    def middle(self) -> str:
+        """The middle of its marker."""
+        return f"{self.section}-{self.service}"
+
+
+class Roles(NamedTuple):
+    """roles.yml, checked."""
+
+    haproxy: HaproxySettings
+    services: Mapping[str, Service]
+    roles: Mapping[str, Role]
+    digest: str
+
+    def pairs(self) -> dict[str, Pair]:
+        """Every pair a role asks for, by the middle of its marker."""
+        return {
+            pair.middle: pair
+            for role in self.roles.values()
+            for section, services in role.sections.items()
+            for pair in (Pair(section, service) for service in services)
+        }
+
+    def serving(self, pair: Pair) -> tuple[Role, ...]:
+        """The roles whose nodes belong above the marker of `pair`."""
+        return tuple(role for role in self.roles.values() if pair.service in role.sections.get(pair.section, ()))
