@@ -50,6 +50,11 @@ class Place:
             if pair is None
         ]
 
+    @property
+    def standing(self) -> list[Line]:
+        """Every managed line of the proxy."""
+        return [line for lines in self._standing.values() for line in lines]
+
     def spots(self, wishes: Wishes, kept: frozenset[str], guard: Guard, *, adopt: bool) -> list[Spot]:
         """What stands and what is to stand, marker by marker, lines without a marker last."""
         wished = [
@@ -74,7 +79,8 @@ class Place:
         number: int | None = entry.marker if entry.marker < len(self._pairs) else None
         pair = self._pairs[number] if number is not None else None
         node = entry.name
-        if not entry.paused and service in self._services and (self._plural or entry.name not in self._members):
+        renamed = base in self._members and entry.name not in self._members
+        if not entry.paused and service in self._services and (self._plural or renamed):
             node = base
             if pair and service != pair.service:
                 number = None

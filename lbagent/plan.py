@@ -77,7 +77,7 @@ def plan(document: Document, roles: Roles, membership: Membership, rules: Rules 
         _single(document, proxy)
         place = Place(document, proxy, pairs, membership)
         for spot in place.spots(wishes, rules.kept, guard, adopt=rules.adopt):
-            _rewrite(document, proxy, spot, edits)
+            rewrite(document, proxy, spot, edits)
             _compare(proxy, spot, changes)
         notes.update(dict.fromkeys(place.notes))
     notes.update(wishes.notes)
@@ -98,7 +98,8 @@ def _single(document: Document, proxy: Proxy) -> None:
         seen[marker.middle] = marker.at
 
 
-def _rewrite(document: Document, proxy: Proxy, spot: Spot, edits: dict[int, list[str] | None]) -> None:
+def rewrite(document: Document, proxy: Proxy, spot: Spot, edits: dict[int, list[str] | None]) -> None:
+    """Enter into `edits` (see Document.texts) what turns the spot's `before` into its `after`."""
     if spot.marker is None:
         # Without a marker a line can only be replaced where it stands, or go.
         kept = {line.at: line for line in spot.after}

@@ -37,11 +37,7 @@ class Spool:
 
     def put(self, content: bytes) -> str:
         """Store one record durably and return its name. Raises OSError."""
-        try:
-            names = os.listdir(self.folder)
-        except FileNotFoundError:
-            os.makedirs(self.folder, mode=0o750, exist_ok=True)
-            names = []
+        names = os.listdir(self.folder)
         number = max((number for name in names if (number := _number(name.strip("."))) is not None), default=0)
         while True:
             number += 1
@@ -91,6 +87,11 @@ class Spool:
             else:
                 said.append(self.set_aside(name, content))
         return records, said
+
+    def peek(self) -> list[Record]:
+        """Every readable record in order; nothing is moved."""
+        found = ((name, self._content(name)) for name in self.names())
+        return [Record(name, content) for name, content in found if isinstance(content, bytes)]
 
     def set_aside(self, name: str, why: str) -> str:
         """Move a file that cannot be folded to `bad/`, of which the newest are kept; returns what to report."""

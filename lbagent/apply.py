@@ -1,0 +1,187 @@
+"""The transaction: look, plan, stage, validate, swap, have HAProxy take it over, confirm; or put back."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Sequence
+from typing import NamedTuple, NoReturn
+
+from lbagent import blame, quarantine, restore, scene
+from lbagent.errors import Busy, PutBack, Refused
+from lbagent.haproxy.takeover import Haproxy, NotAccepted, ReloadFailed
+from lbagent.haproxy.text import Document
+from lbagent.host.store import Failure, Served, Store
+from lbagent.membership import Membership
+from lbagent.outcome import Outcome, Verdict
+from lbagent.plan import Plan, Rules, plan
+from lbagent.roles import Roles
+from lbagent.scene import Scene
+
+ATTEMPTS = 5
+"""How often others may save haproxy.cfg under our hands before we give way."""
+
+_LONGEST_WAIT = 30
+"""Minutes between two tries of a reload that fails."""
+
+
+class Options(NamedTuple):
+    """How a run is to be applied."""
+
+    force: bool = False
+    adopt: bool = False
+    reload: bool = True
+
+
+class Transaction:
+    """One change of haproxy.cfg, from membership to a worker that serves it."""
+
+    def __init__(self, store: Store, roles: Roles, membership: Membership, options: Options) -> None:
+        """Nothing is read or written yet."""
+        self._store, self._roles, self._options = store, roles, options
+        self._served = store.served()
+        self._refused: dict[str, str] = {}
+        self.membership = membership
+        """May come out with nodes in quarantine."""
+        self.plan: Plan | None = None
+        """The last one made; what the history tells of, however this ends."""
+
+    def apply(self) -> Outcome:
+        """Make haproxy.cfg what membership asks for, and have HAProxy serve it.
+
+        Raises Refused, PutBack, Busy, TryAgain and OSError; the live file is complete in every case.
+        """
+        for _ in range(ATTEMPTS):
+            seen = scene.look(self._roles.haproxy)
+            haproxy = scene.haproxy(self._roles.haproxy, seen)
+            self.plan = wanted = self._plan(seen)
+            if wanted.after == wanted.before and self._is_served(seen, haproxy):
+                return self._unchanged(wanted, haproxy)
+            self._not_too_soon(seen)
+            with seen.staged(wanted.after) as paths:
+                try:
+                    haproxy.validate(paths)
+                except NotAccepted as error:
+                    self._find_culprits(seen, haproxy, wanted, str(error))
+                    continue
+                if not seen.untouched or not seen.swap(paths, keep=self._worth_keeping(seen)):
+                    continue
+            return self._hand_over(seen, haproxy, wanted)
+        raise Busy(f"{seen.targets[0].given} was saved by others while HAProxy checked it, {ATTEMPTS} times: run again")
+
+    def _plan(self, seen: Scene, kept: frozenset[str] = frozenset()) -> Plan:
+        kept |= quarantine.holding(self.membership, self._surroundings(seen)) if not self._options.force else frozenset()
+        rules = Rules(force=self._options.force, adopt=self._options.adopt, kept=kept | frozenset(self._refused))
+        return plan(seen.document, self._roles, self.membership, rules)
+
+    def _surroundings(self, seen: Scene) -> str:
+        return f"{seen.document.operator_digest()}{self._roles.digest}"
+
+    def _is_served(self, seen: Scene, haproxy: Haproxy) -> bool:
+        digest, worker = seen.document.digest(), haproxy.serving()
+        if worker is None:
+            return self._served == (digest, None, None) and haproxy.shown_not_to_run()
+        if self._served[:2] == (digest, worker) or (not self._served.digest and not seen.document.managed()):
+            return True
+        # Started or reloaded by somebody else, after the file became what it is.
+        if haproxy.has_read_since(seen.changed_at, seen.size):
+            self._store.serve(Served(digest, worker))
+            return True
+        return False
+
+    def _unchanged(self, wanted: Plan, haproxy: Haproxy) -> Outcome:
+        if self._refused:
+            node, words = next(iter(self._refused.items()))
+            more = f" ({len(self._refused)} nodes in all)" if len(self._refused) > 1 else ""
+            raise Refused(f"HAProxy refuses the line of {node}{more}: {words}")
+        seen = haproxy.serving() is not None
+        return Outcome(Verdict.UNCHANGED if seen else Verdict.WRITTEN, "nothing to do", held=wanted.held)
+
+    def _not_too_soon(self, seen: Scene) -> None:
+        failure = self._served.failure
+        if failure is None or self._options.force or failure.key != self._failure_key(seen):
+            return
+        rest = failure.at + 60 * min(2 ** (failure.times - 1), _LONGEST_WAIT) - int(time.time())
+        if rest > 0:
+            raise PutBack(
+                f"not tried again yet: {failure.words}; in {rest} s, with `lbagent apply --force`,"
+                " or when haproxy.cfg or roles.yml changes"
+            )
+
+    def _failure_key(self, seen: Scene) -> str:
+        return f"{zlib.crc32(self._surroundings(seen).encode()):08x}"
+
+    def _worth_keeping(self, seen: Scene) -> bool:
+        # What HAProxy never confirmed must not push out what it did.
+        return seen.document.digest() == self._served.digest or scene.previous(seen) is None
+
+    def _find_culprits(self, seen: Scene, haproxy: Haproxy, wanted: Plan, words: str) -> None:
+        """Quarantine the nodes whose lines HAProxy refuses. Raises Refused where the fault is the operator's."""
+        try:
+            haproxy.validate([target.path for target in seen.targets])
+        except NotAccepted as error:
+            raise Refused(f"HAProxy refuses the operator's own text, nothing was replaced: {error}") from error
+        if not wanted.changes:
+            raise Refused(f"HAProxy refuses the managed lines: {words}")
+
+        def refusal(nodes: Sequence[str]) -> str | None:
+            others = frozenset(wanted.changes) - frozenset(nodes)
+            with seen.staged(self._plan(seen, others).after) as paths:
+                try:
+                    haproxy.validate(paths)
+                except NotAccepted as error:
+                    return str(error)
+            return None
+
+        reasons = blame.culprits(tuple(wanted.changes), refusal, words)
+        self._refused.update(reasons)
+        self.membership = quarantine.impose(self.membership, reasons, self._surroundings(seen), int(time.time()))
+        self._store.remember(self.membership)
+
+    def _hand_over(self, seen: Scene, haproxy: Haproxy, wanted: Plan) -> Outcome:
+        digest = Document([("", text) for text in wanted.after]).digest()
+        if not self._options.reload:
+            return self._outcome(Verdict.WRITTEN, wanted, "not reloaded, as asked")
+        try:
+            worker = haproxy.take_over()
+        except ReloadFailed as error:
+            self._put_back(seen, haproxy, wanted, str(error))
+        self._store.serve(Served(digest, worker))
+        if worker is None:
+            return self._outcome(Verdict.WRITTEN, wanted, "HAProxy does not run")
+        return self._outcome(Verdict.APPLIED, wanted, f"HAProxy worker {worker.pid} serves it")
+
+    def _outcome(self, verdict: Verdict, wanted: Plan, words: str) -> Outcome:
+        said = f"{len(wanted.added)} lines added, {len(wanted.removed)} removed; {words}"
+        if self._refused:
+            said += f"; quarantined: {', '.join(f'{node} ({why})' for node, why in self._refused.items())}"
+        return Outcome(verdict, said, wanted.added, wanted.removed, wanted.held)
+
+    def _put_back(self, seen: Scene, haproxy: Haproxy, wanted: Plan, words: str) -> NoReturn:
+        failure, key = self._served.failure, self._failure_key(seen)
+        times = failure.times + 1 if failure and failure.key == key else 1
+        # Said first: a run killed from here on must not reload again at once.
+        self._store.serve(self._served._replace(failure=Failure(int(time.time()), times, key, words)))
+        previous = self._last_confirmed(seen)
+        for _ in range(ATTEMPTS):
+            now = scene.look(self._roles.haproxy)
+            same = previous is seen.document and now.texts == wanted.after
+            texts = wanted.before if same else tuple(restore.put_back(now.document, previous))
+            with now.staged(texts) as paths:
+                if not same:
+                    self._still_accepted(haproxy, paths, words)
+                if now.untouched and now.swap(paths, keep=False):
+                    raise PutBack(f"{words}; the previous managed lines are back in {now.targets[0].given}")
+        raise PutBack(f"{words}; {now.targets[0].given} is being edited, the new managed lines still stand in it")
+
+    def _still_accepted(self, haproxy: Haproxy, paths: Sequence[str], words: str) -> None:
+        try:
+            haproxy.validate(paths)
+        except NotAccepted as error:
+            raise PutBack(f"{words}; the previous managed lines cannot be put back: {error}") from error
+
+    def _last_confirmed(self, seen: Scene) -> Document:
+        kept = scene.previous(seen)
+        if seen.document.digest() != self._served.digest and kept and kept.digest() == self._served.digest:
+            return kept
+        return seen.document

@@ -1,0 +1,154 @@
+"""One run: fold the spool into membership, plan, apply. Every verb that changes anything is this run."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping
+
+from lbagent import memory, restore, rolesfile, scene
+from lbagent.apply import Options, Transaction
+from lbagent.errors import LbagentError, RolesRefused
+from lbagent.fold import Folded, fold, outdated
+from lbagent.host.log import Log
+from lbagent.host.paths import Paths
+from lbagent.host.spool import Spool
+from lbagent.host.store import Store
+from lbagent.membership import Membership, expire
+from lbagent.outcome import Outcome
+from lbagent.roles import Roles
+from lbagent.serf import agent
+from lbagent.serf.events import Event, parse
+from lbagent.serf.raw import RECORD_LIMIT, Raw, from_record
+
+
+class Engine:
+    """What a run needs, and what came of the last one."""
+
+    def __init__(self, paths: Paths, roles_path: str, log: Log) -> None:
+        """Nothing is read yet."""
+        self.paths, self._roles_path, self._log = paths, roles_path, log
+        self.store = Store(paths)
+        self.spool = Spool(paths.spool, RECORD_LIMIT)
+        self.membership = Membership()
+        self.answers: Mapping[str, str] = {}
+        """What queries are told, by record id, as in Folded."""
+
+    def roles(self) -> Roles:
+        """roles.yml as it stands. Raises RolesRefused."""
+        try:
+            with open(self._roles_path, "rb") as file:
+                return rolesfile.parse(file.read(), self._roles_path)
+        except OSError as error:
+            raise RolesRefused(f"{self._roles_path}: cannot be read: {error.strerror}") from error
+
+    def run(self, options: Options) -> Outcome:
+        """Fold, plan, apply; the lock is the caller's. Raises LbagentError, OSError."""
+        started = time.monotonic()
+        # First of all: a refused roles.yml changes nothing on disk, and what is in the spool waits.
+        roles = self.roles()
+        causes = self.drain(roles)
+        transaction = Transaction(self.store, roles, self.membership, options)
+        try:
+            outcome = transaction.apply()
+        except (LbagentError, OSError) as error:
+            self._record(transaction, causes, type(error).__name__, str(error), started)
+            raise
+        for note in transaction.plan.notes if transaction.plan else ():
+            self._log.info(note)
+        for held in outcome.held:
+            self._log.error(f"held back: {held}; `lbagent apply --force` lets them go")
+        if outcome.words != _QUIET:
+            self._record(transaction, causes, outcome.verdict, outcome.words, started)
+            self._log.info(f"{outcome.verdict}: {outcome.words}")
+        return outcome
+
+    def drain(self, roles: Roles) -> tuple[str, ...]:
+        """Fold the spool into members.json, durably, and empty it; returns what happened. Raises OSError."""
+        before = self._sound(roles)
+        batch, names = self._batch()
+        folded = self._fold(before, batch)
+        membership = expire(folded.membership, int(time.time()))
+        if names or membership.members != before.members:
+            identities = frozenset(raw.id for raw, _ in batch)
+            self.store.remember(membership._replace(folded=identities))
+            self.spool.remove(names)
+        for warning in folded.warnings:
+            self._log.warning(warning)
+        self.membership, self.answers = membership, folded.answers
+        return folded.causes
+
+    def foreseen(self, roles: Roles) -> Membership:
+        """Membership as the next run would have it; nothing is written. Raises OSError."""
+        before = self._remembered(roles)
+        batch = []
+        for record in self.spool.peek():
+            with contextlib.suppress(ValueError):
+                batch.append((raw := from_record(record.content), parse(raw)))
+        return expire(self._fold(before, batch).membership, int(time.time()))
+
+    def summary(self, name: str) -> str:
+        """One line about this load balancer, for the query `lbagent-status`."""
+        membership = self.store.membership() or Membership()
+        present = [member for member in membership.members.values() if member.present]
+        paused = len(membership.paused() & {member.name for member in present})
+        served = self.store.served()
+        failure = f" failed={served.failure.words}" if served.failure else ""
+        return (
+            f"{name or 'lb'} members={len(present)} paused={paused} digest={served.digest or 'none'}"
+            f" pending={len(self.spool.names())}{failure}"
+        )
+
+    def _remembered(self, roles: Roles) -> Membership:
+        try:
+            known = self.store.membership()
+        except memory.Damaged:
+            known = None
+        return known or restore.rebuilt(scene.look(roles.haproxy).document, roles, int(time.time()))
+
+    def _sound(self, roles: Roles) -> Membership:
+        try:
+            known = self.store.membership()
+        except memory.Damaged as error:
+            aside = self.store.set_damaged_aside()
+            self._log.warning(f"members.json {error}: kept as {aside}, rebuilt from the managed lines")
+            known = None
+        if known is None:
+            known = restore.rebuilt(scene.look(roles.haproxy).document, roles, int(time.time()))
+            self.store.remember(known)
+        return known
+
+    def _batch(self) -> tuple[list[tuple[Raw, Event]], list[str]]:
+        records, said = self.spool.read()
+        batch, names = [], []
+        for record in records:
+            try:
+                raw = from_record(record.content)
+            except ValueError as error:
+                said.append(self.spool.set_aside(record.name, str(error)))
+                continue
+            batch.append((raw, parse(raw)))
+            names.append(record.name)
+        for words in said:
+            self._log.warning(words)
+        return batch, names
+
+    def _fold(self, before: Membership, batch: list[tuple[Raw, Event]]) -> Folded:
+        asked = outdated(before, (event for _, event in batch))
+        return fold(before, batch, agent.clocks() if asked else {})
+
+    def _record(self, transaction: Transaction, causes: tuple[str, ...], outcome: str, words: str, started: float) -> None:
+        plan = transaction.plan
+        self.store.record(
+            {
+                "why": "; ".join(causes) or "what was known already",
+                "added": plan.added if plan else (),
+                "removed": plan.removed if plan else (),
+                "outcome": outcome,
+                "words": words,
+                "ms": round((time.monotonic() - started) * 1000),
+            }
+        )
+
+
+_QUIET = "nothing to do"

@@ -1,0 +1,157 @@
+"""The HAProxy that runs this haproxy.cfg: found among all others, never "the first one"."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from lbagent.errors import TryAgain
+from lbagent.haproxy import runtime
+from lbagent.host import processes
+from lbagent.host.processes import Process
+
+_PARSING = 2.0
+"""Seconds a worker may have begun to read its file before it was forked, and one more for each MB."""
+
+
+class Worker(NamedTuple):
+    """The process that serves, named for good."""
+
+    pid: int
+    started: int
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs; the pid alone could be somebody else's by now."""
+        now = processes.process(self.pid)
+        return now is not None and now.alive and now.started == self.started
+
+
+class Running(NamedTuple):
+    """A running HAProxy: its main process (the master, where there is one) and its newest worker."""
+
+    main: Process
+    worker: Process
+    is_master: bool
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """What it was started with, without what HAProxy sets for itself."""
+        return {key: value for key, value in self.main.environ.items() if not key.startswith("HAPROXY_")}
+
+    def read_since(self, changed: float, size: int) -> bool:
+        """Whether its worker certainly began to read a file of `size` bytes after the moment `changed`."""
+        return self.worker.born > changed + _PARSING + size / 1e6
+
+
+class Reloads(NamedTuple):
+    """What a master says of its reloads."""
+
+    done: int
+    failed: int
+    worker: int | None
+    """The pid of the worker that is not on its way out."""
+
+
+def find(config: Sequence[str], settings: Sequence[Sequence[str]]) -> Running | None:
+    """The HAProxy that was started with one of the files or folders in `config`; `settings` is its `global`.
+
+    Raises TryAgain where two masters run the same file and nothing tells which is meant.
+    """
+    candidates = processes.named("haproxy")
+    pids = {one.pid for one in candidates}
+    roots = [one for one in candidates if one.parent not in pids and _runs(one, config)]
+    found = []
+    for root in roots:
+        workers = [one for one in candidates if one.parent == root.pid]
+        newest = max(workers, key=lambda one: (one.started, one.pid), default=root)
+        found.append(Running(root, newest, bool(workers) or bool({"-W", "-Ws"} & set(root.argv))))
+    return _choose(found, settings) if len(found) > 1 else next(iter(found), None)
+
+
+def shown_not_to_run(settings: Sequence[Sequence[str]]) -> bool:
+    """Whether all that could show a running HAProxy shows none: no process was found, so ask the rest."""
+    if not processes.table_readable():
+        return False
+    pid = _pidfile(settings)
+    named = processes.process(pid) if pid else None
+    if named is not None and named.alive and named.program.startswith("haproxy"):
+        return False
+    return not any(_answers(address) for address in runtime.sockets(settings))
+
+
+def reloads(master: Process) -> Reloads | None:
+    """What the master's environment says once it waits for its workers again; None while it reloads."""
+    environ = master.environ
+    if environ.get("HAPROXY_MWORKER_WAIT_ONLY") != "1":
+        return None
+    rows = [
+        dict(field.partition("=")[::2] for field in row.split(";"))
+        for row in environ.get("HAPROXY_PROCESSES", "").split("|")[1:]
+    ]
+    ours = next((row for row in rows if row.get("type") == "m"), None)
+    if ours is None:
+        return None
+    current = [int(row["pid"]) for row in rows if row.get("type") == "w" and row.get("reloads") == "0"]
+    return Reloads(int(ours.get("reloads", 0)), int(ours.get("failedreloads", 0)), current[0] if current else None)
+
+
+def config_files(argv: Sequence[str]) -> list[str]:
+    """What a haproxy command line gives after `-f` and `--`."""
+    given = [argv[at + 1] for at, word in enumerate(argv[:-1]) if word == "-f"]
+    return given + (list(argv[argv.index("--") + 1 :]) if "--" in argv else [])
+
+
+def _runs(process: Process, config: Sequence[str]) -> bool:
+    base = process.cwd or "/"
+    ours = {path for name in config for path in (os.path.abspath(name), os.path.realpath(name))}
+    given = [os.path.join(base, name) for name in config_files(process.argv)]
+    return any(os.path.abspath(path) in ours or os.path.realpath(path) in ours for path in given)
+
+
+def _choose(found: list[Running], settings: Sequence[Sequence[str]]) -> Running:
+    for pid in _witnesses(found, settings):
+        for one in found:
+            if pid in (one.main.pid, one.worker.pid):
+                return one
+    masters = [one for one in found if one.is_master]
+    if len(masters) > 1:
+        pids = ", ".join(str(one.main.pid) for one in masters)
+        raise TryAgain(f"several HAProxy masters run this haproxy.cfg (pids {pids}): give it a stats socket of its own")
+    # Without a master, old processes stay in the table until their last connection ends.
+    return masters[0] if masters else max(found, key=lambda one: (one.main.started, one.main.pid))
+
+
+def _witnesses(found: list[Running], settings: Sequence[Sequence[str]]) -> list[int]:
+    pids = [_pidfile(settings), *(_pidfile([["pidfile", _after(one.main.argv, "-p")]]) for one in found)]
+    for address in runtime.sockets(settings):
+        try:
+            pids.append(runtime.worker_pid(address))
+        except OSError:
+            continue
+    return [pid for pid in pids if pid]
+
+
+def _after(argv: Sequence[str], option: str) -> str:
+    return next((argv[at + 1] for at, word in enumerate(argv[:-1]) if word == option), "")
+
+
+def _pidfile(settings: Sequence[Sequence[str]]) -> int | None:
+    path = next((words[1] for words in settings if words[0] == "pidfile" and len(words) > 1), "")
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            text = file.read(64).split()
+    except OSError:
+        return None
+    return int(text[0]) if text and text[0].isdigit() else None
+
+
+def _answers(address: str) -> bool:
+    try:
+        runtime.ask(address, "show info", 1.0)
+    except (ConnectionRefusedError, FileNotFoundError):
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,0 +1,52 @@
+"""HAProxy's stats socket: found in haproxy.cfg, asked one command at a time."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable, Sequence
+
+COMMAND_LIMIT = 8 * 1024
+"""Bytes of one command: one longer than tune.bufsize never gets an answer and holds a session for good."""
+
+_ANSWER_LIMIT = 64 * 1024 * 1024
+
+
+def sockets(settings: Iterable[Sequence[str]]) -> list[str]:
+    """The addresses of the stats sockets that the lines of `global` declare, in order."""
+    return [words[2] for words in settings if len(words) > 2 and words[:2] == ["stats", "socket"]]  # noqa: PLR2004
+
+
+def ask(address: str, command: str, timeout: float) -> str:
+    """HAProxy's answer to one command. Raises OSError (ConnectionRefusedError where nobody listens)."""
+    family, name = _parsed(address)
+    with socket.socket(family, socket.SOCK_STREAM) as connection:
+        connection.settimeout(timeout)
+        connection.connect(name)
+        # Without its final newline a command is dropped without a word.
+        connection.sendall(f"{command}\n".encode())
+        answer = bytearray()
+        while len(answer) < _ANSWER_LIMIT and (piece := connection.recv(1 << 16)):
+            answer += piece
+    return answer.decode("utf-8", "replace")
+
+
+def worker_pid(address: str, timeout: float = 1.0) -> int | None:
+    """The pid of the worker that answers on the socket, unless it is stopping. Raises OSError."""
+    facts = dict(line.partition(": ")[::2] for line in ask(address, "show info", timeout).splitlines())
+    pid = facts.get("Pid", "")
+    return int(pid) if pid.isdigit() and facts.get("Stopping", "0") == "0" else None
+
+
+def _parsed(address: str) -> tuple[socket.AddressFamily, str | tuple[str, int]]:
+    kind, separator, rest = address.partition("@")
+    if not separator:
+        kind, rest = "unix" if address.startswith("/") else "ipv4", address
+    if kind == "unix":
+        return socket.AF_UNIX, rest
+    if kind == "abns":
+        return socket.AF_UNIX, f"\0{rest}"
+    host, _, port = rest.rpartition(":")
+    if kind not in ("ipv4", "ipv6") or not port.isdigit():
+        raise OSError(f"stats socket {address!r} is none that can be connected to")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return family, (host.strip("[]") or "127.0.0.1", int(port))

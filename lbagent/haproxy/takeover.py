@@ -1,0 +1,194 @@
+"""How HAProxy accepts a text, and how it takes one over: `haproxy -c`, a reload, and proof that it happened."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import time
+from collections.abc import Mapping, Sequence
+
+from lbagent.errors import LbagentError, TryAgain
+from lbagent.haproxy import process, runtime
+from lbagent.haproxy.process import Reloads, Running, Worker
+from lbagent.host import commands
+from lbagent.roles import HaproxySettings
+
+_POLL = 0.01
+_SETTLED = 0.1
+"""Seconds a worker without a stats socket has to live before it counts: one that cannot chroot dies sooner."""
+
+_ALERT = re.compile(r"^\[(?:ALERT|WARNING)\]\s*(?:\(\d+\)|[\d/]+ \(\d+\))\s*:\s*(?:config : )?(.*)")
+
+
+class NotAccepted(LbagentError):
+    """`haproxy -c` refused a text; the words are HAProxy's own."""
+
+    exit_status = 4
+
+
+class ReloadFailed(LbagentError):
+    """The reload says that it failed: the old worker goes on with the old text."""
+
+    exit_status = 5
+
+
+class Haproxy:
+    """One HAProxy: the files it is started with, and what its `global` section says."""
+
+    def __init__(self, settings: HaproxySettings, lines: Sequence[Sequence[str]]) -> None:
+        """`lines` are the words of each line of `global`."""
+        self._settings, self._lines = settings, lines
+        self._running = process.find(settings.config, lines)
+
+    def validate(self, paths: Sequence[str]) -> None:
+        """Have HAProxy check these very files. Raises NotAccepted, TryAgain where it cannot be asked."""
+        argv = ["haproxy", "-c", *(word for path in paths for word in ("-f", path))]
+        running = self._running
+        try:
+            # As the running one would read them: its folder, and its variables for ${…}.
+            result = commands.run(
+                argv,
+                self._settings.timeout,
+                cwd=running.main.cwd if running and running.is_master else None,
+                environ=self._environ(),
+            )
+        except OSError as error:
+            raise TryAgain(f"haproxy -c cannot be run: {error.strerror}: {error.filename}") from error
+        if result.status is None:
+            raise TryAgain(result.words)
+        if not result.good:
+            raise NotAccepted(_words(result.words))
+
+    def serving(self) -> Worker | None:
+        """The worker that serves now; None where no process is found."""
+        running = self._running
+        return Worker(running.worker.pid, running.worker.started) if running else None
+
+    def shown_not_to_run(self) -> bool:
+        """Whether all that could show a running HAProxy shows none."""
+        return self._running is None and process.shown_not_to_run(self._lines)
+
+    def has_read_since(self, changed: float, size: int) -> bool:
+        """Whether the worker was started so late that it has read the file as it is since `changed`."""
+        return self._running is not None and self._running.read_since(changed, size)
+
+    def take_over(self) -> Worker | None:
+        """Reload and see a new worker; None where HAProxy is shown not to run.
+
+        Raises ReloadFailed where the reload says so, TryAgain where nobody can know.
+        """
+        running = self._running
+        if self.shown_not_to_run():
+            return None
+        before = process.reloads(running.main) if running and running.is_master else None
+        asked = self._asked_pid()
+        self._reload(running)
+        return self._confirmed(running, before, asked)
+
+    def _reload(self, running: Running | None) -> None:
+        command = self._settings.reload
+        if command is None and running is not None and running.main.unit and os.path.isdir("/run/systemd/system"):
+            command = ("systemctl", "reload", running.main.unit)
+        if command is not None:
+            self._command(command)
+        elif running is None:
+            raise TryAgain("no process runs this haproxy.cfg, though its stats socket answers: set haproxy.reload")
+        elif running.is_master:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(running.main.pid, signal.SIGUSR2)
+        else:
+            self._command(self._successor(running), running)
+
+    def _command(self, argv: Sequence[str], running: Running | None = None) -> None:
+        try:
+            cwd = running.main.cwd if running else None
+            result = commands.run(argv, self._settings.timeout, cwd=cwd, environ=self._environ())
+        except OSError as error:
+            raise ReloadFailed(f"{argv[0]} cannot be run: {error.strerror}") from error
+        if result.status is None:
+            raise TryAgain(result.words)
+        if not result.good:
+            raise ReloadFailed(f"{' '.join(argv)} ended with {result.status}: {_words(result.words)}")
+
+    def _successor(self, running: Running) -> list[str]:
+        """The command line of a process that takes over from one without a master."""
+        if os.environ.get("INVOCATION_ID"):
+            # It would belong to our service, and end with it.
+            raise TryAgain("HAProxy runs without a master (-W) and lbagent in a systemd service: set haproxy.reload")
+        argv = _without_handover(running.main.argv)
+        daemon = "-D" in argv or any(words[0] == "daemon" for words in self._lines)
+        if not daemon or "-db" in argv or "-d" in argv:
+            raise TryAgain("HAProxy runs in the foreground without a master: run it with -W, or set haproxy.reload")
+        passing = [
+            words[2] for words in self._lines if words[:2] == ["stats", "socket"] and "listeners" in words[3:]
+        ]
+        handover = ["-x", passing[0]] if passing and os.path.exists(passing[0]) else []
+        return [*argv, *handover, "-sf", str(running.main.pid)]
+
+    def _confirmed(self, old: Running | None, before: Reloads | None, asked: int | None) -> Worker:
+        deadline = time.monotonic() + self._settings.timeout
+        while time.monotonic() < deadline:
+            if old is not None and before is not None:
+                now = process.reloads(old.main)
+                if now and now.done > before.done and now.failed:
+                    raise ReloadFailed(self._why_failed())
+            self._running = found = process.find(self._settings.config, self._lines)
+            if found and old and (found.worker.pid, found.worker.started) != (old.worker.pid, old.worker.started):
+                if self._settled(found, before):
+                    return Worker(found.worker.pid, found.worker.started)
+            elif found is None and old is None and (pid := self._asked_pid()) and pid != asked:
+                return Worker(pid, 0)
+            time.sleep(_POLL)
+        raise TryAgain(f"no new HAProxy worker was seen within {self._settings.timeout:g} s of the reload")
+
+    def _settled(self, found: Running, before: Reloads | None) -> bool:
+        """Whether the new worker really serves: it answers on the stats socket, or has lived for a moment."""
+        if before is not None:
+            now = process.reloads(found.main)
+            if now is None or now.done == before.done or now.worker != found.worker.pid:
+                return False
+        for address in runtime.sockets(self._lines):
+            try:
+                return runtime.worker_pid(address) == found.worker.pid
+            except OSError:
+                continue
+        time.sleep(_SETTLED)
+        return Worker(found.worker.pid, found.worker.started).alive
+
+    def _why_failed(self) -> str:
+        return "the reload failed, the old worker goes on (HAProxy's log has the reason; a port in use passes -c)"
+
+    def _asked_pid(self) -> int | None:
+        for address in runtime.sockets(self._lines):
+            with contextlib.suppress(OSError):
+                return runtime.worker_pid(address)
+        return None
+
+    def _environ(self) -> Mapping[str, str]:
+        environ = self._running.environ if self._running else {}
+        # What Serf put into ours was chosen by others.
+        return environ or {key: value for key, value in os.environ.items() if not key.startswith("SERF_")}
+
+
+def _without_handover(argv: Sequence[str]) -> list[str]:
+    kept: list[str] = []
+    words = iter(argv)
+    skipping = False
+    for word in words:
+        if skipping and word.isdigit():
+            continue
+        skipping = word in ("-sf", "-st")
+        if word == "-x":
+            next(words, None)
+        elif not skipping:
+            kept.append(word)
+    return kept
+
+
+def _words(output: str) -> str:
+    """The first thing HAProxy complained about, or the last line of whatever else spoke."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    alerts = [found.group(1) for line in lines if line.startswith("[ALERT]") and (found := _ALERT.match(line))]
+    return alerts[0] if alerts else (lines[-1] if lines else "without a word")

@@ -1,0 +1,47 @@
+"""What lies where in the state directory."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+
+class Paths(NamedTuple):
+    """The state directory, by name."""
+
+    folder: str
+
+    @property
+    def spool(self) -> str:
+        """The folder of events not yet folded."""
+        return os.path.join(self.folder, "spool")
+
+    @property
+    def lock(self) -> str:
+        """Who holds this may fold, plan and apply."""
+        return os.path.join(self.folder, "lock")
+
+    @property
+    def watch_lock(self) -> str:
+        """Held by a living `watch`."""
+        return os.path.join(self.folder, "watch.lock")
+
+    @property
+    def members(self) -> str:
+        """Membership."""
+        return os.path.join(self.folder, "members.json")
+
+    @property
+    def served(self) -> str:
+        """What HAProxy last confirmed."""
+        return os.path.join(self.folder, "served.json")
+
+    @property
+    def history(self) -> str:
+        """A line for each change."""
+        return os.path.join(self.folder, "history.jsonl")
+
+    def prepare(self) -> None:
+        """Make the folders where they are missing. Raises OSError."""
+        if not os.path.isdir(self.spool):
+            os.makedirs(self.spool, mode=0o750, exist_ok=True)

@@ -1,0 +1,101 @@
+"""What is remembered in the state directory: members.json, served.json, history.jsonl."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from lbagent import memory
+from lbagent.host import files
+from lbagent.host.paths import Paths
+from lbagent.membership import Membership
+
+HISTORY_LIMIT = 4 * 1024 * 1024
+"""Bytes after which history.jsonl becomes history.jsonl.1."""
+
+
+class Failure(NamedTuple):
+    """A reload that failed, and what has to change before it is tried again."""
+
+    at: int
+    times: int
+    key: str
+    """Of the operator's text and roles.yml: when they change, so may the result."""
+    words: str
+
+
+class Served(NamedTuple):
+    """What HAProxy last confirmed."""
+
+    digest: str = ""
+    """Of the managed lines."""
+    worker: tuple[int, int] | None = None
+    """Pid and start time of the worker that confirmed them; None when HAProxy did not run."""
+    failure: Failure | None = None
+
+
+class Store:
+    """A state directory."""
+
+    def __init__(self, paths: Paths) -> None:
+        """The state at `paths`."""
+        self.paths = paths
+
+    def membership(self) -> Membership | None:
+        """What is remembered; None where nothing is. Raises memory.Damaged, OSError."""
+        try:
+            with open(self.paths.members, "rb") as file:
+                return memory.load(file.read())
+        except FileNotFoundError:
+            return None
+
+    def set_damaged_aside(self) -> str:
+        """Keep a members.json that cannot be used under another name, and say which. Raises OSError."""
+        aside = f"{self.paths.members}.damaged-{time.strftime('%Y%m%dT%H%M%S')}"
+        os.rename(self.paths.members, aside)
+        return aside
+
+    def remember(self, membership: Membership) -> None:
+        """Write members.json whole and durably. Raises OSError."""
+        files.replace(self.paths.members, memory.dump(membership))
+
+    def served(self) -> Served:
+        """What HAProxy last confirmed; nothing where that is not known."""
+        try:
+            with open(self.paths.served, "rb") as file:
+                found = json.loads(file.read())
+            worker, failure = found["worker"], found["failure"]
+            return Served(
+                str(found["digest"]),
+                (int(worker["pid"]), int(worker["started"])) if worker else None,
+                Failure(int(failure["at"]), int(failure["times"]), str(failure["key"]), str(failure["words"]))
+                if failure
+                else None,
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return Served()
+
+    def serve(self, served: Served) -> None:
+        """Write served.json. Raises OSError."""
+        worker = served.worker and {"pid": served.worker[0], "started": served.worker[1]}
+        failure = served.failure and served.failure._asdict()
+        content = json.dumps({"digest": served.digest, "worker": worker, "failure": failure})
+        files.replace(self.paths.served, content.encode())
+
+    def record(self, entry: Mapping[str, object]) -> None:
+        """Add a line to history.jsonl, as well as can be: it never changes an outcome."""
+        path = self.paths.history
+        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        with contextlib.suppress(OSError):
+            if os.path.exists(path) and os.path.getsize(path) > HISTORY_LIMIT:
+                os.replace(path, f"{path}.1")
+            with open(path, "a", encoding="utf-8", opener=_private) as file:
+                file.write(json.dumps({"when": when, **entry}) + "\n")
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o640)

@@ -1,0 +1,57 @@
+"""The command line, as data: --help, man page and completion are made from it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from typing import NoReturn
+
+import lbagent
+from lbagent import verbs
+from lbagent.errors import UsageError
+from lbagent.handler import handle
+from lbagent.host.log import Log
+from lbagent.settings import DEFAULT_ROLES, DEFAULT_STATE_DIR, Settings, settled
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see `{self.prog} --help`)")
+
+
+def parsed(words: list[str], environ: Mapping[str, str]) -> tuple[Settings, Callable[[Settings, Log], int]]:
+    """The settings and the verb that a command line asks for. Raises UsageError."""
+    found = build().parse_args(words)
+    return settled(environ, found.roles, found.state_dir, verbose=found.verbose), found.verb(found)
+
+
+def build() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    parser = _Parser("lbagent", description="Keeps haproxy.cfg in step with what Serf knows.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"lbagent {lbagent.__version__}")
+    parser.add_argument("--roles", metavar="FILE", help=f"roles.yml ($LBAGENT_ROLES, else {DEFAULT_ROLES})")
+    parser.add_argument("--state-dir", metavar="DIR", help=f"state ($LBAGENT_STATE_DIR, else {DEFAULT_STATE_DIR})")
+    parser.add_argument("-v", dest="verbose", action="store_true", help="say what went well, too")
+    known = parser.add_subparsers(metavar="VERB", required=True)
+    for name, words, add in (
+        ("handle", "the Serf event handler: reads SERF_* and stdin", _handle),
+        ("plan", "show what would change now; exit 0 nothing, 2 something", _plan),
+        ("apply", "make haproxy.cfg what is known, and have HAProxy take it over", _apply),
+    ):
+        add(known.add_parser(name, help=words, description=words, allow_abbrev=False))
+    return parser
+
+
+def _handle(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(verb=lambda _: handle)
+
+
+def _plan(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(verb=lambda _: verbs.plan)
+
+
+def _apply(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--force", action="store_true", help="let go what the guard holds back; retry a failed reload")
+    parser.add_argument("--adopt", action="store_true", help="turn hand-written lines above a marker into managed ones")
+    parser.add_argument("--no-reload", action="store_true", help="write haproxy.cfg, and leave the reload to others")
+    parser.set_defaults(verb=lambda found: verbs.apply(found.force, found.adopt, not found.no_reload))

@@ -1,0 +1,103 @@
+"""haproxy.cfg as it stands on disk at one moment: its files, its text, and the HAProxy that runs it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from lbagent.haproxy.takeover import Haproxy
+from lbagent.haproxy.text import Document
+from lbagent.host import files
+from lbagent.host.files import Target
+from lbagent.roles import HaproxySettings
+
+
+class Scene(NamedTuple):
+    """All files of haproxy.cfg, in HAProxy's order."""
+
+    targets: tuple[Target, ...]
+    document: Document
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What stands in the files."""
+        return tuple(decoded(target.content) for target in self.targets)
+
+    @property
+    def untouched(self) -> bool:
+        """Whether the files are still what was read."""
+        return all(files.untouched(target) for target in self.targets)
+
+    @property
+    def changed_at(self) -> float:
+        """When one of the files was last changed in any way, in seconds since the epoch. Raises OSError."""
+        return max(os.stat(target.path).st_ctime for target in self.targets)
+
+    @property
+    def size(self) -> int:
+        """Bytes in all files."""
+        return sum(len(target.content) for target in self.targets)
+
+    @contextlib.contextmanager
+    def staged(self, texts: Sequence[str]) -> Iterator[tuple[str, ...]]:
+        """Paths that read as haproxy.cfg would with `texts`: staged files where they differ. Raises OSError."""
+        with contextlib.ExitStack() as stack:
+            yield tuple(
+                stack.enter_context(files.staged(target, encoded(text))) if text != old else target.path
+                for target, text, old in zip(self.targets, texts, self.texts, strict=True)
+            )
+
+    def swap(self, paths: Sequence[str], *, keep: bool) -> bool:
+        """Put the staged files in place; False where somebody has saved one of them meanwhile. Raises OSError."""
+        return all(
+            files.swap(path, target, keep=keep)
+            for path, target in zip(paths, self.targets, strict=True)
+            if path != target.path
+        )
+
+
+def look(settings: HaproxySettings) -> Scene:
+    """Read haproxy.cfg. Raises OSError."""
+    targets = tuple(files.read(path) for given in settings.config for path in _expanded(given))
+    return Scene(targets, document(targets))
+
+
+def previous(scene: Scene) -> Document | None:
+    """The text that was kept when haproxy.cfg was last swapped, where there is one."""
+    found = []
+    for target in scene.targets:
+        with contextlib.suppress(OSError):
+            found.append(files.read(target.beside("previous"))._replace(given=target.given))
+            continue
+        found.append(target)
+    return document(found) if any(kept is not target for kept, target in zip(found, scene.targets, strict=True)) else None
+
+
+def haproxy(settings: HaproxySettings, scene: Scene) -> Haproxy:
+    """The HAProxy that runs this haproxy.cfg. Raises TryAgain where that is not clear."""
+    return Haproxy(settings, scene.document.settings)
+
+
+def document(targets: Sequence[Target]) -> Document:
+    """The files as one document."""
+    return Document([(target.given, decoded(target.content)) for target in targets])
+
+
+def decoded(content: bytes) -> str:
+    """Any bytes as text that comes back as the same bytes: Shift-JIS, Latin-1 or broken."""
+    return content.decode("utf-8", "surrogateescape")
+
+
+def encoded(text: str) -> bytes:
+    """The bytes that `decoded` read."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _expanded(path: str) -> list[str]:
+    if not os.path.isdir(path):
+        return [path]
+    # HAProxy reads the non-hidden *.cfg of a folder in the order of their bytes.
+    names = sorted(os.fsencode(name) for name in os.listdir(path) if name.endswith(".cfg") and not name.startswith("."))
+    return [os.path.join(path, os.fsdecode(name)) for name in names]
