@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import time
+import zlib
 from collections.abc import Mapping
 
-from lbagent import memory, restore, rolesfile, scene
+import lbagent
+from lbagent import memory, restore, rolescache, scene
 from lbagent.apply import Options, Transaction
 from lbagent.errors import LbagentError, RolesRefused
 from lbagent.fold import Folded, fold, outdated
@@ -38,9 +40,17 @@ class Engine:
         """roles.yml as it stands. Raises RolesRefused."""
         try:
             with open(self._roles_path, "rb") as file:
-                return rolesfile.parse(file.read(), self._roles_path)
+                content = file.read()
         except OSError as error:
             raise RolesRefused(f"{self._roles_path}: cannot be read: {error.strerror}") from error
+        key = f"{lbagent.__version__} {len(content)} {zlib.crc32(content)} {zlib.adler32(content)}"
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            return rolescache.thawed(self.store.cached(key))
+        from lbagent import rolesfile  # noqa: PLC0415  # once for each edit
+
+        roles = rolesfile.parse(content, self._roles_path)
+        self.store.cache(key, rolescache.frozen(roles))
+        return roles
 
     def run(self, options: Options) -> Outcome:
         """Fold, plan, apply; the lock is the caller's. Raises LbagentError, OSError."""

@@ -14,7 +14,6 @@ DEFAULT_MAX = 1_000
 DEFAULT_CONFIG = "/etc/haproxy/haproxy.cfg"
 
 _PLACEHOLDER = re.compile(r"\{(interval|name|role|tag:([A-Za-z0-9._-]{1,64})(?:\|([A-Za-z0-9._-]{0,64}))?)\}")
-_OPTIONS = re.compile(r"[ !-\"$-~]*")
 _LARGEST_PORT = 65535
 
 
@@ -29,7 +28,7 @@ class Template:
 
     def __init__(self, text: str) -> None:
         """Raises ValueError, in the words an operator needs, where `text` could not stand in a line."""
-        if not _OPTIONS.fullmatch(text):
+        if not (text.isascii() and text.isprintable()) or "#" in text:
             msg = "only printable ASCII without '#' can stand in a server line"
             raise ValueError(msg)
         rest = _PLACEHOLDER.sub("", text)

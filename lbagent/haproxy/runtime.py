@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from socket import AddressFamily
 
 COMMAND_LIMIT = 8 * 1024
 """Bytes of one command: one longer than tune.bufsize never gets an answer and holds a session for good."""
@@ -18,6 +21,8 @@ def sockets(settings: Iterable[Sequence[str]]) -> list[str]:
 
 def ask(address: str, command: str, timeout: float) -> str:
     """HAProxy's answer to one command. Raises OSError (ConnectionRefusedError where nobody listens)."""
+    import socket  # noqa: PLC0415  # 3 ms that only a running HAProxy has to pay
+
     family, name = _parsed(address)
     with socket.socket(family, socket.SOCK_STREAM) as connection:
         connection.settimeout(timeout)
@@ -37,7 +42,9 @@ def worker_pid(address: str, timeout: float = 1.0) -> int | None:
     return int(pid) if pid.isdigit() and facts.get("Stopping", "0") == "0" else None
 
 
-def _parsed(address: str) -> tuple[socket.AddressFamily, str | tuple[str, int]]:
+def _parsed(address: str) -> tuple[AddressFamily, str | tuple[str, int]]:
+    import socket  # noqa: PLC0415
+
     kind, separator, rest = address.partition("@")
     if not separator:
         kind, rest = "unix" if address.startswith("/") else "ipv4", address

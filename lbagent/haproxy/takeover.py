@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -18,8 +17,6 @@ from lbagent.roles import HaproxySettings
 _POLL = 0.01
 _SETTLED = 0.1
 """Seconds a worker without a stats socket has to live before it counts: one that cannot chroot dies sooner."""
-
-_ALERT = re.compile(r"^\[(?:ALERT|WARNING)\]\s*(?:\(\d+\)|[\d/]+ \(\d+\))\s*:\s*(?:config : )?(.*)")
 
 
 class NotAccepted(LbagentError):
@@ -190,5 +187,6 @@ def _without_handover(argv: Sequence[str]) -> list[str]:
 def _words(output: str) -> str:
     """The first thing HAProxy complained about, or the last line of whatever else spoke."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    alerts = [found.group(1) for line in lines if line.startswith("[ALERT]") and (found := _ALERT.match(line))]
+    # [ALERT]    (4041) : config : parsing [/etc/haproxy/haproxy.cfg:12]: unknown keyword …
+    alerts = [line.partition(") : ")[2].removeprefix("config : ") for line in lines if line.startswith("[ALERT]")]
     return alerts[0] if alerts else (lines[-1] if lines else "without a word")

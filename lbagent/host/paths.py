@@ -37,6 +37,11 @@ class Paths(NamedTuple):
         return os.path.join(self.folder, "served.json")
 
     @property
+    def roles(self) -> str:
+        """roles.yml as it was read last."""
+        return os.path.join(self.folder, "roles.json")
+
+    @property
     def history(self) -> str:
         """A line for each change."""
         return os.path.join(self.folder, "history.jsonl")

@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lbagent import memory
 from lbagent.host import files
@@ -85,6 +85,20 @@ class Store:
         failure = served.failure and served.failure._asdict()
         content = json.dumps({"digest": served.digest, "worker": worker, "failure": failure})
         files.replace(self.paths.served, content.encode())
+
+    def cached(self, key: str) -> Any:  # noqa: ANN401  # JSON
+        """What was cached under `key`, None where nothing was."""
+        try:
+            with open(self.paths.roles, "rb") as file:
+                found = json.loads(file.read())
+            return found["state"] if found["key"] == key else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def cache(self, key: str, state: Any) -> None:  # noqa: ANN401  # JSON
+        """Keep `state` for the next run, as well as can be."""
+        with contextlib.suppress(OSError):
+            files.replace(self.paths.roles, json.dumps({"key": key, "state": state}).encode())
 
     def record(self, entry: Mapping[str, object]) -> None:
         """Add a line to history.jsonl, as well as can be: it never changes an outcome."""

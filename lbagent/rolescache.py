@@ -1,0 +1,36 @@
+"""Roles as plain JSON, so that a handler need not load a YAML library (11 ms) to read the roles.yml of yesterday."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lbagent.roles import HaproxySettings, Role, Roles, Service, Template
+
+
+def frozen(roles: Roles) -> list[Any]:
+    """What `thawed` makes the same roles of."""
+    services = {name: [service.port.text, service.options.text] for name, service in roles.services.items()}
+    kept = {name: [*role[1:4], None if role.options is None else role.options.text, *role[5:]] for name, role in roles.roles.items()}
+    return [list(roles.haproxy), services, kept, roles.digest]
+
+
+def thawed(state: list[Any]) -> Roles:
+    """The roles that were frozen. Raises ValueError, TypeError, KeyError where `state` is something else."""
+    (config, reload, *rest), services, kept, digest = state
+    return Roles(
+        HaproxySettings(tuple(config), reload and tuple(reload), *rest),
+        {name: Service(name, Template(port), Template(options)) for name, (port, options) in services.items()},
+        {name: _role(name, *fields) for name, fields in kept.items()},
+        digest,
+    )
+
+
+def _role(name: str, sections: dict[str, list[str]], interval: str, networks: list[str], options: str | None, *rest: Any) -> Role:  # noqa: ANN401
+    return Role(
+        name,
+        {section: tuple(services) for section, services in sections.items()},
+        interval,
+        tuple(networks),
+        None if options is None else Template(options),
+        *rest,
+    )
