@@ -81,7 +81,7 @@ class Transaction:
         digest, worker = seen.document.digest(), haproxy.serving()
         if worker is None:
             return self._served == (digest, None, None) and haproxy.shown_not_to_run()
-        if self._served[:2] == (digest, worker) or (not self._served.digest and not seen.document.managed()):
+        if self._served[:2] == (digest, worker) or (not self._served.digest and not seen.document.serves):
             return True
         # Started or reloaded by somebody else, after the file became what it is.
         if haproxy.has_read_since(seen.changed_at, seen.size):
@@ -166,7 +166,7 @@ class Transaction:
         for _ in range(ATTEMPTS):
             now = scene.look(self._roles.haproxy)
             same = previous is seen.document and now.texts == wanted.after
-            texts = wanted.before if same else tuple(restore.put_back(now.document, previous))
+            texts = wanted.before if same else restore.put_back(now.document, previous)
             with now.staged(texts) as paths:
                 if not same:
                     self._still_accepted(haproxy, paths, words)

@@ -54,15 +54,19 @@ class Server:
     @property
     def line(self) -> str:
         """The managed line, without indentation and line ending."""
-        options = f" {self.options}" if self.options else ""
-        number = f" id {self.id}" if self.id else ""
-        return f"server {self.name} {self.endpoint}{options}{number} # lbagent role={self.role}"
+        return f"server {self.name} {self.endpoint}{tail(self.options, self.role, self.id)}"
 
 
 def paused_line(node: str, address: str, role: str) -> str:
     """The comment that stands where a paused node's `server` line would. Raises Unsafe."""
     safe = Server(node, address, 1, "", role)
     return f"# lbagent paused {safe.name} {safe.address} role={safe.role}"
+
+
+def tail(options: str, role: str, id: int | None = None) -> str:  # noqa: A002  # HAProxy's keyword
+    """What follows the address in the line; by itself nothing that may be written."""
+    number = f" id {id}" if id else ""
+    return f"{' ' if options else ''}{options}{number} # lbagent role={role}"
 
 
 def endpoint(address: str, port: int) -> str:

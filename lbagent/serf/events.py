@@ -116,14 +116,17 @@ def _member(fields: list[str]) -> MemberLine | str:
 
 def _tags(text: str) -> dict[str, str]:
     # Commas and `=` inside values are not escaped, so a name that comes twice proves nothing: dropped.
+    # `role` has a field of its own, which no other tag can forge.
     tags: dict[str, str] = {}
-    doubled = set()
+    doubled = {"role"}
     for pair in text.split(",") if text else ():
         key, _, value = pair.partition("=")
         if key in tags:
             doubled.add(key)
         tags[key] = value
-    return {key: value for key, value in tags.items() if key not in doubled} if doubled else tags
+    for key in doubled:
+        tags.pop(key, None)
+    return tags
 
 
 def _command(raw: Raw, text: str) -> Command | Malformed:
