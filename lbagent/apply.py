@@ -139,14 +139,13 @@ class Transaction:
         self._store.remember(self.membership)
 
     def _hand_over(self, seen: Scene, haproxy: Haproxy, wanted: Plan) -> Outcome:
-        digest = Document([("", text) for text in wanted.after]).digest()
         if not self._options.reload:
             return self._outcome(Verdict.WRITTEN, wanted, "not reloaded, as asked")
         try:
             worker = haproxy.take_over()
         except ReloadFailed as error:
             self._put_back(seen, haproxy, wanted, str(error))
-        self._store.serve(Served(digest, worker))
+        self._store.serve(Served(wanted.digest, worker))
         if worker is None:
             return self._outcome(Verdict.WRITTEN, wanted, "HAProxy does not run")
         return self._outcome(Verdict.APPLIED, wanted, f"HAProxy worker {worker.pid} serves it")

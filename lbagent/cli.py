@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     if settings is not None:
         from lbagent.handler import handle  # noqa: PLC0415  # each verb loads what it needs
 
+        gc.disable()  # a handler ends before its first garbage would be worth collecting
         return _ended(settings, handle)
     from lbagent import parser  # noqa: PLC0415
 

@@ -37,8 +37,10 @@ def load(content: bytes) -> Membership:
         folded = frozenset(_is(str, identity) for identity in state["folded"])
         if tuple(state["fields"]) != _FIELDS:
             raise Damaged(f"has the fields {state['fields']!r}, not {list(_FIELDS)!r}")
-        members = [_special(row) if row[6] or row[7] or row[8] else row for row in _sound(state["members"])]
-        return Membership({row[0]: Member._make(row) for row in members}, clocks, folded)
+        members = {row[0]: Member._make(row) for row in _sound(state["members"])}
+        special = [member for member in members.values() if member.pause or member.heard or member.quarantine]
+        members.update((member.name, Member._make(_special(list(member)))) for member in special)
+        return Membership(members, clocks, folded)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise Damaged(f"is damaged ({type(error).__name__}: {error})") from error
 

@@ -155,9 +155,10 @@ class Place:
         self, number: int, wishes: Sequence[Wish], standing: set[str], ids: Mapping[str, int]
     ) -> list[Planned]:
         planned, options, role, end = [], None, None, ""
+        suffix = self._name("", number)
         for wish in wishes:
             node = wish.member.name
-            name = self._name(node, number)
+            name = node + suffix
             if wish.options is not options or wish.role is not role or ids:
                 options, role = wish.options, wish.role
                 end = tail(options, role.name, ids.get(name))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from lbagent.errors import Refused
 from lbagent.guard import Guard
-from lbagent.haproxy.text import Document, HandWritten, Proxy, indentation
+from lbagent.haproxy.text import Document, HandWritten, Proxy, digest, indentation
 from lbagent.membership import Membership
 from lbagent.place import Place, Spot
 from lbagent.roles import Pair, Roles
@@ -31,6 +31,8 @@ class Plan(NamedTuple):
     before: tuple[str, ...]
     after: tuple[str, ...]
     """One text per file of haproxy.cfg, equal to `before` where nothing is to change."""
+    digest: str
+    """Of the managed lines in `after`."""
     changes: Mapping[str, Change]
     """By node, in the order of the text."""
     held: tuple[str, ...]
@@ -71,19 +73,23 @@ def plan(document: Document, roles: Roles, membership: Membership, rules: Rules 
     edits: dict[int, Sequence[str]] = {}
     changes: dict[str, tuple[list[str], list[str]]] = {}
     notes: dict[str, None] = {}
+    managed: list[tuple[str, list[str]]] = []
     for proxy in document.proxies:
         if not proxy.markers and not proxy.managed:
             continue
         _single(document, proxy)
         place = Place(document, proxy, pairs, membership)
+        texts: list[str] = []
         for spot in place.spots(wishes, rules.kept, guard, adopt=rules.adopt):
             rewrite(document, proxy, spot, edits)
             _compare(proxy, place, spot, changes)
+            texts += [line.text for line in spot.after]
+        managed += [(str(proxy), texts)] if texts else []
         notes.update(dict.fromkeys(place.notes))
     notes.update(wishes.notes)
     notes.update(dict.fromkeys(_unmarked(document, pairs)))
     named = {node: Change(tuple(added), tuple(removed)) for node, (added, removed) in changes.items()}
-    return Plan(document.texts, document.edited(edits), named, tuple(guard.held), tuple(notes))
+    return Plan(document.texts, document.edited(edits), digest(managed), named, tuple(guard.held), tuple(notes))
 
 
 def _single(document: Document, proxy: Proxy) -> None:

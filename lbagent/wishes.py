@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 from lbagent.haproxy.server import endpoint
-from lbagent.membership import FAILED, Member, Membership
-from lbagent.names import natural, refusal
+from lbagent.membership import FAILED, PRESENT, Member, Membership
+from lbagent.names import in_order, natural, refusal
 from lbagent.roles import Missing, Pair, Role, Roles, Service
 
 
@@ -36,7 +36,7 @@ class Wishes:
         """Nodes that cannot have the line they should, and why; said once each."""
         of_role: dict[str, list[Member]] = {name: [] for name in roles.roles}
         for member in membership.members.values():
-            if member.role in of_role and member.present:
+            if member.role in of_role and member.status in PRESENT:
                 of_role[member.role].append(member)
         self._of_role = {name: self._allowed(roles.roles[name], members) for name, members in of_role.items()}
 
@@ -50,13 +50,11 @@ class Wishes:
         return found if len(roles) == 1 else sorted(found, key=lambda wish: natural(wish.member.name))
 
     def _allowed(self, role: Role, members: list[Member]) -> list[Member]:
-        allowed = []
-        for member in members:
-            if why := refusal(member.address, role.networks):
-                self.notes[f"node {member.name} of role {role.name} has no line: {why}"] = None
-            else:
-                allowed.append(member)
-        return sorted(allowed, key=lambda member: natural(member.name))
+        allowed = [member for member in members if not refusal(member.address, role.networks)]
+        if len(allowed) < len(members):
+            refused = ((member, refusal(member.address, role.networks)) for member in members)
+            self.notes.update((f"node {one.name} of role {role.name} has no line: {why}", None) for one, why in refused if why)
+        return in_order(allowed)
 
     def _of(self, role: Role, service: Service, known: Callable[[], Collection[str]]) -> list[Wish]:
         members, paused = self._of_role[role.name], self.paused

@@ -70,12 +70,12 @@ class Line(NamedTuple):
     @property
     def name(self) -> str:
         """The name of the server, of a paused one the name of the node."""
-        return self.text.split(None, 4)[3 if self.pauses else 1]
+        return [*self.text.split(None, 4), "", ""][3 if self.pauses else 1]
 
     @property
     def endpoint(self) -> str:
         """ADDRESS:PORT of a server, nothing of a paused one."""
-        return "" if self.pauses else self.text.split(None, 3)[2]
+        return "" if self.pauses else [*self.text.split(None, 3), "", ""][2]
 
     @property
     def address(self) -> str:
@@ -136,13 +136,12 @@ class Document:
 
     def digest(self) -> str:
         """The digest of the managed lines; equal on load balancers that serve the same."""
-        serving = (proxy for proxy in self.proxies if proxy.managed)
-        return _digest(text for proxy in serving for text in (str(proxy), *[line.text for line in proxy.managed]))
+        return digest((str(proxy), [line.text for line in proxy.managed]) for proxy in self.proxies if proxy.managed)
 
     def operator_digest(self) -> str:
         """The digest of everything else: what the operator wrote."""
         ours = {line.at for proxy in self.proxies for line in proxy.managed}
-        return _digest(line for at, line in enumerate(self.lines) if at not in ours)
+        return _checksum(line for at, line in enumerate(self.lines) if at not in ours)
 
     def _edited(self, file: tuple[int, str, str], end: int, edits: Mapping[int, Sequence[str]]) -> str:
         start, _, old = file
@@ -161,9 +160,12 @@ class Document:
         proxy = Proxy("", "", None)
         for at, line in enumerate(lines, start):
             # First what most lines of a large file are.
-            if _OURS in line and (text := line.strip(_BLANK)) and _is_ours(text):
-                proxy.managed.append(Line(at, len(proxy.markers), text))
-                continue
+            if _OURS in line:
+                text = line.strip(_BLANK)
+                head, _, role = text.rpartition(_OURS)
+                if head.startswith("server ") and "#" not in head and " " not in role:
+                    proxy.managed.append(Line(at, len(proxy.markers), text))
+                    continue
             words = line.split(None, 3)
             if not words:
                 continue
@@ -210,11 +212,6 @@ def _middle(text: str) -> str:
     return text[len(_MARKER[0]) : -len(_MARKER[1])]
 
 
-def _is_ours(text: str) -> bool:
-    head, _, role = text.rpartition(_OURS)
-    return head.startswith(("server ", "server\t")) and " " not in role and "#" not in head and len(head.split(None, 3)) > 2  # noqa: PLR2004
-
-
 def _is_paused(text: str) -> bool:
     words = text.split(" ")
     return len(words) == 6 and words[5].startswith("role=")  # noqa: PLR2004  # # lbagent paused NAME ADDRESS role=ROLE
@@ -234,7 +231,12 @@ def _completed(text: str) -> str:
     return text + ("\r\n" if "\r\n" in text and not text.endswith("\r") else "\n")
 
 
-def _digest(lines: Iterable[str]) -> str:
+def digest(managed: Iterable[tuple[str, Sequence[str]]]) -> str:
+    """The digest of managed lines, given with the proxies they stand in."""
+    return _checksum(text for proxy, texts in managed for text in (proxy, *texts))
+
+
+def _checksum(lines: Iterable[str]) -> str:
     text = "\n".join(lines).encode("utf-8", "surrogateescape")
     # Two checksums, of which no change that a person or lbagent makes leaves both alone: not a seal, 1 ms less to load.
     return f"{zlib.crc32(text):08x}{zlib.adler32(text):08x}"
