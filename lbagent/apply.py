@@ -67,10 +67,12 @@ class Transaction:
                 if not seen.untouched or not seen.swap(paths, keep=self._worth_keeping(seen)):
                     continue
             return self._hand_over(seen, haproxy, wanted)
-        raise Busy(f"{seen.targets[0].given} was saved by others while HAProxy checked it, {ATTEMPTS} times: run again")
+        raise Busy(f"haproxy.cfg was saved by others while HAProxy checked it, {ATTEMPTS} times: run again")
 
     def _plan(self, seen: Scene, kept: frozenset[str] = frozenset()) -> Plan:
-        kept |= quarantine.holding(self.membership, self._surroundings(seen)) if not self._options.force else frozenset()
+        kept |= (
+            quarantine.holding(self.membership, self._surroundings(seen)) if not self._options.force else frozenset()
+        )
         rules = Rules(force=self._options.force, adopt=self._options.adopt, kept=kept | frozenset(self._refused))
         return plan(seen.document, self._roles, self.membership, rules)
 
@@ -171,7 +173,7 @@ class Transaction:
                     self._still_accepted(haproxy, paths, words)
                 if now.untouched and now.swap(paths, keep=False):
                     raise PutBack(f"{words}; the previous managed lines are back in {now.targets[0].given}")
-        raise PutBack(f"{words}; {now.targets[0].given} is being edited, the new managed lines still stand in it")
+        raise PutBack(f"{words}; haproxy.cfg is being edited by others, the new managed lines still stand in it")
 
     def _still_accepted(self, haproxy: Haproxy, paths: Sequence[str], words: str) -> None:
         try:

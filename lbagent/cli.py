@@ -51,7 +51,7 @@ def _ended(settings: Settings, verb: Verb) -> int:
         return 1
     except KeyboardInterrupt:
         return _INTERRUPTED
-    except Exception as error:  # noqa: BLE001  # the last door: a defect is one line too, and all of it with -v
+    except Exception as error:  # the last door: a defect is one line too, and all of it with -v
         log.error(f"this is a defect of lbagent, nothing is lost: {type(error).__name__}: {error}")
         if settings.verbose:
             raise

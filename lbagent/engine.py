@@ -147,7 +147,9 @@ class Engine:
         asked = outdated(before, (event for _, event in batch))
         return fold(before, batch, agent.clocks() if asked else {})
 
-    def _record(self, transaction: Transaction, causes: tuple[str, ...], outcome: str, words: str, started: float) -> None:
+    def _record(
+        self, transaction: Transaction, causes: tuple[str, ...], outcome: str, words: str, started: float
+    ) -> None:
         plan = transaction.plan
         self.store.record(
             {

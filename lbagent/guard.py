@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lbagent.haproxy.text import Line
+from lbagent.haproxy.lines import Line
 from lbagent.membership import LEFT, Member
 
 _NAMED = 20

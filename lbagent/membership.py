@@ -102,9 +102,7 @@ class Membership(NamedTuple):
         addresses = self.paused_addresses()
         if not addresses:
             return frozenset(name for name, member in self.members.items() if member.pause)
-        return frozenset(
-            name for name, member in self.members.items() if member.pause or member.address in addresses
-        )
+        return frozenset(name for name, member in self.members.items() if member.pause or member.address in addresses)
 
     def find(self, name: str, address: str | None) -> Member | None:
         """The member meant by `name`: exactly, else in any case (Windows), else the only one at `address`."""

@@ -84,7 +84,9 @@ def in_order(members: Sequence[_Named]) -> list[_Named]:
     # Names of one shape (web00, web07, web12) are in natural order where they are in plain order, which is
     # ten times as fast to find; and of most shapes, all of one come before all of the other.
     shapes: dict[str, list[_Named]] = {}
-    for member, shape in zip(members, "\n".join([one.name for one in members]).translate(_SHAPE).split("\n"), strict=True):
+    for member, shape in zip(
+        members, "\n".join([one.name for one in members]).translate(_SHAPE).split("\n"), strict=True
+    ):
         shapes.setdefault(shape, []).append(member)
     groups = [sorted(group, key=_NAME_OF) for group in shapes.values()]
     groups.sort(key=lambda group: natural(group[0].name))

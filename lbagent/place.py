@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from lbagent.claims import Claims
 from lbagent.guard import Guard
+from lbagent.haproxy.lines import HandWritten, Line
 from lbagent.haproxy.server import Server, Unsafe, paused_line, stable_ids, tail
-from lbagent.haproxy.text import Document, HandWritten, Line, Proxy
-from lbagent.membership import FAILED, Membership
+from lbagent.haproxy.text import Document, Proxy
+from lbagent.homeless import remaining
+from lbagent.membership import Membership
 from lbagent.names import natural
 from lbagent.roles import Pair
 from lbagent.wishes import Wish, Wishes
 
-BY_HAND = "by hand"
 
 class Planned(NamedTuple):
     """A line that is to stand."""
@@ -36,6 +38,17 @@ class Spot(NamedTuple):
     after: Sequence[Planned]
 
 
+class Turn(NamedTuple):
+    """What a whole plan is made with, proxy after proxy."""
+
+    wishes: Wishes
+    guard: Guard
+    kept: frozenset[str] = frozenset()
+    """Nodes whose lines stay as they are: quarantined ones, and those on trial."""
+    adopt: bool = False
+    """Turn hand-written namesakes above a marker into managed lines."""
+
+
 class Place:
     """One proxy while it is planned."""
 
@@ -45,11 +58,7 @@ class Place:
         self._pairs = [pairs.get(marker.middle) for marker in proxy.markers]
         self._services = {pair.service for pair in pairs.values()}
         self._here = {pair.service for pair in self._pairs if pair}
-        self._by_hand = {line.name.lower() for line in proxy.hand_written}
-        self._taken = {line.endpoint: BY_HAND for line in proxy.hand_written}
-        """Who has an ADDRESS:PORT of this proxy: a server's name, or BY_HAND."""
-        self._adopted: dict[int, str] = {}
-        """The nodes of hand-written lines that become managed, by line."""
+        self._claims = Claims(proxy, self._name)
         self._standing: list[list[Line]] = [[] for _ in [*proxy.markers, None]]
         for line in proxy.managed:
             self._standing[line.marker].append(line)
@@ -64,30 +73,33 @@ class Place:
         name = line.name
         node, dot, service = name.rpartition(".")
         if isinstance(line, HandWritten):
-            return self._adopted.get(line.at, name)
+            return self._claims.adopted.get(line.at, name)
         if not dot or line.pauses or service not in self._services:
             return name
         return node if self._plural or (node in self._members and name not in self._members) else name
 
-    def spots(self, wishes: Wishes, kept: frozenset[str], guard: Guard, *, adopt: bool) -> Iterator[Spot]:
+    def spots(self, turn: Turn) -> Iterator[Spot]:
         """What stands and what is to stand, marker by marker, lines without a marker last."""
-        wished = [wishes.at(pair, self._known(number)) if pair else [] for number, pair in enumerate(self._pairs)]
-        if adopt:
-            self._adopt(wished, kept)
-        granted = self._grant(wished, kept)
+        wished = [turn.wishes.at(pair, self._known(number)) if pair else [] for number, pair in enumerate(self._pairs)]
+        if turn.adopt:
+            self._claims.adopt(wished, turn.kept)
+        if turn.kept:
+            self._claims.keep(line for line in self._proxy.managed if self.node(line) in turn.kept)
+        granted = self._claims.grant(wished, turn.kept)
+        self.notes += self._claims.notes
         stays: dict[int, list[Planned]] = {}
         ids: Mapping[str, int] = {}
         if self._proxy.hashes:
             # Here the lines that stay come first: their ids are taken.
-            stays = {number: self._stay(number, granted[number], set(), wishes, kept, guard) for number in granted}
+            stays = {number: self._stay(number, granted[number], set(), turn) for number in granted}
             ids = self._ids(granted, stays)
         for number, here in granted.items():
             standing = self._standing[number]
             planned = self._planned(number, here, {line.text for line in standing}, ids)
             texts = {line.text for line in planned}
-            stay = stays[number] if stays else self._stay(number, here, texts, wishes, kept, guard)
+            stay = stays[number] if stays else self._stay(number, here, texts, turn)
             yield Spot(number, self._before(number), self._ordered(planned, stay))
-        yield from self._without_marker(wishes, granted, kept, guard)
+        yield from self._without_marker(granted, turn)
 
     @property
     def _plural(self) -> bool:
@@ -101,55 +113,13 @@ class Place:
         pair = self._pairs[number]
         return f"{node}.{pair.service}" if self._plural and pair else node
 
-    def _adopt(self, wished: Sequence[Sequence[Wish]], kept: frozenset[str]) -> None:
-        """Take over hand-written lines above a marker that name a node wished for there, or have its address:port."""
-        for line in self._proxy.hand_written:
-            for wish in wished[line.marker] if line.marker < len(wished) else ():
-                node = wish.member.name
-                names = (node.lower(), self._name(node, line.marker).lower())
-                if node not in kept and (line.name.lower() in names or line.endpoint == wish.endpoint):
-                    self._adopted[line.at] = node
-                    self._by_hand.discard(line.name.lower())
-                    self._taken.pop(line.endpoint, None)
-                    break
-
     def _before(self, number: int) -> Sequence[Line | HandWritten]:
         standing = self._standing[number]
-        if not self._adopted:
+        if not self._claims.adopted:
             return standing
-        adopted = [line for line in self._proxy.hand_written if line.at in self._adopted and line.marker == number]
+        ours = self._claims.adopted
+        adopted = [line for line in self._proxy.hand_written if line.at in ours and line.marker == number]
         return sorted([*standing, *adopted], key=lambda line: line.at)
-
-    def _grant(self, wished: Sequence[Sequence[Wish]], kept: frozenset[str]) -> dict[int, Sequence[Wish]]:
-        """The wishes that come true: no line by hand in their way, each address:port once in the proxy."""
-        endpoints = [wish.endpoint for wishes in wished for wish in wishes]
-        if not kept and not self._taken and len(set(endpoints)) == len(endpoints):
-            self._taken.update(dict.fromkeys(endpoints, ""))
-            return dict(enumerate(wished))
-        for line in (line for lines in self._standing for line in lines if self.node(line) in kept):
-            self._taken[line.endpoint] = line.name
-        order = [(number, wish) for number, wishes in enumerate(wished) for wish in wishes]
-        order.sort(key=lambda one: one[1].member.status == FAILED)  # stable: alive first, then the order of names
-        may = {
-            (number, wish.member.name)
-            for number, wish in order
-            if wish.member.name not in kept and self._may(self._name(wish.member.name, number), wish)
-        }
-        return {
-            number: [wish for wish in wishes if (number, wish.member.name) in may]
-            for number, wishes in enumerate(wished)
-        }
-
-    def _may(self, name: str, wish: Wish) -> bool:
-        holder = self._taken.get(wish.endpoint)
-        if name.lower() in self._by_hand or holder == BY_HAND:
-            self.notes.append(f"{name} stands in {self._proxy} by hand: none is written beside it")
-        elif holder is not None:
-            self.notes.append(f"{name} has no line in {self._proxy}: {holder} has {wish.endpoint}")
-        else:
-            self._taken[wish.endpoint] = name
-            return True
-        return False
 
     def _planned(
         self, number: int, wishes: Sequence[Wish], standing: set[str], ids: Mapping[str, int]
@@ -180,15 +150,7 @@ class Place:
             self.notes.append(f"{member.name!r} has no line in {self._proxy}: {error}")
             return ""
 
-    def _stay(  # noqa: PLR0913  # all that can hold a line where it stands
-        self,
-        number: int,
-        granted: Sequence[Wish],
-        planned: set[str],
-        wishes: Wishes,
-        kept: frozenset[str],
-        guard: Guard,
-    ) -> list[Planned]:
+    def _stay(self, number: int, granted: Sequence[Wish], planned: set[str], turn: Turn) -> list[Planned]:
         """The standing lines that stay though they are not `planned`: kept, unknowable, homeless or held back."""
         standing = self._standing[number]
         differing = [line for line in standing if line.text not in planned]
@@ -197,18 +159,15 @@ class Place:
         going: dict[Line, str] = {}
         for line in differing:
             node = self.node(line)
-            if node in kept or (served.get(node) and not line.pauses):
+            if node in turn.kept or (served.get(node) and not line.pauses):
                 stay.append(Planned(node, line.name, line.text))
             elif self._homeless(line, node):
-                stay += self._remaining(line, node, wishes.paused)
-            elif node not in served and not self._replaced(line):
+                stay += self._remaining(line, node, turn.wishes.paused)
+            elif node not in served and not self._claims.replaced(line):
                 going[line] = node
         where = f"at '# additional-{self._proxy.markers[number].middle}-server' in {self._proxy}"
-        held = guard.hold(going, len(standing), where)
+        held = turn.guard.hold(going, len(standing), where)
         return stay + [Planned(going[line], line.name, line.text) for line in held]
-
-    def _replaced(self, line: Line) -> bool:
-        return line.name.lower() in self._by_hand or bool(line.endpoint and line.endpoint in self._taken)
 
     def _homeless(self, line: Line, node: str) -> bool:
         """Whether its name says that it belongs to a service whose marker is gone from this proxy."""
@@ -219,40 +178,30 @@ class Place:
         return member.address if member is not None and member.present else ""
 
     def _remaining(self, line: Line, node: str, paused: frozenset[str]) -> list[Planned]:
-        """A line whose marker is gone while its node stays: it follows pause and address, but never comes back."""
-        address = self._present(node)
-        if node in paused:
-            return [Planned(node, line.name, paused_line(node, address, line.role))]
-        if line.pauses:
-            self.notes.append(f"{self._document.where(line.at)}: {node} cannot be put back, its marker is gone")
-            return []
-        self.notes.append(f"{self._document.where(line.at)}: {line.name} stands without its marker")
-        return [Planned(node, line.name, _moved(line, address))]
+        text, note = remaining(line, node, self._present(node), paused=node in paused)
+        self.notes.append(f"{self._document.where(line.at)}: {note}")
+        return [Planned(node, line.name, text)] if text else []
 
-    def _without_marker(
-        self, wishes: Wishes, granted: Mapping[int, Sequence[Wish]], kept: frozenset[str], guard: Guard
-    ) -> Iterator[Spot]:
+    def _without_marker(self, granted: Mapping[int, Sequence[Wish]], turn: Turn) -> Iterator[Spot]:
         orphans = self._standing[-1]
         elsewhere = {wish.member.name for here in granted.values() for wish in here} if orphans else set()
         nodes = {line: self.node(line) for line in orphans}
         going = {
             line: node
             for line, node in nodes.items()
-            if not (node in kept or node in elsewhere or self._present(node) or self._replaced(line))
+            if not (node in turn.kept or node in elsewhere or self._present(node) or self._claims.replaced(line))
         }
-        held = guard.hold(going, len(orphans), f"without a marker in {self._proxy}") if going else []
+        held = turn.guard.hold(going, len(orphans), f"without a marker in {self._proxy}") if going else []
         for line, node in nodes.items():
-            if node in kept or line in held:
+            if node in turn.kept or line in held:
                 after = [Planned(node, line.name, line.text)]
-            elif line in going or node in elsewhere or self._replaced(line):
+            elif line in going or node in elsewhere or self._claims.replaced(line):
                 after = []
             else:
-                after = self._remaining(line, node, wishes.paused)
+                after = self._remaining(line, node, turn.wishes.paused)
             yield Spot(None, [line], after)
 
-    def _ids(
-        self, granted: Mapping[int, Sequence[Wish]], stays: Mapping[int, Sequence[Planned]]
-    ) -> Mapping[str, int]:
+    def _ids(self, granted: Mapping[int, Sequence[Wish]], stays: Mapping[int, Sequence[Planned]]) -> Mapping[str, int]:
         names = {self._name(wish.member.name, number) for number, wishes in granted.items() for wish in wishes}
         names.update(line.name for lines in stays.values() for line in lines)
         return stable_ids(names, (line.id for line in self._proxy.hand_written if line.id))
@@ -261,12 +210,3 @@ class Place:
         if stay or self._plural:
             return sorted([*stay, *planned], key=lambda line: natural(line.name))
         return planned
-
-
-def _moved(line: Line, address: str) -> str:
-    """The line with its node's present address."""
-    port = line.endpoint.rpartition(":")[2]
-    if not port.isdigit():
-        return line.text
-    there = Server(line.name, address, int(port), "", line.role).endpoint
-    return line.text.replace(line.endpoint, there, 1)

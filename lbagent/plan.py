@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 from lbagent.errors import Refused
 from lbagent.guard import Guard
-from lbagent.haproxy.text import Document, HandWritten, Proxy, digest, indentation
+from lbagent.haproxy.lines import HandWritten, indentation
+from lbagent.haproxy.text import Document, Proxy, digest
 from lbagent.membership import Membership
-from lbagent.place import Place, Spot
+from lbagent.place import Place, Spot, Turn
 from lbagent.roles import Pair, Roles
 from lbagent.wishes import Wishes
 
@@ -68,8 +69,7 @@ _PLAIN = Rules()
 def plan(document: Document, roles: Roles, membership: Membership, rules: Rules = _PLAIN) -> Plan:
     """The plan for `document`. Raises Refused where a marker stands twice in one proxy."""
     pairs = roles.pairs()
-    wishes = Wishes(roles, membership)
-    guard = Guard(membership.members, force=rules.force)
+    turn = Turn(Wishes(roles, membership), Guard(membership.members, force=rules.force), rules.kept, rules.adopt)
     edits: dict[int, Sequence[str]] = {}
     changes: dict[str, tuple[list[str], list[str]]] = {}
     notes: dict[str, None] = {}
@@ -80,16 +80,16 @@ def plan(document: Document, roles: Roles, membership: Membership, rules: Rules 
         _single(document, proxy)
         place = Place(document, proxy, pairs, membership)
         texts: list[str] = []
-        for spot in place.spots(wishes, rules.kept, guard, adopt=rules.adopt):
+        for spot in place.spots(turn):
             rewrite(document, proxy, spot, edits)
             _compare(proxy, place, spot, changes)
             texts += [line.text for line in spot.after]
         managed += [(str(proxy), texts)] if texts else []
         notes.update(dict.fromkeys(place.notes))
-    notes.update(wishes.notes)
+    notes.update(turn.wishes.notes)
     notes.update(dict.fromkeys(_unmarked(document, pairs)))
     named = {node: Change(tuple(added), tuple(removed)) for node, (added, removed) in changes.items()}
-    return Plan(document.texts, document.edited(edits), digest(managed), named, tuple(guard.held), tuple(notes))
+    return Plan(document.texts, document.edited(edits), digest(managed), named, tuple(turn.guard.held), tuple(notes))
 
 
 def _single(document: Document, proxy: Proxy) -> None:
@@ -98,7 +98,9 @@ def _single(document: Document, proxy: Proxy) -> None:
         if marker.middle in seen:
             first = document.where(seen[marker.middle])
             text = document.lines[marker.at].strip()
-            raise Refused(f"{document.where(marker.at)}: {text!r} stands in {proxy} twice, first at {first}: delete one")
+            raise Refused(
+                f"{document.where(marker.at)}: {text!r} stands in {proxy} twice, first at {first}: delete one"
+            )
         seen[marker.middle] = marker.at
 
 

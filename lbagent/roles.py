@@ -51,10 +51,10 @@ class Template:
             return self.text
 
         def value(found: re.Match[str]) -> str:
-            word, tag, default = found.group(1, 2, 3)
-            if tag is None:
+            word, tag, default = found.group(1), found.group(2), found.group(3)
+            if not tag:
                 return values[word]
-            given = values["role"] if tag == "role" else tags.get(tag, default)
+            given: str | None = values["role"] if tag == "role" else tags.get(tag, default)
             if given is None:
                 msg = f"its tag {tag!r} is not set"
                 raise Missing(msg)

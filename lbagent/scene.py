@@ -72,7 +72,9 @@ def previous(scene: Scene) -> Document | None:
             found.append(files.read(target.beside("previous"))._replace(given=target.given))
             continue
         found.append(target)
-    return document(found) if any(kept is not target for kept, target in zip(found, scene.targets, strict=True)) else None
+    return (
+        document(found) if any(kept is not target for kept, target in zip(found, scene.targets, strict=True)) else None
+    )
 
 
 def haproxy(settings: HaproxySettings, scene: Scene) -> Haproxy:

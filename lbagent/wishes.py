@@ -53,7 +53,9 @@ class Wishes:
         allowed = [member for member in members if not refusal(member.address, role.networks)]
         if len(allowed) < len(members):
             refused = ((member, refusal(member.address, role.networks)) for member in members)
-            self.notes.update((f"node {one.name} of role {role.name} has no line: {why}", None) for one, why in refused if why)
+            self.notes.update(
+                (f"node {one.name} of role {role.name} has no line: {why}", None) for one, why in refused if why
+            )
         return in_order(allowed)
 
     def _of(self, role: Role, service: Service, known: Callable[[], Collection[str]]) -> list[Wish]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from lbagent.errors import LbagentError, TryAgain
 from lbagent.haproxy import process, runtime
 from lbagent.haproxy.process import Reloads, Running, Worker
+from lbagent.haproxy.successor import spoken, successor
 from lbagent.host import commands
 from lbagent.roles import HaproxySettings
 
@@ -56,7 +57,7 @@ class Haproxy:
         if result.status is None:
             raise TryAgain(result.words)
         if not result.good:
-            raise NotAccepted(_words(result.words))
+            raise NotAccepted(spoken(result.words))
 
     def serving(self) -> Worker | None:
         """The worker that serves now; None where no process is found."""
@@ -96,7 +97,7 @@ class Haproxy:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(running.main.pid, signal.SIGUSR2)
         else:
-            self._command(self._successor(running), running)
+            self._command(successor(running, self._lines), running)
 
     def _command(self, argv: Sequence[str], running: Running | None = None) -> None:
         try:
@@ -107,22 +108,7 @@ class Haproxy:
         if result.status is None:
             raise TryAgain(result.words)
         if not result.good:
-            raise ReloadFailed(f"{' '.join(argv)} ended with {result.status}: {_words(result.words)}")
-
-    def _successor(self, running: Running) -> list[str]:
-        """The command line of a process that takes over from one without a master."""
-        if os.environ.get("INVOCATION_ID"):
-            # It would belong to our service, and end with it.
-            raise TryAgain("HAProxy runs without a master (-W) and lbagent in a systemd service: set haproxy.reload")
-        argv = _without_handover(running.main.argv)
-        daemon = "-D" in argv or any(words[0] == "daemon" for words in self._lines)
-        if not daemon or "-db" in argv or "-d" in argv:
-            raise TryAgain("HAProxy runs in the foreground without a master: run it with -W, or set haproxy.reload")
-        passing = [
-            words[2] for words in self._lines if words[:2] == ["stats", "socket"] and "listeners" in words[3:]
-        ]
-        handover = ["-x", passing[0]] if passing and os.path.exists(passing[0]) else []
-        return [*argv, *handover, "-sf", str(running.main.pid)]
+            raise ReloadFailed(f"{' '.join(argv)} ended with {result.status}: {spoken(result.words)}")
 
     def _confirmed(self, old: Running | None, before: Reloads | None, asked: int | None) -> Worker:
         deadline = time.monotonic() + self._settings.timeout
@@ -167,26 +153,3 @@ class Haproxy:
         environ = self._running.environ if self._running else {}
         # What Serf put into ours was chosen by others.
         return environ or {key: value for key, value in os.environ.items() if not key.startswith("SERF_")}
-
-
-def _without_handover(argv: Sequence[str]) -> list[str]:
-    kept: list[str] = []
-    words = iter(argv)
-    skipping = False
-    for word in words:
-        if skipping and word.isdigit():
-            continue
-        skipping = word in ("-sf", "-st")
-        if word == "-x":
-            next(words, None)
-        elif not skipping:
-            kept.append(word)
-    return kept
-
-
-def _words(output: str) -> str:
-    """The first thing HAProxy complained about, or the last line of whatever else spoke."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    # [ALERT]    (4041) : config : parsing [/etc/haproxy/haproxy.cfg:12]: unknown keyword …
-    alerts = [line.partition(") : ")[2].removeprefix("config : ") for line in lines if line.startswith("[ALERT]")]
-    return alerts[0] if alerts else (lines[-1] if lines else "without a word")

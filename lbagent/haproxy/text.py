@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+
+from lbagent.haproxy.lines import BLANK, HandWritten, Line, Marker, hand_written, indentation
 
 _SECTIONS = frozenset(
-    "global defaults frontend backend listen peers resolvers mailers userlist program http-errors ring cache"
-    " log-forward fcgi-app crt-store traces log-profile acme".split()
+    {"global", "defaults", "frontend", "backend", "listen", "peers", "resolvers", "mailers", "userlist", "program"}
+    | {"http-errors", "ring", "cache", "log-forward", "fcgi-app", "crt-store", "traces", "log-profile", "acme"}
 )
 _HASHING = ("source", "uri", "url_param", "hdr", "rdp-cookie", "random", "hash")
-_BLANK = " \t\r"
 _OURS = " # lbagent role="
 _PAUSED = "# lbagent paused "
 _MARKER = "# additional-", "-server"
@@ -41,62 +41,6 @@ class Proxy:
     def __str__(self) -> str:
         """`backend b`, as haproxy.cfg calls it."""
         return f"{self.kind} {self.name}".strip()
-
-
-class Marker(NamedTuple):
-    """A line `# additional-<section>-<service>-server`."""
-
-    at: int
-    middle: str
-    indent: str
-    ending: str
-    """`\\r` where lines end in CRLF, else nothing: the LF is what lines were cut at."""
-
-
-class Line(NamedTuple):
-    """A managed line: a server, or the comment that stands for a paused one."""
-
-    at: int
-    marker: int
-    """Number, within its proxy, of the next marker below it; as many as there are where none follows."""
-    text: str
-    """Without indentation and line ending."""
-
-    @property
-    def pauses(self) -> bool:
-        """Whether it is the comment that stands for a paused node."""
-        return self.text.startswith("#")
-
-    @property
-    def name(self) -> str:
-        """The name of the server, of a paused one the name of the node."""
-        return [*self.text.split(None, 4), "", ""][3 if self.pauses else 1]
-
-    @property
-    def endpoint(self) -> str:
-        """ADDRESS:PORT of a server, nothing of a paused one."""
-        return "" if self.pauses else [*self.text.split(None, 3), "", ""][2]
-
-    @property
-    def address(self) -> str:
-        """The address alone, without port and brackets."""
-        return self.text.split(None, 5)[4] if self.pauses else self.endpoint.rpartition(":")[0].strip("[]")
-
-    @property
-    def role(self) -> str:
-        """The role that its comment tells."""
-        return self.text.rpartition("role=")[2]
-
-
-class HandWritten(NamedTuple):
-    """A `server` line that the operator wrote."""
-
-    at: int
-    marker: int
-    text: str
-    name: str
-    endpoint: str
-    id: int | None
 
 
 class Document:
@@ -161,27 +105,29 @@ class Document:
         for at, line in enumerate(lines, start):
             # First what most lines of a large file are.
             if _OURS in line:
-                text = line.strip(_BLANK)
+                text = line.strip(BLANK)
                 head, _, role = text.rpartition(_OURS)
                 if head.startswith("server ") and "#" not in head and " " not in role:
                     proxy.managed.append(Line(at, len(proxy.markers), text))
                     continue
-            words = line.split(None, 3)
-            if not words:
-                continue
-            first = words[0]
-            if first[0] == "#":
-                self._comment(proxy, at, line, start)
-            elif first == "server" and len(words) > 2:  # noqa: PLR2004  # server NAME ADDRESS
-                proxy.hand_written.append(_hand_written(at, len(proxy.markers), line, words))
-            elif first in _SECTIONS:
-                proxy = self._section(line.split("#")[0].split())
-            elif proxy.kind == "global":
-                self.settings.append(line.split("#")[0].split())
-            elif first == "balance" and len(words) > 1:
-                proxy.balance = words[1]
-                if proxy.kind == "defaults":
-                    self._defaults[proxy.name] = self._defaults[""] = proxy.balance
+            if words := line.split(None, 3):
+                proxy = self._directive(proxy, at, line, words)
+
+    def _directive(self, proxy: Proxy, at: int, line: str, words: list[str]) -> Proxy:
+        first = words[0]
+        if first in _SECTIONS:
+            return self._section(line.split("#", maxsplit=1)[0].split())
+        if first[0] == "#":
+            self._comment(proxy, at, line)
+        elif first == "server" and len(words) > 2:  # noqa: PLR2004  # server NAME ADDRESS
+            proxy.hand_written.append(hand_written(at, len(proxy.markers), line, words))
+        elif proxy.kind == "global":
+            self.settings.append(line.split("#", maxsplit=1)[0].split())
+        elif first == "balance" and len(words) > 1:
+            proxy.balance = words[1]
+            if proxy.kind == "defaults":
+                self._defaults[proxy.name] = self._defaults[""] = proxy.balance
+        return proxy
 
     def _section(self, words: list[str]) -> Proxy:
         kind, name = words[0], words[1] if len(words) > 1 else ""
@@ -193,19 +139,14 @@ class Document:
         self.proxies.append(proxy)
         return proxy
 
-    def _comment(self, proxy: Proxy, at: int, line: str, start: int) -> None:
-        text = line.strip(_BLANK)
+    def _comment(self, proxy: Proxy, at: int, line: str) -> None:
+        text = line.strip(BLANK)
         if text.startswith(_PAUSED) and _is_paused(text):
             proxy.managed.append(Line(at, len(proxy.markers), text))
         elif text.startswith(_MARKER[0]) and text.endswith(_MARKER[1]) and " " not in (middle := _middle(text)):
             # The marker may be the last line, without any ending; the first line shows the file's own.
-            ending = "\r" if line.endswith("\r") or self.lines[start].endswith("\r") else ""
+            ending = "\r" if line.endswith("\r") or self.lines[self._files[-1][0]].endswith("\r") else ""
             proxy.markers.append(Marker(at, middle, indentation(line), ending))
-
-
-def indentation(line: str) -> str:
-    """The blanks a line begins with."""
-    return line[: len(line) - len(line.lstrip(" \t"))]
 
 
 def _middle(text: str) -> str:
@@ -215,13 +156,6 @@ def _middle(text: str) -> str:
 def _is_paused(text: str) -> bool:
     words = text.split(" ")
     return len(words) == 6 and words[5].startswith("role=")  # noqa: PLR2004  # # lbagent paused NAME ADDRESS role=ROLE
-
-
-def _hand_written(at: int, marker: int, line: str, words: list[str]) -> HandWritten:
-    rest = line.split("#")[0].split()
-    number = rest[rest.index("id") + 1] if "id" in rest[3:-1] else ""
-    name, endpoint = (word.strip("\"'") for word in words[1:3])
-    return HandWritten(at, marker, line.strip(_BLANK), name, endpoint, int(number) if number.isdigit() else None)
 
 
 def _completed(text: str) -> str:

@@ -1,6 +1,6 @@
-"""From what Serf handed over to an event that means something: bytes in, values out.
+r"""From what Serf handed over to an event that means something: bytes in, values out.
 
-The handler contract is Serf's: one line `NAME \\t ADDR \\t ROLE \\t k=v,k=v` per member, the payload of a
+The handler contract is Serf's: one line `NAME \t ADDR \t ROLE \t k=v,k=v` per member, the payload of a
 user event or query as it was sent. Split at LF and TAB only: nothing else is escaped by Serf.
 """
 
@@ -154,7 +154,7 @@ def _split_reason(words: list[str]) -> tuple[list[str], str]:
     return words[:at], "".join(character if character.isprintable() else "?" for character in reason)
 
 
-def _until(words: list[str], now: int) -> int | None | str:
+def _until(words: list[str], now: int) -> int | str | None:
     if len(words) > 1:
         return f"{words[1]!r} after {words[0]!r}: give one of until= and for="
     for word in words:
