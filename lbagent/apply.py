@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
 from lbagent import blame, quarantine, restore, scene
-from lbagent.errors import Busy, PutBack, Refused
+from lbagent.errors import Busy, NotYet, PutBack, Refused
 from lbagent.haproxy.takeover import Haproxy, NotAccepted, ReloadFailed
 from lbagent.haproxy.text import Document
 from lbagent.host.store import Failure, Served, Store
@@ -53,6 +53,7 @@ class Transaction:
         """
         for _ in range(ATTEMPTS):
             seen = scene.look(self._roles.haproxy)
+            seen.tidy()
             haproxy = scene.haproxy(self._roles.haproxy, seen)
             self.plan = wanted = self._plan(seen)
             if wanted.after == wanted.before and self._is_served(seen, haproxy):
@@ -105,7 +106,7 @@ class Transaction:
             return
         rest = failure.at + 60 * min(2 ** (failure.times - 1), _LONGEST_WAIT) - int(time.time())
         if rest > 0:
-            raise PutBack(
+            raise NotYet(
                 f"not tried again yet: {failure.words}; in {rest} s, with `lbagent apply --force`,"
                 " or when haproxy.cfg or roles.yml changes"
             )
