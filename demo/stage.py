@@ -174,7 +174,7 @@ def _answers(address: str, port: int) -> bool:
 
 def _free_ports(number: int) -> list[int]:
     # Below the ephemeral ports, so that no connection takes one meanwhile.
-    tried = (random.randrange(15_000, 32_000) for _ in range(1_000))  # noqa: S311  # no secret
+    tried = (random.randrange(15_000, 32_000) for _ in range(1_000))  # no secret
     found = {port: None for port in tried if _free(port)}
     return list(found)[:number]
 
