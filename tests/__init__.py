@@ -1,0 +1,1 @@
+"""Promises of lbagent, room by room."""

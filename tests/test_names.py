@@ -1,0 +1,154 @@
+"""names: what a name, an address, a role or a tag value may look like."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lbagent.names import NAME, SERVICE, TAG_VALUE, canonical_address, natural, refusal
+from tests.building import poisoned
+
+
+@pytest.mark.parametrize("name", ["a", "0", "web01", "WEB-01", "web09.example.co.jp", "a..b", "x" * 63, "a_-."])
+def test_a_name_serf_and_haproxy_both_take_is_a_name(name: str) -> None:
+    assert NAME.fullmatch(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".a", "-a", "_a", "a b", "a\n", "a\r", "a\0", "ウェブ", "x" * 64, "../etc/x", "a;b", "a#", "a:80", "a\u2028", "\udc83", "１", "a${b}"],
+)
+def test_what_could_be_read_as_something_else_is_no_name(name: str) -> None:
+    assert not NAME.fullmatch(name)
+
+
+def test_a_service_has_no_dot() -> None:
+    assert SERVICE.fullmatch("web_service-a")
+    assert not SERVICE.fullmatch("a.b")
+
+
+@given(poisoned(st.sampled_from(["web01", "a", "app-1.example"])))
+def test_one_bad_character_makes_a_name_bad(name: str) -> None:
+    allowed = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+
+    assert bool(NAME.fullmatch(name)) is (set(name) <= allowed and name[0] not in "._-")
+
+
+@pytest.mark.parametrize("value", ["80", "a.b-c_d", "x" * 64])
+def test_a_plain_word_is_a_tag_value(value: str) -> None:
+    assert TAG_VALUE.fullmatch(value)
+
+
+@pytest.mark.parametrize("value", ["", "a b", "80\n", "x" * 65, "a=b", "é", "#"])
+def test_more_than_a_plain_word_is_none(value: str) -> None:
+    assert not TAG_VALUE.fullmatch(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("10.0.0.5", "10.0.0.5"),
+        ("255.255.255.255", "255.255.255.255"),
+        ("2001:DB8:0:0::5", "2001:db8::5"),
+        ("::1", "::1"),
+        ("::ffff:127.0.0.1", "127.0.0.1"),
+        ("::FFFF:10.0.0.5", "10.0.0.5"),
+    ],
+)
+def test_an_address_has_one_spelling(text: str, canonical: str) -> None:
+    assert canonical_address(text) == canonical
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "<nil>", "?616263", "?0a00000102", "1.2.3", "1.2.3.4.5", "01.2.3.4", "1.2.3.256", "1.2.3.4 ", " 1.2.3.4", "1.2.3.4\n",
+        "1.2.3.4:80", "[::1]", "fe80::1%eth0", "::1\n", ":::", "localhost", "１.2.3.4", "0x7f.1", "1.2.3.4/32", "2130706433", "1,2,3,4",
+    ],
+)  # fmt: skip
+def test_what_is_no_address_has_none(text: str) -> None:
+    assert canonical_address(text) is None
+
+
+@given(poisoned(st.sampled_from(["10.0.0.5", "2001:db8::5", "::1"])))
+def test_a_canonical_address_holds_nothing_but_an_address(text: str) -> None:
+    found = canonical_address(text)
+
+    assert found is None or (str(ipaddress.ip_address(found)) == found and canonical_address(found) == found)
+
+
+@given(st.ip_addresses())
+def test_every_address_has_a_canonical_spelling(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> None:
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+
+    assert canonical_address(address.exploded) == str(mapped or address)
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("0.0.0.0", "0.0.0.0 is a unspecified address"),
+        ("127.0.0.1", "127.0.0.1 is a loopback address, which the role's networks do not name"),
+        ("169.254.1.1", "169.254.1.1 is a link-local address"),
+        ("224.0.0.1", "224.0.0.1 is a multicast address"),
+        ("239.1.1.1", "239.1.1.1 is a multicast address"),
+        ("240.0.0.1", "240.0.0.1 is a broadcast address"),
+        ("255.255.255.255", "255.255.255.255 is a broadcast address"),
+        ("::", ":: is a unspecified address"),
+        ("::1", "::1 is a loopback address, which the role's networks do not name"),
+        ("ff02::1", "ff02::1 is a multicast address"),
+        ("fe80::1", "fe80::1 is a link-local address"),
+    ],
+)
+def test_an_address_nobody_serves_from_is_refused(address: str, why: str) -> None:
+    assert refusal(address) == why
+
+
+@pytest.mark.parametrize("address", ["10.0.0.5", "192.0.2.66", "223.255.255.255", "126.0.0.1", "128.0.0.1", "2001:db8::5", "fd00::1"])
+def test_any_other_is_taken_where_a_role_names_no_networks(address: str) -> None:
+    assert refusal(address) is None
+
+
+def test_a_network_that_names_something_else_does_not_open_the_loopback() -> None:
+    assert refusal("127.0.0.1", ["0.0.0.0/0"]) == "127.0.0.1 is a loopback address, which the role's networks do not name"
+    assert refusal("::1", ["::/0"]) == "::1 is a loopback address, which the role's networks do not name"
+
+
+@pytest.mark.parametrize("networks", [["0.0.0.0/0"], ["224.0.0.0/4"], ["169.254.0.0/16"], ["255.255.255.255/32"]])
+def test_no_network_opens_what_can_never_serve(networks: list[str]) -> None:
+    assert [refusal(address, networks) is None for address in ("224.0.0.1", "169.254.0.1", "255.255.255.255", "0.0.0.0")] == [False] * 4
+
+
+@given(st.ip_addresses(v=4), st.integers(0, 32), st.ip_addresses(v=4))
+def test_networks_hold_what_ipaddress_says_they_hold(base: ipaddress.IPv4Address, bits: int, address: ipaddress.IPv4Address) -> None:
+    network = ipaddress.ip_network(f"{base}/{bits}", strict=False)
+    outside = f"{address} is outside the role's networks"
+
+    assert (refusal(str(address), [str(network)]) == outside) is (refusal(str(address)) is None and address not in network)
+
+
+@given(st.ip_addresses(v=6), st.integers(0, 128), st.ip_addresses(v=6))
+def test_ipv6_networks_too(base: ipaddress.IPv6Address, bits: int, address: ipaddress.IPv6Address) -> None:
+    network = ipaddress.ip_network(f"{base}/{bits}", strict=False)
+    outside = f"{address} is outside the role's networks"
+
+    assert (refusal(str(address), [str(network)]) == outside) is (refusal(str(address)) is None and address not in network)
+
+
+def test_a_network_of_the_other_family_holds_nothing() -> None:
+    assert refusal("10.0.0.5", ["::/0"]) == "10.0.0.5 is outside the role's networks"
+    assert refusal("2001:db8::5", ["0.0.0.0/0"]) == "2001:db8::5 is outside the role's networks"
+
+
+def test_web2_comes_before_web10() -> None:
+    names = ["web10", "web2", "web1", "a", "web02", "10", "9", "web2b3", "web2b20"]
+
+    assert sorted(names, key=natural) == ["9", "10", "a", "web1", "web02", "web2", "web2b3", "web2b20", "web10"]
+
+
+@given(st.lists(st.from_regex(NAME, fullmatch=True), max_size=6))
+def test_any_names_have_one_order(names: list[str]) -> None:
+    assert sorted(names, key=natural) == sorted(reversed(names), key=natural)
