@@ -14,8 +14,8 @@ WIDTH = 78
 _TRAFFIC = 44
 """Columns of the picture of what a client sees."""
 
-_CODES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "blue": "34", "magenta": "35", "cyan": "36"}
-_NODES = ("blue", "magenta", "cyan")
+# Legible on black and on white; blue and yellow are not.
+_CODES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "magenta": "35"}
 
 
 class Picture(NamedTuple):
@@ -91,8 +91,8 @@ class Screen:
         counts = picture.counts(_TRAFFIC)
         most = max((count for row in counts.values() for count in row), default=0) or 1
         self._say("")
-        for number, (node, row) in enumerate(counts.items()):
-            self._say(f"   {node:<8} {self._paint(self._row(row, most), _NODES[number % 3])} {sum(row):5d} answers")
+        for node, row in counts.items():
+            self._say(f"   {node:<8} {self._paint(self._row(row, most), 'magenta')} {sum(row):5d} answers")
         self._say(f"   {'':8} {self._paint(self._axis(picture), 'dim')}")
         failed = sum(not answer.node for answer in picture.answers)
         said = self._paint(f"{failed} failed", "red" if failed else "green")
