@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lbagent import rolesfile
 from lbagent.fold import Folded, fold
 from lbagent.haproxy.text import Document
-from lbagent.membership import ALIVE, Member, Membership, Pause, Quarantine
+from lbagent.membership import ALIVE, Member, Membership, Pause, Quarantine, expire
 from lbagent.plan import Plan, Rules, plan
 from lbagent.roles import Roles
 from lbagent.serf.events import parse
@@ -141,3 +141,18 @@ def folded(membership: Membership, *raws: Raw, clocks: Mapping[str, int] | None 
 def shuffled(membership: Membership, order: Iterable[str]) -> Membership:
     """The same membership, told in another order."""
     return membership._replace(members={name: membership.members[name] for name in order})
+
+
+def paused(membership: Membership) -> list[str]:
+    """Who is out of balancing."""
+    return sorted(membership.paused())
+
+
+def found(membership: Membership, name: str, address: str | None = None) -> Member | None:
+    """Who is meant."""
+    return membership.find(name, address)
+
+
+def expired(membership: Membership, now: int) -> Membership:
+    """Membership without what has run out."""
+    return expire(membership, now)
