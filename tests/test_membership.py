@@ -70,7 +70,7 @@ def test_nobody_is_found_by_no_address() -> None:
 def test_a_pause_holds_for_every_member_with_the_address() -> None:
     membership = known(pausing(member("old", status=LEFT)), member("new"), member("other", "10.0.0.2"))
 
-    assert paused(membership) == ["old", "new"]
+    assert paused(membership) == ["new", "old"]
 
 
 def test_a_tag_pauses_only_with_the_word_paused() -> None:
