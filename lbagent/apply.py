@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
 from lbagent import blame, quarantine, restore, scene
-from lbagent.errors import Busy, PutBack, Refused
+from lbagent.errors import Busy, NotYet, PutBack, Refused
 from lbagent.haproxy.takeover import Haproxy, NotAccepted, ReloadFailed
 from lbagent.haproxy.text import Document
 from lbagent.host.store import Failure, Served, Store
@@ -53,6 +53,7 @@ class Transaction:
         """
         for _ in range(ATTEMPTS):
             seen = scene.look(self._roles.haproxy)
+            seen.tidy()
             haproxy = scene.haproxy(self._roles.haproxy, seen)
             self.plan = wanted = self._plan(seen)
             if wanted.after == wanted.before and self._is_served(seen, haproxy):
@@ -67,10 +68,12 @@ class Transaction:
                 if not seen.untouched or not seen.swap(paths, keep=self._worth_keeping(seen)):
                     continue
             return self._hand_over(seen, haproxy, wanted)
-        raise Busy(f"{seen.targets[0].given} was saved by others while HAProxy checked it, {ATTEMPTS} times: run again")
+        raise Busy(f"haproxy.cfg was saved by others while HAProxy checked it, {ATTEMPTS} times: run again")
 
     def _plan(self, seen: Scene, kept: frozenset[str] = frozenset()) -> Plan:
-        kept |= quarantine.holding(self.membership, self._surroundings(seen)) if not self._options.force else frozenset()
+        kept |= (
+            quarantine.holding(self.membership, self._surroundings(seen)) if not self._options.force else frozenset()
+        )
         rules = Rules(force=self._options.force, adopt=self._options.adopt, kept=kept | frozenset(self._refused))
         return plan(seen.document, self._roles, self.membership, rules)
 
@@ -81,7 +84,7 @@ class Transaction:
         digest, worker = seen.document.digest(), haproxy.serving()
         if worker is None:
             return self._served == (digest, None, None) and haproxy.shown_not_to_run()
-        if self._served[:2] == (digest, worker) or (not self._served.digest and not seen.document.managed()):
+        if self._served[:2] == (digest, worker) or (not self._served.digest and not seen.document.serves):
             return True
         # Started or reloaded by somebody else, after the file became what it is.
         if haproxy.has_read_since(seen.changed_at, seen.size):
@@ -103,7 +106,7 @@ class Transaction:
             return
         rest = failure.at + 60 * min(2 ** (failure.times - 1), _LONGEST_WAIT) - int(time.time())
         if rest > 0:
-            raise PutBack(
+            raise NotYet(
                 f"not tried again yet: {failure.words}; in {rest} s, with `lbagent apply --force`,"
                 " or when haproxy.cfg or roles.yml changes"
             )
@@ -139,14 +142,13 @@ class Transaction:
         self._store.remember(self.membership)
 
     def _hand_over(self, seen: Scene, haproxy: Haproxy, wanted: Plan) -> Outcome:
-        digest = Document([("", text) for text in wanted.after]).digest()
         if not self._options.reload:
             return self._outcome(Verdict.WRITTEN, wanted, "not reloaded, as asked")
         try:
             worker = haproxy.take_over()
         except ReloadFailed as error:
             self._put_back(seen, haproxy, wanted, str(error))
-        self._store.serve(Served(digest, worker))
+        self._store.serve(Served(wanted.digest, worker))
         if worker is None:
             return self._outcome(Verdict.WRITTEN, wanted, "HAProxy does not run")
         return self._outcome(Verdict.APPLIED, wanted, f"HAProxy worker {worker.pid} serves it")
@@ -166,13 +168,13 @@ class Transaction:
         for _ in range(ATTEMPTS):
             now = scene.look(self._roles.haproxy)
             same = previous is seen.document and now.texts == wanted.after
-            texts = wanted.before if same else tuple(restore.put_back(now.document, previous))
+            texts = wanted.before if same else restore.put_back(now.document, previous)
             with now.staged(texts) as paths:
                 if not same:
                     self._still_accepted(haproxy, paths, words)
                 if now.untouched and now.swap(paths, keep=False):
                     raise PutBack(f"{words}; the previous managed lines are back in {now.targets[0].given}")
-        raise PutBack(f"{words}; {now.targets[0].given} is being edited, the new managed lines still stand in it")
+        raise PutBack(f"{words}; haproxy.cfg is being edited by others, the new managed lines still stand in it")
 
     def _still_accepted(self, haproxy: Haproxy, paths: Sequence[str], words: str) -> None:
         try:

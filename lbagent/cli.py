@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     if settings is not None:
         from lbagent.handler import handle  # noqa: PLC0415  # each verb loads what it needs
 
+        gc.disable()  # a handler ends before its first garbage would be worth collecting
         return _ended(settings, handle)
     from lbagent import parser  # noqa: PLC0415
 
@@ -49,7 +51,7 @@ def _ended(settings: Settings, verb: Verb) -> int:
         return 1
     except KeyboardInterrupt:
         return _INTERRUPTED
-    except Exception as error:  # noqa: BLE001  # the last door: a defect is one line too, and all of it with -v
+    except Exception as error:  # the last door: a defect is one line too, and all of it with -v
         log.error(f"this is a defect of lbagent, nothing is lost: {type(error).__name__}: {error}")
         if settings.verbose:
             raise

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import lbagent
 from lbagent import memory, restore, rolescache, scene
 from lbagent.apply import Options, Transaction
-from lbagent.errors import LbagentError, RolesRefused
+from lbagent.errors import LbagentError, NotYet, RolesRefused
 from lbagent.fold import Folded, fold, outdated
 from lbagent.host.log import Log
 from lbagent.host.paths import Paths
@@ -36,8 +36,8 @@ class Engine:
         self.answers: Mapping[str, str] = {}
         """What queries are told, by record id, as in Folded."""
 
-    def roles(self) -> Roles:
-        """roles.yml as it stands. Raises RolesRefused."""
+    def roles(self, *, keep: bool = False) -> Roles:
+        """roles.yml as it stands, kept as JSON for the next run where we hold the lock. Raises RolesRefused."""
         try:
             with open(self._roles_path, "rb") as file:
                 content = file.read()
@@ -49,23 +49,28 @@ class Engine:
         from lbagent import rolesfile  # noqa: PLC0415  # once for each edit
 
         roles = rolesfile.parse(content, self._roles_path)
-        self.store.cache(key, rolescache.frozen(roles))
+        if keep:
+            self.store.cache(key, rolescache.frozen(roles))
         return roles
 
     def run(self, options: Options) -> Outcome:
         """Fold, plan, apply; the lock is the caller's. Raises LbagentError, OSError."""
         started = time.monotonic()
         # First of all: a refused roles.yml changes nothing on disk, and what is in the spool waits.
-        roles = self.roles()
+        roles = self.roles(keep=True)
         causes = self.drain(roles)
         transaction = Transaction(self.store, roles, self.membership, options)
         try:
             outcome = transaction.apply()
-        except (LbagentError, OSError) as error:
-            self._record(transaction, causes, type(error).__name__, str(error), started)
+        except NotYet:
             raise
+        except (LbagentError, OSError) as error:
+            self._record(transaction, causes, getattr(error, "outcome", "failed"), str(error), started)
+            raise
+        # Known already where nothing changes: then only whoever asks (-v) is told again.
+        say = self._log.info if outcome.words == _QUIET else self._log.warning
         for note in transaction.plan.notes if transaction.plan else ():
-            self._log.info(note)
+            say(note)
         for held in outcome.held:
             self._log.error(f"held back: {held}; `lbagent apply --force` lets them go")
         if outcome.words != _QUIET:
@@ -147,7 +152,9 @@ class Engine:
         asked = outdated(before, (event for _, event in batch))
         return fold(before, batch, agent.clocks() if asked else {})
 
-    def _record(self, transaction: Transaction, causes: tuple[str, ...], outcome: str, words: str, started: float) -> None:
+    def _record(
+        self, transaction: Transaction, causes: tuple[str, ...], outcome: str, words: str, started: float
+    ) -> None:
         plan = transaction.plan
         self.store.record(
             {

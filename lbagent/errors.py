@@ -6,6 +6,7 @@ LbagentError             1   unexpected, or not confirmed
 ├── RolesRefused         2   roles.yml cannot be used as it stands
 ├── Refused              4   HAProxy (or a rule about markers) refused haproxy.cfg; the live file is untouched
 ├── PutBack              5   the reload failed; the previous managed lines are back
+│   └── NotYet           5   … and it is too soon to try again
 ├── Busy                 6   the lock, or a haproxy.cfg nobody is editing, was not had in time
 └── TryAgain            75   Serf or HAProxy could not be reached; the next run goes on from here
 """
@@ -17,6 +18,8 @@ class LbagentError(Exception):
     """One line for the operator: what, where, what would be right."""
 
     exit_status = 1
+    outcome = "failed"
+    """What history.jsonl calls a run that ended so."""
 
 
 class NotStored(LbagentError):
@@ -39,21 +42,29 @@ class Refused(LbagentError):
     """haproxy.cfg was refused; the live file was never touched."""
 
     exit_status = 4
+    outcome = "refused"
 
 
 class PutBack(LbagentError):
     """HAProxy did not take the change over; the previous managed lines are back."""
 
     exit_status = 5
+    outcome = "put back"
+
+
+class NotYet(PutBack):
+    """A reload that failed waits for its time, or for haproxy.cfg or roles.yml to change."""
 
 
 class Busy(LbagentError):
     """Somebody else holds the lock, or keeps editing haproxy.cfg."""
 
     exit_status = 6
+    outcome = "busy"
 
 
 class TryAgain(LbagentError):
     """Serf or HAProxy could not be reached; nothing is lost, the next run goes on."""
 
     exit_status = 75
+    outcome = "not confirmed"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from lbagent import order
 from lbagent.membership import (
     ALIVE,
     FAILED,
@@ -15,7 +16,6 @@ from lbagent.membership import (
     MEMBERS_LIMIT,
     UNKNOWN,
     UNKNOWN_LIMIT,
-    Heard,
     Member,
     Membership,
     Pause,
@@ -25,7 +25,6 @@ from lbagent.serf.events import TYPED, Command, Event, Malformed, MemberEvent, M
 from lbagent.serf.raw import Raw
 
 _GOES = frozenset({"member-leave", "member-reap"})
-_DIGESTS_KEPT = 16
 _UNKNOWN = {"pause": "unknown node, remembered", "resume": "unknown node"}
 
 
@@ -139,8 +138,8 @@ class _Folding:
 
     def _obey(self, command: Command, raw: Raw, now: int, member: Member) -> str:
         heard = member.heard.get(command.clock)
-        obeyed = _obeyed(command, heard)
-        self.members[member.name] = member = member._replace(heard=_hear(member.heard, command, heard))
+        obeyed = order.obeyed(command, heard)
+        self.members[member.name] = member = member._replace(heard=order.hear(member.heard, command, heard))
         if not obeyed:
             return "done"
         self.causes.append(f"{command.verb} {member.name} by {_who(command, raw)}")
@@ -174,7 +173,7 @@ class _Folding:
             self.warnings.append(f"pause of {command.name}: {UNKNOWN_LIMIT} pauses of unknown nodes are remembered")
             return "refused: too many unknown nodes are paused"
         pause = _pause(command, raw, now)
-        heard = _hear({}, command, None)
+        heard = order.hear({}, command, None)
         self.members[command.name] = Member(
             command.name, command.address or "", "", None, UNKNOWN, now, pause=pause, heard=heard
         )
@@ -186,24 +185,6 @@ class _Folding:
         for name, other in list(self.members.items()):
             if other.pause and (name == member.name or (member.address and other.address == member.address)):
                 self.members[name] = other._replace(pause=None)
-
-
-def _obeyed(command: Command, heard: Heard | None) -> bool:
-    if command.ltime is None or heard is None or command.ltime > heard.ltime:
-        return True
-    if command.ltime < heard.ltime or command.digest in heard.digests:
-        return False
-    return command.verb == "pause" or not heard.paused
-
-
-def _hear(heard: Mapping[str, Heard], command: Command, last: Heard | None) -> Mapping[str, Heard]:
-    if command.ltime is None or (last and command.ltime < last.ltime):
-        return heard
-    pauses = command.verb == "pause"
-    if last and command.ltime == last.ltime:
-        digests = (*last.digests, command.digest) if command.digest not in last.digests else last.digests
-        return {**heard, command.clock: Heard(last.ltime, digests[-_DIGESTS_KEPT:], last.paused or pauses)}
-    return {**heard, command.clock: Heard(command.ltime, (command.digest,), pauses)}
 
 
 def _pause(command: Command, raw: Raw, now: int) -> Pause:

@@ -24,6 +24,9 @@ ALIVE, FAILED, LEFT, UNKNOWN = "alive", "failed", "left", "unknown"
 LOST = "lost"
 """Not in Serf's list any more, though no leave was heard: its removal was not asked for."""
 
+PRESENT = (ALIVE, FAILED)
+"""May have lines at all."""
+
 PAUSED_TAG = ("lbagent", "paused")
 
 
@@ -71,7 +74,7 @@ class Member(NamedTuple):
     @property
     def present(self) -> bool:
         """Whether it may have lines at all."""
-        return self.status in (ALIVE, FAILED)
+        return self.status in PRESENT
 
     @property
     def paused_by_tag(self) -> bool:
@@ -89,17 +92,17 @@ class Membership(NamedTuple):
     def paused_addresses(self) -> frozenset[str]:
         """Addresses whose every member is paused: a pause holds for the host, whatever it is called today."""
         return frozenset(
-            member.address for member in self.members.values() if member.address and (member.pause or member.paused_by_tag)
+            member.address
+            for member in self.members.values()
+            if (member.pause or member.tags) and member.address and (member.pause or member.paused_by_tag)
         )
 
     def paused(self) -> frozenset[str]:
         """The names of all members that are out of balancing."""
         addresses = self.paused_addresses()
-        return frozenset(
-            name
-            for name, member in self.members.items()
-            if member.pause or member.address in addresses or member.paused_by_tag
-        )
+        if not addresses:
+            return frozenset(name for name, member in self.members.items() if member.pause)
+        return frozenset(name for name, member in self.members.items() if member.pause or member.address in addresses)
 
     def find(self, name: str, address: str | None) -> Member | None:
         """The member meant by `name`: exactly, else in any case (Windows), else the only one at `address`."""
@@ -118,11 +121,13 @@ class Membership(NamedTuple):
 
 def expire(membership: Membership, now: int) -> Membership:
     """Membership without the pauses, quarantines and memories that have run out by `now`."""
-    kept = {}
+    kept = dict(membership.members)
     for name, member in membership.members.items():
-        if _outlived(member, now):
-            continue
-        kept[name] = _current(member, now) if member.pause or member.quarantine else member
+        if member.pause or member.quarantine or member.status not in PRESENT:
+            if _outlived(member, now):
+                del kept[name]
+            else:
+                kept[name] = _current(member, now)
     return membership._replace(members=kept)
 
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
+from operator import attrgetter
+from typing import Protocol, TypeVar
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 """A node, role or section."""
@@ -23,6 +26,18 @@ _IPV4 = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}")
 _DIGITS = re.compile(r"([0-9]+)")
 
 _NEVER_V4 = ("0.", "169.254.", *(f"{octet}." for octet in range(224, 256)))
+_CAREFUL = ("127.", *_NEVER_V4)
+
+_SHAPE = str.maketrans("123456789", "000000000")
+_NAME_OF = attrgetter("name")
+
+
+class _HasName(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+_Named = TypeVar("_Named", bound=_HasName)
 
 
 def canonical_address(text: str) -> str | None:
@@ -43,6 +58,8 @@ def canonical_address(text: str) -> str | None:
 
 def refusal(address: str, networks: Sequence[str] = ()) -> str | None:
     """Why a canonical `address` may not be written, given a role's `networks`; None where it may."""
+    if not networks and ":" not in address and not address.startswith(_CAREFUL):
+        return None
     kind = _kind_v6(address) if ":" in address else _kind_v4(address)
     if kind and kind != "loopback":
         return f"{address} is a {kind} address"
@@ -58,6 +75,24 @@ def natural(name: str) -> tuple[list[str | int], str]:
     parts: list[str | int] = list(_DIGITS.split(name))
     parts[1::2] = map(int, parts[1::2])
     return parts, name
+
+
+def in_order(members: Sequence[_Named]) -> list[_Named]:
+    """The members in the natural order of their names."""
+    if not members:
+        return []
+    # Names of one shape (web00, web07, web12) are in natural order where they are in plain order, which is
+    # ten times as fast to find; and of most shapes, all of one come before all of the other.
+    shapes: dict[str, list[_Named]] = {}
+    for member, shape in zip(
+        members, "\n".join([one.name for one in members]).translate(_SHAPE).split("\n"), strict=True
+    ):
+        shapes.setdefault(shape, []).append(member)
+    groups = [sorted(group, key=_NAME_OF) for group in shapes.values()]
+    groups.sort(key=lambda group: natural(group[0].name))
+    if all(natural(one[-1].name) < natural(other[0].name) for one, other in pairwise(groups)):
+        return [member for group in groups for member in group]
+    return sorted(members, key=lambda member: natural(member.name))
 
 
 def _kind_v4(address: str) -> str | None:

@@ -6,14 +6,15 @@ what was planned once is planned again the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from lbagent.errors import Refused
 from lbagent.guard import Guard
-from lbagent.haproxy.text import Document, Proxy, completed
+from lbagent.haproxy.lines import HandWritten, indentation
+from lbagent.haproxy.text import Document, Proxy, digest
 from lbagent.membership import Membership
-from lbagent.place import Place, Spot
+from lbagent.place import Place, Spot, Turn
 from lbagent.roles import Pair, Roles
 from lbagent.wishes import Wishes
 
@@ -31,6 +32,8 @@ class Plan(NamedTuple):
     before: tuple[str, ...]
     after: tuple[str, ...]
     """One text per file of haproxy.cfg, equal to `before` where nothing is to change."""
+    digest: str
+    """Of the managed lines in `after`."""
     changes: Mapping[str, Change]
     """By node, in the order of the text."""
     held: tuple[str, ...]
@@ -66,26 +69,27 @@ _PLAIN = Rules()
 def plan(document: Document, roles: Roles, membership: Membership, rules: Rules = _PLAIN) -> Plan:
     """The plan for `document`. Raises Refused where a marker stands twice in one proxy."""
     pairs = roles.pairs()
-    wishes = Wishes(roles, membership)
-    guard = Guard(membership.members, force=rules.force)
-    edits: dict[int, list[str] | None] = {}
+    turn = Turn(Wishes(roles, membership), Guard(membership.members, force=rules.force), rules.kept, rules.adopt)
+    edits: dict[int, Sequence[str]] = {}
     changes: dict[str, tuple[list[str], list[str]]] = {}
     notes: dict[str, None] = {}
+    managed: list[tuple[str, list[str]]] = []
     for proxy in document.proxies:
-        if not proxy.markers and not proxy.entries:
+        if not proxy.markers and not proxy.managed:
             continue
         _single(document, proxy)
         place = Place(document, proxy, pairs, membership)
-        for spot in place.spots(wishes, rules.kept, guard, adopt=rules.adopt):
+        texts: list[str] = []
+        for spot in place.spots(turn):
             rewrite(document, proxy, spot, edits)
-            _compare(proxy, spot, changes)
+            _compare(proxy, place, spot, changes)
+            texts += [line.text for line in spot.after]
+        managed += [(str(proxy), texts)] if texts else []
         notes.update(dict.fromkeys(place.notes))
-    notes.update(wishes.notes)
+    notes.update(turn.wishes.notes)
     notes.update(dict.fromkeys(_unmarked(document, pairs)))
-    before = document.texts()
-    after = [completed(new) if new != old else old for old, new in zip(before, document.texts(edits), strict=True)]
     named = {node: Change(tuple(added), tuple(removed)) for node, (added, removed) in changes.items()}
-    return Plan(tuple(before), tuple(after), named, tuple(guard.held), tuple(notes))
+    return Plan(document.texts, document.edited(edits), digest(managed), named, tuple(turn.guard.held), tuple(notes))
 
 
 def _single(document: Document, proxy: Proxy) -> None:
@@ -94,44 +98,39 @@ def _single(document: Document, proxy: Proxy) -> None:
         if marker.middle in seen:
             first = document.where(seen[marker.middle])
             text = document.lines[marker.at].strip()
-            raise Refused(f"{document.where(marker.at)}: {text!r} stands in {proxy} twice, first at {first}: delete one")
+            raise Refused(
+                f"{document.where(marker.at)}: {text!r} stands in {proxy} twice, first at {first}: delete one"
+            )
         seen[marker.middle] = marker.at
 
 
-def rewrite(document: Document, proxy: Proxy, spot: Spot, edits: dict[int, list[str] | None]) -> None:
-    """Enter into `edits` (see Document.texts) what turns the spot's `before` into its `after`."""
+def rewrite(document: Document, proxy: Proxy, spot: Spot, edits: dict[int, Sequence[str]]) -> None:
+    """Enter into `edits` (see Document.edited) what turns the spot's `before` into its `after`."""
     if spot.marker is None:
         # Without a marker a line can only be replaced where it stands, or go.
-        kept = {line.at: line for line in spot.after}
         for line in spot.before:
-            if line.at not in kept:
-                edits[line.at] = None
-            elif kept[line.at].text != line.text:
-                edits[line.at] = [_like(document.lines[line.at], kept[line.at].text)]
+            old = document.lines[line.at]
+            ending = "\r" if old.endswith("\r") else ""
+            edits[line.at] = [f"{indentation(old)}{new.text}{ending}" for new in spot.after]
         return
     marker = proxy.markers[spot.marker]
     wanted = [f"{marker.indent}{line.text}{marker.ending}" for line in spot.after]
     first = marker.at - len(spot.before)
     if document.lines[first : marker.at] == wanted and (not spot.before or spot.before[0].at == first):
         return
-    edits.update((line.at, None) for line in spot.before)
+    edits.update((line.at, ()) for line in spot.before)
     edits[marker.at] = [*wanted, document.lines[marker.at]]
 
 
-def _like(original: str, text: str) -> str:
-    indent = original[: len(original) - len(original.lstrip(" \t"))]
-    return f"{indent}{text}" + ("\r" if original.endswith("\r") else "")
-
-
-def _compare(proxy: Proxy, spot: Spot, changes: dict[str, tuple[list[str], list[str]]]) -> None:
+def _compare(proxy: Proxy, place: Place, spot: Spot, changes: dict[str, tuple[list[str], list[str]]]) -> None:
     old = {line.text for line in spot.before}
     new = {line.text for line in spot.after}
-    for line in spot.before if old != new else ():
-        if line.text not in new:
-            changes.setdefault(line.node, ([], []))[1].append(f"{proxy}: {line.text}")
-    for line in spot.after if old != new else ():
-        if line.text not in old:
-            changes.setdefault(line.node, ([], []))[0].append(f"{proxy}: {line.text}")
+    for line in spot.before if not old <= new else ():
+        if line.text not in new or isinstance(line, HandWritten):
+            changes.setdefault(place.node(line), ([], []))[1].append(f"{proxy}: {line.text}")
+    for planned in spot.after if not new <= old else ():
+        if planned.text not in old:
+            changes.setdefault(planned.node, ([], []))[0].append(f"{proxy}: {planned.text}")
 
 
 def _unmarked(document: Document, pairs: Mapping[str, Pair]) -> list[str]:

@@ -24,7 +24,7 @@ class Missing(ValueError):
 class Template:
     """Options or a port with placeholders, checked once, filled in for each node."""
 
-    __slots__ = ("_parts", "needs_tags", "text")
+    __slots__ = ("_parts", "needs_tags", "same_for_role", "text")
 
     def __init__(self, text: str) -> None:
         """Raises ValueError, in the words an operator needs, where `text` could not stand in a line."""
@@ -38,6 +38,7 @@ class Template:
         self.text = " ".join(text.split(" ")).strip()
         self._parts = _PLACEHOLDER.search(text) is not None
         self.needs_tags = "{tag:" in text
+        self.same_for_role = not self.needs_tags and "{name}" not in text
 
     @property
     def constant(self) -> bool:
@@ -50,10 +51,10 @@ class Template:
             return self.text
 
         def value(found: re.Match[str]) -> str:
-            word, tag, default = found.group(1, 2, 3)
-            if tag is None:
+            word, tag, default = found.group(1), found.group(2), found.group(3)
+            if not tag:
                 return values[word]
-            given = tags.get(tag, default)
+            given: str | None = values["role"] if tag == "role" else tags.get(tag, default)
             if given is None:
                 msg = f"its tag {tag!r} is not set"
                 raise Missing(msg)

@@ -10,7 +10,10 @@ from lbagent.roles import HaproxySettings, Role, Roles, Service, Template
 def frozen(roles: Roles) -> list[Any]:
     """What `thawed` makes the same roles of."""
     services = {name: [service.port.text, service.options.text] for name, service in roles.services.items()}
-    kept = {name: [*role[1:4], None if role.options is None else role.options.text, *role[5:]] for name, role in roles.roles.items()}
+    kept = {
+        name: [*role[1:4], None if role.options is None else role.options.text, *role[5:]]
+        for name, role in roles.roles.items()
+    }
     return [list(roles.haproxy), services, kept, roles.digest]
 
 
@@ -20,17 +23,19 @@ def thawed(state: list[Any]) -> Roles:
     return Roles(
         HaproxySettings(tuple(config), reload and tuple(reload), *rest),
         {name: Service(name, Template(port), Template(options)) for name, (port, options) in services.items()},
-        {name: _role(name, *fields) for name, fields in kept.items()},
+        {name: _role(name, fields) for name, fields in kept.items()},
         digest,
     )
 
 
-def _role(name: str, sections: dict[str, list[str]], interval: str, networks: list[str], options: str | None, *rest: Any) -> Role:  # noqa: ANN401
+def _role(name: str, fields: list[Any]) -> Role:
+    sections, interval, networks, options, remove_failed, most = fields
     return Role(
         name,
         {section: tuple(services) for section, services in sections.items()},
         interval,
         tuple(networks),
         None if options is None else Template(options),
-        *rest,
+        remove_failed,
+        most,
     )

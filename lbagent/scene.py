@@ -40,6 +40,12 @@ class Scene(NamedTuple):
         """Bytes in all files."""
         return sum(len(target.content) for target in self.targets)
 
+    def tidy(self) -> None:
+        """Remove what a run that was killed left staged."""
+        for target in self.targets:
+            with contextlib.suppress(OSError):
+                os.unlink(target.beside("staged"))
+
     @contextlib.contextmanager
     def staged(self, texts: Sequence[str]) -> Iterator[tuple[str, ...]]:
         """Paths that read as haproxy.cfg would with `texts`: staged files where they differ. Raises OSError."""
@@ -72,7 +78,9 @@ def previous(scene: Scene) -> Document | None:
             found.append(files.read(target.beside("previous"))._replace(given=target.given))
             continue
         found.append(target)
-    return document(found) if any(kept is not target for kept, target in zip(found, scene.targets, strict=True)) else None
+    return (
+        document(found) if any(kept is not target for kept, target in zip(found, scene.targets, strict=True)) else None
+    )
 
 
 def haproxy(settings: HaproxySettings, scene: Scene) -> Haproxy:

@@ -69,7 +69,7 @@ def _diff(seen: Scene, wanted: Plan) -> Iterator[str]:
 
 def _lines(split: Sequence[str]) -> list[str]:
     lines = [f"{line}\n" for line in split[:-1]]
-    return lines + [f"{split[-1]}\n\\ No newline at end of file\n"] if split[-1] else lines
+    return [*lines, f"{split[-1]}\n\\ No newline at end of file\n"] if split[-1] else lines
 
 
 def _print(lines: Iterator[str]) -> None:

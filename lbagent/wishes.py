@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 from lbagent.haproxy.server import endpoint
-from lbagent.membership import FAILED, Member, Membership
-from lbagent.names import natural, refusal
+from lbagent.membership import FAILED, PRESENT, Member, Membership
+from lbagent.names import in_order, natural, refusal
 from lbagent.roles import Missing, Pair, Role, Roles, Service
 
 
@@ -16,36 +16,32 @@ class Wish(NamedTuple):
 
     member: Member
     role: Role
+    endpoint: str
+    """ADDRESS:PORT."""
     port: int
     options: str
     paused: bool
     verbatim: bool = False
     """Its tags are not known since membership was rebuilt: the line that stands there is the best knowledge."""
 
-    @property
-    def endpoint(self) -> str:
-        """ADDRESS:PORT."""
-        return endpoint(self.member.address, self.port)
-
 
 class Wishes:
     """The wishes of a whole membership, marker by marker."""
 
     def __init__(self, roles: Roles, membership: Membership) -> None:
+        """The wishes that `roles` has for the members that are there."""
         self._roles = roles
         self.paused = membership.paused()
-        self._of_role: dict[str, list[Member]] = {}
-        for member in membership.members.values():
-            if member.present and member.role in roles.roles:
-                self._of_role.setdefault(member.role, []).append(member)
-        for members in self._of_role.values():
-            members.sort(key=lambda member: natural(member.name))
-        self._refused: dict[tuple[str, str], str | None] = {}
         self.notes: dict[str, None] = {}
         """Nodes that cannot have the line they should, and why; said once each."""
+        of_role: dict[str, list[Member]] = {name: [] for name in roles.roles}
+        for member in membership.members.values():
+            if member.role in of_role and member.status in PRESENT:
+                of_role[member.role].append(member)
+        self._of_role = {name: self._allowed(roles.roles[name], members) for name, members in of_role.items()}
 
-    def at(self, pair: Pair, known: Collection[str]) -> list[Wish]:
-        """The wishes for the marker of `pair`, in the order of names; `known` nodes have lines there already."""
+    def at(self, pair: Pair, known: Callable[[], Collection[str]]) -> list[Wish]:
+        """The wishes for the marker of `pair`, in the order of names; `known` tells the nodes with lines there."""
         roles = self._roles.serving(pair)
         service = self._roles.services[pair.service]
         found = [wish for role in roles for wish in self._of(role, service, known)]
@@ -53,44 +49,55 @@ class Wishes:
             found = _without_failed(found)
         return found if len(roles) == 1 else sorted(found, key=lambda wish: natural(wish.member.name))
 
-    def _of(self, role: Role, service: Service, known: Collection[str]) -> Iterable[Wish]:
-        options = role.options or service.options
-        wishes = [
-            wish
-            for member in self._of_role.get(role.name, ())
-            if (wish := self._wish(member, role, service, options.needs_tags or service.port.needs_tags)) is not None
-        ]
-        return wishes if len(wishes) <= role.max else self._at_most(role, service, wishes, known)
+    def _allowed(self, role: Role, members: list[Member]) -> list[Member]:
+        allowed = [member for member in members if not refusal(member.address, role.networks)]
+        if len(allowed) < len(members):
+            refused = ((member, refusal(member.address, role.networks)) for member in members)
+            self.notes.update(
+                (f"node {one.name} of role {role.name} has no line: {why}", None) for one, why in refused if why
+            )
+        return in_order(allowed)
 
-    def _wish(self, member: Member, role: Role, service: Service, needs_tags: bool) -> Wish | None:  # noqa: FBT001
-        key = (role.name, member.address)
-        if key not in self._refused:
-            self._refused[key] = refusal(member.address, role.networks)
-        paused = member.name in self.paused
-        if why := self._refused[key]:
-            self.notes[f"node {member.name} of role {role.name} has no line: {why}"] = None
-            return None
-        if needs_tags and member.tags is None and paused:
-            return Wish(member, role, 0, "", paused)
-        if needs_tags and member.tags is None:
-            return Wish(member, role, 0, "", paused, verbatim=True)
+    def _of(self, role: Role, service: Service, known: Callable[[], Collection[str]]) -> list[Wish]:
+        members, paused = self._of_role[role.name], self.paused
         options = role.options or service.options
+        if options.same_for_role and service.port.same_for_role:
+            values = {"interval": role.interval, "role": role.name}
+            port, text = service.port_of(values, {}), options.fill(values, {})
+            wishes = [
+                Wish(member, role, endpoint(member.address, port), port, text, member.name in paused)
+                for member in members
+            ]
+        else:
+            found = (self._wish(member, role, service) for member in members)
+            wishes = [wish for wish in found if wish is not None]
+        return wishes if len(wishes) <= role.max else self._at_most(role, service, wishes, known())
+
+    def _wish(self, member: Member, role: Role, service: Service) -> Wish | None:
+        options, paused = role.options or service.options, member.name in self.paused
+        if member.tags is None and (options.needs_tags or service.port.needs_tags):
+            # A paused one needs no tags: only its name and address are written.
+            return Wish(member, role, f"{member.name} {service.name}", 1, "", paused, verbatim=not paused)
         values: Mapping[str, str] = {"name": member.name, "role": role.name, "interval": role.interval}
         try:
             port = service.port_of(values, member.tags or {})
-            return Wish(member, role, port, options.fill(values, member.tags or {}), paused)
+            text = options.fill(values, member.tags or {})
         except Missing as error:
             self.notes[f"node {member.name} has no line for {service.name}: {error}"] = None
             return None
+        return Wish(member, role, endpoint(member.address, port), port, text, paused)
 
     def _at_most(self, role: Role, service: Service, wishes: list[Wish], known: Collection[str]) -> list[Wish]:
-        kept = [wish for wish in wishes if wish.member.name in known]
-        room = max(0, role.max - len(kept))
-        newcomers = [wish for wish in wishes if wish.member.name not in known]
-        for wish in newcomers[room:]:
-            self.notes[f"node {wish.member.name} has no line for {service.name}: role {role.name} has {role.max}"] = None
-        allowed = {wish.member.name for wish in kept + newcomers[:room]}
-        return [wish for wish in wishes if wish.member.name in allowed]
+        room = role.max - sum(wish.member.name in known for wish in wishes)
+        allowed = []
+        for wish in wishes:
+            room -= (new := wish.member.name not in known)
+            if new and room < 0:
+                name = wish.member.name
+                self.notes[f"node {name} has no line for {service.name}: role {role.name} has its {role.max}"] = None
+            else:
+                allowed.append(wish)
+        return allowed
 
 
 def _without_failed(wishes: list[Wish]) -> list[Wish]:
@@ -99,4 +106,4 @@ def _without_failed(wishes: list[Wish]) -> list[Wish]:
     alive = sum(wish.member.status != FAILED for wish in serving)
     if 2 * alive < len(serving):
         return wishes
-    return [wish for wish in wishes if not (wish.role.remove_failed and wish.member.status == FAILED)]
+    return [wish for wish in wishes if wish.paused or not (wish.role.remove_failed and wish.member.status == FAILED)]

@@ -29,7 +29,7 @@ class Server:
 
     __slots__ = ("address", "id", "name", "options", "port", "role")
 
-    def __init__(self, name: str, address: str, port: int, options: str, role: str, id: int | None = None) -> None:  # noqa: A002, PLR0913  # the fields of the line
+    def __init__(self, name: str, address: str, port: int, options: str, role: str, id: int | None = None) -> None:  # noqa: A002, PLR0913, PLR0917  # the fields of the line
         """Raises Unsafe, ValueError, where any of the fields could be read as something else."""
         node, _, service = name.rpartition(".")
         if not NAME.fullmatch(name) and not (NAME.fullmatch(node) and SERVICE.fullmatch(service)):
@@ -54,15 +54,19 @@ class Server:
     @property
     def line(self) -> str:
         """The managed line, without indentation and line ending."""
-        options = f" {self.options}" if self.options else ""
-        number = f" id {self.id}" if self.id else ""
-        return f"server {self.name} {self.endpoint}{options}{number} # lbagent role={self.role}"
+        return f"server {self.name} {self.endpoint}{tail(self.options, self.role, self.id)}"
 
 
 def paused_line(node: str, address: str, role: str) -> str:
     """The comment that stands where a paused node's `server` line would. Raises Unsafe."""
     safe = Server(node, address, 1, "", role)
     return f"# lbagent paused {safe.name} {safe.address} role={safe.role}"
+
+
+def tail(options: str, role: str, id: int | None = None) -> str:  # noqa: A002  # HAProxy's keyword
+    """What follows the address in the line; by itself nothing that may be written."""
+    number = f" id {id}" if id else ""
+    return f"{' ' if options else ''}{options}{number} # lbagent role={role}"
 
 
 def endpoint(address: str, port: int) -> str:

@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from lbagent.errors import LbagentError, TryAgain
 from lbagent.haproxy import process, runtime
 from lbagent.haproxy.process import Reloads, Running, Worker
-from lbagent.host import commands
+from lbagent.haproxy.successor import spoken, successor
+from lbagent.host import commands, processes
 from lbagent.roles import HaproxySettings
 
 _POLL = 0.01
+_FAILED = "the reload failed, the old worker goes on (HAProxy's log has the reason; a port in use passes `haproxy -c`)"
 _SETTLED = 0.1
 """Seconds a worker without a stats socket has to live before it counts: one that cannot chroot dies sooner."""
 
@@ -48,7 +50,9 @@ class Haproxy:
             result = commands.run(
                 argv,
                 self._settings.timeout,
-                cwd=running.main.cwd if running and running.is_master else None,
+                cwd=running.main.cwd
+                if running and running.is_master and os.path.isdir(running.main.cwd or "")
+                else None,
                 environ=self._environ(),
             )
         except OSError as error:
@@ -56,12 +60,12 @@ class Haproxy:
         if result.status is None:
             raise TryAgain(result.words)
         if not result.good:
-            raise NotAccepted(_words(result.words))
+            raise NotAccepted(spoken(result.words))
 
     def serving(self) -> Worker | None:
         """The worker that serves now; None where no process is found."""
         running = self._running
-        return Worker(running.worker.pid, running.worker.started) if running else None
+        return Worker(*running.worker.named) if running else None
 
     def shown_not_to_run(self) -> bool:
         """Whether all that could show a running HAProxy shows none."""
@@ -96,49 +100,47 @@ class Haproxy:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(running.main.pid, signal.SIGUSR2)
         else:
-            self._command(self._successor(running), running)
+            self._command(successor(running, self._lines), running)
 
     def _command(self, argv: Sequence[str], running: Running | None = None) -> None:
+        cwd, environ = (running.main.cwd, self._environ()) if running else (None, _own_environ())
         try:
-            cwd = running.main.cwd if running else None
-            result = commands.run(argv, self._settings.timeout, cwd=cwd, environ=self._environ())
+            result = commands.run(argv, self._settings.timeout, cwd=cwd, environ=environ)
         except OSError as error:
             raise ReloadFailed(f"{argv[0]} cannot be run: {error.strerror}") from error
         if result.status is None:
             raise TryAgain(result.words)
         if not result.good:
-            raise ReloadFailed(f"{' '.join(argv)} ended with {result.status}: {_words(result.words)}")
-
-    def _successor(self, running: Running) -> list[str]:
-        """The command line of a process that takes over from one without a master."""
-        if os.environ.get("INVOCATION_ID"):
-            # It would belong to our service, and end with it.
-            raise TryAgain("HAProxy runs without a master (-W) and lbagent in a systemd service: set haproxy.reload")
-        argv = _without_handover(running.main.argv)
-        daemon = "-D" in argv or any(words[0] == "daemon" for words in self._lines)
-        if not daemon or "-db" in argv or "-d" in argv:
-            raise TryAgain("HAProxy runs in the foreground without a master: run it with -W, or set haproxy.reload")
-        passing = [
-            words[2] for words in self._lines if words[:2] == ["stats", "socket"] and "listeners" in words[3:]
-        ]
-        handover = ["-x", passing[0]] if passing and os.path.exists(passing[0]) else []
-        return [*argv, *handover, "-sf", str(running.main.pid)]
+            raise ReloadFailed(f"{' '.join(argv)} ended with {result.status}: {spoken(result.words)}")
 
     def _confirmed(self, old: Running | None, before: Reloads | None, asked: int | None) -> Worker:
         deadline = time.monotonic() + self._settings.timeout
         while time.monotonic() < deadline:
-            if old is not None and before is not None:
-                now = process.reloads(old.main)
-                if now and now.done > before.done and now.failed:
-                    raise ReloadFailed(self._why_failed())
-            self._running = found = process.find(self._settings.config, self._lines)
-            if found and old and (found.worker.pid, found.worker.started) != (old.worker.pid, old.worker.started):
-                if self._settled(found, before):
-                    return Worker(found.worker.pid, found.worker.started)
-            elif found is None and old is None and (pid := self._asked_pid()) and pid != asked:
-                return Worker(pid, 0)
+            if worker := self._new_worker(old, before, asked):
+                return worker
+            if old is not None and processes.process(old.main.pid) is None and self._gone():
+                raise TryAgain("HAProxy ended during the reload: start it, haproxy.cfg is complete")
             time.sleep(_POLL)
         raise TryAgain(f"no new HAProxy worker was seen within {self._settings.timeout:g} s of the reload")
+
+    def _new_worker(self, old: Running | None, before: Reloads | None, asked: int | None) -> Worker | None:
+        if old is None:
+            pid = self._asked_pid()
+            return Worker(pid, 0) if pid and pid != asked else None
+        if before is not None:
+            now = process.reloads(old.main)
+            if now is None or now.done == before.done:
+                return None
+            if now.failed:
+                raise ReloadFailed(_FAILED)
+        self._running = found = process.find(self._settings.config, self._lines)
+        if found is None or found.worker.named == old.worker.named or not self._settled(found, before):
+            return None
+        return Worker(*found.worker.named)
+
+    def _gone(self) -> bool:
+        self._running = process.find(self._settings.config, self._lines)
+        return self.shown_not_to_run()
 
     def _settled(self, found: Running, before: Reloads | None) -> bool:
         """Whether the new worker really serves: it answers on the stats socket, or has lived for a moment."""
@@ -152,10 +154,7 @@ class Haproxy:
             except OSError:
                 continue
         time.sleep(_SETTLED)
-        return Worker(found.worker.pid, found.worker.started).alive
-
-    def _why_failed(self) -> str:
-        return "the reload failed, the old worker goes on (HAProxy's log has the reason; a port in use passes -c)"
+        return Worker(*found.worker.named).alive
 
     def _asked_pid(self) -> int | None:
         for address in runtime.sockets(self._lines):
@@ -165,28 +164,9 @@ class Haproxy:
 
     def _environ(self) -> Mapping[str, str]:
         environ = self._running.environ if self._running else {}
-        # What Serf put into ours was chosen by others.
-        return environ or {key: value for key, value in os.environ.items() if not key.startswith("SERF_")}
+        return environ or _own_environ()
 
 
-def _without_handover(argv: Sequence[str]) -> list[str]:
-    kept: list[str] = []
-    words = iter(argv)
-    skipping = False
-    for word in words:
-        if skipping and word.isdigit():
-            continue
-        skipping = word in ("-sf", "-st")
-        if word == "-x":
-            next(words, None)
-        elif not skipping:
-            kept.append(word)
-    return kept
-
-
-def _words(output: str) -> str:
-    """The first thing HAProxy complained about, or the last line of whatever else spoke."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    # [ALERT]    (4041) : config : parsing [/etc/haproxy/haproxy.cfg:12]: unknown keyword …
-    alerts = [line.partition(") : ")[2].removeprefix("config : ") for line in lines if line.startswith("[ALERT]")]
-    return alerts[0] if alerts else (lines[-1] if lines else "without a word")
+def _own_environ() -> dict[str, str]:
+    # What Serf put into it was chosen by others.
+    return {key: value for key, value in os.environ.items() if not key.startswith("SERF_")}

@@ -6,35 +6,31 @@ HAProxy's grammar is not copied here; `haproxy -c` judges what we write.
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
 
-from lbagent.names import NAME
+from lbagent.haproxy.lines import BLANK, HandWritten, Line, Marker, hand_written, indentation
 
 _SECTIONS = frozenset(
-    "global defaults frontend backend listen peers resolvers mailers userlist program http-errors ring cache"
-    " log-forward fcgi-app crt-store traces log-profile acme".split()
+    {"global", "defaults", "frontend", "backend", "listen", "peers", "resolvers", "mailers", "userlist", "program"}
+    | {"http-errors", "ring", "cache", "log-forward", "fcgi-app", "crt-store", "traces", "log-profile", "acme"}
 )
 _HASHING = ("source", "uri", "url_param", "hdr", "rdp-cookie", "random", "hash")
-_MANAGED = re.compile(r"server[ \t]+(\S+)[ \t]+(\S+)(?:[ \t].*)?[ \t]# lbagent role=([A-Za-z0-9][A-Za-z0-9._-]*)")
-_PAUSED = re.compile(r"# lbagent paused (\S+) (\S+) role=([A-Za-z0-9][A-Za-z0-9._-]*)")
-_MARKER = re.compile(r"# additional-(\S+)-server")
-_BLANK = " \t\r"
+_OURS = " # lbagent role="
+_PAUSED = "# lbagent paused "
+_MARKER = "# additional-", "-server"
 
 
 class Proxy:
     """A section of haproxy.cfg (`backend`, `listen`, …), with what stands in it."""
 
-    __slots__ = ("balance", "entries", "hand_written", "kind", "markers", "name")
+    __slots__ = ("balance", "hand_written", "kind", "managed", "markers", "name")
 
     def __init__(self, kind: str, name: str, balance: str | None) -> None:
-        self.kind, self.name = kind, name
-        self.balance = balance
+        """An empty section; `balance` is what its `defaults` say."""
+        self.kind, self.name, self.balance = kind, name, balance
         self.markers: list[Marker] = []
-        self.entries: list[Entry] = []
-        """Managed lines, in the order of the text."""
+        self.managed: list[Line] = []
         self.hand_written: list[HandWritten] = []
 
     @property
@@ -43,45 +39,8 @@ class Proxy:
         return (self.balance or "").partition("(")[0] in _HASHING
 
     def __str__(self) -> str:
+        """`backend b`, as haproxy.cfg calls it."""
         return f"{self.kind} {self.name}".strip()
-
-
-class Marker(NamedTuple):
-    """A line `# additional-<section>-<service>-server`."""
-
-    at: int
-    middle: str
-    indent: str
-    ending: str
-    """`\\r` where the file's lines end in CRLF, else nothing: the LF is what lines were cut at."""
-
-
-class Entry(NamedTuple):
-    """A managed line: a server, or the comment that stands for a paused one."""
-
-    at: int
-    name: str
-    address: str
-    """As it stands in the line: ADDRESS:PORT of a server, ADDRESS of a paused one."""
-    role: str
-    paused: bool
-    marker: int
-    """Number, within its proxy, of the next marker below it; as many as there are where none follows."""
-
-    @property
-    def host(self) -> str:
-        """The address alone, without port and brackets."""
-        return self.address if self.paused else self.address.rpartition(":")[0].strip("[]")
-
-
-class HandWritten(NamedTuple):
-    """A `server` line that the operator wrote."""
-
-    at: int
-    name: str
-    endpoint: str
-    id: int | None
-    marker: int
 
 
 class Document:
@@ -93,64 +52,82 @@ class Document:
         self.proxies: list[Proxy] = []
         self.settings: list[list[str]] = []
         """The words of each line of `global`."""
-        self._starts: list[tuple[int, str]] = []
+        self._files: list[tuple[int, str, str]] = []
         self._defaults: dict[str, str | None] = {}
         for name, text in files:
-            self._starts.append((len(self.lines), name))
-            self._read(text)
+            self._files.append((len(self.lines), name, text))
+            self._read(text.split("\n"))
 
     def where(self, at: int) -> str:
         """FILE:LINE of a line, counted from 1 in its own file."""
-        start, name = max(entry for entry in self._starts if entry[0] <= at)
+        start, name, _ = max(file for file in self._files if file[0] <= at)
         return f"{name}:{at - start + 1}"
 
-    def texts(self, lines: Mapping[int, Sequence[str] | None] = {}) -> list[str]:
-        """Every file's text again, with `lines` in place of the lines at these numbers (None: none)."""
-        ends = [start for start, _ in self._starts[1:]] + [len(self.lines)]
-        return [self._text(start, end, lines) for (start, _), end in zip(self._starts, ends, strict=True)]
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Every file's text as it was read."""
+        return tuple(text for _, _, text in self._files)
 
-    def managed(self) -> list[str]:
-        """The managed lines with the proxy they stand in: all that can differ between two runs of ours."""
-        return [f"{proxy}: {self.lines[entry.at].strip(_BLANK)}" for proxy in self.proxies for entry in proxy.entries]
+    def edited(self, edits: Mapping[int, Sequence[str]]) -> tuple[str, ...]:
+        """Every file's text with other lines in place of those whose numbers `edits` holds."""
+        ends = [start for start, _, _ in self._files[1:]] + [len(self.lines)]
+        return tuple(self._edited(file, end, edits) for file, end in zip(self._files, ends, strict=True))
+
+    @property
+    def serves(self) -> bool:
+        """Whether there is any managed line."""
+        return any(proxy.managed for proxy in self.proxies)
 
     def digest(self) -> str:
         """The digest of the managed lines; equal on load balancers that serve the same."""
-        return _digest(self.managed())
+        return digest((str(proxy), [line.text for line in proxy.managed]) for proxy in self.proxies if proxy.managed)
 
     def operator_digest(self) -> str:
         """The digest of everything else: what the operator wrote."""
-        ours = {entry.at for proxy in self.proxies for entry in proxy.entries}
-        return _digest(line for at, line in enumerate(self.lines) if at not in ours)
+        ours = {line.at for proxy in self.proxies for line in proxy.managed}
+        return _checksum(line for at, line in enumerate(self.lines) if at not in ours)
 
-    def _text(self, start: int, end: int, lines: Mapping[int, Sequence[str] | None]) -> str:
-        text: list[str] = []
-        for at in range(start, end) if lines else ():
-            if at in lines:
-                text += lines[at] or ()
-            else:
-                text.append(self.lines[at])
-        return "\n".join(text if lines else self.lines[start:end])
+    def _edited(self, file: tuple[int, str, str], end: int, edits: Mapping[int, Sequence[str]]) -> str:
+        start, _, old = file
+        lines: list[str] = []
+        done = start
+        for at in sorted(at for at in edits if start <= at < end):
+            lines += self.lines[done:at]
+            lines += edits[at]
+            done = at + 1
+        text = "\n".join(lines + self.lines[done:end])
+        return old if text == old else _completed(text)
 
-    def _read(self, text: str) -> None:
+    def _read(self, lines: list[str]) -> None:
+        start = len(self.lines)
+        self.lines += lines
         proxy = Proxy("", "", None)
-        for at, line in enumerate(text.split("\n"), len(self.lines)):
-            self.lines.append(line)
-            words = line.split(None, 3)
-            if not words:
-                continue
-            first = words[0]
-            if first == "server":
-                self._server(proxy, at, line, words)
-            elif first[0] == "#":
-                self._comment(proxy, at, line)
-            elif first in _SECTIONS:
-                proxy = self._section(line.split("#")[0].split())
-            elif proxy.kind == "global":
-                self.settings.append(line.split("#")[0].split())
-            elif first == "balance" and len(words) > 1:
-                proxy.balance = words[1]
-                if proxy.kind == "defaults":
-                    self._defaults[proxy.name] = self._defaults[""] = proxy.balance
+        for at, line in enumerate(lines, start):
+            # First what most lines of a large file are.
+            if _OURS in line:
+                text = line.strip(BLANK)
+                head, _, role = text.rpartition(_OURS)
+                if head.startswith("server ") and "#" not in head and " " not in role:
+                    proxy.managed.append(Line(at, len(proxy.markers), text))
+                    continue
+            if words := line.split(None, 3):
+                proxy = self._directive(proxy, at, line, words)
+
+    def _directive(self, proxy: Proxy, at: int, line: str, words: list[str]) -> Proxy:
+        first = words[0]
+        if first in _SECTIONS:
+            return self._section(line.split("#", maxsplit=1)[0].split())
+        if first[0] == "#":
+            self._comment(proxy, at, line)
+        elif first == "server" and len(words) > 2:  # noqa: PLR2004  # server NAME ADDRESS
+            proxy.hand_written.append(hand_written(at, len(proxy.markers), line, words))
+        elif proxy.kind == "global":
+            self.settings.append(line.split("#", maxsplit=1)[0].split())
+        elif first == "balance" and len(words) > 1:
+            proxy.balance = words[1]
+            if proxy.kind == "defaults":
+                self._defaults[proxy.name] = self._defaults[""] = proxy.balance
+        return proxy
 
     def _section(self, words: list[str]) -> Proxy:
         kind, name = words[0], words[1] if len(words) > 1 else ""
@@ -162,38 +139,38 @@ class Document:
         self.proxies.append(proxy)
         return proxy
 
-    def _server(self, proxy: Proxy, at: int, line: str, words: list[str]) -> None:
-        if "# lbagent " in line and (found := _MANAGED.fullmatch(line.strip(_BLANK))):
-            name, address, role = found.groups()
-            proxy.entries.append(Entry(at, name, address, role, paused=False, marker=len(proxy.markers)))
-        elif len(words) > 2:  # noqa: PLR2004  # server NAME ADDRESS
-            rest = line.split("#")[0].split()
-            number = rest[rest.index("id") + 1] if "id" in rest[3:-1] else ""
-            name, endpoint = (word.strip("\"'") for word in words[1:3])
-            proxy.hand_written.append(HandWritten(at, name, endpoint, int(number) if number.isdigit() else None, len(proxy.markers)))
-
     def _comment(self, proxy: Proxy, at: int, line: str) -> None:
-        text = line.strip(_BLANK)
-        if found := _MARKER.fullmatch(text):
-            proxy.markers.append(Marker(at, found.group(1), line[: len(line) - len(line.lstrip(_BLANK))], self._ending(line)))
-        elif found := _PAUSED.fullmatch(text):
-            name, address, role = found.groups()
-            if NAME.fullmatch(name):
-                proxy.entries.append(Entry(at, name, address, role, paused=True, marker=len(proxy.markers)))
-
-    def _ending(self, line: str) -> str:
-        # The marker may be the last line, without any ending; the first line of the text shows the file's own.
-        return "\r" if line.endswith("\r") or self.lines[self._starts[-1][0]].endswith("\r") else ""
+        text = line.strip(BLANK)
+        if text.startswith(_PAUSED) and _is_paused(text):
+            proxy.managed.append(Line(at, len(proxy.markers), text))
+        elif text.startswith(_MARKER[0]) and text.endswith(_MARKER[1]) and " " not in (middle := _middle(text)):
+            # The marker may be the last line, without any ending; the first line shows the file's own.
+            ending = "\r" if line.endswith("\r") or self.lines[self._files[-1][0]].endswith("\r") else ""
+            proxy.markers.append(Marker(at, middle, indentation(line), ending))
 
 
-def completed(text: str) -> str:
+def _middle(text: str) -> str:
+    return text[len(_MARKER[0]) : -len(_MARKER[1])]
+
+
+def _is_paused(text: str) -> bool:
+    words = text.split(" ")
+    return len(words) == 6 and words[5].startswith("role=")  # noqa: PLR2004  # # lbagent paused NAME ADDRESS role=ROLE
+
+
+def _completed(text: str) -> str:
     """`text` with its final line ending, without which HAProxy refuses it."""
     if not text or text.endswith("\n"):
         return text
     return text + ("\r\n" if "\r\n" in text and not text.endswith("\r") else "\n")
 
 
-def _digest(lines: Iterable[str]) -> str:
+def digest(managed: Iterable[tuple[str, Sequence[str]]]) -> str:
+    """The digest of managed lines, given with the proxies they stand in."""
+    return _checksum(text for proxy, texts in managed for text in (proxy, *texts))
+
+
+def _checksum(lines: Iterable[str]) -> str:
     text = "\n".join(lines).encode("utf-8", "surrogateescape")
     # Two checksums, of which no change that a person or lbagent makes leaves both alone: not a seal, 1 ms less to load.
     return f"{zlib.crc32(text):08x}{zlib.adler32(text):08x}"

@@ -23,6 +23,11 @@ class Process(NamedTuple):
     """Neither a zombie nor dead."""
 
     @property
+    def named(self) -> tuple[int, int]:
+        """What names it for good: a pid alone may be somebody else's tomorrow."""
+        return self.pid, self.started
+
+    @property
     def argv(self) -> list[str]:
         """Its command line; empty where it has ended or may not be read."""
         return [os.fsdecode(word) for word in self._bytes("cmdline").split(b"\0")[:-1]]

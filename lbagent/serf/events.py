@@ -1,6 +1,6 @@
-"""From what Serf handed over to an event that means something: bytes in, values out.
+r"""From what Serf handed over to an event that means something: bytes in, values out.
 
-The handler contract is Serf's: one line `NAME \\t ADDR \\t ROLE \\t k=v,k=v` per member, the payload of a
+The handler contract is Serf's: one line `NAME \t ADDR \t ROLE \t k=v,k=v` per member, the payload of a
 user event or query as it was sent. Split at LF and TAB only: nothing else is escaped by Serf.
 """
 
@@ -116,14 +116,17 @@ def _member(fields: list[str]) -> MemberLine | str:
 
 def _tags(text: str) -> dict[str, str]:
     # Commas and `=` inside values are not escaped, so a name that comes twice proves nothing: dropped.
+    # `role` has a field of its own, which no other tag can forge.
     tags: dict[str, str] = {}
-    doubled = set()
+    doubled = {"role"}
     for pair in text.split(",") if text else ():
         key, _, value = pair.partition("=")
         if key in tags:
             doubled.add(key)
         tags[key] = value
-    return {key: value for key, value in tags.items() if key not in doubled} if doubled else tags
+    for key in doubled:
+        tags.pop(key, None)
+    return tags
 
 
 def _command(raw: Raw, text: str) -> Command | Malformed:
@@ -151,7 +154,7 @@ def _split_reason(words: list[str]) -> tuple[list[str], str]:
     return words[:at], "".join(character if character.isprintable() else "?" for character in reason)
 
 
-def _until(words: list[str], now: int) -> int | None | str:
+def _until(words: list[str], now: int) -> int | str | None:
     if len(words) > 1:
         return f"{words[1]!r} after {words[0]!r}: give one of until= and for="
     for word in words:

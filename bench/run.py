@@ -1,0 +1,166 @@
+"""The benchmarks, one table: every figure is a ratio of two things measured in turn in the same run.
+
+    make bench
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import world
+
+from lbagent.haproxy.text import Document
+from lbagent.membership import Member, Membership
+from lbagent.plan import plan
+from lbagent.roles import HaproxySettings, Role, Roles, Service, Template
+
+Measure = Callable[[int], float]
+
+RUNS = int(os.environ.get("RUNS", "15"))
+
+
+def main() -> int:
+    """Measure and print; the exit status says whether every promise is kept."""
+    print(f"{'':58s}{'this':>10s}{'that':>10s}{'ratio':>8s}{'promise':>9s}")
+    kept = [small_join(), only_spooled(), large_batch(), ten_times(), crowd()]
+    return 0 if all(kept) else 1
+
+
+def row(name: str, this: float, that: float, promise: float, unit: str = "ms") -> bool:
+    """One line of the table; whether its promise is kept."""
+    ratio = this / that
+    kept = ratio <= promise
+    mark = "" if kept else "  MISSED"
+    print(f"{name:58s}{this:7.1f} {unit}{that:7.1f} {unit}{ratio:7.2f}x{'≤ %gx' % promise:>9s}{mark}", flush=True)
+    return kept
+
+
+def in_turn(this: Measure, that: Measure, runs: int = RUNS) -> tuple[float, float]:
+    """The medians of two measures taken alternately, after one run of each that does not count."""
+    this(0)
+    that(0)
+    both = [(this(number), that(number)) for number in range(1, runs + 1)]
+    return statistics.median(one for one, _ in both), statistics.median(other for _, other in both)
+
+
+def bare(_: int) -> float:
+    """A Python that does nothing, whole process, in milliseconds of wall time."""
+    return wall([sys.executable, "-c", "pass"])
+
+
+def wall(argv: list[str], stdin: bytes = b"", environ: dict[str, str] | None = None) -> float:
+    """A whole process, in milliseconds."""
+    started = time.perf_counter()
+    subprocess.run(argv, input=stdin, env=environ, check=True)
+    return (time.perf_counter() - started) * 1000
+
+
+def small_join() -> bool:
+    """`handle` of one join, `haproxy -c` and reload replaced by `true`."""
+    with world.lb(1) as lb:
+        environ = {"PATH": lb.path(haproxy=False), "SERF_EVENT": "member-join"}
+        this, that = in_turn(lambda number: wall(lb.argv("handle"), _joining(number), environ), bare)
+        return row("handle, one join, checks replaced by true / python -c pass", this, that, 5)
+
+
+def only_spooled() -> bool:
+    """`handle` while a `watch` does the work: the event becomes a file, and that is all."""
+    with world.lb(1) as lb:
+        os.mkdir(os.path.join(lb.folder, "state"))
+        environ = {"PATH": lb.path(haproxy=False), "SERF_EVENT": "member-join"}
+        with open(os.path.join(lb.folder, "state", "watch.lock"), "w", encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            this, that = in_turn(lambda number: wall(lb.argv("handle"), _joining(number), environ), bare)
+        return row("handle, one join, watch does the rest / python -c pass", this, that, 2.5)
+
+
+def large_batch() -> bool:
+    """1,000 joins in one event into 10,000 managed servers in 100 backends: own CPU time beside `haproxy -c`."""
+    with world.lb(100) as lb:
+        lb.join(0, 10_000)
+
+        def own(number: int) -> float:
+            return lb.join(20_000 + 1000 * number, 1000).cpu if number else 0.0
+
+        costs, checks = [], []
+        for number in range(5):
+            costs.append(own(number + 1))
+            checks.append(world.run(["/usr/sbin/haproxy", "-c", "-f", lb.cfg()]).cpu)
+            leave(lb, 20_000 + 1000 * (number + 1), 1000)
+        return row(
+            "1,000 joins into 10,000 servers, own CPU / haproxy -c", statistics.median(costs), statistics.median(checks), 1
+        )
+
+
+def leave(lb: world.Lb, first: int, count: int) -> None:
+    """The nodes of a join leave again, so that each batch meets the same file."""
+    environ = {"PATH": lb.path(haproxy=False), "SERF_EVENT": "member-leave"}
+    lines = "".join(f"web{number:05d}\t10.0.0.1\tx\t\n" for number in range(first, first + count))
+    world.run(lb.argv("handle"), lines.encode(), environ)
+
+
+def ten_times() -> bool:
+    """Planning ten times the servers."""
+    return row("planning 10,000 servers / 1,000 servers", *in_turn(planning(10_000), planning(1_000)), 12)
+
+
+def planning(servers: int) -> Measure:
+    """The time to plan one join more, in milliseconds of CPU time."""
+    names = [f"r{number}" for number in range(100)]
+    service = {name: Service(name, Template("80"), Template("check inter 60s")) for name in names}
+    roles = Roles(HaproxySettings(), service, {name: Role(name, {"lb": (name,)}) for name in names}, "")
+    members = {
+        name: Member(name, f"10.0.{number // 250}.{number % 250 + 1}", names[number % 100], {}, "alive", 0)
+        for number in range(servers)
+        for name in [f"web{number}"]
+    }
+    empty = "".join(f"backend {name}\n    # additional-lb-{name}-server\n" for name in names)
+    (text,) = plan(Document([("haproxy.cfg", empty)]), roles, Membership(members)).after
+    more = {**members, "new": Member("new", "10.200.0.1", "r0", {}, "alive", 0)}
+
+    def measure(_: int) -> float:
+        started = time.process_time()
+        plan(Document([("haproxy.cfg", text)]), roles, Membership(more))
+        return (time.process_time() - started) * 1000
+
+    return measure
+
+
+def crowd() -> bool:
+    """200 handlers at once: how many checks of haproxy.cfg that takes."""
+    with world.lb(1) as lb:
+        log = os.path.join(lb.folder, "checks")
+        counting = os.path.join(lb.folder, "bin", "haproxy")
+        os.unlink(counting)
+        with open(counting, "w", encoding="utf-8") as file:
+            file.write(f'#!/bin/sh\necho check >> {log}\nexec /usr/sbin/haproxy "$@"\n')
+        os.chmod(counting, 0o755)
+        environ = {"PATH": lb.path(haproxy=False), "SERF_EVENT": "member-join"}
+        handlers = []
+        for number in range(200):
+            handlers.append(subprocess.Popen(lb.argv("handle"), stdin=subprocess.PIPE, env=environ))
+            stdin = handlers[-1].stdin
+            assert stdin is not None
+            stdin.write(_joining(number))
+            stdin.close()
+        for handler in handlers:
+            handler.wait()
+        with open(lb.cfg(), encoding="utf-8") as file:
+            joined = file.read().count("# lbagent role=")
+        with open(log, encoding="utf-8") as file:
+            checks = file.read().count("check")
+        return joined == 200 and row("haproxy -c runs for 200 handlers at once / handlers", checks, 200, 0.25, "  ")
+
+
+def _joining(number: int) -> bytes:
+    return f"web{number}\t10.0.{number // 250}.{number % 250 + 1}\tr0\trole=r0\n".encode()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Load balancers made of nothing but files, as large as a benchmark wants them."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+LBAGENT = os.path.join(os.path.dirname(sys.executable), "lbagent")
+
+_HEAD = """\
+global
+    maxconn 1000
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 50s
+    timeout server 50s
+listen front
+    bind 127.0.0.1:18099
+"""
+
+
+class Cost(NamedTuple):
+    """What a command cost, children included."""
+
+    cpu: float
+    """Milliseconds of user and system time."""
+    output: bytes
+
+
+class Lb(NamedTuple):
+    """A load balancer: haproxy.cfg with a marker in each of `backends`, roles.yml, state."""
+
+    folder: str
+    backends: int
+
+    def cfg(self) -> str:
+        return os.path.join(self.folder, "haproxy.cfg")
+
+    def path(self, *, haproxy: bool) -> str:
+        """A PATH, with the real `haproxy` or with `true` in its place."""
+        return f"{'' if haproxy else os.path.join(self.folder, 'bin') + ':'}{os.environ['PATH']}:/usr/sbin"
+
+    def argv(self, verb: str) -> list[str]:
+        state = os.path.join(self.folder, "state")
+        return [LBAGENT, "--roles", os.path.join(self.folder, "roles.yml"), "--state-dir", state, verb]
+
+    def join(self, first: int, count: int, *, haproxy: bool = False) -> Cost:
+        """`count` nodes join in one event, spread over the backends."""
+        lines = "".join(
+            f"web{number:05d}\t10.{number // 62500}.{number // 250 % 250}.{number % 250 + 1}\tr{number % self.backends}\t"
+            f"role=r{number % self.backends}\n"
+            for number in range(first, first + count)
+        )
+        environ = {"PATH": self.path(haproxy=haproxy), "SERF_EVENT": "member-join", "SERF_SELF_NAME": "lb01"}
+        return run(self.argv("handle"), lines.encode(), environ)
+
+
+@contextmanager
+def lb(backends: int) -> Iterator[Lb]:
+    """A fresh load balancer, gone at the end."""
+    folder = tempfile.mkdtemp(prefix="lbagent-bench-")
+    try:
+        os.mkdir(os.path.join(folder, "bin"))
+        for name in ("haproxy", "reload-haproxy"):
+            os.symlink(shutil.which("true") or "/bin/true", os.path.join(folder, "bin", name))
+        services = "".join(f"  s{number}: {{port: 80}}\n" for number in range(backends))
+        roles = "".join(f"  r{number}: {{lb: [s{number}], interval: 60s}}\n" for number in range(backends))
+        _write(folder, "roles.yml", f"{_settings(folder)}services:\n{services}roles:\n{roles}")
+        markers = "".join(
+            f"backend b{number}\n    balance roundrobin\n    # additional-lb-s{number}-server\n"
+            for number in range(backends)
+        )
+        _write(folder, "haproxy.cfg", _HEAD + markers)
+        yield Lb(folder, backends)
+    finally:
+        shutil.rmtree(folder)
+
+
+def run(argv: Sequence[str], stdin: bytes = b"", environ: Mapping[str, str] | None = None) -> Cost:
+    """Run a command; anything but success is a fault of the benchmark."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(argv, input=stdin, env=environ, capture_output=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode:
+        raise SystemExit(f"{argv[0]} ended with {done.returncode}: {done.stderr.decode()}")
+    cpu = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    return Cost(cpu * 1000, done.stdout)
+
+
+def _settings(folder: str) -> str:
+    return f"haproxy: {{config: {folder}/haproxy.cfg, reload: [reload-haproxy]}}\n"
+
+
+def _write(folder: str, name: str, text: str) -> None:
+    with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
+        file.write(text)

@@ -1,0 +1,77 @@
+"""Who may have a name and an ADDRESS:PORT in one proxy: lines by hand first, then the living, then the failed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from lbagent.haproxy.lines import Line
+from lbagent.haproxy.text import Proxy
+from lbagent.membership import FAILED
+from lbagent.wishes import Wish
+
+_BY_HAND = "by hand"
+
+Named = Callable[[str, int], str]
+"""The name of a node's server at a marker."""
+
+
+class Claims:
+    """The names and addresses of one proxy, given out one by one."""
+
+    def __init__(self, proxy: Proxy, named: Named) -> None:
+        """So far, only what the operator wrote is taken."""
+        self._proxy, self._named = proxy, named
+        self._names = {line.name.lower() for line in proxy.hand_written}
+        self._taken = {line.endpoint: _BY_HAND for line in proxy.hand_written}
+        self.adopted: dict[int, str] = {}
+        """The nodes of hand-written lines that become managed, by line."""
+        self.notes: list[str] = []
+
+    def adopt(self, wished: Sequence[Sequence[Wish]], kept: frozenset[str]) -> None:
+        """Take over hand-written lines above a marker that name a node wished for there, or have its address:port."""
+        for line in self._proxy.hand_written:
+            for wish in wished[line.marker] if line.marker < len(wished) else ():
+                node = wish.member.name
+                names = (node.lower(), self._named(node, line.marker).lower())
+                if node not in kept and (line.name.lower() in names or line.endpoint == wish.endpoint):
+                    self.adopted[line.at] = node
+                    self._names.discard(line.name.lower())
+                    self._taken.pop(line.endpoint, None)
+                    break
+
+    def keep(self, lines: Iterable[Line]) -> None:
+        """Lines that stay as they are have what they have."""
+        self._taken.update((line.endpoint, line.name) for line in lines)
+
+    def grant(self, wished: Sequence[Sequence[Wish]], kept: frozenset[str]) -> dict[int, Sequence[Wish]]:
+        """The wishes that come true: no line by hand in their way, each address:port once in the proxy."""
+        endpoints = [wish.endpoint for wishes in wished for wish in wishes]
+        if not kept and not self._taken and len(set(endpoints)) == len(endpoints):
+            self._taken.update(dict.fromkeys(endpoints, ""))
+            return dict(enumerate(wished))
+        order = [(number, wish) for number, wishes in enumerate(wished) for wish in wishes]
+        order.sort(key=lambda one: one[1].member.status == FAILED)  # stable: then the order of names
+        may = {
+            (number, wish.member.name)
+            for number, wish in order
+            if wish.member.name not in kept and self._claim(self._named(wish.member.name, number), wish)
+        }
+        return {
+            number: [wish for wish in wishes if (number, wish.member.name) in may]
+            for number, wishes in enumerate(wished)
+        }
+
+    def replaced(self, line: Line) -> bool:
+        """Whether somebody else has the line's name or address now: it goes, but nothing is lost."""
+        return line.name.lower() in self._names or bool(line.endpoint and line.endpoint in self._taken)
+
+    def _claim(self, name: str, wish: Wish) -> bool:
+        holder = self._taken.get(wish.endpoint)
+        if name.lower() in self._names or holder == _BY_HAND:
+            self.notes.append(f"{name} stands in {self._proxy} by hand: none is written beside it")
+        elif holder is not None:
+            self.notes.append(f"{name} has no line in {self._proxy}: {holder} has {wish.endpoint}")
+        else:
+            self._taken[wish.endpoint] = name
+            return True
+        return False

@@ -1,0 +1,76 @@
+"""The lines of haproxy.cfg that matter here: markers, managed lines, `server` lines by hand."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+BLANK = " \t\r"
+
+
+class Marker(NamedTuple):
+    """A line `# additional-<section>-<service>-server`."""
+
+    at: int
+    middle: str
+    indent: str
+    ending: str
+    """`\\r` where lines end in CRLF, else nothing: the LF is what lines were cut at."""
+
+
+class Line(NamedTuple):
+    """A managed line: a server, or the comment that stands for a paused one."""
+
+    at: int
+    marker: int
+    """Number, within its proxy, of the next marker below it; as many as there are where none follows."""
+    text: str
+    """Without indentation and line ending."""
+
+    @property
+    def pauses(self) -> bool:
+        """Whether it is the comment that stands for a paused node."""
+        return self.text.startswith("#")
+
+    @property
+    def name(self) -> str:
+        """The name of the server, of a paused one the name of the node."""
+        return [*self.text.split(None, 4), "", ""][3 if self.pauses else 1]
+
+    @property
+    def endpoint(self) -> str:
+        """ADDRESS:PORT of a server, nothing of a paused one."""
+        return "" if self.pauses else [*self.text.split(None, 3), "", ""][2]
+
+    @property
+    def address(self) -> str:
+        """The address alone, without port and brackets."""
+        return self.text.split(None, 5)[4] if self.pauses else self.endpoint.rpartition(":")[0].strip("[]")
+
+    @property
+    def role(self) -> str:
+        """The role that its comment tells."""
+        return self.text.rpartition("role=")[2]
+
+
+class HandWritten(NamedTuple):
+    """A `server` line that the operator wrote."""
+
+    at: int
+    marker: int
+    text: str
+    name: str
+    endpoint: str
+    id: int | None
+
+
+def indentation(line: str) -> str:
+    """The blanks a line begins with."""
+    return line[: len(line) - len(line.lstrip(" \t"))]
+
+
+def hand_written(at: int, marker: int, line: str, words: list[str]) -> HandWritten:
+    """The `server` line whose first words are `words`, as HAProxy would read it: quotes stripped, comment dropped."""
+    rest = line.split("#", maxsplit=1)[0].split()
+    number = rest[rest.index("id") + 1] if "id" in rest[3:-1] else ""
+    name, endpoint = (word.strip("\"'") for word in words[1:3])
+    return HandWritten(at, marker, line.strip(BLANK), name, endpoint, int(number) if number.isdigit() else None)

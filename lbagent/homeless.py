@@ -1,0 +1,23 @@
+"""Lines whose marker is gone: they stay while their node stays, follow its pause and address, and never come back."""
+
+from __future__ import annotations
+
+from lbagent.haproxy.lines import Line
+from lbagent.haproxy.server import Server, paused_line
+
+
+def remaining(line: Line, node: str, address: str, *, paused: bool) -> tuple[str, str]:
+    """The text that stands in the line's place from now on (or nothing), and what an operator should know of it."""
+    if paused:
+        return paused_line(node, address, line.role), f"{line.name} is paused without its marker"
+    if line.pauses:
+        return "", f"{node} cannot be put back, its marker is gone"
+    return _moved(line, address), f"{line.name} stands without its marker"
+
+
+def _moved(line: Line, address: str) -> str:
+    port = line.endpoint.rpartition(":")[2]
+    if not port.isdigit():
+        return line.text
+    there = Server(line.name, address, int(port), "", line.role).endpoint
+    return line.text.replace(line.endpoint, there, 1)
