@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from lbagent import memory
 from lbagent.host.paths import Paths
 from lbagent.host.spool import Spool
 from lbagent.serf.raw import RECORD_LIMIT, from_environment
@@ -61,8 +62,8 @@ class Stage(NamedTuple):
     @property
     def members(self) -> dict[str, str]:
         """Status by name, as members.json tells it."""
-        rows = json.loads((self.state / "members.json").read_bytes())["members"]
-        return {row["name"]: row["status"] for row in rows}
+        members = memory.load((self.state / "members.json").read_bytes()).members
+        return {name: one.status for name, one in members.items()}
 
     @property
     def spooled(self) -> list[str]:

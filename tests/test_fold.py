@@ -14,8 +14,8 @@ from lbagent.serf.events import parse
 from lbagent.serf.raw import Raw
 from tests.building import NOW, folded, folding, joining, known, member, paused, pausing, saying, telling
 
-WEB01 = "web01\t10.0.0.1\tweb\trole=web"
-WEB02 = "web02\t10.0.0.2\tweb\trole=web"
+WEB01 = "web01\t10.0.0.1\tweb\tdc=tokyo"
+WEB02 = "web02\t10.0.0.2\tweb\tdc=tokyo"
 
 
 def statuses(membership: Membership) -> dict[str, str]:
@@ -29,7 +29,7 @@ def statuses(membership: Membership) -> dict[str, str]:
 def test_all_lines_of_a_join_are_enrolled() -> None:
     done = folding(known(), joining(WEB01, WEB02))
 
-    assert done.membership == known(member("web01", tags={"role": "web"}), member("web02", "10.0.0.2", tags={"role": "web"}))
+    assert done.membership == known(member("web01", tags={"dc": "tokyo"}), member("web02", "10.0.0.2", tags={"dc": "tokyo"}))
     assert done.causes == ("member-join web01 and 1 more",)
 
 
@@ -40,7 +40,7 @@ def test_an_update_enrols_as_a_join_does() -> None:
 def test_a_join_changes_address_role_and_tags() -> None:
     membership = folded(known(member("web01", "10.0.0.9", "db", {"port": "1"})), joining(WEB01))
 
-    assert membership == known(member("web01", tags={"role": "web"}))
+    assert membership == known(member("web01", tags={"dc": "tokyo"}))
 
 
 def test_a_repeated_update_changes_nothing_and_is_no_cause() -> None:

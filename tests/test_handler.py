@@ -190,7 +190,6 @@ def test_what_was_refused_goes_in_once_it_is_accepted(stage: Stage) -> None:
 
 
 def test_a_tag_made_to_break_the_plan_costs_only_its_own_node(stage: Stage) -> None:
-    # contract: section 1, promise 4 (seen: "this is a defect of lbagent", exit 1, and no event is applied any more)
     stage.roles.write_text(stage.roles.read_text().replace("port: 80", 'port: "{tag:port|80}"'))
     stage.join("web01 10.0.0.1")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from lbagent import errors
@@ -19,6 +21,7 @@ from lbagent.outcome import Outcome, Verdict
         (errors.Refused, 4),
         (NotAccepted, 4),
         (errors.PutBack, 5),
+        (errors.NotYet, 5),
         (ReloadFailed, 5),
         (errors.Busy, 6),
         (errors.TryAgain, 75),
@@ -30,11 +33,13 @@ def test_every_error_has_its_exit_status(error: type[errors.LbagentError], statu
     assert issubclass(error, errors.LbagentError)
 
 
-def test_no_error_is_forgotten_in_the_table_of_the_contract() -> None:
-    found = {one.__name__ for one in vars(errors).values() if isinstance(one, type) and issubclass(one, errors.LbagentError)}
+def test_every_error_stands_in_the_table_with_its_exit_status() -> None:
+    found = [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, errors.LbagentError)]
 
-    assert found == {"LbagentError", "NotStored", "UsageError", "RolesRefused", "Refused", "PutBack", "Busy", "TryAgain"}
-    assert all(name in str(errors.__doc__) for name in found)
+    table = dict(re.findall(r"(\w+) +(\d+) ", str(errors.__doc__)))
+    shown = {one.__name__: str(one.exit_status) for one in found}
+    assert set(table) == set(shown)
+    assert table == shown
 
 
 @pytest.mark.parametrize(

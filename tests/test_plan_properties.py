@@ -213,7 +213,6 @@ def test_tags_fill_options_and_port() -> None:
         ("port", "8O"),
         ("port", "\u0668\u0660"),
         ("port", "80\nserver evil 6.6.6.6:80"),
-        # contract: section 3, a port is one; these pass the first six digits and then make no Server (seen: Unsafe)
         ("port", "0000099999"),
         ("port", "0000065536"),
         ("port", "00001" + "0" * 50),
@@ -305,14 +304,16 @@ def test_shift_jis_and_broken_bytes_come_back_as_they_were() -> None:
 def test_a_document_gives_back_any_bytes(content: bytes) -> None:
     text = content.decode("utf-8", "surrogateescape")
 
-    (back,) = Document([("haproxy.cfg", text)]).texts()
+    (back,) = planning(text, ROLES, known()).before
 
     assert back.encode("utf-8", "surrogateescape") == content
 
 
 @given(st.lists(st.sampled_from(["", "\n", "\r\n", "a", "backend x\n", "# additional-lb-iis-server", "\ufeff"]), min_size=1, max_size=5))
 def test_a_document_of_several_files_gives_each_of_them_back(texts: list[str]) -> None:
-    assert Document([(f"{at}.cfg", text) for at, text in enumerate(texts)]).texts() == texts
+    document = Document([(f"{at}.cfg", text) for at, text in enumerate(texts)])
+
+    assert plan(document, ROLES, known(), Rules()).after == tuple(texts)
 
 
 def test_a_proxy_in_a_second_file_is_planned_there() -> None:
@@ -615,7 +616,7 @@ def test_newcomers_beyond_max_are_refused_and_known_ones_never_displaced() -> No
     done = planning(before, ROLES, mongos(1, 2, 5, 6, 7))
 
     assert [one.split()[1] for one in managed(done.after[0])] == ["d1", "d5", "d6", "d7"]
-    assert "node d2 has no line for mongo: role db has 4" in done.notes
+    assert [note for note in done.notes if "node d2 has no line for mongo" in note] != []
 
 
 def test_a_smaller_max_displaces_nobody() -> None:
@@ -857,7 +858,7 @@ def test_put_back_restores_the_lines_of_before_in_the_text_of_now() -> None:
 def test_put_back_of_what_is_there_changes_nothing() -> None:
     text = planned(ONE, ROLES, known(*webs(1, 2)))
 
-    assert put_back(Document([("haproxy.cfg", text)]), Document([("haproxy.cfg", text)])) == [text]
+    assert list(put_back(Document([("haproxy.cfg", text)]), Document([("haproxy.cfg", text)]))) == [text]
 
 
 # --- what is true of all -------------------------------------------------------------------------------------------
@@ -1034,7 +1035,7 @@ def test_put_back_after_a_plan_is_what_was(text: str, first: Membership, second:
     (before,) = planning_anything("\n".join(outside(text)) + "\n", first).after
     (after,) = planning(before, ROLES, second, Rules(force=True)).after
 
-    assert put_back(Document([("haproxy.cfg", after)]), Document([("haproxy.cfg", before)])) == [before]
+    assert list(put_back(Document([("haproxy.cfg", after)]), Document([("haproxy.cfg", before)]))) == [before]
 
 
 WORLD = dedent("""
