@@ -55,7 +55,9 @@ MANAGED = re.compile(
 
 def poisoned(good: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     """Nearly valid: one bad character somewhere in a good value."""
-    return st.builds(lambda text, bad, at: text[:at] + bad + text[at:], good, st.sampled_from(POISON), st.integers(0, 12))
+    return st.builds(
+        lambda text, bad, at: text[:at] + bad + text[at:], good, st.sampled_from(POISON), st.integers(0, 12)
+    )
 
 
 def dedent(text: str) -> str:

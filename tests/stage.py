@@ -52,7 +52,12 @@ class Stage(NamedTuple):
     @property
     def environ(self) -> dict[str, str]:
         """The environment Serf's agent has."""
-        return {"PATH": self.path, "LBAGENT_ROLES": str(self.roles), "LBAGENT_STATE_DIR": str(self.state), "LC_ALL": "C.UTF-8"}
+        return {
+            "PATH": self.path,
+            "LBAGENT_ROLES": str(self.roles),
+            "LBAGENT_STATE_DIR": str(self.state),
+            "LC_ALL": "C.UTF-8",
+        }
 
     @property
     def managed(self) -> list[str]:
@@ -73,7 +78,12 @@ class Stage(NamedTuple):
     def run(self, *words: str, stdin: bytes = b"", **more: str) -> Ended:
         """The console script."""
         done = subprocess.run(  # noqa: PLW1510  # the status is what the tests look at
-            [self.script, *words], input=stdin, capture_output=True, env={**self.environ, **more}, cwd=self.folder, timeout=60
+            [self.script, *words],
+            input=stdin,
+            capture_output=True,
+            env={**self.environ, **more},
+            cwd=self.folder,
+            timeout=60,
         )
         return Ended(done.returncode, done.stdout, done.stderr.decode("utf-8", "surrogateescape"))
 
@@ -96,7 +106,9 @@ class Stage(NamedTuple):
 
     def spool(self, environ: Mapping[str, str], stdin: bytes, identity: str) -> None:
         """Put an event into the spool, as a handler does that finds the lock busy."""
-        raw = from_environment({key.encode(): value.encode() for key, value in environ.items()}, stdin, 1_700_000_000_000, identity)
+        raw = from_environment(
+            {key.encode(): value.encode() for key, value in environ.items()}, stdin, 1_700_000_000_000, identity
+        )
         paths = Paths(str(self.state))
         paths.prepare()
         for record in raw.records():

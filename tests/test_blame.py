@@ -99,7 +99,11 @@ def test_what_cannot_be_tried_in_time_is_blamed_together() -> None:
 
 
 # contract: section 6, halving finds which, "the rest goes in" (seen: innocents are blamed together when the trials run out)
-@given(st.integers(1, 60).flatmap(lambda count: st.tuples(st.just(count), st.sets(st.integers(0, count - 1), min_size=1, max_size=2))))
+@given(
+    st.integers(1, 60).flatmap(
+        lambda count: st.tuples(st.just(count), st.sets(st.integers(0, count - 1), min_size=1, max_size=2))
+    )
+)
 @settings(max_examples=300)
 def test_one_or_two_culprits_are_found_exactly(case: tuple[int, set[int]]) -> None:
     count, guilty = case
@@ -111,7 +115,9 @@ def test_one_or_two_culprits_are_found_exactly(case: tuple[int, set[int]]) -> No
     assert court.trials <= CHECKS
 
 
-@given(st.integers(1, 40).flatmap(lambda count: st.tuples(st.just(count), st.sets(st.integers(0, count - 1), min_size=1))))
+@given(
+    st.integers(1, 40).flatmap(lambda count: st.tuples(st.just(count), st.sets(st.integers(0, count - 1), min_size=1)))
+)
 @settings(max_examples=300)
 def test_every_culprit_is_found_in_at_most_seventeen_trials(case: tuple[int, set[int]]) -> None:
     count, guilty = case

@@ -112,7 +112,9 @@ def test_a_folder_that_is_gone_is_a_failure() -> None:
 def test_a_folder_is_a_word_to_nobody(tmp_path: Path, folder: str) -> None:
     (tmp_path / folder).mkdir()
 
-    assert run(["pwd"], 5, cwd=str(tmp_path / folder), environ={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}).words == str(tmp_path / folder)
+    assert run(
+        ["pwd"], 5, cwd=str(tmp_path / folder), environ={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
+    ).words == str(tmp_path / folder)
 
 
 def test_words_are_words_and_no_shell_reads_them() -> None:
@@ -134,7 +136,9 @@ def test_our_files_are_not_its_own(tmp_path: Path) -> None:
 def test_signals_python_ignores_are_its_own_again() -> None:
     ignored = int(shell("grep SigIgn /proc/self/status").words.split()[-1], 16)
 
-    assert [ignored >> (number - 1) & 1 for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM)] == [0] * 4
+    assert [
+        ignored >> (number - 1) & 1 for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM)
+    ] == [0] * 4
 
 
 def test_a_program_is_found_where_an_init_script_left_path_short(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,8 +97,16 @@ CASES: list[tuple[tuple[str, ...], str, list[str]]] = [
     (("member-join-one", "member-join-five"), "member-leave-one", [WEB01, *FIVE[1:]]),
     (("member-join-one",), "member-leave-self", [WEB01]),
     (("member-join-one",), "member-reap-after-prune", []),
-    (("member-join-one", "member-join-five"), "member-reap", [WEB01, two("web06", "127.0.0.7", "iis", 80), two("web06", "127.0.0.7", "mongo", 27017)]),
-    (("member-join-one",), "member-update-role", [two("web01", "127.0.0.2", "iis", 80), two("web01", "127.0.0.2", "mongo", 27017)]),
+    (
+        ("member-join-one", "member-join-five"),
+        "member-reap",
+        [WEB01, two("web06", "127.0.0.7", "iis", 80), two("web06", "127.0.0.7", "mongo", 27017)],
+    ),
+    (
+        ("member-join-one",),
+        "member-update-role",
+        [two("web01", "127.0.0.2", "iis", 80), two("web01", "127.0.0.2", "mongo", 27017)],
+    ),
     (("member-join-one",), "member-update-multitag", [tagged("web01", "127.0.0.2", 0, 5)]),
     ((), "member-update-multitag", [tagged("web01", "127.0.0.2", 0, 5)]),
     (("member-join-one",), "query-with-payload", [WEB01]),
@@ -121,7 +129,11 @@ CASES: list[tuple[tuple[str, ...], str, list[str]]] = [
     ((), "user-resume", []),
     ((), "win-member-join", [web("vm", "127.0.0.2")]),
     (("win-member-join",), "win-user-pause", ["# lbagent paused vm 127.0.0.2 role=web"]),
-    (("win-member-join", "win-user-pause"), "win-user-resume", ["# lbagent paused vm 127.0.0.2 role=web"]),  # at an equal LTime pause wins
+    (
+        ("win-member-join", "win-user-pause"),
+        "win-user-resume",
+        ["# lbagent paused vm 127.0.0.2 role=web"],
+    ),  # at an equal LTime pause wins
     ((), "hostile-addr-3bytes", []),
     ((), "hostile-addr-nil", []),
     ((), "hostile-addr-zero", []),
@@ -153,7 +165,9 @@ def test_no_captured_event_is_forgotten() -> None:
     assert {case for _, case, _ in CASES} == {path.name for path in SERF.iterdir() if path.is_dir()}
 
 
-@pytest.mark.parametrize(("before", "case", "lines"), CASES, ids=["+".join([*before, case]) for before, case, _ in CASES])
+@pytest.mark.parametrize(
+    ("before", "case", "lines"), CASES, ids=["+".join([*before, case]) for before, case, _ in CASES]
+)
 def test_an_event_makes_exactly_these_lines(stage: Stage, before: tuple[str, ...], case: str, lines: list[str]) -> None:
     for number, earlier in enumerate(before):
         stage.spool(*captured(earlier), f"{number:016x}")

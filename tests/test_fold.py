@@ -29,7 +29,9 @@ def statuses(membership: Membership) -> dict[str, str]:
 def test_all_lines_of_a_join_are_enrolled() -> None:
     done = folding(known(), joining(WEB01, WEB02))
 
-    assert done.membership == known(member("web01", tags={"dc": "tokyo"}), member("web02", "10.0.0.2", tags={"dc": "tokyo"}))
+    assert done.membership == known(
+        member("web01", tags={"dc": "tokyo"}), member("web02", "10.0.0.2", tags={"dc": "tokyo"})
+    )
     assert done.causes == ("member-join web01 and 1 more",)
 
 
@@ -80,7 +82,9 @@ def test_who_comes_back_after_failing_is_alive() -> None:
 def test_a_failure_keeps_pause_and_what_was_heard() -> None:
     before = folded(known(), joining(WEB01), saying("pause", "web01", 5))
 
-    assert folded(before, telling("member-failed", WEB01)).members["web01"] == before.members["web01"]._replace(status=FAILED)
+    assert folded(before, telling("member-failed", WEB01)).members["web01"] == before.members["web01"]._replace(
+        status=FAILED
+    )
 
 
 @pytest.mark.parametrize("kind", ["member-leave", "member-reap", "member-failed"])
@@ -196,7 +200,9 @@ def test_a_pause_of_an_unknown_name_with_an_address_holds_for_who_comes_there() 
 
 
 def test_a_pause_remembered_for_an_address_ends_with_the_resume_of_who_came() -> None:
-    membership = folded(known(), saying("pause", "WEBSERVER-TOKYO 10.0.0.1", 1), joining(WEB01), saying("resume", "web01", 2))
+    membership = folded(
+        known(), saying("pause", "WEBSERVER-TOKYO 10.0.0.1", 1), joining(WEB01), saying("resume", "web01", 2)
+    )
 
     assert paused(membership) == []
 
@@ -223,7 +229,9 @@ def test_a_resume_ends_the_pause_of_every_member_with_the_address() -> None:
 
 
 def test_a_pause_within_a_batch_finds_who_joined_in_it() -> None:
-    done = folding(known(), joining("webserver-tokyo-01\t10.0.0.1\tweb\t"), saying("pause", "WEBSERVER-TOKYO 10.0.0.1", 1))
+    done = folding(
+        known(), joining("webserver-tokyo-01\t10.0.0.1\tweb\t"), saying("pause", "WEBSERVER-TOKYO 10.0.0.1", 1)
+    )
 
     assert paused(done.membership) == ["webserver-tokyo-01"]
     assert list(done.answers.values()) == ["done"]
@@ -233,7 +241,9 @@ def test_a_pause_within_a_batch_finds_who_joined_in_it() -> None:
 
 
 def test_an_older_event_is_a_replay() -> None:
-    membership = folded(known(member("web01")), saying("pause", "web01", 5), saying("resume", "web01", 6), saying("pause", "web01", 5))
+    membership = folded(
+        known(member("web01")), saying("pause", "web01", 5), saying("resume", "web01", 6), saying("pause", "web01", 5)
+    )
 
     assert paused(membership) == []
 
@@ -253,7 +263,10 @@ def test_at_an_equal_ltime_pause_wins() -> None:
 
 def test_a_replay_of_a_pause_at_an_equal_ltime_after_a_resume_of_another_clock_is_dropped() -> None:
     membership = folded(
-        known(member("web01")), saying("pause", "web01", 5), saying("resume", "web01", 1, "query"), saying("pause", "web01", 5)
+        known(member("web01")),
+        saying("pause", "web01", 5),
+        saying("resume", "web01", 1, "query"),
+        saying("pause", "web01", 5),
     )
 
     assert paused(membership) == []
@@ -323,7 +336,9 @@ def test_a_new_cluster_resets_one_clock_only() -> None:
 
 
 def test_heard_before_a_node_was_known_is_heard() -> None:
-    membership = folded(known(), saying("pause", "web01", 5), joining(WEB01), saying("resume", "web01", 4), clocks={"user": 9})
+    membership = folded(
+        known(), saying("pause", "web01", 5), joining(WEB01), saying("resume", "web01", 4), clocks={"user": 9}
+    )
 
     assert paused(membership) == ["web01"]
 
@@ -373,7 +388,10 @@ def test_a_replayed_history_of_commands_changes_nothing(raws: list[Raw]) -> None
     assert paused(again) == paused(membership)
 
 
-@given(st.lists(st.tuples(st.sampled_from(["pause", "resume"]), st.integers(1, 6)), max_size=8), st.randoms(use_true_random=False))
+@given(
+    st.lists(st.tuples(st.sampled_from(["pause", "resume"]), st.integers(1, 6)), max_size=8),
+    st.randoms(use_true_random=False),
+)
 @settings(max_examples=200)
 def test_commands_of_one_clock_end_the_same_in_any_order(commands: list[tuple[str, int]], dice: random.Random) -> None:
     raws = [saying(verb, "web01", ltime) for verb, ltime in commands]

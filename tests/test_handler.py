@@ -23,7 +23,9 @@ ROLES = dedent("""
     roles:
       web: {lb: [iis], interval: 60s}
 """)
-NO = "#!/bin/sh\necho '[ALERT]    (7) : config : parsing [/etc/haproxy/haproxy.cfg:12]: unknown keyword x' >&2\nexit 1\n"
+NO = (
+    "#!/bin/sh\necho '[ALERT]    (7) : config : parsing [/etc/haproxy/haproxy.cfg:12]: unknown keyword x' >&2\nexit 1\n"
+)
 
 
 def line(name: str, address: str) -> str:
@@ -78,7 +80,8 @@ def test_the_same_event_twice_writes_nothing_the_second_time(stage: Stage) -> No
 
 
 @pytest.mark.parametrize(
-    ("kind", "more"), [("user", {"SERF_USER_EVENT": "deploy"}), ("query", {"SERF_QUERY_NAME": "x"}), ("member-mystery", {}), ("", {})]
+    ("kind", "more"),
+    [("user", {"SERF_USER_EVENT": "deploy"}), ("query", {"SERF_QUERY_NAME": "x"}), ("member-mystery", {}), ("", {})],
 )
 def test_somebody_elses_event_leaves_no_trace(stage: Stage, kind: str, more: dict[str, str]) -> None:
     assert stage.handle(kind, b"x\n", **more) == (0, b"", "")
@@ -98,7 +101,9 @@ def test_an_empty_event_changes_nothing(stage: Stage, kind: str) -> None:
 
 
 def test_a_hostile_member_is_one_warning(stage: Stage) -> None:
-    ended = stage.handle("member-join", b"x\\n server evil 6.6.6.6:80\t10.0.0.9\tweb\trole=web\nweb01\t10.0.0.1\tweb\trole=web\n")
+    ended = stage.handle(
+        "member-join", b"x\\n server evil 6.6.6.6:80\t10.0.0.9\tweb\trole=web\nweb01\t10.0.0.1\tweb\trole=web\n"
+    )
 
     assert ended == (
         0,
@@ -117,7 +122,11 @@ def test_a_refused_roles_yml_is_one_line_and_the_event_waits(stage: Stage) -> No
 
     ended = stage.join("web01 10.0.0.1")
 
-    assert ended == (2, b"", f"lbagent: {stage.roles}:5: roles.app.lb: service 'isi' is not declared in `services:` (known: iis)\n")
+    assert ended == (
+        2,
+        b"",
+        f"lbagent: {stage.roles}:5: roles.app.lb: service 'isi' is not declared in `services:` (known: iis)\n",
+    )
     assert stage.cfg.read_text() == CFG
     assert sorted(path.name for path in stage.state.iterdir()) == ["lock", "spool"]
     stage.roles.write_text(good)
@@ -128,7 +137,11 @@ def test_a_refused_roles_yml_is_one_line_and_the_event_waits(stage: Stage) -> No
 def test_a_missing_roles_yml_is_one_line(stage: Stage) -> None:
     stage.roles.unlink()
 
-    assert stage.join("web01 10.0.0.1") == (2, b"", f"lbagent: {stage.roles}: cannot be read: No such file or directory\n")
+    assert stage.join("web01 10.0.0.1") == (
+        2,
+        b"",
+        f"lbagent: {stage.roles}: cannot be read: No such file or directory\n",
+    )
 
 
 def test_a_missing_haproxy_cfg_is_one_line(stage: Stage) -> None:
@@ -193,7 +206,9 @@ def test_a_tag_made_to_break_the_plan_costs_only_its_own_node(stage: Stage) -> N
     stage.roles.write_text(stage.roles.read_text().replace("port: 80", 'port: "{tag:port|80}"'))
     stage.join("web01 10.0.0.1")
 
-    ended = stage.handle("member-join", b"evil\t10.0.0.9\tweb\trole=web,port=0000099999\nweb02\t10.0.0.2\tweb\trole=web\n")
+    ended = stage.handle(
+        "member-join", b"evil\t10.0.0.9\tweb\trole=web,port=0000099999\nweb02\t10.0.0.2\tweb\trole=web\n"
+    )
 
     assert "defect" not in ended.err
     assert stage.managed == [line("web01", "10.0.0.1"), line("web02", "10.0.0.2")]
@@ -214,7 +229,19 @@ def test_state_that_cannot_be_written_is_said_to_need_a_sync(stage: Stage) -> No
 
 
 # contract: section 5, "lost or damaged ... rebuilt" (seen: a depth of 100,000 is a RecursionError, and every event exit 1)
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"version":1}', b"\xff\0", b'{"clocks":{},"folded":[],"members":[{}]}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'{"version":1}',
+        b"\xff\0",
+        b'{"clocks":{},"folded":[],"members":[{}]}',
+        b"[" * 100_000,
+    ],
+)
 def test_damaged_members_are_kept_aside_and_rebuilt(stage: Stage, content: bytes) -> None:
     stage.join("web01 10.0.0.1", "web02 10.0.0.2")
     stage.user("pause", "web02", 1)
@@ -223,7 +250,11 @@ def test_damaged_members_are_kept_aside_and_rebuilt(stage: Stage, content: bytes
     ended = stage.join("web03 10.0.0.3")
 
     assert ended.status == 0
-    assert stage.managed == [line("web01", "10.0.0.1"), "# lbagent paused web02 10.0.0.2 role=web", line("web03", "10.0.0.3")]
+    assert stage.managed == [
+        line("web01", "10.0.0.1"),
+        "# lbagent paused web02 10.0.0.2 role=web",
+        line("web03", "10.0.0.3"),
+    ]
     (aside,) = stage.state.glob("members.json.damaged-*")
     assert aside.read_bytes() == content
     assert "rebuilt from the managed lines" in ended.err
@@ -391,7 +422,9 @@ def test_a_handler_killed_after_spooling_loses_nothing(stage: Stage) -> None:
 
 
 def test_a_member_event_of_twenty_thousand_lines_is_taken_whole(stage: Stage) -> None:
-    lines = b"".join(b"n%d\t10.1.%d.%d\tother\trole=other,x=%s\n" % (at, at // 250, at % 250 + 1, b"y" * 50) for at in range(20_000))
+    lines = b"".join(
+        b"n%d\t10.1.%d.%d\tother\trole=other,x=%s\n" % (at, at // 250, at % 250 + 1, b"y" * 50) for at in range(20_000)
+    )
 
     assert stage.handle("member-join", lines).status == 0
 
@@ -431,7 +464,10 @@ def test_a_query_is_answered_even_where_nothing_works(stage: Stage) -> None:
     status, out, err = stage.query("pause", "web01")
 
     assert (status, err) == (0, "")
-    assert out == f"refused: {stage.roles}:1: roles.web.lb: service 'iis' is not declared in `services:` (known: none is declared)\n".encode()
+    assert (
+        out
+        == f"refused: {stage.roles}:1: roles.web.lb: service 'iis' is not declared in `services:` (known: none is declared)\n".encode()
+    )
 
 
 def test_a_query_waits_no_longer_than_serf_does(stage: Stage) -> None:

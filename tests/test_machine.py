@@ -75,7 +75,9 @@ class Cluster(RuleBasedStateMachine):
     def joins_or_changes(self, name: str, role: str, weight: str, subnet: int) -> None:
         """Boots, perhaps with another role, address or tags."""
         before = self.model.get(name)
-        self.model[name] = Node(role, f"10.0.{subnet}.{NAMES.index(name) + 1}", weight, there=True, paused=bool(before and before.paused))
+        self.model[name] = Node(
+            role, f"10.0.{subnet}.{NAMES.index(name) + 1}", weight, there=True, paused=bool(before and before.paused)
+        )
         self.happens("member-join", name, self.model[name])
 
     @rule(name=names)
@@ -129,7 +131,9 @@ class Cluster(RuleBasedStateMachine):
     @invariant()
     def the_lines_are_those_of_the_model(self) -> None:
         """No more, no fewer, in natural order."""
-        assert [line.split(" id ")[0].split(" #")[0] if line.startswith("server") else line for line in managed(self.text)] == [
+        assert [
+            line.split(" id ")[0].split(" #")[0] if line.startswith("server") else line for line in managed(self.text)
+        ] == [
             *self.lines("iis", ("web", "app"), 80, ""),
             *self.lines("api", ("app",), 8080, ".api"),
             *self.lines("tagged", ("db",), 9000, ".tagged"),
@@ -138,7 +142,10 @@ class Cluster(RuleBasedStateMachine):
     def lines(self, service: str, roles: tuple[str, ...], port: int, suffix: str) -> list[str]:
         """What should stand at one marker, without ids and comments."""
         found = []
-        for name in sorted((name for name, node in self.model.items() if node.there and node.role in roles), key=lambda one: natural(one + suffix)):
+        for name in sorted(
+            (name for name, node in self.model.items() if node.there and node.role in roles),
+            key=lambda one: natural(one + suffix),
+        ):
             node = self.model[name]
             options = OPTIONS.get(service) or f"check weight {node.weight or 10}"
             server = f"server {name}{suffix} {node.address}:{port} {options}"

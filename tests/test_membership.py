@@ -74,7 +74,11 @@ def test_a_pause_holds_for_every_member_with_the_address() -> None:
 
 
 def test_a_tag_pauses_only_with_the_word_paused() -> None:
-    tagged = [member("a", "10.0.0.1", tags={"lbagent": "paused"}), member("b", "10.0.0.2", tags={"lbagent": "on"}), member("c", "10.0.0.3")]
+    tagged = [
+        member("a", "10.0.0.1", tags={"lbagent": "paused"}),
+        member("b", "10.0.0.2", tags={"lbagent": "on"}),
+        member("c", "10.0.0.3"),
+    ]
 
     assert paused(known(*tagged)) == ["a"]
 

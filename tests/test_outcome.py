@@ -43,7 +43,8 @@ def test_every_error_stands_in_the_table_with_its_exit_status() -> None:
 
 
 @pytest.mark.parametrize(
-    ("verdict", "confirmed"), [(Verdict.UNCHANGED, True), (Verdict.APPLIED, True), (Verdict.WRITTEN, False), (Verdict.QUEUED, False)]
+    ("verdict", "confirmed"),
+    [(Verdict.UNCHANGED, True), (Verdict.APPLIED, True), (Verdict.WRITTEN, False), (Verdict.QUEUED, False)],
 )
 def test_only_what_haproxy_serves_is_confirmed(verdict: Verdict, confirmed: bool) -> None:  # noqa: FBT001
     assert Outcome(verdict).confirmed is confirmed

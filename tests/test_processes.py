@@ -32,7 +32,11 @@ def test_a_process_is_described(sleeper: subprocess.Popen[bytes], tmp_path: Path
 
     assert found is not None
     assert (found.pid, found.parent, found.program, found.alive) == (sleeper.pid, os.getpid(), NAME, True)
-    assert (found.argv, found.environ, found.cwd) == ([str(tmp_path / NAME), "60"], {"A": "b=c", "E": ""}, str(tmp_path))
+    assert (found.argv, found.environ, found.cwd) == (
+        [str(tmp_path / NAME), "60"],
+        {"A": "b=c", "E": ""},
+        str(tmp_path),
+    )
 
 
 def test_it_was_born_a_moment_ago(sleeper: subprocess.Popen[bytes]) -> None:

@@ -31,7 +31,9 @@ def test_a_template_is_filled_with_what_is_known_of_a_node(template: str, tags: 
     assert Template(template).fill(VALUES, tags) == text
 
 
-@pytest.mark.parametrize(("text", "constant", "needs_tags"), [("check", True, False), ("{name}", False, False), ("{tag:a|b}", False, True)])
+@pytest.mark.parametrize(
+    ("text", "constant", "needs_tags"), [("check", True, False), ("{name}", False, False), ("{tag:a|b}", False, True)]
+)
 def test_a_template_knows_what_it_depends_on(text: str, constant: bool, needs_tags: bool) -> None:  # noqa: FBT001
     assert (Template(text).constant, Template(text).needs_tags) == (constant, needs_tags)
 
@@ -42,9 +44,14 @@ def test_a_template_of_more_than_printable_ascii_is_refused(text: str) -> None:
         Template(text)
 
 
-@pytest.mark.parametrize("text", ["{", "}", "{}", "{intervall}", "{tag:}", "{tag:a b}", "{tag:a|b c}", "{{name}}", "${HOME}", "{tag:a|b|c}"])
+@pytest.mark.parametrize(
+    "text", ["{", "}", "{}", "{intervall}", "{tag:}", "{tag:a b}", "{tag:a|b c}", "{{name}}", "${HOME}", "{tag:a|b|c}"]
+)
 def test_a_brace_that_means_nothing_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"^a brace outside of \{interval\}, \{name\}, \{role\}, \{tag:NAME\} and \{tag:NAME\|default\}$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^a brace outside of \{interval\}, \{name\}, \{role\}, \{tag:NAME\} and \{tag:NAME\|default\}$",
+    ):
         Template(text)
 
 
@@ -119,7 +126,10 @@ def test_the_defaults_are_the_documented_ones() -> None:
 
     assert HaproxySettings() == (("/etc/haproxy/haproxy.cfg",), None, True, 30.0, 2.0)
     assert (role.interval, role.networks, role.options, role.remove_failed, role.max) == ("2s", (), None, False, 1000)
-    assert reading("services: {iis: {port: 80}}\nroles: {web: {lb: [iis]}}").services["iis"].options.text == "check inter {interval} rise 2 fall 2"
+    assert (
+        reading("services: {iis: {port: 80}}\nroles: {web: {lb: [iis]}}").services["iis"].options.text
+        == "check inter {interval} rise 2 fall 2"
+    )
 
 
 def test_roles_are_values() -> None:

@@ -44,7 +44,9 @@ def test_what_is_thawed_is_what_was_frozen(text: str) -> None:
     assert again.pairs() == roles.pairs()
     assert frozen(again) == frozen(roles)
     assert [type(one) for one in again] == [type(one) for one in roles]
-    assert {name: tuple(map(type, role)) for name, role in again.roles.items()} == {name: tuple(map(type, role)) for name, role in roles.roles.items()}
+    assert {name: tuple(map(type, role)) for name, role in again.roles.items()} == {
+        name: tuple(map(type, role)) for name, role in roles.roles.items()
+    }
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -52,18 +54,31 @@ def test_what_is_thawed_plans_the_same(text: str) -> None:
     roles = reading(text)
     markers = "".join(f"# additional-{middle}-server\n" for middle in roles.pairs())
     document = Document([("haproxy.cfg", f"backend a\n{markers}")])
-    members = known(*(member(f"n{at}", f"10.0.0.{at + 1}", role, {"port": "81", "w": "5"}) for at, role in enumerate(["web", "app", "web", "web", "web"])))
+    members = known(
+        *(
+            member(f"n{at}", f"10.0.0.{at + 1}", role, {"port": "81", "w": "5"})
+            for at, role in enumerate(["web", "app", "web", "web", "web"])
+        )
+    )
 
     assert plan(document, through_json(roles), members) == plan(document, roles, members)
 
 
-@pytest.mark.parametrize("state", [None, 0, "x", "abcd", [], {}, [[], {}, {}, ""], [1, 2, 3, 4], [[[], None], {}, {}], [[[]], {"a": ["80"]}, {}, ""]])
+@pytest.mark.parametrize(
+    "state",
+    [None, 0, "x", "abcd", [], {}, [[], {}, {}, ""], [1, 2, 3, 4], [[[], None], {}, {}], [[[]], {"a": ["80"]}, {}, ""]],
+)
 def test_what_is_something_else_is_an_error_the_engine_knows(state: Any) -> None:  # noqa: ANN401
     with pytest.raises((ValueError, TypeError, KeyError)):
         thawed(state)
 
 
-leaves = st.none() | st.booleans() | st.integers(-5, 70_000) | st.sampled_from(["", "web", "{", "check\nserver evil 6.6.6.6:80", "#", "80", "é"])
+leaves = (
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 70_000)
+    | st.sampled_from(["", "web", "{", "check\nserver evil 6.6.6.6:80", "#", "80", "é"])
+)
 
 
 # contract: section 5, damaged state is no harm (seen: AttributeError where a template is null, which the engine does not expect)

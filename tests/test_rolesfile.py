@@ -95,7 +95,12 @@ def test_every_key_of_a_role_is_read() -> None:
     web = roles.roles["web"]
     assert web.options is not None
     assert web.options.text == "check weight 5"
-    assert (web.interval, web.networks, web.remove_failed, web.max) == ("500ms", ("10.0.0.0/8", "2001:db8::/32", "127.0.0.1/32"), True, 20000)
+    assert (web.interval, web.networks, web.remove_failed, web.max) == (
+        "500ms",
+        ("10.0.0.0/8", "2001:db8::/32", "127.0.0.1/32"),
+        True,
+        20000,
+    )
 
 
 def test_every_key_of_haproxy_is_read() -> None:
@@ -108,12 +113,22 @@ def test_every_key_of_haproxy_is_read() -> None:
     assert roles.haproxy == HaproxySettings(("/a.cfg", "/conf.d"), None, False, 120.0, 0.5)
 
 
-@pytest.mark.parametrize(("word", "on"), [("on", True), ("yes", True), ("true", True), ("On", True), ("off", False), ("no", False), ("FALSE", False)])
+@pytest.mark.parametrize(
+    ("word", "on"),
+    [("on", True), ("yes", True), ("true", True), ("On", True), ("off", False), ("no", False), ("FALSE", False)],
+)
 def test_runtime_is_a_switch(word: str, on: bool) -> None:  # noqa: FBT001
-    assert reading(f"haproxy: {{runtime: {word}}}\nservices: {{iis: {{port: 80}}}}\nroles: {{web: {{lb: [iis]}}}}").haproxy.runtime is on
+    assert (
+        reading(
+            f"haproxy: {{runtime: {word}}}\nservices: {{iis: {{port: 80}}}}\nroles: {{web: {{lb: [iis]}}}}"
+        ).haproxy.runtime
+        is on
+    )
 
 
-@pytest.mark.parametrize("name", ["no", "yes", "on", "off", "null", "~1".replace("~", ""), "1e3", "0x10", "12:30:45", "2026-01-01", "true"])
+@pytest.mark.parametrize(
+    "name", ["no", "yes", "on", "off", "null", "~1".replace("~", ""), "1e3", "0x10", "12:30:45", "2026-01-01", "true"]
+)
 def test_a_role_is_called_what_the_operator_typed(name: str) -> None:
     if ":" in name:
         assert "a role's name is" in refusal(f"services: {{iis: {{port: 80}}}}\nroles:\n  {name}: {{lb: [iis]}}\n")
@@ -144,7 +159,9 @@ def test_an_alias_is_what_it_stands_for() -> None:
           app: *role
     """)
 
-    assert plain(roles) == plain(reading("services: {iis: {port: 80}, other: {port: 80}}\nroles: {web: {lb: [iis]}, app: {lb: [iis]}}"))
+    assert plain(roles) == plain(
+        reading("services: {iis: {port: 80}, other: {port: 80}}\nroles: {web: {lb: [iis]}, app: {lb: [iis]}}")
+    )
 
 
 def test_an_alias_into_itself_is_refused() -> None:
@@ -198,8 +215,14 @@ def test_the_example_that_is_delivered_is_read() -> None:
             "haproxy: {conf: /x}\nroles: {web: {}}\n",
             "roles.yml:1: haproxy.conf: unknown key (known: config, reload, runtime, timeout, min_reload_interval)",
         ),
-        ("haproxy: {config: x.cfg}\nroles: {web: {}}\n", "roles.yml:1: haproxy.config: 'x.cfg' is not an absolute path"),
-        ("haproxy:\n  config:\n  - /a\n  - b\nroles: {web: {}}\n", "roles.yml:3: haproxy.config: 'b' is not an absolute path"),
+        (
+            "haproxy: {config: x.cfg}\nroles: {web: {}}\n",
+            "roles.yml:1: haproxy.config: 'x.cfg' is not an absolute path",
+        ),
+        (
+            "haproxy:\n  config:\n  - /a\n  - b\nroles: {web: {}}\n",
+            "roles.yml:3: haproxy.config: 'b' is not an absolute path",
+        ),
         ("haproxy: {config: {}}\nroles: {web: {}}\n", "roles.yml:1: haproxy.config: is not a path or a list of paths"),
         ("haproxy: {config: []}\nroles: {web: {}}\n", "roles.yml:1: haproxy.config: is not a path or a list of paths"),
         ("haproxy: {config: }\nroles: {web: {}}\n", "roles.yml:1: haproxy.config: is not a path"),
@@ -208,8 +231,14 @@ def test_the_example_that_is_delivered_is_read() -> None:
             'roles.yml:1: haproxy.reload: is not a list such as ["systemctl", "reload", "haproxy"]',
         ),
         ("haproxy: {runtime: maybe}\nroles: {web: {}}\n", "roles.yml:1: haproxy.runtime: 'maybe' is not on or off"),
-        ("haproxy: {timeout: 30}\nroles: {web: {}}\n", "roles.yml:1: haproxy.timeout: '30' is not a time with its unit, as in 30s"),
-        ("haproxy: {timeout: soon}\nroles: {web: {}}\n", "roles.yml:1: haproxy.timeout: 'soon' is not a time with its unit, as in 30s"),
+        (
+            "haproxy: {timeout: 30}\nroles: {web: {}}\n",
+            "roles.yml:1: haproxy.timeout: '30' is not a time with its unit, as in 30s",
+        ),
+        (
+            "haproxy: {timeout: soon}\nroles: {web: {}}\n",
+            "roles.yml:1: haproxy.timeout: 'soon' is not a time with its unit, as in 30s",
+        ),
         (
             "haproxy: {min_reload_interval: -2s}\nroles: {web: {}}\n",
             "roles.yml:1: haproxy.min_reload_interval: '-2s' is not a time with its unit, as in 30s",
@@ -218,7 +247,10 @@ def test_the_example_that_is_delivered_is_read() -> None:
         ("services:\n  iis:\nroles: {web: {}}\n", "roles.yml:2: services.iis: is not a mapping of keys to values"),
         ("services:\n  iis: 80\nroles: {web: {}}\n", "roles.yml:2: services.iis: is not a mapping of keys to values"),
         ("services:\n  iis: {}\nroles: {web: {}}\n", "roles.yml:2: services.iis: `port` is missing, as in {port: 80}"),
-        ("services:\n  iis: {prt: 80}\nroles: {web: {}}\n", "roles.yml:2: services.iis.prt: unknown key (known: port, options)"),
+        (
+            "services:\n  iis: {prt: 80}\nroles: {web: {}}\n",
+            "roles.yml:2: services.iis.prt: unknown key (known: port, options)",
+        ),
         (
             "services:\n  a.b: {port: 80}\nroles: {web: {}}\n",
             "roles.yml:2: services.a.b: a service's name is [A-Za-z0-9][A-Za-z0-9_-]{0,62}, and not `none`",
@@ -228,11 +260,26 @@ def test_the_example_that_is_delivered_is_read() -> None:
             "roles.yml:2: services.none: a service's name is [A-Za-z0-9][A-Za-z0-9_-]{0,62}, and not `none`",
         ),
         ("services: {iis: {port: 80}, iis: {port: 81}}\nroles: {web: {}}\n", "roles.yml:1: services.iis: stands twice"),
-        ("services:\n  iis:\n    port: 080\nroles: {web: {}}\n", "roles.yml:3: services.iis.port: '080' is not 1 to 65535, or \"{tag:port|8080}\""),
-        ("services:\n  iis:\n    port: 0\nroles: {web: {}}\n", "roles.yml:3: services.iis.port: '0' is not 1 to 65535, or \"{tag:port|8080}\""),
-        ("services:\n  iis:\n    port: 65536\nroles: {web: {}}\n", "roles.yml:3: services.iis.port: '65536' is not 1 to 65535, or \"{tag:port|8080}\""),
-        ("services:\n  iis:\n    port: 0x50\nroles: {web: {}}\n", "roles.yml:3: services.iis.port: '0x50' is not 1 to 65535, or \"{tag:port|8080}\""),
-        ("services:\n  iis:\n    port: 80.0\nroles: {web: {}}\n", "roles.yml:3: services.iis.port: '80.0' is not 1 to 65535, or \"{tag:port|8080}\""),
+        (
+            "services:\n  iis:\n    port: 080\nroles: {web: {}}\n",
+            "roles.yml:3: services.iis.port: '080' is not 1 to 65535, or \"{tag:port|8080}\"",
+        ),
+        (
+            "services:\n  iis:\n    port: 0\nroles: {web: {}}\n",
+            "roles.yml:3: services.iis.port: '0' is not 1 to 65535, or \"{tag:port|8080}\"",
+        ),
+        (
+            "services:\n  iis:\n    port: 65536\nroles: {web: {}}\n",
+            "roles.yml:3: services.iis.port: '65536' is not 1 to 65535, or \"{tag:port|8080}\"",
+        ),
+        (
+            "services:\n  iis:\n    port: 0x50\nroles: {web: {}}\n",
+            "roles.yml:3: services.iis.port: '0x50' is not 1 to 65535, or \"{tag:port|8080}\"",
+        ),
+        (
+            "services:\n  iis:\n    port: 80.0\nroles: {web: {}}\n",
+            "roles.yml:3: services.iis.port: '80.0' is not 1 to 65535, or \"{tag:port|8080}\"",
+        ),
         ("services:\n  iis:\n    port: [80]\nroles: {web: {}}\n", "roles.yml:3: services.iis.port: is not text"),
         (
             'services:\n  iis:\n    port: "{tag:port"\nroles: {web: {}}\n',
@@ -258,22 +305,55 @@ def test_the_example_that_is_delivered_is_read() -> None:
             "services: {iis: {port: 80}, b: {port: 81}}\nroles:\n  web:\n    lb:\n    - b\n    - iss\n",
             "roles.yml:6: roles.web.lb: service 'iss' is not declared in `services:` (known: iis, b)",
         ),
-        ("roles:\n  web: {lb: [iis]}\n", "roles.yml:2: roles.web.lb: service 'iis' is not declared in `services:` (known: none is declared)"),
-        ("web: {lb: [iis]}\n", "roles.yml:1: web.lb: service 'iis' is not declared in `services:` (known: none is declared)"),
-        ("services: {iis: {port: 80}}\nroles:\n  web: {lb: [iis, iis]}\n", "roles.yml:3: roles.web.lb: service 'iis' stands twice"),
-        ("services: {iis: {port: 80}}\nroles:\n  web: {lb: [[iis]]}\n", "roles.yml:3: roles.web.lb: is not a list of services, as in [iis]"),
-        ("services: {iis: {port: 80}}\nroles:\n  web: {lb: [iis], lb: [iis]}\n", "roles.yml:3: roles.web.lb: stands twice"),
-        ("services: {iis: {port: 80}}\nroles:\n  w b: {lb: [iis]}\n", "roles.yml:3: roles.w b: a role's name is [A-Za-z0-9][A-Za-z0-9._-]{0,62}"),
-        ("services: {iis: {port: 80}}\nroles:\n  web: {l b: [iis]}\n", "roles.yml:3: roles.web.l b: a section's name is [A-Za-z0-9][A-Za-z0-9._-]{0,62}"),
+        (
+            "roles:\n  web: {lb: [iis]}\n",
+            "roles.yml:2: roles.web.lb: service 'iis' is not declared in `services:` (known: none is declared)",
+        ),
+        (
+            "web: {lb: [iis]}\n",
+            "roles.yml:1: web.lb: service 'iis' is not declared in `services:` (known: none is declared)",
+        ),
+        (
+            "services: {iis: {port: 80}}\nroles:\n  web: {lb: [iis, iis]}\n",
+            "roles.yml:3: roles.web.lb: service 'iis' stands twice",
+        ),
+        (
+            "services: {iis: {port: 80}}\nroles:\n  web: {lb: [[iis]]}\n",
+            "roles.yml:3: roles.web.lb: is not a list of services, as in [iis]",
+        ),
+        (
+            "services: {iis: {port: 80}}\nroles:\n  web: {lb: [iis], lb: [iis]}\n",
+            "roles.yml:3: roles.web.lb: stands twice",
+        ),
+        (
+            "services: {iis: {port: 80}}\nroles:\n  w b: {lb: [iis]}\n",
+            "roles.yml:3: roles.w b: a role's name is [A-Za-z0-9][A-Za-z0-9._-]{0,62}",
+        ),
+        (
+            "services: {iis: {port: 80}}\nroles:\n  web: {l b: [iis]}\n",
+            "roles.yml:3: roles.web.l b: a section's name is [A-Za-z0-9][A-Za-z0-9._-]{0,62}",
+        ),
         ("services: {iis: {port: 80}}\nroles:\n  web:\n", "roles.yml:3: roles.web: is not a mapping of keys to values"),
-        ("services: {iis: {port: 80}}\nroles:\n  web: {interval: 60}\n", "roles.yml:3: roles.web.interval: '60' is not a time with its unit, as in 60s"),
-        ("services: {iis: {port: 80}}\nroles:\n  web: {interval: 1h30m}\n", "roles.yml:3: roles.web.interval: '1h30m' is not a time with its unit, as in 60s"),
-        ("services: {iis: {port: 80}}\nroles:\n  web: {interval: s}\n", "roles.yml:3: roles.web.interval: 's' is not a time with its unit, as in 60s"),
+        (
+            "services: {iis: {port: 80}}\nroles:\n  web: {interval: 60}\n",
+            "roles.yml:3: roles.web.interval: '60' is not a time with its unit, as in 60s",
+        ),
+        (
+            "services: {iis: {port: 80}}\nroles:\n  web: {interval: 1h30m}\n",
+            "roles.yml:3: roles.web.interval: '1h30m' is not a time with its unit, as in 60s",
+        ),
+        (
+            "services: {iis: {port: 80}}\nroles:\n  web: {interval: s}\n",
+            "roles.yml:3: roles.web.interval: 's' is not a time with its unit, as in 60s",
+        ),
         (
             "services: {iis: {port: 80}}\nroles:\n  web: {networks: 10.0.0.0/8}\n",
             "roles.yml:3: roles.web.networks: is not a list such as [10.0.0.0/8]",
         ),
-        ("services: {iis: {port: 80}}\nroles:\n  web: {networks: []}\n", "roles.yml:3: roles.web.networks: is not a list such as [10.0.0.0/8]"),
+        (
+            "services: {iis: {port: 80}}\nroles:\n  web: {networks: []}\n",
+            "roles.yml:3: roles.web.networks: is not a list such as [10.0.0.0/8]",
+        ),
         (
             "services: {iis: {port: 80}}\nroles:\n  web: {networks: [10.0.0.1/8]}\n",
             "roles.yml:3: roles.web.networks: 10.0.0.1/8 has host bits set (a network is written 10.0.0.0/8)",
@@ -282,13 +362,31 @@ def test_the_example_that_is_delivered_is_read() -> None:
             "services: {iis: {port: 80}}\nroles:\n  web:\n    networks:\n    - 10.0.0.0/8\n    - intranet\n",
             "roles.yml:6: roles.web.networks: 'intranet' does not appear to be an IPv4 or IPv6 network (a network is written 10.0.0.0/8)",
         ),
-        ("services: {iis: {port: 80}}\nroles:\n  web: {on_failed: drop}\n", "roles.yml:3: roles.web.on_failed: 'drop' is not keep or remove"),
-        ("services: {iis: {port: 80}}\nroles:\n  web: {max: 0}\n", "roles.yml:3: roles.web.max: '0' is not a number from 1 to 20000"),
-        ("services: {iis: {port: 80}}\nroles:\n  web: {max: many}\n", "roles.yml:3: roles.web.max: 'many' is not a number from 1 to 20000"),
-        ("services: {iis: {port: 80}}\nroles:\n  web: {max: 20001}\n", "roles.yml:3: roles.web.max: '20001' is not a number from 1 to 20000"),
+        (
+            "services: {iis: {port: 80}}\nroles:\n  web: {on_failed: drop}\n",
+            "roles.yml:3: roles.web.on_failed: 'drop' is not keep or remove",
+        ),
+        (
+            "services: {iis: {port: 80}}\nroles:\n  web: {max: 0}\n",
+            "roles.yml:3: roles.web.max: '0' is not a number from 1 to 20000",
+        ),
+        (
+            "services: {iis: {port: 80}}\nroles:\n  web: {max: many}\n",
+            "roles.yml:3: roles.web.max: 'many' is not a number from 1 to 20000",
+        ),
+        (
+            "services: {iis: {port: 80}}\nroles:\n  web: {max: 20001}\n",
+            "roles.yml:3: roles.web.max: '20001' is not a number from 1 to 20000",
+        ),
         # contract: section 3, "wrong types refused"; only the first six digits are looked at (seen: a max of 1000000)
-        ("services: {iis: {port: 80}}\nroles:\n  web: {max: '0001000000'}\n", "roles.yml:3: roles.web.max: '0001000000' is not a number from 1 to 20000"),
-        ("services: {iis: {port: 80}}\nroles:\n  web: {options: [check]}\n", "roles.yml:3: roles.web.options: is not text"),
+        (
+            "services: {iis: {port: 80}}\nroles:\n  web: {max: '0001000000'}\n",
+            "roles.yml:3: roles.web.max: '0001000000' is not a number from 1 to 20000",
+        ),
+        (
+            "services: {iis: {port: 80}}\nroles:\n  web: {options: [check]}\n",
+            "roles.yml:3: roles.web.options: is not text",
+        ),
         ("roles: {1: {}, ? [a] : {}}\n", "roles.yml:1: roles: is not a mapping whose keys are words"),
     ],
 )

@@ -52,7 +52,18 @@ def test_a_plain_handle_needs_no_parser(words: list[str], settings: Settings) ->
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["plan"], ["handle", "-v"], ["handle", "x"], ["--roles", "handle"], ["--help", "handle"], ["-vv", "handle"], ["--rol=/r", "handle"], ["x", "handle"]]
+    "words",
+    [
+        [],
+        ["plan"],
+        ["handle", "-v"],
+        ["handle", "x"],
+        ["--roles", "handle"],
+        ["--help", "handle"],
+        ["-vv", "handle"],
+        ["--rol=/r", "handle"],
+        ["x", "handle"],
+    ],
 )
 def test_anything_else_is_the_parsers(words: list[str]) -> None:
     assert of_handler(words, {}) is None

@@ -109,7 +109,9 @@ def test_the_age_of_the_oldest_is_known(spool: Spool, folder: Path) -> None:
     assert spool.oldest() == 1000
 
 
-@pytest.mark.parametrize("name", ["x", "007", "0", "-1", "1.5", "1e3", "٣", "9" * 18, "9" * 40, " 1", "a\nb", "日本", "%s", "~", "1~"])
+@pytest.mark.parametrize(
+    "name", ["x", "007", "0", "-1", "1.5", "1e3", "٣", "9" * 18, "9" * 40, " 1", "a\nb", "日本", "%s", "~", "1~"]
+)
 def test_a_foreign_name_is_set_aside_and_the_rest_goes_on(spool: Spool, folder: Path, name: str) -> None:
     (folder / name).write_bytes(b"x")
     (folder / "5").write_bytes(b"good")
@@ -190,7 +192,9 @@ def test_the_newest_hundred_bad_ones_are_kept(spool: Spool, folder: Path) -> Non
 
     spool.read()
 
-    assert [name.partition("-")[2] for name in left(folder / "bad")] == [f"x{number:03}" for number in range(5, BAD_KEPT + 5)]
+    assert [name.partition("-")[2] for name in left(folder / "bad")] == [
+        f"x{number:03}" for number in range(5, BAD_KEPT + 5)
+    ]
 
 
 def test_a_bad_folder_that_is_a_file_loses_nothing(spool: Spool, folder: Path) -> None:
@@ -239,7 +243,8 @@ def test_a_full_disk_leaves_nothing_half_written(spool: Spool, folder: Path, moc
 
 def test_many_writers_at_once_lose_nothing_and_keep_their_own_order(spool: Spool, folder: Path) -> None:
     writers = [
-        subprocess.Popen([sys.executable, "-c", WRITER, str(folder), str(who), "25"], stdout=subprocess.PIPE, text=True) for who in range(8)
+        subprocess.Popen([sys.executable, "-c", WRITER, str(folder), str(who), "25"], stdout=subprocess.PIPE, text=True)
+        for who in range(8)
     ]
 
     numbers = [[int(line) for line in (writer.communicate()[0]).split()] for writer in writers]
@@ -247,13 +252,18 @@ def test_many_writers_at_once_lose_nothing_and_keep_their_own_order(spool: Spool
     assert all(own == sorted(own) for own in numbers)
     taken = [number for own in numbers for number in own]
     assert len(set(taken)) == len(taken) == 200
-    assert sorted(record.content for record in spool.read()[0]) == sorted(f"{who} {number}".encode() for who in range(8) for number in range(25))
+    assert sorted(record.content for record in spool.read()[0]) == sorted(
+        f"{who} {number}".encode() for who in range(8) for number in range(25)
+    )
     assert [name for name in left(folder) if name.startswith(".")] == []
 
 
 def test_writers_and_a_drainer_lose_nothing_and_fold_nothing_twice(spool: Spool, folder: Path) -> None:
     drainer = subprocess.Popen([sys.executable, "-c", DRAINER, str(folder), "3"], stdout=subprocess.PIPE, text=True)
-    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(folder), str(who), "40"], stdout=subprocess.DEVNULL) for who in range(6)]
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(folder), str(who), "40"], stdout=subprocess.DEVNULL)
+        for who in range(6)
+    ]
     assert [writer.wait() for writer in writers] == [0] * 6
 
     drained = drainer.communicate()[0].split("\n")[:-1]
