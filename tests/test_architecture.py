@@ -1,5 +1,7 @@
 """The house: who may import whom, what is pure, how large a room may be, and what an event has to load."""
 
+# ruff: noqa: E501  # a case of a table stands on one line
+
 from __future__ import annotations
 
 import ast

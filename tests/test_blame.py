@@ -1,5 +1,7 @@
 """blame: whose line HAProxy refuses is found by trying, in few trials."""
 
+# ruff: noqa: E501  # a case of a table stands on one line
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence

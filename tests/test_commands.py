@@ -128,7 +128,7 @@ def test_its_environment_is_the_one_given() -> None:
 
 def test_our_files_are_not_its_own(tmp_path: Path) -> None:
     with (tmp_path / "secret").open("w") as file:
-        os.set_inheritable(file.fileno(), False)
+        assert not os.get_inheritable(file.fileno())
 
         assert "secret" not in shell("ls -l /proc/self/fd").words
 

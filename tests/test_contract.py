@@ -1,5 +1,7 @@
 """Everything a real Serf was seen to hand over, hostile peers included, through the real handler and the real `haproxy -c`."""
 
+# ruff: noqa: E501  # a case of a table stands on one line
+
 from __future__ import annotations
 
 import re

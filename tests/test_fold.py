@@ -1,5 +1,7 @@
 """fold: how events change membership."""
 
+# ruff: noqa: E501  # a case of a table stands on one line
+
 from __future__ import annotations
 
 import random

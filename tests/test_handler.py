@@ -1,5 +1,7 @@
 """handler, through the real console script: what Serf sees of an event. No HAProxy runs, and `haproxy -c` says yes."""
 
+# ruff: noqa: E501  # a case of a table stands on one line
+
 from __future__ import annotations
 
 import fcntl

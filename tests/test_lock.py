@@ -1,5 +1,7 @@
 """host/lock: one writer at a time."""
 
+# ruff: noqa: E501  # a case of a table stands on one line
+
 from __future__ import annotations
 
 import subprocess

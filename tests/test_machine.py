@@ -1,5 +1,7 @@
 """Events, runs and accidents in any order: haproxy.cfg always tells exactly what is so."""
 
+# ruff: noqa: E501  # a case of a table stands on one line
+
 from __future__ import annotations
 
 from typing import NamedTuple

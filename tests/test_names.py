@@ -1,5 +1,7 @@
 """names: what a name, an address, a role or a tag value may look like."""
 
+# ruff: noqa: E501  # a case of a table stands on one line
+
 from __future__ import annotations
 
 import ipaddress
@@ -36,7 +38,7 @@ def test_a_name_serf_and_haproxy_both_take_is_a_name(name: str) -> None:
         "a:80",
         "a\u2028",
         "\udc83",
-        "１",
+        "\uff11",
         "a${b}",
     ],
 )
@@ -85,7 +87,7 @@ def test_an_address_has_one_spelling(text: str, canonical: str) -> None:
     "text",
     [
         "", "<nil>", "?616263", "?0a00000102", "1.2.3", "1.2.3.4.5", "01.2.3.4", "1.2.3.256", "1.2.3.4 ", " 1.2.3.4", "1.2.3.4\n",
-        "1.2.3.4:80", "[::1]", "fe80::1%eth0", "::1\n", ":::", "localhost", "１.2.3.4", "0x7f.1", "1.2.3.4/32", "2130706433", "1,2,3,4",
+        "1.2.3.4:80", "[::1]", "fe80::1%eth0", "::1\n", ":::", "localhost", "\uff11.2.3.4", "0x7f.1", "1.2.3.4/32", "2130706433", "1,2,3,4",
     ],
 )  # fmt: skip
 def test_what_is_no_address_has_none(text: str) -> None:
@@ -180,9 +182,9 @@ def test_web2_comes_before_web10() -> None:
     assert sorted(names, key=natural) == ["9", "10", "a", "web1", "web02", "web2", "web2b3", "web2b20", "web10"]
 
 
-@given(st.lists(st.from_regex(NAME, fullmatch=True), max_size=6))
+@given(st.lists(st.from_regex(NAME, fullmatch=True), max_size=6, unique=True))
 def test_any_names_have_one_order(names: list[str]) -> None:
-    assert sorted(names, key=natural) == sorted(names[::-1], key=natural)
+    assert sorted(names, key=natural) == sorted(set(names), key=natural)
 
 
 shaped = st.from_regex(r"(web|Web|db-|a)[0-9]{0,4}([.-][0-9a-b]{1,3})?", fullmatch=True)

@@ -1,5 +1,7 @@
 """The plan, from the outside: what becomes of a haproxy.cfg, whatever the network and the operator wrote."""
 
+# ruff: noqa: E501  # a case of a table stands on one line
+
 from __future__ import annotations
 
 import random

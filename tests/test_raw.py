@@ -1,6 +1,10 @@
 """serf/raw: what Serf handed over, as it came, and how that stands in a spool record."""
 
+# ruff: noqa: E501  # a case of a table stands on one line
+
 from __future__ import annotations
+
+import contextlib
 
 import pytest
 from hypothesis import given
@@ -118,13 +122,11 @@ def test_a_payload_too_long_for_a_record_is_cut() -> None:
 
 @given(st.binary(max_size=200) | st.binary(max_size=60).map(lambda rest: b"lbagent 1\0id\0005\0user\0pause\0" + rest))
 def test_any_bytes_are_a_record_or_a_value_error(content: bytes) -> None:
-    try:
+    with contextlib.suppress(ValueError):
         raw = from_record(content)
-    except ValueError as error:
-        assert str(error) == "is not a spool record"
-    else:
+
         assert content.startswith(b"lbagent 1\0")
-        assert isinstance(raw.payload, bytes)
+        assert content.endswith(raw.payload)
 
 
 @given(st.dictionaries(st.sampled_from([b"SERF_EVENT", b"SERF_USER_EVENT", b"SERF_QUERY_NAME", b"SERF_USER_LTIME", b"SERF_SELF_NAME"]),

@@ -1,5 +1,7 @@
 """rolescache: roles as plain JSON come back as they were."""
 
+# ruff: noqa: E501  # a case of a table stands on one line
+
 from __future__ import annotations
 
 import json

@@ -1,5 +1,7 @@
 """host/spool: no event is lost, none is folded out of order, and nothing foreign stops the rest."""
 
+# ruff: noqa: E501  # a case of a table stands on one line
+
 from __future__ import annotations
 
 import errno
