@@ -381,6 +381,24 @@ def test_a_line_whose_comment_was_deleted_belongs_to_the_operator() -> None:
     assert planned(taken_back, ROLES, known()) == taken_back
 
 
+@pytest.mark.parametrize(
+    "reformatted",
+    [
+        "server\tweb01\t10.0.0.1:80\tcheck # lbagent role=web",
+        "server  web01   10.0.0.1:80  check # lbagent role=web",
+        "server web01 10.0.0.1:80 check\t# lbagent role=web",
+        "server web01 10.0.0.1:80 check   # lbagent role=web \t",
+    ],
+)
+def test_a_line_somebody_reformatted_is_still_a_managed_one(reformatted: str) -> None:
+    # contract: section 4, "the trailing comment is what makes it ours" (seen: with tabs it is taken for one by hand)
+    before = f"backend farm\n    {reformatted}\n    # additional-lb-iis-server\n"
+
+    assert (
+        planned(before, ROLES, known(member("web01", status=LEFT))) == "backend farm\n    # additional-lb-iis-server\n"
+    )
+
+
 def test_what_an_operator_inserted_between_managed_lines_and_marker_stays() -> None:
     before = planned(ONE, ROLES, known(member("web01"))).replace(
         "    # add", "\n    # keep me\n    option httpchk\n    # add"
@@ -664,6 +682,19 @@ def test_of_two_living_members_at_one_address_the_first_name_has_the_line() -> N
 
     assert managed(done.after[0]) == [line("web9")]
     assert "web10 has no line in backend farm: web9 has 10.0.0.1:80" in done.notes
+
+
+def test_of_two_names_of_one_host_at_two_markers_the_first_name_has_the_line() -> None:
+    # contract: section 4, "then the order of names" (seen: the order of markers)
+    roles = reading("""
+        services: {one: {port: 80, options: check}, two: {port: 80, options: check}}
+        roles: {web: {lb: [one]}, app: {lb: [two]}}
+    """)
+    text = "backend farm\n# additional-lb-one-server\n# additional-lb-two-server\n"
+
+    after = planned(text, roles, known(member("web10"), member("web2", role="app")))
+
+    assert managed(after) == ["server web2.two 10.0.0.1:80 check # lbagent role=app"]
 
 
 # --- max, on_failed, guard ----------------------------------------------------------------------------------------
