@@ -92,6 +92,17 @@ def test_a_number_that_somebody_is_writing_is_not_taken(spool: Spool, folder: Pa
     assert spool.names() == ["6"]
 
 
+def test_a_number_taken_since_the_look_is_not_taken_again(spool: Spool, folder: Path, mocker: MockerFixture) -> None:
+    spool.put(b"the other's")
+    looked = mocker.patch("os.listdir", return_value=[])
+
+    name = spool.put(b"one")
+
+    mocker.stop(looked)
+    assert name == "2"
+    assert (folder / "1").read_bytes() == b"the other's"
+
+
 def test_an_empty_or_missing_spool_holds_nothing(spool: Spool, tmp_path: Path) -> None:
     assert (spool.read(), spool.names(), spool.oldest()) == (([], []), [], None)
     assert (Spool(str(tmp_path / "no"), 9).names(), Spool(str(tmp_path / "no"), 9).read()) == ([], ([], []))
