@@ -90,7 +90,7 @@ def test_a_port_may_come_from_a_tag(tag: str, port: int) -> None:
     "tag",
     [
         "0", "65536", "-1", "8O", "8.0", "99999999999999999999", "",
-        # contract: section 3, "only of a safe character set" and a port (seen: 99999, and Unsafe from the plan)
+        # contract: section 3, "only of a safe character set" and a port (seen: 99999, which only Server refuses)
         "0000099999",
     ],
 )  # fmt: skip
