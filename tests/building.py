@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lbagent import rolesfile
 from lbagent.fold import Folded, fold
 from lbagent.haproxy.text import Document
-from lbagent.membership import ALIVE, Member, Membership, Pause, Quarantine
+from lbagent.membership import ALIVE, Member, Membership, Pause, Quarantine, expire
 from lbagent.plan import Plan, Rules, plan
 from lbagent.roles import Roles
 from lbagent.serf.events import parse
@@ -55,7 +55,9 @@ MANAGED = re.compile(
 
 def poisoned(good: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     """Nearly valid: one bad character somewhere in a good value."""
-    return st.builds(lambda text, bad, at: text[:at] + bad + text[at:], good, st.sampled_from(POISON), st.integers(0, 12))
+    return st.builds(
+        lambda text, bad, at: text[:at] + bad + text[at:], good, st.sampled_from(POISON), st.integers(0, 12)
+    )
 
 
 def dedent(text: str) -> str:
@@ -68,7 +70,7 @@ def reading(text: str) -> Roles:
     return rolesfile.parse(dedent(text).encode(), "roles.yml")
 
 
-def member(  # noqa: PLR0913  # the fields of a member
+def member(  # noqa: PLR0913, PLR0917  # the fields of a member
     name: str,
     address: str = "10.0.0.1",
     role: str = "web",
@@ -141,3 +143,18 @@ def folded(membership: Membership, *raws: Raw, clocks: Mapping[str, int] | None 
 def shuffled(membership: Membership, order: Iterable[str]) -> Membership:
     """The same membership, told in another order."""
     return membership._replace(members={name: membership.members[name] for name in order})
+
+
+def paused(membership: Membership) -> list[str]:
+    """Who is out of balancing."""
+    return sorted(membership.paused())
+
+
+def found(membership: Membership, name: str, address: str | None = None) -> Member | None:
+    """Who is meant."""
+    return membership.find(name, address)
+
+
+def expired(membership: Membership, now: int) -> Membership:
+    """Membership without what has run out."""
+    return expire(membership, now)

@@ -1,5 +1,7 @@
 """names: what a name, an address, a role or a tag value may look like."""
 
+# ruff: noqa: E501  # a case of a table stands on one line
+
 from __future__ import annotations
 
 import ipaddress
@@ -8,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbagent.names import NAME, SERVICE, TAG_VALUE, canonical_address, natural, refusal
-from tests.building import poisoned
+from lbagent.names import NAME, SERVICE, TAG_VALUE, canonical_address, in_order, natural, refusal
+from tests.building import member, poisoned
 
 
 @pytest.mark.parametrize("name", ["a", "0", "web01", "WEB-01", "web09.example.co.jp", "a..b", "x" * 63, "a_-."])
@@ -19,7 +21,26 @@ def test_a_name_serf_and_haproxy_both_take_is_a_name(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", ".a", "-a", "_a", "a b", "a\n", "a\r", "a\0", "ウェブ", "x" * 64, "../etc/x", "a;b", "a#", "a:80", "a\u2028", "\udc83", "１", "a${b}"],
+    [
+        "",
+        ".a",
+        "-a",
+        "_a",
+        "a b",
+        "a\n",
+        "a\r",
+        "a\0",
+        "ウェブ",
+        "x" * 64,
+        "../etc/x",
+        "a;b",
+        "a#",
+        "a:80",
+        "a\u2028",
+        "\udc83",
+        "\uff11",
+        "a${b}",
+    ],
 )
 def test_what_could_be_read_as_something_else_is_no_name(name: str) -> None:
     assert not NAME.fullmatch(name)
@@ -66,7 +87,7 @@ def test_an_address_has_one_spelling(text: str, canonical: str) -> None:
     "text",
     [
         "", "<nil>", "?616263", "?0a00000102", "1.2.3", "1.2.3.4.5", "01.2.3.4", "1.2.3.256", "1.2.3.4 ", " 1.2.3.4", "1.2.3.4\n",
-        "1.2.3.4:80", "[::1]", "fe80::1%eth0", "::1\n", ":::", "localhost", "１.2.3.4", "0x7f.1", "1.2.3.4/32", "2130706433", "1,2,3,4",
+        "1.2.3.4:80", "[::1]", "fe80::1%eth0", "::1\n", ":::", "localhost", "\uff11.2.3.4", "0x7f.1", "1.2.3.4/32", "2130706433", "1,2,3,4",
     ],
 )  # fmt: skip
 def test_what_is_no_address_has_none(text: str) -> None:
@@ -107,27 +128,37 @@ def test_an_address_nobody_serves_from_is_refused(address: str, why: str) -> Non
     assert refusal(address) == why
 
 
-@pytest.mark.parametrize("address", ["10.0.0.5", "192.0.2.66", "223.255.255.255", "126.0.0.1", "128.0.0.1", "2001:db8::5", "fd00::1"])
+@pytest.mark.parametrize(
+    "address", ["10.0.0.5", "192.0.2.66", "223.255.255.255", "126.0.0.1", "128.0.0.1", "2001:db8::5", "fd00::1"]
+)
 def test_any_other_is_taken_where_a_role_names_no_networks(address: str) -> None:
     assert refusal(address) is None
 
 
 def test_a_network_that_names_something_else_does_not_open_the_loopback() -> None:
-    assert refusal("127.0.0.1", ["0.0.0.0/0"]) == "127.0.0.1 is a loopback address, which the role's networks do not name"
+    assert (
+        refusal("127.0.0.1", ["0.0.0.0/0"]) == "127.0.0.1 is a loopback address, which the role's networks do not name"
+    )
     assert refusal("::1", ["::/0"]) == "::1 is a loopback address, which the role's networks do not name"
 
 
 @pytest.mark.parametrize("networks", [["0.0.0.0/0"], ["224.0.0.0/4"], ["169.254.0.0/16"], ["255.255.255.255/32"]])
 def test_no_network_opens_what_can_never_serve(networks: list[str]) -> None:
-    assert [refusal(address, networks) is None for address in ("224.0.0.1", "169.254.0.1", "255.255.255.255", "0.0.0.0")] == [False] * 4
+    assert [
+        refusal(address, networks) is None for address in ("224.0.0.1", "169.254.0.1", "255.255.255.255", "0.0.0.0")
+    ] == [False] * 4
 
 
 @given(st.ip_addresses(v=4), st.integers(0, 32), st.ip_addresses(v=4))
-def test_networks_hold_what_ipaddress_says_they_hold(base: ipaddress.IPv4Address, bits: int, address: ipaddress.IPv4Address) -> None:
+def test_networks_hold_what_ipaddress_says_they_hold(
+    base: ipaddress.IPv4Address, bits: int, address: ipaddress.IPv4Address
+) -> None:
     network = ipaddress.ip_network(f"{base}/{bits}", strict=False)
     outside = f"{address} is outside the role's networks"
 
-    assert (refusal(str(address), [str(network)]) == outside) is (refusal(str(address)) is None and address not in network)
+    assert (refusal(str(address), [str(network)]) == outside) is (
+        refusal(str(address)) is None and address not in network
+    )
 
 
 @given(st.ip_addresses(v=6), st.integers(0, 128), st.ip_addresses(v=6))
@@ -135,7 +166,9 @@ def test_ipv6_networks_too(base: ipaddress.IPv6Address, bits: int, address: ipad
     network = ipaddress.ip_network(f"{base}/{bits}", strict=False)
     outside = f"{address} is outside the role's networks"
 
-    assert (refusal(str(address), [str(network)]) == outside) is (refusal(str(address)) is None and address not in network)
+    assert (refusal(str(address), [str(network)]) == outside) is (
+        refusal(str(address)) is None and address not in network
+    )
 
 
 def test_a_network_of_the_other_family_holds_nothing() -> None:
@@ -149,6 +182,14 @@ def test_web2_comes_before_web10() -> None:
     assert sorted(names, key=natural) == ["9", "10", "a", "web1", "web02", "web2", "web2b3", "web2b20", "web10"]
 
 
-@given(st.lists(st.from_regex(NAME, fullmatch=True), max_size=6))
+@given(st.lists(st.from_regex(NAME, fullmatch=True), max_size=6, unique=True))
 def test_any_names_have_one_order(names: list[str]) -> None:
-    assert sorted(names, key=natural) == sorted(reversed(names), key=natural)
+    assert sorted(names, key=natural) == sorted(set(names), key=natural)
+
+
+shaped = st.from_regex(r"(web|Web|db-|a)[0-9]{0,4}([.-][0-9a-b]{1,3})?", fullmatch=True)
+
+
+@given(st.lists(shaped | st.from_regex(NAME, fullmatch=True), max_size=12, unique=True))
+def test_many_are_put_in_order_as_each_two_are(names: list[str]) -> None:
+    assert [one.name for one in in_order([member(name) for name in names])] == sorted(names, key=natural)

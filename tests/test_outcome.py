@@ -1,0 +1,60 @@
+"""outcome and errors: each end of a run has its exit status."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from lbagent import errors
+from lbagent.haproxy.takeover import NotAccepted, ReloadFailed
+from lbagent.outcome import Outcome, Verdict
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (errors.LbagentError, 1),
+        (errors.NotStored, 1),
+        (errors.UsageError, 2),
+        (errors.RolesRefused, 2),
+        (errors.Refused, 4),
+        (NotAccepted, 4),
+        (errors.PutBack, 5),
+        (errors.NotYet, 5),
+        (ReloadFailed, 5),
+        (errors.Busy, 6),
+        (errors.TryAgain, 75),
+    ],
+)
+def test_every_error_has_its_exit_status(error: type[errors.LbagentError], status: int) -> None:
+    assert error("words").exit_status == status
+    assert str(error("words")) == "words"
+    assert issubclass(error, errors.LbagentError)
+
+
+def test_every_error_stands_in_the_table_with_its_exit_status() -> None:
+    found = [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, errors.LbagentError)]
+
+    table = dict(re.findall(r"(\w+) +(\d+) ", str(errors.__doc__)))
+    shown = {one.__name__: str(one.exit_status) for one in found}
+    assert set(table) == set(shown)
+    assert table == shown
+
+
+@pytest.mark.parametrize(
+    ("verdict", "confirmed"),
+    [(Verdict.UNCHANGED, True), (Verdict.APPLIED, True), (Verdict.WRITTEN, False), (Verdict.QUEUED, False)],
+)
+def test_only_what_haproxy_serves_is_confirmed(verdict: Verdict, confirmed: bool) -> None:  # noqa: FBT001
+    assert Outcome(verdict).confirmed is confirmed
+
+
+@pytest.mark.parametrize("verdict", list(Verdict))
+def test_an_end_that_is_no_error_is_zero(verdict: Verdict) -> None:
+    assert Outcome(verdict).exit_status == 0
+
+
+@pytest.mark.parametrize("verdict", list(Verdict))
+def test_what_the_guard_holds_back_is_three(verdict: Verdict) -> None:
+    assert Outcome(verdict, held=("3 of 4 lines would go",)).exit_status == 3

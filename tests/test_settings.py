@@ -1,0 +1,77 @@
+"""settings: options first, then the environment, then defaults."""
+
+from __future__ import annotations
+
+import pytest
+
+from lbagent.settings import Settings, of_handler, settled
+
+
+def test_the_defaults_are_the_documented_ones() -> None:
+    assert settled({}, None, None, verbose=False) == Settings("/etc/lbagent/roles.yml", "/var/lib/lbagent")
+
+
+def test_the_environment_comes_before_the_defaults() -> None:
+    environ = {"LBAGENT_ROLES": "/r.yml", "LBAGENT_STATE_DIR": "/s"}
+
+    assert settled(environ, None, None, verbose=False) == Settings("/r.yml", "/s")
+
+
+def test_options_come_before_the_environment() -> None:
+    environ = {"LBAGENT_ROLES": "/r.yml", "LBAGENT_STATE_DIR": "/s", "STATE_DIRECTORY": "/d"}
+
+    assert settled(environ, "/o.yml", "/o", verbose=True) == Settings("/o.yml", "/o", verbose=True)
+
+
+@pytest.mark.parametrize(
+    ("environ", "folder"),
+    [
+        ({"STATE_DIRECTORY": "/d"}, "/d"),
+        ({"STATE_DIRECTORY": "/d:/e"}, "/d"),
+        ({"STATE_DIRECTORY": "/d", "LBAGENT_STATE_DIR": "/s"}, "/s"),
+        ({"STATE_DIRECTORY": ""}, "/var/lib/lbagent"),
+        ({"LBAGENT_STATE_DIR": ""}, "/var/lib/lbagent"),
+    ],
+)
+def test_systemd_may_give_the_state_directory(environ: dict[str, str], folder: str) -> None:
+    assert settled(environ, None, None, verbose=False).state_dir == folder
+
+
+@pytest.mark.parametrize(
+    ("words", "settings"),
+    [
+        (["handle"], Settings("/etc/lbagent/roles.yml", "/var/lib/lbagent")),
+        (["-v", "handle"], Settings("/etc/lbagent/roles.yml", "/var/lib/lbagent", verbose=True)),
+        (["--roles", "/r", "--state-dir", "/s", "handle"], Settings("/r", "/s")),
+        (["--roles=/r=1", "--state-dir=/s", "-v", "handle"], Settings("/r=1", "/s", verbose=True)),
+        (["--roles", "handle", "handle"], Settings("handle", "/var/lib/lbagent")),
+    ],
+)
+def test_a_plain_handle_needs_no_parser(words: list[str], settings: Settings) -> None:
+    assert of_handler(words, {}) == settings
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["plan"],
+        ["handle", "-v"],
+        ["handle", "x"],
+        ["--roles", "handle"],
+        ["--help", "handle"],
+        ["-vv", "handle"],
+        ["--rol=/r", "handle"],
+        ["x", "handle"],
+    ],
+)
+def test_anything_else_is_the_parsers(words: list[str]) -> None:
+    assert of_handler(words, {}) is None
+
+
+def test_the_words_of_the_command_line_are_not_eaten() -> None:
+    words = ["--roles", "/r", "handle"]
+
+    of_handler(words, {})
+
+    assert words == ["--roles", "/r", "handle"]
