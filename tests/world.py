@@ -26,6 +26,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, Self, TypeVar
 
+from lbagent import memory
+
 Value = TypeVar("Value")
 
 LBAGENT = Path(sys.executable).with_name("lbagent")
@@ -275,9 +277,10 @@ class Lb:
         return f"server {name} {address}:{self.port} {options} # lbagent role={role}"
 
     def members(self) -> dict[str, dict[str, Any]]:
-        """The rows of members.json by name; empty while there is none."""
-        state = self._json("members.json")
-        return {row["name"]: row for row in state["members"]} if state else {}
+        """What members.json holds, by name: address, role, tags, status, pause and so on; empty while there is none."""
+        path = self.state / "members.json"
+        found = memory.load(path.read_bytes()).members if path.exists() else {}
+        return {name: one._asdict() for name, one in found.items()}
 
     def served(self) -> dict[str, Any] | None:
         """served.json."""
@@ -292,6 +295,19 @@ class Lb:
         """The names of the events that are stored and not folded yet."""
         spool = self.state / "spool"
         return sorted(one.name for one in spool.iterdir() if one.name != "bad") if spool.is_dir() else []
+
+    @property
+    def idle(self) -> bool:
+        """Whether no run is under way and no event waits for one; only looks, as taking the lock would disturb."""
+        if self.spooled():
+            return False
+        path = self.state / "lock"
+        locks = Path("/proc/locks").read_text().splitlines()
+        return not path.exists() or not any(f":{path.stat().st_ino} " in line for line in locks)
+
+    def settled(self, *lines: str) -> bool:
+        """Whether exactly these managed lines stand, and the run that wrote them has come to its end."""
+        return self.managed == list(lines) and self.idle
 
     def staged(self) -> list[str]:
         """What a run has left behind beside haproxy.cfg: every hidden file but the kept previous text."""
@@ -566,11 +582,19 @@ class SerfAgent:
         """Send a user event, not coalesced."""
         self._serf("event", "-coalesce=false", name, payload)
 
-    def query(self, name: str, payload: str = "", seconds: float = 5) -> dict[str, str]:
-        """Send a query and wait for the answers: node -> what it said."""
-        said = self._serf("query", "-format=json", f"-timeout={seconds:g}s", name, payload).stdout
-        responses = json.loads(said)["Responses"] or {}
-        return {str(node): str(answer) for node, answer in responses.items()}
+    def query(self, name: str, payload: str = "", answers: int = 1) -> dict[str, str]:
+        """Send a query and wait for so many answers (`serf query` waits for all its time): node -> words."""
+        argv = ["serf", "query", "-no-ack", f"-timeout={PATIENCE:g}s", name, payload]
+        found: dict[str, str] = {}
+        with subprocess.Popen(argv, env=self._env, stdout=subprocess.PIPE, text=True) as asking:
+            assert asking.stdout
+            for line in asking.stdout:
+                node, separator, words = line.strip().removeprefix("Response from '").partition("': ")
+                found.update({node: words} if separator else {})
+                if len(found) == answers:
+                    break
+            asking.kill()
+        return found
 
     def members(self) -> dict[str, str]:
         """Who is in the cluster: name -> `alive`, `failed` and so on."""
