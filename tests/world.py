@@ -201,6 +201,7 @@ class Lb:
             "PATH": f"{self.bin}:{os.environ.get('PATH', '/usr/bin:/bin')}",
             "LBAGENT_ROLES": str(self.roles),
             "LBAGENT_STATE_DIR": str(self.state),
+            "SERF_RPC_ADDR": "127.0.0.1:1",  # nobody, until an agent puts its own there
         }
 
     def run(
