@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Self, TypeVar
 
@@ -328,16 +328,17 @@ def _event(kind: str, env: dict[str, str]) -> dict[str, str]:
 class Haproxy:
     """A real HAProxy on the haproxy.cfg of `lb`: "-W" with a master, "-D" without."""
 
-    def __init__(self, lb: Lb, mode: str = "-W") -> None:
-        """Nothing runs before the `with`."""
-        self.lb, self.mode = lb, mode
+    def __init__(self, lb: Lb, mode: str = "-W", config: Sequence[str] = ()) -> None:
+        """Nothing runs before the `with`; `config` is what stands after `-f`, by default haproxy.cfg."""
+        self.lb, self.mode, self.config = lb, mode, config or (str(lb.cfg),)
         self.pidfile, self.log = lb.folder / "haproxy.pid", lb.folder / "haproxy.log"
         self._master: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         installed = self.lb.bin / "haproxy"
         program = installed if installed.exists() else next(iter(binaries().values()))
-        argv = [str(program), self.mode, "-f", str(self.lb.cfg), "-p", str(self.pidfile)]
+        argv = [str(program), self.mode, "-p", str(self.pidfile)]
+        argv += [word for path in self.config for word in ("-f", path)]
         try:
             with self.log.open("wb") as log:
                 started = subprocess.Popen(
@@ -357,7 +358,7 @@ class Haproxy:
         self.stop()
 
     def stop(self) -> None:
-        """End every process that runs this haproxy.cfg, each by its pid; nothing if none does."""
+        """End every process that was started here or took over from one, each by its pid."""
         if self._master:
             _end(self._master, signal.SIGTERM)
             self._master = None
@@ -440,17 +441,17 @@ class Haproxy:
         return False
 
     def _pids(self) -> list[int]:
-        return sorted(_running(str(self.lb.cfg)))
+        return sorted(_running(str(self.pidfile)))
 
 
-def _running(config: str) -> Iterator[int]:
-    """The living haproxy processes whose command line holds `-f config`."""
+def _running(pidfile: str) -> Iterator[int]:
+    """The living haproxy processes whose command line holds `-p pidfile`."""
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
             if entry.name.isdigit() and (entry / "comm").read_text() == "haproxy\n":
                 words = (entry / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
                 state = (entry / "stat").read_text().rpartition(") ")[2][0]
-                if ("-f", config) in itertools.pairwise(words) and state != "Z":
+                if ("-p", pidfile) in itertools.pairwise(words) and state != "Z":
                     yield int(entry.name)
 
 
