@@ -45,7 +45,7 @@ def verdict(check: subprocess.Popen[bytes]) -> int:
 
 
 def test_a_neighbour_with_another_haproxy_cfg_is_left_alone(lb: Lb) -> None:
-    with Haproxy(lb) as haproxy, Lb(binary=(lb.bin / "haproxy").resolve()) as other, Haproxy(other) as neighbour:
+    with Haproxy(lb) as haproxy, Lb(binary=lb.binary) as other, Haproxy(other) as neighbour:
         ended = lb.join(WEB01)
 
         assert ended.returncode == 0
@@ -56,7 +56,7 @@ def test_a_neighbour_with_another_haproxy_cfg_is_left_alone(lb: Lb) -> None:
 @pytest.mark.parametrize("socket", ["with a stats socket", "without a stats socket"])
 @pytest.mark.parametrize("mode", ["-W", "-Ws", "-D"])
 def test_every_way_to_run_haproxy_is_found_and_confirmed(lb: Lb, mode: str, socket: str) -> None:
-    if mode == "-Ws" and b"+SYSTEMD" not in subprocess.check_output([lb.bin / "haproxy", "-vv"]):
+    if mode == "-Ws" and b"+SYSTEMD" not in subprocess.check_output([lb.binary, "-vv"]):
         pytest.skip("this HAProxy was built without systemd")
     with Haproxy(lb, mode) as haproxy:
         if socket == "without a stats socket":

@@ -160,8 +160,7 @@ class Lb:
         self._checks = self.folder / "checks"
         self.cfg.write_text(self.filled(text))
         self.roles.write_text(self.filled(roles))
-        if binary:
-            self.use(binary)
+        self.use(binary or next(iter(binaries().values())))
 
     def __enter__(self) -> Self:
         return self
@@ -179,14 +178,22 @@ class Lb:
         link = self.bin / "haproxy"
         link.unlink(missing_ok=True)
         link.symlink_to(binary)
+        self.binary = binary
 
-    def count_checks(self) -> None:
-        """From now on `checks` counts the runs of `haproxy -c`; the real program does them all the same."""
-        link = self.bin / "haproxy"
-        real = link.resolve() if link.exists() else next(iter(binaries().values()))
-        link.unlink(missing_ok=True)
-        link.write_text(f'#!/bin/sh\n[ "$1" = -c ] && echo "$*" >>{self._checks}\nexec {real} "$@"\n')
-        link.chmod(0o755)
+    def count_checks(self, before: str = "") -> None:
+        """From now on `checks` counts the runs of `haproxy -c`; after the shell's `before` they are done."""
+        script = self.bin / "haproxy"
+        script.unlink(missing_ok=True)
+        script.write_text(
+            f'#!/bin/sh\nif [ "$1" = -c ]; then\necho "$*" >>{self._checks}\n{before}\nfi\nexec {self.binary} "$@"\n'
+        )
+        script.chmod(0o755)
+
+    def hold_checks(self) -> Path:
+        """From now on each `haproxy -c` is counted, then waits until the file exists whose path is returned."""
+        gate = self.folder / "gate"
+        self.count_checks(f"while [ ! -e {gate} ]; do sleep 0.01; done")
+        return gate
 
     @property
     def checks(self) -> int:
@@ -335,9 +342,7 @@ class Haproxy:
         self._master: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        installed = self.lb.bin / "haproxy"
-        program = installed if installed.exists() else next(iter(binaries().values()))
-        argv = [str(program), self.mode, "-p", str(self.pidfile)]
+        argv = [str(self.lb.bin / "haproxy"), self.mode, "-p", str(self.pidfile)]
         argv += [word for path in self.config for word in ("-f", path)]
         try:
             with self.log.open("wb") as log:
