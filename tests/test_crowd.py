@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.world import Haproxy, Lb, binaries, member
+from tests.world import Haproxy, Lb, binaries, eventually, member
 
 pytestmark = pytest.mark.real
 
@@ -85,3 +85,26 @@ def test_an_event_that_comes_twice_at_once_counts_once(lb: Lb) -> None:
         assert set(ends) == {(0, b"", b"")}
         assert lb.managed == [lb.server("web1", "127.0.1.1")]
         assert (lb.checks, haproxy.reloads()) == (1, (1, 0))
+
+
+# DESIGN 6: "Unlock, look, try-lock is repeated until the spool is empty", whoever held the lock.
+@pytest.mark.parametrize("verb", ["handle", "query", "apply"])
+def test_an_event_that_comes_while_another_run_is_under_way_is_done_by_that_run(lb: Lb, verb: str) -> None:
+    with Haproxy(lb) as haproxy:
+        lb.join(member("web1", "127.0.1.1"), member("web2", "127.0.1.2"))
+        before, gate = lb.checks, lb.hold_checks()
+        lb.roles.write_text(lb.roles.read_text().replace("200ms", "300ms"))
+        runs = {
+            "handle": lambda: lb.start_handle("member-leave", member("web2", "127.0.1.2")),
+            "query": lambda: lb.start_handle("query", b"web2\n", SERF_QUERY_NAME="pause", SERF_QUERY_LTIME="1"),
+            "apply": lambda: lb.start("apply"),
+        }
+
+        with runs[verb]() as first:
+            eventually(lambda: lb.checks > before)
+            second = lb.join(member("web3", "127.0.1.3"))
+            gate.touch()
+            first.communicate()
+
+        assert (first.returncode, second.returncode, lb.spooled()) == (0, 0, [])
+        assert "web3" in haproxy.servers()

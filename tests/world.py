@@ -230,15 +230,19 @@ class Lb:
 
     def start_handle(self, kind: str, stdin: bytes = b"", **env: str) -> subprocess.Popen[bytes]:
         """Start `lbagent handle` for one event; who calls waits for it (`with`, or `communicate`)."""
+        return self.start("handle", stdin=stdin, env=_event(kind, env))
+
+    def start(self, *argv: str, stdin: bytes = b"", env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+        """Start the real `lbagent` with these words; who calls waits for it."""
         with tempfile.TemporaryFile() as file:
             file.write(stdin)
             file.seek(0)
             return subprocess.Popen(
-                [LBAGENT, "handle"],
+                [LBAGENT, *argv],
                 stdin=file,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env={**self.env, **_event(kind, env)},
+                env={**self.env, **(env or {})},
             )
 
     def join(self, *members: bytes) -> subprocess.CompletedProcess[bytes]:
