@@ -135,8 +135,8 @@ def test_a_text_written_without_a_reload_is_served_after_the_next_event(lb: Lb) 
         assert (ended.returncode, lb.managed, haproxy.reloads()) == (0, [line], (2, 0))
 
 
-# `haproxy -c` of an operator, or of systemd's ExecStartPre and ExecReload (with -Ws), is none that runs: DESIGN 7.2
-# and 7.4. Taken for one, it is sent SIGUSR2, which ends it, and HAProxy's own start or reload with it.
+# `haproxy -c` of an operator, or of systemd's ExecStartPre and ExecReload (with -Ws), is none that runs.
+# Taken for one, it is sent SIGUSR2, which ends it, and HAProxy's own start or reload with it.
 @pytest.mark.parametrize("flags", [[], ["-W", "-q"]], ids=["by hand", "by systemd"])
 def test_somebody_elses_check_is_not_taken_for_a_running_haproxy(lb: Lb, flags: list[str]) -> None:
     lb.roles.write_text(lb.roles.read_text().replace("timeout: 15s", "timeout: 1s"))

@@ -320,7 +320,7 @@ def test_a_refused_node_goes_in_once_its_tag_is_mended(tagged: Lb) -> None:
         assert ended.returncode == 0
         assert tagged.managed == good(tagged, 1, 9)
         assert list(haproxy.servers()) == ["web01", "web09"]
-        # Members.json still says so although the node is served: DESIGN 5 and 6, it ends when the line changes.
+        # A quarantine ends when the line changes: members.json must not go on saying so of a node that is served.
         assert in_quarantine(tagged) == []
 
 
@@ -366,7 +366,7 @@ def test_a_changed_text_of_the_operator_lets_a_refused_node_try_again(tagged: Lb
         assert tagged.checks - before > 1
 
 
-# DESIGN 6: "Unlock, look, try-lock is repeated until the spool is empty": also by a run that ended in an error, as the
+# Unlock, look, try-lock is repeated until the spool is empty: also by a run that ended in an error, as the
 # handler of the second event has seen the lock busy and left the event to it.
 def test_an_event_that_comes_during_a_refusal_is_not_left_lying(tagged: Lb) -> None:
     with Haproxy(tagged) as haproxy:
