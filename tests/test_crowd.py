@@ -87,7 +87,7 @@ def test_an_event_that_comes_twice_at_once_counts_once(lb: Lb) -> None:
         assert (lb.checks, haproxy.reloads()) == (1, (1, 0))
 
 
-# Unlock, look, try-lock is repeated until the spool is empty, whoever held the lock and whatever the new event is called.
+# Unlock, look, try-lock is repeated until the spool is empty, whoever held the lock.
 @pytest.mark.parametrize("verb", ["handle", "query", "apply"])
 def test_an_event_that_comes_while_another_run_is_under_way_is_done_by_that_run(lb: Lb, verb: str) -> None:
     with Haproxy(lb) as haproxy:
