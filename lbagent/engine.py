@@ -16,9 +16,10 @@ from lbagent.host.log import Log
 from lbagent.host.paths import Paths
 from lbagent.host.spool import Spool
 from lbagent.host.store import Store
-from lbagent.membership import Membership, expire
+from lbagent.membership import Membership
 from lbagent.outcome import Outcome
 from lbagent.roles import Roles
+from lbagent.roll import expired, paused
 from lbagent.serf import agent
 from lbagent.serf.events import Event, parse
 from lbagent.serf.raw import RECORD_LIMIT, Raw, from_record
@@ -83,8 +84,8 @@ class Engine:
         before = self._sound(roles)
         batch, names = self._batch()
         folded = self._fold(before, batch)
-        membership = expire(folded.membership, int(time.time()))
-        if names or membership.members != before.members:
+        membership = expired(folded.membership, int(time.time()))
+        if names or membership.members is not before.members:
             identities = frozenset(raw.id for raw, _ in batch)
             self.store.remember(membership._replace(folded=identities))
             self.spool.remove(names)
@@ -100,17 +101,17 @@ class Engine:
         for record in self.spool.peek():
             with contextlib.suppress(ValueError):
                 batch.append((raw := from_record(record.content), parse(raw)))
-        return expire(self._fold(before, batch).membership, int(time.time()))
+        return expired(self._fold(before, batch).membership, int(time.time()))
 
     def summary(self, name: str) -> str:
         """One line about this load balancer, for the query `lbagent-status`."""
         membership = self.store.membership() or Membership()
         present = [member for member in membership.members.values() if member.present]
-        paused = len(membership.paused() & {member.name for member in present})
+        out = len(paused(membership) & {member.name for member in present})
         served = self.store.served()
         failure = f" failed={served.failure.words}" if served.failure else ""
         return (
-            f"{name or 'lb'} members={len(present)} paused={paused} digest={served.digest or 'none'}"
+            f"{name or 'lb'} members={len(present)} paused={out} digest={served.digest or 'none'}"
             f" pending={len(self.spool.names())}{failure}"
         )
 

@@ -6,24 +6,26 @@ import zlib
 from collections.abc import Mapping
 
 from lbagent.membership import Member, Membership, Quarantine
+from lbagent.table import tabled
 
 
 def holding(membership: Membership, surroundings: str) -> frozenset[str]:
     """The nodes whose quarantine still holds in these `surroundings` (operator's text and roles.yml)."""
     return frozenset(
         member.name
-        for member in membership.members.values()
+        for member in tabled(membership.members).special.values()
         if member.quarantine and member.quarantine.key == _key(member, surroundings)
     )
 
 
 def impose(membership: Membership, reasons: Mapping[str, str], surroundings: str, now: int) -> Membership:
     """Membership with the nodes of `reasons` in quarantine since `now`, in epoch seconds."""
-    members = dict(membership.members)
-    for node, reason in reasons.items():
-        if member := members.get(node):
-            members[node] = member._replace(quarantine=Quarantine(now, reason, _key(member, surroundings)))
-    return membership._replace(members=members)
+    table = tabled(membership.members)
+    known = (table[node] for node in reasons if node in table)
+    edits = {
+        one.name: one._replace(quarantine=Quarantine(now, reasons[one.name], _key(one, surroundings))) for one in known
+    }
+    return membership._replace(members=table.edited(edits))
 
 
 def _key(member: Member, surroundings: str) -> str:

@@ -16,7 +16,7 @@ _SECTIONS = frozenset(
     | {"http-errors", "ring", "cache", "log-forward", "fcgi-app", "crt-store", "traces", "log-profile", "acme"}
 )
 _HASHING = ("source", "uri", "url_param", "hdr", "rdp-cookie", "random", "hash")
-_OURS = " # lbagent role="
+_OURS = "# lbagent role="
 _PAUSED = "# lbagent paused "
 _MARKER = "# additional-", "-server"
 
@@ -96,7 +96,10 @@ class Document:
             lines += edits[at]
             done = at + 1
         text = "\n".join(lines + self.lines[done:end])
-        return old if text == old else _completed(text)
+        if text == old or old.endswith("\n"):
+            return text
+        # HAProxy refuses a last line without its ending; who left it out is helped when we write anyway.
+        return text + ("\r\n" if "\r\n" in old and not text.endswith("\r") else "\n")
 
     def _read(self, lines: list[str]) -> None:
         start = len(self.lines)
@@ -107,7 +110,8 @@ class Document:
             if _OURS in line:
                 text = line.strip(BLANK)
                 head, _, role = text.rpartition(_OURS)
-                if head.startswith("server ") and "#" not in head and " " not in role:
+                ours = head.startswith(("server ", "server\t")) and head[-1] in " \t" and "#" not in head
+                if ours and " " not in role and "\t" not in role:
                     proxy.managed.append(Line(at, len(proxy.markers), text))
                     continue
             if words := line.split(None, 3):
@@ -156,13 +160,6 @@ def _middle(text: str) -> str:
 def _is_paused(text: str) -> bool:
     words = text.split(" ")
     return len(words) == 6 and words[5].startswith("role=")  # noqa: PLR2004  # # lbagent paused NAME ADDRESS role=ROLE
-
-
-def _completed(text: str) -> str:
-    """`text` with its final line ending, without which HAProxy refuses it."""
-    if not text or text.endswith("\n"):
-        return text
-    return text + ("\r\n" if "\r\n" in text and not text.endswith("\r") else "\n")
 
 
 def digest(managed: Iterable[tuple[str, Sequence[str]]]) -> str:
