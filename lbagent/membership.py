@@ -6,6 +6,7 @@ Pure values. How events change them stands in `fold`; how they become managed li
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 MEMBERS_LIMIT = 20_000
@@ -67,7 +68,7 @@ class Member(NamedTuple):
     changed: int
     """Epoch seconds at which the status last changed."""
     pause: Pause | None = None
-    heard: Mapping[str, Heard] = {}
+    heard: Mapping[str, Heard] = MappingProxyType({})
     quarantine: Quarantine | None = None
 
     @property
@@ -87,6 +88,6 @@ Members = Mapping[str, Member]
 class Membership(NamedTuple):
     """All members by name; the highest LTime of each clock; the records folded last."""
 
-    members: Members = {}
-    clocks: Mapping[str, int] = {}
+    members: Members = MappingProxyType({})
+    clocks: Mapping[str, int] = MappingProxyType({})
     folded: frozenset[str] = frozenset()

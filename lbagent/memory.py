@@ -25,7 +25,7 @@ def dump(membership: Membership) -> bytes:
     table = tabled(membership.members)
     state = {
         "version": 1,
-        "clocks": membership.clocks,
+        "clocks": dict(membership.clocks),
         "folded": sorted(membership.folded),
         "members": dict(zip(_COLUMNS, table.columns, strict=True)),
         "more": {name: _more(member) for name, member in table.special.items()},
@@ -42,8 +42,8 @@ def load(content: bytes) -> Membership:
         columns = Columns(*(_is(list, state["members"][column]) for column in _COLUMNS))
         _believable(columns)
         table = Table(columns, {})
-        special = {name: _special(table[name], more) for name, more in state["more"].items()}
-        return Membership(Table(columns, special), clocks, folded)
+        table.special.update({name: _special(table[name], more) for name, more in state["more"].items()})
+        return Membership(table, clocks, folded)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise Damaged(f"is damaged ({type(error).__name__}: {error})") from error
 
@@ -53,10 +53,11 @@ def _believable(columns: Columns) -> None:
     names, addresses, roles, statuses, changed = columns
     if len({len(column) for column in columns}) != 1:
         raise ValueError("the columns differ in length")
-    if not set(map(type, names + addresses + roles)) <= {str} or not set(map(type, changed)) <= {int}:
+    if not set(map(type, set(roles))) <= {str} or not set(map(type, changed)) <= {int}:
         raise TypeError("a column holds a value of the wrong type")
     if not set(statuses) <= STATUSES or len(set(names)) < len(names):
         raise ValueError("a status is unknown, or a name stands twice")
+    # Joining them, both refuse with a TypeError what is no text.
     if not are_names(names) or not are_addresses(set(addresses) - {""}):
         raise ValueError("a name or an address is none")
 

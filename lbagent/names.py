@@ -24,6 +24,7 @@ _IPV4 = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}")
 # Possessive, so that nothing is remembered for a second try.
 _NAMES = re.compile(rf"(?:{NAME.pattern}\n)*+")
 _IPV4S = re.compile(rf"(?:{_IPV4.pattern}\n)*+")
+_DOUBTFUL = re.compile(r"\n(?:0|127|169\.254|22[4-9]|2[3-5][0-9])\.")
 _DIGITS = re.compile(r"([0-9]+)")
 
 _NEVER_V4 = ("0.", "169.254.", *(f"{octet}." for octet in range(224, 256)))
@@ -81,6 +82,12 @@ def natural(name: str) -> tuple[list[str | int], str]:
     parts: list[str | int] = list(_DIGITS.split(name))
     parts[1::2] = map(int, parts[1::2])
     return parts, name
+
+
+def certainly_allowed(addresses: Collection[str]) -> bool:
+    """Whether `refusal` would let every one of these pass where a role names no networks; thousands at a time."""
+    text = "\n".join(["", *addresses])
+    return ":" not in text and _DOUBTFUL.search(text) is None
 
 
 def in_order(names: Collection[str]) -> list[str]:

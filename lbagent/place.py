@@ -18,7 +18,7 @@ from lbagent.homeless import remaining
 from lbagent.membership import Membership
 from lbagent.names import natural
 from lbagent.roles import Pair
-from lbagent.spot import Planned, Spot, owners
+from lbagent.spot import Planned, Spot, spot
 from lbagent.wishes import Crowd, Wish, Wishes
 
 
@@ -98,7 +98,7 @@ class Place:
                 else self._stay(number, {wish.member.name: wish.verbatim for wish in here}, texts, turn)
             )
             after = self._ordered(planned, stay)
-            yield Spot(number, self._before(number), [line.text for line in after], owners(after))
+            yield spot(number, self._before(number), after)
         yield from self._without_marker(turn)
 
     def _crowd(self, turn: Turn) -> Crowd | None:
@@ -123,15 +123,13 @@ class Place:
                 crowd.options,
                 crowd.role,
             )
-        owned = {text: crowd.names[at] for text, at in new.items()}
+        added = {text: crowd.names[at] for text, at in new.items()}
         if len(standing) == len(self._standing[0]) == len(texts) - len(new):
-            return Spot(0, self._standing[0], texts, owned)
+            return Spot(0, self._standing[0], texts, added, ())
         self._claims.take(crowd.endpoints)
         stay = self._stay(0, dict.fromkeys(crowd.names, False), set(texts), turn)
-        if stay:
-            plain = map(Planned, crowd.names, crowd.names, texts)
-            texts = [line.text for line in self._ordered(list(plain), stay)]
-        return Spot(0, self._standing[0], texts, owned | owners(stay))
+        planned = [*map(Planned, crowd.names, crowd.names, texts)]
+        return spot(0, self._standing[0], self._ordered(planned, stay))
 
     @property
     def _plural(self) -> bool:
@@ -243,7 +241,7 @@ class Place:
                 after = [Planned(node, line.name, line.text)]
             elif line not in gone and line not in going:
                 after = self._remaining(line, node, turn.wishes.paused)
-            yield Spot(None, [line], [one.text for one in after], owners(after))
+            yield spot(None, [line], after)
 
     def _ids(self, granted: Mapping[int, Sequence[Wish]], stays: Mapping[int, Sequence[Planned]]) -> Mapping[str, int]:
         names = {self._name(wish.member.name, number) for number, wishes in granted.items() for wish in wishes}

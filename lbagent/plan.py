@@ -6,12 +6,12 @@ what was planned once is planned again the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from lbagent.errors import Refused
 from lbagent.guard import Guard
-from lbagent.haproxy.text import Document, Proxy, digest
+from lbagent.haproxy.text import Document, Edit, Proxy, digest
 from lbagent.membership import Membership
 from lbagent.place import Place, Turn
 from lbagent.roles import Pair, Roles
@@ -69,7 +69,7 @@ def plan(document: Document, roles: Roles, membership: Membership, rules: Rules 
     """The plan for `document`. Raises Refused where a marker stands twice in one proxy."""
     pairs = roles.pairs()
     turn = Turn(Wishes(roles, membership), Guard(membership.members, force=rules.force), rules.kept, rules.adopt)
-    edits: dict[int, Sequence[str]] = {}
+    edits: list[Edit] = []
     changes: dict[str, tuple[list[str], list[str]]] = {}
     notes: dict[str, None] = {}
     managed: list[tuple[str, list[str]]] = []
@@ -80,8 +80,8 @@ def plan(document: Document, roles: Roles, membership: Membership, rules: Rules 
         place = Place(document, proxy, pairs, membership)
         texts: list[str] = []
         for spot in place.spots(turn):
-            spot.rewrite(document, proxy, edits)
-            spot.compare(proxy, place.node, changes)
+            edits += spot.edits(document, proxy)
+            spot.enter(proxy, place.node, changes)
             texts += spot.after
         managed += [(str(proxy), texts)] if texts else []
         notes.update(dict.fromkeys(place.notes))

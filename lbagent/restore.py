@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from lbagent.haproxy.text import Document, Proxy
+from lbagent.haproxy.text import Document, Edit, Proxy
 from lbagent.membership import ALIVE, Member, Membership, Pause
 from lbagent.names import NAME, canonical_address
 from lbagent.place import Place
@@ -19,13 +17,13 @@ def put_back(document: Document, previous: Document) -> tuple[str, ...]:
         for proxy in previous.proxies
         for number, marker in enumerate(proxy.markers)
     }
-    edits: dict[int, Sequence[str]] = {}
+    edits: list[Edit] = []
     for proxy in document.proxies:
         for number, marker in enumerate(proxy.markers):
             before = [line for line in proxy.managed if line.marker == number]
             after = there.get((str(proxy), marker.middle), _standing(proxy, number))
             if [line.text for line in before] != after:
-                Spot(number, before, after, {}).rewrite(document, proxy, edits)
+                edits += Spot(number, before, after, {}, ()).edits(document, proxy)
     return document.edited(edits)
 
 

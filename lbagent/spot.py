@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from lbagent.haproxy.lines import HandWritten, Line, indentation
-from lbagent.haproxy.text import Document, Proxy
+from lbagent.haproxy.text import Document, Edit, Proxy
 
 Changes = dict[str, tuple[list[str], list[str]]]
 """Lines added and removed, by node."""
@@ -27,38 +27,43 @@ class Spot(NamedTuple):
     marker: int | None
     before: Sequence[Line | HandWritten]
     after: Sequence[str]
-    owners: Mapping[str, str]
-    """The nodes of the lines in `after`, at least of those that do not stand there yet."""
+    added: Mapping[str, str]
+    """The lines in `after` that do not stand there yet, with their nodes."""
+    removed: Sequence[Line | HandWritten]
+    """The lines in `before` that do not stand there any more."""
 
-    def rewrite(self, document: Document, proxy: Proxy, edits: dict[int, Sequence[str]]) -> None:
-        """Enter into `edits` (see Document.edited) what turns `before` into `after`."""
+    def edits(self, document: Document, proxy: Proxy) -> Iterator[Edit]:
+        """What turns `before` into `after`."""
         if self.marker is None:
             # Without a marker a line can only be replaced where it stands, or go.
-            for line in self.before:
+            for line in self.before if self.added or self.removed else ():
                 old = document.lines[line.at]
                 ending = "\r" if old.endswith("\r") else ""
-                edits[line.at] = [f"{indentation(old)}{text}{ending}" for text in self.after]
+                yield Edit(line.at, line.at + 1, [f"{indentation(old)}{text}{ending}" for text in self.after])
             return
         marker = proxy.markers[self.marker]
         wanted = [f"{marker.indent}{text}{marker.ending}" for text in self.after]
         first = marker.at - len(self.before)
-        if document.lines[first : marker.at] == wanted and (not self.before or self.before[0].at == first):
+        if not self.before or self.before[0].at == first:
+            if document.lines[first : marker.at] != wanted:
+                yield Edit(first, marker.at, wanted)
             return
-        edits.update((line.at, ()) for line in self.before)
-        edits[marker.at] = [*wanted, document.lines[marker.at]]
+        # The operator's lines stand among ours: his stay, ours move together.
+        yield from (Edit(line.at, line.at + 1, ()) for line in self.before)
+        yield Edit(marker.at, marker.at, wanted)
 
-    def compare(self, proxy: Proxy, node: Callable[[Line | HandWritten], str], changes: Changes) -> None:
+    def enter(self, proxy: Proxy, node: Callable[[Line | HandWritten], str], changes: Changes) -> None:
         """Enter into `changes` what differs, by node."""
-        old = {line.text for line in self.before}
-        new = set(self.after)
-        for line in self.before if not old <= new else ():
-            if line.text not in new:
-                changes.setdefault(node(line), ([], []))[1].append(f"{proxy}: {line.text}")
-        for text in self.after if not new <= old else ():
-            if text not in old:
-                changes.setdefault(self.owners[text], ([], []))[0].append(f"{proxy}: {text}")
+        for line in self.removed:
+            changes.setdefault(node(line), ([], []))[1].append(f"{proxy}: {line.text}")
+        for text, owner in self.added.items():
+            changes.setdefault(owner, ([], []))[0].append(f"{proxy}: {text}")
 
 
-def owners(lines: Sequence[Planned]) -> Mapping[str, str]:
-    """Whose line each text is."""
-    return {line.text: line.node for line in lines}
+def spot(marker: int | None, before: Sequence[Line | HandWritten], after: Sequence[Planned]) -> Spot:
+    """A spot, its differences found."""
+    old = {line.text for line in before if not isinstance(line, HandWritten)}
+    new = {line.text for line in after}
+    added = {line.text: line.node for line in after if line.text not in old}
+    removed = [line for line in before if line.text not in new or isinstance(line, HandWritten)]
+    return Spot(marker, before, [line.text for line in after], added, removed)

@@ -24,9 +24,10 @@ class Columns(NamedTuple):
         """The same, to be changed."""
         return Columns(*map(list, self))  # type: ignore[arg-type]  # five lists, of their own kinds
 
-    def put(self, at: int, member: Member) -> None:
-        """Write a member's fields, in a row of their own where `at` is one past the last."""
-        if at == len(self.names):
+    def put(self, at: int | None, member: Member) -> None:
+        """Write a member's fields into row `at`, or (None) into a new one."""
+        if at is None:
+            at = len(self.names)
             for column in self:
                 column.append("")  # type: ignore[arg-type]  # filled at once
         self.names[at], self.addresses[at], self.roles[at] = member.name, member.address, member.role
@@ -40,7 +41,7 @@ class Table(Mapping[str, Member]):
 
     def __init__(self, columns: Columns, special: Mapping[str, Member]) -> None:
         """Columns of equal length; `special` holds the members that are more than their columns tell."""
-        self.columns, self.special = columns, special
+        self.columns, self.special = columns, dict(special)
         self._index = dict(zip(columns.names, range(len(columns.names)), strict=True))
 
     def __getitem__(self, name: str) -> Member:
@@ -58,6 +59,10 @@ class Table(Mapping[str, Member]):
     def __contains__(self, name: object) -> bool:
         return name in self._index
 
+    def row(self, name: str) -> int | None:
+        """The number of a member's row; None for one who has none."""
+        return self._index.get(name)
+
     def edited(self, edits: Mapping[str, Member | None]) -> Table:
         """The table with some members changed, added, or (None) gone; itself where there are no edits."""
         if not edits:
@@ -67,7 +72,7 @@ class Table(Mapping[str, Member]):
         special = {name: member for name, member in kept.special.items() if name not in edits}
         for name, member in edits.items():
             if member is not None:
-                columns.put(kept._index.get(name, len(columns.names)), member)
+                columns.put(kept.row(name), member)
                 if _is_special(member):
                     special[name] = member
         return Table(columns, special)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from lbagent.haproxy.server import endpoint
 from lbagent.membership import FAILED, PRESENT, Member, Membership
-from lbagent.names import in_order, natural, refusal
+from lbagent.names import certainly_allowed, in_order, natural, refusal
 from lbagent.roles import Missing, Pair, Role, Roles, Service, Template
 from lbagent.roll import paused
 from lbagent.table import tabled
@@ -44,6 +44,7 @@ class Wishes:
     def __init__(self, roles: Roles, membership: Membership) -> None:
         """The wishes that `roles` has for the members that are there."""
         self._roles, self._members = roles, tabled(membership.members)
+        self._serving = roles.serving()
         self.paused = paused(membership)
         self.notes: dict[str, None] = {}
         """Nodes that cannot have the line they should, and why; said once each."""
@@ -57,7 +58,7 @@ class Wishes:
 
     def crowd(self, pair: Pair) -> Crowd | None:
         """The wishes for the marker of `pair` where nothing is special about any of them."""
-        roles, service = self._roles.serving(pair), self._roles.services[pair.service]
+        roles, service = self._serving[pair], self._roles.services[pair.service]
         if len(roles) != 1:
             return None
         role, options, nodes = roles[0], roles[0].options or service.options, self._there[roles[0].name]
@@ -65,12 +66,13 @@ class Wishes:
         if not alike or role.remove_failed or len(nodes) > role.max or not self.paused.isdisjoint(nodes):
             return None
         port, text = self._same(role, service, options)
-        endpoints = [endpoint(address, port) for address in nodes.values()]
+        addresses = nodes.values()
+        endpoints = [f"[{one}]:{port}" if ":" in one else f"{one}:{port}" for one in addresses]  # endpoint(), inlined
         return Crowd(list(nodes), endpoints, role.name, port, text)
 
     def at(self, pair: Pair, known: Callable[[], Collection[str]]) -> list[Wish]:
         """The wishes for the marker of `pair`, in the order of names; `known` tells the nodes with lines there."""
-        roles = self._roles.serving(pair)
+        roles = self._serving[pair]
         service = self._roles.services[pair.service]
         found = [wish for role in roles for wish in self._of(role, service, known)]
         if any(role.remove_failed for role in roles):
@@ -78,6 +80,8 @@ class Wishes:
         return found if len(roles) == 1 else sorted(found, key=lambda wish: natural(wish.member.name))
 
     def _allowed(self, role: Role, nodes: dict[str, str]) -> dict[str, str]:
+        if not role.networks and certainly_allowed(nodes.values()):
+            return {name: nodes[name] for name in in_order(nodes)}
         refused = {name: why for name, address in nodes.items() if (why := refusal(address, role.networks))}
         for name, why in refused.items():
             self.notes[f"node {name} of role {role.name} has no line: {why}"] = None
