@@ -12,8 +12,8 @@ def culprits(nodes: Sequence[str], refusal: Callable[[Sequence[str]], str | None
     """Those of `nodes` whose changes HAProxy refuses, each with its reason.
 
     `refusal` says what HAProxy says of the changes of some nodes, None where it takes them; `words`
-    is what it said of all. One culprit of n costs about log2 n + 1 trials; of up to CHECKS nodes each is
-    judged for itself. Those it could not try in CHECKS trials are blamed together.
+    is what it said of all. One culprit of n costs about log2 n + 1 trials; of up to 13 nodes each is
+    judged for itself, however many are bad. Those it could not try in CHECKS trials are blamed together.
     """
     return _Search(refusal).run(list(nodes), words)
 
@@ -59,9 +59,9 @@ class _Search:
         return nodes, behind, words
 
     def _better_one_by_one(self, count: int) -> bool:
-        """Whether that many can be tried each for itself now, but not any more after another halving."""
+        """Whether there are several culprits, and another halving would leave too few trials to try each for itself."""
         halving = (count - 1).bit_length() + 1
-        return count <= self._left < count - 1 + halving
+        return bool(self._found) and count <= self._left < count - 1 + halving
 
     def _one_by_one(self, nodes: list[str], words: str) -> None:
         before = len(self._found)
