@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import lbagent
 from lbagent import memory, restore, rolescache, scene
@@ -20,7 +20,7 @@ from lbagent.membership import Membership, expire
 from lbagent.outcome import Outcome
 from lbagent.roles import Roles
 from lbagent.serf import agent
-from lbagent.serf.events import Event, parse
+from lbagent.serf.events import Command, Event, Ignored, StatusQuery, parse
 from lbagent.serf.raw import RECORD_LIMIT, Raw, from_record
 
 
@@ -67,9 +67,9 @@ class Engine:
         except (LbagentError, OSError) as error:
             self._record(transaction, causes, getattr(error, "outcome", "failed"), str(error), started)
             raise
-        # Known already where nothing changes: then only whoever asks (-v) is told again.
-        say = self._log.info if outcome.words == _QUIET else self._log.warning
-        for note in transaction.plan.notes if transaction.plan else ():
+        # Known already where nothing has come and nothing changes: then only whoever asks (-v) is told again.
+        say = self._log.warning if causes or outcome.words != _QUIET else self._log.info
+        for note in (*_quarantined(transaction.membership), *(transaction.plan.notes if transaction.plan else ())):
             say(note)
         for held in outcome.held:
             self._log.error(f"held back: {held}; `lbagent apply --force` lets them go")
@@ -99,12 +99,15 @@ class Engine:
         batch = []
         for record in self.spool.peek():
             with contextlib.suppress(ValueError):
-                batch.append((raw := from_record(record.content), parse(raw)))
+                batch.append(_understood(record.content))
         return expire(self._fold(before, batch).membership, int(time.time()))
 
     def summary(self, name: str) -> str:
         """One line about this load balancer, for the query `lbagent-status`."""
-        membership = self.store.membership() or Membership()
+        try:
+            membership = self.store.membership() or Membership()
+        except memory.Damaged as error:
+            return f"{name or 'lb'} members.json {error}: the next event rebuilds it from the managed lines"
         present = [member for member in membership.members.values() if member.present]
         paused = len(membership.paused() & {member.name for member in present})
         served = self.store.served()
@@ -138,11 +141,10 @@ class Engine:
         batch, names = [], []
         for record in records:
             try:
-                raw = from_record(record.content)
+                batch.append(_understood(record.content))
             except ValueError as error:
                 said.append(self.spool.set_aside(record.name, str(error)))
                 continue
-            batch.append((raw, parse(raw)))
             names.append(record.name)
         for words in said:
             self._log.warning(words)
@@ -169,3 +171,21 @@ class Engine:
 
 
 _QUIET = "nothing to do"
+
+
+def _understood(content: bytes) -> tuple[Raw, Event]:
+    """The event in a record. Raises ValueError for one that no handler of ours has stored."""
+    raw = from_record(content)
+    event = parse(raw)
+    if isinstance(event, Ignored | StatusQuery) or (isinstance(event, Command) and event.verb not in _VERBS):
+        raise ValueError(f"holds {raw.kind[:40]!r} {raw.name[:40]!r}, which is no event of ours")
+    return raw, event
+
+
+def _quarantined(membership: Membership) -> Iterator[str]:
+    for member in membership.members.values():
+        if member.quarantine:
+            yield f"{member.name} is in quarantine: HAProxy refuses its line: {member.quarantine.reason}"
+
+
+_VERBS = ("pause", "resume")

@@ -20,9 +20,10 @@ _HIDDEN_FOR_GOOD = 300
 _LARGEST = 10**17
 
 _KEPT_NAME = 100
-"""Bytes of a foreign name that are kept: with what stands in front of it, it must stay a name."""
+"""Bytes of a foreign name that are kept in `bad/`."""
 
-_MARK = tuple[str, int, int]
+Mark = tuple[str, int, int]
+"""Name, inode and time of a file: an emptied spool numbers from 1 again, so a name alone is not enough."""
 
 
 class Record(NamedTuple):
@@ -45,7 +46,7 @@ class Spool:
         names = os.listdir(self.folder)
         number = max((number for name in names if (number := _number(name.strip("."))) is not None), default=0)
         while True:
-            # A forged name may hold the largest number there is: what comes after it must be a number all the same.
+            # A forged name may hold the largest number there is.
             number = number % (_LARGEST - 1) + 1
             # Who holds `.N` exclusively is the only one who may make `N`; a drained N may be used again.
             try:
@@ -82,8 +83,8 @@ class Spool:
         shown = [name for name in found if not name.startswith(".") and name != "bad"]
         return sorted(shown, key=lambda name: (_number(name) is None, _number(name) or 0, name))
 
-    def marks(self) -> frozenset[_MARK]:
-        """What tells every file here from all others, also from a later one of the same number."""
+    def marks(self) -> frozenset[Mark]:
+        """What tells every file here from all others."""
         found = set()
         for name in self.names():
             with contextlib.suppress(FileNotFoundError):
@@ -142,7 +143,6 @@ class Spool:
         except OSError as error:
             return f"cannot be read ({error.strerror})"
         try:
-            # open() would raise over a folder, and leave the descriptor open.
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode):
                 return "is no regular file"
@@ -166,7 +166,8 @@ class Spool:
         with contextlib.suppress(FileNotFoundError), os.scandir(self.folder) as entries:
             for entry in entries:
                 with contextlib.suppress(OSError):
-                    if entry.name.startswith(".") and _age(entry) > _HIDDEN_FOR_GOOD:
+                    age = time.time() - entry.stat(follow_symlinks=False).st_mtime
+                    if entry.name.startswith(".") and age > _HIDDEN_FOR_GOOD:
                         os.unlink(entry.path)
 
     def _sync(self) -> None:
@@ -178,10 +179,6 @@ class Spool:
 
     def _path(self, name: str) -> str:
         return os.path.join(self.folder, name)
-
-
-def _age(entry: os.DirEntry[str]) -> float:
-    return time.time() - entry.stat(follow_symlinks=False).st_mtime
 
 
 def _number(name: str) -> int | None:
