@@ -53,14 +53,12 @@ def untouched(target: Target) -> bool:
 def staged(target: Target, content: bytes) -> Iterator[str]:
     """A synced file with `content` beside `target`, its owner, mode and xattrs; gone again at the end."""
     path = target.beside("staged")
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+    _forget(path)
     try:
         _write_like(target.path, path, content)
         yield path
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+        _forget(path)
 
 
 def swap(path: str, target: Target, *, keep: bool) -> bool:
@@ -70,8 +68,7 @@ def swap(path: str, target: Target, *, keep: bool) -> bool:
     Raises OSError.
     """
     old = target.beside("old" if keep else "replaced")
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(old)
+    _forget(old)
     with _nobody_writes(target.path) as nobody:
         if not nobody():
             time.sleep(_WRITING)
@@ -86,8 +83,7 @@ def swap(path: str, target: Target, *, keep: bool) -> bool:
             elif keep:
                 os.rename(old, target.beside("previous"))
         finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(old)
+            _forget(old)
     sync_folder(target.folder)
     return quiet and os.path.realpath(target.given) == target.path
 
@@ -171,6 +167,11 @@ def _rename(path: str, to: str) -> None:
         if error.errno == errno.EBUSY:
             raise OSError(errno.EBUSY, "is a mount point of its own; mount its folder instead", to) from error
         raise
+
+
+def _forget(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
 
 
 def _content(path: str) -> bytes:
