@@ -33,9 +33,10 @@ ROOMS: dict[str, set[str]] = {
     "settings": set(),
     # one run
     "engine": {
-        "__init__", "apply", "errors", "fold", "host.log", "host.paths", "host.spool", "host.store", "membership", "memory", "outcome", "restore",
+        "__init__", "apply", "batch", "errors", "fold", "host.log", "host.paths", "host.spool", "host.store", "membership", "memory", "outcome", "restore",
         "roles", "rolescache", "rolesfile", "scene", "serf.agent", "serf.events", "serf.raw",
     },
+    "batch": {"fold", "host.log", "host.spool", "membership", "serf.events", "serf.raw"},
     "apply": {
         "blame", "errors", "haproxy.takeover", "haproxy.text", "host.store", "membership", "outcome", "plan", "quarantine", "restore", "roles", "scene",
     },
