@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from hypothesis import strategies as st
 
-from lbagent import roll, rolesfile
+from lbagent import rolesfile, roll
 from lbagent.fold import Folded, fold
 from lbagent.haproxy.text import Document
 from lbagent.membership import ALIVE, Member, Membership, Pause, Quarantine
