@@ -37,7 +37,7 @@ def row(name: str, this: float, that: float, promise: float, unit: str = "ms") -
     ratio = this / that
     kept = ratio <= promise
     mark = "" if kept else "  MISSED"
-    print(f"{name:58s}{this:7.1f} {unit}{that:7.1f} {unit}{ratio:7.2f}x{'≤ %gx' % promise:>9s}{mark}", flush=True)
+    print(f"{name:58s}{this:7.1f} {unit}{that:7.1f} {unit}{ratio:7.2f}x{f'≤ {promise:g}x':>9s}{mark}", flush=True)
     return kept
 
 
@@ -93,9 +93,8 @@ def large_batch() -> bool:
             costs.append(own(number + 1))
             checks.append(world.run(["/usr/sbin/haproxy", "-c", "-f", lb.cfg()]).cpu)
             leave(lb, 20_000 + 1000 * (number + 1), 1000)
-        return row(
-            "1,000 joins into 10,000 servers, own CPU / haproxy -c", statistics.median(costs), statistics.median(checks), 1
-        )
+        name = "1,000 joins into 10,000 servers, own CPU / haproxy -c"
+        return row(name, statistics.median(costs), statistics.median(checks), 1)
 
 
 def leave(lb: world.Lb, first: int, count: int) -> None:

@@ -42,6 +42,7 @@ class Lb(NamedTuple):
     backends: int
 
     def cfg(self) -> str:
+        """The path of haproxy.cfg."""
         return os.path.join(self.folder, "haproxy.cfg")
 
     def path(self, *, haproxy: bool) -> str:
@@ -49,16 +50,13 @@ class Lb(NamedTuple):
         return f"{'' if haproxy else os.path.join(self.folder, 'bin') + ':'}{os.environ['PATH']}:/usr/sbin"
 
     def argv(self, verb: str) -> list[str]:
+        """The command line of a verb."""
         state = os.path.join(self.folder, "state")
         return [LBAGENT, "--roles", os.path.join(self.folder, "roles.yml"), "--state-dir", state, verb]
 
     def join(self, first: int, count: int, *, haproxy: bool = False) -> Cost:
         """`count` nodes join in one event, spread over the backends."""
-        lines = "".join(
-            f"web{number:05d}\t10.{number // 62500}.{number // 250 % 250}.{number % 250 + 1}\tr{number % self.backends}\t"
-            f"role=r{number % self.backends}\n"
-            for number in range(first, first + count)
-        )
+        lines = "".join(_line(number, number % self.backends) for number in range(first, first + count))
         environ = {"PATH": self.path(haproxy=haproxy), "SERF_EVENT": "member-join", "SERF_SELF_NAME": "lb01"}
         return run(self.argv("handle"), lines.encode(), environ)
 
@@ -93,6 +91,11 @@ def run(argv: Sequence[str], stdin: bytes = b"", environ: Mapping[str, str] | No
         raise SystemExit(f"{argv[0]} ended with {done.returncode}: {done.stderr.decode()}")
     cpu = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
     return Cost(cpu * 1000, done.stdout)
+
+
+def _line(number: int, role: int) -> str:
+    address = f"10.{number // 62500}.{number // 250 % 250}.{number % 250 + 1}"
+    return f"web{number:05d}\t{address}\tr{role}\trole=r{role}\n"
 
 
 def _settings(folder: str) -> str:

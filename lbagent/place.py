@@ -6,31 +6,20 @@ is wished for is not looked at any closer: ten thousand of them are the rule, a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 from lbagent.claims import Claims
-from lbagent.guard import Guard
 from lbagent.haproxy.lines import HandWritten, Line
-from lbagent.haproxy.server import Server, Unsafe, paused_line, stable_ids, tail
+from lbagent.haproxy.server import stable_ids
 from lbagent.haproxy.text import Document, Proxy
 from lbagent.homeless import remaining
 from lbagent.membership import Membership
 from lbagent.names import natural
 from lbagent.roles import Pair
 from lbagent.spot import Planned, Spot, spot
-from lbagent.wishes import Crowd, Wish, Wishes
-
-
-class Turn(NamedTuple):
-    """What a whole plan is made with, proxy after proxy."""
-
-    wishes: Wishes
-    guard: Guard
-    kept: frozenset[str] = frozenset()
-    """Nodes whose lines stay as they are: quarantined ones, and those on trial."""
-    adopt: bool = False
-    """Turn hand-written namesakes above a marker into managed lines."""
+from lbagent.turn import Turn
+from lbagent.wishes import Crowd, Wish
 
 
 class Place:
@@ -42,6 +31,8 @@ class Place:
         self._pairs = [pairs.get(marker.middle) for marker in proxy.markers]
         self._services = {pair.service for pair in pairs.values()}
         self._here = {pair.service for pair in self._pairs if pair}
+        # Where one proxy holds several services, a node's name alone would stand there twice.
+        self._plural = len(self._here) > 1
         self._claims = Claims(proxy, self._name)
         self._served: set[str] = set()
         """The nodes that have what they should, somewhere in this proxy."""
@@ -71,7 +62,10 @@ class Place:
             yield self._crowded(crowd, turn)
             yield from self._without_marker(turn)
             return
-        wished = [turn.wishes.at(pair, self._known(number)) if pair else [] for number, pair in enumerate(self._pairs)]
+        wished = [
+            turn.wishes.at(pair, partial(self._known, number)) if pair else []
+            for number, pair in enumerate(self._pairs)
+        ]
         if turn.adopt:
             self._claims.adopt(wished, turn.kept)
         if turn.kept:
@@ -79,25 +73,14 @@ class Place:
         granted = self._claims.grant(wished, turn.kept)
         self.notes += self._claims.notes
         self._served = {wish.member.name for here in granted.values() for wish in here}
-        stays: dict[int, list[Planned]] = {}
-        ids: Mapping[str, int] = {}
-        if self._proxy.hashes:
-            # Here the lines that stay come first: their ids are taken.
-            stays = {
-                number: self._stay(number, {wish.member.name: wish.verbatim for wish in here}, set(), turn)
-                for number, here in granted.items()
-            }
-            ids = self._ids(granted, stays)
+        # The lines that stay come first: their ids are taken.
+        stays = {
+            number: self._stay(number, {wish.member.name: wish.verbatim for wish in here}, set(), turn)
+            for number, here in granted.items()
+        }
+        ids = self._ids(granted, stays)
         for number, here in granted.items():
-            standing = self._standing[number]
-            planned = self._planned(number, here, {line.text for line in standing}, ids)
-            texts = {line.text for line in planned}
-            stay = (
-                stays[number]
-                if stays
-                else self._stay(number, {wish.member.name: wish.verbatim for wish in here}, texts, turn)
-            )
-            after = self._ordered(planned, stay)
+            after = self._ordered(self._planned(number, here, ids), stays[number])
             yield spot(number, self._before(number), after)
         yield from self._without_marker(turn)
 
@@ -110,34 +93,19 @@ class Place:
         return crowd if crowd and len(set(crowd.endpoints)) == len(crowd.endpoints) else None
 
     def _crowded(self, crowd: Crowd, turn: Turn) -> Spot:
-        end = tail(crowd.options, crowd.role)
-        texts = [f"server {name} {where}{end}" for name, where in zip(crowd.names, crowd.endpoints, strict=True)]
+        texts = crowd.lines()
         standing = {line.text for line in self._standing[0]}
-        new = {text: at for at, text in enumerate(texts) if text not in standing}
-        # What stands there already has been a Server once; what is new becomes one now, or raises Unsafe.
-        for at in new.values():
-            Server(
-                crowd.names[at],
-                crowd.endpoints[at].rpartition(":")[0].strip("[]"),
-                crowd.port,
-                crowd.options,
-                crowd.role,
-            )
-        added = {text: crowd.names[at] for text, at in new.items()}
-        if len(standing) == len(self._standing[0]) == len(texts) - len(new):
+        # What stands there already has been a Server once; what is new becomes one now.
+        added = {crowd.server(at).line: crowd.names[at] for at, text in enumerate(texts) if text not in standing}
+        if len(standing) == len(self._standing[0]) == len(texts) - len(added):
             return Spot(0, self._standing[0], texts, added, ())
         self._claims.take(crowd.endpoints)
         stay = self._stay(0, dict.fromkeys(crowd.names, False), set(texts), turn)
         planned = [*map(Planned, crowd.names, crowd.names, texts)]
         return spot(0, self._standing[0], self._ordered(planned, stay))
 
-    @property
-    def _plural(self) -> bool:
-        """Whether it holds several services: then a node's name alone would stand there twice."""
-        return len(self._here) > 1
-
-    def _known(self, number: int) -> Callable[[], set[str]]:
-        return lambda: {self.node(line) for line in self._standing[number]}
+    def _known(self, number: int) -> set[str]:
+        return {self.node(line) for line in self._standing[number]}
 
     def _name(self, node: str, number: int) -> str:
         pair = self._pairs[number]
@@ -151,34 +119,12 @@ class Place:
         adopted = [line for line in self._proxy.hand_written if line.at in ours and line.marker == number]
         return sorted([*standing, *adopted], key=lambda line: line.at)
 
-    def _planned(
-        self, number: int, wishes: Sequence[Wish], standing: set[str], ids: Mapping[str, int]
-    ) -> list[Planned]:
-        planned, options, role, end = [], None, None, ""
-        suffix = self._name("", number)
-        for wish in wishes:
-            node = wish.member.name
-            name = node + suffix
-            if wish.options is not options or wish.role is not role or ids:
-                options, role = wish.options, wish.role
-                end = tail(options, role.name, ids.get(name))
-            text = f"server {name} {wish.endpoint}{end}"
-            # What stands there already has been a Server once; what is new becomes one now, or nothing.
-            if wish.paused or (text not in standing and not wish.verbatim):
-                text = self._made(wish, name, ids.get(name))
-            if text and not wish.verbatim:
-                planned.append(Planned(node, name, text))
+    def _planned(self, number: int, wishes: Sequence[Wish], ids: Mapping[str, int]) -> list[Planned]:
+        planned = []
+        for wish in (wish for wish in wishes if not wish.verbatim):
+            name = self._name(wish.member.name, number)
+            planned.append(Planned(wish.member.name, name, wish.line(name, ids.get(name))))
         return planned
-
-    def _made(self, wish: Wish, name: str, number: int | None) -> str:
-        member = wish.member
-        try:
-            if wish.paused:
-                return paused_line(member.name, member.address, wish.role.name)
-            return Server(name, member.address, wish.port, wish.options, wish.role.name, number).line
-        except Unsafe as error:
-            self.notes.append(f"{member.name!r} has no line in {self._proxy}: {error}")
-            return ""
 
     def _stay(self, number: int, served: Mapping[str, bool], planned: set[str], turn: Turn) -> list[Planned]:
         """The standing lines that stay though they are not `planned`: kept, unknowable, homeless or held back.
@@ -244,6 +190,8 @@ class Place:
             yield spot(None, [line], after)
 
     def _ids(self, granted: Mapping[int, Sequence[Wish]], stays: Mapping[int, Sequence[Planned]]) -> Mapping[str, int]:
+        if not self._proxy.hashes:
+            return {}
         names = {self._name(wish.member.name, number) for number, wishes in granted.items() for wish in wishes}
         names.update(line.name for lines in stays.values() for line in lines)
         return stable_ids(names, (line.id for line in self._proxy.hand_written if line.id))

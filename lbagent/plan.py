@@ -13,8 +13,9 @@ from lbagent.errors import Refused
 from lbagent.guard import Guard
 from lbagent.haproxy.text import Document, Edit, Proxy, digest
 from lbagent.membership import Membership
-from lbagent.place import Place, Turn
+from lbagent.place import Place
 from lbagent.roles import Pair, Roles
+from lbagent.turn import Turn
 from lbagent.wishes import Wishes
 
 

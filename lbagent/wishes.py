@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from lbagent.haproxy.server import endpoint
+from lbagent.haproxy.server import Server, endpoint, paused_line, tail
 from lbagent.membership import FAILED, PRESENT, Member, Membership
 from lbagent.names import certainly_allowed, in_order, natural, refusal
 from lbagent.roles import Missing, Pair, Role, Roles, Service, Template
@@ -26,16 +26,34 @@ class Wish(NamedTuple):
     verbatim: bool = False
     """Its tags are not known since membership was rebuilt: the line that stands there is the best knowledge."""
 
+    def line(self, name: str, number: int | None) -> str:
+        """The managed line under the name, and with the id, that the server has in its proxy."""
+        member = self.member
+        if self.paused:
+            return paused_line(member.name, member.address, self.role.name)
+        return Server(name, member.address, self.port, self.options, self.role.name, number).line
+
 
 class Crowd(NamedTuple):
     """The nodes of one role at one marker, where all of them want the same line but for name and address."""
 
     names: Sequence[str]
     """In natural order."""
+    addresses: Sequence[str]
     endpoints: Sequence[str]
+    """ADDRESS:PORT of each."""
     role: str
     port: int
     options: str
+
+    def lines(self) -> list[str]:
+        """What the line of each would be: to compare with what stands, not to be written."""
+        end = tail(self.options, self.role)
+        return [f"server {name} {where}{end}" for name, where in zip(self.names, self.endpoints, strict=True)]
+
+    def server(self, at: int) -> Server:
+        """One of them, safe to be written."""
+        return Server(self.names[at], self.addresses[at], self.port, self.options, self.role)
 
 
 class Wishes:
@@ -66,9 +84,9 @@ class Wishes:
         if not alike or role.remove_failed or len(nodes) > role.max or not self.paused.isdisjoint(nodes):
             return None
         port, text = self._same(role, service, options)
-        addresses = nodes.values()
-        endpoints = [f"[{one}]:{port}" if ":" in one else f"{one}:{port}" for one in addresses]  # endpoint(), inlined
-        return Crowd(list(nodes), endpoints, role.name, port, text)
+        # As endpoint() has it; called for each, that would cost three times as much.
+        endpoints = [f"[{one}]:{port}" if ":" in one else f"{one}:{port}" for one in nodes.values()]
+        return Crowd(list(nodes), list(nodes.values()), endpoints, role.name, port, text)
 
     def at(self, pair: Pair, known: Callable[[], Collection[str]]) -> list[Wish]:
         """The wishes for the marker of `pair`, in the order of names; `known` tells the nodes with lines there."""

@@ -45,7 +45,6 @@ class Proxy:
         return (self.balance or "").partition("(")[0] in _HASHING
 
     def __str__(self) -> str:
-        """`backend b`, as haproxy.cfg calls it."""
         return f"{self.kind} {self.name}".strip()
 
 

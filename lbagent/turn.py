@@ -1,0 +1,19 @@
+"""What one plan is made with, the same for proxy after proxy."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from lbagent.guard import Guard
+from lbagent.wishes import Wishes
+
+
+class Turn(NamedTuple):
+    """What a whole plan is made with, proxy after proxy."""
+
+    wishes: Wishes
+    guard: Guard
+    kept: frozenset[str] = frozenset()
+    """Nodes whose lines stay as they are: quarantined ones, and those on trial."""
+    adopt: bool = False
+    """Turn hand-written namesakes above a marker into managed lines."""
