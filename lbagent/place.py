@@ -57,11 +57,11 @@ class Place:
 
     def spots(self, turn: Turn) -> Iterator[Spot]:
         """What stands and what is to stand, marker by marker, lines without a marker last."""
-        if (crowd := self._crowd(turn)) is not None:
-            self._served = set(crowd.names)
-            yield self._crowded(crowd, turn)
-            yield from self._without_marker(turn)
-            return
+        crowd = self._crowd(turn)
+        yield from self._one_by_one(turn) if crowd is None else [self._crowded(crowd, turn)]
+        yield from self._without_marker(turn)
+
+    def _one_by_one(self, turn: Turn) -> Iterator[Spot]:
         wished = [
             turn.wishes.at(pair, partial(self._known, number)) if pair else []
             for number, pair in enumerate(self._pairs)
@@ -80,9 +80,8 @@ class Place:
         }
         ids = self._ids(granted, stays)
         for number, here in granted.items():
-            after = self._ordered(self._planned(number, here, ids), stays[number])
+            after = sorted([*self._planned(number, here, ids), *stays[number]], key=_by_name)
             yield spot(number, self._before(number), after)
-        yield from self._without_marker(turn)
 
     def _crowd(self, turn: Turn) -> Crowd | None:
         """The wishes of the whole proxy, where nothing is special about it or any of them."""
@@ -93,6 +92,7 @@ class Place:
         return crowd if crowd and len(set(crowd.endpoints)) == len(crowd.endpoints) else None
 
     def _crowded(self, crowd: Crowd, turn: Turn) -> Spot:
+        self._served = set(crowd.names)
         texts = crowd.lines()
         standing = {line.text for line in self._standing[0]}
         # What stands there already has been a Server once; what is new becomes one now.
@@ -102,7 +102,7 @@ class Place:
         self._claims.take(crowd.endpoints)
         stay = self._stay(0, dict.fromkeys(crowd.names, False), set(texts), turn)
         planned = [*map(Planned, crowd.names, crowd.names, texts)]
-        return spot(0, self._standing[0], self._ordered(planned, stay))
+        return spot(0, self._standing[0], sorted([*planned, *stay], key=_by_name))
 
     def _known(self, number: int) -> set[str]:
         return {self.node(line) for line in self._standing[number]}
@@ -175,11 +175,8 @@ class Place:
         orphans = {line: self.node(line) for line in self._standing[-1]}
         kept = [line for line, node in orphans.items() if node in turn.kept]
         gone = [one for one, node in orphans.items() if node in self._served or self._claims.replaced(one)]
-        going = {
-            line: node
-            for line, node in orphans.items()
-            if line not in kept and line not in gone and not self._present(node)
-        }
+        leaving = (line for line, node in orphans.items() if not self._present(node))
+        going = {line: orphans[line] for line in leaving if line not in kept and line not in gone}
         held = turn.guard.hold(going, len(orphans) - len(going), f"without a marker in {self._proxy}")
         for line, node in orphans.items():
             after: list[Planned] = []
@@ -196,7 +193,6 @@ class Place:
         names.update(line.name for lines in stays.values() for line in lines)
         return stable_ids(names, (line.id for line in self._proxy.hand_written if line.id))
 
-    def _ordered(self, planned: list[Planned], stay: list[Planned]) -> list[Planned]:
-        if stay or self._plural:
-            return sorted([*stay, *planned], key=lambda line: natural(line.name))
-        return planned
+
+def _by_name(line: Planned) -> tuple[list[str | int], str]:
+    return natural(line.name)

@@ -28,14 +28,11 @@ ROOMS: dict[str, set[str]] = {
     "parser": {"__init__", "errors", "handler", "host.log", "settings", "verbs"},
     "verbs": {"apply", "engine", "errors", "host.lock", "host.log", "host.paths", "intake", "plan", "scene", "settings"},
     # beside the doors
-    "answer": {"apply", "engine", "errors", "host.lock", "host.log", "host.paths", "intake", "membership", "outcome", "serf.events", "serf.raw", "settings"},
+    "answer": {"apply", "engine", "errors", "host.lock", "host.log", "host.paths", "intake", "membership", "outcome", "roll", "serf.events", "serf.raw", "settings"},
     "intake": {"apply", "engine", "errors", "host.lock", "host.log", "host.paths", "host.spool", "outcome", "serf.raw", "settings"},
     "settings": set(),
     # one run
-    "engine": {
-        "__init__", "apply", "batch", "errors", "fold", "host.log", "host.paths", "host.spool", "host.store", "membership", "memory", "outcome", "restore",
-        "roles", "rolescache", "rolesfile", "scene", "serf.agent", "serf.events", "serf.raw",
-    },
+    "engine": {"__init__", "apply", "batch", "errors", "fold", "host.log", "host.paths", "host.spool", "host.store", "membership", "memory", "outcome", "restore", "roles", "rolescache", "rolesfile", "roll", "scene", "serf.agent", "serf.events", "serf.raw"},
     "batch": {"fold", "host.log", "host.spool", "membership", "serf.events", "serf.raw"},
     "apply": {
         "blame", "errors", "haproxy.takeover", "haproxy.text", "host.store", "membership", "outcome", "plan", "quarantine", "restore", "roles", "scene",
@@ -43,26 +40,28 @@ ROOMS: dict[str, set[str]] = {
     "scene": {"haproxy.takeover", "haproxy.text", "host.files", "roles"},
     # the heart
     "blame": set(),
-    "claims": {"haproxy.lines", "haproxy.text", "membership", "wishes"},
+    "claims": {"haproxy.lines", "haproxy.text", "membership", "names", "wishes"},
     "errors": set(),
-    "fold": {"membership", "names", "order", "serf.events", "serf.raw"},
+    "fold": {"membership", "names", "order", "roll", "serf.events", "serf.raw", "table"},
     "guard": {"haproxy.lines", "membership"},
     "homeless": {"haproxy.lines", "haproxy.server"},
-    "membership": {"names"},
-    "memory": {"membership"},
+    "membership": set(),
+    "memory": {"membership", "names", "table"},
     "names": set(),
     "order": {"membership", "serf.events"},
     "outcome": set(),
-    "place": {
-        "claims", "guard", "haproxy.lines", "haproxy.server", "haproxy.text", "homeless", "membership", "names", "roles", "wishes",
-    },
-    "plan": {"errors", "guard", "haproxy.lines", "haproxy.text", "membership", "place", "roles", "wishes"},
-    "quarantine": {"membership"},
-    "restore": {"haproxy.text", "membership", "names", "place", "plan", "roles"},
+    "place": {"claims", "haproxy.lines", "haproxy.server", "haproxy.text", "homeless", "membership", "names", "roles", "spot", "turn", "wishes"},
+    "plan": {"errors", "guard", "haproxy.text", "membership", "place", "roles", "turn", "wishes"},
+    "quarantine": {"membership", "roll", "table"},
+    "restore": {"haproxy.text", "membership", "names", "place", "roles", "spot"},
     "roles": {"names"},
     "rolescache": {"roles"},
     "rolesfile": {"names", "roles", "yamlnodes"},
-    "wishes": {"haproxy.server", "membership", "names", "roles"},
+    "roll": {"membership", "names", "table"},
+    "spot": {"haproxy.lines", "haproxy.text"},
+    "table": {"membership"},
+    "turn": {"guard", "wishes"},
+    "wishes": {"haproxy.server", "membership", "names", "roles", "roll", "table"},
     "yamlnodes": {"errors"},
     # all that knows Serf
     "serf.__init__": set(),
@@ -71,7 +70,7 @@ ROOMS: dict[str, set[str]] = {
     "serf.raw": set(),
     # all that knows HAProxy
     "haproxy.__init__": set(),
-    "haproxy.lines": set(),
+    "haproxy.lines": {"names"},
     "haproxy.process": {"errors", "haproxy.runtime", "host.processes"},
     "haproxy.runtime": set(),
     "haproxy.server": {"names"},
@@ -93,7 +92,7 @@ ROOMS: dict[str, set[str]] = {
 DOORS = {"__main__", "cli", "handler", "parser", "verbs", "watch"}
 PURE = (
     "names", "membership", "fold", "order", "roles", "wishes", "claims", "guard", "homeless", "place", "plan", "restore", "quarantine", "blame",
-    "memory", "outcome", "errors", "serf.events", "serf.raw", "haproxy.lines", "haproxy.text", "haproxy.server",
+    "memory", "outcome", "errors", "roll", "spot", "table", "turn", "serf.events", "serf.raw", "haproxy.lines", "haproxy.text", "haproxy.server",
 )  # fmt: skip
 WORLD = {
     "os", "time", "sys", "logging", "io", "pathlib", "shutil", "tempfile", "glob", "datetime", "random", "secrets", "socket", "subprocess", "syslog",

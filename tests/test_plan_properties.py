@@ -770,7 +770,7 @@ def test_what_the_guard_says_names_marker_proxy_and_nodes() -> None:
 
     done = planning(before, ROLES, known(*webs(9)))
 
-    assert done.held == ("3 of 3 lines at '# additional-lb-iis-server' in backend farm would go: web1, web2, web3",)
+    assert done.held == ("3 of 4 lines at '# additional-lb-iis-server' in backend farm would go: web1, web2, web3",)
     assert [one.split()[1] for one in managed(done.after[0])] == ["web1", "web2", "web3", "web9"]
 
 
@@ -784,14 +784,22 @@ def test_the_guard_lets_the_rest_of_the_plan_go_on() -> None:
 
 
 def test_what_the_guard_holds_back_is_held_back_by_the_next_run_too() -> None:
-    # contract: section 6, "--force lets them go", and nothing else (seen: newcomers make it half, and all go at the next event)
-    before = planned(ONE, ROLES, known(*webs(1, 2)))
+    before = planned(ONE, ROLES, known(*webs(1, 2, 3)))
     once = planned(before, ROLES, known(*webs(8, 9)))
 
     again = planning(once, ROLES, known(*webs(8, 9)))
 
     assert again.after == (once,)
     assert len(again.held) == 1
+
+
+def test_newcomers_count_for_the_guard_at_once_and_not_only_in_the_next_run() -> None:
+    before = planned(ONE, ROLES, known(*webs(1, 2)))
+
+    done = planning(before, ROLES, known(*webs(8, 9)))
+
+    assert [one.split()[1] for one in managed(done.after[0])] == ["web8", "web9"]
+    assert done.held == ()
 
 
 def test_force_lets_everything_go() -> None:
