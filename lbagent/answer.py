@@ -11,6 +11,7 @@ from lbagent.host.paths import Paths
 from lbagent.intake import Rounds, store
 from lbagent.membership import UNKNOWN
 from lbagent.outcome import Outcome, Verdict
+from lbagent.roll import find
 from lbagent.serf.events import Command, Malformed, StatusQuery, parse
 from lbagent.serf.raw import Raw
 from lbagent.settings import Settings
@@ -65,7 +66,7 @@ def _told(raw: Raw, command: Command, engine: Engine, rounds: Rounds) -> str:
 
 def _since(engine: Engine, command: Command) -> str:
     """What became of a command that another run has folded meanwhile."""
-    member = engine.membership.find(command.name, command.address)
+    member = find(engine.membership.members, command.name, command.address)
     if member is None or member.status == UNKNOWN:
         return "unknown node" + (", remembered" if member else "")
     return "done"

@@ -13,7 +13,7 @@ from lbagent.haproxy.takeover import Haproxy, NotAccepted, ReloadFailed
 from lbagent.haproxy.text import Document
 from lbagent.host.store import Failure, Served, Store
 from lbagent.membership import Membership
-from lbagent.outcome import Outcome, Verdict
+from lbagent.outcome import Outcome, Verdict, counted, quarantined
 from lbagent.plan import Plan, Rules, plan
 from lbagent.roles import Roles
 from lbagent.scene import Scene
@@ -57,25 +57,41 @@ class Transaction:
             haproxy = scene.haproxy(self._roles.haproxy, seen)
             self.plan = wanted = self._plan(seen)
             if wanted.after == wanted.before and self._is_served(seen, haproxy):
-                return self._unchanged(wanted, haproxy)
+                return self._ended(seen, self._unchanged(wanted, haproxy))
             self._not_too_soon(seen)
             with seen.staged(wanted.after) as paths:
-                try:
-                    haproxy.validate(paths)
-                except NotAccepted as error:
-                    self._find_culprits(seen, haproxy, wanted, str(error))
+                if words := self._refusal(seen, haproxy, paths):
+                    self._find_culprits(seen, haproxy, wanted, words)
                     continue
                 if not seen.untouched or not seen.swap(paths, keep=self._worth_keeping(seen)):
                     continue
-            return self._hand_over(seen, haproxy, wanted)
-        raise Busy(f"haproxy.cfg was saved by others while HAProxy checked it, {ATTEMPTS} times: run again")
+            return self._ended(seen, self._hand_over(seen, haproxy, wanted))
+        path = ", ".join(self._roles.haproxy.config)
+        raise Busy(f"{path} was saved by others while HAProxy checked it, {ATTEMPTS} times: run again")
 
-    def _plan(self, seen: Scene, kept: frozenset[str] = frozenset()) -> Plan:
-        kept |= (
-            quarantine.holding(self.membership, self._surroundings(seen)) if not self._options.force else frozenset()
-        )
-        rules = Rules(force=self._options.force, adopt=self._options.adopt, kept=kept | frozenset(self._refused))
+    def _plan(self, seen: Scene, untried: frozenset[str] = frozenset()) -> Plan:
+        rules = Rules(force=self._options.force, adopt=self._options.adopt, kept=self._kept(seen) | untried)
         return plan(seen.document, self._roles, self.membership, rules)
+
+    def _kept(self, seen: Scene) -> frozenset[str]:
+        holding = quarantine.holding(self.membership, lambda: self._surroundings(seen))
+        return frozenset(self._refused) | (frozenset() if self._options.force else holding)
+
+    def _ended(self, seen: Scene, outcome: Outcome) -> Outcome:
+        """The outcome, once members.json says no more of nodes whose lines went in that they are in quarantine."""
+        membership = quarantine.lifted(self.membership, self._kept(seen))
+        if membership is not self.membership:
+            self.membership = membership
+            self._store.remember(membership)
+        return outcome
+
+    def _refusal(self, seen: Scene, haproxy: Haproxy, paths: Sequence[str]) -> str | None:
+        """What HAProxy has against these files, None where it takes them; it is the operator's paths that are named."""
+        try:
+            haproxy.validate(paths, [target.given for target in seen.targets])
+        except NotAccepted as error:
+            return str(error)
+        return None
 
     def _surroundings(self, seen: Scene) -> str:
         return f"{seen.document.operator_digest()}{self._roles.digest}"
@@ -97,12 +113,12 @@ class Transaction:
             node, words = next(iter(self._refused.items()))
             more = f" ({len(self._refused)} nodes in all)" if len(self._refused) > 1 else ""
             raise Refused(f"HAProxy refuses the line of {node}{more}: {words}")
-        seen = haproxy.serving() is not None
-        return Outcome(Verdict.UNCHANGED if seen else Verdict.WRITTEN, "nothing to do", held=wanted.held)
+        running = haproxy.serving() is not None
+        return Outcome(Verdict.UNCHANGED, "nothing to do", held=wanted.held, running=running)
 
     def _not_too_soon(self, seen: Scene) -> None:
         failure = self._served.failure
-        if failure is None or self._options.force or failure.key != self._failure_key(seen):
+        if failure is None or self._options.force or not self._options.reload or failure.key != self._failure_key(seen):
             return
         rest = failure.at + 60 * min(2 ** (failure.times - 1), _LONGEST_WAIT) - int(time.time())
         if rest > 0:
@@ -120,21 +136,15 @@ class Transaction:
 
     def _find_culprits(self, seen: Scene, haproxy: Haproxy, wanted: Plan, words: str) -> None:
         """Quarantine the nodes whose lines HAProxy refuses. Raises Refused where the fault is the operator's."""
-        try:
-            haproxy.validate([target.path for target in seen.targets])
-        except NotAccepted as error:
-            raise Refused(f"HAProxy refuses the operator's own text, nothing was replaced: {error}") from error
+        if own := self._refusal(seen, haproxy, [target.path for target in seen.targets]):
+            raise Refused(f"HAProxy refuses the operator's own text, nothing was replaced: {own}")
         if not wanted.changes:
             raise Refused(f"HAProxy refuses the managed lines: {words}")
 
         def refusal(nodes: Sequence[str]) -> str | None:
             others = frozenset(wanted.changes) - frozenset(nodes)
             with seen.staged(self._plan(seen, others).after) as paths:
-                try:
-                    haproxy.validate(paths)
-                except NotAccepted as error:
-                    return str(error)
-            return None
+                return self._refusal(seen, haproxy, paths)
 
         reasons = blame.culprits(tuple(wanted.changes), refusal, words)
         self._refused.update(reasons)
@@ -150,14 +160,13 @@ class Transaction:
             self._put_back(seen, haproxy, wanted, str(error))
         self._store.serve(Served(wanted.digest, worker))
         if worker is None:
-            return self._outcome(Verdict.WRITTEN, wanted, "HAProxy does not run")
+            return self._outcome(Verdict.WRITTEN, wanted, "HAProxy does not run")._replace(running=False)
         return self._outcome(Verdict.APPLIED, wanted, f"HAProxy worker {worker.pid} serves it")
 
     def _outcome(self, verdict: Verdict, wanted: Plan, words: str) -> Outcome:
-        said = f"{len(wanted.added)} lines added, {len(wanted.removed)} removed; {words}"
-        if self._refused:
-            said += f"; quarantined: {', '.join(f'{node} ({why})' for node, why in self._refused.items())}"
-        return Outcome(verdict, said, wanted.added, wanted.removed, wanted.held)
+        warnings = quarantined(self._refused)
+        said = "; ".join((counted(len(wanted.added), len(wanted.removed)), words, *warnings))
+        return Outcome(verdict, said, wanted.added, wanted.removed, wanted.held, warnings)
 
     def _put_back(self, seen: Scene, haproxy: Haproxy, wanted: Plan, words: str) -> NoReturn:
         failure, key = self._served.failure, self._failure_key(seen)
@@ -170,17 +179,12 @@ class Transaction:
             same = previous is seen.document and now.texts == wanted.after
             texts = wanted.before if same else restore.put_back(now.document, previous)
             with now.staged(texts) as paths:
-                if not same:
-                    self._still_accepted(haproxy, paths, words)
+                if not same and (why := self._refusal(now, haproxy, paths)):
+                    raise PutBack(f"{words}; the previous managed lines cannot be put back: {why}")
                 if now.untouched and now.swap(paths, keep=False):
                     raise PutBack(f"{words}; the previous managed lines are back in {now.targets[0].given}")
-        raise PutBack(f"{words}; haproxy.cfg is being edited by others, the new managed lines still stand in it")
-
-    def _still_accepted(self, haproxy: Haproxy, paths: Sequence[str], words: str) -> None:
-        try:
-            haproxy.validate(paths)
-        except NotAccepted as error:
-            raise PutBack(f"{words}; the previous managed lines cannot be put back: {error}") from error
+        path = ", ".join(self._roles.haproxy.config)
+        raise PutBack(f"{words}; {path} is being edited by others, the new managed lines still stand in it")
 
     def _last_confirmed(self, seen: Scene) -> Document:
         kept = scene.previous(seen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import sys
@@ -14,6 +15,15 @@ from lbagent.settings import Settings, of_handler
 Verb = Callable[[Settings, Log], int]
 
 _SIGINT, _SIGTERM = 2, 15
+
+
+def run() -> None:
+    """The console script: `main`, and out, without taking down an interpreter that ends anyway (3 to 10 ms)."""
+    status = main()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)
 
 
 def main(argv: list[str] | None = None) -> int:

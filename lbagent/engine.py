@@ -17,9 +17,10 @@ from lbagent.host.log import Log
 from lbagent.host.paths import Paths
 from lbagent.host.spool import Spool
 from lbagent.host.store import Store
-from lbagent.membership import Membership, expire
+from lbagent.membership import Membership
 from lbagent.outcome import Outcome
 from lbagent.roles import Roles
+from lbagent.roll import expired, paused
 from lbagent.serf import agent
 from lbagent.serf.events import Event
 from lbagent.serf.raw import RECORD_LIMIT, Raw
@@ -84,8 +85,8 @@ class Engine:
         before = self._sound(roles)
         batch = Batch(self.spool, self._log)
         folded = batch.folded(before, self._clocks(before, batch.events))
-        membership = expire(folded.membership, int(time.time()))
-        if batch.by_name or membership.members != before.members:
+        membership = expired(folded.membership, int(time.time()))
+        if batch.by_name or membership.members is not before.members:
             identities = frozenset(raw.id for raw, _ in batch.events)
             self.store.remember(membership._replace(folded=identities))
             self.spool.remove(batch.by_name)
@@ -97,7 +98,7 @@ class Engine:
     def foreseen(self, roles: Roles) -> Membership:
         """Membership as the next run would have it; nothing is written. Raises OSError."""
         before, events = self._remembered(roles), peeked(self.spool)
-        return expire(fold(before, events, self._clocks(before, events)).membership, int(time.time()))
+        return expired(fold(before, events, self._clocks(before, events)).membership, int(time.time()))
 
     def summary(self, name: str) -> str:
         """One line about this load balancer, for the query `lbagent-status`."""
@@ -106,11 +107,11 @@ class Engine:
         except memory.Damaged as error:
             return f"{name or 'lb'} members.json {error}: the next event rebuilds it from the managed lines"
         present = [member for member in membership.members.values() if member.present]
-        paused = len(membership.paused() & {member.name for member in present})
+        out = len(paused(membership) & {member.name for member in present})
         served = self.store.served()
         failure = f" failed={served.failure.words}" if served.failure else ""
         return (
-            f"{name or 'lb'} members={len(present)} paused={paused} digest={served.digest or 'none'}"
+            f"{name or 'lb'} members={len(present)} paused={out} digest={served.digest or 'none'}"
             f" pending={len(self.spool.names())}{failure}"
         )
 

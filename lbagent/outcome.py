@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import NamedTuple
+
+_NAMED = 20
+"""Refused nodes named one by one: a journal is no place for thousands."""
 
 
 class Verdict(StrEnum):
     """The end of a run that was not an error."""
 
-    UNCHANGED = "unchanged"  # the text equals the plan, and HAProxy serves it
+    UNCHANGED = "unchanged"  # the text equals the plan, and HAProxy serves it, or does not run
     APPLIED = "applied"  # HAProxy has confirmed the new text
     WRITTEN = "written"  # haproxy.cfg is new; HAProxy does not run, or was not to be reloaded
     QUEUED = "queued"  # stored; whoever holds the lock goes on with it
@@ -24,6 +28,10 @@ class Outcome(NamedTuple):
     removed: tuple[str, ...] = ()
     held: tuple[str, ...] = ()
     """Removals the guard keeps back, one sentence each."""
+    warnings: tuple[str, ...] = ()
+    """What else the operator should know: a sentence for each node that was put into quarantine."""
+    running: bool = True
+    """Whether HAProxy was seen; False where it is shown not to run."""
 
     @property
     def exit_status(self) -> int:
@@ -33,4 +41,16 @@ class Outcome(NamedTuple):
     @property
     def confirmed(self) -> bool:
         """HAProxy is known to serve what membership asks for."""
-        return self.verdict in (Verdict.UNCHANGED, Verdict.APPLIED)
+        return self.running and self.verdict in (Verdict.UNCHANGED, Verdict.APPLIED)
+
+
+def counted(added: int, removed: int) -> str:
+    """How many lines came and went, in words."""
+    return f"{added} {'line' if added == 1 else 'lines'} added, {removed} removed"
+
+
+def quarantined(reasons: Mapping[str, str]) -> tuple[str, ...]:
+    """A sentence for each node whose line HAProxy refused, with its reason."""
+    named = [f"{node} is in quarantine, its lines stay as they were: {why}" for node, why in reasons.items()]
+    more = len(named) - _NAMED
+    return (*named[:_NAMED], f"{more} more nodes are in quarantine, as `members.json` tells") if more > 0 else (*named,)

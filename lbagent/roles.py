@@ -14,7 +14,14 @@ DEFAULT_MAX = 1_000
 DEFAULT_CONFIG = "/etc/haproxy/haproxy.cfg"
 
 _PLACEHOLDER = re.compile(r"\{(interval|name|role|tag:([A-Za-z0-9._-]{1,64})(?:\|([A-Za-z0-9._-]{0,64}))?)\}")
-_LARGEST_PORT = 65535
+_NUMBER = re.compile("[1-9][0-9]{0,8}")
+LARGEST_PORT = 65535
+
+
+def number(text: str, most: int) -> int | None:
+    """The number from 1 to `most` that `text` is; None where it is anything else, a leading zero included."""
+    found = int(text) if _NUMBER.fullmatch(text) else None
+    return found if found is not None and found <= most else None
 
 
 class Missing(ValueError):
@@ -54,11 +61,12 @@ class Template:
             word, tag, default = found.group(1), found.group(2), found.group(3)
             if not tag:
                 return values[word]
-            given: str | None = values["role"] if tag == "role" else tags.get(tag, default)
+            # Without a value a tag would leave its keyword the next word for one.
+            given: str | None = values["role"] if tag == "role" else tags.get(tag) or default
             if given is None:
                 msg = f"its tag {tag!r} is not set"
                 raise Missing(msg)
-            if given and given != default and not TAG_VALUE.fullmatch(given):
+            if given != default and not TAG_VALUE.fullmatch(given):
                 msg = f"its tag {tag!r} is {given[:40]!r}, not {TAG_VALUE.pattern}"
                 raise Missing(msg)
             return given
@@ -76,10 +84,11 @@ class Service(NamedTuple):
     def port_of(self, values: Mapping[str, str], tags: Mapping[str, str]) -> int:
         """The port on one node. Raises Missing."""
         text = self.port.fill(values, tags)
-        if not (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= _LARGEST_PORT):
-            msg = f"port {text[:40]!r} is not 1 to {_LARGEST_PORT}"
+        port = number(text, LARGEST_PORT)
+        if port is None:
+            msg = f"port {text[:40]!r} is not 1 to {LARGEST_PORT}"
             raise Missing(msg)
-        return int(text)
+        return port
 
 
 class Role(NamedTuple):
@@ -116,6 +125,9 @@ class Pair(NamedTuple):
         """The middle of its marker."""
         return f"{self.section}-{self.service}"
 
+    def __str__(self) -> str:
+        return f"section {self.section}, service {self.service}"
+
 
 class Roles(NamedTuple):
     """roles.yml, checked."""
@@ -134,6 +146,11 @@ class Roles(NamedTuple):
             for pair in (Pair(section, service) for service in services)
         }
 
-    def serving(self, pair: Pair) -> tuple[Role, ...]:
-        """The roles whose nodes belong above the marker of `pair`."""
-        return tuple(role for role in self.roles.values() if pair.service in role.sections.get(pair.section, ()))
+    def serving(self) -> dict[Pair, tuple[Role, ...]]:
+        """For every pair the roles whose nodes belong above its marker."""
+        serving: dict[Pair, tuple[Role, ...]] = {}
+        for role in self.roles.values():
+            for section, services in role.sections.items():
+                for pair in (Pair(section, service) for service in services):
+                    serving[pair] = (*serving.get(pair, ()), role)
+        return serving

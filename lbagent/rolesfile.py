@@ -12,16 +12,19 @@ from lbagent.roles import (
     DEFAULT_INTERVAL,
     DEFAULT_MAX,
     DEFAULT_OPTIONS,
+    LARGEST_PORT,
     HaproxySettings,
     Pair,
     Role,
     Roles,
     Service,
     Template,
+    number,
 )
 from lbagent.yamlnodes import Nodes
 
 _RESERVED = ("interval", "networks", "options", "on_failed", "max")
+_LARGEST_MAX = 20_000
 
 
 def parse(content: bytes, where: str) -> Roles:
@@ -46,7 +49,7 @@ class _Reader(Nodes):
         if not found:
             self.refuse(nested or root, "roles", "no role is declared")
         roles = {name: self._role(name, node, f"{path}{name}", services) for name, node in found.items()}
-        self._unambiguous(roles, nested or root)
+        self._unambiguous(roles, found, path)
         return Roles(haproxy, services, roles, f"{zlib.crc32(content):08x}")
 
     def _haproxy(self, node: yaml.Node | None) -> HaproxySettings:
@@ -88,7 +91,7 @@ class _Reader(Nodes):
         if "port" not in keys:
             self.refuse(node, path, "`port` is missing, as in {port: 80}")
         port = self._template(keys["port"], f"{path}.port")
-        if port.constant and not (port.text.isdigit() and port.text[0] != "0" and 1 <= int(port.text[:6]) <= 65535):  # noqa: PLR2004
+        if port.constant and number(port.text, LARGEST_PORT) is None:
             self.refuse(keys["port"], f"{path}.port", f'{port.text!r} is not 1 to 65535, or "{{tag:port|8080}}"')
         options = self._template(keys["options"], f"{path}.options") if "options" in keys else Template(DEFAULT_OPTIONS)
         return Service(name, port, options)
@@ -129,14 +132,15 @@ class _Reader(Nodes):
                 self.refuse(item, path, f"service {service!r} stands twice")
         return tuple(service for service in found if service != "none")
 
-    def _unambiguous(self, roles: dict[str, Role], node: yaml.Node) -> None:
+    def _unambiguous(self, roles: dict[str, Role], nodes: dict[str, yaml.Node], path: str) -> None:
         seen: dict[str, Pair] = {}
-        for role in roles.values():
+        for name, role in roles.items():
             for pair in (Pair(section, service) for section, names in role.sections.items() for service in names):
                 other = seen.setdefault(pair.middle, pair)
                 if other != pair:
+                    section = self.mapping(nodes[name], f"{path}{name}")[pair.section]
                     marker = f"# additional-{pair.middle}-server"
-                    self.refuse(node, f"roles.{role.name}", f"{marker!r} could mean {pair} or {other}: rename one")
+                    self.refuse(section, f"{path}{name}", f"{marker!r} could mean {pair} or {other}: rename one")
 
     def _interval(self, node: yaml.Node | None, path: str) -> str:
         text = self.text(node, path, DEFAULT_INTERVAL)
@@ -161,9 +165,10 @@ class _Reader(Nodes):
 
     def _count(self, node: yaml.Node | None, path: str) -> int:
         text = self.text(node, path, str(DEFAULT_MAX))
-        if not (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= 20_000):  # noqa: PLR2004
-            self.refuse(node, path, f"{text!r} is not a number from 1 to 20000")
-        return int(text)
+        count = number(text, _LARGEST_MAX)
+        if count is None:
+            self.refuse(node, path, f"{text!r} is not a number from 1 to {_LARGEST_MAX}")
+        return count
 
     def _template(self, node: yaml.Node, path: str) -> Template:
         text = self.scalar(node, path, "text")

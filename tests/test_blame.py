@@ -1,7 +1,5 @@
 """blame: whose line HAProxy refuses is found by trying, in few trials."""
 
-# ruff: noqa: E501  # a case of a table stands on one line
-
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -48,7 +46,6 @@ def test_one_node_alone_needs_no_trial() -> None:
     assert court.trials == 0
 
 
-# contract: section 6, halving finds which, "the rest goes in" (seen: innocents are blamed together when the trials run out)
 @pytest.mark.parametrize("at", [0, 1, 499, 500, 998, 999])
 def test_one_culprit_of_a_thousand_is_found(at: int) -> None:
     court = refusing(f"n{at}")
@@ -57,12 +54,30 @@ def test_one_culprit_of_a_thousand_is_found(at: int) -> None:
     assert court.trials <= CHECKS
 
 
-# contract: section 6, halving finds which, "the rest goes in" (seen: innocents are blamed together when the trials run out)
 def test_one_culprit_of_twenty_thousand_is_found() -> None:
     court = refusing("n12345")
 
     assert court.blame(nodes(20_000)) == {"n12345": "n12345 is bad"}
     assert court.trials <= CHECKS
+
+
+@pytest.mark.parametrize(("count", "trials"), [(2, 2), (16, 5), (1000, 11), (20_000, 16)])
+def test_one_culprit_costs_a_halving_and_one_trial_of_all_that_is_left(count: int, trials: int) -> None:
+    court = refusing("n0")
+
+    court.blame(nodes(count))
+
+    assert court.trials <= trials
+
+
+def test_when_the_trials_run_out_those_behind_the_last_group_are_still_tried() -> None:
+    court = refusing("n100", "n600")
+
+    found = court.blame(nodes(1000))
+
+    assert found["n100"] == "n100 is bad"
+    assert "n600" in found
+    assert len(found) < 50
 
 
 def test_two_culprits_far_apart_are_found_with_their_own_words() -> None:
@@ -100,7 +115,6 @@ def test_what_cannot_be_tried_in_time_is_blamed_together() -> None:
     assert court.trials == CHECKS
 
 
-# contract: section 6, halving finds which, "the rest goes in" (seen: innocents are blamed together when the trials run out)
 @given(
     st.integers(1, 60).flatmap(
         lambda count: st.tuples(st.just(count), st.sets(st.integers(0, count - 1), min_size=1, max_size=2))
@@ -131,11 +145,12 @@ def test_every_culprit_is_found_in_at_most_seventeen_trials(case: tuple[int, set
     assert court.trials <= 17
 
 
-@given(st.sets(st.integers(0, 8), min_size=1))
-def test_up_to_nine_nodes_are_always_judged_exactly(guilty: set[int]) -> None:
+@given(st.sets(st.integers(0, 12), min_size=1))
+def test_up_to_thirteen_nodes_are_always_judged_exactly(guilty: set[int]) -> None:
     court = refusing(*(f"n{at}" for at in guilty))
 
-    assert set(court.blame(nodes(9))) == {f"n{at}" for at in guilty}
+    assert court.blame(nodes(13)) == {f"n{at}": f"n{at} is bad" for at in guilty}
+    assert court.trials <= CHECKS
 
 
 @given(st.integers(2, 30), st.sets(st.frozensets(st.integers(0, 29), min_size=1, max_size=3), min_size=1, max_size=4))

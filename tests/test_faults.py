@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from lbagent import memory, rolesfile
 from lbagent.fold import fold
 from lbagent.haproxy.text import Document
-from lbagent.membership import expire
 from lbagent.plan import plan
+from lbagent.roll import expired
 from lbagent.serf.events import parse
 from lbagent.serf.raw import Raw
 from tests.faults import (
@@ -573,5 +573,5 @@ def test_members_json_with_a_few_wrong_bytes_is_called_damaged_or_can_be_worked_
     except memory.Damaged:
         return
     folded = fold(known, [(record, parse(record))], {})
-    memory.dump(expire(folded.membership, 1795238500))
+    memory.dump(expired(folded.membership, 1795238500))
     plan(document, roles, folded.membership)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from lbagent.haproxy.process import only_looks
 from tests.world import CONFIG, PATIENCE, ROLES, Backend, Haproxy, Lb, binaries, eventually, member
 
 pytestmark = pytest.mark.real
@@ -146,6 +147,29 @@ def test_somebody_elses_check_is_not_taken_for_a_running_haproxy(lb: Lb, flags: 
         assert verdict(check) == 0
         assert (ended.returncode, ended.stderr) == (0, b"")
         assert [entry["outcome"] for entry in lb.history()] == ["written"]
+
+
+@pytest.mark.parametrize(
+    ("line", "looks"),
+    [
+        ("haproxy -c -f a.cfg", True),
+        ("haproxy -f a.cfg -c", True),
+        ("haproxy -W -c -q -f a.cfg", True),
+        ("haproxy -Ws -f a.cfg -c -q", True),
+        ("haproxy -cc 1 -f a.cfg", True),
+        ("haproxy -v", True),
+        ("haproxy -vv -f a.cfg", True),
+        ("haproxy -W -f a.cfg", False),
+        ("haproxy -Ws -f a.cfg -p /run/haproxy.pid -S /run/haproxy-master.sock", False),
+        ("haproxy -f -c", False),
+        ("haproxy -L -v -f a.cfg", False),
+        ("haproxy -D -- -c", False),
+        ("haproxy -C /etc -V -f a.cfg -sf 12 13 -x /run/a.sock", False),
+        ("", False),
+    ],
+)
+def test_what_only_looks_is_told_from_what_serves(line: str, looks: bool) -> None:  # noqa: FBT001
+    assert only_looks(line.split()) is looks
 
 
 @pytest.mark.parametrize("mode", ["-W", "-D"])

@@ -8,7 +8,7 @@ import pytest
 
 from lbagent import errors
 from lbagent.haproxy.takeover import NotAccepted, ReloadFailed
-from lbagent.outcome import Outcome, Verdict
+from lbagent.outcome import Outcome, Verdict, counted, quarantined
 
 
 @pytest.mark.parametrize(
@@ -48,6 +48,36 @@ def test_every_error_stands_in_the_table_with_its_exit_status() -> None:
 )
 def test_only_what_haproxy_serves_is_confirmed(verdict: Verdict, confirmed: bool) -> None:  # noqa: FBT001
     assert Outcome(verdict).confirmed is confirmed
+
+
+def test_what_no_haproxy_serves_is_not_confirmed_though_nothing_is_to_do() -> None:
+    assert Outcome(Verdict.UNCHANGED, running=False).confirmed is False
+
+
+@pytest.mark.parametrize(
+    ("added", "removed", "words"),
+    [
+        (0, 0, "0 lines added, 0 removed"),
+        (1, 2, "1 line added, 2 removed"),
+        (2, 1, "2 lines added, 1 removed"),
+    ],
+)
+def test_lines_are_counted_as_people_count_them(added: int, removed: int, words: str) -> None:
+    assert counted(added, removed) == words
+
+
+def test_every_quarantined_node_is_a_sentence() -> None:
+    assert quarantined({}) == ()
+    assert quarantined({"web09": "unknown keyword"}) == (
+        "web09 is in quarantine, its lines stay as they were: unknown keyword",
+    )
+
+
+def test_of_thousands_in_quarantine_a_few_are_named() -> None:
+    said = quarantined({f"n{at}": "refused" for at in range(1000)})
+
+    assert len(said) == 21
+    assert said[-1] == "980 more nodes are in quarantine, as `members.json` tells"
 
 
 @pytest.mark.parametrize("verdict", list(Verdict))

@@ -274,7 +274,6 @@ def test_a_tag_that_may_not_stand_there_costs_only_its_own_node_the_line(tag: st
 
 
 def test_an_empty_tag_is_no_word() -> None:
-    # contract: section 3, a tag only of safe characters (seen: `weight` without a value, or with the next keyword for one)
     roles = reading("""
         services: {iis: {port: 80, options: "check weight {tag:weight|100} rise 2"}}
         roles: {web: {lb: [iis]}}

@@ -1,7 +1,5 @@
 """quarantine: a node whose line was refused stays as it is until something changes that could change the verdict."""
 
-# ruff: noqa: E501  # a case of a table stands on one line
-
 from __future__ import annotations
 
 import pytest
@@ -80,7 +78,6 @@ def test_others_stay_as_they_are() -> None:
 
 
 def test_a_pause_of_its_address_by_another_name_ends_a_quarantine() -> None:
-    # contract: section 5, "a pause holds for every member with that node's address" (seen: the quarantined server line stays)
     old, new = member("old", status=LEFT), imposed(member("new"))
 
     assert holding(known(pausing(old), new), AROUND) == frozenset()

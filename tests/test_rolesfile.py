@@ -382,7 +382,6 @@ def test_the_example_that_is_delivered_is_read() -> None:
             "services: {iis: {port: 80}}\nroles:\n  web: {max: 20001}\n",
             "roles.yml:3: roles.web.max: '20001' is not a number from 1 to 20000",
         ),
-        # contract: section 3, "wrong types refused"; only the first six digits are looked at (seen: a max of 1000000)
         (
             "services: {iis: {port: 80}}\nroles:\n  web: {max: '0001000000'}\n",
             "roles.yml:3: roles.web.max: '0001000000' is not a number from 1 to 20000",
@@ -406,9 +405,22 @@ def test_a_marker_that_could_mean_two_pairs_is_refused() -> None:
           app: {a: [b-c]}
     """)
 
-    # contract: section 3, "with file, line, key path": line 4 is the role's (seen: the line of the first role)
-    assert words.startswith("roles.yml:4: roles.app: '# additional-a-b-c-server' could mean ")
-    assert words.endswith(": rename one")
+    assert words == (
+        "roles.yml:4: roles.app: '# additional-a-b-c-server' could mean section a, service b-c"
+        " or section a-b, service c: rename one"
+    )
+
+
+def test_of_an_ambiguous_marker_the_line_of_the_section_is_told() -> None:
+    words = refusal("""
+        services: {c: {port: 80}, b-c: {port: 81}}
+        web: {a-b: [c]}
+        app:
+          interval: 60s
+          a: [b-c]
+    """)
+
+    assert words.startswith("roles.yml:5: app: '# additional-a-b-c-server' could mean ")
 
 
 @pytest.mark.parametrize(

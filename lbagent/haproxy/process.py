@@ -11,6 +11,9 @@ from lbagent.haproxy import runtime
 from lbagent.host import processes
 from lbagent.host.processes import Process
 
+_WITH_VALUE = frozenset(("-C", "-L", "-N", "-S", "-f", "-m", "-n", "-p", "-x"))
+"""The options of haproxy that take the next word."""
+
 _PARSING = 2.0
 """Seconds a worker may have begun to read its file before it was forked, and one more for each MB."""
 
@@ -61,7 +64,7 @@ def find(config: Sequence[str], settings: Sequence[Sequence[str]]) -> Running | 
     """
     candidates = processes.named("haproxy")
     pids = {one.pid for one in candidates}
-    roots = [one for one in candidates if one.parent not in pids and _runs(one, config)]
+    roots = [one for one in candidates if one.parent not in pids and _serves(one, config)]
     found = []
     for root in roots:
         workers = [one for one in candidates if one.parent == root.pid]
@@ -103,10 +106,26 @@ def config_files(argv: Sequence[str]) -> list[str]:
     return given + (list(argv[argv.index("--") + 1 :]) if "--" in argv else [])
 
 
-def _runs(process: Process, config: Sequence[str]) -> bool:
+def only_looks(argv: Sequence[str]) -> bool:
+    """Whether a haproxy command line checks files or tells a version (`-c`, `-cc`, `-v`, `-vv`), and serves nothing."""
+    words = iter(argv[1:])
+    for word in words:
+        if word == "--":
+            return False
+        if word in _WITH_VALUE:
+            next(words, None)
+        elif word.startswith(("-c", "-v")):
+            return True
+    return False
+
+
+def _serves(process: Process, config: Sequence[str]) -> bool:
+    argv = process.argv
+    if only_looks(argv):
+        return False
     base = process.cwd or "/"
     ours = {path for name in config for path in (os.path.abspath(name), os.path.realpath(name))}
-    given = [os.path.join(base, name) for name in config_files(process.argv)]
+    given = [os.path.join(base, name) for name in config_files(argv)]
     return any(os.path.abspath(path) in ours or os.path.realpath(path) in ours for path in given)
 
 

@@ -41,26 +41,28 @@ class Haproxy:
         self._settings, self._lines = settings, lines
         self._running = process.find(settings.config, lines)
 
-    def validate(self, paths: Sequence[str]) -> None:
-        """Have HAProxy check these very files. Raises NotAccepted, TryAgain where it cannot be asked."""
+    def validate(self, paths: Sequence[str], names: Sequence[str]) -> None:
+        """Have HAProxy check these very files, which the operator knows by `names`.
+
+        Raises NotAccepted, TryAgain where HAProxy cannot be asked.
+        """
         argv = ["haproxy", "-c", *(word for path in paths for word in ("-f", path))]
         running = self._running
+        cwd = running.main.cwd if running and running.is_master else None
         try:
             # As the running one would read them: its folder, and its variables for ${…}.
             result = commands.run(
-                argv,
-                self._settings.timeout,
-                cwd=running.main.cwd
-                if running and running.is_master and os.path.isdir(running.main.cwd or "")
-                else None,
-                environ=self._environ(),
+                argv, self._settings.timeout, cwd=cwd if cwd and os.path.isdir(cwd) else None, environ=self._environ()
             )
         except OSError as error:
             raise TryAgain(f"haproxy -c cannot be run: {error.strerror}: {error.filename}") from error
         if result.status is None:
             raise TryAgain(result.words)
         if not result.good:
-            raise NotAccepted(spoken(result.words))
+            words = spoken(result.words)
+            for path, name in zip(paths, names, strict=True):
+                words = words.replace(path, name)
+            raise NotAccepted(words)
 
     def serving(self) -> Worker | None:
         """The worker that serves now; None where no process is found."""
