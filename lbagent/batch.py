@@ -12,6 +12,8 @@ from lbagent.membership import Membership
 from lbagent.serf.events import Command, Event, Ignored, StatusQuery, parse
 from lbagent.serf.raw import Raw, from_record
 
+Understood = tuple[Raw, Event]
+
 _VERBS = ("pause", "resume")
 
 
@@ -22,7 +24,7 @@ class Batch:
         """Takes every record; what is none is set aside, and said. Raises OSError."""
         self._spool, self._log = spool, log
         records, said = spool.read()
-        self.by_name: dict[str, tuple[Raw, Event]] = {}
+        self.by_name: dict[str, Understood] = {}
         """The events by their records' names."""
         for record in records:
             try:
@@ -33,7 +35,7 @@ class Batch:
             log.warning(words)
 
     @property
-    def events(self) -> list[tuple[Raw, Event]]:
+    def events(self) -> list[Understood]:
         """The events, oldest first."""
         return list(self.by_name.values())
 
@@ -46,7 +48,7 @@ class Batch:
                 self._try(name, event, before)
             return fold(before, self.events, serf_clocks)
 
-    def _try(self, name: str, event: tuple[Raw, Event], before: Membership) -> None:
+    def _try(self, name: str, event: Understood, before: Membership) -> None:
         try:
             fold(before, [event], {})
         except Exception as error:  # noqa: BLE001  # as above
@@ -55,7 +57,7 @@ class Batch:
             self._log.warning(self._spool.set_aside(name, why))
 
 
-def peeked(spool: Spool) -> list[tuple[Raw, Event]]:
+def peeked(spool: Spool) -> list[Understood]:
     """The events that a run would take now, nothing being moved."""
     events = []
     for record in spool.peek():
@@ -64,7 +66,7 @@ def peeked(spool: Spool) -> list[tuple[Raw, Event]]:
     return events
 
 
-def understood(content: bytes) -> tuple[Raw, Event]:
+def understood(content: bytes) -> Understood:
     """The event in a record. Raises ValueError for one that no handler of ours has stored."""
     raw = from_record(content)
     event = parse(raw)

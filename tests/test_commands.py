@@ -181,3 +181,56 @@ def test_no_descriptor_stays_open() -> None:
         shell("sleep 9", 0.01)
 
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("words", [None, "", ":", "::/usr/bin", ".", "bin"])
+def test_the_working_directory_is_no_place_for_programs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: str | None
+) -> None:
+    (tmp_path / "bin").mkdir()
+    for path in (tmp_path / "true", tmp_path / "bin" / "true"):
+        path.symlink_to("/bin/false")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PATH") if words is None else monkeypatch.setenv("PATH", words)
+
+    assert run(["true"], 5).good
+
+
+def test_who_never_stops_talking_fills_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    truncate = os.ftruncate
+
+    def noted(output: int, size: int) -> None:
+        truncate(output, size)
+        sizes.append(os.fstat(output).st_blocks * 512)
+
+    monkeypatch.setattr(os, "ftruncate", noted)
+
+    # Slowly, so that this test itself costs little.
+    result = shell("while :; do head -c 1000000 /dev/zero; sleep 0.02; done", 1)
+
+    assert result.status is None
+    assert len(sizes) > 3
+    assert max(sizes) < 30_000_000
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_where_we_are_told_to_end_the_command_ends_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: type[BaseException]
+) -> None:
+    def told_to_end(*_: object) -> None:
+        while not (tmp_path / "child").exists() or not (tmp_path / "child").read_text().endswith("\n"):
+            time.sleep(0.01)
+        raise error
+
+    monkeypatch.setattr("select.select", told_to_end)
+
+    with pytest.raises(error):
+        shell(f"sleep 60 & echo $! >{tmp_path}/child; wait")
+
+    child = int((tmp_path / "child").read_text())
+    for _ in range(100):
+        if not _lives(child):
+            break
+        time.sleep(0.02)
+    assert not _lives(child)

@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -222,3 +223,82 @@ def test_a_link_in_place_of_our_own_fresh_file_leads_nowhere(tmp_path: Path) -> 
         files.replace(str(tmp_path / "members.json"), b"one")
 
     assert (tmp_path / "victim").read_bytes() == b"victim"
+
+
+def test_a_file_that_somebody_is_writing_is_left_to_him(cfg: Path) -> None:
+    with cfg.open("r+b"):
+        assert not put(cfg, NEW)
+        assert names(cfg.parent) == ["haproxy.cfg"]
+
+    assert cfg.read_bytes() == OLD
+    assert put(cfg, NEW)
+
+
+def test_who_begins_to_write_during_the_swap_writes_into_the_live_file(
+    cfg: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def writing() -> None:
+        with cfg.open("r+b") as file:
+            file.truncate()
+            file.write(b"his")
+
+    rename, writer = files._rename, threading.Thread(target=writing)
+
+    def while_he_opens(path: str, to: str) -> None:
+        writer.start()
+        time.sleep(0.2)  # he has opened it by then, and waits for the lease
+        rename(path, to)
+
+    monkeypatch.setattr(files, "_rename", while_he_opens)
+
+    swapped = put(cfg, NEW)
+    writer.join()
+
+    assert not swapped
+    assert cfg.read_bytes() == b"his"
+    assert names(cfg.parent) == ["haproxy.cfg"]
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EINVAL, errno.ENOLCK])
+def test_where_there_are_no_leases_the_swap_goes_on(cfg: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refusing(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.fcntl", refusing)
+
+    assert put(cfg, NEW)
+    assert cfg.read_bytes() == NEW
+
+
+def test_what_a_killed_swap_left_becomes_the_previous_text(cfg: Path) -> None:
+    (cfg.parent / ".haproxy.cfg.lbagent-old").write_bytes(b"confirmed")
+    (cfg.parent / ".haproxy.cfg.lbagent-previous").write_bytes(b"older")
+    (cfg.parent / ".haproxy.cfg.lbagent-staged").write_bytes(b"staged")
+    (cfg.parent / ".haproxy.cfg.lbagent-replaced").write_bytes(b"never confirmed")
+
+    files.tidy(files.read(str(cfg)))
+
+    assert names(cfg.parent) == [".haproxy.cfg.lbagent-previous", "haproxy.cfg"]
+    assert (cfg.parent / ".haproxy.cfg.lbagent-previous").read_bytes() == b"confirmed"
+
+
+def test_a_swap_that_was_killed_before_it_began_left_nothing_to_keep(cfg: Path) -> None:
+    os.link(cfg, cfg.parent / ".haproxy.cfg.lbagent-old")
+    (cfg.parent / ".haproxy.cfg.lbagent-previous").write_bytes(b"older")
+
+    files.tidy(files.read(str(cfg)))
+
+    assert names(cfg.parent) == [".haproxy.cfg.lbagent-previous", "haproxy.cfg"]
+    assert (cfg.parent / ".haproxy.cfg.lbagent-previous").read_bytes() == b"older"
+
+
+def test_what_the_system_refuses_names_the_file(cfg: Path, tmp_path: Path, mocker: MockerFixture) -> None:
+    mocker.patch("os.fsync", side_effect=lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+
+    with pytest.raises(OSError, match="No space left") as staged:
+        put(cfg, NEW)
+    with pytest.raises(OSError, match="No space left") as own:
+        files.replace(str(tmp_path / "members.json"), b"one")
+
+    assert staged.value.filename == str(cfg.parent / ".haproxy.cfg.lbagent-staged")
+    assert own.value.filename == str(tmp_path / "members.json.new")

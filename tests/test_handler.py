@@ -480,6 +480,12 @@ def test_a_query_waits_no_longer_than_serf_does(stage: Stage) -> None:
         assert 1.9 < time.monotonic() - started < 3.2
 
 
+def test_the_state_is_nobody_elses_to_read(stage: Stage) -> None:
+    stage.join("web01 10.0.0.1")
+
+    assert [path.stat().st_mode & 0o7777 for path in (stage.state, stage.state / "spool")] == [0o750, 0o750]
+
+
 def test_an_answer_fits_into_serfs_limit(stage: Stage) -> None:
     stage.roles.write_text(f"roles: {{web: {{lb: [{'x' * 1900}]}}}}\n")
 

@@ -160,6 +160,17 @@ def test_a_reload_that_failed_is_not_tried_again_with_every_event(lb: Lb) -> Non
         assert sorted(lb.members()) == [f"web{number:02}" for number in range(1, 13)]
 
 
+def test_a_query_that_a_failed_reload_puts_off_is_queued(lb: Lb) -> None:
+    with Haproxy(lb), occupied() as port:
+        lb.join(WEB[1])
+        lb.text = with_bind(lb, port)
+        lb.join(WEB[2])
+
+        ended = lb.ask("pause", "web01", 1)
+
+        assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"queued\n", b"")
+
+
 def test_once_the_port_is_free_and_the_text_has_changed_everything_goes_in(lb: Lb) -> None:
     with Haproxy(lb) as haproxy:
         lb.join(WEB[1])
@@ -260,6 +271,8 @@ def test_of_many_nodes_the_one_haproxy_refuses_stays_out_and_the_rest_goes_in(ta
         ended = tagged.join(*WEB[1:9], bad(9), *WEB[10:17])
 
         assert ended.returncode == 0
+        assert ended.stderr.startswith(b"lbagent: web09 is in quarantine: HAProxy refuses its line: ")
+        assert ended.stderr.count(b"\n") == 1
         assert tagged.managed == good(tagged, *range(1, 9), *range(10, 17))
         assert sorted(haproxy.servers()) == [f"web{number:02}" for number in range(1, 17) if number != 9]
         assert in_quarantine(tagged) == ["web09"]

@@ -222,6 +222,26 @@ def test_what_cannot_be_set_aside_does_not_stop_the_rest(spool: Spool, folder: P
     assert spool.read()[0] == [Record("1", b"one")]
 
 
+def test_what_stands_where_bad_belongs_is_set_aside_too(spool: Spool, folder: Path) -> None:
+    (folder / "bad").write_bytes(b"in the way")
+    (folder / "foreign").write_bytes(b"x")
+
+    assert [words.count("set aside as") for words in spool.read()[1]] == [1]
+
+    assert sorted(name.partition("-")[2] for name in left(folder / "bad")) == ["bad", "foreign"]
+    assert left(folder) == ["bad"]
+
+
+def test_a_folder_costs_no_descriptor(spool: Spool, folder: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(1, 6):
+        (folder / str(number)).mkdir()
+
+    spool.peek()
+
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_a_hidden_file_of_a_writer_that_died_is_forgotten(spool: Spool, folder: Path) -> None:
     (folder / ".5").write_bytes(b"half")
     (folder / ".6").write_bytes(b"being written")

@@ -1,0 +1,129 @@
+"""intake: who holds the lock goes on until nothing new has come, and not for ever."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lbagent.errors import PutBack, Refused, TryAgain
+from lbagent.host.lock import locked
+from lbagent.host.log import Log
+from lbagent.host.spool import Spool
+from lbagent.intake import Rounds
+from lbagent.outcome import Outcome, Verdict
+
+DONE = Outcome(Verdict.APPLIED, "done")
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    (tmp_path / "spool").mkdir()
+    return Spool(str(tmp_path / "spool"), 1000)
+
+
+@pytest.fixture
+def lock(tmp_path: Path) -> str:
+    return str(tmp_path / "lock")
+
+
+def runs(spool: Spool, *ends: Outcome | Exception, kept: bool = False) -> tuple[list[int], Callable[[], Outcome]]:
+    """A run that ends so, the next so, while each time but the last a record comes; and how often it was called."""
+    calls: list[int] = []
+
+    def run() -> Outcome:
+        if not kept:
+            spool.remove(spool.names())
+        end = ends[len(calls)]
+        calls.append(len(calls))
+        if len(calls) < len(ends):
+            spool.put(b"came meanwhile")
+        if isinstance(end, Exception):
+            raise end
+        return end
+
+    return calls, run
+
+
+def test_a_record_of_the_same_number_is_another_record(spool: Spool, lock: str) -> None:
+    assert spool.put(b"one") == "1"
+    calls, run = runs(spool, DONE, DONE, DONE)
+
+    Rounds(spool, Log()).more(lock, run)
+
+    assert calls == [0, 1, 2]
+    assert spool.names() == []
+
+
+def test_an_empty_spool_asks_for_no_run(spool: Spool, lock: str) -> None:
+    calls, run = runs(spool, DONE)
+
+    Rounds(spool, Log()).more(lock, run)
+
+    assert calls == []
+
+
+def test_what_cannot_be_removed_is_not_tried_for_ever(spool: Spool, lock: str) -> None:
+    spool.put(b"one")
+    calls, run = runs(spool, DONE, DONE, kept=True)
+
+    Rounds(spool, Log()).more(lock, run)
+
+    assert calls == [0, 1]
+    assert spool.names() == ["1", "2"]
+
+
+def test_a_busy_lock_leaves_the_rest_to_its_holder(spool: Spool, lock: str) -> None:
+    spool.put(b"one")
+    calls, run = runs(spool, DONE)
+
+    with locked(lock) as had:
+        Rounds(spool, Log()).more(lock, run)
+
+    assert (had, calls) == (True, [])
+
+
+def test_every_failure_is_said_once_and_the_first_is_the_status(
+    spool: Spool, lock: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    spool.put(b"one")
+    calls, run = runs(spool, Refused("no"), PutBack("back"), PutBack("back"), OSError(5, "I/O error", "/x"), DONE)
+    rounds = Rounds(spool, Log())
+
+    rounds.more(lock, run)
+
+    assert calls == [0, 1, 2, 3, 4]
+    assert rounds.status == 4
+    assert capfd.readouterr().err == "lbagent: no\nlbagent: back\nlbagent: /x: I/O error\n"
+
+
+@pytest.mark.parametrize(
+    ("ends", "status"),
+    [
+        ((DONE,), 0),
+        ((DONE, TryAgain("later")), 75),
+        ((DONE._replace(held=("two of two",)), DONE), 3),
+        ((OSError(28, "No space left on device"), DONE), 1),
+    ],
+)
+def test_the_status_is_that_of_the_first_run_that_did_not_end_well(
+    spool: Spool, lock: str, ends: tuple[Outcome | Exception, ...], status: int
+) -> None:
+    spool.put(b"one")
+    rounds = Rounds(spool, Log())
+
+    rounds.more(lock, runs(spool, *ends)[1])
+
+    assert rounds.status == status
+
+
+def test_a_record_that_is_written_anew_is_seen_anew(spool: Spool) -> None:
+    spool.put(b"one")
+    before = spool.marks()
+    os.unlink(os.path.join(spool.folder, "1"))
+    spool.put(b"two")
+
+    assert spool.names() == ["1"]
+    assert spool.marks().isdisjoint(before)
