@@ -1,6 +1,6 @@
 """The benchmarks, one table: every figure is a ratio of two things measured in turn in the same run.
 
-    make bench
+make bench
 """
 
 from __future__ import annotations

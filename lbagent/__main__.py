@@ -1,7 +1,5 @@
 """`python -m lbagent`."""
 
-import sys
+from lbagent.cli import run
 
-from lbagent.cli import main
-
-sys.exit(main())
+run()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from lbagent.apply import Options
 from lbagent.engine import Engine
-from lbagent.errors import LbagentError, TryAgain
+from lbagent.errors import LbagentError, NotYet, TryAgain
 from lbagent.host.lock import locked
-from lbagent.host.log import Log
+from lbagent.host.log import Log, told
 from lbagent.host.paths import Paths
-from lbagent.intake import store
+from lbagent.intake import Rounds, store
 from lbagent.membership import UNKNOWN
 from lbagent.outcome import Outcome, Verdict
+from lbagent.roll import find
 from lbagent.serf.events import Command, Malformed, StatusQuery, parse
 from lbagent.serf.raw import Raw
 from lbagent.settings import Settings
@@ -26,14 +27,19 @@ def answer(raw: Raw, settings: Settings, log: Log) -> bytes:
     """The answer to the query `raw`, its line end included; what went wrong is in it and in the log."""
     engine = Engine(Paths(settings.state_dir), settings.roles, log)
     try:
-        words = _answer(raw, engine)
+        words = _answer(raw, engine, Rounds(engine.spool, log))
     except (LbagentError, OSError) as error:
-        log.error(str(error))
-        words = "queued" if isinstance(error, TryAgain) else f"refused: {error}"
+        log.error(told(error))
+        words = _refusal(error)
     return " ".join(words.split()).encode("utf-8", "replace")[: LIMIT - 100] + b"\n"
 
 
-def _answer(raw: Raw, engine: Engine) -> str:
+def _refusal(error: Exception) -> str:
+    # What is tried again by itself has been put off, not refused.
+    return "queued" if isinstance(error, TryAgain | NotYet) else f"refused: {told(error)}"
+
+
+def _answer(raw: Raw, engine: Engine, rounds: Rounds) -> str:
     event = parse(raw)
     if isinstance(event, StatusQuery):
         return engine.summary(raw.self_name)
@@ -41,17 +47,26 @@ def _answer(raw: Raw, engine: Engine) -> str:
         return f"refused: {event.why}"
     assert isinstance(event, Command)  # noqa: S101  # the only other thing a wanted query can be
     store(raw, engine.paths)
+    try:
+        return _told(raw, event, engine, rounds)
+    finally:
+        # What came meanwhile found the lock busy, and nobody else may come for hours. It costs the asker that time.
+        rounds.more(engine.paths.lock, lambda: engine.run(Options()))
+
+
+def _told(raw: Raw, command: Command, engine: Engine, rounds: Rounds) -> str:
     with locked(engine.paths.lock, WAIT) as had:
         if not had:
             return "queued"
+        rounds.look()
         outcome = engine.run(Options())
-        told = engine.answers.get(f"{raw.id}0000") or _since(engine, event)
-    return _confirmed(outcome) if told == "done" else told
+        told_by_fold = engine.answers.get(f"{raw.id}0000") or _since(engine, command)
+    return _confirmed(outcome) if told_by_fold == "done" else told_by_fold
 
 
 def _since(engine: Engine, command: Command) -> str:
     """What became of a command that another run has folded meanwhile."""
-    member = engine.membership.find(command.name, command.address)
+    member = find(engine.membership.members, command.name, command.address)
     if member is None or member.status == UNKNOWN:
         return "unknown node" + (", remembered" if member else "")
     return "done"

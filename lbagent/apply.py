@@ -77,7 +77,7 @@ class Transaction:
         return plan(seen.document, self._roles, self.membership, rules)
 
     def _kept(self, seen: Scene) -> frozenset[str]:
-        holding = quarantine.holding(self.membership, self._surroundings(seen))
+        holding = quarantine.holding(self.membership, lambda: self._surroundings(seen))
         return frozenset(self._refused) | (frozenset() if self._options.force else holding)
 
     def _ended(self, seen: Scene, outcome: Outcome) -> Outcome:

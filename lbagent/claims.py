@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from lbagent.haproxy.lines import Line
 from lbagent.haproxy.text import Proxy
 from lbagent.membership import FAILED
+from lbagent.names import natural
 from lbagent.wishes import Wish
 
 _BY_HAND = "by hand"
@@ -43,14 +44,14 @@ class Claims:
         """Lines that stay as they are have what they have."""
         self._taken.update((line.endpoint, line.name) for line in lines)
 
+    def take(self, endpoints: Iterable[str]) -> None:
+        """A whole crowd has these."""
+        self._taken.update(dict.fromkeys(endpoints, ""))
+
     def grant(self, wished: Sequence[Sequence[Wish]], kept: frozenset[str]) -> dict[int, Sequence[Wish]]:
         """The wishes that come true: no line by hand in their way, each address:port once in the proxy."""
-        endpoints = [wish.endpoint for wishes in wished for wish in wishes]
-        if not kept and not self._taken and len(set(endpoints)) == len(endpoints):
-            self._taken.update(dict.fromkeys(endpoints, ""))
-            return dict(enumerate(wished))
         order = [(number, wish) for number, wishes in enumerate(wished) for wish in wishes]
-        order.sort(key=lambda one: one[1].member.status == FAILED)  # stable: then the order of names
+        order.sort(key=lambda one: (one[1].member.status == FAILED, natural(one[1].member.name)))
         may = {
             (number, wish.member.name)
             for number, wish in order

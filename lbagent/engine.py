@@ -5,23 +5,25 @@ from __future__ import annotations
 import contextlib
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import lbagent
 from lbagent import memory, restore, rolescache, scene
 from lbagent.apply import Options, Transaction
+from lbagent.batch import Batch, peeked
 from lbagent.errors import LbagentError, NotYet, RolesRefused
-from lbagent.fold import Folded, fold, outdated
+from lbagent.fold import fold, outdated
 from lbagent.host.log import Log
 from lbagent.host.paths import Paths
 from lbagent.host.spool import Spool
 from lbagent.host.store import Store
-from lbagent.membership import Membership, expire
+from lbagent.membership import Membership
 from lbagent.outcome import Outcome
 from lbagent.roles import Roles
+from lbagent.roll import expired, paused
 from lbagent.serf import agent
-from lbagent.serf.events import Event, parse
-from lbagent.serf.raw import RECORD_LIMIT, Raw, from_record
+from lbagent.serf.events import Event
+from lbagent.serf.raw import RECORD_LIMIT, Raw
 
 
 class Engine:
@@ -67,9 +69,9 @@ class Engine:
         except (LbagentError, OSError) as error:
             self._record(transaction, causes, getattr(error, "outcome", "failed"), str(error), started)
             raise
-        # Known already where nothing changes: then only whoever asks (-v) is told again.
-        say = self._log.info if outcome.words == _QUIET else self._log.warning
-        for note in transaction.plan.notes if transaction.plan else ():
+        # Known already where nothing has come and nothing changes: then only whoever asks (-v) is told again.
+        say = self._log.warning if causes or outcome.words != _QUIET else self._log.info
+        for note in _notes(transaction):
             say(note)
         for held in outcome.held:
             self._log.error(f"held back: {held}; `lbagent apply --force` lets them go")
@@ -81,13 +83,13 @@ class Engine:
     def drain(self, roles: Roles) -> tuple[str, ...]:
         """Fold the spool into members.json, durably, and empty it; returns what happened. Raises OSError."""
         before = self._sound(roles)
-        batch, names = self._batch()
-        folded = self._fold(before, batch)
-        membership = expire(folded.membership, int(time.time()))
-        if names or membership.members != before.members:
-            identities = frozenset(raw.id for raw, _ in batch)
+        batch = Batch(self.spool, self._log)
+        folded = batch.folded(before, self._clocks(before, batch.events))
+        membership = expired(folded.membership, int(time.time()))
+        if batch.by_name or membership.members is not before.members:
+            identities = frozenset(raw.id for raw, _ in batch.events)
             self.store.remember(membership._replace(folded=identities))
-            self.spool.remove(names)
+            self.spool.remove(batch.by_name)
         for warning in folded.warnings:
             self._log.warning(warning)
         self.membership, self.answers = membership, folded.answers
@@ -95,22 +97,21 @@ class Engine:
 
     def foreseen(self, roles: Roles) -> Membership:
         """Membership as the next run would have it; nothing is written. Raises OSError."""
-        before = self._remembered(roles)
-        batch = []
-        for record in self.spool.peek():
-            with contextlib.suppress(ValueError):
-                batch.append((raw := from_record(record.content), parse(raw)))
-        return expire(self._fold(before, batch).membership, int(time.time()))
+        before, events = self._remembered(roles), peeked(self.spool)
+        return expired(fold(before, events, self._clocks(before, events)).membership, int(time.time()))
 
     def summary(self, name: str) -> str:
         """One line about this load balancer, for the query `lbagent-status`."""
-        membership = self.store.membership() or Membership()
+        try:
+            membership = self.store.membership() or Membership()
+        except memory.Damaged as error:
+            return f"{name or 'lb'} members.json {error}: the next event rebuilds it from the managed lines"
         present = [member for member in membership.members.values() if member.present]
-        paused = len(membership.paused() & {member.name for member in present})
+        out = len(paused(membership) & {member.name for member in present})
         served = self.store.served()
         failure = f" failed={served.failure.words}" if served.failure else ""
         return (
-            f"{name or 'lb'} members={len(present)} paused={paused} digest={served.digest or 'none'}"
+            f"{name or 'lb'} members={len(present)} paused={out} digest={served.digest or 'none'}"
             f" pending={len(self.spool.names())}{failure}"
         )
 
@@ -133,24 +134,8 @@ class Engine:
             self.store.remember(known)
         return known
 
-    def _batch(self) -> tuple[list[tuple[Raw, Event]], list[str]]:
-        records, said = self.spool.read()
-        batch, names = [], []
-        for record in records:
-            try:
-                raw = from_record(record.content)
-            except ValueError as error:
-                said.append(self.spool.set_aside(record.name, str(error)))
-                continue
-            batch.append((raw, parse(raw)))
-            names.append(record.name)
-        for words in said:
-            self._log.warning(words)
-        return batch, names
-
-    def _fold(self, before: Membership, batch: list[tuple[Raw, Event]]) -> Folded:
-        asked = outdated(before, (event for _, event in batch))
-        return fold(before, batch, agent.clocks() if asked else {})
+    def _clocks(self, before: Membership, batch: list[tuple[Raw, Event]]) -> Mapping[str, int]:
+        return agent.clocks() if outdated(before, (event for _, event in batch)) else {}
 
     def _record(
         self, transaction: Transaction, causes: tuple[str, ...], outcome: str, words: str, started: float
@@ -169,3 +154,13 @@ class Engine:
 
 
 _QUIET = "nothing to do"
+
+
+def _notes(transaction: Transaction) -> Iterator[str]:
+    """What an operator should look at, though nothing has failed."""
+    plan = transaction.plan
+    for member in transaction.membership.members.values():
+        # Who is in again stays marked until then.
+        if member.quarantine and (plan is None or member.name not in plan.changes):
+            yield f"{member.name} is in quarantine: HAProxy refuses its line: {member.quarantine.reason}"
+    yield from plan.notes if plan else ()

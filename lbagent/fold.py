@@ -20,9 +20,11 @@ from lbagent.membership import (
     Membership,
     Pause,
 )
-from lbagent.names import NAME
+from lbagent.names import NAME, canonical_address
+from lbagent.roll import find
 from lbagent.serf.events import TYPED, Command, Event, Malformed, MemberEvent, MemberLine
 from lbagent.serf.raw import Raw
+from lbagent.table import Ledger, tabled
 
 _GOES = frozenset({"member-leave", "member-reap"})
 _UNKNOWN = {"pause": "unknown node, remembered", "resume": "unknown node"}
@@ -69,16 +71,16 @@ class _Folding:
 
     def __init__(self, membership: Membership) -> None:
         self.before = membership
-        self.members = dict(membership.members)
+        self.members = Ledger(tabled(membership.members))
         self.clocks = dict(membership.clocks)
         self.answers: dict[str, str] = {}
         self.causes: list[str] = []
         self.warnings: list[str] = []
-        self._waiting = {name.lower(): name for name, member in self.members.items() if member.status == UNKNOWN}
-        self._present = len(self.members) - len(self._waiting)
+        self._waiting = {one.name.lower(): one.name for one in self.members.special() if one.status == UNKNOWN}
+        self._present = len(membership.members) - len(self._waiting)
 
     def result(self) -> Folded:
-        membership = Membership(self.members, self.clocks, self.before.folded)
+        membership = Membership(self.members.table(), self.clocks, self.before.folded)
         return Folded(membership, self.answers, tuple(self.causes), tuple(self.warnings))
 
     def members_changed(self, event: MemberEvent, now: int) -> None:
@@ -93,7 +95,7 @@ class _Folding:
         if kind in _GOES:
             if known is None or known.status in (LEFT, UNKNOWN):
                 return False
-            self.members[line.name] = known._replace(status=LEFT, changed=now, quarantine=None)
+            self.members.enter(known._replace(status=LEFT, changed=now, quarantine=None))
             return True
         status = FAILED if kind == "member-failed" else ALIVE
         if known is None or known.status == UNKNOWN:
@@ -105,32 +107,32 @@ class _Folding:
             status=status,
             changed=known.changed if known.status == status else now,
         )
-        self.members[line.name] = fresh
+        self.members.enter(fresh)
         return fresh != known
 
     def _enrol(self, line: MemberLine, status: str, now: int) -> bool:
         if self._present >= MEMBERS_LIMIT and not self._make_room():
             self.warnings.append(f"node {line.name} is not enrolled: {MEMBERS_LIMIT} members are known already")
             return False
-        waiting = self.members.pop(self._waiting.pop(line.name.lower(), ""), None)
+        waiting = self.members.get(self._waiting.pop(line.name.lower(), ""))
+        if waiting:
+            self.members.strike(waiting.name)
         pause, heard = (waiting.pause, waiting.heard) if waiting else (None, {})
-        self.members[line.name] = Member(
-            line.name, line.address, line.role, line.tags, status, now, pause=pause, heard=heard
-        )
+        self.members.enter(Member(line.name, line.address, line.role, line.tags, status, now, pause, heard))
         self._present += 1
         return True
 
     def _make_room(self) -> bool:
         gone = next((name for name, member in self.members.items() if member.status == LEFT and not member.pause), None)
         if gone is not None:
-            del self.members[gone]
+            self.members.strike(gone)
             self._present -= 1
         return gone is not None
 
     def command(self, command: Command, raw: Raw, now: int, serf_clocks: Mapping[str, int]) -> str:
         self._tick(command, serf_clocks)
         # Looked up among what stands now, not before the batch: the member-join may be part of it.
-        member = Membership(self.members).find(command.name, command.address)
+        member = find(self.members, command.name, command.address)
         if member is None:
             return self._unknown(command, raw, now)
         answer = self._obey(command, raw, now, member)
@@ -139,12 +141,13 @@ class _Folding:
     def _obey(self, command: Command, raw: Raw, now: int, member: Member) -> str:
         heard = member.heard.get(command.clock)
         obeyed = order.obeyed(command, heard)
-        self.members[member.name] = member = member._replace(heard=order.hear(member.heard, command, heard))
+        member = member._replace(heard=order.hear(member.heard, command, heard))
+        self.members.enter(member)
         if not obeyed:
             return "done"
         self.causes.append(f"{command.verb} {member.name} by {_who(command, raw)}")
         if command.verb == "pause":
-            self.members[member.name] = member._replace(pause=_pause(command, raw, now))
+            self.members.enter(member._replace(pause=_pause(command, raw, now)))
             return "done"
         self._resume(member)
         return "still paused by its tag" if member.paused_by_tag else "done"
@@ -157,10 +160,9 @@ class _Folding:
             # A cluster started anew counts from 1 again: what was heard in the old one orders nothing now.
             self.causes.append(f"the {command.clock} clock of Serf started anew")
             highest = 0
-            for name, member in self.members.items():
-                if command.clock in member.heard:
-                    heard = {clock: last for clock, last in member.heard.items() if clock != command.clock}
-                    self.members[name] = member._replace(heard=heard)
+            for member in self.members.special():
+                heard = {clock: last for clock, last in member.heard.items() if clock != command.clock}
+                self.members.enter(member._replace(heard=heard))
         self.clocks[command.clock] = max(highest, command.ltime)
 
     def _unknown(self, command: Command, raw: Raw, now: int) -> str:
@@ -174,17 +176,17 @@ class _Folding:
             return "refused: too many unknown nodes are paused"
         pause = _pause(command, raw, now)
         heard = order.hear({}, command, None)
-        self.members[command.name] = Member(
-            command.name, command.address or "", "", None, UNKNOWN, now, pause=pause, heard=heard
-        )
+        # A name that is an address means the host that has it, whatever it will be called.
+        address = command.address or canonical_address(command.name) or ""
+        self.members.enter(Member(command.name, address, "", None, UNKNOWN, now, pause, heard))
         self._waiting[command.name.lower()] = command.name
         self.causes.append(f"pause {command.name} (unknown node) by {_who(command, raw)}")
         return _UNKNOWN["pause"]
 
     def _resume(self, member: Member) -> None:
-        for name, other in list(self.members.items()):
-            if other.pause and (name == member.name or (member.address and other.address == member.address)):
-                self.members[name] = other._replace(pause=None)
+        for other in self.members.special():
+            if other.pause and (other.name == member.name or (member.address and other.address == member.address)):
+                self.members.enter(other._replace(pause=None))
 
 
 def _pause(command: Command, raw: Raw, now: int) -> Pause:

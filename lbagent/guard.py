@@ -22,13 +22,16 @@ class Guard:
         self._members, self._force = members, force
         self.held: list[str] = []
 
-    def hold(self, going: Mapping[Line, str], standing: int, where: str) -> list[Line]:
-        """Of the lines that would go (with their nodes), out of `standing` at one marker, those that stay."""
+    def hold(self, going: Mapping[Line, str], others: int, where: str) -> list[Line]:
+        """Of the lines that would go (with their nodes) beside `others` that stay or come, those that are held.
+
+        What was asked to go counts for neither side, so that the verdict is the same in the next run.
+        """
         unasked = [line for line, node in going.items() if not self._asked(line, node)]
-        if self._force or 2 * len(unasked) <= standing:
+        if self._force or len(unasked) <= others:
             return []
         names = ", ".join(line.name for line in unasked[:_NAMED]) + (", …" if len(unasked) > _NAMED else "")
-        self.held.append(f"{len(unasked)} of {standing} lines {where} would go: {names}")
+        self.held.append(f"{len(unasked)} of {len(unasked) + others} lines {where} would go: {names}")
         return unasked
 
     def _asked(self, line: Line, node: str) -> bool:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
-from lbagent.errors import NotStored
+from lbagent.errors import LbagentError, NotStored
 from lbagent.host.lock import held, locked
-from lbagent.host.log import Log
+from lbagent.host.log import Log, told
 from lbagent.host.paths import Paths
-from lbagent.host.spool import Spool
+from lbagent.host.spool import Mark, Spool
 from lbagent.serf.raw import RECORD_LIMIT, Raw
 from lbagent.settings import Settings
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from lbagent.outcome import Outcome  # its enum is not what storing an event should wait for
 
 WATCH_HANGS = 5.0
 """Seconds a record may lie in the spool before a living `watch` is taken for hung."""
@@ -27,20 +32,60 @@ def store(raw: Raw, paths: Paths) -> None:
         raise NotStored(f"not stored: sync needed: {error.filename or paths.spool}: {error.strerror}") from error
 
 
+class Rounds:
+    """Run after run, as long as records come: who found the lock busy relies on whoever holds it to look again."""
+
+    def __init__(self, spool: Spool, log: Log) -> None:
+        """No run has seen any record yet."""
+        self._spool, self._log = spool, log
+        self._seen, self._said = frozenset[Mark](), set[str]()
+        self.status = 0
+        """The exit status of the first run that did not end with 0."""
+
+    def look(self) -> None:
+        """Take the records that are there for seen: a run is about to take them, and none is to be tried for ever."""
+        self._seen |= self._spool.marks()
+
+    def once(self, run: Callable[[], Outcome]) -> Outcome | None:
+        """One run, the lock being the caller's; None where it failed, which is said, but the same words only once."""
+        self.look()
+        try:
+            outcome = run()
+        except (LbagentError, OSError) as error:
+            words = told(error)
+            if words not in self._said:
+                self._log.error(words)
+            self._said.add(words)
+            self.status = self.status or (error.exit_status if isinstance(error, LbagentError) else 1)
+            return None
+        self.status = self.status or outcome.exit_status
+        return outcome
+
+    def more(self, lock: str, run: Callable[[], Outcome]) -> None:
+        """Unlock, look, try the lock, until no run is left to be made or the lock is busy. Raises OSError."""
+        while self._spool.marks() - self._seen:
+            with locked(lock) as had:
+                if not had:
+                    return
+                self.once(run)
+
+
 def drain(settings: Settings, log: Log) -> int:
-    """Run until the spool is empty or the lock is busy: then whoever holds it goes on. Raises as Engine.run."""
+    """Run until the spool is empty or the lock is busy: then whoever holds it goes on; what fails is said.
+
+    Returns the exit status. Raises OSError where nothing could be looked at.
+    """
     paths = Paths(settings.state_dir)
     spool = Spool(paths.spool, RECORD_LIMIT)
     if held(paths.watch_lock) and time.time() - (spool.oldest() or time.time()) < WATCH_HANGS:
         return 0
-    status, seen = 0, set[str]()
-    while fresh := set(spool.names()) - seen:
-        with locked(paths.lock) as had:
-            if not had:
-                return status
-            from lbagent.apply import Options  # noqa: PLC0415  # 20 ms that a busy lock saves
-            from lbagent.engine import Engine  # noqa: PLC0415  # 20 ms that a busy lock saves
 
-            seen |= fresh
-            status = Engine(paths, settings.roles, log).run(Options()).exit_status
-    return status
+    def run() -> Outcome:
+        from lbagent.apply import Options  # noqa: PLC0415  # 20 ms that a busy lock saves
+        from lbagent.engine import Engine  # noqa: PLC0415  # 20 ms that a busy lock saves
+
+        return Engine(paths, settings.roles, log).run(Options())
+
+    rounds = Rounds(spool, log)
+    rounds.more(paths.lock, run)
+    return rounds.status

@@ -6,9 +6,8 @@ Pure values. How events change them stands in `fold`; how they become managed li
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
-
-from lbagent.names import canonical_address
 
 MEMBERS_LIMIT = 20_000
 UNKNOWN_LIMIT = 1_000
@@ -24,6 +23,7 @@ ALIVE, FAILED, LEFT, UNKNOWN = "alive", "failed", "left", "unknown"
 LOST = "lost"
 """Not in Serf's list any more, though no leave was heard: its removal was not asked for."""
 
+STATUSES = frozenset({ALIVE, FAILED, LEFT, UNKNOWN, LOST})
 PRESENT = (ALIVE, FAILED)
 """May have lines at all."""
 
@@ -68,7 +68,7 @@ class Member(NamedTuple):
     changed: int
     """Epoch seconds at which the status last changed."""
     pause: Pause | None = None
-    heard: Mapping[str, Heard] = {}
+    heard: Mapping[str, Heard] = MappingProxyType({})
     quarantine: Quarantine | None = None
 
     @property
@@ -82,65 +82,12 @@ class Member(NamedTuple):
         return self.tags is not None and self.tags.get(PAUSED_TAG[0]) == PAUSED_TAG[1]
 
 
+Members = Mapping[str, Member]
+
+
 class Membership(NamedTuple):
     """All members by name; the highest LTime of each clock; the records folded last."""
 
-    members: Mapping[str, Member] = {}
-    clocks: Mapping[str, int] = {}
+    members: Members = MappingProxyType({})
+    clocks: Mapping[str, int] = MappingProxyType({})
     folded: frozenset[str] = frozenset()
-
-    def paused_addresses(self) -> frozenset[str]:
-        """Addresses whose every member is paused: a pause holds for the host, whatever it is called today."""
-        return frozenset(
-            member.address
-            for member in self.members.values()
-            if (member.pause or member.tags) and member.address and (member.pause or member.paused_by_tag)
-        )
-
-    def paused(self) -> frozenset[str]:
-        """The names of all members that are out of balancing."""
-        addresses = self.paused_addresses()
-        if not addresses:
-            return frozenset(name for name, member in self.members.items() if member.pause)
-        return frozenset(name for name, member in self.members.items() if member.pause or member.address in addresses)
-
-    def find(self, name: str, address: str | None) -> Member | None:
-        """The member meant by `name`: exactly, else in any case (Windows), else the only one at `address`."""
-        if name in self.members:
-            return self.members[name]
-        lower = name.lower()
-        alike = [member for member in self.members.values() if member.name.lower() == lower]
-        if len(alike) == 1:
-            return alike[0]
-        address = address or canonical_address(name)
-        there = [member for member in alike or self.members.values() if address and member.address == address]
-        # A host reinstalled under a new name leaves its old name behind: who is there comes first.
-        there = [member for member in there if member.present] or there
-        return there[0] if len(there) == 1 else None
-
-
-def expire(membership: Membership, now: int) -> Membership:
-    """Membership without the pauses, quarantines and memories that have run out by `now`."""
-    kept = dict(membership.members)
-    for name, member in membership.members.items():
-        if member.pause or member.quarantine or member.status not in PRESENT:
-            if _outlived(member, now):
-                del kept[name]
-            else:
-                kept[name] = _current(member, now)
-    return membership._replace(members=kept)
-
-
-def _outlived(member: Member, now: int) -> bool:
-    if member.status == UNKNOWN:
-        return member.pause is None or member.changed + REMEMBERED <= now
-    return not member.present and member.pause is None and member.changed + REMEMBERED <= now
-
-
-def _current(member: Member, now: int) -> Member:
-    pause, quarantine = member.pause, member.quarantine
-    if pause and pause.until is not None and pause.until <= now:
-        pause = None
-    if quarantine and quarantine.since + QUARANTINE <= now:
-        quarantine = None
-    return member._replace(pause=pause, quarantine=quarantine)

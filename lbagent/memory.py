@@ -1,16 +1,19 @@
-"""Membership as JSON: what members.json holds, and whether what it holds can be believed."""
+"""Membership as JSON: what members.json holds, and whether what it holds can be believed.
+
+Columns, as in `table`, because 20,000 members are read before anything can be done; of whom more is
+known than the columns tell, that stands under their names in `more`.
+"""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-from lbagent.membership import Heard, Member, Membership, Pause, Quarantine
+from lbagent.membership import STATUSES, Heard, Member, Membership, Pause, Quarantine
+from lbagent.names import are_addresses, are_names
+from lbagent.table import Columns, Table, tabled
 
-_FIELDS = ("name", "address", "role", "tags", "status", "changed", "pause", "ltimes", "quarantine")
-"""What stands in a member's row, in this order: 20,000 rows are read before anything can be done."""
-
-_TEXTS = (0, 1, 2, 4)
+_COLUMNS = ("name", "address", "role", "status", "changed")
 
 
 class Damaged(ValueError):
@@ -18,13 +21,14 @@ class Damaged(ValueError):
 
 
 def dump(membership: Membership) -> bytes:
-    """Membership as one JSON object, a row per member."""
+    """Membership as one JSON object."""
+    table = tabled(membership.members)
     state = {
         "version": 1,
-        "clocks": membership.clocks,
+        "clocks": dict(membership.clocks),
         "folded": sorted(membership.folded),
-        "fields": _FIELDS,
-        "members": list(membership.members.values()),
+        "members": dict(zip(_COLUMNS, table.columns, strict=True)),
+        "more": {name: _more(member) for name, member in table.special.items()},
     }
     return json.dumps(state, separators=(",", ":")).encode()
 
@@ -35,45 +39,55 @@ def load(content: bytes) -> Membership:
         state = json.loads(content)
         clocks = {_is(str, clock): _is(int, ltime) for clock, ltime in state["clocks"].items()}
         folded = frozenset(_is(str, identity) for identity in state["folded"])
-        if tuple(state["fields"]) != _FIELDS:
-            raise Damaged(f"has the fields {state['fields']!r}, not {list(_FIELDS)!r}")
-        members = {row[0]: Member._make(row) for row in _sound(state["members"])}
-        special = [member for member in members.values() if member.pause or member.heard or member.quarantine]
-        members.update((member.name, Member._make(_special(list(member)))) for member in special)
-        return Membership(members, clocks, folded)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        columns = Columns(*(_is(list, state["members"][column]) for column in _COLUMNS))
+        _believable(columns)
+        table = Table(columns, {})
+        table.special.update({name: _special(table[name], more) for name, more in state["more"].items()})
+        return Membership(table, clocks, folded)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise Damaged(f"is damaged ({type(error).__name__}: {error})") from error
 
 
-def _sound(rows: list[list[Any]]) -> list[list[Any]]:
-    """The rows, once the type of every field has been looked at, column by column."""
-    columns = list(zip(*rows, strict=True))
-    if columns and len(columns) != len(_FIELDS):
-        raise TypeError(f"a member has {len(columns)} fields")
-    for number, column in enumerate(columns[:6]):
-        right = {str} if number in _TEXTS else {int} if _FIELDS[number] == "changed" else {dict, type(None)}
-        if not set(map(type, column)) <= right:
-            raise TypeError(f"a member's {_FIELDS[number]} has the wrong type")
-    return rows
+def _believable(columns: Columns) -> None:
+    """Raise where a column holds what lbagent never writes; whole columns at a time."""
+    names, addresses, roles, statuses, changed = columns
+    if len({len(column) for column in columns}) != 1:
+        raise ValueError("the columns differ in length")
+    if not set(map(type, set(roles))) <= {str} or not set(map(type, changed)) <= {int}:
+        raise TypeError("a column holds a value of the wrong type")
+    if not set(statuses) <= STATUSES or len(set(names)) < len(names):
+        raise ValueError("a status is unknown, or a name stands twice")
+    # Joining them, both refuse with a TypeError what is no text.
+    if not are_names(names) or not are_addresses(set(addresses) - {""}):
+        raise ValueError("a name or an address is none")
 
 
-def _special(row: list[Any]) -> list[Any]:
-    pause, ltimes, quarantine = row[6:]
-    return [
-        *row[:6],
-        pause and Pause(*_all(pause, int, str, str, (int, type(None)))),
-        {_is(str, clock): _heard(one) for clock, one in ltimes.items()},
-        quarantine and Quarantine(*_all(quarantine, int, str, str)),
-    ]
+def _more(member: Member) -> dict[str, Any]:
+    return {
+        "tags": member.tags,
+        "pause": member.pause and member.pause._asdict(),
+        "ltimes": {clock: heard._asdict() for clock, heard in member.heard.items()},
+        "quarantine": member.quarantine and member.quarantine._asdict(),
+    }
 
 
-def _heard(row: list[Any]) -> Heard:
-    ltime, digests, paused = _all(row, int, list, bool)
+def _special(member: Member, more: dict[str, Any]) -> Member:
+    pause, quarantine, tags = more["pause"], more["quarantine"], more["tags"]
+    return member._replace(
+        tags=tags and {_is(str, tag): _is(str, value) for tag, value in tags.items()},
+        pause=pause and Pause(*_all(pause, since=int, by=str, reason=str, until=(int, type(None)))),
+        heard={_is(str, clock): _heard(one) for clock, one in more["ltimes"].items()},
+        quarantine=quarantine and Quarantine(*_all(quarantine, since=int, reason=str, key=str)),
+    )
+
+
+def _heard(row: dict[str, Any]) -> Heard:
+    ltime, digests, paused = _all(row, ltime=int, digests=list, paused=bool)
     return Heard(ltime, tuple(_is(str, one) for one in digests), paused)
 
 
-def _all(row: list[Any], *kinds: type[Any] | tuple[type[Any], ...]) -> list[Any]:
-    return [_is(kind, value) for kind, value in zip(kinds, row, strict=True)]
+def _all(row: dict[str, Any], **kinds: type[Any] | tuple[type[Any], ...]) -> list[Any]:
+    return [_is(kind, row[key]) for key, kind in kinds.items()]
 
 
 def _is(kind: type[Any] | tuple[type[Any], ...], value: Any) -> Any:  # noqa: ANN401  # what JSON held, until looked at

@@ -7,10 +7,8 @@ like `<nil>` or `?616263` all reach the handler. One room decides, for Serf's si
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
-from operator import attrgetter
-from typing import Protocol, TypeVar
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 """A node, role or section."""
@@ -23,21 +21,30 @@ TAG_VALUE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 _OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _IPV4 = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}")
+# Possessive, so that nothing is remembered for a second try.
+_NAMES = re.compile(rf"(?:{NAME.pattern}\n)*+")
+_IPV4S = re.compile(rf"(?:{_IPV4.pattern}\n)*+")
+_DOUBTFUL = re.compile(r"\n(?:0|127|169\.254|22[4-9]|2[3-5][0-9])\.")
 _DIGITS = re.compile(r"([0-9]+)")
 
 _NEVER_V4 = ("0.", "169.254.", *(f"{octet}." for octet in range(224, 256)))
 _CAREFUL = ("127.", *_NEVER_V4)
 
 _SHAPE = str.maketrans("123456789", "000000000")
-_NAME_OF = attrgetter("name")
 
 
-class _HasName(Protocol):
-    @property
-    def name(self) -> str: ...
+def are_names(texts: Collection[str]) -> bool:
+    """Whether every text is a node's name; thousands at a time."""
+    text = "\n".join([*texts, ""])
+    return _NAMES.fullmatch(text) is not None and text.count("\n") == len(texts)
 
 
-_Named = TypeVar("_Named", bound=_HasName)
+def are_addresses(texts: Collection[str]) -> bool:
+    """Whether every text is the one spelling of an IP address; thousands at a time."""
+    text = "\n".join([*texts, ""])
+    if _IPV4S.fullmatch(text) and text.count("\n") == len(texts):
+        return True
+    return all(canonical_address(one) == one for one in texts)
 
 
 def canonical_address(text: str) -> str | None:
@@ -77,22 +84,24 @@ def natural(name: str) -> tuple[list[str | int], str]:
     return parts, name
 
 
-def in_order(members: Sequence[_Named]) -> list[_Named]:
-    """The members in the natural order of their names."""
-    if not members:
-        return []
+def certainly_allowed(addresses: Collection[str]) -> bool:
+    """Whether `refusal` would let every one of these pass where a role names no networks; thousands at a time."""
+    text = "\n".join(["", *addresses])
+    return ":" not in text and _DOUBTFUL.search(text) is None
+
+
+def in_order(names: Collection[str]) -> list[str]:
+    """The names in natural order."""
     # Names of one shape (web00, web07, web12) are in natural order where they are in plain order, which is
     # ten times as fast to find; and of most shapes, all of one come before all of the other.
-    shapes: dict[str, list[_Named]] = {}
-    for member, shape in zip(
-        members, "\n".join([one.name for one in members]).translate(_SHAPE).split("\n"), strict=True
-    ):
-        shapes.setdefault(shape, []).append(member)
-    groups = [sorted(group, key=_NAME_OF) for group in shapes.values()]
-    groups.sort(key=lambda group: natural(group[0].name))
-    if all(natural(one[-1].name) < natural(other[0].name) for one, other in pairwise(groups)):
-        return [member for group in groups for member in group]
-    return sorted(members, key=lambda member: natural(member.name))
+    shapes: dict[str, list[str]] = {}
+    for name, shape in zip(names, "\n".join(names).translate(_SHAPE).split("\n"), strict=bool(names)):
+        shapes.setdefault(shape, []).append(name)
+    groups = [sorted(group) for group in shapes.values()]
+    groups.sort(key=lambda group: natural(group[0]))
+    if all(natural(one[-1]) < natural(other[0]) for one, other in pairwise(groups)):
+        return [name for group in groups for name in group]
+    return sorted(names, key=natural)
 
 
 def _kind_v4(address: str) -> str | None:

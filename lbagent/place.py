@@ -18,24 +18,8 @@ from lbagent.homeless import remaining
 from lbagent.membership import Membership
 from lbagent.names import natural
 from lbagent.roles import Pair
-from lbagent.wishes import Wish, Wishes
-
-
-class Planned(NamedTuple):
-    """A line that is to stand."""
-
-    node: str
-    name: str
-    """Of the server."""
-    text: str
-
-
-class Spot(NamedTuple):
-    """Lines that belong together: those above one marker (its number in the proxy), or one that has none."""
-
-    marker: int | None
-    before: Sequence[Line | HandWritten]
-    after: Sequence[Planned]
+from lbagent.spot import Planned, Spot, spot
+from lbagent.wishes import Crowd, Wish, Wishes
 
 
 class Turn(NamedTuple):
@@ -59,6 +43,8 @@ class Place:
         self._services = {pair.service for pair in pairs.values()}
         self._here = {pair.service for pair in self._pairs if pair}
         self._claims = Claims(proxy, self._name)
+        self._served: set[str] = set()
+        """The nodes that have what they should, somewhere in this proxy."""
         self._standing: list[list[Line]] = [[] for _ in [*proxy.markers, None]]
         for line in proxy.managed:
             self._standing[line.marker].append(line)
@@ -80,6 +66,11 @@ class Place:
 
     def spots(self, turn: Turn) -> Iterator[Spot]:
         """What stands and what is to stand, marker by marker, lines without a marker last."""
+        if (crowd := self._crowd(turn)) is not None:
+            self._served = set(crowd.names)
+            yield self._crowded(crowd, turn)
+            yield from self._without_marker(turn)
+            return
         wished = [turn.wishes.at(pair, self._known(number)) if pair else [] for number, pair in enumerate(self._pairs)]
         if turn.adopt:
             self._claims.adopt(wished, turn.kept)
@@ -87,19 +78,58 @@ class Place:
             self._claims.keep(line for line in self._proxy.managed if self.node(line) in turn.kept)
         granted = self._claims.grant(wished, turn.kept)
         self.notes += self._claims.notes
+        self._served = {wish.member.name for here in granted.values() for wish in here}
         stays: dict[int, list[Planned]] = {}
         ids: Mapping[str, int] = {}
         if self._proxy.hashes:
             # Here the lines that stay come first: their ids are taken.
-            stays = {number: self._stay(number, granted[number], set(), turn) for number in granted}
+            stays = {
+                number: self._stay(number, {wish.member.name: wish.verbatim for wish in here}, set(), turn)
+                for number, here in granted.items()
+            }
             ids = self._ids(granted, stays)
         for number, here in granted.items():
             standing = self._standing[number]
             planned = self._planned(number, here, {line.text for line in standing}, ids)
             texts = {line.text for line in planned}
-            stay = stays[number] if stays else self._stay(number, here, texts, turn)
-            yield Spot(number, self._before(number), self._ordered(planned, stay))
-        yield from self._without_marker(granted, turn)
+            stay = (
+                stays[number]
+                if stays
+                else self._stay(number, {wish.member.name: wish.verbatim for wish in here}, texts, turn)
+            )
+            after = self._ordered(planned, stay)
+            yield spot(number, self._before(number), after)
+        yield from self._without_marker(turn)
+
+    def _crowd(self, turn: Turn) -> Crowd | None:
+        """The wishes of the whole proxy, where nothing is special about it or any of them."""
+        proxy = self._proxy
+        if turn.kept or proxy.hashes or proxy.hand_written or len(self._pairs) != 1 or self._pairs[0] is None:
+            return None
+        crowd = turn.wishes.crowd(self._pairs[0])
+        return crowd if crowd and len(set(crowd.endpoints)) == len(crowd.endpoints) else None
+
+    def _crowded(self, crowd: Crowd, turn: Turn) -> Spot:
+        end = tail(crowd.options, crowd.role)
+        texts = [f"server {name} {where}{end}" for name, where in zip(crowd.names, crowd.endpoints, strict=True)]
+        standing = {line.text for line in self._standing[0]}
+        new = {text: at for at, text in enumerate(texts) if text not in standing}
+        # What stands there already has been a Server once; what is new becomes one now, or raises Unsafe.
+        for at in new.values():
+            Server(
+                crowd.names[at],
+                crowd.endpoints[at].rpartition(":")[0].strip("[]"),
+                crowd.port,
+                crowd.options,
+                crowd.role,
+            )
+        added = {text: crowd.names[at] for text, at in new.items()}
+        if len(standing) == len(self._standing[0]) == len(texts) - len(new):
+            return Spot(0, self._standing[0], texts, added, ())
+        self._claims.take(crowd.endpoints)
+        stay = self._stay(0, dict.fromkeys(crowd.names, False), set(texts), turn)
+        planned = [*map(Planned, crowd.names, crowd.names, texts)]
+        return spot(0, self._standing[0], self._ordered(planned, stay))
 
     @property
     def _plural(self) -> bool:
@@ -150,28 +180,41 @@ class Place:
             self.notes.append(f"{member.name!r} has no line in {self._proxy}: {error}")
             return ""
 
-    def _stay(self, number: int, granted: Sequence[Wish], planned: set[str], turn: Turn) -> list[Planned]:
-        """The standing lines that stay though they are not `planned`: kept, unknowable, homeless or held back."""
+    def _stay(self, number: int, served: Mapping[str, bool], planned: set[str], turn: Turn) -> list[Planned]:
+        """The standing lines that stay though they are not `planned`: kept, unknowable, homeless or held back.
+
+        `served` holds the nodes that have a line here, and whether they are unknowable.
+        """
         standing = self._standing[number]
         differing = [line for line in standing if line.text not in planned]
-        served = {wish.member.name: wish.verbatim for wish in granted} if differing else {}
         stay: list[Planned] = []
         going: dict[Line, str] = {}
         for line in differing:
             node = self.node(line)
             if node in turn.kept or (served.get(node) and not line.pauses):
                 stay.append(Planned(node, line.name, line.text))
-            elif self._homeless(line, node):
+            elif self._homeless(line, node, turn):
                 stay += self._remaining(line, node, turn.wishes.paused)
             elif node not in served and not self._claims.replaced(line):
                 going[line] = node
+        self._tell_unknowable(served, stay)
         where = f"at '# additional-{self._proxy.markers[number].middle}-server' in {self._proxy}"
-        held = turn.guard.hold(going, len(standing), where)
+        held = turn.guard.hold(going, len(served) + len(stay), where)
         return stay + [Planned(going[line], line.name, line.text) for line in held]
 
-    def _homeless(self, line: Line, node: str) -> bool:
-        """Whether its name says that it belongs to a service whose marker is gone from this proxy."""
-        return node != line.name and line.name.rpartition(".")[2] not in self._here and bool(self._present(node))
+    def _tell_unknowable(self, served: Mapping[str, bool], stay: Sequence[Planned]) -> None:
+        for node in {node for node, unknowable in served.items() if unknowable} - {line.node for line in stay}:
+            self.notes.append(f"{node} has no line in {self._proxy}: its tags are unknown until Serf tells them")
+
+    def _homeless(self, line: Line, node: str, turn: Turn) -> bool:
+        """Whether its own marker is gone from this proxy, while its node is still there."""
+        if not self._present(node):
+            return False
+        if line.pauses:
+            # Its text does not tell the service; where the node is wished for here, that line is another one.
+            ours = self._members[node].role == line.role
+            return ours and node in turn.wishes.paused and node not in self._served
+        return node != line.name and line.name.rpartition(".")[2] not in self._here
 
     def _present(self, node: str) -> str:
         member = self._members.get(node)
@@ -182,24 +225,23 @@ class Place:
         self.notes.append(f"{self._document.where(line.at)}: {note}")
         return [Planned(node, line.name, text)] if text else []
 
-    def _without_marker(self, granted: Mapping[int, Sequence[Wish]], turn: Turn) -> Iterator[Spot]:
-        orphans = self._standing[-1]
-        elsewhere = {wish.member.name for here in granted.values() for wish in here} if orphans else set()
-        nodes = {line: self.node(line) for line in orphans}
+    def _without_marker(self, turn: Turn) -> Iterator[Spot]:
+        orphans = {line: self.node(line) for line in self._standing[-1]}
+        kept = [line for line, node in orphans.items() if node in turn.kept]
+        gone = [one for one, node in orphans.items() if node in self._served or self._claims.replaced(one)]
         going = {
             line: node
-            for line, node in nodes.items()
-            if not (node in turn.kept or node in elsewhere or self._present(node) or self._claims.replaced(line))
+            for line, node in orphans.items()
+            if line not in kept and line not in gone and not self._present(node)
         }
-        held = turn.guard.hold(going, len(orphans), f"without a marker in {self._proxy}") if going else []
-        for line, node in nodes.items():
-            if node in turn.kept or line in held:
+        held = turn.guard.hold(going, len(orphans) - len(going), f"without a marker in {self._proxy}")
+        for line, node in orphans.items():
+            after: list[Planned] = []
+            if line in kept or line in held:
                 after = [Planned(node, line.name, line.text)]
-            elif line in going or node in elsewhere or self._claims.replaced(line):
-                after = []
-            else:
+            elif line not in gone and line not in going:
                 after = self._remaining(line, node, turn.wishes.paused)
-            yield Spot(None, [line], after)
+            yield spot(None, [line], after)
 
     def _ids(self, granted: Mapping[int, Sequence[Wish]], stays: Mapping[int, Sequence[Planned]]) -> Mapping[str, int]:
         names = {self._name(wish.member.name, number) for number, wishes in granted.items() for wish in wishes}

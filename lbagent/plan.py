@@ -6,15 +6,14 @@ what was planned once is planned again the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from lbagent.errors import Refused
 from lbagent.guard import Guard
-from lbagent.haproxy.lines import HandWritten, indentation
-from lbagent.haproxy.text import Document, Proxy, digest
+from lbagent.haproxy.text import Document, Edit, Proxy, digest
 from lbagent.membership import Membership
-from lbagent.place import Place, Spot, Turn
+from lbagent.place import Place, Turn
 from lbagent.roles import Pair, Roles
 from lbagent.wishes import Wishes
 
@@ -70,7 +69,7 @@ def plan(document: Document, roles: Roles, membership: Membership, rules: Rules 
     """The plan for `document`. Raises Refused where a marker stands twice in one proxy."""
     pairs = roles.pairs()
     turn = Turn(Wishes(roles, membership), Guard(membership.members, force=rules.force), rules.kept, rules.adopt)
-    edits: dict[int, Sequence[str]] = {}
+    edits: list[Edit] = []
     changes: dict[str, tuple[list[str], list[str]]] = {}
     notes: dict[str, None] = {}
     managed: list[tuple[str, list[str]]] = []
@@ -81,9 +80,9 @@ def plan(document: Document, roles: Roles, membership: Membership, rules: Rules 
         place = Place(document, proxy, pairs, membership)
         texts: list[str] = []
         for spot in place.spots(turn):
-            rewrite(document, proxy, spot, edits)
-            _compare(proxy, place, spot, changes)
-            texts += [line.text for line in spot.after]
+            edits += spot.edits(document, proxy)
+            spot.enter(proxy, place.node, changes)
+            texts += spot.after
         managed += [(str(proxy), texts)] if texts else []
         notes.update(dict.fromkeys(place.notes))
     notes.update(turn.wishes.notes)
@@ -102,35 +101,6 @@ def _single(document: Document, proxy: Proxy) -> None:
                 f"{document.where(marker.at)}: {text!r} stands in {proxy} twice, first at {first}: delete one"
             )
         seen[marker.middle] = marker.at
-
-
-def rewrite(document: Document, proxy: Proxy, spot: Spot, edits: dict[int, Sequence[str]]) -> None:
-    """Enter into `edits` (see Document.edited) what turns the spot's `before` into its `after`."""
-    if spot.marker is None:
-        # Without a marker a line can only be replaced where it stands, or go.
-        for line in spot.before:
-            old = document.lines[line.at]
-            ending = "\r" if old.endswith("\r") else ""
-            edits[line.at] = [f"{indentation(old)}{new.text}{ending}" for new in spot.after]
-        return
-    marker = proxy.markers[spot.marker]
-    wanted = [f"{marker.indent}{line.text}{marker.ending}" for line in spot.after]
-    first = marker.at - len(spot.before)
-    if document.lines[first : marker.at] == wanted and (not spot.before or spot.before[0].at == first):
-        return
-    edits.update((line.at, ()) for line in spot.before)
-    edits[marker.at] = [*wanted, document.lines[marker.at]]
-
-
-def _compare(proxy: Proxy, place: Place, spot: Spot, changes: dict[str, tuple[list[str], list[str]]]) -> None:
-    old = {line.text for line in spot.before}
-    new = {line.text for line in spot.after}
-    for line in spot.before if not old <= new else ():
-        if line.text not in new or isinstance(line, HandWritten):
-            changes.setdefault(place.node(line), ([], []))[1].append(f"{proxy}: {line.text}")
-    for planned in spot.after if not new <= old else ():
-        if planned.text not in old:
-            changes.setdefault(planned.node, ([], []))[0].append(f"{proxy}: {planned.text}")
 
 
 def _unmarked(document: Document, pairs: Mapping[str, Pair]) -> list[str]:

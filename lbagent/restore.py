@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from lbagent.haproxy.text import Document, Proxy
+from lbagent.haproxy.text import Document, Edit, Proxy
 from lbagent.membership import ALIVE, Member, Membership, Pause
 from lbagent.names import NAME, canonical_address
-from lbagent.place import Place, Planned, Spot
-from lbagent.plan import rewrite
+from lbagent.place import Place
 from lbagent.roles import Roles
+from lbagent.spot import Spot
 
 
 def put_back(document: Document, previous: Document) -> tuple[str, ...]:
     """The texts of `document` with the managed lines that `previous` has at the same markers."""
     there = {
-        (str(proxy), marker.middle): _planned(proxy, number)
+        (str(proxy), marker.middle): _standing(proxy, number)
         for proxy in previous.proxies
         for number, marker in enumerate(proxy.markers)
     }
-    edits: dict[int, Sequence[str]] = {}
+    edits: list[Edit] = []
     for proxy in document.proxies:
         for number, marker in enumerate(proxy.markers):
             before = [line for line in proxy.managed if line.marker == number]
-            after = there.get((str(proxy), marker.middle), _planned(proxy, number))
-            if [line.text for line in before] != [line.text for line in after]:
-                rewrite(document, proxy, Spot(number, before, after), edits)
+            after = there.get((str(proxy), marker.middle), _standing(proxy, number))
+            if [line.text for line in before] != after:
+                edits += Spot(number, before, after, {}, ()).edits(document, proxy)
     return document.edited(edits)
 
 
@@ -42,5 +40,5 @@ def rebuilt(document: Document, roles: Roles, now: int) -> Membership:
     return Membership(members)
 
 
-def _planned(proxy: Proxy, number: int) -> list[Planned]:
-    return [Planned(line.name, line.name, line.text) for line in proxy.managed if line.marker == number]
+def _standing(proxy: Proxy, number: int) -> list[str]:
+    return [line.text for line in proxy.managed if line.marker == number]

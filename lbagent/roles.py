@@ -146,6 +146,11 @@ class Roles(NamedTuple):
             for pair in (Pair(section, service) for service in services)
         }
 
-    def serving(self, pair: Pair) -> tuple[Role, ...]:
-        """The roles whose nodes belong above the marker of `pair`."""
-        return tuple(role for role in self.roles.values() if pair.service in role.sections.get(pair.section, ()))
+    def serving(self) -> dict[Pair, tuple[Role, ...]]:
+        """For every pair the roles whose nodes belong above its marker."""
+        serving: dict[Pair, tuple[Role, ...]] = {}
+        for role in self.roles.values():
+            for section, services in role.sections.items():
+                for pair in (Pair(section, service) for service in services):
+                    serving[pair] = (*serving.get(pair, ()), role)
+        return serving

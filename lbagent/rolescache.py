@@ -19,13 +19,16 @@ def frozen(roles: Roles) -> list[Any]:
 
 def thawed(state: list[Any]) -> Roles:
     """The roles that were frozen. Raises ValueError, TypeError, KeyError where `state` is something else."""
-    (config, reload, *rest), services, kept, digest = state
-    return Roles(
-        HaproxySettings(tuple(config), reload and tuple(reload), *rest),
-        {name: Service(name, Template(port), Template(options)) for name, (port, options) in services.items()},
-        {name: _role(name, fields) for name, fields in kept.items()},
-        digest,
-    )
+    try:
+        (config, reload, *rest), services, kept, digest = state
+        return Roles(
+            HaproxySettings(tuple(config), reload and tuple(reload), *rest),
+            {name: Service(name, Template(port), Template(options)) for name, (port, options) in services.items()},
+            {name: _role(name, fields) for name, fields in kept.items()},
+            digest,
+        )
+    except (AttributeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"is no roles.yml that was kept: {error}") from error
 
 
 def _role(name: str, fields: list[Any]) -> Role:

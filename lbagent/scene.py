@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -41,10 +42,9 @@ class Scene(NamedTuple):
         return sum(len(target.content) for target in self.targets)
 
     def tidy(self) -> None:
-        """Remove what a run that was killed left staged."""
+        """Clear up after a run that was killed."""
         for target in self.targets:
-            with contextlib.suppress(OSError):
-                os.unlink(target.beside("staged"))
+            files.tidy(target)
 
     @contextlib.contextmanager
     def staged(self, texts: Sequence[str]) -> Iterator[tuple[str, ...]]:
@@ -67,6 +67,8 @@ class Scene(NamedTuple):
 def look(settings: HaproxySettings) -> Scene:
     """Read haproxy.cfg. Raises OSError."""
     targets = tuple(files.read(path) for given in settings.config for path in _expanded(given))
+    if not targets:
+        raise FileNotFoundError(errno.ENOENT, "holds no *.cfg file", settings.config[0])
     return Scene(targets, document(targets))
 
 

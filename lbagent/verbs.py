@@ -12,6 +12,7 @@ from lbagent.errors import Busy
 from lbagent.host.lock import locked
 from lbagent.host.log import Log
 from lbagent.host.paths import Paths
+from lbagent.intake import Rounds
 from lbagent.plan import Plan, Rules
 from lbagent.plan import plan as planned
 from lbagent.scene import Scene
@@ -40,15 +41,18 @@ def apply(force: bool, adopt: bool, reload: bool) -> Callable[[Settings, Log], i
 
     def verb(settings: Settings, log: Log) -> int:
         engine = Engine(Paths(settings.state_dir), settings.roles, log)
+        rounds = Rounds(engine.spool, log)
         engine.paths.prepare()
         with locked(engine.paths.lock, LOCK_WAIT) as had:
             if not had:
                 raise Busy(f"{engine.paths.lock} is held by another run for {LOCK_WAIT:g} s: try again")
             if adopt:
                 _print(_diff(*_foreseen(engine, Rules(force=force, adopt=True))))
-            outcome = engine.run(Options(force, adopt, reload))
-        print(f"{outcome.verdict}: {outcome.words}")
-        return outcome.exit_status
+            outcome = rounds.once(lambda: engine.run(Options(force, adopt, reload)))
+        if outcome:
+            print(f"{outcome.verdict}: {outcome.words}")
+        rounds.more(engine.paths.lock, lambda: engine.run(Options(reload=reload)))
+        return rounds.status
 
     return verb
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from lbagent.haproxy.server import endpoint
 from lbagent.membership import FAILED, PRESENT, Member, Membership
-from lbagent.names import in_order, natural, refusal
-from lbagent.roles import Missing, Pair, Role, Roles, Service
+from lbagent.names import certainly_allowed, in_order, natural, refusal
+from lbagent.roles import Missing, Pair, Role, Roles, Service, Template
+from lbagent.roll import paused
+from lbagent.table import tabled
 
 
 class Wish(NamedTuple):
@@ -25,52 +27,73 @@ class Wish(NamedTuple):
     """Its tags are not known since membership was rebuilt: the line that stands there is the best knowledge."""
 
 
+class Crowd(NamedTuple):
+    """The nodes of one role at one marker, where all of them want the same line but for name and address."""
+
+    names: Sequence[str]
+    """In natural order."""
+    endpoints: Sequence[str]
+    role: str
+    port: int
+    options: str
+
+
 class Wishes:
     """The wishes of a whole membership, marker by marker."""
 
     def __init__(self, roles: Roles, membership: Membership) -> None:
         """The wishes that `roles` has for the members that are there."""
-        self._roles = roles
-        self.paused = membership.paused()
+        self._roles, self._members = roles, tabled(membership.members)
+        self._serving = roles.serving()
+        self.paused = paused(membership)
         self.notes: dict[str, None] = {}
         """Nodes that cannot have the line they should, and why; said once each."""
-        of_role: dict[str, list[Member]] = {name: [] for name in roles.roles}
-        for member in membership.members.values():
-            if member.role in of_role and member.status in PRESENT:
-                of_role[member.role].append(member)
-        self._of_role = {name: self._allowed(roles.roles[name], members) for name, members in of_role.items()}
+        columns = self._members.columns
+        there: dict[str, dict[str, str]] = {name: {} for name in roles.roles}
+        for name, address, role, status in zip(*columns[:4], strict=True):
+            if role in there and status in PRESENT:
+                there[role][name] = address
+        self._there = {name: self._allowed(roles.roles[name], nodes) for name, nodes in there.items()}
+        """The address of every node that may have lines, in natural order, by role."""
+
+    def crowd(self, pair: Pair) -> Crowd | None:
+        """The wishes for the marker of `pair` where nothing is special about any of them."""
+        roles, service = self._serving[pair], self._roles.services[pair.service]
+        if len(roles) != 1:
+            return None
+        role, options, nodes = roles[0], roles[0].options or service.options, self._there[roles[0].name]
+        alike = options.same_for_role and service.port.same_for_role
+        if not alike or role.remove_failed or len(nodes) > role.max or not self.paused.isdisjoint(nodes):
+            return None
+        port, text = self._same(role, service, options)
+        addresses = nodes.values()
+        endpoints = [f"[{one}]:{port}" if ":" in one else f"{one}:{port}" for one in addresses]  # endpoint(), inlined
+        return Crowd(list(nodes), endpoints, role.name, port, text)
 
     def at(self, pair: Pair, known: Callable[[], Collection[str]]) -> list[Wish]:
         """The wishes for the marker of `pair`, in the order of names; `known` tells the nodes with lines there."""
-        roles = self._roles.serving(pair)
+        roles = self._serving[pair]
         service = self._roles.services[pair.service]
         found = [wish for role in roles for wish in self._of(role, service, known)]
         if any(role.remove_failed for role in roles):
             found = _without_failed(found)
         return found if len(roles) == 1 else sorted(found, key=lambda wish: natural(wish.member.name))
 
-    def _allowed(self, role: Role, members: list[Member]) -> list[Member]:
-        allowed = [member for member in members if not refusal(member.address, role.networks)]
-        if len(allowed) < len(members):
-            refused = ((member, refusal(member.address, role.networks)) for member in members)
-            self.notes.update(
-                (f"node {one.name} of role {role.name} has no line: {why}", None) for one, why in refused if why
-            )
-        return in_order(allowed)
+    def _allowed(self, role: Role, nodes: dict[str, str]) -> dict[str, str]:
+        if not role.networks and certainly_allowed(nodes.values()):
+            return {name: nodes[name] for name in in_order(nodes)}
+        refused = {name: why for name, address in nodes.items() if (why := refusal(address, role.networks))}
+        for name, why in refused.items():
+            self.notes[f"node {name} of role {role.name} has no line: {why}"] = None
+        return {name: nodes[name] for name in in_order(nodes) if name not in refused}
+
+    def _same(self, role: Role, service: Service, options: Template) -> tuple[int, str]:
+        values = {"interval": role.interval, "role": role.name}
+        return service.port_of(values, {}), options.fill(values, {})
 
     def _of(self, role: Role, service: Service, known: Callable[[], Collection[str]]) -> list[Wish]:
-        members, paused = self._of_role[role.name], self.paused
-        options = role.options or service.options
-        if options.same_for_role and service.port.same_for_role:
-            values = {"interval": role.interval, "role": role.name}
-            port, text = service.port_of(values, {}), options.fill(values, {})
-            wishes = [
-                Wish(member, role, endpoint(member.address, port), port, text, member.name in paused)
-                for member in members
-            ]
-        else:
-            found = (self._wish(member, role, service) for member in members)
-            wishes = [wish for wish in found if wish is not None]
+        found = (self._wish(self._members[name], role, service) for name in self._there[role.name])
+        wishes = [wish for wish in found if wish is not None]
         return wishes if len(wishes) <= role.max else self._at_most(role, service, wishes, known())
 
     def _wish(self, member: Member, role: Role, service: Service) -> Wish | None:

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping
 
 from hypothesis import strategies as st
 
-from lbagent import rolesfile
+from lbagent import rolesfile, roll
 from lbagent.fold import Folded, fold
 from lbagent.haproxy.text import Document
-from lbagent.membership import ALIVE, Member, Membership, Pause, Quarantine, expire
+from lbagent.membership import ALIVE, Member, Membership, Pause, Quarantine
 from lbagent.plan import Plan, Rules, plan
 from lbagent.roles import Roles
 from lbagent.serf.events import parse
@@ -147,14 +147,14 @@ def shuffled(membership: Membership, order: Iterable[str]) -> Membership:
 
 def paused(membership: Membership) -> list[str]:
     """Who is out of balancing."""
-    return sorted(membership.paused())
+    return sorted(roll.paused(membership))
 
 
 def found(membership: Membership, name: str, address: str | None = None) -> Member | None:
     """Who is meant."""
-    return membership.find(name, address)
+    return roll.find(membership.members, name, address)
 
 
 def expired(membership: Membership, now: int) -> Membership:
     """Membership without what has run out."""
-    return expire(membership, now)
+    return roll.expired(membership, now)

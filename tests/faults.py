@@ -43,8 +43,8 @@ def instead_of_haproxy(lb: Lb, script: str) -> None:
 
 
 def haproxy_again(lb: Lb) -> None:
-    """Have `haproxy` mean the real one again."""
-    (lb.bin / "haproxy").unlink()
+    """Have `haproxy` mean the real one again, at the path from which a master that was reloaded runs itself anew."""
+    lb.use(lb.binary)
 
 
 def reload_with(lb: Lb, script: str) -> None:

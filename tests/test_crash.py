@@ -221,8 +221,6 @@ def test_killed_while_it_puts_the_previous_lines_back(lb: Lb, haproxy: Haproxy) 
 
 
 def test_killed_in_the_middle_of_the_swap_the_old_text_can_still_be_put_back(lb: Lb, haproxy: Haproxy) -> None:
-    # Fails today: the old text is `previous` only after the rename; until then it is `old`, where nobody looks, so the
-    # lines that HAProxy never took stay in the file, and "the previous managed lines are back" is said all the same.
     operator = lb.text
     joining(lb, "web001")
     reload_with(lb, ONCE + "exit 1")

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from lbagent import memory, rolesfile
 from lbagent.fold import fold
 from lbagent.haproxy.text import Document
-from lbagent.membership import expire
 from lbagent.plan import plan
+from lbagent.roll import expired
 from lbagent.serf.events import parse
 from lbagent.serf.raw import Raw
 from tests.faults import (
@@ -126,7 +126,6 @@ def _on_a_disk_of_its_own(folder: Path) -> Lb:
 
 
 def test_full_disk_of_haproxy_cfg_keeps_the_event_and_the_old_text(tmp_path: Path) -> None:
-    # Fails today at its last lines: an OSError of write() carries no file name, so the message does not say which disk.
     with small_disk(tmp_path / "etc") as disk:
         lb = _on_a_disk_of_its_own(tmp_path)
         operator = lb.text
@@ -205,7 +204,6 @@ def test_without_haproxy_the_event_waits_and_the_next_run_catches_up(lb: Lb) -> 
 
 
 def test_without_a_path_no_program_of_the_working_directory_is_run(lb: Lb, tmp_path: Path) -> None:
-    # Fails today: an unset PATH, like an empty word in it, stands for the folder Serf was started in.
     foreign = command(tmp_path / "haproxy", f"touch {tmp_path}/ran")
     env = {key: value for key, value in lb.env.items() if key != "PATH"}
 
@@ -480,7 +478,6 @@ def test_lost_state_directory_removes_nothing(lb: Lb) -> None:
 
 
 def test_every_damaged_members_json_is_kept_not_just_the_last(lb: Lb) -> None:
-    # Fails today: the name kept aside is a second's, the next one in it replaces the first.
     standing = _three(lb)
     path = lb.state / "members.json"
 
@@ -507,7 +504,6 @@ SERVED = {
 @pytest.mark.real
 @pytest.mark.parametrize("content", SERVED.values(), ids=SERVED)
 def test_damaged_served_json_costs_one_reload_at_most(lb: Lb, content: bytes | None) -> None:
-    # Fails today for `infinite` and `deep`: OverflowError and RecursionError are not among what Store.served catches.
     operator = lb.text
     with Haproxy(lb) as haproxy:
         lb.join(WEB1, WEB2)
@@ -527,7 +523,6 @@ def test_damaged_served_json_costs_one_reload_at_most(lb: Lb, content: bytes | N
 
 @pytest.mark.parametrize("content", [b"", b"{", b"null", b'{"key": 1, "state": 2}', b"[" * 100_000])
 def test_damaged_cache_of_roles_yml_does_no_harm(lb: Lb, content: bytes) -> None:
-    # Fails today for the last: RecursionError is not among what Store.cached catches.
     operator = lb.text
     lb.join(WEB1)
     (lb.state / "roles.json").write_bytes(content)
@@ -578,5 +573,5 @@ def test_members_json_with_a_few_wrong_bytes_is_called_damaged_or_can_be_worked_
     except memory.Damaged:
         return
     folded = fold(known, [(record, parse(record))], {})
-    memory.dump(expire(folded.membership, 1795238500))
+    memory.dump(expired(folded.membership, 1795238500))
     plan(document, roles, folded.membership)

@@ -231,7 +231,6 @@ def test_state_that_cannot_be_written_is_said_to_need_a_sync(stage: Stage) -> No
     assert stage.cfg.read_text() == CFG
 
 
-# contract: section 5, "lost or damaged ... rebuilt" (seen: a depth of 100,000 is a RecursionError, and every event exit 1)
 @pytest.mark.parametrize(
     "content",
     [
@@ -308,7 +307,6 @@ def test_a_foreign_file_in_the_spool_is_set_aside_and_the_event_goes_on(stage: S
 
 
 def test_a_folder_named_like_a_record_is_set_aside_and_the_event_goes_on(stage: Stage) -> None:
-    # contract: section 6, "no regular file ... goes to spool/bad/; the rest goes on" (seen: exit 1 for every event)
     stage.join("web01 10.0.0.1")
     (stage.state / "spool" / "1").mkdir()
 
@@ -504,7 +502,6 @@ def test_the_status_is_one_line(stage: Stage) -> None:
 
 
 def test_the_status_is_told_of_damaged_state_too(stage: Stage) -> None:
-    # contract: section 5, "Query answers ... exit 0 (Serf drops others)" (seen: Damaged is no LbagentError; exit 1, no answer)
     stage.join("web01 10.0.0.1")
     (stage.state / "members.json").write_bytes(b"{")
 

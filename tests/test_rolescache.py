@@ -90,7 +90,6 @@ leaves = (
 )
 
 
-# contract: section 5, damaged state is no harm (seen: AttributeError where a template is null, which the engine does not expect)
 @given(st.data())
 def test_a_poisoned_cache_makes_no_poisoned_line(data: st.DataObject) -> None:
     state = json.loads(json.dumps(frozen(reading(TEXTS[2]))))

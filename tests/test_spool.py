@@ -1,7 +1,5 @@
 """host/spool: no event is lost, none is folded out of order, and nothing foreign stops the rest."""
 
-# ruff: noqa: E501  # a case of a table stands on one line
-
 from __future__ import annotations
 
 import errno
@@ -170,7 +168,6 @@ def test_a_link_does_not_lead_elsewhere(spool: Spool, folder: Path, tmp_path: Pa
 
 
 def test_folders_and_sockets_are_set_aside(spool: Spool, folder: Path) -> None:
-    # contract: section 6, "no regular file ... goes to spool/bad/" (seen: IsADirectoryError, and no event is folded any more)
     (folder / "1").mkdir()
     (folder / "1" / "inside").write_bytes(b"x")
     os.mknod(folder / "2", stat.S_IFSOCK | 0o600)
@@ -218,7 +215,6 @@ def test_a_bad_folder_that_is_a_file_loses_nothing(spool: Spool, folder: Path) -
 
 
 def test_what_cannot_be_set_aside_does_not_stop_the_rest(spool: Spool, folder: Path) -> None:
-    # contract: section 6, "goes to spool/bad/ ...; the rest goes on" (seen: FileExistsError, and no event is folded any more)
     (folder / "bad").write_bytes(b"in the way")
     (folder / "foreign").write_bytes(b"x")
     spool.put(b"one")
@@ -237,7 +233,6 @@ def test_a_hidden_file_of_a_writer_that_died_is_forgotten(spool: Spool, folder: 
 
 
 def test_a_record_of_the_largest_number_does_not_lose_the_next(spool: Spool, folder: Path) -> None:
-    # contract: section 1, "no event is lost" (seen: the next number is no number, and the event goes to bad/)
     (folder / str(10**17 - 1)).write_bytes(b"x")
 
     spool.put(b"one")

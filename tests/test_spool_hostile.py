@@ -91,8 +91,6 @@ ODD: dict[str, Callable[[Path], object]] = {
 def test_what_is_no_record_is_set_aside_and_the_event_goes_on(
     lb: Lb, spool: Path, make: Callable[[Path], None]
 ) -> None:
-    # Fails today for `folder`: open() of its descriptor raises before anything looks at what it is, and no event goes
-    # in any more: `lbagent: 4: Is a directory`, exit 1, for ever.
     operator = lb.text
     (lb.state / "record").write_bytes(RECORD)
     make(spool / "1")
@@ -122,7 +120,7 @@ def test_what_is_no_record_is_set_aside_and_the_event_goes_on(
     ],
 )
 def test_foreign_names_are_set_aside_and_the_event_goes_on(lb: Lb, spool: Path, name: str) -> None:
-    # Fails today for 84 characters of three bytes: the name kept in `bad/` is cut by characters, so it is too long.
+    # A name is cut by bytes: 84 characters of three bytes are too long for one with the time in front of it.
     operator = lb.text
     (spool / name).write_bytes(RECORD)
 
@@ -135,7 +133,6 @@ def test_foreign_names_are_set_aside_and_the_event_goes_on(lb: Lb, spool: Path, 
 
 
 def test_a_record_with_the_largest_number_does_not_lose_the_events_after_it(lb: Lb, spool: Path) -> None:
-    # Fails today: the event gets number 10**17, which is no record's name, and is set aside as foreign: lost.
     operator = lb.text
     # The next number would not be a record's name any more.
     (spool / ("9" * 17)).write_bytes(b"not a record")
@@ -180,7 +177,6 @@ FORGED = {
 
 @pytest.mark.parametrize("record", FORGED.values(), ids=FORGED)
 def test_forged_fields_neither_get_in_nor_block(lb: Lb, spool: Path, record: bytes) -> None:
-    # Fails today for the typed command for nobody: KeyError in fold, the record stays, every run ends as a defect.
     operator = lb.text
     lb.join(GOOD)
     for number in ("1", "2"):
@@ -221,7 +217,6 @@ def test_of_thousands_of_foreign_files_the_newest_hundred_are_kept(lb: Lb, spool
 
 
 def test_of_hundreds_of_foreign_folders_the_newest_hundred_are_kept(lb: Lb, spool: Path) -> None:
-    # Fails today as `folder` above does.
     operator = lb.text
     for number in range(1, 301):
         _folder(spool / str(number))
@@ -268,7 +263,6 @@ def test_hidden_names_of_writers_that_died_are_in_nobodys_way(lb: Lb, spool: Pat
 
 @pytest.mark.parametrize("make", [Path.touch, os.mkfifo, _dangling], ids=["file", "fifo", "link"])
 def test_bad_that_is_no_folder_does_not_block_the_events(lb: Lb, spool: Path, make: Callable[[Path], None]) -> None:
-    # Fails today: what cannot be set aside ends the run.
     make(spool / "bad")
     (spool / "1").write_bytes(b"not a record")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from lbagent.names import canonical_address
+
 BLANK = " \t\r"
 
 
@@ -72,5 +74,16 @@ def hand_written(at: int, marker: int, line: str, words: list[str]) -> HandWritt
     """The `server` line whose first words are `words`, as HAProxy would read it: quotes stripped, comment dropped."""
     rest = line.split("#", maxsplit=1)[0].split()
     number = rest[rest.index("id") + 1] if "id" in rest[3:-1] else ""
-    name, endpoint = (word.strip("\"'") for word in words[1:3])
-    return HandWritten(at, marker, line.strip(BLANK), name, endpoint, int(number) if number.isdigit() else None)
+    name, address = (word.strip("\"'") for word in words[1:3])
+    return HandWritten(
+        at, marker, line.strip(BLANK), name, _endpoint(address), int(number) if number.isdigit() else None
+    )
+
+
+def _endpoint(written: str) -> str:
+    """ADDRESS:PORT as a managed line would write it, where HAProxy means the same by `written`."""
+    host, _, port = written.removeprefix("ipv4@").removeprefix("ipv6@").rpartition(":")
+    address = canonical_address(host.strip("[]"))
+    if address is None:
+        return written
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"

@@ -7,7 +7,9 @@ HAProxy's grammar is not copied here; `haproxy -c` judges what we write.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 from lbagent.haproxy.lines import BLANK, HandWritten, Line, Marker, hand_written, indentation
 
@@ -16,9 +18,13 @@ _SECTIONS = frozenset(
     | {"http-errors", "ring", "cache", "log-forward", "fcgi-app", "crt-store", "traces", "log-profile", "acme"}
 )
 _HASHING = ("source", "uri", "url_param", "hdr", "rdp-cookie", "random", "hash")
-_OURS = " # lbagent role="
+_OURS = "# lbagent role="
+_SERVER = "server ", "server\t"
 _PAUSED = "# lbagent paused "
 _MARKER = "# additional-", "-server"
+
+_line: Callable[[tuple[int, int, str]], Line] = partial(tuple.__new__, Line)
+"""Line, at half its price: ten thousand are made before anything can be done."""
 
 
 class Proxy:
@@ -43,6 +49,14 @@ class Proxy:
         return f"{self.kind} {self.name}".strip()
 
 
+class Edit(NamedTuple):
+    """Lines `start` up to, not including, `end` become `lines`."""
+
+    start: int
+    end: int
+    lines: Sequence[str]
+
+
 class Document:
     """The files of haproxy.cfg, read as one sequence of lines, in HAProxy's order."""
 
@@ -52,6 +66,7 @@ class Document:
         self.proxies: list[Proxy] = []
         self.settings: list[list[str]] = []
         """The words of each line of `global`."""
+        self._digest: str | None = None
         self._files: list[tuple[int, str, str]] = []
         self._defaults: dict[str, str | None] = {}
         for name, text in files:
@@ -68,10 +83,11 @@ class Document:
         """Every file's text as it was read."""
         return tuple(text for _, _, text in self._files)
 
-    def edited(self, edits: Mapping[int, Sequence[str]]) -> tuple[str, ...]:
-        """Every file's text with other lines in place of those whose numbers `edits` holds."""
+    def edited(self, edits: Iterable[Edit]) -> tuple[str, ...]:
+        """Every file's text after edits, which do not overlap."""
+        ordered = sorted(edits, key=lambda edit: edit.start)
         ends = [start for start, _, _ in self._files[1:]] + [len(self.lines)]
-        return tuple(self._edited(file, end, edits) for file, end in zip(self._files, ends, strict=True))
+        return tuple(self._edited(file, end, ordered) for file, end in zip(self._files, ends, strict=True))
 
     @property
     def serves(self) -> bool:
@@ -80,35 +96,44 @@ class Document:
 
     def digest(self) -> str:
         """The digest of the managed lines; equal on load balancers that serve the same."""
-        return digest((str(proxy), [line.text for line in proxy.managed]) for proxy in self.proxies if proxy.managed)
+        if self._digest is None:
+            serving = (proxy for proxy in self.proxies if proxy.managed)
+            self._digest = digest((str(proxy), [line.text for line in proxy.managed]) for proxy in serving)
+        return self._digest
 
     def operator_digest(self) -> str:
         """The digest of everything else: what the operator wrote."""
         ours = {line.at for proxy in self.proxies for line in proxy.managed}
         return _checksum(line for at, line in enumerate(self.lines) if at not in ours)
 
-    def _edited(self, file: tuple[int, str, str], end: int, edits: Mapping[int, Sequence[str]]) -> str:
+    def _edited(self, file: tuple[int, str, str], end: int, edits: Sequence[Edit]) -> str:
         start, _, old = file
         lines: list[str] = []
         done = start
-        for at in sorted(at for at in edits if start <= at < end):
-            lines += self.lines[done:at]
-            lines += edits[at]
-            done = at + 1
+        for edit in edits:
+            if start <= edit.start < end:
+                lines += self.lines[done : edit.start]
+                lines += edit.lines
+                done = edit.end
         text = "\n".join(lines + self.lines[done:end])
-        return old if text == old else _completed(text)
+        if text == old or old.endswith("\n"):
+            return text
+        # HAProxy refuses a last line without its ending; who left it out is helped when we write anyway.
+        return text + ("\r\n" if "\r\n" in old and not text.endswith("\r") else "\n")
 
     def _read(self, lines: list[str]) -> None:
         start = len(self.lines)
         self.lines += lines
         proxy = Proxy("", "", None)
+        tail = _OURS
         for at, line in enumerate(lines, start):
-            # First what most lines of a large file are.
+            # First what most lines of a large file are, and they mostly end as the one above them.
             if _OURS in line:
                 text = line.strip(BLANK)
-                head, _, role = text.rpartition(_OURS)
-                if head.startswith("server ") and "#" not in head and " " not in role:
-                    proxy.managed.append(Line(at, len(proxy.markers), text))
+                if not text.endswith(tail):
+                    tail = _tail(text)
+                if tail and text.startswith(_SERVER) and text.count("#") == 1:
+                    proxy.managed.append(_line((at, len(proxy.markers), text)))
                     continue
             if words := line.split(None, 3):
                 proxy = self._directive(proxy, at, line, words)
@@ -149,6 +174,13 @@ class Document:
             proxy.markers.append(Marker(at, middle, indentation(line), ending))
 
 
+def _tail(text: str) -> str:
+    """What makes a line ours: its last words, a comment that tells its role; nothing where that is not so."""
+    head, _, role = text.rpartition(_OURS)
+    ours = bool(role) and not set(role) & set(" \t") and head[-1:] in (" ", "\t")
+    return f"{head[-1:]}{_OURS}{role}" if ours else ""
+
+
 def _middle(text: str) -> str:
     return text[len(_MARKER[0]) : -len(_MARKER[1])]
 
@@ -156,13 +188,6 @@ def _middle(text: str) -> str:
 def _is_paused(text: str) -> bool:
     words = text.split(" ")
     return len(words) == 6 and words[5].startswith("role=")  # noqa: PLR2004  # # lbagent paused NAME ADDRESS role=ROLE
-
-
-def _completed(text: str) -> str:
-    """`text` with its final line ending, without which HAProxy refuses it."""
-    if not text or text.endswith("\n"):
-        return text
-    return text + ("\r\n" if "\r\n" in text and not text.endswith("\r") else "\n")
 
 
 def digest(managed: Iterable[tuple[str, Sequence[str]]]) -> str:

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import os
 import select
+import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 _WORDS_LIMIT = 64 * 1024
+_LOOK = 0.1
+"""Seconds between two looks at how much a command has said."""
+
 _ELSEWHERE = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 _SIGKILL, _SIGPIPE, _SIGXFSZ = 9, 13, 25
 
@@ -32,8 +36,9 @@ class Finished(NamedTuple):
 
 def found(program: str) -> str:
     """The path of a program, also where an init script left PATH short. Raises FileNotFoundError."""
-    folders = ("",) if "/" in program else (*os.environ.get("PATH", "").split(":"), *_ELSEWHERE)
-    for folder in folders:
+    # A relative word of PATH, an empty one too, means the folder Serf was started in: nobody's choice.
+    absolute = [folder for folder in os.environ.get("PATH", "").split(":") if folder.startswith("/")]
+    for folder in ("",) if "/" in program else (*absolute, *_ELSEWHERE):
         path = os.path.join(folder, program)
         if os.path.isfile(path) and os.access(path, os.X_OK):
             return path
@@ -44,28 +49,14 @@ def run(
     argv: Sequence[str], timeout: float, *, cwd: str | None = None, environ: Mapping[str, str] | None = None
 ) -> Finished:
     """Run a command for at most `timeout` seconds. Raises OSError where it cannot be started."""
-    program = found(argv[0])
-    command = [program, *argv[1:]]
+    command = [found(argv[0]), *argv[1:]]
     if cwd is not None and cwd != os.getcwd():
         # posix_spawn knows no folder; env does.
         command = [found("env"), f"--chdir={cwd}", *command]
     # Into memory, not a pipe: a daemon that a reload leaves behind keeps a pipe open, and us waiting.
     output = os.memfd_create("output", os.MFD_CLOEXEC)
     try:
-        pid = os.posix_spawn(
-            command[0],
-            command,
-            os.environ if environ is None else environ,
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_DUP2, output, 1),
-                (os.POSIX_SPAWN_DUP2, output, 2),
-            ],
-            # A session of its own, so that at a time limit what it started ends with it.
-            setsid=True,
-            setsigdef=[_SIGPIPE, _SIGXFSZ],  # which Python ignores, and nobody else expects to be ignored
-        )
-        status = _status(pid, timeout)
+        status = _status(_spawned(command, os.environ if environ is None else environ, output), timeout, output)
         if status is None:
             return Finished(None, f"{argv[0]} did not end within {timeout:g} s")
         return Finished(status, os.pread(output, _WORDS_LIMIT, 0).decode("utf-8", "replace").strip())
@@ -73,13 +64,42 @@ def run(
         os.close(output)
 
 
-def _status(pid: int, timeout: float) -> int | None:
+def _spawned(command: list[str], environ: Mapping[str, str], output: int) -> int:
+    return os.posix_spawn(
+        command[0],
+        command,
+        environ,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_DUP2, output, 1),
+            (os.POSIX_SPAWN_DUP2, output, 2),
+        ],
+        # A session of its own, so that at a time limit what it started ends with it.
+        setsid=True,
+        setsigdef=[_SIGPIPE, _SIGXFSZ],  # which Python ignores, and nobody else expects to be ignored
+    )
+
+
+def _status(pid: int, timeout: float, output: int) -> int | None:
+    ended = False
     descriptor = os.pidfd_open(pid)
     try:
-        ended = bool(select.select([descriptor], [], [], timeout)[0])
+        ended = _ends(descriptor, timeout, output)
+    finally:
+        # Also where we are told to end meanwhile: a terminal's Ctrl-C does not reach another session.
         if not ended:
             os.killpg(pid, _SIGKILL)
         _, status = os.waitpid(pid, 0)
-    finally:
         os.close(descriptor)
     return os.waitstatus_to_exitcode(status) if ended else None
+
+
+def _ends(descriptor: int, timeout: float, output: int) -> bool:
+    deadline = time.monotonic() + timeout
+    while (left := deadline - time.monotonic()) > 0:
+        if select.select([descriptor], [], [], min(left, _LOOK))[0]:
+            return True
+        # Who never stops talking talks into a hole, not into all memory.
+        if os.fstat(output).st_size > _WORDS_LIMIT:
+            os.ftruncate(output, _WORDS_LIMIT)
+    return bool(select.select([descriptor], [], [], 0)[0])

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
+
+_WRITING = 0.1
+"""Seconds given to somebody who is writing the file, before it is looked at again."""
+
+_SIGURG = 23
 
 
 class Target(NamedTuple):
@@ -46,38 +53,50 @@ def untouched(target: Target) -> bool:
 def staged(target: Target, content: bytes) -> Iterator[str]:
     """A synced file with `content` beside `target`, its owner, mode and xattrs; gone again at the end."""
     path = target.beside("staged")
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+    _forget(path)
     try:
         _write_like(target.path, path, content)
         yield path
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+        _forget(path)
 
 
 def swap(path: str, target: Target, *, keep: bool) -> bool:
     """Put the staged file in the target's place; the old one stays as `previous` where `keep` says so.
 
-    False, and all is as it was, when somebody saved the target since it was read. Raises OSError.
+    False, and all is as it was, when somebody saved the target since it was read, or has it open for writing.
+    Raises OSError.
     """
-    old = target.beside("old")
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(old)
-    os.link(target.path, old)
-    try:
-        _rename(path, target.path)
-        # An editor may have saved between the last look and the rename: then `old` is his text, not what we read.
-        quiet = _content(old) == target.content
-        if not quiet:
-            os.rename(old, target.path)
-        elif keep:
-            os.rename(old, target.beside("previous"))
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(old)
+    old = target.beside("old" if keep else "replaced")
+    _forget(old)
+    with _nobody_writes(target.path) as nobody:
+        if not nobody():
+            time.sleep(_WRITING)
+            return False
+        os.link(target.path, old)
+        try:
+            _rename(path, target.path)
+            # An editor may have saved between the last look and the rename: then `old` is his text, not what we read.
+            quiet = _content(old) == target.content and nobody()
+            if not quiet:
+                os.rename(old, target.path)
+            elif keep:
+                os.rename(old, target.beside("previous"))
+        finally:
+            _forget(old)
     sync_folder(target.folder)
     return quiet and os.path.realpath(target.given) == target.path
+
+
+def tidy(target: Target) -> None:
+    """Clear up after a run that was killed: staged text goes, the one that it had swapped out becomes `previous`."""
+    old = target.beside("old")
+    with contextlib.suppress(OSError):
+        if not os.path.samefile(old, target.path):
+            os.rename(old, target.beside("previous"))
+    for suffix in ("staged", "old", "replaced"):
+        with contextlib.suppress(OSError):
+            os.unlink(target.beside(suffix))
 
 
 def replace(path: str, content: bytes, mode: int = 0o640) -> None:
@@ -85,7 +104,7 @@ def replace(path: str, content: bytes, mode: int = 0o640) -> None:
     fresh = f"{path}.new"
     try:
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-        with open(descriptor, "wb") as file:
+        with _named(fresh), open(descriptor, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -101,7 +120,42 @@ def sync_folder(folder: str) -> None:
     """Make renames in `folder` outlive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        with _named(folder):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Have an OSError say which file it is about: those of write and fsync do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = path
+        raise
+
+
+@contextlib.contextmanager
+def _nobody_writes(path: str) -> Iterator[Callable[[], bool]]:
+    """What tells whether nobody has opened the file for writing, until the end of the block; a guess where it cannot.
+
+    A read lease is refused while a writer has the file open, and asked back when one comes; he waits until we are out.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            # Asked back by SIGIO, it would end us; SIGURG is ignored by who does not expect it.
+            fcntl.fcntl(descriptor, fcntl.F_SETSIG, _SIGURG)
+            fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        except BlockingIOError:
+            yield lambda: False
+        except OSError:
+            # Not its owner, or a file system without leases.
+            yield lambda: True
+        else:
+            yield lambda: fcntl.fcntl(descriptor, fcntl.F_GETLEASE) == fcntl.F_RDLCK
     finally:
         os.close(descriptor)
 
@@ -115,8 +169,13 @@ def _rename(path: str, to: str) -> None:
         raise
 
 
+def _forget(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
 def _content(path: str) -> bytes:
-    with open(path, "rb") as file:
+    with _named(path), open(path, "rb") as file:
         return file.read()
 
 
@@ -124,7 +183,7 @@ def _write_like(original: str, path: str, content: bytes) -> None:
     found = os.stat(original)
     # 0600 until owner and mode are the operator's: haproxy.cfg may hold passwords.
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "wb") as file:
+    with _named(path), open(descriptor, "wb") as file:
         file.write(content)
         file.flush()
         own = os.fstat(descriptor)

@@ -37,3 +37,10 @@ class Log:
         if shown and not self.silent:
             print(f"lbagent: {line}", file=sys.stderr)
         syslog.syslog(priority, line)
+
+
+def told(error: Exception) -> str:
+    """The one line that an error is; of the system's, the file that it is about comes first."""
+    if isinstance(error, OSError):
+        return f"{error.filename or 'the system'}: {error.strerror or error}"
+    return str(error)

@@ -49,4 +49,6 @@ class Paths(NamedTuple):
     def prepare(self) -> None:
         """Make the folders where they are missing. Raises OSError."""
         if not os.path.isdir(self.spool):
-            os.makedirs(self.spool, mode=0o750, exist_ok=True)
+            # One by one: makedirs gives its mode to the last folder only.
+            for folder in (self.folder, self.spool):
+                os.makedirs(folder, mode=0o750, exist_ok=True)

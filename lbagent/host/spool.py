@@ -19,6 +19,12 @@ _HIDDEN_FOR_GOOD = 300
 
 _LARGEST = 10**17
 
+_KEPT_NAME = 100
+"""Bytes of a foreign name that are kept in `bad/`."""
+
+Mark = tuple[str, int, int]
+"""Name, inode and time of a file: an emptied spool numbers from 1 again, so a name alone is not enough."""
+
 
 class Record(NamedTuple):
     """One spool file that could be read."""
@@ -40,7 +46,8 @@ class Spool:
         names = os.listdir(self.folder)
         number = max((number for name in names if (number := _number(name.strip("."))) is not None), default=0)
         while True:
-            number += 1
+            # A forged name may hold the largest number there is.
+            number = number % (_LARGEST - 1) + 1
             # Who holds `.N` exclusively is the only one who may make `N`; a drained N may be used again.
             try:
                 descriptor = os.open(self._path(f".{number}"), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640)
@@ -60,7 +67,7 @@ class Spool:
                 file.flush()
                 os.fsync(file.fileno())
             os.rename(hidden, final)
-        except OSError:
+        except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(hidden)
             raise
@@ -75,6 +82,15 @@ class Spool:
             return []
         shown = [name for name in found if not name.startswith(".") and name != "bad"]
         return sorted(shown, key=lambda name: (_number(name) is None, _number(name) or 0, name))
+
+    def marks(self) -> frozenset[Mark]:
+        """What tells every file here from all others."""
+        found = set()
+        for name in self.names():
+            with contextlib.suppress(FileNotFoundError):
+                status = os.lstat(self._path(name))
+                found.add((name, status.st_ino, status.st_mtime_ns))
+        return frozenset(found)
 
     def read(self) -> tuple[list[Record], list[str]]:
         """Every readable record in order, and a sentence for each file that was set aside."""
@@ -96,9 +112,9 @@ class Spool:
     def set_aside(self, name: str, why: str) -> str:
         """Move a file that cannot be folded to `bad/`, of which the newest are kept; returns what to report."""
         bad = self._path("bad")
-        os.makedirs(bad, mode=0o750, exist_ok=True)
-        kept = f"{time.time_ns()}-{name[:100]}"
+        kept = f"{time.time_ns()}-{os.fsdecode(os.fsencode(name)[:_KEPT_NAME])}"
         try:
+            self._make(bad)
             os.rename(self._path(name), os.path.join(bad, kept))
         except OSError as error:
             return f"{self._path(name)!r} {why}, and cannot be set aside: {error.strerror}"
@@ -126,21 +142,32 @@ class Spool:
             descriptor = os.open(self._path(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             return f"cannot be read ({error.strerror})"
-        with open(descriptor, "rb") as file:
+        try:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode):
                 return "is no regular file"
             if found.st_size > self.limit:
                 return f"holds {found.st_size} bytes, more than {self.limit}"
-            return file.read(self.limit)
+            return os.read(descriptor, self.limit)
+        except OSError as error:
+            return f"cannot be read ({error.strerror})"
+        finally:
+            os.close(descriptor)
+
+    def _make(self, bad: str) -> None:
+        if os.path.lexists(bad) and not os.path.isdir(bad):
+            aside = self._path(f".bad-{time.time_ns()}")
+            os.rename(bad, aside)
+            os.mkdir(bad, mode=0o750)
+            os.rename(aside, os.path.join(bad, f"{time.time_ns()}-bad"))
+        os.makedirs(bad, mode=0o750, exist_ok=True)
 
     def _forget_the_dead(self) -> None:
         with contextlib.suppress(FileNotFoundError), os.scandir(self.folder) as entries:
             for entry in entries:
-                if entry.name.startswith(".") and time.time() - entry.stat(follow_symlinks=False).st_mtime > (
-                    _HIDDEN_FOR_GOOD
-                ):
-                    with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError):
+                    age = time.time() - entry.stat(follow_symlinks=False).st_mtime
+                    if entry.name.startswith(".") and age > _HIDDEN_FOR_GOOD:
                         os.unlink(entry.path)
 
     def _sync(self) -> None:

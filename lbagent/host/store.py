@@ -18,6 +18,10 @@ HISTORY_LIMIT = 4 * 1024 * 1024
 """Bytes after which history.jsonl becomes history.jsonl.1."""
 
 
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What reading damaged JSON may end in: 1e999 is no int, a hundred thousand brackets are too deep."""
+
+
 class Failure(NamedTuple):
     """A reload that failed, and what has to change before it is tried again."""
 
@@ -52,10 +56,13 @@ class Store:
                 return memory.load(file.read())
         except FileNotFoundError:
             return None
+        except (RecursionError, OverflowError) as error:
+            raise memory.Damaged(f"is damaged ({type(error).__name__}: {error})") from error
 
     def set_damaged_aside(self) -> str:
         """Keep a members.json that cannot be used under another name, and say which. Raises OSError."""
-        aside = f"{self.paths.members}.damaged-{time.strftime('%Y%m%dT%H%M%S')}"
+        # To the nanosecond: a second one within the same second must not replace the first.
+        aside = f"{self.paths.members}.damaged-{time.strftime('%Y%m%dT%H%M%S')}.{time.time_ns() % 10**9:09}"
         os.rename(self.paths.members, aside)
         return aside
 
@@ -76,7 +83,7 @@ class Store:
                 if failure
                 else None,
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, *_DAMAGE):
             return Served()
 
     def serve(self, served: Served) -> None:
@@ -92,7 +99,7 @@ class Store:
             with open(self.paths.roles, "rb") as file:
                 found = json.loads(file.read())
             return found["state"] if found["key"] == key else None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, *_DAMAGE):
             return None
 
     def cache(self, key: str, state: Any) -> None:  # noqa: ANN401  # JSON

@@ -1,0 +1,70 @@
+"""Questions to a whole membership: who is meant, who is paused, whose time has run out."""
+
+from __future__ import annotations
+
+from lbagent.membership import PRESENT, QUARANTINE, REMEMBERED, UNKNOWN, Member, Members, Membership
+from lbagent.names import canonical_address
+from lbagent.table import tabled
+
+
+def paused(membership: Membership) -> frozenset[str]:
+    """The names of all members that are out of balancing.
+
+    A pause holds for the host, whatever it is called today: for every member with the node's address.
+    """
+    table = tabled(membership.members)
+    found = [member for member in table.special.values() if member.pause or member.paused_by_tag]
+    if not found:
+        return frozenset()
+    addresses = {member.address for member in found if member.address}
+    there = {
+        name for name, address in zip(table.columns.names, table.columns.addresses, strict=True) if address in addresses
+    }
+    return frozenset(there | {member.name for member in found})
+
+
+def find(members: Members, name: str, address: str | None) -> Member | None:
+    """The member meant by `name`: exactly, else in any case (Windows), else the only one at `address`."""
+    if name in members:
+        return members[name]
+    lower = name.lower()
+    alike = [members[known] for known in members if known.lower() == lower]
+    if len(alike) == 1:
+        return alike[0]
+    address = address or canonical_address(name)
+    there = [member for member in alike or members.values() if address and member.address == address]
+    # A host reinstalled under a new name leaves its old name behind: who is there comes first.
+    there = [member for member in there if member.present] or there
+    return there[0] if len(there) == 1 else None
+
+
+def expired(membership: Membership, now: int) -> Membership:
+    """Membership without the pauses, quarantines and memories that have run out by `now`, in epoch seconds."""
+    table = tabled(membership.members)
+    edits: dict[str, Member | None] = {}
+    absent = [
+        name for name, status in zip(table.columns.names, table.columns.statuses, strict=True) if status not in PRESENT
+    ]
+    for name in {*absent, *table.special}:
+        member = table[name]
+        current = None if _outlived(member, now) else _current(member, now)
+        if current != member:
+            edits[name] = current
+    return membership._replace(members=table.edited(edits))
+
+
+def _outlived(member: Member, now: int) -> bool:
+    if member.status == UNKNOWN:
+        return member.pause is None or member.changed + REMEMBERED <= now
+    return not member.present and member.pause is None and member.changed + REMEMBERED <= now
+
+
+def _current(member: Member, now: int) -> Member:
+    pause, quarantine = member.pause, member.quarantine
+    if pause and pause.until is not None and pause.until <= now:
+        pause = None
+    if quarantine and quarantine.since + QUARANTINE <= now:
+        quarantine = None
+    if pause is member.pause and quarantine is member.quarantine:
+        return member
+    return member._replace(pause=pause, quarantine=quarantine)
