@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lbagent.membership import FAILED, LEFT, Member, Pause, Quarantine
-from lbagent.quarantine import holding, impose
+from lbagent.quarantine import holding, impose, lifted
 from tests.building import NOW, known, member, pausing
 
 AROUND = "operator's text and roles.yml"
@@ -24,11 +24,11 @@ def test_a_quarantine_tells_since_when_and_why() -> None:
 
 
 def test_a_quarantine_holds_while_nothing_changes() -> None:
-    assert holding(known(imposed(member("web01")), member("web02", "10.0.0.2")), AROUND) == {"web01"}
+    assert holding(known(imposed(member("web01")), member("web02", "10.0.0.2")), lambda: AROUND) == {"web01"}
 
 
 def test_a_quarantine_ends_when_the_operator_changes_anything() -> None:
-    assert holding(known(imposed(member("web01"))), f"{AROUND}, edited") == frozenset()
+    assert holding(known(imposed(member("web01"))), lambda: f"{AROUND}, edited") == frozenset()
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_a_quarantine_ends_when_the_operator_changes_anything() -> None:
     ],
 )
 def test_a_quarantine_ends_when_the_line_would_change(changed: Member) -> None:
-    assert holding(known(changed), AROUND) == frozenset()
+    assert holding(known(changed), lambda: AROUND) == frozenset()
 
 
 @pytest.mark.parametrize(
@@ -54,21 +54,31 @@ def test_a_quarantine_ends_when_the_line_would_change(changed: Member) -> None:
     ],
 )
 def test_a_quarantine_holds_where_the_line_would_be_the_same(same: Member) -> None:
-    assert holding(known(same), AROUND) == {"web01"}
+    assert holding(known(same), lambda: AROUND) == {"web01"}
 
 
 def test_the_order_of_tags_does_not_matter() -> None:
     one = imposed(member("web01", tags={"a": "1", "b": "2"}))
 
-    assert holding(known(one._replace(tags={"b": "2", "a": "1"})), AROUND) == {"web01"}
+    assert holding(known(one._replace(tags={"b": "2", "a": "1"})), lambda: AROUND) == {"web01"}
 
 
 def test_hostile_tags_are_no_harm() -> None:
-    assert holding(known(imposed(member("web01", tags={"\udc83": "\udcff\n\0"}))), AROUND) == {"web01"}
+    assert holding(known(imposed(member("web01", tags={"\udc83": "\udcff\n\0"}))), lambda: AROUND) == {"web01"}
 
 
 def test_a_node_nobody_knows_is_not_put_into_quarantine() -> None:
     assert impose(known(), {"web01": "x"}, AROUND, NOW) == known()
+
+
+def test_what_holds_no_more_is_lifted() -> None:
+    over, held = imposed(member("web01")), imposed(member("web02", "10.0.0.2"))
+    before = known(over, held, member("web03", "10.0.0.3"))
+
+    after = lifted(before, frozenset({"web02"}))
+
+    assert [after.members[name].quarantine for name in ("web01", "web02", "web03")] == [None, held.quarantine, None]
+    assert lifted(after, frozenset({"web02"})) is after
 
 
 def test_others_stay_as_they_are() -> None:
@@ -80,4 +90,4 @@ def test_others_stay_as_they_are() -> None:
 def test_a_pause_of_its_address_by_another_name_ends_a_quarantine() -> None:
     old, new = member("old", status=LEFT), imposed(member("new"))
 
-    assert holding(known(pausing(old), new), AROUND) == frozenset()
+    assert holding(known(pausing(old), new), lambda: AROUND) == frozenset()

@@ -116,9 +116,9 @@ def test_pairs_are_what_markers_name() -> None:
 
 
 def test_a_marker_is_served_by_every_role_that_asks_for_it() -> None:
-    assert [role.name for role in ROLES.serving(Pair("lb", "iis"))] == ["web", "app"]
-    assert [role.name for role in ROLES.serving(Pair("lb-2", "iis"))] == ["web"]
-    assert ROLES.serving(Pair("monitor", "iis")) == ()
+    assert [role.name for role in ROLES.serving()[Pair("lb", "iis")]] == ["web", "app"]
+    assert [role.name for role in ROLES.serving()[Pair("lb-2", "iis")]] == ["web"]
+    assert Pair("monitor", "iis") not in ROLES.serving()
 
 
 def test_the_defaults_are_the_documented_ones() -> None:
