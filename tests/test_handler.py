@@ -160,7 +160,9 @@ def test_an_empty_folder_of_haproxy_cfg_is_no_defect(stage: Stage) -> None:
     (stage.folder / "conf.d").mkdir()
     stage.roles.write_text(f"haproxy: {{config: {stage.folder}/conf.d}}\n{ROLES}")
 
-    assert "defect" not in stage.join("web01 10.0.0.1").err
+    ended = stage.join("web01 10.0.0.1")
+
+    assert ended == (1, b"", f"lbagent: {stage.folder}/conf.d: no *.cfg in it\n")
 
 
 def test_a_doubled_marker_is_refused(stage: Stage) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lbagent.membership import FAILED, LEFT, Member, Pause, Quarantine
-from lbagent.quarantine import holding, impose
+from lbagent.quarantine import holding, impose, lifted
 from tests.building import NOW, known, member, pausing
 
 AROUND = "operator's text and roles.yml"
@@ -69,6 +69,16 @@ def test_hostile_tags_are_no_harm() -> None:
 
 def test_a_node_nobody_knows_is_not_put_into_quarantine() -> None:
     assert impose(known(), {"web01": "x"}, AROUND, NOW) == known()
+
+
+def test_what_holds_no_more_is_lifted() -> None:
+    over, held = imposed(member("web01")), imposed(member("web02", "10.0.0.2"))
+    before = known(over, held, member("web03", "10.0.0.3"))
+
+    after = lifted(before, frozenset({"web02"}))
+
+    assert [after.members[name].quarantine for name in ("web01", "web02", "web03")] == [None, held.quarantine, None]
+    assert lifted(after, frozenset({"web02"})) is after
 
 
 def test_others_stay_as_they_are() -> None:

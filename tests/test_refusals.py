@@ -193,6 +193,24 @@ def test_once_the_port_is_free_and_the_text_has_changed_everything_goes_in(lb: L
         assert lb.staged() == []
 
 
+def test_without_a_reload_the_file_is_written_though_a_reload_failed_just_now(lb: Lb) -> None:
+    with Haproxy(lb) as haproxy, occupied() as port:
+        lb.join(WEB[1])
+        lb.text = with_bind(lb, port)
+        lb.join(WEB[2])
+        reloads = haproxy.reloads()
+
+        written, plain = lb.run("apply", "--no-reload"), lb.run("apply")
+
+        assert (written.returncode, written.stderr, written.stdout) == (
+            0,
+            b"",
+            b"written: 1 line added, 0 removed; not reloaded, as asked\n",
+        )
+        assert plain.returncode == 5
+        assert (lb.managed, haproxy.reloads()) == (lines(lb, 1, 2), reloads)
+
+
 def test_force_tries_a_failed_reload_again_at_once(lb: Lb) -> None:
     with Haproxy(lb) as haproxy:
         lb.join(WEB[1])
@@ -319,6 +337,8 @@ def test_a_refused_node_alone_changes_nothing(tagged: Lb) -> None:
         assert status == 4
         assert words.startswith("lbagent: HAProxy refuses the line of web09: ")
         assert words.count("unknown keyword 'nonsense'") == 1
+        assert f"[{tagged.cfg}:" in words
+        assert "lbagent-staged" not in words
         assert again == 0
         assert (tagged.text, tagged.staged(), haproxy.reloads()) == (before, [], reloads)
         assert list(haproxy.servers()) == ["web01"]
