@@ -75,4 +75,4 @@ def _since(engine: Engine, command: Command) -> str:
 def _confirmed(outcome: Outcome) -> str:
     if outcome.confirmed:
         return "done"
-    return "haproxy not seen" if outcome.verdict is Verdict.WRITTEN else "queued"
+    return "queued" if outcome.verdict is Verdict.QUEUED else "haproxy not seen"

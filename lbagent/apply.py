@@ -167,9 +167,8 @@ class Transaction:
         return self._outcome(Verdict.APPLIED, wanted, f"HAProxy worker {worker.pid} serves it")
 
     def _outcome(self, verdict: Verdict, wanted: Plan, words: str) -> Outcome:
-        warnings = quarantined(self._refused)
-        said = "; ".join((counted(len(wanted.added), len(wanted.removed)), words, *warnings))
-        return Outcome(verdict, said, wanted.added, wanted.removed, wanted.held, warnings)
+        said = "; ".join((counted(len(wanted.added), len(wanted.removed)), words, *quarantined(self._refused)))
+        return Outcome(verdict, said, wanted.added, wanted.removed, wanted.held)
 
     def _put_back(self, seen: Scene, haproxy: Haproxy, wanted: Plan, words: str) -> NoReturn:
         failure, key = self._served.failure, self._failure_key(seen)

@@ -24,6 +24,7 @@ from lbagent.roll import expired, paused
 from lbagent.serf import agent
 from lbagent.serf.events import Event
 from lbagent.serf.raw import RECORD_LIMIT, Raw
+from lbagent.table import tabled
 
 
 class Engine:
@@ -87,8 +88,9 @@ class Engine:
         folded = batch.folded(before, self._clocks(before, batch.events))
         membership = expired(folded.membership, int(time.time()))
         if batch.by_name or membership.members is not before.members:
-            identities = frozenset(raw.id for raw, _ in batch.events)
-            self.store.remember(membership._replace(folded=identities))
+            # Who is killed before the spool is empty folds these again: known by their ids, they change nothing.
+            membership = membership._replace(folded=frozenset(raw.id for raw, _ in batch.events))
+            self.store.remember(membership)
             self.spool.remove(batch.by_name)
         for warning in folded.warnings:
             self._log.warning(warning)
@@ -159,7 +161,7 @@ _QUIET = "nothing to do"
 def _notes(transaction: Transaction) -> Iterator[str]:
     """What an operator should look at, though nothing has failed."""
     plan = transaction.plan
-    for member in transaction.membership.members.values():
+    for member in tabled(transaction.membership.members).special.values():
         # Who is in again stays marked until then.
         if member.quarantine and (plan is None or member.name not in plan.changes):
             yield f"{member.name} is in quarantine: HAProxy refuses its line: {member.quarantine.reason}"

@@ -28,8 +28,6 @@ class Outcome(NamedTuple):
     removed: tuple[str, ...] = ()
     held: tuple[str, ...] = ()
     """Removals the guard keeps back, one sentence each."""
-    warnings: tuple[str, ...] = ()
-    """What else the operator should know: a sentence for each node that was put into quarantine."""
     running: bool = True
     """Whether HAProxy was seen; False where it is shown not to run."""
 
