@@ -32,7 +32,7 @@ ROOMS: dict[str, set[str]] = {
     "intake": {"apply", "engine", "errors", "host.lock", "host.log", "host.paths", "host.spool", "outcome", "serf.raw", "settings"},
     "settings": set(),
     # one run
-    "engine": {"__init__", "apply", "batch", "errors", "fold", "host.log", "host.paths", "host.spool", "host.store", "membership", "memory", "outcome", "restore", "roles", "rolescache", "rolesfile", "roll", "scene", "serf.agent", "serf.events", "serf.raw"},
+    "engine": {"__init__", "apply", "batch", "errors", "fold", "host.log", "host.paths", "host.spool", "host.store", "membership", "memory", "outcome", "restore", "roles", "rolescache", "rolesfile", "roll", "scene", "serf.agent", "serf.events", "serf.raw", "table"},
     "batch": {"fold", "host.log", "host.spool", "membership", "serf.events", "serf.raw"},
     "apply": {
         "blame", "errors", "haproxy.takeover", "haproxy.text", "host.store", "membership", "outcome", "plan", "quarantine", "restore", "roles", "scene",

@@ -162,7 +162,7 @@ def test_an_empty_folder_of_haproxy_cfg_is_no_defect(stage: Stage) -> None:
 
     ended = stage.join("web01 10.0.0.1")
 
-    assert ended == (1, b"", f"lbagent: {stage.folder}/conf.d: no *.cfg in it\n")
+    assert ended == (1, b"", f"lbagent: {stage.folder}/conf.d: holds no *.cfg file\n")
 
 
 def test_a_doubled_marker_is_refused(stage: Stage) -> None:
