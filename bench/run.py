@@ -85,12 +85,10 @@ def large_batch() -> bool:
     with world.lb(100) as lb:
         lb.join(0, 10_000)
 
-        def own(number: int) -> float:
-            return lb.join(20_000 + 1000 * number, 1000).cpu if number else 0.0
-
         costs, checks = [], []
-        for number in range(5):
-            costs.append(own(number + 1))
+        for number in range(9):
+            # `true` stands for haproxy here: it is no part of our own time either.
+            costs.append(lb.join(20_000 + 1000 * (number + 1), 1000).cpu - world.run(["true"]).cpu)
             checks.append(world.run(["/usr/sbin/haproxy", "-c", "-f", lb.cfg()]).cpu)
             leave(lb, 20_000 + 1000 * (number + 1), 1000)
         name = "1,000 joins into 10,000 servers, own CPU / haproxy -c"

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
-from lbagent import blame, quarantine, restore, scene
+from lbagent import quarantine, scene
 from lbagent.errors import Busy, NotYet, PutBack, Refused
 from lbagent.haproxy.takeover import Haproxy, NotAccepted, ReloadFailed
 from lbagent.haproxy.text import Document
@@ -149,6 +149,8 @@ class Transaction:
             with seen.staged(self._plan(seen, others).after) as paths:
                 return self._refusal(seen, haproxy, paths)
 
+        from lbagent import blame  # noqa: PLC0415  # for the rare run that HAProxy refuses
+
         reasons = blame.culprits(tuple(wanted.changes), refusal, words)
         self._refused.update(reasons)
         self.membership = quarantine.impose(self.membership, reasons, self._surroundings(seen), int(time.time()))
@@ -171,6 +173,8 @@ class Transaction:
         return Outcome(verdict, said, wanted.added, wanted.removed, wanted.held)
 
     def _put_back(self, seen: Scene, haproxy: Haproxy, wanted: Plan, words: str) -> NoReturn:
+        from lbagent import restore  # noqa: PLC0415  # for the rare reload that fails
+
         failure, key = self._served.failure, self._failure_key(seen)
         times = failure.times + 1 if failure and failure.key == key else 1
         # Said first: a run killed from here on must not reload again at once.
@@ -184,7 +188,8 @@ class Transaction:
                 if not same and (why := self._refusal(now, haproxy, paths)):
                     raise PutBack(f"{words}; the previous managed lines cannot be put back: {why}")
                 if now.untouched and now.swap(paths, keep=False):
-                    raise PutBack(f"{words}; the previous managed lines are back in {now.targets[0].given}")
+                    whole = "" if same else ", where their markers still stand"
+                    raise PutBack(f"{words}; the previous managed lines are back in {now.targets[0].given}{whole}")
         path = ", ".join(self._roles.haproxy.config)
         raise PutBack(f"{words}; {path} is being edited by others, the new managed lines still stand in it")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from lbagent.haproxy.lines import Line
+from lbagent.haproxy.lines import HandWritten, Line
 from lbagent.haproxy.text import Proxy
 from lbagent.membership import FAILED
 from lbagent.names import natural
@@ -24,6 +24,8 @@ class Claims:
         self._proxy, self._named = proxy, named
         self._names = {line.name.lower() for line in proxy.hand_written}
         self._taken = {line.endpoint: _BY_HAND for line in proxy.hand_written}
+        self._granted: set[str] = set()
+        """Names of servers that are to stand, at whatever marker."""
         self.adopted: dict[int, str] = {}
         """The nodes of hand-written lines that become managed, by line."""
         self.notes: list[str] = []
@@ -40,13 +42,23 @@ class Claims:
                     self._taken.pop(line.endpoint, None)
                     break
 
+    def with_adopted(self, standing: Sequence[Line], number: int) -> Sequence[Line | HandWritten]:
+        """The managed lines of a marker with the hand-written ones that become managed, in the order of the text."""
+        adopted = [line for line in self._proxy.hand_written if line.at in self.adopted and line.marker == number]
+        return sorted([*standing, *adopted], key=lambda line: line.at) if adopted else standing
+
     def keep(self, lines: Iterable[Line]) -> None:
         """Lines that stay as they are have what they have."""
         self._taken.update((line.endpoint, line.name) for line in lines)
 
-    def take(self, endpoints: Iterable[str]) -> None:
-        """A whole crowd has these."""
+    def take(self, names: Iterable[str], endpoints: Iterable[str]) -> None:
+        """Others have these."""
+        self._granted.update(names)
         self._taken.update(dict.fromkeys(endpoints, ""))
+
+    def free(self, endpoint: str) -> bool:
+        """Whether nobody has this ADDRESS:PORT."""
+        return endpoint not in self._taken
 
     def grant(self, wished: Sequence[Sequence[Wish]], kept: frozenset[str]) -> dict[int, Sequence[Wish]]:
         """The wishes that come true: no line by hand in their way, each address:port once in the proxy."""
@@ -64,7 +76,9 @@ class Claims:
 
     def replaced(self, line: Line) -> bool:
         """Whether somebody else has the line's name or address now: it goes, but nothing is lost."""
-        return line.name.lower() in self._names or bool(line.endpoint and line.endpoint in self._taken)
+        if line.name.lower() in self._names or line.name in self._granted:
+            return True
+        return bool(line.endpoint) and not self.free(line.endpoint)
 
     def _claim(self, name: str, wish: Wish) -> bool:
         holder = self._taken.get(wish.endpoint)
@@ -73,6 +87,7 @@ class Claims:
         elif holder is not None:
             self.notes.append(f"{name} has no line in {self._proxy}: {holder} has {wish.endpoint}")
         else:
+            self.take([name], [wish.endpoint])
             self._taken[wish.endpoint] = name
             return True
         return False

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 
 import lbagent
-from lbagent import memory, restore, rolescache, scene
+from lbagent import memory, rolescache, scene
 from lbagent.apply import Options, Transaction
 from lbagent.batch import Batch, peeked
 from lbagent.errors import LbagentError, NotYet, RolesRefused
@@ -122,7 +122,7 @@ class Engine:
             known = self.store.membership()
         except memory.Damaged:
             known = None
-        return known or restore.rebuilt(scene.look(roles.haproxy).document, roles, int(time.time()))
+        return known or _rebuilt(roles)
 
     def _sound(self, roles: Roles) -> Membership:
         try:
@@ -132,7 +132,7 @@ class Engine:
             self._log.warning(f"members.json {error}: kept as {aside}, rebuilt from the managed lines")
             known = None
         if known is None:
-            known = restore.rebuilt(scene.look(roles.haproxy).document, roles, int(time.time()))
+            known = _rebuilt(roles)
             self.store.remember(known)
         return known
 
@@ -166,3 +166,9 @@ def _notes(transaction: Transaction) -> Iterator[str]:
         if member.quarantine and (plan is None or member.name not in plan.changes):
             yield f"{member.name} is in quarantine: HAProxy refuses its line: {member.quarantine.reason}"
     yield from plan.notes if plan else ()
+
+
+def _rebuilt(roles: Roles) -> Membership:
+    from lbagent import restore  # noqa: PLC0415  # once in the life of a load balancer
+
+    return restore.rebuilt(scene.look(roles.haproxy).document, roles, int(time.time()))

@@ -76,8 +76,9 @@ class _Folding:
         self.answers: dict[str, str] = {}
         self.causes: list[str] = []
         self.warnings: list[str] = []
-        self._waiting = {one.name.lower(): one.name for one in self.members.special() if one.status == UNKNOWN}
-        self._present = len(membership.members) - len(self._waiting)
+        unknown = [one for one in self.members.special() if one.status == UNKNOWN]
+        self._waiting = {key: one.name for one in unknown for key in (one.name.lower(), one.address)}
+        self._present = len(membership.members) - len(unknown)
 
     def result(self) -> Folded:
         membership = Membership(self.members.table(), self.clocks, self.before.folded)
@@ -100,13 +101,9 @@ class _Folding:
         status = FAILED if kind == "member-failed" else ALIVE
         if known is None or known.status == UNKNOWN:
             return self._enrol(line, status, now)
-        fresh = known._replace(
-            address=line.address,
-            role=line.role,
-            tags=line.tags,
-            status=status,
-            changed=known.changed if known.status == status else now,
-        )
+        _, address, role, tags = line
+        changed = known.changed if known.status == status else now
+        fresh = known._replace(address=address, role=role, tags=tags, status=status, changed=changed)
         self.members.enter(fresh)
         return fresh != known
 
@@ -114,8 +111,11 @@ class _Folding:
         if self._present >= MEMBERS_LIMIT and not self._make_room():
             self.warnings.append(f"node {line.name} is not enrolled: {MEMBERS_LIMIT} members are known already")
             return False
-        waiting = self.members.get(self._waiting.pop(line.name.lower(), ""))
+        # Paused before anybody knew it: by its name in any case, or by its address.
+        name = self._waiting.get(line.name.lower()) or self._waiting.get(line.address)
+        waiting = self.members.get(name) if name else None
         if waiting:
+            self._waiting = {key: other for key, other in self._waiting.items() if other != waiting.name}
             self.members.strike(waiting.name)
         pause, heard = (waiting.pause, waiting.heard) if waiting else (None, {})
         self.members.enter(Member(line.name, line.address, line.role, line.tags, status, now, pause, heard))
@@ -171,7 +171,7 @@ class _Folding:
         if not NAME.fullmatch(command.name):
             self.warnings.append(f"pause: node name {command.name[:80]!r} is not {NAME.pattern}")
             return "refused: not a node name"
-        if command.name.lower() not in self._waiting and len(self._waiting) >= UNKNOWN_LIMIT:
+        if len(set(self._waiting.values())) >= UNKNOWN_LIMIT:
             self.warnings.append(f"pause of {command.name}: {UNKNOWN_LIMIT} pauses of unknown nodes are remembered")
             return "refused: too many unknown nodes are paused"
         pause = _pause(command, raw, now)
@@ -179,7 +179,7 @@ class _Folding:
         # A name that is an address means the host that has it, whatever it will be called.
         address = command.address or canonical_address(command.name) or ""
         self.members.enter(Member(command.name, address, "", None, UNKNOWN, now, pause, heard))
-        self._waiting[command.name.lower()] = command.name
+        self._waiting |= {command.name.lower(): command.name, address: command.name}
         self.causes.append(f"pause {command.name} (unknown node) by {_who(command, raw)}")
         return _UNKNOWN["pause"]
 

@@ -17,9 +17,9 @@ _NAMED = 20
 class Guard:
     """Decides over removals, and remembers in words what it held back."""
 
-    def __init__(self, members: Mapping[str, Member], *, force: bool) -> None:
+    def __init__(self, members: Mapping[str, Member], paused: frozenset[str], *, force: bool) -> None:
         """With `force` it lets everything go."""
-        self._members, self._force = members, force
+        self._members, self._paused, self._force = members, paused, force
         self.held: list[str] = []
 
     def hold(self, going: Mapping[Line, str], others: int, where: str) -> list[Line]:
@@ -37,4 +37,7 @@ class Guard:
     def _asked(self, line: Line, node: str) -> bool:
         member = self._members.get(node)
         # A role that changed is Serf's word about this one node, no accident with a list.
+        if line.pauses or node in self._paused:
+            # Takes no traffic away, or is to.
+            return True
         return member is not None and (member.status == LEFT or (member.present and member.role != line.role))

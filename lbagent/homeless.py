@@ -7,7 +7,10 @@ from lbagent.haproxy.server import Server, paused_line
 
 
 def remaining(line: Line, node: str, address: str, *, paused: bool) -> tuple[str, str]:
-    """The text that stands in the line's place from now on (or nothing), and what an operator should know of it."""
+    """The text that stands in the line's place from now on (or nothing), and what an operator should know of it.
+
+    `address` is where the node may be reached now: what its role does not allow is none of them.
+    """
     if paused:
         return paused_line(node, address, line.role), f"{line.name} is paused without its marker"
     if line.pauses:

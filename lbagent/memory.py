@@ -58,7 +58,7 @@ def _believable(columns: Columns) -> None:
     if not set(statuses) <= STATUSES or len(set(names)) < len(names):
         raise ValueError("a status is unknown, or a name stands twice")
     # Joining them, both refuse with a TypeError what is no text.
-    if not are_names(names) or not are_addresses(set(addresses) - {""}):
+    if not are_names(names) or not are_addresses([*filter(None, addresses)] if "" in addresses else addresses):
         raise ValueError("a name or an address is none")
 
 

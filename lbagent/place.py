@@ -10,26 +10,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 from lbagent.claims import Claims
-from lbagent.haproxy.lines import HandWritten, Line
+from lbagent.haproxy.lines import HandWritten, Line, endpoint_of
 from lbagent.haproxy.server import stable_ids
 from lbagent.haproxy.text import Document, Proxy
 from lbagent.homeless import remaining
-from lbagent.membership import Membership
+from lbagent.membership import Members
 from lbagent.names import natural
-from lbagent.roles import Pair
+from lbagent.roles import Pair, Roles
 from lbagent.spot import Planned, Spot, spot
 from lbagent.turn import Turn
-from lbagent.wishes import Crowd, Wish
+from lbagent.wishes import Crowd, Wish, Wishes
 
 
 class Place:
     """One proxy while it is planned."""
 
-    def __init__(self, document: Document, proxy: Proxy, pairs: Mapping[str, Pair], membership: Membership) -> None:
-        """A place whose markers name `pairs`, or something that roles.yml does not know."""
-        self._document, self._proxy, self._members = document, proxy, membership.members
+    def __init__(
+        self, document: Document, proxy: Proxy, roles: Roles, pairs: Mapping[str, Pair], members: Members
+    ) -> None:
+        """A place whose markers name `pairs` of `roles`, or something that roles.yml does not know."""
+        self._document, self._proxy, self._members = document, proxy, members
         self._pairs = [pairs.get(marker.middle) for marker in proxy.markers]
-        self._services = {pair.service for pair in pairs.values()}
+        self._services = roles.services
         self._here = {pair.service for pair in self._pairs if pair}
         # Where one proxy holds several services, a node's name alone would stand there twice.
         self._plural = len(self._here) > 1
@@ -37,8 +39,11 @@ class Place:
         self._served: set[str] = set()
         """The nodes that have what they should, somewhere in this proxy."""
         self._standing: list[list[Line]] = [[] for _ in [*proxy.markers, None]]
-        for line in proxy.managed:
-            self._standing[line.marker].append(line)
+        if proxy.managed and proxy.managed[-1].marker == 0:  # all of them above the first marker, as a rule
+            self._standing[0] = proxy.managed
+        else:
+            for line in proxy.managed:
+                self._standing[line.marker].append(line)
         self.notes = [
             f"{document.where(marker.at)}: no role of roles.yml has a section and service for this marker"
             for marker, pair in zip(proxy.markers, self._pairs, strict=True)
@@ -81,7 +86,7 @@ class Place:
         ids = self._ids(granted, stays)
         for number, here in granted.items():
             after = sorted([*self._planned(number, here, ids), *stays[number]], key=_by_name)
-            yield spot(number, self._before(number), after)
+            yield spot(number, self._claims.with_adopted(self._standing[number], number), after)
 
     def _crowd(self, turn: Turn) -> Crowd | None:
         """The wishes of the whole proxy, where nothing is special about it or any of them."""
@@ -93,13 +98,13 @@ class Place:
 
     def _crowded(self, crowd: Crowd, turn: Turn) -> Spot:
         self._served = set(crowd.names)
+        self._claims.take(crowd.names, crowd.endpoints)
         texts = crowd.lines()
         standing = {line.text for line in self._standing[0]}
         # What stands there already has been a Server once; what is new becomes one now.
         added = {crowd.server(at).line: crowd.names[at] for at, text in enumerate(texts) if text not in standing}
         if len(standing) == len(self._standing[0]) == len(texts) - len(added):
             return Spot(0, self._standing[0], texts, added, ())
-        self._claims.take(crowd.endpoints)
         stay = self._stay(0, dict.fromkeys(crowd.names, False), set(texts), turn)
         planned = [*map(Planned, crowd.names, crowd.names, texts)]
         return spot(0, self._standing[0], sorted([*planned, *stay], key=_by_name))
@@ -110,14 +115,6 @@ class Place:
     def _name(self, node: str, number: int) -> str:
         pair = self._pairs[number]
         return f"{node}.{pair.service}" if self._plural and pair else node
-
-    def _before(self, number: int) -> Sequence[Line | HandWritten]:
-        standing = self._standing[number]
-        if not self._claims.adopted:
-            return standing
-        ours = self._claims.adopted
-        adopted = [line for line in self._proxy.hand_written if line.at in ours and line.marker == number]
-        return sorted([*standing, *adopted], key=lambda line: line.at)
 
     def _planned(self, number: int, wishes: Sequence[Wish], ids: Mapping[str, int]) -> list[Planned]:
         planned = []
@@ -132,15 +129,14 @@ class Place:
         `served` holds the nodes that have a line here, and whether they are unknowable.
         """
         standing = self._standing[number]
-        differing = [line for line in standing if line.text not in planned]
         stay: list[Planned] = []
         going: dict[Line, str] = {}
-        for line in differing:
+        for line in (line for line in standing if line.text not in planned):
             node = self.node(line)
             if node in turn.kept or (served.get(node) and not line.pauses):
                 stay.append(Planned(node, line.name, line.text))
             elif self._homeless(line, node, turn):
-                stay += self._remaining(line, node, turn.wishes.paused)
+                stay += self._remaining(line, node, turn.wishes)
             elif node not in served and not self._claims.replaced(line):
                 going[line] = node
         self._tell_unknowable(served, stay)
@@ -156,8 +152,8 @@ class Place:
         """Whether its own marker is gone from this proxy, while its node is still there."""
         if not self._present(node):
             return False
-        if line.pauses:
-            # Its text does not tell the service; where the node is wished for here, that line is another one.
+        if line.pauses or node in turn.wishes.paused:
+            # A comment does not tell the service; where its node is wished for, or of another role, it is an old one.
             ours = self._members[node].role == line.role
             return ours and node in turn.wishes.paused and node not in self._served
         return node != line.name and line.name.rpartition(".")[2] not in self._here
@@ -166,10 +162,15 @@ class Place:
         member = self._members.get(node)
         return member.address if member is not None and member.present else ""
 
-    def _remaining(self, line: Line, node: str, paused: frozenset[str]) -> list[Planned]:
-        text, note = remaining(line, node, self._present(node), paused=node in paused)
+    def _remaining(self, line: Line, node: str, wishes: Wishes) -> list[Planned]:
+        # It follows its node only to where the node's role may be, and where nobody else is.
+        there = wishes.allowed(node, line.role) or line.address
+        moved, note = remaining(line, node, there, paused=node in wishes.paused)
         self.notes.append(f"{self._document.where(line.at)}: {note}")
-        return [Planned(node, line.name, text)] if text else []
+        if (where := endpoint_of(moved)) and where != line.endpoint and not self._claims.free(where):
+            moved = line.text
+        self._claims.take([line.name], [endpoint_of(moved)])
+        return [Planned(node, line.name, moved)] if moved else []
 
     def _without_marker(self, turn: Turn) -> Iterator[Spot]:
         orphans = {line: self.node(line) for line in self._standing[-1]}
@@ -183,7 +184,7 @@ class Place:
             if line in kept or line in held:
                 after = [Planned(node, line.name, line.text)]
             elif line not in gone and line not in going:
-                after = self._remaining(line, node, turn.wishes.paused)
+                after = self._remaining(line, node, turn.wishes)
             yield spot(None, [line], after)
 
     def _ids(self, granted: Mapping[int, Sequence[Wish]], stays: Mapping[int, Sequence[Planned]]) -> Mapping[str, int]:

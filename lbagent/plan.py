@@ -69,7 +69,8 @@ _PLAIN = Rules()
 def plan(document: Document, roles: Roles, membership: Membership, rules: Rules = _PLAIN) -> Plan:
     """The plan for `document`. Raises Refused where a marker stands twice in one proxy."""
     pairs = roles.pairs()
-    turn = Turn(Wishes(roles, membership), Guard(membership.members, force=rules.force), rules.kept, rules.adopt)
+    wishes = Wishes(roles, membership)
+    turn = Turn(wishes, Guard(membership.members, wishes.paused, force=rules.force), rules.kept, rules.adopt)
     edits: list[Edit] = []
     changes: dict[str, tuple[list[str], list[str]]] = {}
     notes: dict[str, None] = {}
@@ -78,7 +79,7 @@ def plan(document: Document, roles: Roles, membership: Membership, rules: Rules 
         if not proxy.markers and not proxy.managed:
             continue
         _single(document, proxy)
-        place = Place(document, proxy, pairs, membership)
+        place = Place(document, proxy, roles, pairs, membership.members)
         texts: list[str] = []
         for spot in place.spots(turn):
             edits += spot.edits(document, proxy)

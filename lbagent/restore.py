@@ -31,7 +31,7 @@ def rebuilt(document: Document, roles: Roles, now: int) -> Membership:
     """The membership that the managed lines of haproxy.cfg tell of, pauses included; tags they do not tell."""
     members: dict[str, Member] = {}
     for proxy in document.proxies:
-        place = Place(document, proxy, roles.pairs(), Membership())
+        place = Place(document, proxy, roles, roles.pairs(), {})
         for line in proxy.managed:
             node, address = place.node(line), line.address
             if NAME.fullmatch(node) and canonical_address(address) == address:

@@ -88,6 +88,10 @@ class Wishes:
         endpoints = [f"[{one}]:{port}" if ":" in one else f"{one}:{port}" for one in nodes.values()]
         return Crowd(list(nodes), list(nodes.values()), endpoints, role.name, port, text)
 
+    def allowed(self, node: str, role: str) -> str | None:
+        """Where a node of that role may be reached; None where it has another role, or may not be where it is."""
+        return self._there.get(role, {}).get(node)
+
     def at(self, pair: Pair, known: Callable[[], Collection[str]]) -> list[Wish]:
         """The wishes for the marker of `pair`, in the order of names; `known` tells the nodes with lines there."""
         roles = self._serving[pair]

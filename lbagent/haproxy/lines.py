@@ -41,7 +41,7 @@ class Line(NamedTuple):
     @property
     def endpoint(self) -> str:
         """ADDRESS:PORT of a server, nothing of a paused one."""
-        return "" if self.pauses else [*self.text.split(None, 3), "", ""][2]
+        return endpoint_of(self.text)
 
     @property
     def address(self) -> str:
@@ -63,6 +63,11 @@ class HandWritten(NamedTuple):
     name: str
     endpoint: str
     id: int | None
+
+
+def endpoint_of(text: str) -> str:
+    """ADDRESS:PORT in the text of a managed line; nothing in that of a paused one."""
+    return "" if text.startswith("#") else [*text.split(None, 3), "", "", ""][2]
 
 
 def indentation(line: str) -> str:

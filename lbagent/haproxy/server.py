@@ -31,8 +31,7 @@ class Server:
 
     def __init__(self, name: str, address: str, port: int, options: str, role: str, id: int | None = None) -> None:  # noqa: A002, PLR0913, PLR0917  # the fields of the line
         """Raises Unsafe, ValueError, where any of the fields could be read as something else."""
-        node, _, service = name.rpartition(".")
-        if not NAME.fullmatch(name) and not (NAME.fullmatch(node) and SERVICE.fullmatch(service)):
+        if not NAME.fullmatch(name) and not _of_service(name):
             raise Unsafe(f"server name {name!r} is not {NAME.pattern}")
         if canonical_address(address) != address:
             raise Unsafe(f"{address!r} is not the canonical form of an IP address")
@@ -55,6 +54,11 @@ class Server:
     def line(self) -> str:
         """The managed line, without indentation and line ending."""
         return f"server {self.name} {self.endpoint}{tail(self.options, self.role, self.id)}"
+
+
+def _of_service(name: str) -> bool:
+    node, _, service = name.rpartition(".")
+    return bool(NAME.fullmatch(node) and SERVICE.fullmatch(service))
 
 
 def paused_line(node: str, address: str, role: str) -> str:

@@ -124,12 +124,12 @@ class Document:
         start = len(self.lines)
         self.lines += lines
         proxy = Proxy("", "", None)
-        tail = _OURS
+        tail = ""
         for at, line in enumerate(lines, start):
             # First what most lines of a large file are, and they mostly end as the one above them.
             if _OURS in line:
                 text = line.strip(BLANK)
-                if not text.endswith(tail):
+                if not tail or not text.endswith(tail):
                     tail = _tail(text)
                 if tail and text.startswith(_SERVER) and text.count("#") == 1:
                     proxy.managed.append(_line((at, len(proxy.markers), text)))
@@ -186,7 +186,7 @@ def _middle(text: str) -> str:
 
 def _is_paused(text: str) -> bool:
     words = text.split(" ")
-    return len(words) == 6 and words[5].startswith("role=")  # noqa: PLR2004  # # lbagent paused NAME ADDRESS role=ROLE
+    return len(words) == 6 and all(words) and words[5].removeprefix("role=") not in ("", words[5])  # noqa: PLR2004  # # lbagent paused NAME ADDRESS role=ROLE
 
 
 def digest(managed: Iterable[tuple[str, Sequence[str]]]) -> str:
