@@ -197,7 +197,6 @@ def test_one_room_starts_processes(forbidden: str) -> None:
 
 
 def test_no_room_is_too_large() -> None:
-    # contract: section 9, "modules ... stop at 200" (seen: place)
     sizes = {room: len(source(room).read_text().splitlines()) for room in rooms()}
 
     assert {room: size for room, size in sizes.items() if size > MODULE_LIMIT} == {}

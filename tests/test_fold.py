@@ -189,7 +189,6 @@ def test_a_pause_of_an_unknown_node_holds_when_it_comes(name: str) -> None:
 
 
 def test_a_pause_of_an_unknown_node_by_its_address_holds_when_it_comes() -> None:
-    # contract: section 5, NAME matches "a valid ADDRESS" too, and is "remembered" (seen: answered so, but forgotten)
     membership = folded(known(), saying("pause", "10.0.0.1", 1), joining(WEB01))
 
     assert "web01" in paused(membership)
@@ -371,7 +370,6 @@ def numbered(raws: list[Raw]) -> list[Raw]:
 
 @given(events)
 def test_a_batch_folds_as_its_events_do_one_by_one(raws: list[Raw]) -> None:
-    # contract: section 6, "a burst is one batch"
     at_once = fold(known(), [(raw, parse(raw)) for raw in numbered(raws)], {}).membership
     one_by_one = known()
     for raw in numbered(raws):

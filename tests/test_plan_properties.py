@@ -320,7 +320,6 @@ def test_a_missing_final_line_end_stays_missing_when_nothing_is() -> None:
 
 
 def test_a_last_line_of_ours_without_an_end_goes_alone() -> None:
-    # contract: section 1, promise 2, "byte for byte" (seen: the empty line before it goes too)
     before = f"backend farm\n\n    {line('web01')}"
 
     assert planned(before, ROLES, known(member("web01", status=LEFT))) == "backend farm\n\n"
@@ -397,7 +396,6 @@ def test_a_line_whose_comment_was_deleted_belongs_to_the_operator() -> None:
     ],
 )
 def test_a_line_somebody_reformatted_is_still_a_managed_one(reformatted: str) -> None:
-    # contract: section 4, "the trailing comment is what makes it ours" (seen: with tabs it is taken for one by hand)
     before = f"backend farm\n    {reformatted}\n    # additional-lb-iis-server\n"
 
     assert (
@@ -579,7 +577,6 @@ def test_a_line_whose_marker_is_gone_follows_a_pause_and_a_new_address() -> None
 
 
 def test_a_paused_line_whose_marker_is_gone_stays_a_paused_line() -> None:
-    # contract: section 4, "stays while its node stays" (seen: the comment is taken for one of the marker below, and goes)
     both = "backend farm\n    # additional-lb-iis-server\n    # additional-data-lb-mongo-server\n"
     dbs = [member(f"d{at}", f"10.0.1.{at}", "db") for at in (1, 2, 3)]
     before = planned(both, ROLES, known(member("web1"), *dbs)).replace("    # additional-lb-iis-server\n", "")
@@ -612,7 +609,6 @@ def test_a_hand_written_namesake_wins(name: str, where: str) -> None:
     [
         "10.0.0.1:80",
         '"10.0.0.1:80"',
-        # contract: section 4, "the same address:port wins": HAProxy reads these as the same one (seen: a second line)
         "ipv4@10.0.0.1:80",
     ],
 )
@@ -626,7 +622,6 @@ def test_a_hand_written_line_with_the_address_and_port_wins(endpoint: str) -> No
     "endpoint",
     [
         "[2001:db8::1]:80",
-        # contract: section 4, "the same address:port wins": HAProxy reads these as the same one (seen: a second line)
         "[2001:DB8::1]:80",
         "2001:db8::1:80",
     ],
@@ -691,7 +686,6 @@ def test_of_two_living_members_at_one_address_the_first_name_has_the_line() -> N
 
 
 def test_of_two_names_of_one_host_at_two_markers_the_first_name_has_the_line() -> None:
-    # contract: section 4, "then the order of names" (seen: the order of markers)
     roles = reading("""
         services: {one: {port: 80, options: check}, two: {port: 80, options: check}}
         roles: {web: {lb: [one]}, app: {lb: [two]}}
