@@ -41,6 +41,7 @@ class Transaction:
         """Nothing is read or written yet."""
         self._store, self._roles, self._options = store, roles, options
         self._served = store.served()
+        self._path = ", ".join(roles.haproxy.config)
         self._refused: dict[str, str] = {}
         self.membership = membership
         """May come out with nodes in quarantine."""
@@ -69,8 +70,7 @@ class Transaction:
                 if not seen.untouched or not seen.swap(paths, keep=self._worth_keeping(seen)):
                     continue
             return self._ended(seen, self._hand_over(seen, haproxy, wanted))
-        path = ", ".join(self._roles.haproxy.config)
-        raise Busy(f"{path} was saved by others while HAProxy checked it, {ATTEMPTS} times: run again")
+        raise Busy(f"{self._path} was saved by others while HAProxy checked it, {ATTEMPTS} times: run again")
 
     def _plan(self, seen: Scene, untried: frozenset[str] = frozenset()) -> Plan:
         rules = Rules(force=self._options.force, adopt=self._options.adopt, kept=self._kept(seen) | untried)
@@ -188,10 +188,10 @@ class Transaction:
                 if not same and (why := self._refusal(now, haproxy, paths)):
                     raise PutBack(f"{words}; the previous managed lines cannot be put back: {why}")
                 if now.untouched and now.swap(paths, keep=False):
-                    whole = "" if same else ", where their markers still stand"
-                    raise PutBack(f"{words}; the previous managed lines are back in {now.targets[0].given}{whole}")
-        path = ", ".join(self._roles.haproxy.config)
-        raise PutBack(f"{words}; {path} is being edited by others, the new managed lines still stand in it")
+                    back = Document([("", text) for text in texts]).digest() == previous.digest()
+                    part = f"in {now.targets[0].given}{'' if back else ', where their markers still stand'}"
+                    raise PutBack(f"{words}; the previous managed lines are back {part}")
+        raise PutBack(f"{words}; {self._path} is being edited by others, the new managed lines still stand in it")
 
     def _last_confirmed(self, seen: Scene) -> Document:
         kept = scene.previous(seen)
