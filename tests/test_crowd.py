@@ -52,6 +52,18 @@ def test_of_200_nodes_that_join_at_once_none_is_lost(lb: Lb) -> None:
         assert (lb.spooled(), lb.staged()) == ([], [])
 
 
+def test_a_thousand_nodes_in_one_event_are_one_check_and_one_reload(lb: Lb) -> None:
+    with Haproxy(lb) as haproxy:
+        names = [f"web{number}" for number in range(1, 1001)]
+        addresses = [f"127.0.{number // 250 + 1}.{number % 250 + 1}" for number in range(1000)]
+
+        end = lb.join(*map(member, names, addresses))
+
+        assert (end.returncode, end.stdout, end.stderr) == (0, b"", b"")
+        assert lb.managed == list(map(lb.server, names, addresses))
+        assert (lb.checks, haproxy.reloads()) == (1, (1, 0))
+
+
 def test_joins_pauses_and_leaves_at_once_end_as_each_node_was_told(lb: Lb) -> None:
     with Haproxy(lb) as haproxy:
         staying, pausing, leaving = (range(start, 60, 3) for start in (0, 1, 2))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lbagent.haproxy.text import Document
-from lbagent.membership import LEFT
+from lbagent.membership import ALIVE, FAILED, LEFT, Membership
 from lbagent.plan import Rules
 from lbagent.restore import rebuilt
 from tests.building import (
@@ -136,3 +138,35 @@ def test_a_comment_that_only_looks_like_a_paused_node_is_none(words: str) -> Non
     text = f"backend b\n    # lbagent paused {words}\n    # additional-lb-iis-server\n"
 
     assert dict(rebuilt(Document([("h", text)]), ROLES, NOW).members) == {}
+
+
+@st.composite
+def nodes(draw: st.DrawFn) -> Membership:
+    """Up to eight nodes, some of them at one address, of another role, failed, gone or paused."""
+    names = draw(st.lists(st.sampled_from(["web1", "web2", "web02", "web10", "Web3", "a", "b-1", "c.d"]), unique=True))
+    found = []
+    for name in names:
+        address = f"10.0.0.{draw(st.integers(1, 5))}"
+        role, status = draw(st.sampled_from(["web", "web", "app"])), draw(st.sampled_from([ALIVE, ALIVE, FAILED, LEFT]))
+        one = member(name, address, role, status=status)
+        found.append(pausing(one) if draw(st.integers(0, 5)) == 0 else one)
+    return known(*found)
+
+
+@given(first=nodes(), second=nodes(), below=st.sampled_from(["", "web1", "old"]))
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_the_short_way_and_the_long_one_plan_the_same(first: Membership, second: Membership, below: str) -> None:
+    last = f"    {line(below, '10.0.0.2')}\n" if below else ""
+    empty = f"backend b\n    # additional-lb-iis-server\n{last}backend c\n    # additional-mon-iis-server\n"
+    text = planned(empty, ROLES, first)
+
+    short, long = planning(text, ROLES, second), planning(text, ROLES, second, GENERAL)
+
+    assert (short.after, short.digest, short.changes, short.held) == (
+        long.after,
+        long.digest,
+        long.changes,
+        long.held,
+    )
+    assert short.digest == Document([("h", short.after[0])]).digest()
+    assert planned(short.after[0], ROLES, second) == short.after[0]
