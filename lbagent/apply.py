@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import time
 import zlib
 from collections.abc import Sequence
@@ -55,8 +54,6 @@ class Transaction:
         """
         for _ in range(ATTEMPTS):
             seen = scene.look(self._roles.haproxy)
-            if not seen.targets:
-                raise FileNotFoundError(errno.ENOENT, "no *.cfg in it", ", ".join(self._roles.haproxy.config))
             seen.tidy()
             haproxy = scene.haproxy(self._roles.haproxy, seen)
             self.plan = wanted = self._plan(seen)

@@ -35,9 +35,9 @@ class Guard:
         return unasked
 
     def _asked(self, line: Line, node: str) -> bool:
+        # A comment takes no traffic away, and who is paused is to have none.
+        if line.pauses or node in self._paused:
+            return True
         member = self._members.get(node)
         # A role that changed is Serf's word about this one node, no accident with a list.
-        if line.pauses or node in self._paused:
-            # Takes no traffic away, or is to.
-            return True
         return member is not None and (member.status == LEFT or (member.present and member.role != line.role))

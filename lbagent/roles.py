@@ -139,12 +139,7 @@ class Roles(NamedTuple):
 
     def pairs(self) -> dict[str, Pair]:
         """Every pair a role asks for, by the middle of its marker."""
-        return {
-            pair.middle: pair
-            for role in self.roles.values()
-            for section, services in role.sections.items()
-            for pair in (Pair(section, service) for service in services)
-        }
+        return {pair.middle: pair for pair in self.serving()}
 
     def serving(self) -> dict[Pair, tuple[Role, ...]]:
         """For every pair the roles whose nodes belong above its marker."""

@@ -70,7 +70,7 @@ ROOMS: dict[str, set[str]] = {
     "serf.raw": set(),
     # all that knows HAProxy
     "haproxy.__init__": set(),
-    "haproxy.lines": {"names"},
+    "haproxy.lines": {"haproxy.server", "names"},
     "haproxy.process": {"errors", "haproxy.runtime", "host.processes"},
     "haproxy.runtime": set(),
     "haproxy.server": {"names"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from lbagent.haproxy.server import endpoint
 from lbagent.names import canonical_address
 
 BLANK = " \t\r"
@@ -89,6 +90,4 @@ def _endpoint(written: str) -> str:
     """ADDRESS:PORT as a managed line would write it, where HAProxy means the same by `written`."""
     host, _, port = written.removeprefix("ipv4@").removeprefix("ipv6@").rpartition(":")
     address = canonical_address(host.strip("[]"))
-    if address is None:
-        return written
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    return written if address is None else endpoint(address, port)

@@ -73,7 +73,7 @@ def tail(options: str, role: str, id: int | None = None) -> str:  # noqa: A002  
     return f"{' ' if options else ''}{options}{number} # lbagent role={role}"
 
 
-def endpoint(address: str, port: int) -> str:
+def endpoint(address: str, port: int | str) -> str:
     """ADDRESS:PORT, an IPv6 address in brackets."""
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 

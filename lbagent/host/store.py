@@ -56,8 +56,6 @@ class Store:
                 return memory.load(file.read())
         except FileNotFoundError:
             return None
-        except (RecursionError, OverflowError) as error:
-            raise memory.Damaged(f"is damaged ({type(error).__name__}: {error})") from error
 
     def set_damaged_aside(self) -> str:
         """Keep a members.json that cannot be used under another name, and say which. Raises OSError."""
