@@ -19,6 +19,11 @@ REAL = next(iter(binaries().values()), Path("haproxy"))
 """The HAProxy that a fake one hands over to."""
 
 
+def lines(lb: Lb, *numbers: int) -> list[str]:
+    """The managed lines of web1, web2 and so on, as far as `numbers` tell."""
+    return [lb.server(f"web{number}", f"127.0.0.{number + 10}") for number in numbers]
+
+
 def forged(identity: str, kind: str, payload: bytes, name: str = "", ltime: str = "") -> bytes:
     """A spool record as anybody could write it who can write there."""
     head = (identity, "1700000000000", kind, name, ltime, "lb01")

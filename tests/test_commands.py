@@ -63,12 +63,15 @@ def test_at_its_time_limit_a_command_ends() -> None:
 def test_what_it_started_ends_with_it(tmp_path: Path) -> None:
     shell(f"(sleep 60 & echo $! > {tmp_path}/child; wait) & wait", 0.4)
 
-    child = int((tmp_path / "child").read_text())
+    assert _ends(int((tmp_path / "child").read_text()))
+
+
+def _ends(pid: int) -> bool:
     for _ in range(100):
-        if not _lives(child):
-            break
+        if not _lives(pid):
+            return True
         time.sleep(0.02)
-    assert not _lives(child)
+    return False
 
 
 def _lives(pid: int) -> bool:
@@ -228,9 +231,4 @@ def test_where_we_are_told_to_end_the_command_ends_first(
     with pytest.raises(error):
         shell(f"sleep 60 & echo $! >{tmp_path}/child; wait")
 
-    child = int((tmp_path / "child").read_text())
-    for _ in range(100):
-        if not _lives(child):
-            break
-        time.sleep(0.02)
-    assert not _lives(child)
+    assert _ends(int((tmp_path / "child").read_text()))

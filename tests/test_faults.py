@@ -24,6 +24,7 @@ from tests.faults import (
     haproxy_again,
     instead_of_haproxy,
     left_running,
+    lines,
     one_line,
     read_only,
     records,
@@ -43,10 +44,6 @@ WEB1, WEB2, WEB3, WEB4 = (member(f"web{number}", f"127.0.0.{number + 10}") for n
 def lb() -> Iterator[Lb]:
     with Lb() as made:
         yield made
-
-
-def lines(lb: Lb, *numbers: int) -> list[str]:
-    return [lb.server(f"web{number}", f"127.0.0.{number + 10}") for number in numbers]
 
 
 def caught_up(lb: Lb, operator: bytes, *numbers: int) -> bool:

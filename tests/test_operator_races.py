@@ -17,6 +17,7 @@ from tests.faults import (
     haproxy_again,
     instead_of_haproxy,
     left_running,
+    lines,
     one_line,
     reload_with,
     with_lines,
@@ -38,10 +39,6 @@ WAITING = f'{PAUSING}; exec "$real" "$@"'
 def lb() -> Iterator[Lb]:
     with Lb() as made:
         yield made
-
-
-def lines(lb: Lb, *numbers: int) -> list[str]:
-    return [lb.server(f"web{number}", f"127.0.0.{number + 10}") for number in numbers]
 
 
 # The operator saves
