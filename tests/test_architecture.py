@@ -65,8 +65,9 @@ ROOMS: dict[str, set[str]] = {
     "yamlnodes": {"errors"},
     # all that knows Serf
     "serf.__init__": set(),
-    "serf.agent": {"host.commands"},
+    "serf.agent": {"errors", "host.commands", "serf.listing"},
     "serf.events": {"names", "serf.raw"},
+    "serf.listing": {"names"},
     "serf.raw": set(),
     # all that knows HAProxy
     "haproxy.__init__": set(),
@@ -92,7 +93,7 @@ ROOMS: dict[str, set[str]] = {
 DOORS = {"__main__", "cli", "handler", "parser", "verbs", "watch"}
 PURE = (
     "names", "membership", "fold", "order", "roles", "wishes", "claims", "guard", "homeless", "place", "plan", "restore", "quarantine", "blame",
-    "memory", "outcome", "errors", "roll", "spot", "table", "turn", "serf.events", "serf.raw", "haproxy.lines", "haproxy.text", "haproxy.server",
+    "memory", "outcome", "errors", "roll", "spot", "table", "turn", "serf.events", "serf.listing", "serf.raw", "haproxy.lines", "haproxy.text", "haproxy.server",
 )  # fmt: skip
 WORLD = {
     "os", "time", "sys", "logging", "io", "pathlib", "shutil", "tempfile", "glob", "datetime", "random", "secrets", "socket", "subprocess", "syslog",

@@ -9,12 +9,16 @@ from __future__ import annotations
 import os
 import select
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-_WORDS_LIMIT = 64 * 1024
+_WORDS_LIMIT = 16 * 1024 * 1024
+"""Bytes of output that are kept: `serf members` of 20,000 nodes takes 7 MB."""
 _LOOK = 0.1
 """Seconds between two looks at how much a command has said."""
+
+Enough = Callable[[str], bool]
+"""Whether a command has said all that is wanted of it."""
 
 _ELSEWHERE = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 _SIGKILL, _SIGPIPE, _SIGXFSZ = 9, 13, 25
@@ -46,22 +50,41 @@ def found(program: str) -> str:
 
 
 def run(
-    argv: Sequence[str], timeout: float, *, cwd: str | None = None, environ: Mapping[str, str] | None = None
+    argv: Sequence[str],
+    timeout: float,
+    *,
+    cwd: str | None = None,
+    environ: Mapping[str, str] | None = None,
+    enough: Enough | None = None,
 ) -> Finished:
-    """Run a command for at most `timeout` seconds. Raises OSError where it cannot be started."""
-    command = [found(argv[0]), *argv[1:]]
-    if cwd is not None and cwd != os.getcwd():
-        # posix_spawn knows no folder; env does.
-        command = [found("env"), f"--chdir={cwd}", *command]
+    """Run a command for at most `timeout` seconds, or until it has said `enough`: then its status counts as 0.
+
+    Raises OSError where it cannot be started.
+    """
+    command = _command(argv, cwd)
     # Into memory, not a pipe: a daemon that a reload leaves behind keeps a pipe open, and us waiting.
     output = os.memfd_create("output", os.MFD_CLOEXEC)
     try:
-        status = _status(_spawned(command, os.environ if environ is None else environ, output), timeout, output)
-        if status is None:
+        pid = _spawned(command, os.environ if environ is None else environ, output)
+        status = _status(pid, timeout, output, enough)
+        words = _words(output)
+        if status is None and not (enough and enough(words)):
             return Finished(None, f"{argv[0]} did not end within {timeout:g} s")
-        return Finished(status, os.pread(output, _WORDS_LIMIT, 0).decode("utf-8", "replace").strip())
+        return Finished(status or 0, words)
     finally:
         os.close(output)
+
+
+def _command(argv: Sequence[str], cwd: str | None) -> list[str]:
+    command = [found(argv[0]), *argv[1:]]
+    if cwd is None or cwd == os.getcwd():
+        return command
+    # posix_spawn knows no folder; env does.
+    return [found("env"), f"--chdir={cwd}", *command]
+
+
+def _words(output: int) -> str:
+    return os.pread(output, _WORDS_LIMIT, 0).decode("utf-8", "replace").strip()
 
 
 def _spawned(command: list[str], environ: Mapping[str, str], output: int) -> int:
@@ -80,11 +103,11 @@ def _spawned(command: list[str], environ: Mapping[str, str], output: int) -> int
     )
 
 
-def _status(pid: int, timeout: float, output: int) -> int | None:
+def _status(pid: int, timeout: float, output: int, enough: Enough | None) -> int | None:
     ended = False
     descriptor = os.pidfd_open(pid)
     try:
-        ended = _ends(descriptor, timeout, output)
+        ended = _ends(descriptor, timeout, output, enough)
     finally:
         # Also where we are told to end meanwhile: a terminal's Ctrl-C does not reach another session.
         if not ended:
@@ -94,11 +117,13 @@ def _status(pid: int, timeout: float, output: int) -> int | None:
     return os.waitstatus_to_exitcode(status) if ended else None
 
 
-def _ends(descriptor: int, timeout: float, output: int) -> bool:
+def _ends(descriptor: int, timeout: float, output: int, enough: Enough | None) -> bool:
     deadline = time.monotonic() + timeout
     while (left := deadline - time.monotonic()) > 0:
         if select.select([descriptor], [], [], min(left, _LOOK))[0]:
             return True
+        if enough and enough(_words(output)):
+            return False
         # Who never stops talking talks into a hole, not into all memory.
         if os.fstat(output).st_size > _WORDS_LIMIT:
             os.ftruncate(output, _WORDS_LIMIT)

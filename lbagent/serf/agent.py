@@ -5,21 +5,64 @@ SERF_RPC_ADDR and SERF_RPC_AUTH are the program's own variables; they come with 
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from typing import TypeVar
 
+from lbagent.errors import TryAgain
 from lbagent.host import commands
+from lbagent.serf import listing
+from lbagent.serf.listing import Info, Listing
 
-_CLOCKS = {"user": "event_time", "query": "query_time"}
 _TIMEOUT = 5.0
+_MORE = 2.0
+"""Seconds beyond its own time that a query may take to end."""
+
+Said = TypeVar("Said")
+
+
+def members() -> Listing:
+    """Every member the agent knows, as it knows them now. Raises TryAgain."""
+    return _asked(["members", "-format=json"], listing.listing)
+
+
+def info() -> Info:
+    """What the agent says of itself. Raises TryAgain."""
+    return _asked(["info", "-format=json"], listing.info)
 
 
 def clocks() -> Mapping[str, int]:
     """The agent's LTimes, by clock; empty where it cannot be asked."""
     try:
-        result = commands.run(["serf", "info", "-format=json"], _TIMEOUT, environ=dict(os.environ))
-        said = json.loads(result.words)["serf"] if result.good else {}
-        return {clock: int(said[key]) for clock, key in _CLOCKS.items() if key in said}
-    except (OSError, ValueError, KeyError, TypeError):
+        return info().clocks
+    except TryAgain:
         return {}
+
+
+def query(name: str, payload: str, nodes: Collection[str], seconds: int) -> dict[str, str]:
+    """Ask these nodes, for at most so many seconds; returns what each that answered said. Raises TryAgain."""
+    argv = ["query", "-no-ack", f"-timeout={seconds}s", *(f"-node={node}" for node in nodes), name, payload]
+
+    def all_have_answered(said: str) -> bool:
+        # Serf itself waits to the end of its time, whoever has answered.
+        return len(listing.answers(said, nodes)) == len(nodes)
+
+    return listing.answers(_serf(argv, seconds + _MORE, all_have_answered), nodes)
+
+
+def _asked(argv: list[str], read: Callable[[str], Said]) -> Said:
+    said = _serf(argv, _TIMEOUT)
+    try:
+        return read(said)
+    except (ValueError, RecursionError) as error:
+        raise TryAgain(f"serf {argv[0]} answered what nobody can read: {error}") from error
+
+
+def _serf(argv: list[str], timeout: float, enough: Callable[[str], bool] | None = None) -> str:
+    try:
+        result = commands.run(["serf", *argv], timeout, environ=dict(os.environ), enough=enough)
+    except OSError as error:
+        raise TryAgain(f"serf cannot be run: {error.strerror}") from error
+    if not result.good:
+        raise TryAgain(f"the Serf agent cannot be asked (serf {argv[0]}): {result.words.split(chr(10))[0]}")
+    return result.words

@@ -1,0 +1,106 @@
+"""What a Serf agent says of itself and of its cluster: the words of the `serf` program in, values out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+from lbagent.names import NAME, canonical_address
+
+_CLOCKS = {"user": "event_time", "query": "query_time"}
+
+
+class Listed(NamedTuple):
+    """One member as `serf members` lists it: name and address are well-formed."""
+
+    name: str
+    address: str
+    role: str
+    tags: Mapping[str, str]
+    """Without `role`. JSON parts them without a doubt, which stdin's `k=v,k=v` does not."""
+    status: str
+    """alive, leaving, left or failed."""
+
+
+class Listing(NamedTuple):
+    """A whole answer of `serf members`."""
+
+    members: tuple[Listed, ...]
+    refused: tuple[str, ...]
+    """A sentence for each member that could not be used."""
+
+
+class Info(NamedTuple):
+    """What `serf info` says of the agent of this load balancer."""
+
+    name: str
+    role: str
+    encrypted: bool
+    clocks: Mapping[str, int]
+    """Its LTimes, by clock: `user` and `query`."""
+    handlers: Mapping[str, str]
+    """Its event handlers, by filter (`*:`, `user:pause`, …)."""
+
+
+def listing(said: str) -> Listing:
+    """The members in the answer of `serf members -format=json`. Raises ValueError where it is none."""
+    members: list[Listed] = []
+    refused: list[str] = []
+    for row in _within(said, "members") or ():
+        found = _listed(_table(row))
+        if isinstance(found, str):
+            refused.append(f"serf members: {found}")
+        else:
+            members.append(found)
+    return Listing(tuple(members), tuple(refused))
+
+
+def info(said: str) -> Info:
+    """The answer of `serf info -format=json`. Raises ValueError where it is none."""
+    serf, tags = _table(_within(said, "serf")), _table(_within(said, "tags"))
+    clocks = {clock: int(_text(serf, key)) for clock, key in _CLOCKS.items() if key in serf}
+    handlers = {str(kind): str(command) for kind, command in _table(_within(said, "event_handlers")).items()}
+    name = _text(_table(_within(said, "agent")), "name")
+    return Info(name, _text(tags, "role"), _text(serf, "encrypted") == "true", clocks, handlers)
+
+
+def answers(said: str, nodes: Collection[str]) -> dict[str, str]:
+    """The first answer of each of these nodes in what `serf query` prints."""
+    found: dict[str, str] = {}
+    for line in said.split("\n"):
+        for node in nodes:
+            words = line.removeprefix(f"Response from '{node}': ")
+            if words != line:
+                found.setdefault(node, words)
+    return found
+
+
+def _listed(row: Mapping[str, Any]) -> Listed | str:
+    name, tags = _text(row, "name"), _table(row.get("tags") or {})
+    if not NAME.fullmatch(name):
+        return f"node name {name[:80]!r} is not {NAME.pattern}"
+    # "10.0.0.5:7946" or "[fd00::5]:7946": the gossip port is none of ours.
+    given = _text(row, "addr")
+    address = canonical_address(given.rpartition(":")[0].strip("[]"))
+    if address is None:
+        return f"node {name}: {given[:60]!r} is not an IP address and a port"
+    texts = {str(tag): str(value) for tag, value in tags.items() if tag != "role"}
+    return Listed(name, address, _text(tags, "role"), texts, _text(row, "status"))
+
+
+def _within(said: str, key: str) -> Any:  # noqa: ANN401  # what JSON held, until looked at
+    return _table(json.loads(said)).get(key)
+
+
+def _table(value: Any) -> Mapping[str, Any]:  # noqa: ANN401  # as above
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        msg = f"{str(value)[:40]!r} stands where names and values should"
+        raise ValueError(msg)  # noqa: TRY004  # for the caller, all of it is one: not an answer of Serf
+    return value
+
+
+def _text(row: Mapping[str, Any], key: str) -> str:
+    return str(row.get(key, ""))
