@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from lbagent.apply import Options
+import time
+
+from lbagent import accord
 from lbagent.engine import Engine
-from lbagent.errors import LbagentError, NotYet, TryAgain
-from lbagent.host.lock import locked
+from lbagent.errors import LbagentError
 from lbagent.host.log import Log, told
 from lbagent.host.paths import Paths
-from lbagent.intake import Rounds, store
-from lbagent.membership import UNKNOWN
-from lbagent.outcome import Outcome, Verdict
-from lbagent.roll import find
-from lbagent.serf.events import Command, Malformed, StatusQuery, parse
+from lbagent.membership import Membership
+from lbagent.obedience import obeyed
+from lbagent.serf.command import Command, Malformed
+from lbagent.serf.events import StatusQuery, parse
 from lbagent.serf.raw import Raw
 from lbagent.settings import Settings
 
-LIMIT = 1024
-"""Bytes that Serf lets an answer have, its name and the LTime among them: 100 are left to those."""
+ROOM = 1024 - 100
+"""Bytes of an answer: Serf lets it have 1,024, the node's name, the LTime and more of its own among them."""
 
 WAIT = 2.0
 """Seconds to wait for the outcome; Serf itself waits for 3.2."""
@@ -27,52 +27,25 @@ def answer(raw: Raw, settings: Settings, log: Log) -> bytes:
     """The answer to the query `raw`, its line end included; what went wrong is in it and in the log."""
     engine = Engine(Paths(settings.state_dir), settings.roles, log)
     try:
-        words = _answer(raw, engine, Rounds(engine.spool, log))
+        words = _answer(raw, engine, log)
     except (LbagentError, OSError) as error:
         log.error(told(error))
-        words = _refusal(error)
-    return " ".join(words.split()).encode("utf-8", "replace")[: LIMIT - 100] + b"\n"
+        words = f"refused: {told(error)}"
+    return " ".join(words.split()).encode("utf-8", "replace")[:ROOM] + b"\n"
 
 
-def _refusal(error: Exception) -> str:
-    # What is tried again by itself has been put off, not refused.
-    return "queued" if isinstance(error, TryAgain | NotYet) else f"refused: {told(error)}"
-
-
-def _answer(raw: Raw, engine: Engine, rounds: Rounds) -> str:
+def _answer(raw: Raw, engine: Engine, log: Log) -> str:
     event = parse(raw)
     if isinstance(event, StatusQuery):
-        return engine.summary(raw.self_name)
+        return _status(event.words, raw, engine)
     if isinstance(event, Malformed):
         return f"refused: {event.why}"
     assert isinstance(event, Command)  # noqa: S101  # the only other thing a wanted query can be
-    store(raw, engine.paths)
-    try:
-        return _told(raw, event, engine, rounds)
-    finally:
-        # What came meanwhile found the lock busy, and nobody else may come for hours. It costs the asker that time.
-        rounds.more(engine.paths.lock, lambda: engine.run(Options()))
+    return obeyed(raw, event, engine, log, WAIT)
 
 
-def _told(raw: Raw, command: Command, engine: Engine, rounds: Rounds) -> str:
-    with locked(engine.paths.lock, WAIT) as had:
-        if not had:
-            return "queued"
-        rounds.look()
-        outcome = engine.run(Options())
-        told_by_fold = engine.answers.get(f"{raw.id}0000") or _since(engine, command)
-    return _confirmed(outcome) if told_by_fold == "done" else told_by_fold
-
-
-def _since(engine: Engine, command: Command) -> str:
-    """What became of a command that another run has folded meanwhile."""
-    member = find(engine.membership.members, command.name, command.address)
-    if member is None or member.status == UNKNOWN:
-        return "unknown node" + (", remembered" if member else "")
-    return "done"
-
-
-def _confirmed(outcome: Outcome) -> str:
-    if outcome.confirmed:
-        return "done"
-    return "queued" if outcome.verdict is Verdict.QUEUED else "haproxy not seen"
+def _status(words: tuple[str, ...], raw: Raw, engine: Engine) -> str:
+    if words[:1] != ("pauses",):
+        return engine.summary(raw.self_name)
+    after = "".join(word.removeprefix("after=") for word in words[1:2])
+    return accord.page(engine.store.membership() or Membership(), after, ROOM, int(time.time()))

@@ -9,12 +9,13 @@ from lbagent.fold import Folded, fold
 from lbagent.host.log import Log
 from lbagent.host.spool import Spool
 from lbagent.membership import Membership
-from lbagent.serf.events import Command, Event, Ignored, StatusQuery, parse
+from lbagent.serf.command import Command
+from lbagent.serf.events import Event, Ignored, StatusQuery, parse
 from lbagent.serf.raw import Raw, from_record
 
 Understood = tuple[Raw, Event]
 
-_VERBS = ("pause", "resume")
+_VERBS = ("pause", "resume", "forget")
 
 
 class Batch:

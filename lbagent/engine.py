@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import lbagent
 from lbagent import memory, rolescache, scene
 from lbagent.apply import Options, Transaction
 from lbagent.batch import Batch, peeked
-from lbagent.errors import LbagentError, NotYet, RolesRefused
-from lbagent.fold import fold, outdated
+from lbagent.errors import LbagentError, NotYet, RolesRefused, TryAgain
+from lbagent.fold import Folded, fold, outdated
 from lbagent.host.log import Log
 from lbagent.host.paths import Paths
 from lbagent.host.spool import Spool
@@ -25,6 +25,9 @@ from lbagent.serf import agent
 from lbagent.serf.events import Event
 from lbagent.serf.raw import RECORD_LIMIT, Raw
 from lbagent.table import tabled
+
+Learn = Callable[[Membership, Roles], Folded]
+"""What is learned from elsewhere once all events are folded. Raises TryAgain where there is nothing to be learned."""
 
 
 class Engine:
@@ -56,29 +59,20 @@ class Engine:
             self.store.cache(key, rolescache.frozen(roles))
         return roles
 
-    def run(self, options: Options) -> Outcome:
-        """Fold, plan, apply; the lock is the caller's. Raises LbagentError, OSError."""
+    def run(self, options: Options, learn: Learn | None = None) -> Outcome:
+        """Fold, learn what there is to learn, plan, apply; the lock is the caller's. Raises LbagentError, OSError."""
         started = time.monotonic()
         # First of all: a refused roles.yml changes nothing on disk, and what is in the spool waits.
         roles = self.roles(keep=True)
-        causes = self.drain(roles)
-        transaction = Transaction(self.store, roles, self.membership, options)
-        try:
-            outcome = transaction.apply()
-        except NotYet:
-            raise
-        except (LbagentError, OSError) as error:
-            self._record(transaction, causes, getattr(error, "outcome", "failed"), str(error), started)
-            raise
-        # Known already where nothing has come and nothing changes: then only whoever asks (-v) is told again.
-        say = self._log.warning if causes or outcome.words != _QUIET else self._log.info
-        for note in _notes(transaction):
-            say(note)
-        for held in outcome.held:
-            self._log.error(f"held back: {held}; `lbagent apply --force` lets them go")
-        if outcome.words != _QUIET:
-            self._record(transaction, causes, outcome.verdict, outcome.words, started)
-            self._log.info(f"{outcome.verdict}: {outcome.words}")
+        causes, unknown = self.drain(roles), None
+        if learn:
+            try:
+                causes += self._learned(learn(self.membership, roles))
+            except TryAgain as error:
+                unknown = error  # what is known already is done all the same
+        outcome = self._applied(Transaction(self.store, roles, self.membership, options), causes, started)
+        if unknown:
+            raise unknown
         return outcome
 
     def drain(self, roles: Roles) -> tuple[str, ...]:
@@ -97,10 +91,13 @@ class Engine:
         self.membership, self.answers = membership, folded.answers
         return folded.causes
 
-    def foreseen(self, roles: Roles) -> Membership:
+    def foreseen(self, roles: Roles, learn: Learn | None = None) -> Membership:
         """Membership as the next run would have it; nothing is written. Raises OSError."""
         before, events = self._remembered(roles), peeked(self.spool)
-        return expired(fold(before, events, self._clocks(before, events)).membership, int(time.time()))
+        folded = fold(before, events, self._clocks(before, events))
+        if learn:
+            folded = learn(folded.membership, roles)
+        return expired(folded.membership, int(time.time()))
 
     def summary(self, name: str) -> str:
         """One line about this load balancer, for the query `lbagent-status`."""
@@ -116,6 +113,34 @@ class Engine:
             f"{name or 'lb'} members={len(present)} paused={out} digest={served.digest or 'none'}"
             f" pending={len(self.spool.names())}{failure}"
         )
+
+    def _learned(self, folded: Folded) -> tuple[str, ...]:
+        before, after = self.membership, folded.membership
+        if after.members is not before.members or after.missed != before.missed:
+            self.store.remember(after)
+        for warning in folded.warnings:
+            self._log.warning(warning)
+        self.membership = after
+        return folded.causes
+
+    def _applied(self, transaction: Transaction, causes: tuple[str, ...], started: float) -> Outcome:
+        try:
+            outcome = transaction.apply()
+        except NotYet:
+            raise
+        except (LbagentError, OSError) as error:
+            self._record(transaction, causes, getattr(error, "outcome", "failed"), str(error), started)
+            raise
+        # Known already where nothing has come and nothing changes: then only whoever asks (-v) is told again.
+        say = self._log.warning if causes or outcome.words != _QUIET else self._log.info
+        for note in _notes(transaction):
+            say(note)
+        for held in outcome.held:
+            self._log.error(f"held back: {held}; `lbagent apply --force` lets them go")
+        if outcome.words != _QUIET:
+            self._record(transaction, causes, outcome.verdict, outcome.words, started)
+            self._log.info(f"{outcome.verdict}: {outcome.words}")
+        return outcome
 
     def _remembered(self, roles: Roles) -> Membership:
         try:

@@ -91,3 +91,5 @@ class Membership(NamedTuple):
     members: Members = MappingProxyType({})
     clocks: Mapping[str, int] = MappingProxyType({})
     folded: frozenset[str] = frozenset()
+    missed: Mapping[str, int] = MappingProxyType({})
+    """Present members that Serf's list did not hold, and since when (epoch seconds) it does not."""

@@ -27,6 +27,7 @@ def dump(membership: Membership) -> bytes:
         "version": 1,
         "clocks": dict(membership.clocks),
         "folded": sorted(membership.folded),
+        "missed": dict(membership.missed),
         "members": dict(zip(_COLUMNS, table.columns, strict=True)),
         "more": {name: _more(member) for name, member in table.special.items()},
     }
@@ -37,13 +38,13 @@ def load(content: bytes) -> Membership:
     """The membership that `dump` wrote. Raises Damaged."""
     try:
         state = json.loads(content)
-        clocks = {_is(str, clock): _is(int, ltime) for clock, ltime in state["clocks"].items()}
+        clocks, missed = _numbers(state["clocks"]), _numbers(state.get("missed", {}))
         folded = frozenset(_is(str, identity) for identity in state["folded"])
         columns = Columns(*(_is(list, state["members"][column]) for column in _COLUMNS))
         _believable(columns)
         table = Table(columns, {})
         table.special.update({name: _special(table[name], more) for name, more in state["more"].items()})
-        return Membership(table, clocks, folded)
+        return Membership(table, clocks, folded, missed)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise Damaged(f"is damaged ({type(error).__name__}: {error})") from error
 
@@ -84,6 +85,10 @@ def _special(member: Member, more: dict[str, Any]) -> Member:
 def _heard(row: dict[str, Any]) -> Heard:
     ltime, digests, paused = _all(row, ltime=int, digests=list, paused=bool)
     return Heard(ltime, tuple(_is(str, one) for one in digests), paused)
+
+
+def _numbers(row: dict[str, Any]) -> dict[str, int]:
+    return {_is(str, name): _is(int, number) for name, number in row.items()}
 
 
 def _all(row: dict[str, Any], **kinds: type[Any] | tuple[type[Any], ...]) -> list[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lbagent.membership import Heard
-from lbagent.serf.events import Command
+from lbagent.serf.command import Command
 
 _DIGESTS_KEPT = 16
 

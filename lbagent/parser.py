@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 import lbagent
-from lbagent import verbs
+from lbagent import steer, verbs
 from lbagent.errors import UsageError
 from lbagent.handler import handle
 from lbagent.host.log import Log
@@ -37,6 +37,10 @@ def build() -> argparse.ArgumentParser:
         ("handle", "the Serf event handler: reads SERF_* and stdin", _handle),
         ("plan", "show what would change now; exit 0 nothing, 2 something", _plan),
         ("apply", "make haproxy.cfg what is known, and have HAProxy take it over", _apply),
+        ("sync", "make membership what Serf knows now, and apply it", _sync),
+        ("pause", "take a node out of balancing, here and on the other load balancers", _pause),
+        ("resume", "put a paused node back in, here and on the other load balancers", _resume),
+        ("forget", "drop a node that is gone, and its pause, here and on the other load balancers", _forget),
     ):
         add(known.add_parser(name, help=words, description=words, allow_abbrev=False))
     return parser
@@ -55,3 +59,31 @@ def _apply(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adopt", action="store_true", help="turn hand-written lines above a marker into managed ones")
     parser.add_argument("--no-reload", action="store_true", help="write haproxy.cfg, and leave the reload to others")
     parser.set_defaults(verb=lambda found: verbs.apply(found.force, found.adopt, not found.no_reload))
+
+
+def _sync(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="print the diff, and change nothing")
+    parser.add_argument("--force", action="store_true", help="let go at once what is missing, and what the guard holds")
+    parser.set_defaults(verb=lambda found: verbs.sync(found.dry_run, found.force))
+
+
+def _pause(parser: argparse.ArgumentParser) -> None:
+    _node(parser)
+    parser.add_argument("--for", dest="lasting", metavar="TIME", help="until then at the latest: 90s, 15m, 2h, 7d")
+    parser.add_argument("--reason", metavar="TEXT", help="why, for whoever looks at `lbagent status`")
+    parser.set_defaults(verb=lambda found: steer.pause(found.node, found.lasting, found.reason))
+
+
+def _resume(parser: argparse.ArgumentParser) -> None:
+    _node(parser)
+    parser.set_defaults(verb=lambda found: steer.resume(found.node))
+
+
+def _forget(parser: argparse.ArgumentParser) -> None:
+    _node(parser)
+    parser.add_argument("--force", action="store_true", help="also one that is alive")
+    parser.set_defaults(verb=lambda found: steer.forget(found.node, found.force))
+
+
+def _node(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("node", metavar="NODE", help="its name in Serf, or its address")

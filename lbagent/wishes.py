@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
@@ -143,6 +144,16 @@ class Wishes:
             else:
                 allowed.append(wish)
         return allowed
+
+
+def serving_ports(roles: Roles, member: Member) -> frozenset[int]:
+    """The ports at which a node of its role serves, as far as its tags tell."""
+    role, ports = roles.roles.get(member.role), set()
+    for name in {name for names in role.sections.values() for name in names} if role else ():
+        values = {"name": member.name, "role": member.role, "interval": role.interval if role else ""}
+        with contextlib.suppress(Missing):
+            ports.add(roles.services[name].port_of(values, member.tags or {}))
+    return frozenset(ports)
 
 
 def _without_failed(wishes: list[Wish]) -> list[Wish]:

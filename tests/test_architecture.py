@@ -25,30 +25,38 @@ ROOMS: dict[str, set[str]] = {
     # doors
     "cli": {"errors", "handler", "host.log", "parser", "settings"},
     "handler": {"answer", "errors", "host.log", "host.paths", "intake", "serf.raw", "settings"},
-    "parser": {"__init__", "errors", "handler", "host.log", "settings", "verbs"},
-    "verbs": {"apply", "engine", "errors", "host.lock", "host.log", "host.paths", "intake", "plan", "scene", "settings"},
+    "parser": {"__init__", "errors", "handler", "host.log", "settings", "steer", "verbs"},
+    "steer": {"engine", "errors", "host.log", "host.paths", "names", "obedience", "orders", "serf.agent", "serf.command", "serf.listing", "serf.raw", "settings"},
+    "verbs": {"apply", "diff", "engine", "errors", "host.lock", "host.log", "host.paths", "intake", "plan", "scene", "settings", "truth"},
     # beside the doors
-    "answer": {"apply", "engine", "errors", "host.lock", "host.log", "host.paths", "intake", "membership", "outcome", "roll", "serf.events", "serf.raw", "settings"},
+    "answer": {"accord", "engine", "errors", "host.log", "host.paths", "membership", "obedience", "serf.command", "serf.events", "serf.raw", "settings"},
+    "diff": {"plan", "scene"},
+    "obedience": {"apply", "engine", "errors", "host.lock", "host.log", "host.sockets", "intake", "membership", "outcome", "roll", "serf.command", "serf.raw", "wishes"},
+    "truth": {"accord", "census", "engine", "errors", "fold", "host.log", "membership", "roles", "serf.agent", "serf.listing"},
     "intake": {"apply", "engine", "errors", "host.lock", "host.log", "host.paths", "host.spool", "outcome", "serf.raw", "settings"},
     "settings": set(),
     # one run
     "engine": {"__init__", "apply", "batch", "errors", "fold", "host.log", "host.paths", "host.spool", "host.store", "membership", "memory", "outcome", "restore", "roles", "rolescache", "rolesfile", "roll", "scene", "serf.agent", "serf.events", "serf.raw", "table"},
-    "batch": {"fold", "host.log", "host.spool", "membership", "serf.events", "serf.raw"},
+    "batch": {"fold", "host.log", "host.spool", "membership", "serf.command", "serf.events", "serf.raw"},
     "apply": {
         "blame", "errors", "haproxy.takeover", "haproxy.text", "host.store", "membership", "outcome", "plan", "quarantine", "restore", "roles", "scene",
     },
     "scene": {"haproxy.takeover", "haproxy.text", "host.files", "roles"},
     # the heart
+    "accord": {"fold", "membership", "names", "orders", "serf.command", "slate", "table"},
+    "arrivals": {"membership", "serf.events", "slate"},
     "blame": set(),
+    "census": {"arrivals", "fold", "membership", "roles", "serf.events", "serf.listing", "slate", "table"},
     "claims": {"haproxy.lines", "haproxy.text", "membership", "names", "wishes"},
     "errors": set(),
-    "fold": {"membership", "names", "order", "roll", "serf.events", "serf.raw", "table"},
+    "fold": {"arrivals", "membership", "orders", "serf.command", "serf.events", "serf.raw", "slate"},
     "guard": {"haproxy.lines", "membership"},
     "homeless": {"haproxy.lines", "haproxy.server"},
     "membership": set(),
     "memory": {"membership", "names", "table"},
     "names": set(),
-    "order": {"membership", "serf.events"},
+    "order": {"membership", "serf.command"},
+    "orders": {"membership", "names", "order", "roll", "serf.command", "serf.raw", "slate"},
     "outcome": set(),
     "place": {"claims", "haproxy.lines", "haproxy.server", "haproxy.text", "homeless", "membership", "names", "roles", "spot", "turn", "wishes"},
     "plan": {"errors", "guard", "haproxy.text", "membership", "place", "roles", "turn", "wishes"},
@@ -58,6 +66,7 @@ ROOMS: dict[str, set[str]] = {
     "rolescache": {"roles"},
     "rolesfile": {"names", "roles", "yamlnodes"},
     "roll": {"membership", "names", "table"},
+    "slate": {"membership", "table"},
     "spot": {"haproxy.lines", "haproxy.text"},
     "table": {"membership"},
     "turn": {"guard", "wishes"},
@@ -66,7 +75,8 @@ ROOMS: dict[str, set[str]] = {
     # all that knows Serf
     "serf.__init__": set(),
     "serf.agent": {"errors", "host.commands", "serf.listing"},
-    "serf.events": {"names", "serf.raw"},
+    "serf.command": {"names", "serf.raw"},
+    "serf.events": {"names", "serf.command", "serf.raw"},
     "serf.listing": {"names"},
     "serf.raw": set(),
     # all that knows HAProxy
@@ -86,13 +96,14 @@ ROOMS: dict[str, set[str]] = {
     "host.log": set(),
     "host.paths": set(),
     "host.processes": set(),
+    "host.sockets": set(),
     "host.spool": set(),
     "host.store": {"host.files", "host.paths", "membership", "memory"},
 }  # fmt: skip
 
-DOORS = {"__main__", "cli", "handler", "parser", "verbs", "watch"}
+DOORS = {"__main__", "cli", "handler", "parser", "steer", "verbs", "watch"}
 PURE = (
-    "names", "membership", "fold", "order", "roles", "wishes", "claims", "guard", "homeless", "place", "plan", "restore", "quarantine", "blame",
+    "accord", "arrivals", "census", "orders", "slate", "serf.command", "names", "membership", "fold", "order", "roles", "wishes", "claims", "guard", "homeless", "place", "plan", "restore", "quarantine", "blame",
     "memory", "outcome", "errors", "roll", "spot", "table", "turn", "serf.events", "serf.listing", "serf.raw", "haproxy.lines", "haproxy.text", "haproxy.server",
 )  # fmt: skip
 WORLD = {

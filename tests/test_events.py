@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lbagent.names import NAME, canonical_address
-from lbagent.serf.events import Command, Ignored, Malformed, MemberEvent, MemberLine, StatusQuery, duration, parse
+from lbagent.serf.command import Command, Malformed, duration
+from lbagent.serf.events import Ignored, MemberEvent, MemberLine, StatusQuery, parse
 from lbagent.serf.raw import Raw, from_environment
 from tests.building import NOW, joining, poisoned, saying, telling
 
@@ -326,7 +327,7 @@ def test_an_event_is_known_by_its_payload_to_the_letter() -> None:
 
 
 def test_a_status_query_is_one() -> None:
-    assert parse(saying("lbagent-status", "", 1, "query")) == StatusQuery()
+    assert parse(saying("lbagent-status", " pauses\tx\n", 1, "query")) == StatusQuery(("pauses", "x"))
 
 
 def test_a_status_user_event_is_none() -> None:

@@ -6,19 +6,12 @@ user event or query as it was sent. Split at LF and TAB only: nothing else is es
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from lbagent.names import NAME, canonical_address
+from lbagent.serf.command import TYPED, Command, Malformed, command
 from lbagent.serf.raw import Raw
-
-USER, QUERY, TYPED = "user", "query", "typed"
-"""The clocks a pause or resume may be ordered by; typed at an operator's prompt, it has none."""
-
-REASON_LIMIT = 200
-_MINUTE = 60
-_UNITS = {"s": 1, "m": _MINUTE, "h": 60 * _MINUTE, "d": 24 * 60 * _MINUTE}
-_DURATION_DIGITS = 7
-_EPOCH_DIGITS = 11
 
 
 class MemberLine(NamedTuple):
@@ -36,29 +29,14 @@ class MemberEvent(NamedTuple):
     kind: str
     members: tuple[MemberLine, ...]
     refused: tuple[str, ...]
-
-
-class Command(NamedTuple):
-    """A pause or resume of one node."""
-
-    verb: str
-    clock: str
-    ltime: int | None
-    name: str
-    address: str | None
-    until: int | None
-    reason: str
-    digest: str
-
-
-class Malformed(NamedTuple):
-    """An event lbagent knows, whose payload nobody could act upon."""
-
-    why: str
+    exact: bool = False
+    """Whether tags are certain: read from JSON, not from the `k=v,k=v` of stdin."""
 
 
 class StatusQuery(NamedTuple):
-    """The query `lbagent-status`."""
+    """The query `lbagent-status`, and the words it came with."""
+
+    words: tuple[str, ...]
 
 
 class Ignored(NamedTuple):
@@ -75,15 +53,12 @@ def parse(raw: Raw) -> Event:
     text = raw.payload.decode("utf-8", "surrogateescape")
     if raw.of_members:
         return _members(raw.kind, text, raw.self_name)
-    return StatusQuery() if raw.name == "lbagent-status" else _command(raw, text)
+    return StatusQuery(tuple(text.split())) if raw.name == "lbagent-status" else command(raw, text)
 
 
-def duration(text: str) -> int | None:
-    """Seconds in `90s`, `15m`, `2h` or `7d`; None for anything else."""
-    digits, unit = text[:-1], text[-1:]
-    if unit in _UNITS and digits.isascii() and digits.isdigit() and len(digits) <= _DURATION_DIGITS:
-        return int(digits) * _UNITS[unit]
-    return None
+def as_stdin_tells(tags: Mapping[str, str]) -> dict[str, str]:
+    """The tags that would be read from stdin, where a comma inside a value looks like the next tag."""
+    return _tags(",".join(f"{key}={value}" for key, value in tags.items()))
 
 
 def _members(kind: str, text: str, self_name: str) -> MemberEvent:
@@ -127,48 +102,3 @@ def _tags(text: str) -> dict[str, str]:
     for key in doubled:
         tags.pop(key, None)
     return tags
-
-
-def _command(raw: Raw, text: str) -> Command | Malformed:
-    text = text.removesuffix("\n").removesuffix("\r")
-    if any(character < " " and character != "\t" for character in text):
-        return Malformed(f"{raw.name}: the payload holds control characters")
-    words = [word for word in text.replace("\t", " ").split(" ") if word]
-    head, reason = _split_reason(words)
-    plain = [word for word in head if not word.startswith(("until=", "for="))]
-    if not plain or len(plain) > 3:  # noqa: PLR2004  # NAME, ADDRESS, ROLE
-        return Malformed(f"{raw.name}: the payload {text[:80]!r} is not NAME [ADDRESS] [ROLE] [for=2h] [reason=…]")
-    until = _until([word for word in head if word not in plain], raw.at // 1000)
-    if isinstance(until, str):
-        return Malformed(f"{raw.name}: {until}")
-    address = canonical_address(plain[1]) if len(plain) > 1 else None
-    # Old enough to be taken for a replay is only what is the same to the letter.
-    digest = f"{raw.name} {text}"
-    return Command(raw.name, raw.kind, raw.ltime, plain[0], address, until, reason, _checksum(digest))
-
-
-def _split_reason(words: list[str]) -> tuple[list[str], str]:
-    at = next((number for number, word in enumerate(words) if word.startswith("reason=")), len(words))
-    reason = " ".join(words[at:]).removeprefix("reason=")[:REASON_LIMIT]
-    # Printed to terminals and into logs later; a Japanese reason is printable, an escape sequence is not.
-    return words[:at], "".join(character if character.isprintable() else "?" for character in reason)
-
-
-def _until(words: list[str], now: int) -> int | str | None:
-    if len(words) > 1:
-        return f"{words[1]!r} after {words[0]!r}: give one of until= and for="
-    for word in words:
-        key, _, value = word.partition("=")
-        if key == "until" and value.isascii() and value.isdigit() and len(value) <= _EPOCH_DIGITS:
-            return int(value)
-        seconds = duration(value) if key == "for" else None
-        if seconds is None:
-            return f"{word[:40]!r} is not until=EPOCH or for=90s, 15m, 2h, 7d"
-        return now + seconds
-    return None
-
-
-def _checksum(text: str) -> str:
-    import zlib  # noqa: PLC0415  # only commands need it
-
-    return f"{zlib.crc32(text.encode('utf-8', 'surrogateescape')):08x}"

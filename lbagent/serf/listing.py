@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 
 from lbagent.names import NAME, canonical_address
 
+_LB = "lb"
+"""What the documentation calls the role of a load balancer."""
+
 _CLOCKS = {"user": "event_time", "query": "query_time"}
 
 
@@ -27,6 +30,8 @@ class Listing(NamedTuple):
     """A whole answer of `serf members`."""
 
     members: tuple[Listed, ...]
+    names: frozenset[str]
+    """Of all, the refused ones too: whoever Serf knows at an address nobody can have is not gone."""
     refused: tuple[str, ...]
     """A sentence for each member that could not be used."""
 
@@ -47,13 +52,14 @@ def listing(said: str) -> Listing:
     """The members in the answer of `serf members -format=json`. Raises ValueError where it is none."""
     members: list[Listed] = []
     refused: list[str] = []
-    for row in _within(said, "members") or ():
-        found = _listed(_table(row))
+    rows = [_table(row) for row in _within(said, "members") or ()]
+    for row in rows:
+        found = _listed(row)
         if isinstance(found, str):
             refused.append(f"serf members: {found}")
         else:
             members.append(found)
-    return Listing(tuple(members), tuple(refused))
+    return Listing(tuple(members), frozenset(_text(row, "name") for row in rows), tuple(refused))
 
 
 def info(said: str) -> Info:
@@ -74,6 +80,12 @@ def answers(said: str, nodes: Collection[str]) -> dict[str, str]:
             if words != line:
                 found.setdefault(node, words)
     return found
+
+
+def others(listed: Listing, myself: Info) -> tuple[Listed, ...]:
+    """The other load balancers: the members with this agent's own role, `lb` where it has none."""
+    role = myself.role or _LB
+    return tuple(one for one in listed.members if one.role == role and one.name != myself.name and one.status != "left")
 
 
 def _listed(row: Mapping[str, Any]) -> Listed | str:

@@ -46,7 +46,7 @@ class Raw(NamedTuple):
         if self.kind == "user":
             return self.name in ("pause", "resume")
         if self.kind == "query":
-            return self.name in ("pause", "resume", "lbagent-status")
+            return self.name in ("pause", "resume", "lbagent-forget", "lbagent-status")
         return self.of_members
 
     def records(self) -> Iterator[bytes]:

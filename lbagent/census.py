@@ -1,0 +1,78 @@
+"""Membership as Serf's own list has it: events are hints, what Serf knows now is the truth."""
+
+from __future__ import annotations
+
+from lbagent.arrivals import members_changed
+from lbagent.fold import Folded
+from lbagent.membership import ALIVE, FAILED, LEFT, LOST, Membership
+from lbagent.roles import Roles
+from lbagent.serf.events import MemberEvent, MemberLine
+from lbagent.serf.listing import Listed, Listing
+from lbagent.slate import Slate
+from lbagent.table import tabled
+
+TWICE = 30
+"""Seconds that two syncs which miss a node have to lie apart: a list read while gossip still spreads lacks many."""
+
+_STATUSES = {"alive": ALIVE, "leaving": ALIVE, "failed": FAILED, "left": LEFT}
+"""Who says goodbye serves until it has gone: then the list says `left`."""
+
+
+def tells_nothing(listing: Listing, myself: str, roles: Roles) -> bool:
+    """Whether the list holds no node of any role that serves: an agent that has just started sees only itself."""
+    serving = {name for name, role in roles.roles.items() if any(role.sections.values())}
+    return not any(one.role in serving for one in listing.members if one.name != myself)
+
+
+def taken(membership: Membership, listing: Listing, myself: str, now: int, *, force: bool) -> Folded:
+    """`membership` after the list was read at `now` (epoch seconds) by the load balancer `myself`.
+
+    Who is not in it is gone when another such list, TWICE seconds ago, missed it too, or with `force`.
+    """
+    slate = Slate(membership)
+    others = [one for one in listing.members if one.name != myself]
+    for kind, lines in _told(slate, others).items():
+        members_changed(slate, MemberEvent(kind, tuple(lines), (), exact=True), now)
+    gone = _missed(slate, listing, now, force=force)
+    if gone:
+        more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
+        slate.causes.append(f"not in serf's list any more: {gone[0]}{more}")
+    causes = tuple(f"sync: {cause}" for cause in slate.causes)
+    return Folded(slate.membership, {}, causes, tuple(slate.warnings))
+
+
+def _told(slate: Slate, listed: list[Listed]) -> dict[str, list[MemberLine]]:
+    """What the list says, as the events that would have said it."""
+    told: dict[str, list[MemberLine]] = {
+        "member-leave": [],
+        "member-failed": [],
+        "member-join": [],
+        "member-update": [],
+    }
+    for one in listed:
+        known, status = slate.members.get(one.name), _STATUSES.get(one.status)
+        line = MemberLine(one.name, one.address, one.role, dict(one.tags))
+        if status == LEFT:
+            told["member-leave"].append(line)
+        elif status == FAILED and (known is None or known.status != LEFT):
+            # Who left, or was forgotten, does not come back by failing.
+            told["member-failed"].append(line)
+        elif status == ALIVE:
+            told["member-update" if known and known.present else "member-join"].append(line)
+    return told
+
+
+def _missed(slate: Slate, listing: Listing, now: int, *, force: bool) -> list[str]:
+    """Mark as lost who was missed for long enough; returns their names."""
+    members = tabled(slate.membership.members)
+    present = (
+        name
+        for name, status in zip(members.columns.names, members.columns.statuses, strict=True)
+        if status in (ALIVE, FAILED)
+    )
+    missed = {name: min(slate.missed.get(name, now), now) for name in present if name not in listing.names}
+    gone = [name for name, since in missed.items() if force or since + TWICE <= now]
+    for name in gone:
+        slate.members.enter(members[name]._replace(status=LOST, changed=now))
+    slate.missed = {name: since for name, since in missed.items() if name not in gone}
+    return gone

@@ -1,0 +1,63 @@
+"""Membership while a batch of events changes it."""
+
+from __future__ import annotations
+
+from lbagent.membership import MEMBERS_LIMIT, UNKNOWN, UNKNOWN_LIMIT, Member, Membership
+from lbagent.table import Ledger, tabled
+
+
+class Slate:
+    """What the events so far have made of a membership, and what there is to say about it."""
+
+    def __init__(self, membership: Membership) -> None:
+        """Nothing has happened yet."""
+        self._before = membership
+        self.members = Ledger(tabled(membership.members))
+        self.clocks = dict(membership.clocks)
+        self.missed = dict(membership.missed)
+        self.causes: list[str] = []
+        """What happened, in words, for the history."""
+        self.warnings: list[str] = []
+        unknown = [one for one in self.members.special() if one.status == UNKNOWN]
+        self._waiting = {key: one.name for one in unknown for key in (one.name.lower(), one.address)}
+        self._known = len(membership.members) - len(unknown)
+
+    @property
+    def membership(self) -> Membership:
+        """Membership as it stands now; the very members of before where nothing has changed them."""
+        return self._before._replace(members=self.members.table(), clocks=self.clocks, missed=self.missed)
+
+    @property
+    def full_of_unknown(self) -> bool:
+        """Whether no more pauses of nodes nobody has seen can be remembered."""
+        return len(set(self._waiting.values())) >= UNKNOWN_LIMIT
+
+    def await_(self, member: Member) -> None:
+        """Remember a node nobody has seen: under its name in any case, or at its address."""
+        self.members.enter(member)
+        self._waiting |= {member.name.lower(): member.name, member.address: member.name}
+
+    def awaited(self, name: str, address: str) -> Member | None:
+        """What was remembered of a node before anybody saw it; from now on it is remembered no more."""
+        known = self._waiting.get(name.lower()) or self._waiting.get(address)
+        member = self.members.get(known) if known else None
+        if member:
+            self._waiting = {key: other for key, other in self._waiting.items() if other != member.name}
+            self.members.strike(member.name)
+        return member
+
+    def enrol(self, member: Member) -> bool:
+        """Add a new member, in the room of one that is gone where there is none; False where there is no room."""
+        if self._known >= MEMBERS_LIMIT and not self._make_room():
+            self.warnings.append(f"node {member.name} is not enrolled: {MEMBERS_LIMIT} members are known already")
+            return False
+        self.members.enter(member)
+        self._known += 1
+        return True
+
+    def _make_room(self) -> bool:
+        gone = next((name for name, one in self.members.items() if not (one.present or one.pause)), None)
+        if gone is not None:
+            self.members.strike(gone)
+            self._known -= 1
+        return gone is not None

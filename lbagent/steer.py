@@ -1,0 +1,110 @@
+"""The verbs by which an operator steers nodes, here and on every other load balancer: `pause`, `resume`, `forget`."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+
+from lbagent.engine import Engine
+from lbagent.errors import TryAgain, UsageError
+from lbagent.host.log import Log
+from lbagent.host.paths import Paths
+from lbagent.names import NAME, canonical_address
+from lbagent.obedience import confirmed, obeyed
+from lbagent.orders import NOBODY
+from lbagent.serf import agent
+from lbagent.serf.command import REASON_LIMIT, TYPED, Malformed, command, duration
+from lbagent.serf.listing import Listed, others
+from lbagent.serf.raw import Raw
+from lbagent.settings import Settings
+
+LOCK_WAIT = 30.0
+"""Seconds a person waits for a run that is under way."""
+
+ANSWER_WAIT = 4
+"""Seconds that another load balancer has for its answer, each time it is asked."""
+
+_QUERIES = {"pause": "pause", "resume": "resume", "forget": "lbagent-forget"}
+
+Verb = Callable[[Settings, Log], int]
+
+
+def pause(node: str, lasting: str | None, reason: str | None) -> Verb:
+    """The verb that takes a node out of balancing. Raises UsageError."""
+    words = []
+    if lasting is not None:
+        seconds = duration(lasting)
+        if not seconds:
+            raise UsageError(f"--for {lasting[:40]!r} is not a time such as 90s, 15m, 2h or 7d")
+        # The same moment on every load balancer.
+        words.append(f"until={int(time.time()) + seconds}")
+    plain = " ".join((reason or "").split())
+    if len(plain) > REASON_LIMIT:
+        raise UsageError(f"--reason has {len(plain)} characters: at most {REASON_LIMIT} can be sent")
+    return _steering("pause", node, [*words, f"reason={plain}"] if plain else words)
+
+
+def resume(node: str) -> Verb:
+    """The verb that puts a node back in. Raises UsageError."""
+    return _steering("resume", node, [])
+
+
+def forget(node: str, force: bool) -> Verb:  # noqa: FBT001  # the verb's switch
+    """The verb that drops a node and its pause. Raises UsageError."""
+    return _steering("forget", node, ["force"] if force else [])
+
+
+def _steering(verb: str, node: str, words: list[str]) -> Verb:
+    if not NAME.fullmatch(node) and canonical_address(node) is None:
+        raise UsageError(f"{node[:80]!r} is neither a node's name nor an address")
+
+    def steer(settings: Settings, log: Log) -> int:
+        try:
+            myself = agent.info().name
+        except TryAgain:
+            myself = os.uname().nodename
+        engine = Engine(Paths(settings.state_dir), settings.roles, log)
+        # Here first: whatever becomes of the others, this one does what it was told.
+        said = {myself: _here(verb, " ".join([node, *words]), myself, engine, log)}
+        said |= _elsewhere(verb, " ".join([node, f"by={myself}", *words]), myself)
+        _print(said)
+        return 0 if _all_done(verb, said) else 1
+
+    return steer
+
+
+def _here(verb: str, payload: str, myself: str, engine: Engine, log: Log) -> str:
+    raw = Raw(os.urandom(8).hex(), int(time.time() * 1000), TYPED, verb, None, myself, payload.encode())
+    wanted = command(raw, payload)
+    return f"refused: {wanted.why}" if isinstance(wanted, Malformed) else obeyed(raw, wanted, engine, log, LOCK_WAIT)
+
+
+def _elsewhere(verb: str, payload: str, myself: str) -> dict[str, str]:
+    """What each other load balancer says, or what kept it from saying anything."""
+    try:
+        there = others(agent.members(), agent.info())
+        # This one is asked as well: its handler, too, has to hear the LTime that orders all that follows.
+        asked = [myself, *(one.name for one in there if one.status == "alive")]
+        answers = agent.query(_QUERIES[verb], payload, asked, ANSWER_WAIT)
+    except TryAgain as error:
+        return {"others": f"not asked: {error}"}
+    return {one.name: answers.get(one.name) or _silent(one) for one in there}
+
+
+def _silent(one: Listed) -> str:
+    return "not answered" if one.status == "alive" else f"not answered: {one.status}, says Serf"
+
+
+def _all_done(verb: str, said: Mapping[str, str]) -> bool:
+    unconfirmed = {words for words in said.values() if not confirmed(words)}
+    if verb == "forget" and any(map(confirmed, said.values())):
+        # Who never knew a node has nothing to forget.
+        unconfirmed.discard(NOBODY[verb])
+    return not unconfirmed
+
+
+def _print(said: Mapping[str, str]) -> None:
+    width = max(map(len, said))
+    for name, words in said.items():
+        print(f"{name:{width}}  {''.join(one if one.isprintable() else '?' for one in words)}")
