@@ -6,7 +6,7 @@ takes away was not, and when that is more than half of a marker's nodes it waits
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 from lbagent.haproxy.lines import Line
 from lbagent.membership import LEFT, Member
@@ -22,13 +22,14 @@ class Guard:
         self._members, self._paused, self._force = members, paused, force
         self.held: list[str] = []
 
-    def hold(self, going: Mapping[Line, str], others: int, where: str) -> list[Line]:
-        """Of the lines that would go (with their nodes) beside `others` that stay or come, those that are held.
+    def hold(self, going: Mapping[Line, str], beside: Set[str], where: str) -> list[Line]:
+        """Of the lines that would go (with their nodes) while the nodes `beside` stay or come, those that are held.
 
-        What was asked to go counts for neither side, so that the verdict is the same in the next run.
+        What was asked to go counts for neither side, so that the verdict is the same in the next run; nor does who
+        is paused, for he serves nobody.
         """
         unasked = [line for line, node in going.items() if not self._asked(line, node)]
-        if self._force or len(unasked) <= others:
+        if self._force or not unasked or len(unasked) <= (others := len(beside - self._paused)):
             return []
         names = ", ".join(line.name for line in unasked[:_NAMED]) + (", …" if len(unasked) > _NAMED else "")
         self.held.append(f"{len(unasked)} of {len(unasked) + others} lines {where} would go: {names}")

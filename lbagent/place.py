@@ -141,7 +141,7 @@ class Place:
                 going[line] = node
         self._tell_unknowable(served, stay)
         where = f"at '# additional-{self._proxy.markers[number].middle}-server' in {self._proxy}"
-        held = turn.guard.hold(going, len(served) + len(stay), where)
+        held = turn.guard.hold(going, {*served, *(line.node for line in stay)}, where)
         return stay + [Planned(going[line], line.name, line.text) for line in held]
 
     def _tell_unknowable(self, served: Mapping[str, bool], stay: Sequence[Planned]) -> None:
@@ -178,7 +178,8 @@ class Place:
         gone = [one for one, node in orphans.items() if node in self._served or self._claims.replaced(one)]
         leaving = (line for line, node in orphans.items() if not self._present(node))
         going = {line: orphans[line] for line in leaving if line not in kept and line not in gone}
-        held = turn.guard.hold(going, len(orphans) - len(going), f"without a marker in {self._proxy}")
+        others = {node for line, node in orphans.items() if line not in going}
+        held = turn.guard.hold(going, others, f"without a marker in {self._proxy}")
         for line, node in orphans.items():
             after: list[Planned] = []
             if line in kept or line in held:

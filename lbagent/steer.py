@@ -22,7 +22,7 @@ from lbagent.settings import Settings
 LOCK_WAIT = 30.0
 """Seconds a person waits for a run that is under way."""
 
-ANSWER_WAIT = 4
+WAITS = (1, 3, 6)
 """Seconds that another load balancer has for its answer, each time it is asked."""
 
 _QUERIES = {"pause": "pause", "resume": "resume", "forget": "lbagent-forget"}
@@ -86,7 +86,7 @@ def _elsewhere(verb: str, payload: str, myself: str) -> dict[str, str]:
         there = others(agent.members(), agent.info())
         # This one is asked as well: its handler, too, has to hear the LTime that orders all that follows.
         asked = [myself, *(one.name for one in there if one.status == "alive")]
-        answers = agent.query(_QUERIES[verb], payload, asked, ANSWER_WAIT)
+        answers = agent.query(_QUERIES[verb], payload, asked, WAITS)
     except TryAgain as error:
         return {"others": f"not asked: {error}"}
     return {one.name: answers.get(one.name) or _silent(one) for one in there}

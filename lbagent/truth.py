@@ -15,8 +15,8 @@ from lbagent.roles import Roles
 from lbagent.serf import agent
 from lbagent.serf.listing import others
 
-_SECONDS = 1
-"""How long another load balancer may take to tell what it knows, each time it is asked."""
+_WAITS = (1, 1)
+"""Seconds that another load balancer may take to tell what it knows, each time it is asked."""
 
 _PAGES = 200
 """Beyond the pauses of 3,000 nodes somebody is making them up."""
@@ -75,4 +75,4 @@ def _all(name: str, page: accord.Page | None) -> Iterator[accord.Word]:
 
 
 def _asked(payload: str, names: list[str]) -> dict[str, str]:
-    return agent.query("lbagent-status", payload, names, _SECONDS) if names else {}
+    return agent.query("lbagent-status", payload, names, _WAITS) if names else {}

@@ -529,13 +529,15 @@ class SerfAgent:
         tags: dict[str, str] | None = None,
         handler: str = "",
         env: dict[str, str] | None = None,
+        more: Sequence[str] = (),
     ) -> None:
-        """Nothing runs before the `with`, or `start`."""
+        """Nothing runs before the `with`, or `start`; `more` are words for the agent's command line."""
         self.name, self.address, self.handler = name, address, handler
         self.bind = f"{address}:{free_port()}"
         self.rpc = f"127.0.0.1:{free_port()}"
         self.tags = {**({"role": role} if role else {}), **(tags or {})}
         self._env = {**(env or clean_environment()), "SERF_RPC_ADDR": self.rpc}
+        self._more = more
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the agent
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -557,7 +559,7 @@ class SerfAgent:
         argv += [f"-tag={key}={value}" for key, value in self.tags.items()]
         argv += [f"-event-handler={self.handler}", "-log-level=debug"] if self.handler else []
         self._process = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, env=self._env
+            [*argv, *self._more], stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, env=self._env
         )
         eventually(self._answers)
 
@@ -606,6 +608,10 @@ class SerfAgent:
                     break
             asking.kill()
         return found
+
+    def tag(self, **tags: str) -> None:
+        """Set tags of the running agent."""
+        self._serf("tags", *(word for key, value in tags.items() for word in ("-set", f"{key}={value}")))
 
     def members(self) -> dict[str, str]:
         """Who is in the cluster: name -> `alive`, `failed` and so on."""

@@ -6,16 +6,13 @@ SERF_RPC_ADDR and SERF_RPC_AUTH are the program's own variables; they come with 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TypeVar
 
 from lbagent.errors import TryAgain
 from lbagent.host import commands
 from lbagent.serf import listing
 from lbagent.serf.listing import Info, Listing
-
-TRIES = 3
-"""How often a node is asked that does not answer."""
 
 _TIMEOUT = 5.0
 _MORE = 2.0
@@ -42,14 +39,14 @@ def clocks() -> Mapping[str, int]:
         return {}
 
 
-def query(name: str, payload: str, nodes: Collection[str], seconds: int) -> dict[str, str]:
-    """Ask these nodes, each as long as it has not answered; returns what they said. Raises TryAgain.
+def query(name: str, payload: str, nodes: Collection[str], waits: Iterable[int]) -> dict[str, str]:
+    """Ask these nodes, and who is silent again after each wait, in seconds; returns what they said. Raises TryAgain.
 
     Serf hands a query on by chance: some reach not every node (of 40 on a small cluster, one did not), and nothing
-    repairs that, so who is silent is asked again, TRIES times for so many seconds.
+    repairs that.
     """
     found: dict[str, str] = {}
-    for _ in range(TRIES):
+    for seconds in waits:
         if silent := [node for node in nodes if node not in found]:
             found |= _query(name, payload, silent, seconds)
     return found

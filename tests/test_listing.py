@@ -1,0 +1,115 @@
+"""serf/listing: what a Serf agent says of itself and of its cluster."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lbagent.names import NAME, canonical_address
+from lbagent.serf.listing import Info, Listed, Listing, answers, info, listing, others
+from tests.building import poisoned
+
+SERF = Path(__file__).parent / "fixtures" / "serf"
+
+LB01 = Info("lb01", "lb", encrypted=True, clocks={}, handlers={})
+
+
+def row(name: object = "web01", addr: object = "10.0.0.1:7946", status: object = "alive", **tags: object) -> Any:  # noqa: ANN401
+    """A member as JSON has it."""
+    return {"name": name, "addr": addr, "port": 7946, "tags": {"role": "web", **tags}, "status": status}
+
+
+def said(*rows: Any) -> str:  # noqa: ANN401
+    """An answer of `serf members`."""
+    return json.dumps({"members": list(rows)})
+
+
+def test_a_captured_list_is_read() -> None:
+    found = listing((SERF / "members.json").read_text())
+
+    assert sorted(found.members) == [
+        Listed("lb01", "127.0.0.1", "lb", {}, "alive"),
+        Listed("norole01", "127.0.0.5", "", {}, "alive"),
+        Listed("web01", "127.0.0.2", "web", {}, "alive"),
+        Listed("web02", "127.0.0.3", "A", {"dc": "tokyo"}, "left"),
+        Listed("web03", "127.0.0.4", "B", {}, "failed"),
+    ]
+    assert found.refused == ()
+
+
+def test_captured_info_is_read() -> None:
+    assert info((SERF / "info.json").read_text()) == Info("lb01", "lb", False, {"user": 1, "query": 1}, {})  # noqa: FBT003
+
+
+def test_handlers_are_told_by_filter() -> None:
+    told = {"agent": {"name": "lb01"}, "serf": {"encrypted": "true"}, "event_handlers": {"*:": "lbagent handle"}}
+
+    assert info(json.dumps(told)) == Info("lb01", "", True, {}, {"*:": "lbagent handle"})  # noqa: FBT003
+
+
+def test_an_ipv6_address_loses_its_brackets_and_port() -> None:
+    assert listing(said(row(addr="[fd00::5]:7946"))).members == (Listed("web01", "fd00::5", "web", {}, "alive"),)
+
+
+def test_a_comma_in_a_tag_is_no_other_tag() -> None:
+    [one] = listing(said(row(a="1,role=lb", b="x=y,z"))).members
+
+    assert (one.role, one.tags) == ("web", {"a": "1,role=lb", "b": "x=y,z"})
+
+
+def test_nobody_is_a_list_too() -> None:
+    assert listing('{"members": null}') == Listing((), frozenset(), ())
+
+
+@pytest.mark.parametrize(
+    ("one", "why"),
+    [
+        (row(name="web 01"), "serf members: node name 'web 01' is not [A-Za-z0-9][A-Za-z0-9._-]{0,62}"),
+        (row(name=""), "serf members: node name '' is not [A-Za-z0-9][A-Za-z0-9._-]{0,62}"),
+        (row(addr=":80"), "serf members: node web01: ':80' is not an IP address and a port"),
+        (row(addr="?616263:80"), "serf members: node web01: '?616263:80' is not an IP address and a port"),
+        (row(addr="10.0.0.1"), "serf members: node web01: '10.0.0.1' is not an IP address and a port"),
+    ],
+)
+def test_who_cannot_be_used_is_named_and_not_missing(one: Any, why: str) -> None:  # noqa: ANN401
+    found = listing(said(one, row(name="web02")))
+
+    assert [member.name for member in found.members] == ["web02"]
+    assert found.names == {one["name"], "web02"}
+    assert found.refused == (why,)
+
+
+@pytest.mark.parametrize("text", ["", "Error connecting", "[]", "7", '{"members": [7]}', '{"members": 7}'])
+def test_what_is_no_list_is_told_from_an_empty_one(text: str) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        listing(text)
+
+
+@given(poisoned(st.just("web01")), poisoned(st.just("10.0.0.1:7946")), st.text(max_size=5))
+def test_who_is_listed_has_a_name_and_an_address(name: str, addr: str, tag: str) -> None:
+    for one in listing(said(row(name, addr, tag, dc=tag))).members:
+        assert NAME.fullmatch(one.name)
+        assert canonical_address(one.address) == one.address
+
+
+def test_the_first_answer_of_each_node_counts() -> None:
+    text = (
+        "Query 'pause' dispatched\nResponse from 'lb01': done\nResponse from 'lb02': refused: x': y\n"
+        "Response from 'lb01': queued\nResponse from 'lb03': done\nTotal Responses: 3"
+    )
+
+    assert answers(text, ["lb01", "lb02"]) == {"lb01": "done", "lb02": "refused: x': y"}
+
+
+def test_the_other_load_balancers_have_the_same_role() -> None:
+    rows = [row(name, role=role) for name, role in (("lb01", "lb"), ("lb02", "lb"), ("web01", "web"), ("edge", "edge"))]
+    listed = listing(said(*rows, row("lb03", role="lb", status="left"), row("lb04", role="lb", status="failed")))
+
+    assert [one.name for one in others(listed, LB01)] == ["lb02", "lb04"]
+    assert [one.name for one in others(listed, LB01._replace(role=""))] == ["lb02", "lb04"]
+    assert [one.name for one in others(listed, LB01._replace(role="edge"))] == ["edge"]
