@@ -6,7 +6,7 @@ takes away was not, and when that is more than half of a marker's nodes it waits
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 
 from lbagent.haproxy.lines import Line
 from lbagent.membership import LEFT, Member
@@ -22,7 +22,7 @@ class Guard:
         self._members, self._paused, self._force = members, paused, force
         self.held: list[str] = []
 
-    def hold(self, going: Mapping[Line, str], beside: Set[str], where: str) -> list[Line]:
+    def hold(self, going: Mapping[Line, str], beside: set[str], where: str) -> list[Line]:
         """Of the lines that would go (with their nodes) while the nodes `beside` stay or come, those that are held.
 
         What was asked to go counts for neither side, so that the verdict is the same in the next run; nor does who

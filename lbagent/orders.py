@@ -24,7 +24,8 @@ def commanded(slate: Slate, command: Command, raw: Raw, serf_clocks: Mapping[str
     if member is None:
         return _unknown(slate, command, raw) if command.verb == "pause" else NOBODY[command.verb]
     answer = _obey(slate, command, raw, member)
-    return answer if member.status != UNKNOWN or answer != "done" else NOBODY[command.verb]
+    # A node nobody has seen can be forgotten, but neither pausing nor resuming it does anything yet.
+    return answer if member.status != UNKNOWN or command.verb == "forget" else NOBODY[command.verb]
 
 
 def _obey(slate: Slate, command: Command, raw: Raw, member: Member) -> str:

@@ -399,3 +399,83 @@ def test_commands_of_one_clock_end_the_same_in_any_order(commands: list[tuple[st
     dice.shuffle(mixed)
 
     assert paused(folded(known(member("web01")), *raws)) == paused(folded(known(member("web01")), *mixed))
+
+
+# --- forget, and what else commands carry -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [FAILED, LEFT])
+def test_who_is_forgotten_has_left_without_a_pause(status: str) -> None:
+    before = known(pausing(member("web01", status=status)))
+
+    done = folding(before, saying("lbagent-forget", "web01", 3, "query", NOW + 9))
+
+    [one] = done.membership.members.values()
+    assert (one.status, one.changed, one.pause) == (LEFT, NOW + 9, None)
+    assert (done.answers, done.causes) == ({"0": "done"}, ("forget web01 by query",))
+
+
+def test_who_is_alive_is_forgotten_only_by_force() -> None:
+    before = known(pausing(member("web01")))
+
+    refused = folding(before, saying("lbagent-forget", "web01", 3, "query"))
+    forced = folding(before, saying("lbagent-forget", "web01 force", 4, "query"))
+
+    assert (refused.membership.members, refused.answers) == (before.members, {"0": "refused: web01 is alive"})
+    assert statuses(forced.membership) == {"web01": LEFT}
+    assert paused(forced.membership) == []
+
+
+def test_a_pause_of_a_node_nobody_has_seen_is_forgotten() -> None:
+    done = folding(known(), saying("pause", "web01", 3), saying("lbagent-forget", "web01", 4, "query"))
+
+    assert done.membership.members == {}
+    assert done.answers == {"0": "unknown node, remembered", "1": "done"}
+
+
+def test_who_is_forgotten_may_be_remembered_as_unknown_again() -> None:
+    done = folding(
+        known(),
+        saying("pause", "web01", 3),
+        saying("lbagent-forget", "web01", 4, "query"),
+        saying("pause", "web01", 5),
+        joining(WEB01),
+    )
+
+    assert paused(done.membership) == ["web01"]
+
+
+def test_nobody_can_be_forgotten_by_a_user_event() -> None:
+    before = known(member("web01", status=FAILED))
+
+    assert folded(before, saying("lbagent-forget", "web01", 3, "user")) == before
+
+
+def test_an_older_pause_does_not_come_back_to_who_was_forgotten() -> None:
+    before = folded(known(member("web01", status=FAILED)), saying("pause", "web01", 3, "query"))
+
+    after = folded(before, saying("lbagent-forget", "web01", 4, "query"), saying("pause", "web01", 3, "query"))
+
+    assert paused(after) == []
+
+
+def test_the_same_pause_again_began_when_it_began() -> None:
+    once = folded(known(member("web01")), saying("pause", "web01 until=1800000000 reason=patch day", None, "typed"))
+
+    again = folded(once, saying("pause", "web01 until=1800000000 by=lb01 reason=patch day", 7, "query", NOW + 60))
+    longer = folded(once, saying("pause", "web01 until=1900000000 by=lb01 reason=patch day", 7, "query", NOW + 60))
+
+    assert once.members["web01"].pause == Pause(NOW, "operator on lb01", "patch day", 1_800_000_000)
+    assert again.members["web01"].pause == once.members["web01"].pause
+    assert longer.members["web01"].pause == Pause(NOW + 60, "operator on lb01, by query", "patch day", 1_900_000_000)
+
+
+def test_tags_that_are_certain_stay_where_stdin_can_only_say_the_same() -> None:
+    exact = {"a": "1,role=lb", "b": "x=y,z"}
+    before = known(member("web12", "127.0.0.17", tags=exact))
+    # As Serf wrote these very tags to stdin.
+    same = folded(before, telling("member-update", "web12\t127.0.0.17\tweb\trole=web,a=1,role=lb,b=x=y,z"))
+    other = folded(before, telling("member-update", "web12\t127.0.0.17\tweb\trole=web,a=2"))
+
+    assert same == before
+    assert other.members["web12"].tags == {"a": "2"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from lbagent import memory
 from lbagent.membership import ALIVE, FAILED, LEFT, UNKNOWN, Membership, Pause, Quarantine
 from tests.building import NOW, expired, found, known, member, paused, pausing
 
@@ -134,3 +135,10 @@ def test_clocks_and_folded_records_stay() -> None:
     membership = Membership({}, {"user": 5}, frozenset({"a"}))
 
     assert expired(membership, NOW) == membership
+
+
+def test_who_is_missed_is_remembered() -> None:
+    membership = known(member("web01"))._replace(missed={"web01": NOW})
+
+    assert memory.load(memory.dump(membership)).missed == {"web01": NOW}
+    assert memory.load(memory.dump(membership).replace(b'"missed":{"web01":1700000000},', b"")).missed == {}

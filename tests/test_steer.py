@@ -1,0 +1,219 @@
+"""pause, resume and forget, typed on one load balancer of a real pair."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from tests.pair import Balancer, joined, pair
+from tests.world import Backend, Lb, SerfAgent, eventually
+
+pytestmark = pytest.mark.real
+
+
+class Web:
+    """A web node whose requests are counted."""
+
+    def __init__(self, number: int, port: int) -> None:
+        """Nothing runs before `running`."""
+        self.name, self.address = f"web{number:02}", f"127.0.0.{10 + number}"
+        self.backend = Backend(self.name, self.address, port)
+        self.agent = SerfAgent(self.name, self.address, "web")
+
+    @property
+    def out(self) -> str:
+        """The line that stands for it while it is paused."""
+        return f"# lbagent paused {self.name} {self.address} role=web"
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[tuple[Balancer, Balancer, list[Web]]]:
+    """A pair and two nodes, which all tests here share."""
+    with contextlib.ExitStack() as stack:
+        one, other = stack.enter_context(pair())
+        nodes = [Web(number, one.lb.port) for number in (1, 2)]
+        for node in nodes:
+            stack.enter_context(node.backend)
+            stack.enter_context(node.agent)
+        joined((one, other), *(node.agent for node in nodes))
+        yield one, other, nodes
+
+
+@pytest.fixture
+def two(running: tuple[Balancer, Balancer, list[Web]]) -> Iterator[tuple[Balancer, Balancer, list[Web]]]:
+    """The same, with nobody paused, before and after."""
+    one, other, nodes = running
+    yield running
+    for balancer in (one, other):
+        balancer.lb.count_checks()  # in place of whatever a test made of haproxy -c
+        for node in nodes:
+            balancer.run("resume", node.name)
+    eventually(lambda: not any(line.startswith("#") for line in one.lb.managed + other.lb.managed))
+
+
+def test_a_pause_confirmed_by_both_takes_all_traffic_away(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+    one, other, (node, rest) = two
+    for balancer in (one, other):
+        eventually(functools.partial(_serves_both, balancer))
+
+    done = one.rows("pause", node.name, "--for", "2h", "--reason", "patch  day")
+    requests = node.backend.requests
+    answering = [balancer.haproxy.answering(40) for balancer in (one, other)]
+
+    assert done == (0, {"lb01": "done", "lb02": "done"})
+    assert (answering, node.backend.requests) == ([{rest.name}, {rest.name}], requests)
+    for balancer, by in ((one, "operator on lb01"), (other, "operator on lb01, by query")):
+        assert balancer.lb.managed[0] == node.out
+        pause = balancer.lb.members()[node.name]["pause"]
+        assert (pause.by, pause.reason, pause.until - pause.since in (7199, 7200)) == (by, "patch day", True)
+    assert one.lb.members()[node.name]["pause"].until == other.lb.members()[node.name]["pause"].until
+
+    assert other.rows("resume", node.name) == (0, {"lb01": "done", "lb02": "done"})
+    for balancer in (one, other):
+        eventually(functools.partial(_serves_both, balancer))
+
+
+def test_who_does_not_confirm_is_named(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+    one, other, (node, _) = two
+    gate = other.lb.hold_checks()  # the handler of lb02 hangs
+
+    status, said = one.rows("pause", node.name)
+
+    gate.touch()
+    eventually(lambda: other.lb.settled(node.out, other.lb.server("web02", "127.0.0.12")))
+    assert (status, said) == (1, {"lb01": "done", "lb02": "not answered"})
+    assert one.lb.managed[0] == node.out
+
+
+def test_a_load_balancer_that_cannot_apply_says_why(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+    one, other, (node, _) = two
+    text = other.lb.text
+    other.lb.text = text.replace(b"balance roundrobin", b"balanse roundrobin")
+
+    status, said = one.rows("pause", node.name)
+
+    other.lb.text = text
+    assert (status, said["lb01"]) == (1, "done")
+    assert said["lb02"].startswith("refused: HAProxy refuses the operator's own text, nothing was replaced: parsing [")
+    assert other.run("apply").returncode == 0
+    assert other.lb.managed[0] == node.out
+
+
+def test_a_stranger_is_remembered_and_no_confirmation(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+    one, _, _ = two
+
+    assert one.rows("pause", "web77") == (1, dict.fromkeys(("lb01", "lb02"), "unknown node, remembered"))
+    assert one.rows("resume", "web78") == (1, dict.fromkeys(("lb01", "lb02"), "unknown node"))
+    assert one.rows("forget", "web77") == (0, dict.fromkeys(("lb01", "lb02"), "done"))
+
+
+def test_sessions_that_are_still_open_are_counted(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+    one, _, (node, _) = two
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(_connected(node))
+
+        status, said = one.rows("pause", node.name)
+
+    assert (status, said) == (0, dict.fromkeys(("lb01", "lb02"), "done, 3 sessions still open"))
+
+
+def test_one_that_pauses_itself_by_tag_stays_paused(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+    one, other, (node, _) = two
+    node.agent.tag(lbagent="paused")
+    eventually(lambda: node.out in one.lb.managed and node.out in other.lb.managed)
+
+    status, said = one.rows("resume", node.name)
+
+    assert (status, said) == (1, dict.fromkeys(("lb01", "lb02"), "still paused by its tag"))
+    assert node.out in one.lb.managed
+    node.agent._serf("tags", "-delete", "lbagent")
+    eventually(lambda: node.out not in one.lb.managed and node.out not in other.lb.managed)
+
+
+def test_a_node_that_is_alive_is_not_forgotten(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+    one, _, (node, _) = two
+    before = one.lb.managed
+
+    assert one.rows("forget", node.name) == (1, dict.fromkeys(("lb01", "lb02"), "refused: web01 is alive"))
+    assert one.lb.managed == before
+
+
+def test_a_node_that_failed_is_forgotten_with_its_pause_everywhere() -> None:
+    with pair() as (one, other), SerfAgent("web01", "127.0.0.11", "web") as web:
+        joined((one, other), web)
+        assert one.rows("pause", "web01")[0] == 0
+        web.kill()
+        for balancer in (one, other):
+            eventually(functools.partial(_has_failed, balancer), 40)
+
+        done = one.rows("forget", "web01")
+        synced = [balancer.run("sync", "--force").returncode for balancer in (one, other)]
+
+        assert done == (0, {"lb01": "done", "lb02": "done"})
+        assert synced == [0, 0]  # Serf still lists it as failed
+        for balancer in (one, other):
+            assert balancer.lb.managed == []
+            assert [balancer.lb.members()["web01"][key] for key in ("status", "pause")] == ["left", None]
+
+
+def test_without_an_agent_it_is_done_here_and_said() -> None:
+    with pair() as (one, other), SerfAgent("web01", "127.0.0.11", "web") as web:
+        joined((one, other), web)
+        one.agent.kill()
+
+        done = one.run("pause", "web01")
+
+        here, others = done.stdout.decode().splitlines()
+        assert (done.returncode, here.split()[1]) == (1, "done")
+        assert others.startswith("others  not asked: the Serf agent cannot be asked (serf members): Error connecting")
+        assert one.lb.managed == ["# lbagent paused web01 127.0.0.11 role=web"]
+
+
+def _serves_both(balancer: Balancer) -> bool:
+    return balancer.haproxy.answering() == {"web01", "web02"}
+
+
+def _has_failed(balancer: Balancer) -> bool:
+    return bool(balancer.lb.members()["web01"]["status"] == "failed" and balancer.lb.idle)
+
+
+@contextlib.contextmanager
+def _connected(node: Web) -> Iterator[None]:
+    with socket.create_connection((node.address, node.backend.port)):
+        yield
+
+
+# --- what is typed wrong ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["pause", "web 01"], "'web 01' is neither a node's name nor an address"),
+        (["resume", "-x"], "the following arguments are required: NODE (see `lbagent resume --help`)"),
+        (["forget", "web01\nserver evil"], "'web01\\nserver evil' is neither a node's name nor an address"),
+        (["pause", "web01", "--for", "2"], "--for '2' is not a time such as 90s, 15m, 2h or 7d"),
+        (["pause", "web01", "--for", "0s"], "--for '0s' is not a time such as 90s, 15m, 2h or 7d"),
+        (["pause", "web01", "--for", "2w"], "--for '2w' is not a time such as 90s, 15m, 2h or 7d"),
+        (["pause", "web01", "--reason", "x" * 201], "--reason has 201 characters: at most 200 can be sent"),
+    ],
+)
+def test_what_is_typed_wrong_is_one_line_and_changes_nothing(lb: Lb, words: list[str], said: str) -> None:
+    before = lb.text
+
+    done = lb.run(*words)
+
+    assert (done.returncode, done.stderr.decode()) == (2, f"lbagent: {said}\n")
+    assert (lb.text, lb.members(), lb.spooled()) == (before, {}, [])
+
+
+@pytest.fixture
+def lb() -> Iterator[Lb]:
+    """A load balancer that runs nothing."""
+    with Lb() as one:
+        yield one
