@@ -11,7 +11,8 @@ import lbagent
 from lbagent import memory, rolescache, scene
 from lbagent.apply import Options, Transaction
 from lbagent.batch import Batch, peeked
-from lbagent.errors import LbagentError, NotYet, RolesRefused
+from lbagent.chronicle import Chronicle
+from lbagent.errors import RolesRefused
 from lbagent.fold import fold, outdated
 from lbagent.host.log import Log
 from lbagent.host.paths import Paths
@@ -38,6 +39,8 @@ class Engine:
         self.membership = Membership()
         self.answers: Mapping[str, str] = {}
         """What queries are told, by record id, as in Folded."""
+        self.heard: int | None = None
+        """Epoch seconds at which the newest event that was folded arrived."""
 
     def roles(self, *, keep: bool = False) -> Roles:
         """roles.yml as it stands, kept as JSON for the next run where we hold the lock. Raises RolesRefused."""
@@ -58,18 +61,13 @@ class Engine:
 
     def run(self, options: Options) -> Outcome:
         """Fold, plan, apply; the lock is the caller's. Raises LbagentError, OSError."""
-        started = time.monotonic()
-        # First of all: a refused roles.yml changes nothing on disk, and what is in the spool waits.
-        roles = self.roles(keep=True)
-        causes = self.drain(roles)
-        transaction = Transaction(self.store, roles, self.membership, options)
-        try:
-            outcome = transaction.apply()
-        except NotYet:
-            raise
-        except (LbagentError, OSError) as error:
-            self._record(transaction, causes, getattr(error, "outcome", "failed"), str(error), started)
-            raise
+        with Chronicle(self.store, self.spool, self._log) as chronicle:
+            # First of all: a refused roles.yml changes nothing on disk, and what is in the spool waits.
+            chronicle.roles = roles = self.roles(keep=True)
+            chronicle.causes = causes = self.drain(roles)
+            chronicle.heard = self.heard
+            chronicle.transaction = transaction = Transaction(self.store, roles, self.membership, options)
+            chronicle.outcome = outcome = transaction.apply()
         # Known already where nothing has come and nothing changes: then only whoever asks (-v) is told again.
         say = self._log.warning if causes or outcome.words != _QUIET else self._log.info
         for note in _notes(transaction):
@@ -77,7 +75,6 @@ class Engine:
         for held in outcome.held:
             self._log.error(f"held back: {held}; `lbagent apply --force` lets them go")
         if outcome.words != _QUIET:
-            self._record(transaction, causes, outcome.verdict, outcome.words, started)
             self._log.info(f"{outcome.verdict}: {outcome.words}")
         return outcome
 
@@ -86,6 +83,7 @@ class Engine:
         before = self._sound(roles)
         batch = Batch(self.spool, self._log)
         folded = batch.folded(before, self._clocks(before, batch.events))
+        self.heard = max((raw.at // 1000 for raw, _ in batch.events), default=self.heard)
         membership = expired(folded.membership, int(time.time()))
         if batch.by_name or membership.members is not before.members:
             # Who is killed before the spool is empty folds these again: known by their ids, they change nothing.
@@ -138,21 +136,6 @@ class Engine:
 
     def _clocks(self, before: Membership, batch: list[tuple[Raw, Event]]) -> Mapping[str, int]:
         return agent.clocks() if outdated(before, (event for _, event in batch)) else {}
-
-    def _record(
-        self, transaction: Transaction, causes: tuple[str, ...], outcome: str, words: str, started: float
-    ) -> None:
-        plan = transaction.plan
-        self.store.record(
-            {
-                "why": "; ".join(causes) or "what was known already",
-                "added": plan.added if plan else (),
-                "removed": plan.removed if plan else (),
-                "outcome": outcome,
-                "words": words,
-                "ms": round((time.monotonic() - started) * 1000),
-            }
-        )
 
 
 _QUIET = "nothing to do"

@@ -32,7 +32,10 @@ ROOMS: dict[str, set[str]] = {
     "intake": {"apply", "engine", "errors", "host.lock", "host.log", "host.paths", "host.spool", "outcome", "serf.raw", "settings"},
     "settings": set(),
     # one run
-    "engine": {"__init__", "apply", "batch", "errors", "fold", "host.log", "host.paths", "host.spool", "host.store", "membership", "memory", "outcome", "restore", "roles", "rolescache", "rolesfile", "roll", "scene", "serf.agent", "serf.events", "serf.raw", "table"},
+    "engine": {"__init__", "apply", "batch", "chronicle", "errors", "fold", "host.log", "host.paths", "host.spool", "host.store", "membership", "memory", "outcome", "restore", "roles", "rolescache", "rolesfile", "roll", "scene", "serf.agent", "serf.events", "serf.raw", "table"},
+    "chronicle": {
+        "__init__", "apply", "errors", "host.log", "host.spool", "host.store", "last", "membership", "memory", "metrics", "outcome", "roles", "scene", "tally",
+    },
     "batch": {"fold", "host.log", "host.spool", "membership", "serf.events", "serf.raw"},
     "apply": {
         "blame", "errors", "haproxy.takeover", "haproxy.text", "host.store", "membership", "outcome", "plan", "quarantine", "restore", "roles", "scene",
@@ -43,15 +46,17 @@ ROOMS: dict[str, set[str]] = {
     "claims": {"haproxy.lines", "haproxy.text", "membership", "names", "wishes"},
     "errors": set(),
     "fold": {"membership", "names", "order", "roll", "serf.events", "serf.raw", "table"},
-    "guard": {"haproxy.lines", "membership"},
+    "guard": {"haproxy.lines", "membership", "outcome"},
     "homeless": {"haproxy.lines", "haproxy.server"},
+    "last": set(),
     "membership": set(),
     "memory": {"membership", "names", "table"},
+    "metrics": {"last", "membership", "roles"},
     "names": set(),
     "order": {"membership", "serf.events"},
     "outcome": set(),
     "place": {"claims", "haproxy.lines", "haproxy.server", "haproxy.text", "homeless", "membership", "names", "roles", "spot", "turn", "wishes"},
-    "plan": {"errors", "guard", "haproxy.text", "membership", "place", "roles", "turn", "wishes"},
+    "plan": {"errors", "guard", "haproxy.text", "membership", "outcome", "place", "roles", "turn", "wishes"},
     "quarantine": {"membership", "roll", "table"},
     "restore": {"haproxy.text", "membership", "names", "place", "roles", "spot"},
     "roles": {"names"},
@@ -60,6 +65,7 @@ ROOMS: dict[str, set[str]] = {
     "roll": {"membership", "names", "table"},
     "spot": {"haproxy.lines", "haproxy.text"},
     "table": {"membership"},
+    "tally": {"haproxy.lines", "haproxy.text", "membership", "roles", "table"},
     "turn": {"guard", "wishes"},
     "wishes": {"haproxy.server", "membership", "names", "roles", "roll", "table"},
     "yamlnodes": {"errors"},
@@ -87,13 +93,13 @@ ROOMS: dict[str, set[str]] = {
     "host.paths": set(),
     "host.processes": set(),
     "host.spool": set(),
-    "host.store": {"host.files", "host.paths", "membership", "memory"},
+    "host.store": {"host.files", "host.paths", "last", "membership", "memory"},
 }  # fmt: skip
 
 DOORS = {"__main__", "cli", "handler", "parser", "verbs", "watch"}
 PURE = (
     "names", "membership", "fold", "order", "roles", "wishes", "claims", "guard", "homeless", "place", "plan", "restore", "quarantine", "blame",
-    "memory", "outcome", "errors", "roll", "spot", "table", "turn", "serf.events", "serf.listing", "serf.raw", "haproxy.lines", "haproxy.text", "haproxy.server",
+    "last", "memory", "metrics", "outcome", "errors", "roll", "spot", "table", "tally", "turn", "serf.events", "serf.listing", "serf.raw", "haproxy.lines", "haproxy.text", "haproxy.server",
 )  # fmt: skip
 WORLD = {
     "os", "time", "sys", "logging", "io", "pathlib", "shutil", "tempfile", "glob", "datetime", "random", "secrets", "socket", "subprocess", "syslog",
