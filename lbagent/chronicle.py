@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self
 
 import lbagent
 from lbagent import metrics, scene, tally
@@ -22,12 +22,14 @@ from lbagent.outcome import Outcome, Verdict
 from lbagent.roles import Roles
 
 
-class Live(NamedTuple):
+class Live:
     """haproxy.cfg at the end of a run."""
 
-    texts: tuple[str, ...]
-    digest: str
-    lines: tally.Standing
+    __slots__ = ("digest", "lines", "texts")
+
+    def __init__(self, texts: tuple[str, ...], digest: str, lines: tally.Standing) -> None:
+        """Its files' texts; digest and managed lines of them all."""
+        self.texts, self.digest, self.lines = texts, digest, lines
 
 
 class Chronicle:
@@ -115,6 +117,7 @@ class Chronicle:
             lbagent.__version__,
             last.run or 0,
             last,
+            digest=live.digest if live else None,
             held=sum(held.lines for held in plan.held) if plan else 0,
             pending=len(self._spool.names()),
             bad=_files(self._store.paths.bad),
@@ -125,7 +128,6 @@ class Chronicle:
             servers=tally.servers(live.lines, self.roles, membership) if live and self.roles else None,
             members=tally.statuses(membership),
             quarantined=tally.quarantined(membership),
-            digest=live and live.digest,
         )
 
     def _membership(self) -> Membership | None:

@@ -39,20 +39,12 @@ class Numbers(NamedTuple):
     bad: int = 0
 
 
-class Metric(NamedTuple):
-    """A metric: all of them are gauges."""
-
-    name: str
-    help: str
-    value: Callable[[Numbers], Samples | int | None]
-
-
 def told(numbers: Numbers) -> bytes:
     """The whole of metrics.prom."""
     lines: list[str] = []
-    for metric in METRICS:
-        lines += (f"# HELP {metric.name} {_escaped(metric.help)}", f"# TYPE {metric.name} gauge")
-        lines += (_sample(metric.name, labels, value) for labels, value in _samples(metric.value(numbers)))
+    for name, words, value in METRICS:
+        lines += (f"# HELP {name} {words}", f"# TYPE {name} gauge")
+        lines += [_sample(name, labels, number) for labels, number in _samples(value(numbers))]
     return ("\n".join(lines) + "\n").encode("utf-8", "replace")
 
 
@@ -69,13 +61,12 @@ def _samples(value: Samples | int | None) -> Samples:
 
 def _sample(name: str, labels: Labels, value: int) -> str:
     # A label's value may hold anything; these three are what could end it.
-    words = ",".join(f'{label}="{_escaped(text, quote=True)}"' for label, text in labels.items())
+    words = ",".join([f'{label}="{_escaped(text)}"' for label, text in labels.items()])
     return f"{name}{{{words}}} {value}" if words else f"{name} {value}"
 
 
-def _escaped(text: str, *, quote: bool = False) -> str:
-    text = text.replace("\\", "\\\\").replace("\n", "\\n")
-    return text.replace('"', '\\"') if quote else text
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
 
 
 def _build(numbers: Numbers) -> Samples:
@@ -103,28 +94,37 @@ def _sync_age(numbers: Numbers) -> int | None:
     return None if numbers.last.sync is None else max(0, numbers.now - numbers.last.sync)
 
 
-METRICS = tuple(
-    Metric(f"lbagent_{name}", words, value)
-    for name, words, value in (
-        ("build_info", "The version of lbagent, as a label.", _build),
-        ("servers", "Servers by section and service of roles.yml, and by state.", _servers),
-        ("members", "Members by what Serf says of them.", _members),
-        ("quarantined_nodes", "Nodes whose lines HAProxy refuses.", lambda one: one.quarantined),
-        ("held_back_lines", "Lines whose removal the guard refused in the last run.", lambda one: one.held),
-        ("pending_events", "Events stored and not yet folded into membership.", lambda one: one.pending),
-        ("bad_records", "Files that were no events, set aside in spool/bad.", lambda one: one.bad),
-        (
-            "managed_lines_digest",
-            "Checksum of the managed lines in haproxy.cfg: equal lines, equal number.",
-            lambda one: None if one.digest is None else as_number(one.digest),
-        ),
-        ("last_run_timestamp_seconds", "When the last run ended.", lambda one: one.last.run),
-        ("last_run_exit_status", "Exit status of the last run.", lambda one: one.last.status),
-        ("last_event_timestamp_seconds", "When the newest event folded so far arrived.", lambda one: one.last.event),
-        ("last_change_timestamp_seconds", "When lbagent last changed haproxy.cfg.", lambda one: one.last.change),
-        ("last_reload_success", "1 where HAProxy was seen to take the last change over, 0 where not.", _reload_success),
-        ("last_reload_timestamp_seconds", "When HAProxy was last to take a change over.", lambda one: one.last.reload),
-        ("last_sync_timestamp_seconds", "When the last sync ended.", lambda one: one.last.sync),
-        ("sync_age_seconds", "Age of the last sync when this was written.", _sync_age),
-    )
+METRICS: tuple[tuple[str, str, Callable[[Numbers], Samples | int | None]], ...] = (
+    ("lbagent_build_info", "The version of lbagent, as a label.", _build),
+    ("lbagent_servers", "Servers by section and service of roles.yml, and by state.", _servers),
+    ("lbagent_members", "Members by what Serf says of them.", _members),
+    ("lbagent_quarantined_nodes", "Nodes whose lines HAProxy refuses.", lambda one: one.quarantined),
+    ("lbagent_held_back_lines", "Lines whose removal the guard refused in the last run.", lambda one: one.held),
+    ("lbagent_pending_events", "Events stored and not yet folded into membership.", lambda one: one.pending),
+    ("lbagent_bad_records", "Files that were no events, set aside in spool/bad.", lambda one: one.bad),
+    (
+        "lbagent_managed_lines_digest",
+        "Checksum of the managed lines in haproxy.cfg: equal lines, equal number.",
+        lambda one: None if one.digest is None else as_number(one.digest),
+    ),
+    ("lbagent_last_run_timestamp_seconds", "When the last run ended.", lambda one: one.last.run),
+    ("lbagent_last_run_exit_status", "Exit status of the last run.", lambda one: one.last.status),
+    (
+        "lbagent_last_event_timestamp_seconds",
+        "When the newest event folded so far arrived.",
+        lambda one: one.last.event,
+    ),
+    ("lbagent_last_change_timestamp_seconds", "When lbagent last changed haproxy.cfg.", lambda one: one.last.change),
+    (
+        "lbagent_last_reload_success",
+        "1 where HAProxy was seen to take the last change over, 0 where not.",
+        _reload_success,
+    ),
+    (
+        "lbagent_last_reload_timestamp_seconds",
+        "When HAProxy was last to take a change over.",
+        lambda one: one.last.reload,
+    ),
+    ("lbagent_last_sync_timestamp_seconds", "When the last sync ended.", lambda one: one.last.sync),
+    ("lbagent_sync_age_seconds", "Age of the last sync when this was written.", _sync_age),
 )

@@ -37,7 +37,7 @@ def servers(lines: Standing, roles: Roles, membership: Membership) -> dict[Pair,
     found = {}
     for pair, serving in roles.serving().items():
         texts = lines.get(pair.middle, ())
-        paused = [text[:1] for text in texts].count("#")
+        paused = [text[0] for text in texts].count("#")
         found[pair] = dict.fromkeys(STATES, 0) | {"in": len(texts) - paused, "paused": paused}
         here = {name: state for role in serving for name, state in odd.get(role.name, {}).items()}
         if here:
