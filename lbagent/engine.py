@@ -11,7 +11,8 @@ import lbagent
 from lbagent import memory, rolescache, scene
 from lbagent.apply import Options, Transaction
 from lbagent.batch import Batch, peeked
-from lbagent.errors import LbagentError, NotYet, RolesRefused, TryAgain
+from lbagent.chronicle import Chronicle
+from lbagent.errors import RolesRefused, TryAgain
 from lbagent.fold import Folded, fold, outdated
 from lbagent.host.log import Log
 from lbagent.host.paths import Paths
@@ -41,6 +42,8 @@ class Engine:
         self.membership = Membership()
         self.answers: Mapping[str, str] = {}
         """What queries are told, by record id, as in Folded."""
+        self.heard: int | None = None
+        """Epoch seconds at which the newest event that was folded arrived."""
 
     def roles(self, *, keep: bool = False) -> Roles:
         """roles.yml as it stands, kept as JSON for the next run where we hold the lock. Raises RolesRefused."""
@@ -61,18 +64,18 @@ class Engine:
 
     def run(self, options: Options, learn: Learn | None = None) -> Outcome:
         """Fold, learn what there is to learn, plan, apply; the lock is the caller's. Raises LbagentError, OSError."""
-        started = time.monotonic()
-        # First of all: a refused roles.yml changes nothing on disk, and what is in the spool waits.
-        roles = self.roles(keep=True)
-        causes, unknown = self.drain(roles), None
-        if learn:
-            try:
-                causes += self._learned(learn(self.membership, roles))
-            except TryAgain as error:
-                unknown = error  # what is known already is done all the same
-        outcome = self._applied(Transaction(self.store, roles, self.membership, options), causes, started)
-        if unknown:
-            raise unknown
+        with Chronicle(self.store, self.spool, self._log) as chronicle:
+            # First of all: a refused roles.yml changes nothing on disk, and what is in the spool waits.
+            chronicle.roles = roles = self.roles(keep=True)
+            chronicle.causes = self.drain(roles)
+            chronicle.heard = self.heard
+            if learn:
+                self._learn(learn, roles, chronicle)
+            chronicle.transaction = transaction = Transaction(self.store, roles, self.membership, options)
+            chronicle.outcome = outcome = transaction.apply()
+        self._tell(transaction, outcome, news=bool(chronicle.causes))
+        if chronicle.unknown:
+            raise chronicle.unknown
         return outcome
 
     def drain(self, roles: Roles) -> tuple[str, ...]:
@@ -80,6 +83,7 @@ class Engine:
         before = self._sound(roles)
         batch = Batch(self.spool, self._log)
         folded = batch.folded(before, self._clocks(before, batch.events))
+        self.heard = max((raw.at // 1000 for raw, _ in batch.events), default=self.heard)
         membership = expired(folded.membership, int(time.time()))
         if batch.by_name or membership.members is not before.members:
             # Who is killed before the spool is empty folds these again: known by their ids, they change nothing.
@@ -114,33 +118,29 @@ class Engine:
             f" pending={len(self.spool.names())}{failure}"
         )
 
-    def _learned(self, folded: Folded) -> tuple[str, ...]:
-        before, after = self.membership, folded.membership
+    def _learn(self, learn: Learn, roles: Roles, chronicle: Chronicle) -> None:
+        before = self.membership
+        try:
+            learned = learn(before, roles)
+        except TryAgain as error:
+            chronicle.unknown = error  # what is known already is done all the same
+            return
+        chronicle.synced, chronicle.causes = True, chronicle.causes + learned.causes
+        self.membership = after = learned.membership
         if after.members is not before.members or after.missed != before.missed:
             self.store.remember(after)
-        for warning in folded.warnings:
+        for warning in learned.warnings:
             self._log.warning(warning)
-        self.membership = after
-        return folded.causes
 
-    def _applied(self, transaction: Transaction, causes: tuple[str, ...], started: float) -> Outcome:
-        try:
-            outcome = transaction.apply()
-        except NotYet:
-            raise
-        except (LbagentError, OSError) as error:
-            self._record(transaction, causes, getattr(error, "outcome", "failed"), str(error), started)
-            raise
+    def _tell(self, transaction: Transaction, outcome: Outcome, *, news: bool) -> None:
         # Known already where nothing has come and nothing changes: then only whoever asks (-v) is told again.
-        say = self._log.warning if causes or outcome.words != _QUIET else self._log.info
+        say = self._log.warning if news or outcome.words != _QUIET else self._log.info
         for note in _notes(transaction):
             say(note)
         for held in outcome.held:
             self._log.error(f"held back: {held}; `lbagent apply --force` lets them go")
         if outcome.words != _QUIET:
-            self._record(transaction, causes, outcome.verdict, outcome.words, started)
             self._log.info(f"{outcome.verdict}: {outcome.words}")
-        return outcome
 
     def _remembered(self, roles: Roles) -> Membership:
         try:
@@ -163,21 +163,6 @@ class Engine:
 
     def _clocks(self, before: Membership, batch: list[tuple[Raw, Event]]) -> Mapping[str, int]:
         return agent.clocks() if outdated(before, (event for _, event in batch)) else {}
-
-    def _record(
-        self, transaction: Transaction, causes: tuple[str, ...], outcome: str, words: str, started: float
-    ) -> None:
-        plan = transaction.plan
-        self.store.record(
-            {
-                "why": "; ".join(causes) or "what was known already",
-                "added": plan.added if plan else (),
-                "removed": plan.removed if plan else (),
-                "outcome": outcome,
-                "words": words,
-                "ms": round((time.monotonic() - started) * 1000),
-            }
-        )
 
 
 _QUIET = "nothing to do"

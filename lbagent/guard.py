@@ -10,17 +10,18 @@ from collections.abc import Mapping
 
 from lbagent.haproxy.lines import Line
 from lbagent.membership import LEFT, Member
+from lbagent.outcome import Held
 
 _NAMED = 20
 
 
 class Guard:
-    """Decides over removals, and remembers in words what it held back."""
+    """Decides over removals, and remembers what it held back."""
 
     def __init__(self, members: Mapping[str, Member], paused: frozenset[str], *, force: bool) -> None:
         """With `force` it lets everything go."""
         self._members, self._paused, self._force = members, paused, force
-        self.held: list[str] = []
+        self.held: list[Held] = []
 
     def hold(self, going: Mapping[Line, str], beside: set[str], where: str) -> list[Line]:
         """Of the lines that would go (with their nodes) while the nodes `beside` stay or come, those that are held.
@@ -32,7 +33,8 @@ class Guard:
         if self._force or not unasked or len(unasked) <= (others := len(beside - self._paused)):
             return []
         names = ", ".join(line.name for line in unasked[:_NAMED]) + (", …" if len(unasked) > _NAMED else "")
-        self.held.append(f"{len(unasked)} of {len(unasked) + others} lines {where} would go: {names}")
+        words = f"{len(unasked)} of {len(unasked) + others} lines {where} would go: {names}"
+        self.held.append(Held(len(unasked), words))
         return unasked
 
     def _asked(self, line: Line, node: str) -> bool:

@@ -19,6 +19,16 @@ class Verdict(StrEnum):
     QUEUED = "queued"  # stored; whoever holds the lock goes on with it
 
 
+class Held(NamedTuple):
+    """Removals that the guard keeps back at one marker, the sentence that says so."""
+
+    lines: int
+    words: str
+
+    def __str__(self) -> str:
+        return self.words
+
+
 class Outcome(NamedTuple):
     """What `handle`, `apply` and `sync` report, log and write into history.jsonl."""
 
@@ -26,8 +36,8 @@ class Outcome(NamedTuple):
     words: str = ""
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
-    held: tuple[str, ...] = ()
-    """Removals the guard keeps back, one sentence each."""
+    held: tuple[Held, ...] = ()
+    """Removals the guard keeps back, marker by marker."""
     running: bool = True
     """Whether HAProxy was seen; False where it is shown not to run."""
 

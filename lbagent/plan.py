@@ -13,6 +13,7 @@ from lbagent.errors import Refused
 from lbagent.guard import Guard
 from lbagent.haproxy.text import Document, Edit, Proxy, digest
 from lbagent.membership import Membership
+from lbagent.outcome import Held
 from lbagent.place import Place
 from lbagent.roles import Pair, Roles
 from lbagent.turn import Turn
@@ -36,10 +37,12 @@ class Plan(NamedTuple):
     """Of the managed lines in `after`."""
     changes: Mapping[str, Change]
     """By node, in the order of the text."""
-    held: tuple[str, ...]
-    """Removals the guard holds back, a sentence per marker."""
+    held: tuple[Held, ...]
+    """Removals the guard holds back, marker by marker."""
     notes: tuple[str, ...]
     """What an operator should know: unknown and lost markers, lines by hand, nodes without a line."""
+    standing: Mapping[str, list[str]]
+    """The managed lines in `after`, by the middle of the marker that they stand above (nothing where it is gone)."""
 
     @property
     def added(self) -> tuple[str, ...]:
@@ -75,9 +78,8 @@ def plan(document: Document, roles: Roles, membership: Membership, rules: Rules 
     changes: dict[str, tuple[list[str], list[str]]] = {}
     notes: dict[str, None] = {}
     managed: list[tuple[str, list[str]]] = []
-    for proxy in document.proxies:
-        if not proxy.markers and not proxy.managed:
-            continue
+    standing: dict[str, list[str]] = {}
+    for proxy in (one for one in document.proxies if one.markers or one.managed):
         _single(document, proxy)
         place = Place(document, proxy, roles, pairs, membership.members)
         texts: list[str] = []
@@ -85,12 +87,13 @@ def plan(document: Document, roles: Roles, membership: Membership, rules: Rules 
             edits += spot.edits(document, proxy)
             spot.enter(proxy, place.node, changes)
             texts += spot.after
+            standing.setdefault(spot.middle(proxy), []).extend(spot.after)
         managed += [(str(proxy), texts)] if texts else []
         notes.update(dict.fromkeys(place.notes))
-    notes.update(turn.wishes.notes)
-    notes.update(dict.fromkeys(_unmarked(document, pairs)))
+    notes.update(dict.fromkeys([*turn.wishes.notes, *_unmarked(document, pairs)]))
     named = {node: Change(tuple(added), tuple(removed)) for node, (added, removed) in changes.items()}
-    return Plan(document.texts, document.edited(edits), digest(managed), named, tuple(turn.guard.held), tuple(notes))
+    held, after = tuple(turn.guard.held), document.edited(edits)
+    return Plan(document.texts, after, digest(managed), named, held, tuple(notes), standing)
 
 
 def _single(document: Document, proxy: Proxy) -> None:

@@ -32,6 +32,10 @@ class Spot(NamedTuple):
     removed: Sequence[Line | HandWritten]
     """The lines in `before` that do not stand there any more."""
 
+    def middle(self, proxy: Proxy) -> str:
+        """The middle of its marker; nothing where that is gone."""
+        return "" if self.marker is None else proxy.markers[self.marker].middle
+
     def edits(self, document: Document, proxy: Proxy) -> Iterator[Edit]:
         """What turns `before` into `after`."""
         if self.marker is None:

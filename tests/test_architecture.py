@@ -36,7 +36,10 @@ ROOMS: dict[str, set[str]] = {
     "intake": {"apply", "engine", "errors", "host.lock", "host.log", "host.paths", "host.spool", "outcome", "serf.raw", "settings"},
     "settings": set(),
     # one run
-    "engine": {"__init__", "apply", "batch", "errors", "fold", "host.log", "host.paths", "host.spool", "host.store", "membership", "memory", "outcome", "restore", "roles", "rolescache", "rolesfile", "roll", "scene", "serf.agent", "serf.events", "serf.raw", "table"},
+    "engine": {"__init__", "apply", "batch", "chronicle", "errors", "fold", "host.log", "host.paths", "host.spool", "host.store", "membership", "memory", "outcome", "restore", "roles", "rolescache", "rolesfile", "roll", "scene", "serf.agent", "serf.events", "serf.raw", "table"},
+    "chronicle": {
+        "__init__", "apply", "errors", "host.log", "host.spool", "host.store", "last", "membership", "memory", "metrics", "outcome", "roles", "scene", "tally",
+    },
     "batch": {"fold", "host.log", "host.spool", "membership", "serf.command", "serf.events", "serf.raw"},
     "apply": {
         "blame", "errors", "haproxy.takeover", "haproxy.text", "host.store", "membership", "outcome", "plan", "quarantine", "restore", "roles", "scene",
@@ -50,16 +53,18 @@ ROOMS: dict[str, set[str]] = {
     "claims": {"haproxy.lines", "haproxy.text", "membership", "names", "wishes"},
     "errors": set(),
     "fold": {"arrivals", "membership", "orders", "serf.command", "serf.events", "serf.raw", "slate"},
-    "guard": {"haproxy.lines", "membership"},
+    "guard": {"haproxy.lines", "membership", "outcome"},
     "homeless": {"haproxy.lines", "haproxy.server"},
+    "last": set(),
     "membership": set(),
     "memory": {"membership", "names", "table"},
+    "metrics": {"last", "membership", "roles"},
     "names": set(),
     "order": {"membership", "serf.command"},
     "orders": {"membership", "names", "order", "roll", "serf.command", "serf.raw", "slate"},
     "outcome": set(),
     "place": {"claims", "haproxy.lines", "haproxy.server", "haproxy.text", "homeless", "membership", "names", "roles", "spot", "turn", "wishes"},
-    "plan": {"errors", "guard", "haproxy.text", "membership", "place", "roles", "turn", "wishes"},
+    "plan": {"errors", "guard", "haproxy.text", "membership", "outcome", "place", "roles", "turn", "wishes"},
     "quarantine": {"membership", "roll", "table"},
     "restore": {"haproxy.text", "membership", "names", "place", "roles", "spot"},
     "roles": {"names"},
@@ -69,6 +74,7 @@ ROOMS: dict[str, set[str]] = {
     "slate": {"membership", "table"},
     "spot": {"haproxy.lines", "haproxy.text"},
     "table": {"membership"},
+    "tally": {"haproxy.lines", "haproxy.text", "membership", "roles", "table"},
     "turn": {"guard", "wishes"},
     "wishes": {"haproxy.server", "membership", "names", "roles", "roll", "table"},
     "yamlnodes": {"errors"},
@@ -98,13 +104,13 @@ ROOMS: dict[str, set[str]] = {
     "host.processes": set(),
     "host.sockets": set(),
     "host.spool": set(),
-    "host.store": {"host.files", "host.paths", "membership", "memory"},
+    "host.store": {"host.files", "host.paths", "last", "membership", "memory"},
 }  # fmt: skip
 
 DOORS = {"__main__", "cli", "handler", "parser", "steer", "verbs", "watch"}
 PURE = (
     "accord", "arrivals", "census", "orders", "slate", "serf.command", "names", "membership", "fold", "order", "roles", "wishes", "claims", "guard", "homeless", "place", "plan", "restore", "quarantine", "blame",
-    "memory", "outcome", "errors", "roll", "spot", "table", "turn", "serf.events", "serf.listing", "serf.raw", "haproxy.lines", "haproxy.text", "haproxy.server",
+    "last", "memory", "metrics", "outcome", "errors", "roll", "spot", "table", "tally", "turn", "serf.events", "serf.listing", "serf.raw", "haproxy.lines", "haproxy.text", "haproxy.server",
 )  # fmt: skip
 WORLD = {
     "os", "time", "sys", "logging", "io", "pathlib", "shutil", "tempfile", "glob", "datetime", "random", "secrets", "socket", "subprocess", "syslog",

@@ -528,7 +528,7 @@ def test_damaged_cache_of_roles_yml_does_no_harm(lb: Lb, content: bytes) -> None
     assert caught_up(lb, operator, 1, 2)
 
 
-@pytest.mark.parametrize("name", ["history.jsonl", "roles.json"])
+@pytest.mark.parametrize("name", ["history.jsonl", "last.json", "metrics.prom", "roles.json"])
 def test_best_effort_files_never_change_an_outcome(lb: Lb, name: str) -> None:
     operator = lb.text
     (lb.state / name).mkdir(parents=True)

@@ -130,7 +130,7 @@ def test_a_refused_roles_yml_is_one_line_and_the_event_waits(stage: Stage) -> No
         f"lbagent: {stage.roles}:5: roles.app.lb: service 'isi' is not declared in `services:` (known: iis)\n",
     )
     assert stage.cfg.read_text() == CFG
-    assert sorted(path.name for path in stage.state.iterdir()) == ["lock", "spool"]
+    assert sorted(path.name for path in stage.state.iterdir()) == ["last.json", "lock", "metrics.prom", "spool"]
     stage.roles.write_text(good)
     assert stage.run("apply").status == 0
     assert stage.managed == [line("web01", "10.0.0.1")]
@@ -337,11 +337,12 @@ def test_each_change_is_in_the_history(stage: Stage) -> None:
     ]
 
 
-def test_what_is_remembered_is_for_its_owner_and_group_only(stage: Stage) -> None:
+def test_what_is_remembered_is_for_its_owner_and_group_only_but_for_the_metrics(stage: Stage) -> None:
     stage.join("web01 10.0.0.1")
 
     assert {path.name: path.stat().st_mode & 0o027 for path in stage.state.iterdir()} == {
-        "history.jsonl": 0, "lock": 0, "members.json": 0, "roles.json": 0, "served.json": 0, "spool": 0
+        "history.jsonl": 0, "last.json": 0, "lock": 0, "members.json": 0, "roles.json": 0, "served.json": 0, "spool": 0,
+        "metrics.prom": 0o004,
     }  # fmt: skip
 
 

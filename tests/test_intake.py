@@ -13,7 +13,7 @@ from lbagent.host.lock import locked
 from lbagent.host.log import Log
 from lbagent.host.spool import Spool
 from lbagent.intake import Rounds
-from lbagent.outcome import Outcome, Verdict
+from lbagent.outcome import Held, Outcome, Verdict
 
 DONE = Outcome(Verdict.APPLIED, "done")
 
@@ -104,7 +104,7 @@ def test_every_failure_is_said_once_and_the_first_is_the_status(
     [
         ((DONE,), 0),
         ((DONE, TryAgain("later")), 75),
-        ((DONE._replace(held=("two of two",)), DONE), 3),
+        ((DONE._replace(held=(Held(2, "two of two"),)), DONE), 3),
         ((OSError(28, "No space left on device"), DONE), 1),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 
 from lbagent import errors
 from lbagent.haproxy.takeover import NotAccepted, ReloadFailed
-from lbagent.outcome import Outcome, Verdict, counted, quarantined
+from lbagent.outcome import Held, Outcome, Verdict, counted, quarantined
 
 
 @pytest.mark.parametrize(
@@ -87,4 +87,4 @@ def test_an_end_that_is_no_error_is_zero(verdict: Verdict) -> None:
 
 @pytest.mark.parametrize("verdict", list(Verdict))
 def test_what_the_guard_holds_back_is_three(verdict: Verdict) -> None:
-    assert Outcome(verdict, held=("3 of 4 lines would go",)).exit_status == 3
+    assert Outcome(verdict, held=(Held(3, "3 of 4 lines would go"),)).exit_status == 3

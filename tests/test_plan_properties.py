@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from lbagent.errors import Refused
 from lbagent.haproxy.text import Document
 from lbagent.membership import ALIVE, FAILED, LEFT, UNKNOWN, Member, Membership
+from lbagent.outcome import Held
 from lbagent.plan import Plan, Rules, plan
 from lbagent.restore import put_back, rebuilt
 from lbagent.roles import Roles
@@ -764,7 +765,9 @@ def test_what_the_guard_says_names_marker_proxy_and_nodes() -> None:
 
     done = planning(before, ROLES, known(*webs(9)))
 
-    assert done.held == ("3 of 4 lines at '# additional-lb-iis-server' in backend farm would go: web1, web2, web3",)
+    words = "3 of 4 lines at '# additional-lb-iis-server' in backend farm would go: web1, web2, web3"
+    assert done.held == (Held(3, words),)
+    assert str(done.held[0]) == words
     assert [one.split()[1] for one in managed(done.after[0])] == ["web1", "web2", "web3", "web9"]
 
 

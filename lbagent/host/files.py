@@ -99,21 +99,25 @@ def tidy(target: Target) -> None:
             os.unlink(target.beside(suffix))
 
 
-def replace(path: str, content: bytes, mode: int = 0o640) -> None:
-    """Write a file of our own whole and durably. Raises OSError; the old one stays then."""
+def replace(path: str, content: bytes, mode: int = 0o640, *, durable: bool = True) -> None:
+    """Write a file of our own whole, and as a rule durably. Raises OSError; the old one stays then."""
     fresh = f"{path}.new"
     try:
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
         with _named(fresh), open(descriptor, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
+            if mode & 0o004:  # for others to read, whatever the umask
+                os.fchmod(file.fileno(), mode)
         os.rename(fresh, path)
     except OSError:
         with contextlib.suppress(OSError):
             os.unlink(fresh)
         raise
-    sync_folder(os.path.dirname(path))
+    if durable:
+        sync_folder(os.path.dirname(path))
 
 
 def sync_folder(folder: str) -> None:

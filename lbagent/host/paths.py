@@ -17,6 +17,11 @@ class Paths(NamedTuple):
         return os.path.join(self.folder, "spool")
 
     @property
+    def bad(self) -> str:
+        """The folder, within the spool, of what is no event."""
+        return os.path.join(self.spool, "bad")
+
+    @property
     def lock(self) -> str:
         """Who holds this may fold, plan and apply."""
         return os.path.join(self.folder, "lock")
@@ -45,6 +50,16 @@ class Paths(NamedTuple):
     def history(self) -> str:
         """A line for each change."""
         return os.path.join(self.folder, "history.jsonl")
+
+    @property
+    def last(self) -> str:
+        """When what last happened."""
+        return os.path.join(self.folder, "last.json")
+
+    @property
+    def metrics(self) -> str:
+        """What node_exporter's textfile collector reads."""
+        return os.path.join(self.folder, "metrics.prom")
 
     def prepare(self) -> None:
         """Make the folders where they are missing. Raises OSError."""

@@ -1,4 +1,4 @@
-"""What is remembered in the state directory: members.json, served.json, history.jsonl."""
+"""What is remembered in the state directory: members.json, served.json, history.jsonl, last.json; and metrics.prom."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from lbagent import memory
+from lbagent import last, memory
 from lbagent.host import files
 from lbagent.host.paths import Paths
+from lbagent.last import Last
 from lbagent.membership import Membership
 
 HISTORY_LIMIT = 4 * 1024 * 1024
@@ -114,6 +115,27 @@ class Store:
                 os.replace(path, f"{path}.1")
             with open(path, "a", encoding="utf-8", opener=_private) as file:
                 file.write(json.dumps({"when": when, **entry}) + "\n")
+
+    def last(self) -> Last:
+        """When what last happened; nothing where that is not known."""
+        try:
+            with open(self.paths.last, "rb") as file:
+                return last.load(file.read())
+        except (OSError, *_DAMAGE):
+            return Last()
+
+    def keep(self, when: Last) -> None:
+        """Write last.json, as well as can be."""
+        with contextlib.suppress(OSError):
+            files.replace(self.paths.last, last.dump(when), durable=False)
+
+    def noted(self, *, sync: int) -> None:
+        """Keep that a sync ended at `sync`, in epoch seconds, for the next run's metrics; the lock is the caller's."""
+        self.keep(self.last()._replace(sync=sync))
+
+    def publish(self, metrics: bytes) -> None:
+        """Write metrics.prom, for everybody to read. Raises OSError."""
+        files.replace(self.paths.metrics, metrics, 0o644, durable=False)
 
 
 def _private(path: str, flags: int) -> int:

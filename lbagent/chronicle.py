@@ -1,0 +1,152 @@
+"""What is told of a run, however it ended: history.jsonl, last.json, metrics.prom. None of it changes the outcome."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from types import TracebackType
+from typing import Self
+
+import lbagent
+from lbagent import metrics, scene, tally
+from lbagent.apply import Transaction
+from lbagent.errors import LbagentError, NotYet, PutBack, TryAgain
+from lbagent.host.log import Log, told
+from lbagent.host.spool import Spool
+from lbagent.host.store import Store
+from lbagent.last import Last
+from lbagent.membership import Membership
+from lbagent.memory import Damaged
+from lbagent.outcome import Outcome, Verdict
+from lbagent.roles import Roles
+
+
+class Live:
+    """haproxy.cfg at the end of a run."""
+
+    __slots__ = ("digest", "lines", "texts")
+
+    def __init__(self, texts: tuple[str, ...], digest: str, lines: tally.Standing) -> None:
+        """Its files' texts; digest and managed lines of them all."""
+        self.texts, self.digest, self.lines = texts, digest, lines
+
+
+class Chronicle:
+    """One run while it goes on: whoever makes it puts here what it gets to, and leaving the block tells of it."""
+
+    def __init__(self, store: Store, spool: Spool, log: Log) -> None:
+        """The run begins now."""
+        self._store, self._spool, self._log = store, spool, log
+        self._started = time.monotonic()
+        self.roles: Roles | None = None
+        self.causes: tuple[str, ...] = ()
+        self.heard: int | None = None
+        """Epoch seconds at which the newest event of this run arrived."""
+        self.transaction: Transaction | None = None
+        self.outcome: Outcome | None = None
+        self.synced = False
+        """Whether Serf has told who its members are."""
+        self.unknown: TryAgain | None = None
+        """Why it has not, where it was asked."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
+        try:
+            self._record(error)
+            live = self._live()
+            last = self._last(error, live)
+            self._store.keep(last)
+            self._store.publish(metrics.told(self._numbers(last, live)))
+        except Exception as failure:  # noqa: BLE001  # a full disk or a defect of ours: the run has ended as it has
+            self._log.info(f"the metrics were not written: {told(failure)}")
+
+    def _record(self, error: BaseException | None) -> None:
+        if self.transaction is None or isinstance(error, NotYet):
+            return
+        if isinstance(error, LbagentError | OSError):
+            self._enter(getattr(error, "outcome", "failed"), str(error))
+        elif self.outcome and self.outcome.verdict is not Verdict.UNCHANGED:
+            self._enter(self.outcome.verdict, self.outcome.words)
+
+    def _enter(self, outcome: str, words: str) -> None:
+        plan = self.transaction and self.transaction.plan
+        self._store.record(
+            {
+                "why": "; ".join(self.causes) or "what was known already",
+                "added": plan.added if plan else (),
+                "removed": plan.removed if plan else (),
+                "outcome": outcome,
+                "words": words,
+                "ms": round((time.monotonic() - self._started) * 1000),
+            }
+        )
+
+    def _live(self) -> Live | None:
+        """haproxy.cfg as it stands; after a run that went well, that is as planned."""
+        plan = self.transaction and self.transaction.plan
+        if plan and self.outcome:
+            return Live(plan.after, plan.digest, plan.standing)
+        if self.roles:
+            with contextlib.suppress(OSError):
+                document = scene.look(self.roles.haproxy).document
+                return Live(document.texts, document.digest(), tally.standing(document))
+        return None
+
+    def _last(self, error: BaseException | None, live: Live | None) -> Last:
+        now = int(time.time())
+        last = self._store.last()._replace(run=now, status=self._status(error))
+        if self.heard:
+            last = last._replace(event=self.heard)
+        if self.synced:
+            last = last._replace(sync=now)
+        plan = self.transaction and self.transaction.plan
+        stands = bool(plan and live and live.texts == plan.after)
+        if plan and stands and plan.after != plan.before:
+            last = last._replace(change=now)
+        # A plan that stands though nobody saw HAProxy take it over: the reload was lost sight of.
+        failed = isinstance(error, PutBack) or (isinstance(error, TryAgain) and stands)
+        if (failed and not isinstance(error, NotYet)) or (self.outcome and self.outcome.verdict is Verdict.APPLIED):
+            last = last._replace(reload=now, reload_good=not failed)
+        return last
+
+    def _status(self, error: BaseException | None) -> int:
+        error = error or self.unknown
+        if error is not None:
+            return error.exit_status if isinstance(error, LbagentError) else 1
+        return self.outcome.exit_status if self.outcome else 0
+
+    def _numbers(self, last: Last, live: Live | None) -> metrics.Numbers:
+        membership, plan = self._membership(), self.transaction and self.transaction.plan
+        numbers = metrics.Numbers(
+            lbagent.__version__,
+            last.run or 0,
+            last,
+            digest=live.digest if live else None,
+            held=sum(held.lines for held in plan.held) if plan else 0,
+            pending=len(self._spool.names()),
+            bad=_files(self._store.paths.bad),
+        )
+        if membership is None:
+            return numbers
+        return numbers._replace(
+            servers=tally.servers(live.lines, self.roles, membership) if live and self.roles else None,
+            members=tally.statuses(membership),
+            quarantined=tally.quarantined(membership),
+        )
+
+    def _membership(self) -> Membership | None:
+        if self.transaction:
+            return self.transaction.membership
+        with contextlib.suppress(Damaged, OSError):
+            return self._store.membership()
+        return None
+
+
+def _files(folder: str) -> int:
+    try:
+        return len(os.listdir(folder))
+    except FileNotFoundError:
+        return 0

@@ -1,0 +1,130 @@
+"""metrics.prom: numbers in, Prometheus' text format out.
+
+Each metric is a row of METRICS; what is not known, or has not happened yet, has no sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from lbagent.last import Last
+from lbagent.membership import STATUSES
+from lbagent.roles import Pair
+
+_DIGEST_BITS = 53
+"""What a float64, in which Prometheus keeps every number, holds exactly."""
+
+Labels = Mapping[str, str]
+Samples = list[tuple[Labels, int]]
+
+
+class Numbers(NamedTuple):
+    """One load balancer at the end of a run."""
+
+    version: str
+    now: int
+    """Epoch seconds."""
+    last: Last
+    servers: Mapping[Pair, Mapping[str, int]] | None = None
+    """By state; None while roles.yml or haproxy.cfg cannot be read."""
+    members: Mapping[str, int] | None = None
+    """By status; None while members.json cannot be read."""
+    quarantined: int | None = None
+    digest: str | None = None
+    """Of the managed lines, as hexadecimal digits."""
+    held: int = 0
+    """Lines that the guard kept."""
+    pending: int = 0
+    bad: int = 0
+
+
+def told(numbers: Numbers) -> bytes:
+    """The whole of metrics.prom."""
+    lines: list[str] = []
+    for name, words, value in METRICS:
+        lines += (f"# HELP {name} {words}", f"# TYPE {name} gauge")
+        lines += [_sample(name, labels, number) for labels, number in _samples(value(numbers))]
+    return ("\n".join(lines) + "\n").encode("utf-8", "replace")
+
+
+def as_number(digest: str) -> int:
+    """The digest's first 53 bits: a number that Prometheus keeps exactly."""
+    return int(digest, 16) >> (4 * len(digest) - _DIGEST_BITS)
+
+
+def _samples(value: Samples | int | None) -> Samples:
+    if isinstance(value, list):
+        return value
+    return [] if value is None else [({}, value)]
+
+
+def _sample(name: str, labels: Labels, value: int) -> str:
+    # A label's value may hold anything; these three are what could end it.
+    words = ",".join([f'{label}="{_escaped(text)}"' for label, text in labels.items()])
+    return f"{name}{{{words}}} {value}" if words else f"{name} {value}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
+
+
+def _build(numbers: Numbers) -> Samples:
+    return [({"version": numbers.version}, 1)]
+
+
+def _servers(numbers: Numbers) -> Samples:
+    return [
+        ({"section": pair.section, "service": pair.service, "state": state}, count)
+        for pair, states in (numbers.servers or {}).items()
+        for state, count in states.items()
+    ]
+
+
+def _members(numbers: Numbers) -> Samples:
+    known = numbers.members
+    return [] if known is None else [({"status": status}, known.get(status, 0)) for status in sorted(STATUSES)]
+
+
+def _reload_success(numbers: Numbers) -> int | None:
+    return None if numbers.last.reload is None else int(numbers.last.reload_good)
+
+
+def _sync_age(numbers: Numbers) -> int | None:
+    return None if numbers.last.sync is None else max(0, numbers.now - numbers.last.sync)
+
+
+METRICS: tuple[tuple[str, str, Callable[[Numbers], Samples | int | None]], ...] = (
+    ("lbagent_build_info", "The version of lbagent, as a label.", _build),
+    ("lbagent_servers", "Servers by section and service of roles.yml, and by state.", _servers),
+    ("lbagent_members", "Members by what Serf says of them.", _members),
+    ("lbagent_quarantined_nodes", "Nodes whose lines HAProxy refuses.", lambda one: one.quarantined),
+    ("lbagent_held_back_lines", "Lines whose removal the guard refused in the last run.", lambda one: one.held),
+    ("lbagent_pending_events", "Events stored and not yet folded into membership.", lambda one: one.pending),
+    ("lbagent_bad_records", "Files that were no events, set aside in spool/bad.", lambda one: one.bad),
+    (
+        "lbagent_managed_lines_digest",
+        "Checksum of the managed lines in haproxy.cfg: equal lines, equal number.",
+        lambda one: None if one.digest is None else as_number(one.digest),
+    ),
+    ("lbagent_last_run_timestamp_seconds", "When the last run ended.", lambda one: one.last.run),
+    ("lbagent_last_run_exit_status", "Exit status of the last run.", lambda one: one.last.status),
+    (
+        "lbagent_last_event_timestamp_seconds",
+        "When the newest event folded so far arrived.",
+        lambda one: one.last.event,
+    ),
+    ("lbagent_last_change_timestamp_seconds", "When lbagent last changed haproxy.cfg.", lambda one: one.last.change),
+    (
+        "lbagent_last_reload_success",
+        "1 where HAProxy was seen to take the last change over, 0 where not.",
+        _reload_success,
+    ),
+    (
+        "lbagent_last_reload_timestamp_seconds",
+        "When HAProxy was last to take a change over.",
+        lambda one: one.last.reload,
+    ),
+    ("lbagent_last_sync_timestamp_seconds", "When the last sync ended.", lambda one: one.last.sync),
+    ("lbagent_sync_age_seconds", "Age of the last sync when this was written.", _sync_age),
+)
