@@ -16,6 +16,7 @@ from tests.world import ROLES, Haproxy, Lb, SerfAgent, eventually, member
 
 pytestmark = pytest.mark.real
 
+OUT = "# lbagent paused web01 127.0.0.11 role=web"
 TWO_ROLES = (
     ROLES
     + """\
@@ -122,14 +123,13 @@ def test_load_balancers_that_hear_the_same_in_another_order_end_with_the_same_li
 
 
 def test_replayed_user_events_change_nothing() -> None:
-    out = "# lbagent paused web01 127.0.0.11 role=web"
     with Lb() as lb, Haproxy(lb) as haproxy, SerfAgent("web01", "127.0.0.11", "web") as web:
         more = ["-replay", f"-join={web.bind}"]
         with SerfAgent("lb01", "127.0.0.9", "lb", handler=HANDLER, env=lb.env, more=more) as agent:
             eventually(lambda: len(lb.managed) == 1 and lb.idle)
             for number in range(29):
                 web.event(("pause", "resume")[number % 2], f"web01 reason={number}")
-            eventually(lambda: lb.settled(out) and lb.members()["web01"]["heard"]["user"].ltime == 29)
+            eventually(lambda: lb.settled(OUT) and lb.members()["web01"]["heard"]["user"].ltime == 29)
             before, reloads = lb.members(), haproxy.reloads()
             heard = agent.log.count("Received event: user-event")
             agent.kill()
@@ -138,8 +138,60 @@ def test_replayed_user_events_change_nothing() -> None:
 
             eventually(lambda: agent.log.count("Received event: user-event") == heard + 29)
             eventually(lambda: agent.log.count("Received event: member-join") > 1 and lb.idle)
-            assert lb.settled(out)
+            assert lb.settled(OUT)
             assert (lb.members(), haproxy.reloads()) == (before, reloads)
+
+
+@contextlib.contextmanager
+def small_cluster() -> Iterator[tuple[Lb, SerfAgent, SerfAgent]]:
+    """A load balancer without a running HAProxy, its agent, and a node that it has."""
+    with (
+        Lb() as lb,
+        SerfAgent("lb01", "127.0.0.9", "lb", handler=HANDLER, env=lb.env) as agent,
+        SerfAgent("web01", "127.0.0.11", "web") as web,
+    ):
+        web.join(agent)
+        eventually(lambda: lb.settled(lb.server("web01", "127.0.0.11")))
+        yield lb, agent, web
+
+
+def test_a_cluster_started_anew_is_obeyed() -> None:
+    with small_cluster() as (lb, agent, web):
+        for number in range(5):
+            web.event("pause", f"web01 reason={number}")
+        eventually(lambda: lb.settled(OUT) and lb.members()["web01"]["heard"]["user"].ltime == 5)
+        for one in (agent, web):
+            one.kill()
+        for one in (agent, web):
+            one.start()
+        web.join(agent)
+
+        web.event("resume", "web01")
+
+        eventually(lambda: lb.settled(lb.server("web01", "127.0.0.11")))
+        assert lb.members()["web01"]["heard"]["user"].ltime < 5
+
+
+def test_a_pause_by_query_and_a_resume_by_event_end_resumed() -> None:
+    with small_cluster() as (lb, agent, web):
+        for number in range(3):
+            agent.query("lbagent-status", str(number))  # the clock of queries is ahead
+        web.query("pause", "web01")
+        eventually(lambda: lb.settled(OUT))
+
+        web.event("resume", "web01")
+
+        eventually(lambda: lb.settled(lb.server("web01", "127.0.0.11")))
+
+
+def test_a_pause_and_a_resume_of_one_moment_end_paused() -> None:
+    for first, second in (("pause", "resume"), ("resume", "pause")):
+        with Lb() as lb:
+            lb.join(member("web01", "127.0.0.11"))
+
+            statuses = [lb.say(first, "web01 by=web02", 7).returncode, lb.say(second, "web01 by=web03", 7).returncode]
+
+            assert (statuses, lb.managed) == ([0, 0], [OUT])
 
 
 @pytest.mark.parametrize("peer", [False, True])

@@ -464,6 +464,16 @@ def _running(pidfile: str) -> Iterator[int]:
                     yield int(entry.name)
 
 
+def _children(pid: int) -> Iterator[Path]:
+    """The folders in /proc of the living processes that `pid` has started."""
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit():
+                state, parent = (entry / "stat").read_text().rpartition(") ")[2].split()[:2]
+                if int(parent) == pid and state != "Z":
+                    yield entry
+
+
 def _end(process: subprocess.Popen[Any], number: int) -> None:
     process.send_signal(number)
     try:
@@ -585,11 +595,13 @@ class SerfAgent:
         self._process = None
 
     def kill(self) -> None:
-        """SIGKILL: the cluster has to find out."""
+        """SIGKILL: the cluster has to find out. A handler under way comes to its end."""
         if self._process:
+            handlers = list(_children(self._process.pid))
             self._process.kill()
             self._process.wait()
             self._process = None
+            eventually(lambda: not any(one.exists() for one in handlers))
 
     def event(self, name: str, payload: str) -> None:
         """Send a user event, not coalesced."""
