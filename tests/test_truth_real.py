@@ -130,16 +130,16 @@ def test_replayed_user_events_change_nothing() -> None:
             for number in range(29):
                 web.event(("pause", "resume")[number % 2], f"web01 reason={number}")
             eventually(lambda: lb.settled(OUT) and lb.members()["web01"]["heard"]["user"].ltime == 29)
-            before, reloads = lb.members(), haproxy.reloads()
+            before, reloads, history = lb.members(), haproxy.reloads(), lb.history()
             heard = agent.log.count("Received event: user-event")
             agent.kill()
 
             agent.start()
 
             eventually(lambda: agent.log.count("Received event: user-event") == heard + 29)
-            eventually(lambda: agent.log.count("Received event: member-join") > 1 and lb.idle)
-            assert lb.settled(OUT)
-            assert (lb.members(), haproxy.reloads()) == (before, reloads)
+            eventually(lambda: agent.log.count("Received event: member-join") > 1)
+            eventually(lambda: lb.settled(OUT))
+            assert (lb.members(), haproxy.reloads(), lb.history()) == (before, reloads, history)
 
 
 @contextlib.contextmanager
