@@ -25,12 +25,18 @@ ROOMS: dict[str, set[str]] = {
     # doors
     "cli": {"errors", "handler", "host.log", "parser", "settings"},
     "handler": {"answer", "errors", "host.log", "host.paths", "intake", "serf.raw", "settings"},
-    "parser": {"__init__", "errors", "handler", "host.log", "settings", "verbs"},
+    "manual": {"__init__", "commandline", "completion", "helptext", "host.paths", "manpage", "parser", "settings"},
+    "parser": {"__init__", "errors", "handler", "helptext", "host.log", "settings", "verbs"},
     "verbs": {"apply", "engine", "errors", "host.lock", "host.log", "host.paths", "intake", "plan", "scene", "settings"},
     # beside the doors
     "answer": {"apply", "engine", "errors", "host.lock", "host.log", "host.paths", "intake", "membership", "outcome", "roll", "serf.events", "serf.raw", "settings"},
     "intake": {"apply", "engine", "errors", "host.lock", "host.log", "host.paths", "host.spool", "outcome", "serf.raw", "settings"},
     "settings": set(),
+    # what is said of the command line
+    "commandline": set(),
+    "completion": {"commandline"},
+    "helptext": {"errors", "outcome"},
+    "manpage": {"commandline"},
     # one run
     "engine": {"__init__", "apply", "batch", "chronicle", "errors", "fold", "host.log", "host.paths", "host.spool", "host.store", "membership", "memory", "outcome", "restore", "roles", "rolescache", "rolesfile", "roll", "scene", "serf.agent", "serf.events", "serf.raw", "table"},
     "chronicle": {
@@ -96,9 +102,9 @@ ROOMS: dict[str, set[str]] = {
     "host.store": {"host.files", "host.paths", "last", "membership", "memory"},
 }  # fmt: skip
 
-DOORS = {"__main__", "cli", "handler", "parser", "verbs", "watch"}
+DOORS = {"__main__", "cli", "handler", "manual", "parser", "verbs", "watch"}
 PURE = (
-    "names", "membership", "fold", "order", "roles", "wishes", "claims", "guard", "homeless", "place", "plan", "restore", "quarantine", "blame",
+    "commandline", "completion", "manpage", "names", "membership", "fold", "order", "roles", "wishes", "claims", "guard", "homeless", "place", "plan", "restore", "quarantine", "blame",
     "last", "memory", "metrics", "outcome", "errors", "roll", "spot", "table", "tally", "turn", "serf.events", "serf.listing", "serf.raw", "haproxy.lines", "haproxy.text", "haproxy.server",
 )  # fmt: skip
 WORLD = {
