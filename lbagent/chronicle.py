@@ -19,7 +19,7 @@ from lbagent.last import Last
 from lbagent.membership import Membership
 from lbagent.memory import Damaged
 from lbagent.outcome import Outcome, Verdict
-from lbagent.roles import Roles
+from lbagent.roles import Pair, Roles
 
 
 class Live:
@@ -30,6 +30,10 @@ class Live:
     def __init__(self, texts: tuple[str, ...], digest: str, lines: tally.Standing) -> None:
         """Its files' texts; digest and managed lines of them all."""
         self.texts, self.digest, self.lines = texts, digest, lines
+
+    def servers(self, roles: Roles, membership: Membership) -> dict[Pair, dict[str, int]]:
+        """Servers by state, as `tally` counts them."""
+        return tally.servers(self.lines, roles, membership, pauses=tally.pauses(self.texts))
 
 
 class Chronicle:
@@ -125,7 +129,7 @@ class Chronicle:
         if membership is None:
             return numbers
         return numbers._replace(
-            servers=tally.servers(live.lines, self.roles, membership) if live and self.roles else None,
+            servers=live.servers(self.roles, membership) if live and self.roles else None,
             members=tally.statuses(membership),
             quarantined=tally.quarantined(membership),
         )

@@ -170,9 +170,9 @@ def counted(*members: Member) -> dict[str, tuple[int, ...]]:
     """Servers in, paused, failed and quarantined, by the middle of their marker."""
     membership = known(*members)
     plan = planning(FARM, TWO, membership, Rules(kept=frozenset()))
-    found = tally.servers(plan.standing, TWO, membership)
+    found = tally.servers(plan.standing, TWO, membership, pauses=tally.pauses(plan.after))
     (text,) = plan.after
-    assert tally.servers(tally.standing(Document([("", text)])), TWO, membership) == found
+    assert tally.servers(tally.standing(Document([("", text)])), TWO, membership, pauses=True) == found
     return {pair.middle: tuple(states[state] for state in tally.STATES) for pair, states in found.items()}
 
 
