@@ -331,6 +331,7 @@ TYPED = {
     "lbagent --state-dir ": "lbagent --state-dir conf/",
     "lbagent --roles x --state-dir y le": "lbagent --roles x --state-dir y level ",
     "lbagent pause --fo": "lbagent pause --for=",
+    "lbagent pause --ro": "lbagent pause --ro",
     "lbagent pause --why re": "lbagent pause --why reboot ",
     "lbagent pause -f 2h --wh": "lbagent pause -f 2h --why=",
     "lbagent load a": "lbagent load a\\ b.yml ",
