@@ -54,12 +54,12 @@ _ZSH = """\
 #compdef {name}
 
 _{name}() {{
-    local context state state_descr line
+    local curcontext=$curcontext context state state_descr line
     typeset -A opt_args
     local -a verbs=(
 {verbs}
     )
-    _arguments -C -A '-*' \\
+    _arguments -C \\
 {options}
         '1:VERB:->verb' \\
         '*::argument:->argument' && return
