@@ -40,7 +40,7 @@ ROOMS: dict[str, set[str]] = {
     # one run
     "engine": {"__init__", "apply", "batch", "chronicle", "errors", "fold", "host.log", "host.paths", "host.spool", "host.store", "membership", "memory", "outcome", "restore", "roles", "rolescache", "rolesfile", "roll", "scene", "serf.agent", "serf.events", "serf.raw", "table"},
     "chronicle": {
-        "__init__", "apply", "errors", "host.log", "host.spool", "host.store", "last", "membership", "memory", "metrics", "outcome", "roles", "scene", "tally",
+        "__init__", "apply", "errors", "host.log", "host.spool", "host.store", "last", "membership", "memory", "metrics", "outcome", "plan", "roles", "scene", "tally",
     },
     "batch": {"fold", "host.log", "host.spool", "membership", "serf.events", "serf.raw"},
     "apply": {
