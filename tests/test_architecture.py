@@ -25,7 +25,8 @@ ROOMS: dict[str, set[str]] = {
     # doors
     "cli": {"errors", "handler", "host.log", "parser", "settings"},
     "handler": {"answer", "errors", "host.log", "host.paths", "intake", "serf.raw", "settings"},
-    "parser": {"__init__", "errors", "handler", "host.log", "settings", "steer", "verbs"},
+    "manual": {"__init__", "commandline", "completion", "helptext", "host.paths", "manpage", "parser", "settings"},
+    "parser": {"__init__", "errors", "handler", "helptext", "host.log", "settings", "steer", "verbs"},
     "steer": {"engine", "errors", "host.log", "host.paths", "names", "obedience", "orders", "serf.agent", "serf.command", "serf.listing", "serf.raw", "settings"},
     "verbs": {"apply", "diff", "engine", "errors", "host.lock", "host.log", "host.paths", "intake", "plan", "scene", "settings", "truth"},
     # beside the doors
@@ -35,10 +36,15 @@ ROOMS: dict[str, set[str]] = {
     "truth": {"accord", "census", "engine", "errors", "fold", "host.log", "membership", "roles", "serf.agent", "serf.listing"},
     "intake": {"apply", "engine", "errors", "host.lock", "host.log", "host.paths", "host.spool", "outcome", "serf.raw", "settings"},
     "settings": set(),
+    # what is said of the command line
+    "commandline": set(),
+    "completion": {"commandline"},
+    "helptext": {"errors", "outcome"},
+    "manpage": {"commandline"},
     # one run
     "engine": {"__init__", "apply", "batch", "chronicle", "errors", "fold", "host.log", "host.paths", "host.spool", "host.store", "membership", "memory", "outcome", "restore", "roles", "rolescache", "rolesfile", "roll", "scene", "serf.agent", "serf.events", "serf.raw", "table"},
     "chronicle": {
-        "__init__", "apply", "errors", "host.log", "host.spool", "host.store", "last", "membership", "memory", "metrics", "outcome", "roles", "scene", "tally",
+        "__init__", "apply", "errors", "host.log", "host.spool", "host.store", "last", "membership", "memory", "metrics", "outcome", "plan", "roles", "scene", "tally",
     },
     "batch": {"fold", "host.log", "host.spool", "membership", "serf.command", "serf.events", "serf.raw"},
     "apply": {
@@ -107,9 +113,9 @@ ROOMS: dict[str, set[str]] = {
     "host.store": {"host.files", "host.paths", "last", "membership", "memory"},
 }  # fmt: skip
 
-DOORS = {"__main__", "cli", "handler", "parser", "steer", "verbs", "watch"}
+DOORS = {"__main__", "cli", "handler", "manual", "parser", "steer", "verbs", "watch"}
 PURE = (
-    "accord", "arrivals", "census", "orders", "slate", "serf.command", "names", "membership", "fold", "order", "roles", "wishes", "claims", "guard", "homeless", "place", "plan", "restore", "quarantine", "blame",
+    "commandline", "completion", "manpage", "accord", "arrivals", "census", "orders", "slate", "serf.command", "names", "membership", "fold", "order", "roles", "wishes", "claims", "guard", "homeless", "place", "plan", "restore", "quarantine", "blame",
     "last", "memory", "metrics", "outcome", "errors", "roll", "spot", "table", "tally", "turn", "serf.events", "serf.listing", "serf.raw", "haproxy.lines", "haproxy.text", "haproxy.server",
 )  # fmt: skip
 WORLD = {
