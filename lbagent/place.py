@@ -19,7 +19,7 @@ from lbagent.names import natural
 from lbagent.roles import Pair, Roles
 from lbagent.spot import Planned, Spot, spot
 from lbagent.turn import Turn
-from lbagent.wishes import Crowd, Wish, Wishes
+from lbagent.wishes import Crowd, Note, Wish, Wishes
 
 
 class Place:
@@ -146,7 +146,8 @@ class Place:
 
     def _tell_unknowable(self, served: Mapping[str, bool], stay: Sequence[Planned]) -> None:
         for node in {node for node, unknowable in served.items() if unknowable} - {line.node for line in stay}:
-            self.notes.append(f"{node} has no line in {self._proxy}: its tags are unknown until Serf tells them")
+            why = f"in {self._proxy}: its tags are unknown until Serf tells them"
+            self.notes.append(Note(node, f"{node} has no line ", why))
 
     def _homeless(self, line: Line, node: str, turn: Turn) -> bool:
         """Whether its own marker is gone from this proxy, while its node is still there."""
@@ -166,7 +167,7 @@ class Place:
         # It follows its node only to where the node's role may be, and where nobody else is.
         there = wishes.allowed(node, line.role) or line.address
         moved, note = remaining(line, node, there, paused=node in wishes.paused)
-        self.notes.append(f"{self._document.where(line.at)}: {note}")
+        self.notes.append(Note(node, f"{self._document.where(line.at)}: ", note))
         if (where := endpoint_of(moved)) and where != line.endpoint and not self._claims.free(where):
             moved = line.text
         self._claims.take([line.name], [endpoint_of(moved)])
