@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 import lbagent
-from lbagent import verbs
+from lbagent import status, verbs
 from lbagent.errors import UsageError
 from lbagent.handler import handle
 from lbagent.host.log import Log
@@ -37,6 +37,7 @@ def build() -> argparse.ArgumentParser:
         ("handle", "the Serf event handler: reads SERF_* and stdin", _handle),
         ("plan", "show what would change now; exit 0 nothing, 2 something", _plan),
         ("apply", "make haproxy.cfg what is known, and have HAProxy take it over", _apply),
+        ("status", "show each node, what is served, and what waits", _status),
     ):
         add(known.add_parser(name, help=words, description=words, allow_abbrev=False))
     return parser
@@ -55,3 +56,9 @@ def _apply(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adopt", action="store_true", help="turn hand-written lines above a marker into managed ones")
     parser.add_argument("--no-reload", action="store_true", help="write haproxy.cfg, and leave the reload to others")
     parser.set_defaults(verb=lambda found: verbs.apply(found.force, found.adopt, not found.no_reload))
+
+
+def _status(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="one JSON object on one line")
+    parser.add_argument("--watch", action="store_true", help="again every two seconds, until Ctrl-C")
+    parser.set_defaults(verb=lambda found: status.status(found.json, found.watch))

@@ -1,4 +1,4 @@
-"""Where each node stands in haproxy.cfg: its managed lines, its pauses, lines by hand, and what HAProxy says of them."""
+"""Where nodes stand in haproxy.cfg: managed lines, pauses, lines by hand, and what HAProxy says of their servers."""
 
 from __future__ import annotations
 

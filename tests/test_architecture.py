@@ -25,12 +25,15 @@ ROOMS: dict[str, set[str]] = {
     # doors
     "cli": {"errors", "handler", "host.log", "parser", "settings"},
     "handler": {"answer", "errors", "host.log", "host.paths", "intake", "serf.raw", "settings"},
-    "parser": {"__init__", "errors", "handler", "host.log", "settings", "verbs"},
+    "parser": {"__init__", "errors", "handler", "host.log", "settings", "status", "verbs"},
+    "status": {"engine", "errors", "host.log", "host.paths", "report", "settings", "sheet", "survey", "view"},
     "verbs": {"apply", "engine", "errors", "host.lock", "host.log", "host.paths", "intake", "plan", "scene", "settings"},
     # beside the doors
     "answer": {"apply", "engine", "errors", "host.lock", "host.log", "host.paths", "intake", "membership", "outcome", "roll", "serf.events", "serf.raw", "settings"},
     "intake": {"apply", "engine", "errors", "host.lock", "host.log", "host.paths", "host.spool", "outcome", "serf.raw", "settings"},
     "settings": set(),
+    "survey": {"engine", "haproxy.process", "haproxy.runtime", "haproxy.stats", "haproxy.text", "host.history", "host.log", "host.store", "membership", "memory", "outcome", "report", "restore", "roles", "scene"},
+    "view": {"report", "sheet"},
     # one run
     "engine": {"__init__", "apply", "batch", "errors", "fold", "host.log", "host.paths", "host.spool", "host.store", "membership", "memory", "outcome", "restore", "roles", "rolescache", "rolesfile", "roll", "scene", "serf.agent", "serf.events", "serf.raw", "table"},
     "batch": {"fold", "host.log", "host.spool", "membership", "serf.events", "serf.raw"},
@@ -48,17 +51,23 @@ ROOMS: dict[str, set[str]] = {
     "membership": set(),
     "memory": {"membership", "names", "table"},
     "names": set(),
+    "nodes": {"membership", "names", "plan", "prospect", "roles", "roll", "standing", "states", "table", "wishes"},
     "order": {"membership", "serf.events"},
     "outcome": set(),
     "place": {"claims", "haproxy.lines", "haproxy.server", "haproxy.text", "homeless", "membership", "names", "roles", "spot", "turn", "wishes"},
     "plan": {"errors", "guard", "haproxy.text", "membership", "place", "roles", "turn", "wishes"},
-    "quarantine": {"membership", "roll", "table"},
+    "prospect": {"haproxy.text", "membership", "plan", "quarantine", "roles"},
+    "quarantine": {"haproxy.text", "membership", "roles", "roll", "table"},
+    "report": {"errors", "haproxy.stats", "haproxy.text", "membership", "nodes", "outcome", "prospect", "roles", "standing", "wishes"},
     "restore": {"haproxy.text", "membership", "names", "place", "roles", "spot"},
     "roles": {"names"},
     "rolescache": {"roles"},
     "rolesfile": {"names", "roles", "yamlnodes"},
     "roll": {"membership", "names", "table"},
+    "sheet": {"nodes", "report", "standing"},
     "spot": {"haproxy.lines", "haproxy.text"},
+    "standing": {"haproxy.lines", "haproxy.server", "haproxy.stats", "haproxy.text", "membership", "place", "roles"},
+    "states": {"membership", "plan", "roles", "standing"},
     "table": {"membership"},
     "turn": {"guard", "wishes"},
     "wishes": {"haproxy.server", "membership", "names", "roles", "roll", "table"},
@@ -75,6 +84,7 @@ ROOMS: dict[str, set[str]] = {
     "haproxy.process": {"errors", "haproxy.runtime", "host.processes"},
     "haproxy.runtime": set(),
     "haproxy.server": {"names"},
+    "haproxy.stats": set(),
     "haproxy.successor": {"errors", "haproxy.process"},
     "haproxy.takeover": {"errors", "haproxy.process", "haproxy.runtime", "haproxy.successor", "host.commands", "host.processes", "roles"},
     "haproxy.text": {"haproxy.lines"},
@@ -82,6 +92,7 @@ ROOMS: dict[str, set[str]] = {
     "host.__init__": set(),
     "host.commands": set(),
     "host.files": set(),
+    "host.history": {"outcome"},
     "host.lock": set(),
     "host.log": set(),
     "host.paths": set(),
@@ -90,10 +101,11 @@ ROOMS: dict[str, set[str]] = {
     "host.store": {"host.files", "host.paths", "membership", "memory"},
 }  # fmt: skip
 
-DOORS = {"__main__", "cli", "handler", "parser", "verbs", "watch"}
+DOORS = {"__main__", "cli", "handler", "parser", "status", "verbs", "watch"}
 PURE = (
     "names", "membership", "fold", "order", "roles", "wishes", "claims", "guard", "homeless", "place", "plan", "restore", "quarantine", "blame",
-    "memory", "outcome", "errors", "roll", "spot", "table", "turn", "serf.events", "serf.listing", "serf.raw", "haproxy.lines", "haproxy.text", "haproxy.server",
+    "memory", "outcome", "errors", "roll", "spot", "table", "turn", "nodes", "prospect", "report", "sheet", "standing", "states",
+    "serf.events", "serf.listing", "serf.raw", "haproxy.lines", "haproxy.stats", "haproxy.text", "haproxy.server",
 )  # fmt: skip
 WORLD = {
     "os", "time", "sys", "logging", "io", "pathlib", "shutil", "tempfile", "glob", "datetime", "random", "secrets", "socket", "subprocess", "syslog",
