@@ -59,8 +59,8 @@ def printable(words: str) -> str:
 
 
 def age(seconds: int) -> str:
-    """A stretch of time in its largest unit: `45s`, `12m`, `3h`, `120d`."""
-    size, unit = next(((size, unit) for size, unit in _UNITS if seconds >= size), (1, "s"))
+    """A stretch of time in the largest unit of which there are two: `45s`, `90m`, `3h`, `120d`."""
+    size, unit = next(((size, unit) for size, unit in _UNITS if seconds >= 2 * size), (1, "s"))
     return f"{max(0, seconds) // size}{unit}"
 
 
@@ -96,7 +96,7 @@ def _said(node: Node, report: Report) -> tuple[str, str]:
 def _below(report: Report) -> Iterator[tuple[str, str]]:
     at, events = report.sources.at, report.sources.events
     counts = Counter(node.state for node in report.nodes)
-    kinds = ", ".join(f"{count} {state}" for state, count in counts.most_common())
+    kinds = ", ".join(f"{count} {state}" for state, count in sorted(counts.items(), key=lambda one: (-one[1], one[0])))
     yield "nodes", f"{len(report.nodes)}: {kinds}" if kinds else "none is known"
     yield "lines", _digest(report)
     if failure := report.sources.served.failure:

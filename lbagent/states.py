@@ -80,7 +80,7 @@ def since(found: State, facts: Facts) -> int | None:
 
 def why(found: State, facts: Facts) -> str:
     """Why it is so; nothing where nothing is to be said."""
-    said = [*_because(found, facts), *_paused(facts), *facts.notes]
+    said = [*_because(found, facts), *_paused(found, facts), *facts.notes]
     if not said and not facts.servers:
         serves = facts.role is not None and any(facts.role.sections.values())
         return "haproxy.cfg has no marker of its role" if serves else "its role has no service"
@@ -109,12 +109,13 @@ def _to_come(change: Change) -> str:
     return "its lines are to come" if change.added else "its lines are to go"
 
 
-def _paused(facts: Facts) -> Iterator[str]:
+def _paused(found: State, facts: Facts) -> Iterator[str]:
     pauser = facts.pauser
     if pauser is None:
         return
+    paused = "" if found is State.PAUSED else "paused "
     whose = "" if pauser.name == facts.name else f"as {pauser.name}, "
     if pauser.paused_by_tag:
-        yield f"{whose}by its tag lbagent=paused"
+        yield f"{paused}{whose}by its tag lbagent=paused"
     if pause := pauser.pause:
-        yield f"{whose}by {pause.by}" + (f": {pause.reason}" if pause.reason else "")
+        yield f"{paused}{whose}by {pause.by}" + (f": {pause.reason}" if pause.reason else "")
