@@ -90,7 +90,7 @@ def _node(facts: Facts) -> Node:
     member, pauser, state = facts.member, facts.pauser, states.state(facts)
     return Node(
         facts.name,
-        (member.address if member else next((one.address for one in facts.servers), "")) or None,
+        (member.address if member else next((one.host for one in facts.servers), "")) or None,
         (member.role or None) if member else None,
         member.status if member else None,
         state,

@@ -98,7 +98,7 @@ def _below(report: Report) -> Iterator[tuple[str, str]]:
     counts = Counter(node.state for node in report.nodes)
     kinds = ", ".join(f"{count} {state}" for state, count in sorted(counts.items(), key=lambda one: (-one[1], one[0])))
     yield "nodes", f"{len(report.nodes)}: {kinds}" if kinds else "none is known"
-    yield "lines", _digest(report)
+    yield "lines", _lines(report)
     if failure := report.sources.served.failure:
         yield "reload", f"failed {_times(failure.times)}, {age(at - failure.at)} ago: {failure.words}"
     if run := report.sources.last_run:
@@ -113,20 +113,24 @@ def _below(report: Report) -> Iterator[tuple[str, str]]:
     yield from (("problem", words) for words in report.problems)
 
 
-def _digest(report: Report) -> str:
+def _lines(report: Report) -> str:
+    if report.digest is None:
+        return "unknown: haproxy.cfg cannot be read"
+    stands = f"digest {report.digest}" if report.serves else "none managed in haproxy.cfg"
+    return stands if report.confirmed is None else f"{stands}, {_confirmation(report)}"
+
+
+def _confirmation(report: Report) -> str:
     served = report.sources.served
-    if not report.serves and report.confirmed is not False:
-        return "no managed line in haproxy.cfg"
-    stands = f"digest {report.digest or 'unknown'}"
     if report.confirmed:
-        return f"{stands}, served by HAProxy worker {served.worker}"
+        return f"served by HAProxy worker {served.worker}"
     if served.digest is None:
-        return f"{stands}, never confirmed by HAProxy"
+        return "never confirmed by HAProxy"
     if served.digest != report.digest:
-        return f"{stands}, not confirmed: HAProxy last confirmed {served.digest}"
+        return f"not confirmed: HAProxy last confirmed {served.digest}"
     if served.worker is None:
-        return f"{stands}, written while HAProxy did not run"
-    return f"{stands}, not confirmed: HAProxy worker {served.worker} has ended since"
+        return "written while HAProxy did not run"
+    return f"not confirmed: HAProxy worker {served.worker} has ended since"
 
 
 def _times(times: int) -> str:

@@ -30,6 +30,11 @@ class Standing(NamedTuple):
     """What HAProxy says of the server, in its words; None where it says nothing."""
     sessions: int | None
 
+    @property
+    def host(self) -> str:
+        """The address without port and brackets."""
+        return self.address if self.line == PAUSED else self.address.rpartition(":")[0].strip("[]")
+
 
 Standings = Mapping[str, list[Standing]]
 """By node, each in the order of the text."""
