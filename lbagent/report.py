@@ -65,7 +65,8 @@ class Sources(NamedTuple):
     """Epoch seconds."""
     stats: Stats
     stats_socket: StatsSocket
-    served: Served
+    served: Served | None
+    """None where that cannot be read."""
     events: Events
     last_run: Run | None
     problems: Sequence[str]
@@ -89,22 +90,22 @@ class Report(NamedTuple):
 
     @property
     def confirmed(self) -> bool | None:
-        """Whether HAProxy has confirmed what stands there; None where there is nothing to confirm."""
+        """Whether HAProxy has confirmed what stands there; None where nobody knows, or nothing was ever managed."""
         served = self.sources.served
-        if not self.serves and served.digest is None:
+        if served is None or (not self.serves and served.digest is None):
             return None
         return served.alive and served.digest == self.digest
 
     def as_json(self) -> dict[str, Any]:
         """The object that `status --json` prints; docs/status.md has every key."""
         sources = self.sources
-        run, failure = sources.last_run, sources.served.failure
+        run, served = sources.last_run, sources.served
         return {
             "version": VERSION,
             "at": sources.at,
             "digest": self.digest,
             "confirmed": self.confirmed,
-            "served": {**sources.served._asdict(), "failure": failure and failure._asdict()},
+            "served": served and {**served._asdict(), "failure": served.failure and served.failure._asdict()},
             "stats_socket": sources.stats_socket._asdict(),
             "events": sources.events._asdict(),
             "last_run": run and run._asdict(),

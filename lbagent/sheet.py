@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from lbagent.nodes import Node
-from lbagent.report import Report
+from lbagent.report import Report, Served
 from lbagent.standing import BY_HAND
 
 COLUMNS = ("NODE", "ADDRESS", "ROLE", "WHERE", "STATE", "SINCE", "HAPROXY", "OPEN")
@@ -99,7 +99,7 @@ def _below(report: Report) -> Iterator[tuple[str, str]]:
     kinds = ", ".join(f"{count} {state}" for state, count in sorted(counts.items(), key=lambda one: (-one[1], one[0])))
     yield "nodes", f"{len(report.nodes)}: {kinds}" if kinds else "none is known"
     yield "lines", _lines(report)
-    if failure := report.sources.served.failure:
+    if (served := report.sources.served) and (failure := served.failure):
         yield "reload", f"failed {_times(failure.times)}, {age(at - failure.at)} ago: {failure.words}"
     if run := report.sources.last_run:
         yield "last run", f"{age(at - run.at)} ago, {run.outcome}: {run.words} ({run.why})"
@@ -117,11 +117,12 @@ def _lines(report: Report) -> str:
     if report.digest is None:
         return "unknown: haproxy.cfg cannot be read"
     stands = f"digest {report.digest}" if report.serves else "none managed in haproxy.cfg"
-    return stands if report.confirmed is None else f"{stands}, {_confirmation(report)}"
+    if (served := report.sources.served) is None:
+        return f"{stands}, not known whether HAProxy has confirmed it"
+    return stands if report.confirmed is None else f"{stands}, {_confirmation(report, served)}"
 
 
-def _confirmation(report: Report) -> str:
-    served = report.sources.served
+def _confirmation(report: Report, served: Served) -> str:
     if report.confirmed:
         return f"served by HAProxy worker {served.worker}"
     if served.digest is None:

@@ -6,6 +6,7 @@ What is missing or cannot be read is told in the report; there is one all the sa
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 
 from lbagent import restore, scene
@@ -14,9 +15,8 @@ from lbagent.haproxy import runtime, stats
 from lbagent.haproxy.process import Worker
 from lbagent.haproxy.stats import Stats
 from lbagent.haproxy.text import Document
-from lbagent.host import history
+from lbagent.host import history, store
 from lbagent.host.log import told
-from lbagent.host.store import Store
 from lbagent.membership import Membership
 from lbagent.memory import Damaged
 from lbagent.outcome import Run
@@ -44,8 +44,8 @@ class _Survey:
         document = self._document()
         membership = self._membership(document)
         said, socket = _asked(document)
-        events, run = self._events(), self._last_run()
-        sources = Sources(self._at, said, socket, _served(self._engine.store), events, run, tuple(self._problems))
+        served, events, run = self._served(), self._events(), self._last_run()
+        sources = Sources(self._at, said, socket, served, events, run, tuple(self._problems))
         return report(sources, self._roles, membership, document)
 
     def _document(self) -> Document | None:
@@ -85,15 +85,25 @@ class _Survey:
             self._problem(told(error))
             return None
 
+    def _served(self) -> Served | None:
+        path, found = self._engine.paths.served, self._engine.store.served()
+        if found == store.Served():
+            # Never written, or not to be understood?
+            try:
+                os.stat(path)
+            except FileNotFoundError:
+                return Served(None, None, alive=False, failure=None)
+            except OSError as error:
+                self._problem(told(error))
+                return None
+            self._problem(f"{path} is damaged, or may not be read: the next run that changes anything writes it anew")
+            return None
+        failure = found.failure and Failed(found.failure.at, found.failure.times, found.failure.words)
+        pid = found.worker[0] if found.worker else None
+        return Served(found.digest or None, pid, found.worker is not None and Worker(*found.worker).alive, failure)
+
     def _problem(self, words: str) -> None:
         self._problems[words] = None
-
-
-def _served(store: Store) -> Served:
-    found = store.served()
-    failure = found.failure and Failed(found.failure.at, found.failure.times, found.failure.words)
-    pid = found.worker[0] if found.worker else None
-    return Served(found.digest or None, pid, found.worker is not None and Worker(*found.worker).alive, failure)
 
 
 def _asked(document: Document | None) -> tuple[Stats, StatsSocket]:

@@ -244,6 +244,37 @@ def test_damaged_members_are_said_and_left_where_they_are(lb: Lb) -> None:
     assert path.read_bytes() == b"{"
 
 
+def test_a_damaged_served_json_is_said_and_confirms_nothing(lb: Lb) -> None:
+    lb.state.mkdir()
+    path = lb.state / "served.json"
+    path.write_bytes(b"[]")
+
+    found = as_json(lb)
+
+    assert (found["served"], found["confirmed"]) == (None, None)
+    words = f"{path} is damaged, or may not be read: the next run that changes anything writes it anew"
+    assert words in found["problems"]
+
+
+def test_what_cannot_be_read_is_told_and_the_rest_is_shown(lb: Lb) -> None:
+    lb.join(line("web01", "127.0.0.11"))
+    for name in ("members.json", "history.jsonl"):
+        (lb.state / name).unlink()
+        (lb.state / name).mkdir()
+    (lb.state / "spool").rmdir()
+    (lb.state / "spool").touch()
+
+    found = as_json(lb)
+
+    assert [(node["name"], node["state"], node["since"]) for node in found["nodes"]] == [("web01", "in", None)]
+    assert found["problems"] == [
+        f"{lb.state}/members.json: Is a directory",
+        f"{lb.state}/spool: Not a directory",
+        f"{lb.state}/history.jsonl: Is a directory",
+    ]
+    assert (found["events"], found["last_run"]) == ({"pending": None, "oldest": None}, None)
+
+
 @pytest.mark.parametrize("words", [["status"], ["status", "--json"], ["status", "--watch"]])
 def test_a_refused_roles_yml_is_one_line_and_2(lb: Lb, words: list[str]) -> None:
     lb.roles.write_text("roles: {web: {x: 1}}\n")

@@ -99,7 +99,7 @@ def test_every_column_is_documented() -> None:
 
 def test_every_key_of_the_json_object_is_documented_and_no_other() -> None:
     found = example()
-    failed = found.sources.served._replace(failure=Failed(NOW, 1, "no"))
+    failed = Served("x", 1, alive=True, failure=Failed(NOW, 1, "no"))
     told = found._replace(sources=found.sources._replace(served=failed)).as_json()
     paths = keys(told).union(*(keys({"nodes": [node]}) for node in told["nodes"]))
 
