@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import sys
 import time
@@ -28,7 +29,8 @@ def status(as_json: bool, watch: bool) -> Callable[[Settings, Log], int]:  # noq
     """The verb that shows the status; with `watch` until Ctrl-C, which is the way it ends well."""
 
     def verb(settings: Settings, log: Log) -> int:
-        looks = _looks(Engine(Paths(settings.state_dir), settings.roles, log), watch=watch)
+        engine = Engine(Paths(settings.state_dir), settings.roles, log)
+        looks = itertools.chain([survey(engine)], _again(engine) if watch else ())
         if isinstance(sys.stdout, io.TextIOWrapper):
             # A reason in Japanese must not end us where the locale knows only Latin.
             sys.stdout.reconfigure(errors="replace")
@@ -46,10 +48,9 @@ def status(as_json: bool, watch: bool) -> Callable[[Settings, Log], int]:  # noq
     return verb
 
 
-def _looks(engine: Engine, *, watch: bool) -> Looks:
-    """The status now, and with `watch` every two seconds; what hinders a later look is told, and it goes on."""
-    yield survey(engine)
-    while watch:
+def _again(engine: Engine) -> Looks:
+    """The status every two seconds; what hinders a look is told, and it goes on."""
+    while True:
         time.sleep(PAUSE)
         try:
             yield survey(engine)

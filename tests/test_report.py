@@ -203,6 +203,19 @@ def test_lines_by_hand_in_other_proxies_or_of_others_are_nobodys(line: str) -> N
     assert [one.line for one in only(told(membership, planned(text, ROLES, membership))).servers] == ["managed"] * 2
 
 
+def test_a_line_by_hand_for_another_port_of_the_host_does_not_stand_in_its_place() -> None:
+    text = CFG.replace("    # additional-lb-iis", "    server other 10.0.0.1:81\n    # additional-lb-iis")
+    membership = known(member("web01"))
+
+    assert [one.line for one in only(told(membership, planned(text, ROLES, membership))).servers] == ["managed"] * 2
+
+
+def test_a_line_by_hand_of_who_has_left_is_nobodys() -> None:
+    text = CFG.replace("    # additional-lb-iis", "    server web01 10.0.0.1:80\n    # additional-lb-iis")
+
+    assert brief(told(known(member("web01", status=LEFT)), text)) == {}
+
+
 def test_a_quarantined_node_tells_haproxys_whole_reason() -> None:
     membership = known(member("web01"), member("web02", "10.0.0.2", tags={"mongo": "1"}))
     text = planned(CFG, ROLES, membership)
@@ -214,7 +227,7 @@ def test_a_quarantined_node_tells_haproxys_whole_reason() -> None:
     found = told(held, text)
 
     assert brief(found) == {"web01": ("in", ""), "web02": ("quarantined", reason)}
-    assert found.nodes[1].since == NOW - 5
+    assert (found.nodes[1].since, found.nodes[1].change) == (NOW - 5, ((), ()))
     assert found.as_json()["nodes"][1]["quarantine"] == {"since": NOW - 5, "reason": reason}
 
 

@@ -29,9 +29,8 @@ def _backwards(file: BinaryIO) -> Iterator[bytes]:
     while True:
         start = max(0, size - piece)
         file.seek(start)
-        lines = file.read(size - start).split(b"\n")
-        # The first line of a piece has lost its head, unless the file begins there.
-        yield from reversed(lines if start == 0 else lines[1:])
+        # The first line of a piece may have lost its head: then it is no JSON, and comes again with the next piece.
+        yield from reversed(file.read(size - start).split(b"\n"))
         if start == 0:
             return
         piece *= 10
