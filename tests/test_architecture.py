@@ -329,6 +329,8 @@ def test_an_event_taken_all_the_way_loads_no_parser_of_yaml_or_of_command_lines(
         "tempfile",
         "asyncio",
         "inspect",
+        "rich",
+        "csv",
     }
     assert heavy & modules == set()
     assert "lbagent.rolesfile" not in modules
