@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import lbagent
-from lbagent import helptext, steer, verbs
+from lbagent import helptext, status, steer, verbs
 from lbagent.errors import UsageError
 from lbagent.handler import handle
 from lbagent.host.log import Log
@@ -44,6 +44,7 @@ def build() -> argparse.ArgumentParser:
         ("pause", "take a node out of balancing, here and on the other load balancers", _pause),
         ("resume", "put a paused node back in, here and on the other load balancers", _resume),
         ("forget", "drop a node that is gone, and its pause, here and on the other load balancers", _forget),
+        ("status", "show each node, what is served, and what waits", _status),
     ):
         more = helptext.verb_epilog(parser.prog)
         add(known.add_parser(name, help=words, description=f"{words[0].upper()}{words[1:]}.", epilog=more, **_LOOKS))
@@ -91,3 +92,9 @@ def _forget(parser: argparse.ArgumentParser) -> None:
 
 def _node(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("node", metavar="NODE", help="its name in Serf, or its address")
+
+
+def _status(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="one JSON object on one line")
+    parser.add_argument("--watch", action="store_true", help="again every two seconds, until Ctrl-C")
+    parser.set_defaults(verb=lambda found: status.status(found.json, found.watch))

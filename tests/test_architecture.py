@@ -26,7 +26,8 @@ ROOMS: dict[str, set[str]] = {
     "cli": {"errors", "handler", "host.log", "parser", "settings"},
     "handler": {"answer", "errors", "host.log", "host.paths", "intake", "serf.raw", "settings"},
     "manual": {"__init__", "commandline", "completion", "helptext", "host.paths", "manpage", "parser", "settings"},
-    "parser": {"__init__", "errors", "handler", "helptext", "host.log", "settings", "steer", "verbs"},
+    "parser": {"__init__", "errors", "handler", "helptext", "host.log", "settings", "status", "steer", "verbs"},
+    "status": {"engine", "errors", "host.log", "host.paths", "report", "settings", "sheet", "survey", "view"},
     "steer": {"engine", "errors", "host.log", "host.paths", "names", "obedience", "orders", "serf.agent", "serf.command", "serf.listing", "serf.raw", "settings"},
     "verbs": {"apply", "diff", "engine", "errors", "host.lock", "host.log", "host.paths", "intake", "plan", "scene", "settings", "truth"},
     # beside the doors
@@ -41,6 +42,8 @@ ROOMS: dict[str, set[str]] = {
     "completion": {"commandline"},
     "helptext": {"errors", "outcome"},
     "manpage": {"commandline"},
+    "survey": {"engine", "haproxy.process", "haproxy.runtime", "haproxy.stats", "haproxy.text", "host.history", "host.log", "host.store", "membership", "memory", "outcome", "report", "restore", "roles", "scene"},
+    "view": {"report", "sheet"},
     # one run
     "engine": {"__init__", "apply", "batch", "chronicle", "errors", "fold", "host.log", "host.paths", "host.spool", "host.store", "membership", "memory", "outcome", "restore", "roles", "rolescache", "rolesfile", "roll", "scene", "serf.agent", "serf.events", "serf.raw", "table"},
     "chronicle": {
@@ -66,19 +69,25 @@ ROOMS: dict[str, set[str]] = {
     "memory": {"membership", "names", "table"},
     "metrics": {"last", "membership", "roles"},
     "names": set(),
+    "nodes": {"membership", "names", "plan", "prospect", "roles", "roll", "standing", "states", "table", "wishes"},
     "order": {"membership", "serf.command"},
     "orders": {"membership", "names", "order", "roll", "serf.command", "serf.raw", "slate"},
     "outcome": set(),
-    "place": {"claims", "haproxy.lines", "haproxy.server", "haproxy.text", "homeless", "membership", "names", "roles", "spot", "turn", "wishes"},
+    "place": {"claims", "haproxy.lines", "haproxy.server", "haproxy.text", "homeless", "membership", "roles", "spot", "turn", "wishes"},
     "plan": {"errors", "guard", "haproxy.text", "membership", "outcome", "place", "roles", "turn", "wishes"},
-    "quarantine": {"membership", "roll", "table"},
+    "prospect": {"haproxy.text", "membership", "plan", "quarantine", "roles"},
+    "quarantine": {"haproxy.text", "membership", "roles", "roll", "table"},
+    "report": {"errors", "haproxy.stats", "haproxy.text", "membership", "nodes", "outcome", "prospect", "roles", "standing", "wishes"},
     "restore": {"haproxy.text", "membership", "names", "place", "roles", "spot"},
     "roles": {"names"},
     "rolescache": {"roles"},
     "rolesfile": {"names", "roles", "yamlnodes"},
     "roll": {"membership", "names", "table"},
+    "sheet": {"nodes", "report", "standing"},
     "slate": {"membership", "table"},
-    "spot": {"haproxy.lines", "haproxy.text"},
+    "spot": {"haproxy.lines", "haproxy.text", "names"},
+    "standing": {"haproxy.lines", "haproxy.server", "haproxy.stats", "haproxy.text", "membership", "place", "roles"},
+    "states": {"membership", "plan", "roles", "standing"},
     "table": {"membership"},
     "tally": {"haproxy.lines", "haproxy.text", "membership", "roles", "table"},
     "turn": {"guard", "wishes"},
@@ -97,6 +106,7 @@ ROOMS: dict[str, set[str]] = {
     "haproxy.process": {"errors", "haproxy.runtime", "host.processes"},
     "haproxy.runtime": set(),
     "haproxy.server": {"names"},
+    "haproxy.stats": set(),
     "haproxy.successor": {"errors", "haproxy.process"},
     "haproxy.takeover": {"errors", "haproxy.process", "haproxy.runtime", "haproxy.successor", "host.commands", "host.processes", "roles"},
     "haproxy.text": {"haproxy.lines"},
@@ -104,6 +114,7 @@ ROOMS: dict[str, set[str]] = {
     "host.__init__": set(),
     "host.commands": set(),
     "host.files": set(),
+    "host.history": {"outcome"},
     "host.lock": set(),
     "host.log": set(),
     "host.paths": set(),
@@ -113,10 +124,12 @@ ROOMS: dict[str, set[str]] = {
     "host.store": {"host.files", "host.paths", "last", "membership", "memory"},
 }  # fmt: skip
 
-DOORS = {"__main__", "cli", "handler", "manual", "parser", "steer", "verbs", "watch"}
+DOORS = {"__main__", "cli", "handler", "manual", "parser", "status", "steer", "verbs", "watch"}
 PURE = (
-    "commandline", "completion", "manpage", "accord", "arrivals", "census", "orders", "slate", "serf.command", "names", "membership", "fold", "order", "roles", "wishes", "claims", "guard", "homeless", "place", "plan", "restore", "quarantine", "blame",
-    "last", "memory", "metrics", "outcome", "errors", "roll", "spot", "table", "tally", "turn", "serf.events", "serf.listing", "serf.raw", "haproxy.lines", "haproxy.text", "haproxy.server",
+    "commandline", "completion", "manpage", "accord", "arrivals", "census", "orders", "slate", "serf.command", "names", "membership", "fold",
+    "order", "roles", "wishes", "claims", "guard", "homeless", "place", "plan", "restore", "quarantine", "blame", "last", "memory", "metrics",
+    "outcome", "errors", "roll", "spot", "table", "tally", "turn", "serf.events", "serf.listing", "serf.raw", "haproxy.lines", "haproxy.text",
+    "haproxy.server", "nodes", "prospect", "report", "sheet", "standing", "states", "haproxy.stats",
 )  # fmt: skip
 WORLD = {
     "os", "time", "sys", "logging", "io", "pathlib", "shutil", "tempfile", "glob", "datetime", "random", "secrets", "socket", "subprocess", "syslog",
@@ -340,6 +353,8 @@ def test_an_event_taken_all_the_way_loads_no_parser_of_yaml_or_of_command_lines(
         "tempfile",
         "asyncio",
         "inspect",
+        "rich",
+        "csv",
     }
     assert heavy & modules == set()
     assert "lbagent.rolesfile" not in modules
