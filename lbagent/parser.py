@@ -37,6 +37,7 @@ def build() -> argparse.ArgumentParser:
         ("handle", "the Serf event handler: reads SERF_* and stdin", _handle),
         ("plan", "show what would change now; exit 0 nothing, 2 something", _plan),
         ("apply", "make haproxy.cfg what is known, and have HAProxy take it over", _apply),
+        ("check", "look at roles.yml, markers, haproxy.cfg, HAProxy and Serf; exit 0 no error, 1 some", _check),
     ):
         add(known.add_parser(name, help=words, description=words, allow_abbrev=False))
     return parser
@@ -55,3 +56,12 @@ def _apply(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adopt", action="store_true", help="turn hand-written lines above a marker into managed ones")
     parser.add_argument("--no-reload", action="store_true", help="write haproxy.cfg, and leave the reload to others")
     parser.set_defaults(verb=lambda found: verbs.apply(found.force, found.adopt, not found.no_reload))
+
+
+def _check(parser: argparse.ArgumentParser) -> None:
+    def chosen(_: argparse.Namespace) -> Callable[[Settings, Log], int]:
+        from lbagent.check import check  # noqa: PLC0415  # what only a person waits for
+
+        return check
+
+    parser.set_defaults(verb=chosen)

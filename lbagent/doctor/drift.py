@@ -45,8 +45,7 @@ def judge(document: Document, plan: Plan, known: Known) -> Iterator[Finding]:
             yield warning(Kind.PENDING, "", what, "`lbagent apply`")
         elif not waiting:
             yield ok(Kind.DRIFT, "", f"the managed lines are what they should be ({counted(_lines(document), 'line')})")
-    elif confirmed and not waiting:
-        count = len(plan.added) + len(plan.removed)
+    elif confirmed and not waiting and (count := len(plan.added) + len(plan.removed)):
         yield warning(Kind.PENDING, "", f"{counted(count, 'line')} would change, of roles.yml or the text", _APPLY)
     elif not waiting:
         yield from _by_hand(document, plan)
@@ -62,9 +61,7 @@ def _waiting(known: Known) -> Iterator[Finding]:
 
 
 def _by_hand(document: Document, plan: Plan) -> Iterator[Finding]:
-    there = {
-        f"{proxy}: {line.text}": document.where(line.at) for proxy in document.proxies for line in proxy.managed
-    }
+    there = {f"{proxy}: {line.text}": document.where(line.at) for proxy in document.proxies for line in proxy.managed}
     changes = [(there.get(line, ""), f"{line!r} is not what lbagent wrote") for line in plan.removed]
     changes += [("", f"{line!r} is missing") for line in plan.added]
     for where, what in changes[:_SHOWN]:
@@ -72,7 +69,7 @@ def _by_hand(document: Document, plan: Plan) -> Iterator[Finding]:
     if more := len(changes[_SHOWN:]):
         yield warning(Kind.DRIFT, "", f"{counted(more, 'more line')} edited by hand", _APPLY)
     if not changes:
-        yield warning(Kind.DRIFT, "", "managed lines were moved by hand", _APPLY)
+        yield warning(Kind.DRIFT, "", "managed lines were moved or indented by hand", _APPLY)
 
 
 def _lines(document: Document) -> int:

@@ -11,13 +11,24 @@ from lbagent.haproxy.text import Document, Proxy
 from lbagent.roles import Roles
 
 
+def alone(document: Document) -> Iterator[Finding]:
+    """What is wrong with the markers where roles.yml cannot be used."""
+    yield from _twice(document)
+    what = "only doubled ones can be looked for: roles.yml cannot be used"
+    yield warning(Kind.MARKERS, document.where(0).rpartition(":")[0], what, "mend roles.yml")
+
+
 def judge(document: Document, roles: Roles) -> Iterator[Finding]:
-    """What is wrong with the markers alone; an ok where nothing is."""
+    """What is wrong with the markers beside roles.yml; an ok where nothing is."""
     found = [*_twice(document), *_unknown(document, roles), *_missing(document, roles), *_nowhere(document, roles)]
     yield from found
     if not found:
         where = document.where(0).rpartition(":")[0]
-        yield ok(Kind.MARKERS, where, f"every section and service has its marker ({counted(len(_there(document)), 'marker')})")
+        yield ok(
+            Kind.MARKERS,
+            where,
+            f"every section and service has its marker ({counted(len(_there(document)), 'marker')})",
+        )
 
 
 def notes(document: Document, said: Sequence[str]) -> Iterator[Finding]:
