@@ -65,7 +65,6 @@ ROOMS: dict[str, set[str]] = {
     "wishes": {"haproxy.server", "membership", "names", "roles", "roll", "table"},
     "yamlnodes": {"errors"},
     # what `check` looks at, and its judges
-    "check": {"doctor.examination", "doctor.finding", "host.log", "settings"},
     "doctor.__init__": set(),
     "doctor.agent_seen": {"doctor.agent_settings", "doctor.finding", "doctor.handlers", "errors", "host.commands", "host.processes", "serf.agent", "serf.listing"},
     "doctor.agent_settings": {"doctor.finding", "doctor.handlers"},

@@ -26,7 +26,7 @@ def of_specs(specs: Sequence[str]) -> list[tuple[str, str]]:
     found = []
     for spec in specs:
         filters, command = _parted(spec)
-        if not _wrong(filters):
+        if _wrong(filters) is None:
             found += [(one if ":" in one else f"{one}:", command) for one in filters]
     return found
 
@@ -40,7 +40,7 @@ def specs(written: Sequence[str], where: str) -> Iterator[Finding]:
     """The specs in a file of the agent with which it would not start again."""
     for spec in written:
         filters, _ = _parted(spec)
-        if wrong := _wrong(filters):
+        if (wrong := _wrong(filters)) is not None:
             yield error(
                 Kind.HANDLER_SPEC,
                 where,
@@ -105,13 +105,13 @@ def _parted(spec: str) -> tuple[list[str], str]:
     return (head.split(","), command) if separator else (["*"], spec)
 
 
-def _wrong(filters: Sequence[str]) -> str:
-    """The first filter that is none; nothing where all are."""
+def _wrong(filters: Sequence[str]) -> str | None:
+    """The first filter that is none; None where all are."""
     for one in filters:
         kind, colon, _ = one.partition(":")
         if kind not in _KINDS or (colon and kind not in ("user", "query")):
             return one
-    return ""
+    return None
 
 
 def _words(command: str) -> list[str]:
