@@ -100,9 +100,9 @@ def _covers(name: str, need: str) -> bool:
 
 
 def _parted(spec: str) -> tuple[list[str], str]:
-    # As Serf does: at the first `=`, whatever stands in front of it.
+    # As Serf does: at the first `=`, whatever stands in front of it; nothing there means all.
     head, separator, command = spec.partition("=")
-    return (head.split(","), command) if separator else (["*"], spec)
+    return ((head or "*").split(","), command) if separator else (["*"], spec)
 
 
 def _wrong(filters: Sequence[str]) -> str | None:

@@ -12,6 +12,8 @@ from lbagent.host.paths import Paths
 from lbagent.host.store import Store
 from lbagent.memory import Damaged
 
+_AS_SERF = "run this as the user that Serf runs its handlers as"
+
 
 def owned(paths: Sequence[str]) -> Iterator[Finding]:
     """Who may write these files and folders; one that is not there is another finding's business."""
@@ -23,7 +25,7 @@ def owned(paths: Sequence[str]) -> Iterator[Finding]:
             continue
         except OSError as refused:
             what = f"cannot be looked at: {refused.strerror}"
-            yield warning(Kind.PERMISSIONS, path, what, "run this as the user that Serf runs its handlers as")
+            yield warning(Kind.PERMISSIONS, path, what, _AS_SERF)
         else:
             found.append(Owned(path, status.st_mode, status.st_uid, status.st_gid))
     yield from permissions.judge(found, os.geteuid())
@@ -36,13 +38,18 @@ def writable(folders: Sequence[str]) -> Iterator[Finding]:
         if not os.path.isdir(folder):
             continue
         if not os.access(folder, os.W_OK | os.X_OK):
-            what = "this user cannot write there"
-            yield error(Kind.STATE, folder, what, "run Serf as a user that can, and its file system not read-only")
+            yield _unwritable(folder)
         status = os.statvfs(folder)
         full += [one for one in [permissions.disk(folder, status.f_bavail * status.f_frsize)] if one]
     yield from full
     if not full:
         yield ok(Kind.DISK, "", "there is room to write")
+
+
+def _unwritable(folder: str) -> Finding:
+    if os.geteuid():
+        return warning(Kind.STATE, folder, "this user cannot write there", _AS_SERF)
+    return error(Kind.STATE, folder, "not even root can write there", "mount its file system read-write")
 
 
 def state(paths: Paths) -> Iterator[Finding]:
@@ -55,7 +62,7 @@ def state(paths: Paths) -> Iterator[Finding]:
         return
     except OSError as refused:
         what = f"cannot be looked at: {refused.strerror}"
-        yield warning(Kind.STATE, paths.folder, what, "run this as the user that Serf runs its handlers as")
+        yield warning(Kind.STATE, paths.folder, what, _AS_SERF)
         return
     yield from _members(paths)
     for name in sorted(name for name in names if name.startswith("members.json.damaged-")):
@@ -72,7 +79,7 @@ def _members(paths: Paths) -> Iterator[Finding]:
         yield warning(Kind.DAMAGED, paths.members, what, "`lbagent apply`, and see what damaged it")
     except OSError as refused:
         what = f"cannot be looked at: {refused.strerror}"
-        yield warning(Kind.STATE, paths.members, what, "run this as the user that Serf runs its handlers as")
+        yield warning(Kind.STATE, paths.members, what, _AS_SERF)
     else:
         yield ok(Kind.STATE, paths.folder, f"{counted(len(known.members) if known else 0, 'member')} remembered")
 
