@@ -1,8 +1,11 @@
 """`lbagent check` with a real HAProxy and a real Serf agent: what is amiss is told, and nothing is touched."""
 
+# ruff: noqa: E501  # a line that is told stands as it is told
+
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import pty
@@ -52,7 +55,7 @@ KEY = "c2l4dGVlbiBieXRlcyEhIQ=="
 class Agent(SerfAgent):
     """A real agent that is started from files, as Debian's unit starts it."""
 
-    def __init__(self, lb: Lb, name: str = "lb01", token: str = TOKEN, **changed: Any) -> None:  # JSON
+    def __init__(self, lb: Lb, name: str = "lb01", token: str = TOKEN, **changed: object) -> None:
         """All that a load balancer needs, but for what is `changed` (None: not set)."""
         super().__init__(name, "127.0.0.5", env={**lb.env, "SERF_RPC_AUTH": token})
         self._folder, self._argv = lb.etc / f"serf-{name}", list[str]()
@@ -190,8 +193,6 @@ def test_nothing_is_changed_and_no_lock_is_needed(well: tuple[Lb, Agent]) -> Non
     before, worker = (tree(lb.etc), tree(lb.state)), Path(lb.folder / "haproxy.pid").read_text()
 
     with (lb.state / "lock").open("w") as lock:
-        import fcntl  # only here
-
         fcntl.flock(lock, fcntl.LOCK_EX)
         status, lines = checked(lb, agent)
 
@@ -508,6 +509,8 @@ def test_who_may_not_look_is_told_what_he_cannot_see(well: tuple[Lb, Agent]) -> 
     assert done.returncode == 0
     assert [line for line in lines if line.startswith("warning ") and "/lb/" in line] == [
         f"warning roles: /lb/etc/roles.yml: cannot be looked at: this user may not read it: {as_serf}",
+        f"warning permissions: /lb/state/spool: cannot be looked at: Permission denied: {as_serf}",
+        f"warning permissions: /lb/state/members.json: cannot be looked at: Permission denied: {as_serf}",
         f"warning state: /lb/state: this user cannot write there: {as_serf}",
         f"warning state: /lb/state: cannot be looked at: Permission denied: {as_serf}",
     ]
