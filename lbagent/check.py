@@ -18,7 +18,10 @@ def check(settings: Settings, log: Log) -> int:
     coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     found = []
     for finding in findings(settings, log):
-        print(_line(finding, coloured=coloured), flush=True)
+        # Whatever the terminal's encoding lacks is no reason to end.
+        line = f"{_line(finding, coloured=coloured)}\n".encode(sys.stdout.encoding, "replace")
+        sys.stdout.buffer.write(line)
+        sys.stdout.flush()
         found.append(finding)
     return int(failed(found))
 

@@ -19,7 +19,11 @@ from typing import Any, Self
 
 import pytest
 
-from lbagent.doctor.finding import Kind
+from lbagent.doctor import machine
+from lbagent.doctor.examination import findings
+from lbagent.doctor.finding import Finding, Kind
+from lbagent.host.log import Log
+from lbagent.settings import Settings
 from tests.faults import tree, without_haproxy
 from tests.world import LBAGENT, PATIENCE, Haproxy, Lb, SerfAgent, binaries, eventually, member
 
@@ -229,6 +233,41 @@ def test_what_is_broken_does_not_hide_what_else_is(lb: Lb) -> None:
     assert {line.split()[1] for line in found} >= {"roles:", "drift:", "state:", "serf:"}
 
 
+def test_where_roles_yml_is_refused_the_haproxy_of_the_last_good_one_is_looked_at(well: tuple[Lb, Agent]) -> None:
+    lb, agent = well
+    lb.roles.write_text("roles: [")
+
+    status, lines = checked(lb, agent)
+
+    assert status == 1
+    assert "ok process: HAProxy runs it: master N, worker N" in lines
+    assert [line for line in lines if not line.startswith("ok ")] == [
+        "error roles: /lb/etc/roles.yml:2: is not YAML: did not find expected node content: until it loads no event changes anything",
+        "warning markers: /lb/etc/haproxy.cfg: only doubled ones can be looked for: roles.yml cannot be used: mend roles.yml",
+        "warning drift: cannot be looked at: without roles.yml, haproxy.cfg and single markers there is no plan: mend what is said above",
+    ]
+
+
+def test_a_look_that_ends_in_a_defect_does_not_hide_the_others(
+    well: tuple[Lb, Agent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def defect(*_: object) -> Iterator[Finding]:
+        raise RuntimeError("no\nidea")
+
+    lb, agent = well
+    whole = len(checked(lb, agent)[1])
+    for name, value in {**lb.env, "SERF_RPC_ADDR": agent.rpc, "SERF_RPC_AUTH": TOKEN}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(machine, "owned", defect)
+
+    found = [*findings(Settings(str(lb.roles), str(lb.state)), Log())]
+
+    assert len(found) == whole - 1  # permissions and disk are one look
+    assert [one.words for one in found if one.severity != "ok"] == [
+        "permissions: cannot be looked at, by a defect of lbagent: RuntimeError: no?idea: please report it"
+    ]
+
+
 def test_without_anything_all_is_said(lb: Lb) -> None:
     lb.cfg.unlink()
     (lb.bin / "haproxy").unlink()
@@ -333,6 +372,20 @@ def test_without_a_master_listeners_have_to_be_handed_over(lb: Lb) -> None:
             "warning hand-over: /lb/etc/haproxy.cfg:2: without a master, a reload loses the connections that wait to be"
             " accepted: write `expose-fd listeners`, or run HAProxy with -W"
         ),
+    ]
+
+
+def test_a_haproxy_that_nobody_could_reload_is_an_error(lb: Lb) -> None:
+    with Haproxy(lb, "-db"):
+        found = [line for line in amiss(lb) if " process: " in line]
+        lb.roles.write_text(lb.roles.read_text().replace("haproxy:\n", "haproxy:\n  reload: [/no/such/reload]\n"))
+        with_command = [line for line in amiss(lb) if " process: " in line]
+
+    assert found == [
+        "error process: pid N: HAProxy runs in the foreground without a master: run it with -W, or set haproxy.reload"
+    ]
+    assert with_command == [
+        "error process: pid N: its reload command cannot be run: /no/such/reload: no such program: mend `haproxy.reload` in roles.yml"
     ]
 
 

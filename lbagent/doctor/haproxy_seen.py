@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 
@@ -53,14 +54,23 @@ def runs(settings: HaproxySettings, lines: Lines) -> tuple[Running | None, Findi
     if running is None:
         return None, _none()
     main, worker = running.main, running.worker
-    if running.is_master:
-        return running, ok(Kind.PROCESS, "", f"HAProxy runs it: master {main.pid}, worker {worker.pid}")
-    if settings.reload is None:
-        try:
-            successor(running, lines)
-        except TryAgain as impossible:
-            return running, error(Kind.PROCESS, f"pid {main.pid}", *_parted(str(impossible)))
-    return running, ok(Kind.PROCESS, "", f"HAProxy runs it: pid {main.pid}, without a master")
+    try:
+        _reloadable(running, settings, lines)
+    except TryAgain as impossible:
+        return running, error(Kind.PROCESS, f"pid {main.pid}", *_parted(str(impossible)))
+    except OSError as missing:
+        what = f"its reload command cannot be run: {missing.filename}: {missing.strerror}"
+        return running, error(Kind.PROCESS, f"pid {main.pid}", what, "mend `haproxy.reload` in roles.yml")
+    told = f"master {main.pid}, worker {worker.pid}" if running.is_master else f"pid {main.pid}, without a master"
+    return running, ok(Kind.PROCESS, "", f"HAProxy runs it: {told}")
+
+
+def _reloadable(running: Running, settings: HaproxySettings, lines: Lines) -> None:
+    """Raise TryAgain or OSError where a reload cannot even be begun."""
+    if settings.reload is not None:
+        commands.found(settings.reload[0])
+    elif not running.is_master and not (running.main.unit and os.path.isdir("/run/systemd/system")):
+        successor(running, lines)
 
 
 def answers(lines: Lines, running: Running) -> Iterator[Finding]:

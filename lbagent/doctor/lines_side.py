@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 from collections.abc import Iterator
 
-from lbagent import rolesfile, scene
+from lbagent import rolescache, rolesfile, scene
 from lbagent.doctor import declared, directives, drift, haproxy_seen, machine, markers, proxies, reloads
 from lbagent.doctor.drift import Known
 from lbagent.doctor.finding import Finding, Kind, error, warning
@@ -38,8 +40,15 @@ class LinesSide:
 
     @property
     def _haproxy(self) -> HaproxySettings:
-        # Without a roles.yml, what it would say by default.
-        return self.roles.haproxy if self.roles else HaproxySettings()
+        if self.roles is None:
+            return self._before()
+        return self.roles.haproxy
+
+    def _before(self) -> HaproxySettings:
+        """What a roles.yml that cannot be used said when it was last read, else what it says by default."""
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError), open(self._paths.roles, "rb") as file:
+            return rolescache.thawed(json.load(file)["state"]).haproxy
+        return HaproxySettings()
 
     @property
     def _lines(self) -> list[list[str]]:
@@ -134,7 +143,7 @@ class LinesSide:
         targets = [target.path for target in self._seen.targets] if self._seen else []
         folders = [os.path.dirname(path) for path in targets]
         state = [self._paths.folder, self._paths.spool]
-        roles = [self._path, os.path.dirname(os.path.abspath(self._path))]
+        roles = [self._path, *(os.path.dirname(seen(self._path)) for seen in (os.path.abspath, os.path.realpath))]
         yield from machine.owned([*roles, *targets, *folders, *state, self._paths.members])
         yield from machine.writable([*folders, *state])
 
