@@ -49,7 +49,15 @@ def test_what_a_terminal_would_obey_is_not_said(hostile: str) -> None:
 
 def test_the_many_are_counted() -> None:
     assert enumerated([f"web{number}" for number in range(9)]) == "web0, web1, web2, web3, web4 and 4 more"
+    assert enumerated([f"web{number}" for number in range(5)]) == "web0, web1, web2, web3, web4"
     assert enumerated(["a", "b"]) == "a, b"
+
+
+def test_a_long_line_is_cut_and_one_that_just_fits_is_not() -> None:
+    fits = "x" * (600 - len("serf: "))
+
+    assert ok(Kind.SERF, "", fits).words == f"serf: {fits}"
+    assert ok(Kind.SERF, "", f"{fits}y").words == f"serf: {fits} …"
 
 
 def test_only_an_error_fails() -> None:
@@ -401,6 +409,10 @@ GONE = {
         ),
         ("    mode http\n", "    mode http\n    load-server-state-from-file none\n", []),
         ("    bind :80\n", "    bind :80\n    load-server-state-from-file none\n", []),
+        ("    bind :80\n", "    no option idle-close-on-response\n", []),
+        ("timeout client 10s", "timeout client", [f"warning timeouts: haproxy.cfg:10: no `timeout client` in listen lb: {GONE['client']}: write `timeout client` there, or in its defaults"]),
+        ("balance roundrobin", "balance", []),
+        ("defaults\n", "defaults base\n    timeout connect 1s\ndefaults from base\n", []),
     ],
 )  # fmt: skip
 def test_what_costs_requests_at_a_reload_is_told_with_its_line(old: str, new: str, lines: list[str]) -> None:
@@ -471,10 +483,24 @@ def test_defaults_are_taken_from_where_a_proxy_says() -> None:
     """
     found = directives.sections([("a.cfg", dedent(text))])
 
+    assert [str(section) for section in found] == [
+        "defaults fine",
+        "defaults bare",
+        "listen one",
+        "listen two",
+        "defaults more",
+        "listen three",
+    ]
     assert bad(proxies.judge(found, frozenset())) == [
         f"warning timeouts: a.cfg:10: no `timeout {name}` in listen two: {GONE[name]}: write `timeout {name}` there, or in its defaults"
         for name in ("client", "connect", "server")
     ]
+
+
+def test_defaults_without_a_name_may_take_from_others() -> None:
+    found = directives.sections([("a", "defaults a\n    mode http\ndefaults from a\nlisten x\n    bind :80\n")])
+
+    assert [(str(one), one.http) for one in found] == [("defaults a", True), ("defaults", True), ("listen x", True)]
 
 
 def test_files_are_counted_each_for_itself() -> None:
