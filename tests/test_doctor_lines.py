@@ -570,6 +570,7 @@ MEND = "until it is mended no node gets in or out"
         (refused("killed\nagain"), [f"error haproxy-cfg: h.cfg: killed: {MEND}", FAST]),
         (refused(""), [f"error haproxy-cfg: h.cfg: refused without a word: {MEND}", FAST]),
         (refused("[ALERT]    (3) : \x1b[2J\r evil"), [f"error haproxy-cfg: h.cfg: ?[2J? evil: {MEND}", FAST]),
+        (accepted("", 15), ["ok haproxy-cfg: h.cfg: accepted by `haproxy -c`, without a warning", FAST]),
         (
             accepted("", 16),
             ["ok haproxy-cfg: h.cfg: accepted by `haproxy -c`, without a warning", "warning time-limit: `haproxy -c` took 16.0 s, `haproxy.timeout` in roles.yml is 30 s: make it four times as long as the check takes"],

@@ -314,6 +314,12 @@ def test_files_come_in_order_then_the_command_line_and_lists_add_up() -> None:
     }
 
 
+def test_only_options_are_options() -> None:
+    argv = ["serf", "agent", "x", "--", "-", "-rejoin", "-node", "lb01", "--snapshot=/s"]
+
+    assert agent_settings.options(argv) == [("rejoin", "true"), ("node", "lb01"), ("snapshot", "/s")]
+
+
 @pytest.mark.parametrize(
     ("content", "found"),
     [
