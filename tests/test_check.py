@@ -59,10 +59,10 @@ KEY = "c2l4dGVlbiBieXRlcyEhIQ=="
 class Agent(SerfAgent):
     """A real agent that is started from files, as Debian's unit starts it."""
 
-    def __init__(self, lb: Lb, name: str = "lb01", token: str = TOKEN, **changed: object) -> None:
+    def __init__(self, lb: Lb, name: str = "lb01", **changed: object) -> None:
         """All that a load balancer needs, but for what is `changed` (None: not set)."""
-        super().__init__(name, "127.0.0.5", env={**lb.env, "SERF_RPC_AUTH": token})
-        self._folder, self._argv = lb.etc / f"serf-{name}", list[str]()
+        super().__init__(name, "127.0.0.5", env={**lb.env, "SERF_RPC_AUTH": str(changed.get("rpc_auth", TOKEN) or "")})
+        self._folder, self._argv, self._given = lb.etc / f"serf-{name}", list[str](), dict[str, str]()
         self.file = self._folder / "lb.json"
         self.settings = {
             "node_name": name,
@@ -80,9 +80,9 @@ class Agent(SerfAgent):
             **changed,
         }
 
-    def also(self, *words: str) -> Self:
-        """With these words on its command line."""
-        self._argv = list(words)
+    def also(self, *words: str, **given: str) -> Self:
+        """With these words on its command line, and these variables in its environment."""
+        self._argv, self._given = list(words), given
         return self
 
     def start(self) -> None:
@@ -90,15 +90,13 @@ class Agent(SerfAgent):
         self._folder.mkdir(exist_ok=True)
         self.file.write_text(json.dumps({key: value for key, value in self.settings.items() if value is not None}))
         self.file.chmod(0o600)
-        asking = {"SERF_RPC_AUTH": str(self.settings["rpc_auth"] or "")}
         self._process = subprocess.Popen(
             ["serf", "agent", f"-config-dir={self._folder}", *self._argv],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
-            env=self._env,
+            env={**self._env, **self._given},
         )
-        self._env = {**self._env, **asking}
         eventually(self._answers)
 
 
@@ -510,6 +508,21 @@ def test_a_damaged_membership_is_told_and_left_alone(well: tuple[Lb, Agent]) -> 
     assert (lb.state / "members.json").read_bytes() == b"{"
 
 
+def test_a_node_in_quarantine_is_told_and_its_line_is_no_drift(lb: Lb) -> None:
+    text = lb.roles.read_text().replace(f"port: {lb.port}", f"port: {lb.port}, options: 'check weight {{tag:w|1}}'")
+    lb.roles.write_text(text)
+    with Haproxy(lb), Agent(lb) as agent:
+        lb.join(member("web01", "127.0.0.11"), member("web02", "127.0.0.12", w="999"))
+        eventually(lambda: lb.idle)
+        found = amiss(lb, agent)
+
+    assert len(lb.managed) == 1
+    assert re.sub("line: .*?: mend", "line: …: mend", found[0]) == (
+        "warning quarantine: web02: HAProxy refuses its line: …: mend its tags, or roles.yml; it is tried again"
+    )
+    assert found[1:] == []
+
+
 def test_a_reload_that_failed_is_told(lb: Lb) -> None:
     lb.roles.write_text(lb.roles.read_text().replace("haproxy:\n", "haproxy:\n  reload: ['false']\n"))
     with Haproxy(lb), Agent(lb) as agent:
@@ -716,15 +729,42 @@ def test_a_script_that_calls_lbagent_is_a_handler_too(lb: Lb) -> None:
     assert lines == ["ok handlers: serf info: '/lb/events.sh' is called for all that lbagent needs"]
 
 
-def test_handlers_that_inherit_no_token_are_told(lb: Lb) -> None:
-    with Haproxy(lb), Agent(lb, token="") as agent:
+def test_handlers_that_inherit_neither_token_nor_address_are_told(lb: Lb) -> None:
+    with Haproxy(lb), Agent(lb).also(SERF_RPC_AUTH="", SERF_RPC_ADDR="") as agent:
         found = [line for line in amiss(lb, agent) if " rpc: " in line]
 
     assert found == [
-        (
-            "warning rpc: pid N: its handlers cannot ask the agent: they inherit no SERF_RPC_AUTH from it"
-            ": start the agent with SERF_RPC_AUTH=TOKEN, the value of `rpc_auth`"
-        )
+        "warning rpc: pid N: its handlers cannot ask the agent: they inherit no SERF_RPC_AUTH from it: start the agent with SERF_RPC_AUTH=TOKEN, the value of `rpc_auth`",
+        "warning rpc: pid N: its handlers cannot ask the agent: they inherit no SERF_RPC_ADDR=RPC from it: start the agent with SERF_RPC_ADDR=RPC",
+    ]
+
+
+def test_a_handler_is_looked_for_in_the_path_of_the_agent(lb: Lb) -> None:
+    (lb.folder / "elsewhere").mkdir()
+    (lb.folder / "elsewhere" / "lbagent").symlink_to(LBAGENT)
+    path = f"{lb.folder}/elsewhere:/usr/bin:/bin"
+    with Haproxy(lb), Agent(lb, event_handlers=["lbagent handle"]).also(PATH=path) as agent:
+        found = checked(lb, agent, PATH=f"{lb.bin}:/usr/sbin:/usr/bin:/bin")[1]
+    with Haproxy(lb), Agent(lb, event_handlers=["lbagent handle"]).also(PATH="/usr/bin:/bin") as agent:
+        missing = checked(lb, agent, PATH=f"{lb.folder}/elsewhere:{lb.bin}:/usr/sbin:/usr/bin:/bin")[1]
+
+    assert [line for line in found if " handlers: " in line] == [
+        "ok handlers: serf info: 'lbagent handle' is called for all that lbagent needs"
+    ]
+    assert [line for line in missing if " handlers: " in line] == [
+        "error handlers: serf info: the handler 'lbagent handle' cannot be run: 'lbagent' is no program in the agent's PATH: give its whole path"
+    ]
+
+
+def test_a_keyring_that_others_can_read_is_an_error(lb: Lb) -> None:
+    keyring = lb.folder / "keyring"
+    keyring.write_text(json.dumps([KEY]))
+    keyring.chmod(0o644)
+    with Haproxy(lb), Agent(lb, encrypt_key=None, keyring_file=str(keyring)) as agent:
+        found = [line for line in amiss(lb, agent) if " key: " in line]
+
+    assert found == [
+        "error key: /lb/keyring: the key can be read by every user of this host (mode 0644): chmod 0600, and change the key"
     ]
 
 
