@@ -45,6 +45,7 @@ def build() -> argparse.ArgumentParser:
         ("resume", "put a paused node back in, here and on the other load balancers", _resume),
         ("forget", "drop a node that is gone, and its pause, here and on the other load balancers", _forget),
         ("status", "show each node, what is served, and what waits", _status),
+        ("check", "look at roles.yml, markers, haproxy.cfg, HAProxy and Serf; exit 0 no error, 1 some", _check),
     ):
         more = helptext.verb_epilog(parser.prog)
         add(known.add_parser(name, help=words, description=f"{words[0].upper()}{words[1:]}.", epilog=more, **_LOOKS))
@@ -98,3 +99,12 @@ def _status(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object on one line")
     parser.add_argument("--watch", action="store_true", help="again every two seconds, until Ctrl-C")
     parser.set_defaults(verb=lambda found: status.status(found.json, found.watch))
+
+
+def _check(parser: argparse.ArgumentParser) -> None:
+    def chosen(_: argparse.Namespace) -> Callable[[Settings, Log], int]:
+        from lbagent.check import check  # noqa: PLC0415  # what only a person waits for
+
+        return check
+
+    parser.set_defaults(verb=chosen)

@@ -25,8 +25,9 @@ ROOMS: dict[str, set[str]] = {
     # doors
     "cli": {"errors", "handler", "host.log", "parser", "settings"},
     "handler": {"answer", "errors", "host.log", "host.paths", "intake", "serf.raw", "settings"},
+    "check": {"doctor.examination", "doctor.finding", "host.log", "settings"},
     "manual": {"__init__", "commandline", "completion", "helptext", "host.paths", "manpage", "parser", "settings"},
-    "parser": {"__init__", "errors", "handler", "helptext", "host.log", "settings", "status", "steer", "verbs"},
+    "parser": {"__init__", "check", "errors", "handler", "helptext", "host.log", "settings", "status", "steer", "verbs"},
     "status": {"engine", "errors", "host.log", "host.paths", "report", "settings", "sheet", "survey", "view"},
     "steer": {"engine", "errors", "host.log", "host.paths", "names", "obedience", "orders", "serf.agent", "serf.command", "serf.listing", "serf.raw", "settings"},
     "verbs": {"apply", "diff", "engine", "errors", "host.lock", "host.log", "host.paths", "intake", "plan", "scene", "settings", "truth"},
@@ -93,6 +94,27 @@ ROOMS: dict[str, set[str]] = {
     "turn": {"guard", "wishes"},
     "wishes": {"haproxy.server", "membership", "names", "roles", "roll", "table"},
     "yamlnodes": {"errors"},
+    # what `check` looks at, and its judges
+    "doctor.__init__": set(),
+    "doctor.agent_seen": {"doctor.agent_settings", "doctor.finding", "doctor.handlers", "errors", "host.commands", "host.processes", "serf.agent", "serf.listing"},
+    "doctor.agent_settings": {"doctor.finding", "doctor.handlers"},
+    "doctor.cluster": {"doctor.finding", "roles", "serf.listing"},
+    "doctor.declared": {"doctor.finding", "doctor.keylines", "roles"},
+    "doctor.directives": {"haproxy.text"},
+    "doctor.drift": {"doctor.finding", "haproxy.text", "plan"},
+    "doctor.examination": {"__init__", "doctor.finding", "doctor.lines_side", "doctor.serf_side", "errors", "host.log", "settings"},
+    "doctor.finding": set(),
+    "doctor.handlers": {"doctor.finding"},
+    "doctor.haproxy_seen": {"doctor.finding", "doctor.said", "errors", "haproxy.process", "haproxy.runtime", "haproxy.successor", "haproxy.takeover", "host.commands", "host.processes", "roles"},
+    "doctor.keylines": set(),
+    "doctor.lines_side": {"doctor.declared", "doctor.directives", "doctor.drift", "doctor.finding", "doctor.haproxy_seen", "doctor.keylines", "doctor.machine", "doctor.markers", "doctor.proxies", "doctor.reloads", "engine", "errors", "haproxy.process", "host.log", "host.paths", "plan", "roles", "rolescache", "rolesfile", "scene", "settings", "table"},
+    "doctor.machine": {"doctor.finding", "doctor.permissions", "host.paths", "host.store", "memory"},
+    "doctor.markers": {"doctor.finding", "haproxy.lines", "haproxy.text", "roles"},
+    "doctor.permissions": {"doctor.finding"},
+    "doctor.proxies": {"doctor.directives", "doctor.finding"},
+    "doctor.reloads": {"doctor.directives", "doctor.finding", "doctor.proxies"},
+    "doctor.said": {"doctor.finding"},
+    "doctor.serf_side": {"doctor.agent_seen", "doctor.agent_settings", "doctor.cluster", "doctor.finding", "doctor.handlers", "roles", "serf.agent", "serf.listing"},
     # all that knows Serf
     "serf.__init__": set(),
     "serf.agent": {"errors", "host.commands", "serf.listing"},
@@ -124,12 +146,14 @@ ROOMS: dict[str, set[str]] = {
     "host.store": {"host.files", "host.paths", "last", "membership", "memory"},
 }  # fmt: skip
 
-DOORS = {"__main__", "cli", "handler", "manual", "parser", "status", "steer", "verbs", "watch"}
+DOORS = {"__main__", "check", "cli", "handler", "manual", "parser", "status", "steer", "verbs", "watch"}
 PURE = (
     "commandline", "completion", "manpage", "accord", "arrivals", "census", "orders", "slate", "serf.command", "names", "membership", "fold",
     "order", "roles", "wishes", "claims", "guard", "homeless", "place", "plan", "restore", "quarantine", "blame", "last", "memory", "metrics",
     "outcome", "errors", "roll", "spot", "table", "tally", "turn", "serf.events", "serf.listing", "serf.raw", "haproxy.lines", "haproxy.text",
-    "haproxy.server", "nodes", "prospect", "report", "sheet", "standing", "states", "haproxy.stats",
+    "haproxy.server", "nodes", "prospect", "report", "sheet", "standing", "states", "haproxy.stats", "doctor.agent_settings", "doctor.cluster",
+    "doctor.declared", "doctor.directives", "doctor.drift", "doctor.finding", "doctor.handlers", "doctor.keylines", "doctor.markers",
+    "doctor.permissions", "doctor.proxies", "doctor.reloads", "doctor.said",
 )  # fmt: skip
 WORLD = {
     "os", "time", "sys", "logging", "io", "pathlib", "shutil", "tempfile", "glob", "datetime", "random", "secrets", "socket", "subprocess", "syslog",
