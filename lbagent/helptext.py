@@ -12,6 +12,9 @@ from lbagent.errors import LbagentError
 from lbagent.outcome import Held, Outcome, Verdict
 
 EXAMPLES = (
+    ("lbagent status", "who is in, who is out, and why"),
+    ("lbagent check", "what should be mended"),
+    ('lbagent pause web01 --for 2h --reason "patch day"', "out of balancing, on every load balancer"),
     ("lbagent plan", "what would change now, as a diff"),
     ("lbagent apply", "make it so, after an edit of roles.yml"),
     ("lbagent --roles new.yml plan", "what another roles.yml would change"),

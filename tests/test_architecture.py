@@ -32,7 +32,8 @@ ROOMS: dict[str, set[str]] = {
     "steer": {"engine", "errors", "host.log", "host.paths", "names", "obedience", "orders", "serf.agent", "serf.command", "serf.listing", "serf.raw", "settings"},
     "verbs": {"apply", "diff", "engine", "errors", "host.lock", "host.log", "host.paths", "intake", "plan", "scene", "settings", "truth"},
     # beside the doors
-    "answer": {"accord", "engine", "errors", "host.log", "host.paths", "membership", "obedience", "serf.command", "serf.events", "serf.raw", "settings"},
+    "answer": {"accord", "engine", "errors", "host.log", "host.paths", "membership", "obedience", "serf.command", "serf.events", "serf.raw", "settings", "summary"},
+    "summary": {"engine", "errors", "host.history", "host.log", "membership", "memory", "roll", "scene"},
     "diff": {"plan", "scene"},
     "obedience": {"apply", "engine", "errors", "host.lock", "host.log", "host.sockets", "intake", "membership", "outcome", "roll", "serf.command", "serf.raw", "wishes"},
     "truth": {"accord", "census", "engine", "errors", "fold", "host.log", "membership", "roles", "serf.agent", "serf.listing"},
