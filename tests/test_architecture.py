@@ -35,7 +35,7 @@ ROOMS: dict[str, set[str]] = {
     "answer": {"accord", "engine", "errors", "host.log", "host.paths", "membership", "obedience", "serf.command", "serf.events", "serf.raw", "settings", "summary"},
     "summary": {"engine", "errors", "host.history", "host.log", "membership", "memory", "roll", "scene"},
     "diff": {"plan", "scene"},
-    "obedience": {"apply", "engine", "errors", "host.lock", "host.log", "host.sockets", "intake", "membership", "outcome", "roll", "serf.command", "serf.raw", "wishes"},
+    "obedience": {"apply", "engine", "errors", "host.lock", "host.log", "host.sockets", "intake", "membership", "orders", "outcome", "roll", "serf.command", "serf.raw", "wishes"},
     "truth": {"accord", "census", "engine", "errors", "fold", "host.log", "membership", "roles", "serf.agent", "serf.listing"},
     "intake": {"apply", "engine", "errors", "host.lock", "host.log", "host.paths", "host.spool", "outcome", "serf.raw", "settings"},
     "settings": set(),
