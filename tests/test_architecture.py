@@ -29,7 +29,7 @@ ROOMS: dict[str, set[str]] = {
     "manual": {"__init__", "commandline", "completion", "helptext", "host.paths", "manpage", "parser", "settings"},
     "parser": {"__init__", "check", "errors", "handler", "helptext", "host.log", "settings", "status", "steer", "verbs"},
     "status": {"engine", "errors", "host.log", "host.paths", "report", "settings", "sheet", "survey", "view"},
-    "steer": {"engine", "errors", "host.log", "host.paths", "names", "obedience", "orders", "serf.agent", "serf.command", "serf.listing", "serf.raw", "settings"},
+    "steer": {"engine", "errors", "host.log", "host.paths", "names", "obedience", "orders", "serf.agent", "serf.command", "serf.listing", "serf.raw", "settings", "verbs"},
     "verbs": {"apply", "diff", "engine", "errors", "host.lock", "host.log", "host.paths", "intake", "plan", "scene", "settings", "truth"},
     # beside the doors
     "answer": {"accord", "engine", "errors", "host.log", "host.paths", "membership", "obedience", "serf.command", "serf.events", "serf.raw", "settings", "summary"},
