@@ -30,12 +30,12 @@ ROOMS: dict[str, set[str]] = {
     "parser": {"__init__", "check", "errors", "handler", "helptext", "host.log", "settings", "status", "steer", "verbs"},
     "status": {"engine", "errors", "host.log", "host.paths", "report", "settings", "sheet", "survey", "view"},
     "steer": {"engine", "errors", "host.log", "host.paths", "names", "obedience", "orders", "serf.agent", "serf.command", "serf.listing", "serf.raw", "settings", "verbs"},
-    "verbs": {"apply", "diff", "engine", "errors", "host.lock", "host.log", "host.paths", "intake", "plan", "scene", "settings", "truth"},
+    "verbs": {"apply", "diff", "engine", "errors", "host.lock", "host.log", "host.paths", "intake", "plan", "quarantine", "scene", "settings", "truth"},
     # beside the doors
-    "answer": {"accord", "engine", "errors", "host.log", "host.paths", "membership", "obedience", "serf.command", "serf.events", "serf.raw", "settings", "summary"},
+    "answer": {"accord", "engine", "errors", "host.log", "host.paths", "membership", "memory", "obedience", "serf.command", "serf.events", "serf.raw", "settings", "summary"},
     "summary": {"engine", "errors", "host.history", "host.log", "membership", "memory", "roll", "scene"},
     "diff": {"plan", "scene"},
-    "obedience": {"apply", "engine", "errors", "host.lock", "host.log", "host.sockets", "intake", "membership", "orders", "outcome", "roll", "serf.command", "serf.raw", "wishes"},
+    "obedience": {"apply", "assent", "engine", "errors", "host.lock", "host.log", "host.sockets", "intake", "membership", "orders", "outcome", "roll", "serf.command", "serf.raw", "wishes"},
     "truth": {"accord", "census", "engine", "errors", "fold", "host.log", "membership", "roles", "serf.agent", "serf.listing"},
     "intake": {"apply", "engine", "errors", "host.lock", "host.log", "host.paths", "host.spool", "outcome", "serf.raw", "settings"},
     "settings": set(),
@@ -47,7 +47,7 @@ ROOMS: dict[str, set[str]] = {
     "survey": {"engine", "haproxy.process", "haproxy.runtime", "haproxy.stats", "haproxy.text", "host.history", "host.log", "host.store", "membership", "memory", "outcome", "report", "restore", "roles", "scene"},
     "view": {"report", "sheet"},
     # one run
-    "engine": {"__init__", "apply", "batch", "chronicle", "errors", "fold", "host.log", "host.paths", "host.spool", "host.store", "membership", "memory", "outcome", "restore", "roles", "rolescache", "rolesfile", "roll", "scene", "serf.agent", "serf.events", "serf.raw", "table"},
+    "engine": {"__init__", "apply", "batch", "chronicle", "errors", "fold", "host.log", "host.paths", "host.spool", "host.store", "membership", "memory", "outcome", "plan", "restore", "roles", "rolescache", "rolesfile", "roll", "scene", "serf.agent", "serf.events", "serf.raw", "table"},
     "chronicle": {
         "__init__", "apply", "errors", "host.log", "host.spool", "host.store", "last", "membership", "memory", "metrics", "outcome", "plan", "roles", "scene", "tally",
     },
@@ -57,8 +57,9 @@ ROOMS: dict[str, set[str]] = {
     },
     "scene": {"haproxy.takeover", "haproxy.text", "host.files", "roles"},
     # the heart
-    "accord": {"fold", "membership", "names", "orders", "serf.command", "slate", "table"},
+    "accord": {"fold", "membership", "names", "serf.command", "slate", "table"},
     "arrivals": {"membership", "serf.events", "slate"},
+    "assent": {"membership", "orders", "plan", "roll", "serf.command", "table", "wishes"},
     "blame": set(),
     "census": {"arrivals", "fold", "membership", "roles", "serf.events", "serf.listing", "slate", "table"},
     "claims": {"haproxy.lines", "haproxy.text", "membership", "names", "wishes"},
@@ -149,7 +150,7 @@ ROOMS: dict[str, set[str]] = {
 
 DOORS = {"__main__", "check", "cli", "handler", "manual", "parser", "status", "steer", "verbs", "watch"}
 PURE = (
-    "commandline", "completion", "manpage", "accord", "arrivals", "census", "orders", "slate", "serf.command", "names", "membership", "fold",
+    "commandline", "completion", "manpage", "accord", "arrivals", "assent", "census", "orders", "slate", "serf.command", "names", "membership", "fold",
     "order", "roles", "wishes", "claims", "guard", "homeless", "place", "plan", "restore", "quarantine", "blame", "last", "memory", "metrics",
     "outcome", "errors", "roll", "spot", "table", "tally", "turn", "serf.events", "serf.listing", "serf.raw", "haproxy.lines", "haproxy.text",
     "haproxy.server", "nodes", "prospect", "report", "sheet", "standing", "states", "haproxy.stats", "doctor.agent_settings", "doctor.cluster",
