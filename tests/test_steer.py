@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.pair import Balancer, joined, pair
-from tests.world import Backend, Lb, SerfAgent, eventually
+from tests.world import Backend, Lb, SerfAgent, eventually, member
 
 pytestmark = pytest.mark.real
 
@@ -161,6 +161,22 @@ def test_a_node_that_failed_is_forgotten_with_its_pause_everywhere() -> None:
             assert [balancer.lb.members()["web01"][key] for key in ("status", "pause")] == ["left", None]
 
 
+def test_a_load_balancer_that_cannot_be_asked_is_a_row_too() -> None:
+    with pair() as (one, other), SerfAgent("lb 03", "127.0.0.8", "lb") as odd, SerfAgent("web01", "127.0.0.11") as web:
+        joined((one, other), web)
+        odd.join(one.agent)
+        eventually(lambda: "lb 03" in one.agent.members())
+
+        done = one.run("pause", "web01")
+
+        assert done.returncode == 1
+        assert done.stdout.decode().splitlines() == [
+            "lb01   done",
+            "lb02   done",
+            "lb 03  not asked: its name or address in Serf is of no use",
+        ]
+
+
 def test_without_an_agent_it_is_done_here_and_said() -> None:
     with pair() as (one, other), SerfAgent("web01", "127.0.0.11", "web") as web:
         joined((one, other), web)
@@ -225,3 +241,32 @@ def lb() -> Iterator[Lb]:
     """A load balancer that runs nothing."""
     with Lb() as one:
         yield one
+
+
+# --- answers to what another run has folded ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("query", "words"), [("lbagent-forget", b"refused: web01 is alive\n"), ("resume", b"still paused by its tag\n")]
+)
+def test_whoever_folds_a_command_its_answer_is_true(lb: Lb, query: str, words: bytes) -> None:
+    lb.join(member("web01", "127.0.0.11", lbagent="paused"))
+    gate = lb.hold_checks()
+    first = lb.start_handle("member-join", member("web02", "127.0.0.12"))
+    eventually(lambda: lb.checks == 1)
+    asking = lb.start_handle("query", b"web01\n", SERF_QUERY_NAME=query, SERF_QUERY_LTIME="1")
+    eventually(lambda: lb.spooled() != [])
+
+    gate.touch()
+
+    assert asking.communicate()[0] == words
+    assert first.communicate()[1] == b""
+
+
+def test_a_line_by_hand_is_no_pause(lb: Lb) -> None:
+    lb.text = lb.text.replace(b"    # additional", b"    server web01 127.0.0.11:80\n    # additional")
+    lb.join(member("web01", "127.0.0.11"))
+
+    said = lb.ask("pause", "web01", 1).stdout.decode()
+
+    assert said == "refused: web01 stands in listen lb-iis by hand: none is written beside it\n"
