@@ -55,7 +55,7 @@ def _again(engine: Engine) -> Looks:
         try:
             yield survey(engine)
         except (LbagentError, OSError) as error:
-            yield sheet.printable(told(error))
+            yield sheet.flat(told(error))
 
 
 def _line_by_line(looks: Looks, lines: Callable[[Report], str]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from lbagent import rolescache, rolesfile, scene
 from lbagent.doctor import declared, directives, drift, haproxy_seen, machine, markers, proxies, reloads
 from lbagent.doctor.drift import Known
-from lbagent.doctor.finding import Finding, Kind, error, warning
+from lbagent.doctor.finding import AS_SERF, Finding, Kind, error, warning
 from lbagent.doctor.keylines import key_lines
 from lbagent.engine import Engine
 from lbagent.errors import Refused, RolesRefused
@@ -23,8 +23,6 @@ from lbagent.roles import HaproxySettings, Roles
 from lbagent.scene import Scene
 from lbagent.settings import Settings
 from lbagent.table import tabled
-
-_AS_SERF = "run this as the user that Serf runs its handlers as"
 
 
 class LinesSide:
@@ -61,7 +59,7 @@ class LinesSide:
                 content = file.read()
             self.roles = rolesfile.parse(content, self._path)
         except PermissionError:
-            yield warning(Kind.ROLES, self._path, "cannot be looked at: this user may not read it", _AS_SERF)
+            yield warning(Kind.ROLES, self._path, "cannot be looked at: this user may not read it", AS_SERF)
             return
         except (RolesRefused, OSError) as refused:
             where, _, what = told(refused).partition(": ")
@@ -76,7 +74,7 @@ class LinesSide:
             self._seen = scene.look(self._haproxy)
         except PermissionError as unread:
             where = unread.filename
-            yield warning(Kind.HAPROXY_CFG, where, "cannot be looked at: this user may not read it", _AS_SERF)
+            yield warning(Kind.HAPROXY_CFG, where, "cannot be looked at: this user may not read it", AS_SERF)
         except OSError as missing:
             where, _, what = told(missing).partition(": ")
             yield error(Kind.HAPROXY_CFG, where, what, "name the file in roles.yml: `haproxy: {config: …}`")
