@@ -55,7 +55,7 @@ class _Register:
         pausing = (one for one in self._members.special.values() if one.pause or one.paused_by_tag)
         self._pausing = {one.address: one for one in pausing}
         self._notes: dict[str, list[str]] = {}
-        for note in prospect.plan.notes if prospect.plan else ():
+        for note in prospect.notes:
             if isinstance(note, Note):
                 self._notes.setdefault(note.node, []).append(note.why)
 

@@ -22,6 +22,11 @@ class Prospect(NamedTuple):
     """Nodes of which the guard keeps lines."""
     quarantined: frozenset[str] = frozenset()
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the plan says of haproxy.cfg, roles.yml and nodes."""
+        return self.plan.notes if self.plan else ()
+
     def change(self, node: str) -> Change:
         """What would be done to the lines of a node."""
         return self.plan.changes.get(node, _NONE) if self.plan else _NONE

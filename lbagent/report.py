@@ -126,7 +126,7 @@ def report(sources: Sources, roles: Roles, membership: Membership, document: Doc
         problems.append(str(error))
     there = standings(document, roles, membership.members, sources.stats) if document else {}
     digest, serves = (document.digest(), document.serves) if document else (None, False)
-    notes = [note for note in found.plan.notes if not isinstance(note, Note)] if found.plan else []
+    notes = [note for note in found.notes if not isinstance(note, Note)]
     held = [str(one) for one in found.plan.held] if found.plan else []
     return Report(sources, nodes(roles, membership, there, found), digest, serves, held, notes, problems)
 

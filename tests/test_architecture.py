@@ -108,7 +108,7 @@ ROOMS: dict[str, set[str]] = {
     "doctor.handlers": {"doctor.finding"},
     "doctor.haproxy_seen": {"doctor.finding", "doctor.said", "errors", "haproxy.process", "haproxy.runtime", "haproxy.successor", "haproxy.takeover", "host.commands", "host.processes", "roles"},
     "doctor.keylines": set(),
-    "doctor.lines_side": {"doctor.declared", "doctor.directives", "doctor.drift", "doctor.finding", "doctor.haproxy_seen", "doctor.keylines", "doctor.machine", "doctor.markers", "doctor.proxies", "doctor.reloads", "engine", "errors", "haproxy.process", "host.log", "host.paths", "plan", "roles", "rolescache", "rolesfile", "scene", "settings", "table"},
+    "doctor.lines_side": {"doctor.declared", "doctor.directives", "doctor.drift", "doctor.finding", "doctor.haproxy_seen", "doctor.keylines", "doctor.machine", "doctor.markers", "doctor.proxies", "doctor.reloads", "engine", "errors", "haproxy.process", "host.log", "host.paths", "membership", "prospect", "roles", "rolescache", "rolesfile", "scene", "settings"},
     "doctor.machine": {"doctor.finding", "doctor.permissions", "host.paths", "host.store", "memory", "names"},
     "doctor.markers": {"doctor.finding", "haproxy.lines", "haproxy.text", "names", "roles"},
     "doctor.permissions": {"doctor.finding", "names"},

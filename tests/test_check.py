@@ -242,7 +242,39 @@ def test_where_roles_yml_is_refused_the_haproxy_of_the_last_good_one_is_looked_a
     assert [line for line in lines if not line.startswith("ok ")] == [
         "error roles: /lb/etc/roles.yml:2: is not YAML: did not find expected node content: until it loads no event changes anything",
         "warning markers: /lb/etc/haproxy.cfg: only doubled ones can be looked for: roles.yml cannot be used: mend roles.yml",
-        "warning drift: cannot be looked at: without roles.yml, haproxy.cfg and single markers there is no plan: mend what is said above",
+        "warning drift: cannot be looked at, without a plan: roles.yml cannot be used: mend that, and check again",
+    ]
+
+
+def test_where_only_roles_yml_knew_which_haproxy_cfg_none_is_judged(lb: Lb) -> None:
+    lb.roles.write_text("roles: [")
+
+    found = amiss(lb)
+
+    assert [line for line in found if not line.startswith(("error roles: ", "error serf: ", "warning state: "))] == [
+        (
+            "warning haproxy-cfg: cannot be looked at, nor who runs it: which file it is stands in roles.yml,"
+            " which cannot be used: mend roles.yml, and check again"
+        ),
+        "warning drift: cannot be looked at, without a plan: haproxy.cfg cannot be read: mend that, and check again",
+    ]
+
+
+def test_what_hinders_a_plan_is_told_as_it_is(well: tuple[Lb, Agent]) -> None:
+    lb, agent = well
+    (lb.state / "members.json").unlink()
+    (lb.state / "members.json").mkdir()
+
+    found = amiss(lb, agent)
+    lb.text = lb.text.replace(b"    # additional", b"    # additional-lb-iis-server\n    # additional", 1)
+    doubled = amiss(lb, agent)
+
+    assert found == [
+        "warning drift: cannot be looked at, without a plan: /lb/state/members.json: Is a directory: mend that, and check again",
+        "warning state: /lb/state/members.json: cannot be looked at: Is a directory: run this as the user that Serf runs its handlers as",
+    ]
+    assert [line.partition(" stands in ")[0] for line in doubled if " drift: " in line] == [
+        "warning drift: cannot be looked at, without a plan: /lb/state/members.json: Is a directory: mend that, and check again"
     ]
 
 
@@ -284,10 +316,7 @@ def test_without_anything_all_is_said(lb: Lb) -> None:
             ": name the file in roles.yml: `haproxy: {config: …}`"
         ),
         NONE,
-        (
-            "warning drift: cannot be looked at: without roles.yml, haproxy.cfg and single markers there is no plan"
-            ": mend what is said above"
-        ),
+        ("warning drift: cannot be looked at, without a plan: haproxy.cfg cannot be read: mend that, and check again"),
         (
             "warning state: /lb/state: is not there yet: no event has been heard"
             ": start Serf with its handler, or `lbagent apply` makes it"
@@ -521,6 +550,20 @@ def test_a_node_in_quarantine_is_told_and_its_line_is_no_drift(lb: Lb) -> None:
         "warning quarantine: web02: HAProxy refuses its line: …: mend its tags, or roles.yml; it is tried again"
     )
     assert found[1:] == []
+
+
+def test_a_quarantine_that_an_edit_has_ended_is_none(lb: Lb) -> None:
+    text = lb.roles.read_text().replace(f"port: {lb.port}", f"port: {lb.port}, options: 'check weight {{tag:w|1}}'")
+    lb.roles.write_text(text)
+    with Haproxy(lb), Agent(lb) as agent:
+        lb.join(member("web01", "127.0.0.11"), member("web02", "127.0.0.12", w="999"))
+        eventually(lambda: lb.idle)
+        lb.roles.write_text(text.replace("weight", "maxconn"))
+        found = amiss(lb, agent)
+
+    assert found == [
+        "warning pending: 3 lines would change, of roles.yml or the text: `lbagent plan` shows it, `lbagent apply` does it"
+    ]
 
 
 def test_a_reload_that_failed_is_told(lb: Lb) -> None:
