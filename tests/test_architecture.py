@@ -97,7 +97,8 @@ ROOMS: dict[str, set[str]] = {
     "yamlnodes": {"errors"},
     # what `check` looks at, and its judges
     "doctor.__init__": set(),
-    "doctor.agent_seen": {"doctor.agent_settings", "doctor.finding", "doctor.handlers", "errors", "host.commands", "host.processes", "serf.agent", "serf.listing"},
+    "doctor.agent_process": {"doctor.agent_settings", "doctor.finding", "host.foreign", "host.processes", "host.sockets"},
+    "doctor.agent_seen": {"doctor.agent_process", "doctor.agent_settings", "doctor.finding", "doctor.handlers", "errors", "host.commands", "host.foreign", "host.sockets", "serf.agent", "serf.listing"},
     "doctor.agent_settings": {"doctor.finding", "doctor.handlers"},
     "doctor.cluster": {"doctor.finding", "names", "roles", "serf.listing"},
     "doctor.declared": {"doctor.finding", "doctor.keylines", "names", "roles"},
@@ -115,7 +116,7 @@ ROOMS: dict[str, set[str]] = {
     "doctor.proxies": {"doctor.directives", "doctor.finding"},
     "doctor.reloads": {"doctor.directives", "doctor.finding", "doctor.proxies"},
     "doctor.said": {"doctor.finding", "names"},
-    "doctor.serf_side": {"doctor.agent_seen", "doctor.agent_settings", "doctor.cluster", "doctor.finding", "doctor.handlers", "roles", "serf.agent", "serf.listing"},
+    "doctor.serf_side": {"doctor.agent_process", "doctor.agent_seen", "doctor.agent_settings", "doctor.cluster", "doctor.finding", "doctor.handlers", "roles", "serf.agent", "serf.listing"},
     # all that knows Serf
     "serf.__init__": set(),
     "serf.agent": {"errors", "host.commands", "serf.listing"},
@@ -137,6 +138,7 @@ ROOMS: dict[str, set[str]] = {
     "host.__init__": set(),
     "host.commands": set(),
     "host.files": set(),
+    "host.foreign": set(),
     "host.history": {"outcome"},
     "host.lock": set(),
     "host.log": {"names"},

@@ -799,6 +799,77 @@ def test_a_handler_is_looked_for_in_the_path_of_the_agent(lb: Lb) -> None:
     ]
 
 
+def test_an_agent_is_found_by_whatever_name_its_address_has(well: tuple[Lb, Agent]) -> None:
+    lb, agent = well
+
+    assert amiss(lb, agent, SERF_RPC_ADDR=agent.rpc.replace("127.0.0.1", "localhost")) == []
+
+
+@contextlib.contextmanager
+def impostor(lb: Lb, user: int, *words: str) -> Iterator[None]:
+    """A process called `serf agent` with these words, and the address that is asked."""
+    lb.folder.chmod(0o755)
+    (lb.folder / "agent").write_text("print(flush=True)\nimport time\ntime.sleep(600)\n")
+    (lb.folder / "serf").symlink_to("/usr/bin/python3")
+    argv = [str(lb.folder / "serf"), "agent", f"-rpc-addr={lb.env['SERF_RPC_ADDR']}", *words]
+    with subprocess.Popen(argv, user=user, group=user, extra_groups=[], cwd=lb.folder, stdout=subprocess.PIPE) as one:
+        assert one.stdout
+        one.stdout.readline()
+        yield
+        one.kill()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize("endless", ["pipe", "zero"])
+@pytest.mark.parametrize(
+    ("user", "lines"),
+    [(0, ["warning agent-files: /lb/FILE: cannot be looked at: is no regular file: run this as root"]), (65533, [])],
+    ids=["root", "stranger"],
+)
+def test_what_never_ends_ends_no_check_and_of_strangers_nothing_is_read(
+    lb: Lb, user: int, endless: str, lines: list[str]
+) -> None:
+    os.mkfifo(lb.folder / "pipe")
+    (lb.folder / "zero").symlink_to("/dev/zero")
+
+    with impostor(lb, user, f"-config-file={lb.folder}/{endless}"):
+        found = [line for line in amiss(lb) if " agent-files: " in line]
+
+    assert found == [line.replace("FILE", endless) for line in lines]
+
+
+def test_a_file_that_is_too_large_for_an_agents_is_not_read(well: tuple[Lb, Agent]) -> None:
+    lb, agent = well
+    (agent.file.parent / "more.json").write_text(f'{{"tags": "{"x" * (1 << 20)}"}}')
+
+    assert amiss(lb, agent) == [
+        "warning agent-files: /lb/etc/serf-lb01/more.json: is not looked at: it holds more than 1048576 bytes: see whether it is the agent's"
+    ]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_who_may_not_look_at_the_agent_is_not_told_that_its_handler_is_missing(lb: Lb) -> None:
+    lb.folder.chmod(0o755)
+    with Haproxy(lb), Agent(lb, event_handlers=["lbagent handle", "events.sh"]) as agent:
+        agent.also(f"-rpc-addr={agent.rpc}").kill()
+        agent.start()
+        done = subprocess.run(
+            ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", LBAGENT, "check"],
+            env={**lb.env, "SERF_RPC_ADDR": agent.rpc, "SERF_RPC_AUTH": TOKEN, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if not done.stdout:
+        pytest.skip("another user cannot start this lbagent here")
+    lines = [" ".join(re.sub("pid [0-9]+", "pid N", line).split()) for line in done.stdout.splitlines()]
+
+    assert [line for line in lines if " handlers: " in line or " rpc: pid" in line] == [
+        "warning handlers: serf info: whether 'events.sh' calls lbagent cannot be looked at by this user: run this as root",
+        "warning rpc: pid N: what its handlers are given cannot be looked at: this user may not read its environment: run this as root",
+    ]
+
+
 def test_a_keyring_that_others_can_read_is_an_error(lb: Lb) -> None:
     keyring = lb.folder / "keyring"
     keyring.write_text(json.dumps([KEY]))
