@@ -91,7 +91,7 @@ ROOMS: dict[str, set[str]] = {
     "standing": {"haproxy.lines", "haproxy.server", "haproxy.stats", "haproxy.text", "membership", "place", "roles"},
     "states": {"membership", "plan", "roles", "standing"},
     "table": {"membership"},
-    "tally": {"haproxy.lines", "haproxy.text", "membership", "roles", "table"},
+    "tally": {"haproxy.lines", "haproxy.text", "membership", "names", "roles", "table"},
     "turn": {"guard", "wishes"},
     "wishes": {"haproxy.server", "membership", "names", "roles", "roll", "table"},
     "yamlnodes": {"errors"},
