@@ -80,6 +80,7 @@ class _Register:
             self._pauser(member) if member and name in self._paused else None,
             name in prospect.held,
             name in prospect.quarantined,
+            prospect.hindrance,
         )
 
     def _pauser(self, member: Member) -> Member:

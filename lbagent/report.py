@@ -118,12 +118,13 @@ class Report(NamedTuple):
 
 def report(sources: Sources, roles: Roles, membership: Membership, document: Document | None) -> Report:
     """The status; without a `document` haproxy.cfg cannot be read."""
-    problems, found = [*sources.problems], Prospect()
+    problems, found = [*sources.problems], Prospect(hindrance="haproxy.cfg cannot be read")
     try:
         if document:
             found = prospect(document, roles, membership)
     except Refused as error:
         problems.append(str(error))
+        found = Prospect(hindrance="what is to come of haproxy.cfg cannot be planned")
     there = standings(document, roles, membership.members, sources.stats) if document else {}
     digest, serves = (document.digest(), document.serves) if document else (None, False)
     notes = [note for note in found.notes if not isinstance(note, Note)]
