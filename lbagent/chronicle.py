@@ -77,7 +77,7 @@ class Chronicle:
         if self.transaction is None or isinstance(error, NotYet):
             return
         if isinstance(error, LbagentError | OSError):
-            self._enter(getattr(error, "outcome", "failed"), str(error))
+            self._enter(getattr(error, "outcome", "failed"), told(error))
         elif self.outcome and self.outcome.verdict is not Verdict.UNCHANGED:
             self._enter(self.outcome.verdict, self.outcome.words)
 

@@ -55,7 +55,7 @@ class _Register:
         pausing = (one for one in self._members.special.values() if one.pause or (one.present and one.paused_by_tag))
         self._pausing = {one.address: one for one in pausing}
         self._notes: dict[str, list[str]] = {}
-        for note in prospect.plan.notes if prospect.plan else ():
+        for note in prospect.notes:
             if isinstance(note, Note):
                 self._notes.setdefault(note.node, []).append(note.why)
 
@@ -80,6 +80,7 @@ class _Register:
             self._pauser(member) if member and name in self._paused else None,
             name in prospect.held,
             name in prospect.quarantined,
+            prospect.hindrance,
         )
 
     def _pauser(self, member: Member) -> Member:
