@@ -10,7 +10,7 @@ from lbagent.engine import Engine
 from lbagent.errors import TryAgain, UsageError
 from lbagent.host.log import Log
 from lbagent.host.paths import Paths
-from lbagent.names import NAME, canonical_address
+from lbagent.names import NAME, canonical_address, printable
 from lbagent.obedience import confirmed, obeyed
 from lbagent.orders import NOBODY
 from lbagent.serf import agent
@@ -111,5 +111,4 @@ def _all_done(verb: str, said: Mapping[str, str]) -> bool:
 def _print(said: Mapping[str, str]) -> None:
     width = max(map(len, said))
     for name, words in said.items():
-        line = f"{name:{width}}  {words}"
-        print("".join(one if one.isprintable() else "?" for one in line))
+        print(printable(f"{name:{width}}  {words}"))
