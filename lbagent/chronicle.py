@@ -34,7 +34,7 @@ class Live:
 
     def servers(self, roles: Roles, membership: Membership) -> dict[Pair, dict[str, int]]:
         """Servers by state, as `tally` counts them."""
-        return tally.servers(self.lines, roles, membership, pauses=tally.pauses(self.texts))
+        return tally.servers(self.lines, roles, membership)
 
 
 class Chronicle:

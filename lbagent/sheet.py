@@ -13,10 +13,14 @@ from lbagent.names import counted, printable
 from lbagent.nodes import Node
 from lbagent.report import Report, Served
 from lbagent.standing import BY_HAND
+from lbagent.states import State
 
 COLUMNS = ("NODE", "ADDRESS", "ROLE", "WHERE", "STATE", "SINCE", "HAPROXY", "OPEN")
 
 _NOTHING = "-"
+_ROLES = 10
+"""Roles that are named before `and N more roles`."""
+
 _UNITS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 
 
@@ -47,6 +51,22 @@ def row(node: Node, report: Report) -> Row:
     why = [node.why, f"{age(left)} left" if left is not None else ""]
     cells = (node.name, node.address, node.role, _where(node), node.state, _since(node, report), *_said(node, report))
     return Row._make([*(flat(cell or _NOTHING) for cell in cells), flat(", ".join(filter(None, why)))])
+
+
+def here(report: Report) -> list[Node]:
+    """The nodes that this load balancer may have lines for."""
+    return [node for node in report.nodes if node.state is not State.UNKNOWN_ROLE]
+
+
+def elsewhere(report: Report) -> list[Line]:
+    """A line for all the others, whose roles are none of roles.yml."""
+    roles = Counter(node.role for node in report.nodes if node.state is State.UNKNOWN_ROLE)
+    if not roles:
+        return []
+    most = [f"{count} {role or 'without a role'}" for role, count in roles.most_common(_ROLES)]
+    more = f" and {counted(len(roles) - _ROLES, 'more role')}" if len(roles) > _ROLES else ""
+    words = f"{counted(roles.total(), 'node')} whose role roles.yml does not have: {', '.join(most)}{more}"
+    return [Line("elsewhere", flat(words))]
 
 
 def below(report: Report) -> list[Line]:
@@ -140,8 +160,9 @@ def _times(times: int) -> str:
 
 
 def plain(report: Report) -> list[str]:
-    """The whole sheet as lines: one node one line, nothing cut, no colours."""
-    rows: Sequence[Row] = [row(node, report) for node in report.nodes]
+    """The whole sheet as lines: one node one line, those of unknown roles last, nothing cut, no colours."""
+    others = [node for node in report.nodes if node.state is State.UNKNOWN_ROLE]
+    rows: Sequence[Row] = [row(node, report) for node in (*here(report), *others)]
     table = [(*COLUMNS, "WHY"), *rows] if rows else []
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(map(str.ljust, cells, widths)).rstrip() for cells in table]

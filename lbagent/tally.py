@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from lbagent.haproxy.lines import Line
-from lbagent.haproxy.text import PAUSED, Document
+from lbagent.haproxy.text import Document
 from lbagent.membership import ALIVE, FAILED, Membership
 from lbagent.names import refusal
 from lbagent.roles import Pair, Role, Roles
@@ -30,10 +30,10 @@ def standing(document: Document) -> Standing:
     return found
 
 
-def servers(lines: Standing, roles: Roles, membership: Membership, *, pauses: bool) -> dict[Pair, dict[str, int]]:
+def servers(lines: Standing, roles: Roles, membership: Membership) -> dict[Pair, dict[str, int]]:
     """Servers by state, for every pair of roles.yml; each stands in one state only.
 
-    A paused line is `paused`; `pauses` tells whether there is any. The line of a node in quarantine or failed counts
+    A paused line is `paused`. The line of a node in quarantine or failed counts
     as that, every other one is `in`. No line counts only where it is one of these that keeps it out: of a node that
     may have one, at a marker that stands.
     """
@@ -42,7 +42,8 @@ def servers(lines: Standing, roles: Roles, membership: Membership, *, pauses: bo
     for pair, serving in roles.serving().items():
         texts = lines.get(pair.middle, ())
         found[pair] = counts = dict.fromkeys(STATES, 0)
-        counts["paused"] = [text[0] for text in texts].count("#") if pauses else 0
+        # A comment comes before every `server` line: where the first is none, none is, which is found fastest.
+        counts["paused"] = [text[0] for text in texts].count("#") if texts and min(texts)[0] == "#" else 0
         counts["in"] = len(texts) - counts["paused"]
         if odd and pair.middle in lines:
             here = {
@@ -51,11 +52,6 @@ def servers(lines: Standing, roles: Roles, membership: Membership, *, pauses: bo
             if here:
                 _move(counts, here, [Line(0, 0, text) for text in texts], f".{pair.service}")
     return found
-
-
-def pauses(texts: Iterable[str]) -> bool:
-    """Whether any line may stand for a paused node; seen sooner in whole texts than line by line."""
-    return any(PAUSED in text for text in texts)
 
 
 def statuses(membership: Membership) -> dict[str, int]:

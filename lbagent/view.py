@@ -20,6 +20,7 @@ from lbagent.sheet import COLUMNS, Line, Row
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
+    from lbagent.nodes import Node
     from lbagent.report import Report
 
 _GAP, _INDENT = 2, 4
@@ -31,19 +32,20 @@ _WHY = 200
 """Characters of a reason that are shown; `--json` has the whole."""
 
 _GOOD, _BAD, _ODD = "green", "bold red", "yellow"
-_STATES = {"in": _GOOD, "failed": _BAD, "quarantined": _BAD, "left": "dim", "unknown role": "dim"}
-_LAST = {"in": 1, "unknown role": 2}
-"""What may be left out first, where not all have room."""
-
+_STATES = {"in": _GOOD, "failed": _BAD, "quarantined": _BAD, "left": "dim"}
 _LABELS = {"held back": _BAD, "problem": _BAD, "reload": _BAD, "note": _ODD}
 
 
 def view(report: Report, width: int, most: int | None = None) -> RenderableType:
-    """The table and what stands below it; of more than `most` nodes those first that are not simply in."""
-    rows = [sheet.row(report.nodes[at], report) for at in _chosen(report, most)]
-    hidden = len(report.nodes) - len(rows)
+    """The table of the nodes that have or may have lines, and what stands below it.
+
+    Of more than `most` those that are not simply in come first.
+    """
+    here = sheet.here(report)
+    rows = [sheet.row(here[at], report) for at in _chosen(here, most)]
+    hidden = len(here) - len(rows)
     more = [Line("not shown", f"{hidden} more nodes, for want of room")] if hidden else []
-    below = _below([*more, *sheet.below(report)])
+    below = _below([*more, *sheet.elsewhere(report), *sheet.below(report)])
     if not rows:
         return below
     widths = _widths(rows, width)
@@ -62,12 +64,12 @@ def fitted(report: Report, console: Console) -> RenderableType:
         most = max(0, most - max(1, over // 4))
 
 
-def _chosen(report: Report, most: int | None) -> Sequence[int]:
+def _chosen(here: Sequence[Node], most: int | None) -> Sequence[int]:
     """The numbers of the nodes that are shown, in their order."""
-    everyone = range(len(report.nodes))
+    everyone = range(len(here))
     if most is None or most >= len(everyone):
         return everyone
-    return sorted(sorted(everyone, key=lambda at: _LAST.get(report.nodes[at].state, 0))[:most])
+    return sorted(sorted(everyone, key=lambda at: here[at].state == "in")[:most])
 
 
 def _widths(rows: Sequence[Row], width: int) -> list[int] | None:

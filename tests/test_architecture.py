@@ -45,7 +45,7 @@ ROOMS: dict[str, set[str]] = {
     "helptext": {"errors", "outcome"},
     "manpage": {"commandline"},
     "survey": {"engine", "haproxy.process", "haproxy.runtime", "haproxy.stats", "haproxy.text", "host.history", "host.log", "host.store", "membership", "memory", "outcome", "report", "restore", "roles", "scene"},
-    "view": {"report", "sheet"},
+    "view": {"nodes", "report", "sheet"},
     # one run
     "engine": {"__init__", "apply", "batch", "chronicle", "errors", "fold", "host.log", "host.paths", "host.spool", "host.store", "membership", "memory", "outcome", "plan", "restore", "roles", "rolescache", "rolesfile", "roll", "scene", "serf.agent", "serf.events", "serf.raw", "table"},
     "chronicle": {
@@ -86,7 +86,7 @@ ROOMS: dict[str, set[str]] = {
     "rolescache": {"roles"},
     "rolesfile": {"names", "roles", "yamlnodes"},
     "roll": {"membership", "names", "table"},
-    "sheet": {"names", "nodes", "report", "standing"},
+    "sheet": {"names", "nodes", "report", "standing", "states"},
     "slate": {"membership", "table"},
     "spot": {"haproxy.lines", "haproxy.text", "names"},
     "standing": {"haproxy.lines", "haproxy.server", "haproxy.stats", "haproxy.text", "membership", "place", "roles"},

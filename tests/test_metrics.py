@@ -170,9 +170,9 @@ def counted(*members: Member, roles: Roles = TWO) -> dict[str, tuple[int, ...]]:
     """Servers in, paused, failed and quarantined, by the middle of their marker."""
     membership = known(*members)
     plan = planning(FARM, roles, membership, Rules(kept=frozenset()))
-    found = tally.servers(plan.standing, roles, membership, pauses=tally.pauses(plan.after))
+    found = tally.servers(plan.standing, roles, membership)
     (text,) = plan.after
-    assert tally.servers(tally.standing(Document([("", text)])), roles, membership, pauses=True) == found
+    assert tally.servers(tally.standing(Document([("", text)])), roles, membership) == found
     return {pair.middle: tuple(states[state] for state in tally.STATES) for pair, states in found.items()}
 
 
@@ -215,9 +215,9 @@ def test_a_failed_node_whose_line_should_stand_and_does_not_is_not_counted() -> 
     membership = known(building.member("web1", "10.0.0.1", status=FAILED))
     lines = tally.standing(Document([("", FARM)]))
 
-    assert tally.servers(lines, roles, membership, pauses=False)[Pair("lb", "iis")]["failed"] == 0
+    assert tally.servers(lines, roles, membership)[Pair("lb", "iis")]["failed"] == 0
     removing = reading(STRICT.replace("REMOVE", "remove"))
-    assert tally.servers(lines, removing, membership, pauses=False)[Pair("lb", "iis")]["failed"] == 1
+    assert tally.servers(lines, removing, membership)[Pair("lb", "iis")]["failed"] == 1
 
 
 def test_every_server_counts_once_as_what_it_is() -> None:

@@ -113,60 +113,59 @@ def test_every_key_of_the_json_object_is_documented_and_no_other() -> None:
 
 def test_at_140_columns_each_node_is_a_line_and_its_reason_another() -> None:
     assert shown(example(), 140).split("\n")[:6] == [
-        "NODE   ADDRESS     ROLE  WHERE              STATE         SINCE  HAPROXY  OPEN",
-        "lb02   10.0.0.252  lb    -                  unknown role     3h  -           -",
-        "    roles.yml has no role lb",
-        "web01  10.0.0.1    web   lb-iis, mon-mongo  in               3h  UP         15",
-        "web02  10.0.0.2    web   lb-iis, mon-mongo  paused          46m  -           -",
+        "NODE   ADDRESS   ROLE  WHERE              STATE        SINCE  HAPROXY  OPEN",
+        "web01  10.0.0.1  web   lb-iis, mon-mongo  in              3h  UP         15",
+        "web02  10.0.0.2  web   lb-iis, mon-mongo  paused         46m  -           -",
         "    by user event: patches, 70m left",
+        "web03  10.0.0.3  web   lb-iis, mon-mongo  failed        100s  DOWN        0",
+        "    its line stays",
     ]
 
 
 def test_where_it_gets_narrow_the_proxies_wrap() -> None:
-    assert shown(example(), 75).split("\n")[3:6] == [
-        "web01  10.0.0.1    web   lb-iis,         in               3h  UP         15",
-        "                         mon-mongo",
-        "web02  10.0.0.2    web   lb-iis,         paused          46m  -           -",
+    assert shown(example(), 72).split("\n")[1:4] == [
+        "web01  10.0.0.1  web   lb-iis,         in              3h  UP         15",
+        "                       mon-mongo",
+        "web02  10.0.0.2  web   lb-iis,         paused         46m  -           -",
     ]
 
 
 def test_at_40_columns_each_node_is_a_paragraph() -> None:
     assert shown(example(), 40) == dedent("""
-        lb02        unknown role 3h: roles.yml
-        10.0.0.252  has no role lb
-        lb
-        web01       in 3h
-        10.0.0.1    UP, 15 open
-        web         lb-iis, mon-mongo
-        web02       paused 46m: by user event:
-        10.0.0.2    patches, 70m left
-        web         lb-iis, mon-mongo
-        web03       failed 100s: its line stays
-        10.0.0.3    DOWN, 0 open
-        web         lb-iis, mon-mongo
-        web04       quarantined 3m: parsing
-        10.0.0.4    [/etc/haproxy/haproxy.cfg:31
-        web         ] : 'server lb-iis/web04' :
-                    unknown keyword 'chekc'
-                    UP, 0 open
-                    lb-iis, mon-mongo
-        web05       pending 1s: its lines are to
-        10.0.0.5    come
+        web01     in 3h
+        10.0.0.1  UP, 15 open
+        web       lb-iis, mon-mongo
+        web02     paused 46m: by user event:
+        10.0.0.2  patches, 70m left
+        web       lb-iis, mon-mongo
+        web03     failed 100s: its line stays
+        10.0.0.3  DOWN, 0 open
+        web       lb-iis, mon-mongo
+        web04     quarantined 3m: parsing
+        10.0.0.4  [/etc/haproxy/haproxy.cfg:31]
+        web       : 'server lb-iis/web04' :
+                  unknown keyword 'chekc'
+                  UP, 0 open
+                  lb-iis, mon-mongo
+        web05     pending 1s: its lines are to
+        10.0.0.5  come
         web
 
-        nodes     6: 1 failed, 1 in, 1 paused, 1
-                  pending, 1 quarantined, 1
-                  unknown role
-        lines     digest 8c92426aa1a7ad68,
-                  served by HAProxy worker 4711
-        last run  3m ago, refused: HAProxy
-                  refuses the line of web04:
-                  parsing
-                  [/etc/haproxy/haproxy.cfg:31]
-                  : 'server lb-iis/web04' :
-                  unknown keyword 'chekc'
-                  (member-update web04)
-        waiting   1 event, the oldest for 1s
+        elsewhere  1 node whose role roles.yml
+                   does not have: 1 lb
+        nodes      6: 1 failed, 1 in, 1 paused,
+                   1 pending, 1 quarantined, 1
+                   unknown role
+        lines      digest 8c92426aa1a7ad68,
+                   served by HAProxy worker 4711
+        last run   3m ago, refused: HAProxy
+                   refuses the line of web04:
+                   parsing
+                   [/etc/haproxy/haproxy.cfg:31]
+                   : 'server lb-iis/web04' :
+                   unknown keyword 'chekc'
+                   (member-update web04)
+        waiting    1 event, the oldest for 1s
     """)
 
 
@@ -237,6 +236,18 @@ def test_a_terminal_that_is_too_low_shows_first_who_is_not_simply_in() -> None:
     assert "not shown  197 more nodes, for want of room" in [line.rstrip() for line in lines]
 
 
+def test_who_is_of_other_roles_is_counted_on_a_terminal_and_listed_elsewhere() -> None:
+    roles = [*["spark"] * 500, "lb", "lb", "wbe", "", *(f"role{number}" for number in range(8))]
+    others = [member(f"node{at}", f"10.1.{at // 250}.{at % 250 + 1}", role) for at, role in enumerate(roles)]
+    found = report(example().sources, FARM, known(*others), Document([("haproxy.cfg", FARM_CFG)]))
+
+    assert shown(found, 400).split("\n")[0] == (
+        "elsewhere  512 nodes whose role roles.yml does not have: 500 spark, 2 lb, 1 wbe, 1 without a role, 1 role0,"
+        " 1 role1, 1 role2, 1 role3, 1 role4, 1 role5 and 2 more roles"
+    )
+    assert len(sheet.plain(found)) > len(found.as_json()["nodes"]) == 512
+
+
 # --- without one -------------------------------------------------------------------------------------------------
 
 
@@ -245,12 +256,12 @@ def test_without_a_terminal_each_node_is_one_line() -> None:
         sheet.plain(example())
         == dedent("""
         NODE   ADDRESS     ROLE  WHERE              STATE         SINCE  HAPROXY  OPEN  WHY
-        lb02   10.0.0.252  lb    -                  unknown role  3h     -        -     roles.yml has no role lb
         web01  10.0.0.1    web   lb-iis, mon-mongo  in            3h     UP       15
         web02  10.0.0.2    web   lb-iis, mon-mongo  paused        46m    -        -     by user event: patches, 70m left
         web03  10.0.0.3    web   lb-iis, mon-mongo  failed        100s   DOWN     0     its line stays
         web04  10.0.0.4    web   lb-iis, mon-mongo  quarantined   3m     UP       0     REFUSED
         web05  10.0.0.5    web   -                  pending       1s     -        -     its lines are to come
+        lb02   10.0.0.252  lb    -                  unknown role  3h     -        -     roles.yml has no role lb
 
         nodes: 6: 1 failed, 1 in, 1 paused, 1 pending, 1 quarantined, 1 unknown role
         lines: digest 8c92426aa1a7ad68, served by HAProxy worker 4711
