@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from lbagent.haproxy.lines import BLANK, HandWritten, Line, Marker, hand_written, indentation
 
-_SECTIONS = frozenset(
+SECTIONS = frozenset(
     {"global", "defaults", "frontend", "backend", "listen", "peers", "resolvers", "mailers", "userlist", "program"}
     | {"http-errors", "ring", "cache", "log-forward", "fcgi-app", "crt-store", "traces", "log-profile", "acme"}
 )
@@ -139,7 +139,7 @@ class Document:
 
     def _directive(self, proxy: Proxy, at: int, line: str, words: list[str]) -> Proxy:
         first = words[0]
-        if first in _SECTIONS:
+        if first in SECTIONS:
             return self._section(line.split("#", maxsplit=1)[0].split())
         if first[0] == "#":
             self._comment(proxy, at, line)
