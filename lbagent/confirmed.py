@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from lbagent.haproxy.takeover import Haproxy
 from lbagent.host.store import Served, Store
 from lbagent.plan import Plan
@@ -24,14 +26,15 @@ class Confirmed:
         return self.sure() and not self._owes(asked)
 
     def sure(self) -> bool:
-        """Whether the worker has the managed lines of the file. Raises OSError."""
+        """Whether the worker has the managed lines of the file."""
         digest, worker = self._seen.document.digest(), self._haproxy.serving()
         if self.served[:2] == (digest, worker) or (not self.served.digest and not self._seen.document.serves):
             return True
         # Started or reloaded by somebody else, after the file became what it is.
         if self._haproxy.has_read_since(self._seen.changed_at, self._seen.size):
             self.served = Served(digest, worker, left=self.served.left)
-            self._store.serve(self.served)
+            with contextlib.suppress(OSError):  # on a full disk it is found out again
+                self._store.serve(self.served)
             return True
         return False
 

@@ -116,7 +116,7 @@ class Handover:
             self._put_back(wanted, str(error))
         self._store.serve(Served(wanted.digest, worker))
         if worker is None:
-            return Handed("HAProxy does not run", Verdict.WRITTEN, running=False)
+            return Handed("HAProxy does not run", Verdict.WRITTEN, running=False, reloaded=False)
         differs = [why for why in self.reasons if why.startswith(_DIFFERS)]
         return Handed("; ".join([f"HAProxy worker {worker.pid} serves it", *differs, *self._mended(worker)]))
 

@@ -36,14 +36,23 @@ ROOMS: dict[str, set[str]] = {
     "intake": {"apply", "engine", "errors", "host.lock", "host.log", "host.paths", "host.spool", "outcome", "serf.raw", "settings"},
     "settings": set(),
     # one run
-    "engine": {"__init__", "apply", "batch", "chronicle", "errors", "fold", "host.log", "host.paths", "host.spool", "host.store", "membership", "memory", "outcome", "restore", "roles", "rolescache", "rolesfile", "roll", "scene", "serf.agent", "serf.events", "serf.raw", "table"},
+    "engine": {"__init__", "apply", "batch", "chronicle", "errors", "fold", "host.log", "host.paths", "host.spool", "host.store", "membership", "memory", "outcome", "restore", "roles", "rolescache", "rolesfile", "roll", "scene", "serf.agent", "serf.events", "serf.raw", "table", "unstored"},
     "chronicle": {
         "__init__", "apply", "errors", "host.log", "host.spool", "host.store", "last", "membership", "memory", "metrics", "outcome", "roles", "scene", "tally",
     },
     "batch": {"fold", "host.log", "host.spool", "membership", "serf.command", "serf.events", "serf.raw"},
     "apply": {
-        "blame", "errors", "haproxy.takeover", "haproxy.text", "host.store", "membership", "outcome", "plan", "quarantine", "restore", "roles", "scene",
+        "blame", "confirmed", "errors", "handover", "haproxy.takeover", "host.store", "membership", "outcome", "plan", "quarantine", "roles", "scene",
     },
+    "confirmed": {"haproxy.dynamic", "haproxy.takeover", "host.store", "plan", "scene"},
+    "dialogue": {
+        "haproxy.conversation", "haproxy.dynamic", "haproxy.process", "haproxy.servers", "haproxy.text", "host.reach", "host.store", "plan",
+    },
+    "handover": {
+        "dialogue", "errors", "haproxy.conversation", "haproxy.process", "haproxy.takeover", "haproxy.text", "host.store", "outcome", "plan", "restore", "roles",
+        "scene",
+    },
+    "unstored": {"apply", "errors", "fold", "host.store", "membership", "roles", "serf.events", "serf.raw"},
     "scene": {"haproxy.takeover", "haproxy.text", "host.files", "roles"},
     # the heart
     "accord": {"fold", "membership", "names", "orders", "serf.command", "slate", "table"},
@@ -87,10 +96,15 @@ ROOMS: dict[str, set[str]] = {
     "serf.raw": set(),
     # all that knows HAProxy
     "haproxy.__init__": set(),
+    "haproxy.conversation": {"haproxy.dynamic", "haproxy.process", "haproxy.runtime", "haproxy.servers"},
+    "haproxy.defaults": {"haproxy.text"},
+    "haproxy.dynamic": {"haproxy.defaults", "haproxy.keywords", "haproxy.text"},
+    "haproxy.keywords": set(),
     "haproxy.lines": {"haproxy.server", "names"},
     "haproxy.process": {"errors", "haproxy.runtime", "host.processes"},
     "haproxy.runtime": set(),
     "haproxy.server": {"names"},
+    "haproxy.servers": {"haproxy.dynamic", "names"},
     "haproxy.successor": {"errors", "haproxy.process"},
     "haproxy.takeover": {"errors", "haproxy.process", "haproxy.runtime", "haproxy.successor", "host.commands", "host.processes", "roles"},
     "haproxy.text": {"haproxy.lines"},
@@ -102,6 +116,7 @@ ROOMS: dict[str, set[str]] = {
     "host.log": set(),
     "host.paths": set(),
     "host.processes": set(),
+    "host.reach": set(),
     "host.sockets": set(),
     "host.spool": set(),
     "host.store": {"host.files", "host.paths", "last", "membership", "memory"},
@@ -111,6 +126,7 @@ DOORS = {"__main__", "cli", "handler", "parser", "steer", "verbs", "watch"}
 PURE = (
     "accord", "arrivals", "census", "orders", "slate", "serf.command", "names", "membership", "fold", "order", "roles", "wishes", "claims", "guard", "homeless", "place", "plan", "restore", "quarantine", "blame",
     "last", "memory", "metrics", "outcome", "errors", "roll", "spot", "table", "tally", "turn", "serf.events", "serf.listing", "serf.raw", "haproxy.lines", "haproxy.text", "haproxy.server",
+    "haproxy.defaults", "haproxy.dynamic", "haproxy.keywords", "haproxy.servers",
 )  # fmt: skip
 WORLD = {
     "os", "time", "sys", "logging", "io", "pathlib", "shutil", "tempfile", "glob", "datetime", "random", "secrets", "socket", "subprocess", "syslog",

@@ -70,10 +70,12 @@ class Conversation:
         try:
             # Whoever answers says first who it is: a reload may have come between.
             text, why = runtime.heard(self._address, ";".join(["show info", *batch]), _SAY)
+            info, *found = runtime.answers(text) or [""]
+            if why and not info:
+                raise why
         except OSError as error:
             self.trouble.append(words(self._address, error))
             return [None] * len(batch)
-        info, *found = runtime.answers(text) or [""]
         pid = runtime.worker(runtime.facts(info))
         if pid != self._worker.pid:
             self.trouble.append(f"{self._address} was answered by process {pid}, not by worker {self._worker.pid}")

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 COMMAND_LIMIT = 8 * 1024
 """Bytes of one command: one longer than tune.bufsize never gets an answer and holds a session for good."""
 
+_SUN_PATH = 108
+"""Bytes of a Unix socket's address."""
+
 _ANSWER_LIMIT = 64 * 1024 * 1024
 
 
@@ -91,7 +94,8 @@ def _parsed(address: str) -> tuple[AddressFamily, str | tuple[str, int]]:
     if kind == "unix":
         return socket.AF_UNIX, rest
     if kind == "abns":
-        return socket.AF_UNIX, f"\0{rest}"
+        # HAProxy binds the whole of sun_path, zeros and all.
+        return socket.AF_UNIX, f"\0{rest}".ljust(_SUN_PATH, "\0")
     host, _, port = rest.rpartition(":")
     if kind not in ("ipv4", "ipv6") or not port.isdigit():
         raise OSError(f"stats socket {address!r} is none that can be connected to")
