@@ -115,7 +115,7 @@ def test_two_hundred_random_changes_lose_no_request_and_take_no_reload(binary: P
     with Lb(KEPT_ALIVE, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, *range(1, 15)):
         fleet = Fleet(lb)
         lb.join(web(13), web(14))
-        with load(lb.front) as count:
+        with load(lb.front, clients=4, pause=0.005) as count:
             ends = [fleet.change(ltime) for ltime in range(1, CHANGES + 1)]
 
         states = {name: in_state(haproxy, name) for name in haproxy.servers()}
@@ -680,6 +680,18 @@ def test_who_had_come_before_the_reload_failed_goes_again(lb: Lb) -> None:
         haproxy.ask("set server lb-iis/web1 state ready")
         lb.say("pause", "web9", 1)
         assert (lb.managed, haproxy.answering()) == ([line(lb, 1), line(lb, 2)], {"web1", "web2"})
+
+
+def test_who_has_moved_before_the_reload_failed_goes_on_serving(lb: Lb) -> None:
+    with Haproxy(lb) as haproxy, nodes(lb, 1, 2, 3):
+        lb.join(web(1), web(3))
+        before = lb.text
+        haproxy.ask("set server lb-iis/web3 state drain")
+        reload_with(lb, "exit 1", ROLES)
+
+        done = lb.join(member("web1", address(2)))
+
+        assert (done.returncode, lb.text, haproxy.answering()) == (5, before, {"web2"})
 
 
 # --- it is not told where that was not asked for ------------------------------------------------------------------
