@@ -138,7 +138,7 @@ class Transaction:
         return outcome
 
     def _surroundings(self, seen: Scene) -> str:
-        return f"{seen.document.operator_digest()}{self._roles.digest}"
+        return quarantine.surroundings(seen.document, self._roles)
 
     def _unchanged(self, wanted: Plan, haproxy: Haproxy) -> Outcome:
         if self._refused:

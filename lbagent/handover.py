@@ -6,7 +6,7 @@ import time
 import zlib
 from typing import NamedTuple, NoReturn
 
-from lbagent import scene
+from lbagent import quarantine, scene
 from lbagent.errors import LbagentError, NotYet, PutBack
 from lbagent.haproxy.takeover import Haproxy, ReloadFailed
 from lbagent.haproxy.text import Document
@@ -150,7 +150,7 @@ class Handover:
         return [f"{'still' if key in still else 'mended:'} {why}" for key, why in found.items()]
 
     def _key(self) -> str:
-        surroundings = f"{self._seen.document.operator_digest()}{self._roles.digest}"
+        surroundings = quarantine.surroundings(self._seen.document, self._roles)
         return f"{zlib.crc32(surroundings.encode()):08x}"
 
     def _put_back(self, wanted: Plan, words: str) -> NoReturn:

@@ -10,14 +10,12 @@ from lbagent.host.log import Log, told
 from lbagent.host.sockets import established
 from lbagent.intake import Rounds, store
 from lbagent.membership import UNKNOWN, Member
+from lbagent.orders import DONE, NOBODY, STILL_PAUSED
 from lbagent.outcome import Outcome, Verdict
 from lbagent.roll import find
 from lbagent.serf.command import Command
 from lbagent.serf.raw import Raw
 from lbagent.wishes import serving_ports
-
-DONE = "done"
-"""What alone is a confirmation: HAProxy serves it so."""
 
 
 def obeyed(raw: Raw, command: Command, engine: Engine, log: Log, wait: float) -> str:
@@ -57,11 +55,15 @@ def _told(raw: Raw, command: Command, engine: Engine, rounds: Rounds, wait: floa
 
 
 def _since(engine: Engine, command: Command) -> str:
-    """What became of a command that another run has folded meanwhile."""
+    """What became of a command that another run has folded meanwhile, as far as membership tells."""
     member = find(engine.membership.members, command.name, command.address)
-    if member is None or member.status == UNKNOWN:
-        return "unknown node" + (", remembered" if member else "")
-    return DONE
+    if member is None:
+        return NOBODY["resume"]
+    if member.status == UNKNOWN:
+        return NOBODY[command.verb]
+    if command.verb == "forget" and member.present:
+        return f"refused: {member.name} is {member.status}"
+    return STILL_PAUSED if command.verb == "resume" and member.paused_by_tag else DONE
 
 
 def _unconfirmed(outcome: Outcome) -> str:

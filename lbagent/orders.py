@@ -12,6 +12,10 @@ from lbagent.serf.command import TYPED, Command
 from lbagent.serf.raw import Raw
 from lbagent.slate import Slate
 
+DONE = "done"
+"""What alone is a confirmation, once HAProxy serves it so."""
+
+STILL_PAUSED = "still paused by its tag"
 NOBODY = {"pause": "unknown node, remembered", "resume": "unknown node", "forget": "unknown node"}
 """What is answered where nobody has that name."""
 
@@ -36,16 +40,16 @@ def _obey(slate: Slate, command: Command, raw: Raw, member: Member) -> str:
     member = member._replace(heard=order.hear(member.heard, command, heard))
     slate.members.enter(member)
     if not obeyed:
-        return "done"
+        return DONE
     slate.causes.append(f"{command.verb} {member.name} by {_who(command, raw)}")
     if command.verb == "pause":
         slate.members.enter(member._replace(pause=_pause(command, raw, member.pause)))
-        return "done"
+        return DONE
     resume(slate, member)
     if command.verb == "forget":
         _forget(slate, slate.members[member.name], raw.at // 1000)
-        return "done"
-    return "still paused by its tag" if member.paused_by_tag else "done"
+        return DONE
+    return STILL_PAUSED if member.paused_by_tag else DONE
 
 
 def resume(slate: Slate, member: Member) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from lbagent.engine import Engine
 from lbagent.errors import TryAgain, UsageError
@@ -18,16 +18,12 @@ from lbagent.serf.command import REASON_LIMIT, TYPED, Malformed, command, durati
 from lbagent.serf.listing import Listed, others
 from lbagent.serf.raw import Raw
 from lbagent.settings import Settings
-
-LOCK_WAIT = 30.0
-"""Seconds a person waits for a run that is under way."""
+from lbagent.verbs import LOCK_WAIT, Verb
 
 WAITS = (1, 3, 6)
 """Seconds that another load balancer has for its answer, each time it is asked."""
 
 _QUERIES = {"pause": "pause", "resume": "resume", "forget": "lbagent-forget"}
-
-Verb = Callable[[Settings, Log], int]
 
 
 def pause(node: str, lasting: str | None, reason: str | None) -> Verb:
