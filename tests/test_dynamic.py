@@ -267,6 +267,37 @@ def test_the_changes_of_a_plan_are_read_back() -> None:
     assert dynamic.after(text, (added, (f"listen lb: {WEB1}",))) == {("lb", "web2"): WEB2}
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "    server a;quit 10.0.0.9:80 # lbagent role=web",
+        "    server x/y 10.0.0.9:80 # lbagent role=web",
+        "    server # lbagent role=web",
+    ],
+)
+def test_what_no_server_may_be_called_is_never_spoken_of(odd: str) -> None:
+    assert dynamic.standing(document(odd, f"    {WEB2}")) == {("lb", "web2"): WEB2}
+
+
+@pytest.mark.parametrize("section", ["defaults", "backend", "listen l;b", "frontend lb"])
+def test_lines_where_no_server_may_stand_are_no_trouble(section: str) -> None:
+    text = Document([("haproxy.cfg", f"{section}\n    {WEB1}\n    # additional-lb-iis-server\n")])
+
+    after = dynamic.after(text, ((f"{section}: {WEB2}",), ()))
+
+    key = section.partition(" ")[2], "web2"
+    assert list(Difference(text, Known({}, {}, sure=True), {key: after[key]}).unsayable) == [key]
+
+
+@pytest.mark.parametrize("endpoint", ["host:80", "10.0.0.1", "10.0.0.1:", "10.0.0.1:8x", ":80", "/run/x", "10.0.0.1:²"])
+def test_a_line_that_somebody_has_edited_is_no_difference_of_address(endpoint: str) -> None:
+    wanted = {("lb", "web1"): f"server web1 {endpoint} check # lbagent role=web"}
+
+    found = servers.differences(servers.states(ROWS.replace("10.0.0.1 ", "10.9.9.9 ")), wanted, [])
+
+    assert found == {}
+
+
 ROWS = """1
 # be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state …
 2 lb 1 web1 10.0.0.1 2 0 1 1 1 6 3 4 6 0 0 0 - 80 - 0 0 - - 0

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import full, one_line, reload_with, small_disk
+from tests.faults import full, haproxy_again, instead_of_haproxy, one_line, reload_with, small_disk
 from tests.load import load
 from tests.world import CONFIG, LBAGENT, RELOADING, ROLES, Backend, Haproxy, Lb, binaries, eventually, member
 
@@ -337,6 +337,21 @@ def test_a_pause_that_is_not_in_the_file_is_said_again_to_a_new_worker(lb: Lb) -
         done = lb.run("apply")
 
         assert (done.returncode, haproxy.answering()) == (4, {"web2"})
+
+
+def test_a_run_that_is_killed_once_it_has_spoken_leaves_nobody_out_for_good(lb: Lb) -> None:
+    with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
+        lb.join(web(1), web(2))
+        before = lb.text
+        instead_of_haproxy(lb, "kill -9 $PPID")
+        killed = lb.say("pause", "web1", 1)
+        assert (killed.returncode, lb.text, haproxy.answering()) == (-9, before, {"web2"})
+        haproxy_again(lb)
+
+        resumed = lb.say("resume", "web1", 2)
+
+        assert (resumed.returncode, lb.text, lb.staged()) == (0, before, [])
+        assert (haproxy.answering(), haproxy.reloads()) == ({"web1", "web2"}, (0, 0))
 
 
 def test_a_pause_takes_the_traffic_though_haproxy_refuses_to_miss_the_line(binary: Path) -> None:

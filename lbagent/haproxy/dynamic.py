@@ -26,7 +26,8 @@ Key = tuple[str, str]
 """The names of a proxy and of a server in it."""
 Lines = Mapping[Key, str]
 
-_PROXY = re.compile("[A-Za-z0-9_.:-]+")
+_NAME = re.compile("[A-Za-z0-9_.:-]+")
+"""What HAProxy lets proxies and servers be called; whatever else may stand in the file is never said."""
 _OURS = " # lbagent role="
 _DYNAMIC = frozenset(("", "roundrobin", "leastconn", "random", "first"))
 _CONSISTENT = frozenset(("source", "uri", "url_param", "hdr", "rdp-cookie", "hash"))
@@ -67,17 +68,18 @@ def target(key: Key) -> str:
 
 
 def standing(document: Document) -> Lines:
-    """The managed `server` lines of a text."""
-    return {
-        (proxy.name, line.name): line.text for proxy in document.proxies for line in proxy.managed if not line.pauses
-    }
+    """The managed `server` lines of a text, as far as they may be spoken of."""
+    proxies = [proxy for proxy in document.proxies if proxy.managed and _NAME.fullmatch(proxy.name)]
+    found = {(proxy.name, line.name): line.text for proxy in proxies for line in proxy.managed if not line.pauses}
+    return {key: line for key, line in found.items() if _NAME.fullmatch(key[1])}
 
 
 def entry(text: str) -> tuple[Key, str]:
     """Key and line of `PROXY: LINE`, as a plan tells its changes; of a paused node an empty line."""
-    _, proxy, line = text.split(" ", 2)
-    words = line.split(None, 4)
-    return (proxy.removesuffix(":"), words[3 if line.startswith("#") else 1]), "" if line.startswith("#") else line
+    section, _, line = text.partition(": ")
+    paused = line.startswith("#")
+    name = [*line.split(None, 4), "", ""][3 if paused else 1]
+    return (section.partition(" ")[2], name), "" if paused else line
 
 
 def after(document: Document, changed: tuple[Iterable[str], Iterable[str]]) -> Lines:
@@ -176,7 +178,7 @@ class Difference:
 
     def _proxy(self, name: str) -> Proxy:
         found = [one for one in self._document.proxies if one.name == name and one.kind in ("backend", "listen")]
-        if len(found) != 1 or not _PROXY.fullmatch(name):
+        if len(found) != 1 or not _NAME.fullmatch(name):
             raise Unsayable(f"proxy {name!r} is none that the stats socket can be told of")
         return found[0]
 
@@ -189,7 +191,8 @@ class Difference:
 
 
 def parts(line: str) -> tuple[str, int, list[str]]:
-    """Address, port and the words of the options of a managed line."""
-    words = line.partition(_OURS)[0].split()
-    address, _, port = words[2].rpartition(":")
-    return address.strip("[]"), int(port), words[3:]
+    """Address, port and the words of the options of a managed line; port 0 where somebody has made it another."""
+    _, _, endpoint, *options = [*line.partition(_OURS)[0].split(), "", ""]
+    address, _, port = endpoint.rpartition(":")
+    number = int(port) if port.isascii() and port.isdigit() else 0
+    return address.strip("[]"), number, [word for word in options if word]

@@ -36,6 +36,10 @@ def states(answer: str) -> Mapping[Key, State]:
     return {(row[1], row[3]): State(row[4], int(row[18]), bool(int(row[6]) & _OUT), int(row[12]) > 0) for row in rows}
 
 
+def _at(state: State, address: str, port: int) -> bool:
+    return (canonical_address(state.address), state.port) == (address, port)
+
+
 def differences(found: Mapping[Key, State], wanted: Lines, left: Iterable[Key]) -> Mapping[Key, str]:
     """What HAProxy serves otherwise than `wanted` says, and those of `left` that are not out of balancing."""
     said = {}
@@ -44,7 +48,7 @@ def differences(found: Mapping[Key, State], wanted: Lines, left: Iterable[Key]) 
         state = found.get(key)
         if state is None:
             said[key] = f"{target(key)} is unknown to it"
-        elif (canonical_address(state.address), state.port) != (address, port):
+        elif port and address == canonical_address(address) and not _at(state, address, port):
             said[key] = f"{target(key)} is at {state.address} port {state.port}"
         elif state.out and "agent-check" not in options and "disabled" not in options:
             said[key] = f"{target(key)} is out of balancing"

@@ -32,7 +32,10 @@ def _tried(endpoints: Iterable[Endpoint], deadline: float) -> set[Endpoint]:
     try:
         refused = set()
         for endpoint in endpoints:
-            one = _socket(endpoint)
+            try:
+                one = _socket(endpoint)
+            except OSError:  # no descriptors left, or no IPv6: that is not the other side's fault
+                continue
             trials[one.fileno()] = one, endpoint
             if one.connect_ex(endpoint) not in (0, errno.EINPROGRESS):
                 refused.add(endpoint)
