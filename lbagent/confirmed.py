@@ -43,6 +43,6 @@ class Confirmed:
         left = self.served.left
         if left.worker != self._haproxy.serving() or not left.lines:
             return False
-        from lbagent.haproxy import dynamic  # noqa: PLC0415  # only after somebody went
+        from lbagent.haproxy import roster  # noqa: PLC0415  # only after somebody went
 
-        return any(key in left.lines for key in dynamic.after(self._seen.document, asked.changed))
+        return any(key in left.lines for key in roster.after(self._seen.document, asked.changed))

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterable, Mapping, Sequence
 
-from lbagent.haproxy import conversation, dynamic
-from lbagent.haproxy.conversation import Conversation, Unspoken
-from lbagent.haproxy.dynamic import LEFT_LIMIT, Difference, Join, Key, Known, Lines, entry, parts, standing, target
+from lbagent.admission import Admission
+from lbagent.haproxy import conversation, roster
+from lbagent.haproxy.conversation import Conversation
+from lbagent.haproxy.dynamic import LEFT_LIMIT, Difference, Join, Known
 from lbagent.haproxy.process import Worker
+from lbagent.haproxy.roster import Key, Lines, entry, parts, standing, target
 from lbagent.haproxy.servers import differences
 from lbagent.haproxy.text import Document
-from lbagent.host import reach
 from lbagent.host.store import Left, Store
+from lbagent.names import canonical_address
 from lbagent.plan import Plan
 
-_CONNECT = 1.0
-"""Seconds in which the servers that come have to take a connection."""
-
-_POLL = 0.02
-_GRACE = 0.4
-"""Seconds that a check may take beyond its interval."""
-
 _GONE = ("No such server.", "No such backend.")
-_MOVED = ("changed from", "no need to change")
 
 
 class Dialogue:
@@ -68,7 +61,7 @@ class Dialogue:
         Who is not in what was `asked` for goes all the same, though its line has to stay.
         """
         here = standing(document)
-        after, asked_for = dynamic.after(document, wanted.changed), dynamic.after(document, asked.changed)
+        after, asked_for = roster.after(document, wanted.changed), roster.after(document, asked.changed)
         self._served = {key: line for key, line in here.items() if key not in self._left}
         self._wanted = {key: line for key, line in after.items() if key in asked_for}
         self._withheld = {key: line for key, line in after.items() if key not in asked_for}
@@ -115,17 +108,8 @@ class Dialogue:
         """Have the servers that come take traffic, each once it answers; False where that could not be said."""
         if self._difference is None or self.trouble:
             return False
-        joins = self._difference.joins
-        commands = [command for join in joins for command in join.commands]
-        if not self._obeyed([*commands, *self._difference.dynamic_cookies] if joins else []):
-            self._joined = joins  # which of them, is not known
-            return False
-        silent = reach.silent((join.endpoint for join in joins if join.endpoint and not join.verdict), _CONNECT)
-        prompt = [join for join in joins if not join.verdict]
-        deep = [join for join in joins if join.verdict]
-        good = self._obeyed([one for join in prompt for one in _ready(join, up=join.endpoint not in silent)])
-        good = self._judged(deep) and good
-        self._joined = joins
+        self._joined = joins = self._difference.joins
+        good = Admission(self._talk).granted(joins, self._difference.dynamic_cookies)
         for join in joins if good else ():
             self._left.pop(join.key, None)
         return good
@@ -144,34 +128,10 @@ class Dialogue:
         for key in keys:
             if key in self._wanted:
                 address, port, _ = parts(self._wanted[key])
-                commands.append(f"set server {target(key)} addr {address} port {port}")
+                if port and address == canonical_address(address):
+                    commands.append(f"set server {target(key)} addr {address} port {port}")
                 commands.append(f"set server {target(key)} state ready")
         self._talk.say(commands)
-
-    def _judged(self, joins: Sequence[Join]) -> bool:
-        """Have HAProxy's own checks decide: draining and down, a server is checked, and gets nothing to do."""
-        if not joins:
-            return True
-        if not self._obeyed([one for join in joins for one in _held(join)]):
-            return False
-        deadline = time.monotonic() + max(join.verdict or 0 for join in joins) + _GRACE
-        passed: set[Key] = set()
-        with contextlib.suppress(Unspoken):
-            while len(passed) < len(joins) and time.monotonic() < deadline:
-                time.sleep(_POLL)
-                states = self._talk.states()
-                passed = {join.key for join in joins if join.key in states and states[join.key].passed}
-        up = [f"set server {join.target} health up" for join in joins if join.key in passed]
-        return self._obeyed([*up, *(f"set server {join.target} state ready" for join in joins)])
-
-    def _obeyed(self, commands: Sequence[str]) -> bool:
-        """Whether all commands were taken; one that fails does not stop the others."""
-        good = True
-        for command, answer in zip(commands, self._talk.say(commands), strict=True):
-            if answer is None or not _taken(command, answer):
-                good = False
-                self._talk.trouble += [f"`{command}`: {answer}"] if answer else []
-        return good
 
 
 def opened(store: Store, settings: Sequence[Sequence[str]], worker: Worker, *, sure: bool) -> Dialogue:
@@ -179,20 +139,3 @@ def opened(store: Store, settings: Sequence[Sequence[str]], worker: Worker, *, s
     left = store.served().left
     talk = conversation.opened(settings, worker)
     return Dialogue(store, worker, talk, left.lines if left.worker == worker else {}, sure=sure)
-
-
-def _ready(join: Join, *, up: bool) -> list[str]:
-    # Who does not answer stays down until HAProxy's checks have passed; ready alone would be taken for up.
-    return [*([] if up else _held(join)), f"set server {join.target} state ready"]
-
-
-def _held(join: Join) -> list[str]:
-    return [f"set server {join.target} state drain", f"set server {join.target} health down"]
-
-
-def _taken(command: str, answer: str) -> bool:
-    if command.startswith("add server"):
-        return answer == "New server registered."
-    if " addr " in command:
-        return any(word in answer for word in _MOVED)
-    return answer == ""

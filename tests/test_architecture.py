@@ -55,9 +55,10 @@ ROOMS: dict[str, set[str]] = {
     "apply": {
         "blame", "confirmed", "errors", "handover", "haproxy.takeover", "host.store", "membership", "outcome", "plan", "quarantine", "roles", "scene",
     },
-    "confirmed": {"haproxy.dynamic", "haproxy.takeover", "host.store", "plan", "scene"},
+    "confirmed": {"haproxy.roster", "haproxy.takeover", "host.store", "plan", "scene"},
+    "admission": {"haproxy.conversation", "haproxy.dynamic", "haproxy.roster", "host.reach"},
     "dialogue": {
-        "haproxy.conversation", "haproxy.dynamic", "haproxy.process", "haproxy.servers", "haproxy.text", "host.reach", "host.store", "plan",
+        "admission", "haproxy.conversation", "haproxy.dynamic", "haproxy.process", "haproxy.roster", "haproxy.servers", "haproxy.text", "host.store", "names", "plan",
     },
     "handover": {
         "dialogue", "errors", "haproxy.conversation", "haproxy.process", "haproxy.takeover", "haproxy.text", "host.store", "outcome", "plan", "quarantine", "restore", "roles",
@@ -134,15 +135,16 @@ ROOMS: dict[str, set[str]] = {
     "serf.raw": set(),
     # all that knows HAProxy
     "haproxy.__init__": set(),
-    "haproxy.conversation": {"haproxy.dynamic", "haproxy.process", "haproxy.runtime", "haproxy.servers"},
+    "haproxy.conversation": {"haproxy.process", "haproxy.roster", "haproxy.runtime", "haproxy.servers"},
     "haproxy.defaults": {"haproxy.text"},
-    "haproxy.dynamic": {"haproxy.defaults", "haproxy.keywords", "haproxy.text"},
+    "haproxy.dynamic": {"haproxy.defaults", "haproxy.keywords", "haproxy.roster", "haproxy.text", "names"},
     "haproxy.keywords": set(),
     "haproxy.lines": {"haproxy.server", "names"},
     "haproxy.process": {"errors", "haproxy.runtime", "host.processes"},
+    "haproxy.roster": {"haproxy.text"},
     "haproxy.runtime": set(),
     "haproxy.server": {"names"},
-    "haproxy.servers": {"haproxy.dynamic", "names"},
+    "haproxy.servers": {"haproxy.roster", "names"},
     "haproxy.stats": set(),
     "haproxy.successor": {"errors", "haproxy.process"},
     "haproxy.takeover": {"errors", "haproxy.process", "haproxy.runtime", "haproxy.successor", "host.commands", "host.processes", "roles"},
@@ -170,7 +172,7 @@ PURE = (
     "haproxy.server", "nodes", "prospect", "report", "sheet", "standing", "states", "haproxy.stats", "doctor.agent_settings", "doctor.cluster",
     "doctor.declared", "doctor.directives", "doctor.drift", "doctor.finding", "doctor.handlers", "doctor.keylines", "doctor.markers",
     "doctor.permissions", "doctor.proxies", "doctor.reloads", "doctor.said",
-    "haproxy.defaults", "haproxy.dynamic", "haproxy.keywords", "haproxy.servers",
+    "haproxy.defaults", "haproxy.dynamic", "haproxy.keywords", "haproxy.roster", "haproxy.servers",
 )  # fmt: skip
 WORLD = {
     "os", "time", "sys", "logging", "io", "pathlib", "shutil", "tempfile", "glob", "datetime", "random", "secrets", "socket", "subprocess", "syslog",

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbagent.haproxy import dynamic, keywords, runtime, servers
+from lbagent.haproxy import keywords, roster, runtime, servers
 from lbagent.haproxy.defaults import inherited
-from lbagent.haproxy.dynamic import Difference, Key, Known
+from lbagent.haproxy.dynamic import Difference, Known
 from lbagent.haproxy.keywords import Unsayable
+from lbagent.haproxy.roster import Key
 from lbagent.haproxy.text import Document
 from tests.building import POISON, dedent
 
@@ -28,7 +29,7 @@ def difference(
 ) -> Difference:
     """From the lines of `text`, without those in `left`, to `wanted`; all in `listen lb`."""
     behind = _keyed(left or {})
-    lines = {key: line for key, line in dynamic.standing(text).items() if key not in behind}
+    lines = {key: line for key, line in roster.standing(text).items() if key not in behind}
     return Difference(text, Known(lines, behind, sure), _keyed(wanted))
 
 
@@ -264,7 +265,7 @@ def test_the_changes_of_a_plan_are_read_back() -> None:
     text = document(f"    {WEB1}")
     added = (f"listen lb: {WEB2}", "listen lb: # lbagent paused web1 10.0.0.1 role=web")
 
-    assert dynamic.after(text, (added, (f"listen lb: {WEB1}",))) == {("lb", "web2"): WEB2}
+    assert roster.after(text, (added, (f"listen lb: {WEB1}",))) == {("lb", "web2"): WEB2}
 
 
 @pytest.mark.parametrize(
@@ -276,17 +277,26 @@ def test_the_changes_of_a_plan_are_read_back() -> None:
     ],
 )
 def test_what_no_server_may_be_called_is_never_spoken_of(odd: str) -> None:
-    assert dynamic.standing(document(odd, f"    {WEB2}")) == {("lb", "web2"): WEB2}
+    assert roster.standing(document(odd, f"    {WEB2}")) == {("lb", "web2"): WEB2}
 
 
 @pytest.mark.parametrize("section", ["defaults", "backend", "listen l;b", "frontend lb"])
 def test_lines_where_no_server_may_stand_are_no_trouble(section: str) -> None:
     text = Document([("haproxy.cfg", f"{section}\n    {WEB1}\n    # additional-lb-iis-server\n")])
 
-    after = dynamic.after(text, ((f"{section}: {WEB2}",), ()))
+    after = roster.after(text, ((f"{section}: {WEB2}",), ()))
 
     key = section.partition(" ")[2], "web2"
     assert list(Difference(text, Known({}, {}, sure=True), {key: after[key]}).unsayable) == [key]
+
+
+@pytest.mark.parametrize("endpoint", ["host:80", "1.2.3:80", "10.0.0.1;quit:80", "10.0.0.1:0"])
+def test_who_is_at_no_address_is_never_told_of(endpoint: str) -> None:
+    line = f"server web1 {endpoint} check # lbagent role=web"
+
+    assert difference(document(), {"web1": line}, left={"web1": line}).unsayable == {
+        ("lb", "web1"): "it is at no address and port"
+    }
 
 
 @pytest.mark.parametrize("endpoint", ["host:80", "10.0.0.1", "10.0.0.1:", "10.0.0.1:8x", ":80", "/run/x", "10.0.0.1:²"])

@@ -195,7 +195,9 @@ def test_with_runtime_off_nothing_more_is_loaded(binary: Path) -> None:
 
     modules = {row.rpartition("|")[2].strip() for row in done.stderr.decode().splitlines()}
     rooms = {name for name in modules if name.startswith("lbagent.")}
-    assert rooms & {f"lbagent.{room}" for room in ("dialogue", "host.reach", "haproxy.conversation")} == set()
+    assert (
+        rooms & {f"lbagent.{room}" for room in ("admission", "dialogue", "host.reach", "haproxy.conversation")} == set()
+    )
     assert rooms & {f"lbagent.haproxy.{room}" for room in ("dynamic", "defaults", "keywords", "servers")} == set()
 
 

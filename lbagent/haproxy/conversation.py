@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from lbagent.haproxy import runtime, servers
-from lbagent.haproxy.dynamic import Key
 from lbagent.haproxy.process import Worker
+from lbagent.haproxy.roster import Key
 from lbagent.haproxy.servers import State
 
 _ASK = 2.0

@@ -6,15 +6,16 @@ again when its node returns.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from typing import NamedTuple
 
 from lbagent.haproxy import keywords
 from lbagent.haproxy.defaults import Inherited, inherited
 from lbagent.haproxy.keywords import Unsayable
+from lbagent.haproxy.roster import NAME, Key, Lines, parts, target
 from lbagent.haproxy.text import Document, Proxy
+from lbagent.names import canonical_address
 
 LEFT_LIMIT = 100
 """Servers left behind in maintenance, after which one reload clears them."""
@@ -22,13 +23,6 @@ LEFT_LIMIT = 100
 PROMPTLY = 2.0
 """Seconds within which HAProxy's own first check is worth waiting for."""
 
-Key = tuple[str, str]
-"""The names of a proxy and of a server in it."""
-Lines = Mapping[Key, str]
-
-_NAME = re.compile("[A-Za-z0-9_.:-]+")
-"""What HAProxy lets proxies and servers be called; whatever else may stand in the file is never said."""
-_OURS = " # lbagent role="
 _DYNAMIC = frozenset(("", "roundrobin", "leastconn", "random", "first"))
 _CONSISTENT = frozenset(("source", "uri", "url_param", "hdr", "rdp-cookie", "hash"))
 
@@ -60,37 +54,6 @@ class Join(NamedTuple):
     def target(self) -> str:
         """The server as the stats socket calls it."""
         return target(self.key)
-
-
-def target(key: Key) -> str:
-    """PROXY/SERVER."""
-    return "/".join(key)
-
-
-def standing(document: Document) -> Lines:
-    """The managed `server` lines of a text, as far as they may be spoken of."""
-    proxies = [proxy for proxy in document.proxies if proxy.managed and _NAME.fullmatch(proxy.name)]
-    found = {(proxy.name, line.name): line.text for proxy in proxies for line in proxy.managed if not line.pauses}
-    return {key: line for key, line in found.items() if _NAME.fullmatch(key[1])}
-
-
-def entry(text: str) -> tuple[Key, str]:
-    """Key and line of `PROXY: LINE`, as a plan tells its changes; of a paused node an empty line."""
-    section, _, line = text.partition(": ")
-    paused = line.startswith("#")
-    name = [*line.split(None, 4), "", ""][3 if paused else 1]
-    return (section.partition(" ")[2], name), "" if paused else line
-
-
-def after(document: Document, changed: tuple[Iterable[str], Iterable[str]]) -> Lines:
-    """The managed `server` lines of a text once lines have been added and removed, as a plan tells them."""
-    added, removed = changed
-    after = dict(standing(document))
-    for key, line in map(entry, removed):
-        if line:
-            after.pop(key, None)
-    after.update((key, line) for key, line in map(entry, added) if line)
-    return after
 
 
 class Difference:
@@ -127,6 +90,8 @@ class Difference:
 
     def _joined(self, key: Key, line: str) -> list[Join]:
         address, port, options = parts(line)
+        if not port or address != canonical_address(address):
+            raise Unsayable("it is at no address and port")
         old = self._known.left.get(key, self._known.lines.get(key))
         if old is None:
             command = self._addition(key, line)
@@ -178,7 +143,7 @@ class Difference:
 
     def _proxy(self, name: str) -> Proxy:
         found = [one for one in self._document.proxies if one.name == name and one.kind in ("backend", "listen")]
-        if len(found) != 1 or not _NAME.fullmatch(name):
+        if len(found) != 1 or not NAME.fullmatch(name):
             raise Unsayable(f"proxy {name!r} is none that the stats socket can be told of")
         return found[0]
 
@@ -188,11 +153,3 @@ class Difference:
     @cached_property
     def _all_inherited(self) -> Mapping[str, Inherited]:
         return inherited(self._document)
-
-
-def parts(line: str) -> tuple[str, int, list[str]]:
-    """Address, port and the words of the options of a managed line; port 0 where somebody has made it another."""
-    _, _, endpoint, *options = [*line.partition(_OURS)[0].split(), "", ""]
-    address, _, port = endpoint.rpartition(":")
-    number = int(port) if port.isascii() and port.isdigit() else 0
-    return address.strip("[]"), number, [word for word in options if word]

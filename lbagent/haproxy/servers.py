@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from lbagent.haproxy.dynamic import Key, Lines, parts, target
+from lbagent.haproxy.roster import Key, Lines, parts, target
 from lbagent.names import canonical_address
 
 _OUT = 0x01 | 0x08
