@@ -83,7 +83,7 @@ class Chronicle:
                 self._enter(partly.verdict, partly.words, reloaded=partly.reloaded)
             return
         if isinstance(error, LbagentError | OSError):
-            self._enter(getattr(error, "outcome", "failed"), str(error), reloaded=isinstance(error, PutBack))
+            self._enter(getattr(error, "outcome", "failed"), told(error), reloaded=isinstance(error, PutBack))
         elif self.outcome and self.outcome.verdict is not Verdict.UNCHANGED:
             self._enter(self.outcome.verdict, self.outcome.words, reloaded=self.outcome.reloaded)
 

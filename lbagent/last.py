@@ -27,20 +27,15 @@ def dump(last: Last) -> bytes:
 
 
 def load(content: bytes) -> Last:
-    """What `dump` wrote; what is missing or damaged in it starts anew. Raises ValueError, TypeError, RecursionError."""
+    """What `dump` wrote; what is missing or damaged starts anew. Raises ValueError, AttributeError, RecursionError."""
     found = json.loads(content)
-    fresh = Last()
-    sound = {
-        field: found[field]
-        for field, annotation in _KINDS.items()
-        if field in found and type(found[field]) in annotation
-    }
-    return fresh._replace(**sound)
+    # Beyond what a float64 holds exactly there is no time; Prometheus would refuse the whole file for it.
+    sound = {field: found[field] for field, most in _MOST.items() if _is_number(found.get(field), most)}
+    return Last(**sound, reload_good=found.get("reload_good") is not False)
 
 
-_TIME = (int, type(None))
-_KINDS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("run", "event", "change", "reload", "sync"), _TIME),
-    "status": (int,),
-    "reload_good": (bool,),
-}
+def _is_number(value: object, most: int) -> bool:
+    return type(value) is int and 0 <= value <= most
+
+
+_MOST = {**dict.fromkeys(("run", "event", "change", "reload", "sync"), 1 << 53), "status": 255}

@@ -1,7 +1,8 @@
 """What a name, an address, a role or a tag value may look like before it may go anywhere.
 
 Serf restricts none of them: names with blanks, newlines, NUL or 1,000 bytes and addresses
-like `<nil>` or `?616263` all reach the handler. One room decides, for Serf's side and HAProxy's.
+like `<nil>` or `?616263` all reach the handler. One room decides, for Serf's side and HAProxy's,
+and for what people are shown.
 """
 
 from __future__ import annotations
@@ -75,6 +76,16 @@ def refusal(address: str, networks: Sequence[str] = ()) -> str | None:
     if networks and not any(_holds(network, address) for network in networks):
         return f"{address} is outside the role's networks"
     return None
+
+
+def printable(words: str) -> str:
+    """The words with nothing in them that a terminal obeys: what is not printable, a line's end too, is a `?`."""
+    return words if words.isprintable() else "".join(one if one.isprintable() else "?" for one in words)
+
+
+def counted(count: int, noun: str) -> str:
+    """A number with its noun."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def natural(name: str) -> tuple[list[str | int], str]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from lbagent.apply import Options
+from lbagent.assent import judged
 from lbagent.engine import Engine
 from lbagent.errors import LbagentError, NotStored, NotYet, TryAgain
 from lbagent.host.lock import locked
 from lbagent.host.log import Log, told
 from lbagent.host.sockets import established
 from lbagent.intake import Rounds, store
-from lbagent.membership import UNKNOWN, Member
-from lbagent.orders import DONE, NOBODY, STILL_PAUSED
+from lbagent.membership import Member
+from lbagent.orders import DONE
 from lbagent.outcome import Outcome, Verdict
 from lbagent.roll import find
 from lbagent.serf.command import Command
@@ -48,22 +49,11 @@ def _told(raw: Raw, command: Command, engine: Engine, rounds: Rounds, wait: floa
             return "queued"
         rounds.look()
         outcome = engine.run(Options())
-    words = engine.answers.get(f"{raw.id}0000") or _since(engine, command)
+    told_by_fold = engine.answers.get(f"{raw.id}0000", DONE)
+    words = told_by_fold if told_by_fold != DONE else judged(command, engine.membership, engine.plan)
     if words != DONE:
         return words
     return _done(command, engine) if outcome.confirmed else _unconfirmed(outcome)
-
-
-def _since(engine: Engine, command: Command) -> str:
-    """What became of a command that another run has folded meanwhile, as far as membership tells."""
-    member = find(engine.membership.members, command.name, command.address)
-    if member is None:
-        return NOBODY["resume"]
-    if member.status == UNKNOWN:
-        return NOBODY[command.verb]
-    if command.verb == "forget" and member.present:
-        return f"refused: {member.name} is {member.status}"
-    return STILL_PAUSED if command.verb == "resume" and member.paused_by_tag else DONE
 
 
 def _unconfirmed(outcome: Outcome) -> str:

@@ -45,14 +45,14 @@ def _obey(slate: Slate, command: Command, raw: Raw, member: Member) -> str:
     if command.verb == "pause":
         slate.members.enter(member._replace(pause=_pause(command, raw, member.pause)))
         return DONE
-    resume(slate, member)
+    _resume(slate, member)
     if command.verb == "forget":
         _forget(slate, slate.members[member.name], raw.at // 1000)
         return DONE
     return STILL_PAUSED if member.paused_by_tag else DONE
 
 
-def resume(slate: Slate, member: Member) -> None:
+def _resume(slate: Slate, member: Member) -> None:
     """End the pause of a node, under whatever name it has at its address."""
     for other in slate.members.special():
         if other.pause and (other.name == member.name or (member.address and other.address == member.address)):
@@ -83,18 +83,24 @@ def _tick(slate: Slate, command: Command, serf_clocks: Mapping[str, int]) -> Non
 
 
 def _unknown(slate: Slate, command: Command, raw: Raw) -> str:
-    if not NAME.fullmatch(command.name):
-        slate.warnings.append(f"pause: node name {command.name[:80]!r} is not {NAME.pattern}")
-        return "refused: not a node name"
-    if slate.full_of_unknown:
-        slate.warnings.append(f"pause of {command.name}: too many pauses of unknown nodes are remembered")
-        return "refused: too many unknown nodes are paused"
     # A name that is an address means the host that has it, whatever it will be called.
     address = command.address or canonical_address(command.name) or ""
+    if why := _not_remembered(slate, command, address):
+        slate.warnings.append(f"pause of {command.name[:80]!r}: {why}")
+        return f"refused: {why}"
     pause, heard = _pause(command, raw, None), order.hear({}, command, None)
     slate.await_(Member(command.name, address, "", None, UNKNOWN, pause.since, pause, heard))
     slate.causes.append(f"pause {command.name} (unknown node) by {_who(command, raw)}")
     return NOBODY["pause"]
+
+
+def _not_remembered(slate: Slate, command: Command, address: str) -> str | None:
+    """Why a pause of a node nobody knows cannot be remembered."""
+    if address and (count := sum(one.address == address and one.present for one in slate.members.values())):
+        return f"{count} nodes have the address {address}: name one of them"
+    if not NAME.fullmatch(command.name):
+        return f"no node has the address {address}" if address else "not a node name"
+    return "too many unknown nodes are paused" if slate.full_of_unknown else None
 
 
 def _pause(command: Command, raw: Raw, present: Pause | None) -> Pause:

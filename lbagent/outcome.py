@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
+from lbagent import names
+
 _NAMED = 20
 """Refused nodes named one by one: a journal is no place for thousands."""
 
@@ -67,7 +69,7 @@ class Run(NamedTuple):
 
 def counted(added: int, removed: int) -> str:
     """How many lines came and went, in words."""
-    return f"{added} {'line' if added == 1 else 'lines'} added, {removed} removed"
+    return f"{names.counted(added, 'line')} added, {removed} removed"
 
 
 def quarantined(reasons: Mapping[str, str]) -> tuple[str, ...]:

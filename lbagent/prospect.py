@@ -18,9 +18,16 @@ class Prospect(NamedTuple):
 
     plan: Plan | None = None
     """None where none can be made."""
+    hindrance: str = ""
+    """Why none can."""
     held: frozenset[str] = frozenset()
     """Nodes of which the guard keeps lines."""
     quarantined: frozenset[str] = frozenset()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the plan says of haproxy.cfg, roles.yml and nodes."""
+        return self.plan.notes if self.plan else ()
 
     def change(self, node: str) -> Change:
         """What would be done to the lines of a node."""
@@ -30,7 +37,7 @@ class Prospect(NamedTuple):
 def prospect(document: Document, roles: Roles, membership: Membership) -> Prospect:
     """What the next run would do with `document`. Raises Refused where a marker stands twice in one proxy."""
     kept = quarantine.holding(membership, lambda: quarantine.surroundings(document, roles))
-    found = Prospect(plan(document, roles, membership, Rules(kept=kept)), frozenset(), kept)
+    found = Prospect(plan(document, roles, membership, Rules(kept=kept)), quarantined=kept)
     if found.plan is None or not found.plan.held:
         return found
     # Held is what would go if it were forced, and does not go now.

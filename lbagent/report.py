@@ -118,15 +118,16 @@ class Report(NamedTuple):
 
 def report(sources: Sources, roles: Roles, membership: Membership, document: Document | None) -> Report:
     """The status; without a `document` haproxy.cfg cannot be read."""
-    problems, found = [*sources.problems], Prospect()
+    problems, found = [*sources.problems], Prospect(hindrance="haproxy.cfg cannot be read")
     try:
         if document:
             found = prospect(document, roles, membership)
     except Refused as error:
         problems.append(str(error))
+        found = Prospect(hindrance="what is to come of haproxy.cfg cannot be planned")
     there = standings(document, roles, membership.members, sources.stats) if document else {}
     digest, serves = (document.digest(), document.serves) if document else (None, False)
-    notes = [note for note in found.plan.notes if not isinstance(note, Note)] if found.plan else []
+    notes = [note for note in found.notes if not isinstance(note, Note)]
     held = [str(one) for one in found.plan.held] if found.plan else []
     return Report(sources, nodes(roles, membership, there, found), digest, serves, held, notes, problems)
 

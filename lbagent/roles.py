@@ -102,6 +102,10 @@ class Role(NamedTuple):
     remove_failed: bool = False
     max: int = DEFAULT_MAX
 
+    def values(self, node: str) -> dict[str, str]:
+        """What the placeholders stand for in a line of that node, but for its tags."""
+        return {"name": node, "role": self.name, "interval": self.interval}
+
 
 class HaproxySettings(NamedTuple):
     """The `haproxy:` part of roles.yml."""

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from lbagent.names import counted, printable
 from lbagent.nodes import Node
 from lbagent.report import Report, Served
 from lbagent.standing import BY_HAND
@@ -45,17 +46,17 @@ def row(node: Node, report: Report) -> Row:
     left = node.pause.until - report.sources.at if node.pause and node.pause.until is not None else None
     why = [node.why, f"{age(left)} left" if left is not None else ""]
     cells = (node.name, node.address, node.role, _where(node), node.state, _since(node, report), *_said(node, report))
-    return Row._make([*(printable(cell or _NOTHING) for cell in cells), printable(", ".join(filter(None, why)))])
+    return Row._make([*(flat(cell or _NOTHING) for cell in cells), flat(", ".join(filter(None, why)))])
 
 
 def below(report: Report) -> list[Line]:
     """The lines below the table."""
-    return [Line(label, printable(words)) for label, words in _below(report)]
+    return [Line(label, flat(words)) for label, words in _below(report)]
 
 
-def printable(words: str) -> str:
+def flat(words: str) -> str:
     """The words on one line, with nothing in them that a terminal obeys."""
-    return "".join(one if one.isprintable() else "?" for one in " ".join(words.split()))
+    return printable(" ".join(words.split()))
 
 
 def age(seconds: int) -> str:
@@ -105,7 +106,7 @@ def _below(report: Report) -> Iterator[tuple[str, str]]:
         yield "last run", f"{age(at - run.at)} ago, {run.outcome}: {run.words} ({run.why})"
     if events.pending:
         oldest = "" if events.oldest is None else f", the oldest for {age(at - events.oldest)}"
-        yield "waiting", f"{events.pending} {'event' if events.pending == 1 else 'events'}{oldest}"
+        yield "waiting", f"{counted(events.pending, 'event')}{oldest}"
     if error := report.sources.stats_socket.error:
         yield "haproxy", error
     yield from (("held back", f"{words}; `lbagent apply --force` lets them go") for words in report.held)

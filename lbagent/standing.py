@@ -100,9 +100,8 @@ class _Known:
             return False
         if line.name.lower() in (member.name.lower(), f"{member.name}.{pair.service}".lower()):
             return True
-        values = {"name": member.name, "role": role.name, "interval": role.interval}
         try:
-            port = self._roles.services[pair.service].port_of(values, member.tags or {})
+            port = self._roles.services[pair.service].port_of(role.values(member.name), member.tags or {})
         except Missing:
             return False
         return line.endpoint == endpoint(member.address, port)

@@ -45,6 +45,8 @@ class Facts(NamedTuple):
     """The member whose pause or tag holds it out: itself, or another one at its address."""
     held: bool
     quarantined: bool
+    hindrance: str
+    """Why nobody knows what would be done to its lines; nothing where that is known."""
 
 
 def state(facts: Facts) -> State:
@@ -83,7 +85,7 @@ def why(found: State, facts: Facts) -> str:
     said = [*_because(found, facts), *_paused(found, facts), *facts.notes]
     if not said and not facts.servers:
         serves = facts.role is not None and any(facts.role.sections.values())
-        return "haproxy.cfg has no marker of its role" if serves else "its role has no service"
+        return (facts.hindrance or "haproxy.cfg has no marker of its role") if serves else "its role has no service"
     return "; ".join(said)
 
 

@@ -55,7 +55,7 @@ def _again(engine: Engine) -> Looks:
         try:
             yield survey(engine)
         except (LbagentError, OSError) as error:
-            yield sheet.printable(told(error))
+            yield sheet.flat(told(error))
 
 
 def _line_by_line(looks: Looks, lines: Callable[[Report], str]) -> None:
@@ -80,6 +80,11 @@ def _to_terminal(looks: Looks, *, watch: bool) -> None:
     from lbagent.view import fitted, view  # noqa: PLC0415  # as above
 
     console = Console(markup=False, highlight=False, emoji=False)
+    # COLUMNS=0 is a width that nothing fits into. Only then: a width that is set follows no terminal any more.
+    if not console.width:
+        console.width = 80
+    if not console.height:
+        console.height = 25
     if not watch or console.is_dumb_terminal:
         for look in looks:
             console.print(look if isinstance(look, str) else view(look, console.width))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple, Self
 
 from lbagent.haproxy.server import Server, endpoint, paused_line, tail
@@ -27,6 +27,12 @@ class Note(str):
         note = super().__new__(cls, head + why)
         note.node, note.why = node, why
         return note
+
+
+class ByHand(Note):
+    """One that says that a line by hand stands in the node's place: no pause takes traffic from that."""
+
+    __slots__ = ()
 
 
 class Wish(NamedTuple):
@@ -126,7 +132,7 @@ class Wishes:
         return {name: nodes[name] for name in in_order(nodes) if name not in refused}
 
     def _same(self, role: Role, service: Service, options: Template) -> tuple[int, str]:
-        values = {"interval": role.interval, "role": role.name}
+        values = role.values("")  # neither has a place for a name
         return service.port_of(values, {}), options.fill(values, {})
 
     def _of(self, role: Role, service: Service, known: Callable[[], Collection[str]]) -> list[Wish]:
@@ -139,7 +145,7 @@ class Wishes:
         if member.tags is None and (options.needs_tags or service.port.needs_tags):
             # A paused one needs no tags: only its name and address are written.
             return Wish(member, role, f"{member.name} {service.name}", 1, "", paused, verbatim=not paused)
-        values: Mapping[str, str] = {"name": member.name, "role": role.name, "interval": role.interval}
+        values = role.values(member.name)
         try:
             port = service.port_of(values, member.tags or {})
             text = options.fill(values, member.tags or {})
@@ -164,9 +170,11 @@ class Wishes:
 
 def serving_ports(roles: Roles, member: Member) -> frozenset[int]:
     """The ports at which a node of its role serves, as far as its tags tell."""
-    role, ports = roles.roles.get(member.role), set()
-    for name in {name for names in role.sections.values() for name in names} if role else ():
-        values = {"name": member.name, "role": member.role, "interval": role.interval if role else ""}
+    role = roles.roles.get(member.role)
+    if role is None:
+        return frozenset()
+    ports, values = set(), role.values(member.name)
+    for name in {name for names in role.sections.values() for name in names}:
         with contextlib.suppress(Missing):
             ports.add(roles.services[name].port_of(values, member.tags or {}))
     return frozenset(ports)

@@ -242,7 +242,39 @@ def test_where_roles_yml_is_refused_the_haproxy_of_the_last_good_one_is_looked_a
     assert [line for line in lines if not line.startswith("ok ")] == [
         "error roles: /lb/etc/roles.yml:2: is not YAML: did not find expected node content: until it loads no event changes anything",
         "warning markers: /lb/etc/haproxy.cfg: only doubled ones can be looked for: roles.yml cannot be used: mend roles.yml",
-        "warning drift: cannot be looked at: without roles.yml, haproxy.cfg and single markers there is no plan: mend what is said above",
+        "warning drift: cannot be looked at, without a plan: roles.yml cannot be used: mend that, and check again",
+    ]
+
+
+def test_where_only_roles_yml_knew_which_haproxy_cfg_none_is_judged(lb: Lb) -> None:
+    lb.roles.write_text("roles: [")
+
+    found = amiss(lb)
+
+    assert [line for line in found if not line.startswith(("error roles: ", "error serf: ", "warning state: "))] == [
+        (
+            "warning haproxy-cfg: cannot be looked at, nor who runs it: which file it is stands in roles.yml,"
+            " which cannot be used: mend roles.yml, and check again"
+        ),
+        "warning drift: cannot be looked at, without a plan: haproxy.cfg cannot be read: mend that, and check again",
+    ]
+
+
+def test_what_hinders_a_plan_is_told_as_it_is(well: tuple[Lb, Agent]) -> None:
+    lb, agent = well
+    (lb.state / "members.json").unlink()
+    (lb.state / "members.json").mkdir()
+
+    found = amiss(lb, agent)
+    lb.text = lb.text.replace(b"    # additional", b"    # additional-lb-iis-server\n    # additional", 1)
+    doubled = amiss(lb, agent)
+
+    assert found == [
+        "warning drift: cannot be looked at, without a plan: /lb/state/members.json: Is a directory: mend that, and check again",
+        "warning state: /lb/state/members.json: cannot be looked at: Is a directory: run this as the user that Serf runs its handlers as",
+    ]
+    assert [line.partition(" stands in ")[0] for line in doubled if " drift: " in line] == [
+        "warning drift: cannot be looked at, without a plan: /lb/state/members.json: Is a directory: mend that, and check again"
     ]
 
 
@@ -284,10 +316,7 @@ def test_without_anything_all_is_said(lb: Lb) -> None:
             ": name the file in roles.yml: `haproxy: {config: …}`"
         ),
         NONE,
-        (
-            "warning drift: cannot be looked at: without roles.yml, haproxy.cfg and single markers there is no plan"
-            ": mend what is said above"
-        ),
+        ("warning drift: cannot be looked at, without a plan: haproxy.cfg cannot be read: mend that, and check again"),
         (
             "warning state: /lb/state: is not there yet: no event has been heard"
             ": start Serf with its handler, or `lbagent apply` makes it"
@@ -523,6 +552,20 @@ def test_a_node_in_quarantine_is_told_and_its_line_is_no_drift(lb: Lb) -> None:
     assert found[1:] == []
 
 
+def test_a_quarantine_that_an_edit_has_ended_is_none(lb: Lb) -> None:
+    text = lb.roles.read_text().replace(f"port: {lb.port}", f"port: {lb.port}, options: 'check weight {{tag:w|1}}'")
+    lb.roles.write_text(text)
+    with Haproxy(lb), Agent(lb) as agent:
+        lb.join(member("web01", "127.0.0.11"), member("web02", "127.0.0.12", w="999"))
+        eventually(lambda: lb.idle)
+        lb.roles.write_text(text.replace("weight", "maxconn"))
+        found = amiss(lb, agent)
+
+    assert found == [
+        "warning pending: 3 lines would change, of roles.yml or the text: `lbagent plan` shows it, `lbagent apply` does it"
+    ]
+
+
 def test_a_reload_that_failed_is_told(lb: Lb) -> None:
     lb.roles.write_text(lb.roles.read_text().replace("haproxy:\n", "haproxy:\n  runtime: off\n  reload: ['false']\n"))
     with Haproxy(lb), Agent(lb) as agent:
@@ -753,6 +796,77 @@ def test_a_handler_is_looked_for_in_the_path_of_the_agent(lb: Lb) -> None:
     ]
     assert [line for line in missing if " handlers: " in line] == [
         "error handlers: serf info: the handler 'lbagent handle' cannot be run: 'lbagent' is no program in the agent's PATH: give its whole path"
+    ]
+
+
+def test_an_agent_is_found_by_whatever_name_its_address_has(well: tuple[Lb, Agent]) -> None:
+    lb, agent = well
+
+    assert amiss(lb, agent, SERF_RPC_ADDR=agent.rpc.replace("127.0.0.1", "localhost")) == []
+
+
+@contextlib.contextmanager
+def impostor(lb: Lb, user: int, *words: str) -> Iterator[None]:
+    """A process called `serf agent` with these words, and the address that is asked."""
+    lb.folder.chmod(0o755)
+    (lb.folder / "agent").write_text("print(flush=True)\nimport time\ntime.sleep(600)\n")
+    (lb.folder / "serf").symlink_to("/usr/bin/python3")
+    argv = [str(lb.folder / "serf"), "agent", f"-rpc-addr={lb.env['SERF_RPC_ADDR']}", *words]
+    with subprocess.Popen(argv, user=user, group=user, extra_groups=[], cwd=lb.folder, stdout=subprocess.PIPE) as one:
+        assert one.stdout
+        one.stdout.readline()
+        yield
+        one.kill()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize("endless", ["pipe", "zero"])
+@pytest.mark.parametrize(
+    ("user", "lines"),
+    [(0, ["warning agent-files: /lb/FILE: cannot be looked at: is no regular file: run this as root"]), (65533, [])],
+    ids=["root", "stranger"],
+)
+def test_what_never_ends_ends_no_check_and_of_strangers_nothing_is_read(
+    lb: Lb, user: int, endless: str, lines: list[str]
+) -> None:
+    os.mkfifo(lb.folder / "pipe")
+    (lb.folder / "zero").symlink_to("/dev/zero")
+
+    with impostor(lb, user, f"-config-file={lb.folder}/{endless}"):
+        found = [line for line in amiss(lb) if " agent-files: " in line]
+
+    assert found == [line.replace("FILE", endless) for line in lines]
+
+
+def test_a_file_that_is_too_large_for_an_agents_is_not_read(well: tuple[Lb, Agent]) -> None:
+    lb, agent = well
+    (agent.file.parent / "more.json").write_text(f'{{"tags": "{"x" * (1 << 20)}"}}')
+
+    assert amiss(lb, agent) == [
+        "warning agent-files: /lb/etc/serf-lb01/more.json: is not looked at: it holds more than 1048576 bytes: see whether it is the agent's"
+    ]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_who_may_not_look_at_the_agent_is_not_told_that_its_handler_is_missing(lb: Lb) -> None:
+    lb.folder.chmod(0o755)
+    with Haproxy(lb), Agent(lb, event_handlers=["lbagent handle", "events.sh"]) as agent:
+        agent.also(f"-rpc-addr={agent.rpc}").kill()
+        agent.start()
+        done = subprocess.run(
+            ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", LBAGENT, "check"],
+            env={**lb.env, "SERF_RPC_ADDR": agent.rpc, "SERF_RPC_AUTH": TOKEN, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if not done.stdout:
+        pytest.skip("another user cannot start this lbagent here")
+    lines = [" ".join(re.sub("pid [0-9]+", "pid N", line).split()) for line in done.stdout.splitlines()]
+
+    assert [line for line in lines if " handlers: " in line or " rpc: pid" in line] == [
+        "warning handlers: serf info: whether 'events.sh' calls lbagent cannot be looked at by this user: run this as root",
+        "warning rpc: pid N: what its handlers are given cannot be looked at: this user may not read its environment: run this as root",
     ]
 
 

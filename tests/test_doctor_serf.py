@@ -58,6 +58,15 @@ def test_a_handler_has_to_be_called_for_all_and_once(found: list[tuple[str, str]
     assert of_handlers(found) == lines
 
 
+def test_what_this_user_cannot_see_is_no_error() -> None:
+    assert told(handlers.judge(on("*:"), lambda _: True, lambda _: None)) == [
+        "warning handlers: serf info: whether 'lbagent' is a program in the agent's PATH cannot be looked at by this user: run this as root"
+    ]
+    assert told(handlers.judge(on(*MEMBERS, command="events.sh"), lambda _: None, lambda _: None)) == [
+        "warning handlers: serf info: whether 'events.sh' calls lbagent cannot be looked at by this user: run this as root"
+    ]
+
+
 @pytest.mark.parametrize("missing", handlers.NEEDED)
 def test_each_filter_that_is_missing_is_named(missing: str) -> None:
     found = on(*(need for need in handlers.NEEDED if need != missing))

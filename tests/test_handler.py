@@ -315,6 +315,15 @@ def test_a_folder_named_like_a_record_is_set_aside_and_the_event_goes_on(stage: 
     assert stage.managed == [line("web01", "10.0.0.1"), line("web02", "10.0.0.2")]
 
 
+def test_what_the_system_refused_is_in_the_history_as_people_say_it(stage: Stage) -> None:
+    stage.join("web01 10.0.0.1")
+    stage.cfg.unlink()
+    stage.join("web02 10.0.0.2")
+
+    row = json.loads((stage.state / "history.jsonl").read_text().splitlines()[-1])
+    assert (row["outcome"], row["words"]) == ("failed", f"{stage.cfg}: No such file or directory")
+
+
 def test_each_change_is_in_the_history(stage: Stage) -> None:
     stage.join("web01 10.0.0.1", "web02 10.0.0.2")
     stage.user("pause", "web01", 1)
@@ -519,6 +528,17 @@ def test_the_status_is_told_of_damaged_state_too(stage: Stage) -> None:
 
     said = f"lb01 members=damaged digest={digest} pending=0 {last}\n"
     assert stage.query("lbagent-status") == (0, said.encode(), "")
+
+
+def test_what_is_known_of_pauses_is_asked_of_damaged_state_too(stage: Stage) -> None:
+    stage.join("web01 10.0.0.1")
+    (stage.state / "members.json").write_bytes(b"{")
+
+    status, out, err = stage.query("lbagent-status", "pauses")
+
+    assert (status, err) == (0, "")
+    assert out.startswith(b"refused: members.json is damaged (")
+    assert out.count(b"\n") == 1
 
 
 def test_the_status_is_told_where_roles_yml_is_refused_too(stage: Stage) -> None:

@@ -22,7 +22,7 @@ from lbagent.last import Last
 from lbagent.membership import FAILED, Member, Quarantine
 from lbagent.metrics import Numbers
 from lbagent.plan import Rules
-from lbagent.roles import Pair
+from lbagent.roles import Pair, Roles
 from tests import building
 from tests.building import NOW, POISON, known, pausing, planning, poisoned, reading
 from tests.faults import full, reload_with, small_disk
@@ -166,14 +166,58 @@ TWO = reading("""
 """)
 
 
-def counted(*members: Member) -> dict[str, tuple[int, ...]]:
+def counted(*members: Member, roles: Roles = TWO) -> dict[str, tuple[int, ...]]:
     """Servers in, paused, failed and quarantined, by the middle of their marker."""
     membership = known(*members)
-    plan = planning(FARM, TWO, membership, Rules(kept=frozenset()))
-    found = tally.servers(plan.standing, TWO, membership, pauses=tally.pauses(plan.after))
+    plan = planning(FARM, roles, membership, Rules(kept=frozenset()))
+    found = tally.servers(plan.standing, roles, membership, pauses=tally.pauses(plan.after))
     (text,) = plan.after
-    assert tally.servers(tally.standing(Document([("", text)])), TWO, membership, pauses=True) == found
+    assert tally.servers(tally.standing(Document([("", text)])), roles, membership, pauses=True) == found
     return {pair.middle: tuple(states[state] for state in tally.STATES) for pair, states in found.items()}
+
+
+def test_of_a_pair_without_a_marker_here_nobody_is_counted() -> None:
+    refused = building.member("app2", "10.0.1.2", "app", quarantine=Quarantine(NOW, "why", "key"))
+
+    assert counted(building.member("app1", "10.0.1.1", "app", status=FAILED), refused) == {
+        "lb-iis": (0, 0, 1, 1),
+        "lb-wsa": (0, 0, 1, 1),
+        "other-none_yet": (0, 0, 0, 0),
+    }
+
+
+STRICT = """
+    services: {iis: {port: 80}, wsa: {port: 81}}
+    roles:
+      web: {lb: [iis], on_failed: REMOVE, networks: [10.0.0.0/16]}
+      app: {lb: [iis, wsa]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("on_failed", "address", "counts"),
+    [
+        ("remove", "10.0.0.2", (1, 0, 1, 0)),
+        ("keep", "10.0.0.2", (1, 0, 1, 0)),
+        ("remove", "10.9.0.2", (1, 0, 0, 0)),
+        ("keep", "10.9.0.2", (1, 0, 0, 0)),
+    ],
+)
+def test_a_failed_node_that_may_have_no_line_is_not_counted(on_failed: str, address: str, counts: object) -> None:
+    roles = reading(STRICT.replace("REMOVE", on_failed))
+    web = building.member("web1", "10.0.0.1"), building.member("web2", address, status=FAILED)
+
+    assert counted(*web, roles=roles)["lb-iis"] == counts
+
+
+def test_a_failed_node_whose_line_should_stand_and_does_not_is_not_counted() -> None:
+    roles = reading(STRICT.replace("REMOVE", "keep"))
+    membership = known(building.member("web1", "10.0.0.1", status=FAILED))
+    lines = tally.standing(Document([("", FARM)]))
+
+    assert tally.servers(lines, roles, membership, pauses=False)[Pair("lb", "iis")]["failed"] == 0
+    removing = reading(STRICT.replace("REMOVE", "remove"))
+    assert tally.servers(lines, removing, membership, pauses=False)[Pair("lb", "iis")]["failed"] == 1
 
 
 def test_every_server_counts_once_as_what_it_is() -> None:
@@ -185,7 +229,7 @@ def test_every_server_counts_once_as_what_it_is() -> None:
     assert counted(*web[:3], pausing(web[3]), app[0], failed, refused, pausing(app[3])) == {
         "lb-iis": (4, 2, 1, 1),
         "lb-wsa": (1, 1, 1, 1),
-        "other-none_yet": (0, 0, 1, 1),
+        "other-none_yet": (0, 0, 0, 0),
     }
 
 
@@ -212,6 +256,25 @@ def test_a_damaged_last_json_starts_anew(tmp_path: Path, content: bytes) -> None
 
 def test_what_is_sound_in_last_json_stays() -> None:
     assert last.load(b'{"sync": 7, "event": "x", "reload_good": 1, "later": 2}') == Last(sync=7)
+
+
+WHEN = {kind: st.none() | st.integers(0, 1 << 53) for kind in ("run", "event", "change", "reload", "sync")}
+
+
+@given(st.builds(Last, **WHEN, status=st.integers(0, 255), reload_good=st.booleans()))
+def test_what_was_dumped_is_loaded(kept: Last) -> None:
+    assert last.load(last.dump(kept)) == kept
+
+
+@needs_promtool
+@pytest.mark.parametrize("number", ["9" * 400, "-" + "9" * 400, "-1", "1e400", str((1 << 53) + 1)])
+def test_no_number_in_last_json_spoils_the_metrics(number: str) -> None:
+    kept = last.load(
+        b'{"run": N, "status": N, "event": N, "change": N, "reload": N, "sync": N}'.replace(b"N", number.encode())
+    )
+
+    assert kept == Last()
+    checked(metrics.told(Numbers("1", NOW, kept._replace(run=NOW))))
 
 
 # Every end of a run

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbagent.names import NAME, SERVICE, TAG_VALUE, canonical_address, in_order, natural, refusal
+from lbagent.names import NAME, SERVICE, TAG_VALUE, canonical_address, counted, in_order, natural, printable, refusal
 from tests.building import poisoned
 
 
@@ -193,3 +193,17 @@ shaped = st.from_regex(r"(web|Web|db-|a)[0-9]{0,4}([.-][0-9a-b]{1,3})?", fullmat
 @given(st.lists(shaped | st.from_regex(NAME, fullmatch=True), max_size=12, unique=True))
 def test_many_are_put_in_order_as_each_two_are(names: list[str]) -> None:
     assert in_order(names) == sorted(names, key=natural)
+
+
+@given(st.text())
+def test_nothing_that_a_terminal_obeys_is_shown(words: str) -> None:
+    assert printable(words).isprintable()
+    assert len(printable(words)) == len(words)
+
+
+def test_what_is_printable_is_shown_as_it_is() -> None:
+    assert printable("web01 は \x1b[2J\n") == "web01 は ?[2J?"
+
+
+def test_a_number_has_its_noun() -> None:
+    assert [counted(number, "line") for number in (0, 1, 2)] == ["0 lines", "1 line", "2 lines"]

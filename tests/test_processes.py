@@ -37,6 +37,7 @@ def test_a_process_is_described(sleeper: subprocess.Popen[bytes], tmp_path: Path
         {"A": "b=c", "E": ""},
         str(tmp_path),
     )
+    assert found.user == os.getuid()
 
 
 def test_it_was_born_a_moment_ago(sleeper: subprocess.Popen[bytes]) -> None:

@@ -369,6 +369,10 @@ def test_a_doubled_marker_is_a_problem_and_the_nodes_are_told_all_the_same() -> 
     found = told(known(member("web01")), text)
 
     assert brief(found) == {"web01": ("in", "")}
+    assert brief(told(known(member("web01"), member("web02", "10.0.0.2")), text))["web02"] == (
+        "no line",
+        "what is to come of haproxy.cfg cannot be planned",
+    )
     assert found.problems == [
         "haproxy.cfg:6: '# additional-lb-iis-server' stands in listen lb-iis twice, first at haproxy.cfg:4: delete one"
     ]
@@ -378,6 +382,8 @@ def test_without_haproxy_cfg_the_nodes_are_told_all_the_same() -> None:
     found = report(QUIET._replace(problems=("it is gone",)), ROLES, known(member("web01", pause=PAUSE)), None)
 
     assert brief(found) == {"web01": ("paused", "by user event: patches")}
+    other = report(QUIET, ROLES, known(member("web01")), None)
+    assert brief(other) == {"web01": ("no line", "haproxy.cfg cannot be read")}
     assert (found.digest, found.confirmed, found.problems) == (None, None, ["it is gone"])
 
 

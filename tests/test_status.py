@@ -314,6 +314,12 @@ def test_a_narrow_terminal_is_not_exceeded(lb: Lb) -> None:
     assert text.split("\n")[0].startswith("web01       in ")
 
 
+def test_a_terminal_of_no_size_is_taken_for_one_of_80_columns(lb: Lb) -> None:
+    lb.join(line("web01", "127.0.0.11"))
+
+    assert once(lb, COLUMNS="0", LINES="0") == once(lb, width=80)
+
+
 def test_watch_on_a_terminal_draws_again_in_place_and_ctrl_c_ends_it_with_0(lb: Lb) -> None:
     lb.join(line("web01", "127.0.0.11"))
     started, terminal = on_terminal(lb, "--watch")

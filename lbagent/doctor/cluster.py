@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lbagent.doctor.finding import NAMED, Finding, Kind, counted, enumerated, error, ok, warning
+from lbagent.doctor.finding import NAMED, Finding, Kind, enumerated, error, ok, warning
+from lbagent.names import counted
 from lbagent.roles import Roles
 from lbagent.serf.listing import Info, Listing, others
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from lbagent.doctor.finding import Finding, Kind, counted, ok, warning
+from lbagent.doctor.finding import Finding, Kind, ok, warning
 from lbagent.doctor.keylines import Path
+from lbagent.names import counted
 from lbagent.roles import Role, Roles
 
 

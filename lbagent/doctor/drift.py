@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from lbagent.doctor.finding import Finding, Kind, counted, ok, warning
+from lbagent.doctor.finding import Finding, Kind, ok, warning
 from lbagent.haproxy.text import Document
+from lbagent.names import counted
 from lbagent.plan import Plan
 
 _SHOWN = 20

@@ -6,8 +6,13 @@ from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
+from lbagent.names import printable
+
 NAMED = 5
 """Names that are told before `and N more`."""
+
+AS_SERF = "run this as the user that Serf runs its handlers as"
+"""What would be right where something may not be looked at."""
 
 _LIMIT = 600
 """Characters of one line: foreign words are cut before they fill a screen."""
@@ -86,7 +91,7 @@ class Finding(NamedTuple):
     def words(self) -> str:
         """All of it but the severity: one line, and nothing a terminal obeys."""
         told = ": ".join(part for part in (self.kind, self.where, self.what, self.fix) if part)
-        line = "".join(character if character.isprintable() else "?" for character in told)
+        line = printable(told)
         return line if len(line) <= _LIMIT else f"{line[:_LIMIT]} …"
 
 
@@ -114,8 +119,3 @@ def enumerated(names: Sequence[str]) -> str:
     """The names in one phrase, the many cut short."""
     more = len(names) - NAMED
     return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
-def counted(count: int, noun: str) -> str:
-    """A number with its noun."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -50,9 +50,18 @@ def specs(written: Sequence[str], where: str) -> Iterator[Finding]:
             )
 
 
-def judge(handlers: Handlers, calls: Callable[[str], bool], exists: Callable[[str], bool]) -> Iterator[Finding]:
+Look = Callable[[str], bool | None]
+"""A look at a command; None where it cannot be seen."""
+
+
+def judge(handlers: Handlers, calls: Look, exists: Look) -> Iterator[Finding]:
     """Whether `lbagent handle` is called for all it needs, once; `calls` and `exists` look at a command."""
-    ours = list(dict.fromkeys((name, command) for name, command in handlers if calls(command)))
+    seen = {command: calls(command) for _, command in handlers}
+    ours = list(dict.fromkeys((name, command) for name, command in handlers if seen[command]))
+    if unseen := sorted(command for command, found in seen.items() if found is None):
+        what = f"whether {enumerated([repr(one) for one in unseen])} calls lbagent cannot be looked at by this user"
+        yield warning(Kind.HANDLERS, "serf info", what, "run this as root")
+        return
     if not ours:
         what = "no handler of the agent calls lbagent: nothing that happens is heard of"
         yield error(Kind.HANDLERS, "serf info", what, 'write `"event_handlers": ["lbagent handle"]`')
@@ -89,9 +98,13 @@ def _gaps(covering: Mapping[str, int]) -> Iterator[Finding]:
         yield warning(Kind.HANDLERS, "serf info", what, "one handler without a filter is enough")
 
 
-def _programs(commands: Collection[str], exists: Callable[[str], bool]) -> Iterator[Finding]:
+def _programs(commands: Collection[str], exists: Look) -> Iterator[Finding]:
     for command in sorted(commands):
-        if not exists(command):
+        found = exists(command)
+        if found is None:
+            what = f"whether {program(command)!r} is a program in the agent's PATH cannot be looked at by this user"
+            yield warning(Kind.HANDLERS, "serf info", what, "run this as root")
+        elif not found:
             what = f"the handler {command!r} cannot be run: {program(command)!r} is no program in the agent's PATH"
             yield error(Kind.HANDLERS, "serf info", what, "give its whole path")
 

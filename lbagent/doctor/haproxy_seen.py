@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from lbagent.doctor import said
-from lbagent.doctor.finding import Finding, Kind, error, ok, warning
+from lbagent.doctor.finding import AS_SERF, Finding, Kind, error, ok, warning
 from lbagent.doctor.said import Checked
 from lbagent.errors import TryAgain
 from lbagent.haproxy import process, runtime
@@ -81,7 +81,7 @@ def answers(lines: Lines, running: Running) -> Iterator[Finding]:
             pid = runtime.worker_pid(address, _ANSWER_LIMIT)
         except PermissionError:
             what = "cannot be looked at: this user may not connect to it"
-            yield warning(Kind.STATS_ANSWER, address, what, "run this as the user that Serf runs its handlers as")
+            yield warning(Kind.STATS_ANSWER, address, what, AS_SERF)
         except OSError as refused:
             what = f"does not answer, though HAProxy runs (pid {running.main.pid}): {refused.strerror or refused}"
             yield error(Kind.STATS_ANSWER, address, what, "reload HAProxy, or mend the path of its `stats socket`")

@@ -10,21 +10,18 @@ from collections.abc import Iterator
 from lbagent import rolescache, rolesfile, scene
 from lbagent.doctor import declared, directives, drift, haproxy_seen, machine, markers, proxies, reloads
 from lbagent.doctor.drift import Known
-from lbagent.doctor.finding import Finding, Kind, error, warning
+from lbagent.doctor.finding import AS_SERF, Finding, Kind, error, warning
 from lbagent.doctor.keylines import key_lines
 from lbagent.engine import Engine
 from lbagent.errors import Refused, RolesRefused
 from lbagent.haproxy.process import Running
 from lbagent.host.log import Log, told
 from lbagent.host.paths import Paths
-from lbagent.plan import Plan, Rules
-from lbagent.plan import plan as planned
+from lbagent.membership import Membership
+from lbagent.prospect import Prospect, prospect
 from lbagent.roles import HaproxySettings, Roles
 from lbagent.scene import Scene
 from lbagent.settings import Settings
-from lbagent.table import tabled
-
-_AS_SERF = "run this as the user that Serf runs its handlers as"
 
 
 class LinesSide:
@@ -36,19 +33,20 @@ class LinesSide:
         self.roles: Roles | None = None
         self._seen: Scene | None = None
         self._running: Running | None = None
-        self._plan: Plan | None = None
+        self._membership = Membership()
+        self._prospect: Prospect | None = None
+        self._hindrance = "haproxy.cfg cannot be read"
+        """Why there is no prospect."""
 
     @property
-    def _haproxy(self) -> HaproxySettings:
-        if self.roles is None:
-            return self._before()
-        return self.roles.haproxy
+    def _haproxy(self) -> HaproxySettings | None:
+        return self._before() if self.roles is None else self.roles.haproxy
 
-    def _before(self) -> HaproxySettings:
-        """What a roles.yml that cannot be used said when it was last read, else what it says by default."""
+    def _before(self) -> HaproxySettings | None:
+        """What a roles.yml that cannot be used said when it was last read; None where that is not known."""
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError), open(self._paths.roles, "rb") as file:
             return rolescache.thawed(json.load(file)["state"]).haproxy
-        return HaproxySettings()
+        return None
 
     @property
     def _lines(self) -> list[list[str]]:
@@ -61,7 +59,7 @@ class LinesSide:
                 content = file.read()
             self.roles = rolesfile.parse(content, self._path)
         except PermissionError:
-            yield warning(Kind.ROLES, self._path, "cannot be looked at: this user may not read it", _AS_SERF)
+            yield warning(Kind.ROLES, self._path, "cannot be looked at: this user may not read it", AS_SERF)
             return
         except (RolesRefused, OSError) as refused:
             where, _, what = told(refused).partition(": ")
@@ -72,11 +70,15 @@ class LinesSide:
     def program(self) -> Iterator[Finding]:
         """The haproxy program, and the text that it is to read."""
         yield haproxy_seen.version()
+        if self._haproxy is None:
+            what = "cannot be looked at, nor who runs it: which file it is stands in roles.yml, which cannot be used"
+            yield warning(Kind.HAPROXY_CFG, "", what, "mend roles.yml, and check again")
+            return
         try:
             self._seen = scene.look(self._haproxy)
         except PermissionError as unread:
             where = unread.filename
-            yield warning(Kind.HAPROXY_CFG, where, "cannot be looked at: this user may not read it", _AS_SERF)
+            yield warning(Kind.HAPROXY_CFG, where, "cannot be looked at: this user may not read it", AS_SERF)
         except OSError as missing:
             where, _, what = told(missing).partition(": ")
             yield error(Kind.HAPROXY_CFG, where, what, "name the file in roles.yml: `haproxy: {config: …}`")
@@ -87,25 +89,27 @@ class LinesSide:
             return
         document = self._seen.document
         if self.roles is None:
+            self._hindrance = "roles.yml cannot be used"
             yield from markers.alone(document)
             return
         yield from markers.judge(document, self.roles)
-        membership = Engine(self._paths, self._path, self._log).foreseen(self.roles)
-        kept = frozenset(one.name for one in tabled(membership.members).special.values() if one.quarantine)
         try:
-            self._plan = planned(document, self.roles, membership, Rules(kept=kept))
-        except Refused:
-            return  # a doubled marker, which has been told
-        yield from markers.notes(document, self._plan.notes)
+            self._membership = Engine(self._paths, self._path, self._log).foreseen(self.roles)
+            self._prospect = prospect(document, self.roles, self._membership)
+        except (Refused, OSError) as hindered:  # a doubled marker, or a state directory that may not be read
+            self._hindrance = told(hindered)
+            return
+        yield from markers.notes(document, self._prospect.notes)
 
     def process(self) -> Iterator[Finding]:
         """The HAProxy that runs."""
-        self._running, finding = haproxy_seen.runs(self._haproxy, self._lines)
-        yield finding
+        if self._haproxy is not None:
+            self._running, finding = haproxy_seen.runs(self._haproxy, self._lines)
+            yield finding
 
     def verdict(self) -> Iterator[Finding]:
         """`haproxy -c`, on the live files. Raises TryAgain."""
-        if self._seen is not None:
+        if self._seen is not None and self._haproxy is not None:
             paths = [target.given for target in self._seen.targets]
             yield from haproxy_seen.verdict(paths, self._haproxy, self._running)
 
@@ -126,17 +130,17 @@ class LinesSide:
 
     def drift(self) -> Iterator[Finding]:
         """Whether the managed lines are what they should be. Raises OSError."""
-        if self._seen is None or self.roles is None or self._plan is None:
-            what = "cannot be looked at: without roles.yml, haproxy.cfg and single markers there is no plan"
-            yield warning(Kind.DRIFT, "", what, "mend what is said above")
+        if self._seen is None or self._prospect is None or self._prospect.plan is None:
+            what = f"cannot be looked at, without a plan: {self._hindrance}"
+            yield warning(Kind.DRIFT, "", what, "mend that, and check again")
             return
-        engine = Engine(self._paths, self._path, self._log)
-        special = tabled(engine.foreseen(self.roles).members).special.values()
-        quarantined = tuple((one.name, one.quarantine.reason) for one in special if one.quarantine)
+        engine, members = Engine(self._paths, self._path, self._log), self._membership.members
+        there = ((name, members[name].quarantine) for name in sorted(self._prospect.quarantined))
+        quarantined = tuple((name, one.reason) for name, one in there if one)
         served = engine.store.served()
         failure = served.failure.words if served.failure else ""
         known = Known(len(engine.spool.names()), served.digest, failure, quarantined)
-        yield from drift.judge(self._seen.document, self._plan, known)
+        yield from drift.judge(self._seen.document, self._prospect.plan, known)
 
     def permissions(self) -> Iterator[Finding]:
         """Who may write what lbagent believes, and whether lbagent itself can write."""

@@ -6,13 +6,12 @@ import os
 from collections.abc import Iterator, Sequence
 
 from lbagent.doctor import permissions
-from lbagent.doctor.finding import Finding, Kind, counted, error, ok, warning
+from lbagent.doctor.finding import AS_SERF, Finding, Kind, error, ok, warning
 from lbagent.doctor.permissions import Owned
 from lbagent.host.paths import Paths
 from lbagent.host.store import Store
 from lbagent.memory import Damaged
-
-_AS_SERF = "run this as the user that Serf runs its handlers as"
+from lbagent.names import counted
 
 
 def owned(paths: Sequence[str]) -> Iterator[Finding]:
@@ -25,7 +24,7 @@ def owned(paths: Sequence[str]) -> Iterator[Finding]:
             continue
         except OSError as refused:
             what = f"cannot be looked at: {refused.strerror}"
-            yield warning(Kind.PERMISSIONS, path, what, _AS_SERF)
+            yield warning(Kind.PERMISSIONS, path, what, AS_SERF)
         else:
             found.append(Owned(path, status.st_mode, status.st_uid, status.st_gid))
     yield from permissions.judge(found, os.geteuid())
@@ -48,7 +47,7 @@ def writable(folders: Sequence[str]) -> Iterator[Finding]:
 
 def _unwritable(folder: str) -> Finding:
     if os.geteuid():
-        return warning(Kind.STATE, folder, "this user cannot write there", _AS_SERF)
+        return warning(Kind.STATE, folder, "this user cannot write there", AS_SERF)
     return error(Kind.STATE, folder, "not even root can write there", "mount its file system read-write")
 
 
@@ -62,7 +61,7 @@ def state(paths: Paths) -> Iterator[Finding]:
         return
     except OSError as refused:
         what = f"cannot be looked at: {refused.strerror}"
-        yield warning(Kind.STATE, paths.folder, what, _AS_SERF)
+        yield warning(Kind.STATE, paths.folder, what, AS_SERF)
         return
     yield from _members(paths)
     for name in sorted(name for name in names if name.startswith("members.json.damaged-")):
@@ -79,7 +78,7 @@ def _members(paths: Paths) -> Iterator[Finding]:
         yield warning(Kind.DAMAGED, paths.members, what, "`lbagent apply`, and see what damaged it")
     except OSError as refused:
         what = f"cannot be looked at: {refused.strerror}"
-        yield warning(Kind.STATE, paths.members, what, _AS_SERF)
+        yield warning(Kind.STATE, paths.members, what, AS_SERF)
     else:
         yield ok(Kind.STATE, paths.folder, f"{counted(len(known.members) if known else 0, 'member')} remembered")
 

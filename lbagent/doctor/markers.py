@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 
-from lbagent.doctor.finding import Finding, Kind, counted, enumerated, error, ok, warning
+from lbagent.doctor.finding import Finding, Kind, enumerated, error, ok, warning
 from lbagent.haproxy.lines import Marker
 from lbagent.haproxy.text import Document, Proxy
+from lbagent.names import counted
 from lbagent.roles import Roles
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from lbagent.doctor.finding import Finding, Kind, counted, error, ok, warning
+from lbagent.doctor.finding import Finding, Kind, error, ok, warning
+from lbagent.names import counted
 
 LEAST_FREE = 16 * 1024 * 1024
 """Bytes below which a disk counts as full: haproxy.cfg is written beside itself before it is swapped."""

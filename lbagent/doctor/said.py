@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from lbagent.doctor.finding import Finding, Kind, counted, error, ok, warning
+from lbagent.doctor.finding import Finding, Kind, error, ok, warning
+from lbagent.names import counted
 
 TESTED = ("2.6", "2.8")
 _OLDEST = (2, 6)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from lbagent.doctor import agent_seen, agent_settings, cluster
+from lbagent.doctor import agent_process, agent_seen, agent_settings, cluster
 from lbagent.doctor import handlers as judged
-from lbagent.doctor.agent_seen import Agent
+from lbagent.doctor.agent_process import Agent
 from lbagent.doctor.finding import Finding, Kind, warning
 from lbagent.roles import Roles
 from lbagent.serf import agent
@@ -24,7 +24,7 @@ class SerfSide:
 
     def agent(self) -> Iterator[Finding]:
         """What the agent says of itself."""
-        self._running = agent_seen.running()
+        self._running = agent_process.running()
         info = agent_seen.info()
         if isinstance(info, Finding):
             yield info

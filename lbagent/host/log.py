@@ -32,8 +32,10 @@ class Log:
         self._say(syslog.LOG_INFO, words, shown=self._verbose)
 
     def _say(self, priority: int, words: str, *, shown: bool) -> None:
-        # Foreign names may hold escape sequences and line ends: one line, and nothing a terminal obeys.
-        line = "".join(character if character.isprintable() else "?" for character in words)
+        # Foreign names may hold escape sequences and line ends.
+        from lbagent.names import printable  # noqa: PLC0415  # most events that are only stored have nothing to say
+
+        line = printable(words)
         if shown and not self.silent:
             print(f"lbagent: {line}", file=sys.stderr)
         syslog.syslog(priority, line)

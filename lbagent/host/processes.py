@@ -28,6 +28,15 @@ class Process(NamedTuple):
         return self.pid, self.started
 
     @property
+    def user(self) -> int | None:
+        """The uid of who started it; None where it has ended."""
+        # Not the owner of its folder in /proc: a process that forbids a core dump has that look like root's.
+        for line in self._bytes("status").split(b"\n"):
+            if line.startswith(b"Uid:"):
+                return int(line.split()[1])
+        return None
+
+    @property
     def argv(self) -> list[str]:
         """Its command line; empty where it has ended or may not be read."""
         return [os.fsdecode(word) for word in self._bytes("cmdline").split(b"\0")[:-1]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from lbagent.names import NAME, canonical_address
+from lbagent.names import NAME, canonical_address, printable
 from lbagent.serf.raw import Raw
 
 USER, QUERY, TYPED = "user", "query", "typed"
@@ -74,7 +74,7 @@ def _split_reason(words: list[str]) -> tuple[list[str], str]:
     at = next((number for number, word in enumerate(words) if word.startswith("reason=")), len(words))
     reason = " ".join(words[at:]).removeprefix("reason=")[:REASON_LIMIT]
     # Printed to terminals and into logs later; a Japanese reason is printable, an escape sequence is not.
-    return words[:at], "".join(character if character.isprintable() else "?" for character in reason)
+    return words[:at], printable(reason)
 
 
 def _until(words: list[str], now: int) -> int | str | None:
@@ -83,9 +83,9 @@ def _until(words: list[str], now: int) -> int | str | None:
     for word in words:
         key, _, value = word.partition("=")
         if key == "until" and value.isascii() and value.isdigit() and len(value) <= _EPOCH_DIGITS:
-            return int(value)
+            return int(value) if int(value) > now else f"{word!r} is past here, by {now - int(value)} s: see the clocks"
         seconds = duration(value) if key == "for" else None
-        if seconds is None:
+        if not seconds:
             return f"{word[:40]!r} is not until=EPOCH or for=90s, 15m, 2h, 7d"
         return now + seconds
     return None
