@@ -127,9 +127,11 @@ class Story:
 
     def _end(self) -> int:
         client, screen = self._client, self._screen
-        asked, failed, reloads = len(client.answers), len(client.failures), len(self._stage.history()) - 1
+        asked, failed, changes = len(client.answers), len(client.failures), self._stage.history()[1:]
+        reloads = sum(run["reloaded"] for run in changes)
+        passed = f"{len(changes)} changes and {reloads} reloads of HAProxy"
         screen.rule()
-        screen.verdict(good=not failed, text=f"{asked} requests through {reloads} reloads of HAProxy: {failed} failed.")
+        screen.verdict(good=not failed, text=f"{asked} requests through {passed}: {failed} failed.")
         for why in sorted(set(client.failures))[:5]:
             screen.line(f"  {why}")
         return 1 if failed else 0

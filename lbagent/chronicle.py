@@ -74,14 +74,20 @@ class Chronicle:
         return self.transaction.plan if self.transaction else None
 
     def _record(self, error: BaseException | None) -> None:
-        if self.transaction is None or isinstance(error, NotYet):
+        if self.transaction is None:
+            return
+        for why in self.transaction.reasons:
+            self._log.info(f"not said without a reload: {why}")
+        if isinstance(error, NotYet):
+            if partly := self.transaction.partly:
+                self._enter(partly.verdict, partly.words, reloaded=partly.reloaded)
             return
         if isinstance(error, LbagentError | OSError):
-            self._enter(getattr(error, "outcome", "failed"), told(error))
+            self._enter(getattr(error, "outcome", "failed"), told(error), reloaded=isinstance(error, PutBack))
         elif self.outcome and self.outcome.verdict is not Verdict.UNCHANGED:
-            self._enter(self.outcome.verdict, self.outcome.words)
+            self._enter(self.outcome.verdict, self.outcome.words, reloaded=self.outcome.reloaded)
 
-    def _enter(self, outcome: str, words: str) -> None:
+    def _enter(self, outcome: str, words: str, *, reloaded: bool = False) -> None:
         plan = self._plan
         self._store.record(
             {
@@ -90,6 +96,7 @@ class Chronicle:
                 "removed": plan.removed if plan else (),
                 "outcome": outcome,
                 "words": words,
+                "reloaded": reloaded,
                 "ms": round((time.monotonic() - self._started) * 1000),
             }
         )
@@ -118,7 +125,7 @@ class Chronicle:
             last = last._replace(change=now)
         # A plan that stands though nobody saw HAProxy take it over: the reload was lost sight of.
         failed = isinstance(error, PutBack) or (isinstance(error, TryAgain) and stands)
-        if (failed and not isinstance(error, NotYet)) or (self.outcome and self.outcome.verdict is Verdict.APPLIED):
+        if (failed and not isinstance(error, NotYet)) or (self.outcome and self.outcome.reloaded):
             last = last._replace(reload=now, reload_good=not failed)
         return last
 

@@ -70,7 +70,11 @@ class Engine:
         with Chronicle(self.store, self.spool, self._log) as chronicle:
             # First of all: a refused roles.yml changes nothing on disk, and what is in the spool waits.
             chronicle.roles = roles = self.roles(keep=True)
-            chronicle.causes = self.drain(roles)
+            try:
+                chronicle.causes = self.drain(roles)
+            except OSError as error:
+                # Stored in the spool it is; told it can be.
+                raise type(error)(error.errno, f"{error.strerror}{self.urged(roles)}", error.filename) from error
             chronicle.heard = self.heard
             if learn:
                 self._learn(learn, roles, chronicle)
@@ -98,6 +102,17 @@ class Engine:
             self._log.warning(warning)
         self.membership, self.answers = membership, folded.answers
         return folded.causes
+
+    def urged(self, roles: Roles | None = None, raw: Raw | None = None) -> str:
+        """Take the traffic from who is to go by all we know, and by `raw`, though nothing of it can be stored.
+
+        Returns who that is, as the end of a sentence. Raises RolesRefused, OSError.
+        """
+        from lbagent import unstored  # noqa: PLC0415  # for a disk that is full
+
+        roles = roles or self.roles()
+        membership = self.foreseen(roles)
+        return unstored.withdrawn(self.store, roles, unstored.after(membership, raw) if raw else membership)
 
     def foreseen(self, roles: Roles, learn: Learn | None = None) -> Membership:
         """Membership as the next run would have it; nothing is written. Raises OSError."""

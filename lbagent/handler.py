@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 
 from lbagent import intake
-from lbagent.errors import UsageError
+from lbagent.errors import NotStored, UsageError
 from lbagent.host.log import Log
 from lbagent.host.paths import Paths
 from lbagent.serf.raw import STDIN_LIMIT, from_environment
@@ -34,7 +34,10 @@ def handle(settings: Settings, log: Log, environ: Mapping[bytes, bytes] = os.env
         log.silent = True
         os.write(1, answer(raw, settings, log))
         return 0
-    intake.store(raw, Paths(settings.state_dir))
+    try:
+        intake.store(raw, Paths(settings.state_dir))
+    except NotStored as error:
+        raise intake.urged(error, raw, settings, log) from error
     return intake.drain(settings, log)
 
 

@@ -32,6 +32,16 @@ def store(raw: Raw, paths: Paths) -> None:
         raise NotStored(f"not stored: sync needed: {error.filename or paths.spool}: {error.strerror}") from error
 
 
+def urged(error: NotStored, raw: Raw, settings: Settings, log: Log) -> NotStored:
+    """The same error, once the traffic is gone from who is to go by this event, which cannot be stored."""
+    from lbagent.engine import Engine  # noqa: PLC0415  # for a disk that is full
+
+    try:
+        return NotStored(f"{error}{Engine(Paths(settings.state_dir), settings.roles, log).urged(raw=raw)}")
+    except (LbagentError, OSError):
+        return error
+
+
 class Rounds:
     """Run after run, as long as records come: who found the lock busy relies on whoever holds it to look again."""
 

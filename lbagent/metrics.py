@@ -119,7 +119,7 @@ METRICS: tuple[tuple[str, str, Callable[[Numbers], Samples | int | None]], ...] 
     ("lbagent_last_change_timestamp_seconds", "When lbagent last changed haproxy.cfg.", lambda one: one.last.change),
     (
         "lbagent_last_reload_success",
-        "1 where HAProxy was seen to take the last change over, 0 where not.",
+        "1 where HAProxy was seen to take the last change over by a reload, 0 where not.",
         _reload_success,
     ),
     (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lbagent.apply import Options
 from lbagent.assent import judged
 from lbagent.engine import Engine
-from lbagent.errors import LbagentError, NotYet, TryAgain
+from lbagent.errors import LbagentError, NotStored, NotYet, TryAgain
 from lbagent.host.lock import locked
 from lbagent.host.log import Log, told
 from lbagent.host.sockets import established
@@ -23,7 +23,10 @@ def obeyed(raw: Raw, command: Command, engine: Engine, log: Log, wait: float) ->
     """What came of a command, for whoever gave it, in at most about `wait` seconds and the time of one run."""
     rounds = Rounds(engine.spool, log)
     try:
-        store(raw, engine.paths)
+        try:
+            store(raw, engine.paths)
+        except NotStored as error:
+            raise NotStored(f"{error}{engine.urged(raw=raw)}") from error
         try:
             return _told(raw, command, engine, rounds, wait)
         finally:

@@ -42,6 +42,8 @@ class Outcome(NamedTuple):
     """Removals the guard keeps back, marker by marker."""
     running: bool = True
     """Whether HAProxy was seen; False where it is shown not to run."""
+    reloaded: bool = False
+    """Whether it took a reload; False where HAProxy was told, or had nothing to learn."""
 
     @property
     def exit_status(self) -> int:

@@ -27,6 +27,10 @@ class Change(NamedTuple):
     removed: tuple[str, ...]
 
 
+Changed = tuple[tuple[str, ...], tuple[str, ...]]
+"""Lines added and removed."""
+
+
 class Plan(NamedTuple):
     """The texts as they should be, and how they differ from what they are."""
 
@@ -53,6 +57,11 @@ class Plan(NamedTuple):
     def removed(self) -> tuple[str, ...]:
         """Every line that goes, after the proxy it goes from."""
         return tuple(line for change in self.changes.values() for line in change.removed)
+
+    @property
+    def changed(self) -> Changed:
+        """Every line that comes and goes."""
+        return self.added, self.removed
 
 
 class Rules(NamedTuple):

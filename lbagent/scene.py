@@ -27,6 +27,11 @@ class Scene(NamedTuple):
         return tuple(decoded(target.content) for target in self.targets)
 
     @property
+    def names(self) -> list[str]:
+        """The files as the operator calls them."""
+        return [target.given for target in self.targets]
+
+    @property
     def untouched(self) -> bool:
         """Whether the files are still what was read."""
         return all(files.untouched(target) for target in self.targets)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.world import ROLES, Lb, binaries, eventually
+from tests.world import RELOADING, Lb, binaries, eventually
 
 REAL = next(iter(binaries().values()), Path("haproxy"))
 """The HAProxy that a fake one hands over to."""
@@ -52,10 +52,10 @@ def haproxy_again(lb: Lb) -> None:
     lb.use(lb.binary)
 
 
-def reload_with(lb: Lb, script: str) -> None:
+def reload_with(lb: Lb, script: str, roles: str = RELOADING) -> None:
     """Have roles.yml name this shell script as the command that reloads HAProxy."""
     path = command(lb.folder / "reload", script)
-    lb.roles.write_text(lb.filled(ROLES).replace("haproxy:\n", f"haproxy:\n  reload: [{path}]\n"))
+    lb.roles.write_text(lb.filled(roles).replace("haproxy:\n", f"haproxy:\n  reload: [{path}]\n"))
 
 
 def with_lines(operator: bytes, lines: Iterable[str]) -> bytes:

@@ -47,14 +47,24 @@ ROOMS: dict[str, set[str]] = {
     "survey": {"engine", "haproxy.process", "haproxy.runtime", "haproxy.stats", "haproxy.text", "host.history", "host.log", "host.store", "membership", "memory", "outcome", "report", "restore", "roles", "scene"},
     "view": {"nodes", "report", "sheet"},
     # one run
-    "engine": {"__init__", "apply", "batch", "chronicle", "errors", "fold", "host.log", "host.paths", "host.spool", "host.store", "membership", "memory", "outcome", "plan", "restore", "roles", "rolescache", "rolesfile", "roll", "scene", "serf.agent", "serf.events", "serf.raw", "table"},
+    "engine": {"__init__", "apply", "batch", "chronicle", "errors", "fold", "host.log", "host.paths", "host.spool", "host.store", "membership", "memory", "outcome", "plan", "restore", "roles", "rolescache", "rolesfile", "roll", "scene", "serf.agent", "serf.events", "serf.raw", "table", "unstored"},
     "chronicle": {
         "__init__", "apply", "errors", "host.log", "host.spool", "host.store", "last", "membership", "memory", "metrics", "outcome", "plan", "roles", "scene", "tally",
     },
     "batch": {"fold", "host.log", "host.spool", "membership", "serf.command", "serf.events", "serf.raw"},
     "apply": {
-        "blame", "errors", "haproxy.takeover", "haproxy.text", "host.store", "membership", "outcome", "plan", "quarantine", "restore", "roles", "scene",
+        "blame", "confirmed", "errors", "handover", "haproxy.takeover", "host.store", "membership", "outcome", "plan", "quarantine", "roles", "scene",
     },
+    "confirmed": {"haproxy.roster", "haproxy.takeover", "host.store", "plan", "scene"},
+    "admission": {"haproxy.conversation", "haproxy.dynamic", "haproxy.roster", "host.reach"},
+    "dialogue": {
+        "admission", "haproxy.conversation", "haproxy.dynamic", "haproxy.process", "haproxy.roster", "haproxy.servers", "haproxy.text", "host.store", "names", "plan",
+    },
+    "handover": {
+        "dialogue", "errors", "haproxy.conversation", "haproxy.process", "haproxy.takeover", "haproxy.text", "host.store", "outcome", "plan", "quarantine", "restore", "roles",
+        "scene",
+    },
+    "unstored": {"apply", "errors", "fold", "host.store", "membership", "roles", "serf.events", "serf.raw"},
     "scene": {"haproxy.takeover", "haproxy.text", "host.files", "roles"},
     # the heart
     "accord": {"fold", "membership", "names", "serf.command", "slate", "table"},
@@ -127,10 +137,16 @@ ROOMS: dict[str, set[str]] = {
     "serf.raw": set(),
     # all that knows HAProxy
     "haproxy.__init__": set(),
+    "haproxy.conversation": {"haproxy.process", "haproxy.roster", "haproxy.runtime", "haproxy.servers"},
+    "haproxy.defaults": {"haproxy.text"},
+    "haproxy.dynamic": {"haproxy.defaults", "haproxy.keywords", "haproxy.roster", "haproxy.text", "names"},
+    "haproxy.keywords": set(),
     "haproxy.lines": {"haproxy.server", "names"},
     "haproxy.process": {"errors", "haproxy.runtime", "host.processes"},
+    "haproxy.roster": {"haproxy.text"},
     "haproxy.runtime": set(),
     "haproxy.server": {"names"},
+    "haproxy.servers": {"haproxy.roster", "names"},
     "haproxy.stats": set(),
     "haproxy.successor": {"errors", "haproxy.process"},
     "haproxy.takeover": {"errors", "haproxy.process", "haproxy.runtime", "haproxy.successor", "host.commands", "host.processes", "roles"},
@@ -145,6 +161,7 @@ ROOMS: dict[str, set[str]] = {
     "host.log": {"names"},
     "host.paths": set(),
     "host.processes": set(),
+    "host.reach": set(),
     "host.sockets": set(),
     "host.spool": set(),
     "host.store": {"host.files", "host.paths", "last", "membership", "memory"},
@@ -158,6 +175,7 @@ PURE = (
     "haproxy.server", "nodes", "prospect", "report", "sheet", "standing", "states", "haproxy.stats", "doctor.agent_settings", "doctor.cluster",
     "doctor.declared", "doctor.directives", "doctor.drift", "doctor.finding", "doctor.handlers", "doctor.keylines", "doctor.markers",
     "doctor.permissions", "doctor.proxies", "doctor.reloads", "doctor.said",
+    "haproxy.defaults", "haproxy.dynamic", "haproxy.keywords", "haproxy.roster", "haproxy.servers",
 )  # fmt: skip
 WORLD = {
     "os", "time", "sys", "logging", "io", "pathlib", "shutil", "tempfile", "glob", "datetime", "random", "secrets", "socket", "subprocess", "syslog",

@@ -573,7 +573,7 @@ def test_a_quarantine_that_an_edit_has_ended_is_none(lb: Lb) -> None:
 
 
 def test_a_reload_that_failed_is_told(lb: Lb) -> None:
-    lb.roles.write_text(lb.roles.read_text().replace("haproxy:\n", "haproxy:\n  reload: ['false']\n"))
+    lb.roles.write_text(lb.roles.read_text().replace("haproxy:\n", "haproxy:\n  runtime: off\n  reload: ['false']\n"))
     with Haproxy(lb), Agent(lb) as agent:
         lb.join(member("web01", "127.0.0.11"))
         eventually(lambda: lb.idle)

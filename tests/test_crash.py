@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults import REAL, haproxy_again, instead_of_haproxy, records, reload_with, stored, with_lines
-from tests.world import Haproxy, Lb, eventually, member
+from tests.world import RELOADING, ROLES, Haproxy, Lb, eventually, member
 
 pytestmark = pytest.mark.real
 
@@ -26,8 +26,8 @@ ONCE = 'if mkdir "$0.done" 2>/dev/null; then kill -9 $PPID; exit; fi\n'
 
 
 @pytest.fixture
-def lb() -> Iterator[Lb]:
-    with Lb() as made:
+def lb(request: pytest.FixtureRequest) -> Iterator[Lb]:
+    with Lb(roles=getattr(request, "param", RELOADING)) as made:
         yield made
 
 
@@ -80,6 +80,7 @@ def whole_and_nothing_more(lb: Lb, operator: bytes, before: set[str], *, single:
     return after != kept
 
 
+@pytest.mark.parametrize("lb", [ROLES, RELOADING], ids=["told", "reloaded"], indirect=True)
 def test_kill_9_at_any_moment_leaves_a_whole_text_and_the_next_event_misses_nothing(
     lb: Lb, haproxy: Haproxy, tmp_path: Path
 ) -> None:

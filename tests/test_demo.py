@@ -61,7 +61,7 @@ def test_the_demo_serves_every_request_and_leaves_nothing_behind(folder: Path, t
 
     text = output.read_text(encoding="utf-8")
     assert status == 0, text
-    assert "6 reloads of HAProxy: 0 failed." in text
+    assert "6 changes and 0 reloads of HAProxy: 0 failed." in text
     assert [line for line in text.splitlines() if len(line) > 80 or "\x1b" in line] == []
     assert list(folder.iterdir()) == []
     assert mentioning(folder) == []

@@ -35,7 +35,7 @@ from tests.faults import (
     with_lines,
     without_haproxy,
 )
-from tests.world import CONFIG, LBAGENT, ROLES, Haproxy, Lb, member
+from tests.world import CONFIG, LBAGENT, RELOADING, ROLES, Haproxy, Lb, member
 
 WEB1, WEB2, WEB3, WEB4 = (member(f"web{number}", f"127.0.0.{number + 10}") for number in range(1, 5))
 
@@ -286,7 +286,7 @@ def test_reload_command_that_is_missing_puts_the_previous_lines_back(lb: Lb) -> 
     with Haproxy(lb) as haproxy:
         lb.join(WEB1)
         before = lb.text
-        lb.roles.write_text(lb.filled(ROLES).replace("haproxy:\n", "haproxy:\n  reload: [/nowhere/reload]\n"))
+        lb.roles.write_text(lb.filled(RELOADING).replace("haproxy:\n", "haproxy:\n  reload: [/nowhere/reload]\n"))
 
         done = lb.join(WEB2)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from lbagent.haproxy.process import only_looks
-from tests.world import CONFIG, PATIENCE, ROLES, Backend, Haproxy, Lb, binaries, eventually, member
+from tests.world import CONFIG, PATIENCE, RELOADING, Backend, Haproxy, Lb, binaries, eventually, member
 
 pytestmark = pytest.mark.real
 
@@ -21,7 +21,7 @@ WEB01, WEB02 = member("web01", "127.0.0.11"), member("web02", "127.0.0.12")
 
 @pytest.fixture(params=list(binaries().values()), ids=list(binaries()))
 def lb(request: pytest.FixtureRequest) -> Iterator[Lb]:
-    with Lb(binary=request.param) as one:
+    with Lb(roles=RELOADING, binary=request.param) as one:
         yield one
 
 
@@ -46,7 +46,7 @@ def verdict(check: subprocess.Popen[bytes]) -> int:
 
 
 def test_a_neighbour_with_another_haproxy_cfg_is_left_alone(lb: Lb) -> None:
-    with Haproxy(lb) as haproxy, Lb(binary=lb.binary) as other, Haproxy(other) as neighbour:
+    with Haproxy(lb) as haproxy, Lb(roles=RELOADING, binary=lb.binary) as other, Haproxy(other) as neighbour:
         ended = lb.join(WEB01)
 
         assert ended.returncode == 0
@@ -92,7 +92,7 @@ def test_a_haproxy_cfg_of_several_files_is_one_text(lb: Lb, given: str) -> None:
     first.write_text(lb.filled(head))
     second.write_text(lb.filled(f"listen lb-iis{listen}"))
     config = [str(first), str(second)] if given == "files" else [str(first.parent)]
-    lb.roles.write_text(lb.filled(ROLES).replace(f"config: {lb.cfg}", f"config: [{', '.join(config)}]"))
+    lb.roles.write_text(lb.filled(RELOADING).replace(f"config: {lb.cfg}", f"config: [{', '.join(config)}]"))
     with Haproxy(lb, config=config) as haproxy:
         ended = lb.join(WEB01)
 

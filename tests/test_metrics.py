@@ -26,7 +26,7 @@ from lbagent.roles import Pair, Roles
 from tests import building
 from tests.building import NOW, POISON, known, pausing, planning, poisoned, reading
 from tests.faults import full, reload_with, small_disk
-from tests.world import ROLES, Haproxy, Lb, member
+from tests.world import RELOADING, ROLES, Haproxy, Lb, member
 
 PAGE = Path(__file__).parent.parent / "docs" / "metrics.md"
 
@@ -284,7 +284,7 @@ WEB1, WEB2, WEB3 = (member(f"web{number}", f"127.0.0.{number + 10}") for number 
 
 @pytest.fixture
 def lb() -> Iterator[Lb]:
-    with Lb() as made:
+    with Lb(roles=RELOADING) as made:
         yield made
 
 
@@ -328,9 +328,19 @@ def test_a_run_that_went_well_shows_what_it_did(lb: Lb) -> None:
 
 
 @pytest.mark.real
+def test_a_change_that_haproxy_was_told_is_no_reload(lb: Lb) -> None:
+    lb.roles.write_text(lb.filled(ROLES))
+    with Haproxy(lb):
+        lb.join(WEB1)
+
+    assert (ended(lb), servers(lb)) == ((0, None, 0), (1, 0, 0, 0))
+    assert "last_reload_timestamp_seconds" not in values(lb)
+
+
+@pytest.mark.real
 def test_what_the_guard_held_back_is_told(lb: Lb) -> None:
     lb.join(WEB1, WEB2)
-    lb.roles.write_text(lb.filled(ROLES).replace("  web:", "  app:"))
+    lb.roles.write_text(lb.filled(RELOADING).replace("  web:", "  app:"))
 
     assert lb.run("apply").returncode == 3
     assert ended(lb) == (3, None, 2)
@@ -362,7 +372,7 @@ def test_a_reload_that_failed_is_told_until_one_goes_well(lb: Lb) -> None:
         store.keep(store.last()._replace(reload=NOW))
         assert lb.join(WEB3).returncode == 5  # not tried again yet
         assert (ended(lb), values(lb)["last_reload_timestamp_seconds"]) == ((5, 0, 0), NOW)
-        lb.roles.write_text(lb.filled(ROLES))
+        lb.roles.write_text(lb.filled(RELOADING))
         assert lb.run("apply", "--force").returncode == 0
         assert (ended(lb), servers(lb)) == ((0, 1, 0), (3, 0, 0, 0))
 

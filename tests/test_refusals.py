@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.world import PATIENCE, ROLES, Haproxy, Lb, binaries, eventually, free_port, member
+from tests.world import PATIENCE, RELOADING, Haproxy, Lb, binaries, eventually, free_port, member
 
 pytestmark = pytest.mark.real
 
@@ -22,7 +22,7 @@ WEB = [member(f"web{number:02}", f"127.0.0.{10 + number}") for number in range(2
 
 @pytest.fixture(params=list(binaries().values()), ids=list(binaries()))
 def lb(request: pytest.FixtureRequest) -> Iterator[Lb]:
-    with Lb(binary=request.param) as one:
+    with Lb(roles=RELOADING, binary=request.param) as one:
         yield one
 
 
@@ -244,7 +244,7 @@ def test_a_change_of_roles_yml_tries_a_failed_reload_again(lb: Lb) -> None:
 def test_a_reload_command_that_fails_puts_the_previous_managed_lines_back(lb: Lb, command: str) -> None:
     with Haproxy(lb) as haproxy:
         lb.join(WEB[1])
-        lb.roles.write_text(lb.filled(ROLES.replace("  timeout:", f"  reload: {command}\n  timeout:")))
+        lb.roles.write_text(lb.filled(RELOADING.replace("  timeout:", f"  reload: {command}\n  timeout:")))
         before, reloads = lb.text, haproxy.reloads()
 
         status, words = said(lb.join(WEB[2]))
@@ -261,7 +261,7 @@ def test_a_reload_command_that_fails_puts_the_previous_managed_lines_back(lb: Lb
 
 # One node's line is refused.
 
-TAGGED = ROLES.replace("    interval:", '    options: "check {{tag:extra|weight}} 10"\n    interval:')
+TAGGED = RELOADING.replace("    interval:", '    options: "check {{tag:extra|weight}} 10"\n    interval:')
 
 
 @pytest.fixture(params=list(binaries().values()), ids=list(binaries()))

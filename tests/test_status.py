@@ -19,12 +19,12 @@ from typing import Any
 
 import pytest
 
-from tests.world import CONFIG, LBAGENT, ROLES, Backend, Haproxy, Lb, binaries, eventually
+from tests.world import CONFIG, LBAGENT, RELOADING, Backend, Haproxy, Lb, binaries, eventually
 from tests.world import member as line
 
 pytestmark = pytest.mark.real
 
-MORE_ROLES = ROLES.replace("  iis:", "  mongo: {{port: 27017}}\n  iis:") + "    mon: [mongo]\n"
+MORE_ROLES = RELOADING.replace("  iis:", "  mongo: {{port: 27017}}\n  iis:") + "    mon: [mongo]\n"
 MORE_CFG = f"{CONFIG}\nbackend mon-mongo\n    # additional-mon-mongo-server\n    server mine 127.0.0.14:27017\n"
 
 

@@ -73,6 +73,9 @@ roles:
 """
 """Loopback addresses are never written unless `networks` names them."""
 
+RELOADING = ROLES.replace("haproxy:\n", "haproxy:\n  runtime: off\n")
+"""The same, where every change takes a reload."""
+
 
 def eventually(predicate: Callable[[], Value], seconds: float = PATIENCE, pause: float = 0.02) -> Value:
     """What `predicate` returns once that is true; an AssertionError with the last it returned if it never is."""
@@ -424,6 +427,10 @@ class Haproxy:
             for row in rows
             if row["pxname"] == proxy and row["svname"] not in ("FRONTEND", "BACKEND")
         }
+
+    def serving(self, proxy: str = "lb-iis") -> set[str]:
+        """The servers of a proxy but for those in maintenance, where who was taken out without a reload stays."""
+        return {name for name, status in self.servers(proxy).items() if status != "MAINT"}
 
     def get(self, port: int | None = None, path: str = "/") -> str:
         """What a client is answered on `port`: the backend's name, else the status (`503`), else `nothing`."""

@@ -1,7 +1,8 @@
-"""HAProxy's stats socket: found in haproxy.cfg, asked one command at a time."""
+"""HAProxy's stats socket: found in haproxy.cfg, and spoken to, one line of commands at a time."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,14 @@ if TYPE_CHECKING:
 COMMAND_LIMIT = 8 * 1024
 """Bytes of one command: one longer than tune.bufsize never gets an answer and holds a session for good."""
 
+_SUN_PATH = 108
+"""Bytes of a Unix socket's address."""
+
 _ANSWER_LIMIT = 64 * 1024 * 1024
+
+
+class Half(OSError):
+    """HAProxy went away in the middle of its answer."""
 
 
 def sockets(settings: Iterable[Sequence[str]]) -> list[str]:
@@ -21,25 +29,60 @@ def sockets(settings: Iterable[Sequence[str]]) -> list[str]:
 
 def ask(address: str, command: str, timeout: float) -> str:
     """HAProxy's answer to one command. Raises OSError (ConnectionRefusedError where nobody listens)."""
+    answer, why = heard(address, command, timeout)
+    if why:
+        raise why
+    return answer
+
+
+def heard(address: str, line: str, timeout: float) -> tuple[str, OSError | None]:
+    """What HAProxy says to one line of commands, and why it did not say all. Raises OSError where it says nothing."""
     import socket  # noqa: PLC0415  # 3 ms that only a running HAProxy has to pay
 
     family, name = _parsed(address)
+    answer = bytearray()
+    deadline = time.monotonic() + timeout
     with socket.socket(family, socket.SOCK_STREAM) as connection:
         connection.settimeout(timeout)
         connection.connect(name)
         # Without its final newline a command is dropped without a word.
-        connection.sendall(f"{command}\n".encode())
-        answer = bytearray()
-        while len(answer) < _ANSWER_LIMIT and (piece := connection.recv(1 << 16)):
-            answer += piece
-    return answer.decode("utf-8", "replace")
+        connection.sendall(f"{line}\n".encode())
+        try:
+            while len(answer) < _ANSWER_LIMIT and (piece := connection.recv(1 << 16)):
+                answer += piece
+                connection.settimeout(max(deadline - time.monotonic(), 0.001))
+        except OSError as error:
+            return answer.decode("utf-8", "replace"), error
+    return answer.decode("utf-8", "replace"), None if answer.endswith(b"\n") else Half("the answer was cut off")
+
+
+def answers(text: str) -> list[str]:
+    """The answers in what HAProxy said: each ends with an empty line, that of a command with nothing to say is one."""
+    found: list[str] = []
+    lines: list[str] = []
+    for line in text.split("\n")[:-1]:
+        if line:
+            lines.append(line)
+        else:
+            found.append("\n".join(lines))
+            lines = []
+    return found
+
+
+def facts(answer: str) -> dict[str, str]:
+    """`show info`, name by name."""
+    return dict(line.partition(": ")[::2] for line in answer.splitlines())
+
+
+def worker(info: dict[str, str]) -> int | None:
+    """The pid of the worker that tells these facts of itself, unless it is stopping."""
+    pid = info.get("Pid", "")
+    return int(pid) if pid.isdigit() and info.get("Stopping", "0") == "0" else None
 
 
 def worker_pid(address: str, timeout: float = 1.0) -> int | None:
     """The pid of the worker that answers on the socket, unless it is stopping. Raises OSError."""
-    facts = dict(line.partition(": ")[::2] for line in ask(address, "show info", timeout).splitlines())
-    pid = facts.get("Pid", "")
-    return int(pid) if pid.isdigit() and facts.get("Stopping", "0") == "0" else None
+    return worker(facts(ask(address, "show info", timeout)))
 
 
 def _parsed(address: str) -> tuple[AddressFamily, str | tuple[str, int]]:
@@ -51,7 +94,8 @@ def _parsed(address: str) -> tuple[AddressFamily, str | tuple[str, int]]:
     if kind == "unix":
         return socket.AF_UNIX, rest
     if kind == "abns":
-        return socket.AF_UNIX, f"\0{rest}"
+        # HAProxy binds the whole of sun_path, zeros and all.
+        return socket.AF_UNIX, f"\0{rest}".ljust(_SUN_PATH, "\0")
     host, _, port = rest.rpartition(":")
     if kind not in ("ipv4", "ipv6") or not port.isdigit():
         raise OSError(f"stats socket {address!r} is none that can be connected to")

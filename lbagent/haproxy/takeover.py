@@ -56,6 +56,14 @@ class Haproxy:
                 words = words.replace(path, name)
             raise NotAccepted(words)
 
+    def refusal(self, paths: Sequence[str], names: Sequence[str]) -> str | None:
+        """What HAProxy has against these files, None where it takes them. Raises TryAgain."""
+        try:
+            self.validate(paths, names)
+        except NotAccepted as error:
+            return str(error)
+        return None
+
     def serving(self) -> Worker | None:
         """The worker that serves now; None where no process is found."""
         running = self._running

@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from lbagent import last, memory
@@ -33,6 +34,15 @@ class Failure(NamedTuple):
     words: str
 
 
+class Left(NamedTuple):
+    """The servers that were put into maintenance on the stats socket, and stay there until a reload."""
+
+    worker: tuple[int, int] | None = None
+    """Pid and start time of the worker that has them so."""
+    lines: Mapping[tuple[str, str], str] = MappingProxyType({})
+    """By proxy and server, the line that made it; nothing where that is not known."""
+
+
 class Served(NamedTuple):
     """What HAProxy last confirmed."""
 
@@ -41,6 +51,7 @@ class Served(NamedTuple):
     worker: tuple[int, int] | None = None
     """Pid and start time of the worker that confirmed them; None when HAProxy did not run."""
     failure: Failure | None = None
+    left: Left = Left()
 
 
 class Store:
@@ -74,23 +85,26 @@ class Store:
         try:
             with open(self.paths.served, "rb") as file:
                 found = json.loads(file.read())
-            worker, failure = found["worker"], found["failure"]
+            failure = found["failure"]
             return Served(
                 str(found["digest"]),
-                (int(worker["pid"]), int(worker["started"])) if worker else None,
+                _worker(found["worker"]),
                 Failure(int(failure["at"]), int(failure["times"]), str(failure["key"]), str(failure["words"]))
                 if failure
                 else None,
+                _left(found.get("left")),
             )
         except (OSError, *_DAMAGE):
             return Served()
 
     def serve(self, served: Served) -> None:
         """Write served.json. Raises OSError."""
-        worker = served.worker and {"pid": served.worker[0], "started": served.worker[1]}
-        failure = served.failure and served.failure._asdict()
-        content = json.dumps({"digest": served.digest, "worker": worker, "failure": failure})
-        files.replace(self.paths.served, content.encode())
+        content: dict[str, object] = {"digest": served.digest, "worker": _named(served.worker)}
+        content["failure"] = served.failure and served.failure._asdict()
+        if served.left.lines:
+            lines = {"/".join(key): line for key, line in served.left.lines.items()}
+            content["left"] = {"worker": _named(served.left.worker), "servers": lines}
+        files.replace(self.paths.served, json.dumps(content).encode())
 
     def cached(self, key: str) -> Any:  # noqa: ANN401  # JSON
         """What was cached under `key`, None where nothing was."""
@@ -136,3 +150,18 @@ class Store:
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o640)
+
+
+def _named(worker: tuple[int, int] | None) -> dict[str, int] | None:
+    return worker and {"pid": worker[0], "started": worker[1]}
+
+
+def _worker(found: Mapping[str, Any] | None) -> tuple[int, int] | None:
+    return (int(found["pid"]), int(found["started"])) if found else None
+
+
+def _left(found: Mapping[str, Any] | None) -> Left:
+    if not found:  # an older lbagent knew of none
+        return Left()
+    lines = {(key.partition("/")[0], key.partition("/")[2]): str(line) for key, line in found["servers"].items()}
+    return Left(_worker(found["worker"]), lines)

@@ -1,0 +1,48 @@
+"""What the worker that serves is known to have of the managed lines that stand in haproxy.cfg."""
+
+from __future__ import annotations
+
+import contextlib
+
+from lbagent.haproxy.takeover import Haproxy
+from lbagent.host.store import Served, Store
+from lbagent.plan import Plan
+from lbagent.scene import Scene
+
+
+class Confirmed:
+    """What served.json says, beside a text and the HAProxy that runs it."""
+
+    def __init__(self, store: Store, seen: Scene, haproxy: Haproxy) -> None:
+        """As both stand now."""
+        self._store, self._seen, self._haproxy = store, seen, haproxy
+        self.served = store.served()
+
+    def nothing_to_do(self, asked: Plan) -> bool:
+        """Whether HAProxy serves all that is `asked` for, or is shown not to run, and will read it when it starts."""
+        if self._haproxy.serving() is None:
+            here = (self._seen.document.digest(), None, None)
+            return self.served[:3] == here and self._haproxy.shown_not_to_run()
+        return self.sure() and not self._owes(asked)
+
+    def sure(self) -> bool:
+        """Whether the worker has the managed lines of the file."""
+        digest, worker = self._seen.document.digest(), self._haproxy.serving()
+        if self.served[:2] == (digest, worker) or (not self.served.digest and not self._seen.document.serves):
+            return True
+        # Started or reloaded by somebody else, after the file became what it is.
+        if self._haproxy.has_read_since(self._seen.changed_at, self._seen.size):
+            self.served = Served(digest, worker, left=self.served.left)
+            with contextlib.suppress(OSError):  # on a full disk it is found out again
+                self._store.serve(self.served)
+            return True
+        return False
+
+    def _owes(self, asked: Plan) -> bool:
+        """Whether a server that was told to go is to be back, though its line has never been away."""
+        left = self.served.left
+        if left.worker != self._haproxy.serving() or not left.lines:
+            return False
+        from lbagent.haproxy import roster  # noqa: PLC0415  # only after somebody went
+
+        return any(key in left.lines for key in roster.after(self._seen.document, asked.changed))

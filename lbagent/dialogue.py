@@ -1,0 +1,141 @@
+"""What one run says to the worker that serves: who goes first, who comes once it answers, and whether it is so."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+
+from lbagent.admission import Admission
+from lbagent.haproxy import conversation, roster
+from lbagent.haproxy.conversation import Conversation
+from lbagent.haproxy.dynamic import LEFT_LIMIT, Difference, Join, Known
+from lbagent.haproxy.process import Worker
+from lbagent.haproxy.roster import Key, Lines, entry, parts, standing, target
+from lbagent.haproxy.servers import differences
+from lbagent.haproxy.text import Document
+from lbagent.host.store import Left, Store
+from lbagent.names import canonical_address
+from lbagent.plan import Plan
+
+_GONE = ("No such server.", "No such backend.")
+
+
+class Dialogue:
+    """One worker, and what it is known to have."""
+
+    def __init__(self, store: Store, worker: Worker, talk: Conversation, left: Lines, *, sure: bool) -> None:
+        """`left` is what earlier runs have put into maintenance; `sure` whether its other servers are the file's."""
+        self._store, self._talk, self.worker, self.sure = store, talk, worker, sure
+        self._left = dict(left)
+        self._wanted: Lines = {}
+        self._withheld: Lines = {}
+        self._served: Lines = {}
+        self._difference: Difference | None = None
+        self.out: list[str] = []
+        """The servers whose traffic was taken away in this run."""
+        self._joined: list[Join] = []
+
+    @property
+    def left(self) -> Left:
+        """What is in maintenance now, for runs to come."""
+        return Left(self.worker, self._left)
+
+    @property
+    def trouble(self) -> str:
+        """Why something could not be said; nothing where all could."""
+        return "; ".join(self._talk.trouble)
+
+    @property
+    def unsayable(self) -> Mapping[Key, str]:
+        """What takes a reload, and why."""
+        return self._difference.unsayable if self._difference else {}
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so many servers are left behind that a reload has to clear them."""
+        return sum(key not in self._wanted for key in self._left) >= LEFT_LIMIT
+
+    def about(self, document: Document, wanted: Plan, asked: Plan) -> None:
+        """From now on this is about serving what stands in `document` after `wanted`, and who is to go is told.
+
+        Who is not in what was `asked` for goes all the same, though its line has to stay.
+        """
+        here = standing(document)
+        after, asked_for = roster.after(document, wanted.changed), roster.after(document, asked.changed)
+        self._served = {key: line for key, line in here.items() if key not in self._left}
+        self._wanted = {key: line for key, line in after.items() if key in asked_for}
+        self._withheld = {key: line for key, line in after.items() if key not in asked_for}
+        self._difference = Difference(document, Known(self._served, self._left, self.sure), self._wanted)
+        for key, line in map(entry, wanted.removed):
+            if line and key not in here:
+                self._difference.unsayable[key] = "was written by hand"
+        self.withdraw({key: line for key, line in here.items() if key not in self._wanted})
+
+    def after_reload(self, settings: Sequence[Sequence[str]], worker: Worker) -> Dialogue:
+        """The same with the worker that a reload has brought, which takes from `withheld` again. Raises Unspoken."""
+        fresh = opened(self._store, settings, worker, sure=True)
+        fresh._wanted = self._wanted  # noqa: SLF001  # another of ours
+        fresh.withdraw(self._withheld)
+        return fresh
+
+    @staticmethod
+    def nodes(wanted: Plan) -> Mapping[Key, str]:
+        """Whose server it is, of those that change."""
+        return {
+            entry(text)[0]: node for node, change in wanted.changes.items() for text in (*change.added, *change.removed)
+        }
+
+    def withdraw(self, lines: Lines) -> None:
+        """Take the traffic from these servers, as far as it can be said: running requests finish."""
+        if not lines:
+            return
+        fresh = {key: line if self.sure else "" for key, line in lines.items() if key not in self._left}
+        if fresh:
+            self._left |= fresh
+            # First: a run killed after it has spoken would not know whom to put back. A full disk must not silence us.
+            with contextlib.suppress(OSError):
+                self._store.serve(self._store.served()._replace(left=self.left))
+        answers = self._talk.say([f"set server {target(key)} state maint" for key in lines])
+        for key, answer in zip(lines, answers, strict=True):
+            if answer:
+                self._left.pop(key, None)
+            if answer and answer not in _GONE:
+                self._talk.trouble.append(f"{target(key)}: {answer}")
+            if answer == "":
+                self.out.append(target(key))
+
+    def take_up(self) -> bool:
+        """Have the servers that come take traffic, each once it answers; False where that could not be said."""
+        if self._difference is None or self.trouble:
+            return False
+        self._joined = joins = self._difference.joins
+        good = Admission(self._talk).granted(joins, self._difference.dynamic_cookies)
+        for join in joins if good else ():
+            self._left.pop(join.key, None)
+        return good
+
+    def retract(self) -> None:
+        """Take the traffic again from the servers that came in this run: the file does not have them after all."""
+        self.withdraw({join.key: join.line for join in self._joined if join.key not in self._served})
+
+    def amiss(self) -> Mapping[Key, str]:
+        """What the worker serves otherwise than wanted. Raises Unspoken."""
+        return differences(self._talk.states(), self._wanted, self._left)
+
+    def mend(self, keys: Iterable[Key]) -> None:
+        """Say address and state of these servers once more: a state file may have brought old ones back."""
+        commands = []
+        for key in keys:
+            if key in self._wanted:
+                address, port, _ = parts(self._wanted[key])
+                if port and address == canonical_address(address):
+                    commands.append(f"set server {target(key)} addr {address} port {port}")
+                commands.append(f"set server {target(key)} state ready")
+        self._talk.say(commands)
+
+
+def opened(store: Store, settings: Sequence[Sequence[str]], worker: Worker, *, sure: bool) -> Dialogue:
+    """The dialogue with this worker. Raises Unspoken where there is none to be had."""
+    left = store.served().left
+    talk = conversation.opened(settings, worker)
+    return Dialogue(store, worker, talk, left.lines if left.worker == worker else {}, sure=sure)

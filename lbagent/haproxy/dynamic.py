@@ -1,0 +1,155 @@
+"""What has to be said to a running HAProxy so that it serves other managed lines: text in, commands out.
+
+A server is never deleted (2.6 may use what it has freed): one that goes is left behind in maintenance, and taken up
+again when its node returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import NamedTuple
+
+from lbagent.haproxy import keywords
+from lbagent.haproxy.defaults import Inherited, inherited
+from lbagent.haproxy.keywords import Unsayable
+from lbagent.haproxy.roster import NAME, Key, Lines, parts, target
+from lbagent.haproxy.text import Document, Proxy
+from lbagent.names import canonical_address
+
+LEFT_LIMIT = 100
+"""Servers left behind in maintenance, after which one reload clears them."""
+
+PROMPTLY = 2.0
+"""Seconds within which HAProxy's own first check is worth waiting for."""
+
+_DYNAMIC = frozenset(("", "roundrobin", "leastconn", "random", "first"))
+_CONSISTENT = frozenset(("source", "uri", "url_param", "hdr", "rdp-cookie", "hash"))
+
+
+class Known(NamedTuple):
+    """What a worker is known to have."""
+
+    lines: Lines
+    """Of the servers that it serves."""
+    left: Lines
+    """Of those in maintenance; nothing where the line that made one is not known."""
+    sure: bool
+    """False where the file has changed since, so that servers can be taken out, but not in."""
+
+
+class Join(NamedTuple):
+    """A server that is to take traffic, once it is known to answer."""
+
+    key: Key
+    line: str
+    commands: tuple[str, ...]
+    """What makes it, or moves it."""
+    endpoint: tuple[str, int] | None
+    """Where its check connects to; None where it has none."""
+    verdict: float | None
+    """Seconds until HAProxy's own check has judged it, where that is more than a connection and worth waiting for."""
+
+    @property
+    def target(self) -> str:
+        """The server as the stats socket calls it."""
+        return target(self.key)
+
+
+class Difference:
+    """From what a worker has to what it is to have."""
+
+    def __init__(self, document: Document, known: Known, wanted: Lines) -> None:
+        """`document` is the text with the proxies; `wanted` the lines that are to be served."""
+        self._document, self._known = document, known
+        self.withdrawn: Lines = {key: line for key, line in known.lines.items() if key not in wanted}
+        """What has to go into maintenance."""
+        self.joins: list[Join] = []
+        self.unsayable: dict[Key, str] = {}
+        """What takes a reload, and why."""
+        for key, line in wanted.items():
+            if key in known.left or known.lines.get(key) != line:
+                self._join(key, line)
+
+    @cached_property
+    def dynamic_cookies(self) -> list[str]:
+        """The commands that give cookies to the servers that are added."""
+        proxies = sorted({join.key[0] for join in self.joins})
+        return [
+            f"enable dynamic-cookie backend {name}" for name in proxies if "dynamic" in self._inherited(name).cookie
+        ]
+
+    def _join(self, key: Key, line: str) -> None:
+        if not self._known.sure:
+            self.unsayable[key] = "what HAProxy serves is not known to be what stood in haproxy.cfg"
+            return
+        try:
+            self.joins += self._joined(key, line)
+        except Unsayable as error:
+            self.unsayable[key] = str(error)
+
+    def _joined(self, key: Key, line: str) -> list[Join]:
+        address, port, options = parts(line)
+        if not port or address != canonical_address(address):
+            raise Unsayable("it is at no address and port")
+        old = self._known.left.get(key, self._known.lines.get(key))
+        if old is None:
+            command = self._addition(key, line)
+        else:
+            if not old or (was := parts(old))[2] != options:
+                raise Unsayable(f"{target(key)} is there with other options")
+            if key not in self._known.left and was[:2] == (address, port):
+                return []  # only the comment differs
+            if "agent-check" in options and was[0] != address:
+                raise Unsayable("an agent does not follow its server's address")
+            command = f"set server {target(key)} addr {address} port {port}"
+        return [self._checked(key, line, command)]
+
+    def _checked(self, key: Key, line: str, command: str) -> Join:
+        address, port, options = parts(line)
+        here = self._inherited(key[0])
+        try:
+            words = keywords.expanded([*here.default_server, *options])
+        except Unsayable:
+            # It is there already, whatever it was made of.
+            return Join(key, line, (command,), None, None)
+        if "check" not in words:
+            return Join(key, line, (command,), None, None)
+        endpoint = words.get("addr", address), int(words.get("port", port))
+        deep = bool(here.deep) or "ssl" in words or "check-ssl" in words
+        due = keywords.seconds(words.get("fastinter", words.get("inter", "2s")))
+        commands = (command, f"enable health {target(key)}")
+        return Join(key, line, commands, endpoint, due if deep and due <= PROMPTLY else None)
+
+    def _addition(self, key: Key, line: str) -> str:
+        address, port, options = parts(line)
+        here = self._inherited(key[0])
+        words = keywords.expanded([*here.default_server, *options])
+        self._dynamic(self._proxy(key[0]), here, words)
+        host = f"[{address}]" if ":" in address else address
+        return f"add server {target(key)} {host}:{port}{keywords.said(words)}"
+
+    def _dynamic(self, proxy: Proxy, here: Inherited, words: Mapping[str, str]) -> None:
+        balance = (proxy.balance or "").partition("(")[0]
+        consistent = balance in _CONSISTENT and here.hash_type[:1] == ("consistent",)
+        if here.odd:
+            raise Unsayable(here.odd)
+        if balance not in _DYNAMIC and not consistent:
+            raise Unsayable(f"`balance {balance}` takes no dynamic servers")
+        if (consistent or balance in ("random", "first")) and "id" not in words:
+            raise Unsayable(f"`balance {balance}` would place a server without `id` elsewhere than a reload does")
+        if here.cookie and "dynamic" not in here.cookie:
+            raise Unsayable("`cookie` without `dynamic` gives no cookie to dynamic servers")
+
+    def _proxy(self, name: str) -> Proxy:
+        found = [one for one in self._document.proxies if one.name == name and one.kind in ("backend", "listen")]
+        if len(found) != 1 or not NAME.fullmatch(name):
+            raise Unsayable(f"proxy {name!r} is none that the stats socket can be told of")
+        return found[0]
+
+    def _inherited(self, name: str) -> Inherited:
+        return self._all_inherited.get(str(self._proxy(name)), Inherited())
+
+    @cached_property
+    def _all_inherited(self) -> Mapping[str, Inherited]:
+        return inherited(self._document)

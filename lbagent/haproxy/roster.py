@@ -1,0 +1,55 @@
+"""The managed servers of haproxy.cfg, as a running HAProxy knows them: by the names of proxy and server."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from lbagent.haproxy.text import Document
+
+Key = tuple[str, str]
+"""The names of a proxy and of a server in it."""
+Lines = Mapping[Key, str]
+
+NAME = re.compile("[A-Za-z0-9_.:-]+")
+"""What HAProxy lets proxies and servers be called; whatever else may stand in the file is never said."""
+_OURS = " # lbagent role="
+
+
+def target(key: Key) -> str:
+    """PROXY/SERVER."""
+    return "/".join(key)
+
+
+def standing(document: Document) -> Lines:
+    """The managed `server` lines of a text, as far as they may be spoken of."""
+    proxies = [proxy for proxy in document.proxies if proxy.managed and NAME.fullmatch(proxy.name)]
+    found = {(proxy.name, line.name): line.text for proxy in proxies for line in proxy.managed if not line.pauses}
+    return {key: line for key, line in found.items() if NAME.fullmatch(key[1])}
+
+
+def entry(text: str) -> tuple[Key, str]:
+    """Key and line of `PROXY: LINE`, as a plan tells its changes; of a paused node an empty line."""
+    section, _, line = text.partition(": ")
+    paused = line.startswith("#")
+    name = [*line.split(None, 4), "", ""][3 if paused else 1]
+    return (section.partition(" ")[2], name), "" if paused else line
+
+
+def after(document: Document, changed: tuple[Iterable[str], Iterable[str]]) -> Lines:
+    """The managed `server` lines of a text once lines have been added and removed, as a plan tells them."""
+    added, removed = changed
+    after = dict(standing(document))
+    for key, line in map(entry, removed):
+        if line:
+            after.pop(key, None)
+    after.update((key, line) for key, line in map(entry, added) if line)
+    return after
+
+
+def parts(line: str) -> tuple[str, int, list[str]]:
+    """Address, port and the words of the options of a managed line; port 0 where somebody has made it another."""
+    _, _, endpoint, *options = [*line.partition(_OURS)[0].split(), "", ""]
+    address, _, port = endpoint.rpartition(":")
+    number = int(port) if port.isascii() and port.isdigit() else 0
+    return address.strip("[]"), number, [word for word in options if word]
