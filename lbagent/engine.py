@@ -40,6 +40,8 @@ class Engine:
         self.store = Store(paths)
         self.spool = Spool(paths.spool, RECORD_LIMIT)
         self.membership = Membership()
+        self.texts: tuple[str, ...] = ()
+        """What stands in haproxy.cfg since the last run that went well."""
         self.answers: Mapping[str, str] = {}
         """What queries are told, by record id, as in Folded."""
         self.heard: int | None = None
@@ -73,6 +75,7 @@ class Engine:
                 self._learn(learn, roles, chronicle)
             chronicle.transaction = transaction = Transaction(self.store, roles, self.membership, options)
             chronicle.outcome = outcome = transaction.apply()
+        self.texts = transaction.plan.after if transaction.plan else ()
         self._tell(transaction, outcome, news=bool(chronicle.causes))
         if chronicle.unknown:
             raise chronicle.unknown

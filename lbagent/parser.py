@@ -41,6 +41,7 @@ def build() -> argparse.ArgumentParser:
         ("pause", "take a node out of balancing, here and on the other load balancers", _pause),
         ("resume", "put a paused node back in, here and on the other load balancers", _resume),
         ("forget", "drop a node that is gone, and its pause, here and on the other load balancers", _forget),
+        ("watch", "the daemon: applies what `handle` has stored, looks after edits, syncs each minute", _watch),
     ):
         add(known.add_parser(name, help=words, description=words, allow_abbrev=False))
     return parser
@@ -87,3 +88,12 @@ def _forget(parser: argparse.ArgumentParser) -> None:
 
 def _node(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("node", metavar="NODE", help="its name in Serf, or its address")
+
+
+def _watch(parser: argparse.ArgumentParser) -> None:
+    def load(_: argparse.Namespace) -> Callable[[Settings, Log], int]:
+        from lbagent.watch import watch  # noqa: PLC0415  # watchdog and tenacity: 60 ms that only the daemon needs
+
+        return watch
+
+    parser.set_defaults(verb=load)
