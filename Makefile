@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint bench clean
+.PHONY: help demo test check lint bench pages clean
 
 export PATH := $(PATH):/usr/sbin:/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -29,6 +29,9 @@ lint: $(VENV)/.dev  ## format, lint and types
 
 bench: $(VENV)/.dev  ## how fast it is
 	@$(BIN)/python bench/run.py
+
+pages: $(VENV)/.demo  ## man page and completions, in build/
+	@$(BIN)/python -m lbagent.manual build
 
 clean:  ## removes what the others have made here
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

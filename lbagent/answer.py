@@ -15,6 +15,7 @@ from lbagent.serf.command import Command, Malformed
 from lbagent.serf.events import StatusQuery, parse
 from lbagent.serf.raw import Raw
 from lbagent.settings import Settings
+from lbagent.summary import summary
 
 ROOM = 1024 - 100
 """Bytes of an answer: Serf lets it have 1,024, the node's name, the LTime and more of its own among them."""
@@ -46,6 +47,6 @@ def _answer(raw: Raw, engine: Engine, log: Log) -> str:
 
 def _status(words: tuple[str, ...], raw: Raw, engine: Engine) -> str:
     if words[:1] != ("pauses",):
-        return engine.summary(raw.self_name)
+        return summary(engine, raw.self_name)
     after = "".join(word.removeprefix("after=") for word in words[1:2])
     return accord.page(engine.store.membership() or Membership(), after, ROOM, int(time.time()))

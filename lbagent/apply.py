@@ -94,7 +94,7 @@ class Transaction:
         return None
 
     def _surroundings(self, seen: Scene) -> str:
-        return f"{seen.document.operator_digest()}{self._roles.digest}"
+        return quarantine.surroundings(seen.document, self._roles)
 
     def _is_served(self, seen: Scene, haproxy: Haproxy) -> bool:
         digest, worker = seen.document.digest(), haproxy.serving()

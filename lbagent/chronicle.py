@@ -19,7 +19,8 @@ from lbagent.last import Last
 from lbagent.membership import Membership
 from lbagent.memory import Damaged
 from lbagent.outcome import Outcome, Verdict
-from lbagent.roles import Roles
+from lbagent.plan import Plan
+from lbagent.roles import Pair, Roles
 
 
 class Live:
@@ -30,6 +31,10 @@ class Live:
     def __init__(self, texts: tuple[str, ...], digest: str, lines: tally.Standing) -> None:
         """Its files' texts; digest and managed lines of them all."""
         self.texts, self.digest, self.lines = texts, digest, lines
+
+    def servers(self, roles: Roles, membership: Membership) -> dict[Pair, dict[str, int]]:
+        """Servers by state, as `tally` counts them."""
+        return tally.servers(self.lines, roles, membership, pauses=tally.pauses(self.texts))
 
 
 class Chronicle:
@@ -63,6 +68,11 @@ class Chronicle:
         except Exception as failure:  # noqa: BLE001  # a full disk or a defect of ours: the run has ended as it has
             self._log.info(f"the metrics were not written: {told(failure)}")
 
+    @property
+    def _plan(self) -> Plan | None:
+        """The last one made, however the run ended."""
+        return self.transaction.plan if self.transaction else None
+
     def _record(self, error: BaseException | None) -> None:
         if self.transaction is None or isinstance(error, NotYet):
             return
@@ -72,7 +82,7 @@ class Chronicle:
             self._enter(self.outcome.verdict, self.outcome.words)
 
     def _enter(self, outcome: str, words: str) -> None:
-        plan = self.transaction and self.transaction.plan
+        plan = self._plan
         self._store.record(
             {
                 "why": "; ".join(self.causes) or "what was known already",
@@ -86,7 +96,7 @@ class Chronicle:
 
     def _live(self) -> Live | None:
         """haproxy.cfg as it stands; after a run that went well, that is as planned."""
-        plan = self.transaction and self.transaction.plan
+        plan = self._plan
         if plan and self.outcome:
             return Live(plan.after, plan.digest, plan.standing)
         if self.roles:
@@ -102,7 +112,7 @@ class Chronicle:
             last = last._replace(event=self.heard)
         if self.synced:
             last = last._replace(sync=now)
-        plan = self.transaction and self.transaction.plan
+        plan = self._plan
         stands = bool(plan and live and live.texts == plan.after)
         if plan and stands and plan.after != plan.before:
             last = last._replace(change=now)
@@ -119,7 +129,7 @@ class Chronicle:
         return self.outcome.exit_status if self.outcome else 0
 
     def _numbers(self, last: Last, live: Live | None) -> metrics.Numbers:
-        membership, plan = self._membership(), self.transaction and self.transaction.plan
+        membership, plan = self._membership(), self._plan
         numbers = metrics.Numbers(
             lbagent.__version__,
             last.run or 0,
@@ -132,7 +142,7 @@ class Chronicle:
         if membership is None:
             return numbers
         return numbers._replace(
-            servers=tally.servers(live.lines, self.roles, membership) if live and self.roles else None,
+            servers=live.servers(self.roles, membership) if live and self.roles else None,
             members=tally.statuses(membership),
             quarantined=tally.quarantined(membership),
         )

@@ -8,7 +8,7 @@ from lbagent.haproxy.lines import HandWritten, Line
 from lbagent.haproxy.text import Proxy
 from lbagent.membership import FAILED
 from lbagent.names import natural
-from lbagent.wishes import Wish
+from lbagent.wishes import Note, Wish
 
 _BY_HAND = "by hand"
 
@@ -83,11 +83,14 @@ class Claims:
     def _claim(self, name: str, wish: Wish) -> bool:
         holder = self._taken.get(wish.endpoint)
         if name.lower() in self._names or holder == _BY_HAND:
-            self.notes.append(f"{name} stands in {self._proxy} by hand: none is written beside it")
+            self._note(wish, f"{name} stands ", f"in {self._proxy} by hand: none is written beside it")
         elif holder is not None:
-            self.notes.append(f"{name} has no line in {self._proxy}: {holder} has {wish.endpoint}")
+            self._note(wish, f"{name} has no line ", f"in {self._proxy}: {holder} has {wish.endpoint}")
         else:
             self.take([name], [wish.endpoint])
             self._taken[wish.endpoint] = name
             return True
         return False
+
+    def _note(self, wish: Wish, head: str, why: str) -> None:
+        self.notes.append(Note(wish.member.name, head, why))

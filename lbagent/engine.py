@@ -21,7 +21,7 @@ from lbagent.host.store import Store
 from lbagent.membership import Membership
 from lbagent.outcome import Outcome
 from lbagent.roles import Roles
-from lbagent.roll import expired, paused
+from lbagent.roll import expired
 from lbagent.serf import agent
 from lbagent.serf.events import Event
 from lbagent.serf.raw import RECORD_LIMIT, Raw
@@ -105,21 +105,6 @@ class Engine:
         if learn:
             folded = learn(folded.membership, roles)
         return expired(folded.membership, int(time.time()))
-
-    def summary(self, name: str) -> str:
-        """One line about this load balancer, for the query `lbagent-status`."""
-        try:
-            membership = self.store.membership() or Membership()
-        except memory.Damaged as error:
-            return f"{name or 'lb'} members.json {error}: the next event rebuilds it from the managed lines"
-        present = [member for member in membership.members.values() if member.present]
-        out = len(paused(membership) & {member.name for member in present})
-        served = self.store.served()
-        failure = f" failed={served.failure.words}" if served.failure else ""
-        return (
-            f"{name or 'lb'} members={len(present)} paused={out} digest={served.digest or 'none'}"
-            f" pending={len(self.spool.names())}{failure}"
-        )
 
     def _learn(self, learn: Learn, roles: Roles, chronicle: Chronicle) -> None:
         before = self.membership

@@ -20,6 +20,8 @@ class LbagentError(Exception):
     exit_status = 1
     outcome = "failed"
     """What history.jsonl calls a run that ended so."""
+    meaning = "unexpected (no permission, a full disk), or not confirmed"
+    """What its exit status means, as --help and man page say it; kinds of it need none of their own."""
 
 
 class NotStored(LbagentError):
@@ -30,18 +32,21 @@ class UsageError(LbagentError):
     """The command line cannot be understood."""
 
     exit_status = 2
+    meaning = "the command line cannot be understood"
 
 
 class RolesRefused(LbagentError):
     """roles.yml cannot be used; nothing on disk was changed."""
 
     exit_status = 2
+    meaning = "roles.yml is refused; of `plan`: something would change"
 
 
 class Refused(LbagentError):
     """haproxy.cfg was refused; the live file was never touched."""
 
     exit_status = 4
+    meaning = "HAProxy refuses haproxy.cfg, or a marker stands twice; nothing was replaced"
     outcome = "refused"
 
 
@@ -49,6 +54,7 @@ class PutBack(LbagentError):
     """HAProxy did not take the change over; the previous managed lines are back."""
 
     exit_status = 5
+    meaning = "the reload failed; the previous managed lines are back"
     outcome = "put back"
 
 
@@ -60,6 +66,7 @@ class Busy(LbagentError):
     """Somebody else holds the lock, or keeps editing haproxy.cfg."""
 
     exit_status = 6
+    meaning = "the lock, or a haproxy.cfg that nobody is editing, was not had in time"
     outcome = "busy"
 
 
@@ -67,4 +74,5 @@ class TryAgain(LbagentError):
     """Serf or HAProxy could not be reached; nothing is lost, the next run goes on."""
 
     exit_status = 75
+    meaning = "Serf or HAProxy could not be reached; the next run goes on from there"
     outcome = "not confirmed"

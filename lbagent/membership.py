@@ -30,6 +30,10 @@ PRESENT = (ALIVE, FAILED)
 PAUSED_TAG = ("lbagent", "paused")
 
 
+REBUILT = "haproxy.cfg"
+"""Who paused a node of which only a managed line still tells."""
+
+
 class Pause(NamedTuple):
     """Out of balancing until a resume; `until` (epoch seconds) ends it by itself."""
 

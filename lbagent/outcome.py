@@ -52,6 +52,17 @@ class Outcome(NamedTuple):
         return self.running and self.verdict in (Verdict.UNCHANGED, Verdict.APPLIED)
 
 
+class Run(NamedTuple):
+    """A run of the past, as history.jsonl tells of it."""
+
+    at: int
+    """Epoch seconds."""
+    why: str
+    outcome: str
+    """A verdict, or what its error calls it."""
+    words: str
+
+
 def counted(added: int, removed: int) -> str:
     """How many lines came and went, in words."""
     return f"{added} {'line' if added == 1 else 'lines'} added, {removed} removed"

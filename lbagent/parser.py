@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import lbagent
-from lbagent import steer, verbs
+from lbagent import helptext, status, steer, verbs
 from lbagent.errors import UsageError
 from lbagent.handler import handle
 from lbagent.host.log import Log
 from lbagent.settings import DEFAULT_ROLES, DEFAULT_STATE_DIR, Settings, settled
+
+_LOOKS: Any = {"formatter_class": helptext.Help, "allow_abbrev": False}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -27,12 +29,13 @@ def parsed(words: list[str], environ: Mapping[str, str]) -> tuple[Settings, Call
 
 def build() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
-    parser = _Parser("lbagent", description="Keeps haproxy.cfg in step with what Serf knows.", allow_abbrev=False)
+    words = "Keeps haproxy.cfg in step with what Serf knows."
+    parser = _Parser("lbagent", description=words, epilog=helptext.epilog(), **_LOOKS)
     parser.add_argument("--version", action="version", version=f"lbagent {lbagent.__version__}")
     parser.add_argument("--roles", metavar="FILE", help=f"roles.yml ($LBAGENT_ROLES, else {DEFAULT_ROLES})")
     parser.add_argument("--state-dir", metavar="DIR", help=f"state ($LBAGENT_STATE_DIR, else {DEFAULT_STATE_DIR})")
     parser.add_argument("-v", dest="verbose", action="store_true", help="say what went well, too")
-    known = parser.add_subparsers(metavar="VERB", required=True)
+    known = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     for name, words, add in (
         ("handle", "the Serf event handler: reads SERF_* and stdin", _handle),
         ("plan", "show what would change now; exit 0 nothing, 2 something", _plan),
@@ -41,9 +44,12 @@ def build() -> argparse.ArgumentParser:
         ("pause", "take a node out of balancing, here and on the other load balancers", _pause),
         ("resume", "put a paused node back in, here and on the other load balancers", _resume),
         ("forget", "drop a node that is gone, and its pause, here and on the other load balancers", _forget),
+        ("status", "show each node, what is served, and what waits", _status),
+        ("check", "look at roles.yml, markers, haproxy.cfg, HAProxy and Serf; exit 0 no error, 1 some", _check),
         ("watch", "the daemon: applies what `handle` has stored, looks after edits, syncs each minute", _watch),
     ):
-        add(known.add_parser(name, help=words, description=words, allow_abbrev=False))
+        more = helptext.verb_epilog(parser.prog)
+        add(known.add_parser(name, help=words, description=f"{words[0].upper()}{words[1:]}.", epilog=more, **_LOOKS))
     return parser
 
 
@@ -88,6 +94,21 @@ def _forget(parser: argparse.ArgumentParser) -> None:
 
 def _node(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("node", metavar="NODE", help="its name in Serf, or its address")
+
+
+def _status(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="one JSON object on one line")
+    parser.add_argument("--watch", action="store_true", help="again every two seconds, until Ctrl-C")
+    parser.set_defaults(verb=lambda found: status.status(found.json, found.watch))
+
+
+def _check(parser: argparse.ArgumentParser) -> None:
+    def chosen(_: argparse.Namespace) -> Callable[[Settings, Log], int]:
+        from lbagent.check import check  # noqa: PLC0415  # what only a person waits for
+
+        return check
+
+    parser.set_defaults(verb=chosen)
 
 
 def _watch(parser: argparse.ArgumentParser) -> None:

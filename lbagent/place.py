@@ -15,11 +15,10 @@ from lbagent.haproxy.server import stable_ids
 from lbagent.haproxy.text import Document, Proxy
 from lbagent.homeless import remaining
 from lbagent.membership import Members
-from lbagent.names import natural
 from lbagent.roles import Pair, Roles
-from lbagent.spot import Planned, Spot, spot
+from lbagent.spot import Planned, Spot, in_order, spot
 from lbagent.turn import Turn
-from lbagent.wishes import Crowd, Wish, Wishes
+from lbagent.wishes import Crowd, Note, Wish, Wishes
 
 
 class Place:
@@ -85,7 +84,7 @@ class Place:
         }
         ids = self._ids(granted, stays)
         for number, here in granted.items():
-            after = sorted([*self._planned(number, here, ids), *stays[number]], key=_by_name)
+            after = in_order([*self._planned(number, here, ids), *stays[number]])
             yield spot(number, self._claims.with_adopted(self._standing[number], number), after)
 
     def _crowd(self, turn: Turn) -> Crowd | None:
@@ -107,7 +106,7 @@ class Place:
             return Spot(0, self._standing[0], texts, added, ())
         stay = self._stay(0, dict.fromkeys(crowd.names, False), set(texts), turn)
         planned = [*map(Planned, crowd.names, crowd.names, texts)]
-        return spot(0, self._standing[0], sorted([*planned, *stay], key=_by_name))
+        return spot(0, self._standing[0], in_order([*planned, *stay]))
 
     def _known(self, number: int) -> set[str]:
         return {self.node(line) for line in self._standing[number]}
@@ -146,7 +145,8 @@ class Place:
 
     def _tell_unknowable(self, served: Mapping[str, bool], stay: Sequence[Planned]) -> None:
         for node in {node for node, unknowable in served.items() if unknowable} - {line.node for line in stay}:
-            self.notes.append(f"{node} has no line in {self._proxy}: its tags are unknown until Serf tells them")
+            why = f"in {self._proxy}: its tags are unknown until Serf tells them"
+            self.notes.append(Note(node, f"{node} has no line ", why))
 
     def _homeless(self, line: Line, node: str, turn: Turn) -> bool:
         """Whether its own marker is gone from this proxy, while its node is still there."""
@@ -166,7 +166,7 @@ class Place:
         # It follows its node only to where the node's role may be, and where nobody else is.
         there = wishes.allowed(node, line.role) or line.address
         moved, note = remaining(line, node, there, paused=node in wishes.paused)
-        self.notes.append(f"{self._document.where(line.at)}: {note}")
+        self.notes.append(Note(node, f"{self._document.where(line.at)}: ", note))
         if (where := endpoint_of(moved)) and where != line.endpoint and not self._claims.free(where):
             moved = line.text
         self._claims.take([line.name], [endpoint_of(moved)])
@@ -194,7 +194,3 @@ class Place:
         names = {self._name(wish.member.name, number) for number, wishes in granted.items() for wish in wishes}
         names.update(line.name for lines in stays.values() for line in lines)
         return stable_ids(names, (line.id for line in self._proxy.hand_written if line.id))
-
-
-def _by_name(line: Planned) -> tuple[list[str | int], str]:
-    return natural(line.name)

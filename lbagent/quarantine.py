@@ -5,9 +5,16 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping
 
+from lbagent.haproxy.text import Document
 from lbagent.membership import Member, Membership, Quarantine
+from lbagent.roles import Roles
 from lbagent.roll import paused
 from lbagent.table import tabled
+
+
+def surroundings(document: Document, roles: Roles) -> str:
+    """What could change HAProxy's verdict, but for the node itself: the operator's text and roles.yml."""
+    return f"{document.operator_digest()}{roles.digest}"
 
 
 def holding(membership: Membership, surroundings: Callable[[], str]) -> frozenset[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lbagent.haproxy.text import Document, Edit, Proxy
-from lbagent.membership import ALIVE, Member, Membership, Pause
+from lbagent.membership import ALIVE, REBUILT, Member, Membership, Pause
 from lbagent.names import NAME, canonical_address
 from lbagent.place import Place
 from lbagent.roles import Roles
@@ -35,7 +35,7 @@ def rebuilt(document: Document, roles: Roles, now: int) -> Membership:
         for line in proxy.managed:
             node, address = place.node(line), line.address
             if NAME.fullmatch(node) and canonical_address(address) == address:
-                pause = Pause(now, "haproxy.cfg") if line.pauses else None
+                pause = Pause(now, REBUILT) if line.pauses else None
                 members.setdefault(node, Member(node, address, line.role, None, ALIVE, now, pause))
     return Membership(members)
 

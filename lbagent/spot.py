@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from lbagent.haproxy.lines import HandWritten, Line, indentation
 from lbagent.haproxy.text import Document, Edit, Proxy
+from lbagent.names import natural
 
 Changes = dict[str, tuple[list[str], list[str]]]
 """Lines added and removed, by node."""
@@ -62,6 +63,11 @@ class Spot(NamedTuple):
             changes.setdefault(node(line), ([], []))[1].append(f"{proxy}: {line.text}")
         for text, owner in self.added.items():
             changes.setdefault(owner, ([], []))[0].append(f"{proxy}: {text}")
+
+
+def in_order(lines: Iterable[Planned]) -> list[Planned]:
+    """The lines as they are to stand: by the names of their servers, in natural order."""
+    return sorted(lines, key=lambda line: natural(line.name))
 
 
 def spot(marker: int | None, before: Sequence[Line | HandWritten], after: Sequence[Planned]) -> Spot:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from lbagent.haproxy.lines import Line
-from lbagent.haproxy.text import Document
+from lbagent.haproxy.text import PAUSED, Document
 from lbagent.membership import FAILED, Membership
 from lbagent.roles import Pair, Roles
 from lbagent.table import Table, tabled
@@ -27,22 +27,26 @@ def standing(document: Document) -> Standing:
     return found
 
 
-def servers(lines: Standing, roles: Roles, membership: Membership) -> dict[Pair, dict[str, int]]:
+def servers(lines: Standing, roles: Roles, membership: Membership, *, pauses: bool) -> dict[Pair, dict[str, int]]:
     """Servers by state, for every pair of roles.yml; each stands in one state only.
 
-    A paused line is `paused`. A node in quarantine or failed counts as that, whether it has a line or none; what has
-    a line beside these is `in`.
+    A paused line is `paused`; `pauses` tells whether there is any. A node in quarantine or failed counts as that,
+    whether it has a line or none; what has a line beside these is `in`.
     """
     odd = _odd(tabled(membership.members))
     found = {}
     for pair, serving in roles.serving().items():
         texts = lines.get(pair.middle, ())
-        paused = [text[0] for text in texts].count("#")
-        found[pair] = dict.fromkeys(STATES, 0) | {"in": len(texts) - paused, "paused": paused}
-        here = {name: state for role in serving for name, state in odd.get(role.name, {}).items()}
-        if here:
+        paused = [text[0] for text in texts].count("#") if pauses else 0
+        found[pair] = {"in": len(texts) - paused, "paused": paused, "failed": 0, "quarantined": 0}
+        if odd and (here := {name: state for role in serving for name, state in odd.get(role.name, {}).items()}):
             _move(found[pair], here, [Line(0, 0, text) for text in texts], f".{pair.service}")
     return found
+
+
+def pauses(texts: Iterable[str]) -> bool:
+    """Whether any line may stand for a paused node; seen sooner in whole texts than line by line."""
+    return any(PAUSED in text for text in texts)
 
 
 def statuses(membership: Membership) -> dict[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from lbagent.haproxy.server import Server, endpoint, paused_line, tail
 from lbagent.membership import FAILED, PRESENT, Member, Membership
@@ -12,6 +12,21 @@ from lbagent.names import certainly_allowed, in_order, natural, refusal
 from lbagent.roles import Missing, Pair, Role, Roles, Service, Template
 from lbagent.roll import paused
 from lbagent.table import tabled
+
+
+class Note(str):
+    """A sentence for the operator about one node: who and what, then `why`."""
+
+    __slots__ = ("node", "why")
+
+    node: str
+    why: str
+
+    def __new__(cls, node: str, head: str, why: str) -> Self:
+        """The sentence that begins with `head` and ends with `why`."""
+        note = super().__new__(cls, head + why)
+        note.node, note.why = node, why
+        return note
 
 
 class Wish(NamedTuple):
@@ -107,7 +122,7 @@ class Wishes:
             return {name: nodes[name] for name in in_order(nodes)}
         refused = {name: why for name, address in nodes.items() if (why := refusal(address, role.networks))}
         for name, why in refused.items():
-            self.notes[f"node {name} of role {role.name} has no line: {why}"] = None
+            self.notes[Note(name, f"node {name} of role {role.name} has no line: ", why)] = None
         return {name: nodes[name] for name in in_order(nodes) if name not in refused}
 
     def _same(self, role: Role, service: Service, options: Template) -> tuple[int, str]:
@@ -129,7 +144,7 @@ class Wishes:
             port = service.port_of(values, member.tags or {})
             text = options.fill(values, member.tags or {})
         except Missing as error:
-            self.notes[f"node {member.name} has no line for {service.name}: {error}"] = None
+            self.notes[Note(member.name, f"node {member.name} has no line for ", f"{service.name}: {error}")] = None
             return None
         return Wish(member, role, endpoint(member.address, port), port, text, paused)
 
@@ -140,7 +155,8 @@ class Wishes:
             room -= (new := wish.member.name not in known)
             if new and room < 0:
                 name = wish.member.name
-                self.notes[f"node {name} has no line for {service.name}: role {role.name} has its {role.max}"] = None
+                why = f"{service.name}: role {role.name} has its {role.max}"
+                self.notes[Note(name, f"node {name} has no line for ", why)] = None
             else:
                 allowed.append(wish)
         return allowed

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from lbagent import errors, parser, rolesfile
+from lbagent.doctor.finding import Kind
 from lbagent.errors import LbagentError, RolesRefused
 
 HERE = Path(__file__).resolve().parent.parent
@@ -82,6 +83,12 @@ def statuses(of: type[LbagentError]) -> set[int]:
 @pytest.mark.parametrize("word", options(parser.build()))
 def test_every_verb_and_option_is_documented(word: str) -> None:
     assert re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", DOCS)
+
+
+def test_every_kind_of_finding_is_documented_and_no_other() -> None:
+    page = (HERE / "docs" / "check.md").read_text(encoding="utf-8")
+
+    assert sorted(re.findall(r"^\| `([a-z-]+)` \|", page, re.MULTILINE)) == sorted(Kind)
 
 
 @pytest.mark.parametrize("status", sorted(statuses(errors.LbagentError) | {0, 3}))

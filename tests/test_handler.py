@@ -505,16 +505,33 @@ def test_the_status_is_one_line(stage: Stage) -> None:
     stage.user("pause", "web01", 1)
     digest = json.loads((stage.state / "served.json").read_text())["digest"]
 
-    assert stage.query("lbagent-status") == (0, f"lb01 members=2 paused=1 digest={digest} pending=0\n".encode(), "")
+    last = "last=written: 1 line added, 1 removed; HAProxy does not run"
+    said = f"lb01 members=2 paused=1 digest={digest} pending=0 {last}\n"
+    assert stage.query("lbagent-status") == (0, said.encode(), "")
 
 
 def test_the_status_is_told_of_damaged_state_too(stage: Stage) -> None:
     stage.join("web01 10.0.0.1")
     (stage.state / "members.json").write_bytes(b"{")
 
+    digest = json.loads((stage.state / "served.json").read_text())["digest"]
+    last = "last=written: 1 line added, 0 removed; HAProxy does not run"
+
+    said = f"lb01 members=damaged digest={digest} pending=0 {last}\n"
+    assert stage.query("lbagent-status") == (0, said.encode(), "")
+
+
+def test_the_status_is_told_where_roles_yml_is_refused_too(stage: Stage) -> None:
+    stage.roles.write_text("roles: 7\n")
+
     status, out, err = stage.query("lbagent-status")
 
-    assert (status, err) == (0, "")
+    problem = f"problem={stage.roles}:1: roles: "
+    assert (status, err, out.decode().partition(problem)[0]) == (
+        0,
+        "",
+        "lb01 members=0 paused=0 digest=unknown pending=0 ",
+    )
     assert out.count(b"\n") == 1
 
 

@@ -170,9 +170,9 @@ def counted(*members: Member) -> dict[str, tuple[int, ...]]:
     """Servers in, paused, failed and quarantined, by the middle of their marker."""
     membership = known(*members)
     plan = planning(FARM, TWO, membership, Rules(kept=frozenset()))
-    found = tally.servers(plan.standing, TWO, membership)
+    found = tally.servers(plan.standing, TWO, membership, pauses=tally.pauses(plan.after))
     (text,) = plan.after
-    assert tally.servers(tally.standing(Document([("", text)])), TWO, membership) == found
+    assert tally.servers(tally.standing(Document([("", text)])), TWO, membership, pauses=True) == found
     return {pair.middle: tuple(states[state] for state in tally.STATES) for pair, states in found.items()}
 
 
@@ -212,15 +212,6 @@ def test_a_damaged_last_json_starts_anew(tmp_path: Path, content: bytes) -> None
 
 def test_what_is_sound_in_last_json_stays() -> None:
     assert last.load(b'{"sync": 7, "event": "x", "reload_good": 1, "later": 2}') == Last(sync=7)
-
-
-def test_a_sync_is_noted_beside_what_is_known(tmp_path: Path) -> None:
-    store = Store(Paths(str(tmp_path)))
-    store.keep(Last(run=1, event=2))
-
-    store.noted(sync=7)
-
-    assert store.last() == Last(run=1, event=2, sync=7)
 
 
 # Every end of a run
@@ -304,9 +295,10 @@ def test_a_reload_that_failed_is_told_until_one_goes_well(lb: Lb) -> None:
         assert lb.join(WEB2).returncode == 5
         assert ended(lb) == (5, 0, 0)
         assert (servers(lb), values(lb)["managed_lines_digest"]) == ((1, 0, 0, 0), before)
-        reloaded = values(lb)["last_reload_timestamp_seconds"]
+        store = Store(Paths(str(lb.state)))
+        store.keep(store.last()._replace(reload=NOW))
         assert lb.join(WEB3).returncode == 5  # not tried again yet
-        assert (ended(lb), values(lb)["last_reload_timestamp_seconds"]) == ((5, 0, 0), reloaded)
+        assert (ended(lb), values(lb)["last_reload_timestamp_seconds"]) == ((5, 0, 0), NOW)
         lb.roles.write_text(lb.filled(ROLES))
         assert lb.run("apply", "--force").returncode == 0
         assert (ended(lb), servers(lb)) == ((0, 1, 0), (3, 0, 0, 0))
@@ -348,7 +340,7 @@ def test_files_that_were_no_events_are_counted(lb: Lb) -> None:
 def test_the_age_of_a_sync_is_told_by_the_next_run(lb: Lb) -> None:
     lb.join(WEB1)
     store = Store(Paths(str(lb.state)))
-    store.noted(sync=int(values(lb)["last_run_timestamp_seconds"]) - 100)
+    store.keep(store.last()._replace(sync=int(values(lb)["last_run_timestamp_seconds"]) - 100))
 
     lb.run("apply")
 

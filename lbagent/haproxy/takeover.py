@@ -13,6 +13,7 @@ from lbagent.haproxy import process, runtime
 from lbagent.haproxy.process import Reloads, Running, Worker
 from lbagent.haproxy.successor import spoken, successor
 from lbagent.host import commands, processes
+from lbagent.host.commands import Finished
 from lbagent.roles import HaproxySettings
 
 _POLL = 0.01
@@ -46,16 +47,7 @@ class Haproxy:
 
         Raises NotAccepted, TryAgain where HAProxy cannot be asked.
         """
-        argv = ["haproxy", "-c", *(word for path in paths for word in ("-f", path))]
-        running = self._running
-        cwd = running.main.cwd if running and running.is_master else None
-        try:
-            # As the running one would read them: its folder, and its variables for ${…}.
-            result = commands.run(
-                argv, self._settings.timeout, cwd=cwd if cwd and os.path.isdir(cwd) else None, environ=self._environ()
-            )
-        except OSError as error:
-            raise TryAgain(f"haproxy -c cannot be run: {error.strerror}: {error.filename}") from error
+        result = checked(paths, self._settings.timeout, self._running)
         if result.status is None:
             raise TryAgain(result.words)
         if not result.good:
@@ -165,8 +157,22 @@ class Haproxy:
         return None
 
     def _environ(self) -> Mapping[str, str]:
-        environ = self._running.environ if self._running else {}
-        return environ or _own_environ()
+        return _environ(self._running)
+
+
+def checked(paths: Sequence[str], timeout: float, running: Running | None) -> Finished:
+    """How `haproxy -c` ends on these files, read as the running one would read them. Raises TryAgain."""
+    argv = ["haproxy", "-c", *(word for path in paths for word in ("-f", path))]
+    cwd = running.main.cwd if running and running.is_master else None
+    try:
+        # Its folder, and its variables for ${…}.
+        return commands.run(argv, timeout, cwd=cwd if cwd and os.path.isdir(cwd) else None, environ=_environ(running))
+    except OSError as error:
+        raise TryAgain(f"haproxy -c cannot be run: {error.strerror}: {error.filename}") from error
+
+
+def _environ(running: Running | None) -> Mapping[str, str]:
+    return (running.environ if running else {}) or _own_environ()
 
 
 def _own_environ() -> dict[str, str]:

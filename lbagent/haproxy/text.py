@@ -13,14 +13,14 @@ from typing import NamedTuple
 
 from lbagent.haproxy.lines import BLANK, HandWritten, Line, Marker, hand_written, indentation
 
-_SECTIONS = frozenset(
+SECTIONS = frozenset(
     {"global", "defaults", "frontend", "backend", "listen", "peers", "resolvers", "mailers", "userlist", "program"}
     | {"http-errors", "ring", "cache", "log-forward", "fcgi-app", "crt-store", "traces", "log-profile", "acme"}
 )
 _HASHING = ("source", "uri", "url_param", "hdr", "rdp-cookie", "random", "hash")
 _OURS = "# lbagent role="
 _SERVER = "server ", "server\t"
-_PAUSED = "# lbagent paused "
+PAUSED = "# lbagent paused "
 _MARKER = "# additional-", "-server"
 
 _line: Callable[[tuple[int, int, str]], Line] = partial(tuple.__new__, Line)
@@ -139,7 +139,7 @@ class Document:
 
     def _directive(self, proxy: Proxy, at: int, line: str, words: list[str]) -> Proxy:
         first = words[0]
-        if first in _SECTIONS:
+        if first in SECTIONS:
             return self._section(line.split("#", maxsplit=1)[0].split())
         if first[0] == "#":
             self._comment(proxy, at, line)
@@ -165,7 +165,7 @@ class Document:
 
     def _comment(self, proxy: Proxy, at: int, line: str) -> None:
         text = line.strip(BLANK)
-        if text.startswith(_PAUSED) and _is_paused(text):
+        if text.startswith(PAUSED) and _is_paused(text):
             proxy.managed.append(Line(at, len(proxy.markers), text))
         elif text.startswith(_MARKER[0]) and text.endswith(_MARKER[1]) and " " not in (middle := _middle(text)):
             # The marker may be the last line, without any ending; the first line shows the file's own.

@@ -129,10 +129,6 @@ class Store:
         with contextlib.suppress(OSError):
             files.replace(self.paths.last, last.dump(when), durable=False)
 
-    def noted(self, *, sync: int) -> None:
-        """Keep that a sync ended at `sync`, in epoch seconds, for the next run's metrics; the lock is the caller's."""
-        self.keep(self.last()._replace(sync=sync))
-
     def publish(self, metrics: bytes) -> None:
         """Write metrics.prom, for everybody to read. Raises OSError."""
         files.replace(self.paths.metrics, metrics, 0o644, durable=False)

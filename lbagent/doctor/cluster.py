@@ -1,0 +1,48 @@
+"""What the Serf agent says of itself and of the other load balancers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lbagent.doctor.finding import NAMED, Finding, Kind, counted, enumerated, error, ok, warning
+from lbagent.roles import Roles
+from lbagent.serf.listing import Info, Listing, others
+
+
+def agent(info: Info) -> Iterator[Finding]:
+    """The agent itself: there, and speaking in cipher."""
+    yield ok(Kind.SERF, "", f"the agent {info.name} answers")
+    if info.encrypted:
+        yield ok(Kind.ENCRYPTION, "", "what the agents say is encrypted")
+    else:
+        what = "the cluster is not encrypted: whoever reaches it can enrol a server, pause one, or call it failed"
+        yield error(Kind.ENCRYPTION, "", what, "make a key with `serf keygen`, and set `encrypt_key` on every node")
+
+
+def role(info: Info, roles: Roles | None) -> Finding:
+    """The role of this load balancer, by which others know it for one."""
+    if not info.role:
+        what = "the agent has no role: the other load balancers cannot be told from any node"
+        return warning(Kind.ROLE_TAG, info.name, what, 'write `"tags": {"role": "lb"}`')
+    named = roles.roles.get(info.role) if roles else None
+    if named is not None and any(named.sections.values()):
+        what = f"its role {info.role} is one that roles.yml serves: the other load balancer becomes a server"
+        return error(Kind.ROLE_TAG, info.name, what, "give the load balancers a role of their own, as `lb`")
+    return ok(Kind.ROLE_TAG, info.name, f"its role is {info.role}")
+
+
+def peers(info: Info, listing: Listing) -> Iterator[Finding]:
+    """The load balancers of the same role, and members that nobody can use."""
+    there = others(listing, info)
+    failed = sorted(one.name for one in there if one.status == "failed")
+    alive = sorted(one.name for one in there if one.status == "alive")
+    if failed:
+        what = f"{counted(len(failed), 'other load balancer')} failed: {enumerated(failed)}"
+        yield warning(Kind.PEERS, "serf members", what, "start its agent, or `serf force-leave` it")
+    if alive or not failed:
+        named = f": {enumerated(alive)}" if alive else ""
+        yield ok(Kind.PEERS, "serf members", f"{counted(len(alive), 'other load balancer')} there{named}")
+    for words in listing.refused[:NAMED]:
+        yield warning(Kind.MEMBERS, "", words, "mend that node's name, or its address")
+    if more := len(listing.refused[NAMED:]):
+        yield warning(Kind.MEMBERS, "serf members", f"{counted(more, 'more member')} of no use", "see `serf members`")

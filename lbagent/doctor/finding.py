@@ -1,0 +1,121 @@
+"""A finding: one thing that was looked at, and what an operator should make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+from typing import NamedTuple
+
+NAMED = 5
+"""Names that are told before `and N more`."""
+
+_LIMIT = 600
+"""Characters of one line: foreign words are cut before they fill a screen."""
+
+
+class Severity(StrEnum):
+    """How bad it is."""
+
+    OK = "ok"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class Kind(StrEnum):
+    """What was looked at; docs/check.md has a row for each."""
+
+    LBAGENT = "lbagent"
+    ROLES = "roles"
+    ROLE_EMPTY = "role-empty"
+    SERVICE_UNUSED = "service-unused"
+    NETWORKS = "networks"
+    MARKERS = "markers"
+    MARKER_UNKNOWN = "marker-unknown"
+    MARKER_MISSING = "marker-missing"
+    MARKER_TWICE = "marker-twice"
+    MARKER_GONE = "marker-gone"
+    ROLE_NOWHERE = "role-nowhere"
+    BY_HAND = "by-hand"
+    NODE = "node"
+    HAPROXY = "haproxy"
+    HAPROXY_CFG = "haproxy-cfg"
+    TIME_LIMIT = "time-limit"
+    PROCESS = "process"
+    STATS_SOCKET = "stats-socket"
+    STATS_ANSWER = "stats-answer"
+    HAND_OVER = "hand-over"
+    HARD_STOP = "hard-stop"
+    IDLE_CLOSE = "idle-close"
+    TIMEOUTS = "timeouts"
+    SERVER_STATE = "server-state"
+    RUNTIME_API = "runtime-api"
+    DRIFT = "drift"
+    PENDING = "pending"
+    HELD = "held"
+    QUARANTINE = "quarantine"
+    PERMISSIONS = "permissions"
+    STATE = "state"
+    DISK = "disk"
+    DAMAGED = "damaged"
+    BAD_RECORDS = "bad-records"
+    SERF = "serf"
+    ENCRYPTION = "encryption"
+    HANDLERS = "handlers"
+    HANDLER_SPEC = "handler-spec"
+    ROLE_TAG = "role-tag"
+    PEERS = "peers"
+    MEMBERS = "members"
+    AGENT_FILES = "agent-files"
+    REPLAY = "replay"
+    LEAVE = "leave"
+    KEY = "key"
+    RPC = "rpc"
+
+
+class Finding(NamedTuple):
+    """What was found, where, and what would be right."""
+
+    severity: Severity
+    kind: Kind
+    where: str
+    """FILE:LINE, a file, a program; may be empty."""
+    what: str
+    fix: str = ""
+
+    @property
+    def words(self) -> str:
+        """All of it but the severity: one line, and nothing a terminal obeys."""
+        told = ": ".join(part for part in (self.kind, self.where, self.what, self.fix) if part)
+        line = "".join(character if character.isprintable() else "?" for character in told)
+        return line if len(line) <= _LIMIT else f"{line[:_LIMIT]} …"
+
+
+def ok(kind: Kind, where: str, what: str) -> Finding:
+    """All is well there."""
+    return Finding(Severity.OK, kind, where, what)
+
+
+def warning(kind: Kind, where: str, what: str, fix: str) -> Finding:
+    """Something to look at; or what could not be looked at."""
+    return Finding(Severity.WARNING, kind, where, what, fix)
+
+
+def error(kind: Kind, where: str, what: str, fix: str) -> Finding:
+    """Something that keeps lbagent from doing its work, or lets others do it."""
+    return Finding(Severity.ERROR, kind, where, what, fix)
+
+
+def failed(findings: Iterable[Finding]) -> bool:
+    """Whether there is an error among them."""
+    return any(found.severity is Severity.ERROR for found in findings)
+
+
+def enumerated(names: Sequence[str]) -> str:
+    """The names in one phrase, the many cut short."""
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def counted(count: int, noun: str) -> str:
+    """A number with its noun."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

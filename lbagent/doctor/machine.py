@@ -1,0 +1,94 @@
+"""The files and folders lbagent lives on, as they lie on this machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+
+from lbagent.doctor import permissions
+from lbagent.doctor.finding import Finding, Kind, counted, error, ok, warning
+from lbagent.doctor.permissions import Owned
+from lbagent.host.paths import Paths
+from lbagent.host.store import Store
+from lbagent.memory import Damaged
+
+_AS_SERF = "run this as the user that Serf runs its handlers as"
+
+
+def owned(paths: Sequence[str]) -> Iterator[Finding]:
+    """Who may write these files and folders; one that is not there is another finding's business."""
+    found = []
+    for path in dict.fromkeys(paths):
+        try:
+            status = os.stat(path)
+        except FileNotFoundError:
+            continue
+        except OSError as refused:
+            what = f"cannot be looked at: {refused.strerror}"
+            yield warning(Kind.PERMISSIONS, path, what, _AS_SERF)
+        else:
+            found.append(Owned(path, status.st_mode, status.st_uid, status.st_gid))
+    yield from permissions.judge(found, os.geteuid())
+
+
+def writable(folders: Sequence[str]) -> Iterator[Finding]:
+    """Folders in which nothing can be written, and disks that are nearly full."""
+    full = []
+    for folder in dict.fromkeys(folders):
+        if not os.path.isdir(folder):
+            continue
+        if not os.access(folder, os.W_OK | os.X_OK):
+            yield _unwritable(folder)
+        status = os.statvfs(folder)
+        full += [one for one in [permissions.disk(folder, status.f_bavail * status.f_frsize)] if one]
+    yield from full
+    if not full:
+        yield ok(Kind.DISK, "", "there is room to write")
+
+
+def _unwritable(folder: str) -> Finding:
+    if os.geteuid():
+        return warning(Kind.STATE, folder, "this user cannot write there", _AS_SERF)
+    return error(Kind.STATE, folder, "not even root can write there", "mount its file system read-write")
+
+
+def state(paths: Paths) -> Iterator[Finding]:
+    """The state directory: there, sound, and with nothing in it that waits for a person."""
+    try:
+        names = os.listdir(paths.folder)
+    except FileNotFoundError:
+        what = "is not there yet: no event has been heard"
+        yield warning(Kind.STATE, paths.folder, what, "start Serf with its handler, or `lbagent apply` makes it")
+        return
+    except OSError as refused:
+        what = f"cannot be looked at: {refused.strerror}"
+        yield warning(Kind.STATE, paths.folder, what, _AS_SERF)
+        return
+    yield from _members(paths)
+    for name in sorted(name for name in names if name.startswith("members.json.damaged-")):
+        what = "a members.json that was damaged, kept aside"
+        yield warning(Kind.DAMAGED, os.path.join(paths.folder, name), what, "look why (a full disk?), and remove it")
+    yield from _bad(os.path.join(paths.spool, "bad"))
+
+
+def _members(paths: Paths) -> Iterator[Finding]:
+    try:
+        known = Store(paths).membership()
+    except Damaged as damaged:
+        what = f"{damaged}; the next event rebuilds it from the managed lines"
+        yield warning(Kind.DAMAGED, paths.members, what, "`lbagent apply`, and see what damaged it")
+    except OSError as refused:
+        what = f"cannot be looked at: {refused.strerror}"
+        yield warning(Kind.STATE, paths.members, what, _AS_SERF)
+    else:
+        yield ok(Kind.STATE, paths.folder, f"{counted(len(known.members) if known else 0, 'member')} remembered")
+
+
+def _bad(folder: str) -> Iterator[Finding]:
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return
+    if names:
+        what = f"{counted(len(names), 'file')} set aside that no event could be made of"
+        yield warning(Kind.BAD_RECORDS, folder, what, "see who put them into the spool, and remove them")

@@ -1,0 +1,81 @@
+"""What the `haproxy` program said, as findings: `haproxy -c` and `haproxy -v`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from lbagent.doctor.finding import Finding, Kind, counted, error, ok, warning
+
+TESTED = ("2.6", "2.8")
+_OLDEST = (2, 6)
+_TOLD = 10
+"""Warnings, or alerts, told one by one."""
+
+_LINE = re.compile(r"\[(ALERT|WARNING)\] +(?:\([0-9]+\)|[0-9/ ]+) ?: (?:config ?: )?(.*)")
+_PLACE = re.compile(r"parsing \[([^\]]+:[0-9]+)\] ?: ?(.*)")
+_SUMMARY = re.compile(r"Error\(s\) found in configuration file|Fatal errors found in configuration")
+_VERSION = re.compile(r"version ([0-9]+)\.([0-9]+)[^ ]*")
+
+
+class Checked(NamedTuple):
+    """How `haproxy -c` ended."""
+
+    good: bool
+    words: str
+    seconds: float
+    limit: float
+    """`haproxy.timeout` of roles.yml."""
+
+
+def version(words: str) -> Finding:
+    """The version that `haproxy -v` tells, beside those lbagent is tested with."""
+    found = _VERSION.search(words)
+    if found is None:
+        return warning(Kind.HAPROXY, "haproxy -v", f"tells no version: {_first(words)!r}", "install HAProxy")
+    told = found[0].removeprefix("version ")
+    if (int(found[1]), int(found[2])) < _OLDEST:
+        return warning(Kind.HAPROXY, "", f"HAProxy {told} is older than all that were tested", "use 2.6 or newer")
+    tested = f"{found[1]}.{found[2]}" in TESTED
+    return ok(Kind.HAPROXY, "", f"HAProxy {told}" + ("" if tested else f" (tested are {' and '.join(TESTED)})"))
+
+
+def checked(result: Checked, where: str) -> Iterator[Finding]:
+    """What `haproxy -c` has to say of haproxy.cfg, each complaint a finding."""
+    told = [(found[1], found[2]) for found in map(_LINE.match, result.words.split("\n")) if found]
+    alerts = [words for severity, words in told if severity == "ALERT"]
+    alerts = [words for words in alerts if not _SUMMARY.match(words)] or alerts
+    warnings = [words for severity, words in told if severity == "WARNING"]
+    if not result.good:
+        for words in alerts[:_TOLD] or [_first(result.words) or "refused without a word"]:
+            place, what = _placed(words, where)
+            yield error(Kind.HAPROXY_CFG, place, what, "until it is mended no node gets in or out")
+    for words in warnings[:_TOLD]:
+        place, what = _placed(words, where)
+        yield warning(Kind.HAPROXY_CFG, place, what, "HAProxy's own warning")
+    if more := _more(alerts) + _more(warnings):
+        yield warning(Kind.HAPROXY_CFG, where, f"{counted(more, 'more complaint')} of HAProxy", "see `haproxy -c`")
+    if result.good and not warnings:
+        yield ok(Kind.HAPROXY_CFG, where, "accepted by `haproxy -c`, without a warning")
+    yield _in_time(result)
+
+
+def _in_time(result: Checked) -> Finding:
+    if result.seconds > result.limit / 2:
+        what = f"`haproxy -c` took {result.seconds:.1f} s, `haproxy.timeout` in roles.yml is {result.limit:g} s"
+        return warning(Kind.TIME_LIMIT, "", what, "make it four times as long as the check takes")
+    return ok(Kind.TIME_LIMIT, "", f"`haproxy -c` keeps well within {result.limit:g} s")
+
+
+def _placed(words: str, where: str) -> tuple[str, str]:
+    found = _PLACE.match(words)
+    return (found[1], found[2]) if found else (where, words)
+
+
+def _more(told: Sequence[str]) -> int:
+    return len(told[_TOLD:])
+
+
+def _first(words: str) -> str:
+    return words.strip().split("\n")[0]

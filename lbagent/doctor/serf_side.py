@@ -1,0 +1,62 @@
+"""Serf's agent, looked at from what it says to what stands in its files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from lbagent.doctor import agent_seen, agent_settings, cluster
+from lbagent.doctor import handlers as judged
+from lbagent.doctor.agent_seen import Agent
+from lbagent.doctor.finding import Finding, Kind, warning
+from lbagent.roles import Roles
+from lbagent.serf import agent
+from lbagent.serf.listing import Info
+
+
+class SerfSide:
+    """What each look has found out for the next ones."""
+
+    def __init__(self, roles: Callable[[], Roles | None]) -> None:
+        """Nothing is known yet; `roles` are asked for when they are needed."""
+        self._roles = roles
+        self._info: Info | None = None
+        self._running: Agent | None = None
+
+    def agent(self) -> Iterator[Finding]:
+        """What the agent says of itself."""
+        self._running = agent_seen.running()
+        info = agent_seen.info()
+        if isinstance(info, Finding):
+            yield info
+            return
+        self._info = info
+        yield from cluster.agent(info)
+        yield cluster.role(info, self._roles())
+
+    def handlers(self) -> Iterator[Finding]:
+        """Whether lbagent is called for all it needs."""
+        if self._info is None:
+            return
+        written = judged.of_specs(agent_settings.specs(self._running.settings)) if self._running else []
+        yield from judged.judge(
+            judged.merged(self._info.handlers, written),
+            lambda command: agent_seen.calls(command, self._running),
+            lambda command: agent_seen.exists(command, self._running),
+        )
+
+    def peers(self) -> Iterator[Finding]:
+        """The other load balancers. Raises TryAgain."""
+        if self._info is not None:
+            yield from cluster.peers(self._info, agent.members())
+
+    def settings(self) -> Iterator[Finding]:
+        """The agent's own files and command line."""
+        running = self._running
+        if running is None:
+            if self._info is not None:
+                what = "cannot be looked at: no `serf agent` process with this RPC address is shown here"
+                yield warning(Kind.AGENT_FILES, "", what, "run this as root, on the load balancer itself")
+            return
+        yield from running.findings
+        yield from agent_settings.judge(running.settings, running.files, running.process.argv)
+        yield from agent_seen.environment(running)

@@ -1,0 +1,39 @@
+"""What the next run would do, were it now."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from lbagent import quarantine
+from lbagent.haproxy.text import Document
+from lbagent.membership import Membership
+from lbagent.plan import Change, Plan, Rules, plan
+from lbagent.roles import Roles
+
+_NONE = Change((), ())
+
+
+class Prospect(NamedTuple):
+    """What it would do, and what it would leave."""
+
+    plan: Plan | None = None
+    """None where none can be made."""
+    held: frozenset[str] = frozenset()
+    """Nodes of which the guard keeps lines."""
+    quarantined: frozenset[str] = frozenset()
+
+    def change(self, node: str) -> Change:
+        """What would be done to the lines of a node."""
+        return self.plan.changes.get(node, _NONE) if self.plan else _NONE
+
+
+def prospect(document: Document, roles: Roles, membership: Membership) -> Prospect:
+    """What the next run would do with `document`. Raises Refused where a marker stands twice in one proxy."""
+    kept = quarantine.holding(membership, lambda: quarantine.surroundings(document, roles))
+    found = Prospect(plan(document, roles, membership, Rules(kept=kept)), frozenset(), kept)
+    if found.plan is None or not found.plan.held:
+        return found
+    # Held is what would go if it were forced, and does not go now.
+    forced = plan(document, roles, membership, Rules(force=True, kept=kept)).changes
+    held = (node for node, change in forced.items() if not set(change.removed) <= set(found.change(node).removed))
+    return found._replace(held=frozenset(held))

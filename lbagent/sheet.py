@@ -1,0 +1,147 @@
+"""The report as texts that a person reads: a row of cells per node, and the lines below them.
+
+Names, reasons and states are foreign: nothing unprintable leaves this room.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from lbagent.nodes import Node
+from lbagent.report import Report, Served
+from lbagent.standing import BY_HAND
+
+COLUMNS = ("NODE", "ADDRESS", "ROLE", "WHERE", "STATE", "SINCE", "HAPROXY", "OPEN")
+
+_NOTHING = "-"
+_UNITS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
+
+
+class Row(NamedTuple):
+    """One node, in words."""
+
+    node: str
+    address: str
+    role: str
+    where: str
+    state: str
+    since: str
+    haproxy: str
+    open: str
+    why: str
+
+
+class Line(NamedTuple):
+    """A line below the table."""
+
+    label: str
+    words: str
+
+
+def row(node: Node, report: Report) -> Row:
+    """What stands in the row of a node."""
+    left = node.pause.until - report.sources.at if node.pause and node.pause.until is not None else None
+    why = [node.why, f"{age(left)} left" if left is not None else ""]
+    cells = (node.name, node.address, node.role, _where(node), node.state, _since(node, report), *_said(node, report))
+    return Row._make([*(printable(cell or _NOTHING) for cell in cells), printable(", ".join(filter(None, why)))])
+
+
+def below(report: Report) -> list[Line]:
+    """The lines below the table."""
+    return [Line(label, printable(words)) for label, words in _below(report)]
+
+
+def printable(words: str) -> str:
+    """The words on one line, with nothing in them that a terminal obeys."""
+    return "".join(one if one.isprintable() else "?" for one in " ".join(words.split()))
+
+
+def age(seconds: int) -> str:
+    """A stretch of time in the largest unit of which there are two: `45s`, `90m`, `3h`, `120d`."""
+    size, unit = next(((size, unit) for size, unit in _UNITS if seconds >= 2 * size), (1, "s"))
+    return f"{max(0, seconds) // size}{unit}"
+
+
+def word(state: str) -> str:
+    """What a state of HAProxy's begins with, without its details: `UP` of `UP 1/3`."""
+    return state if state == "no check" else state.split(" ", maxsplit=1)[0]
+
+
+def _where(node: Node) -> str:
+    here = dict.fromkeys(f"{one.proxy} (by hand)" if one.line == BY_HAND else one.proxy for one in node.servers)
+    return ", ".join(here)
+
+
+def _since(node: Node, report: Report) -> str:
+    return "" if node.since is None else age(report.sources.at - node.since)
+
+
+def _said(node: Node, report: Report) -> tuple[str, str]:
+    """What HAProxy says of the node's servers together, and how many sessions are open there."""
+    if report.sources.stats_socket.error is not None:
+        return "?", "?"
+    servers = [one for one in node.servers if one.server is not None]
+    states = Counter(one.state or "absent" for one in servers)
+    if len(states) > 1:
+        words = Counter(word(one.state or "absent") for one in servers)
+        said = ", ".join(f"{count} {state}" for state, count in sorted(words.items()))
+    else:
+        said = next(iter(states), "")
+    sessions = [one.sessions for one in servers if one.sessions is not None]
+    return said, str(sum(sessions)) if sessions else ""
+
+
+def _below(report: Report) -> Iterator[tuple[str, str]]:
+    at, events = report.sources.at, report.sources.events
+    counts = Counter(node.state for node in report.nodes)
+    kinds = ", ".join(f"{count} {state}" for state, count in sorted(counts.items(), key=lambda one: (-one[1], one[0])))
+    yield "nodes", f"{len(report.nodes)}: {kinds}" if kinds else "none is known"
+    yield "lines", _lines(report)
+    if (served := report.sources.served) and (failure := served.failure):
+        yield "reload", f"failed {_times(failure.times)}, {age(at - failure.at)} ago: {failure.words}"
+    if run := report.sources.last_run:
+        yield "last run", f"{age(at - run.at)} ago, {run.outcome}: {run.words} ({run.why})"
+    if events.pending:
+        oldest = "" if events.oldest is None else f", the oldest for {age(at - events.oldest)}"
+        yield "waiting", f"{events.pending} {'event' if events.pending == 1 else 'events'}{oldest}"
+    if error := report.sources.stats_socket.error:
+        yield "haproxy", error
+    yield from (("held back", f"{words}; `lbagent apply --force` lets them go") for words in report.held)
+    yield from (("note", words) for words in report.notes)
+    yield from (("problem", words) for words in report.problems)
+
+
+def _lines(report: Report) -> str:
+    if report.digest is None:
+        return "unknown: haproxy.cfg cannot be read"
+    stands = f"digest {report.digest}" if report.serves else "none managed in haproxy.cfg"
+    if (served := report.sources.served) is None:
+        return f"{stands}, not known whether HAProxy has confirmed it"
+    return stands if report.confirmed is None else f"{stands}, {_confirmation(report, served)}"
+
+
+def _confirmation(report: Report, served: Served) -> str:
+    if report.confirmed:
+        return f"served by HAProxy worker {served.worker}"
+    if served.digest is None:
+        return "never confirmed by HAProxy"
+    if served.digest != report.digest:
+        return f"not confirmed: HAProxy last confirmed {served.digest}"
+    if served.worker is None:
+        return "written while HAProxy did not run"
+    return f"not confirmed: HAProxy worker {served.worker} has ended since"
+
+
+def _times(times: int) -> str:
+    return "once" if times == 1 else f"{times} times"
+
+
+def plain(report: Report) -> list[str]:
+    """The whole sheet as lines: one node one line, nothing cut, no colours."""
+    rows: Sequence[Row] = [row(node, report) for node in report.nodes]
+    table = [(*COLUMNS, "WHY"), *rows] if rows else []
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join(map(str.ljust, cells, widths)).rstrip() for cells in table]
+    return [*lines, *([""] if lines else []), *(f"{label}: {words}" for label, words in below(report))]

@@ -1,0 +1,121 @@
+"""A look at the whole load balancer: what is on disk, and what HAProxy says. Takes no lock, writes nothing.
+
+What is missing or cannot be read is told in the report; there is one all the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+
+from lbagent import restore, scene
+from lbagent.engine import Engine
+from lbagent.haproxy import runtime, stats
+from lbagent.haproxy.process import Worker
+from lbagent.haproxy.stats import Stats
+from lbagent.haproxy.text import Document
+from lbagent.host import history, store
+from lbagent.host.log import told
+from lbagent.membership import Membership
+from lbagent.memory import Damaged
+from lbagent.outcome import Run
+from lbagent.report import Events, Failed, Report, Served, Sources, StatsSocket, report
+from lbagent.roles import Roles
+
+_PATIENCE = 2.0
+"""Seconds that HAProxy may be silent on its stats socket."""
+
+
+def survey(engine: Engine) -> Report:
+    """The status as it is now. Raises RolesRefused."""
+    roles = engine.roles()
+    return _Survey(engine, roles).report()
+
+
+class _Survey:
+    def __init__(self, engine: Engine, roles: Roles) -> None:
+        self._engine, self._roles = engine, roles
+        self._at = int(time.time())
+        self._problems: dict[str, None] = {}
+
+    def report(self) -> Report:
+        # The file first: a run that goes on meanwhile changes membership before it.
+        document = self._document()
+        membership = self._membership(document)
+        said, socket = _asked(document)
+        served, events, run = self._served(), self._events(), self._last_run()
+        sources = Sources(self._at, said, socket, served, events, run, tuple(self._problems))
+        return report(sources, self._roles, membership, document)
+
+    def _document(self) -> Document | None:
+        try:
+            return scene.look(self._roles.haproxy).document
+        except OSError as error:
+            self._problem(told(error))
+            return None
+
+    def _membership(self, document: Document | None) -> Membership:
+        path = self._engine.paths.members
+        try:
+            if self._engine.store.membership() is None:
+                self._problem(f"{path} is missing: what is shown was read off haproxy.cfg and the waiting events")
+            return self._engine.foreseen(self._roles)
+        except Damaged as error:
+            self._problem(f"{path} {error}: what is shown was read off haproxy.cfg, as the next event will do")
+        except OSError as error:
+            self._problem(told(error))
+        with contextlib.suppress(OSError):
+            return self._engine.foreseen(self._roles)
+        return restore.rebuilt(document, self._roles, self._at) if document else Membership()
+
+    def _events(self) -> Events:
+        spool = self._engine.spool
+        try:
+            pending, oldest = len(spool.names()), spool.oldest()
+        except OSError as error:
+            self._problem(told(error))
+            return Events(None, None)
+        return Events(pending, None if oldest is None else int(oldest))
+
+    def _last_run(self) -> Run | None:
+        try:
+            return history.last(self._engine.paths.history)
+        except OSError as error:
+            self._problem(told(error))
+            return None
+
+    def _served(self) -> Served | None:
+        path, found = self._engine.paths.served, self._engine.store.served()
+        if found == store.Served():
+            # Never written, or not to be understood?
+            try:
+                os.stat(path)
+            except FileNotFoundError:
+                return Served(None, None, alive=False, failure=None)
+            except OSError as error:
+                self._problem(told(error))
+                return None
+            self._problem(f"{path} is damaged, or may not be read: the next run that changes anything writes it anew")
+            return None
+        failure = found.failure and Failed(found.failure.at, found.failure.times, found.failure.words)
+        pid = found.worker[0] if found.worker else None
+        return Served(found.digest or None, pid, found.worker is not None and Worker(*found.worker).alive, failure)
+
+    def _problem(self, words: str) -> None:
+        self._problems[words] = None
+
+
+def _asked(document: Document | None) -> tuple[Stats, StatsSocket]:
+    """What the first stats socket that answers says; nothing, and why, where none does."""
+    if document is None:
+        return {}, StatsSocket(None, "haproxy.cfg, which declares the stats socket, cannot be read")
+    errors = []
+    for address in runtime.sockets(document.settings):
+        try:
+            return stats.servers(runtime.ask(address, stats.COMMAND, _PATIENCE)), StatsSocket(address, None)
+        except (OSError, ValueError) as error:
+            words = error.strerror if isinstance(error, OSError) and error.strerror else error
+            errors.append(f"stats socket {address}: {words}")
+    none = "haproxy.cfg declares no stats socket: `stats socket /run/haproxy/admin.sock mode 600 level admin` in global"
+    return {}, StatsSocket(None, "; ".join(errors) or none)

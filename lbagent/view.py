@@ -1,0 +1,140 @@
+"""The report as a terminal shows it: a table as wide as the terminal, and hanging lines below it.
+
+What is foreign is given to rich as Text, never as markup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rich.cells import cell_len
+from rich.console import Group
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from lbagent import sheet
+from lbagent.sheet import COLUMNS, Line, Row
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from lbagent.report import Report
+
+_GAP, _INDENT = 2, 4
+_NUMBERS = ("SINCE", "OPEN")
+_WRAPPING = (COLUMNS.index("WHERE"), COLUMNS.index("HAPROXY"))
+"""The columns that may take several lines, where the terminal is narrow."""
+
+_WHY = 200
+"""Characters of a reason that are shown; `--json` has the whole."""
+
+_GOOD, _BAD, _ODD = "green", "bold red", "yellow"
+_STATES = {"in": _GOOD, "failed": _BAD, "quarantined": _BAD, "left": "dim", "unknown role": "dim"}
+_LAST = {"in": 1, "unknown role": 2}
+"""What may be left out first, where not all have room."""
+
+_LABELS = {"held back": _BAD, "problem": _BAD, "reload": _BAD, "note": _ODD}
+
+
+def view(report: Report, width: int, most: int | None = None) -> RenderableType:
+    """The table and what stands below it; of more than `most` nodes those first that are not simply in."""
+    rows = [sheet.row(report.nodes[at], report) for at in _chosen(report, most)]
+    hidden = len(report.nodes) - len(rows)
+    more = [Line("not shown", f"{hidden} more nodes, for want of room")] if hidden else []
+    below = _below([*more, *sheet.below(report)])
+    if not rows:
+        return below
+    widths = _widths(rows, width)
+    return Group(*(_wide(rows, widths) if widths else [_narrow(rows)]), Text(), below)
+
+
+def fitted(report: Report, console: Console) -> RenderableType:
+    """The view with as many nodes as leave it no higher than the terminal."""
+    most = min(len(report.nodes), console.height)
+    while True:
+        found = view(report, console.width, most)
+        over = len(console.render_lines(found, pad=False)) - console.height
+        if over <= 0 or most == 0:
+            return found
+        # A node takes a few lines.
+        most = max(0, most - max(1, over // 4))
+
+
+def _chosen(report: Report, most: int | None) -> Sequence[int]:
+    """The numbers of the nodes that are shown, in their order."""
+    everyone = range(len(report.nodes))
+    if most is None or most >= len(everyone):
+        return everyone
+    return sorted(sorted(everyone, key=lambda at: _LAST.get(report.nodes[at].state, 0))[:most])
+
+
+def _widths(rows: Sequence[Row], width: int) -> list[int] | None:
+    """The width of each column; None where a line per node leaves no room for them."""
+    columns = list(zip(COLUMNS, *(row[: len(COLUMNS)] for row in rows), strict=True))
+    widths = [max(map(cell_len, column)) for column in columns]
+    for at in _WRAPPING:
+        over = max(0, sum(widths) + _GAP * (len(widths) - 1) - width)
+        widths[at] = max(widths[at] - over, *map(_longest_word, columns[at]))
+    return widths if sum(widths) + _GAP * (len(widths) - 1) <= width else None
+
+
+def _wide(rows: Sequence[Row], widths: Sequence[int]) -> Iterator[RenderableType]:
+    """A line for each node; a reason, where there is one, below it and as wide as the terminal."""
+    table = _columns(widths)
+    table.show_header = True
+    for row in rows:
+        state, said = Text(row.state, _STATES.get(row.state, _ODD)), Text(row.haproxy, _of_haproxy(row.haproxy))
+        others = map(Text, (row.address, row.role, row.where))
+        table.add_row(Text(row.node, "bold"), *others, state, Text(row.since), said, Text(row.open))
+        if row.why:
+            yield table
+            yield Padding(_why(row), (0, 0, 0, _INDENT))
+            table = _columns(widths)
+    if table.rows:
+        yield table
+
+
+def _columns(widths: Sequence[int]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold", show_header=False)
+    for name, width in zip(COLUMNS, widths, strict=True):
+        table.add_column(name, justify="right" if name in _NUMBERS else "left", width=width, overflow="fold")
+    return table
+
+
+def _narrow(rows: Sequence[Row]) -> Table:
+    """A paragraph for each node: who it is, and how it is with it."""
+    table = Table.grid(padding=(0, _GAP, 0, 0), pad_edge=False)
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
+    for row in rows:
+        who = [Text(row.node, "bold"), Text(row.address), Text(row.role)]
+        state = Text.assemble((row.state, _STATES.get(row.state, _ODD)), f" {row.since}", ": " if row.why else "")
+        said = Text.assemble((row.haproxy, _of_haproxy(row.haproxy)), f", {row.open} open" if row.open != "-" else "")
+        how = [state + _why(row), said, Text(row.where)]
+        table.add_row(*(Text("\n").join(line for line in lines if line.plain != "-") for lines in (who, how)))
+    return table
+
+
+def _below(lines: Sequence[Line]) -> Table:
+    table = Table.grid(padding=(0, _GAP, 0, 0), pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, words in lines:
+        table.add_row(Text(label, _LABELS.get(label, "bold")), Text(words))
+    return table
+
+
+def _why(row: Row) -> Text:
+    return Text(row.why if len(row.why) <= _WHY else f"{row.why[: _WHY - 1]}…")
+
+
+def _of_haproxy(said: str) -> str:
+    if "DOWN" in said or "NOLB" in said:
+        return _BAD
+    return _GOOD if sheet.word(said) in ("UP", "no check") else _ODD
+
+
+def _longest_word(text: str) -> int:
+    return max(map(cell_len, text.split()), default=0)
