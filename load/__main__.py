@@ -135,12 +135,11 @@ def told(runtime: bool, said: list[Any], rates: list[Any], reloads: list[int], s
     p99 = statistics.quantiles(late, n=100)[98] if len(late) > 1 else 0.0
     print(f"runtime {'on' if runtime else 'off'}: {CHANGES} changes, {RATE} a second, on two load balancers")
     print(f"  counted requests  {len(said)}, failed {sum(failed.values())} {dict(failed) or ''}")
-    print(
-        f"  wrk               {' + '.join(f'{rate:.0f}' for rate, _ in rates)} requests a second {[w for _, w in rates if w] or ''}"
-    )
+    wrk, complaints = " + ".join(f"{rate:.0f}" for rate, _ in rates), "; ".join(words for _, words in rates if words)
+    print(f"  wrk               {wrk} requests a second {complaints}")
     print(f"  reloads           {reloads}")
     print(
-        f"  new requests to who went, after its handler started: median {statistics.median(late):.3f} s, p99 {p99:.3f} s"
+        f"  new requests to who went, from the start of its handler: median {statistics.median(late):.3f} s, p99 {p99:.3f}"
     )
     print(f"  HAProxy = haproxy.cfg = membership: {same}", flush=True)
     return 0 if not failed and same and (not runtime or (p99 <= LATE and not any(reloads))) else 1

@@ -6,7 +6,6 @@ over new ones, in turn; prints a JSON object with every request's moment and ser
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import sys
@@ -36,8 +35,8 @@ def client(port: int, until: float, pause: float, *, keep: bool, said: list[Any]
                 connection = None
         except Exception as error:  # noqa: BLE001  # whatever it is, a user would have seen it
             said.append((started, port, f"!{type(error).__name__}"))
-            with contextlib.suppress(Exception):
-                connection and connection.close()
+            if connection:
+                connection.close()
             connection = None
         time.sleep(max(0.0, started + pause - time.time()))
 
