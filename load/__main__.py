@@ -139,7 +139,7 @@ def told(runtime: bool, said: list[Any], rates: list[Any], reloads: list[int], s
     print(f"  wrk               {wrk} requests a second {complaints}")
     print(f"  reloads           {reloads}")
     print(
-        f"  new requests to who went, from the start of its handler: median {statistics.median(late):.3f} s, p99 {p99:.3f}"
+        f"  new requests to who went, from the start of handle: median {statistics.median(late):.3f} s, p99 {p99:.3f}"
     )
     print(f"  HAProxy = haproxy.cfg = membership: {same}", flush=True)
     return 0 if not failed and same and (not runtime or (p99 <= LATE and not any(reloads))) else 1
