@@ -12,9 +12,8 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from lbagent.fold import Folded
-from lbagent.membership import REMEMBERED, UNKNOWN, Heard, Member, Membership, Pause
-from lbagent.names import NAME
-from lbagent.orders import resume
+from lbagent.membership import REMEMBERED, TOLD, UNKNOWN, Heard, Member, Membership, Pause
+from lbagent.names import NAME, canonical_address
 from lbagent.serf.command import QUERY, USER
 from lbagent.slate import Slate
 from lbagent.table import tabled
@@ -94,29 +93,56 @@ def agreed(membership: Membership, told: Iterable[Word], by: str, clocks: Mappin
         if known is not None:
             _weigh(slate, known, word, by, clocks)
         elif word.paused and word.since + REMEMBERED > now and not slate.full_of_unknown:
-            heard = {clock: Heard(ltime, (), paused=True) for clock, ltime in _heard(word, clocks).items()}
-            since = min(word.since, now)
-            slate.await_(Member(word.name, "", "", None, UNKNOWN, since, _pause(word, by), heard))
-            slate.causes.append(f"sync: {word.name} (unknown node) is paused on {by}")
+            _await(slate, word._replace(since=min(word.since, now)), by, clocks)
     return Folded(slate.membership, {}, tuple(slate.causes), ())
+
+
+def _await(slate: Slate, word: Word, by: str, clocks: Mapping[str, int]) -> None:
+    heard = {clock: Heard(ltime, (TOLD,), paused=True) for clock, ltime in _heard(word, clocks).items()}
+    address = canonical_address(word.name) or ""
+    slate.await_(Member(word.name, address, "", None, UNKNOWN, word.since, _pause(word, by), heard))
+    slate.causes.append(f"sync: {word.name} (unknown node) is paused on {by}")
 
 
 def _weigh(slate: Slate, known: Member, word: Word, by: str, clocks: Mapping[str, int]) -> None:
     theirs = _heard(word, clocks)
-    ours = {clock: one.ltime for clock, one in known.heard.items() if one.ltime <= clocks.get(clock, one.ltime)}
-    news = {clock: ltime for clock, ltime in theirs.items() if ltime > ours.get(clock, 0)}
-    behind = any(ltime > theirs.get(clock, 0) for clock, ltime in ours.items())
+    news = {clock: ltime for clock, ltime in theirs.items() if ltime > _valid(known, clocks).get(clock, 0)}
+    behind = _later(known, theirs, clocks)
     if behind and not news:
         return
-    heard = {clock: Heard(ltime, (), word.paused) for clock, ltime in news.items()}
+    heard = {clock: Heard(ltime, (TOLD,), word.paused) for clock, ltime in news.items()}
     member = known._replace(heard={**known.heard, **heard})
     slate.members.enter(member)
-    if word.paused and (known.pause is None or (news and not behind and known.pause.until != word.until)):
+    if word.paused and (known.pause is None or _ends_otherwise(known.pause, word, newer=bool(news) and not behind)):
         slate.members.enter(member._replace(pause=_pause(word, by)))
         slate.causes.append(f"sync: {known.name} is paused on {by}")
     elif known.pause and not word.paused and not behind and news:
-        resume(slate, member)
+        _resume(slate, member, theirs, clocks)
         slate.causes.append(f"sync: {known.name} was resumed on {by}")
+
+
+def _ends_otherwise(pause: Pause, word: Word, *, newer: bool) -> bool:
+    """Whether the other's pause takes the place of ours: it is the newer one, or of two like ones the longer."""
+    if newer or pause.until is None:
+        return newer and pause.until != word.until
+    return word.until is None or word.until > pause.until
+
+
+def _resume(slate: Slate, member: Member, theirs: Mapping[str, int], clocks: Mapping[str, int]) -> None:
+    """As a resume does, for the whole host: but a name of it that has heard more keeps its pause."""
+    for other in slate.members.special():
+        same = other.name == member.name or (member.address and other.address == member.address)
+        if same and other.pause and (other.name == member.name or not _later(other, theirs, clocks)):
+            slate.members.enter(other._replace(pause=None))
+
+
+def _later(member: Member, theirs: Mapping[str, int], clocks: Mapping[str, int]) -> bool:
+    """Whether we have heard something of it that they have not."""
+    return any(ltime > theirs.get(clock, 0) for clock, ltime in _valid(member, clocks).items())
+
+
+def _valid(member: Member, clocks: Mapping[str, int]) -> dict[str, int]:
+    return {clock: one.ltime for clock, one in member.heard.items() if one.ltime <= clocks.get(clock, one.ltime)}
 
 
 def _heard(word: Word, clocks: Mapping[str, int]) -> dict[str, int]:

@@ -10,6 +10,7 @@ from lbagent.errors import LbagentError
 from lbagent.host.log import Log, told
 from lbagent.host.paths import Paths
 from lbagent.membership import Membership
+from lbagent.memory import Damaged
 from lbagent.obedience import obeyed
 from lbagent.serf.command import Command, Malformed
 from lbagent.serf.events import StatusQuery, parse
@@ -32,6 +33,8 @@ def answer(raw: Raw, settings: Settings, log: Log) -> bytes:
     except (LbagentError, OSError) as error:
         log.error(told(error))
         words = f"refused: {told(error)}"
+    except Damaged as error:
+        words = f"refused: members.json {error}: the next event rebuilds it from the managed lines"
     return " ".join(words.split()).encode("utf-8", "replace")[:ROOM] + b"\n"
 
 

@@ -38,7 +38,7 @@ def taken(membership: Membership, listing: Listing, myself: str, now: int, *, fo
         more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
         slate.causes.append(f"not in serf's list any more: {gone[0]}{more}")
     causes = tuple(f"sync: {cause}" for cause in slate.causes)
-    return Folded(slate.membership, {}, causes, tuple(slate.warnings))
+    return Folded(slate.membership, {}, causes, slate.said)
 
 
 def _told(slate: Slate, listed: list[Listed]) -> dict[str, list[MemberLine]]:

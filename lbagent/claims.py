@@ -8,7 +8,7 @@ from lbagent.haproxy.lines import HandWritten, Line
 from lbagent.haproxy.text import Proxy
 from lbagent.membership import FAILED
 from lbagent.names import natural
-from lbagent.wishes import Note, Wish
+from lbagent.wishes import ByHand, Note, Wish
 
 _BY_HAND = "by hand"
 
@@ -83,14 +83,13 @@ class Claims:
     def _claim(self, name: str, wish: Wish) -> bool:
         holder = self._taken.get(wish.endpoint)
         if name.lower() in self._names or holder == _BY_HAND:
-            self._note(wish, f"{name} stands ", f"in {self._proxy} by hand: none is written beside it")
+            why = f"in {self._proxy} by hand: none is written beside it"
+            self.notes.append(ByHand(wish.member.name, f"{name} stands ", why))
         elif holder is not None:
-            self._note(wish, f"{name} has no line ", f"in {self._proxy}: {holder} has {wish.endpoint}")
+            why = f"in {self._proxy}: {holder} has {wish.endpoint}"
+            self.notes.append(Note(wish.member.name, f"{name} has no line ", why))
         else:
             self.take([name], [wish.endpoint])
             self._taken[wish.endpoint] = name
             return True
         return False
-
-    def _note(self, wish: Wish, head: str, why: str) -> None:
-        self.notes.append(Note(wish.member.name, head, why))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import sys
@@ -19,11 +18,27 @@ _SIGINT, _SIGTERM = 2, 15
 
 def run() -> None:
     """The console script: `main`, and out, without taking down an interpreter that ends anyway (3 to 10 ms)."""
-    status = main()
-    with contextlib.suppress(OSError):
+    _open_what_is_closed()
+    try:
+        status = main()
+    except SystemExit as told:  # argparse, after --help and --version
+        status = int(told.code or 0)
+    try:
         sys.stdout.flush()
         sys.stderr.flush()
+    except OSError:
+        status = status or 1
     os._exit(status)
+
+
+def _open_what_is_closed() -> None:
+    """Have stdin, stdout and stderr, if only /dev/null: a file opened in their place would be written into, or read."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            setattr(sys, name, open(descriptor, "r+" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,6 +57,9 @@ def main(argv: list[str] | None = None) -> int:
     except LbagentError as error:
         print(f"lbagent: {error}", file=sys.stderr)
         return error.exit_status
+    except OSError as error:  # of --help and --version, onto a full disk
+        print(f"lbagent: {told(error)}", file=sys.stderr)
+        return 1
     return _ended(settings, verb)
 
 

@@ -20,6 +20,7 @@ from lbagent.host.spool import Spool
 from lbagent.host.store import Store
 from lbagent.membership import Membership
 from lbagent.outcome import Outcome
+from lbagent.plan import Plan
 from lbagent.roles import Roles
 from lbagent.roll import expired
 from lbagent.serf import agent
@@ -40,8 +41,8 @@ class Engine:
         self.store = Store(paths)
         self.spool = Spool(paths.spool, RECORD_LIMIT)
         self.membership = Membership()
-        self.texts: tuple[str, ...] = ()
-        """What stands in haproxy.cfg since the last run that went well."""
+        self.plan: Plan | None = None
+        """Of the last run that went well."""
         self.answers: Mapping[str, str] = {}
         """What queries are told, by record id, as in Folded."""
         self.heard: int | None = None
@@ -75,7 +76,7 @@ class Engine:
                 self._learn(learn, roles, chronicle)
             chronicle.transaction = transaction = Transaction(self.store, roles, self.membership, options)
             chronicle.outcome = outcome = transaction.apply()
-        self.texts = transaction.plan.after if transaction.plan else ()
+        self.plan = transaction.plan
         self._tell(transaction, outcome, news=bool(chronicle.causes))
         if chronicle.unknown:
             raise chronicle.unknown

@@ -50,4 +50,4 @@ def fold(membership: Membership, batch: Iterable[tuple[Raw, Event]], serf_clocks
         elif isinstance(event, Malformed):
             slate.warnings.append(event.why)
             answers[raw.id] = f"refused: {event.why}"
-    return Folded(slate.membership, answers, tuple(slate.causes), tuple(slate.warnings))
+    return Folded(slate.membership, answers, tuple(slate.causes), slate.said)

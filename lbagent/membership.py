@@ -51,6 +51,10 @@ class Quarantine(NamedTuple):
     key: str
 
 
+TOLD = "told"
+"""In place of a digest: another load balancer has heard what there was at this LTime, whatever it was."""
+
+
 class Heard(NamedTuple):
     """The last pause or resume of one node on one clock: what is older is a replay."""
 

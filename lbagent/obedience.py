@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from lbagent.apply import Options
+from lbagent.assent import judged
 from lbagent.engine import Engine
 from lbagent.errors import LbagentError, NotYet, TryAgain
 from lbagent.host.lock import locked
 from lbagent.host.log import Log, told
 from lbagent.host.sockets import established
 from lbagent.intake import Rounds, store
-from lbagent.membership import UNKNOWN, Member
+from lbagent.membership import Member
+from lbagent.orders import DONE
 from lbagent.outcome import Outcome, Verdict
 from lbagent.roll import find
 from lbagent.serf.command import Command
 from lbagent.serf.raw import Raw
 from lbagent.wishes import serving_ports
-
-DONE = "done"
-"""What alone is a confirmation: HAProxy serves it so."""
 
 
 def obeyed(raw: Raw, command: Command, engine: Engine, log: Log, wait: float) -> str:
@@ -47,18 +46,11 @@ def _told(raw: Raw, command: Command, engine: Engine, rounds: Rounds, wait: floa
             return "queued"
         rounds.look()
         outcome = engine.run(Options())
-    words = engine.answers.get(f"{raw.id}0000") or _since(engine, command)
+    told_by_fold = engine.answers.get(f"{raw.id}0000", DONE)
+    words = told_by_fold if told_by_fold != DONE else judged(command, engine.membership, engine.plan)
     if words != DONE:
         return words
     return _done(command, engine) if outcome.confirmed else _unconfirmed(outcome)
-
-
-def _since(engine: Engine, command: Command) -> str:
-    """What became of a command that another run has folded meanwhile."""
-    member = find(engine.membership.members, command.name, command.address)
-    if member is None or member.status == UNKNOWN:
-        return "unknown node" + (", remembered" if member else "")
-    return DONE
 
 
 def _unconfirmed(outcome: Outcome) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lbagent.membership import Heard
+from lbagent.membership import TOLD, Heard
 from lbagent.serf.command import Command
 
 _DIGESTS_KEPT = 16
@@ -14,7 +14,7 @@ def obeyed(command: Command, heard: Heard | None) -> bool:
     """Whether the command is to be obeyed, given what was `heard` last: no replay, and no resume beside a pause."""
     if command.ltime is None or heard is None or command.ltime > heard.ltime:
         return True
-    if command.ltime < heard.ltime or command.digest in heard.digests:
+    if command.ltime < heard.ltime or not {command.digest, TOLD}.isdisjoint(heard.digests):
         return False
     return command.verb == "pause" or not heard.paused
 

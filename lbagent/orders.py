@@ -12,6 +12,10 @@ from lbagent.serf.command import TYPED, Command
 from lbagent.serf.raw import Raw
 from lbagent.slate import Slate
 
+DONE = "done"
+"""What alone is a confirmation, once HAProxy serves it so."""
+
+STILL_PAUSED = "still paused by its tag"
 NOBODY = {"pause": "unknown node, remembered", "resume": "unknown node", "forget": "unknown node"}
 """What is answered where nobody has that name."""
 
@@ -36,19 +40,19 @@ def _obey(slate: Slate, command: Command, raw: Raw, member: Member) -> str:
     member = member._replace(heard=order.hear(member.heard, command, heard))
     slate.members.enter(member)
     if not obeyed:
-        return "done"
+        return DONE
     slate.causes.append(f"{command.verb} {member.name} by {_who(command, raw)}")
     if command.verb == "pause":
         slate.members.enter(member._replace(pause=_pause(command, raw, member.pause)))
-        return "done"
-    resume(slate, member)
+        return DONE
+    _resume(slate, member)
     if command.verb == "forget":
         _forget(slate, slate.members[member.name], raw.at // 1000)
-        return "done"
-    return "still paused by its tag" if member.paused_by_tag else "done"
+        return DONE
+    return STILL_PAUSED if member.paused_by_tag else DONE
 
 
-def resume(slate: Slate, member: Member) -> None:
+def _resume(slate: Slate, member: Member) -> None:
     """End the pause of a node, under whatever name it has at its address."""
     for other in slate.members.special():
         if other.pause and (other.name == member.name or (member.address and other.address == member.address)):
@@ -79,18 +83,24 @@ def _tick(slate: Slate, command: Command, serf_clocks: Mapping[str, int]) -> Non
 
 
 def _unknown(slate: Slate, command: Command, raw: Raw) -> str:
-    if not NAME.fullmatch(command.name):
-        slate.warnings.append(f"pause: node name {command.name[:80]!r} is not {NAME.pattern}")
-        return "refused: not a node name"
-    if slate.full_of_unknown:
-        slate.warnings.append(f"pause of {command.name}: too many pauses of unknown nodes are remembered")
-        return "refused: too many unknown nodes are paused"
     # A name that is an address means the host that has it, whatever it will be called.
     address = command.address or canonical_address(command.name) or ""
+    if why := _not_remembered(slate, command, address):
+        slate.warnings.append(f"pause of {command.name[:80]!r}: {why}")
+        return f"refused: {why}"
     pause, heard = _pause(command, raw, None), order.hear({}, command, None)
     slate.await_(Member(command.name, address, "", None, UNKNOWN, pause.since, pause, heard))
     slate.causes.append(f"pause {command.name} (unknown node) by {_who(command, raw)}")
     return NOBODY["pause"]
+
+
+def _not_remembered(slate: Slate, command: Command, address: str) -> str | None:
+    """Why a pause of a node nobody knows cannot be remembered."""
+    if address and (count := sum(one.address == address and one.present for one in slate.members.values())):
+        return f"{count} nodes have the address {address}: name one of them"
+    if not NAME.fullmatch(command.name):
+        return f"no node has the address {address}" if address else "not a node name"
+    return "too many unknown nodes are paused" if slate.full_of_unknown else None
 
 
 def _pause(command: Command, raw: Raw, present: Pause | None) -> Pause:

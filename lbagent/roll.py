@@ -13,7 +13,7 @@ def paused(membership: Membership) -> frozenset[str]:
     A pause holds for the host, whatever it is called today: for every member with the node's address.
     """
     table = tabled(membership.members)
-    found = [member for member in table.special.values() if member.pause or member.paused_by_tag]
+    found = [member for member in table.special.values() if member.pause or (member.present and member.paused_by_tag)]
     if not found:
         return frozenset()
     addresses = {member.address for member in found if member.address}
@@ -25,17 +25,20 @@ def paused(membership: Membership) -> frozenset[str]:
 
 def find(members: Members, name: str, address: str | None) -> Member | None:
     """The member meant by `name`: exactly, else in any case (Windows), else the only one at `address`."""
-    if name in members:
-        return members[name]
+    exact = members.get(name)
+    if exact is not None and exact.status != UNKNOWN:
+        return exact
     lower = name.lower()
     alike = [members[known] for known in members if known.lower() == lower]
+    # Whom somebody has seen comes before a name that was only heard.
+    alike = [one for one in alike if one.status != UNKNOWN] or alike
     if len(alike) == 1:
         return alike[0]
     address = address or canonical_address(name)
     there = [member for member in alike or members.values() if address and member.address == address]
     # A host reinstalled under a new name leaves its old name behind: who is there comes first.
     there = [member for member in there if member.present] or there
-    return there[0] if len(there) == 1 else None
+    return there[0] if len(there) == 1 else exact
 
 
 def expired(membership: Membership, now: int) -> Membership:

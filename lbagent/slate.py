@@ -21,11 +21,23 @@ class Slate:
         unknown = [one for one in self.members.special() if one.status == UNKNOWN]
         self._waiting = {key: one.name for one in unknown for key in (one.name.lower(), one.address)}
         self._known = len(membership.members) - len(unknown)
+        self._gone: list[str] | None = None
+        """Who may make room, looked up when the first has to."""
+        self._refused: list[str] = []
 
     @property
     def membership(self) -> Membership:
         """Membership as it stands now; the very members of before where nothing has changed them."""
         return self._before._replace(members=self.members.table(), clocks=self.clocks, missed=self.missed)
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        """What an operator has to be told."""
+        if not self._refused:
+            return (*self.warnings,)
+        more = f" and {len(self._refused) - 1} more are" if len(self._refused) > 1 else " is"
+        words = f"node {self._refused[0]}{more} not enrolled: {MEMBERS_LIMIT} members are known already"
+        return (*self.warnings, words)
 
     @property
     def full_of_unknown(self) -> bool:
@@ -49,15 +61,20 @@ class Slate:
     def enrol(self, member: Member) -> bool:
         """Add a new member, in the room of one that is gone where there is none; False where there is no room."""
         if self._known >= MEMBERS_LIMIT and not self._make_room():
-            self.warnings.append(f"node {member.name} is not enrolled: {MEMBERS_LIMIT} members are known already")
+            self._refused.append(member.name)
             return False
         self.members.enter(member)
         self._known += 1
         return True
 
     def _make_room(self) -> bool:
-        gone = next((name for name, one in self.members.items() if not (one.present or one.pause)), None)
-        if gone is not None:
-            self.members.strike(gone)
-            self._known -= 1
-        return gone is not None
+        if self._gone is None:
+            self._gone = [name for name, one in self.members.items() if not (one.present or one.pause)]
+        while self._gone:
+            name = self._gone.pop(0)
+            member = self.members.get(name)
+            if member is not None and not (member.present or member.pause):
+                self.members.strike(name)
+                self._known -= 1
+                return True
+        return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from lbagent.engine import Engine
 from lbagent.errors import TryAgain, UsageError
@@ -15,19 +15,19 @@ from lbagent.obedience import confirmed, obeyed
 from lbagent.orders import NOBODY
 from lbagent.serf import agent
 from lbagent.serf.command import REASON_LIMIT, TYPED, Malformed, command, duration
-from lbagent.serf.listing import Listed, others
+from lbagent.serf.listing import Listed, others, unreachable
 from lbagent.serf.raw import Raw
 from lbagent.settings import Settings
-
-LOCK_WAIT = 30.0
-"""Seconds a person waits for a run that is under way."""
+from lbagent.verbs import LOCK_WAIT, Verb
 
 WAITS = (1, 3, 6)
 """Seconds that another load balancer has for its answer, each time it is asked."""
 
-_QUERIES = {"pause": "pause", "resume": "resume", "forget": "lbagent-forget"}
+_LONGEST = 10 * 365 * 86400
+_REASON_BYTES = 400
+"""Serf takes 1,024 for a whole query, the names of those who are asked among them."""
 
-Verb = Callable[[Settings, Log], int]
+_QUERIES = {"pause": "pause", "resume": "resume", "forget": "lbagent-forget"}
 
 
 def pause(node: str, lasting: str | None, reason: str | None) -> Verb:
@@ -35,13 +35,15 @@ def pause(node: str, lasting: str | None, reason: str | None) -> Verb:
     words = []
     if lasting is not None:
         seconds = duration(lasting)
-        if not seconds:
-            raise UsageError(f"--for {lasting[:40]!r} is not a time such as 90s, 15m, 2h or 7d")
+        if not seconds or seconds > _LONGEST:
+            raise UsageError(f"--for {lasting[:40]!r} is not a time such as 90s, 15m, 2h or 7d, of at most ten years")
         # The same moment on every load balancer.
         words.append(f"until={int(time.time()) + seconds}")
     plain = " ".join((reason or "").split())
-    if len(plain) > REASON_LIMIT:
-        raise UsageError(f"--reason has {len(plain)} characters: at most {REASON_LIMIT} can be sent")
+    size = len(plain.encode("utf-8", "surrogateescape"))
+    if not plain.isprintable() or len(plain) > REASON_LIMIT or size > _REASON_BYTES:
+        limits = f"{REASON_LIMIT} printable characters, of {_REASON_BYTES} bytes"
+        raise UsageError(f"--reason has {len(plain)} characters, of {size} bytes: at most {limits}, can be sent")
     return _steering("pause", node, [*words, f"reason={plain}"] if plain else words)
 
 
@@ -83,13 +85,15 @@ def _here(verb: str, payload: str, myself: str, engine: Engine, log: Log) -> str
 def _elsewhere(verb: str, payload: str, myself: str) -> dict[str, str]:
     """What each other load balancer says, or what kept it from saying anything."""
     try:
-        there = others(agent.members(), agent.info())
+        listed, me = agent.members(), agent.info()
+        there = others(listed, me)
         # This one is asked as well: its handler, too, has to hear the LTime that orders all that follows.
         asked = [myself, *(one.name for one in there if one.status == "alive")]
         answers = agent.query(_QUERIES[verb], payload, asked, WAITS)
     except TryAgain as error:
         return {"others": f"not asked: {error}"}
-    return {one.name: answers.get(one.name) or _silent(one) for one in there}
+    said = {one.name: answers.get(one.name) or _silent(one) for one in there}
+    return said | dict.fromkeys(unreachable(listed, me), "not asked: its name or address in Serf is of no use")
 
 
 def _silent(one: Listed) -> str:
@@ -107,4 +111,5 @@ def _all_done(verb: str, said: Mapping[str, str]) -> bool:
 def _print(said: Mapping[str, str]) -> None:
     width = max(map(len, said))
     for name, words in said.items():
-        print(f"{name:{width}}  {''.join(one if one.isprintable() else '?' for one in words)}")
+        line = f"{name:{width}}  {words}"
+        print("".join(one if one.isprintable() else "?" for one in line))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from lbagent import accord, census
 from lbagent.engine import Engine, Learn
@@ -18,21 +18,21 @@ from lbagent.serf.listing import others
 _WAITS = (1, 1)
 """Seconds that another load balancer may take to tell what it knows, each time it is asked."""
 
-_PAGES = 200
-"""Beyond the pauses of 3,000 nodes somebody is making them up."""
+_PATIENCE = 10.0
+"""Seconds for all that they tell: thousands of pauses, or one who does not come to an end."""
 
 Told = list[tuple[str, list[accord.Word]]]
 """By load balancer."""
 
 
-def truth(engine: Engine, log: Log, *, force: bool) -> Learn:
-    """What makes membership what Serf and the other load balancers know now.
+def truth(engine: Engine, log: Log, say: Callable[[str], None], *, force: bool) -> Learn:
+    """What makes membership what Serf and the other load balancers know now; `say` is told who is not heard.
 
     The others are asked at once, without any lock: they may take their time, and what is heard meanwhile is the newer
     word. Serf's list is read later, after all events are folded. The result raises TryAgain where Serf cannot be
     asked, or knows no node of any role.
     """
-    told = _told(engine, log)
+    told = _told(engine, say)
 
     def learn(membership: Membership, roles: Roles) -> Folded:
         now = int(time.time())
@@ -50,29 +50,39 @@ def truth(engine: Engine, log: Log, *, force: bool) -> Learn:
     return learn
 
 
-def _told(engine: Engine, log: Log) -> Told:
+def _told(engine: Engine, say: Callable[[str], None]) -> Told:
     try:
         names = [one.name for one in others(agent.members(), agent.info()) if one.status == "alive"]
-        pages = {name: accord.read(said) for name, said in _asked("pauses", names).items()}
     except TryAgain:
-        return []  # said when Serf's list cannot be read either
-    for name in names:
-        if pages.get(name) is None:
-            log.info(f"{name} did not tell which nodes it has paused")
+        return []  # said when Serf's list is read
+    pages = {name: accord.read(said) for name, said in _asked("pauses", names, say).items()}
     known = accord.digest(engine.foreseen(engine.roles()), int(time.time()))
-    differing = {name: page for name, page in pages.items() if page and page.digest != known}
-    return [(name, list(_all(name, page))) for name, page in differing.items()]
-
-
-def _all(name: str, page: accord.Page | None) -> Iterator[accord.Word]:
-    for _ in range(_PAGES):
+    deadline, found = time.monotonic() + _PATIENCE, []
+    for name in names:
+        page = pages.get(name)
         if page is None:
-            return
+            say(f"{name} did not tell which nodes it has paused")
+        elif page.digest != known:
+            found.append((name, list(_all(name, page, deadline, say))))
+    return found
+
+
+def _all(name: str, page: accord.Page, deadline: float, say: Callable[[str], None]) -> Iterator[accord.Word]:
+    while page.words:
         yield from page.words
-        if not (page.more and page.words):
+        if not page.more:
             return
-        page = accord.read(_asked(f"pauses after={page.words[-1].name}", [name]).get(name, ""))
+        said = _asked(f"pauses after={page.words[-1].name}", [name], say) if time.monotonic() < deadline else {}
+        after = accord.read(said.get(name, ""))
+        if after is None:
+            say(f"{name} did not tell of all nodes that it has paused")
+            return
+        page = after
 
 
-def _asked(payload: str, names: list[str]) -> dict[str, str]:
-    return agent.query("lbagent-status", payload, names, _WAITS) if names else {}
+def _asked(payload: str, names: list[str], say: Callable[[str], None]) -> dict[str, str]:
+    try:
+        return agent.query("lbagent-status", payload, names, _WAITS) if names else {}
+    except TryAgain as error:
+        say(str(error))
+        return {}

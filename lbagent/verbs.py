@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lbagent import diff, scene
+from lbagent import diff, quarantine, scene
 from lbagent.apply import Options
 from lbagent.engine import Engine, Learn
 from lbagent.errors import Busy
@@ -54,7 +54,7 @@ def sync(dry_run: bool, force: bool) -> Verb:  # noqa: FBT001  # the verb's two 
 
     def verb(settings: Settings, log: Log) -> int:
         engine = Engine(Paths(settings.state_dir), settings.roles, log)
-        learn = truth(engine, log, force=force)
+        learn = truth(engine, log, log.warning, force=force)
         if dry_run:
             _shown(engine, log, Rules(force=force), learn)
             return 0
@@ -93,5 +93,8 @@ def _shown(engine: Engine, log: Log, rules: Rules, learn: Learn | None = None) -
 
 def _foreseen(engine: Engine, rules: Rules, learn: Learn | None = None) -> tuple[Scene, Plan]:
     roles = engine.roles()
-    seen = scene.look(roles.haproxy)
-    return seen, planned(seen.document, roles, engine.foreseen(roles, learn), rules)
+    seen, membership = scene.look(roles.haproxy), engine.foreseen(roles, learn)
+    if not rules.force:
+        kept = quarantine.holding(membership, lambda: quarantine.surroundings(seen.document, roles))
+        rules = rules._replace(kept=kept)
+    return seen, planned(seen.document, roles, membership, rules)

@@ -109,13 +109,13 @@ class _Watch:
         except (LbagentError, OSError) as error:
             self._words = told(error)
             raise
-        self._edits.ours(self._engine.texts)
+        self._edits.ours(self._engine.plan.after if self._engine.plan else ())
         self._words = f"{outcome.verdict}: {outcome.words}"
         return outcome
 
     def _truth(self) -> Learn:
         self._sync_at = next_sync(time.monotonic(), random.random())  # noqa: S311  # no secret
-        return truth(self._engine, self._log, force=False)
+        return truth(self._engine, self._log, self._log.info, force=False)
 
     def _settle(self) -> None:
         """Wait until nobody has saved a file for a moment."""

@@ -29,6 +29,12 @@ class Note(str):
         return note
 
 
+class ByHand(Note):
+    """One that says that a line by hand stands in the node's place: no pause takes traffic from that."""
+
+    __slots__ = ()
+
+
 class Wish(NamedTuple):
     """What one node should have at one marker."""
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lbagent.accord import Page, Word, agreed, digest, page, read
-from lbagent.membership import REMEMBERED, UNKNOWN, Heard, Member, Membership, Pause
-from tests.building import NOW, known, member, paused, poisoned
+from lbagent.membership import REMEMBERED, TOLD, UNKNOWN, Heard, Member, Membership, Pause
+from tests.building import NOW, folded, joining, known, member, paused, poisoned, saying
 
 ROOM = 900
 CLOCKS = {"user": 100, "query": 100}
@@ -121,15 +121,54 @@ def test_what_is_learned_is_remembered_with_its_clock_and_end() -> None:
 
     assert membership == known(
         member("web01")._replace(
-            pause=Pause(NOW, "told by lb02", "", NOW + 60), heard={"query": Heard(3, (), paused=True)}
+            pause=Pause(NOW, "told by lb02", "", NOW + 60), heard={"query": Heard(3, (TOLD,), paused=True)}
         )
     )
 
 
-def test_my_own_pause_stays_as_it_is_where_the_word_is_no_newer() -> None:
-    mine = known(knowing("web01", out=True, query=3, until=NOW + 60))
+@pytest.mark.parametrize(
+    ("mine", "theirs", "after"),
+    [(60, 59, 60), (60, 61, 61), (None, 61, None), (60, None, None)],
+)
+def test_of_two_pauses_none_of_which_is_the_newer_the_longer_holds(
+    mine: int | None, theirs: int | None, after: int | None
+) -> None:
+    def lasting(seconds: int | None) -> Member:
+        return knowing("web01", out=True, query=3, until=seconds and NOW + seconds)
 
-    assert learning(mine, known(knowing("web01", out=True, query=3, until=NOW + 61))) == mine
+    pause = learning(known(lasting(mine)), known(lasting(theirs))).members["web01"].pause
+
+    assert pause is not None
+    assert pause.until == (after and NOW + after)
+
+
+def test_a_newer_pause_is_taken_with_its_end() -> None:
+    mine, theirs = (knowing("web01", out=True, query=ltime, until=NOW + 90 - ltime) for ltime in (3, 4))
+
+    assert learning(known(mine), known(theirs)).members["web01"].pause == Pause(NOW, "told by lb02", "", NOW + 86)
+
+
+def test_a_replay_of_what_was_learned_is_one() -> None:
+    learned = learning(known(member("web01")), known(knowing("web01", out=True, user=5)))
+    resumed = folded(learned, saying("resume", "web01", 2, "query"))
+
+    assert paused(folded(resumed, saying("pause", "web01", 5))) == []
+
+
+def test_a_name_of_the_host_that_has_heard_more_keeps_its_pause() -> None:
+    mine = known(knowing("web01", out=True, query=3), knowing("WEB-01", out=True, query=9))
+
+    after = learning(mine, known(knowing("web01", out=False, query=4)))
+
+    assert [name for name, one in after.members.items() if one.pause] == ["WEB-01"]
+
+
+def test_an_address_nobody_has_yet_is_waited_for_by_its_address() -> None:
+    theirs = known(Member("10.0.0.7", "10.0.0.7", "", None, UNKNOWN, NOW, Pause(NOW, "query")))
+
+    after = folded(learning(known(), theirs), joining("web07\t10.0.0.7\tweb\t"))
+
+    assert paused(after) == ["web07"]
 
 
 def test_a_resume_holds_for_the_whole_host() -> None:
@@ -144,7 +183,7 @@ def test_a_pause_of_a_node_nobody_knows_here_waits_for_it() -> None:
     mine = learning(known(), theirs)
 
     assert mine == known(
-        Member("web99", "", "", None, UNKNOWN, NOW, Pause(NOW, "told by lb02"), {"query": Heard(3, (), True)})  # noqa: FBT003
+        Member("web99", "", "", None, UNKNOWN, NOW, Pause(NOW, "told by lb02"), {"query": Heard(3, (TOLD,), True)})  # noqa: FBT003
     )
 
 

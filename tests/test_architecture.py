@@ -29,15 +29,16 @@ ROOMS: dict[str, set[str]] = {
     "manual": {"__init__", "commandline", "completion", "helptext", "host.paths", "manpage", "parser", "settings"},
     "parser": {"__init__", "check", "errors", "handler", "helptext", "host.log", "settings", "status", "steer", "verbs", "watch"},
     "status": {"engine", "errors", "host.log", "host.paths", "report", "settings", "sheet", "survey", "view"},
-    "steer": {"engine", "errors", "host.log", "host.paths", "names", "obedience", "orders", "serf.agent", "serf.command", "serf.listing", "serf.raw", "settings"},
-    "verbs": {"apply", "diff", "engine", "errors", "host.lock", "host.log", "host.paths", "intake", "plan", "scene", "settings", "truth"},
+    "steer": {"engine", "errors", "host.log", "host.paths", "names", "obedience", "orders", "serf.agent", "serf.command", "serf.listing", "serf.raw", "settings", "verbs"},
+    "verbs": {"apply", "diff", "engine", "errors", "host.lock", "host.log", "host.paths", "intake", "plan", "quarantine", "scene", "settings", "truth"},
     "watch": {"apply", "edits", "engine", "errors", "host.attention", "host.lock", "host.log", "host.notify", "host.paths", "host.spool", "intake", "outcome", "settings", "timetable", "truth"},
     # beside the doors
     "edits": {"errors", "roles", "scene"},
-    "answer": {"accord", "engine", "errors", "host.log", "host.paths", "membership", "obedience", "serf.command", "serf.events", "serf.raw", "settings", "summary"},
+    "answer": {"accord", "engine", "errors", "host.log", "host.paths", "membership", "memory", "obedience", "serf.command", "serf.events", "serf.raw", "settings", "summary"},
+    # beside the doors
     "summary": {"engine", "errors", "host.history", "host.log", "membership", "memory", "roll", "scene"},
     "diff": {"plan", "scene"},
-    "obedience": {"apply", "engine", "errors", "host.lock", "host.log", "host.sockets", "intake", "membership", "outcome", "roll", "serf.command", "serf.raw", "wishes"},
+    "obedience": {"apply", "assent", "engine", "errors", "host.lock", "host.log", "host.sockets", "intake", "membership", "orders", "outcome", "roll", "serf.command", "serf.raw", "wishes"},
     "truth": {"accord", "census", "engine", "errors", "fold", "host.log", "membership", "roles", "serf.agent", "serf.listing"},
     "intake": {"apply", "engine", "errors", "host.lock", "host.log", "host.paths", "host.spool", "outcome", "serf.raw", "settings"},
     "settings": set(),
@@ -49,7 +50,7 @@ ROOMS: dict[str, set[str]] = {
     "survey": {"engine", "haproxy.process", "haproxy.runtime", "haproxy.stats", "haproxy.text", "host.history", "host.log", "host.store", "membership", "memory", "outcome", "report", "restore", "roles", "scene"},
     "view": {"report", "sheet"},
     # one run
-    "engine": {"__init__", "apply", "batch", "chronicle", "errors", "fold", "host.log", "host.paths", "host.spool", "host.store", "membership", "memory", "outcome", "restore", "roles", "rolescache", "rolesfile", "roll", "scene", "serf.agent", "serf.events", "serf.raw", "table"},
+    "engine": {"__init__", "apply", "batch", "chronicle", "errors", "fold", "host.log", "host.paths", "host.spool", "host.store", "membership", "memory", "outcome", "plan", "restore", "roles", "rolescache", "rolesfile", "roll", "scene", "serf.agent", "serf.events", "serf.raw", "table"},
     "chronicle": {
         "__init__", "apply", "errors", "host.log", "host.spool", "host.store", "last", "membership", "memory", "metrics", "outcome", "plan", "roles", "scene", "tally",
     },
@@ -59,8 +60,9 @@ ROOMS: dict[str, set[str]] = {
     },
     "scene": {"haproxy.takeover", "haproxy.text", "host.files", "roles"},
     # the heart
-    "accord": {"fold", "membership", "names", "orders", "serf.command", "slate", "table"},
+    "accord": {"fold", "membership", "names", "serf.command", "slate", "table"},
     "arrivals": {"membership", "serf.events", "slate"},
+    "assent": {"membership", "orders", "plan", "roll", "serf.command", "table", "wishes"},
     "blame": set(),
     "census": {"arrivals", "fold", "membership", "roles", "serf.events", "serf.listing", "slate", "table"},
     "claims": {"haproxy.lines", "haproxy.text", "membership", "names", "wishes"},
@@ -154,7 +156,7 @@ ROOMS: dict[str, set[str]] = {
 
 DOORS = {"__main__", "check", "cli", "handler", "manual", "parser", "status", "steer", "verbs", "watch"}
 PURE = (
-    "commandline", "completion", "manpage", "accord", "arrivals", "census", "orders", "slate", "serf.command", "names", "membership", "fold",
+    "commandline", "completion", "manpage", "accord", "arrivals", "assent", "census", "orders", "slate", "serf.command", "names", "membership", "fold",
     "order", "roles", "wishes", "claims", "guard", "homeless", "place", "plan", "restore", "quarantine", "blame", "last", "memory", "metrics",
     "outcome", "errors", "roll", "spot", "table", "tally", "timetable", "turn", "serf.events", "serf.listing", "serf.raw", "haproxy.lines", "haproxy.text",
     "haproxy.server", "nodes", "prospect", "report", "sheet", "standing", "states", "haproxy.stats", "doctor.agent_settings", "doctor.cluster",

@@ -332,3 +332,16 @@ def test_a_status_query_is_one() -> None:
 
 def test_a_status_user_event_is_none() -> None:
     assert parse(saying("lbagent-status", "", 1, "user")) == Ignored()
+
+
+@pytest.mark.parametrize(
+    ("word", "why"),
+    [
+        (f"until={NOW}", f"'until={NOW}' is past here, by 0 s: see the clocks"),
+        (f"until={NOW - 10}", f"'until={NOW - 10}' is past here, by 10 s: see the clocks"),
+        ("for=0s", "'for=0s' is not until=EPOCH or for=90s, 15m, 2h, 7d"),
+    ],
+)
+def test_a_pause_that_is_over_already_is_none(word: str, why: str) -> None:
+    # Answered `done`, somebody would patch a node that is in traffic.
+    assert parse(saying("pause", f"web01 {word}", 1)) == Malformed(f"pause: {why}")

@@ -479,3 +479,34 @@ def test_tags_that_are_certain_stay_where_stdin_can_only_say_the_same() -> None:
 
     assert same == before
     assert other.members["web12"].tags == {"a": "2"}
+
+
+def test_newcomers_beyond_the_limit_are_told_in_one_line() -> None:
+    full_house = known(*(member(f"n{at}", "10.0.0.1") for at in range(MEMBERS_LIMIT)))
+
+    done = folding(full_house, joining(*(f"late{at}\t10.0.0.2\tweb\t" for at in range(3000))))
+
+    assert done.membership == full_house
+    assert done.warnings == (f"node late0 and 2999 more are not enrolled: {MEMBERS_LIMIT} members are known already",)
+
+
+def test_an_address_of_two_members_is_not_paused_by_that_address() -> None:
+    before = known(member("web01"), member("WEB-01"))
+
+    done = folding(before, saying("pause", "10.0.0.1", 1, "query"), saying("pause", "web99 10.0.0.1", 2, "query"))
+
+    assert set(done.answers.values()) == {"refused: 2 nodes have the address 10.0.0.1: name one of them"}
+    assert done.membership.members == before.members
+
+
+def test_a_tag_holds_nobody_out_once_its_node_has_left() -> None:
+    gone = member("web01", tags={"lbagent": "paused"}, status=LEFT)
+
+    assert paused(known(gone, member("web02"))) == []
+
+
+def test_a_name_that_was_only_heard_does_not_hide_who_is_there() -> None:
+    before = folded(known(member("web01"), member("WEB01", "10.0.0.2")), saying("pause", "Web01", 1))
+
+    assert statuses(before) == {"web01": ALIVE, "WEB01": ALIVE, "Web01": UNKNOWN}
+    assert paused(folded(before, saying("pause", "Web01 10.0.0.2", 2))) == ["WEB01", "Web01"]

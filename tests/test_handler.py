@@ -521,6 +521,17 @@ def test_the_status_is_told_of_damaged_state_too(stage: Stage) -> None:
     assert stage.query("lbagent-status") == (0, said.encode(), "")
 
 
+def test_what_is_known_of_pauses_is_asked_of_damaged_state_too(stage: Stage) -> None:
+    stage.join("web01 10.0.0.1")
+    (stage.state / "members.json").write_bytes(b"{")
+
+    status, out, err = stage.query("lbagent-status", "pauses")
+
+    assert (status, err) == (0, "")
+    assert out.startswith(b"refused: members.json is damaged (")
+    assert out.count(b"\n") == 1
+
+
 def test_the_status_is_told_where_roles_yml_is_refused_too(stage: Stage) -> None:
     stage.roles.write_text("roles: 7\n")
 

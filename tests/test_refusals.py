@@ -385,6 +385,19 @@ def test_a_quarantined_node_can_still_be_paused_and_leave(tagged: Lb) -> None:
         assert left == (0, good(tagged, 1, 3))
 
 
+def test_what_is_planned_leaves_who_is_in_quarantine_alone(tagged: Lb) -> None:
+    with Haproxy(tagged):
+        tagged.join(*WEB[1:4])
+        tagged.handle("member-update", bad(2))
+        before = tagged.text
+
+        done = tagged.run("plan")
+
+        assert (done.returncode, done.stdout, tagged.run("apply").stdout) == (0, b"", b"unchanged: nothing to do\n")
+        tagged.text = before + b"# edited\n"
+        assert tagged.run("plan").returncode == 2  # it would be tried again
+
+
 def test_a_changed_text_of_the_operator_lets_a_refused_node_try_again(tagged: Lb) -> None:
     with Haproxy(tagged):
         tagged.join(WEB[1], bad(9))

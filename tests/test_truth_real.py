@@ -211,7 +211,8 @@ def test_a_sync_that_sees_no_node_removes_nothing(peer: bool) -> None:  # noqa: 
 
         assert done.returncode == 75
         words = "serf members names no node of any role of roles.yml: nothing is removed, try again"
-        assert done.stderr.decode() == f"lbagent: {words}\n"
+        silent = "lbagent: lb03 did not tell which nodes it has paused\n" if peer else ""
+        assert done.stderr.decode() == f"{silent}lbagent: {words}\n"
         assert (one.text, one.lb.members(), one.lb.staged()) == (before, members, [])
 
 
@@ -250,3 +251,17 @@ def test_a_dry_run_shows_the_diff_and_changes_nothing() -> None:
         changed = [line for line in done.stdout.decode().splitlines() if line.startswith(("+ ", "- "))]
         assert (done.returncode, changed) == (0, [f"-    {one.lb.server('web02', '127.0.0.12')}"])
         assert (one.text, one.lb.members(), one.lb.staged()) == (before, members, [])
+
+
+def test_who_does_not_tell_of_its_pauses_is_named() -> None:
+    with pair() as (one, other), webs((one, other), 1):
+        other.agent.kill()
+        eventually(lambda: one.agent.members()["lb02"] == "failed", 40)
+        with SerfAgent("lb03", "127.0.0.8", "lb") as mute:
+            mute.join(one.agent)
+            eventually(lambda: "lb03" in one.agent.members())
+
+            done = one.run("sync")
+
+        said = "lbagent: lb03 did not tell which nodes it has paused\n"
+        assert (done.returncode, done.stdout, done.stderr.decode()) == (0, b"unchanged: nothing to do\n", said)

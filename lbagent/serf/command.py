@@ -83,9 +83,9 @@ def _until(words: list[str], now: int) -> int | str | None:
     for word in words:
         key, _, value = word.partition("=")
         if key == "until" and value.isascii() and value.isdigit() and len(value) <= _EPOCH_DIGITS:
-            return int(value)
+            return int(value) if int(value) > now else f"{word!r} is past here, by {now - int(value)} s: see the clocks"
         seconds = duration(value) if key == "for" else None
-        if seconds is None:
+        if not seconds:
             return f"{word[:40]!r} is not until=EPOCH or for=90s, 15m, 2h, 7d"
         return now + seconds
     return None

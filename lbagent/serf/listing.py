@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from lbagent.names import NAME, canonical_address
@@ -34,6 +35,8 @@ class Listing(NamedTuple):
     """Of all, the refused ones too: whoever Serf knows at an address nobody can have is not gone."""
     refused: tuple[str, ...]
     """A sentence for each member that could not be used."""
+    strays: Mapping[str, str] = MappingProxyType({})
+    """The roles of those, by what they call themselves."""
 
 
 class Info(NamedTuple):
@@ -52,14 +55,16 @@ def listing(said: str) -> Listing:
     """The members in the answer of `serf members -format=json`. Raises ValueError where it is none."""
     members: list[Listed] = []
     refused: list[str] = []
+    strays: dict[str, str] = {}
     rows = [_table(row) for row in _within(said, "members") or ()]
     for row in rows:
         found = _listed(row)
         if isinstance(found, str):
             refused.append(f"serf members: {found}")
+            strays[_text(row, "name")] = _text(_table(row.get("tags") or {}), "role")
         else:
             members.append(found)
-    return Listing(tuple(members), frozenset(_text(row, "name") for row in rows), tuple(refused))
+    return Listing(tuple(members), frozenset(_text(row, "name") for row in rows), tuple(refused), strays)
 
 
 def info(said: str) -> Info:
@@ -86,6 +91,11 @@ def others(listed: Listing, myself: Info) -> tuple[Listed, ...]:
     """The other load balancers: the members with this agent's own role, `lb` where it has none."""
     role = myself.role or _LB
     return tuple(one for one in listed.members if one.role == role and one.name != myself.name and one.status != "left")
+
+
+def unreachable(listed: Listing, myself: Info) -> tuple[str, ...]:
+    """Load balancers of a name or address with which nobody can ask them."""
+    return tuple(name for name, role in listed.strays.items() if role == (myself.role or _LB) and name != myself.name)
 
 
 def _listed(row: Mapping[str, Any]) -> Listed | str:
