@@ -2,14 +2,14 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint bench pages clean
+.PHONY: help demo test check lint bench load long pages clean
 
 export PATH := $(PATH):/usr/sbin:/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 VENV := .venv
 BIN := $(VENV)/bin
-CODE := lbagent $(wildcard demo tests bench)
+CODE := lbagent $(wildcard demo tests bench load)
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -29,6 +29,13 @@ lint: $(VENV)/.dev  ## format, lint and types
 
 bench: $(VENV)/.dev  ## how fast it is
 	@$(BIN)/python bench/run.py
+
+load: $(VENV)/.dev  ## 1,000 changes under load, with the runtime API and without it; four minutes
+	@.ci/install wrk
+	@$(BIN)/python -m load
+
+long: $(VENV)/.dev  ## the daemon over 100,000 events and a day of syncs; ten minutes
+	@$(BIN)/python -m load.long
 
 pages: $(VENV)/.demo  ## man page and completions, in build/
 	@$(BIN)/python -m lbagent.manual build

@@ -45,10 +45,11 @@ def urged(error: NotStored, raw: Raw, settings: Settings, log: Log) -> NotStored
 class Rounds:
     """Run after run, as long as records come: who found the lock busy relies on whoever holds it to look again."""
 
-    def __init__(self, spool: Spool, log: Log) -> None:
-        """No run has seen any record yet."""
+    def __init__(self, spool: Spool, log: Log, said: set[str] | None = None) -> None:
+        """No run has seen any record yet; what was `said` is not said again."""
         self._spool, self._log = spool, log
-        self._seen, self._said = frozenset[Mark](), set[str]()
+        self._seen = frozenset[Mark]()
+        self._said = set[str]() if said is None else said
         self.status = 0
         """The exit status of the first run that did not end with 0."""
 

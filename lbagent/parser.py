@@ -46,6 +46,7 @@ def build() -> argparse.ArgumentParser:
         ("forget", "drop a node that is gone, and its pause, here and on the other load balancers", _forget),
         ("status", "show each node, what is served, and what waits", _status),
         ("check", "look at roles.yml, markers, haproxy.cfg, HAProxy and Serf; exit 0 no error, 1 some", _check),
+        ("watch", "the daemon: applies what `handle` has stored, looks after edits, syncs each minute", _watch),
     ):
         more = helptext.verb_epilog(parser.prog)
         add(known.add_parser(name, help=words, description=f"{words[0].upper()}{words[1:]}.", epilog=more, **_LOOKS))
@@ -108,3 +109,12 @@ def _check(parser: argparse.ArgumentParser) -> None:
         return check
 
     parser.set_defaults(verb=chosen)
+
+
+def _watch(parser: argparse.ArgumentParser) -> None:
+    def load(_: argparse.Namespace) -> Callable[[Settings, Log], int]:
+        from lbagent.watch import watch  # noqa: PLC0415  # watchdog and tenacity: 60 ms that only the daemon needs
+
+        return watch
+
+    parser.set_defaults(verb=load)

@@ -1,0 +1,105 @@
+"""What makes a daemon look up: a change in one of its folders, or a signal. Built on watchdog (inotify)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self
+
+from watchdog.events import (
+    DirCreatedEvent,
+    DirDeletedEvent,
+    DirMovedEvent,
+    FileClosedEvent,
+    FileCreatedEvent,
+    FileDeletedEvent,
+    FileModifiedEvent,
+    FileMovedEvent,
+    FileSystemEvent,
+    FileSystemEventHandler,
+)
+from watchdog.observers import Observer
+from watchdog.observers.api import ObservedWatch
+
+_CHANGES: list[type[FileSystemEvent]] = [
+    DirCreatedEvent,
+    DirDeletedEvent,
+    DirMovedEvent,
+    FileClosedEvent,
+    FileCreatedEvent,
+    FileDeletedEvent,
+    FileModifiedEvent,
+    FileMovedEvent,
+]
+"""All that is no mere reading: we read those folders ourselves."""
+
+Folder = tuple[str, int, int]
+"""Path, device and inode: a folder made anew under the same name is another."""
+
+
+class Attention:
+    """Waits until something happens in the folders it is given, or somebody calls."""
+
+    def __init__(self) -> None:
+        """Nothing is watched yet."""
+        self._ear, self._voice = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._observer = Observer()
+        self._watched: dict[Folder, ObservedWatch] = {}
+
+    def __enter__(self) -> Self:
+        self._observer.start()
+        return self
+
+    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+        self._observer.stop()
+        self._observer.join()
+        os.close(self._ear)
+        os.close(self._voice)
+
+    def call(self) -> None:
+        """Have whoever waits look up; safe in a signal handler and from another thread."""
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._voice, b"!")
+
+    def wait(self, seconds: float) -> bool:
+        """Wait at most so long for something to happen; returns whether it did."""
+        happened = bool(select.select([self._ear], [], [], max(seconds, 0))[0])
+        with contextlib.suppress(BlockingIOError):
+            while len(os.read(self._ear, 4096)) == 4096:  # noqa: PLR2004  # as much as is asked for: there may be more
+                pass
+        return happened
+
+    def watch(self, folders: Iterable[str]) -> None:
+        """Watch these folders from now on, and no others; of one that is missing, the nearest above it that is not."""
+        wanted = {folder for path in folders if (folder := _nearest(path))}
+        for gone in self._watched.keys() - wanted:
+            with contextlib.suppress(KeyError, OSError):
+                self._observer.unschedule(self._watched[gone])
+            del self._watched[gone]
+        for new in wanted - self._watched.keys():
+            # One that vanishes meanwhile is found anew at the next look.
+            with contextlib.suppress(OSError):
+                self._watched[new] = self._observer.schedule(_Caller(self), new[0], event_filter=_CHANGES)
+
+
+class _Caller(FileSystemEventHandler):
+    def __init__(self, attention: Attention) -> None:
+        self._attention = attention
+
+    def on_any_event(self, event: FileSystemEvent) -> None:  # noqa: ARG002  # which one, its listener looks himself
+        self._attention.call()
+
+
+def _nearest(path: str) -> Folder | None:
+    path = os.path.abspath(path)
+    while True:
+        with contextlib.suppress(OSError):
+            found = os.stat(path)
+            if os.path.isdir(path):
+                return path, found.st_dev, found.st_ino
+        if path == "/":
+            return None
+        path = os.path.dirname(path)

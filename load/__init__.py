@@ -1,0 +1,1 @@
+"""The load test: a pair of load balancers that change ten times a second under traffic that hides nothing."""

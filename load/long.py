@@ -1,0 +1,110 @@
+"""python -m load.long: the daemon over 100,000 events and over a day of syncs, squeezed into minutes: it must not grow.
+
+EVENTS=100000 SYNCS=1440 say how many.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from lbagent.host.paths import Paths
+from lbagent.host.spool import Spool
+from lbagent.serf.raw import RECORD_LIMIT, Raw
+from tests.world import Lb, SerfAgent, eventually, member
+
+EVENTS, SYNCS = (int(os.environ.get(name, default)) for name, default in (("EVENTS", 100_000), ("SYNCS", 1440)))
+BATCH = 500
+MAY_GROW = 3.0
+"""MiB between the first tenth and the end."""
+
+_DAEMON = "from lbagent import timetable, cli; timetable.SYNC_EVERY = {every}; raise SystemExit(cli.main(['watch']))"
+_CONFIG = """\
+listen lb-iis
+    bind 127.0.0.1:{front}
+    mode http
+    timeout client 5s
+    timeout server 5s
+    timeout connect 5s
+    # additional-lb-iis-server
+"""
+
+
+def main() -> int:
+    """Both; 0 where neither has grown."""
+    return max(events(), syncs())
+
+
+def events() -> int:
+    """Joins, leaves, pauses and resumes of a hundred nodes, in batches."""
+    with Lb(_CONFIG) as lb, daemon(lb, 60.0, {}) as process:
+        spool = Spool(Paths(str(lb.state)).spool, RECORD_LIMIT)
+        sizes = []
+        for first in range(0, EVENTS, BATCH):
+            for number in range(first, first + BATCH):
+                for record in _event(number).records():
+                    spool.put(record)
+            eventually(lambda: not lb.spooled(), 120)
+            sizes.append(rss(process))
+        return told(f"{EVENTS} events", sizes)
+
+
+def syncs() -> int:
+    """As many syncs as a day has minutes."""
+    with (
+        Lb(_CONFIG) as lb,
+        SerfAgent("lb01", "127.0.0.9", "lb") as agent,
+        SerfAgent("web01", "127.0.0.11", "web") as web,
+    ):
+        web.join(agent)
+        with daemon(lb, 0.02, {"SERF_RPC_ADDR": agent.rpc}) as process:
+            sizes, asked = [], 0
+            while asked < SYNCS:
+                time.sleep(1)
+                sizes.append(rss(process))
+                # Each sync asks twice for the list.
+                asked = agent.log.count("Accepted client") // 4
+        return told(f"{asked} syncs", sizes)
+
+
+@contextlib.contextmanager
+def daemon(lb: Lb, every: float, env: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """The daemon, with a minute of `every` seconds."""
+    code = _DAEMON.format(every=every)
+    with subprocess.Popen([sys.executable, "-c", code], env={**lb.env, **env}, stderr=subprocess.DEVNULL) as process:
+        try:
+            eventually((lb.state / "metrics.prom").exists)
+            yield process
+        finally:
+            process.terminate()
+
+
+def rss(process: subprocess.Popen[bytes]) -> float:
+    """MiB of memory."""
+    pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def told(what: str, sizes: list[float]) -> int:
+    """Print how it grew; 1 where that is too much."""
+    early, late = sizes[len(sizes) // 10], sizes[-1]
+    print(f"{what}: {early:.1f} MiB after a tenth, {late:.1f} MiB at the end", flush=True)
+    return 0 if late - early <= MAY_GROW else 1
+
+
+def _event(number: int) -> Raw:
+    name, identity, now = f"web{number % 100:02}", f"{number:016x}", int(time.time() * 1000)
+    kind = ("member-join", "user", "user", "member-update", "member-leave")[number // 100 % 5]
+    if kind == "user":
+        verb = ("pause", "resume")[number // 100 % 2]
+        return Raw(identity, now, kind, verb, number + 1, "lb01", f"{name} reason={number}".encode())
+    return Raw(identity, now, kind, "", None, "lb01", member(name, f"127.0.1.{number % 100 + 1}"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

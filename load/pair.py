@@ -1,0 +1,142 @@
+"""What the load runs on: nodes that answer with their name, and load balancers in front of them, each with `watch`."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.world import Haproxy, Lb, eventually, free_port, member
+
+NODES = 40
+
+CONFIG = """\
+global
+    stats socket {socket} mode 600 level admin expose-fd listeners
+    hard-stop-after 30s
+    nbthread 1
+    maxconn 2000
+
+defaults
+    mode http
+    timeout connect 1s
+    timeout client 10s
+    timeout server 10s
+    timeout http-request 5s
+    option idle-close-on-response
+    option redispatch
+    retries 2
+
+listen lb-iis
+    bind 127.0.0.1:{front}
+    balance roundrobin
+    # additional-lb-iis-server
+"""
+
+ROLES = """\
+haproxy:
+  config: {cfg}
+  runtime: RUNTIME
+services:
+  iis: {{port: {port}}}
+roles:
+  web:
+    lb: [iis]
+    interval: 500ms
+    networks: [127.0.0.0/8]
+"""
+
+
+class Change(NamedTuple):
+    """One change, as Serf would tell both load balancers."""
+
+    kind: str
+    name: str
+    address: str
+    env: dict[str, str]
+    stdin: bytes
+
+
+class Fleet:
+    """The nodes as they are: where each is, whether it is there, whether it is paused."""
+
+    def __init__(self, dice: random.Random) -> None:
+        """Half of them are there."""
+        self._dice = dice
+        self.address = {f"web{number:02}": f"127.1.1.{number + 1}" for number in range(NODES)}
+        self.there = set(list(self.address)[: NODES // 2])
+        self.paused: set[str] = set()
+        self._ltime = 0
+
+    @property
+    def serving(self) -> set[str]:
+        """Who takes traffic."""
+        return self.there - self.paused
+
+    def change(self) -> Change:
+        """Make one change at random; some nodes always go on serving."""
+        while True:
+            kind = self._dice.choice(["join", "leave", "pause", "resume", "move"])
+            name = self._dice.choice(sorted(self.address))
+            if kind in ("leave", "pause") and (name not in self.serving or len(self.serving) <= NODES // 5):
+                continue
+            if kind == "join" and name not in self.there:
+                self.there.add(name)
+                return self._member("member-join", name)
+            if kind == "leave":
+                self.there.discard(name)
+                return self._member("member-leave", name)
+            if kind == "move" and name in self.there:
+                last = self.address[name].rpartition(".")[2]
+                self.address[name] = f"127.1.{2 if self.address[name].startswith('127.1.1.') else 1}.{last}"
+                return self._member("member-update", name)
+            if (kind == "pause" and name in self.there) or (kind == "resume" and name in self.paused & self.there):
+                (self.paused.add if kind == "pause" else self.paused.discard)(name)
+                self._ltime += 1
+                env = {"SERF_USER_EVENT": kind, "SERF_USER_LTIME": str(self._ltime)}
+                return Change("user", name, self.address[name], env, name.encode())
+
+    def all(self) -> list[bytes]:
+        """The lines of everybody who is there."""
+        return [member(name, self.address[name]) for name in sorted(self.there)]
+
+    def _member(self, kind: str, name: str) -> Change:
+        return Change(kind, name, self.address[name], {}, member(name, self.address[name]))
+
+
+@contextlib.contextmanager
+def nodes(fleet: Fleet, folder: Path) -> Iterator[int]:
+    """Every node answers with its name on both of its addresses; yields the port. One HAProxy plays them all."""
+    port = free_port()
+    fronts = "".join(
+        f"frontend {name}\n    bind 127.1.1.{number + 1}:{port}\n    bind 127.1.2.{number + 1}:{port}\n"
+        f"    http-request return status 200 content-type text/plain string {name}\n"
+        for number, name in enumerate(fleet.address)
+    )
+    text = f"global\n    nbthread 1\n    maxconn 4000\ndefaults\n    mode http\n    timeout client 60s\n{fronts}"
+    (folder / "nodes.cfg").write_text(text)
+    with subprocess.Popen(["haproxy", "-f", folder / "nodes.cfg", "-db"], stderr=subprocess.DEVNULL) as process:
+        try:
+            time.sleep(0.5)
+            yield port
+        finally:
+            process.terminate()
+
+
+@contextlib.contextmanager
+def balancer(port: int, fleet: Fleet, *, runtime: bool) -> Iterator[tuple[Lb, Haproxy]]:
+    """A load balancer with its HAProxy and its daemon, which serves all who are there."""
+    roles = ROLES.replace("RUNTIME", "on" if runtime else "off").replace("{port}", str(port))
+    with Lb(CONFIG, roles) as lb, Haproxy(lb) as haproxy:
+        assert lb.join(*fleet.all()).returncode == 0
+        daemon = lb.start("watch")
+        try:
+            eventually(lambda: (lb.state / "watch.lock").exists() and lb.idle)
+            yield lb, haproxy
+        finally:
+            daemon.terminate()
+            daemon.communicate()
