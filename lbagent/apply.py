@@ -25,6 +25,8 @@ class Options(NamedTuple):
     force: bool = False
     adopt: bool = False
     reload: bool = True
+    not_before: float = 0.0
+    """Seconds of the monotonic clock before which no reload may be made: what needs one is written, and waits."""
 
 
 class Transaction:
@@ -173,6 +175,9 @@ class Transaction:
         handed = handover.tell(wanted, owing=bool(self._waiting))
         if handed is None and self._too_soon:
             handover.give_up(wanted, self._too_soon)
+        rest = self._options.not_before - time.monotonic()
+        if handed is None and rest > 0:
+            return Handed(f"the reload follows in {rest:.1f} s", Verdict.QUEUED, reloaded=False)
         return handed or handover.reload(wanted)
 
     def _outcome(self, wanted: Plan, handed: Handed) -> Outcome:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import signal
 import time
@@ -11,7 +12,7 @@ from tenacity import Retrying, retry_if_result, wait_exponential_jitter
 from lbagent.apply import Options
 from lbagent.edits import Edits
 from lbagent.engine import Engine, Learn
-from lbagent.errors import Busy, LbagentError
+from lbagent.errors import Busy, LbagentError, NotYet, PutBack
 from lbagent.host import notify
 from lbagent.host.attention import Attention
 from lbagent.host.lock import locked
@@ -19,7 +20,7 @@ from lbagent.host.log import Log, told
 from lbagent.host.paths import Paths
 from lbagent.host.spool import Mark
 from lbagent.intake import Rounds
-from lbagent.outcome import Outcome
+from lbagent.outcome import Outcome, Verdict
 from lbagent.settings import Settings
 from lbagent.timetable import SYNC_EVERY, next_end, next_sync
 from lbagent.truth import truth
@@ -60,6 +61,10 @@ class _Watch:
         self._said: set[str] = set()
         self._sync_at = 0.0
         self._words = ""
+        self._reload_from = 0.0
+        """When, on the monotonic clock, the next reload may be made."""
+        self._queued = False
+        """Whether one waits for that."""
 
     def until_told_to_end(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -105,13 +110,22 @@ class _Watch:
         self._edits.seen()
         self._attention.watch([self._engine.paths.spool, *self._edits.folders()])
         try:
-            outcome = self._engine.run(Options(), learn)
+            outcome = self._engine.run(Options(not_before=self._reload_from), learn)
         except (LbagentError, OSError) as error:
             self._words = told(error)
+            self._reloaded(isinstance(error, PutBack) and not isinstance(error, NotYet))
             raise
+        self._reloaded(outcome.reloaded)
+        self._queued = outcome.verdict is Verdict.QUEUED
         self._edits.ours(self._engine.plan.after if self._engine.plan else ())
         self._words = f"{outcome.verdict}: {outcome.words}"
         return outcome
+
+    def _reloaded(self, reloaded: bool) -> None:  # noqa: FBT001  # what a run came to
+        if reloaded:
+            with contextlib.suppress(LbagentError):
+                interval = self._engine.roles().haproxy.min_reload_interval
+                self._reload_from = time.monotonic() + interval
 
     def _truth(self) -> Learn:
         self._sync_at = next_sync(time.monotonic(), random.random())  # noqa: S311  # no secret
@@ -132,6 +146,7 @@ class _Watch:
         end = next_end(self._engine.membership)
         until = time.monotonic() + min(seconds, max(self._sync_at - time.monotonic(), 0))
         until = until if end is None else min(until, time.monotonic() + end - time.time())
+        until = min(until, self._reload_from) if self._queued else until
         every = notify.alive_every() or seconds
         while not (self._ends or self._renews or self._news) and (left := until - time.monotonic()) > 0:
             notify.notify("WATCHDOG=1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import signal
@@ -14,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from lbagent.haproxy.text import Document
 from tests.pair import HANDLER
-from tests.world import PATIENCE, Haproxy, Lb, SerfAgent, eventually, member
+from tests.world import PATIENCE, RELOADING, Haproxy, Lb, SerfAgent, eventually, member
 
 pytestmark = pytest.mark.real
 
@@ -276,16 +278,17 @@ def test_systemd_is_told_how_it_is(lb: Lb) -> None:
         said: list[str] = []
 
         def heard(word: str) -> bool:
-            while not any(word in one for one in said):
+            until = time.monotonic() + PATIENCE
+            while not any(word in one for one in said) and time.monotonic() < until:
                 said.append(ear.recv(4096).decode())
-            return True
+            return any(word in one for one in said)
 
         with watching(lb, NOTIFY_SOCKET=path, WATCHDOG_USEC="200000") as process:
             assert heard("READY=1\nSTATUS=unchanged: nothing to do")
             said.clear()
             assert heard("WATCHDOG=1")
             lb.join(WEB01)
-            assert heard("STATUS=applied: 1 line added, 0 removed; HAProxy worker ")
+            assert heard("STATUS=applied: 1 line added, 0 removed; said to HAProxy worker ")
             said.clear()
             process.send_signal(signal.SIGHUP)
             assert heard("RELOADING=1\nMONOTONIC_USEC=")
@@ -302,3 +305,43 @@ def test_a_watchdog_of_another_process_is_none_of_ours(lb: Lb) -> None:
         with watching(lb, NOTIFY_SOCKET=f"@{path[1:]}", WATCHDOG_USEC="1", WATCHDOG_PID="1"):
             while not ear.recv(4096).startswith(b"READY=1"):
                 pass
+
+
+# --- reloads ------------------------------------------------------------------------------------------------------
+
+
+def test_a_burst_is_one_reload_per_interval_and_all_is_applied() -> None:
+    roles = RELOADING.replace("  timeout: 15s\n", "  timeout: 15s\n  min_reload_interval: 2s\n")
+    with Lb(roles=roles) as lb, Haproxy(lb) as haproxy, watching(lb):
+        lb.join(*(member(f"web{number:02}", f"127.0.1.{number}") for number in range(1, 21)))
+        eventually(lambda: len(lb.managed) == 20 and lb.idle)
+        before, started = haproxy.reloads()[0], time.monotonic()
+
+        for number in range(200):
+            verb = ("pause", "resume")[number // 20 % 2]
+            assert lb.say(verb, f"web{number % 20 + 1:02}", number + 1).returncode == 0
+        took = time.monotonic() - started
+        eventually(lambda: not any(line.startswith("#") for line in lb.managed) and lb.idle)
+        eventually(lambda: haproxy.servers().keys() == {f"web{number:02}" for number in range(1, 21)})
+
+        eventually(lambda: (lb.served() or {})["digest"] == digest_of(lb))
+        assert 1 <= haproxy.reloads()[0] - before <= took / 2 + 2
+
+
+def test_what_needs_no_reload_does_not_wait_for_one(lb: Lb) -> None:
+    with watching(lb):
+        before = lb.history()
+        for number in range(1, 6):
+            lb.join(member(f"web{number:02}", f"127.0.1.{number}"))
+            eventually(functools.partial(_has, lb, number))
+
+    assert [entry["reloaded"] for entry in lb.history()[len(before) :]] == [False] * 5
+
+
+def _has(lb: Lb, count: int) -> bool:
+    return len(lb.managed) == count and lb.idle
+
+
+def digest_of(lb: Lb) -> str:
+    """The digest of the managed lines as they stand."""
+    return Document([("", lb.text.decode())]).digest()

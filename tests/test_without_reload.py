@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults import full, haproxy_again, instead_of_haproxy, one_line, reload_with, small_disk
-from tests.load import load
+from tests.traffic import load
 from tests.world import CONFIG, LBAGENT, RELOADING, ROLES, Backend, Haproxy, Lb, binaries, eventually, member
 
 pytestmark = pytest.mark.real

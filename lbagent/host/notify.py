@@ -7,6 +7,9 @@ import os
 import socket
 import time
 
+_PATIENCE = 1.0
+"""Seconds to wait for a listener that does not listen: nothing waits for ever to be heard."""
+
 
 def notify(*words: str) -> None:
     """Say `READY=1`, `STATUS=…`, `WATCHDOG=1` and the like to $NOTIFY_SOCKET, as well as can be (sd_notify(3))."""
@@ -14,6 +17,7 @@ def notify(*words: str) -> None:
     if not address.startswith(("/", "@")):
         return
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as told:
+        told.settimeout(_PATIENCE)
         told.connect(f"\0{address[1:]}" if address.startswith("@") else address)
         # Each word is a line: none may bring another.
         told.sendall("\n".join(word.replace("\n", " ") for word in words).encode("utf-8", "replace"))
