@@ -130,7 +130,7 @@ def test_the_commented_example_loads_with_what_is_commented_out() -> None:
 
     web = rolesfile.parse(whole.encode(), "roles.yml").roles["web"]
 
-    assert uncommented == 6
+    assert uncommented == 7
     assert (web.max, web.remove_failed, web.options and web.options.text) == (1000, False, "check inter {interval}")
 
 
