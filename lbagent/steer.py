@@ -20,7 +20,7 @@ from lbagent.serf.raw import Raw
 from lbagent.settings import Settings
 from lbagent.verbs import LOCK_WAIT, Verb
 
-WAITS = (1, 3, 6)
+WAITS = (1, 2, 3, 4)
 """Seconds that another load balancer has for its answer, each time it is asked."""
 
 _LONGEST = 10 * 365 * 86400

@@ -18,7 +18,8 @@ class Balancer:
     def __init__(self, name: str, address: str, lb: Lb, more: Sequence[str] = ()) -> None:
         """Nothing runs before `running`."""
         self.name, self.lb, self.haproxy = name, lb, Haproxy(lb)
-        self.agent = SerfAgent(name, address, "lb", handler=HANDLER, env=lb.env, more=more)
+        # Serf's own default: a query that reaches not every node is rarer than with the profile for one machine.
+        self.agent = SerfAgent(name, address, "lb", handler=HANDLER, env=lb.env, more=["-profile=lan", *more])
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
