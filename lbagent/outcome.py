@@ -18,7 +18,7 @@ class Verdict(StrEnum):
     UNCHANGED = "unchanged"  # the text equals the plan, and HAProxy serves it, or does not run
     APPLIED = "applied"  # HAProxy has confirmed the new text
     WRITTEN = "written"  # haproxy.cfg is new; HAProxy does not run, or was not to be reloaded
-    QUEUED = "queued"  # stored; whoever holds the lock goes on with it
+    QUEUED = "queued"  # haproxy.cfg is new; HAProxy takes it over as soon as it may be reloaded again
 
 
 class Held(NamedTuple):

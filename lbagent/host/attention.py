@@ -9,30 +9,19 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
-from watchdog.events import (
-    DirCreatedEvent,
-    DirDeletedEvent,
-    DirMovedEvent,
-    FileClosedEvent,
-    FileCreatedEvent,
-    FileDeletedEvent,
-    FileModifiedEvent,
-    FileMovedEvent,
-    FileSystemEvent,
-    FileSystemEventHandler,
-)
+from watchdog import events
 from watchdog.observers import Observer
 from watchdog.observers.api import ObservedWatch
 
-_CHANGES: list[type[FileSystemEvent]] = [
-    DirCreatedEvent,
-    DirDeletedEvent,
-    DirMovedEvent,
-    FileClosedEvent,
-    FileCreatedEvent,
-    FileDeletedEvent,
-    FileModifiedEvent,
-    FileMovedEvent,
+_CHANGES: list[type[events.FileSystemEvent]] = [
+    events.DirCreatedEvent,
+    events.DirDeletedEvent,
+    events.DirMovedEvent,
+    events.FileClosedEvent,
+    events.FileCreatedEvent,
+    events.FileDeletedEvent,
+    events.FileModifiedEvent,
+    events.FileMovedEvent,
 ]
 """All that is no mere reading: we read those folders ourselves."""
 
@@ -85,11 +74,11 @@ class Attention:
                 self._watched[new] = self._observer.schedule(_Caller(self), new[0], event_filter=_CHANGES)
 
 
-class _Caller(FileSystemEventHandler):
+class _Caller(events.FileSystemEventHandler):
     def __init__(self, attention: Attention) -> None:
         self._attention = attention
 
-    def on_any_event(self, event: FileSystemEvent) -> None:  # noqa: ARG002  # which one, its listener looks himself
+    def on_any_event(self, event: events.FileSystemEvent) -> None:  # noqa: ARG002  # which one, its listener looks himself
         self._attention.call()
 
 
