@@ -35,7 +35,7 @@ def _host(member: Member, membership: Membership) -> set[str]:
 
 
 def _by_tag(member: Member, membership: Membership) -> bool:
-    there = [one for one in tabled(membership.members).special.values() if one.present and one.paused_by_tag]
+    there = [one for one in tabled(membership.members).special.values() if one.paused_by_tag]
     return any(one.name == member.name or one.address == member.address for one in there)
 
 

@@ -87,7 +87,8 @@ class Member(NamedTuple):
     @property
     def paused_by_tag(self) -> bool:
         """Whether the node itself says so, on every load balancer at once."""
-        return self.tags is not None and self.tags.get(PAUSED_TAG[0]) == PAUSED_TAG[1]
+        # A tag holds as long as its node is there to carry it.
+        return self.present and self.tags is not None and self.tags.get(PAUSED_TAG[0]) == PAUSED_TAG[1]
 
 
 Members = Mapping[str, Member]

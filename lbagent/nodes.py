@@ -52,7 +52,7 @@ class _Register:
         self._roles, self._standings, self._prospect = roles.roles, standings, prospect
         self._members = tabled(membership.members)
         self._paused = paused(membership)
-        pausing = (one for one in self._members.special.values() if one.pause or (one.present and one.paused_by_tag))
+        pausing = (one for one in self._members.special.values() if one.pause or one.paused_by_tag)
         self._pausing = {one.address: one for one in pausing}
         self._notes: dict[str, list[str]] = {}
         for note in prospect.notes:
@@ -84,7 +84,7 @@ class _Register:
         )
 
     def _pauser(self, member: Member) -> Member:
-        return member if member.pause or (member.present and member.paused_by_tag) else self._pausing[member.address]
+        return member if member.pause or member.paused_by_tag else self._pausing[member.address]
 
 
 def _node(facts: Facts) -> Node:

@@ -13,7 +13,7 @@ def paused(membership: Membership) -> frozenset[str]:
     A pause holds for the host, whatever it is called today: for every member with the node's address.
     """
     table = tabled(membership.members)
-    found = [member for member in table.special.values() if member.pause or (member.present and member.paused_by_tag)]
+    found = [member for member in table.special.values() if member.pause or member.paused_by_tag]
     if not found:
         return frozenset()
     addresses = {member.address for member in found if member.address}
