@@ -105,8 +105,8 @@ def _await(slate: Slate, word: Word, by: str, clocks: Mapping[str, int]) -> None
 
 
 def _weigh(slate: Slate, known: Member, word: Word, by: str, clocks: Mapping[str, int]) -> None:
-    theirs = _heard(word, clocks)
-    news = {clock: ltime for clock, ltime in theirs.items() if ltime > _valid(known, clocks).get(clock, 0)}
+    ours, theirs = _valid(known, clocks), _heard(word, clocks)
+    news = {clock: ltime for clock, ltime in theirs.items() if ltime > ours.get(clock, 0)}
     behind = _later(known, theirs, clocks)
     if behind and not news:
         return

@@ -12,10 +12,7 @@ _GOES = frozenset({"member-leave", "member-reap"})
 def members_changed(slate: Slate, event: MemberEvent, now: int) -> None:
     """Enter every line of the event; `now` in epoch seconds."""
     slate.warnings += event.refused
-    changed = [line.name for line in event.members if _changed(slate, event, line, now)]
-    if changed:
-        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-        slate.causes.append(f"{event.kind} {changed[0]}{more}")
+    slate.happened(event.kind, [line.name for line in event.members if _changed(slate, event, line, now)])
 
 
 def _changed(slate: Slate, event: MemberEvent, line: MemberLine, now: int) -> bool:

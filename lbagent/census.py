@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lbagent.arrivals import members_changed
 from lbagent.fold import Folded
-from lbagent.membership import ALIVE, FAILED, LEFT, LOST, Membership
+from lbagent.membership import ALIVE, FAILED, LEFT, LOST, PRESENT, Membership
 from lbagent.roles import Roles
 from lbagent.serf.events import MemberEvent, MemberLine
 from lbagent.serf.listing import Listed, Listing
@@ -33,10 +33,7 @@ def taken(membership: Membership, listing: Listing, myself: str, now: int, *, fo
     others = [one for one in listing.members if one.name != myself]
     for kind, lines in _told(slate, others).items():
         members_changed(slate, MemberEvent(kind, tuple(lines), (), exact=True), now)
-    gone = _missed(slate, listing, now, force=force)
-    if gone:
-        more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
-        slate.causes.append(f"not in serf's list any more: {gone[0]}{more}")
+    slate.happened("not in serf's list any more:", _missed(slate, listing, now, force=force))
     causes = tuple(f"sync: {cause}" for cause in slate.causes)
     return Folded(slate.membership, {}, causes, slate.said)
 
@@ -66,9 +63,7 @@ def _missed(slate: Slate, listing: Listing, now: int, *, force: bool) -> list[st
     """Mark as lost who was missed for long enough; returns their names."""
     members = tabled(slate.membership.members)
     present = (
-        name
-        for name, status in zip(members.columns.names, members.columns.statuses, strict=True)
-        if status in (ALIVE, FAILED)
+        name for name, status in zip(members.columns.names, members.columns.statuses, strict=True) if status in PRESENT
     )
     missed = {name: min(slate.missed.get(name, now), now) for name in present if name not in listing.names}
     gone = [name for name, since in missed.items() if force or since + TWICE <= now]

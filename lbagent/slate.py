@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from lbagent.membership import MEMBERS_LIMIT, UNKNOWN, UNKNOWN_LIMIT, Member, Membership
 from lbagent.table import Ledger, tabled
 
@@ -21,7 +23,7 @@ class Slate:
         unknown = [one for one in self.members.special() if one.status == UNKNOWN]
         self._waiting = {key: one.name for one in unknown for key in (one.name.lower(), one.address)}
         self._known = len(membership.members) - len(unknown)
-        self._gone: list[str] | None = None
+        self._gone: Iterator[str] | None = None
         """Who may make room, looked up when the first has to."""
         self._refused: list[str] = []
 
@@ -29,6 +31,12 @@ class Slate:
     def membership(self) -> Membership:
         """Membership as it stands now; the very members of before where nothing has changed them."""
         return self._before._replace(members=self.members.table(), clocks=self.clocks, missed=self.missed)
+
+    def happened(self, what: str, names: Sequence[str]) -> None:
+        """Enter for the history what happened to these nodes: the first is named, and how many more; or nothing."""
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            self.causes.append(f"{what} {names[0]}{more}")
 
     @property
     def said(self) -> tuple[str, ...]:
@@ -69,9 +77,8 @@ class Slate:
 
     def _make_room(self) -> bool:
         if self._gone is None:
-            self._gone = [name for name, one in self.members.items() if not (one.present or one.pause)]
-        while self._gone:
-            name = self._gone.pop(0)
+            self._gone = iter([name for name, one in self.members.items() if not (one.present or one.pause)])
+        for name in self._gone:
             member = self.members.get(name)
             if member is not None and not (member.present or member.pause):
                 self.members.strike(name)
