@@ -56,9 +56,8 @@ class Edits:
 
 
 def _files(path: str) -> list[str]:
-    with contextlib.suppress(NotADirectoryError, FileNotFoundError):
-        names = (name for name in os.listdir(path) if name.endswith(".cfg") and not name.startswith("."))
-        return [os.path.join(path, name) for name in sorted(names)]
+    with contextlib.suppress(NotADirectoryError, FileNotFoundError):  # a folder that vanishes at this moment
+        return scene.expanded(path)
     return [path]
 
 

@@ -71,7 +71,7 @@ class Scene(NamedTuple):
 
 def look(settings: HaproxySettings) -> Scene:
     """Read haproxy.cfg. Raises OSError."""
-    targets = tuple(files.read(path) for given in settings.config for path in _expanded(given))
+    targets = tuple(files.read(path) for given in settings.config for path in expanded(given))
     if not targets:
         raise FileNotFoundError(errno.ENOENT, "holds no *.cfg file", settings.config[0])
     return Scene(targets, document(targets))
@@ -110,7 +110,8 @@ def encoded(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def _expanded(path: str) -> list[str]:
+def expanded(path: str) -> list[str]:
+    """The files that HAProxy reads where it is given this path, of a file or a folder. Raises OSError."""
     if not os.path.isdir(path):
         return [path]
     # HAProxy reads the non-hidden *.cfg of a folder in the order of their bytes.
