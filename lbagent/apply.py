@@ -67,8 +67,8 @@ class Transaction:
         """Only take the traffic from who is to go; nothing is written. Raises LbagentError, OSError."""
         seen = scene.look(self._roles.haproxy)
         haproxy = scene.haproxy(self._roles.haproxy, seen)
-        self.plan = self._plan(seen)
-        self._begun(seen, haproxy, Confirmed(self._store, seen, haproxy))
+        self.plan = wanted = self._plan(seen)
+        self._begun(seen, haproxy, Confirmed(self._store, seen, haproxy), self._asked(seen, wanted))
 
     def _applied(self) -> Outcome:
         for _ in range(ATTEMPTS):
@@ -76,10 +76,10 @@ class Transaction:
             seen.tidy()
             haproxy = scene.haproxy(self._roles.haproxy, seen)
             self.plan = wanted = self._plan(seen)
-            confirmed = Confirmed(self._store, seen, haproxy)
-            if wanted.after == wanted.before and confirmed.nothing_to_do(self._asked(seen, wanted)):
+            confirmed, asked = Confirmed(self._store, seen, haproxy), self._asked(seen, wanted)
+            if wanted.after == wanted.before and confirmed.nothing_to_do(asked):
                 return self._ended(seen, self._unchanged(wanted, haproxy))
-            handover = self._begun(seen, haproxy, confirmed)
+            handover = self._begun(seen, haproxy, confirmed, asked)
             if self._has_to_wait(wanted, handover):
                 continue
             # Who was told to go while the file could not be written comes back without one.
@@ -105,16 +105,16 @@ class Transaction:
         return plan(seen.document, self._roles, self.membership, Rules(self._options.force, self._options.adopt))
 
     def _kept(self, seen: Scene) -> frozenset[str]:
-        holding = quarantine.holding(self.membership, lambda: self._surroundings(seen))
+        holding = quarantine.held_beside(self.membership, seen.document, self._roles)
         return frozenset(self._refused) | self._waiting | (frozenset() if self._options.force else holding)
 
-    def _begun(self, seen: Scene, haproxy: Haproxy, confirmed: Confirmed) -> Handover:
+    def _begun(self, seen: Scene, haproxy: Haproxy, confirmed: Confirmed, asked: Plan) -> Handover:
         """The handover, those who are to go told of already: traffic leaves first, whatever comes of the rest."""
         handover = Handover(self._store, self._roles, haproxy, seen)
         worker = haproxy.serving()
         if self.plan and self._roles.haproxy.runtime and self._options.reload and worker:
             self.reasons = handover.reasons
-            self.out = handover.begin(self.plan, self._asked(seen, self.plan), worker, sure=confirmed.sure())
+            self.out = handover.begin(self.plan, asked, worker, sure=confirmed.sure())
         return handover
 
     def _has_to_wait(self, wanted: Plan, handover: Handover) -> bool:

@@ -36,7 +36,7 @@ class Prospect(NamedTuple):
 
 def prospect(document: Document, roles: Roles, membership: Membership) -> Prospect:
     """What the next run would do with `document`. Raises Refused where a marker stands twice in one proxy."""
-    kept = quarantine.holding(membership, lambda: quarantine.surroundings(document, roles))
+    kept = quarantine.held_beside(membership, document, roles)
     found = Prospect(plan(document, roles, membership, Rules(kept=kept)), quarantined=kept)
     if found.plan is None or not found.plan.held:
         return found

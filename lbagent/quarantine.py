@@ -26,6 +26,11 @@ def holding(membership: Membership, surroundings: Callable[[], str]) -> frozense
     return frozenset(member.name for member in there if member.quarantine and member.quarantine.key == key(member))
 
 
+def held_beside(membership: Membership, document: Document, roles: Roles) -> frozenset[str]:
+    """The nodes whose quarantine still holds beside this text and roles.yml; digested only where there is one."""
+    return holding(membership, lambda: surroundings(document, roles))
+
+
 def impose(membership: Membership, reasons: Mapping[str, str], surroundings: str, now: int) -> Membership:
     """Membership with the nodes of `reasons` in quarantine since `now`, in epoch seconds."""
     table, key = tabled(membership.members), _keys(membership, surroundings)

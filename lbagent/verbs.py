@@ -95,6 +95,5 @@ def _foreseen(engine: Engine, rules: Rules, learn: Learn | None = None) -> tuple
     roles = engine.roles()
     seen, membership = scene.look(roles.haproxy), engine.foreseen(roles, learn)
     if not rules.force:
-        kept = quarantine.holding(membership, lambda: quarantine.surroundings(seen.document, roles))
-        rules = rules._replace(kept=kept)
+        rules = rules._replace(kept=quarantine.held_beside(membership, seen.document, roles))
     return seen, planned(seen.document, roles, membership, rules)
