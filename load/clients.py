@@ -6,39 +6,32 @@ over new ones, in turn; prints a JSON object with every request's moment and ser
 
 from __future__ import annotations
 
-import http.client
 import json
 import sys
 import threading
 import time
 from typing import Any
 
+from tests.traffic import ask
+
 KEPT, NEW = 6, 2
 """Threads that keep their connection, and threads that make a new one for each request, for each port."""
 
 
 def client(port: int, until: float, pause: float, *, keep: bool, said: list[Any]) -> None:
-    """Ask again and again; a connection that the server wants closed is closed, any other is kept."""
-    connection: http.client.HTTPConnection | None = None
-    while (started := time.time()) < until:
-        try:
-            if connection is None:
-                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-                connection.auto_open = 0  # else it would reconnect in silence
-                connection.connect()
-            connection.request("GET", "/", headers={} if keep else {"Connection": "close"})
-            answer = connection.getresponse()
-            server = answer.read().decode()
-            said.append((started, port, server if answer.status == 200 else f"!{answer.status}"))
-            if answer.will_close:
-                connection.close()
-                connection = None
-        except Exception as error:  # noqa: BLE001  # whatever it is, a user would have seen it
-            said.append((started, port, f"!{type(error).__name__}"))
-            if connection:
-                connection.close()
-            connection = None
-        time.sleep(max(0.0, started + pause - time.time()))
+    """Ask once in each `pause`; the moment, the port and who answered, or after a `!` what went wrong, are `said`."""
+    started = time.time()
+
+    def going() -> bool:
+        nonlocal started
+        started = time.time()
+        return started < until
+
+    def ended(how: str, server: str) -> float:
+        said.append((started, port, server if how == "ok" else f"!{how}"))
+        return max(0.0, started + pause - time.time())
+
+    ask(port, going, ended, keep=keep)
 
 
 def main(words: list[str]) -> None:

@@ -18,11 +18,15 @@ def load(port: int, clients: int = 8, pause: float = 0.002) -> Iterator[Count]:
     """So many clients ask `port` without end, until the end of the block; then the count is complete."""
     stop, count, lock = threading.Event(), Count(), threading.Lock()
 
-    def ended(how: str) -> None:
+    def ended(how: str, _: str) -> float:
         with lock:
             count[how] += 1
+        return pause
 
-    threads = [threading.Thread(target=_client, args=(port, stop, ended, pause), daemon=True) for _ in range(clients)]
+    def going() -> bool:
+        return not stop.is_set()
+
+    threads = [threading.Thread(target=ask, args=(port, going, ended), daemon=True) for _ in range(clients)]
     for thread in threads:
         thread.start()
     try:
@@ -33,25 +37,28 @@ def load(port: int, clients: int = 8, pause: float = 0.002) -> Iterator[Count]:
             thread.join(10)
 
 
-def _client(port: int, stop: threading.Event, ended: Callable[[str], None], pause: float) -> None:
+def ask(port: int, going: Callable[[], bool], said: Callable[[str, str], float], *, keep: bool = True) -> None:
+    """Ask `port` as long as it is `going` on, over one connection or (not `keep`) over a new one for each request.
+
+    `said` is told how each ended and who answered, and returns the seconds to wait before the next.
+    """
     connection: http.client.HTTPConnection | None = None
-    while not stop.is_set():
+    while going():
+        server = ""
         try:
             if connection is None:
                 connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
                 connection.auto_open = 0  # http.client would connect anew without a word
                 connection.connect()
-            connection.request("GET", "/")
+            connection.request("GET", "/", headers={} if keep else {"Connection": "close"})
             answer = connection.getresponse()
-            answer.read()
-            ended("ok" if answer.status == http.HTTPStatus.OK else str(answer.status))
-            gone = answer.will_close
+            server = answer.read().decode()
+            how, gone = "ok" if answer.status == http.HTTPStatus.OK else str(answer.status), answer.will_close
         except (OSError, http.client.HTTPException) as error:
-            ended(type(error).__name__)
-            gone = True
+            how, gone = type(error).__name__, True
         if gone and connection:
             connection.close()
             connection = None
-        time.sleep(pause)
+        time.sleep(said(how, server))
     if connection:
         connection.close()
