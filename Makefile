@@ -9,10 +9,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 VENV := .venv
 BIN := $(VENV)/bin
-CODE := lbagent $(wildcard demo tests bench load)
+CODE := lbagent $(wildcard demo tests bench load scenarios)
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 15
 
 demo: $(VENV)/.demo  ## join, pause, reboot, resume and leave, with real Serf and HAProxy, in half a minute
 	@$(BIN)/python -m demo
