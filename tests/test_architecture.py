@@ -122,7 +122,7 @@ ROOMS: dict[str, set[str]] = {
     "doctor.examination": {"__init__", "doctor.finding", "doctor.lines_side", "doctor.serf_side", "errors", "host.log", "settings"},
     "doctor.finding": {"names"},
     "doctor.handlers": {"doctor.finding"},
-    "doctor.haproxy_seen": {"doctor.finding", "doctor.said", "errors", "haproxy.process", "haproxy.runtime", "haproxy.successor", "haproxy.takeover", "host.commands", "host.processes", "roles"},
+    "doctor.haproxy_seen": {"doctor.finding", "doctor.said", "errors", "haproxy.acceptance", "haproxy.process", "haproxy.runtime", "haproxy.successor", "host.commands", "host.processes", "roles"},
     "doctor.keylines": set(),
     "doctor.lines_side": {"doctor.declared", "doctor.directives", "doctor.drift", "doctor.finding", "doctor.haproxy_seen", "doctor.keylines", "doctor.machine", "doctor.markers", "doctor.proxies", "doctor.reloads", "engine", "errors", "haproxy.process", "host.log", "host.paths", "membership", "prospect", "roles", "rolescache", "rolesfile", "scene", "settings"},
     "doctor.machine": {"doctor.finding", "doctor.permissions", "host.paths", "host.store", "memory", "names"},
@@ -153,7 +153,8 @@ ROOMS: dict[str, set[str]] = {
     "haproxy.servers": {"haproxy.roster", "names"},
     "haproxy.stats": set(),
     "haproxy.successor": {"errors", "haproxy.process"},
-    "haproxy.takeover": {"errors", "haproxy.process", "haproxy.runtime", "haproxy.successor", "host.commands", "host.processes", "roles"},
+    "haproxy.takeover": {"errors", "haproxy.acceptance", "haproxy.process", "haproxy.runtime", "haproxy.successor", "host.commands", "host.processes", "roles"},
+    "haproxy.acceptance": {"errors", "haproxy.process", "host.commands"},
     "haproxy.text": {"haproxy.lines"},
     # all that touches the machine
     "host.__init__": set(),
