@@ -12,7 +12,15 @@ from lbagent.haproxy.acceptance import checked
 
 pytestmark = pytest.mark.real
 
-GOOD = "defaults\n    mode http\n    timeout connect 1s\n    timeout client 1s\n    timeout server 1s\nlisten lb\n    bind 127.0.0.1:1\n"
+GOOD = """\
+defaults
+    mode http
+    timeout connect 1s
+    timeout client 1s
+    timeout server 1s
+listen lb
+    bind 127.0.0.1:1
+"""
 
 ASKED = """\
 #!/bin/sh
@@ -80,7 +88,7 @@ def test_who_is_refused_is_refused_the_plain_way(asked: Path, tmp_path: Path, te
     [
         ("global\n    httpclient.ssl.ca-file /no/such.pem\n", False),  # which nothing but the plain way finds
         ("global\n    httpclient.ssl.verify required\n", True),
-        ('global\n    setenv CFG "${HAPROXY_CFGFILES}"\n', True),
+        ('global\n    setenv CFG "x${HAPROXY_CFGFILES}"\n', True),
     ],
 )
 def test_a_text_that_may_mean_something_else_is_asked_plainly(
