@@ -47,7 +47,7 @@ ROOMS: dict[str, set[str]] = {
     "completion": {"commandline"},
     "helptext": {"errors", "outcome"},
     "manpage": {"commandline"},
-    "survey": {"engine", "haproxy.process", "haproxy.runtime", "haproxy.stats", "haproxy.text", "host.history", "host.log", "host.store", "membership", "memory", "outcome", "report", "restore", "roles", "scene"},
+    "survey": {"engine", "errors", "haproxy.process", "haproxy.runtime", "haproxy.stats", "haproxy.text", "host.history", "host.log", "host.store", "membership", "memory", "outcome", "report", "restore", "roles", "scene"},
     "view": {"nodes", "report", "sheet"},
     # one run
     "engine": {"__init__", "apply", "batch", "chronicle", "errors", "fold", "host.log", "host.paths", "host.spool", "host.store", "membership", "memory", "outcome", "plan", "restore", "roles", "rolescache", "rolesfile", "roll", "scene", "serf.agent", "serf.events", "serf.raw", "table", "unstored"},

@@ -68,6 +68,11 @@ class Haproxy:
         running = self._running
         return Worker(*running.worker.named) if running else None
 
+    @property
+    def old_workers(self) -> int | None:
+        """How many workers of before go on until their last connection ends; None where no process is found."""
+        return self._running.old if self._running else None
+
     def shown_not_to_run(self) -> bool:
         """Whether all that could show a running HAProxy shows none."""
         return self._running is None and process.shown_not_to_run(self._lines)
