@@ -31,8 +31,9 @@ ROOMS: dict[str, set[str]] = {
     "status": {"engine", "errors", "host.log", "host.paths", "report", "settings", "sheet", "survey", "view"},
     "steer": {"engine", "errors", "host.log", "host.paths", "names", "obedience", "orders", "serf.agent", "serf.command", "serf.listing", "serf.raw", "settings", "verbs"},
     "verbs": {"apply", "diff", "engine", "errors", "host.lock", "host.log", "host.paths", "intake", "plan", "quarantine", "scene", "settings", "truth"},
-    "watch": {"apply", "edits", "engine", "errors", "host.attention", "host.lock", "host.log", "host.notify", "host.paths", "host.spool", "intake", "outcome", "settings", "timetable", "truth"},
+    "watch": {"apply", "edits", "engine", "errors", "host.attention", "host.lock", "host.log", "host.notify", "host.paths", "host.spool", "intake", "newcomers", "outcome", "settings", "timetable", "truth"},
     # beside the doors
+    "newcomers": {"engine"},
     "edits": {"errors", "roles", "scene"},
     "answer": {"accord", "engine", "errors", "host.log", "host.paths", "membership", "memory", "obedience", "serf.command", "serf.events", "serf.raw", "settings", "summary"},
     # beside the doors
@@ -50,7 +51,7 @@ ROOMS: dict[str, set[str]] = {
     "survey": {"engine", "errors", "haproxy.process", "haproxy.runtime", "haproxy.stats", "haproxy.text", "host.history", "host.log", "host.store", "membership", "memory", "outcome", "report", "restore", "roles", "scene"},
     "view": {"nodes", "report", "sheet"},
     # one run
-    "engine": {"__init__", "apply", "batch", "chronicle", "errors", "fold", "host.log", "host.paths", "host.spool", "host.store", "membership", "memory", "outcome", "plan", "restore", "roles", "rolescache", "rolesfile", "roll", "scene", "serf.agent", "serf.events", "serf.raw", "table", "unstored"},
+    "engine": {"__init__", "apply", "batch", "chronicle", "errors", "fold", "haproxy.takeover", "host.log", "host.paths", "host.spool", "host.store", "membership", "memory", "outcome", "plan", "restore", "roles", "rolescache", "rolesfile", "roll", "scene", "serf.agent", "serf.events", "serf.raw", "table", "unstored"},
     "chronicle": {
         "__init__", "apply", "errors", "host.log", "host.spool", "host.store", "last", "membership", "memory", "metrics", "outcome", "plan", "roles", "scene", "tally",
     },

@@ -69,6 +69,13 @@ class Haproxy:
         return Worker(*running.worker.named) if running else None
 
     @property
+    def pids(self) -> frozenset[int]:
+        """Processes among which a new one means that HAProxy was started or reloaded."""
+        running = self._running
+        workers = processes.children(running.main.pid) if running and running.is_master else frozenset()
+        return workers or frozenset(one.pid for one in processes.named("haproxy"))
+
+    @property
     def old_workers(self) -> int | None:
         """How many workers of before go on until their last connection ends; None where no process is found."""
         return self._running.old if self._running else None
