@@ -29,10 +29,13 @@ lint: $(VENV)/.dev  ## format, lint and types
 
 bench: $(VENV)/.dev  ## how fast it is
 	@$(BIN)/python bench/run.py
+	@$(BIN)/python -m load.latency
 
-load: $(VENV)/.dev  ## 1,000 changes under load, with the runtime API and without it; four minutes
+load: $(VENV)/.dev  ## 1,000 changes under load, long sessions, and a burst of reloads; eight minutes
 	@.ci/install wrk
 	@$(BIN)/python -m load
+	@$(BIN)/python -m load.sessions
+	@$(BIN)/python -m load.burst
 
 long: $(VENV)/.dev  ## the daemon over 100,000 events and a day of syncs; ten minutes
 	@$(BIN)/python -m load.long

@@ -31,9 +31,12 @@ def main() -> int:
     """Measure and print; 0 where both medians keep the promise."""
     fleet = Fleet(random.Random(7))
     fleet.there = {"web00", "web01"}
-    with tempfile.TemporaryDirectory() as folder, nodes(fleet, Path(folder)) as port:
-        with balancer(port, fleet, runtime=True) as (lb, _):
-            came, went = measured(lb, fleet.address["web02"])
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        nodes(fleet, Path(folder)) as port,
+        balancer(port, fleet, runtime=True) as (lb, _),
+    ):
+        came, went = measured(lb, fleet.address["web02"])
     return max(told("first request on a server that joins", came), told("last request on a node that is paused", went))
 
 
