@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from lbagent.errors import LbagentError, TryAgain
-from lbagent.haproxy import process, runtime
+from lbagent.haproxy import peers, process, runtime
 from lbagent.haproxy.process import Reloads, Running, Worker
 from lbagent.haproxy.successor import spoken, successor
 from lbagent.host import commands, processes
@@ -87,6 +87,7 @@ class Haproxy:
             return None
         before = process.reloads(running.main) if running and running.is_master else None
         asked = self._asked_pid()
+        peers.learnt(self._lines)
         self._reload(running)
         return self._confirmed(running, before, asked)
 

@@ -1,0 +1,122 @@
+"""A load balancer and its nodes in one cluster: real Serf agents on the example's files, `lbagent handle`, `watch`."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import subprocess
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from scenarios.impala import EXAMPLE, Balancer
+from tests.pair import HANDLER
+from tests.world import LBAGENT, PATIENCE, SerfAgent, clean_environment, eventually
+
+LONG = 3 * PATIENCE
+"""Seconds for a change to come through gossip, a handler, the daemon and HAProxy."""
+
+
+class Cluster:
+    """A load balancer whose agent calls `lbagent handle` while `lbagent watch` runs, and nodes that enrol by it."""
+
+    def __init__(self, balancer: Balancer) -> None:
+        """Nothing runs before `running`."""
+        self.balancer, self.lb, self.haproxy = balancer, balancer.lb, balancer.haproxy
+        self._key = subprocess.run(["serf", "keygen"], capture_output=True, text=True, check=True).stdout.strip()
+        self.agent = SerfAgent(
+            "lb01",
+            "127.0.0.9",
+            handler=HANDLER,
+            env=self.lb.env,
+            more=[f"-config-file={self._settings('serf-lb01.json', 'lb01', event_handlers=[])}"],
+        )
+        self.nodes: dict[str, SerfAgent] = {}
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """The whole, while it runs; the nodes that joined end with it."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.balancer)
+            stack.enter_context(self.agent)
+            stack.enter_context(self._watching())
+            stack.callback(self._end)
+            yield
+
+    def join(self, name: str, address: str) -> None:
+        """A node boots; returns once HAProxy has it."""
+        node = SerfAgent(name, address, env=clean_environment(), more=[f"-config-file={self._node(name)}"])
+        self.nodes[name] = node
+        node.start()
+        self._serves({*self.served, name})
+
+    def leave(self, name: str) -> None:
+        """A node shuts down; returns once HAProxy gives it nothing new."""
+        self.nodes.pop(name).leave()
+        self._serves(self.served - {name})
+
+    def pause(self, name: str) -> None:
+        """A node takes itself out; returns once HAProxy gives it nothing new."""
+        self.nodes[name].event("pause", name)
+        self._serves(self.served - {name})
+
+    def resume(self, name: str) -> None:
+        """A node puts itself back in; returns once HAProxy has it."""
+        self.nodes[name].event("resume", name)
+        self._serves({*self.served, name})
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[bytes]:
+        """`lbagent`, as an operator on the load balancer types it."""
+        return self.lb.run(*words, env={"SERF_RPC_ADDR": self.agent.rpc})
+
+    @property
+    def served(self) -> frozenset[str]:
+        """The servers to which HAProxy gives new sessions of both kinds."""
+        both = [self.haproxy.serving(proxy) for proxy in ("impala", "impalajdbc")]
+        return frozenset(both[0]) if both[0] == both[1] else frozenset()
+
+    @property
+    def worker(self) -> tuple[int, int]:
+        """The process that serves, and how many reloads the master has made."""
+        return self.haproxy.worker(), self.haproxy.reloads()[0]
+
+    def told(self) -> list[bool]:
+        """Of each change so far that came to something, whether it took a reload."""
+        return [entry["reloaded"] for entry in self.lb.history() if entry["outcome"] == "applied"]
+
+    def _serves(self, names: Iterable[str]) -> None:
+        eventually(functools.partial(self._has, frozenset(names)), LONG)
+
+    def _has(self, names: frozenset[str]) -> bool:
+        return self.lb.idle and self.served == names
+
+    def _node(self, name: str) -> Path:
+        return self._settings("serf-impala01.json", name, retry_join=[self.agent.bind])
+
+    def _settings(self, example: str, name: str, **changed: object) -> Path:
+        """The example's settings of an agent, for a machine that is not alone."""
+        settings = json.loads((EXAMPLE / example).read_text(encoding="utf-8"))
+        own = {"node_name": name, "encrypt_key": self._key, "retry_join": [], "retry_interval": "1s"}
+        path = self.lb.folder / f"{name}.json"
+        settings |= {**own, "snapshot_path": f"{path}.snapshot", **changed}
+        path.write_text(json.dumps(settings), encoding="utf-8")
+        return path
+
+    @contextlib.contextmanager
+    def _watching(self) -> Iterator[None]:
+        env = {**self.lb.env, "SERF_RPC_ADDR": self.agent.rpc}
+        with (self.lb.folder / "watch.log").open("wb") as log:
+            process = subprocess.Popen([LBAGENT, "watch"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
+        try:
+            eventually(lambda: (self.lb.state / "metrics.prom").exists() and self.lb.idle)
+            yield
+        finally:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(PATIENCE)
+            process.kill()
+            process.wait()
+
+    def _end(self) -> None:
+        for node in self.nodes.values():
+            node.__exit__()

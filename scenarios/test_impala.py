@@ -1,0 +1,271 @@
+"""examples/impala, run for real: no client loses its daemon or its query to a change of the others.
+
+Spark's Thrift Servers stand in for Impala daemons: they speak the protocol of its port 21050. What takes no SQL is
+measured with servers that say their name and nothing else.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import functools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scenarios.enrolled import Cluster
+from scenarios.hs2 import LongQuery, Lost, Server, Session, serving
+from scenarios.impala import SOURCES, Balancer, Daemon, Site, spread, strayed
+from tests.world import Lb, eventually, member
+
+NAMES = ("impala01", "impala02")
+TOYS = tuple(f"impala{number}" for number in range(11, 21))
+STICKY = "    balance leastconn\n    stick-table type ip size 100k expire 24h peers lb\n    stick on src\n"
+
+Figures = dict[str, str]
+
+
+@pytest.fixture(scope="session")
+def figures(request: pytest.FixtureRequest) -> Iterator[Figures]:
+    """What was measured, printed at the end."""
+    found: Figures = {}
+    yield found
+    reporter = request.config.pluginmanager.getplugin("terminalreporter")
+    reporter.write_line("")
+    reporter.section("measured")
+    for what, much in found.items():
+        reporter.write_line(f"{what:90} {much}")
+
+
+@pytest.fixture(scope="module")
+def site() -> Site:
+    """One port for all: HiveServer2 stands in for Beeswax too."""
+    return Site(one_port=True)
+
+
+@pytest.fixture(scope="module")
+def servers(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
+    """Two real HiveServer2 servers."""
+    folder = tmp_path_factory.mktemp("hs2")
+    both = [Server(name, address(name), site.hs2, folder) for name in NAMES]
+    with serving(*both):
+        yield {server.name: server for server in both}
+
+
+@pytest.fixture
+def cluster(site: Site, servers: dict[str, Server]) -> Iterator[Cluster]:
+    """A load balancer at which both have enrolled."""
+    one = Cluster(Balancer(site))
+    with one.running():
+        for name in servers:
+            one.join(name, address(name))
+        yield one
+
+
+def address(name: str) -> str:
+    return f"127.0.8.{int(name.removeprefix('impala'))}"
+
+
+def join(lb: Lb, *names: str) -> None:
+    assert lb.join(*(member(name, address(name), "impala") for name in names)).stderr == b""
+
+
+def percent(share: float) -> str:
+    return f"{share:g} %"
+
+
+@contextlib.contextmanager
+def toys(site: Site, *names: str) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            stack.enter_context(Daemon(name, address(name), site))
+        yield
+
+
+def test_no_client_moves_but_those_of_a_daemon_that_goes(figures: Figures) -> None:
+    site = Site()
+    with toys(site, *TOYS[:4]), Balancer(site) as one:
+        join(one.lb, *TOYS[:2])
+        at_first = spread(one.jdbc)
+        theirs = {source for source, name in at_first.items() if name == TOYS[0]}
+
+        join(one.lb, TOYS[2])
+        joined = strayed(at_first, spread(one.jdbc))
+        one.runtime(on=False)
+        join(one.lb, TOYS[3])
+        reloaded = strayed(at_first, spread(one.jdbc))
+        one.lb.leave(member(TOYS[0], address(TOYS[0]), "impala"))
+        left = spread(one.jdbc)
+
+    assert collections.Counter(at_first.values()) == {TOYS[0]: 100, TOYS[1]: 100}
+    assert (joined, reloaded) == (0, 0)
+    assert {source for source in SOURCES if left[source] != at_first[source]} == theirs
+    figures["clients that move when a third daemon joins, without a reload"] = percent(joined)
+    figures["clients that move when a fourth joins, with a reload"] = percent(reloaded)
+    figures["clients that move when one of two leaves: its own"] = percent(strayed(at_first, left))
+
+
+def test_the_other_load_balancer_knows_the_clients(figures: Figures) -> None:
+    site = Site()
+    with toys(site, *TOYS[:3]), Balancer(site) as one, Balancer(site, "lb02") as other:
+        for lb in (one.lb, other.lb):
+            join(lb, *TOYS[:2])
+        at_first = spread(one.jdbc)
+        eventually(lambda: "used:200\n" in other.haproxy.ask("show table impalajdbc"))
+
+        over = strayed(at_first, spread(other.jdbc))
+        one.haproxy.stop()
+        join(other.lb, TOYS[2])
+        alone = strayed(at_first, spread(other.jdbc))
+
+    assert (over, alone) == (0, 0)
+    figures["clients that move when the other load balancer takes over"] = percent(over)
+
+
+@pytest.mark.parametrize(
+    ("words", "least", "most"),
+    [("balance source", 50, 80), ("balance source\n    hash-type consistent", 1, 50)],
+    ids=["source", "consistent"],
+)
+def test_what_balance_source_would_cost(words: str, least: float, most: float, figures: Figures) -> None:
+    site = Site()
+    with toys(site, *TOYS[:3]), Balancer(site, changed={STICKY: f"    {words}\n"}) as one:
+        join(one.lb, *TOYS[:2])
+        at_first = spread(one.jdbc)
+        join(one.lb, TOYS[2])
+        moved = strayed(at_first, spread(one.jdbc))
+
+    assert least < moved < most
+    figures[f"the same join with `{' '.join(words.split())}`"] = percent(moved)
+
+
+def test_a_client_keeps_its_daemon(cluster: Cluster, figures: Figures) -> None:
+    clients = SOURCES[:10]
+    with contextlib.ExitStack() as stack:
+        opened = {one: stack.enter_context(Session(cluster.balancer.jdbc, one)) for one in clients}
+        at_first = {source: session.server for source, session in opened.items()}
+        again = {one: stack.enter_context(Session(cluster.balancer.jdbc, one)) for one in clients}
+
+        assert {source: session.server for source, session in again.items()} == at_first
+        assert collections.Counter(at_first.values()) == dict.fromkeys(NAMES, 5)
+
+    with contextlib.ExitStack() as stack:
+        shells = [stack.enter_context(Session(cluster.balancer.shell, SOURCES[0])) for _ in range(6)]
+        assert collections.Counter(session.server for session in shells) == dict.fromkeys(NAMES, 3)
+    figures["sessions of ten clients, twice, on 21051: at another daemon than before"] = "0 of 10"
+    figures["six sessions of one client on 25003, by daemon"] = "3 and 3"
+
+
+def test_a_long_query_lives_through_200_changes_without_a_reload(
+    cluster: Cluster, site: Site, tmp_path: Path, figures: Figures
+) -> None:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(toys(site, *TOYS))
+        busy = [stack.enter_context(Session(cluster.balancer.jdbc, source)) for source in SOURCES[:2]]
+        idle = [stack.enter_context(Session(cluster.balancer.jdbc, source)) for source in SOURCES[:2]]
+        theirs = [session.server for session in busy]
+        queries = [LongQuery(session, tmp_path) for session in busy]
+        worker, done, since = cluster.worker, len(cluster.told()), time.monotonic()
+
+        for name in TOYS:
+            cluster.join(name, address(name))
+        for _ in range(9):
+            for name in TOYS:
+                cluster.pause(name)
+            again = stack.enter_context(Session(cluster.balancer.jdbc, SOURCES[0]))
+            assert again.server == theirs[0]
+            for name in TOYS:
+                cluster.resume(name)
+        for name in TOYS:
+            cluster.leave(name)
+        lasted = time.monotonic() - since
+
+        assert set(theirs) == set(NAMES)
+        assert cluster.told()[done:] == [False] * 200
+        assert cluster.worker == worker
+        assert [query.finished() for query in queries] == [True, True]
+        assert [session.server for session in idle] == theirs
+    figures["changes without a reload that two queries and two idle sessions lived through"] = "200 of 200"
+    figures["seconds from the first of them to the last; a worker all the time"] = f"{lasted:.0f}"
+
+
+def test_a_long_query_lives_through_reloads(cluster: Cluster, site: Site, tmp_path: Path, figures: Figures) -> None:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(toys(site, *TOYS[:5]))
+        cluster.balancer.runtime(on=False)
+        sessions = [stack.enter_context(Session(cluster.balancer.jdbc, source)) for source in SOURCES[:2]]
+        theirs = [session.server for session in sessions]
+        queries = [LongQuery(session, tmp_path) for session in sessions]
+        reloads, done, took = cluster.worker[1], len(cluster.told()), 0
+
+        for name in TOYS[:5]:
+            cluster.join(name, address(name))
+            cluster.pause(name)
+            took += 2
+            sessions.append(stack.enter_context(Session(cluster.balancer.jdbc, SOURCES[took % 2])))
+        old = len(cluster.haproxy.workers()) - 1
+
+        assert cluster.told()[done:] == [True] * took
+        assert cluster.worker[1] == reloads + took
+        assert [session.server for session in sessions[2:]] == [theirs[at % 2] for at in range(2, took + 1, 2)]
+        assert [query.finished() for query in queries] == [True, True]
+        for session in sessions:
+            session.close()
+        eventually(lambda: len(cluster.haproxy.workers()) == 1)
+    figures["reloads that two queries lived through; old workers meanwhile, and after their sessions"] = (
+        f"{took}; {old}, 0"
+    )
+
+
+def test_a_paused_daemon_ends_its_query_and_gets_no_new_session(cluster: Cluster, tmp_path: Path) -> None:
+    jdbc = cluster.balancer.jdbc
+    with contextlib.ExitStack() as stack:
+        session = stack.enter_context(Session(jdbc, SOURCES[0]))
+        name = session.server
+        [other] = set(NAMES) - {name}
+        query = LongQuery(session, tmp_path)
+
+        paused = cluster.run("pause", name)
+        new = [stack.enter_context(Session(jdbc, source)) for source in SOURCES[:6]]
+        shells = [stack.enter_context(Session(cluster.balancer.shell, SOURCES[0])) for _ in range(2)]
+
+        assert (paused.returncode, paused.stdout.split(None, 1)) == (0, [b"lb01", b"done, 1 session still open\n"])
+        assert {one.server for one in [*new, *shells]} == {other}
+        assert query.finished()
+
+        cluster.resume(name)
+        with Session(jdbc, SOURCES[6]) as newcomer, Session(jdbc, SOURCES[0]) as moved:
+            assert (newcomer.server, moved.server) == (name, other)
+
+
+def test_a_killed_daemon_is_avoided_until_it_is_back(
+    cluster: Cluster, servers: dict[str, Server], tmp_path: Path, figures: Figures
+) -> None:
+    jdbc = cluster.balancer.jdbc
+    with contextlib.ExitStack() as stack:
+        session = stack.enter_context(Session(jdbc, SOURCES[0]))
+        name = session.server
+        [other] = set(NAMES) - {name}
+        query = LongQuery(session, tmp_path)
+
+        servers[name].kill()
+        since = time.monotonic()
+        with pytest.raises(Lost):
+            query.finished()
+        new = [stack.enter_context(Session(jdbc, source)) for source in SOURCES[:4]]
+        first = time.monotonic() - since
+        assert {one.server for one in new} == {other}
+        eventually(functools.partial(status, cluster, name, "DOWN"))
+
+        servers[name].start()
+        servers[name].wait()
+        eventually(functools.partial(status, cluster, name, "UP"))
+        with Session(jdbc, SOURCES[6]) as newcomer:
+            assert newcomer.server == name
+    figures["seconds from SIGKILL until four clients have new sessions elsewhere"] = f"{first:.1f}"
+
+
+def status(cluster: Cluster, name: str, word: str) -> bool:
+    return all(cluster.haproxy.servers(proxy)[name] == word for proxy in ("impala", "impalajdbc"))
