@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from scenarios.enrolled import Cluster
-from scenarios.hs2 import LongQuery, Lost, Server, Session, serving
-from scenarios.impala import SOURCES, Balancer, Daemon, Site, spread, strayed
+from scenarios.impala_cluster import Cluster
+from scenarios.impala_hs2 import LongQuery, Lost, Server, Session, serving
+from scenarios.impala_site import SOURCES, Balancer, Daemon, Site, spread, strayed
 from tests.world import Lb, eventually, member
 
 NAMES = ("impala01", "impala02")

@@ -84,7 +84,7 @@ class Server:
             "spark.local.dir": self._folder,
             "spark.sql.warehouse.dir": self._folder / "warehouse",
             "spark.hadoop.hive.exec.scratchdir": self._folder / "scratch",
-            "spark.hadoop.hive.server2.logging.operation.enabled": "false",
+            "spark.hadoop.hive.server2.logging.operation.log.location": self._folder / "operations",
             "spark.hadoop.javax.jdo.option.ConnectionURL": "jdbc:derby:memory:metastore;create=true",
             "spark.lbagent.node": self.name,
         }
@@ -123,7 +123,12 @@ class Session:
 
     def __init__(self, port: int, source: str) -> None:
         """Connects at `port` of the load balancer in the `with`. Raises Lost."""
-        self._argv = [str(VENV / "bin" / "python"), str(Path(__file__).with_name("hs2_client.py")), str(port), source]
+        self._argv = [
+            str(VENV / "bin" / "python"),
+            str(Path(__file__).with_name("impala_client.py")),
+            str(port),
+            source,
+        ]
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:

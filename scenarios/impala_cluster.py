@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from scenarios.impala import EXAMPLE, Balancer
+from scenarios.impala_site import EXAMPLE, Balancer
 from tests.pair import HANDLER
 from tests.world import LBAGENT, PATIENCE, SerfAgent, clean_environment, eventually
 
@@ -32,6 +32,7 @@ class Cluster:
             more=[f"-config-file={self._settings('serf-lb01.json', 'lb01', event_handlers=[])}"],
         )
         self.nodes: dict[str, SerfAgent] = {}
+        self._booted = contextlib.ExitStack()
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -40,14 +41,14 @@ class Cluster:
             stack.enter_context(self.balancer)
             stack.enter_context(self.agent)
             stack.enter_context(self._watching())
-            stack.callback(self._end)
+            stack.enter_context(self._booted)
             yield
 
     def join(self, name: str, address: str) -> None:
         """A node boots; returns once HAProxy has it."""
-        node = SerfAgent(name, address, env=clean_environment(), more=[f"-config-file={self._node(name)}"])
-        self.nodes[name] = node
-        node.start()
+        settings = self._settings("serf-impala01.json", name, retry_join=[self.agent.bind])
+        node = SerfAgent(name, address, env=clean_environment(), more=[f"-config-file={settings}"])
+        self.nodes[name] = self._booted.enter_context(node)
         self._serves({*self.served, name})
 
     def leave(self, name: str) -> None:
@@ -90,9 +91,6 @@ class Cluster:
     def _has(self, names: frozenset[str]) -> bool:
         return self.lb.idle and self.served == names
 
-    def _node(self, name: str) -> Path:
-        return self._settings("serf-impala01.json", name, retry_join=[self.agent.bind])
-
     def _settings(self, example: str, name: str, **changed: object) -> Path:
         """The example's settings of an agent, for a machine that is not alone."""
         settings = json.loads((EXAMPLE / example).read_text(encoding="utf-8"))
@@ -116,7 +114,3 @@ class Cluster:
                 process.wait(PATIENCE)
             process.kill()
             process.wait()
-
-    def _end(self) -> None:
-        for node in self.nodes.values():
-            node.__exit__()
