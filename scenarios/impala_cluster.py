@@ -97,6 +97,7 @@ class Cluster:
         own = {"node_name": name, "encrypt_key": self._key, "retry_join": [], "retry_interval": "1s"}
         path = self.lb.folder / f"{name}.json"
         settings |= {**own, "snapshot_path": f"{path}.snapshot", **changed}
+        path.touch(0o600)
         path.write_text(json.dumps(settings), encoding="utf-8")
         return path
 

@@ -7,7 +7,7 @@ import os
 import socket
 import socketserver
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
@@ -18,6 +18,7 @@ EXAMPLE = Path(__file__).parent.parent / "examples" / "impala"
 SOURCES = tuple(f"127.0.9.{number}" for number in range(1, 201))
 """The addresses of two hundred clients."""
 
+_ESTABLISHED, _KEEP_ALIVE = "01", "02:"
 _PRIVILEGES = "    user haproxy\n    group haproxy\n"
 
 
@@ -43,11 +44,15 @@ class Balancer:
     """A load balancer on the example's own haproxy.cfg and roles.yml; only addresses, ports and paths are others."""
 
     def __init__(
-        self, site: Site, name: str = "lb01", changed: Mapping[str, str] | None = None, *, runtime: bool = True
+        self,
+        site: Site,
+        name: str = "lb01",
+        changed: Mapping[str, str] | None = None,
+        binary: Path | None = None,
     ) -> None:
         """`changed` is what haproxy.cfg says in the place of the example's words; nothing runs before the `with`."""
         self.shell, self.jdbc, self.stats = free_port(), free_port(), free_port()
-        self.lb = Lb("", "")
+        self.lb = Lb("", "", binary)
         text = moved((EXAMPLE / "haproxy.cfg").read_text(encoding="utf-8"), changed or {})
         self.lb.cfg.write_text(moved(text, self._places(site, name)), encoding="utf-8")
         self._roles = moved(
@@ -59,7 +64,7 @@ class Balancer:
                 "10.0.0.0/8": "127.0.0.0/8",
             },
         )
-        self.runtime(on=runtime)
+        self.runtime(on=True)
         self.haproxy = Haproxy(self.lb)
         self._running = contextlib.ExitStack()
 
@@ -135,17 +140,28 @@ class _Answer(socketserver.BaseRequestHandler):
 
 
 def served(port: int, source: str) -> str:
-    """Which daemon a client of this address gets; nothing where it gets none."""
-    try:
-        with socket.create_connection(("127.0.0.1", port), PATIENCE, (source, 0)) as connection:
-            return connection.makefile().readline().strip()
-    except OSError:
-        return ""
+    """Which daemon a client of this address gets. Raises OSError where it gets none."""
+    with socket.create_connection(("127.0.0.1", port), PATIENCE, (source, 0)) as connection:
+        return connection.makefile().readline().strip()
 
 
-def spread(port: int, sources: Iterable[str] = SOURCES) -> dict[str, str]:
-    """Which daemon each of these clients gets, one after the other."""
-    return {source: served(port, source) for source in sources}
+def spread(port: int) -> dict[str, str]:
+    """Which daemon each of the clients gets, one after the other."""
+    return {source: served(port, source) for source in SOURCES}
+
+
+def timers(*ports: int) -> list[float]:
+    """The seconds until the kernel asks the other side of each connection to or from one of these ports for a sign.
+
+    Both ends of a connection have a row; those that ask for nothing are left out.
+    """
+    found = []
+    with open("/proc/net/tcp", encoding="ascii") as table:
+        for _, local, remote, state, _, timer, *_ in map(str.split, table):
+            known = {int(one.partition(":")[2], 16) for one in (local, remote) if ":" in one} & {*ports}
+            if state == _ESTABLISHED and known and timer.startswith(_KEEP_ALIVE):
+                found.append(int(timer.removeprefix(_KEEP_ALIVE), 16) / os.sysconf("SC_CLK_TCK"))
+    return found
 
 
 def strayed(before: Mapping[str, str], after: Mapping[str, str]) -> float:

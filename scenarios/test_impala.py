@@ -6,37 +6,46 @@ measured with servers that say their name and nothing else.
 
 from __future__ import annotations
 
+import base64
 import collections
 import contextlib
 import functools
+import http.client
+import os
+import signal
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from lbagent.haproxy.peers import learning
 from scenarios.impala_cluster import Cluster
 from scenarios.impala_hs2 import LongQuery, Lost, Server, Session, serving
-from scenarios.impala_site import SOURCES, Balancer, Daemon, Site, spread, strayed
-from tests.world import Lb, eventually, member
+from scenarios.impala_site import SOURCES, Balancer, Daemon, Site, spread, strayed, timers
+from tests.world import PATIENCE, Lb, binaries, eventually, member
 
 NAMES = ("impala01", "impala02")
 TOYS = tuple(f"impala{number}" for number in range(11, 21))
 STICKY = "    balance leastconn\n    stick-table type ip size 100k expire 24h peers lb\n    stick on src\n"
 
-Figures = dict[str, str]
+
+class Figures(dict[str, str]):
+    """What was measured, printed below the tests."""
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        terminalreporter.section("measured")
+        width = max(map(len, self), default=0)
+        for what, much in self.items():
+            terminalreporter.write_line(f"{what:{width}}  {much}")
 
 
 @pytest.fixture(scope="session")
-def figures(request: pytest.FixtureRequest) -> Iterator[Figures]:
-    """What was measured, printed at the end."""
-    found: Figures = {}
-    yield found
-    reporter = request.config.pluginmanager.getplugin("terminalreporter")
-    reporter.write_line("")
-    reporter.section("measured")
-    for what, much in found.items():
-        reporter.write_line(f"{what:90} {much}")
+def figures(request: pytest.FixtureRequest) -> Figures:
+    found = Figures()
+    request.config.pluginmanager.register(found)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +93,12 @@ def toys(site: Site, *names: str) -> Iterator[None]:
         yield
 
 
-def test_no_client_moves_but_those_of_a_daemon_that_goes(figures: Figures) -> None:
+@pytest.mark.parametrize("binary", list(binaries().values()), ids=list(binaries()))
+def test_no_client_moves_but_those_of_a_daemon_that_goes(
+    binary: Path, request: pytest.FixtureRequest, figures: Figures
+) -> None:
     site = Site()
-    with toys(site, *TOYS[:4]), Balancer(site) as one:
+    with toys(site, *TOYS[:4]), Balancer(site, binary=binary) as one:
         join(one.lb, *TOYS[:2])
         at_first = spread(one.jdbc)
         theirs = {source for source, name in at_first.items() if name == TOYS[0]}
@@ -94,17 +106,24 @@ def test_no_client_moves_but_those_of_a_daemon_that_goes(figures: Figures) -> No
         join(one.lb, TOYS[2])
         joined = strayed(at_first, spread(one.jdbc))
         one.runtime(on=False)
+        since = time.monotonic()
         join(one.lb, TOYS[3])
+        held = time.monotonic() - since
         reloaded = strayed(at_first, spread(one.jdbc))
+        assert (joined, reloaded, one.haproxy.reloads()) == (0, 0, (1, 0))
+
         one.lb.leave(member(TOYS[0], address(TOYS[0]), "impala"))
         left = spread(one.jdbc)
+        assert {source for source in SOURCES if left[source] != at_first[source]} == theirs
 
-    assert collections.Counter(at_first.values()) == {TOYS[0]: 100, TOYS[1]: 100}
-    assert (joined, reloaded) == (0, 0)
-    assert {source for source in SOURCES if left[source] != at_first[source]} == theirs
-    figures["clients that move when a third daemon joins, without a reload"] = percent(joined)
-    figures["clients that move when a fourth joins, with a reload"] = percent(reloaded)
-    figures["clients that move when one of two leaves: its own"] = percent(strayed(at_first, left))
+    assert set(at_first.values()) == {*TOYS[:2]}
+    version = request.node.callspec.id
+    figures[f"HAProxy {version}: clients of 200 that move when a third daemon joins, without a reload"] = percent(
+        joined
+    )
+    figures[f"HAProxy {version}: when a fourth joins, with a reload right after the start"] = percent(reloaded)
+    figures[f"HAProxy {version}: seconds that reload took, until the table could be handed over"] = f"{held:.1f}"
+    figures[f"HAProxy {version}: when one of two leaves (all of them its own)"] = percent(strayed(at_first, left))
 
 
 def test_the_other_load_balancer_knows_the_clients(figures: Figures) -> None:
@@ -113,7 +132,7 @@ def test_the_other_load_balancer_knows_the_clients(figures: Figures) -> None:
         for lb in (one.lb, other.lb):
             join(lb, *TOYS[:2])
         at_first = spread(one.jdbc)
-        eventually(lambda: "used:200\n" in other.haproxy.ask("show table impalajdbc"))
+        eventually(lambda: used(other) == len(SOURCES))
 
         over = strayed(at_first, spread(other.jdbc))
         one.haproxy.stop()
@@ -122,6 +141,30 @@ def test_the_other_load_balancer_knows_the_clients(figures: Figures) -> None:
 
     assert (over, alone) == (0, 0)
     figures["clients that move when the other load balancer takes over"] = percent(over)
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["alone", "with the other load balancer up"])
+def test_what_a_reload_by_hand_right_after_the_start_costs(figures: Figures, *, both: bool) -> None:
+    site = Site()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(toys(site, *TOYS[:2]))
+        if both:
+            other = stack.enter_context(Balancer(site, "lb02"))
+            eventually(lambda: not learning(other.haproxy.ask("show peers")))
+        one = stack.enter_context(Balancer(site))
+        join(one.lb, *TOYS[:2])
+        if both:
+            eventually(lambda: not learning(one.haproxy.ask("show peers")))
+        spread(one.jdbc)
+        worker, able = one.haproxy.worker(), not learning(one.haproxy.ask("show peers"))
+
+        os.kill(one.haproxy.pid, signal.SIGUSR2)
+        eventually(lambda: one.haproxy.reloads() == (1, 0) and one.haproxy.worker() != worker)
+        eventually(lambda: used(one) == (len(SOURCES) if able else 0))
+
+    assert able or not both
+    when = "the other load balancer up, within" if both else "alone, after" if able else "alone, within"
+    figures[f"clients forgotten by a reload by hand, {when} five seconds of the start"] = "0" if able else "200"
 
 
 @pytest.mark.parametrize(
@@ -139,6 +182,37 @@ def test_what_balance_source_would_cost(words: str, least: float, most: float, f
 
     assert least < moved < most
     figures[f"the same join with `{' '.join(words.split())}`"] = percent(moved)
+
+
+def test_who_has_gone_without_a_word_is_noticed(figures: Figures) -> None:
+    site = Site()
+    with toys(site, *TOYS[:2]), Balancer(site) as one, contextlib.ExitStack() as stack:
+        join(one.lb, *TOYS[:2])
+        for port in (one.jdbc, one.shell):
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", port), PATIENCE))
+            assert client.makefile().readline()
+
+        waits = timers(one.jdbc, one.shell, site.hs2, site.beeswax)
+
+    # Of each connection HAProxy has two, to the client and to the daemon; neither of those asks for keep-alive.
+    assert len(waits) == 4
+    assert all(60 < seconds <= 120 for seconds in waits)
+    figures["HAProxy's connections of two clients with a keep-alive timer of two minutes"] = "4 of 4"
+
+
+def test_the_statistics_are_shown_for_the_password_alone() -> None:
+    with Balancer(Site()) as one:
+        said = [get(one.stats, words) for words in ("", "admin:wrong", "admin:change-me")]
+
+    assert said == [401, 401, 200]
+
+
+def test_check_finds_nothing_in_the_example_but_that_local_users_are_trusted(cluster: Cluster) -> None:
+    done = cluster.run("check")
+
+    told = [line.split()[:2] for line in done.stdout.decode().splitlines()]
+    assert done.returncode == 0
+    assert [line for line in told if line[0] != "ok"] == [["warning", "rpc:"]]
 
 
 def test_a_client_keeps_its_daemon(cluster: Cluster, figures: Figures) -> None:
@@ -265,6 +339,20 @@ def test_a_killed_daemon_is_avoided_until_it_is_back(
         with Session(jdbc, SOURCES[6]) as newcomer:
             assert newcomer.server == name
     figures["seconds from SIGKILL until four clients have new sessions elsewhere"] = f"{first:.1f}"
+
+
+def used(balancer: Balancer) -> int:
+    """How many clients HAProxy remembers."""
+    return int(balancer.haproxy.ask("show table impalajdbc").splitlines()[0].rpartition("used:")[2])
+
+
+def get(port: int, account: str) -> int:
+    """The status of the page for this NAME:PASSWORD."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+    with contextlib.closing(connection):
+        basic = base64.b64encode(account.encode()).decode()
+        connection.request("GET", "/", headers={"Authorization": f"Basic {basic}"} if account else {})
+        return connection.getresponse().status
 
 
 def status(cluster: Cluster, name: str, word: str) -> bool:
