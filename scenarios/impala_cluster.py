@@ -6,11 +6,10 @@ import contextlib
 import functools
 import json
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from scenarios.impala_site import EXAMPLE, Balancer
-from tests.pair import HANDLER
 from tests.world import LBAGENT, PATIENCE, SerfAgent, clean_environment, eventually
 
 LONG = 3 * PATIENCE
@@ -27,10 +26,10 @@ class Cluster:
         self.agent = SerfAgent(
             "lb01",
             "127.0.0.9",
-            handler=HANDLER,
             env=self.lb.env,
-            more=[f"-config-file={self._settings('serf-lb01.json', 'lb01', event_handlers=[])}"],
+            more=[f"-config-file={self._settings('serf-lb01.json', 'lb01')}"],
         )
+        (self.lb.bin / "lbagent").symlink_to(LBAGENT)
         self.nodes: dict[str, SerfAgent] = {}
         self._booted = contextlib.ExitStack()
 
@@ -48,33 +47,33 @@ class Cluster:
         """A node boots; returns once HAProxy has it."""
         settings = self._settings("serf-impala01.json", name, retry_join=[self.agent.bind])
         node = SerfAgent(name, address, env=clean_environment(), more=[f"-config-file={settings}"])
-        self.nodes[name] = self._booted.enter_context(node)
-        self._serves({*self.served, name})
+        with self._bringing(name):
+            self.nodes[name] = self._booted.enter_context(node)
 
     def leave(self, name: str) -> None:
         """A node shuts down; returns once HAProxy gives it nothing new."""
-        self.nodes.pop(name).leave()
-        self._serves(self.served - {name})
+        with self._taking(name):
+            self.nodes.pop(name).leave()
 
     def pause(self, name: str) -> None:
         """A node takes itself out; returns once HAProxy gives it nothing new."""
-        self.nodes[name].event("pause", name)
-        self._serves(self.served - {name})
+        with self._taking(name):
+            self.nodes[name].event("pause", name)
 
     def resume(self, name: str) -> None:
         """A node puts itself back in; returns once HAProxy has it."""
-        self.nodes[name].event("resume", name)
-        self._serves({*self.served, name})
+        with self._bringing(name):
+            self.nodes[name].event("resume", name)
 
     def run(self, *words: str) -> subprocess.CompletedProcess[bytes]:
         """`lbagent`, as an operator on the load balancer types it."""
         return self.lb.run(*words, env={"SERF_RPC_ADDR": self.agent.rpc})
 
     @property
-    def served(self) -> frozenset[str]:
-        """The servers to which HAProxy gives new sessions of both kinds."""
-        both = [self.haproxy.serving(proxy) for proxy in ("impala", "impalajdbc")]
-        return frozenset(both[0]) if both[0] == both[1] else frozenset()
+    def served(self) -> frozenset[str] | None:
+        """The servers to which HAProxy gives new sessions; None where those of the two proxies are not the same."""
+        shell, jdbc = (self.haproxy.serving(proxy) for proxy in ("impala", "impalajdbc"))
+        return frozenset(shell) if shell == jdbc else None
 
     @property
     def worker(self) -> tuple[int, int]:
@@ -85,8 +84,23 @@ class Cluster:
         """Of each change so far that came to something, whether it took a reload."""
         return [entry["reloaded"] for entry in self.lb.history() if entry["outcome"] == "applied"]
 
-    def _serves(self, names: Iterable[str]) -> None:
-        eventually(functools.partial(self._has, frozenset(names)), LONG)
+    @property
+    def _settled(self) -> frozenset[str]:
+        served = self.served
+        assert served is not None
+        return served
+
+    @contextlib.contextmanager
+    def _bringing(self, name: str) -> Iterator[None]:
+        names = self._settled | {name}
+        yield
+        eventually(functools.partial(self._has, names), LONG)
+
+    @contextlib.contextmanager
+    def _taking(self, name: str) -> Iterator[None]:
+        names = self._settled - {name}
+        yield
+        eventually(functools.partial(self._has, names), LONG)
 
     def _has(self, names: frozenset[str]) -> bool:
         return self.lb.idle and self.served == names

@@ -201,21 +201,32 @@ class LongQuery:
     ROWS = (["0"], ["1"], ["2"])
 
     def __init__(self, session: Session, folder: Path) -> None:
-        """Returns once a server works on it."""
+        """Nothing is asked before the `with`, which is entered once a server works on it."""
         self._session = session
         self._hold = folder / f"hold-{os.urandom(4).hex()}"
+
+    def __enter__(self) -> Self:
         running = self._hold.with_suffix(".running")
         self._hold.touch()
-        # Ends with its folder too: a server that is killed leaves the script behind.
+        # A server that is killed leaves the script behind: it ends by itself, with the folder at the latest.
         script = f"touch {running}; while [ -e {self._hold} ]; do sleep 0.1; done; cat"
-        session.begin(f"SELECT TRANSFORM(id) USING 'sh -c \"{script}\"' AS (row STRING) FROM range(0, 3, 1, 1)")
-        eventually(running.exists, START)
+        try:
+            self._session.begin(
+                f"SELECT TRANSFORM(id) USING 'sh -c \"{script}\"' AS (row STRING) FROM range(0, 3, 1, 1)"
+            )
+            eventually(running.exists, START)
+        except BaseException:
+            self._let_go()
+            raise
+        return self
 
-    def let_go(self) -> None:
-        """Have it end."""
-        self._hold.unlink(missing_ok=True)
+    def __exit__(self, *_: object) -> None:
+        self._let_go()
 
     def finished(self) -> bool:
         """Let it end, and say whether all its rows came. Raises Lost."""
-        self.let_go()
+        self._let_go()
         return self._session.rows() == [*self.ROWS]
+
+    def _let_go(self) -> None:
+        self._hold.unlink(missing_ok=True)

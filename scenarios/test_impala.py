@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from lbagent.haproxy.peers import learning
-from scenarios.impala_cluster import Cluster
+from scenarios.impala_cluster import LONG, Cluster
 from scenarios.impala_hs2 import LongQuery, Lost, Server, Session, serving
 from scenarios.impala_site import SOURCES, Balancer, Daemon, Site, spread, strayed, timers
 from tests.world import PATIENCE, Lb, binaries, eventually, member
@@ -240,7 +240,7 @@ def test_a_long_query_lives_through_200_changes_without_a_reload(
         busy = [stack.enter_context(Session(cluster.balancer.jdbc, source)) for source in SOURCES[:2]]
         idle = [stack.enter_context(Session(cluster.balancer.jdbc, source)) for source in SOURCES[:2]]
         theirs = [session.server for session in busy]
-        queries = [LongQuery(session, tmp_path) for session in busy]
+        queries = [stack.enter_context(LongQuery(session, tmp_path)) for session in busy]
         worker, done, since = cluster.worker, len(cluster.told()), time.monotonic()
 
         for name in TOYS:
@@ -271,7 +271,7 @@ def test_a_long_query_lives_through_reloads(cluster: Cluster, site: Site, tmp_pa
         cluster.balancer.runtime(on=False)
         sessions = [stack.enter_context(Session(cluster.balancer.jdbc, source)) for source in SOURCES[:2]]
         theirs = [session.server for session in sessions]
-        queries = [LongQuery(session, tmp_path) for session in sessions]
+        queries = [stack.enter_context(LongQuery(session, tmp_path)) for session in sessions]
         reloads, done, took = cluster.worker[1], len(cluster.told()), 0
 
         for name in TOYS[:5]:
@@ -299,7 +299,7 @@ def test_a_paused_daemon_ends_its_query_and_gets_no_new_session(cluster: Cluster
         session = stack.enter_context(Session(jdbc, SOURCES[0]))
         name = session.server
         [other] = set(NAMES) - {name}
-        query = LongQuery(session, tmp_path)
+        query = stack.enter_context(LongQuery(session, tmp_path))
 
         paused = cluster.run("pause", name)
         new = [stack.enter_context(Session(jdbc, source)) for source in SOURCES[:6]]
@@ -322,7 +322,7 @@ def test_a_killed_daemon_is_avoided_until_it_is_back(
         session = stack.enter_context(Session(jdbc, SOURCES[0]))
         name = session.server
         [other] = set(NAMES) - {name}
-        query = LongQuery(session, tmp_path)
+        query = stack.enter_context(LongQuery(session, tmp_path))
 
         servers[name].kill()
         since = time.monotonic()
@@ -331,11 +331,11 @@ def test_a_killed_daemon_is_avoided_until_it_is_back(
         new = [stack.enter_context(Session(jdbc, source)) for source in SOURCES[:4]]
         first = time.monotonic() - since
         assert {one.server for one in new} == {other}
-        eventually(functools.partial(status, cluster, name, "DOWN"))
+        eventually(functools.partial(status, cluster, name, "DOWN"), LONG)
 
         servers[name].start()
         servers[name].wait()
-        eventually(functools.partial(status, cluster, name, "UP"))
+        eventually(functools.partial(status, cluster, name, "UP"), LONG)
         with Session(jdbc, SOURCES[6]) as newcomer:
             assert newcomer.server == name
     figures["seconds from SIGKILL until four clients have new sessions elsewhere"] = f"{first:.1f}"

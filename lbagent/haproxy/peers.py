@@ -22,20 +22,22 @@ _ALL_ASKED = 0b11
 _ASK, _POLL = 1.0, 0.05
 
 
-def learnt(settings: Sequence[Sequence[str]]) -> None:
-    """Wait, a few seconds after its start at most, until the worker can hand its tables over.
+def waited_for(settings: Sequence[Sequence[str]]) -> bool:
+    """Wait until the worker can hand its tables over; whether there was anything to wait for.
 
-    `settings` is its `global`; who has no stats socket is not waited for.
+    `settings` is its `global`; who has no stats socket, or has lived for LONGEST, is not waited for.
     """
     for address in runtime.sockets(settings):
+        waited = False
         try:
-            while _young(runtime.ask(address, "show info", _ASK)) and learning(
-                runtime.ask(address, "show peers", _ASK)
-            ):
+            while _young(address) and learning(runtime.ask(address, "show peers", _ASK)):
+                waited = True
                 time.sleep(_POLL)
         except OSError:
-            continue
-        return
+            if not waited:
+                continue
+        return waited
+    return False
 
 
 def learning(answer: str) -> bool:
@@ -43,6 +45,6 @@ def learning(answer: str) -> bool:
     return any(int(flags, 16) & _ALL_ASKED != _ALL_ASKED for flags in _SECTION.findall(answer))
 
 
-def _young(info: str) -> bool:
-    uptime = runtime.facts(info).get("Uptime_sec", "")
+def _young(address: str) -> bool:
+    uptime = runtime.facts(runtime.ask(address, "show info", _ASK)).get("Uptime_sec", "")
     return uptime.isdigit() and int(uptime) < LONGEST

@@ -82,12 +82,13 @@ class Haproxy:
 
         Raises ReloadFailed where the reload says so, TryAgain where nobody can know.
         """
+        if peers.waited_for(self._lines):  # others may have reloaded meanwhile
+            self._running = process.find(self._settings.config, self._lines)
         running = self._running
         if self.shown_not_to_run():
             return None
         before = process.reloads(running.main) if running and running.is_master else None
         asked = self._asked_pid()
-        peers.learnt(self._lines)
         self._reload(running)
         return self._confirmed(running, before, asked)
 
