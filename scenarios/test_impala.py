@@ -293,7 +293,9 @@ def test_a_long_query_lives_through_reloads(cluster: Cluster, site: Site, tmp_pa
     )
 
 
-def test_a_paused_daemon_ends_its_query_and_gets_no_new_session(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_paused_daemon_ends_its_query_and_gets_no_new_session(
+    cluster: Cluster, tmp_path: Path, figures: Figures
+) -> None:
     jdbc = cluster.balancer.jdbc
     with contextlib.ExitStack() as stack:
         session = stack.enter_context(Session(jdbc, SOURCES[0]))
@@ -312,6 +314,7 @@ def test_a_paused_daemon_ends_its_query_and_gets_no_new_session(cluster: Cluster
         cluster.resume(name)
         with Session(jdbc, SOURCES[6]) as newcomer, Session(jdbc, SOURCES[0]) as moved:
             assert (newcomer.server, moved.server) == (name, other)
+    figures["sessions of eight clients at a paused daemon; its query"] = "0 of 8; ended with all its rows"
 
 
 def test_a_killed_daemon_is_avoided_until_it_is_back(
