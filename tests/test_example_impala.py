@@ -9,8 +9,8 @@ import re
 import pytest
 
 from lbagent import rolesfile
-from scenarios.impala_site import EXAMPLE, Balancer, Daemon, Site, spread, strayed
-from tests.world import member
+from scenarios.impala_site import EXAMPLE, Balancer, Daemon, Site, moved, spread, strayed
+from tests.world import Backend, eventually, free_port, member
 
 UNITS = {"s": 1, "m": 60, "h": 3_600}
 
@@ -100,3 +100,23 @@ def test_no_client_moves_when_a_daemon_joins() -> None:
         assert one.haproxy.serving("impalajdbc") == {*names}
         assert strayed(at_first, spread(one.jdbc)) == 0
         assert one.haproxy.reloads() == (0, 0)
+
+
+@pytest.mark.real
+def test_daemons_can_be_asked_how_they_are() -> None:
+    site, web = Site(), free_port()
+    asking = {
+        "    # additional-lb-impala-server": "    option httpchk GET /healthz\n    # additional-lb-impala-server",
+        "    stick on src\n": "    stick on src\n    option httpchk GET /healthz\n",
+    }
+    well, ill = (Daemon(f"impala{number}", f"127.0.8.{number}", site) for number in (34, 35))
+    answering = Backend("OK", well.address, web)
+    with well, ill, answering, Balancer(site, changed=asking) as one:
+        one.lb.roles.write_text(moved(one.lb.roles.read_text(), {"check inter": f"check port {web} inter"}))
+
+        one.lb.join(*(member(daemon.name, daemon.address, "impala") for daemon in (well, ill)))
+
+        told = {well.name: "UP", ill.name: "DOWN"}
+        eventually(lambda: [one.haproxy.servers(proxy) for proxy in ("impala", "impalajdbc")] == [told, told])
+        assert one.haproxy.reloads() == (0, 0)
+        assert answering.requests > 0
