@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint bench load long pages clean
+.PHONY: help demo test check lint bench load long pages clean test-impala
 
 export PATH := $(PATH):/usr/sbin:/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -40,6 +40,10 @@ load: $(VENV)/.dev  ## 1,000 changes under load, long sessions, and a burst of r
 long: $(VENV)/.dev  ## the daemon over 100,000 events and a day of syncs; ten minutes
 	@$(BIN)/python -m load.long
 
+test-impala: $(VENV)/.dev build/impala/.ready  ## examples/impala with real HiveServer2 servers; installs java and 400 MB; six minutes
+	@.ci/install java
+	@$(BIN)/python -m pytest scenarios/test_impala.py
+
 pages: $(VENV)/.demo  ## man page and completions, in build/
 	@$(BIN)/python -m lbagent.manual build
 
@@ -66,6 +70,17 @@ define INSTALL
 	done
 	@touch $@
 endef
+
+# The servers and the client of test-impala; nothing of it goes into the environment of lbagent.
+build/impala/.ready: scenarios/impala.txt | $(VENV)/.dev
+	@echo "setting up build/impala (once) ..."
+	@$(BIN)/python -m venv --clear build/impala
+	@for pause in 2 10 30 0; do \
+	    if build/impala/bin/python -m pip install -q --retries 5 --timeout 60 -r $<; then break; fi; \
+	    [ "$$pause" != 0 ] || exit 1; \
+	    sleep "$$pause"; \
+	done
+	@touch $@
 
 $(VENV)/.demo: pyproject.toml .ci/install
 	@.ci/install

@@ -147,6 +147,7 @@ ROOMS: dict[str, set[str]] = {
     "haproxy.dynamic": {"haproxy.defaults", "haproxy.keywords", "haproxy.roster", "haproxy.text", "names"},
     "haproxy.keywords": set(),
     "haproxy.lines": {"haproxy.server", "names"},
+    "haproxy.peers": {"haproxy.runtime"},
     "haproxy.process": {"errors", "haproxy.runtime", "host.processes"},
     "haproxy.roster": {"haproxy.text"},
     "haproxy.runtime": set(),
@@ -154,7 +155,7 @@ ROOMS: dict[str, set[str]] = {
     "haproxy.servers": {"haproxy.roster", "names"},
     "haproxy.stats": set(),
     "haproxy.successor": {"errors", "haproxy.process"},
-    "haproxy.takeover": {"errors", "haproxy.acceptance", "haproxy.process", "haproxy.runtime", "haproxy.successor", "host.commands", "host.processes", "roles"},
+    "haproxy.takeover": {"errors", "haproxy.acceptance", "haproxy.peers", "haproxy.process", "haproxy.runtime", "haproxy.successor", "host.commands", "host.processes", "roles"},
     "haproxy.acceptance": {"errors", "haproxy.process", "host.commands"},
     "haproxy.text": {"haproxy.lines"},
     # all that touches the machine

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 
 from lbagent.errors import LbagentError, TryAgain
-from lbagent.haproxy import acceptance, process, runtime
+from lbagent.haproxy import acceptance, peers, process, runtime
 from lbagent.haproxy.process import Reloads, Running, Worker
 from lbagent.haproxy.successor import spoken, successor
 from lbagent.host import commands, processes
@@ -93,6 +93,8 @@ class Haproxy:
 
         Raises ReloadFailed where the reload says so, TryAgain where nobody can know.
         """
+        if peers.waited_for(self._lines):  # others may have reloaded meanwhile
+            self._running = process.find(self._settings.config, self._lines)
         running = self._running
         if self.shown_not_to_run():
             return None
