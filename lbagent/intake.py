@@ -37,9 +37,7 @@ def nobody_works(paths: Paths) -> TryAgain | None:
     if held(paths.lock):
         return None
     watch = "hangs: restart it" if held(paths.watch_lock) else "does not run: start it"
-    return TryAgain(
-        f"the event is stored, and waits: this user may not write {paths.lock}, and `lbagent watch` {watch}"
-    )
+    return TryAgain(f"stored, and waits: this user may not write {paths.lock}, and `lbagent watch` {watch}")
 
 
 def urged(error: NotStored, raw: Raw, settings: Settings, log: Log) -> NotStored:

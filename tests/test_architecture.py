@@ -23,7 +23,7 @@ ROOMS: dict[str, set[str]] = {
     "__init__": set(),
     "__main__": {"cli"},
     # doors
-    "cli": {"errors", "handler", "host.log", "parser", "settings"},
+    "cli": {"errors", "handler", "host.log", "host.serfenv", "parser", "settings"},
     "handler": {"answer", "errors", "host.log", "host.paths", "intake", "serf.raw", "settings"},
     "check": {"doctor.examination", "doctor.finding", "host.log", "settings"},
     "manual": {"__init__", "commandline", "completion", "helptext", "host.paths", "manpage", "parser", "settings"},
@@ -172,6 +172,7 @@ ROOMS: dict[str, set[str]] = {
     "host.paths": set(),
     "host.processes": set(),
     "host.reach": set(),
+    "host.serfenv": set(),
     "host.sockets": set(),
     "host.spool": {"host.aside"},
     "host.store": {"host.files", "host.paths", "last", "membership", "memory"},
