@@ -272,7 +272,7 @@ print(steer._here("pause", "web01", "lb01", Engine(Paths({str(lb.state)!r}), {st
 
 HOSTILE = r"""
 import os, socket, sys
-victim = sys.argv[1]
+victim, own = sys.argv[1:]
 def record(kind, payload, name="", ltime="", at="1700000000000", identity="evil"):
     return b"\0".join([b"lbagent 1", *(word.encode() for word in (identity, at, kind, name, ltime, "lb01")), payload])
 def put(name, content):
@@ -280,7 +280,7 @@ def put(name, content):
         file.write(content)
 typed = record("typed", b"web01", "pause")
 """
-"""What an attack starts with; `victim` is root's folder, with root's files in it."""
+"""What an attack starts with; `victim` is root's folder, with root's files in it, `own` one of his own."""
 
 ATTACKS = {
     "fifo": "os.mkfifo('1')",
@@ -292,13 +292,13 @@ ATTACKS = {
     "folder-nobody-may-read": "os.mkdir('1'); put('1/file', typed); os.chmod('1', 0)",
     "one-gigabyte": "put('1', b''); os.truncate('1', 1 << 30)",
     "a-file-nobody-may-read": "put('1', b'x'); os.chmod('1', 0)",
-    "two-names-of-one-file": "put('../spool/.two', typed); os.link('.two', '1')",
+    "two-names-of-one-file": "put(own + '/two', typed); os.link(own + '/two', '1')",
     "typed-by-an-operator": "put('1', typed)",
     "typed-forget": "put('1', record('typed', b'web01 force', 'forget'))",
     "another-kind": "put('1', record('member-explode', b'web01'))",
     "garbage": "put('1', bytes(range(256)) * 99)",
     "odd-name": "put(b'\\xff\\n\\x1b[31m', b'x')",
-    "a-name-with-a-path": "put('..%2f..%2fetc', b'x')",
+    "a-name-with-a-path": "put('x..%2f..%2fetc', b'x')",
 }
 
 
@@ -318,7 +318,10 @@ def untouched(victim: Path) -> bool:
 
 
 def attacked(lb: Split, attack: str, victim: Path) -> None:
-    done = lb.as_serf(f"{HOSTILE}\n{attack}", str(victim))
+    own = lb.folder / "own"
+    own.mkdir(exist_ok=True)
+    os.chown(own, SERF, SERF)
+    done = lb.as_serf(f"{HOSTILE}\n{attack}", str(victim), str(own))
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -439,24 +442,23 @@ def test_what_changes_while_it_is_read_bends_nothing(lb: Split, victim: Path) ->
     attack = """
 import itertools, time
 until = time.monotonic() + 4
-put(".good", record("member-join", b"web02\\t127.0.0.12\\tweb\\trole=web\\n"))
 for turn in itertools.count():
     if time.monotonic() > until:
         break
     name = str(turn % 3 + 1)
     try:
         if turn % 4 == 0:
-            os.symlink(victim + "/0", ".l")
-            os.rename(".l", name)
+            os.symlink(victim + "/0", own + "/l")
+            os.rename(own + "/l", name)
         elif turn % 4 == 1:
-            os.mkfifo(".f")
-            os.rename(".f", name)
+            os.mkfifo(own + "/f")
+            os.rename(own + "/f", name)
         elif turn % 4 == 2:
-            put(".t", typed + str(turn).encode())
-            os.rename(".t", name)
+            put(own + "/t", typed + str(turn).encode())
+            os.rename(own + "/t", name)
         else:
-            put(".g", record("member-join", b"web02\\t127.0.0.12\\tweb\\trole=web\\n", identity=str(turn)))
-            os.rename(".g", name)
+            put(own + "/g", record("member-join", b"web02\\t127.0.0.12\\tweb\\trole=web\\n", identity=str(turn)))
+            os.rename(own + "/g", name)
     except OSError:
         pass
 """
