@@ -398,13 +398,13 @@ def test_a_spool_that_is_a_link_is_not_followed(lb: Split, victim: Path) -> None
 def test_thousands_are_set_aside_and_the_newest_hundred_kept(lb: Split, victim: Path) -> None:
     attack = """
 for number in range(1, 3001):
-    if number % 3 == 0:
-        put(str(number), typed)
-    elif number % 3 == 1:
-        os.symlink(victim, str(number))
-    else:
+    if number % 20 == 0:
         os.mkdir(str(number))
         os.symlink(victim, f"{number}/link")
+    elif number % 2:
+        put(str(number), typed)
+    else:
+        os.symlink(victim, str(number))
 """
     attacked(lb, attack, victim)
 
