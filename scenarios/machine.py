@@ -54,13 +54,15 @@ class Machine:
     def make(self, mirror: str = "http://deb.debian.org/debian") -> None:
         """Install a minimal Debian with systemd."""
         command = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", "bookworm", str(self.root), mirror]
+        said = ""
         for pause in (2, 10, 30):
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode == 0:
                 return
+            said = f"{done.stdout[-2000:]}{done.stderr[-2000:]}"
             shutil.rmtree(self.root, ignore_errors=True)
             time.sleep(pause)
-        raise RuntimeError(f"debootstrap: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+        raise RuntimeError(f"debootstrap: {said}")
 
     def chroot(self, *words: str) -> str:
         """Run a command in it before it is booted, with the network of the host."""

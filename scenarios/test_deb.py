@@ -103,7 +103,7 @@ def package(version: str | None = None) -> Path:
     """Build the package."""
     words = [str(HERE / "packaging" / "deb"), *([version] if version else [])]
     done = subprocess.run(words, cwd=HERE, capture_output=True, text=True, check=True)
-    return HERE / re.findall(r"'(build/[^']*\.deb)'", done.stdout)[0]
+    return HERE / str(re.findall(r"'(build/[^']*\.deb)'", done.stdout)[0])
 
 
 def files(machine: Machine) -> set[str]:
@@ -151,7 +151,12 @@ def query(machine: Machine, verb: str) -> str:
 def web01(debian: Machine) -> Iterator[None]:
     """A node with a web server, in the cluster."""
     settings = json.loads(debian.path("/etc/serf/lbagent.json").read_text())
-    node = {"node_name": "web01", "tags": {"role": "web"}, "bind": "127.0.0.11", "rpc_addr": "127.0.0.11:7373"}
+    node: dict[str, object] = {
+        "node_name": "web01",
+        "tags": {"role": "web"},
+        "bind": "127.0.0.11",
+        "rpc_addr": "127.0.0.11:7373",
+    }
     node |= {"encrypt_key": settings["encrypt_key"], "retry_join": ["127.0.0.9"], "leave_on_terminate": True}
     debian.path("/root/web01.json").write_text(json.dumps(node))
     debian.path("/etc/systemd/system/web01.service").write_text(

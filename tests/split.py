@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 from tests.world import LBAGENT, Lb
 
@@ -34,7 +35,7 @@ def laid_out(state: Path, group: int = GROUP) -> None:
 class Split(Lb):
     """Such a load balancer; `handle` and what is asked of it runs as Serf's user, all other verbs as root."""
 
-    def __enter__(self) -> Split:
+    def __enter__(self) -> Self:
         self.folder.chmod(0o755)
         laid_out(self.state)
         # The checkout and its environment may lie where only root reads.

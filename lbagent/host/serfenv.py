@@ -1,6 +1,6 @@
 """serf.env: where the Serf agent is asked, and its token, for whoever is not started by the agent itself.
 
-A file that root alone reads, beside roles.yml: on a command line or in a unit every user of the host would see the token.
+A file that root alone reads, beside roles.yml: on a command line or in a unit every user would see the token.
 """
 
 from __future__ import annotations
