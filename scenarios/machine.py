@@ -30,6 +30,7 @@ mount -t tmpfs -o mode=755 tmpfs $1/run
 mount -t tmpfs -o mode=755 tmpfs $1/dev
 mkdir $1/dev/pts $1/dev/shm
 mount -t devpts -o newinstance,ptmxmode=0666 devpts $1/dev/pts
+ln -s pts/ptmx $1/dev/ptmx
 mount -t tmpfs tmpfs $1/dev/shm
 """
 

@@ -176,7 +176,7 @@ def test_installing_it_starts_nothing(debian: Machine) -> None:
     before = files(debian)
     started = time.monotonic()
 
-    debian.good("apt-get", "-qqy", "install", "--no-download", "--no-install-recommends", "/lbagent.deb", "openssl")
+    debian.good("apt-get", "-qqy", "install", "--no-install-recommends", "/lbagent.deb", "openssl")
 
     FIGURES["apt-get install, with haproxy, serf and Python's modules"] = f"{time.monotonic() - started:.0f} s"
     states = {name: debian.run("systemctl", "is-active", name).stdout.strip() for name in ("lbagent", "serf")}
@@ -338,7 +338,7 @@ def test_an_upgrade_keeps_what_was_edited_and_does_not_touch_haproxy(debian: Mac
     shutil.copy(package("0.1.0-2"), debian.root / "lbagent.deb")
     started = time.monotonic()
 
-    debian.good("apt-get", "-qqy", "install", "--no-download", "--no-install-recommends", "/lbagent.deb")
+    debian.good("apt-get", "-qqy", "install", "--no-install-recommends", "/lbagent.deb")
 
     FIGURES["upgrade"] = f"{time.monotonic() - started:.0f} s"
     assert debian.path("/etc/lbagent/roles.yml").read_text() == ROLES
