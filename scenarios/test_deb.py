@@ -30,6 +30,7 @@ global
     user haproxy
     group haproxy
     hard-stop-after 30s
+    maxconn 1000
     ulimit-n 4096
     cpu-map auto:1/1 0
     ssl-default-bind-options ssl-min-ver TLSv1.2

@@ -298,7 +298,11 @@ def test_the_debian_package_is_built_twice_the_same(checkout: Path) -> None:
     assert fields == "Package: lbagent\nVersion: 0.1.0-1\nArchitecture: all\n"
 
 
-@pytest.mark.parametrize("path", sorted([*(HERE / "packaging/debian").glob("p*"), HERE / "packaging/install", HERE / "packaging/uninstall", HERE / "packaging/deb", SYSTEMD / "lbagent-serf-setup"]), ids=lambda path: path.name)  # fmt: skip
+SCRIPTS = [*(HERE / "packaging/debian").glob("p*"), SYSTEMD / "lbagent-serf-setup"]
+SCRIPTS += [HERE / "packaging" / name for name in ("install", "uninstall", "deb")]
+
+
+@pytest.mark.parametrize("path", sorted(SCRIPTS), ids=lambda path: path.name)
 def test_a_script_is_one_that_a_plain_shell_reads(path: Path) -> None:
     assert os.access(path, os.X_OK)
     assert subprocess.run(["sh", "-n", str(path)], check=False).returncode == 0
