@@ -77,7 +77,7 @@ class Machine:
 
     def __enter__(self) -> Self:
         nodes = "\n".join(f"mknod -m 666 $1/dev/{name} c {major} {minor}" for name, (major, minor) in _NODES.items())
-        script = f"{_BOOT}{nodes}\nip link set lo up\n{_SYSTEMD}"
+        script = f"{_BOOT}{nodes}\n{_SYSTEMD}"
         flags = ["--mount", "--pid", "--fork", "--kill-child", "--uts", "--ipc", "--net", "--cgroup"]
         (self.root / "etc/hostname").write_text("lb01\n")
         with self._log.open("wb") as log:
