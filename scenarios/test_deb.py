@@ -376,7 +376,7 @@ def test_make_install_does_the_same_from_a_checkout(debian: Machine) -> None:
     debian.good("sh", "-c", "cd /opt/lbagent && packaging/install '' /usr/local")
     debian.path("/etc/lbagent/roles.yml").write_text(ROLES)
     debian.path("/etc/serf/lbagent.json").unlink()
-    debian.good("lbagent-serf-setup", "127.0.0.9", "127.0.0.10")
+    debian.good("/usr/local/sbin/lbagent-serf-setup", "127.0.0.9", "127.0.0.10")
     debian.good("systemctl", "restart", "serf")
     debian.good("systemctl", "start", "lbagent")
 

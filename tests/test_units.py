@@ -98,6 +98,8 @@ def test_the_agent_has_no_rights_and_is_started_again_also_after_exit_0() -> Non
 
     wanted = {"User": "_serf", "SupplementaryGroups": "lbagent", "CapabilityBoundingSet": "", "Restart": "always"}
     wanted |= {"KillMode": "process", "ReadWritePaths": "-/var/lib/lbagent/spool"}
+    # Its StateDirectory= would have the handler look for its own state there.
+    wanted |= {"Environment": "LBAGENT_STATE_DIR=/var/lib/lbagent"}
     assert {key: found[key] for key in wanted} == {key: [value] for key, value in wanted.items()}
 
 
