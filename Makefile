@@ -47,6 +47,8 @@ test-impala: $(VENV)/.dev build/impala/.ready  ## examples/impala with real Hive
 pages: $(VENV)/.demo  ## man page and completions, in build/
 	@$(BIN)/python -m lbagent.manual build
 
+include packaging/install.mk
+
 clean:  ## removes what the others have made here
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

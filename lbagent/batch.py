@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from lbagent.fold import Folded, fold
 from lbagent.host.log import Log
-from lbagent.host.spool import Spool
+from lbagent.host.spool import Record, Spool
 from lbagent.membership import Membership
-from lbagent.serf.command import Command
+from lbagent.serf.command import QUERY, TYPED, Command
 from lbagent.serf.events import Event, Ignored, StatusQuery, parse
 from lbagent.serf.raw import Raw, from_record
 
@@ -29,11 +29,13 @@ class Batch:
         """The events by their records' names."""
         for record in records:
             try:
-                self.by_name[record.name] = understood(record.content)
+                self.by_name[record.name] = understood(record)
             except ValueError as error:
                 said.append(spool.set_aside(record.name, str(error)))
         for words in said:
             log.warning(words)
+        self.asked = _asked(records, self.by_name)
+        """The queries of who may only store them, by the ids of their records."""
 
     @property
     def events(self) -> list[Understood]:
@@ -60,16 +62,33 @@ class Batch:
 
 def peeked(spool: Spool) -> list[Understood]:
     """The events that a run would take now, nothing being moved."""
-    events = []
-    for record in spool.peek():
+    return list(_by_name(spool.peek()).values())
+
+
+def asked(spool: Spool) -> dict[str, Command]:
+    """The queries, of who may only store them, that a run would take now, by the ids of their records."""
+    records = spool.peek()
+    return _asked(records, _by_name(records))
+
+
+def _by_name(records: Iterable[Record]) -> dict[str, Understood]:
+    found = {}
+    for record in records:
         with contextlib.suppress(ValueError):
-            events.append(understood(record.content))
-    return events
+            found[record.name] = understood(record)
+    return found
 
 
-def understood(content: bytes) -> Understood:
+def _asked(records: Iterable[Record], by_name: Mapping[str, Understood]) -> dict[str, Command]:
+    found = (by_name[record.name] for record in records if record.foreign and record.name in by_name)
+    return {raw.id: event for raw, event in found if isinstance(event, Command) and raw.kind == QUERY}
+
+
+def understood(record: Record) -> Understood:
     """The event in a record. Raises ValueError for one that no handler of ours has stored."""
-    raw = from_record(content)
+    raw = from_record(record.content)
+    if record.foreign and raw.kind == TYPED:
+        raise ValueError("holds what an operator typed, and is not root's")
     event = parse(raw)
     if isinstance(event, Ignored | StatusQuery) or (isinstance(event, Command) and event.verb not in _VERBS):
         raise ValueError(f"holds {raw.kind[:40]!r} {raw.name[:40]!r}, which is no event of ours")

@@ -1,15 +1,19 @@
-"""What is told of a run, however it ended: history.jsonl, last.json, metrics.prom. None of it changes the outcome."""
+"""What is told of a run, however it ended: history.jsonl, last.json, metrics.prom, and answers.json for who waits.
+
+None of it changes the outcome.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
 import lbagent
-from lbagent import metrics, scene, tally
+from lbagent import batch, metrics, scene, tally
 from lbagent.apply import Transaction
 from lbagent.errors import LbagentError, NotYet, PutBack, TryAgain
 from lbagent.host.log import Log, told
@@ -21,6 +25,7 @@ from lbagent.memory import Damaged
 from lbagent.outcome import Outcome, Verdict
 from lbagent.plan import Plan
 from lbagent.roles import Pair, Roles
+from lbagent.serf.command import Command
 
 
 class Live:
@@ -46,6 +51,10 @@ class Chronicle:
         self._started = time.monotonic()
         self.roles: Roles | None = None
         self.causes: tuple[str, ...] = ()
+        self.asked: Mapping[str, Command] = {}
+        """The queries of who may only store them and wait, by the ids of their records."""
+        self.answers: Mapping[str, str] = {}
+        """What the fold says, by record."""
         self.heard: int | None = None
         """Epoch seconds at which the newest event of this run arrived."""
         self.transaction: Transaction | None = None
@@ -60,18 +69,35 @@ class Chronicle:
 
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
         try:
+            self._answer(error)
             self._record(error)
             live = self._live()
             last = self._last(error, live)
             self._store.keep(last)
             self._store.publish(metrics.told(self._numbers(last, live)))
         except Exception as failure:  # noqa: BLE001  # a full disk or a defect of ours: the run has ended as it has
-            self._log.info(f"the metrics were not written: {told(failure)}")
+            self._log.info(f"what is told of this run was not written: {told(failure)}")
 
     @property
     def _plan(self) -> Plan | None:
         """The last one made, however the run ended."""
         return self.transaction.plan if self.transaction else None
+
+    def _answer(self, error: BaseException | None) -> None:
+        asked = self.asked or (batch.asked(self._spool) if error else {})
+        if not asked:
+            return
+        from lbagent import replies  # noqa: PLC0415  # rare, and not what an event should wait for
+        from lbagent.host import answers  # noqa: PLC0415  # as above
+
+        if isinstance(error, LbagentError | OSError):
+            said = dict.fromkeys(asked, replies.failure(error))
+        elif self.transaction and self.outcome and self.roles:
+            left = self.transaction.membership, self.transaction.plan, self.roles, self.outcome, self.answers
+            said = {key: replies.reply(key, command, replies.Ran(*left)) for key, command in asked.items()}
+        else:
+            return
+        answers.publish(self._store.paths.answers, said)
 
     def _record(self, error: BaseException | None) -> None:
         if self.transaction is None:
@@ -137,12 +163,13 @@ class Chronicle:
 
     def _numbers(self, last: Last, live: Live | None) -> metrics.Numbers:
         membership, plan = self._membership(), self._plan
+        haproxy = self.transaction.haproxy if self.transaction else None
         numbers = metrics.Numbers(
             lbagent.__version__,
             last.run or 0,
             last,
             digest=live.digest if live else None,
-            old_workers=self._old_workers,
+            old_workers=haproxy.old_workers if haproxy else None,
             held=sum(held.lines for held in plan.held) if plan else 0,
             pending=len(self._spool.names()),
             bad=_files(self._store.paths.bad),
@@ -154,11 +181,6 @@ class Chronicle:
             members=tally.statuses(membership),
             quarantined=tally.quarantined(membership),
         )
-
-    @property
-    def _old_workers(self) -> int | None:
-        haproxy = self.transaction.haproxy if self.transaction else None
-        return haproxy.old_workers if haproxy else None
 
     def _membership(self) -> Membership | None:
         if self.transaction:

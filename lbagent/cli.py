@@ -60,6 +60,9 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:  # of --help and --version, onto a full disk
         print(f"lbagent: {told(error)}", file=sys.stderr)
         return 1
+    from lbagent.host import serfenv  # noqa: PLC0415
+
+    serfenv.take_up(os.path.dirname(settings.roles), os.environ)
     return _ended(settings, verb)
 
 

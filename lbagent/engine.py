@@ -25,6 +25,7 @@ from lbagent.plan import Plan
 from lbagent.roles import Roles
 from lbagent.roll import expired
 from lbagent.serf import agent
+from lbagent.serf.command import Command
 from lbagent.serf.events import Event
 from lbagent.serf.raw import RECORD_LIMIT, Raw
 from lbagent.table import tabled
@@ -48,6 +49,8 @@ class Engine:
         """As the last run saw it that got so far."""
         self.answers: Mapping[str, str] = {}
         """What queries are told, by record id, as in Folded."""
+        self.asked: Mapping[str, Command] = {}
+        """The queries of who may only store them and wait, by the ids of their records."""
         self.heard: int | None = None
         """Epoch seconds at which the newest event that was folded arrived."""
 
@@ -78,7 +81,7 @@ class Engine:
             except OSError as error:
                 # Stored in the spool it is; told it can be.
                 raise type(error)(error.errno, f"{error.strerror}{self.urged(roles)}", error.filename) from error
-            chronicle.heard = self.heard
+            chronicle.heard, chronicle.asked, chronicle.answers = self.heard, self.asked, self.answers
             if learn:
                 self._learn(learn, roles, chronicle)
             chronicle.transaction = transaction = Transaction(self.store, roles, self.membership, options)
@@ -97,6 +100,7 @@ class Engine:
         before = self._sound(roles)
         batch = Batch(self.spool, self._log)
         folded = batch.folded(before, self._clocks(before, batch.events))
+        self.asked = batch.asked
         self.heard = max((raw.at // 1000 for raw, _ in batch.events), default=self.heard)
         membership = expired(folded.membership, int(time.time()))
         if batch.by_name or membership.members is not before.members:

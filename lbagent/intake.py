@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from lbagent.errors import LbagentError, NotStored
-from lbagent.host.lock import held, locked
+from lbagent.errors import LbagentError, NotStored, TryAgain
+from lbagent.host.lock import held, locked, ours
 from lbagent.host.log import Log, told
 from lbagent.host.paths import Paths
 from lbagent.host.spool import Mark, Spool
@@ -30,6 +30,14 @@ def store(raw: Raw, paths: Paths) -> None:
             spool.put(record)
     except OSError as error:
         raise NotStored(f"not stored: sync needed: {error.filename or paths.spool}: {error.strerror}") from error
+
+
+def nobody_works(paths: Paths) -> TryAgain | None:
+    """Why the event of a user who may only store it waits; None where a run is under way: it looks again at its end."""
+    if held(paths.lock):
+        return None
+    watch = "hangs: restart it" if held(paths.watch_lock) else "does not run: start it"
+    return TryAgain(f"stored, and waits: this user may not write {paths.lock}, and `lbagent watch` {watch}")
 
 
 def urged(error: NotStored, raw: Raw, settings: Settings, log: Log) -> NotStored:
@@ -84,11 +92,16 @@ class Rounds:
 def drain(settings: Settings, log: Log) -> int:
     """Run until the spool is empty or the lock is busy: then whoever holds it goes on; what fails is said.
 
-    Returns the exit status. Raises OSError where nothing could be looked at.
+    Returns the exit status. Raises OSError where nothing could be looked at, TryAgain where this user may only store
+    and nobody else is at work.
     """
     paths = Paths(settings.state_dir)
     spool = Spool(paths.spool, RECORD_LIMIT)
     if held(paths.watch_lock) and time.time() - (spool.oldest() or time.time()) < WATCH_HANGS:
+        return 0
+    if not ours(paths.lock):
+        if idle := nobody_works(paths):
+            raise idle
         return 0
 
     def run() -> Outcome:

@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 from lbagent.apply import Options
-from lbagent.assent import judged
 from lbagent.engine import Engine
-from lbagent.errors import LbagentError, NotStored, NotYet, TryAgain
-from lbagent.host.lock import locked
+from lbagent.errors import LbagentError, NotStored
+from lbagent.host import answers
+from lbagent.host.lock import held, locked, ours
 from lbagent.host.log import Log, told
-from lbagent.host.sockets import established
-from lbagent.intake import Rounds, store
-from lbagent.membership import Member
+from lbagent.intake import Rounds, nobody_works, store
 from lbagent.orders import DONE
-from lbagent.outcome import Outcome, Verdict
-from lbagent.roll import find
-from lbagent.serf.command import Command
+from lbagent.replies import QUEUED, Ran, failure, reply
+from lbagent.serf.command import TYPED, Command
 from lbagent.serf.raw import Raw
-from lbagent.wishes import serving_ports
 
 
 def obeyed(raw: Raw, command: Command, engine: Engine, log: Log, wait: float) -> str:
     """What came of a command, for whoever gave it, in at most about `wait` seconds and the time of one run."""
     rounds = Rounds(engine.spool, log)
+    mine = ours(engine.paths.lock)
+    if raw.kind == TYPED and not mine:
+        return f"refused: this user may not write {engine.paths.lock}: as root"
     try:
         try:
             store(raw, engine.paths)
         except NotStored as error:
             raise NotStored(f"{error}{engine.urged(raw=raw)}") from error
+        if not mine:
+            return _awaited(raw, engine, log, wait)
         try:
             return _told(raw, command, engine, rounds, wait)
         finally:
@@ -34,8 +35,7 @@ def obeyed(raw: Raw, command: Command, engine: Engine, log: Log, wait: float) ->
             rounds.more(engine.paths.lock, lambda: engine.run(Options()))
     except (LbagentError, OSError) as error:
         log.error(told(error))
-        # What is tried again by itself has been put off, not refused.
-        return "queued" if isinstance(error, TryAgain | NotYet) else f"refused: {told(error)}"
+        return failure(error)
 
 
 def confirmed(words: str) -> bool:
@@ -46,27 +46,22 @@ def confirmed(words: str) -> bool:
 def _told(raw: Raw, command: Command, engine: Engine, rounds: Rounds, wait: float) -> str:
     with locked(engine.paths.lock, wait) as had:
         if not had:
-            return "queued"
+            return QUEUED
         rounds.look()
         outcome = engine.run(Options())
-    told_by_fold = engine.answers.get(f"{raw.id}0000", DONE)
-    words = told_by_fold if told_by_fold != DONE else judged(command, engine.membership, engine.plan)
-    if words != DONE:
-        return words
-    return _done(command, engine) if outcome.confirmed else _unconfirmed(outcome)
+    ran = Ran(engine.membership, engine.plan, engine.roles(), outcome, engine.answers)
+    return reply(_record(raw), command, ran)
 
 
-def _unconfirmed(outcome: Outcome) -> str:
-    return "queued" if outcome.verdict is Verdict.QUEUED else "haproxy not seen"
+def _awaited(raw: Raw, engine: Engine, log: Log, wait: float) -> str:
+    """What is said by whoever takes the command: this user may only store it. Raises OSError."""
+    idle = None if held(engine.paths.watch_lock) else nobody_works(engine.paths)
+    if idle:
+        log.error(told(idle))
+        return QUEUED
+    return answers.awaited(engine.paths.answers, _record(raw), wait) or QUEUED
 
 
-def _done(command: Command, engine: Engine) -> str:
-    member = find(engine.membership.members, command.name, command.address)
-    count = _sessions(member, engine) if member and command.verb == "pause" else 0
-    return f"{DONE}, {count} {'session' if count == 1 else 'sessions'} still open" if count else DONE
-
-
-def _sessions(member: Member, engine: Engine) -> int:
-    """Connections from this host to where the node serves: after a reload only the kernel knows them all."""
-    ports = serving_ports(engine.roles(), member)
-    return sum(count for (address, port), count in established().items() if address == member.address and port in ports)
+def _record(raw: Raw) -> str:
+    """The id of the one record that a command is."""
+    return f"{raw.id}0000"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lbagent.report import Report
 
 _GAP, _INDENT = 2, 4
-_NUMBERS = ("SINCE", "OPEN")
+_NUMBERS = ("SINCE",)
 _WRAPPING = (COLUMNS.index("WHERE"), COLUMNS.index("HAPROXY"))
 """The columns that may take several lines, where the terminal is narrow."""
 
@@ -89,7 +89,7 @@ def _wide(rows: Sequence[Row], widths: Sequence[int]) -> Iterator[RenderableType
     for row in rows:
         state, said = Text(row.state, _STATES.get(row.state, _ODD)), Text(row.haproxy, _of_haproxy(row.haproxy))
         others = map(Text, (row.address, row.role, row.where))
-        table.add_row(Text(row.node, "bold"), *others, state, Text(row.since), said, Text(row.open))
+        table.add_row(Text(row.node, "bold"), *others, state, Text(row.since), said, Text(row.open.rjust(widths[-1])))
         if row.why:
             yield table
             yield Padding(_why(row), (0, 0, 0, _INDENT))
@@ -100,8 +100,10 @@ def _wide(rows: Sequence[Row], widths: Sequence[int]) -> Iterator[RenderableType
 
 def _columns(widths: Sequence[int]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold", show_header=False)
-    for name, width in zip(COLUMNS, widths, strict=True):
+    for name, width in zip(COLUMNS[:-1], widths[:-1], strict=True):
         table.add_column(name, justify="right" if name in _NUMBERS else "left", width=width, overflow="fold")
+    # As wide as its text, which is padded here: rich before 13.4 gives the width of a last column two more.
+    table.add_column(COLUMNS[-1].rjust(widths[-1]), no_wrap=True)
     return table
 
 

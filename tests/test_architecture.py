@@ -23,7 +23,7 @@ ROOMS: dict[str, set[str]] = {
     "__init__": set(),
     "__main__": {"cli"},
     # doors
-    "cli": {"errors", "handler", "host.log", "parser", "settings"},
+    "cli": {"errors", "handler", "host.log", "host.serfenv", "parser", "settings"},
     "handler": {"answer", "errors", "host.log", "host.paths", "intake", "serf.raw", "settings"},
     "check": {"doctor.examination", "doctor.finding", "host.log", "settings"},
     "manual": {"__init__", "commandline", "completion", "helptext", "host.paths", "manpage", "parser", "settings"},
@@ -39,7 +39,8 @@ ROOMS: dict[str, set[str]] = {
     # beside the doors
     "summary": {"engine", "errors", "host.history", "host.log", "membership", "memory", "roll", "scene"},
     "diff": {"plan", "scene"},
-    "obedience": {"apply", "assent", "engine", "errors", "host.lock", "host.log", "host.sockets", "intake", "membership", "orders", "outcome", "roll", "serf.command", "serf.raw", "wishes"},
+    "obedience": {"apply", "engine", "errors", "host.answers", "host.lock", "host.log", "intake", "orders", "replies", "serf.command", "serf.raw"},
+    "replies": {"assent", "errors", "host.log", "host.sockets", "membership", "orders", "outcome", "plan", "roles", "roll", "serf.command", "wishes"},
     "truth": {"accord", "census", "engine", "errors", "fold", "host.log", "membership", "roles", "serf.agent", "serf.listing"},
     "intake": {"apply", "engine", "errors", "host.lock", "host.log", "host.paths", "host.spool", "outcome", "serf.raw", "settings"},
     "settings": set(),
@@ -51,9 +52,10 @@ ROOMS: dict[str, set[str]] = {
     "survey": {"engine", "errors", "haproxy.process", "haproxy.runtime", "haproxy.stats", "haproxy.text", "host.history", "host.log", "host.store", "membership", "memory", "outcome", "report", "restore", "roles", "scene"},
     "view": {"nodes", "report", "sheet"},
     # one run
-    "engine": {"__init__", "apply", "batch", "chronicle", "errors", "fold", "haproxy.takeover", "host.log", "host.paths", "host.spool", "host.store", "membership", "memory", "outcome", "plan", "restore", "roles", "rolescache", "rolesfile", "roll", "scene", "serf.agent", "serf.events", "serf.raw", "table", "unstored"},
+    "engine": {"__init__", "apply", "batch", "chronicle", "errors", "fold", "haproxy.takeover", "host.log", "host.paths", "host.spool", "host.store", "membership", "memory", "outcome", "plan", "restore", "roles", "rolescache", "rolesfile", "roll", "scene", "serf.agent", "serf.command", "serf.events", "serf.raw", "table", "unstored"},
     "chronicle": {
-        "__init__", "apply", "errors", "host.log", "host.spool", "host.store", "last", "membership", "memory", "metrics", "outcome", "plan", "roles", "scene", "tally",
+        "__init__", "apply", "batch", "errors", "host.answers", "host.log", "host.spool", "host.store", "last", "membership", "memory", "metrics", "outcome", "plan", "replies",
+        "roles", "scene", "serf.command", "tally",
     },
     "batch": {"fold", "host.log", "host.spool", "membership", "serf.command", "serf.events", "serf.raw"},
     "apply": {
@@ -160,6 +162,8 @@ ROOMS: dict[str, set[str]] = {
     "haproxy.text": {"haproxy.lines"},
     # all that touches the machine
     "host.__init__": set(),
+    "host.answers": {"host.files"},
+    "host.aside": set(),
     "host.attention": set(),
     "host.commands": set(),
     "host.files": set(),
@@ -171,8 +175,9 @@ ROOMS: dict[str, set[str]] = {
     "host.paths": set(),
     "host.processes": set(),
     "host.reach": set(),
+    "host.serfenv": set(),
     "host.sockets": set(),
-    "host.spool": set(),
+    "host.spool": {"host.aside"},
     "host.store": {"host.files", "host.paths", "last", "membership", "memory"},
 }  # fmt: skip
 

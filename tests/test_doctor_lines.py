@@ -614,6 +614,9 @@ def test_the_version_is_told(words: str, line: str) -> None:
         (Owned("/f", 0o100640, 1000, 5), ["ok permissions: only root writes what lbagent believes (1 path)"]),
         (Owned("/f", 0o100660, 0, 0), ["ok permissions: only root writes what lbagent believes (1 path)"]),
         (Owned("/f", 0o100660, 0, 5), ["warning permissions: /f: group 5 can write it (mode 0660): chmod g-w"]),
+        (Owned("/d", 0o042770, 0, 5), ["warning permissions: /d: group 5 can write it (mode 2770): chmod g-w"]),
+        (Owned("/d", 0o043770, 0, 5), ["ok permissions: only root writes what lbagent believes (1 path)"]),
+        (Owned("/f", 0o101660, 0, 5), ["warning permissions: /f: group 5 can write it (mode 1660): chmod g-w"]),
         (Owned("/f", 0o100644, 7, 0), ["warning permissions: /f: belongs to user 7: chown root"]),
         (Owned("/d", 0o041777, 0, 0), ["error permissions: /d: every user of this host can write it (mode 1777): chmod o-w"]),
         (

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from pytest_mock import MockerFixture
 
-from lbagent.host.spool import BAD_KEPT, Record, Spool
+from lbagent.host.aside import KEPT as BAD_KEPT
+from lbagent.host.spool import Record, Spool
 
 WRITER = """
 import sys

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -41,7 +42,8 @@ def _of(owned: Owned, user: int) -> Iterator[Finding]:
     if owned.mode & 0o002:
         what = f"every user of this host can write it ({mode})"
         yield error(Kind.PERMISSIONS, owned.path, what, "chmod o-w")
-    if owned.mode & 0o020 and owned.gid:
+    # To a sticky folder, as the spool may be, a group can add; it replaces nothing there.
+    if owned.mode & 0o020 and owned.gid and not (stat.S_ISDIR(owned.mode) and owned.mode & stat.S_ISVTX):
         yield warning(Kind.PERMISSIONS, owned.path, f"group {owned.gid} can write it ({mode})", "chmod g-w")
     if owned.uid not in (0, user):
         yield warning(Kind.PERMISSIONS, owned.path, f"belongs to user {owned.uid}", "chown root")

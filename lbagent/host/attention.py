@@ -7,11 +7,11 @@ import os
 import select
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from watchdog import events
 from watchdog.observers import Observer
-from watchdog.observers.api import ObservedWatch
+from watchdog.observers.api import BaseObserver, ObservedWatch
 
 _CHANGES: list[type[events.FileSystemEvent]] = [
     events.DirCreatedEvent,
@@ -24,6 +24,11 @@ _CHANGES: list[type[events.FileSystemEvent]] = [
     events.FileMovedEvent,
 ]
 """All that is no mere reading: we read those folders ourselves."""
+
+# Older than 4 (Debian 12 has 2.2), it cannot be told which.
+_ONLY_CHANGES: dict[str, Any] = (
+    {"event_filter": _CHANGES} if "event_filter" in BaseObserver.schedule.__code__.co_varnames else {}
+)
 
 Folder = tuple[str, int, int]
 """Path, device and inode: a folder made anew under the same name is another."""
@@ -71,15 +76,16 @@ class Attention:
         for new in wanted - self._watched.keys():
             # One that vanishes meanwhile is found anew at the next look.
             with contextlib.suppress(OSError):
-                self._watched[new] = self._observer.schedule(_Caller(self), new[0], event_filter=_CHANGES)
+                self._watched[new] = self._observer.schedule(_Caller(self), new[0], **_ONLY_CHANGES)
 
 
 class _Caller(events.FileSystemEventHandler):
     def __init__(self, attention: Attention) -> None:
         self._attention = attention
 
-    def on_any_event(self, event: events.FileSystemEvent) -> None:  # noqa: ARG002  # which one, its listener looks himself
-        self._attention.call()
+    def on_any_event(self, event: events.FileSystemEvent) -> None:
+        if isinstance(event, tuple(_CHANGES)):
+            self._attention.call()
 
 
 def _nearest(path: str) -> Folder | None:

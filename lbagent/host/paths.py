@@ -47,6 +47,11 @@ class Paths(NamedTuple):
         return os.path.join(self.folder, "roles.json")
 
     @property
+    def answers(self) -> str:
+        """What queries are told that a user stored who may not do more."""
+        return os.path.join(self.folder, "answers.json")
+
+    @property
     def history(self) -> str:
         """A line for each change."""
         return os.path.join(self.folder, "history.jsonl")

@@ -10,17 +10,18 @@ import contextlib
 import os
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-BAD_KEPT = 100
+from lbagent.host.aside import opened, set_aside
+
+AT_ONCE, BYTES_AT_ONCE = 10_000, 64 * 1024 * 1024
+"""Records that a run takes at most, and bytes of them: the rest are for the run after it, not for our memory."""
+
 _HIDDEN_FOR_GOOD = 300
 """Seconds after which a hidden name belongs to a writer that died."""
 
 _LARGEST = 10**17
-
-_KEPT_NAME = 100
-"""Bytes of a foreign name that are kept in `bad/`."""
 
 Mark = tuple[str, int, int]
 """Name, inode and time of a file: an emptied spool numbers from 1 again, so a name alone is not enough."""
@@ -31,10 +32,12 @@ class Record(NamedTuple):
 
     name: str
     content: bytes
+    foreign: bool = False
+    """Whether a user has written it who is neither root nor we."""
 
 
 class Spool:
-    """The folder `spool/` of a state directory."""
+    """The folder `spool/` of a state directory; a link in its place is none, whoever made it."""
 
     def __init__(self, folder: str, limit: int) -> None:
         """A spool in `folder` whose records hold at most `limit` bytes."""
@@ -43,157 +46,155 @@ class Spool:
 
     def put(self, content: bytes) -> str:
         """Store one record durably and return its name. Raises OSError."""
-        names = os.listdir(self.folder)
-        number = max((number for name in names if (number := _number(name.strip("."))) is not None), default=0)
-        while True:
-            # A forged name may hold the largest number there is.
-            number = number % (_LARGEST - 1) + 1
-            # Who holds `.N` exclusively is the only one who may make `N`; a drained N may be used again.
-            try:
-                descriptor = os.open(self._path(f".{number}"), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640)
-            except FileExistsError:
-                continue
-            if self._publish(descriptor, number, content):
-                return str(number)
-
-    def _publish(self, descriptor: int, number: int, content: bytes) -> bool:
-        hidden, final = self._path(f".{number}"), self._path(str(number))
-        try:
-            with open(descriptor, "wb") as file:
-                if os.path.lexists(final):
-                    os.unlink(hidden)
-                    return False
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.rename(hidden, final)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(hidden)
-            raise
-        self._sync()
-        return True
+        with opened(self.folder) as here:
+            names = os.listdir(here)
+            number = max((number for name in names if (number := _number(name.strip("."))) is not None), default=0)
+            while True:
+                # A forged name may hold the largest number there is.
+                number = number % (_LARGEST - 1) + 1
+                # Who holds `.N` exclusively is the only one who may make `N`; a drained N may be used again.
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                try:
+                    descriptor = os.open(f".{number}", flags, 0o640, dir_fd=here)
+                except FileExistsError:
+                    continue
+                if _publish(here, descriptor, str(number), content):
+                    return str(number)
 
     def names(self) -> list[str]:
         """The records, oldest first; foreign names come last."""
         try:
-            found = os.listdir(self.folder)
+            with opened(self.folder) as here:
+                return _shown(here)
         except FileNotFoundError:
             return []
-        shown = [name for name in found if not name.startswith(".") and name != "bad"]
-        return sorted(shown, key=lambda name: (_number(name) is None, _number(name) or 0, name))
 
     def marks(self) -> frozenset[Mark]:
-        """What tells every file here from all others."""
-        found = set()
-        for name in self.names():
-            with contextlib.suppress(FileNotFoundError):
-                status = os.lstat(self._path(name))
-                found.add((name, status.st_ino, status.st_mtime_ns))
-        return frozenset(found)
+        """What tells every file that the next run takes from all others."""
+        try:
+            with opened(self.folder) as here:
+                return frozenset((name, one.st_ino, one.st_mtime_ns) for name, one in self._next(here))
+        except FileNotFoundError:
+            return frozenset()
 
     def read(self) -> tuple[list[Record], list[str]]:
         """Every readable record in order, and a sentence for each file that was set aside."""
         records, said = [], []
-        self._forget_the_dead()
-        for name in self.names():
-            content = self._content(name)
-            if isinstance(content, bytes):
-                records.append(Record(name, content))
-            else:
-                said.append(self.set_aside(name, content))
+        with contextlib.suppress(FileNotFoundError), opened(self.folder) as here:
+            _forget_the_dead(here)
+            for name, _ in self._next(here):
+                record = self._record(here, name)
+                if isinstance(record, Record):
+                    records.append(record)
+                else:
+                    said.append(self.set_aside(name, record))
         return records, said
 
     def peek(self) -> list[Record]:
         """Every readable record in order; nothing is moved."""
-        found = ((name, self._content(name)) for name in self.names())
-        return [Record(name, content) for name, content in found if isinstance(content, bytes)]
+        try:
+            with opened(self.folder) as here:
+                found = [self._record(here, name) for name, _ in self._next(here)]
+        except FileNotFoundError:
+            return []
+        return [record for record in found if isinstance(record, Record)]
 
     def set_aside(self, name: str, why: str) -> str:
         """Move a file that cannot be folded to `bad/`, of which the newest are kept; returns what to report."""
-        bad = self._path("bad")
-        kept = f"{time.time_ns()}-{os.fsdecode(os.fsencode(name)[:_KEPT_NAME])}"
+        path = os.path.join(self.folder, name)
         try:
-            self._make(bad)
-            os.rename(self._path(name), os.path.join(bad, kept))
+            with opened(self.folder) as here:
+                kept = set_aside(here, name)
         except OSError as error:
-            return f"{self._path(name)!r} {why}, and cannot be set aside: {error.strerror}"
-        _keep_newest(bad)
-        return f"{self._path(name)!r} {why}: set aside as {os.path.join(bad, kept)!r}"
+            return f"{path!r} {why}, and cannot be set aside: {error.strerror}"
+        return f"{path!r} {why}: set aside as {os.path.join(self.folder, kept)!r}"
 
     def remove(self, names: Iterable[str]) -> None:
         """Forget records that have been folded. Raises OSError."""
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._path(name))
+        with contextlib.suppress(FileNotFoundError), opened(self.folder) as here:
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=here)
 
     def oldest(self) -> float | None:
         """When the oldest record was written, in seconds since the epoch; None when there is none."""
-        for name in self.names():
-            with contextlib.suppress(OSError):
-                return os.lstat(self._path(name)).st_mtime
+        with contextlib.suppress(FileNotFoundError), opened(self.folder) as here:
+            for name in _shown(here):
+                with contextlib.suppress(OSError):
+                    return os.lstat(name, dir_fd=here).st_mtime
         return None
 
-    def _content(self, name: str) -> bytes | str:
+    def _next(self, here: int) -> Iterator[tuple[str, os.stat_result]]:
+        """The records that one run takes: all there are, unless somebody has flooded the spool."""
+        room = BYTES_AT_ONCE
+        for name in _shown(here)[:AT_ONCE]:
+            with contextlib.suppress(FileNotFoundError):
+                status = os.lstat(name, dir_fd=here)
+                yield name, status
+                room -= min(status.st_size, self.limit)
+            if room <= 0:
+                return
+
+    def _record(self, here: int, name: str) -> Record | str:
         if _number(name) is None:
             return "is not named like a record"
+        # A FIFO must not make us wait, a link must not lead us elsewhere, a terminal must not become ours.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         try:
-            # A FIFO must not make us wait, a link must not lead us elsewhere.
-            descriptor = os.open(self._path(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            descriptor = os.open(name, flags, dir_fd=here)
         except OSError as error:
             return f"cannot be read ({error.strerror})"
         try:
             found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                return "is no regular file"
-            if found.st_size > self.limit:
-                return f"holds {found.st_size} bytes, more than {self.limit}"
-            return os.read(descriptor, self.limit)
+            if wrong := self._wrong(found):
+                return wrong
+            return Record(name, os.read(descriptor, self.limit), found.st_uid not in (0, os.geteuid()))
         except OSError as error:
             return f"cannot be read ({error.strerror})"
         finally:
             os.close(descriptor)
 
-    def _make(self, bad: str) -> None:
-        if os.path.lexists(bad) and not os.path.isdir(bad):
-            aside = self._path(f".bad-{time.time_ns()}")
-            os.rename(bad, aside)
-            os.mkdir(bad, mode=0o750)
-            os.rename(aside, os.path.join(bad, f"{time.time_ns()}-bad"))
-        os.makedirs(bad, mode=0o750, exist_ok=True)
+    def _wrong(self, found: os.stat_result) -> str | None:
+        if not stat.S_ISREG(found.st_mode):
+            return "is no regular file"
+        if found.st_nlink > 1:
+            return "has another name elsewhere"
+        return f"holds {found.st_size} bytes, more than {self.limit}" if found.st_size > self.limit else None
 
-    def _forget_the_dead(self) -> None:
-        with contextlib.suppress(FileNotFoundError), os.scandir(self.folder) as entries:
-            for entry in entries:
-                with contextlib.suppress(OSError):
-                    age = time.time() - entry.stat(follow_symlinks=False).st_mtime
-                    if entry.name.startswith(".") and age > _HIDDEN_FOR_GOOD:
-                        os.unlink(entry.path)
 
-    def _sync(self) -> None:
-        descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _publish(here: int, descriptor: int, name: str, content: bytes) -> bool:
+    hidden = f".{name}"
+    try:
+        with open(descriptor, "wb") as file:
+            with contextlib.suppress(FileNotFoundError):
+                os.lstat(name, dir_fd=here)
+                os.unlink(hidden, dir_fd=here)
+                return False
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(hidden, name, src_dir_fd=here, dst_dir_fd=here)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(hidden, dir_fd=here)
+        raise
+    os.fsync(here)
+    return True
 
-    def _path(self, name: str) -> str:
-        return os.path.join(self.folder, name)
+
+def _shown(here: int) -> list[str]:
+    shown = [name for name in os.listdir(here) if not name.startswith(".") and name != "bad"]
+    return sorted(shown, key=lambda name: (_number(name) is None, _number(name) or 0, name))
+
+
+def _forget_the_dead(here: int) -> None:
+    for name in os.listdir(here):
+        with contextlib.suppress(OSError):
+            if name.startswith(".") and time.time() - os.lstat(name, dir_fd=here).st_mtime > _HIDDEN_FOR_GOOD:
+                os.unlink(name, dir_fd=here)
 
 
 def _number(name: str) -> int | None:
     if name.isascii() and name.isdigit() and name[0] != "0" and int(name[:19]) < _LARGEST and len(name) <= 18:  # noqa: PLR2004
         return int(name)
     return None
-
-
-def _keep_newest(bad: str) -> None:
-    for name in sorted(os.listdir(bad))[:-BAD_KEPT]:
-        path = os.path.join(bad, name)
-        if os.path.isdir(path) and not os.path.islink(path):
-            import shutil  # noqa: PLC0415  # a folder in the spool is somebody's attempt, not our daily work
-
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            with contextlib.suppress(OSError):
-                os.unlink(path)

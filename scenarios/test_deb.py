@@ -1,0 +1,390 @@
+"""The Debian package on a Debian 12 of its own, under systemd: installed, used, upgraded, purged; then `make install`.
+
+One story, told in order; what it has measured is printed at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scenarios.machine import Machine
+from tests.world import eventually
+
+HERE = Path(__file__).resolve().parent.parent
+LINE = "server web01 127.0.0.11:8000 check inter 1s rise 2 fall 2 # lbagent role=web"
+PAUSED = "# lbagent paused web01 127.0.0.11 role=web"
+
+HAPROXY = """\
+global
+    stats socket /run/haproxy/admin.sock mode 660 level admin expose-fd listeners
+    chroot /var/lib/haproxy
+    user haproxy
+    group haproxy
+    hard-stop-after 30s
+    maxconn 1000
+    ulimit-n 4096
+    cpu-map auto:1/1 0
+    ssl-default-bind-options ssl-min-ver TLSv1.2
+
+defaults
+    mode http
+    timeout connect 1s
+    timeout client 10s
+    timeout server 10s
+    option idle-close-on-response
+    option redispatch
+
+listen lb-iis
+    bind 127.0.0.1:8080
+    bind 127.0.0.1:8443 ssl crt /etc/haproxy/site.pem
+    http-request deny if { path_reg -i ^/(secret|hidden)[0-9]+$ }
+    balance roundrobin
+    # additional-lb-iis-server
+"""
+
+ROLES = """\
+services: {iis: {port: 8000}}
+roles: {web: {lb: [iis], interval: 1s, networks: [127.0.0.0/8]}}
+"""
+
+CLIENT = """
+import sys, time, urllib.request
+from pathlib import Path
+good, bad = 0, []
+while not Path("/run/enough").exists():
+    try:
+        with urllib.request.urlopen("http://127.0.0.1:8080/", timeout=5) as answer:
+            answer.read()
+        good += 1
+    except OSError as error:
+        bad.append(str(error))
+    time.sleep(0.005)
+print(good, bad)
+"""
+
+FIGURES: dict[str, str] = {}
+"""What was measured."""
+
+
+@pytest.fixture(scope="module")
+def debian() -> Iterator[Machine]:
+    """The machine, booted, with what the package needs downloaded; `DEBIAN` may name a root to copy."""
+    if os.geteuid() != 0:
+        pytest.skip("a machine of its own takes root")
+    machine = Machine()
+    try:
+        started = time.monotonic()
+        if base := os.environ.get("DEBIAN"):
+            subprocess.run(["cp", "-a", base, str(machine.root)], check=True)
+        else:
+            machine.make()
+        shutil.copy(package(), machine.root / "lbagent.deb")
+        machine.chroot("apt-get", "-qq", "update")
+        machine.chroot(
+            "apt-get", "-qqy", "install", "--download-only", "--no-install-recommends", "/lbagent.deb", "openssl"
+        )
+        FIGURES["a Debian 12, and what is downloaded"] = f"{time.monotonic() - started:.0f} s"
+        with machine:
+            yield machine
+    finally:
+        machine.discard()
+        print("\n" + "\n".join(f"{what:.<60} {figure}" for what, figure in FIGURES.items()))
+
+
+def package(version: str | None = None) -> Path:
+    """Build the package."""
+    words = [str(HERE / "packaging" / "deb"), *([version] if version else [])]
+    done = subprocess.run(words, cwd=HERE, capture_output=True, text=True, check=True)
+    return HERE / str(re.findall(r"'(build/[^']*\.deb)'", done.stdout)[0])
+
+
+def files(machine: Machine) -> set[str]:
+    """Every file that packages and scripts may have made."""
+    found = {
+        str(path.relative_to(machine.root)) for top in ("etc", "usr", "var") for path in machine.path(top).rglob("*")
+    }
+    noise = ("var/cache", "var/log", "var/lib/apt", "var/lib/dpkg", "var/lib/systemd", "var/tmp", "etc/systemd/system/")
+    return {name for name in found if not name.startswith(noise) and "__pycache__" not in name}
+
+
+def managed(machine: Machine) -> list[str]:
+    lines = machine.path("/etc/haproxy/haproxy.cfg").read_text().splitlines()
+    return [line.strip() for line in lines if "# lbagent " in line]
+
+
+def haproxy(machine: Machine) -> list[str]:
+    """Master and workers."""
+    return machine.good("pgrep", "-x", "haproxy").split()
+
+
+def lbagent(machine: Machine, *words: str) -> str:
+    return machine.good("lbagent", *words)
+
+
+def get(machine: Machine) -> int:
+    code = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8080/', timeout=5).status)"
+    done = machine.run("python3", "-c", code)
+    return int(done.stdout) if done.returncode == 0 else 0
+
+
+def property_of(machine: Machine, unit: str, name: str) -> str:
+    return machine.good("systemctl", "show", "--value", "-p", name, unit).strip()
+
+
+def query(machine: Machine, verb: str) -> str:
+    """What this load balancer answers, asked as any node asks."""
+    environ = dict(line.split("=", 1) for line in machine.path("/etc/lbagent/serf.env").read_text().split())
+    words = [f"{key}={value}" for key, value in environ.items()]
+    said = machine.good("env", *words, "serf", "query", "-no-ack", "-format=json", verb, "web01")
+    return str(json.loads(said)["Responses"]["lb01"]).strip()
+
+
+@pytest.fixture(scope="module")
+def web01(debian: Machine) -> Iterator[None]:
+    """A node with a web server, in the cluster."""
+    settings = json.loads(debian.path("/etc/serf/lbagent.json").read_text())
+    node: dict[str, object] = {
+        "node_name": "web01",
+        "tags": {"role": "web"},
+        "bind": "127.0.0.11",
+        "rpc_addr": "127.0.0.11:7373",
+    }
+    node |= {"encrypt_key": settings["encrypt_key"], "retry_join": ["127.0.0.9"], "leave_on_terminate": True}
+    debian.path("/root/web01.json").write_text(json.dumps(node))
+    debian.path("/etc/systemd/system/web01.service").write_text(
+        "[Service]\nExecStart=/usr/bin/serf agent -config-file=/root/web01.json\nKillSignal=SIGINT\n"
+    )
+    debian.path("/etc/systemd/system/site.service").write_text(
+        "[Service]\nWorkingDirectory=/srv\nExecStart=/usr/bin/python3 -m http.server --bind 127.0.0.11 8000\n"
+    )
+    debian.good("systemctl", "daemon-reload")
+    debian.good("systemctl", "start", "site", "web01")
+    yield
+    debian.run("systemctl", "stop", "web01", "site")
+
+
+def test_installing_it_starts_nothing(debian: Machine) -> None:
+    debian.good("systemctl", "mask", "serf.service")
+    before = files(debian)
+    started = time.monotonic()
+
+    debian.good("apt-get", "-qqy", "install", "--no-install-recommends", "/lbagent.deb", "openssl")
+
+    FIGURES["apt-get install, with haproxy, serf and Python's modules"] = f"{time.monotonic() - started:.0f} s"
+    states = {name: debian.run("systemctl", "is-active", name).stdout.strip() for name in ("lbagent", "serf")}
+    assert states == {"lbagent": "inactive", "serf": "inactive"}
+    assert debian.run("systemctl", "is-enabled", "lbagent").stdout.strip() == "disabled"
+    assert debian.good("stat", "-c", "%a %U %G %n", "/var/lib/lbagent", "/var/lib/lbagent/spool").split("\n")[:2] == [
+        "2750 root lbagent /var/lib/lbagent",
+        "3770 root lbagent /var/lib/lbagent/spool",
+    ]
+    assert debian.path("/usr/share/man/man1/lbagent.1.gz").exists() or "path-exclude" in str(before)
+    assert lbagent(debian, "--version").startswith("lbagent 0.1.0")
+    versions = debian.good("dpkg-query", "-W", "-f", "${Package} ${Version}, ", *NEEDED)
+    FIGURES["with"] = versions.rstrip(", ")
+    test_installing_it_starts_nothing.before = before  # type: ignore[attr-defined]
+
+
+NEEDED = ("haproxy", "serf", "systemd", "python3-yaml", "python3-watchdog", "python3-tenacity", "python3-rich")
+
+
+def test_a_load_balancer_is_set_up_by_one_command(debian: Machine) -> None:
+    debian.path("/etc/haproxy/haproxy.cfg").write_text(HAPROXY)
+    debian.path("/etc/lbagent/roles.yml").write_text(ROLES)
+    pem = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "9", "-subj", "/CN=lb"]
+    debian.good(*pem, "-keyout", "/etc/haproxy/site.pem", "-out", "/etc/haproxy/crt")
+    debian.good("sh", "-c", "cat /etc/haproxy/crt >> /etc/haproxy/site.pem; rm /etc/haproxy/crt")
+    debian.good("chown", "haproxy:", "/etc/haproxy/site.pem")
+    debian.good("chmod", "400", "/etc/haproxy/site.pem")
+
+    debian.good("lbagent-serf-setup", "127.0.0.9", "127.0.0.10")
+    again = debian.good("lbagent-serf-setup", "127.0.0.9", "127.0.0.10")
+
+    assert [line.split()[0] for line in again.splitlines()] == ["kept", "kept", "next:"]
+    modes = debian.good("stat", "-c", "%a %U", "/etc/serf/lbagent.json", "/etc/lbagent/serf.env").split("\n")
+    assert modes[:2] == ["600 _serf", "600 root"]
+    debian.good("systemctl", "unmask", "serf.service")
+    debian.good("systemctl", "restart", "haproxy")
+    debian.good("systemctl", "enable", "--now", "lbagent", "serf")
+    assert property_of(debian, "lbagent", "ActiveState") == "active"
+    assert debian.good("ps", "-o", "user=", "-C", "serf").split() == ["_serf"]
+    token = json.loads(debian.path("/etc/serf/lbagent.json").read_text())["rpc_auth"]
+    assert token not in debian.good("ps", "axww")
+    for unit in ("lbagent", "serf"):
+        said = debian.good("systemd-analyze", "security", "--no-pager", f"{unit}.service").splitlines()[-1]
+        FIGURES[f"exposure of {unit}.service"] = said.split(": ")[1].split()[0]
+
+
+@pytest.mark.usefixtures("web01")
+def test_a_node_that_boots_serves(debian: Machine) -> None:
+    started = time.monotonic()
+    eventually(lambda: managed(debian) == [LINE], 60)
+    FIGURES["from the node's start to its line"] = f"{time.monotonic() - started:.1f} s"
+    eventually(lambda: get(debian) == 200, 60)
+    assert property_of(debian, "lbagent", "StatusText").startswith(("applied: ", "unchanged: "))
+
+
+@pytest.mark.usefixtures("web01")
+def test_the_agent_without_rights_hears_what_became_of_a_query(debian: Machine) -> None:
+    assert query(debian, "pause").startswith("done")
+    assert managed(debian) == [PAUSED]
+    assert query(debian, "resume") == "done"
+    assert managed(debian) == [LINE]
+
+
+@pytest.mark.usefixtures("web01")
+def test_root_needs_no_token_on_its_command_line(debian: Machine) -> None:
+    assert lbagent(debian, "pause", "web01").splitlines()[0].split(maxsplit=1)[1].startswith("done")
+    assert lbagent(debian, "resume", "web01").splitlines()[0].split(maxsplit=1)[1] == "done"
+    assert lbagent(debian, "sync").startswith("unchanged")
+
+
+@pytest.mark.usefixtures("web01")
+def test_a_reload_goes_through_systemd_from_within_the_sandbox(debian: Machine) -> None:
+    roles = debian.path("/etc/lbagent/roles.yml")
+    before = haproxy(debian)
+    roles.write_text(f"haproxy: {{runtime: off}}\n{ROLES}")
+    try:
+        assert query(debian, "pause") in ("done", "queued")
+        eventually(lambda: set(haproxy(debian)) - set(before) and managed(debian) == [PAUSED])
+        assert query(debian, "resume") in ("done", "queued")
+        eventually(lambda: managed(debian) == [LINE])
+    finally:
+        roles.write_text(ROLES)
+    assert before[0] in haproxy(debian)
+    eventually(lambda: get(debian) == 200)
+    assert debian.path("/etc/haproxy/site.pem").stat().st_mode & 0o777 == 0o400
+
+
+@pytest.mark.usefixtures("web01")
+def test_restarting_serf_or_lbagent_never_touches_haproxy(debian: Machine) -> None:
+    eventually(lambda: len(haproxy(debian)) == 2, 60)  # the old worker is gone
+    before, text = haproxy(debian), debian.path("/etc/haproxy/haproxy.cfg").read_bytes()
+    debian.path("/run/enough").unlink(missing_ok=True)
+    debian.good("sh", "-c", "rm -f /run/enough")
+    debian.path("/root/client.py").write_text(CLIENT)
+    debian.path("/etc/systemd/system/client.service").write_text(
+        "[Service]\nType=exec\nExecStart=/usr/bin/python3 /root/client.py\nStandardOutput=file:/root/client.out\n"
+    )
+    debian.good("systemctl", "daemon-reload")
+    debian.good("systemctl", "start", "client")
+
+    steps = [
+        ("restart", "serf"),
+        ("restart", "lbagent"),
+        ("kill", "-s", "KILL", "serf"),
+        ("kill", "-s", "KILL", "lbagent"),
+    ]
+    for step in (*steps, ("stop", "lbagent"), ("start", "lbagent"), ("reload", "lbagent")):
+        debian.good("systemctl", *step)
+        eventually(lambda: running(debian), 60) if step[0] != "stop" else None
+        assert haproxy(debian) == before, step
+    hang(debian)
+    assert haproxy(debian) == before
+    eventually(lambda: running(debian) and query(debian, "pause").startswith("done"), 60)
+    assert query(debian, "resume") == "done"
+
+    debian.good("touch", "/run/enough")
+    eventually(lambda: property_of(debian, "client", "ActiveState") == "inactive", 30)
+    good, bad = debian.path("/root/client.out").read_text().split(maxsplit=1)
+    FIGURES["requests during restarts, kills and a hang; lost"] = (
+        f"{good}; {len(json.loads(bad.replace(chr(39), chr(34))))}"
+    )
+    assert debian.path("/etc/haproxy/haproxy.cfg").read_bytes() == text
+
+
+def running(machine: Machine) -> bool:
+    return all(property_of(machine, unit, "ActiveState") == "active" for unit in ("serf", "lbagent"))
+
+
+def hang(machine: Machine) -> None:
+    """Have the daemon hang; systemd's watchdog, set to seconds for once, ends it."""
+    drop_in = machine.path("/etc/systemd/system/lbagent.service.d/soon.conf")
+    drop_in.parent.mkdir()
+    drop_in.write_text("[Service]\nWatchdogSec=3s\n")
+    machine.good("systemctl", "daemon-reload")
+    machine.good("systemctl", "restart", "lbagent")
+    before = property_of(machine, "lbagent", "MainPID")
+    started = time.monotonic()
+    machine.good("kill", "-STOP", before)
+    eventually(lambda: property_of(machine, "lbagent", "MainPID") not in (before, "0") and running(machine), 60)
+    FIGURES["a hung watch, WatchdogSec=3s, back after"] = f"{time.monotonic() - started:.1f} s"
+    shutil.rmtree(drop_in.parent)
+    machine.good("systemctl", "daemon-reload")
+    machine.good("systemctl", "restart", "lbagent")
+
+
+@pytest.mark.usefixtures("web01")
+def test_check_finds_no_error(debian: Machine) -> None:
+    done = debian.run("lbagent", "check")
+
+    found = [line for line in done.stdout.splitlines() if not line.startswith("ok ")]
+    FIGURES["lbagent check, what is not ok"] = "; ".join(" ".join(line.split()[:2]) for line in found) or "nothing"
+    assert [line for line in found if line.startswith("error")] == []
+    assert [line for line in found if " permissions: " in line] == []
+
+
+@pytest.mark.usefixtures("web01")
+def test_an_upgrade_keeps_what_was_edited_and_does_not_touch_haproxy(debian: Machine) -> None:
+    before, watching = haproxy(debian), property_of(debian, "lbagent", "MainPID")
+    shutil.copy(package("0.1.0-2"), debian.root / "lbagent.deb")
+    started = time.monotonic()
+
+    debian.good("apt-get", "-qqy", "install", "--no-install-recommends", "/lbagent.deb")
+
+    FIGURES["upgrade"] = f"{time.monotonic() - started:.0f} s"
+    assert debian.path("/etc/lbagent/roles.yml").read_text() == ROLES
+    assert property_of(debian, "lbagent", "MainPID") not in ("0", watching)
+    eventually(lambda: running(debian))
+    assert (haproxy(debian), managed(debian)) == (before, [LINE])
+    assert query(debian, "pause").startswith("done")
+    assert query(debian, "resume") == "done"
+
+
+def test_purged_it_leaves_haproxy_serving_and_no_file_of_its_own(debian: Machine, web01: None) -> None:  # noqa: ARG001
+    pids = haproxy(debian)
+
+    debian.good("apt-get", "-qqy", "purge", "lbagent")
+
+    assert (haproxy(debian), managed(debian), get(debian)) == (pids, [LINE], 200)
+    left = {name for name in files(debian) if "lbagent" in name}
+    assert left == {"etc/serf/lbagent.json", "etc/haproxy/.haproxy.cfg.lbagent-previous"}
+    assert debian.run("systemctl", "is-active", "lbagent").stdout.strip() == "inactive"
+    assert debian.run("systemctl", "cat", "lbagent").returncode != 0
+    assert not list(debian.path("/etc/systemd/system").rglob("lbagent*"))
+
+
+def test_make_install_does_the_same_from_a_checkout(debian: Machine) -> None:
+    source = debian.path("/opt/lbagent")
+    for name in ("lbagent", "systemd", "packaging", "docs"):
+        shutil.copytree(HERE / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("build/man", "build/completion"):
+        shutil.copytree(HERE / name, source / name)
+    for name in ("README.md", "roles.yml"):
+        shutil.copy(HERE / name, source)
+    before = files(debian)
+
+    debian.good("sh", "-c", "cd /opt/lbagent && packaging/install '' /usr/local")
+    debian.path("/etc/lbagent/roles.yml").write_text(ROLES)
+    debian.path("/etc/serf/lbagent.json").unlink()
+    debian.good("/usr/local/sbin/lbagent-serf-setup", "127.0.0.9", "127.0.0.10")
+    debian.good("systemctl", "restart", "serf")
+    debian.good("systemctl", "start", "lbagent")
+
+    assert "/usr/local/bin/lbagent handle" in debian.path("/etc/serf/lbagent.json").read_text()
+    assert property_of(debian, "lbagent", "ExecStart").split()[1] == "path=/usr/local/bin/lbagent"
+    eventually(lambda: running(debian))
+    eventually(lambda: query(debian, "pause").startswith("unknown node"))  # web01 has the old key
+
+    debian.good("sh", "-c", "cd /opt/lbagent && packaging/uninstall '' /usr/local")
+    gone = {name for name in files(debian) - before if not name.startswith(("var/lib/", "etc/"))}
+    assert gone == set()
