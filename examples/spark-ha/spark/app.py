@@ -16,9 +16,11 @@ def is_prime(number: int) -> bool:
 def main() -> None:
     spark = SparkSession.builder.appName("primes").getOrCreate()
     numbers = spark.sparkContext.parallelize(range(2_000), 2)
-    print("application", spark.sparkContext.applicationId, flush=True)
+    print(f"application {spark.sparkContext.applicationId}", flush=True)
     for job in itertools.count():
-        print("job", job, numbers.filter(is_prime).count(), flush=True)
+        begin = time.monotonic()
+        found = numbers.filter(is_prime).count()
+        print(f"job {job}: {found} primes in {time.monotonic() - begin:.2f} s", flush=True)
         time.sleep(0.2)
 
 
