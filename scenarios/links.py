@@ -72,4 +72,4 @@ def _links(url: str, body: str) -> Iterator[str]:
     for link in parser.found:
         target, _ = urllib.parse.urldefrag(urllib.parse.urljoin(url, link))
         if target.startswith("http"):
-            yield target
+            yield target.replace(" ", "%20")  # as a browser does
