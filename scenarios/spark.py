@@ -20,9 +20,10 @@ from tests.world import LBAGENT, Haproxy, Lb, SerfAgent, clean_environment, even
 
 Value = TypeVar("Value")
 
-EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "spark-ha"
-VENV = Path(os.environ.get("SPARK_VENV", "build/pyspark")).resolve()
-"""Where pyspark is."""
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLE = ROOT / "examples" / "spark-ha"
+VENV = ROOT / "build" / "pyspark"
+"""Where `make test-spark` installs pyspark."""
 
 SLOW = 180.0
 """Seconds that a Java program may take on a machine that others use too."""

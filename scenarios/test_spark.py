@@ -1,6 +1,7 @@
 """examples/spark-ha: real Spark, ZooKeeper, Serf, lbagent, HAProxy and Chromium, on one machine.
 
-The tests of one cluster follow each other, as its leaders die. What they measure goes to build/spark/figures.txt.
+From "the leader" on the tests share one cluster, and follow each other as its leaders die. What they measure goes to
+build/spark/figures.txt.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ import pytest
 from scenarios.browser import Browser
 from scenarios.links import crawl
 from scenarios.programs import Program
-from scenarios.spark import EXAMPLE, Balancer, Machine, Site, ask, soon
+from scenarios.spark import EXAMPLE, ROOT, Balancer, Machine, Site, ask, soon
 from tests.world import eventually
 
-RESULTS = Path("build/spark")
+RESULTS = ROOT / "build" / "spark"
 PAGE = (EXAMPLE / "spark-503.http").read_bytes().decode().partition("\r\n\r\n")[2]
 SECONDS = 180.0
 """A bound on any failover that the noisiest machine keeps."""
@@ -204,6 +205,87 @@ def failed_over(cluster: Cluster, onlooker: Onlooker, lost: Machine, begin: floa
     took, slowest = shown.answered - begin, max(one.answered - one.asked for one in between)
     assert took < SECONDS
     return f"{took:.1f} s (elected {elected:.1f} s; {len(between)} x the 503 page, the slowest in {slowest:.1f} s)"
+
+
+# --- one master with a folder -------------------------------------------------------------------------------------
+
+
+def test_one_master_with_a_folder_comes_back_with_its_worker_and_application(
+    tmp_path: Path, figures: dict[str, str]
+) -> None:
+    site = Site(tmp_path, defaults="spark-defaults-filesystem.conf")
+    with clustered(site, 1, "roles-filesystem.yml", zookeeper=False) as cluster:
+        only = cluster.leading()
+        cluster.work()
+        a_second_is_refused(cluster, figures)
+        nothing_is_ended_by_spark_itself(cluster, only)
+        name, begin = application(cluster.app), time.monotonic()
+
+        only.master.kill()
+        eventually(lambda: cluster.balancer.ask()[:2] == (503, PAGE))
+        only.master.start()
+
+        soon(lambda: cluster.balancer.shown() == only.address)
+        figures["one master with a folder, kill -9 and start, until it is shown"] = since(begin)
+        soon(lambda: cluster.running() == [name])
+        figures["... until its worker and application are back"] = since(begin)
+        assert [one["state"] for one in cluster.told()["workers"]] == ["ALIVE"]
+        goes_on(cluster.app)
+        assert {found for found, _ in results(cluster.app)} == {303}
+
+
+def a_second_is_refused(cluster: Cluster, figures: dict[str, str]) -> None:
+    """Where one master may enrol."""
+    lb = cluster.balancer.lb
+    with cluster.site.agent("master02", 12, "master"):
+        eventually(lambda: "master02" in lb.members() and lb.idle, 60)
+        assert cluster.balancer.lines() == ["master01"]
+    assert "master02" in cluster.balancer.watch.said
+    figures["one master with a folder: lines of two that enrol"] = "1"
+
+
+def nothing_is_ended_by_spark_itself(cluster: Cluster, only: Machine) -> None:
+    """With the example's own settings it neither shows how, nor obeys."""
+    found = crawl(cluster.balancer.front, "/spark/")
+    assert {url: status for url, status in found.pages.items() if status != 200} == {}
+    assert found.outside == set()
+
+    name, job = application(cluster.app), jobs(cluster.app)
+    ask(only.ui, "/app/kill/", "POST", f"id={name}&terminate=true")
+    ask(only.ui, f"/proxy/{name}/jobs/job/kill/?id={job}&terminate=true")
+    goes_on(cluster.app)
+
+
+# --- what the defaults cost ---------------------------------------------------------------------------------------
+
+
+FULL = pytest.mark.skipif(not os.environ.get("FULL"), reason="FULL=1 measures what is waited for, minutes more")
+
+
+@FULL
+def test_zookeepers_own_session_is_waited_for(tmp_path: Path, figures: dict[str, str]) -> None:
+    with clustered(Site(tmp_path, hasty=False), 3) as cluster, Onlooker(cluster.balancer.front) as onlooker:
+        lost = cluster.leading()
+        begin = time.monotonic()
+        lost.master.kill()
+
+        figures["kill -9 of the leader with ZooKeeper's own tickTime and session"] = failed_over(
+            cluster, onlooker, lost, begin
+        )
+
+
+@FULL
+def test_a_worker_that_dies_with_the_leader_is_waited_for(tmp_path: Path, figures: dict[str, str]) -> None:
+    with clustered(Site(tmp_path), 3) as cluster, Onlooker(cluster.balancer.front) as onlooker:
+        lost = cluster.leading()
+        cluster.work()
+        begin = time.monotonic()
+        cluster.worker.kill()
+        lost.master.kill()
+
+        figures["kill -9 of the leader and of a worker, until another is shown"] = failed_over(
+            cluster, onlooker, lost, begin
+        )
 
 
 # --- the leader ---------------------------------------------------------------------------------------------------
@@ -449,75 +531,3 @@ def test_nobody_has_seen_a_standby_or_an_error(onlooker: Onlooker, figures: dict
     figures["all looks at /spark/: a leader, the 503 page, anything else"] = (
         f"{looks[200, 'ALIVE', True]}, {looks[503, '', True]}, 0"
     )
-
-
-# --- what the defaults cost ---------------------------------------------------------------------------------------
-
-
-FULL = pytest.mark.skipif(not os.environ.get("FULL"), reason="FULL=1 measures what is waited for, minutes more")
-
-
-@FULL
-def test_zookeepers_own_session_is_waited_for(tmp_path: Path, figures: dict[str, str]) -> None:
-    with clustered(Site(tmp_path, hasty=False), 3) as cluster, Onlooker(cluster.balancer.front) as onlooker:
-        lost = cluster.leading()
-        begin = time.monotonic()
-        lost.master.kill()
-
-        figures["kill -9 of the leader with ZooKeeper's own tickTime and session"] = failed_over(
-            cluster, onlooker, lost, begin
-        )
-
-
-@FULL
-def test_a_worker_that_dies_with_the_leader_is_waited_for(tmp_path: Path, figures: dict[str, str]) -> None:
-    with clustered(Site(tmp_path), 3) as cluster, Onlooker(cluster.balancer.front) as onlooker:
-        lost = cluster.leading()
-        cluster.work()
-        begin = time.monotonic()
-        cluster.worker.kill()
-        lost.master.kill()
-
-        figures["kill -9 of the leader and of a worker, until another is shown"] = failed_over(
-            cluster, onlooker, lost, begin
-        )
-
-
-# --- FILESYSTEM ---------------------------------------------------------------------------------------------------
-
-
-def test_one_master_with_a_folder_comes_back_with_its_worker_and_application(
-    tmp_path: Path, figures: dict[str, str]
-) -> None:
-    site = Site(tmp_path, defaults="spark-defaults-filesystem.conf")
-    with clustered(site, 1, "roles-filesystem.yml", zookeeper=False) as cluster:
-        only = cluster.leading()
-        cluster.work()
-        name = application(cluster.app)
-
-        with site.agent("master02", 12, "master") as second:
-            eventually(lambda: second.members().get("lb01") == "alive", 60)
-            eventually(lambda: "master02" in cluster.balancer.lb.members(), 60)
-            eventually(lambda: cluster.balancer.lb.idle, 60)
-            assert cluster.balancer.lines() == ["master01"]
-            figures["FILESYSTEM: lines of two masters that enrol"] = "1"
-
-        found = crawl(cluster.balancer.front, "/spark/")
-        assert {url: status for url, status in found.pages.items() if status != 200} == {}
-        assert found.outside == set()
-        # With the example's own settings Spark neither shows how to end a job nor obeys.
-        ask(only.ui, "/app/kill/", "POST", f"id={name}&terminate=true")
-        ask(only.ui, f"/proxy/{name}/jobs/job/kill/?id={jobs(cluster.app)}&terminate=true")
-        goes_on(cluster.app)
-
-        begin = time.monotonic()
-        only.master.kill()
-        eventually(lambda: cluster.balancer.ask()[:2] == (503, PAGE))
-        only.master.start()
-        soon(lambda: cluster.balancer.shown() == only.address)
-        figures["FILESYSTEM: kill -9 and start, until the master is shown"] = since(begin)
-        soon(lambda: cluster.running() == [name])
-        figures["... until its worker and application are back"] = since(begin)
-        assert [one["state"] for one in cluster.told()["workers"]] == ["ALIVE"]
-        goes_on(cluster.app)
-        assert {found for found, _ in results(cluster.app)} == {303}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.world import Haproxy, Lb, member
+from tests.world import Haproxy, Lb, binaries, member
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "spark-ha"
 PAGE = (EXAMPLE / "spark-503.http").read_bytes().partition(b"\r\n\r\n")[2].decode()
@@ -70,11 +70,18 @@ def text(lb: Lb, name: str) -> str:
     return found.replace("    user haproxy\n    group haproxy\n", "")
 
 
+@pytest.fixture(params=list(binaries().values()), ids=list(binaries()))
+def binary(request: pytest.FixtureRequest) -> Path:
+    """Each HAProxy there is."""
+    found: Path = request.param
+    return found
+
+
 @contextlib.contextmanager
-def published(*masters: Master, more: str = "") -> Iterator[Lb]:
+def published(binary: Path, *masters: Master, more: str = "") -> Iterator[Lb]:
     """The example's load balancer, whose HAProxy has not checked any of these masters yet and takes all for up."""
     with contextlib.ExitStack() as stack:
-        lb = stack.enter_context(Lb())
+        lb = stack.enter_context(Lb(binary=binary))
         shutil.copy(EXAMPLE / "spark-503.http", lb.etc)
         where = [stack.enter_context(master.running()) for master in masters]
         lines = "".join(f"    server s{number} {at}\n" for number, at in enumerate(where))
@@ -93,9 +100,9 @@ def ask(lb: Lb, path: str, method: str = "GET") -> tuple[int, str, str]:
 
 
 @pytest.mark.real
-def test_the_leader_is_asked_without_the_prefix_and_told_of_it() -> None:
+def test_the_leader_is_asked_without_the_prefix_and_told_of_it(binary: Path) -> None:
     leader = Master("ALIVE")
-    with published(leader) as lb:
+    with published(binary, leader) as lb:
         assert ask(lb, "/spark/")[0] == 200
         assert ask(lb, "/spark/app/?appId=app-1")[0] == 200
         assert ask(lb, "/static/webui.css")[0] == 200
@@ -112,15 +119,17 @@ def test_the_leader_is_asked_without_the_prefix_and_told_of_it() -> None:
     [[], ["STANDBY"], ["RECOVERING"], ["STANDBY - see the ALIVE"], ["ALIVE", "STANDBY"], ["ALIVE", "ALIVE"]],
     ids="-".join,
 )
-def test_who_does_not_lead_alone_is_not_shown_even_where_haproxy_takes_it_for_up(masters: list[str]) -> None:
-    with published(*map(Master, masters)) as lb:
+def test_who_does_not_lead_alone_is_not_shown_even_where_haproxy_takes_it_for_up(
+    binary: Path, masters: list[str]
+) -> None:
+    with published(binary, *map(Master, masters)) as lb:
         assert [ask(lb, "/spark/")[:2] for _ in range(4)] == [(503, PAGE)] * 4
 
 
 @pytest.mark.real
-def test_no_master_hears_of_a_kill() -> None:
+def test_no_master_hears_of_a_kill(binary: Path) -> None:
     leader = Master("ALIVE")
-    with published(leader) as lb:
+    with published(binary, leader) as lb:
         for method in ("GET", "POST"):
             said = {path: ask(lb, f"/spark/{path}", method)[0] for path in KILLS}
             assert said == dict.fromkeys(KILLS, 403)
@@ -131,8 +140,8 @@ def test_no_master_hears_of_a_kill() -> None:
 
 
 @pytest.mark.real
-def test_whoever_asks_a_leader_that_has_just_died_sees_the_same_page() -> None:
-    with published(more="    server gone 127.0.0.1:1\n") as lb:
+def test_whoever_asks_a_leader_that_has_just_died_sees_the_same_page(binary: Path) -> None:
+    with published(binary, more="    server gone 127.0.0.1:1\n") as lb:
         assert ask(lb, "/spark/app/")[:2] == (503, PAGE)
 
 
