@@ -25,7 +25,7 @@ EXAMPLE = ROOT / "examples" / "spark-ha"
 VENV = ROOT / "build" / "pyspark"
 """Where `make test-spark` installs pyspark."""
 
-SLOW = 180.0
+SLOW = 300.0
 """Seconds that a Java program may take on a machine that others use too."""
 
 TOKEN = "the token of lb01"

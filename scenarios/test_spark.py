@@ -79,7 +79,6 @@ class Cluster:
         self.site, self.balancer, self._stack = site, balancer, stack
         self.machines: dict[str, Machine] = {}
         self.worker, self.app = site.service("worker", 21), site.application(31)
-        self.agent = site.agent("worker01", 21, "worker")
         self.others: list[Program] = []
 
     def add(self, number: int, *, zookeeper: bool = True) -> Machine:
@@ -92,7 +91,7 @@ class Cluster:
     def work(self) -> None:
         """Start the worker, with its Serf agent, and the application."""
         self._stack.enter_context(self.worker)
-        self._stack.enter_context(self.agent)
+        self._stack.enter_context(self.site.agent("worker01", 21, "worker"))
         soon(lambda: [one["state"] for one in self.told()["workers"]] == ["ALIVE"])
         self._stack.enter_context(self.app)
         soon(lambda: jobs(self.app) > 2)
@@ -280,8 +279,8 @@ def test_a_worker_that_dies_with_the_leader_is_waited_for(tmp_path: Path, figure
         lost = cluster.leading()
         cluster.work()
         begin = time.monotonic()
-        cluster.worker.kill()
         lost.master.kill()
+        cluster.worker.kill()  # no leader is left to see it go
 
         figures["kill -9 of the leader and of a worker, until another is shown"] = failed_over(
             cluster, onlooker, lost, begin
@@ -308,7 +307,7 @@ def test_the_leader_is_shown_as_spark_draws_it(cluster: Cluster, figures: dict[s
         assert {name.startswith(f"http://{front}/spark/static/") for name, _ in parts} == {True}
         sheets = [name for name, _ in parts if name.endswith(".css")]
         ruled = "return [...document.styleSheets].filter(one => one.href && one.cssRules.length).map(one => one.href)"
-        assert browser.run(ruled) == sheets
+        assert sorted(browser.run(ruled)) == sorted(sheets)
         assert browser.run("return [...document.images].map(one => one.naturalWidth > 0)") == [True]
         browser.screenshot(RESULTS / "leader.png")
         figures["the leader's page: style sheets, and other parts, each with 200"] = f"{len(sheets)}, {len(parts)}"
@@ -445,9 +444,7 @@ def test_another_is_shown_when_the_leader_is_killed(
     assert cluster.balancer.ask(f"/spark/proxy/{name}/jobs/").status == 200
     lived = results(cluster.app)[done:]
     assert {found for found, _ in lived} == {303}
-    figures["... the application: jobs done meanwhile, the slowest"] = (
-        f"{len(lived)}, {max(took for _, took in lived):.2f} s"
-    )
+    figures["... jobs of the running application meanwhile, the slowest"] = told(lived)
 
     lost.master.start()
     soon(lambda: lost.state() == "STANDBY")
@@ -520,7 +517,7 @@ def test_the_fourth_is_shown_when_the_leaders_machine_has_died(
     goes_on(cluster.app)
     lived = results(cluster.app)
     assert {found for found, _ in lived} == {303}
-    figures["... jobs of the running application meanwhile, the slowest (fourth)"] = told(lived[done:])
+    figures["... jobs of the running application from then on, the slowest"] = told(lived[done:])
     figures["the application, from its start to here: jobs, wrong or failed"] = f"{len(lived)}, 0"
 
 
