@@ -1,4 +1,5 @@
-# SPARK_CONF_DIR/spark-env.sh of masters and workers. This address is the node's own; all else is the same everywhere.
+# SPARK_CONF_DIR/spark-env.sh of masters, workers and applications.
+# This address is the node's own; all else is the same everywhere.
 SPARK_LOCAL_IP=10.0.0.11
 
 SPARK_PUBLIC_DNS=$SPARK_LOCAL_IP            # without both, the UI listens on every address
