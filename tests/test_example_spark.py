@@ -47,9 +47,10 @@ class Master:
                 self.send_response(302 if self.path == "/moved" else 200)
                 self.send_header("Location", f"http://{self.headers['Host']}/app/")
                 self.end_headers()
-                self.wfile.write(f"<li><strong>Status:</strong> {master.state}</li>".encode())
+                if self.command != "HEAD":
+                    self.wfile.write(f"<li><strong>Status:</strong> {master.state}</li>".encode())
 
-            do_POST = do_GET  # noqa: N815  # the name it has
+            do_HEAD = do_POST = do_GET  # noqa: N815  # the name it has
 
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the name it has
                 pass
@@ -104,13 +105,15 @@ def test_the_leader_is_asked_without_the_prefix_and_told_of_it(binary: Path) -> 
     leader = Master("ALIVE")
     with published(binary, leader) as lb:
         assert ask(lb, "/spark/")[0] == 200
+        assert ask(lb, "/spark/", "HEAD")[:2] == (200, "")
         assert ask(lb, "/spark/app/?appId=app-1")[0] == 200
         assert ask(lb, "/static/webui.css")[0] == 200
         assert ask(lb, "/spark/moved")[::2] == (302, "/spark/app/")
         assert ask(lb, "/spark")[::2] == (302, "/spark/")
         assert ask(lb, "/json/")[0] == 404
 
-    assert leader.asked == [f"GET {path} /spark" for path in ("/", "/app/?appId=app-1", "/static/webui.css", "/moved")]
+    asked = ["GET /", "HEAD /", "GET /app/?appId=app-1", "GET /static/webui.css", "GET /moved"]
+    assert leader.asked == [f"{words} /spark" for words in asked]
 
 
 @pytest.mark.real
