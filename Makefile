@@ -37,7 +37,7 @@ load: $(VENV)/.dev  ## 1,000 changes under load, with the runtime API and withou
 long: $(VENV)/.dev  ## the daemon over 100,000 events and a day of syncs; ten minutes
 	@$(BIN)/python -m load.long
 
-test-spark: $(VENV)/.dev build/pyspark/.done  ## examples/spark-ha: real Spark masters fail over; five minutes (FULL=1: seven)
+test-spark: $(VENV)/.dev build/pyspark/.done  ## examples/spark-ha: real Spark masters fail over; five to ten minutes, FULL=1 for more
 	@.ci/install java chromium chromedriver
 	@rm -f build/spark/figures.txt
 	@status=0; $(BIN)/python -m pytest -v scenarios/test_spark.py || status=$$?; \
