@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint bench load long pages clean test-impala
+.PHONY: help demo test check lint bench load long pages clean test-impala test-spark
 
 export PATH := $(PATH):/usr/sbin:/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -43,6 +43,12 @@ long: $(VENV)/.dev  ## the daemon over 100,000 events and a day of syncs; ten mi
 test-impala: $(VENV)/.dev build/impala/.ready  ## examples/impala with real HiveServer2 servers; installs java and 400 MB; six minutes
 	@.ci/install java
 	@$(BIN)/python -m pytest scenarios/test_impala.py
+
+test-spark: $(VENV)/.dev build/pyspark/.done  ## examples/spark-ha: real Spark masters fail over; five to ten minutes, FULL=1 for more
+	@.ci/install java chromium chromedriver
+	@rm -f build/spark/figures.txt
+	@status=0; $(BIN)/python -m pytest -v scenarios/test_spark.py || status=$$?; \
+	    if [ -e build/spark/figures.txt ]; then echo; cat build/spark/figures.txt; fi; exit $$status
 
 pages: $(VENV)/.demo  ## man page and completions, in build/
 	@$(BIN)/python -m lbagent.manual build
@@ -94,3 +100,14 @@ $(VENV)/.dev: pyproject.toml .ci/install
 	$(NEW_VENV)
 	$(call INSTALL,.[dev])
 	@touch $(VENV)/.demo
+
+# Spark, and ZooKeeper with it, apart from what the tests themselves need.
+build/pyspark/.done: | $(VENV)/.dev
+	@echo "setting up build/pyspark (once, 320 MB) ..."
+	@[ -x build/pyspark/bin/python ] || $(BIN)/python -m venv build/pyspark
+	@for pause in 2 10 30 0; do \
+	    if build/pyspark/bin/python -m pip install -q --retries 5 --timeout 60 'pyspark==3.5.*'; then break; fi; \
+	    [ "$$pause" != 0 ] || exit 1; \
+	    sleep "$$pause"; \
+	done
+	@touch $@
