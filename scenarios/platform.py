@@ -1,0 +1,121 @@
+"""The platform of examples/data-platform, run with the example's own files: its load balancer, and its nodes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from scenarios.machines import PROGRAMS, Machine, Program, agent, network, settled
+from scenarios.services import EXAMPLE, KINDS, SERVES, kind_of, listens, settings
+from tests.world import LBAGENT, Haproxy, Lb, eventually
+
+LB = "10.20.0.2"
+
+
+class Balancer:
+    """lb01: the example's haproxy.cfg and roles.yml, HAProxy, Serf, `lbagent watch` and node_exporter."""
+
+    def __init__(self, folder: Path) -> None:
+        """Nothing runs before `running`."""
+        self.folder = folder
+        self.lb = Lb(folder=folder / "lb01")
+        for one in ("haproxy.cfg", "roles.yml"):
+            shutil.copy(EXAMPLE / one, self.lb.etc)
+        shutil.copytree(EXAMPLE / "errors", self.lb.etc / "errors")
+        self.lb.socket = Path("/run/haproxy/admin.sock")
+        self.haproxy = Haproxy(self.lb, config=["/etc/haproxy/haproxy.cfg"])
+        self.key = subprocess.run(["serf", "keygen"], capture_output=True, text=True, check=True).stdout.strip()
+        env = {**self.lb.env, "PATH": f"{LBAGENT.parent}:{self.lb.bin}:{PROGRAMS}"}
+        where = self.configured(settings("lb01"))
+        self.agent = settled("lb01", LB, where, env, f"-snapshot={self.lb.folder}/snapshot")
+        exporter = ["prometheus-node-exporter", "--collector.disable-defaults", "--collector.textfile"]
+        exporter += [f"--collector.textfile.directory={self.lb.state}", "--web.listen-address=:9100"]
+        self.exporter = Program(exporter, folder / "exporter.log", listens(LB, 9100))
+
+    def configured(self, found: dict[str, Any]) -> Path:
+        """A folder with these settings for Serf, and the key of the cluster in a file of its own."""
+        where = self.folder / f"serf-{found['node_name']}"
+        where.mkdir()
+        (where / "agent.json").write_text(json.dumps(found))
+        (where / "key.json").touch(0o600)
+        (where / "key.json").write_text(json.dumps({"encrypt_key": self.key}))
+        return where
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """All of it, while it runs; the example's files lie in /etc/haproxy."""
+        Path("/run/haproxy").mkdir()
+        subprocess.run(["mount", "--bind", self.lb.etc, "/etc/haproxy"], check=True, env={"PATH": PROGRAMS})
+        with contextlib.ExitStack() as stack:
+            stack.callback(subprocess.run, ["umount", "--lazy", "/etc/haproxy"], check=True, env={"PATH": PROGRAMS})
+            stack.enter_context(network(LB))
+            stack.enter_context(self.haproxy)
+            stack.enter_context(self.agent)
+            stack.callback(self.exporter.end)
+            self.exporter.start()
+            watch = self.lb.start("watch", env={"SERF_RPC_ADDR": self.agent.rpc})
+            stack.callback(watch.communicate)
+            stack.callback(watch.terminate)
+            eventually(lambda: (self.lb.state / "watch.lock").exists() and self.lb.idle)
+            self.exporter.ready()
+            yield
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[bytes]:
+        """`lbagent`, as an operator here types it."""
+        return self.lb.run(*words, env={"SERF_RPC_ADDR": self.agent.rpc})
+
+    def states(self, name: str) -> dict[str, str]:
+        """What HAProxy says of a node, service by service; `none` where it knows no such server."""
+        return {
+            service: self.haproxy.servers(f"lb-{service}").get(name, "none").split()[0]
+            for service in SERVES[kind_of(name)]
+        }
+
+
+class Node:
+    """A machine with its services and its Serf agent."""
+
+    def __init__(self, name: str, balancer: Balancer, folder: Path) -> None:
+        """Nothing runs before the `with`, and then only the machine."""
+        found = settings(name)
+        self.name, self.address = name, found["bind"]
+        self.machine = Machine(name, self.address)
+        self.agent = agent(self.machine, balancer.configured(found), folder)
+        self.programs = list(KINDS[kind_of(name)](self.machine, folder))
+
+    @contextlib.contextmanager
+    def plugged(self) -> Iterator[None]:
+        """The machine, on the network; whatever runs on it then ends with it."""
+        with self.machine, contextlib.ExitStack() as stack:
+            stack.push(self.agent)
+            stack.callback(self.crash)
+            yield
+
+    def serve(self) -> None:
+        """Start the services, and wait until they answer."""
+        for program in self.programs:
+            program.start()
+        for program in self.programs:
+            program.ready()
+
+    def boot(self) -> None:
+        """Start the services, then the agent."""
+        self.serve()
+        self.agent.start()
+
+    def shut(self) -> None:
+        """End the services, as an init system does: who is being answered still is."""
+        for program in self.programs:
+            program.end(signal.SIGQUIT if program.argv[-1].startswith("daemon off") else signal.SIGTERM)
+
+    def crash(self) -> None:
+        """End everything at once."""
+        for program in self.programs:
+            program.end(signal.SIGKILL)
+        self.agent.kill()
