@@ -1,7 +1,8 @@
-"""An open notebook: a websocket through the load balancer, with the cookie a browser would have, that must not break."""
+"""An open notebook: a websocket through the load balancer, with a browser's cookie, that must not break."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import threading
 import urllib.request
@@ -17,23 +18,23 @@ class Notebook:
         self.nodes: set[str] = set()
         self._failed: list[Exception] = []
         self._stop = threading.Event()
+        self._open = contextlib.ExitStack()
         self._thread = threading.Thread(target=self._work, daemon=True)
 
     def __enter__(self) -> Self:
         client: Any = importlib.import_module("websockets.sync.client")
         with urllib.request.urlopen("http://10.20.0.2:8080/") as answer:
-            cookie = answer.headers["Set-Cookie"].split(";")[0]
+            cookie = {"Cookie": answer.headers["Set-Cookie"].split(";")[0]}
         # No pings: what goes over it is what is counted.
-        self._socket = client.connect(
-            "ws://10.20.0.2:8080/ws", additional_headers={"Cookie": cookie}, ping_interval=None
-        )
+        opened = client.connect("ws://10.20.0.2:8080/ws", additional_headers=cookie, ping_interval=None)
+        self._socket = self._open.enter_context(opened)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join(30)
-        self._socket.close()
+        self._open.close()
         if self._failed:
             raise self._failed[0]
 

@@ -30,21 +30,22 @@ class Balancer:
         shutil.copytree(EXAMPLE / "errors", self.lb.etc / "errors")
         self.lb.socket = Path("/run/haproxy/admin.sock")
         self.haproxy = Haproxy(self.lb, config=["/etc/haproxy/haproxy.cfg"])
-        self.key = subprocess.run(["serf", "keygen"], capture_output=True, text=True, check=True).stdout.strip()
-        env = {**self.lb.env, "PATH": f"{LBAGENT.parent}:{self.lb.bin}:{PROGRAMS}"}
-        where = self.configured(settings("lb01"))
+        self.key, token = _secret(), _secret()
+        self.rpc = {"SERF_RPC_ADDR": "127.0.0.1:7373", "SERF_RPC_AUTH": token}
+        env = {**self.lb.env, **self.rpc, "PATH": f"{LBAGENT.parent}:{self.lb.bin}:{PROGRAMS}"}
+        where = self.configured(settings("lb01"), rpc_auth=token)
         self.agent = settled("lb01", LB, where, env, f"-snapshot={self.lb.folder}/snapshot")
         exporter = ["prometheus-node-exporter", "--collector.disable-defaults", "--collector.textfile"]
         exporter += [f"--collector.textfile.directory={self.lb.state}", "--web.listen-address=:9100"]
         self.exporter = Program(exporter, folder / "exporter.log", listens(LB, 9100))
 
-    def configured(self, found: dict[str, Any]) -> Path:
-        """A folder with these settings for Serf, and the key of the cluster in a file of its own."""
+    def configured(self, found: dict[str, Any], **secrets: str) -> Path:
+        """A folder with these settings for Serf, and what is secret in a file of its own."""
         where = self.folder / f"serf-{found['node_name']}"
         where.mkdir()
         (where / "agent.json").write_text(json.dumps(found))
-        (where / "key.json").touch(0o600)
-        (where / "key.json").write_text(json.dumps({"encrypt_key": self.key}))
+        (where / "secrets.json").touch(0o600)
+        (where / "secrets.json").write_text(json.dumps({"encrypt_key": self.key, **secrets}))
         return where
 
     @contextlib.contextmanager
@@ -59,7 +60,7 @@ class Balancer:
             stack.enter_context(self.agent)
             stack.callback(self.exporter.end)
             self.exporter.start()
-            watch = self.lb.start("watch", env={"SERF_RPC_ADDR": self.agent.rpc})
+            watch = self.lb.start("watch", env=self.rpc)
             stack.callback(watch.communicate)
             stack.callback(watch.terminate)
             eventually(lambda: (self.lb.state / "watch.lock").exists() and self.lb.idle)
@@ -68,7 +69,7 @@ class Balancer:
 
     def run(self, *words: str) -> subprocess.CompletedProcess[bytes]:
         """`lbagent`, as an operator here types it."""
-        return self.lb.run(*words, env={"SERF_RPC_ADDR": self.agent.rpc})
+        return self.lb.run(*words, env=self.rpc)
 
     def states(self, name: str) -> dict[str, str]:
         """What HAProxy says of a node, service by service; `none` where it knows no such server."""
@@ -119,3 +120,7 @@ class Node:
         for program in self.programs:
             program.end(signal.SIGKILL)
         self.agent.kill()
+
+
+def _secret() -> str:
+    return subprocess.run(["serf", "keygen"], capture_output=True, text=True, check=True).stdout.strip()

@@ -86,7 +86,7 @@ def _minio(machine: Machine, folder: Path) -> Iterator[Program]:
     """SeaweedFS, which speaks S3 and holds it to its signatures; all such nodes have the same disks."""
     argv = machine.within(_installed("weed"), "s3", "-port=9000", "-ip.bind=0.0.0.0", f"-filer={DISKS}:8888")
     argv.append(f"-config={folder}/s3.json")
-    yield Program(argv, folder / f"{machine.name}.log", listens(machine.address, 9000))
+    yield Program(argv, folder / f"{machine.name}.log", listens(machine.address, 9000), TMPDIR=str(folder))
 
 
 def _zeppelin(machine: Machine, folder: Path) -> Iterator[Program]:
@@ -134,7 +134,7 @@ KINDS: dict[str, Callable[[Machine, Path], Iterator[Program]]] = {
 
 @contextlib.contextmanager
 def disks(folder: Path) -> Iterator[None]:
-    """The storage behind the S3 nodes, with a table that everybody may read and what MinIO answers to a health check."""
+    """The storage behind the S3 nodes, with a table for everybody, and what MinIO answers to a health check."""
     everybody = {"name": "anonymous", "actions": ["Read:minio", "Read:public"]}
     key = {"accessKey": ACCESS[0], "secretKey": ACCESS[1]}
     owner = {"name": "platform", "credentials": [key], "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
@@ -142,8 +142,15 @@ def disks(folder: Path) -> Iterator[None]:
     (folder / "disks").mkdir()
     with Machine("disks", DISKS) as machine:
         argv = machine.within(_installed("weed"), "server", f"-dir={folder}/disks", f"-ip={DISKS}", "-ip.bind=0.0.0.0")
-        argv += ["-filer", "-s3", "-s3.port=9000", f"-s3.config={folder}/s3.json", "-master.volumeSizeLimitMB=64"]
-        weed = Program(argv, folder / "disks.log", listens(DISKS, 9000))
+        argv += [
+            "-filer",
+            "-s3",
+            "-s3.port=9000",
+            f"-s3.config={folder}/s3.json",
+            "-master.volumeSizeLimitMB=64",
+            "-volume.max=100",
+        ]
+        weed = Program(argv, folder / "disks.log", listens(DISKS, 9000), TMPDIR=str(folder))
         try:
             weed.start()
             weed.ready()
@@ -165,7 +172,7 @@ def _filled(client: Any) -> bool:  # noqa: ANN401
             if not client.bucket_exists(bucket):
                 client.make_bucket(bucket)
             client.put_object(bucket, name, io.BytesIO(content.encode()), len(content))
-    except Exception as error:  # whatever a starting store says
+    except Exception as error:  # noqa: BLE001  # a store that starts says this and that
         print(f"the disks are not ready: {error}")
         return False
     return True

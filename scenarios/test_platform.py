@@ -1,4 +1,4 @@
-"""make test-platform: a load balancer that is there first, a platform that enrols by itself, and a load that notices nothing.
+"""make test-platform: a load balancer is there first, a platform enrols by itself, and a load notices nothing.
 
 FULL=1 makes 1,000,000 requests in five minutes, else it is 100,000 in half a minute.
 """
@@ -18,6 +18,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def all_serve(balancer: Balancer) -> bool:
     return states.pop(("zeppelin02", "spark-driver")) == "DOWN" and set(states.values()) == {"UP"}
 
 
-def get(url: str, **headers: str) -> tuple[int, str, dict[str, str]]:
+def get(url: str, **headers: str) -> tuple[int, str, Message]:
     """Status, body and headers of the load balancer's answer; redirects are not followed."""
 
     class Stay(urllib.request.HTTPRedirectHandler):
@@ -101,10 +102,10 @@ def get(url: str, **headers: str) -> tuple[int, str, dict[str, str]]:
     opener = urllib.request.build_opener(Stay)
     try:
         with opener.open(urllib.request.Request(f"http://10.20.0.2{url}", headers=headers), timeout=10) as answer:
-            return answer.status, answer.read().decode(), dict(answer.headers)
+            return answer.status, answer.read().decode(), answer.headers
     except urllib.error.HTTPError as error:
         with error:
-            return error.code, error.read().decode(), dict(error.headers)
+            return error.code, error.read().decode(), error.headers
 
 
 def prometheus(expression: str) -> list[dict[str, Any]]:
@@ -182,7 +183,7 @@ def test_grafana_lives_below_its_path() -> None:
 
 
 @pytest.mark.usefixtures("nodes")
-def test_storage_keeps_its_signatures(folder: Path) -> None:
+def test_storage_keeps_its_signatures() -> None:
     client, size = storage("10.20.0.2:9000"), 64 * 2**20
     content = random.Random(1).randbytes(size)
     client.make_bucket("private")
@@ -351,12 +352,12 @@ def test_no_request_fails_while_nodes_come_and_go(balancer: Balancer, nodes: dic
     found = jmeter.result(folder)
 
     told(
-        f"JMeter: {found.requests:,} requests in {found.seconds:.0f} s, {found.rate:,.0f}/s; failed: {found.failed or 0}"
+        f"JMeter: {found.requests:,} requests in {found.seconds:.0f} s, {found.rate:,.0f}/s; failed {found.failed or 0}"
     )
     told(f"JMeter: 99 % within {found.p99:.0f} ms, longest {found.longest} ms; {found.each}")
-    told(f"keep-alive clients that never reconnect by themselves, ports 80 and 8080: {[dict(one) for one in kept]}")
+    told(f"keep-alive clients that never reconnect silently, ports 80 and 8080: {[dict(one) for one in kept]}")
     told(
-        f"notebooks: {sum(book.said for book in books)} messages answered, nodes of each {[len(book.nodes) for book in books]}"
+        f"notebooks: {[book.said for book in books]} messages answered, by {[len(book.nodes) for book in books]} nodes"
     )
     changes.told()
     made = balancer.haproxy.reloads()[0] - before
