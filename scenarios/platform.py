@@ -13,7 +13,7 @@ from typing import Any
 
 from scenarios.machines import PROGRAMS, Machine, Program, agent, network, settled
 from scenarios.services import EXAMPLE, KINDS, SERVES, kind_of, listens, settings
-from tests.world import LBAGENT, Haproxy, Lb, eventually
+from tests.world import LBAGENT, Haproxy, Lb
 
 LB = "10.20.0.2"
 
@@ -37,6 +37,9 @@ class Balancer:
         self.agent = settled("lb01", LB, where, env, f"-snapshot={self.lb.folder}/snapshot")
         exporter = ["prometheus-node-exporter", "--collector.disable-defaults", "--collector.textfile"]
         exporter += [f"--collector.textfile.directory={self.lb.state}", "--web.listen-address=:9100"]
+        self.watch = Program(
+            [str(LBAGENT), "-v", "watch"], folder / "watch.log", self._watched, **{**self.lb.env, **self.rpc}
+        )
         self.exporter = Program(exporter, folder / "exporter.log", listens(LB, 9100))
 
     def configured(self, found: dict[str, Any], **secrets: str) -> Path:
@@ -58,14 +61,14 @@ class Balancer:
             stack.enter_context(network(LB))
             stack.enter_context(self.haproxy)
             stack.enter_context(self.agent)
-            stack.callback(self.exporter.end)
-            self.exporter.start()
-            watch = self.lb.start("watch", env=self.rpc)
-            stack.callback(watch.communicate)
-            stack.callback(watch.terminate)
-            eventually(lambda: (self.lb.state / "watch.lock").exists() and self.lb.idle)
-            self.exporter.ready()
+            for program in (self.watch, self.exporter):
+                stack.callback(program.end)
+                program.start()
+                program.ready()
             yield
+
+    def _watched(self) -> bool:
+        return (self.lb.state / "watch.lock").exists() and self.lb.idle
 
     def run(self, *words: str) -> subprocess.CompletedProcess[bytes]:
         """`lbagent`, as an operator here types it."""

@@ -13,6 +13,7 @@ import os
 import random
 import signal
 import statistics
+import tempfile
 import time
 import urllib.error
 import urllib.parse
@@ -47,8 +48,9 @@ def told(figure: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("platform")
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="platform-") as path:
+        yield Path(path)
 
 
 @pytest.fixture(scope="module")
@@ -271,7 +273,7 @@ class Changes:
         began = time.monotonic()
         act()
         wanted = functools.partial(lambda: set(self.balancer.states(name).values()) <= set(states))
-        eventually(wanted, PATIENCE)
+        eventually(wanted, PATIENCE, 0.05)
         self.took.setdefault(what, []).append(time.monotonic() - began)
 
     def pause(self, name: str) -> None:
@@ -304,7 +306,8 @@ class Changes:
         assert (done.returncode, done.stderr) == (0, b""), done
 
     def reload(self, _: str) -> None:
-        """An operator's own reload, as after an edit of what is his."""
+        """An operator's own reload, as after an edit of what is his; lbagent is not just talking to that worker."""
+        eventually(lambda: self.balancer.lb.idle)
         worker = self.balancer.haproxy.worker()
         began = time.monotonic()
         os.kill(self.balancer.haproxy.pid, signal.SIGUSR2)
@@ -344,7 +347,7 @@ def test_no_request_fails_while_nodes_come_and_go(balancer: Balancer, nodes: dic
     changes = Changes(balancer, nodes)
     with contextlib.ExitStack() as stack:
         books = [stack.enter_context(Notebook()) for _ in range(4)]
-        kept = [stack.enter_context(traffic.load(port, 4, 0.02)) for port in (80, 8080)]
+        kept = [stack.enter_context(traffic.load(port, 4, pause)) for port, pause in ((80, 0.02), (8080, 0.2))]
         load = stack.enter_context(jmeter.start(folder, LOOPS, ROUNDS))
         stack.callback(load.kill)
         changes.until(lambda: load.poll() is not None)
