@@ -25,10 +25,11 @@ from typing import Any
 
 import pytest
 
-from scenarios import jmeter
-from scenarios.notebook import Notebook
-from scenarios.platform import Balancer, Node
-from scenarios.services import EXAMPLE, PAGE, TABLE, disks, storage
+from scenarios.platform import jmeter
+from scenarios.platform.balancer import Balancer
+from scenarios.platform.node import Node
+from scenarios.platform.notebook import Notebook
+from scenarios.platform.services import EXAMPLE, PAGE, TABLE, disks, storage
 from tests import traffic
 from tests.world import eventually
 

@@ -9,8 +9,8 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
-from scenarios.machines import PROGRAMS
-from scenarios.services import EXAMPLE
+from scenarios.platform.machines import PROGRAMS
+from scenarios.platform.services import EXAMPLE
 from tests.world import clean_environment
 
 HOME = "/usr/share/jmeter"

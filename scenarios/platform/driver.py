@@ -1,4 +1,4 @@
-"""A real Spark driver with one job that does not end: python -m scenarios.driver NAME."""
+"""A real Spark driver with one job that does not end: python -m scenarios.platform.driver NAME."""
 
 from __future__ import annotations
 

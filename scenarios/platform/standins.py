@@ -1,4 +1,4 @@
-"""What stands in for programs that neither Debian nor PyPI has: python -m scenarios.standins zeppelin|grafana NAME.
+"""What stands in for what neither Debian nor PyPI has: python -m scenarios.platform.standins zeppelin|grafana NAME.
 
 Each answers what the load balancer asks of it, on its own port: Zeppelin its REST version and a websocket that says
 back what it is told, Grafana its health and a page below /grafana/.

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from scenarios.machines import Machine, Program
+from scenarios.platform.machines import Machine, Program
 from tests.world import eventually
 
-HERE = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parents[2]
 EXAMPLE = HERE / "examples" / "data-platform"
 DISKS = "10.20.0.30"
 SERVES = {
@@ -90,7 +90,7 @@ def _minio(machine: Machine, folder: Path) -> Iterator[Program]:
 
 
 def _zeppelin(machine: Machine, folder: Path) -> Iterator[Program]:
-    argv = machine.within(sys.executable, "-m", "scenarios.standins", "zeppelin", machine.name)
+    argv = machine.within(sys.executable, "-m", "scenarios.platform.standins", "zeppelin", machine.name)
     url = f"http://{machine.address}:8080/api/version"
     yield Program(argv, folder / f"{machine.name}.log", answers(url), PYTHONPATH=str(HERE))
     if machine.name == "zeppelin01":
@@ -104,7 +104,7 @@ def _driver(machine: Machine, folder: Path) -> Iterator[Program]:
     conf.mkdir()
     text = (EXAMPLE / "services/spark-defaults.conf").read_text()
     (conf / "spark-defaults.conf").write_text(re.sub(r"(?m)^(spark\.ui\.port +)4040$", rf"\g<1>{port}", text))
-    argv = machine.within(sys.executable, "-m", "scenarios.driver", machine.name)
+    argv = machine.within(sys.executable, "-m", "scenarios.platform.driver", machine.name)
     env = {"SPARK_CONF_DIR": str(conf), "SPARK_LOCAL_IP": machine.address, "SPARK_LOCAL_DIRS": str(folder)}
     env |= {"PYTHONPATH": str(HERE), "PYSPARK_PYTHON": sys.executable, "HOME": str(folder)}
     log = folder / f"{machine.name}-driver.log"
@@ -117,7 +117,7 @@ def _monitor(machine: Machine, folder: Path) -> Iterator[Program]:
     argv += [f"--storage.tsdb.path={folder}/{machine.name}-tsdb", "--web.listen-address=:9090"]
     ready = answers(f"http://{machine.address}:9090/-/ready")
     yield Program(argv, folder / f"{machine.name}.log", ready)
-    argv = machine.within(sys.executable, "-m", "scenarios.standins", "grafana", machine.name)
+    argv = machine.within(sys.executable, "-m", "scenarios.platform.standins", "grafana", machine.name)
     log = folder / f"{machine.name}-grafana.log"
     yield Program(argv, log, answers(f"http://{machine.address}:3000/api/health"), PYTHONPATH=str(HERE))
 

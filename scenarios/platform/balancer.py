@@ -1,18 +1,17 @@
-"""The platform of examples/data-platform, run with the example's own files: its load balancer, and its nodes."""
+"""lb01 of the platform, run with the example's own files."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import shutil
-import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from scenarios.machines import PROGRAMS, Machine, Program, agent, network, settled
-from scenarios.services import EXAMPLE, KINDS, SERVES, kind_of, listens, settings
+from scenarios.platform.machines import PROGRAMS, Program, network, settled
+from scenarios.platform.services import EXAMPLE, SERVES, kind_of, listens, settings
 from tests.world import LBAGENT, Haproxy, Lb
 
 LB = "10.20.0.2"
@@ -80,49 +79,6 @@ class Balancer:
             service: self.haproxy.servers(f"lb-{service}").get(name, "none").split()[0]
             for service in SERVES[kind_of(name)]
         }
-
-
-class Node:
-    """A machine with its services and its Serf agent."""
-
-    def __init__(self, name: str, balancer: Balancer, folder: Path) -> None:
-        """Nothing runs before the `with`, and then only the machine."""
-        found = settings(name)
-        self.name, self.address = name, found["bind"]
-        self.machine = Machine(name, self.address)
-        self.agent = agent(self.machine, balancer.configured(found), folder)
-        self.programs = list(KINDS[kind_of(name)](self.machine, folder))
-
-    @contextlib.contextmanager
-    def plugged(self) -> Iterator[None]:
-        """The machine, on the network; whatever runs on it then ends with it."""
-        with self.machine, contextlib.ExitStack() as stack:
-            stack.push(self.agent)
-            stack.callback(self.crash)
-            yield
-
-    def serve(self) -> None:
-        """Start the services, and wait until they answer."""
-        for program in self.programs:
-            program.start()
-        for program in self.programs:
-            program.ready()
-
-    def boot(self) -> None:
-        """Start the services, then the agent."""
-        self.serve()
-        self.agent.start()
-
-    def shut(self) -> None:
-        """End the services, as an init system does: who is being answered still is."""
-        for program in self.programs:
-            program.end(signal.SIGQUIT if program.argv[-1].startswith("daemon off") else signal.SIGTERM)
-
-    def crash(self) -> None:
-        """End everything at once."""
-        for program in self.programs:
-            program.end(signal.SIGKILL)
-        self.agent.kill()
 
 
 def _secret() -> str:
