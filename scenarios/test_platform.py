@@ -316,7 +316,8 @@ class Changes:
         return False
 
     def told(self) -> None:
-        """Print how many, and how long."""
+        """Tell how many, and how long."""
+        told(f"changes under load: {sum(len(took) for what, took in self.took.items() if what != 'reload')}")
         for what, seconds in self.took.items():
             longest, median = max(seconds), statistics.median(seconds)
             told(f"{what:16}{len(seconds):4} times, median {median:5.2f} s, longest {longest:5.2f} s")
