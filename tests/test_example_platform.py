@@ -47,6 +47,7 @@ def test_every_role_has_a_node_and_every_node_a_role() -> None:
     assert {tuple(found["retry_join"]) for found in SETTINGS.values()} == {("10.20.0.2", "10.20.0.3")}
 
 
+@pytest.mark.real
 def test_every_join_is_told_without_a_reload() -> None:
     if shutil.which("haproxy", path="/usr/sbin:/usr/bin:/usr/local/sbin") is None:
         pytest.skip("no haproxy here")

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import threading
 import urllib.request
 from typing import Any, Self
 
 
 class Notebook:
-    """Says something every half second, from the `with` on, and remembers which node answered."""
+    """From the `with` on, says something and asks for a page every half second, and remembers which nodes answered."""
 
     def __init__(self) -> None:
         """Nothing is opened before the `with`."""
         self.said = 0
         self.nodes: set[str] = set()
+        self.pages: set[str] = set()
+        self._cookie: dict[str, str] = {}
         self._failed: list[Exception] = []
         self._stop = threading.Event()
         self._open = contextlib.ExitStack()
@@ -24,9 +27,9 @@ class Notebook:
     def __enter__(self) -> Self:
         client: Any = importlib.import_module("websockets.sync.client")
         with urllib.request.urlopen("http://10.20.0.2:8080/") as answer:
-            cookie = {"Cookie": answer.headers["Set-Cookie"].split(";")[0]}
+            self._cookie = {"Cookie": answer.headers["Set-Cookie"].split(";")[0]}
         # No pings: what goes over it is what is counted.
-        opened = client.connect("ws://10.20.0.2:8080/ws", additional_headers=cookie, ping_interval=None)
+        opened = client.connect("ws://10.20.0.2:8080/ws", additional_headers=self._cookie, ping_interval=None)
         self._socket = self._open.enter_context(opened)
         self._thread.start()
         return self
@@ -45,6 +48,9 @@ class Notebook:
                 node, words = self._socket.recv(timeout=30).split()
                 assert words == str(self.said)
                 self.nodes.add(node)
+                page = urllib.request.Request("http://10.20.0.2:8080/api/version", headers=self._cookie)
+                with urllib.request.urlopen(page, timeout=30) as answer:
+                    self.pages.add(json.load(answer)["body"]["node"])
                 self.said += 1
         except Exception as error:  # noqa: BLE001  # told by who waits
             self._failed.append(error)
