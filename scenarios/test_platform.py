@@ -107,7 +107,7 @@ def get(url: str, **headers: str) -> tuple[int, str, Message]:
 
     opener = urllib.request.build_opener(Stay)
     try:
-        with opener.open(urllib.request.Request(f"http://10.20.0.2{url}", headers=headers), timeout=10) as answer:
+        with opener.open(urllib.request.Request(f"http://10.20.0.2{url}", headers=headers), timeout=PATIENCE) as answer:
             return answer.status, answer.read().decode(), answer.headers
     except urllib.error.HTTPError as error:
         with error:
