@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-platform check lint bench load long pages clean
+.PHONY: help demo test check lint bench load long pages clean test-impala test-platform
 
 export PATH := $(PATH):/usr/sbin:/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -21,8 +21,7 @@ test: $(VENV)/.dev  ## all tests
 	@$(BIN)/python -m pytest
 
 test-platform: $(VENV)/.platform  ## a data platform enrols and changes under JMeter's load, four minutes; FULL=1: 1,000,000 requests
-	@.ci/install ip=iproute2 nginx prometheus prometheus-node-exporter java=default-jre-headless jmeter \
-	    /usr/share/jmeter/lib/ext/ApacheJMeter_http.jar=jmeter-http
+	@.ci/install ip nginx prometheus prometheus-node-exporter java jmeter /usr/share/jmeter/lib/ext/ApacheJMeter_http.jar
 	@scenarios/apart $(BIN)/python -m pytest -sq -p no:cacheprovider scenarios/test_platform.py
 
 check: lint test  ## what a change has to pass: format, lint, types, tests
@@ -34,13 +33,20 @@ lint: $(VENV)/.dev  ## format, lint and types
 
 bench: $(VENV)/.dev  ## how fast it is
 	@$(BIN)/python bench/run.py
+	@$(BIN)/python -m load.latency
 
-load: $(VENV)/.dev  ## 1,000 changes under load, with the runtime API and without it; four minutes
+load: $(VENV)/.dev  ## 1,000 changes under load, long sessions, and a burst of reloads; eight minutes
 	@.ci/install wrk
 	@$(BIN)/python -m load
+	@$(BIN)/python -m load.sessions
+	@$(BIN)/python -m load.burst
 
 long: $(VENV)/.dev  ## the daemon over 100,000 events and a day of syncs; ten minutes
 	@$(BIN)/python -m load.long
+
+test-impala: $(VENV)/.dev build/impala/.ready  ## examples/impala with real HiveServer2 servers; installs java and 400 MB; six minutes
+	@.ci/install java
+	@$(BIN)/python -m pytest scenarios/test_impala.py
 
 pages: $(VENV)/.demo  ## man page and completions, in build/
 	@$(BIN)/python -m lbagent.manual build
@@ -68,6 +74,17 @@ define INSTALL
 	done
 	@touch $@
 endef
+
+# The servers and the client of test-impala; nothing of it goes into the environment of lbagent.
+build/impala/.ready: scenarios/impala.txt | $(VENV)/.dev
+	@echo "setting up build/impala (once) ..."
+	@$(BIN)/python -m venv --clear build/impala
+	@for pause in 2 10 30 0; do \
+	    if build/impala/bin/python -m pip install -q --retries 5 --timeout 60 -r $<; then break; fi; \
+	    [ "$$pause" != 0 ] || exit 1; \
+	    sleep "$$pause"; \
+	done
+	@touch $@
 
 $(VENV)/.demo: pyproject.toml .ci/install
 	@.ci/install

@@ -43,6 +43,8 @@ class Transaction:
         """May come out with nodes in quarantine."""
         self.plan: Plan | None = None
         """The last one made; what the history tells of, however this ends."""
+        self.haproxy: Haproxy | None = None
+        """That which runs haproxy.cfg, as seen last."""
         self.partly: Outcome | None = None
         """What was done where the rest waits for its reload."""
         self.reasons: list[str] = []
@@ -74,7 +76,7 @@ class Transaction:
         for _ in range(ATTEMPTS):
             seen = scene.look(self._roles.haproxy)
             seen.tidy()
-            haproxy = scene.haproxy(self._roles.haproxy, seen)
+            self.haproxy = haproxy = scene.haproxy(self._roles.haproxy, seen)
             self.plan = wanted = self._plan(seen)
             confirmed, asked = Confirmed(self._store, seen, haproxy), self._asked(seen, wanted)
             if wanted.after == wanted.before and confirmed.nothing_to_do(asked):

@@ -142,6 +142,7 @@ class Chronicle:
             last.run or 0,
             last,
             digest=live.digest if live else None,
+            old_workers=self._old_workers,
             held=sum(held.lines for held in plan.held) if plan else 0,
             pending=len(self._spool.names()),
             bad=_files(self._store.paths.bad),
@@ -153,6 +154,11 @@ class Chronicle:
             members=tally.statuses(membership),
             quarantined=tally.quarantined(membership),
         )
+
+    @property
+    def _old_workers(self) -> int | None:
+        haproxy = self.transaction.haproxy if self.transaction else None
+        return haproxy.old_workers if haproxy else None
 
     def _membership(self) -> Membership | None:
         if self.transaction:

@@ -14,6 +14,7 @@ from lbagent.batch import Batch, peeked
 from lbagent.chronicle import Chronicle
 from lbagent.errors import RolesRefused, TryAgain
 from lbagent.fold import Folded, fold, outdated
+from lbagent.haproxy.takeover import Haproxy
 from lbagent.host.log import Log
 from lbagent.host.paths import Paths
 from lbagent.host.spool import Spool
@@ -43,6 +44,8 @@ class Engine:
         self.membership = Membership()
         self.plan: Plan | None = None
         """Of the last run that went well."""
+        self.haproxy: Haproxy | None = None
+        """As the last run saw it that got so far."""
         self.answers: Mapping[str, str] = {}
         """What queries are told, by record id, as in Folded."""
         self.heard: int | None = None
@@ -79,7 +82,10 @@ class Engine:
             if learn:
                 self._learn(learn, roles, chronicle)
             chronicle.transaction = transaction = Transaction(self.store, roles, self.membership, options)
-            chronicle.outcome = outcome = transaction.apply()
+            try:
+                chronicle.outcome = outcome = transaction.apply()
+            finally:
+                self.haproxy = transaction.haproxy
         self.plan = transaction.plan
         self._tell(transaction, outcome, news=bool(chronicle.causes))
         if chronicle.unknown:

@@ -33,6 +33,8 @@ class Numbers(NamedTuple):
     quarantined: int | None = None
     digest: str | None = None
     """Of the managed lines, as hexadecimal digits."""
+    old_workers: int | None = None
+    """None while no HAProxy is seen."""
     held: int = 0
     """Lines that the guard kept."""
     pending: int = 0
@@ -126,6 +128,11 @@ METRICS: tuple[tuple[str, str, Callable[[Numbers], Samples | int | None]], ...] 
         "lbagent_last_reload_timestamp_seconds",
         "When HAProxy was last to take a change over.",
         lambda one: one.last.reload,
+    ),
+    (
+        "lbagent_old_workers",
+        "HAProxy workers of before a reload that went on when the last run ended.",
+        lambda one: one.old_workers,
     ),
     ("lbagent_last_sync_timestamp_seconds", "When the last sync ended.", lambda one: one.last.sync),
     ("lbagent_sync_age_seconds", "Age of the last sync when this was written.", _sync_age),

@@ -69,6 +69,8 @@ class Sources(NamedTuple):
     """None where that cannot be read."""
     events: Events
     last_run: Run | None
+    old_workers: int | None
+    """HAProxy's of before a reload, that go on; None where no HAProxy is seen."""
     problems: Sequence[str]
     """What is missing or damaged, a sentence each."""
 
@@ -107,6 +109,7 @@ class Report(NamedTuple):
             "confirmed": self.confirmed,
             "served": served and {**served._asdict(), "failure": served.failure and served.failure._asdict()},
             "stats_socket": sources.stats_socket._asdict(),
+            "old_workers": sources.old_workers,
             "events": sources.events._asdict(),
             "last_run": run and run._asdict(),
             "held": list(self.held),

@@ -120,6 +120,8 @@ def _below(report: Report) -> Iterator[tuple[str, str]]:
     kinds = ", ".join(f"{count} {state}" for state, count in sorted(counts.items(), key=lambda one: (-one[1], one[0])))
     yield "nodes", f"{len(report.nodes)}: {kinds}" if kinds else "none is known"
     yield "lines", _lines(report)
+    if old := report.sources.old_workers:
+        yield "old workers", f"{old} of HAProxy, each until what was open at its reload has ended"
     if (served := report.sources.served) and (failure := served.failure):
         yield "reload", f"failed {_times(failure.times)}, {age(at - failure.at)} ago: {failure.words}"
     if run := report.sources.last_run:

@@ -11,7 +11,8 @@ import time
 
 from lbagent import restore, scene
 from lbagent.engine import Engine
-from lbagent.haproxy import runtime, stats
+from lbagent.errors import TryAgain
+from lbagent.haproxy import process, runtime, stats
 from lbagent.haproxy.process import Worker
 from lbagent.haproxy.stats import Stats
 from lbagent.haproxy.text import Document
@@ -44,8 +45,8 @@ class _Survey:
         document = self._document()
         membership = self._membership(document)
         said, socket = _asked(document)
-        served, events, run = self._served(), self._events(), self._last_run()
-        sources = Sources(self._at, said, socket, served, events, run, tuple(self._problems))
+        served, events, run, old = self._served(), self._events(), self._last_run(), self._old_workers(document)
+        sources = Sources(self._at, said, socket, served, events, run, old, tuple(self._problems))
         return report(sources, self._roles, membership, document)
 
     def _document(self) -> Document | None:
@@ -101,6 +102,14 @@ class _Survey:
         failure = found.failure and Failed(found.failure.at, found.failure.times, found.failure.words)
         pid = found.worker[0] if found.worker else None
         return Served(found.digest or None, pid, found.worker is not None and Worker(*found.worker).alive, failure)
+
+    def _old_workers(self, document: Document | None) -> int | None:
+        try:
+            running = document and process.find(self._roles.haproxy.config, document.settings)
+        except TryAgain as error:
+            self._problem(told(error))
+            return None
+        return running.old if running else None
 
     def _problem(self, words: str) -> None:
         self._problems[words] = None

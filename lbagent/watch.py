@@ -20,6 +20,7 @@ from lbagent.host.log import Log, told
 from lbagent.host.paths import Paths
 from lbagent.host.spool import Mark
 from lbagent.intake import Rounds
+from lbagent.newcomers import Newcomers
 from lbagent.outcome import Outcome, Verdict
 from lbagent.settings import Settings
 from lbagent.timetable import SYNC_EVERY, next_end, next_sync
@@ -33,6 +34,9 @@ QUIET, QUIET_AT_LAST = 0.2, 2.0
 
 FIRST_RETRY, LAST_RETRY = 1.0, 60.0
 """Seconds after which what failed is tried again, doubled from the first to the last."""
+
+LOOK_EVERY = 1.0
+"""Seconds between two looks whether HAProxy was started, or reloaded by somebody else."""
 
 _FINE = (0, 3)
 """Exit statuses that trying again would not change: all is done, or held back by the guard."""
@@ -57,6 +61,7 @@ class _Watch:
         self._edits = Edits(settings.roles, self._engine.roles)
         self._spooled: frozenset[Mark] = frozenset()
         """What lay in the spool when the last round ended, and stays there."""
+        self._newcomers = Newcomers(self._engine)
         self._ends = self._renews = False
         self._said: set[str] = set()
         self._sync_at = 0.0
@@ -109,12 +114,15 @@ class _Watch:
         # Before, not after: an edit that comes while we run is another one.
         self._edits.seen()
         self._attention.watch([self._engine.paths.spool, *self._edits.folders()])
+        self._newcomers.seen()
         try:
             outcome = self._engine.run(Options(not_before=self._reload_from), learn)
         except (LbagentError, OSError) as error:
             self._words = told(error)
             self._reloaded(isinstance(error, PutBack) and not isinstance(error, NotYet))
             raise
+        finally:
+            self._newcomers.ours()
         self._reloaded(outcome.reloaded)
         self._queued = outcome.verdict is Verdict.QUEUED
         self._edits.ours(self._engine.plan.after if self._engine.plan else ())
@@ -150,8 +158,9 @@ class _Watch:
         every = notify.alive_every() or seconds
         while not (self._ends or self._renews or self._news) and (left := until - time.monotonic()) > 0:
             notify.notify("WATCHDOG=1")
-            self._attention.wait(min(left, every))
+            self._attention.wait(min(left, every, LOOK_EVERY))
 
     @property
     def _news(self) -> bool:
-        return bool(self._engine.spool.marks() - self._spooled) or self._edits.made
+        stored = self._engine.spool.marks() - self._spooled
+        return bool(stored) or self._edits.made or self._newcomers.there

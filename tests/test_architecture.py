@@ -31,8 +31,9 @@ ROOMS: dict[str, set[str]] = {
     "status": {"engine", "errors", "host.log", "host.paths", "report", "settings", "sheet", "survey", "view"},
     "steer": {"engine", "errors", "host.log", "host.paths", "names", "obedience", "orders", "serf.agent", "serf.command", "serf.listing", "serf.raw", "settings", "verbs"},
     "verbs": {"apply", "diff", "engine", "errors", "host.lock", "host.log", "host.paths", "intake", "plan", "quarantine", "scene", "settings", "truth"},
-    "watch": {"apply", "edits", "engine", "errors", "host.attention", "host.lock", "host.log", "host.notify", "host.paths", "host.spool", "intake", "outcome", "settings", "timetable", "truth"},
+    "watch": {"apply", "edits", "engine", "errors", "host.attention", "host.lock", "host.log", "host.notify", "host.paths", "host.spool", "intake", "newcomers", "outcome", "settings", "timetable", "truth"},
     # beside the doors
+    "newcomers": {"engine"},
     "edits": {"errors", "roles", "scene"},
     "answer": {"accord", "engine", "errors", "host.log", "host.paths", "membership", "memory", "obedience", "serf.command", "serf.events", "serf.raw", "settings", "summary"},
     # beside the doors
@@ -47,10 +48,10 @@ ROOMS: dict[str, set[str]] = {
     "completion": {"commandline"},
     "helptext": {"errors", "outcome"},
     "manpage": {"commandline"},
-    "survey": {"engine", "haproxy.process", "haproxy.runtime", "haproxy.stats", "haproxy.text", "host.history", "host.log", "host.store", "membership", "memory", "outcome", "report", "restore", "roles", "scene"},
+    "survey": {"engine", "errors", "haproxy.process", "haproxy.runtime", "haproxy.stats", "haproxy.text", "host.history", "host.log", "host.store", "membership", "memory", "outcome", "report", "restore", "roles", "scene"},
     "view": {"nodes", "report", "sheet"},
     # one run
-    "engine": {"__init__", "apply", "batch", "chronicle", "errors", "fold", "host.log", "host.paths", "host.spool", "host.store", "membership", "memory", "outcome", "plan", "restore", "roles", "rolescache", "rolesfile", "roll", "scene", "serf.agent", "serf.events", "serf.raw", "table", "unstored"},
+    "engine": {"__init__", "apply", "batch", "chronicle", "errors", "fold", "haproxy.takeover", "host.log", "host.paths", "host.spool", "host.store", "membership", "memory", "outcome", "plan", "restore", "roles", "rolescache", "rolesfile", "roll", "scene", "serf.agent", "serf.events", "serf.raw", "table", "unstored"},
     "chronicle": {
         "__init__", "apply", "errors", "host.log", "host.spool", "host.store", "last", "membership", "memory", "metrics", "outcome", "plan", "roles", "scene", "tally",
     },
@@ -122,7 +123,7 @@ ROOMS: dict[str, set[str]] = {
     "doctor.examination": {"__init__", "doctor.finding", "doctor.lines_side", "doctor.serf_side", "errors", "host.log", "settings"},
     "doctor.finding": {"names"},
     "doctor.handlers": {"doctor.finding"},
-    "doctor.haproxy_seen": {"doctor.finding", "doctor.said", "errors", "haproxy.process", "haproxy.runtime", "haproxy.successor", "haproxy.takeover", "host.commands", "host.processes", "roles"},
+    "doctor.haproxy_seen": {"doctor.finding", "doctor.said", "errors", "haproxy.acceptance", "haproxy.process", "haproxy.runtime", "haproxy.successor", "host.commands", "host.processes", "roles"},
     "doctor.keylines": set(),
     "doctor.lines_side": {"doctor.declared", "doctor.directives", "doctor.drift", "doctor.finding", "doctor.haproxy_seen", "doctor.keylines", "doctor.machine", "doctor.markers", "doctor.proxies", "doctor.reloads", "engine", "errors", "haproxy.process", "host.log", "host.paths", "membership", "prospect", "roles", "rolescache", "rolesfile", "scene", "settings"},
     "doctor.machine": {"doctor.finding", "doctor.permissions", "host.paths", "host.store", "memory", "names"},
@@ -146,6 +147,7 @@ ROOMS: dict[str, set[str]] = {
     "haproxy.dynamic": {"haproxy.defaults", "haproxy.keywords", "haproxy.roster", "haproxy.text", "names"},
     "haproxy.keywords": set(),
     "haproxy.lines": {"haproxy.server", "names"},
+    "haproxy.peers": {"haproxy.runtime"},
     "haproxy.process": {"errors", "haproxy.runtime", "host.processes"},
     "haproxy.roster": {"haproxy.text"},
     "haproxy.runtime": set(),
@@ -153,7 +155,8 @@ ROOMS: dict[str, set[str]] = {
     "haproxy.servers": {"haproxy.roster", "names"},
     "haproxy.stats": set(),
     "haproxy.successor": {"errors", "haproxy.process"},
-    "haproxy.takeover": {"errors", "haproxy.process", "haproxy.runtime", "haproxy.successor", "host.commands", "host.processes", "roles"},
+    "haproxy.takeover": {"errors", "haproxy.acceptance", "haproxy.peers", "haproxy.process", "haproxy.runtime", "haproxy.successor", "host.commands", "host.processes", "roles"},
+    "haproxy.acceptance": {"errors", "haproxy.process", "host.commands"},
     "haproxy.text": {"haproxy.lines"},
     # all that touches the machine
     "host.__init__": set(),

@@ -96,6 +96,7 @@ def test_a_known_state_is_told_like_this() -> None:
         "lbagent_last_reload_success 0",
         "# TYPE lbagent_last_reload_timestamp_seconds gauge",
         "lbagent_last_reload_timestamp_seconds 1699999997",
+        "# TYPE lbagent_old_workers gauge",
         "# TYPE lbagent_last_sync_timestamp_seconds gauge",
         "lbagent_last_sync_timestamp_seconds 1699999940",
         "# TYPE lbagent_sync_age_seconds gauge",

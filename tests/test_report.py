@@ -47,6 +47,7 @@ QUIET = Sources(
     Served(None, None, alive=False, failure=None),
     Events(0, None),
     None,
+    0,
     (),
 )
 PAUSE = Pause(NOW - 60, "user event", "patches", NOW + 3600)
@@ -419,6 +420,7 @@ def test_the_whole_json_object() -> None:
         stats={("lb-iis", "web01"): Said("UP", 3)},
         events=Events(1, NOW - 2),
         last_run=Run(NOW - 9, "member-join web01", "applied", "2 lines added, 0 removed"),
+        old_workers=3,
         problems=("spool: Permission denied",),
     )
     membership = known(member("web01", tags={"dc": "tokyo"}))
@@ -437,6 +439,7 @@ def test_the_whole_json_object() -> None:
             "alive": True,
             "failure": {"at": NOW - 5, "times": 2, "words": "the port is taken"},
         },
+        "old_workers": 3,
         "stats_socket": {"address": "/run/haproxy/admin.sock", "error": None},
         "events": {"pending": 1, "oldest": NOW - 2},
         "last_run": {

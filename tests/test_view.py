@@ -68,6 +68,7 @@ def example() -> Report:
         Served(document.digest(), 4711, alive=True, failure=None),
         Events(1, NOW + 10799),
         run,
+        0,
         (),
     )
     return report(sources, FARM, held, document)

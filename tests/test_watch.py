@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import shutil
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +15,7 @@ import pytest
 
 from lbagent.haproxy.text import Document
 from tests.pair import HANDLER
+from tests.watching import watching
 from tests.world import PATIENCE, RELOADING, Haproxy, Lb, SerfAgent, eventually, member
 
 pytestmark = pytest.mark.real
@@ -29,22 +28,6 @@ def lb() -> Iterator[Lb]:
     """A load balancer whose HAProxy runs."""
     with Lb() as one, Haproxy(one):
         yield one
-
-
-@contextlib.contextmanager
-def watching(lb: Lb, **env: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`lbagent watch`, once it holds its lock and has made its first round."""
-    process = lb.start("-v", "watch", env=env)
-    try:
-        eventually(lambda: (lb.state / "metrics.prom").exists() and lb.idle)
-        yield process
-    finally:
-        process.send_signal(signal.SIGCONT)
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=PATIENCE)
-        process.kill()
-        process.communicate()
 
 
 def one(lb: Lb) -> str:

@@ -11,9 +11,9 @@ from lbagent.doctor.finding import AS_SERF, Finding, Kind, error, ok, warning
 from lbagent.doctor.said import Checked
 from lbagent.errors import TryAgain
 from lbagent.haproxy import process, runtime
+from lbagent.haproxy.acceptance import checked
 from lbagent.haproxy.process import Running
 from lbagent.haproxy.successor import successor
-from lbagent.haproxy.takeover import checked
 from lbagent.host import commands, processes
 from lbagent.roles import HaproxySettings
 

@@ -37,6 +37,8 @@ class Running(NamedTuple):
     main: Process
     worker: Process
     is_master: bool
+    old: int = 0
+    """Workers of before, that go on until their last connection ends."""
 
     @property
     def environ(self) -> dict[str, str]:
@@ -69,8 +71,12 @@ def find(config: Sequence[str], settings: Sequence[Sequence[str]]) -> Running | 
     for root in roots:
         workers = [one for one in candidates if one.parent == root.pid]
         newest = max(workers, key=lambda one: (one.started, one.pid), default=root)
-        found.append(Running(root, newest, bool(workers) or bool({"-W", "-Ws"} & set(root.argv))))
-    return _choose(found, settings) if len(found) > 1 else next(iter(found), None)
+        is_master = bool(workers) or bool({"-W", "-Ws"} & set(root.argv))
+        found.append(Running(root, newest, is_master, max(len(workers) - 1, 0)))
+    if len(found) <= 1:
+        return next(iter(found), None)
+    chosen = _choose(found, settings)
+    return chosen if chosen.is_master else chosen._replace(old=sum(not one.is_master for one in found) - 1)
 
 
 def shown_not_to_run(settings: Sequence[Sequence[str]]) -> bool:

@@ -6,14 +6,13 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from lbagent.errors import LbagentError, TryAgain
-from lbagent.haproxy import process, runtime
+from lbagent.haproxy import acceptance, peers, process, runtime
 from lbagent.haproxy.process import Reloads, Running, Worker
 from lbagent.haproxy.successor import spoken, successor
 from lbagent.host import commands, processes
-from lbagent.host.commands import Finished
 from lbagent.roles import HaproxySettings
 
 _POLL = 0.01
@@ -47,7 +46,7 @@ class Haproxy:
 
         Raises NotAccepted, TryAgain where HAProxy cannot be asked.
         """
-        result = checked(paths, self._settings.timeout, self._running)
+        result = acceptance.checked(paths, self._settings.timeout, self._running)
         if result.status is None:
             raise TryAgain(result.words)
         if not result.good:
@@ -69,6 +68,18 @@ class Haproxy:
         running = self._running
         return Worker(*running.worker.named) if running else None
 
+    @property
+    def pids(self) -> frozenset[int]:
+        """Processes among which a new one means that HAProxy was started or reloaded."""
+        running = self._running
+        workers = processes.children(running.main.pid) if running and running.is_master else frozenset()
+        return workers or frozenset(one.pid for one in processes.named("haproxy"))
+
+    @property
+    def old_workers(self) -> int | None:
+        """How many workers of before go on until their last connection ends; None where no process is found."""
+        return self._running.old if self._running else None
+
     def shown_not_to_run(self) -> bool:
         """Whether all that could show a running HAProxy shows none."""
         return self._running is None and process.shown_not_to_run(self._lines)
@@ -82,6 +93,8 @@ class Haproxy:
 
         Raises ReloadFailed where the reload says so, TryAgain where nobody can know.
         """
+        if peers.waited_for(self._lines):  # others may have reloaded meanwhile
+            self._running = process.find(self._settings.config, self._lines)
         running = self._running
         if self.shown_not_to_run():
             return None
@@ -105,9 +118,9 @@ class Haproxy:
             self._command(successor(running, self._lines), running)
 
     def _command(self, argv: Sequence[str], running: Running | None = None) -> None:
-        cwd, environ = (running.main.cwd, self._environ()) if running else (None, _own_environ())
+        cwd = running.main.cwd if running else None
         try:
-            result = commands.run(argv, self._settings.timeout, cwd=cwd, environ=environ)
+            result = commands.run(argv, self._settings.timeout, cwd=cwd, environ=acceptance.environ(running))
         except OSError as error:
             raise ReloadFailed(f"{argv[0]} cannot be run: {error.strerror}") from error
         if result.status is None:
@@ -163,26 +176,3 @@ class Haproxy:
             with contextlib.suppress(OSError):
                 return runtime.worker_pid(address)
         return None
-
-    def _environ(self) -> Mapping[str, str]:
-        return _environ(self._running)
-
-
-def checked(paths: Sequence[str], timeout: float, running: Running | None) -> Finished:
-    """How `haproxy -c` ends on these files, read as the running one would read them. Raises TryAgain."""
-    argv = ["haproxy", "-c", *(word for path in paths for word in ("-f", path))]
-    cwd = running.main.cwd if running and running.is_master else None
-    try:
-        # Its folder, and its variables for ${…}.
-        return commands.run(argv, timeout, cwd=cwd if cwd and os.path.isdir(cwd) else None, environ=_environ(running))
-    except OSError as error:
-        raise TryAgain(f"haproxy -c cannot be run: {error.strerror}: {error.filename}") from error
-
-
-def _environ(running: Running | None) -> Mapping[str, str]:
-    return (running.environ if running else {}) or _own_environ()
-
-
-def _own_environ() -> dict[str, str]:
-    # What Serf put into it was chosen by others.
-    return {key: value for key, value in os.environ.items() if not key.startswith("SERF_")}

@@ -96,6 +96,15 @@ def named(prefix: str) -> list[Process]:
     return [one for pid in pids if (one := process(pid)) is not None and one.alive and one.program.startswith(prefix)]
 
 
+def children(pid: int) -> frozenset[int]:
+    """The processes that `pid` has started; none where the kernel does not tell, or it has ended."""
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", "rb") as file:
+            return frozenset(map(int, file.read().split()))
+    except OSError:
+        return frozenset()
+
+
 def table_readable() -> bool:
     """Whether other users' processes are shown at all (/proc may be mounted with hidepid)."""
     return os.geteuid() == 0 or os.access("/proc/1/stat", os.R_OK)

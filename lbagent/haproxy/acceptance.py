@@ -1,0 +1,52 @@
+"""`haproxy -c`: whether HAProxy takes some files, asked the quick way first."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+from lbagent.errors import TryAgain
+from lbagent.haproxy.process import Running
+from lbagent.host import commands
+from lbagent.host.commands import Finished
+
+_WITHOUT_CA = os.path.join(os.path.dirname(__file__), "without-ca.cfg")
+_PLAIN = (b"httpclient", b"HAPROXY_CFGFILES")
+"""Words in a text that means what it says only where nothing stands before it."""
+
+
+def checked(paths: Sequence[str], timeout: float, running: Running | None) -> Finished:
+    """How `haproxy -c` ends on these files, read as the running one would read them. Raises TryAgain.
+
+    Only the plain way refuses, in HAProxy's own words.
+    """
+    try:
+        if not any(word in content for content in map(_content, paths) for word in _PLAIN):
+            quick = _checked([_WITHOUT_CA, *paths], timeout, running)
+            if quick.good or quick.status is None:  # no time left for another
+                return quick
+        return _checked(paths, timeout, running)
+    except OSError as error:
+        raise TryAgain(f"haproxy -c cannot be run: {error.strerror}: {error.filename}") from error
+
+
+def environ(running: Running | None) -> Mapping[str, str]:
+    """The variables for ${…}: of the HAProxy that runs, else our own."""
+    return (running.environ if running else {}) or _own_environ()
+
+
+def _checked(paths: Sequence[str], timeout: float, running: Running | None) -> Finished:
+    argv = ["haproxy", "-c", *(word for path in paths for word in ("-f", path))]
+    cwd = running.main.cwd if running and running.is_master else None
+    # In its folder: paths in haproxy.cfg may be relative to it.
+    return commands.run(argv, timeout, cwd=cwd if cwd and os.path.isdir(cwd) else None, environ=environ(running))
+
+
+def _content(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _own_environ() -> dict[str, str]:
+    # What Serf put into it was chosen by others.
+    return {key: value for key, value in os.environ.items() if not key.startswith("SERF_")}

@@ -1,0 +1,361 @@
+"""examples/impala, run for real: no client loses its daemon or its query to a change of the others.
+
+Spark's Thrift Servers stand in for Impala daemons: they speak the protocol of its port 21050. What takes no SQL is
+measured with servers that say their name and nothing else.
+"""
+
+from __future__ import annotations
+
+import base64
+import collections
+import contextlib
+import functools
+import http.client
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lbagent.haproxy.peers import learning
+from scenarios.impala_cluster import LONG, Cluster
+from scenarios.impala_hs2 import LongQuery, Lost, Server, Session, serving
+from scenarios.impala_site import SOURCES, Balancer, Daemon, Site, spread, strayed, timers
+from tests.world import PATIENCE, Lb, binaries, eventually, member
+
+NAMES = ("impala01", "impala02")
+TOYS = tuple(f"impala{number}" for number in range(11, 21))
+STICKY = "    balance leastconn\n    stick-table type ip size 100k expire 24h peers lb\n    stick on src\n"
+
+
+class Figures(dict[str, str]):
+    """What was measured, printed below the tests."""
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        terminalreporter.section("measured")
+        width = max(map(len, self), default=0)
+        for what, much in self.items():
+            terminalreporter.write_line(f"{what:{width}}  {much}")
+
+
+@pytest.fixture(scope="session")
+def figures(request: pytest.FixtureRequest) -> Figures:
+    found = Figures()
+    request.config.pluginmanager.register(found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def site() -> Site:
+    """One port for all: HiveServer2 stands in for Beeswax too."""
+    return Site(one_port=True)
+
+
+@pytest.fixture(scope="module")
+def servers(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
+    """Two real HiveServer2 servers."""
+    folder = tmp_path_factory.mktemp("hs2")
+    both = [Server(name, address(name), site.hs2, folder) for name in NAMES]
+    with serving(*both):
+        yield {server.name: server for server in both}
+
+
+@pytest.fixture
+def cluster(site: Site, servers: dict[str, Server]) -> Iterator[Cluster]:
+    """A load balancer at which both have enrolled."""
+    one = Cluster(Balancer(site))
+    with one.running():
+        for name in servers:
+            one.join(name, address(name))
+        yield one
+
+
+def address(name: str) -> str:
+    return f"127.0.8.{int(name.removeprefix('impala'))}"
+
+
+def join(lb: Lb, *names: str) -> None:
+    assert lb.join(*(member(name, address(name), "impala") for name in names)).stderr == b""
+
+
+def percent(share: float) -> str:
+    return f"{share:g} %"
+
+
+@contextlib.contextmanager
+def toys(site: Site, *names: str) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            stack.enter_context(Daemon(name, address(name), site))
+        yield
+
+
+@pytest.mark.parametrize("binary", list(binaries().values()), ids=list(binaries()))
+def test_no_client_moves_but_those_of_a_daemon_that_goes(
+    binary: Path, request: pytest.FixtureRequest, figures: Figures
+) -> None:
+    site = Site()
+    with toys(site, *TOYS[:4]), Balancer(site, binary=binary) as one:
+        join(one.lb, *TOYS[:2])
+        at_first = spread(one.jdbc)
+        theirs = {source for source, name in at_first.items() if name == TOYS[0]}
+
+        join(one.lb, TOYS[2])
+        joined = strayed(at_first, spread(one.jdbc))
+        one.runtime(on=False)
+        since = time.monotonic()
+        join(one.lb, TOYS[3])
+        held = time.monotonic() - since
+        reloaded = strayed(at_first, spread(one.jdbc))
+        assert (joined, reloaded, one.haproxy.reloads()) == (0, 0, (1, 0))
+
+        one.lb.leave(member(TOYS[0], address(TOYS[0]), "impala"))
+        left = spread(one.jdbc)
+        assert {source for source in SOURCES if left[source] != at_first[source]} == theirs
+
+    assert set(at_first.values()) == {*TOYS[:2]}
+    version = request.node.callspec.id
+    figures[f"HAProxy {version}: clients of 200 that move when a third daemon joins, without a reload"] = percent(
+        joined
+    )
+    figures[f"HAProxy {version}: when a fourth joins, with a reload right after the start"] = percent(reloaded)
+    figures[f"HAProxy {version}: seconds that reload took, until the table could be handed over"] = f"{held:.1f}"
+    figures[f"HAProxy {version}: when one of two leaves (all of them its own)"] = percent(strayed(at_first, left))
+
+
+def test_the_other_load_balancer_knows_the_clients(figures: Figures) -> None:
+    site = Site()
+    with toys(site, *TOYS[:3]), Balancer(site) as one, Balancer(site, "lb02") as other:
+        for lb in (one.lb, other.lb):
+            join(lb, *TOYS[:2])
+        at_first = spread(one.jdbc)
+        eventually(lambda: used(other) == len(SOURCES))
+
+        over = strayed(at_first, spread(other.jdbc))
+        one.haproxy.stop()
+        join(other.lb, TOYS[2])
+        alone = strayed(at_first, spread(other.jdbc))
+
+    assert (over, alone) == (0, 0)
+    figures["clients that move when the other load balancer takes over"] = percent(over)
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["alone", "with the other load balancer up"])
+def test_what_a_reload_by_hand_right_after_the_start_costs(figures: Figures, *, both: bool) -> None:
+    site = Site()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(toys(site, *TOYS[:2]))
+        if both:
+            other = stack.enter_context(Balancer(site, "lb02"))
+            eventually(lambda: not learning(other.haproxy.ask("show peers")))
+        one = stack.enter_context(Balancer(site))
+        join(one.lb, *TOYS[:2])
+        if both:
+            eventually(lambda: not learning(one.haproxy.ask("show peers")))
+        spread(one.jdbc)
+        worker, able = one.haproxy.worker(), not learning(one.haproxy.ask("show peers"))
+
+        os.kill(one.haproxy.pid, signal.SIGUSR2)
+        eventually(lambda: one.haproxy.reloads() == (1, 0) and one.haproxy.worker() != worker)
+        eventually(lambda: used(one) == (len(SOURCES) if able else 0))
+
+    assert able or not both
+    when = "the other load balancer up, within" if both else "alone, after" if able else "alone, within"
+    figures[f"clients forgotten by a reload by hand, {when} five seconds of the start"] = "0" if able else "200"
+
+
+@pytest.mark.parametrize(
+    ("words", "least", "most"),
+    [("balance source", 50, 80), ("balance source\n    hash-type consistent", 1, 50)],
+    ids=["source", "consistent"],
+)
+def test_what_balance_source_would_cost(words: str, least: float, most: float, figures: Figures) -> None:
+    site = Site()
+    with toys(site, *TOYS[:3]), Balancer(site, changed={STICKY: f"    {words}\n"}) as one:
+        join(one.lb, *TOYS[:2])
+        at_first = spread(one.jdbc)
+        join(one.lb, TOYS[2])
+        moved = strayed(at_first, spread(one.jdbc))
+
+    assert least < moved < most
+    figures[f"the same join with `{' '.join(words.split())}`"] = percent(moved)
+
+
+def test_who_has_gone_without_a_word_is_noticed(figures: Figures) -> None:
+    site = Site()
+    with toys(site, *TOYS[:2]), Balancer(site) as one, contextlib.ExitStack() as stack:
+        join(one.lb, *TOYS[:2])
+        for port in (one.jdbc, one.shell):
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", port), PATIENCE))
+            assert client.makefile().readline()
+
+        waits = timers(one.jdbc, one.shell, site.hs2, site.beeswax)
+
+    # Of each connection HAProxy has two, to the client and to the daemon; neither of those asks for keep-alive.
+    assert len(waits) == 4
+    assert all(60 < seconds <= 120 for seconds in waits)
+    figures["HAProxy's connections of two clients with a keep-alive timer of two minutes"] = "4 of 4"
+
+
+def test_the_statistics_are_shown_for_the_password_alone() -> None:
+    with Balancer(Site()) as one:
+        said = [get(one.stats, words) for words in ("", "admin:wrong", "admin:change-me")]
+
+    assert said == [401, 401, 200]
+
+
+def test_check_finds_nothing_in_the_example_but_that_local_users_are_trusted(cluster: Cluster) -> None:
+    done = cluster.run("check")
+
+    told = [line.split()[:2] for line in done.stdout.decode().splitlines()]
+    assert done.returncode == 0
+    assert [line for line in told if line[0] != "ok"] == [["warning", "rpc:"]]
+
+
+def test_a_client_keeps_its_daemon(cluster: Cluster, figures: Figures) -> None:
+    clients = SOURCES[:10]
+    with contextlib.ExitStack() as stack:
+        opened = {one: stack.enter_context(Session(cluster.balancer.jdbc, one)) for one in clients}
+        at_first = {source: session.server for source, session in opened.items()}
+        again = {one: stack.enter_context(Session(cluster.balancer.jdbc, one)) for one in clients}
+
+        assert {source: session.server for source, session in again.items()} == at_first
+        assert collections.Counter(at_first.values()) == dict.fromkeys(NAMES, 5)
+
+    with contextlib.ExitStack() as stack:
+        shells = [stack.enter_context(Session(cluster.balancer.shell, SOURCES[0])) for _ in range(6)]
+        assert collections.Counter(session.server for session in shells) == dict.fromkeys(NAMES, 3)
+    figures["sessions of ten clients, twice, on 21051: at another daemon than before"] = "0 of 10"
+    figures["six sessions of one client on 25003, by daemon"] = "3 and 3"
+
+
+def test_a_long_query_lives_through_200_changes_without_a_reload(
+    cluster: Cluster, site: Site, tmp_path: Path, figures: Figures
+) -> None:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(toys(site, *TOYS))
+        busy = [stack.enter_context(Session(cluster.balancer.jdbc, source)) for source in SOURCES[:2]]
+        idle = [stack.enter_context(Session(cluster.balancer.jdbc, source)) for source in SOURCES[:2]]
+        theirs = [session.server for session in busy]
+        queries = [stack.enter_context(LongQuery(session, tmp_path)) for session in busy]
+        worker, done, since = cluster.worker, len(cluster.told()), time.monotonic()
+
+        for name in TOYS:
+            cluster.join(name, address(name))
+        for _ in range(9):
+            for name in TOYS:
+                cluster.pause(name)
+            for name in TOYS:
+                cluster.resume(name)
+            with Session(cluster.balancer.jdbc, SOURCES[0]) as again:
+                assert again.server == theirs[0]
+        for name in TOYS:
+            cluster.leave(name)
+        lasted = time.monotonic() - since
+
+        assert set(theirs) == set(NAMES)
+        assert cluster.told()[done:] == [False] * 200
+        assert cluster.worker == worker
+        assert [query.finished() for query in queries] == [True, True]
+        assert [session.server for session in idle] == theirs
+    figures["changes without a reload that two queries and two idle sessions lived through"] = "200 of 200"
+    figures["seconds from the first of them to the last; a worker all the time"] = f"{lasted:.0f}"
+
+
+def test_a_long_query_lives_through_reloads(cluster: Cluster, site: Site, tmp_path: Path, figures: Figures) -> None:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(toys(site, *TOYS[:5]))
+        cluster.balancer.runtime(on=False)
+        sessions = [stack.enter_context(Session(cluster.balancer.jdbc, source)) for source in SOURCES[:2]]
+        theirs = [session.server for session in sessions]
+        queries = [stack.enter_context(LongQuery(session, tmp_path)) for session in sessions]
+        reloads, done = cluster.worker[1], len(cluster.told())
+
+        for at, name in enumerate(TOYS[:5]):
+            cluster.join(name, address(name))
+            sessions.append(stack.enter_context(Session(cluster.balancer.jdbc, SOURCES[at % 2])))
+            cluster.leave(name)
+        old = len(cluster.haproxy.workers()) - 1
+
+        assert cluster.told()[done:] == [True] * 10
+        assert cluster.worker[1] == reloads + 10
+        assert [session.server for session in sessions[2:]] == [theirs[at % 2] for at in range(5)]
+        assert [query.finished() for query in queries] == [True, True]
+        for session in sessions:
+            session.close()
+        eventually(lambda: len(cluster.haproxy.workers()) == 1)
+    figures["reloads that two queries lived through; old workers at the end, and after their sessions"] = (
+        f"10; {old}, 0"
+    )
+
+
+def test_a_paused_daemon_ends_its_query_and_gets_no_new_session(
+    cluster: Cluster, tmp_path: Path, figures: Figures
+) -> None:
+    jdbc = cluster.balancer.jdbc
+    with contextlib.ExitStack() as stack:
+        session = stack.enter_context(Session(jdbc, SOURCES[0]))
+        name = session.server
+        [other] = set(NAMES) - {name}
+        query = stack.enter_context(LongQuery(session, tmp_path))
+
+        paused = cluster.run("pause", name)
+        new = [stack.enter_context(Session(jdbc, source)) for source in SOURCES[:6]]
+        shells = [stack.enter_context(Session(cluster.balancer.shell, SOURCES[0])) for _ in range(2)]
+
+        assert (paused.returncode, paused.stdout.split(None, 1)) == (0, [b"lb01", b"done, 1 session still open\n"])
+        assert {one.server for one in [*new, *shells]} == {other}
+        assert query.finished()
+
+        cluster.resume(name)
+        with Session(jdbc, SOURCES[6]) as newcomer, Session(jdbc, SOURCES[0]) as moved:
+            assert (newcomer.server, moved.server) == (name, other)
+    figures["sessions of eight clients at a paused daemon; its query"] = "0 of 8; ended with all its rows"
+
+
+def test_a_killed_daemon_is_avoided_until_it_is_back(
+    cluster: Cluster, servers: dict[str, Server], tmp_path: Path, figures: Figures
+) -> None:
+    jdbc = cluster.balancer.jdbc
+    with contextlib.ExitStack() as stack:
+        session = stack.enter_context(Session(jdbc, SOURCES[0]))
+        name = session.server
+        [other] = set(NAMES) - {name}
+        query = stack.enter_context(LongQuery(session, tmp_path))
+
+        servers[name].kill()
+        since = time.monotonic()
+        with pytest.raises(Lost):
+            query.finished()
+        new = [stack.enter_context(Session(jdbc, source)) for source in SOURCES[:4]]
+        first = time.monotonic() - since
+        assert {one.server for one in new} == {other}
+        eventually(functools.partial(status, cluster, name, "DOWN"), LONG)
+
+        servers[name].start()
+        servers[name].wait()
+        eventually(functools.partial(status, cluster, name, "UP"), LONG)
+        with Session(jdbc, SOURCES[6]) as newcomer:
+            assert newcomer.server == name
+    figures["seconds from SIGKILL until four clients have new sessions elsewhere"] = f"{first:.1f}"
+
+
+def used(balancer: Balancer) -> int:
+    """How many clients HAProxy remembers."""
+    return int(balancer.haproxy.ask("show table impalajdbc").splitlines()[0].rpartition("used:")[2])
+
+
+def get(port: int, account: str) -> int:
+    """The status of the page for this NAME:PASSWORD."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+    with contextlib.closing(connection):
+        basic = base64.b64encode(account.encode()).decode()
+        connection.request("GET", "/", headers={"Authorization": f"Basic {basic}"} if account else {})
+        return connection.getresponse().status
+
+
+def status(cluster: Cluster, name: str, word: str) -> bool:
+    return all(cluster.haproxy.servers(proxy)[name] == word for proxy in ("impala", "impalajdbc"))
