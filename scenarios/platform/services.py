@@ -86,7 +86,7 @@ def _minio(machine: Machine, folder: Path) -> Iterator[Program]:
     """SeaweedFS, which speaks S3 and holds it to its signatures; all such nodes have the same disks."""
     argv = machine.within(_installed("weed"), "s3", "-port=9000", "-ip.bind=0.0.0.0", f"-filer={DISKS}:8888")
     argv.append(f"-config={folder}/s3.json")
-    yield Program(argv, folder / f"{machine.name}.log", listens(machine.address, 9000), TMPDIR=str(folder))
+    yield Program(argv, folder / f"{machine.name}.log", listens(machine.address, 9000))
 
 
 def _zeppelin(machine: Machine, folder: Path) -> Iterator[Program]:
@@ -150,7 +150,7 @@ def disks(folder: Path) -> Iterator[None]:
             "-master.volumeSizeLimitMB=64",
             "-volume.max=100",
         ]
-        weed = Program(argv, folder / "disks.log", listens(DISKS, 9000), TMPDIR=str(folder))
+        weed = Program(argv, folder / "disks.log", listens(DISKS, 9000))
         try:
             weed.start()
             weed.ready()
@@ -158,6 +158,9 @@ def disks(folder: Path) -> Iterator[None]:
             yield
         finally:
             weed.end()
+            # SeaweedFS leaves its sockets behind, and knows no other folder for them.
+            for left in Path("/tmp").glob("seaweedfs-*.sock"):
+                left.unlink()
 
 
 def storage(where: str) -> Any:  # noqa: ANN401  # MinIO's own client, where it is installed
