@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint bench load long pages clean test-impala test-spark
+.PHONY: help demo test check lint bench load long pages clean test-impala test-spark test-platform
 
 export PATH := $(PATH):/usr/sbin:/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -19,6 +19,10 @@ demo: $(VENV)/.demo  ## join, pause, reboot, resume and leave, with real Serf an
 
 test: $(VENV)/.dev  ## all tests
 	@$(BIN)/python -m pytest
+
+test-platform: $(VENV)/.platform  ## a data platform enrols and changes under JMeter's load, four minutes; FULL=1: 1,000,000 requests
+	@.ci/install ip nginx prometheus prometheus-node-exporter java jmeter /usr/share/jmeter/lib/ext/ApacheJMeter_http.jar
+	@scenarios/apart $(BIN)/python -m pytest -sq -p no:cacheprovider scenarios/test_platform.py
 
 check: lint test  ## what a change has to pass: format, lint, types, tests
 
@@ -111,3 +115,6 @@ build/pyspark/.done: | $(VENV)/.dev
 	    sleep "$$pause"; \
 	done
 	@touch $@
+
+$(VENV)/.platform: $(VENV)/.dev
+	$(call INSTALL,.[platform])

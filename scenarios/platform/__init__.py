@@ -1,0 +1,1 @@
+"""What `make test-platform` runs: the machines of examples/data-platform, their services, and its load."""
