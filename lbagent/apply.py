@@ -10,6 +10,7 @@ from lbagent import quarantine, scene
 from lbagent.confirmed import Confirmed
 from lbagent.errors import Busy, LbagentError, NotYet, Refused
 from lbagent.handover import ATTEMPTS, Handed, Handover
+from lbagent.haproxy.process import Running
 from lbagent.haproxy.takeover import Haproxy
 from lbagent.host.store import Served, Store
 from lbagent.membership import Membership
@@ -27,6 +28,8 @@ class Options(NamedTuple):
     reload: bool = True
     not_before: float = 0.0
     """Seconds of the monotonic clock before which no reload may be made: what needs one is written, and waits."""
+    known: Running | None = None
+    """The HAProxy of the run before: as long as its master lives no other is looked for."""
 
 
 class Transaction:
@@ -76,7 +79,7 @@ class Transaction:
         for _ in range(ATTEMPTS):
             seen = scene.look(self._roles.haproxy)
             seen.tidy()
-            self.haproxy = haproxy = scene.haproxy(self._roles.haproxy, seen)
+            self.haproxy = haproxy = scene.haproxy(self._roles.haproxy, seen, self._options.known)
             self.plan = wanted = self._plan(seen)
             confirmed, asked = Confirmed(self._store, seen, haproxy), self._asked(seen, wanted)
             if wanted.after == wanted.before and confirmed.nothing_to_do(asked):

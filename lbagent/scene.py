@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from lbagent.haproxy.process import Running
 from lbagent.haproxy.takeover import Haproxy
 from lbagent.haproxy.text import Document
 from lbagent.host import files
@@ -90,9 +91,9 @@ def previous(scene: Scene) -> Document | None:
     )
 
 
-def haproxy(settings: HaproxySettings, scene: Scene) -> Haproxy:
-    """The HAProxy that runs this haproxy.cfg. Raises TryAgain where that is not clear."""
-    return Haproxy(settings, scene.document.settings)
+def haproxy(settings: HaproxySettings, scene: Scene, known: Running | None = None) -> Haproxy:
+    """The HAProxy that runs this haproxy.cfg, `known` where that lives. Raises TryAgain where that is not clear."""
+    return Haproxy(settings, scene.document.settings, known)
 
 
 def document(targets: Sequence[Target]) -> Document:

@@ -13,6 +13,7 @@ from lbagent.apply import Options
 from lbagent.edits import Edits
 from lbagent.engine import Engine, Learn
 from lbagent.errors import Busy, LbagentError, NotYet, PutBack
+from lbagent.haproxy.process import Running
 from lbagent.host import notify
 from lbagent.host.attention import Attention
 from lbagent.host.lock import locked
@@ -116,7 +117,7 @@ class _Watch:
         self._attention.watch([self._engine.paths.spool, *self._edits.folders()])
         self._newcomers.seen()
         try:
-            outcome = self._engine.run(Options(not_before=self._reload_from), learn)
+            outcome = self._engine.run(Options(not_before=self._reload_from, known=self._known(learn)), learn)
         except (LbagentError, OSError) as error:
             self._words = told(error)
             self._reloaded(isinstance(error, PutBack) and not isinstance(error, NotYet))
@@ -128,6 +129,10 @@ class _Watch:
         self._edits.ours(self._engine.plan.after if self._engine.plan else ())
         self._words = f"{outcome.verdict}: {outcome.words}"
         return outcome
+
+    def _known(self, learn: Learn | None) -> Running | None:
+        # Each sync looks at all processes: somebody may have started a second HAProxy with this file.
+        return self._engine.haproxy.running if self._engine.haproxy and not learn else None
 
     def _reloaded(self, reloaded: bool) -> None:  # noqa: FBT001  # what a run came to
         if reloaded:

@@ -31,7 +31,7 @@ ROOMS: dict[str, set[str]] = {
     "status": {"engine", "errors", "host.log", "host.paths", "report", "settings", "sheet", "survey", "view"},
     "steer": {"engine", "errors", "host.log", "host.paths", "names", "obedience", "orders", "serf.agent", "serf.command", "serf.listing", "serf.raw", "settings", "verbs"},
     "verbs": {"apply", "diff", "engine", "errors", "host.lock", "host.log", "host.paths", "intake", "plan", "quarantine", "scene", "settings", "truth"},
-    "watch": {"apply", "edits", "engine", "errors", "host.attention", "host.lock", "host.log", "host.notify", "host.paths", "host.spool", "intake", "newcomers", "outcome", "settings", "timetable", "truth"},
+    "watch": {"apply", "edits", "engine", "errors", "haproxy.process", "host.attention", "host.lock", "host.log", "host.notify", "host.paths", "host.spool", "intake", "newcomers", "outcome", "settings", "timetable", "truth"},
     # beside the doors
     "newcomers": {"engine"},
     "edits": {"errors", "roles", "scene"},
@@ -59,7 +59,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "batch": {"fold", "host.log", "host.spool", "membership", "serf.command", "serf.events", "serf.raw"},
     "apply": {
-        "blame", "confirmed", "errors", "handover", "haproxy.takeover", "host.store", "membership", "outcome", "plan", "quarantine", "roles", "scene",
+        "blame", "confirmed", "errors", "handover", "haproxy.process", "haproxy.takeover", "host.store", "membership", "outcome", "plan", "quarantine", "roles", "scene",
     },
     "confirmed": {"haproxy.roster", "haproxy.takeover", "host.store", "plan", "scene"},
     "admission": {"haproxy.conversation", "haproxy.dynamic", "haproxy.roster", "host.reach"},
@@ -71,7 +71,7 @@ ROOMS: dict[str, set[str]] = {
         "scene",
     },
     "unstored": {"apply", "errors", "fold", "host.store", "membership", "roles", "serf.events", "serf.raw"},
-    "scene": {"haproxy.takeover", "haproxy.text", "host.files", "roles"},
+    "scene": {"haproxy.process", "haproxy.takeover", "haproxy.text", "host.files", "roles"},
     # the heart
     "accord": {"fold", "membership", "names", "serf.command", "slate", "table"},
     "arrivals": {"membership", "serf.events", "slate"},

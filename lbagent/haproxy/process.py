@@ -59,11 +59,14 @@ class Reloads(NamedTuple):
     """The pid of the worker that is not on its way out."""
 
 
-def find(config: Sequence[str], settings: Sequence[Sequence[str]]) -> Running | None:
+def find(config: Sequence[str], settings: Sequence[Sequence[str]], known: Running | None = None) -> Running | None:
     """The HAProxy that was started with one of the files or folders in `config`; `settings` is its `global`.
 
-    Raises TryAgain where two masters run the same file and nothing tells which is meant.
+    Whose master is `known` and lives is not looked for. Raises TryAgain where two masters run the same file and nothing
+    tells which is meant.
     """
+    if known and (now := _now(known, config)):
+        return now
     candidates = processes.named("haproxy")
     pids = {one.pid for one in candidates}
     roots = [one for one in candidates if one.parent not in pids and _serves(one, config)]
@@ -133,6 +136,17 @@ def _serves(process: Process, config: Sequence[str]) -> bool:
     ours = {path for name in config for path in (os.path.abspath(name), os.path.realpath(name))}
     given = [os.path.join(base, name) for name in config_files(argv)]
     return any(os.path.abspath(path) in ours or os.path.realpath(path) in ours for path in given)
+
+
+def _now(known: Running, config: Sequence[str]) -> Running | None:
+    """The same master with the workers it has now; None where that has to be looked for."""
+    main = processes.process(known.main.pid)
+    if main is None or not main.alive or main.named != known.main.named or not _serves(main, config):
+        return None
+    found = [one for pid in processes.children(main.pid) if (one := processes.process(pid)) is not None]
+    workers = [one for one in found if one.alive and one.program.startswith("haproxy")]
+    newest = max(workers, key=lambda one: (one.started, one.pid), default=None)
+    return newest and Running(main, newest, is_master=True, old=len(workers) - 1)
 
 
 def _choose(found: list[Running], settings: Sequence[Sequence[str]]) -> Running:

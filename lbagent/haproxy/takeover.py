@@ -36,10 +36,10 @@ class ReloadFailed(LbagentError):
 class Haproxy:
     """One HAProxy: the files it is started with, and what its `global` section says."""
 
-    def __init__(self, settings: HaproxySettings, lines: Sequence[Sequence[str]]) -> None:
-        """`lines` are the words of each line of `global`."""
+    def __init__(self, settings: HaproxySettings, lines: Sequence[Sequence[str]], known: Running | None = None) -> None:
+        """`lines` are the words of each line of `global`; whose master is `known` and lives is not looked for."""
         self._settings, self._lines = settings, lines
-        self._running = process.find(settings.config, lines)
+        self._running = process.find(settings.config, lines, known)
 
     def validate(self, paths: Sequence[str], names: Sequence[str]) -> None:
         """Have HAProxy check these very files, which the operator knows by `names`.
@@ -67,6 +67,11 @@ class Haproxy:
         """The worker that serves now; None where no process is found."""
         running = self._running
         return Worker(*running.worker.named) if running else None
+
+    @property
+    def running(self) -> Running | None:
+        """Master and worker, as seen last."""
+        return self._running
 
     @property
     def pids(self) -> frozenset[int]:
