@@ -174,7 +174,6 @@ def web01(debian: Machine) -> Iterator[None]:
 
 def test_installing_it_starts_nothing(debian: Machine) -> None:
     debian.good("systemctl", "mask", "serf.service")
-    before = files(debian)
     started = time.monotonic()
 
     debian.good("apt-get", "-qqy", "install", "--no-install-recommends", "/lbagent.deb", "openssl")
@@ -187,11 +186,10 @@ def test_installing_it_starts_nothing(debian: Machine) -> None:
         "2750 root lbagent /var/lib/lbagent",
         "3770 root lbagent /var/lib/lbagent/spool",
     ]
-    assert debian.path("/usr/share/man/man1/lbagent.1.gz").exists() or "path-exclude" in str(before)
+    assert debian.path("/usr/share/man/man1/lbagent.1.gz").exists()
     assert lbagent(debian, "--version").startswith("lbagent 0.1.0")
     versions = debian.good("dpkg-query", "-W", "-f", "${Package} ${Version}, ", *NEEDED)
     FIGURES["with"] = versions.rstrip(", ")
-    test_installing_it_starts_nothing.before = before  # type: ignore[attr-defined]
 
 
 NEEDED = ("haproxy", "serf", "systemd", "python3-yaml", "python3-watchdog", "python3-tenacity", "python3-rich")
