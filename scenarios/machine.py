@@ -92,10 +92,9 @@ class Machine:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for pid in (self._init,):
+        if self._init:
             with contextlib.suppress(ProcessLookupError):
-                if pid:
-                    os.kill(pid, signal.SIGKILL)  # and with the first process of a namespace all others
+                os.kill(self._init, signal.SIGKILL)  # and with the first process of a namespace all others
         if self._unshare:
             self._unshare.kill()
             self._unshare.wait()

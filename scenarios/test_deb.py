@@ -174,7 +174,6 @@ def web01(debian: Machine) -> Iterator[None]:
 
 def test_installing_it_starts_nothing(debian: Machine) -> None:
     debian.good("systemctl", "mask", "serf.service")
-    before = files(debian)
     started = time.monotonic()
 
     debian.good("apt-get", "-qqy", "install", "--no-install-recommends", "/lbagent.deb", "openssl")
@@ -187,11 +186,10 @@ def test_installing_it_starts_nothing(debian: Machine) -> None:
         "2750 root lbagent /var/lib/lbagent",
         "3770 root lbagent /var/lib/lbagent/spool",
     ]
-    assert debian.path("/usr/share/man/man1/lbagent.1.gz").exists() or "path-exclude" in str(before)
+    assert debian.path("/usr/share/man/man1/lbagent.1.gz").exists()
     assert lbagent(debian, "--version").startswith("lbagent 0.1.0")
     versions = debian.good("dpkg-query", "-W", "-f", "${Package} ${Version}, ", *NEEDED)
     FIGURES["with"] = versions.rstrip(", ")
-    test_installing_it_starts_nothing.before = before  # type: ignore[attr-defined]
 
 
 NEEDED = ("haproxy", "serf", "systemd", "python3-yaml", "python3-watchdog", "python3-tenacity", "python3-rich")
@@ -290,15 +288,15 @@ def test_restarting_serf_or_lbagent_never_touches_haproxy(debian: Machine) -> No
         assert haproxy(debian) == before, step
     hang(debian)
     assert haproxy(debian) == before
-    eventually(lambda: running(debian) and query(debian, "pause").startswith("done"), 60)
-    assert query(debian, "resume") == "done"
+    eventually(lambda: running(debian), 60)
 
     debian.good("touch", "/run/enough")
     eventually(lambda: property_of(debian, "client", "ActiveState") == "inactive", 30)
     good, bad = debian.path("/root/client.out").read_text().split(maxsplit=1)
-    FIGURES["requests during restarts, kills and a hang; lost"] = (
-        f"{good}; {len(json.loads(bad.replace(chr(39), chr(34))))}"
-    )
+    FIGURES["requests during restarts, kills and a hang; lost"] = f"{good}; {bad.count(',') + 1 if len(bad) > 3 else 0}"
+    assert bad.strip() == "[]"
+    assert query(debian, "pause").startswith("done")  # the only node: now nobody serves
+    assert query(debian, "resume") == "done"
     assert debian.path("/etc/haproxy/haproxy.cfg").read_bytes() == text
 
 
@@ -383,8 +381,10 @@ def test_make_install_does_the_same_from_a_checkout(debian: Machine) -> None:
     assert "/usr/local/bin/lbagent handle" in debian.path("/etc/serf/lbagent.json").read_text()
     assert property_of(debian, "lbagent", "ExecStart").split()[1] == "path=/usr/local/bin/lbagent"
     eventually(lambda: running(debian))
-    eventually(lambda: query(debian, "pause").startswith("unknown node"))  # web01 has the old key
+    # What is known was purged, but for what stands in haproxy.cfg.
+    eventually(lambda: query(debian, "pause").startswith("done"))
+    assert managed(debian) == [PAUSED]
 
     debian.good("sh", "-c", "cd /opt/lbagent && packaging/uninstall '' /usr/local")
-    gone = {name for name in files(debian) - before if not name.startswith(("var/lib/", "etc/"))}
-    assert gone == set()
+    left = {name for name in files(debian) - before if debian.path(name).is_file()}
+    assert {name for name in left if name.startswith("usr")} == set()

@@ -303,3 +303,35 @@ def test_writers_and_a_drainer_lose_nothing_and_fold_nothing_twice(spool: Spool,
     for who in range(6):
         own = [int(line.split()[1]) for line in everything if line.startswith(f"{who} ")]
         assert own == sorted(own)
+
+
+def test_a_flood_is_taken_in_portions_oldest_first(spool: Spool, mocker: MockerFixture) -> None:
+    mocker.patch("lbagent.host.spool.AT_ONCE", 4)
+    mocker.patch("lbagent.host.spool.BYTES_AT_ONCE", 2500)
+    for number in range(1, 8):
+        spool.put(bytes(1000 if number < 4 else 10))
+
+    portions = []
+    while records := spool.read()[0]:
+        assert {name for name, _, _ in spool.marks()} == {record.name for record in records}
+        portions.append([record.name for record in records])
+        spool.remove(portions[-1])
+
+    assert portions == [["1", "2", "3"], ["4", "5", "6", "7"]]
+
+
+def test_a_second_name_is_none_of_ours(spool: Spool, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    os.link(tmp_path / "file", folder / "1")
+
+    assert spool.read()[1][0].startswith(f"{str(folder / '1')!r} has another name elsewhere: set aside as ")
+    assert (tmp_path / "file").read_bytes() == b"x"
+
+
+def test_a_link_in_place_of_the_spool_is_not_followed(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(folder)
+
+    with pytest.raises(NotADirectoryError):
+        Spool(str(tmp_path / "link"), 9).put(b"x")
+
+    assert left(folder) == []

@@ -229,6 +229,7 @@ BELOW = [
     "sbin/lbagent-serf-setup",
     "share/bash-completion/completions/lbagent",
     "share/man/man1/lbagent.1.gz",
+    "share/man/man8/lbagent-serf-setup.8.gz",
 ]
 
 
@@ -308,6 +309,17 @@ SCRIPTS += [HERE / "packaging" / name for name in ("install", "uninstall", "deb"
 def test_a_script_is_one_that_a_plain_shell_reads(path: Path) -> None:
     assert os.access(path, os.X_OK)
     assert subprocess.run(["sh", "-n", str(path)], check=False).returncode == 0
+
+
+@pytest.mark.skipif(shutil.which("mandoc") is None, reason="no mandoc here")
+def test_the_page_of_the_setup_is_one() -> None:
+    page = HERE / "packaging" / "lbagent-serf-setup.8"
+
+    lint = subprocess.run(["mandoc", "-T", "lint", "-W", "warning", page], capture_output=True, text=True, check=False)
+
+    assert [line for line in lint.stdout.splitlines() if "missing date" not in line] == []
+    help_, told = (SYSTEMD / "lbagent-serf-setup").read_text(), page.read_text().replace("\\-", "-")
+    assert set(re.findall(r"^  (--[a-z-]+)", help_, re.MULTILINE)) == set(re.findall(r"--[a-z-]+", told))
 
 
 # --- serf.env -----------------------------------------------------------------------------------------------------

@@ -31,8 +31,10 @@ def opened(path: str) -> Iterator[int]:
     try:
         yield descriptor
     except OSError as error:
-        if error.filename:
+        if isinstance(error.filename, str | bytes):
             error.filename = os.path.join(path, os.fsdecode(error.filename))
+        else:  # the number of the open folder, or nothing
+            error.filename = path
         raise
     finally:
         os.close(descriptor)
