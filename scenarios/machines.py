@@ -49,6 +49,7 @@ class Machine:
         """Nothing runs yet."""
         self.name, self._own = name, own
         self._boot: subprocess.Popen[str] | None = None
+        self.daemons: list[Daemon] = []
         self.pid = 0
         """Its first process, as the host numbers it."""
 
@@ -69,8 +70,8 @@ class Machine:
         if self._boot:
             self._boot.kill()
             self._boot.communicate()
-            # The kernel still ends what ran there; who comes next shall not meet it.
-            eventually(lambda: not Path(f"/proc/{self.pid}").exists())
+        for daemon in self.daemons:
+            daemon.ended()
 
     @property
     def root(self) -> Path:
@@ -136,6 +137,7 @@ class Daemon:
         self.machine, self._argv, self._env = machine, argv, {**clean_environment(), **(env or {})}
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the daemon
         self._process: subprocess.Popen[bytes] | None = None
+        machine.daemons.append(self)
 
     def start(self) -> None:
         """Start it, once more after its end."""
@@ -166,8 +168,13 @@ class Daemon:
         started = [pid for pid, parent in _parents() if parent == self._process.pid]
         for pid in started:
             os.kill(pid, number)
-        self._process.wait(PATIENCE)
-        self._process = None
+        self.ended()
+
+    def ended(self) -> None:
+        """Wait for its end, where somebody else has seen to that."""
+        if self._process:
+            self._process.wait(PATIENCE)
+            self._process = None
 
 
 class Switch:
@@ -184,7 +191,7 @@ class Switch:
         self._machine.run("ip", "link", "set", "br0", "up")
         return self
 
-    def __exit__(self, *failed: Any) -> None:
+    def __exit__(self, *failed: object) -> None:
         self._machine.__exit__(*failed)
 
     def plug(self, machine: Machine, address: str) -> None:

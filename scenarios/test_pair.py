@@ -1,0 +1,236 @@
+"""A pair of load balancers under load: what breaks on one is carried by the other, and both end with the same lines.
+
+`make test-pair`. The tests share the machines, and each leaves them whole; the table at the end has what clients saw.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from scenarios.meter import CLIENTS, PATIENCE, PAUSE, Meter
+from scenarios.pair import LONG, Balancer, Pair
+from tests.world import eventually
+
+SERF = "meta l4proto { tcp, udp } th dport 7946"
+VRRP = "ip protocol vrrp"
+
+ALL_IN = {"a01": "in", "b01": "in", "web01": "in", "web02": "in"}
+
+LINES = """\
+server web01 10.0.0.21:80 check inter 3s rise 2 fall 2 # lbagent role=web
+server web02 10.0.0.22:80 check inter 3s rise 2 fall 2 # lbagent role=web
+server a01 10.0.0.31:1111 check inter 3s rise 2 fall 2 # lbagent role=A
+server b01 10.0.0.41:2222 check inter 3s rise 2 fall 2 # lbagent role=B
+"""
+
+MINUTE = 60.0
+"""Longer than any outage may be, on a machine however busy."""
+
+
+@pytest.fixture(scope="module")
+def machines() -> Iterator[Pair]:
+    """Both load balancers, four servers, and a client that asks without end."""
+    with Pair() as pair:
+        eventually(lambda: pair.agree(ALL_IN), LONG, 0.2)
+        eventually(lambda: all(one.serving() == set(ALL_IN) for one in pair.both), LONG, 0.2)
+        with pair.meter:
+            yield pair
+        print(f"\n\n{report(pair.meter)}")
+
+
+@pytest.fixture
+def pair(machines: Pair) -> Pair:
+    """The pair with nothing broken, the address on lb01."""
+    eventually(lambda: machines.agree(ALL_IN), LONG, 0.2)
+    machines.hand_over(machines.lb01)
+    eventually(lambda: machines.holders == ["lb01"])
+    return machines
+
+
+def report(meter: Meter) -> str:
+    """What clients saw, a line for each step."""
+    kept, new = CLIENTS.values()
+    asking = f"{kept} clients over one connection each, {new} with one for each request, {PAUSE * 1000:.0f} ms between"
+    return "\n".join([meter.HEAD, *map(str, meter.rows), f"({asking}; lost: an error, or no answer in {PATIENCE:g} s)"])
+
+
+def settle(pair: Pair, **other: str) -> None:
+    """Wait until both load balancers agree on this, and everybody else is in."""
+    states = {name: state for name, state in {**ALL_IN, **other}.items() if state != "gone"}
+    eventually(functools.partial(pair.agree, states), LONG, 0.2)
+
+
+def moved(pair: Pair, to: Balancer) -> None:
+    """Wait until the address is there, and nowhere else, and clients are served."""
+    eventually(lambda: pair.holders == [to.name], LONG)
+    pair.meter.served()
+
+
+def test_every_server_enrols_on_both_and_check_finds_nothing(pair: Pair) -> None:
+    with pair.meter.step("nothing happens") as rows:
+        checks = [balancer.run("lbagent", "check") for balancer in pair.both]
+        pair.meter.served(500)
+
+    assert [balancer.managed for balancer in pair.both] == [LINES.splitlines()] * 2
+    assert [line for check in checks for line in check.stdout.splitlines() if not line.startswith("ok ")] == []
+    assert rows[0].lost == {kind: {} for kind in CLIENTS}
+    assert rows[0].servers == {"web01", "web02", "a01"}
+
+
+def test_what_the_example_promises_of_http(pair: Pair) -> None:
+    answer = pair.get()
+    pair.nodes["a01"].say("Sick")
+    for name in ("web01", "web02"):
+        pair.nodes[name].pause()
+    eventually(lambda: [one.serving() for one in pair.both] == [{"b01"}] * 2, LONG, 0.2)
+
+    sorry, sick = pair.get(), pair.get(1111)
+
+    pair.nodes["a01"].say("Healthy")
+    for name in ("web01", "web02"):
+        pair.nodes[name].resume()
+    eventually(lambda: [one.serving() for one in pair.both] == [set(ALL_IN)] * 2, LONG, 0.2)
+    assert re.findall(r"(?im)^set-cookie: *(\S*)\r$", answer) in (["", "session=web01"], ["", "session=web02"])
+    assert re.findall(r"(?im)^(HTTP.*|location:.*)\r$", sorry) == [
+        "HTTP/1.1 302 Found",
+        "location: http://sorry.example.com/",
+    ]
+    assert sick.startswith("HTTP/1.1 503 ")
+
+
+def test_the_log_goes_on_after_it_was_rotated(pair: Pair) -> None:
+    folder = pair.lb01.machine.root / "var/log/haproxy"
+    eventually(lambda: " lb-iis/web0" in (folder / "haproxy.log").read_text())
+
+    pair.lb01.run("logrotate", "--force", "/etc/logrotate.d/haproxy-lb")
+
+    eventually(lambda: " lb-iis/web0" in (folder / "haproxy.log").read_text() if (folder / "haproxy.log").exists() else "")
+    whole = (folder / "haproxy.log.1").stat().st_size
+    pair.meter.served()
+    assert (folder / "haproxy.log.1").stat().st_size == whole
+
+
+def meanwhile(pair: Pair, words: str) -> None:
+    """A server joins, one is paused, one leaves, while lb01 is not well."""
+    with pair.meter.step(f"{words}: web03 joins, b01 pauses, web01 leaves") as rows:
+        pair.boot("web03", "10.0.0.23", "web")
+        pair.lb02.run("lbagent", "pause", "b01", checked=False)
+        eventually(lambda: {"web03", "web02"} <= pair.lb02.serving(), LONG, 0.2)
+        pair.nodes["web01"].leave()
+        eventually(lambda: pair.lb02.serving() == {"a01", "web02", "web03"}, LONG, 0.2)
+        pair.meter.served()
+
+    assert rows[0].broken == 0
+
+
+def undo(pair: Pair) -> None:
+    """As it was before `meanwhile`."""
+    pair.nodes["web01"].start_serf()
+    settle(pair, web03="in", b01="paused")
+    pair.lb01.run("lbagent", "resume", "b01")
+    pair.nodes["web03"].leave()
+    settle(pair)
+    pair.remove("web03")
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["haproxy", "all"])
+def test_what_dies_on_one_load_balancer_is_carried_by_the_other(pair: Pair, *, whole: bool) -> None:
+    dead = "HAProxy, Serf and lbagent" if whole else "HAProxy"
+    with pair.meter.step(f"{dead} of lb01 killed: the address moves") as failover:
+        pair.lb01.crash() if whole else pair.lb01.kill_haproxy()
+        moved(pair, pair.lb02)
+    meanwhile(pair, "meanwhile")
+
+    with pair.meter.step("lb01 is started again: both have the same lines") as back:
+        pair.lb01.restart() if whole else pair.lb01.start_haproxy()
+        synced = pair.lb01.run("lbagent", "sync")
+        settle(pair, web01="gone", web03="in", b01="paused")
+
+    assert synced.stderr == ""
+    assert pair.holders == ["lb02"]
+    assert pair.lb01.serving() == pair.lb02.serving()
+    assert failover[0].gap < MINUTE
+    assert back[0].broken == 0
+    undo(pair)
+
+
+def test_the_address_goes_back_when_keepalived_is_stopped(pair: Pair) -> None:
+    with pair.meter.step("keepalived of lb01 stopped: the address moves") as rows:
+        pair.hand_over(pair.lb02)
+        moved(pair, pair.lb02)
+
+    assert rows[0].gap < MINUTE
+
+
+def test_gossip_goes_round_a_cut_between_the_load_balancers(pair: Pair) -> None:
+    pair.lb01.cut("gossip", SERF, [pair.lb02])
+    with pair.meter.step("gossip cut between lb01 and lb02 only: web01 pauses, resumes") as rows:
+        pair.nodes["web01"].pause()
+        settle(pair, web01="paused")
+        pair.nodes["web01"].resume()
+        settle(pair)
+
+    pair.lb01.heal("gossip")
+    assert pair.lb01.members()["lb02"] == "alive"
+    assert rows[0].broken == 0
+
+
+def test_a_cluster_cut_in_two_heals_to_the_same_lines(pair: Pair) -> None:
+    ours, theirs = [pair.lb01, *pair.named("web01", "a01")], [pair.lb02, *pair.named("web02", "b01")]
+    with pair.meter.step("gossip cut in two: each half calls the other failed") as apart:
+        for host in ours:
+            host.cut("gossip", SERF, theirs)
+        eventually(lambda: all(pair.lb01.members()[host.name] == "failed" for host in theirs), LONG, 0.2)
+        eventually(lambda: all(pair.lb02.members()[host.name] == "failed" for host in ours), LONG, 0.2)
+        pair.meter.served()
+    with pair.meter.step("in two: web01 pauses on one side, b01 on the other") as paused:
+        pair.nodes["web01"].pause()
+        alone = pair.lb02.run("lbagent", "pause", "b01", checked=False)
+        eventually(lambda: pair.lb01.serving() == {"web02", "a01", "b01"}, LONG, 0.2)
+        eventually(lambda: pair.lb02.serving() == {"web01", "web02", "a01"}, LONG, 0.2)
+
+    with pair.meter.step("healed: both have the same lines") as healed:
+        for host in ours:
+            host.heal("gossip")
+        settle(pair, web01="paused", b01="paused")
+
+    assert (alone.returncode, alone.stdout) == (1, "lb02  done\nlb01  not answered: failed, says Serf\n")
+    assert [rows[0].broken for rows in (apart, paused, healed)] == [0, 0, 0]
+    assert pair.holders == ["lb01"]
+    for name in ("web01", "b01"):
+        pair.lb01.run("lbagent", "resume", name)
+
+
+def test_two_who_both_have_the_address_serve_the_same(pair: Pair) -> None:
+    with pair.meter.step("VRRP cut: both have the address; web01 pauses") as split:
+        pair.lb01.cut("vrrp", VRRP, [pair.lb02])
+        eventually(lambda: pair.holders == ["lb01", "lb02"], LONG)
+        pair.nodes["web01"].pause()
+        settle(pair, web01="paused")
+        pair.meter.served()
+    with pair.meter.step("VRRP healed: one gives it up") as healed:
+        pair.lb01.heal("vrrp")
+        moved(pair, pair.lb01)
+
+    pair.nodes["web01"].resume()
+    assert max(split[0].gap, healed[0].gap) < MINUTE
+
+
+def test_a_load_balancer_without_its_cable_comes_back_to_the_same_lines(pair: Pair) -> None:
+    with pair.meter.step("cable of lb01 pulled: the address moves") as pulled:
+        pair.switch.cable(pair.lb01.machine, "down")
+        moved(pair, pair.lb02)
+    meanwhile(pair, "without it")
+
+    with pair.meter.step("cable in again: both have the same lines") as back:
+        pair.switch.cable(pair.lb01.machine, "up")
+        settle(pair, web01="gone", web03="in", b01="paused")
+
+    assert pair.holders == ["lb02"]
+    assert pulled[0].gap < MINUTE
+    assert back[0].broken == 0
+    undo(pair)
