@@ -15,7 +15,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Self
 
 from tests.world import PATIENCE, clean_environment, eventually
 
@@ -88,7 +88,13 @@ class Machine:
         """Run a program here to its end."""
         environ = {**clean_environment(), **(env or {})}
         done = subprocess.run(
-            self.inside(*argv), stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environ, timeout=120, check=False
+            self.inside(*argv),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            env=environ,
+            timeout=120,
+            check=False,
         )
         if checked and done.returncode:
             raise RuntimeError(f"{self.name}: {' '.join(argv)}: {done.returncode}: {done.stdout}{done.stderr}")
@@ -106,7 +112,7 @@ class Machine:
 
     def enter(self) -> None:
         """Have the calling thread, and no other, use this machine's network from now on."""
-        with open(f"/proc/{self.pid}/ns/net", "rb") as network:  # noqa: PTH123  # its number is wanted
+        with open(f"/proc/{self.pid}/ns/net", "rb") as network:  # its number is wanted
             if ctypes.CDLL(None, use_errno=True).setns(network.fileno(), _NEW_NETWORK):
                 raise OSError(ctypes.get_errno(), "setns")
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from typing import NamedTuple, Self
 
 from scenarios.machines import Machine, thread_on
-from tests.world import eventually
 from tests.traffic import Count, ask
+from tests.world import eventually
 
 CLIENTS = {"keep-alive": 4, "new": 8}
 """So many go on over one connection, so many make one for each request; an eighth of these asks the second port."""
@@ -50,13 +50,14 @@ class Row(NamedTuple):
 
     def __str__(self) -> str:
         lost = " ".join(f"{self.lost[kind].total():10}" for kind in CLIENTS)
-        return f"{self.step:58} {self.seconds:7.1f} {self.requests:8} {lost} {self.gap:8.2f}"
+        how = ", ".join(f"{name} {times}" for name, times in sorted(sum(self.lost.values(), Count()).items()))
+        return f"{self.step:62} {self.seconds:7.1f} {self.requests:8} {lost} {self.gap:8.2f}  {how}".rstrip()
 
 
 class Meter:
     """Clients on a machine, who ask an address from `with` to its end."""
 
-    HEAD = f"{'step':58} {'seconds':>7} {'requests':>8} {'lost, kept':>10} {'lost, new':>10} {'outage s':>8}"
+    HEAD = f"{'step':62} {'seconds':>7} {'requests':>8} {'lost, kept':>10} {'lost, new':>10} {'outage s':>8}"
 
     def __init__(self, client: Machine, host: str, ports: tuple[int, int]) -> None:
         """Nobody asks yet; the first of `ports` is asked by most, and measured by its outage."""

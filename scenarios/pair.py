@@ -109,7 +109,9 @@ class Balancer(Host):
     def __init__(self, name: str, address: str) -> None:
         """Nothing runs yet."""
         own = ["haproxy", "lbagent", "serf", "keepalived", "rsyslog.d", "logrotate.d"]
-        super().__init__(name, address, [f"/etc/{one}" for one in own] + ["/var/lib/lbagent", "/var/lib/serf", "/var/log"])
+        super().__init__(
+            name, address, [f"/etc/{one}" for one in own] + ["/var/lib/lbagent", "/var/lib/serf", "/var/log"]
+        )
         daemon = functools.partial(Daemon, self.machine, env=self.env)
         master = ["-Ws", "-f", "/etc/haproxy/haproxy.cfg", "-p", "/run/haproxy.pid", "-S", "/run/haproxy-master.sock"]
         self.haproxy = daemon("haproxy", *master)
@@ -135,7 +137,9 @@ class Balancer(Host):
     def start_haproxy(self) -> None:
         """Start HAProxy, and wait until it answers what keepalived asks."""
         self.haproxy.start()
-        self.haproxy.until(lambda: self.run("curl", "-sf", "http://127.0.0.1:8404/alive", checked=False).returncode == 0)
+        self.haproxy.until(
+            lambda: self.run("curl", "-sf", "http://127.0.0.1:8404/alive", checked=False).returncode == 0
+        )
 
     def kill_haproxy(self) -> None:
         """HAProxy dies, master and worker at once."""
@@ -163,7 +167,8 @@ class Balancer(Host):
     @property
     def managed(self) -> list[str]:
         """The managed lines of haproxy.cfg, without indentation."""
-        return [line.strip() for line in self.cfg.decode().splitlines() if " # lbagent " in line or "# lbagent paused" in line]
+        lines = (line.strip() for line in self.cfg.decode().splitlines())
+        return [line for line in lines if line.startswith(("server ", "# lbagent paused "))]
 
     @property
     def cfg(self) -> bytes:
@@ -176,9 +181,9 @@ class Balancer(Host):
         return found | {"nodes": [node for node in found["nodes"] if node["role"] != "lb"]}
 
     def serving(self) -> set[str]:
-        """The nodes that HAProxy itself calls up."""
+        """The nodes that HAProxy gives requests to."""
         rows = [(node["name"], server["state"]) for node in self.status()["nodes"] for server in node["servers"]]
-        return {name for name, state in rows if state == "UP"}
+        return {name for name, state in rows if state and state.startswith("UP")}
 
 
 class Node(Host):
