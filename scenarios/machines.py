@@ -70,8 +70,10 @@ class Machine:
         if self._boot:
             self._boot.kill()
             self._boot.communicate()
+            self._boot = None
         for daemon in self.daemons:
             daemon.ended()
+            daemon.close()
 
     @property
     def root(self) -> Path:
@@ -147,6 +149,7 @@ class Daemon:
 
     def start(self) -> None:
         """Start it, once more after its end."""
+        self.ended()
         argv = self.machine.inside(*self._argv)
         self._process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, env=self._env
@@ -175,6 +178,10 @@ class Daemon:
         for pid in started:
             os.kill(pid, number)
         self.ended()
+
+    def close(self) -> None:
+        """Forget its log."""
+        self._log.close()
 
     def ended(self) -> None:
         """Wait for its end, where somebody else has seen to that."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
+import itertools
 import threading
 import time
 from collections.abc import Iterator
@@ -112,6 +113,6 @@ class Meter:
             for kind in CLIENTS
         }
         served = [begin, *(one.at for one in seen if one.how == "ok" and one.kind.endswith(f" {self._ports[0]}")), end]
-        gap = max(later - earlier for earlier, later in zip(served, served[1:], strict=False))
+        gap = max(later - earlier for earlier, later in itertools.pairwise(served))
         servers = frozenset(one.server for one in seen if one.how == "ok")
         return Row(words, end - begin, len(seen), lost, gap, servers)

@@ -22,7 +22,7 @@ ADDRESS = "10.0.0.10"
 """What keepalived moves, and the clients ask."""
 
 LONG = 150.0
-"""Seconds that a healed cluster has: Serf tries a lost node every 30 s, `watch` syncs each minute, the machine is busy."""
+"""Seconds that a healed cluster has: Serf tries a lost node every 30 s, `watch` syncs each minute, machines are slow."""
 
 _NODE = """\
 global
@@ -35,7 +35,9 @@ frontend services
     bind :1111
     bind :2222
     http-request return status 200 content-type text/plain string Healthy if {{ path /health }}
-    http-request return status 200 content-type text/plain hdr Set-Cookie IP={address} hdr Set-Cookie session={name} string {name}
+    http-after-response set-header Set-Cookie IP={address}
+    http-after-response add-header Set-Cookie session={name}
+    http-request return status 200 content-type text/plain string {name}
 frontend mongo
     mode tcp
     bind :27017
@@ -196,12 +198,8 @@ class Node(Host):
         self._services = Daemon(self.machine, "haproxy", "-db", "-f", "/run/services.cfg", env=self.env)
 
     def install(self, key: str) -> None:
-        """Its agent as the example has it for the first of its role; what is Windows' own, and its name, are its own."""
-        [text] = [
-            path.read_text()
-            for path in (EXAMPLE / "serf").glob("*01.json")
-            if path.name.startswith({"web": "web", "A": "a", "B": "b", "mongo": "mongo"}[self._role])
-        ]
+        """Its agent as the example has it for its role; what is Windows', and its name and address, are its own."""
+        text = (EXAMPLE / "serf" / f"{self._role.lower()}01.json").read_text()
         agent = json.loads(text.replace(r"C:\\serf\\", "/var/lib/serf/"))
         agent |= {"node_name": self.name, "bind": f"{self.address}:7946", "advertise": f"{self.address}:7946"}
         etc = self.machine.root / "etc/serf"
@@ -233,6 +231,7 @@ class Node(Host):
     def leave(self) -> None:
         """Leave the cluster, and go on serving who is still there."""
         self.run("serf", "leave")
+        self.serf.ended()
 
 
 class Pair:
@@ -265,8 +264,8 @@ class Pair:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, *failed: object) -> None:
-        self._stack.__exit__(*failed)
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
 
     @property
     def both(self) -> tuple[Balancer, Balancer]:

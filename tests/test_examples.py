@@ -167,15 +167,15 @@ def test_a_serf_agent_starts_with_it(path: Path, tmp_path: Path) -> None:
 
 
 def lb(example: Path, folder: Path) -> Roles:
-    """The example's load balancer in `folder`, and its roles."""
+    """The example, copied to `folder`, and its roles; its roles.yml means the haproxy.cfg there."""
+    shutil.copytree(example, folder, dirs_exist_ok=True)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)  # whatever the umask of the checkout was
     text = (example / "roles.yml").read_text()
     moved, found = re.subn(r"(?<=config: )[^\s,}]+", f"{folder}/haproxy.cfg", text)
-    assert found == 1, "roles.yml names haproxy.cfg once, as a plain path"
+    if not found:
+        moved = f"haproxy: {{config: {folder}/haproxy.cfg}}\n{text}"
     (folder / "roles.yml").write_text(moved)
-    shutil.copyfile(example / "haproxy.cfg", folder / "haproxy.cfg")
-    for path in ("roles.yml", "haproxy.cfg"):
-        (folder / path).chmod(0o644)
-    folder.chmod(0o755)
     return rolesfile.parse(moved.encode(), "roles.yml")
 
 
