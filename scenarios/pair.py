@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,7 +22,7 @@ ADDRESS = "10.0.0.10"
 """What keepalived moves, and the clients ask."""
 
 LONG = 150.0
-"""Seconds that a healed cluster has: Serf tries a lost node every 30 s, `watch` syncs each minute, machines are slow."""
+"""Seconds that a healed cluster has: Serf tries a lost node every 30 s, `watch` syncs each minute, all is slow."""
 
 _NODE = """\
 global
@@ -47,9 +47,9 @@ frontend mongo
 _CUT = """\
 table inet {name} {{
     chain incoming {{ type filter hook input priority 0; ip saddr {{ {addresses} }} {what} drop; }}
-    chain outgoing {{ type filter hook output priority 0; ip daddr {{ {addresses} }} {what} drop; }}
 }}
 """
+"""Where it arrives: of a packet that its own host does not let out Serf is told, and then suspects nobody."""
 
 _ETC = {
     "haproxy.cfg": "haproxy/haproxy.cfg",
@@ -87,15 +87,15 @@ class Host:
         rows = json.loads(self.run("serf", "members", "-format=json").stdout)["members"] or []
         return {row["name"]: row["status"] for row in rows}
 
-    def cut(self, name: str, what: str, others: Sequence[Host]) -> None:
-        """From now on nothing of this kind gets from or to the others."""
+    def deaf(self, name: str, what: str, others: Sequence[Host]) -> None:
+        """From now on nothing of this kind arrives from the others."""
         addresses = ", ".join(other.address for other in others)
         rules = self.machine.root / "run" / f"{name}.nft"
         rules.write_text(_CUT.format(name=name, what=what, addresses=addresses))
         self.run("nft", "-f", f"/run/{name}.nft")
 
     def heal(self, name: str) -> None:
-        """It gets through again."""
+        """It arrives again."""
         self.run("nft", "delete", "table", "inet", name)
 
     def secrets(self, key: str) -> None:
@@ -306,6 +306,18 @@ class Pair:
             and all(one["confirmed"] for one in seen)
             and self.lb01.cfg == self.lb02.cfg
         )
+
+    @contextlib.contextmanager
+    def cut(self, what: str, ours: Sequence[Host], theirs: Sequence[Host]) -> Iterator[None]:
+        """Nothing of this kind gets from one side to the other, either way, until the end of the block."""
+        sides = [(host, theirs) for host in ours] + [(host, ours) for host in theirs]
+        for host, others in sides:
+            host.deaf("cut", what, others)
+        try:
+            yield
+        finally:
+            for host, _ in sides:
+                host.heal("cut")
 
     def get(self, port: int = 80, path: str = "/") -> str:
         """What a client of the address is answered: status line, fields and body."""

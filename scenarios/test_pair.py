@@ -173,35 +173,33 @@ def test_the_address_goes_back_when_keepalived_is_stopped(pair: Pair) -> None:
 
 
 def test_gossip_goes_round_a_cut_between_the_load_balancers(pair: Pair) -> None:
-    pair.lb01.cut("gossip", SERF, [pair.lb02])
-    with pair.meter.step("gossip cut between lb01 and lb02 only: web01 pauses, resumes") as rows:
+    with (
+        pair.cut(SERF, [pair.lb01], [pair.lb02]),
+        pair.meter.step("gossip cut between lb01 and lb02 only: web01 pauses, resumes") as rows,
+    ):
         pair.nodes["web01"].pause()
         settle(pair, web01="paused")
         pair.nodes["web01"].resume()
         settle(pair)
+        seen = pair.lb01.members()
 
-    pair.lb01.heal("gossip")
-    assert pair.lb01.members()["lb02"] == "alive"
+    assert seen["lb02"] == "alive"
     assert rows[0].broken == 0
 
 
 def test_a_cluster_cut_in_two_heals_to_the_same_lines(pair: Pair) -> None:
     ours, theirs = [pair.lb01, *pair.named("web01", "a01")], [pair.lb02, *pair.named("web02", "b01")]
-    with pair.meter.step("gossip cut in two: each half calls the other failed") as apart:
-        for host in ours:
-            host.cut("gossip", SERF, theirs)
-        eventually(lambda: all(pair.lb01.members()[host.name] == "failed" for host in theirs), LONG, 0.2)
-        eventually(lambda: all(pair.lb02.members()[host.name] == "failed" for host in ours), LONG, 0.2)
-        pair.meter.served()
-    with pair.meter.step("in two: web01 pauses on one side, b01 on the other") as paused:
-        pair.nodes["web01"].pause()
-        alone = pair.lb02.run("lbagent", "pause", "b01", checked=False)
-        eventually(lambda: pair.lb01.serving() == {"web02", "a01", "b01"}, LONG, 0.2)
-        eventually(lambda: pair.lb02.serving() == {"web01", "web02", "a01"}, LONG, 0.2)
+    with pair.cut(SERF, ours, theirs):
+        with pair.meter.step("gossip cut in two: each half calls the other failed") as apart:
+            eventually(lambda: all(pair.lb01.members()[host.name] == "failed" for host in theirs), LONG, 0.2)
+            eventually(lambda: all(pair.lb02.members()[host.name] == "failed" for host in ours), LONG, 0.2)
+        with pair.meter.step("in two: web01 pauses on one side, b01 on the other") as paused:
+            pair.nodes["web01"].pause()
+            alone = pair.lb02.run("lbagent", "pause", "b01", checked=False)
+            eventually(lambda: pair.lb01.serving() == {"web02", "a01", "b01"}, LONG, 0.2)
+            eventually(lambda: pair.lb02.serving() == {"web01", "web02", "a01"}, LONG, 0.2)
 
     with pair.meter.step("healed: both have the same lines") as healed:
-        for host in ours:
-            host.heal("gossip")
         settle(pair, web01="paused", b01="paused")
 
     assert (alone.returncode, alone.stdout) == (1, "lb02  done\nlb01  not answered: failed, says Serf\n")
@@ -212,14 +210,15 @@ def test_a_cluster_cut_in_two_heals_to_the_same_lines(pair: Pair) -> None:
 
 
 def test_two_who_both_have_the_address_serve_the_same(pair: Pair) -> None:
-    with pair.meter.step("VRRP cut: both have the address; web01 pauses") as split:
-        pair.lb01.cut("vrrp", VRRP, [pair.lb02])
+    with (
+        pair.cut(VRRP, [pair.lb01], [pair.lb02]),
+        pair.meter.step("VRRP cut: both have the address; web01 pauses") as split,
+    ):
         eventually(lambda: pair.holders == ["lb01", "lb02"], LONG)
         pair.nodes["web01"].pause()
         settle(pair, web01="paused")
         pair.meter.served()
-    with pair.meter.step("VRRP healed: one gives it up") as healed:
-        pair.lb01.heal("vrrp")
+    with pair.meter.step("VRRP healed: one gives the address up") as healed:
         moved(pair, pair.lb01)
 
     pair.nodes["web01"].resume()
