@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint bench load long pages clean
+.PHONY: help demo test test-pair check lint bench load long pages clean
 
 export PATH := $(PATH):/usr/sbin:/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -19,6 +19,10 @@ demo: $(VENV)/.demo  ## join, pause, reboot, resume and leave, with real Serf an
 
 test: $(VENV)/.dev  ## all tests
 	@$(BIN)/python -m pytest
+
+test-pair: $(VENV)/.dev  ## two load balancers with keepalived under load, as root; ten minutes
+	@.ci/install keepalived rsyslogd logrotate nft ip curl pkill
+	@$(BIN)/python -m pytest -q -s scenarios/test_pair.py
 
 check: lint test  ## what a change has to pass: format, lint, types, tests
 

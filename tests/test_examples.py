@@ -86,8 +86,8 @@ def test_haproxy_accepts_it_without_a_warning(path: Path) -> None:
 
 @files("keepalived*.conf", "keepalived*/*.conf")
 def test_keepalived_accepts_it_without_a_word(path: Path) -> None:
-    needs("keepalived")
-    needs("ip")
+    for program in ("keepalived", "ip", "curl"):  # a script that is not there is refused
+        needs(program)
     if not (network := in_a_network_of_its_own()):
         pytest.skip("no network of its own for it here")
     cards = sorted(set(re.findall(r"\b(?:interface|dev) (\S+)", path.read_text())))
