@@ -5,9 +5,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -72,6 +77,37 @@ def moved(pair: Pair, to: Balancer) -> None:
     """Wait until the address is there, and nowhere else, and clients are served."""
     eventually(lambda: pair.holders == [to.name], LONG)
     pair.meter.served()
+
+
+KILLED = """\
+import time
+from scenarios.machines import Daemon, Machine
+with Machine("killed") as machine:
+    Daemon(machine, "sleep", "1000").start()
+    print(machine.pid, flush=True)
+    time.sleep(1000)
+"""
+
+
+def networks() -> set[str]:
+    """Every network that a process of this host uses."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            found.add(os.readlink(entry / "ns/net"))
+    return found
+
+
+def test_a_run_that_is_killed_leaves_nothing() -> None:
+    here = Path(__file__).resolve().parent.parent
+    with subprocess.Popen([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, text=True, cwd=here) as run:
+        assert run.stdout
+        network = os.readlink(f"/proc/{int(run.stdout.readline())}/ns/net")
+        assert network in networks()
+
+        run.kill()
+
+    eventually(lambda: network not in networks())
 
 
 def test_every_server_enrols_on_both_and_check_finds_nothing(pair: Pair) -> None:

@@ -22,16 +22,11 @@ from tests.world import LBAGENT, clean_environment, eventually, free_port, membe
 HERE = Path(__file__).resolve().parent.parent / "examples"
 EXAMPLES = sorted(path for path in HERE.iterdir() if path.is_dir())
 
-WITHOUT_A_LIVE_SYSTEM = {
-    "process": "nobody runs it",
-    "state": "not there yet",
-    "serf": "the agent",
-    "agent-files": "cannot be looked at",
-}
+WITHOUT_A_LIVE_SYSTEM = {"process", "state", "serf"}
 """What `check` has to say of a load balancer where nothing runs yet, by kind."""
 
 
-def files(*patterns: str) -> pytest.MarkDecorator:
+def each(*patterns: str) -> pytest.MarkDecorator:
     """A test for each file of all examples that matches."""
     found = sorted({path for example in EXAMPLES for pattern in patterns for path in example.glob(f"**/{pattern}")})
     return pytest.mark.parametrize("path", found, ids=lambda path: str(path.relative_to(HERE)))
@@ -75,7 +70,17 @@ def test_an_example_is_a_page_and_what_it_tells_of(example: Path) -> None:
     assert [name for name in ("README.md", "haproxy.cfg", "roles.yml") if not (example / name).is_file()] == []
 
 
-@files("haproxy*.cfg")
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_the_page_of_an_example_names_every_file_or_its_folder_and_links_lead_somewhere(example: Path) -> None:
+    page = (example / "README.md").read_text(encoding="utf-8")
+    files = [path for path in example.rglob("*") if path.is_file() and path.name != "README.md"]
+    links = re.findall(r"\]\((?!https?://)([^)#]+)", page)
+
+    assert [path for path in files if path.name not in page and f"{path.parent.name}/" not in page] == []
+    assert [link for link in links if not (example / link).exists()] == []
+
+
+@each("haproxy*.cfg")
 def test_haproxy_accepts_it_without_a_warning(path: Path) -> None:
     needs("haproxy")
 
@@ -84,7 +89,7 @@ def test_haproxy_accepts_it_without_a_warning(path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "Configuration file is valid\n")
 
 
-@files("keepalived*.conf", "keepalived*/*.conf")
+@each("keepalived*.conf", "keepalived*/*.conf")
 def test_keepalived_accepts_it_without_a_word(path: Path) -> None:
     for program in ("keepalived", "ip", "curl"):  # a script that is not there is refused
         needs(program)
@@ -98,7 +103,7 @@ def test_keepalived_accepts_it_without_a_word(path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
-@files("*rsyslog*/*.conf", "rsyslog*.conf")
+@each("*rsyslog*/*.conf", "rsyslog*.conf")
 def test_rsyslog_accepts_it(path: Path) -> None:
     needs("rsyslogd")
 
@@ -111,7 +116,7 @@ def test_rsyslog_accepts_it(path: Path) -> None:
     assert len(done.stdout.splitlines()) == 2, done.stdout
 
 
-@files("logrotate*/*", "logrotate*.conf")
+@each("logrotate*/*", "logrotate*.conf")
 def test_logrotate_accepts_it_beside_haproxys_own(path: Path, tmp_path: Path) -> None:
     needs("logrotate")
     own = tmp_path / path.name
@@ -126,7 +131,7 @@ def test_logrotate_accepts_it_beside_haproxys_own(path: Path, tmp_path: Path) ->
     assert [line for line in done.stdout.splitlines() if line.startswith("error: ")] == []
 
 
-@files("*.json")
+@each("*.json")
 def test_json_is_json(path: Path) -> None:
     assert isinstance(json.loads(path.read_text()), dict | list)
 
@@ -200,8 +205,11 @@ def test_check_finds_nothing_but_that_nothing_runs_here(example: Path, tmp_path:
 
     said = lbagent(tmp_path, "check").stdout.decode().splitlines()
 
-    found = [line.split(None, 1)[1] for line in said if not line.startswith("ok ")]
-    assert [line for line in found if line.split(":")[0] not in WITHOUT_A_LIVE_SYSTEM] == []
+    found = {
+        words.split(":")[0]: words for severity, words in (line.split(None, 1) for line in said) if severity != "ok"
+    }
+    assert {kind: words for kind, words in found.items() if kind not in WITHOUT_A_LIVE_SYSTEM} == {}
+    assert set(found) == WITHOUT_A_LIVE_SYSTEM
     assert [line for line in said if line.startswith("ok       markers: ") and "every section and service" in line]
 
 
