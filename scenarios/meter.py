@@ -16,7 +16,7 @@ from tests.traffic import Count, ask
 from tests.world import eventually
 
 CLIENTS = {"keep-alive": 4, "new": 8}
-"""So many go on over one connection, so many make one for each request; an eighth of these asks the second port."""
+"""So many go on over one connection, so many make one for each request; the last of each asks the second port."""
 
 PAUSE = 0.05
 """Seconds between a client's answer and its next request."""

@@ -51,6 +51,9 @@ table inet {name} {{
 """
 """Where it arrives: of a packet that its own host does not let out Serf is told, and then suspects nobody."""
 
+_BACKUP = "Entering BACKUP STATE"
+"""What keepalived logs when it listens to the other one."""
+
 _ETC = {
     "haproxy.cfg": "haproxy/haproxy.cfg",
     "roles.yml": "lbagent/roles.yml",
@@ -329,4 +332,6 @@ class Pair:
             if other is not to and other.holds:
                 other.keepalived.stop()
                 eventually(lambda: self.holders == [to.name])
+                before = other.keepalived.log.count(_BACKUP)
                 other.keepalived.start()
+                other.keepalived.until(lambda: other.keepalived.log.count(_BACKUP) > before)

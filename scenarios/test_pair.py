@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import functools
 import os
 import re
@@ -140,6 +141,20 @@ def test_what_the_example_promises_of_http(pair: Pair) -> None:
         "location: http://sorry.example.com/",
     ]
     assert sick.startswith("HTTP/1.1 503 ")
+
+
+def test_mongodb_is_watched_and_nobody_is_sent_there(pair: Pair) -> None:
+    mongo = pair.boot("mongo01", "10.0.0.51", "mongo")
+    settle(pair, mongo01="in")
+    eventually(lambda: all("mongo01" in one.serving() for one in pair.both), LONG, 0.2)
+
+    stats = pair.lb01.run("curl", "-sfu", "admin:change-me", "http://127.0.0.1:8404/;csv").stdout
+
+    mongo.leave()
+    settle(pair)
+    pair.remove("mongo01")
+    rows = {row["# pxname"]: row for row in csv.DictReader(stats.splitlines()) if row["svname"] == "mongo01"}
+    assert {name: (row["status"], row["stot"]) for name, row in rows.items()} == {"monitor-mongo": ("UP", "0")}
 
 
 def test_the_log_goes_on_after_it_was_rotated(pair: Pair) -> None:
