@@ -137,7 +137,7 @@ class Balancer(Host):
         self.start_haproxy()
         self.start_serf()
         self.watch.start()
-        self.keepalived.start()
+        self.start_keepalived()
 
     def start_haproxy(self) -> None:
         """Start HAProxy, and wait until it answers what keepalived asks."""
@@ -145,6 +145,12 @@ class Balancer(Host):
         self.haproxy.until(
             lambda: self.run("curl", "-sf", "http://127.0.0.1:8404/alive", checked=False).returncode == 0
         )
+
+    def start_keepalived(self) -> None:
+        """Start keepalived, and wait until it listens to the other one."""
+        before = self.keepalived.log.count(_BACKUP)
+        self.keepalived.start()
+        self.keepalived.until(lambda: self.keepalived.log.count(_BACKUP) > before)
 
     def kill_haproxy(self) -> None:
         """HAProxy dies, master and worker at once."""
@@ -328,10 +334,8 @@ class Pair:
 
     def hand_over(self, to: Balancer) -> None:
         """Have the address moved, as an operator does: keepalived is stopped where it is."""
-        for other in self.both:
-            if other is not to and other.holds:
-                other.keepalived.stop()
-                eventually(lambda: self.holders == [to.name])
-                before = other.keepalived.log.count(_BACKUP)
-                other.keepalived.start()
-                other.keepalived.until(lambda: other.keepalived.log.count(_BACKUP) > before)
+        other = self.lb02 if to is self.lb01 else self.lb01
+        if other.holds:
+            other.keepalived.stop()
+            eventually(lambda: self.holders == [to.name])
+            other.start_keepalived()
