@@ -226,15 +226,20 @@ def test_the_address_goes_back_when_keepalived_is_stopped(pair: Pair) -> None:
 def test_gossip_goes_round_a_cut_between_the_load_balancers(pair: Pair) -> None:
     with (
         pair.cut(SERF, [pair.lb01], [pair.lb02]),
-        pair.meter.step("gossip cut between lb01 and lb02 only: web01 pauses, resumes") as rows,
+        pair.meter.step("gossip cut between lb01 and lb02 only: a pause, a resume") as rows,
     ):
         pair.nodes["web01"].pause()
         settle(pair, web01="paused")
         pair.nodes["web01"].resume()
         settle(pair)
+        typed = pair.lb02.run("lbagent", "pause", "b01", checked=False)
+        settle(pair, b01="paused")
         seen = pair.lb01.members()
 
+    pair.lb02.run("lbagent", "resume", "b01")
     assert seen["lb02"] == "alive"
+    # The query goes round, its answer goes straight.
+    assert (typed.returncode, typed.stdout) == (1, "lb02  done\nlb01  not answered\n")
     assert rows[0].broken == 0
 
 
