@@ -97,8 +97,8 @@ def test_keepalived_accepts_it_without_a_word(path: Path) -> None:
         pytest.skip("no network of its own for it here")
     cards = sorted(set(re.findall(r"\b(?:interface|dev) (\S+)", path.read_text())))
     plugged = " && ".join(f"ip link add {card} type veth peer name peer{at}" for at, card in enumerate(cards))
-
     script = f'{plugged} && exec keepalived --config-test --use-file "$1"'
+
     done = run(*network, "sh", "-c", script, "sh", path)
 
     assert (done.returncode, done.stdout) == (0, "")
