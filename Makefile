@@ -20,7 +20,7 @@ demo: $(VENV)/.demo  ## join, pause, reboot, resume and leave, with real Serf an
 test: $(VENV)/.dev  ## all tests
 	@$(BIN)/python -m pytest
 
-test-pair: $(VENV)/.dev  ## two load balancers with keepalived under load, as root; six minutes
+test-pair: $(VENV)/.dev  ## two load balancers with keepalived under load, as root; five minutes
 	@.ci/install keepalived rsyslogd logrotate nft ip curl pkill
 	@$(BIN)/python -m pytest -q -s scenarios/test_pair.py
 
