@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint bench load long pages clean test-impala test-spark test-platform
+.PHONY: help demo test check lint bench load long pages clean test-impala test-spark test-platform test-pair
 
 export PATH := $(PATH):/usr/sbin:/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -23,6 +23,10 @@ test: $(VENV)/.dev  ## all tests
 test-platform: $(VENV)/.platform  ## a data platform enrols and changes under JMeter's load, four minutes; FULL=1: 1,000,000 requests
 	@.ci/install ip nginx prometheus prometheus-node-exporter java jmeter /usr/share/jmeter/lib/ext/ApacheJMeter_http.jar
 	@scenarios/apart $(BIN)/python -m pytest -sq -p no:cacheprovider scenarios/test_platform.py
+
+test-pair: $(VENV)/.dev  ## two load balancers with keepalived under load, as root; five minutes
+	@.ci/install keepalived rsyslogd logrotate nft ip curl pkill
+	@$(BIN)/python -m pytest -q -s scenarios/test_pair.py
 
 check: lint test  ## what a change has to pass: format, lint, types, tests
 

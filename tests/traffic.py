@@ -37,17 +37,26 @@ def load(port: int, clients: int = 8, pause: float = 0.002) -> Iterator[Count]:
             thread.join(10)
 
 
-def ask(port: int, going: Callable[[], bool], said: Callable[[str, str], float], *, keep: bool = True) -> None:
+def ask(  # noqa: PLR0913  # who is asked, how, and for how long
+    port: int,
+    going: Callable[[], bool],
+    said: Callable[[str, str], float],
+    *,
+    keep: bool = True,
+    host: str = "127.0.0.1",
+    patience: float = 5,
+) -> None:
     """Ask `port` as long as it is `going` on, over one connection or (not `keep`) over a new one for each request.
 
-    `said` is told how each ended and who answered, and returns the seconds to wait before the next.
+    `said` is told how each ended and who answered, and returns the seconds to wait before the next; who does not
+    answer within `patience` seconds has failed.
     """
     connection: http.client.HTTPConnection | None = None
     while going():
         server = ""
         try:
             if connection is None:
-                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+                connection = http.client.HTTPConnection(host, port, timeout=patience)
                 connection.auto_open = 0  # http.client would connect anew without a word
                 connection.connect()
             connection.request("GET", "/", headers={} if keep else {"Connection": "close"})
