@@ -19,6 +19,7 @@ SECTIONS = frozenset(
 )
 _HASHING = ("source", "uri", "url_param", "hdr", "rdp-cookie", "random", "hash")
 _OURS = "# lbagent role="
+_NOBODYS = "\n"  # what no line ends with
 _SERVER = "server ", "server\t"
 PAUSED = "# lbagent paused "
 _MARKER = "# additional-", "-server"
@@ -123,19 +124,18 @@ class Document:
     def _read(self, lines: list[str]) -> None:
         start = len(self.lines)
         self.lines += lines
-        proxy = Proxy("", "", None)
-        tail = ""
+        proxy, tail = Proxy("", "", None), _NOBODYS
+        managed, below = proxy.managed, 0
         for at, line in enumerate(lines, start):
             # First what most lines of a large file are, and they mostly end as the one above them.
-            if _OURS in line:
-                text = line.strip(BLANK)
-                if not tail or not text.endswith(tail):
-                    tail = _tail(text)
-                if tail and text.startswith(_SERVER) and text.count("#") == 1:
-                    proxy.managed.append(_line((at, len(proxy.markers), text)))
-                    continue
-            if words := line.split(None, 3):
+            text = line.strip(BLANK)
+            if not text.endswith(tail) and _OURS in text:
+                tail = _tail(text) or _NOBODYS
+            if text.endswith(tail) and text.startswith(_SERVER) and text.count("#") == 1:
+                managed.append(_line((at, below, text)))
+            elif words := line.split(None, 3):
                 proxy = self._directive(proxy, at, line, words)
+                managed, below = proxy.managed, len(proxy.markers)
 
     def _directive(self, proxy: Proxy, at: int, line: str, words: list[str]) -> Proxy:
         first = words[0]
