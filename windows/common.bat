@@ -36,7 +36,12 @@ set "COUNT=0"
 set /a COUNT+=1
 set "WORK=%TEMP%\lbagent-%RANDOM%-%COUNT%"
 if "%COUNT%"=="50" goto settings_failed
-md "%WORK%" 2>nul || goto settings_try
+rem Wine's md leaves the last command's status where it succeeds.
+call :zero
+md "%WORK%" 2>nul
+if not "%ERRORLEVEL%"=="0" goto settings_try
+exit /b 0
+:zero
 exit /b 0
 :settings_failed
 set "RC=2"
@@ -59,17 +64,27 @@ exit /b 0
 
 :answers
 rem RC is 0 where the agent answers, 3 where it wants authentication, else 2; said.txt has its words.
+set "LOOKS=0"
+:answers_again
+set /a LOOKS+=1
 set "RC=0"
 set "WORDS="
 "%SERF%" info >"%WORK%\said.txt" 2>&1
 if "%ERRORLEVEL%"=="0" exit /b 0
 set "RC=2"
 for /f "usebackq delims=" %%a in ("%WORK%\said.txt") do set "WORDS=%%a"
-if not defined WORDS exit /b 0
+if not defined WORDS goto answers_unclear
 set "WORDS=%WORDS:"=%"
 rem It runs, and does not let us in.
 if not "%WORDS%"=="%WORDS:uthentication=%" set "RC=3"
-exit /b 0
+if "%RC%"=="3" exit /b 0
+rem Nobody listens.
+if not "%WORDS%"=="%WORDS:refused=%" exit /b 0
+:answers_unclear
+rem serf.exe did not start, or lost its way: one such failure tells nothing.
+if "%LOOKS%"=="3" exit /b 0
+call :sleep 1
+goto answers_again
 
 :self
 rem -> NAME ROLE TAGGED, as the running agent has them. RC is 2, and it is said why, where it cannot be used.
@@ -83,21 +98,20 @@ rem The agent's own name comes first; a tag may be called `name`, too.
 for /f "usebackq tokens=1,2,*" %%a in ("%WORK%\said.txt") do (
     if "%%a %%b"=="role =" set "ROLE=%%c"
     if "%%a %%b"=="lbagent =" set "TAGGED=%%c"
-    if "%%a %%b"=="name =" if not defined NAME (
-        set "NAME=%%c"
-        for /f "delims=ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-" %%x in ("x%%c") do set "ODD=1"
-    )
+    if "%%a %%b"=="name =" if not defined NAME set "NAME=%%c"
 )
 if defined ROLE set "ROLE=%ROLE:"=%"
 if defined TAGGED set "TAGGED=%TAGGED:"=%"
+rem A name with a quote is as odd as one with a question mark.
+if defined NAME set "NAME=%NAME:"=?%"
+for /f "delims=ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-" %%x in ("x%NAME%") do set "ODD=1"
 if not defined NAME goto self_odd
 if defined ODD goto self_odd
 set "FIRST=%NAME:~0,1%"
 if "%FIRST%"=="." goto self_odd
 if "%FIRST%"=="-" goto self_odd
 if "%FIRST%"=="_" goto self_odd
-set "REST=%NAME:~63%"
-if defined REST goto self_odd
+if not "%NAME:~0,63%"=="%NAME%" goto self_odd
 exit /b 0
 :self_odd
 set "RC=2"
@@ -114,7 +128,7 @@ set "RC=2"
 exit /b 0
 
 :tags
-rem %2 and %3 are words for `serf tags`, such as -set lbagent=paused. RC is 1, and it is said why, where it fails.
+rem %2 and %3 are words for `serf tags`, such as -set "lbagent=paused". RC is 1, and it is said why, where it fails.
 set "RC=0"
 "%SERF%" tags "%~2" "%~3" >"%WORK%\said.txt" 2>&1
 if "%ERRORLEVEL%"=="0" exit /b 0
@@ -153,7 +167,8 @@ rem A line for each load balancer.
 set "SHOW=1"
 call :lbs_judge
 set "SHOW="
-if "%YES%%NO%"=="00" echo No load balancer (role %LB_ROLE%) can be asked now.
+if not "%YES%%NO%"=="00" exit /b 0
+for /f "delims=" %%a in ("No load balancer, of role %LB_ROLE%, can be asked now.") do echo %%a
 exit /b 0
 
 :lbs_forget
@@ -181,7 +196,8 @@ set "LB=%LB:~4%"
 if not defined LB exit /b 0
 set "LB=%LB:"=%"
 set "WORDS=%WORDS:"=%"
-set "SAID=%WORDS:~10%"
+set "SAID="
+if "%WORDS:~0,10%"=="answered: " set "SAID=%WORDS:~10%"
 if "%WORDS%"=="failed" set "SAID=not asked: failed, says Serf"
 if "%WORDS%"=="asked" set "SAID=not answered"
 if defined SHOW for /f "delims=" %%a in ("  %LB%  %SAID%") do echo %%a

@@ -73,7 +73,8 @@ if not exist "%CONF%" md "%CONF%"
 if not exist "%DATA%" md "%DATA%"
 rem The system runs what lies here, and the keys lie here: nobody else reads or writes in it.
 rem S-1-5-18 is the system, S-1-5-32-544 the administrators, in every language.
-icacls "%HERE%" /inheritance:r /grant:r "*S-1-5-18:(OI)(CI)F" "*S-1-5-32-544:(OI)(CI)F" >nul || goto not_administrator
+icacls "%HERE%" /inheritance:r /grant:r "*S-1-5-18:(OI)(CI)F" "*S-1-5-32-544:(OI)(CI)F" >nul
+if not "%ERRORLEVEL%"=="0" goto not_administrator
 
 rem Whoever may command the agent may pause any server: it asks for a token, which stays as long as the folder.
 set "TOKEN="
@@ -86,7 +87,9 @@ if not defined TOKEN goto no_serf
 for /f "tokens=1,2" %%a in ("%RPC% %TOKEN%") do >"%CONF%\rpc.txt" echo %%a %%b
 
 rem What is the same for all servers of the role, and what is this server's own.
-copy /y "%HERE%\%ROLE%.json" "%CONF%\agent.json" >nul || goto not_administrator
+if exist "%CONF%\agent.json" del /q "%CONF%\agent.json"
+copy /y "%HERE%\%ROLE%.json" "%CONF%\agent.json" >nul
+if not exist "%CONF%\agent.json" goto not_administrator
 >"%CONF%\node.json" echo {
 for /f "delims=" %%a in ("%NODE%") do >>"%CONF%\node.json" echo   "node_name": "%%a",
 for /f "delims=" %%a in ("%ADDRESS%") do >>"%CONF%\node.json" echo   "bind": "%%a",
@@ -101,12 +104,12 @@ for /f "delims=" %%a in ("%ROLE%") do >"%DATA%\%ROLE%.tags" echo {"role": "%%a"}
 for /f "delims=" %%a in ("%HOW%") do >"%CONF%\enrolment.txt" echo %%a
 
 set "RC=0"
-for /f "tokens=2 delims=:" %%a in ("x%ADDRESS%:7946:") do set "PORT=%%a"
-rem An address of IPv6 holds colons: with another port than 7946 the rule has to be made by hand.
-if not "%ADDRESS::=%"=="%ADDRESS%" if not "%ADDRESS:]=%"=="%ADDRESS%" set "PORT=7946"
 netsh advfirewall firewall delete rule name="serf (lbagent)" >nul 2>&1
-for %%a in (TCP UDP) do netsh advfirewall firewall add rule name="serf (lbagent)" dir=in action=allow protocol=%%a localport="%PORT%" program="%SERF%" >nul || set "RC=1"
-if not "%RC%"=="0" echo The firewall could not be opened: let TCP and UDP %PORT% in for serf.exe.
+netsh advfirewall firewall add rule name="serf (lbagent)" dir=in action=allow protocol=TCP program="%SERF%" >nul
+if not "%ERRORLEVEL%"=="0" set "RC=1"
+netsh advfirewall firewall add rule name="serf (lbagent)" dir=in action=allow protocol=UDP program="%SERF%" >nul
+if not "%ERRORLEVEL%"=="0" set "RC=1"
+if not "%RC%"=="0" echo The firewall could not be opened: let TCP and UDP in for serf.exe.
 
 if "%HOW%"=="none" goto enrolled
 if "%HOW%"=="winsw" goto by_winsw
@@ -121,13 +124,16 @@ for /f "usebackq tokens=1,2,3 delims=@" %%a in ("%HERE%\serf-task.xml") do (
         for /f "delims=" %%d in ("%FOLDER%") do >>"%CONF%\task.xml" echo %%a%%d%%c
     )
 )
-schtasks /create /tn serf /xml "%CONF%\task.xml" /f >nul || goto not_enrolled
+schtasks /create /tn serf /xml "%CONF%\task.xml" /f >nul
+if not "%ERRORLEVEL%"=="0" goto not_enrolled
 goto enrolled
 :by_winsw
-"%HERE%\serf-service.exe" install >nul || goto not_enrolled
+"%HERE%\serf-service.exe" install >nul
+if not "%ERRORLEVEL%"=="0" goto not_enrolled
 goto enrolled
 :by_nssm
-call "%HERE%\serf-nssm.bat" || goto not_enrolled
+call "%HERE%\serf-nssm.bat"
+if not "%ERRORLEVEL%"=="0" goto not_enrolled
 :enrolled
 for /f "delims=" %%a in ("%NODE% (role %ROLE%) on %ADDRESS%, started at boot by: %HOW%") do echo Installed: %%a
 echo Now join-cluster.bat; an agent that runs already has to leave-cluster.bat first.

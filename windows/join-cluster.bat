@@ -38,9 +38,9 @@ set "COUNT=0"
 :joined_wait
 set "JOINED="
 "%SERF%" members -status alive -tag "role=%LB_ROLE%" >"%WORK%\said.txt" 2>&1
-for /f "usebackq tokens=1,3" %%a in ("%WORK%\said.txt") do if "%%b"=="alive" (
-    set "JOINED=1"
-    echo   %%a
+for /f "usebackq tokens=1,3" %%a in ("%WORK%\said.txt") do (
+    if "%%b"=="alive" set "JOINED=1"
+    if "%%b"=="alive" echo   %%a
 )
 if defined JOINED goto joined
 set /a COUNT+=1
@@ -52,7 +52,8 @@ echo In the cluster, with these load balancers.
 set "RC=0"
 goto ended
 :not_joined
-echo The agent runs, and reaches no load balancer (role %LB_ROLE%) yet. It goes on trying: see retry_join, encrypt_key and the firewall.
+for /f "delims=" %%a in ("%LB_ROLE%") do echo The agent runs, and sees no load balancer, of role %%a, yet.
+echo It goes on trying: look at retry_join, encrypt_key and the firewall, and into data\agent.log.
 set "RC=1"
 goto ended
 :not_started

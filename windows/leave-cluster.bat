@@ -40,7 +40,8 @@ echo Out of the cluster.
 set "RC=0"
 goto ended
 :not_running
-echo The agent does not run: nothing to leave.
+echo The agent does not run, there is nothing to leave:
+for /f "usebackq delims=" %%a in ("%WORK%\said.txt") do echo   %%a
 set "RC=0"
 goto ended
 :not_allowed

@@ -34,8 +34,7 @@ set "MINUTES=%WORD%"
 if "%MINUTES:~0,1%"=="0" set "MINUTES=%MINUTES:~1%"
 if not defined MINUTES goto usage
 if "%MINUTES:~0,1%"=="0" goto argument_zeros
-set "REST=%MINUTES:~5%"
-if defined REST goto usage
+if not "%MINUTES:~0,5%"=="%MINUTES%" goto usage
 shift
 goto argument
 :argument_limit
@@ -45,8 +44,7 @@ if not defined LIMIT goto usage
 for /f "delims=0123456789" %%a in ("0%LIMIT%") do set "REST=%%a"
 if defined REST goto usage
 if "%LIMIT:~0,1%"=="0" goto usage
-set "REST=%LIMIT:~6%"
-if defined REST goto usage
+if not "%LIMIT:~0,6%"=="%LIMIT%" goto usage
 :argument_wait
 set "WAIT=1"
 shift
@@ -66,7 +64,7 @@ rem Without an end the pause is a tag, which Serf keeps over reboots, and which 
 rem will see. With an end the load balancers remember it: a tag has none.
 set "UNTAGGED="
 if defined MINUTES goto asking
-call "%~dp0common.bat" tags -set lbagent=paused
+call "%~dp0common.bat" tags -set "lbagent=paused"
 if not "%RC%"=="0" set "UNTAGGED=1"
 :asking
 set "VERB=pause"

@@ -9,15 +9,13 @@ if exist "%CONF%\enrolment.txt" for /f "usebackq tokens=1" %%a in ("%CONF%\enrol
 call "%~dp0leave-cluster.bat" 0
 if not "%ERRORLEVEL%"=="0" goto not_left
 set "RC=0"
-if "%ENROLMENT%"=="task" schtasks /delete /tn serf /f >nul || set "RC=1"
-if "%ENROLMENT%"=="winsw" "%HERE%\serf-service.exe" uninstall >nul || set "RC=1"
-if "%ENROLMENT%"=="nssm" "%HERE%\nssm.exe" remove serf confirm >nul || set "RC=1"
-if not "%RC%"=="0" goto not_removed
+call :%ENROLMENT%
+if not "%ERRORLEVEL%"=="0" goto not_removed
 netsh advfirewall firewall delete rule name="serf (lbagent)" >nul 2>&1
 rem By name: what else lies there is not ours.
 for %%f in (agent.json node.json rpc.txt enrolment.txt task.xml) do if exist "%CONF%\%%f" del /q "%CONF%\%%f"
 for %%f in (snapshot left agent.log agent.log.old) do if exist "%DATA%\%%f" del /q "%DATA%\%%f"
-for %%f in ("%DATA%\*.tags") do del /q "%%~f"
+del /q "%DATA%\*.tags" 2>nul
 rd "%CONF%" 2>nul
 rd "%DATA%" 2>nul
 echo Removed: the agent, its settings and its tags. The scripts, serf.exe and the ROLE.json with their key are still here.
@@ -31,6 +29,18 @@ for /f "delims=" %%a in ("%ENROLMENT%") do echo The %%a `serf` could not be remo
 :ended
 call "%~dp0common.bat" clean
 exit /b %RC%
+
+:task
+schtasks /delete /tn serf /f >nul
+exit /b
+:winsw
+"%HERE%\serf-service.exe" uninstall >nul
+exit /b
+:nssm
+"%HERE%\nssm.exe" remove serf confirm >nul
+exit /b
+:none
+exit /b 0
 
 :usage
 echo uninstall.bat
