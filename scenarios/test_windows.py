@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import json
 import time
 import xml.etree.ElementTree as ET
@@ -13,6 +14,7 @@ import pytest
 
 from scenarios import wine
 from scenarios.windows_site import Report, Site, Slow, confirmed, site
+from tests.pair import Balancer
 from tests.traffic import load
 from tests.world import Backend, SerfAgent, eventually
 
@@ -52,7 +54,8 @@ def test_a_server_boots_is_paused_crashes_reboots_is_resumed_and_leaves(world: S
     ):
         for balancer in world.two:
             other.join(balancer.agent)
-            eventually(lambda: "linux" in world.two[0].lb.members() and "linux" in world.two[1].lb.members())  # noqa: B023
+        for balancer in world.two:
+            eventually(functools.partial(_serves, balancer, "linux"))
         server.configure(world.key, world.addresses)
         with load(world.two[0].lb.front, clients=2, pause=0.02) as one, load(world.two[1].lb.front, 2, 0.02) as two:
             with step("install.bat") as said:
@@ -110,6 +113,10 @@ def test_a_server_boots_is_paused_crashes_reboots_is_resumed_and_leaves(world: S
         assert set(one) | set(two) == {"ok"}
         with step("requests meanwhile") as said:
             said.append(f"{one['ok'] + two['ok']}, none failed")
+
+
+def _serves(balancer: Balancer, name: str) -> bool:
+    return balancer.lb.idle and balancer.haproxy.answering(5) == {name}
 
 
 def test_a_pause_with_an_end_needs_no_tag_and_takes_the_place_of_one_without(world: Site) -> None:

@@ -202,11 +202,24 @@ if "%WORDS%"=="failed" set "SAID=not asked: failed, says Serf"
 if "%WORDS%"=="asked" set "SAID=not answered"
 if defined SHOW for /f "delims=" %%a in ("  %LB%  %SAID%") do echo %%a
 if "%WORDS%"=="failed" exit /b 0
-for /f "tokens=1,2,3 delims=, " %%a in ("%SAID%") do (
-    if "%%a"=="done" set /a YES+=1
-    if not "%%a"=="done" set /a NO+=1
-    if "%%a %%c"=="done session" set /a SESSIONS+=%%b
-    if "%%a %%c"=="done sessions" set /a SESSIONS+=%%b
-    for %%w in (not queued unknown still) do if "%%a"=="%%w" set "WAITING=1"
+if "%WORDS%"=="asked" goto lbs_silent
+set "FIRST="
+set "OPEN=0"
+rem `done, 3 sessions still open`
+for /f "tokens=1,2 delims=, " %%a in ("%SAID%") do (
+    set "FIRST=%%a"
+    set "OPEN=%%b"
 )
+if not "%FIRST%"=="done" goto lbs_not_done
+set /a YES+=1
+set /a SESSIONS+=OPEN
+exit /b 0
+:lbs_silent
+set /a NO+=1
+set "WAITING=1"
+exit /b 0
+:lbs_not_done
+set /a NO+=1
+rem It is busy, has not heard of the node, or not yet that the tag has gone: asked again it may have done it.
+for %%a in (queued unknown still) do if "%FIRST%"=="%%a" set "WAITING=1"
 exit /b 0
