@@ -57,7 +57,7 @@ rd "%WORK%" 2>nul
 exit /b 0
 
 :sleep
-rem So many seconds. `timeout` needs a console, which services and tasks have not.
+rem So many seconds. timeout.exe needs a console, which services and tasks have not.
 set /a PINGS=%~2+1
 ping -n "%PINGS%" 127.0.0.1 >nul
 exit /b 0

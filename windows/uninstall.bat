@@ -9,8 +9,11 @@ if exist "%CONF%\enrolment.txt" for /f "usebackq tokens=1" %%a in ("%CONF%\enrol
 call "%~dp0leave-cluster.bat" 0
 if not "%ERRORLEVEL%"=="0" goto not_left
 set "RC=0"
-call :%ENROLMENT%
-if not "%ERRORLEVEL%"=="0" goto not_removed
+set "RC=0"
+if "%ENROLMENT%"=="task" call :task
+if "%ENROLMENT%"=="winsw" call :winsw
+if "%ENROLMENT%"=="nssm" call :nssm
+if not "%RC%"=="0" goto not_removed
 netsh advfirewall firewall delete rule name="serf (lbagent)" >nul 2>&1
 rem By name: what else lies there is not ours.
 for %%f in (agent.json node.json rpc.txt enrolment.txt task.xml) do if exist "%CONF%\%%f" del /q "%CONF%\%%f"
@@ -32,14 +35,15 @@ exit /b %RC%
 
 :task
 schtasks /delete /tn serf /f >nul
-exit /b
+if not "%ERRORLEVEL%"=="0" set "RC=1"
+exit /b 0
 :winsw
 "%HERE%\serf-service.exe" uninstall >nul
-exit /b
+if not "%ERRORLEVEL%"=="0" set "RC=1"
+exit /b 0
 :nssm
 "%HERE%\nssm.exe" remove serf confirm >nul
-exit /b
-:none
+if not "%ERRORLEVEL%"=="0" set "RC=1"
 exit /b 0
 
 :usage
