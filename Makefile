@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint bench load long pages clean
+.PHONY: help demo test check lint bench load long test-windows pages clean
 
 export PATH := $(PATH):/usr/sbin:/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -36,6 +36,12 @@ load: $(VENV)/.dev  ## 1,000 changes under load, with the runtime API and withou
 
 long: $(VENV)/.dev  ## the daemon over 100,000 events and a day of syncs; ten minutes
 	@$(BIN)/python -m load.long
+
+test-windows: $(VENV)/.dev  ## windows/ under Wine, with a serf.exe that it builds; 1.5 GB, ten minutes
+	@.ci/install wine /usr/lib/wine/wine64=wine64 go=golang-go \
+	    /usr/share/gocode/src/github.com/hashicorp/serf=golang-github-hashicorp-serf-dev \
+	    /usr/share/go-1.19/src=golang-1.19-src
+	@$(BIN)/python -m pytest -s scenarios/test_windows.py
 
 pages: $(VENV)/.demo  ## man page and completions, in build/
 	@$(BIN)/python -m lbagent.manual build

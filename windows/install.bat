@@ -141,7 +141,7 @@ goto ended
 
 :not_enrolled
 rem Serf's own error stands above, in the language of the system.
-echo The files are there, but the %HOW% could not be made: run this as administrator.
+for /f "delims=" %%a in ("%HOW%") do echo The files are there, but the %%a could not be made: run this as administrator.
 set "RC=1"
 goto ended
 :not_administrator

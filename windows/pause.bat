@@ -10,6 +10,7 @@ set "WORD=%~1"
 if not defined WORD goto arguments_read
 set "WORD=%WORD:"=%"
 if not defined WORD goto usage
+set "WORD=%WORD:~0,200%"
 if "%WORD%"=="/?" goto usage
 if /i "%WORD%"=="/wait" goto argument_wait
 if /i "%WORD:~0,6%"=="/wait:" goto argument_limit
@@ -24,7 +25,7 @@ rem `2h` is no reason, and minutes neither.
 for %%a in (s m h d min) do if /i "%UNIT%"=="%%a" goto usage
 :argument_reason
 if defined REASON set "WORD=%REASON% %WORD%"
-set "REASON=%WORD%"
+set "REASON=%WORD:~0,200%"
 shift
 goto argument
 :argument_minutes
@@ -72,7 +73,7 @@ set "LASTING="
 if defined MINUTES set "LASTING= for=%MINUTES%m"
 set "BECAUSE="
 rem The blank at the end keeps a last backslash from the quote behind it.
-if defined REASON set "BECAUSE= reason=%REASON:~0,200% "
+if defined REASON set "BECAUSE= reason=%REASON% "
 set "PAYLOAD=%NAME%%LASTING%%BECAUSE%"
 set "ELAPSED=0"
 call "%~dp0common.bat" ask
