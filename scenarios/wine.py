@@ -120,6 +120,22 @@ def wait_for_wine() -> None:
     subprocess.run(["wineserver", "-w"], env=environment(), timeout=120, check=True)
 
 
+@contextlib.contextmanager
+def running() -> Iterator[None]:
+    """Windows is up: without one process that stays, each script would boot Wine's services anew."""
+    with subprocess.Popen(
+        ["wine", "cmd.exe", "/d"],
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ):
+        try:
+            yield
+        finally:
+            end_wine()
+
+
 def end_wine() -> None:
     """End whatever still runs in the prefix, and nothing else."""
     subprocess.run(["wineserver", "-k"], env=environment(), timeout=120, check=False)

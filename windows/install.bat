@@ -128,6 +128,9 @@ schtasks /create /tn serf /xml "%CONF%\task.xml" /f >nul
 if not "%ERRORLEVEL%"=="0" goto not_enrolled
 goto enrolled
 :by_winsw
+rem Installed again, the service is there already; it reads serf-service.xml when it starts.
+sc query serf >nul 2>&1
+if "%ERRORLEVEL%"=="0" goto enrolled
 "%HERE%\serf-service.exe" install >nul
 if not "%ERRORLEVEL%"=="0" goto not_enrolled
 goto enrolled

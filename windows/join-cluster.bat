@@ -79,8 +79,10 @@ for %%f in ("data\agent.log") do if %%~zf0 GEQ 50000000 move /y "data\agent.log"
 "%SERF%" agent -config-dir=conf >>"data\agent.log" 2>&1
 >>"data\agent.log" echo The agent ended with %ERRORLEVEL%.
 if exist "data\left" goto agent_left
+if not exist "conf\agent.json" goto agent_left
 call "%~dp0common.bat" sleep 10
-if not exist "data\left" goto agent_run
+if exist "data\left" goto agent_left
+if exist "conf\agent.json" goto agent_run
 :agent_left
 popd
 exit /b 0

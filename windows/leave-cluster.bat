@@ -20,16 +20,16 @@ rem Tells join-cluster.bat /agent not to start it again.
 if exist "%DATA%" >"%DATA%\left" echo leave-cluster.bat was here
 call "%~dp0common.bat" answers
 if "%RC%"=="3" goto not_allowed
-if "%RC%"=="2" goto not_running
-if "%HOW%"=="agent" goto leave
 set "ENROLMENT=none"
 if exist "%CONF%\enrolment.txt" for /f "usebackq tokens=1" %%a in ("%CONF%\enrolment.txt") do set "ENROLMENT=%%a"
-if not "%ENROLMENT%"=="winsw" if not "%ENROLMENT%"=="nssm" goto leave
-rem A service that is not told to stop would start the agent again.
-sc stop serf >nul
-call :gone
+if "%HOW%"=="agent" set "ENROLMENT=none"
+rem A service that is not told to stop would start the agent again; it may be about to.
+if "%ENROLMENT%"=="winsw" sc stop serf >nul 2>&1
+if "%ENROLMENT%"=="nssm" sc stop serf >nul 2>&1
+if "%RC%"=="2" goto not_running
+if "%ENROLMENT%"=="winsw" call :gone
+if "%ENROLMENT%"=="nssm" call :gone
 if "%RC%"=="2" goto left
-:leave
 "%SERF%" leave >"%WORK%\said.txt" 2>&1
 call :gone
 if not "%RC%"=="2" goto not_left

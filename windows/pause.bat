@@ -90,7 +90,9 @@ if not defined WAIT goto confirmed
 set "SHOWN=%SESSIONS%"
 :waiting
 if "%SESSIONS%"=="0" goto confirmed
-if defined LIMIT if %ELAPSED% GEQ %LIMIT% goto still_open
+if not defined LIMIT goto waiting_on
+if %ELAPSED% GEQ %LIMIT% goto still_open
+:waiting_on
 call "%~dp0common.bat" sleep 2
 set /a ELAPSED+=2
 if not defined MINUTES goto waiting_asks
