@@ -28,14 +28,17 @@ class Report:
         """Time a step; what is put into the list is told with it."""
         began, words = time.monotonic(), list[str]()
         yield words
-        self._rows.append((what, time.monotonic() - began, " / ".join(words)))
+        self._rows.append((what, time.monotonic() - began, " ".join(words).strip()))
 
     def show(self) -> None:
         """Print the table."""
         width = max((len(what) for what, _, _ in self._rows), default=0)
         print("\n")
         for what, seconds, words in self._rows:
-            print(f"{what:{width}}  {seconds:5.1f} s  {words}")
+            first, *others = words.split("\n")
+            print(f"{what:{width}}  {seconds:5.1f} s  {first}")
+            for line in others:
+                print(f"{'':{width}}           {line}")
 
 
 class Site:

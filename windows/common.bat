@@ -80,8 +80,8 @@ set "WORDS=%WORDS:"=%"
 rem It runs, and does not let us in.
 if not "%WORDS%"=="%WORDS:uthentication=%" set "RC=3"
 if "%RC%"=="3" exit /b 0
-rem Nobody listens.
-if not "%WORDS%"=="%WORDS:refused=%" exit /b 0
+rem Nobody listens. Windows says why in its own language, Serf says `dial tcp`.
+if not "%WORDS%"=="%WORDS:dial tcp=%" exit /b 0
 :answers_unclear
 rem serf.exe did not start, or lost its way: one such failure tells nothing.
 if "%LOOKS%"=="3" exit /b 0
