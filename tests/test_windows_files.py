@@ -104,6 +104,13 @@ def test_every_way_through_a_script_ends_with_an_exit_status(script: Path) -> No
 
 
 @named
+def test_a_comment_holds_nothing_that_cmd_would_act_upon(script: Path) -> None:
+    comments = [line for line in lines(script) if line.strip().startswith("rem")]
+
+    assert [line for line in comments if re.search(r"[&|<>^%]", line)] == []
+
+
+@named
 def test_every_label_that_is_gone_to_is_there_once(script: Path) -> None:
     text = "\n".join(commands(script))
     labels = re.findall(r"^:(\w+)$", text, re.MULTILINE)

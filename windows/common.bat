@@ -2,8 +2,8 @@
 rem What the scripts beside this one share. They call it by the name of a part, inside their own setlocal,
 rem and read what it leaves in variables: RC says how it went.
 rem
-rem Quotes are taken out of whatever comes from outside (arguments, Serf, load balancers) before it is used. "%%VAR%%"
-rem is safe then, whatever & | < > ^ ( ) %% or ! it holds, and delayed expansion stays off.
+rem Quotes are taken out of whatever comes from outside (arguments, Serf, load balancers) before it is used. A variable
+rem in quotes is safe then, whatever special characters it holds, and delayed expansion stays off.
 if "%~1"=="" (
     echo common.bat is called by the scripts beside it and does nothing alone.
     exit /b 2
@@ -11,7 +11,7 @@ if "%~1"=="" (
 goto %~1
 
 :settings
-rem -> HERE CONF DATA SERF LB_ROLE WORK, and in the environment how serf.exe reaches the agent.
+rem Sets HERE CONF DATA SERF LB_ROLE WORK, and in the environment how serf.exe reaches the agent.
 set "RC=0"
 set "ERRORLEVEL="
 set "RANDOM="
@@ -89,7 +89,7 @@ call :sleep 1
 goto answers_again
 
 :self
-rem -> NAME ROLE TAGGED, as the running agent has them. RC is 2, and it is said why, where it cannot be used.
+rem Sets NAME ROLE TAGGED, as the running agent has them. RC is 2, and it is said why, where it cannot be used.
 set "NAME="
 set "ROLE="
 set "TAGGED="
@@ -130,7 +130,7 @@ set "RC=2"
 exit /b 0
 
 :tags
-rem %2 and %3 are words for `serf tags`, such as -set "lbagent=paused". RC is 1, and it is said why, where it fails.
+rem Two words for `serf tags` follow, such as -set "lbagent=paused". RC is 1, and it is said why, where it fails.
 set "RC=0"
 "%SERF%" tags "%~2" "%~3" >"%WORK%\said.txt" 2>&1
 if "%ERRORLEVEL%"=="0" exit /b 0
@@ -140,7 +140,7 @@ for /f "usebackq delims=" %%a in ("%WORK%\said.txt") do echo   %%a
 exit /b 0
 
 :ask
-rem Asks every load balancer to VERB with PAYLOAD -> RC (0: all confirmed), SESSIONS, and LBS_NAME for `show`.
+rem Asks every load balancer to VERB with PAYLOAD. Sets RC (0: all confirmed), SESSIONS, and LBS_NAME for `show`.
 rem LBS_NAME is `asked`, `failed`, or `answered: ` and the answer.
 call :lbs_forget
 "%SERF%" members -tag "role=%LB_ROLE%" >"%WORK%\said.txt" 2>&1
@@ -181,7 +181,7 @@ set "LBS_=-"
 exit /b 0
 
 :lbs_judge
-rem -> YES NO (how many confirmed, and did not), SESSIONS, WAITING (whether asking again may help).
+rem Sets YES NO (how many confirmed, and did not), SESSIONS, WAITING (whether asking again may help).
 set "YES=0"
 set "NO=0"
 set "SESSIONS=0"

@@ -114,7 +114,7 @@ if not "%RC%"=="0" echo The firewall could not be opened: let TCP and UDP in for
 if "%HOW%"=="none" goto enrolled
 if "%HOW%"=="winsw" goto by_winsw
 if "%HOW%"=="nssm" goto by_nssm
-rem XML wants an `&` of the folder's name spelt out.
+rem XML wants an ampersand in the folder's name spelt out.
 set "FOLDER=%HERE:&=&amp;%"
 if exist "%CONF%\task.xml" del /q "%CONF%\task.xml"
 for /f "usebackq tokens=1,2,3 delims=@" %%a in ("%HERE%\serf-task.xml") do (
