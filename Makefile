@@ -37,7 +37,7 @@ load: $(VENV)/.dev  ## 1,000 changes under load, with the runtime API and withou
 long: $(VENV)/.dev  ## the daemon over 100,000 events and a day of syncs; ten minutes
 	@$(BIN)/python -m load.long
 
-test-windows: $(VENV)/.dev  ## windows/ under Wine, with a serf.exe that it builds; 1.5 GB, ten minutes
+test-windows: $(VENV)/.dev  ## windows/ under Wine, with a serf.exe that it builds; 2 GB, seven minutes
 	@.ci/install wine /usr/lib/wine/wine64=wine64 go=golang-go \
 	    /usr/share/gocode/src/github.com/hashicorp/serf=golang-github-hashicorp-serf-dev \
 	    /usr/share/go-1.19/src=golang-1.19-src

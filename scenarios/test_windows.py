@@ -323,7 +323,8 @@ def test_a_reason_arrives_as_it_was_typed(world: Site) -> None:
     }
     with world.enrolled(15) as server:
         for typed, heard in reasons.items():
-            assert confirmed(server.run("pause.bat", "5", typed)), typed
+            ended = server.run("pause.bat", "5", typed)
+            assert ended.status == 0, ended.said  # Wine grumbles at words as long as its longest path
             assert world.two[0].lb.members()["win15"]["pause"].reason == heard
 
 
