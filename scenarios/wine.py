@@ -223,7 +223,13 @@ class Server:
 
     def run(self, script: str, *words: str, seconds: float = 180) -> Ended:
         """Run a script of this server with these words, quoted as given, from another folder."""
-        return self.prompt.type(" ".join([f'"{windows_path(self.folder / script)}"', *words]), seconds)
+        line = " ".join([f'"{windows_path(self.folder / script)}"', *words])
+        # Each way through a script says something. On a busy machine Wine now and then starts nothing at all.
+        for _ in range(3):
+            ended = self.prompt.type(line, seconds)
+            if ended.said:
+                break
+        return ended
 
     def boot(self, command: str = r"/d /c .\join-cluster.bat /agent") -> None:
         """What the service or task does at boot; returns once the agent answers."""
