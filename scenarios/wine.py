@@ -225,10 +225,9 @@ class Server:
         """Run a script of this server with these words, quoted as given, from another folder."""
         line = " ".join([f'"{windows_path(self.folder / script)}"', *words])
         # Each way through a script says something. On a busy machine Wine now and then starts nothing at all.
-        for _ in range(3):
-            ended = self.prompt.type(line, seconds)
-            if ended.said:
-                break
+        ended = self.prompt.type(line, seconds)
+        for _ in range(2):
+            ended = ended if ended.said else self.prompt.type(line, seconds)
         return ended
 
     def boot(self, command: str = r"/d /c .\join-cluster.bat /agent") -> None:
