@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint bench load long pages clean test-impala test-spark test-platform test-pair
+.PHONY: help demo test check lint bench load long test-pair test-windows test-spark test-impala test-platform pages clean
 
 export PATH := $(PATH):/usr/sbin:/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -19,14 +19,6 @@ demo: $(VENV)/.demo  ## join, pause, reboot, resume and leave, with real Serf an
 
 test: $(VENV)/.dev  ## all tests
 	@$(BIN)/python -m pytest
-
-test-platform: $(VENV)/.platform  ## a data platform enrols and changes under JMeter's load, four minutes; FULL=1: 1,000,000 requests
-	@.ci/install ip nginx prometheus prometheus-node-exporter java jmeter /usr/share/jmeter/lib/ext/ApacheJMeter_http.jar
-	@scenarios/apart $(BIN)/python -m pytest -sq -p no:cacheprovider scenarios/test_platform.py
-
-test-pair: $(VENV)/.dev  ## two load balancers with keepalived under load, as root; five minutes
-	@.ci/install keepalived rsyslogd logrotate nft ip curl pkill
-	@$(BIN)/python -m pytest -q -s scenarios/test_pair.py
 
 check: lint test  ## what a change has to pass: format, lint, types, tests
 
@@ -48,15 +40,29 @@ load: $(VENV)/.dev  ## 1,000 changes under load, long sessions, and a burst of r
 long: $(VENV)/.dev  ## the daemon over 100,000 events and a day of syncs; ten minutes
 	@$(BIN)/python -m load.long
 
-test-impala: $(VENV)/.dev build/impala/.ready  ## examples/impala with real HiveServer2 servers; installs java and 400 MB; six minutes
-	@.ci/install java
-	@$(BIN)/python -m pytest scenarios/test_impala.py
+test-pair: $(VENV)/.dev  ## two load balancers with keepalived under load, as root; five minutes
+	@.ci/install keepalived rsyslogd logrotate nft ip curl pkill
+	@$(BIN)/python -m pytest -q -s scenarios/test_pair.py
+
+test-windows: $(VENV)/.dev  ## windows/ under Wine, with a serf.exe that it builds; 2 GB, seven minutes
+	@.ci/install wine /usr/lib/wine/wine64=wine64 go=golang-go \
+	    /usr/share/gocode/src/github.com/hashicorp/serf=golang-github-hashicorp-serf-dev \
+	    /usr/share/go-1.19/src=golang-1.19-src
+	@$(BIN)/python -m pytest -s scenarios/test_windows.py
 
 test-spark: $(VENV)/.dev build/pyspark/.done  ## examples/spark-ha: real Spark masters fail over; five to ten minutes, FULL=1 for more
 	@.ci/install java chromium chromedriver
 	@rm -f build/spark/figures.txt
 	@status=0; $(BIN)/python -m pytest -v scenarios/test_spark.py || status=$$?; \
 	    if [ -e build/spark/figures.txt ]; then echo; cat build/spark/figures.txt; fi; exit $$status
+
+test-impala: $(VENV)/.dev build/impala/.ready  ## examples/impala with real HiveServer2 servers; installs java and 400 MB; six minutes
+	@.ci/install java
+	@$(BIN)/python -m pytest scenarios/test_impala.py
+
+test-platform: $(VENV)/.platform  ## a data platform enrols and changes under JMeter's load, four minutes; FULL=1: 1,000,000 requests
+	@.ci/install ip nginx prometheus prometheus-node-exporter java jmeter /usr/share/jmeter/lib/ext/ApacheJMeter_http.jar=jmeter-http
+	@scenarios/apart $(BIN)/python -m pytest -sq -p no:cacheprovider scenarios/test_platform.py
 
 pages: $(VENV)/.demo  ## man page and completions, in build/
 	@$(BIN)/python -m lbagent.manual build

@@ -1,0 +1,227 @@
+@echo off
+rem What the scripts beside this one share. They call it by the name of a part, inside their own setlocal,
+rem and read what it leaves in variables: RC says how it went.
+rem
+rem Quotes are taken out of whatever comes from outside (arguments, Serf, load balancers) before it is used. A variable
+rem in quotes is safe then, whatever special characters it holds, and delayed expansion stays off.
+if "%~1"=="" (
+    echo common.bat is called by the scripts beside it and does nothing alone.
+    exit /b 2
+)
+goto %~1
+
+:settings
+rem Sets HERE CONF DATA SERF LB_ROLE WORK, and in the environment how serf.exe reaches the agent.
+set "RC=0"
+set "ERRORLEVEL="
+set "RANDOM="
+set "HERE=%~dp0"
+set "HERE=%HERE:~0,-1%"
+set "CONF=%HERE%\conf"
+set "DATA=%HERE%\data"
+set "SERF=%HERE%\serf.exe"
+if not exist "%SERF%" set "SERF=serf.exe"
+set "LB_ROLE=lb"
+if defined LBAGENT_LB_ROLE set "LB_ROLE=%LBAGENT_LB_ROLE:"=%"
+if not exist "%CONF%\rpc.txt" goto settings_folder
+for /f "usebackq tokens=1,2" %%a in ("%CONF%\rpc.txt") do (
+    if not defined SERF_RPC_ADDR set "SERF_RPC_ADDR=%%a"
+    if not defined SERF_RPC_AUTH set "SERF_RPC_AUTH=%%b"
+)
+:settings_folder
+rem A folder made by this run and no other: two that start together have the same RANDOM.
+if not defined TEMP set "TEMP=%HERE%"
+set "COUNT=0"
+:settings_try
+set /a COUNT+=1
+set "WORK=%TEMP%\lbagent-%RANDOM%-%COUNT%"
+if "%COUNT%"=="50" goto settings_failed
+rem Wine's md leaves the last command's status where it succeeds.
+call :zero
+md "%WORK%" 2>nul
+if not "%ERRORLEVEL%"=="0" goto settings_try
+exit /b 0
+:zero
+exit /b 0
+:settings_failed
+set "RC=2"
+set "WORK="
+echo No folder can be made in TEMP, nothing was done: is there room, and may you write there?
+exit /b 0
+
+:clean
+rem The last call of a script.
+if not defined WORK exit /b 0
+if exist "%WORK%\said.txt" del /q "%WORK%\said.txt"
+rd "%WORK%" 2>nul
+exit /b 0
+
+:sleep
+rem So many seconds. timeout.exe needs a console, which services and tasks have not.
+set "PINGS=%~1"
+if "%~1"=="sleep" set "PINGS=%~2"
+set /a PINGS+=1
+ping -n "%PINGS%" 127.0.0.1 >nul
+exit /b 0
+
+:answers
+rem RC is 0 where the agent answers, 3 where it wants authentication, else 2; said.txt has its words.
+set "LOOKS=0"
+:answers_again
+set /a LOOKS+=1
+set "RC=0"
+set "WORDS="
+"%SERF%" info >"%WORK%\said.txt" 2>&1
+if "%ERRORLEVEL%"=="0" exit /b 0
+set "RC=2"
+for /f "usebackq delims=" %%a in ("%WORK%\said.txt") do set "WORDS=%%a"
+if not defined WORDS goto answers_unclear
+set "WORDS=%WORDS:"=%"
+rem It runs, and does not let us in.
+if not "%WORDS%"=="%WORDS:uthentication=%" set "RC=3"
+if "%RC%"=="3" exit /b 0
+rem Nobody listens. Windows says why in its own language, Serf says `dial tcp`.
+if not "%WORDS%"=="%WORDS:dial tcp=%" exit /b 0
+:answers_unclear
+rem serf.exe did not start, or lost its way: one such failure tells nothing.
+if "%LOOKS%"=="3" exit /b 0
+call :sleep 1
+goto answers_again
+
+:self
+rem Sets NAME ROLE TAGGED, as the running agent has them. RC is 2, and it is said why, where it cannot be used.
+set "NAME="
+set "ROLE="
+set "TAGGED="
+set "ODD="
+call :answers
+if not "%RC%"=="0" goto self_down
+rem The agent's own name comes first; a tag may be called `name`, too.
+for /f "usebackq tokens=1,2,*" %%a in ("%WORK%\said.txt") do (
+    if "%%a %%b"=="role =" set "ROLE=%%c"
+    if "%%a %%b"=="lbagent =" set "TAGGED=%%c"
+    if "%%a %%b"=="name =" if not defined NAME set "NAME=%%c"
+)
+if defined ROLE set "ROLE=%ROLE:"=%"
+if defined TAGGED set "TAGGED=%TAGGED:"=%"
+rem A name with a quote is as odd as one with a question mark.
+if defined NAME set "NAME=%NAME:"=?%"
+for /f "delims=ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-" %%x in ("x%NAME%") do set "ODD=1"
+if not defined NAME goto self_odd
+if defined ODD goto self_odd
+set "FIRST=%NAME:~0,1%"
+if "%FIRST%"=="." goto self_odd
+if "%FIRST%"=="-" goto self_odd
+if "%FIRST%"=="_" goto self_odd
+if not "%NAME:~0,63%"=="%NAME%" goto self_odd
+exit /b 0
+:self_odd
+set "RC=2"
+echo No load balancer serves a node of this name, nothing was done:
+for /f "usebackq tokens=1,2,*" %%a in ("%WORK%\said.txt") do if "%%a %%b"=="name =" echo   %%c
+echo A name is of letters, digits, dots, - and _, at most 63, the first a letter or digit. See install.bat, /name.
+exit /b 0
+:self_down
+echo The Serf agent does not answer, nothing was done:
+for /f "usebackq delims=" %%a in ("%WORK%\said.txt") do echo   %%a
+if "%RC%"=="3" echo Run this as administrator: the agent's token is in conf\rpc.txt.
+if "%RC%"=="2" echo Start it with join-cluster.bat.
+set "RC=2"
+exit /b 0
+
+:tags
+rem Two words for `serf tags` follow, such as -set "lbagent=paused". RC is 1, and it is said why, where it fails.
+set "RC=0"
+"%SERF%" tags "%~2" "%~3" >"%WORK%\said.txt" 2>&1
+if "%ERRORLEVEL%"=="0" exit /b 0
+set "RC=1"
+echo The tag could not be changed:
+for /f "usebackq delims=" %%a in ("%WORK%\said.txt") do echo   %%a
+exit /b 0
+
+:ask
+rem Asks every load balancer to VERB with PAYLOAD. Sets RC (0: all confirmed), SESSIONS, and LBS_NAME for `show`.
+rem LBS_NAME is `asked`, `failed`, or `answered: ` and the answer.
+call :lbs_forget
+"%SERF%" members -tag "role=%LB_ROLE%" >"%WORK%\said.txt" 2>&1
+for /f "usebackq tokens=1,2,3" %%a in ("%WORK%\said.txt") do (
+    if "%%c"=="alive" set "LBS_%%a=asked"
+    if "%%c"=="failed" set "LBS_%%a=failed"
+)
+set "TRIES=0"
+:ask_again
+rem Serf hands queries on by chance, and some do not reach every node. Who has done it is not disturbed by a second time.
+set /a TRIES+=1
+set /a PATIENCE=TRIES*2
+set /a ELAPSED+=PATIENCE
+"%SERF%" query -tag "role=%LB_ROLE%" -timeout "%PATIENCE%s" "%VERB%" "%PAYLOAD%" >"%WORK%\said.txt" 2>&1
+for /f "usebackq tokens=1,2,* delims='" %%a in ("%WORK%\said.txt") do (
+    if "%%a"=="Response from " set "LBS_%%b=answered%%c"
+)
+call :lbs_judge
+if defined WAITING if not "%TRIES%"=="4" goto ask_again
+set "RC=1"
+if not "%YES%"=="0" if "%NO%"=="0" set "RC=0"
+exit /b 0
+
+:show
+rem A line for each load balancer.
+set "SHOW=1"
+call :lbs_judge
+set "SHOW="
+if not "%YES%%NO%"=="00" exit /b 0
+for /f "delims=" %%a in ("No load balancer, of role %LB_ROLE%, can be asked now.") do echo %%a
+exit /b 0
+
+:lbs_forget
+set "LBS_=-"
+for /f "tokens=1 delims==" %%a in ('set LBS_') do set "%%a="
+rem One always stands, so that `set LBS_` finds something.
+set "LBS_=-"
+exit /b 0
+
+:lbs_judge
+rem Sets YES NO (how many confirmed, and did not), SESSIONS, WAITING (whether asking again may help).
+set "YES=0"
+set "NO=0"
+set "SESSIONS=0"
+set "WAITING="
+for /f "tokens=1,* delims==" %%a in ('set LBS_') do (
+    set "LB=%%a"
+    set "WORDS=%%b"
+    call :lbs_one
+)
+exit /b 0
+
+:lbs_one
+set "LB=%LB:~4%"
+if not defined LB exit /b 0
+set "LB=%LB:"=%"
+set "WORDS=%WORDS:"=%"
+set "SAID="
+if "%WORDS:~0,10%"=="answered: " set "SAID=%WORDS:~10%"
+if "%WORDS%"=="failed" set "SAID=not asked: failed, says Serf"
+if "%WORDS%"=="asked" set "SAID=not answered"
+if defined SHOW for /f "delims=" %%a in ("  %LB%  %SAID%") do echo %%a
+if "%WORDS%"=="failed" exit /b 0
+if "%WORDS%"=="asked" goto lbs_silent
+set "FIRST="
+set "OPEN=0"
+rem `done, 3 sessions still open`
+for /f "tokens=1,2 delims=, " %%a in ("%SAID%") do (
+    set "FIRST=%%a"
+    set "OPEN=%%b"
+)
+if not "%FIRST%"=="done" goto lbs_not_done
+set /a YES+=1
+set /a SESSIONS+=OPEN
+exit /b 0
+:lbs_silent
+set /a NO+=1
+set "WAITING=1"
+exit /b 0
+:lbs_not_done
+set /a NO+=1
+rem It is busy, has not heard of the node, or not yet that the tag has gone: asked again it may have done it.
+for %%a in (queued unknown still) do if "%FIRST%"=="%%a" set "WAITING=1"
+exit /b 0

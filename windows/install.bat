@@ -1,0 +1,180 @@
+@echo off
+setlocal EnableExtensions DisableDelayedExpansion
+set "ROLE="
+set "ADDRESS="
+set "NODE="
+set "HOW=task"
+set "RPC=127.0.0.1:7373"
+
+:argument
+set "WORD=%~1"
+if not defined WORD goto arguments_read
+set "WORD=%WORD:"=%"
+if /i "%WORD%"=="/name" goto argument_name
+if /i "%WORD%"=="/as" goto argument_as
+if /i "%WORD%"=="/rpc" goto argument_rpc
+if "%WORD:~0,1%"=="/" goto usage
+if defined ADDRESS goto usage
+if defined ROLE set "ADDRESS=%WORD%"
+if not defined ROLE set "ROLE=%WORD%"
+shift
+goto argument
+:argument_name
+set "NODE=%~2"
+if not defined NODE goto usage
+goto argument_two
+:argument_as
+set "HOW="
+for %%a in (task winsw nssm none) do if /i "%~2"=="%%a" set "HOW=%%a"
+if not defined HOW goto usage
+goto argument_two
+:argument_rpc
+set "RPC=%~2"
+if not defined RPC goto usage
+:argument_two
+shift
+shift
+goto argument
+
+:arguments_read
+if not defined ADDRESS goto usage
+call "%~dp0common.bat" settings
+if not "%RC%"=="0" exit /b 2
+if not defined NODE for /f "delims=" %%a in ('hostname') do set "NODE=%%a"
+
+rem Everything is looked at before anything is written.
+set "WRONG="
+for /f "delims=ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-" %%x in ("x%ROLE%") do set "WRONG=ROLE is letters, digits, dots, - and _"
+for /f "delims=ABCDEFabcdef0123456789.:[]" %%x in ("0%ADDRESS%") do set "WRONG=ADDRESS is an IP address of this server, or ADDRESS:PORT"
+for /f "delims=ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-:[]" %%x in ("0%RPC%") do set "WRONG=/rpc is ADDRESS:PORT"
+for /f "delims=ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-" %%x in ("x%NODE%") do set "WRONG=/name is letters, digits, dots, - and _"
+if not defined WRONG if "%HERE:~0,2%"=="\\" set "WRONG=the agent cannot live on a share: copy this folder to C:\serf"
+if not defined WRONG if "%HERE:~2%"=="" set "WRONG=the agent needs a folder of its own: copy this one to C:\serf"
+if not defined WRONG if not exist "%HERE%\serf.exe" set "WRONG=serf.exe has to lie beside install.bat"
+if not defined WRONG if not exist "%HERE%\%ROLE%.json" set "WRONG=there is no %ROLE%.json here: copy web.json, and change its tags_file to data/%ROLE%.tags"
+if not defined WRONG if "%HOW%"=="winsw" if not exist "%HERE%\serf-service.exe" set "WRONG=WinSW has to lie beside install.bat, as serf-service.exe"
+if not defined WRONG if "%HOW%"=="nssm" if not exist "%HERE%\nssm.exe" set "WRONG=nssm.exe has to lie beside install.bat"
+set "BEFORE=%HOW%"
+if exist "%CONF%\enrolment.txt" for /f "usebackq tokens=1" %%a in ("%CONF%\enrolment.txt") do set "BEFORE=%%a"
+if not defined WRONG if not "%BEFORE%"=="%HOW%" set "WRONG=installed as %BEFORE% already: uninstall.bat first, or /as %BEFORE%"
+if defined WRONG goto refused
+set "TAGS_FILE="
+set "OPEN="
+for /f "usebackq tokens=1,2 delims=:, " %%a in ("%HERE%\%ROLE%.json") do (
+    if "%%~a"=="tags_file" set "TAGS_FILE=%%~b"
+    if "%%~a"=="CHANGE-ME" set "OPEN=1"
+    if "%%~b"=="CHANGE-ME" set "OPEN=1"
+)
+if not "%TAGS_FILE%"=="data/%ROLE%.tags" set "WRONG=%ROLE%.json: tags_file has to be data/%ROLE%.tags, which holds the role"
+if defined OPEN set "WRONG=%ROLE%.json: put your own values where it says CHANGE-ME"
+if defined WRONG goto refused
+
+if not exist "%CONF%" md "%CONF%"
+if not exist "%DATA%" md "%DATA%"
+rem The system runs what lies here, and the keys lie here: nobody else reads or writes in it.
+rem S-1-5-18 is the system, S-1-5-32-544 the administrators, in every language.
+icacls "%HERE%" /inheritance:r /grant:r "*S-1-5-18:(OI)(CI)F" "*S-1-5-32-544:(OI)(CI)F" >nul
+if not "%ERRORLEVEL%"=="0" goto not_administrator
+
+rem Whoever may command the agent may pause any server: it asks for a token, which stays as long as the folder.
+set "TOKEN="
+if exist "%CONF%\rpc.txt" for /f "usebackq tokens=2" %%a in ("%CONF%\rpc.txt") do set "TOKEN=%%a"
+if defined TOKEN goto token_known
+"%SERF%" keygen >"%WORK%\said.txt"
+for /f "usebackq" %%a in ("%WORK%\said.txt") do set "TOKEN=%%a"
+if not defined TOKEN goto no_serf
+:token_known
+for /f "tokens=1,2" %%a in ("%RPC% %TOKEN%") do >"%CONF%\rpc.txt" echo %%a %%b
+
+rem What is the same for all servers of the role, and what is this server's own.
+if exist "%CONF%\agent.json" del /q "%CONF%\agent.json"
+copy /y "%HERE%\%ROLE%.json" "%CONF%\agent.json" >nul
+if not exist "%CONF%\agent.json" goto not_administrator
+>"%CONF%\node.json" echo {
+for /f "delims=" %%a in ("%NODE%") do >>"%CONF%\node.json" echo   "node_name": "%%a",
+for /f "delims=" %%a in ("%ADDRESS%") do >>"%CONF%\node.json" echo   "bind": "%%a",
+for /f "delims=" %%a in ("%ADDRESS%") do >>"%CONF%\node.json" echo   "advertise": "%%a",
+for /f "delims=" %%a in ("%RPC%") do >>"%CONF%\node.json" echo   "rpc_addr": "%%a",
+for /f "delims=" %%a in ("%TOKEN%") do >>"%CONF%\node.json" echo   "rpc_auth": "%%a"
+>>"%CONF%\node.json" echo }
+rem The role is a tag, and tags live in a file that Serf itself writes: it has them again after a reboot.
+if exist "%DATA%\%ROLE%.tags" goto tags_known
+for /f "delims=" %%a in ("%ROLE%") do >"%DATA%\%ROLE%.tags" echo {"role": "%%a"}
+:tags_known
+for /f "delims=" %%a in ("%HOW%") do >"%CONF%\enrolment.txt" echo %%a
+
+set "RC=0"
+netsh advfirewall firewall delete rule name="serf (lbagent)" >nul 2>&1
+netsh advfirewall firewall add rule name="serf (lbagent)" dir=in action=allow protocol=TCP program="%SERF%" >nul
+if not "%ERRORLEVEL%"=="0" set "RC=1"
+netsh advfirewall firewall add rule name="serf (lbagent)" dir=in action=allow protocol=UDP program="%SERF%" >nul
+if not "%ERRORLEVEL%"=="0" set "RC=1"
+if not "%RC%"=="0" echo The firewall could not be opened: let TCP and UDP in for serf.exe.
+
+if "%HOW%"=="none" goto enrolled
+if "%HOW%"=="winsw" goto by_winsw
+if "%HOW%"=="nssm" goto by_nssm
+rem XML wants an ampersand in the folder's name spelt out.
+set "FOLDER=%HERE:&=&amp;%"
+if exist "%CONF%\task.xml" del /q "%CONF%\task.xml"
+for /f "usebackq tokens=1,2,3 delims=@" %%a in ("%HERE%\serf-task.xml") do (
+    if "%%b"=="" (
+        >>"%CONF%\task.xml" echo %%a
+    ) else (
+        for /f "delims=" %%d in ("%FOLDER%") do >>"%CONF%\task.xml" echo %%a%%d%%c
+    )
+)
+schtasks /create /tn serf /xml "%CONF%\task.xml" /f >nul
+if not "%ERRORLEVEL%"=="0" goto not_enrolled
+goto enrolled
+:by_winsw
+rem Installed again, the service is there already; it reads serf-service.xml when it starts.
+sc query serf >nul 2>&1
+if "%ERRORLEVEL%"=="0" goto enrolled
+"%HERE%\serf-service.exe" install >nul
+if not "%ERRORLEVEL%"=="0" goto not_enrolled
+goto enrolled
+:by_nssm
+call "%HERE%\serf-nssm.bat"
+if not "%ERRORLEVEL%"=="0" goto not_enrolled
+:enrolled
+for /f "delims=" %%a in ("%NODE% (role %ROLE%) on %ADDRESS%, started at boot by: %HOW%") do echo Installed: %%a
+echo Now join-cluster.bat; an agent that runs already has to leave-cluster.bat first.
+goto ended
+
+:not_enrolled
+rem Serf's own error stands above, in the language of the system.
+for /f "delims=" %%a in ("%HOW%") do echo The files are there, but the %%a could not be made: run this as administrator.
+set "RC=1"
+goto ended
+:not_administrator
+echo The folder cannot be written or closed to others: run this as administrator.
+set "RC=1"
+goto ended
+:no_serf
+echo serf.exe does not run: is it Serf for Windows, of this machine's kind?
+set "RC=1"
+goto ended
+:refused
+for /f "delims=" %%a in ("%WRONG%") do echo Nothing was done: %%a.
+set "RC=2"
+:ended
+call "%~dp0common.bat" clean
+exit /b %RC%
+
+:usage
+echo install.bat ROLE ADDRESS [/name NAME] [/as task, winsw, nssm or none] [/rpc ADDRESS:PORT]
+echo.
+echo Makes this server a member: settings in conf, Serf's memory in data, the firewall, and the agent at each boot. As
+echo administrator, in the folder where all this lies with serf.exe, such as C:\serf. Again after an edit of ROLE.json.
+echo.
+echo   ROLE      web for web.json: what this server is to the load balancers
+echo   ADDRESS   the address of this server at which load balancers reach it
+echo   /name     its name in the cluster; else its host name
+echo   /as       how it starts at boot: a scheduled task, a service by WinSW or by NSSM, or not at all
+echo   /rpc      where the agent takes commands; else 127.0.0.1:7373
+echo.
+echo   0  installed
+echo   1  a step failed, see above
+echo   2  nothing was done: something above is wrong, or this text was needed
+exit /b 2

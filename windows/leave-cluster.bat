@@ -1,0 +1,79 @@
+@echo off
+setlocal EnableExtensions DisableDelayedExpansion
+set "SECONDS=5"
+set "HOW="
+:argument
+set "WORD=%~1"
+if not defined WORD goto arguments_read
+set "REST="
+for /f "delims=0123456789" %%a in ("0%~1") do set "REST=%%a"
+if not defined REST set "SECONDS=%~1"
+if defined REST if /i not "%~1"=="/agent" goto usage
+if defined REST set "HOW=agent"
+shift
+goto argument
+
+:arguments_read
+call "%~dp0common.bat" settings
+if not "%RC%"=="0" exit /b 2
+rem Tells join-cluster.bat /agent not to start it again.
+if exist "%DATA%" >"%DATA%\left" echo leave-cluster.bat was here
+call "%~dp0common.bat" answers
+if "%RC%"=="3" goto not_allowed
+set "ENROLMENT=none"
+if exist "%CONF%\enrolment.txt" for /f "usebackq tokens=1" %%a in ("%CONF%\enrolment.txt") do set "ENROLMENT=%%a"
+if "%HOW%"=="agent" set "ENROLMENT=none"
+rem A service that is not told to stop would start the agent again; it may be about to.
+if "%ENROLMENT%"=="winsw" sc stop serf >nul 2>&1
+if "%ENROLMENT%"=="nssm" sc stop serf >nul 2>&1
+if "%RC%"=="2" goto not_running
+if "%ENROLMENT%"=="winsw" call :gone
+if "%ENROLMENT%"=="nssm" call :gone
+if "%RC%"=="2" goto left
+"%SERF%" leave >"%WORK%\said.txt" 2>&1
+call :gone
+if not "%RC%"=="2" goto not_left
+:left
+rem The load balancers hear of it within two seconds; the services here had better live until then.
+if not "%SECONDS%"=="0" call "%~dp0common.bat" sleep "%SECONDS%"
+echo Out of the cluster.
+set "RC=0"
+goto ended
+:not_running
+echo The agent does not run, there is nothing to leave:
+for /f "usebackq delims=" %%a in ("%WORK%\said.txt") do echo   %%a
+set "RC=0"
+goto ended
+:not_allowed
+echo The agent wants authentication: run this as administrator, its token is in conf\rpc.txt.
+set "RC=2"
+goto ended
+:not_left
+echo The agent is still there:
+for /f "usebackq delims=" %%a in ("%WORK%\said.txt") do echo   %%a
+set "RC=1"
+:ended
+call "%~dp0common.bat" clean
+exit /b %RC%
+
+:gone
+rem RC is 2 once the agent answers no more; 15 s are waited for that.
+set "COUNT=0"
+:gone_wait
+call "%~dp0common.bat" answers
+if "%RC%"=="2" exit /b 0
+set /a COUNT+=1
+if "%COUNT%"=="15" exit /b 0
+call "%~dp0common.bat" sleep 1
+goto gone_wait
+
+:usage
+echo leave-cluster.bat [SECONDS] [/agent]
+echo.
+echo Leaves the cluster, so that no load balancer sends anything here until join-cluster.bat, and returns SECONDS (5)
+echo after that. A pause is not touched. /agent: the agent only, not its service; what WinSW runs.
+echo.
+echo   0  left, or the agent did not run
+echo   1  the agent is still there
+echo   2  not allowed, or this text was needed
+exit /b 2

@@ -1,0 +1,146 @@
+@echo off
+setlocal EnableExtensions DisableDelayedExpansion
+set "MINUTES="
+set "REASON="
+set "WAIT="
+set "LIMIT="
+
+:argument
+set "WORD=%~1"
+if not defined WORD goto arguments_read
+set "WORD=%WORD:"=%"
+if not defined WORD goto usage
+set "WORD=%WORD:~0,200%"
+if "%WORD%"=="/?" goto usage
+if /i "%WORD%"=="/wait" goto argument_wait
+if /i "%WORD:~0,6%"=="/wait:" goto argument_limit
+if "%WORD:~0,1%"=="/" goto usage
+if defined MINUTES goto argument_reason
+if defined REASON goto argument_reason
+set "UNIT="
+for /f "delims=0123456789" %%a in ("0%WORD%") do set "UNIT=%%a"
+if not defined UNIT goto argument_minutes
+if "%WORD%"=="%UNIT%" goto argument_reason
+rem `2h` is no reason, and minutes neither.
+for %%a in (s m h d min) do if /i "%UNIT%"=="%%a" goto usage
+:argument_reason
+if defined REASON set "WORD=%REASON% %WORD%"
+set "REASON=%WORD:~0,200%"
+shift
+goto argument
+:argument_minutes
+rem With its zeros `set /a` would take it for octal.
+set "MINUTES=%WORD%"
+:argument_zeros
+if "%MINUTES:~0,1%"=="0" set "MINUTES=%MINUTES:~1%"
+if not defined MINUTES goto usage
+if "%MINUTES:~0,1%"=="0" goto argument_zeros
+if not "%MINUTES:~0,5%"=="%MINUTES%" goto usage
+shift
+goto argument
+:argument_limit
+set "LIMIT=%WORD:~6%"
+set "REST="
+if not defined LIMIT goto usage
+for /f "delims=0123456789" %%a in ("0%LIMIT%") do set "REST=%%a"
+if defined REST goto usage
+if "%LIMIT:~0,1%"=="0" goto usage
+if not "%LIMIT:~0,6%"=="%LIMIT%" goto usage
+:argument_wait
+set "WAIT=1"
+shift
+goto argument
+
+:arguments_read
+call "%~dp0common.bat" settings
+if not "%RC%"=="0" exit /b 2
+call "%~dp0common.bat" self
+if not "%RC%"=="0" goto ended
+set "SAYS=until resume.bat"
+if defined MINUTES set "SAYS=for %MINUTES% min"
+if defined REASON set "SAYS=%SAYS%: %REASON%"
+for /f "delims=" %%a in ("%NAME% (role %ROLE%): pause %SAYS%") do echo %%a
+
+rem Without an end the pause is a tag, which Serf keeps over reboots, and which a load balancer that is down now
+rem will see. With an end the load balancers remember it: a tag has none.
+set "UNTAGGED="
+if defined MINUTES goto asking
+call "%~dp0common.bat" tags -set "lbagent=paused"
+if not "%RC%"=="0" set "UNTAGGED=1"
+:asking
+set "VERB=pause"
+set "LASTING="
+if defined MINUTES set "LASTING= for=%MINUTES%m"
+set "BECAUSE="
+rem The blank at the end keeps a last backslash from the quote behind it.
+if defined REASON set "BECAUSE= reason=%REASON% "
+set "PAYLOAD=%NAME%%LASTING%%BECAUSE%"
+set "ELAPSED=0"
+call "%~dp0common.bat" ask
+call "%~dp0common.bat" show
+if not "%RC%"=="0" goto unconfirmed
+if not defined MINUTES goto tagged
+if not "%TAGGED%"=="paused" goto tagged
+rem The last word counts: this one has an end. The tag goes last, so that there is no moment between.
+call "%~dp0common.bat" tags -delete lbagent
+if not "%RC%"=="0" goto ended
+:tagged
+if not defined WAIT goto confirmed
+
+set "SHOWN=%SESSIONS%"
+:waiting
+if "%SESSIONS%"=="0" goto confirmed
+if not defined LIMIT goto waiting_on
+if %ELAPSED% GEQ %LIMIT% goto still_open
+:waiting_on
+call "%~dp0common.bat" sleep 2
+set /a ELAPSED+=2
+if not defined MINUTES goto waiting_asks
+rem The pause ends when it was to end, however long we wait.
+set /a LEFT=MINUTES*60-ELAPSED
+if %LEFT% LSS 1 goto over
+set "PAYLOAD=%NAME% for=%LEFT%s%BECAUSE%"
+:waiting_asks
+call "%~dp0common.bat" ask
+if not "%RC%"=="0" goto lost
+if not "%SESSIONS%"=="%SHOWN%" call "%~dp0common.bat" show
+set "SHOWN=%SESSIONS%"
+goto waiting
+
+:confirmed
+if defined UNTAGGED goto untagged
+set "RC=0"
+if "%SESSIONS%"=="0" echo Paused: no new request comes, and no session is open.
+if not "%SESSIONS%"=="0" echo Paused: no new request comes. Sessions still open: %SESSIONS%; wait for them, or pause with /wait.
+goto ended
+:untagged
+set "RC=1"
+echo Paused, but not by the tag: a load balancer that is down now does not hear of it by itself.
+goto ended
+:lost
+call "%~dp0common.bat" show
+:unconfirmed
+set "RC=1"
+echo NOT confirmed: requests may still come. See above, and pause again.
+goto ended
+:still_open
+set "RC=1"
+echo Paused: no new request comes. Sessions still open after %ELAPSED% s: %SESSIONS%.
+goto ended
+:over
+set "RC=1"
+echo The %MINUTES% min are over, and sessions are still open.
+:ended
+call "%~dp0common.bat" clean
+exit /b %RC%
+
+:usage
+echo pause.bat [MINUTES] [REASON] [/wait[:SECONDS]]
+echo.
+echo Takes this server out of balancing, until resume.bat or for so many minutes (at most 99999), and tells what each
+echo load balancer answers. /wait returns once no session to this server is open (SECONDS: or after that time).
+echo.
+echo   0  every load balancer has confirmed it
+echo   1  not confirmed, or sessions still open after SECONDS
+echo   2  nothing was done: the agent does not run, or this text was needed
+exit /b 2
