@@ -20,6 +20,7 @@ from lbagent.host.lock import locked
 from lbagent.host.log import Log, told
 from lbagent.host.paths import Paths
 from lbagent.host.spool import Mark
+from lbagent.inquiry import Inquiry
 from lbagent.intake import Rounds
 from lbagent.newcomers import Newcomers
 from lbagent.outcome import Outcome, Verdict
@@ -57,12 +58,13 @@ def watch(settings: Settings, log: Log) -> int:
 
 class _Watch:
     def __init__(self, settings: Settings, log: Log, attention: Attention) -> None:
-        self._log, self._attention = log, attention
+        self._settings, self._log, self._attention = settings, log, attention
         self._engine = Engine(Paths(settings.state_dir), settings.roles, log)
         self._edits = Edits(settings.roles, self._engine.roles)
         self._spooled: frozenset[Mark] = frozenset()
         """What lay in the spool when the last round ended, and stays there."""
         self._newcomers = Newcomers(self._engine)
+        self._inquiry = Inquiry(self._truth, log, attention.call)
         self._ends = self._renews = False
         self._said: set[str] = set()
         self._sync_at = 0.0
@@ -97,12 +99,14 @@ class _Watch:
         if self._renews:
             notify.reloading()
         self._settle()
-        learn = self._truth() if self._renews or time.monotonic() >= self._sync_at else None
+        if self._renews or time.monotonic() >= self._sync_at:
+            self._sync_at = next_sync(time.monotonic(), random.random())  # noqa: S311  # no secret
+            self._inquiry.begin()
         self._renews = False
         rounds = Rounds(self._engine.spool, self._log, self._said)
         with locked(self._engine.paths.lock, LOCK_WAIT) as had:
             if had:
-                rounds.once(lambda: self._run(learn))
+                rounds.once(lambda: self._run(self._inquiry.take()))
         rounds.more(self._engine.paths.lock, self._run)
         fine = had and rounds.status in _FINE
         if fine:
@@ -141,8 +145,9 @@ class _Watch:
                 self._reload_from = time.monotonic() + interval
 
     def _truth(self) -> Learn:
-        self._sync_at = next_sync(time.monotonic(), random.random())  # noqa: S311  # no secret
-        return truth(self._engine, self._log, self._log.info, force=False)
+        # An engine of its own: this is asked in another thread.
+        engine = Engine(self._engine.paths, self._settings.roles, self._log)
+        return truth(engine, self._log, self._log.info, force=False)
 
     def _settle(self) -> None:
         """Wait until nobody has saved a file for a moment."""
@@ -168,4 +173,4 @@ class _Watch:
     @property
     def _news(self) -> bool:
         stored = self._engine.spool.marks() - self._spooled
-        return bool(stored) or self._edits.made or self._newcomers.there
+        return bool(stored) or self._edits.made or self._newcomers.there or self._inquiry.answered

@@ -31,9 +31,10 @@ ROOMS: dict[str, set[str]] = {
     "status": {"engine", "errors", "host.log", "host.paths", "report", "settings", "sheet", "survey", "view"},
     "steer": {"engine", "errors", "host.log", "host.paths", "names", "obedience", "orders", "serf.agent", "serf.command", "serf.listing", "serf.raw", "settings", "verbs"},
     "verbs": {"apply", "diff", "engine", "errors", "host.lock", "host.log", "host.paths", "intake", "plan", "quarantine", "scene", "settings", "truth"},
-    "watch": {"apply", "edits", "engine", "errors", "haproxy.process", "host.attention", "host.lock", "host.log", "host.notify", "host.paths", "host.spool", "intake", "newcomers", "outcome", "settings", "timetable", "truth"},
+    "watch": {"apply", "edits", "engine", "errors", "haproxy.process", "host.attention", "host.lock", "host.log", "host.notify", "host.paths", "host.spool", "inquiry", "intake", "newcomers", "outcome", "settings", "timetable", "truth"},
     # beside the doors
     "newcomers": {"engine"},
+    "inquiry": {"engine", "errors", "host.log"},
     "edits": {"errors", "roles", "scene"},
     "answer": {"accord", "engine", "errors", "host.log", "host.paths", "membership", "memory", "obedience", "serf.command", "serf.events", "serf.raw", "settings", "summary"},
     # beside the doors
@@ -284,12 +285,12 @@ def test_the_map_has_one_direction() -> None:
     assert [circle for room in ROOMS for circle in leads_to(room, ())] == []
 
 
-@pytest.mark.parametrize("forbidden", ["subprocess", "multiprocessing", "threading"])
-def test_one_room_starts_processes(forbidden: str) -> None:
+@pytest.mark.parametrize(
+    ("forbidden", "who"), [("subprocess", "host.commands"), ("multiprocessing", ""), ("threading", "inquiry")]
+)
+def test_one_room_starts_processes_and_one_a_thread(forbidden: str, who: str) -> None:
     assert [
-        room
-        for room in rooms()
-        if forbidden in {name.split(".")[0] for name in imports(room)} and room != "host.commands"
+        room for room in rooms() if forbidden in {name.split(".")[0] for name in imports(room)} and room != who
     ] == []
 
 

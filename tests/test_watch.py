@@ -86,6 +86,23 @@ def test_with_a_real_agent_a_node_comes_and_goes(lb: Lb) -> None:
         eventually(lb.settled)
 
 
+def test_events_do_not_wait_for_another_load_balancer_to_answer(lb: Lb) -> None:
+    asked, real = lb.folder / "asked", shutil.which("serf")
+    serf = lb.bin / "serf"
+    serf.write_text(f'#!/bin/sh\n[ "$1" != query ] || {{ echo $$ >> {asked}; exec sleep 60; }}\nexec {real} "$@"\n')
+    serf.chmod(0o755)
+    with SerfAgent("lb01", "127.0.0.9", "lb") as agent, SerfAgent("lb02", "127.0.0.10", "lb") as other:
+        other.join(agent)
+        eventually(lambda: "lb02" in agent.members())
+        with watching(lb, SERF_RPC_ADDR=agent.rpc):
+            eventually(asked.exists)
+
+            lb.join(WEB01)
+
+            eventually(lambda: lb.settled(one(lb)))
+            assert Path(f"/proc/{asked.read_text().split()[-1]}").exists()  # it still waits
+
+
 # --- edits --------------------------------------------------------------------------------------------------------
 
 
