@@ -13,7 +13,7 @@ from tests.world import PATIENCE, Lb, eventually
 @contextlib.contextmanager
 def watching(lb: Lb, **env: str) -> Iterator[subprocess.Popen[bytes]]:
     """`lbagent watch`, once it holds its lock and has made its first round."""
-    process = lb.start("-v", "watch", env=env)
+    process = lb.start("watch", env=env)
     try:
         eventually(lambda: (lb.state / "metrics.prom").exists() and lb.idle)
         yield process
