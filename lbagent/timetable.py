@@ -16,7 +16,8 @@ def next_sync(now: float, chance: float) -> float:
     return now + SYNC_EVERY * (1 + JITTER * (2 * chance - 1))
 
 
-def next_end(membership: Membership) -> int | None:
-    """When the next pause ends by itself, in epoch seconds."""
-    members = tabled(membership.members).special.values()
-    return min((one.pause.until for one in members if one.pause and one.pause.until is not None), default=None)
+def next_end(membership: Membership, since: int) -> int | None:
+    """When the next pause ends by itself that had not ended at `since`; both in epoch seconds."""
+    pauses = (one.pause for one in tabled(membership.members).special.values())
+    ends = (pause.until for pause in pauses if pause and pause.until is not None)
+    return min((end for end in ends if end > since), default=None)

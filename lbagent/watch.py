@@ -65,6 +65,8 @@ class _Watch:
         self._ends = self._renews = False
         self._said: set[str] = set()
         self._sync_at = 0.0
+        self._looked = 0
+        """When the last round began, in epoch seconds: what ended before, it has seen."""
         self._words = ""
         self._reload_from = 0.0
         """When, on the monotonic clock, the next reload may be made."""
@@ -98,6 +100,9 @@ class _Watch:
         self._settle()
         learn = self._truth() if self._renews or time.monotonic() >= self._sync_at else None
         self._renews = False
+        self._looked = int(time.time())
+        # Somebody may have removed the folder under our feet.
+        self._engine.paths.prepare()
         rounds = Rounds(self._engine.spool, self._log, self._said)
         with locked(self._engine.paths.lock, LOCK_WAIT) as had:
             if had:
@@ -106,7 +111,8 @@ class _Watch:
         fine = had and rounds.status in _FINE
         if fine:
             self._said.clear()
-        self._spooled = self._engine.spool.marks()
+        # Not what lies there now: that may have come since we looked last.
+        self._spooled = rounds.seen if had else self._engine.spool.marks()
         notify.notify("READY=1", f"STATUS={self._words or 'waiting for the lock'}")
         return fine
 
@@ -119,6 +125,7 @@ class _Watch:
             outcome = self._engine.run(Options(not_before=self._reload_from), learn)
         except (LbagentError, OSError) as error:
             self._words = told(error)
+            self._queued = False  # whatever waited, it is tried again with all the rest
             self._reloaded(isinstance(error, PutBack) and not isinstance(error, NotYet))
             raise
         finally:
@@ -151,16 +158,22 @@ class _Watch:
 
     def _rest(self, seconds: float) -> None:
         """Sleep for so long, or until there is something to do."""
-        end = next_end(self._engine.membership)
-        until = time.monotonic() + min(seconds, max(self._sync_at - time.monotonic(), 0))
-        until = until if end is None else min(until, time.monotonic() + end - time.time())
+        until = min(time.monotonic() + seconds, self._sync_at)
         until = min(until, self._reload_from) if self._queued else until
+        end = next_end(self._engine.membership, self._looked)
         every = notify.alive_every() or seconds
-        while not (self._ends or self._renews or self._news) and (left := until - time.monotonic()) > 0:
-            notify.notify("WATCHDOG=1")
+        notify.notify("WATCHDOG=1")
+        while not (self._ends or self._renews or self._news) and (left := _left(until, end)) > 0:
             self._attention.wait(min(left, every, LOOK_EVERY))
+            notify.notify("WATCHDOG=1")
 
     @property
     def _news(self) -> bool:
         stored = self._engine.spool.marks() - self._spooled
         return bool(stored) or self._edits.made or self._newcomers.there
+
+
+def _left(until: float, end: int | None) -> float:
+    """Seconds until a moment of the monotonic clock, or an `end` in epoch seconds; each clock may jump by itself."""
+    left = until - time.monotonic()
+    return left if end is None else min(left, end - time.time())
