@@ -10,6 +10,7 @@ from lbagent import quarantine, scene
 from lbagent.confirmed import Confirmed
 from lbagent.errors import Busy, LbagentError, NotYet, Refused
 from lbagent.handover import ATTEMPTS, Handed, Handover
+from lbagent.haproxy.process import Worker
 from lbagent.haproxy.takeover import Haproxy
 from lbagent.host.store import Served, Store
 from lbagent.membership import Membership
@@ -80,12 +81,13 @@ class Transaction:
             self.plan = wanted = self._plan(seen)
             confirmed, asked = Confirmed(self._store, seen, haproxy), self._asked(seen, wanted)
             if wanted.after == wanted.before and confirmed.nothing_to_do(asked):
-                return self._ended(seen, self._unchanged(wanted, haproxy))
+                return self._ended(seen, self._unchanged(seen, wanted, haproxy, confirmed.met))
             handover = self._begun(seen, haproxy, confirmed, asked)
             if self._has_to_wait(wanted, handover):
                 continue
             # Who was told to go while the file could not be written comes back without one.
-            handed = handover.tell(wanted) if wanted.after == wanted.before else None
+            told = wanted.after == wanted.before
+            handed = handover.tell(wanted, owing=self._too_soon is not None) if told else None
             if handed is None:
                 with seen.staged(wanted.after) as paths:
                     if words := haproxy.refusal(paths, seen.names):
@@ -144,13 +146,16 @@ class Transaction:
     def _surroundings(self, seen: Scene) -> str:
         return quarantine.surroundings(seen.document, self._roles)
 
-    def _unchanged(self, wanted: Plan, haproxy: Haproxy) -> Outcome:
+    def _unchanged(self, seen: Scene, wanted: Plan, haproxy: Haproxy, new: Worker | None) -> Outcome:
         if self._refused:
             node, words = next(iter(self._refused.items()))
             more = f" ({len(self._refused)} nodes in all)" if len(self._refused) > 1 else ""
             raise Refused(f"HAProxy refuses the line of {node}{more}: {words}")
+        greeted = ""
+        if new and self._roles.haproxy.runtime and self._options.reload:
+            greeted = Handover(self._store, self._roles, haproxy, seen).greeted(wanted, new)
         running = haproxy.serving() is not None
-        return Outcome(Verdict.UNCHANGED, "nothing to do", held=wanted.held, running=running)
+        return Outcome(Verdict.UNCHANGED, greeted or "nothing to do", held=wanted.held, running=running)
 
     def _find_culprits(self, seen: Scene, haproxy: Haproxy, wanted: Plan, words: str) -> None:
         """Quarantine the nodes whose lines HAProxy refuses. Raises Refused where the fault is the operator's."""
@@ -174,7 +179,7 @@ class Transaction:
     def _handed(self, wanted: Plan, handover: Handover) -> Handed:
         if not self._options.reload:
             return Handed("not reloaded, as asked", Verdict.WRITTEN, reloaded=False)
-        handed = handover.tell(wanted, owing=bool(self._waiting))
+        handed = handover.tell(wanted, owing=self._too_soon is not None)
         if handed is None and self._too_soon:
             handover.give_up(wanted, self._too_soon)
         rest = self._options.not_before - time.monotonic()

@@ -57,9 +57,9 @@ ROOMS: dict[str, set[str]] = {
     },
     "batch": {"fold", "host.log", "host.spool", "membership", "serf.command", "serf.events", "serf.raw"},
     "apply": {
-        "blame", "confirmed", "errors", "handover", "haproxy.takeover", "host.store", "membership", "outcome", "plan", "quarantine", "roles", "scene",
+        "blame", "confirmed", "errors", "handover", "haproxy.process", "haproxy.takeover", "host.store", "membership", "outcome", "plan", "quarantine", "roles", "scene",
     },
-    "confirmed": {"haproxy.roster", "haproxy.takeover", "host.store", "plan", "scene"},
+    "confirmed": {"haproxy.process", "haproxy.roster", "haproxy.takeover", "host.store", "plan", "scene"},
     "admission": {"haproxy.conversation", "haproxy.dynamic", "haproxy.roster", "host.reach"},
     "dialogue": {
         "admission", "haproxy.conversation", "haproxy.dynamic", "haproxy.process", "haproxy.roster", "haproxy.servers", "haproxy.text", "host.store", "names", "plan",
@@ -145,7 +145,7 @@ ROOMS: dict[str, set[str]] = {
     "haproxy.conversation": {"haproxy.process", "haproxy.roster", "haproxy.runtime", "haproxy.servers"},
     "haproxy.defaults": {"haproxy.text"},
     "haproxy.dynamic": {"haproxy.defaults", "haproxy.keywords", "haproxy.roster", "haproxy.text", "names"},
-    "haproxy.keywords": set(),
+    "haproxy.keywords": {"names"},
     "haproxy.lines": {"haproxy.server", "names"},
     "haproxy.process": {"errors", "haproxy.runtime", "host.processes"},
     "haproxy.roster": {"haproxy.text"},
