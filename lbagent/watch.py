@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 import signal
 import time
@@ -35,6 +36,9 @@ QUIET, QUIET_AT_LAST = 0.2, 2.0
 FIRST_RETRY, LAST_RETRY = 1.0, 60.0
 """Seconds after which what failed is tried again, doubled from the first to the last."""
 
+SYNC_AGAIN = 5.0
+"""Seconds after which a sync that failed is tried again, doubled each time: Serf may be just starting."""
+
 LOOK_EVERY = 1.0
 """Seconds between two looks whether HAProxy was started, or reloaded by somebody else."""
 
@@ -64,12 +68,14 @@ class _Watch:
         self._newcomers = Newcomers(self._engine)
         self._ends = self._renews = False
         self._said: set[str] = set()
-        self._sync_at = 0.0
+        self._sync_at, self._sync_again = 0.0, SYNC_AGAIN
         self._looked = 0
         """When the last round began, in epoch seconds: what ended before, it has seen."""
         self._words = ""
+        self._reloaded_at = -math.inf
+        """When, on the monotonic clock, the last reload was made."""
         self._reload_from = 0.0
-        """When, on the monotonic clock, the next reload may be made."""
+        """When the next one may be made."""
         self._queued = False
         """Whether one waits for that."""
 
@@ -121,26 +127,36 @@ class _Watch:
         self._edits.seen()
         self._attention.watch([self._engine.paths.spool, *self._edits.folders()])
         self._newcomers.seen()
+        self._space_reloads()
         try:
             outcome = self._engine.run(Options(not_before=self._reload_from), learn)
         except (LbagentError, OSError) as error:
             self._words = told(error)
             self._queued = False  # whatever waited, it is tried again with all the rest
-            self._reloaded(isinstance(error, PutBack) and not isinstance(error, NotYet))
+            self._came_to(learn, reloaded=isinstance(error, PutBack) and not isinstance(error, NotYet), learned=False)
             raise
         finally:
             self._newcomers.ours()
-        self._reloaded(outcome.reloaded)
+        self._came_to(learn, reloaded=outcome.reloaded, learned=True)
         self._queued = outcome.verdict is Verdict.QUEUED
         self._edits.ours(self._engine.plan.after if self._engine.plan else ())
         self._words = f"{outcome.verdict}: {outcome.words}"
         return outcome
 
-    def _reloaded(self, reloaded: bool) -> None:  # noqa: FBT001  # what a run came to
+    def _came_to(self, learn: Learn | None, *, reloaded: bool, learned: bool) -> None:
+        now = time.monotonic()
         if reloaded:
-            with contextlib.suppress(LbagentError):
-                interval = self._engine.roles().haproxy.min_reload_interval
-                self._reload_from = time.monotonic() + interval
+            self._reloaded_at = now
+            self._space_reloads()
+        if learn and learned:
+            self._sync_again = SYNC_AGAIN
+        elif learn:
+            self._sync_at = min(self._sync_at, now + self._sync_again)
+            self._sync_again *= 2
+
+    def _space_reloads(self) -> None:
+        with contextlib.suppress(LbagentError):
+            self._reload_from = self._reloaded_at + self._engine.roles().haproxy.min_reload_interval
 
     def _truth(self) -> Learn:
         self._sync_at = next_sync(time.monotonic(), random.random())  # noqa: S311  # no secret

@@ -201,3 +201,28 @@ def test_a_failed_reload_of_a_clock_that_was_ahead_is_tried_again(lb: Lb) -> Non
 
     assert lb.run("apply").returncode == 0
     assert lb.managed == [lb.server("web01", "127.0.0.11").replace("200ms", "300ms")]
+
+
+def test_a_sync_that_failed_is_not_put_off_for_a_minute(lb: Lb) -> None:
+    agent, node = SerfAgent("lb01", "127.0.0.5", "lb"), SerfAgent("web01", "127.0.0.11", "web")
+    with agent, node:
+        agent.kill()
+        with watching(lb, SERF_RPC_ADDR=agent.rpc):
+            agent.start()
+            node.join(agent)
+
+            eventually(lambda: lb.settled(lb.server("web01", "127.0.0.11")), 40)
+
+
+def test_a_shorter_interval_between_reloads_holds_at_once() -> None:
+    roles = RELOADING.replace("runtime: off", "runtime: off\n  min_reload_interval: 1h")
+    with Lb(roles=roles) as lb, Haproxy(lb) as haproxy, watching(lb):
+        lb.join(WEB01)
+        eventually(lambda: haproxy.reloads() == (1, 0))
+        lb.join(WEB02)
+        eventually(lambda: len(lb.managed) == 2 and lb.idle)
+        assert haproxy.reloads() == (1, 0)
+
+        lb.roles.write_text(lb.roles.read_text().replace("1h", "1s"))
+
+        eventually(lambda: haproxy.serving() == {"web01", "web02"})
