@@ -10,9 +10,9 @@ from lbagent import quarantine, scene
 from lbagent.confirmed import Confirmed
 from lbagent.errors import Busy, LbagentError, NotYet, Refused
 from lbagent.handover import ATTEMPTS, Handed, Handover
-from lbagent.haproxy.process import Running
+from lbagent.haproxy.process import Running, Worker
 from lbagent.haproxy.takeover import Haproxy
-from lbagent.host.store import Served, Store
+from lbagent.host.store import Store
 from lbagent.membership import Membership
 from lbagent.outcome import Outcome, Verdict, counted, quarantined
 from lbagent.plan import Plan, Rules, plan
@@ -83,18 +83,19 @@ class Transaction:
             self.plan = wanted = self._plan(seen)
             confirmed, asked = Confirmed(self._store, seen, haproxy), self._asked(seen, wanted)
             if wanted.after == wanted.before and confirmed.nothing_to_do(asked):
-                return self._ended(seen, self._unchanged(wanted, haproxy))
+                return self._ended(seen, self._unchanged(seen, wanted, haproxy, confirmed.met))
             handover = self._begun(seen, haproxy, confirmed, asked)
             if self._has_to_wait(wanted, handover):
                 continue
             # Who was told to go while the file could not be written comes back without one.
-            handed = handover.tell(wanted) if wanted.after == wanted.before else None
+            told = wanted.after == wanted.before
+            handed = handover.tell(wanted, owing=self._too_soon is not None) if told else None
             if handed is None:
                 with seen.staged(wanted.after) as paths:
                     if words := haproxy.refusal(paths, seen.names):
                         self._find_culprits(seen, haproxy, wanted, words)
                         continue
-                    if not seen.untouched or not seen.swap(paths, keep=_worth_keeping(seen, confirmed.served)):
+                    if not seen.untouched or not seen.swap(paths, keep=confirmed.worth_keeping):
                         continue
             return self._ended(seen, self._outcome(wanted, handed or self._handed(wanted, handover)))
         raise Busy(f"{self._path} was saved by others while HAProxy checked it, {ATTEMPTS} times: run again")
@@ -147,13 +148,16 @@ class Transaction:
     def _surroundings(self, seen: Scene) -> str:
         return quarantine.surroundings(seen.document, self._roles)
 
-    def _unchanged(self, wanted: Plan, haproxy: Haproxy) -> Outcome:
+    def _unchanged(self, seen: Scene, wanted: Plan, haproxy: Haproxy, new: Worker | None) -> Outcome:
         if self._refused:
             node, words = next(iter(self._refused.items()))
             more = f" ({len(self._refused)} nodes in all)" if len(self._refused) > 1 else ""
             raise Refused(f"HAProxy refuses the line of {node}{more}: {words}")
+        greeted = ""
+        if new and self._roles.haproxy.runtime and self._options.reload:
+            greeted = Handover(self._store, self._roles, haproxy, seen).greeted(wanted, new)
         running = haproxy.serving() is not None
-        return Outcome(Verdict.UNCHANGED, "nothing to do", held=wanted.held, running=running)
+        return Outcome(Verdict.UNCHANGED, greeted or "nothing to do", held=wanted.held, running=running)
 
     def _find_culprits(self, seen: Scene, haproxy: Haproxy, wanted: Plan, words: str) -> None:
         """Quarantine the nodes whose lines HAProxy refuses. Raises Refused where the fault is the operator's."""
@@ -177,7 +181,7 @@ class Transaction:
     def _handed(self, wanted: Plan, handover: Handover) -> Handed:
         if not self._options.reload:
             return Handed("not reloaded, as asked", Verdict.WRITTEN, reloaded=False)
-        handed = handover.tell(wanted, owing=bool(self._waiting))
+        handed = handover.tell(wanted, owing=self._too_soon is not None)
         if handed is None and self._too_soon:
             handover.give_up(wanted, self._too_soon)
         rest = self._options.not_before - time.monotonic()
@@ -189,8 +193,3 @@ class Transaction:
         said = "; ".join((counted(len(wanted.added), len(wanted.removed)), handed.words, *quarantined(self._refused)))
         ended = Outcome(handed.verdict, said, wanted.added, wanted.removed, wanted.held)
         return ended._replace(running=handed.running, reloaded=handed.reloaded)
-
-
-def _worth_keeping(seen: Scene, served: Served) -> bool:
-    # What HAProxy never confirmed must not push out what it did.
-    return seen.document.digest() == served.digest or scene.previous(seen) is None

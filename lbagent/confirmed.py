@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 
+from lbagent import scene
+from lbagent.haproxy.process import Worker
 from lbagent.haproxy.takeover import Haproxy
 from lbagent.host.store import Served, Store
 from lbagent.plan import Plan
@@ -17,6 +19,14 @@ class Confirmed:
         """As both stand now."""
         self._store, self._seen, self._haproxy = store, seen, haproxy
         self.served = store.served()
+        self.met: Worker | None = None
+        """The worker that is believed, since just now, to have what stands in the file: it has not been asked."""
+
+    @property
+    def worth_keeping(self) -> bool:
+        """Whether the text that stands is to be kept as the previous one."""
+        # What HAProxy never confirmed must not push out what it did.
+        return self._seen.document.digest() == self.served.digest or scene.previous(self._seen) is None
 
     def nothing_to_do(self, asked: Plan) -> bool:
         """Whether HAProxy serves all that is `asked` for, or is shown not to run, and will read it when it starts."""
@@ -32,7 +42,7 @@ class Confirmed:
             return True
         # Started or reloaded by somebody else, after the file became what it is.
         if self._haproxy.has_read_since(self._seen.changed_at, self._seen.size):
-            self.served = Served(digest, worker, left=self.served.left)
+            self.served, self.met = Served(digest, worker, left=self.served.left), worker
             with contextlib.suppress(OSError):  # on a full disk it is found out again
                 self._store.serve(self.served)
             return True

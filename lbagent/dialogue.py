@@ -29,6 +29,7 @@ class Dialogue:
         self._left = dict(left)
         self._wanted: Lines = {}
         self._withheld: Lines = {}
+        self._renamed: Lines = {}
         self._served: Lines = {}
         self._difference: Difference | None = None
         self.out: list[str] = []
@@ -58,7 +59,8 @@ class Dialogue:
     def about(self, document: Document, wanted: Plan, asked: Plan) -> None:
         """From now on this is about serving what stands in `document` after `wanted`, and who is to go is told.
 
-        Who is not in what was `asked` for goes all the same, though its line has to stay.
+        Who is not in what was `asked` for goes all the same, though its line has to stay. Who only gets another name
+        serves until it has come under that.
         """
         here = standing(document)
         after, asked_for = roster.after(document, wanted.changed), roster.after(document, asked.changed)
@@ -69,7 +71,10 @@ class Dialogue:
         for key, line in map(entry, wanted.removed):
             if line and key not in here:
                 self._difference.unsayable[key] = "was written by hand"
-        self.withdraw({key: line for key, line in here.items() if key not in self._wanted})
+        going = {key: line for key, line in here.items() if key not in self._wanted}
+        there = {(key[0], *parts(line)[:2]) for key, line in self._wanted.items()}
+        self._renamed = {key: line for key, line in going.items() if (key[0], *parts(line)[:2]) in there}
+        self.out += self.withdraw({key: line for key, line in going.items() if key not in self._renamed})
 
     def after_reload(self, settings: Sequence[Sequence[str]], worker: Worker) -> Dialogue:
         """The same with the worker that a reload has brought, which takes from `withheld` again. Raises Unspoken."""
@@ -85,10 +90,10 @@ class Dialogue:
             entry(text)[0]: node for node, change in wanted.changes.items() for text in (*change.added, *change.removed)
         }
 
-    def withdraw(self, lines: Lines) -> None:
-        """Take the traffic from these servers, as far as it can be said: running requests finish."""
+    def withdraw(self, lines: Lines) -> list[str]:
+        """Take the traffic from these servers, as far as it can be said: running requests finish. Returns which."""
         if not lines:
-            return
+            return []
         fresh = {key: line if self.sure else "" for key, line in lines.items() if key not in self._left}
         if fresh:
             self._left |= fresh
@@ -101,8 +106,7 @@ class Dialogue:
                 self._left.pop(key, None)
             if answer and answer not in _GONE:
                 self._talk.trouble.append(f"{target(key)}: {answer}")
-            if answer == "":
-                self.out.append(target(key))
+        return [target(key) for key, answer in zip(lines, answers, strict=True) if answer == ""]
 
     def take_up(self) -> bool:
         """Have the servers that come take traffic, each once it answers; False where that could not be said."""
@@ -112,11 +116,15 @@ class Dialogue:
         good = Admission(self._talk).granted(joins, self._difference.dynamic_cookies)
         for join in joins if good else ():
             self._left.pop(join.key, None)
-        return good
+        if good:
+            self.withdraw(self._renamed)
+        return good and not self.trouble
 
     def retract(self) -> None:
         """Take the traffic again from the servers that came in this run: the file does not have them after all."""
-        self.withdraw({join.key: join.line for join in self._joined if join.key not in self._served})
+        back = [key for key in self._renamed if self._left.pop(key, None) is not None]
+        self._talk.say([f"set server {target(key)} state ready" for key in back])
+        self.out += self.withdraw({join.key: join.line for join in self._joined if join.key not in self._served})
 
     def amiss(self) -> Mapping[Key, str]:
         """What the worker serves otherwise than wanted. Raises Unspoken."""

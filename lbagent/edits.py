@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import zlib
 from collections.abc import Callable, Iterator
 
 from lbagent import scene
@@ -22,6 +23,8 @@ class Edits:
         self._roles_path, self._roles = roles_path, roles
         self._haproxy = HaproxySettings()
         self._stamp: Stamp = ()
+        self._contents: dict[str, int] = {}
+        """A checksum of each file, by path: whose times alone have changed was not edited."""
 
     def folders(self) -> Iterator[str]:
         """The folders in which a change may mean an edit."""
@@ -34,18 +37,22 @@ class Edits:
         with contextlib.suppress(LbagentError, OSError):
             self._haproxy = self._roles().haproxy
         self._stamp = self.stamp()
+        self._contents = _contents(self._stamp)
 
     def ours(self, texts: tuple[str, ...]) -> None:
         """Take haproxy.cfg for known where these texts stand in it: we have written them."""
-        stamp = self.stamp()
         with contextlib.suppress(OSError):
-            if scene.look(self._haproxy).texts == texts:
-                self._stamp = stamp
+            found = scene.look(self._haproxy)
+            if found.texts == texts:
+                self._contents |= {target.given: zlib.crc32(target.content) for target in found.targets}
 
     @property
     def made(self) -> bool:
         """Whether a file is not what was `seen`."""
-        return self.stamp() != self._stamp
+        stamp = self.stamp()
+        if stamp != self._stamp and _contents(stamp) == self._contents:
+            self._stamp = stamp
+        return stamp != self._stamp
 
     def stamp(self) -> Stamp:
         """How the files look now."""
@@ -56,7 +63,7 @@ class Edits:
 
 
 def _files(path: str) -> list[str]:
-    with contextlib.suppress(NotADirectoryError, FileNotFoundError):  # a folder that vanishes at this moment
+    with contextlib.suppress(OSError):  # a folder that vanishes at this moment, say
         return scene.expanded(path)
     return [path]
 
@@ -66,3 +73,11 @@ def _stamps(paths: Iterator[str]) -> Iterator[tuple[str, int, int, int]]:
         with contextlib.suppress(OSError):
             found = os.stat(path)
             yield path, found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _contents(stamp: Stamp) -> dict[str, int]:
+    found = {}
+    for path, *_ in stamp:
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            found[path] = zlib.crc32(file.read())
+    return found

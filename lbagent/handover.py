@@ -56,11 +56,12 @@ class Handover:
         failure = self._served.failure
         if failure is None or failure.key != self._key():
             return None
-        rest = failure.at + 60 * min(2 ** (failure.times - 1), _LONGEST_WAIT) - int(time.time())
+        wait = 60 * min(2 ** (failure.times - 1), _LONGEST_WAIT)
+        rest = failure.at + wait - int(time.time())
         return (
             f"not tried again yet: {failure.words}; in {rest} s, with `lbagent apply --force`,"
             " or when haproxy.cfg or roles.yml changes"
-            if rest > 0
+            if 0 < rest <= wait  # more: the clock was ahead then
             else None
         )
 
@@ -119,6 +120,11 @@ class Handover:
             return Handed("HAProxy does not run", Verdict.WRITTEN, running=False, reloaded=False)
         differs = [why for why in self.reasons if why.startswith(_DIFFERS)]
         return Handed("; ".join([f"HAProxy worker {worker.pid} serves it", *differs, *self._mended(worker)]))
+
+    def greeted(self, wanted: Plan, worker: Worker) -> str:
+        """What a worker that others have started had otherwise than its file says, by a state file, and is mended."""
+        self.begin(wanted, wanted, worker, sure=True)
+        return "; ".join(self._mended(worker))
 
     def give_up(self, wanted: Plan, words: str) -> NoReturn:
         """Put the previous lines back: what could not be said would take a reload, for which it is too soon."""

@@ -56,14 +56,15 @@ class Rounds:
     def __init__(self, spool: Spool, log: Log, said: set[str] | None = None) -> None:
         """No run has seen any record yet; what was `said` is not said again."""
         self._spool, self._log = spool, log
-        self._seen = frozenset[Mark]()
+        self.seen = frozenset[Mark]()
+        """The records that a run has had before it."""
         self._said = set[str]() if said is None else said
         self.status = 0
         """The exit status of the first run that did not end with 0."""
 
     def look(self) -> None:
         """Take the records that are there for seen: a run is about to take them, and none is to be tried for ever."""
-        self._seen |= self._spool.marks()
+        self.seen |= self._spool.marks()
 
     def once(self, run: Callable[[], Outcome]) -> Outcome | None:
         """One run, the lock being the caller's; None where it failed, which is said, but the same words only once."""
@@ -82,7 +83,7 @@ class Rounds:
 
     def more(self, lock: str, run: Callable[[], Outcome]) -> None:
         """Unlock, look, try the lock, until no run is left to be made or the lock is busy. Raises OSError."""
-        while self._spool.marks() - self._seen:
+        while self._spool.marks() - self.seen:
             with locked(lock) as had:
                 if not had:
                     return

@@ -66,7 +66,7 @@ def _current(member: Member, now: int) -> Member:
     pause, quarantine = member.pause, member.quarantine
     if pause and pause.until is not None and pause.until <= now:
         pause = None
-    if quarantine and quarantine.since + QUARANTINE <= now:
+    if quarantine and not quarantine.since <= now < quarantine.since + QUARANTINE:  # nor of a clock that was ahead
         quarantine = None
     if pause is member.pause and quarantine is member.quarantine:
         return member

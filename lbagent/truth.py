@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from lbagent import accord, census
 from lbagent.engine import Engine, Learn
-from lbagent.errors import TryAgain
+from lbagent.errors import LbagentError, TryAgain
 from lbagent.fold import Folded
 from lbagent.host.log import Log
 from lbagent.membership import Membership
@@ -56,7 +56,10 @@ def _told(engine: Engine, say: Callable[[str], None]) -> Told:
     except TryAgain:
         return []  # said when Serf's list is read
     pages = {name: accord.read(said) for name, said in _asked("pauses", names, say).items()}
-    known = accord.digest(engine.foreseen(engine.roles()), int(time.time()))
+    try:
+        known = accord.digest(engine.foreseen(engine.roles()), int(time.time()))
+    except (LbagentError, OSError):
+        return []  # the run that wants to learn fails of it, too, and says so
     deadline, found = time.monotonic() + _PATIENCE, []
     for name in names:
         page = pages.get(name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import signal
 import time
@@ -24,8 +23,9 @@ from lbagent.inquiry import Inquiry
 from lbagent.intake import Rounds
 from lbagent.newcomers import Newcomers
 from lbagent.outcome import Outcome, Verdict
+from lbagent.pace import Pace
 from lbagent.settings import Settings
-from lbagent.timetable import SYNC_EVERY, next_end, next_sync
+from lbagent.timetable import SYNC_EVERY, Syncs, next_end
 from lbagent.truth import truth
 
 LOCK_WAIT = 30.0
@@ -67,12 +67,11 @@ class _Watch:
         self._inquiry = Inquiry(self._truth, log, attention.call)
         self._ends = self._renews = False
         self._said: set[str] = set()
-        self._sync_at = 0.0
+        self._syncs = Syncs()
+        self._looked = 0
+        """When the last round began, in epoch seconds: what ended before, it has seen."""
         self._words = ""
-        self._reload_from = 0.0
-        """When, on the monotonic clock, the next reload may be made."""
-        self._queued = False
-        """Whether one waits for that."""
+        self._pace = Pace(self._engine.roles)
 
     def until_told_to_end(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -99,10 +98,13 @@ class _Watch:
         if self._renews:
             notify.reloading()
         self._settle()
-        if self._renews or time.monotonic() >= self._sync_at:
-            self._sync_at = next_sync(time.monotonic(), random.random())  # noqa: S311  # no secret
+        if self._renews or time.monotonic() >= self._syncs.at:
+            self._syncs.begun(time.monotonic(), random.random())  # noqa: S311  # no secret
             self._inquiry.begin()
         self._renews = False
+        self._looked = int(time.time())
+        # Somebody may have removed the folder under our feet.
+        self._engine.paths.prepare()
         rounds = Rounds(self._engine.spool, self._log, self._said)
         with locked(self._engine.paths.lock, LOCK_WAIT) as had:
             if had:
@@ -111,7 +113,8 @@ class _Watch:
         fine = had and rounds.status in _FINE
         if fine:
             self._said.clear()
-        self._spooled = self._engine.spool.marks()
+        # Not what lies there now: that may have come since we looked last.
+        self._spooled = rounds.seen if had else self._engine.spool.marks()
         notify.notify("READY=1", f"STATUS={self._words or 'waiting for the lock'}")
         return fine
 
@@ -121,15 +124,16 @@ class _Watch:
         self._attention.watch([self._engine.paths.spool, *self._edits.folders()])
         self._newcomers.seen()
         try:
-            outcome = self._engine.run(Options(not_before=self._reload_from, known=self._known(learn)), learn)
+            outcome = self._engine.run(Options(not_before=self._pace.not_before, known=self._known(learn)), learn)
         except (LbagentError, OSError) as error:
             self._words = told(error)
-            self._reloaded(isinstance(error, PutBack) and not isinstance(error, NotYet))
+            self._pace.waiting = False  # whatever waited, it is tried again with all the rest
+            self._came_to(learn, reloaded=isinstance(error, PutBack) and not isinstance(error, NotYet), learned=False)
             raise
         finally:
             self._newcomers.ours()
-        self._reloaded(outcome.reloaded)
-        self._queued = outcome.verdict is Verdict.QUEUED
+        self._came_to(learn, reloaded=outcome.reloaded, learned=True)
+        self._pace.waiting = outcome.verdict is Verdict.QUEUED
         self._edits.ours(self._engine.plan.after if self._engine.plan else ())
         self._words = f"{outcome.verdict}: {outcome.words}"
         return outcome
@@ -138,11 +142,11 @@ class _Watch:
         # Each sync looks at all processes: somebody may have started a second HAProxy with this file.
         return self._engine.haproxy.running if self._engine.haproxy and not learn else None
 
-    def _reloaded(self, reloaded: bool) -> None:  # noqa: FBT001  # what a run came to
+    def _came_to(self, learn: Learn | None, *, reloaded: bool, learned: bool) -> None:
         if reloaded:
-            with contextlib.suppress(LbagentError):
-                interval = self._engine.roles().haproxy.min_reload_interval
-                self._reload_from = time.monotonic() + interval
+            self._pace.reloaded()
+        if learn:
+            self._syncs.ended(time.monotonic(), good=learned)
 
     def _truth(self) -> Learn:
         # An engine of its own: this is asked in another thread.
@@ -161,16 +165,22 @@ class _Watch:
 
     def _rest(self, seconds: float) -> None:
         """Sleep for so long, or until there is something to do."""
-        end = next_end(self._engine.membership)
-        until = time.monotonic() + min(seconds, max(self._sync_at - time.monotonic(), 0))
-        until = until if end is None else min(until, time.monotonic() + end - time.time())
-        until = min(until, self._reload_from) if self._queued else until
+        until = min(time.monotonic() + seconds, self._syncs.at)
+        until = min(until, self._pace.not_before) if self._pace.waiting else until
+        end = next_end(self._engine.membership, self._looked)
         every = notify.alive_every() or seconds
-        while not (self._ends or self._renews or self._news) and (left := until - time.monotonic()) > 0:
-            notify.notify("WATCHDOG=1")
+        notify.notify("WATCHDOG=1")
+        while not (self._ends or self._renews or self._news) and (left := _left(until, end)) > 0:
             self._attention.wait(min(left, every, LOOK_EVERY))
+            notify.notify("WATCHDOG=1")
 
     @property
     def _news(self) -> bool:
         stored = self._engine.spool.marks() - self._spooled
         return bool(stored) or self._edits.made or self._newcomers.there or self._inquiry.answered
+
+
+def _left(until: float, end: int | None) -> float:
+    """Seconds until a moment of the monotonic clock, or an `end` in epoch seconds; each clock may jump by itself."""
+    left = until - time.monotonic()
+    return left if end is None else min(left, end - time.time())

@@ -31,9 +31,10 @@ ROOMS: dict[str, set[str]] = {
     "status": {"engine", "errors", "host.log", "host.paths", "report", "settings", "sheet", "survey", "view"},
     "steer": {"engine", "errors", "host.log", "host.paths", "names", "obedience", "orders", "serf.agent", "serf.command", "serf.listing", "serf.raw", "settings", "verbs"},
     "verbs": {"apply", "diff", "engine", "errors", "host.lock", "host.log", "host.paths", "intake", "plan", "quarantine", "scene", "settings", "truth"},
-    "watch": {"apply", "edits", "engine", "errors", "haproxy.process", "host.attention", "host.lock", "host.log", "host.notify", "host.paths", "host.spool", "inquiry", "intake", "newcomers", "outcome", "settings", "timetable", "truth"},
+    "watch": {"apply", "edits", "engine", "errors", "haproxy.process", "host.attention", "host.lock", "host.log", "host.notify", "host.paths", "host.spool", "inquiry", "intake", "newcomers", "outcome", "pace", "settings", "timetable", "truth"},
     # beside the doors
     "newcomers": {"engine"},
+    "pace": {"errors", "roles"},
     "inquiry": {"engine", "errors", "host.log"},
     "edits": {"errors", "roles", "scene"},
     "answer": {"accord", "engine", "errors", "host.log", "host.paths", "membership", "memory", "obedience", "serf.command", "serf.events", "serf.raw", "settings", "summary"},
@@ -62,7 +63,7 @@ ROOMS: dict[str, set[str]] = {
     "apply": {
         "blame", "confirmed", "errors", "handover", "haproxy.process", "haproxy.takeover", "host.store", "membership", "outcome", "plan", "quarantine", "roles", "scene",
     },
-    "confirmed": {"haproxy.roster", "haproxy.takeover", "host.store", "plan", "scene"},
+    "confirmed": {"haproxy.process", "haproxy.roster", "haproxy.takeover", "host.store", "plan", "scene"},
     "admission": {"haproxy.conversation", "haproxy.dynamic", "haproxy.roster", "host.reach"},
     "dialogue": {
         "admission", "haproxy.conversation", "haproxy.dynamic", "haproxy.process", "haproxy.roster", "haproxy.servers", "haproxy.text", "host.store", "names", "plan",
@@ -148,7 +149,7 @@ ROOMS: dict[str, set[str]] = {
     "haproxy.conversation": {"haproxy.process", "haproxy.roster", "haproxy.runtime", "haproxy.servers"},
     "haproxy.defaults": {"haproxy.text"},
     "haproxy.dynamic": {"haproxy.defaults", "haproxy.keywords", "haproxy.roster", "haproxy.text", "names"},
-    "haproxy.keywords": set(),
+    "haproxy.keywords": {"names"},
     "haproxy.lines": {"haproxy.server", "names"},
     "haproxy.peers": {"haproxy.runtime"},
     "haproxy.process": {"errors", "haproxy.runtime", "host.processes"},

@@ -11,6 +11,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -718,9 +719,86 @@ def test_without_reload_means_without_telling(lb: Lb) -> None:
     with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
         lb.join(web(1), web(2))
         lb.text = lb.text.replace(line(lb, 1).encode(), b"")
-        before = haproxy.servers()
+        before = haproxy.serving()
 
         done = lb.run("apply", "--no-reload")
 
         assert done.stdout == b"written: 1 line added, 0 removed; not reloaded, as asked\n"
-        assert (haproxy.servers(), haproxy.reloads()) == (before, (0, 0))
+        assert (haproxy.serving(), haproxy.reloads()) == (before, (0, 0))
+
+
+# --- who serves goes on serving, and a tag is only a tag ----------------------------------------------------------
+
+
+def test_servers_that_get_another_name_serve_until_they_have_come_under_it(lb: Lb) -> None:
+    roles = lb.roles.read_text().replace("services:\n", f"services:\n  api: {{port: {lb.port + 1}}}\n")
+    lb.roles.write_text(roles.replace("lb: [iis]", "lb: [iis, api]"))
+    with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
+        lb.join(web(1), web(2))
+        lb.count_checks("sleep 0.3")
+        with load(lb.front, 4) as count:
+            eventually(lambda: count["ok"] > 20)
+            marker = "    # additional-lb-iis-server\n"
+            edited(lb, marker, marker + marker.replace("iis", "api"))
+            assert lb.run("apply").returncode == 0
+            so_far = count["ok"]
+            eventually(lambda: count["ok"] > so_far + 20)
+
+        assert (set(count), haproxy.reloads()[0]) == ({"ok"}, 0)
+        assert haproxy.serving() == {"web1.iis", "web1.api", "web2.iis", "web2.api"}
+        assert [haproxy.servers()[name] for name in ("web1", "web2")] == ["MAINT", "MAINT"]
+
+
+def test_servers_that_all_move_at_once_go_on_without_a_verdict(binary: Path) -> None:
+    text = CONFIG.replace("    balance roundrobin", "    balance roundrobin\n    option httpchk GET /")
+    roles = ROLES.replace("interval: 200ms", "interval: 1s")
+    with Lb(text, roles, binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1, 2), contextlib.ExitStack() as stack:
+        for one in (1, 2):
+            stack.enter_context(Backend(f"new{one}", address(one), lb.port + 1))
+        lb.join(web(1), web(2))
+        eventually(lambda: set(haproxy.servers().values()) == {"UP"})
+        with load(lb.front, 4) as count:
+            eventually(lambda: count["ok"] > 20)
+            lb.roles.write_text(lb.roles.read_text().replace(f"port: {lb.port}", f"port: {lb.port + 1}"))
+            assert lb.run("apply").returncode == 0
+            so_far = count["ok"]
+            eventually(lambda: count["ok"] > so_far + 20)
+
+        assert (set(count), haproxy.reloads()[0]) == ({"ok"}, 0)
+        assert haproxy.answering() == {"new1", "new2"}
+
+
+@pytest.mark.parametrize("said", ["port abc", "port 70000", "addr localhost"])
+def test_a_check_that_goes_nobody_knows_where_holds_up_nobody(lb: Lb, said: str) -> None:
+    word, value = said.split()
+    default = lb.port if word == "port" else "127.0.0.11"
+    options = f'{{port: {lb.port}, options: "check {word} {{tag:there|{default}}}"}}'
+    lb.roles.write_text(lb.roles.read_text().replace(f"{{port: {lb.port}}}", options))
+    with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
+        odd = lb.join(web(1, there=value))
+        good = lb.join(web(2))
+
+        assert (odd.stderr + good.stderr).count(b"defect") == 0
+        eventually(lambda: "web2" in haproxy.answering())
+        assert good.returncode in (0, 4)
+
+
+def test_what_a_state_file_brings_back_at_a_start_by_somebody_else_is_mended(binary: Path) -> None:
+    text = CONFIG.replace("global\n", "global\n    server-state-file {folder}/kept\n")
+    text = text.replace("    mode http\n", "    mode http\n    load-server-state-from-file global\n", 1)
+    with Lb(text, binary=binary) as lb, nodes(lb, 1):
+        with Haproxy(lb) as haproxy:
+            lb.join(web(1))
+            haproxy.ask("set server lb-iis/web1 state maint")
+            (lb.folder / "kept").write_text(haproxy.ask("show servers state"))
+            haproxy.ask("set server lb-iis/web1 state ready")
+            os.utime(lb.cfg)
+        eventually(lambda: time.time() > lb.cfg.stat().st_ctime + 3)  # so that it is known to have been read
+        with Haproxy(lb) as haproxy:
+            assert haproxy.servers() == {"web1": "MAINT"}
+
+            said = lb.run("apply").stdout.decode()
+
+            assert said == "unchanged: mended: lb-iis/web1 is out of balancing\n"
+            assert (haproxy.answering(), haproxy.reloads()) == ({"web1"}, (0, 0))
+            assert lb.run("apply").stdout == b"unchanged: nothing to do\n"

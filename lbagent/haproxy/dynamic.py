@@ -115,11 +115,12 @@ class Difference:
             return Join(key, line, (command,), None, None)
         if "check" not in words:
             return Join(key, line, (command,), None, None)
-        endpoint = words.get("addr", address), int(words.get("port", port))
+        endpoint = keywords.endpoint(words, address, port)
         deep = bool(here.deep) or "ssl" in words or "check-ssl" in words
         due = keywords.seconds(words.get("fastinter", words.get("inter", "2s")))
-        commands = (command, f"enable health {target(key)}")
-        return Join(key, line, commands, endpoint, due if deep and due <= PROMPTLY else None)
+        # Who serves already goes on: were all to wait for a verdict, nobody would serve meanwhile.
+        awaited = deep and due <= PROMPTLY and key not in self._known.lines
+        return Join(key, line, (command, f"enable health {target(key)}"), endpoint, due if awaited else None)
 
     def _addition(self, key: Key, line: str) -> str:
         address, port, options = parts(line)

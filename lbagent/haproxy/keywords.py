@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
+from lbagent.names import canonical_address
+
 _FLAGS = frozenset((
     "allow-0rtt", "backup", "check", "check-send-proxy", "check-ssl", "no-ssl-reuse", "no-sslv3", "no-tls-tickets",
     "no-tlsv10", "no-tlsv11", "no-tlsv12", "no-tlsv13", "send-proxy", "send-proxy-v2", "send-proxy-v2-ssl",
@@ -31,6 +33,8 @@ _PLAIN = re.compile(r"[A-Za-z0-9._:,/@%+=()-]+")
 
 _TIME = re.compile(r"([0-9]+)(us|ms|s|m|h|d|)")
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+_HIGHEST_PORT = 65535
 
 Keywords = Mapping[str, str]
 """Each with its value, nothing where it takes none."""
@@ -67,6 +71,13 @@ def said(keywords: Keywords) -> str:
     """The keywords as `add server` takes them, and those without which it would make a worse server than a reload."""
     whole = {**_POOL, **keywords}
     return "".join(f" {word} {value}" if value else f" {word}" for word, value in whole.items())
+
+
+def endpoint(keywords: Keywords, address: str, port: int) -> tuple[str, int] | None:
+    """Where the checks of a server at this address and port connect to; None where only HAProxy can tell."""
+    host, number = keywords.get("addr", address), keywords.get("port", str(port))
+    plain = host == canonical_address(host) and number.isascii() and number.isdigit()
+    return (host, int(number)) if plain and 0 < int(number[:9]) <= _HIGHEST_PORT else None
 
 
 def seconds(time: str) -> float:

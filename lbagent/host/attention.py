@@ -40,16 +40,21 @@ class Attention:
     def __init__(self) -> None:
         """Nothing is watched yet."""
         self._ear, self._voice = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._observer = Observer()
+        self._observer: BaseObserver | None = None
+        # The kernel gives a user few of them; without, who waits looks each second.
+        with contextlib.suppress(OSError):
+            self._observer = Observer()
         self._watched: dict[Folder, ObservedWatch] = {}
 
     def __enter__(self) -> Self:
-        self._observer.start()
+        if self._observer:
+            self._observer.start()
         return self
 
     def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
-        self._observer.stop()
-        self._observer.join()
+        if self._observer:
+            self._observer.stop()
+            self._observer.join()
         os.close(self._ear)
         os.close(self._voice)
 
@@ -68,6 +73,8 @@ class Attention:
 
     def watch(self, folders: Iterable[str]) -> None:
         """Watch these folders from now on, and no others; of one that is missing, the nearest above it that is not."""
+        if self._observer is None:
+            return
         wanted = {folder for path in folders if (folder := _nearest(path))}
         for gone in self._watched.keys() - wanted:
             with contextlib.suppress(KeyError, OSError):
