@@ -151,6 +151,7 @@ ROOMS: dict[str, set[str]] = {
     "haproxy.dynamic": {"haproxy.defaults", "haproxy.keywords", "haproxy.roster", "haproxy.text", "names"},
     "haproxy.keywords": {"names"},
     "haproxy.lines": {"haproxy.server", "names"},
+    "haproxy.master": {"host.processes"},
     "haproxy.peers": {"haproxy.runtime"},
     "haproxy.process": {"errors", "haproxy.runtime", "host.processes"},
     "haproxy.roster": {"haproxy.text"},
@@ -159,7 +160,7 @@ ROOMS: dict[str, set[str]] = {
     "haproxy.servers": {"haproxy.roster", "names"},
     "haproxy.stats": set(),
     "haproxy.successor": {"errors", "haproxy.process"},
-    "haproxy.takeover": {"errors", "haproxy.acceptance", "haproxy.peers", "haproxy.process", "haproxy.runtime", "haproxy.successor", "host.commands", "host.processes", "roles"},
+    "haproxy.takeover": {"errors", "haproxy.acceptance", "haproxy.master", "haproxy.peers", "haproxy.process", "haproxy.runtime", "haproxy.successor", "host.commands", "host.processes", "roles"},
     "haproxy.acceptance": {"errors", "haproxy.process", "host.commands"},
     "haproxy.text": {"haproxy.lines"},
     # all that touches the machine

@@ -50,15 +50,6 @@ class Running(NamedTuple):
         return self.worker.born > changed + _PARSING + size / 1e6
 
 
-class Reloads(NamedTuple):
-    """What a master says of its reloads."""
-
-    done: int
-    failed: int
-    worker: int | None
-    """The pid of the worker that is not on its way out."""
-
-
 def find(config: Sequence[str], settings: Sequence[Sequence[str]], known: Running | None = None) -> Running | None:
     """The HAProxy that was started with one of the files or folders in `config`; `settings` is its `global`.
 
@@ -91,22 +82,6 @@ def shown_not_to_run(settings: Sequence[Sequence[str]]) -> bool:
     if named is not None and named.alive and named.program.startswith("haproxy"):
         return False
     return not any(_answers(address) for address in runtime.sockets(settings))
-
-
-def reloads(master: Process) -> Reloads | None:
-    """What the master's environment says once it waits for its workers again; None while it reloads."""
-    environ = master.environ
-    if environ.get("HAPROXY_MWORKER_WAIT_ONLY") != "1":
-        return None
-    rows = [
-        dict(field.partition("=")[::2] for field in row.split(";"))
-        for row in environ.get("HAPROXY_PROCESSES", "").split("|")[1:]
-    ]
-    ours = next((row for row in rows if row.get("type") == "m"), None)
-    if ours is None:
-        return None
-    current = [int(row["pid"]) for row in rows if row.get("type") == "w" and row.get("reloads") == "0"]
-    return Reloads(int(ours.get("reloads", 0)), int(ours.get("failedreloads", 0)), current[0] if current else None)
 
 
 def config_files(argv: Sequence[str]) -> list[str]:

@@ -9,8 +9,9 @@ import time
 from collections.abc import Sequence
 
 from lbagent.errors import LbagentError, TryAgain
-from lbagent.haproxy import acceptance, peers, process, runtime
-from lbagent.haproxy.process import Reloads, Running, Worker
+from lbagent.haproxy import acceptance, master, peers, process, runtime
+from lbagent.haproxy.master import Reloads
+from lbagent.haproxy.process import Running, Worker
 from lbagent.haproxy.successor import spoken, successor
 from lbagent.host import commands, processes
 from lbagent.roles import HaproxySettings
@@ -98,15 +99,19 @@ class Haproxy:
 
         Raises ReloadFailed where the reload says so, TryAgain where nobody can know.
         """
-        if peers.waited_for(self._lines):  # others may have reloaded meanwhile
+        if peers.waited_for(self._lines) or self._waited_for_others():
             self._running = process.find(self._settings.config, self._lines)
         running = self._running
         if self.shown_not_to_run():
             return None
-        before = process.reloads(running.main) if running and running.is_master else None
+        before = master.reloads(running.main) if running and running.is_master else None
         asked = self._asked_pid()
         self._reload(running)
         return self._confirmed(running, before, asked)
+
+    def _waited_for_others(self) -> bool:
+        running = self._running
+        return running is not None and running.is_master and master.waited_for(running.main, self._settings.timeout)
 
     def _reload(self, running: Running | None) -> None:
         command = self._settings.reload
@@ -148,7 +153,7 @@ class Haproxy:
             pid = self._asked_pid()
             return Worker(pid, 0) if pid and pid != asked else None
         if before is not None:
-            now = process.reloads(old.main)
+            now = master.reloads(old.main)
             if now is None or now.done == before.done:
                 return None
             if now.failed:
@@ -165,7 +170,7 @@ class Haproxy:
     def _settled(self, found: Running, before: Reloads | None) -> bool:
         """Whether the new worker really serves: it answers on the stats socket, or has lived for a moment."""
         if before is not None:
-            now = process.reloads(found.main)
+            now = master.reloads(found.main)
             if now is None or now.done == before.done or now.worker != found.worker.pid:
                 return False
         for address in runtime.sockets(self._lines):
