@@ -124,7 +124,7 @@ class Dialogue:
         """Take the traffic again from the servers that came in this run: the file does not have them after all."""
         back = [key for key in self._renamed if self._left.pop(key, None) is not None]
         self._talk.say([f"set server {target(key)} state ready" for key in back])
-        self.out += self.withdraw({join.key: join.line for join in self._joined if join.key not in self._served})
+        self.withdraw({join.key: join.line for join in self._joined if join.key not in self._served})
 
     def amiss(self) -> Mapping[Key, str]:
         """What the worker serves otherwise than wanted. Raises Unspoken."""

@@ -106,7 +106,7 @@ class _Watch:
         # Somebody may have removed the folder under our feet.
         self._engine.paths.prepare()
         rounds = Rounds(self._engine.spool, self._log, self._said)
-        with locked(self._engine.paths.lock, LOCK_WAIT) as had:
+        with locked(self._engine.paths.lock, LOCK_WAIT, unless=lambda: self._ends) as had:
             if had:
                 rounds.once(lambda: self._run(self._inquiry.take()))
         rounds.more(self._engine.paths.lock, self._run)

@@ -87,6 +87,7 @@ def test_who_is_refused_is_refused_the_plain_way(asked: Path, tmp_path: Path, te
     ("text", "good"),
     [
         ("global\n    httpclient.ssl.ca-file /no/such.pem\n", False),  # which nothing but the plain way finds
+        ('global\n    "httpcl"ient.ssl\\.ca-file /no/such.pem\n', False),
         ("global\n    httpclient.ssl.verify required\n", True),
         ('global\n    setenv CFG "x${HAPROXY_CFGFILES}"\n', True),
     ],

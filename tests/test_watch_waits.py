@@ -226,3 +226,14 @@ def test_a_shorter_interval_between_reloads_holds_at_once() -> None:
         lb.roles.write_text(lb.roles.read_text().replace("1h", "1s"))
 
         eventually(lambda: haproxy.serving() == {"web01", "web02"})
+
+
+def test_told_to_end_it_waits_for_no_run_of_somebody_else(lb: Lb) -> None:
+    with watching(lb) as daemon, locked(str(lb.state / "lock")) as had:
+        assert had
+        lb.join(WEB01)
+        time.sleep(1)
+
+        daemon.terminate()
+
+        assert daemon.wait(10) == 0

@@ -749,6 +749,28 @@ def test_servers_that_get_another_name_serve_until_they_have_come_under_it(lb: L
         assert [haproxy.servers()[name] for name in ("web1", "web2")] == ["MAINT", "MAINT"]
 
 
+def test_servers_that_got_another_name_have_the_old_one_back_when_the_reload_fails(lb: Lb) -> None:
+    second = f"\nlisten two\n    bind 127.0.0.1:{lb.port + 2}\n    # additional-lb-iis-server\n"
+    lb.text += second.encode()
+    with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
+        reload_with(lb, "exit 1", ROLES)
+        roles = lb.roles.read_text().replace("services:\n", f"services:\n  api: {{port: {lb.port + 1}}}\n")
+        lb.roles.write_text(roles.replace("lb: [iis]", "lb: [iis, api]"))
+        lb.join(web(1), web(2))
+        haproxy.ask("set server two/web2 state drain")  # seen only when all has been said
+        marker = b"    # additional-lb-iis-server\n"
+        lb.text = lb.text.replace(marker, marker + marker.replace(b"iis", b"api"), 1)
+
+        done = lb.run("apply")
+
+        assert (done.returncode, one_line(done).endswith(f"the previous managed lines are back in {lb.cfg}")) == (
+            5,
+            True,
+        )
+        assert (haproxy.serving(), haproxy.answering()) == ({"web1", "web2"}, {"web1", "web2"})
+        assert (lb.served() or {})["left"]["servers"].keys().isdisjoint({"lb-iis/web1", "lb-iis/web2"})
+
+
 def test_servers_that_all_move_at_once_go_on_without_a_verdict(binary: Path) -> None:
     text = CONFIG.replace("    balance roundrobin", "    balance roundrobin\n    option httpchk GET /")
     roles = ROLES.replace("interval: 200ms", "interval: 1s")

@@ -14,6 +14,9 @@ _WITHOUT_CA = os.path.join(os.path.dirname(__file__), "without-ca.cfg")
 _PLAIN = (b"httpclient", b"HAPROXY_CFGFILES")
 """Words in a text that means what it says only where nothing stands before it."""
 
+_QUOTES = b"\"'\\"
+"""What may stand in the midst of a word and be no part of it."""
+
 
 def checked(paths: Sequence[str], timeout: float, running: Running | None) -> Finished:
     """How `haproxy -c` ends on these files, read as the running one would read them. Raises TryAgain.
@@ -44,7 +47,7 @@ def _checked(paths: Sequence[str], timeout: float, running: Running | None) -> F
 
 def _content(path: str) -> bytes:
     with open(path, "rb") as file:
-        return file.read()
+        return file.read().translate(None, _QUOTES)
 
 
 def _own_environ() -> dict[str, str]:

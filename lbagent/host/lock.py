@@ -6,20 +6,23 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 _STEP = 0.02
 """Seconds between two tries: short beside a reload (60 ms), long beside a system call."""
 
 
 @contextlib.contextmanager
-def locked(path: str, wait: float = 0.0) -> Iterator[bool]:
-    """Hold the lock at `path`, trying for `wait` seconds; yields whether it was had. Raises OSError."""
+def locked(path: str, wait: float = 0.0, unless: Callable[[], bool] = lambda: False) -> Iterator[bool]:
+    """Hold the lock at `path`, trying for `wait` seconds `unless` told not to; yields whether it was had.
+
+    Raises OSError.
+    """
     # For its owner alone: whoever can open a file can lock it, and keep all others waiting.
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         deadline = time.monotonic() + wait
-        while not (had := _try(descriptor)) and time.monotonic() < deadline:
+        while not (had := _try(descriptor)) and time.monotonic() < deadline and not unless():
             time.sleep(_STEP)
         yield had
     finally:
