@@ -154,7 +154,7 @@ rem Serf hands queries on by chance, and some do not reach every node. Who has d
 set /a TRIES+=1
 set /a PATIENCE=TRIES*2
 set /a ELAPSED+=PATIENCE
-"%SERF%" query -tag "role=%LB_ROLE%" -timeout "%PATIENCE%s" "%VERB%" "%PAYLOAD%" >"%WORK%\said.txt" 2>&1
+"%SERF%" query -relay-factor 2 -tag "role=%LB_ROLE%" -timeout "%PATIENCE%s" "%VERB%" "%PAYLOAD%" >"%WORK%\said.txt" 2>&1
 for /f "usebackq tokens=1,2,* delims='" %%a in ("%WORK%\said.txt") do (
     if "%%a"=="Response from " set "LBS_%%b=answered%%c"
 )
