@@ -26,7 +26,7 @@ pytestmark = pytest.mark.real
 KEPT_ALIVE = CONFIG.replace("    option httpclose\n", "")
 TOLD = re.compile(r"said to HAProxy worker \d+ without a reload")
 
-CHANGES = int(os.environ.get("LBAGENT_CHANGES", "200"))
+CHANGES = int(os.environ.get("LBAGENT_CHANGES", "60"))
 
 
 @pytest.fixture(params=list(binaries().values()), ids=list(binaries()))
@@ -112,7 +112,7 @@ class Fleet:
         return address(one + 6 if one in self._moved else one)
 
 
-def test_two_hundred_random_changes_lose_no_request_and_take_no_reload(binary: Path) -> None:
+def test_random_changes_lose_no_request_and_take_no_reload(binary: Path) -> None:
     with Lb(KEPT_ALIVE, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, *range(1, 15)):
         fleet = Fleet(lb)
         lb.join(web(13), web(14))
