@@ -490,6 +490,12 @@ def _end(process: subprocess.Popen[Any], number: int) -> None:
         process.wait()
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+    """Connections that may wait: where five were full on a busy machine, HAProxy's checks failed."""
+
+
 class Backend:
     """A small web server that answers its own name and counts its requests (HAProxy's TCP checks are none)."""
 
@@ -522,8 +528,7 @@ class Backend:
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the name it has
                 pass
 
-        self._server = http.server.ThreadingHTTPServer((self.address, self.port), Answer)
-        self._server.daemon_threads = True
+        self._server = _Server((self.address, self.port), Answer)
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def stop(self) -> None:
