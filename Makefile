@@ -23,8 +23,8 @@ test: $(VENV)/.dev  ## all tests
 check: lint test  ## what a change has to pass: format, lint, types, tests
 
 lint: $(VENV)/.dev  ## format, lint and types
-	@$(BIN)/ruff format --check $(CODE)
-	@$(BIN)/ruff check $(CODE)
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
 	@$(BIN)/mypy $(CODE)
 
 bench: $(VENV)/.dev  ## how fast it is

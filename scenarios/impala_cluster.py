@@ -12,7 +12,7 @@ from pathlib import Path
 from scenarios.impala_site import EXAMPLE, Balancer
 from tests.world import LBAGENT, PATIENCE, SerfAgent, clean_environment, eventually
 
-LONG = 3 * PATIENCE
+LONG = 60.0
 """Seconds for a change to come through gossip, a handler, the daemon and HAProxy."""
 
 

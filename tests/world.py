@@ -33,7 +33,7 @@ Value = TypeVar("Value")
 LBAGENT = Path(sys.executable).with_name("lbagent")
 """The console script of the environment that runs the tests."""
 
-PATIENCE = 20.0
+PATIENCE = 45.0  # seconds: longer than two of Serf's push/pulls (15 s with the profile of these agents)
 """Seconds after which what should have happened is taken not to happen."""
 
 _FOREIGN = ("SERF_", "LBAGENT_", "HAPROXY_", "STATE_DIRECTORY", "INVOCATION_ID", "NOTIFY_SOCKET")
@@ -596,8 +596,16 @@ class SerfAgent:
         return os.pread(self._log.fileno(), 1 << 24, 0).decode("utf-8", "replace")
 
     def join(self, other: SerfAgent) -> None:
-        """Become one cluster with `other`."""
+        """Become one cluster with `other`, which lists it alive then.
+
+        Asked again until it does: what a node says against its own leave of seconds ago can get lost
+        until Serf's next push/pull (15 s with this profile).
+        """
+        eventually(lambda: self._joined(other), pause=0.1)
+
+    def _joined(self, other: SerfAgent) -> bool:
         self._serf("join", other.bind)
+        return other.members().get(self.name) == "alive"
 
     def leave(self) -> None:
         """Leave the cluster as a machine that shuts down does; the agent has ended then."""

@@ -10,10 +10,12 @@ from pyspark.sql import SparkSession
 
 
 def is_prime(number: int) -> bool:
+    """Whether nothing but 1 and itself divides `number`."""
     return number > 1 and all(number % divisor for divisor in range(2, int(number**0.5) + 1))
 
 
 def main() -> None:
+    """Run until killed."""
     spark = SparkSession.builder.appName("primes").getOrCreate()
     numbers = spark.sparkContext.parallelize(range(2_000), 2)
     print(f"application {spark.sparkContext.applicationId}", flush=True)
