@@ -18,7 +18,7 @@ demo: $(VENV)/.demo  ## join, pause, reboot, resume and leave, with real Serf an
 	@$(BIN)/python -m demo
 
 test: $(VENV)/.dev  ## all tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: lint test  ## what a change has to pass: format, lint, types, tests
 

@@ -160,7 +160,7 @@ class Transaction:
         return Outcome(Verdict.UNCHANGED, greeted or "nothing to do", held=wanted.held, running=running)
 
     def _find_culprits(self, seen: Scene, haproxy: Haproxy, wanted: Plan, words: str) -> None:
-        """Quarantine the nodes whose lines HAProxy refuses. Raises Refused where the fault is the operator's."""
+        """Quarantine the nodes whose lines HAProxy refuses, twice. Raises Refused where the fault is the operator's."""
         if own := haproxy.refusal([target.path for target in seen.targets], seen.names):
             raise Refused(f"HAProxy refuses the operator's own text, nothing was replaced: {own}")
         if not wanted.changes:
@@ -173,7 +173,9 @@ class Transaction:
 
         from lbagent import blame  # noqa: PLC0415  # for the rare run that HAProxy refuses
 
-        reasons = blame.culprits(tuple(wanted.changes), refusal, words)
+        # Nobody is blamed for what is refused once: the program may have been upgraded, or short of memory, just then.
+        said = refusal(tuple(wanted.changes))
+        reasons = blame.culprits(tuple(wanted.changes), refusal, said) if said else {}
         self._refused.update(reasons)
         self.membership = quarantine.impose(self.membership, reasons, self._surroundings(seen), int(time.time()))
         self._store.remember(self.membership)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-CHECKS = 17
-"""Trials one search may take; the whole, the operator's own text and what is left make it 20."""
+CHECKS = 16
+"""Trials one search may take; the whole, twice, the operator's own text and what is left make it 20."""
 
 
 def culprits(nodes: Sequence[str], refusal: Callable[[Sequence[str]], str | None], words: str) -> dict[str, str]:

@@ -77,7 +77,7 @@ def test_when_the_trials_run_out_those_behind_the_last_group_are_still_tried() -
 
     assert found["n100"] == "n100 is bad"
     assert "n600" in found
-    assert len(found) < 50
+    assert len(found) < 60
 
 
 def test_two_culprits_far_apart_are_found_with_their_own_words() -> None:
@@ -135,7 +135,7 @@ def test_one_or_two_culprits_are_found_exactly(case: tuple[int, set[int]]) -> No
     st.integers(1, 40).flatmap(lambda count: st.tuples(st.just(count), st.sets(st.integers(0, count - 1), min_size=1)))
 )
 @settings(max_examples=300)
-def test_every_culprit_is_found_in_at_most_seventeen_trials(case: tuple[int, set[int]]) -> None:
+def test_every_culprit_is_found_in_at_most_sixteen_trials(case: tuple[int, set[int]]) -> None:
     count, guilty = case
     court = refusing(*(f"n{at}" for at in guilty))
 

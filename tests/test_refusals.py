@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.faults import instead_of_haproxy
 from tests.world import PATIENCE, RELOADING, Haproxy, Lb, binaries, eventually, free_port, member
 
 pytestmark = pytest.mark.real
@@ -342,6 +343,19 @@ def test_a_refused_node_alone_changes_nothing(tagged: Lb) -> None:
         assert again == 0
         assert (tagged.text, tagged.staged(), haproxy.reloads()) == (before, [], reloads)
         assert list(haproxy.servers()) == ["web01"]
+
+
+def test_what_haproxy_refuses_for_a_moment_is_nobodys_fault(lb: Lb) -> None:
+    spent = lb.folder / "spent"
+    spent.write_text("")
+    once = f'[ "$1" != -c ] || [ $(wc -l < {spent}) -ge 2 ] || {{ echo no | tee -a {spent}; exit 1; }}'
+    instead_of_haproxy(lb, f'{once}\nexec "$real" "$@"')
+
+    ended = lb.join(WEB[1])
+
+    assert (ended.returncode, ended.stderr, spent.read_text()) == (0, b"", "no\nno\n")
+    assert lb.managed == lines(lb, 1)
+    assert (in_quarantine(lb), lb.staged()) == ([], [])
 
 
 def test_a_refused_node_goes_in_once_its_tag_is_mended(tagged: Lb) -> None:

@@ -36,7 +36,7 @@ LBAGENT = Path(sys.executable).with_name("lbagent")
 PATIENCE = 45.0  # seconds: longer than two of Serf's push/pulls (15 s with the profile of these agents)
 """Seconds after which what should have happened is taken not to happen."""
 
-_FOREIGN = ("SERF_", "LBAGENT_", "HAPROXY_", "STATE_DIRECTORY", "INVOCATION_ID", "NOTIFY_SOCKET")
+_FOREIGN = ("SERF_", "LBAGENT_", "HAPROXY_", "STATE_DIRECTORY", "INVOCATION_ID", "NOTIFY_SOCKET", "COLUMNS", "LINES")
 """What the environment of the tests must not hand down to the programs under test."""
 
 CONFIG = """\
@@ -94,10 +94,12 @@ _given: set[int] = set()
 def free_port() -> int:
     """A port that is free on every loopback address, for TCP and UDP, and was not given before.
 
-    Taken below the range the kernel gives to outgoing connections, so that it stays free.
+    Taken below the range the kernel gives to outgoing connections, so that it stays free; each worker
+    of a parallel run has every eighth port to itself.
     """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
     while True:
-        port = random.randint(20_000, 32_000)
+        port = 20_000 + 8 * random.randrange(1_500) + worker
         if port not in _given and _is_free(port):
             _given.add(port)
             return port
