@@ -12,6 +12,8 @@ from pathlib import Path
 from scenarios.impala_site import EXAMPLE, Balancer
 from tests.world import LBAGENT, PATIENCE, SerfAgent, clean_environment, eventually
 
+TOKEN = "a word of lb01's own"
+
 LONG = 60.0
 """Seconds for a change to come through gossip, a handler, the daemon and HAProxy."""
 
@@ -23,12 +25,9 @@ class Cluster:
         """Nothing runs before `running`."""
         self.balancer, self.lb, self.haproxy = balancer, balancer.lb, balancer.haproxy
         self._key = subprocess.run(["serf", "keygen"], capture_output=True, text=True, check=True).stdout.strip()
-        self.agent = SerfAgent(
-            "lb01",
-            "127.0.0.9",
-            env=self.lb.env,
-            more=[f"-config-file={self._settings('serf-lb01.json', 'lb01')}"],
-        )
+        self.lb.env["SERF_RPC_AUTH"] = TOKEN
+        settings = self._settings("serf-lb01.json", "lb01", rpc_auth=TOKEN)
+        self.agent = SerfAgent("lb01", "127.0.0.9", env=self.lb.env, more=[f"-config-file={settings}"])
         (self.lb.bin / "lbagent").symlink_to(LBAGENT)
         self.nodes: dict[str, SerfAgent] = {}
         self._booted = contextlib.ExitStack()
