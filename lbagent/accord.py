@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
 from lbagent.fold import Folded
 from lbagent.membership import REMEMBERED, TOLD, UNKNOWN, Heard, Member, Membership, Pause
@@ -17,6 +16,7 @@ from lbagent.names import NAME, canonical_address
 from lbagent.serf.command import QUERY, USER
 from lbagent.slate import Slate
 from lbagent.table import tabled
+from lbagent.tuples import NamedTuple
 
 _CLOCKS = (USER, QUERY)
 _STATES = {"p": True, "r": False}

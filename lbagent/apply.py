@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from lbagent import quarantine, scene
 from lbagent.confirmed import Confirmed
@@ -18,6 +17,7 @@ from lbagent.outcome import Outcome, Verdict, counted, quarantined
 from lbagent.plan import Plan, Rules, plan
 from lbagent.roles import Roles
 from lbagent.scene import Scene
+from lbagent.tuples import NamedTuple
 
 
 class Options(NamedTuple):

@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Self
 
 import lbagent
 from lbagent import batch, metrics, scene, tally
@@ -26,6 +25,10 @@ from lbagent.outcome import Outcome, Verdict
 from lbagent.plan import Plan
 from lbagent.roles import Pair, Roles
 from lbagent.serf.command import Command
+from lbagent.tuples import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Self
 
 
 class Live:

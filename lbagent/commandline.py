@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
-from typing import NamedTuple
+
+from lbagent.tuples import NamedTuple
 
 
 class Option(NamedTuple):

@@ -6,7 +6,6 @@ Order exists within one clock only. Between clocks, and for what an operator typ
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
 from lbagent.arrivals import members_changed
 from lbagent.membership import Membership
@@ -15,6 +14,7 @@ from lbagent.serf.command import Command, Malformed
 from lbagent.serf.events import Event, MemberEvent
 from lbagent.serf.raw import Raw
 from lbagent.slate import Slate
+from lbagent.tuples import NamedTuple
 
 
 class Folded(NamedTuple):

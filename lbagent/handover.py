@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import zlib
-from typing import NamedTuple, NoReturn
 
 from lbagent import quarantine, scene
 from lbagent.errors import LbagentError, NotYet, PutBack
@@ -15,6 +14,10 @@ from lbagent.outcome import Verdict
 from lbagent.plan import Plan
 from lbagent.roles import Roles
 from lbagent.scene import Scene
+from lbagent.tuples import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 from lbagent.commandline import Command, Option
+from lbagent.tuples import NamedTuple
 
 
 class Facts(NamedTuple):

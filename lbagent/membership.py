@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+
+from lbagent.tuples import NamedTuple
 
 MEMBERS_LIMIT = 20_000
 UNKNOWN_LIMIT = 1_000

@@ -7,11 +7,14 @@ known than the columns tell, that stands under their names in `more`.
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from lbagent.membership import STATUSES, Heard, Member, Membership, Pause, Quarantine
 from lbagent.names import are_addresses, are_names
 from lbagent.table import Columns, Table, tabled
+from lbagent.tuples import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 _COLUMNS = ("name", "address", "role", "status", "changed")
 

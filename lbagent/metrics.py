@@ -6,11 +6,11 @@ Each metric is a row of METRICS; what is not known, or has not happened yet, has
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 from lbagent.last import Last
 from lbagent.membership import STATUSES
 from lbagent.roles import Pair
+from lbagent.tuples import NamedTuple
 
 _DIGEST_BITS = 53
 """What a float64, in which Prometheus keeps every number, holds exactly."""

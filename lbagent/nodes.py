@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from lbagent import states
 from lbagent.membership import PRESENT, Member, Membership, Pause, Quarantine
@@ -15,6 +14,7 @@ from lbagent.roll import paused
 from lbagent.standing import Standing, Standings
 from lbagent.states import Facts, State
 from lbagent.table import tabled
+from lbagent.tuples import NamedTuple
 from lbagent.wishes import Note
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import NamedTuple
 
 from lbagent import names
+from lbagent.tuples import NamedTuple
 
 _NAMED = 20
 """Refused nodes named one by one: a journal is no place for thousands."""

@@ -7,7 +7,6 @@ what was planned once is planned again the same.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from lbagent.errors import Refused
 from lbagent.guard import Guard
@@ -16,6 +15,7 @@ from lbagent.membership import Membership
 from lbagent.outcome import Held
 from lbagent.place import Place
 from lbagent.roles import Pair, Roles
+from lbagent.tuples import NamedTuple
 from lbagent.turn import Turn
 from lbagent.wishes import Wishes
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from lbagent import quarantine
 from lbagent.haproxy.text import Document
 from lbagent.membership import Membership
 from lbagent.plan import Change, Plan, Rules, plan
 from lbagent.roles import Roles
+from lbagent.tuples import NamedTuple
 
 _NONE = Change((), ())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from lbagent.assent import judged
 from lbagent.errors import LbagentError, NotYet, TryAgain
@@ -16,6 +15,7 @@ from lbagent.plan import Plan
 from lbagent.roles import Roles
 from lbagent.roll import find
 from lbagent.serf.command import Command
+from lbagent.tuples import NamedTuple
 from lbagent.wishes import serving_ports
 
 QUEUED = "queued"

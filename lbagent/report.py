@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from lbagent.errors import Refused
 from lbagent.haproxy.stats import Stats
@@ -14,6 +14,7 @@ from lbagent.outcome import Run
 from lbagent.prospect import Prospect, prospect
 from lbagent.roles import Roles
 from lbagent.standing import standings
+from lbagent.tuples import NamedTuple
 from lbagent.wishes import Note
 
 VERSION = 1

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from lbagent.roles import HaproxySettings, Role, Roles, Service, Template
+from lbagent.tuples import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def frozen(roles: Roles) -> list[Any]:

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from lbagent.haproxy.process import Running
 from lbagent.haproxy.takeover import Haproxy
@@ -14,6 +13,7 @@ from lbagent.haproxy.text import Document
 from lbagent.host import files
 from lbagent.host.files import Target
 from lbagent.roles import HaproxySettings
+from lbagent.tuples import NamedTuple
 
 
 class Scene(NamedTuple):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+
+from lbagent.tuples import NamedTuple
 
 DEFAULT_ROLES = "/etc/lbagent/roles.yml"
 DEFAULT_STATE_DIR = "/var/lib/lbagent"

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from lbagent.names import counted, printable
 from lbagent.nodes import Node
 from lbagent.report import Report, Served
 from lbagent.standing import BY_HAND
 from lbagent.states import State
+from lbagent.tuples import NamedTuple
 
 COLUMNS = ("NODE", "ADDRESS", "ROLE", "WHERE", "STATE", "SINCE", "HAPROXY", "OPEN")
 

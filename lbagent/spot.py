@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 from lbagent.haproxy.lines import HandWritten, Line, indentation
 from lbagent.haproxy.text import Document, Edit, Proxy
 from lbagent.names import natural
+from lbagent.tuples import NamedTuple
 
 Changes = dict[str, tuple[list[str], list[str]]]
 """Lines added and removed, by node."""

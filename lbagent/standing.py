@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
 
 from lbagent.haproxy.lines import HandWritten, Line
 from lbagent.haproxy.server import endpoint
@@ -12,6 +11,7 @@ from lbagent.haproxy.text import Document, Proxy
 from lbagent.membership import Member, Members
 from lbagent.place import Place
 from lbagent.roles import Missing, Pair, Roles
+from lbagent.tuples import NamedTuple
 
 MANAGED, PAUSED, BY_HAND = "managed", "paused", "by hand"
 

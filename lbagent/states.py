@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
-from typing import NamedTuple
 
 from lbagent.membership import FAILED, REBUILT, UNKNOWN, Member
 from lbagent.plan import Change
 from lbagent.roles import Role
 from lbagent.standing import BY_HAND, Standing
+from lbagent.tuples import NamedTuple
 
 
 class State(StrEnum):

@@ -6,9 +6,9 @@ A mapping from name to Member like any other; what walks over all of 20,000 memb
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
 
 from lbagent.membership import Member, Members
+from lbagent.tuples import NamedTuple
 
 
 class Columns(NamedTuple):

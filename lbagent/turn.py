@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from lbagent.guard import Guard
+from lbagent.tuples import NamedTuple
 from lbagent.wishes import Wishes
 
 

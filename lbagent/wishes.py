@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Sequence
-from typing import NamedTuple, Self
 
 from lbagent.haproxy.server import Server, endpoint, paused_line, tail
 from lbagent.membership import FAILED, PRESENT, Member, Membership
@@ -12,6 +11,10 @@ from lbagent.names import certainly_allowed, in_order, natural, refusal
 from lbagent.roles import Missing, Pair, Role, Roles, Service, Template
 from lbagent.roll import paused
 from lbagent.table import tabled
+from lbagent.tuples import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Self
 
 
 class Note(str):

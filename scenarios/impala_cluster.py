@@ -25,9 +25,10 @@ class Cluster:
         """Nothing runs before `running`."""
         self.balancer, self.lb, self.haproxy = balancer, balancer.lb, balancer.haproxy
         self._key = subprocess.run(["serf", "keygen"], capture_output=True, text=True, check=True).stdout.strip()
-        self.lb.env["SERF_RPC_AUTH"] = TOKEN
         settings = self._settings("serf-lb01.json", "lb01", rpc_auth=TOKEN)
-        self.agent = SerfAgent("lb01", "127.0.0.9", env=self.lb.env, more=[f"-config-file={settings}"])
+        env = {**self.lb.env, "SERF_RPC_AUTH": TOKEN}
+        self.agent = SerfAgent("lb01", "127.0.0.9", env=env, more=[f"-config-file={settings}"])
+        self._rpc = {"SERF_RPC_ADDR": self.agent.rpc, "SERF_RPC_AUTH": TOKEN}
         (self.lb.bin / "lbagent").symlink_to(LBAGENT)
         self.nodes: dict[str, SerfAgent] = {}
         self._booted = contextlib.ExitStack()
@@ -66,7 +67,7 @@ class Cluster:
 
     def run(self, *words: str) -> subprocess.CompletedProcess[bytes]:
         """`lbagent`, as an operator on the load balancer types it."""
-        return self.lb.run(*words, env={"SERF_RPC_ADDR": self.agent.rpc})
+        return self.lb.run(*words, env=self._rpc)
 
     @property
     def served(self) -> frozenset[str] | None:
@@ -116,7 +117,7 @@ class Cluster:
 
     @contextlib.contextmanager
     def _watching(self) -> Iterator[None]:
-        env = {**self.lb.env, "SERF_RPC_ADDR": self.agent.rpc}
+        env = {**self.lb.env, **self._rpc}
         with (self.lb.folder / "watch.log").open("wb") as log:
             process = subprocess.Popen([LBAGENT, "watch"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
         try:

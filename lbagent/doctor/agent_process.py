@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from lbagent.doctor import agent_settings
 from lbagent.doctor.agent_settings import DEFAULT_RPC, File
 from lbagent.doctor.finding import Finding, Kind, error, warning
 from lbagent.host import foreign, processes, sockets
 from lbagent.host.processes import Process
+from lbagent.tuples import NamedTuple
 
 _FILE_LIMIT = 1 << 20
 """Bytes of a file of the agent: a keyring and a few settings take thousands."""

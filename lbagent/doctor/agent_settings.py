@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from lbagent.doctor import handlers
 from lbagent.doctor.finding import Finding, Kind, error, ok, warning
+from lbagent.tuples import NamedTuple
 
 DEFAULT_RPC = "127.0.0.1:7373"
 

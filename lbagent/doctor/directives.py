@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from lbagent.haproxy.text import SECTIONS
+from lbagent.tuples import NamedTuple
 
 CLIENTS = ("frontend", "listen")
 SERVERS = ("backend", "listen")

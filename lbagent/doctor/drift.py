@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from lbagent.doctor.finding import Finding, Kind, ok, warning
 from lbagent.haproxy.text import Document
 from lbagent.names import counted
 from lbagent.plan import Plan
+from lbagent.tuples import NamedTuple
 
 _SHOWN = 20
 """Lines told one by one."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from lbagent.doctor.finding import Finding, Kind, error, ok, warning
 from lbagent.names import counted
+from lbagent.tuples import NamedTuple
 
 LEAST_FREE = 16 * 1024 * 1024
 """Bytes below which a disk counts as full: haproxy.cfg is written beside itself before it is swapped."""

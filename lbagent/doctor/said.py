@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from lbagent.doctor.finding import Finding, Kind, error, ok, warning
 from lbagent.names import counted
+from lbagent.tuples import NamedTuple
 
 TESTED = ("2.6", "2.8")
 _OLDEST = (2, 6)

@@ -6,9 +6,10 @@ Read from the text only when a server is to be added to a running HAProxy.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from lbagent.haproxy.text import SECTIONS, Document, Proxy
+from lbagent.tuples import NamedTuple
 
 _DEEP = frozenset(("httpchk", "ssl-hello-chk", "smtpchk", "mysql-check", "pgsql-check", "redis-check", "ldap-check"))
 _DEEP |= {"tcp-check", "spop-check", "external-check"}

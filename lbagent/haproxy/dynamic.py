@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import NamedTuple
 
 from lbagent.haproxy import keywords
 from lbagent.haproxy.defaults import Inherited, inherited
@@ -16,6 +15,7 @@ from lbagent.haproxy.keywords import Unsayable
 from lbagent.haproxy.roster import NAME, Key, Lines, parts, target
 from lbagent.haproxy.text import Document, Proxy
 from lbagent.names import canonical_address
+from lbagent.tuples import NamedTuple
 
 LEFT_LIMIT = 100
 """Servers left behind in maintenance, after which one reload clears them."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from lbagent.haproxy.server import endpoint
 from lbagent.names import canonical_address
+from lbagent.tuples import NamedTuple
 
 BLANK = " \t\r"
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
 
 from lbagent.host.processes import Process
+from lbagent.tuples import NamedTuple
 
 _POLL = 0.01
 

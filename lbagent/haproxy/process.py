@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from lbagent.errors import TryAgain
 from lbagent.haproxy import runtime
 from lbagent.host import processes
 from lbagent.host.processes import Process
+from lbagent.tuples import NamedTuple
 
 _WITH_VALUE = frozenset(("-C", "-L", "-N", "-S", "-f", "-m", "-n", "-p", "-x"))
 """The options of haproxy that take the next word."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+
+from lbagent.tuples import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from socket import AddressFamily

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
 from lbagent.haproxy.roster import Key, Lines, parts, target
 from lbagent.names import canonical_address
+from lbagent.tuples import NamedTuple
 
 _OUT = 0x01 | 0x08
 """In maintenance, or draining, because somebody said so; not what a check, a tracked server or the file has done."""

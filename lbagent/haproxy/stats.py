@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+
+from lbagent.tuples import NamedTuple
 
 COMMAND = "show stat -1 4 -1"
 """Of every proxy the servers, and nothing else."""

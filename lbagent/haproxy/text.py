@@ -9,9 +9,9 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import NamedTuple
 
 from lbagent.haproxy.lines import BLANK, HandWritten, Line, Marker, hand_written, indentation
+from lbagent.tuples import NamedTuple
 
 SECTIONS = frozenset(
     {"global", "defaults", "frontend", "backend", "listen", "peers", "resolvers", "mailers", "userlist", "program"}

@@ -10,7 +10,8 @@ import os
 import select
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+
+from lbagent.tuples import NamedTuple
 
 _WORDS_LIMIT = 16 * 1024 * 1024
 """Bytes of output that are kept: `serf members` of 20,000 nodes takes 7 MB."""

@@ -8,7 +8,8 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+
+from lbagent.tuples import NamedTuple
 
 _WRITING = 0.1
 """Seconds given to somebody who is writing the file, before it is looked at again."""

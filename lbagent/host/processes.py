@@ -6,7 +6,8 @@ Read directly because this is on the handler's path, where psutil's 20 ms would 
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+
+from lbagent.tuples import NamedTuple
 
 _PARENT, _STARTED = 1, 19
 

@@ -11,9 +11,9 @@ import os
 import stat
 import time
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 from lbagent.host.aside import opened, set_aside
+from lbagent.tuples import NamedTuple
 
 AT_ONCE, BYTES_AT_ONCE = 10_000, 64 * 1024 * 1024
 """Records that a run takes at most, and bytes of them: the rest are for the run after it, not for our memory."""

@@ -8,13 +8,16 @@ import os
 import time
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
 
 from lbagent import last, memory
 from lbagent.host import files
 from lbagent.host.paths import Paths
 from lbagent.last import Last
 from lbagent.membership import Membership
+from lbagent.tuples import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Any
 
 HISTORY_LIMIT = 4 * 1024 * 1024
 """Bytes after which history.jsonl becomes history.jsonl.1."""

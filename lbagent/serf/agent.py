@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import TypeVar
 
 from lbagent.errors import TryAgain
 from lbagent.host import commands
 from lbagent.serf import listing
 from lbagent.serf.listing import Info, Listing
+from lbagent.tuples import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    Said = TypeVar("Said")
 
 _TIMEOUT = 5.0
 _MORE = 2.0
 """Seconds beyond its own time that a query may take to end."""
-
-Said = TypeVar("Said")
 
 
 def members() -> Listing:

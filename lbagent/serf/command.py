@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from lbagent.names import NAME, canonical_address, printable
 from lbagent.serf.raw import Raw
+from lbagent.tuples import NamedTuple
 
 USER, QUERY, TYPED = "user", "query", "typed"
 """The clocks a command may be ordered by; typed at an operator's prompt, it has none."""

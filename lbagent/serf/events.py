@@ -7,11 +7,11 @@ user event or query as it was sent. Split at LF and TAB only: nothing else is es
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from lbagent.names import NAME, canonical_address
 from lbagent.serf.command import TYPED, Command, Malformed, command
 from lbagent.serf.raw import Raw
+from lbagent.tuples import NamedTuple
 
 
 class MemberLine(NamedTuple):

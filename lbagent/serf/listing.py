@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
 
 from lbagent.names import NAME, canonical_address
+from lbagent.tuples import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Any
 
 _LB = "lb"
 """What the documentation calls the role of a load balancer."""

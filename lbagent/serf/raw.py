@@ -6,7 +6,8 @@ Apart from `events` because this is all that a handler needs to load when `watch
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+
+from lbagent.tuples import NamedTuple
 
 RECORD_LIMIT = 64 * 1024
 """Bytes a spool record may hold; longer member events are split at their lines."""

@@ -1,0 +1,89 @@
+"""tuples: what `typing.NamedTuple` makes of a class body, at a lower price."""
+
+from __future__ import annotations
+
+import ast
+import pickle
+import typing
+from pathlib import Path
+
+import pytest
+
+import lbagent
+from lbagent.tuples import NamedTuple
+
+
+class Ours(NamedTuple):
+    """A server."""
+
+    name: str
+    port: int = 80
+    tags: typing.Mapping[str, str] = {}
+
+    @property
+    def address(self) -> str:
+        """NAME:PORT."""
+        return f"{self.name}:{self.port}"
+
+    @classmethod
+    def parsed(cls, text: str) -> Ours:
+        return cls(text)
+
+    def __str__(self) -> str:
+        return f"<{self.name}>"
+
+
+class Theirs(typing.NamedTuple):
+    """A server."""
+
+    name: str
+    port: int = 80
+    tags: typing.Mapping[str, str] = {}
+
+    @property
+    def address(self) -> str:
+        """NAME:PORT."""
+        return f"{self.name}:{self.port}"
+
+    @classmethod
+    def parsed(cls, text: str) -> Theirs:
+        return cls(text)
+
+    def __str__(self) -> str:
+        return f"<{self.name}>"
+
+
+def test_it_is_what_typing_makes() -> None:
+    ours: typing.Any
+    theirs: typing.Any
+    ours, theirs = Ours("web01", 8080), Theirs("web01", 8080)
+
+    assert ours == theirs == ("web01", 8080, {})
+    assert repr(ours) == "Ours(name='web01', port=8080, tags={})"
+    assert [str(ours), ours.address, Ours.__doc__] == [str(theirs), theirs.address, Theirs.__doc__]
+    assert tuple(Ours.parsed("web02")) == tuple(Theirs.parsed("web02")) == ("web02", 80, {})
+    assert ours._replace(port=1) == theirs._replace(port=1)
+    assert ours._asdict() == theirs._asdict()
+    assert (type(ours).__name__, type(ours).__qualname__, type(ours).__module__) == ("Ours", "Ours", __name__)
+    assert Ours.__match_args__ == Theirs.__match_args__
+    assert set(vars(Ours)) == set(vars(Theirs)) - {"__orig_bases__"}
+    assert pickle.loads(pickle.dumps(ours)) == ours
+
+
+@pytest.mark.parametrize("argv", [(), (1, 2, 3, 4)])
+def test_what_fits_no_field_is_refused(argv: tuple[int, ...]) -> None:
+    with pytest.raises(TypeError):
+        Ours(*argv)  # type: ignore[arg-type]
+
+
+def test_no_room_takes_it_from_typing() -> None:
+    said = [
+        (path.name, name.name)
+        for path in Path(lbagent.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_bytes()))
+        if isinstance(node, ast.ImportFrom) and node.module == "typing"
+        for name in node.names
+        if name.name == "NamedTuple"
+    ]
+
+    assert said == [("tuples.py", "NamedTuple")]
