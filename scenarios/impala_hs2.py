@@ -127,6 +127,7 @@ class Session:
         """Connects at `port` of the load balancer in the `with`. Raises Lost."""
         self._argv = [
             str(VENV / "bin" / "python"),
+            "-P",  # what lies beside the client is none of its modules: `platform` is Python's own to impyla
             str(Path(__file__).with_name("impala_client.py")),
             str(port),
             source,
