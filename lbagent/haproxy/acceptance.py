@@ -47,7 +47,9 @@ def _checked(paths: Sequence[str], timeout: float, running: Running | None) -> F
 
 def _content(path: str) -> bytes:
     with open(path, "rb") as file:
-        return file.read().translate(None, _QUOTES)
+        content = file.read()
+    # A pass over all bytes, of which there may be millions, that most files do not need.
+    return content.translate(None, _QUOTES) if any(quote in content for quote in _QUOTES) else content
 
 
 def _own_environ() -> dict[str, str]:
