@@ -60,6 +60,15 @@ class Lb(NamedTuple):
         environ = {"PATH": self.path(haproxy=haproxy), "SERF_EVENT": "member-join", "SERF_SELF_NAME": "lb01"}
         return run(self.argv("handle"), lines.encode(), environ)
 
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Whatever happens in it, all files are as before: the next measurement meets the very same."""
+        with tempfile.TemporaryDirectory(prefix="lbagent-bench-") as kept:
+            shutil.copytree(self.folder, kept, symlinks=True, dirs_exist_ok=True)
+            yield
+            shutil.rmtree(self.folder)
+            shutil.copytree(kept, self.folder, symlinks=True)
+
 
 @contextmanager
 def lb(backends: int) -> Iterator[Lb]:
