@@ -85,6 +85,16 @@ def test_every_variable_stands_in_quotes(script: Path) -> None:
         assert set(found) <= counted or line == "goto %~1", line
 
 
+@pytest.mark.parametrize("name", ["NAME", "ROLE", "TAGGED", "WORDS", "LB"])
+def test_what_serf_says_loses_its_quotes_before_anything_is_made_of_it(name: str) -> None:
+    """In quotes anything is safe but a quote: of a node called `x"&calc&"`, `set "LB=%LB:~4%"` would run the middle."""
+    text = "\n".join(commands(FOLDER / "common.bat"))
+
+    heard = re.findall(rf'set "{name}=%%[a-c]"(?:.|\n)*?(%{name}\b..)', text)
+
+    assert set(heard) == {f'%{name}:"'}
+
+
 @named
 def test_arguments_are_read_without_their_quotes(script: Path) -> None:
     for line in commands(script):
