@@ -175,6 +175,17 @@ def test_two_load_balancers_are_given_one_key_and_tokens_of_their_own(setup: Pat
 
 
 @serf
+def test_an_ipv6_address_is_one_that_the_agent_takes(setup: Path, tmp_path: Path) -> None:
+    done = run(setup, tmp_path / "r", "--node", "lb01", "fd00::11", "fd00::12")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (agent(tmp_path / "r")["bind"], agent(tmp_path / "r")["retry_join"]) == (
+        "[fd00::11]",
+        ["[fd00::11]", "[fd00::12]"],
+    )
+
+
+@serf
 def test_a_second_time_it_keeps_everything(setup: Path, tmp_path: Path) -> None:
     run(setup, tmp_path / "r", "--node", "lb01", "10.0.0.1", "10.0.0.2")
     before = agent(tmp_path / "r")
