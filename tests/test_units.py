@@ -197,6 +197,21 @@ def test_a_second_time_it_keeps_everything(setup: Path, tmp_path: Path) -> None:
 
 
 @serf
+def test_after_a_purge_the_token_is_taken_from_the_agents_settings(setup: Path, tmp_path: Path) -> None:
+    words = ("--node", "lb01", "10.0.0.1", "10.0.0.2")
+    run(setup, tmp_path / "r", *words)
+    before = agent(tmp_path / "r")
+    env = tmp_path / "r/etc/lbagent/serf.env"
+    was = env.read_text()
+    env.unlink()
+
+    done = run(setup, tmp_path / "r", *words)
+
+    assert (done.returncode, done.stderr, env.stat().st_mode & 0o777) == (0, "", 0o600)
+    assert (agent(tmp_path / "r"), env.read_text()) == (before, was)
+
+
+@serf
 @pytest.mark.parametrize(
     ("words", "stdin", "why"),
     [
