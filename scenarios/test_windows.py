@@ -219,6 +219,7 @@ def test_who_has_not_the_token_is_told_to_be_administrator(world: Site) -> None:
         del server.prompt.env["SERF_RPC_AUTH"]
 
         assert (pause.status, leave.status) == (2, 2)
+        assert not (server.folder / "data" / "left").exists(), "the agent would not be started again"
         assert "Run this as administrator" in pause.said
         assert "run this as administrator" in leave.said
         assert world.of(server) == [[world.line(server)]] * 2

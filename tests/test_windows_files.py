@@ -256,6 +256,23 @@ def test_winsw_stops_by_leaving_and_has_time_for_it() -> None:
     assert [one.attrib for one in root.iter("onfailure")] == [{"action": "restart", "delay": "10 sec"}]
 
 
+@pytest.mark.parametrize("part", ["task", "winsw", "nssm"])
+def test_uninstall_goes_on_where_somebody_has_removed_the_service_by_hand(part: str) -> None:
+    said = commands(FOLDER / "uninstall.bat")
+    at = said.index(f":{part}")
+
+    removed, look = '"%ERRORLEVEL%"=="0" exit /b 0', 'if "%ERRORLEVEL%"=="0" set "RC=1"'
+    assert [said[at + 2], said[at + 4], said[at + 5]] == [f"if {removed}", look, "exit /b 0"]
+    assert said[at + 3] == f"{'schtasks /query /tn' if part == 'task' else 'sc query'} serf >nul 2>&1"
+
+
+def test_who_may_not_make_the_agent_leave_does_not_keep_it_from_being_started_again() -> None:
+    """`left` is there before the agent is asked, so that whoever starts it again cannot miss it."""
+    said = commands(FOLDER / "leave-cluster.bat")
+
+    assert said[said.index(":not_allowed") + 1] == 'if exist "%DATA%\\left" del /q "%DATA%\\left"'
+
+
 def test_nssm_gives_serf_time_to_leave_and_starts_it_again() -> None:
     settings = re.findall(
         r'^"%NSSM%" set serf (\S+) (.*) >nul$', "\n".join(commands(FOLDER / "serf-nssm.bat")), re.MULTILINE
