@@ -285,6 +285,15 @@ def test_nssm_gives_serf_time_to_leave_and_starts_it_again() -> None:
     }
 
 
+def test_every_variable_of_ours_is_documented() -> None:
+    asked = {
+        name for script in SCRIPTS for name in re.findall(r"if defined (LBAGENT_\w+)", "\n".join(commands(script)))
+    }
+
+    assert asked
+    assert [name for name in asked if f"`{name}`" not in PAGE] == []
+
+
 @pytest.mark.parametrize("path", sorted(FOLDER.iterdir()), ids=lambda path: path.name)
 def test_every_file_is_documented(path: Path) -> None:
     assert re.search(rf"`{re.escape(path.name)}`", PAGE)
