@@ -371,6 +371,7 @@ def test_install_looks_before_it_writes(world: Site) -> None:
                 "10.0.0.5",
             ): "there is no mail.json here: copy web.json, and change its tags_file to data/mail.tags",
             ("web", "host.example.com"): "ADDRESS is an IP address of this server, or ADDRESS:PORT",
+            ("web", "fd00::5"): "ADDRESS is an IP address of this server, IPv6 in brackets",
             ("web", "10.0.0.5", "/name", '"a b"'): "/name is letters, digits, dots, - and _",
             ("web", "10.0.0.5", "/as", "winsw"): "WinSW has to lie beside install.bat, as serf-service.exe",
             ("web", "10.0.0.5", "/as", "nssm"): "nssm.exe has to lie beside install.bat",

@@ -285,6 +285,14 @@ def test_nssm_gives_serf_time_to_leave_and_starts_it_again() -> None:
     }
 
 
+def test_an_ipv6_address_that_serf_would_not_take_is_refused() -> None:
+    text = "\n".join(commands(FOLDER / "install.bat"))
+    looks = 'if not defined DOTTED if not "%ADDRESS:~0,1%"=="[" set "WRONG='
+
+    assert text.index('set "WRONG="') < text.index('"tokens=2 delims=." %%x in ("%ADDRESS%")') < text.index(looks)
+    assert text.index(looks) < text.index("if defined WRONG goto refused")
+
+
 def test_every_variable_of_ours_is_documented() -> None:
     asked = {
         name for script in SCRIPTS for name in re.findall(r"if defined (LBAGENT_\w+)", "\n".join(commands(script)))
