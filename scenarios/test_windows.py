@@ -219,6 +219,7 @@ def test_who_has_not_the_token_is_told_to_be_administrator(world: Site) -> None:
         del server.prompt.env["SERF_RPC_AUTH"]
 
         assert (pause.status, leave.status) == (2, 2)
+        assert not (server.folder / "data" / "left").exists(), "the agent would not be started again"
         assert "Run this as administrator" in pause.said
         assert "run this as administrator" in leave.said
         assert world.of(server) == [[world.line(server)]] * 2
@@ -370,6 +371,7 @@ def test_install_looks_before_it_writes(world: Site) -> None:
                 "10.0.0.5",
             ): "there is no mail.json here: copy web.json, and change its tags_file to data/mail.tags",
             ("web", "host.example.com"): "ADDRESS is an IP address of this server, or ADDRESS:PORT",
+            ("web", "fd00::5"): "ADDRESS is an IP address of this server, IPv6 in brackets",
             ("web", "10.0.0.5", "/name", '"a b"'): "/name is letters, digits, dots, - and _",
             ("web", "10.0.0.5", "/as", "winsw"): "WinSW has to lie beside install.bat, as serf-service.exe",
             ("web", "10.0.0.5", "/as", "nssm"): "nssm.exe has to lie beside install.bat",

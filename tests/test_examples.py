@@ -89,8 +89,8 @@ def test_haproxy_accepts_it_without_a_warning(path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "Configuration file is valid\n")
 
 
-@each("keepalived*.conf", "keepalived*/*.conf")
-def test_keepalived_accepts_it_without_a_word(path: Path) -> None:
+def keepalived(path: Path) -> tuple[int, str]:
+    """What keepalived says of this file: its status and its words."""
     for program in ("keepalived", "ip", "curl"):  # a script that is not there is refused
         needs(program)
     if not (network := in_a_network_of_its_own()):
@@ -100,8 +100,22 @@ def test_keepalived_accepts_it_without_a_word(path: Path) -> None:
     script = f'{plugged} && exec keepalived --config-test --use-file "$1"'
 
     done = run(*network, "sh", "-c", script, "sh", path)
+    return done.returncode, done.stdout
 
-    assert (done.returncode, done.stdout) == (0, "")
+
+@each("keepalived*.conf", "keepalived*/*.conf")
+def test_keepalived_accepts_it_without_a_word(path: Path) -> None:
+    assert keepalived(path) == (0, "")
+
+
+def test_keepalived_accepts_preemption_as_the_page_has_it(tmp_path: Path) -> None:
+    page = (HERE.parent / "docs/high-availability.md").read_text(encoding="utf-8")
+    [delay] = re.findall(r"write `(preempt_delay \d+)` in place of `nopreempt`", page)
+    text = (HERE / "windows-iis/keepalived/lb01.conf").read_text()
+    (tmp_path / "keepalived.conf").write_text(text.replace("    nopreempt\n", f"    {delay}\n"))
+
+    assert delay in (tmp_path / "keepalived.conf").read_text()
+    assert keepalived(tmp_path / "keepalived.conf") == (0, "")
 
 
 @each("*rsyslog*/*.conf", "rsyslog*.conf")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults import forged, one_line, with_lines
-from tests.split import SERF, Split, stopped
+from tests.split import HERE, SERF, Split, stopped
 from tests.watching import watching
 from tests.world import LBAGENT, Haproxy, SerfAgent, eventually, member
 
@@ -87,6 +88,24 @@ for old, new in (("bad", "b"), ("../spool", "../s")):
         pass
 """
     assert lb.as_serf(script).stdout == ""
+
+
+@pytest.mark.skipif(shutil.which("systemd-tmpfiles") is None, reason="no systemd-tmpfiles here")
+def test_who_collects_the_metrics_is_let_in_as_the_page_has_it_and_serfs_user_is_not_shut_out(lb: Split) -> None:
+    page = (HERE / "docs/metrics.md").read_text(encoding="utf-8")
+    [line] = re.findall(r"^# echo '(.*)' > /etc/tmpfiles.d/", page, re.MULTILINE)
+    collector = str(SERF + 9)
+    lines = line.replace("/var/lib/lbagent", str(lb.state)).replace("prometheus", collector)
+    (lb.folder / "metrics.conf").write_text(f"{lines}\n")
+    with watching(lb):
+        subprocess.run(["systemd-tmpfiles", "--create", str(lb.folder / "metrics.conf")], check=True)
+        assert said(lb.join(WEB01)) == (0, b"", b"")
+        eventually(lambda: lb.settled(one(lb)))
+
+    readable = ["setpriv", f"--reuid={collector}", f"--regid={collector}", "--clear-groups", "sh", "-c"]
+    script = 'cd "$1" && for name in *; do head -c1 "$name" > /dev/null 2>&1 && echo "$name"; done'
+    done = subprocess.run([*readable, script, "sh", lb.state], capture_output=True, text=True, check=False)
+    assert done.stdout == "metrics.prom\n"
 
 
 def test_serfs_user_cannot_keep_anybody_waiting_for_a_lock(lb: Split) -> None:

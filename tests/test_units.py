@@ -175,6 +175,17 @@ def test_two_load_balancers_are_given_one_key_and_tokens_of_their_own(setup: Pat
 
 
 @serf
+def test_an_ipv6_address_is_one_that_the_agent_takes(setup: Path, tmp_path: Path) -> None:
+    done = run(setup, tmp_path / "r", "--node", "lb01", "fd00::11", "fd00::12")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (agent(tmp_path / "r")["bind"], agent(tmp_path / "r")["retry_join"]) == (
+        "[fd00::11]",
+        ["[fd00::11]", "[fd00::12]"],
+    )
+
+
+@serf
 def test_a_second_time_it_keeps_everything(setup: Path, tmp_path: Path) -> None:
     run(setup, tmp_path / "r", "--node", "lb01", "10.0.0.1", "10.0.0.2")
     before = agent(tmp_path / "r")
@@ -183,6 +194,21 @@ def test_a_second_time_it_keeps_everything(setup: Path, tmp_path: Path) -> None:
 
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["kept", "kept", "next:"]
     assert agent(tmp_path / "r") == before
+
+
+@serf
+def test_after_a_purge_the_token_is_taken_from_the_agents_settings(setup: Path, tmp_path: Path) -> None:
+    words = ("--node", "lb01", "10.0.0.1", "10.0.0.2")
+    run(setup, tmp_path / "r", *words)
+    before = agent(tmp_path / "r")
+    env = tmp_path / "r/etc/lbagent/serf.env"
+    was = env.read_text()
+    env.unlink()
+
+    done = run(setup, tmp_path / "r", *words)
+
+    assert (done.returncode, done.stderr, env.stat().st_mode & 0o777) == (0, "", 0o600)
+    assert (agent(tmp_path / "r"), env.read_text()) == (before, was)
 
 
 @serf
@@ -282,8 +308,14 @@ def test_an_install_keeps_an_edited_roles_yml(checkout: Path, tmp_path: Path) ->
 def test_what_is_installed_is_the_whole_package(checkout: Path, tmp_path: Path) -> None:
     script(checkout, "install", str(tmp_path / "root"), "/usr")
 
-    there = {str(path.relative_to(tmp_path / "root/usr/share/lbagent")) for path in (tmp_path / "root").rglob("*.py")}
-    assert there == {str(path.relative_to(HERE)) for path in (HERE / "lbagent").rglob("*.py")}
+    installed = tmp_path / "root/usr/share/lbagent/lbagent"
+    assert files(installed) == files(HERE / "lbagent")
+
+
+def files(folder: Path) -> set[str]:
+    """Modules, and what they read."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.parent.name != "__pycache__")
+    return {str(path.relative_to(folder)) for path in paths}
 
 
 @pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="no Debian here")

@@ -85,6 +85,16 @@ def test_every_variable_stands_in_quotes(script: Path) -> None:
         assert set(found) <= counted or line == "goto %~1", line
 
 
+@pytest.mark.parametrize("name", ["NAME", "ROLE", "TAGGED", "WORDS", "LB"])
+def test_what_serf_says_loses_its_quotes_before_anything_is_made_of_it(name: str) -> None:
+    """In quotes anything is safe but a quote: of a node called `x"&calc&"`, `set "LB=%LB:~4%"` would run the middle."""
+    text = "\n".join(commands(FOLDER / "common.bat"))
+
+    heard = re.findall(rf'set "{name}=%%[a-c]"(?:.|\n)*?(%{name}\b..)', text)
+
+    assert set(heard) == {f'%{name}:"'}
+
+
 @named
 def test_arguments_are_read_without_their_quotes(script: Path) -> None:
     for line in commands(script):
@@ -246,6 +256,23 @@ def test_winsw_stops_by_leaving_and_has_time_for_it() -> None:
     assert [one.attrib for one in root.iter("onfailure")] == [{"action": "restart", "delay": "10 sec"}]
 
 
+@pytest.mark.parametrize("part", ["task", "winsw", "nssm"])
+def test_uninstall_goes_on_where_somebody_has_removed_the_service_by_hand(part: str) -> None:
+    said = commands(FOLDER / "uninstall.bat")
+    at = said.index(f":{part}")
+
+    removed, look = '"%ERRORLEVEL%"=="0" exit /b 0', 'if "%ERRORLEVEL%"=="0" set "RC=1"'
+    assert [said[at + 2], said[at + 4], said[at + 5]] == [f"if {removed}", look, "exit /b 0"]
+    assert said[at + 3] == f"{'schtasks /query /tn' if part == 'task' else 'sc query'} serf >nul 2>&1"
+
+
+def test_who_may_not_make_the_agent_leave_does_not_keep_it_from_being_started_again() -> None:
+    """`left` is there before the agent is asked, so that whoever starts it again cannot miss it."""
+    said = commands(FOLDER / "leave-cluster.bat")
+
+    assert said[said.index(":not_allowed") + 1] == 'if exist "%DATA%\\left" del /q "%DATA%\\left"'
+
+
 def test_nssm_gives_serf_time_to_leave_and_starts_it_again() -> None:
     settings = re.findall(
         r'^"%NSSM%" set serf (\S+) (.*) >nul$', "\n".join(commands(FOLDER / "serf-nssm.bat")), re.MULTILINE
@@ -256,6 +283,23 @@ def test_nssm_gives_serf_time_to_leave_and_starts_it_again() -> None:
         "AppExit": "Default Restart",
         "AppRestartDelay": "10000",
     }
+
+
+def test_an_ipv6_address_that_serf_would_not_take_is_refused() -> None:
+    text = "\n".join(commands(FOLDER / "install.bat"))
+    looks = 'if not defined DOTTED if not "%ADDRESS:~0,1%"=="[" set "WRONG='
+
+    assert text.index('set "WRONG="') < text.index('"tokens=2 delims=." %%x in ("%ADDRESS%")') < text.index(looks)
+    assert text.index(looks) < text.index("if defined WRONG goto refused")
+
+
+def test_every_variable_of_ours_is_documented() -> None:
+    asked = {
+        name for script in SCRIPTS for name in re.findall(r"if defined (LBAGENT_\w+)", "\n".join(commands(script)))
+    }
+
+    assert asked
+    assert [name for name in asked if f"`{name}`" not in PAGE] == []
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.iterdir()), ids=lambda path: path.name)

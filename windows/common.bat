@@ -194,10 +194,10 @@ for /f "tokens=1,* delims==" %%a in ('set LBS_') do (
 exit /b 0
 
 :lbs_one
-set "LB=%LB:~4%"
-if not defined LB exit /b 0
 set "LB=%LB:"=%"
 set "WORDS=%WORDS:"=%"
+set "LB=%LB:~4%"
+if not defined LB exit /b 0
 set "SAID="
 if "%WORDS:~0,10%"=="answered: " set "SAID=%WORDS:~10%"
 if "%WORDS%"=="failed" set "SAID=not asked: failed, says Serf"

@@ -45,6 +45,10 @@ if not defined NODE for /f "delims=" %%a in ('hostname') do set "NODE=%%a"
 rem Everything is looked at before anything is written.
 set "WRONG="
 for /f "delims=ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-" %%x in ("x%ROLE%") do set "WRONG=ROLE is letters, digits, dots, - and _"
+rem IPv4 has dots; IPv6 has brackets, without which the agent would not start.
+set "DOTTED="
+for /f "tokens=2 delims=." %%x in ("%ADDRESS%") do if not "%%x"=="" set "DOTTED=1"
+if not defined DOTTED if not "%ADDRESS:~0,1%"=="[" set "WRONG=ADDRESS is an IP address of this server, IPv6 in brackets"
 for /f "delims=ABCDEFabcdef0123456789.:[]" %%x in ("0%ADDRESS%") do set "WRONG=ADDRESS is an IP address of this server, or ADDRESS:PORT"
 for /f "delims=ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-:[]" %%x in ("0%RPC%") do set "WRONG=/rpc is ADDRESS:PORT"
 for /f "delims=ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-" %%x in ("x%NODE%") do set "WRONG=/name is letters, digits, dots, - and _"

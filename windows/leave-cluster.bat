@@ -45,6 +45,8 @@ for /f "usebackq delims=" %%a in ("%WORK%\said.txt") do echo   %%a
 set "RC=0"
 goto ended
 :not_allowed
+rem The agent stays, and is to be started again when it ends.
+if exist "%DATA%\left" del /q "%DATA%\left"
 echo The agent wants authentication: run this as administrator, its token is in conf\rpc.txt.
 set "RC=2"
 goto ended

@@ -33,17 +33,24 @@ for /f "delims=" %%a in ("%ENROLMENT%") do echo The %%a `serf` could not be remo
 call "%~dp0common.bat" clean
 exit /b %RC%
 
+rem What somebody has removed by hand is no reason to stop: what cannot be removed is what still stands there.
 :task
 schtasks /delete /tn serf /f >nul
-if not "%ERRORLEVEL%"=="0" set "RC=1"
+if "%ERRORLEVEL%"=="0" exit /b 0
+schtasks /query /tn serf >nul 2>&1
+if "%ERRORLEVEL%"=="0" set "RC=1"
 exit /b 0
 :winsw
 "%HERE%\serf-service.exe" uninstall >nul
-if not "%ERRORLEVEL%"=="0" set "RC=1"
+if "%ERRORLEVEL%"=="0" exit /b 0
+sc query serf >nul 2>&1
+if "%ERRORLEVEL%"=="0" set "RC=1"
 exit /b 0
 :nssm
 "%HERE%\nssm.exe" remove serf confirm >nul
-if not "%ERRORLEVEL%"=="0" set "RC=1"
+if "%ERRORLEVEL%"=="0" exit /b 0
+sc query serf >nul 2>&1
+if "%ERRORLEVEL%"=="0" set "RC=1"
 exit /b 0
 
 :usage
