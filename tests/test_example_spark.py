@@ -200,6 +200,19 @@ def test_the_page_of_the_example_describes_each_of_its_files() -> None:
     assert [target for target in targets if not (EXAMPLE / target).exists()] == []
 
 
+def test_the_page_makes_what_the_units_need_and_gives_an_application_its_settings() -> None:
+    page = (EXAMPLE / "README.md").read_text(encoding="utf-8")
+    [conf], users = ({*re.findall(rf"(?m)^{key}(\S+)$", units())} for key in (r".*SPARK_CONF_DIR=", "User="))
+
+    assert [user for user in users if not re.search(rf"`useradd [^`]*\b{user}`", page)] == []
+    assert f"`SPARK_CONF_DIR={conf} /opt/spark/bin/spark-submit app.py`" in page
+
+
+def units() -> str:
+    """The text of both systemd units."""
+    return "".join(path.read_text(encoding="utf-8") for path in sorted((EXAMPLE / "spark").glob("*.service")))
+
+
 def lines(name: str) -> list[str]:
     """A file's lines without comments and empty ones."""
     kept = (line.partition("#")[0].rstrip() for line in (EXAMPLE / name).read_text(encoding="utf-8").splitlines())
