@@ -370,6 +370,7 @@ def test_no_request_fails_while_nodes_come_and_go(balancer: Balancer, nodes: dic
     told(f"reloads: {changes.reloads} by hand, in the midst of changes; {made} by lbagent, after one of these")
 
     assert (found.failed, found.requests) == ({}, jmeter.asked(LOOPS, ROUNDS))
+    assert {"join", "pause", "reload", "resume", "leave"} <= set(changes.took)
     assert [set(one) for one in kept] == [{"ok"}, {"ok"}]
     assert [len(book.nodes) for book in books] == [1] * 4
     # Nobody paused this one: its pages too come from nowhere else.

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.server
 import json
 import re
 import shutil
 import subprocess
+import threading
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -68,10 +73,62 @@ def test_every_join_is_told_without_a_reload() -> None:
             assert haproxy.reloads() == (0, 0)
 
 
+class Listener(http.server.BaseHTTPRequestHandler):
+    """Answers with the headers it was asked with, as they came."""
+
+    def do_GET(self) -> None:
+        body = json.dumps(self.headers.items()).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the name it has
+        pass
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[int]:
+    """The port of a server that says what it has heard."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Listener) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+@pytest.mark.real
+def test_no_client_says_who_he_is() -> None:
+    if shutil.which("haproxy", path="/usr/sbin:/usr/bin:/usr/local/sbin") is None:
+        pytest.skip("no haproxy here")
+    ports = {port: free_port() for port in re.findall(r"(?m)^    bind :(\d+)$", CONFIG)}
+    told = dict.fromkeys(("X-Forwarded-For", "x-real-ip", "Forwarded", "X-Forwarded-Host", "X-Forwarded-Context"), "me")
+    with Lb() as lb, listening() as node:
+        shutil.copytree(EXAMPLE / "errors", lb.etc / "errors")
+        found = on_loopback(CONFIG, lb, ports)
+        lb.text = re.sub(r"(?m)^    # additional-.*", f"    server node 127.0.0.1:{node}", found).encode()
+        with Haproxy(lb):
+            heard = {}
+            for where in (":80/", ":80/api/", ":80/grafana/", ":9000/", ":8080/", ":4040/", ":9090/"):
+                port, _, path = where[1:].partition("/")
+                asked = urllib.request.Request(f"http://127.0.0.1:{ports[port]}/{path}", headers=told)
+                with urllib.request.urlopen(asked, timeout=20) as answer:
+                    heard[where] = [one for one in json.load(answer) if re.search("(?i)forward|real", one[0])]
+
+    assert heard == {where: [["x-forwarded-for", "127.0.0.1"]] for where in heard}
+
+
+def test_a_node_is_judged_by_what_its_api_answers() -> None:
+    nginx = (EXAMPLE / "services" / "nginx.conf").read_text(encoding="utf-8")
+
+    assert re.findall(r"location (.*) \{", nginx) == ["/api/"]
+    assert "option httpchk GET /api/health\n" in CONFIG
+
+
 def test_nobody_kills_a_job_through_the_load_balancer() -> None:
     driver = CONFIG.partition("listen lb-spark-driver")[2].partition("\nlisten")[0]
 
-    assert re.findall(r"(?m)^    (http-request .*)$", driver) == [
+    assert re.findall(r"(?m)^    (http-request deny .*)$", driver) == [
         "http-request deny unless { method GET HEAD OPTIONS }",
         "http-request deny if { path -m sub -i /kill % ; }",
     ]

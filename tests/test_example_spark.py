@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import http.server
@@ -35,7 +36,7 @@ class Master:
     """What a master's page says, and the requests it was asked: `GET /path context`."""
 
     def __init__(self, state: str) -> None:
-        self.state, self.asked = state, list[str]()
+        self.state, self.asked, self.secrets = state, list[str](), list[str]()
 
     @contextlib.contextmanager
     def running(self) -> Iterator[str]:
@@ -44,6 +45,7 @@ class Master:
         class Answer(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 master.asked.append(f"{self.command} {self.path} {self.headers.get('X-Forwarded-Context')}")
+                master.secrets += self.headers.get_all("Authorization", [])
                 self.send_response(302 if self.path == "/moved" else 200)
                 self.send_header("Location", f"http://{self.headers['Host']}/app/")
                 self.end_headers()
@@ -79,23 +81,25 @@ def binary(request: pytest.FixtureRequest) -> Path:
 
 
 @contextlib.contextmanager
-def published(binary: Path, *masters: Master, more: str = "") -> Iterator[Lb]:
+def published(binary: Path, *masters: Master, more: str = "", rules: str = "", users: str = "") -> Iterator[Lb]:
     """The example's load balancer, whose HAProxy has not checked any of these masters yet and takes all for up."""
     with contextlib.ExitStack() as stack:
         lb = stack.enter_context(Lb(binary=binary))
         shutil.copy(EXAMPLE / "spark-503.http", lb.etc)
         where = [stack.enter_context(master.running()) for master in masters]
         lines = "".join(f"    server s{number} {at}\n" for number, at in enumerate(where))
-        lb.text = (text(lb, "haproxy.cfg") + lines + more).encode()
+        found = text(lb, "haproxy.cfg").replace("    default_backend", f"{rules}    default_backend")
+        lb.text = (found + lines + more + users).encode()
         stack.enter_context(Haproxy(lb))
         yield lb
 
 
-def ask(lb: Lb, path: str, method: str = "GET") -> tuple[int, str, str]:
-    """Status, body and Location of one request, its path as it is given."""
+def ask(lb: Lb, path: str, method: str = "GET", account: str = "") -> tuple[int, str, str]:
+    """Status, body and Location of one request, its path as it is given; `account` is NAME:PASSWORD."""
+    headers = {"Authorization": f"Basic {base64.b64encode(account.encode()).decode()}"} if account else {}
     connection = http.client.HTTPConnection("127.0.0.1", lb.front, timeout=10)
     with contextlib.closing(connection):
-        connection.request(method, path)
+        connection.request(method, path, headers=headers)
         said = connection.getresponse()
         return said.status, said.read().decode(), said.getheader("Location", "")
 
@@ -140,6 +144,18 @@ def test_no_master_hears_of_a_kill(binary: Path) -> None:
         assert [ask(lb, "/spark/app/", method)[0] for method in ("POST", "PUT", "DELETE", "OPTIONS")] == [403] * 4
 
     assert leader.asked == []
+
+
+@pytest.mark.real
+def test_the_password_of_the_page_opens_it_and_goes_no_further(binary: Path) -> None:
+    leader, page = Master("ALIVE"), (EXAMPLE / "README.md").read_text(encoding="utf-8")
+    rules = [f"    {rule}\n" for rule in re.findall(r"`(http-request (?:auth|del-header) [^`]*)`", page)]
+    with published(
+        binary, leader, rules="".join(rules), users="\nuserlist people\n    user a insecure-password b\n"
+    ) as lb:
+        said = [ask(lb, "/spark/app/", account=account)[0] for account in ("", "a:wrong", "a:b")]
+
+    assert (said, leader.asked, leader.secrets) == ([401, 401, 200], ["GET /app/ /spark"], [])
 
 
 @pytest.mark.real
@@ -198,6 +214,19 @@ def test_the_page_of_the_example_describes_each_of_its_files() -> None:
     assert [name for name in files if name != "README.md" and f"]({name})" not in page] == []
     targets = re.findall(r"\]\((?!https?://)([^)#]+)", page)
     assert [target for target in targets if not (EXAMPLE / target).exists()] == []
+
+
+def test_the_page_makes_what_the_units_need_and_gives_an_application_its_settings() -> None:
+    page = (EXAMPLE / "README.md").read_text(encoding="utf-8")
+    [conf], users = ({*re.findall(rf"(?m)^{key}(\S+)$", units())} for key in (r".*SPARK_CONF_DIR=", "User="))
+
+    assert [user for user in users if not re.search(rf"`useradd [^`]*\b{user}`", page)] == []
+    assert f"`SPARK_CONF_DIR={conf} /opt/spark/bin/spark-submit app.py`" in page
+
+
+def units() -> str:
+    """The text of both systemd units."""
+    return "".join(path.read_text(encoding="utf-8") for path in sorted((EXAMPLE / "spark").glob("*.service")))
 
 
 def lines(name: str) -> list[str]:

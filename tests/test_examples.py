@@ -186,6 +186,24 @@ def test_a_serf_agent_starts_with_it(path: Path, tmp_path: Path) -> None:
         agent.wait(20)
 
 
+@pytest.mark.parametrize("path", list(agents()), ids=lambda path: str(path.relative_to(HERE)))
+def test_the_page_makes_the_folder_without_which_an_agent_does_not_start(path: Path) -> None:
+    settings = json.loads(path.read_text())
+    page = (HERE / path.relative_to(HERE).parts[0] / "README.md").read_text(encoding="utf-8")
+    made = {word for words in re.findall(r"mkdir -p ([^`\n]*)", page) for word in words.split()}
+
+    kept = settings.get("snapshot_path", "")
+    assert not kept.startswith("/") or str(Path(kept).parent) in made
+
+
+@each("haproxy*.cfg")
+def test_somebody_reads_its_log(path: Path) -> None:
+    sent = re.findall(r"(?m)^    log (\S+)", path.read_text())
+
+    brought = [*path.parent.glob("rsyslog.d/*.conf")]
+    assert [where for where in sent if where not in ("/dev/log", "stdout", "global") and not brought] == []
+
+
 def lb(example: Path, folder: Path) -> Roles:
     """The example, copied to `folder`, and its roles; its roles.yml means the haproxy.cfg there."""
     shutil.copytree(example, folder, dirs_exist_ok=True)
