@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.server
 import json
 import re
 import shutil
 import subprocess
-import threading
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -18,6 +14,7 @@ import pytest
 import yaml
 
 from lbagent import rolesfile
+from tests.echo import listening
 from tests.world import Haproxy, Lb, eventually, free_port, member
 
 HERE = Path(__file__).resolve().parent.parent
@@ -73,30 +70,6 @@ def test_every_join_is_told_without_a_reload() -> None:
             assert haproxy.reloads() == (0, 0)
 
 
-class Listener(http.server.BaseHTTPRequestHandler):
-    """Answers with the headers it was asked with, as they came."""
-
-    def do_GET(self) -> None:
-        body = json.dumps(self.headers.items()).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the name it has
-        pass
-
-
-@contextlib.contextmanager
-def listening() -> Iterator[int]:
-    """The port of a server that says what it has heard."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Listener) as server:
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        yield server.server_port
-        server.shutdown()
-
-
 @pytest.mark.real
 def test_no_client_says_who_he_is() -> None:
     if shutil.which("haproxy", path="/usr/sbin:/usr/bin:/usr/local/sbin") is None:
@@ -128,9 +101,10 @@ def test_a_node_is_judged_by_what_its_api_answers() -> None:
 def test_nobody_kills_a_job_through_the_load_balancer() -> None:
     driver = CONFIG.partition("listen lb-spark-driver")[2].partition("\nlisten")[0]
 
-    assert re.findall(r"(?m)^    (http-request deny .*)$", driver) == [
-        "http-request deny unless { method GET HEAD OPTIONS }",
-        "http-request deny if { path -m sub -i /kill % ; }",
+    assert re.findall(r"(?m)^    http-request (deny .*|del-header upgrade)$", driver) == [
+        "deny unless { method GET HEAD OPTIONS }",
+        "deny if { path -m sub -i /kill % ; }",
+        "del-header upgrade",
     ]
 
 

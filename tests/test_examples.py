@@ -89,6 +89,14 @@ def test_haproxy_accepts_it_without_a_warning(path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "Configuration file is valid\n")
 
 
+@each("haproxy*.cfg")
+def test_an_upgrade_is_no_way_past_a_rule_about_paths(path: Path) -> None:
+    sections = re.split(r"(?m)^(?=\S)", path.read_text(encoding="utf-8"))
+    guarded = [one for one in sections if re.search(r"http-request deny .*\{ path ", one)]
+
+    assert [one.split("\n")[0] for one in guarded if "\n    http-request del-header upgrade\n" not in one] == []
+
+
 def keepalived(path: Path) -> tuple[int, str]:
     """What keepalived says of this file: its status and its words."""
     for program in ("keepalived", "ip", "curl"):  # a script that is not there is refused
