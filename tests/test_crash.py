@@ -201,6 +201,20 @@ def test_killed_before_served_json_the_next_event_brings_everything(lb: Lb, hapr
     assert haproxy.reloads() == (reloads + 2, 0)
 
 
+def test_a_reload_that_the_master_did_not_hear_of_is_asked_for_again(lb: Lb, haproxy: Haproxy) -> None:
+    operator, heard = lb.text, lb.folder / "heard"
+    joining(lb, "web001")
+    reloads = haproxy.reloads()[0]
+    reload_with(lb, f"[ ! -e {heard} ] || {_reloading(haproxy)}\n: > {heard}")
+
+    more = joining(lb, "web002")
+
+    assert (more.returncode, more.stderr) == (0, b"")
+    assert lb.text == expected(lb, operator, ["web001", "web002"])
+    assert set(haproxy.servers()) == {"web001", "web002"}
+    assert haproxy.reloads() == (reloads + 1, 0)
+
+
 def test_killed_while_it_puts_the_previous_lines_back(lb: Lb, haproxy: Haproxy) -> None:
     operator = lb.text
     joining(lb, "web001")

@@ -16,6 +16,9 @@ from lbagent.haproxy.successor import spoken, successor
 from lbagent.host import commands, processes
 from lbagent.roles import HaproxySettings
 
+_AGAIN = 1.0
+"""Seconds without any sign of a reload after which it is asked for again; then twice as long, and so on."""
+
 _POLL = 0.01
 _FAILED = "the reload failed, the old worker goes on (HAProxy's log has the reason; a port in use passes `haproxy -c`)"
 _SETTLED = 0.1
@@ -139,12 +142,17 @@ class Haproxy:
             raise ReloadFailed(f"{' '.join(argv)} ended with {result.status}: {spoken(result.words)}")
 
     def _confirmed(self, old: Running | None, before: Reloads | None, asked: int | None) -> Worker:
-        deadline = time.monotonic() + self._settings.timeout
-        while time.monotonic() < deadline:
+        began, again = time.monotonic(), _AGAIN
+        while (waited := time.monotonic() - began) < self._settings.timeout:
             if worker := self._new_worker(old, before, asked):
                 return worker
             if old is not None and processes.process(old.main.pid) is None and self._gone():
                 raise TryAgain("HAProxy ended during the reload: start it, haproxy.cfg is complete")
+            if waited > again and old is not None and before is not None and master.reloads(old.main) == before:
+                # Just back from somebody else's reload, a master throws away what it is told.
+                again *= 2
+                with contextlib.suppress(LbagentError):
+                    self._reload(old)
             time.sleep(_POLL)
         raise TryAgain(f"no new HAProxy worker was seen within {self._settings.timeout:g} s of the reload")
 
