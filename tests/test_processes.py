@@ -21,7 +21,8 @@ def sleeper(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process with blanks and parentheses in its name."""
     (tmp_path / NAME).symlink_to("/bin/sleep")
     with subprocess.Popen([str(tmp_path / NAME), "60"], cwd=tmp_path, env={"A": "b=c", "E": ""}) as started:
-        while Path(f"/proc/{started.pid}/comm").read_text().strip() != NAME:
+        # Its name is there a moment before its words.
+        while not Path(f"/proc/{started.pid}/cmdline").read_bytes().startswith(bytes(tmp_path)):
             time.sleep(0.005)
         yield started
         started.kill()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 
 from tests.world import PATIENCE, Lb, eventually
@@ -14,13 +15,15 @@ from tests.world import PATIENCE, Lb, eventually
 def watching(lb: Lb, **env: str) -> Iterator[subprocess.Popen[bytes]]:
     """`lbagent watch`, once it holds its lock and has made its first round."""
     process = lb.start("watch", env=env)
+    # Somebody has to listen, as the journal does: a pipe that is full holds up who writes into it.
+    listening = threading.Thread(target=process.communicate, daemon=True)
+    listening.start()
     try:
         eventually(lambda: (lb.state / "metrics.prom").exists() and lb.idle)
         yield process
     finally:
         process.send_signal(signal.SIGCONT)
         process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=PATIENCE)
+        listening.join(PATIENCE)
         process.kill()
-        process.communicate()
+        listening.join()
