@@ -223,7 +223,7 @@ def test_a_shorter_interval_between_reloads_holds_at_once() -> None:
         eventually(lambda: len(lb.managed) == 2 and lb.idle)
         assert haproxy.reloads() == (1, 0)
 
-        lb.roles.write_text(lb.roles.read_text().replace("1h", "1s"))
+        lb.roles.write_text(lb.roles.read_text().replace("interval: 1h", "interval: 1s"))
 
         eventually(lambda: haproxy.serving() == {"web01", "web02"})
 
