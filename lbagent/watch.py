@@ -13,7 +13,7 @@ from lbagent.edits import Edits
 from lbagent.engine import Engine, Learn
 from lbagent.errors import Busy, LbagentError, NotYet, PutBack
 from lbagent.haproxy.process import Running
-from lbagent.host import notify
+from lbagent.host import commands, notify
 from lbagent.host.attention import Attention
 from lbagent.host.lock import locked
 from lbagent.host.log import Log, told
@@ -51,6 +51,7 @@ def watch(settings: Settings, log: Log) -> int:
     with locked(paths.watch_lock) as had:
         if not had:
             raise Busy(f"another `lbagent watch` runs: it holds {paths.watch_lock}")
+        commands.meanwhile.append(notify.alive)
         with Attention() as attention:
             _Watch(settings, log, attention).until_told_to_end()
     return 0

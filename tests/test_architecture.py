@@ -32,7 +32,7 @@ ROOMS: dict[str, set[str]] = {
     "status": {"engine", "errors", "host.log", "host.paths", "report", "settings", "sheet", "survey", "view"},
     "steer": {"engine", "errors", "host.log", "host.paths", "names", "obedience", "orders", "serf.agent", "serf.command", "serf.listing", "serf.raw", "settings", "verbs"},
     "verbs": {"apply", "diff", "engine", "errors", "host.lock", "host.log", "host.paths", "intake", "plan", "quarantine", "scene", "settings", "truth"},
-    "watch": {"apply", "edits", "engine", "errors", "haproxy.process", "host.attention", "host.lock", "host.log", "host.notify", "host.paths", "host.spool", "inquiry", "intake", "newcomers", "outcome", "pace", "settings", "timetable", "truth"},
+    "watch": {"apply", "edits", "engine", "errors", "haproxy.process", "host.attention", "host.commands", "host.lock", "host.log", "host.notify", "host.paths", "host.spool", "inquiry", "intake", "newcomers", "outcome", "pace", "settings", "timetable", "truth"},
     # beside the doors
     "newcomers": {"engine"},
     "pace": {"errors", "roles"},

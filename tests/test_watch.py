@@ -297,6 +297,21 @@ def test_systemd_is_told_how_it_is(lb: Lb) -> None:
             assert heard("STOPPING=1")
 
 
+def test_systemd_is_told_that_it_lives_while_haproxy_takes_its_time(lb: Lb) -> None:
+    path = str(lb.folder / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear, watching(lb, NOTIFY_SOCKET=path):
+        gate = lb.hold_checks()
+        lb.join(WEB01)
+        eventually(lambda: lb.checks == 1)
+        ear.bind(path)
+        ear.settimeout(PATIENCE)
+
+        said = [ear.recv(4096).decode() for _ in range(3)]
+
+        gate.touch()
+        assert said == ["WATCHDOG=1\nEXTEND_TIMEOUT_USEC=30000000"] * 3
+
+
 def test_a_watchdog_of_another_process_is_none_of_ours(lb: Lb) -> None:
     path = f"\0lbagent-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:

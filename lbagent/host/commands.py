@@ -21,6 +21,9 @@ _LOOK = 0.1
 Enough = Callable[[str], bool]
 """Whether a command has said all that is wanted of it."""
 
+meanwhile: list[Callable[[], None]] = []
+"""Called every 0.1 s while a command runs: a daemon's signs of life, as whatever it waits for here has its end."""
+
 _ELSEWHERE = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 _SIGKILL, _SIGPIPE, _SIGXFSZ = 9, 13, 25
 
@@ -123,6 +126,8 @@ def _ends(descriptor: int, timeout: float, output: int, enough: Enough | None) -
     while (left := deadline - time.monotonic()) > 0:
         if select.select([descriptor], [], [], min(left, _LOOK))[0]:
             return True
+        for call in meanwhile:
+            call()
         if enough and enough(_words(output)):
             return False
         # Who never stops talking talks into a hole, not into all memory.

@@ -28,6 +28,11 @@ def reloading() -> None:
     notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
 
+def alive() -> None:
+    """Say that the service lives, also while it starts or ends, and has work for up to half a minute more."""
+    notify("WATCHDOG=1", "EXTEND_TIMEOUT_USEC=30000000")
+
+
 def alive_every() -> float | None:
     """Seconds within which systemd wants to hear that we live; None where it does not ask."""
     asked = os.environ.get("WATCHDOG_USEC", "")
