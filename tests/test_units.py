@@ -249,14 +249,14 @@ def test_another_file_of_the_agent_is_not_joined_by_ours(setup: Path, tmp_path: 
 
 BELOW = [
     "bin/lbagent",
-    "lib/systemd/system/lbagent.service",
-    "lib/sysusers.d/lbagent.conf",
-    "lib/tmpfiles.d/lbagent.conf",
     "sbin/lbagent-serf-setup",
     "share/bash-completion/completions/lbagent",
     "share/man/man1/lbagent.1.gz",
     "share/man/man8/lbagent-serf-setup.8.gz",
 ]
+
+
+FOR_SYSTEMD = ["systemd/system/lbagent.service", "sysusers.d/lbagent.conf", "tmpfiles.d/lbagent.conf"]
 
 
 @pytest.fixture
@@ -276,8 +276,12 @@ def script(checkout: Path, name: str, *words: str) -> subprocess.CompletedProces
     return subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=120, check=False)
 
 
-@pytest.mark.parametrize("prefix", ["/usr/local", "/usr", "/opt/lb"])
-def test_an_install_is_whole_and_an_uninstall_takes_it_away(checkout: Path, tmp_path: Path, prefix: str) -> None:
+@pytest.mark.parametrize(
+    ("prefix", "units"), [("/usr/local", "usr/local/lib"), ("/usr", "usr/lib"), ("/opt/lb", "etc")]
+)
+def test_an_install_is_whole_and_an_uninstall_takes_it_away(
+    checkout: Path, tmp_path: Path, prefix: str, units: str
+) -> None:
     root = tmp_path / "root"
 
     done = script(checkout, "install", str(root), prefix)
@@ -285,10 +289,11 @@ def test_an_install_is_whole_and_an_uninstall_takes_it_away(checkout: Path, tmp_
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     below = root / prefix.lstrip("/")
     assert [name for name in BELOW if not (below / name).is_file()] == []
-    unit = settings(below / "lib/systemd/system/lbagent.service")
+    assert [name for name in FOR_SYSTEMD if not (root / units / name).is_file()] == []
+    unit = settings(root / units / FOR_SYSTEMD[0])
     assert unit["ExecStart"] == [f"{prefix}/bin/lbagent watch"]
     assert f'sys.path.insert(0, "{prefix}/share/lbagent")' in (below / "bin/lbagent").read_text()
-    assert f"share={prefix}/share/lbagent lbagent={prefix}/bin/lbagent\n" in (below / BELOW[4]).read_text()
+    assert f"share={prefix}/share/lbagent lbagent={prefix}/bin/lbagent\n" in (below / BELOW[1]).read_text()
     assert (root / "etc/lbagent/roles.yml").read_text() == (HERE / "roles.yml").read_text()
 
     script(checkout, "uninstall", str(root), prefix)
