@@ -57,14 +57,15 @@ class Rounds:
         """No run has seen any record yet; what was `said` is not said again."""
         self._spool, self._log = spool, log
         self.seen = frozenset[Mark]()
-        """The records that a run has had before it."""
+        """The records that lay there when the last run began."""
         self._said = set[str]() if said is None else said
         self.status = 0
         """The exit status of the first run that did not end with 0."""
 
     def look(self) -> None:
         """Take the records that are there for seen: a run is about to take them, and none is to be tried for ever."""
-        self.seen |= self._spool.marks()
+        # Of what is gone nothing is kept: a stream of events may go on for days.
+        self.seen = self._spool.marks()
 
     def once(self, run: Callable[[], Outcome]) -> Outcome | None:
         """One run, the lock being the caller's; None where it failed, which is said, but the same words only once."""

@@ -99,6 +99,15 @@ def test_every_failure_is_said_once_and_the_first_is_the_status(
     assert capfd.readouterr().err == "lbagent: no\nlbagent: back\nlbagent: /x: I/O error\n"
 
 
+def test_of_a_stream_without_an_end_only_what_lies_there_is_kept(spool: Spool, lock: str) -> None:
+    spool.put(b"one")
+    rounds = Rounds(spool, Log())
+
+    rounds.more(lock, runs(spool, *[DONE] * 50)[1])
+
+    assert (spool.names(), len(rounds.seen)) == ([], 1)
+
+
 @pytest.mark.parametrize(
     ("ends", "status"),
     [
