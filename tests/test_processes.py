@@ -53,6 +53,17 @@ def test_a_process_is_found_by_the_beginning_of_its_name(sleeper: subprocess.Pop
     assert sleeper.pid not in [one.pid for one in named("ap (")]
 
 
+def test_who_executes_itself_anew_has_words_all_the_time(tmp_path: Path) -> None:
+    script = tmp_path / "again"
+    script.write_text('#!/bin/sh\nexec "$0" word\n')
+    script.chmod(0o755)
+    with subprocess.Popen([script, "word"], env={"A": "b"}) as started:
+        looks = [(one.argv[-1:], "A" in one.environ) for _ in range(2000) if (one := process(started.pid))]
+        started.kill()
+
+    assert (len(looks), [look for look in looks if look != (["word"], True)]) == (2000, [])
+
+
 def test_a_zombie_does_not_live(sleeper: subprocess.Popen[bytes]) -> None:
     sleeper.kill()
     while (found := process(sleeper.pid)) is not None and found.alive:

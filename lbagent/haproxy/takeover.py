@@ -19,6 +19,9 @@ from lbagent.roles import HaproxySettings
 _AGAIN = 1.0
 """Seconds without any sign of a reload after which it is asked for again; then twice as long, and so on."""
 
+_REST = 3
+"""How many reloads of others are waited for, one after the other."""
+
 _POLL = 0.01
 _FAILED = "the reload failed, the old worker goes on (HAProxy's log has the reason; a port in use passes `haproxy -c`)"
 _SETTLED = 0.1
@@ -102,19 +105,27 @@ class Haproxy:
 
         Raises ReloadFailed where the reload says so, TryAgain where nobody can know.
         """
-        if peers.waited_for(self._lines) or self._waited_for_others():
+        if peers.waited_for(self._lines):
             self._running = process.find(self._settings.config, self._lines)
+        before = self._said_before()
         running = self._running
         if self.shown_not_to_run():
             return None
-        before = master.reloads(running.main) if running and running.is_master else None
         asked = self._asked_pid()
         self._reload(running)
         return self._confirmed(running, before, asked)
 
-    def _waited_for_others(self) -> bool:
-        running = self._running
-        return running is not None and running.is_master and master.waited_for(running.main, self._settings.timeout)
+    def _said_before(self) -> Reloads | None:
+        """What the master says of its reloads once nobody else's is under way; None where it never says."""
+        for _ in range(_REST):
+            running = self._running
+            if running is None or not running.is_master:
+                return None
+            said = master.reloads(running.main)
+            if said or not master.waited_for(running.main, self._settings.timeout):
+                return said or master.reloads(running.main)
+            self._running = process.find(self._settings.config, self._lines)
+        return None
 
     def _reload(self, running: Running | None) -> None:
         command = self._settings.reload

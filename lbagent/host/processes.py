@@ -6,10 +6,14 @@ Read directly because this is on the handler's path, where psutil's 20 ms would 
 from __future__ import annotations
 
 import os
+import time
 
 from lbagent.tuples import NamedTuple
 
 _PARENT, _STARTED = 1, 19
+
+_EXEC, _POLL = 0.3, 0.005
+"""Seconds that an exec may take on a busy machine, and between two looks."""
 
 
 class Process(NamedTuple):
@@ -40,12 +44,12 @@ class Process(NamedTuple):
     @property
     def argv(self) -> list[str]:
         """Its command line; empty where it has ended or may not be read."""
-        return [os.fsdecode(word) for word in self._bytes("cmdline").split(b"\0")[:-1]]
+        return [os.fsdecode(word) for word in self._whole("cmdline").split(b"\0")[:-1]]
 
     @property
     def environ(self) -> dict[str, str]:
         """The environment it was started with; empty where it may not be read."""
-        pairs = (word.partition(b"=") for word in self._bytes("environ").split(b"\0") if b"=" in word)
+        pairs = (word.partition(b"=") for word in self._whole("environ").split(b"\0") if b"=" in word)
         return {os.fsdecode(key): os.fsdecode(value) for key, _, value in pairs}
 
     @property
@@ -70,12 +74,27 @@ class Process(NamedTuple):
         """When it started, in seconds since the epoch, to about 10 ms."""
         return _boot() + self.started / os.sysconf("SC_CLK_TCK")
 
+    def _whole(self, name: str) -> bytes:
+        """What /proc has there: nothing in the midst of an exec, of which a HAProxy master makes two at each reload."""
+        deadline = time.monotonic() + _EXEC
+        while (said := self._read(name)) == b"" and self._lives and time.monotonic() < deadline:
+            time.sleep(_POLL)
+        return said or b""
+
+    @property
+    def _lives(self) -> bool:
+        now = process(self.pid)
+        return now is not None and now.alive and now.started == self.started
+
     def _bytes(self, name: str) -> bytes:
+        return self._read(name) or b""
+
+    def _read(self, name: str) -> bytes | None:
         try:
             with open(f"/proc/{self.pid}/{name}", "rb") as file:
                 return file.read()
         except OSError:
-            return b""
+            return None
 
 
 def process(pid: int) -> Process | None:
