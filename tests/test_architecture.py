@@ -152,7 +152,7 @@ ROOMS: dict[str, set[str]] = {
     "haproxy.dynamic": {"haproxy.defaults", "haproxy.keywords", "haproxy.roster", "haproxy.text", "names"},
     "haproxy.keywords": {"names"},
     "haproxy.lines": {"haproxy.server", "names"},
-    "haproxy.master": {"host.processes"},
+    "haproxy.master": {"haproxy.process", "host.processes"},
     "haproxy.peers": {"haproxy.runtime"},
     "haproxy.process": {"errors", "haproxy.runtime", "host.processes"},
     "haproxy.roster": {"haproxy.text"},

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
+from lbagent.haproxy.process import Running
 from lbagent.host.processes import Process
 from lbagent.tuples import NamedTuple
 
 _POLL = 0.01
+
+_OTHERS = 3
+"""How many reloads of others are waited for, one after the other."""
 
 
 class Reloads(NamedTuple):
@@ -35,12 +40,25 @@ def reloads(master: Process) -> Reloads | None:
     return Reloads(int(ours.get("reloads", 0)), int(ours.get("failedreloads", 0)), current[0] if current else None)
 
 
-def waited_for(master: Process, seconds: float) -> bool:
-    """Wait until a reload that somebody else has asked for is over; whether there was one.
+def at_rest(
+    running: Running | None, find: Callable[[], Running | None], seconds: float
+) -> tuple[Running | None, Reloads | None]:
+    """The same HAProxy, and what its master says, once no reload that somebody else has asked for is under way.
 
-    In the midst of it the master has read the file already, and takes no other signal: one that is sent then is lost,
-    and the worker that comes would be taken for ours.
+    In the midst of one the master has read the file already, and takes no other signal: one that is sent then is lost,
+    and the worker that comes would be taken for ours. None in place of the words where it never says any.
     """
+    for _ in range(_OTHERS):
+        if running is None or not running.is_master:
+            break
+        said = reloads(running.main)
+        if said or not _waited_for(running.main, seconds):
+            return running, said or reloads(running.main)
+        running = find()
+    return running, None
+
+
+def _waited_for(master: Process, seconds: float) -> bool:
     deadline, waited = time.monotonic() + seconds, False
     while _reloading(master) and time.monotonic() < deadline:
         waited = True

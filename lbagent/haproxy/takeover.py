@@ -19,9 +19,6 @@ from lbagent.roles import HaproxySettings
 _AGAIN = 1.0
 """Seconds without any sign of a reload after which it is asked for again; then twice as long, and so on."""
 
-_REST = 3
-"""How many reloads of others are waited for, one after the other."""
-
 _POLL = 0.01
 _FAILED = "the reload failed, the old worker goes on (HAProxy's log has the reason; a port in use passes `haproxy -c`)"
 _SETTLED = 0.1
@@ -106,26 +103,14 @@ class Haproxy:
         Raises ReloadFailed where the reload says so, TryAgain where nobody can know.
         """
         if peers.waited_for(self._lines):
-            self._running = process.find(self._settings.config, self._lines)
-        before = self._said_before()
-        running = self._running
+            self._running = self._found()
+        running, before = master.at_rest(self._running, self._found, self._settings.timeout)
+        self._running = running
         if self.shown_not_to_run():
             return None
         asked = self._asked_pid()
         self._reload(running)
         return self._confirmed(running, before, asked)
-
-    def _said_before(self) -> Reloads | None:
-        """What the master says of its reloads once nobody else's is under way; None where it never says."""
-        for _ in range(_REST):
-            running = self._running
-            if running is None or not running.is_master:
-                return None
-            said = master.reloads(running.main)
-            if said or not master.waited_for(running.main, self._settings.timeout):
-                return said or master.reloads(running.main)
-            self._running = process.find(self._settings.config, self._lines)
-        return None
 
     def _reload(self, running: Running | None) -> None:
         command = self._settings.reload
@@ -177,13 +162,16 @@ class Haproxy:
                 return None
             if now.failed:
                 raise ReloadFailed(_FAILED)
-        self._running = found = process.find(self._settings.config, self._lines)
+        self._running = found = self._found()
         if found is None or found.worker.named == old.worker.named or not self._settled(found, before):
             return None
         return Worker(*found.worker.named)
 
+    def _found(self) -> Running | None:
+        return process.find(self._settings.config, self._lines)
+
     def _gone(self) -> bool:
-        self._running = process.find(self._settings.config, self._lines)
+        self._running = self._found()
         return self.shown_not_to_run()
 
     def _settled(self, found: Running, before: Reloads | None) -> bool:
