@@ -335,6 +335,9 @@ def test_no_link_is_broken_and_none_leads_past_the_load_balancer(cluster: Cluste
     assert found.outside == set()
     kinds = Counter(re.sub(r".*/spark/(proxy/(worker|app)|static|app|)\b.*", r"\1", url) for url in found.pages)
     assert {"proxy/worker", "proxy/app", "static", "app"} <= set(kinds)
+    app = next(url for url in found.pages if re.fullmatch(r".*/spark/proxy/app-[0-9-]+", url)).partition("/spark/")[2]
+    redirects = Counter(cluster.balancer.ask(f"/spark/{app}").location for _ in range(50))
+    assert redirects == {f"/spark/{app}/jobs/": 50}  # Spark itself cuts the id in one of six
     figures["links crawled from /spark/: broken, leading elsewhere, followed"] = f"0, 0, {len(found.pages)}"
 
 

@@ -32,6 +32,13 @@ KILLS += [
 ]
 
 
+MOVED = {
+    "/moved": "/app/",
+    "/proxy/app-20261121-0000": "/proxy/261121-0000/jobs/",  # as Spark 3.5 says it now and then
+    "/proxy/app-20261121-0000/": "/proxy/app-20261121-0000/jobs/",
+}
+
+
 class Master:
     """What a master's page says, and the requests it was asked: `GET /path context`."""
 
@@ -46,8 +53,8 @@ class Master:
             def do_GET(self) -> None:
                 master.asked.append(f"{self.command} {self.path} {self.headers.get('X-Forwarded-Context')}")
                 master.secrets += self.headers.get_all("Authorization", [])
-                self.send_response(302 if self.path == "/moved" else 200)
-                self.send_header("Location", f"http://{self.headers['Host']}/app/")
+                self.send_response(302 if self.path in MOVED else 200)
+                self.send_header("Location", f"http://{self.headers['Host']}{MOVED.get(self.path, '/app/')}")
                 self.end_headers()
                 if self.command != "HEAD":
                     self.wfile.write(f"<li><strong>Status:</strong> {master.state}</li>".encode())
@@ -102,6 +109,17 @@ def ask(lb: Lb, path: str, method: str = "GET", account: str = "") -> tuple[int,
         connection.request(method, path, headers=headers)
         said = connection.getresponse()
         return said.status, said.read().decode(), said.getheader("Location", "")
+
+
+@pytest.mark.real
+def test_a_redirect_leads_to_the_application_that_was_asked_for(binary: Path) -> None:
+    with published(binary, Master("ALIVE")) as lb:
+        said = [ask(lb, f"/spark/proxy/app-20261121-0000{slash}") for slash in ("", "/")]
+
+    assert [(status, location) for status, _, location in said] == [
+        (302, "/spark/proxy/app-20261121-0000/jobs/"),
+        (302, "/spark/proxy/app-20261121-0000/jobs/"),
+    ]
 
 
 @pytest.mark.real
