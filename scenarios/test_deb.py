@@ -159,9 +159,9 @@ def web01(debian: Machine) -> Iterator[None]:
         "rpc_addr": "127.0.0.11:7373",
     }
     node |= {"encrypt_key": settings["encrypt_key"], "retry_join": ["127.0.0.9"], "leave_on_terminate": True}
-    debian.path("/root/web01.json").write_text(json.dumps(node))
+    debian.path("/opt/web01.json").write_text(json.dumps(node))
     debian.path("/etc/systemd/system/web01.service").write_text(
-        "[Service]\nExecStart=/usr/bin/serf agent -config-file=/root/web01.json\nKillSignal=SIGINT\n"
+        "[Service]\nExecStart=/usr/bin/serf agent -config-file=/opt/web01.json\nKillSignal=SIGINT\n"
     )
     debian.path("/etc/systemd/system/site.service").write_text(
         "[Service]\nWorkingDirectory=/srv\nExecStart=/usr/bin/python3 -m http.server --bind 127.0.0.11 8000\n"
@@ -269,9 +269,9 @@ def test_restarting_serf_or_lbagent_never_touches_haproxy(debian: Machine) -> No
     before, text = haproxy(debian), debian.path("/etc/haproxy/haproxy.cfg").read_bytes()
     debian.path("/run/enough").unlink(missing_ok=True)
     debian.good("sh", "-c", "rm -f /run/enough")
-    debian.path("/root/client.py").write_text(CLIENT)
+    debian.path("/opt/client.py").write_text(CLIENT)
     debian.path("/etc/systemd/system/client.service").write_text(
-        "[Service]\nType=exec\nExecStart=/usr/bin/python3 /root/client.py\nStandardOutput=file:/root/client.out\n"
+        "[Service]\nType=exec\nExecStart=/usr/bin/python3 /opt/client.py\nStandardOutput=file:/opt/client.out\n"
     )
     debian.good("systemctl", "daemon-reload")
     debian.good("systemctl", "start", "client")
@@ -292,7 +292,7 @@ def test_restarting_serf_or_lbagent_never_touches_haproxy(debian: Machine) -> No
 
     debian.good("touch", "/run/enough")
     eventually(lambda: property_of(debian, "client", "ActiveState") == "inactive", 30)
-    good, bad = debian.path("/root/client.out").read_text().split(maxsplit=1)
+    good, bad = debian.path("/opt/client.out").read_text().split(maxsplit=1)
     FIGURES["requests during restarts, kills and a hang; lost"] = f"{good}; {bad.count(',') + 1 if len(bad) > 3 else 0}"
     assert bad.strip() == "[]"
     assert query(debian, "pause").startswith("done")  # the only node: now nobody serves

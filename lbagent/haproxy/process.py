@@ -26,9 +26,8 @@ class Worker(NamedTuple):
 
     @property
     def alive(self) -> bool:
-        """Whether it still runs; the pid alone could be somebody else's by now."""
-        now = processes.process(self.pid)
-        return now is not None and now.alive and now.started == self.started
+        """Whether it still runs."""
+        return processes.lives(*self)
 
 
 class Running(NamedTuple):

@@ -77,14 +77,9 @@ class Process(NamedTuple):
     def _whole(self, name: str) -> bytes:
         """What /proc has there: nothing in the midst of an exec, of which a HAProxy master makes two at each reload."""
         deadline = time.monotonic() + _EXEC
-        while (said := self._read(name)) == b"" and self._lives and time.monotonic() < deadline:
+        while (said := self._read(name)) == b"" and lives(self.pid, self.started) and time.monotonic() < deadline:
             time.sleep(_POLL)
         return said or b""
-
-    @property
-    def _lives(self) -> bool:
-        now = process(self.pid)
-        return now is not None and now.alive and now.started == self.started
 
     def _bytes(self, name: str) -> bytes:
         return self._read(name) or b""
@@ -108,6 +103,12 @@ def process(pid: int) -> Process | None:
     name, _, rest = stat.partition(b"(")[2].rpartition(b")")
     fields = rest.split()
     return Process(pid, int(fields[_STARTED]), int(fields[_PARENT]), os.fsdecode(name), fields[0] not in b"ZXx")
+
+
+def lives(pid: int, started: int) -> bool:
+    """Whether this process still runs; the pid alone could be somebody else's by now."""
+    now = process(pid)
+    return now is not None and now.alive and now.started == started
 
 
 def named(prefix: str) -> list[Process]:
