@@ -28,6 +28,8 @@ class Claims:
         """Names of servers that are to stand, at whatever marker."""
         self.adopted: dict[int, str] = {}
         """The nodes of hand-written lines that become managed, by line."""
+        self.refused: set[str] = set()
+        """Nodes that cannot have a line here, because a line by hand or another node has their name or address."""
         self.notes: list[str] = []
 
     def adopt(self, wished: Sequence[Sequence[Wish]], kept: frozenset[str]) -> None:
@@ -92,4 +94,5 @@ class Claims:
             self.take([name], [wish.endpoint])
             self._taken[wish.endpoint] = name
             return True
+        self.refused.add(wish.member.name)
         return False

@@ -6,7 +6,7 @@ takes away was not, and when that is more than half of a marker's nodes it waits
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from lbagent.haproxy.lines import Line
 from lbagent.membership import LEFT, Member
@@ -18,9 +18,16 @@ _NAMED = 20
 class Guard:
     """Decides over removals, and remembers what it held back."""
 
-    def __init__(self, members: Mapping[str, Member], paused: frozenset[str], *, force: bool) -> None:
-        """With `force` it lets everything go."""
-        self._members, self._paused, self._force = members, paused, force
+    def __init__(
+        self,
+        members: Mapping[str, Member],
+        paused: frozenset[str],
+        superseded: Collection[str] = (),
+        *,
+        force: bool,
+    ) -> None:
+        """With `force` it blocks nothing; `superseded` are failed nodes whose address a living one has."""
+        self._members, self._paused, self._superseded, self._force = members, paused, superseded, force
         self.held: list[Held] = []
 
     def hold(self, going: Mapping[Line, str], beside: set[str], where: str) -> list[Line]:
@@ -39,7 +46,7 @@ class Guard:
 
     def _asked(self, line: Line, node: str) -> bool:
         # A comment takes no traffic away, and who is paused is to have none.
-        if line.pauses or node in self._paused:
+        if line.pauses or node in self._paused or node in self._superseded:
             return True
         member = self._members.get(node)
         # A role that changed is Serf's word about this one node, no accident with a list.

@@ -9,7 +9,7 @@ from lbagent.haproxy.server import Server, endpoint, paused_line, tail
 from lbagent.membership import FAILED, PRESENT, Member, Membership
 from lbagent.names import certainly_allowed, in_order, natural, refusal
 from lbagent.roles import Missing, Pair, Role, Roles, Service, Template
-from lbagent.roll import paused
+from lbagent.roll import paused, superseded
 from lbagent.table import tabled
 from lbagent.tuples import TYPE_CHECKING, NamedTuple
 
@@ -91,11 +91,17 @@ class Wishes:
         self.paused = paused(membership)
         self.notes: dict[str, None] = {}
         """Nodes that cannot have the line they should, and why; said once each."""
+        self.superseded = superseded(membership)
+        """Failed nodes whose address a living node has now: whatever answers there is another host."""
         columns = self._members.columns
         there: dict[str, dict[str, str]] = {name: {} for name in roles.roles}
         for name, address, role, status in zip(*columns[:4], strict=True):
             if role in there and status in PRESENT:
-                there[role][name] = address
+                if name in self.superseded:
+                    why = f"{self.superseded[name]} has its address {address} now"
+                    self.notes[Note(name, f"node {name} has failed and has no line: ", why)] = None
+                else:
+                    there[role][name] = address
         self._there = {name: self._allowed(roles.roles[name], nodes) for name, nodes in there.items()}
         """The address of every node that may have lines, in natural order, by role."""
 

@@ -170,7 +170,10 @@ def test_answers_say_what_became_of_each_query() -> None:
 
 
 def test_a_resume_never_enrols() -> None:
-    assert folded(known(), saying("resume", "web01 10.0.0.1 web", 1)).members == {}
+    membership = folded(known(), saying("resume", "web01 10.0.0.1 web", 1))
+
+    assert statuses(membership) == {"web01": UNKNOWN}
+    assert paused(membership) == []
 
 
 def test_a_pause_never_enrols() -> None:
