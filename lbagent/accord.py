@@ -3,7 +3,7 @@
 A query reaches only load balancers that are up, and LTimes order only what is on one clock. So each one asks the others
 what the last commands of each node were, on every clock, and joins that with what it knows (see `pauses`).
 
-A page is `pauses=DIGEST more=0|1 v=2 WORD …`. A load balancer of an older version asks for its own format and is
+A page is `pauses=DIGEST more=0|1 v=2 whole=0|1 WORD …`. A load balancer of an older version asks for its own format and is
 answered in it, without `v=2`: of each node, whether it is paused, with the LTimes of the last user event and query.
 """
 
@@ -58,12 +58,14 @@ class Page(NamedTuple):
     """Whether others come after these."""
     words: tuple[Word, ...]
     version: int = VERSION
+    whole: bool = False
+    """Whether the load balancer has its knowledge from commands alone, and not from what haproxy.cfg showed."""
 
 
 def page(membership: Membership, after: str, room: int, now: int, version: int = VERSION) -> str:
     """What is known of the nodes that come after the name `after`, in at most `room` bytes."""
     texts = [(word.name, word) for word in _words(membership, now) if word.name > after]
-    marks = [f"v={VERSION}"] if version == VERSION else []
+    marks = [f"v={VERSION}", f"whole={'01'[whole(membership)]}"] if version == VERSION else []
     fitting = [f"pauses={digest(membership, now, version)}", "more=", *marks]
     left = room - len(" ".join(fitting)) - 1
     count = 0
@@ -93,10 +95,29 @@ def read(said: str) -> Page | None:
     if len(words) < 2 or not words[0].startswith("pauses=") or words[1] not in ("more=0", "more=1"):  # noqa: PLR2004
         return None
     version = VERSION if words[2:3] == [f"v={VERSION}"] else 1
-    read_word, rest = (_word, words[3:]) if version == VERSION else (_old_word, words[2:])
+    read_word, rest = (_word, words[4:]) if version == VERSION else (_old_word, words[2:])
     found = (read_word(text.split(",")) for text in rest)
     known = tuple(word for word in found if word)
-    return Page(words[0].removeprefix("pauses="), words[1] == "more=1", known, version)
+    is_whole = version == VERSION and words[3:4] == ["whole=1"]
+    return Page(words[0].removeprefix("pauses="), words[1] == "more=1", known, version, is_whole)
+
+
+def whole(membership: Membership) -> bool:
+    """Whether all that is known of pauses comes from commands, since the others were asked for theirs."""
+    return membership.met > 0 and not any(_base(one) for one in tabled(membership.members).special.values())
+
+
+def without_base(membership: Membership) -> Membership:
+    """`membership` once a load balancer that is whole has told all it knows: comments in haproxy.cfg add nothing."""
+    slate = Slate(membership)
+    for member in slate.members.special():
+        if _base(member):
+            slate.members.enter(member._replace(pause=None))
+    return slate.membership
+
+
+def _base(member: Member) -> bool:
+    return member.pause is not None and not member.heard
 
 
 def agreed(membership: Membership, told: Iterable[Word], by: str, clocks: Mapping[str, int], now: int) -> Folded:
@@ -109,8 +130,9 @@ def agreed(membership: Membership, told: Iterable[Word], by: str, clocks: Mappin
         if slate.clocks.get(clock, 0) > clocks.get(clock, slate.clocks.get(clock, 0)):
             slate.causes.append(f"the {clock} clock of Serf started anew")
             slate.begin_anew(clock)
+    knows_all = whole(membership)
     for word in told:
-        _join(slate, _of_this_cluster(word, clocks), by, now)
+        _join(slate, _of_this_cluster(word._replace(base=None if knows_all else word.base), clocks), by, now)
     slate.hosts_changed = True
     slate.resume_hosts(now)
     return Folded(slate.membership, {}, tuple(slate.causes), slate.said)
@@ -133,10 +155,13 @@ def _join(slate: Slate, word: Word, by: str, now: int) -> None:
         known = _enrol(slate, word, known, by, now)
     if known is None:
         return
+    if not (known.present or known.heard or known.pause):
+        # It is gone, and only where it was when the commands came counts: both shall pause the same hosts.
+        known = known._replace(address=next(iter(word.addresses), ""), elsewhere=())
     base = word.base and word.base._replace(by=f"told by {by}")
     address = known.address or (word.addresses[0] if word.addresses else "")
     elsewhere = pauses.join_addresses(known.elsewhere, word.addresses) if word.name == known.name else known.elsewhere
-    heard = pauses.place(pauses.join(known.heard, word.heard), known.address)
+    heard = pauses.place(pauses.join(known.heard, word.heard), address)
     member = known._replace(
         address=address,
         elsewhere=() if set(elsewhere) <= {address} else elsewhere,
@@ -232,7 +257,7 @@ def _word(fields: list[str]) -> Word | None:
         if not NAME.fullmatch(name) or flags[:1] not in ("s", "u") or len(clocks) > _CLOCKS_LIMIT:
             return None
         heard = dict(_clock(text.split("/"), addresses) for text in clocks)
-        base = _base(flags[1:]) if flags[1:] and not heard else None
+        base = _pause(flags[1:]) if flags[1:] and not heard else None
         return Word(name, flags[0] == "s", pauses.join_addresses(addresses, ()), heard, base)
     except ValueError:
         return None
@@ -259,7 +284,7 @@ def _said(parts: list[str], addresses: tuple[str, ...]) -> Said:
     return Said(said_digest, state[0] == "p", until, tuple(sorted(after.items())), where, _number(at, _TIME_DIGITS))
 
 
-def _base(text: str) -> Pause:
+def _pause(text: str) -> Pause:
     since, _, until = text.removeprefix("p").partition(":")
     return Pause(_number(since, _TIME_DIGITS), "", "", _number(until, _TIME_DIGITS) if until else None)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 
-from lbagent import accord, peers
+from lbagent import peers
 from lbagent.doctor import agent_process
 from lbagent.errors import TryAgain
 from lbagent.fold import Folded
@@ -46,11 +46,4 @@ def ask(membership: Membership, log: Log) -> Folded:
     except TryAgain as error:
         log.info(str(error))
         return Folded(membership, {}, (), ())
-    after = membership
-    causes: list[str] = []
-    for by, words in told.words:
-        step = accord.agreed(after, words, by, clocks, now)
-        after = step.membership
-        causes += step.causes
-    # The start of the agent is known to a second.
-    return Folded(after._replace(met=now) if told.complete else after, {}, tuple(causes), ())
+    return peers.join(membership, told, clocks, now, int(time.time()))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from lbagent import accord
 from lbagent.errors import TryAgain
+from lbagent.fold import Folded
 from lbagent.membership import Membership
 from lbagent.serf import agent
 from lbagent.serf.listing import others
@@ -19,11 +20,20 @@ PATIENCE = 20.0
 """Seconds for all pages of all load balancers: one may know of thousands of pauses, or never come to an end."""
 
 
+class Knowledge(NamedTuple):
+    """What one load balancer has told."""
+
+    by: str
+    words: tuple[accord.Word, ...]
+    whole: bool
+    """Whether that is all it knows, and comes from commands alone."""
+
+
 class Told(NamedTuple):
     """What the others have told."""
 
-    words: tuple[tuple[str, tuple[accord.Word, ...]], ...] = ()
-    """By load balancer; nothing of one that knows the same as this one."""
+    all: tuple[Knowledge, ...] = ()
+    """Nothing of one that knows the same as this one."""
     complete: bool = False
     """Whether every load balancer that is alive has told all it knows, or there is none."""
 
@@ -44,9 +54,22 @@ def ask(membership: Callable[[], Membership], say: Callable[[str], None], patien
             complete = False
         elif page.digest != accord.digest(known, int(time.time()), page.version):
             words: list[accord.Word] = []
-            complete = _all(name, page, deadline, words.extend, say) and complete
-            found.append((name, tuple(words)))
+            told_all = _all(name, page, deadline, words.extend, say)
+            complete = told_all and complete
+            found.append(Knowledge(name, tuple(words), told_all and page.whole))
     return Told(tuple(found), complete)
+
+
+def join(membership: Membership, told: Told, clocks: Mapping[str, int], began: int, now: int) -> Folded:
+    """`membership` joined with what the others have told since `began`; both in epoch seconds."""
+    causes: list[str] = []
+    after = membership
+    for knowledge in told.all:
+        step = accord.agreed(after, knowledge.words, knowledge.by, clocks, now)
+        after = accord.without_base(step.membership) if knowledge.whole else step.membership
+        causes += step.causes
+    # The start of the agent is compared with when the question was asked, not with when it was answered.
+    return Folded(after._replace(met=began) if told.complete else after, {}, tuple(causes), ())
 
 
 def _all(

@@ -82,7 +82,9 @@ def plan(document: Document, roles: Roles, membership: Membership, rules: Rules 
     """The plan for `document`. Raises Refused where a marker stands twice in one proxy."""
     pairs = roles.pairs()
     wishes = Wishes(roles, membership)
-    turn = Turn(wishes, Guard(membership.members, wishes.paused, wishes.superseded, force=rules.force), rules.kept, rules.adopt)
+    turn = Turn(
+        wishes, Guard(membership.members, wishes.paused, wishes.superseded, force=rules.force), rules.kept, rules.adopt
+    )
     edits: list[Edit] = []
     changes: dict[str, tuple[list[str], list[str]]] = {}
     notes: dict[str, None] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from lbagent import accord, census, peers
+from lbagent import census, peers
 from lbagent.engine import Engine, Learn
 from lbagent.errors import LbagentError, TryAgain
 from lbagent.fold import Folded
@@ -32,12 +32,9 @@ def truth(engine: Engine, log: Log, say: Callable[[str], None], *, force: bool) 
             raise TryAgain("serf members names no node of any role of roles.yml: nothing is removed, try again")
         for refused in listing.refused:
             log.info(refused)
-        steps = [census.taken(membership, listing, info.name, now, force=force)]
-        for by, words in told.words:
-            steps.append(accord.agreed(steps[-1].membership, words, by, info.clocks, now))
-        after = steps[-1].membership
-        causes = tuple(cause for step in steps for cause in step.causes)
-        return Folded(after._replace(met=asked_at) if told.complete else after, {}, causes, steps[0].warnings)
+        listed = census.taken(membership, listing, info.name, now, force=force)
+        joined = peers.join(listed.membership, told, info.clocks, asked_at, now)
+        return Folded(joined.membership, {}, listed.causes + joined.causes, listed.warnings)
 
     return learn
 

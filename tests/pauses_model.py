@@ -60,6 +60,8 @@ class Model:
     """Where others have last seen a node that has gone."""
     base: frozenset[str] = frozenset()
     """Nodes of which only a comment in haproxy.cfg said that they are paused."""
+    met: bool = False
+    """Whether it has asked the others."""
 
     def hears(self, clock: str, ltime: int, digest: str, verb: str, node: str, until: float) -> None:
         names = [node]
@@ -77,7 +79,14 @@ class Model:
                 if one.clock != clock:
                     seen[one.clock] = max(seen.get(one.clock, 0), one.ltime)
             new = Arrival(
-                name, clock, ltime, digest, verb == "pause", until, frozenset(seen.items()), self.addresses.get(name, "")
+                name,
+                clock,
+                ltime,
+                digest,
+                verb == "pause",
+                until,
+                frozenset(seen.items()),
+                self.addresses.get(name, ""),
             )
             if again:
                 new = replace(again[0], until=until)
@@ -98,21 +107,27 @@ class Model:
         self.present.discard(node)
 
     def learns(self, other: Model) -> None:
-        self.arrivals |= {
-            replace(one, address=one.address or self.addresses.get(one.node, "")) for one in other.arrivals
-        }
+        both, known = self.arrivals | other.arrivals, self.known()
+        where: dict[tuple[object, ...], str] = {}
+        for one in both:
+            key = one.node, one.clock, one.ltime, one.digest
+            where[key] = max(one.address, where.get(key, ""))
         told = {one.node for one in other.arrivals} | other.base
-        for node in told - set(self.addresses):
-            if where := other.at(node) | ({other.addresses[node]} if node in other.addresses else set()):
-                self.addresses[node] = min(where)
-        self.elsewhere |= {(node, address) for node in told for address in [*other.at(node), other.addresses.get(node)] if address}
-        self.base |= {node for node in other.base if not any(one.node == node for one in other.arrivals)}
+        for node in told - self.present:
+            if node not in known:
+                self.addresses.pop(node, None)  # where it was when nobody asked for anything does not count
+            if node not in self.addresses and (found := other.at(node)):
+                self.addresses[node] = min(found)
+        self.arrivals = frozenset(
+            replace(one, address=where[one.node, one.clock, one.ltime, one.digest] or self.addresses.get(one.node, ""))
+            for one in both
+        )
+        self.elsewhere |= {(node, address) for node in told for address in other.at(node)}
+        if other.met and not other.base:
+            self.base = frozenset()  # it knows better than comments do
+        elif not self.met or self.base:
+            self.base |= {node for node in other.base if not any(one.node == node for one in other.arrivals)}
         self._resume_hosts()
-
-    def loses_all(self, comments: Iterable[tuple[str, str]]) -> None:
-        self.arrivals, self.elsewhere, self.present = frozenset(), frozenset(), set()
-        self.addresses = dict(comments)
-        self.base = frozenset(self.addresses)
 
     def known(self) -> set[str]:
         return {one.node for one in self.arrivals} | self.base
@@ -148,11 +163,14 @@ class Model:
                     best = max(later, key=lambda one: (one.ltime, one.digest))
                     new.add(replace(best, node=node, seen=frozenset()))
         self.arrivals |= new
+        # What a comment says is worth less than any command that was heard for its address.
+        heard_at = {one.address for one in self.arrivals if one.address}
+        self.base = frozenset(node for node in self.base if self.addresses.get(node) not in heard_at or self._of(node))
 
     def _paused(self, node: str, now: int) -> bool:
         arrivals = self._of(node)
         if not arrivals:
-            return node in self.base and not any(one.address in self.at(node) for one in self.arrivals if one.address)
+            return node in self.base
         highest = {one.clock: max(two.ltime for two in arrivals if two.clock == one.clock) for one in arrivals}
         last = {(one.clock, one.digest) for one in arrivals if one.ltime == highest[one.clock]}
         copies = {
@@ -248,7 +266,9 @@ class Balancer:
         words = [line.split() for line in self.text.splitlines() if "# lbagent " in line]
         comments = {word[3]: word[4] for word in words if word[0] == "#"}
         servers = {word[1]: word[2].partition(":")[0] for word in words if word[0] == "server"}
-        self.model = Model(frozenset(), {**servers, **comments}, {*servers, *comments}, frozenset(), frozenset(comments))
+        self.model = Model(
+            frozenset(), {**servers, **comments}, {*servers, *comments}, frozenset(), frozenset(comments)
+        )
 
     def out(self) -> set[str]:
         """The nodes that are present and out of balancing."""
@@ -263,6 +283,8 @@ class Balancer:
             if page.words:
                 self.membership = accord.agreed(self.membership, page.words, other.name, clocks, now).membership
             more, after = page.more, page.words[-1].name if page.words else ""
+        if getattr(page, "whole", False):
+            self.membership = accord.without_base(self.membership)
         self.model.learns(other.model)
 
 
@@ -447,6 +469,9 @@ class History:
         for other in self.dice.sample(self.lbs, len(self.lbs)):
             if other is not lb and other.up:
                 lb.learns(other, self._serf_clocks(), self.now)
+        if ASKS_FIRST:
+            lb.membership = lb.membership._replace(met=self.now)
+        lb.model.met = True
 
     def _serf_clocks(self) -> dict[str, int]:
         return {clock: ltime + 1 for clock, ltime in self.clocks.items()}
