@@ -160,7 +160,8 @@ def _join(slate: Slate, word: Word, by: str, now: int) -> None:
         known = known._replace(address=next(iter(word.addresses), ""), elsewhere=())
     base = word.base and word.base._replace(by=f"told by {by}")
     address = known.address or (word.addresses[0] if word.addresses else "")
-    elsewhere = pauses.join_addresses(known.elsewhere, word.addresses) if word.name == known.name else known.elsewhere
+    told_where = word.addresses if word.name == known.name and not known.present else ()
+    elsewhere = pauses.join_addresses(known.elsewhere, told_where)
     heard = pauses.place(pauses.join(known.heard, word.heard), address)
     member = known._replace(
         address=address,

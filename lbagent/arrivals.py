@@ -40,7 +40,7 @@ def _changed(slate: Slate, event: MemberEvent, line: MemberLine, now: int) -> bo
         status=status,
         changed=changed,
         heard=heard,
-        elsewhere=known.elsewhere if known.present else (),
+        elsewhere=(),
     )
     slate.members.enter(fresh)
     return fresh != known

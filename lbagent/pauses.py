@@ -55,8 +55,10 @@ def asked(known: Known) -> Lasting | None:
 
 def _overrules(one: tuple[str, int, Said], other: tuple[str, int, Said]) -> bool:
     (clock, ltime, said), (other_clock, other_ltime, other_said) = one, other
-    if clock == other_clock:
+    if clock == other_clock or clock == f"{FORMER}{other_clock}":
         return False
+    if other_clock == f"{FORMER}{clock}":
+        return True  # the cluster that came after
     return dict(said.after).get(other_clock, 0) >= other_ltime and dict(other_said.after).get(clock, 0) < ltime
 
 

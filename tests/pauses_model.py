@@ -95,8 +95,7 @@ class Model:
 
     def joins(self, node: str, address: str) -> None:
         self.addresses[node] = address
-        if node not in self.present:
-            self.elsewhere = frozenset(one for one in self.elsewhere if one[0] != node)
+        self.elsewhere = frozenset(one for one in self.elsewhere if one[0] != node)
         self.present.add(node)
         self.arrivals = frozenset(
             replace(one, address=address) if one.node == node and not one.address else one for one in self.arrivals
@@ -122,7 +121,7 @@ class Model:
             replace(one, address=where[one.node, one.clock, one.ltime, one.digest] or self.addresses.get(one.node, ""))
             for one in both
         )
-        self.elsewhere |= {(node, address) for node in told for address in other.at(node)}
+        self.elsewhere |= {(node, address) for node in told - self.present for address in other.at(node)}
         if other.met and not other.base:
             self.base = frozenset()  # it knows better than comments do
         elif not self.met or self.base:

@@ -438,7 +438,9 @@ def test_a_pause_of_a_node_nobody_has_seen_is_forgotten() -> None:
 
 
 def test_a_name_that_nobody_knows_cannot_be_forgotten() -> None:
-    done = folding(known(), saying("lbagent-forget", "web0l", 4, "query"), saying("lbagent-forget", "web0l", None, "typed"))
+    done = folding(
+        known(), saying("lbagent-forget", "web0l", 4, "query"), saying("lbagent-forget", "web0l", None, "typed")
+    )
 
     assert done.membership.members == {}
     assert list(done.answers.values()) == ["unknown node", "unknown node"]

@@ -84,10 +84,33 @@ def test_who_cannot_be_used_is_named_and_not_missing(one: Any, why: str) -> None
     assert found.refused == (why,)
 
 
-@pytest.mark.parametrize("text", ["", "Error connecting", "[]", "7", '{"members": [7]}', '{"members": 7}'])
+WRONG = ["", "Error connecting", "[]", "7", "null", '"x"', "{}", "NaN", '{"members": [7]}', '{"members": [null, []]}']
+WRONG += [f'{{"members": {value}}}' for value in ("5", "0", "true", "false", '""', '"abc"', "{}", '{"name": "web01"}')]
+WRONG += [said(row(name=value)) for value in (5, None, ["web01"], {}, True)]
+WRONG += [said(row(addr=value)) for value in (5, None, [], {})] + [said(row(status=value)) for value in (5, None, [])]
+WRONG += [said({**row(), "tags": value}) for value in ([], "", 0, "role=web", ["role"])]
+WRONG += [said(row(role=value)) for value in (5, None, ["web"], {})] + [said(row(dc=value)) for value in (5, None, [])]
+
+
+@pytest.mark.parametrize("text", WRONG)
 def test_what_is_no_list_is_told_from_an_empty_one(text: str) -> None:
-    with pytest.raises((ValueError, TypeError)):
+    with pytest.raises(ValueError, match=r".*"):
         listing(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", "7", "null", "{}", '{"agent": 5}', '{"agent": {}}', '{"agent": {"name": 5}}'),
+        *(f'{{"agent": {{"name": "lb01"}}, {more}}}' for more in ('"serf": 5', '"serf": {"event_time": 5}')),
+        *(f'{{"agent": {{"name": "lb01"}}, {more}}}' for more in ('"serf": {"event_time": "x"}', '"tags": []')),
+        '{"agent": {"name": "lb01"}, "tags": {"role": 5}}',
+        '{"agent": {"name": "lb01"}, "event_handlers": "x"}',
+    ],
+)
+def test_what_says_nothing_of_the_agent_is_told(text: str) -> None:
+    with pytest.raises(ValueError, match=r".*"):
+        info(text)
 
 
 @given(poisoned(st.just("web01")), poisoned(st.just("10.0.0.1:7946")), st.text(max_size=5))
