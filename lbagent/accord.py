@@ -1,10 +1,11 @@
 """What load balancers tell each other of pauses, as pages of at most 1,024 bytes.
 
-A query reaches only load balancers that are up, and LTimes order only what is on one clock. So each one asks the others
-what the last commands of each node were, on every clock, and joins that with what it knows (see `pauses`).
+A query reaches only load balancers that are up, and LTimes order only what is on one clock. So each one asks the
+others what the last commands of each node were, on every clock, and joins that with what it knows (see `pauses`).
 
-A page is `pauses=DIGEST more=0|1 v=2 whole=0|1 WORD …`. A load balancer of an older version asks for its own format and is
-answered in it, without `v=2`: of each node, whether it is paused, with the LTimes of the last user event and query.
+A page is `pauses=DIGEST more=0|1 v=2 whole=0|1 WORD …`. A load balancer of an older version asks for its own format
+and is answered in it, without `v=2`: of each node, whether it is paused, with the LTimes of the last user event and
+query.
 """
 
 from __future__ import annotations
@@ -236,7 +237,7 @@ def _text(word: Word, room: int) -> str:
         text = ",".join([word.name, flags, "+".join(word.addresses), *clocks])
         if len(text) <= room:
             return text
-    return ",".join([word.name, flags, ""])  # a crowd of clocks that no cluster has
+    return f"{word.name},{flags},"  # a crowd of clocks that no cluster has
 
 
 def _clock_text(clock: str, heard: Heard, most: int, addresses: tuple[str, ...]) -> str:
@@ -344,13 +345,14 @@ def _old_word(fields: list[str]) -> Word | None:
         began, end = _number(since, _TIME_DIGITS), _number(until, _TIME_DIGITS) if until else None
     except ValueError:
         return None
-    address = canonical_address(name)
-    return Word(name, False, (address,) if address else (), dict(_old_heard(ltimes, _OLD_STATES[state], began, end)),
-                Pause(began, "", "", end) if _OLD_STATES[state] and not any(ltimes.values()) else None)  # fmt: skip
+    address, paused = canonical_address(name), _OLD_STATES[state]
+    base = Pause(began, "", "", end) if paused and not any(ltimes.values()) else None
+    heard = dict(_old_heard(ltimes, Said(TOLD, paused, end if paused else None, at=began)))
+    return Word(name, seen=False, addresses=(address,) if address else (), heard=heard, base=base)
 
 
-def _old_heard(ltimes: Mapping[str, int], paused: bool, since: int, until: int | None) -> Iterator[tuple[str, Heard]]:  # noqa: FBT001
+def _old_heard(ltimes: Mapping[str, int], said: Said) -> Iterator[tuple[str, Heard]]:
     for clock, ltime in ltimes.items():
         if ltime:
             after = tuple((other, lt) for other, lt in ltimes.items() if other != clock and lt)
-            yield clock, Heard(ltime, (Said(TOLD, paused, until if paused else None, after, "", since),))
+            yield clock, Heard(ltime, (said._replace(after=after),))

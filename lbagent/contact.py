@@ -1,4 +1,4 @@
-"""Whether this load balancer has heard everything since it last asked the others, and asking them where it may not have.
+"""Whether this load balancer has heard everything since it last asked the others; where it may not have, it asks.
 
 Its Serf agent hears all user events while it runs. So what the others know has to be asked once after each start of the
 agent; with `watch`, which asks them every minute, also where that has failed for some minutes, as in a split network.

@@ -93,7 +93,7 @@ class Member(NamedTuple):
     changed: int
     """Epoch seconds at which the status last changed."""
     pause: Pause | None = None
-    """The pause in effect. It follows from `heard`, except where that is empty: then haproxy.cfg is all that is known."""
+    """The pause in effect. It follows from `heard`; where that is empty, haproxy.cfg is all that is known."""
     heard: Mapping[str, Heard] = MappingProxyType({})
     """The last commands, by clock. They stay when a pause has ended: a replay must not revive it."""
     quarantine: Quarantine | None = None

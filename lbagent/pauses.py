@@ -55,7 +55,7 @@ def asked(known: Known) -> Lasting | None:
 
 def _overrules(one: tuple[str, int, Said], other: tuple[str, int, Said]) -> bool:
     (clock, ltime, said), (other_clock, other_ltime, other_said) = one, other
-    if clock == other_clock or clock == f"{FORMER}{other_clock}":
+    if clock in (other_clock, f"{FORMER}{other_clock}"):
         return False
     if other_clock == f"{FORMER}{clock}":
         return True  # the cluster that came after
@@ -156,7 +156,7 @@ def place(known: Known, address: str) -> Known:
 
 
 def begin_anew(known: Known, clock: str) -> Known:
-    """The same, where the cluster of this `clock` has been started anew: LTimes of the new one are not compared with it."""
+    """The same, where the cluster of this `clock` has been started anew: it comes before whatever the new one says."""
     if clock not in known:
         return known
     former = f"{FORMER}{clock}"
@@ -181,19 +181,12 @@ def resume_hosts(members: Iterable[Member]) -> Iterator[Member]:
     having known the old one. Names belong together where the commands were heard at one address, in Lamport order.
     """
     members = list(members)
-    resumed: dict[tuple[str, str], tuple[int, Said]] = {}
-    heard_at: set[str] = set()
-    for member in members:
-        for clock, heard in member.heard.items():
-            heard_at.update(said.address for said in heard.commands)
-            if not any(said.pauses for said in heard.commands):
-                for said in heard.commands:
-                    key = said.address, clock
-                    resumed[key] = max(resumed.get(key, (0, said)), (heard.ltime, said))
+    resumed = _resumed(members)
+    heard_at = {said.address for one in members for heard in one.heard.values() for said in heard.commands} - {""}
     for member in members:
         if member.pause and not member.heard:
-            # haproxy.cfg alone tells of it: who has heard commands for that address knows better.
-            if member.address in heard_at - {""}:
+            # haproxy.cfg alone tells of it: commands that were heard for that address tell more.
+            if member.address in heard_at:
                 yield member._replace(pause=None)
             continue
         known = dict(member.heard)
@@ -205,3 +198,15 @@ def resume_hosts(members: Iterable[Member]) -> Iterator[Member]:
                 known[clock] = Heard(ltime, (end._replace(after=()),))
         if known != member.heard:
             yield member._replace(heard=known)
+
+
+def _resumed(members: Iterable[Member]) -> dict[tuple[str, str], tuple[int, Said]]:
+    """The last resume that was heard at each address on each clock, with its LTime."""
+    found: dict[tuple[str, str], tuple[int, Said]] = {}
+    for member in members:
+        for clock, heard in member.heard.items():
+            if not any(said.pauses for said in heard.commands):
+                for said in heard.commands:
+                    key = said.address, clock
+                    found[key] = max(found.get(key, (0, said)), (heard.ltime, said))
+    return found

@@ -15,7 +15,6 @@ from lbagent.fold import fold
 from lbagent.haproxy.text import Document
 from lbagent.membership import Membership
 from lbagent.plan import Rules, plan
-from lbagent.serf.command import TYPED
 from lbagent.serf.events import parse
 from lbagent.serf.listing import Listed, Listing
 from lbagent.serf.raw import Raw
@@ -222,7 +221,7 @@ class Balancer:
             raw = raw._replace(id=f"{now}.{number}", at=now * 1000, self_name=self.name)
             raws.append(raw)
             if isinstance(one[0], Raw):
-                self._model_command(raw, one[1], now)  # type: ignore[arg-type]  # a Sent
+                self._model_command(raw, one[1], now)
             else:
                 self._model_members(raw)
         self.membership = fold(self.membership, [(raw, parse(raw)) for raw in raws], {}).membership
@@ -275,13 +274,15 @@ class Balancer:
 
     def learns(self, other: Balancer, clocks: dict[str, int], now: int) -> None:
         """Take what the other tells."""
-        after, more = "", True
-        while more:
+        after = ""
+        while True:
             page = accord.read(accord.page(other.membership, after, ROOM, now))
             assert page is not None
             if page.words:
                 self.membership = accord.agreed(self.membership, page.words, other.name, clocks, now).membership
-            more, after = page.more, page.words[-1].name if page.words else ""
+            if not page.more:
+                break
+            after = page.words[-1].name
         if getattr(page, "whole", False):
             self.membership = accord.without_base(self.membership)
         self.model.learns(other.model)
@@ -396,8 +397,8 @@ class History:
             lb.commands.append(self.dice.choice(commands))
         batch: list[Raw | Sent] = list(members)
         at = sorted(self.dice.randrange(len(members) + 1) for _ in commands)
-        for number, (place, one) in enumerate(zip(at, commands, strict=True)):
-            batch.insert(place + number, one)
+        for number, (place, command) in enumerate(zip(at, commands, strict=True)):
+            batch.insert(place + number, command)
         self.log.append(f"{self.now - BEGIN}: {lb.name} takes {[_words(one) for one in batch]}")
         if batch and self.dice.random() < 0.5:
             lb.folds(batch, self.now)
@@ -482,6 +483,14 @@ class History:
         for lb in self.lbs:
             while lb.members or lb.commands:
                 self._take(lb, everything=True)
+        self._sync()
+        verdict = Verdict()
+        for _ in range(2):
+            self._compare(verdict)
+            self.now += 400
+        return verdict
+
+    def _sync(self) -> None:
         if self.profile.restarts:
             # A load balancer that was down is not told of failed nodes: they are reaped.
             self.cluster = {node: one for node, one in self.cluster.items() if one[1] == "alive"}
@@ -495,11 +504,6 @@ class History:
                 lb.model.joins(node, address)
         for lb in self.dice.sample(self.lbs, len(self.lbs)):
             self._exchange(lb)
-        verdict = Verdict()
-        for _ in range(2):
-            self._compare(verdict)
-            self.now += 400
-        return verdict
 
     def _compare(self, verdict: Verdict) -> None:
         for lb in self.lbs:

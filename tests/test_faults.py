@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.faults import (
     command,
     full,
@@ -25,7 +26,7 @@ from tests.faults import (
     with_lines,
     without_haproxy,
 )
-from tests.world import CONFIG, LBAGENT, RELOADING, ROLES, Haproxy, Lb, member
+from tests.world import LBAGENT, RELOADING, ROLES, Haproxy, Lb, member
 
 WEB1, WEB2, WEB3, WEB4 = (member(f"web{number}", f"127.0.0.{number + 10}") for number in range(1, 5))
 

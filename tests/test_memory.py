@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 
 from lbagent import memory
 from lbagent.membership import FAILED, LEFT, Membership, Pause, Quarantine
-from lbagent.haproxy.text import Document
-from lbagent.plan import plan
 from lbagent.serf.command import Command
 from lbagent.serf.events import parse
 from lbagent.serf.raw import Raw
@@ -103,7 +101,7 @@ def test_an_older_version_can_read_what_this_one_writes() -> None:
     state = json.loads(memory.dump(KNOWN))
 
     [row] = state["more"]["web01"]["ltimes"].values()
-    assert {"ltime": 5, "paused": True} == {key: row[key] for key in ("ltime", "paused")}
+    assert {key: row[key] for key in ("ltime", "paused")} == {"ltime": 5, "paused": True}
     assert row["digests"] == [one["digest"] for one in row["commands"]]
 
 
