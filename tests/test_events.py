@@ -356,3 +356,31 @@ def test_a_user_event_whose_pause_is_over_already_is_known() -> None:
 
     assert isinstance(event, Command)
     assert event.until == NOW - 10
+
+
+@pytest.mark.parametrize(
+    ("payload", "name", "force"),
+    [
+        ("web01", "web01", False),
+        ("web01 force", "web01", True),
+        ("web01 10.0.0.5 force", "web01", True),
+        ("web01 10.0.0.5 web force", "web01", True),
+        ("force force", "force", True),
+    ],
+)
+def test_force_is_the_last_word_of_a_forget_and_no_name(payload: str, name: str, force: bool) -> None:  # noqa: FBT001
+    event = parse(saying("lbagent-forget", payload, 1, "query"))
+
+    assert isinstance(event, Command)
+    assert (event.verb, event.name, event.force) == ("forget", name, force)
+
+
+def test_force_alone_forgets_nobody() -> None:
+    assert isinstance(parse(saying("lbagent-forget", "force", 1, "query")), Malformed)
+
+
+def test_force_is_a_name_to_a_pause() -> None:
+    event = parse(saying("pause", "force", 1))
+
+    assert isinstance(event, Command)
+    assert (event.name, event.force) == ("force", False)
