@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from lbagent.haproxy.text import SECTIONS
+from lbagent.haproxy.reading import SECTIONS
 from lbagent.tuples import NamedTuple
 
 CLIENTS = ("frontend", "listen")
