@@ -127,6 +127,7 @@ def doubled(document: Document, proxy: Proxy) -> Iterator[tuple[Marker, Marker]]
 def _left_alone(document: Document) -> list[str]:
     """What is wrong with markers and lines of which lbagent keeps away."""
     ignored = [f"{document.where(at)}: this marker is ignored: {why}" for at, why in document.misplaced]
+    ignored += [f"{document.where(at)}: this is not a marker, though nearly" for at in document.nearly]
     return ignored + [
         f"{document.where(line.at)}: this looks like a managed line, but {line.why}: it is left alone"
         for line in document.damaged

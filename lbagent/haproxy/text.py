@@ -50,7 +50,7 @@ _MARKER = "# additional-", "-server"
 _FIRST = re.compile(r"[!$-&(-\[\]-~]+(?=[ \t]|$)")
 """A first word without quotes, backslashes and `#`."""
 _KNOWN = SECTIONS | {"server", "server-template", "balance", "disabled", "enabled"}
-_NEARLY = re.compile(r"#+[ \t]*additional[-_ ].*", re.IGNORECASE)
+_NEARLY = re.compile(r"#+[ \t]*additional(?:[-_]|[ \t]+\S+[-_]server\b).*", re.IGNORECASE)
 
 _line: Callable[[tuple[int, int, str]], Line] = partial(tuple.__new__, Line)
 """Line, at half its price: ten thousand are made before anything can be done."""
