@@ -34,7 +34,8 @@ class Place:
         self._here = {pair.service for pair in self._pairs if pair}
         # Where one proxy holds several services, a node's name alone would stand there twice.
         self._plural = len(self._here) > 1
-        self._claims = Claims(proxy, self._name)
+        self._claims = Claims(document, proxy, self._name, self._stands)
+        self._nodes: set[tuple[str, int]] | None = None
         self._served: set[str] = set()
         """The nodes that have what they should, somewhere in this proxy."""
         self._standing: list[list[Line]] = [[] for _ in [*proxy.markers, None]]
@@ -47,6 +48,11 @@ class Place:
             f"{document.where(marker.at)}: no role of roles.yml has a section and service for this marker"
             for marker, pair in zip(proxy.markers, self._pairs, strict=True)
             if pair is None
+        ]
+        self.notes += [
+            f"{document.where(marker.at)}: HAProxy does not read what is at this marker (`.if`, or `disabled`)"
+            for marker in proxy.markers
+            if document.unread(marker.at)
         ]
 
     def node(self, line: Line | HandWritten) -> str:
@@ -90,14 +96,15 @@ class Place:
     def _crowd(self, turn: Turn) -> Crowd | None:
         """The wishes of the whole proxy, where nothing is special about it or any of them."""
         proxy = self._proxy
-        if turn.kept or proxy.hashes or proxy.hand_written or len(self._pairs) != 1 or self._pairs[0] is None:
+        special = turn.kept or proxy.hashes or proxy.hand_written or proxy.templates
+        if special or len(self._pairs) != 1 or self._pairs[0] is None:
             return None
         crowd = turn.wishes.crowd(self._pairs[0])
         return crowd if crowd and len(set(crowd.endpoints)) == len(crowd.endpoints) else None
 
     def _crowded(self, crowd: Crowd, turn: Turn) -> Spot:
         self._served = set(crowd.names)
-        self._claims.take(crowd.names, crowd.endpoints)
+        self._claims.take(crowd.names, crowd.endpoints, self._proxy.markers[0].at)
         texts = crowd.lines()
         standing = {line.text for line in self._standing[0]}
         # What stands there already has been a Server once; what is new becomes one now.
@@ -107,6 +114,13 @@ class Place:
         stay = self._stay(0, dict.fromkeys(crowd.names, False), set(texts), turn)
         planned = [*map(Planned, crowd.names, crowd.names, texts)]
         return spot(0, self._standing[0], in_order([*planned, *stay]))
+
+    def _stands(self, node: str, number: int) -> bool:
+        """Whether a node has a line, or the comment of a pause, at a marker."""
+        if self._nodes is None:
+            lines = self._standing[:-1]
+            self._nodes = {(self.node(line), at) for at, there in enumerate(lines) for line in there}
+        return (node, number) in self._nodes
 
     def _known(self, number: int) -> set[str]:
         return {self.node(line) for line in self._standing[number]}
@@ -167,9 +181,9 @@ class Place:
         there = wishes.allowed(node, line.role) or line.address
         moved, note = remaining(line, node, there, paused=node in wishes.paused)
         self.notes.append(Note(node, f"{self._document.where(line.at)}: ", note))
-        if (where := endpoint_of(moved)) and where != line.endpoint and not self._claims.free(where):
+        if (where := endpoint_of(moved)) and where != line.endpoint and not self._claims.free(where, line.at):
             moved = line.text
-        self._claims.take([line.name], [endpoint_of(moved)])
+        self._claims.take([line.name], [endpoint_of(moved)], line.at)
         return [Planned(node, line.name, moved)] if moved else []
 
     def _without_marker(self, turn: Turn) -> Iterator[Spot]:

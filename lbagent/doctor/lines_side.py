@@ -117,10 +117,12 @@ class LinesSide:
         """What haproxy.cfg says that a reload, or the runtime API, depends on."""
         if self._seen is None:
             return
-        files = [(target.given, text) for target, text in zip(self._seen.targets, self._seen.texts, strict=True)]
-        found = directives.sections(files)
-        yield from reloads.judge(found, files[0][0], master=bool(self._running and self._running.is_master))
-        marked = frozenset(str(proxy) for proxy in self._seen.document.proxies if proxy.markers)
+        document = self._seen.document
+        found = directives.sections(document)
+        main = self._seen.targets[0].given
+        yield from reloads.judge(found, main, master=bool(self._running and self._running.is_master))
+        starts = {document.where(proxy.start) for proxy in document.proxies if proxy.markers}
+        marked = frozenset(str(section) for section in found if section.where in starts)
         yield from proxies.judge(found, marked)
 
     def answers(self) -> Iterator[Finding]:
