@@ -25,7 +25,18 @@ from lbagent.doctor.finding import Finding, Kind
 from lbagent.host.log import Log
 from lbagent.settings import Settings
 from tests.faults import tree, without_haproxy
-from tests.world import LBAGENT, PATIENCE, Haproxy, Lb, SerfAgent, binaries, eventually, member
+from tests.world import (
+    LBAGENT,
+    PATIENCE,
+    Haproxy,
+    Lb,
+    SerfAgent,
+    binaries,
+    default_binary,
+    eventually,
+    haproxy_version,
+    member,
+)
 
 pytestmark = [
     pytest.mark.real,
@@ -125,8 +136,7 @@ def amiss(lb: Lb, agent: SerfAgent | None = None, **env: str) -> list[str]:
 
 def version() -> str:
     """The HAProxy that `haproxy` is."""
-    path = next(iter(binaries().values()))
-    return subprocess.run([path, "-v"], capture_output=True, text=True, check=True).stdout.split()[2]
+    return haproxy_version(default_binary())
 
 
 @pytest.fixture

@@ -151,6 +151,13 @@ def test_a_hostile_name_cannot_leave_its_label(name: str) -> None:
     assert len(lines) == len(hostile("plain").decode().removesuffix("\n").split("\n"))
 
 
+def test_names_that_are_not_utf_8_stay_distinct() -> None:
+    text = hostile("a\udcfe", "a\udcff", "a?").decode()
+
+    found = re.findall(r'^lbagent_servers\{section="([^"]*)",', text, re.MULTILINE)
+    assert found == [r"a\\udcfe", r"a\\udcff", "a?"]
+
+
 @needs_promtool
 def test_prometheus_can_read_hostile_names() -> None:
     checked(hostile(*POISON, "\\", "\\n", '"} 1\nevil 2\n', "ends in \\"))
