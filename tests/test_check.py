@@ -403,6 +403,7 @@ def test_a_haproxy_that_does_not_run_is_told(lb: Lb) -> None:
     assert [line for line in amiss(lb) if " process: " in line] == [NONE]
 
 
+@pytest.mark.every_haproxy
 def test_without_a_master_listeners_have_to_be_handed_over(lb: Lb) -> None:
     lb.text = lb.text.replace(b" expose-fd listeners", b"")
     with Haproxy(lb, "-D"):
@@ -418,6 +419,7 @@ def test_without_a_master_listeners_have_to_be_handed_over(lb: Lb) -> None:
     ]
 
 
+@pytest.mark.every_haproxy
 def test_a_haproxy_that_nobody_could_reload_is_an_error(lb: Lb) -> None:
     with Haproxy(lb, "-db"):
         found = [line for line in amiss(lb) if " process: " in line]
@@ -473,6 +475,7 @@ def test_a_stats_socket_that_answers_no_admin_is_told(lb: Lb) -> None:
         ]
 
 
+@pytest.mark.every_haproxy
 def test_a_stats_socket_of_another_haproxy_is_an_error(lb: Lb) -> None:
     with Lb(CFG) as other, Haproxy(lb), Haproxy(other):
         lb.text = lb.text.replace(str(lb.socket).encode(), str(other.socket).encode())
@@ -582,6 +585,7 @@ def test_a_quarantine_that_an_edit_has_ended_is_none(lb: Lb) -> None:
     ]
 
 
+@pytest.mark.every_haproxy
 def test_a_reload_that_failed_is_told(lb: Lb) -> None:
     lb.roles.write_text(lb.roles.read_text().replace("haproxy:\n", "haproxy:\n  runtime: off\n  reload: ['false']\n"))
     with Haproxy(lb), Agent(lb) as agent:

@@ -131,6 +131,7 @@ def test_killed_between_members_json_and_the_swap(lb: Lb, haproxy: Haproxy) -> N
     assert lb.staged() == []
 
 
+@pytest.mark.every_haproxy
 @pytest.mark.parametrize("mode", ["-W", "-D"])
 def test_killed_between_the_swap_and_the_reload(lb: Lb, mode: str) -> None:
     operator = lb.text

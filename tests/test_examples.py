@@ -84,11 +84,10 @@ def test_the_page_of_an_example_names_every_file_or_its_folder_and_links_lead_so
     assert [link for link in links if not (example / link).exists()] == []
 
 
+@pytest.mark.every_haproxy
 @each("haproxy*.cfg")
-def test_haproxy_accepts_it_without_a_warning(path: Path) -> None:
-    needs("haproxy")
-
-    done = run("haproxy", "-c", "-dW", "-dD", "-f", path)
+def test_haproxy_accepts_it_without_a_warning(path: Path, every_haproxy: Path) -> None:
+    done = run(every_haproxy, "-c", "-dW", "-dD", "-f", path)
 
     assert (done.returncode, done.stdout) in ACCEPTED
 
