@@ -38,7 +38,7 @@ FIGURES: dict[str, str] = {}
 
 @pytest.fixture(scope="module", params=os.environ.get("RELEASES", "trixie sid").split())
 def debian(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    """A bare machine of each release with a fresh clone in /root/lbagent."""
+    """A bare machine of each release with a fresh clone in /opt/lbagent."""
     if os.geteuid() != 0:
         pytest.skip("a machine of its own takes root")
     machine = Machine(request.param)
@@ -48,7 +48,7 @@ def debian(request: pytest.FixtureRequest) -> Iterator[Machine]:
     try:
         started = time.monotonic()
         machine.make()
-        clone(machine.root / "root/lbagent")
+        clone(machine.root / "opt/lbagent")
         FIGURES[f"Debian {request.param}, made"] = f"{time.monotonic() - started:.0f} s"
         yield machine
     finally:
@@ -57,9 +57,9 @@ def debian(request: pytest.FixtureRequest) -> Iterator[Machine]:
 
 
 def clone(folder: Path) -> None:
-    """Copy what a commit of the checkout would hold."""
-    folder.mkdir()
-    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    """Clone the checkout, with what is not committed yet."""
+    subprocess.run(["git", "clone", "-q", "--no-hardlinks", CHECKOUT, folder], check=True)
+    listing = ["git", "ls-files", "-z", "--modified", "--others", "--exclude-standard"]
     names = subprocess.run(listing, cwd=CHECKOUT, capture_output=True, check=True).stdout
     pack = ["tar", "-c", "--null", "--ignore-failed-read", "-T", "-"]
     archive = subprocess.run(pack, cwd=CHECKOUT, input=names, capture_output=True, check=True).stdout
@@ -74,7 +74,7 @@ def log(machine: Machine) -> Path:
 def apart(machine: Machine, command: str) -> str:
     """The output of a shell command in the clone, which has to end well, with loopback alone."""
     begin = log(machine).stat().st_size if log(machine).exists() else 0
-    status = machine.apart("sh", "-c", f"cd lbagent && {command}", seconds=HOURS, log=log(machine))
+    status = machine.apart("sh", "-c", f"cd /opt/lbagent && {command}", seconds=HOURS, log=log(machine))
     output = log(machine).read_bytes()[begin:].decode("utf-8", "replace")
     assert status == 0, f"{command} ended with {status}; {log(machine)}: {output[-3000:]}"
     return output
@@ -82,7 +82,7 @@ def apart(machine: Machine, command: str) -> str:
 
 def online(machine: Machine, command: str) -> str:
     """The same with the network of this machine, for installs."""
-    return machine.online("sh", "-c", f"cd lbagent && {command}")
+    return machine.online("sh", "-c", f"cd /opt/lbagent && {command}")
 
 
 def readme(command: str) -> str:
@@ -93,7 +93,7 @@ def readme(command: str) -> str:
 
 @pytest.mark.timeout(HOURS)
 def test_a_bare_machine_runs_the_demo_without_a_reload(debian: Machine) -> None:
-    online(debian, readme("apt-get install -y make"))
+    online(debian, readme("apt-get install -y git make"))
     online(debian, INSTALLS["make demo"])
 
     output = apart(debian, readme("make demo"))
@@ -131,7 +131,7 @@ def summary(machine: Machine) -> str:
 
 def test_the_package_of_a_bare_machine_is_built_installed_and_purged(debian: Machine) -> None:
     apart(debian, "make deb")
-    package = next(debian.path("/root/lbagent/build").glob("lbagent_*_all.deb")).name
+    package = next(debian.path("/opt/lbagent/build").glob("lbagent_*_all.deb")).name
     debian.path("/usr/sbin/policy-rc.d").write_text("#!/bin/sh\nexit 101\n")
     debian.path("/usr/sbin/policy-rc.d").chmod(0o755)
 
