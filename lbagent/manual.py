@@ -1,12 +1,13 @@
-"""The door of whoever packs lbagent: `python -m lbagent.manual FOLDER` writes the man page and the completions."""
+"""For packages: `python -m lbagent.manual FOLDER` writes the man page, the completions and the schema of roles.yml."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 
 import lbagent
-from lbagent import completion, helptext, manpage, parser
+from lbagent import completion, helptext, manpage, parser, roleskeys
 from lbagent.commandline import described
 from lbagent.host.paths import Paths
 from lbagent.settings import DEFAULT_ROLES, DEFAULT_STATE_DIR
@@ -35,9 +36,14 @@ def pages() -> dict[str, str]:
     }
 
 
+def schema() -> str:
+    """The JSON schema of roles.yml, as it is shipped in the package."""
+    return json.dumps(roleskeys.schema(), indent=2) + "\n"
+
+
 def main(folder: str) -> None:
     """Write them all below `folder`. Raises OSError."""
-    for path, text in pages().items():
+    for path, text in {**pages(), "roles.schema.json": schema()}.items():
         whole = os.path.join(folder, path)
         os.makedirs(os.path.dirname(whole), exist_ok=True)
         with open(whole, "w", encoding="utf-8") as file:

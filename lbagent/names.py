@@ -78,6 +78,13 @@ def refusal(address: str, networks: Sequence[str] = ()) -> str | None:
     return None
 
 
+def role_names(tag: str) -> tuple[str, ...]:
+    """The roles that a Serf tag `role` names, in its order: one, or several with commas between them."""
+    if "," not in tag:
+        return (tag,) if tag else ()
+    return tuple(dict.fromkeys(name for one in tag.split(",") if (name := one.strip(" "))))
+
+
 def printable(words: str) -> str:
     """The words with nothing in them that a terminal obeys: what is not printable, a line's end too, is a `?`."""
     return words if words.isprintable() else "".join(one if one.isprintable() else "?" for one in words)

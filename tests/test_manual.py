@@ -380,5 +380,5 @@ def test_the_pages_are_written_where_they_belong(tmp_path: Path) -> None:
     found = {
         str(path.relative_to(tmp_path / "build")): path.read_text() for path in tmp_path.rglob("*") if path.is_file()
     }
-    assert found == manual.pages()
-    assert set(found) == {"man/lbagent.1", "completion/lbagent.bash", "completion/_lbagent"}
+    assert found == {**manual.pages(), "roles.schema.json": manual.schema()}
+    assert set(manual.pages()) == {"man/lbagent.1", "completion/lbagent.bash", "completion/_lbagent"}
