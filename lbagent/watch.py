@@ -126,6 +126,7 @@ class _Watch:
         try:
             lock.insist(path)
         except lock.Lost as lost:
+            self._engine.paths.prepare()
             if not lock.acquire_again(path, 0):
                 raise Busy(f"{path}: another `lbagent watch` has acquired it; stop one of the two") from lost
             self._log.warning(f"{path}: the lock file was removed or replaced; made again")
@@ -184,6 +185,7 @@ class _Watch:
         notify.notify("WATCHDOG=1")
         while not (self._ends or self._renews or self._news) and (left := _left(until, end)) > 0:
             self._attention.wait(min(left, every, LOOK_EVERY))
+            self._stay_the_only_one()
             notify.notify("WATCHDOG=1")
 
     @property
