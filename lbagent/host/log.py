@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import syslog
+from collections.abc import Sequence
 
 
 class Log:
@@ -46,3 +47,9 @@ def told(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"{error.filename or 'the system'}: {error.strerror or error}"
     return str(error)
+
+
+def sentences(error: Exception) -> list[str]:
+    """The lines that an error is: of a refused roles.yml one for each mistake, of any other one."""
+    mistakes: Sequence[str] = getattr(error, "mistakes", ())
+    return list(mistakes) or [told(error)]
