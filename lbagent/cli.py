@@ -61,8 +61,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"lbagent: {told(error)}", file=sys.stderr)
         return 1
     from lbagent.host import serfenv  # noqa: PLC0415
+    from lbagent.settings import DEFAULT_ROLES  # noqa: PLC0415
 
-    serfenv.take_up(os.path.dirname(settings.roles), os.environ)
+    serfenv.of_process = serfenv.SerfEnv(serfenv.folders(settings.roles, os.environ, DEFAULT_ROLES), os.environ)
+    serfenv.of_process.load()
     return _ended(settings, verb)
 
 

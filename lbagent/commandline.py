@@ -48,6 +48,8 @@ def described(parser: argparse.ArgumentParser, name: str = "", words: str = "") 
     """The command line that `parser` reads."""
     options, arguments, verbs = [], [], []
     for action in parser._actions:  # noqa: SLF001  # argparse has no other way to ask
+        if action.help == argparse.SUPPRESS:
+            continue
         said = (action.help or "") % {**vars(action), "prog": parser.prog}
         if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001  # as above
             verbs = [described(action.choices[one.dest], one.dest, one.help or "") for one in action._choices_actions]  # noqa: SLF001  # as above

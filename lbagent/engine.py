@@ -90,7 +90,7 @@ class Engine:
             finally:
                 self.haproxy = transaction.haproxy
         self.plan = transaction.plan
-        self._tell(transaction, outcome, news=bool(chronicle.causes))
+        self._tell(transaction, outcome, news=bool(chronicle.causes) or options.verify)
         if chronicle.unknown:
             raise chronicle.unknown
         return outcome
@@ -148,12 +148,12 @@ class Engine:
 
     def _tell(self, transaction: Transaction, outcome: Outcome, *, news: bool) -> None:
         # Known already where nothing has come and nothing changes: then only whoever asks (-v) is told again.
-        say = self._log.warning if news or outcome.words != _QUIET else self._log.info
+        say = self._log.warning if news or not outcome.quiet else self._log.info
         for note in _notes(transaction):
             say(note)
         for held in outcome.held:
             self._log.error(f"held back: {held}; `lbagent apply --force` lets them go")
-        if outcome.words != _QUIET:
+        if not outcome.quiet:
             self._log.info(f"{outcome.verdict}: {outcome.words}")
 
     def _remembered(self, roles: Roles) -> Membership:
@@ -177,9 +177,6 @@ class Engine:
 
     def _clocks(self, before: Membership, batch: list[tuple[Raw, Event]]) -> Mapping[str, int]:
         return agent.clocks() if outdated(before, (event for _, event in batch)) else {}
-
-
-_QUIET = "nothing to do"
 
 
 def _notes(transaction: Transaction) -> Iterator[str]:

@@ -61,6 +61,8 @@ class Rounds:
         self._said = set[str]() if said is None else said
         self.status = 0
         """The exit status of the first run that did not end with 0."""
+        self.failed = False
+        """Whether a run ended with an error."""
 
     def look(self) -> None:
         """Take the records that are there for seen: a run is about to take them, and none is to be tried for ever."""
@@ -77,6 +79,7 @@ class Rounds:
             if words not in self._said:
                 self._log.error(words)
             self._said.add(words)
+            self.failed = True
             self.status = self.status or (error.exit_status if isinstance(error, LbagentError) else 1)
             return None
         self.status = self.status or outcome.exit_status

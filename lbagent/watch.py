@@ -40,9 +40,6 @@ FIRST_RETRY, LAST_RETRY = 1.0, 60.0
 LOOK_EVERY = 1.0
 """Seconds between two looks whether HAProxy was started, or reloaded by somebody else."""
 
-_FINE = (0, 3)
-"""Exit statuses that trying again would not change: all is done, or held back by the guard."""
-
 
 def watch(settings: Settings, log: Log) -> int:
     """Run until told to end. Raises Busy where another `watch` has this state folder."""
@@ -111,7 +108,7 @@ class _Watch:
             if had:
                 rounds.once(lambda: self._run(self._inquiry.take()))
         rounds.more(self._engine.paths.lock, self._run)
-        fine = had and rounds.status in _FINE
+        fine = had and not rounds.failed
         if fine:
             self._said.clear()
         # Not what lies there now: that may have come since we looked last.

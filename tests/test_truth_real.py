@@ -267,4 +267,4 @@ def test_who_does_not_tell_of_its_pauses_is_named() -> None:
             done = one.run("sync")
 
         said = "lbagent: lb03 did not tell which nodes it has paused\n"
-        assert (done.returncode, done.stdout, done.stderr.decode()) == (0, b"unchanged: nothing to do\n", said)
+        assert (done.returncode, done.stdout, done.stderr.decode()) == (0, b"No changes: 1 node, 1 line.\n", said)
