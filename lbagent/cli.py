@@ -74,7 +74,7 @@ def _ended(settings: Settings, verb: Verb) -> int:
     try:
         return verb(settings, log)
     except LbagentError as error:
-        log.error(told(error))
+        log.error(told(error), exit_status=error.exit_status)
         return error.exit_status
     except BrokenPipeError:
         # Whoever read our output (head, less) has seen enough.

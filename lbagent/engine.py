@@ -154,7 +154,9 @@ class Engine:
         for held in outcome.held:
             self._log.error(f"held back: {held}; `lbagent apply --force` lets them go")
         if not outcome.quiet:
-            self._log.info(f"{outcome.verdict}: {outcome.words}")
+            fields = {"outcome": outcome.verdict, "exit_status": outcome.exit_status}
+            fields |= {"added": len(outcome.added), "removed": len(outcome.removed)}
+            self._log.info(f"{outcome.verdict}: {outcome.words}", **fields)
 
     def _remembered(self, roles: Roles) -> Membership:
         try:

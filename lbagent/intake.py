@@ -76,11 +76,12 @@ class Rounds:
             outcome = run()
         except (LbagentError, OSError) as error:
             words = told(error)
-            if words not in self._said:
-                self._log.error(words)
+            status = error.exit_status if isinstance(error, LbagentError) else 1
+            if self._log.repeats or words not in self._said:
+                self._log.error(words, exit_status=status)
             self._said.add(words)
             self.failed = True
-            self.status = self.status or (error.exit_status if isinstance(error, LbagentError) else 1)
+            self.status = self.status or status
             return None
         self.status = self.status or outcome.exit_status
         return outcome

@@ -50,3 +50,7 @@ class Repeats:
         minutes, count = round((now - known.logged) / 60), known.count
         known.logged, known.count = now, 0
         return f"{words} (repeated {count} times in the last {minutes} minutes)"
+
+    def forget(self) -> None:
+        """Take every line for news again: what was wrong is over."""
+        self._lines.clear()

@@ -39,6 +39,11 @@ class SerfEnv:
                     self._environ[key] = value
         return changed
 
+    @property
+    def changed(self) -> bool:
+        """Whether the file is not what was loaded."""
+        return self._read() != self._content
+
     def _read(self) -> bytes:
         self.error = ""
         for path in self.paths:
