@@ -77,7 +77,8 @@ def test_an_empty_new_cluster_is_no_failure(guarded: tuple[Lb, SerfAgent]) -> No
     lb, agent = guarded
     env = {"SERF_RPC_ADDR": agent.rpc, "SERF_RPC_AUTH": "right"}
 
-    first = lb.run("sync", env=env)
+    with Haproxy(lb):
+        first = lb.run("sync", env=env)
     lb.join(member("web01", "127.0.0.11"))
     known = lb.run("sync", env=env)
 
