@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 
+from lbagent.host import foreign
 from lbagent.tuples import NamedTuple
 
 _WRITING = 0.1
@@ -180,8 +181,8 @@ def _forget(path: str) -> None:
 
 
 def _content(path: str) -> bytes:
-    with _named(path), open(path, "rb") as file:
-        return file.read()
+    with _named(path):
+        return foreign.content(path)
 
 
 def _write_like(original: str, path: str, content: bytes) -> None:
