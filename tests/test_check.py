@@ -244,7 +244,7 @@ def test_what_is_broken_does_not_hide_what_else_is(lb: Lb) -> None:
     found = amiss(lb)
 
     assert found[0] == (
-        "error roles: /lb/etc/roles.yml:5: services.iis.prot: unknown key (known: port, options)"
+        "error roles: /lb/etc/roles.yml:5:9: services.iis.prot: unknown key; did you mean port?"
         ": until it loads no event changes anything"
     )
     assert {line.split()[1] for line in found} >= {"roles:", "drift:", "state:", "serf:"}
@@ -259,7 +259,7 @@ def test_where_roles_yml_is_refused_the_haproxy_of_the_last_good_one_is_looked_a
     assert status == 1
     assert "ok process: HAProxy runs it: master N, worker N" in lines
     assert [line for line in lines if not line.startswith("ok ")] == [
-        "error roles: /lb/etc/roles.yml:2: is not YAML: did not find expected node content: until it loads no event changes anything",
+        "error roles: /lb/etc/roles.yml:1:8: roles: the list is not closed; add ]: until it loads no event changes anything",
         "warning markers: /lb/etc/haproxy.cfg: only doubled ones can be looked for: roles.yml cannot be used: mend roles.yml",
         "warning drift: cannot be looked at, without a plan: roles.yml cannot be used: mend that, and check again",
     ]

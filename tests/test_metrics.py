@@ -48,7 +48,9 @@ def test_a_known_state_is_told_like_this() -> None:
     numbers = Numbers(
         "1.2.3",
         NOW,
-        Last(NOW, 3, NOW - 5, NOW - 4, NOW - 3, reload_good=False, sync=NOW - 60),
+        Last(
+            NOW, 3, NOW - 5, NOW - 4, NOW - 3, reload_good=False, sync=NOW - 60, success=NOW - 90, sync_failing=NOW - 30
+        ),
         {Pair("lb", "iis"): {"in": 7, "paused": 1, "failed": 2, "quarantined": 0}},
         {"alive": 9, "failed": 2},
         quarantined=0,
@@ -56,6 +58,7 @@ def test_a_known_state_is_told_like_this() -> None:
         held=4,
         pending=5,
         bad=6,
+        daemon=True,
     )
 
     said = [line for line in metrics.told(numbers).decode().splitlines() if not line.startswith("# HELP ")]
@@ -101,6 +104,12 @@ def test_a_known_state_is_told_like_this() -> None:
         "lbagent_last_sync_timestamp_seconds 1699999940",
         "# TYPE lbagent_sync_age_seconds gauge",
         "lbagent_sync_age_seconds 60",
+        "# TYPE lbagent_last_sync_success gauge",
+        "lbagent_last_sync_success 0",
+        "# TYPE lbagent_last_success_timestamp_seconds gauge",
+        "lbagent_last_success_timestamp_seconds 1699999910",
+        "# TYPE lbagent_daemon_running gauge",
+        "lbagent_daemon_running 1",
     ]
 
 
@@ -266,7 +275,8 @@ def test_what_is_sound_in_last_json_stays() -> None:
     assert last.load(b'{"sync": 7, "event": "x", "reload_good": 1, "later": 2}') == Last(sync=7)
 
 
-WHEN = {kind: st.none() | st.integers(0, 1 << 53) for kind in ("run", "event", "change", "reload", "sync")}
+KINDS = ("run", "event", "change", "reload", "sync", "success", "sync_failing")
+WHEN = {kind: st.none() | st.integers(0, 1 << 53) for kind in KINDS}
 
 
 @given(st.builds(Last, **WHEN, status=st.integers(0, 255), reload_good=st.booleans()))

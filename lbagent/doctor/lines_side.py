@@ -15,7 +15,7 @@ from lbagent.doctor.keylines import key_lines
 from lbagent.engine import Engine
 from lbagent.errors import Refused, RolesRefused
 from lbagent.haproxy.process import Running
-from lbagent.host.log import Log, told
+from lbagent.host.log import Log, sentences, told
 from lbagent.host.paths import Paths
 from lbagent.membership import Membership
 from lbagent.prospect import Prospect, prospect
@@ -62,8 +62,9 @@ class LinesSide:
             yield warning(Kind.ROLES, self._path, "cannot be looked at: this user may not read it", AS_SERF)
             return
         except (RolesRefused, OSError) as refused:
-            where, _, what = told(refused).partition(": ")
-            yield error(Kind.ROLES, where, what, "until it loads no event changes anything")
+            for sentence in sentences(refused):
+                where, _, what = sentence.partition(": ")
+                yield error(Kind.ROLES, where, what, "until it loads no event changes anything")
             return
         yield from declared.judge(self.roles, self._path, key_lines(content))
 
