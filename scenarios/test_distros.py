@@ -23,7 +23,10 @@ CHECKOUT = HERE.parent
 LOGS = CHECKOUT / "build" / "distros"
 HOURS = 2.0 * 3600
 
-INSTALLS = {"make demo": "make .venv/.demo", "make test": ".ci/install --tests && make .venv/.dev"}
+INSTALLS = {
+    "make demo": "make .venv/.demo",
+    "make test": ".ci/install --tests && .ci/haproxy --retry && make .venv/.dev",
+}
 """For each command of the README, the part of it that needs a network."""
 
 VERSIONS = """
