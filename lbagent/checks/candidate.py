@@ -18,9 +18,11 @@ from lbagent.haproxy.successor import spoken
 from lbagent.roles import HaproxySettings
 from lbagent.scene import Scene
 
-_UNREADABLE = re.compile(
+UNREADABLE = re.compile(
     r"permission denied|unable to (?:stat|open|load|read)|cannot (?:open|access|stat)", re.IGNORECASE
 )
+
+"""What HAProxy says where this user may not read a file that haproxy.cfg names."""
 
 
 class Unjudged(TryAgain):
@@ -69,7 +71,7 @@ class Validator:
         if result.good:
             return None
         words = spoken(result.words)
-        if os.geteuid() and _UNREADABLE.search(result.words):
+        if os.geteuid() and UNREADABLE.search(result.words):
             raise Unjudged(f"this user may not read all that haproxy.cfg refers to ({words})")
         for path, name in zip(paths, self._seen.names, strict=True):
             words = words.replace(path, name)

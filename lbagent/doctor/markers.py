@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 
+from lbagent.doctor import migration
 from lbagent.doctor.finding import Finding, Kind, enumerated, error, ok, warning
 from lbagent.haproxy.lines import Marker
 from lbagent.haproxy.text import Document, Proxy
@@ -23,6 +24,7 @@ def judge(document: Document, roles: Roles) -> Iterator[Finding]:
     """What is wrong with the markers beside roles.yml; an ok where nothing is."""
     found = [*_twice(document), *_unknown(document, roles), *_missing(document, roles), *_nowhere(document, roles)]
     yield from found
+    yield from migration.of_markers(document, roles)
     if not found:
         where = document.where(0).rpartition(":")[0]
         yield ok(
@@ -43,18 +45,21 @@ def notes(document: Document, said: Sequence[str]) -> Iterator[Finding]:
         elif note.startswith("haproxy.cfg has no marker ") or where in told:
             continue
         elif " by hand: " in note:
-            yield warning(Kind.BY_HAND, _by_hand(document, note), note, "`lbagent apply --adopt` takes it over")
+            yield _by_hand(document, note)
         else:
             yield warning(Kind.NODE, "", note, "mend the node's tags or address, or roles.yml")
 
 
-def _by_hand(document: Document, note: str) -> str:
-    """Where the line stands that a note is about; nothing where its name is another."""
+def _by_hand(document: Document, note: str) -> Finding:
+    """A line by hand in the place of a managed one: above a marker, `--adopt` makes it one."""
     for proxy in document.proxies:
         for line in proxy.hand_written:
             if note.lower().startswith(f"{line.name} stands in {proxy} by hand: ".lower()):
-                return document.where(line.at)
-    return ""
+                where, above = document.where(line.at), line.marker < len(proxy.markers)
+                what = f"{note}: pauses and leaves of the node have no effect on it"
+                made = error if above else warning
+                return made(Kind.BY_HAND, where, what, "`lbagent apply --adopt` makes it a managed line")
+    return warning(Kind.BY_HAND, "", note, "`lbagent apply --adopt` makes it a managed line")
 
 
 def _there(document: Document) -> set[str]:
@@ -79,7 +84,7 @@ def _unknown(document: Document, roles: Roles) -> Iterator[Finding]:
     pairs = roles.pairs()
     for proxy in document.proxies:
         for marker in proxy.markers:
-            if marker.middle not in pairs:
+            if marker.middle not in pairs and not migration.is_classic(marker, roles):
                 yield warning(
                     Kind.MARKER_UNKNOWN,
                     document.where(marker.at),
