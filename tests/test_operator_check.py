@@ -96,7 +96,7 @@ def test_failing_syncs_are_an_error_and_a_good_one_ends_it(lb: Lb) -> None:
         lb.join(member("web01", "127.0.0.11"))
         (lb.etc / "serf.env").write_text(f"SERF_RPC_ADDR={agent.rpc}\nSERF_RPC_AUTH=stale\n")
         with watching(lb, SERF_RPC_ADDR=""):
-            eventually(lambda: kind(check(lb, agent)[1], "sync"))
+            eventually(lambda: b'"sync_failing": 1' in (lb.state / "last.json").read_bytes())
             status, lines, _ = check(lb, agent)
 
     assert status == 1

@@ -32,11 +32,16 @@ class Unjudged(TryAgain):
 class Validator:
     """Asks `haproxy -c` about the live haproxy.cfg and about texts that could replace it."""
 
-    def __init__(self, seen: Scene, settings: HaproxySettings, running: Running | None) -> None:
-        """`running` gives environment and working directory, where there is one."""
+    def __init__(
+        self, seen: Scene, settings: HaproxySettings, running: Running | None, *, accepted: bool = False
+    ) -> None:
+        """`running` gives environment and working directory, where there is one.
+
+        `accepted` says that HAProxy has accepted the live files already.
+        """
         self._seen, self._settings, self._running = seen, settings, running
         self._live: str | None = None
-        self._asked = False
+        self._asked = accepted
 
     def live_refusal(self) -> str | None:
         """HAProxy's words against the live files, None where it accepts them. Raises Unjudged, TryAgain."""

@@ -15,7 +15,7 @@ from lbagent.checks.candidate import Unjudged, Validator
 from lbagent.checks.service_lines import refused_lines
 from lbagent.doctor import declared, directives, drift, haproxy_seen, machine, markers, migration, proxies, reloads
 from lbagent.doctor.drift import Known
-from lbagent.doctor.finding import AS_SERF, Finding, Kind, error, ok, unseen, warning
+from lbagent.doctor.finding import AS_SERF, Finding, Kind, Severity, error, ok, unseen, warning
 from lbagent.doctor.keylines import key_lines
 from lbagent.engine import Engine
 from lbagent.errors import Refused, RolesRefused
@@ -42,6 +42,8 @@ class LinesSide:
         self._prospect: Prospect | None = None
         self._key_lines: Mapping[tuple[str, ...], int] = {}
         """Where the keys of roles.yml are."""
+        self._accepted = False
+        """Whether HAProxy accepts the live haproxy.cfg."""
         self._hidden = False
         """Whether it is only this user who may not look."""
         self._hindrance = "haproxy.cfg cannot be read"
@@ -132,16 +134,16 @@ class LinesSide:
         """`haproxy -c`, on the live files. Raises TryAgain."""
         if self._seen is not None and self._haproxy is not None:
             paths = [target.given for target in self._seen.targets]
-            yield from haproxy_seen.verdict(paths, self._haproxy, self._running)
+            found = [*haproxy_seen.verdict(paths, self._haproxy, self._running)]
+            self._accepted = not any(one.unseen or one.severity is Severity.ERROR for one in found)
+            yield from found
 
     def service_lines(self) -> Iterator[Finding]:
         """The lines that roles.yml would make, tried before any node exists. Raises TryAgain."""
-        if self._seen is None or self.roles is None:
+        if self._seen is None or self.roles is None or not self._accepted:
             return
-        validator = Validator(self._seen, self.roles.haproxy, self._running)
+        validator = Validator(self._seen, self.roles.haproxy, self._running, accepted=True)
         try:
-            if validator.live_refusal() is not None:
-                return  # told already
             found = refused_lines(self._seen.document, self.roles, validator)
         except Unjudged:
             return
