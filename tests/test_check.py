@@ -13,6 +13,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -25,7 +26,7 @@ from lbagent.doctor.finding import Finding, Kind
 from lbagent.host.log import Log
 from lbagent.settings import Settings
 from tests.faults import tree, without_haproxy
-from tests.world import LBAGENT, PATIENCE, Haproxy, Lb, SerfAgent, binaries, eventually, member
+from tests.world import LBAGENT, PATIENCE, Haproxy, Lb, SerfAgent, _children, binaries, eventually, member
 
 pytestmark = [
     pytest.mark.real,
@@ -90,6 +91,11 @@ class Agent(SerfAgent):
         """What it has said so far."""
         return os.pread(self._log.fileno(), 1 << 20, 0).decode("utf-8", "replace")
 
+    @property
+    def handlers(self) -> list[Path]:
+        """Its children in /proc: handlers under way."""
+        return [*_children(self._process.pid)] if self._process else []
+
     def start(self) -> None:
         """Write the file, start the agent, and wait until it can be asked."""
         self._folder.mkdir(exist_ok=True)
@@ -145,7 +151,9 @@ def well(lb: Lb) -> Iterator[tuple[Lb, Agent]]:
     with Haproxy(lb), Agent(lb) as agent:
         assert lb.join(member("web01", "127.0.0.11")).returncode == 0
         # The agent's own join comes a second later.
-        eventually(lambda: "Received event: member-join" in agent.log and lb.idle)
+        eventually(lambda: "Received event: member-join" in agent.log)
+        time.sleep(0.2)  # its handler is started a moment after it is logged
+        eventually(lambda: not agent.handlers and lb.idle)
         yield lb, agent
 
 
