@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from lbagent import quarantine, scene
+from lbagent import guard, quarantine, scene
 from lbagent.confirmed import Confirmed
 from lbagent.errors import Busy, LbagentError, NotYet, Refused, TryAgain
 from lbagent.handover import ATTEMPTS, Handed, Handover
@@ -83,6 +83,9 @@ class Transaction:
             seen.tidy()
             self.haproxy = haproxy = scene.haproxy(self._roles.haproxy, seen, self._options.known)
             self.plan = wanted = self._plan(seen)
+            self._remember(
+                guard.remember(self.membership, wanted.removals, int(time.time()), force=self._options.force)
+            )
             confirmed, asked = Confirmed(self._store, seen, haproxy), self._asked(seen, wanted)
             if wanted.after == wanted.before and confirmed.nothing_to_do(asked):
                 self._verify(seen, haproxy)
@@ -151,14 +154,16 @@ class Transaction:
     def _ended(self, seen: Scene, outcome: Outcome) -> Outcome:
         """The outcome, once members.json says no more of nodes whose lines went in that they are in quarantine."""
         kept = self._kept(seen)
-        membership = quarantine.lifted(self.membership, kept)
-        if membership is not self.membership:
-            self.membership = membership
-            self._store.remember(membership)
+        self._remember(quarantine.lifted(self.membership, kept))
         if self._waiting and self._too_soon:
             self.partly = None if outcome.verdict is Verdict.UNCHANGED else outcome
             raise NotYet(self._too_soon)
         return outcome._replace(quarantined=(*sorted(kept - self._waiting),))
+
+    def _remember(self, membership: Membership) -> None:
+        if membership is not self.membership:
+            self.membership = membership
+            self._store.remember(membership)
 
     def _surroundings(self, seen: Scene) -> str:
         return quarantine.surroundings(seen.document, self._roles)

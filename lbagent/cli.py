@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 
 from lbagent.errors import LbagentError
-from lbagent.host.log import Log, told
+from lbagent.host.log import Log, sentences, told
 from lbagent.settings import Settings, of_handler
 
 Verb = Callable[[Settings, Log], int]
@@ -74,7 +74,8 @@ def _ended(settings: Settings, verb: Verb) -> int:
     try:
         return verb(settings, log)
     except LbagentError as error:
-        log.error(told(error), exit_status=error.exit_status)
+        for sentence in sentences(error):
+            log.error(sentence, exit_status=error.exit_status)
         return error.exit_status
     except BrokenPipeError:
         # Whoever read our output (head, less) has seen enough.

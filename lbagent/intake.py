@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from lbagent.errors import LbagentError, NotStored, TryAgain
 from lbagent.host.lock import held, locked, ours
-from lbagent.host.log import Log, told
+from lbagent.host.log import Log, sentences
 from lbagent.host.paths import Paths
 from lbagent.host.spool import Mark, Spool
 from lbagent.serf.raw import RECORD_LIMIT, Raw
@@ -75,11 +75,11 @@ class Rounds:
         try:
             outcome = run()
         except (LbagentError, OSError) as error:
-            words = told(error)
             status = error.exit_status if isinstance(error, LbagentError) else 1
-            if self._log.repeats or words not in self._said:
-                self._log.error(words, exit_status=status)
-            self._said.add(words)
+            for words in sentences(error):
+                if self._log.repeats or words not in self._said:
+                    self._log.error(words, exit_status=status)
+                self._said.add(words)
             self.failed = True
             self.status = self.status or status
             return None

@@ -49,7 +49,7 @@ def told(numbers: Numbers) -> bytes:
     for name, words, value in METRICS:
         lines += (f"# HELP {name} {words}", f"# TYPE {name} gauge")
         lines += [_sample(name, labels, number) for labels, number in _samples(value(numbers))]
-    return ("\n".join(lines) + "\n").encode("utf-8", "replace")
+    return ("\n".join(lines) + "\n").encode()
 
 
 def as_number(digest: str) -> int:
@@ -72,7 +72,9 @@ def _sample(name: str, labels: Labels, value: int) -> str:
 def _escaped(text: str) -> str:
     if text.isalnum():  # as nearly all are
         return text
-    return text.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
+    # Bytes that are not UTF-8, here lone surrogates, become distinct words: Prometheus refuses two equal samples.
+    printable = text.encode("utf-8", "backslashreplace").decode()
+    return printable.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
 
 
 def _build(numbers: Numbers) -> Samples:

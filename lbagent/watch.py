@@ -17,7 +17,7 @@ from lbagent.edits import Edits
 from lbagent.engine import Engine, Learn
 from lbagent.errors import Busy, LbagentError, NotYet, PutBack
 from lbagent.haproxy.process import Running
-from lbagent.host import commands, notify, serfenv
+from lbagent.host import commands, lock, notify, serfenv
 from lbagent.host.attention import Attention
 from lbagent.host.lock import locked
 from lbagent.host.log import Log, told
@@ -52,7 +52,7 @@ def watch(settings: Settings, log: Log) -> int:
     paths = Paths(settings.state_dir)
     paths.prepare()
     log.repeats = Repeats()
-    with locked(paths.watch_lock) as had:
+    with locked(paths.watch_lock, writes=False) as had:
         if not had:
             raise Busy(f"another `lbagent watch` runs: it holds {paths.watch_lock}")
         commands.meanwhile.append(notify.alive)
@@ -126,6 +126,7 @@ class _Watch:
         self._looked = int(time.time())
         # Somebody may have removed the folder under our feet.
         self._engine.paths.prepare()
+        self._stay_the_only_one()
         rounds = Rounds(self._engine.spool, self._log, self._said)
         with locked(self._engine.paths.lock, LOCK_WAIT, unless=lambda: self._ends) as had:
             if had:
@@ -140,6 +141,17 @@ class _Watch:
         self._spooled = rounds.seen if had else self._engine.spool.marks()
         notify.notify("READY=1", f"STATUS={self._words or 'waiting for the lock'}")
         return fine
+
+    def _stay_the_only_one(self) -> None:
+        """Acquire watch.lock again where its file was removed or replaced. Raises Busy where another `watch` has it."""
+        path = self._engine.paths.watch_lock
+        try:
+            lock.insist(path)
+        except lock.Lost as lost:
+            self._engine.paths.prepare()
+            if not lock.acquire_again(path, 0):
+                raise Busy(f"{path}: another `lbagent watch` has acquired it; stop one of the two") from lost
+            self._log.warning(f"{path}: the lock file was removed or replaced; made again")
 
     def _run(self, learn: Learn | None = None) -> Outcome:
         # Before, not after: an edit that comes while we run is another one.
@@ -214,6 +226,7 @@ class _Watch:
         notify.notify("WATCHDOG=1")
         while not (self._ends or self._renews or self._news) and (left := _left(until, end)) > 0:
             self._attention.wait(min(left, every, LOOK_EVERY))
+            self._stay_the_only_one()
             notify.notify("WATCHDOG=1")
 
     @property

@@ -160,6 +160,13 @@ def test_a_hostile_name_cannot_leave_its_label(name: str) -> None:
     assert len(lines) == len(hostile("plain").decode().removesuffix("\n").split("\n"))
 
 
+def test_names_that_are_not_utf_8_stay_distinct() -> None:
+    text = hostile("a\udcfe", "a\udcff", "a?").decode()
+
+    found = re.findall(r'^lbagent_servers\{section="([^"]*)",', text, re.MULTILINE)
+    assert found == [r"a\\udcfe", r"a\\udcff", "a?"]
+
+
 @needs_promtool
 def test_prometheus_can_read_hostile_names() -> None:
     checked(hostile(*POISON, "\\", "\\n", '"} 1\nevil 2\n', "ends in \\"))
@@ -338,6 +345,7 @@ def test_a_run_that_went_well_shows_what_it_did(lb: Lb) -> None:
     assert times[-1] - times[0] < 60
 
 
+@pytest.mark.every_haproxy
 @pytest.mark.real
 def test_a_change_that_haproxy_was_told_is_no_reload(lb: Lb) -> None:
     lb.roles.write_text(lb.filled(ROLES))
@@ -369,6 +377,7 @@ def test_a_text_that_haproxy_refuses_is_told_and_what_stands_is_counted(lb: Lb) 
     assert values(lb)['members{status="alive"}'] == 2
 
 
+@pytest.mark.every_haproxy
 @pytest.mark.real
 def test_a_reload_that_failed_is_told_until_one_goes_well(lb: Lb) -> None:
     with Haproxy(lb):
@@ -388,6 +397,7 @@ def test_a_reload_that_failed_is_told_until_one_goes_well(lb: Lb) -> None:
         assert (ended(lb), servers(lb)) == ((0, 1, 0), (3, 0, 0, 0))
 
 
+@pytest.mark.every_haproxy
 @pytest.mark.real
 def test_a_reload_nobody_saw_is_told(lb: Lb) -> None:
     with Haproxy(lb):

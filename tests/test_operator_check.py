@@ -313,7 +313,7 @@ def test_an_edited_roles_yml_is_tried_by_the_daemon(lb: Lb) -> None:
     with Haproxy(lb):
         daemon = lb.start("watch")
         try:
-            eventually(lambda: (lb.state / "metrics.prom").exists())
+            eventually((lb.state / "metrics.prom").exists)
             text = lb.text
             lb.roles.write_text(lb.roles.read_text().replace("interval: 200ms", "options: 'check maxcon 50'"))
             assert daemon.stderr

@@ -104,6 +104,7 @@ def hear(balancer: Balancer, events: list[tuple[str, bytes, dict[str, str]]], di
                 handler.communicate()
 
 
+@pytest.mark.timeout(900)  # 660 runs of `lbagent handle`, one after another: minutes on a busy machine
 @pytest.mark.parametrize("seed", range(int(os.environ.get("LBAGENT_STORMS", "1"))))
 def test_load_balancers_that_hear_the_same_in_another_order_end_with_the_same_lines(seed: int) -> None:
     with pair(roles=TWO_ROLES) as two, webs(two, 6):

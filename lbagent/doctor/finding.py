@@ -44,7 +44,12 @@ class Kind(StrEnum):
     MARKER_UNKNOWN = "marker-unknown"
     MARKER_MISSING = "marker-missing"
     MARKER_TWICE = "marker-twice"
+    MARKER_MISPLACED = "marker-misplaced"
+    MARKER_NEARLY = "marker-nearly"
+    MARKER_UNREAD = "marker-unread"
     MARKER_GONE = "marker-gone"
+    LINE_DAMAGED = "line-damaged"
+    COOKIE = "cookie"
     ROLE_NOWHERE = "role-nowhere"
     BY_HAND = "by-hand"
     NODE = "node"
@@ -114,7 +119,7 @@ _SUBJECTS = {
         Kind.BY_HAND,
         Kind.NODE,
     ),
-    Subject.LINES: (Kind.DRIFT, Kind.PENDING, Kind.HELD, Kind.QUARANTINE),
+    Subject.LINES: (Kind.LINE_DAMAGED, Kind.COOKIE, Kind.DRIFT, Kind.PENDING, Kind.HELD, Kind.QUARANTINE),
     Subject.FILES: (Kind.PERMISSIONS, Kind.ACCESS, Kind.STATE, Kind.DISK, Kind.DAMAGED, Kind.BAD_RECORDS),
     Subject.SERF: (
         Kind.SERF,
@@ -148,6 +153,8 @@ class Finding(NamedTuple):
     @property
     def subject(self) -> Subject:
         """The group it is shown in."""
+        if self.kind.startswith("marker-"):
+            return Subject.ROLES
         return _SUBJECT_OF.get(self.kind, Subject.HAPROXY)
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import syslog
+from collections.abc import Sequence
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -89,6 +90,12 @@ def told(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"{error.filename or 'the system'}: {error.strerror or error}"
     return str(error)
+
+
+def sentences(error: Exception) -> list[str]:
+    """The lines that an error is: of a refused roles.yml one for each mistake, of any other one."""
+    mistakes: Sequence[str] = getattr(error, "mistakes", ())
+    return list(mistakes) or [told(error)]
 
 
 def _send(priority: int, line: str, fields: dict[str, str]) -> bool:
