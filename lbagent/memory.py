@@ -37,6 +37,7 @@ def dump(membership: Membership) -> bytes:
         "missed": dict(membership.missed),
         "marks": membership.marks,
         "met": membership.met,
+        "removals": {where: dict(nodes) for where, nodes in membership.removals.items()},
         "members": dict(zip(_COLUMNS, table.columns, strict=True)),
         "more": {name: _more(member) for name, member in table.special.items()},
     }
@@ -53,8 +54,9 @@ def load(content: bytes) -> Membership:
         _believable(columns)
         table = Table(columns, {})
         table.special.update({name: _special(table[name], more) for name, more in _is(dict, state["more"]).items()})
+        removals = {_text(where): _numbers(nodes) for where, nodes in _is(dict, state.get("removals", {})).items()}
         marks = tuple((_number(ltime), _number(at)) for ltime, at in _is(list, state.get("marks", [])))
-        return Membership(table, clocks, folded, missed, marks, _number(state.get("met", 0)))
+        return Membership(table, clocks, folded, missed, removals, marks, _number(state.get("met", 0)))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise Damaged(f"is damaged ({type(error).__name__}: {error})") from error
 
