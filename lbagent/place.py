@@ -11,7 +11,7 @@ from functools import partial
 
 from lbagent.claims import Claims
 from lbagent.haproxy.lines import HandWritten, Line, endpoint_of
-from lbagent.haproxy.server import stable_ids
+from lbagent.haproxy.server import drain_line, stable_ids, undrain_line
 from lbagent.haproxy.text import Document, Proxy
 from lbagent.homeless import remaining
 from lbagent.membership import Members
@@ -31,6 +31,7 @@ class Place:
         self._document, self._proxy, self._members = document, proxy, members
         self._pairs = [pairs.get(marker.middle) for marker in proxy.markers]
         self._services = roles.services
+        self._draining = {name for name, role in roles.roles.items() if role.drain}
         self._here = {pair.service for pair in self._pairs if pair}
         # Where one proxy holds several services, a node's name alone would stand there twice.
         self._plural = len(self._here) > 1
@@ -132,8 +133,10 @@ class Place:
         going: dict[Line, str] = {}
         for line in (line for line in standing if line.text not in planned):
             node = self.node(line)
-            if node in turn.kept or (served.get(node) and not line.pauses):
+            if node in turn.kept:
                 stay.append(Planned(node, line.name, line.text))
+            elif served.get(node) and (not line.pauses or node in turn.wishes.paused):
+                stay.append(Planned(node, line.name, _verbatim(line, paused=node in turn.wishes.paused)))
             elif self._homeless(line, node, turn):
                 stay += self._remaining(line, node, turn.wishes)
             elif node not in served and not self._claims.replaced(line):
@@ -152,7 +155,7 @@ class Place:
         """Whether its own marker is gone from this proxy, while its node is still there."""
         if not self._present(node):
             return False
-        if line.pauses or node in turn.wishes.paused:
+        if line.pauses or (node in turn.wishes.paused and line.role not in self._draining):
             # A comment does not tell the service; where its node is wished for, or of another role, it is an old one.
             ours = self._members[node].role == line.role
             return ours and node in turn.wishes.paused and node not in self._served
@@ -165,7 +168,8 @@ class Place:
     def _remaining(self, line: Line, node: str, wishes: Wishes) -> list[Planned]:
         # It follows its node only to where the node's role may be, and where nobody else is.
         there = wishes.allowed(node, line.role) or line.address
-        moved, note = remaining(line, node, there, paused=node in wishes.paused)
+        paused, drain = node in wishes.paused, line.role in self._draining
+        moved, note = remaining(line, node, there, paused=paused, drain=drain)
         self.notes.append(Note(node, f"{self._document.where(line.at)}: ", note))
         if (where := endpoint_of(moved)) and where != line.endpoint and not self._claims.free(where):
             moved = line.text
@@ -194,3 +198,10 @@ class Place:
         names = {self._name(wish.member.name, number) for number, wishes in granted.items() for wish in wishes}
         names.update(line.name for lines in stays.values() for line in lines)
         return stable_ids(names, (line.id for line in self._proxy.hand_written if line.id))
+
+
+def _verbatim(line: Line, *, paused: bool) -> str:
+    """A line of which only the pause may change, as the tags are not known that it was made of."""
+    if line.pauses:
+        return line.text
+    return drain_line(line.text) if paused else undrain_line(line.text)

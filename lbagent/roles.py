@@ -101,6 +101,8 @@ class Role(NamedTuple):
     options: Template | None = None
     remove_failed: bool = False
     max: int = DEFAULT_MAX
+    drain: bool = False
+    """Whether a paused node keeps its line, with weight 0, so that clients that are bound to it can finish."""
 
     def values(self, node: str) -> dict[str, str]:
         """What the placeholders stand for in a line of that node, but for its tags."""

@@ -34,7 +34,7 @@ def thawed(state: list[Any]) -> Roles:
 
 
 def _role(name: str, fields: list[Any]) -> Role:
-    sections, interval, networks, options, remove_failed, most = fields
+    sections, interval, networks, options, remove_failed, most, drain = fields
     return Role(
         name,
         {section: tuple(services) for section, services in sections.items()},
@@ -43,4 +43,5 @@ def _role(name: str, fields: list[Any]) -> Role:
         None if options is None else Template(options),
         remove_failed,
         most,
+        drain,
     )

@@ -23,7 +23,7 @@ from lbagent.roles import (
 )
 from lbagent.yamlnodes import Nodes
 
-_RESERVED = ("interval", "networks", "options", "on_failed", "max")
+_RESERVED = ("interval", "networks", "options", "on_failed", "on_pause", "max")
 _LARGEST_MAX = 20_000
 
 
@@ -100,9 +100,8 @@ class _Reader(Nodes):
         if not NAME.fullmatch(name):
             self.refuse(node, path, f"a role's name is {NAME.pattern}")
         keys = self.mapping(node, path)
-        on_failed = self.text(keys.get("on_failed"), f"{path}.on_failed", "keep")
-        if on_failed not in ("keep", "remove"):
-            self.refuse(keys["on_failed"], f"{path}.on_failed", f"{on_failed!r} is not keep or remove")
+        remove_failed = self._choice(keys.get("on_failed"), f"{path}.on_failed", ("keep", "remove")) == "remove"
+        drain = self._choice(keys.get("on_pause"), f"{path}.on_pause", ("remove", "drain")) == "drain"
         return Role(
             name,
             {
@@ -113,8 +112,9 @@ class _Reader(Nodes):
             self._interval(keys.get("interval"), f"{path}.interval"),
             self._networks(keys.get("networks"), f"{path}.networks"),
             self._template(keys["options"], f"{path}.options") if "options" in keys else None,
-            on_failed == "remove",
+            remove_failed,
             self._count(keys.get("max"), f"{path}.max"),
+            drain,
         )
 
     def _section(self, section: str, node: yaml.Node, path: str, services: dict[str, Service]) -> tuple[str, ...]:
@@ -141,6 +141,13 @@ class _Reader(Nodes):
                     section = self.mapping(nodes[name], f"{path}{name}")[pair.section]
                     marker = f"# additional-{pair.middle}-server"
                     self.refuse(section, f"{path}{name}", f"{marker!r} could mean {pair} or {other}: rename one")
+
+    def _choice(self, node: yaml.Node | None, path: str, words: tuple[str, str]) -> str:
+        """One of two words, by default the first."""
+        found = self.text(node, path, words[0])
+        if found not in words:
+            self.refuse(node, path, f"{found!r} is not {words[0]} or {words[1]}")
+        return found
 
     def _interval(self, node: yaml.Node | None, path: str) -> str:
         text = self.text(node, path, DEFAULT_INTERVAL)

@@ -42,7 +42,7 @@ def apply(force: bool, adopt: bool, reload: bool) -> Verb:  # noqa: FBT001  # th
             _insist(had, engine)
             if adopt:
                 diff.show(*_foreseen(engine, Rules(force=force, adopt=True)))
-            rounds = _ran(engine, log, Options(force, adopt, reload))
+            rounds = _ran(engine, log, Options(force, adopt, reload, compare=True))
         rounds.more(engine.paths.lock, lambda: engine.run(Options(reload=reload)))
         return rounds.status
 
@@ -61,7 +61,7 @@ def sync(dry_run: bool, force: bool) -> Verb:  # noqa: FBT001  # the verb's two 
         engine.paths.prepare()
         with locked(engine.paths.lock, LOCK_WAIT) as had:
             _insist(had, engine)
-            rounds = _ran(engine, log, Options(force), learn)
+            rounds = _ran(engine, log, Options(force, compare=True), learn)
         rounds.more(engine.paths.lock, lambda: engine.run(Options()))
         return rounds.status
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Sequence
 
-from lbagent.haproxy.server import Server, endpoint, paused_line, tail
+from lbagent.haproxy.server import Server, drain_line, endpoint, paused_line, tail
 from lbagent.membership import FAILED, PRESENT, Member, Membership
 from lbagent.names import certainly_allowed, in_order, natural, refusal
 from lbagent.roles import Missing, Pair, Role, Roles, Service, Template
@@ -54,9 +54,10 @@ class Wish(NamedTuple):
     def line(self, name: str, number: int | None) -> str:
         """The managed line under the name, and with the id, that the server has in its proxy."""
         member = self.member
-        if self.paused:
+        if self.paused and not self.role.drain:
             return paused_line(member.name, member.address, self.role.name)
-        return Server(name, member.address, self.port, self.options, self.role.name, number).line
+        line = Server(name, member.address, self.port, self.options, self.role.name, number).line
+        return drain_line(line) if self.paused else line
 
 
 class Crowd(NamedTuple):
@@ -146,8 +147,9 @@ class Wishes:
     def _wish(self, member: Member, role: Role, service: Service) -> Wish | None:
         options, paused = role.options or service.options, member.name in self.paused
         if member.tags is None and (options.needs_tags or service.port.needs_tags):
-            # A paused one needs no tags: only its name and address are written.
-            return Wish(member, role, f"{member.name} {service.name}", 1, "", paused, verbatim=not paused)
+            # The comment of a paused one needs no tags: only its name and address are written.
+            verbatim = not paused or role.drain
+            return Wish(member, role, f"{member.name} {service.name}", 1, "", paused, verbatim=verbatim)
         values = role.values(member.name)
         try:
             port = service.port_of(values, member.tags or {})

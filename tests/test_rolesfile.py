@@ -62,8 +62,8 @@ def test_the_documented_example_is_read() -> None:
             "mongo": ("27017", "check inter {interval} rise 2 fall 2"),
         },
         {
-            "web": ("web", {"lb": ("iis",), "monitor": ()}, "60s", ("10.0.0.0/8",), None, False, 1000),
-            "test": ("test", {"lb": (), "monitor": ("iis", "mongo")}, "300s", (), None, False, 1000),
+            "web": ("web", {"lb": ("iis",), "monitor": ()}, "60s", ("10.0.0.0/8",), None, False, 1000, False),
+            "test": ("test", {"lb": (), "monitor": ("iis", "mongo")}, "300s", (), None, False, 1000, False),
         },
     )
 
@@ -297,11 +297,11 @@ def test_the_example_that_is_delivered_is_read() -> None:
         ),
         (
             "services: {iis: {port: 80}}\nroles:\n  web:\n    lb: iis\n",
-            "roles.yml:4: roles.web.lb: a section is a list of services, as in [iis] (other keys: interval, networks, options, on_failed, max)",
+            "roles.yml:4: roles.web.lb: a section is a list of services, as in [iis] (other keys: interval, networks, options, on_failed, on_pause, max)",
         ),
         (
             "services: {iis: {port: 80}}\nroles:\n  web:\n    intervall: 60s\n",
-            "roles.yml:4: roles.web.intervall: a section is a list of services, as in [iis] (other keys: interval, networks, options, on_failed, max)",
+            "roles.yml:4: roles.web.intervall: a section is a list of services, as in [iis] (other keys: interval, networks, options, on_failed, on_pause, max)",
         ),
         (
             "services: {iis: {port: 80}, b: {port: 81}}\nroles:\n  web:\n    lb:\n    - b\n    - iss\n",

@@ -98,7 +98,9 @@ def test_a_load_balancer_that_cannot_apply_says_why(two: tuple[Balancer, Balance
 
     other.lb.text = text
     assert (status, said["lb01"]) == (1, "done")
-    assert said["lb02"].startswith("refused: HAProxy refuses the operator's own text, nothing was replaced: parsing [")
+    assert said["lb02"].startswith(
+        "not applied yet: HAProxy refuses the operator's own text, nothing was replaced: parsing ["
+    )
     assert other.run("apply").returncode == 0
     assert other.lb.managed[0] == node.out
 
@@ -269,4 +271,4 @@ def test_a_line_by_hand_is_no_pause(lb: Lb) -> None:
 
     said = lb.ask("pause", "web01", 1).stdout.decode()
 
-    assert said == "refused: web01 stands in listen lb-iis by hand: none is written beside it\n"
+    assert said == "not applied yet: web01 stands in listen lb-iis by hand: none is written beside it\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lbagent.haproxy.server import endpoint
+from lbagent.haproxy.server import endpoint, is_drained
 from lbagent.names import canonical_address
 from lbagent.tuples import NamedTuple
 
@@ -20,7 +20,7 @@ class Marker(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A managed line: a server, or the comment that stands for a paused one."""
+    """A managed line: a server, or the comment of a paused node."""
 
     at: int
     marker: int
@@ -30,8 +30,13 @@ class Line(NamedTuple):
 
     @property
     def pauses(self) -> bool:
-        """Whether it is the comment that stands for a paused node."""
+        """Whether it is the comment of a paused node, which has no server."""
         return self.text.startswith("#")
+
+    @property
+    def paused(self) -> bool:
+        """Whether its node is paused: it has only this comment, or drains."""
+        return self.pauses or is_drained(self.text)
 
     @property
     def name(self) -> str:

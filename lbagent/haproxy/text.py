@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from lbagent.haproxy.lines import BLANK, HandWritten, Line, Marker, hand_written, indentation
+from lbagent.haproxy.server import PAUSED_OURS, is_drained
 from lbagent.tuples import NamedTuple
 
 SECTIONS = frozenset(
@@ -144,6 +145,9 @@ class Document:
         if first[0] == "#":
             self._comment(proxy, at, line)
         elif first == "server" and len(words) > 2:  # noqa: PLR2004  # server NAME ADDRESS
+            if is_drained(text := line.strip(BLANK)) and _has_role(text):
+                proxy.managed.append(Line(at, len(proxy.markers), text))
+                return proxy
             proxy.hand_written.append(hand_written(at, len(proxy.markers), line, words))
         elif proxy.kind == "global":
             self.settings.append(line.split("#", maxsplit=1)[0].split())
@@ -178,6 +182,12 @@ def _tail(text: str) -> str:
     head, _, role = text.rpartition(_OURS)
     ours = bool(role) and not set(role) & set(" \t") and head[-1:] in (" ", "\t")
     return f"{head[-1:]}{_OURS}{role}" if ours else ""
+
+
+def _has_role(text: str) -> bool:
+    """Whether the last words of a drained line are a comment that tells its role."""
+    role = text.rpartition(PAUSED_OURS)[2]
+    return bool(role) and not set(role) & set(" \t#") and text.count("#") == 1
 
 
 def _middle(text: str) -> str:
