@@ -15,6 +15,9 @@ Verb = Callable[[Settings, Log], int]
 
 _SIGINT, _SIGTERM = 2, 15
 
+INTERRUPTED = 130
+"""Exit status of a run that was told to end."""
+
 
 def run() -> None:
     """The console script: `main`, and out, without taking down an interpreter that ends anyway (3 to 10 ms)."""
@@ -82,8 +85,8 @@ def _ended(settings: Settings, verb: Verb) -> int:
         log.error(told(error))
         return 1
     except KeyboardInterrupt:
-        log.error("told to end: the next run goes on from here")
-        return 1
+        log.error("interrupted: the next run goes on from here")
+        return INTERRUPTED
     except Exception as error:  # the last door: a defect is one line too, and all of it with -v
         log.error(f"this is a defect of lbagent, nothing is lost: {type(error).__name__}: {error}")
         if settings.verbose:

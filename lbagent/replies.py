@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from lbagent import scene
 from lbagent.apply import Transaction
 from lbagent.assent import judged, names_of_host
 from lbagent.errors import LbagentError, NotStored, NotYet, TryAgain
@@ -98,8 +99,10 @@ def _notes(member: Member, host: frozenset[str], found: Transaction, roles: Role
     """What the sender of a pause that is done should know."""
     count = _sessions(member, roles)
     notes = [f"{count} {'session' if count == 1 else 'sessions'} still open"] if count else []
-    services = last_server.unserved(last_server.look(roles), roles, found.membership, host)
-    return [*notes, f"no other server of {last_server.listed(services)} serves"] if services else notes
+    document = scene.look(roles.haproxy).document
+    now = last_server.Serving(document, scene.server_states(document))
+    services = last_server.unserved(now, roles, found.membership, host)
+    return [*notes, f"{last_server.WORDS}{last_server.listed(services)} serves"] if services else notes
 
 
 def _sessions(member: Member, roles: Roles) -> int:

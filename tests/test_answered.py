@@ -1,4 +1,4 @@
-"""What a pause and a resume are answered is so: full disks, refused lines, others' reloads, sessions that would be cut."""
+"""The answer to a pause or resume is true: full disks, refused lines, reloads by others, sessions that would be cut."""
 
 from __future__ import annotations
 

@@ -166,7 +166,9 @@ def test_a_query_of_serfs_user_hears_why_it_was_refused(lb: Split) -> None:
         paused = lb.ask("pause", "web01", 6)
 
         assert (done.returncode, done.stderr) == (0, b"")
-        assert paused.stdout.startswith(b"not applied yet: HAProxy refuses the operator's own text, nothing was replaced: ")
+        assert paused.stdout.startswith(
+            b"not applied yet: HAProxy refuses the operator's own text, nothing was replaced: "
+        )
 
 
 def test_a_query_of_serfs_user_hears_that_roles_yml_is_refused(lb: Split) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from lbagent import scene
-from lbagent.haproxy import runtime, stats
 from lbagent.haproxy.lines import HandWritten, Line
 from lbagent.haproxy.stats import Stats
 from lbagent.haproxy.text import Document, Proxy
@@ -15,8 +13,8 @@ from lbagent.roles import Roles
 from lbagent.roll import paused
 from lbagent.tuples import NamedTuple
 
-_PATIENCE = 1.0
-"""Seconds that HAProxy may take to tell its servers' states."""
+WORDS = "no other server of "
+"""How an answer begins to say that it took the last server of a service."""
 
 _OUT = ("DOWN", "MAINT", "DRAIN", "NOLB")
 """How a state of HAProxy's begins in which a server gets no new requests."""
@@ -28,17 +26,6 @@ class Serving(NamedTuple):
     document: Document
     said: Stats
     """Empty where HAProxy says nothing: then what Serf knows decides."""
-
-
-def look(roles: Roles) -> Serving:
-    """haproxy.cfg and HAProxy as they are now. Raises OSError."""
-    document = scene.look(roles.haproxy).document
-    for address in runtime.sockets(document.settings):
-        try:
-            return Serving(document, stats.servers(runtime.ask(address, stats.COMMAND, _PATIENCE)))
-        except (OSError, ValueError):
-            continue
-    return Serving(document, {})
 
 
 def unserved(
