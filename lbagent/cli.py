@@ -7,16 +7,13 @@ import os
 import sys
 from collections.abc import Callable
 
-from lbagent.errors import LbagentError
+from lbagent.errors import INTERRUPTED, LbagentError
 from lbagent.host.log import Log, told
 from lbagent.settings import Settings, of_handler
 
 Verb = Callable[[Settings, Log], int]
 
 _SIGINT, _SIGTERM = 2, 15
-
-INTERRUPTED = 130
-"""Exit status of a run that was told to end."""
 
 
 def run() -> None:

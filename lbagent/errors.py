@@ -14,6 +14,9 @@ LbagentError             1   unexpected, or not confirmed
 
 from __future__ import annotations
 
+INTERRUPTED = 130
+"""Exit status of a run that Ctrl-C or SIGTERM has ended."""
+
 
 class LbagentError(Exception):
     """One line for the operator: what, where, what would be right."""

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from lbagent import scene
 from lbagent.assent import names_of_host
 from lbagent.engine import Engine
-from lbagent.errors import LastServer, LbagentError, TryAgain, UsageError
+from lbagent.errors import INTERRUPTED, LastServer, LbagentError, TryAgain, UsageError
 from lbagent.host.log import Log
 from lbagent.host.paths import Paths
 from lbagent.names import NAME, canonical_address, printable
@@ -29,9 +29,6 @@ from lbagent.verbs import LOCK_WAIT, Verb
 
 WAITS = (1, 2, 3, 4)
 """Seconds that another load balancer has for its answer, each time it is asked."""
-
-INTERRUPTED = 130
-"""Exit status after Ctrl-C."""
 
 _LONGEST = 10 * 365 * 86400
 _REASON_BYTES = 400
@@ -244,11 +241,11 @@ class Rows:
         if not all(self._done(node) for node in self._nodes):
             return 1
         last = {name for (_, name), words in self._said.items() if last_server.WORDS in words}
-        if force or not last:
+        if force or not last or self._cluster.myself in last:
             return 0
-        # Another load balancer had fewer servers left: two operators at once, or its checks see less than ours.
-        words = f"{', '.join(self._nodes)}: the last servers on {', '.join(sorted(last))}, as said above"
-        print(printable(f"lbagent: {words}; resume one, or pause with --force"), file=sys.stderr)
+        # Another load balancer had fewer servers left: two operators at once, or its checks see less than those here.
+        words = f"{', '.join(self._nodes)}: no other server serves on {', '.join(sorted(last))}"
+        print(printable(f"lbagent: {words}; resume a node, or use --force"), file=sys.stderr)
         return LastServer.exit_status
 
     def _done(self, node: str) -> bool:

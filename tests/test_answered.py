@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import full, instead_of_haproxy, small_disk
-from tests.traffic import load
+from tests.faults import full, small_disk
 from tests.watching import watching
-from tests.world import CONFIG, ROLES, Backend, Haproxy, Lb, binaries, eventually, free_port, member
+from tests.world import CONFIG, ROLES, Backend, Haproxy, Lb, binaries, eventually, member
 
 pytestmark = pytest.mark.real
 
@@ -71,51 +70,61 @@ def reload(haproxy: Haproxy) -> None:
     eventually(lambda: haproxy.worker() != first)
 
 
+@contextlib.contextmanager
+def small(binary: Path) -> Iterator[tuple[Lb, Haproxy]]:
+    """A load balancer whose state directory is a small disk of its own."""
+    with contextlib.ExitStack() as stack:
+        lb = stack.enter_context(Lb(binary=binary))
+        stack.enter_context(small_disk(lb.state))
+        haproxy = stack.enter_context(Haproxy(lb))
+        for number in (1, 2):
+            stack.enter_context(Backend(f"web{number}", f"127.0.0.{10 + number}", lb.port))
+        yield lb, haproxy
+
+
 # --- a full disk --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("back", ["query", "event", "sync", "apply", "join", "watch"])
 def test_what_no_disk_could_remember_is_put_back_once_there_is_room(binary: Path, back: str) -> None:
-    with Lb(binary=binary) as lb, small_disk(lb.state), Haproxy(lb) as haproxy:
-        with Backend("web1", "127.0.0.11", lb.port), Backend("web2", "127.0.0.12", lb.port):
-            lb.join(web(1), web(2))
-            before = lb.text
-            with full(lb.state):
-                done = lb.leave(web(2)) if back == "join" else lb.say("pause", "web2", 1)
-                assert (done.returncode, haproxy.answering()) == (1, {"web1"})
-                assert lb.run("apply").returncode in (0, 1)
-                assert haproxy.answering() == {"web1"}
+    with small(binary) as (lb, haproxy):
+        lb.join(web(1), web(2))
+        before = lb.text
+        with full(lb.state):
+            done = lb.leave(web(2)) if back == "join" else lb.say("pause", "web2", 1)
+            assert (done.returncode, haproxy.answering()) == (1, {"web1"})
+            assert lb.run("apply").returncode in (0, 1)
+            assert haproxy.answering() == {"web1"}
 
-            if back == "query":
-                assert lb.ask("resume", "web2", 2).stdout == b"done\n"
-            elif back == "event":
-                assert lb.say("resume", "web2", 2).returncode == 0
-            elif back == "join":
-                assert lb.join(web(2)).returncode == 0
-            elif back == "watch":
-                with watching(lb):
-                    eventually(lambda: haproxy.answering() == {"web1", "web2"})
-            else:
-                lb.run(back)
+        if back == "query":
+            assert lb.ask("resume", "web2", 2).stdout == b"done\n"
+        elif back == "event":
+            assert lb.say("resume", "web2", 2).returncode == 0
+        elif back == "join":
+            assert lb.join(web(2)).returncode == 0
+        elif back == "watch":
+            with watching(lb):
+                eventually(lambda: haproxy.answering() == {"web1", "web2"})
+        else:
+            lb.run(back)
 
-            assert (haproxy.answering(), lb.text) == ({"web1", "web2"}, before)
-            assert not any(entry["reloaded"] for entry in lb.history())
+        assert (haproxy.answering(), lb.text) == ({"web1", "web2"}, before)
+        assert not any(entry["reloaded"] for entry in lb.history())
 
 
 def test_a_pause_that_no_disk_could_remember_is_refused_and_one_after_it_is_done(binary: Path) -> None:
-    with Lb(binary=binary) as lb, small_disk(lb.state), Haproxy(lb) as haproxy:
-        with Backend("web1", "127.0.0.11", lb.port), Backend("web2", "127.0.0.12", lb.port):
-            lb.join(web(1), web(2))
-            with full(lb.state):
-                said = lb.ask("pause", "web2", 1).stdout.decode()
-            assert said.startswith("refused: not stored: sync needed: ")
-            assert said.endswith("; no new traffic reaches lb-iis/web2 all the same\n")
+    with small(binary) as (lb, haproxy):
+        lb.join(web(1), web(2))
+        with full(lb.state):
+            said = lb.ask("pause", "web2", 1).stdout.decode()
+        assert said.startswith("refused: not stored: sync needed: ")
+        assert said.endswith("; no new traffic reaches lb-iis/web2 all the same\n")
 
-            assert lb.ask("pause", "web2", 2).stdout == b"done\n"
+        assert lb.ask("pause", "web2", 2).stdout == b"done\n"
 
-            assert haproxy.answering() == {"web1"}
-            assert lb.ask("resume", "web2", 3).stdout == b"done\n"
-            assert haproxy.answering() == {"web1", "web2"}
+        assert haproxy.answering() == {"web1"}
+        assert lb.ask("resume", "web2", 3).stdout == b"done\n"
+        assert haproxy.answering() == {"web1", "web2"}
 
 
 # --- a text that refers to the node -------------------------------------------------------------------------------
@@ -257,16 +266,16 @@ BY_DEFAULT = TCP.replace("    # add", "    default-server on-marked-down shutdow
 
 
 @pytest.mark.parametrize(("config", "roles"), [(TCP, CUTS), (BY_DEFAULT, ROLES)], ids=["options", "default-server"])
-@pytest.mark.parametrize("runtime", [True, False])
+@pytest.mark.parametrize("runtime", ["on", "off"])
 @pytest.mark.parametrize("how", ["pause", "leave"])
 def test_sessions_finish_where_maint_would_cut_them(
     binary: Path,
     config: str,
     roles: str,
-    runtime: bool,
-    how: str,  # noqa: FBT001  # a case
+    runtime: str,
+    how: str,
 ) -> None:
-    roles = roles if runtime else roles.replace("haproxy:\n", "haproxy:\n  runtime: off\n")
+    roles = roles if runtime == "on" else roles.replace("haproxy:\n", "haproxy:\n  runtime: off\n")
     config = config.replace("    hard-stop-after 2s\n", "")
     with (
         Lb(config, roles, binary) as lb,

@@ -60,18 +60,17 @@ class _View:
         for number, marker in enumerate(proxy.markers):
             pair = self._pairs.get(marker.middle)
             lines = [(place.node(line), line) for line in proxy.managed if line.marker == number]
-            mine = [line for node, line in lines if node in nodes and (not if_paused or self._may_serve(node, line))]
+            mine = [
+                line for node, line in lines if node in nodes and (not if_paused or self._serves(proxy, node, line))
+            ]
             others = (self._serves(proxy, node, line) for node, line in lines if node not in nodes)
             if pair and mine and not by_hand and not any(others):
                 yield pair.service
 
-    def _may_serve(self, node: str, line: Line) -> bool:
+    def _serves(self, proxy: Proxy, node: str, line: Line) -> bool:
         member = self._members.get(node)
         alive = member is None or member.status == ALIVE
-        return alive and not line.paused and node not in self._paused
-
-    def _serves(self, proxy: Proxy, node: str, line: Line) -> bool:
-        return self._may_serve(node, line) and self._up(proxy, line.name)
+        return alive and not line.paused and node not in self._paused and self._up(proxy, line.name)
 
     def _serves_by_hand(self, proxy: Proxy, line: HandWritten) -> bool:
         words = line.text.partition("#")[0].split()
