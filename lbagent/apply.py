@@ -6,9 +6,9 @@ import contextlib
 import time
 from collections.abc import Mapping, Sequence
 
-from lbagent import quarantine, scene
+from lbagent import guard, quarantine, scene
 from lbagent.confirmed import Confirmed
-from lbagent.errors import Busy, LbagentError, NotYet, PutBack, Refused
+from lbagent.errors import Busy, LbagentError, NotYet, PutBack, Refused, TryAgain
 from lbagent.handover import ATTEMPTS, Handed, Handover, withheld
 from lbagent.haproxy.process import Running
 from lbagent.haproxy.roster import Key
@@ -16,7 +16,7 @@ from lbagent.haproxy.takeover import Haproxy
 from lbagent.haproxy.text import Document
 from lbagent.host.store import Store
 from lbagent.membership import Membership
-from lbagent.outcome import Outcome, Verdict, counted, quarantined
+from lbagent.outcome import QUIET, Outcome, Verdict, counted, quarantined
 from lbagent.plan import Change, Plan, Rules, plan
 from lbagent.roles import Roles
 from lbagent.scene import Scene
@@ -35,6 +35,8 @@ class Options(NamedTuple):
     """Whether HAProxy is asked what it serves, even where it is known to have confirmed what the file has."""
     known: Running | None = None
     """The HAProxy of the run before: as long as its master lives no other is looked for."""
+    verify: bool = False
+    """Validate haproxy.cfg although nothing is to change, and show all notes: a person asks, or the file was edited."""
 
 
 class Transaction:
@@ -100,9 +102,13 @@ class Transaction:
             seen.tidy()
             self.haproxy = haproxy = scene.haproxy(self._roles.haproxy, seen, self._options.known)
             self.plan = wanted = self._plan(seen)
+            self._remember(
+                guard.remember(self.membership, wanted.removals, int(time.time()), force=self._options.force)
+            )
             confirmed, asked = Confirmed(self._store, seen, haproxy), self._asked(seen, wanted)
             self.pending = {node: asked.changes[node] for node in self._kept(seen) if node in asked.changes}
             if wanted.after == wanted.before and confirmed.nothing_to_do(wanted, asked):
+                self._verify(seen, haproxy)
                 unchanged = self._unchanged(seen, wanted, asked, haproxy, confirmed)
                 if unchanged:
                     return self._ended(seen, unchanged)
@@ -124,6 +130,17 @@ class Transaction:
             self._keep_out(seen.document, handover, wanted, asked)
             return self._ended(seen, self._outcome(wanted, handed))
         raise Busy(f"{self._path} was saved by others while HAProxy checked it, {ATTEMPTS} times: run again")
+
+    def _verify(self, seen: Scene, haproxy: Haproxy) -> None:
+        """Raise Refused where HAProxy refuses the text that nothing is to change in."""
+        if not self._options.verify:
+            return
+        try:
+            words = haproxy.refusal([target.path for target in seen.targets], seen.names)
+        except TryAgain:
+            return  # without a program there is no verdict, and nothing that waits for one
+        if words:
+            raise Refused(f"HAProxy refuses the operator's own text, nothing was replaced: {words}")
 
     def _plan(self, seen: Scene, untried: frozenset[str] = frozenset()) -> Plan:
         rules = Rules(force=self._options.force, adopt=self._options.adopt, kept=self._kept(seen) | untried)
@@ -180,15 +197,18 @@ class Transaction:
 
     def _ended(self, seen: Scene, outcome: Outcome) -> Outcome:
         """The outcome, once members.json says no more of nodes whose lines went in that they are in quarantine."""
-        membership = quarantine.lifted(self.membership, self._kept(seen))
-        if membership is not self.membership:
-            self.membership = membership
-            self._store.remember(membership)
+        kept = self._kept(seen)
+        self._remember(quarantine.lifted(self.membership, kept))
         if self._waiting and self._too_soon:
             self.reached = outcome
             self.partly = None if outcome.verdict is Verdict.UNCHANGED else outcome
             raise NotYet(self._too_soon)
-        return outcome
+        return outcome._replace(quarantined=(*sorted(kept - self._waiting),))
+
+    def _remember(self, membership: Membership) -> None:
+        if membership is not self.membership:
+            self.membership = membership
+            self._store.remember(membership)
 
     def _surroundings(self, seen: Scene) -> str:
         return quarantine.surroundings(seen.document, self._roles)
@@ -214,9 +234,7 @@ class Transaction:
                 self.out, self.confirmed_out = handover.out, handover.confirmed_out
                 if suspect and not good:
                     return None
-        self.reached = Outcome(
-            Verdict.UNCHANGED, fixed or "nothing to do", held=wanted.held, running=worker is not None
-        )
+        self.reached = Outcome(Verdict.UNCHANGED, fixed or QUIET, held=wanted.held, running=worker is not None)
         if self._refused:
             node, words = next(iter(self._refused.items()))
             more = f" ({len(self._refused)} nodes in all)" if len(self._refused) > 1 else ""

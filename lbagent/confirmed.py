@@ -59,8 +59,8 @@ class Confirmed:
         from lbagent.haproxy import roster  # noqa: PLC0415  # only after a server went
         from lbagent.haproxy.server import is_drained  # noqa: PLC0415  # as above
 
-        after = roster.after(self._seen.document, wanted.changed)
-        asked_for = roster.after(self._seen.document, asked.changed)
+        after = roster.after(self._seen.document, wanted.after, wanted.changed)
+        asked_for = after if asked is wanted else roster.after(self._seen.document, asked.after, asked.changed)
         serving = (key for key, line in asked_for.items() if key in after and not is_drained(line))
         return any(key in left.lines for key in serving)
 

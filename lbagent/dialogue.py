@@ -69,7 +69,8 @@ class Dialogue:
         another name serves until it has come under that.
         """
         self._here = here = standing(document)
-        after, asked_for = roster.after(document, wanted.changed), roster.after(document, asked.changed)
+        after = roster.after(document, wanted.after, wanted.changed)
+        asked_for = after if asked is wanted else roster.after(document, asked.after, asked.changed)
         self._withheld = withheld(after, asked_for)
         self._wanted = {key: line for key, line in after.items() if key not in self._withheld}
         self._served = {key: line for key, line in here.items() if key not in self._left}
@@ -79,9 +80,15 @@ class Dialogue:
         checked |= {key for key, line in self._left.items() if self._state(key, line) == "drain"}
         known = Known(self._served, self._left, self.sure, frozenset(checked))
         self._difference = Difference(document, known, self._wanted)
+        managed = {(proxy.name, line.name) for proxy in document.proxies for line in proxy.managed}
         for key, line in map(entry, wanted.removed):
-            if line and key not in here:
+            if line and key not in managed:
                 self._difference.unsayable[key] = "was written by hand"
+        before = roster.doubtful(document)
+        if document.conditional or before:
+            then = roster.doubtful(document.reread(wanted.after))
+            changed = {key for key in (*before, *then) if before.get(key) != then.get(key)}
+            self._difference.unsayable |= dict.fromkeys(changed, "only HAProxy knows whether it has it, and where")
         going = {key: line for key, line in here.items() if key not in self._wanted}
         there = {(key[0], *parts(line)[:2]) for key, line in self._wanted.items()}
         self._renamed = {key: line for key, line in going.items() if (key[0], *parts(line)[:2]) in there}
@@ -193,8 +200,8 @@ def cutting(document: Document) -> frozenset[str]:
     from lbagent.haproxy.defaults import inherited  # noqa: PLC0415  # reads the whole text once more
 
     found = inherited(document)
-    given = {name for name, one in found.items() if "on-marked-down" in one.default_server}
-    return frozenset(proxy.name for proxy in document.proxies if str(proxy) in given)
+    given = {start for start, one in found.items() if "on-marked-down" in one.default_server}
+    return frozenset(proxy.name for proxy in document.proxies if proxy.start in given)
 
 
 def opened(store: Store, settings: Sequence[Sequence[str]], worker: Worker, *, sure: bool) -> Dialogue:

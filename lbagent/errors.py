@@ -14,6 +14,8 @@ LbagentError             1   unexpected, or not confirmed
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 INTERRUPTED = 130
 """Exit status of a run that Ctrl-C or SIGTERM has ended."""
 
@@ -43,6 +45,18 @@ class RolesRefused(LbagentError):
     """roles.yml cannot be used; nothing on disk was changed."""
 
     exit_status = 2
+    mistakes: tuple[str, ...] = ()
+    """A sentence for each mistake; the error itself is one line, of the first."""
+
+    @classmethod
+    def of(cls, mistakes: Sequence[str]) -> RolesRefused:
+        """The error with all of these."""
+        more = len(mistakes) - 1
+        rest = f" (and {more} more mistake{'' if more == 1 else 's'}: run lbagent check)" if more else ""
+        error = cls(f"{mistakes[0]}{rest}")
+        error.mistakes = tuple(mistakes)
+        return error
+
     meaning = "roles.yml is refused; of `plan`: something would change"
 
 

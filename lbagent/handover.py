@@ -262,5 +262,5 @@ def withheld(document: Document, wanted: Plan | None, asked: Plan) -> Lines:
     from lbagent import dialogue  # noqa: PLC0415  # rare
     from lbagent.haproxy import roster  # noqa: PLC0415  # as above
 
-    changed = wanted.changed if wanted else ((), ())
-    return dialogue.withheld(roster.after(document, changed), roster.after(document, asked.changed))
+    after = roster.after(document, wanted.after, wanted.changed) if wanted else roster.standing(document)
+    return dialogue.withheld(after, roster.after(document, asked.after, asked.changed))

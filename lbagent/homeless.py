@@ -13,15 +13,16 @@ def remaining(line: Line, node: str, address: str, *, paused: bool, drain: bool)
     line of a paused node stays, with weight 0.
     """
     if paused and drain and not line.pauses:
-        return drain_line(_moved(line, address)), f"{line.name} is paused without its marker"
+        return drain_line(moved(line, address)), f"{line.name} is paused without its marker"
     if paused:
         return paused_line(node, address, line.role), f"{line.name} is paused without its marker"
     if line.pauses:
         return "", f"{node} cannot be put back, its marker is gone"
-    return undrain_line(_moved(line, address)), f"{line.name} stands without its marker"
+    return undrain_line(moved(line, address)), f"{line.name} stands without its marker"
 
 
-def _moved(line: Line, address: str) -> str:
+def moved(line: Line, address: str) -> str:
+    """The text of a line, its server at another address."""
     port = line.endpoint.rpartition(":")[2]
     if not port.isdigit():
         return line.text
