@@ -11,9 +11,9 @@ from functools import partial
 
 from lbagent.claims import Claims
 from lbagent.haproxy.lines import HandWritten, Line, endpoint_of
-from lbagent.haproxy.server import paused_line, stable_ids
+from lbagent.haproxy.server import stable_ids
 from lbagent.haproxy.text import Document, Proxy
-from lbagent.homeless import moved, remaining
+from lbagent.homeless import comment_for, moved, remaining
 from lbagent.membership import Members
 from lbagent.names import role_names
 from lbagent.roles import Pair, Roles
@@ -191,7 +191,7 @@ class Place:
         self.notes.append(Note(node, f"{line.name} keeps its line ", f"in {self._proxy}: {why}"))
         self._claims.take([line.name], [line.endpoint] if line.endpoint else [])
         address = self._present(node)
-        text = paused_line(node, address, line.role) if paused and not line.pauses else line.text
+        text = comment_for(line, node, address) if paused and not line.pauses else line.text
         return [Planned(node, node if paused else line.name, text)]
 
     def _homeless(self, line: Line, node: str, turn: Turn) -> bool:

@@ -829,7 +829,7 @@ def impostor(lb: Lb, user: int, *words: str) -> Iterator[None]:
 @pytest.mark.parametrize("endless", ["pipe", "zero"])
 @pytest.mark.parametrize(
     ("user", "lines"),
-    [(0, ["warning agent-files: /lb/FILE: cannot be looked at: is no regular file: run this as root"]), (65533, [])],
+    [(0, ["warning agent-files: /lb/FILE: cannot be looked at: is not a regular file: run this as root"]), (65533, [])],
     ids=["root", "stranger"],
 )
 def test_what_never_ends_ends_no_check_and_of_strangers_nothing_is_read(
