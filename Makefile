@@ -1,4 +1,4 @@
-# Every command sets up what it needs on a bare Debian 12, asks nothing, and needs no root once haproxy and serf are there.
+# Every command sets up what it needs on a bare Debian, asks nothing, and needs no root once haproxy and serf are there.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -17,7 +17,8 @@ help:  ## this list
 demo: $(VENV)/.demo  ## join, pause, reboot, resume and leave, with real Serf and HAProxy, in half a minute
 	@$(BIN)/python -m demo
 
-test: $(VENV)/.dev  ## all tests
+test: $(VENV)/.dev  ## all tests; on Debian 12 with the HAProxy of later releases too, which it fetches
+	@.ci/haproxy || true
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: lint test  ## what a change has to pass: format, lint, types, tests

@@ -25,6 +25,15 @@ def tells_nothing(listing: Listing, myself: str, roles: Roles) -> bool:
     return not any(not serving.isdisjoint(role_names(one.role)) for one in listing.members if one.name != myself)
 
 
+def knows_nobody(membership: Membership, roles: Roles) -> bool:
+    """Whether no present member has a role that serves, as on a load balancer of a new cluster."""
+    serving = {name for name, role in roles.roles.items() if any(role.sections.values())}
+    columns = tabled(membership.members).columns
+    return not any(
+        role in serving and status in PRESENT for role, status in zip(columns.roles, columns.statuses, strict=True)
+    )
+
+
 def taken(membership: Membership, listing: Listing, myself: str, now: int, *, force: bool) -> Folded:
     """`membership` after the list was read at `now` (epoch seconds) by the load balancer `myself`.
 

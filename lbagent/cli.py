@@ -61,8 +61,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"lbagent: {told(error)}", file=sys.stderr)
         return 1
     from lbagent.host import serfenv  # noqa: PLC0415
+    from lbagent.settings import DEFAULT_ROLES  # noqa: PLC0415
 
-    serfenv.take_up(os.path.dirname(settings.roles), os.environ)
+    serfenv.of_process = serfenv.SerfEnv(serfenv.folders(settings.roles, os.environ, DEFAULT_ROLES), os.environ)
+    serfenv.of_process.load()
     return _ended(settings, verb)
 
 
@@ -73,7 +75,7 @@ def _ended(settings: Settings, verb: Verb) -> int:
         return verb(settings, log)
     except LbagentError as error:
         for sentence in sentences(error):
-            log.error(sentence)
+            log.error(sentence, exit_status=error.exit_status)
         return error.exit_status
     except BrokenPipeError:
         # Whoever read our output (head, less) has seen enough.

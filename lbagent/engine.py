@@ -105,7 +105,7 @@ class Engine:
             finally:
                 self.haproxy = transaction.haproxy
         self.plan = transaction.plan
-        self._tell(transaction, outcome, news=bool(chronicle.causes))
+        self._tell(transaction, outcome, news=bool(chronicle.causes) or options.verify)
         if chronicle.unknown:
             raise chronicle.unknown
         return outcome
@@ -163,13 +163,15 @@ class Engine:
 
     def _tell(self, transaction: Transaction, outcome: Outcome, *, news: bool) -> None:
         # Known already where nothing has come and nothing changes: then only whoever asks (-v) is told again.
-        say = self._log.warning if news or outcome.words != _QUIET else self._log.info
+        say = self._log.warning if news or not outcome.quiet else self._log.info
         for note in _notes(transaction):
             say(note)
         for held in outcome.held:
             self._log.error(f"held back: {held}; `lbagent apply --force` lets them go")
-        if outcome.words != _QUIET:
-            self._log.info(f"{outcome.verdict}: {outcome.words}")
+        if not outcome.quiet:
+            fields = {"outcome": outcome.verdict, "exit_status": outcome.exit_status}
+            fields |= {"added": len(outcome.added), "removed": len(outcome.removed)}
+            self._log.info(f"{outcome.verdict}: {outcome.words}", **fields)
 
     def _remembered(self, roles: Roles) -> Membership:
         try:
@@ -193,8 +195,6 @@ class Engine:
     def _clocks(self, before: Membership, batch: list[tuple[Raw, Event]]) -> Mapping[str, int]:
         return agent.clocks() if outdated(before, (event for _, event in batch)) else {}
 
-
-_QUIET = "nothing to do"
 
 _STARTS = 5
 """Runs that are begun where the lock is lost again and again."""

@@ -21,7 +21,10 @@ TAG_VALUE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 """A Serf tag that may stand in a `server` line."""
 
 _OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
-_IPV4 = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}")
+IPV4 = rf"{_OCTET}(?:\.{_OCTET}){{3}}"
+"""The one spelling of an IPv4 address, as a pattern."""
+
+_IPV4 = re.compile(IPV4)
 # Possessive, so that nothing is remembered for a second try.
 _NAMES = re.compile(rf"(?:{NAME.pattern}\n)*+")
 _IPV4S = re.compile(rf"(?:{_IPV4.pattern}\n)*+")

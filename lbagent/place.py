@@ -11,9 +11,9 @@ from functools import partial
 
 from lbagent.claims import Claims
 from lbagent.haproxy.lines import HandWritten, Line, endpoint_of
-from lbagent.haproxy.server import stable_ids
+from lbagent.haproxy.server import paused_line, stable_ids
 from lbagent.haproxy.text import Document, Proxy
-from lbagent.homeless import comment_for, moved, remaining
+from lbagent.homeless import moved, remaining
 from lbagent.membership import Members
 from lbagent.names import role_names
 from lbagent.roles import Pair, Roles
@@ -35,7 +35,8 @@ class Place:
         self._here = {pair.service for pair in self._pairs if pair}
         # Where one proxy holds several services, a node's name alone would stand there twice.
         self._plural = len(self._here) > 1
-        self._claims = Claims(proxy, self._name)
+        self._claims = Claims(document, proxy, self._name, self._stands)
+        self._nodes: set[tuple[str, int]] | None = None
         self._served: set[str] = set()
         """The nodes that have what they should, somewhere in this proxy."""
         self._standing: list[list[Line]] = [[] for _ in [*proxy.markers, None]]
@@ -48,6 +49,11 @@ class Place:
             f"{document.where(marker.at)}: no role of roles.yml has a section and service for this marker"
             for marker, pair in zip(proxy.markers, self._pairs, strict=True)
             if pair is None
+        ]
+        self.notes += [
+            f"{document.where(marker.at)}: HAProxy does not read what is at this marker (`.if`, or `disabled`)"
+            for marker in proxy.markers
+            if document.unread(marker.at)
         ]
 
     def node(self, line: Line | HandWritten) -> str:
@@ -93,14 +99,15 @@ class Place:
     def _crowd(self, turn: Turn) -> Crowd | None:
         """The wishes of the whole proxy, where nothing is special about it or any of them."""
         proxy = self._proxy
-        if turn.kept or proxy.hashes or proxy.hand_written or len(self._pairs) != 1 or self._pairs[0] is None:
+        special = turn.kept or proxy.hashes or proxy.hand_written or proxy.templates
+        if special or len(self._pairs) != 1 or self._pairs[0] is None:
             return None
         crowd = turn.wishes.crowd(self._pairs[0])
         return crowd if crowd and len(set(crowd.endpoints)) == len(crowd.endpoints) else None
 
     def _crowded(self, crowd: Crowd, turn: Turn) -> Spot:
         self._served = set(crowd.names)
-        self._claims.take(crowd.names, crowd.endpoints)
+        self._claims.take(crowd.names, crowd.endpoints, self._proxy.markers[0].at)
         texts = crowd.lines()
         standing = {line.text for line in self._standing[0]}
         # What stands there already has been a Server once; what is new becomes one now.
@@ -110,6 +117,13 @@ class Place:
         stay = self._stay(0, dict.fromkeys(crowd.names), set(texts), turn)
         planned = [*map(Planned, crowd.names, crowd.names, texts)]
         return spot(0, self._standing[0], in_order([*planned, *stay]))
+
+    def _stands(self, node: str, number: int) -> bool:
+        """Whether a node has a line, or the comment of a pause, at a marker."""
+        if self._nodes is None:
+            lines = self._standing[:-1]
+            self._nodes = {(self.node(line), at) for at, there in enumerate(lines) for line in there}
+        return (node, number) in self._nodes
 
     def _known(self, number: int) -> set[str]:
         return {self.node(line) for line in self._standing[number]}
@@ -189,9 +203,9 @@ class Place:
         if line.pauses and not paused:
             return []
         self.notes.append(Note(node, f"{line.name} keeps its line ", f"in {self._proxy}: {why}"))
-        self._claims.take([line.name], [line.endpoint] if line.endpoint else [])
+        self._claims.take([line.name], [line.endpoint], line.at)
         address = self._present(node)
-        text = comment_for(line, node, address) if paused and not line.pauses else line.text
+        text = paused_line(node, address, line.role) if paused and not line.pauses else line.text
         return [Planned(node, node if paused else line.name, text)]
 
     def _homeless(self, line: Line, node: str, turn: Turn) -> bool:
@@ -213,9 +227,9 @@ class Place:
         there = wishes.allowed(node, line.role) or line.address
         text, note = remaining(line, node, there, paused=node in wishes.paused)
         self.notes.append(Note(node, f"{self._document.where(line.at)}: ", note))
-        if (where := endpoint_of(text)) and where != line.endpoint and not self._claims.free(where):
+        if (where := endpoint_of(text)) and where != line.endpoint and not self._claims.free(where, line.at):
             text = line.text
-        self._claims.take([line.name], [endpoint_of(text)])
+        self._claims.take([line.name], [endpoint_of(text)], line.at)
         return [Planned(node, line.name, text)] if text else []
 
     def _without_marker(self, turn: Turn) -> Iterator[Spot]:

@@ -59,7 +59,7 @@ def known_as(membership: Membership, members: dict[str, Member]) -> Membership:
 
 
 def web(count: int, **tags: str) -> list[Member]:
-    """Nodes web1, web2 and so on."""
+    """The nodes web1 to webN."""
     return [member(f"web{at}", f"10.0.0.{at}", "web", dict(tags)) for at in range(1, count + 1)]
 
 

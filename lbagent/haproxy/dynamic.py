@@ -143,14 +143,14 @@ class Difference:
             raise Unsayable("`cookie` without `dynamic` gives no cookie to dynamic servers")
 
     def _proxy(self, name: str) -> Proxy:
-        found = [one for one in self._document.proxies if one.name == name and one.kind in ("backend", "listen")]
+        found = self._document.proxies_named(name)
         if len(found) != 1 or not NAME.fullmatch(name):
             raise Unsayable(f"proxy {name!r} is none that the stats socket can be told of")
         return found[0]
 
     def _inherited(self, name: str) -> Inherited:
-        return self._all_inherited.get(str(self._proxy(name)), Inherited())
+        return self._all_inherited.get(self._proxy(name).start, Inherited())
 
     @cached_property
-    def _all_inherited(self) -> Mapping[str, Inherited]:
+    def _all_inherited(self) -> Mapping[int, Inherited]:
         return inherited(self._document)
