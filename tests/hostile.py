@@ -75,6 +75,7 @@ roles:
 NETWORKS = {"api": ["10.0.0.0/8", "127.0.0.0/8"]}
 PROBE = "probe"
 ANSWER_LIMIT = 1024
+BLANKS = " \t\r"
 
 STARTS = (
     "\n    server evil 6.6.6.6:80",
@@ -238,9 +239,10 @@ class Lab:
         self.counts["changed haproxy.cfg"] += 1
         if operators(before) != operators(after):
             raise Broken(f"the operator's bytes changed:\n{before!r}\n{after!r}")
-        old = set(text(before).split("\n"))
+        # A line that lbagent only moves has another indentation and ending.
+        old = {line.strip(BLANKS) for line in text(before).split("\n")}
         for line in text(after).split("\n"):
-            if line not in old and looks_managed(line):
+            if line.strip(BLANKS) not in old and looks_managed(line):
                 self.judge(line)
 
     def judge(self, line: str) -> None:
@@ -491,7 +493,7 @@ def text(content: bytes) -> str:
 
 def looks_managed(line: str) -> bool:
     """Whether lbagent may take the line for one of its own."""
-    line = line.strip(" \t\r")
+    line = line.strip(BLANKS)
     server = line.startswith(("server ", "server\t")) and re.search(r"# lbagent role=[^ \t]+$", line)
     return bool(server) or line.startswith("# lbagent paused ")
 
