@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 
-from lbagent import peers
+from lbagent import exchange
 from lbagent.doctor import agent_process
 from lbagent.errors import TryAgain
 from lbagent.fold import Folded
@@ -42,8 +42,8 @@ def ask(membership: Membership, log: Log) -> Folded:
     """`membership` joined with what the others know; as it is where they cannot be asked."""
     now = int(time.time())
     try:
-        told, clocks = peers.ask(lambda: membership, log.info, _PATIENCE), agent.clocks()
+        told, clocks = exchange.ask(lambda: membership, log.info, _PATIENCE), agent.clocks()
     except TryAgain as error:
         log.info(str(error))
         return Folded(membership, {}, (), ())
-    return peers.join(membership, told, clocks, now, int(time.time()))
+    return exchange.join(membership, told, clocks, now, int(time.time()))

@@ -1,111 +1,117 @@
-"""What the other load balancers know of pauses, asked through Serf."""
+"""The other load balancers, as the last sync saw them: who is there, and whether it has the same managed lines."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from lbagent import accord
-from lbagent.errors import TryAgain
-from lbagent.fold import Folded
-from lbagent.membership import Membership
-from lbagent.serf import agent
-from lbagent.serf.listing import others
+from lbagent.membership import Members
+from lbagent.serf.listing import Info, Listed
+from lbagent.table import tabled
 from lbagent.tuples import NamedTuple
 
-WAITS = (1, 1)
-"""Seconds that another load balancer has for its answer, each time it is asked."""
+DEFAULT_ROLE = "lb"
 
-PATIENCE = 20.0
-"""Seconds for all pages of all load balancers: one may know of thousands of pauses, or never come to an end."""
+_DIGEST = re.compile(r"\bdigest=([0-9a-z]{1,32})\b")
 
 
-class Knowledge(NamedTuple):
-    """What one load balancer has told."""
+class Peer(NamedTuple):
+    """Another load balancer."""
 
-    by: str
-    words: tuple[accord.Word, ...]
-    whole: bool
-    """Whether that is all it knows, and comes from commands alone."""
+    name: str
+    address: str
+    status: str
+    """Serf's word: alive, failed."""
+    digest: str | None = None
+    """Of its managed lines, when it last answered; None where it never has."""
+    equal: bool | None = None
+    """Whether this load balancer had the same managed lines at that moment."""
+    seen: int | None = None
+    """When it last answered, in epoch seconds."""
+    answers: bool = False
+    """Whether it answered the last time it was asked."""
 
 
-class Told(NamedTuple):
-    """What the others have told."""
+class Peers(NamedTuple):
+    """All of them, as one sync saw them."""
 
-    all: tuple[Knowledge, ...] = ()
-    """Nothing of one that knows the same as this one."""
-    complete: bool = False
-    """Whether every load balancer that is alive has told all it knows, or there is none."""
+    at: int
+    """Epoch seconds."""
+    role: str
+    """The role by which load balancers know each other."""
+    peers: tuple[Peer, ...] = ()
 
 
-def ask(membership: Callable[[], Membership], say: Callable[[str], None], patience: float = PATIENCE) -> Told:
-    """Ask all load balancers that are alive; `say` is called with each that does not answer. Raises TryAgain.
+class Here(NamedTuple):
+    """The load balancer that looks, at one moment."""
 
-    `membership` is looked at after the first answers: what was heard meanwhile need not be told again.
+    now: int
+    """Epoch seconds."""
+    info: Info
+    digest: str
+    """Of its managed lines."""
+
+
+def observed(before: Peers | None, here: Here, there: Sequence[Listed], said: Mapping[str, str]) -> Peers:
+    """The other load balancers `there`, of which some have `said` their status line, as seen from `here`."""
+    now, digest = here.now, here.digest
+    known = {peer.name: peer for peer in before.peers} if before else {}
+    found = []
+    for one in there:
+        peer = known.get(one.name, Peer(one.name, one.address, one.status))
+        peer = peer._replace(address=one.address, status=one.status, answers=False)
+        if words := _DIGEST.search(said.get(one.name, "")):
+            peer = peer._replace(digest=words[1], equal=words[1] == digest, seen=now, answers=True)
+        found.append(peer)
+    return Peers(now, here.info.role or DEFAULT_ROLE, tuple(found))
+
+
+def current(peers: Peers | None, members: Members, roles: Sequence[str]) -> list[Peer]:
+    """The other load balancers now: as the last sync saw them, with the status that events have told since.
+
+    Without any sync they are the members with the usual role of a load balancer; `roles` are those of roles.yml.
     """
-    names = [one.name for one in others(agent.members(), agent.info()) if one.status == "alive"]
-    deadline = time.monotonic() + patience
-    pages = {name: accord.read(said) for name, said in _pages("", names, say).items()}
-    known, complete, found = membership(), True, []
-    for name in names:
-        page = pages.get(name)
-        if page is None:
-            say(f"{name} did not tell which nodes it has paused")
-            complete = False
-        elif page.digest != accord.digest(known, int(time.time()), page.version):
-            words: list[accord.Word] = []
-            told_all = _all(name, page, deadline, words.extend, say)
-            complete = told_all and complete
-            found.append(Knowledge(name, tuple(words), told_all and page.whole))
-    return Told(tuple(found), complete)
+    role = peers.role if peers else DEFAULT_ROLE
+    found = {peer.name: peer for peer in peers.peers} if peers else {}
+    table = tabled(members)
+    if role not in roles:
+        rows = zip(table.columns.names, table.columns.addresses, table.columns.roles, strict=True)
+        found |= {name: Peer(name, address, "") for name, address, its in rows if its == role and name not in found}
+    now = []
+    for name, peer in found.items():
+        member = members.get(name)
+        if member is None or not (member.present or member.status == "failed"):
+            if peers and peer.status and member is None:
+                now.append(peer)  # Serf has told of it, and no event yet
+            continue
+        # The newer word: of an event, or of the last sync.
+        newer = not (peers and peer.status) or member.changed > peers.at
+        now.append(peer._replace(status=member.status, address=member.address) if newer else peer)
+    return sorted(now, key=lambda one: one.name)
 
 
-def join(membership: Membership, told: Told, clocks: Mapping[str, int], began: int, now: int) -> Folded:
-    """`membership` joined with what the others have told since `began`; both in epoch seconds."""
-    causes: list[str] = []
-    after = membership
-    for knowledge in told.all:
-        step = accord.agreed(after, knowledge.words, knowledge.by, clocks, now)
-        after = accord.without_base(step.membership) if knowledge.whole else step.membership
-        causes += step.causes
-    # The start of the agent is compared with when the question was asked, not with when it was answered.
-    return Folded(after._replace(met=began) if told.complete else after, {}, tuple(causes), ())
+def dump(peers: Peers) -> bytes:
+    """What peers.json holds."""
+    return json.dumps({**peers._asdict(), "peers": [one._asdict() for one in peers.peers]}).encode()
 
 
-def _all(
-    name: str,
-    page: accord.Page,
-    deadline: float,
-    take: Callable[[tuple[accord.Word, ...]], None],
-    say: Callable[[str], None],
-) -> bool:
-    for one in _following(name, page, deadline, say):
-        if one is None:
-            say(f"{name} did not tell of all nodes that it has paused")
-            return False
-        take(one.words)
-    return True
+def load(content: bytes) -> Peers:
+    """What `dump` wrote. Raises ValueError, KeyError, TypeError, AttributeError, RecursionError."""
+    found = json.loads(content)
+    rows = [_peer(row) for row in found["peers"]]
+    return Peers(int(found["at"]), str(found["role"]), tuple(rows))
 
 
-def _following(
-    name: str, page: accord.Page, deadline: float, say: Callable[[str], None]
-) -> Iterator[accord.Page | None]:
-    """The page and those after it; None in place of one that did not come."""
-    yield page
-    while page.more:
-        if not page.words or time.monotonic() >= deadline:
-            yield None
-            return
-        following = accord.read(_pages(page.words[-1].name, [name], say).get(name, ""))
-        yield following
-        if following is None:
-            return
-        page = following
-
-
-def _pages(after: str, names: list[str], say: Callable[[str], None]) -> dict[str, str]:
-    try:
-        return agent.query("lbagent-status", accord.ASKS.format(after=after), names, WAITS) if names else {}
-    except TryAgain as error:
-        say(str(error))
-        return {}
+def _peer(row: Mapping[str, Any]) -> Peer:
+    seen, digest, equal = row.get("seen"), row.get("digest"), row.get("equal")
+    return Peer(
+        str(row["name"]),
+        str(row["address"]),
+        str(row["status"]),
+        str(digest) if digest is not None else None,
+        bool(equal) if equal is not None else None,
+        int(seen) if seen is not None else None,
+        bool(row.get("answers")),
+    )

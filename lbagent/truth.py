@@ -5,18 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from lbagent import census, peers
+from lbagent import census, exchange, peers, scene
 from lbagent.engine import Engine, Learn
 from lbagent.errors import LbagentError, TryAgain
+from lbagent.exchange import WAITS, Told
 from lbagent.fold import Folded
 from lbagent.host.log import Log
 from lbagent.membership import Membership
-from lbagent.peers import Told
 from lbagent.roles import Roles
 from lbagent.serf import agent
+from lbagent.serf.listing import others
 
 
-def truth(engine: Engine, log: Log, say: Callable[[str], None], *, force: bool) -> Learn:
+def truth(engine: Engine, log: Log, say: Callable[[str], None], *, force: bool, record: bool = True) -> Learn:
     """What makes membership what Serf and the other load balancers know now; `say` is told who is not heard.
 
     The others are asked at once, without any lock: they may take their time, and what is heard meanwhile is the newer
@@ -24,10 +25,15 @@ def truth(engine: Engine, log: Log, say: Callable[[str], None], *, force: bool) 
     asked, or knows no node of any role.
     """
     asked_at, told = int(time.time()), _told(engine, say)
+    said, digest = _status_lines(engine) if record else ({}, "")
 
     def learn(membership: Membership, roles: Roles) -> Folded:
         now = int(time.time())
         info, listing = agent.info(), agent.members()
+        if record:
+            store = engine.store
+            here = peers.Here(now, info, digest)
+            store.keep_peers(peers.observed(store.peers(), here, others(listing, info), said))
         if census.tells_nothing(listing, info.name, roles):
             if not census.knows_nobody(membership, roles):
                 raise TryAgain("serf members: lists no node of any role of roles.yml; nothing is removed, try again")
@@ -36,15 +42,26 @@ def truth(engine: Engine, log: Log, say: Callable[[str], None], *, force: bool) 
         for refused in listing.refused:
             log.hint(refused)
         listed = census.taken(membership, listing, info.name, now, force=force)
-        joined = peers.join(listed.membership, told, info.clocks, asked_at, now)
+        joined = exchange.join(listed.membership, told, info.clocks, asked_at, now)
         return Folded(joined.membership, {}, listed.causes + joined.causes, listed.warnings)
 
     return learn
 
 
+def _status_lines(engine: Engine) -> tuple[dict[str, str], str]:
+    """What each other load balancer says of itself, and the digest of the managed lines here."""
+    try:
+        names = [one.name for one in others(agent.members(), agent.info()) if one.status == "alive"]
+        document = scene.look(engine.roles().haproxy).document
+        said = agent.query("lbagent-status", "", names, WAITS) if names else {}
+    except (LbagentError, OSError):
+        return {}, ""
+    return said, document.digest() if document.serves else "none"
+
+
 def _told(engine: Engine, say: Callable[[str], None]) -> Told:
     try:
-        return peers.ask(lambda: engine.foreseen(engine.roles()), say)
+        return exchange.ask(lambda: engine.foreseen(engine.roles()), say)
     except TryAgain:
         return Told()  # logged when Serf's list is read
     except (LbagentError, OSError):

@@ -57,7 +57,7 @@ class LinesSide:
     def _before(self) -> HaproxySettings | None:
         """What a roles.yml that cannot be used said when it was last read; None where that is not known."""
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError), open(self._paths.roles, "rb") as file:
-            return rolescache.thawed(json.load(file)["state"]).haproxy
+            return rolescache.thawed(json.loads(json.load(file)["state"])).haproxy
         return None
 
     @property

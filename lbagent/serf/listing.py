@@ -130,7 +130,11 @@ def _listed(row: Mapping[str, Any]) -> Listed | str:
 
 
 def _answer(said: str) -> Mapping[str, Any]:
-    found = json.loads(said)
+    try:
+        found = json.loads(said)
+    except RecursionError as error:
+        msg = "JSON that is nested too deeply"
+        raise ValueError(msg) from error
     if not isinstance(found, dict):
         msg = f"{said[:40]!r} is not names and values"
         raise ValueError(msg)  # noqa: TRY004  # as in _table
