@@ -15,7 +15,7 @@ from lbagent.chronicle import Chronicle
 from lbagent.errors import Busy, RolesRefused, TryAgain
 from lbagent.fold import Folded, fold, outdated
 from lbagent.haproxy.takeover import Haproxy
-from lbagent.host import lock
+from lbagent.host import foreign, lock
 from lbagent.host.log import Log
 from lbagent.host.paths import Paths
 from lbagent.host.spool import Spool
@@ -48,6 +48,8 @@ class Engine:
         """Of the last run that went well."""
         self.haproxy: Haproxy | None = None
         """As the last run saw it that got so far."""
+        self.transaction: Transaction | None = None
+        """Of the last run; None where it failed before."""
         self.answers: Mapping[str, str] = {}
         """What queries are told, by record id, as in Folded."""
         self.asked: Mapping[str, Command] = {}
@@ -58,8 +60,7 @@ class Engine:
     def roles(self, *, keep: bool = False) -> Roles:
         """roles.yml as it stands, kept as JSON for the next run where we hold the lock. Raises RolesRefused."""
         try:
-            with open(self._roles_path, "rb") as file:
-                content = file.read()
+            content = foreign.content(self._roles_path)
         except OSError as error:
             raise RolesRefused(f"{self._roles_path}: cannot be read: {error.strerror}") from error
         key = f"{lbagent.__version__} {len(content)} {zlib.crc32(content)} {zlib.adler32(content)}"
@@ -89,6 +90,7 @@ class Engine:
         raise Busy(f"{self.paths.lock}: the lock file was removed or replaced {_STARTS} times; find out by whom")
 
     def _run(self, options: Options, learn: Learn | None) -> Outcome:
+        self.transaction = None
         with Chronicle(self.store, self.spool, self._log) as chronicle:
             # First of all: a refused roles.yml changes nothing on disk, and what is in the spool waits.
             chronicle.roles = roles = self.roles(keep=True)
@@ -100,7 +102,10 @@ class Engine:
             chronicle.heard, chronicle.asked, chronicle.answers = self.heard, self.asked, self.answers
             if learn:
                 self._learn(learn, roles, chronicle)
-            chronicle.transaction = transaction = Transaction(self.store, roles, self.membership, options)
+            # `done` is for what HAProxy itself confirms now.
+            options = options._replace(compare=options.compare or bool(self.answers))
+            self.transaction = transaction = Transaction(self.store, roles, self.membership, options)
+            chronicle.transaction = transaction
             try:
                 chronicle.outcome = outcome = transaction.apply()
             finally:

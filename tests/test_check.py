@@ -77,13 +77,14 @@ class Agent(SerfAgent):
         super().__init__(name, "127.0.0.5", env={**lb.env, "SERF_RPC_AUTH": str(changed.get("rpc_auth", TOKEN) or "")})
         self._folder, self._argv, self._given = lb.etc / f"serf-{name}", list[str](), dict[str, str]()
         self.file = self._folder / "lb.json"
-        self.settings = {
+        self.settings: dict[str, Any] = {
             "node_name": name,
             "bind": self.bind,
             "rpc_addr": self.rpc,
             "rpc_auth": TOKEN,
             "encrypt_key": KEY,
             "profile": "local",
+            "log_level": "debug",
             "tags": {"role": "lb"},
             "event_handlers": [f"{LBAGENT} handle"],
             "snapshot_path": str(lb.folder / f"snapshot-{name}"),
@@ -109,7 +110,7 @@ class Agent(SerfAgent):
         return [*_children(self._process.pid)] if self._process else []
 
     def start(self) -> None:
-        """Write the file, start the agent, and wait until it can be asked."""
+        """Write the file, start the agent, and wait until it can be asked and its own join is no event that waits."""
         self._folder.mkdir(exist_ok=True)
         self.file.write_text(json.dumps({key: value for key, value in self.settings.items() if value is not None}))
         self.file.chmod(0o600)
@@ -121,6 +122,8 @@ class Agent(SerfAgent):
             env={**self._env, **self._given},
         )
         eventually(self._answers)
+        handlers = len(self.settings["event_handlers"] or [])  # each hears of a join
+        eventually(lambda: self.log.count("Event 'member-join' script output") >= handlers)
 
 
 def checked(lb: Lb, agent: SerfAgent | None = None, **env: str) -> tuple[int, list[str]]:
@@ -854,7 +857,7 @@ def impostor(lb: Lb, user: int, *words: str) -> Iterator[None]:
 @pytest.mark.parametrize("endless", ["pipe", "zero"])
 @pytest.mark.parametrize(
     ("user", "lines"),
-    [(0, ["warning agent-files: /lb/FILE: cannot be looked at: is no regular file: run this as root"]), (65533, [])],
+    [(0, ["warning agent-files: /lb/FILE: cannot be looked at: not a regular file: run this as root"]), (65533, [])],
     ids=["root", "stranger"],
 )
 def test_what_never_ends_ends_no_check_and_of_strangers_nothing_is_read(

@@ -20,6 +20,7 @@ from lbagent.doctor.keylines import key_lines
 from lbagent.engine import Engine
 from lbagent.errors import Refused, RolesRefused
 from lbagent.haproxy.process import Running
+from lbagent.host import foreign
 from lbagent.host.log import Log, sentences, told
 from lbagent.host.paths import Paths
 from lbagent.membership import Membership
@@ -56,7 +57,7 @@ class LinesSide:
     def _before(self) -> HaproxySettings | None:
         """What a roles.yml that cannot be used said when it was last read; None where that is not known."""
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError), open(self._paths.roles, "rb") as file:
-            return rolescache.thawed(json.load(file)["state"]).haproxy
+            return rolescache.thawed(json.loads(json.load(file)["state"])).haproxy
         return None
 
     @property
@@ -67,8 +68,7 @@ class LinesSide:
         """roles.yml."""
         content = b""
         try:
-            with open(self._path, "rb") as file:
-                content = file.read()
+            content = foreign.content(self._path)
             self.roles = rolesfile.parse(content, self._path)
         except PermissionError:
             self._hidden = True
