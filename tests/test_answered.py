@@ -163,9 +163,9 @@ def test_with_an_admin_socket_it_is_done(binary: Path) -> None:
     with running(binary, later=USE_SERVER) as (lb, haproxy):
         assert [lb.ask("pause", "web1", ltime).stdout for ltime in (1, 2)] == [b"done\n", b"done\n"]
         assert haproxy.answering() == {"web2"}
+        assert not any(entry["reloaded"] for entry in lb.history())
         assert lb.ask("resume", "web1", 3).stdout == b"done\n"
         assert haproxy.answering() == {"web1", "web2"}
-        assert not any(entry["reloaded"] for entry in lb.history())
 
 
 @pytest.mark.parametrize("roles", [ROLES, OFF], ids=["runtime", "reload"])
