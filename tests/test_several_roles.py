@@ -273,7 +273,8 @@ def test_a_default_may_be_an_address() -> None:
 def test_a_real_haproxy_takes_the_lines_of_a_node_with_several_roles(tmp_path: Path, version: str) -> None:
     config = (
         "defaults\n    mode http\n    timeout connect 1s\n    timeout client 1s\n    timeout server 1s\n"
-        "listen web\n    bind 127.0.0.1:1\n    cookie C insert\n    # additional-lb-iis-server\n    # additional-lb-api-server\n"
+        "listen web\n    bind 127.0.0.1:1\n    cookie C insert\n"
+        "    # additional-lb-iis-server\n    # additional-lb-api-server\n"
     )
     roles = """
 services:
