@@ -15,7 +15,9 @@ def judged(command: Command, membership: Membership, plan: Plan | None) -> str:
     """`done` where membership and plan are what the command asks for; else what stands in its way."""
     member = find(membership.members, command.name, command.address)
     if command.verb == "forget":
-        return f"refused: {member.name} is {member.status}" if member and member.present else DONE
+        if member is None:
+            return NOBODY["forget"]
+        return f"refused: {member.name} is {member.status}" if member.present else DONE
     if member is None or member.status == UNKNOWN:
         return NOBODY[command.verb] if member else NOBODY["resume"]
     out, host = member.name in paused(membership), names_of_host(member, membership)

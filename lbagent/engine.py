@@ -13,7 +13,7 @@ from lbagent.apply import Options, Transaction
 from lbagent.batch import Batch, peeked
 from lbagent.chronicle import Chronicle
 from lbagent.errors import Busy, RolesRefused, TryAgain
-from lbagent.fold import Folded, fold, outdated
+from lbagent.fold import Folded, fold, outdated, replayable
 from lbagent.haproxy.takeover import Haproxy
 from lbagent.host import foreign, lock
 from lbagent.host.log import Log
@@ -118,13 +118,14 @@ class Engine:
 
     def drain(self, roles: Roles) -> tuple[str, ...]:
         """Fold the spool into members.json, durably, and empty it; returns what happened. Raises OSError."""
-        before = self._sound(roles)
+        before, fresh = self._sound(roles)
         batch = Batch(self.spool, self._log)
-        folded = batch.folded(before, self._clocks(before, batch.events))
+        asked = self._ask_first(before, batch.events, fresh=fresh)
+        folded = batch.folded(asked.membership, self._clocks(asked.membership, batch.events))
         self.asked = batch.asked
         self.heard = max((raw.at // 1000 for raw, _ in batch.events), default=self.heard)
         membership = expired(folded.membership, int(time.time()))
-        if batch.by_name or membership.members is not before.members:
+        if batch.by_name or membership.members is not before.members or membership.met != before.met:
             # Who is killed before the spool is empty folds these again: known by their ids, they change nothing.
             membership = membership._replace(folded=frozenset(raw.id for raw, _ in batch.events))
             self.store.remember(membership)
@@ -132,7 +133,7 @@ class Engine:
         for warning in folded.warnings:
             self._log.warning(warning)
         self.membership, self.answers = membership, folded.answers
-        return folded.causes
+        return asked.causes + folded.causes
 
     def urged(self, roles: Roles | None = None, raw: Raw | None = None) -> str:
         """Take the traffic from who is to go by all we know, and by `raw`, though nothing of it can be stored.
@@ -162,7 +163,7 @@ class Engine:
             return
         chronicle.synced, chronicle.causes = True, chronicle.causes + learned.causes
         self.membership = after = learned.membership
-        if after.members is not before.members or after.missed != before.missed:
+        if after.members is not before.members or (after.missed, after.met) != (before.missed, before.met):
             self.store.remember(after)
         for warning in learned.warnings:
             self._log.warning(warning)
@@ -186,17 +187,32 @@ class Engine:
             known = None
         return known or _rebuilt(roles)
 
-    def _sound(self, roles: Roles) -> Membership:
+    def _sound(self, roles: Roles) -> tuple[Membership, bool]:
+        """What is remembered, and whether that had to be rebuilt. Raises OSError."""
         try:
             known = self.store.membership()
         except memory.Damaged as error:
             aside = self.store.set_damaged_aside()
             self._log.warning(f"members.json {error}: kept as {aside}, rebuilt from the managed lines")
             known = None
-        if known is None:
-            known = _rebuilt(roles)
-            self.store.remember(known)
-        return known
+        if known is not None:
+            return known, False
+        known = _rebuilt(roles)
+        self.store.remember(known)
+        return known, True
+
+    def _ask_first(self, before: Membership, batch: list[tuple[Raw, Event]], *, fresh: bool) -> Folded:
+        """What the other load balancers know, where what Serf hands over now may be long past.
+
+        Serf replays user events to an agent that joins or was down, but not the queries that came after them. Where
+        no other load balancer can be asked, the events count as they are.
+        """
+        nothing = Folded(before, {}, (), ())
+        if not batch or not (fresh or replayable(before, (event for _, event in batch))):
+            return nothing
+        from lbagent import contact  # noqa: PLC0415  # rare: only user events, and the first event of all, lead here
+
+        return nothing if not fresh and contact.unbroken(before, self.paths) else contact.ask(before, self._log)
 
     def _clocks(self, before: Membership, batch: list[tuple[Raw, Event]]) -> Mapping[str, int]:
         return agent.clocks() if outdated(before, (event for _, event in batch)) else {}

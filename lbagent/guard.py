@@ -7,7 +7,7 @@ the same way within WINDOW, it waits for `--force`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 
 from lbagent.haproxy.lines import Line
@@ -31,10 +31,12 @@ class Removals(NamedTuple):
 class Guard:
     """Decides over removals, and remembers what it blocked and what it allowed."""
 
-    def __init__(self, membership: Membership, paused: frozenset[str], *, force: bool) -> None:
-        """With `force` it blocks nothing."""
+    def __init__(
+        self, membership: Membership, paused: frozenset[str], superseded: Collection[str] = (), *, force: bool
+    ) -> None:
+        """With `force` it blocks nothing; `superseded` are failed nodes whose address a living one has."""
         self._members, self._removals = membership.members, membership.removals
-        self._paused, self._force = paused, force
+        self._paused, self._superseded, self._force = paused, superseded, force
         self.held: list[Held] = []
         self._allowed: dict[str, tuple[str, ...]] = {}
         self._blocked: set[str] = set()
@@ -69,7 +71,7 @@ class Guard:
 
     def _asked(self, line: Line, node: str) -> bool:
         # A comment takes no traffic away, and a paused node is to have none.
-        if line.pauses or node in self._paused:
+        if line.pauses or node in self._paused or node in self._superseded:
             return True
         member = self._members.get(node)
         if member is None:

@@ -73,6 +73,7 @@ def _built() -> tuple[_Parser, Mapping[str, _Parser]]:
         ("plan", "show what would change now; exit 0 nothing, 2 something, 3 blocked removals, 4 refused", _plan),
         ("apply", "apply pending changes to haproxy.cfg and HAProxy", _apply),
         ("sync", "refresh membership from Serf, and apply it", _sync),
+        ("render", "print a haproxy.cfg with the managed lines, for configuration management to deploy", _render),
         ("pause", "take nodes out of balancing, here and on the other load balancers", _pause),
         ("resume", "put paused nodes back in, here and on the other load balancers", _resume),
         ("forget", "drop nodes that are gone, and their pauses, here and on the other load balancers", _forget),
@@ -150,6 +151,18 @@ def _status(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object on one line")
     parser.add_argument("--watch", action="store_true", help="again every two seconds, until Ctrl-C")
     parser.set_defaults(verb=lambda found: status.status(found.json, found.watch))
+
+
+def _render(parser: argparse.ArgumentParser) -> None:
+    words = "the file to fill in; default: haproxy.cfg; - is stdin"
+    parser.add_argument("file", metavar="FILE", nargs="?", help=words)
+
+    def load(found: argparse.Namespace) -> Callable[[Settings, Log], int]:
+        from lbagent.commands.render import render  # noqa: PLC0415  # what only a deployment waits for
+
+        return render(found.file)
+
+    parser.set_defaults(verb=load)
 
 
 def _check(parser: argparse.ArgumentParser) -> None:

@@ -215,12 +215,13 @@ class Place:
 
     def _homeless(self, line: Line, node: str, turn: Turn) -> bool:
         """Whether its own marker is gone from this proxy, while its node is still there."""
-        if not self._present(node):
+        if not self._present(node) or node in turn.wishes.superseded:
             return False
         if line.pauses or (node in turn.wishes.paused and line.role not in self._draining):
             # A comment does not tell the service; where its node is wished for, or of another role, it is an old one.
             ours = line.role in role_names(self._members[node].role)
-            return ours and node in turn.wishes.paused and node not in self._served
+            served = node in self._served or node in self._claims.refused
+            return ours and node in turn.wishes.paused and not served
         return node != line.name and line.name.rpartition(".")[2] not in self._here
 
     def _present(self, node: str) -> str:
@@ -242,7 +243,8 @@ class Place:
         orphans = {line: self.node(line) for line in self._standing[-1]}
         kept = [line for line, node in orphans.items() if node in turn.kept]
         gone = [one for one, node in orphans.items() if node in self._served or self._claims.replaced(one)]
-        leaving = (line for line, node in orphans.items() if not self._present(node))
+        superseded = turn.wishes.superseded
+        leaving = (line for line, node in orphans.items() if not self._present(node) or node in superseded)
         going = {line: orphans[line] for line in leaving if line not in kept and line not in gone}
         others = {node for line, node in orphans.items() if line not in going}
         held = turn.guard.hold(going, others, f"without a marker in {self._proxy}")

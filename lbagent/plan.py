@@ -85,7 +85,8 @@ def plan(document: Document, roles: Roles, membership: Membership, rules: Rules 
     """The plan for `document`. Raises Refused where a marker stands twice in one proxy."""
     pairs = roles.pairs()
     wishes = Wishes(roles, membership)
-    turn = Turn(wishes, Guard(membership, wishes.paused, force=rules.force), rules.kept, rules.adopt)
+    guard = Guard(membership, wishes.paused, wishes.superseded, force=rules.force)
+    turn = Turn(wishes, guard, rules.kept, rules.adopt)
     edits: list[Edit] = []
     changes: dict[str, tuple[list[str], list[str]]] = {}
     notes: dict[str, None] = {}

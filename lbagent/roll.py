@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lbagent.membership import PRESENT, QUARANTINE, REMEMBERED, REMOVALS, UNKNOWN, Member, Members, Membership
+from lbagent.membership import (
+    ALIVE,
+    FAILED,
+    PRESENT,
+    QUARANTINE,
+    REMEMBERED,
+    REMOVALS,
+    UNKNOWN,
+    Member,
+    Members,
+    Membership,
+)
 from lbagent.names import canonical_address
+from lbagent.pauses import last_moment
 from lbagent.table import tabled
 
 
@@ -18,11 +30,21 @@ def paused(membership: Membership) -> frozenset[str]:
     found = [member for member in table.special.values() if member.pause or member.paused_by_tag]
     if not found:
         return frozenset()
-    addresses = {member.address for member in found if member.address}
+    addresses = {address for member in found for address in member.addresses}
     there = {
         name for name, address in zip(table.columns.names, table.columns.addresses, strict=True) if address in addresses
     }
     return frozenset(there | {member.name for member in found})
+
+
+def superseded(membership: Membership) -> dict[str, str]:
+    """The failed members whose address a living member has now, each with one such member."""
+    names, addresses, _, statuses, _ = tabled(membership.members).columns
+    if FAILED not in statuses:
+        return {}
+    living = {at: name for name, at, status in zip(names, addresses, statuses, strict=True) if status == ALIVE}
+    failed = (row for row in zip(names, addresses, statuses, strict=True) if row[2] == FAILED)
+    return {name: living[address] for name, address, _ in failed if address in living}
 
 
 def find(members: Members, name: str, address: str | None) -> Member | None:
@@ -67,9 +89,11 @@ def _recent(removals: Mapping[str, Mapping[str, int]], now: int) -> Mapping[str,
 
 
 def _outlived(member: Member, now: int) -> bool:
-    if member.status == UNKNOWN:
-        return member.pause is None or member.changed + REMEMBERED <= now
-    return not member.present and member.pause is None and member.changed + REMEMBERED <= now
+    # Longer than its commands may be replayed, a node that is gone need not be known.
+    if member.present or max(member.changed, last_moment(member.heard, now)) + REMEMBERED > now:
+        return member.status == UNKNOWN and member.pause is None and not member.heard
+    # The pause of a node that left waits for its return; that of a node nobody has ever seen does not.
+    return member.status == UNKNOWN or member.pause is None
 
 
 def _current(member: Member, now: int) -> Member:

@@ -9,7 +9,7 @@ from lbagent.haproxy.server import Server, drain_line, endpoint, paused_line, ta
 from lbagent.membership import FAILED, PRESENT, Member, Membership
 from lbagent.names import NAME, certainly_allowed, in_order, natural, refusal, role_names
 from lbagent.roles import Missing, Pair, Role, Roles, Service, Template
-from lbagent.roll import paused
+from lbagent.roll import paused, superseded
 from lbagent.table import tabled
 from lbagent.tuples import TYPE_CHECKING, NamedTuple
 
@@ -102,6 +102,8 @@ class Wishes:
         self.paused = paused(membership)
         self.notes: dict[str, None] = {}
         """Nodes that cannot have the line they should, and why; said once each."""
+        self.superseded = superseded(membership)
+        """Failed nodes whose address a living node has now: whatever answers there is another host."""
         columns = self._members.columns
         there: dict[str, dict[str, str]] = {name: {} for name in roles.roles}
         self._several: set[str] = set()
@@ -113,6 +115,10 @@ class Wishes:
                 self._several.add(name)
                 for one in roles.of(role):
                     there[one.name][name] = address
+        for name, other in self.superseded.items():
+            if [nodes for nodes in there.values() if nodes.pop(name, None) is not None]:
+                why = f"{other} has its address {self._members[name].address} now"
+                self.notes[Note(name, f"node {name} has failed and has no line: ", why)] = None
         self._there = {name: self._allowed(roles.roles[name], nodes) for name, nodes in there.items()}
         """The address of every node that may have lines, in natural order, by role; nothing where it is not known."""
 

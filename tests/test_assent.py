@@ -54,7 +54,7 @@ def answer(verb: str, name: str, membership: Membership, text: str = TEXT) -> st
         ("resume", member("web01", "192.0.2.1"), f"not applied yet: {ELSEWHERE}"),
         ("forget", member("web01"), "refused: web01 is alive"),
         ("forget", member("web01", status=LEFT), "done"),
-        ("forget", member("other", "10.0.0.2"), "done"),
+        ("forget", member("other", "10.0.0.2"), "unknown node"),
         ("pause", member("other", "10.0.0.2"), "unknown node"),
     ],
 )  # fmt: skip

@@ -114,6 +114,12 @@ def test_a_stranger_is_remembered_and_no_confirmation(two: tuple[Balancer, Balan
     assert one.rows("forget", "web77") == (0, dict.fromkeys(("lb01", "lb02"), "done"))
 
 
+def test_a_name_that_no_load_balancer_knows_cannot_be_forgotten(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+    one, _, _ = two
+
+    assert one.rows("forget", "web0l") == (1, dict.fromkeys(("lb01", "lb02"), "unknown node"))
+
+
 def test_sessions_that_are_still_open_are_counted(two: tuple[Balancer, Balancer, list[Web]]) -> None:
     one, _, (node, _) = two
     with contextlib.ExitStack() as stack:

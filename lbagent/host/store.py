@@ -20,6 +20,8 @@ from lbagent.tuples import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from typing import Any
 
+    from lbagent.peers import Peers
+
 HISTORY_LIMIT = 4 * 1024 * 1024
 """Bytes after which history.jsonl becomes history.jsonl.1."""
 
@@ -166,6 +168,23 @@ class Store:
         """Write last.json, as well as can be."""
         with contextlib.suppress(OSError):
             files.replace(self.paths.last, last.dump(when), durable=False)
+
+    def peers(self) -> Peers | None:
+        """The other load balancers, as the last sync saw them; None where that is not known."""
+        from lbagent import peers  # noqa: PLC0415  # no event needs it
+
+        try:
+            with open(self.paths.peers, "rb") as file:
+                return peers.load(file.read())
+        except (OSError, *_DAMAGE):
+            return None
+
+    def keep_peers(self, found: Peers) -> None:
+        """Write peers.json, as well as can be."""
+        from lbagent import peers  # noqa: PLC0415  # no event needs it
+
+        with contextlib.suppress(OSError):
+            files.replace(self.paths.peers, peers.dump(found), durable=False)
 
     def publish(self, metrics: bytes) -> None:
         """Write metrics.prom, for everybody to read. Raises OSError."""
