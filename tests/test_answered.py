@@ -261,6 +261,7 @@ def test_a_text_that_haproxy_refuses_lets_a_pause_wait(binary: Path) -> None:
 # --- sessions that maint would cut --------------------------------------------------------------------------------
 
 TCP = CONFIG.replace("mode http", "mode tcp").replace("    option idle-close-on-response\n    option httpclose\n", "")
+TCP = TCP.replace("client 10s", "client 1h").replace("server 10s", "server 1h")  # no session ends by being idle
 CUTS = ROLES.replace("{{port: {port}}}", '{{port: {port}, options: "check on-marked-down shutdown-sessions"}}')
 BY_DEFAULT = TCP.replace("    # add", "    default-server on-marked-down shutdown-sessions\n    # add")
 
