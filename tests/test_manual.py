@@ -63,7 +63,7 @@ def test_help_and_man_page_tell_every_exit_status() -> None:
 
     statuses = helptext.exit_statuses()
 
-    assert set(statuses) == kinds(LbagentError) | {0, 3}
+    assert set(statuses) == kinds(LbagentError) | {0, 3, 130}
     assert all(re.search(rf"^  {status} +\w", parser.build().format_help(), re.MULTILINE) for status in statuses)
 
 
