@@ -141,7 +141,7 @@ def test_a_host_reinstalled_under_a_new_name_is_paused_on_a_load_balancer_that_n
         old = SerfAgent("web10", "127.0.0.31", "web", more=[f"-join={one.agent.bind}"])
         stack.enter_context(old)
         eventually(lambda: managed_by(lb) == ["web10"] and lb.idle)
-        assert one.agent.query("pause", "web10") == {"lb01": "done"}
+        assert one.agent.query("pause", "web10")["lb01"].split(",")[0] == "done"
         old.leave()
         eventually(lb.settled)
         stack.enter_context(SerfAgent("web01", "127.0.0.31", "web", more=[f"-join={one.agent.bind}"]))
