@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -187,13 +188,119 @@ def test_an_ipv6_address_is_one_that_the_agent_takes(setup: Path, tmp_path: Path
 
 @serf
 def test_a_second_time_it_keeps_everything(setup: Path, tmp_path: Path) -> None:
-    run(setup, tmp_path / "r", "--node", "lb01", "10.0.0.1", "10.0.0.2")
-    before = agent(tmp_path / "r")
+    words = ("--node", "lb01", "10.0.0.1", "10.0.0.2")
+    first = run(setup, tmp_path / "r", *words)
+    before = {path: path.read_text() for path in (tmp_path / "r").rglob("*") if path.is_file()}
 
-    done = run(setup, tmp_path / "r", "--node", "lb09", "10.0.0.3", "10.0.0.4")
+    for given in (words, words[2:]):
+        done = run(setup, tmp_path / "r", *given)
 
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["kept", "kept", "next:"]
-    assert agent(tmp_path / "r") == before
+        assert (done.returncode, done.stderr) == (0, "")
+        assert [line.split()[0] for line in done.stdout.splitlines()] == ["kept", "kept", "next:"]
+    assert [line.split()[0] for line in first.stdout.splitlines()] == [*["wrote"] * 4, "next:", "then,"]
+    assert {path: path.read_text() for path in before} == before
+
+
+@serf
+@pytest.mark.parametrize(
+    ("words", "stdin", "said"),
+    [
+        (("10.0.0.3", "10.0.0.2"), "", "bind 10.0.0.1 retry_join 10.0.0.1,10.0.0.2"),
+        (("10.0.0.1", "10.0.0.3"), "", "retry_join 10.0.0.1,10.0.0.2"),
+        (("--node", "lb09", "10.0.0.1", "10.0.0.2"), "", "node_name lb01"),
+        (("--key-from", "-", "10.0.0.1", "10.0.0.2"), "c2l4dGVlbiBieXRlcyEhIQ==", "another-encrypt_key"),
+    ],
+)
+def test_other_values_are_refused_and_written_with_replace(
+    setup: Path, tmp_path: Path, words: tuple[str, ...], stdin: str, said: str
+) -> None:
+    root = tmp_path / "r"
+    run(setup, root, "--node", "lb01", "10.0.0.1", "10.0.0.2")
+    before = agent(root)
+
+    refused = run(setup, root, *words, stdin=stdin)
+    kept = agent(root)
+    done = run(setup, root, "--replace", *words, stdin=stdin)
+    after = agent(root)
+
+    why = f"{root}/etc/serf/lbagent.json: has other values: {said}; to write these instead, add --replace"
+    assert (refused.returncode, refused.stderr, kept) == (1, f"lbagent-serf-setup: {why}\n", before)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (after["bind"], after["retry_join"]) == (words[-2], [*words[-2:]])
+    assert after["node_name"] == (words[1] if words[0] == "--node" else "lb01")
+    assert after["encrypt_key"] == (stdin or before["encrypt_key"])
+    assert after["rpc_auth"] == before["rpc_auth"]
+    bundle = (root / "etc/lbagent/peer.bundle").read_text()
+    assert f"KEY={after['encrypt_key']}\nADDRESS={words[-1]}\nOTHER={words[-2]}\n" in bundle
+
+
+@serf
+def test_the_second_load_balancer_is_set_up_by_the_bundle_of_the_first(setup: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    first = run(setup, one, "--node", "lb01", "10.0.0.1", "10.0.0.2")
+    bundle = one / "etc/lbagent/peer.bundle"
+
+    second = run(setup, two, "--node", "lb02", "--bundle", "-", stdin=bundle.read_text())
+    again = run(setup, two, "--bundle", str(bundle))
+
+    assert (second.returncode, second.stderr, again.returncode) == (0, "", 0)
+    assert bundle.stat().st_mode & 0o777 == 0o600
+    assert agent(two)["encrypt_key"] == agent(one)["encrypt_key"]
+    assert (agent(two)["node_name"], agent(two)["bind"]) == ("lb02", "10.0.0.2")
+    assert agent(two)["retry_join"] == ["10.0.0.2", "10.0.0.1"]
+    assert not (two / "etc/lbagent/peer.bundle").exists()
+    told = "then, on the other load balancer: ssh 10.0.0.1 cat /etc/lbagent/peer.bundle | lbagent-serf-setup --bundle -"
+    assert first.stdout.splitlines()[-1] == told
+    assert second.stdout.splitlines()[-1].startswith("next: ")
+
+
+@serf
+def test_the_next_line_is_a_command_that_works(setup: Path, tmp_path: Path) -> None:
+    done = run(setup, tmp_path / "r", "--node", "lb01", "10.0.0.1", "10.0.0.2")
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("editor", "systemctl", "lbagent"):
+        (programs / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/run\n')
+        (programs / name).chmod(0o755)
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("next: ")]
+
+    subprocess.run(["sh", "-ec", line.removeprefix("next: ")], env={"PATH": f"{programs}:/usr/bin:/bin"}, check=True)
+
+    assert (tmp_path / "run").read_text().splitlines() == [
+        "editor /etc/lbagent/roles.yml",
+        "systemctl unmask serf",
+        "systemctl enable --now lbagent serf",
+        "systemctl restart serf",
+        "lbagent check",
+    ]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has a /etc of its own")
+@serf
+def test_no_key_is_made_where_the_other_load_balancer_has_one(setup: Path, tmp_path: Path) -> None:
+    if subprocess.run(["unshare", "--mount", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("unshare is not allowed here")
+    # Whatever the script would write, it writes into a copy.
+    script = f'cp -a /etc {tmp_path}/etc; mount --bind {tmp_path}/etc /etc; mount -t tmpfs none /run; exec "$@"'
+
+    def outside(*words: str) -> subprocess.CompletedProcess[str]:
+        shutil.rmtree(tmp_path / "etc", ignore_errors=True)
+        argv = ["unshare", "--mount", "sh", "-ec", script, "sh", str(setup), *words]
+        return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+
+    with socket.socket() as other:
+        other.bind(("127.0.0.10", 7946))
+        other.listen()
+        refused = outside("--node", "lb02", "127.0.0.9", "127.0.0.10")
+    foreign = outside("--node", "lb02", "203.0.113.7", "127.0.0.10")
+
+    assert (refused.returncode, foreign.returncode) == (1, 2)
+    assert refused.stderr == (
+        "lbagent-serf-setup: 127.0.0.10 runs Serf already, and its key is needed:"
+        " ssh 127.0.0.10 cat /etc/lbagent/peer.bundle | lbagent-serf-setup --bundle -\n"
+    )
+    assert foreign.stderr.startswith("lbagent-serf-setup: 203.0.113.7: not an address of this host; ")
+    assert list((tmp_path / "etc/serf").glob("*.json")) == []
 
 
 @serf
@@ -222,6 +329,15 @@ def test_after_a_purge_the_token_is_taken_from_the_agents_settings(setup: Path, 
         (("--node", "lb|01", "10.0.0.1", "10.0.0.2"), "", "'lb|01' is no node name: --node NAME"),
         (("--key-from", "-", "10.0.0.1", "10.0.0.2"), "{}", "no encrypt_key in -"),
         (("--nod", "x"), "", "--nod is no option of mine: see --help"),
+        *(
+            ((address, "10.0.0.2"), "", f"'{address}' is no IP address")
+            for address in ("10.0.0.999", "10.0.0", "fe80:::1", "0.0.0.0", "::", "224.0.0.1", "lb01", "10.0.0.1/24")
+        ),
+        (("10.0.0.1", "10.0.0.256"), "", "'10.0.0.256' is no IP address"),
+        (("--bundle", "-"), "nonsense", "-: not a bundle of lbagent-serf-setup"),
+        (("--bundle", "-"), "KEY=abc\nADDRESS=10.0.0.2\nOTHER=10.0.0.1\n", "no encrypt_key in -"),
+        (("--bundle", "-"), "KEY=abc\nADDRESS=10.0.0.999\nOTHER=10.0.0.1\n", "'10.0.0.999' is no IP address"),
+        (("--bundle", "-", "10.0.0.2", "10.0.0.1"), "", "--bundle has both addresses: give none"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_and_nothing_is_written(
