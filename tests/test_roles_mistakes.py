@@ -444,7 +444,7 @@ BROKEN: list[tuple[str, list[str]]] = [
     (
         "services: {iis: {port: 80}}\nroles:\n  web:\n    lb: [iis]\n    shop: 8000\n",
         [
-            ":5:11: roles.web.shop: '8000' is not a list of services; write shop: [SERVICE], or use a known key: interval, networks, options, address, on_failed, max",
+            ":5:11: roles.web.shop: '8000' is not a list of services; write shop: [SERVICE], or use a known key: interval, networks, options, address, on_failed, on_pause, max",
         ],
     ),
     (
@@ -462,7 +462,7 @@ BROKEN: list[tuple[str, list[str]]] = [
     (
         "services: {iis: {port: 80}}\nroles:\n  web:\n    lb: {iis: 80}\n",
         [
-            ":4:9: roles.web.lb: is a mapping, not a list of services; write lb: [SERVICE], or use a known key: interval, networks, options, address, on_failed, max",
+            ":4:9: roles.web.lb: is a mapping, not a list of services; write lb: [SERVICE], or use a known key: interval, networks, options, address, on_failed, on_pause, max",
         ],
     ),
     (
