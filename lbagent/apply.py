@@ -9,7 +9,7 @@ from lbagent import quarantine, scene
 from lbagent.confirmed import Confirmed
 from lbagent.errors import Busy, LbagentError, NotYet, Refused
 from lbagent.handover import ATTEMPTS, Handed, Handover
-from lbagent.haproxy.process import Running, Worker
+from lbagent.haproxy.process import Running
 from lbagent.haproxy.takeover import Haproxy
 from lbagent.host.store import Store
 from lbagent.membership import Membership
@@ -83,7 +83,7 @@ class Transaction:
             self.plan = wanted = self._plan(seen)
             confirmed, asked = Confirmed(self._store, seen, haproxy), self._asked(seen, wanted)
             if wanted.after == wanted.before and confirmed.nothing_to_do(asked):
-                return self._ended(seen, self._unchanged(seen, wanted, haproxy, confirmed.met))
+                return self._ended(seen, self._unchanged(seen, wanted, haproxy, confirmed))
             handover = self._begun(seen, haproxy, confirmed, asked)
             if self._has_to_wait(wanted, handover):
                 continue
@@ -148,14 +148,17 @@ class Transaction:
     def _surroundings(self, seen: Scene) -> str:
         return quarantine.surroundings(seen.document, self._roles)
 
-    def _unchanged(self, seen: Scene, wanted: Plan, haproxy: Haproxy, new: Worker | None) -> Outcome:
+    def _unchanged(self, seen: Scene, wanted: Plan, haproxy: Haproxy, confirmed: Confirmed) -> Outcome:
         if self._refused:
             node, words = next(iter(self._refused.items()))
             more = f" ({len(self._refused)} nodes in all)" if len(self._refused) > 1 else ""
             raise Refused(f"HAProxy refuses the line of {node}{more}: {words}")
         greeted = ""
-        if new and self._roles.haproxy.runtime and self._options.reload:
-            greeted = Handover(self._store, self._roles, haproxy, seen).greeted(wanted, new)
+        if self._roles.haproxy.runtime and self._options.reload:
+            if confirmed.met:
+                greeted = Handover(self._store, self._roles, haproxy, seen).greeted(wanted, confirmed.met)
+            elif confirmed.leaves_servers(wanted) and (worker := haproxy.serving()):
+                Handover(self._store, self._roles, haproxy, seen).delete_left(wanted, worker)
         running = haproxy.serving() is not None
         return Outcome(Verdict.UNCHANGED, greeted or "nothing to do", held=wanted.held, running=running)
 

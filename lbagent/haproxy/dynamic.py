@@ -1,24 +1,26 @@
-"""What has to be said to a running HAProxy so that it serves other managed lines: text in, commands out.
+"""How a running HAProxy gets from the servers that it has to those it is to have: text in, commands out.
 
-A server is never deleted (2.6 may use what it has freed): one that goes is left behind in maintenance, and taken up
-again when its node returns.
+A removed server is put into maintenance first. HAProxy 3.0 and later deletes it once its sessions have ended; an older
+one keeps it (it may use what it has freed), to be used again when its node returns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
+from itertools import pairwise
 
 from lbagent.haproxy import keywords
+from lbagent.haproxy.capabilities import Capabilities
 from lbagent.haproxy.defaults import Inherited, inherited
-from lbagent.haproxy.keywords import Unsayable
+from lbagent.haproxy.keywords import Keywords, NeedsReload
 from lbagent.haproxy.roster import NAME, Key, Lines, parts, target
 from lbagent.haproxy.text import Document, Proxy
 from lbagent.names import canonical_address
 from lbagent.tuples import NamedTuple
 
 LEFT_LIMIT = 100
-"""Servers left behind in maintenance, after which one reload clears them."""
+"""Servers left behind in maintenance that cannot be deleted, after which one reload clears them."""
 
 PROMPTLY = 2.0
 """Seconds within which HAProxy's own first check is worth waiting for."""
@@ -33,7 +35,7 @@ class Known(NamedTuple):
     lines: Lines
     """Of the servers that it serves."""
     left: Lines
-    """Of those in maintenance; nothing where the line that made one is not known."""
+    """Of those that were taken out; empty where the line that made one is not known."""
     sure: bool
     """False where the file has changed since, so that servers can be taken out, but not in."""
 
@@ -44,11 +46,13 @@ class Join(NamedTuple):
     key: Key
     line: str
     commands: tuple[str, ...]
-    """What makes it, or moves it."""
-    endpoint: tuple[str, int] | None
-    """Where its check connects to; None where it has none."""
-    verdict: float | None
+    """What makes it, moves it or changes its weight."""
+    endpoint: tuple[str, int] | None = None
+    """Where its check connects to; None where it has none, or where HAProxy alone decides."""
+    verdict: float | None = None
     """Seconds until HAProxy's own check has judged it, where that is more than a connection and worth waiting for."""
+    ready: bool = True
+    """False for a server that stays as it is: `disabled` in haproxy.cfg, or with a new weight alone."""
 
     @property
     def target(self) -> str:
@@ -56,16 +60,24 @@ class Join(NamedTuple):
         return target(self.key)
 
 
+def stop_traffic(key: Key, *, drain: bool) -> str:
+    """The command that takes a server out: with `drain`, clients that stick to it go on; else (`maint`) nobody does.
+
+    Running requests finish either way, except that `maint` cuts them where `on-marked-down shutdown-sessions` is set.
+    """
+    return f"set server {target(key)} state {'drain' if drain else 'maint'}"
+
+
 class Difference:
     """From what a worker has to what it is to have."""
 
-    def __init__(self, document: Document, known: Known, wanted: Lines) -> None:
+    def __init__(self, document: Document, known: Known, wanted: Lines, capabilities: Capabilities) -> None:
         """`document` is the text with the proxies; `wanted` the lines that are to be served."""
-        self._document, self._known = document, known
+        self._document, self._known, self._capabilities = document, known, capabilities
         self.withdrawn: Lines = {key: line for key, line in known.lines.items() if key not in wanted}
-        """What has to go into maintenance."""
+        """What has to be taken out."""
         self.joins: list[Join] = []
-        self.unsayable: dict[Key, str] = {}
+        self.needs_reload: dict[Key, str] = {}
         """What takes a reload, and why."""
         for key, line in wanted.items():
             if key in known.left or known.lines.get(key) != line:
@@ -79,73 +91,145 @@ class Difference:
             f"enable dynamic-cookie backend {name}" for name in proxies if "dynamic" in self._inherited(name).cookie
         ]
 
+    def words(self, key: Key, line: str) -> list[str]:
+        """All words that make this server: those of `default-server`, then its own."""
+        try:
+            here = self._inherited(key[0]).default_server
+        except NeedsReload:
+            here = ()
+        return [*here, *parts(line)[2]]
+
+    def is_disabled(self, key: Key, line: str) -> bool:
+        """Whether haproxy.cfg itself keeps this server out."""
+        return _last(self.words(key, line), "disabled", "enabled")
+
+    def has_agent(self, key: Key, line: str) -> bool:
+        """Whether an agent may take this server out."""
+        return _last(self.words(key, line), "agent-check", "no-agent-check")
+
+    def cuts_sessions(self, key: Key, line: str) -> bool:
+        """Whether `maint` would end the sessions of this server, so that it has to be drained."""
+        words = self.words(key, line)
+        actions = [after for word, after in pairwise(words) if word == "on-marked-down"]
+        return actions[-1:] == ["shutdown-sessions"]
+
+    def can_return(self, key: Key, line: str) -> bool:
+        """Whether a server can be added again without a reload once it was deleted."""
+        try:
+            if line:
+                self._addition(key, line)
+            else:
+                self._check_proxy(key[0], {"id": ""})
+        except NeedsReload:
+            return False
+        return True
+
     def _join(self, key: Key, line: str) -> None:
         if not self._known.sure:
-            self.unsayable[key] = "what HAProxy serves is not known to be what stood in haproxy.cfg"
+            self.needs_reload[key] = "what HAProxy serves is not known to be what stood in haproxy.cfg"
             return
         try:
             self.joins += self._joined(key, line)
-        except Unsayable as error:
-            self.unsayable[key] = str(error)
+        except NeedsReload as error:
+            self.needs_reload[key] = str(error)
 
     def _joined(self, key: Key, line: str) -> list[Join]:
-        address, port, options = parts(line)
+        address, port, _ = parts(line)
         if not port or address != canonical_address(address):
-            raise Unsayable("it is at no address and port")
+            raise NeedsReload("it is at no address and port")
         old = self._known.left.get(key, self._known.lines.get(key))
         if old is None:
-            command = self._addition(key, line)
-        else:
-            if not old or (was := parts(old))[2] != options:
-                raise Unsayable(f"{target(key)} is there with other options")
-            if key not in self._known.left and was[:2] == (address, port):
-                return []  # only the comment differs
-            if "agent-check" in options and was[0] != address:
-                raise Unsayable("an agent does not follow its server's address")
-            command = f"set server {target(key)} addr {address} port {port}"
-        return [self._checked(key, line, command)]
+            return [self._checked(key, line, [self._addition(key, line)])]
+        weight = self._new_weight(key, old, line)
+        moved = parts(old)[:2] != (address, port)
+        if moved and self.has_agent(key, line) and parts(old)[0] != address:
+            raise NeedsReload("an agent does not follow its server's address")
+        returns = key in self._known.left
+        if not returns and not moved:
+            return [Join(key, line, tuple(weight), ready=False)] if weight else []  # else only the comment differs
+        address_command = f"set server {target(key)} addr {address} port {port}"
+        if self.is_disabled(key, line):
+            return [Join(key, line, (*weight, *([address_command] if moved else [])), ready=False)]
+        return [self._checked(key, line, [*weight, address_command])]
 
-    def _checked(self, key: Key, line: str, command: str) -> Join:
-        address, port, options = parts(line)
+    def _new_weight(self, key: Key, old: str, line: str) -> list[str]:
+        """The command where nothing but the weight differs; nothing where not even that. Raises NeedsReload."""
+        if old and parts(old)[2] == parts(line)[2]:
+            return []
+        other = NeedsReload(f"{target(key)} is there with other options")
+        if not old:
+            raise other
+        try:
+            before, after = (dict(self._keywords(key, one)) for one in (old, line))
+        except NeedsReload:
+            raise other from None
+        weights = before.pop("weight", "1"), after.pop("weight", "1")
+        if before != after or not weights[1].isdigit():
+            raise other
+        if weights[0] == weights[1]:
+            return []
+        proxy = self._proxy(key[0])
+        if not self._is_dynamic(proxy, self._inherited(proxy.name)):
+            raise NeedsReload(f"`balance {_algorithm(proxy)}` takes no new weights")
+        return [f"set server {target(key)} weight {weights[1]}"]
+
+    def _checked(self, key: Key, line: str, commands: list[str]) -> Join:
+        address, port, _ = parts(line)
         here = self._inherited(key[0])
         try:
-            words = keywords.expanded([*here.default_server, *options])
-        except Unsayable:
+            words = self._keywords(key, line)
+        except NeedsReload:
             # It is there already, whatever it was made of.
-            return Join(key, line, (command,), None, None)
+            return Join(key, line, tuple(commands))
         if "check" not in words:
-            return Join(key, line, (command,), None, None)
+            return Join(key, line, tuple(commands))
+        commands = [*commands, f"enable health {target(key)}"]
+        if words.get("init-state", "none") != "none":
+            return Join(key, line, tuple(commands))
         endpoint = keywords.endpoint(words, address, port)
         deep = bool(here.deep) or "ssl" in words or "check-ssl" in words
         due = keywords.seconds(words.get("fastinter", words.get("inter", "2s")))
-        # Who serves already goes on: were all to wait for a verdict, nobody would serve meanwhile.
+        # A server that serves already goes on: were all to wait for a verdict, none would serve meanwhile.
         awaited = deep and due <= PROMPTLY and key not in self._known.lines
-        return Join(key, line, (command, f"enable health {target(key)}"), endpoint, due if awaited else None)
+        return Join(key, line, tuple(commands), endpoint, due if awaited else None)
+
+    def _keywords(self, key: Key, line: str) -> Keywords:
+        words = [*self._inherited(key[0]).default_server, *parts(line)[2]]
+        return keywords.resolve_keywords(words, self._capabilities)
 
     def _addition(self, key: Key, line: str) -> str:
-        address, port, options = parts(line)
-        here = self._inherited(key[0])
-        words = keywords.expanded([*here.default_server, *options])
-        self._dynamic(self._proxy(key[0]), here, words)
+        address, port, _ = parts(line)
+        words = self._keywords(key, line)
+        self._check_proxy(key[0], words)
         host = f"[{address}]" if ":" in address else address
-        return f"add server {target(key)} {host}:{port}{keywords.said(words)}"
+        return f"add server {target(key)} {host}:{port}{keywords.format_keywords(words, self._capabilities)}"
 
-    def _dynamic(self, proxy: Proxy, here: Inherited, words: Mapping[str, str]) -> None:
-        balance = (proxy.balance or "").partition("(")[0]
-        consistent = balance in _CONSISTENT and here.hash_type[:1] == ("consistent",)
+    def _check_proxy(self, name: str, words: Mapping[str, str]) -> None:
+        """Raises NeedsReload where a server with these keywords cannot be added to the proxy as a reload does it."""
+        proxy, here = self._proxy(name), self._inherited(name)
+        balance = _algorithm(proxy)
         if here.odd:
-            raise Unsayable(here.odd)
-        if balance not in _DYNAMIC and not consistent:
-            raise Unsayable(f"`balance {balance}` takes no dynamic servers")
-        if (consistent or balance in ("random", "first")) and "id" not in words:
-            raise Unsayable(f"`balance {balance}` would place a server without `id` elsewhere than a reload does")
-        if here.cookie and "dynamic" not in here.cookie:
-            raise Unsayable("`cookie` without `dynamic` gives no cookie to dynamic servers")
+            raise NeedsReload(here.odd)
+        if here.mode not in ("", "http", "tcp"):
+            raise NeedsReload(f"`mode {here.mode}` takes no dynamic servers")
+        if not self._is_dynamic(proxy, here):
+            raise NeedsReload(f"`balance {balance}` takes no dynamic servers")
+        if balance in (*_CONSISTENT, "random", "first") and "id" not in words:
+            raise NeedsReload(f"`balance {balance}` would place a server without `id` elsewhere than a reload does")
+        if here.cookie and "dynamic" not in here.cookie and not self._capabilities.takes_cookies:
+            raise NeedsReload("`cookie` without `dynamic` gives no cookie to dynamic servers")
+        if "check" in words and (options := here.deep & self._capabilities.reload_options):
+            raise NeedsReload(f"`option {min(options)}` takes no checks of dynamic servers")
+
+    @staticmethod
+    def _is_dynamic(proxy: Proxy, here: Inherited) -> bool:
+        balance = _algorithm(proxy)
+        return balance in _DYNAMIC or (balance in _CONSISTENT and here.hash_type[:1] == ("consistent",))
 
     def _proxy(self, name: str) -> Proxy:
         found = [one for one in self._document.proxies if one.name == name and one.kind in ("backend", "listen")]
         if len(found) != 1 or not NAME.fullmatch(name):
-            raise Unsayable(f"proxy {name!r} is none that the stats socket can be told of")
+            raise NeedsReload(f"proxy {name!r} cannot be named on the stats socket")
         return found[0]
 
     def _inherited(self, name: str) -> Inherited:
@@ -154,3 +238,13 @@ class Difference:
     @cached_property
     def _all_inherited(self) -> Mapping[str, Inherited]:
         return inherited(self._document)
+
+
+def _algorithm(proxy: Proxy) -> str:
+    return (proxy.balance or "").partition("(")[0]
+
+
+def _last(words: list[str], on: str, off: str) -> bool:
+    """Whether the last of two words that cancel each other is the first one."""
+    found = [word for word in words if word in (on, off)]
+    return found[-1:] == [on]
