@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from lbagent import quarantine, scene
+from lbagent import guard, quarantine, scene
 from lbagent.confirmed import Confirmed
-from lbagent.errors import Busy, LbagentError, NotYet, Refused
+from lbagent.errors import Busy, LbagentError, NotYet, Refused, TryAgain
 from lbagent.handover import ATTEMPTS, Handed, Handover
 from lbagent.haproxy.process import Running
 from lbagent.haproxy.takeover import Haproxy
 from lbagent.host.store import Store
 from lbagent.membership import Membership
-from lbagent.outcome import Outcome, Verdict, counted, quarantined
+from lbagent.outcome import QUIET, Outcome, Verdict, counted, quarantined
 from lbagent.plan import Plan, Rules, plan
 from lbagent.roles import Roles
 from lbagent.scene import Scene
@@ -30,6 +30,8 @@ class Options(NamedTuple):
     """Seconds of the monotonic clock before which no reload may be made: what needs one is written, and waits."""
     known: Running | None = None
     """The HAProxy of the run before: as long as its master lives no other is looked for."""
+    verify: bool = False
+    """Validate haproxy.cfg although nothing is to change, and show all notes: a person asks, or the file was edited."""
 
 
 class Transaction:
@@ -81,8 +83,12 @@ class Transaction:
             seen.tidy()
             self.haproxy = haproxy = scene.haproxy(self._roles.haproxy, seen, self._options.known)
             self.plan = wanted = self._plan(seen)
+            self._remember(
+                guard.remember(self.membership, wanted.removals, int(time.time()), force=self._options.force)
+            )
             confirmed, asked = Confirmed(self._store, seen, haproxy), self._asked(seen, wanted)
             if wanted.after == wanted.before and confirmed.nothing_to_do(asked):
+                self._verify(seen, haproxy)
                 return self._ended(seen, self._unchanged(seen, wanted, haproxy, confirmed))
             handover = self._begun(seen, haproxy, confirmed, asked)
             if self._has_to_wait(wanted, handover):
@@ -99,6 +105,17 @@ class Transaction:
                         continue
             return self._ended(seen, self._outcome(wanted, handed or self._handed(wanted, handover)))
         raise Busy(f"{self._path} was saved by others while HAProxy checked it, {ATTEMPTS} times: run again")
+
+    def _verify(self, seen: Scene, haproxy: Haproxy) -> None:
+        """Raise Refused where HAProxy refuses the text that nothing is to change in."""
+        if not self._options.verify:
+            return
+        try:
+            words = haproxy.refusal([target.path for target in seen.targets], seen.names)
+        except TryAgain:
+            return  # without a program there is no verdict, and nothing that waits for one
+        if words:
+            raise Refused(f"HAProxy refuses the operator's own text, nothing was replaced: {words}")
 
     def _plan(self, seen: Scene, untried: frozenset[str] = frozenset()) -> Plan:
         rules = Rules(force=self._options.force, adopt=self._options.adopt, kept=self._kept(seen) | untried)
@@ -136,14 +153,17 @@ class Transaction:
 
     def _ended(self, seen: Scene, outcome: Outcome) -> Outcome:
         """The outcome, once members.json says no more of nodes whose lines went in that they are in quarantine."""
-        membership = quarantine.lifted(self.membership, self._kept(seen))
-        if membership is not self.membership:
-            self.membership = membership
-            self._store.remember(membership)
+        kept = self._kept(seen)
+        self._remember(quarantine.lifted(self.membership, kept))
         if self._waiting and self._too_soon:
             self.partly = None if outcome.verdict is Verdict.UNCHANGED else outcome
             raise NotYet(self._too_soon)
-        return outcome
+        return outcome._replace(quarantined=(*sorted(kept - self._waiting),))
+
+    def _remember(self, membership: Membership) -> None:
+        if membership is not self.membership:
+            self.membership = membership
+            self._store.remember(membership)
 
     def _surroundings(self, seen: Scene) -> str:
         return quarantine.surroundings(seen.document, self._roles)
@@ -160,7 +180,7 @@ class Transaction:
             elif confirmed.leaves_servers(wanted) and (worker := haproxy.serving()):
                 Handover(self._store, self._roles, haproxy, seen).delete_left(wanted, worker)
         running = haproxy.serving() is not None
-        return Outcome(Verdict.UNCHANGED, greeted or "nothing to do", held=wanted.held, running=running)
+        return Outcome(Verdict.UNCHANGED, greeted or QUIET, held=wanted.held, running=running)
 
     def _find_culprits(self, seen: Scene, haproxy: Haproxy, wanted: Plan, words: str) -> None:
         """Quarantine the nodes whose lines HAProxy refuses, twice. Raises Refused where the fault is the operator's."""

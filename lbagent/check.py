@@ -15,6 +15,7 @@ _COLOURS = {Severity.OK: "32", Severity.WARNING: "33", Severity.ERROR: "31"}
 
 def check(settings: Settings, log: Log) -> int:
     """Print every finding as it is found; 0 where there is no error, 1 otherwise. Takes no lock, changes nothing."""
+    log.journal = False
     coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     found = []
     for finding in findings(settings, log):

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 
 from lbagent.errors import LbagentError
-from lbagent.host.log import Log, told
+from lbagent.host.log import Log, sentences, told
 from lbagent.settings import Settings, of_handler
 
 Verb = Callable[[Settings, Log], int]
@@ -61,8 +61,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"lbagent: {told(error)}", file=sys.stderr)
         return 1
     from lbagent.host import serfenv  # noqa: PLC0415
+    from lbagent.settings import DEFAULT_ROLES  # noqa: PLC0415
 
-    serfenv.take_up(os.path.dirname(settings.roles), os.environ)
+    serfenv.of_process = serfenv.SerfEnv(serfenv.folders(settings.roles, os.environ, DEFAULT_ROLES), os.environ)
+    serfenv.of_process.load()
     return _ended(settings, verb)
 
 
@@ -72,7 +74,8 @@ def _ended(settings: Settings, verb: Verb) -> int:
     try:
         return verb(settings, log)
     except LbagentError as error:
-        log.error(told(error))
+        for sentence in sentences(error):
+            log.error(sentence, exit_status=error.exit_status)
         return error.exit_status
     except BrokenPipeError:
         # Whoever read our output (head, less) has seen enough.

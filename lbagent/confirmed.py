@@ -65,4 +65,4 @@ class Confirmed:
             return False
         from lbagent.haproxy import roster  # noqa: PLC0415  # only after somebody went
 
-        return any(key in left.lines for key in roster.after(self._seen.document, asked.changed))
+        return any(key in left.lines for key in roster.after(self._seen.document, asked.after, asked.changed))

@@ -76,16 +76,23 @@ class Dialogue:
         serves until it has come under that.
         """
         here = standing(document)
-        after, asked_for = roster.after(document, wanted.changed), roster.after(document, asked.changed)
+        after = roster.after(document, wanted.after, wanted.changed)
+        asked_for = after if asked is wanted else roster.after(document, asked.after, asked.changed)
         self._served = {key: line for key, line in here.items() if key not in self._left}
         self._wanted = {key: line for key, line in after.items() if key in asked_for}
         self._withheld = {key: line for key, line in after.items() if key not in asked_for}
         self._paused = roster.paused_after(document, wanted.changed)
         known = Known(self._served, self._left, self.sure)
         self._difference = Difference(document, known, self._wanted, self._capabilities)
+        managed = {(proxy.name, line.name) for proxy in document.proxies for line in proxy.managed}
         for key, line in map(entry, wanted.removed):
-            if line and key not in here:
+            if line and key not in managed:
                 self._difference.needs_reload[key] = "was written by hand"
+        before = roster.doubtful(document)
+        if document.conditional or before:
+            then = roster.doubtful(document.reread(wanted.after))
+            changed = {key for key in (*before, *then) if before.get(key) != then.get(key)}
+            self._difference.needs_reload |= dict.fromkeys(changed, "only HAProxy knows whether it has it, and where")
         going = {key: line for key, line in here.items() if key not in self._wanted}
         there = {(key[0], *parts(line)[:2]) for key, line in self._wanted.items()}
         self._renamed = {key: line for key, line in going.items() if (key[0], *parts(line)[:2]) in there}

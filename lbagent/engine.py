@@ -12,9 +12,10 @@ from lbagent import memory, rolescache, scene
 from lbagent.apply import Options, Transaction
 from lbagent.batch import Batch, peeked
 from lbagent.chronicle import Chronicle
-from lbagent.errors import RolesRefused, TryAgain
+from lbagent.errors import Busy, RolesRefused, TryAgain
 from lbagent.fold import Folded, fold, outdated
 from lbagent.haproxy.takeover import Haproxy
+from lbagent.host import lock
 from lbagent.host.log import Log
 from lbagent.host.paths import Paths
 from lbagent.host.spool import Spool
@@ -72,7 +73,22 @@ class Engine:
         return roles
 
     def run(self, options: Options, learn: Learn | None = None) -> Outcome:
-        """Fold, learn what there is to learn, plan, apply; the lock is the caller's. Raises LbagentError, OSError."""
+        """Fold, learn what there is to learn, plan, apply; the lock is the caller's. Raises LbagentError, OSError.
+
+        Where the lock file was removed or replaced meanwhile, the new one is acquired and all begins again: with what
+        another process has written since.
+        """
+        for _ in range(_STARTS):
+            try:
+                return self._run(options, learn)
+            except lock.Lost as lost:
+                self._log.warning(f"{lost}: starting over")
+                self.paths.prepare()
+                if not lock.acquire_again(self.paths.lock, _LOCK_WAIT):
+                    raise
+        raise Busy(f"{self.paths.lock}: the lock file was removed or replaced {_STARTS} times; find out by whom")
+
+    def _run(self, options: Options, learn: Learn | None) -> Outcome:
         with Chronicle(self.store, self.spool, self._log) as chronicle:
             # First of all: a refused roles.yml changes nothing on disk, and what is in the spool waits.
             chronicle.roles = roles = self.roles(keep=True)
@@ -90,7 +106,7 @@ class Engine:
             finally:
                 self.haproxy = transaction.haproxy
         self.plan = transaction.plan
-        self._tell(transaction, outcome, news=bool(chronicle.causes))
+        self._tell(transaction, outcome, news=bool(chronicle.causes) or options.verify)
         if chronicle.unknown:
             raise chronicle.unknown
         return outcome
@@ -148,13 +164,15 @@ class Engine:
 
     def _tell(self, transaction: Transaction, outcome: Outcome, *, news: bool) -> None:
         # Known already where nothing has come and nothing changes: then only whoever asks (-v) is told again.
-        say = self._log.warning if news or outcome.words != _QUIET else self._log.info
+        say = self._log.warning if news or not outcome.quiet else self._log.info
         for note in _notes(transaction):
             say(note)
         for held in outcome.held:
             self._log.error(f"held back: {held}; `lbagent apply --force` lets them go")
-        if outcome.words != _QUIET:
-            self._log.info(f"{outcome.verdict}: {outcome.words}")
+        if not outcome.quiet:
+            fields = {"outcome": outcome.verdict, "exit_status": outcome.exit_status}
+            fields |= {"added": len(outcome.added), "removed": len(outcome.removed)}
+            self._log.info(f"{outcome.verdict}: {outcome.words}", **fields)
 
     def _remembered(self, roles: Roles) -> Membership:
         try:
@@ -179,7 +197,11 @@ class Engine:
         return agent.clocks() if outdated(before, (event for _, event in batch)) else {}
 
 
-_QUIET = "nothing to do"
+_STARTS = 5
+"""Runs that are begun where the lock is lost again and again."""
+
+_LOCK_WAIT = 30.0
+"""Seconds to wait for the process that acquired the new lock."""
 
 
 def _notes(transaction: Transaction) -> Iterator[str]:

@@ -13,6 +13,8 @@ LbagentError             1   unexpected, or not confirmed
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class LbagentError(Exception):
     """One line for the operator: what, where, what would be right."""
@@ -39,6 +41,18 @@ class RolesRefused(LbagentError):
     """roles.yml cannot be used; nothing on disk was changed."""
 
     exit_status = 2
+    mistakes: tuple[str, ...] = ()
+    """A sentence for each mistake; the error itself is one line, of the first."""
+
+    @classmethod
+    def of(cls, mistakes: Sequence[str]) -> RolesRefused:
+        """The error with all of these."""
+        more = len(mistakes) - 1
+        rest = f" (and {more} more mistake{'' if more == 1 else 's'}: run lbagent check)" if more else ""
+        error = cls(f"{mistakes[0]}{rest}")
+        error.mistakes = tuple(mistakes)
+        return error
+
     meaning = "roles.yml is refused; of `plan`: something would change"
 
 

@@ -62,7 +62,7 @@ def epilog() -> str:
 
 def verb_epilog(prog: str) -> str:
     """What stands below the options of one verb."""
-    return f"Options of {prog} itself stand before the verb: see `{prog} --help`, also for exit statuses."
+    return f"--roles FILE, --state-dir DIR and -v work here too: see `{prog} --help`, also for exit statuses."
 
 
 def _row(head: str, words: str, column: int) -> str:

@@ -15,10 +15,11 @@ def remaining(line: Line, node: str, address: str, *, paused: bool) -> tuple[str
         return paused_line(node, address, line.role), f"{line.name} is paused without its marker"
     if line.pauses:
         return "", f"{node} cannot be put back, its marker is gone"
-    return _moved(line, address), f"{line.name} stands without its marker"
+    return moved(line, address), f"{line.name} stands without its marker"
 
 
-def _moved(line: Line, address: str) -> str:
+def moved(line: Line, address: str) -> str:
+    """The text of a line, its server at another address."""
     port = line.endpoint.rpartition(":")[2]
     if not port.isdigit():
         return line.text

@@ -31,6 +31,7 @@ def dump(membership: Membership) -> bytes:
         "clocks": dict(membership.clocks),
         "folded": sorted(membership.folded),
         "missed": dict(membership.missed),
+        "removals": {where: dict(nodes) for where, nodes in membership.removals.items()},
         "members": dict(zip(_COLUMNS, table.columns, strict=True)),
         "more": {name: _more(member) for name, member in table.special.items()},
     }
@@ -47,7 +48,8 @@ def load(content: bytes) -> Membership:
         _believable(columns)
         table = Table(columns, {})
         table.special.update({name: _special(table[name], more) for name, more in state["more"].items()})
-        return Membership(table, clocks, folded, missed)
+        removals = {_is(str, where): _numbers(nodes) for where, nodes in state.get("removals", {}).items()}
+        return Membership(table, clocks, folded, missed, removals)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise Damaged(f"is damaged ({type(error).__name__}: {error})") from error
 

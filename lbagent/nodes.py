@@ -49,7 +49,7 @@ class _Register:
     """What is known of all nodes, to be looked up node by node."""
 
     def __init__(self, roles: Roles, membership: Membership, standings: Standings, prospect: Prospect) -> None:
-        self._roles, self._standings, self._prospect = roles.roles, standings, prospect
+        self._roles, self._standings, self._prospect = roles, standings, prospect
         self._members = tabled(membership.members)
         self._paused = paused(membership)
         pausing = (one for one in self._members.special.values() if one.pause or one.paused_by_tag)
@@ -73,7 +73,7 @@ class _Register:
         return Facts(
             name,
             member,
-            self._roles.get(member.role) if member else None,
+            self._roles.of(member.role) if member else (),
             self._standings.get(name, ()),
             prospect.change(name),
             self._notes.get(name, ()),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from lbagent.haproxy import process
 from lbagent.haproxy.process import Running
 from lbagent.haproxy.takeover import Haproxy
 from lbagent.haproxy.text import Document
@@ -75,7 +76,7 @@ def look(settings: HaproxySettings) -> Scene:
     targets = tuple(files.read(path) for given in settings.config for path in expanded(given))
     if not targets:
         raise FileNotFoundError(errno.ENOENT, "holds no *.cfg file", settings.config[0])
-    return Scene(targets, document(targets))
+    return Scene(targets, document(targets, lambda: process.environment(settings.config)))
 
 
 def previous(scene: Scene) -> Document | None:
@@ -96,9 +97,9 @@ def haproxy(settings: HaproxySettings, scene: Scene, known: Running | None = Non
     return Haproxy(settings, scene.document.settings, known)
 
 
-def document(targets: Sequence[Target]) -> Document:
-    """The files as one document."""
-    return Document([(target.given, decoded(target.content)) for target in targets])
+def document(targets: Sequence[Target], environ: Callable[[], Mapping[str, str] | None] = lambda: None) -> Document:
+    """The files as one document, for the HAProxy that runs with `environ`."""
+    return Document([(target.given, decoded(target.content)) for target in targets], environ)
 
 
 def decoded(content: bytes) -> str:

@@ -10,7 +10,7 @@ from lbagent.haproxy.stats import NOTHING, Stats
 from lbagent.haproxy.text import Document, Proxy
 from lbagent.membership import Member, Members
 from lbagent.place import Place
-from lbagent.roles import Missing, Pair, Roles
+from lbagent.roles import Missing, Pair, Role, Roles
 from lbagent.tuples import NamedTuple
 
 MANAGED, PAUSED, BY_HAND = "managed", "paused", "by hand"
@@ -95,13 +95,17 @@ class _Known:
         return self._keys
 
     def _same(self, line: HandWritten, member: Member, pair: Pair) -> bool:
-        role = self._roles.roles.get(member.role)
-        if role is None or pair.service not in role.sections.get(pair.section, ()):
+        roles = [one for one in self._roles.of(member.role) if pair.service in one.sections.get(pair.section, ())]
+        if not roles:
             return False
         if line.name.lower() in (member.name.lower(), f"{member.name}.{pair.service}".lower()):
             return True
+        return any(line.endpoint == self._endpoint(member, role, pair.service) for role in roles)
+
+    def _endpoint(self, member: Member, role: Role, service: str) -> str:
+        tags = member.tags or {}
         try:
-            port = self._roles.services[pair.service].port_of(role.values(member.name), member.tags or {})
+            port = self._roles.services[service].port_of(role.values(member.name), tags)
+            return endpoint(role.address_of(member.name, member.address, tags), port)
         except Missing:
-            return False
-        return line.endpoint == endpoint(member.address, port)
+            return ""

@@ -34,8 +34,8 @@ class Facts(NamedTuple):
     name: str
     member: Member | None
     """None where only a line of haproxy.cfg tells of it."""
-    role: Role | None
-    """None where roles.yml has none for it."""
+    roles: Sequence[Role]
+    """Those that it has in roles.yml."""
     servers: Sequence[Standing]
     change: Change
     """What the next run does to its lines."""
@@ -59,7 +59,7 @@ def state(facts: Facts) -> State:
         State.PENDING: bool(facts.change.added or facts.change.removed),
         State.UNKNOWN: member is not None and member.status == UNKNOWN,
         State.LEFT: absent,
-        State.UNKNOWN_ROLE: member is not None and facts.role is None,
+        State.UNKNOWN_ROLE: member is not None and not facts.roles,
         State.BY_HAND: bool(facts.servers) and all(one.line == BY_HAND for one in facts.servers),
         State.PAUSED: facts.pauser is not None,
         State.FAILED: member is not None and member.status == FAILED,
@@ -84,7 +84,7 @@ def why(found: State, facts: Facts) -> str:
     """Why it is so; nothing where nothing is to be said."""
     said = [*_because(found, facts), *_paused(found, facts), *facts.notes]
     if not said and not facts.servers:
-        serves = facts.role is not None and any(facts.role.sections.values())
+        serves = any(any(role.sections.values()) for role in facts.roles)
         return (facts.hindrance or "haproxy.cfg has no marker of its role") if serves else "its role has no service"
     return "; ".join(said)
 
@@ -101,7 +101,7 @@ def _because(found: State, facts: Facts) -> Iterator[str]:
         yield f"roles.yml has no role {member.role}" if member.role else "it has no role"
     elif found is State.FAILED and facts.servers:
         yield "its line stays"
-    elif found is State.FAILED and facts.role and facts.role.remove_failed:
+    elif found is State.FAILED and any(role.remove_failed for role in facts.roles):
         yield "out, as on_failed says"
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from lbagent.haproxy.lines import Line
 from lbagent.haproxy.text import Document
 from lbagent.membership import ALIVE, FAILED, Membership
-from lbagent.names import refusal
+from lbagent.names import refusal, role_names
 from lbagent.roles import Pair, Role, Roles
 from lbagent.table import Table, tabled
 
@@ -72,11 +72,11 @@ def _odd(table: Table) -> dict[str, list[tuple[str, str, str]]]:
     found: dict[str, list[tuple[str, str, str]]] = {}
     if FAILED in table.columns.statuses:
         for name, address, role, status, _ in zip(*table.columns, strict=True):
-            if status == FAILED:
-                found.setdefault(role, []).append((name, "failed", address))
-    for one in table.special.values():
-        if one.quarantine and one.present:
-            found.setdefault(one.role, []).append((one.name, "quarantined", one.address))
+            for one in role_names(role) if status == FAILED else ():
+                found.setdefault(one, []).append((name, "failed", address))
+    for member in table.special.values():
+        for one in role_names(member.role) if member.quarantine and member.present else ():
+            found.setdefault(one, []).append((member.name, "quarantined", member.address))
     return found
 
 

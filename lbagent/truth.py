@@ -38,9 +38,12 @@ def truth(engine: Engine, log: Log, say: Callable[[str], None], *, force: bool) 
         now = int(time.time())
         info, listing = agent.info(), agent.members()
         if census.tells_nothing(listing, info.name, roles):
-            raise TryAgain("serf members names no node of any role of roles.yml: nothing is removed, try again")
+            if not census.knows_nobody(membership, roles):
+                raise TryAgain("serf members: lists no node of any role of roles.yml; nothing is removed, try again")
+            log.hint("serf members: lists no node of any role of roles.yml yet; nothing to sync")
+            return Folded(membership, {}, (), ())
         for refused in listing.refused:
-            log.info(refused)
+            log.hint(refused)
         steps = [census.taken(membership, listing, info.name, now, force=force)]
         for by, words in told:
             steps.append(accord.agreed(steps[-1].membership, words, by, info.clocks, now))

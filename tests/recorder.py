@@ -71,11 +71,10 @@ class Recorder:
                 try:
                     with self._tls.wrap_socket(connection, server_side=True) as secure:
                         self._answer(secure, address, seen)
-                    return
                 except ssl.SSLError:
                     self._note(self.checks, address, seen)
-                    return
-            self._answer(connection, address, seen)
+            else:
+                self._answer(connection, address, seen)
 
     def _answer(self, connection: socket.socket, address: str, seen: list[str]) -> None:
         connection.settimeout(_SPEAKS_FIRST)
@@ -136,20 +135,16 @@ def _normal(address: str) -> str:
 def _peek(connection: socket.socket, size: int) -> bytes:
     """So many bytes without taking them; fewer where the client sends no more."""
     connection.settimeout(_SPEAKS_FIRST)
-    try:
-        data = b""
+    found = b""
+    with contextlib.suppress(TimeoutError):
         for _ in range(12):
-            found = connection.recv(size, socket.MSG_PEEK)
+            before, found = found, connection.recv(size, socket.MSG_PEEK)
             if len(found) >= size or not found:
-                return found
-            if len(found) == len(data):
+                break
+            if len(found) == len(before):
                 time.sleep(0.002)  # the rest may be on its way
-            data = found
-        return data
-    except TimeoutError:
-        return b""
-    finally:
-        connection.settimeout(_PATIENCE)
+    connection.settimeout(_PATIENCE)
+    return found
 
 
 def _proxy_header(connection: socket.socket) -> str:
@@ -189,7 +184,7 @@ def _hello(record: bytes) -> str:
         # Session tickets, key shares, padding and pre-shared keys differ from connection to connection.
         if kind not in (21, 35, 41, 42, 45, 51):
             found.append(f"{kind}={body.hex()}")
-        elif kind == 35:  # noqa: PLR2004  # whether it offers tickets at all
+        elif kind == 35:  # whether it offers tickets at all
             found.append("tickets")
         at += 4 + size
     return f"TLS ciphers {ciphers} {' '.join(found)}"

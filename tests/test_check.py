@@ -25,7 +25,18 @@ from lbagent.doctor.finding import Finding, Kind
 from lbagent.host.log import Log
 from lbagent.settings import Settings
 from tests.faults import tree, without_haproxy
-from tests.world import LBAGENT, PATIENCE, Haproxy, Lb, SerfAgent, binaries, eventually, member
+from tests.world import (
+    LBAGENT,
+    PATIENCE,
+    Haproxy,
+    Lb,
+    SerfAgent,
+    binaries,
+    default_binary,
+    eventually,
+    haproxy_version,
+    member,
+)
 
 pytestmark = [
     pytest.mark.real,
@@ -125,8 +136,7 @@ def amiss(lb: Lb, agent: SerfAgent | None = None, **env: str) -> list[str]:
 
 def version() -> str:
     """The HAProxy that `haproxy` is."""
-    path = next(iter(binaries().values()))
-    return subprocess.run([path, "-v"], capture_output=True, text=True, check=True).stdout.split()[2]
+    return haproxy_version(default_binary())
 
 
 @pytest.fixture
@@ -231,7 +241,7 @@ def test_what_is_broken_does_not_hide_what_else_is(lb: Lb) -> None:
     found = amiss(lb)
 
     assert found[0] == (
-        "error roles: /lb/etc/roles.yml:5: services.iis.prot: unknown key (known: port, options)"
+        "error roles: /lb/etc/roles.yml:5:9: services.iis.prot: unknown key; did you mean port?"
         ": until it loads no event changes anything"
     )
     assert {line.split()[1] for line in found} >= {"roles:", "drift:", "state:", "serf:"}
@@ -246,7 +256,7 @@ def test_where_roles_yml_is_refused_the_haproxy_of_the_last_good_one_is_looked_a
     assert status == 1
     assert "ok process: HAProxy runs it: master N, worker N" in lines
     assert [line for line in lines if not line.startswith("ok ")] == [
-        "error roles: /lb/etc/roles.yml:2: is not YAML: did not find expected node content: until it loads no event changes anything",
+        "error roles: /lb/etc/roles.yml:1:8: roles: the list is not closed; add ]: until it loads no event changes anything",
         "warning markers: /lb/etc/haproxy.cfg: only doubled ones can be looked for: roles.yml cannot be used: mend roles.yml",
         "warning drift: cannot be looked at, without a plan: roles.yml cannot be used: mend that, and check again",
     ]
@@ -393,6 +403,7 @@ def test_a_haproxy_that_does_not_run_is_told(lb: Lb) -> None:
     assert [line for line in amiss(lb) if " process: " in line] == [NONE]
 
 
+@pytest.mark.every_haproxy
 def test_without_a_master_listeners_have_to_be_handed_over(lb: Lb) -> None:
     lb.text = lb.text.replace(b" expose-fd listeners", b"")
     with Haproxy(lb, "-D"):
@@ -408,6 +419,7 @@ def test_without_a_master_listeners_have_to_be_handed_over(lb: Lb) -> None:
     ]
 
 
+@pytest.mark.every_haproxy
 def test_a_haproxy_that_nobody_could_reload_is_an_error(lb: Lb) -> None:
     with Haproxy(lb, "-db"):
         found = [line for line in amiss(lb) if " process: " in line]
@@ -463,6 +475,7 @@ def test_a_stats_socket_that_answers_no_admin_is_told(lb: Lb) -> None:
         ]
 
 
+@pytest.mark.every_haproxy
 def test_a_stats_socket_of_another_haproxy_is_an_error(lb: Lb) -> None:
     with Lb(CFG) as other, Haproxy(lb), Haproxy(other):
         lb.text = lb.text.replace(str(lb.socket).encode(), str(other.socket).encode())
@@ -572,6 +585,7 @@ def test_a_quarantine_that_an_edit_has_ended_is_none(lb: Lb) -> None:
     ]
 
 
+@pytest.mark.every_haproxy
 def test_a_reload_that_failed_is_told(lb: Lb) -> None:
     lb.roles.write_text(lb.roles.read_text().replace("haproxy:\n", "haproxy:\n  runtime: off\n  reload: ['false']\n"))
     with Haproxy(lb), Agent(lb) as agent:

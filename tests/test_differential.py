@@ -23,11 +23,11 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(1800)]
 CASES = SWEEP if os.environ.get("LBAGENT_SWEEP") else CI
 
 NEVER = {
-    "agent-addr", "agent-check", "agent-inter", "agent-port", "agent-send", "alpn", "check-alpn", "client-sigalgs", "curves", "sigalgs", "log-bufsize", "check-proto",
-    "disabled", "init-addr", "log-proto", "max-reuse", "no-agent-check", "no-check-reuse-pool", "no-send-proxy-v2-ssl",
-    "no-send-proxy-v2-ssl-cn", "no-ssl", "non-stick", "npn", "pool-conn-name", "proto", "redir", "resolve-net",
-    "resolve-opts", "resolve-prefer", "resolvers", "set-proxy-v2-tlv-fmt(0xE1)", "shard", "slowstart", "socks4",
-    "stick", "tcp-ut", "track", "ws", "guid", "namespace",
+    "agent-addr", "agent-check", "agent-inter", "agent-port", "agent-send", "alpn", "check-alpn", "check-proto",
+    "client-sigalgs", "curves", "disabled", "guid", "init-addr", "log-bufsize", "log-proto", "max-reuse", "namespace",
+    "no-agent-check", "no-check-reuse-pool", "no-send-proxy-v2-ssl", "no-send-proxy-v2-ssl-cn", "no-ssl", "non-stick",
+    "npn", "pool-conn-name", "proto", "redir", "resolve-net", "resolve-opts", "resolve-prefer", "resolvers",
+    "set-proxy-v2-tlv-fmt(0xE1)", "shard", "sigalgs", "slowstart", "socks4", "stick", "tcp-ut", "track", "ws",
 }  # fmt: skip
 """Keywords that take a reload on every version: `add server` refuses them, or makes another server of them.
 

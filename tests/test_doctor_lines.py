@@ -338,7 +338,7 @@ CFG = """
 
 def of_sections(text: str, *, master: bool = True) -> list[str]:
     """What is found in the sections of a haproxy.cfg."""
-    found = directives.sections([("haproxy.cfg", dedent(text))])
+    found = directives.sections(Document([("haproxy.cfg", dedent(text))]))
     document = Document([("haproxy.cfg", dedent(text))])
     in_markers = frozenset(str(proxy) for proxy in document.proxies if proxy.markers)
     return told([*reloads.judge(found, "haproxy.cfg", master=master), *proxies.judge(found, in_markers)])
@@ -481,7 +481,7 @@ def test_defaults_are_taken_from_where_a_proxy_says() -> None:
             bind :82
             option idle-close-on-response
     """
-    found = directives.sections([("a.cfg", dedent(text))])
+    found = directives.sections(Document([("a.cfg", dedent(text))]))
 
     assert [str(section) for section in found] == [
         "defaults fine",
@@ -498,13 +498,17 @@ def test_defaults_are_taken_from_where_a_proxy_says() -> None:
 
 
 def test_defaults_without_a_name_may_take_from_others() -> None:
-    found = directives.sections([("a", "defaults a\n    mode http\ndefaults from a\nlisten x\n    bind :80\n")])
+    found = directives.sections(
+        Document([("a", "defaults a\n    mode http\ndefaults from a\nlisten x\n    bind :80\n")])
+    )
 
     assert [(str(one), one.http) for one in found] == [("defaults a", True), ("defaults", True), ("listen x", True)]
 
 
 def test_files_are_counted_each_for_itself() -> None:
-    found = directives.sections([("a.cfg", "defaults\n    mode http\n"), ("b.cfg", "\nlisten x\n    bind :80\n")])
+    found = directives.sections(
+        Document([("a.cfg", "defaults\n    mode http\n"), ("b.cfg", "\nlisten x\n    bind :80\n")])
+    )
 
     assert [(str(one), one.where) for one in found] == [("defaults", "a.cfg:1"), ("listen x", "b.cfg:2")]
     assert bad(proxies.judge(found, frozenset()))[0] == f"warning idle-close: b.cfg:2: {IDLE.format('listen x')}"
@@ -512,7 +516,7 @@ def test_files_are_counted_each_for_itself() -> None:
 
 @given(st.text(alphabet=st.sampled_from("abc \n\t#'\"\r\0globalistentimeoutdefaultsfrom1"), max_size=200))
 def test_any_text_is_read_as_some_sections(text: str) -> None:
-    found = directives.sections([("a", text)])
+    found = directives.sections(Document([("a", text)]))
 
     assert told([*reloads.judge(found, "a", master=False), *proxies.judge(found, frozenset())])
 

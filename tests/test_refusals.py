@@ -407,7 +407,11 @@ def test_what_is_planned_leaves_who_is_in_quarantine_alone(tagged: Lb) -> None:
 
         done = tagged.run("plan")
 
-        assert (done.returncode, done.stdout, tagged.run("apply").stdout) == (0, b"", b"unchanged: nothing to do\n")
+        assert (done.returncode, done.stdout) == (4, b"No changes: 3 nodes, 3 lines.\n")
+        assert b"web02: in quarantine, its lines stay as they are: " in done.stderr
+        applied = tagged.run("apply")
+        assert (applied.returncode, applied.stdout) == (4, b"No changes: 3 nodes, 3 lines.\n")
+        assert b"web02 is in quarantine: HAProxy refuses its line: " in applied.stderr
         tagged.text = before + b"# edited\n"
         assert tagged.run("plan").returncode == 2  # it would be tried again
 

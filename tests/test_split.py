@@ -176,7 +176,7 @@ def test_a_query_of_serfs_user_hears_that_roles_yml_is_refused(lb: Split) -> Non
         done = lb.ask("pause", "web01", 5)
 
         assert done.stdout.startswith(b"refused: ")
-        assert b"roles.yml:1: roles: " in done.stdout
+        assert b"roles.yml:1:8: roles: " in done.stdout
 
 
 def test_the_status_is_told_to_serfs_user(lb: Split) -> None:

@@ -25,8 +25,7 @@ def role(info: Info, roles: Roles | None) -> Finding:
     if not info.role:
         what = "the agent has no role: the other load balancers cannot be told from any node"
         return warning(Kind.ROLE_TAG, info.name, what, 'write `"tags": {"role": "lb"}`')
-    named = roles.roles.get(info.role) if roles else None
-    if named is not None and any(named.sections.values()):
+    if any(any(one.sections.values()) for one in (roles.of(info.role) if roles else ())):
         what = f"its role {info.role} is one that roles.yml serves: the other load balancer becomes a server"
         return error(Kind.ROLE_TAG, info.name, what, "give the load balancers a role of their own, as `lb`")
     return ok(Kind.ROLE_TAG, info.name, f"its role is {info.role}")

@@ -15,7 +15,7 @@ from lbagent.doctor.keylines import key_lines
 from lbagent.engine import Engine
 from lbagent.errors import Refused, RolesRefused
 from lbagent.haproxy.process import Running
-from lbagent.host.log import Log, told
+from lbagent.host.log import Log, sentences, told
 from lbagent.host.paths import Paths
 from lbagent.membership import Membership
 from lbagent.prospect import Prospect, prospect
@@ -62,8 +62,9 @@ class LinesSide:
             yield warning(Kind.ROLES, self._path, "cannot be looked at: this user may not read it", AS_SERF)
             return
         except (RolesRefused, OSError) as refused:
-            where, _, what = told(refused).partition(": ")
-            yield error(Kind.ROLES, where, what, "until it loads no event changes anything")
+            for sentence in sentences(refused):
+                where, _, what = sentence.partition(": ")
+                yield error(Kind.ROLES, where, what, "until it loads no event changes anything")
             return
         yield from declared.judge(self.roles, self._path, key_lines(content))
 
@@ -117,10 +118,12 @@ class LinesSide:
         """What haproxy.cfg says that a reload, or the runtime API, depends on."""
         if self._seen is None:
             return
-        files = [(target.given, text) for target, text in zip(self._seen.targets, self._seen.texts, strict=True)]
-        found = directives.sections(files)
-        yield from reloads.judge(found, files[0][0], master=bool(self._running and self._running.is_master))
-        marked = frozenset(str(proxy) for proxy in self._seen.document.proxies if proxy.markers)
+        document = self._seen.document
+        found = directives.sections(document)
+        main = self._seen.targets[0].given
+        yield from reloads.judge(found, main, master=bool(self._running and self._running.is_master))
+        starts = {document.where(proxy.start) for proxy in document.proxies if proxy.markers}
+        marked = frozenset(str(section) for section in found if section.where in starts)
         yield from proxies.judge(found, marked)
 
     def answers(self) -> Iterator[Finding]:

@@ -227,16 +227,16 @@ class Difference:
         return balance in _DYNAMIC or (balance in _CONSISTENT and here.hash_type[:1] == ("consistent",))
 
     def _proxy(self, name: str) -> Proxy:
-        found = [one for one in self._document.proxies if one.name == name and one.kind in ("backend", "listen")]
+        found = self._document.proxies_named(name)
         if len(found) != 1 or not NAME.fullmatch(name):
             raise NeedsReload(f"proxy {name!r} cannot be named on the stats socket")
         return found[0]
 
     def _inherited(self, name: str) -> Inherited:
-        return self._all_inherited.get(str(self._proxy(name)), Inherited())
+        return self._all_inherited.get(self._proxy(name).start, Inherited())
 
     @cached_property
-    def _all_inherited(self) -> Mapping[str, Inherited]:
+    def _all_inherited(self) -> Mapping[int, Inherited]:
         return inherited(self._document)
 
 

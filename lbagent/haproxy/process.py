@@ -42,7 +42,7 @@ class Running(NamedTuple):
     @property
     def environ(self) -> dict[str, str]:
         """What it was started with, without what HAProxy sets for itself."""
-        return {key: value for key, value in self.main.environ.items() if not key.startswith("HAPROXY_")}
+        return _variables(self.main.environ)
 
     def read_since(self, changed: float, size: int) -> bool:
         """Whether its worker certainly began to read a file of `size` bytes after the moment `changed`."""
@@ -70,6 +70,19 @@ def find(config: Sequence[str], settings: Sequence[Sequence[str]], known: Runnin
         return next(iter(found), None)
     chosen = _choose(found, settings)
     return chosen if chosen.is_master else chosen._replace(old=sum(not one.is_master for one in found) - 1)
+
+
+def environment(config: Sequence[str]) -> dict[str, str] | None:
+    """The variables that the HAProxy of these files reads them with; those of this process where none runs.
+
+    None where they may not be read, or differ between several.
+    """
+    candidates = processes.named("haproxy")
+    pids = {one.pid for one in candidates}
+    found = [_variables(one.environ) for one in candidates if one.parent not in pids and _serves(one, config)]
+    if not found:
+        return {key: value for key, value in os.environ.items() if not key.startswith("SERF_")}
+    return found[0] if found[0] and all(one == found[0] for one in found) else None
 
 
 def shown_not_to_run(settings: Sequence[Sequence[str]]) -> bool:
@@ -100,6 +113,10 @@ def only_looks(argv: Sequence[str]) -> bool:
         elif word.startswith(("-c", "-v")):
             return True
     return False
+
+
+def _variables(environ: dict[str, str]) -> dict[str, str]:
+    return {key: value for key, value in environ.items() if not key.startswith("HAPROXY_")}
 
 
 def _serves(process: Process, config: Sequence[str]) -> bool:
