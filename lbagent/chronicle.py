@@ -97,13 +97,8 @@ class Chronicle:
         from lbagent import replies  # noqa: PLC0415  # rare, and not what an event should wait for
         from lbagent.host import answers  # noqa: PLC0415  # as above
 
-        if isinstance(error, LbagentError | OSError):
-            said = dict.fromkeys(asked, replies.failure(error))
-        elif self.transaction and self.outcome and self.roles:
-            left = self.transaction.membership, self.transaction.plan, self.roles, self.outcome, self.answers
-            said = {key: replies.reply(key, command, replies.Ran(*left)) for key, command in asked.items()}
-        else:
-            return
+        ran = replies.Ran(self.roles, self.transaction, self.outcome, self.answers, error)
+        said = {key: replies.reply(key, command, ran) for key, command in asked.items()}
         answers.publish(self._store.paths.answers, said)
 
     def _record(self, error: BaseException | None) -> None:

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from lbagent.errors import LbagentError
+from lbagent.errors import INTERRUPTED, LbagentError
 from lbagent.host.log import Log, sentences, told
 from lbagent.settings import Settings, of_handler
 
@@ -85,8 +85,8 @@ def _ended(settings: Settings, verb: Verb) -> int:
         log.error(told(error))
         return 1
     except KeyboardInterrupt:
-        log.error("told to end: the next run goes on from here")
-        return 1
+        log.error("interrupted: the next run goes on from here")
+        return INTERRUPTED
     except Exception as error:  # the last door: a defect is one line too, and all of it with -v
         log.error(f"this is a defect of lbagent, nothing is lost: {type(error).__name__}: {error}")
         if settings.verbose:

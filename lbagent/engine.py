@@ -48,6 +48,8 @@ class Engine:
         """Of the last run that went well."""
         self.haproxy: Haproxy | None = None
         """As the last run saw it that got so far."""
+        self.transaction: Transaction | None = None
+        """Of the last run; None where it failed before."""
         self.answers: Mapping[str, str] = {}
         """What queries are told, by record id, as in Folded."""
         self.asked: Mapping[str, Command] = {}
@@ -89,6 +91,7 @@ class Engine:
         raise Busy(f"{self.paths.lock}: the lock file was removed or replaced {_STARTS} times; find out by whom")
 
     def _run(self, options: Options, learn: Learn | None) -> Outcome:
+        self.transaction = None
         with Chronicle(self.store, self.spool, self._log) as chronicle:
             # First of all: a refused roles.yml changes nothing on disk, and what is in the spool waits.
             chronicle.roles = roles = self.roles(keep=True)
@@ -100,7 +103,10 @@ class Engine:
             chronicle.heard, chronicle.asked, chronicle.answers = self.heard, self.asked, self.answers
             if learn:
                 self._learn(learn, roles, chronicle)
-            chronicle.transaction = transaction = Transaction(self.store, roles, self.membership, options)
+            # `done` is for what HAProxy itself confirms now.
+            options = options._replace(compare=options.compare or bool(self.answers))
+            self.transaction = transaction = Transaction(self.store, roles, self.membership, options)
+            chronicle.transaction = transaction
             try:
                 chronicle.outcome = outcome = transaction.apply()
             finally:

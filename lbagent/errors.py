@@ -4,6 +4,7 @@ LbagentError             1   unexpected, or not confirmed
 ├── NotStored            1   nothing could be written: `sync` needed
 ├── UsageError           2   wrong options
 ├── RolesRefused         2   roles.yml cannot be used as it stands
+├── LastServer           3   a pause would leave a service without any server
 ├── Refused              4   HAProxy (or a rule about markers) refused haproxy.cfg; the live file is untouched
 ├── PutBack              5   the reload failed; the previous managed lines are back
 │   └── NotYet           5   … and it is too soon to try again
@@ -14,6 +15,9 @@ LbagentError             1   unexpected, or not confirmed
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+INTERRUPTED = 130
+"""Exit status of a run that Ctrl-C or SIGTERM has ended."""
 
 
 class LbagentError(Exception):
@@ -54,6 +58,13 @@ class RolesRefused(LbagentError):
         return error
 
     meaning = "roles.yml is refused; of `plan`: something would change"
+
+
+class LastServer(LbagentError):
+    """A pause would leave a service without any server that serves; nothing was done."""
+
+    exit_status = 3
+    meaning = "of `pause`: no other server of the service serves, nothing was paused"
 
 
 class Refused(LbagentError):

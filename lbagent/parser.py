@@ -73,9 +73,9 @@ def _built() -> tuple[_Parser, Mapping[str, _Parser]]:
         ("plan", "show what would change now; exit 0 nothing, 2 something, 3 blocked removals, 4 refused", _plan),
         ("apply", "apply pending changes to haproxy.cfg and HAProxy", _apply),
         ("sync", "refresh membership from Serf, and apply it", _sync),
-        ("pause", "take a node out of balancing, here and on the other load balancers", _pause),
-        ("resume", "put a paused node back in, here and on the other load balancers", _resume),
-        ("forget", "drop a node that is gone, and its pause, here and on the other load balancers", _forget),
+        ("pause", "take nodes out of balancing, here and on the other load balancers", _pause),
+        ("resume", "put paused nodes back in, here and on the other load balancers", _resume),
+        ("forget", "drop nodes that are gone, and their pauses, here and on the other load balancers", _forget),
         ("status", "show each node, what is served, and what waits", _status),
         ("check", "look at roles.yml, markers, haproxy.cfg, HAProxy and Serf; exit 0 no error, 1 some", _check),
         ("watch", "the daemon: applies what `handle` has stored, looks after edits, syncs each minute", _watch),
@@ -127,22 +127,23 @@ def _pause(parser: argparse.ArgumentParser) -> None:
     _node(parser)
     parser.add_argument("--for", dest="lasting", metavar="TIME", help="until then at the latest: 90s, 15m, 2h, 7d")
     parser.add_argument("--reason", metavar="TEXT", help="why, for whoever looks at `lbagent status`")
-    parser.set_defaults(verb=lambda found: steer.pause(found.node, found.lasting, found.reason))
+    parser.add_argument("--force", action="store_true", help="also where no other server of a service serves")
+    parser.set_defaults(verb=lambda found: steer.pause(found.nodes, found.lasting, found.reason, force=found.force))
 
 
 def _resume(parser: argparse.ArgumentParser) -> None:
     _node(parser)
-    parser.set_defaults(verb=lambda found: steer.resume(found.node))
+    parser.set_defaults(verb=lambda found: steer.resume(found.nodes))
 
 
 def _forget(parser: argparse.ArgumentParser) -> None:
     _node(parser)
     parser.add_argument("--force", action="store_true", help="also one that is alive")
-    parser.set_defaults(verb=lambda found: steer.forget(found.node, found.force))
+    parser.set_defaults(verb=lambda found: steer.forget(found.nodes, force=found.force))
 
 
 def _node(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("node", metavar="NODE", help="its name in Serf, or its address")
+    parser.add_argument("nodes", metavar="NODE", nargs="+", help="its name in Serf, or its address")
 
 
 def _status(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 
 from lbagent.claims import Claims
 from lbagent.haproxy.lines import HandWritten, Line, endpoint_of
-from lbagent.haproxy.server import paused_line, stable_ids
+from lbagent.haproxy.server import drain_line, paused_line, stable_ids, undrain_line
 from lbagent.haproxy.text import Document, Proxy
 from lbagent.homeless import moved, remaining
 from lbagent.membership import Members
@@ -32,6 +32,7 @@ class Place:
         self._document, self._proxy, self._members = document, proxy, members
         self._pairs = [pairs.get(marker.middle) for marker in proxy.markers]
         self._services = roles.services
+        self._draining = {name for name, role in roles.roles.items() if role.drain}
         self._here = {pair.service for pair in self._pairs if pair}
         # Where one proxy holds several services, a node's name alone would stand there twice.
         self._plural = len(self._here) > 1
@@ -195,7 +196,8 @@ class Place:
         if wish.unknown != UNKNOWN_TAGS:
             node = wish.member.name
             self.notes.append(Note(node, f"{line.name} keeps its line ", f"in {self._proxy}: {wish.unknown}"))
-        return moved(line, wish.address or line.address)
+        text = moved(line, wish.address or line.address)
+        return drain_line(text) if wish.paused else undrain_line(text)
 
     def _stale(self, line: Line, node: str, turn: Turn, why: str) -> list[Planned]:
         """What stays of the line of a node whose role tag can't be a role's name."""
@@ -205,14 +207,17 @@ class Place:
         self.notes.append(Note(node, f"{line.name} keeps its line ", f"in {self._proxy}: {why}"))
         self._claims.take([line.name], [line.endpoint], line.at)
         address = self._present(node)
-        text = paused_line(node, address, line.role) if paused and not line.pauses else line.text
-        return [Planned(node, node if paused else line.name, text)]
+        if line.pauses or not paused:
+            return [Planned(node, line.name, undrain_line(line.text))]
+        if line.role in self._draining:
+            return [Planned(node, line.name, drain_line(line.text))]
+        return [Planned(node, node, paused_line(node, address, line.role))]
 
     def _homeless(self, line: Line, node: str, turn: Turn) -> bool:
         """Whether its own marker is gone from this proxy, while its node is still there."""
         if not self._present(node):
             return False
-        if line.pauses or node in turn.wishes.paused:
+        if line.pauses or (node in turn.wishes.paused and line.role not in self._draining):
             # A comment does not tell the service; where its node is wished for, or of another role, it is an old one.
             ours = line.role in role_names(self._members[node].role)
             return ours and node in turn.wishes.paused and node not in self._served
@@ -225,7 +230,8 @@ class Place:
     def _remaining(self, line: Line, node: str, wishes: Wishes) -> list[Planned]:
         # It follows its node only to where the node's role may be, and where nobody else is.
         there = wishes.allowed(node, line.role) or line.address
-        text, note = remaining(line, node, there, paused=node in wishes.paused)
+        paused, drain = node in wishes.paused, line.role in self._draining
+        text, note = remaining(line, node, there, paused=paused, drain=drain)
         self.notes.append(Note(node, f"{self._document.where(line.at)}: ", note))
         if (where := endpoint_of(text)) and where != line.endpoint and not self._claims.free(where, line.at):
             text = line.text

@@ -43,7 +43,7 @@ def rebuilt(document: Document, roles: Roles, now: int) -> Membership:
         for line in proxy.managed:
             node, address = place.node(line), line.address
             if NAME.fullmatch(node) and canonical_address(address) == address:
-                pause = Pause(now, REBUILT) if line.pauses else None
+                pause = Pause(now, REBUILT) if line.paused else None
                 known = members.setdefault(node, Member(node, address, line.role, None, ALIVE, now, pause))
                 if line.role not in role_names(known.role):
                     members[node] = known._replace(role=f"{known.role},{line.role}")

@@ -107,6 +107,8 @@ class Role(NamedTuple):
     max: int = DEFAULT_MAX
     address: Template | None = None
     """Where its nodes are reached; None: at the address that Serf advertises."""
+    drain: bool = False
+    """Whether a paused node keeps its line, with weight 0, so that clients that are bound to it can finish."""
 
     def values(self, node: str, server: str = "") -> dict[str, str]:
         """The values of the placeholders, apart from tags, for a node whose server in HAProxy is called `server`."""

@@ -338,6 +338,13 @@ ROLE_KEYS = (
         "keep",
         attribute="remove_failed",
     ),
+    Key(
+        "on_pause",
+        Choice({"remove": False, "drain": True}, "remove or drain"),
+        "drain: a paused node keeps its line with weight 0, so that clients that are bound to it finish",
+        "remove",
+        attribute="drain",
+    ),
     Key("max", Count(LARGEST_MAX), "servers of this role that one service may have", DEFAULT_MAX),
 )
 """The keys of a role; every other key of a role is a section."""

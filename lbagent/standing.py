@@ -13,7 +13,7 @@ from lbagent.place import Place
 from lbagent.roles import Missing, Pair, Role, Roles
 from lbagent.tuples import NamedTuple
 
-MANAGED, PAUSED, BY_HAND = "managed", "paused", "by hand"
+MANAGED, PAUSED, DRAINED, BY_HAND = "managed", "paused", "drained", "by hand"
 
 
 class Standing(NamedTuple):
@@ -25,7 +25,7 @@ class Standing(NamedTuple):
     address: str
     """ADDRESS:PORT; the address alone where a pause stands."""
     line: str
-    """What kind of line it is: `managed`, `paused` or `by hand`."""
+    """What kind of line it is: `managed`, `paused` (a comment), `drained` (a paused node's `server`) or `by hand`."""
     state: str | None
     """What HAProxy says of the server, in its words; None where it says nothing."""
     sessions: int | None
@@ -62,7 +62,8 @@ def standings(document: Document, roles: Roles, members: Members, stats: Stats) 
 def _managed(proxy: Proxy, node: str, here: list[Pair], line: Line, stats: Stats) -> list[Standing]:
     if not line.pauses:
         said = stats.get((proxy.name, line.name), NOTHING)
-        return [Standing(proxy.name, line.name, line.endpoint, MANAGED, *said)]
+        kind = DRAINED if line.paused else MANAGED
+        return [Standing(proxy.name, line.name, line.endpoint, kind, *said)]
     # Its server may still be there, in maintenance, until the next reload.
     names = [name for name in (node, *(f"{node}.{pair.service}" for pair in here)) if (proxy.name, name) in stats]
     there = [Standing(proxy.name, name, line.address, PAUSED, *stats[proxy.name, name]) for name in names]

@@ -88,7 +88,7 @@ class _Survey:
 
     def _served(self) -> Served | None:
         path, found = self._engine.paths.served, self._engine.store.served()
-        if found == store.Served():
+        if found._replace(complete=True) == store.Served():
             # Never written, or not to be understood?
             try:
                 os.stat(path)

@@ -56,7 +56,7 @@ def apply(force: bool, adopt: bool, yes: bool, reload: bool) -> Verb:  # noqa: F
             _require_lock(acquired, engine)
             if confirmed is not None and _foresee(engine, rules).wanted.after != confirmed.after:
                 raise Busy("haproxy.cfg or membership has changed since the diff was shown; run again")
-            rounds = _run(engine, log, Options(force, adopt, reload, verify=True))
+            rounds = _run(engine, log, Options(force, adopt, reload, compare=True, verify=True))
         rounds.more(engine.paths.lock, lambda: engine.run(Options(reload=reload)))
         return rounds.status
 
@@ -77,7 +77,7 @@ def sync(dry_run: bool, force: bool) -> Verb:  # noqa: FBT001  # the verb's two 
         engine.paths.prepare()
         with locked(engine.paths.lock, LOCK_WAIT) as acquired:
             _require_lock(acquired, engine)
-            rounds = _run(engine, log, Options(force, verify=True), learn)
+            rounds = _run(engine, log, Options(force, compare=True, verify=True), learn)
         rounds.more(engine.paths.lock, lambda: engine.run(Options()))
         return rounds.status
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Sequence
 
-from lbagent.haproxy.server import Server, endpoint, paused_line, tail
+from lbagent.haproxy.server import Server, drain_line, endpoint, paused_line, tail
 from lbagent.membership import FAILED, PRESENT, Member, Membership
 from lbagent.names import NAME, certainly_allowed, in_order, natural, refusal, role_names
 from lbagent.roles import Missing, Pair, Role, Roles, Service, Template
@@ -64,9 +64,10 @@ class Wish(NamedTuple):
     def line(self, name: str, number: int | None) -> str:
         """The managed line under the name, and with the id, that the server has in its proxy."""
         member = self.member
-        if self.paused:
+        if self.paused and not self.role.drain:
             return paused_line(member.name, member.address, self.role.name)
-        return Server(name, self.address, self.port, self.options, self.role.name, number).line
+        line = Server(name, self.address, self.port, self.options, self.role.name, number).line
+        return drain_line(line) if self.paused else line
 
 
 class Crowd(NamedTuple):
@@ -215,7 +216,7 @@ class Wishes:
         """The wish of a node whose tags make no line. A comment needs none: only name and address are written."""
         paused, address = member.name in self.paused, self._there[role.name][member.name]
         nowhere = f"{member.name} {service.name}"  # an endpoint that nobody else has
-        return Wish(member, role, nowhere, address, 1, "", paused, "" if paused else why)
+        return Wish(member, role, nowhere, address, 1, "", paused, "" if paused and not role.drain else why)
 
     def _at_most(
         self, role: Role, service: Service, wishes: list[Wish], there: Callable[[], Collection[str]]

@@ -119,7 +119,7 @@ def test_the_commented_example_loads_with_what_is_commented_out() -> None:
 
     web = rolesfile.parse(whole.encode(), "roles.yml").roles["web"]
 
-    assert uncommented == 8
+    assert uncommented == 9
     assert (web.max, web.remove_failed, web.options and web.options.text) == (1000, False, "check inter {interval}")
     assert web.address
     assert web.address.text == "{tag:ip}"

@@ -532,7 +532,7 @@ def test_a_new_weight_takes_a_reload_where_weights_are_fixed(balance: str) -> No
 
     found = difference(text, {"web1": WEB1.replace("check", "check weight 5")})
 
-    assert found.needs_reload == {("lb", "web1"): f"`balance {balance}` takes no new weights"}
+    assert found.needs_reload == {("lb", "web1"): f"`balance {balance}` takes no other weight than that of the file"}
 
 
 def test_a_server_that_haproxy_cfg_disables_stays_out_when_its_node_returns() -> None:
@@ -543,21 +543,6 @@ def test_a_server_that_haproxy_cfg_disables_stays_out_when_its_node_returns() ->
 
     assert (same.commands, same.ready) == ((), False)
     assert (moved.commands, moved.ready) == (("set server lb/web1 addr 10.0.0.2 port 80",), False)
-
-
-@pytest.mark.parametrize(
-    ("default", "options", "expected"),
-    [
-        ("", "check on-marked-down shutdown-sessions", True),
-        ("    default-server on-marked-down shutdown-sessions", "check", True),
-        ("", "check on-marked-up shutdown-backup-sessions", False),
-        ("", "check", False),
-    ],
-)
-def test_a_server_whose_sessions_maintenance_would_cut_is_known(default: str, options: str, expected: bool) -> None:  # noqa: FBT001
-    line = f"server web1 10.0.0.1:80 {options} # lbagent role=web"
-
-    assert difference(document(default), {"web1": line}).cuts_sessions(("lb", "web1"), line) is expected
 
 
 @pytest.mark.parametrize(

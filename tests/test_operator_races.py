@@ -487,7 +487,7 @@ def test_run_that_is_told_to_end_in_the_middle_of_a_check_leaves_no_trace_and_no
         orphans = left_running(f"{lb.bin}/haproxy")
         (lb.bin / "haproxy.go").touch()
 
-    assert (run.returncode, said) == (1, b"lbagent: told to end: the next run goes on from here\n")
+    assert (run.returncode, said) == (130, b"lbagent: interrupted: the next run goes on from here\n")
     assert lb.text == before
     assert lb.staged() == []
     assert orphans == []

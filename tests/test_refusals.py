@@ -108,7 +108,9 @@ def test_a_query_during_a_broken_text_is_answered_with_the_reason(lb: Lb) -> Non
         ended = lb.ask("pause", "web01", 1)
 
         assert (ended.returncode, ended.stderr) == (0, b"")
-        assert ended.stdout.startswith(b"refused: HAProxy refuses the operator's own text, nothing was replaced: ")
+        assert ended.stdout.startswith(
+            b"not applied yet: HAProxy refuses the operator's own text, nothing was replaced: "
+        )
         line = saved.count(b"\n")
         assert ended.stdout.count(f"[{lb.cfg}:{line}]".encode()) == 1
         assert ended.stdout.count(b"\n") == 1

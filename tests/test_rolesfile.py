@@ -62,8 +62,8 @@ def test_the_documented_example_is_read() -> None:
             "mongo": ("27017", "check inter {interval} rise 2 fall 2"),
         },
         {
-            "web": ["web", {"lb": ("iis",), "monitor": ()}, "60s", ("10.0.0.0/8",), None, False, 1000, None],
-            "test": ["test", {"lb": (), "monitor": ("iis", "mongo")}, "300s", (), None, False, 1000, None],
+            "web": ["web", {"lb": ("iis",), "monitor": ()}, "60s", ("10.0.0.0/8",), None, False, 1000, None, False],
+            "test": ["test", {"lb": (), "monitor": ("iis", "mongo")}, "300s", (), None, False, 1000, None, False],
         },
     )
 

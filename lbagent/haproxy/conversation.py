@@ -25,7 +25,12 @@ _WHO = "show info"
 
 
 class Unspoken(Exception):
-    """Why HAProxy cannot be told anything."""
+    """Why HAProxy cannot be sent anything."""
+
+    def __init__(self, words: str, *, passing: bool = False) -> None:
+        """`passing` says that it may be over in a moment: a new worker does not answer yet."""
+        super().__init__(words)
+        self.passing = passing
 
 
 class Conversation:
@@ -88,7 +93,7 @@ class Conversation:
             if why and not info:
                 raise why
         except OSError as error:
-            self.trouble.append(words(self._address, error))
+            self.trouble.append(explain(self._address, error))
             return [None] * len(batch)
         pid = runtime.worker(runtime.facts(info))
         if pid != self._worker.pid:
@@ -115,8 +120,9 @@ def opened(settings: Sequence[Sequence[str]], worker: Worker) -> Conversation:
                 min(_LINE, max(room - len(_WHO) - 1, 0)),
             )
         except Unspoken as error:
-            reasons.append(str(error))
-    raise Unspoken("; ".join(reasons) or "haproxy.cfg has no `stats socket … level admin`")
+            reasons.append(error)
+    words = "; ".join(map(str, reasons)) or "haproxy.cfg has no `stats socket … level admin`"
+    raise Unspoken(words, passing=any(one.passing for one in reasons))
 
 
 def _version(address: str, worker: Worker) -> str:
@@ -124,18 +130,20 @@ def _version(address: str, worker: Worker) -> str:
     try:
         level, info = runtime.answers(runtime.ask(address, "show cli level;show info", _ASK))
     except ValueError:
-        raise Unspoken(f"{address}: half an answer") from None
+        raise Unspoken(f"{address}: half an answer", passing=True) from None
     except OSError as error:
-        raise Unspoken(words(address, error)) from error
+        words = explain(address, error)
+        raise Unspoken(words, passing=words.endswith(("no answer in time", "half an answer"))) from error
     if level != "admin":
         raise Unspoken(f"{address}: is of `level {level}`, not `level admin`")
     facts = runtime.facts(info)
     if runtime.worker(facts) != worker.pid:
-        raise Unspoken(f"{address}: is not that of the newest worker, {worker.pid}, or that one is stopping")
+        words = f"{address}: is not that of the newest worker, {worker.pid}, or that one is stopping"
+        raise Unspoken(words, passing=True)
     return facts.get("Version", "")
 
 
-def words(address: str, error: OSError) -> str:
+def explain(address: str, error: OSError) -> str:
     """What is wrong with a socket: nobody there, not allowed, too slow, or cut off half-way."""
     match error:
         case FileNotFoundError() | ConnectionRefusedError():

@@ -15,6 +15,7 @@ from lbagent.haproxy.capabilities import Capabilities
 from lbagent.haproxy.defaults import Inherited, inherited
 from lbagent.haproxy.keywords import Keywords, NeedsReload
 from lbagent.haproxy.roster import NAME, Key, Lines, parts, target
+from lbagent.haproxy.server import is_drained, undrain_line
 from lbagent.haproxy.text import Document, Proxy
 from lbagent.names import canonical_address
 from lbagent.tuples import NamedTuple
@@ -38,6 +39,8 @@ class Known(NamedTuple):
     """Of those that were taken out; empty where the line that made one is not known."""
     sure: bool
     """False where the file has changed since, so that servers can be taken out, but not in."""
+    checked: frozenset[Key] = frozenset()
+    """Servers out of balancing that drain: their checks go on, so that `state ready` is all they need."""
 
 
 class Join(NamedTuple):
@@ -53,6 +56,8 @@ class Join(NamedTuple):
     """Seconds until HAProxy's own check has judged it, where that is more than a connection and worth waiting for."""
     ready: bool = True
     """False for a server that stays as it is: `disabled` in haproxy.cfg, or with a new weight alone."""
+    drain: bool = False
+    """Whether its node is paused: it takes no new clients, only those that are bound to it."""
 
     @property
     def target(self) -> str:
@@ -107,12 +112,6 @@ class Difference:
         """Whether an agent may take this server out."""
         return _last(self.words(key, line), "agent-check", "no-agent-check")
 
-    def cuts_sessions(self, key: Key, line: str) -> bool:
-        """Whether `maint` would end the sessions of this server, so that it has to be drained."""
-        words = self.words(key, line)
-        actions = [after for word, after in pairwise(words) if word == "on-marked-down"]
-        return actions[-1:] == ["shutdown-sessions"]
-
     def can_return(self, key: Key, line: str) -> bool:
         """Whether a server can be added again without a reload once it was deleted."""
         try:
@@ -141,37 +140,50 @@ class Difference:
         if old is None:
             return [self._checked(key, line, [self._addition(key, line)])]
         weight = self._new_weight(key, old, line)
-        moved = parts(old)[:2] != (address, port)
-        if moved and self.has_agent(key, line) and parts(old)[0] != address:
+        was, drains = parts(old), is_drained(line)
+        stays, returns = was[:2] == (address, port), key in self._known.left
+        if stays and (drains if returns else is_drained(old) == drains):
+            # Else only the comment differs, or a server that drains goes on draining.
+            return [Join(key, line, tuple(weight), ready=False)] if weight else []
+        if was[0] != address and self.has_agent(key, line):
             raise NeedsReload("an agent does not follow its server's address")
-        returns = key in self._known.left
-        if not returns and not moved:
-            return [Join(key, line, tuple(weight), ready=False)] if weight else []  # else only the comment differs
-        address_command = f"set server {target(key)} addr {address} port {port}"
+        move = f"set server {target(key)} addr {address} port {port}"
         if self.is_disabled(key, line):
-            return [Join(key, line, (*weight, *([address_command] if moved else [])), ready=False)]
-        return [self._checked(key, line, [*weight, address_command])]
+            return [Join(key, line, (*weight, *([] if stays else [move])), ready=False)]
+        if stays and key in self._known.checked:
+            return [Join(key, line, tuple(weight))]
+        return [self._checked(key, line, [*weight, move])]
 
     def _new_weight(self, key: Key, old: str, line: str) -> list[str]:
         """The command where nothing but the weight differs; nothing where not even that. Raises NeedsReload."""
-        if old and parts(old)[2] == parts(line)[2]:
-            return []
-        other = NeedsReload(f"{target(key)} is there with other options")
-        if not old:
-            raise other
-        try:
-            before, after = (dict(self._keywords(key, one)) for one in (old, line))
-        except NeedsReload:
-            raise other from None
-        weights = before.pop("weight", "1"), after.pop("weight", "1")
-        if before != after or not weights[1].isdigit():
-            raise other
-        if weights[0] == weights[1]:
-            return []
+        drained, drains = is_drained(old), is_drained(line)
+        old, line = undrain_line(old), undrain_line(line)
+        same = bool(old) and parts(old)[2] == parts(line)[2]
+        if not same:
+            before, after = self._without_weight(key, old), self._without_weight(key, line)
+            if before is None or before != after:
+                raise NeedsReload(f"{target(key)} is there with other options")
+        weights = self._weight(key, old), self._weight(key, line)
+        if drains or (not drained and weights[0] == weights[1]):
+            return []  # a server that drains keeps its weight until it is resumed
+        if not weights[1].isdigit():
+            raise NeedsReload(f"`weight {weights[1]}` is not a number")
         proxy = self._proxy(key[0])
         if not self._is_dynamic(proxy, self._inherited(proxy.name)):
-            raise NeedsReload(f"`balance {_algorithm(proxy)}` takes no new weights")
+            raise NeedsReload(f"`balance {proxy.balance}` takes no other weight than that of the file")
         return [f"set server {target(key)} weight {weights[1]}"]
+
+    def _without_weight(self, key: Key, line: str) -> Keywords | None:
+        """What a server has beside its weight; None where that is not known."""
+        try:
+            found = self._keywords(key, line) if line else None
+        except NeedsReload:
+            return None
+        return found and {word: value for word, value in found.items() if word != "weight"}
+
+    def _weight(self, key: Key, line: str) -> str:
+        """The weight that a line gives to its server."""
+        return ["1", *(value for word, value in pairwise(self.words(key, line)) if word == "weight")][-1]
 
     def _checked(self, key: Key, line: str, commands: list[str]) -> Join:
         address, port, _ = parts(line)
@@ -180,18 +192,18 @@ class Difference:
             words = self._keywords(key, line)
         except NeedsReload:
             # It is there already, whatever it was made of.
-            return Join(key, line, tuple(commands))
+            return Join(key, line, tuple(commands), drain=is_drained(line))
         if "check" not in words:
-            return Join(key, line, tuple(commands))
+            return Join(key, line, tuple(commands), drain=is_drained(line))
         commands = [*commands, f"enable health {target(key)}"]
         if words.get("init-state", "none") != "none":
-            return Join(key, line, tuple(commands))
+            return Join(key, line, tuple(commands), drain=is_drained(line))
         endpoint = keywords.endpoint(words, address, port)
         deep = bool(here.deep) or "ssl" in words or "check-ssl" in words
         due = keywords.seconds(words.get("fastinter", words.get("inter", "2s")))
         # A server that serves already goes on: were all to wait for a verdict, none would serve meanwhile.
-        awaited = deep and due <= PROMPTLY and key not in self._known.lines
-        return Join(key, line, tuple(commands), endpoint, due if awaited else None)
+        awaited = deep and due <= PROMPTLY and key not in self._known.lines and not is_drained(line)
+        return Join(key, line, tuple(commands), endpoint, due if awaited else None, drain=is_drained(line))
 
     def _keywords(self, key: Key, line: str) -> Keywords:
         words = [*self._inherited(key[0]).default_server, *parts(line)[2]]

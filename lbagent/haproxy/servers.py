@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping
 
 from lbagent.haproxy.roster import Key, Lines, parts, target
+from lbagent.haproxy.server import is_drained
 from lbagent.names import canonical_address
 from lbagent.tuples import NamedTuple
 
@@ -64,6 +65,9 @@ def differences(
             said[key] = f"{target(key)} is unknown to it"
         elif port and address == canonical_address(address) and not _at(state, address, port):
             said[key] = f"{target(key)} is at {state.address} port {state.port}"
+        elif is_drained(line):
+            if not state.out:
+                said[key] = f"{target(key)} still takes new clients"
         elif state.out and key not in may_be_out:
             said[key] = f"{target(key)} is out of balancing"
     strays = (key for key in left if key not in wanted and key in found and not found[key].out)

@@ -55,6 +55,8 @@ class Served(NamedTuple):
     """Pid and start time of the worker that confirmed them; None when HAProxy did not run."""
     failure: Failure | None = None
     left: Left = Left()
+    complete: bool = True
+    """Whether `left` has all of them: False after a run that could note none, as its disk was full."""
 
 
 class Store:
@@ -85,8 +87,19 @@ class Store:
 
     def served(self) -> Served:
         """What HAProxy last confirmed; nothing where that is not known."""
+        complete = not os.path.lexists(self._incomplete)
+        served = self._read_served(self.paths.served)
+        if served is None and not complete:
+            served = self._read_served(self._incomplete)
+        return (served or Served())._replace(complete=complete)
+
+    @property
+    def _incomplete(self) -> str:
+        return f"{self.paths.served}.incomplete"
+
+    def _read_served(self, path: str) -> Served | None:
         try:
-            with open(self.paths.served, "rb") as file:
+            with open(path, "rb") as file:
                 found = json.loads(file.read())
             failure = found["failure"]
             return Served(
@@ -98,7 +111,12 @@ class Store:
                 _left(found.get("left")),
             )
         except (OSError, *_DAMAGE):
-            return Served()
+            return None
+
+    def distrust(self) -> None:
+        """Note that HAProxy was sent what served.json does not have, by a new name for it: a full disk lets that be."""
+        with contextlib.suppress(OSError):
+            os.rename(self.paths.served, self._incomplete)
 
     def serve(self, served: Served) -> None:
         """Write served.json. Raises OSError."""
@@ -108,6 +126,9 @@ class Store:
             lines = {"/".join(key): line for key, line in served.left.lines.items()}
             content["left"] = {"worker": _named(served.left.worker), "servers": lines}
         files.replace(self.paths.served, json.dumps(content).encode())
+        if served.complete:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._incomplete)
 
     def cached(self, key: str) -> Any:  # noqa: ANN401  # JSON
         """What was cached under `key`, None where nothing was."""
