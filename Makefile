@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint bench load long test-differential test-pair test-windows test-spark test-impala test-platform pages clean
+.PHONY: help demo test check lint bench load fuzz long test-differential test-pair test-windows test-spark test-impala test-platform pages clean
 
 export PATH := $(PATH):/usr/sbin:/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -37,6 +37,9 @@ load: $(VENV)/.dev  ## 1,000 changes under load, long sessions, and a burst of r
 	@$(BIN)/python -m load
 	@$(BIN)/python -m load.sessions
 	@$(BIN)/python -m load.burst
+
+fuzz: $(VENV)/.dev  ## 100,000 hostile inputs through the whole path; fifteen minutes
+	@LBAGENT_HOSTILE=100000 $(BIN)/python -m pytest -n 2 -q -s tests/test_hostile.py
 
 long: $(VENV)/.dev  ## the daemon over 100,000 events and a day of syncs; ten minutes
 	@$(BIN)/python -m load.long

@@ -15,7 +15,7 @@ from lbagent.chronicle import Chronicle
 from lbagent.errors import Busy, RolesRefused, TryAgain
 from lbagent.fold import Folded, fold, outdated
 from lbagent.haproxy.takeover import Haproxy
-from lbagent.host import lock
+from lbagent.host import foreign, lock
 from lbagent.host.log import Log
 from lbagent.host.paths import Paths
 from lbagent.host.spool import Spool
@@ -60,8 +60,7 @@ class Engine:
     def roles(self, *, keep: bool = False) -> Roles:
         """roles.yml as it stands, kept as JSON for the next run where we hold the lock. Raises RolesRefused."""
         try:
-            with open(self._roles_path, "rb") as file:
-                content = file.read()
+            content = foreign.content(self._roles_path)
         except OSError as error:
             raise RolesRefused(f"{self._roles_path}: cannot be read: {error.strerror}") from error
         key = f"{lbagent.__version__} {len(content)} {zlib.crc32(content)} {zlib.adler32(content)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from lbagent import states
 from lbagent.membership import PRESENT, Member, Membership, Pause, Quarantine
@@ -39,16 +39,33 @@ class Node(NamedTuple):
     servers: Sequence[Standing]
 
 
-def nodes(roles: Roles, membership: Membership, standings: Standings, prospect: Prospect) -> list[Node]:
-    """Every node that is present, paused, or has or had a line here, in natural order."""
-    register = _Register(roles, membership, standings, prospect)
+def nodes(
+    roles: Roles,
+    membership: Membership,
+    standings: Standings,
+    prospect: Prospect,
+    balancers: Collection[str] = (),
+) -> list[Node]:
+    """Every node that is present, paused, or has or had a line here, in natural order.
+
+    `balancers` are the other load balancers.
+    """
+    register = _Register(roles, membership, standings, prospect, balancers)
     return [_node(register.facts(name)) for name in in_order(register.names())]
 
 
 class _Register:
     """What is known of all nodes, to be looked up node by node."""
 
-    def __init__(self, roles: Roles, membership: Membership, standings: Standings, prospect: Prospect) -> None:
+    def __init__(
+        self,
+        roles: Roles,
+        membership: Membership,
+        standings: Standings,
+        prospect: Prospect,
+        balancers: Collection[str],
+    ) -> None:
+        self._balancers = balancers
         self._roles, self._standings, self._prospect = roles, standings, prospect
         self._members = tabled(membership.members)
         self._paused = paused(membership)
@@ -80,6 +97,7 @@ class _Register:
             self._pauser(member) if member and name in self._paused else None,
             name in prospect.held,
             name in prospect.quarantined,
+            name in self._balancers,
             prospect.hindrance,
         )
 

@@ -153,10 +153,13 @@ def _status(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(parser: argparse.ArgumentParser) -> None:
-    def chosen(_: argparse.Namespace) -> Callable[[Settings, Log], int]:
+    parser.add_argument("--json", action="store_true", help="one JSON object on one line")
+    parser.add_argument("--quiet", action="store_true", help="only warnings and errors; nothing where there are none")
+
+    def chosen(found: argparse.Namespace) -> Callable[[Settings, Log], int]:
         from lbagent.check import check  # noqa: PLC0415  # what only a person waits for
 
-        return check
+        return check(found.json, found.quiet)
 
     parser.set_defaults(verb=chosen)
 

@@ -1,11 +1,12 @@
 """Every key of roles.yml: what its value may be, how it is read, and its JSON schema.
 
 A key is one row of a table. The loader, the JSON schema, the suggestions for misspelled keys and the kept copy
-(`rolescache`) all follow from it.
+(`rolescache`) all follow from it. `python -m lbagent.roleskeys` prints the schema.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -434,3 +435,12 @@ def _template_fix(text: str) -> str:
     if braces and braces[1] == "tag":
         return f"a tag's name and default are {TAG_VALUE.pattern}"
     return "write it as in {tag:port|8080}" if text.count("{") != text.count("}") else f"use {PLACEHOLDERS}"
+
+
+def schema_text() -> str:
+    """roles.schema.json, as the package has it."""
+    return json.dumps(schema(), indent=2) + "\n"
+
+
+if __name__ == "__main__":  # python -m lbagent.roleskeys > lbagent/roles.schema.json
+    print(schema_text(), end="")

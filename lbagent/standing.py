@@ -52,7 +52,8 @@ def standings(document: Document, roles: Roles, members: Members, stats: Stats) 
             for line in proxy.managed:
                 node = place.node(line)
                 found.setdefault(node, []).extend(_managed(proxy, node, here, line, stats))
-        for hand in proxy.hand_written if here else ():
+        templates = (hand for one in proxy.templates for hand in one.servers())
+        for hand in (*proxy.hand_written, *templates) if here else ():
             for node in known.meant(hand, here):
                 said = stats.get((proxy.name, hand.name), NOTHING)
                 found.setdefault(node, []).append(Standing(proxy.name, hand.name, hand.endpoint, BY_HAND, *said))

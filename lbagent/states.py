@@ -20,6 +20,7 @@ class State(StrEnum):
     PENDING = "pending"
     UNKNOWN = "unknown"
     LEFT = "left"
+    BALANCER = "load balancer"
     UNKNOWN_ROLE = "unknown role"
     BY_HAND = "by hand"
     PAUSED = "paused"
@@ -45,6 +46,8 @@ class Facts(NamedTuple):
     """The member whose pause or tag holds it out: itself, or another one at its address."""
     held: bool
     quarantined: bool
+    balancer: bool
+    """Whether it is another load balancer."""
     hindrance: str
     """Why nobody knows what would be done to its lines; nothing where that is known."""
 
@@ -59,6 +62,7 @@ def state(facts: Facts) -> State:
         State.PENDING: bool(facts.change.added or facts.change.removed),
         State.UNKNOWN: member is not None and member.status == UNKNOWN,
         State.LEFT: absent,
+        State.BALANCER: facts.balancer,
         State.UNKNOWN_ROLE: member is not None and not facts.roles,
         State.BY_HAND: bool(facts.servers) and all(one.line == BY_HAND for one in facts.servers),
         State.PAUSED: facts.pauser is not None,
@@ -83,6 +87,8 @@ def since(found: State, facts: Facts) -> int | None:
 def why(found: State, facts: Facts) -> str:
     """Why it is so; nothing where nothing is to be said."""
     said = [*_because(found, facts), *_paused(found, facts), *facts.notes]
+    if found is State.BALANCER:
+        return "; ".join(said)
     if not said and not facts.servers:
         serves = any(any(role.sections.values()) for role in facts.roles)
         return (facts.hindrance or "haproxy.cfg has no marker of its role") if serves else "its role has no service"

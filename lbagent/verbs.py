@@ -70,7 +70,7 @@ def sync(dry_run: bool, force: bool) -> Verb:  # noqa: FBT001  # the verb's two 
         engine = Engine(Paths(settings.state_dir), settings.roles, log)
         if dry_run:
             log.journal = False
-        learn = truth(engine, log, log.warning, force=force)
+        learn = truth(engine, log, log.warning, force=force, record=not dry_run)
         if dry_run:
             status = _report(engine, log, Rules(force=force), learn)
             return 0 if status == _WOULD_CHANGE else status

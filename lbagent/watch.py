@@ -9,7 +9,10 @@ import time
 
 from tenacity import Retrying, retry_if_result, wait_exponential_jitter
 
+from lbagent import scene
 from lbagent.apply import Options
+from lbagent.checks.candidate import Validator
+from lbagent.checks.service_lines import refused_lines
 from lbagent.edits import Edits
 from lbagent.engine import Engine, Learn
 from lbagent.errors import Busy, LbagentError, NotYet, PutBack
@@ -83,6 +86,8 @@ class _Watch:
         """When the last round began, in epoch seconds: what ended before, it has seen."""
         self._words = ""
         self._sync_fails = False
+        self._tried = ""
+        """The digest of the roles.yml whose lines were tried."""
         self._unverified = True
         """Whether haproxy.cfg was edited since HAProxy last accepted it."""
         self._pace = Pace(self._engine.roles)
@@ -170,8 +175,21 @@ class _Watch:
         self._unverified &= not options.verify
         self._pace.waiting = outcome.verdict is Verdict.QUEUED
         self._edits.ours(self._engine.plan.after if self._engine.plan else ())
+        self._try_service_lines()
         self._words = f"{outcome.verdict}: {outcome.words}"
         return outcome
+
+    def _try_service_lines(self) -> None:
+        """Log which lines of a new roles.yml HAProxy would refuse, before a node asks for one."""
+        with contextlib.suppress(LbagentError, OSError):
+            roles = self._engine.roles()
+            if roles.digest == self._tried:
+                return
+            self._tried = roles.digest
+            seen = scene.look(roles.haproxy)
+            running = self._engine.haproxy.running if self._engine.haproxy else None
+            for refused in refused_lines(seen.document, roles, Validator(seen, roles.haproxy, running)):
+                self._log.error(f"{self._settings.roles}: {refused}")
 
     def _known(self, learn: Learn | None) -> Running | None:
         # Each sync looks at all processes: somebody may have started a second HAProxy with this file.

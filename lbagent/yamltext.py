@@ -27,6 +27,7 @@ _UNQUOTED = re.compile(
     r"(?:\{(?:interval|name|role|server|tag:[^{}\"']*)\}(?:[^,\[\]{}\"'#:]|:(?!\s))*)+)"
 )
 _BAD_START = re.compile(r"(?P<before>:[ ]+|[\[,][ ]*|-[ ]+)(?P<value>[@`%*&|>!][^,\]}#]*)")
+_BREAK = re.compile("\r\n|[\r\x85\u2028\u2029]")
 _CLOSERS = {"sequence": ("list", "]"), "mapping": ("mapping", "}")}
 
 
@@ -73,7 +74,8 @@ def compose(content: bytes, judge: Judge) -> tuple[yaml.Node | None, list[Mistak
     except RecursionError:
         return None, [Mistake(0, 0, "", "is nested too deeply", "")]
     except yaml.YAMLError as error:
-        return _repaired(content.decode("utf-8-sig", "replace"), error, judge)
+        # With one kind of line break: YAML counts others too.
+        return _repaired(_BREAK.sub("\n", content.decode("utf-8-sig", "replace")), error, judge)
 
 
 def _repaired(text: str, error: yaml.YAMLError, judge: Judge) -> tuple[yaml.Node | None, list[Mistake]]:
@@ -106,6 +108,12 @@ def _tried(text: str, judge: Judge) -> tuple[yaml.Node | None, yaml.YAMLError | 
 def _position(error: yaml.YAMLError | None) -> tuple[int, int]:
     mark = getattr(error, "problem_mark", None)
     return (mark.line, mark.column) if mark else (-1, -1)
+
+
+def _context(lines: Sequence[str], error: yaml.YAMLError) -> yaml.Mark | None:
+    """Where that began in which the error is; None where it is not told, or behind the last line."""
+    mark = getattr(error, "context_mark", None)
+    return mark if mark is not None and mark.line < len(lines) else None
 
 
 def _line(error: yaml.YAMLError | None) -> int:
@@ -178,13 +186,15 @@ def _unquoted(lines: list[str], at: int, column: int, error: yaml.YAMLError) -> 
 
 def _open_quote(lines: list[str], at: int, column: int, error: yaml.YAMLError) -> _Repair | None:
     del at, column
-    mark = getattr(error, "context_mark", None)
+    mark = _context(lines, error)
     if mark is None or "quoted scalar" not in str(getattr(error, "context", "")):
         return None
     line, words = lines[mark.line], str(getattr(error, "problem", ""))
     quote = line[mark.column : mark.column + 1]
     if "end of stream" not in words and "document indicator" not in words:
         where = getattr(error, "problem_mark", mark)
+        if where.line >= len(lines):
+            return None
         fix = "use single quotes, where a backslash is only a backslash"
         mistake = Mistake(where.line + 1, where.column + 1, _path(lines, mark.line), "an unknown escape sequence", fix)
         at = lines[where.line].rfind("\\", 0, where.column + 1)
@@ -197,7 +207,7 @@ def _open_quote(lines: list[str], at: int, column: int, error: yaml.YAMLError) -
 
 
 def _not_closed(lines: list[str], at: int, column: int, error: yaml.YAMLError) -> _Repair | None:
-    mark, context = getattr(error, "context_mark", None), str(getattr(error, "context", ""))
+    mark, context = _context(lines, error), str(getattr(error, "context", ""))
     kind = next((kind for kind in _CLOSERS if context.endswith(f"flow {kind}")), None)
     if kind is None:
         return _open_at_the_end(lines, at)
@@ -273,7 +283,7 @@ def _bad_start(lines: list[str], at: int, column: int, error: yaml.YAMLError) ->
 def _no_blank(lines: list[str], at: int, column: int, error: yaml.YAMLError) -> _Repair | None:
     del column
     # The error is found at the next key, once the line before turns out to be none.
-    mark = getattr(error, "context_mark", None)
+    mark = _context(lines, error)
     for number in dict.fromkeys([at, mark.line if mark else at, *range(at - 1, max(-1, at - 4), -1)]):
         found = _NO_BLANK.match(lines[number])
         if found:

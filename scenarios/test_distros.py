@@ -23,8 +23,12 @@ CHECKOUT = HERE.parent
 LOGS = CHECKOUT / "build" / "distros"
 HOURS = 2.0 * 3600
 
-INSTALLS = {"make demo": "make .venv/.demo", "make test": ".ci/install --tests && make .venv/.dev"}
-"""For each command of the README, the part of it that needs a network."""
+INSTALLS = {
+    "make demo": "make .venv/.demo",
+    "make test": ".ci/install --tests && .ci/haproxy --retry && make .venv/.dev",
+    "make deb": "make .venv/.pages",
+}
+"""For each command, the part of it that needs a network."""
 
 VERSIONS = """
 haproxy -v | sed -n '1s/.*version \\([^ ]*\\).*/HAProxy \\1/p'
@@ -130,6 +134,7 @@ def summary(machine: Machine) -> str:
 
 
 def test_the_package_of_a_bare_machine_is_built_installed_and_purged(debian: Machine) -> None:
+    online(debian, INSTALLS["make deb"])
     apart(debian, "make deb")
     package = next(debian.path("/opt/lbagent/build").glob("lbagent_*_all.deb")).name
     debian.path("/usr/sbin/policy-rc.d").write_text("#!/bin/sh\nexit 101\n")

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import pty
+import re
 import select
 import struct
 import subprocess
@@ -33,9 +34,9 @@ class Terminal:
 
     @property
     def text(self) -> str:
-        """What it has printed so far, with plain line ends."""
+        """What it has printed so far, with plain line ends and without colours."""
         self._read(0)
-        return self._said.decode("utf-8", "replace").replace("\r\n", "\n")
+        return re.sub(r"\x1b\[[0-9;]*m", "", self._said.decode("utf-8", "replace").replace("\r\n", "\n"))
 
     def wait_for(self, words: str) -> str:
         """What it has printed once `words` are among it."""

@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +16,8 @@ from lbagent.membership import LEFT, LOST, REMOVALS, Member, Membership, Pause
 from lbagent.plan import Plan, Rules
 from lbagent.roles import Roles
 from tests.building import NOW, dedent, known, managed, member, planning, reading
+from tests.stage import built
+from tests.world import LBAGENT
 
 TEXT = dedent(
     """
@@ -326,3 +330,40 @@ def test_a_node_whose_role_cannot_be_a_name_and_that_moved_counts_for_the_guard(
 
     assert lb.run().held
     assert lb.servers == ["web1", "web2"]
+
+
+# --- through the program -------------------------------------------------------------------------------------------
+
+
+def test_edits_one_after_another_end_with_3_and_force_applies_them(tmp_path: Path) -> None:
+    stage = built(tmp_path, str(LBAGENT), TEXT, "", shutil.which("true"))
+    head = f"haproxy: {{config: {stage.cfg}}}\nservices: {{iis: {{port: 80}}}}\n"
+    stage.roles.write_text(f"{head}roles: {{web: {{lb: [iis]}}}}\n")
+    assert stage.join("web1 10.0.0.1", "web2 10.0.0.2", "web3 10.0.0.3").status == 0
+
+    stage.roles.write_text(f"{head}roles: {{web: {{lb: [iis], networks: [10.0.0.2/31]}}}}\n")
+    first = stage.run("apply")
+    stage.roles.write_text(f"{head}roles: {{web: {{lb: [iis], networks: [10.0.0.3/32]}}}}\n")
+    second = stage.run("apply")
+    left = stage.managed
+    forced = stage.run("apply", "--force")
+
+    assert [one.status for one in (first, second, forced)] == [0, 3, 0]
+    assert "; 1 more went within the last 60 minutes: web1" in second.err
+    assert [line.split()[1] for line in left] == ["web2", "web3"]
+    assert [line.split()[1] for line in stage.managed] == ["web3"]
+
+
+def test_a_weight_that_is_none_costs_no_node_its_line(tmp_path: Path) -> None:
+    roles = 'services: {iis: {port: 80, options: "check weight {tag:weight|100}"}}\nroles: {web: {lb: [iis]}}\n'
+    stage = built(tmp_path, str(LBAGENT), TEXT, roles, shutil.which("true"))
+    nodes = [f"web{at}\t10.0.0.{at}\tweb\trole=web,weight=" for at in range(1, 4)]
+    stage.handle("member-join", "".join(f"{node}5\n" for node in nodes).encode())
+    before = stage.cfg.read_bytes()
+
+    done = [stage.handle("member-update", f"{node}50%\n".encode()) for node in nodes]
+
+    assert [one.status for one in done] == [0, 0, 0]
+    assert "web1 keeps its line in backend farm: its tag 'weight' is '50%', not [A-Za-z0-9._-]{1,64}" in done[0].err
+    assert stage.cfg.read_bytes() == before
+    assert len(stage.managed) == 3

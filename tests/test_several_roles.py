@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from lbagent import restore, rolesfile, roll
@@ -9,6 +11,8 @@ from lbagent.haproxy.text import Document
 from lbagent.membership import FAILED, Pause
 from lbagent.wishes import serving_ports
 from tests.building import NOW, dedent, known, managed, member, planned, planning, reading
+from tests.stage import built
+from tests.world import LBAGENT, binaries
 
 ROLES = reading(
     """
@@ -259,3 +263,38 @@ def test_a_default_may_be_an_address() -> None:
     assert managed(planned(TEXT, roles, known(member("web01")))) == [
         "server web01 [fd00::1]:80 check inter 2s rise 2 fall 2 # lbagent role=web"
     ]
+
+
+# --- through the program, with a real HAProxy ----------------------------------------------------------------------
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("version", sorted(binaries()))
+def test_a_real_haproxy_takes_the_lines_of_a_node_with_several_roles(tmp_path: Path, version: str) -> None:
+    config = (
+        "defaults\n    mode http\n    timeout connect 1s\n    timeout client 1s\n    timeout server 1s\n"
+        "listen web\n    bind 127.0.0.1:1\n    cookie C insert\n    # additional-lb-iis-server\n    # additional-lb-api-server\n"
+    )
+    roles = """
+services:
+  iis: {port: 80, options: "check cookie {server}"}
+  api: {port: 8080, options: "check cookie {server}"}
+roles:
+  web: {lb: [iis]}
+  api: {lb: [api], address: "{tag:ip}", networks: [192.168.0.0/16]}
+"""
+    stage = built(tmp_path, str(LBAGENT), config, roles, str(binaries()[version]))
+
+    joined = stage.handle("member-join", b"web01\t10.0.0.1\tweb,api\trole=web,api,ip=192.168.7.5\n")
+    written = stage.managed
+    paused = stage.user("pause", "WEB01", 5)
+    comments = stage.managed
+    resumed = stage.user("resume", "web01", 6)
+
+    assert [one.status for one in (joined, paused, resumed)] == [0, 0, 0]
+    assert written == [
+        "server web01.iis 10.0.0.1:80 check cookie web01.iis # lbagent role=web",
+        "server web01.api 192.168.7.5:8080 check cookie web01.api # lbagent role=api",
+    ]
+    assert comments == ["# lbagent paused web01 10.0.0.1 role=web", "# lbagent paused web01 10.0.0.1 role=api"]
+    assert stage.managed == written

@@ -178,7 +178,7 @@ def test_a_pause_by_query_and_a_resume_by_event_end_resumed() -> None:
     with small_cluster() as (lb, agent, web):
         for number in range(3):
             agent.query("lbagent-status", str(number))  # the clock of queries is ahead
-        web.query("pause", "web01")
+        web.query("pause", "web01", at=agent)
         eventually(lambda: lb.settled(OUT))
 
         web.event("resume", "web01")

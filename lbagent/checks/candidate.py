@@ -18,9 +18,11 @@ from lbagent.haproxy.successor import spoken
 from lbagent.roles import HaproxySettings
 from lbagent.scene import Scene
 
-_UNREADABLE = re.compile(
+UNREADABLE = re.compile(
     r"permission denied|unable to (?:stat|open|load|read)|cannot (?:open|access|stat)", re.IGNORECASE
 )
+
+"""What HAProxy says where this user may not read a file that haproxy.cfg names."""
 
 
 class Unjudged(TryAgain):
@@ -30,11 +32,16 @@ class Unjudged(TryAgain):
 class Validator:
     """Asks `haproxy -c` about the live haproxy.cfg and about texts that could replace it."""
 
-    def __init__(self, seen: Scene, settings: HaproxySettings, running: Running | None) -> None:
-        """`running` gives environment and working directory, where there is one."""
+    def __init__(
+        self, seen: Scene, settings: HaproxySettings, running: Running | None, *, accepted: bool = False
+    ) -> None:
+        """`running` gives environment and working directory, where there is one.
+
+        `accepted` says that HAProxy has accepted the live files already.
+        """
         self._seen, self._settings, self._running = seen, settings, running
         self._live: str | None = None
-        self._asked = False
+        self._asked = accepted
 
     def live_refusal(self) -> str | None:
         """HAProxy's words against the live files, None where it accepts them. Raises Unjudged, TryAgain."""
@@ -69,7 +76,7 @@ class Validator:
         if result.good:
             return None
         words = spoken(result.words)
-        if os.geteuid() and _UNREADABLE.search(result.words):
+        if os.geteuid() and UNREADABLE.search(result.words):
             raise Unjudged(f"this user may not read all that haproxy.cfg refers to ({words})")
         for path, name in zip(paths, self._seen.names, strict=True):
             words = words.replace(path, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from lbagent.haproxy.server import endpoint, is_drained
 from lbagent.names import IPV4, NAME, SERVICE, canonical_address
@@ -19,6 +20,7 @@ SERVER_HEAD = re.compile(rf"{_OF_SERVER}{IPV4}:{_PORT}")
 _REST = rf"[ \t](?:[\t -\"$-~]*[ \t])?# lbagent (?:paused )?role={NAME.pattern}"
 _SERVER = re.compile(rf"{_OF_SERVER}{IPV4}:{_PORT}({_REST})")
 _SERVER_V6 = re.compile(rf"{_OF_SERVER}\[([0-9a-f:.]+)\]:{_PORT}({_REST})")
+_SHOWN = 1000
 _ROLE = re.compile(rf"# lbagent (?:paused )?role={NAME.pattern}")
 _NUMBER = re.compile("[0-9]{1,9}")
 _COMMENT = re.compile(r"#[ \t]*lbagent(?:[ \t]*$|[ \t]+(?:\w+[ \t]*=|role|paused)).*", re.IGNORECASE)
@@ -99,7 +101,12 @@ class Template(NamedTuple):
         number = name[len(self.prefix) :]
         if name[: len(self.prefix)].lower() != self.prefix.lower() or not _NUMBER.fullmatch(number):
             return False
-        return self.first <= int(number) <= self.last
+        return number == str(int(number)) and self.first <= int(number) <= self.last
+
+    def servers(self) -> Iterator[HandWritten]:
+        """Its servers, of a large number the first ones, as if each had a line of its own."""
+        for number in range(self.first, min(self.last, self.first + _SHOWN) + 1):
+            yield HandWritten(self.at, 0, "", f"{self.prefix}{number}", self.endpoint, None)
 
 
 class Damaged(NamedTuple):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from lbagent.errors import TryAgain
 from lbagent.haproxy import runtime
-from lbagent.host import processes
+from lbagent.host import foreign, processes
 from lbagent.host.processes import Process
 from lbagent.tuples import NamedTuple
 
@@ -170,8 +170,7 @@ def _after(argv: Sequence[str], option: str) -> str:
 def _pidfile(settings: Sequence[Sequence[str]]) -> int | None:
     path = next((words[1] for words in settings if words[0] == "pidfile" and len(words) > 1), "")
     try:
-        with open(path, encoding="ascii", errors="replace") as file:
-            text = file.read(64).split()
+        text = foreign.read(path, 64).content.split()
     except OSError:
         return None
     return int(text[0]) if text and text[0].isdigit() else None

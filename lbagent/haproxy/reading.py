@@ -119,7 +119,7 @@ class Reader:
                 ends.append(self.place.sections)
             if word == ".endif":
                 self._levels.pop()
-                after = [*([] if level.complete else [before]), *ends]
+                after = [*([] if level.complete and ends else [before]), *ends]
                 self._go(at, tuple(dict.fromkeys(one for sections in after for one in sections)))
             else:
                 level.turn(True if word == ".else" else value)

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 
-from lbagent.host import lock
+from lbagent.host import foreign, lock
 from lbagent.tuples import NamedTuple
 
 _WRITING = 0.1
@@ -183,8 +183,8 @@ def _forget(path: str) -> None:
 
 
 def _content(path: str) -> bytes:
-    with _named(path), open(path, "rb") as file:
-        return file.read()
+    with _named(path):
+        return foreign.content(path)
 
 
 def _write_like(original: str, path: str, content: bytes) -> None:

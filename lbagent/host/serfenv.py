@@ -25,6 +25,8 @@ class SerfEnv:
         self._content: bytes | None = None
         self.error = ""
         """Why the file could not be read; nothing where it could, or is not there."""
+        self.found = ""
+        """The file that was read; nothing where there is none."""
 
     def load(self) -> bool:
         """Bring the environment in step with the file; returns whether the file has changed since the last time."""
@@ -45,10 +47,11 @@ class SerfEnv:
         return self._read() != self._content
 
     def _read(self) -> bytes:
-        self.error = ""
+        self.error = self.found = ""
         for path in self.paths:
             try:
                 with open(path, "rb") as file:
+                    self.found = path
                     return file.read()
             except FileNotFoundError:
                 continue

@@ -59,7 +59,7 @@ def listing(said: str) -> Listing:
     members: list[Listed] = []
     refused: list[str] = []
     strays: dict[str, str] = {}
-    rows = [_table(row) for row in _within(said, "members") or ()]
+    rows = [_table(row) for row in _list(_within(said, "members"))]
     for row in rows:
         found = _listed(row)
         if isinstance(found, str):
@@ -122,7 +122,18 @@ def _listed(row: Mapping[str, Any]) -> Listed | str:
 
 
 def _within(said: str, key: str) -> Any:  # noqa: ANN401  # what JSON held, until looked at
-    return _table(json.loads(said)).get(key)
+    try:
+        return _table(json.loads(said)).get(key)
+    except RecursionError as error:
+        msg = "JSON that is nested too deeply"
+        raise ValueError(msg) from error
+
+
+def _list(value: Any) -> list[Any]:  # noqa: ANN401  # as above
+    if value is not None and not isinstance(value, list):
+        msg = f"{str(value)[:40]!r} is not a list"
+        raise ValueError(msg)  # as below
+    return value or []
 
 
 def _table(value: Any) -> Mapping[str, Any]:  # noqa: ANN401  # as above
