@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint bench load fuzz long histories test-pair test-windows test-spark test-impala test-platform pages clean
+.PHONY: help demo test check lint bench load fuzz long histories test-differential test-pair test-windows test-spark test-impala test-platform pages clean
 
 export PATH := $(PATH):/usr/sbin:/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -46,6 +46,9 @@ long: $(VENV)/.dev  ## the daemon over 100,000 events and a day of syncs; ten mi
 
 histories: $(VENV)/.dev  ## pauses in 50,000 random histories beside a model; a quarter of an hour, HISTORIES=N for N of each kind
 	@LBAGENT_HISTORIES=$(or $(HISTORIES),5500) $(BIN)/python -m pytest -q -s -n 2 tests/test_pauses_model.py
+
+test-differential: $(VENV)/.dev  ## servers joined at run time beside the same lines after a reload: all pairs of keywords, on each HAProxy
+	@LBAGENT_SWEEP=1 $(BIN)/python -m pytest -q -s tests/test_differential.py
 
 test-pair: $(VENV)/.dev  ## two load balancers with keepalived under load, as root; five minutes
 	@.ci/install keepalived rsyslogd logrotate nft ip curl pkill

@@ -1,4 +1,4 @@
-"""How servers that come get their traffic: made, looked at, and only then let in."""
+"""How added servers get their traffic: created, checked, and only then enabled."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ _POLL = 0.02
 _GRACE = 0.4
 """Seconds that a check may take beyond its interval."""
 
-_MOVED = ("changed from", "no need to change")
+_MOVED = ("changed from", "no need to change", "nothing changed")
+"""In the answer to `set server … addr`, the last one of HAProxy 3.0 and later."""
 
 
 class Admission:
@@ -35,7 +36,7 @@ class Admission:
         if not self._obeyed([*(command for join in joins for command in join.commands), *cookies]):
             return False
         silent = reach.silent((join.endpoint for join in joins if join.endpoint and not join.verdict), _CONNECT)
-        prompt = [join for join in joins if not join.verdict]
+        prompt = [join for join in joins if not join.verdict and join.ready]
         good = self._obeyed([one for join in prompt for one in _ready(join, up=join.endpoint not in silent)])
         return self._judged([join for join in joins if join.verdict]) and good
 
@@ -78,7 +79,8 @@ def _held(join: Join) -> list[str]:
 
 def _taken(command: str, answer: str) -> bool:
     if command.startswith("add server"):
-        return answer == "New server registered."
+        # Warnings may come first.
+        return answer.rpartition("\n")[2] == "New server registered."
     if " addr " in command:
         return any(word in answer for word in _MOVED)
     return answer == ""

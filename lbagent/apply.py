@@ -234,6 +234,8 @@ class Transaction:
                 self.out, self.confirmed_out = handover.out, handover.confirmed_out
                 if suspect and not good:
                     return None
+            if self._roles.haproxy.runtime and confirmed.leaves_servers(wanted):
+                Handover(self._store, self._roles, haproxy, seen).delete_left(wanted, asked, worker)
         self.reached = Outcome(Verdict.UNCHANGED, fixed or QUIET, held=wanted.held, running=worker is not None)
         if self._refused:
             node, words = next(iter(self._refused.items()))

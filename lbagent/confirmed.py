@@ -38,6 +38,16 @@ class Confirmed:
             return self.served[:3] == here and self._haproxy.shown_not_to_run()
         return self.sure() and not self._owes(wanted, asked)
 
+    def leaves_servers(self, asked: Plan) -> bool:
+        """Whether servers of nodes that are gone for good are left behind in the worker, to be deleted."""
+        left = self.served.left
+        if left.worker != self._haproxy.serving() or not left.lines:
+            return False
+        from lbagent.haproxy import roster  # noqa: PLC0415  # only after a node went
+
+        paused = roster.paused_after(self._seen.document, asked.changed)
+        return any(not roster.is_paused(key, paused) for key in left.lines)
+
     def sure(self) -> bool:
         """Whether the worker has the managed lines of the file."""
         digest, worker = self._seen.document.digest(), self._haproxy.serving()

@@ -1,13 +1,16 @@
-"""What one run says to the worker that serves: who goes first, who comes once it answers, and whether it is so."""
+"""What one run sends to the worker that serves: removals first, then additions, then whether it is so."""
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from lbagent.admission import Admission
 from lbagent.haproxy import conversation, roster
-from lbagent.haproxy.conversation import Conversation
-from lbagent.haproxy.dynamic import LEFT_LIMIT, Difference, Join, Known
+from lbagent.haproxy.capabilities import Capabilities, find_capabilities
+from lbagent.haproxy.conversation import Conversation, Unspoken
+from lbagent.haproxy.dynamic import LEFT_LIMIT, Difference, Join, Known, stop_traffic
 from lbagent.haproxy.process import Worker
 from lbagent.haproxy.roster import Key, Lines, entry, parts, standing, target
 from lbagent.haproxy.server import is_drained
@@ -18,19 +21,27 @@ from lbagent.names import canonical_address
 from lbagent.plan import Plan
 
 _GONE = ("No such server.", "No such backend.")
+_DELETED = "Server deleted."
+
+_DELETE = 0.5
+"""Seconds that one run waits, in all, for the sessions of removed servers to end; later runs try again."""
 
 
 class Dialogue:
     """One worker, and what it is known to have."""
 
-    def __init__(self, store: Store, worker: Worker, talk: Conversation, left: Lines, *, sure: bool) -> None:
-        """`left` is what earlier runs have put into maintenance; `sure` whether its other servers are the file's."""
+    def __init__(  # what is known of a worker
+        self, store: Store, worker: Worker, talk: Conversation, capabilities: Capabilities, left: Lines, *, sure: bool
+    ) -> None:
+        """`left` is what earlier runs have taken out; `sure` whether its other servers are those of the file."""
         self._store, self._talk, self.worker, self.sure = store, talk, worker, sure
+        self._capabilities = capabilities
         self._left = dict(left)
         self._wanted: Lines = {}
         self._withheld: Lines = {}
         self._renamed: Lines = {}
         self._served: Lines = {}
+        self._paused: set[Key] = set()
         self._difference: Difference | None = None
         self._draining: Lines = {}
         self._here: Lines = {}
@@ -53,14 +64,17 @@ class Dialogue:
         return "; ".join(self._talk.trouble)
 
     @property
-    def unsayable(self) -> Mapping[Key, str]:
+    def needs_reload(self) -> Mapping[Key, str]:
         """What takes a reload, and why."""
-        return self._difference.unsayable if self._difference else {}
+        return self._difference.needs_reload if self._difference else {}
 
     @property
     def crowded(self) -> bool:
-        """Whether so many servers are left behind that a reload has to clear them."""
-        return sum(key not in self._wanted for key in self._left) >= LEFT_LIMIT
+        """Whether so many servers are left behind for good that a reload has to clear them."""
+        if sum(key not in self._wanted for key in self._left) < LEFT_LIMIT:
+            return False
+        temporary = {*self._removable(), *(self._paused_servers() if self._capabilities.deletes else ())}
+        return sum(key not in self._wanted and key not in temporary for key in self._left) >= LEFT_LIMIT
 
     def about(self, document: Document, wanted: Plan, asked: Plan) -> None:
         """Take the traffic from the servers that `asked` takes out; `take_up` serves the rest of `document` then.
@@ -74,21 +88,22 @@ class Dialogue:
         self._withheld = withheld(after, asked_for)
         self._wanted = {key: line for key, line in after.items() if key not in self._withheld}
         self._served = {key: line for key, line in here.items() if key not in self._left}
+        self._paused = roster.paused_after(document, wanted.changed)
         self._draining = {key: line for key, line in asked_for.items() if is_drained(line) and key in after}
         self._cut = cutting(document)
         checked = {key for key, line in here.items() if is_drained(line)}
-        checked |= {key for key, line in self._left.items() if self._state(key, line) == "drain"}
+        checked |= {key for key, line in self._left.items() if self._drains(key, line)}
         known = Known(self._served, self._left, self.sure, frozenset(checked))
-        self._difference = Difference(document, known, self._wanted)
+        self._difference = Difference(document, known, self._wanted, self._capabilities)
         managed = {(proxy.name, line.name) for proxy in document.proxies for line in proxy.managed}
         for key, line in map(entry, wanted.removed):
             if line and key not in managed:
-                self._difference.unsayable[key] = "was written by hand"
+                self._difference.needs_reload[key] = "was written by hand"
         before = roster.doubtful(document)
         if document.conditional or before:
             then = roster.doubtful(document.reread(wanted.after))
             changed = {key for key in (*before, *then) if before.get(key) != then.get(key)}
-            self._difference.unsayable |= dict.fromkeys(changed, "only HAProxy knows whether it has it, and where")
+            self._difference.needs_reload |= dict.fromkeys(changed, "only HAProxy knows whether it has it, and where")
         going = {key: line for key, line in here.items() if key not in self._wanted}
         there = {(key[0], *parts(line)[:2]) for key, line in self._wanted.items()}
         self._renamed = {key: line for key, line in going.items() if (key[0], *parts(line)[:2]) in there}
@@ -103,8 +118,8 @@ class Dialogue:
     def after_reload(self, settings: Sequence[Sequence[str]], worker: Worker) -> Dialogue:
         """The same with the worker that a reload has brought, which takes from `withheld` again. Raises Unspoken."""
         fresh = opened(self._store, settings, worker, sure=True)
-        fresh._wanted, fresh._withheld = self._wanted, self._withheld  # noqa: SLF001  # another of ours
-        fresh._draining, fresh._cut = self._draining, self._cut  # noqa: SLF001  # as above
+        fresh._wanted, fresh._difference = self._wanted, self._difference  # noqa: SLF001  # another of ours
+        fresh._withheld, fresh._draining, fresh._cut = self._withheld, self._draining, self._cut  # noqa: SLF001  # as above
         fresh.withdraw({**self._draining, **self._withheld})
         self.confirmed_out |= fresh.confirmed_out
         return fresh
@@ -128,8 +143,7 @@ class Dialogue:
                 self._store.serve(self._store.served()._replace(left=self.left))
             except OSError:
                 self._store.distrust()
-        states = {key: self._state(key, line) for key, line in lines.items()}
-        answers = self._talk.say([f"set server {target(key)} state {state}" for key, state in states.items()])
+        answers = self._talk.say([stop_traffic(key, drain=self._drains(key, line)) for key, line in lines.items()])
         for key, answer in zip(lines, answers, strict=True):
             if answer == "" or answer in _GONE:
                 self.confirmed_out.add(key)
@@ -161,8 +175,52 @@ class Dialogue:
         self.withdraw({join.key: self._here.get(join.key, join.line) for join in came})
 
     def amiss(self) -> Mapping[Key, str]:
-        """What the worker serves otherwise than wanted. Raises Unspoken."""
-        return differences(self._talk.states(), self._wanted, self._left)
+        """What the worker serves differently from what is wanted. Raises Unspoken."""
+        own = self._difference
+        out = {
+            key
+            for key, line in self._wanted.items()
+            if own and (own.is_disabled(key, line) or own.has_agent(key, line))
+        }
+        return differences(self._talk.states(), self._wanted, self._left, out)
+
+    def delete_left(self) -> bool:
+        """Delete the servers left behind whose sessions have ended, where HAProxy can; whether any was deleted."""
+        gone = self._removable()
+        if not gone:
+            return False
+        with contextlib.suppress(Unspoken):
+            self._stop_drained(gone)
+        deadline = time.monotonic() + _DELETE
+        deleted = False
+        for key in gone:
+            rest = int((deadline - time.monotonic()) * 1000)
+            commands = [f"wait {rest}ms srv-removable {target(key)}"] if rest > 0 else []
+            answer = self._talk.say([*commands, f"del server {target(key)}"])[-1]
+            if answer is None:
+                break
+            if answer == _DELETED or answer in _GONE:
+                deleted = self._left.pop(key) is not None
+        return deleted
+
+    def _stop_drained(self, keys: Iterable[Key]) -> None:
+        """Put drained servers without a session into maintenance: others cannot be deleted."""
+        states = self._talk.states()
+        drained = [key for key in keys if key in states and states[key].draining]
+        if drained:
+            open_sessions = self._talk.sessions()
+            self._talk.say([stop_traffic(key, drain=False) for key in drained if not open_sessions.get(key)])
+
+    def _removable(self) -> list[Key]:
+        """The servers left behind that may be deleted: gone from the file for good, and easily added again."""
+        own, paused = self._difference, self._paused_servers()
+        if own is None or not self._capabilities.deletes:
+            return []
+        staying = {*self._wanted, *self._withheld, *paused}
+        return [key for key, line in self._left.items() if key not in staying and own.can_return(key, line)]
+
+    def _paused_servers(self) -> set[Key]:
+        return {key for key in self._left if roster.is_paused(key, self._paused)}
 
     def mend(self, keys: Iterable[Key]) -> None:
         """Say address and state of these servers once more: a state file may have brought old ones back."""
@@ -178,10 +236,9 @@ class Dialogue:
                     self._left.pop(key, None)
         self._talk.say(commands)
 
-    def _state(self, key: Key, line: str) -> str:
-        """The state of HAProxy's that takes the traffic from a server and lets its sessions finish."""
-        drains = key in self._draining or key[0] in self._cut or "on-marked-down" in line
-        return "drain" if drains else "maint"
+    def _drains(self, key: Key, line: str) -> bool:
+        """Whether a server is drained: its node is paused that way, or `maint` would cut its sessions."""
+        return key in self._draining or key[0] in self._cut or "on-marked-down" in line
 
 
 def withheld(after: Lines, asked_for: Lines) -> Lines:
@@ -208,4 +265,7 @@ def opened(store: Store, settings: Sequence[Sequence[str]], worker: Worker, *, s
     """The dialogue with this worker. Raises Unspoken where there is none to be had."""
     left = store.served().left
     talk = conversation.opened(settings, worker)
-    return Dialogue(store, worker, talk, left.lines if left.worker == worker else {}, sure=sure)
+    capabilities = find_capabilities(talk.version)
+    if capabilities is None:
+        raise Unspoken(f"HAProxy {talk.version}: too old for servers that are added without a reload")
+    return Dialogue(store, worker, talk, capabilities, left.lines if left.worker == worker else {}, sure=sure)

@@ -122,8 +122,8 @@ class Handover:
         if self.dialogue is None or not self.dialogue.sure:
             return None
         nodes = self.dialogue.nodes(wanted)
-        missing = self.dialogue.unsayable.keys() - nodes.keys()
-        return None if missing else frozenset(nodes[key] for key in self.dialogue.unsayable)
+        missing = self.dialogue.needs_reload.keys() - nodes.keys()
+        return None if missing else frozenset(nodes[key] for key in self.dialogue.needs_reload)
 
     def tell(self, wanted: Plan, *, owing: bool = False) -> Handed | None:
         """Have the worker told; None where that cannot be. `owing` says that another change waits for its reload."""
@@ -132,7 +132,7 @@ class Handover:
             return None
         if not dialogue.sure:
             self.reasons.append("what HAProxy serves is not known to be what stood in haproxy.cfg")
-        self.reasons += [f"{'/'.join(key)}: {why}" for key, why in dialogue.unsayable.items()]
+        self.reasons += [f"{'/'.join(key)}: {why}" for key, why in dialogue.needs_reload.items()]
         if dialogue.crowded and not owing:
             self.reasons.append("too many servers are left behind in maintenance")
         if self.reasons or not dialogue.take_up():
@@ -144,6 +144,8 @@ class Handover:
         self.confirmed_out |= dialogue.confirmed_out
         failure = self._served.failure if owing else None
         self._store.serve(Served(wanted.digest, dialogue.worker, failure, dialogue.left))
+        if dialogue.delete_left():
+            self._store.serve(Served(wanted.digest, dialogue.worker, failure, dialogue.left))
         return Handed(f"said to HAProxy worker {dialogue.worker.pid} without a reload", reloaded=False)
 
     def reload(self, wanted: Plan) -> Handed:
@@ -186,6 +188,12 @@ class Handover:
         except OSError:
             return False
         return True
+
+    def delete_left(self, wanted: Plan, asked: Plan, worker: Worker) -> None:
+        """Delete the servers left behind by earlier runs whose sessions have ended since."""
+        self.begin(wanted, asked, worker, sure=True)
+        if self.dialogue and self.dialogue.delete_left():
+            self._store.serve(self._store.served()._replace(left=self.dialogue.left))
 
     def give_up(self, wanted: Plan, words: str) -> NoReturn:
         """Put the previous lines back: what could not be said would take a reload, for which it is too soon."""

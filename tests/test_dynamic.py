@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbagent.haproxy import keywords, roster, runtime, servers
+from lbagent.haproxy import capabilities, keywords, roster, runtime, servers
+from lbagent.haproxy.capabilities import Capabilities, find_capabilities
 from lbagent.haproxy.defaults import inherited
 from lbagent.haproxy.dynamic import Difference, Known
-from lbagent.haproxy.keywords import Unsayable
+from lbagent.haproxy.keywords import NeedsReload
 from lbagent.haproxy.roster import Key
 from lbagent.haproxy.text import Document
 from tests.building import POISON, dedent
@@ -24,31 +25,42 @@ def document(*lines: str, defaults: str = "") -> Document:
     return Document([("haproxy.cfg", text)])
 
 
+def table(version: str) -> Capabilities:
+    found = find_capabilities(version)
+    assert found
+    return found
+
+
 def difference(
-    text: Document, wanted: dict[str, str], left: dict[str, str] | None = None, *, sure: bool = True
+    text: Document,
+    wanted: dict[str, str],
+    left: dict[str, str] | None = None,
+    *,
+    sure: bool = True,
+    version: str = "2.6.12-1+deb12u4",
 ) -> Difference:
     """From the lines of `text`, without those in `left`, to `wanted`; all in `listen lb`."""
     behind = _keyed(left or {})
     lines = {key: line for key, line in roster.standing(text).items() if key not in behind}
-    return Difference(text, Known(lines, behind, sure), _keyed(wanted))
+    return Difference(text, Known(lines, behind, sure), _keyed(wanted), table(version))
 
 
 def _keyed(lines: dict[str, str]) -> dict[Key, str]:
     return {("lb", name): line for name, line in lines.items()}
 
 
-def commands(text: Document, line: str = WEB1) -> list[str]:
+def commands(text: Document, line: str = WEB1, version: str = "2.6") -> list[str]:
     """What makes web1, in a proxy where it is not."""
-    found = difference(text, {"web1": line})
-    assert found.unsayable == {}
+    found = difference(text, {"web1": line}, version=version)
+    assert found.needs_reload == {}
     return [command for join in found.joins for command in join.commands] + found.dynamic_cookies
 
 
-def reason(text: Document, line: str = WEB1) -> str:
-    """Why web1 cannot be said."""
-    found = difference(text, {"web1": line})
+def reason(text: Document, line: str = WEB1, version: str = "2.6") -> str:
+    """Why web1 takes a reload."""
+    found = difference(text, {"web1": line}, version=version)
     assert found.joins == []
-    return found.unsayable["lb", "web1"]
+    return found.needs_reload["lb", "web1"]
 
 
 def test_a_server_that_comes_is_added_with_what_makes_it_as_good_as_one_of_the_file() -> None:
@@ -97,8 +109,8 @@ def test_what_the_line_says_of_its_pool_is_kept() -> None:
         ("defaults\n    default-server check enabled\n", (), "check inter 2s"),
         (
             "defaults\n    default-server ssl verify none\n",
-            ("    default-server no-ssl",),
-            "verify none check inter 2s",
+            (),
+            "ssl verify none check inter 2s check-ssl",
         ),
         ("defaults\n    default-server disabled\n", ("    default-server enabled # back",), "check inter 2s"),
     ],
@@ -144,12 +156,31 @@ def test_a_proxy_has_the_defaults_that_it_names_else_the_last_before_it() -> Non
             "`balance uri` would place a server without `id` elsewhere than a reload does",
         ),
         (("    cookie C insert",), "`cookie` without `dynamic` gives no cookie to dynamic servers"),
-        (("    default-server cookie x",), "`cookie` cannot be said to a running HAProxy"),
-        (("    default-server resolvers r",), "`resolvers` cannot be said to a running HAProxy"),
-        (("    default-server agent-check agent-port 1",), "`agent-check` cannot be said to a running HAProxy"),
-        (("    default-server disabled",), "`disabled` cannot be said to a running HAProxy"),
-        (("    default-server weight ${W}",), "`weight ${W}` holds what the stats socket might read otherwise"),
-        (("    .if 1", "    .endif"), "haproxy.cfg has conditional blocks"),
+        (("    default-server cookie x",), "`cookie` cannot be set through the runtime API"),
+        (("    default-server no-ssl",), "`no-ssl` cannot be set through the runtime API"),
+        (("    default-server slowstart 9s",), "`slowstart` cannot be set through the runtime API"),
+        (("    default-server proto h2",), "`proto` cannot be set through the runtime API"),
+        (("    default-server ssl alpn h2",), "`alpn` cannot be set through the runtime API"),
+        (("    default-server ws h1",), "`ws` cannot be set through the runtime API"),
+        (
+            ("    default-server send-proxy-v2-ssl no-send-proxy-v2",),
+            "`no-send-proxy-v2` takes back a part of other keywords",
+        ),
+        (
+            ("    option external-check", "    external-check command /bin/true"),
+            "`option external-check` takes no checks of dynamic servers",
+        ),
+        (("    default-server resolvers r",), "`resolvers` cannot be set through the runtime API"),
+        (("    default-server agent-check agent-port 1",), "`agent-check` cannot be set through the runtime API"),
+        (("    default-server disabled",), "`disabled` cannot be set through the runtime API"),
+        (
+            ("    default-server weight ${W}",),
+            "`weight ${W}` contains characters that the stats socket reads differently",
+        ),
+        (
+            ("    .if feature(x)", "    default-server weight 3", "    .endif"),
+            "only HAProxy knows what haproxy.cfg:3 comes to",
+        ),
         (
             ("    # additional-lb-x-server", "    default-server weight 3"),
             "`default-server weight 3` stands below a marker",
@@ -163,14 +194,21 @@ def test_what_cannot_be_said_takes_a_reload(lines: tuple[str, ...], why: str) ->
 @pytest.mark.parametrize("bad", [";show info", "a;b", "x\\", "'q'", '"q"', "$HOME", "{x}", "a`b", "<<"])
 def test_no_word_ends_a_command_and_begins_another(bad: str) -> None:
     assert reason(document(), WEB1.replace("inter 2s", f"inter {bad}")).startswith("`inter ")
-    assert reason(document(), WEB1.replace("check", bad)).endswith("cannot be said to a running HAProxy")
+    assert reason(document(), WEB1.replace("check", bad)).endswith("cannot be set through the runtime API")
 
 
-@given(st.lists(st.one_of(st.sampled_from(["check", "inter", "2s", "weight", "no-check", "ssl", *POISON]), st.text())))
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from(["check", "inter", "2s", "weight", "no-check", "ssl", "proxy-v2-options", *POISON]),
+            st.text(),
+        )
+    )
+)
 def test_any_words_are_expanded_or_refused_and_never_hold_a_command(words: list[str]) -> None:
     try:
-        said = keywords.said(keywords.expanded(words))
-    except Unsayable:
+        said = keywords.format_keywords(keywords.resolve_keywords(words, table("3.2")), table("3.2"))
+    except NeedsReload:
         return
     assert set(said) & set(";\n\r\\\"'$") == set()
 
@@ -192,7 +230,7 @@ def test_dynamic_cookies_are_given_to_servers_that_come() -> None:
 def test_who_goes_is_withdrawn_and_who_stays_is_not_spoken_of() -> None:
     found = difference(document(f"    {WEB1}", f"    {WEB2}"), {"web2": WEB2})
 
-    assert (found.withdrawn, found.joins, found.unsayable) == ({("lb", "web1"): WEB1}, [], {})
+    assert (found.withdrawn, found.joins, found.needs_reload) == ({("lb", "web1"): WEB1}, [], {})
 
 
 def test_another_role_alone_is_nothing_to_be_said() -> None:
@@ -212,7 +250,7 @@ def test_who_was_left_behind_is_taken_up_again_whatever_the_algorithm(balance: s
 def test_who_was_left_behind_with_other_options_takes_a_reload() -> None:
     found = difference(document(), {"web1": WEB1}, left={"web1": WEB1.replace("inter 2s", "inter 3s")})
 
-    assert found.unsayable == {("lb", "web1"): "lb/web1 is there with other options"}
+    assert found.needs_reload == {("lb", "web1"): "lb/web1 is there with other options"}
 
 
 def test_who_was_left_behind_by_nobody_knows_which_line_takes_a_reload() -> None:
@@ -220,20 +258,20 @@ def test_who_was_left_behind_by_nobody_knows_which_line_takes_a_reload() -> None
 
     found = difference(document(), {"web1": bare}, left={"web1": ""})
 
-    assert found.unsayable == {("lb", "web1"): "lb/web1 is there with other options"}
+    assert found.needs_reload == {("lb", "web1"): "lb/web1 is there with other options"}
 
 
 def test_other_options_for_a_server_that_stays_take_a_reload() -> None:
     found = difference(document(f"    {WEB1}"), {"web1": WEB1.replace("inter 2s", "inter 3s")})
 
-    assert found.unsayable == {("lb", "web1"): "lb/web1 is there with other options"}
+    assert found.needs_reload == {("lb", "web1"): "lb/web1 is there with other options"}
 
 
 def test_where_it_is_not_known_what_haproxy_has_servers_go_and_none_comes() -> None:
     found = difference(document(f"    {WEB1}"), {"web2": WEB2}, sure=False)
 
     assert found.withdrawn == {("lb", "web1"): WEB1}
-    assert list(found.unsayable) == [("lb", "web2")]
+    assert list(found.needs_reload) == [("lb", "web2")]
 
 
 @pytest.mark.parametrize(
@@ -287,14 +325,14 @@ def test_lines_where_no_server_may_stand_are_no_trouble(section: str) -> None:
     after = roster.after(text, text.texts, ((f"{section}: {WEB2}",), ()))
 
     key = section.partition(" ")[2], "web2"
-    assert list(Difference(text, Known({}, {}, sure=True), {key: after[key]}).unsayable) == [key]
+    assert list(Difference(text, Known({}, {}, sure=True), {key: after[key]}, table("3.0")).needs_reload) == [key]
 
 
 @pytest.mark.parametrize("endpoint", ["host:80", "1.2.3:80", "10.0.0.1;quit:80", "10.0.0.1:0"])
 def test_who_is_at_no_address_is_never_told_of(endpoint: str) -> None:
     line = f"server web1 {endpoint} check # lbagent role=web"
 
-    assert difference(document(), {"web1": line}, left={"web1": line}).unsayable == {
+    assert difference(document(), {"web1": line}, left={"web1": line}).needs_reload == {
         ("lb", "web1"): "it is at no address and port"
     }
 
@@ -324,7 +362,8 @@ def test_what_haproxy_serves_otherwise_is_found() -> None:
     wanted = {("lb", name): f"server {name} 10.0.0.{at}:80 # lbagent role=web" for at, name in enumerate(names, 1)}
     wanted["lb", "agent"] = "server agent 10.0.0.6:80 agent-check # lbagent role=web"
 
-    assert servers.differences(servers.states(ROWS), wanted, [("lb", "web4"), ("lb", "old")]) == {
+    left = [("lb", "web4"), ("lb", "old")]
+    assert servers.differences(servers.states(ROWS), wanted, left, {("lb", "agent")}) == {
         ("lb", "web2"): "lb/web2 is at 10.0.0.9 port 80",
         ("lb", "web3"): "lb/web3 is out of balancing",
         ("lb", "gone"): "lb/gone is unknown to it",
@@ -351,3 +390,166 @@ def test_what_is_no_table_of_servers_is_not_taken_for_one(answer: str) -> None:
 )
 def test_answers_are_told_apart_by_the_empty_line_that_ends_each(said: str, expected: list[str]) -> None:
     assert runtime.answers(said) == expected
+
+
+# --- what the same line has after a reload without naming it ------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("check ssl verify none", "check ssl verify none check-ssl"),
+        ("check send-proxy", "check send-proxy check-send-proxy"),
+        ("check send-proxy-v2-ssl", "check send-proxy-v2-ssl check-send-proxy"),
+        ("check ssl verify none send-proxy-v2", "check ssl verify none send-proxy-v2 check-ssl check-send-proxy"),
+        ("check ssl verify none port 81", "check ssl verify none port 81"),
+        ("check ssl verify none addr 10.9.9.9", "check ssl verify none addr 10.9.9.9"),
+        ("check ssl verify none no-check-ssl", "check ssl verify none"),
+        ("check no-check-ssl ssl verify none check-ssl", "check ssl verify none check-ssl"),
+        ("ssl verify none", "ssl verify none"),
+        ("send-proxy no-send-proxy check", "check"),
+    ],
+)
+@pytest.mark.parametrize("version", ["2.6", "2.8", "3.0", "3.2"])
+def test_checks_speak_tls_and_proxy_as_the_traffic_does(options: str, expected: str, version: str) -> None:
+    line = f"server web1 10.0.0.1:80 {options} # lbagent role=web"
+
+    assert commands(document(), line, version)[0] == f"add server lb/web1 10.0.0.1:80{POOL} {expected}"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("observe layer7", "error-limit 10 on-error fail-check pool-max-conn -1 pool-purge-delay 5s observe layer7"),
+        (
+            "observe layer7 error-limit 3",
+            "error-limit 3 on-error fail-check pool-max-conn -1 pool-purge-delay 5s observe layer7",
+        ),
+    ],
+)
+def test_observed_errors_have_the_limits_that_2_6_leaves_out(options: str, expected: str) -> None:
+    line = f"server web1 10.0.0.1:80 {options} # lbagent role=web"
+
+    assert commands(document(), line)[0] == f"add server lb/web1 10.0.0.1:80 {expected}"
+
+
+def test_options_of_the_proxy_header_add_up() -> None:
+    text = document("    default-server proxy-v2-options crc32c")
+    line = WEB1.replace("check", "check send-proxy-v2 proxy-v2-options unique-id")
+
+    assert commands(text, line)[0] == (
+        f"add server lb/web1 10.0.0.1:80{POOL} proxy-v2-options crc32c proxy-v2-options unique-id"
+        " check send-proxy-v2 inter 2s check-send-proxy"
+    )
+
+
+@pytest.mark.parametrize(("version", "takes"), [("2.6", False), ("2.8", False), ("3.0", True), ("3.2", True)])
+def test_a_cookie_of_its_own_is_given_where_haproxy_takes_it(version: str, takes: bool) -> None:  # noqa: FBT001
+    text, line = document("    cookie C insert"), WEB1.replace("check", "check cookie web1")
+
+    if takes:
+        assert commands(text, line, version)[0] == f"add server lb/web1 10.0.0.1:80{POOL} check cookie web1 inter 2s"
+    else:
+        assert reason(text, line, version) == "`cookie` cannot be set through the runtime API"
+
+
+def test_an_initial_state_is_left_to_haproxy() -> None:
+    [join] = difference(
+        document(), {"web1": WEB1.replace("check", "check init-state fully-down")}, version="3.2.26"
+    ).joins
+
+    assert join.commands[1:] == ("enable health lb/web1",)
+    assert (join.endpoint, join.verdict, join.ready) == (None, None, True)
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        ("2.6.12-1+deb12u4", (2, 6)),
+        ("2.7.1", (2, 6)),
+        ("2.8.25-5cf5d0683", (2, 8)),
+        ("3.0.11-1+deb13u4", (3, 0)),
+        ("3.1-dev3", (3, 0)),
+        ("3.2.26-1", (3, 2)),
+        ("4.0", (3, 2)),
+        ("2.4.3", None),
+        ("1.8", None),
+        ("", None),
+        ("x.y", None),
+    ],
+)
+def test_the_table_is_that_of_the_newest_tested_version(version: str, expected: tuple[int, int] | None) -> None:
+    found = find_capabilities(version)
+
+    assert (found and found.version) == expected
+
+
+def test_tables_hold_each_keyword_in_one_place() -> None:
+    for one in capabilities.TABLES:
+        assert not one.flags & one.values
+        assert not one.additive & (one.flags | one.values)
+        assert {*one.always, *one.with_observe} <= one.values
+        assert ("cookie" in one.values) == one.takes_cookies
+
+
+# --- changed weights, and servers that stay out -------------------------------------------------------------------
+
+
+def test_a_new_weight_alone_is_set() -> None:
+    heavy, light = (WEB1.replace("check", f"check weight {number}") for number in (5, 3))
+
+    [join] = difference(document(f"    {heavy}"), {"web1": light}).joins
+
+    assert (join.commands, join.ready) == (("set server lb/web1 weight 3",), False)
+
+
+def test_a_weight_that_is_no_longer_named_is_the_inherited_one() -> None:
+    heavy = WEB1.replace("check", "check weight 5")
+
+    [plain] = difference(document(f"    {heavy}"), {"web1": WEB1}).joins
+    [inherited_one] = difference(document("    default-server weight 9", f"    {heavy}"), {"web1": WEB1}).joins
+
+    assert plain.commands == ("set server lb/web1 weight 1",)
+    assert inherited_one.commands == ("set server lb/web1 weight 9",)
+
+
+def test_a_paused_node_returns_with_its_new_weight() -> None:
+    heavy = WEB1.replace("check", "check weight 5")
+
+    [join] = difference(document(), {"web1": heavy}, left={"web1": WEB1}).joins
+
+    assert join.commands == (
+        "set server lb/web1 weight 5",
+        "set server lb/web1 addr 10.0.0.1 port 80",
+        "enable health lb/web1",
+    )
+    assert join.ready
+
+
+@pytest.mark.parametrize("balance", ["static-rr", "source"])
+def test_a_new_weight_takes_a_reload_where_weights_are_fixed(balance: str) -> None:
+    text = document(f"    balance {balance}", f"    {WEB1}")
+
+    found = difference(text, {"web1": WEB1.replace("check", "check weight 5")})
+
+    assert found.needs_reload == {("lb", "web1"): f"`balance {balance}` takes no other weight than that of the file"}
+
+
+def test_a_server_that_haproxy_cfg_disables_stays_out_when_its_node_returns() -> None:
+    text = document("    default-server disabled")
+
+    [same] = difference(text, {"web1": WEB1}, left={"web1": WEB1}).joins
+    [moved] = difference(text, {"web1": WEB1.replace("0.1:80", "0.2:80")}, left={"web1": WEB1}).joins
+
+    assert (same.commands, same.ready) == ((), False)
+    assert (moved.commands, moved.ready) == (("set server lb/web1 addr 10.0.0.2 port 80",), False)
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"), [((), True), (("    balance source",), False), (("    default-server slowstart 9s",), False)]
+)
+def test_only_a_server_that_can_be_added_again_may_be_deleted(lines: tuple[str, ...], expected: bool) -> None:  # noqa: FBT001
+    found = difference(document(*lines), {}, version="3.0")
+
+    assert found.can_return(("lb", "web1"), WEB1) is expected
+    assert found.can_return(("lb", "web1"), "") is (lines != ("    balance source",))

@@ -1,6 +1,6 @@
 """Several roles in one tag, an address from a tag, and the name of the server in a template."""
 
-# ruff: noqa: E501  # haproxy.cfg in one string
+# haproxy.cfg in one string
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults import full, haproxy_again, instead_of_haproxy, one_line, reload_with, small_disk
+from tests.recorder import Recorder
 from tests.traffic import load
 from tests.world import CONFIG, LBAGENT, RELOADING, ROLES, Backend, Haproxy, Lb, binaries, eventually, member
 
@@ -39,6 +40,11 @@ def binary(request: pytest.FixtureRequest) -> Path:
 def lb(binary: Path) -> Iterator[Lb]:
     with Lb(binary=binary) as made:
         yield made
+
+
+def deletes(lb: Lb) -> bool:
+    """Whether this HAProxy deletes the servers of nodes that left: 3.0 and later."""
+    return binaries().get("2.6") != lb.binary and binaries().get("2.8") != lb.binary
 
 
 @contextlib.contextmanager
@@ -151,7 +157,9 @@ def test_join_pause_resume_leave_and_return_are_told(lb: Lb, mode: str) -> None:
         assert lb.run("apply").stdout.startswith(b"No changes: ")
 
 
-def test_who_left_stays_behind_in_maintenance_and_is_remembered_until_a_reload(lb: Lb) -> None:
+def test_the_server_of_a_node_that_left_stays_in_maintenance_where_it_cannot_be_deleted(lb: Lb) -> None:
+    if deletes(lb):
+        pytest.skip("this HAProxy deletes it")
     with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
         lb.join(web(1), web(2))
         lb.leave(web(1))
@@ -167,6 +175,45 @@ def test_who_left_stays_behind_in_maintenance_and_is_remembered_until_a_reload(l
         lb.join(web(1))
 
         assert haproxy.answering() == {"web1", "web2"}
+        assert "left" not in (lb.served() or {})
+
+
+def test_the_server_of_a_node_that_left_is_deleted_where_it_can_be(lb: Lb) -> None:
+    if not deletes(lb):
+        pytest.skip("this HAProxy may use what it has freed")
+    with Haproxy(lb) as haproxy, nodes(lb, 1, 2, 3):
+        lb.join(web(1), web(2), web(3))
+        lb.say("pause", "web1", 1)
+        lb.leave(web(2))
+        assert haproxy.servers() == {"web1": "MAINT", "web3": haproxy.servers()["web3"]}
+        lb.leave(web(1))
+        assert set(haproxy.servers()) == {"web3"}
+        assert "left" not in (lb.served() or {})
+
+        lb.join(web(2))
+
+        assert (haproxy.answering(), haproxy.reloads()) == ({"web2", "web3"}, (0, 0))
+
+
+def test_a_server_with_an_open_session_is_deleted_once_that_has_ended(binary: Path) -> None:
+    text = CONFIG.replace("mode http", "mode tcp").replace(
+        "    option idle-close-on-response\n    option httpclose\n", ""
+    )
+    with Lb(text, binary=binary) as lb, Haproxy(lb) as haproxy, Slow("127.0.0.11", lb.port) as service, nodes(lb, 2):
+        if not deletes(lb):
+            pytest.skip("this HAProxy may use what it has freed")
+        lb.join(web(1))
+        with socket.create_connection(("127.0.0.1", lb.front)) as client:
+            client.sendall(b"hello")
+            server, _ = service.accept()
+            with server:
+                lb.join(web(2))
+                assert lb.leave(web(1)).returncode == 0
+                assert haproxy.servers()["web1"] == "MAINT"
+                server.sendall(b"bye")
+                assert client.recv(9) == b"bye"
+        eventually(lambda: lb.run("apply").returncode == 0 and set(haproxy.servers()) == {"web2"})
+        assert haproxy.reloads() == (0, 0)
         assert "left" not in (lb.served() or {})
 
 
@@ -513,8 +560,7 @@ def test_clients_keep_their_server_over_the_reload_that_reads_it_from_the_file(b
     [
         ("balance source", "`balance source` takes no dynamic servers"),
         ("balance static-rr", "`balance static-rr` takes no dynamic servers"),
-        ("cookie C insert", "`cookie` without `dynamic` gives no cookie to dynamic servers"),
-        ("default-server agent-check agent-port 1", "`agent-check` cannot be said to a running HAProxy"),
+        ("default-server agent-check agent-port 1", "`agent-check` cannot be set through the runtime API"),
     ],
 )
 def test_where_servers_cannot_be_added_a_join_reloads_and_a_pause_does_not(binary: Path, lines: str, why: str) -> None:
@@ -582,7 +628,7 @@ def test_a_backend_that_haproxy_does_not_know_yet_takes_a_reload(lb: Lb) -> None
 def test_what_haproxy_serves_otherwise_is_repaired_by_one_reload_and_recorded(lb: Lb, command: str, why: str) -> None:
     with Haproxy(lb) as haproxy, nodes(lb, 1, 2, 3):
         lb.join(web(1), web(3))
-        lb.leave(web(3))
+        lb.say("pause", "web3", 1)
         haproxy.ask(command)
 
         lb.join(web(2))
@@ -601,11 +647,11 @@ def test_a_hundred_that_were_left_behind_are_cleared_by_one_reload(lb: Lb) -> No
         lb.join(web(1), *crowd(0))
         lb.leave(*crowd(0))
         lb.join(*crowd(100))
-        assert (haproxy.reloads(), len(haproxy.servers())) == ((0, 0), 101)
+        assert (haproxy.reloads(), len(haproxy.servers())) == ((0, 0), 51 if deletes(lb) else 101)
 
         lb.leave(*crowd(100))
 
-        assert (haproxy.reloads(), set(haproxy.servers())) == ((1, 0), {"web1"})
+        assert (haproxy.reloads()[0], set(haproxy.servers())) == (0 if deletes(lb) else 1, {"web1"})
         assert "left" not in (lb.served() or {})
 
 
@@ -626,14 +672,14 @@ with socket.socket(socket.AF_UNIX) as one, open(sys.argv[2], "wb") as file:
 def test_what_a_state_file_brings_back_over_a_reload_is_mended(binary: Path) -> None:
     with Lb(STATED, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1, 2):
         lb.join(web(1), web(2))
-        lb.leave(web(1))
+        lb.say("pause", "web1", 1)
         saving = lb.folder / "save.py"
         saving.write_text(SAVING)
         save = f"python3 {saving} {lb.socket} {lb.folder}/states"
         reload_with(lb, f"{save}\nkill -USR2 {haproxy.pid}", ROLES)
         lb.roles.write_text(lb.roles.read_text().replace("interval: 200ms", "interval: 300ms"))
 
-        lb.join(web(1))
+        lb.say("resume", "web1", 2)
 
         assert words(lb) == f"{SERVES}; mended: lb-iis/web1 is out of balancing"
         assert (haproxy.reloads(), haproxy.answering()) == ((1, 0), {"web1", "web2"})
@@ -746,7 +792,8 @@ def test_servers_that_get_another_name_serve_until_they_have_come_under_it(lb: L
 
         assert (set(count), haproxy.reloads()[0]) == ({"ok"}, 0)
         assert haproxy.serving() == {"web1.iis", "web1.api", "web2.iis", "web2.api"}
-        assert [haproxy.servers()[name] for name in ("web1", "web2")] == ["MAINT", "MAINT"]
+        left = {name: state for name, state in haproxy.servers().items() if name in ("web1", "web2")}
+        assert left == ({} if deletes(lb) else {"web1": "MAINT", "web2": "MAINT"})
 
 
 def test_servers_that_got_another_name_have_the_old_one_back_when_the_reload_fails(lb: Lb) -> None:
@@ -824,3 +871,174 @@ def test_what_a_state_file_brings_back_at_a_start_by_somebody_else_is_mended(bin
             assert said == "unchanged: mended: lb-iis/web1 is out of balancing\n"
             assert (haproxy.answering(), haproxy.reloads()) == ({"web1"}, (0, 0))
             assert lb.run("apply").stdout.startswith(b"No changes: ")
+
+
+# --- what the same line has after a reload ------------------------------------------------------------------------
+
+
+def options(lb: Lb, words: str) -> None:
+    """Have the servers of `iis` made with these options."""
+    lb.roles.write_text(
+        lb.roles.read_text().replace(f"{{port: {lb.port}}}", f'{{port: {lb.port}, options: "{words}"}}')
+    )
+
+
+def in_proxy(*lines: str) -> str:
+    """CONFIG with more lines in its proxy."""
+    return KEPT_ALIVE.replace(
+        "    balance roundrobin\n", "".join(f"    {one}\n" for one in ("balance roundrobin", *lines))
+    )
+
+
+def test_checks_by_an_external_program_never_reach_the_runtime_api(binary: Path) -> None:
+    text = in_proxy("option external-check", "external-check command /bin/true")
+    text = text.replace("global\n", "global\n    external-check\n    insecure-fork-wanted\n")
+    with Lb(text, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1, 2):
+        lb.join(web(1))
+        before = haproxy.pid
+        done = lb.join(web(2))
+
+        assert (done.returncode, words(lb), haproxy.pid) == (0, SERVES, before)
+        assert haproxy.answering() == {"web1", "web2"}
+
+
+@pytest.mark.parametrize(
+    ("words", "default"),
+    [("check inter 200ms ssl verify none", ""), ("check inter 200ms", "default-server ssl verify none")],
+)
+@pytest.mark.parametrize("check", ["option httpchk GET /", ""])
+def test_a_node_behind_tls_serves_as_soon_as_it_has_joined(binary: Path, words: str, default: str, check: str) -> None:
+    with Lb(in_proxy(default, check), binary=binary) as lb, Haproxy(lb) as haproxy, Recorder(lb.port) as recorder:
+        options(lb, words)
+        lb.join(web(1))
+
+        eventually(lambda: haproxy.servers()["web1"] == "UP")
+        assert (haproxy.get(), haproxy.reloads()) == ("ok", (0, 0))
+        assert all("TLS ciphers" in one for one in recorder.seen(address(1), clients=False))
+
+
+@pytest.mark.parametrize("proxy", ["send-proxy", "send-proxy-v2"])
+def test_a_node_that_expects_a_proxy_header_serves_as_soon_as_it_has_joined(binary: Path, proxy: str) -> None:
+    with Lb(in_proxy("option httpchk GET /"), binary=binary) as lb, Haproxy(lb) as haproxy, Recorder(lb.port) as seen:
+        options(lb, f"check inter 200ms {proxy}")
+        lb.join(web(1))
+
+        eventually(lambda: haproxy.servers()["web1"] == "UP")
+        assert (haproxy.get(), haproxy.reloads()) == ("ok", (0, 0))
+        assert all("PROXY v" in one for one in seen.seen(address(1), clients=False))
+
+
+def test_one_error_takes_no_observed_server_down(binary: Path) -> None:
+    with Lb(KEPT_ALIVE, binary=binary) as lb, Haproxy(lb) as haproxy, Recorder(lb.port):
+        options(lb, "check inter 1s observe layer7 on-error mark-down")
+        lb.join(web(1), web(2))
+        eventually(lambda: set(haproxy.servers().values()) == {"UP"})
+        for _ in range(2):
+            assert haproxy.get(path="/error") == "500"
+        assert set(haproxy.servers().values()) == {"UP"}
+        for _ in range(18):
+            haproxy.get(path="/error")
+
+        assert (set(haproxy.servers().values()), haproxy.reloads()) == ({"DOWN"}, (0, 0))
+
+
+@pytest.mark.parametrize("how", ["default", "own"])
+def test_a_disabled_server_stays_disabled(binary: Path, how: str) -> None:
+    text = in_proxy("default-server disabled") if how == "default" else KEPT_ALIVE
+    with Lb(text, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1, 2):
+        options(lb, f"check inter 200ms {'disabled' if how == 'own' else ''}".strip())
+        lb.join(web(1))
+        assert (words(lb), haproxy.servers()) == (SERVES, {"web1": "MAINT"})
+        reloads = haproxy.reloads()[0]
+
+        lb.say("pause", "web1", 1)
+        lb.say("resume", "web1", 2)
+
+        assert (haproxy.servers(), haproxy.reloads()[0]) == ({"web1": "MAINT"}, reloads)
+        assert lb.run("apply").stdout.startswith(b"No changes: ")
+        assert haproxy.servers() == {"web1": "MAINT"}
+
+
+def test_a_new_weight_is_set_without_a_reload(lb: Lb) -> None:
+    with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
+        options(lb, "check inter 200ms weight {tag:weight|100}")
+        lb.join(web(1), web(2))
+        lb.join(web(1, weight="30"))
+        assert (in_state(haproxy, "web1")[7], words(lb)) == ("30", SAID)
+        lb.say("pause", "web1", 1)
+        lb.handle("member-update", web(1, weight="250"))
+        lb.say("resume", "web1", 2)
+
+        assert (in_state(haproxy, "web1")[7], words(lb), haproxy.reloads()) == ("250", SAID, (0, 0))
+        assert haproxy.answering() == {"web1", "web2"}
+
+
+def test_a_weight_that_haproxy_refuses_is_an_error_and_changes_nothing(lb: Lb) -> None:
+    with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
+        options(lb, "check inter 200ms weight {tag:weight|100}")
+        lb.join(web(1), web(2))
+        before = lb.text
+        done = lb.join(web(1, weight="300"))
+
+        assert (done.returncode, lb.text, in_state(haproxy, "web1")[7]) == (4, before, "100")
+        assert haproxy.reloads() == (0, 0)
+
+
+def test_cookies_of_their_own_reach_servers_that_join(binary: Path) -> None:
+    with Lb(in_proxy("cookie C insert indirect nocache"), binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1, 2):
+        options(lb, "check inter 200ms cookie {name}")
+        lb.join(web(1))
+        lb.join(web(2))
+
+        assert {asked(lb) for _ in range(8)} == {("web1", "C=web1"), ("web2", "C=web2")}
+        assert {asked(lb, "C=web1")[0] for _ in range(6)} == {"web1"}
+        assert haproxy.reloads()[0] == (0 if deletes(lb) else 2)
+
+
+@pytest.mark.parametrize(("state", "first"), [("fully-down", "DOWN"), ("down", "DOWN"), ("fully-up", "UP")])
+def test_the_initial_state_is_honoured(state: str, first: str) -> None:
+    newest = list(binaries())[-1]
+    if newest < "3.2":
+        pytest.skip("no HAProxy 3.2")
+    with Lb(KEPT_ALIVE, binary=binaries()[newest]) as lb, Haproxy(lb) as haproxy, nodes(lb, 1, 2):
+        options(lb, f"check inter 4s rise 2 init-state {state}")
+        lb.join(web(1))
+
+        assert haproxy.servers()["web1"].startswith(first)
+        assert haproxy.reloads() == (0, 0)
+
+
+def test_a_pause_cuts_no_session_where_maintenance_would(binary: Path) -> None:
+    text = CONFIG.replace("mode http", "mode tcp").replace(
+        "    option idle-close-on-response\n    option httpclose\n", ""
+    )
+    with Lb(text, binary=binary) as lb, Haproxy(lb) as haproxy, Slow("127.0.0.11", lb.port) as service, nodes(lb, 2):
+        options(lb, "check inter 200ms on-marked-down shutdown-sessions")
+        lb.join(web(1))
+        with socket.create_connection(("127.0.0.1", lb.front)) as client:
+            client.sendall(b"hello")
+            server, _ = service.accept()
+            with server:
+                assert server.recv(9) == b"hello"
+                lb.join(web(2))
+                lb.say("pause", "web1", 1)
+                assert haproxy.answering() == {"web2"}
+                client.sendall(b"more")
+                assert server.recv(9) == b"more"
+                server.sendall(b"bye")
+                assert client.recv(9) == b"bye"
+        lb.say("resume", "web1", 2)
+        assert haproxy.servers()["web1"] != "MAINT"
+        assert haproxy.reloads() == (0, 0)
+
+
+def test_a_drained_server_of_a_node_that_left_is_deleted(lb: Lb) -> None:
+    if not deletes(lb):
+        pytest.skip("this HAProxy may use what it has freed")
+    with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
+        options(lb, "check inter 200ms on-marked-down shutdown-sessions")
+        lb.join(web(1), web(2))
+
+        lb.leave(web(1))
+
+        assert (set(haproxy.servers()), haproxy.reloads()) == ({"web2"}, (0, 0))

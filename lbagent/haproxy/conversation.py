@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from lbagent.haproxy import runtime, servers
+from lbagent.haproxy import runtime, servers, stats
 from lbagent.haproxy.process import Worker
 from lbagent.haproxy.roster import Key
 from lbagent.haproxy.servers import State
@@ -14,12 +14,14 @@ _SAY = 10.0
 """Seconds for one line of commands; a thousand servers take one."""
 
 _LINE = 32 * 1024
-"""Bytes of one line of commands."""
-
-_NOT_YET = "is not that of the newest worker"
+"""Bytes of one line of commands, where tune.bufsize has room for it: HAProxy 3.1 and later refuse a longer one."""
 
 _BUFSIZE, _RESERVE = 16384, 1024
 """Of tune.bufsize, the latter is never to be had; a command that does not fit is never answered."""
+
+
+_WHO = "show info"
+"""What each line begins with: a reload may have come between."""
 
 
 class Unspoken(Exception):
@@ -34,9 +36,10 @@ class Unspoken(Exception):
 class Conversation:
     """A socket through which this worker takes changes."""
 
-    def __init__(self, address: str, worker: Worker, limit: int) -> None:
-        """`limit` is in bytes of one command."""
-        self._address, self._worker, self._limit = address, worker, limit
+    def __init__(self, address: str, worker: Worker, limit: int, version: str = "", line: int = _LINE) -> None:
+        """`limit` and `line` are in bytes, of one command and of a line of them; `version` is HAProxy's own."""
+        self._address, self._worker, self._limit, self._line = address, worker, limit, line
+        self.version = version
         self.trouble: list[str] = []
         """Why something could not be said, in words."""
 
@@ -55,13 +58,22 @@ class Conversation:
         except ValueError as error:
             raise Unspoken("; ".join([*self.trouble, f"`show servers state` {error}"])) from error
 
+    def sessions(self) -> Mapping[Key, int]:
+        """The open sessions of every server, as far as HAProxy says. Raises Unspoken."""
+        [answer] = self.say([stats.COMMAND])
+        try:
+            found = stats.servers(answer or "")
+        except ValueError as error:
+            raise Unspoken(str(error)) from error
+        return {key: one.sessions for key, one in found.items() if one.sessions is not None}
+
     def _batches(self, commands: Sequence[str]) -> Iterator[list[str]]:
         """Lines' worth of commands; an empty one for a command that is too long to be said."""
         batch: list[str] = []
         size = 0
         for command in commands:
             length = len(command.encode()) + 1
-            if batch and (size + length > _LINE or length > self._limit):
+            if batch and (size + length > self._line or length > self._limit):
                 yield batch
                 batch, size = [], 0
             if length > self._limit:
@@ -76,12 +88,12 @@ class Conversation:
     def _said(self, batch: list[str]) -> list[str | None]:
         try:
             # Whoever answers says first who it is: a reload may have come between.
-            text, why = runtime.heard(self._address, ";".join(["show info", *batch]), _SAY)
+            text, why = runtime.heard(self._address, ";".join([_WHO, *batch]), _SAY)
             info, *found = runtime.answers(text) or [""]
             if why and not info:
                 raise why
         except OSError as error:
-            self.trouble.append(words(self._address, error))
+            self.trouble.append(explain(self._address, error))
             return [None] * len(batch)
         pid = runtime.worker(runtime.facts(info))
         if pid != self._worker.pid:
@@ -97,30 +109,41 @@ def opened(settings: Sequence[Sequence[str]], worker: Worker) -> Conversation:
     sizes = [found[1] for found in settings if found[:1] == ["tune.bufsize"] and len(found) > 1]
     bufsize = int(sizes[-1]) if sizes and sizes[-1].isdigit() else _BUFSIZE
     reasons = []
+    room = max(bufsize - _RESERVE, 0)
     for address in runtime.sockets(settings):
-        why = _against(address, worker)
-        if why is None:
-            return Conversation(address, worker, min(runtime.COMMAND_LIMIT, max(bufsize - _RESERVE, 0)))
-        reasons.append(why)
-    passing = any(_NOT_YET in why or "no answer in time" in why or "half an answer" in why for why in reasons)
-    raise Unspoken("; ".join(reasons) or "haproxy.cfg has no `stats socket … level admin`", passing=passing)
+        try:
+            return Conversation(
+                address,
+                worker,
+                min(runtime.COMMAND_LIMIT, room),
+                _version(address, worker),
+                min(_LINE, max(room - len(_WHO) - 1, 0)),
+            )
+        except Unspoken as error:
+            reasons.append(error)
+    words = "; ".join(map(str, reasons)) or "haproxy.cfg has no `stats socket … level admin`"
+    raise Unspoken(words, passing=any(one.passing for one in reasons))
 
 
-def _against(address: str, worker: Worker) -> str | None:
+def _version(address: str, worker: Worker) -> str:
+    """The version of HAProxy that answers. Raises Unspoken where it is not this worker, or takes no changes."""
     try:
         level, info = runtime.answers(runtime.ask(address, "show cli level;show info", _ASK))
     except ValueError:
-        return f"{address}: half an answer"
+        raise Unspoken(f"{address}: half an answer", passing=True) from None
     except OSError as error:
-        return words(address, error)
+        words = explain(address, error)
+        raise Unspoken(words, passing=words.endswith(("no answer in time", "half an answer"))) from error
     if level != "admin":
-        return f"{address}: is of `level {level}`, not `level admin`"
-    if runtime.worker(runtime.facts(info)) != worker.pid:
-        return f"{address}: {_NOT_YET}, {worker.pid}, or that one is stopping"
-    return None
+        raise Unspoken(f"{address}: is of `level {level}`, not `level admin`")
+    facts = runtime.facts(info)
+    if runtime.worker(facts) != worker.pid:
+        words = f"{address}: is not that of the newest worker, {worker.pid}, or that one is stopping"
+        raise Unspoken(words, passing=True)
+    return facts.get("Version", "")
 
 
-def words(address: str, error: OSError) -> str:
+def explain(address: str, error: OSError) -> str:
     """What is wrong with a socket: nobody there, not allowed, too slow, or cut off half-way."""
     match error:
         case FileNotFoundError() | ConnectionRefusedError():

@@ -23,6 +23,7 @@ class Inherited(NamedTuple):
     """The words of its `default-server` lines, the later ones winning."""
     hash_type: tuple[str, ...] = ()
     cookie: tuple[str, ...] = ()
+    mode: str = ""
     deep: frozenset[str] = frozenset()
     """The options that make its checks more than a connection."""
     odd: str = ""
@@ -77,6 +78,8 @@ def _with(what: Inherited, words: list[str], *, late: bool) -> Inherited:
             changes["default_server"] = (*what.default_server, *more)
         case ["hash-type", *more]:
             changes["hash_type"] = tuple(more)
+        case ["mode", mode, *_]:
+            changes["mode"] = mode
         case ["cookie", *more]:
             changes["cookie"] = tuple(more)
         case ["option", name, *_] if name in _DEEP:

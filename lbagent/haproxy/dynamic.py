@@ -1,18 +1,19 @@
-"""What has to be said to a running HAProxy so that it serves other managed lines: text in, commands out.
+"""How a running HAProxy gets from the servers that it has to those it is to have: text in, commands out.
 
-A server is never deleted (2.6 may use what it has freed): one that goes is left behind in maintenance, and taken up
-again when its node returns.
+A removed server is put into maintenance first. HAProxy 3.0 and later deletes it once its sessions have ended; an older
+one keeps it (it may use what it has freed), to be used again when its node returns.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from functools import cached_property
+from itertools import pairwise
 
 from lbagent.haproxy import keywords
+from lbagent.haproxy.capabilities import Capabilities
 from lbagent.haproxy.defaults import Inherited, inherited
-from lbagent.haproxy.keywords import Unsayable
+from lbagent.haproxy.keywords import Keywords, NeedsReload
 from lbagent.haproxy.roster import NAME, Key, Lines, parts, target
 from lbagent.haproxy.server import is_drained, undrain_line
 from lbagent.haproxy.text import Document, Proxy
@@ -20,7 +21,7 @@ from lbagent.names import canonical_address
 from lbagent.tuples import NamedTuple
 
 LEFT_LIMIT = 100
-"""Servers left behind in maintenance, after which one reload clears them."""
+"""Servers left behind in maintenance that cannot be deleted, after which one reload clears them."""
 
 PROMPTLY = 2.0
 """Seconds within which HAProxy's own first check is worth waiting for."""
@@ -35,7 +36,7 @@ class Known(NamedTuple):
     lines: Lines
     """Of the servers that it serves."""
     left: Lines
-    """Of those in maintenance; nothing where the line that made one is not known."""
+    """Of those that were taken out; empty where the line that made one is not known."""
     sure: bool
     """False where the file has changed since, so that servers can be taken out, but not in."""
     checked: frozenset[Key] = frozenset()
@@ -48,11 +49,13 @@ class Join(NamedTuple):
     key: Key
     line: str
     commands: tuple[str, ...]
-    """What makes it, or moves it."""
-    endpoint: tuple[str, int] | None
-    """Where its check connects to; None where it has none."""
-    verdict: float | None
+    """What makes it, moves it or changes its weight."""
+    endpoint: tuple[str, int] | None = None
+    """Where its check connects to; None where it has none, or where HAProxy alone decides."""
+    verdict: float | None = None
     """Seconds until HAProxy's own check has judged it, where that is more than a connection and worth waiting for."""
+    ready: bool = True
+    """False for a server that stays as it is: `disabled` in haproxy.cfg, or with a new weight alone."""
     drain: bool = False
     """Whether its node is paused: it takes no new clients, only those that are bound to it."""
 
@@ -62,16 +65,24 @@ class Join(NamedTuple):
         return target(self.key)
 
 
+def stop_traffic(key: Key, *, drain: bool) -> str:
+    """The command that takes a server out: with `drain`, clients that stick to it go on; else (`maint`) nobody does.
+
+    Running requests finish either way, except that `maint` cuts them where `on-marked-down shutdown-sessions` is set.
+    """
+    return f"set server {target(key)} state {'drain' if drain else 'maint'}"
+
+
 class Difference:
     """From what a worker has to what it is to have."""
 
-    def __init__(self, document: Document, known: Known, wanted: Lines) -> None:
+    def __init__(self, document: Document, known: Known, wanted: Lines, capabilities: Capabilities) -> None:
         """`document` is the text with the proxies; `wanted` the lines that are to be served."""
-        self._document, self._known = document, known
+        self._document, self._known, self._capabilities = document, known, capabilities
         self.withdrawn: Lines = {key: line for key, line in known.lines.items() if key not in wanted}
-        """What has to go into maintenance."""
+        """What has to be taken out."""
         self.joins: list[Join] = []
-        self.unsayable: dict[Key, str] = {}
+        self.needs_reload: dict[Key, str] = {}
         """What takes a reload, and why."""
         for key, line in wanted.items():
             if key in known.left or known.lines.get(key) != line:
@@ -85,95 +96,152 @@ class Difference:
             f"enable dynamic-cookie backend {name}" for name in proxies if "dynamic" in self._inherited(name).cookie
         ]
 
+    def words(self, key: Key, line: str) -> list[str]:
+        """All words that make this server: those of `default-server`, then its own."""
+        try:
+            here = self._inherited(key[0]).default_server
+        except NeedsReload:
+            here = ()
+        return [*here, *parts(line)[2]]
+
+    def is_disabled(self, key: Key, line: str) -> bool:
+        """Whether haproxy.cfg itself keeps this server out."""
+        return _last(self.words(key, line), "disabled", "enabled")
+
+    def has_agent(self, key: Key, line: str) -> bool:
+        """Whether an agent may take this server out."""
+        return _last(self.words(key, line), "agent-check", "no-agent-check")
+
+    def can_return(self, key: Key, line: str) -> bool:
+        """Whether a server can be added again without a reload once it was deleted."""
+        try:
+            if line:
+                self._addition(key, line)
+            else:
+                self._check_proxy(key[0], {"id": ""})
+        except NeedsReload:
+            return False
+        return True
+
     def _join(self, key: Key, line: str) -> None:
         if not self._known.sure:
-            self.unsayable[key] = "what HAProxy serves is not known to be what stood in haproxy.cfg"
+            self.needs_reload[key] = "what HAProxy serves is not known to be what stood in haproxy.cfg"
             return
         try:
             self.joins += self._joined(key, line)
-        except Unsayable as error:
-            self.unsayable[key] = str(error)
+        except NeedsReload as error:
+            self.needs_reload[key] = str(error)
 
     def _joined(self, key: Key, line: str) -> list[Join]:
-        address, port, options = parts(line)
+        address, port, _ = parts(line)
         if not port or address != canonical_address(address):
-            raise Unsayable("it is at no address and port")
+            raise NeedsReload("it is at no address and port")
         old = self._known.left.get(key, self._known.lines.get(key))
         if old is None:
-            return [self._checked(key, line, self._addition(key, line))]
-        if not old or parts(undrain_line(old))[2] != parts(undrain_line(line))[2]:
-            raise Unsayable(f"{target(key)} is there with other options")
-        was = parts(old)
-        stays, weight = was[:2] == (address, port), self._weight(key, old, line)
-        if stays and not weight and (key not in self._known.left or is_drained(line)):
-            return []  # only the comment differs, or a server that drains goes on draining
-        if "agent-check" in options and was[0] != address:
-            raise Unsayable("an agent does not follow its server's address")
+            return [self._checked(key, line, [self._addition(key, line)])]
+        weight = self._new_weight(key, old, line)
+        was, drains = parts(old), is_drained(line)
+        stays, returns = was[:2] == (address, port), key in self._known.left
+        if stays and (drains if returns else is_drained(old) == drains):
+            # Else only the comment differs, or a server that drains goes on draining.
+            return [Join(key, line, tuple(weight), ready=False)] if weight else []
+        if was[0] != address and self.has_agent(key, line):
+            raise NeedsReload("an agent does not follow its server's address")
+        move = f"set server {target(key)} addr {address} port {port}"
+        if self.is_disabled(key, line):
+            return [Join(key, line, (*weight, *([] if stays else [move])), ready=False)]
         if stays and key in self._known.checked:
-            return [Join(key, line, tuple(weight), None, None)]
-        join = self._checked(key, line, f"set server {target(key)} addr {address} port {port}")
-        return [join._replace(commands=(*join.commands, *weight))]
+            return [Join(key, line, tuple(weight))]
+        return [self._checked(key, line, [*weight, move])]
 
-    def _weight(self, key: Key, old: str, line: str) -> list[str]:
-        """The command that ends the `weight 0` with which a server was made. Raises Unsayable."""
-        if not is_drained(old) or is_drained(line):
-            return []
-        proxy, here = self._proxy(key[0]), self._inherited(key[0])
-        if self._static(proxy, here):
-            raise Unsayable(f"`balance {proxy.balance}` takes no other weight than that of the file")
-        words = [*here.default_server, *parts(line)[2]]
-        weights = [value for word, value in itertools.pairwise(words) if word == "weight"]
-        return [f"set server {target(key)} weight {[*weights[-1:], '1'][0]}"]
+    def _new_weight(self, key: Key, old: str, line: str) -> list[str]:
+        """The command where nothing but the weight differs; nothing where not even that. Raises NeedsReload."""
+        drained, drains = is_drained(old), is_drained(line)
+        old, line = undrain_line(old), undrain_line(line)
+        same = bool(old) and parts(old)[2] == parts(line)[2]
+        if not same:
+            before, after = self._without_weight(key, old), self._without_weight(key, line)
+            if before is None or before != after:
+                raise NeedsReload(f"{target(key)} is there with other options")
+        weights = self._weight(key, old), self._weight(key, line)
+        if drains or (not drained and weights[0] == weights[1]):
+            return []  # a server that drains keeps its weight until it is resumed
+        if not weights[1].isdigit():
+            raise NeedsReload(f"`weight {weights[1]}` is not a number")
+        proxy = self._proxy(key[0])
+        if not self._is_dynamic(proxy, self._inherited(proxy.name)):
+            raise NeedsReload(f"`balance {proxy.balance}` takes no other weight than that of the file")
+        return [f"set server {target(key)} weight {weights[1]}"]
 
-    def _checked(self, key: Key, line: str, command: str) -> Join:
-        address, port, options = parts(line)
+    def _without_weight(self, key: Key, line: str) -> Keywords | None:
+        """What a server has beside its weight; None where that is not known."""
+        try:
+            found = self._keywords(key, line) if line else None
+        except NeedsReload:
+            return None
+        return found and {word: value for word, value in found.items() if word != "weight"}
+
+    def _weight(self, key: Key, line: str) -> str:
+        """The weight that a line gives to its server."""
+        return ["1", *(value for word, value in pairwise(self.words(key, line)) if word == "weight")][-1]
+
+    def _checked(self, key: Key, line: str, commands: list[str]) -> Join:
+        address, port, _ = parts(line)
         here = self._inherited(key[0])
         try:
-            words = keywords.expanded([*here.default_server, *options])
-        except Unsayable:
+            words = self._keywords(key, line)
+        except NeedsReload:
             # It is there already, whatever it was made of.
-            return Join(key, line, (command,), None, None, is_drained(line))
+            return Join(key, line, tuple(commands), drain=is_drained(line))
         if "check" not in words:
-            return Join(key, line, (command,), None, None, is_drained(line))
+            return Join(key, line, tuple(commands), drain=is_drained(line))
+        commands = [*commands, f"enable health {target(key)}"]
+        if words.get("init-state", "none") != "none":
+            return Join(key, line, tuple(commands), drain=is_drained(line))
         endpoint = keywords.endpoint(words, address, port)
         deep = bool(here.deep) or "ssl" in words or "check-ssl" in words
         due = keywords.seconds(words.get("fastinter", words.get("inter", "2s")))
-        # Who serves already goes on: were all to wait for a verdict, nobody would serve meanwhile.
-        awaited = deep and due <= PROMPTLY and key not in self._known.lines
-        due_at = due if awaited and not is_drained(line) else None
-        return Join(key, line, (command, f"enable health {target(key)}"), endpoint, due_at, is_drained(line))
+        # A server that serves already goes on: were all to wait for a verdict, none would serve meanwhile.
+        awaited = deep and due <= PROMPTLY and key not in self._known.lines and not is_drained(line)
+        return Join(key, line, tuple(commands), endpoint, due if awaited else None, drain=is_drained(line))
+
+    def _keywords(self, key: Key, line: str) -> Keywords:
+        words = [*self._inherited(key[0]).default_server, *parts(line)[2]]
+        return keywords.resolve_keywords(words, self._capabilities)
 
     def _addition(self, key: Key, line: str) -> str:
-        address, port, options = parts(line)
-        here = self._inherited(key[0])
-        words = keywords.expanded([*here.default_server, *options])
-        self._dynamic(self._proxy(key[0]), here, words)
+        address, port, _ = parts(line)
+        words = self._keywords(key, line)
+        self._check_proxy(key[0], words)
         host = f"[{address}]" if ":" in address else address
-        return f"add server {target(key)} {host}:{port}{keywords.said(words)}"
+        return f"add server {target(key)} {host}:{port}{keywords.format_keywords(words, self._capabilities)}"
 
-    def _dynamic(self, proxy: Proxy, here: Inherited, words: Mapping[str, str]) -> None:
-        balance = (proxy.balance or "").partition("(")[0]
-        consistent = balance in _CONSISTENT and here.hash_type[:1] == ("consistent",)
+    def _check_proxy(self, name: str, words: Mapping[str, str]) -> None:
+        """Raises NeedsReload where a server with these keywords cannot be added to the proxy as a reload does it."""
+        proxy, here = self._proxy(name), self._inherited(name)
+        balance = _algorithm(proxy)
         if here.odd:
-            raise Unsayable(here.odd)
-        if self._static(proxy, here):
-            raise Unsayable(f"`balance {balance}` takes no dynamic servers")
-        if (consistent or balance in ("random", "first")) and "id" not in words:
-            raise Unsayable(f"`balance {balance}` would place a server without `id` elsewhere than a reload does")
-        if here.cookie and "dynamic" not in here.cookie:
-            raise Unsayable("`cookie` without `dynamic` gives no cookie to dynamic servers")
+            raise NeedsReload(here.odd)
+        if here.mode not in ("", "http", "tcp"):
+            raise NeedsReload(f"`mode {here.mode}` takes no dynamic servers")
+        if not self._is_dynamic(proxy, here):
+            raise NeedsReload(f"`balance {balance}` takes no dynamic servers")
+        if balance in (*_CONSISTENT, "random", "first") and "id" not in words:
+            raise NeedsReload(f"`balance {balance}` would place a server without `id` elsewhere than a reload does")
+        if here.cookie and "dynamic" not in here.cookie and not self._capabilities.takes_cookies:
+            raise NeedsReload("`cookie` without `dynamic` gives no cookie to dynamic servers")
+        if "check" in words and (options := here.deep & self._capabilities.reload_options):
+            raise NeedsReload(f"`option {min(options)}` takes no checks of dynamic servers")
 
     @staticmethod
-    def _static(proxy: Proxy, here: Inherited) -> bool:
-        """Whether the proxy's `balance` makes its table of servers once and for all."""
-        balance = (proxy.balance or "").partition("(")[0]
-        consistent = balance in _CONSISTENT and here.hash_type[:1] == ("consistent",)
-        return balance not in _DYNAMIC and not consistent
+    def _is_dynamic(proxy: Proxy, here: Inherited) -> bool:
+        balance = _algorithm(proxy)
+        return balance in _DYNAMIC or (balance in _CONSISTENT and here.hash_type[:1] == ("consistent",))
 
     def _proxy(self, name: str) -> Proxy:
         found = self._document.proxies_named(name)
         if len(found) != 1 or not NAME.fullmatch(name):
-            raise Unsayable(f"proxy {name!r} is none that the stats socket can be told of")
+            raise NeedsReload(f"proxy {name!r} cannot be named on the stats socket")
         return found[0]
 
     def _inherited(self, name: str) -> Inherited:
@@ -182,3 +250,13 @@ class Difference:
     @cached_property
     def _all_inherited(self) -> Mapping[int, Inherited]:
         return inherited(self._document)
+
+
+def _algorithm(proxy: Proxy) -> str:
+    return (proxy.balance or "").partition("(")[0]
+
+
+def _last(words: list[str], on: str, off: str) -> bool:
+    """Whether the last of two words that cancel each other is the first one."""
+    found = [word for word in words if word in (on, off)]
+    return found[-1:] == [on]

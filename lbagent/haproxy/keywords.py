@@ -1,32 +1,12 @@
-"""The keywords of a `server` line, as far as `add server` takes them: a dynamic server has what is said, no more."""
+"""The keywords of a `server` line as `add server` has to be given them: a dynamic server inherits nothing."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
 
+from lbagent.haproxy.capabilities import CANCELS, CANCELS_PROXY_V2, IMPLIED_BY_CHECK, Capabilities
 from lbagent.names import canonical_address
-
-_FLAGS = frozenset((
-    "allow-0rtt", "backup", "check", "check-send-proxy", "check-ssl", "no-ssl-reuse", "no-sslv3", "no-tls-tickets",
-    "no-tlsv10", "no-tlsv11", "no-tlsv12", "no-tlsv13", "send-proxy", "send-proxy-v2", "send-proxy-v2-ssl",
-    "send-proxy-v2-ssl-cn", "ssl", "tfo",
-))  # fmt: skip
-_VALUED = frozenset((
-    "addr", "alpn", "ca-file", "check-alpn", "check-proto", "check-sni", "ciphers", "ciphersuites", "crt", "downinter",
-    "error-limit", "fall", "fastinter", "id", "inter", "maxconn", "maxqueue", "minconn", "observe", "on-error",
-    "on-marked-down", "on-marked-up", "pool-low-conn", "pool-max-conn", "pool-purge-delay", "port", "proto",
-    "proxy-v2-options", "rise", "slowstart", "sni", "ssl-max-ver", "ssl-min-ver", "verify", "verifyhost", "weight",
-    "ws",
-))  # fmt: skip
-"""What 2.6 and 2.8 were seen to take; agent-check and track are left to a reload, as they need more than a line."""
-_CANCEL = {
-    f"no-{flag}": flag for flag in ("backup", "check", "check-send-proxy", "ssl", "send-proxy", "send-proxy-v2", "tfo")
-}
-_CANCEL |= {"tls-tickets": "no-tls-tickets", "ssl-reuse": "no-ssl-reuse", "enabled": "disabled"}
-
-_POOL = {"pool-max-conn": "-1", "pool-purge-delay": "5s"}
-"""Without both, a dynamic server of 2.6 never reuses a connection."""
 
 _PLAIN = re.compile(r"[A-Za-z0-9._:,/@%+=()-]+")
 """Words that haproxy.cfg and the stats socket read alike: without quotes, `;`, backslashes and variables."""
@@ -37,40 +17,59 @@ _SECONDS = {"us": 1e-6, "ms": 1e-3, "": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, 
 _HIGHEST_PORT = 65535
 
 Keywords = Mapping[str, str]
-"""Each with its value, nothing where it takes none."""
+"""Each with its value, empty where it takes none. Several values of an additive keyword are joined by a newline."""
 
 
-class Unsayable(ValueError):
-    """Why something cannot be said to a running HAProxy."""
+class NeedsReload(ValueError):
+    """Why something cannot be sent through the runtime API."""
 
 
-def expanded(words: Iterable[str]) -> Keywords:
-    """What a server has whose `default-server` lines and own line hold `words`, the later ones winning.
+def resolve_keywords(words: Iterable[str], capabilities: Capabilities) -> Keywords:
+    """What a server has whose `default-server` lines and own line hold `words`: the later ones take precedence.
 
-    Raises Unsayable where that is no dynamic server.
+    Raises NeedsReload where `add server` cannot make that server.
     """
     found: dict[str, str] = {}
     left = iter(words)
     for word in left:
-        if word in _CANCEL:
-            found.pop(_CANCEL[word], None)
-        elif word in _FLAGS or word == "disabled":
+        if word == "no-check-ssl":
+            found.pop("check-ssl", None)
+            found[word] = ""  # nor do the checks inherit it
+        elif word in CANCELS:
+            if word == "no-send-proxy-v2" and CANCELS_PROXY_V2 & found.keys():
+                raise NeedsReload(f"`{word}` takes back a part of other keywords")
+            found.pop(CANCELS[word], None)
+        elif word in capabilities.flags or word == "disabled":
+            if word == "check-ssl":
+                found.pop("no-check-ssl", None)
             found[word] = ""
-        elif word in _VALUED:
-            found[word] = value = next(left, "")
+        elif word in capabilities.values or word in capabilities.additive:
+            value = next(left, "")
             if not _PLAIN.fullmatch(value):
-                raise Unsayable(f"`{word} {value}` holds what the stats socket might read otherwise")
+                raise NeedsReload(f"`{word} {value}` contains characters that the stats socket reads differently")
+            found[word] = f"{found[word]}\n{value}" if word in capabilities.additive and word in found else value
         else:
-            raise Unsayable(f"`{word}` cannot be said to a running HAProxy")
-    if "disabled" in found:
-        raise Unsayable("`disabled` cannot be said to a running HAProxy")
+            raise NeedsReload(f"`{word}` cannot be set through the runtime API")
     return found
 
 
-def said(keywords: Keywords) -> str:
-    """The keywords as `add server` takes them, and those without which it would make a worse server than a reload."""
-    whole = {**_POOL, **keywords}
-    return "".join(f" {word} {value}" if value else f" {word}" for word, value in whole.items())
+def format_keywords(keywords: Keywords, capabilities: Capabilities) -> str:
+    """The keywords for `add server`, with those that the same line has after a reload without naming them.
+
+    Raises NeedsReload for a server that is `disabled`: it is not made the way a reload makes it.
+    """
+    if "disabled" in keywords:
+        raise NeedsReload("`disabled` cannot be set through the runtime API")
+    whole = {**capabilities.always, **keywords}
+    if "observe" in whole:
+        whole = {**capabilities.with_observe, **whole}
+    if "check" in whole and not {"port", "addr"} & whole.keys():
+        for implied, by in IMPLIED_BY_CHECK.items():
+            if by & whole.keys() and f"no-{implied}" not in whole:
+                whole[implied] = ""
+    whole.pop("no-check-ssl", None)
+    words = ((word, one) for word, values in whole.items() for one in values.split("\n"))
+    return "".join(f" {word} {value}" if value else f" {word}" for word, value in words)
 
 
 def endpoint(keywords: Keywords, address: str, port: int) -> tuple[str, int] | None:
@@ -81,6 +80,6 @@ def endpoint(keywords: Keywords, address: str, port: int) -> tuple[str, int] | N
 
 
 def seconds(time: str) -> float:
-    """A time of HAProxy's, whose bare numbers are milliseconds; far too long where it is none."""
+    """A time as HAProxy writes it, in seconds; bare numbers are milliseconds. 1e9 where it is not a time."""
     found = _TIME.fullmatch(time)
     return int(found.group(1)) * _SECONDS[found.group(2)] if found else 1e9

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 from lbagent.haproxy.text import Document
 
@@ -59,6 +59,18 @@ def entry(text: str) -> tuple[Key, str]:
     paused = line.startswith("#")
     name = [*line.split(None, 4), "", ""][3 if paused else 1]
     return (section.partition(" ")[2], name), "" if paused else line
+
+
+def paused_after(document: Document, changed: tuple[Iterable[str], Iterable[str]]) -> set[Key]:
+    """The paused nodes of each proxy, named as its server may be, once lines have been added and removed."""
+    here = [(proxy.name, line.name) for proxy in document.proxies for line in proxy.managed if line.pauses]
+    added, removed = ([key for key, line in map(entry, lines) if not line] for lines in changed)
+    return {*here, *added} - ({*removed} - {*added})
+
+
+def is_paused(key: Key, paused: Container[Key]) -> bool:
+    """Whether a server belongs to one of the paused nodes; it may be called NODE, or NODE.SERVICE."""
+    return key in paused or (key[0], key[1].rpartition(".")[0]) in paused
 
 
 def after(document: Document, texts: Sequence[str], changed: tuple[Iterable[str], Iterable[str]]) -> Lines:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 from lbagent.haproxy.roster import Key, Lines, parts, target
 from lbagent.haproxy.server import is_drained
 from lbagent.names import canonical_address
 from lbagent.tuples import NamedTuple
 
-_OUT = 0x01 | 0x08
+_MAINT, _DRAIN = 0x01, 0x08
+_OUT = _MAINT | _DRAIN
 """In maintenance, or draining, because somebody said so; not what a check, a tracked server or the file has done."""
 
 _FIELDS = 19
@@ -24,6 +25,8 @@ class State(NamedTuple):
     """Somebody has taken it out on the stats socket."""
     passed: bool
     """A check has passed since it was last down."""
+    draining: bool
+    """It takes no new traffic, but is not in maintenance."""
 
 
 def states(answer: str) -> Mapping[Key, State]:
@@ -34,18 +37,29 @@ def states(answer: str) -> Mapping[Key, State]:
     rows = [line.split() for line in lines if not line.startswith("#")]
     if any(len(row) < _FIELDS for row in rows):
         raise ValueError("holds rows that are cut off")
-    return {(row[1], row[3]): State(row[4], int(row[18]), bool(int(row[6]) & _OUT), int(row[12]) > 0) for row in rows}
+    return {(row[1], row[3]): _state(row) for row in rows}
+
+
+def _state(row: list[str]) -> State:
+    admin = int(row[6])
+    draining = bool(admin & _DRAIN and not admin & _MAINT)
+    return State(row[4], int(row[18]), bool(admin & _OUT), int(row[12]) > 0, draining)
 
 
 def _at(state: State, address: str, port: int) -> bool:
     return (canonical_address(state.address), state.port) == (address, port)
 
 
-def differences(found: Mapping[Key, State], wanted: Lines, left: Iterable[Key]) -> Mapping[Key, str]:
-    """What HAProxy serves otherwise than `wanted` says, and those of `left` that are not out of balancing."""
+def differences(
+    found: Mapping[Key, State], wanted: Lines, left: Iterable[Key], may_be_out: Container[Key] = ()
+) -> Mapping[Key, str]:
+    """What HAProxy serves differently from `wanted`, and those of `left` that are not out of balancing.
+
+    Servers in `may_be_out` are disabled in haproxy.cfg, or by an agent.
+    """
     said = {}
     for key, line in wanted.items():
-        address, port, options = parts(line)
+        address, port, _ = parts(line)
         state = found.get(key)
         if state is None:
             said[key] = f"{target(key)} is unknown to it"
@@ -54,7 +68,7 @@ def differences(found: Mapping[Key, State], wanted: Lines, left: Iterable[Key]) 
         elif is_drained(line):
             if not state.out:
                 said[key] = f"{target(key)} still takes new clients"
-        elif state.out and "agent-check" not in options and "disabled" not in options:
+        elif state.out and key not in may_be_out:
             said[key] = f"{target(key)} is out of balancing"
     strays = (key for key in left if key not in wanted and key in found and not found[key].out)
     return said | {key: f"{target(key)} still takes traffic" for key in strays}
