@@ -26,7 +26,8 @@ PURE = (
     "haproxy.server", "nodes", "prospect", "report", "sheet", "standing", "states", "haproxy.stats", "doctor.agent_settings", "doctor.cluster",
     "doctor.declared", "doctor.directives", "doctor.drift", "doctor.finding", "doctor.handlers", "doctor.keylines", "doctor.markers",
     "doctor.permissions", "doctor.proxies", "doctor.reloads", "doctor.said",
-    "haproxy.defaults", "haproxy.dynamic", "haproxy.keywords", "haproxy.roster", "haproxy.servers",
+    "haproxy.conditions", "haproxy.defaults", "haproxy.dynamic", "haproxy.environment", "haproxy.keywords", "haproxy.reading", "haproxy.roster",
+    "haproxy.servers", "haproxy.words",
 )  # fmt: skip
 WORLD = {
     "os", "time", "sys", "logging", "io", "pathlib", "shutil", "tempfile", "glob", "datetime", "random", "secrets", "socket", "subprocess", "syslog",
