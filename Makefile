@@ -1,8 +1,8 @@
-# Every command sets up what it needs on a bare Debian 12, asks nothing, and needs no root once haproxy and serf are there.
+# Every command sets up what it needs on a bare Debian, asks nothing, and needs no root once haproxy and serf are there.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint bench load long test-pair test-windows test-spark test-impala test-platform pages clean
+.PHONY: help demo test check lint bench load fuzz long histories test-pair test-windows test-spark test-impala test-platform pages clean
 
 export PATH := $(PATH):/usr/sbin:/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -17,7 +17,8 @@ help:  ## this list
 demo: $(VENV)/.demo  ## join, pause, reboot, resume and leave, with real Serf and HAProxy, in half a minute
 	@$(BIN)/python -m demo
 
-test: $(VENV)/.dev  ## all tests
+test: $(VENV)/.dev  ## all tests; on Debian 12 with the HAProxy of later releases too, which it fetches
+	@.ci/haproxy || true
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: lint test  ## what a change has to pass: format, lint, types, tests
@@ -37,8 +38,14 @@ load: $(VENV)/.dev  ## 1,000 changes under load, long sessions, and a burst of r
 	@$(BIN)/python -m load.sessions
 	@$(BIN)/python -m load.burst
 
+fuzz: $(VENV)/.dev  ## 100,000 hostile inputs through the whole path; fifteen minutes
+	@LBAGENT_HOSTILE=100000 $(BIN)/python -m pytest -n 2 -q -s tests/test_hostile.py
+
 long: $(VENV)/.dev  ## the daemon over 100,000 events and a day of syncs; ten minutes
 	@$(BIN)/python -m load.long
+
+histories: $(VENV)/.dev  ## pauses in 50,000 random histories beside a model; a quarter of an hour, HISTORIES=N for N of each kind
+	@LBAGENT_HISTORIES=$(or $(HISTORIES),5500) $(BIN)/python -m pytest -q -s -n 2 tests/test_pauses_model.py
 
 test-pair: $(VENV)/.dev  ## two load balancers with keepalived under load, as root; five minutes
 	@.ci/install keepalived rsyslogd logrotate nft ip curl pkill
@@ -64,8 +71,8 @@ test-platform: $(VENV)/.platform  ## a data platform enrols and changes under JM
 	@.ci/install ip nginx prometheus prometheus-node-exporter java jmeter /usr/share/jmeter/lib/ext/ApacheJMeter_http.jar=jmeter-http
 	@scenarios/apart $(BIN)/python -m pytest -sq -p no:cacheprovider scenarios/test_platform.py
 
-pages: $(VENV)/.demo  ## man page and completions, in build/
-	@$(BIN)/python -m lbagent.manual build
+pages: $(VENV)/.pages  ## man page and completions, in build/
+	@$(BIN)/python packaging/pages.py build
 
 include packaging/install.mk
 
@@ -109,11 +116,17 @@ $(VENV)/.demo: pyproject.toml .ci/install
 	$(NEW_VENV)
 	$(call INSTALL,.)
 
+$(VENV)/.pages: pyproject.toml .ci/install
+	@.ci/install
+	$(NEW_VENV)
+	$(call INSTALL,.[pages])
+	@touch $(VENV)/.demo
+
 $(VENV)/.dev: pyproject.toml .ci/install
 	@.ci/install
 	$(NEW_VENV)
 	$(call INSTALL,.[dev])
-	@touch $(VENV)/.demo
+	@touch $(VENV)/.demo $(VENV)/.pages
 
 # Spark, and ZooKeeper with it, apart from what the tests themselves need.
 build/pyspark/.done: | $(VENV)/.dev

@@ -1,176 +1,358 @@
-"""What load balancers tell each other of pauses, and whose word is the later one.
+"""What load balancers tell each other of pauses, as pages of at most 1,024 bytes.
 
-A query reaches only who is up, and LTimes order only what is on one clock: a load balancer that was down, or
-heard two clocks in another order, learns from the others. Who has heard more is believed; where neither has,
-or each of something else, the pause wins, so that all come to the same.
+A query reaches only load balancers that are up, and LTimes order only what is on one clock. So each one asks the
+others what the last commands of each node were, on every clock, and joins that with what it knows (see `pauses`).
+
+A page is `pauses=DIGEST more=0|1 v=2 whole=0|1 WORD …`. A load balancer of an older version asks for its own format
+and is answered in it, without `v=2`: of each node, whether it is paused, with the LTimes of the last user event and
+query.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
+from lbagent import pauses
 from lbagent.fold import Folded
-from lbagent.membership import REMEMBERED, TOLD, UNKNOWN, Heard, Member, Membership, Pause
+from lbagent.membership import LEFT, REMEMBERED, TOLD, UNKNOWN, Heard, Member, Membership, Pause, Said
 from lbagent.names import NAME, canonical_address
-from lbagent.serf.command import QUERY, USER
+from lbagent.pauses import COMMANDS_LIMIT, FORMER, Known
+from lbagent.roll import find
+from lbagent.serf.command import QUERY, TYPED, USER
 from lbagent.slate import Slate
 from lbagent.table import tabled
 from lbagent.tuples import NamedTuple
 
-_CLOCKS = (USER, QUERY)
-_STATES = {"p": True, "r": False}
-_FIELDS = 6
-_DIGITS = {2: 19, 3: 19, 4: 11, 5: 11}
-"""The most that an LTime or a time may have, by field."""
+VERSION = 2
+"""Of the pages; 1 is what lbagent 0.x before the ends of pauses were remembered asks for."""
+
+ASKS = "pauses after={after} v=2"
+"""The payload of the query that asks for the page after a node: an older version reads no further than `after=`."""
+
+_OLD_STATES = {"p": True, "r": False}
+_CLOCKS_LIMIT = 16
+_LTIME_DIGITS, _TIME_DIGITS = 20, 11
+_HEX = frozenset("0123456789abcdef")
+_SAME = "="
+"""In place of the node's first address."""
 
 
 class Word(NamedTuple):
-    """What one load balancer knows of the pause of one node."""
+    """What one load balancer knows of one node."""
 
     name: str
-    paused: bool
-    ltimes: tuple[int, ...]
-    """Of the last pause or resume it heard, by user event and by query; 0 for none."""
-    since: int
-    until: int | None
-
-    def __str__(self) -> str:
-        state = "p" if self.paused else "r"
-        return ",".join((self.name, state, *map(str, self.ltimes), str(self.since), str(self.until or "")))
+    seen: bool
+    """Whether anybody has ever seen the node: it is more than a name in a command."""
+    addresses: tuple[str, ...]
+    heard: Known
+    base: Pause | None = None
+    """A pause of which only haproxy.cfg tells; None where commands were heard."""
 
 
 class Page(NamedTuple):
     """As many words as fit into one answer."""
 
     digest: str
-    """Of all words: who has the same has nothing to learn."""
+    """Of all words: with the same digest there is nothing to learn."""
     more: bool
     """Whether others come after these."""
     words: tuple[Word, ...]
+    version: int = VERSION
+    whole: bool = False
+    """Whether the load balancer has its knowledge from commands alone, and not from what haproxy.cfg showed."""
 
 
-def page(membership: Membership, after: str, room: int, now: int) -> str:
+def page(membership: Membership, after: str, room: int, now: int, version: int = VERSION) -> str:
     """What is known of the nodes that come after the name `after`, in at most `room` bytes."""
-    words = _words(membership, now)
-    rest = [str(word) for word in words if word.name > after]
-    fitting = [f"pauses={digest(membership, now)}", "more="]
+    texts = [(word.name, word) for word in _words(membership, now) if word.name > after]
+    marks = [f"v={VERSION}", f"whole={'01'[whole(membership)]}"] if version == VERSION else []
+    fitting = [f"pauses={digest(membership, now, version)}", "more=", *marks]
     left = room - len(" ".join(fitting)) - 1
-    for said in rest:
-        left -= len(said) + 1
+    count = 0
+    for _, word in texts:
+        text = _text(word, room - 64) if version == VERSION else _old_text(word, now)
+        left -= len(text) + 1
         if left < 0:
             break
-        fitting.append(said)
-    fitting[1] += "01"[len(fitting) - 2 < len(rest)]
+        fitting.append(text)
+        count += 1
+    fitting[1] += "01"[count < len(texts)]
     return " ".join(fitting)
 
 
-def digest(membership: Membership, now: int) -> str:
-    """Equal where the same is known of pauses; their times may differ by the way they came."""
-    text = "\n".join(f"{word.name} {word.paused} {word.ltimes}" for word in _words(membership, now))
-    return f"{zlib.crc32(text.encode()):08x}"
+def digest(membership: Membership, now: int, version: int = VERSION) -> str:
+    """Equal where the same is known of pauses; when commands arrived may differ."""
+    if version == VERSION:
+        lines = (_text(_without_arrivals(word), 1 << 16) for word in _words(membership, now))
+    else:
+        lines = (" ".join(map(str, (word.name, _runs(word, now), _ltimes(word)))) for word in _words(membership, now))
+    return f"{zlib.crc32(chr(10).join(lines).encode()):08x}"
 
 
 def read(said: str) -> Page | None:
-    """The page in an answer, None where it is none; what is no word in it is left out."""
+    """The page in an answer; None where it is not a page. A word in it that cannot be read is left out."""
     words = said.split()
     if len(words) < 2 or not words[0].startswith("pauses=") or words[1] not in ("more=0", "more=1"):  # noqa: PLR2004
         return None
-    found = (_word(text.split(",")) for text in words[2:])
-    return Page(words[0].removeprefix("pauses="), words[1] == "more=1", tuple(word for word in found if word))
+    version = VERSION if words[2:3] == [f"v={VERSION}"] else 1
+    read_word, rest = (_word, words[4:]) if version == VERSION else (_old_word, words[2:])
+    found = (read_word(text.split(",")) for text in rest)
+    known = tuple(word for word in found if word)
+    is_whole = version == VERSION and words[3:4] == ["whole=1"]
+    return Page(words[0].removeprefix("pauses="), words[1] == "more=1", known, version, is_whole)
+
+
+def whole(membership: Membership) -> bool:
+    """Whether all that is known of pauses comes from commands, since the others were asked for theirs."""
+    return membership.met > 0 and not any(_base(one) for one in tabled(membership.members).special.values())
+
+
+def without_base(membership: Membership) -> Membership:
+    """`membership` once a load balancer that is whole has told all it knows: comments in haproxy.cfg add nothing."""
+    slate = Slate(membership)
+    for member in slate.members.special():
+        if _base(member):
+            slate.members.enter(member._replace(pause=None))
+    return slate.membership
+
+
+def _base(member: Member) -> bool:
+    return member.pause is not None and not member.heard
 
 
 def agreed(membership: Membership, told: Iterable[Word], by: str, clocks: Mapping[str, int], now: int) -> Folded:
-    """`membership` after the load balancer `by` has told its words.
+    """`membership` joined with what the load balancer `by` has told.
 
     `clocks` is what the agent says its LTimes are now: what is beyond them was heard in an older cluster.
     """
     slate = Slate(membership)
+    for clock in (USER, QUERY):
+        if slate.clocks.get(clock, 0) > clocks.get(clock, slate.clocks.get(clock, 0)):
+            slate.causes.append(f"the {clock} clock of Serf started anew")
+            slate.begin_anew(clock)
+    knows_all = whole(membership)
     for word in told:
-        if word.paused and word.until is not None and word.until <= now:
-            continue
-        known = slate.members.get(word.name)
-        if known is not None:
-            _weigh(slate, known, word, by, clocks)
-        elif word.paused and word.since + REMEMBERED > now and not slate.full_of_unknown:
-            _await(slate, word._replace(since=min(word.since, now)), by, clocks)
-    return Folded(slate.membership, {}, tuple(slate.causes), ())
+        _join(slate, _of_this_cluster(word._replace(base=None if knows_all else word.base), clocks), by, now)
+    slate.hosts_changed = True
+    slate.resume_hosts(now)
+    return Folded(slate.membership, {}, tuple(slate.causes), slate.said)
 
 
-def _await(slate: Slate, word: Word, by: str, clocks: Mapping[str, int]) -> None:
-    heard = {clock: Heard(ltime, (TOLD,), paused=True) for clock, ltime in _heard(word, clocks).items()}
-    address = canonical_address(word.name) or ""
-    slate.await_(Member(word.name, address, "", None, UNKNOWN, word.since, _pause(word, by), heard))
-    slate.causes.append(f"sync: {word.name} (unknown node) is paused on {by}")
+def _of_this_cluster(word: Word, clocks: Mapping[str, int]) -> Word:
+    known = word.heard
+    for clock, ltime in clocks.items():
+        if clock in known and known[clock].ltime > ltime:
+            known = pauses.begin_anew(known, clock)
+    return word._replace(heard=known)
 
 
-def _weigh(slate: Slate, known: Member, word: Word, by: str, clocks: Mapping[str, int]) -> None:
-    ours, theirs = _valid(known, clocks), _heard(word, clocks)
-    news = {clock: ltime for clock, ltime in theirs.items() if ltime > ours.get(clock, 0)}
-    behind = _later(known, theirs, clocks)
-    if behind and not news:
+def _join(slate: Slate, word: Word, by: str, now: int) -> None:
+    known = slate.members.get(word.name)
+    if known is None and not word.seen:
+        # The name in a command, of which the node is known here: in another case, or as an address.
+        known = find(slate.members, word.name, word.addresses[0] if word.addresses else None)
+    if known is None or (known.status == UNKNOWN and word.seen):
+        known = _enrol(slate, word, known, by, now)
+    if known is None:
         return
-    heard = {clock: Heard(ltime, (TOLD,), word.paused) for clock, ltime in news.items()}
-    member = known._replace(heard={**known.heard, **heard})
+    if not (known.present or known.heard or known.pause):
+        # It is gone, and only where it was when the commands came counts: both shall pause the same hosts.
+        known = known._replace(address=next(iter(word.addresses), ""), elsewhere=())
+    base = word.base and word.base._replace(by=f"told by {by}")
+    address = known.address or (word.addresses[0] if word.addresses else "")
+    told_where = word.addresses if word.name == known.name and not known.present else ()
+    elsewhere = pauses.join_addresses(known.elsewhere, told_where)
+    heard = pauses.place(pauses.join(known.heard, word.heard), address)
+    member = known._replace(
+        address=address,
+        elsewhere=() if set(elsewhere) <= {address} else elsewhere,
+        heard=heard,
+        pause=known.pause or (None if heard else base),
+    )
+    member = pauses.settle(member, now, f"told by {by}")
     slate.members.enter(member)
-    if word.paused and (known.pause is None or _ends_otherwise(known.pause, word, newer=bool(news) and not behind)):
-        slate.members.enter(member._replace(pause=_pause(word, by)))
+    if member.pause and (known.pause is None or known.pause.until != member.pause.until):
         slate.causes.append(f"sync: {known.name} is paused on {by}")
-    elif known.pause and not word.paused and not behind and news:
-        _resume(slate, member, theirs, clocks)
+    elif known.pause and member.pause is None:
         slate.causes.append(f"sync: {known.name} was resumed on {by}")
 
 
-def _ends_otherwise(pause: Pause, word: Word, *, newer: bool) -> bool:
-    """Whether the other's pause takes the place of ours: it is the newer one, or of two like ones the longer."""
-    if newer or pause.until is None:
-        return newer and pause.until != word.until
-    return word.until is None or word.until > pause.until
-
-
-def _resume(slate: Slate, member: Member, theirs: Mapping[str, int], clocks: Mapping[str, int]) -> None:
-    """As a resume does, for the whole host: but a name of it that has heard more keeps its pause."""
-    for other in slate.members.special():
-        same = other.name == member.name or (member.address and other.address == member.address)
-        if same and other.pause and (other.name == member.name or not _later(other, theirs, clocks)):
-            slate.members.enter(other._replace(pause=None))
-
-
-def _later(member: Member, theirs: Mapping[str, int], clocks: Mapping[str, int]) -> bool:
-    """Whether we have heard something of it that they have not."""
-    return any(ltime > theirs.get(clock, 0) for clock, ltime in _valid(member, clocks).items())
-
-
-def _valid(member: Member, clocks: Mapping[str, int]) -> dict[str, int]:
-    return {clock: one.ltime for clock, one in member.heard.items() if one.ltime <= clocks.get(clock, one.ltime)}
-
-
-def _heard(word: Word, clocks: Mapping[str, int]) -> dict[str, int]:
-    pairs = zip(_CLOCKS, word.ltimes, strict=True)
-    return {clock: ltime for clock, ltime in pairs if 0 < ltime <= clocks.get(clock, ltime)}
-
-
-def _pause(word: Word, by: str) -> Pause:
-    return Pause(word.since, f"told by {by}", "", word.until)
+def _enrol(slate: Slate, word: Word, known: Member | None, by: str, now: int) -> Member | None:
+    """A node that is not known here yet, as one that is not present; None where it cannot be remembered."""
+    runs = _runs(word, now)
+    last = pauses.last_moment(word.heard, now) or (word.base.since if word.base else 0)
+    address = word.addresses[0] if word.addresses else ""
+    if word.seen and (runs or last + REMEMBERED > now):
+        heard = known.heard if known else {}
+        slate.awaited(word.name, "")
+        member = Member(word.name, address, "", None, LEFT, now if runs else min(last, now), None, heard)
+        return member if slate.enrol(member) else None
+    if known:
+        return known
+    if last + REMEMBERED <= now or slate.full_of_unknown(paused=runs):
+        return None
+    if runs:
+        slate.causes.append(f"sync: {word.name} (unknown node) is paused on {by}")
+    member = Member(word.name, address, "", None, UNKNOWN, min(last, now))
+    slate.await_(member)
+    return member
 
 
 def _words(membership: Membership, now: int) -> list[Word]:
+    """What is worth telling: of nodes that are gone without a pause only what may still be replayed."""
     found = []
     for member in tabled(membership.members).special.values():
-        pause = member.pause if member.pause and (member.pause.until or now + 1) > now else None
-        if pause or member.heard:
-            ltimes = tuple(member.heard[clock].ltime if clock in member.heard else 0 for clock in _CLOCKS)
-            since, until = (pause.since, pause.until) if pause else (0, None)
-            found.append(Word(member.name, pause is not None, ltimes, since, until))
-    return sorted(found)
+        paused = member.pause is not None and (member.pause.until is None or member.pause.until > now)
+        last = pauses.last_moment(member.heard, now)
+        if paused or (member.heard and (member.present or last + REMEMBERED > now)):
+            base = None if member.heard else member.pause
+            addresses = pauses.join_addresses([member.address], member.elsewhere)
+            found.append(Word(member.name, member.status != UNKNOWN, addresses, member.heard, base))
+    return sorted(found, key=lambda word: word.name)
+
+
+def _without_arrivals(word: Word) -> Word:
+    known = {
+        clock: heard._replace(commands=tuple(said._replace(at=0) for said in heard.commands))
+        for clock, heard in word.heard.items()
+    }
+    return word._replace(heard=known, base=word.base and word.base._replace(since=0))
+
+
+# --- words as text ------------------------------------------------------------------------------------------------
+#
+# NAME,FLAGS,ADDRESSES[,CLOCK/LTIME/COMMAND|COMMAND…]…
+#   FLAGS      s: seen, u: only a name in a command; then, where haproxy.cfg alone tells of a pause, pSINCE[:UNTIL]
+#   ADDRESSES  joined by +
+#   COMMAND    DIGEST;p[UNTIL] or r;ARRIVAL;ADDRESS (= for the first one);CLOCK=LTIME+…
+
+
+def _text(word: Word, room: int) -> str:
+    flags = "s" if word.seen else "u"
+    if word.base:
+        flags += f"p{word.base.since}" + (f":{word.base.until}" if word.base.until is not None else "")
+    for most in range(COMMANDS_LIMIT, 0, -1):
+        clocks = [_clock_text(clock, heard, most, word.addresses) for clock, heard in sorted(word.heard.items())]
+        text = ",".join([word.name, flags, "+".join(word.addresses), *clocks])
+        if len(text) <= room:
+            return text
+    return f"{word.name},{flags},"  # a crowd of clocks that no cluster has
+
+
+def _clock_text(clock: str, heard: Heard, most: int, addresses: tuple[str, ...]) -> str:
+    kept = sorted(heard.commands, key=lambda said: (not said.pauses, said.digest))[:most]
+    return f"{clock}/{heard.ltime}/" + "|".join(_said_text(said, addresses) for said in sorted(kept))
+
+
+def _said_text(said: Said, addresses: tuple[str, ...]) -> str:
+    state = f"p{'' if said.until is None else said.until}" if said.pauses else "r"
+    address = _SAME if said.address and addresses[:1] == (said.address,) else said.address
+    after = "+".join(f"{clock}={ltime}" for clock, ltime in said.after)
+    return f"{said.digest};{state};{said.at};{address};{after}"
 
 
 def _word(fields: list[str]) -> Word | None:
-    if len(fields) != _FIELDS or not NAME.fullmatch(fields[0]) or fields[1] not in _STATES:
+    try:
+        name, flags, listed, *clocks = fields
+        addresses = tuple(_address(text) for text in listed.split("+")) if listed else ()
+        if not NAME.fullmatch(name) or flags[:1] not in ("s", "u") or len(clocks) > _CLOCKS_LIMIT:
+            return None
+        heard = dict(_clock(text.split("/"), addresses) for text in clocks)
+        base = _pause(flags[1:]) if flags[1:] and not heard else None
+        return Word(name, flags[0] == "s", pauses.join_addresses(addresses, ()), heard, base)
+    except ValueError:
         return None
-    *needed, until = fields[2:]
-    numbers = [*needed, until or "0"]
-    if not all(text.isascii() and text.isdigit() and len(text) <= _DIGITS[at] for at, text in enumerate(numbers, 2)):
+
+
+def _clock(parts: list[str], addresses: tuple[str, ...]) -> tuple[str, Heard]:
+    clock, ltime, said = parts
+    commands = [_said(text.split(";"), addresses) for text in said.split("|")]
+    if len({one.digest for one in commands}) != len(commands) or len(commands) > COMMANDS_LIMIT:
+        raise ValueError(said)
+    return _clock_name(clock), Heard(_number(ltime, _LTIME_DIGITS), tuple(sorted(commands)))
+
+
+def _said(parts: list[str], addresses: tuple[str, ...]) -> Said:
+    said_digest, state, at, address, heard = parts
+    if said_digest != TOLD and not (len(said_digest) == 8 and set(said_digest) <= _HEX):  # noqa: PLR2004  # CRC-32
+        raise ValueError(said_digest)
+    if state[:1] not in ("p", "r") or (state[0] == "r" and state != "r"):
+        raise ValueError(state)
+    until = _number(state[1:], _TIME_DIGITS) if state[1:] else None
+    pairs = [pair.partition("=") for pair in heard.split("+")] if heard else []
+    after = {_clock_name(clock): _number(ltime, _LTIME_DIGITS) for clock, _, ltime in pairs}
+    where = addresses[0] if address == _SAME and addresses else _address(address) if address else ""
+    return Said(said_digest, state[0] == "p", until, tuple(sorted(after.items())), where, _number(at, _TIME_DIGITS))
+
+
+def _pause(text: str) -> Pause:
+    since, _, until = text.removeprefix("p").partition(":")
+    return Pause(_number(since, _TIME_DIGITS), "", "", _number(until, _TIME_DIGITS) if until else None)
+
+
+def _clock_name(text: str) -> str:
+    name = text.removeprefix(FORMER)
+    typed = name.startswith(f"{TYPED}@") and (name == f"{TYPED}@" or NAME.fullmatch(name.removeprefix(f"{TYPED}@")))
+    if name not in (USER, QUERY) and not (typed and name == text):
+        raise ValueError(text)
+    return text
+
+
+def _address(text: str) -> str:
+    address = canonical_address(text)
+    if address is None or address != text:
+        raise ValueError(text)
+    return address
+
+
+def _number(text: str, digits: int) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= digits):
+        raise ValueError(text)
+    return int(text)
+
+
+# --- for a load balancer of an older version ----------------------------------------------------------------------
+#
+# NAME,p or r,USER LTIME,QUERY LTIME,SINCE,[UNTIL]
+
+
+def _runs(word: Word, now: int) -> bool:
+    if word.heard:
+        lasting = pauses.asked(word.heard)
+        return lasting is not None and lasting.runs(now)
+    return word.base is not None and (word.base.until is None or word.base.until > now)
+
+
+def _ltimes(word: Word) -> tuple[int, ...]:
+    return tuple(word.heard[clock].ltime if clock in word.heard else 0 for clock in (USER, QUERY))
+
+
+def _old_text(word: Word, now: int) -> str:
+    lasting = pauses.asked(word.heard) if _runs(word, now) else None
+    since = lasting.since if lasting else word.base.since if word.base else 0
+    until = lasting.until if lasting else word.base.until if word.base else None
+    state = "p" if _runs(word, now) else "r"
+    return ",".join((word.name, state, *map(str, _ltimes(word)), str(since), str(until or "")))
+
+
+def _old_word(fields: list[str]) -> Word | None:
+    try:
+        name, state, user, query, since, until = fields
+        if not NAME.fullmatch(name) or state not in _OLD_STATES:
+            return None
+        ltimes = {USER: _number(user, _LTIME_DIGITS - 1), QUERY: _number(query, _LTIME_DIGITS - 1)}
+        began, end = _number(since, _TIME_DIGITS), _number(until, _TIME_DIGITS) if until else None
+    except ValueError:
         return None
-    user, query, since = map(int, needed)
-    return Word(fields[0], _STATES[fields[1]], (user, query), since, int(until) if until else None)
+    address, paused = canonical_address(name), _OLD_STATES[state]
+    base = Pause(began, "", "", end) if paused and not any(ltimes.values()) else None
+    heard = dict(_old_heard(ltimes, Said(TOLD, paused, end if paused else None, at=began)))
+    return Word(name, seen=False, addresses=(address,) if address else (), heard=heard, base=base)
+
+
+def _old_heard(ltimes: Mapping[str, int], said: Said) -> Iterator[tuple[str, Heard]]:
+    for clock, ltime in ltimes.items():
+        if ltime:
+            after = tuple((other, lt) for other, lt in ltimes.items() if other != clock and lt)
+            yield clock, Heard(ltime, (said._replace(after=after),))

@@ -52,4 +52,5 @@ def _status(words: tuple[str, ...], raw: Raw, engine: Engine) -> str:
     if words[:1] != ("pauses",):
         return summary(engine, raw.self_name)
     after = "".join(word.removeprefix("after=") for word in words[1:2])
-    return accord.page(engine.store.membership() or Membership(), after, ROOM, int(time.time()))
+    version = accord.VERSION if f"v={accord.VERSION}" in words[2:] else 1
+    return accord.page(engine.store.membership() or Membership(), after, ROOM, int(time.time()), version)

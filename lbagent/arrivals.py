@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lbagent import pauses
 from lbagent.membership import ALIVE, FAILED, LEFT, UNKNOWN, Member
 from lbagent.serf.events import MemberEvent, MemberLine, as_stdin_tells
 from lbagent.slate import Slate
@@ -27,15 +28,28 @@ def _changed(slate: Slate, event: MemberEvent, line: MemberLine, now: int) -> bo
     if known is None or known.status == UNKNOWN:
         return _came(slate, line, status, now)
     changed = known.changed if known.status == status else now
+    heard = pauses.place(known.heard, line.address)
+    slate.hosts_changed = slate.hosts_changed or heard is not known.heard
     tags = line.tags
     if not event.exact and known.tags and as_stdin_tells(known.tags) == line.tags:
         tags = dict(known.tags)  # the same, known without a doubt since the last sync
-    fresh = known._replace(address=line.address, role=line.role, tags=tags, status=status, changed=changed)
+    fresh = known._replace(
+        address=line.address,
+        role=line.role,
+        tags=tags,
+        status=status,
+        changed=changed,
+        heard=heard,
+        elsewhere=(),
+    )
     slate.members.enter(fresh)
     return fresh != known
 
 
 def _came(slate: Slate, line: MemberLine, status: str, now: int) -> bool:
-    awaited = slate.awaited(line.name, line.address)
-    pause, heard = (awaited.pause, awaited.heard) if awaited else (None, {})
-    return slate.enrol(Member(line.name, line.address, line.role, line.tags, status, now, pause, heard))
+    member = Member(line.name, line.address, line.role, line.tags, status, now)
+    for awaited in slate.awaited(line.name, line.address):
+        known = pauses.place(awaited.heard, awaited.address or line.address)
+        member = member._replace(pause=member.pause or awaited.pause, heard=pauses.join(member.heard, known))
+        slate.hosts_changed = True
+    return slate.enrol(pauses.settle(member, now, ""))

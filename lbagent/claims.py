@@ -29,6 +29,8 @@ class Claims:
         """Names of servers that are to stand, with such lines."""
         self.adopted: dict[int, str] = {}
         """The nodes of operator's lines that become managed, by line."""
+        self.refused: set[str] = set()
+        """Nodes that cannot have a line here, because a line by hand or another node has their name or address."""
         self.notes: list[str] = []
 
     def adopt(self, wished: Sequence[Sequence[Wish]], kept: frozenset[str]) -> None:
@@ -129,6 +131,7 @@ class Claims:
         else:
             self._take(name, where, at)
             return True
+        self.refused.add(wish.member.name)
         return False
 
     @property

@@ -12,10 +12,10 @@ from lbagent import memory, rolescache, scene
 from lbagent.apply import Options, Transaction
 from lbagent.batch import Batch, peeked
 from lbagent.chronicle import Chronicle
-from lbagent.errors import RolesRefused, TryAgain
-from lbagent.fold import Folded, fold, outdated
+from lbagent.errors import Busy, RolesRefused, TryAgain
+from lbagent.fold import Folded, fold, outdated, replayable
 from lbagent.haproxy.takeover import Haproxy
-from lbagent.host import foreign
+from lbagent.host import foreign, lock
 from lbagent.host.log import Log
 from lbagent.host.paths import Paths
 from lbagent.host.spool import Spool
@@ -48,6 +48,8 @@ class Engine:
         """Of the last run that went well."""
         self.haproxy: Haproxy | None = None
         """As the last run saw it that got so far."""
+        self.transaction: Transaction | None = None
+        """Of the last run; None where it failed before."""
         self.answers: Mapping[str, str] = {}
         """What queries are told, by record id, as in Folded."""
         self.asked: Mapping[str, Command] = {}
@@ -72,7 +74,23 @@ class Engine:
         return roles
 
     def run(self, options: Options, learn: Learn | None = None) -> Outcome:
-        """Fold, learn what there is to learn, plan, apply; the lock is the caller's. Raises LbagentError, OSError."""
+        """Fold, learn what there is to learn, plan, apply; the lock is the caller's. Raises LbagentError, OSError.
+
+        Where the lock file was removed or replaced meanwhile, the new one is acquired and all begins again: with what
+        another process has written since.
+        """
+        for _ in range(_STARTS):
+            try:
+                return self._run(options, learn)
+            except lock.Lost as lost:
+                self._log.warning(f"{lost}: starting over")
+                self.paths.prepare()
+                if not lock.acquire_again(self.paths.lock, _LOCK_WAIT):
+                    raise
+        raise Busy(f"{self.paths.lock}: the lock file was removed or replaced {_STARTS} times; find out by whom")
+
+    def _run(self, options: Options, learn: Learn | None) -> Outcome:
+        self.transaction = None
         with Chronicle(self.store, self.spool, self._log) as chronicle:
             # First of all: a refused roles.yml changes nothing on disk, and what is in the spool waits.
             chronicle.roles = roles = self.roles(keep=True)
@@ -84,26 +102,30 @@ class Engine:
             chronicle.heard, chronicle.asked, chronicle.answers = self.heard, self.asked, self.answers
             if learn:
                 self._learn(learn, roles, chronicle)
-            chronicle.transaction = transaction = Transaction(self.store, roles, self.membership, options)
+            # `done` is for what HAProxy itself confirms now.
+            options = options._replace(compare=options.compare or bool(self.answers))
+            self.transaction = transaction = Transaction(self.store, roles, self.membership, options)
+            chronicle.transaction = transaction
             try:
                 chronicle.outcome = outcome = transaction.apply()
             finally:
                 self.haproxy = transaction.haproxy
         self.plan = transaction.plan
-        self._tell(transaction, outcome, news=bool(chronicle.causes))
+        self._tell(transaction, outcome, news=bool(chronicle.causes) or options.verify)
         if chronicle.unknown:
             raise chronicle.unknown
         return outcome
 
     def drain(self, roles: Roles) -> tuple[str, ...]:
         """Fold the spool into members.json, durably, and empty it; returns what happened. Raises OSError."""
-        before = self._sound(roles)
+        before, fresh = self._sound(roles)
         batch = Batch(self.spool, self._log)
-        folded = batch.folded(before, self._clocks(before, batch.events))
+        asked = self._ask_first(before, batch.events, fresh=fresh)
+        folded = batch.folded(asked.membership, self._clocks(asked.membership, batch.events))
         self.asked = batch.asked
         self.heard = max((raw.at // 1000 for raw, _ in batch.events), default=self.heard)
         membership = expired(folded.membership, int(time.time()))
-        if batch.by_name or membership.members is not before.members:
+        if batch.by_name or membership.members is not before.members or membership.met != before.met:
             # Who is killed before the spool is empty folds these again: known by their ids, they change nothing.
             membership = membership._replace(folded=frozenset(raw.id for raw, _ in batch.events))
             self.store.remember(membership)
@@ -111,7 +133,7 @@ class Engine:
         for warning in folded.warnings:
             self._log.warning(warning)
         self.membership, self.answers = membership, folded.answers
-        return folded.causes
+        return asked.causes + folded.causes
 
     def urged(self, roles: Roles | None = None, raw: Raw | None = None) -> str:
         """Take the traffic from who is to go by all we know, and by `raw`, though nothing of it can be stored.
@@ -141,20 +163,22 @@ class Engine:
             return
         chronicle.synced, chronicle.causes = True, chronicle.causes + learned.causes
         self.membership = after = learned.membership
-        if after.members is not before.members or after.missed != before.missed:
+        if after.members is not before.members or (after.missed, after.met) != (before.missed, before.met):
             self.store.remember(after)
         for warning in learned.warnings:
             self._log.warning(warning)
 
     def _tell(self, transaction: Transaction, outcome: Outcome, *, news: bool) -> None:
         # Known already where nothing has come and nothing changes: then only whoever asks (-v) is told again.
-        say = self._log.warning if news or outcome.words != _QUIET else self._log.info
+        say = self._log.warning if news or not outcome.quiet else self._log.info
         for note in _notes(transaction):
             say(note)
         for held in outcome.held:
             self._log.error(f"held back: {held}; `lbagent apply --force` lets them go")
-        if outcome.words != _QUIET:
-            self._log.info(f"{outcome.verdict}: {outcome.words}")
+        if not outcome.quiet:
+            fields = {"outcome": outcome.verdict, "exit_status": outcome.exit_status}
+            fields |= {"added": len(outcome.added), "removed": len(outcome.removed)}
+            self._log.info(f"{outcome.verdict}: {outcome.words}", **fields)
 
     def _remembered(self, roles: Roles) -> Membership:
         try:
@@ -163,23 +187,42 @@ class Engine:
             known = None
         return known or _rebuilt(roles)
 
-    def _sound(self, roles: Roles) -> Membership:
+    def _sound(self, roles: Roles) -> tuple[Membership, bool]:
+        """What is remembered, and whether that had to be rebuilt. Raises OSError."""
         try:
             known = self.store.membership()
         except memory.Damaged as error:
             aside = self.store.set_damaged_aside()
             self._log.warning(f"members.json {error}: kept as {aside}, rebuilt from the managed lines")
             known = None
-        if known is None:
-            known = _rebuilt(roles)
-            self.store.remember(known)
-        return known
+        if known is not None:
+            return known, False
+        known = _rebuilt(roles)
+        self.store.remember(known)
+        return known, True
+
+    def _ask_first(self, before: Membership, batch: list[tuple[Raw, Event]], *, fresh: bool) -> Folded:
+        """What the other load balancers know, where what Serf hands over now may be long past.
+
+        Serf replays user events to an agent that joins or was down, but not the queries that came after them. Where
+        no other load balancer can be asked, the events count as they are.
+        """
+        nothing = Folded(before, {}, (), ())
+        if not batch or not (fresh or replayable(before, (event for _, event in batch))):
+            return nothing
+        from lbagent import contact  # noqa: PLC0415  # rare: only user events, and the first event of all, lead here
+
+        return nothing if not fresh and contact.unbroken(before, self.paths) else contact.ask(before, self._log)
 
     def _clocks(self, before: Membership, batch: list[tuple[Raw, Event]]) -> Mapping[str, int]:
         return agent.clocks() if outdated(before, (event for _, event in batch)) else {}
 
 
-_QUIET = "nothing to do"
+_STARTS = 5
+"""Runs that are begun where the lock is lost again and again."""
+
+_LOCK_WAIT = 30.0
+"""Seconds to wait for the process that acquired the new lock."""
 
 
 def _notes(transaction: Transaction) -> Iterator[str]:

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping
 from lbagent.arrivals import members_changed
 from lbagent.membership import Membership
 from lbagent.orders import commanded
-from lbagent.serf.command import Command, Malformed
+from lbagent.roll import find
+from lbagent.serf.command import USER, Command, Malformed
 from lbagent.serf.events import Event, MemberEvent
 from lbagent.serf.raw import Raw
 from lbagent.slate import Slate
@@ -36,6 +37,18 @@ def outdated(membership: Membership, events: Iterable[Event]) -> bool:
     )
 
 
+def replayable(membership: Membership, events: Iterable[Event]) -> bool:
+    """Whether a user event among them may be a replay that is not known to be one."""
+    for event in events:
+        if isinstance(event, Command) and event.clock == USER and event.ltime is not None:
+            member = find(membership.members, event.name, event.address)
+            last = member.heard.get(USER) if member else None
+            digests = {said.digest for said in last.commands} if last else set()
+            if last is None or event.ltime > last.ltime or (event.ltime == last.ltime and event.digest not in digests):
+                return True
+    return False
+
+
 def fold(membership: Membership, batch: Iterable[tuple[Raw, Event]], serf_clocks: Mapping[str, int]) -> Folded:
     """`membership` after `batch`; `serf_clocks` is what the agent says its clocks are, where it was asked."""
     slate = Slate(membership)
@@ -50,4 +63,5 @@ def fold(membership: Membership, batch: Iterable[tuple[Raw, Event]], serf_clocks
         elif isinstance(event, Malformed):
             slate.warnings.append(event.why)
             answers[raw.id] = f"refused: {event.why}"
+        slate.resume_hosts(raw.at // 1000)
     return Folded(slate.membership, answers, tuple(slate.causes), slate.said)

@@ -1,6 +1,7 @@
 """Membership: who is there, who is paused, and what has been heard of whom so far.
 
-Pure values. How events change them stands in `fold`; how they become managed lines in `plan`.
+Pure values. How events change them is in `fold`, which of two commands counts in `pauses`; how they become managed
+lines is in `plan`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ REMEMBERED = 24 * 3600
 
 QUARANTINE = 600
 """Seconds after which a refused line is tried again."""
+
+REMOVALS = 3600
+"""Seconds for which the safety guard counts a removal that nobody asked for."""
 
 ALIVE, FAILED, LEFT, UNKNOWN = "alive", "failed", "left", "unknown"
 LOST = "lost"
@@ -53,16 +57,31 @@ class Quarantine(NamedTuple):
 
 
 TOLD = "told"
-"""In place of a digest: another load balancer has heard what there was at this LTime, whatever it was."""
+"""In place of a digest: what a load balancer of an older version knows of this LTime, whatever the command was."""
+
+
+class Said(NamedTuple):
+    """One pause or resume of one node: what it asked for, and what was known when it arrived."""
+
+    digest: str
+    """Of the event: equal for the same event, whenever and wherever it arrives."""
+    pauses: bool
+    until: int | None = None
+    """When the pause ends or has ended, in epoch seconds; None where it has no end."""
+    after: tuple[tuple[str, int], ...] = ()
+    """The LTimes that had been heard of this node on the other clocks, in the order of their names."""
+    address: str = ""
+    """Where the node was then; nothing where that was not known."""
+    at: int = 0
+    """Arrival, in epoch seconds."""
 
 
 class Heard(NamedTuple):
-    """The last pause or resume of one node on one clock: what is older is a replay."""
+    """The last that was heard of one node on one clock. What has a lower LTime is a replay."""
 
     ltime: int
-    digests: tuple[str, ...]
-    paused: bool
-    """Whether one of them was a pause: at an equal LTime it wins."""
+    commands: tuple[Said, ...]
+    """Those with this LTime, as a rule one, in the order of their digests."""
 
 
 class Member(NamedTuple):
@@ -77,13 +96,23 @@ class Member(NamedTuple):
     changed: int
     """Epoch seconds at which the status last changed."""
     pause: Pause | None = None
+    """The pause in effect. It follows from `heard`; where that is empty, haproxy.cfg is all that is known."""
     heard: Mapping[str, Heard] = MappingProxyType({})
+    """The last commands, by clock. They stay when a pause has ended: a replay must not revive it."""
     quarantine: Quarantine | None = None
+    elsewhere: tuple[str, ...] = ()
+    """Where other load balancers have last seen it: counts only while it is not present."""
 
     @property
     def present(self) -> bool:
         """Whether it may have lines at all."""
         return self.status in PRESENT
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Every address at which a pause of it holds."""
+        elsewhere = () if self.present else self.elsewhere
+        return tuple(dict.fromkeys(one for one in (self.address, *elsewhere) if one))
 
     @property
     def paused_by_tag(self) -> bool:
@@ -103,3 +132,9 @@ class Membership(NamedTuple):
     folded: frozenset[str] = frozenset()
     missed: Mapping[str, int] = MappingProxyType({})
     """Present members that Serf's list did not hold, and since when (epoch seconds) it does not."""
+    removals: Mapping[str, Mapping[str, int]] = MappingProxyType({})
+    """By place in haproxy.cfg, the nodes whose lines were removed unasked, and when (epoch seconds)."""
+    marks: tuple[tuple[int, int], ...] = ()
+    """The last LTimes of user events that were the highest when they arrived, and when (epoch seconds) that was."""
+    met: int = 0
+    """When (epoch seconds) the other load balancers last told all that they know of pauses; 0 for never."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from lbagent.errors import Refused
-from lbagent.guard import Guard
+from lbagent.guard import Guard, Removals
 from lbagent.haproxy.lines import Marker
 from lbagent.haproxy.text import Document, Edit, Proxy, digest
 from lbagent.membership import Membership
@@ -48,6 +48,8 @@ class Plan(NamedTuple):
     """What an operator should know: unknown and lost markers, lines by hand, nodes without a line."""
     standing: Mapping[str, list[str]]
     """The managed lines in `after`, by the middle of the marker that they stand above (nothing where it is gone)."""
+    removals: Removals = Removals()
+    """What is removed or blocked though nobody asked for its removal."""
 
     @property
     def added(self) -> tuple[str, ...]:
@@ -83,7 +85,8 @@ def plan(document: Document, roles: Roles, membership: Membership, rules: Rules 
     """The plan for `document`. Raises Refused where a marker stands twice in one proxy."""
     pairs = roles.pairs()
     wishes = Wishes(roles, membership)
-    turn = Turn(wishes, Guard(membership.members, wishes.paused, force=rules.force), rules.kept, rules.adopt)
+    guard = Guard(membership, wishes.paused, wishes.superseded, force=rules.force)
+    turn = Turn(wishes, guard, rules.kept, rules.adopt)
     edits: list[Edit] = []
     changes: dict[str, tuple[list[str], list[str]]] = {}
     notes: dict[str, None] = {}
@@ -103,7 +106,7 @@ def plan(document: Document, roles: Roles, membership: Membership, rules: Rules 
     notes.update(dict.fromkeys([*turn.wishes.notes, *_unmarked(document, pairs), *_left_alone(document)]))
     named = {node: Change(tuple(added), tuple(removed)) for node, (added, removed) in changes.items()}
     held, after = tuple(turn.guard.held), document.edited(edits)
-    return Plan(document.texts, after, digest(managed), named, held, tuple(notes), standing)
+    return Plan(document.texts, after, digest(managed), named, held, tuple(notes), standing, turn.guard.removals)
 
 
 def _single(document: Document, proxy: Proxy) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from lbagent.haproxy.text import Document, Edit, Proxy
 from lbagent.membership import ALIVE, REBUILT, Member, Membership, Pause
-from lbagent.names import NAME, canonical_address
+from lbagent.names import NAME, canonical_address, role_names
 from lbagent.place import Place
 from lbagent.roles import Roles
 from lbagent.spot import Spot
@@ -43,8 +43,10 @@ def rebuilt(document: Document, roles: Roles, now: int) -> Membership:
         for line in proxy.managed:
             node, address = place.node(line), line.address
             if NAME.fullmatch(node) and canonical_address(address) == address:
-                pause = Pause(now, REBUILT) if line.pauses else None
-                members.setdefault(node, Member(node, address, line.role, None, ALIVE, now, pause))
+                pause = Pause(now, REBUILT) if line.paused else None
+                known = members.setdefault(node, Member(node, address, line.role, None, ALIVE, now, pause))
+                if line.role not in role_names(known.role):
+                    members[node] = known._replace(role=f"{known.role},{line.role}")
     return Membership(members)
 
 

@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
-from lbagent.membership import PRESENT, QUARANTINE, REMEMBERED, UNKNOWN, Member, Members, Membership
+from collections.abc import Mapping
+
+from lbagent.membership import (
+    ALIVE,
+    FAILED,
+    PRESENT,
+    QUARANTINE,
+    REMEMBERED,
+    REMOVALS,
+    UNKNOWN,
+    Member,
+    Members,
+    Membership,
+)
 from lbagent.names import canonical_address
+from lbagent.pauses import last_moment
 from lbagent.table import tabled
 
 
@@ -16,11 +30,21 @@ def paused(membership: Membership) -> frozenset[str]:
     found = [member for member in table.special.values() if member.pause or member.paused_by_tag]
     if not found:
         return frozenset()
-    addresses = {member.address for member in found if member.address}
+    addresses = {address for member in found for address in member.addresses}
     there = {
         name for name, address in zip(table.columns.names, table.columns.addresses, strict=True) if address in addresses
     }
     return frozenset(there | {member.name for member in found})
+
+
+def superseded(membership: Membership) -> dict[str, str]:
+    """The failed members whose address a living member has now, each with one such member."""
+    names, addresses, _, statuses, _ = tabled(membership.members).columns
+    if FAILED not in statuses:
+        return {}
+    living = {at: name for name, at, status in zip(names, addresses, statuses, strict=True) if status == ALIVE}
+    failed = (row for row in zip(names, addresses, statuses, strict=True) if row[2] == FAILED)
+    return {name: living[address] for name, address, _ in failed if address in living}
 
 
 def find(members: Members, name: str, address: str | None) -> Member | None:
@@ -53,13 +77,23 @@ def expired(membership: Membership, now: int) -> Membership:
         current = None if _outlived(member, now) else _current(member, now)
         if current != member:
             edits[name] = current
-    return membership._replace(members=table.edited(edits))
+    return membership._replace(members=table.edited(edits), removals=_recent(membership.removals, now))
+
+
+def _recent(removals: Mapping[str, Mapping[str, int]], now: int) -> Mapping[str, Mapping[str, int]]:
+    # None of a clock that was ahead either.
+    kept = {
+        where: {node: at for node, at in nodes.items() if 0 <= now - at < REMOVALS} for where, nodes in removals.items()
+    }
+    return {where: nodes for where, nodes in kept.items() if nodes}
 
 
 def _outlived(member: Member, now: int) -> bool:
-    if member.status == UNKNOWN:
-        return member.pause is None or member.changed + REMEMBERED <= now
-    return not member.present and member.pause is None and member.changed + REMEMBERED <= now
+    # Longer than its commands may be replayed, a node that is gone need not be known.
+    if member.present or max(member.changed, last_moment(member.heard, now)) + REMEMBERED > now:
+        return member.status == UNKNOWN and member.pause is None and not member.heard
+    # The pause of a node that left waits for its return; that of a node nobody has ever seen does not.
+    return member.status == UNKNOWN or member.pause is None
 
 
 def _current(member: Member, now: int) -> Member:

@@ -14,7 +14,13 @@ from lbagent.haproxy.text import Document
 from lbagent.host import files
 from lbagent.host.files import Target
 from lbagent.roles import HaproxySettings
-from lbagent.tuples import NamedTuple
+from lbagent.tuples import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from lbagent.haproxy.stats import Stats
+
+_PATIENCE = 1.0
+"""Seconds that HAProxy may take to tell the states of its servers."""
 
 
 class Scene(NamedTuple):
@@ -95,6 +101,16 @@ def previous(scene: Scene) -> Document | None:
 def haproxy(settings: HaproxySettings, scene: Scene, known: Running | None = None) -> Haproxy:
     """The HAProxy that runs this haproxy.cfg, `known` where that lives. Raises TryAgain where that is not clear."""
     return Haproxy(settings, scene.document.settings, known)
+
+
+def server_states(document: Document) -> Stats:
+    """What the running HAProxy says of its servers; nothing where no stats socket answers."""
+    from lbagent.haproxy import runtime, stats  # noqa: PLC0415  # only commands need it
+
+    for address in runtime.sockets(document.settings):
+        with contextlib.suppress(OSError, ValueError):
+            return stats.servers(runtime.ask(address, stats.COMMAND, _PATIENCE))
+    return {}
 
 
 def document(targets: Sequence[Target], environ: Callable[[], Mapping[str, str] | None] = lambda: None) -> Document:

@@ -133,4 +133,6 @@ def tabled(members: Members) -> Table:
 
 
 def _is_special(member: Member) -> bool:
-    return bool(member.tags is None or member.tags or member.pause or member.heard or member.quarantine)
+    return bool(
+        member.tags is None or member.tags or member.pause or member.heard or member.quarantine or member.elsewhere
+    )

@@ -1,241 +1,289 @@
-"""accord: what load balancers tell each other of pauses, and whose word is the later one."""
+"""accord: what load balancers tell each other of pauses, and what each makes of it."""
 
 from __future__ import annotations
-
-import itertools
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbagent.accord import Page, Word, agreed, digest, page, read
-from lbagent.membership import REMEMBERED, TOLD, UNKNOWN, Heard, Member, Membership, Pause
-from tests.building import NOW, folded, joining, known, member, paused, poisoned, saying
+from lbagent import accord
+from lbagent.accord import agreed, digest, page, read, without_base
+from lbagent.membership import ALIVE, LEFT, REMEMBERED, TOLD, UNKNOWN, Heard, Member, Membership, Pause, Said
+from lbagent.serf.raw import Raw
+from tests.building import NOW, expired, folded, joining, known, member, paused, poisoned, saying
 
 ROOM = 900
 CLOCKS = {"user": 100, "query": 100}
+WEB01 = "web01\t10.0.0.1\tweb\t"
 
 
-def knowing(name: str, *, out: bool, user: int = 0, query: int = 0, until: int | None = None) -> Member:
-    """A member of whose pause that much was heard."""
-    heard = {clock: Heard(ltime, (), out) for clock, ltime in (("user", user), ("query", query)) if ltime}
-    pause = Pause(NOW, "query", "", until) if out else None
-    return member(name)._replace(pause=pause, heard=heard)
+def hearing(*raws: Raw) -> Membership:
+    """What a load balancer knows that has web01 and web02 and heard these, in this order."""
+    return folded(known(member("web01"), member("web02", "10.0.0.2")), *raws)
 
 
-def told(membership: Membership) -> tuple[Word, ...]:
-    """What a load balancer with that membership tells."""
-    found = read(page(membership, "", ROOM, NOW))
-    assert found is not None
-    return found.words
+def learning(mine: Membership, theirs: Membership, now: int = NOW, version: int = accord.VERSION) -> Membership:
+    """Mine after they have told me all."""
+    after, more = "", True
+    while more:
+        found = read(page(theirs, after, ROOM, now, version))
+        assert found is not None
+        mine = agreed(mine, found.words, "lb02", CLOCKS, now).membership
+        after, more = found.words[-1].name if found.words else "", found.more
+    return mine
 
 
-def learning(mine: Membership, theirs: Membership) -> Membership:
-    """Mine after they have told me."""
-    return agreed(mine, told(theirs), "lb02", CLOCKS, NOW).membership
+PAUSE, RESUME = saying("pause", "web01", 5), saying("resume", "web01", 6)
+BY_QUERY = saying("resume", "web01", 3, "query")
 
 
 def test_what_is_told_is_what_is_read() -> None:
-    membership = known(
-        knowing("web02", out=False, user=7),
-        knowing("web01", out=True, query=3, until=NOW + 60),
-        member("web03"),
-    )
+    membership = hearing(saying("pause", f"web01 until={NOW + 60}", 3, "query"), saying("resume", "web02", 7))
 
     said = page(membership, "", ROOM, NOW)
 
-    assert said == f"pauses={digest(membership, NOW)} more=0 web01,p,0,3,{NOW},{NOW + 60} web02,r,7,0,0,"
-    assert read(said) == Page(
-        digest(membership, NOW),
-        more=False,
-        words=(
-            Word("web01", paused=True, ltimes=(0, 3), since=NOW, until=NOW + 60),
-            Word("web02", paused=False, ltimes=(7, 0), since=0, until=None),
-        ),
+    (web01, web02) = membership.members["web01"], membership.members["web02"]
+    [[pause], [resume]] = (one.commands for member in (web01, web02) for one in member.heard.values())
+    assert said == (
+        f"pauses={digest(membership, NOW)} more=0 v=2 whole=0"
+        f" web01,s,10.0.0.1,query/3/{pause.digest};p{NOW + 60};{NOW};=;"
+        f" web02,s,10.0.0.2,user/7/{resume.digest};r;{NOW};=;"
     )
+    found = read(said)
+    assert found is not None
+    assert [(word.name, word.heard) for word in found.words] == [("web01", web01.heard), ("web02", web02.heard)]
+
+
+def test_an_older_load_balancer_is_told_in_its_own_words() -> None:
+    membership = hearing(saying("pause", f"web01 until={NOW + 60}", 3, "query"), saying("resume", "web02", 7))
+
+    said = page(membership, "", ROOM, NOW, 1)
+
+    assert said == f"pauses={digest(membership, NOW, 1)} more=0 web01,p,0,3,{NOW},{NOW + 60} web02,r,7,0,0,"
 
 
 def test_what_does_not_fit_follows() -> None:
-    membership = known(*(knowing(f"web{at:03}", out=True, user=at + 1) for at in range(100)))
+    membership = folded(
+        known(*(member(f"web{at:03}", f"10.0.1.{at}") for at in range(100))),
+        *(saying("pause", f"web{at:03}", at + 1) for at in range(100)),
+    )
 
-    words: list[Word] = []
-    pages = 0
-    more = True
-    while more:
-        said = page(membership, words[-1].name if words else "", ROOM, NOW)
+    after, pages, names = "", 0, []
+    while True:
+        said = page(membership, after, ROOM, NOW)
         found = read(said)
         assert found is not None
         assert len(said) <= ROOM
-        words += found.words
-        more, pages = found.more, pages + 1
+        names += [word.name for word in found.words]
+        after, pages = names[-1], pages + 1
+        if not found.more:
+            break
 
-    assert [word.name for word in words] == [f"web{at:03}" for at in range(100)]
-    assert pages == 3
-
-
-def test_a_page_without_room_says_that_there_is_more() -> None:
-    assert page(known(knowing("web01", out=True)), "", 30, NOW).endswith(" more=1")
+    assert names == [f"web{at:03}" for at in range(100)]
+    assert pages == 7
 
 
-def test_the_digest_is_of_what_is_known_and_not_of_when() -> None:
-    one = known(knowing("web01", out=True, query=3, until=NOW + 60))
-    same = known(knowing("web01", out=True, query=3, until=NOW + 61))
-    other = known(knowing("web01", out=True, query=4, until=NOW + 60))
+def test_a_node_of_which_more_is_known_than_fits_is_told_all_the_same() -> None:
+    commands = tuple(Said(f"{at:08x}", pauses=True, until=None, address="10.0.0.1", at=NOW) for at in range(8))
+    clocks = ["user", "query", *(f"typed@{'x' * 60}{at}" for at in range(3))]
+    membership = known(member("web01")._replace(heard={clock: Heard(9, commands) for clock in clocks}))
 
-    assert digest(one, NOW) == digest(same, NOW) != digest(other, NOW)
+    found = read(page(membership, "", ROOM, NOW))
 
-
-def test_a_pause_that_has_run_out_is_not_told() -> None:
-    membership = known(knowing("web01", out=True, query=3, until=NOW))
-
-    assert told(membership) == (Word("web01", paused=False, ltimes=(0, 3), since=0, until=None),)
+    assert found is not None
+    assert [word.name for word in found.words] == ["web01"]
 
 
-@pytest.mark.parametrize(
-    ("mine", "theirs", "after"),
-    [
-        # Who has heard more is believed.
-        (knowing("web01", out=False), knowing("web01", out=True, query=3), True),
-        (knowing("web01", out=True, query=3), knowing("web01", out=False, query=4), False),
-        (knowing("web01", out=True, user=3), knowing("web01", out=False, user=3, query=4), False),
-        (knowing("web01", out=False, query=4), knowing("web01", out=True, query=3), False),
-        (knowing("web01", out=True, query=4), knowing("web01", out=False, query=3), True),
-        # Neither has: the same two clocks in another order, or typed where nobody else heard of it.
-        (knowing("web01", out=False, user=3, query=4), knowing("web01", out=True, user=3, query=4), True),
-        (knowing("web01", out=True, user=3, query=4), knowing("web01", out=False, user=3, query=4), True),
-        (knowing("web01", out=False), knowing("web01", out=True), True),
-        # Each has heard something else.
-        (knowing("web01", out=True, user=9, query=3), knowing("web01", out=False, user=2, query=8), True),
-        (knowing("web01", out=False, user=9, query=3), knowing("web01", out=True, user=2, query=8), True),
-        # Heard in a cluster that is no more.
-        (knowing("web01", out=True, query=3), knowing("web01", out=False, query=101), True),
-        (knowing("web01", out=True, query=500), knowing("web01", out=False, query=3), False),
-    ],
-)
-def test_the_later_word_counts(mine: Member, theirs: Member, after: bool) -> None:  # noqa: FBT001
-    assert bool(paused(learning(known(mine), known(theirs)))) is after
+def test_the_digest_is_of_what_is_known_and_not_of_when_it_arrived() -> None:
+    one, same = hearing(PAUSE), hearing(PAUSE._replace(at=PAUSE.at + 5000))
+
+    assert digest(one, NOW) == digest(same, NOW) != digest(hearing(PAUSE, RESUME), NOW)
 
 
-def test_what_is_learned_is_remembered_with_its_clock_and_end() -> None:
-    membership = learning(known(member("web01")), known(knowing("web01", out=True, query=3, until=NOW + 60)))
+def test_a_load_balancer_that_was_down_learns() -> None:
+    assert paused(learning(hearing(), hearing(PAUSE))) == ["web01"]
+    assert paused(learning(hearing(PAUSE), hearing(PAUSE, RESUME))) == []
+    assert paused(learning(hearing(PAUSE), hearing(PAUSE, BY_QUERY))) == []
 
-    assert membership == known(
-        member("web01")._replace(
-            pause=Pause(NOW, "told by lb02", "", NOW + 60), heard={"query": Heard(3, (TOLD,), paused=True)}
+
+def test_a_load_balancer_that_was_down_does_not_overrule() -> None:
+    assert paused(learning(hearing(PAUSE, RESUME), hearing(PAUSE))) == []
+    assert paused(learning(hearing(PAUSE, BY_QUERY), hearing(PAUSE))) == []
+
+
+def test_two_clocks_heard_in_another_order_end_with_the_pause() -> None:
+    one, other = hearing(PAUSE, BY_QUERY), hearing(BY_QUERY, PAUSE)
+
+    assert paused(learning(one, other)) == paused(learning(other, one)) == ["web01"]
+
+
+def test_what_was_typed_without_serf_is_told_too() -> None:
+    typed = saying("resume", "web01", None, "typed")
+
+    assert paused(learning(hearing(PAUSE), hearing(PAUSE, typed))) == []
+
+
+def test_a_pause_that_has_ended_is_not_revived_by_a_replay_of_it() -> None:
+    pause = saying("pause", "web01 for=10s", 5)
+    healthy = expired(hearing(pause), NOW + 60)
+    new = hearing(pause._replace(at=(NOW + 60) * 1000))
+    assert paused(new) == ["web01"]
+
+    assert paused(learning(healthy, new, NOW + 61)) == []
+    assert paused(learning(new, healthy, NOW + 61)) == []
+    assert paused(folded(learning(hearing(), healthy, NOW + 61), pause._replace(at=(NOW + 62) * 1000))) == []
+
+
+def test_of_two_pauses_with_one_ltime_the_longer_holds() -> None:
+    one, other = hearing(saying("pause", f"web01 until={NOW + 60}", 5)), hearing(saying("pause", "web01", 5))
+
+    for membership in (learning(one, other), learning(other, one)):
+        assert membership.members["web01"].pause == Pause(
+            NOW, membership.members["web01"].pause.by if membership.members["web01"].pause else "", "", None
         )
+
+
+def test_a_host_reinstalled_under_a_new_name_is_paused_where_the_old_name_was_never_known() -> None:
+    first = folded(
+        known(),
+        joining("web10\t10.0.0.5\tweb\t"),
+        saying("pause", "web10", 5),
+        Raw("l", NOW * 1000, "member-leave", "", None, "lb01", b"web10\t10.0.0.5\tweb\t\n"),
+        joining("web01\t10.0.0.5\tweb\t"),
     )
+    second = folded(known(), joining("web01\t10.0.0.5\tweb\t"))
+    assert "web01" in paused(first)
+
+    learned = learning(second, first)
+
+    assert paused(learned) == paused(first) == ["web01", "web10"]
+    assert learned.members["web10"].status == LEFT
+    assert paused(folded(learned, saying("resume", "web01", 6))) == []
 
 
-@pytest.mark.parametrize(
-    ("mine", "theirs", "after"),
-    [(60, 59, 60), (60, 61, 61), (None, 61, None), (60, None, None)],
-)
-def test_of_two_pauses_none_of_which_is_the_newer_the_longer_holds(
-    mine: int | None, theirs: int | None, after: int | None
-) -> None:
-    def lasting(seconds: int | None) -> Member:
-        return knowing("web01", out=True, query=3, until=seconds and NOW + seconds)
+def test_a_resume_before_its_pause_is_remembered_of_a_node_that_has_not_joined() -> None:
+    resume, pause = saying("resume", "web09", 6), saying("pause", "web09", 5)
 
-    pause = learning(known(lasting(mine)), known(lasting(theirs))).members["web01"].pause
-
-    assert pause is not None
-    assert pause.until == (after and NOW + after)
-
-
-def test_a_newer_pause_is_taken_with_its_end() -> None:
-    mine, theirs = (knowing("web01", out=True, query=ltime, until=NOW + 90 - ltime) for ltime in (3, 4))
-
-    assert learning(known(mine), known(theirs)).members["web01"].pause == Pause(NOW, "told by lb02", "", NOW + 86)
-
-
-def test_a_replay_of_what_was_learned_is_one() -> None:
-    learned = learning(known(member("web01")), known(knowing("web01", out=True, user=5)))
-    resumed = folded(learned, saying("resume", "web01", 2, "query"))
-
-    assert paused(folded(resumed, saying("pause", "web01", 5))) == []
-
-
-def test_a_name_of_the_host_that_has_heard_more_keeps_its_pause() -> None:
-    mine = known(knowing("web01", out=True, query=3), knowing("WEB-01", out=True, query=9))
-
-    after = learning(mine, known(knowing("web01", out=False, query=4)))
-
-    assert [name for name, one in after.members.items() if one.pause] == ["WEB-01"]
-
-
-def test_an_address_nobody_has_yet_is_waited_for_by_its_address() -> None:
-    theirs = known(Member("10.0.0.7", "10.0.0.7", "", None, UNKNOWN, NOW, Pause(NOW, "query")))
-
-    after = folded(learning(known(), theirs), joining("web07\t10.0.0.7\tweb\t"))
-
-    assert paused(after) == ["web07"]
-
-
-def test_a_resume_holds_for_the_whole_host() -> None:
-    mine = known(knowing("web01", out=True, query=3), member("WEB-01")._replace(pause=Pause(NOW, "query")))
-
-    assert paused(learning(mine, known(knowing("web01", out=False, query=4)))) == []
+    assert paused(folded(known(), resume, pause, joining("web09\t10.0.0.9\tweb\t"))) == []
+    assert paused(folded(known(), pause, resume, joining("web09\t10.0.0.9\tweb\t"))) == []
 
 
 def test_a_pause_of_a_node_nobody_knows_here_waits_for_it() -> None:
-    theirs = known(Member("web99", "", "", None, UNKNOWN, NOW, Pause(NOW, "query"), {"query": Heard(3, (), True)}))  # noqa: FBT003
+    learned = learning(known(), folded(known(), saying("pause", "web99", 5)))
 
-    mine = learning(known(), theirs)
+    assert learned.members["web99"].status == UNKNOWN
+    assert paused(folded(learned, joining("web99\t10.0.0.9\tweb\t"))) == ["web99"]
 
-    assert mine == known(
-        Member("web99", "", "", None, UNKNOWN, NOW, Pause(NOW, "told by lb02"), {"query": Heard(3, (TOLD,), True)})  # noqa: FBT003
-    )
+
+def test_an_address_nobody_has_yet_is_waited_for_by_its_address() -> None:
+    learned = learning(known(), folded(known(), saying("pause", "10.0.0.7", 5)))
+
+    assert paused(folded(learned, joining("web07\t10.0.0.7\tweb\t"))) == ["web07"]
 
 
 def test_what_was_remembered_for_a_day_is_not_learned_again() -> None:
-    old = Pause(NOW - REMEMBERED, "query")
-    theirs = known(Member("web99", "", "", None, UNKNOWN, NOW, old))
+    theirs = folded(known(), saying("pause", "web99", 5))
 
-    assert learning(known(), theirs) == known()
-
-
-def test_a_pause_that_has_run_out_here_is_not_learned() -> None:
-    word = Word("web01", paused=True, ltimes=(0, 3), since=NOW - 60, until=NOW)
-
-    assert agreed(known(member("web01")), [word], "lb02", CLOCKS, NOW).membership == known(member("web01"))
+    assert learning(known(), theirs, NOW + REMEMBERED).members == {}
 
 
 def test_what_is_learned_is_told() -> None:
-    mine = known(knowing("web01", out=True, query=3), member("web02", "10.0.0.2"))
-    theirs = known(knowing("web01", out=False, query=4), knowing("web02", out=True, user=1))
+    found = read(page(hearing(RESUME, saying("pause", "web02", 7)), "", ROOM, NOW))
+    assert found is not None
 
-    causes = agreed(mine, told(theirs), "lb02", CLOCKS, NOW).causes
+    causes = agreed(hearing(PAUSE), found.words, "lb02", CLOCKS, NOW).causes
 
     assert causes == ("sync: web01 was resumed on lb02", "sync: web02 is paused on lb02")
 
 
-KNOWN = st.builds(
-    knowing,
-    st.sampled_from(["web01", "web02"]),
-    out=st.booleans(),
-    user=st.integers(0, 3),
-    query=st.integers(0, 3),
+# --- a comment in haproxy.cfg, and nothing else ---------------------------------------------------------------------
+
+COMMENTED = known(member("web01", pause=Pause(NOW, "haproxy.cfg")), member("web02", "10.0.0.2"))
+
+
+def test_a_comment_counts_where_nobody_knows_better() -> None:
+    assert paused(learning(hearing(), COMMENTED)) == ["web01"]
+    assert paused(learning(COMMENTED, hearing())) == ["web01"]
+
+
+def test_any_command_counts_more_than_a_comment() -> None:
+    assert paused(learning(COMMENTED, hearing(PAUSE, RESUME))) == []
+    assert paused(learning(hearing(PAUSE, RESUME), COMMENTED)) == []
+
+
+def test_a_load_balancer_with_all_its_knowledge_learns_nothing_from_comments_and_ends_them() -> None:
+    whole = hearing()._replace(met=NOW)
+
+    assert paused(learning(whole, COMMENTED)) == []
+    found = read(page(whole, "", ROOM, NOW))
+    assert found is not None
+    assert found.whole is True
+    assert paused(without_base(COMMENTED)) == []
+
+
+# --- an older version at the other end ------------------------------------------------------------------------------
+
+
+def test_an_older_load_balancer_is_believed_where_it_has_heard_more() -> None:
+    assert paused(learning(hearing(), hearing(PAUSE), version=1)) == ["web01"]
+    assert paused(learning(hearing(PAUSE), hearing(PAUSE, RESUME), version=1)) == []
+    assert paused(learning(hearing(PAUSE), hearing(PAUSE, BY_QUERY), version=1)) == []
+
+
+def test_an_older_load_balancer_revives_nothing_at_an_ltime_that_is_known() -> None:
+    pause = saying("pause", "web01 for=10s", 5)
+    healthy, revived = expired(hearing(pause), NOW + 60), hearing(pause._replace(at=(NOW + 60) * 1000))
+
+    assert paused(learning(healthy, revived, NOW + 61, version=1)) == []
+    assert paused(learning(hearing(PAUSE, RESUME), hearing(PAUSE, saying("pause", "web01", 6)), version=1)) == []
+
+
+def test_a_replay_of_what_an_older_load_balancer_told_is_dropped() -> None:
+    learned = learning(hearing(), hearing(PAUSE, RESUME), version=1)
+
+    assert learned.members["web01"].heard["user"].commands == (Said(TOLD, pauses=False, address="10.0.0.1"),)
+    assert paused(folded(learned, saying("pause", "web01", 6))) == []
+
+
+# --- clocks of a cluster that is no more ----------------------------------------------------------------------------
+
+
+def test_what_was_heard_in_an_older_cluster_comes_before_all_of_the_new_one() -> None:
+    old = hearing(saying("pause", "web01", 500))
+    new = hearing(saying("resume", "web01", 3))
+
+    for mine, theirs in ((old, new), (new, old)):
+        assert paused(learning(mine, theirs)) == []
+    assert paused(folded(learning(old, hearing()), saying("resume", "web01", 3), clocks={"user": 4})) == []
+
+
+@given(
+    poisoned(
+        st.sampled_from(
+            [
+                f"pauses=12345678 more=0 web01,p,0,3,{NOW},{NOW + 60} web02,r,7,0,0,",
+                page(hearing(PAUSE, BY_QUERY, saying("pause", "web02 for=1h", None, "typed")), "", ROOM, NOW),
+            ]
+        )
+    )
 )
-
-
-@given(st.lists(st.lists(KNOWN, max_size=4), min_size=2, max_size=3))
-def test_load_balancers_that_tell_each_other_agree(all_known: list[list[Member]]) -> None:
-    memberships = [known(*members) for members in all_known]
-    present = {name for one in memberships for name in one.members}
-    memberships = [known(*(one.members.get(name, member(name)) for name in sorted(present))) for one in memberships]
-
-    for _ in range(3):
-        for mine, theirs in itertools.permutations(range(len(memberships)), 2):
-            memberships[mine] = learning(memberships[mine], memberships[theirs])
-
-    assert len({tuple(paused(one)) for one in memberships}) == 1
-    assert len({digest(one, NOW) for one in memberships}) == 1
-
-
-@given(poisoned(st.just(f"pauses=12345678 more=0 web01,p,0,3,{NOW},{NOW + 60} web02,r,7,0,0,")))
-def test_a_word_that_is_none_is_left_out(said: str) -> None:
+def test_a_word_that_cannot_be_read_is_left_out(said: str) -> None:
     found = read(said)
 
     for word in found.words if found else ():
-        assert f" {word}" in f" {' '.join(said.split())}"
-        agreed(known(member("web01")), [word], "lb02", CLOCKS, NOW)
+        membership = agreed(known(member("web01")), [word], "lb02", CLOCKS, NOW).membership
+        assert membership.members["web01"].status == ALIVE
+        assert read(page(membership, "", ROOM, NOW)) is not None
+
+
+@pytest.mark.parametrize("said", ["", "pauses=1", "pauses=1 more=2", "refused: x", "more=0 pauses=1", "queued"])
+def test_an_answer_that_is_not_a_page_is_none(said: str) -> None:
+    assert read(said) is None
+
+
+def test_a_member_that_is_learned_has_no_line() -> None:
+    learned = learning(known(), hearing(PAUSE)).members["web01"]
+
+    assert learned._replace(heard={}) == Member(
+        "web01", "10.0.0.1", "", None, LEFT, NOW, Pause(NOW, "told by lb02"), {}, None
+    )

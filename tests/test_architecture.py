@@ -20,14 +20,13 @@ HOUSE = Path(__file__).parent.parent / "lbagent"
 
 DOORS = {"__main__", "check", "cli", "handler", "manual", "parser", "status", "steer", "verbs", "watch"}
 PURE = (
-    "commandline", "completion", "manpage", "accord", "arrivals", "assent", "census", "orders", "slate", "serf.command", "names", "membership", "fold",
-    "order", "roles", "wishes", "claims", "guard", "homeless", "place", "plan", "restore", "quarantine", "blame", "last", "memory", "metrics",
+    "accord", "arrivals", "assent", "census", "orders", "slate", "serf.command", "names", "membership", "fold",
+    "pauses", "roles", "wishes", "claims", "guard", "homeless", "place", "plan", "restore", "quarantine", "blame", "last", "memory", "metrics",
     "outcome", "errors", "roll", "spot", "table", "tally", "timetable", "turn", "serf.events", "serf.listing", "serf.raw", "haproxy.lines", "haproxy.text",
     "haproxy.server", "nodes", "prospect", "report", "sheet", "standing", "states", "haproxy.stats", "doctor.agent_settings", "doctor.cluster",
-    "doctor.declared", "doctor.directives", "doctor.drift", "doctor.finding", "doctor.handlers", "doctor.keylines", "doctor.markers",
+    "doctor.declared", "doctor.directives", "doctor.drift", "doctor.finding", "doctor.handlers", "doctor.keylines", "doctor.markers", "doctor.migration", "peers",
     "doctor.permissions", "doctor.proxies", "doctor.reloads", "doctor.said",
-    "haproxy.conditions", "haproxy.defaults", "haproxy.dynamic", "haproxy.environment", "haproxy.keywords", "haproxy.reading", "haproxy.roster",
-    "haproxy.servers", "haproxy.words",
+    "haproxy.conditions", "haproxy.environment", "haproxy.reading", "haproxy.words", "haproxy.defaults", "haproxy.dynamic", "haproxy.keywords", "haproxy.roster", "haproxy.servers",
 )  # fmt: skip
 WORLD = {
     "os", "time", "sys", "logging", "io", "pathlib", "shutil", "tempfile", "glob", "datetime", "random", "secrets", "socket", "subprocess", "syslog",

@@ -207,7 +207,8 @@ def test_a_line_by_hand_that_wins_is_told() -> None:
     text = BOTH.replace("        # additional-lb", "        server WEB01 10.9.9.9:80\n        # additional-lb")
 
     assert bad_of(text, known(member("web01"))) == [
-        "warning by-hand: haproxy.cfg:2: web01 stands in listen lb by hand: none is written beside it: `lbagent apply --adopt` takes it over"
+        "warning migration: haproxy.cfg:2: 1 server line above the marker (WEB01) is not managed: pauses and leaves of these nodes have no effect: `lbagent apply --adopt` once they have joined; lines that are to stay yours can stay",
+        "error by-hand: haproxy.cfg:2: web01 stands in listen lb by hand: none is written beside it: pauses and leaves of the node have no effect on it: `lbagent apply --adopt` makes it a managed line",
     ]
 
 
@@ -233,7 +234,7 @@ def test_what_the_markers_have_told_is_not_told_again_as_a_note() -> None:
 
 WEB01 = "    server web01 10.0.0.1:80 check inter 2s rise 2 fall 2 # lbagent role=web\n"
 SERVING = f"listen lb\n{WEB01}    # additional-lb-iis-server\nlisten db\n    # additional-db-mongo-server\n"
-QUIET = Known(0, Document([("", SERVING)]).digest(), "", ())
+QUIET = Known(0, 0, Document([("", SERVING)]).digest(), "", ())
 
 
 def drifted(text: str, state: Known = QUIET, membership: Membership | None = None) -> list[str]:
@@ -278,14 +279,14 @@ MANY = known(*(member(f"web{number:02}", f"10.0.0.{number}") for number in range
             QUIET._replace(spooled=2, failure="port in use"),
             [
                 "warning pending: 2 events in the spool: the next event takes them in, or `lbagent apply`",
-                "warning pending: the last reload failed: port in use: mend it, then `lbagent apply --force`",
+                "error pending: the last reload failed: port in use: mend it, then `lbagent apply --force`",
             ],
         ),
         (
             SERVING,
             QUIET._replace(quarantined=(("web07", "unknown keyword"),)),
             [
-                "warning quarantine: web07: HAProxy refuses its line: unknown keyword: mend its tags, or roles.yml; it is tried again",
+                "error quarantine: web07: HAProxy refuses its line: unknown keyword: mend its tags, or roles.yml; it is tried again",
                 "ok drift: the managed lines are what they should be (1 line)",
             ],
         ),

@@ -149,7 +149,10 @@ def test_a_proxy_has_the_defaults_that_it_names_else_the_last_before_it() -> Non
         (("    default-server agent-check agent-port 1",), "`agent-check` cannot be said to a running HAProxy"),
         (("    default-server disabled",), "`disabled` cannot be said to a running HAProxy"),
         (("    default-server weight ${W}",), "`weight ${W}` holds what the stats socket might read otherwise"),
-        (("    .if 1", "    .endif"), "haproxy.cfg has conditional blocks"),
+        (
+            ("    .if feature(X)", "    default-server weight 5", "    .endif"),
+            "only HAProxy knows what haproxy.cfg:3 comes to",
+        ),
         (
             ("    # additional-lb-x-server", "    default-server weight 3"),
             "`default-server weight 3` stands below a marker",

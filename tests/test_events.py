@@ -257,12 +257,15 @@ def test_any_bytes_are_an_event(kind: str, name: str, payload: bytes) -> None:
         ("web01 2001:DB8::5 web", command("pause", "web01", "2001:db8::5")),
         ("web01 web", command("pause", "web01")),
         ("web01 until=1700009999", command("pause", "web01", until=1_700_009_999)),
-        ("web01 for=2h", command("pause", "web01", until=NOW + 7200)),
+        ("web01 for=2h", command("pause", "web01", until=NOW + 7200)._replace(lasting=7200)),
         (
             "web01 for=90s reason=patch Tuesday for=3h",
-            command("pause", "web01", until=NOW + 90, reason="patch Tuesday for=3h"),
+            command("pause", "web01", until=NOW + 90, reason="patch Tuesday for=3h")._replace(lasting=90),
         ),
-        ("web01 10.0.0.5 web for=1d reason=更新\u202e", command("pause", "web01", "10.0.0.5", NOW + 86400, "更新?")),
+        (
+            "web01 10.0.0.5 web for=1d reason=更新\u202e",
+            command("pause", "web01", "10.0.0.5", NOW + 86400, "更新?")._replace(lasting=86400),
+        ),
         ("web01 reason=" + "x" * 300, command("pause", "web01", reason="x" * 200)),
         ("web01 reason=", command("pause", "web01")),
     ],
@@ -344,4 +347,40 @@ def test_a_status_user_event_is_none() -> None:
 )
 def test_a_pause_that_is_over_already_is_none(word: str, why: str) -> None:
     # Answered `done`, somebody would patch a node that is in traffic.
-    assert parse(saying("pause", f"web01 {word}", 1)) == Malformed(f"pause: {why}")
+    assert parse(saying("pause", f"web01 {word}", 1, "query")) == Malformed(f"pause: {why}")
+
+
+def test_a_user_event_whose_pause_is_over_already_is_known() -> None:
+    # Serf replays user events: that this pause has ended must not be forgotten.
+    event = parse(saying("pause", f"web01 until={NOW - 10}", 1))
+
+    assert isinstance(event, Command)
+    assert event.until == NOW - 10
+
+
+@pytest.mark.parametrize(
+    ("payload", "name", "force"),
+    [
+        ("web01", "web01", False),
+        ("web01 force", "web01", True),
+        ("web01 10.0.0.5 force", "web01", True),
+        ("web01 10.0.0.5 web force", "web01", True),
+        ("force force", "force", True),
+    ],
+)
+def test_force_is_the_last_word_of_a_forget_and_no_name(payload: str, name: str, force: bool) -> None:  # noqa: FBT001
+    event = parse(saying("lbagent-forget", payload, 1, "query"))
+
+    assert isinstance(event, Command)
+    assert (event.verb, event.name, event.force) == ("forget", name, force)
+
+
+def test_force_alone_forgets_nobody() -> None:
+    assert isinstance(parse(saying("lbagent-forget", "force", 1, "query")), Malformed)
+
+
+def test_force_is_a_name_to_a_pause() -> None:
+    event = parse(saying("pause", "force", 1))
+
+    assert isinstance(event, Command)
+    assert (event.name, event.force) == ("force", False)

@@ -8,16 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from lbagent import memory, rolesfile
-from lbagent.fold import fold
-from lbagent.haproxy.text import Document
-from lbagent.plan import plan
-from lbagent.roll import expired
-from lbagent.serf.events import parse
-from lbagent.serf.raw import Raw
 from tests.faults import (
     command,
     full,
@@ -35,7 +26,7 @@ from tests.faults import (
     with_lines,
     without_haproxy,
 )
-from tests.world import CONFIG, LBAGENT, RELOADING, ROLES, Haproxy, Lb, member
+from tests.world import LBAGENT, RELOADING, ROLES, Haproxy, Lb, member
 
 WEB1, WEB2, WEB3, WEB4 = (member(f"web{number}", f"127.0.0.{number + 10}") for number in range(1, 5))
 
@@ -255,6 +246,7 @@ def test_haproxy_c_that_hangs_is_ended_with_all_it_started(lb: Lb) -> None:
     assert caught_up(lb, operator, 1, 2, 3)
 
 
+@pytest.mark.every_haproxy
 @pytest.mark.real
 @pytest.mark.parametrize("script", ["exit 1", "echo no >&2; exit 3", "kill -9 $$"])
 def test_reload_that_fails_puts_the_previous_lines_back_and_is_not_tried_with_every_event(lb: Lb, script: str) -> None:
@@ -280,6 +272,7 @@ def test_reload_that_fails_puts_the_previous_lines_back_and_is_not_tried_with_ev
         assert set(haproxy.servers()) == {f"web{number}" for number in range(1, 9)}
 
 
+@pytest.mark.every_haproxy
 @pytest.mark.real
 def test_reload_command_that_is_missing_puts_the_previous_lines_back(lb: Lb) -> None:
     operator = lb.text
@@ -301,6 +294,7 @@ def test_reload_command_that_is_missing_puts_the_previous_lines_back(lb: Lb) -> 
         assert set(haproxy.servers()) == {"web1", "web2", "web3"}
 
 
+@pytest.mark.every_haproxy
 @pytest.mark.real
 def test_reload_that_says_it_went_well_and_did_nothing_is_not_believed(lb: Lb) -> None:
     operator = lb.text
@@ -423,6 +417,11 @@ DAMAGES = {
     # A name, an address, a status nobody could have enrolled with: the next plan would stumble over them.
     "address": lambda content: content.replace(b"127.0.0.13", b"12700.0.13"),
     "status": lambda content: content.replace(b'"alive"', b'"olive"', 1),
+    "no-address": lambda content: content.replace(b'"127.0.0.13"', b'""'),
+    "tags": lambda content: content.replace(b'"tags":{}', b'"tags":[]', 1),
+    "pause": lambda content: content.replace(b'"pause":{', b'"pause":[],"was":{', 1),
+    "end": lambda content: content.replace(b'"until":null', b'"until":"never"', 1),
+    "ltime": lambda content: content.replace(b'"ltime":', b'"ltime":-', 1),
     "more": lambda content: content.replace(b'"more":{', b'"more":0,"less":{'),
     # json.loads raises RecursionError for it, which is no ValueError.
     "deep": lambda _: b"[" * 100_000,
@@ -496,6 +495,7 @@ SERVED = {
 }
 
 
+@pytest.mark.every_haproxy
 @pytest.mark.real
 @pytest.mark.parametrize("content", SERVED.values(), ids=SERVED)
 def test_damaged_served_json_costs_one_reload_at_most(lb: Lb, content: bytes | None) -> None:
@@ -537,35 +537,3 @@ def test_best_effort_files_never_change_an_outcome(lb: Lb, name: str) -> None:
 
     assert (done.returncode, done.stderr) == (0, b"")
     assert caught_up(lb, operator, 1)
-
-
-SOUND = (
-    b'{"version":1,"clocks":{"user":7},"folded":["d69f1204"],"fields":["name","address","role","tags","status","changed",'
-    b'"pause","ltimes","quarantine"],"members":[["web1","127.0.0.11","web",{"dc":"x"},"alive",1795238443,null,{},null],'
-    b'["web2","127.0.0.12","web",{},"alive",1795238443,[1795238443,"user event","",null],'
-    b'{"user":[7,["d9fb55ed"],true]},null],["web3","::5","web",null,"failed",1795238443,null,{},[7,"why","key"]]]}'
-)
-
-
-@given(
-    st.lists(
-        st.tuples(st.integers(0, len(SOUND) - 1), st.sampled_from(b'019-"[]{},:.xA\xff\x00')), min_size=1, max_size=3
-    )
-)
-def test_members_json_with_a_few_wrong_bytes_is_called_damaged_or_can_be_worked_with(
-    wrong: list[tuple[int, int]],
-) -> None:
-    content = bytearray(SOUND)
-    for at, byte in wrong:
-        content[at] = byte
-    document = Document([("haproxy.cfg", CONFIG)])
-    roles = rolesfile.parse(ROLES.format(cfg="/x", port=80).encode(), "roles.yml")
-    record = Raw("new", 1795238500000, "user", "pause", 8, "lb01", b"web2\n")
-
-    try:
-        known = memory.load(bytes(content))
-    except memory.Damaged:
-        return
-    folded = fold(known, [(record, parse(record))], {})
-    memory.dump(expired(folded.membership, 1795238500))
-    plan(document, roles, folded.membership)

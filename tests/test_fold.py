@@ -170,7 +170,10 @@ def test_answers_say_what_became_of_each_query() -> None:
 
 
 def test_a_resume_never_enrols() -> None:
-    assert folded(known(), saying("resume", "web01 10.0.0.1 web", 1)).members == {}
+    membership = folded(known(), saying("resume", "web01 10.0.0.1 web", 1))
+
+    assert statuses(membership) == {"web01": UNKNOWN}
+    assert paused(membership) == []
 
 
 def test_a_pause_never_enrols() -> None:
@@ -332,7 +335,7 @@ def test_a_new_cluster_resets_one_clock_only() -> None:
 
     membership = folded(before, saying("resume", "web01", 2), clocks={"user": 3, "query": 71})
 
-    assert set(membership.members["web01"].heard) == {"user", "query"}
+    assert set(membership.members["web01"].heard) == {"user", "query", "@user"}
     assert membership.members["web01"].heard["query"].ltime == 70
 
 
@@ -429,8 +432,18 @@ def test_who_is_alive_is_forgotten_only_by_force() -> None:
 def test_a_pause_of_a_node_nobody_has_seen_is_forgotten() -> None:
     done = folding(known(), saying("pause", "web01", 3), saying("lbagent-forget", "web01", 4, "query"))
 
-    assert done.membership.members == {}
+    assert statuses(done.membership) == {"web01": UNKNOWN}
+    assert paused(done.membership) == []
     assert done.answers == {"0": "unknown node, remembered", "1": "done"}
+
+
+def test_a_name_that_nobody_knows_cannot_be_forgotten() -> None:
+    done = folding(
+        known(), saying("lbagent-forget", "web0l", 4, "query"), saying("lbagent-forget", "web0l", None, "typed")
+    )
+
+    assert done.membership.members == {}
+    assert list(done.answers.values()) == ["unknown node", "unknown node"]
 
 
 def test_who_is_forgotten_may_be_remembered_as_unknown_again() -> None:

@@ -1,5 +1,7 @@
 """serf/listing: what a Serf agent says of itself and of its cluster."""
 
+# ruff: noqa: E501  # a case of a table is in one line
+
 from __future__ import annotations
 
 import json
@@ -84,10 +86,32 @@ def test_who_cannot_be_used_is_named_and_not_missing(one: Any, why: str) -> None
     assert found.refused == (why,)
 
 
-@pytest.mark.parametrize("text", ["", "Error connecting", "[]", "7", '{"members": [7]}', '{"members": 7}'])
+WRONG = ["", "Error connecting", "[]", "7", "null", '"x"', "{}", "NaN", '{"members": [7]}', '{"members": [null, []]}']
+WRONG += [f'{{"members": {value}}}' for value in ("5", "0", "true", "false", '""', '"abc"', "{}", '{"name": "web01"}')]
+ODD: tuple[Any, ...] = (5, None, ["web01"], {}, True)
+WRONG += [said(row(**{key: value})) for key in ("name", "addr", "status", "role", "dc") for value in ODD]
+WRONG += [said({**row(), "tags": value}) for value in ([], "", 0, "role=web", ["role"])]
+
+
+@pytest.mark.parametrize("text", WRONG)
 def test_what_is_no_list_is_told_from_an_empty_one(text: str) -> None:
-    with pytest.raises((ValueError, TypeError)):
+    with pytest.raises(ValueError, match=r".*"):
         listing(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", "7", "null", "{}", '{"agent": 5}', '{"agent": {}}', '{"agent": {"name": 5}}'),
+        *(f'{{"agent": {{"name": "lb01"}}, {more}}}' for more in ('"serf": 5', '"serf": {"event_time": 5}')),
+        *(f'{{"agent": {{"name": "lb01"}}, {more}}}' for more in ('"serf": {"event_time": "x"}', '"tags": []')),
+        '{"agent": {"name": "lb01"}, "tags": {"role": 5}}',
+        '{"agent": {"name": "lb01"}, "event_handlers": "x"}',
+    ],
+)
+def test_what_says_nothing_of_the_agent_is_told(text: str) -> None:
+    with pytest.raises(ValueError, match=r".*"):
+        info(text)
 
 
 @given(poisoned(st.just("web01")), poisoned(st.just("10.0.0.1:7946")), st.text(max_size=5))
@@ -113,3 +137,23 @@ def test_the_other_load_balancers_have_the_same_role() -> None:
     assert [one.name for one in others(listed, LB01)] == ["lb02", "lb04"]
     assert [one.name for one in others(listed, LB01._replace(role=""))] == ["lb02", "lb04"]
     assert [one.name for one in others(listed, LB01._replace(role="edge"))] == ["edge"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        '{"members": 5}', '{"members": "web01"}', '{"members": true}', '{"members": {"name": "web01"}}', '{"members": [5]}',
+        '{"members": [null, "x"]}', '{"members": [{"name": "web01", "tags": [1]}]}', "[" * 100_000, "[]", "5", '"x"', "",
+    ],
+)  # fmt: skip
+def test_what_is_not_a_list_of_members_is_an_error_that_callers_know(words: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011  # json's words, or ours
+        listing(words)
+
+
+def test_a_load_balancer_with_several_roles_is_known_by_the_first() -> None:
+    rows = [{"name": name, "addr": "10.0.0.1:7946", "tags": {"role": role}, "status": "alive"}
+            for name, role in (("lb01", "lb,web"), ("lb02", "lb"), ("lb03", "web,lb"), ("web01", "web"), ("x", "lbx"))]  # fmt: skip
+    listed = listing(json.dumps({"members": rows}))
+
+    assert [one.name for one in others(listed, LB01._replace(name="lb01", role="lb,web"))] == ["lb02", "lb03"]

@@ -78,7 +78,7 @@ def test_every_variable_stands_in_quotes(script: Path) -> None:
 
     A number that the script itself has counted may stand bare, where cmd.exe wants one.
     """
-    counted = {"%ELAPSED%", "%LIMIT%", "%LEFT%", "%SESSIONS%", "%MINUTES%", "%RC%", "%ERRORLEVEL%"}
+    counted = {"%ELAPSED%", "%LIMIT%", "%LEFT%", "%SESSIONS%", "%MINUTES%", "%UNTIL%", "%RC%", "%ERRORLEVEL%"}
     for line in commands(script):
         outside = re.sub(r'"[^"]*"', '""', re.sub(r'%(\w+):"=\??%|%%', r"\1", line))
         found = re.findall(r"%(?:~\w*\d|[A-Za-z_]+(?::[^%]*)?%)", outside)

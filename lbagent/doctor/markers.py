@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 
+from lbagent.doctor import migration
 from lbagent.doctor.finding import Finding, Kind, enumerated, error, ok, warning
 from lbagent.haproxy.lines import HandWritten, Line, Marker
 from lbagent.haproxy.text import Document, Proxy
@@ -35,6 +36,7 @@ def judge(document: Document, roles: Roles) -> Iterator[Finding]:
         *_nowhere(document, roles),
     ]
     yield from found
+    yield from migration.of_markers(document, roles)
     yield from _unread(document)
     yield from _damaged(document)
     if not found:
@@ -59,7 +61,7 @@ def notes(document: Document, said: Sequence[str]) -> Iterator[Finding]:
         elif note.startswith("haproxy.cfg has no marker ") or where in told:
             continue
         elif " by hand: " in note:
-            yield warning(Kind.BY_HAND, _by_hand(document, note), note, "`lbagent apply --adopt` takes it over")
+            yield _by_hand(document, note)
         else:
             yield warning(Kind.NODE, "", note, "mend the node's tags or address, or roles.yml")
 
@@ -81,19 +83,24 @@ def cookies(document: Document) -> Iterator[Finding]:
                 yield warning(Kind.COOKIE, document.where(proxy.start), what, fix)
 
 
-def _by_hand(document: Document, note: str) -> str:
-    """Where the line stands that a note is about; nothing where its name is another."""
+def _by_hand(document: Document, note: str) -> Finding:
+    """A line by hand in the place of a managed one: above a marker, `--adopt` makes it one."""
     for proxy in document.proxies:
         name, _, rest = note.partition(" stands ")
         if not rest.startswith(f"in {proxy} by hand: "):
             continue
-        for at, found in [
-            *((line.at, line.name.lower() == name.lower()) for line in proxy.hand_written),
-            *((one.at, one.names(name)) for one in proxy.templates),
+        for at, marker, found in [
+            *((line.at, line.marker, line.name.lower() == name.lower()) for line in proxy.hand_written),
+            *((one.at, len(proxy.markers), one.names(name)) for one in proxy.templates),
         ]:
             if found:
-                return document.where(at)
-    return ""
+                what = f"{note}: pauses and leaves of the node have no effect on it"
+                made = error if marker < len(proxy.markers) else warning
+                return made(Kind.BY_HAND, document.where(at), what, _ADOPT)
+    return warning(Kind.BY_HAND, "", note, _ADOPT)
+
+
+_ADOPT = "`lbagent apply --adopt` makes it a managed line"
 
 
 def _there(document: Document) -> set[str]:
@@ -161,7 +168,7 @@ def _unknown(document: Document, roles: Roles) -> Iterator[Finding]:
     pairs = roles.pairs()
     for proxy in document.proxies:
         for marker in proxy.markers:
-            if marker.middle not in pairs:
+            if marker.middle not in pairs and not migration.is_classic(marker, roles):
                 yield warning(
                     Kind.MARKER_UNKNOWN,
                     document.where(marker.at),

@@ -34,7 +34,7 @@ def version(words: str) -> Finding:
     """The version that `haproxy -v` tells, beside those lbagent is tested with."""
     found = _VERSION.search(words)
     if found is None:
-        return warning(Kind.HAPROXY, "haproxy -v", f"tells no version: {_first(words)!r}", "install HAProxy")
+        return warning(Kind.HAPROXY, "haproxy -v", f"tells no version: {first_words(words)!r}", "install HAProxy")
     told = found[0].removeprefix("version ")
     if (int(found[1]), int(found[2])) < _OLDEST:
         return warning(Kind.HAPROXY, "", f"HAProxy {told} is older than all that were tested", "use 2.6 or newer")
@@ -49,7 +49,7 @@ def checked(result: Checked, where: str) -> Iterator[Finding]:
     alerts = [words for words in alerts if not _SUMMARY.match(words)] or alerts
     warnings = [words for severity, words in told if severity == "WARNING"]
     if not result.good:
-        for words in alerts[:_TOLD] or [_first(result.words) or "refused without a word"]:
+        for words in alerts[:_TOLD] or [first_words(result.words) or "refused without a word"]:
             place, what = _placed(words, where)
             yield error(Kind.HAPROXY_CFG, place, what, "until it is mended no node gets in or out")
     for words in warnings[:_TOLD]:
@@ -78,5 +78,6 @@ def _more(told: Sequence[str]) -> int:
     return len(told[_TOLD:])
 
 
-def _first(words: str) -> str:
+def first_words(words: str) -> str:
+    """The first line of them."""
     return words.strip().split("\n")[0]

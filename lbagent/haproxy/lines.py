@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from lbagent.haproxy.server import endpoint
+from lbagent.haproxy.server import endpoint, is_drained
 from lbagent.names import IPV4, NAME, SERVICE, canonical_address
 from lbagent.tuples import NamedTuple
 
@@ -17,11 +17,11 @@ _PORT = r"(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-
 _OF_SERVER = rf"server[ \t]+{_NAMED}[ \t]+"
 SERVER_HEAD = re.compile(rf"{_OF_SERVER}{IPV4}:{_PORT}")
 """The beginning of a managed line that has an IPv4 address: `server NAME ADDRESS:PORT`."""
-_REST = rf"[ \t](?:[\t -\"$-~]*[ \t])?# lbagent role={NAME.pattern}"
+_REST = rf"[ \t](?:[\t -\"$-~]*[ \t])?# lbagent (?:paused )?role={NAME.pattern}"
 _SERVER = re.compile(rf"{_OF_SERVER}{IPV4}:{_PORT}({_REST})")
 _SERVER_V6 = re.compile(rf"{_OF_SERVER}\[([0-9a-f:.]+)\]:{_PORT}({_REST})")
 _SHOWN = 1000
-_ROLE = re.compile(rf"# lbagent role={NAME.pattern}")
+_ROLE = re.compile(rf"# lbagent (?:paused )?role={NAME.pattern}")
 _NUMBER = re.compile("[0-9]{1,9}")
 _COMMENT = re.compile(r"#[ \t]*lbagent(?:[ \t]*$|[ \t]+(?:\w+[ \t]*=|role|paused)).*", re.IGNORECASE)
 
@@ -37,7 +37,7 @@ class Marker(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A managed line: a server, or the comment that stands for a paused one."""
+    """A managed line: a server, or the comment of a paused node."""
 
     at: int
     marker: int
@@ -47,8 +47,13 @@ class Line(NamedTuple):
 
     @property
     def pauses(self) -> bool:
-        """Whether it is the comment that stands for a paused node."""
+        """Whether it is the comment of a paused node, which has no server."""
         return self.text.startswith("#")
+
+    @property
+    def paused(self) -> bool:
+        """Whether its node is paused: it has only this comment, or drains."""
+        return self.pauses or is_drained(self.text)
 
     @property
     def name(self) -> str:

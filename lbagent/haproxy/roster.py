@@ -13,7 +13,7 @@ Lines = Mapping[Key, str]
 
 NAME = re.compile("[A-Za-z0-9_.:-]+")
 """What HAProxy lets proxies and servers be called; whatever else may stand in the file is never said."""
-_OURS = " # lbagent role="
+_OURS = " # lbagent "
 
 
 def target(key: Key) -> str:

@@ -30,6 +30,8 @@ class Command(NamedTuple):
     by: str = ""
     """The load balancer at which an operator typed it: what the sender says, no more."""
     force: bool = False
+    lasting: int | None = None
+    """Seconds from when it was sent, where it says `for=` and not `until=`."""
 
 
 class Malformed(NamedTuple):
@@ -52,13 +54,20 @@ def command(raw: Raw, text: str) -> Command | Malformed:
     plain = plain[:-1] if force else plain
     if not plain or len(plain) > 3 or not all(map(NAME.fullmatch, senders[:1])):  # noqa: PLR2004  # NAME, ADDRESS, ROLE
         return Malformed(f"{verb}: the payload {text[:80]!r} is not NAME [ADDRESS] [ROLE] [for=2h] [reason=…]")
-    until = _until(times, raw.at // 1000)
-    if isinstance(until, str):
-        return Malformed(f"{verb}: {until}")
+    now = raw.at // 1000
+    found = _end(times)
+    if isinstance(found, str):
+        return Malformed(f"{verb}: {found}")
+    until, lasting = found
+    if until is not None and until <= now and raw.kind != USER:
+        # Serf replays user events: what has ended since is worth knowing. Queries and typed commands come at once.
+        return Malformed(f"{verb}: {times[0]!r} is past here, by {now - until} s: see the clocks")
     address = canonical_address(plain[1]) if len(plain) > 1 else None
     # Old enough to be taken for a replay is only what is the same to the letter.
     digest = _checksum(f"{raw.name} {text}")
-    return Command(verb, raw.kind, raw.ltime, plain[0], address, until, reason, digest, "".join(senders[:1]), force)
+    end = until if lasting is None else now + lasting
+    by = "".join(senders[:1])
+    return Command(verb, raw.kind, raw.ltime, plain[0], address, end, reason, digest, by, force, lasting)
 
 
 def duration(text: str) -> int | None:
@@ -76,18 +85,19 @@ def _split_reason(words: list[str]) -> tuple[list[str], str]:
     return words[:at], printable(reason)
 
 
-def _until(words: list[str], now: int) -> int | str | None:
+def _end(words: list[str]) -> tuple[int | None, int | None] | str:
+    """The moment in `until=` (epoch seconds) and the seconds in `for=`, or why there is neither."""
     if len(words) > 1:
         return f"{words[1]!r} after {words[0]!r}: give one of until= and for="
     for word in words:
         key, _, value = word.partition("=")
         if key == "until" and value.isascii() and value.isdigit() and len(value) <= _EPOCH_DIGITS:
-            return int(value) if int(value) > now else f"{word!r} is past here, by {now - int(value)} s: see the clocks"
+            return int(value), None
         seconds = duration(value) if key == "for" else None
         if not seconds:
             return f"{word[:40]!r} is not until=EPOCH or for=90s, 15m, 2h, 7d"
-        return now + seconds
-    return None
+        return None, seconds
+    return None, None
 
 
 def _checksum(text: str) -> str:

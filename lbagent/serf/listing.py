@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
 
-from lbagent.names import NAME, canonical_address
+from lbagent.names import NAME, canonical_address, role_names
 from lbagent.tuples import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -59,12 +59,16 @@ def listing(said: str) -> Listing:
     members: list[Listed] = []
     refused: list[str] = []
     strays: dict[str, str] = {}
-    rows = [_table(row) for row in _within(said, "members") or ()]
+    found_rows = _answer(said).get("members", ())
+    if not isinstance(found_rows, list | None):
+        msg = f"`members` is {str(found_rows)[:40]!r} and not a list"
+        raise ValueError(msg)  # noqa: TRY004  # as in _table
+    rows = [_table(row) for row in found_rows or ()]
     for row in rows:
         found = _listed(row)
         if isinstance(found, str):
             refused.append(f"serf members: {found}")
-            strays[_text(row, "name")] = _text(_table(row.get("tags") or {}), "role")
+            strays[_text(row, "name")] = _text(_table(row.get("tags")), "role")
         else:
             members.append(found)
     return Listing(tuple(members), frozenset(_text(row, "name") for row in rows), tuple(refused), strays)
@@ -72,10 +76,14 @@ def listing(said: str) -> Listing:
 
 def info(said: str) -> Info:
     """The answer of `serf info -format=json`. Raises ValueError where it is none."""
-    serf, tags = _table(_within(said, "serf")), _table(_within(said, "tags"))
+    answer = _answer(said)
+    serf, tags = _table(answer.get("serf")), _table(answer.get("tags"))
     clocks = {clock: int(_text(serf, key)) for clock, key in _CLOCKS.items() if key in serf}
-    handlers = {str(kind): str(command) for kind, command in _table(_within(said, "event_handlers")).items()}
-    name = _text(_table(_within(said, "agent")), "name")
+    handlers = {str(kind): str(command) for kind, command in _table(answer.get("event_handlers")).items()}
+    name = _text(_table(answer.get("agent")), "name")
+    if not name:
+        msg = "the agent has no name"
+        raise ValueError(msg)
     return Info(name, _text(tags, "role"), _text(serf, "encrypted") == "true", clocks, handlers)
 
 
@@ -92,17 +100,24 @@ def answers(said: str, nodes: Collection[str]) -> dict[str, str]:
 
 def others(listed: Listing, myself: Info) -> tuple[Listed, ...]:
     """The other load balancers: the members with this agent's own role, `lb` where it has none."""
-    role = myself.role or _LB
-    return tuple(one for one in listed.members if one.role == role and one.name != myself.name and one.status != "left")
+    role = _first(myself)
+    peers = (one for one in listed.members if role in role_names(one.role))
+    return tuple(one for one in peers if one.name != myself.name and one.status != "left")
 
 
 def unreachable(listed: Listing, myself: Info) -> tuple[str, ...]:
     """Load balancers of a name or address with which nobody can ask them."""
-    return tuple(name for name, role in listed.strays.items() if role == (myself.role or _LB) and name != myself.name)
+    mine = _first(myself)
+    return tuple(name for name, role in listed.strays.items() if mine in role_names(role) and name != myself.name)
+
+
+def _first(myself: Info) -> str:
+    """The role by which load balancers know each other: the first of this agent's tag."""
+    return next(iter(role_names(myself.role)), _LB)
 
 
 def _listed(row: Mapping[str, Any]) -> Listed | str:
-    name, tags = _text(row, "name"), _table(row.get("tags") or {})
+    name, tags = _text(row, "name"), _table(row.get("tags"))
     if not NAME.fullmatch(name):
         return f"node name {name[:80]!r} is not {NAME.pattern}"
     # "10.0.0.5:7946" or "[fd00::5]:7946": the gossip port is none of ours.
@@ -110,22 +125,34 @@ def _listed(row: Mapping[str, Any]) -> Listed | str:
     address = canonical_address(given.rpartition(":")[0].strip("[]"))
     if address is None:
         return f"node {name}: {given[:60]!r} is not an IP address and a port"
-    texts = {str(tag): str(value) for tag, value in tags.items() if tag != "role"}
+    texts = {tag: _text(tags, tag) for tag in tags if tag != "role"}
     return Listed(name, address, _text(tags, "role"), texts, _text(row, "status"))
 
 
-def _within(said: str, key: str) -> Any:  # noqa: ANN401  # what JSON held, until looked at
-    return _table(json.loads(said)).get(key)
+def _answer(said: str) -> Mapping[str, Any]:
+    try:
+        found = json.loads(said)
+    except RecursionError as error:
+        msg = "JSON that is nested too deeply"
+        raise ValueError(msg) from error
+    if not isinstance(found, dict):
+        msg = f"{said[:40]!r} is not names and values"
+        raise ValueError(msg)  # noqa: TRY004  # as in _table
+    return found
 
 
 def _table(value: Any) -> Mapping[str, Any]:  # noqa: ANN401  # as above
     if value is None:
         return {}
     if not isinstance(value, dict):
-        msg = f"{str(value)[:40]!r} stands where names and values should"
+        msg = f"{str(value)[:40]!r} is where names and values should be"
         raise ValueError(msg)  # noqa: TRY004  # for the caller, all of it is one: not an answer of Serf
     return value
 
 
 def _text(row: Mapping[str, Any], key: str) -> str:
-    return str(row.get(key, ""))
+    value = row.get(key, "")
+    if not isinstance(value, str):
+        msg = f"{key!r} is {str(value)[:40]!r} and not text"
+        raise ValueError(msg)  # noqa: TRY004  # as in _table
+    return value
