@@ -644,3 +644,43 @@ def test_a_disk_that_is_nearly_full_is_told() -> None:
 
     assert found is not None
     assert told([found]) == ["warning disk: /var: 16383 KiB are free: make room: what cannot be stored is lost"]
+
+
+NEARLY = [
+    ("#additional-lb-iis-server", "lb-iis"),
+    ("# additional-lb-iis-server # mine", "lb-iis"),
+    ("# ADDITIONAL-LB-IIS-SERVER", "lb-iis"),
+    ("#\tadditional_lb-iis-server", "lb-iis"),
+    ("# additional-monitor-ii-server x", "monitor-iis"),
+]
+
+
+@pytest.mark.parametrize(("text", "meant"), NEARLY)
+def test_what_is_nearly_a_marker_is_told_with_the_one_that_is_meant(text: str, meant: str) -> None:
+    roles = reading("services: {iis: {port: 80}}\nroles: {web: {lb: [iis], monitor: [iis]}}\n")
+    found = [one.words for one in markers.judge(Document([("a.cfg", f"listen l\n    {text}\n")]), roles)]
+
+    fix = f"write '# additional-{meant}-server', and nothing else in that line"
+    assert f"marker-nearly: a.cfg:2: {text!r} is not a marker, though nearly: {fix}" in found
+
+
+def test_the_nearest_marker_is_one_of_the_same_section() -> None:
+    roles = reading("services: {iis: {port: 80}, is: {port: 81}}\nroles: {web: {lb: [is], monitor: [iis]}}\n")
+    text = "listen l\n    # additional-monitor-is-server\n"
+    found = [one.words for one in markers.judge(Document([("a.cfg", text)]), roles) if one.kind == "marker-unknown"]
+
+    assert [one.endswith("(section monitor, service iis) is the nearest that is known") for one in found] == [True]
+
+
+@pytest.mark.parametrize(("second", "told"), [("a", 1), ("b", 0)])
+def test_two_servers_with_one_cookie_are_told(second: str, told: int) -> None:
+    lines = (
+        f"    server web01.{one} 10.0.0.1:8{at} cookie {c} # lbagent role=web\n"
+        for at, (one, c) in enumerate((("x", "a"), ("y", second)), 1)
+    )
+    found = [one.words for one in markers.cookies(Document([("a.cfg", f"listen l\n{''.join(lines)}")]))]
+
+    assert len(found) == told
+    assert all(
+        one.startswith("cookie: a.cfg:1: web01.x and web01.y in listen l have the same cookie 'a'") for one in found
+    )

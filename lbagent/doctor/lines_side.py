@@ -124,6 +124,8 @@ class LinesSide:
             self._hidden |= isinstance(hindered, PermissionError)
             return
         yield from markers.notes(document, self._prospect.notes)
+        if self._prospect.plan is not None:
+            yield from markers.cookies(document.reread(self._prospect.plan.after))
 
     def process(self) -> Iterator[Finding]:
         """The HAProxy that runs."""

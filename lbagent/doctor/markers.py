@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 
 from lbagent.doctor import migration
 from lbagent.doctor.finding import Finding, Kind, enumerated, error, ok, warning
-from lbagent.haproxy.lines import Marker
+from lbagent.haproxy.lines import HandWritten, Line, Marker
 from lbagent.haproxy.text import Document, Proxy
+from lbagent.haproxy.words import cut
 from lbagent.names import counted
 from lbagent.plan import doubled
 from lbagent.roles import Roles
@@ -63,6 +64,23 @@ def notes(document: Document, said: Sequence[str]) -> Iterator[Finding]:
             yield _by_hand(document, note)
         else:
             yield warning(Kind.NODE, "", note, "mend the node's tags or address, or roles.yml")
+
+
+def cookies(document: Document) -> Iterator[Finding]:
+    """Servers of one proxy that have the same cookie, in the text that is to come."""
+    for proxy in document.proxies:
+        seen: dict[str, tuple[str, int]] = {}
+        lines: list[Line | HandWritten] = [*proxy.managed, *proxy.hand_written]
+        for line in lines:
+            words = [] if line.text.startswith("#") else cut(line.text).words
+            if "cookie" not in words[3:-1]:
+                continue
+            value = words[words.index("cookie", 3) + 1]
+            name, first = seen.setdefault(value, (line.name, line.at))
+            if name != line.name and not document.apart(first, line.at):
+                what = f"{name} and {line.name} in {proxy} have the same cookie {value!r}"
+                fix = "give each service a cookie of its own in its options, as in `cookie {server}`"
+                yield warning(Kind.COOKIE, document.where(proxy.start), what, fix)
 
 
 def _by_hand(document: Document, note: str) -> Finding:
