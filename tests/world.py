@@ -356,14 +356,14 @@ def _event(kind: str, env: dict[str, str]) -> dict[str, str]:
 class Haproxy:
     """A real HAProxy on the haproxy.cfg of `lb`: "-W" with a master, "-D" without."""
 
-    def __init__(self, lb: Lb, mode: str = "-W", config: Sequence[str] = ()) -> None:
-        """Nothing runs before the `with`; `config` is what stands after `-f`, by default haproxy.cfg."""
-        self.lb, self.mode, self.config = lb, mode, config or (str(lb.cfg),)
+    def __init__(self, lb: Lb, mode: str = "-W", config: Sequence[str] = (), more: Sequence[str] = ()) -> None:
+        """Nothing runs before the `with`; `config` is what follows `-f`, by default haproxy.cfg, `more` other words."""
+        self.lb, self.mode, self.config, self.more = lb, mode, config or (str(lb.cfg),), more
         self.pidfile, self.log = lb.folder / "haproxy.pid", lb.folder / "haproxy.log"
         self._master: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        argv = [str(self.lb.bin / "haproxy"), self.mode, "-p", str(self.pidfile)]
+        argv = [str(self.lb.bin / "haproxy"), *self.mode.split(), "-p", str(self.pidfile), *self.more]
         argv += [word for path in self.config for word in ("-f", path)]
         try:
             with self.log.open("wb") as log:
@@ -467,7 +467,10 @@ class Haproxy:
         if self._master and self._master.poll() is not None:
             raise RuntimeError(self.log.read_text())
         with contextlib.suppress(OSError):
-            return "Pid: " in self.ask("show info")
+            if f"stats socket {self.lb.socket}".encode() in self.lb.text:
+                return "Pid: " in self.ask("show info")
+            socket.create_connection(("127.0.0.1", self.lb.front), 5).close()
+            return True
         return False
 
     def _pids(self) -> list[int]:

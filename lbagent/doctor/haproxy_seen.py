@@ -13,7 +13,7 @@ from lbagent.errors import TryAgain
 from lbagent.haproxy import process, runtime
 from lbagent.haproxy.acceptance import checked
 from lbagent.haproxy.process import Running
-from lbagent.haproxy.successor import successor
+from lbagent.haproxy.reload import successor
 from lbagent.host import commands, processes
 from lbagent.roles import HaproxySettings
 
@@ -41,6 +41,9 @@ def verdict(paths: Sequence[str], settings: HaproxySettings, running: Running | 
     if result.status is None:
         what = f"`haproxy -c` did not end within `haproxy.timeout`, {settings.timeout:g} s"
         yield error(Kind.TIME_LIMIT, "", what, "make `haproxy.timeout` in roles.yml longer")
+    elif result.was_killed:
+        what = f"`haproxy -c` {result.ending}: whether HAProxy accepts it is not known"
+        yield error(Kind.HAPROXY_CFG, paths[0], what, "give this machine more memory, or see why")
     else:
         yield from said.checked(Checked(result.good, result.words, took, settings.timeout), paths[0])
 
@@ -104,7 +107,8 @@ def _none() -> Finding:
         what, fix = "no HAProxy runs this haproxy.cfg: lines are written, and nobody serves them", "start it"
     else:
         what, fix = "whether HAProxy runs cannot be looked at: processes of others are hidden", "run this as root"
-    return warning(Kind.PROCESS, "", what, fix)
+        return warning(Kind.PROCESS, "", what, fix)
+    return error(Kind.PROCESS, "", what, fix)
 
 
 def _parted(words: str) -> tuple[str, str]:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 
 from lbagent.errors import TryAgain
 from lbagent.haproxy.process import Running
 from lbagent.host import commands
-from lbagent.host.commands import Finished
+from lbagent.host.commands import Finished, brief
 
 _WITHOUT_CA = os.path.join(os.path.dirname(__file__), "without-ca.cfg")
 _PLAIN = (b"httpclient", b"HAPROXY_CFGFILES")
 """Words in a text that means what it says only where nothing stands before it."""
+
+_SUMMARY = re.compile(r"Error\(s\) found in configuration|Fatal errors found in configuration|\[\S+\(\)\]")
+"""An alert that follows the reason; in brackets is the function of HAProxy that gives up."""
+
+_PLACE = "parsing ["
+_WARNINGS = 3
 
 _QUOTES = b"\"'\\"
 """What may stand in the midst of a word and be no part of it."""
@@ -31,6 +38,34 @@ def checked(paths: Sequence[str], timeout: float, running: Running | None) -> Fi
         return _checked(paths, timeout, running)
     except OSError as error:
         raise TryAgain(f"haproxy -c cannot be run: {error.strerror}: {error.filename}") from error
+
+
+def alert(output: str) -> str:
+    """The first complaint in what HAProxy printed or logged, cut to a line; nothing where it has none.
+
+    [ALERT]    (4041) : config : parsing [/etc/haproxy/haproxy.cfg:12]: unknown keyword …
+    """
+    found = [(kind[1:6], words) for kind, words in map(_complaint, output.splitlines()) if words]
+    alerts = [words for kind, words in found if kind == "ALERT"]
+    reasons = [words for words in alerts if not _SUMMARY.match(words)]
+    if alerts and not reasons:
+        # HAProxy 3.1 and later give some reasons in a warning.
+        warnings = [words for kind, words in found if kind == "WARNI" and _PLACE in words]
+        reasons = ["; ".join(warnings[:_WARNINGS])] if warnings else alerts
+    return brief(reasons[0]) if reasons else ""
+
+
+def reason(output: str) -> str:
+    """The first complaint of HAProxy, or the last line of what another program printed; cut to a line."""
+    if found := alert(output):
+        return found
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    return brief(lines[-1]) if lines else "without a word"
+
+
+def _complaint(line: str) -> tuple[str, str]:
+    kind, _, words = line.strip().partition(") : ")
+    return (kind, words.removeprefix("config : ")) if kind.startswith("[") else ("", "")
 
 
 def environ(running: Running | None) -> Mapping[str, str]:
