@@ -220,7 +220,7 @@ def test_without_a_path_no_program_of_the_working_directory_is_run(lb: Lb, tmp_p
 REFUSING = 'echo "[ALERT]    (1) : config : parsing [x.cfg:3]: unknown keyword" >&2; exit 1'
 
 
-@pytest.mark.parametrize("script", [REFUSING, "kill -9 $$", "exit 2"], ids=["refusing", "killed", "no-listener"])
+@pytest.mark.parametrize("script", [REFUSING, "exit 2"], ids=["refusing", "no-listener"])
 def test_haproxy_that_refuses_everything_replaces_nothing(lb: Lb, script: str) -> None:
     operator = lb.text
     lb.join(WEB1)
@@ -235,6 +235,40 @@ def test_haproxy_that_refuses_everything_replaces_nothing(lb: Lb, script: str) -
     haproxy_again(lb)
     assert lb.join(WEB3).returncode == 0
     assert caught_up(lb, operator, 1, 2, 3)
+
+
+@pytest.mark.parametrize("script", ["kill -9 $$", "kill -ABRT $$", "exit 137", 'sh -c "kill -9 \\$\\$"'])
+def test_haproxy_c_that_is_killed_blames_nobody_and_replaces_nothing(lb: Lb, script: str) -> None:
+    operator = lb.text
+    lb.join(WEB1)
+    before = lb.text
+    instead_of_haproxy(lb, script)
+
+    done, planned = lb.join(WEB2), lb.run("apply")
+
+    assert (done.returncode, planned.returncode) == (75, 75)
+    assert one_line(done).startswith("haproxy -c was killed by signal ")
+    assert (lb.text, lb.staged()) == (before, [])
+    assert {name: one["quarantine"] for name, one in lb.members().items()} == {"web1": None, "web2": None}
+    assert b"was killed by signal" in lb.run("check").stdout
+    haproxy_again(lb)
+    assert lb.join(WEB3).returncode == 0
+    assert caught_up(lb, operator, 1, 2, 3)
+
+
+def test_haproxy_c_that_is_killed_while_the_culprit_is_looked_for_blames_nobody(lb: Lb) -> None:
+    before = lb.text
+    instead_of_haproxy(
+        lb,
+        f"echo >>{lb.folder}/asked; [ $(wc -l <{lb.folder}/asked) -le 2 ] || kill -9 $$\n"
+        'echo "[ALERT]    (1) : config : parsing [x.cfg:3]: unknown keyword" >&2; exit 1',
+    )
+
+    done = lb.join(WEB1, WEB2)
+
+    assert done.returncode == 75
+    assert (lb.text, lb.staged()) == (before, [])
+    assert {one["quarantine"] for one in lb.members().values()} == {None}
 
 
 def test_haproxy_c_that_hangs_is_ended_with_all_it_started(lb: Lb) -> None:

@@ -220,7 +220,7 @@ def test_a_worker_that_cannot_change_its_root_is_a_failed_reload(version: str, s
 @pytest.mark.parametrize("stats", [True, False], ids=["with stats", "no stats"])
 @pytest.mark.parametrize("version", [one for one, number in VERSIONS.items() if number < (3, 1)])
 def test_a_worker_that_dies_as_soon_as_it_serves_is_not_confirmed(version: str, stats: bool) -> None:  # noqa: FBT001
-    with Way(version, "-W", stats, master=False).running() as (lb, haproxy):
+    with Way(version, "-W", stats, master=False).running() as (lb, _):
         lb.join(WEB01)
         lb.text = lb.text.replace(b"global\n", b"global\n    chroot /no/such/folder\n")
 

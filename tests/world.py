@@ -413,17 +413,24 @@ class Haproxy:
     def reloads(self) -> tuple[int, int]:
         """How many reloads the master has tried, and how many of the last ones failed in a row."""
 
-        def said() -> dict[str, str]:
-            environ = Path(f"/proc/{self.pid}/environ").read_bytes().split(b"\0")
-            pairs = dict(word.decode("utf-8", "replace").partition("=")[::2] for word in environ)
-            if pairs.get("HAPROXY_MWORKER_WAIT_ONLY") != "1" and "HAPROXY_PROCESSES" in pairs:
-                return {}  # in the midst of a reload
-            rows = (row.split(";") for row in pairs.get("HAPROXY_PROCESSES", "").split("|"))
-            fields = (dict(field.partition("=")[::2] for field in row) for row in rows)
-            return next((row for row in fields if row.get("type") == "m"), {"reloads": "0", "failedreloads": "0"})
+        def read() -> tuple[int, int] | None:
+            if _holds_back(self.pid, signal.SIGUSR2):
+                return None  # in the midst of a reload
+            environ = Path(f"/proc/{self.pid}/environ").read_bytes().decode("utf-8", "replace").split("\0")
+            said = dict(word.partition("=")[::2] for word in environ)
+            rows = said.get("HAPROXY_PROCESSES", "").split("|")[1:]
+            fields = [dict(field.partition("=")[::2] for field in row.split(";")) for row in rows]
+            master = next((row for row in fields if row["type"] == "m"), {"reloads": "0", "failedreloads": "0"})
+            failed = int(master["failedreloads"])
+            if "HAPROXY_MWORKER_WAIT_ONLY" not in said:
+                # Since 3.1 this is written before the outcome is known: the newest worker has outlived that many.
+                newest = str(max(self.workers(), default=0))
+                failed = next((int(row["reloads"]) for row in fields if row["pid"] == newest), 0)
+            return int(master["reloads"]), failed
 
-        row = eventually(said)
-        return int(row["reloads"]), int(row["failedreloads"])
+        found = eventually(read)
+        assert found
+        return found
 
     def ask(self, command: str) -> str:
         """What HAProxy says on its stats socket."""
@@ -475,6 +482,12 @@ class Haproxy:
 
     def _pids(self) -> list[int]:
         return sorted(_running(str(self.pidfile)))
+
+
+def _holds_back(pid: int, number: signal.Signals) -> bool:
+    """Whether the process blocks this signal, or has not handled one yet."""
+    status = dict(line.partition(":\t")[::2] for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return any(int(status[mask], 16) >> (number - 1) & 1 for mask in ("SigBlk", "SigPnd", "ShdPnd"))
 
 
 def _running(pidfile: str) -> Iterator[int]:
@@ -559,7 +572,7 @@ class Backend:
 class SerfAgent:
     """A real Serf agent with ports of its own; `handler` is its event handler, run in `env`."""
 
-    def __init__(  # noqa: PLR0913  # what an agent is started with
+    def __init__(  # what an agent is started with
         self,
         name: str,
         address: str,
