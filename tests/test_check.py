@@ -386,7 +386,7 @@ def test_a_haproxy_cfg_that_is_not_there_is_an_error(lb: Lb) -> None:
 
 # --- HAProxy --------------------------------------------------------------------------------------------------------
 
-NONE = "warning process: no HAProxy runs this haproxy.cfg: lines are written, and nobody serves them: start it"
+NONE = "error process: no HAProxy runs this haproxy.cfg: lines are written, and nobody serves them: start it"
 
 
 def test_a_haproxy_that_does_not_run_is_told(lb: Lb) -> None:

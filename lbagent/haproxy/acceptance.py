@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from lbagent.errors import TryAgain
 from lbagent.haproxy.process import Running
 from lbagent.host import commands
-from lbagent.host.commands import Finished, brief
+from lbagent.host.commands import Finished
+from lbagent.names import brief
 
 _WITHOUT_CA = os.path.join(os.path.dirname(__file__), "without-ca.cfg")
 _PLAIN = (b"httpclient", b"HAPROXY_CFGFILES")

@@ -60,11 +60,6 @@ class Finished(NamedTuple):
         return f"was killed by signal {number}{hint}"
 
 
-def brief(words: str, limit: int = 500) -> str:
-    """`words` cut to at most so many characters: what a command prints may have any size."""
-    return words if len(words) <= limit else f"{words[: limit - 2]} …"
-
-
 def found(program: str) -> str:
     """The path of a program, also where an init script left PATH short. Raises FileNotFoundError."""
     # A relative word of PATH, an empty one too, means the folder Serf was started in: nobody's choice.

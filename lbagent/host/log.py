@@ -8,6 +8,9 @@ from __future__ import annotations
 import sys
 import syslog
 
+_LIMIT = 4000
+"""Characters of a line: what other programs print may have any size."""
+
 
 class Log:
     """Lines of text, each said once on stderr and once in the log."""
@@ -33,9 +36,9 @@ class Log:
 
     def _say(self, priority: int, words: str, *, shown: bool) -> None:
         # Foreign names may hold escape sequences and line ends.
-        from lbagent.names import printable  # noqa: PLC0415  # most events that are only stored have nothing to say
+        from lbagent.names import brief, printable  # noqa: PLC0415  # most events that are only stored have nothing to say
 
-        line = printable(words)
+        line = printable(brief(words, _LIMIT))
         if shown and not self.silent:
             print(f"lbagent: {line}", file=sys.stderr)
         syslog.syslog(priority, line)
