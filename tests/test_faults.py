@@ -25,6 +25,7 @@ from tests.faults import (
     instead_of_haproxy,
     left_running,
     lines,
+    mounted,
     one_line,
     read_only,
     records,
@@ -156,6 +157,25 @@ def test_read_only_haproxy_cfg_keeps_the_event_and_says_where(tmp_path: Path) ->
     assert one_line(done).endswith(": Read-only file system")
     assert tree(lb.etc) == before
     assert sorted(lb.members()) == ["web1", "web2"]
+    assert lb.join(WEB3).returncode == 0
+    assert caught_up(lb, operator, 1, 2, 3)
+
+
+def test_haproxy_cfg_that_is_a_mount_point_is_left_alone_and_said_so(lb: Lb) -> None:
+    operator, host = lb.text, lb.folder / "host.cfg"
+    lb.join(WEB1)
+    before = lb.text
+    host.write_bytes(before)
+    with mounted(host, lb.cfg):
+        done, check = lb.join(WEB2), lb.run("check").stdout.decode()
+
+        assert done.returncode == 1
+        assert one_line(done) == f"{lb.cfg}: is a mount point of its own; mount its folder instead"
+        assert (lb.text, lb.staged()) == (before, [])
+        assert (
+            f"error    haproxy-cfg: {lb.cfg}: the file is a mount point of its own, so it cannot be replaced"
+            ": mount its folder instead\n"
+        ) in check
     assert lb.join(WEB3).returncode == 0
     assert caught_up(lb, operator, 1, 2, 3)
 

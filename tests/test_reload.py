@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import signal
@@ -10,10 +11,11 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from lbagent.haproxy import process
+from lbagent.haproxy import process, reload
 from lbagent.host import processes
 from tests.world import CONFIG, RELOADING, Haproxy, Lb, binaries, eventually, member
 
@@ -228,3 +230,142 @@ def test_a_worker_that_dies_as_soon_as_it_serves_is_not_confirmed(version: str, 
 
         assert ended.returncode in (5, 75)
         assert outcomes(lb)[-1] in ("put back", "not confirmed")
+
+
+# How HAProxy is asked, and where its reason is found.
+
+
+@pytest.mark.parametrize("form", ["-S {0}", "-S unix@{0},mode,600", "-S {0},level,operator", "-S {0}.gone"])
+@pytest.mark.parametrize("version", list(VERSIONS))
+def test_a_reload_is_made_and_confirmed_whatever_becomes_of_the_master_cli(version: str, form: str) -> None:
+    with Lb(roles=RELOADING, binary=binaries()[version]) as lb:
+        words = form.format(lb.folder / "master.sock").split()
+        with Haproxy(lb, more=words) as haproxy:
+            if form.endswith(".gone"):
+                Path(words[1]).unlink()
+
+            ended = lb.join(WEB01)
+
+            assert (ended.returncode, ended.stderr) == (0, b"")
+            assert (haproxy.reloads(), list(haproxy.servers())) == ((1, 0), ["web01"])
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("haproxy -W -f a.cfg -S /run/master.sock", ["/run/master.sock"]),
+        ("haproxy -W -S/run/master.sock,mode,600 -f a.cfg", ["/run/master.sock"]),
+        ("haproxy -W -S /run/master.sock,mode,600,level,operator", ["/run/master.sock"]),
+        ("haproxy -W -S 127.0.0.1:9999", ["127.0.0.1:9999"]),
+        ("haproxy -W -S abns@master", ["abns@master"]),
+        ("haproxy -W -S fd@3", []),
+        ("haproxy -W -f a.cfg -sf 12 13", ["/run/env.sock", "ipv4@127.0.0.1:99"]),
+        ("haproxy -W -S", []),
+    ],
+)
+def test_the_master_cli_is_found_on_the_command_line_or_in_the_environment(line: str, found: list[str]) -> None:
+    environ = {**os.environ, "HAPROXY_MASTER_CLI": "unix@/run/env.sock;ipv4@127.0.0.1:99;sockpair@5"}
+    argv = ["sh", "-c", "read -r _", *line.split()[1:]]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, env=environ) as shell:
+        eventually(lambda: b"read" in Path(f"/proc/{shell.pid}/cmdline").read_bytes())
+        master = processes.process(shell.pid)
+        assert master
+
+        assert reload.master_cli(master) == found
+        shell.communicate(b"\n")
+
+
+@pytest.mark.parametrize("version", list(VERSIONS))
+def test_the_reason_is_found_where_haproxy_tells_it_nobody(version: str) -> None:
+    with Way(version, "-W", stats=True, master=False).running() as (lb, haproxy), occupied() as port:
+        lb.join(WEB01)
+        # As with a master that has become a daemon: what it complains of is lost.
+        haproxy.log.unlink()
+        haproxy.log.symlink_to("/dev/null")
+        haproxy.stop()
+        with haproxy:
+            lb.text = saved = with_bind(lb.text, port)
+            line = saved.decode().split("\n").index(f"    bind 127.0.0.1:{port}") + 2  # below the line that goes back
+
+            ended = lb.join(WEB02)
+
+            assert ended.returncode == 5
+            assert ended.stderr.decode() == (
+                "lbagent: the reload failed, the old worker goes on: "
+                f"{lb.cfg}:{line}: cannot bind socket (Address already in use) for [127.0.0.1:{port}]: "
+                f"{Path('/proc/self/comm').read_text().strip()} (pid {os.getpid()}) listens there"
+                f"; the previous managed lines are back in {lb.cfg}\n"
+            )
+
+
+@pytest.mark.parametrize("version", list(VERSIONS))
+def test_a_command_that_says_it_went_well_is_not_believed(version: str) -> None:
+    for_usr2 = RELOADING.replace(
+        "  timeout:", "  reload: [sh, -c, 'kill -USR2 $(cat {folder}/haproxy.pid)']\n  timeout:"
+    )
+    with Lb(roles=for_usr2, binary=binaries()[version]) as lb, Haproxy(lb) as haproxy, occupied() as port:
+        good, ended = lb.text, lb.join(WEB01)
+        assert (ended.returncode, haproxy.reloads()) == (0, (1, 0))
+        lb.text = saved = with_bind(lb.text, port)
+
+        failed = lb.join(WEB02)
+
+        assert failed.returncode == 5
+        assert f"127.0.0.1:{port}".encode() in failed.stderr
+        assert lb.text == saved != good
+
+
+@pytest.mark.parametrize("version", list(VERSIONS))
+def test_a_command_that_restarts_haproxy_is_confirmed(version: str) -> None:
+    again = RELOADING.replace("  timeout:", "  reload: [sh, {folder}/restart.sh]\n  timeout:")
+    with Lb(roles=again, binary=binaries()[version]) as lb, Haproxy(lb) as haproxy:
+        start = f"setsid {lb.bin}/haproxy -W -p {haproxy.pidfile} -f {lb.cfg} >{lb.folder}/second.log 2>&1 </dev/null &"
+        stop = "kill $pid; while kill -0 $pid; do sleep 0.02; done"
+        (lb.folder / "restart.sh").write_text(f"pid=$(cat {haproxy.pidfile})\n{stop}\n{start}\n")
+        first = haproxy.worker()
+        with contextlib.ExitStack() as stack:
+            stack.callback(lambda: stop_all(haproxy))
+
+            with lb.start_handle("member-join", WEB01) as ours:
+                eventually(lambda: haproxy._master is None or haproxy._master.poll() is not None)
+                ours.communicate()
+
+            assert ours.returncode == 0
+            assert confirmed(lb) == haproxy.worker() != first
+
+
+def stop_all(haproxy: Haproxy) -> None:
+    """End the HAProxy that a command has started, too."""
+    with contextlib.suppress(OSError, ValueError):
+        os.kill(int(haproxy.pidfile.read_text()), signal.SIGTERM)
+
+
+# A failed reload is not tried again with every event.
+
+
+def test_a_failed_reload_is_tried_again_after_one_two_four_and_at_most_thirty_minutes() -> None:
+    tries = RELOADING.replace("  timeout:", "  reload: [sh, -c, 'echo x >>{folder}/tries; exit 1']\n  timeout:")
+    with Lb(roles=RELOADING) as lb, Haproxy(lb):
+        lb.join(WEB01)
+        lb.roles.write_text(lb.filled(tries))
+        path, waits = lb.state / "served.json", []
+
+        def asked() -> int:
+            return len((lb.folder / "tries").read_text().splitlines())
+
+        assert lb.join(WEB02).returncode == 5
+        for number in range(1, 9):
+            assert asked() == number
+            for seconds in (0, *(60 * minutes for minutes in (1, 2, 4, 8, 16, 30, 31))):
+                served = json.loads(path.read_text())
+                failed_at = served["failure"]["at"]
+                path.write_text(
+                    json.dumps({**served, "failure": {**served["failure"], "at": int(time.time()) - seconds}})
+                )
+                assert lb.run("apply").returncode == 5
+                if asked() > number:
+                    waits.append(seconds // 60)
+                    break
+                assert json.loads(path.read_text())["failure"]["times"] == number, failed_at
+
+        assert waits == [1, 2, 4, 8, 16, 30, 30, 30]

@@ -32,11 +32,14 @@ def checked(paths: Sequence[str], timeout: float, running: Running | None) -> Fi
     Only the plain way refuses, in HAProxy's own words.
     """
     try:
-        if not any(word in content for content in map(_content, paths) for word in _PLAIN):
-            quick = _checked([_WITHOUT_CA, *paths], timeout, running)
+        contents = [_content(path) for path in paths]
+        # Up to 3.0, `program` is refused without a master.
+        mode = ["-W"] if running and running.is_master and any(b"program" in content for content in contents) else []
+        if not any(word in content for content in contents for word in _PLAIN):
+            quick = _checked(mode, [_WITHOUT_CA, *paths], timeout, running)
             if quick.good or quick.status is None:  # no time left for another
                 return quick
-        return _checked(paths, timeout, running)
+        return _checked(mode, paths, timeout, running)
     except OSError as error:
         raise TryAgain(f"haproxy -c cannot be run: {error.strerror}: {error.filename}") from error
 
@@ -74,8 +77,8 @@ def environ(running: Running | None) -> Mapping[str, str]:
     return (running.environ if running else {}) or _own_environ()
 
 
-def _checked(paths: Sequence[str], timeout: float, running: Running | None) -> Finished:
-    argv = ["haproxy", "-c", *(word for path in paths for word in ("-f", path))]
+def _checked(mode: Sequence[str], paths: Sequence[str], timeout: float, running: Running | None) -> Finished:
+    argv = ["haproxy", "-c", *mode, *(word for path in paths for word in ("-f", path))]
     cwd = running.main.cwd if running and running.is_master else None
     # In its folder: paths in haproxy.cfg may be relative to it.
     return commands.run(argv, timeout, cwd=cwd if cwd and os.path.isdir(cwd) else None, environ=environ(running))

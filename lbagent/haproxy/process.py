@@ -45,6 +45,11 @@ class Running(NamedTuple):
         """What it was started with, without what HAProxy sets for itself."""
         return {key: value for key, value in self.main.environ.items() if not key.startswith("HAPROXY_")}
 
+    @property
+    def is_up(self) -> bool:
+        """Whether its worker serves: a master that has just been started has none yet."""
+        return is_up(self.worker) and not (self.is_master and self.worker is self.main)
+
     def read_since(self, changed: float, size: int) -> bool:
         """Whether its worker certainly began to read a file of `size` bytes after the moment `changed`."""
         return self.worker.born > changed + _PARSING + size / 1e6
@@ -61,10 +66,11 @@ def find(config: Sequence[str], settings: Sequence[Sequence[str]], known: Runnin
     candidates = processes.named("haproxy")
     pids = {one.pid for one in candidates}
     roots = [one for one in candidates if one.parent not in pids and _serves(one, config)]
+    declared = any(words[:1] == ["master-worker"] for words in settings)
     found = []
     for root in roots:
         workers = [one for one in candidates if one.parent == root.pid]
-        is_master = bool(workers) or bool({"-W", "-Ws"} & set(root.argv))
+        is_master = bool(workers) or declared or bool({"-W", "-Ws"} & set(root.argv))
         found.append(Running(root, _serving(workers) or root, is_master, max(len(workers) - 1, 0)))
     if len(found) <= 1:
         return next(iter(found), None)

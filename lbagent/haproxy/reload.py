@@ -175,7 +175,7 @@ class Reload:
             return Worker(pid, 0) if pid and pid != answering else None
         if before is None:
             found = self._find()
-            if found is None or found.worker.named == old.worker.named or not process.is_up(found.worker):
+            if found is None or found.worker.named == old.worker.named or not found.is_up:
                 return None
             return self._confirm(found.worker)
         now = read_master(old.main)
@@ -210,7 +210,7 @@ class Reload:
     def _after_restart(self, old: Running) -> Worker | None:
         """The worker of another master: a command for the reload may have restarted HAProxy."""
         found = self._find()
-        if found is None or found.main.named == old.main.named or not process.is_up(found.worker):
+        if found is None or found.main.named == old.main.named or not found.is_up:
             return None
         return self._confirm(found.worker)
 

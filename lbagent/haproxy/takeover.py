@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from lbagent.errors import LbagentError, TryAgain
-from lbagent.haproxy import acceptance, peers, process
+from lbagent.haproxy import acceptance, health, peers, process
 from lbagent.haproxy.process import Running, Worker
 from lbagent.haproxy.reload import Reload, ReloadFailed
+from lbagent.haproxy.roster import Key
 from lbagent.host import processes
 from lbagent.roles import HaproxySettings
 
@@ -83,20 +84,25 @@ class Haproxy:
         """Whether the worker was started so late that it has read the file as it is since `changed`."""
         return self._running is not None and self._running.read_since(changed, size)
 
-    def take_over(self) -> Worker | None:
+    def take_over(self, changed: Collection[Key] = ()) -> Worker | None:
         """Reload and see a new worker; None where HAProxy is shown not to run.
 
+        Servers that were DOWN start as DOWN in it; `changed` are those whose lines are not what they were.
         Raises ReloadFailed where the reload says so, TryAgain where nobody can know.
         """
         if peers.waited_for(self._lines):
             self._running = self._found()
         if self.shown_not_to_run():
             return None
+        servers = health.read(self._lines)
+        health.write_state_file(self._lines, servers, changed)
         try:
-            return Reload(self._settings, self._lines, self._found).run(self._running)
+            worker = Reload(self._settings, self._lines, self._found).run(self._running)
         finally:
             with contextlib.suppress(TryAgain):
                 self._running = self._found()
+        health.carry(self._lines, worker, servers)
+        return worker
 
     def _found(self) -> Running | None:
         return process.find(self._settings.config, self._lines)
