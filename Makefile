@@ -1,8 +1,8 @@
-# Every command sets up what it needs on a bare Debian 12, asks nothing, and needs no root once haproxy and serf are there.
+# Every command sets up what it needs on a bare Debian, asks nothing, and needs no root once haproxy and serf are there.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint bench load long test-pair test-windows test-spark test-impala test-platform pages clean
+.PHONY: help demo test check lint bench load fuzz long test-pair test-windows test-spark test-impala test-platform pages clean
 
 export PATH := $(PATH):/usr/sbin:/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -17,7 +17,8 @@ help:  ## this list
 demo: $(VENV)/.demo  ## join, pause, reboot, resume and leave, with real Serf and HAProxy, in half a minute
 	@$(BIN)/python -m demo
 
-test: $(VENV)/.dev  ## all tests
+test: $(VENV)/.dev  ## all tests; on Debian 12 with the HAProxy of later releases too, which it fetches
+	@.ci/haproxy || true
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: lint test  ## what a change has to pass: format, lint, types, tests
@@ -36,6 +37,9 @@ load: $(VENV)/.dev  ## 1,000 changes under load, long sessions, and a burst of r
 	@$(BIN)/python -m load
 	@$(BIN)/python -m load.sessions
 	@$(BIN)/python -m load.burst
+
+fuzz: $(VENV)/.dev  ## 100,000 hostile inputs through the whole path; fifteen minutes
+	@LBAGENT_HOSTILE=100000 $(BIN)/python -m pytest -n 2 -q -s tests/test_hostile.py
 
 long: $(VENV)/.dev  ## the daemon over 100,000 events and a day of syncs; ten minutes
 	@$(BIN)/python -m load.long

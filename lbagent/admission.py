@@ -66,6 +66,8 @@ class Admission:
 
 
 def _ready(join: Join, *, up: bool) -> list[str]:
+    if join.drain:
+        return [f"set server {join.target} state drain", *([] if up else [f"set server {join.target} health down"])]
     # Who does not answer stays down until HAProxy's checks have passed; ready alone would be taken for up.
     return [*([] if up else _held(join)), f"set server {join.target} state ready"]
 

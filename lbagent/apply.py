@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from lbagent import quarantine, scene
+from lbagent import guard, quarantine, scene
 from lbagent.confirmed import Confirmed
-from lbagent.errors import Busy, LbagentError, NotYet, Refused
-from lbagent.handover import ATTEMPTS, Handed, Handover
-from lbagent.haproxy.process import Running, Worker
+from lbagent.errors import Busy, LbagentError, NotYet, PutBack, Refused, TryAgain
+from lbagent.handover import ATTEMPTS, Handed, Handover, withheld
+from lbagent.haproxy.process import Running
+from lbagent.haproxy.roster import Key
 from lbagent.haproxy.takeover import Haproxy
+from lbagent.haproxy.text import Document
 from lbagent.host.store import Store
 from lbagent.membership import Membership
-from lbagent.outcome import Outcome, Verdict, counted, quarantined
-from lbagent.plan import Plan, Rules, plan
+from lbagent.outcome import QUIET, Outcome, Verdict, counted, quarantined
+from lbagent.plan import Change, Plan, Rules, plan
 from lbagent.roles import Roles
 from lbagent.scene import Scene
 from lbagent.tuples import NamedTuple
@@ -28,8 +31,12 @@ class Options(NamedTuple):
     reload: bool = True
     not_before: float = 0.0
     """Seconds of the monotonic clock before which no reload may be made: what needs one is written, and waits."""
+    compare: bool = False
+    """Whether HAProxy is asked what it serves, even where it is known to have confirmed what the file has."""
     known: Running | None = None
     """The HAProxy of the run before: as long as its master lives no other is looked for."""
+    verify: bool = False
+    """Validate haproxy.cfg although nothing is to change, and show all notes: a person asks, or the file was edited."""
 
 
 class Transaction:
@@ -54,6 +61,12 @@ class Transaction:
         """Why HAProxy could not be told without a reload."""
         self.out: list[str] = []
         """The servers whose traffic was taken away on the stats socket."""
+        self.confirmed_out: frozenset[Key] = frozenset()
+        """The servers of which HAProxy has confirmed in this run that they take no new clients."""
+        self.reached: Outcome | None = None
+        """How far a run got that failed for some nodes: all others are as membership asks for."""
+        self.pending: Mapping[str, Change] = {}
+        """By node, what is asked for and haproxy.cfg does not have, as HAProxy refuses it."""
 
     def apply(self) -> Outcome:
         """Make haproxy.cfg what membership asks for, and have HAProxy serve it.
@@ -64,16 +77,24 @@ class Transaction:
         try:
             return self._applied()
         except LbagentError as error:
+            if isinstance(error, Refused | PutBack):
+                self._last_resort()
             if self.out and not self.partly:
                 raise type(error)(f"{error}; no new traffic reaches {', '.join(self.out)} all the same") from error
             raise
 
     def withdraw(self) -> None:
-        """Only take the traffic from who is to go; nothing is written. Raises LbagentError, OSError."""
+        """Only take the traffic from servers that are to go; nothing is written. Raises LbagentError, OSError."""
         seen = scene.look(self._roles.haproxy)
         haproxy = scene.haproxy(self._roles.haproxy, seen)
         self.plan = wanted = self._plan(seen)
         self._begun(seen, haproxy, Confirmed(self._store, seen, haproxy), self._asked(seen, wanted))
+
+    def hindrance(self, node: str) -> str:
+        """Why haproxy.cfg does not have what is asked for a node of `pending`; nothing where it only has to wait."""
+        member = self.membership.members.get(node)
+        why = self._refused.get(node) or (member.quarantine.reason if member and member.quarantine else "")
+        return f"{refused_words(node, self.pending[node])}: {why}" if why else ""
 
     def _applied(self) -> Outcome:
         for _ in range(ATTEMPTS):
@@ -81,9 +102,16 @@ class Transaction:
             seen.tidy()
             self.haproxy = haproxy = scene.haproxy(self._roles.haproxy, seen, self._options.known)
             self.plan = wanted = self._plan(seen)
+            self._remember(
+                guard.remember(self.membership, wanted.removals, int(time.time()), force=self._options.force)
+            )
             confirmed, asked = Confirmed(self._store, seen, haproxy), self._asked(seen, wanted)
-            if wanted.after == wanted.before and confirmed.nothing_to_do(asked):
-                return self._ended(seen, self._unchanged(seen, wanted, haproxy, confirmed.met))
+            self.pending = {node: asked.changes[node] for node in self._kept(seen) if node in asked.changes}
+            if wanted.after == wanted.before and confirmed.nothing_to_do(wanted, asked):
+                self._verify(seen, haproxy)
+                unchanged = self._unchanged(seen, wanted, asked, haproxy, confirmed)
+                if unchanged:
+                    return self._ended(seen, unchanged)
             handover = self._begun(seen, haproxy, confirmed, asked)
             if self._has_to_wait(wanted, handover):
                 continue
@@ -97,8 +125,22 @@ class Transaction:
                         continue
                     if not seen.untouched or not seen.swap(paths, keep=confirmed.worth_keeping):
                         continue
-            return self._ended(seen, self._outcome(wanted, handed or self._handed(wanted, handover)))
+            handed = handed or self._handed(wanted, handover)
+            self.confirmed_out |= handover.confirmed_out
+            self._keep_out(seen.document, handover, wanted, asked)
+            return self._ended(seen, self._outcome(wanted, handed))
         raise Busy(f"{self._path} was saved by others while HAProxy checked it, {ATTEMPTS} times: run again")
+
+    def _verify(self, seen: Scene, haproxy: Haproxy) -> None:
+        """Raise Refused where HAProxy refuses the text that nothing is to change in."""
+        if not self._options.verify:
+            return
+        try:
+            words = haproxy.refusal([target.path for target in seen.targets], seen.names)
+        except TryAgain:
+            return  # without a program there is no verdict, and nothing that waits for one
+        if words:
+            raise Refused(f"HAProxy refuses the operator's own text, nothing was replaced: {words}")
 
     def _plan(self, seen: Scene, untried: frozenset[str] = frozenset()) -> Plan:
         rules = Rules(force=self._options.force, adopt=self._options.adopt, kept=self._kept(seen) | untried)
@@ -121,7 +163,26 @@ class Transaction:
         if self.plan and self._roles.haproxy.runtime and self._options.reload and worker:
             self.reasons = handover.reasons
             self.out = handover.begin(self.plan, asked, worker, sure=confirmed.sure())
+            self.confirmed_out = handover.confirmed_out
         return handover
+
+    def _keep_out(self, document: Document, handover: Handover, wanted: Plan | None, asked: Plan) -> None:
+        """Take the traffic from the servers that the file keeps in though `asked` takes them out, with `runtime: off`.
+
+        The file is `document` after `wanted`. For a pause that haproxy.cfg cannot have, the stats socket is the last
+        resort, whatever roles.yml says.
+        """
+        if not self._roles.haproxy.runtime and self._options.reload:
+            self.out = handover.keep_out(withheld(document, wanted, asked))
+            self.confirmed_out = handover.confirmed_out
+
+    def _last_resort(self) -> None:
+        """The same after a run that could not write the file. Whatever fails here, the run has failed already."""
+        with contextlib.suppress(LbagentError, OSError):
+            seen = scene.look(self._roles.haproxy)
+            haproxy = scene.haproxy(self._roles.haproxy, seen, self._options.known)
+            asked = plan(seen.document, self._roles, self.membership, Rules(self._options.force, self._options.adopt))
+            self._keep_out(seen.document, Handover(self._store, self._roles, haproxy, seen), None, asked)
 
     def _has_to_wait(self, wanted: Plan, handover: Handover) -> bool:
         """Whether more nodes have to wait for a reload that failed. Raises NotYet where nothing else is to be done."""
@@ -136,28 +197,49 @@ class Transaction:
 
     def _ended(self, seen: Scene, outcome: Outcome) -> Outcome:
         """The outcome, once members.json says no more of nodes whose lines went in that they are in quarantine."""
-        membership = quarantine.lifted(self.membership, self._kept(seen))
+        kept = self._kept(seen)
+        self._remember(quarantine.lifted(self.membership, kept))
+        if self._waiting and self._too_soon:
+            self.reached = outcome
+            self.partly = None if outcome.verdict is Verdict.UNCHANGED else outcome
+            raise NotYet(self._too_soon)
+        return outcome._replace(quarantined=(*sorted(kept - self._waiting),))
+
+    def _remember(self, membership: Membership) -> None:
         if membership is not self.membership:
             self.membership = membership
             self._store.remember(membership)
-        if self._waiting and self._too_soon:
-            self.partly = None if outcome.verdict is Verdict.UNCHANGED else outcome
-            raise NotYet(self._too_soon)
-        return outcome
 
     def _surroundings(self, seen: Scene) -> str:
         return quarantine.surroundings(seen.document, self._roles)
 
-    def _unchanged(self, seen: Scene, wanted: Plan, haproxy: Haproxy, new: Worker | None) -> Outcome:
+    def _unchanged(
+        self, seen: Scene, wanted: Plan, asked: Plan, haproxy: Haproxy, confirmed: Confirmed
+    ) -> Outcome | None:
+        """The outcome where the text stays as it is; None where HAProxy turns out to serve something else.
+
+        Raises Refused where it stays only because HAProxy refuses what is asked for.
+        """
+        worker, fixed = haproxy.serving(), ""
+        if worker and self._options.reload:
+            handover = Handover(self._store, self._roles, haproxy, seen)
+            kept_out = withheld(seen.document, wanted, asked)
+            suspect = self._options.compare or not confirmed.served.complete
+            if not self._roles.haproxy.runtime:
+                self._keep_out(seen.document, handover, wanted, asked)
+                if not confirmed.served.complete and handover.recordable():
+                    return None
+            elif confirmed.met or suspect or not confirmed.pauses_sent(kept_out):
+                fixed, good = handover.compare(wanted, asked, worker, urgent=bool(kept_out))
+                self.out, self.confirmed_out = handover.out, handover.confirmed_out
+                if suspect and not good:
+                    return None
+        self.reached = Outcome(Verdict.UNCHANGED, fixed or QUIET, held=wanted.held, running=worker is not None)
         if self._refused:
             node, words = next(iter(self._refused.items()))
             more = f" ({len(self._refused)} nodes in all)" if len(self._refused) > 1 else ""
-            raise Refused(f"HAProxy refuses the line of {node}{more}: {words}")
-        greeted = ""
-        if new and self._roles.haproxy.runtime and self._options.reload:
-            greeted = Handover(self._store, self._roles, haproxy, seen).greeted(wanted, new)
-        running = haproxy.serving() is not None
-        return Outcome(Verdict.UNCHANGED, greeted or "nothing to do", held=wanted.held, running=running)
+            raise Refused(f"{refused_words(node, asked.changes.get(node))}{more}: {words}")
+        return self.reached
 
     def _find_culprits(self, seen: Scene, haproxy: Haproxy, wanted: Plan, words: str) -> None:
         """Quarantine the nodes whose lines HAProxy refuses, twice. Raises Refused where the fault is the operator's."""
@@ -195,3 +277,9 @@ class Transaction:
         said = "; ".join((counted(len(wanted.added), len(wanted.removed)), handed.words, *quarantined(self._refused)))
         ended = Outcome(handed.verdict, said, wanted.added, wanted.removed, wanted.held)
         return ended._replace(running=handed.running, reloaded=handed.reloaded)
+
+
+def refused_words(node: str, asked: Change | None) -> str:
+    """What HAProxy refuses of a node, whose lines would change as `asked`."""
+    comes = asked is None or any(": server " in line for line in asked.added)
+    return f"HAProxy refuses the line of {node}" if comes else f"HAProxy refuses haproxy.cfg without {node}"

@@ -1,9 +1,9 @@
-"""What a command is answered once its run went well: judged by what is so now, whoever has folded it."""
+"""What a command is answered by what membership and the plan are now, whichever run has folded it."""
 
 from __future__ import annotations
 
 from lbagent.membership import UNKNOWN, Member, Membership
-from lbagent.orders import DONE, NOBODY, STILL_PAUSED
+from lbagent.orders import DONE, NOBODY, NOT_YET, STILL_PAUSED
 from lbagent.plan import Plan
 from lbagent.roll import find, paused
 from lbagent.serf.command import Command
@@ -18,20 +18,21 @@ def judged(command: Command, membership: Membership, plan: Plan | None) -> str:
         return f"refused: {member.name} is {member.status}" if member and member.present else DONE
     if member is None or member.status == UNKNOWN:
         return NOBODY[command.verb] if member else NOBODY["resume"]
-    out, host = member.name in paused(membership), _host(member, membership)
+    out, host = member.name in paused(membership), names_of_host(member, membership)
     notes = [note for note in plan.notes if isinstance(note, Note) and note.node in host] if plan else []
     by_hand = [note for note in notes if isinstance(note, ByHand)]
     if command.verb == "pause":
-        return f"refused: {by_hand[0]}" if by_hand else (DONE if out else "refused: a later resume was heard")
+        return f"{NOT_YET}: {by_hand[0]}" if out and by_hand else (DONE if out else "refused: a later resume was heard")
     if out:
         return STILL_PAUSED if _by_tag(member, membership) else "refused: a later pause was heard"
-    return f"refused: {notes[0]}" if notes and not by_hand and not _has_line(member, plan) else DONE
+    return f"{NOT_YET}: {notes[0]}" if notes and not by_hand and not _has_line(member, plan) else DONE
 
 
-def _host(member: Member, membership: Membership) -> set[str]:
+def names_of_host(member: Member, membership: Membership) -> frozenset[str]:
     """All names of the node's host: a pause holds for each."""
     columns = tabled(membership.members).columns
-    return {name for name, address in zip(columns.names, columns.addresses, strict=True) if address == member.address}
+    there = zip(columns.names, columns.addresses, strict=True)
+    return frozenset(name for name, address in there if address == member.address) | {member.name}
 
 
 def _by_tag(member: Member, membership: Membership) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from lbagent.arrivals import members_changed
 from lbagent.fold import Folded
 from lbagent.membership import ALIVE, FAILED, LEFT, LOST, PRESENT, Membership
+from lbagent.names import role_names
 from lbagent.roles import Roles
 from lbagent.serf.events import MemberEvent, MemberLine
 from lbagent.serf.listing import Listed, Listing
@@ -21,7 +22,16 @@ _STATUSES = {"alive": ALIVE, "leaving": ALIVE, "failed": FAILED, "left": LEFT}
 def tells_nothing(listing: Listing, myself: str, roles: Roles) -> bool:
     """Whether the list holds no node of any role that serves: an agent that has just started sees only itself."""
     serving = {name for name, role in roles.roles.items() if any(role.sections.values())}
-    return not any(one.role in serving for one in listing.members if one.name != myself)
+    return not any(not serving.isdisjoint(role_names(one.role)) for one in listing.members if one.name != myself)
+
+
+def knows_nobody(membership: Membership, roles: Roles) -> bool:
+    """Whether no present member has a role that serves, as on a load balancer of a new cluster."""
+    serving = {name for name, role in roles.roles.items() if any(role.sections.values())}
+    columns = tabled(membership.members).columns
+    return not any(
+        role in serving and status in PRESENT for role, status in zip(columns.roles, columns.statuses, strict=True)
+    )
 
 
 def taken(membership: Membership, listing: Listing, myself: str, now: int, *, force: bool) -> Folded:

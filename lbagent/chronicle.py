@@ -15,6 +15,7 @@ import lbagent
 from lbagent import batch, metrics, scene, tally
 from lbagent.apply import Transaction
 from lbagent.errors import LbagentError, NotYet, PutBack, TryAgain
+from lbagent.host.lock import held
 from lbagent.host.log import Log, told
 from lbagent.host.spool import Spool
 from lbagent.host.store import Store
@@ -29,6 +30,9 @@ from lbagent.tuples import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from typing import Self
+
+_WORDS = 1000
+"""Characters of a sentence that are kept in last.json."""
 
 
 class Live:
@@ -93,13 +97,8 @@ class Chronicle:
         from lbagent import replies  # noqa: PLC0415  # rare, and not what an event should wait for
         from lbagent.host import answers  # noqa: PLC0415  # as above
 
-        if isinstance(error, LbagentError | OSError):
-            said = dict.fromkeys(asked, replies.failure(error))
-        elif self.transaction and self.outcome and self.roles:
-            left = self.transaction.membership, self.transaction.plan, self.roles, self.outcome, self.answers
-            said = {key: replies.reply(key, command, replies.Ran(*left)) for key, command in asked.items()}
-        else:
-            return
+        ran = replies.Ran(self.roles, self.transaction, self.outcome, self.answers, error)
+        said = {key: replies.reply(key, command, ran) for key, command in asked.items()}
         answers.publish(self._store.paths.answers, said)
 
     def _record(self, error: BaseException | None) -> None:
@@ -143,11 +142,16 @@ class Chronicle:
 
     def _last(self, error: BaseException | None, live: Live | None) -> Last:
         now = int(time.time())
-        last = self._store.last()._replace(run=now, status=self._status(error))
+        status = self._status(error)
+        last = self._store.last()._replace(run=now, status=status, words=self._words(error))
+        if status == 0:
+            last = last._replace(success=now)
         if self.heard:
             last = last._replace(event=self.heard)
         if self.synced:
-            last = last._replace(sync=now)
+            last = last._replace(sync=now, sync_failing=None, sync_words="")
+        elif self.unknown:
+            last = last._replace(sync_failing=last.sync_failing or now, sync_words=_cut(told(self.unknown)))
         plan = self._plan
         stands = bool(plan and live and live.texts == plan.after)
         if plan and stands and plan.after != plan.before:
@@ -157,6 +161,13 @@ class Chronicle:
         if (failed and not isinstance(error, NotYet)) or (self.outcome and self.outcome.reloaded):
             last = last._replace(reload=now, reload_good=not failed)
         return last
+
+    def _words(self, error: BaseException | None) -> str:
+        if isinstance(error, LbagentError | OSError):
+            return _cut(f"{getattr(error, 'outcome', 'failed')}: {told(error)}")
+        if self.unknown:
+            return _cut(f"{self.unknown.outcome}: {told(self.unknown)}")
+        return _cut(f"{self.outcome.verdict}: {self.outcome.words}") if self.outcome else "interrupted"
 
     def _status(self, error: BaseException | None) -> int:
         error = error or self.unknown
@@ -176,6 +187,7 @@ class Chronicle:
             held=sum(held.lines for held in plan.held) if plan else 0,
             pending=len(self._spool.names()),
             bad=_files(self._store.paths.bad),
+            daemon=held(self._store.paths.watch_lock),
         )
         if membership is None:
             return numbers
@@ -191,6 +203,11 @@ class Chronicle:
         with contextlib.suppress(Damaged, OSError):
             return self._store.membership()
         return None
+
+
+def _cut(words: str) -> str:
+    """The words, as long as a line of `status` should be."""
+    return words if len(words) <= _WORDS else f"{words[:_WORDS]} …"
 
 
 def _files(folder: str) -> int:

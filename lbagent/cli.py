@@ -7,8 +7,8 @@ import os
 import sys
 from collections.abc import Callable
 
-from lbagent.errors import LbagentError
-from lbagent.host.log import Log, told
+from lbagent.errors import INTERRUPTED, LbagentError
+from lbagent.host.log import Log, sentences, told
 from lbagent.settings import Settings, of_handler
 
 Verb = Callable[[Settings, Log], int]
@@ -61,8 +61,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"lbagent: {told(error)}", file=sys.stderr)
         return 1
     from lbagent.host import serfenv  # noqa: PLC0415
+    from lbagent.settings import DEFAULT_ROLES  # noqa: PLC0415
 
-    serfenv.take_up(os.path.dirname(settings.roles), os.environ)
+    serfenv.of_process = serfenv.SerfEnv(serfenv.folders(settings.roles, os.environ, DEFAULT_ROLES), os.environ)
+    serfenv.of_process.load()
     return _ended(settings, verb)
 
 
@@ -72,7 +74,8 @@ def _ended(settings: Settings, verb: Verb) -> int:
     try:
         return verb(settings, log)
     except LbagentError as error:
-        log.error(told(error))
+        for sentence in sentences(error):
+            log.error(sentence, exit_status=error.exit_status)
         return error.exit_status
     except BrokenPipeError:
         # Whoever read our output (head, less) has seen enough.
@@ -82,8 +85,8 @@ def _ended(settings: Settings, verb: Verb) -> int:
         log.error(told(error))
         return 1
     except KeyboardInterrupt:
-        log.error("told to end: the next run goes on from here")
-        return 1
+        log.error("interrupted: the next run goes on from here")
+        return INTERRUPTED
     except Exception as error:  # the last door: a defect is one line too, and all of it with -v
         log.error(f"this is a defect of lbagent, nothing is lost: {type(error).__name__}: {error}")
         if settings.verbose:

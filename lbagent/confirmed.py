@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Collection
 
 from lbagent import scene
 from lbagent.haproxy.process import Worker
+from lbagent.haproxy.roster import Key
 from lbagent.haproxy.takeover import Haproxy
 from lbagent.host.store import Served, Store
 from lbagent.plan import Plan
@@ -28,12 +30,13 @@ class Confirmed:
         # What HAProxy never confirmed must not push out what it did.
         return self._seen.document.digest() == self.served.digest or scene.previous(self._seen) is None
 
-    def nothing_to_do(self, asked: Plan) -> bool:
-        """Whether HAProxy serves all that is `asked` for, or is shown not to run, and will read it when it starts."""
+    def nothing_to_do(self, wanted: Plan, asked: Plan) -> bool:
+        """Whether HAProxy serves all that is `asked` for and the file can have (`wanted`), or is shown not to run."""
         if self._haproxy.serving() is None:
+            # It will read the file when it starts.
             here = (self._seen.document.digest(), None, None)
             return self.served[:3] == here and self._haproxy.shown_not_to_run()
-        return self.sure() and not self._owes(asked)
+        return self.sure() and not self._owes(wanted, asked)
 
     def sure(self) -> bool:
         """Whether the worker has the managed lines of the file."""
@@ -48,11 +51,20 @@ class Confirmed:
             return True
         return False
 
-    def _owes(self, asked: Plan) -> bool:
-        """Whether a server that was told to go is to be back, though its line has never been away."""
+    def _owes(self, wanted: Plan, asked: Plan) -> bool:
+        """Whether a server that was taken out is to serve again, though its line has never been away."""
         left = self.served.left
         if left.worker != self._haproxy.serving() or not left.lines:
             return False
-        from lbagent.haproxy import roster  # noqa: PLC0415  # only after somebody went
+        from lbagent.haproxy import roster  # noqa: PLC0415  # only after a server went
+        from lbagent.haproxy.server import is_drained  # noqa: PLC0415  # as above
 
-        return any(key in left.lines for key in roster.after(self._seen.document, asked.changed))
+        after = roster.after(self._seen.document, wanted.after, wanted.changed)
+        asked_for = after if asked is wanted else roster.after(self._seen.document, asked.after, asked.changed)
+        serving = (key for key, line in asked_for.items() if key in after and not is_drained(line))
+        return any(key in left.lines for key in serving)
+
+    def pauses_sent(self, withheld: Collection[Key]) -> bool:
+        """Whether the worker that serves was sent that these servers take no traffic, though the file has them."""
+        left = self.served.left
+        return not withheld or (left.worker == self._haproxy.serving() and all(key in left.lines for key in withheld))

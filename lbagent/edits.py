@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 from lbagent import scene
 from lbagent.errors import LbagentError
+from lbagent.host import foreign
 from lbagent.roles import HaproxySettings, Roles
 
 Stamp = tuple[tuple[str, int, int, int], ...]
@@ -78,6 +79,6 @@ def _stamps(paths: Iterator[str]) -> Iterator[tuple[str, int, int, int]]:
 def _contents(stamp: Stamp) -> dict[str, int]:
     found = {}
     for path, *_ in stamp:
-        with contextlib.suppress(OSError), open(path, "rb") as file:
-            found[path] = zlib.crc32(file.read())
+        with contextlib.suppress(OSError):
+            found[path] = zlib.crc32(foreign.content(path))
     return found

@@ -12,9 +12,10 @@ from lbagent import memory, rolescache, scene
 from lbagent.apply import Options, Transaction
 from lbagent.batch import Batch, peeked
 from lbagent.chronicle import Chronicle
-from lbagent.errors import RolesRefused, TryAgain
+from lbagent.errors import Busy, RolesRefused, TryAgain
 from lbagent.fold import Folded, fold, outdated
 from lbagent.haproxy.takeover import Haproxy
+from lbagent.host import foreign, lock
 from lbagent.host.log import Log
 from lbagent.host.paths import Paths
 from lbagent.host.spool import Spool
@@ -47,6 +48,8 @@ class Engine:
         """Of the last run that went well."""
         self.haproxy: Haproxy | None = None
         """As the last run saw it that got so far."""
+        self.transaction: Transaction | None = None
+        """Of the last run; None where it failed before."""
         self.answers: Mapping[str, str] = {}
         """What queries are told, by record id, as in Folded."""
         self.asked: Mapping[str, Command] = {}
@@ -57,8 +60,7 @@ class Engine:
     def roles(self, *, keep: bool = False) -> Roles:
         """roles.yml as it stands, kept as JSON for the next run where we hold the lock. Raises RolesRefused."""
         try:
-            with open(self._roles_path, "rb") as file:
-                content = file.read()
+            content = foreign.content(self._roles_path)
         except OSError as error:
             raise RolesRefused(f"{self._roles_path}: cannot be read: {error.strerror}") from error
         key = f"{lbagent.__version__} {len(content)} {zlib.crc32(content)} {zlib.adler32(content)}"
@@ -72,7 +74,23 @@ class Engine:
         return roles
 
     def run(self, options: Options, learn: Learn | None = None) -> Outcome:
-        """Fold, learn what there is to learn, plan, apply; the lock is the caller's. Raises LbagentError, OSError."""
+        """Fold, learn what there is to learn, plan, apply; the lock is the caller's. Raises LbagentError, OSError.
+
+        Where the lock file was removed or replaced meanwhile, the new one is acquired and all begins again: with what
+        another process has written since.
+        """
+        for _ in range(_STARTS):
+            try:
+                return self._run(options, learn)
+            except lock.Lost as lost:
+                self._log.warning(f"{lost}: starting over")
+                self.paths.prepare()
+                if not lock.acquire_again(self.paths.lock, _LOCK_WAIT):
+                    raise
+        raise Busy(f"{self.paths.lock}: the lock file was removed or replaced {_STARTS} times; find out by whom")
+
+    def _run(self, options: Options, learn: Learn | None) -> Outcome:
+        self.transaction = None
         with Chronicle(self.store, self.spool, self._log) as chronicle:
             # First of all: a refused roles.yml changes nothing on disk, and what is in the spool waits.
             chronicle.roles = roles = self.roles(keep=True)
@@ -84,13 +102,16 @@ class Engine:
             chronicle.heard, chronicle.asked, chronicle.answers = self.heard, self.asked, self.answers
             if learn:
                 self._learn(learn, roles, chronicle)
-            chronicle.transaction = transaction = Transaction(self.store, roles, self.membership, options)
+            # `done` is for what HAProxy itself confirms now.
+            options = options._replace(compare=options.compare or bool(self.answers))
+            self.transaction = transaction = Transaction(self.store, roles, self.membership, options)
+            chronicle.transaction = transaction
             try:
                 chronicle.outcome = outcome = transaction.apply()
             finally:
                 self.haproxy = transaction.haproxy
         self.plan = transaction.plan
-        self._tell(transaction, outcome, news=bool(chronicle.causes))
+        self._tell(transaction, outcome, news=bool(chronicle.causes) or options.verify)
         if chronicle.unknown:
             raise chronicle.unknown
         return outcome
@@ -148,13 +169,15 @@ class Engine:
 
     def _tell(self, transaction: Transaction, outcome: Outcome, *, news: bool) -> None:
         # Known already where nothing has come and nothing changes: then only whoever asks (-v) is told again.
-        say = self._log.warning if news or outcome.words != _QUIET else self._log.info
+        say = self._log.warning if news or not outcome.quiet else self._log.info
         for note in _notes(transaction):
             say(note)
         for held in outcome.held:
             self._log.error(f"held back: {held}; `lbagent apply --force` lets them go")
-        if outcome.words != _QUIET:
-            self._log.info(f"{outcome.verdict}: {outcome.words}")
+        if not outcome.quiet:
+            fields = {"outcome": outcome.verdict, "exit_status": outcome.exit_status}
+            fields |= {"added": len(outcome.added), "removed": len(outcome.removed)}
+            self._log.info(f"{outcome.verdict}: {outcome.words}", **fields)
 
     def _remembered(self, roles: Roles) -> Membership:
         try:
@@ -179,7 +202,11 @@ class Engine:
         return agent.clocks() if outdated(before, (event for _, event in batch)) else {}
 
 
-_QUIET = "nothing to do"
+_STARTS = 5
+"""Runs that are begun where the lock is lost again and again."""
+
+_LOCK_WAIT = 30.0
+"""Seconds to wait for the process that acquired the new lock."""
 
 
 def _notes(transaction: Transaction) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import zlib
 
@@ -24,11 +25,18 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from lbagent.dialogue import Dialogue  # loaded only where there is a HAProxy to talk to
     from lbagent.haproxy.process import Worker
+    from lbagent.haproxy.roster import Key, Lines
 
 ATTEMPTS = 5
 """How often others may save haproxy.cfg under our hands before we give way."""
 
 _DIFFERS = "HAProxy served something else"
+_UNSOLVED = "still ", "not compared: "
+
+_PATIENCE = 5.0
+"""Seconds that a new worker may take until it answers on its stats socket."""
+
+_POLL = 0.02
 
 _LONGEST_WAIT = 30
 """Minutes between two tries of a reload that fails."""
@@ -54,6 +62,10 @@ class Handover:
         """With the worker that serves, where there is one that can be told something."""
         self.reasons: list[str] = []
         """Why it took a reload."""
+        self.out: list[str] = []
+        """The servers whose traffic was taken away by `compare`."""
+        self.confirmed_out: frozenset[Key] = frozenset()
+        """The servers of which HAProxy has confirmed that they take no new clients."""
 
     def too_soon(self) -> str | None:
         """Why the reload that failed is not tried again yet; None where it may be."""
@@ -69,21 +81,42 @@ class Handover:
             else None
         )
 
-    def begin(self, wanted: Plan, asked: Plan, worker: Worker, *, sure: bool) -> list[str]:
-        """Take the traffic from who is to go; the servers from which it was taken.
+    def begin(self, wanted: Plan, asked: Plan, worker: Worker, *, sure: bool, patience: float = 0.0) -> list[str]:
+        """Take the traffic from the servers that are to go; returns those from which it was taken.
 
-        `sure` says that the worker has the managed lines that stand in the file.
+        `sure` says that the worker has the managed lines of the file. `patience` is in seconds, for a worker that is
+        too new to answer.
         """
-        from lbagent import dialogue  # noqa: PLC0415  # only where there is a HAProxy to talk to
-        from lbagent.haproxy.conversation import Unspoken  # noqa: PLC0415
+        if opened := self._opened(worker, patience, sure=sure):
+            self.dialogue = opened
+            opened.about(self._seen.document, wanted, asked)
+            self.confirmed_out = frozenset(opened.confirmed_out)
+            return opened.out
+        return []
 
-        try:
-            self.dialogue = dialogue.opened(self._store, self._seen.document.settings, worker, sure=sure)
-        except Unspoken as error:
-            self.reasons.append(str(error))
+    def keep_out(self, lines: Lines) -> list[str]:
+        """Take the traffic from these servers, whatever the file says; returns those from which it was taken."""
+        worker = self._haproxy.serving()
+        opened = self._opened(worker, _PATIENCE, sure=False) if lines and worker else None
+        if opened is None:
             return []
-        self.dialogue.about(self._seen.document, wanted, asked)
-        return self.dialogue.out
+        out = opened.keep_out(self._seen.document, lines)
+        self.confirmed_out = frozenset(opened.confirmed_out)
+        return out
+
+    def _opened(self, worker: Worker, patience: float, *, sure: bool) -> Dialogue | None:
+        from lbagent import dialogue  # noqa: PLC0415  # only where there is a HAProxy to talk to
+        from lbagent.haproxy.conversation import Unspoken  # noqa: PLC0415  # as above
+
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                return dialogue.opened(self._store, self._seen.document.settings, worker, sure=sure)
+            except Unspoken as error:
+                if time.monotonic() >= deadline or not (error.passing and worker.alive):
+                    self.reasons.append(str(error))
+                    return None
+            time.sleep(_POLL)
 
     def waiting(self, wanted: Plan) -> frozenset[str] | None:
         """The nodes whose changes take a reload; None where it takes one in any case."""
@@ -109,6 +142,7 @@ class Handover:
         if amiss := self._amiss():
             self.reasons.append(amiss)
             return None
+        self.confirmed_out |= dialogue.confirmed_out
         failure = self._served.failure if owing else None
         self._store.serve(Served(wanted.digest, dialogue.worker, failure, dialogue.left))
         return Handed(f"said to HAProxy worker {dialogue.worker.pid} without a reload", reloaded=False)
@@ -126,10 +160,34 @@ class Handover:
         differs = [why for why in self.reasons if why.startswith(_DIFFERS)]
         return Handed("; ".join([f"HAProxy worker {worker.pid} serves it", *differs, *self._mended(worker)]))
 
-    def greeted(self, wanted: Plan, worker: Worker) -> str:
-        """What a worker that others have started had otherwise than its file says, by a state file, and is mended."""
-        self.begin(wanted, wanted, worker, sure=True)
-        return "; ".join(self._mended(worker))
+    def compare(self, wanted: Plan, asked: Plan, worker: Worker, *, urgent: bool) -> tuple[str, bool]:
+        """Compare what this worker serves with what it should, and correct it: what was found, and whether it is good.
+
+        Servers that only the file keeps in are taken out again; where that is `urgent`, a worker that is too new to
+        answer is waited for.
+        """
+        if not self.recordable():
+            return "", True  # what was taken out without a note stays out until there is room for one
+        self.out = self.begin(wanted, asked, worker, sure=True, patience=_PATIENCE if urgent else 0.0)
+        if self.dialogue is None:
+            return "", self._store.served().complete
+        words = self._mended(worker)
+        good = not any(one.startswith(_UNSOLVED) for one in words)
+        if good:
+            with contextlib.suppress(OSError):  # on a full disk it is found out again
+                self._store.serve(self._store.served()._replace(left=self.dialogue.left, complete=True))
+        return "; ".join(words), good
+
+    def recordable(self) -> bool:
+        """Whether there is room to note what is sent: a pause that no disk could remember holds until then."""
+        served = self._store.served()
+        if served.complete:
+            return True
+        try:
+            self._store.serve(served)
+        except OSError:
+            return False
+        return True
 
     def give_up(self, wanted: Plan, words: str) -> NoReturn:
         """Put the previous lines back: what could not be said would take a reload, for which it is too soon."""
@@ -152,6 +210,7 @@ class Handover:
 
         try:
             self.dialogue = dialogue = self.dialogue.after_reload(self._seen.document.settings, worker)
+            self.confirmed_out |= dialogue.confirmed_out
             if not (found := dialogue.amiss()):
                 return []
             dialogue.mend(found)
@@ -196,3 +255,14 @@ class Handover:
         if self._seen.document.digest() != self._served.digest and kept and kept.digest() == self._served.digest:
             return kept
         return self._seen.document
+
+
+def withheld(document: Document, wanted: Plan | None, asked: Plan) -> Lines:
+    """The servers of `document` after `wanted` (None: as it is) that `asked` takes out."""
+    if wanted is asked:
+        return {}
+    from lbagent import dialogue  # noqa: PLC0415  # rare
+    from lbagent.haproxy import roster  # noqa: PLC0415  # as above
+
+    after = roster.after(document, wanted.after, wanted.changed) if wanted else roster.standing(document)
+    return dialogue.withheld(after, roster.after(document, asked.after, asked.changed))

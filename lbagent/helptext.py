@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterator
 
 from lbagent import errors
-from lbagent.errors import LbagentError
+from lbagent.errors import INTERRUPTED, LbagentError
 from lbagent.outcome import Held, Outcome, Verdict
 
 EXAMPLES = (
@@ -47,6 +47,7 @@ def exit_statuses() -> dict[int, str]:
     """What each exit status means."""
     held = Outcome(Verdict.UNCHANGED, held=(Held(1, ""),)).exit_status
     found = {0: ["done, or nothing to do"], held: ["the guard held removals back; the rest is done"]}
+    found[INTERRUPTED] = ["interrupted; the next run goes on from there"]
     for kind in _kinds(LbagentError):
         if meaning := vars(kind).get("meaning"):
             found.setdefault(kind.exit_status, []).append(meaning)
@@ -62,7 +63,7 @@ def epilog() -> str:
 
 def verb_epilog(prog: str) -> str:
     """What stands below the options of one verb."""
-    return f"Options of {prog} itself stand before the verb: see `{prog} --help`, also for exit statuses."
+    return f"--roles FILE, --state-dir DIR and -v work here too: see `{prog} --help`, also for exit statuses."
 
 
 def _row(head: str, words: str, column: int) -> str:

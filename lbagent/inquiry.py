@@ -40,5 +40,5 @@ class Inquiry:
         try:
             self._learned = self._ask()
         except (LbagentError, OSError) as error:
-            self._log.info(f"not synced: {told(error)}")
+            self._log.hint(f"not synced: {told(error)}")
         self._call()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from lbagent.errors import LbagentError, NotStored, TryAgain
 from lbagent.host.lock import held, locked, ours
-from lbagent.host.log import Log, told
+from lbagent.host.log import Log, sentences
 from lbagent.host.paths import Paths
 from lbagent.host.spool import Mark, Spool
 from lbagent.serf.raw import RECORD_LIMIT, Raw
@@ -61,6 +61,8 @@ class Rounds:
         self._said = set[str]() if said is None else said
         self.status = 0
         """The exit status of the first run that did not end with 0."""
+        self.failed = False
+        """Whether a run ended with an error."""
 
     def look(self) -> None:
         """Take the records that are there for seen: a run is about to take them, and none is to be tried for ever."""
@@ -73,11 +75,13 @@ class Rounds:
         try:
             outcome = run()
         except (LbagentError, OSError) as error:
-            words = told(error)
-            if words not in self._said:
-                self._log.error(words)
-            self._said.add(words)
-            self.status = self.status or (error.exit_status if isinstance(error, LbagentError) else 1)
+            status = error.exit_status if isinstance(error, LbagentError) else 1
+            for words in sentences(error):
+                if self._log.repeats or words not in self._said:
+                    self._log.error(words, exit_status=status)
+                self._said.add(words)
+            self.failed = True
+            self.status = self.status or status
             return None
         self.status = self.status or outcome.exit_status
         return outcome

@@ -20,6 +20,14 @@ class Last(NamedTuple):
     reload: int | None = None
     reload_good: bool = True
     sync: int | None = None
+    success: int | None = None
+    """A run ended with 0."""
+    words: str = ""
+    """How the last run ended, in a sentence."""
+    sync_failing: int | None = None
+    """Since when syncs fail; None while they do not."""
+    sync_words: str = ""
+    """Why the last sync failed."""
 
 
 def dump(last: Last) -> bytes:
@@ -32,11 +40,15 @@ def load(content: bytes) -> Last:
     found = json.loads(content)
     # Beyond what a float64 holds exactly there is no time; Prometheus would refuse the whole file for it.
     sound = {field: found[field] for field, most in _MOST.items() if _is_number(found.get(field), most)}
-    return Last(**sound, reload_good=found.get("reload_good") is not False)
+    texts = {field: found[field] for field in ("words", "sync_words") if isinstance(found.get(field), str)}
+    return Last(**sound, **texts, reload_good=found.get("reload_good") is not False)
 
 
 def _is_number(value: object, most: int) -> bool:
     return type(value) is int and 0 <= value <= most
 
 
-_MOST = {**dict.fromkeys(("run", "event", "change", "reload", "sync"), 1 << 53), "status": 255}
+_MOST = {
+    **dict.fromkeys(("run", "event", "change", "reload", "sync", "success", "sync_failing"), 1 << 53),
+    "status": 255,
+}

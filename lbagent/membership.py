@@ -20,6 +20,9 @@ REMEMBERED = 24 * 3600
 QUARANTINE = 600
 """Seconds after which a refused line is tried again."""
 
+REMOVALS = 3600
+"""Seconds for which the safety guard counts a removal that nobody asked for."""
+
 ALIVE, FAILED, LEFT, UNKNOWN = "alive", "failed", "left", "unknown"
 LOST = "lost"
 """Not in Serf's list any more, though no leave was heard: its removal was not asked for."""
@@ -103,3 +106,5 @@ class Membership(NamedTuple):
     folded: frozenset[str] = frozenset()
     missed: Mapping[str, int] = MappingProxyType({})
     """Present members that Serf's list did not hold, and since when (epoch seconds) it does not."""
+    removals: Mapping[str, Mapping[str, int]] = MappingProxyType({})
+    """By place in haproxy.cfg, the nodes whose lines were removed unasked, and when (epoch seconds)."""

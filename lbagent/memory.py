@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 
-from lbagent.membership import STATUSES, Heard, Member, Membership, Pause, Quarantine
+from lbagent.membership import STATUSES, UNKNOWN, Heard, Member, Membership, Pause, Quarantine
 from lbagent.names import are_addresses, are_names
 from lbagent.table import Columns, Table, tabled
 from lbagent.tuples import TYPE_CHECKING
@@ -31,6 +31,7 @@ def dump(membership: Membership) -> bytes:
         "clocks": dict(membership.clocks),
         "folded": sorted(membership.folded),
         "missed": dict(membership.missed),
+        "removals": {where: dict(nodes) for where, nodes in membership.removals.items()},
         "members": dict(zip(_COLUMNS, table.columns, strict=True)),
         "more": {name: _more(member) for name, member in table.special.items()},
     }
@@ -47,7 +48,8 @@ def load(content: bytes) -> Membership:
         _believable(columns)
         table = Table(columns, {})
         table.special.update({name: _special(table[name], more) for name, more in state["more"].items()})
-        return Membership(table, clocks, folded, missed)
+        removals = {_is(str, where): _numbers(nodes) for where, nodes in state.get("removals", {}).items()}
+        return Membership(table, clocks, folded, missed, removals)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise Damaged(f"is damaged ({type(error).__name__}: {error})") from error
 
@@ -61,6 +63,9 @@ def _believable(columns: Columns) -> None:
         raise TypeError("a column holds a value of the wrong type")
     if not set(statuses) <= STATUSES or len(set(names)) < len(names):
         raise ValueError("a status is unknown, or a name stands twice")
+    # Only of a node that nobody has seen no address is known.
+    if "" in addresses and {one for at, one in zip(addresses, statuses, strict=True) if not at} != {UNKNOWN}:
+        raise ValueError("a member has no address")
     # Joining them, both refuse with a TypeError what is no text.
     if not are_names(names) or not are_addresses([*filter(None, addresses)] if "" in addresses else addresses):
         raise ValueError("a name or an address is none")
@@ -78,7 +83,7 @@ def _more(member: Member) -> dict[str, Any]:
 def _special(member: Member, more: dict[str, Any]) -> Member:
     pause, quarantine, tags = more["pause"], more["quarantine"], more["tags"]
     return member._replace(
-        tags=tags and {_is(str, tag): _is(str, value) for tag, value in tags.items()},
+        tags=None if tags is None else {_is(str, tag): _is(str, value) for tag, value in _is(dict, tags).items()},
         pause=pause and Pause(*_all(pause, since=int, by=str, reason=str, until=(int, type(None)))),
         heard={_is(str, clock): _heard(one) for clock, one in more["ltimes"].items()},
         quarantine=quarantine and Quarantine(*_all(quarantine, since=int, reason=str, key=str)),

@@ -39,6 +39,8 @@ class Numbers(NamedTuple):
     """Lines that the guard kept."""
     pending: int = 0
     bad: int = 0
+    daemon: bool | None = None
+    """Whether `lbagent watch` runs."""
 
 
 def told(numbers: Numbers) -> bytes:
@@ -47,7 +49,7 @@ def told(numbers: Numbers) -> bytes:
     for name, words, value in METRICS:
         lines += (f"# HELP {name} {words}", f"# TYPE {name} gauge")
         lines += [_sample(name, labels, number) for labels, number in _samples(value(numbers))]
-    return ("\n".join(lines) + "\n").encode("utf-8", "replace")
+    return ("\n".join(lines) + "\n").encode()
 
 
 def as_number(digest: str) -> int:
@@ -70,7 +72,9 @@ def _sample(name: str, labels: Labels, value: int) -> str:
 def _escaped(text: str) -> str:
     if text.isalnum():  # as nearly all are
         return text
-    return text.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
+    # Bytes that are not UTF-8, here lone surrogates, become distinct words: Prometheus refuses two equal samples.
+    printable = text.encode("utf-8", "backslashreplace").decode()
+    return printable.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
 
 
 def _build(numbers: Numbers) -> Samples:
@@ -92,6 +96,11 @@ def _members(numbers: Numbers) -> Samples:
 
 def _reload_success(numbers: Numbers) -> int | None:
     return None if numbers.last.reload is None else int(numbers.last.reload_good)
+
+
+def _sync_success(numbers: Numbers) -> int | None:
+    last = numbers.last
+    return None if last.sync is None and last.sync_failing is None else int(last.sync_failing is None)
 
 
 def _sync_age(numbers: Numbers) -> int | None:
@@ -136,4 +145,11 @@ METRICS: tuple[tuple[str, str, Callable[[Numbers], Samples | int | None]], ...] 
     ),
     ("lbagent_last_sync_timestamp_seconds", "When the last sync ended.", lambda one: one.last.sync),
     ("lbagent_sync_age_seconds", "Age of the last sync when this was written.", _sync_age),
+    ("lbagent_last_sync_success", "1 where the last sync could ask Serf, 0 where syncs fail.", _sync_success),
+    ("lbagent_last_success_timestamp_seconds", "When a run last ended with 0.", lambda one: one.last.success),
+    (
+        "lbagent_daemon_running",
+        "1 where `lbagent watch` ran when this was written.",
+        lambda one: None if one.daemon is None else int(one.daemon),
+    ),
 )

@@ -21,7 +21,10 @@ TAG_VALUE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 """A Serf tag that may stand in a `server` line."""
 
 _OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
-_IPV4 = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}")
+IPV4 = rf"{_OCTET}(?:\.{_OCTET}){{3}}"
+"""The one spelling of an IPv4 address, as a pattern."""
+
+_IPV4 = re.compile(IPV4)
 # Possessive, so that nothing is remembered for a second try.
 _NAMES = re.compile(rf"(?:{NAME.pattern}\n)*+")
 _IPV4S = re.compile(rf"(?:{_IPV4.pattern}\n)*+")
@@ -70,12 +73,19 @@ def refusal(address: str, networks: Sequence[str] = ()) -> str | None:
         return None
     kind = _kind_v6(address) if ":" in address else _kind_v4(address)
     if kind and kind != "loopback":
-        return f"{address} is a {kind} address"
+        return f"{address} is {'an' if kind == 'unspecified' else 'a'} {kind} address"
     if kind and not any(_is_loopback(network) and _holds(network, address) for network in networks):
         return f"{address} is a loopback address, which the role's networks do not name"
     if networks and not any(_holds(network, address) for network in networks):
         return f"{address} is outside the role's networks"
     return None
+
+
+def role_names(tag: str) -> tuple[str, ...]:
+    """The roles that a Serf tag `role` names, in its order: one, or several with commas between them."""
+    if "," not in tag:
+        return (tag,) if tag else ()
+    return tuple(dict.fromkeys(name for one in tag.split(",") if (name := one.strip(" "))))
 
 
 def printable(words: str) -> str:

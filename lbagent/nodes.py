@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from lbagent import states
 from lbagent.membership import PRESENT, Member, Membership, Pause, Quarantine
@@ -39,17 +39,34 @@ class Node(NamedTuple):
     servers: Sequence[Standing]
 
 
-def nodes(roles: Roles, membership: Membership, standings: Standings, prospect: Prospect) -> list[Node]:
-    """Every node that is present, paused, or has or had a line here, in natural order."""
-    register = _Register(roles, membership, standings, prospect)
+def nodes(
+    roles: Roles,
+    membership: Membership,
+    standings: Standings,
+    prospect: Prospect,
+    balancers: Collection[str] = (),
+) -> list[Node]:
+    """Every node that is present, paused, or has or had a line here, in natural order.
+
+    `balancers` are the other load balancers.
+    """
+    register = _Register(roles, membership, standings, prospect, balancers)
     return [_node(register.facts(name)) for name in in_order(register.names())]
 
 
 class _Register:
     """What is known of all nodes, to be looked up node by node."""
 
-    def __init__(self, roles: Roles, membership: Membership, standings: Standings, prospect: Prospect) -> None:
-        self._roles, self._standings, self._prospect = roles.roles, standings, prospect
+    def __init__(
+        self,
+        roles: Roles,
+        membership: Membership,
+        standings: Standings,
+        prospect: Prospect,
+        balancers: Collection[str],
+    ) -> None:
+        self._balancers = balancers
+        self._roles, self._standings, self._prospect = roles, standings, prospect
         self._members = tabled(membership.members)
         self._paused = paused(membership)
         pausing = (one for one in self._members.special.values() if one.pause or one.paused_by_tag)
@@ -73,13 +90,14 @@ class _Register:
         return Facts(
             name,
             member,
-            self._roles.get(member.role) if member else None,
+            self._roles.of(member.role) if member else (),
             self._standings.get(name, ()),
             prospect.change(name),
             self._notes.get(name, ()),
             self._pauser(member) if member and name in self._paused else None,
             name in prospect.held,
             name in prospect.quarantined,
+            name in self._balancers,
             prospect.hindrance,
         )
 

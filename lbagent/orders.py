@@ -15,6 +15,9 @@ from lbagent.slate import Slate
 DONE = "done"
 """What alone is a confirmation, once HAProxy serves it so."""
 
+NOT_YET = "not applied yet"
+"""How an answer begins to a command that is remembered, and tried again; `refused` says that nothing is remembered."""
+
 STILL_PAUSED = "still paused by its tag"
 NOBODY = {"pause": "unknown node, remembered", "resume": "unknown node", "forget": "unknown node"}
 """What is answered where nobody has that name."""

@@ -8,6 +8,9 @@ from enum import StrEnum
 from lbagent import names
 from lbagent.tuples import NamedTuple
 
+QUIET = "nothing to do"
+"""The words of an outcome where nothing was done."""
+
 _NAMED = 20
 """Refused nodes named one by one: a journal is no place for thousands."""
 
@@ -44,11 +47,20 @@ class Outcome(NamedTuple):
     """Whether HAProxy was seen; False where it is shown not to run."""
     reloaded: bool = False
     """Whether it took a reload; False where HAProxy was told, or had nothing to learn."""
+    quarantined: tuple[str, ...] = ()
+    """The nodes that are in quarantine at the end."""
 
     @property
     def exit_status(self) -> int:
-        """0, or 3 where the guard held something back (contract, section 8)."""
+        """0; 4 where HAProxy refuses the lines of a node, 3 where the guard blocks removals (contract, section 8)."""
+        if self.quarantined:
+            return 4
         return 3 if self.held else 0
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing was done, and there was nothing to do."""
+        return self.words == QUIET
 
     @property
     def confirmed(self) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+import difflib
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
 import lbagent
@@ -20,37 +21,84 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see `{self.prog} --help`)")
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:  # noqa: ANN401  # as argparse has it
+        if isinstance(action, argparse._SubParsersAction) and value not in action.choices:  # noqa: SLF001  # its only name
+            self.error(f"{value[:40]!r} is not a verb{_suggestion(value, action.choices)}")
+        super()._check_value(action, value)
+
+    @property
+    def option_names(self) -> list[str]:
+        """Every name of every option."""
+        return [name for action in self._actions for name in action.option_strings]
+
 
 def parsed(words: list[str], environ: Mapping[str, str]) -> tuple[Settings, Callable[[Settings, Log], int]]:
-    """The settings and the verb that a command line asks for. Raises UsageError."""
-    found = build().parse_args(words)
+    """The settings and the verb that a command line asks for. Raises UsageError; SystemExit after a help page."""
+    parser, verbs = _built()
+    if not words:
+        parser.print_help()
+        parser.exit()
+    found, unknown = parser.parse_known_args(words)
+    if found.command is None:
+        parser.error("no verb is given")
+    used = verbs[found.command]
+    if unknown:
+        options = sorted({*used.option_names, *parser.option_names})
+        hint = _suggestion(unknown[0], options) if unknown[0].startswith("-") else ""
+        used.error(f"{unknown[0][:40]!r} is not an option or argument of `{used.prog}`{hint}")
     return settled(environ, found.roles, found.state_dir, verbose=found.verbose), found.verb(found)
+
+
+def _suggestion(word: str, known: Iterable[str]) -> str:
+    """The nearest known word as a question that ends a message; nothing where none is near."""
+    near = difflib.get_close_matches(word.partition("=")[0], list(known), 1, 0.5)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def build() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
+    return _built()[0]
+
+
+def _built() -> tuple[_Parser, Mapping[str, _Parser]]:
+    """The parser of the whole command line, and that of each verb."""
     words = "Keeps haproxy.cfg in step with what Serf knows."
     parser = _Parser("lbagent", description=words, epilog=helptext.epilog(), **_LOOKS)
     parser.add_argument("--version", action="version", version=f"lbagent {lbagent.__version__}")
-    parser.add_argument("--roles", metavar="FILE", help=f"roles.yml ($LBAGENT_ROLES, else {DEFAULT_ROLES})")
-    parser.add_argument("--state-dir", metavar="DIR", help=f"state ($LBAGENT_STATE_DIR, else {DEFAULT_STATE_DIR})")
-    parser.add_argument("-v", dest="verbose", action="store_true", help="say what went well, too")
-    known = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    _add_global_options(parser)
+    known = parser.add_subparsers(title="verbs", metavar="VERB", dest="command")
+    verbs_by_name: dict[str, _Parser] = {}
     for name, words, add in (
         ("handle", "the Serf event handler: reads SERF_* and stdin", _handle),
-        ("plan", "show what would change now; exit 0 nothing, 2 something", _plan),
-        ("apply", "make haproxy.cfg what is known, and have HAProxy take it over", _apply),
-        ("sync", "make membership what Serf knows now, and apply it", _sync),
-        ("pause", "take a node out of balancing, here and on the other load balancers", _pause),
-        ("resume", "put a paused node back in, here and on the other load balancers", _resume),
-        ("forget", "drop a node that is gone, and its pause, here and on the other load balancers", _forget),
+        ("plan", "show what would change now; exit 0 nothing, 2 something, 3 blocked removals, 4 refused", _plan),
+        ("apply", "apply pending changes to haproxy.cfg and HAProxy", _apply),
+        ("sync", "refresh membership from Serf, and apply it", _sync),
+        ("pause", "take nodes out of balancing, here and on the other load balancers", _pause),
+        ("resume", "put paused nodes back in, here and on the other load balancers", _resume),
+        ("forget", "drop nodes that are gone, and their pauses, here and on the other load balancers", _forget),
         ("status", "show each node, what is served, and what waits", _status),
         ("check", "look at roles.yml, markers, haproxy.cfg, HAProxy and Serf; exit 0 no error, 1 some", _check),
         ("watch", "the daemon: applies what `handle` has stored, looks after edits, syncs each minute", _watch),
     ):
         more = helptext.verb_epilog(parser.prog)
-        add(known.add_parser(name, help=words, description=f"{words[0].upper()}{words[1:]}.", epilog=more, **_LOOKS))
-    return parser
+        verb = known.add_parser(name, help=words, description=f"{words[0].upper()}{words[1:]}.", epilog=more, **_LOOKS)
+        _add_global_options(verb, again=True)
+        add(verb)
+        verbs_by_name[name] = verb
+    return parser, verbs_by_name
+
+
+def _add_global_options(parser: argparse.ArgumentParser, *, again: bool = False) -> None:
+    """The options that every verb has; accepted `again` after the verb, where they are not listed once more."""
+    for names, words, how in (
+        (["--roles"], f"roles.yml ($LBAGENT_ROLES, else {DEFAULT_ROLES})", {"metavar": "FILE"}),
+        (["--state-dir"], f"state ($LBAGENT_STATE_DIR, else {DEFAULT_STATE_DIR})", {"metavar": "DIR"}),
+        (["-v"], "show what went well, too", {"dest": "verbose", "action": "store_true"}),
+    ):
+        changed: dict[str, Any] = {"help": words, **how}
+        if again:
+            changed |= {"help": argparse.SUPPRESS, "default": argparse.SUPPRESS}
+        parser.add_argument(*names, **changed)
 
 
 def _handle(parser: argparse.ArgumentParser) -> None:
@@ -62,10 +110,11 @@ def _plan(parser: argparse.ArgumentParser) -> None:
 
 
 def _apply(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--force", action="store_true", help="let go what the guard holds back; retry a failed reload")
+    parser.add_argument("--force", action="store_true", help="apply blocked removals; retry a failed reload")
     parser.add_argument("--adopt", action="store_true", help="turn hand-written lines above a marker into managed ones")
-    parser.add_argument("--no-reload", action="store_true", help="write haproxy.cfg, and leave the reload to others")
-    parser.set_defaults(verb=lambda found: verbs.apply(found.force, found.adopt, not found.no_reload))
+    parser.add_argument("--yes", action="store_true", help="with --adopt: do not ask")
+    parser.add_argument("--no-reload", action="store_true", help="write haproxy.cfg, but do not reload HAProxy")
+    parser.set_defaults(verb=lambda found: verbs.apply(found.force, found.adopt, found.yes, not found.no_reload))
 
 
 def _sync(parser: argparse.ArgumentParser) -> None:
@@ -78,22 +127,23 @@ def _pause(parser: argparse.ArgumentParser) -> None:
     _node(parser)
     parser.add_argument("--for", dest="lasting", metavar="TIME", help="until then at the latest: 90s, 15m, 2h, 7d")
     parser.add_argument("--reason", metavar="TEXT", help="why, for whoever looks at `lbagent status`")
-    parser.set_defaults(verb=lambda found: steer.pause(found.node, found.lasting, found.reason))
+    parser.add_argument("--force", action="store_true", help="also where no other server of a service serves")
+    parser.set_defaults(verb=lambda found: steer.pause(found.nodes, found.lasting, found.reason, force=found.force))
 
 
 def _resume(parser: argparse.ArgumentParser) -> None:
     _node(parser)
-    parser.set_defaults(verb=lambda found: steer.resume(found.node))
+    parser.set_defaults(verb=lambda found: steer.resume(found.nodes))
 
 
 def _forget(parser: argparse.ArgumentParser) -> None:
     _node(parser)
     parser.add_argument("--force", action="store_true", help="also one that is alive")
-    parser.set_defaults(verb=lambda found: steer.forget(found.node, found.force))
+    parser.set_defaults(verb=lambda found: steer.forget(found.nodes, force=found.force))
 
 
 def _node(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("node", metavar="NODE", help="its name in Serf, or its address")
+    parser.add_argument("nodes", metavar="NODE", nargs="+", help="its name in Serf, or its address")
 
 
 def _status(parser: argparse.ArgumentParser) -> None:
@@ -103,10 +153,13 @@ def _status(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(parser: argparse.ArgumentParser) -> None:
-    def chosen(_: argparse.Namespace) -> Callable[[Settings, Log], int]:
+    parser.add_argument("--json", action="store_true", help="one JSON object on one line")
+    parser.add_argument("--quiet", action="store_true", help="only warnings and errors; nothing where there are none")
+
+    def chosen(found: argparse.Namespace) -> Callable[[Settings, Log], int]:
         from lbagent.check import check  # noqa: PLC0415  # what only a person waits for
 
-        return check
+        return check(found.json, found.quiet)
 
     parser.set_defaults(verb=chosen)
 

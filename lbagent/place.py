@@ -11,14 +11,15 @@ from functools import partial
 
 from lbagent.claims import Claims
 from lbagent.haproxy.lines import HandWritten, Line, endpoint_of
-from lbagent.haproxy.server import stable_ids
+from lbagent.haproxy.server import drain_line, paused_line, stable_ids, undrain_line
 from lbagent.haproxy.text import Document, Proxy
-from lbagent.homeless import remaining
+from lbagent.homeless import moved, remaining
 from lbagent.membership import Members
+from lbagent.names import role_names
 from lbagent.roles import Pair, Roles
 from lbagent.spot import Planned, Spot, in_order, spot
 from lbagent.turn import Turn
-from lbagent.wishes import Crowd, Note, Wish, Wishes
+from lbagent.wishes import UNKNOWN_TAGS, Crowd, Note, Wish, Wishes
 
 
 class Place:
@@ -31,10 +32,12 @@ class Place:
         self._document, self._proxy, self._members = document, proxy, members
         self._pairs = [pairs.get(marker.middle) for marker in proxy.markers]
         self._services = roles.services
+        self._draining = {name for name, role in roles.roles.items() if role.drain}
         self._here = {pair.service for pair in self._pairs if pair}
         # Where one proxy holds several services, a node's name alone would stand there twice.
         self._plural = len(self._here) > 1
-        self._claims = Claims(proxy, self._name)
+        self._claims = Claims(document, proxy, self._name, self._stands)
+        self._nodes: set[tuple[str, int]] | None = None
         self._served: set[str] = set()
         """The nodes that have what they should, somewhere in this proxy."""
         self._standing: list[list[Line]] = [[] for _ in [*proxy.markers, None]]
@@ -47,6 +50,11 @@ class Place:
             f"{document.where(marker.at)}: no role of roles.yml has a section and service for this marker"
             for marker, pair in zip(proxy.markers, self._pairs, strict=True)
             if pair is None
+        ]
+        self.notes += [
+            f"{document.where(marker.at)}: HAProxy does not read what is at this marker (`.if`, or `disabled`)"
+            for marker in proxy.markers
+            if document.unread(marker.at)
         ]
 
     def node(self, line: Line | HandWritten) -> str:
@@ -67,7 +75,9 @@ class Place:
 
     def _one_by_one(self, turn: Turn) -> Iterator[Spot]:
         wished = [
-            turn.wishes.at(pair, partial(self._known, number)) if pair else []
+            self._makeable(number, turn.wishes.at(pair, partial(self._known, number), partial(self._named, number)))
+            if pair
+            else []
             for number, pair in enumerate(self._pairs)
         ]
         if turn.adopt:
@@ -79,7 +89,7 @@ class Place:
         self._served = {wish.member.name for here in granted.values() for wish in here}
         # The lines that stay come first: their ids are taken.
         stays = {
-            number: self._stay(number, {wish.member.name: wish.verbatim for wish in here}, set(), turn)
+            number: self._stay(number, {wish.member.name: wish for wish in here}, set(), turn)
             for number, here in granted.items()
         }
         ids = self._ids(granted, stays)
@@ -90,23 +100,31 @@ class Place:
     def _crowd(self, turn: Turn) -> Crowd | None:
         """The wishes of the whole proxy, where nothing is special about it or any of them."""
         proxy = self._proxy
-        if turn.kept or proxy.hashes or proxy.hand_written or len(self._pairs) != 1 or self._pairs[0] is None:
+        special = turn.kept or proxy.hashes or proxy.hand_written or proxy.templates
+        if special or len(self._pairs) != 1 or self._pairs[0] is None:
             return None
         crowd = turn.wishes.crowd(self._pairs[0])
         return crowd if crowd and len(set(crowd.endpoints)) == len(crowd.endpoints) else None
 
     def _crowded(self, crowd: Crowd, turn: Turn) -> Spot:
         self._served = set(crowd.names)
-        self._claims.take(crowd.names, crowd.endpoints)
+        self._claims.take(crowd.names, crowd.endpoints, self._proxy.markers[0].at)
         texts = crowd.lines()
         standing = {line.text for line in self._standing[0]}
         # What stands there already has been a Server once; what is new becomes one now.
         added = {crowd.server(at).line: crowd.names[at] for at, text in enumerate(texts) if text not in standing}
         if len(standing) == len(self._standing[0]) == len(texts) - len(added):
             return Spot(0, self._standing[0], texts, added, ())
-        stay = self._stay(0, dict.fromkeys(crowd.names, False), set(texts), turn)
+        stay = self._stay(0, dict.fromkeys(crowd.names), set(texts), turn)
         planned = [*map(Planned, crowd.names, crowd.names, texts)]
         return spot(0, self._standing[0], in_order([*planned, *stay]))
+
+    def _stands(self, node: str, number: int) -> bool:
+        """Whether a node has a line, or the comment of a pause, at a marker."""
+        if self._nodes is None:
+            lines = self._standing[:-1]
+            self._nodes = {(self.node(line), at) for at, there in enumerate(lines) for line in there}
+        return (node, number) in self._nodes
 
     def _known(self, number: int) -> set[str]:
         return {self.node(line) for line in self._standing[number]}
@@ -122,39 +140,86 @@ class Place:
             planned.append(Planned(wish.member.name, name, wish.line(name, ids.get(name))))
         return planned
 
-    def _stay(self, number: int, served: Mapping[str, bool], planned: set[str], turn: Turn) -> list[Planned]:
-        """The standing lines that stay though they are not `planned`: kept, unknowable, homeless or held back.
+    def _named(self, number: int, node: str) -> str:
+        return self._name(node, number)
 
-        `served` holds the nodes that have a line here, and whether they are unknowable.
+    def _makeable(self, number: int, wishes: list[Wish]) -> list[Wish]:
+        """The wishes that can come true: one whose tags don't make a line has that which the node has already."""
+        if not any(wish.verbatim for wish in wishes):
+            return wishes
+        lines = {self.node(line): line for line in self._standing[number] if not line.pauses}
+        found = []
+        for wish in wishes:
+            line = lines.get(wish.member.name)
+            if not wish.verbatim:
+                found.append(wish)
+            elif line is None:
+                self._tell_without_line(number, wish)
+            else:
+                found.append(wish._replace(endpoint=endpoint_of(moved(line, wish.address or line.address))))
+        return found
+
+    def _tell_without_line(self, number: int, wish: Wish) -> None:
+        pair, node = self._pairs[number], wish.member.name
+        if wish.unknown == UNKNOWN_TAGS or pair is None:
+            self.notes.append(Note(node, f"{node} has no line ", f"in {self._proxy}: {wish.unknown}"))
+        else:
+            self.notes.append(Note(node, f"node {node} has no line for ", f"{pair.service}: {wish.unknown}"))
+
+    def _stay(self, number: int, served: Mapping[str, Wish | None], planned: set[str], turn: Turn) -> list[Planned]:
+        """The standing lines that stay though they are not `planned`: kept, without a marker, or blocked.
+
+        `served` holds the nodes that have a line here, and their wishes.
         """
         standing = self._standing[number]
         stay: list[Planned] = []
         going: dict[Line, str] = {}
         for line in (line for line in standing if line.text not in planned):
             node = self.node(line)
-            if node in turn.kept or (served.get(node) and not line.pauses):
+            wish = served.get(node)
+            if node in turn.kept:
                 stay.append(Planned(node, line.name, line.text))
+            elif wish and wish.verbatim and not line.pauses:
+                stay.append(Planned(node, line.name, self._kept(line, wish)))
+            elif node not in served and (why := turn.wishes.keeps(node, line.role, line.address)):
+                stay += self._stale(line, node, turn, why)
             elif self._homeless(line, node, turn):
                 stay += self._remaining(line, node, turn.wishes)
             elif node not in served and not self._claims.replaced(line):
                 going[line] = node
-        self._tell_unknowable(served, stay)
         where = f"at '# additional-{self._proxy.markers[number].middle}-server' in {self._proxy}"
         held = turn.guard.hold(going, {*served, *(line.node for line in stay)}, where)
         return stay + [Planned(going[line], line.name, line.text) for line in held]
 
-    def _tell_unknowable(self, served: Mapping[str, bool], stay: Sequence[Planned]) -> None:
-        for node in {node for node, unknowable in served.items() if unknowable} - {line.node for line in stay}:
-            why = f"in {self._proxy}: its tags are unknown until Serf tells them"
-            self.notes.append(Note(node, f"{node} has no line ", why))
+    def _kept(self, line: Line, wish: Wish) -> str:
+        """The line that a node keeps because its tags make no new one; it follows the node's address."""
+        if wish.unknown != UNKNOWN_TAGS:
+            node = wish.member.name
+            self.notes.append(Note(node, f"{line.name} keeps its line ", f"in {self._proxy}: {wish.unknown}"))
+        text = moved(line, wish.address or line.address)
+        return drain_line(text) if wish.paused else undrain_line(text)
+
+    def _stale(self, line: Line, node: str, turn: Turn, why: str) -> list[Planned]:
+        """What stays of the line of a node whose role tag can't be a role's name."""
+        paused = node in turn.wishes.paused
+        if line.pauses and not paused:
+            return []
+        self.notes.append(Note(node, f"{line.name} keeps its line ", f"in {self._proxy}: {why}"))
+        self._claims.take([line.name], [line.endpoint], line.at)
+        address = self._present(node)
+        if line.pauses or not paused:
+            return [Planned(node, line.name, undrain_line(line.text))]
+        if line.role in self._draining:
+            return [Planned(node, line.name, drain_line(line.text))]
+        return [Planned(node, node, paused_line(node, address, line.role))]
 
     def _homeless(self, line: Line, node: str, turn: Turn) -> bool:
         """Whether its own marker is gone from this proxy, while its node is still there."""
         if not self._present(node):
             return False
-        if line.pauses or node in turn.wishes.paused:
+        if line.pauses or (node in turn.wishes.paused and line.role not in self._draining):
             # A comment does not tell the service; where its node is wished for, or of another role, it is an old one.
-            ours = self._members[node].role == line.role
+            ours = line.role in role_names(self._members[node].role)
             return ours and node in turn.wishes.paused and node not in self._served
         return node != line.name and line.name.rpartition(".")[2] not in self._here
 
@@ -165,12 +230,13 @@ class Place:
     def _remaining(self, line: Line, node: str, wishes: Wishes) -> list[Planned]:
         # It follows its node only to where the node's role may be, and where nobody else is.
         there = wishes.allowed(node, line.role) or line.address
-        moved, note = remaining(line, node, there, paused=node in wishes.paused)
+        paused, drain = node in wishes.paused, line.role in self._draining
+        text, note = remaining(line, node, there, paused=paused, drain=drain)
         self.notes.append(Note(node, f"{self._document.where(line.at)}: ", note))
-        if (where := endpoint_of(moved)) and where != line.endpoint and not self._claims.free(where):
-            moved = line.text
-        self._claims.take([line.name], [endpoint_of(moved)])
-        return [Planned(node, line.name, moved)] if moved else []
+        if (where := endpoint_of(text)) and where != line.endpoint and not self._claims.free(where, line.at):
+            text = line.text
+        self._claims.take([line.name], [endpoint_of(text)], line.at)
+        return [Planned(node, line.name, text)] if text else []
 
     def _without_marker(self, turn: Turn) -> Iterator[Spot]:
         orphans = {line: self.node(line) for line in self._standing[-1]}

@@ -6,10 +6,11 @@ what was planned once is planned again the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from lbagent.errors import Refused
-from lbagent.guard import Guard
+from lbagent.guard import Guard, Removals
+from lbagent.haproxy.lines import Marker
 from lbagent.haproxy.text import Document, Edit, Proxy, digest
 from lbagent.membership import Membership
 from lbagent.outcome import Held
@@ -47,6 +48,8 @@ class Plan(NamedTuple):
     """What an operator should know: unknown and lost markers, lines by hand, nodes without a line."""
     standing: Mapping[str, list[str]]
     """The managed lines in `after`, by the middle of the marker that they stand above (nothing where it is gone)."""
+    removals: Removals = Removals()
+    """What is removed or blocked though nobody asked for its removal."""
 
     @property
     def added(self) -> tuple[str, ...]:
@@ -82,7 +85,7 @@ def plan(document: Document, roles: Roles, membership: Membership, rules: Rules 
     """The plan for `document`. Raises Refused where a marker stands twice in one proxy."""
     pairs = roles.pairs()
     wishes = Wishes(roles, membership)
-    turn = Turn(wishes, Guard(membership.members, wishes.paused, force=rules.force), rules.kept, rules.adopt)
+    turn = Turn(wishes, Guard(membership, wishes.paused, force=rules.force), rules.kept, rules.adopt)
     edits: list[Edit] = []
     changes: dict[str, tuple[list[str], list[str]]] = {}
     notes: dict[str, None] = {}
@@ -99,22 +102,38 @@ def plan(document: Document, roles: Roles, membership: Membership, rules: Rules 
             standing.setdefault(spot.middle(proxy), []).extend(spot.after)
         managed += [(str(proxy), texts)] if texts else []
         notes.update(dict.fromkeys(place.notes))
-    notes.update(dict.fromkeys([*turn.wishes.notes, *_unmarked(document, pairs)]))
+    notes.update(dict.fromkeys([*turn.wishes.notes, *_unmarked(document, pairs), *_left_alone(document)]))
     named = {node: Change(tuple(added), tuple(removed)) for node, (added, removed) in changes.items()}
     held, after = tuple(turn.guard.held), document.edited(edits)
-    return Plan(document.texts, after, digest(managed), named, held, tuple(notes), standing)
+    return Plan(document.texts, after, digest(managed), named, held, tuple(notes), standing, turn.guard.removals)
 
 
 def _single(document: Document, proxy: Proxy) -> None:
-    seen: dict[str, int] = {}
+    for first, second in doubled(document, proxy):
+        text = document.lines[second.at].strip()
+        where = document.where(first.at)
+        raise Refused(f"{document.where(second.at)}: {text!r} stands in {proxy} twice, first at {where}: delete one")
+
+
+def doubled(document: Document, proxy: Proxy) -> Iterator[tuple[Marker, Marker]]:
+    """Markers that are in a proxy twice, though not in two branches of one `.if`, each with the first of them."""
+    seen: dict[str, list[Marker]] = {}
     for marker in proxy.markers:
-        if marker.middle in seen:
-            first = document.where(seen[marker.middle])
-            text = document.lines[marker.at].strip()
-            raise Refused(
-                f"{document.where(marker.at)}: {text!r} stands in {proxy} twice, first at {first}: delete one"
-            )
-        seen[marker.middle] = marker.at
+        before = seen.setdefault(marker.middle, [])
+        first = next((one for one in before if not document.apart(one.at, marker.at)), None)
+        if first is not None:
+            yield first, marker
+        before.append(marker)
+
+
+def _left_alone(document: Document) -> list[str]:
+    """What is wrong with markers and lines of which lbagent keeps away."""
+    ignored = [f"{document.where(at)}: this marker is ignored: {why}" for at, why in document.misplaced]
+    ignored += [f"{document.where(at)}: this is not a marker, though nearly" for at in document.nearly]
+    return ignored + [
+        f"{document.where(line.at)}: this looks like a managed line, but {line.why}: it is left alone"
+        for line in document.damaged
+    ]
 
 
 def _unmarked(document: Document, pairs: Mapping[str, Pair]) -> list[str]:

@@ -2,23 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from lbagent import peers
 from lbagent.errors import Refused
 from lbagent.haproxy.stats import Stats
 from lbagent.haproxy.text import Document
+from lbagent.last import Last
 from lbagent.membership import Membership
 from lbagent.nodes import Node, nodes
 from lbagent.outcome import Run
+from lbagent.peers import Peer, Peers
 from lbagent.prospect import Prospect, prospect
 from lbagent.roles import Roles
 from lbagent.standing import standings
+from lbagent.states import State
 from lbagent.tuples import NamedTuple
 from lbagent.wishes import Note
 
 VERSION = 1
 """Of the JSON object: it grows by keys; what a key means changes only with this number."""
+
+
+NO_SOCKET = (
+    "haproxy.cfg declares no stats socket: `stats socket /run/haproxy/admin.sock mode 600 level admin` in global"
+)
+"""Why nobody tells the states of the servers where no stats socket is declared."""
+
+EVENT_LATE = 30
+"""Seconds after which an event that waits is one that nothing applies."""
+
+SYNC_LATE = 300
+"""Seconds after which a daemon that syncs every minute must have synced."""
+
+_LONGEST = 30
+"""Minutes between two tries of a reload that fails."""
+
+_NAMED = 10
+
+
+class Wrong(NamedTuple):
+    """One thing that keeps this load balancer from being what it should be."""
+
+    kind: str
+    what: str
+    since: int | None = None
+    """Epoch seconds; None where that is not known."""
 
 
 class Failed(NamedTuple):
@@ -58,6 +88,11 @@ class StatsSocket(NamedTuple):
     error: str | None
     """Why nobody did."""
 
+    @property
+    def missing(self) -> bool:
+        """Whether haproxy.cfg declares none: nothing is wrong then, and nothing can be asked."""
+        return self.error == NO_SOCKET
+
 
 class Sources(NamedTuple):
     """What the report is made of, but for haproxy.cfg, roles.yml and membership."""
@@ -74,6 +109,18 @@ class Sources(NamedTuple):
     """HAProxy's of before a reload, that go on; None where no HAProxy is seen."""
     problems: Sequence[str]
     """What is missing or damaged, a sentence each."""
+    last: Last = Last()
+    """When what last happened."""
+    peers: Peers | None = None
+    """The other load balancers as the last sync saw them; None where there was none."""
+    daemon: bool | None = None
+    """Whether `lbagent watch` runs; None where that is not known."""
+    daemon_needed: bool = False
+    """Whether events take effect only with it."""
+    daemon_known: bool = False
+    """Whether it has run here."""
+    haproxy_down: bool = False
+    """Whether HAProxy is shown not to run."""
 
 
 class Report(NamedTuple):
@@ -90,6 +137,18 @@ class Report(NamedTuple):
     notes: Sequence[str]
     """What the plan says of haproxy.cfg and roles.yml."""
     problems: Sequence[str]
+    peers: Sequence[Peer] = ()
+    """The other load balancers."""
+
+    @property
+    def wrong(self) -> list[Wrong]:
+        """What is wrong now, most important first."""
+        return _wrong(self)
+
+    @property
+    def next_retry(self) -> int | None:
+        """When what failed is tried again, in epoch seconds; None where nothing waits for a time."""
+        return _next_retry(self)
 
     @property
     def confirmed(self) -> bool | None:
@@ -102,7 +161,7 @@ class Report(NamedTuple):
     def as_json(self) -> dict[str, Any]:
         """The object that `status --json` prints; docs/status.md has every key."""
         sources = self.sources
-        run, served = sources.last_run, sources.served
+        run, served, last = sources.last_run, sources.served, sources.last
         return {
             "version": VERSION,
             "at": sources.at,
@@ -116,6 +175,13 @@ class Report(NamedTuple):
             "held": list(self.held),
             "notes": list(self.notes),
             "problems": list(self.problems),
+            "wrong": [one._asdict() for one in self.wrong],
+            "run": None if last.run is None else {"at": last.run, "status": last.status, "words": last.words},
+            "last_success": last.success,
+            "next_retry": self.next_retry,
+            "sync": {"at": last.sync, "failing": last.sync_failing, "words": last.sync_words},
+            "daemon": {"running": sources.daemon, "needed": sources.daemon_needed},
+            "peers": [peer._asdict() for peer in self.peers],
             "nodes": [_node(node) for node in self.nodes],
         }
 
@@ -133,7 +199,9 @@ def report(sources: Sources, roles: Roles, membership: Membership, document: Doc
     digest, serves = (document.digest(), document.serves) if document else (None, False)
     notes = [note for note in found.notes if not isinstance(note, Note)]
     held = [str(one) for one in found.plan.held] if found.plan else []
-    return Report(sources, nodes(roles, membership, there, found), digest, serves, held, notes, problems)
+    others = peers.current(sources.peers, membership.members, [*roles.roles])
+    rows = nodes(roles, membership, there, found, {peer.name for peer in others})
+    return Report(sources, rows, digest, serves, held, notes, problems, others)
 
 
 def _node(node: Node) -> dict[str, Any]:
@@ -146,3 +214,82 @@ def _node(node: Node) -> dict[str, Any]:
         "change": {"added": list(node.change.added), "removed": list(node.change.removed)},
         "servers": [one._asdict() for one in node.servers],
     }
+
+
+def _wrong(report: Report) -> list[Wrong]:
+    """Everything that is wrong now."""
+    found = [
+        *_wrong_daemon(report),
+        *_wrong_haproxy(report),
+        *_wrong_reload(report),
+        *_wrong_last_run(report),
+        *_wrong_nodes(report),
+        *(Wrong("held back", f"{words}; `lbagent apply --force` lets them go") for words in report.held),
+        *_wrong_peers(report),
+        *(Wrong("problem", words) for words in report.problems),
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _next_retry(report: Report) -> int | None:
+    """When a reload that failed is tried again, in epoch seconds; None where none waits."""
+    served = report.sources.served
+    if served is None or served.failure is None:
+        return None
+    minutes = min(1 << (served.failure.times - 1), _LONGEST)
+    return served.failure.at + 60 * minutes
+
+
+def _wrong_daemon(report: Report) -> Iterator[Wrong]:
+    sources = report.sources
+    at, last, events = sources.at, sources.last, sources.events
+    if sources.daemon is False and sources.daemon_needed:
+        yield Wrong("daemon", "`lbagent watch` does not run: events are stored, and none takes effect; start it")
+    elif sources.daemon is False and sources.daemon_known:
+        yield Wrong("daemon", "`lbagent watch` does not run any more: no sync, no pause ends by itself; start it")
+    if events.pending and events.oldest is not None and at - events.oldest > EVENT_LATE:
+        yield Wrong("waiting", "events are stored, and nothing applies them", events.oldest)
+    if last.sync_failing is not None:
+        yield Wrong("sync", f"fails: {last.sync_words}", last.sync_failing)
+    elif sources.daemon and last.sync is not None and at - last.sync > SYNC_LATE:
+        yield Wrong("sync", "the daemon does not sync any more; restart it", last.sync)
+
+
+def _wrong_haproxy(report: Report) -> Iterator[Wrong]:
+    sources = report.sources
+    if sources.haproxy_down:
+        yield Wrong("haproxy", "does not run; start it")
+    elif sources.stats_socket.error and not sources.stats_socket.missing:
+        yield Wrong("haproxy", sources.stats_socket.error)
+
+
+def _wrong_reload(report: Report) -> Iterator[Wrong]:
+    if (served := report.sources.served) and (failure := served.failure):
+        times = "once" if failure.times == 1 else f"{failure.times} times"
+        yield Wrong("reload", f"failed {times}: {failure.words}", failure.at)
+
+
+def _wrong_last_run(report: Report) -> Iterator[Wrong]:
+    last, served = report.sources.last, report.sources.served
+    told = (served and served.failure) or last.sync_failing is not None
+    told = told or (last.status == 4 and any(node.state is State.QUARANTINED for node in report.nodes))  # noqa: PLR2004  # refused
+    if last.run is not None and last.status not in (0, 3) and not told:
+        yield Wrong("last run", last.words or f"ended with {last.status}")
+
+
+def _wrong_nodes(report: Report) -> Iterator[Wrong]:
+    out = [node for node in report.nodes if node.state is State.QUARANTINED]
+    for node in out[:_NAMED]:
+        yield Wrong("quarantine", f"{node.name}: {node.why}", node.since)
+    if more := len(out[_NAMED:]):
+        yield Wrong("quarantine", f"{more} more nodes")
+
+
+def _wrong_peers(report: Report) -> Iterator[Wrong]:
+    for peer in report.peers:
+        if peer.status == "failed":
+            yield Wrong("peer", f"{peer.name} failed, says Serf", peer.seen)
+        elif peer.seen is not None and not peer.answers:
+            yield Wrong("peer", f"{peer.name} does not answer", peer.seen)
+        elif peer.equal is False:
+            yield Wrong("peer", f"{peer.name} has other managed lines: compare `lbagent plan` on both")

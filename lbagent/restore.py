@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
+
 from lbagent.haproxy.text import Document, Edit, Proxy
 from lbagent.membership import ALIVE, REBUILT, Member, Membership, Pause
-from lbagent.names import NAME, canonical_address
+from lbagent.names import NAME, canonical_address, role_names
 from lbagent.place import Place
 from lbagent.roles import Roles
 from lbagent.spot import Spot
@@ -12,19 +15,24 @@ from lbagent.spot import Spot
 
 def put_back(document: Document, previous: Document) -> tuple[str, ...]:
     """The texts of `document` with the managed lines that `previous` has at the same markers."""
-    there = {
-        (str(proxy), marker.middle): _standing(proxy, number)
-        for proxy in previous.proxies
-        for number, marker in enumerate(proxy.markers)
-    }
+    there = {key: _standing(proxy, number) for key, proxy, number in _markers(previous)}
     edits: list[Edit] = []
+    for key, proxy, number in _markers(document):
+        before = [line for line in proxy.managed if line.marker == number]
+        after = there.get(key, _standing(proxy, number))
+        if [line.text for line in before] != after:
+            edits += Spot(number, before, after, {}, ()).edits(document, proxy)
+    return document.edited(edits)
+
+
+def _markers(document: Document) -> Iterator[tuple[tuple[str, str, int], Proxy, int]]:
+    """Every marker: what it is known by in another text, its proxy and its number there."""
+    seen: Counter[tuple[str, str]] = Counter()
     for proxy in document.proxies:
         for number, marker in enumerate(proxy.markers):
-            before = [line for line in proxy.managed if line.marker == number]
-            after = there.get((str(proxy), marker.middle), _standing(proxy, number))
-            if [line.text for line in before] != after:
-                edits += Spot(number, before, after, {}, ()).edits(document, proxy)
-    return document.edited(edits)
+            key = (str(proxy), marker.middle)
+            yield (*key, seen[key]), proxy, number  # in branches of `.if` one may be there several times
+            seen[key] += 1
 
 
 def rebuilt(document: Document, roles: Roles, now: int) -> Membership:
@@ -35,8 +43,10 @@ def rebuilt(document: Document, roles: Roles, now: int) -> Membership:
         for line in proxy.managed:
             node, address = place.node(line), line.address
             if NAME.fullmatch(node) and canonical_address(address) == address:
-                pause = Pause(now, REBUILT) if line.pauses else None
-                members.setdefault(node, Member(node, address, line.role, None, ALIVE, now, pause))
+                pause = Pause(now, REBUILT) if line.paused else None
+                known = members.setdefault(node, Member(node, address, line.role, None, ALIVE, now, pause))
+                if line.role not in role_names(known.role):
+                    members[node] = known._replace(role=f"{known.role},{line.role}")
     return Membership(members)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from lbagent.names import TAG_VALUE
+from lbagent.names import TAG_VALUE, canonical_address, role_names
 from lbagent.tuples import NamedTuple
 
 DEFAULT_OPTIONS = "check inter {interval} rise 2 fall 2"
@@ -13,7 +13,11 @@ DEFAULT_INTERVAL = "2s"
 DEFAULT_MAX = 1_000
 DEFAULT_CONFIG = "/etc/haproxy/haproxy.cfg"
 
-_PLACEHOLDER = re.compile(r"\{(interval|name|role|tag:([A-Za-z0-9._-]{1,64})(?:\|([A-Za-z0-9._-]{0,64}))?)\}")
+_PLACEHOLDER = re.compile(r"\{(interval|name|role|server|tag:([A-Za-z0-9._-]{1,64})(?:\|([A-Za-z0-9._:-]{0,64}))?)\}")
+PLACEHOLDERS = "{interval}, {name}, {role}, {server}, {tag:NAME} and {tag:NAME|default}"
+_ADDRESS_TAG = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+"""A Serf tag that may be part of an address: IPv6 has colons."""
+
 _NUMBER = re.compile("[1-9][0-9]{0,8}")
 LARGEST_PORT = 65535
 
@@ -40,20 +44,20 @@ class Template:
             raise ValueError(msg)
         rest = _PLACEHOLDER.sub("", text)
         if "{" in rest or "}" in rest:
-            msg = "a brace outside of {interval}, {name}, {role}, {tag:NAME} and {tag:NAME|default}"
+            msg = f"a brace outside of {PLACEHOLDERS}"
             raise ValueError(msg)
         self.text = " ".join(text.split(" ")).strip()
         self._parts = _PLACEHOLDER.search(text) is not None
         self.needs_tags = "{tag:" in text
-        self.same_for_role = not self.needs_tags and "{name}" not in text
+        self.same_for_role = not self.needs_tags and "{name}" not in text and "{server}" not in text
 
     @property
     def constant(self) -> bool:
         """Whether it is the same for every node."""
         return not self._parts
 
-    def fill(self, values: Mapping[str, str], tags: Mapping[str, str]) -> str:
-        """The text for one node. Raises Missing."""
+    def fill(self, values: Mapping[str, str], tags: Mapping[str, str], allowed: re.Pattern[str] = TAG_VALUE) -> str:
+        """The text for one node; `allowed` is what the value of a tag may be. Raises Missing."""
         if self.constant:
             return self.text
 
@@ -66,8 +70,8 @@ class Template:
             if given is None:
                 msg = f"its tag {tag!r} is not set"
                 raise Missing(msg)
-            if given != default and not TAG_VALUE.fullmatch(given):
-                msg = f"its tag {tag!r} is {given[:40]!r}, not {TAG_VALUE.pattern}"
+            if given != default and not allowed.fullmatch(given):
+                msg = f"its tag {tag!r} is {given[:40]!r}, not {allowed.pattern}"
                 raise Missing(msg)
             return given
 
@@ -101,10 +105,25 @@ class Role(NamedTuple):
     options: Template | None = None
     remove_failed: bool = False
     max: int = DEFAULT_MAX
+    address: Template | None = None
+    """Where its nodes are reached; None: at the address that Serf advertises."""
+    drain: bool = False
+    """Whether a paused node keeps its line, with weight 0, so that clients that are bound to it can finish."""
 
-    def values(self, node: str) -> dict[str, str]:
-        """What the placeholders stand for in a line of that node, but for its tags."""
-        return {"name": node, "role": self.name, "interval": self.interval}
+    def values(self, node: str, server: str = "") -> dict[str, str]:
+        """The values of the placeholders, apart from tags, for a node whose server in HAProxy is called `server`."""
+        return {"name": node, "role": self.name, "interval": self.interval, "server": server or node}
+
+    def address_of(self, node: str, advertised: str, tags: Mapping[str, str]) -> str:
+        """The address of a node that Serf advertises at `advertised`, in its one spelling. Raises Missing."""
+        if self.address is None:
+            return advertised
+        text = self.address.fill(self.values(node), tags, _ADDRESS_TAG)
+        address = canonical_address(text)
+        if address is None:
+            msg = f"address {text[:60]!r} is not an IP address"
+            raise Missing(msg)
+        return address
 
 
 class HaproxySettings(NamedTuple):
@@ -140,6 +159,10 @@ class Roles(NamedTuple):
     services: Mapping[str, Service]
     roles: Mapping[str, Role]
     digest: str
+
+    def of(self, tag: str) -> tuple[Role, ...]:
+        """The roles that a member with this `role` tag has here, in the order of the tag."""
+        return tuple(self.roles[name] for name in role_names(tag) if name in self.roles)
 
     def pairs(self) -> dict[str, Pair]:
         """Every pair a role asks for, by the middle of its marker."""

@@ -1,4 +1,7 @@
-"""Roles as plain JSON, so that a handler need not load a YAML library (11 ms) to read the roles.yml of yesterday."""
+"""Roles as plain JSON, so that a handler need not load a YAML library (11 ms) to read the roles.yml of yesterday.
+
+Fields are kept by name: a new key of roles.yml needs nothing here.
+"""
 
 from __future__ import annotations
 
@@ -8,39 +11,57 @@ from lbagent.tuples import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing import Any
 
+_TEMPLATE = "template"
+"""The one key of an object that is a template."""
 
-def frozen(roles: Roles) -> list[Any]:
+
+def frozen(roles: Roles) -> dict[str, Any]:
     """What `thawed` makes the same roles of."""
-    services = {name: [service.port.text, service.options.text] for name, service in roles.services.items()}
-    kept = {
-        name: [*role[1:4], None if role.options is None else role.options.text, *role[5:]]
-        for name, role in roles.roles.items()
+    return {
+        "haproxy": _plain(roles.haproxy),
+        "services": {name: _plain(service) for name, service in roles.services.items()},
+        "roles": {name: _plain(role) for name, role in roles.roles.items()},
+        "digest": roles.digest,
     }
-    return [list(roles.haproxy), services, kept, roles.digest]
 
 
-def thawed(state: list[Any]) -> Roles:
+def thawed(state: dict[str, Any]) -> Roles:
     """The roles that were frozen. Raises ValueError, TypeError, KeyError where `state` is something else."""
     try:
-        (config, reload, *rest), services, kept, digest = state
+        service, role = Service("", Template("1"), Template("")), Role("", {})
         return Roles(
-            HaproxySettings(tuple(config), reload and tuple(reload), *rest),
-            {name: Service(name, Template(port), Template(options)) for name, (port, options) in services.items()},
-            {name: _role(name, fields) for name, fields in kept.items()},
-            digest,
+            _alike(HaproxySettings(**_values(state["haproxy"])), HaproxySettings()),
+            {name: _alike(Service(**_values(fields)), service) for name, fields in state["services"].items()},
+            {name: _alike(Role(**_values(fields)), role) for name, fields in state["roles"].items()},
+            state["digest"],
         )
     except (AttributeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"is no roles.yml that was kept: {error}") from error
+        raise ValueError(f"is not a kept roles.yml: {error}") from error
 
 
-def _role(name: str, fields: list[Any]) -> Role:
-    sections, interval, networks, options, remove_failed, most = fields
-    return Role(
-        name,
-        {section: tuple(services) for section, services in sections.items()},
-        interval,
-        tuple(networks),
-        None if options is None else Template(options),
-        remove_failed,
-        most,
-    )
+def _alike(made: Any, model: Any) -> Any:  # noqa: ANN401  # a HaproxySettings, Service or Role, as the model is
+    """The value, if its fields have the types of the model's; one that is None there may be a template or a list."""
+    for name, given, expected in zip(made._fields, made, model, strict=True):
+        right = (Template, tuple, type(None)) if expected is None else (type(expected),)
+        if type(given) not in right:
+            raise ValueError(f"is not a kept roles.yml: {name} is {given!r}")
+    return made
+
+
+def _plain(value: HaproxySettings | Service | Role) -> dict[str, Any]:
+    fields = value._asdict()
+    return {name: {_TEMPLATE: one.text} if isinstance(one, Template) else one for name, one in fields.items()}
+
+
+def _values(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: _value(one) for name, one in fields.items()}
+
+
+def _value(one: Any) -> Any:  # noqa: ANN401  # what JSON held
+    if isinstance(one, list):
+        return tuple(one)
+    if not isinstance(one, dict):
+        return one
+    if one.keys() == {_TEMPLATE} and isinstance(one[_TEMPLATE], str):
+        return Template(one[_TEMPLATE])
+    return {section: tuple(services) for section, services in one.items()}

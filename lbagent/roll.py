@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from lbagent.membership import PRESENT, QUARANTINE, REMEMBERED, UNKNOWN, Member, Members, Membership
+from collections.abc import Mapping
+
+from lbagent.membership import PRESENT, QUARANTINE, REMEMBERED, REMOVALS, UNKNOWN, Member, Members, Membership
 from lbagent.names import canonical_address
 from lbagent.table import tabled
 
@@ -53,7 +55,15 @@ def expired(membership: Membership, now: int) -> Membership:
         current = None if _outlived(member, now) else _current(member, now)
         if current != member:
             edits[name] = current
-    return membership._replace(members=table.edited(edits))
+    return membership._replace(members=table.edited(edits), removals=_recent(membership.removals, now))
+
+
+def _recent(removals: Mapping[str, Mapping[str, int]], now: int) -> Mapping[str, Mapping[str, int]]:
+    # None of a clock that was ahead either.
+    kept = {
+        where: {node: at for node, at in nodes.items() if 0 <= now - at < REMOVALS} for where, nodes in removals.items()
+    }
+    return {where: nodes for where, nodes in kept.items() if nodes}
 
 
 def _outlived(member: Member, now: int) -> bool:

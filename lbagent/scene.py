@@ -5,15 +5,22 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from lbagent.haproxy import process
 from lbagent.haproxy.process import Running
 from lbagent.haproxy.takeover import Haproxy
 from lbagent.haproxy.text import Document
 from lbagent.host import files
 from lbagent.host.files import Target
 from lbagent.roles import HaproxySettings
-from lbagent.tuples import NamedTuple
+from lbagent.tuples import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from lbagent.haproxy.stats import Stats
+
+_PATIENCE = 1.0
+"""Seconds that HAProxy may take to tell the states of its servers."""
 
 
 class Scene(NamedTuple):
@@ -75,7 +82,7 @@ def look(settings: HaproxySettings) -> Scene:
     targets = tuple(files.read(path) for given in settings.config for path in expanded(given))
     if not targets:
         raise FileNotFoundError(errno.ENOENT, "holds no *.cfg file", settings.config[0])
-    return Scene(targets, document(targets))
+    return Scene(targets, document(targets, lambda: process.environment(settings.config)))
 
 
 def previous(scene: Scene) -> Document | None:
@@ -96,9 +103,19 @@ def haproxy(settings: HaproxySettings, scene: Scene, known: Running | None = Non
     return Haproxy(settings, scene.document.settings, known)
 
 
-def document(targets: Sequence[Target]) -> Document:
-    """The files as one document."""
-    return Document([(target.given, decoded(target.content)) for target in targets])
+def server_states(document: Document) -> Stats:
+    """What the running HAProxy says of its servers; nothing where no stats socket answers."""
+    from lbagent.haproxy import runtime, stats  # noqa: PLC0415  # only commands need it
+
+    for address in runtime.sockets(document.settings):
+        with contextlib.suppress(OSError, ValueError):
+            return stats.servers(runtime.ask(address, stats.COMMAND, _PATIENCE))
+    return {}
+
+
+def document(targets: Sequence[Target], environ: Callable[[], Mapping[str, str] | None] = lambda: None) -> Document:
+    """The files as one document, for the HAProxy that runs with `environ`."""
+    return Document([(target.given, decoded(target.content)) for target in targets], environ)
 
 
 def decoded(content: bytes) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from lbagent.names import counted, printable
 from lbagent.nodes import Node
+from lbagent.peers import Peer
 from lbagent.report import Report, Served
 from lbagent.standing import BY_HAND
 from lbagent.states import State
@@ -53,9 +54,20 @@ def row(node: Node, report: Report) -> Row:
     return Row._make([*(flat(cell or _NOTHING) for cell in cells), flat(", ".join(filter(None, why)))])
 
 
+def wrong(report: Report) -> list[Line]:
+    """What is wrong now, a line each; nothing where nothing is."""
+    at, retry = report.sources.at, report.next_retry
+    found = []
+    for one in report.wrong:
+        since = "" if one.since is None else f" (for {age(at - one.since)})"
+        again = f"; next try in {age(retry - at)}" if one.kind == "reload" and retry and retry > at else ""
+        found.append(Line(one.kind, flat(f"{one.what}{since}{again}")))
+    return found
+
+
 def here(report: Report) -> list[Node]:
     """The nodes that this load balancer may have lines for."""
-    return [node for node in report.nodes if node.state is not State.UNKNOWN_ROLE]
+    return [node for node in report.nodes if node.state not in (State.UNKNOWN_ROLE, State.BALANCER)]
 
 
 def elsewhere(report: Report) -> list[Line]:
@@ -115,25 +127,48 @@ def _said(node: Node, report: Report) -> tuple[str, str]:
 
 
 def _below(report: Report) -> Iterator[tuple[str, str]]:
-    at, events = report.sources.at, report.sources.events
+    sources = report.sources
+    at, events, last = sources.at, sources.events, sources.last
     counts = Counter(node.state for node in report.nodes)
     kinds = ", ".join(f"{count} {state}" for state, count in sorted(counts.items(), key=lambda one: (-one[1], one[0])))
     yield "nodes", f"{len(report.nodes)}: {kinds}" if kinds else "none is known"
     yield "lines", _lines(report)
-    if old := report.sources.old_workers:
+    yield from (("load balancer", _peer(peer, at)) for peer in report.peers)
+    if old := sources.old_workers:
         yield "old workers", f"{old} of HAProxy, each until what was open at its reload has ended"
-    if (served := report.sources.served) and (failure := served.failure):
-        yield "reload", f"failed {_times(failure.times)}, {age(at - failure.at)} ago: {failure.words}"
-    if run := report.sources.last_run:
-        yield "last run", f"{age(at - run.at)} ago, {run.outcome}: {run.words} ({run.why})"
+    if sources.daemon or last.sync is not None:
+        yield "daemon", _daemon(report)
+    if last.run is not None:
+        ended = last.words or f"exit status {last.status}"
+        yield "last run", f"{age(at - last.run)} ago, {ended}"
+        if last.status and last.success is not None:
+            yield "last success", f"{age(at - last.success)} ago"
+    if run := sources.last_run:
+        words = f"{age(at - run.at)} ago, {run.outcome}: {run.words} ({run.why})"
+        yield "last change" if last.run is not None else "last run", words
     if events.pending:
         oldest = "" if events.oldest is None else f", the oldest for {age(at - events.oldest)}"
         yield "waiting", f"{counted(events.pending, 'event')}{oldest}"
-    if error := report.sources.stats_socket.error:
+    if sources.stats_socket.missing and (error := sources.stats_socket.error):
         yield "haproxy", error
-    yield from (("held back", f"{words}; `lbagent apply --force` lets them go") for words in report.held)
     yield from (("note", words) for words in report.notes)
-    yield from (("problem", words) for words in report.problems)
+
+
+def _peer(peer: Peer, at: int) -> str:
+    """Another load balancer: what Serf says of it, whether its managed lines are equal, when it was seen."""
+    if peer.equal is None:
+        lines = "its managed lines are not known"
+    else:
+        lines = "the same managed lines" if peer.equal else f"other managed lines (digest {peer.digest})"
+    seen = "" if peer.seen is None else f", seen {age(at - peer.seen)} ago"
+    return f"{peer.name} {peer.address} {peer.status}, {lines}{seen}"
+
+
+def _daemon(report: Report) -> str:
+    last, at = report.sources.last, report.sources.at
+    runs = "`lbagent watch` runs" if report.sources.daemon else "`lbagent watch` does not run"
+    synced = "never synced" if last.sync is None else f"last sync {age(at - last.sync)} ago"
+    return f"{runs}, {synced}"
 
 
 def _lines(report: Report) -> str:
@@ -157,15 +192,12 @@ def _confirmation(report: Report, served: Served) -> str:
     return f"not confirmed: HAProxy worker {served.worker} has ended since"
 
 
-def _times(times: int) -> str:
-    return "once" if times == 1 else f"{times} times"
-
-
 def plain(report: Report) -> list[str]:
     """The whole sheet as lines: one node one line, those of unknown roles last, nothing cut, no colours."""
-    others = [node for node in report.nodes if node.state is State.UNKNOWN_ROLE]
+    others = [node for node in report.nodes if node.state in (State.BALANCER, State.UNKNOWN_ROLE)]
     rows: Sequence[Row] = [row(node, report) for node in (*here(report), *others)]
     table = [(*COLUMNS, "WHY"), *rows] if rows else []
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(map(str.ljust, cells, widths)).rstrip() for cells in table]
-    return [*lines, *([""] if lines else []), *(f"{label}: {words}" for label, words in below(report))]
+    top, under = ([f"{label}: {words}" for label, words in part(report)] for part in (wrong, below))
+    return [*top, *([""] if top and lines else []), *lines, *([""] if lines else []), *under]

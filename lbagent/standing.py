@@ -10,10 +10,10 @@ from lbagent.haproxy.stats import NOTHING, Stats
 from lbagent.haproxy.text import Document, Proxy
 from lbagent.membership import Member, Members
 from lbagent.place import Place
-from lbagent.roles import Missing, Pair, Roles
+from lbagent.roles import Missing, Pair, Role, Roles
 from lbagent.tuples import NamedTuple
 
-MANAGED, PAUSED, BY_HAND = "managed", "paused", "by hand"
+MANAGED, PAUSED, DRAINED, BY_HAND = "managed", "paused", "drained", "by hand"
 
 
 class Standing(NamedTuple):
@@ -25,7 +25,7 @@ class Standing(NamedTuple):
     address: str
     """ADDRESS:PORT; the address alone where a pause stands."""
     line: str
-    """What kind of line it is: `managed`, `paused` or `by hand`."""
+    """What kind of line it is: `managed`, `paused` (a comment), `drained` (a paused node's `server`) or `by hand`."""
     state: str | None
     """What HAProxy says of the server, in its words; None where it says nothing."""
     sessions: int | None
@@ -52,7 +52,8 @@ def standings(document: Document, roles: Roles, members: Members, stats: Stats) 
             for line in proxy.managed:
                 node = place.node(line)
                 found.setdefault(node, []).extend(_managed(proxy, node, here, line, stats))
-        for hand in proxy.hand_written if here else ():
+        templates = (hand for one in proxy.templates for hand in one.servers())
+        for hand in (*proxy.hand_written, *templates) if here else ():
             for node in known.meant(hand, here):
                 said = stats.get((proxy.name, hand.name), NOTHING)
                 found.setdefault(node, []).append(Standing(proxy.name, hand.name, hand.endpoint, BY_HAND, *said))
@@ -62,7 +63,8 @@ def standings(document: Document, roles: Roles, members: Members, stats: Stats) 
 def _managed(proxy: Proxy, node: str, here: list[Pair], line: Line, stats: Stats) -> list[Standing]:
     if not line.pauses:
         said = stats.get((proxy.name, line.name), NOTHING)
-        return [Standing(proxy.name, line.name, line.endpoint, MANAGED, *said)]
+        kind = DRAINED if line.paused else MANAGED
+        return [Standing(proxy.name, line.name, line.endpoint, kind, *said)]
     # Its server may still be there, in maintenance, until the next reload.
     names = [name for name in (node, *(f"{node}.{pair.service}" for pair in here)) if (proxy.name, name) in stats]
     there = [Standing(proxy.name, name, line.address, PAUSED, *stats[proxy.name, name]) for name in names]
@@ -95,13 +97,17 @@ class _Known:
         return self._keys
 
     def _same(self, line: HandWritten, member: Member, pair: Pair) -> bool:
-        role = self._roles.roles.get(member.role)
-        if role is None or pair.service not in role.sections.get(pair.section, ()):
+        roles = [one for one in self._roles.of(member.role) if pair.service in one.sections.get(pair.section, ())]
+        if not roles:
             return False
         if line.name.lower() in (member.name.lower(), f"{member.name}.{pair.service}".lower()):
             return True
+        return any(line.endpoint == self._endpoint(member, role, pair.service) for role in roles)
+
+    def _endpoint(self, member: Member, role: Role, service: str) -> str:
+        tags = member.tags or {}
         try:
-            port = self._roles.services[pair.service].port_of(role.values(member.name), member.tags or {})
+            port = self._roles.services[service].port_of(role.values(member.name), tags)
+            return endpoint(role.address_of(member.name, member.address, tags), port)
         except Missing:
-            return False
-        return line.endpoint == endpoint(member.address, port)
+            return ""

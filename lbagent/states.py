@@ -20,6 +20,7 @@ class State(StrEnum):
     PENDING = "pending"
     UNKNOWN = "unknown"
     LEFT = "left"
+    BALANCER = "load balancer"
     UNKNOWN_ROLE = "unknown role"
     BY_HAND = "by hand"
     PAUSED = "paused"
@@ -34,8 +35,8 @@ class Facts(NamedTuple):
     name: str
     member: Member | None
     """None where only a line of haproxy.cfg tells of it."""
-    role: Role | None
-    """None where roles.yml has none for it."""
+    roles: Sequence[Role]
+    """Those that it has in roles.yml."""
     servers: Sequence[Standing]
     change: Change
     """What the next run does to its lines."""
@@ -45,6 +46,8 @@ class Facts(NamedTuple):
     """The member whose pause or tag holds it out: itself, or another one at its address."""
     held: bool
     quarantined: bool
+    balancer: bool
+    """Whether it is another load balancer."""
     hindrance: str
     """Why nobody knows what would be done to its lines; nothing where that is known."""
 
@@ -59,7 +62,8 @@ def state(facts: Facts) -> State:
         State.PENDING: bool(facts.change.added or facts.change.removed),
         State.UNKNOWN: member is not None and member.status == UNKNOWN,
         State.LEFT: absent,
-        State.UNKNOWN_ROLE: member is not None and facts.role is None,
+        State.BALANCER: facts.balancer,
+        State.UNKNOWN_ROLE: member is not None and not facts.roles,
         State.BY_HAND: bool(facts.servers) and all(one.line == BY_HAND for one in facts.servers),
         State.PAUSED: facts.pauser is not None,
         State.FAILED: member is not None and member.status == FAILED,
@@ -83,8 +87,10 @@ def since(found: State, facts: Facts) -> int | None:
 def why(found: State, facts: Facts) -> str:
     """Why it is so; nothing where nothing is to be said."""
     said = [*_because(found, facts), *_paused(found, facts), *facts.notes]
+    if found is State.BALANCER:
+        return "; ".join(said)
     if not said and not facts.servers:
-        serves = facts.role is not None and any(facts.role.sections.values())
+        serves = any(any(role.sections.values()) for role in facts.roles)
         return (facts.hindrance or "haproxy.cfg has no marker of its role") if serves else "its role has no service"
     return "; ".join(said)
 
@@ -101,7 +107,7 @@ def _because(found: State, facts: Facts) -> Iterator[str]:
         yield f"roles.yml has no role {member.role}" if member.role else "it has no role"
     elif found is State.FAILED and facts.servers:
         yield "its line stays"
-    elif found is State.FAILED and facts.role and facts.role.remove_failed:
+    elif found is State.FAILED and any(role.remove_failed for role in facts.roles):
         yield "out, as on_failed says"
 
 

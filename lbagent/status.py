@@ -29,6 +29,7 @@ def status(as_json: bool, watch: bool) -> Callable[[Settings, Log], int]:  # noq
     """The verb that shows the status; with `watch` until Ctrl-C, which is the way it ends well."""
 
     def verb(settings: Settings, log: Log) -> int:
+        log.journal = False
         engine = Engine(Paths(settings.state_dir), settings.roles, log)
         looks = itertools.chain([survey(engine)], _again(engine) if watch else ())
         if isinstance(sys.stdout, io.TextIOWrapper):

@@ -1,23 +1,30 @@
-"""The verbs by which an operator steers nodes, here and on every other load balancer: `pause`, `resume`, `forget`."""
+"""The verbs by which an operator steers nodes, here and on the other load balancers: `pause`, `resume`, `forget`."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
+from lbagent import scene
+from lbagent.assent import names_of_host
 from lbagent.engine import Engine
-from lbagent.errors import TryAgain, UsageError
+from lbagent.errors import INTERRUPTED, LastServer, LbagentError, TryAgain, UsageError
 from lbagent.host.log import Log
 from lbagent.host.paths import Paths
 from lbagent.names import NAME, canonical_address, printable
-from lbagent.obedience import confirmed, obeyed
+from lbagent.obedience import Order, confirmed, obey
 from lbagent.orders import NOBODY
+from lbagent.planning import last_server
+from lbagent.roll import find, paused
 from lbagent.serf import agent
-from lbagent.serf.command import REASON_LIMIT, TYPED, Malformed, command, duration
+from lbagent.serf.command import REASON_LIMIT, TYPED, Command, Malformed, command, duration
 from lbagent.serf.listing import Listed, others, unreachable
 from lbagent.serf.raw import Raw
 from lbagent.settings import Settings
+from lbagent.tuples import NamedTuple
 from lbagent.verbs import LOCK_WAIT, Verb
 
 WAITS = (1, 2, 3, 4)
@@ -30,8 +37,19 @@ _REASON_BYTES = 400
 _QUERIES = {"pause": "pause", "resume": "resume", "forget": "lbagent-forget"}
 
 
-def pause(node: str, lasting: str | None, reason: str | None) -> Verb:
-    """The verb that takes a node out of balancing. Raises UsageError."""
+class Cluster(NamedTuple):
+    """The load balancers that a command is for."""
+
+    myself: str
+    others: Sequence[Listed] = ()
+    unreachable: Sequence[str] = ()
+    """Load balancers whose name or address in Serf is of no use."""
+    trouble: str = ""
+    """Why no other one can be asked."""
+
+
+def pause(nodes: Sequence[str], lasting: str | None, reason: str | None, *, force: bool) -> Verb:
+    """The verb that takes nodes out of balancing. Raises UsageError."""
     words = []
     if lasting is not None:
         seconds = duration(lasting)
@@ -44,71 +62,196 @@ def pause(node: str, lasting: str | None, reason: str | None) -> Verb:
     if not plain.isprintable() or len(plain) > REASON_LIMIT or size > _REASON_BYTES:
         limits = f"{REASON_LIMIT} printable characters, of {_REASON_BYTES} bytes"
         raise UsageError(f"--reason has {len(plain)} characters, of {size} bytes: at most {limits}, can be sent")
-    return _steering("pause", node, [*words, f"reason={plain}"] if plain else words)
+    return _steering("pause", nodes, [*words, f"reason={plain}"] if plain else words, force=force)
 
 
-def resume(node: str) -> Verb:
-    """The verb that puts a node back in. Raises UsageError."""
-    return _steering("resume", node, [])
+def resume(nodes: Sequence[str]) -> Verb:
+    """The verb that puts nodes back in. Raises UsageError."""
+    return _steering("resume", nodes, [])
 
 
-def forget(node: str, force: bool) -> Verb:  # noqa: FBT001  # the verb's switch
-    """The verb that drops a node and its pause. Raises UsageError."""
-    return _steering("forget", node, ["force"] if force else [])
+def forget(nodes: Sequence[str], *, force: bool) -> Verb:
+    """The verb that drops nodes and their pauses. Raises UsageError."""
+    return _steering("forget", nodes, ["force"] if force else [])
 
 
-def _steering(verb: str, node: str, words: list[str]) -> Verb:
-    if not NAME.fullmatch(node) and canonical_address(node) is None:
-        raise UsageError(f"{node[:80]!r} is neither a node's name nor an address")
+def _steering(verb: str, given: Sequence[str], words: list[str], *, force: bool = True) -> Verb:
+    nodes = list(dict.fromkeys(given))
+    for node in nodes:
+        if not NAME.fullmatch(node) and canonical_address(node) is None:
+            raise UsageError(f"{node[:80]!r} is neither a node's name nor an address")
 
     def steer(settings: Settings, log: Log) -> int:
-        try:
-            myself = agent.info().name
-        except TryAgain:
-            myself = os.uname().nodename
+        cluster = _cluster()
         engine = Engine(Paths(settings.state_dir), settings.roles, log)
-        # Here first: whatever becomes of the others, this one does what it was told.
-        said = {myself: _here(verb, " ".join([node, *words]), myself, engine, log)}
-        said |= _elsewhere(verb, " ".join([node, f"by={myself}", *words]), myself)
-        _print(said)
-        return 0 if _all_done(verb, said) else 1
+        rows = Rows(verb, nodes, cluster)
+        try:
+            # Here first: whatever becomes of the others, this one does what it was told.
+            payloads = {node: " ".join([node, *words]) for node in nodes}
+            for node, said in _here(verb, payloads, cluster.myself, engine, log, force=force).items():
+                rows.add(node, cluster.myself, said)
+            _elsewhere(verb, {node: " ".join([node, f"by={cluster.myself}", *words]) for node in nodes}, cluster, rows)
+        except KeyboardInterrupt:
+            rows.interrupt()
+            return INTERRUPTED
+        return rows.status(force=force)
 
     return steer
 
 
-def _here(verb: str, payload: str, myself: str, engine: Engine, log: Log) -> str:
-    raw = Raw(os.urandom(8).hex(), int(time.time() * 1000), TYPED, verb, None, myself, payload.encode())
-    wanted = command(raw, payload)
-    return f"refused: {wanted.why}" if isinstance(wanted, Malformed) else obeyed(raw, wanted, engine, log, LOCK_WAIT)
-
-
-def _elsewhere(verb: str, payload: str, myself: str) -> dict[str, str]:
-    """What each other load balancer says, or what kept it from saying anything."""
+def _cluster() -> Cluster:
+    """The load balancers, as the Serf agent here knows them."""
     try:
-        listed, me = agent.members(), agent.info()
-        there = others(listed, me)
-        # This one is asked as well: its handler, too, has to hear the LTime that orders all that follows.
-        asked = [myself, *(one.name for one in there if one.status == "alive")]
-        answers = agent.query(_QUERIES[verb], payload, asked, WAITS)
+        me = agent.info()
     except TryAgain as error:
-        return {"others": f"not asked: {error}"}
-    said = {one.name: answers.get(one.name) or _silent(one) for one in there}
-    return said | dict.fromkeys(unreachable(listed, me), "not asked: its name or address in Serf is of no use")
+        return Cluster(os.uname().nodename, trouble=_trouble(error))
+    try:
+        listed = agent.members()
+    except TryAgain as error:
+        return Cluster(me.name, trouble=str(error))
+    return Cluster(me.name, others(listed, me), unreachable(listed, me))
 
 
-def _silent(one: Listed) -> str:
-    return "not answered" if one.status == "alive" else f"not answered: {one.status}, says Serf"
+def _trouble(error: TryAgain) -> str:
+    # What its members are is what could not be asked, whatever came first.
+    return str(error).replace("(serf info)", "(serf members)")
 
 
-def _all_done(verb: str, said: Mapping[str, str]) -> bool:
-    unconfirmed = {words for words in said.values() if not confirmed(words)}
-    if verb == "forget" and any(map(confirmed, said.values())):
-        # Who never knew a node has nothing to forget.
-        unconfirmed.discard(NOBODY[verb])
-    return not unconfirmed
+def _here(
+    verb: str, payloads: Mapping[str, str], myself: str, engine: Engine, log: Log, *, force: bool
+) -> Mapping[str, str]:
+    """What this load balancer says of each node. Raises LastServer, with nothing done, unless `force` is given."""
+    now, said = int(time.time() * 1000), {}
+    orders: dict[str, Order] = {}
+    for node, payload in payloads.items():
+        raw = Raw(os.urandom(8).hex(), now, TYPED, verb, None, myself, payload.encode())
+        wanted = command(raw, payload)
+        if isinstance(wanted, Malformed):
+            said[node] = f"refused: {wanted.why}"
+        else:
+            orders[node] = raw, wanted
+    if not orders:
+        return said
+    commands = [wanted for _, wanted in orders.values()]
+    allow = None if force else lambda: _insist_on_another_server(commands, engine)
+    answers = obey(list(orders.values()), engine, log, LOCK_WAIT, allow)
+    return said | dict(zip(orders, answers, strict=True))
 
 
-def _print(said: Mapping[str, str]) -> None:
-    width = max(map(len, said))
-    for name, words in said.items():
-        print(printable(f"{name:{width}}  {words}"))
+def _insist_on_another_server(commands: Collection[Command], engine: Engine) -> None:
+    """Raise LastServer where these pauses would leave a service without any server that serves."""
+    with contextlib.suppress(OSError):
+        try:
+            roles = engine.roles()
+            membership = engine.foreseen(roles)
+            document = scene.look(roles.haproxy).document
+        except LbagentError:
+            return  # the pauses are stored, and applied once the error is corrected
+        meant = (find(membership.members, one.name, one.address) for one in commands)
+        out = paused(membership)
+        hosts = [names_of_host(one, membership) for one in meant if one and one.name not in out]
+        now = last_server.Serving(document, scene.server_states(document))
+        services = last_server.unserved(now, roles, membership, frozenset().union(*hosts), if_paused=True)
+        if services:
+            names = ", ".join(one.name for one in commands)
+            words = f"{last_server.WORDS}{last_server.listed(services)} serves"
+            raise LastServer(f"{names}: {words}; resume another node first, or use --force")
+
+
+def _elsewhere(verb: str, payloads: Mapping[str, str], cluster: Cluster, rows: Rows) -> None:
+    """Ask each other load balancer, and print what it says, or what kept it from saying anything."""
+    if cluster.trouble:
+        rows.add_for_all("others", f"not asked: {cluster.trouble}")
+        return
+    alive = [one.name for one in cluster.others if one.status == "alive"]
+    try:
+        for number, seconds in enumerate(WAITS):
+            for at, (node, payload) in enumerate(payloads.items()):
+                # One that has not answered for any node is asked again for the first of them only.
+                asked = [name for name in rows.silent(node, alive) if not (number and at) or rows.heard(name)]
+                if number == 0:
+                    # This one too: its handler has to hear the LTime that orders all that follows.
+                    asked = [cluster.myself, *asked]
+                if asked:
+                    agent.query(_QUERIES[verb], payload, asked, [seconds], rows.adder(node))
+    except TryAgain as error:
+        rows.add_for_all("others", f"not asked: {error}")
+        return
+    for one in cluster.others:
+        rows.add_for_all(
+            one.name, "not answered" if one.status == "alive" else f"not answered: {one.status}, says Serf"
+        )
+    for name in cluster.unreachable:
+        rows.add_for_all(name, "not asked: its name or address in Serf is of no use")
+
+
+class Rows:
+    """What the load balancers say of each node: a row is printed as soon as it is known."""
+
+    def __init__(self, verb: str, nodes: Sequence[str], cluster: Cluster) -> None:
+        """Nothing is printed yet."""
+        self._verb, self._nodes, self._cluster = verb, nodes, cluster
+        names = [cluster.myself, *(one.name for one in cluster.others), *cluster.unreachable]
+        self._width = max(map(len, [*names, *(["others"] if cluster.trouble else [])]))
+        self._wide = max(map(len, nodes))
+        self._said: dict[tuple[str, str], str] = {}
+
+    def add(self, node: str, name: str, words: str) -> None:
+        """Print what the load balancer `name` says of a node, unless it has said something already."""
+        if (node, name) in self._said:
+            return
+        self._said[node, name] = words
+        head = f"{node:{self._wide}}  " if len(self._nodes) > 1 else ""
+        print(printable(f"{head}{name:{self._width}}  {words}"), flush=True)
+
+    def add_for_all(self, name: str, words: str) -> None:
+        """The same for each node of which it has said nothing."""
+        for node in self._nodes:
+            self.add(node, name, words)
+
+    def adder(self, node: str) -> agent.Heard:
+        """`add`, for one node, and the other load balancers only."""
+
+        def add(name: str, words: str) -> None:
+            if name != self._cluster.myself:
+                self.add(node, name, words)
+
+        return add
+
+    def heard(self, name: str) -> bool:
+        """Whether that load balancer has said anything."""
+        return any(one == name for _, one in self._said)
+
+    def silent(self, node: str, names: Sequence[str]) -> list[str]:
+        """Those of the load balancers that have said nothing of this node yet."""
+        return [name for name in names if (node, name) not in self._said]
+
+    def interrupt(self) -> None:
+        """Say what is in effect, and which load balancers have not answered."""
+        names = [self._cluster.myself, *(one.name for one in self._cluster.others)]
+        done = [name for name in names if all(confirmed(self._said.get((node, name), "")) for node in self._nodes)]
+        silent = [name for name in names if any((node, name) not in self._said for node in self._nodes)]
+        what = f"{self._verb} of {', '.join(self._nodes)}"
+        effect = f"in effect on {', '.join(done)}" if done else "not confirmed by any load balancer"
+        rest = f"; not answered: {', '.join(silent)}; run it again to ask them" if silent else ""
+        print(printable(f"lbagent: interrupted: {what}: {effect}{rest}"), file=sys.stderr, flush=True)
+
+    def status(self, *, force: bool) -> int:
+        """The exit status: 0 where every row is a confirmation."""
+        if not all(self._done(node) for node in self._nodes):
+            return 1
+        last = {name for (_, name), words in self._said.items() if last_server.WORDS in words}
+        if force or not last or self._cluster.myself in last:
+            return 0
+        # Another load balancer had fewer servers left: two operators at once, or its checks see less than those here.
+        words = f"{', '.join(self._nodes)}: no other server serves on {', '.join(sorted(last))}"
+        print(printable(f"lbagent: {words}; resume a node, or use --force"), file=sys.stderr)
+        return LastServer.exit_status
+
+    def _done(self, node: str) -> bool:
+        said = [words for (one, _), words in self._said.items() if one == node]
+        unconfirmed = {words for words in said if not confirmed(words)}
+        if self._verb == "forget" and any(map(confirmed, said)):
+            # A load balancer that never knew a node has nothing to forget.
+            unconfirmed.discard(NOBODY["forget"])
+        return not unconfirmed

@@ -10,18 +10,20 @@ import os
 import time
 
 from lbagent import restore, scene
+from lbagent.checks import daemon
 from lbagent.engine import Engine
 from lbagent.errors import TryAgain
 from lbagent.haproxy import process, runtime, stats
 from lbagent.haproxy.process import Worker
 from lbagent.haproxy.stats import Stats
 from lbagent.haproxy.text import Document
-from lbagent.host import history, store
+from lbagent.host import history, processes, store
+from lbagent.host.lock import held
 from lbagent.host.log import told
 from lbagent.membership import Membership
 from lbagent.memory import Damaged
 from lbagent.outcome import Run
-from lbagent.report import Events, Failed, Report, Served, Sources, StatsSocket, report
+from lbagent.report import NO_SOCKET, Events, Failed, Report, Served, Sources, StatsSocket, report
 from lbagent.roles import Roles
 
 _PATIENCE = 2.0
@@ -47,6 +49,10 @@ class _Survey:
         said, socket = _asked(document)
         served, events, run, old = self._served(), self._events(), self._last_run(), self._old_workers(document)
         sources = Sources(self._at, said, socket, served, events, run, old, tuple(self._problems))
+        sources = sources._replace(
+            last=self._engine.store.last(), peers=self._engine.store.peers(), haproxy_down=self._down(document)
+        )
+        sources = self._with_daemon(sources)
         return report(sources, self._roles, membership, document)
 
     def _document(self) -> Document | None:
@@ -88,7 +94,7 @@ class _Survey:
 
     def _served(self) -> Served | None:
         path, found = self._engine.paths.served, self._engine.store.served()
-        if found == store.Served():
+        if found._replace(complete=True) == store.Served():
             # Never written, or not to be understood?
             try:
                 os.stat(path)
@@ -111,6 +117,28 @@ class _Survey:
             return None
         return running.old if running else None
 
+    def _down(self, document: Document | None) -> bool:
+        """Whether HAProxy is shown not to run."""
+        if document is None or not processes.table_readable():
+            return False
+        try:
+            running = process.find(self._roles.haproxy.config, document.settings)
+            return running is None and process.shown_not_to_run(self._roles.haproxy.config, document.settings)
+        except TryAgain:
+            return False
+
+    def _with_daemon(self, sources: Sources) -> Sources:
+        paths = self._engine.paths
+        try:
+            os.listdir(paths.folder)
+        except OSError:
+            return sources
+        return sources._replace(
+            daemon=held(paths.watch_lock),
+            daemon_needed=daemon.only_stores(paths, None),
+            daemon_known=os.path.exists(paths.watch_lock),
+        )
+
     def _problem(self, words: str) -> None:
         self._problems[words] = None
 
@@ -126,5 +154,4 @@ def _asked(document: Document | None) -> tuple[Stats, StatsSocket]:
         except (OSError, ValueError) as error:
             words = error.strerror if isinstance(error, OSError) and error.strerror else error
             errors.append(f"stats socket {address}: {words}")
-    none = "haproxy.cfg declares no stats socket: `stats socket /run/haproxy/admin.sock mode 600 level admin` in global"
-    return {}, StatsSocket(None, "; ".join(errors) or none)
+    return {}, StatsSocket(None, "; ".join(errors) or NO_SOCKET)

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from lbagent.haproxy.lines import Line
+from lbagent.haproxy.server import PAUSED_OURS
 from lbagent.haproxy.text import Document
 from lbagent.membership import ALIVE, FAILED, Membership
-from lbagent.names import refusal
+from lbagent.names import refusal, role_names
 from lbagent.roles import Pair, Role, Roles
 from lbagent.table import Table, tabled
 
@@ -33,7 +34,7 @@ def standing(document: Document) -> Standing:
 def servers(lines: Standing, roles: Roles, membership: Membership) -> dict[Pair, dict[str, int]]:
     """Servers by state, for every pair of roles.yml; each stands in one state only.
 
-    A paused line is `paused`. The line of a node in quarantine or failed counts
+    A paused line, a comment or one that drains, is `paused`. The line of a node in quarantine or failed counts
     as that, every other one is `in`. No line counts only where it is one of these that keeps it out: of a node that
     may have one, at a marker that stands.
     """
@@ -43,7 +44,8 @@ def servers(lines: Standing, roles: Roles, membership: Membership) -> dict[Pair,
         texts = lines.get(pair.middle, ())
         found[pair] = counts = dict.fromkeys(STATES, 0)
         # A comment comes before every `server` line: where the first is none, none is, which is found fastest.
-        counts["paused"] = [text[0] for text in texts].count("#") if texts and min(texts)[0] == "#" else 0
+        comments = [text[0] for text in texts].count("#") if texts and min(texts)[0] == "#" else 0
+        counts["paused"] = comments + "\n".join(texts).count(PAUSED_OURS)
         counts["in"] = len(texts) - counts["paused"]
         if odd and pair.middle in lines:
             here = {
@@ -72,11 +74,11 @@ def _odd(table: Table) -> dict[str, list[tuple[str, str, str]]]:
     found: dict[str, list[tuple[str, str, str]]] = {}
     if FAILED in table.columns.statuses:
         for name, address, role, status, _ in zip(*table.columns, strict=True):
-            if status == FAILED:
-                found.setdefault(role, []).append((name, "failed", address))
-    for one in table.special.values():
-        if one.quarantine and one.present:
-            found.setdefault(one.role, []).append((one.name, "quarantined", one.address))
+            for one in role_names(role) if status == FAILED else ():
+                found.setdefault(one, []).append((name, "failed", address))
+    for member in table.special.values():
+        for one in role_names(member.role) if member.quarantine and member.present else ():
+            found.setdefault(one, []).append((member.name, "quarantined", member.address))
     return found
 
 
@@ -91,8 +93,8 @@ def _move(counts: dict[str, int], odd: Mapping[str, tuple[str, bool]], lines: Se
     def node(line: Line) -> str:
         return line.name if line.name in odd else line.name.removesuffix(suffix)
 
-    paused = {node(line) for line in lines if line.pauses}
-    there = Counter(node(line) for line in lines if not line.pauses)
+    paused = {node(line) for line in lines if line.paused}
+    there = Counter(node(line) for line in lines if not line.paused)
     for name, (state, out) in odd.items():
         counts["in"] -= there[name]
         counts[state] += there[name] or (out and name not in paused)

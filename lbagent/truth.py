@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
-from lbagent import accord, census
+from lbagent import accord, census, peers, scene
 from lbagent.engine import Engine, Learn
 from lbagent.errors import LbagentError, TryAgain
 from lbagent.fold import Folded
@@ -25,7 +25,7 @@ Told = list[tuple[str, list[accord.Word]]]
 """By load balancer."""
 
 
-def truth(engine: Engine, log: Log, say: Callable[[str], None], *, force: bool) -> Learn:
+def truth(engine: Engine, log: Log, say: Callable[[str], None], *, force: bool, record: bool = True) -> Learn:
     """What makes membership what Serf and the other load balancers know now; `say` is told who is not heard.
 
     The others are asked at once, without any lock: they may take their time, and what is heard meanwhile is the newer
@@ -33,14 +33,22 @@ def truth(engine: Engine, log: Log, say: Callable[[str], None], *, force: bool) 
     asked, or knows no node of any role.
     """
     told = _told(engine, say)
+    said, digest = _status_lines(engine) if record else ({}, "")
 
     def learn(membership: Membership, roles: Roles) -> Folded:
         now = int(time.time())
         info, listing = agent.info(), agent.members()
+        if record:
+            store = engine.store
+            here = peers.Here(now, info, digest)
+            store.keep_peers(peers.observed(store.peers(), here, others(listing, info), said))
         if census.tells_nothing(listing, info.name, roles):
-            raise TryAgain("serf members names no node of any role of roles.yml: nothing is removed, try again")
+            if not census.knows_nobody(membership, roles):
+                raise TryAgain("serf members: lists no node of any role of roles.yml; nothing is removed, try again")
+            log.hint("serf members: lists no node of any role of roles.yml yet; nothing to sync")
+            return Folded(membership, {}, (), ())
         for refused in listing.refused:
-            log.info(refused)
+            log.hint(refused)
         steps = [census.taken(membership, listing, info.name, now, force=force)]
         for by, words in told:
             steps.append(accord.agreed(steps[-1].membership, words, by, info.clocks, now))
@@ -48,6 +56,17 @@ def truth(engine: Engine, log: Log, say: Callable[[str], None], *, force: bool) 
         return Folded(steps[-1].membership, {}, causes, steps[0].warnings)
 
     return learn
+
+
+def _status_lines(engine: Engine) -> tuple[dict[str, str], str]:
+    """What each other load balancer says of itself, and the digest of the managed lines here."""
+    try:
+        names = [one.name for one in others(agent.members(), agent.info()) if one.status == "alive"]
+        document = scene.look(engine.roles().haproxy).document
+        said = agent.query("lbagent-status", "", names, _WAITS) if names else {}
+    except (LbagentError, OSError):
+        return {}, ""
+    return said, document.digest() if document.serves else "none"
 
 
 def _told(engine: Engine, say: Callable[[str], None]) -> Told:

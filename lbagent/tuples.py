@@ -14,6 +14,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NamedTuple  # what others import from here
 else:
+    _VALUE = 1
+    """`annotationlib.Format.VALUE`; importing annotationlib takes 3 ms."""
 
     class _Tuples(type):
         """Makes a class body into what `collections.namedtuple` makes of its fields, methods and all."""
@@ -21,7 +23,10 @@ else:
         def __new__(cls, name: str, bases: tuple[type, ...], body: dict[str, Any]) -> type:
             if not bases:
                 return super().__new__(cls, name, bases, body)
-            fields = body.get("__annotations__", {})
+            fields = body.get("__annotations__")
+            if fields is None:  # Python 3.14 in a module without `from __future__ import annotations`
+                evaluate = body.get("__annotate_func__")
+                fields = evaluate(_VALUE) if evaluate else {}
             defaults = [body.pop(field) for field in fields if field in body]
             made = namedtuple(name, fields, defaults=defaults, module=body.pop("__module__"))  # noqa: PYI024
             for key, value in body.items():

@@ -33,7 +33,7 @@ _WHY = 200
 
 _GOOD, _BAD, _ODD = "green", "bold red", "yellow"
 _STATES = {"in": _GOOD, "failed": _BAD, "quarantined": _BAD, "left": "dim"}
-_LABELS = {"held back": _BAD, "problem": _BAD, "reload": _BAD, "note": _ODD}
+_LABELS = {"note": _ODD}
 
 
 def view(report: Report, width: int, most: int | None = None) -> RenderableType:
@@ -46,10 +46,12 @@ def view(report: Report, width: int, most: int | None = None) -> RenderableType:
     hidden = len(here) - len(rows)
     more = [Line("not shown", f"{hidden} more nodes, for want of room")] if hidden else []
     below = _below([*more, *sheet.elsewhere(report), *sheet.below(report)])
+    wrong = sheet.wrong(report)
+    top: list[RenderableType] = [_below(wrong, _BAD), Text()] if wrong else []
     if not rows:
-        return below
+        return Group(*top, below)
     widths = _widths(rows, width)
-    return Group(*(_wide(rows, widths) if widths else [_narrow(rows)]), Text(), below)
+    return Group(*top, *(_wide(rows, widths) if widths else [_narrow(rows)]), Text(), below)
 
 
 def fitted(report: Report, console: Console) -> RenderableType:
@@ -121,12 +123,12 @@ def _narrow(rows: Sequence[Row]) -> Table:
     return table
 
 
-def _below(lines: Sequence[Line]) -> Table:
+def _below(lines: Sequence[Line], style: str = "bold") -> Table:
     table = Table.grid(padding=(0, _GAP, 0, 0), pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for label, words in lines:
-        table.add_row(Text(label, _LABELS.get(label, "bold")), Text(words))
+        table.add_row(Text(label, _LABELS.get(label, style)), Text(words))
     return table
 
 

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import signal
 import time
 
 from tenacity import Retrying, retry_if_result, wait_exponential_jitter
 
+from lbagent import scene
 from lbagent.apply import Options
+from lbagent.checks.candidate import Validator
+from lbagent.checks.service_lines import refused_lines
 from lbagent.edits import Edits
 from lbagent.engine import Engine, Learn
 from lbagent.errors import Busy, LbagentError, NotYet, PutBack
 from lbagent.haproxy.process import Running
-from lbagent.host import commands, notify
+from lbagent.host import commands, lock, notify, serfenv
 from lbagent.host.attention import Attention
 from lbagent.host.lock import locked
 from lbagent.host.log import Log, told
 from lbagent.host.paths import Paths
+from lbagent.host.repeats import Repeats
 from lbagent.host.spool import Mark
+from lbagent.host.store import Store
 from lbagent.inquiry import Inquiry
 from lbagent.intake import Rounds
 from lbagent.newcomers import Newcomers
@@ -40,21 +46,28 @@ FIRST_RETRY, LAST_RETRY = 1.0, 60.0
 LOOK_EVERY = 1.0
 """Seconds between two looks whether HAProxy was started, or reloaded by somebody else."""
 
-_FINE = (0, 3)
-"""Exit statuses that trying again would not change: all is done, or held back by the guard."""
-
 
 def watch(settings: Settings, log: Log) -> int:
     """Run until told to end. Raises Busy where another `watch` has this state folder."""
     paths = Paths(settings.state_dir)
     paths.prepare()
-    with locked(paths.watch_lock) as had:
+    log.repeats = Repeats()
+    with locked(paths.watch_lock, writes=False) as had:
         if not had:
             raise Busy(f"another `lbagent watch` runs: it holds {paths.watch_lock}")
         commands.meanwhile.append(notify.alive)
         with Attention() as attention:
             _Watch(settings, log, attention).until_told_to_end()
+    _publish_end(paths)
     return 0
+
+
+def _publish_end(paths: Paths) -> None:
+    """Have metrics.prom say that no daemon runs, as well as can be."""
+    with contextlib.suppress(OSError):
+        with open(paths.metrics, "rb") as file:
+            content = file.read()
+        Store(paths).publish(content.replace(b"\nlbagent_daemon_running 1\n", b"\nlbagent_daemon_running 0\n"))
 
 
 class _Watch:
@@ -72,6 +85,11 @@ class _Watch:
         self._looked = 0
         """When the last round began, in epoch seconds: what ended before, it has seen."""
         self._words = ""
+        self._sync_fails = False
+        self._tried = ""
+        """The digest of the roles.yml whose lines were tried."""
+        self._unverified = True
+        """Whether haproxy.cfg was edited since HAProxy last accepted it."""
         self._pace = Pace(self._engine.roles)
 
     def until_told_to_end(self) -> None:
@@ -99,6 +117,8 @@ class _Watch:
         if self._renews:
             notify.reloading()
         self._settle()
+        if serfenv.of_process and serfenv.of_process.load():
+            self._syncs.at = 0.0
         if self._renews or time.monotonic() >= self._syncs.at:
             self._syncs.begun(time.monotonic(), random.random())  # noqa: S311  # no secret
             self._inquiry.begin()
@@ -106,26 +126,44 @@ class _Watch:
         self._looked = int(time.time())
         # Somebody may have removed the folder under our feet.
         self._engine.paths.prepare()
+        self._stay_the_only_one()
         rounds = Rounds(self._engine.spool, self._log, self._said)
         with locked(self._engine.paths.lock, LOCK_WAIT, unless=lambda: self._ends) as had:
             if had:
                 rounds.once(lambda: self._run(self._inquiry.take()))
         rounds.more(self._engine.paths.lock, self._run)
-        fine = had and rounds.status in _FINE
-        if fine:
+        fine = had and not rounds.failed
+        if fine and not self._sync_fails:
             self._said.clear()
+            if self._log.repeats:
+                self._log.repeats.forget()
         # Not what lies there now: that may have come since we looked last.
         self._spooled = rounds.seen if had else self._engine.spool.marks()
         notify.notify("READY=1", f"STATUS={self._words or 'waiting for the lock'}")
         return fine
 
+    def _stay_the_only_one(self) -> None:
+        """Acquire watch.lock again where its file was removed or replaced. Raises Busy where another `watch` has it."""
+        path = self._engine.paths.watch_lock
+        try:
+            lock.insist(path)
+        except lock.Lost as lost:
+            self._engine.paths.prepare()
+            if not lock.acquire_again(path, 0):
+                raise Busy(f"{path}: another `lbagent watch` has acquired it; stop one of the two") from lost
+            self._log.warning(f"{path}: the lock file was removed or replaced; made again")
+
     def _run(self, learn: Learn | None = None) -> Outcome:
         # Before, not after: an edit that comes while we run is another one.
+        self._unverified |= self._edits.made
         self._edits.seen()
         self._attention.watch([self._engine.paths.spool, *self._edits.folders()])
         self._newcomers.seen()
+        options = Options(
+            not_before=self._pace.not_before, known=self._known(learn), verify=self._unverified and not learn
+        )
         try:
-            outcome = self._engine.run(Options(not_before=self._pace.not_before, known=self._known(learn)), learn)
+            outcome = self._engine.run(options, learn)
         except (LbagentError, OSError) as error:
             self._words = told(error)
             self._pace.waiting = False  # whatever waited, it is tried again with all the rest
@@ -134,10 +172,24 @@ class _Watch:
         finally:
             self._newcomers.ours()
         self._came_to(learn, reloaded=outcome.reloaded, learned=True)
+        self._unverified &= not options.verify
         self._pace.waiting = outcome.verdict is Verdict.QUEUED
         self._edits.ours(self._engine.plan.after if self._engine.plan else ())
+        self._try_service_lines()
         self._words = f"{outcome.verdict}: {outcome.words}"
         return outcome
+
+    def _try_service_lines(self) -> None:
+        """Log which lines of a new roles.yml HAProxy would refuse, before a node asks for one."""
+        with contextlib.suppress(LbagentError, OSError):
+            roles = self._engine.roles()
+            if roles.digest == self._tried:
+                return
+            self._tried = roles.digest
+            seen = scene.look(roles.haproxy)
+            running = self._engine.haproxy.running if self._engine.haproxy else None
+            for refused in refused_lines(seen.document, roles, Validator(seen, roles.haproxy, running)):
+                self._log.error(f"{self._settings.roles}: {refused}")
 
     def _known(self, learn: Learn | None) -> Running | None:
         # Each sync looks at all processes: somebody may have started a second HAProxy with this file.
@@ -148,11 +200,12 @@ class _Watch:
             self._pace.reloaded()
         if learn:
             self._syncs.ended(time.monotonic(), good=learned)
+            self._sync_fails = not learned
 
     def _truth(self) -> Learn:
         # An engine of its own: this is asked in another thread.
         engine = Engine(self._engine.paths, self._settings.roles, self._log)
-        return truth(engine, self._log, self._log.info, force=False)
+        return truth(engine, self._log, self._log.hint, force=False)
 
     def _settle(self) -> None:
         """Wait until nobody has saved a file for a moment."""
@@ -173,12 +226,14 @@ class _Watch:
         notify.notify("WATCHDOG=1")
         while not (self._ends or self._renews or self._news) and (left := _left(until, end)) > 0:
             self._attention.wait(min(left, every, LOOK_EVERY))
+            self._stay_the_only_one()
             notify.notify("WATCHDOG=1")
 
     @property
     def _news(self) -> bool:
         stored = self._engine.spool.marks() - self._spooled
-        return bool(stored) or self._edits.made or self._newcomers.there or self._inquiry.answered
+        token = serfenv.of_process is not None and serfenv.of_process.changed
+        return bool(stored) or token or self._edits.made or self._newcomers.there or self._inquiry.answered
 
 
 def _left(until: float, end: int | None) -> float:

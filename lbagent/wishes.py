@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Sequence
 
-from lbagent.haproxy.server import Server, endpoint, paused_line, tail
+from lbagent.haproxy.server import Server, drain_line, endpoint, paused_line, tail
 from lbagent.membership import FAILED, PRESENT, Member, Membership
-from lbagent.names import certainly_allowed, in_order, natural, refusal
+from lbagent.names import NAME, certainly_allowed, in_order, natural, refusal, role_names
 from lbagent.roles import Missing, Pair, Role, Roles, Service, Template
 from lbagent.roll import paused
 from lbagent.table import tabled
@@ -15,6 +15,9 @@ from lbagent.tuples import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from typing import Self
+
+UNKNOWN_TAGS = "its tags are unknown until Serf tells them"
+"""After membership was rebuilt from haproxy.cfg, which does not hold them."""
 
 
 class Note(str):
@@ -45,18 +48,26 @@ class Wish(NamedTuple):
     role: Role
     endpoint: str
     """ADDRESS:PORT."""
+    address: str
+    """Where the node is reached; nothing where its tags don't tell."""
     port: int
     options: str
     paused: bool
-    verbatim: bool = False
-    """Its tags are not known since membership was rebuilt: the line that stands there is the best knowledge."""
+    unknown: str = ""
+    """Why its line can't be made of its tags: the line that it has, if any, stays."""
+
+    @property
+    def verbatim(self) -> bool:
+        """Whether the line that the node has stays as it is."""
+        return bool(self.unknown)
 
     def line(self, name: str, number: int | None) -> str:
         """The managed line under the name, and with the id, that the server has in its proxy."""
         member = self.member
-        if self.paused:
+        if self.paused and not self.role.drain:
             return paused_line(member.name, member.address, self.role.name)
-        return Server(name, member.address, self.port, self.options, self.role.name, number).line
+        line = Server(name, self.address, self.port, self.options, self.role.name, number).line
+        return drain_line(line) if self.paused else line
 
 
 class Crowd(NamedTuple):
@@ -93,11 +104,17 @@ class Wishes:
         """Nodes that cannot have the line they should, and why; said once each."""
         columns = self._members.columns
         there: dict[str, dict[str, str]] = {name: {} for name in roles.roles}
+        self._several: set[str] = set()
+        """The nodes with several roles."""
         for name, address, role, status in zip(*columns[:4], strict=True):
             if role in there and status in PRESENT:
                 there[role][name] = address
+            elif "," in role and status in PRESENT:
+                self._several.add(name)
+                for one in roles.of(role):
+                    there[one.name][name] = address
         self._there = {name: self._allowed(roles.roles[name], nodes) for name, nodes in there.items()}
-        """The address of every node that may have lines, in natural order, by role."""
+        """The address of every node that may have lines, in natural order, by role; nothing where it is not known."""
 
     def crowd(self, pair: Pair) -> Crowd | None:
         """The wishes for the marker of `pair` where nothing is special about any of them."""
@@ -105,7 +122,7 @@ class Wishes:
         if len(roles) != 1:
             return None
         role, options, nodes = roles[0], roles[0].options or service.options, self._there[roles[0].name]
-        alike = options.same_for_role and service.port.same_for_role
+        alike = options.same_for_role and service.port.same_for_role and role.address is None
         if not alike or role.remove_failed or len(nodes) > role.max or not self.paused.isdisjoint(nodes):
             return None
         port, text = self._same(role, service, options)
@@ -115,49 +132,98 @@ class Wishes:
 
     def allowed(self, node: str, role: str) -> str | None:
         """Where a node of that role may be reached; None where it has another role, or may not be where it is."""
-        return self._there.get(role, {}).get(node)
+        return self._there.get(role, {}).get(node) or None
 
-    def at(self, pair: Pair, known: Callable[[], Collection[str]]) -> list[Wish]:
-        """The wishes for the marker of `pair`, in the order of names; `known` tells the nodes with lines there."""
+    def keeps(self, node: str, role: str, address: str) -> str:
+        """Why a node keeps its line for `role` at `address` although its role tag names none; nothing where it doesn't.
+
+        A tag with a name that roles.yml does not have is a decision, one that can't be a name is an accident.
+        """
+        member = self._members.get(node)
+        if member is None or not member.present or not member.role or any(map(NAME.fullmatch, role_names(member.role))):
+            return ""
+        by_tag = role in self._roles.roles and self._roles.roles[role].address is not None
+        if address != member.address and not by_tag:
+            return ""
+        return f"its role {member.role[:40]!r} is not {NAME.pattern}"
+
+    def at(self, pair: Pair, known: Callable[[], Collection[str]], server: Callable[[str], str] = str) -> list[Wish]:
+        """The wishes for the marker of `pair`, in the order of names.
+
+        `known` returns the nodes with lines there, `server` the name of a node's server in that proxy.
+        """
         roles = self._serving[pair]
         service = self._roles.services[pair.service]
-        found = [wish for role in roles for wish in self._of(role, service, known)]
+        by_role = {role.name: self._of(role, service, server) for role in roles}
+        if len(roles) > 1 and self._several:
+            by_role = self._once(by_role)
+        found = [wish for role in roles for wish in self._at_most(role, service, by_role[role.name], known)]
         if any(role.remove_failed for role in roles):
             found = _without_failed(found)
         return found if len(roles) == 1 else sorted(found, key=lambda wish: natural(wish.member.name))
 
+    def _once(self, by_role: dict[str, list[Wish]]) -> dict[str, list[Wish]]:
+        """The same wishes, each node once: from the first role of its tag that can give it a line."""
+        first: dict[str, tuple[bool, int, str]] = {}
+        for name, wishes in by_role.items():
+            for wish in (wish for wish in wishes if wish.member.name in self._several):
+                place = role_names(wish.member.role).index(name)
+                rank = (wish.verbatim, place, name)
+                first[wish.member.name] = min(first.get(wish.member.name, rank), rank)
+        return {
+            name: [one for one in wishes if first.get(one.member.name, (False, 0, name))[2] == name]
+            for name, wishes in by_role.items()
+        }
+
     def _allowed(self, role: Role, nodes: dict[str, str]) -> dict[str, str]:
+        if role.address is not None:
+            nodes = {name: self._by_tag(role, self._members[name]) for name in nodes}
         if not role.networks and certainly_allowed(nodes.values()):
             return {name: nodes[name] for name in in_order(nodes)}
-        refused = {name: why for name, address in nodes.items() if (why := refusal(address, role.networks))}
+        refused = {name: why for name, at in nodes.items() if at and (why := refusal(at, role.networks))}
         for name, why in refused.items():
             self.notes[Note(name, f"node {name} of role {role.name} has no line: ", why)] = None
         return {name: nodes[name] for name in in_order(nodes) if name not in refused}
+
+    @staticmethod
+    def _by_tag(role: Role, member: Member) -> str:
+        try:
+            return role.address_of(member.name, member.address, member.tags or {})
+        except Missing:
+            return ""  # the wish says why
 
     def _same(self, role: Role, service: Service, options: Template) -> tuple[int, str]:
         values = role.values("")  # neither has a place for a name
         return service.port_of(values, {}), options.fill(values, {})
 
-    def _of(self, role: Role, service: Service, known: Callable[[], Collection[str]]) -> list[Wish]:
-        found = (self._wish(self._members[name], role, service) for name in self._there[role.name])
-        wishes = [wish for wish in found if wish is not None]
-        return wishes if len(wishes) <= role.max else self._at_most(role, service, wishes, known())
+    def _of(self, role: Role, service: Service, server: Callable[[str], str]) -> list[Wish]:
+        return [self._wish(self._members[name], role, service, server(name)) for name in self._there[role.name]]
 
-    def _wish(self, member: Member, role: Role, service: Service) -> Wish | None:
+    def _wish(self, member: Member, role: Role, service: Service, server: str) -> Wish:
         options, paused = role.options or service.options, member.name in self.paused
-        if member.tags is None and (options.needs_tags or service.port.needs_tags):
-            # A paused one needs no tags: only its name and address are written.
-            return Wish(member, role, f"{member.name} {service.name}", 1, "", paused, verbatim=not paused)
-        values = role.values(member.name)
+        values, tags = role.values(member.name, server), member.tags or {}
+        by_tags = options.needs_tags or service.port.needs_tags or role.address is not None
+        if member.tags is None and by_tags:
+            return self._unmade(member, role, service, UNKNOWN_TAGS)
         try:
-            port = service.port_of(values, member.tags or {})
-            text = options.fill(values, member.tags or {})
+            address = role.address_of(member.name, member.address, tags)
+            port, text = service.port_of(values, tags), options.fill(values, tags)
         except Missing as error:
-            self.notes[Note(member.name, f"node {member.name} has no line for ", f"{service.name}: {error}")] = None
-            return None
-        return Wish(member, role, endpoint(member.address, port), port, text, paused)
+            return self._unmade(member, role, service, str(error))
+        return Wish(member, role, endpoint(address, port), address, port, text, paused)
 
-    def _at_most(self, role: Role, service: Service, wishes: list[Wish], known: Collection[str]) -> list[Wish]:
+    def _unmade(self, member: Member, role: Role, service: Service, why: str) -> Wish:
+        """The wish of a node whose tags make no line. A comment needs none: only name and address are written."""
+        paused, address = member.name in self.paused, self._there[role.name][member.name]
+        nowhere = f"{member.name} {service.name}"  # an endpoint that nobody else has
+        return Wish(member, role, nowhere, address, 1, "", paused, "" if paused and not role.drain else why)
+
+    def _at_most(
+        self, role: Role, service: Service, wishes: list[Wish], there: Callable[[], Collection[str]]
+    ) -> list[Wish]:
+        if len(wishes) <= role.max:
+            return wishes
+        known = there()
         room = role.max - sum(wish.member.name in known for wish in wishes)
         allowed = []
         for wish in wishes:
@@ -172,14 +238,12 @@ class Wishes:
 
 
 def serving_ports(roles: Roles, member: Member) -> frozenset[int]:
-    """The ports at which a node of its role serves, as far as its tags tell."""
-    role = roles.roles.get(member.role)
-    if role is None:
-        return frozenset()
-    ports, values = set(), role.values(member.name)
-    for name in {name for names in role.sections.values() for name in names}:
-        with contextlib.suppress(Missing):
-            ports.add(roles.services[name].port_of(values, member.tags or {}))
+    """The ports at which a node of its roles serves, as far as its tags tell."""
+    ports = set()
+    for role in roles.of(member.role):
+        for name in {name for names in role.sections.values() for name in names}:
+            with contextlib.suppress(Missing):
+                ports.add(roles.services[name].port_of(role.values(member.name), member.tags or {}))
     return frozenset(ports)
 
 

@@ -6,6 +6,7 @@ argparse-manpage and shtab make them from the parser of the command line, so tha
 from __future__ import annotations
 
 import datetime as dt
+import json
 import os
 import re
 import sys
@@ -15,7 +16,7 @@ import shtab
 from argparse_manpage.manpage import Manpage  # type: ignore[import-untyped]
 
 import lbagent
-from lbagent import helptext, parser
+from lbagent import helptext, parser, roleskeys
 from lbagent.host.paths import Paths
 from lbagent.settings import DEFAULT_ROLES, DEFAULT_STATE_DIR
 
@@ -87,7 +88,9 @@ def list_files() -> dict[str, str]:
 
 def write_pages(folder: Path) -> None:
     """Write all pages below `folder`, and print their paths. Raises OSError."""
-    for name, text in {"man/lbagent.1": build_man_page(), **build_completions()}.items():
+    schema = json.dumps(roleskeys.schema(), indent=2) + "\n"
+    pages = {"man/lbagent.1": build_man_page(), "roles.schema.json": schema, **build_completions()}
+    for name, text in pages.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

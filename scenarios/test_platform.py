@@ -304,7 +304,7 @@ class Changes:
             self._measured(f"lbagent {verb}", functools.partial(self._typed, verb, name), name, state)
 
     def _typed(self, verb: str, name: str) -> None:
-        done = self.balancer.run(verb, name)
+        done = self.balancer.run(verb, name, *(["--force"] if verb == "pause" else []))
         assert (done.returncode, done.stderr) == (0, b""), done
 
     def reload(self, _: str) -> None:

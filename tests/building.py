@@ -46,7 +46,7 @@ MANAGED = re.compile(
     r"server [A-Za-z0-9][A-Za-z0-9._-]{0,126}"
     r" (?:[0-9]{1,3}(?:\.[0-9]{1,3}){3}|\[[0-9a-f:.]{2,45}\]):[1-9][0-9]{0,4}"
     r"(?: [!\"$-~]+)*"
-    r" # lbagent role=[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
+    r" # lbagent (?:paused )?role=[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
     r"|# lbagent paused [A-Za-z0-9][A-Za-z0-9._-]{0,62} [0-9a-f:.]{2,45} role=[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
     r")\r?"
 )

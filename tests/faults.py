@@ -13,10 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.world import RELOADING, Lb, binaries, eventually
-
-REAL = next(iter(binaries().values()), Path("haproxy"))
-"""The HAProxy that a fake one hands over to."""
+from tests.world import RELOADING, Lb, eventually
 
 
 def lines(lb: Lb, *numbers: int) -> list[str]:
@@ -44,7 +41,7 @@ def instead_of_haproxy(lb: Lb, script: str) -> None:
     """Have this shell script be what `haproxy` means to `lb`; `exec "$real" "$@"` in it is the real one."""
     path = lb.bin / "haproxy"
     path.unlink(missing_ok=True)
-    command(path, f"real={shlex.quote(str(REAL))}\n{script}")
+    command(path, f"real={shlex.quote(str(lb.binary))}\n{script}")
 
 
 def haproxy_again(lb: Lb) -> None:

@@ -51,7 +51,7 @@ def answer(verb: str, name: str, membership: Membership, text: str = TEXT) -> st
         ("resume", TAGGED._replace(status=LEFT), "done"),
         ("resume", pausing(member("web01")), "refused: a later pause was heard"),
         ("resume", pausing(member("web01", status=UNKNOWN)), "unknown node"),
-        ("resume", member("web01", "192.0.2.1"), f"refused: {ELSEWHERE}"),
+        ("resume", member("web01", "192.0.2.1"), f"not applied yet: {ELSEWHERE}"),
         ("forget", member("web01"), "refused: web01 is alive"),
         ("forget", member("web01", status=LEFT), "done"),
         ("forget", member("other", "10.0.0.2"), "done"),
@@ -64,7 +64,7 @@ def test_done_is_answered_where_it_is_so(verb: str, node: Member, words: str) ->
 
 @pytest.mark.parametrize("name", ["web01", "web02"])
 def test_a_line_by_hand_is_not_paused(name: str) -> None:
-    words = "refused: web01 stands in backend farm by hand: none is written beside it"
+    words = "not applied yet: web01 stands in backend farm by hand: none is written beside it"
 
     assert answer("pause", name, known(pausing(member("web01")), member("web02", role="db")), BY_HAND) == words
 

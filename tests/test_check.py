@@ -13,6 +13,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -25,7 +26,19 @@ from lbagent.doctor.finding import Finding, Kind
 from lbagent.host.log import Log
 from lbagent.settings import Settings
 from tests.faults import tree, without_haproxy
-from tests.world import LBAGENT, PATIENCE, Haproxy, Lb, SerfAgent, binaries, eventually, member
+from tests.world import (
+    LBAGENT,
+    PATIENCE,
+    Haproxy,
+    Lb,
+    SerfAgent,
+    _children,
+    binaries,
+    default_binary,
+    eventually,
+    haproxy_version,
+    member,
+)
 
 pytestmark = [
     pytest.mark.real,
@@ -64,13 +77,14 @@ class Agent(SerfAgent):
         super().__init__(name, "127.0.0.5", env={**lb.env, "SERF_RPC_AUTH": str(changed.get("rpc_auth", TOKEN) or "")})
         self._folder, self._argv, self._given = lb.etc / f"serf-{name}", list[str](), dict[str, str]()
         self.file = self._folder / "lb.json"
-        self.settings = {
+        self.settings: dict[str, Any] = {
             "node_name": name,
             "bind": self.bind,
             "rpc_addr": self.rpc,
             "rpc_auth": TOKEN,
             "encrypt_key": KEY,
             "profile": "local",
+            "log_level": "debug",
             "tags": {"role": "lb"},
             "event_handlers": [f"{LBAGENT} handle"],
             "snapshot_path": str(lb.folder / f"snapshot-{name}"),
@@ -90,8 +104,13 @@ class Agent(SerfAgent):
         """What it has said so far."""
         return os.pread(self._log.fileno(), 1 << 20, 0).decode("utf-8", "replace")
 
+    @property
+    def handlers(self) -> list[Path]:
+        """Its children in /proc: handlers under way."""
+        return [*_children(self._process.pid)] if self._process else []
+
     def start(self) -> None:
-        """Write the file, start the agent, and wait until it can be asked."""
+        """Write the file, start the agent, and wait until it can be asked and its own join is no event that waits."""
         self._folder.mkdir(exist_ok=True)
         self.file.write_text(json.dumps({key: value for key, value in self.settings.items() if value is not None}))
         self.file.chmod(0o600)
@@ -103,6 +122,8 @@ class Agent(SerfAgent):
             env={**self._env, **self._given},
         )
         eventually(self._answers)
+        handlers = len(self.settings["event_handlers"] or [])  # each hears of a join
+        eventually(lambda: self.log.count("Event 'member-join' script output") >= handlers)
 
 
 def checked(lb: Lb, agent: SerfAgent | None = None, **env: str) -> tuple[int, list[str]]:
@@ -112,7 +133,10 @@ def checked(lb: Lb, agent: SerfAgent | None = None, **env: str) -> tuple[int, li
     assert done.stderr == b""
     text = done.stdout.decode().replace(str(lb.folder), "/lb").replace(str(LBAGENT), "lbagent")
     text = re.sub(r"127\.0\.0\.1:[0-9]+", "RPC", re.sub(r"\b(master|worker|pid) [0-9]+", r"\1 N", text))
-    return done.returncode, [" ".join(line.split()) for line in text.splitlines()]
+    *lines, summary = [" ".join(line.split()) for line in text.splitlines()]
+    counts = [sum(line.startswith(f"{severity} ") for line in lines) for severity in ("error", "warning", "ok")]
+    assert re.sub("(errors?|warnings?|ok)", "", summary).replace(",", "").split() == [str(count) for count in counts]
+    return done.returncode, lines
 
 
 def amiss(lb: Lb, agent: SerfAgent | None = None, **env: str) -> list[str]:
@@ -125,8 +149,7 @@ def amiss(lb: Lb, agent: SerfAgent | None = None, **env: str) -> list[str]:
 
 def version() -> str:
     """The HAProxy that `haproxy` is."""
-    path = next(iter(binaries().values()))
-    return subprocess.run([path, "-v"], capture_output=True, text=True, check=True).stdout.split()[2]
+    return haproxy_version(default_binary())
 
 
 @pytest.fixture
@@ -141,7 +164,10 @@ def well(lb: Lb) -> Iterator[tuple[Lb, Agent]]:
     """A load balancer to which nothing is amiss: HAProxy, Serf, and a server that has joined."""
     with Haproxy(lb), Agent(lb) as agent:
         assert lb.join(member("web01", "127.0.0.11")).returncode == 0
-        eventually(lambda: lb.idle)
+        # The agent's own join comes a second later.
+        eventually(lambda: "Received event: member-join" in agent.log)
+        time.sleep(0.2)  # its handler is started a moment after it is logged
+        eventually(lambda: not agent.handlers and lb.idle)
         yield lb, agent
 
 
@@ -149,10 +175,12 @@ def well(lb: Lb) -> Iterator[tuple[Lb, Agent]]:
 
 WELL = """\
 ok lbagent: version X
+ok daemon: no `lbagent watch`: `lbagent handle` applies events itself
 ok roles: /lb/etc/roles.yml: 1 role, 1 service
 ok networks: /lb/etc/roles.yml:7: role web comes from 127.0.0.0/8
-ok haproxy: HAProxy X
 ok markers: /lb/etc/haproxy.cfg: every section and service has its marker (1 marker)
+ok service-line: HAProxy accepts the lines that each role and service would make
+ok haproxy: HAProxy X
 ok process: HAProxy runs it: master N, worker N
 ok haproxy-cfg: /lb/etc/haproxy.cfg: accepted by `haproxy -c`, without a warning
 ok time-limit: `haproxy -c` keeps well within 15 s
@@ -169,13 +197,13 @@ ok disk: there is room to write
 ok state: /lb/state: 1 member remembered
 ok serf: the agent lb01 answers
 ok encryption: what the agents say is encrypted
-ok role-tag: lb01: its role is lb
 ok handlers: serf info: 'lbagent handle' is called for all that lbagent needs
-ok peers: serf members: 0 other load balancers there
 ok replay: /lb/etc/serf-lb01/lb.json: what was sent while this load balancer was down is heard afterwards
 ok leave: /lb/etc/serf-lb01/lb.json: ended by SIGTERM, the agent leaves
 ok key: /lb/etc/serf-lb01/lb.json: others cannot read the key
 ok rpc: /lb/etc/serf-lb01/lb.json: RPC asks for a token
+ok role-tag: lb01: its role is lb
+ok peers: serf members: 0 other load balancers there
 """
 
 
@@ -231,7 +259,7 @@ def test_what_is_broken_does_not_hide_what_else_is(lb: Lb) -> None:
     found = amiss(lb)
 
     assert found[0] == (
-        "error roles: /lb/etc/roles.yml:5: services.iis.prot: unknown key (known: port, options)"
+        "error roles: /lb/etc/roles.yml:5:9: services.iis.prot: unknown key; did you mean port?"
         ": until it loads no event changes anything"
     )
     assert {line.split()[1] for line in found} >= {"roles:", "drift:", "state:", "serf:"}
@@ -246,7 +274,7 @@ def test_where_roles_yml_is_refused_the_haproxy_of_the_last_good_one_is_looked_a
     assert status == 1
     assert "ok process: HAProxy runs it: master N, worker N" in lines
     assert [line for line in lines if not line.startswith("ok ")] == [
-        "error roles: /lb/etc/roles.yml:2: is not YAML: did not find expected node content: until it loads no event changes anything",
+        "error roles: /lb/etc/roles.yml:1:8: roles: the list is not closed; add ]: until it loads no event changes anything",
         "warning markers: /lb/etc/haproxy.cfg: only doubled ones can be looked for: roles.yml cannot be used: mend roles.yml",
         "warning drift: cannot be looked at, without a plan: roles.yml cannot be used: mend that, and check again",
     ]
@@ -277,7 +305,7 @@ def test_what_hinders_a_plan_is_told_as_it_is(well: tuple[Lb, Agent]) -> None:
 
     assert found == [
         "warning drift: cannot be looked at, without a plan: /lb/state/members.json: Is a directory: mend that, and check again",
-        "warning state: /lb/state/members.json: cannot be looked at: Is a directory: run this as the user that Serf runs its handlers as",
+        "warning state: /lb/state/members.json: cannot be looked at: Is a directory: run this as root",
     ]
     assert [line.partition(" stands in ")[0] for line in doubled if " drift: " in line] == [
         "warning drift: cannot be looked at, without a plan: /lb/state/members.json: Is a directory: mend that, and check again"
@@ -310,11 +338,11 @@ def test_without_anything_all_is_said(lb: Lb) -> None:
     with without_haproxy() as words:
         done = subprocess.run([*words, LBAGENT, "check"], env=lb.env, capture_output=True, text=True, check=False)
 
-    lines = [" ".join(line.split()).replace(str(lb.folder), "/lb") for line in done.stdout.splitlines()]
+    lines = [" ".join(line.split()).replace(str(lb.folder), "/lb") for line in done.stdout.splitlines()[:-1]]
     assert done.returncode == 1
     assert [line for line in lines if not line.startswith("ok ")] == [
         (
-            "warning haproxy: haproxy cannot be run (no such program): its verdict on haproxy.cfg is not known"
+            "error haproxy: haproxy cannot be run (no such program): no change of haproxy.cfg can be validated"
             ": install it, or have it in PATH"
         ),
         (
@@ -393,6 +421,7 @@ def test_a_haproxy_that_does_not_run_is_told(lb: Lb) -> None:
     assert [line for line in amiss(lb) if " process: " in line] == [NONE]
 
 
+@pytest.mark.every_haproxy
 def test_without_a_master_listeners_have_to_be_handed_over(lb: Lb) -> None:
     lb.text = lb.text.replace(b" expose-fd listeners", b"")
     with Haproxy(lb, "-D"):
@@ -408,6 +437,7 @@ def test_without_a_master_listeners_have_to_be_handed_over(lb: Lb) -> None:
     ]
 
 
+@pytest.mark.every_haproxy
 def test_a_haproxy_that_nobody_could_reload_is_an_error(lb: Lb) -> None:
     with Haproxy(lb, "-db"):
         found = [line for line in amiss(lb) if " process: " in line]
@@ -463,6 +493,7 @@ def test_a_stats_socket_that_answers_no_admin_is_told(lb: Lb) -> None:
         ]
 
 
+@pytest.mark.every_haproxy
 def test_a_stats_socket_of_another_haproxy_is_an_error(lb: Lb) -> None:
     with Lb(CFG) as other, Haproxy(lb), Haproxy(other):
         lb.text = lb.text.replace(str(lb.socket).encode(), str(other.socket).encode())
@@ -553,7 +584,7 @@ def test_a_node_in_quarantine_is_told_and_its_line_is_no_drift(lb: Lb) -> None:
 
     assert len(lb.managed) == 1
     assert re.sub("line: .*?: mend", "line: …: mend", found[0]) == (
-        "warning quarantine: web02: HAProxy refuses its line: …: mend its tags, or roles.yml; it is tried again"
+        "error quarantine: web02: HAProxy refuses its line: …: mend its tags, or roles.yml; it is tried again"
     )
     assert found[1:] == []
 
@@ -572,6 +603,7 @@ def test_a_quarantine_that_an_edit_has_ended_is_none(lb: Lb) -> None:
     ]
 
 
+@pytest.mark.every_haproxy
 def test_a_reload_that_failed_is_told(lb: Lb) -> None:
     lb.roles.write_text(lb.roles.read_text().replace("haproxy:\n", "haproxy:\n  runtime: off\n  reload: ['false']\n"))
     with Haproxy(lb), Agent(lb) as agent:
@@ -580,7 +612,7 @@ def test_a_reload_that_failed_is_told(lb: Lb) -> None:
 
         assert amiss(lb, agent) == [
             (
-                "warning pending: the last reload failed: false ended with 1: without a word"
+                "error pending: the last reload failed: false ended with 1: without a word"
                 ": mend it, then `lbagent apply --force`"
             )
         ]
@@ -619,15 +651,11 @@ def test_who_may_not_look_is_told_what_he_cannot_see(well: tuple[Lb, Agent]) -> 
     if not done.stdout:
         pytest.skip("another user cannot start this lbagent here")
     lines = [" ".join(line.split()).replace(str(lb.folder), "/lb") for line in done.stdout.splitlines()]
-    as_serf = "run this as the user that Serf runs its handlers as"
 
     assert done.returncode == 0
-    assert [line for line in lines if line.startswith("warning ") and "/lb/" in line] == [
-        f"warning roles: /lb/etc/roles.yml: cannot be looked at: this user may not read it: {as_serf}",
-        f"warning permissions: /lb/state/spool: cannot be looked at: Permission denied: {as_serf}",
-        f"warning permissions: /lb/state/members.json: cannot be looked at: Permission denied: {as_serf}",
-        f"warning state: /lb/state: this user cannot write there: {as_serf}",
-        f"warning state: /lb/state: cannot be looked at: Permission denied: {as_serf}",
+    assert [line for line in lines if not line.startswith("ok ")] == [
+        "warning user: not run as root, and not readable for this user: /lb/etc/roles.yml, /lb/state/spool, /lb/state/members.json, /lb/state, Serf's settings: run `lbagent check` as root; nothing is said of these",
+        lines[-1],
     ]
 
 
@@ -661,8 +689,8 @@ def test_a_serf_that_is_not_installed_is_told(well: tuple[Lb, Agent]) -> None:
 
     done = subprocess.run([*hidden, LBAGENT, "check"], env=env, capture_output=True, text=True, check=False)
 
-    assert [" ".join(line.split()) for line in done.stdout.splitlines() if not line.startswith("ok ")] == [
-        "warning serf: serf: the program is not there: the agent cannot be looked at: install Serf, or have it in PATH"
+    assert [" ".join(line.split()) for line in done.stdout.splitlines()[:-1] if not line.startswith("ok ")] == [
+        "error serf: serf: the program is not there: nothing is heard of the cluster: install Serf, or have it in PATH"
     ]
 
 
@@ -671,8 +699,8 @@ def test_who_has_no_token_is_told(well: tuple[Lb, Agent]) -> None:
 
     assert amiss(lb, agent, SERF_RPC_AUTH="") == [
         (
-            "warning serf: cannot be looked at: the Serf agent cannot be asked (serf info): Error querying agent:"
-            " Authentication required: set SERF_RPC_AUTH to its `rpc_auth`"
+            "error serf: SERF_RPC_AUTH: a token is needed: no sync is possible (the Serf agent cannot be asked"
+            " (serf info): Error querying agent: Authentication required): set SERF_RPC_AUTH to the agent's `rpc_auth`"
         )
     ]
 
@@ -829,7 +857,7 @@ def impostor(lb: Lb, user: int, *words: str) -> Iterator[None]:
 @pytest.mark.parametrize("endless", ["pipe", "zero"])
 @pytest.mark.parametrize(
     ("user", "lines"),
-    [(0, ["warning agent-files: /lb/FILE: cannot be looked at: is no regular file: run this as root"]), (65533, [])],
+    [(0, ["warning agent-files: /lb/FILE: cannot be looked at: not a regular file: run this as root"]), (65533, [])],
     ids=["root", "stranger"],
 )
 def test_what_never_ends_ends_no_check_and_of_strangers_nothing_is_read(
@@ -870,10 +898,8 @@ def test_who_may_not_look_at_the_agent_is_not_told_that_its_handler_is_missing(l
         pytest.skip("another user cannot start this lbagent here")
     lines = [" ".join(re.sub("pid [0-9]+", "pid N", line).split()) for line in done.stdout.splitlines()]
 
-    assert [line for line in lines if " handlers: " in line or " rpc: pid" in line] == [
-        "warning handlers: serf info: whether 'events.sh' calls lbagent cannot be looked at by this user: run this as root",
-        "warning rpc: pid N: what its handlers are given cannot be looked at: this user may not read its environment: run this as root",
-    ]
+    assert [line for line in lines if " handlers: " in line or " rpc: " in line] == []
+    assert [line.partition(": ")[0] for line in lines if "not readable" in line] == ["warning user"]
 
 
 def test_a_keyring_that_others_can_read_is_an_error(lb: Lb) -> None:
@@ -953,7 +979,7 @@ def test_another_load_balancer_is_told_and_one_that_failed(well: tuple[Lb, Agent
 
     assert there == ["ok peers: serf members: 1 other load balancer there: lb02"]
     assert failed == [
-        "warning peers: serf members: 1 other load balancer failed: lb02: start its agent, or `serf force-leave` it"
+        "error peers: serf members: 1 other load balancer failed: lb02: start its agent, or `serf force-leave` it"
     ]
 
 
@@ -969,7 +995,7 @@ def test_whatever_files_and_agents_hold_is_one_printable_line(lb: Lb) -> None:
 
     lines = done.stdout.decode().split("\n")
     assert all(line.isprintable() for line in lines)
-    assert all(re.match("(ok     |warning|error  )  [a-z-]+: ", line) for line in lines[:-1])
+    assert all(re.match("(ok     |warning|error  )  [a-z-]+: ", line) for line in lines[:-2])
     assert "evil" in done.stdout.decode()
 
 

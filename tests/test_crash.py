@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import REAL, haproxy_again, instead_of_haproxy, records, reload_with, stored, with_lines
-from tests.world import RELOADING, ROLES, Haproxy, Lb, eventually, member
+from tests.faults import haproxy_again, instead_of_haproxy, records, reload_with, stored, with_lines
+from tests.world import RELOADING, ROLES, Haproxy, Lb, default_binary, eventually, member
 
 pytestmark = pytest.mark.real
 
@@ -57,7 +57,7 @@ def standing(lb: Lb) -> set[str]:
 
 def accepted(text: bytes, beside: Path) -> bool:
     beside.write_bytes(text)
-    return subprocess.run([REAL, "-c", "-f", beside], check=False, capture_output=True).returncode == 0
+    return subprocess.run([default_binary(), "-c", "-f", beside], check=False, capture_output=True).returncode == 0
 
 
 def killed_at_random(lb: Lb, names: list[str], moment: float) -> bool:
@@ -131,6 +131,7 @@ def test_killed_between_members_json_and_the_swap(lb: Lb, haproxy: Haproxy) -> N
     assert lb.staged() == []
 
 
+@pytest.mark.every_haproxy
 @pytest.mark.parametrize("mode", ["-W", "-D"])
 def test_killed_between_the_swap_and_the_reload(lb: Lb, mode: str) -> None:
     operator = lb.text
@@ -290,4 +291,4 @@ def _reloading(haproxy: Haproxy) -> str:
     """Shell words that have HAProxy read its file anew."""
     if haproxy.mode == "-W":
         return f"kill -USR2 {haproxy.pid}"
-    return f"{REAL} -D -f {haproxy.lb.cfg} -p {haproxy.pidfile} -sf $(cat {haproxy.pidfile})"
+    return f"{haproxy.lb.binary} -D -f {haproxy.lb.cfg} -p {haproxy.pidfile} -sf $(cat {haproxy.pidfile})"

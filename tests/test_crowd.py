@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.world import Haproxy, Lb, binaries, eventually, member
+from tests.world import Haproxy, Lb, eventually, member
 
 pytestmark = pytest.mark.real
 
@@ -20,7 +20,7 @@ ADDRESSES = [f"127.0.1.{number}" for number in range(1, CROWD + 1)]
 
 @pytest.fixture
 def lb() -> Iterator[Lb]:
-    with Lb(binary=next(iter(binaries().values()))) as one:
+    with Lb() as one:
         one.count_checks()
         yield one
 

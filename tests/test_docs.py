@@ -17,7 +17,8 @@ import pytest
 
 from lbagent import errors, parser, rolesfile
 from lbagent.doctor.finding import Kind
-from lbagent.errors import LbagentError, RolesRefused
+from lbagent.errors import LbagentError
+from lbagent.roleskeys import HAPROXY_KEYS, ROLE_KEYS, SERVICE_KEYS, TOP_KEYS
 
 HERE = Path(__file__).resolve().parent.parent
 README = (HERE / "README.md").read_text(encoding="utf-8")
@@ -68,13 +69,6 @@ def options(of: argparse.ArgumentParser) -> list[str]:
     return sorted(set(found) - {"-h"})
 
 
-def keys(content: str) -> list[str]:
-    """The keys that a refusal of `content` says are known."""
-    with pytest.raises(RolesRefused) as refused:
-        rolesfile.parse(content.encode(), "roles.yml")
-    return re.findall(r"[a-z_]+", re.findall(r"(?:known|other keys): (.*)\)", str(refused.value))[0])
-
-
 def statuses(of: type[LbagentError]) -> set[int]:
     """The exit statuses of an error and of all its kinds."""
     return {of.exit_status}.union(*(statuses(kind) for kind in of.__subclasses__()))
@@ -86,7 +80,7 @@ def test_every_verb_and_option_is_documented(word: str) -> None:
 
 
 def test_every_kind_of_finding_is_documented_and_no_other() -> None:
-    page = (HERE / "docs" / "check.md").read_text(encoding="utf-8")
+    page = (HERE / "docs" / "check.md").read_text(encoding="utf-8").partition("\n## JSON\n")[0]
 
     assert sorted(re.findall(r"^\| `([a-z-]+)` \|", page, re.MULTILINE)) == sorted(Kind)
 
@@ -101,12 +95,7 @@ def test_every_exit_status_is_documented(status: int) -> None:
 
 @pytest.mark.parametrize(
     "key",
-    [
-        *keys("roles: {web: {}}\nx: 1"),
-        *keys("haproxy: {x: 1}\nroles: {web: {}}"),
-        *keys("services: {iis: {x: 1}}\nroles: {web: {}}"),
-        *keys("roles: {web: {x: 1}}"),
-    ],
+    [*TOP_KEYS, *sorted({key.name for keys in (HAPROXY_KEYS, SERVICE_KEYS, ROLE_KEYS) for key in keys})],
 )
 def test_every_key_of_roles_yml_is_documented(key: str) -> None:
     page = (HERE / "docs" / "roles.md").read_text(encoding="utf-8")
@@ -130,8 +119,10 @@ def test_the_commented_example_loads_with_what_is_commented_out() -> None:
 
     web = rolesfile.parse(whole.encode(), "roles.yml").roles["web"]
 
-    assert uncommented == 7
+    assert uncommented == 9
     assert (web.max, web.remove_failed, web.options and web.options.text) == (1000, False, "check inter {interval}")
+    assert web.address
+    assert web.address.text == "{tag:ip}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -172,7 +163,7 @@ def test_adopting_shows_the_diff_of_the_docs(tmp_path: Path) -> None:
     joining = b"web05\t10.0.0.9\tweb\trole=web\nweb06\t10.0.0.20\tweb\trole=web\n"
     described(tmp_path, config, roles, joining)
 
-    adopted = lbagent(tmp_path, "apply", "--adopt", "--no-reload")
+    adopted = lbagent(tmp_path, "apply", "--adopt", "--yes", "--no-reload")
 
     assert diff in adopted.stdout.decode()
 

@@ -207,7 +207,8 @@ def test_a_line_by_hand_that_wins_is_told() -> None:
     text = BOTH.replace("        # additional-lb", "        server WEB01 10.9.9.9:80\n        # additional-lb")
 
     assert bad_of(text, known(member("web01"))) == [
-        "warning by-hand: haproxy.cfg:2: web01 stands in listen lb by hand: none is written beside it: `lbagent apply --adopt` takes it over"
+        "warning migration: haproxy.cfg:2: 1 server line above the marker (WEB01) is not managed: pauses and leaves of these nodes have no effect: `lbagent apply --adopt` once they have joined; lines that are to stay yours can stay",
+        "error by-hand: haproxy.cfg:2: web01 stands in listen lb by hand: none is written beside it: pauses and leaves of the node have no effect on it: `lbagent apply --adopt` makes it a managed line",
     ]
 
 
@@ -233,7 +234,7 @@ def test_what_the_markers_have_told_is_not_told_again_as_a_note() -> None:
 
 WEB01 = "    server web01 10.0.0.1:80 check inter 2s rise 2 fall 2 # lbagent role=web\n"
 SERVING = f"listen lb\n{WEB01}    # additional-lb-iis-server\nlisten db\n    # additional-db-mongo-server\n"
-QUIET = Known(0, Document([("", SERVING)]).digest(), "", ())
+QUIET = Known(0, 0, Document([("", SERVING)]).digest(), "", ())
 
 
 def drifted(text: str, state: Known = QUIET, membership: Membership | None = None) -> list[str]:
@@ -278,14 +279,14 @@ MANY = known(*(member(f"web{number:02}", f"10.0.0.{number}") for number in range
             QUIET._replace(spooled=2, failure="port in use"),
             [
                 "warning pending: 2 events in the spool: the next event takes them in, or `lbagent apply`",
-                "warning pending: the last reload failed: port in use: mend it, then `lbagent apply --force`",
+                "error pending: the last reload failed: port in use: mend it, then `lbagent apply --force`",
             ],
         ),
         (
             SERVING,
             QUIET._replace(quarantined=(("web07", "unknown keyword"),)),
             [
-                "warning quarantine: web07: HAProxy refuses its line: unknown keyword: mend its tags, or roles.yml; it is tried again",
+                "error quarantine: web07: HAProxy refuses its line: unknown keyword: mend its tags, or roles.yml; it is tried again",
                 "ok drift: the managed lines are what they should be (1 line)",
             ],
         ),
@@ -338,7 +339,7 @@ CFG = """
 
 def of_sections(text: str, *, master: bool = True) -> list[str]:
     """What is found in the sections of a haproxy.cfg."""
-    found = directives.sections([("haproxy.cfg", dedent(text))])
+    found = directives.sections(Document([("haproxy.cfg", dedent(text))]))
     document = Document([("haproxy.cfg", dedent(text))])
     in_markers = frozenset(str(proxy) for proxy in document.proxies if proxy.markers)
     return told([*reloads.judge(found, "haproxy.cfg", master=master), *proxies.judge(found, in_markers)])
@@ -481,7 +482,7 @@ def test_defaults_are_taken_from_where_a_proxy_says() -> None:
             bind :82
             option idle-close-on-response
     """
-    found = directives.sections([("a.cfg", dedent(text))])
+    found = directives.sections(Document([("a.cfg", dedent(text))]))
 
     assert [str(section) for section in found] == [
         "defaults fine",
@@ -498,13 +499,17 @@ def test_defaults_are_taken_from_where_a_proxy_says() -> None:
 
 
 def test_defaults_without_a_name_may_take_from_others() -> None:
-    found = directives.sections([("a", "defaults a\n    mode http\ndefaults from a\nlisten x\n    bind :80\n")])
+    found = directives.sections(
+        Document([("a", "defaults a\n    mode http\ndefaults from a\nlisten x\n    bind :80\n")])
+    )
 
     assert [(str(one), one.http) for one in found] == [("defaults a", True), ("defaults", True), ("listen x", True)]
 
 
 def test_files_are_counted_each_for_itself() -> None:
-    found = directives.sections([("a.cfg", "defaults\n    mode http\n"), ("b.cfg", "\nlisten x\n    bind :80\n")])
+    found = directives.sections(
+        Document([("a.cfg", "defaults\n    mode http\n"), ("b.cfg", "\nlisten x\n    bind :80\n")])
+    )
 
     assert [(str(one), one.where) for one in found] == [("defaults", "a.cfg:1"), ("listen x", "b.cfg:2")]
     assert bad(proxies.judge(found, frozenset()))[0] == f"warning idle-close: b.cfg:2: {IDLE.format('listen x')}"
@@ -512,7 +517,7 @@ def test_files_are_counted_each_for_itself() -> None:
 
 @given(st.text(alphabet=st.sampled_from("abc \n\t#'\"\r\0globalistentimeoutdefaultsfrom1"), max_size=200))
 def test_any_text_is_read_as_some_sections(text: str) -> None:
-    found = directives.sections([("a", text)])
+    found = directives.sections(Document([("a", text)]))
 
     assert told([*reloads.judge(found, "a", master=False), *proxies.judge(found, frozenset())])
 

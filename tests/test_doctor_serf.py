@@ -208,7 +208,7 @@ def listed(name: str, role: str = "lb", status: str = "alive") -> Listed:
                 "ok peers: serf members: 1 other load balancer there: lb03",
             ],
         ),
-        ([listed("lb02", status="failed")], (), ["warning peers: serf members: 1 other load balancer failed: lb02: start its agent, or `serf force-leave` it"]),
+        ([listed("lb02", status="failed")], (), ["error peers: serf members: 1 other load balancer failed: lb02: start its agent, or `serf force-leave` it"]),
         (
             [],
             tuple(f"serf members: bad {number}" for number in range(7)),

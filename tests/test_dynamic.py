@@ -265,7 +265,7 @@ def test_the_changes_of_a_plan_are_read_back() -> None:
     text = document(f"    {WEB1}")
     added = (f"listen lb: {WEB2}", "listen lb: # lbagent paused web1 10.0.0.1 role=web")
 
-    assert roster.after(text, (added, (f"listen lb: {WEB1}",))) == {("lb", "web2"): WEB2}
+    assert roster.after(text, text.texts, (added, (f"listen lb: {WEB1}",))) == {("lb", "web2"): WEB2}
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_what_no_server_may_be_called_is_never_spoken_of(odd: str) -> None:
 def test_lines_where_no_server_may_stand_are_no_trouble(section: str) -> None:
     text = Document([("haproxy.cfg", f"{section}\n    {WEB1}\n    # additional-lb-iis-server\n")])
 
-    after = roster.after(text, ((f"{section}: {WEB2}",), ()))
+    after = roster.after(text, text.texts, ((f"{section}: {WEB2}",), ()))
 
     key = section.partition(" ")[2], "web2"
     assert list(Difference(text, Known({}, {}, sure=True), {key: after[key]}).unsayable) == [key]

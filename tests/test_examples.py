@@ -26,6 +26,10 @@ WITHOUT_A_LIVE_SYSTEM = {"process", "state", "serf"}
 """What `check` has to say of a load balancer where nothing runs yet, by kind."""
 
 
+ACCEPTED = ((0, "Configuration file is valid\n"), (0, ""))
+"""Exit status and output of `haproxy -c -dW` for a file without a warning: 3.0 and later print nothing."""
+
+
 def each(*patterns: str) -> pytest.MarkDecorator:
     """A test for each file of all examples that matches."""
     found = sorted({path for example in EXAMPLES for pattern in patterns for path in example.glob(f"**/{pattern}")})
@@ -80,13 +84,12 @@ def test_the_page_of_an_example_names_every_file_or_its_folder_and_links_lead_so
     assert [link for link in links if not (example / link).exists()] == []
 
 
+@pytest.mark.every_haproxy
 @each("haproxy*.cfg")
-def test_haproxy_accepts_it_without_a_warning(path: Path) -> None:
-    needs("haproxy")
+def test_haproxy_accepts_it_without_a_warning(path: Path, every_haproxy: Path) -> None:
+    done = run(every_haproxy, "-c", "-dW", "-dD", "-f", path)
 
-    done = run("haproxy", "-c", "-dW", "-dD", "-f", path)
-
-    assert (done.returncode, done.stdout) == (0, "Configuration file is valid\n")
+    assert (done.returncode, done.stdout) in ACCEPTED
 
 
 @each("haproxy*.cfg")
@@ -274,4 +277,5 @@ def test_a_node_of_each_role_fills_every_marker(example: Path, tmp_path: Path) -
     assert (done.returncode, done.stderr) == (0, b"")
     assert markers
     assert [lines[at] for at in markers if not re.match(r"server .* # lbagent role=", lines[at - 1])] == []
-    assert run("haproxy", "-c", "-dW", "-f", tmp_path / "haproxy.cfg").stdout == "Configuration file is valid\n"
+    checked = run("haproxy", "-c", "-dW", "-f", tmp_path / "haproxy.cfg")
+    assert (checked.returncode, checked.stdout) in ACCEPTED

@@ -309,6 +309,7 @@ def test_haproxy_c_that_hangs_is_ended_with_all_it_started(lb: Lb) -> None:
     assert caught_up(lb, operator, 1, 2, 3)
 
 
+@pytest.mark.every_haproxy
 @pytest.mark.real
 @pytest.mark.parametrize("script", ["exit 1", "echo no >&2; exit 3", "kill -9 $$"])
 def test_reload_that_fails_puts_the_previous_lines_back_and_is_not_tried_with_every_event(lb: Lb, script: str) -> None:
@@ -334,6 +335,7 @@ def test_reload_that_fails_puts_the_previous_lines_back_and_is_not_tried_with_ev
         assert set(haproxy.servers()) == {f"web{number}" for number in range(1, 9)}
 
 
+@pytest.mark.every_haproxy
 @pytest.mark.real
 def test_reload_command_that_is_missing_puts_the_previous_lines_back(lb: Lb) -> None:
     operator = lb.text
@@ -355,6 +357,7 @@ def test_reload_command_that_is_missing_puts_the_previous_lines_back(lb: Lb) -> 
         assert set(haproxy.servers()) == {"web1", "web2", "web3"}
 
 
+@pytest.mark.every_haproxy
 @pytest.mark.real
 def test_reload_that_says_it_went_well_and_did_nothing_is_not_believed(lb: Lb) -> None:
     operator = lb.text
@@ -550,6 +553,7 @@ SERVED = {
 }
 
 
+@pytest.mark.every_haproxy
 @pytest.mark.real
 @pytest.mark.parametrize("content", SERVED.values(), ids=SERVED)
 def test_damaged_served_json_costs_one_reload_at_most(lb: Lb, content: bytes | None) -> None:

@@ -477,7 +477,7 @@ def test_a_query_is_answered_even_where_nothing_works(stage: Stage) -> None:
     assert (status, err) == (0, "")
     assert (
         out
-        == f"refused: {stage.roles}:1: roles.web.lb: service 'iis' is not declared in `services:` (known: none is declared)\n".encode()
+        == f"not applied yet: {stage.roles}:1: roles.web.lb: service 'iis' is not declared in `services:` (known: none is declared)\n".encode()
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.world import CONFIG, Backend, Haproxy, Lb, eventually, member
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.every_haproxy]
 
 HASHED = CONFIG.replace("balance roundrobin", "balance source\n    hash-type consistent")
 CLIENTS = [f"127.0.{number // 250 + 2}.{number % 250 + 1}" for number in range(1000)]

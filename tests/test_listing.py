@@ -1,5 +1,7 @@
 """serf/listing: what a Serf agent says of itself and of its cluster."""
 
+# ruff: noqa: E501  # a case of a table is in one line
+
 from __future__ import annotations
 
 import json
@@ -113,3 +115,23 @@ def test_the_other_load_balancers_have_the_same_role() -> None:
     assert [one.name for one in others(listed, LB01)] == ["lb02", "lb04"]
     assert [one.name for one in others(listed, LB01._replace(role=""))] == ["lb02", "lb04"]
     assert [one.name for one in others(listed, LB01._replace(role="edge"))] == ["edge"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        '{"members": 5}', '{"members": "web01"}', '{"members": true}', '{"members": {"name": "web01"}}', '{"members": [5]}',
+        '{"members": [null, "x"]}', '{"members": [{"name": "web01", "tags": [1]}]}', "[" * 100_000, "[]", "5", '"x"', "",
+    ],
+)  # fmt: skip
+def test_what_is_not_a_list_of_members_is_an_error_that_callers_know(words: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011  # json's words, or ours
+        listing(words)
+
+
+def test_a_load_balancer_with_several_roles_is_known_by_the_first() -> None:
+    rows = [{"name": name, "addr": "10.0.0.1:7946", "tags": {"role": role}, "status": "alive"}
+            for name, role in (("lb01", "lb,web"), ("lb02", "lb"), ("lb03", "web,lb"), ("web01", "web"), ("x", "lbx"))]  # fmt: skip
+    listed = listing(json.dumps({"members": rows}))
+
+    assert [one.name for one in others(listed, LB01._replace(name="lb01", role="lb,web"))] == ["lb02", "lb03"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from lbagent import memory
@@ -142,3 +144,33 @@ def test_who_is_missed_is_remembered() -> None:
 
     assert memory.load(memory.dump(membership)).missed == {"web01": NOW}
     assert memory.load(memory.dump(membership).replace(b'"missed":{"web01":1700000000},', b"")).missed == {}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"address": ""},
+        {"tags": []},
+        {"tags": ""},
+        {"tags": 0},
+        {"tags": {"a": 1}},
+        {"address": "10.0.0.999"},
+        {"status": "gone"},
+    ],
+)
+def test_a_member_that_lbagent_never_writes_is_damage(damage: dict[str, object]) -> None:
+    state = json.loads(memory.dump(known(member("web01", tags={"weight": "5"}))))
+    for key, value in damage.items():
+        if key in state["members"]:
+            state["members"][key] = [value]
+        else:
+            state["more"]["web01"][key] = value
+
+    with pytest.raises(memory.Damaged):
+        memory.load(json.dumps(state).encode())
+
+
+def test_a_node_that_nobody_has_seen_may_be_without_an_address() -> None:
+    waiting = known(member("web01", "", status=UNKNOWN, pause=Pause(NOW, "me")))
+
+    assert memory.load(memory.dump(waiting)).members["web01"] == waiting.members["web01"]

@@ -48,7 +48,9 @@ def test_a_known_state_is_told_like_this() -> None:
     numbers = Numbers(
         "1.2.3",
         NOW,
-        Last(NOW, 3, NOW - 5, NOW - 4, NOW - 3, reload_good=False, sync=NOW - 60),
+        Last(
+            NOW, 3, NOW - 5, NOW - 4, NOW - 3, reload_good=False, sync=NOW - 60, success=NOW - 90, sync_failing=NOW - 30
+        ),
         {Pair("lb", "iis"): {"in": 7, "paused": 1, "failed": 2, "quarantined": 0}},
         {"alive": 9, "failed": 2},
         quarantined=0,
@@ -56,6 +58,7 @@ def test_a_known_state_is_told_like_this() -> None:
         held=4,
         pending=5,
         bad=6,
+        daemon=True,
     )
 
     said = [line for line in metrics.told(numbers).decode().splitlines() if not line.startswith("# HELP ")]
@@ -101,6 +104,12 @@ def test_a_known_state_is_told_like_this() -> None:
         "lbagent_last_sync_timestamp_seconds 1699999940",
         "# TYPE lbagent_sync_age_seconds gauge",
         "lbagent_sync_age_seconds 60",
+        "# TYPE lbagent_last_sync_success gauge",
+        "lbagent_last_sync_success 0",
+        "# TYPE lbagent_last_success_timestamp_seconds gauge",
+        "lbagent_last_success_timestamp_seconds 1699999910",
+        "# TYPE lbagent_daemon_running gauge",
+        "lbagent_daemon_running 1",
     ]
 
 
@@ -149,6 +158,13 @@ def test_a_hostile_name_cannot_leave_its_label(name: str) -> None:
 
     assert [line for line in lines if not LINE.fullmatch(line)] == []
     assert len(lines) == len(hostile("plain").decode().removesuffix("\n").split("\n"))
+
+
+def test_names_that_are_not_utf_8_stay_distinct() -> None:
+    text = hostile("a\udcfe", "a\udcff", "a?").decode()
+
+    found = re.findall(r'^lbagent_servers\{section="([^"]*)",', text, re.MULTILINE)
+    assert found == [r"a\\udcfe", r"a\\udcff", "a?"]
 
 
 @needs_promtool
@@ -259,7 +275,8 @@ def test_what_is_sound_in_last_json_stays() -> None:
     assert last.load(b'{"sync": 7, "event": "x", "reload_good": 1, "later": 2}') == Last(sync=7)
 
 
-WHEN = {kind: st.none() | st.integers(0, 1 << 53) for kind in ("run", "event", "change", "reload", "sync")}
+KINDS = ("run", "event", "change", "reload", "sync", "success", "sync_failing")
+WHEN = {kind: st.none() | st.integers(0, 1 << 53) for kind in KINDS}
 
 
 @given(st.builds(Last, **WHEN, status=st.integers(0, 255), reload_good=st.booleans()))
@@ -328,6 +345,7 @@ def test_a_run_that_went_well_shows_what_it_did(lb: Lb) -> None:
     assert times[-1] - times[0] < 60
 
 
+@pytest.mark.every_haproxy
 @pytest.mark.real
 def test_a_change_that_haproxy_was_told_is_no_reload(lb: Lb) -> None:
     lb.roles.write_text(lb.filled(ROLES))
@@ -359,6 +377,7 @@ def test_a_text_that_haproxy_refuses_is_told_and_what_stands_is_counted(lb: Lb) 
     assert values(lb)['members{status="alive"}'] == 2
 
 
+@pytest.mark.every_haproxy
 @pytest.mark.real
 def test_a_reload_that_failed_is_told_until_one_goes_well(lb: Lb) -> None:
     with Haproxy(lb):
@@ -378,6 +397,7 @@ def test_a_reload_that_failed_is_told_until_one_goes_well(lb: Lb) -> None:
         assert (ended(lb), servers(lb)) == ((0, 1, 0), (3, 0, 0, 0))
 
 
+@pytest.mark.every_haproxy
 @pytest.mark.real
 def test_a_reload_nobody_saw_is_told(lb: Lb) -> None:
     with Haproxy(lb):

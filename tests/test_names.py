@@ -111,14 +111,14 @@ def test_every_address_has_a_canonical_spelling(address: ipaddress.IPv4Address |
 @pytest.mark.parametrize(
     ("address", "why"),
     [
-        ("0.0.0.0", "0.0.0.0 is a unspecified address"),
+        ("0.0.0.0", "0.0.0.0 is an unspecified address"),
         ("127.0.0.1", "127.0.0.1 is a loopback address, which the role's networks do not name"),
         ("169.254.1.1", "169.254.1.1 is a link-local address"),
         ("224.0.0.1", "224.0.0.1 is a multicast address"),
         ("239.1.1.1", "239.1.1.1 is a multicast address"),
         ("240.0.0.1", "240.0.0.1 is a broadcast address"),
         ("255.255.255.255", "255.255.255.255 is a broadcast address"),
-        ("::", ":: is a unspecified address"),
+        ("::", ":: is an unspecified address"),
         ("::1", "::1 is a loopback address, which the role's networks do not name"),
         ("ff02::1", "ff02::1 is a multicast address"),
         ("fe80::1", "fe80::1 is a link-local address"),

@@ -9,7 +9,7 @@ import pytest
 from tests.sessions import CONFIG, ROLES, opened, servers
 from tests.world import Haproxy, Lb, eventually, member
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.every_haproxy]
 
 RELOADING = ROLES.replace("haproxy:\n", "haproxy:\n  runtime: off\n")
 ADDRESSES = [f"127.0.0.{number}" for number in range(11, 17)]

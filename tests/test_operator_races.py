@@ -133,6 +133,7 @@ def test_operator_who_removes_haproxy_cfg_meanwhile_does_not_find_it_again(lb: L
     assert lb.text == with_lines(operator, lines(lb, 1, 2))
 
 
+@pytest.mark.every_haproxy
 @pytest.mark.real
 def test_operator_who_saves_during_a_reload_that_fails_keeps_his_text_without_our_lines(lb: Lb) -> None:
     operator = lb.text
@@ -364,6 +365,7 @@ def test_missing_final_line_end_stays_missing_while_we_have_nothing_to_write(lb:
 # Several runs
 
 
+@pytest.mark.every_haproxy
 @pytest.mark.real
 def test_two_handles_and_an_apply_at_once_end_with_everything_served(lb: Lb) -> None:
     operator = lb.text
@@ -485,7 +487,7 @@ def test_run_that_is_told_to_end_in_the_middle_of_a_check_leaves_no_trace_and_no
         orphans = left_running(f"{lb.bin}/haproxy")
         (lb.bin / "haproxy.go").touch()
 
-    assert (run.returncode, said) == (1, b"lbagent: told to end: the next run goes on from here\n")
+    assert (run.returncode, said) == (130, b"lbagent: interrupted: the next run goes on from here\n")
     assert lb.text == before
     assert lb.staged() == []
     assert orphans == []
@@ -495,6 +497,7 @@ def test_run_that_is_told_to_end_in_the_middle_of_a_check_leaves_no_trace_and_no
     assert (lb.spooled(), lb.staged()) == ([], [])
 
 
+@pytest.mark.every_haproxy
 @pytest.mark.real
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "TERM"])
 def test_run_that_is_told_to_end_during_the_reload_is_finished_by_the_next(lb: Lb, number: signal.Signals) -> None:

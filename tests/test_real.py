@@ -164,13 +164,13 @@ def test_a_killed_node_keeps_its_line_and_haproxys_check_takes_it_down(lb: Lb) -
 
 
 def test_a_query_is_answered_done_once_haproxy_serves_it(lb: Lb) -> None:
-    with Haproxy(lb) as haproxy, cluster(lb, 2) as (_, (one, two)):
-        paused = two.agent.query("pause", two.words)
+    with Haproxy(lb) as haproxy, cluster(lb, 2) as (agent, (one, two)):
+        paused = two.agent.query("pause", two.words, at=agent)
         before = two.backend.requests
         during, lines = haproxy.answering(30), lb.managed
         reached = two.backend.requests - before
-        again = two.agent.query("pause", two.words)
-        resumed = two.agent.query("resume", two.words)
+        again = two.agent.query("pause", two.words, at=agent)
+        resumed = two.agent.query("resume", two.words, at=agent)
 
         assert [paused, again, resumed] == [{"lb01": "done"}] * 3
         assert (during, reached) == ({"web01"}, 0)
@@ -223,7 +223,7 @@ def test_the_operators_own_reload_command_is_the_one_that_runs() -> None:
         script = lb.folder / "reload.sh"
         script.write_text(f'echo "$*" >>{lb.folder}/said\necho reloading\nkill -USR2 $(cat {haproxy.pidfile})\n')
         with cluster(lb, 1) as (agent, (one,)):
-            asked = one.agent.query("pause", one.words)
+            asked = one.agent.query("pause", one.words, at=agent)
 
             said = Path(lb.folder / "said").read_text()
             assert asked == {"lb01": "done"}

@@ -108,7 +108,9 @@ def test_a_query_during_a_broken_text_is_answered_with_the_reason(lb: Lb) -> Non
         ended = lb.ask("pause", "web01", 1)
 
         assert (ended.returncode, ended.stderr) == (0, b"")
-        assert ended.stdout.startswith(b"refused: HAProxy refuses the operator's own text, nothing was replaced: ")
+        assert ended.stdout.startswith(
+            b"not applied yet: HAProxy refuses the operator's own text, nothing was replaced: "
+        )
         line = saved.count(b"\n")
         assert ended.stdout.count(f"[{lb.cfg}:{line}]".encode()) == 1
         assert ended.stdout.count(b"\n") == 1
@@ -407,7 +409,11 @@ def test_what_is_planned_leaves_who_is_in_quarantine_alone(tagged: Lb) -> None:
 
         done = tagged.run("plan")
 
-        assert (done.returncode, done.stdout, tagged.run("apply").stdout) == (0, b"", b"unchanged: nothing to do\n")
+        assert (done.returncode, done.stdout) == (4, b"No changes: 3 nodes, 3 lines.\n")
+        assert b"web02: in quarantine, its lines stay as they are: " in done.stderr
+        applied = tagged.run("apply")
+        assert (applied.returncode, applied.stdout) == (4, b"No changes: 3 nodes, 3 lines.\n")
+        assert b"web02 is in quarantine: HAProxy refuses its line: " in applied.stderr
         tagged.text = before + b"# edited\n"
         assert tagged.run("plan").returncode == 2  # it would be tried again
 

@@ -320,7 +320,7 @@ def test_who_is_of_another_role_is_told_though_roles_yml_does_not_know_it() -> N
     membership = known(member("lb01", role="lb"), member("x", role=""))
 
     assert brief(told(membership)) == {
-        "lb01": ("unknown role", "roles.yml has no role lb"),
+        "lb01": ("load balancer", ""),
         "x": ("unknown role", "it has no role"),
     }
 
@@ -451,6 +451,16 @@ def test_the_whole_json_object() -> None:
         "held": [],
         "notes": [],
         "problems": ["spool: Permission denied"],
+        "wrong": [
+            {"kind": "reload", "what": "failed 2 times: the port is taken", "since": NOW - 5},
+            {"kind": "problem", "what": "spool: Permission denied", "since": None},
+        ],
+        "run": None,
+        "last_success": None,
+        "next_retry": NOW + 115,
+        "sync": {"at": None, "failing": None, "words": ""},
+        "daemon": {"running": None, "needed": False},
+        "peers": [],
         "nodes": [
             {
                 "name": "web01",

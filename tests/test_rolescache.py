@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lbagent.haproxy.text import Document
 from lbagent.plan import plan
-from lbagent.roles import Roles
+from lbagent.roles import Roles, Template
 from lbagent.rolescache import frozen, thawed
 from tests.building import known, member, reading
 
@@ -25,7 +25,7 @@ TEXTS = [
     services: {a: {port: "{tag:port|8080}", options: ""}, b: {port: 1, options: "check weight {tag:w}"}}
     roles:
       web: {lb: [a, b], interval: 60s, networks: [10.0.0.0/8, "::1"], options: "check {name} {role}", on_failed: remove, max: 3}
-      app: {lb: [a], m: [b], options: ""}
+      app: {lb: [a], m: [b], options: "", address: "{tag:ip}"}
     """,
 ]
 
@@ -38,8 +38,11 @@ def through_json(roles: Roles) -> Roles:
 def told(roles: Roles) -> object:
     """Roles as values that can be compared."""
     services = {name: (one.name, one.port.text, one.options.text) for name, one in roles.services.items()}
-    kept = {name: one._replace(options=None) for name, one in roles.roles.items()}
-    return services, kept, {name: one.options and one.options.text for name, one in roles.roles.items()}
+    kept = {
+        name: {field: one.text if isinstance(one, Template) else one for field, one in role._asdict().items()}
+        for name, role in roles.roles.items()
+    }
+    return services, kept
 
 
 @pytest.mark.parametrize("text", TEXTS)

@@ -24,6 +24,7 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="two users take root, and setpriv"),
 ]
 
+LAST = b"done, no other server of iis serves\n"
 WEB01, WEB02 = member("web01", "127.0.0.11"), member("web02", "127.0.0.12")
 
 
@@ -148,7 +149,7 @@ def test_a_query_of_serfs_user_hears_what_became_of_it(lb: Split) -> None:
         assert answers == [
             (0, words, b"")
             for words in (
-                *(b"done\n", b"done\n", b"done\n"),
+                *(LAST, LAST, b"done\n"),
                 *(b"unknown node, remembered\n", b"unknown node\n", b"refused: web01 is alive\n"),
             )
         ]
@@ -166,7 +167,9 @@ def test_a_query_of_serfs_user_hears_why_it_was_refused(lb: Split) -> None:
         paused = lb.ask("pause", "web01", 6)
 
         assert (done.returncode, done.stderr) == (0, b"")
-        assert paused.stdout.startswith(b"refused: HAProxy refuses the operator's own text, nothing was replaced: ")
+        assert paused.stdout.startswith(
+            b"not applied yet: HAProxy refuses the operator's own text, nothing was replaced: "
+        )
 
 
 def test_a_query_of_serfs_user_hears_that_roles_yml_is_refused(lb: Split) -> None:
@@ -175,8 +178,8 @@ def test_a_query_of_serfs_user_hears_that_roles_yml_is_refused(lb: Split) -> Non
 
         done = lb.ask("pause", "web01", 5)
 
-        assert done.stdout.startswith(b"refused: ")
-        assert b"roles.yml:1: roles: " in done.stdout
+        assert done.stdout.startswith(b"not applied yet: ")
+        assert b"roles.yml:1:8: roles: " in done.stdout
 
 
 def test_the_status_is_told_to_serfs_user(lb: Split) -> None:
@@ -200,7 +203,7 @@ def test_what_an_operator_types_is_done_beside_it(lb: Split) -> None:
 
         done = lb.run("pause", "web01")
 
-        assert done.stdout.splitlines()[0].split()[1:] == [b"done"]
+        assert done.stdout.splitlines()[0].split(None, 1)[1] == LAST.strip()
         eventually(lambda: lb.settled("# lbagent paused web01 127.0.0.11 role=web"))
 
 
@@ -215,7 +218,7 @@ def test_with_a_real_agent_a_query_is_answered_done(lb: Split) -> None:
 
         answers = [agent.query("pause", "web01"), agent.query("resume", "web01")]
 
-    assert answers == [{"lb01": "done"}, {"lb01": "done"}]
+    assert answers == [{"lb01": LAST.decode().strip()}, {"lb01": "done"}]
 
 
 # --- without watch ------------------------------------------------------------------------------------------------
@@ -278,7 +281,8 @@ from lbagent import steer
 from lbagent.engine import Engine
 from lbagent.host.log import Log
 from lbagent.host.paths import Paths
-print(steer._here("pause", "web01", "lb01", Engine(Paths({str(lb.state)!r}), {str(lb.roles)!r}, Log()), Log()))
+engine = Engine(Paths({str(lb.state)!r}), {str(lb.roles)!r}, Log())
+print(steer._here("pause", {{"web01": "web01"}}, "lb01", engine, Log(), force=False)["web01"])
 """
 
     done = lb.as_serf(script)

@@ -153,7 +153,7 @@ def test_a_fifo_does_not_make_us_wait(spool: Spool, folder: Path) -> None:
     records, said = spool.read()
 
     assert records == []
-    assert said[0].startswith(f"{str(folder / '1')!r} is no regular file: set aside as ")
+    assert said[0].startswith(f"{str(folder / '1')!r} is not a regular file: set aside as ")
 
 
 def test_a_link_does_not_lead_elsewhere(spool: Spool, folder: Path, tmp_path: Path) -> None:

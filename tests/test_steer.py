@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import signal
 import socket
 from collections.abc import Iterator
 
@@ -98,7 +99,9 @@ def test_a_load_balancer_that_cannot_apply_says_why(two: tuple[Balancer, Balance
 
     other.lb.text = text
     assert (status, said["lb01"]) == (1, "done")
-    assert said["lb02"].startswith("refused: HAProxy refuses the operator's own text, nothing was replaced: parsing [")
+    assert said["lb02"].startswith(
+        "not applied yet: HAProxy refuses the operator's own text, nothing was replaced: parsing ["
+    )
     assert other.run("apply").returncode == 0
     assert other.lb.managed[0] == node.out
 
@@ -146,7 +149,7 @@ def test_a_node_that_is_alive_is_not_forgotten(two: tuple[Balancer, Balancer, li
 def test_a_node_that_failed_is_forgotten_with_its_pause_everywhere() -> None:
     with pair() as (one, other), SerfAgent("web01", "127.0.0.11", "web") as web:
         joined((one, other), web)
-        assert one.rows("pause", "web01")[0] == 0
+        assert one.rows("pause", "web01", "--force")[0] == 0
         web.kill()
         for balancer in (one, other):
             eventually(functools.partial(_has_failed, balancer), 40)
@@ -182,12 +185,126 @@ def test_without_an_agent_it_is_done_here_and_said() -> None:
         joined((one, other), web)
         one.agent.kill()
 
-        done = one.run("pause", "web01")
+        done = one.run("pause", "web01", "--force")
 
         here, others = done.stdout.decode().splitlines()
-        assert (done.returncode, here.split()[1]) == (1, "done")
+        assert (done.returncode, here.split()[1]) == (1, "done,")
         assert others.startswith("others  not asked: the Serf agent cannot be asked (serf members): Error connecting")
         assert one.lb.managed == ["# lbagent paused web01 127.0.0.11 role=web"]
+
+
+# --- several nodes, and the last one ------------------------------------------------------------------------------
+
+
+LAST = "done, no other server of iis serves"
+
+
+def test_several_nodes_are_steered_at_once(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+    one, other, (node, rest) = two
+
+    paused = one.run("pause", "web01", "web02", "web01", "--force")
+    texts = [balancer.lb.managed for balancer in (one, other)]
+    resumed = one.run("resume", "web01", "web02")
+
+    assert (paused.returncode, resumed.returncode) == (0, 0)
+    rows = [(name, lb) for lb in ("lb01", "lb02") for name in ("web01", "web02")]
+    # Here both are one run; the others are asked node by node.
+    assert sorted(paused.stdout.decode().splitlines()) == [
+        f"web01  lb01  {LAST}",
+        "web01  lb02  done",
+        f"web02  lb01  {LAST}",
+        f"web02  lb02  {LAST}",
+    ]
+    assert sorted(resumed.stdout.decode().splitlines()) == sorted(f"{name}  {lb}  done" for name, lb in rows)
+    assert texts == [[node.out, rest.out]] * 2
+    for balancer in (one, other):
+        eventually(functools.partial(_serves_both, balancer))
+
+
+@pytest.mark.parametrize("words", [["web02"], ["WEB02"], ["127.0.0.12"], ["web01", "web02"]])
+def test_the_last_server_of_a_service_needs_force(two: tuple[Balancer, Balancer, list[Web]], words: list[str]) -> None:
+    one, other, (node, rest) = two
+    assert one.rows("pause", node.name) == (0, {"lb01": "done", "lb02": "done"})
+    before = one.lb.text, other.lb.text, other.lb.members()
+
+    refused = one.run("pause", *words)
+
+    said = f"{', '.join(words)}: no other server of iis serves; resume another node first, or use --force"
+    assert (refused.returncode, refused.stdout, refused.stderr.decode()) == (3, b"", f"lbagent: {said}\n")
+    assert (one.lb.text, other.lb.text, other.lb.members()) == before
+    assert one.lb.members()["web02"]["pause"] is None
+    assert one.haproxy.answering() == {rest.name}
+    assert one.rows("pause", node.name) == (0, {"lb01": LAST.replace(LAST, "done"), "lb02": "done"})
+    assert one.rows("pause", rest.name, "--force") == (0, dict.fromkeys(("lb01", "lb02"), LAST))
+    assert one.haproxy.answering() == {"503"}
+
+
+def test_of_two_commands_at_once_one_is_not_done(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+    one, _, (node, rest) = two
+    gate, before = one.lb.hold_checks(), one.lb.checks
+
+    at_once = [one.lb.start("pause", name, env={"SERF_RPC_ADDR": one.agent.rpc}) for name in (node.name, rest.name)]
+    try:
+        eventually(lambda: one.lb.checks > before)
+    finally:
+        gate.touch()
+        ended = sorted((process.communicate()[1], process.returncode)[1] for process in at_once)
+
+    assert ended == [0, 3]
+    assert sum(line.startswith("#") for line in one.lb.managed) == 1
+    assert len(one.haproxy.answering()) == 1
+
+
+def test_a_server_that_haproxy_has_down_is_no_other_server(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+    one, _, (node, rest) = two
+    rest.backend.stop()
+    eventually(lambda: one.haproxy.servers()[rest.name] == "DOWN")
+
+    status = one.run("pause", node.name).returncode
+
+    rest.backend.start()
+    eventually(lambda: one.haproxy.servers()[rest.name] == "UP")
+    assert (status, one.lb.members()[node.name]["pause"]) == (3, None)
+
+
+def test_a_pause_from_a_node_is_done_though_it_is_the_last(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+    one, other, (node, rest) = two
+    assert one.run("pause", rest.name).returncode == 0
+
+    assert node.agent.query("pause", node.name, 2) == dict.fromkeys(("lb01", "lb02"), LAST)
+    assert (one.haproxy.answering(), other.haproxy.answering()) == ({"503"}, {"503"})
+
+
+def test_a_node_that_nobody_knows_is_not_forgotten(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+    one, _, _ = two
+
+    assert one.rows("forget", "typo") == (1, dict.fromkeys(("lb01", "lb02"), "unknown node"))
+
+
+# --- an operator who does not wait --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_rows_come_as_they_are_known_and_an_interrupt_says_what_is_in_effect(
+    two: tuple[Balancer, Balancer, list[Web]], number: signal.Signals
+) -> None:
+    one, other, (node, rest) = two
+    gate, before = other.lb.hold_checks(), other.lb.checks  # the handler of lb02 hangs
+    asking = one.lb.start("pause", node.name, env={"SERF_RPC_ADDR": one.agent.rpc})
+    assert asking.stdout
+    assert asking.stderr
+    assert asking.stdout.readline() == b"lb01  done\n"
+    eventually(lambda: other.lb.checks > before)
+
+    asking.send_signal(number)
+    out, said = asking.communicate()
+
+    gate.touch()
+    assert (asking.returncode, out) == (130, b"")
+    rest_of_it = "in effect on lb01; not answered: lb02; run it again to ask them"
+    assert said.decode() == f"lbagent: interrupted: pause of web01: {rest_of_it}\n"
+    assert one.haproxy.answering() == {rest.name}
+    eventually(lambda: other.lb.settled(node.out, other.lb.server("web02", "127.0.0.12")))
 
 
 def _serves_both(balancer: Balancer) -> bool:
@@ -269,4 +386,4 @@ def test_a_line_by_hand_is_no_pause(lb: Lb) -> None:
 
     said = lb.ask("pause", "web01", 1).stdout.decode()
 
-    assert said == "refused: web01 stands in listen lb-iis by hand: none is written beside it\n"
+    assert said == "not applied yet: web01 stands in listen lb-iis by hand: none is written beside it\n"

@@ -53,6 +53,11 @@ class Theirs(typing.NamedTuple):
         return f"<{self.name}>"
 
 
+def attributes(one: type) -> set[str]:
+    """Its attributes, without those that hold the annotations: each release of Python keeps them elsewhere."""
+    return {name for name in vars(one) if not name.startswith("__annot")} - {"__orig_bases__"}
+
+
 def test_it_is_what_typing_makes() -> None:
     ours: typing.Any
     theirs: typing.Any
@@ -66,8 +71,25 @@ def test_it_is_what_typing_makes() -> None:
     assert ours._asdict() == theirs._asdict()
     assert (type(ours).__name__, type(ours).__qualname__, type(ours).__module__) == ("Ours", "Ours", __name__)
     assert Ours.__match_args__ == Theirs.__match_args__
-    assert set(vars(Ours)) == set(vars(Theirs)) - {"__orig_bases__"}
+    assert Ours.__annotations__.keys() == Theirs.__annotations__.keys()
+    assert attributes(Ours) == attributes(Theirs)
     assert pickle.loads(pickle.dumps(ours)) == ours
+
+
+def test_fields_are_known_without_the_future_import() -> None:
+    code = """if True:
+        from lbagent.tuples import NamedTuple
+
+        class Server(NamedTuple):
+            name: str
+            port: int = 80
+    """
+    names: dict[str, typing.Any] = {"__name__": __name__}
+
+    exec(compile(code, "server.py", "exec", dont_inherit=True), names)
+
+    assert names["Server"]("web01") == ("web01", 80)
+    assert names["Server"]._fields == ("name", "port")
 
 
 @pytest.mark.parametrize("argv", [(), (1, 2, 3, 4)])

@@ -1,5 +1,7 @@
 """The report as a person reads it: at every width, without a terminal, and in the docs."""
 
+# ruff: noqa: E501  # what is shown stands as it is shown
+
 from __future__ import annotations
 
 import io
@@ -16,8 +18,10 @@ from rich.console import Console
 from lbagent import quarantine, sheet, view
 from lbagent.haproxy.stats import Said
 from lbagent.haproxy.text import Document
+from lbagent.last import Last
 from lbagent.membership import FAILED, Pause
 from lbagent.outcome import Run
+from lbagent.peers import Peer, Peers
 from lbagent.report import Events, Failed, Report, Served, Sources, StatsSocket, report
 from lbagent.states import State
 from tests.building import NOW, POISON, dedent, known, member, planned, reading
@@ -42,6 +46,7 @@ FARM_CFG = dedent("""
         # additional-mon-mongo-server
 """)
 
+DIGEST = "8c92426aa1a7ad68"
 WORDS = "parsing [/etc/haproxy/haproxy.cfg:31] : 'server lb-iis/web04' : unknown keyword 'chekc'"
 
 
@@ -70,6 +75,13 @@ def example() -> Report:
         run,
         0,
         (),
+        Last(NOW + 10780, 4, success=NOW + 9000, sync=NOW + 10780, words="unchanged: nothing to do"),
+        Peers(
+            NOW + 10780,
+            "lb",
+            (Peer("lb02", "10.0.0.252", "alive", DIGEST, equal=True, seen=NOW + 10780, answers=True),),
+        ),
+        daemon=True,
     )
     return report(sources, FARM, held, document)
 
@@ -113,7 +125,9 @@ def test_every_key_of_the_json_object_is_documented_and_no_other() -> None:
 
 
 def test_at_140_columns_each_node_is_a_line_and_its_reason_another() -> None:
-    assert shown(example(), 140).split("\n")[:6] == [
+    assert shown(example(), 140).split("\n")[:8] == [
+        f"quarantine  web04: {WORDS} (for 3m)",
+        "",
         "NODE   ADDRESS   ROLE  WHERE              STATE        SINCE  HAPROXY  OPEN",
         "web01  10.0.0.1  web   lb-iis, mon-mongo  in              3h  UP         15",
         "web02  10.0.0.2  web   lb-iis, mon-mongo  paused         46m  -           -",
@@ -124,7 +138,7 @@ def test_at_140_columns_each_node_is_a_line_and_its_reason_another() -> None:
 
 
 def test_where_it_gets_narrow_the_proxies_wrap() -> None:
-    assert shown(example(), 72).split("\n")[1:4] == [
+    assert shown(example(), 72).split("\n")[4:7] == [
         "web01  10.0.0.1  web   lb-iis,         in              3h  UP         15",
         "                       mon-mongo",
         "web02  10.0.0.2  web   lb-iis,         paused         46m  -           -",
@@ -133,6 +147,12 @@ def test_where_it_gets_narrow_the_proxies_wrap() -> None:
 
 def test_at_40_columns_each_node_is_a_paragraph() -> None:
     assert shown(example(), 40) == dedent("""
+        quarantine  web04: parsing
+                    [/etc/haproxy/haproxy.cfg:31
+                    ] : 'server lb-iis/web04' :
+                    unknown keyword 'chekc' (for
+                    3m)
+
         web01     in 3h
         10.0.0.1  UP, 15 open
         web       lb-iis, mon-mongo
@@ -152,21 +172,30 @@ def test_at_40_columns_each_node_is_a_paragraph() -> None:
         10.0.0.5  come
         web
 
-        elsewhere  1 node whose role roles.yml
-                   does not have: 1 lb
-        nodes      6: 1 failed, 1 in, 1 paused,
-                   1 pending, 1 quarantined, 1
-                   unknown role
-        lines      digest 8c92426aa1a7ad68,
-                   served by HAProxy worker 4711
-        last run   3m ago, refused: HAProxy
-                   refuses the line of web04:
-                   parsing
-                   [/etc/haproxy/haproxy.cfg:31]
-                   : 'server lb-iis/web04' :
-                   unknown keyword 'chekc'
-                   (member-update web04)
-        waiting    1 event, the oldest for 1s
+        nodes          6: 1 failed, 1 in, 1 load
+                       balancer, 1 paused, 1
+                       pending, 1 quarantined
+        lines          digest 8c92426aa1a7ad68,
+                       served by HAProxy worker
+                       4711
+        load balancer  lb02 10.0.0.252 alive,
+                       the same managed lines,
+                       seen 20s ago
+        daemon         `lbagent watch` runs,
+                       last sync 20s ago
+        last run       20s ago, unchanged:
+                       nothing to do
+        last success   30m ago
+        last change    3m ago, refused: HAProxy
+                       refuses the line of
+                       web04: parsing
+                       [/etc/haproxy/haproxy.cfg
+                       :31] : 'server
+                       lb-iis/web04' : unknown
+                       keyword 'chekc'
+                       (member-update web04)
+        waiting        1 event, the oldest for
+                       1s
     """)
 
 
@@ -225,7 +254,8 @@ def test_a_terminal_that_is_too_low_shows_first_who_is_not_simply_in() -> None:
     members = [member(f"web{at}", f"10.0.0.{at}") for at in range(1, 201)]
     members[149] = members[149]._replace(status=FAILED)
     text = planned(FARM_CFG, FARM, known(*members))
-    found = report(example().sources, FARM, known(*members), Document([("haproxy.cfg", text)]))
+    sources = example().sources._replace(peers=None, last=Last(), daemon=None)
+    found = report(sources, FARM, known(*members), Document([("haproxy.cfg", text)]))
     file = io.StringIO()
     console = Console(file=file, width=80, height=14)
 
@@ -238,12 +268,13 @@ def test_a_terminal_that_is_too_low_shows_first_who_is_not_simply_in() -> None:
 
 
 def test_who_is_of_other_roles_is_counted_on_a_terminal_and_listed_elsewhere() -> None:
-    roles = [*["spark"] * 500, "lb", "lb", "wbe", "", *(f"role{number}" for number in range(8))]
+    roles = [*["spark"] * 500, "vpn", "vpn", "wbe", "", *(f"role{number}" for number in range(8))]
     others = [member(f"node{at}", f"10.1.{at // 250}.{at % 250 + 1}", role) for at, role in enumerate(roles)]
-    found = report(example().sources, FARM, known(*others), Document([("haproxy.cfg", FARM_CFG)]))
+    sources = example().sources._replace(peers=None, last=Last())
+    found = report(sources, FARM, known(*others), Document([("haproxy.cfg", FARM_CFG)]))
 
     assert shown(found, 400).split("\n")[0] == (
-        "elsewhere  512 nodes whose role roles.yml does not have: 500 spark, 2 lb, 1 wbe, 1 without a role, 1 role0,"
+        "elsewhere  512 nodes whose role roles.yml does not have: 500 spark, 2 vpn, 1 wbe, 1 without a role, 1 role0,"
         " 1 role1, 1 role2, 1 role3, 1 role4, 1 role5 and 2 more roles"
     )
     assert len(sheet.plain(found)) > len(found.as_json()["nodes"]) == 512
@@ -256,17 +287,23 @@ def test_without_a_terminal_each_node_is_one_line() -> None:
     assert (
         sheet.plain(example())
         == dedent("""
-        NODE   ADDRESS     ROLE  WHERE              STATE         SINCE  HAPROXY  OPEN  WHY
-        web01  10.0.0.1    web   lb-iis, mon-mongo  in            3h     UP       15
-        web02  10.0.0.2    web   lb-iis, mon-mongo  paused        46m    -        -     by user event: patches, 70m left
-        web03  10.0.0.3    web   lb-iis, mon-mongo  failed        100s   DOWN     0     its line stays
-        web04  10.0.0.4    web   lb-iis, mon-mongo  quarantined   3m     UP       0     REFUSED
-        web05  10.0.0.5    web   -                  pending       1s     -        -     its lines are to come
-        lb02   10.0.0.252  lb    -                  unknown role  3h     -        -     roles.yml has no role lb
+        quarantine: web04: REFUSED (for 3m)
 
-        nodes: 6: 1 failed, 1 in, 1 paused, 1 pending, 1 quarantined, 1 unknown role
+        NODE   ADDRESS     ROLE  WHERE              STATE          SINCE  HAPROXY  OPEN  WHY
+        web01  10.0.0.1    web   lb-iis, mon-mongo  in             3h     UP       15
+        web02  10.0.0.2    web   lb-iis, mon-mongo  paused         46m    -        -     by user event: patches, 70m left
+        web03  10.0.0.3    web   lb-iis, mon-mongo  failed         100s   DOWN     0     its line stays
+        web04  10.0.0.4    web   lb-iis, mon-mongo  quarantined    3m     UP       0     REFUSED
+        web05  10.0.0.5    web   -                  pending        1s     -        -     its lines are to come
+        lb02   10.0.0.252  lb    -                  load balancer  3h     -        -
+
+        nodes: 6: 1 failed, 1 in, 1 load balancer, 1 paused, 1 pending, 1 quarantined
         lines: digest 8c92426aa1a7ad68, served by HAProxy worker 4711
-        last run: 3m ago, refused: HAProxy refuses the line of web04: REFUSED (member-update web04)
+        load balancer: lb02 10.0.0.252 alive, the same managed lines, seen 20s ago
+        daemon: `lbagent watch` runs, last sync 20s ago
+        last run: 20s ago, unchanged: nothing to do
+        last success: 30m ago
+        last change: 3m ago, refused: HAProxy refuses the line of web04: REFUSED (member-update web04)
         waiting: 1 event, the oldest for 1s
     """)
         .replace("REFUSED", WORDS)

@@ -325,6 +325,7 @@ def test_a_watchdog_of_another_process_is_none_of_ours(lb: Lb) -> None:
 # --- reloads ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.every_haproxy
 def test_a_burst_is_one_reload_per_interval_and_all_is_applied() -> None:
     roles = RELOADING.replace("  timeout: 15s\n", "  timeout: 15s\n  min_reload_interval: 2s\n")
     with Lb(roles=roles) as lb, Haproxy(lb) as haproxy, watching(lb):

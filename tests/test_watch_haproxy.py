@@ -15,7 +15,7 @@ from tests.traffic import load
 from tests.watching import watching
 from tests.world import Backend, Haproxy, Lb, eventually, member
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.every_haproxy]
 
 NAMES = [f"web{number:02}" for number in range(1, 9)]
 ADDRESS = {name: f"127.0.1.{number}" for number, name in enumerate(NAMES, 1)}

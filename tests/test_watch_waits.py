@@ -71,6 +71,7 @@ def test_a_pause_that_ends_while_roles_yml_is_refused_is_not_tried_without_end(l
         eventually(lambda: lb.managed == [lb.server("web01", "127.0.0.11")])
 
 
+@pytest.mark.every_haproxy
 def test_a_reload_that_waits_is_not_tried_without_end_once_the_text_is_broken() -> None:
     roles = RELOADING.replace("runtime: off", "runtime: off\n  min_reload_interval: 2s")
     with Lb(roles=roles) as lb, Haproxy(lb) as haproxy, watching(lb):
@@ -214,6 +215,7 @@ def test_a_sync_that_failed_is_not_put_off_for_a_minute(lb: Lb) -> None:
             eventually(lambda: lb.settled(lb.server("web01", "127.0.0.11")), 40)
 
 
+@pytest.mark.every_haproxy
 def test_a_shorter_interval_between_reloads_holds_at_once() -> None:
     roles = RELOADING.replace("runtime: off", "runtime: off\n  min_reload_interval: 1h")
     with Lb(roles=roles) as lb, Haproxy(lb) as haproxy, watching(lb):

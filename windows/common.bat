@@ -212,6 +212,8 @@ for /f "tokens=1,2 delims=, " %%a in ("%SAID%") do (
     set "FIRST=%%a"
     set "OPEN=%%b"
 )
+rem `done, no other server of iis serves` has no session.
+if "%OPEN%"=="no" set "OPEN=0"
 if not "%FIRST%"=="done" goto lbs_not_done
 set /a YES+=1
 set /a SESSIONS+=OPEN

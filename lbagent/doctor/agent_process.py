@@ -12,7 +12,7 @@ from typing import Any
 
 from lbagent.doctor import agent_settings
 from lbagent.doctor.agent_settings import DEFAULT_RPC, File
-from lbagent.doctor.finding import Finding, Kind, error, warning
+from lbagent.doctor.finding import Finding, Kind, error, unseen, warning
 from lbagent.host import foreign, processes, sockets
 from lbagent.host.processes import Process
 from lbagent.tuples import NamedTuple
@@ -29,6 +29,11 @@ class Agent(NamedTuple):
     settings: Mapping[str, Any]
     findings: Sequence[Finding]
     """What could not be read of it."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of its files could be read: else its settings are not known."""
+        return not any(found.unseen for found in self.findings)
 
     @property
     def open(self) -> bool:
@@ -57,7 +62,7 @@ def _agent(process: Process, argv: Sequence[str]) -> Agent:
             found = foreign.read(path, _FILE_LIMIT)
         except OSError as refused:
             what = f"cannot be looked at: {refused.strerror}"
-            findings.append(warning(Kind.AGENT_FILES, path, what, "run this as root"))
+            findings.append(unseen(Kind.AGENT_FILES, path, what, "run this as root"))
         else:
             if found.whole:
                 files.append(File(path, found.content, found.mode))

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from lbagent.doctor import agent_settings, handlers
 from lbagent.doctor.agent_process import Agent
 from lbagent.doctor.agent_settings import DEFAULT_RPC
-from lbagent.doctor.finding import Finding, Kind, error, warning
+from lbagent.doctor.finding import AS_SERF, Finding, Kind, error, unseen, warning
 from lbagent.errors import TryAgain
-from lbagent.host import commands, foreign, sockets
+from lbagent.host import commands, foreign, serfenv, sockets
 from lbagent.serf import agent
 from lbagent.serf.listing import Info
 
@@ -24,23 +24,36 @@ def info() -> Info | Finding:
     try:
         commands.found("serf")
     except FileNotFoundError:
-        what = "the program is not there: the agent cannot be looked at"
-        return warning(Kind.SERF, "serf", what, "install Serf, or have it in PATH")
+        what = "the program is not there: nothing is heard of the cluster"
+        return error(Kind.SERF, "serf", what, "install Serf, or have it in PATH")
     try:
         return agent.info()
     except TryAgain as refused:
-        if "uthenticat" in str(refused):
-            return warning(Kind.SERF, "", f"cannot be looked at: {refused}", "set SERF_RPC_AUTH to its `rpc_auth`")
+        if "uthenticat" in str(refused) or "invalid auth token" in str(refused).lower():
+            return _without_token(str(refused))
         return error(Kind.SERF, "", str(refused), f"start the agent, or set SERF_RPC_ADDR ({DEFAULT_RPC} without it)")
+
+
+def _without_token(refused: str) -> Finding:
+    """What it means that the agent does not accept our token."""
+    used = serfenv.of_process
+    if used and used.error and os.geteuid():
+        return unseen(Kind.SERF, used.error.partition(": ")[0], "cannot be read: it holds the token", AS_SERF)
+    given = "the token is not the agent's" if os.environ.get("SERF_RPC_AUTH") else "a token is needed"
+    where = used.found if used and used.found else "SERF_RPC_AUTH"
+    what = f"{given}: no sync is possible ({refused})"
+    return error(Kind.SERF, where, what, "set SERF_RPC_AUTH to the agent's `rpc_auth`")
 
 
 def environment(found: Agent) -> Iterator[Finding]:
     """Whether its handlers are given what they need to ask it."""
+    if not found.complete:
+        return
     environ, rpc = found.process.environ, agent_settings.rpc(found.settings)
     where = f"pid {found.process.pid}"
     if not found.open:
         what = "what its handlers are given cannot be looked at: this user may not read its environment"
-        yield warning(Kind.RPC, where, what, "run this as root")
+        yield unseen(Kind.RPC, where, what, "run this as root")
         return
     if found.settings.get("rpc_auth") and not environ.get("SERF_RPC_AUTH"):
         what = "its handlers cannot ask the agent: they inherit no SERF_RPC_AUTH from it"

@@ -18,6 +18,8 @@ _SWITCHES = frozenset(("disable-compression", "rejoin", "replay", "syslog"))
 _OF_OPTION = {"snapshot": "snapshot_path", "rejoin": "rejoin_after_leave", "replay": "replay_on_join"}
 _OF_OPTION |= {"rpc-addr": "rpc_addr", "encrypt": "encrypt_key", "event-handler": "event_handlers"}
 _OF_OPTION |= {"keyring-file": "keyring_file", "node": "node_name"}
+_OF_OPTION |= {"join": "start_join", "retry-join": "retry_join"}
+_LISTS = ("event_handlers", "start_join", "retry_join")
 
 _REPLAY = {
     "snapshot_path": "a load balancer that was down finds its cluster, and knows what it has heard, by this file",
@@ -57,7 +59,7 @@ def loaded(file: File) -> Mapping[str, Any] | str:
 def merged(argv: Sequence[str], files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The settings as the agent has them: its files in order, then its command line; lists add up."""
     lines: list[Mapping[str, Any]] = [
-        {key: [value] if key == "event_handlers" else value == "true" if name in _SWITCHES else value}
+        {key: [value] if key in _LISTS else value == "true" if name in _SWITCHES else value}
         for name, value in options(argv)
         if (key := _OF_OPTION.get(name))
     ]
@@ -74,6 +76,16 @@ def specs(settings: Mapping[str, Any]) -> list[str]:
     """Its event handlers, as they are written."""
     found = settings.get("event_handlers")
     return [one for one in found if isinstance(one, str)] if isinstance(found, list) else []
+
+
+def joined(settings: Mapping[str, Any]) -> list[str]:
+    """The nodes it is told to join, as they are written."""
+    found = [one for key in ("start_join", "retry_join") for one in _list(settings.get(key))]
+    return [one for one in found if isinstance(one, str)]
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def rpc(settings: Mapping[str, Any]) -> str:

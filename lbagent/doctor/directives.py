@@ -1,14 +1,12 @@
-"""haproxy.cfg as directives: what each section says for itself, and what it takes from its `defaults`.
-
-Parsed apart from `haproxy/text`, which every event pays for and which passes over all of this.
-"""
+"""haproxy.cfg as directives: what each section says for itself, and what it takes from its `defaults`."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 
-from lbagent.haproxy.text import SECTIONS
+from lbagent.haproxy import reading
+from lbagent.haproxy.text import Document
 from lbagent.tuples import NamedTuple
 
 CLIENTS = ("frontend", "listen")
@@ -19,7 +17,7 @@ _MILLISECONDS = {"us": 0.001, "ms": 1.0, "": 1.0, "s": 1e3, "m": 60e3, "h": 3600
 
 
 class Directive(NamedTuple):
-    """One line, in words, without its comment."""
+    """One line, in words."""
 
     where: str
     words: tuple[str, ...]
@@ -87,34 +85,22 @@ def milliseconds(text: str) -> float | None:
     return int(found[1]) * _MILLISECONDS[found[2] or ""] if found else None
 
 
-def sections(files: Sequence[tuple[str, str]]) -> list[Section]:
-    """Every section of the files, given as (name, text), in order; `server` lines are passed over."""
-    found: list[Section] = []
-    for name, text in files:
-        for at, words in _lines(text):
-            if words[0] in SECTIONS:
-                found.append(_section(f"{name}:{at}", words, found))
-            elif found:
-                found[-1].own.append(Directive(f"{name}:{at}", words))
-    return found
+def sections(document: Document) -> list[Section]:
+    """Every section of haproxy.cfg that HAProxy reads, or may read, in order; `server` lines are passed over."""
+    found: dict[int, Section] = {}
+    defaults: dict[str, Section] = {}
+    for directive, section in document.directives():
+        at, where = directive.at, document.where(directive.at)
+        if section is not None and section.at == at:
+            found[at] = one = Section(where, section.kind, section.name, _base(section, defaults))
+            if section.kind == "defaults":
+                defaults[section.name] = defaults[""] = one
+        elif (own := max(directive.place.sections)) in found:
+            found[own].own.append(Directive(where, tuple(directive.words)))
+    return [*found.values()]
 
 
-def _lines(text: str) -> Iterator[tuple[int, tuple[str, ...]]]:
-    for at, line in enumerate(text.split("\n"), 1):
-        if line.lstrip(" \t").startswith(("server ", "server\t", "#")):
-            continue
-        if words := tuple(word.strip("\"'") for word in line.split("#", maxsplit=1)[0].split()):
-            yield at, words
-
-
-def _section(where: str, words: tuple[str, ...], before: Sequence[Section]) -> Section:
-    kind, name = words[0], words[1] if len(words) > 1 else ""
-    defaults = [section for section in before if section.kind == "defaults"]
-    base: Section | None = None
-    if "from" in words[:-1]:
-        wanted = words[words.index("from") + 1]
-        base = next((section for section in reversed(defaults) if section.name == wanted), None)
-        name = "" if name == "from" else name
-    elif kind in (*CLIENTS, *SERVERS):
-        base = defaults[-1] if defaults else None
-    return Section(where, kind, name, base)
+def _base(section: reading.Section, defaults: Mapping[str, Section]) -> Section | None:
+    if section.base or section.kind in (*CLIENTS, *SERVERS):
+        return defaults.get(section.base)
+    return None

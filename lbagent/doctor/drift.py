@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lbagent.doctor.finding import Finding, Kind, ok, warning
+from lbagent.doctor.finding import Finding, Kind, error, ok, warning
 from lbagent.haproxy.text import Document
 from lbagent.names import counted
 from lbagent.plan import Plan
@@ -13,6 +13,10 @@ from lbagent.tuples import NamedTuple
 _SHOWN = 20
 """Lines told one by one."""
 
+LONGEST_WAIT = 30
+"""Seconds after which an event that waits is one that nothing applies."""
+
+_DAEMON = "see the daemon, then `lbagent apply`"
 _APPLY = "`lbagent plan` shows it, `lbagent apply` does it"
 
 
@@ -21,6 +25,8 @@ class Known(NamedTuple):
 
     spooled: int
     """Events not folded yet."""
+    waiting: int
+    """Seconds for which the oldest of them has waited."""
     digest: str
     """Of the managed lines that HAProxy last confirmed; nothing where none is known."""
     failure: str
@@ -34,7 +40,7 @@ def judge(document: Document, plan: Plan, known: Known) -> Iterator[Finding]:
     waiting = [*_waiting(known)]
     yield from waiting
     for node, why in known.quarantined:
-        yield warning(
+        yield error(
             Kind.QUARANTINE, node, f"HAProxy refuses its line: {why}", "mend its tags, or roles.yml; it is tried again"
         )
     for held in plan.held:
@@ -55,10 +61,13 @@ def judge(document: Document, plan: Plan, known: Known) -> Iterator[Finding]:
 def _waiting(known: Known) -> Iterator[Finding]:
     if known.spooled:
         what = f"{counted(known.spooled, 'event')} in the spool"
-        yield warning(Kind.PENDING, "", what, "the next event takes them in, or `lbagent apply`")
+        if known.waiting > LONGEST_WAIT:
+            yield error(Kind.PENDING, "", f"{what}, the oldest for {known.waiting} s: nothing applies them", _DAEMON)
+        else:
+            yield warning(Kind.PENDING, "", what, "the next event takes them in, or `lbagent apply`")
     if known.failure:
         what = f"the last reload failed: {known.failure}"
-        yield warning(Kind.PENDING, "", what, "mend it, then `lbagent apply --force`")
+        yield error(Kind.PENDING, "", what, "mend it, then `lbagent apply --force`")
 
 
 def _by_hand(document: Document, plan: Plan) -> Iterator[Finding]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-from lbagent.doctor.finding import Finding, Kind, enumerated, error, ok, warning
+from lbagent.doctor.finding import Finding, Kind, enumerated, error, ok, unseen, warning
 
 _MEMBERS = ("member-join", "member-leave", "member-failed", "member-update", "member-reap")
 _KINDS = (*_MEMBERS, "user", "query", "*")
@@ -58,9 +58,9 @@ def judge(handlers: Handlers, calls: Look, exists: Look) -> Iterator[Finding]:
     """Whether `lbagent handle` is called for all it needs, once; `calls` and `exists` look at a command."""
     seen = {command: calls(command) for _, command in handlers}
     ours = list(dict.fromkeys((name, command) for name, command in handlers if seen[command]))
-    if unseen := sorted(command for command, found in seen.items() if found is None):
-        what = f"whether {enumerated([repr(one) for one in unseen])} calls lbagent cannot be looked at by this user"
-        yield warning(Kind.HANDLERS, "serf info", what, "run this as root")
+    if hidden := sorted(command for command, found in seen.items() if found is None):
+        what = f"whether {enumerated([repr(one) for one in hidden])} calls lbagent cannot be looked at by this user"
+        yield unseen(Kind.HANDLERS, "serf info", what, "run this as root")
         return
     if not ours:
         what = "no handler of the agent calls lbagent: nothing that happens is heard of"
@@ -103,7 +103,7 @@ def _programs(commands: Collection[str], exists: Look) -> Iterator[Finding]:
         found = exists(command)
         if found is None:
             what = f"whether {program(command)!r} is a program in the agent's PATH cannot be looked at by this user"
-            yield warning(Kind.HANDLERS, "serf info", what, "run this as root")
+            yield unseen(Kind.HANDLERS, "serf info", what, "run this as root")
         elif not found:
             what = f"the handler {command!r} cannot be run: {program(command)!r} is no program in the agent's PATH"
             yield error(Kind.HANDLERS, "serf info", what, "give its whole path")

@@ -6,8 +6,9 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 
+from lbagent.checks.candidate import UNREADABLE
 from lbagent.doctor import said
-from lbagent.doctor.finding import AS_SERF, Finding, Kind, error, ok, warning
+from lbagent.doctor.finding import AS_SERF, Finding, Kind, error, ok, unseen, warning
 from lbagent.doctor.said import Checked
 from lbagent.errors import TryAgain
 from lbagent.haproxy import process, runtime
@@ -29,8 +30,8 @@ def version() -> Finding:
     try:
         return said.version(commands.run(["haproxy", "-v"], _VERSION_LIMIT).words)
     except OSError as missing:
-        what = f"haproxy cannot be run ({missing.strerror}): its verdict on haproxy.cfg is not known"
-        return warning(Kind.HAPROXY, "", what, "install it, or have it in PATH")
+        what = f"haproxy cannot be run ({missing.strerror}): no change of haproxy.cfg can be validated"
+        return error(Kind.HAPROXY, "", what, "install it, or have it in PATH")
 
 
 def verdict(paths: Sequence[str], settings: HaproxySettings, running: Running | None) -> Iterator[Finding]:
@@ -44,6 +45,9 @@ def verdict(paths: Sequence[str], settings: HaproxySettings, running: Running | 
     elif result.was_killed:
         what = f"`haproxy -c` {result.ending}: whether HAProxy accepts it is not known"
         yield error(Kind.HAPROXY_CFG, paths[0], what, "give this machine more memory, or see why")
+    elif os.geteuid() and not result.good and UNREADABLE.search(result.words):
+        what = f"`haproxy -c` may not read all that it refers to: {said.first_words(result.words)}"
+        yield unseen(Kind.HAPROXY_CFG, paths[0], what, AS_SERF)
     else:
         yield from said.checked(Checked(result.good, result.words, took, settings.timeout), paths[0])
 
@@ -84,7 +88,7 @@ def answers(lines: Lines, running: Running) -> Iterator[Finding]:
             pid = runtime.worker_pid(address, _ANSWER_LIMIT)
         except PermissionError:
             what = "cannot be looked at: this user may not connect to it"
-            yield warning(Kind.STATS_ANSWER, address, what, AS_SERF)
+            yield unseen(Kind.STATS_ANSWER, address, what, AS_SERF)
         except OSError as refused:
             what = f"does not answer, though HAProxy runs (pid {running.main.pid}): {refused.strerror or refused}"
             yield error(Kind.STATS_ANSWER, address, what, "reload HAProxy, or mend the path of its `stats socket`")
@@ -104,11 +108,10 @@ def _answered(address: str, level: str, pid: int | None, running: Running) -> Fi
 
 def _none() -> Finding:
     if processes.table_readable():
-        what, fix = "no HAProxy runs this haproxy.cfg: lines are written, and nobody serves them", "start it"
-    else:
-        what, fix = "whether HAProxy runs cannot be looked at: processes of others are hidden", "run this as root"
-        return warning(Kind.PROCESS, "", what, fix)
-    return error(Kind.PROCESS, "", what, fix)
+        what = "no HAProxy runs this haproxy.cfg: lines are written, and nobody serves them"
+        return error(Kind.PROCESS, "", what, "start it")
+    what = "whether HAProxy runs cannot be looked at: processes of others are hidden"
+    return unseen(Kind.PROCESS, "HAProxy's process", what, AS_SERF)
 
 
 def _parted(words: str) -> tuple[str, str]:

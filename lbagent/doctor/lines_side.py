@@ -5,17 +5,23 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 
 from lbagent import rolescache, rolesfile, scene
-from lbagent.doctor import declared, directives, drift, haproxy_seen, machine, markers, proxies, reloads
+from lbagent.checks import access, daemon
+from lbagent.checks.access import Account
+from lbagent.checks.candidate import Unjudged, Validator
+from lbagent.checks.service_lines import refused_lines
+from lbagent.doctor import declared, directives, drift, haproxy_seen, machine, markers, migration, proxies, reloads
 from lbagent.doctor.drift import Known
-from lbagent.doctor.finding import AS_SERF, Finding, Kind, error, warning
+from lbagent.doctor.finding import AS_SERF, Finding, Kind, Severity, error, ok, unseen, warning
 from lbagent.doctor.keylines import key_lines
 from lbagent.engine import Engine
 from lbagent.errors import Refused, RolesRefused
 from lbagent.haproxy.process import Running
-from lbagent.host.log import Log, told
+from lbagent.host import foreign
+from lbagent.host.log import Log, sentences, told
 from lbagent.host.paths import Paths
 from lbagent.membership import Membership
 from lbagent.prospect import Prospect, prospect
@@ -35,6 +41,12 @@ class LinesSide:
         self._running: Running | None = None
         self._membership = Membership()
         self._prospect: Prospect | None = None
+        self._key_lines: Mapping[tuple[str, ...], int] = {}
+        """Where the keys of roles.yml are."""
+        self._accepted = False
+        """Whether HAProxy accepts the live haproxy.cfg."""
+        self._hidden = False
+        """Whether it is only this user who may not look."""
         self._hindrance = "haproxy.cfg cannot be read"
         """Why there is no prospect."""
 
@@ -45,7 +57,7 @@ class LinesSide:
     def _before(self) -> HaproxySettings | None:
         """What a roles.yml that cannot be used said when it was last read; None where that is not known."""
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError), open(self._paths.roles, "rb") as file:
-            return rolescache.thawed(json.load(file)["state"]).haproxy
+            return rolescache.thawed(json.loads(json.load(file)["state"])).haproxy
         return None
 
     @property
@@ -54,31 +66,41 @@ class LinesSide:
 
     def declared(self) -> Iterator[Finding]:
         """roles.yml."""
+        content = b""
         try:
-            with open(self._path, "rb") as file:
-                content = file.read()
+            content = foreign.content(self._path)
             self.roles = rolesfile.parse(content, self._path)
         except PermissionError:
-            yield warning(Kind.ROLES, self._path, "cannot be looked at: this user may not read it", AS_SERF)
+            self._hidden = True
+            yield unseen(Kind.ROLES, self._path, "cannot be looked at: this user may not read it", AS_SERF)
+            return
+        except FileNotFoundError as missing:
+            yield error(Kind.ROLES, self._path, str(missing.strerror), "until it loads no event changes anything")
+            yield from machine.old_roles(self._path)
             return
         except (RolesRefused, OSError) as refused:
-            where, _, what = told(refused).partition(": ")
-            yield error(Kind.ROLES, where, what, "until it loads no event changes anything")
+            for sentence in sentences(refused):
+                where, _, what = sentence.partition(": ")
+                yield error(Kind.ROLES, where, what, "until it loads no event changes anything")
+            yield from migration.of_roles(content, self._path)
             return
-        yield from declared.judge(self.roles, self._path, key_lines(content))
+        self._key_lines = key_lines(content)
+        yield from declared.judge(self.roles, self._path, self._key_lines)
 
     def program(self) -> Iterator[Finding]:
         """The haproxy program, and the text that it is to read."""
         yield haproxy_seen.version()
         if self._haproxy is None:
             what = "cannot be looked at, nor who runs it: which file it is stands in roles.yml, which cannot be used"
-            yield warning(Kind.HAPROXY_CFG, "", what, "mend roles.yml, and check again")
+            if not self._hidden:
+                yield warning(Kind.HAPROXY_CFG, "", what, "mend roles.yml, and check again")
             return
         try:
             self._seen = scene.look(self._haproxy)
         except PermissionError as unread:
+            self._hidden = True
             where = unread.filename
-            yield warning(Kind.HAPROXY_CFG, where, "cannot be looked at: this user may not read it", AS_SERF)
+            yield unseen(Kind.HAPROXY_CFG, where, "cannot be looked at: this user may not read it", AS_SERF)
         except OSError as missing:
             where, _, what = told(missing).partition(": ")
             yield error(Kind.HAPROXY_CFG, where, what, "name the file in roles.yml: `haproxy: {config: …}`")
@@ -90,7 +112,8 @@ class LinesSide:
         document = self._seen.document
         if self.roles is None:
             self._hindrance = "roles.yml cannot be used"
-            yield from markers.alone(document)
+            if not self._hidden:
+                yield from markers.alone(document)
             return
         yield from markers.judge(document, self.roles)
         try:
@@ -98,6 +121,7 @@ class LinesSide:
             self._prospect = prospect(document, self.roles, self._membership)
         except (Refused, OSError) as hindered:  # a doubled marker, or a state directory that may not be read
             self._hindrance = told(hindered)
+            self._hidden |= isinstance(hindered, PermissionError)
             return
         yield from markers.notes(document, self._prospect.notes)
 
@@ -111,16 +135,61 @@ class LinesSide:
         """`haproxy -c`, on the live files. Raises TryAgain."""
         if self._seen is not None and self._haproxy is not None:
             paths = [target.given for target in self._seen.targets]
-            yield from haproxy_seen.verdict(paths, self._haproxy, self._running)
+            found = [*haproxy_seen.verdict(paths, self._haproxy, self._running)]
+            self._accepted = not any(one.unseen or one.severity is Severity.ERROR for one in found)
+            yield from found
+
+    def service_lines(self) -> Iterator[Finding]:
+        """The lines that roles.yml would make, tried before any node exists. Raises TryAgain."""
+        if self._seen is None or self.roles is None or not self._accepted:
+            return
+        validator = Validator(self._seen, self.roles.haproxy, self._running, accepted=True)
+        try:
+            found = refused_lines(self._seen.document, self.roles, validator)
+        except Unjudged:
+            return
+        for one in found:
+            what = f"HAProxy refuses the lines of role {one.role} for service {one.service}: {one.words}"
+            yield error(Kind.SERVICE_LINE, self._place(one.role, one.service), what, "correct its `options`")
+        if not found:
+            yield ok(Kind.SERVICE_LINE, "", "HAProxy accepts the lines that each role and service would make")
+
+    def _place(self, role: str, service: str) -> str:
+        """FILE:LINE of what makes the lines of a role for a service."""
+        for path in (("roles", role, "options"), (role, "options"), ("services", service, "options")):
+            if line := self._key_lines.get(path):
+                return f"{self._path}:{line}"
+        line = self._key_lines.get(("roles", role)) or self._key_lines.get((role,))
+        return f"{self._path}:{line}" if line else self._path
+
+    @property
+    def has_peers(self) -> bool:
+        """Whether haproxy.cfg knows another load balancer to share stick tables with."""
+        if self._seen is None:
+            return False
+        peers = [section for section in directives.sections(self._seen.document) if section.kind == "peers"]
+        return any(sum(line.begins("peer") for line in section.own) > 1 for section in peers)
+
+    def access(self, handler: Account | None) -> Iterator[Finding]:
+        """What the account that runs `lbagent handle` may not do."""
+        if handler is not None and handler.user != 0:
+            configs = [target.path for target in self._seen.targets] if self._seen else []
+            yield from access.judge(handler, self._paths, [self._path, *configs])
+
+    def daemon(self, handler: Account | None) -> Iterator[Finding]:
+        """The daemon, its syncs, and the last run."""
+        yield from daemon.judge(self._paths, handler)
 
     def sections(self) -> Iterator[Finding]:
         """What haproxy.cfg says that a reload, or the runtime API, depends on."""
         if self._seen is None:
             return
-        files = [(target.given, text) for target, text in zip(self._seen.targets, self._seen.texts, strict=True)]
-        found = directives.sections(files)
-        yield from reloads.judge(found, files[0][0], master=bool(self._running and self._running.is_master))
-        marked = frozenset(str(proxy) for proxy in self._seen.document.proxies if proxy.markers)
+        document = self._seen.document
+        found = directives.sections(document)
+        main = self._seen.targets[0].given
+        yield from reloads.judge(found, main, master=bool(self._running and self._running.is_master))
+        starts = {document.where(proxy.start) for proxy in document.proxies if proxy.markers}
+        marked = frozenset(str(section) for section in found if section.where in starts)
         yield from proxies.judge(found, marked)
 
     def answers(self) -> Iterator[Finding]:
@@ -132,14 +201,17 @@ class LinesSide:
         """Whether the managed lines are what they should be. Raises OSError."""
         if self._seen is None or self._prospect is None or self._prospect.plan is None:
             what = f"cannot be looked at, without a plan: {self._hindrance}"
-            yield warning(Kind.DRIFT, "", what, "mend that, and check again")
+            made = unseen if self._hidden else warning
+            yield made(Kind.DRIFT, "", what, "mend that, and check again")
             return
         engine, members = Engine(self._paths, self._path, self._log), self._membership.members
         there = ((name, members[name].quarantine) for name in sorted(self._prospect.quarantined))
         quarantined = tuple((name, one.reason) for name, one in there if one)
         served = engine.store.served()
         failure = served.failure.words if served.failure else ""
-        known = Known(len(engine.spool.names()), served.digest, failure, quarantined)
+        oldest = engine.spool.oldest()
+        waiting = 0 if oldest is None else max(0, int(time.time() - oldest))
+        known = Known(len(engine.spool.names()), waiting, served.digest, failure, quarantined)
         yield from drift.judge(self._seen.document, self._prospect.plan, known)
 
     def permissions(self) -> Iterator[Finding]:

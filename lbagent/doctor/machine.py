@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 
 from lbagent.doctor import permissions
-from lbagent.doctor.finding import AS_SERF, Finding, Kind, error, ok, warning
+from lbagent.doctor.finding import AS_SERF, Finding, Kind, error, ok, unseen, warning
 from lbagent.doctor.permissions import Owned
 from lbagent.host import files
 from lbagent.host.paths import Paths
@@ -25,7 +25,7 @@ def owned(paths: Sequence[str]) -> Iterator[Finding]:
             continue
         except OSError as refused:
             what = f"cannot be looked at: {refused.strerror}"
-            yield warning(Kind.PERMISSIONS, path, what, AS_SERF)
+            yield unseen(Kind.PERMISSIONS, path, what, AS_SERF)
         else:
             found.append(Owned(path, status.st_mode, status.st_uid, status.st_gid))
     yield from permissions.judge(found, os.geteuid())
@@ -56,7 +56,7 @@ def replaceable(paths: Sequence[str]) -> Iterator[Finding]:
 
 def _unwritable(folder: str) -> Finding:
     if os.geteuid():
-        return warning(Kind.STATE, folder, "this user cannot write there", AS_SERF)
+        return unseen(Kind.STATE, folder, "this user cannot write there", AS_SERF)
     return error(Kind.STATE, folder, "not even root can write there", "mount its file system read-write")
 
 
@@ -70,7 +70,7 @@ def state(paths: Paths) -> Iterator[Finding]:
         return
     except OSError as refused:
         what = f"cannot be looked at: {refused.strerror}"
-        yield warning(Kind.STATE, paths.folder, what, AS_SERF)
+        yield unseen(Kind.STATE, paths.folder, what, AS_SERF)
         return
     yield from _members(paths)
     for name in sorted(name for name in names if name.startswith("members.json.damaged-")):
@@ -87,7 +87,7 @@ def _members(paths: Paths) -> Iterator[Finding]:
         yield warning(Kind.DAMAGED, paths.members, what, "`lbagent apply`, and see what damaged it")
     except OSError as refused:
         what = f"cannot be looked at: {refused.strerror}"
-        yield warning(Kind.STATE, paths.members, what, AS_SERF)
+        yield unseen(Kind.STATE, paths.members, what, AS_SERF)
     else:
         yield ok(Kind.STATE, paths.folder, f"{counted(len(known.members) if known else 0, 'member')} remembered")
 
@@ -100,3 +100,11 @@ def _bad(folder: str) -> Iterator[Finding]:
     if names:
         what = f"{counted(len(names), 'file')} set aside that no event could be made of"
         yield warning(Kind.BAD_RECORDS, folder, what, "see who put them into the spool, and remove them")
+
+
+def old_roles(roles_path: str) -> Iterator[Finding]:
+    """A role.yml where roles.yml should be."""
+    old = os.path.join(os.path.dirname(roles_path), "role.yml")
+    if os.path.exists(old):
+        what = "the file of the classic handler.rb is here, and is not read"
+        yield error(Kind.MIGRATION, old, what, f"copy it to {roles_path}, and add a `services:` block")

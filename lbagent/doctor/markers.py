@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 
+from lbagent.doctor import migration
 from lbagent.doctor.finding import Finding, Kind, enumerated, error, ok, warning
 from lbagent.haproxy.lines import Marker
 from lbagent.haproxy.text import Document, Proxy
 from lbagent.names import counted
+from lbagent.plan import doubled
 from lbagent.roles import Roles
+
+_NEARLY = re.compile(r"additional[-_ \t]+(.*?)(?:[-_ \t]+server\b.*)?[ \t\r]*$", re.IGNORECASE)
 
 
 def alone(document: Document) -> Iterator[Finding]:
@@ -21,8 +26,18 @@ def alone(document: Document) -> Iterator[Finding]:
 
 def judge(document: Document, roles: Roles) -> Iterator[Finding]:
     """What is wrong with the markers beside roles.yml; an ok where nothing is."""
-    found = [*_twice(document), *_unknown(document, roles), *_missing(document, roles), *_nowhere(document, roles)]
+    found = [
+        *_twice(document),
+        *_misplaced(document),
+        *_unknown(document, roles),
+        *_nearly(document, roles),
+        *_missing(document, roles),
+        *_nowhere(document, roles),
+    ]
     yield from found
+    yield from migration.of_markers(document, roles)
+    yield from _unread(document)
+    yield from _damaged(document)
     if not found:
         where = document.where(0).rpartition(":")[0]
         yield ok(
@@ -35,6 +50,8 @@ def judge(document: Document, roles: Roles) -> Iterator[Finding]:
 def notes(document: Document, said: Sequence[str]) -> Iterator[Finding]:
     """The notes of a plan, but for those that `judge` has told."""
     told = {document.where(marker.at) for proxy in document.proxies for marker in proxy.markers}
+    told |= {document.where(at) for at, _ in document.misplaced} | {document.where(at) for at in document.nearly}
+    told |= {document.where(line.at) for line in document.damaged}
     ours = {document.where(line.at) for proxy in document.proxies for line in proxy.managed}
     for note in said:
         where, _, words = note.partition(": ")
@@ -43,18 +60,29 @@ def notes(document: Document, said: Sequence[str]) -> Iterator[Finding]:
         elif note.startswith("haproxy.cfg has no marker ") or where in told:
             continue
         elif " by hand: " in note:
-            yield warning(Kind.BY_HAND, _by_hand(document, note), note, "`lbagent apply --adopt` takes it over")
+            yield _by_hand(document, note)
         else:
             yield warning(Kind.NODE, "", note, "mend the node's tags or address, or roles.yml")
 
 
-def _by_hand(document: Document, note: str) -> str:
-    """Where the line stands that a note is about; nothing where its name is another."""
+def _by_hand(document: Document, note: str) -> Finding:
+    """A line by hand in the place of a managed one: above a marker, `--adopt` makes it one."""
     for proxy in document.proxies:
-        for line in proxy.hand_written:
-            if note.lower().startswith(f"{line.name} stands in {proxy} by hand: ".lower()):
-                return document.where(line.at)
-    return ""
+        name, _, rest = note.partition(" stands ")
+        if not rest.startswith(f"in {proxy} by hand: "):
+            continue
+        for at, marker, found in [
+            *((line.at, line.marker, line.name.lower() == name.lower()) for line in proxy.hand_written),
+            *((one.at, len(proxy.markers), one.names(name)) for one in proxy.templates),
+        ]:
+            if found:
+                what = f"{note}: pauses and leaves of the node have no effect on it"
+                made = error if marker < len(proxy.markers) else warning
+                return made(Kind.BY_HAND, document.where(at), what, _ADOPT)
+    return warning(Kind.BY_HAND, "", note, _ADOPT)
+
+
+_ADOPT = "`lbagent apply --adopt` makes it a managed line"
 
 
 def _there(document: Document) -> set[str]:
@@ -63,23 +91,66 @@ def _there(document: Document) -> set[str]:
 
 def _twice(document: Document) -> Iterator[Finding]:
     for proxy in document.proxies:
-        seen: dict[str, Marker] = {}
+        for first, marker in doubled(document, proxy):
+            yield error(
+                Kind.MARKER_TWICE,
+                document.where(marker.at),
+                f"{_text(marker.middle)} stands in {proxy} twice, first at {document.where(first.at)}",
+                "delete one",
+            )
+
+
+def _misplaced(document: Document) -> Iterator[Finding]:
+    for at, why in document.misplaced:
+        text = document.lines[at].strip()
+        fix = "move it into the `backend` or `listen` section that is to have the servers"
+        yield warning(Kind.MARKER_MISPLACED, document.where(at), f"{text!r} is ignored: {why}", fix)
+
+
+def _unread(document: Document) -> Iterator[Finding]:
+    for proxy in document.proxies:
         for marker in proxy.markers:
-            first = seen.setdefault(marker.middle, marker)
-            if first is not marker:
-                yield error(
-                    Kind.MARKER_TWICE,
-                    document.where(marker.at),
-                    f"{_text(marker.middle)} stands in {proxy} twice, first at {document.where(first.at)}",
-                    "delete one",
-                )
+            if document.unread(marker.at):
+                what = f"HAProxy does not read what is at {_text(marker.middle)} (`.if`, or `disabled`)"
+                yield ok(Kind.MARKER_UNREAD, document.where(marker.at), f"{what}: the lines there serve nothing")
+
+
+def _damaged(document: Document) -> Iterator[Finding]:
+    for line in document.damaged:
+        what = f"{line.text!r} looks like a managed line, but {line.why}: lbagent leaves it alone"
+        yield warning(Kind.LINE_DAMAGED, document.where(line.at), what, "delete it, or its `# lbagent` comment")
+
+
+def _nearly(document: Document, roles: Roles) -> Iterator[Finding]:
+    for at in document.nearly:
+        found = _NEARLY.search(document.lines[at])
+        meant = _near(found.group(1) if found else "", roles)
+        fix = (
+            f"write {_text(meant)}, and nothing else in that line"
+            if meant
+            else "write '# additional-SECTION-SERVICE-server'"
+        )
+        what = f"{document.lines[at].strip()!r} is not a marker, though nearly"
+        yield warning(Kind.MARKER_NEARLY, document.where(at), what, fix)
+
+
+def _near(middle: str, roles: Roles) -> str:
+    """The middle of the known marker that is nearest, one of the same section where it has markers."""
+    pairs = roles.pairs()
+    by_case = {known.lower(): known for known in pairs}
+    wanted = middle.lower()
+    if wanted in by_case:
+        return by_case[wanted]
+    section = [known for known, pair in pairs.items() if wanted.startswith(f"{pair.section.lower()}-")]
+    found = difflib.get_close_matches(wanted, [known.lower() for known in section or pairs], 1, 0.6)
+    return by_case[found[0]] if found else ""
 
 
 def _unknown(document: Document, roles: Roles) -> Iterator[Finding]:
     pairs = roles.pairs()
     for proxy in document.proxies:
         for marker in proxy.markers:
-            if marker.middle not in pairs:
+            if marker.middle not in pairs and not migration.is_classic(marker, roles):
                 yield warning(
                     Kind.MARKER_UNKNOWN,
                     document.where(marker.at),
@@ -89,9 +160,8 @@ def _unknown(document: Document, roles: Roles) -> Iterator[Finding]:
 
 
 def _hint(marker: Marker, roles: Roles, proxy: Proxy) -> str:
-    near = difflib.get_close_matches(marker.middle, roles.pairs(), 1, 0.75)
-    if near:
-        return f"{_text(near[0])} ({roles.pairs()[near[0]]}) is the nearest that is known"
+    if near := _near(marker.middle, roles):
+        return f"{_text(near)} ({roles.pairs()[near]}) is the nearest that is known"
     return f"give a role that section and service, or take it out of {proxy}"
 
 

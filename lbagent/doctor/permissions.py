@@ -12,6 +12,9 @@ from lbagent.tuples import NamedTuple
 LEAST_FREE = 16 * 1024 * 1024
 """Bytes below which a disk counts as full: haproxy.cfg is written beside itself before it is swapped."""
 
+NONE_FREE = 1024 * 1024
+"""Bytes below which nothing can be relied on to be stored."""
+
 
 class Owned(NamedTuple):
     """A file or folder, and whose it is."""
@@ -34,7 +37,8 @@ def disk(path: str, free: int) -> Finding | None:
     """Whether there is room on the disk of `path`, given its free bytes; None where there is."""
     if free >= LEAST_FREE:
         return None
-    return warning(Kind.DISK, path, f"{free // 1024} KiB are free", "make room: what cannot be stored is lost")
+    made = error if free < NONE_FREE else warning
+    return made(Kind.DISK, path, f"{free // 1024} KiB are free", "make room: what cannot be stored is lost")
 
 
 def _of(owned: Owned, user: int) -> Iterator[Finding]:

@@ -36,7 +36,7 @@ def version(words: str) -> Finding:
     """The version that `haproxy -v` tells, beside those lbagent is tested with."""
     found = _VERSION.search(words)
     if found is None:
-        return warning(Kind.HAPROXY, "haproxy -v", f"tells no version: {_first(words)!r}", "install HAProxy")
+        return warning(Kind.HAPROXY, "haproxy -v", f"tells no version: {first_words(words)!r}", "install HAProxy")
     told = found[0].removeprefix("version ")
     number = (int(found[1]), int(found[2]))
     if number < _OLDEST:
@@ -62,7 +62,7 @@ def checked(result: Checked, where: str) -> Iterator[Finding]:
         warnings = [words for words in warnings if words not in reasons]
     alerts = reasons or alerts
     if not result.good:
-        for words in alerts[:_TOLD] or [_first(result.words) or "refused without a word"]:
+        for words in alerts[:_TOLD] or [first_words(result.words) or "refused without a word"]:
             place, what = _placed(words, where)
             yield error(Kind.HAPROXY_CFG, place, what, "until it is mended no node gets in or out")
     for words in warnings[:_TOLD]:
@@ -91,5 +91,6 @@ def _more(told: Sequence[str]) -> int:
     return len(told[_TOLD:])
 
 
-def _first(words: str) -> str:
+def first_words(words: str) -> str:
+    """The first line of them."""
     return words.strip().split("\n")[0]

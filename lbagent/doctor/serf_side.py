@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 
 from lbagent.doctor import agent_process, agent_seen, agent_settings, cluster
 from lbagent.doctor import handlers as judged
 from lbagent.doctor.agent_process import Agent
-from lbagent.doctor.finding import Finding, Kind, warning
+from lbagent.doctor.finding import Finding, Kind, unseen, warning
 from lbagent.roles import Roles
 from lbagent.serf import agent
 from lbagent.serf.listing import Info
@@ -16,11 +17,16 @@ from lbagent.serf.listing import Info
 class SerfSide:
     """What each look has found out for the next ones."""
 
-    def __init__(self, roles: Callable[[], Roles | None]) -> None:
-        """Nothing is known yet; `roles` are asked for when they are needed."""
-        self._roles = roles
+    def __init__(self, roles: Callable[[], Roles | None], has_peers: Callable[[], bool]) -> None:
+        """Nothing is known yet; `roles`, and whether haproxy.cfg `has_peers`, are asked for when they are needed."""
+        self._roles, self._has_peers = roles, has_peers
         self._info: Info | None = None
         self._running: Agent | None = None
+
+    @property
+    def running(self) -> Agent | None:
+        """The agent's process, once it was looked for."""
+        return self._running
 
     def agent(self) -> Iterator[Finding]:
         """What the agent says of itself."""
@@ -47,7 +53,8 @@ class SerfSide:
     def peers(self) -> Iterator[Finding]:
         """The other load balancers. Raises TryAgain."""
         if self._info is not None:
-            yield from cluster.peers(self._info, agent.members())
+            named = agent_settings.joined(self._running.settings) if self._running else []
+            yield from cluster.peers(self._info, agent.members(), named, declared=self._has_peers())
 
     def settings(self) -> Iterator[Finding]:
         """The agent's own files and command line."""
@@ -55,8 +62,11 @@ class SerfSide:
         if running is None:
             if self._info is not None:
                 what = "cannot be looked at: no `serf agent` process with this RPC address is shown here"
-                yield warning(Kind.AGENT_FILES, "", what, "run this as root, on the load balancer itself")
+                made = unseen if os.geteuid() else warning
+                yield made(Kind.AGENT_FILES, "Serf's settings", what, "run this as root, on the load balancer itself")
             return
         yield from running.findings
+        if not running.complete:
+            return
         yield from agent_settings.judge(running.settings, running.files, running.process.argv)
         yield from agent_seen.environment(running)

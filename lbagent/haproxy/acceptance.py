@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from lbagent.errors import TryAgain
 from lbagent.haproxy.process import Running
-from lbagent.host import commands
+from lbagent.host import commands, foreign
 from lbagent.host.commands import Finished
 from lbagent.names import brief
 
@@ -85,8 +85,7 @@ def _checked(mode: Sequence[str], paths: Sequence[str], timeout: float, running:
 
 
 def _content(path: str) -> bytes:
-    with open(path, "rb") as file:
-        content = file.read()
+    content = foreign.content(path)
     # A pass over all bytes, of which there may be millions, that most files do not need.
     return content.translate(None, _QUOTES) if any(quote in content for quote in _QUOTES) else content
 

@@ -16,12 +16,19 @@ _SAY = 10.0
 _LINE = 32 * 1024
 """Bytes of one line of commands."""
 
+_NOT_YET = "is not that of the newest worker"
+
 _BUFSIZE, _RESERVE = 16384, 1024
 """Of tune.bufsize, the latter is never to be had; a command that does not fit is never answered."""
 
 
 class Unspoken(Exception):
-    """Why HAProxy cannot be told anything."""
+    """Why HAProxy cannot be sent anything."""
+
+    def __init__(self, words: str, *, passing: bool = False) -> None:
+        """`passing` says that it may be over in a moment: a new worker does not answer yet."""
+        super().__init__(words)
+        self.passing = passing
 
 
 class Conversation:
@@ -95,7 +102,8 @@ def opened(settings: Sequence[Sequence[str]], worker: Worker) -> Conversation:
         if why is None:
             return Conversation(address, worker, min(runtime.COMMAND_LIMIT, max(bufsize - _RESERVE, 0)))
         reasons.append(why)
-    raise Unspoken("; ".join(reasons) or "haproxy.cfg has no `stats socket … level admin`")
+    passing = any(_NOT_YET in why or "no answer in time" in why or "half an answer" in why for why in reasons)
+    raise Unspoken("; ".join(reasons) or "haproxy.cfg has no `stats socket … level admin`", passing=passing)
 
 
 def _against(address: str, worker: Worker) -> str | None:
@@ -108,7 +116,7 @@ def _against(address: str, worker: Worker) -> str | None:
     if level != "admin":
         return f"{address}: is of `level {level}`, not `level admin`"
     if runtime.worker(runtime.facts(info)) != worker.pid:
-        return f"{address}: is not that of the newest worker, {worker.pid}, or that one is stopping"
+        return f"{address}: {_NOT_YET}, {worker.pid}, or that one is stopping"
     return None
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lbagent.haproxy.text import SECTIONS, Document, Proxy
+from lbagent.haproxy.reading import ANYWHERE, Directive
+from lbagent.haproxy.text import Document, Proxy
 from lbagent.tuples import NamedTuple
 
 _DEEP = frozenset(("httpchk", "ssl-hello-chk", "smtpchk", "mysql-check", "pgsql-check", "redis-check", "ldap-check"))
@@ -28,48 +29,38 @@ class Inherited(NamedTuple):
     """Why this cannot be known."""
 
 
-def inherited(document: Document) -> Mapping[str, Inherited]:
-    """What each proxy gives to the servers at its markers, by `str(proxy)`."""
-    return _Reading(document).found
+def inherited(document: Document) -> Mapping[int, Inherited]:
+    """What each section gives to the servers at its markers, by the line it begins at."""
+    firsts = {proxy.start: _first(proxy) for proxy in document.proxies}
+    found: dict[int, Inherited] = {}
+    defaults: dict[str, int] = {}
+    odd = ""
+    for directive, section in document.directives():
+        if section is None:
+            doubt = f"only HAProxy knows the section of {document.where(directive.at)}"
+            odd = odd or (doubt if ANYWHERE in directive.place.sections else "")
+            found |= {at: found[at]._replace(odd=doubt) for at in directive.place.sections if at in found}
+            continue
+        if directive.at == section.at:
+            base = defaults.get(section.base, -1) if section.kind != "defaults" or section.base else -1
+            found[section.at] = found.get(base, Inherited())
+            if section.kind == "defaults":
+                defaults[section.name] = defaults[""] = section.at
+            if directive.place.active is None or not directive.sure:
+                found[section.at] = found[section.at]._replace(odd=_doubt(document, directive))
+            continue
+        here = found.get(section.at, Inherited())
+        there = _with(here, [*directive.words], late=directive.at > firsts.get(section.at, float("inf")))
+        if (directive.place.active is None or not directive.sure) and (there is not here or "$" in directive.words[0]):
+            there = here._replace(odd=_doubt(document, directive))
+        found[section.at] = there
+    for at in defaults.values():
+        found.pop(at, None)
+    return {at: one._replace(odd=odd) for at, one in found.items()} if odd else found
 
 
-class _Reading:
-    def __init__(self, document: Document) -> None:
-        self.found: dict[str, Inherited] = {}
-        self._defaults: dict[str, Inherited] = {}
-        self._odd = ""
-        sections = iter(document.proxies)
-        proxy = Proxy("", "", None)
-        for at, line in enumerate(document.lines):
-            words = [] if line.lstrip(" \t").startswith(("server ", "#")) else line.partition("#")[0].split()
-            if words and words[0] in SECTIONS:
-                proxy = next(sections)
-                self._section(proxy, words)
-            elif words and words[0].startswith("."):
-                self._odd = "haproxy.cfg has conditional blocks"
-            elif words:
-                self._keep(proxy, _with(self._here(proxy), words, late=at > _first(proxy)))
-        if self._odd:
-            self.found = {name: one._replace(odd=self._odd) for name, one in self.found.items()}
-
-    def _section(self, proxy: Proxy, words: list[str]) -> None:
-        base = words[words.index("from") + 1] if "from" in words[:-1] else ""
-        # A new `defaults` begins with HAProxy's own ones, every other section with the last before it.
-        none = proxy.kind == "defaults" and not base
-        self._keep(proxy, Inherited() if none else self._defaults.get(base, Inherited()))
-
-    def _here(self, proxy: Proxy) -> Inherited:
-        return (self._defaults if proxy.kind == "defaults" else self.found).get(_key(proxy), Inherited())
-
-    def _keep(self, proxy: Proxy, what: Inherited) -> None:
-        if proxy.kind == "defaults":
-            self._defaults[proxy.name] = self._defaults[""] = what
-        else:
-            self.found[_key(proxy)] = what
-
-
-def _key(proxy: Proxy) -> str:
-    return proxy.name if proxy.kind == "defaults" else str(proxy)
+def _doubt(document: Document, directive: Directive) -> str:
+    return f"only HAProxy knows what {document.where(directive.at)} comes to"
 
 
 def _first(proxy: Proxy) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from lbagent.errors import TryAgain
 from lbagent.haproxy import runtime
-from lbagent.host import processes
+from lbagent.host import foreign, processes
 from lbagent.host.processes import Process
 from lbagent.tuples import NamedTuple
 
@@ -43,7 +43,7 @@ class Running(NamedTuple):
     @property
     def environ(self) -> dict[str, str]:
         """What it was started with, without what HAProxy sets for itself."""
-        return {key: value for key, value in self.main.environ.items() if not key.startswith("HAPROXY_")}
+        return _variables(self.main.environ)
 
     @property
     def is_up(self) -> bool:
@@ -78,6 +78,19 @@ def find(config: Sequence[str], settings: Sequence[Sequence[str]], known: Runnin
     return chosen if chosen.is_master else chosen._replace(old=sum(not one.is_master for one in found) - 1)
 
 
+def environment(config: Sequence[str]) -> dict[str, str] | None:
+    """The variables that the HAProxy of these files reads them with; those of this process where none runs.
+
+    None where they may not be read, or differ between several.
+    """
+    candidates = processes.named("haproxy")
+    pids = {one.pid for one in candidates}
+    found = [_variables(one.environ) for one in candidates if one.parent not in pids and _serves(one, config)]
+    if not found:
+        return {key: value for key, value in os.environ.items() if not key.startswith("SERF_")}
+    return found[0] if found[0] and all(one == found[0] for one in found) else None
+
+
 def shown_not_to_run(config: Sequence[str], settings: Sequence[Sequence[str]]) -> bool:
     """Whether all that could show a running HAProxy shows none: no process was found, so ask the rest.
 
@@ -109,6 +122,10 @@ def only_looks(argv: Sequence[str]) -> bool:
         elif word.startswith(("-c", "-v")):
             return True
     return False
+
+
+def _variables(environ: dict[str, str]) -> dict[str, str]:
+    return {key: value for key, value in environ.items() if not key.startswith("HAPROXY_")}
 
 
 def _serves(process: Process, config: Sequence[str]) -> bool:
@@ -195,8 +212,7 @@ def _after(argv: Sequence[str], option: str) -> str:
 def _pidfile(settings: Sequence[Sequence[str]]) -> int | None:
     path = next((words[1] for words in settings if words[0] == "pidfile" and len(words) > 1), "")
     try:
-        with open(path, encoding="ascii", errors="replace") as file:
-            text = file.read(64).split()
+        text = foreign.read(path, 64).content.split()
     except OSError:
         return None
     return int(text[0]) if text and text[0].isdigit() else None

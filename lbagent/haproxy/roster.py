@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from lbagent.haproxy.text import Document
 
@@ -13,7 +13,7 @@ Lines = Mapping[Key, str]
 
 NAME = re.compile("[A-Za-z0-9_.:-]+")
 """What HAProxy lets proxies and servers be called; whatever else may stand in the file is never said."""
-_OURS = " # lbagent role="
+_OURS = " # lbagent "
 
 
 def target(key: Key) -> str:
@@ -22,10 +22,35 @@ def target(key: Key) -> str:
 
 
 def standing(document: Document) -> Lines:
-    """The managed `server` lines of a text, as far as they may be spoken of."""
-    proxies = [proxy for proxy in document.proxies if proxy.managed and NAME.fullmatch(proxy.name)]
-    found = {(proxy.name, line.name): line.text for proxy in proxies for line in proxy.managed if not line.pauses}
-    return {key: line for key, line in found.items() if NAME.fullmatch(key[1])}
+    """The managed servers of a text that HAProxy certainly has, in proxies whose names are known."""
+    found: dict[Key, str] = {}
+    for proxy in document.proxies:
+        if document.conditional:
+            there = ((document.server(line.at), line) for line in proxy.managed if not line.pauses)
+            found |= {(name, line.name): line.text for (name, has), line in there if has and name and _speakable(name)}
+        elif _speakable(proxy.name):
+            found |= {(proxy.name, line.name): line.text for line in proxy.managed if not line.pauses}
+    return found
+
+
+def doubtful(document: Document) -> Lines:
+    """The managed servers of a text of which only HAProxy knows the proxy, or whether it has them at all."""
+    lines = (
+        (proxy, line)
+        for proxy in document.proxies
+        if document.conditional or not _speakable(proxy.name)
+        for line in proxy.managed
+        if not line.pauses
+    )
+    return {
+        (proxy.name, line.name): line.text
+        for proxy, line in lines
+        if not document.conditional or document.server(line.at)[1] is None
+    }
+
+
+def _speakable(name: str) -> bool:
+    return NAME.fullmatch(name) is not None
 
 
 def entry(text: str) -> tuple[Key, str]:
@@ -36,8 +61,10 @@ def entry(text: str) -> tuple[Key, str]:
     return (section.partition(" ")[2], name), "" if paused else line
 
 
-def after(document: Document, changed: tuple[Iterable[str], Iterable[str]]) -> Lines:
-    """The managed `server` lines of a text once lines have been added and removed, as a plan tells them."""
+def after(document: Document, texts: Sequence[str], changed: tuple[Iterable[str], Iterable[str]]) -> Lines:
+    """The managed servers once the files read as `texts`, which adds and removes lines as a plan has them."""
+    if document.conditional:
+        return standing(document.reread(texts))
     added, removed = changed
     after = dict(standing(document))
     for key, line in map(entry, removed):

@@ -13,6 +13,14 @@ from lbagent.names import NAME, SERVICE, canonical_address
 
 _safe_options: set[str] = {""}
 
+OURS = " # lbagent role="
+"""What makes a `server` line a managed one, before the name of the role."""
+
+PAUSED_OURS = " # lbagent paused role="
+"""The same on the line of a paused node that drains."""
+
+_DRAIN = f" weight 0{PAUSED_OURS}"
+
 LARGEST_ID = 1 << 20
 """The ring of a consistent hash sees an id modulo 2^20 (lb_chash.c: puid * 4096 in 32 bits)."""
 
@@ -67,10 +75,30 @@ def paused_line(node: str, address: str, role: str) -> str:
     return f"# lbagent paused {safe.name} {safe.address} role={safe.role}"
 
 
+def is_drained(text: str) -> bool:
+    """Whether this is the managed line of a paused node that drains."""
+    return PAUSED_OURS in text and not text.startswith("#")
+
+
+def drain_line(text: str) -> str:
+    """The managed line of a server, as it is while its node is paused and drains."""
+    if is_drained(text):
+        return text
+    # HAProxy goes by the last `weight` of a line.
+    head, _, role = text.rpartition(OURS)
+    return f"{head}{_DRAIN}{role}"
+
+
+def undrain_line(text: str) -> str:
+    """The managed line of a server, as it is once its node takes new clients again."""
+    head, _, role = text.rpartition(PAUSED_OURS)
+    return f"{head.removesuffix(' weight 0')}{OURS}{role}" if head else text
+
+
 def tail(options: str, role: str, id: int | None = None) -> str:  # noqa: A002  # HAProxy's keyword
     """What follows the address in the line; by itself nothing that may be written."""
     number = f" id {id}" if id else ""
-    return f"{' ' if options else ''}{options}{number} # lbagent role={role}"
+    return f"{' ' if options else ''}{options}{number}{OURS}{role}"
 
 
 def endpoint(address: str, port: int | str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from lbagent.haproxy.roster import Key, Lines, parts, target
+from lbagent.haproxy.server import is_drained
 from lbagent.names import canonical_address
 from lbagent.tuples import NamedTuple
 
@@ -50,6 +51,9 @@ def differences(found: Mapping[Key, State], wanted: Lines, left: Iterable[Key]) 
             said[key] = f"{target(key)} is unknown to it"
         elif port and address == canonical_address(address) and not _at(state, address, port):
             said[key] = f"{target(key)} is at {state.address} port {state.port}"
+        elif is_drained(line):
+            if not state.out:
+                said[key] = f"{target(key)} still takes new clients"
         elif state.out and "agent-check" not in options and "disabled" not in options:
             said[key] = f"{target(key)} is out of balancing"
     strays = (key for key in left if key not in wanted and key in found and not found[key].out)

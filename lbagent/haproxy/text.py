@@ -6,23 +6,51 @@ HAProxy's grammar is not copied here; `haproxy -c` judges what we write.
 
 from __future__ import annotations
 
+import re
 import zlib
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 
-from lbagent.haproxy.lines import BLANK, HandWritten, Line, Marker, hand_written, indentation
+from lbagent.haproxy.conditions import Path, exclusive
+from lbagent.haproxy.environment import COMMANDS, Environment
+from lbagent.haproxy.lines import (
+    BLANK,
+    PAUSED,
+    SERVER_HEAD,
+    Damaged,
+    HandWritten,
+    Line,
+    Marker,
+    Template,
+    hand_written,
+    indentation,
+    is_paused,
+    managed_tail,
+    seems_managed,
+    template,
+)
+from lbagent.haproxy.reading import (
+    NOWHERE,
+    SECTIONS,
+    SERVERS,
+    Directive,
+    Effective,
+    Reader,
+    Section,
+    read,
+)
+from lbagent.haproxy.words import Words, cut
 from lbagent.tuples import NamedTuple
 
-SECTIONS = frozenset(
-    {"global", "defaults", "frontend", "backend", "listen", "peers", "resolvers", "mailers", "userlist", "program"}
-    | {"http-errors", "ring", "cache", "log-forward", "fcgi-app", "crt-store", "traces", "log-profile", "acme"}
-)
 _HASHING = ("source", "uri", "url_param", "hdr", "rdp-cookie", "random", "hash")
-_OURS = "# lbagent role="
-_NOBODYS = "\n"  # what no line ends with
+_OURS = "# lbagent "
+_NOBODYS = "\n"  # no line ends with it
 _SERVER = "server ", "server\t"
-PAUSED = "# lbagent paused "
 _MARKER = "# additional-", "-server"
+_FIRST = re.compile(r"[!$-&(-\[\]-~]+(?=[ \t]|$)")
+"""A first word without quotes, backslashes and `#`."""
+_KNOWN = SECTIONS | {"server", "server-template", "balance", "disabled", "enabled"}
+_NEARLY = re.compile(r"#+[ \t]*additional(?:[-_]|[ \t]+\S+[-_]server\b).*", re.IGNORECASE)
 
 _line: Callable[[tuple[int, int, str]], Line] = partial(tuple.__new__, Line)
 """Line, at half its price: ten thousand are made before anything can be done."""
@@ -31,12 +59,16 @@ _line: Callable[[tuple[int, int, str]], Line] = partial(tuple.__new__, Line)
 class Proxy:
     """A section of haproxy.cfg (`backend`, `listen`, …), with what stands in it."""
 
-    __slots__ = ("balance", "hand_written", "kind", "managed", "markers", "name")
+    __slots__ = ("balance", "hand_written", "kind", "managed", "markers", "name", "start", "templates")
 
-    def __init__(self, kind: str, name: str, balance: str | None) -> None:
-        """An empty section; `balance` is what its `defaults` say."""
-        self.kind, self.name, self.balance = kind, name, balance
+    def __init__(self, kind: str, name: str, balance: str | None, start: int = NOWHERE) -> None:
+        """An empty section that begins at the line `start`; `balance` is what its `defaults` say.
+
+        A variable in `name` that only the running HAProxy knows is there as it is written.
+        """
+        self.kind, self.name, self.balance, self.start = kind, name, balance, start
         self.markers: list[Marker] = []
+        self.templates: list[Template] = []
         self.managed: list[Line] = []
         self.hand_written: list[HandWritten] = []
 
@@ -60,18 +92,103 @@ class Edit(NamedTuple):
 class Document:
     """The files of haproxy.cfg, read as one sequence of lines, in HAProxy's order."""
 
-    def __init__(self, files: Sequence[tuple[str, str]]) -> None:
-        """`files` are (name, text) pairs; names are for messages only."""
+    def __init__(
+        self,
+        files: Sequence[tuple[str, str]],
+        environ: Callable[[], Mapping[str, str] | None] = lambda: None,
+    ) -> None:
+        """`files` are (name, text) pairs; names are for messages only.
+
+        `environ` returns the variables that HAProxy runs with, None where they are unknown; called only where the text
+        depends on them. What is to be written never does: only what is asked of, and sent to, the running HAProxy.
+        """
         self.lines: list[str] = []
         self.proxies: list[Proxy] = []
-        self.settings: list[list[str]] = []
-        """The words of each line of `global`."""
+        self.misplaced: list[tuple[int, str]] = []
+        """Markers where no server can be, with the reason."""
+        self.nearly: list[int] = []
+        """Comments that are nearly markers."""
+        self.damaged: list[Damaged] = []
+        """Lines that look like managed ones, and are the operator's."""
+        self.conditional = False
+        """Whether HAProxy may read something else than all lines in order: `.if`, `disabled`, variables."""
         self._digest: str | None = None
+        self._environ = environ
         self._files: list[tuple[int, str, str]] = []
         self._defaults: dict[str, str | None] = {}
+        self._environment = Environment()
+        self._reader = Reader(self._environment)
+        self._skeleton: list[int] = []
+        """The lines of which depends what HAProxy makes of the others."""
+        self._open = False
+        """Whether any of them depends on the environment of HAProxy."""
         for name, text in files:
             self._files.append((len(self.lines), name, text))
             self._read(text.split("\n"))
+
+    @property
+    def settings(self) -> list[list[str]]:
+        """The words of each line of `global`, as the running HAProxy has read them."""
+        return self._effective.settings
+
+    def server(self, line: int) -> tuple[str | None, bool | None]:
+        """The proxy of a `server` line, and whether HAProxy has that server; None where only it can tell."""
+        return self._effective.server(line)
+
+    def reread(self, texts: Sequence[str]) -> Document:
+        """The same files with other texts."""
+        names = (name for _, name, _ in self._files)
+        return Document([*zip(names, texts, strict=True)], self._environ)
+
+    def proxies_named(self, name: str) -> list[Proxy]:
+        """The proxies that hold servers, and that the running HAProxy calls `name`."""
+        if not self.conditional:
+            return [one for one in self.proxies if one.name == name and one.kind in SERVERS]
+        return [one for one in self.proxies if self._effective.server(one.start) == (name, True)]
+
+    def path(self, line: int) -> Path:
+        """The branches of `.if` that a line is in."""
+        return self._reader.at(line).path if self.conditional else ()
+
+    def apart(self, one: int, other: int) -> bool:
+        """Whether HAProxy never reads both lines: they are in two branches of one `.if`, or one of them in `.if 0`."""
+        if not self.conditional:
+            return False
+        here, there = self._reader.at(one), self._reader.at(other)
+        return exclusive(here.path, there.path) or (here.active is False) is not (there.active is False)
+
+    def unread(self, line: int) -> bool:
+        """Whether HAProxy has no server of a line in whatever environment: in `.if 0`, in a disabled proxy."""
+        return self.conditional and self._by_itself.server(line)[1] is False
+
+    def directives(self) -> Iterator[tuple[Directive, Section | None]]:
+        """Every line of a section that HAProxy may read, but for `server` lines, with its section.
+
+        The section is None where only HAProxy can tell which it is. A section's own line comes too.
+        """
+        environment = self._running()
+        reader = Reader(environment)
+        wanted = (
+            (at, line) for at, line in enumerate(self.lines) if not line.lstrip(" \t").startswith(("server ", "#"))
+        )
+        for one in read(wanted, [start for start, _, _ in self._files], reader, environment):
+            if one.place.active is not False and one.place.sections != (NOWHERE,) and one.words[0][0] != ".":
+                yield one, reader.sections.get(one.place.section) if one.place.section is not None else None
+
+    @cached_property
+    def _effective(self) -> Effective:
+        return self._read_with(self._running()) if self._open else self._by_itself
+
+    @cached_property
+    def _by_itself(self) -> Effective:
+        return self._read_with(Environment())
+
+    def _read_with(self, environment: Environment) -> Effective:
+        lines = ((at, self.lines[at]) for at in self._skeleton)
+        return Effective(lines, [start for start, _, _ in self._files], environment)
+
+    def _running(self) -> Environment:
+        return Environment(self._environ() if self._open else None)
 
     def where(self, at: int) -> str:
         """FILE:LINE of a line, counted from 1 in its own file."""
@@ -124,69 +241,125 @@ class Document:
     def _read(self, lines: list[str]) -> None:
         start = len(self.lines)
         self.lines += lines
+        self._reader.begin(start)
         proxy, tail = Proxy("", "", None), _NOBODYS
         managed, below = proxy.managed, 0
         for at, line in enumerate(lines, start):
             # First what most lines of a large file are, and they mostly end as the one above them.
             text = line.strip(BLANK)
-            if not text.endswith(tail) and _OURS in text:
-                tail = _tail(text) or _NOBODYS
-            if text.endswith(tail) and text.startswith(_SERVER) and text.count("#") == 1:
+            if text.endswith(tail) and SERVER_HEAD.fullmatch(text, 0, len(text) - len(tail)):
                 managed.append(_line((at, below, text)))
-            elif words := line.split(None, 3):
-                proxy = self._directive(proxy, at, line, words)
+            elif text:
+                servers = proxy.kind in SERVERS and text.startswith(_SERVER)
+                if servers and _OURS in text and (found := managed_tail(text)):
+                    managed.append(_line((at, below, text)))
+                    tail = found
+                    continue
+                proxy = self._other(proxy, at, line, text)
                 managed, below = proxy.managed, len(proxy.markers)
+                tail = tail if proxy.kind in SERVERS else _NOBODYS
 
-    def _directive(self, proxy: Proxy, at: int, line: str, words: list[str]) -> Proxy:
+    def _other(self, proxy: Proxy, at: int, line: str, text: str) -> Proxy:
+        """Read a line that is not a managed server; returns the section that the next line is in."""
+        if text[0] == "#":
+            self._comment(proxy, at, line, text)
+            return proxy
+        # Most directives mean nothing here, which their first word shows.
+        first = _FIRST.match(text)
+        if first and text[0] != "." and proxy.kind != "global" and first.group() not in _KNOWN:
+            return proxy
+        found = cut(line, self._environment)
+        if not found.words:
+            return proxy
+        if found.words[0] == "server" and (why := seems_managed(text)):
+            self._damage(proxy, at, text, why)
+        return self._directive(proxy, at, line, found)
+
+    def _directive(self, proxy: Proxy, at: int, line: str, found: Words) -> Proxy:
+        words, sure = found
         first = words[0]
-        if first in SECTIONS:
-            return self._section(line.split("#", maxsplit=1)[0].split())
-        if first[0] == "#":
-            self._comment(proxy, at, line)
+        doubtful = not sure and "$" in first
+        if first in SECTIONS or first[0] == "." or doubtful or first in ("disabled", "enabled"):
+            return self._turning(proxy, at, found)
+        if proxy.kind == "global":
+            self._skeleton.append(at)
+            self._open = self._open or not sure
+            if first in COMMANDS:
+                self._reader.step(at, found)
+        elif self._reader.place.active is False and first != "server":
+            pass
         elif first == "server" and len(words) > 2:  # noqa: PLR2004  # server NAME ADDRESS
             proxy.hand_written.append(hand_written(at, len(proxy.markers), line, words))
-        elif proxy.kind == "global":
-            self.settings.append(line.split("#", maxsplit=1)[0].split())
+        elif first == "server-template" and len(words) > 3:  # noqa: PLR2004  # server-template PREFIX RANGE ADDRESS
+            proxy.templates.append(template(at, words))
         elif first == "balance" and len(words) > 1:
             proxy.balance = words[1]
             if proxy.kind == "defaults":
                 self._defaults[proxy.name] = self._defaults[""] = proxy.balance
         return proxy
 
-    def _section(self, words: list[str]) -> Proxy:
-        kind, name = words[0], words[1] if len(words) > 1 else ""
-        base = words[words.index("from") + 1] if "from" in words[:-1] else ""
-        proxy = Proxy(kind, name, self._defaults.get(base))
-        if kind == "defaults":
-            proxy.balance = self._defaults.get(base) if base else None
-            self._defaults[name] = self._defaults[""] = proxy.balance
+    def _turning(self, proxy: Proxy, at: int, found: Words) -> Proxy:
+        """Read a line after which HAProxy may be in another section, or pass over some lines."""
+        self._skeleton.append(at)
+        words, sure = found
+        self.conditional = self.conditional or words[0] not in SECTIONS or (not sure and "$" in "".join(words[:2]))
+        place = self._reader.step(at, found).place
+        self._open = self._open or not sure or place.active is None
+        if place.start == at and place.sections == (at,) and words[0] in SECTIONS:
+            return self._section(self._reader.sections[at])
+        known = {one.start: one for one in self.proxies}
+        return known.get(max(place.sections), proxy if place.sections != (NOWHERE,) else Proxy("", "", None))
+
+    def _section(self, found: Section) -> Proxy:
+        proxy = Proxy(found.kind, found.name, self._defaults.get(found.base), found.at)
+        if found.kind == "defaults" and self._reader.place.active is not False:
+            proxy.balance = self._defaults.get(found.base) if found.base else None
+            self._defaults[found.name] = self._defaults[""] = proxy.balance
         self.proxies.append(proxy)
         return proxy
 
-    def _comment(self, proxy: Proxy, at: int, line: str) -> None:
-        text = line.strip(BLANK)
-        if text.startswith(PAUSED) and _is_paused(text):
-            proxy.managed.append(Line(at, len(proxy.markers), text))
-        elif text.startswith(_MARKER[0]) and text.endswith(_MARKER[1]) and " " not in (middle := _middle(text)):
+    def _comment(self, proxy: Proxy, at: int, line: str, text: str) -> None:
+        if text.startswith(PAUSED):
+            if not is_paused(text):
+                self._damage(proxy, at, text, "not NAME ADDRESS role=ROLE")
+            elif proxy.kind in SERVERS:
+                proxy.managed.append(Line(at, len(proxy.markers), text))
+            else:
+                self._damage(proxy, at, text, "")
+        elif (
+            text.startswith(_MARKER[0]) and text.endswith(_MARKER[1]) and not re.search(r"\s", middle := _middle(text))
+        ):
+            if why := self._no_place(proxy):
+                self.misplaced.append((at, why))
+                return
             # The marker may be the last line, without any ending; the first line shows the file's own.
             ending = "\r" if line.endswith("\r") or self.lines[self._files[-1][0]].endswith("\r") else ""
             proxy.markers.append(Marker(at, middle, indentation(line), ending))
+        elif _NEARLY.fullmatch(text):
+            self.nearly.append(at)
 
+    def _damage(self, proxy: Proxy, at: int, text: str, why: str) -> None:
+        why = (
+            why
+            if proxy.kind in SERVERS
+            else f"it is in {proxy}, which cannot hold servers"
+            if proxy.kind
+            else "it is in no section"
+        )
+        self.damaged.append(Damaged(at, text, why))
 
-def _tail(text: str) -> str:
-    """What makes a line ours: its last words, a comment that tells its role; nothing where that is not so."""
-    head, _, role = text.rpartition(_OURS)
-    ours = bool(role) and not set(role) & set(" \t") and head[-1:] in (" ", "\t")
-    return f"{head[-1:]}{_OURS}{role}" if ours else ""
+    def _no_place(self, proxy: Proxy) -> str:
+        """Why no server can be where the next line is; nothing where one can."""
+        if not proxy.kind:
+            return "it is in no section"
+        others = {one.start: one for one in self.proxies}
+        there = [others[at] for at in self._reader.place.sections if at in others] if self.conditional else [proxy]
+        wrong = next((one for one in there or [proxy] if one.kind not in SERVERS), None)
+        return f"it is in {wrong}, which cannot hold servers" if wrong else ""
 
 
 def _middle(text: str) -> str:
     return text[len(_MARKER[0]) : -len(_MARKER[1])]
-
-
-def _is_paused(text: str) -> bool:
-    words = text.split(" ")
-    return len(words) == 6 and all(words) and words[5].removeprefix("role=") not in ("", words[5])  # noqa: PLR2004  # # lbagent paused NAME ADDRESS role=ROLE
 
 
 def digest(managed: Iterable[tuple[str, Sequence[str]]]) -> str:

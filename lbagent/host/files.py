@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 
+from lbagent.host import foreign, lock
 from lbagent.tuples import NamedTuple
 
 _WRITING = 0.1
@@ -67,7 +68,7 @@ def swap(path: str, target: Target, *, keep: bool) -> bool:
     """Put the staged file in the target's place; the old one stays as `previous` where `keep` says so.
 
     False, and all is as it was, when somebody saved the target since it was read, or has it open for writing.
-    Raises OSError.
+    Raises OSError, and lock.Lost where another process may write by now.
     """
     old = target.beside("old" if keep else "replaced")
     _forget(old)
@@ -75,6 +76,7 @@ def swap(path: str, target: Target, *, keep: bool) -> bool:
         if not nobody():
             time.sleep(_WRITING)
             return False
+        lock.insist_on_all()
         _link(target.path, old)
         try:
             _rename(path, target.path)
@@ -102,7 +104,7 @@ def tidy(target: Target) -> None:
 
 
 def replace(path: str, content: bytes, mode: int = 0o640, *, durable: bool = True) -> None:
-    """Write a file of our own whole, and as a rule durably. Raises OSError; the old one stays then."""
+    """Write a file of our own whole, and as a rule durably. Raises OSError, lock.Lost; the old one stays then."""
     fresh = f"{path}.new"
     try:
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
@@ -113,8 +115,9 @@ def replace(path: str, content: bytes, mode: int = 0o640, *, durable: bool = Tru
                 os.fsync(file.fileno())
             if mode & 0o004:  # for others to read, whatever the umask
                 os.fchmod(file.fileno(), mode)
+        lock.insist_on_all()
         os.rename(fresh, path)
-    except OSError:
+    except (OSError, lock.Lost):
         with contextlib.suppress(OSError):
             os.unlink(fresh)
         raise
@@ -207,8 +210,8 @@ def _forget(path: str) -> None:
 
 
 def _content(path: str) -> bytes:
-    with _named(path), open(path, "rb") as file:
-        return file.read()
+    with _named(path):
+        return foreign.content(path)
 
 
 def _write_like(original: str, path: str, content: bytes) -> None:

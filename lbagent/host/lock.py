@@ -1,4 +1,9 @@
-"""One writer at a time: flock on a file that is never unlinked."""
+"""One writer at a time: flock on a file that lbagent never unlinks, and that somebody else may.
+
+A lock belongs to an open file, not to its path. If the file was deleted, replaced or moved away with its folder, the
+next process makes a new one and acquires that: two writers. So path and descriptor are compared when the lock has been
+acquired, and again before anything is written.
+"""
 
 from __future__ import annotations
 
@@ -8,31 +13,74 @@ import os
 import time
 from collections.abc import Callable, Iterator
 
+from lbagent.errors import Busy
+
 _STEP = 0.02
 """Seconds between two tries: short beside a reload (60 ms), long beside a system call."""
 
+_ACQUIRED: dict[str, int] = {}
+"""The descriptors of the locks that this process has, by path."""
+
+_WRITING: set[str] = set()
+"""Those of them under which files are written."""
+
+
+class Lost(Busy):
+    """The lock file was replaced while this process had the lock: another process may have acquired the new one."""
+
 
 @contextlib.contextmanager
-def locked(path: str, wait: float = 0.0, unless: Callable[[], bool] = lambda: False) -> Iterator[bool]:
-    """Hold the lock at `path`, trying for `wait` seconds `unless` told not to; yields whether it was had.
+def locked(
+    path: str, wait: float = 0.0, unless: Callable[[], bool] = lambda: False, *, writes: bool = True
+) -> Iterator[bool]:
+    """Hold the lock at `path`, trying for `wait` seconds `unless` told not to; yields whether it was acquired.
 
-    Raises OSError.
+    `writes` says that files are written under it, for `insist_on_all`. Raises OSError.
     """
-    # For its owner alone: whoever can open a file can lock it, and keep all others waiting.
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = _acquire(path, wait, unless)
+    if descriptor is None:
+        yield False
+        return
+    _ACQUIRED[path] = descriptor
+    if writes:
+        _WRITING.add(path)
     try:
-        deadline = time.monotonic() + wait
-        while not (had := _try(descriptor)) and time.monotonic() < deadline and not unless():
-            time.sleep(_STEP)
-        yield had
+        yield True
     finally:
-        os.close(descriptor)
+        _WRITING.discard(path)
+        os.close(_ACQUIRED.pop(path))
+
+
+def insist(path: str) -> None:
+    """Raise Lost if this process acquired the lock at `path` and the file there is another one now.
+
+    Of a process that has not acquired it nothing is asked.
+    """
+    descriptor = _ACQUIRED.get(path)
+    if descriptor is not None and not _same(path, descriptor):
+        raise Lost(f"{path}: the lock file was removed or replaced during a run; another run goes on")
+
+
+def insist_on_all() -> None:
+    """The same for every lock under which this process writes."""
+    for path in _WRITING:
+        insist(path)
+
+
+def acquire_again(path: str, wait: float) -> bool:
+    """Acquire the lock that is at `path` now in place of a lost one, trying for `wait` seconds. Raises OSError."""
+    descriptor = _acquire(path, wait, lambda: False)
+    if descriptor is None:
+        return False
+    os.close(_ACQUIRED[path])
+    _ACQUIRED[path] = descriptor
+    return True
 
 
 def held(path: str) -> bool:
     """Whether somebody holds the lock at `path` now."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except PermissionError:
         return _listed(path)
     except OSError:
@@ -49,6 +97,37 @@ def ours(path: str) -> bool:
         return True  # a disk that is read-only is another failure, and said as that
     folder = os.path.dirname(path)
     return os.access(path if os.path.exists(path) else folder, os.W_OK) or not os.path.exists(folder)
+
+
+def _acquire(path: str, wait: float, unless: Callable[[], bool]) -> int | None:
+    """A descriptor with the lock on the file that is at `path`; None where another process has it all the time."""
+    deadline = time.monotonic() + wait
+    while True:
+        # For its owner alone: whoever can open a file can lock it, and keep all others waiting.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+        try:
+            acquired = _try(descriptor)
+            if acquired and _same(path, descriptor):
+                kept, descriptor = descriptor, -1
+                return kept
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+        # The file was replaced between open and flock: at once again.
+        if not acquired:
+            if time.monotonic() >= deadline or unless():
+                return None
+            time.sleep(_STEP)
+
+
+def _same(path: str, descriptor: int) -> bool:
+    """Whether the file at `path` is the one that is open."""
+    try:
+        there = os.stat(path)
+    except OSError:
+        return False
+    opened = os.fstat(descriptor)
+    return (there.st_dev, there.st_ino) == (opened.st_dev, opened.st_ino)
 
 
 def _listed(path: str) -> bool:

@@ -63,6 +63,11 @@ class Paths(NamedTuple):
         return os.path.join(self.folder, "last.json")
 
     @property
+    def peers(self) -> str:
+        """The other load balancers, as the last sync saw them."""
+        return os.path.join(self.folder, "peers.json")
+
+    @property
     def metrics(self) -> str:
         """What node_exporter's textfile collector reads."""
         return os.path.join(self.folder, "metrics.prom")

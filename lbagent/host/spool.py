@@ -156,7 +156,7 @@ class Spool:
 
     def _wrong(self, found: os.stat_result) -> str | None:
         if not stat.S_ISREG(found.st_mode):
-            return "is no regular file"
+            return "is not a regular file"
         if found.st_nlink > 1:
             return "has another name elsewhere"
         return f"holds {found.st_size} bytes, more than {self.limit}" if found.st_size > self.limit else None

@@ -6,11 +6,12 @@ import contextlib
 import json
 import os
 import time
+import zlib
 from collections.abc import Mapping
 from types import MappingProxyType
 
 from lbagent import last, memory
-from lbagent.host import files
+from lbagent.host import files, foreign
 from lbagent.host.paths import Paths
 from lbagent.last import Last
 from lbagent.membership import Membership
@@ -18,6 +19,8 @@ from lbagent.tuples import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from typing import Any
+
+    from lbagent.peers import Peers
 
 HISTORY_LIMIT = 4 * 1024 * 1024
 """Bytes after which history.jsonl becomes history.jsonl.1."""
@@ -55,6 +58,8 @@ class Served(NamedTuple):
     """Pid and start time of the worker that confirmed them; None when HAProxy did not run."""
     failure: Failure | None = None
     left: Left = Left()
+    complete: bool = True
+    """Whether `left` has all of them: False after a run that could note none, as its disk was full."""
 
 
 class Store:
@@ -67,8 +72,7 @@ class Store:
     def membership(self) -> Membership | None:
         """What is remembered; None where nothing is. Raises memory.Damaged, OSError."""
         try:
-            with open(self.paths.members, "rb") as file:
-                return memory.load(file.read())
+            return memory.load(foreign.content(self.paths.members))
         except FileNotFoundError:
             return None
 
@@ -85,9 +89,19 @@ class Store:
 
     def served(self) -> Served:
         """What HAProxy last confirmed; nothing where that is not known."""
+        complete = not os.path.lexists(self._incomplete)
+        served = self._read_served(self.paths.served)
+        if served is None and not complete:
+            served = self._read_served(self._incomplete)
+        return (served or Served())._replace(complete=complete)
+
+    @property
+    def _incomplete(self) -> str:
+        return f"{self.paths.served}.incomplete"
+
+    def _read_served(self, path: str) -> Served | None:
         try:
-            with open(self.paths.served, "rb") as file:
-                found = json.loads(file.read())
+            found = json.loads(foreign.content(path))
             failure = found["failure"]
             return Served(
                 str(found["digest"]),
@@ -98,7 +112,12 @@ class Store:
                 _left(found.get("left")),
             )
         except (OSError, *_DAMAGE):
-            return Served()
+            return None
+
+    def distrust(self) -> None:
+        """Note that HAProxy was sent what served.json does not have, by a new name for it: a full disk lets that be."""
+        with contextlib.suppress(OSError):
+            os.rename(self.paths.served, self._incomplete)
 
     def serve(self, served: Served) -> None:
         """Write served.json. Raises OSError."""
@@ -108,20 +127,25 @@ class Store:
             lines = {"/".join(key): line for key, line in served.left.lines.items()}
             content["left"] = {"worker": _named(served.left.worker), "servers": lines}
         files.replace(self.paths.served, json.dumps(content).encode())
+        if served.complete:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._incomplete)
 
     def cached(self, key: str) -> Any:  # noqa: ANN401  # JSON
         """What was cached under `key`, None where nothing was."""
         try:
-            with open(self.paths.roles, "rb") as file:
-                found = json.loads(file.read())
-            return found["state"] if found["key"] == key else None
+            found = json.loads(foreign.content(self.paths.roles))
+            return (
+                json.loads(found["state"]) if found["key"] == key and found["check"] == _check(found["state"]) else None
+            )
         except (OSError, *_DAMAGE):
             return None
 
     def cache(self, key: str, state: Any) -> None:  # noqa: ANN401  # JSON
         """Keep `state` for the next run, as well as can be."""
         with contextlib.suppress(OSError):
-            files.replace(self.paths.roles, json.dumps({"key": key, "state": state}).encode())
+            text = json.dumps(state)
+            files.replace(self.paths.roles, json.dumps({"key": key, "check": _check(text), "state": text}).encode())
 
     def record(self, entry: Mapping[str, object]) -> None:
         """Add a line to history.jsonl, as well as can be: it never changes an outcome."""
@@ -136,8 +160,7 @@ class Store:
     def last(self) -> Last:
         """When what last happened; nothing where that is not known."""
         try:
-            with open(self.paths.last, "rb") as file:
-                return last.load(file.read())
+            return last.load(foreign.content(self.paths.last))
         except (OSError, *_DAMAGE):
             return Last()
 
@@ -146,9 +169,31 @@ class Store:
         with contextlib.suppress(OSError):
             files.replace(self.paths.last, last.dump(when), durable=False)
 
+    def peers(self) -> Peers | None:
+        """The other load balancers, as the last sync saw them; None where that is not known."""
+        from lbagent import peers  # noqa: PLC0415  # no event needs it
+
+        try:
+            with open(self.paths.peers, "rb") as file:
+                return peers.load(file.read())
+        except (OSError, *_DAMAGE):
+            return None
+
+    def keep_peers(self, found: Peers) -> None:
+        """Write peers.json, as well as can be."""
+        from lbagent import peers  # noqa: PLC0415  # no event needs it
+
+        with contextlib.suppress(OSError):
+            files.replace(self.paths.peers, peers.dump(found), durable=False)
+
     def publish(self, metrics: bytes) -> None:
         """Write metrics.prom, for everybody to read. Raises OSError."""
         files.replace(self.paths.metrics, metrics, 0o644, durable=False)
+
+
+def _check(text: str) -> int:
+    """A checksum: what a bad disk made of roles.json is not a roles.yml that was checked once."""
+    return zlib.crc32(text.encode())
 
 
 def _private(path: str, flags: int) -> int:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
     Said = TypeVar("Said")
 
+Heard = Callable[[str, str], None]
+"""Takes a node's name and its answer."""
+
 _TIMEOUT = 5.0
 _MORE = 2.0
 """Seconds beyond its own time that a query may take to end."""
@@ -43,8 +46,12 @@ def clocks() -> Mapping[str, int]:
         return {}
 
 
-def query(name: str, payload: str, nodes: Collection[str], waits: Iterable[int]) -> dict[str, str]:
-    """Ask these nodes, and who is silent again after each wait, in seconds; returns what they said. Raises TryAgain.
+def query(
+    name: str, payload: str, nodes: Collection[str], waits: Iterable[int], heard: Heard | None = None
+) -> dict[str, str]:
+    """Ask these nodes, and the silent ones again after each wait, in seconds; returns what they said. Raises TryAgain.
+
+    `heard` is called with each answer as it comes.
 
     Serf hands a query on by chance: some reach not every node (of 40 on a small cluster, one did not), and nothing
     repairs that.
@@ -52,20 +59,30 @@ def query(name: str, payload: str, nodes: Collection[str], waits: Iterable[int])
     found: dict[str, str] = {}
     for seconds in waits:
         if silent := [node for node in nodes if node not in found]:
-            found |= _query(name, payload, silent, seconds)
+            found |= _query(name, payload, silent, seconds, heard)
     return found
 
 
-def _query(name: str, payload: str, nodes: Collection[str], seconds: int) -> dict[str, str]:
+def _query(name: str, payload: str, nodes: Collection[str], seconds: int, heard: Heard | None) -> dict[str, str]:
     # An answer that does not get through straight may do so by one of two other nodes.
     options = ("-no-ack", "-relay-factor=2", f"-timeout={seconds}s", *(f"-node={node}" for node in nodes))
     argv = ["query", *options, name, payload]
 
-    def all_have_answered(said: str) -> bool:
-        # Serf itself waits to the end of its time, whoever has answered.
-        return len(listing.answers(said, nodes)) == len(nodes)
+    known: set[str] = set()
 
-    return listing.answers(_serf(argv, seconds + _MORE, all_have_answered), nodes)
+    def found(said: str) -> dict[str, str]:
+        answers = listing.answers(said, nodes)
+        for node in answers.keys() - known:
+            known.add(node)
+            if heard:
+                heard(node, answers[node])
+        return answers
+
+    def all_have_answered(said: str) -> bool:
+        # Serf itself waits to the end of its time, whoever has answered. Its last line may be half an answer.
+        return len(found(said.rpartition("\n")[0])) == len(nodes) or len(listing.answers(said, nodes)) == len(nodes)
+
+    return found(_serf(argv, seconds + _MORE, all_have_answered))
 
 
 def _asked(argv: list[str], read: Callable[[str], Said]) -> Said:

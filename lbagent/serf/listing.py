@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
 
-from lbagent.names import NAME, canonical_address
+from lbagent.names import NAME, canonical_address, role_names
 from lbagent.tuples import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def listing(said: str) -> Listing:
     members: list[Listed] = []
     refused: list[str] = []
     strays: dict[str, str] = {}
-    rows = [_table(row) for row in _within(said, "members") or ()]
+    rows = [_table(row) for row in _list(_within(said, "members"))]
     for row in rows:
         found = _listed(row)
         if isinstance(found, str):
@@ -92,13 +92,20 @@ def answers(said: str, nodes: Collection[str]) -> dict[str, str]:
 
 def others(listed: Listing, myself: Info) -> tuple[Listed, ...]:
     """The other load balancers: the members with this agent's own role, `lb` where it has none."""
-    role = myself.role or _LB
-    return tuple(one for one in listed.members if one.role == role and one.name != myself.name and one.status != "left")
+    role = _first(myself)
+    peers = (one for one in listed.members if role in role_names(one.role))
+    return tuple(one for one in peers if one.name != myself.name and one.status != "left")
 
 
 def unreachable(listed: Listing, myself: Info) -> tuple[str, ...]:
     """Load balancers of a name or address with which nobody can ask them."""
-    return tuple(name for name, role in listed.strays.items() if role == (myself.role or _LB) and name != myself.name)
+    mine = _first(myself)
+    return tuple(name for name, role in listed.strays.items() if mine in role_names(role) and name != myself.name)
+
+
+def _first(myself: Info) -> str:
+    """The role by which load balancers know each other: the first of this agent's tag."""
+    return next(iter(role_names(myself.role)), _LB)
 
 
 def _listed(row: Mapping[str, Any]) -> Listed | str:
@@ -115,7 +122,18 @@ def _listed(row: Mapping[str, Any]) -> Listed | str:
 
 
 def _within(said: str, key: str) -> Any:  # noqa: ANN401  # what JSON held, until looked at
-    return _table(json.loads(said)).get(key)
+    try:
+        return _table(json.loads(said)).get(key)
+    except RecursionError as error:
+        msg = "JSON that is nested too deeply"
+        raise ValueError(msg) from error
+
+
+def _list(value: Any) -> list[Any]:  # noqa: ANN401  # as above
+    if value is not None and not isinstance(value, list):
+        msg = f"{str(value)[:40]!r} is not a list"
+        raise ValueError(msg)  # as below
+    return value or []
 
 
 def _table(value: Any) -> Mapping[str, Any]:  # noqa: ANN401  # as above
