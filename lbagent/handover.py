@@ -8,6 +8,7 @@ import zlib
 
 from lbagent import quarantine, scene
 from lbagent.errors import LbagentError, NotYet, PutBack
+from lbagent.haproxy.roster import entry
 from lbagent.haproxy.takeover import Haproxy, ReloadFailed
 from lbagent.haproxy.text import Document
 from lbagent.host.store import Failure, Served, Store
@@ -150,8 +151,9 @@ class Handover:
 
     def reload(self, wanted: Plan) -> Handed:
         """Have HAProxy reload, and see it. Raises PutBack, TryAgain."""
+        changed = {entry(text)[0] for text in (*wanted.added, *wanted.removed)} | self._served.left.lines.keys()
         try:
-            worker = self._haproxy.take_over()
+            worker = self._haproxy.take_over(changed)
         except ReloadFailed as error:
             self._put_back(wanted, str(error))
         self._store.serve(Served(wanted.digest, worker))

@@ -93,6 +93,11 @@ def printable(words: str) -> str:
     return words if words.isprintable() else "".join(one if one.isprintable() else "?" for one in words)
 
 
+def brief(words: str, limit: int = 500) -> str:
+    """`words` cut to at most so many characters: what other programs print may have any size."""
+    return words if len(words) <= limit else f"{words[: limit - 2]} …"
+
+
 def counted(count: int, noun: str) -> str:
     """A number with its noun."""
     return f"{count} {noun}{'' if count == 1 else 's'}"

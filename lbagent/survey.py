@@ -123,7 +123,7 @@ class _Survey:
             return False
         try:
             running = process.find(self._roles.haproxy.config, document.settings)
-            return running is None and process.shown_not_to_run(document.settings)
+            return running is None and process.shown_not_to_run(self._roles.haproxy.config, document.settings)
         except TryAgain:
             return False
 

@@ -112,6 +112,16 @@ def read_only(folder: Path) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", folder], check=True)
 
 
+@contextlib.contextmanager
+def mounted(file: Path, over: Path) -> Iterator[None]:
+    """A single file, mounted over another one as a container's host does it."""
+    _mount("--bind", file, over)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", over], check=True)
+
+
 def _mount(*words: str | Path) -> None:
     done = subprocess.run(["mount", *words], check=False, capture_output=True, text=True)
     if done.returncode:

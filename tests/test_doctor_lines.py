@@ -600,7 +600,12 @@ def test_of_many_complaints_ten_are_told() -> None:
     [
         ("HAProxy version 2.6.12-1+deb12u4 2026/10/17 - https://haproxy.org/", "ok haproxy: HAProxy 2.6.12-1+deb12u4"),
         ("HAProxy version 2.8.25 2026", "ok haproxy: HAProxy 2.8.25"),
-        ("HAProxy version 3.0.1-1 2026", "ok haproxy: HAProxy 3.0.1-1 (tested are 2.6 and 2.8)"),
+        ("HAProxy version 3.0.1-1 2026", "ok haproxy: HAProxy 3.0.1-1"),
+        ("HAProxy version 3.1.5 2026", "ok haproxy: HAProxy 3.1.5 (tested are 2.6, 2.8, 3.0 and 3.2)"),
+        ("HAProxy version 3.2.26-1 2026", "ok haproxy: HAProxy 3.2.26-1"),
+        ("HAProxy version 3.3-dev5-a1b2c3 2026", "warning haproxy: HAProxy 3.3-dev5-a1b2c3 is newer than all that were tested: use 3.2, or try changes on a test system first"),
+        ("HAProxy version 4.0.0 2027", "warning haproxy: HAProxy 4.0.0 is newer than all that were tested: use 3.2, or try changes on a test system first"),
+        ("HAProxy version 2.10.0 2027", "ok haproxy: HAProxy 2.10.0 (tested are 2.6, 2.8, 3.0 and 3.2)"),
         ("HA-Proxy version 2.2.9-2 2021/05/15", "warning haproxy: HAProxy 2.2.9-2 is older than all that were tested: use 2.6 or newer"),
         ("not haproxy\nat all", "warning haproxy: haproxy -v: tells no version: 'not haproxy': install HAProxy"),
     ],

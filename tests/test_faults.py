@@ -16,6 +16,7 @@ from tests.faults import (
     instead_of_haproxy,
     left_running,
     lines,
+    mounted,
     one_line,
     read_only,
     records,
@@ -151,6 +152,25 @@ def test_read_only_haproxy_cfg_keeps_the_event_and_says_where(tmp_path: Path) ->
     assert caught_up(lb, operator, 1, 2, 3)
 
 
+def test_haproxy_cfg_that_is_a_mount_point_is_left_alone_and_said_so(lb: Lb) -> None:
+    operator, host = lb.text, lb.folder / "host.cfg"
+    lb.join(WEB1)
+    before = lb.text
+    host.write_bytes(before)
+    with mounted(host, lb.cfg):
+        done, check = lb.join(WEB2), lb.run("check").stdout.decode()
+
+        assert done.returncode == 1
+        assert one_line(done) == f"{lb.cfg}: is a mount point of its own; mount its folder instead"
+        assert (lb.text, lb.staged()) == (before, [])
+        assert (
+            f"error    haproxy-cfg: {lb.cfg}: the file is a mount point of its own, so it cannot be replaced"
+            ": mount its folder instead\n"
+        ) in check
+    assert lb.join(WEB3).returncode == 0
+    assert caught_up(lb, operator, 1, 2, 3)
+
+
 def test_read_only_state_directory_says_what_was_not_stored(lb: Lb) -> None:
     operator = lb.text
     lb.join(WEB1)
@@ -211,7 +231,7 @@ def test_without_a_path_no_program_of_the_working_directory_is_run(lb: Lb, tmp_p
 REFUSING = 'echo "[ALERT]    (1) : config : parsing [x.cfg:3]: unknown keyword" >&2; exit 1'
 
 
-@pytest.mark.parametrize("script", [REFUSING, "kill -9 $$", "exit 2"], ids=["refusing", "killed", "no-listener"])
+@pytest.mark.parametrize("script", [REFUSING, "exit 2"], ids=["refusing", "no-listener"])
 def test_haproxy_that_refuses_everything_replaces_nothing(lb: Lb, script: str) -> None:
     operator = lb.text
     lb.join(WEB1)
@@ -226,6 +246,40 @@ def test_haproxy_that_refuses_everything_replaces_nothing(lb: Lb, script: str) -
     haproxy_again(lb)
     assert lb.join(WEB3).returncode == 0
     assert caught_up(lb, operator, 1, 2, 3)
+
+
+@pytest.mark.parametrize("script", ["kill -9 $$", "kill -ABRT $$", "exit 137", 'sh -c "kill -9 \\$\\$"'])
+def test_haproxy_c_that_is_killed_blames_nobody_and_replaces_nothing(lb: Lb, script: str) -> None:
+    operator = lb.text
+    lb.join(WEB1)
+    before = lb.text
+    instead_of_haproxy(lb, script)
+
+    done, planned = lb.join(WEB2), lb.run("apply")
+
+    assert (done.returncode, planned.returncode) == (75, 75)
+    assert one_line(done).startswith("haproxy -c was killed by signal ")
+    assert (lb.text, lb.staged()) == (before, [])
+    assert {name: one["quarantine"] for name, one in lb.members().items()} == {"web1": None, "web2": None}
+    assert b"was killed by signal" in lb.run("check").stdout
+    haproxy_again(lb)
+    assert lb.join(WEB3).returncode == 0
+    assert caught_up(lb, operator, 1, 2, 3)
+
+
+def test_haproxy_c_that_is_killed_while_the_culprit_is_looked_for_blames_nobody(lb: Lb) -> None:
+    before = lb.text
+    instead_of_haproxy(
+        lb,
+        f"echo >>{lb.folder}/asked; [ $(wc -l <{lb.folder}/asked) -le 2 ] || kill -9 $$\n"
+        'echo "[ALERT]    (1) : config : parsing [x.cfg:3]: unknown keyword" >&2; exit 1',
+    )
+
+    done = lb.join(WEB1, WEB2)
+
+    assert done.returncode == 75
+    assert (lb.text, lb.staged()) == (before, [])
+    assert {one["quarantine"] for one in lb.members().values()} == {None}
 
 
 def test_haproxy_c_that_hangs_is_ended_with_all_it_started(lb: Lb) -> None:

@@ -13,6 +13,7 @@ import pytest
 from pytest_mock import MockerFixture
 
 from lbagent.host import files
+from tests.faults import mounted
 
 OLD, NEW = b"old\r\n\xff\n" * 1000, b"new\n" * 3000
 
@@ -183,14 +184,20 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(cfg: Path, mocker: Moc
     assert names(cfg.parent) == ["haproxy.cfg"]
 
 
-def test_a_target_that_is_a_mount_point_is_said_so(cfg: Path, mocker: MockerFixture) -> None:
-    mocker.patch("os.rename", side_effect=OSError(errno.EBUSY, "Device or resource busy"))
+@pytest.mark.parametrize("name", ["haproxy.cfg", "ha proxy\\.cfg"])
+def test_a_target_that_is_a_mount_point_is_said_so(tmp_path: Path, name: str) -> None:
+    (tmp_path / "etc").mkdir()
+    cfg, host = tmp_path / "etc" / name, tmp_path / "host.cfg"
+    cfg.touch()
+    host.write_bytes(OLD)
+    with mounted(host, cfg):
+        assert files.is_mount_point(str(cfg))
+        with pytest.raises(OSError, match="is a mount point of its own; mount its folder instead"):
+            put(cfg, NEW)
 
-    with pytest.raises(OSError, match="is a mount point of its own; mount its folder instead"):
-        put(cfg, NEW)
-
-    assert cfg.read_bytes() == OLD
-    assert names(cfg.parent) == ["haproxy.cfg"]
+        assert cfg.read_bytes() == OLD
+        assert names(cfg.parent) == [name]
+    assert not files.is_mount_point(str(cfg))
 
 
 def test_a_file_of_our_own_is_replaced_whole(tmp_path: Path) -> None:

@@ -396,14 +396,14 @@ def _event(kind: str, env: dict[str, str]) -> dict[str, str]:
 class Haproxy:
     """A real HAProxy on the haproxy.cfg of `lb`: "-W" with a master, "-D" without."""
 
-    def __init__(self, lb: Lb, mode: str = "-W", config: Sequence[str] = ()) -> None:
-        """Nothing runs before the `with`; `config` is what stands after `-f`, by default haproxy.cfg."""
-        self.lb, self.mode, self.config = lb, mode, config or (str(lb.cfg),)
+    def __init__(self, lb: Lb, mode: str = "-W", config: Sequence[str] = (), more: Sequence[str] = ()) -> None:
+        """Nothing runs before the `with`; `config` is what follows `-f`, by default haproxy.cfg, `more` other words."""
+        self.lb, self.mode, self.config, self.more = lb, mode, config or (str(lb.cfg),), more
         self.pidfile, self.log = lb.folder / "haproxy.pid", lb.folder / "haproxy.log"
         self._master: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        argv = [str(self.lb.bin / "haproxy"), self.mode, "-p", str(self.pidfile)]
+        argv = [str(self.lb.bin / "haproxy"), *self.mode.split(), "-p", str(self.pidfile), *self.more]
         argv += [word for path in self.config for word in ("-f", path)]
         try:
             with self.log.open("wb") as log:
@@ -453,17 +453,24 @@ class Haproxy:
     def reloads(self) -> tuple[int, int]:
         """How many reloads the master has tried, and how many of the last ones failed in a row."""
 
-        def said() -> dict[str, str]:
-            environ = Path(f"/proc/{self.pid}/environ").read_bytes().split(b"\0")
-            pairs = dict(word.decode("utf-8", "replace").partition("=")[::2] for word in environ)
-            if pairs.get("HAPROXY_MWORKER_WAIT_ONLY") != "1" and "HAPROXY_PROCESSES" in pairs:
-                return {}  # in the midst of a reload
-            rows = (row.split(";") for row in pairs.get("HAPROXY_PROCESSES", "").split("|"))
-            fields = (dict(field.partition("=")[::2] for field in row) for row in rows)
-            return next((row for row in fields if row.get("type") == "m"), {"reloads": "0", "failedreloads": "0"})
+        def read() -> tuple[int, int] | None:
+            if _holds_back(self.pid, signal.SIGUSR2):
+                return None  # in the midst of a reload
+            environ = Path(f"/proc/{self.pid}/environ").read_bytes().decode("utf-8", "replace").split("\0")
+            said = dict(word.partition("=")[::2] for word in environ)
+            rows = said.get("HAPROXY_PROCESSES", "").split("|")[1:]
+            fields = [dict(field.partition("=")[::2] for field in row.split(";")) for row in rows]
+            master = next((row for row in fields if row["type"] == "m"), {"reloads": "0", "failedreloads": "0"})
+            failed = int(master["failedreloads"])
+            if "HAPROXY_MWORKER_WAIT_ONLY" not in said:
+                # Since 3.1 this is written before the outcome is known: the newest worker has outlived that many.
+                newest = str(max(self.workers(), default=0))
+                failed = next((int(row["reloads"]) for row in fields if row["pid"] == newest), 0)
+            return int(master["reloads"]), failed
 
-        row = eventually(said)
-        return int(row["reloads"]), int(row["failedreloads"])
+        found = eventually(read)
+        assert found
+        return found
 
     def ask(self, command: str) -> str:
         """What HAProxy says on its stats socket."""
@@ -507,11 +514,20 @@ class Haproxy:
         if self._master and self._master.poll() is not None:
             raise RuntimeError(self.log.read_text())
         with contextlib.suppress(OSError):
-            return "Pid: " in self.ask("show info")
+            if f"stats socket {self.lb.socket}".encode() in self.lb.text:
+                return "Pid: " in self.ask("show info")
+            socket.create_connection(("127.0.0.1", self.lb.front), 5).close()
+            return True
         return False
 
     def _pids(self) -> list[int]:
         return sorted(_running(str(self.pidfile)))
+
+
+def _holds_back(pid: int, number: signal.Signals) -> bool:
+    """Whether the process blocks this signal, or has not handled one yet."""
+    status = dict(line.partition(":\t")[::2] for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return any(int(status[mask], 16) >> (number - 1) & 1 for mask in ("SigBlk", "SigPnd", "ShdPnd"))
 
 
 def _running(pidfile: str) -> Iterator[int]:

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from lbagent import scene
 from lbagent.errors import TryAgain
 from lbagent.haproxy import acceptance
+from lbagent.haproxy.acceptance import reason
 from lbagent.haproxy.process import Running
-from lbagent.haproxy.successor import spoken
 from lbagent.roles import HaproxySettings
 from lbagent.scene import Scene
 
@@ -75,7 +75,7 @@ class Validator:
             raise TryAgain(result.words)
         if result.good:
             return None
-        words = spoken(result.words)
+        words = reason(result.words)
         if os.geteuid() and UNREADABLE.search(result.words):
             raise Unjudged(f"this user may not read all that haproxy.cfg refers to ({words})")
         for path, name in zip(paths, self._seen.names, strict=True):

@@ -14,7 +14,7 @@ from lbagent.errors import TryAgain
 from lbagent.haproxy import process, runtime
 from lbagent.haproxy.acceptance import checked
 from lbagent.haproxy.process import Running
-from lbagent.haproxy.successor import successor
+from lbagent.haproxy.reload import successor
 from lbagent.host import commands, processes
 from lbagent.roles import HaproxySettings
 
@@ -42,6 +42,9 @@ def verdict(paths: Sequence[str], settings: HaproxySettings, running: Running | 
     if result.status is None:
         what = f"`haproxy -c` did not end within `haproxy.timeout`, {settings.timeout:g} s"
         yield error(Kind.TIME_LIMIT, "", what, "make `haproxy.timeout` in roles.yml longer")
+    elif result.was_killed:
+        what = f"`haproxy -c` {result.ending}: whether HAProxy accepts it is not known"
+        yield error(Kind.HAPROXY_CFG, paths[0], what, "give this machine more memory, or see why")
     elif os.geteuid() and not result.good and UNREADABLE.search(result.words):
         what = f"`haproxy -c` may not read all that it refers to: {said.first_words(result.words)}"
         yield unseen(Kind.HAPROXY_CFG, paths[0], what, AS_SERF)

@@ -224,6 +224,7 @@ class LinesSide:
         roles = [self._path, *(os.path.dirname(seen(self._path)) for seen in (os.path.abspath, os.path.realpath))]
         yield from machine.owned([*roles, *targets, *folders, *state, self._paths.members])
         yield from machine.writable([*folders, *state])
+        yield from machine.replaceable(targets)
 
     def state(self) -> Iterator[Finding]:
         """The state directory."""

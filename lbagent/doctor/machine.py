@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from lbagent.doctor import permissions
 from lbagent.doctor.finding import AS_SERF, Finding, Kind, error, ok, unseen, warning
 from lbagent.doctor.permissions import Owned
+from lbagent.host import files
 from lbagent.host.paths import Paths
 from lbagent.host.store import Store
 from lbagent.memory import Damaged
@@ -43,6 +44,14 @@ def writable(folders: Sequence[str]) -> Iterator[Finding]:
     yield from full
     if not full:
         yield ok(Kind.DISK, "", "there is room to write")
+
+
+def replaceable(paths: Sequence[str]) -> Iterator[Finding]:
+    """The files that lbagent replaces, and cannot: something is mounted on the very file."""
+    for path in dict.fromkeys(paths):
+        if files.is_mount_point(path):
+            what = "the file is a mount point of its own, so it cannot be replaced"
+            yield error(Kind.HAPROXY_CFG, path, what, "mount its folder instead")
 
 
 def _unwritable(folder: str) -> Finding:

@@ -9,8 +9,10 @@ from lbagent.doctor.finding import Finding, Kind, error, ok, warning
 from lbagent.names import counted
 from lbagent.tuples import NamedTuple
 
-TESTED = ("2.6", "2.8")
-_OLDEST = (2, 6)
+TESTED = ("2.6", "2.8", "3.0", "3.2")
+"""The versions of HAProxy that the tests run with, oldest first."""
+
+_OLDEST, _NEWEST = (tuple(map(int, TESTED[at].split("."))) for at in (0, -1))
 _TOLD = 10
 """Warnings, or alerts, told one by one."""
 
@@ -36,18 +38,29 @@ def version(words: str) -> Finding:
     if found is None:
         return warning(Kind.HAPROXY, "haproxy -v", f"tells no version: {first_words(words)!r}", "install HAProxy")
     told = found[0].removeprefix("version ")
-    if (int(found[1]), int(found[2])) < _OLDEST:
-        return warning(Kind.HAPROXY, "", f"HAProxy {told} is older than all that were tested", "use 2.6 or newer")
-    tested = f"{found[1]}.{found[2]}" in TESTED
-    return ok(Kind.HAPROXY, "", f"HAProxy {told}" + ("" if tested else f" (tested are {' and '.join(TESTED)})"))
+    number = (int(found[1]), int(found[2]))
+    if number < _OLDEST:
+        return warning(
+            Kind.HAPROXY, "", f"HAProxy {told} is older than all that were tested", f"use {TESTED[0]} or newer"
+        )
+    if number > _NEWEST:
+        what = f"HAProxy {told} is newer than all that were tested"
+        return warning(Kind.HAPROXY, "", what, f"use {TESTED[-1]}, or try changes on a test system first")
+    near = "" if f"{found[1]}.{found[2]}" in TESTED else f" (tested are {', '.join(TESTED[:-1])} and {TESTED[-1]})"
+    return ok(Kind.HAPROXY, "", f"HAProxy {told}{near}")
 
 
 def checked(result: Checked, where: str) -> Iterator[Finding]:
     """What `haproxy -c` has to say of haproxy.cfg, each complaint a finding."""
     told = [(found[1], found[2]) for found in map(_LINE.match, result.words.split("\n")) if found]
     alerts = [words for severity, words in told if severity == "ALERT"]
-    alerts = [words for words in alerts if not _SUMMARY.match(words)] or alerts
+    reasons = [words for words in alerts if not _SUMMARY.match(words)]
     warnings = [words for severity, words in told if severity == "WARNING"]
+    if not result.good and not reasons:
+        # HAProxy 3.1 and later give some reasons in a warning.
+        reasons = [words for words in warnings if _PLACE.match(words)]
+        warnings = [words for words in warnings if words not in reasons]
+    alerts = reasons or alerts
     if not result.good:
         for words in alerts[:_TOLD] or [first_words(result.words) or "refused without a word"]:
             place, what = _placed(words, where)

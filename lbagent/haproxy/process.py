@@ -1,8 +1,9 @@
-"""The HAProxy that runs this haproxy.cfg: found among all others, never "the first one"."""
+"""The HAProxy that runs this haproxy.cfg, found among all others: by the file it reads, never "the first one"."""
 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Sequence
 
 from lbagent.errors import TryAgain
@@ -31,7 +32,7 @@ class Worker(NamedTuple):
 
 
 class Running(NamedTuple):
-    """A running HAProxy: its main process (the master, where there is one) and its newest worker."""
+    """A running HAProxy: its main process (the master, where there is one) and the worker that serves."""
 
     main: Process
     worker: Process
@@ -43,6 +44,11 @@ class Running(NamedTuple):
     def environ(self) -> dict[str, str]:
         """What it was started with, without what HAProxy sets for itself."""
         return _variables(self.main.environ)
+
+    @property
+    def is_up(self) -> bool:
+        """Whether its worker serves: a master that has just been started has none yet."""
+        return is_up(self.worker) and not (self.is_master and self.worker is self.main)
 
     def read_since(self, changed: float, size: int) -> bool:
         """Whether its worker certainly began to read a file of `size` bytes after the moment `changed`."""
@@ -60,12 +66,12 @@ def find(config: Sequence[str], settings: Sequence[Sequence[str]], known: Runnin
     candidates = processes.named("haproxy")
     pids = {one.pid for one in candidates}
     roots = [one for one in candidates if one.parent not in pids and _serves(one, config)]
+    declared = any(words[:1] == ["master-worker"] for words in settings)
     found = []
     for root in roots:
         workers = [one for one in candidates if one.parent == root.pid]
-        newest = max(workers, key=lambda one: (one.started, one.pid), default=root)
-        is_master = bool(workers) or bool({"-W", "-Ws"} & set(root.argv))
-        found.append(Running(root, newest, is_master, max(len(workers) - 1, 0)))
+        is_master = bool(workers) or declared or bool({"-W", "-Ws"} & set(root.argv))
+        found.append(Running(root, _serving(workers) or root, is_master, max(len(workers) - 1, 0)))
     if len(found) <= 1:
         return next(iter(found), None)
     chosen = _choose(found, settings)
@@ -85,13 +91,16 @@ def environment(config: Sequence[str]) -> dict[str, str] | None:
     return found[0] if found[0] and all(one == found[0] for one in found) else None
 
 
-def shown_not_to_run(settings: Sequence[Sequence[str]]) -> bool:
-    """Whether all that could show a running HAProxy shows none: no process was found, so ask the rest."""
+def shown_not_to_run(config: Sequence[str], settings: Sequence[Sequence[str]]) -> bool:
+    """Whether all that could show a running HAProxy shows none: no process was found, so ask the rest.
+
+    The pidfile may name a HAProxy that reads another file of this name, in a container: that one is a stranger.
+    """
     if not processes.table_readable():
         return False
     pid = _pidfile(settings)
     named = processes.process(pid) if pid else None
-    if named is not None and named.alive and named.program.startswith("haproxy"):
+    if named is not None and named.alive and named.program.startswith("haproxy") and not _is_stranger(named, config):
         return False
     return not any(_answers(address) for address in runtime.sockets(settings))
 
@@ -120,13 +129,43 @@ def _variables(environ: dict[str, str]) -> dict[str, str]:
 
 
 def _serves(process: Process, config: Sequence[str]) -> bool:
+    """Whether it was started with one of the files or folders in `config`, these very ones."""
+    return any(process.sees(path, ours) for path in _given(process) for ours in config)
+
+
+def _is_stranger(process: Process, config: Sequence[str]) -> bool:
+    """Whether it was started with files of the same names that are other ones."""
+    ours = {os.path.abspath(name) for name in config}
+    return bool(ours & {os.path.abspath(path) for path in _given(process)}) and not _serves(process, config)
+
+
+def _given(process: Process) -> list[str]:
     argv = process.argv
-    if only_looks(argv):
-        return False
     base = process.cwd or "/"
-    ours = {path for name in config for path in (os.path.abspath(name), os.path.realpath(name))}
-    given = [os.path.join(base, name) for name in config_files(argv)]
-    return any(os.path.abspath(path) in ours or os.path.realpath(path) in ours for path in given)
+    return [] if only_looks(argv) else [os.path.join(base, name) for name in config_files(argv)]
+
+
+def _serving(workers: Sequence[Process]) -> Process | None:
+    """The newest process that serves, or else the newest that is starting."""
+    newest = sorted(workers, key=lambda one: (one.started, one.pid), reverse=True)
+    return next((one for one in newest if is_up(one)), newest[0] if newest else None)
+
+
+def is_up(process: Process) -> bool:
+    """Whether a process of HAProxy that serves, not a master, is past its start: it has read its file and is bound.
+
+    On every version the handlers of SIGTTIN and SIGTTOU come last. Since 3.1 a new worker is there before it reads its
+    file; while it tries to bind, for two seconds, it is younger than the one that serves.
+    """
+    return process.handles(signal.SIGTTOU)
+
+
+def is_reloading(master: Process) -> bool:
+    """Whether a master is in the midst of a reload: it holds back signals until its new worker serves, or has failed.
+
+    That is so on every version.
+    """
+    return master.holds_back(signal.SIGUSR2)
 
 
 def _now(known: Running, config: Sequence[str]) -> Running | None:
@@ -136,8 +175,8 @@ def _now(known: Running, config: Sequence[str]) -> Running | None:
         return None
     found = [one for pid in processes.children(main.pid) if (one := processes.process(pid)) is not None]
     workers = [one for one in found if one.alive and one.program.startswith("haproxy")]
-    newest = max(workers, key=lambda one: (one.started, one.pid), default=None)
-    return newest and Running(main, newest, is_master=True, old=len(workers) - 1)
+    serving = _serving(workers)
+    return serving and Running(main, serving, is_master=True, old=len(workers) - 1)
 
 
 def _choose(found: list[Running], settings: Sequence[Sequence[str]]) -> Running:
@@ -149,8 +188,11 @@ def _choose(found: list[Running], settings: Sequence[Sequence[str]]) -> Running:
     if len(masters) > 1:
         pids = ", ".join(str(one.main.pid) for one in masters)
         raise TryAgain(f"several HAProxy masters run this haproxy.cfg (pids {pids}): give it a stats socket of its own")
+    if masters:
+        return masters[0]
     # Without a master, old processes stay in the table until their last connection ends.
-    return masters[0] if masters else max(found, key=lambda one: (one.main.started, one.main.pid))
+    newest = _serving([one.main for one in found])
+    return next(one for one in found if one.main is newest)
 
 
 def _witnesses(found: list[Running], settings: Sequence[Sequence[str]]) -> list[int]:

@@ -26,6 +26,8 @@ meanwhile: list[Callable[[], None]] = []
 
 _ELSEWHERE = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 _SIGKILL, _SIGPIPE, _SIGXFSZ = 9, 13, 25
+_SHELL_SIGNAL, _SIGNALS = 128, 64
+"""What a shell adds to the number of the signal that killed a program, and how many signals there are."""
 
 
 class Finished(NamedTuple):
@@ -40,6 +42,22 @@ class Finished(NamedTuple):
     def good(self) -> bool:
         """Whether it ended in time and with 0."""
         return self.status == 0
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether a signal ended it, or a program that a shell script ran in its place: it has given no verdict."""
+        return self.status is not None and (self.status < 0 or _SHELL_SIGNAL < self.status <= _SHELL_SIGNAL + _SIGNALS)
+
+    @property
+    def ending(self) -> str:
+        """How it ended, as the end of a sentence."""
+        if self.status is None:
+            return "did not end in time"
+        if not self.was_killed:
+            return f"ended with {self.status}"
+        number = -self.status if self.status < 0 else self.status - _SHELL_SIGNAL
+        hint = ", as the kernel does where memory is short" if number == _SIGKILL else ""
+        return f"was killed by signal {number}{hint}"
 
 
 def found(program: str) -> str:

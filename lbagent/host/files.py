@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 
@@ -76,7 +77,7 @@ def swap(path: str, target: Target, *, keep: bool) -> bool:
             time.sleep(_WRITING)
             return False
         lock.insist_on_all()
-        os.link(target.path, old)
+        _link(target.path, old)
         try:
             _rename(path, target.path)
             # An editor may have saved between the last look and the rename: then `old` is his text, not what we read.
@@ -168,12 +169,38 @@ def _nobody_writes(path: str) -> Iterator[Callable[[], bool]]:
         os.close(descriptor)
 
 
+def is_mount_point(path: str) -> bool:
+    """Whether something is mounted on this very file or folder, a single file of a container's host for example."""
+    with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as file:
+        wanted = os.fsencode(os.path.realpath(path))
+        return any(_unescape(line.split()[4]) == wanted for line in file)
+    return False
+
+
+def _unescape(field: bytes) -> bytes:
+    """A path of mountinfo, in which blanks and the like are octal numbers."""
+    return re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), field)
+
+
+MOUNTED = "is a mount point of its own; mount its folder instead"
+"""Why a file cannot be replaced, and what to do."""
+
+
+def _link(path: str, to: str) -> None:
+    try:
+        os.link(path, to)
+    except OSError as error:
+        if error.errno == errno.EXDEV and is_mount_point(path):
+            raise OSError(errno.EBUSY, MOUNTED, path) from error
+        raise
+
+
 def _rename(path: str, to: str) -> None:
     try:
         os.rename(path, to)
     except OSError as error:
         if error.errno == errno.EBUSY:
-            raise OSError(errno.EBUSY, "is a mount point of its own; mount its folder instead", to) from error
+            raise OSError(errno.EBUSY, MOUNTED, to) from error
         raise
 
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 _JOURNAL = "/run/systemd/journal/socket"
 
+_LIMIT = 4000
+"""Characters of a line: what other programs print may have any size."""
+
 
 class Log:
     """Lines of text, each printed once on stderr and stored once in the journal or syslog.
@@ -59,9 +62,9 @@ class Log:
 
     def _write(self, priority: int, words: str, fields: dict[str, object], *, shown: bool) -> None:
         # Foreign names may hold escape sequences and line ends.
-        from lbagent.names import printable  # noqa: PLC0415  # most events that are only stored have nothing to log
+        from lbagent.names import brief, printable  # noqa: PLC0415  # most events only stored log nothing
 
-        line = printable(words)
+        line = printable(brief(words, _LIMIT))
         is_journal = self._stderr_is_journal()
         if shown and not self.silent and not is_journal:
             print(f"lbagent: {line}", file=sys.stderr)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 
 from lbagent.errors import TryAgain
 from lbagent.host import commands
+from lbagent.names import brief
 from lbagent.serf import listing
 from lbagent.serf.listing import Info, Listing
 from lbagent.tuples import TYPE_CHECKING
@@ -98,5 +99,5 @@ def _serf(argv: list[str], timeout: float, enough: Callable[[str], bool] | None 
     except OSError as error:
         raise TryAgain(f"serf cannot be run: {error.strerror}") from error
     if not result.good:
-        raise TryAgain(f"the Serf agent cannot be asked (serf {argv[0]}): {result.words.split(chr(10))[0]}")
+        raise TryAgain(f"the Serf agent cannot be asked (serf {argv[0]}): {brief(result.words.split(chr(10))[0])}")
     return result.words
