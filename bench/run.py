@@ -15,10 +15,10 @@ from collections.abc import Callable
 
 import world
 
-from lbagent.haproxy.text import Document
-from lbagent.membership import Member, Membership
-from lbagent.plan import plan
-from lbagent.roles import HaproxySettings, Role, Roles, Service, Template
+from lbagent.haproxy.config import Document
+from lbagent.membership.model import Member, Membership
+from lbagent.planning.plan import plan
+from lbagent.roles.model import HaproxySettings, Role, Roles, Service, Template
 
 Measure = Callable[[int], float]
 

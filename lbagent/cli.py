@@ -8,8 +8,8 @@ import sys
 from collections.abc import Callable
 
 from lbagent.errors import INTERRUPTED, LbagentError
-from lbagent.host.log import Log, sentences, told
 from lbagent.settings import Settings, of_handler
+from lbagent.system.log import Log, sentences, told
 
 Verb = Callable[[Settings, Log], int]
 
@@ -46,25 +46,25 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     settings = of_handler(words, os.environ)
     if settings is not None:
-        from lbagent.handler import handle  # noqa: PLC0415  # each verb loads what it needs
+        from lbagent.commands.handle import handle  # noqa: PLC0415  # each verb loads what it needs
 
         gc.disable()  # a handler ends before its first garbage would be worth collecting
         return _ended(settings, handle)
-    from lbagent import parser  # noqa: PLC0415
+    from lbagent import arguments  # noqa: PLC0415
 
     try:
-        settings, verb = parser.parsed(words, os.environ)
+        settings, verb = arguments.parsed(words, os.environ)
     except LbagentError as error:
         print(f"lbagent: {error}", file=sys.stderr)
         return error.exit_status
     except OSError as error:  # of --help and --version, onto a full disk
         print(f"lbagent: {told(error)}", file=sys.stderr)
         return 1
-    from lbagent.host import serfenv  # noqa: PLC0415
+    from lbagent.serf import agent  # noqa: PLC0415
     from lbagent.settings import DEFAULT_ROLES  # noqa: PLC0415
 
-    serfenv.of_process = serfenv.SerfEnv(serfenv.folders(settings.roles, os.environ, DEFAULT_ROLES), os.environ)
-    serfenv.of_process.load()
+    agent.of_process = agent.SerfEnv(agent.folders(settings.roles, os.environ, DEFAULT_ROLES), os.environ)
+    agent.of_process.load()
     return _ended(settings, verb)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 
 from lbagent import names
-from lbagent.tuples import NamedTuple
+from lbagent.system.tuples import NamedTuple
 
 QUIET = "nothing to do"
 """The words of an outcome where nothing was done."""

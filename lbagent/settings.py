@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lbagent.tuples import NamedTuple
+from lbagent.system.tuples import NamedTuple
 
 DEFAULT_ROLES = "/etc/lbagent/roles.yml"
 DEFAULT_STATE_DIR = "/var/lib/lbagent"

@@ -13,9 +13,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from lbagent.host.paths import Paths
-from lbagent.host.spool import Spool
-from lbagent.serf.raw import RECORD_LIMIT, Raw
+from lbagent.serf.raw_event import RECORD_LIMIT, Raw
+from lbagent.state.paths import Paths
+from lbagent.state.spool import Spool
 from tests.world import Lb, SerfAgent, eventually, member
 
 EVENTS, SYNCS = (int(os.environ.get(name, default)) for name, default in (("EVENTS", 100_000), ("SYNCS", 1440)))

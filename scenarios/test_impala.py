@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from lbagent.haproxy.peers import learning
+from lbagent.haproxy.reload import learning
 from scenarios.impala_cluster import LONG, Cluster
 from scenarios.impala_hs2 import LongQuery, Lost, Server, Session, serving
 from scenarios.impala_site import SOURCES, Balancer, Daemon, Site, spread, strayed, timers

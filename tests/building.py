@@ -8,14 +8,15 @@ from collections.abc import Iterable, Mapping
 
 from hypothesis import strategies as st
 
-from lbagent import rolesfile, roll
-from lbagent.fold import Folded, fold
-from lbagent.haproxy.text import Document
-from lbagent.membership import ALIVE, Member, Membership, Pause, Quarantine
-from lbagent.plan import Plan, Rules, plan
-from lbagent.roles import Roles
+from lbagent.haproxy.config import Document
+from lbagent.membership import lookup
+from lbagent.membership.model import ALIVE, Member, Membership, Pause, Quarantine
+from lbagent.membership.updates import Folded, fold
+from lbagent.planning.plan import Plan, Rules, plan
+from lbagent.roles import loader
+from lbagent.roles.model import Roles
 from lbagent.serf.events import parse
-from lbagent.serf.raw import Raw
+from lbagent.serf.raw_event import Raw
 
 NOW = 1_700_000_000
 """Epoch seconds at which everything in the tests happens, unless said otherwise."""
@@ -67,7 +68,7 @@ def dedent(text: str) -> str:
 
 def reading(text: str) -> Roles:
     """The roles of a roles.yml."""
-    return rolesfile.parse(dedent(text).encode(), "roles.yml")
+    return loader.parse(dedent(text).encode(), "roles.yml")
 
 
 def member(  # the fields of a member
@@ -147,14 +148,14 @@ def shuffled(membership: Membership, order: Iterable[str]) -> Membership:
 
 def paused(membership: Membership) -> list[str]:
     """Who is out of balancing."""
-    return sorted(roll.paused(membership))
+    return sorted(lookup.paused(membership))
 
 
 def found(membership: Membership, name: str, address: str | None = None) -> Member | None:
     """Who is meant."""
-    return roll.find(membership.members, name, address)
+    return lookup.find(membership.members, name, address)
 
 
 def expired(membership: Membership, now: int) -> Membership:
     """Membership without what has run out."""
-    return roll.expired(membership, now)
+    return lookup.expired(membership, now)

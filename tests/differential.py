@@ -17,13 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from lbagent.admission import Admission
-from lbagent.haproxy import conversation
-from lbagent.haproxy.capabilities import find_capabilities
-from lbagent.haproxy.dynamic import Difference, Known
+from lbagent.haproxy.config import Document, Key
 from lbagent.haproxy.process import Worker
-from lbagent.haproxy.roster import Key
-from lbagent.haproxy.text import Document
+from lbagent.haproxy.runtime import session as runtime_session
+from lbagent.haproxy.runtime.capabilities import find_capabilities
+from lbagent.haproxy.runtime.servers import Admission, Difference, Known
 from tests.recorder import CERTIFICATE, Recorder
 from tests.world import Haproxy, Lb, free_port
 
@@ -228,7 +226,7 @@ def _difference(text: str, version: str, cases: Sequence[Case], octet: int, port
 def _join(side: _Side, cases: Sequence[Case], port: int) -> None:
     """Join all at run time, as lbagent does."""
     text = side.lb.cfg.read_text()
-    session = conversation.opened(Document([("", text)]).settings, Worker(side.haproxy.worker(), 0))
+    session = runtime_session.opened(Document([("", text)]).settings, Worker(side.haproxy.worker(), 0))
     difference = _difference(text, session.version, cases, side.octet, port)
     assert difference.needs_reload == {}
     assert Admission(session).granted(difference.joins, difference.dynamic_cookies), session.trouble

@@ -23,16 +23,19 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from lbagent import handler, intake, rolesfile, truth
-from lbagent.apply import Options
-from lbagent.engine import Engine
+from lbagent.commands import handle
 from lbagent.errors import LbagentError
-from lbagent.haproxy import acceptance, process
-from lbagent.host import commands
-from lbagent.host.log import Log
-from lbagent.host.paths import Paths
+from lbagent.haproxy import process, validation
+from lbagent.roles import loader
+from lbagent.run import queue
+from lbagent.run import sync as run_sync
+from lbagent.run.engine import Engine
+from lbagent.run.transaction import Options
 from lbagent.serf import agent
 from lbagent.settings import Settings
+from lbagent.state.paths import Paths
+from lbagent.system import subprocess
+from lbagent.system.log import Log
 from tests.building import MANAGED, POISON
 
 CFG = """\
@@ -212,9 +215,9 @@ class Lab:
 
     def event(self, environ: dict[bytes, bytes], stdin: bytes, *, drains: bool) -> None:
         """One call of the handler; without `drains` it finds a `watch` that does the rest."""
-        drain = contextlib.nullcontext() if drains else mock.patch.object(intake, "drain", return_value=0)
-        with mock.patch.object(handler, "_stdin", return_value=stdin), drain:
-            self.guarded(lambda: handler.handle(self.settings, self.log, environ))
+        drain = contextlib.nullcontext() if drains else mock.patch.object(queue, "drain", return_value=0)
+        with mock.patch.object(handle, "_stdin", return_value=stdin), drain:
+            self.guarded(lambda: handle.handle(self.settings, self.log, environ))
 
     def run(self) -> None:
         """A run of what is known."""
@@ -223,7 +226,7 @@ class Lab:
     def sync(self) -> None:
         """A sync with what the `serf` program says."""
         engine = Engine(Paths(str(self.state)), str(self.roles), self.log)
-        self.guarded(lambda: engine.run(Options(), truth.truth(engine, self.log, lambda _: None, force=False)))
+        self.guarded(lambda: engine.run(Options(), run_sync.truth(engine, self.log, lambda _: None, force=False)))
 
     def guarded(self, act: Callable[[], object]) -> None:
         """Do it, and look at what it did."""
@@ -423,7 +426,7 @@ class Lab:
 
     def stay_in_the_folder(self) -> None:
         """A roles.yml may name another haproxy.cfg: it must not be one of this machine."""
-        if rolesfile.parse(self.roles.read_bytes(), "roles.yml").haproxy.config != (str(self.cfg),):
+        if loader.parse(self.roles.read_bytes(), "roles.yml").haproxy.config != (str(self.cfg),):
             self.roles.write_text(self.good_roles)
 
     def one_haproxy_cfg(self) -> None:
@@ -537,10 +540,10 @@ def lab(folder: Path, seed: int) -> Iterator[Lab]:
     def serf(argv: list[str], *_: object) -> str:
         return made.serf.get(argv[1] if len(argv) > 1 else "", "")
 
-    accepts = commands.Finished(0, "")
+    accepts = subprocess.Finished(0, "")
     with contextlib.ExitStack() as stack:
         for where, name, value in (
-            (acceptance, "checked", lambda *_: accepts),
+            (validation, "checked", lambda *_: accepts),
             (process, "find", lambda *_: None),
             (process, "shown_not_to_run", lambda *_: True),
             (agent, "_serf", serf),

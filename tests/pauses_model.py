@@ -10,14 +10,15 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from lbagent import accord, census, restore, roll
-from lbagent.fold import fold
-from lbagent.haproxy.text import Document
-from lbagent.membership import Membership
-from lbagent.plan import Rules, plan
+from lbagent.haproxy.config import Document
+from lbagent.membership import lookup, pause_reports, sync
+from lbagent.membership.model import Membership
+from lbagent.membership.updates import fold
+from lbagent.planning import restore
+from lbagent.planning.plan import Rules, plan
 from lbagent.serf.events import parse
-from lbagent.serf.listing import Listed, Listing
-from lbagent.serf.raw import Raw
+from lbagent.serf.member_list import Listed, Listing
+from lbagent.serf.raw_event import Raw
 from tests.building import reading
 
 CONFIG = "backend farm\n    # additional-lb-iis-server\n"
@@ -253,7 +254,7 @@ class Balancer:
 
     def applies(self, now: int, *, force: bool = False) -> None:
         """Have haproxy.cfg follow."""
-        self.membership = roll.expired(self.membership, now)
+        self.membership = lookup.expired(self.membership, now)
         document = Document([("haproxy.cfg", self.text)])
         (self.text,) = plan(document, ROLES, self.membership, Rules(force=force)).after
 
@@ -270,21 +271,21 @@ class Balancer:
 
     def out(self) -> set[str]:
         """The nodes that are present and out of balancing."""
-        return {name for name in roll.paused(self.membership) if self.membership.members[name].present}
+        return {name for name in lookup.paused(self.membership) if self.membership.members[name].present}
 
     def learns(self, other: Balancer, clocks: dict[str, int], now: int) -> None:
         """Take what the other tells."""
         after = ""
         while True:
-            page = accord.read(accord.page(other.membership, after, ROOM, now))
+            page = pause_reports.read(pause_reports.page(other.membership, after, ROOM, now))
             assert page is not None
             if page.words:
-                self.membership = accord.agreed(self.membership, page.words, other.name, clocks, now).membership
+                self.membership = pause_reports.agreed(self.membership, page.words, other.name, clocks, now).membership
             if not page.more:
                 break
             after = page.words[-1].name
         if getattr(page, "whole", False):
-            self.membership = accord.without_base(self.membership)
+            self.membership = pause_reports.without_base(self.membership)
         self.model.learns(other.model)
 
 
@@ -497,7 +498,7 @@ class History:
         listed = tuple(Listed(node, address, "web", {}, status) for node, (address, status) in self.cluster.items())
         listing = Listing(listed, frozenset(self.cluster), ())
         for lb in self.dice.sample(self.lbs, len(self.lbs)):
-            lb.membership = census.taken(lb.membership, listing, lb.name, self.now, force=True).membership
+            lb.membership = sync.taken(lb.membership, listing, lb.name, self.now, force=True).membership
             for node in lb.model.present - set(self.cluster):
                 lb.model.leaves(node)
             for node, (address, _) in self.cluster.items():

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from lbagent import memory
-from lbagent.host.paths import Paths
-from lbagent.host.spool import Spool
-from lbagent.serf.raw import RECORD_LIMIT, from_environment
+from lbagent.membership import storage
+from lbagent.serf.raw_event import RECORD_LIMIT, from_environment
+from lbagent.state.paths import Paths
+from lbagent.state.spool import Spool
 from tests.building import managed
 
 SERF = Path(__file__).parent / "fixtures" / "serf"
@@ -67,7 +67,7 @@ class Stage(NamedTuple):
     @property
     def members(self) -> dict[str, str]:
         """Status by name, as members.json tells it."""
-        members = memory.load((self.state / "members.json").read_bytes()).members
+        members = storage.load((self.state / "members.json").read_bytes()).members
         return {name: one.status for name, one in members.items()}
 
     @property

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lbagent.haproxy.acceptance import alert, checked
+from lbagent.haproxy.validation import alert, checked
 from tests.world import CONFIG, RELOADING, Haproxy, Lb, binaries, default_binary, haproxy_release, member
 
 pytestmark = [pytest.mark.real, pytest.mark.every_haproxy]

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbagent import accord
-from lbagent.accord import agreed, digest, page, read, without_base
-from lbagent.membership import ALIVE, LEFT, REMEMBERED, TOLD, UNKNOWN, Heard, Member, Membership, Pause, Said
-from lbagent.serf.raw import Raw
+from lbagent.membership import pause_reports
+from lbagent.membership.model import ALIVE, LEFT, REMEMBERED, TOLD, UNKNOWN, Heard, Member, Membership, Pause, Said
+from lbagent.membership.pause_reports import agreed, digest, page, read, without_base
+from lbagent.serf.raw_event import Raw
 from tests.building import NOW, expired, folded, joining, known, member, paused, poisoned, saying
 
 ROOM = 900
@@ -22,7 +22,7 @@ def hearing(*raws: Raw) -> Membership:
     return folded(known(member("web01"), member("web02", "10.0.0.2")), *raws)
 
 
-def learning(mine: Membership, theirs: Membership, now: int = NOW, version: int = accord.VERSION) -> Membership:
+def learning(mine: Membership, theirs: Membership, now: int = NOW, version: int = pause_reports.VERSION) -> Membership:
     """Mine after they have told me all."""
     after, more = "", True
     while more:

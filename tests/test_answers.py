@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lbagent.host import answers
+from lbagent.state import answers
 
 
 @pytest.fixture

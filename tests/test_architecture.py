@@ -178,9 +178,9 @@ def test_an_event_of_somebody_else_loads_next_to_nothing(stage: Stage) -> None:
         "socket",
         "argparse",
         "subprocess",
-        "lbagent.engine",
-        "lbagent.roles",
-        "lbagent.membership",
+        "lbagent.run.engine",
+        "lbagent.roles.model",
+        "lbagent.membership.model",
     } & modules == set()
 
 
@@ -235,7 +235,7 @@ def test_an_event_taken_all_the_way_loads_no_parser_of_yaml_or_of_command_lines(
         "csv",
     }
     assert heavy & modules == set()
-    assert "lbagent.rolesfile" not in modules
+    assert "lbagent.roles.loader" not in modules
     assert len(stage.managed) == 2
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from lbagent.assent import judged
-from lbagent.membership import LEFT, UNKNOWN, Member, Membership
-from lbagent.serf.command import Command, command
+from lbagent.membership.model import LEFT, UNKNOWN, Member, Membership
+from lbagent.run.replies import judged
+from lbagent.serf.events import Command, command
 from tests.building import dedent, known, member, pausing, planning, reading, saying
 
 ROLES = reading(

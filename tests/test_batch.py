@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from pytest_mock import MockerFixture
 
-from lbagent import batch
-from lbagent.batch import Batch, peeked
-from lbagent.fold import Folded, fold
-from lbagent.host.log import Log
-from lbagent.host.spool import Spool
-from lbagent.membership import Membership
+from lbagent.membership.model import Membership
+from lbagent.membership.updates import Folded, fold
+from lbagent.run import engine
+from lbagent.run.engine import Batch, peeked
+from lbagent.state.spool import Spool
+from lbagent.system.log import Log
 from tests.faults import forged
 from tests.world import member
 
@@ -57,12 +57,12 @@ def test_an_event_that_fold_stumbles_over_does_not_hold_up_the_others(
     for name in ("web1", "web2", "web3"):
         spool.put(joined(name))
 
-    def stumbling(before: Membership, events: list[batch.Understood], clocks: dict[str, int]) -> Folded:
+    def stumbling(before: Membership, events: list[engine.Understood], clocks: dict[str, int]) -> Folded:
         if any(raw.id == "web2" for raw, _ in events):
             raise KeyError("web2")
         return fold(before, events, clocks)
 
-    mocker.patch("lbagent.batch.fold", stumbling)
+    mocker.patch("lbagent.run.engine.fold", stumbling)
     taken = Batch(spool, Log())
 
     folded = taken.folded(Membership(), {})

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lbagent.blame import CHECKS, culprits
+from lbagent.planning.quarantine import CHECKS, culprits
 
 
 class Court:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import pytest
 
-from lbagent.census import TWICE, taken, tells_nothing
-from lbagent.fold import Folded
-from lbagent.membership import ALIVE, FAILED, LEFT, LOST, UNKNOWN, Member, Membership, Pause
-from lbagent.serf.listing import Listed, Listing
+from lbagent.membership.model import ALIVE, FAILED, LEFT, LOST, UNKNOWN, Member, Membership, Pause
+from lbagent.membership.sync import TWICE, taken, tells_nothing
+from lbagent.membership.updates import Folded
+from lbagent.serf.member_list import Listed, Listing
 from tests.building import NOW, folded, known, member, pausing, reading, telling
 
 ROLES = reading(

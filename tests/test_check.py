@@ -20,11 +20,11 @@ from typing import Any, Self
 
 import pytest
 
-from lbagent.doctor import machine
-from lbagent.doctor.examination import findings
-from lbagent.doctor.finding import Finding, Kind
-from lbagent.host.log import Log
+from lbagent.checks import files
+from lbagent.checks.finding import Finding, Kind
+from lbagent.checks.run import findings
 from lbagent.settings import Settings
+from lbagent.system.log import Log
 from tests.faults import tree, without_haproxy
 from tests.world import (
     LBAGENT,
@@ -322,7 +322,7 @@ def test_a_look_that_ends_in_a_defect_does_not_hide_the_others(
     whole = len(checked(lb, agent)[1])
     for name, value in {**lb.env, "SERF_RPC_ADDR": agent.rpc, "SERF_RPC_AUTH": TOKEN}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(machine, "owned", defect)
+    monkeypatch.setattr(files, "owned", defect)
 
     found = [*findings(Settings(str(lb.roles), str(lb.state)), Log())]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lbagent.host.commands import Finished, found, run
+from lbagent.system.subprocess import Finished, found, run
 
 
 def shell(script: str, timeout: float = 10, **more: str) -> Finished:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from lbagent.haproxy import conversation
-from lbagent.haproxy.conversation import Conversation, Unspoken, opened
 from lbagent.haproxy.process import Worker
+from lbagent.haproxy.runtime import session
+from lbagent.haproxy.runtime.session import Conversation, Unspoken, opened
 
 WORKER = Worker(4711, 1)
 INFO = "Name: HAProxy\nPid: 4711\nStopping: 0\n\n"
@@ -134,7 +134,7 @@ def test_a_socket_that_is_of_no_use_is_told_from_others(
 def test_one_that_never_answers_is_waited_for_no_longer_than_its_time(
     listening: Listening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conversation, "_ASK", 0.1)
+    monkeypatch.setattr(session, "_ASK", 0.1)
 
     assert against(listening(lambda _: None).path) == "SOCKET: no answer in time"
 
@@ -179,7 +179,7 @@ def test_answers_of_a_worker_that_came_between_count_for_nothing(listening: List
 def test_a_silence_after_the_first_answers_is_waited_for_no_longer_than_its_time(
     listening: Listening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conversation, "_SAY", 0.1)
+    monkeypatch.setattr(session, "_SAY", 0.1)
     listener = listening(answering())
     talk = talking(listener)
     listener._answer = lambda _: None

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from lbagent import errors, parser, rolesfile
-from lbagent.doctor.finding import Kind
+from lbagent import arguments, errors
+from lbagent.checks.finding import Kind
 from lbagent.errors import LbagentError
-from lbagent.roleskeys import HAPROXY_KEYS, ROLE_KEYS, SERVICE_KEYS, TOP_KEYS
+from lbagent.roles import loader
+from lbagent.roles.keys import HAPROXY_KEYS, ROLE_KEYS, SERVICE_KEYS, TOP_KEYS
 
 HERE = Path(__file__).resolve().parent.parent
 README = (HERE / "README.md").read_text(encoding="utf-8")
@@ -74,7 +75,7 @@ def statuses(of: type[LbagentError]) -> set[int]:
     return {of.exit_status}.union(*(statuses(kind) for kind in of.__subclasses__()))
 
 
-@pytest.mark.parametrize("word", options(parser.build()))
+@pytest.mark.parametrize("word", options(arguments.build()))
 def test_every_verb_and_option_is_documented(word: str) -> None:
     assert re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", DOCS)
 
@@ -108,7 +109,7 @@ def test_every_key_of_roles_yml_is_documented(key: str) -> None:
 def test_the_commented_example_loads() -> None:
     content = (HERE / "roles.yml").read_bytes()
 
-    roles = rolesfile.parse(content, "roles.yml")
+    roles = loader.parse(content, "roles.yml")
 
     assert list(roles.pairs()) == ["lb-iis", "lb-web_service_a", "monitor-iis", "monitor-mongo"]
 
@@ -117,7 +118,7 @@ def test_the_commented_example_loads_with_what_is_commented_out() -> None:
     text = (HERE / "roles.yml").read_text(encoding="utf-8")
     whole, uncommented = re.subn(r"^( +)# (?=[a-z_]+: )", r"\1", text, flags=re.MULTILINE)
 
-    web = rolesfile.parse(whole.encode(), "roles.yml").roles["web"]
+    web = loader.parse(whole.encode(), "roles.yml").roles["web"]
 
     assert uncommented == 9
     assert (web.max, web.remove_failed, web.options and web.options.text) == (1000, False, "check inter {interval}")
@@ -128,7 +129,7 @@ def test_the_commented_example_loads_with_what_is_commented_out() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_roles_in_the_docs_load(page: Path) -> None:
     for block in blocks(page, "yaml"):
-        rolesfile.parse(block.encode(), page.name)
+        loader.parse(block.encode(), page.name)
 
 
 def test_the_readme_shows_the_diff_that_lbagent_makes(tmp_path: Path) -> None:

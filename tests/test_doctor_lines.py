@@ -10,14 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbagent.doctor import declared, directives, drift, markers, permissions, proxies, reloads, said
-from lbagent.doctor.drift import Known
-from lbagent.doctor.finding import Finding, Kind, Severity, enumerated, failed, ok, warning
-from lbagent.doctor.keylines import key_lines
-from lbagent.doctor.permissions import Owned
-from lbagent.doctor.said import Checked
-from lbagent.haproxy.text import Document
-from lbagent.membership import Membership
+from lbagent.checks import files, haproxy, markers
+from lbagent.checks import roles as checks_roles
+from lbagent.checks.files import Owned
+from lbagent.checks.finding import Finding, Kind, Severity, enumerated, failed, ok, warning
+from lbagent.checks.haproxy import Checked
+from lbagent.checks.markers import Known
+from lbagent.checks.roles import key_lines
+from lbagent.haproxy.config import Document
+from lbagent.membership.model import Membership
 from tests.building import POISON, dedent, known, member, planning, reading
 
 
@@ -70,7 +71,7 @@ def test_only_an_error_fails() -> None:
 
 def of_roles(text: str) -> list[str]:
     """What is found in a roles.yml."""
-    return told(declared.judge(reading(text), "roles.yml", key_lines(dedent(text).encode())))
+    return told(checks_roles.judge(reading(text), "roles.yml", key_lines(dedent(text).encode())))
 
 
 def test_roles_with_networks_and_sections_are_ok() -> None:
@@ -240,7 +241,9 @@ QUIET = Known(0, 0, Document([("", SERVING)]).digest(), "", ())
 def drifted(text: str, state: Known = QUIET, membership: Membership | None = None) -> list[str]:
     """What is found of drift."""
     document = Document([("haproxy.cfg", text)])
-    return told(drift.judge(document, planning(text, reading(ROLES), membership or known(member("web01"))), state))
+    return told(
+        markers.drift_judge(document, planning(text, reading(ROLES), membership or known(member("web01"))), state)
+    )
 
 
 MANY = known(*(member(f"web{number:02}", f"10.0.0.{number}") for number in range(1, 31)))
@@ -339,10 +342,10 @@ CFG = """
 
 def of_sections(text: str, *, master: bool = True) -> list[str]:
     """What is found in the sections of a haproxy.cfg."""
-    found = directives.sections(Document([("haproxy.cfg", dedent(text))]))
+    found = haproxy.sections(Document([("haproxy.cfg", dedent(text))]))
     document = Document([("haproxy.cfg", dedent(text))])
     in_markers = frozenset(str(proxy) for proxy in document.proxies if proxy.markers)
-    return told([*reloads.judge(found, "haproxy.cfg", master=master), *proxies.judge(found, in_markers)])
+    return told([*haproxy.reloads_judge(found, "haproxy.cfg", master=master), *haproxy.judge(found, in_markers)])
 
 
 def test_a_haproxy_cfg_with_all_it_needs_is_ok() -> None:
@@ -482,7 +485,7 @@ def test_defaults_are_taken_from_where_a_proxy_says() -> None:
             bind :82
             option idle-close-on-response
     """
-    found = directives.sections(Document([("a.cfg", dedent(text))]))
+    found = haproxy.sections(Document([("a.cfg", dedent(text))]))
 
     assert [str(section) for section in found] == [
         "defaults fine",
@@ -492,34 +495,32 @@ def test_defaults_are_taken_from_where_a_proxy_says() -> None:
         "defaults more",
         "listen three",
     ]
-    assert bad(proxies.judge(found, frozenset())) == [
+    assert bad(haproxy.judge(found, frozenset())) == [
         f"warning timeouts: a.cfg:10: no `timeout {name}` in listen two: {GONE[name]}: write `timeout {name}` there, or in its defaults"
         for name in ("client", "connect", "server")
     ]
 
 
 def test_defaults_without_a_name_may_take_from_others() -> None:
-    found = directives.sections(
-        Document([("a", "defaults a\n    mode http\ndefaults from a\nlisten x\n    bind :80\n")])
-    )
+    found = haproxy.sections(Document([("a", "defaults a\n    mode http\ndefaults from a\nlisten x\n    bind :80\n")]))
 
     assert [(str(one), one.http) for one in found] == [("defaults a", True), ("defaults", True), ("listen x", True)]
 
 
 def test_files_are_counted_each_for_itself() -> None:
-    found = directives.sections(
+    found = haproxy.sections(
         Document([("a.cfg", "defaults\n    mode http\n"), ("b.cfg", "\nlisten x\n    bind :80\n")])
     )
 
     assert [(str(one), one.where) for one in found] == [("defaults", "a.cfg:1"), ("listen x", "b.cfg:2")]
-    assert bad(proxies.judge(found, frozenset()))[0] == f"warning idle-close: b.cfg:2: {IDLE.format('listen x')}"
+    assert bad(haproxy.judge(found, frozenset()))[0] == f"warning idle-close: b.cfg:2: {IDLE.format('listen x')}"
 
 
 @given(st.text(alphabet=st.sampled_from("abc \n\t#'\"\r\0globalistentimeoutdefaultsfrom1"), max_size=200))
 def test_any_text_is_read_as_some_sections(text: str) -> None:
-    found = directives.sections(Document([("a", text)]))
+    found = haproxy.sections(Document([("a", text)]))
 
-    assert told([*reloads.judge(found, "a", master=False), *proxies.judge(found, frozenset())])
+    assert told([*haproxy.reloads_judge(found, "a", master=False), *haproxy.judge(found, frozenset())])
 
 
 @pytest.mark.parametrize(
@@ -527,7 +528,7 @@ def test_any_text_is_read_as_some_sections(text: str) -> None:
     [("10", 10), ("10us", 0.01), ("10ms", 10), ("2s", 2000), ("1m", 60000), ("1h", 3600000), ("1d", 86400000), ("x", None), ("1w", None), ("", None)],
 )  # fmt: skip
 def test_a_time_is_in_milliseconds_unless_it_says(text: str, time: float | None) -> None:
-    assert directives.milliseconds(text) == time
+    assert haproxy.milliseconds(text) == time
 
 
 # --- what HAProxy says ----------------------------------------------------------------------------------------------
@@ -583,13 +584,13 @@ MEND = "until it is mended no node gets in or out"
     ],
 )  # fmt: skip
 def test_haproxys_words_are_told_with_their_place(result: Checked, lines: list[str]) -> None:
-    assert told(said.checked(result, "h.cfg")) == lines
+    assert told(haproxy.checked(result, "h.cfg")) == lines
 
 
 def test_of_many_complaints_ten_are_told() -> None:
     words = "".join(f"[WARNING]  (1) : config : number {number}\n" for number in range(12))
 
-    lines = told(said.checked(accepted(words), "h.cfg"))
+    lines = told(haproxy.checked(accepted(words), "h.cfg"))
 
     assert len(lines) == 12
     assert lines[10] == "warning haproxy-cfg: h.cfg: 2 more complaints of HAProxy: see `haproxy -c`"
@@ -611,7 +612,7 @@ def test_of_many_complaints_ten_are_told() -> None:
     ],
 )  # fmt: skip
 def test_the_version_is_told(words: str, line: str) -> None:
-    assert told([said.version(words)]) == [line]
+    assert told([haproxy.version(words)]) == [line]
 
 
 # --- who may write --------------------------------------------------------------------------------------------------
@@ -640,12 +641,12 @@ def test_the_version_is_told(words: str, line: str) -> None:
     ],
 )  # fmt: skip
 def test_who_else_may_write_is_told(owned: Owned, lines: list[str]) -> None:
-    assert told(permissions.judge([owned], 1000)) == lines
+    assert told(files.judge([owned], 1000)) == lines
 
 
 def test_a_disk_that_is_nearly_full_is_told() -> None:
-    assert permissions.disk("/var", 16 * 1024 * 1024) is None
-    found = permissions.disk("/var", 16 * 1024 * 1024 - 1)
+    assert files.disk("/var", 16 * 1024 * 1024) is None
+    found = files.disk("/var", 16 * 1024 * 1024 - 1)
 
     assert found is not None
     assert told([found]) == ["warning disk: /var: 16383 KiB are free: make room: what cannot be stored is lost"]

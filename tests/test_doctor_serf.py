@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbagent.doctor import agent_settings, cluster, handlers
-from lbagent.doctor.agent_settings import File
-from lbagent.doctor.finding import Kind
-from lbagent.serf.listing import Info, Listed, Listing
-from lbagent.serf.raw import Raw
+from lbagent.checks import serf
+from lbagent.checks.finding import Kind
+from lbagent.checks.serf import File
+from lbagent.serf.member_list import Info, Listed, Listing
+from lbagent.serf.raw_event import Raw
 from tests.building import reading
 from tests.test_doctor_lines import bad, told
 
@@ -26,7 +26,7 @@ ALL = {"*:": "lbagent handle"}
 
 def of_handlers(found: list[tuple[str, str]], *, exists: bool = True) -> list[str]:
     """What is found of handlers, of which those count as lbagent's that name it."""
-    return told(handlers.judge(found, handlers.names_lbagent, lambda _: exists))
+    return told(serf.handlers_judge(found, serf.names_lbagent, lambda _: exists))
 
 
 def on(*names: str, command: str = "lbagent handle") -> list[tuple[str, str]]:
@@ -44,7 +44,7 @@ WITHOUT = "call it for all, without a filter: `lbagent handle`"
     [
         (on("*:"), [CALLED]),
         (on(*MEMBERS, "user:", "query:"), [CALLED]),
-        (on(*handlers.NEEDED), [CALLED]),
+        (on(*serf.NEEDED), [CALLED]),
         ([("*:", "echo"), *on(*MEMBERS, "user:", "query:")], [CALLED]),
         (on(*MEMBERS), [f"error handlers: serf info: lbagent is not called for user:pause, user:resume, query:pause, query:resume, query:lbagent-status, query:lbagent-forget: {WITHOUT}"]),
         (on(*MEMBERS[1:], "user:", "query:"), [f"error handlers: serf info: lbagent is not called for member-join: {WITHOUT}"]),
@@ -59,24 +59,24 @@ def test_a_handler_has_to_be_called_for_all_and_once(found: list[tuple[str, str]
 
 
 def test_what_this_user_cannot_see_is_no_error() -> None:
-    assert told(handlers.judge(on("*:"), lambda _: True, lambda _: None)) == [
+    assert told(serf.handlers_judge(on("*:"), lambda _: True, lambda _: None)) == [
         "warning handlers: serf info: whether 'lbagent' is a program in the agent's PATH cannot be looked at by this user: run this as root"
     ]
-    assert told(handlers.judge(on(*MEMBERS, command="events.sh"), lambda _: None, lambda _: None)) == [
+    assert told(serf.handlers_judge(on(*MEMBERS, command="events.sh"), lambda _: None, lambda _: None)) == [
         "warning handlers: serf info: whether 'events.sh' calls lbagent cannot be looked at by this user: run this as root"
     ]
 
 
-@pytest.mark.parametrize("missing", handlers.NEEDED)
+@pytest.mark.parametrize("missing", serf.NEEDED)
 def test_each_filter_that_is_missing_is_named(missing: str) -> None:
-    found = on(*(need for need in handlers.NEEDED if need != missing))
+    found = on(*(need for need in serf.NEEDED if need != missing))
 
     assert of_handlers(found) == [
         f"error handlers: serf info: lbagent is not called for {missing.rstrip(':')}: {WITHOUT}"
     ]
 
 
-@pytest.mark.parametrize("need", handlers.NEEDED)
+@pytest.mark.parametrize("need", serf.NEEDED)
 def test_what_is_asked_for_is_what_the_handler_wants(need: str) -> None:
     kind, _, name = need.partition(":")
 
@@ -104,8 +104,8 @@ def test_a_handler_whose_program_is_not_there_is_told() -> None:
     ],
 )
 def test_the_program_of_a_handler_is_its_first_word(command: str, program: str, ours: bool) -> None:  # noqa: FBT001
-    assert handlers.program(command) == program
-    assert handlers.names_lbagent(command) == ours
+    assert serf.program(command) == program
+    assert serf.names_lbagent(command) == ours
 
 
 @pytest.mark.parametrize(
@@ -119,13 +119,13 @@ def test_the_program_of_a_handler_is_its_first_word(command: str, program: str, 
     ],
 )
 def test_specs_are_read_as_serf_reads_them(spec: str, found: list[tuple[str, str]]) -> None:
-    assert handlers.of_specs([spec]) == found
+    assert serf.of_specs([spec]) == found
 
 
 def test_a_second_handler_on_the_same_filter_counts_though_serf_info_does_not_tell_it() -> None:
-    written = handlers.of_specs(["lbagent handle", "echo", "user:deploy=lbagent handle"])
+    written = serf.of_specs(["lbagent handle", "echo", "user:deploy=lbagent handle"])
 
-    assert handlers.merged({"*:": "echo"}, written) == [("*:", "echo"), ("*:", "lbagent handle")]
+    assert serf.handlers_merged({"*:": "echo"}, written) == [("*:", "echo"), ("*:", "lbagent handle")]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_a_second_handler_on_the_same_filter_counts_though_serf_info_does_not_te
     ],
 )
 def test_a_spec_with_which_the_agent_would_not_start_is_told(spec: str, wrong: str) -> None:
-    lines = told(handlers.specs([spec, "lbagent handle", "*=lbagent --roles=/x handle"], "/etc/serf/lb.json"))
+    lines = told(serf.handlers_specs([spec, "lbagent handle", "*=lbagent --roles=/x handle"], "/etc/serf/lb.json"))
 
     fix = "write EVENT,EVENT=COMMAND without blanks; a command that holds a `=` needs `*=` in front"
     expected = f"error handler-spec: /etc/serf/lb.json: the agent does not start with the handler {spec!r}: {wrong!r} is no event: {fix}"
@@ -169,7 +169,7 @@ ROLES = reading("""
     ],
 )  # fmt: skip
 def test_an_agent_that_is_not_encrypted_is_an_error(info: Info, lines: list[str]) -> None:
-    assert told(cluster.agent(info)) == lines
+    assert told(serf.cluster_agent(info)) == lines
 
 
 @pytest.mark.parametrize(
@@ -182,11 +182,11 @@ def test_an_agent_that_is_not_encrypted_is_an_error(info: Info, lines: list[str]
     ],
 )  # fmt: skip
 def test_a_load_balancer_has_a_role_of_its_own(role: str, line: str) -> None:
-    assert told([cluster.role(INFO._replace(role=role), ROLES)]) == [line]
+    assert told([serf.role(INFO._replace(role=role), ROLES)]) == [line]
 
 
 def test_without_a_roles_yml_any_role_will_do() -> None:
-    assert told([cluster.role(INFO._replace(role="web"), None)]) == ["ok role-tag: lb01: its role is web"]
+    assert told([serf.role(INFO._replace(role="web"), None)]) == ["ok role-tag: lb01: its role is web"]
 
 
 def listed(name: str, role: str = "lb", status: str = "alive") -> Listed:
@@ -221,7 +221,7 @@ def listed(name: str, role: str = "lb", status: str = "alive") -> Listed:
     ],
 )  # fmt: skip
 def test_the_other_load_balancers_are_told(members: list[Listed], refused: tuple[str, ...], lines: list[str]) -> None:
-    assert told(cluster.peers(INFO, Listing(tuple(members), frozenset(), refused))) == lines
+    assert told(serf.peers(INFO, Listing(tuple(members), frozenset(), refused))) == lines
 
 
 # --- settings -------------------------------------------------------------------------------------------------------
@@ -242,7 +242,7 @@ def of_settings(without: str = "", argv: tuple[str, ...] = (), mode: int = 0o100
     table = {key: value for key, value in {**FINE, **more}.items() if key != without}
     file = File("/etc/serf/lb.json", json.dumps(table).encode(), mode)
     words = ("serf", "agent", "-config-file=/etc/serf/lb.json", *argv)
-    return told(agent_settings.judge(agent_settings.merged(words, [table]), [file], words))
+    return told(serf.judge(serf.merged(words, [table]), [file], words))
 
 
 def test_settings_with_all_a_load_balancer_needs_are_ok() -> None:
@@ -292,7 +292,7 @@ def test_a_key_on_the_command_line_is_never_said() -> None:
 def test_a_keyring_that_others_read_is_told() -> None:
     files = [File("/etc/serf/lb.json", b"{}", 0o100600), File("/etc/serf/keyring", b"", 0o100644)]
 
-    lines = bad(agent_settings.judge({**FINE, "keyring_file": "/etc/serf/keyring"}, files, ("serf", "agent")))
+    lines = bad(serf.judge({**FINE, "keyring_file": "/etc/serf/keyring"}, files, ("serf", "agent")))
 
     assert lines == [
         "error key: /etc/serf/keyring: the key can be read by every user of this host (mode 0644): chmod 0600, and change the key"
@@ -302,7 +302,7 @@ def test_a_keyring_that_others_read_is_told() -> None:
 def test_an_agent_without_files_is_judged_by_its_command_line() -> None:
     words = ("serf", "agent", "-rejoin", "-replay", "-snapshot=/s", "-rpc-addr", "127.0.0.1:9")
 
-    assert told(agent_settings.judge(agent_settings.merged(words, []), [], words)) == [
+    assert told(serf.judge(serf.merged(words, []), [], words)) == [
         "ok replay: serf agent: what was sent while this load balancer was down is heard afterwards",
         'warning leave: serf agent: ended by SIGTERM (an init script) it counts as failed, and the others wait for its answer: write `"leave_on_terminate": true`',
         'warning rpc: serf agent: every user of this host commands the agent through 127.0.0.1:9: write `"rpc_auth": "TOKEN"`, and give the agent SERF_RPC_AUTH=TOKEN for its handlers',
@@ -316,7 +316,7 @@ def test_files_come_in_order_then_the_command_line_and_lists_add_up() -> None:
     ]
     argv = ("serf", "agent", "-event-handler", "three", "-rpc-addr=c:3")
 
-    assert agent_settings.merged(argv, files) == {
+    assert serf.merged(argv, files) == {
         "rpc_addr": "c:3",
         "replay_on_join": True,
         "event_handlers": ["one", "two", "three"],
@@ -326,7 +326,7 @@ def test_files_come_in_order_then_the_command_line_and_lists_add_up() -> None:
 def test_only_options_are_options() -> None:
     argv = ["serf", "agent", "x", "--", "-", "-rejoin", "-node", "lb01", "--snapshot=/s"]
 
-    assert agent_settings.options(argv) == [("rejoin", "true"), ("node", "lb01"), ("snapshot", "/s")]
+    assert serf.options(argv) == [("rejoin", "true"), ("node", "lb01"), ("snapshot", "/s")]
 
 
 @pytest.mark.parametrize(
@@ -338,7 +338,7 @@ def test_only_options_are_options() -> None:
     ],
 )
 def test_a_file_is_a_table_or_a_reason(content: bytes, found: object) -> None:
-    assert agent_settings.loaded(File("f", content, 0)) == found
+    assert serf.loaded(File("f", content, 0)) == found
 
 
 JSON = st.recursive(
@@ -352,7 +352,7 @@ def test_any_settings_are_judged(table: dict[str, Any], words: list[str]) -> Non
     argv = ["serf", "agent", *words]
     file = File("f", json.dumps(table).encode(), 0o644)
 
-    lines = told(agent_settings.judge(agent_settings.merged(argv, [table]), [file], argv))
+    lines = told(serf.judge(serf.merged(argv, [table]), [file], argv))
 
     assert all(line.isprintable() for line in lines)
     assert {Kind.REPLAY, Kind.LEAVE, Kind.RPC} <= {line.split()[1].rstrip(":") for line in lines}
@@ -361,5 +361,5 @@ def test_any_settings_are_judged(table: dict[str, Any], words: list[str]) -> Non
 @given(st.lists(st.tuples(st.text(), st.text())))
 def test_any_handlers_are_judged(found: list[tuple[str, str]]) -> None:
     assert all(
-        line.isprintable() for line in [*of_handlers(found), *told(handlers.specs([one for one, _ in found], "f"))]
+        line.isprintable() for line in [*of_handlers(found), *told(serf.handlers_specs([one for one, _ in found], "f"))]
     )

@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbagent.haproxy import capabilities, keywords, roster, runtime, servers
-from lbagent.haproxy.capabilities import Capabilities, find_capabilities
-from lbagent.haproxy.defaults import inherited
-from lbagent.haproxy.dynamic import Difference, Known
-from lbagent.haproxy.keywords import NeedsReload
-from lbagent.haproxy.roster import Key
-from lbagent.haproxy.text import Document
+from lbagent.haproxy import config
+from lbagent.haproxy import inherited as haproxy_inherited
+from lbagent.haproxy.config import Document, Key
+from lbagent.haproxy.inherited import NeedsReload, inherited
+from lbagent.haproxy.runtime import capabilities, socket, state
+from lbagent.haproxy.runtime.capabilities import Capabilities, find_capabilities
+from lbagent.haproxy.runtime.servers import Difference, Known
 from tests.building import POISON, dedent
 
 WEB1 = "server web1 10.0.0.1:80 check inter 2s # lbagent role=web"
@@ -41,7 +41,7 @@ def difference(
 ) -> Difference:
     """From the lines of `text`, without those in `left`, to `wanted`; all in `listen lb`."""
     behind = _keyed(left or {})
-    lines = {key: line for key, line in roster.standing(text).items() if key not in behind}
+    lines = {key: line for key, line in config.standing(text).items() if key not in behind}
     return Difference(text, Known(lines, behind, sure), _keyed(wanted), table(version))
 
 
@@ -207,7 +207,7 @@ def test_no_word_ends_a_command_and_begins_another(bad: str) -> None:
 )
 def test_any_words_are_expanded_or_refused_and_never_hold_a_command(words: list[str]) -> None:
     try:
-        said = keywords.format_keywords(keywords.resolve_keywords(words, table("3.2")), table("3.2"))
+        said = haproxy_inherited.format_keywords(haproxy_inherited.resolve_keywords(words, table("3.2")), table("3.2"))
     except NeedsReload:
         return
     assert set(said) & set(";\n\r\\\"'$") == set()
@@ -303,7 +303,7 @@ def test_the_changes_of_a_plan_are_read_back() -> None:
     text = document(f"    {WEB1}")
     added = (f"listen lb: {WEB2}", "listen lb: # lbagent paused web1 10.0.0.1 role=web")
 
-    assert roster.after(text, text.texts, (added, (f"listen lb: {WEB1}",))) == {("lb", "web2"): WEB2}
+    assert config.after(text, text.texts, (added, (f"listen lb: {WEB1}",))) == {("lb", "web2"): WEB2}
 
 
 @pytest.mark.parametrize(
@@ -315,14 +315,14 @@ def test_the_changes_of_a_plan_are_read_back() -> None:
     ],
 )
 def test_what_no_server_may_be_called_is_never_spoken_of(odd: str) -> None:
-    assert roster.standing(document(odd, f"    {WEB2}")) == {("lb", "web2"): WEB2}
+    assert config.standing(document(odd, f"    {WEB2}")) == {("lb", "web2"): WEB2}
 
 
 @pytest.mark.parametrize("section", ["defaults", "backend", "listen l;b", "frontend lb"])
 def test_lines_where_no_server_may_stand_are_no_trouble(section: str) -> None:
     text = Document([("haproxy.cfg", f"{section}\n    {WEB1}\n    # additional-lb-iis-server\n")])
 
-    after = roster.after(text, text.texts, ((f"{section}: {WEB2}",), ()))
+    after = config.after(text, text.texts, ((f"{section}: {WEB2}",), ()))
 
     key = section.partition(" ")[2], "web2"
     assert list(Difference(text, Known({}, {}, sure=True), {key: after[key]}, table("3.0")).needs_reload) == [key]
@@ -341,7 +341,7 @@ def test_who_is_at_no_address_is_never_told_of(endpoint: str) -> None:
 def test_a_line_that_somebody_has_edited_is_no_difference_of_address(endpoint: str) -> None:
     wanted = {("lb", "web1"): f"server web1 {endpoint} check # lbagent role=web"}
 
-    found = servers.differences(servers.states(ROWS.replace("10.0.0.1 ", "10.9.9.9 ")), wanted, [])
+    found = state.differences(state.states(ROWS.replace("10.0.0.1 ", "10.9.9.9 ")), wanted, [])
 
     assert found == {}
 
@@ -363,7 +363,7 @@ def test_what_haproxy_serves_otherwise_is_found() -> None:
     wanted["lb", "agent"] = "server agent 10.0.0.6:80 agent-check # lbagent role=web"
 
     left = [("lb", "web4"), ("lb", "old")]
-    assert servers.differences(servers.states(ROWS), wanted, left, {("lb", "agent")}) == {
+    assert state.differences(state.states(ROWS), wanted, left, {("lb", "agent")}) == {
         ("lb", "web2"): "lb/web2 is at 10.0.0.9 port 80",
         ("lb", "web3"): "lb/web3 is out of balancing",
         ("lb", "gone"): "lb/gone is unknown to it",
@@ -374,7 +374,7 @@ def test_what_haproxy_serves_otherwise_is_found() -> None:
 @pytest.mark.parametrize("answer", ["", "Permission denied", "1\n2 lb 1 web1", "2\n"])
 def test_what_is_no_table_of_servers_is_not_taken_for_one(answer: str) -> None:
     with pytest.raises(ValueError, match=r"is no table|cut off"):
-        servers.states(answer)
+        state.states(answer)
 
 
 @pytest.mark.parametrize(
@@ -389,7 +389,7 @@ def test_what_is_no_table_of_servers_is_not_taken_for_one(answer: str) -> None:
     ],
 )
 def test_answers_are_told_apart_by_the_empty_line_that_ends_each(said: str, expected: list[str]) -> None:
-    assert runtime.answers(said) == expected
+    assert socket.answers(said) == expected
 
 
 # --- what the same line has after a reload without naming it ------------------------------------------------------

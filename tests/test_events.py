@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lbagent.names import NAME, canonical_address
-from lbagent.serf.command import Command, Malformed, duration
-from lbagent.serf.events import Ignored, MemberEvent, MemberLine, StatusQuery, parse
-from lbagent.serf.raw import Raw, from_environment
+from lbagent.serf.events import Command, Ignored, Malformed, MemberEvent, MemberLine, StatusQuery, duration, parse
+from lbagent.serf.raw_event import Raw, from_environment
 from tests.building import NOW, joining, poisoned, saying, telling
 
 SERF = Path(__file__).parent / "fixtures" / "serf"

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from lbagent import rolesfile
-from lbagent.roles import Roles
+from lbagent.roles import loader
+from lbagent.roles.model import Roles
 from tests.world import LBAGENT, clean_environment, eventually, free_port, member
 
 HERE = Path(__file__).resolve().parent.parent / "examples"
@@ -225,7 +225,7 @@ def lb(example: Path, folder: Path) -> Roles:
     if not found:
         moved = f"haproxy: {{config: {folder}/haproxy.cfg}}\n{text}"
     (folder / "roles.yml").write_text(moved)
-    return rolesfile.parse(moved.encode(), "roles.yml")
+    return loader.parse(moved.encode(), "roles.yml")
 
 
 def lbagent(folder: Path, *words: str, stdin: bytes = b"", **env: str) -> subprocess.CompletedProcess[bytes]:

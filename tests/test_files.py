@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from pytest_mock import MockerFixture
 
-from lbagent.host import files
+from lbagent.state import files
 from tests.faults import mounted
 
 OLD, NEW = b"old\r\n\xff\n" * 1000, b"new\n" * 3000

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lbagent.fold import fold, outdated
-from lbagent.membership import ALIVE, FAILED, LEFT, MEMBERS_LIMIT, UNKNOWN, UNKNOWN_LIMIT, Membership, Pause
+from lbagent.membership.model import ALIVE, FAILED, LEFT, MEMBERS_LIMIT, UNKNOWN, UNKNOWN_LIMIT, Membership, Pause
+from lbagent.membership.updates import fold, outdated
 from lbagent.serf.events import parse
-from lbagent.serf.raw import Raw
+from lbagent.serf.raw_event import Raw
 from tests.building import NOW, folded, folding, joining, known, member, paused, pausing, saying, telling
 
 WEB01 = "web01\t10.0.0.1\tweb\tdc=tokyo"
@@ -98,7 +98,7 @@ def test_a_pause_outlives_leave_failure_and_return(kind: str) -> None:
 
 
 def test_a_leave_ends_a_quarantine() -> None:
-    from lbagent.membership import Quarantine  # noqa: PLC0415
+    from lbagent.membership.model import Quarantine  # noqa: PLC0415
 
     membership = folded(known(member("web01", quarantine=Quarantine(NOW, "x", "y"))), telling("member-leave", WEB01))
 

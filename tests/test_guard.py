@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lbagent.membership import LOST, Member
+from lbagent.membership.model import LOST, Member
 from tests.building import dedent, known, managed, member, pausing, planned, planning, reading
 
 ROLES = reading(

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from lbagent import guard, memory, roll
-from lbagent.membership import LEFT, LOST, REMOVALS, Member, Membership, Pause
-from lbagent.plan import Plan, Rules
-from lbagent.roles import Roles
+from lbagent.membership import lookup, storage
+from lbagent.membership.model import LEFT, LOST, REMOVALS, Member, Membership, Pause
+from lbagent.planning import guard
+from lbagent.planning.plan import Plan, Rules
+from lbagent.roles.model import Roles
 from tests.building import NOW, dedent, known, managed, member, planning, reading
 from tests.stage import built
 from tests.world import LBAGENT
@@ -40,7 +41,7 @@ class Balancer:
     def run(self, seconds: int = 0, *, force: bool = False) -> Plan:
         """One run, `seconds` after NOW."""
         now = NOW + seconds
-        before = roll.expired(memory.load(memory.dump(self.membership)), now)
+        before = lookup.expired(storage.load(storage.dump(self.membership)), now)
         plan = planning(self.text, self.roles, before, Rules(force=force))
         self.membership = guard.remember(before, plan.removals, now, force=force)
         self.text = plan.after[0]
@@ -201,19 +202,19 @@ def test_a_node_that_left_after_it_was_removed_does_not_count() -> None:
 
 
 def test_members_json_of_before_is_read() -> None:
-    state = json.loads(memory.dump(known(*web(1))))
+    state = json.loads(storage.dump(known(*web(1))))
     del state["removals"]
 
-    assert memory.load(json.dumps(state).encode()).removals == {}
+    assert storage.load(json.dumps(state).encode()).removals == {}
 
 
 @pytest.mark.parametrize("removals", [[], {"x": 1}, {"x": {"web1": "now"}}, {"x": {"web1": 1.5}}, "x"])
 def test_removals_that_lbagent_never_writes_are_damage(removals: object) -> None:
-    state = json.loads(memory.dump(known(*web(1))))
+    state = json.loads(storage.dump(known(*web(1))))
     state["removals"] = removals
 
-    with pytest.raises(memory.Damaged):
-        memory.load(json.dumps(state).encode())
+    with pytest.raises(storage.Damaged):
+        storage.load(json.dumps(state).encode())
 
 
 # --- a tag that became invalid -------------------------------------------------------------------------------------

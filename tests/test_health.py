@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lbagent.haproxy import health
+from lbagent.haproxy.runtime import health
 from tests.world import RELOADING, Backend, Haproxy, Lb, binaries, eventually, member
 
 WEB01, WEB02, WEB03 = (member(f"web0{number}", f"127.0.0.1{number}") for number in (1, 2, 3))

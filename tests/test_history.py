@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lbagent.host import history
 from lbagent.outcome import Run
+from lbagent.state import history
 
 
 def entry(why: str, **more: object) -> str:

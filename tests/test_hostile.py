@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lbagent.host.paths import Paths
+from lbagent.state.paths import Paths
 from tests import hostile
 from tests.stage import Stage, built
 from tests.world import LBAGENT, binaries

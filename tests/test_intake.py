@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from lbagent.errors import PutBack, Refused, TryAgain
-from lbagent.host.lock import locked
-from lbagent.host.log import Log
-from lbagent.host.spool import Spool
-from lbagent.intake import Rounds
 from lbagent.outcome import Held, Outcome, Verdict
+from lbagent.run.queue import Rounds
+from lbagent.state.lock import locked
+from lbagent.state.spool import Spool
+from lbagent.system.log import Log
 
 DONE = Outcome(Verdict.APPLIED, "done")
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lbagent.names import NAME, canonical_address
-from lbagent.serf.listing import Info, Listed, Listing, answers, info, listing, others
+from lbagent.serf.member_list import Info, Listed, Listing, answers, info, listing, others
 from tests.building import poisoned
 
 SERF = Path(__file__).parent / "fixtures" / "serf"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lbagent.host.lock import held, locked
+from lbagent.state.lock import held, locked
 
 HOLDER = """
 import sys, time

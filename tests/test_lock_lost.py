@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lbagent.host import files, lock
+from lbagent.state import files, lock
 from tests.stage import Stage, built
 from tests.world import LBAGENT, eventually
 

@@ -6,7 +6,7 @@ import syslog
 
 import pytest
 
-from lbagent.host.log import Log
+from lbagent.system.log import Log
 
 
 @pytest.fixture

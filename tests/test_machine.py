@@ -10,11 +10,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from lbagent.haproxy.text import Document
-from lbagent.membership import Membership
+from lbagent.haproxy.config import Document
+from lbagent.membership.model import Membership
 from lbagent.names import natural
-from lbagent.restore import rebuilt
-from lbagent.serf.raw import Raw
+from lbagent.planning.restore import rebuilt
+from lbagent.serf.raw_event import Raw
 from tests.building import NOW, dedent, folded, managed, outside, planning, reading, saying, telling
 
 ROLES = reading("""

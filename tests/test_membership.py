@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from lbagent import memory
-from lbagent.membership import ALIVE, FAILED, LEFT, UNKNOWN, Membership, Pause, Quarantine
+from lbagent.membership import storage
+from lbagent.membership.model import ALIVE, FAILED, LEFT, UNKNOWN, Membership, Pause, Quarantine
 from tests.building import NOW, expired, found, known, member, paused, pausing
 
 HOUR = 3600
@@ -142,8 +142,8 @@ def test_clocks_and_folded_records_stay() -> None:
 def test_who_is_missed_is_remembered() -> None:
     membership = known(member("web01"))._replace(missed={"web01": NOW})
 
-    assert memory.load(memory.dump(membership)).missed == {"web01": NOW}
-    assert memory.load(memory.dump(membership).replace(b'"missed":{"web01":1700000000},', b"")).missed == {}
+    assert storage.load(storage.dump(membership)).missed == {"web01": NOW}
+    assert storage.load(storage.dump(membership).replace(b'"missed":{"web01":1700000000},', b"")).missed == {}
 
 
 @pytest.mark.parametrize(
@@ -159,18 +159,18 @@ def test_who_is_missed_is_remembered() -> None:
     ],
 )
 def test_a_member_that_lbagent_never_writes_is_damage(damage: dict[str, object]) -> None:
-    state = json.loads(memory.dump(known(member("web01", tags={"weight": "5"}))))
+    state = json.loads(storage.dump(known(member("web01", tags={"weight": "5"}))))
     for key, value in damage.items():
         if key in state["members"]:
             state["members"][key] = [value]
         else:
             state["more"]["web01"][key] = value
 
-    with pytest.raises(memory.Damaged):
-        memory.load(json.dumps(state).encode())
+    with pytest.raises(storage.Damaged):
+        storage.load(json.dumps(state).encode())
 
 
 def test_a_node_that_nobody_has_seen_may_be_without_an_address() -> None:
     waiting = known(member("web01", "", status=UNKNOWN, pause=Pause(NOW, "me")))
 
-    assert memory.load(memory.dump(waiting)).members["web01"] == waiting.members["web01"]
+    assert storage.load(storage.dump(waiting)).members["web01"] == waiting.members["web01"]

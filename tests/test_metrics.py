@@ -14,15 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lbagent
-from lbagent import last, metrics, tally
-from lbagent.haproxy.text import Document, digest
-from lbagent.host.paths import Paths
-from lbagent.host.store import Store
-from lbagent.last import Last
-from lbagent.membership import FAILED, Member, Quarantine
-from lbagent.metrics import Numbers
-from lbagent.plan import Rules
-from lbagent.roles import Pair, Roles
+from lbagent import metrics
+from lbagent.haproxy.config import Document, digest
+from lbagent.membership.model import FAILED, Member, Quarantine
+from lbagent.metrics import Last, Numbers
+from lbagent.planning import counts as planning_counts
+from lbagent.planning.plan import Rules
+from lbagent.roles.model import Pair, Roles
+from lbagent.state.paths import Paths
+from lbagent.state.store import Store
 from tests import building
 from tests.building import NOW, POISON, known, pausing, planning, poisoned, reading
 from tests.faults import full, reload_with, small_disk
@@ -187,10 +187,10 @@ def counted(*members: Member, roles: Roles = TWO) -> dict[str, tuple[int, ...]]:
     """Servers in, paused, failed and quarantined, by the middle of their marker."""
     membership = known(*members)
     plan = planning(FARM, roles, membership, Rules(kept=frozenset()))
-    found = tally.servers(plan.standing, roles, membership)
+    found = planning_counts.servers(plan.standing, roles, membership)
     (text,) = plan.after
-    assert tally.servers(tally.standing(Document([("", text)])), roles, membership) == found
-    return {pair.middle: tuple(states[state] for state in tally.STATES) for pair, states in found.items()}
+    assert planning_counts.servers(planning_counts.standing(Document([("", text)])), roles, membership) == found
+    return {pair.middle: tuple(states[state] for state in planning_counts.STATES) for pair, states in found.items()}
 
 
 def test_of_a_pair_without_a_marker_here_nobody_is_counted() -> None:
@@ -230,11 +230,11 @@ def test_a_failed_node_that_may_have_no_line_is_not_counted(on_failed: str, addr
 def test_a_failed_node_whose_line_should_stand_and_does_not_is_not_counted() -> None:
     roles = reading(STRICT.replace("REMOVE", "keep"))
     membership = known(building.member("web1", "10.0.0.1", status=FAILED))
-    lines = tally.standing(Document([("", FARM)]))
+    lines = planning_counts.standing(Document([("", FARM)]))
 
-    assert tally.servers(lines, roles, membership)[Pair("lb", "iis")]["failed"] == 0
+    assert planning_counts.servers(lines, roles, membership)[Pair("lb", "iis")]["failed"] == 0
     removing = reading(STRICT.replace("REMOVE", "remove"))
-    assert tally.servers(lines, removing, membership)[Pair("lb", "iis")]["failed"] == 1
+    assert planning_counts.servers(lines, removing, membership)[Pair("lb", "iis")]["failed"] == 1
 
 
 def test_every_server_counts_once_as_what_it_is() -> None:
@@ -272,7 +272,7 @@ def test_a_damaged_last_json_starts_anew(tmp_path: Path, content: bytes) -> None
 
 
 def test_what_is_sound_in_last_json_stays() -> None:
-    assert last.load(b'{"sync": 7, "event": "x", "reload_good": 1, "later": 2}') == Last(sync=7)
+    assert metrics.load(b'{"sync": 7, "event": "x", "reload_good": 1, "later": 2}') == Last(sync=7)
 
 
 KINDS = ("run", "event", "change", "reload", "sync", "success", "sync_failing")
@@ -281,13 +281,13 @@ WHEN = {kind: st.none() | st.integers(0, 1 << 53) for kind in KINDS}
 
 @given(st.builds(Last, **WHEN, status=st.integers(0, 255), reload_good=st.booleans()))
 def test_what_was_dumped_is_loaded(kept: Last) -> None:
-    assert last.load(last.dump(kept)) == kept
+    assert metrics.load(metrics.dump(kept)) == kept
 
 
 @needs_promtool
 @pytest.mark.parametrize("number", ["9" * 400, "-" + "9" * 400, "-1", "1e400", str((1 << 53) + 1)])
 def test_no_number_in_last_json_spoils_the_metrics(number: str) -> None:
-    kept = last.load(
+    kept = metrics.load(
         b'{"run": N, "status": N, "event": N, "change": N, "reload": N, "sync": N}'.replace(b"N", number.encode())
     )
 
@@ -318,7 +318,7 @@ def values(lb: Lb) -> dict[str, float]:
 def servers(lb: Lb) -> tuple[float, ...]:
     """Servers in, paused, failed and quarantined."""
     found = values(lb)
-    return tuple(found[f'servers{{section="lb",service="iis",state="{state}"}}'] for state in tally.STATES)
+    return tuple(found[f'servers{{section="lb",service="iis",state="{state}"}}'] for state in planning_counts.STATES)
 
 
 def ended(lb: Lb) -> tuple[float, float | None, float]:
@@ -520,7 +520,7 @@ def test_every_metric_is_documented() -> None:
 def test_every_state_is_documented() -> None:
     states = re.findall(r"^\| `(\w+)` \| [^|]*\|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
 
-    assert states == list(tally.STATES)
+    assert states == list(planning_counts.STATES)
 
 
 FIRING = """

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from lbagent import restore, tally
-from lbagent.haproxy.server import drain_line, undrain_line
-from lbagent.haproxy.text import Document
-from lbagent.membership import FAILED, Member
-from lbagent.roles import Pair
+from lbagent.haproxy.config import Document
+from lbagent.haproxy.server_line import drain_line, undrain_line
+from lbagent.membership.model import FAILED, Member
+from lbagent.planning import counts as planning_counts
+from lbagent.planning import restore
+from lbagent.roles.model import Pair
 from tests.building import NOW, dedent, known, managed, member, paused, pausing, planned, planning, reading
 from tests.traffic import load
 from tests.watching import watching
@@ -158,7 +159,7 @@ def test_it_counts_as_paused() -> None:
     membership = known(pausing(WEB01), WEB02)
     document = Document([("x", planned(TEXT, DRAINING, membership))])
 
-    counts = tally.servers(tally.standing(document), DRAINING, membership)[Pair("lb", "iis")]
+    counts = planning_counts.servers(planning_counts.standing(document), DRAINING, membership)[Pair("lb", "iis")]
 
     assert (counts, paused(membership)) == ({"in": 1, "paused": 1, "failed": 0, "quarantined": 0}, ["web01"])
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lbagent.host import files
+from lbagent.state import files
 from tests.faults import (
     haproxy_again,
     instead_of_haproxy,

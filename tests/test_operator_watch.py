@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from lbagent.host.repeats import Repeats
+from lbagent.system.repeats import Repeats
 from tests.watching import watching
 from tests.world import LBAGENT, Haproxy, Lb, SerfAgent, binaries, clean_environment, eventually, member
 

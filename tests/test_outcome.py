@@ -7,7 +7,7 @@ import re
 import pytest
 
 from lbagent import errors
-from lbagent.haproxy.takeover import NotAccepted, ReloadFailed
+from lbagent.haproxy.instance import NotAccepted, ReloadFailed
 from lbagent.outcome import Held, Outcome, Verdict, counted, quarantined
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lbagent.haproxy.peers import learning
+from lbagent.haproxy.reload import learning
 from tests.world import CONFIG, RELOADING, Backend, Haproxy, Lb, binaries, free_port, member
 
 STICKY = CONFIG.replace("    hard-stop-after 2s\n", "    hard-stop-after 2s\n    localpeer here\n").replace(

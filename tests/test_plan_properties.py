@@ -11,12 +11,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lbagent.errors import Refused
-from lbagent.haproxy.text import Document
-from lbagent.membership import ALIVE, FAILED, LEFT, UNKNOWN, Member, Membership
+from lbagent.haproxy.config import Document
+from lbagent.membership.model import ALIVE, FAILED, LEFT, UNKNOWN, Member, Membership
 from lbagent.outcome import Held
-from lbagent.plan import Plan, Rules, plan
-from lbagent.restore import put_back, rebuilt
-from lbagent.roles import Roles
+from lbagent.planning.plan import Plan, Rules, plan
+from lbagent.planning.restore import put_back, rebuilt
+from lbagent.roles.model import Roles
 from tests.building import (
     MANAGED,
     NOW,

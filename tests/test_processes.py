@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lbagent.host.processes import named, process, table_readable
+from lbagent.system.processes import named, process, table_readable
 
 NAME = "hap (roxy) x"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lbagent.membership import FAILED, LEFT, Member, Pause, Quarantine
-from lbagent.quarantine import holding, impose, lifted
+from lbagent.membership.model import FAILED, LEFT, Member, Pause, Quarantine
+from lbagent.planning.quarantine import holding, impose, lifted
 from tests.building import NOW, known, member, pausing
 
 AROUND = "operator's text and roles.yml"

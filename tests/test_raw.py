@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbagent.serf.raw import RECORD_LIMIT, Raw, from_environment, from_record
+from lbagent.serf.raw_event import RECORD_LIMIT, Raw, from_environment, from_record
 
 JOIN = Raw("0123456789abcdef", 1_700_000_000_123, "member-join", "", None, "lb01", b"web01\t10.0.0.5\tweb\trole=web\n")
 

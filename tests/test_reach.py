@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lbagent.host.reach import silent
+from lbagent.system.sockets import silent
 from tests.world import free_port
 
 

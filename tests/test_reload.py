@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from lbagent.haproxy import process, reload
-from lbagent.host import processes
+from lbagent.system import processes
 from tests.world import CONFIG, RELOADING, Haproxy, Lb, binaries, eventually, member
 
 pytestmark = pytest.mark.real

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lbagent.host.lock import held
+from lbagent.state.lock import held
 from tests.test_docs import HERE, blocks
 from tests.traffic import load
 from tests.watching import watching

@@ -8,16 +8,15 @@ from typing import Any
 
 import pytest
 
-from lbagent import quarantine
-from lbagent.haproxy.stats import Said, Stats
-from lbagent.haproxy.text import Document
-from lbagent.membership import FAILED, LEFT, LOST, UNKNOWN, Member, Membership, Pause
-from lbagent.nodes import Node
+from lbagent.haproxy.config import Document
+from lbagent.haproxy.runtime.state import Said, Stats
+from lbagent.membership.model import FAILED, LEFT, LOST, UNKNOWN, Member, Membership, Pause
 from lbagent.outcome import Run
-from lbagent.report import Events, Failed, Report, Served, Sources, StatsSocket, report
-from lbagent.restore import rebuilt
-from lbagent.roles import Roles
-from lbagent.standing import Standing
+from lbagent.planning import quarantine
+from lbagent.planning.restore import rebuilt
+from lbagent.roles.model import Roles
+from lbagent.status.nodes import Node, Standing
+from lbagent.status.report import Events, Failed, Report, Served, Sources, StatsSocket, report
 from tests.building import NOW, dedent, known, member, planned, reading
 
 ROLES = reading("""

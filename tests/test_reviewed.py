@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lbagent.haproxy.text import Document
-from lbagent.membership import ALIVE, FAILED, LEFT, Membership
-from lbagent.plan import Rules
-from lbagent.restore import rebuilt
+from lbagent.haproxy.config import Document
+from lbagent.membership.model import ALIVE, FAILED, LEFT, Membership
+from lbagent.planning.plan import Rules
+from lbagent.planning.restore import rebuilt
 from tests.building import (
     NOW,
     expired,

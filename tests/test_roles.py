@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbagent.roles import PLACEHOLDERS, HaproxySettings, Missing, Pair, Role, Roles, Service, Template
+from lbagent.roles.model import PLACEHOLDERS, HaproxySettings, Missing, Pair, Role, Roles, Service, Template
 from tests.building import poisoned, reading
 
 VALUES = {"name": "web01", "role": "web", "interval": "60s"}

@@ -10,9 +10,9 @@ import jsonschema
 import pytest
 import yaml
 
-from lbagent import rolesfile
 from lbagent.errors import RolesRefused
-from lbagent.roleskeys import schema, schema_text
+from lbagent.roles import loader
+from lbagent.roles.keys import schema, schema_text
 from tests.test_roles_mistakes import BROKEN
 from tests.test_rolescache import TEXTS
 
@@ -70,7 +70,7 @@ def test_the_examples_are_valid(path: Path) -> None:
 )
 def test_what_is_refused_is_invalid(text: str) -> None:
     with pytest.raises(RolesRefused):
-        rolesfile.parse(text.encode(), "roles.yml")
+        loader.parse(text.encode(), "roles.yml")
 
     assert not valid(text)
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbagent.haproxy.text import Document
-from lbagent.plan import plan
-from lbagent.roles import Roles, Template
-from lbagent.rolescache import frozen, thawed
+from lbagent.haproxy.config import Document
+from lbagent.planning.plan import plan
+from lbagent.roles.cache import frozen, thawed
+from lbagent.roles.model import Roles, Template
 from tests.building import known, member, reading
 
 TEXTS = [

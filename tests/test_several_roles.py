@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from lbagent import restore, rolesfile, roll
-from lbagent.haproxy.text import Document
-from lbagent.membership import FAILED, Pause
-from lbagent.wishes import serving_ports
+from lbagent.haproxy.config import Document
+from lbagent.membership import lookup
+from lbagent.membership.model import FAILED, Pause
+from lbagent.planning import restore
+from lbagent.planning.desired import serving_ports
+from lbagent.roles import loader
 from tests.building import NOW, dedent, known, managed, member, planned, planning, reading
 from tests.stage import built
 from tests.world import LBAGENT, binaries
@@ -244,7 +246,7 @@ def test_a_pause_by_serfs_address_holds_for_a_node_that_is_reached_elsewhere() -
         member("old", "10.0.0.1", "web", {"ip": "192.168.7.6"}),
     )
 
-    assert roll.paused(nodes) == {"web01", "old"}
+    assert lookup.paused(nodes) == {"web01", "old"}
     assert managed(planned(TEXT, BY_TAG, nodes)) == [
         "# lbagent paused old 10.0.0.1 role=web",
         "# lbagent paused web01 10.0.0.1 role=web",
@@ -258,7 +260,7 @@ def test_two_nodes_that_claim_one_address_by_tag_get_one_line() -> None:
 
 
 def test_a_default_may_be_an_address() -> None:
-    roles = rolesfile.parse(
+    roles = loader.parse(
         b'services: {iis: {port: 80}}\nroles: {web: {lb: [iis], address: "{tag:ip|fd00::1}"}}\n', "roles.yml"
     )
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from lbagent.haproxy.text import Document
-from lbagent.membership import FAILED, Membership
-from lbagent.plan import Plan, Rules, plan
-from lbagent.serf.raw import Raw
+from lbagent.haproxy.config import Document
+from lbagent.membership.model import FAILED, Membership
+from lbagent.planning.plan import Plan, Rules, plan
+from lbagent.serf.raw_event import Raw
 from tests.building import folded, joining, known, managed, member, pausing, planned, planning, reading, saying, telling
 from tests.world import ROLES as WORLD_ROLES
 from tests.world import Lb

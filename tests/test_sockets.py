@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from lbagent.host.sockets import listeners, same
+from lbagent.system.sockets import listeners, same
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from pytest_mock import MockerFixture
 
-from lbagent.host.aside import KEPT as BAD_KEPT
-from lbagent.host.spool import Record, Spool
+from lbagent.state.spool import KEPT as BAD_KEPT
+from lbagent.state.spool import Record, Spool
 
 WRITER = """
 import sys
@@ -306,8 +306,8 @@ def test_writers_and_a_drainer_lose_nothing_and_fold_nothing_twice(spool: Spool,
 
 
 def test_a_flood_is_taken_in_portions_oldest_first(spool: Spool, mocker: MockerFixture) -> None:
-    mocker.patch("lbagent.host.spool.AT_ONCE", 4)
-    mocker.patch("lbagent.host.spool.BYTES_AT_ONCE", 2500)
+    mocker.patch("lbagent.state.spool.AT_ONCE", 4)
+    mocker.patch("lbagent.state.spool.BYTES_AT_ONCE", 2500)
     for number in range(1, 8):
         spool.put(bytes(1000 if number < 4 else 10))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import lbagent
-from lbagent.tuples import NamedTuple
+from lbagent.system.tuples import NamedTuple
 
 
 class Ours(NamedTuple):

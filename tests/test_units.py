@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lbagent.host import serfenv
+from lbagent.serf import agent as serf_agent
 from tests.split import laid_out
 from tests.world import LBAGENT
 
@@ -484,7 +484,7 @@ def test_serf_env_is_taken_up_where_the_environment_says_nothing(tmp_path: Path)
     )
     environ = {"SERF_RPC_ADDR": "127.0.0.1:2", "PATH": "/bin"}
 
-    serfenv.take_up(str(tmp_path), environ)
+    serf_agent.take_up(str(tmp_path), environ)
 
     assert environ == {"SERF_RPC_ADDR": "127.0.0.1:2", "SERF_RPC_AUTH": "a=b==", "PATH": "/bin"}
 
@@ -492,6 +492,6 @@ def test_serf_env_is_taken_up_where_the_environment_says_nothing(tmp_path: Path)
 def test_without_serf_env_nothing_is_added(tmp_path: Path) -> None:
     environ: dict[str, str] = {}
 
-    serfenv.take_up(str(tmp_path), environ)
+    serf_agent.take_up(str(tmp_path), environ)
 
     assert environ == {}

@@ -15,15 +15,16 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from lbagent import quarantine, sheet, view
-from lbagent.haproxy.stats import Said
-from lbagent.haproxy.text import Document
-from lbagent.last import Last
-from lbagent.membership import FAILED, Pause
+from lbagent.haproxy.config import Document
+from lbagent.haproxy.runtime.state import Said
+from lbagent.membership.model import FAILED, Pause
+from lbagent.membership.peers import Peer, Peers
+from lbagent.metrics import Last
 from lbagent.outcome import Run
-from lbagent.peers import Peer, Peers
-from lbagent.report import Events, Failed, Report, Served, Sources, StatsSocket, report
-from lbagent.states import State
+from lbagent.planning import quarantine
+from lbagent.status import render
+from lbagent.status.nodes import State
+from lbagent.status.report import Events, Failed, Report, Served, Sources, StatsSocket, report
 from tests.building import NOW, POISON, dedent, known, member, planned, reading
 from tests.test_report import keys
 
@@ -92,7 +93,7 @@ def shown(found: Report, width: int, *, color: bool = False, height: int = 100, 
     console = Console(
         file=file, width=width, height=height, force_terminal=color, color_system="standard" if color else None
     )
-    console.print(view.view(found, width, most))
+    console.print(render.view(found, width, most))
     return "\n".join(text.rstrip() for text in file.getvalue().split("\n"))
 
 
@@ -107,7 +108,7 @@ def test_every_state_is_documented() -> None:
 
 
 def test_every_column_is_documented() -> None:
-    assert [name for name in (*sheet.COLUMNS, "WHY") if f"\n| {name} |" not in PAGE] == []
+    assert [name for name in (*render.COLUMNS, "WHY") if f"\n| {name} |" not in PAGE] == []
 
 
 def test_every_key_of_the_json_object_is_documented_and_no_other() -> None:
@@ -223,7 +224,7 @@ def hostile(words: str) -> Report:
 @given(st.text() | st.lists(st.sampled_from([*POISON, "[bold]", "[/]", ":smile:", "[link=x]"])).map("".join))
 def test_nothing_foreign_is_obeyed_by_a_terminal_or_by_rich(words: str) -> None:
     found = hostile(words)
-    texts = [shown(found, 80), shown(found, 30), *sheet.plain(found)]
+    texts = [shown(found, 80), shown(found, 30), *render.plain(found)]
 
     assert {one for text in texts for one in text.replace("\n", "") if not one.isprintable()} == set()
     json.loads(json.dumps(found.as_json()))
@@ -247,7 +248,7 @@ def test_a_long_reason_is_cut_on_a_terminal_and_whole_elsewhere() -> None:
 
     assert shown(found, 1000).count("x") < 200
     assert shown(found, 1000).count("…") == 1
-    assert "\n".join(sheet.plain(found)).count("x" * 300) == 1
+    assert "\n".join(render.plain(found)).count("x" * 300) == 1
 
 
 def test_a_terminal_that_is_too_low_shows_first_who_is_not_simply_in() -> None:
@@ -259,7 +260,7 @@ def test_a_terminal_that_is_too_low_shows_first_who_is_not_simply_in() -> None:
     file = io.StringIO()
     console = Console(file=file, width=80, height=14)
 
-    console.print(view.fitted(found, console))
+    console.print(render.fitted(found, console))
 
     lines = file.getvalue().split("\n")
     assert len(lines) - 1 <= 14
@@ -277,7 +278,7 @@ def test_who_is_of_other_roles_is_counted_on_a_terminal_and_listed_elsewhere() -
         "elsewhere  512 nodes whose role roles.yml does not have: 500 spark, 2 vpn, 1 wbe, 1 without a role, 1 role0,"
         " 1 role1, 1 role2, 1 role3, 1 role4, 1 role5 and 2 more roles"
     )
-    assert len(sheet.plain(found)) > len(found.as_json()["nodes"]) == 512
+    assert len(render.plain(found)) > len(found.as_json()["nodes"]) == 512
 
 
 # --- without one -------------------------------------------------------------------------------------------------
@@ -285,7 +286,7 @@ def test_who_is_of_other_roles_is_counted_on_a_terminal_and_listed_elsewhere() -
 
 def test_without_a_terminal_each_node_is_one_line() -> None:
     assert (
-        sheet.plain(example())
+        render.plain(example())
         == dedent("""
         quarantine: web04: REFUSED (for 3m)
 
@@ -316,4 +317,4 @@ def test_without_a_terminal_each_node_is_one_line() -> None:
     [(-5, "0s"), (0, "0s"), (119, "119s"), (120, "2m"), (7199, "119m"), (7200, "2h"), (172799, "47h"), (172800, "2d")],
 )
 def test_an_age_is_short(seconds: int, told: str) -> None:
-    assert sheet.age(seconds) == told
+    assert render.age(seconds) == told

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lbagent.haproxy.text import Document
+from lbagent.haproxy.config import Document
 from tests.pair import HANDLER
 from tests.watching import watching
 from tests.world import PATIENCE, RELOADING, Haproxy, Lb, SerfAgent, eventually, member

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from lbagent.host import attention
-from lbagent.host.attention import Attention
-from lbagent.host.lock import locked
-from lbagent.host.log import Log
-from lbagent.host.spool import Mark, Spool
+from lbagent.daemon import file_watcher
+from lbagent.daemon.daemon import _Watch
+from lbagent.daemon.file_watcher import Attention
 from lbagent.settings import Settings
-from lbagent.watch import _Watch
+from lbagent.state.lock import locked
+from lbagent.state.spool import Mark, Spool
+from lbagent.system.log import Log
 from tests.faults import instead_of_haproxy
 from tests.watching import watching
 from tests.world import RELOADING, Haproxy, Lb, SerfAgent, eventually, member
@@ -176,7 +176,7 @@ def test_without_inotify_it_looks_each_second(lb: Lb, monkeypatch: pytest.Monkey
     def none_left() -> None:
         raise OSError(24, "inotify instance limit reached")
 
-    monkeypatch.setattr(attention, "Observer", none_left)
+    monkeypatch.setattr(file_watcher, "Observer", none_left)
     with Attention() as listening:
         listening.watch([str(lb.state)])
         assert not listening.wait(0.01)

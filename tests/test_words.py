@@ -17,12 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lbagent.errors import Refused
-from lbagent.haproxy import roster
-from lbagent.haproxy.conditions import decided
-from lbagent.haproxy.environment import Environment
-from lbagent.haproxy.lines import Template
-from lbagent.haproxy.text import Document
-from lbagent.haproxy.words import cut
+from lbagent.haproxy import config as haproxy_config
+from lbagent.haproxy.config import Document, Template
+from lbagent.haproxy.reader import decided
+from lbagent.haproxy.words import Environment, cut
 from tests.building import known, member, planning, reading
 from tests.world import binaries, eventually
 
@@ -439,5 +437,5 @@ def test_servers_of_an_unread_branch_are_not_spoken_of() -> None:
     text += f".if feature(X)\nbackend e\n{line}.endif\n"
     document = Document([("x", text)])
 
-    assert list(roster.standing(document)) == [("d", "web01")]
-    assert list(roster.doubtful(document)) == [("e", "web01")]
+    assert list(haproxy_config.standing(document)) == [("d", "web01")]
+    assert list(haproxy_config.doubtful(document)) == [("e", "web01")]

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Self, TypeVar
 
-from lbagent import memory
+from lbagent.membership import storage
 
 Value = TypeVar("Value")
 
@@ -348,7 +348,7 @@ class Lb:
     def members(self) -> dict[str, dict[str, Any]]:
         """What members.json holds, by name: address, role, tags, status, pause and so on; empty while there is none."""
         path = self.state / "members.json"
-        found = memory.load(path.read_bytes()).members if path.exists() else {}
+        found = storage.load(path.read_bytes()).members if path.exists() else {}
         return {name: one._asdict() for name, one in found.items()}
 
     def served(self) -> dict[str, Any] | None:

@@ -7,12 +7,12 @@ import stat
 import time
 from collections.abc import Iterator
 
-from lbagent.checks.access import Account, may
-from lbagent.doctor.finding import AS_SERF, Finding, Kind, error, ok, unseen, warning
-from lbagent.host.lock import held
-from lbagent.host.paths import Paths
-from lbagent.host.store import Store
-from lbagent.last import Last
+from lbagent.checks.files import Account, may
+from lbagent.checks.finding import AS_SERF, Finding, Kind, error, ok, unseen, warning
+from lbagent.metrics import Last
+from lbagent.state.lock import held
+from lbagent.state.paths import Paths
+from lbagent.state.store import Store
 
 SYNC_LATE = 300
 """Seconds after which a daemon that syncs every minute must have synced."""

@@ -9,18 +9,19 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from lbagent import quarantine, scene
-from lbagent.engine import Engine
 from lbagent.errors import UsageError
-from lbagent.haproxy.text import Document, Edit
-from lbagent.host import files
-from lbagent.host.log import Log
-from lbagent.host.paths import Paths
-from lbagent.membership import Membership
-from lbagent.plan import Rules, plan
-from lbagent.roles import Roles
-from lbagent.scene import Scene
+from lbagent.haproxy import config_files
+from lbagent.haproxy.config import Document, Edit
+from lbagent.haproxy.config_files import Scene
+from lbagent.membership.model import Membership
+from lbagent.planning import quarantine
+from lbagent.planning.plan import Rules, plan
+from lbagent.roles.model import Roles
+from lbagent.run.engine import Engine
 from lbagent.settings import Settings
+from lbagent.state import files
+from lbagent.state.paths import Paths
+from lbagent.system.log import Log
 
 STDIN = "-"
 
@@ -41,7 +42,7 @@ def render(path: str | None) -> Callable[[Settings, Log], int]:
         wanted = plan(seeded, roles, membership, Rules(kept=kept))
         for note in wanted.notes:
             log.warning(note)
-        sys.stdout.buffer.write(scene.encoded(wanted.after[at]))
+        sys.stdout.buffer.write(config_files.encoded(wanted.after[at]))
         sys.stdout.buffer.flush()
         return 0
 
@@ -55,7 +56,7 @@ _Template = Sequence[tuple[str, str]]
 def _look(roles: Roles, *, needed: bool) -> Scene | None:
     """The live haproxy.cfg; None before its first deployment. Raises OSError where it is `needed`."""
     try:
-        return scene.look(roles.haproxy)
+        return config_files.look(roles.haproxy)
     except FileNotFoundError:
         if needed:
             raise
@@ -64,7 +65,7 @@ def _look(roles: Roles, *, needed: bool) -> Scene | None:
 
 def _template(path: str | None, roles: Roles, live: Scene | None) -> tuple[_Template, int]:
     """The template among the other files of haproxy.cfg, and its number there. Raises UsageError, OSError."""
-    there = [(target.given, scene.decoded(target.content)) for target in live.targets] if live else []
+    there = [(target.given, config_files.decoded(target.content)) for target in live.targets] if live else []
     if path is None:
         if len(there) != 1:
             raise UsageError(
@@ -72,7 +73,7 @@ def _template(path: str | None, roles: Roles, live: Scene | None) -> tuple[_Temp
             )
         return there, 0
     content = sys.stdin.buffer.read() if path == STDIN else files.read(path).content
-    text = scene.decoded(content)
+    text = config_files.decoded(content)
     number = _number(path, [name for name, _ in there])
     if number is None:
         return [("stdin" if path == STDIN else path, text)], 0

@@ -7,10 +7,11 @@ import signal
 from collections.abc import Sequence
 
 from lbagent.errors import TryAgain
-from lbagent.haproxy import runtime
-from lbagent.host import foreign, processes
-from lbagent.host.processes import Process
-from lbagent.tuples import NamedTuple
+from lbagent.haproxy.runtime import socket
+from lbagent.state import untrusted_files
+from lbagent.system import processes
+from lbagent.system.processes import Process
+from lbagent.system.tuples import NamedTuple
 
 _WITH_VALUE = frozenset(("-C", "-L", "-N", "-S", "-f", "-m", "-n", "-p", "-x"))
 """The options of haproxy that take the next word."""
@@ -102,7 +103,7 @@ def shown_not_to_run(config: Sequence[str], settings: Sequence[Sequence[str]]) -
     named = processes.process(pid) if pid else None
     if named is not None and named.alive and named.program.startswith("haproxy") and not _is_stranger(named, config):
         return False
-    return not any(_answers(address) for address in runtime.sockets(settings))
+    return not any(_answers(address) for address in socket.sockets(settings))
 
 
 def config_files(argv: Sequence[str]) -> list[str]:
@@ -197,9 +198,9 @@ def _choose(found: list[Running], settings: Sequence[Sequence[str]]) -> Running:
 
 def _witnesses(found: list[Running], settings: Sequence[Sequence[str]]) -> list[int]:
     pids = [_pidfile(settings), *(_pidfile([["pidfile", _after(one.main.argv, "-p")]]) for one in found)]
-    for address in runtime.sockets(settings):
+    for address in socket.sockets(settings):
         try:
-            pids.append(runtime.worker_pid(address))
+            pids.append(socket.worker_pid(address))
         except OSError:
             continue
     return [pid for pid in pids if pid]
@@ -212,7 +213,7 @@ def _after(argv: Sequence[str], option: str) -> str:
 def _pidfile(settings: Sequence[Sequence[str]]) -> int | None:
     path = next((words[1] for words in settings if words[0] == "pidfile" and len(words) > 1), "")
     try:
-        text = foreign.read(path, 64).content.split()
+        text = untrusted_files.read(path, 64).content.split()
     except OSError:
         return None
     return int(text[0]) if text and text[0].isdigit() else None
@@ -220,7 +221,7 @@ def _pidfile(settings: Sequence[Sequence[str]]) -> int | None:
 
 def _answers(address: str) -> bool:
     try:
-        runtime.ask(address, "show info", 1.0)
+        socket.ask(address, "show info", 1.0)
     except (ConnectionRefusedError, FileNotFoundError):
         return False
     except OSError:

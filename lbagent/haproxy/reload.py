@@ -15,12 +15,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from lbagent.errors import LbagentError, TryAgain
-from lbagent.haproxy import acceptance, process, runtime
+from lbagent.haproxy import process, validation
 from lbagent.haproxy.process import Running, Worker
-from lbagent.host import commands, processes
-from lbagent.host.processes import Process
-from lbagent.roles import HaproxySettings
-from lbagent.tuples import NamedTuple
+from lbagent.haproxy.runtime import socket
+from lbagent.haproxy.runtime import socket as runtime_socket
+from lbagent.roles.model import HaproxySettings
+from lbagent.system import processes, subprocess
+from lbagent.system.processes import Process
+from lbagent.system.tuples import NamedTuple
 
 Lines = Sequence[Sequence[str]]
 """The words of each line of `global`."""
@@ -140,7 +142,7 @@ class Reload:
         """
         for address in master_cli(master):
             try:
-                answer, cut = runtime.heard(address, "reload", self._settings.timeout)
+                answer, cut = runtime_socket.heard(address, "reload", self._settings.timeout)
             except (FileNotFoundError, PermissionError):
                 continue
             except ConnectionRefusedError:
@@ -160,13 +162,13 @@ class Reload:
     def _run(self, argv: Sequence[str], running: Running | None = None) -> None:
         cwd = running.main.cwd if running else None
         try:
-            result = commands.run(argv, self._settings.timeout, cwd=cwd, environ=acceptance.environ(running))
+            result = subprocess.run(argv, self._settings.timeout, cwd=cwd, environ=validation.environ(running))
         except OSError as error:
             raise ReloadFailed(f"{argv[0]} cannot be run: {error.strerror}") from error
         if result.status is None:
             raise TryAgain(result.words)
         if not result.good:
-            raise ReloadFailed(f"{' '.join(argv)} {result.ending}: {acceptance.reason(result.words)}")
+            raise ReloadFailed(f"{' '.join(argv)} {result.ending}: {validation.reason(result.words)}")
 
     def _new_worker(self, old: Running | None, before: Master | None, answering: int | None) -> Worker | None:
         """The worker that this reload has brought, once it serves. Raises ReloadFailed."""
@@ -216,9 +218,9 @@ class Reload:
 
     def _confirm(self, worker: Process) -> Worker | None:
         """The worker where it serves: it answers on the stats socket, or lives on where there is none."""
-        for address in runtime.sockets(self._lines):
+        for address in runtime_socket.sockets(self._lines):
             try:
-                return Worker(*worker.named) if runtime.worker_pid(address, _ASK) == worker.inner_pid else None
+                return Worker(*worker.named) if runtime_socket.worker_pid(address, _ASK) == worker.inner_pid else None
             except (FileNotFoundError, ConnectionRefusedError, PermissionError):
                 continue
             except OSError:
@@ -227,9 +229,9 @@ class Reload:
         return Worker(*worker.named) if Worker(*worker.named).alive and process.is_up(worker) else None
 
     def _answering_pid(self) -> int | None:
-        for address in runtime.sockets(self._lines):
+        for address in runtime_socket.sockets(self._lines):
             with contextlib.suppress(OSError):
-                return runtime.worker_pid(address)
+                return runtime_socket.worker_pid(address)
         return None
 
     def _is_gone(self) -> bool:
@@ -237,7 +239,7 @@ class Reload:
 
     def _failure(self, master: Process | None) -> str:
         """The sentence for a reload that failed, with HAProxy's own reason where that can be found."""
-        reason = acceptance.alert(self._answer)
+        reason = validation.alert(self._answer)
         if not reason and master is not None:
             reason = next(filter(None, (find() for find in self._reasons(master))), "")
         hint = "HAProxy's log has the reason; a port in use passes `haproxy -c`"
@@ -245,9 +247,9 @@ class Reload:
 
     def _reasons(self, master: Process) -> Iterable[Callable[[], str]]:
         """Where HAProxy's reason may be found, best first."""
-        yield lambda: acceptance.alert(_startup_logs(master))
-        yield lambda: acceptance.alert(_tail(self._log))
-        yield lambda: acceptance.alert(_journal(master))
+        yield lambda: validation.alert(_startup_logs(master))
+        yield lambda: validation.alert(_tail(self._log))
+        yield lambda: validation.alert(_journal(master))
         yield lambda: _port_in_use(self._settings.config, master)
 
 
@@ -289,7 +291,7 @@ def _listens(address: str) -> bool:
     deadline = time.monotonic() + _ASK
     while time.monotonic() < deadline:
         try:
-            runtime.ask(address, "show proc", _ASK)
+            runtime_socket.ask(address, "show proc", _ASK)
         except ConnectionRefusedError:
             time.sleep(_POLL)
         except OSError:
@@ -303,7 +305,7 @@ def _startup_logs(master: Process) -> str:
     """What the last reload has logged, by the master CLI of HAProxy 2.7 and later."""
     for address in master_cli(master):
         with contextlib.suppress(OSError):
-            return runtime.ask(address, "show startup-logs", _ASK)
+            return runtime_socket.ask(address, "show startup-logs", _ASK)
     return ""
 
 
@@ -334,7 +336,7 @@ def _journal(master: Process) -> str:
         return ""
     argv = ("journalctl", "--quiet", "--output=cat", "--lines=50", "--since=-15s", f"--unit={master.unit}")
     try:
-        return commands.run(argv, 5 * _ASK).words
+        return subprocess.run(argv, 5 * _ASK).words
     except OSError:
         return ""
 
@@ -423,3 +425,43 @@ def _without_handover(argv: Sequence[str]) -> list[str]:
         elif not skipping:
             kept.append(word)
     return kept
+
+
+# --- peers -----------------------------------------------------------------------------------------------
+
+LONGEST = 12
+"""Seconds of a worker's life after which nobody waits for it any more."""
+
+_SECTION = re.compile(r"^0x\S+: .*\bdisabled=0 flags=0x([0-9a-f]+) ", re.MULTILINE)
+_ALL_ASKED = 0b11
+"""Of the flags: neither a worker before this one nor another load balancer is still to be asked."""
+
+_PEERS_ASK, _PEERS_POLL = 1.0, 0.05
+
+
+def waited_for(settings: Sequence[Sequence[str]]) -> bool:
+    """Wait until the worker can hand its tables over; whether there was anything to wait for.
+
+    `settings` is its `global`; who has no stats socket, or has lived for LONGEST, is not waited for.
+    """
+    for address in socket.sockets(settings):
+        waited = False
+        try:
+            while _young(address) and learning(socket.ask(address, "show peers", _PEERS_ASK)):
+                waited = True
+                time.sleep(_PEERS_POLL)
+        except OSError:
+            if not waited:
+                continue
+        return waited
+    return False
+
+
+def learning(answer: str) -> bool:
+    """Whether `show peers` tells of a section that is still being learned."""
+    return any(int(flags, 16) & _ALL_ASKED != _ALL_ASKED for flags in _SECTION.findall(answer))
+
+
+def _young(address: str) -> bool:
+    uptime = socket.facts(socket.ask(address, "show info", _PEERS_ASK)).get("Uptime_sec", "")
+    return uptime.isdigit() and int(uptime) < LONGEST

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from lbagent.haproxy.lines import HandWritten, Line
-from lbagent.haproxy.stats import Stats
-from lbagent.haproxy.text import Document, Proxy
-from lbagent.membership import ALIVE, Membership
-from lbagent.place import Place
-from lbagent.roles import Roles
-from lbagent.roll import paused
-from lbagent.tuples import NamedTuple
+from lbagent.haproxy.config import Document, HandWritten, Line, Proxy
+from lbagent.haproxy.runtime.state import Stats
+from lbagent.membership.lookup import paused
+from lbagent.membership.model import ALIVE, Membership
+from lbagent.planning.proxy import Place
+from lbagent.roles.model import Roles
+from lbagent.system.tuples import NamedTuple
 
 WORDS = "no other server of "
 """How an answer begins to say that it took the last server of a service."""
