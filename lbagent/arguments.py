@@ -14,8 +14,8 @@ from lbagent import errors
 from lbagent.commands import pause, plan_apply_sync, status
 from lbagent.commands.handle import handle
 from lbagent.errors import INTERRUPTED, LbagentError, UsageError
-from lbagent.outcome import Held, Outcome, Verdict
-from lbagent.settings import DEFAULT_ROLES, DEFAULT_STATE_DIR, Settings, settled
+from lbagent.outcome import BlockedRemoval, Outcome, Verdict
+from lbagent.settings import DEFAULT_ROLES, DEFAULT_STATE_DIR, Settings, load_settings
 from lbagent.system.log import Log
 
 # --- helptext --------------------------------------------------------------------------------------------
@@ -54,7 +54,7 @@ class Help(argparse.HelpFormatter):
 
 def exit_statuses() -> dict[int, str]:
     """What each exit status means."""
-    held = Outcome(Verdict.UNCHANGED, held=(Held(1, ""),)).exit_status
+    held = Outcome(Verdict.UNCHANGED, blocked=(BlockedRemoval(1, ""),)).exit_status
     found = {0: ["done, or nothing to do"], held: ["the guard held removals back; the rest is done"]}
     found[INTERRUPTED] = ["interrupted; the next run goes on from there"]
     for kind in _kinds(LbagentError):
@@ -122,7 +122,7 @@ def parsed(words: list[str], environ: Mapping[str, str]) -> tuple[Settings, Call
         options = sorted({*used.option_names, *parser.option_names})
         hint = _suggestion(unknown[0], options) if unknown[0].startswith("-") else ""
         used.error(f"{unknown[0][:40]!r} is not an option or argument of `{used.prog}`{hint}")
-    return settled(environ, found.roles, found.state_dir, verbose=found.verbose), found.verb(found)
+    return load_settings(environ, found.roles, found.state_dir, verbose=found.verbose), found.verb(found)
 
 
 def _suggestion(word: str, known: Iterable[str]) -> str:

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Callable
 
 from lbagent.errors import INTERRUPTED, LbagentError
-from lbagent.settings import Settings, of_handler
-from lbagent.system.log import Log, sentences, told
+from lbagent.settings import Settings, load_handler_settings
+from lbagent.system.log import Log, sentences, format_error
 
 Verb = Callable[[Settings, Log], int]
 
@@ -44,7 +44,7 @@ def _open_what_is_closed() -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run one verb and return its exit status; what a user did wrong is one line, never a traceback."""
     words = sys.argv[1:] if argv is None else argv
-    settings = of_handler(words, os.environ)
+    settings = load_handler_settings(words, os.environ)
     if settings is not None:
         from lbagent.commands.handle import handle  # noqa: PLC0415  # each verb loads what it needs
 
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"lbagent: {error}", file=sys.stderr)
         return error.exit_status
     except OSError as error:  # of --help and --version, onto a full disk
-        print(f"lbagent: {told(error)}", file=sys.stderr)
+        print(f"lbagent: {format_error(error)}", file=sys.stderr)
         return 1
     from lbagent.serf import agent  # noqa: PLC0415
     from lbagent.settings import DEFAULT_ROLES  # noqa: PLC0415
@@ -82,7 +82,7 @@ def _ended(settings: Settings, verb: Verb) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except OSError as error:
-        log.error(told(error))
+        log.error(format_error(error))
         return 1
     except KeyboardInterrupt:
         log.error("interrupted: the next run goes on from here")

@@ -75,7 +75,7 @@ class Refused(LbagentError):
     outcome = "refused"
 
 
-class PutBack(LbagentError):
+class RolledBack(LbagentError):
     """HAProxy did not take the change over; the previous managed lines are back."""
 
     exit_status = 5
@@ -83,7 +83,7 @@ class PutBack(LbagentError):
     outcome = "put back"
 
 
-class NotYet(PutBack):
+class ReloadPostponed(RolledBack):
     """A reload that failed waits for its time, or for haproxy.cfg or roles.yml to change."""
 
 

@@ -67,7 +67,7 @@ def canonical_address(text: str) -> str | None:
     return str(address.ipv4_mapped or address)
 
 
-def refusal(address: str, networks: Sequence[str] = ()) -> str | None:
+def explain_refused_address(address: str, networks: Sequence[str] = ()) -> str | None:
     """Why a canonical `address` may not be written, given a role's `networks`; None where it may."""
     if not networks and ":" not in address and not address.startswith(_CAREFUL):
         return None
@@ -88,7 +88,7 @@ def role_names(tag: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for one in tag.split(",") if (name := one.strip(" "))))
 
 
-def printable(words: str) -> str:
+def make_printable(words: str) -> str:
     """The words with nothing in them that a terminal obeys: what is not printable, a line's end too, is a `?`."""
     return words if words.isprintable() else "".join(one if one.isprintable() else "?" for one in words)
 
@@ -98,25 +98,25 @@ def brief(words: str, limit: int = 500) -> str:
     return words if len(words) <= limit else f"{words[: limit - 2]} …"
 
 
-def counted(count: int, noun: str) -> str:
+def format_count(count: int, noun: str) -> str:
     """A number with its noun."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def natural(name: str) -> tuple[list[str | int], str]:
+def natural_key(name: str) -> tuple[list[str | int], str]:
     """Sort key under which web2 comes before web10."""
     parts: list[str | int] = list(_DIGITS.split(name))
     parts[1::2] = map(int, parts[1::2])
     return parts, name
 
 
-def certainly_allowed(addresses: Collection[str]) -> bool:
+def are_plainly_allowed(addresses: Collection[str]) -> bool:
     """Whether `refusal` would let every one of these pass where a role names no networks; thousands at a time."""
     text = "\n".join(["", *addresses])
     return ":" not in text and _DOUBTFUL.search(text) is None
 
 
-def in_order(names: Collection[str]) -> list[str]:
+def sort_names(names: Collection[str]) -> list[str]:
     """The names in natural order."""
     # Names of one shape (web00, web07, web12) are in natural order where they are in plain order, which is
     # ten times as fast to find; and of most shapes, all of one come before all of the other.
@@ -127,10 +127,10 @@ def in_order(names: Collection[str]) -> list[str]:
     for name, shape in zip(names, shape_of, strict=True):
         shapes.setdefault(shape, []).append(name)
     groups = [sorted(group) for group in shapes.values()]
-    groups.sort(key=lambda group: natural(group[0]))
-    if all(natural(one[-1]) < natural(other[0]) for one, other in pairwise(groups)):
+    groups.sort(key=lambda group: natural_key(group[0]))
+    if all(natural_key(one[-1]) < natural_key(other[0]) for one, other in pairwise(groups)):
         return [name for group in groups for name in group]
-    return sorted(names, key=natural)
+    return sorted(names, key=natural_key)
 
 
 def _kind_v4(address: str) -> str | None:

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from lbagent.haproxy.config import Document
 from lbagent.membership import lookup
 from lbagent.membership.model import ALIVE, Member, Membership, Pause, Quarantine
-from lbagent.membership.updates import Folded, fold
-from lbagent.planning.plan import Plan, Rules, plan
+from lbagent.membership.updates import UpdateResult, apply_events
+from lbagent.planning.plan import Plan, PlanOptions, make_plan
 from lbagent.roles import loader
 from lbagent.roles.model import Roles
-from lbagent.serf.events import parse
-from lbagent.serf.raw_event import Raw
+from lbagent.serf.events import parse_event
+from lbagent.serf.raw_event import RawEvent
 
 NOW = 1_700_000_000
 """Epoch seconds at which everything in the tests happens, unless said otherwise."""
@@ -68,7 +68,7 @@ def dedent(text: str) -> str:
 
 def reading(text: str) -> Roles:
     """The roles of a roles.yml."""
-    return loader.parse(dedent(text).encode(), "roles.yml")
+    return loader.parse_roles(dedent(text).encode(), "roles.yml")
 
 
 def member(  # the fields of a member
@@ -94,12 +94,12 @@ def known(*members: Member) -> Membership:
     return Membership({one.name: one for one in members})
 
 
-def planning(text: str, roles: Roles, membership: Membership, rules: Rules | None = None) -> Plan:
+def planning(text: str, roles: Roles, membership: Membership, rules: PlanOptions | None = None) -> Plan:
     """The plan for one haproxy.cfg."""
-    return plan(Document([("haproxy.cfg", text)]), roles, membership, rules or Rules())
+    return make_plan(Document([("haproxy.cfg", text)]), roles, membership, rules or PlanOptions())
 
 
-def planned(text: str, roles: Roles, membership: Membership, rules: Rules | None = None) -> str:
+def planned(text: str, roles: Roles, membership: Membership, rules: PlanOptions | None = None) -> str:
     """haproxy.cfg after the plan."""
     (after,) = planning(text, roles, membership, rules).after
     return after
@@ -115,28 +115,28 @@ def outside(text: str) -> list[str]:
     return [line for line in text.split("\n") if not MANAGED.fullmatch(line)]
 
 
-def telling(kind: str, *lines: str, identity: str = "a", at: int = NOW, self_name: str = "lb01") -> Raw:
+def telling(kind: str, *lines: str, identity: str = "a", at: int = NOW, self_name: str = "lb01") -> RawEvent:
     """A member event with these lines."""
     payload = "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")
-    return Raw(identity, at * 1000, kind, "", None, self_name, payload)
+    return RawEvent(identity, at * 1000, kind, "", None, self_name, payload)
 
 
-def joining(*lines: str) -> Raw:
+def joining(*lines: str) -> RawEvent:
     """A member-join."""
     return telling("member-join", *lines)
 
 
-def saying(verb: str, payload: str, ltime: int | None = None, clock: str = "user", at: int = NOW) -> Raw:
+def saying(verb: str, payload: str, ltime: int | None = None, clock: str = "user", at: int = NOW) -> RawEvent:
     """A pause or resume."""
-    return Raw("a", at * 1000, clock, verb, ltime, "lb01", payload.encode("utf-8", "surrogateescape"))
+    return RawEvent("a", at * 1000, clock, verb, ltime, "lb01", payload.encode("utf-8", "surrogateescape"))
 
 
-def folding(membership: Membership, *raws: Raw, clocks: Mapping[str, int] | None = None) -> Folded:
+def folding(membership: Membership, *raws: RawEvent, clocks: Mapping[str, int] | None = None) -> UpdateResult:
     """What comes of events."""
-    return fold(membership, [(raw._replace(id=f"{at}"), parse(raw)) for at, raw in enumerate(raws)], clocks or {})
+    return apply_events(membership, [(raw._replace(id=f"{at}"), parse_event(raw)) for at, raw in enumerate(raws)], clocks or {})
 
 
-def folded(membership: Membership, *raws: Raw, clocks: Mapping[str, int] | None = None) -> Membership:
+def folded(membership: Membership, *raws: RawEvent, clocks: Mapping[str, int] | None = None) -> Membership:
     """Membership after events."""
     return folding(membership, *raws, clocks=clocks).membership
 
@@ -148,14 +148,14 @@ def shuffled(membership: Membership, order: Iterable[str]) -> Membership:
 
 def paused(membership: Membership) -> list[str]:
     """Who is out of balancing."""
-    return sorted(lookup.paused(membership))
+    return sorted(lookup.find_paused(membership))
 
 
 def found(membership: Membership, name: str, address: str | None = None) -> Member | None:
     """Who is meant."""
-    return lookup.find(membership.members, name, address)
+    return lookup.find_member(membership.members, name, address)
 
 
 def expired(membership: Membership, now: int) -> Membership:
     """Membership without what has run out."""
-    return lookup.expired(membership, now)
+    return lookup.drop_expired(membership, now)

@@ -30,7 +30,7 @@ from lbagent.roles import loader
 from lbagent.run import queue
 from lbagent.run import sync as run_sync
 from lbagent.run.engine import Engine
-from lbagent.run.transaction import Options
+from lbagent.run.transaction import RunOptions
 from lbagent.serf import agent
 from lbagent.settings import Settings
 from lbagent.state.paths import Paths
@@ -221,12 +221,12 @@ class Lab:
 
     def run(self) -> None:
         """A run of what is known."""
-        self.guarded(lambda: Engine(Paths(str(self.state)), str(self.roles), self.log).run(Options()))
+        self.guarded(lambda: Engine(Paths(str(self.state)), str(self.roles), self.log).run(RunOptions()))
 
     def sync(self) -> None:
         """A sync with what the `serf` program says."""
         engine = Engine(Paths(str(self.state)), str(self.roles), self.log)
-        self.guarded(lambda: engine.run(Options(), run_sync.truth(engine, self.log, lambda _: None, force=False)))
+        self.guarded(lambda: engine.run(RunOptions(), run_sync.prepare_sync(engine, self.log, lambda _: None, force=False)))
 
     def guarded(self, act: Callable[[], object]) -> None:
         """Do it, and look at what it did."""
@@ -426,7 +426,7 @@ class Lab:
 
     def stay_in_the_folder(self) -> None:
         """A roles.yml may name another haproxy.cfg: it must not be one of this machine."""
-        if loader.parse(self.roles.read_bytes(), "roles.yml").haproxy.config != (str(self.cfg),):
+        if loader.parse_roles(self.roles.read_bytes(), "roles.yml").haproxy.config != (str(self.cfg),):
             self.roles.write_text(self.good_roles)
 
     def one_haproxy_cfg(self) -> None:

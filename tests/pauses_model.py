@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 from lbagent.haproxy.config import Document
 from lbagent.membership import lookup, pause_reports, sync
 from lbagent.membership.model import Membership
-from lbagent.membership.updates import fold
+from lbagent.membership.updates import apply_events
 from lbagent.planning import restore
-from lbagent.planning.plan import Rules, plan
-from lbagent.serf.events import parse
-from lbagent.serf.member_list import Listed, Listing
-from lbagent.serf.raw_event import Raw
+from lbagent.planning.plan import PlanOptions, make_plan
+from lbagent.serf.events import parse_event
+from lbagent.serf.member_list import ListedMember, MemberList
+from lbagent.serf.raw_event import RawEvent
 from tests.building import reading
 
 CONFIG = "backend farm\n    # additional-lb-iis-server\n"
@@ -190,7 +190,7 @@ class Model:
 # --- a load balancer ----------------------------------------------------------------------------------------------
 
 
-Sent = tuple[Raw, tuple[str, float | None, int | None]]
+Sent = tuple[RawEvent, tuple[str, float | None, int | None]]
 """An event, and of a command, for the model: its node, the moment it names as its end, and the seconds it names."""
 
 
@@ -203,7 +203,7 @@ class Balancer:
     text: str = CONFIG
     model: Model = field(default_factory=Model)
     up: bool = True
-    members: list[Raw] = field(default_factory=list)
+    members: list[RawEvent] = field(default_factory=list)
     """Member events under way to it, in order."""
     commands: list[Sent] = field(default_factory=list)
     """User events and queries under way to it."""
@@ -213,22 +213,22 @@ class Balancer:
     """LTimes of user events, and when they arrived."""
     typed: int = 0
 
-    def folds(self, batch: list[Raw | Sent], now: int) -> None:
+    def folds(self, batch: list[RawEvent | Sent], now: int) -> None:
         """Take a batch of events, as lbagent and as the model."""
         raws = []
         for number, one in enumerate(batch):
-            raw = one[0] if isinstance(one[0], Raw) else one
-            assert isinstance(raw, Raw)
+            raw = one[0] if isinstance(one[0], RawEvent) else one
+            assert isinstance(raw, RawEvent)
             raw = raw._replace(id=f"{now}.{number}", at=now * 1000, self_name=self.name)
             raws.append(raw)
-            if isinstance(one[0], Raw):
+            if isinstance(one[0], RawEvent):
                 self._model_command(raw, one[1], now)
             else:
                 self._model_members(raw)
-        self.membership = fold(self.membership, [(raw, parse(raw)) for raw in raws], {}).membership
+        self.membership = apply_events(self.membership, [(raw, parse_event(raw)) for raw in raws], {}).membership
         self.applies(now)
 
-    def _model_members(self, raw: Raw) -> None:
+    def _model_members(self, raw: RawEvent) -> None:
         for line in raw.payload.decode().splitlines():
             node, address, *_ = line.split("\t")
             if raw.kind in ("member-join", "member-update", "member-failed"):
@@ -236,7 +236,7 @@ class Balancer:
             else:
                 self.model.leaves(node)
 
-    def _model_command(self, raw: Raw, meant: tuple[str, float | None, int | None], now: int) -> None:
+    def _model_command(self, raw: RawEvent, meant: tuple[str, float | None, int | None], now: int) -> None:
         node, until, lasting = meant
         if until is not None and until <= now and raw.kind != "user":
             return  # refused
@@ -254,13 +254,13 @@ class Balancer:
 
     def applies(self, now: int, *, force: bool = False) -> None:
         """Have haproxy.cfg follow."""
-        self.membership = lookup.expired(self.membership, now)
+        self.membership = lookup.drop_expired(self.membership, now)
         document = Document([("haproxy.cfg", self.text)])
-        (self.text,) = plan(document, ROLES, self.membership, Rules(force=force)).after
+        (self.text,) = make_plan(document, ROLES, self.membership, PlanOptions(force=force)).after
 
     def loses_all(self, now: int) -> None:
         """Lose members.json: what remains is haproxy.cfg."""
-        self.membership = restore.rebuilt(Document([("haproxy.cfg", self.text)]), ROLES, now)
+        self.membership = restore.rebuild_membership(Document([("haproxy.cfg", self.text)]), ROLES, now)
         self.heard_at, self.typed = [], self.typed
         words = [line.split() for line in self.text.splitlines() if "# lbagent " in line]
         comments = {word[3]: word[4] for word in words if word[0] == "#"}
@@ -271,16 +271,16 @@ class Balancer:
 
     def out(self) -> set[str]:
         """The nodes that are present and out of balancing."""
-        return {name for name in lookup.paused(self.membership) if self.membership.members[name].present}
+        return {name for name in lookup.find_paused(self.membership) if self.membership.members[name].present}
 
     def learns(self, other: Balancer, clocks: dict[str, int], now: int) -> None:
         """Take what the other tells."""
         after = ""
         while True:
-            page = pause_reports.read(pause_reports.page(other.membership, after, ROOM, now))
+            page = pause_reports.parse_page(pause_reports.format_page(other.membership, after, ROOM, now))
             assert page is not None
             if page.words:
-                self.membership = pause_reports.agreed(self.membership, page.words, other.name, clocks, now).membership
+                self.membership = pause_reports.merge_reports(self.membership, page.words, other.name, clocks, now).membership
             if not page.more:
                 break
             after = page.words[-1].name
@@ -367,12 +367,12 @@ class History:
             if up:
                 lb = self.dice.choice(up)
                 self.log[-1] += f" at {lb.name}"
-                lb.folds([(Raw("", 0, "typed", verb, None, "", payload.encode()), meant)], self.now)
+                lb.folds([(RawEvent("", 0, "typed", verb, None, "", payload.encode()), meant)], self.now)
             return
         if self.clocks[clock] == 0 or self.dice.random() > 0.1:
             self.clocks[clock] += 1
         self.log[-1] += f" ltime={self.clocks[clock]}"
-        sent = (Raw("", 0, clock, verb, self.clocks[clock], "", payload.encode()), meant)
+        sent = (RawEvent("", 0, clock, verb, self.clocks[clock], "", payload.encode()), meant)
         if clock == "user":
             self.sent.append(sent)
         for lb in self.lbs:
@@ -396,7 +396,7 @@ class History:
         commands, lb.commands = lb.commands[:count], lb.commands[count:]
         if self.profile.late and commands and not everything and self.dice.random() < 0.2:
             lb.commands.append(self.dice.choice(commands))
-        batch: list[Raw | Sent] = list(members)
+        batch: list[RawEvent | Sent] = list(members)
         at = sorted(self.dice.randrange(len(members) + 1) for _ in commands)
         for number, (place, command) in enumerate(zip(at, commands, strict=True)):
             batch.insert(place + number, command)
@@ -495,10 +495,10 @@ class History:
         if self.profile.restarts:
             # A load balancer that was down is not told of failed nodes: they are reaped.
             self.cluster = {node: one for node, one in self.cluster.items() if one[1] == "alive"}
-        listed = tuple(Listed(node, address, "web", {}, status) for node, (address, status) in self.cluster.items())
-        listing = Listing(listed, frozenset(self.cluster), ())
+        listed = tuple(ListedMember(node, address, "web", {}, status) for node, (address, status) in self.cluster.items())
+        listing = MemberList(listed, frozenset(self.cluster), ())
         for lb in self.dice.sample(self.lbs, len(self.lbs)):
-            lb.membership = sync.taken(lb.membership, listing, lb.name, self.now, force=True).membership
+            lb.membership = sync.merge_member_list(lb.membership, listing, lb.name, self.now, force=True).membership
             for node in lb.model.present - set(self.cluster):
                 lb.model.leaves(node)
             for node, (address, _) in self.cluster.items():
@@ -547,12 +547,12 @@ class History:
         return True
 
 
-def _members(kind: str, nodes: Iterable[tuple[str, str]]) -> Raw:
+def _members(kind: str, nodes: Iterable[tuple[str, str]]) -> RawEvent:
     payload = "".join(f"{node}\t{address}\tweb\trole=web\n" for node, address in nodes)
-    return Raw("", 0, kind, "", None, "", payload.encode())
+    return RawEvent("", 0, kind, "", None, "", payload.encode())
 
 
-def _words(one: Raw | Sent) -> str:
-    raw = one[0] if isinstance(one[0], Raw) else one
-    assert isinstance(raw, Raw)
+def _words(one: RawEvent | Sent) -> str:
+    raw = one[0] if isinstance(one[0], RawEvent) else one
+    assert isinstance(raw, RawEvent)
     return f"{raw.kind} {raw.name} {raw.ltime or ''} {raw.payload.decode()!r}"

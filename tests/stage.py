@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lbagent.membership import storage
-from lbagent.serf.raw_event import RECORD_LIMIT, from_environment
+from lbagent.serf.raw_event import RECORD_LIMIT, read_handler_event
 from lbagent.state.paths import Paths
 from lbagent.state.spool import Spool
 from tests.building import managed
@@ -67,7 +67,7 @@ class Stage(NamedTuple):
     @property
     def members(self) -> dict[str, str]:
         """Status by name, as members.json tells it."""
-        members = storage.load((self.state / "members.json").read_bytes()).members
+        members = storage.parse_membership((self.state / "members.json").read_bytes()).members
         return {name: one.status for name, one in members.items()}
 
     @property
@@ -106,13 +106,13 @@ class Stage(NamedTuple):
 
     def spool(self, environ: Mapping[str, str], stdin: bytes, identity: str) -> None:
         """Put an event into the spool, as a handler does that finds the lock busy."""
-        raw = from_environment(
+        raw = read_handler_event(
             {key.encode(): value.encode() for key, value in environ.items()}, stdin, 1_700_000_000_000, identity
         )
         paths = Paths(str(self.state))
         paths.prepare()
         for record in raw.records():
-            Spool(paths.spool, RECORD_LIMIT).put(record)
+            Spool(paths.spool, RECORD_LIMIT).store(record)
 
 
 def built(folder: Path, script: str, cfg: str | bytes, roles: str, haproxy: str | None = None) -> Stage:

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lbagent.membership import pause_reports
-from lbagent.membership.model import ALIVE, LEFT, REMEMBERED, TOLD, UNKNOWN, Heard, Member, Membership, Pause, Said
-from lbagent.membership.pause_reports import agreed, digest, page, read, without_base
-from lbagent.serf.raw_event import Raw
+from lbagent.membership.model import ALIVE, LEFT, REMEMBERED, TOLD, UNKNOWN, LastCommand, Member, Membership, Pause, Said
+from lbagent.membership.pause_reports import merge_reports, digest_reports, format_page, parse_page, without_base
+from lbagent.serf.raw_event import RawEvent
 from tests.building import NOW, expired, folded, joining, known, member, paused, poisoned, saying
 
 ROOM = 900
@@ -17,7 +17,7 @@ CLOCKS = {"user": 100, "query": 100}
 WEB01 = "web01\t10.0.0.1\tweb\t"
 
 
-def hearing(*raws: Raw) -> Membership:
+def hearing(*raws: RawEvent) -> Membership:
     """What a load balancer knows that has web01 and web02 and heard these, in this order."""
     return folded(known(member("web01"), member("web02", "10.0.0.2")), *raws)
 
@@ -26,9 +26,9 @@ def learning(mine: Membership, theirs: Membership, now: int = NOW, version: int 
     """Mine after they have told me all."""
     after, more = "", True
     while more:
-        found = read(page(theirs, after, ROOM, now, version))
+        found = parse_page(format_page(theirs, after, ROOM, now, version))
         assert found is not None
-        mine = agreed(mine, found.words, "lb02", CLOCKS, now).membership
+        mine = merge_reports(mine, found.words, "lb02", CLOCKS, now).membership
         after, more = found.words[-1].name if found.words else "", found.more
     return mine
 
@@ -40,16 +40,16 @@ BY_QUERY = saying("resume", "web01", 3, "query")
 def test_what_is_told_is_what_is_read() -> None:
     membership = hearing(saying("pause", f"web01 until={NOW + 60}", 3, "query"), saying("resume", "web02", 7))
 
-    said = page(membership, "", ROOM, NOW)
+    said = format_page(membership, "", ROOM, NOW)
 
     (web01, web02) = membership.members["web01"], membership.members["web02"]
     [[pause], [resume]] = (one.commands for member in (web01, web02) for one in member.heard.values())
     assert said == (
-        f"pauses={digest(membership, NOW)} more=0 v=2 whole=0"
+        f"pauses={digest_reports(membership, NOW)} more=0 v=2 whole=0"
         f" web01,s,10.0.0.1,query/3/{pause.digest};p{NOW + 60};{NOW};=;"
         f" web02,s,10.0.0.2,user/7/{resume.digest};r;{NOW};=;"
     )
-    found = read(said)
+    found = parse_page(said)
     assert found is not None
     assert [(word.name, word.heard) for word in found.words] == [("web01", web01.heard), ("web02", web02.heard)]
 
@@ -57,9 +57,9 @@ def test_what_is_told_is_what_is_read() -> None:
 def test_an_older_load_balancer_is_told_in_its_own_words() -> None:
     membership = hearing(saying("pause", f"web01 until={NOW + 60}", 3, "query"), saying("resume", "web02", 7))
 
-    said = page(membership, "", ROOM, NOW, 1)
+    said = format_page(membership, "", ROOM, NOW, 1)
 
-    assert said == f"pauses={digest(membership, NOW, 1)} more=0 web01,p,0,3,{NOW},{NOW + 60} web02,r,7,0,0,"
+    assert said == f"pauses={digest_reports(membership, NOW, 1)} more=0 web01,p,0,3,{NOW},{NOW + 60} web02,r,7,0,0,"
 
 
 def test_what_does_not_fit_follows() -> None:
@@ -70,8 +70,8 @@ def test_what_does_not_fit_follows() -> None:
 
     after, pages, names = "", 0, []
     while True:
-        said = page(membership, after, ROOM, NOW)
-        found = read(said)
+        said = format_page(membership, after, ROOM, NOW)
+        found = parse_page(said)
         assert found is not None
         assert len(said) <= ROOM
         names += [word.name for word in found.words]
@@ -86,9 +86,9 @@ def test_what_does_not_fit_follows() -> None:
 def test_a_node_of_which_more_is_known_than_fits_is_told_all_the_same() -> None:
     commands = tuple(Said(f"{at:08x}", pauses=True, until=None, address="10.0.0.1", at=NOW) for at in range(8))
     clocks = ["user", "query", *(f"typed@{'x' * 60}{at}" for at in range(3))]
-    membership = known(member("web01")._replace(heard={clock: Heard(9, commands) for clock in clocks}))
+    membership = known(member("web01")._replace(heard={clock: LastCommand(9, commands) for clock in clocks}))
 
-    found = read(page(membership, "", ROOM, NOW))
+    found = parse_page(format_page(membership, "", ROOM, NOW))
 
     assert found is not None
     assert [word.name for word in found.words] == ["web01"]
@@ -97,7 +97,7 @@ def test_a_node_of_which_more_is_known_than_fits_is_told_all_the_same() -> None:
 def test_the_digest_is_of_what_is_known_and_not_of_when_it_arrived() -> None:
     one, same = hearing(PAUSE), hearing(PAUSE._replace(at=PAUSE.at + 5000))
 
-    assert digest(one, NOW) == digest(same, NOW) != digest(hearing(PAUSE, RESUME), NOW)
+    assert digest_reports(one, NOW) == digest_reports(same, NOW) != digest_reports(hearing(PAUSE, RESUME), NOW)
 
 
 def test_a_load_balancer_that_was_down_learns() -> None:
@@ -148,7 +148,7 @@ def test_a_host_reinstalled_under_a_new_name_is_paused_where_the_old_name_was_ne
         known(),
         joining("web10\t10.0.0.5\tweb\t"),
         saying("pause", "web10", 5),
-        Raw("l", NOW * 1000, "member-leave", "", None, "lb01", b"web10\t10.0.0.5\tweb\t\n"),
+        RawEvent("l", NOW * 1000, "member-leave", "", None, "lb01", b"web10\t10.0.0.5\tweb\t\n"),
         joining("web01\t10.0.0.5\tweb\t"),
     )
     second = folded(known(), joining("web01\t10.0.0.5\tweb\t"))
@@ -188,10 +188,10 @@ def test_what_was_remembered_for_a_day_is_not_learned_again() -> None:
 
 
 def test_what_is_learned_is_told() -> None:
-    found = read(page(hearing(RESUME, saying("pause", "web02", 7)), "", ROOM, NOW))
+    found = parse_page(format_page(hearing(RESUME, saying("pause", "web02", 7)), "", ROOM, NOW))
     assert found is not None
 
-    causes = agreed(hearing(PAUSE), found.words, "lb02", CLOCKS, NOW).causes
+    causes = merge_reports(hearing(PAUSE), found.words, "lb02", CLOCKS, NOW).causes
 
     assert causes == ("sync: web01 was resumed on lb02", "sync: web02 is paused on lb02")
 
@@ -215,7 +215,7 @@ def test_a_load_balancer_with_all_its_knowledge_learns_nothing_from_comments_and
     whole = hearing()._replace(met=NOW)
 
     assert paused(learning(whole, COMMENTED)) == []
-    found = read(page(whole, "", ROOM, NOW))
+    found = parse_page(format_page(whole, "", ROOM, NOW))
     assert found is not None
     assert found.whole is True
     assert paused(without_base(COMMENTED)) == []
@@ -262,23 +262,23 @@ def test_what_was_heard_in_an_older_cluster_comes_before_all_of_the_new_one() ->
         st.sampled_from(
             [
                 f"pauses=12345678 more=0 web01,p,0,3,{NOW},{NOW + 60} web02,r,7,0,0,",
-                page(hearing(PAUSE, BY_QUERY, saying("pause", "web02 for=1h", None, "typed")), "", ROOM, NOW),
+                format_page(hearing(PAUSE, BY_QUERY, saying("pause", "web02 for=1h", None, "typed")), "", ROOM, NOW),
             ]
         )
     )
 )
 def test_a_word_that_cannot_be_read_is_left_out(said: str) -> None:
-    found = read(said)
+    found = parse_page(said)
 
     for word in found.words if found else ():
-        membership = agreed(known(member("web01")), [word], "lb02", CLOCKS, NOW).membership
+        membership = merge_reports(known(member("web01")), [word], "lb02", CLOCKS, NOW).membership
         assert membership.members["web01"].status == ALIVE
-        assert read(page(membership, "", ROOM, NOW)) is not None
+        assert parse_page(format_page(membership, "", ROOM, NOW)) is not None
 
 
 @pytest.mark.parametrize("said", ["", "pauses=1", "pauses=1 more=2", "refused: x", "more=0 pauses=1", "queued"])
 def test_an_answer_that_is_not_a_page_is_none(said: str) -> None:
-    assert read(said) is None
+    assert parse_page(said) is None
 
 
 def test_a_member_that_is_learned_has_no_line() -> None:

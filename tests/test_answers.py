@@ -17,43 +17,43 @@ def path(tmp_path: Path) -> str:
 
 
 def test_what_is_said_is_heard(path: str) -> None:
-    answers.publish(path, {"a": "done", "b": "queued"})
+    answers.publish_answers(path, {"a": "done", "b": "queued"})
 
-    assert [answers.awaited(path, key, 0) for key in ("a", "b", "c")] == ["done", "queued", None]
+    assert [answers.wait_for_answer(path, key, 0) for key in ("a", "b", "c")] == ["done", "queued", None]
 
 
 def test_what_is_said_later_is_heard(path: str) -> None:
-    teller = threading.Timer(0.1, answers.publish, (path, {"a": "done"}))
+    teller = threading.Timer(0.1, answers.publish_answers, (path, {"a": "done"}))
     teller.start()
 
-    assert answers.awaited(path, "a", 20) == "done"
+    assert answers.wait_for_answer(path, "a", 20) == "done"
     teller.join()
 
 
 def test_the_last_word_counts(path: str) -> None:
-    answers.publish(path, {"a": "queued"})
-    answers.publish(path, {"a": "done"})
+    answers.publish_answers(path, {"a": "queued"})
+    answers.publish_answers(path, {"a": "done"})
 
-    assert answers.awaited(path, "a", 0) == "done"
+    assert answers.wait_for_answer(path, "a", 0) == "done"
 
 
 def test_the_newest_hundred_are_kept(path: str) -> None:
     for number in range(105):
-        answers.publish(path, {str(number): "done"})
+        answers.publish_answers(path, {str(number): "done"})
 
-    assert [answers.awaited(path, key, 0) for key in ("4", "5", "104")] == [None, "done", "done"]
+    assert [answers.wait_for_answer(path, key, 0) for key in ("4", "5", "104")] == [None, "done", "done"]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"7", bytes(range(256)), b'{"a": null}'])
 def test_a_damaged_file_is_none(path: str, content: bytes) -> None:
     Path(path).write_bytes(content)
 
-    assert answers.awaited(path, "b", 0) is None
-    answers.publish(path, {"b": "done"})
-    assert answers.awaited(path, "b", 0) == "done"
+    assert answers.wait_for_answer(path, "b", 0) is None
+    answers.publish_answers(path, {"b": "done"})
+    assert answers.wait_for_answer(path, "b", 0) == "done"
 
 
 def test_they_are_for_owner_and_group(path: str) -> None:
-    answers.publish(path, {"a": "done"})
+    answers.publish_answers(path, {"a": "done"})
 
     assert stat.S_IMODE(Path(path).stat().st_mode) & 0o027 == 0

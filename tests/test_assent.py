@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from lbagent.membership.model import LEFT, UNKNOWN, Member, Membership
-from lbagent.run.replies import judged
-from lbagent.serf.events import Command, command
+from lbagent.run.replies import judge_command
+from lbagent.serf.events import Command, parse_command
 from tests.building import dedent, known, member, pausing, planning, reading, saying
 
 ROLES = reading(
@@ -28,14 +28,14 @@ TAGGED = member("web01", tags={"lbagent": "paused"})
 
 def told(verb: str, name: str) -> Command:
     """A command about a node."""
-    found = command(saying(verb, name, 3, "query"), name)
+    found = parse_command(saying(verb, name, 3, "query"), name)
     assert isinstance(found, Command)
     return found
 
 
 def answer(verb: str, name: str, membership: Membership, text: str = TEXT) -> str:
     """What is answered when that is so."""
-    return judged(told(verb, name), membership, planning(text, ROLES, membership))
+    return judge_command(told(verb, name), membership, planning(text, ROLES, membership))
 
 
 @pytest.mark.parametrize(

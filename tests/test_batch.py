@@ -9,9 +9,9 @@ import pytest
 from pytest_mock import MockerFixture
 
 from lbagent.membership.model import Membership
-from lbagent.membership.updates import Folded, fold
+from lbagent.membership.updates import UpdateResult, apply_events
 from lbagent.run import engine
-from lbagent.run.engine import Batch, peeked
+from lbagent.run.engine import Batch, peek_events
 from lbagent.state.spool import Spool
 from lbagent.system.log import Log
 from tests.faults import forged
@@ -43,9 +43,9 @@ def test_what_no_handler_has_stored_is_set_aside(
     spool: Spool, record: bytes, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for content in (joined("web1"), record, joined("web2")):
-        spool.put(content)
+        spool.store(content)
 
-    assert [raw.id for raw, _ in peeked(spool)] == ["web1", "web2"]
+    assert [raw.id for raw, _ in peek_events(spool)] == ["web1", "web2"]
     assert [raw.id for raw, _ in Batch(spool, Log()).events] == ["web1", "web2"]
     assert [name.partition("-")[2] for name in os.listdir(os.path.join(spool.folder, "bad"))] == ["2"]
     assert capfd.readouterr().err.count("\n") == 1
@@ -55,12 +55,12 @@ def test_an_event_that_fold_stumbles_over_does_not_hold_up_the_others(
     spool: Spool, mocker: MockerFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("web1", "web2", "web3"):
-        spool.put(joined(name))
+        spool.store(joined(name))
 
-    def stumbling(before: Membership, events: list[engine.Understood], clocks: dict[str, int]) -> Folded:
+    def stumbling(before: Membership, events: list[engine.Understood], clocks: dict[str, int]) -> UpdateResult:
         if any(raw.id == "web2" for raw, _ in events):
             raise KeyError("web2")
-        return fold(before, events, clocks)
+        return apply_events(before, events, clocks)
 
     mocker.patch("lbagent.run.engine.fold", stumbling)
     taken = Batch(spool, Log())

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lbagent.planning.quarantine import CHECKS, culprits
+from lbagent.planning.quarantine import CHECKS, find_refused_nodes
 
 
 class Court:
@@ -26,7 +26,7 @@ class Court:
         """Whom the search blames."""
         words = self.bad(nodes)
         assert words is not None
-        return culprits(nodes, self.refusal, words)
+        return find_refused_nodes(nodes, self.refusal, words)
 
 
 def refusing(*guilty: str) -> Court:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import pytest
 
 from lbagent.membership.model import ALIVE, FAILED, LEFT, LOST, UNKNOWN, Member, Membership, Pause
-from lbagent.membership.sync import TWICE, taken, tells_nothing
-from lbagent.membership.updates import Folded
-from lbagent.serf.member_list import Listed, Listing
+from lbagent.membership.sync import TWICE, merge_member_list, lists_no_known_role
+from lbagent.membership.updates import UpdateResult
+from lbagent.serf.member_list import ListedMember, MemberList
 from tests.building import NOW, folded, known, member, pausing, reading, telling
 
 ROLES = reading(
@@ -20,24 +20,24 @@ ROLES = reading(
 )
 
 
-def listed(name: str, status: str = "alive", address: str = "10.0.0.1", role: str = "web", **tags: str) -> Listed:
+def listed(name: str, status: str = "alive", address: str = "10.0.0.1", role: str = "web", **tags: str) -> ListedMember:
     """A member of Serf's list."""
-    return Listed(name, address, role, tags, status)
+    return ListedMember(name, address, role, tags, status)
 
 
-def listing(*members: Listed) -> Listing:
+def listing(*members: ListedMember) -> MemberList:
     """Serf's list."""
-    return Listing(members, frozenset(one.name for one in members), ())
+    return MemberList(members, frozenset(one.name for one in members), ())
 
 
-def synced(before: Membership, *members: Listed, at: int = NOW, force: bool = False) -> Membership:
+def synced(before: Membership, *members: ListedMember, at: int = NOW, force: bool = False) -> Membership:
     """Membership after a sync."""
     return done(before, *members, at=at, force=force).membership
 
 
-def done(before: Membership, *members: Listed, at: int = NOW, force: bool = False) -> Folded:
+def done(before: Membership, *members: ListedMember, at: int = NOW, force: bool = False) -> UpdateResult:
     """What comes of a sync on lb01."""
-    return taken(before, listing(*members), "lb01", at, force=force)
+    return merge_member_list(before, listing(*members), "lb01", at, force=force)
 
 
 def statuses(membership: Membership) -> Mapping[str, str]:
@@ -143,9 +143,9 @@ def test_a_clock_that_was_set_back_does_not_keep_for_ever_who_is_gone() -> None:
 
 def test_who_stands_in_the_list_with_an_address_nobody_has_is_not_gone() -> None:
     before = known(member("web01"), member("web02", "10.0.0.2"))
-    odd = Listing((listed("web01"),), frozenset({"web01", "web02"}), ("serf members: node web02: '<nil>' is not …",))
+    odd = MemberList((listed("web01"),), frozenset({"web01", "web02"}), ("serf members: node web02: '<nil>' is not …",))
 
-    assert taken(before, odd, "lb01", NOW, force=True).membership == before
+    assert merge_member_list(before, odd, "lb01", NOW, force=True).membership == before
 
 
 def test_what_happened_is_told() -> None:
@@ -172,5 +172,5 @@ def test_what_happened_is_told() -> None:
         ([listed("web01", "left")], False),
     ],
 )
-def test_a_list_without_any_node_that_serves_tells_nothing(members: list[Listed], nothing: bool) -> None:  # noqa: FBT001
-    assert tells_nothing(listing(*members), "lb01", ROLES) is nothing
+def test_a_list_without_any_node_that_serves_tells_nothing(members: list[ListedMember], nothing: bool) -> None:  # noqa: FBT001
+    assert lists_no_known_role(listing(*members), "lb01", ROLES) is nothing

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from lbagent.system.subprocess import Finished, found, run
+from lbagent.system.subprocess import Finished, find_program, run_program
 
 
 def shell(script: str, timeout: float = 10, **more: str) -> Finished:
     """What a shell script comes to."""
-    return run(["sh", "-c", script], timeout, environ={"PATH": os.environ["PATH"], **more})
+    return run_program(["sh", "-c", script], timeout, environ={"PATH": os.environ["PATH"], **more})
 
 
 def test_a_command_that_ends_well_is_good() -> None:
-    assert run(["true"], 5) == Finished(0, "")
-    assert run(["true"], 5).good
+    assert run_program(["true"], 5) == Finished(0, "")
+    assert run_program(["true"], 5).good
 
 
 @pytest.mark.parametrize(("script", "status"), [("exit 3", 3), ("kill -9 $$", -9), ("exit 255", 255)])
@@ -102,31 +102,31 @@ def test_a_daemon_of_a_command_that_ended_in_time_lives_on(tmp_path: Path) -> No
 def test_it_runs_in_the_folder_asked_for(tmp_path: Path) -> None:
     here = os.getcwd()
 
-    assert run(["pwd"], 5, cwd=str(tmp_path)).words == str(tmp_path)
-    assert run(["pwd"], 5, cwd=here).words == here
+    assert run_program(["pwd"], 5, cwd=str(tmp_path)).words == str(tmp_path)
+    assert run_program(["pwd"], 5, cwd=here).words == here
     assert os.getcwd() == here
 
 
 def test_a_folder_that_is_gone_is_a_failure() -> None:
-    assert not run(["true"], 5, cwd="/nowhere/at/all").good
+    assert not run_program(["true"], 5, cwd="/nowhere/at/all").good
 
 
 @pytest.mark.parametrize("folder", ["a b", "-x", "$(id)", "日本"])
 def test_a_folder_is_a_word_to_nobody(tmp_path: Path, folder: str) -> None:
     (tmp_path / folder).mkdir()
 
-    assert run(
+    assert run_program(
         ["pwd"], 5, cwd=str(tmp_path / folder), environ={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
     ).words == str(tmp_path / folder)
 
 
 def test_words_are_words_and_no_shell_reads_them() -> None:
-    assert run(["printf", "%s|", "a b", "$(id)", ";", ""], 5).words == "a b|$(id)|;||"
+    assert run_program(["printf", "%s|", "a b", "$(id)", ";", ""], 5).words == "a b|$(id)|;||"
 
 
 def test_its_environment_is_the_one_given() -> None:
     assert shell("echo $LBAGENT_X$HOME", LBAGENT_X="y").words == "y"
-    assert run(["sh", "-c", "echo $LBAGENT_X"], 5, environ={"LBAGENT_X": "z"}).words == "z"
+    assert run_program(["sh", "-c", "echo $LBAGENT_X"], 5, environ={"LBAGENT_X": "z"}).words == "z"
 
 
 def test_our_files_are_not_its_own(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_signals_python_ignores_are_its_own_again() -> None:
 def test_a_program_is_found_where_an_init_script_left_path_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
 
-    assert found("sh") in ("/usr/bin/sh", "/bin/sh")
+    assert find_program("sh") in ("/usr/bin/sh", "/bin/sh")
 
 
 def test_the_first_of_path_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -155,15 +155,15 @@ def test_the_first_of_path_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path
     (tmp_path / "sh").write_text("not executable")
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
 
-    assert found("haproxy") == str(tmp_path / "haproxy")
-    assert found("sh") != str(tmp_path / "sh")
-    assert found(sys.executable) == sys.executable
+    assert find_program("haproxy") == str(tmp_path / "haproxy")
+    assert find_program("sh") != str(tmp_path / "sh")
+    assert find_program(sys.executable) == sys.executable
 
 
 @pytest.mark.parametrize("program", ["no-such-program-anywhere", "/no/such/program", "/etc"])
 def test_a_program_that_is_not_there_is_said_so(program: str) -> None:
     with pytest.raises(FileNotFoundError) as error:
-        run([program], 5)
+        run_program([program], 5)
 
     assert (error.value.strerror, error.value.filename) == ("no such program", program)
 
@@ -173,7 +173,7 @@ def test_a_file_that_is_no_program_is_an_os_error(tmp_path: Path) -> None:
     (tmp_path / "broken").chmod(0o755)
 
     with pytest.raises(OSError, match="Exec format error"):
-        run([str(tmp_path / "broken")], 5)
+        run_program([str(tmp_path / "broken")], 5)
 
 
 def test_no_descriptor_stays_open() -> None:
@@ -196,7 +196,7 @@ def test_the_working_directory_is_no_place_for_programs(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PATH") if words is None else monkeypatch.setenv("PATH", words)
 
-    assert run(["true"], 5).good
+    assert run_program(["true"], 5).good
 
 
 def test_who_never_stops_talking_fills_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,7 +109,7 @@ def test_every_key_of_roles_yml_is_documented(key: str) -> None:
 def test_the_commented_example_loads() -> None:
     content = (HERE / "roles.yml").read_bytes()
 
-    roles = loader.parse(content, "roles.yml")
+    roles = loader.parse_roles(content, "roles.yml")
 
     assert list(roles.pairs()) == ["lb-iis", "lb-web_service_a", "monitor-iis", "monitor-mongo"]
 
@@ -118,7 +118,7 @@ def test_the_commented_example_loads_with_what_is_commented_out() -> None:
     text = (HERE / "roles.yml").read_text(encoding="utf-8")
     whole, uncommented = re.subn(r"^( +)# (?=[a-z_]+: )", r"\1", text, flags=re.MULTILINE)
 
-    web = loader.parse(whole.encode(), "roles.yml").roles["web"]
+    web = loader.parse_roles(whole.encode(), "roles.yml").roles["web"]
 
     assert uncommented == 9
     assert (web.max, web.remove_failed, web.options and web.options.text) == (1000, False, "check inter {interval}")
@@ -129,7 +129,7 @@ def test_the_commented_example_loads_with_what_is_commented_out() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_roles_in_the_docs_load(page: Path) -> None:
     for block in blocks(page, "yaml"):
-        loader.parse(block.encode(), page.name)
+        loader.parse_roles(block.encode(), page.name)
 
 
 def test_the_readme_shows_the_diff_that_lbagent_makes(tmp_path: Path) -> None:

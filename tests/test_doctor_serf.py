@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from lbagent.checks import serf
 from lbagent.checks.finding import Kind
 from lbagent.checks.serf import File
-from lbagent.serf.member_list import Info, Listed, Listing
-from lbagent.serf.raw_event import Raw
+from lbagent.serf.member_list import AgentInfo, ListedMember, MemberList
+from lbagent.serf.raw_event import RawEvent
 from tests.building import reading
 from tests.test_doctor_lines import bad, told
 
@@ -80,7 +80,7 @@ def test_each_filter_that_is_missing_is_named(missing: str) -> None:
 def test_what_is_asked_for_is_what_the_handler_wants(need: str) -> None:
     kind, _, name = need.partition(":")
 
-    assert Raw("", 0, kind, name, None, "", b"").wanted
+    assert RawEvent("", 0, kind, name, None, "", b"").wanted
 
 
 def test_a_handler_whose_program_is_not_there_is_told() -> None:
@@ -147,7 +147,7 @@ def test_a_spec_with_which_the_agent_would_not_start_is_told(spec: str, wrong: s
 
 # --- the agent and its cluster --------------------------------------------------------------------------------------
 
-INFO = Info("lb01", "lb", encrypted=True, clocks={}, handlers=ALL)
+INFO = AgentInfo("lb01", "lb", encrypted=True, clocks={}, handlers=ALL)
 ROLES = reading("""
     services: {iis: {port: 80}}
     roles: {web: {lb: [iis]}, lb: {lb: [none]}}
@@ -168,7 +168,7 @@ ROLES = reading("""
         (INFO._replace(name="lb\x1b[2J\n"), ["ok serf: the agent lb?[2J? answers", "ok encryption: what the agents say is encrypted"]),
     ],
 )  # fmt: skip
-def test_an_agent_that_is_not_encrypted_is_an_error(info: Info, lines: list[str]) -> None:
+def test_an_agent_that_is_not_encrypted_is_an_error(info: AgentInfo, lines: list[str]) -> None:
     assert told(serf.cluster_agent(info)) == lines
 
 
@@ -189,9 +189,9 @@ def test_without_a_roles_yml_any_role_will_do() -> None:
     assert told([serf.role(INFO._replace(role="web"), None)]) == ["ok role-tag: lb01: its role is web"]
 
 
-def listed(name: str, role: str = "lb", status: str = "alive") -> Listed:
+def listed(name: str, role: str = "lb", status: str = "alive") -> ListedMember:
     """A member."""
-    return Listed(name, "10.0.0.1", role, {}, status)
+    return ListedMember(name, "10.0.0.1", role, {}, status)
 
 
 @pytest.mark.parametrize(
@@ -220,8 +220,8 @@ def listed(name: str, role: str = "lb", status: str = "alive") -> Listed:
         ),
     ],
 )  # fmt: skip
-def test_the_other_load_balancers_are_told(members: list[Listed], refused: tuple[str, ...], lines: list[str]) -> None:
-    assert told(serf.peers(INFO, Listing(tuple(members), frozenset(), refused))) == lines
+def test_the_other_load_balancers_are_told(members: list[ListedMember], refused: tuple[str, ...], lines: list[str]) -> None:
+    assert told(serf.peers(INFO, MemberList(tuple(members), frozenset(), refused))) == lines
 
 
 # --- settings -------------------------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lbagent.names import NAME, canonical_address
-from lbagent.serf.events import Command, Ignored, Malformed, MemberEvent, MemberLine, StatusQuery, duration, parse
-from lbagent.serf.raw_event import Raw, from_environment
+from lbagent.serf.events import Command, Ignored, Malformed, MemberEvent, MemberLine, StatusQuery, parse_duration, parse_event
+from lbagent.serf.raw_event import RawEvent, read_handler_event
 from tests.building import NOW, joining, poisoned, saying, telling
 
 SERF = Path(__file__).parent / "fixtures" / "serf"
@@ -19,12 +19,12 @@ SERF = Path(__file__).parent / "fixtures" / "serf"
 WEB01 = MemberLine("web01", "127.0.0.2", "web", {})
 
 
-def captured(case: str) -> Raw:
+def captured(case: str) -> RawEvent:
     """An event as a real Serf agent handed it over."""
     environ = {
         key.encode(): value.encode() for key, value in json.loads((SERF / case / "env.json").read_text()).items()
     }
-    return from_environment(environ, (SERF / case / "stdin.bin").read_bytes(), NOW * 1000, "id")
+    return read_handler_event(environ, (SERF / case / "stdin.bin").read_bytes(), NOW * 1000, "id")
 
 
 def command(verb: str, name: str, address: str | None = None, until: int | None = None, reason: str = "") -> Command:
@@ -32,25 +32,25 @@ def command(verb: str, name: str, address: str | None = None, until: int | None 
     return Command(verb, "user", None, name, address, until, reason, "")
 
 
-def members(raw: Raw) -> tuple[MemberLine, ...]:
+def members(raw: RawEvent) -> tuple[MemberLine, ...]:
     """Those a member event tells of; the role, which has a field of its own, not once more among the tags."""
-    event = parse(raw)
+    event = parse_event(raw)
     assert isinstance(event, MemberEvent)
     return tuple(
         one._replace(tags={key: value for key, value in one.tags.items() if key != "role"}) for one in event.members
     )
 
 
-def refused(raw: Raw) -> tuple[str, ...]:
+def refused(raw: RawEvent) -> tuple[str, ...]:
     """What a member event tells that cannot be used."""
-    event = parse(raw)
+    event = parse_event(raw)
     assert isinstance(event, MemberEvent)
     return event.refused
 
 
 def said(payload: str) -> Command | Malformed:
     """What a `pause` with this payload says, its LTime and checksum aside."""
-    event = parse(saying("pause", payload))
+    event = parse_event(saying("pause", payload))
     assert isinstance(event, Command | Malformed)
     return event._replace(digest="") if isinstance(event, Command) else event
 
@@ -120,19 +120,19 @@ def test_members_are_read_as_serf_sends_them(case: str, told: tuple[MemberLine, 
     ],
 )
 def test_a_hostile_line_is_refused_in_words(case: str, why: str) -> None:
-    assert parse(captured(case)) == MemberEvent("member-join", (), (why,))
+    assert parse_event(captured(case)) == MemberEvent("member-join", (), (why,))
 
 
 @pytest.mark.parametrize("case", ["hostile-role-crlf", "hostile-role-newline"])
 def test_a_hostile_role_is_a_role_nobody_has(case: str) -> None:
-    event = parse(captured(case))
+    event = parse_event(captured(case))
 
     assert isinstance(event, MemberEvent)
     assert [NAME.fullmatch(one.role) for one in event.members] == [None]
 
 
 def test_a_doubled_tag_proves_nothing() -> None:
-    event = parse(joining("web12\t127.0.0.17\tweb\trole=web,a=1,role=lb,b=x=y,z"))
+    event = parse_event(joining("web12\t127.0.0.17\tweb\trole=web,a=1,role=lb,b=x=y,z"))
 
     assert event == MemberEvent(
         "member-join", (MemberLine("web12", "127.0.0.17", "web", {"a": "1", "b": "x=y", "z": ""}),), ()
@@ -154,7 +154,7 @@ def test_a_doubled_tag_proves_nothing() -> None:
     ],
 )
 def test_commands_are_read_as_serf_sends_them(case: str, wanted: Command) -> None:
-    event = parse(captured(case))
+    event = parse_event(captured(case))
 
     assert isinstance(event, Command)
     assert event._replace(ltime=None, digest="") == wanted
@@ -162,12 +162,12 @@ def test_commands_are_read_as_serf_sends_them(case: str, wanted: Command) -> Non
 
 @pytest.mark.parametrize("case", ["user-pause-empty-payload", "user-pause-no-payload", "user-pause-hostile"])
 def test_a_command_nobody_can_act_upon_is_malformed(case: str) -> None:
-    assert isinstance(parse(captured(case)), Malformed)
+    assert isinstance(parse_event(captured(case)), Malformed)
 
 
 @pytest.mark.parametrize("case", ["user-deploy", "user-name-newline", "query-with-payload"])
 def test_somebody_elses_event_is_ignored(case: str) -> None:
-    assert parse(captured(case)) == Ignored()
+    assert parse_event(captured(case)) == Ignored()
 
 
 # --- member lines -------------------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ def test_an_unterminated_line_was_cut_off() -> None:
 
 @pytest.mark.parametrize("payload", [b"", b"web01\t127.0.0.2\tweb\trole=web"])
 def test_an_agent_that_stops_hands_over_nothing_or_half_a_line(payload: bytes) -> None:
-    assert parse(joining()._replace(payload=payload)) == MemberEvent("member-join", (), ())
+    assert parse_event(joining()._replace(payload=payload)) == MemberEvent("member-join", (), ())
 
 
 def test_a_load_balancers_own_line_is_ignored() -> None:
@@ -189,7 +189,7 @@ def test_a_load_balancers_own_line_is_ignored() -> None:
 
 
 def test_without_a_name_of_its_own_nothing_is_its_own() -> None:
-    event = parse(telling("member-join", "\t127.0.0.2\tweb\t", self_name=""))
+    event = parse_event(telling("member-join", "\t127.0.0.2\tweb\t", self_name=""))
 
     assert event == MemberEvent(
         "member-join", (), ("member-join: node name '' is not [A-Za-z0-9][A-Za-z0-9._-]{0,62}",)
@@ -207,7 +207,7 @@ def test_a_line_of_another_shape_is_refused_and_the_next_one_read(line: str) -> 
 
 
 def test_lines_end_at_lf_only() -> None:
-    event = parse(
+    event = parse_event(
         joining(
             "a\u2028b\t10.0.0.1\tweb\t", "a\x0bb\t10.0.0.1\tweb\t", "a\rb\t10.0.0.1\tweb\t", "a\x85b\t10.0.0.1\tweb\t"
         )
@@ -227,7 +227,7 @@ def test_lines_end_at_lf_only() -> None:
     )
 )
 def test_no_line_makes_a_member_with_a_bad_name_or_address(lines: list[str]) -> None:
-    event = parse(joining(*lines))
+    event = parse_event(joining(*lines))
 
     assert isinstance(event, MemberEvent)
     assert all(NAME.fullmatch(one.name) and canonical_address(one.address) == one.address for one in event.members)
@@ -239,7 +239,7 @@ def test_no_line_makes_a_member_with_a_bad_name_or_address(lines: list[str]) -> 
     st.binary(max_size=200),
 )
 def test_any_bytes_are_an_event(kind: str, name: str, payload: bytes) -> None:
-    assert parse(Raw("id", NOW * 1000, kind, name, 1, "lb01", payload)) is not None
+    assert parse_event(RawEvent("id", NOW * 1000, kind, name, 1, "lb01", payload)) is not None
 
 
 # --- commands -----------------------------------------------------------------------------------------------------
@@ -311,12 +311,12 @@ def test_a_payload_nobody_can_act_upon_is_refused_in_words(payload: str, why: st
     ],
 )
 def test_a_duration_has_a_unit(text: str, seconds: int | None) -> None:
-    assert duration(text) == seconds
+    assert parse_duration(text) == seconds
 
 
 def test_an_event_is_known_by_its_payload_to_the_letter() -> None:
     one, same, other, verb = (
-        parse(saying(*words))
+        parse_event(saying(*words))
         for words in (("pause", "web01"), ("pause", "web01\n"), ("pause", "web01 "), ("resume", "web01"))
     )
 
@@ -329,11 +329,11 @@ def test_an_event_is_known_by_its_payload_to_the_letter() -> None:
 
 
 def test_a_status_query_is_one() -> None:
-    assert parse(saying("lbagent-status", " pauses\tx\n", 1, "query")) == StatusQuery(("pauses", "x"))
+    assert parse_event(saying("lbagent-status", " pauses\tx\n", 1, "query")) == StatusQuery(("pauses", "x"))
 
 
 def test_a_status_user_event_is_none() -> None:
-    assert parse(saying("lbagent-status", "", 1, "user")) == Ignored()
+    assert parse_event(saying("lbagent-status", "", 1, "user")) == Ignored()
 
 
 @pytest.mark.parametrize(
@@ -346,12 +346,12 @@ def test_a_status_user_event_is_none() -> None:
 )
 def test_a_pause_that_is_over_already_is_none(word: str, why: str) -> None:
     # Answered `done`, somebody would patch a node that is in traffic.
-    assert parse(saying("pause", f"web01 {word}", 1, "query")) == Malformed(f"pause: {why}")
+    assert parse_event(saying("pause", f"web01 {word}", 1, "query")) == Malformed(f"pause: {why}")
 
 
 def test_a_user_event_whose_pause_is_over_already_is_known() -> None:
     # Serf replays user events: that this pause has ended must not be forgotten.
-    event = parse(saying("pause", f"web01 until={NOW - 10}", 1))
+    event = parse_event(saying("pause", f"web01 until={NOW - 10}", 1))
 
     assert isinstance(event, Command)
     assert event.until == NOW - 10
@@ -368,18 +368,18 @@ def test_a_user_event_whose_pause_is_over_already_is_known() -> None:
     ],
 )
 def test_force_is_the_last_word_of_a_forget_and_no_name(payload: str, name: str, force: bool) -> None:  # noqa: FBT001
-    event = parse(saying("lbagent-forget", payload, 1, "query"))
+    event = parse_event(saying("lbagent-forget", payload, 1, "query"))
 
     assert isinstance(event, Command)
     assert (event.verb, event.name, event.force) == ("forget", name, force)
 
 
 def test_force_alone_forgets_nobody() -> None:
-    assert isinstance(parse(saying("lbagent-forget", "force", 1, "query")), Malformed)
+    assert isinstance(parse_event(saying("lbagent-forget", "force", 1, "query")), Malformed)
 
 
 def test_force_is_a_name_to_a_pause() -> None:
-    event = parse(saying("pause", "force", 1))
+    event = parse_event(saying("pause", "force", 1))
 
     assert isinstance(event, Command)
     assert (event.name, event.force) == ("force", False)

@@ -81,7 +81,7 @@ def test_the_agents_and_the_load_balancers_know_each_other() -> None:
     assert directives("localpeer") == [[lb["node_name"]]]
     assert lb["node_name"] in peers
     assert [*peers.values()] == lb["retry_join"] == daemon["retry_join"]
-    roles = loader.parse(text("roles.yml").encode(), "roles.yml").roles
+    roles = loader.parse_roles(text("roles.yml").encode(), "roles.yml").roles
     assert (daemon["tags"]["role"] in roles, lb["tags"]["role"] in roles) == (True, False)
 
 

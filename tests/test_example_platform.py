@@ -20,7 +20,7 @@ from tests.world import Haproxy, Lb, eventually, free_port, member
 HERE = Path(__file__).resolve().parent.parent
 EXAMPLE = HERE / "examples" / "data-platform"
 CONFIG = (EXAMPLE / "haproxy.cfg").read_text(encoding="utf-8")
-ROLES = loader.parse((EXAMPLE / "roles.yml").read_bytes(), "roles.yml")
+ROLES = loader.parse_roles((EXAMPLE / "roles.yml").read_bytes(), "roles.yml")
 PANELS = json.loads((EXAMPLE / "monitoring/dashboard.json").read_text(encoding="utf-8"))["panels"]
 SETTINGS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (EXAMPLE / "serf").glob("*01.json")}
 SERVICES = ["api", "grafana", "minio", "prometheus", "spark-driver", "web-ui", "zeppelin"]

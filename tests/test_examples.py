@@ -225,7 +225,7 @@ def lb(example: Path, folder: Path) -> Roles:
     if not found:
         moved = f"haproxy: {{config: {folder}/haproxy.cfg}}\n{text}"
     (folder / "roles.yml").write_text(moved)
-    return loader.parse(moved.encode(), "roles.yml")
+    return loader.parse_roles(moved.encode(), "roles.yml")
 
 
 def lbagent(folder: Path, *words: str, stdin: bytes = b"", **env: str) -> subprocess.CompletedProcess[bytes]:

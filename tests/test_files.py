@@ -33,9 +33,9 @@ def names(folder: Path) -> list[str]:
 
 def put(cfg: Path, content: bytes, *, keep: bool = True) -> bool:
     """Stage and swap."""
-    target = files.read(str(cfg))
-    with files.staged(target, content) as path:
-        return files.swap(path, target, keep=keep)
+    target = files.read_target(str(cfg))
+    with files.stage_text(target, content) as path:
+        return files.swap_files(path, target, keep=keep)
 
 
 def test_a_swapped_file_is_the_new_one_and_the_old_one_is_kept_beside_it(cfg: Path) -> None:
@@ -53,7 +53,7 @@ def test_without_keep_nothing_is_left_beside_it(cfg: Path) -> None:
 
 
 def test_a_staged_file_is_gone_afterwards(cfg: Path) -> None:
-    with files.staged(files.read(str(cfg)), NEW) as path:
+    with files.stage_text(files.read_target(str(cfg)), NEW) as path:
         assert Path(path).read_bytes() == NEW
         assert Path(path).parent == cfg.parent
 
@@ -115,24 +115,24 @@ def test_a_symbolic_link_stays_one(cfg: Path, tmp_path: Path) -> None:
 
 
 def test_what_an_editor_saved_before_the_swap_stays(cfg: Path) -> None:
-    target = files.read(str(cfg))
-    with files.staged(target, NEW) as path:
+    target = files.read_target(str(cfg))
+    with files.stage_text(target, NEW) as path:
         cfg.write_bytes(b"his")
 
-        assert not files.untouched(target)
-        assert not files.swap(path, target, keep=True)
+        assert not files.is_unchanged(target)
+        assert not files.swap_files(path, target, keep=True)
 
     assert cfg.read_bytes() == b"his"
     assert names(cfg.parent) == ["haproxy.cfg"]
 
 
 def test_an_editor_that_renames_is_noticed(cfg: Path, tmp_path: Path) -> None:
-    target = files.read(str(cfg))
+    target = files.read_target(str(cfg))
     (tmp_path / "his").write_bytes(b"his")
     (tmp_path / "his").rename(cfg)
 
-    with files.staged(target, NEW) as path:
-        assert not files.swap(path, target, keep=True)
+    with files.stage_text(target, NEW) as path:
+        assert not files.swap_files(path, target, keep=True)
 
     assert cfg.read_bytes() == b"his"
 
@@ -141,19 +141,19 @@ def test_a_link_that_leads_elsewhere_now_is_noticed(cfg: Path, tmp_path: Path) -
     other, link = tmp_path / "other.cfg", tmp_path / "link.cfg"
     other.write_bytes(OLD)
     link.symlink_to(cfg)
-    target = files.read(str(link))
+    target = files.read_target(str(link))
 
     link.unlink()
     link.symlink_to(other)
 
-    assert not files.untouched(target)
+    assert not files.is_unchanged(target)
 
 
 def test_a_file_that_is_gone_is_not_untouched(cfg: Path) -> None:
-    target = files.read(str(cfg))
+    target = files.read_target(str(cfg))
     cfg.unlink()
 
-    assert not files.untouched(target)
+    assert not files.is_unchanged(target)
 
 
 def test_a_reader_sees_old_or_new_and_nothing_else(cfg: Path) -> None:
@@ -202,8 +202,8 @@ def test_a_target_that_is_a_mount_point_is_said_so(tmp_path: Path, name: str) ->
 
 def test_a_file_of_our_own_is_replaced_whole(tmp_path: Path) -> None:
     path = tmp_path / "members.json"
-    files.replace(str(path), b"one")
-    files.replace(str(path), b"two")
+    files.replace_file(str(path), b"one")
+    files.replace_file(str(path), b"two")
 
     assert path.read_bytes() == b"two"
     assert stat.S_IMODE(path.stat().st_mode) & 0o027 == 0
@@ -212,11 +212,11 @@ def test_a_file_of_our_own_is_replaced_whole(tmp_path: Path) -> None:
 
 def test_a_file_of_our_own_survives_a_full_disk(tmp_path: Path, mocker: MockerFixture) -> None:
     path = tmp_path / "members.json"
-    files.replace(str(path), b"one")
+    files.replace_file(str(path), b"one")
     mocker.patch("os.fsync", side_effect=OSError(errno.ENOSPC, "No space left on device"))
 
     with pytest.raises(OSError, match="No space left"):
-        files.replace(str(path), b"two")
+        files.replace_file(str(path), b"two")
 
     assert path.read_bytes() == b"one"
     assert names(tmp_path) == ["members.json"]
@@ -227,7 +227,7 @@ def test_a_link_in_place_of_our_own_fresh_file_leads_nowhere(tmp_path: Path) -> 
     (tmp_path / "members.json.new").symlink_to(tmp_path / "victim")
 
     with pytest.raises(OSError, match="Too many levels of symbolic links"):
-        files.replace(str(tmp_path / "members.json"), b"one")
+        files.replace_file(str(tmp_path / "members.json"), b"one")
 
     assert (tmp_path / "victim").read_bytes() == b"victim"
 
@@ -283,7 +283,7 @@ def test_what_a_killed_swap_left_becomes_the_previous_text(cfg: Path) -> None:
     (cfg.parent / ".haproxy.cfg.lbagent-staged").write_bytes(b"staged")
     (cfg.parent / ".haproxy.cfg.lbagent-replaced").write_bytes(b"never confirmed")
 
-    files.tidy(files.read(str(cfg)))
+    files.remove_stale_stages(files.read_target(str(cfg)))
 
     assert names(cfg.parent) == [".haproxy.cfg.lbagent-previous", "haproxy.cfg"]
     assert (cfg.parent / ".haproxy.cfg.lbagent-previous").read_bytes() == b"confirmed"
@@ -293,7 +293,7 @@ def test_a_swap_that_was_killed_before_it_began_left_nothing_to_keep(cfg: Path) 
     os.link(cfg, cfg.parent / ".haproxy.cfg.lbagent-old")
     (cfg.parent / ".haproxy.cfg.lbagent-previous").write_bytes(b"older")
 
-    files.tidy(files.read(str(cfg)))
+    files.remove_stale_stages(files.read_target(str(cfg)))
 
     assert names(cfg.parent) == [".haproxy.cfg.lbagent-previous", "haproxy.cfg"]
     assert (cfg.parent / ".haproxy.cfg.lbagent-previous").read_bytes() == b"older"
@@ -305,7 +305,7 @@ def test_what_the_system_refuses_names_the_file(cfg: Path, tmp_path: Path, mocke
     with pytest.raises(OSError, match="No space left") as staged:
         put(cfg, NEW)
     with pytest.raises(OSError, match="No space left") as own:
-        files.replace(str(tmp_path / "members.json"), b"one")
+        files.replace_file(str(tmp_path / "members.json"), b"one")
 
     assert staged.value.filename == str(cfg.parent / ".haproxy.cfg.lbagent-staged")
     assert own.value.filename == str(tmp_path / "members.json.new")

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lbagent.membership.model import ALIVE, FAILED, LEFT, MEMBERS_LIMIT, UNKNOWN, UNKNOWN_LIMIT, Membership, Pause
-from lbagent.membership.updates import fold, outdated
-from lbagent.serf.events import parse
-from lbagent.serf.raw_event import Raw
+from lbagent.membership.updates import apply_events, needs_serf_clocks
+from lbagent.serf.events import parse_event
+from lbagent.serf.raw_event import RawEvent
 from tests.building import NOW, folded, folding, joining, known, member, paused, pausing, saying, telling
 
 WEB01 = "web01\t10.0.0.1\tweb\tdc=tokyo"
@@ -301,11 +301,11 @@ def test_one_nodes_clock_does_not_order_anothers() -> None:
 def test_a_replay_below_the_highest_asks_serf() -> None:
     before = folded(known(member("web01")), saying("pause", "web01", 50))
 
-    assert outdated(before, [parse(saying("pause", "web01", 51))]) is False
-    assert outdated(before, [parse(saying("pause", "web01", 50))]) is True
-    assert outdated(before, [parse(saying("pause", "web01", 1, "query"))]) is False
-    assert outdated(before, [parse(saying("pause", "web01", None, "typed"))]) is False
-    assert outdated(before, [parse(joining(WEB01))]) is False
+    assert needs_serf_clocks(before, [parse_event(saying("pause", "web01", 51))]) is False
+    assert needs_serf_clocks(before, [parse_event(saying("pause", "web01", 50))]) is True
+    assert needs_serf_clocks(before, [parse_event(saying("pause", "web01", 1, "query"))]) is False
+    assert needs_serf_clocks(before, [parse_event(saying("pause", "web01", None, "typed"))]) is False
+    assert needs_serf_clocks(before, [parse_event(joining(WEB01))]) is False
 
 
 def test_a_cluster_started_anew_counts_from_the_beginning() -> None:
@@ -351,7 +351,7 @@ def test_a_record_folded_before_is_not_folded_again() -> None:
     raw = joining(WEB01)
     membership = Membership({}, {}, frozenset({raw.id}))
 
-    assert fold(membership, [(raw, parse(raw))], {}).membership == membership
+    assert apply_events(membership, [(raw, parse_event(raw))], {}).membership == membership
 
 
 # --- of all -------------------------------------------------------------------------------------------------------
@@ -366,23 +366,23 @@ events = st.lists(
 )  # fmt: skip
 
 
-def numbered(raws: list[Raw]) -> list[Raw]:
+def numbered(raws: list[RawEvent]) -> list[RawEvent]:
     """Each with an id of its own."""
     return [raw._replace(id=f"r{at}") for at, raw in enumerate(raws)]
 
 
 @given(events)
-def test_a_batch_folds_as_its_events_do_one_by_one(raws: list[Raw]) -> None:
-    at_once = fold(known(), [(raw, parse(raw)) for raw in numbered(raws)], {}).membership
+def test_a_batch_folds_as_its_events_do_one_by_one(raws: list[RawEvent]) -> None:
+    at_once = apply_events(known(), [(raw, parse_event(raw)) for raw in numbered(raws)], {}).membership
     one_by_one = known()
     for raw in numbered(raws):
-        one_by_one = fold(one_by_one, [(raw, parse(raw))], {}).membership
+        one_by_one = apply_events(one_by_one, [(raw, parse_event(raw))], {}).membership
 
     assert at_once == one_by_one
 
 
 @given(events)
-def test_a_replayed_history_of_commands_changes_nothing(raws: list[Raw]) -> None:
+def test_a_replayed_history_of_commands_changes_nothing(raws: list[RawEvent]) -> None:
     commands = sorted((raw for raw in raws if raw.ltime is not None), key=lambda raw: (raw.kind, raw.ltime or 0))
     membership = folded(known(member("web01"), member("web02", "10.0.0.2"), member("web03", "10.0.0.3")), *commands)
 

@@ -15,8 +15,8 @@ def test_a_link_to_a_regular_file_is_read_to_its_limit(tmp_path: Path) -> None:
     (tmp_path / "file").chmod(0o600)
     (tmp_path / "link").symlink_to("file")
 
-    assert untrusted_files.read(str(tmp_path / "link"), 5) == (b"12345", 0o100600, True)
-    assert untrusted_files.read(str(tmp_path / "link"), 4) == (b"1234", 0o100600, False)
+    assert untrusted_files.read_untrusted_file(str(tmp_path / "link"), 5) == (b"12345", 0o100600, True)
+    assert untrusted_files.read_untrusted_file(str(tmp_path / "link"), 4) == (b"1234", 0o100600, False)
 
 
 @pytest.mark.parametrize("what", ["pipe", "folder", "/dev/zero", "missing"])
@@ -26,6 +26,6 @@ def test_what_is_no_regular_file_is_refused(tmp_path: Path, what: str) -> None:
     before = os.listdir("/proc/self/fd")
 
     with pytest.raises(OSError, match=r"not a regular file|No such file"):
-        untrusted_files.read(str(tmp_path / what), 5)
+        untrusted_files.read_untrusted_file(str(tmp_path / what), 5)
 
     assert os.listdir("/proc/self/fd") == before

@@ -14,7 +14,7 @@ import pytest
 from lbagent.membership import lookup, storage
 from lbagent.membership.model import LEFT, LOST, REMOVALS, Member, Membership, Pause
 from lbagent.planning import guard
-from lbagent.planning.plan import Plan, Rules
+from lbagent.planning.plan import Plan, PlanOptions
 from lbagent.roles.model import Roles
 from tests.building import NOW, dedent, known, managed, member, planning, reading
 from tests.stage import built
@@ -41,8 +41,8 @@ class Balancer:
     def run(self, seconds: int = 0, *, force: bool = False) -> Plan:
         """One run, `seconds` after NOW."""
         now = NOW + seconds
-        before = lookup.expired(storage.load(storage.dump(self.membership)), now)
-        plan = planning(self.text, self.roles, before, Rules(force=force))
+        before = lookup.drop_expired(storage.parse_membership(storage.serialize_membership(self.membership)), now)
+        plan = planning(self.text, self.roles, before, PlanOptions(force=force))
         self.membership = guard.remember(before, plan.removals, now, force=force)
         self.text = plan.after[0]
         return plan
@@ -86,7 +86,7 @@ def test_node_by_node_no_more_than_half_is_removed(way: str) -> None:
         plans.append(lb.run(60 * at))
 
     assert lb.servers == ["web3", "web4"]
-    assert [[str(held) for held in plan.held] for plan in plans] == [
+    assert [[str(one) for one in plan.blocked] for plan in plans] == [
         [],
         [],
         [
@@ -115,7 +115,7 @@ def test_one_edit_of_roles_yml_after_another_removes_no_more_than_half(edits: li
         lb.roles = reading(f"services: {{iis: {{port: 80}}}}\nroles: {{web: {{lb: [iis], {edit}}}}}")
         plan = lb.run(30 * at)
 
-    assert plan.held
+    assert plan.blocked
     assert len(lb.servers) >= 2
 
 
@@ -126,12 +126,12 @@ def test_what_is_blocked_stays_blocked_until_it_is_forced() -> None:
     lb.edit("web2", role="")
 
     for seconds in range(60, 4 * REMOVALS, REMOVALS // 4):
-        assert lb.run(seconds).held
+        assert lb.run(seconds).blocked
         assert lb.servers == ["web2", "web3"]
 
     plan = lb.run(4 * REMOVALS, force=True)
 
-    assert plan.held == ()
+    assert plan.blocked == ()
     assert lb.servers == ["web3"]
     assert lb.membership.removals == {}
 
@@ -145,7 +145,7 @@ def test_a_removal_of_long_ago_does_not_count() -> None:
     lb.edit("web3", role="")
     plan = lb.run(REMOVALS + 3)
 
-    assert plan.held == ()
+    assert plan.blocked == ()
     assert lb.servers == ["web4"]
 
 
@@ -155,16 +155,16 @@ def test_a_clock_that_was_ahead_makes_no_removal_count_for_ever() -> None:
     lb.run(10 * REMOVALS)
     lb.edit("web2", role="")
 
-    assert lb.run(0).held == ()
+    assert lb.run(0).blocked == ()
 
 
 def test_a_node_that_is_back_does_not_count() -> None:
     lb = Balancer(PLAIN, *web(3))
     for at, name in enumerate(["web1", "web2", "web3"]):
         lb.edit(name, role="")
-        assert lb.run(10 * at).held == ()
+        assert lb.run(10 * at).blocked == ()
         lb.edit(name, role="web")
-        assert lb.run(10 * at + 5).held == ()
+        assert lb.run(10 * at + 5).blocked == ()
 
     assert lb.servers == ["web1", "web2", "web3"]
 
@@ -185,7 +185,7 @@ def test_what_was_asked_for_is_never_blocked(asked: Callable[[Balancer, str], No
 
     for at in range(1, 5):
         asked(lb, f"web{at}")
-        assert lb.run(at).held == ()
+        assert lb.run(at).blocked == ()
 
     assert lb.servers == []
 
@@ -197,24 +197,24 @@ def test_a_node_that_left_after_it_was_removed_does_not_count() -> None:
     lb.edit("web1", status=LEFT)
     lb.edit("web2", role="")
 
-    assert lb.run(1).held == ()
+    assert lb.run(1).blocked == ()
     assert lb.servers == ["web3"]
 
 
 def test_members_json_of_before_is_read() -> None:
-    state = json.loads(storage.dump(known(*web(1))))
+    state = json.loads(storage.serialize_membership(known(*web(1))))
     del state["removals"]
 
-    assert storage.load(json.dumps(state).encode()).removals == {}
+    assert storage.parse_membership(json.dumps(state).encode()).removals == {}
 
 
 @pytest.mark.parametrize("removals", [[], {"x": 1}, {"x": {"web1": "now"}}, {"x": {"web1": 1.5}}, "x"])
 def test_removals_that_lbagent_never_writes_are_damage(removals: object) -> None:
-    state = json.loads(storage.dump(known(*web(1))))
+    state = json.loads(storage.serialize_membership(known(*web(1))))
     state["removals"] = removals
 
     with pytest.raises(storage.Damaged):
-        storage.load(json.dumps(state).encode())
+        storage.parse_membership(json.dumps(state).encode())
 
 
 # --- a tag that became invalid -------------------------------------------------------------------------------------
@@ -245,7 +245,7 @@ def test_a_tag_that_becomes_invalid_keeps_the_line_of_every_node(tags: dict[str,
         plan = lb.run(at)
 
     assert lb.text == before
-    assert plan.held == ()
+    assert plan.blocked == ()
     assert plan.notes == tuple(f"web{at} keeps its line in backend farm: {why}" for at in range(1, 4))
 
 
@@ -289,7 +289,7 @@ def test_a_node_with_an_invalid_tag_that_leaves_is_removed() -> None:
     lb.run()
     lb.edit("web1", status=LEFT)
 
-    assert lb.run().held == ()
+    assert lb.run().blocked == ()
     assert lb.servers == ["web2"]
 
 
@@ -303,7 +303,7 @@ def test_a_role_tag_that_cannot_be_a_name_keeps_the_lines(role: str) -> None:
         plan = lb.run(at)
 
     assert lb.text == before
-    assert plan.held == ()
+    assert plan.blocked == ()
     assert (
         plan.notes[0]
         == f"web1 keeps its line in backend farm: its role {role!r} is not [A-Za-z0-9][A-Za-z0-9._-]{{0,62}}"
@@ -329,7 +329,7 @@ def test_a_node_whose_role_cannot_be_a_name_and_that_moved_counts_for_the_guard(
     for at in (1, 2):
         lb.edit(f"web{at}", role="we b", address=f"10.0.1.{at}")
 
-    assert lb.run().held
+    assert lb.run().blocked
     assert lb.servers == ["web1", "web2"]
 
 

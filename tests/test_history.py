@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lbagent.outcome import Run
+from lbagent.outcome import PastRun
 from lbagent.state import history
 
 
@@ -16,7 +16,7 @@ def entry(why: str, **more: object) -> str:
     return json.dumps({"when": "2023-11-14T22:13:20Z", "why": why, "outcome": "applied", "words": "ok", **more})
 
 
-RUN = Run(1_700_000_000, "the last", "applied", "ok")
+RUN = PastRun(1_700_000_000, "the last", "applied", "ok")
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_the_last_run_that_can_be_read_is_found(text: str, tmp_path: Path) -> No
     path = tmp_path / "history.jsonl"
     path.write_text(text)
 
-    assert history.last(str(path)) == RUN
+    assert history.read_past_runs(str(path)) == RUN
 
 
 @pytest.mark.parametrize("text", ["", "\n", "nonsense\n"])
@@ -43,8 +43,8 @@ def test_without_any_run_there_is_none(text: str, tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
     path.write_text(text)
 
-    assert history.last(str(path)) is None
+    assert history.read_past_runs(str(path)) is None
 
 
 def test_without_a_file_there_is_none(tmp_path: Path) -> None:
-    assert history.last(str(tmp_path / "history.jsonl")) is None
+    assert history.read_past_runs(str(tmp_path / "history.jsonl")) is None

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from lbagent.errors import PutBack, Refused, TryAgain
-from lbagent.outcome import Held, Outcome, Verdict
-from lbagent.run.queue import Rounds
-from lbagent.state.lock import locked
+from lbagent.errors import RolledBack, Refused, TryAgain
+from lbagent.outcome import BlockedRemoval, Outcome, Verdict
+from lbagent.run.queue import DrainLoop
+from lbagent.state.lock import acquire_lock
 from lbagent.state.spool import Spool
 from lbagent.system.log import Log
 
@@ -39,7 +39,7 @@ def runs(spool: Spool, *ends: Outcome | Exception, kept: bool = False) -> tuple[
         end = ends[len(calls)]
         calls.append(len(calls))
         if len(calls) < len(ends):
-            spool.put(b"came meanwhile")
+            spool.store(b"came meanwhile")
         if isinstance(end, Exception):
             raise end
         return end
@@ -48,10 +48,10 @@ def runs(spool: Spool, *ends: Outcome | Exception, kept: bool = False) -> tuple[
 
 
 def test_a_record_of_the_same_number_is_another_record(spool: Spool, lock: str) -> None:
-    assert spool.put(b"one") == "1"
+    assert spool.store(b"one") == "1"
     calls, run = runs(spool, DONE, DONE, DONE)
 
-    Rounds(spool, Log()).more(lock, run)
+    DrainLoop(spool, Log()).run_while_spooled(lock, run)
 
     assert calls == [0, 1, 2]
     assert spool.names() == []
@@ -60,27 +60,27 @@ def test_a_record_of_the_same_number_is_another_record(spool: Spool, lock: str) 
 def test_an_empty_spool_asks_for_no_run(spool: Spool, lock: str) -> None:
     calls, run = runs(spool, DONE)
 
-    Rounds(spool, Log()).more(lock, run)
+    DrainLoop(spool, Log()).run_while_spooled(lock, run)
 
     assert calls == []
 
 
 def test_what_cannot_be_removed_is_not_tried_for_ever(spool: Spool, lock: str) -> None:
-    spool.put(b"one")
+    spool.store(b"one")
     calls, run = runs(spool, DONE, DONE, kept=True)
 
-    Rounds(spool, Log()).more(lock, run)
+    DrainLoop(spool, Log()).run_while_spooled(lock, run)
 
     assert calls == [0, 1]
     assert spool.names() == ["1", "2"]
 
 
 def test_a_busy_lock_leaves_the_rest_to_its_holder(spool: Spool, lock: str) -> None:
-    spool.put(b"one")
+    spool.store(b"one")
     calls, run = runs(spool, DONE)
 
-    with locked(lock) as had:
-        Rounds(spool, Log()).more(lock, run)
+    with acquire_lock(lock) as had:
+        DrainLoop(spool, Log()).run_while_spooled(lock, run)
 
     assert (had, calls) == (True, [])
 
@@ -88,11 +88,11 @@ def test_a_busy_lock_leaves_the_rest_to_its_holder(spool: Spool, lock: str) -> N
 def test_every_failure_is_said_once_and_the_first_is_the_status(
     spool: Spool, lock: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    spool.put(b"one")
-    calls, run = runs(spool, Refused("no"), PutBack("back"), PutBack("back"), OSError(5, "I/O error", "/x"), DONE)
-    rounds = Rounds(spool, Log())
+    spool.store(b"one")
+    calls, run = runs(spool, Refused("no"), RolledBack("back"), RolledBack("back"), OSError(5, "I/O error", "/x"), DONE)
+    rounds = DrainLoop(spool, Log())
 
-    rounds.more(lock, run)
+    rounds.run_while_spooled(lock, run)
 
     assert calls == [0, 1, 2, 3, 4]
     assert rounds.status == 4
@@ -100,10 +100,10 @@ def test_every_failure_is_said_once_and_the_first_is_the_status(
 
 
 def test_of_a_stream_without_an_end_only_what_lies_there_is_kept(spool: Spool, lock: str) -> None:
-    spool.put(b"one")
-    rounds = Rounds(spool, Log())
+    spool.store(b"one")
+    rounds = DrainLoop(spool, Log())
 
-    rounds.more(lock, runs(spool, *[DONE] * 50)[1])
+    rounds.run_while_spooled(lock, runs(spool, *[DONE] * 50)[1])
 
     assert (spool.names(), len(rounds.seen)) == ([], 1)
 
@@ -113,26 +113,26 @@ def test_of_a_stream_without_an_end_only_what_lies_there_is_kept(spool: Spool, l
     [
         ((DONE,), 0),
         ((DONE, TryAgain("later")), 75),
-        ((DONE._replace(held=(Held(2, "two of two"),)), DONE), 3),
+        ((DONE._replace(blocked=(BlockedRemoval(2, "two of two"),)), DONE), 3),
         ((OSError(28, "No space left on device"), DONE), 1),
     ],
 )
 def test_the_status_is_that_of_the_first_run_that_did_not_end_well(
     spool: Spool, lock: str, ends: tuple[Outcome | Exception, ...], status: int
 ) -> None:
-    spool.put(b"one")
-    rounds = Rounds(spool, Log())
+    spool.store(b"one")
+    rounds = DrainLoop(spool, Log())
 
-    rounds.more(lock, runs(spool, *ends)[1])
+    rounds.run_while_spooled(lock, runs(spool, *ends)[1])
 
     assert rounds.status == status
 
 
 def test_a_record_that_is_written_anew_is_seen_anew(spool: Spool) -> None:
-    spool.put(b"one")
+    spool.store(b"one")
     before = spool.marks()
     os.unlink(os.path.join(spool.folder, "1"))
-    spool.put(b"two")
+    spool.store(b"two")
 
     assert spool.names() == ["1"]
     assert spool.marks().isdisjoint(before)

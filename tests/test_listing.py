@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lbagent.names import NAME, canonical_address
-from lbagent.serf.member_list import Info, Listed, Listing, answers, info, listing, others
+from lbagent.serf.member_list import AgentInfo, ListedMember, MemberList, parse_answers, parse_info, parse_member_list, find_peers
 from tests.building import poisoned
 
 SERF = Path(__file__).parent / "fixtures" / "serf"
 
-LB01 = Info("lb01", "lb", encrypted=True, clocks={}, handlers={})
+LB01 = AgentInfo("lb01", "lb", encrypted=True, clocks={}, handlers={})
 
 
 def row(name: object = "web01", addr: object = "10.0.0.1:7946", status: object = "alive", **tags: object) -> Any:  # noqa: ANN401
@@ -32,40 +32,40 @@ def said(*rows: Any) -> str:  # noqa: ANN401
 
 
 def test_a_captured_list_is_read() -> None:
-    found = listing((SERF / "members.json").read_text())
+    found = parse_member_list((SERF / "members.json").read_text())
 
     assert sorted(found.members) == [
-        Listed("lb01", "127.0.0.1", "lb", {}, "alive"),
-        Listed("norole01", "127.0.0.5", "", {}, "alive"),
-        Listed("web01", "127.0.0.2", "web", {}, "alive"),
-        Listed("web02", "127.0.0.3", "A", {"dc": "tokyo"}, "left"),
-        Listed("web03", "127.0.0.4", "B", {}, "failed"),
+        ListedMember("lb01", "127.0.0.1", "lb", {}, "alive"),
+        ListedMember("norole01", "127.0.0.5", "", {}, "alive"),
+        ListedMember("web01", "127.0.0.2", "web", {}, "alive"),
+        ListedMember("web02", "127.0.0.3", "A", {"dc": "tokyo"}, "left"),
+        ListedMember("web03", "127.0.0.4", "B", {}, "failed"),
     ]
     assert found.refused == ()
 
 
 def test_captured_info_is_read() -> None:
-    assert info((SERF / "info.json").read_text()) == Info("lb01", "lb", False, {"user": 1, "query": 1}, {})  # noqa: FBT003
+    assert parse_info((SERF / "info.json").read_text()) == AgentInfo("lb01", "lb", False, {"user": 1, "query": 1}, {})  # noqa: FBT003
 
 
 def test_handlers_are_told_by_filter() -> None:
     told = {"agent": {"name": "lb01"}, "serf": {"encrypted": "true"}, "event_handlers": {"*:": "lbagent handle"}}
 
-    assert info(json.dumps(told)) == Info("lb01", "", True, {}, {"*:": "lbagent handle"})  # noqa: FBT003
+    assert parse_info(json.dumps(told)) == AgentInfo("lb01", "", True, {}, {"*:": "lbagent handle"})  # noqa: FBT003
 
 
 def test_an_ipv6_address_loses_its_brackets_and_port() -> None:
-    assert listing(said(row(addr="[fd00::5]:7946"))).members == (Listed("web01", "fd00::5", "web", {}, "alive"),)
+    assert parse_member_list(said(row(addr="[fd00::5]:7946"))).members == (ListedMember("web01", "fd00::5", "web", {}, "alive"),)
 
 
 def test_a_comma_in_a_tag_is_no_other_tag() -> None:
-    [one] = listing(said(row(a="1,role=lb", b="x=y,z"))).members
+    [one] = parse_member_list(said(row(a="1,role=lb", b="x=y,z"))).members
 
     assert (one.role, one.tags) == ("web", {"a": "1,role=lb", "b": "x=y,z"})
 
 
 def test_nobody_is_a_list_too() -> None:
-    assert listing('{"members": null}') == Listing((), frozenset(), ())
+    assert parse_member_list('{"members": null}') == MemberList((), frozenset(), ())
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_nobody_is_a_list_too() -> None:
     ],
 )
 def test_who_cannot_be_used_is_named_and_not_missing(one: Any, why: str) -> None:  # noqa: ANN401
-    found = listing(said(one, row(name="web02")))
+    found = parse_member_list(said(one, row(name="web02")))
 
     assert [member.name for member in found.members] == ["web02"]
     assert found.names == {one["name"], "web02"}
@@ -96,7 +96,7 @@ WRONG += [said({**row(), "tags": value}) for value in ([], "", 0, "role=web", ["
 @pytest.mark.parametrize("text", WRONG)
 def test_what_is_no_list_is_told_from_an_empty_one(text: str) -> None:
     with pytest.raises(ValueError, match=r".*"):
-        listing(text)
+        parse_member_list(text)
 
 
 @pytest.mark.parametrize(
@@ -111,12 +111,12 @@ def test_what_is_no_list_is_told_from_an_empty_one(text: str) -> None:
 )
 def test_what_says_nothing_of_the_agent_is_told(text: str) -> None:
     with pytest.raises(ValueError, match=r".*"):
-        info(text)
+        parse_info(text)
 
 
 @given(poisoned(st.just("web01")), poisoned(st.just("10.0.0.1:7946")), st.text(max_size=5))
 def test_who_is_listed_has_a_name_and_an_address(name: str, addr: str, tag: str) -> None:
-    for one in listing(said(row(name, addr, tag, dc=tag))).members:
+    for one in parse_member_list(said(row(name, addr, tag, dc=tag))).members:
         assert NAME.fullmatch(one.name)
         assert canonical_address(one.address) == one.address
 
@@ -127,16 +127,16 @@ def test_the_first_answer_of_each_node_counts() -> None:
         "Response from 'lb01': queued\nResponse from 'lb03': done\nTotal Responses: 3"
     )
 
-    assert answers(text, ["lb01", "lb02"]) == {"lb01": "done", "lb02": "refused: x': y"}
+    assert parse_answers(text, ["lb01", "lb02"]) == {"lb01": "done", "lb02": "refused: x': y"}
 
 
 def test_the_other_load_balancers_have_the_same_role() -> None:
     rows = [row(name, role=role) for name, role in (("lb01", "lb"), ("lb02", "lb"), ("web01", "web"), ("edge", "edge"))]
-    listed = listing(said(*rows, row("lb03", role="lb", status="left"), row("lb04", role="lb", status="failed")))
+    listed = parse_member_list(said(*rows, row("lb03", role="lb", status="left"), row("lb04", role="lb", status="failed")))
 
-    assert [one.name for one in others(listed, LB01)] == ["lb02", "lb04"]
-    assert [one.name for one in others(listed, LB01._replace(role=""))] == ["lb02", "lb04"]
-    assert [one.name for one in others(listed, LB01._replace(role="edge"))] == ["edge"]
+    assert [one.name for one in find_peers(listed, LB01)] == ["lb02", "lb04"]
+    assert [one.name for one in find_peers(listed, LB01._replace(role=""))] == ["lb02", "lb04"]
+    assert [one.name for one in find_peers(listed, LB01._replace(role="edge"))] == ["edge"]
 
 
 @pytest.mark.parametrize(
@@ -148,12 +148,12 @@ def test_the_other_load_balancers_have_the_same_role() -> None:
 )  # fmt: skip
 def test_what_is_not_a_list_of_members_is_an_error_that_callers_know(words: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  # json's words, or ours
-        listing(words)
+        parse_member_list(words)
 
 
 def test_a_load_balancer_with_several_roles_is_known_by_the_first() -> None:
     rows = [{"name": name, "addr": "10.0.0.1:7946", "tags": {"role": role}, "status": "alive"}
             for name, role in (("lb01", "lb,web"), ("lb02", "lb"), ("lb03", "web,lb"), ("web01", "web"), ("x", "lbx"))]  # fmt: skip
-    listed = listing(json.dumps({"members": rows}))
+    listed = parse_member_list(json.dumps({"members": rows}))
 
-    assert [one.name for one in others(listed, LB01._replace(name="lb01", role="lb,web"))] == ["lb02", "lb03"]
+    assert [one.name for one in find_peers(listed, LB01._replace(name="lb01", role="lb,web"))] == ["lb02", "lb03"]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lbagent.state.lock import held, locked
+from lbagent.state.lock import is_locked, acquire_lock
 
 HOLDER = """
 import sys, time
@@ -40,32 +40,32 @@ def holder(path: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_a_free_lock_is_had_and_given_back(path: str) -> None:
-    with locked(path) as had:
+    with acquire_lock(path) as had:
         assert had
-        assert held(path)
+        assert is_locked(path)
 
-    assert not held(path)
+    assert not is_locked(path)
 
 
 def test_a_busy_lock_is_not_had(path: str, holder: subprocess.Popen[str]) -> None:
     assert holder.poll() is None
 
-    with locked(path) as had:
+    with acquire_lock(path) as had:
         assert not had
 
 
 def test_not_having_it_does_not_take_it_from_the_other(path: str, holder: subprocess.Popen[str]) -> None:
-    with locked(path) as had:
+    with acquire_lock(path) as had:
         assert not had
 
-    assert held(path)
+    assert is_locked(path)
     assert holder.poll() is None
 
 
 def test_waiting_ends_in_time(path: str, holder: subprocess.Popen[str]) -> None:
     started = time.monotonic()
 
-    with locked(path, 0.2) as had:
+    with acquire_lock(path, 0.2) as had:
         assert not had
 
     assert 0.2 <= time.monotonic() - started < 1
@@ -75,7 +75,7 @@ def test_waiting_ends_in_time(path: str, holder: subprocess.Popen[str]) -> None:
 def test_who_waits_has_it_when_the_other_ends(path: str, holder: subprocess.Popen[str]) -> None:
     holder.kill()
 
-    with locked(path, 5) as had:
+    with acquire_lock(path, 5) as had:
         assert had
 
 
@@ -83,30 +83,30 @@ def test_a_lock_dies_with_its_holder(path: str, holder: subprocess.Popen[str]) -
     holder.kill()
     holder.wait()
 
-    assert not held(path)
+    assert not is_locked(path)
 
 
 def test_an_error_gives_it_back(path: str) -> None:
-    with pytest.raises(KeyError), locked(path):
+    with pytest.raises(KeyError), acquire_lock(path):
         raise KeyError
 
-    assert not held(path)
+    assert not is_locked(path)
 
 
 def test_the_file_stays(path: str) -> None:
-    with locked(path):
+    with acquire_lock(path):
         pass
 
     assert Path(path).exists()
 
 
 def test_a_lock_nobody_ever_made_is_not_held(path: str) -> None:
-    assert not held(path)
+    assert not is_locked(path)
     assert not Path(path).exists()
 
 
 def test_looking_at_a_lock_does_not_disturb_others_that_look(path: str) -> None:
-    with locked(path):
+    with acquire_lock(path):
         pass
 
     answers = [subprocess.Popen([sys.executable, "-c", f"from lbagent.host.lock import held; print([held({path!r}) for _ in range(500)].count(True))"],

@@ -127,25 +127,25 @@ def test_what_another_process_wrote_meanwhile_stays(
 def test_a_lock_that_was_replaced_before_it_was_acquired_is_not_the_lock(tmp_path: Path) -> None:
     path = str(tmp_path / "lock")
 
-    with lock.locked(path) as acquired:
+    with lock.acquire_lock(path) as acquired:
         assert acquired
         os.unlink(path)
-        with lock.locked(path + ".other"):
+        with lock.acquire_lock(path + ".other"):
             pass
         with pytest.raises(lock.Lost, match=r"lock: the lock file was removed or replaced during a run"):
             lock.insist(path)
         assert lock.acquire_again(path, 0)
         lock.insist(path)
-        assert lock.held(path)
+        assert lock.is_locked(path)
 
-    assert not lock.held(path)
+    assert not lock.is_locked(path)
 
 
 def test_a_lost_lock_is_not_acquired_again_while_another_process_has_the_new_one(tmp_path: Path) -> None:
     path = str(tmp_path / "lock")
     holder = "import sys, time; from lbagent.host.lock import locked\nwith locked(sys.argv[1]) as had:\n print(had, flush=True); time.sleep(60)"
 
-    with lock.locked(path):
+    with lock.acquire_lock(path):
         os.unlink(path)
         with subprocess.Popen([sys.executable, "-c", holder, path], stdout=subprocess.PIPE) as other:
             assert other.stdout
@@ -159,10 +159,10 @@ def test_no_file_is_replaced_without_the_lock(tmp_path: Path) -> None:
     path, file = str(tmp_path / "lock"), tmp_path / "file"
     file.write_bytes(b"old")
 
-    with lock.locked(path):
+    with lock.acquire_lock(path):
         os.unlink(path)
         with pytest.raises(lock.Lost):
-            files.replace(str(file), b"new")
+            files.replace_file(str(file), b"new")
 
     assert file.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]
@@ -171,12 +171,12 @@ def test_no_file_is_replaced_without_the_lock(tmp_path: Path) -> None:
 def test_no_haproxy_cfg_is_swapped_without_the_lock(tmp_path: Path) -> None:
     path, file = str(tmp_path / "lock"), tmp_path / "file"
     file.write_bytes(b"old")
-    target = files.read(str(file))
+    target = files.read_target(str(file))
 
-    with lock.locked(path), files.staged(target, b"new") as staged:
+    with lock.acquire_lock(path), files.stage_text(target, b"new") as staged:
         os.unlink(path)
         with pytest.raises(lock.Lost):
-            files.swap(staged, target, keep=True)
+            files.swap_files(staged, target, keep=True)
 
     assert file.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]
@@ -185,9 +185,9 @@ def test_no_haproxy_cfg_is_swapped_without_the_lock(tmp_path: Path) -> None:
 def test_a_lock_under_which_nothing_is_written_stops_no_write(tmp_path: Path) -> None:
     path = str(tmp_path / "watch.lock")
 
-    with lock.locked(path, writes=False):
+    with lock.acquire_lock(path, writes=False):
         os.unlink(path)
-        files.replace(str(tmp_path / "file"), b"new")
+        files.replace_file(str(tmp_path / "file"), b"new")
 
     assert (tmp_path / "file").read_bytes() == b"new"
 
@@ -198,11 +198,11 @@ def test_watch_makes_its_lock_again_and_stays_the_only_one(stage: Stage) -> None
         [stage.script, "watch"], env=stage.environ, cwd=stage.folder, stderr=subprocess.PIPE
     ) as daemon:
         try:
-            eventually(lambda: lock.held(str(path)))
+            eventually(lambda: lock.is_locked(str(path)))
             path.unlink()
-            eventually(lambda: lock.held(str(path)))
+            eventually(lambda: lock.is_locked(str(path)))
             moved_away(path)
-            eventually(lambda: lock.held(str(path)))
+            eventually(lambda: lock.is_locked(str(path)))
 
             second = stage.run("watch")
 
@@ -217,8 +217,8 @@ def test_watch_ends_where_another_one_has_its_lock(stage: Stage, tmp_path: Path)
     command = [stage.script, "watch"]
     with subprocess.Popen(command, env=stage.environ, cwd=stage.folder, stderr=subprocess.PIPE) as daemon:
         try:
-            eventually(lambda: lock.held(str(path)))
-            with lock.locked(str(tmp_path / "new.lock")):
+            eventually(lambda: lock.is_locked(str(path)))
+            with lock.acquire_lock(str(tmp_path / "new.lock")):
                 (tmp_path / "new.lock").rename(path)
                 _, said = daemon.communicate(timeout=60)
         finally:

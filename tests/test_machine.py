@@ -12,9 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from lbagent.haproxy.config import Document
 from lbagent.membership.model import Membership
-from lbagent.names import natural
-from lbagent.planning.restore import rebuilt
-from lbagent.serf.raw_event import Raw
+from lbagent.names import natural_key
+from lbagent.planning.restore import rebuild_membership
+from lbagent.serf.raw_event import RawEvent
 from tests.building import NOW, dedent, folded, managed, outside, planning, reading, saying, telling
 
 ROLES = reading("""
@@ -59,7 +59,7 @@ class Cluster(RuleBasedStateMachine):
         super().__init__()
         self.text, self.membership, self.ltime = CFG, Membership(), 0
         self.model: dict[str, Node] = {}
-        self.said: list[Raw] = []
+        self.said: list[RawEvent] = []
 
     def happens(self, kind: str, name: str, node: Node) -> None:
         """A member event, and the run it causes."""
@@ -70,7 +70,7 @@ class Cluster(RuleBasedStateMachine):
     def runs(self) -> None:
         """Plan and write."""
         done = planning(self.text, ROLES, self.membership)
-        assert done.held == ()
+        assert done.blocked == ()
         (self.text,) = done.after
 
     @rule(name=names, role=role_names, weight=weights, subnet=st.integers(1, 2))
@@ -115,7 +115,7 @@ class Cluster(RuleBasedStateMachine):
     @rule()
     def loses_its_memory(self) -> None:
         """members.json is gone: what haproxy.cfg tells is all there is."""
-        self.membership = rebuilt(Document([("haproxy.cfg", self.text)]), ROLES, NOW)
+        self.membership = rebuild_membership(Document([("haproxy.cfg", self.text)]), ROLES, NOW)
         self.model = {name: node for name, node in self.model.items() if node.there and node.role != "other"}
         self.said = []
         before = self.text
@@ -146,7 +146,7 @@ class Cluster(RuleBasedStateMachine):
         found = []
         for name in sorted(
             (name for name, node in self.model.items() if node.there and node.role in roles),
-            key=lambda one: natural(one + suffix),
+            key=lambda one: natural_key(one + suffix),
         ):
             node = self.model[name]
             options = OPTIONS.get(service) or f"check weight {node.weight or 10}"

@@ -142,8 +142,8 @@ def test_clocks_and_folded_records_stay() -> None:
 def test_who_is_missed_is_remembered() -> None:
     membership = known(member("web01"))._replace(missed={"web01": NOW})
 
-    assert storage.load(storage.dump(membership)).missed == {"web01": NOW}
-    assert storage.load(storage.dump(membership).replace(b'"missed":{"web01":1700000000},', b"")).missed == {}
+    assert storage.parse_membership(storage.serialize_membership(membership)).missed == {"web01": NOW}
+    assert storage.parse_membership(storage.serialize_membership(membership).replace(b'"missed":{"web01":1700000000},', b"")).missed == {}
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_who_is_missed_is_remembered() -> None:
     ],
 )
 def test_a_member_that_lbagent_never_writes_is_damage(damage: dict[str, object]) -> None:
-    state = json.loads(storage.dump(known(member("web01", tags={"weight": "5"}))))
+    state = json.loads(storage.serialize_membership(known(member("web01", tags={"weight": "5"}))))
     for key, value in damage.items():
         if key in state["members"]:
             state["members"][key] = [value]
@@ -167,10 +167,10 @@ def test_a_member_that_lbagent_never_writes_is_damage(damage: dict[str, object])
             state["more"]["web01"][key] = value
 
     with pytest.raises(storage.Damaged):
-        storage.load(json.dumps(state).encode())
+        storage.parse_membership(json.dumps(state).encode())
 
 
 def test_a_node_that_nobody_has_seen_may_be_without_an_address() -> None:
     waiting = known(member("web01", "", status=UNKNOWN, pause=Pause(NOW, "me")))
 
-    assert storage.load(storage.dump(waiting)).members["web01"] == waiting.members["web01"]
+    assert storage.parse_membership(storage.serialize_membership(waiting)).members["web01"] == waiting.members["web01"]

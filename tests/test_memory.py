@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from lbagent.membership import storage
 from lbagent.membership.model import FAILED, LEFT, Membership, Pause, Quarantine
-from lbagent.serf.events import Command, parse
-from lbagent.serf.raw_event import Raw
+from lbagent.serf.events import Command, parse_event
+from lbagent.serf.raw_event import RawEvent
 from tests.building import NOW, expired, folded, joining, known, member, paused, reading, saying
 
 CONFIG = "backend farm\n    # additional-lb-iis-server\n"
@@ -71,15 +71,15 @@ OLDER = {
 
 
 def test_what_is_written_is_read() -> None:
-    found = storage.load(storage.dump(KNOWN))
+    found = storage.parse_membership(storage.serialize_membership(KNOWN))
 
     assert found == KNOWN
     assert found.members["web01"].pause == Pause(NOW, "user event", "patches", NOW + 60)
 
 
-def digest(raw: Raw) -> str:
+def digest(raw: RawEvent) -> str:
     """What tells this event from others."""
-    event = parse(raw)
+    event = parse_event(raw)
     assert isinstance(event, Command)
     return event.digest
 
@@ -87,7 +87,7 @@ def digest(raw: Raw) -> str:
 def test_what_an_older_version_has_written_is_read_and_decides_as_it_did() -> None:
     ended, resumed = saying("pause", "web3 for=1h", 6), saying("resume", "web2", 3, "query")
     text = json.dumps(OLDER).replace("22222222", digest(ended)).replace("11111111", digest(resumed))
-    found = storage.load(text.encode())
+    found = storage.parse_membership(text.encode())
 
     assert paused(found) == ["web2", "web4"]
     # The pause of web3 had ended: a replay at its LTime does not revive it. That of web2 came after the resume.
@@ -97,7 +97,7 @@ def test_what_an_older_version_has_written_is_read_and_decides_as_it_did() -> No
 
 
 def test_an_older_version_can_read_what_this_one_writes() -> None:
-    state = json.loads(storage.dump(KNOWN))
+    state = json.loads(storage.serialize_membership(KNOWN))
 
     [row] = state["more"]["web01"]["ltimes"].values()
     assert {key: row[key] for key in ("ltime", "paused")} == {"ltime": 5, "paused": True}
@@ -106,7 +106,7 @@ def test_an_older_version_can_read_what_this_one_writes() -> None:
 
 def changed(path: str, value: object) -> bytes:
     """members.json with another value at `path`."""
-    state = json.loads(storage.dump(KNOWN))
+    state = json.loads(storage.serialize_membership(KNOWN))
     *folders, last = path.split("/")
     at: Any = state
     for name in folders:
@@ -155,7 +155,7 @@ MUST: dict[str, tuple[object, ...]] = {
 @pytest.mark.parametrize(("path", "value"), [(path, value) for path, values in MUST.items() for value in values])
 def test_a_value_that_lbagent_never_writes_is_damage(path: str, value: object) -> None:
     with pytest.raises(storage.Damaged):
-        storage.load(changed(path, value))
+        storage.parse_membership(changed(path, value))
 
 
 PATHS = st.sampled_from(sorted({*MUST, "more/web02/tags", "more/web03", "version", "members"}))
@@ -164,13 +164,13 @@ PATHS = st.sampled_from(sorted({*MUST, "more/web02/tags", "more/web03", "version
 @given(PATHS, st.sampled_from(JUNK))
 def test_any_value_anywhere_is_called_damaged_or_can_be_worked_with(path: str, value: object) -> None:
     try:
-        found = storage.load(changed(path, value)) if path != "more/web03" else storage.load(b"")
+        found = storage.parse_membership(changed(path, value)) if path != "more/web03" else storage.parse_membership(b"")
     except storage.Damaged:
         return
     work(found)
 
 
-SOUND = storage.dump(KNOWN)
+SOUND = storage.serialize_membership(KNOWN)
 
 
 @given(
@@ -183,7 +183,7 @@ def test_a_few_wrong_bytes_are_called_damaged_or_can_be_worked_with(wrong: list[
     for at, byte in wrong:
         content[at] = byte
     try:
-        found = storage.load(bytes(content))
+        found = storage.parse_membership(bytes(content))
     except storage.Damaged:
         return
     work(found)
@@ -194,8 +194,8 @@ def work(membership: Membership) -> None:
     after = folded(
         membership, joining("web01\t10.0.0.1\tweb\t"), saying("pause", "web02 for=1h", 9), saying("resume", "web03", 9)
     )
-    assert storage.load(storage.dump(expired(after, NOW))) == expired(after, NOW)
+    assert storage.parse_membership(storage.serialize_membership(expired(after, NOW))) == expired(after, NOW)
 
 
 def test_the_sound_text_is_sound() -> None:
-    assert storage.load(SOUND) == KNOWN
+    assert storage.parse_membership(SOUND) == KNOWN

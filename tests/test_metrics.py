@@ -19,7 +19,7 @@ from lbagent.haproxy.config import Document, digest
 from lbagent.membership.model import FAILED, Member, Quarantine
 from lbagent.metrics import Last, Numbers
 from lbagent.planning import counts as planning_counts
-from lbagent.planning.plan import Rules
+from lbagent.planning.plan import PlanOptions
 from lbagent.roles.model import Pair, Roles
 from lbagent.state.paths import Paths
 from lbagent.state.store import Store
@@ -186,10 +186,10 @@ TWO = reading("""
 def counted(*members: Member, roles: Roles = TWO) -> dict[str, tuple[int, ...]]:
     """Servers in, paused, failed and quarantined, by the middle of their marker."""
     membership = known(*members)
-    plan = planning(FARM, roles, membership, Rules(kept=frozenset()))
-    found = planning_counts.servers(plan.standing, roles, membership)
+    plan = planning(FARM, roles, membership, PlanOptions(kept=frozenset()))
+    found = planning_counts.count_servers(plan.managed_lines, roles, membership)
     (text,) = plan.after
-    assert planning_counts.servers(planning_counts.standing(Document([("", text)])), roles, membership) == found
+    assert planning_counts.count_servers(planning_counts.list_managed_lines(Document([("", text)])), roles, membership) == found
     return {pair.middle: tuple(states[state] for state in planning_counts.STATES) for pair, states in found.items()}
 
 
@@ -230,11 +230,11 @@ def test_a_failed_node_that_may_have_no_line_is_not_counted(on_failed: str, addr
 def test_a_failed_node_whose_line_should_stand_and_does_not_is_not_counted() -> None:
     roles = reading(STRICT.replace("REMOVE", "keep"))
     membership = known(building.member("web1", "10.0.0.1", status=FAILED))
-    lines = planning_counts.standing(Document([("", FARM)]))
+    lines = planning_counts.list_managed_lines(Document([("", FARM)]))
 
-    assert planning_counts.servers(lines, roles, membership)[Pair("lb", "iis")]["failed"] == 0
+    assert planning_counts.count_servers(lines, roles, membership)[Pair("lb", "iis")]["failed"] == 0
     removing = reading(STRICT.replace("REMOVE", "remove"))
-    assert planning_counts.servers(lines, removing, membership)[Pair("lb", "iis")]["failed"] == 1
+    assert planning_counts.count_servers(lines, removing, membership)[Pair("lb", "iis")]["failed"] == 1
 
 
 def test_every_server_counts_once_as_what_it_is() -> None:
@@ -268,7 +268,7 @@ def test_pairs_without_a_node_are_zeros() -> None:
 def test_a_damaged_last_json_starts_anew(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "last.json").write_bytes(content)
 
-    assert Store(Paths(str(tmp_path))).last() == Last()
+    assert Store(Paths(str(tmp_path))).load_last() == Last()
 
 
 def test_what_is_sound_in_last_json_stays() -> None:
@@ -389,7 +389,7 @@ def test_a_reload_that_failed_is_told_until_one_goes_well(lb: Lb) -> None:
         assert ended(lb) == (5, 0, 0)
         assert (servers(lb), values(lb)["managed_lines_digest"]) == ((1, 0, 0, 0), before)
         store = Store(Paths(str(lb.state)))
-        store.keep(store.last()._replace(reload=NOW))
+        store.keep(store.load_last()._replace(reload=NOW))
         assert lb.join(WEB3).returncode == 5  # not tried again yet
         assert (ended(lb), values(lb)["last_reload_timestamp_seconds"]) == ((5, 0, 0), NOW)
         lb.roles.write_text(lb.filled(RELOADING))
@@ -434,7 +434,7 @@ def test_files_that_were_no_events_are_counted(lb: Lb) -> None:
 def test_the_age_of_a_sync_is_told_by_the_next_run(lb: Lb) -> None:
     lb.join(WEB1)
     store = Store(Paths(str(lb.state)))
-    store.keep(store.last()._replace(sync=int(values(lb)["last_run_timestamp_seconds"]) - 100))
+    store.keep(store.load_last()._replace(sync=int(values(lb)["last_run_timestamp_seconds"]) - 100))
 
     lb.run("apply")
 

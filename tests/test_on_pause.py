@@ -44,7 +44,7 @@ OUT = "server web01 10.0.0.1:80 check inter 2s rise 2 fall 2 weight 0 # lbagent 
 
 def rebuilt(text: str) -> dict[str, Member]:
     """The members that the managed lines tell of."""
-    return dict(restore.rebuilt(Document([("x", text)]), DRAINING, NOW).members)
+    return dict(restore.rebuild_membership(Document([("x", text)]), DRAINING, NOW).members)
 
 
 # --- the plan -----------------------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ def test_it_counts_as_paused() -> None:
     membership = known(pausing(WEB01), WEB02)
     document = Document([("x", planned(TEXT, DRAINING, membership))])
 
-    counts = planning_counts.servers(planning_counts.standing(document), DRAINING, membership)[Pair("lb", "iis")]
+    counts = planning_counts.count_servers(planning_counts.list_managed_lines(document), DRAINING, membership)[Pair("lb", "iis")]
 
     assert (counts, paused(membership)) == ({"in": 1, "paused": 1, "failed": 0, "quarantined": 0}, ["web01"])
 

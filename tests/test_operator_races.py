@@ -170,11 +170,11 @@ def test_text_saved_after_the_last_look_is_given_back(tmp_path: Path, how: str) 
     cfg, his = tmp_path / "haproxy.cfg", tmp_path / "his"
     cfg.write_bytes(b"as it was read\n")
     his.write_bytes(b"his\n")
-    target = files.read(str(cfg))
+    target = files.read_target(str(cfg))
 
-    with files.staged(target, b"ours\n") as path:
+    with files.stage_text(target, b"ours\n") as path:
         his.rename(cfg) if how == "by rename" else cfg.write_bytes(his.read_bytes())
-        swapped = files.swap(path, target, keep=True)
+        swapped = files.swap_files(path, target, keep=True)
 
     assert not swapped
     assert cfg.read_bytes() == b"his\n"
@@ -184,12 +184,12 @@ def test_text_saved_after_the_last_look_is_given_back(tmp_path: Path, how: str) 
 
 def test_link_flipped_after_the_last_look_is_noticed(lb: Lb) -> None:
     old, new = _released(lb, relative=True)
-    target = files.read(str(lb.cfg))
+    target = files.read_target(str(lb.cfg))
 
-    with files.staged(target, b"ours\n") as path:
+    with files.stage_text(target, b"ours\n") as path:
         lb.cfg.unlink()
         lb.cfg.symlink_to(new)
-        swapped = files.swap(path, target, keep=True)
+        swapped = files.swap_files(path, target, keep=True)
 
     assert not swapped
     assert new.read_bytes().endswith(b"# release 2\n")

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from lbagent.errors import Refused
 from lbagent.haproxy.config import Document
 from lbagent.membership.model import ALIVE, FAILED, LEFT, UNKNOWN, Member, Membership
-from lbagent.outcome import Held
-from lbagent.planning.plan import Plan, Rules, plan
-from lbagent.planning.restore import put_back, rebuilt
+from lbagent.outcome import BlockedRemoval
+from lbagent.planning.plan import Plan, PlanOptions, make_plan
+from lbagent.planning.restore import restore_managed_lines, rebuild_membership
 from lbagent.roles.model import Roles
 from tests.building import (
     MANAGED,
@@ -368,13 +368,13 @@ def test_a_document_gives_back_any_bytes(content: bytes) -> None:
 def test_a_document_of_several_files_gives_each_of_them_back(texts: list[str]) -> None:
     document = Document([(f"{at}.cfg", text) for at, text in enumerate(texts)])
 
-    assert plan(document, ROLES, known(), Rules()).after == tuple(texts)
+    assert make_plan(document, ROLES, known(), PlanOptions()).after == tuple(texts)
 
 
 def test_a_proxy_in_a_second_file_is_planned_there() -> None:
     document = Document([("a.cfg", "global\n    daemon"), ("b.cfg", ONE)])
 
-    done = plan(document, ROLES, known(member("web01")), Rules())
+    done = make_plan(document, ROLES, known(member("web01")), PlanOptions())
 
     assert done.before == ("global\n    daemon", ONE)
     assert done.after == ("global\n    daemon", planned(ONE, ROLES, known(member("web01"))))
@@ -656,7 +656,7 @@ def test_adopt_turns_hand_written_lines_above_a_marker_into_managed_ones() -> No
     """)
     members = known(member("web01"), member("web02", "10.0.0.2"), member("web03", "10.0.0.3"))
 
-    done = planning(text, ROLES, members, Rules(adopt=True))
+    done = planning(text, ROLES, members, PlanOptions(adopt=True))
 
     assert done.after == (
         dedent("""
@@ -757,7 +757,7 @@ def test_the_guard_holds_back_what_takes_more_than_half(lost: int, held: bool) -
     done = planning(before, ROLES, known(*webs(1, 2, 3, 4)[lost:]))
 
     assert (done.after[0] == before) is held
-    assert bool(done.held) is held
+    assert bool(done.blocked) is held
 
 
 def test_what_the_guard_says_names_marker_proxy_and_nodes() -> None:
@@ -766,8 +766,8 @@ def test_what_the_guard_says_names_marker_proxy_and_nodes() -> None:
     done = planning(before, ROLES, known(*webs(9)))
 
     words = "3 of 4 lines at '# additional-lb-iis-server' in backend farm would go: web1, web2, web3"
-    assert done.held == (Held(3, words),)
-    assert str(done.held[0]) == words
+    assert done.blocked == (BlockedRemoval(3, words),)
+    assert str(done.blocked[0]) == words
     assert [one.split()[1] for one in managed(done.after[0])] == ["web1", "web2", "web3", "web9"]
 
 
@@ -787,7 +787,7 @@ def test_what_the_guard_holds_back_is_held_back_by_the_next_run_too() -> None:
     again = planning(once, ROLES, known(*webs(8, 9)))
 
     assert again.after == (once,)
-    assert len(again.held) == 1
+    assert len(again.blocked) == 1
 
 
 def test_newcomers_count_for_the_guard_at_once_and_not_only_in_the_next_run() -> None:
@@ -796,16 +796,16 @@ def test_newcomers_count_for_the_guard_at_once_and_not_only_in_the_next_run() ->
     done = planning(before, ROLES, known(*webs(8, 9)))
 
     assert [one.split()[1] for one in managed(done.after[0])] == ["web8", "web9"]
-    assert done.held == ()
+    assert done.blocked == ()
 
 
 def test_force_lets_everything_go() -> None:
     before = planned(ONE, ROLES, known(*webs(1, 2, 3)))
 
-    done = planning(before, ROLES, known(), Rules(force=True))
+    done = planning(before, ROLES, known(), PlanOptions(force=True))
 
     assert done.after == (ONE,)
-    assert done.held == ()
+    assert done.blocked == ()
 
 
 def test_the_guard_does_not_hold_what_was_asked_for() -> None:
@@ -815,7 +815,7 @@ def test_the_guard_does_not_hold_what_was_asked_for() -> None:
     done = planning(before, ROLES, known(*gone, *(one._replace(role="other") for one in webs(3))))
 
     assert done.after == (ONE,)
-    assert done.held == ()
+    assert done.blocked == ()
 
 
 def test_roles_yml_that_forgets_a_role_is_held_back() -> None:
@@ -825,14 +825,14 @@ def test_roles_yml_that_forgets_a_role_is_held_back() -> None:
     done = planning(before, roles, known(*webs(1, 2)))
 
     assert done.after == (before,)
-    assert len(done.held) == 1
+    assert len(done.blocked) == 1
 
 
 def test_kept_nodes_stay_as_they_stand() -> None:
     before = planned(ONE, ROLES, known(*webs(1, 2)))
     moved = [one._replace(address="10.0.1.1") for one in webs(1, 2)]
 
-    text = planned(before, ROLES, known(*moved, *webs(3)), Rules(kept=frozenset({"web1", "web3"})))
+    text = planned(before, ROLES, known(*moved, *webs(3)), PlanOptions(kept=frozenset({"web1", "web3"})))
 
     assert managed(text) == [line("web1", "10.0.0.1"), line("web2", "10.0.1.1")]
 
@@ -916,7 +916,7 @@ def test_membership_is_rebuilt_from_the_managed_lines_pauses_included() -> None:
         ONE + "backend b\n# additional-lb-iis-server\n# additional-lb-web_service-a-server\n", ROLES, members
     )
 
-    again = rebuilt(Document([("haproxy.cfg", text)]), ROLES, NOW)
+    again = rebuild_membership(Document([("haproxy.cfg", text)]), ROLES, NOW)
 
     assert {
         (one.name, one.address, one.role, one.tags, one.status, bool(one.pause)) for one in again.members.values()
@@ -935,16 +935,16 @@ def test_lines_made_of_unknown_tags_stay_to_the_letter() -> None:
     )
     before = planned(text, ROLES, members)
 
-    done = planning(before, ROLES, rebuilt(Document([("haproxy.cfg", before)]), ROLES, NOW))
+    done = planning(before, ROLES, rebuild_membership(Document([("haproxy.cfg", before)]), ROLES, NOW))
 
     assert done.after == (before,)
-    assert done.held == ()
+    assert done.blocked == ()
 
 
 def test_a_rebuilt_node_follows_its_tags_once_they_are_known() -> None:
     text = "backend m\n  # additional-data-lb-mongo-server\n"
     before = planned(text, ROLES, known(member("d1", role="db", tags={"port": "8080"})))
-    again = rebuilt(Document([("haproxy.cfg", before)]), ROLES, NOW)
+    again = rebuild_membership(Document([("haproxy.cfg", before)]), ROLES, NOW)
 
     after = planned(before, ROLES, folded(again, joining("d1\t10.0.0.1\tdb\trole=db,port=9090")))
 
@@ -962,7 +962,7 @@ def test_foreign_looking_managed_lines_enrol_nobody() -> None:
             # additional-lb-iis-server
     """)
 
-    again = rebuilt(Document([("haproxy.cfg", text)]), ROLES, NOW)
+    again = rebuild_membership(Document([("haproxy.cfg", text)]), ROLES, NOW)
 
     assert list(again.members) == ["web5"]
 
@@ -971,7 +971,7 @@ def test_put_back_restores_the_lines_of_before_in_the_text_of_now() -> None:
     before = planned(ONE, ROLES, known(*webs(1, 2)))
     now = planned(before, ROLES, known(*webs(2, 3))).replace("balance roundrobin", "balance leastconn") + "# new\n"
 
-    (text,) = put_back(Document([("haproxy.cfg", now)]), Document([("haproxy.cfg", before)]))
+    (text,) = restore_managed_lines(Document([("haproxy.cfg", now)]), Document([("haproxy.cfg", before)]))
 
     assert text == before.replace("balance roundrobin", "balance leastconn") + "# new\n"
 
@@ -979,7 +979,7 @@ def test_put_back_restores_the_lines_of_before_in_the_text_of_now() -> None:
 def test_put_back_of_what_is_there_changes_nothing() -> None:
     text = planned(ONE, ROLES, known(*webs(1, 2)))
 
-    assert list(put_back(Document([("haproxy.cfg", text)]), Document([("haproxy.cfg", text)]))) == [text]
+    assert list(restore_managed_lines(Document([("haproxy.cfg", text)]), Document([("haproxy.cfg", text)]))) == [text]
 
 
 # --- what is true of all -------------------------------------------------------------------------------------------
@@ -1060,7 +1060,7 @@ def texts(draw: st.DrawFn) -> str:
     return text + (ending if body and MANAGED.fullmatch(body[-1]) else draw(st.sampled_from([ending, ""])))
 
 
-def planning_anything(text: str, membership: Membership, rules: Rules | None = None) -> Plan:
+def planning_anything(text: str, membership: Membership, rules: PlanOptions | None = None) -> Plan:
     """A plan; examples with a doubled marker are no examples."""
     try:
         return planning(text, ROLES, membership, rules)
@@ -1076,7 +1076,7 @@ def _orphans(done: Plan) -> bool:
 @given(texts(), members(), st.booleans())
 @settings(max_examples=300)
 def test_outside_the_managed_lines_every_byte_stays(text: str, membership: Membership, force: bool) -> None:  # noqa: FBT001
-    (after,) = planning_anything(text, membership, Rules(force=force)).after
+    (after,) = planning_anything(text, membership, PlanOptions(force=force)).after
 
     completed = text if after == text or text.endswith("\n") else text + ("\r\n" if "\r\n" in text else "\n")
     assert outside(after) == outside(completed)
@@ -1086,7 +1086,7 @@ def test_outside_the_managed_lines_every_byte_stays(text: str, membership: Membe
 @settings(max_examples=300)
 def test_what_is_planned_is_planned_again_the_same(text: str, membership: Membership) -> None:
     first = planning_anything(text, membership)
-    assume(not first.held and not _orphans(first))
+    assume(not first.blocked and not _orphans(first))
 
     again = planning(first.after[0], ROLES, membership)
 
@@ -1110,7 +1110,7 @@ def test_the_order_in_which_members_became_known_does_not_matter(
 @given(texts(), members(), addresses, role_names)
 @settings(max_examples=300)
 def test_leaving_undoes_joining(text: str, membership: Membership, address: str, role: str) -> None:
-    first = planning_anything(text + "\n", membership, Rules(force=True))
+    first = planning_anything(text + "\n", membership, PlanOptions(force=True))
     assume(not _orphans(first))
     (settled,) = first.after
     newcomer = member("web3", address, role)
@@ -1165,7 +1165,7 @@ def test_changes_say_exactly_which_lines_come_and_go(text: str, membership: Memb
 @given(texts(), members())
 @settings(max_examples=200)
 def test_in_a_proxy_names_and_addresses_stand_once(text: str, membership: Membership) -> None:
-    (after,) = planning_anything(text, known(*membership.members.values()), Rules(force=True)).after
+    (after,) = planning_anything(text, known(*membership.members.values()), PlanOptions(force=True)).after
     (clean,) = planning("\n".join(outside(after)), ROLES, membership).after
 
     proxy: list[str] = []
@@ -1184,7 +1184,7 @@ def test_what_is_rebuilt_from_the_lines_keeps_the_lines(text: str, membership: M
     (before,) = planning_anything("\n".join(outside(text)), membership).after
     assume(all(member.tags is None or not member.tags for member in membership.members.values()))
 
-    again = rebuilt(Document([("haproxy.cfg", before)]), ROLES, NOW)
+    again = rebuild_membership(Document([("haproxy.cfg", before)]), ROLES, NOW)
 
     (after,) = planning(before, ROLES, again).after
     assert managed(after) == managed(before)
@@ -1194,9 +1194,9 @@ def test_what_is_rebuilt_from_the_lines_keeps_the_lines(text: str, membership: M
 @settings(max_examples=150)
 def test_put_back_after_a_plan_is_what_was(text: str, first: Membership, second: Membership) -> None:
     (before,) = planning_anything("\n".join(outside(text)) + "\n", first).after
-    (after,) = planning(before, ROLES, second, Rules(force=True)).after
+    (after,) = planning(before, ROLES, second, PlanOptions(force=True)).after
 
-    assert list(put_back(Document([("haproxy.cfg", after)]), Document([("haproxy.cfg", before)]))) == [before]
+    assert list(restore_managed_lines(Document([("haproxy.cfg", after)]), Document([("haproxy.cfg", before)]))) == [before]
 
 
 WORLD = dedent("""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lbagent.system.processes import named, process, table_readable
+from lbagent.system.processes import find_processes, read_process, can_read_processes
 
 NAME = "hap (roxy) x"
 
@@ -29,7 +29,7 @@ def sleeper(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_a_process_is_described(sleeper: subprocess.Popen[bytes], tmp_path: Path) -> None:
-    found = process(sleeper.pid)
+    found = read_process(sleeper.pid)
 
     assert found is not None
     assert (found.pid, found.parent, found.program, found.alive) == (sleeper.pid, os.getpid(), NAME, True)
@@ -42,15 +42,15 @@ def test_a_process_is_described(sleeper: subprocess.Popen[bytes], tmp_path: Path
 
 
 def test_it_was_born_a_moment_ago(sleeper: subprocess.Popen[bytes]) -> None:
-    found = process(sleeper.pid)
+    found = read_process(sleeper.pid)
 
     assert found is not None
     assert abs(found.born - time.time()) < 5
 
 
 def test_a_process_is_found_by_the_beginning_of_its_name(sleeper: subprocess.Popen[bytes]) -> None:
-    assert sleeper.pid in [one.pid for one in named("hap (")]
-    assert sleeper.pid not in [one.pid for one in named("ap (")]
+    assert sleeper.pid in [one.pid for one in find_processes("hap (")]
+    assert sleeper.pid not in [one.pid for one in find_processes("ap (")]
 
 
 def test_who_executes_itself_anew_has_words_all_the_time(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_who_executes_itself_anew_has_words_all_the_time(tmp_path: Path) -> None
     script.write_text('#!/bin/sh\nexec "$0" word\n')
     script.chmod(0o755)
     with subprocess.Popen([script, "word"], env={"A": "b"}) as started:
-        looks = [(one.argv[-1:], "A" in one.environ) for _ in range(2000) if (one := process(started.pid))]
+        looks = [(one.argv[-1:], "A" in one.environ) for _ in range(2000) if (one := read_process(started.pid))]
         started.kill()
 
     assert (len(looks), [look for look in looks if look != (["word"], True)]) == (2000, [])
@@ -66,32 +66,32 @@ def test_who_executes_itself_anew_has_words_all_the_time(tmp_path: Path) -> None
 
 def test_a_zombie_does_not_live(sleeper: subprocess.Popen[bytes]) -> None:
     sleeper.kill()
-    while (found := process(sleeper.pid)) is not None and found.alive:
+    while (found := read_process(sleeper.pid)) is not None and found.alive:
         time.sleep(0.005)
 
     assert found is not None
     assert not found.alive
-    assert sleeper.pid not in [one.pid for one in named("hap")]
+    assert sleeper.pid not in [one.pid for one in find_processes("hap")]
 
 
 def test_a_process_that_is_gone_is_none_and_its_old_description_is_empty(sleeper: subprocess.Popen[bytes]) -> None:
-    before = process(sleeper.pid)
+    before = read_process(sleeper.pid)
     sleeper.kill()
     sleeper.wait()
 
-    assert process(sleeper.pid) is None
+    assert read_process(sleeper.pid) is None
     assert before is not None
     assert (before.argv, before.environ, before.cwd, before.unit) == ([], {}, None, None)
 
 
 def test_ourselves_are_there() -> None:
-    found = process(os.getpid())
+    found = read_process(os.getpid())
 
     assert found is not None
     assert found.argv[0] == sys.orig_argv[0]
-    assert table_readable()
+    assert can_read_processes()
 
 
 @pytest.mark.parametrize("pid", [0, -1, 2**22 + 1])
 def test_no_such_pid_is_none(pid: int) -> None:
-    assert process(pid) is None
+    assert read_process(pid) is None

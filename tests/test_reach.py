@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lbagent.system.sockets import silent
+from lbagent.system.sockets import find_silent_endpoints
 from tests.world import free_port
 
 
@@ -22,11 +22,11 @@ def listener() -> Iterator[socket.socket]:
 def test_who_refuses_is_told_from_who_listens(listener: socket.socket) -> None:
     there, nobody = ("127.0.0.1", listener.getsockname()[1]), ("127.0.0.1", free_port())
 
-    assert silent([there, nobody, there], 1.0) == {nobody}
+    assert find_silent_endpoints([there, nobody, there], 1.0) == {nobody}
 
 
 def test_who_listens_sees_nobody_come(listener: socket.socket) -> None:
-    assert silent([("127.0.0.1", listener.getsockname()[1])], 1.0) == set()
+    assert find_silent_endpoints([("127.0.0.1", listener.getsockname()[1])], 1.0) == set()
 
     with pytest.raises(TimeoutError):
         listener.accept()
@@ -42,20 +42,20 @@ def test_a_full_backlog_is_waited_for_no_longer_than_its_time() -> None:
             second.connect_ex(where)
             time.sleep(0.05)
 
-            assert silent([where], 0.2) == {where}
+            assert find_silent_endpoints([where], 0.2) == {where}
 
 
 def test_many_are_tried_at_once(listener: socket.socket) -> None:
     port = listener.getsockname()[1]
     nobody = {(f"127.8.{number // 250}.{number % 250 + 1}", port) for number in range(500)}
 
-    assert silent([("127.0.0.1", port), *nobody], 5.0) == nobody
+    assert find_silent_endpoints([("127.0.0.1", port), *nobody], 5.0) == nobody
 
 
 @pytest.mark.parametrize("where", [("::1", 1), ("255.255.255.255", 1)])
 def test_what_cannot_be_reached_at_all_is_silent_or_not_known(where: tuple[str, int]) -> None:
-    assert silent([where], 0.5) <= {where}
+    assert find_silent_endpoints([where], 0.5) <= {where}
 
 
 def test_nobody_is_asked_about_nothing() -> None:
-    assert silent([], 1.0) == set()
+    assert find_silent_endpoints([], 1.0) == set()

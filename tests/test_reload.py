@@ -189,7 +189,7 @@ def test_a_reload_that_collides_with_somebody_elses_is_confirmed_by_a_worker_tha
 
 def is_reloading(haproxy: Haproxy) -> bool:
     """Whether its master is in the midst of a reload."""
-    master = processes.process(haproxy.pid)
+    master = processes.read_process(haproxy.pid)
     return master is not None and process.is_reloading(master)
 
 
@@ -267,7 +267,7 @@ def test_the_master_cli_is_found_on_the_command_line_or_in_the_environment(line:
     argv = ["sh", "-c", "read -r _", *line.split()[1:]]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, env=environ) as shell:
         eventually(lambda: b"read" in Path(f"/proc/{shell.pid}/cmdline").read_bytes())
-        master = processes.process(shell.pid)
+        master = processes.read_process(shell.pid)
         assert master
 
         assert reload.master_cli(master) == found

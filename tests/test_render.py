@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lbagent.state.lock import held
+from lbagent.state.lock import is_locked
 from tests.test_docs import HERE, blocks
 from tests.traffic import load
 from tests.watching import watching
@@ -92,7 +92,7 @@ def test_every_other_byte_is_the_templates() -> None:
 def test_pending_events_are_in_it(lb: Lb) -> None:
     daemon = lb.start("watch")
     try:
-        eventually(lambda: held(str(lb.state / "watch.lock")) and lb.idle)
+        eventually(lambda: is_locked(str(lb.state / "watch.lock")) and lb.idle)
         os.kill(daemon.pid, signal.SIGSTOP)
         lb.join(WEB[2])
         assert lb.spooled()

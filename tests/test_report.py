@@ -11,11 +11,11 @@ import pytest
 from lbagent.haproxy.config import Document
 from lbagent.haproxy.runtime.state import Said, Stats
 from lbagent.membership.model import FAILED, LEFT, LOST, UNKNOWN, Member, Membership, Pause
-from lbagent.outcome import Run
+from lbagent.outcome import PastRun
 from lbagent.planning import quarantine
-from lbagent.planning.restore import rebuilt
+from lbagent.planning.restore import rebuild_membership
 from lbagent.roles.model import Roles
-from lbagent.status.nodes import Node, Standing
+from lbagent.status.nodes import Node, ServerState
 from lbagent.status.report import Events, Failed, Report, Served, Sources, StatsSocket, report
 from tests.building import NOW, dedent, known, member, planned, reading
 
@@ -87,8 +87,8 @@ def test_a_node_that_is_in_tells_its_proxies_and_what_haproxy_says() -> None:
 
     assert (node.state, node.since, node.why) == ("in", NOW, "")
     assert node.servers == [
-        Standing("lb-iis", "web01", "10.0.0.1:80", "managed", "UP", 3),
-        Standing("mon-mongo", "web01", "10.0.0.1:27017", "managed", "DOWN 1/2", 0),
+        ServerState("lb-iis", "web01", "10.0.0.1:80", "managed", "UP", 3),
+        ServerState("mon-mongo", "web01", "10.0.0.1:27017", "managed", "DOWN 1/2", 0),
     ]
 
 
@@ -136,8 +136,8 @@ def test_a_paused_node_whose_server_haproxy_still_has_tells_of_it() -> None:
     node = only(told(known(member("web01", pause=PAUSE)), stats=stats))
 
     assert node.servers == [
-        Standing("lb-iis", "web01", "10.0.0.1", "paused", "MAINT", 2),
-        Standing("mon-mongo", None, "10.0.0.1", "paused", None, None),
+        ServerState("lb-iis", "web01", "10.0.0.1", "paused", "MAINT", 2),
+        ServerState("mon-mongo", None, "10.0.0.1", "paused", None, None),
     ]
 
 
@@ -171,7 +171,7 @@ def test_a_line_by_hand_is_told_with_its_name_and_what_haproxy_says(line: str) -
     node = only(told(known(member("web01")), text, {("lb-iis", name): Said("no check", 1)}))
 
     assert (node.state, node.why) == ("by hand", "in listen lb-iis by hand: none is written beside it")
-    assert node.servers == [Standing("lb-iis", name, address, "by hand", "no check", 1)]
+    assert node.servers == [ServerState("lb-iis", name, address, "by hand", "no check", 1)]
 
 
 def test_a_line_by_hand_beside_managed_ones_does_not_make_the_node_by_hand() -> None:
@@ -222,7 +222,7 @@ def test_a_quarantined_node_tells_haproxys_whole_reason() -> None:
     document = Document([("haproxy.cfg", text)])
     changed = known(member("web01"), member("web02", "10.0.0.2", tags={"mongo": "2"}))
     reason = "parsing [haproxy.cfg:5]: " + "unknown keyword " * 20
-    held = quarantine.impose(changed, {"web02": reason}, quarantine.surroundings(document, ROLES), NOW - 5)
+    held = quarantine.quarantine_nodes(changed, {"web02": reason}, quarantine.fingerprint_context(document, ROLES), NOW - 5)
 
     found = told(held, text)
 
@@ -232,7 +232,7 @@ def test_a_quarantined_node_tells_haproxys_whole_reason() -> None:
 
 
 def test_a_quarantine_that_is_over_is_pending() -> None:
-    membership = quarantine.impose(known(member("web01")), {"web01": "refused"}, "other surroundings", NOW)
+    membership = quarantine.quarantine_nodes(known(member("web01")), {"web01": "refused"}, "other surroundings", NOW)
 
     assert brief(told(membership, CFG)) == {"web01": ("pending", "its lines are to come")}
 
@@ -355,7 +355,7 @@ def test_a_line_of_somebody_nobody_knows_is_told() -> None:
 def test_what_was_read_off_haproxy_cfg_does_not_tell_since_when() -> None:
     text = planned(CFG, ROLES, known(member("web01"), member("web02", "10.0.0.2", pause=PAUSE)))
 
-    found = told(rebuilt(Document([("haproxy.cfg", text)]), ROLES, NOW), text)
+    found = told(rebuild_membership(Document([("haproxy.cfg", text)]), ROLES, NOW), text)
 
     assert [(node.name, node.since) for node in found.nodes] == [("web01", None), ("web02", None)]
     assert brief(found)["web02"] == ("paused", "by haproxy.cfg")
@@ -418,7 +418,7 @@ def test_the_whole_json_object() -> None:
         served=Served(DIGEST, 7, alive=True, failure=failure),
         stats={("lb-iis", "web01"): Said("UP", 3)},
         events=Events(1, NOW - 2),
-        last_run=Run(NOW - 9, "member-join web01", "applied", "2 lines added, 0 removed"),
+        last_run=PastRun(NOW - 9, "member-join web01", "applied", "2 lines added, 0 removed"),
         old_workers=3,
         problems=("spool: Permission denied",),
     )

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from lbagent.haproxy.config import Document
 from lbagent.membership.model import ALIVE, FAILED, LEFT, Membership
-from lbagent.planning.plan import Rules
-from lbagent.planning.restore import rebuilt
+from lbagent.planning.plan import PlanOptions
+from lbagent.planning.restore import rebuild_membership
 from tests.building import (
     NOW,
     expired,
@@ -31,7 +31,7 @@ ROLES = reading("""
     services: {iis: {port: 80}, api: {port: 81}}
     roles: {web: {lb: [iis], networks: [10.0.0.0/8]}, app: {mon: [iis]}}
 """)
-GENERAL = Rules(kept=frozenset({"nobody"}))
+GENERAL = PlanOptions(kept=frozenset({"nobody"}))
 """With a node that is kept, every proxy is planned one by one."""
 
 
@@ -57,7 +57,7 @@ def test_one_odd_line_hides_no_managed_line_below_it(odd: str) -> None:
     after = planned(text, ROLES, members)
 
     assert after == f"backend b\n{odd}\n    # lbagent paused web01 10.0.0.1 role=web\n    # additional-lb-iis-server\n"
-    assert sorted(rebuilt(Document([("h", text)]), ROLES, NOW).members) == ["web01", "web02"]
+    assert sorted(rebuild_membership(Document([("h", text)]), ROLES, NOW).members) == ["web01", "web02"]
 
 
 @pytest.mark.parametrize("address", ["6.6.6.6", "127.0.0.1", "169.254.1.1", "0.0.0.0", "255.255.255.255"])
@@ -76,7 +76,7 @@ def test_the_guard_never_holds_a_paused_node_in_service() -> None:
     done = planning(text, ROLES, folded(before, saying("pause", "web01", 1)))
 
     assert managed(done.after[0]) == ["# lbagent paused web01 10.0.0.1 role=web"]
-    assert done.held == ()
+    assert done.blocked == ()
 
 
 def test_the_guard_holds_no_line_whose_name_stands_elsewhere_in_the_proxy() -> None:
@@ -86,11 +86,11 @@ def test_the_guard_holds_no_line_whose_name_stands_elsewhere_in_the_proxy() -> N
     done = planning(text, ROLES, known(member("web01", "10.0.0.1")))
 
     assert managed(done.after[0]) == [line("web01", "10.0.0.1")]
-    assert done.held == ()
+    assert done.blocked == ()
 
 
-@pytest.mark.parametrize("rules", [Rules(), GENERAL], ids=["crowd", "one by one"])
-def test_an_address_and_port_stands_once_below_the_marker_too(rules: Rules) -> None:
+@pytest.mark.parametrize("rules", [PlanOptions(), GENERAL], ids=["crowd", "one by one"])
+def test_an_address_and_port_stands_once_below_the_marker_too(rules: PlanOptions) -> None:
     text = (
         f"backend b\n    {line('web01', '10.0.0.1')}\n    # additional-lb-iis-server\n    {line('old', '10.0.0.1')}\n"
     )
@@ -98,11 +98,11 @@ def test_an_address_and_port_stands_once_below_the_marker_too(rules: Rules) -> N
     done = planning(text, ROLES, known(member("web01", "10.0.0.1")), rules)
 
     assert managed(done.after[0]) == [line("web01", "10.0.0.1")]
-    assert done.held == ()
+    assert done.blocked == ()
 
 
-@pytest.mark.parametrize("rules", [Rules(), GENERAL], ids=["crowd", "one by one"])
-def test_a_line_without_its_marker_takes_nobodys_address(rules: Rules) -> None:
+@pytest.mark.parametrize("rules", [PlanOptions(), GENERAL], ids=["crowd", "one by one"])
+def test_a_line_without_its_marker_takes_nobodys_address(rules: PlanOptions) -> None:
     text = "backend b\n    # additional-lb-iis-server\n    server x 10.0.0.9:80 check # lbagent role=web\n"
     members = known(member("w1", "10.0.0.2"), member("x", "10.0.0.2", role="app"))
 
@@ -137,7 +137,7 @@ def test_a_pause_by_address_of_an_unknown_host_is_its_own_once_it_has_joined(wor
 def test_a_comment_that_only_looks_like_a_paused_node_is_none(words: str) -> None:
     text = f"backend b\n    # lbagent paused {words}\n    # additional-lb-iis-server\n"
 
-    assert dict(rebuilt(Document([("h", text)]), ROLES, NOW).members) == {}
+    assert dict(rebuild_membership(Document([("h", text)]), ROLES, NOW).members) == {}
 
 
 @st.composite
@@ -162,11 +162,11 @@ def test_the_short_way_and_the_long_one_plan_the_same(first: Membership, second:
 
     short, long = planning(text, ROLES, second), planning(text, ROLES, second, GENERAL)
 
-    assert (short.after, short.digest, short.changes, short.held) == (
+    assert (short.after, short.digest, short.changes, short.blocked) == (
         long.after,
         long.digest,
         long.changes,
-        long.held,
+        long.blocked,
     )
     assert short.digest == Document([("h", short.after[0])]).digest()
     assert planned(short.after[0], ROLES, second) == short.after[0]

@@ -953,7 +953,7 @@ BROKEN: list[tuple[str, list[str]]] = [
 @pytest.mark.parametrize(("text", "sentences"), BROKEN, ids=range(len(BROKEN)))
 def test_every_mistake_is_named_in_one_run(text: str, sentences: list[str]) -> None:
     with pytest.raises(RolesRefused) as refused:
-        loader.parse(text.encode(), "roles.yml")
+        loader.parse_roles(text.encode(), "roles.yml")
 
     assert list(refused.value.mistakes) == [f"roles.yml{sentence}" for sentence in sentences]
 
@@ -964,7 +964,7 @@ def test_the_table_is_long_enough_to_be_one() -> None:
 
 def test_the_error_itself_is_one_line_of_the_first_mistake() -> None:
     with pytest.raises(RolesRefused) as refused:
-        loader.parse(b"services: {iis: {prt: 80}, b: 81}\nroles: {web: {lb: [iis]}}\n", "roles.yml")
+        loader.parse_roles(b"services: {iis: {prt: 80}, b: 81}\nroles: {web: {lb: [iis]}}\n", "roles.yml")
 
     assert str(refused.value) == (
         "roles.yml:1:18: services.iis.prt: unknown key; did you mean port? (and 1 more mistake: run lbagent check)"
@@ -977,4 +977,4 @@ def test_the_error_itself_is_one_line_of_the_first_mistake() -> None:
 def test_a_section_that_resembles_a_key_but_lists_services_is_a_section(section: str) -> None:
     text = f"services: {{iis: {{port: 80}}}}\nroles: {{web: {{{section}: [iis]}}}}\n"
 
-    assert loader.parse(text.encode(), "roles.yml").roles["web"].sections == {section: ("iis",)}
+    assert loader.parse_roles(text.encode(), "roles.yml").roles["web"].sections == {section: ("iis",)}

@@ -70,7 +70,7 @@ def test_the_examples_are_valid(path: Path) -> None:
 )
 def test_what_is_refused_is_invalid(text: str) -> None:
     with pytest.raises(RolesRefused):
-        loader.parse(text.encode(), "roles.yml")
+        loader.parse_roles(text.encode(), "roles.yml")
 
     assert not valid(text)
 

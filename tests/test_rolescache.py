@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lbagent.haproxy.config import Document
-from lbagent.planning.plan import plan
-from lbagent.roles.cache import frozen, thawed
+from lbagent.planning.plan import make_plan
+from lbagent.roles.cache import serialize_roles, deserialize_roles
 from lbagent.roles.model import Roles, Template
 from tests.building import known, member, reading
 
@@ -32,7 +32,7 @@ TEXTS = [
 
 def through_json(roles: Roles) -> Roles:
     """The roles as the next run reads them."""
-    return thawed(json.loads(json.dumps(frozen(roles))))
+    return deserialize_roles(json.loads(json.dumps(serialize_roles(roles))))
 
 
 def told(roles: Roles) -> object:
@@ -73,7 +73,7 @@ def test_what_is_thawed_plans_the_same(text: str) -> None:
         )
     )
 
-    assert plan(document, through_json(roles), members) == plan(document, roles, members)
+    assert make_plan(document, through_json(roles), members) == make_plan(document, roles, members)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_what_is_thawed_plans_the_same(text: str) -> None:
 )
 def test_what_is_something_else_is_an_error_the_engine_knows(state: Any) -> None:  # noqa: ANN401
     with pytest.raises((ValueError, TypeError, KeyError)):
-        thawed(state)
+        deserialize_roles(state)
 
 
 leaves = (
@@ -95,7 +95,7 @@ leaves = (
 
 @given(st.data())
 def test_a_poisoned_cache_makes_no_poisoned_line(data: st.DataObject) -> None:
-    state = json.loads(json.dumps(frozen(reading(TEXTS[2]))))
+    state = json.loads(json.dumps(serialize_roles(reading(TEXTS[2]))))
     spot: Any = state
     for _ in range(data.draw(st.integers(1, 5))):
         keys = list(spot) if isinstance(spot, dict) else list(range(len(spot)))
@@ -108,7 +108,7 @@ def test_a_poisoned_cache_makes_no_poisoned_line(data: st.DataObject) -> None:
         spot = spot[key]
 
     try:
-        roles = thawed(state)
+        roles = deserialize_roles(state)
     except (ValueError, TypeError, KeyError):
         return
     assert all(one.options.text.isprintable() and "#" not in one.options.text for one in roles.services.values())

@@ -37,7 +37,7 @@ def refusal(text: str | bytes) -> str:
     """The words in which a roles.yml is refused."""
     content = text if isinstance(text, bytes) else dedent(text).encode()
     with pytest.raises(RolesRefused) as refused:
-        loader.parse(content, "roles.yml")
+        loader.parse_roles(content, "roles.yml")
     return "\n".join(refused.value.mistakes)
 
 
@@ -150,11 +150,11 @@ def test_a_service_called_no_is_served() -> None:
 
 @pytest.mark.parametrize("prefix", [b"\xef\xbb\xbf", b"# \xe8\xa8\xad\xe5\xae\x9a\n", b"---\n", b"\n\n"])
 def test_a_byte_order_mark_and_comments_are_no_harm(prefix: bytes) -> None:
-    assert plain(loader.parse(prefix + GOOD.encode(), "x")) == plain(reading(GOOD))
+    assert plain(loader.parse_roles(prefix + GOOD.encode(), "x")) == plain(reading(GOOD))
 
 
 def test_crlf_is_read() -> None:
-    assert plain(loader.parse(GOOD.replace("\n", "\r\n").encode(), "x")) == plain(reading(GOOD))
+    assert plain(loader.parse_roles(GOOD.replace("\n", "\r\n").encode(), "x")) == plain(reading(GOOD))
 
 
 def test_an_alias_is_what_it_stands_for() -> None:
@@ -183,14 +183,14 @@ def test_many_aliases_cost_no_time() -> None:
 
 
 def test_the_digest_changes_with_the_bytes() -> None:
-    assert loader.parse(GOOD.encode(), "x").digest != loader.parse(f"{GOOD}#".encode(), "x").digest
-    assert loader.parse(GOOD.encode(), "x").digest == loader.parse(GOOD.encode(), "y").digest
+    assert loader.parse_roles(GOOD.encode(), "x").digest != loader.parse_roles(f"{GOOD}#".encode(), "x").digest
+    assert loader.parse_roles(GOOD.encode(), "x").digest == loader.parse_roles(GOOD.encode(), "y").digest
 
 
 def test_the_example_that_is_delivered_is_read() -> None:
     example = Path(__file__).parent.parent / "roles.yml"
 
-    assert loader.parse(example.read_bytes(), "roles.yml").roles
+    assert loader.parse_roles(example.read_bytes(), "roles.yml").roles
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------
@@ -246,7 +246,7 @@ def test_one_bad_character_is_read_or_refused(at: int, bad: str, cut: int) -> No
 
     roles, words = None, ["roles.yml: "]
     try:
-        roles = loader.parse(content, "roles.yml")
+        roles = loader.parse_roles(content, "roles.yml")
     except RolesRefused as error:
         words = [str(error), *error.mistakes]
 
@@ -258,6 +258,6 @@ def test_one_bad_character_is_read_or_refused(at: int, bad: str, cut: int) -> No
 @given(st.binary(max_size=80))
 def test_any_bytes_are_read_or_refused(content: bytes) -> None:
     with pytest.raises(RolesRefused) as refused:
-        loader.parse(content, "roles.yml")
+        loader.parse_roles(content, "roles.yml")
 
     assert "\n" not in str(refused.value)

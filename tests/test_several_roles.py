@@ -12,7 +12,7 @@ from lbagent.haproxy.config import Document
 from lbagent.membership import lookup
 from lbagent.membership.model import FAILED, Pause
 from lbagent.planning import restore
-from lbagent.planning.desired import serving_ports
+from lbagent.planning.desired import list_serving_ports
 from lbagent.roles import loader
 from tests.building import NOW, dedent, known, managed, member, planned, planning, reading
 from tests.stage import built
@@ -84,7 +84,7 @@ def test_a_role_that_is_taken_from_the_tag_takes_its_lines_only() -> None:
 
     plan = planning(before, ROLES, known(member("web01", "10.0.0.1", "web")))
 
-    assert plan.held == ()
+    assert plan.blocked == ()
     assert managed(plan.after[0]) == ["server web01 10.0.0.1:80 check inter 60s rise 2 fall 2 # lbagent role=web"]
 
 
@@ -100,7 +100,7 @@ def test_a_paused_node_is_a_comment_at_each_of_its_markers() -> None:
 
 def test_the_file_alone_tells_all_roles_of_a_node() -> None:
     text = planned(TEXT, ROLES, known(member("web01", "10.0.0.1", "web,api")))
-    rebuilt = restore.rebuilt(Document([("haproxy.cfg", text)]), ROLES, NOW)
+    rebuilt = restore.rebuild_membership(Document([("haproxy.cfg", text)]), ROLES, NOW)
 
     assert rebuilt.members["web01"].role == "web,api"
     assert planned(text, ROLES, rebuilt) == text
@@ -150,8 +150,8 @@ def test_on_failed_is_that_of_the_role_that_gives_the_line() -> None:
 
 
 def test_the_ports_of_all_roles_are_looked_at_for_sessions() -> None:
-    assert serving_ports(ROLES, member("web01", "10.0.0.1", "web,api")) == {80, 8080}
-    assert serving_ports(ROLES, member("web01", "10.0.0.1", "web")) == {80}
+    assert list_serving_ports(ROLES, member("web01", "10.0.0.1", "web,api")) == {80, 8080}
+    assert list_serving_ports(ROLES, member("web01", "10.0.0.1", "web")) == {80}
 
 
 # --- {server} -----------------------------------------------------------------------------------------------------
@@ -246,7 +246,7 @@ def test_a_pause_by_serfs_address_holds_for_a_node_that_is_reached_elsewhere() -
         member("old", "10.0.0.1", "web", {"ip": "192.168.7.6"}),
     )
 
-    assert lookup.paused(nodes) == {"web01", "old"}
+    assert lookup.find_paused(nodes) == {"web01", "old"}
     assert managed(planned(TEXT, BY_TAG, nodes)) == [
         "# lbagent paused old 10.0.0.1 role=web",
         "# lbagent paused web01 10.0.0.1 role=web",
@@ -260,7 +260,7 @@ def test_two_nodes_that_claim_one_address_by_tag_get_one_line() -> None:
 
 
 def test_a_default_may_be_an_address() -> None:
-    roles = loader.parse(
+    roles = loader.parse_roles(
         b'services: {iis: {port: 80}}\nroles: {web: {lb: [iis], address: "{tag:ip|fd00::1}"}}\n', "roles.yml"
     )
 

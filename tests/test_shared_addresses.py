@@ -9,8 +9,8 @@ import pytest
 
 from lbagent.haproxy.config import Document
 from lbagent.membership.model import FAILED, Membership
-from lbagent.planning.plan import Plan, Rules, plan
-from lbagent.serf.raw_event import Raw
+from lbagent.planning.plan import Plan, PlanOptions, make_plan
+from lbagent.serf.raw_event import RawEvent
 from tests.building import folded, joining, known, managed, member, pausing, planned, planning, reading, saying, telling
 from tests.world import ROLES as WORLD_ROLES
 from tests.world import Lb
@@ -23,7 +23,7 @@ WEB01, WEB02 = "web01\t10.0.0.5\tweb\t", "web02\t10.0.0.5\tweb\t"
 EVENTS = [joining(WEB02), saying("pause", "web02", 5), telling("member-failed", WEB02), joining(WEB01)]
 
 
-def lived(batches: Sequence[Sequence[Raw]]) -> str:
+def lived(batches: Sequence[Sequence[RawEvent]]) -> str:
     """haproxy.cfg after these batches, one plan after each."""
     text, membership = CONFIG, known()
     for batch in batches:
@@ -68,7 +68,7 @@ def test_the_safety_guard_does_not_block_it() -> None:
 
     done = planning(text, ROLES, failed)
 
-    assert done.held == ()
+    assert done.blocked == ()
     assert [one.split()[1] for one in managed(done.after[0])] == ["db01"]
 
 
@@ -116,7 +116,7 @@ UNKNOWN_TAGS = "web01 has no line in backend farm: its tags are unknown until Se
 def resumed(membership: Membership) -> Plan:
     """The plan for a node whose comment is in haproxy.cfg, and which is not paused any more."""
     text = "backend farm\n    # lbagent paused web01 10.0.0.5 role=web\n    # additional-lb-iis-server\n"
-    return plan(Document([("haproxy.cfg", text)]), TAGGED, membership, Rules())
+    return make_plan(Document([("haproxy.cfg", text)]), TAGGED, membership, PlanOptions())
 
 
 def test_a_resumed_node_whose_tags_are_unknown_has_no_line_and_that_is_told() -> None:

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from lbagent.system.sockets import listeners, same
+from lbagent.system.sockets import find_listeners, is_same_endpoint
 
 
 @pytest.mark.parametrize(
@@ -28,13 +28,13 @@ from lbagent.system.sockets import listeners, same
     ],
 )
 def test_two_addresses_are_one_however_they_are_written(one: str, other: str, are: bool) -> None:  # noqa: FBT001
-    assert (same(one, other), same(other, one)) == (are, are)
+    assert (is_same_endpoint(one, other), is_same_endpoint(other, one)) == (are, are)
 
 
 def test_who_listens_is_known_by_his_number() -> None:
     with socket.create_server(("127.0.0.1", 0)) as here:
         port = here.getsockname()[1]
 
-        assert listeners(f"localhost:{port}") == {os.getuid()}
-        assert listeners(f"127.0.0.2:{port}") == set()
-    assert listeners(f"127.0.0.1:{port}") == set()
+        assert find_listeners(f"localhost:{port}") == {os.getuid()}
+        assert find_listeners(f"127.0.0.2:{port}") == set()
+    assert find_listeners(f"127.0.0.1:{port}") == set()

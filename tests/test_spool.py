@@ -58,19 +58,19 @@ def left(folder: Path) -> list[str]:
 
 def test_records_come_back_in_the_order_in_which_they_were_put(spool: Spool) -> None:
     for number in range(12):
-        spool.put(f"event {number}".encode())
+        spool.store(f"event {number}".encode())
 
     assert spool.read() == ([Record(str(number + 1), f"event {number}".encode()) for number in range(12)], [])
 
 
 def test_reading_takes_nothing_away(spool: Spool) -> None:
-    spool.put(b"one")
+    spool.store(b"one")
 
     assert spool.read() == spool.read() == (spool.peek(), [])
 
 
 def test_a_record_that_was_folded_is_gone(spool: Spool, folder: Path) -> None:
-    names = [spool.put(b"one"), spool.put(b"two")]
+    names = [spool.store(b"one"), spool.store(b"two")]
 
     spool.remove([names[0], "77"])
 
@@ -81,21 +81,21 @@ def test_a_number_is_one_above_the_largest(spool: Spool, folder: Path) -> None:
     (folder / "41").write_bytes(b"x")
     (folder / "9").write_bytes(b"x")
 
-    assert spool.put(b"one") == "42"
+    assert spool.store(b"one") == "42"
 
 
 def test_a_number_that_somebody_is_writing_is_not_taken(spool: Spool, folder: Path) -> None:
     (folder / ".5").write_bytes(b"half")
 
-    assert spool.put(b"one") == "6"
+    assert spool.store(b"one") == "6"
     assert spool.names() == ["6"]
 
 
 def test_a_number_taken_since_the_look_is_not_taken_again(spool: Spool, folder: Path, mocker: MockerFixture) -> None:
-    spool.put(b"the other's")
+    spool.store(b"the other's")
     looked = mocker.patch("os.listdir", return_value=[])
 
-    name = spool.put(b"one")
+    name = spool.store(b"one")
 
     mocker.stop(looked)
     assert name == "2"
@@ -108,14 +108,14 @@ def test_an_empty_or_missing_spool_holds_nothing(spool: Spool, tmp_path: Path) -
 
 
 def test_a_record_is_for_its_owner_and_group_only(spool: Spool, folder: Path) -> None:
-    spool.put(b"one")
+    spool.store(b"one")
 
     assert stat.S_IMODE((folder / "1").stat().st_mode) & 0o027 == 0
 
 
 def test_the_age_of_the_oldest_is_known(spool: Spool, folder: Path) -> None:
-    spool.put(b"one")
-    spool.put(b"two")
+    spool.store(b"one")
+    spool.store(b"two")
     os.utime(folder / "1", (1000, 1000))
 
     assert spool.oldest() == 1000
@@ -189,7 +189,7 @@ def test_a_record_beyond_the_limit_is_set_aside(spool: Spool, folder: Path, size
 
 def test_peeking_moves_nothing(spool: Spool, folder: Path) -> None:
     (folder / "foreign").write_bytes(b"x")
-    spool.put(b"one")
+    spool.store(b"one")
 
     assert spool.peek() == [Record("1", b"one")]
     assert left(folder) == ["1", "foreign"]
@@ -210,7 +210,7 @@ def test_the_newest_hundred_bad_ones_are_kept(spool: Spool, folder: Path) -> Non
 
 def test_a_bad_folder_that_is_a_file_loses_nothing(spool: Spool, folder: Path) -> None:
     (folder / "bad").write_bytes(b"in the way")
-    spool.put(b"one")
+    spool.store(b"one")
 
     assert spool.read()[0] == [Record("1", b"one")]
 
@@ -218,7 +218,7 @@ def test_a_bad_folder_that_is_a_file_loses_nothing(spool: Spool, folder: Path) -
 def test_what_cannot_be_set_aside_does_not_stop_the_rest(spool: Spool, folder: Path) -> None:
     (folder / "bad").write_bytes(b"in the way")
     (folder / "foreign").write_bytes(b"x")
-    spool.put(b"one")
+    spool.store(b"one")
 
     assert spool.read()[0] == [Record("1", b"one")]
 
@@ -256,7 +256,7 @@ def test_a_hidden_file_of_a_writer_that_died_is_forgotten(spool: Spool, folder: 
 def test_a_record_of_the_largest_number_does_not_lose_the_next(spool: Spool, folder: Path) -> None:
     (folder / str(10**17 - 1)).write_bytes(b"x")
 
-    spool.put(b"one")
+    spool.store(b"one")
 
     assert b"one" in [record.content for record in spool.read()[0]]
 
@@ -265,7 +265,7 @@ def test_a_full_disk_leaves_nothing_half_written(spool: Spool, folder: Path, moc
     mocker.patch("os.fsync", side_effect=OSError(errno.ENOSPC, "No space left on device"))
 
     with pytest.raises(OSError, match="No space left"):
-        spool.put(b"one")
+        spool.store(b"one")
 
     assert left(folder) == []
 
@@ -309,7 +309,7 @@ def test_a_flood_is_taken_in_portions_oldest_first(spool: Spool, mocker: MockerF
     mocker.patch("lbagent.state.spool.AT_ONCE", 4)
     mocker.patch("lbagent.state.spool.BYTES_AT_ONCE", 2500)
     for number in range(1, 8):
-        spool.put(bytes(1000 if number < 4 else 10))
+        spool.store(bytes(1000 if number < 4 else 10))
 
     portions = []
     while records := spool.read()[0]:
@@ -332,6 +332,6 @@ def test_a_link_in_place_of_the_spool_is_not_followed(folder: Path, tmp_path: Pa
     (tmp_path / "link").symlink_to(folder)
 
     with pytest.raises(NotADirectoryError):
-        Spool(str(tmp_path / "link"), 9).put(b"x")
+        Spool(str(tmp_path / "link"), 9).store(b"x")
 
     assert left(folder) == []

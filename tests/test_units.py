@@ -484,7 +484,7 @@ def test_serf_env_is_taken_up_where_the_environment_says_nothing(tmp_path: Path)
     )
     environ = {"SERF_RPC_ADDR": "127.0.0.1:2", "PATH": "/bin"}
 
-    serf_agent.take_up(str(tmp_path), environ)
+    serf_agent.load_serf_env(str(tmp_path), environ)
 
     assert environ == {"SERF_RPC_ADDR": "127.0.0.1:2", "SERF_RPC_AUTH": "a=b==", "PATH": "/bin"}
 
@@ -492,6 +492,6 @@ def test_serf_env_is_taken_up_where_the_environment_says_nothing(tmp_path: Path)
 def test_without_serf_env_nothing_is_added(tmp_path: Path) -> None:
     environ: dict[str, str] = {}
 
-    serf_agent.take_up(str(tmp_path), environ)
+    serf_agent.load_serf_env(str(tmp_path), environ)
 
     assert environ == {}

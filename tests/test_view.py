@@ -20,7 +20,7 @@ from lbagent.haproxy.runtime.state import Said
 from lbagent.membership.model import FAILED, Pause
 from lbagent.membership.peers import Peer, Peers
 from lbagent.metrics import Last
-from lbagent.outcome import Run
+from lbagent.outcome import PastRun
 from lbagent.planning import quarantine
 from lbagent.status import render
 from lbagent.status.nodes import State
@@ -62,11 +62,11 @@ def example() -> Report:
     membership = known(
         *(nodes[name] for name in ("web01", "web02", "web03", "web04")), joined, member("lb02", "10.0.0.252", "lb")
     )
-    held = quarantine.impose(membership, {"web04": WORDS}, quarantine.surroundings(document, FARM), NOW + 10600)
+    held = quarantine.quarantine_nodes(membership, {"web04": WORDS}, quarantine.fingerprint_context(document, FARM), NOW + 10600)
     said = {("lb-iis", "web01"): Said("UP", 12), ("mon-mongo", "web01"): Said("UP", 3)}
     said |= {(proxy, "web03"): Said("DOWN", 0) for proxy in ("lb-iis", "mon-mongo")}
     said |= {(proxy, "web04"): Said("UP", 0) for proxy in ("lb-iis", "mon-mongo")}
-    run = Run(NOW + 10600, "member-update web04", "refused", f"HAProxy refuses the line of web04: {WORDS}")
+    run = PastRun(NOW + 10600, "member-update web04", "refused", f"HAProxy refuses the line of web04: {WORDS}")
     sources = Sources(
         NOW + 10800,
         said,
@@ -214,7 +214,7 @@ def hostile(words: str) -> Report:
     sources = example().sources._replace(
         stats_socket=StatsSocket(None, words),
         served=Served(words, 1, alive=False, failure=Failed(NOW, 1, words)),
-        last_run=Run(NOW, words, words, words),
+        last_run=PastRun(NOW, words, words, words),
         problems=(words,),
     )
     found = report(sources, FARM, membership, Document([("haproxy.cfg", FARM_CFG)]))

@@ -15,9 +15,9 @@ import pytest
 
 from lbagent.daemon import file_watcher
 from lbagent.daemon.daemon import _Watch
-from lbagent.daemon.file_watcher import Attention
+from lbagent.daemon.file_watcher import FileWatcher
 from lbagent.settings import Settings
-from lbagent.state.lock import locked
+from lbagent.state.lock import acquire_lock
 from lbagent.state.spool import Mark, Spool
 from lbagent.system.log import Log
 from tests.faults import instead_of_haproxy
@@ -163,7 +163,7 @@ def test_an_event_that_comes_just_after_the_last_look_is_no_old_one(lb: Lb, monk
             lb.join(WEB01)
         return found
 
-    with Attention() as listening, locked(str(lb.state / "watch.lock")):
+    with FileWatcher() as listening, acquire_lock(str(lb.state / "watch.lock")):
         watch = _Watch(Settings(str(lb.roles), str(lb.state)), Log(), listening)
         monkeypatch.setattr(Spool, "marks", marks)
         watch._round()
@@ -177,7 +177,7 @@ def test_without_inotify_it_looks_each_second(lb: Lb, monkeypatch: pytest.Monkey
         raise OSError(24, "inotify instance limit reached")
 
     monkeypatch.setattr(file_watcher, "Observer", none_left)
-    with Attention() as listening:
+    with FileWatcher() as listening:
         listening.watch([str(lb.state)])
         assert not listening.wait(0.01)
         listening.call()
@@ -231,7 +231,7 @@ def test_a_shorter_interval_between_reloads_holds_at_once() -> None:
 
 
 def test_told_to_end_it_waits_for_no_run_of_somebody_else(lb: Lb) -> None:
-    with watching(lb) as daemon, locked(str(lb.state / "lock")) as had:
+    with watching(lb) as daemon, acquire_lock(str(lb.state / "lock")) as had:
         assert had
         lb.join(WEB01)
         time.sleep(1)

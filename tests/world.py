@@ -348,7 +348,7 @@ class Lb:
     def members(self) -> dict[str, dict[str, Any]]:
         """What members.json holds, by name: address, role, tags, status, pause and so on; empty while there is none."""
         path = self.state / "members.json"
-        found = storage.load(path.read_bytes()).members if path.exists() else {}
+        found = storage.parse_membership(path.read_bytes()).members if path.exists() else {}
         return {name: one._asdict() for name, one in found.items()}
 
     def served(self) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from lbagent.checks.files import Account, may
 from lbagent.checks.finding import AS_SERF, Finding, Kind, error, ok, unseen, warning
 from lbagent.metrics import Last
-from lbagent.state.lock import held
+from lbagent.state.lock import is_locked
 from lbagent.state.paths import Paths
 from lbagent.state.store import Store
 
@@ -43,7 +43,7 @@ def judge(paths: Paths, handler: Account | None) -> Iterator[Finding]:
     except PermissionError:
         yield unseen(Kind.DAEMON, paths.folder, "cannot be looked at", AS_SERF)
         return
-    running, last = held(paths.watch_lock), Store(paths).last()
+    running, last = is_locked(paths.watch_lock), Store(paths).load_last()
     if running:
         yield ok(Kind.DAEMON, "", "`lbagent watch` runs")
     elif only_stores(paths, handler):

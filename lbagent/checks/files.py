@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from lbagent.checks.finding import AS_SERF, Finding, Kind, error, ok, unseen, warning
 from lbagent.membership.storage import Damaged
-from lbagent.names import counted
+from lbagent.names import format_count
 from lbagent.state import files
 from lbagent.state.paths import Paths
 from lbagent.state.store import Store
@@ -39,7 +39,7 @@ def judge(found: Sequence[Owned], user: int) -> Iterator[Finding]:
     wrong = [one for owned in found for one in _of(owned, user)]
     yield from wrong
     if found and not wrong:
-        yield ok(Kind.PERMISSIONS, "", f"only root writes what lbagent believes ({counted(len(found), 'path')})")
+        yield ok(Kind.PERMISSIONS, "", f"only root writes what lbagent believes ({format_count(len(found), 'path')})")
 
 
 def disk(path: str, free: int) -> Finding | None:
@@ -131,7 +131,7 @@ def state(paths: Paths) -> Iterator[Finding]:
 
 def _members(paths: Paths) -> Iterator[Finding]:
     try:
-        known = Store(paths).membership()
+        known = Store(paths).load_membership()
     except Damaged as damaged:
         what = f"{damaged}; the next event rebuilds it from the managed lines"
         yield warning(Kind.DAMAGED, paths.members, what, "`lbagent apply`, and see what damaged it")
@@ -139,7 +139,7 @@ def _members(paths: Paths) -> Iterator[Finding]:
         what = f"cannot be looked at: {refused.strerror}"
         yield unseen(Kind.STATE, paths.members, what, AS_SERF)
     else:
-        yield ok(Kind.STATE, paths.folder, f"{counted(len(known.members) if known else 0, 'member')} remembered")
+        yield ok(Kind.STATE, paths.folder, f"{format_count(len(known.members) if known else 0, 'member')} remembered")
 
 
 def _bad(folder: str) -> Iterator[Finding]:
@@ -148,7 +148,7 @@ def _bad(folder: str) -> Iterator[Finding]:
     except FileNotFoundError:
         return
     if names:
-        what = f"{counted(len(names), 'file')} set aside that no event could be made of"
+        what = f"{format_count(len(names), 'file')} set aside that no event could be made of"
         yield warning(Kind.BAD_RECORDS, folder, what, "see who put them into the spool, and remove them")
 
 

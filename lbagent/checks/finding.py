@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 
-from lbagent.names import printable
+from lbagent.names import make_printable
 from lbagent.system.tuples import NamedTuple
 
 NAMED = 5
@@ -161,7 +161,7 @@ class Finding(NamedTuple):
     def words(self) -> str:
         """All of it but the severity: one line, and nothing a terminal obeys."""
         told = ": ".join(part for part in (self.kind, self.where, self.what, self.fix) if part)
-        line = printable(told)
+        line = make_printable(told)
         return line if len(line) <= _LIMIT else f"{line[:_LIMIT]} …"
 
 

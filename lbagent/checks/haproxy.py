@@ -16,7 +16,7 @@ from lbagent.haproxy.process import Running
 from lbagent.haproxy.reload import successor
 from lbagent.haproxy.runtime import socket
 from lbagent.haproxy.validation import checked as validation_checked
-from lbagent.names import counted
+from lbagent.names import format_count
 from lbagent.roles.model import HaproxySettings
 from lbagent.system import processes, subprocess
 from lbagent.system.tuples import NamedTuple
@@ -362,7 +362,7 @@ def checked(result: Checked, where: str) -> Iterator[Finding]:
         place, what = _placed(words, where)
         yield warning(Kind.HAPROXY_CFG, place, what, "HAProxy's own warning")
     if more := _more(alerts) + _more(warnings):
-        yield warning(Kind.HAPROXY_CFG, where, f"{counted(more, 'more complaint')} of HAProxy", "see `haproxy -c`")
+        yield warning(Kind.HAPROXY_CFG, where, f"{format_count(more, 'more complaint')} of HAProxy", "see `haproxy -c`")
     if result.good and not warnings:
         yield ok(Kind.HAPROXY_CFG, where, "accepted by `haproxy -c`, without a warning")
     yield _in_time(result)
@@ -401,7 +401,7 @@ Lines = Sequence[Sequence[str]]
 def haproxy_seen_version() -> Finding:
     """The version of the program."""
     try:
-        return version(subprocess.run(["haproxy", "-v"], _VERSION_LIMIT).words)
+        return version(subprocess.run_program(["haproxy", "-v"], _VERSION_LIMIT).words)
     except OSError as missing:
         what = f"haproxy cannot be run ({missing.strerror}): no change of haproxy.cfg can be validated"
         return error(Kind.HAPROXY, "", what, "install it, or have it in PATH")
@@ -448,7 +448,7 @@ def runs(settings: HaproxySettings, lines: Lines) -> tuple[Running | None, Findi
 def _reloadable(running: Running, settings: HaproxySettings, lines: Lines) -> None:
     """Raise TryAgain or OSError where a reload cannot even be begun."""
     if settings.reload is not None:
-        subprocess.found(settings.reload[0])
+        subprocess.find_program(settings.reload[0])
     elif not running.is_master and not (running.main.unit and os.path.isdir("/run/systemd/system")):
         successor(running, lines)
 
@@ -480,7 +480,7 @@ def _answered(address: str, level: str, pid: int | None, running: Running) -> Fi
 
 
 def _none() -> Finding:
-    if processes.table_readable():
+    if processes.can_read_processes():
         what = "no HAProxy runs this haproxy.cfg: lines are written, and nobody serves them"
         return error(Kind.PROCESS, "", what, "start it")
     what = "whether HAProxy runs cannot be looked at: processes of others are hidden"

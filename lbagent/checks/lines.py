@@ -20,14 +20,14 @@ from lbagent.haproxy import config_files
 from lbagent.haproxy.config_files import Scene
 from lbagent.haproxy.process import Running
 from lbagent.membership.model import Membership
-from lbagent.planning.preview import Prospect, prospect
+from lbagent.planning.preview import Preview, make_preview
 from lbagent.roles import cache, loader
 from lbagent.roles.model import HaproxySettings, Roles
 from lbagent.run.engine import Engine
 from lbagent.settings import Settings
 from lbagent.state import untrusted_files
 from lbagent.state.paths import Paths
-from lbagent.system.log import Log, sentences, told
+from lbagent.system.log import Log, sentences, format_error
 
 
 class LinesSide:
@@ -40,7 +40,7 @@ class LinesSide:
         self._seen: Scene | None = None
         self._running: Running | None = None
         self._membership = Membership()
-        self._prospect: Prospect | None = None
+        self._prospect: Preview | None = None
         self._key_lines: Mapping[tuple[str, ...], int] = {}
         """Where the keys of roles.yml are."""
         self._accepted = False
@@ -57,7 +57,7 @@ class LinesSide:
     def _before(self) -> HaproxySettings | None:
         """What a roles.yml that cannot be used said when it was last read; None where that is not known."""
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError), open(self._paths.roles, "rb") as file:
-            return cache.thawed(json.loads(json.load(file)["state"])).haproxy
+            return cache.deserialize_roles(json.loads(json.load(file)["state"])).haproxy
         return None
 
     @property
@@ -69,7 +69,7 @@ class LinesSide:
         content = b""
         try:
             content = untrusted_files.content(self._path)
-            self.roles = loader.parse(content, self._path)
+            self.roles = loader.parse_roles(content, self._path)
         except PermissionError:
             self._hidden = True
             yield unseen(Kind.ROLES, self._path, "cannot be looked at: this user may not read it", AS_SERF)
@@ -102,7 +102,7 @@ class LinesSide:
             where = unread.filename
             yield unseen(Kind.HAPROXY_CFG, where, "cannot be looked at: this user may not read it", AS_SERF)
         except OSError as missing:
-            where, _, what = told(missing).partition(": ")
+            where, _, what = format_error(missing).partition(": ")
             yield error(Kind.HAPROXY_CFG, where, what, "name the file in roles.yml: `haproxy: {config: …}`")
 
     def marked(self) -> Iterator[Finding]:
@@ -117,10 +117,10 @@ class LinesSide:
             return
         yield from markers.judge(document, self.roles)
         try:
-            self._membership = Engine(self._paths, self._path, self._log).foreseen(self.roles)
-            self._prospect = prospect(document, self.roles, self._membership)
+            self._membership = Engine(self._paths, self._path, self._log).preview_membership(self.roles)
+            self._prospect = make_preview(document, self.roles, self._membership)
         except (Refused, OSError) as hindered:  # a doubled marker, or a state directory that may not be read
-            self._hindrance = told(hindered)
+            self._hindrance = format_error(hindered)
             self._hidden |= isinstance(hindered, PermissionError)
             return
         yield from markers.notes(document, self._prospect.notes)
@@ -209,7 +209,7 @@ class LinesSide:
         engine, members = Engine(self._paths, self._path, self._log), self._membership.members
         there = ((name, members[name].quarantine) for name in sorted(self._prospect.quarantined))
         quarantined = tuple((name, one.reason) for name, one in there if one)
-        served = engine.store.served()
+        served = engine.store.load_served()
         failure = served.failure.words if served.failure else ""
         oldest = engine.spool.oldest()
         waiting = 0 if oldest is None else max(0, int(time.time() - oldest))

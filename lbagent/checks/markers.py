@@ -10,7 +10,7 @@ from lbagent.checks import migration
 from lbagent.checks.finding import Finding, Kind, enumerated, error, ok, warning
 from lbagent.haproxy.config import Document, HandWritten, Line, Marker, Proxy
 from lbagent.haproxy.words import cut
-from lbagent.names import counted
+from lbagent.names import format_count
 from lbagent.planning.plan import Plan, doubled
 from lbagent.roles.model import Roles
 from lbagent.system.tuples import NamedTuple
@@ -44,7 +44,7 @@ def judge(document: Document, roles: Roles) -> Iterator[Finding]:
         yield ok(
             Kind.MARKERS,
             where,
-            f"every section and service has its marker ({counted(len(_there(document)), 'marker')})",
+            f"every section and service has its marker ({format_count(len(_there(document)), 'marker')})",
         )
 
 
@@ -248,7 +248,7 @@ def drift_judge(document: Document, plan: Plan, known: Known) -> Iterator[Findin
         yield error(
             Kind.QUARANTINE, node, f"HAProxy refuses its line: {why}", "mend its tags, or roles.yml; it is tried again"
         )
-    for held in plan.held:
+    for held in plan.blocked:
         yield warning(Kind.HELD, "", f"held back: {held}", "`lbagent apply --force` lets them go")
     confirmed = known.digest in ("", document.digest())
     if plan.after == plan.before:
@@ -256,16 +256,16 @@ def drift_judge(document: Document, plan: Plan, known: Known) -> Iterator[Findin
             what = "the managed lines are as they should be, but HAProxy has not confirmed them"
             yield warning(Kind.PENDING, "", what, "`lbagent apply`")
         elif not waiting:
-            yield ok(Kind.DRIFT, "", f"the managed lines are what they should be ({counted(_lines(document), 'line')})")
+            yield ok(Kind.DRIFT, "", f"the managed lines are what they should be ({format_count(_lines(document), 'line')})")
     elif confirmed and not waiting and (count := len(plan.added) + len(plan.removed)):
-        yield warning(Kind.PENDING, "", f"{counted(count, 'line')} would change, of roles.yml or the text", _APPLY)
+        yield warning(Kind.PENDING, "", f"{format_count(count, 'line')} would change, of roles.yml or the text", _APPLY)
     elif not waiting:
         yield from _drift_by_hand(document, plan)
 
 
 def _waiting(known: Known) -> Iterator[Finding]:
     if known.spooled:
-        what = f"{counted(known.spooled, 'event')} in the spool"
+        what = f"{format_count(known.spooled, 'event')} in the spool"
         if known.waiting > LONGEST_WAIT:
             yield error(Kind.PENDING, "", f"{what}, the oldest for {known.waiting} s: nothing applies them", _DAEMON)
         else:
@@ -282,7 +282,7 @@ def _drift_by_hand(document: Document, plan: Plan) -> Iterator[Finding]:
     for where, what in changes[:_SHOWN]:
         yield warning(Kind.DRIFT, where, what, "`lbagent apply` puts it right; without its comment a line is yours")
     if more := len(changes[_SHOWN:]):
-        yield warning(Kind.DRIFT, "", f"{counted(more, 'more line')} edited by hand", _APPLY)
+        yield warning(Kind.DRIFT, "", f"{format_count(more, 'more line')} edited by hand", _APPLY)
     if not changes:
         yield warning(Kind.DRIFT, "", "managed lines were moved or indented by hand", _APPLY)
 

@@ -9,7 +9,7 @@ import yaml
 
 from lbagent.checks.finding import Finding, Kind, enumerated, error, warning
 from lbagent.haproxy.config import Document, Marker, Proxy
-from lbagent.names import counted
+from lbagent.names import format_count
 from lbagent.roles.model import Roles
 
 _PORTS = {"iis": 80, "http": 80, "web": 80, "https": 443, "mongo": 27017, "mongodb": 27017, "mysql": 3306}
@@ -78,7 +78,7 @@ def _unmanaged(document: Document, proxy: Proxy, number: int) -> Iterator[Findin
     if lines:
         names = enumerated([line.name for line in lines])
         what = (
-            f"{counted(len(lines), 'server line')} above the marker ({names}) {'is' if len(lines) == 1 else 'are'} not"
+            f"{format_count(len(lines), 'server line')} above the marker ({names}) {'is' if len(lines) == 1 else 'are'} not"
             " managed: pauses and leaves of these nodes have no effect"
         )
         fix = "`lbagent apply --adopt` once they have joined; lines that are to stay yours can stay"

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import yaml
 
 from lbagent.checks.finding import Finding, Kind, ok, warning
-from lbagent.names import counted
+from lbagent.names import format_count
 from lbagent.roles.model import Role, Roles
 
 # --- keylines --------------------------------------------------------------------------------------------
@@ -36,7 +36,7 @@ def _below(node: yaml.Node, path: Path) -> Iterator[tuple[Path, int]]:
 
 def judge(roles: Roles, path: str, lines: Mapping[Path, int]) -> Iterator[Finding]:
     """What there is to say of `roles`, which were read from the file `path`, whose keys stand at `lines`."""
-    yield ok(Kind.ROLES, path, f"{counted(len(roles.roles), 'role')}, {counted(len(roles.services), 'service')}")
+    yield ok(Kind.ROLES, path, f"{format_count(len(roles.roles), 'role')}, {format_count(len(roles.services), 'service')}")
     for role in roles.roles.values():
         # The older form has its roles at the top level.
         line = lines.get(("roles", role.name)) or lines.get((role.name,))

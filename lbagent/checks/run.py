@@ -13,7 +13,7 @@ from lbagent.checks.lines import LinesSide
 from lbagent.checks.serf import SerfSide
 from lbagent.errors import LbagentError
 from lbagent.settings import Settings
-from lbagent.system.log import Log, told
+from lbagent.system.log import Log, format_error
 
 Look = Callable[[], Iterator[Finding]]
 
@@ -86,9 +86,9 @@ def _whatever_happens(kind: Kind, look: Look) -> Iterator[Finding]:
     try:
         yield from look()
     except PermissionError as refused:
-        yield unseen(kind, refused.filename or "", f"cannot be looked at: {told(refused)}", AS_SERF)
+        yield unseen(kind, refused.filename or "", f"cannot be looked at: {format_error(refused)}", AS_SERF)
     except (LbagentError, OSError) as hindered:
-        yield warning(kind, "", f"cannot be looked at: {told(hindered)}", "mend that, and check again")
+        yield warning(kind, "", f"cannot be looked at: {format_error(hindered)}", "mend that, and check again")
     except Exception as defect:  # noqa: BLE001  # one broken look must not hide the others
         what = f"cannot be looked at, by a defect of lbagent: {type(defect).__name__}: {defect}"
         yield warning(kind, "", what, "please report it")

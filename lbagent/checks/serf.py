@@ -11,11 +11,11 @@ from typing import Any
 
 from lbagent.checks.finding import AS_SERF, NAMED, Finding, Kind, enumerated, error, ok, unseen, warning
 from lbagent.errors import TryAgain
-from lbagent.names import canonical_address, counted
+from lbagent.names import canonical_address, format_count
 from lbagent.roles.model import Roles
 from lbagent.serf import agent, agent_process
 from lbagent.serf.agent_process import Agent
-from lbagent.serf.member_list import Info, Listing, others
+from lbagent.serf.member_list import AgentInfo, MemberList, find_peers
 from lbagent.state import untrusted_files
 from lbagent.system import sockets, subprocess
 from lbagent.system.tuples import NamedTuple
@@ -156,7 +156,7 @@ def _words(command: str) -> list[str]:
 # --- cluster ---------------------------------------------------------------------------------------------
 
 
-def cluster_agent(info: Info) -> Iterator[Finding]:
+def cluster_agent(info: AgentInfo) -> Iterator[Finding]:
     """The agent itself: there, and speaking in cipher."""
     yield ok(Kind.SERF, "", f"the agent {info.name} answers")
     if info.encrypted:
@@ -166,7 +166,7 @@ def cluster_agent(info: Info) -> Iterator[Finding]:
         yield error(Kind.ENCRYPTION, "", what, "make a key with `serf keygen`, and set `encrypt_key` on every node")
 
 
-def role(info: Info, roles: Roles | None) -> Finding:
+def role(info: AgentInfo, roles: Roles | None) -> Finding:
     """The role of this load balancer, by which others know it for one."""
     if not info.role:
         what = "the agent has no role: the other load balancers cannot be told from any node"
@@ -177,18 +177,18 @@ def role(info: Info, roles: Roles | None) -> Finding:
     return ok(Kind.ROLE_TAG, info.name, f"its role is {info.role}")
 
 
-def peers(info: Info, listing: Listing, named: Sequence[str] = (), *, declared: bool = False) -> Iterator[Finding]:
+def peers(info: AgentInfo, listing: MemberList, named: Sequence[str] = (), *, declared: bool = False) -> Iterator[Finding]:
     """The load balancers of the same role, and members that nobody can use.
 
     `named` are the nodes that the agent's settings name to join (`retry_join`, `start_join`), by address or name;
     `declared` says that haproxy.cfg or keepalived has another load balancer.
     """
-    there = others(listing, info)
+    there = find_peers(listing, info)
     failed = sorted(one.name for one in there if one.status == "failed")
     alive = sorted(one.name for one in there if one.status == "alive")
     missing = _missing(listing, named)
     if failed:
-        what = f"{counted(len(failed), 'other load balancer')} failed: {enumerated(failed)}"
+        what = f"{format_count(len(failed), 'other load balancer')} failed: {enumerated(failed)}"
         made = warning if alive else error
         yield made(Kind.PEERS, "serf members", what, "start its agent, or `serf force-leave` it")
     elif not alive and (missing or declared):
@@ -200,11 +200,11 @@ def peers(info: Info, listing: Listing, named: Sequence[str] = (), *, declared: 
         yield warning(Kind.PEERS, "serf members", what, _SAME_KEY)
     if alive or not (failed or missing or declared):
         told = f": {enumerated(alive)}" if alive else ""
-        yield ok(Kind.PEERS, "serf members", f"{counted(len(alive), 'other load balancer')} there{told}")
+        yield ok(Kind.PEERS, "serf members", f"{format_count(len(alive), 'other load balancer')} there{told}")
     for words in listing.refused[:NAMED]:
         yield warning(Kind.MEMBERS, "", words, "mend that node's name, or its address")
     if more := len(listing.refused[NAMED:]):
-        yield warning(Kind.MEMBERS, "serf members", f"{counted(more, 'more member')} of no use", "see `serf members`")
+        yield warning(Kind.MEMBERS, "serf members", f"{format_count(more, 'more member')} of no use", "see `serf members`")
 
 
 _DECLARED = "the `peers` section of haproxy.cfg has another one"
@@ -213,7 +213,7 @@ _SAME_KEY = (
 )
 
 
-def _missing(listing: Listing, named: Sequence[str]) -> list[str]:
+def _missing(listing: MemberList, named: Sequence[str]) -> list[str]:
     """Those of the nodes named by the settings that are no members."""
     known = {*listing.names, *(one.address for one in listing.members)}
     return [one for one in dict.fromkeys(named) if host_of(one) not in known]
@@ -384,15 +384,15 @@ _SCRIPT_LIMIT = 64 * 1024
 """Bytes of a handler's program that are read to see whether it is a script that calls lbagent."""
 
 
-def info() -> Info | Finding:
+def info() -> AgentInfo | Finding:
     """What the agent says of itself, or why it cannot be asked."""
     try:
-        subprocess.found("serf")
+        subprocess.find_program("serf")
     except FileNotFoundError:
         what = "the program is not there: nothing is heard of the cluster"
         return error(Kind.SERF, "serf", what, "install Serf, or have it in PATH")
     try:
-        return agent.info()
+        return agent.fetch_info()
     except TryAgain as refused:
         if "uthenticat" in str(refused) or "invalid auth token" in str(refused).lower():
             return _without_token(str(refused))
@@ -423,7 +423,7 @@ def environment(found: Agent) -> Iterator[Finding]:
     if found.settings.get("rpc_auth") and not environ.get("SERF_RPC_AUTH"):
         what = "its handlers cannot ask the agent: they inherit no SERF_RPC_AUTH from it"
         yield warning(Kind.RPC, where, what, "start the agent with SERF_RPC_AUTH=TOKEN, the value of `rpc_auth`")
-    if not sockets.same(environ.get("SERF_RPC_ADDR", DEFAULT_RPC), address):
+    if not sockets.is_same_endpoint(environ.get("SERF_RPC_ADDR", DEFAULT_RPC), address):
         what = f"its handlers cannot ask the agent: they inherit no SERF_RPC_ADDR={address} from it"
         yield warning(Kind.RPC, where, what, f"start the agent with SERF_RPC_ADDR={address}")
 
@@ -439,7 +439,7 @@ def calls(command: str, found: Agent | None) -> bool | None:
         return True
     path = _program(command, found)
     try:
-        content = untrusted_files.read(path, _SCRIPT_LIMIT).content if path else None
+        content = untrusted_files.read_untrusted_file(path, _SCRIPT_LIMIT).content if path else None
     except OSError:
         content = None
     if content is None:
@@ -469,7 +469,7 @@ class SerfSide:
     def __init__(self, roles: Callable[[], Roles | None], has_peers: Callable[[], bool]) -> None:
         """Nothing is known yet; `roles`, and whether haproxy.cfg `has_peers`, are asked for when they are needed."""
         self._roles, self._has_peers = roles, has_peers
-        self._info: Info | None = None
+        self._info: AgentInfo | None = None
         self._running: Agent | None = None
 
     @property
@@ -503,7 +503,7 @@ class SerfSide:
         """The other load balancers. Raises TryAgain."""
         if self._info is not None:
             named = joined(self._running.settings) if self._running else []
-            yield from peers(self._info, agent.members(), named, declared=self._has_peers())
+            yield from peers(self._info, agent.fetch_members(), named, declared=self._has_peers())
 
     def settings(self) -> Iterator[Finding]:
         """The agent's own files and command line."""

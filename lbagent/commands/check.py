@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from lbagent.checks.finding import Finding, Severity, failed
 from lbagent.checks.run import findings
-from lbagent.names import counted, printable
+from lbagent.names import format_count, make_printable
 from lbagent.settings import Settings
 from lbagent.system.log import Log
 
@@ -51,7 +51,7 @@ def summary(found: Sequence[Finding]) -> str:
     """How many findings of each kind: `2 errors, 1 warning, 28 ok`."""
     counts = Counter(one.severity for one in found)
     errors, warnings = counts[Severity.ERROR], counts[Severity.WARNING]
-    return f"{counted(errors, 'error')}, {counted(warnings, 'warning')}, {counts[Severity.OK]} ok"
+    return f"{format_count(errors, 'error')}, {format_count(warnings, 'warning')}, {counts[Severity.OK]} ok"
 
 
 def _print(lines: Sequence[str]) -> None:
@@ -83,7 +83,7 @@ def _grouped(found: Sequence[Finding]) -> Iterator[str]:
 
 
 def _wrapped(words: str, width: int) -> list[str]:
-    return textwrap.wrap(printable(words[:_LIMIT]), width - _INDENT, break_on_hyphens=False) or [""]
+    return textwrap.wrap(make_printable(words[:_LIMIT]), width - _INDENT, break_on_hyphens=False) or [""]
 
 
 _LIMIT = 600

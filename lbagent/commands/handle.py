@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from lbagent.errors import NotStored, UsageError
 from lbagent.run import queue
-from lbagent.serf.raw_event import STDIN_LIMIT, from_environment
+from lbagent.serf.raw_event import STDIN_LIMIT, read_handler_event
 from lbagent.settings import Settings
 from lbagent.state.paths import Paths
 from lbagent.system.log import Log
@@ -24,7 +24,7 @@ def handle(settings: Settings, log: Log, environ: Mapping[bytes, bytes] = os.env
     """
     if b"SERF_EVENT" not in environ:
         raise UsageError("`lbagent handle` is for Serf to call: SERF_EVENT is not set")
-    raw = from_environment(environ, b"", int(time.time() * 1000), os.urandom(8).hex())
+    raw = read_handler_event(environ, b"", int(time.time() * 1000), os.urandom(8).hex())
     if not raw.wanted:
         return 0
     raw = raw._replace(payload=_stdin())
@@ -35,10 +35,10 @@ def handle(settings: Settings, log: Log, environ: Mapping[bytes, bytes] = os.env
         os.write(1, answer(raw, settings, log))
         return 0
     try:
-        queue.store(raw, Paths(settings.state_dir))
+        queue.store_event(raw, Paths(settings.state_dir))
     except NotStored as error:
-        raise queue.urged(error, raw, settings, log) from error
-    return queue.drain(settings, log)
+        raise queue.withdraw_unstored(error, raw, settings, log) from error
+    return queue.drain_spool(settings, log)
 
 
 def _stdin() -> bytes:

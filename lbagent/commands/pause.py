@@ -11,17 +11,17 @@ from collections.abc import Collection, Mapping, Sequence
 from lbagent.commands.plan_apply_sync import LOCK_WAIT, Verb
 from lbagent.errors import INTERRUPTED, LastServer, LbagentError, TryAgain, UsageError
 from lbagent.haproxy import config_files
-from lbagent.membership.lookup import find, paused
-from lbagent.membership.updates import NOBODY
-from lbagent.names import NAME, canonical_address, printable
+from lbagent.membership.lookup import find_member, find_paused
+from lbagent.membership.updates import UNKNOWN_NODE
+from lbagent.names import NAME, canonical_address, make_printable
 from lbagent.planning import last_server
-from lbagent.run.command import Order, confirmed, obey
+from lbagent.run.command import Order, is_confirmation, obey
 from lbagent.run.engine import Engine
 from lbagent.run.replies import names_of_host
 from lbagent.serf import agent
-from lbagent.serf.events import REASON_LIMIT, TYPED, Command, Malformed, command, duration
-from lbagent.serf.member_list import Listed, others, unreachable
-from lbagent.serf.raw_event import Raw
+from lbagent.serf.events import REASON_LIMIT, TYPED, Command, Malformed, parse_command, parse_duration
+from lbagent.serf.member_list import ListedMember, find_peers, find_unreachable_peers
+from lbagent.serf.raw_event import RawEvent
 from lbagent.settings import Settings
 from lbagent.state.paths import Paths
 from lbagent.system.log import Log
@@ -41,7 +41,7 @@ class Cluster(NamedTuple):
     """The load balancers that a command is for."""
 
     myself: str
-    others: Sequence[Listed] = ()
+    others: Sequence[ListedMember] = ()
     unreachable: Sequence[str] = ()
     """Load balancers whose name or address in Serf is of no use."""
     trouble: str = ""
@@ -52,7 +52,7 @@ def pause(nodes: Sequence[str], lasting: str | None, reason: str | None, *, forc
     """The verb that takes nodes out of balancing. Raises UsageError."""
     words = []
     if lasting is not None:
-        seconds = duration(lasting)
+        seconds = parse_duration(lasting)
         if not seconds or seconds > _LONGEST:
             raise UsageError(f"--for {lasting[:40]!r} is not a time such as 90s, 15m, 2h or 7d, of at most ten years")
         # The same moment on every load balancer.
@@ -102,14 +102,14 @@ def _steering(verb: str, given: Sequence[str], words: list[str], *, force: bool 
 def _cluster() -> Cluster:
     """The load balancers, as the Serf agent here knows them."""
     try:
-        me = agent.info()
+        me = agent.fetch_info()
     except TryAgain as error:
         return Cluster(os.uname().nodename, trouble=_trouble(error))
     try:
-        listed = agent.members()
+        listed = agent.fetch_members()
     except TryAgain as error:
         return Cluster(me.name, trouble=str(error))
-    return Cluster(me.name, others(listed, me), unreachable(listed, me))
+    return Cluster(me.name, find_peers(listed, me), find_unreachable_peers(listed, me))
 
 
 def _trouble(error: TryAgain) -> str:
@@ -124,8 +124,8 @@ def _here(
     now, said = int(time.time() * 1000), {}
     orders: dict[str, Order] = {}
     for node, payload in payloads.items():
-        raw = Raw(os.urandom(8).hex(), now, TYPED, verb, None, myself, payload.encode())
-        wanted = command(raw, payload)
+        raw = RawEvent(os.urandom(8).hex(), now, TYPED, verb, None, myself, payload.encode())
+        wanted = parse_command(raw, payload)
         if isinstance(wanted, Malformed):
             said[node] = f"refused: {wanted.why}"
         else:
@@ -143,12 +143,12 @@ def _insist_on_another_server(commands: Collection[Command], engine: Engine) -> 
     with contextlib.suppress(OSError):
         try:
             roles = engine.roles()
-            membership = engine.foreseen(roles)
+            membership = engine.preview_membership(roles)
             document = config_files.look(roles.haproxy).document
         except LbagentError:
             return  # the pauses are stored, and applied once the error is corrected
-        meant = (find(membership.members, one.name, one.address) for one in commands)
-        out = paused(membership)
+        meant = (find_member(membership.members, one.name, one.address) for one in commands)
+        out = find_paused(membership)
         hosts = [names_of_host(one, membership) for one in meant if one and one.name not in out]
         now = last_server.Serving(document, config_files.server_states(document))
         services = last_server.unserved(now, roles, membership, frozenset().union(*hosts), if_paused=True)
@@ -173,7 +173,7 @@ def _elsewhere(verb: str, payloads: Mapping[str, str], cluster: Cluster, rows: R
                     # This one too: its handler has to hear the LTime that orders all that follows.
                     asked = [cluster.myself, *asked]
                 if asked:
-                    agent.query(_QUERIES[verb], payload, asked, [seconds], rows.adder(node))
+                    agent.send_query(_QUERIES[verb], payload, asked, [seconds], rows.adder(node))
     except TryAgain as error:
         rows.add_for_all("others", f"not asked: {error}")
         return
@@ -202,7 +202,7 @@ class Rows:
             return
         self._said[node, name] = words
         head = f"{node:{self._wide}}  " if len(self._nodes) > 1 else ""
-        print(printable(f"{head}{name:{self._width}}  {words}"), flush=True)
+        print(make_printable(f"{head}{name:{self._width}}  {words}"), flush=True)
 
     def add_for_all(self, name: str, words: str) -> None:
         """The same for each node of which it has said nothing."""
@@ -229,12 +229,12 @@ class Rows:
     def interrupt(self) -> None:
         """Say what is in effect, and which load balancers have not answered."""
         names = [self._cluster.myself, *(one.name for one in self._cluster.others)]
-        done = [name for name in names if all(confirmed(self._said.get((node, name), "")) for node in self._nodes)]
+        done = [name for name in names if all(is_confirmation(self._said.get((node, name), "")) for node in self._nodes)]
         silent = [name for name in names if any((node, name) not in self._said for node in self._nodes)]
         what = f"{self._verb} of {', '.join(self._nodes)}"
         effect = f"in effect on {', '.join(done)}" if done else "not confirmed by any load balancer"
         rest = f"; not answered: {', '.join(silent)}; run it again to ask them" if silent else ""
-        print(printable(f"lbagent: interrupted: {what}: {effect}{rest}"), file=sys.stderr, flush=True)
+        print(make_printable(f"lbagent: interrupted: {what}: {effect}{rest}"), file=sys.stderr, flush=True)
 
     def status(self, *, force: bool) -> int:
         """The exit status: 0 where every row is a confirmation."""
@@ -245,13 +245,13 @@ class Rows:
             return 0
         # Another load balancer had fewer servers left: two operators at once, or its checks see less than those here.
         words = f"{', '.join(self._nodes)}: no other server serves on {', '.join(sorted(last))}"
-        print(printable(f"lbagent: {words}; resume a node, or use --force"), file=sys.stderr)
+        print(make_printable(f"lbagent: {words}; resume a node, or use --force"), file=sys.stderr)
         return LastServer.exit_status
 
     def _done(self, node: str) -> bool:
         said = [words for (one, _), words in self._said.items() if one == node]
-        unconfirmed = {words for words in said if not confirmed(words)}
-        if self._verb == "forget" and any(map(confirmed, said)):
+        unconfirmed = {words for words in said if not is_confirmation(words)}
+        if self._verb == "forget" and any(map(is_confirmation, said)):
             # A load balancer that never knew a node has nothing to forget.
-            unconfirmed.discard(NOBODY["forget"])
+            unconfirmed.discard(UNKNOWN_NODE["forget"])
         return not unconfirmed

@@ -10,20 +10,20 @@ from lbagent.haproxy import config_files
 from lbagent.haproxy.config import Document
 from lbagent.haproxy.config_files import Scene
 from lbagent.membership.model import Membership
-from lbagent.names import counted
+from lbagent.names import format_count
 from lbagent.outcome import Outcome, Verdict
 from lbagent.planning import quarantine
-from lbagent.planning.plan import Plan, Rules
-from lbagent.planning.plan import plan as planned
+from lbagent.planning.plan import Plan, PlanOptions
+from lbagent.planning.plan import make_plan as planned
 from lbagent.roles.model import Roles
 from lbagent.run.engine import Engine, Learn
-from lbagent.run.queue import Rounds
-from lbagent.run.sync import truth
-from lbagent.run.transaction import Options
+from lbagent.run.queue import DrainLoop
+from lbagent.run.sync import prepare_sync
+from lbagent.run.transaction import RunOptions
 from lbagent.settings import Settings
-from lbagent.state.lock import locked
+from lbagent.state.lock import acquire_lock
 from lbagent.state.paths import Paths
-from lbagent.status.nodes import BY_HAND, standings
+from lbagent.status.nodes import BY_HAND, list_server_states
 from lbagent.system.log import Log
 from lbagent.system.tuples import NamedTuple
 
@@ -64,7 +64,7 @@ Verb = Callable[[Settings, Log], int]
 def plan(settings: Settings, log: Log) -> int:
     """Print what would change now as a unified diff; returns 0 nothing, 2 something, 3 blocked removals, 4 refused."""
     log.journal = False
-    return _report(Engine(Paths(settings.state_dir), settings.roles, log), log, Rules())
+    return _report(Engine(Paths(settings.state_dir), settings.roles, log), log, PlanOptions())
 
 
 def apply(force: bool, adopt: bool, yes: bool, reload: bool) -> Verb:  # noqa: FBT001  # the verb's four switches
@@ -75,16 +75,16 @@ def apply(force: bool, adopt: bool, yes: bool, reload: bool) -> Verb:  # noqa: F
     def verb(settings: Settings, log: Log) -> int:
         engine = Engine(Paths(settings.state_dir), settings.roles, log)
         engine.paths.prepare()
-        rules = Rules(force=force, adopt=True)
+        rules = PlanOptions(force=force, adopt=True)
         confirmed = _confirm_adoption(engine, rules, yes=yes) if adopt else None
         if adopt and confirmed is None:
             return 0
-        with locked(engine.paths.lock, LOCK_WAIT) as acquired:
+        with acquire_lock(engine.paths.lock, LOCK_WAIT) as acquired:
             _require_lock(acquired, engine)
             if confirmed is not None and _foresee(engine, rules).wanted.after != confirmed.after:
                 raise Busy("haproxy.cfg or membership has changed since the diff was shown; run again")
-            rounds = _run(engine, log, Options(force, adopt, reload, compare=True, verify=True))
-        rounds.more(engine.paths.lock, lambda: engine.run(Options(reload=reload)))
+            rounds = _run(engine, log, RunOptions(force, adopt, reload, compare=True, verify=True))
+        rounds.run_while_spooled(engine.paths.lock, lambda: engine.run(RunOptions(reload=reload)))
         return rounds.status
 
     return verb
@@ -97,15 +97,15 @@ def sync(dry_run: bool, force: bool) -> Verb:  # noqa: FBT001  # the verb's two 
         engine = Engine(Paths(settings.state_dir), settings.roles, log)
         if dry_run:
             log.journal = False
-        learn = truth(engine, log, log.warning, force=force, record=not dry_run)
+        learn = prepare_sync(engine, log, log.warning, force=force, record=not dry_run)
         if dry_run:
-            status = _report(engine, log, Rules(force=force), learn)
+            status = _report(engine, log, PlanOptions(force=force), learn)
             return 0 if status == _WOULD_CHANGE else status
         engine.paths.prepare()
-        with locked(engine.paths.lock, LOCK_WAIT) as acquired:
+        with acquire_lock(engine.paths.lock, LOCK_WAIT) as acquired:
             _require_lock(acquired, engine)
-            rounds = _run(engine, log, Options(force, compare=True, verify=True), learn)
-        rounds.more(engine.paths.lock, lambda: engine.run(Options()))
+            rounds = _run(engine, log, RunOptions(force, compare=True, verify=True), learn)
+        rounds.run_while_spooled(engine.paths.lock, lambda: engine.run(RunOptions()))
         return rounds.status
 
     return verb
@@ -127,9 +127,9 @@ def _require_lock(acquired: bool, engine: Engine) -> None:  # noqa: FBT001  # th
         raise Busy(f"{engine.paths.lock}: held by another run for {LOCK_WAIT:g} s; try again")
 
 
-def _run(engine: Engine, log: Log, options: Options, learn: Learn | None = None) -> Rounds:
-    rounds = Rounds(engine.spool, log)
-    outcome = rounds.once(lambda: engine.run(options, learn))
+def _run(engine: Engine, log: Log, options: RunOptions, learn: Learn | None = None) -> DrainLoop:
+    rounds = DrainLoop(engine.spool, log)
+    outcome = rounds.run_once(lambda: engine.run(options, learn))
     if outcome:
         print(_sentence(engine, outcome))
     return rounds
@@ -145,14 +145,14 @@ def _sentence(engine: Engine, outcome: Outcome) -> str:
 
 def _nothing(document: Document, roles: Roles, membership: Membership) -> str:
     """The sentence for nothing to do, with what haproxy.cfg has: `No changes: 12 nodes, 36 lines.`."""
-    by_node = standings(document, roles, membership.members, {})
+    by_node = list_server_states(document, roles, membership.members, {})
     lines = {node: sum(one.line != BY_HAND for one in there) for node, there in by_node.items()}
     nodes = sum(count > 0 for count in lines.values())
     total = sum(len(proxy.managed) for proxy in document.proxies)
-    return f"No changes: {counted(nodes, 'node')}, {counted(total, 'line')}."
+    return f"No changes: {format_count(nodes, 'node')}, {format_count(total, 'line')}."
 
 
-def _confirm_adoption(engine: Engine, rules: Rules, *, yes: bool) -> Plan | None:
+def _confirm_adoption(engine: Engine, rules: PlanOptions, *, yes: bool) -> Plan | None:
     """Show what `--adopt` would change and ask; the plan to apply, None where the answer is no. Raises UsageError."""
     foreseen = _foresee(engine, rules)
     show(foreseen.seen, foreseen.wanted)
@@ -167,7 +167,7 @@ def _confirm_adoption(engine: Engine, rules: Rules, *, yes: bool) -> Plan | None
     return None
 
 
-def _report(engine: Engine, log: Log, rules: Rules, learn: Learn | None = None) -> int:
+def _report(engine: Engine, log: Log, rules: PlanOptions, learn: Learn | None = None) -> int:
     """Print what the next run would do, and all that hinders it; returns the exit status of `plan`."""
     foreseen = _foresee(engine, rules, learn)
     wanted, members = foreseen.wanted, foreseen.membership.members
@@ -176,7 +176,7 @@ def _report(engine: Engine, log: Log, rules: Rules, learn: Learn | None = None) 
     for node in sorted(foreseen.kept):
         if (member := members.get(node)) and member.quarantine:
             log.error(f"{node}: in quarantine, its lines stay as they are: {member.quarantine.reason}")
-    for held in wanted.held:
+    for held in wanted.blocked:
         log.error(f"blocked: {held}; `lbagent apply --force` applies these removals")
     refusal = _refusal(foreseen, log)
     if refusal:
@@ -187,7 +187,7 @@ def _report(engine: Engine, log: Log, rules: Rules, learn: Learn | None = None) 
         print(_nothing(foreseen.seen.document, foreseen.roles, foreseen.membership))
     if refusal or foreseen.kept:
         return _REFUSED
-    if wanted.held:
+    if wanted.blocked:
         return _BLOCKED
     return _WOULD_CHANGE if changes else 0
 
@@ -211,9 +211,9 @@ def _refusal(foreseen: _Foreseen, log: Log) -> str | None:
     return None
 
 
-def _foresee(engine: Engine, rules: Rules, learn: Learn | None = None) -> _Foreseen:
+def _foresee(engine: Engine, rules: PlanOptions, learn: Learn | None = None) -> _Foreseen:
     roles = engine.roles()
-    seen, membership = config_files.look(roles.haproxy), engine.foreseen(roles, learn)
-    kept = frozenset[str]() if rules.force else quarantine.held_beside(membership, seen.document, roles)
+    seen, membership = config_files.look(roles.haproxy), engine.preview_membership(roles, learn)
+    kept = frozenset[str]() if rules.force else quarantine.find_quarantined_in(membership, seen.document, roles)
     wanted = planned(seen.document, roles, membership, rules._replace(kept=kept))
     return _Foreseen(roles, seen, membership, wanted, kept)

@@ -15,7 +15,7 @@ from lbagent.haproxy.config import Document, Edit
 from lbagent.haproxy.config_files import Scene
 from lbagent.membership.model import Membership
 from lbagent.planning import quarantine
-from lbagent.planning.plan import Rules, plan
+from lbagent.planning.plan import PlanOptions, make_plan
 from lbagent.roles.model import Roles
 from lbagent.run.engine import Engine
 from lbagent.settings import Settings
@@ -36,10 +36,10 @@ def render(path: str | None) -> Callable[[Settings, Log], int]:
         live = _look(roles, needed=path is None)
         template, at = _template(path, roles, live)
         membership = _membership(engine, roles, known=live is not None)
-        kept = quarantine.held_beside(membership, live.document, roles) if live else frozenset[str]()
+        kept = quarantine.find_quarantined_in(membership, live.document, roles) if live else frozenset[str]()
         # As the next run would find it: what it would leave alone (a quarantine, a blocked removal) is carried over.
         seeded = Document([*zip(_names(template), _seeded(template, live), strict=True)])
-        wanted = plan(seeded, roles, membership, Rules(kept=kept))
+        wanted = make_plan(seeded, roles, membership, PlanOptions(kept=kept))
         for note in wanted.notes:
             log.warning(note)
         sys.stdout.buffer.write(config_files.encoded(wanted.after[at]))
@@ -72,7 +72,7 @@ def _template(path: str | None, roles: Roles, live: Scene | None) -> tuple[_Temp
                 f"render: haproxy.cfg has {len(there)} files ({', '.join(roles.haproxy.config)}); name one"
             )
         return there, 0
-    content = sys.stdin.buffer.read() if path == STDIN else files.read(path).content
+    content = sys.stdin.buffer.read() if path == STDIN else files.read_target(path).content
     text = config_files.decoded(content)
     number = _number(path, [name for name, _ in there])
     if number is None:
@@ -93,7 +93,7 @@ def _number(path: str, names: Sequence[str]) -> int | None:
 def _membership(engine: Engine, roles: Roles, *, known: bool) -> Membership:
     """What the next run would know. Raises OSError."""
     try:
-        return engine.foreseen(roles)
+        return engine.preview_membership(roles)
     except FileNotFoundError:
         if known:
             raise

@@ -14,9 +14,9 @@ from lbagent.run.engine import Engine
 from lbagent.settings import Settings
 from lbagent.state.paths import Paths
 from lbagent.status import render
-from lbagent.status.collect import survey
+from lbagent.status.collect import collect_status
 from lbagent.status.report import Report
-from lbagent.system.log import Log, told
+from lbagent.system.log import Log, format_error
 
 PAUSE = 2.0
 """Seconds between two looks."""
@@ -31,7 +31,7 @@ def status(as_json: bool, watch: bool) -> Callable[[Settings, Log], int]:  # noq
     def verb(settings: Settings, log: Log) -> int:
         log.journal = False
         engine = Engine(Paths(settings.state_dir), settings.roles, log)
-        looks = itertools.chain([survey(engine)], _again(engine) if watch else ())
+        looks = itertools.chain([collect_status(engine)], _again(engine) if watch else ())
         if isinstance(sys.stdout, io.TextIOWrapper):
             # A reason in Japanese must not end us where the locale knows only Latin.
             sys.stdout.reconfigure(errors="replace")
@@ -54,9 +54,9 @@ def _again(engine: Engine) -> Looks:
     while True:
         time.sleep(PAUSE)
         try:
-            yield survey(engine)
+            yield collect_status(engine)
         except (LbagentError, OSError) as error:
-            yield render.flat(told(error))
+            yield render.flat(format_error(error))
 
 
 def _line_by_line(looks: Looks, lines: Callable[[Report], str]) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 from lbagent.errors import LbagentError
 from lbagent.run.engine import Learn
-from lbagent.system.log import Log, told
+from lbagent.system.log import Log, format_error
 
 
-class Inquiry:
+class BackgroundSync:
     """Asks Serf and the other load balancers, and keeps what it learns until it is taken."""
 
     def __init__(self, ask: Callable[[], Learn], log: Log, call: Callable[[], None]) -> None:
@@ -40,5 +40,5 @@ class Inquiry:
         try:
             self._learned = self._ask()
         except (LbagentError, OSError) as error:
-            self._log.hint(f"not synced: {told(error)}")
+            self._log.hint(f"not synced: {format_error(error)}")
         self._call()

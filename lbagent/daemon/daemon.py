@@ -11,27 +11,27 @@ from tenacity import Retrying, retry_if_result, wait_exponential_jitter
 
 from lbagent.checks.candidate import Validator, refused_lines
 from lbagent.daemon import sd_notify
-from lbagent.daemon.background import Inquiry
-from lbagent.daemon.file_watcher import Attention, Edits
-from lbagent.daemon.haproxy_watcher import Newcomers
-from lbagent.daemon.schedule import SYNC_EVERY, Pace, Syncs, next_end
-from lbagent.errors import Busy, LbagentError, NotYet, PutBack
+from lbagent.daemon.background import BackgroundSync
+from lbagent.daemon.file_watcher import FileWatcher, ConfigEdits
+from lbagent.daemon.haproxy_watcher import HaproxyWatcher
+from lbagent.daemon.schedule import SYNC_EVERY, ReloadInterval, SyncSchedule, next_end
+from lbagent.errors import Busy, LbagentError, ReloadPostponed, RolledBack
 from lbagent.haproxy import config_files
 from lbagent.haproxy.process import Running
 from lbagent.outcome import Outcome, Verdict
 from lbagent.run.engine import Engine, Learn
-from lbagent.run.queue import Rounds
-from lbagent.run.sync import truth
-from lbagent.run.transaction import Options
+from lbagent.run.queue import DrainLoop
+from lbagent.run.sync import prepare_sync
+from lbagent.run.transaction import RunOptions
 from lbagent.serf import agent
 from lbagent.settings import Settings
 from lbagent.state import lock
-from lbagent.state.lock import locked
+from lbagent.state.lock import acquire_lock
 from lbagent.state.paths import Paths
 from lbagent.state.spool import Mark
 from lbagent.state.store import Store
 from lbagent.system import subprocess
-from lbagent.system.log import Log, told
+from lbagent.system.log import Log, format_error
 from lbagent.system.repeats import Repeats
 
 LOCK_WAIT = 30.0
@@ -52,11 +52,11 @@ def watch(settings: Settings, log: Log) -> int:
     paths = Paths(settings.state_dir)
     paths.prepare()
     log.repeats = Repeats()
-    with locked(paths.watch_lock, writes=False) as had:
+    with acquire_lock(paths.watch_lock, writes=False) as had:
         if not had:
             raise Busy(f"another `lbagent watch` runs: it holds {paths.watch_lock}")
         subprocess.meanwhile.append(sd_notify.alive)
-        with Attention() as attention:
+        with FileWatcher() as attention:
             _Watch(settings, log, attention).until_told_to_end()
     _publish_end(paths)
     return 0
@@ -71,17 +71,17 @@ def _publish_end(paths: Paths) -> None:
 
 
 class _Watch:
-    def __init__(self, settings: Settings, log: Log, attention: Attention) -> None:
+    def __init__(self, settings: Settings, log: Log, attention: FileWatcher) -> None:
         self._settings, self._log, self._attention = settings, log, attention
         self._engine = Engine(Paths(settings.state_dir), settings.roles, log)
-        self._edits = Edits(settings.roles, self._engine.roles)
+        self._edits = ConfigEdits(settings.roles, self._engine.roles)
         self._spooled: frozenset[Mark] = frozenset()
         """What lay in the spool when the last round ended, and stays there."""
-        self._newcomers = Newcomers(self._engine)
-        self._inquiry = Inquiry(self._truth, log, attention.call)
+        self._newcomers = HaproxyWatcher(self._engine)
+        self._inquiry = BackgroundSync(self._truth, log, attention.call)
         self._ends = self._renews = False
         self._said: set[str] = set()
-        self._syncs = Syncs()
+        self._syncs = SyncSchedule()
         self._looked = 0
         """When the last round began, in epoch seconds: what ended before, it has seen."""
         self._words = ""
@@ -90,7 +90,7 @@ class _Watch:
         """The digest of the roles.yml whose lines were tried."""
         self._unverified = True
         """Whether haproxy.cfg was edited since HAProxy last accepted it."""
-        self._pace = Pace(self._engine.roles)
+        self._pace = ReloadInterval(self._engine.roles)
 
     def until_told_to_end(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -127,11 +127,11 @@ class _Watch:
         # Somebody may have removed the folder under our feet.
         self._engine.paths.prepare()
         self._stay_the_only_one()
-        rounds = Rounds(self._engine.spool, self._log, self._said)
-        with locked(self._engine.paths.lock, LOCK_WAIT, unless=lambda: self._ends) as had:
+        rounds = DrainLoop(self._engine.spool, self._log, self._said)
+        with acquire_lock(self._engine.paths.lock, LOCK_WAIT, unless=lambda: self._ends) as had:
             if had:
-                rounds.once(lambda: self._run(self._inquiry.take()))
-        rounds.more(self._engine.paths.lock, self._run)
+                rounds.run_once(lambda: self._run(self._inquiry.take()))
+        rounds.run_while_spooled(self._engine.paths.lock, self._run)
         fine = had and not rounds.failed
         if fine and not self._sync_fails:
             self._said.clear()
@@ -159,15 +159,15 @@ class _Watch:
         self._edits.seen()
         self._attention.watch([self._engine.paths.spool, *self._edits.folders()])
         self._newcomers.seen()
-        options = Options(
+        options = RunOptions(
             not_before=self._pace.not_before, known=self._known(learn), verify=self._unverified and not learn
         )
         try:
             outcome = self._engine.run(options, learn)
         except (LbagentError, OSError) as error:
-            self._words = told(error)
+            self._words = format_error(error)
             self._pace.waiting = False  # whatever waited, it is tried again with all the rest
-            self._came_to(learn, reloaded=isinstance(error, PutBack) and not isinstance(error, NotYet), learned=False)
+            self._came_to(learn, reloaded=isinstance(error, RolledBack) and not isinstance(error, ReloadPostponed), learned=False)
             raise
         finally:
             self._newcomers.ours()
@@ -205,7 +205,7 @@ class _Watch:
     def _truth(self) -> Learn:
         # An engine of its own: this is asked in another thread.
         engine = Engine(self._engine.paths, self._settings.roles, self._log)
-        return truth(engine, self._log, self._log.hint, force=False)
+        return prepare_sync(engine, self._log, self._log.hint, force=False)
 
     def _settle(self) -> None:
         """Wait until nobody has saved a file for a moment."""

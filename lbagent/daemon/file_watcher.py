@@ -23,7 +23,7 @@ Stamp = tuple[tuple[str, int, int, int], ...]
 """Path, inode, time and size of each file that is there."""
 
 
-class Edits:
+class ConfigEdits:
     """The files an operator edits, and how they looked last."""
 
     def __init__(self, roles_path: str, roles: Callable[[], Roles]) -> None:
@@ -114,7 +114,7 @@ Folder = tuple[str, int, int]
 """Path, device and inode: a folder made anew under the same name is another."""
 
 
-class Attention:
+class FileWatcher:
     """Waits until something happens in the folders it is given, or somebody calls."""
 
     def __init__(self) -> None:
@@ -167,7 +167,7 @@ class Attention:
 
 
 class _Caller(events.FileSystemEventHandler):
-    def __init__(self, attention: Attention) -> None:
+    def __init__(self, attention: FileWatcher) -> None:
         self._attention = attention
 
     def on_any_event(self, event: events.FileSystemEvent) -> None:

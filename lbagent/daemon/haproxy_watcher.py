@@ -5,7 +5,7 @@ from __future__ import annotations
 from lbagent.run.engine import Engine
 
 
-class Newcomers:
+class HaproxyWatcher:
     """The processes of HAProxy that no run of ours has seen, or made."""
 
     def __init__(self, engine: Engine) -> None:

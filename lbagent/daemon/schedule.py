@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from lbagent.errors import LbagentError
-from lbagent.membership.model import Membership, tabled
+from lbagent.membership.model import Membership, as_table
 from lbagent.roles.model import Roles
 
 SYNC_EVERY = 60.0
@@ -21,7 +21,7 @@ SYNC_AGAIN = 5.0
 """Seconds after which a sync that failed is tried again, doubled each time."""
 
 
-class Syncs:
+class SyncSchedule:
     """When Serf is to be asked next, in seconds of the clock that its caller goes by."""
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Syncs:
 
 def next_end(membership: Membership, since: int) -> int | None:
     """When the next pause ends by itself that had not ended at `since`; both in epoch seconds."""
-    pauses = (one.pause for one in tabled(membership.members).special.values())
+    pauses = (one.pause for one in as_table(membership.members).special.values())
     ends = (pause.until for pause in pauses if pause and pause.until is not None)
     return min((end for end in ends if end > since), default=None)
 
@@ -52,7 +52,7 @@ def next_end(membership: Membership, since: int) -> int | None:
 # --- pace ------------------------------------------------------------------------------------------------
 
 
-class Pace:
+class ReloadInterval:
     """When the last reload was, and when the next one may be; in seconds of the monotonic clock."""
 
     def __init__(self, roles: Callable[[], Roles]) -> None:

@@ -42,7 +42,7 @@ class Scene(NamedTuple):
     @property
     def untouched(self) -> bool:
         """Whether the files are still what was read."""
-        return all(files.untouched(target) for target in self.targets)
+        return all(files.is_unchanged(target) for target in self.targets)
 
     @property
     def changed_at(self) -> float:
@@ -57,21 +57,21 @@ class Scene(NamedTuple):
     def tidy(self) -> None:
         """Clear up after a run that was killed."""
         for target in self.targets:
-            files.tidy(target)
+            files.remove_stale_stages(target)
 
     @contextlib.contextmanager
     def staged(self, texts: Sequence[str]) -> Iterator[tuple[str, ...]]:
         """Paths that read as haproxy.cfg would with `texts`: staged files where they differ. Raises OSError."""
         with contextlib.ExitStack() as stack:
             yield tuple(
-                stack.enter_context(files.staged(target, encoded(text))) if text != old else target.path
+                stack.enter_context(files.stage_text(target, encoded(text))) if text != old else target.path
                 for target, text, old in zip(self.targets, texts, self.texts, strict=True)
             )
 
     def swap(self, paths: Sequence[str], *, keep: bool) -> bool:
         """Put the staged files in place; False where somebody has saved one of them meanwhile. Raises OSError."""
         return all(
-            files.swap(path, target, keep=keep)
+            files.swap_files(path, target, keep=keep)
             for path, target in zip(paths, self.targets, strict=True)
             if path != target.path
         )
@@ -79,7 +79,7 @@ class Scene(NamedTuple):
 
 def look(settings: HaproxySettings) -> Scene:
     """Read haproxy.cfg. Raises OSError."""
-    targets = tuple(files.read(path) for given in settings.config for path in expanded(given))
+    targets = tuple(files.read_target(path) for given in settings.config for path in expanded(given))
     if not targets:
         raise FileNotFoundError(errno.ENOENT, "holds no *.cfg file", settings.config[0])
     return Scene(targets, document(targets, lambda: process.environment(settings.config)))
@@ -90,7 +90,7 @@ def previous(scene: Scene) -> Document | None:
     found = []
     for target in scene.targets:
         with contextlib.suppress(OSError):
-            found.append(files.read(target.beside("previous"))._replace(given=target.given))
+            found.append(files.read_target(target.beside("previous"))._replace(given=target.given))
             continue
         found.append(target)
     return (

@@ -69,8 +69,8 @@ class Haproxy:
     def pids(self) -> frozenset[int]:
         """Processes among which a new one means that HAProxy was started or reloaded."""
         running = self._running
-        workers = processes.children(running.main.pid) if running and running.is_master else frozenset()
-        return workers or frozenset(one.pid for one in processes.named("haproxy"))
+        workers = processes.find_children(running.main.pid) if running and running.is_master else frozenset()
+        return workers or frozenset(one.pid for one in processes.find_processes("haproxy"))
 
     @property
     def old_workers(self) -> int | None:

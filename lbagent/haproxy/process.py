@@ -29,7 +29,7 @@ class Worker(NamedTuple):
     @property
     def alive(self) -> bool:
         """Whether it still runs."""
-        return processes.lives(*self)
+        return processes.is_running(*self)
 
 
 class Running(NamedTuple):
@@ -64,7 +64,7 @@ def find(config: Sequence[str], settings: Sequence[Sequence[str]], known: Runnin
     """
     if known and (now := _now(known, config)):
         return now
-    candidates = processes.named("haproxy")
+    candidates = processes.find_processes("haproxy")
     pids = {one.pid for one in candidates}
     roots = [one for one in candidates if one.parent not in pids and _serves(one, config)]
     declared = any(words[:1] == ["master-worker"] for words in settings)
@@ -84,7 +84,7 @@ def environment(config: Sequence[str]) -> dict[str, str] | None:
 
     None where they may not be read, or differ between several.
     """
-    candidates = processes.named("haproxy")
+    candidates = processes.find_processes("haproxy")
     pids = {one.pid for one in candidates}
     found = [_variables(one.environ) for one in candidates if one.parent not in pids and _serves(one, config)]
     if not found:
@@ -97,10 +97,10 @@ def shown_not_to_run(config: Sequence[str], settings: Sequence[Sequence[str]]) -
 
     The pidfile may name a HAProxy that reads another file of this name, in a container: that one is a stranger.
     """
-    if not processes.table_readable():
+    if not processes.can_read_processes():
         return False
     pid = _pidfile(settings)
-    named = processes.process(pid) if pid else None
+    named = processes.read_process(pid) if pid else None
     if named is not None and named.alive and named.program.startswith("haproxy") and not _is_stranger(named, config):
         return False
     return not any(_answers(address) for address in socket.sockets(settings))
@@ -171,10 +171,10 @@ def is_reloading(master: Process) -> bool:
 
 def _now(known: Running, config: Sequence[str]) -> Running | None:
     """The same master with the workers it has now; None where that has to be looked for."""
-    main = processes.process(known.main.pid)
+    main = processes.read_process(known.main.pid)
     if main is None or not main.alive or main.named != known.main.named or not _serves(main, config):
         return None
-    found = [one for pid in processes.children(main.pid) if (one := processes.process(pid)) is not None]
+    found = [one for pid in processes.find_children(main.pid) if (one := processes.read_process(pid)) is not None]
     workers = [one for one in found if one.alive and one.program.startswith("haproxy")]
     serving = _serving(workers)
     return serving and Running(main, serving, is_master=True, old=len(workers) - 1)
@@ -213,7 +213,7 @@ def _after(argv: Sequence[str], option: str) -> str:
 def _pidfile(settings: Sequence[Sequence[str]]) -> int | None:
     path = next((words[1] for words in settings if words[0] == "pidfile" and len(words) > 1), "")
     try:
-        text = untrusted_files.read(path, 64).content.split()
+        text = untrusted_files.read_untrusted_file(path, 64).content.split()
     except OSError:
         return None
     return int(text[0]) if text and text[0].isdigit() else None

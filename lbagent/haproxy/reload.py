@@ -93,7 +93,7 @@ class Reload:
         while (waited := time.monotonic() - asked) < self._settings.timeout:
             if worker := self._new_worker(running, before, answering):
                 return worker
-            if running is not None and processes.process(running.main.pid) is None and self._is_gone():
+            if running is not None and processes.read_process(running.main.pid) is None and self._is_gone():
                 raise TryAgain("HAProxy ended during the reload: start it, haproxy.cfg is complete")
             if waited > again and self._was_lost(running, before):
                 again *= 2
@@ -162,7 +162,7 @@ class Reload:
     def _run(self, argv: Sequence[str], running: Running | None = None) -> None:
         cwd = running.main.cwd if running else None
         try:
-            result = subprocess.run(argv, self._settings.timeout, cwd=cwd, environ=validation.environ(running))
+            result = subprocess.run_program(argv, self._settings.timeout, cwd=cwd, environ=validation.environ(running))
         except OSError as error:
             raise ReloadFailed(f"{argv[0]} cannot be run: {error.strerror}") from error
         if result.status is None:
@@ -190,7 +190,7 @@ class Reload:
 
     def _judge(self, master: Process, before: Master, now: Master) -> Worker | None:
         """What came of a reload that is over."""
-        fresh = [one for pid, _ in now.children - before.children if (one := processes.process(pid)) is not None]
+        fresh = [one for pid, _ in now.children - before.children if (one := processes.read_process(pid)) is not None]
         worker = max((one for one in fresh if one.alive), key=lambda one: (one.started, one.pid), default=None)
         if worker is not None:
             self._lost_worker_at = 0.0
@@ -257,11 +257,11 @@ def read_master(master: Process) -> Master | None:
     """What the master shows; None where it is gone."""
     busy = process.is_reloading(master)
     environ, readable = master.environ, master.environ_readable
-    now = processes.process(master.pid)
+    now = processes.read_process(master.pid)
     if now is None or not now.alive or now.named != master.named:
         return None
-    pids = processes.children(master.pid)
-    children = [one for pid in pids if (one := processes.process(pid)) is not None]
+    pids = processes.find_children(master.pid)
+    children = [one for pid in pids if (one := processes.read_process(pid)) is not None]
     workers = frozenset(one.named for one in children if one.alive and one.program.startswith("haproxy"))
     row = _own_row(environ)
     count = int(row.get("reloads", 0)) if readable else None
@@ -336,14 +336,14 @@ def _journal(master: Process) -> str:
         return ""
     argv = ("journalctl", "--quiet", "--output=cat", "--lines=50", "--since=-15s", f"--unit={master.unit}")
     try:
-        return subprocess.run(argv, 5 * _ASK).words
+        return subprocess.run_program(argv, 5 * _ASK).words
     except OSError:
         return ""
 
 
 def _port_in_use(config: Sequence[str], master: Process) -> str:
     """The `bind` line whose port another program has, in words like HAProxy's own; nothing where there is none."""
-    workers = processes.children(master.pid)
+    workers = processes.find_children(master.pid)
     own = processes.socket_inodes([master.pid, *workers])
     if not own:
         return ""  # they may not be looked at: any port could be HAProxy's own

@@ -15,18 +15,18 @@ from lbagent.membership.model import (
     Member,
     Members,
     Membership,
-    tabled,
+    as_table,
 )
 from lbagent.membership.pauses import last_moment
 from lbagent.names import canonical_address
 
 
-def paused(membership: Membership) -> frozenset[str]:
+def find_paused(membership: Membership) -> frozenset[str]:
     """The names of all members that are out of balancing.
 
     A pause holds for the host, whatever it is called today: for every member with the node's address.
     """
-    table = tabled(membership.members)
+    table = as_table(membership.members)
     found = [member for member in table.special.values() if member.pause or member.paused_by_tag]
     if not found:
         return frozenset()
@@ -39,7 +39,7 @@ def paused(membership: Membership) -> frozenset[str]:
 
 def superseded(membership: Membership) -> dict[str, str]:
     """The failed members whose address a living member has now, each with one such member."""
-    names, addresses, _, statuses, _ = tabled(membership.members).columns
+    names, addresses, _, statuses, _ = as_table(membership.members).columns
     if FAILED not in statuses:
         return {}
     living = {at: name for name, at, status in zip(names, addresses, statuses, strict=True) if status == ALIVE}
@@ -47,7 +47,7 @@ def superseded(membership: Membership) -> dict[str, str]:
     return {name: living[address] for name, address, _ in failed if address in living}
 
 
-def find(members: Members, name: str, address: str | None) -> Member | None:
+def find_member(members: Members, name: str, address: str | None) -> Member | None:
     """The member meant by `name`: exactly, else in any case (Windows), else the only one at `address`."""
     exact = members.get(name)
     if exact is not None and exact.status != UNKNOWN:
@@ -65,9 +65,9 @@ def find(members: Members, name: str, address: str | None) -> Member | None:
     return there[0] if len(there) == 1 else exact
 
 
-def expired(membership: Membership, now: int) -> Membership:
+def drop_expired(membership: Membership, now: int) -> Membership:
     """Membership without the pauses, quarantines and memories that have run out by `now`, in epoch seconds."""
-    table = tabled(membership.members)
+    table = as_table(membership.members)
     edits: dict[str, Member | None] = {}
     absent = [
         name for name, status in zip(table.columns.names, table.columns.statuses, strict=True) if status not in PRESENT
@@ -77,7 +77,7 @@ def expired(membership: Membership, now: int) -> Membership:
         current = None if _outlived(member, now) else _current(member, now)
         if current != member:
             edits[name] = current
-    return membership._replace(members=table.edited(edits), removals=_recent(membership.removals, now))
+    return membership._replace(members=table.apply_edits(edits), removals=_recent(membership.removals, now))
 
 
 def _recent(removals: Mapping[str, Mapping[str, int]], now: int) -> Mapping[str, Mapping[str, int]]:

@@ -76,7 +76,7 @@ class Said(NamedTuple):
     """Arrival, in epoch seconds."""
 
 
-class Heard(NamedTuple):
+class LastCommand(NamedTuple):
     """The last that was heard of one node on one clock. What has a lower LTime is a replay."""
 
     ltime: int
@@ -97,7 +97,7 @@ class Member(NamedTuple):
     """Epoch seconds at which the status last changed."""
     pause: Pause | None = None
     """The pause in effect. It follows from `heard`; where that is empty, haproxy.cfg is all that is known."""
-    heard: Mapping[str, Heard] = MappingProxyType({})
+    heard: Mapping[str, LastCommand] = MappingProxyType({})
     """The last commands, by clock. They stay when a pause has ended: a replay must not revive it."""
     quarantine: Quarantine | None = None
     elsewhere: tuple[str, ...] = ()
@@ -191,25 +191,25 @@ class Table(Mapping[str, Member]):
     def __contains__(self, name: object) -> bool:
         return name in self._index
 
-    def row(self, name: str) -> int | None:
+    def find_row(self, name: str) -> int | None:
         """The number of a member's row; None for one who has none."""
         return self._index.get(name)
 
-    def edited(self, edits: Mapping[str, Member | None]) -> Table:
+    def apply_edits(self, edits: Mapping[str, Member | None]) -> Table:
         """The table with some members changed, added, or (None) gone; itself where there are no edits."""
         if not edits:
             return self
-        kept = self.without({name for name, member in edits.items() if member is None})
+        kept = self.remove_members({name for name, member in edits.items() if member is None})
         columns = kept.columns.copy()
         special = {name: member for name, member in kept.special.items() if name not in edits}
         for name, member in edits.items():
             if member is not None:
-                columns.put(kept.row(name), member)
+                columns.put(kept.find_row(name), member)
                 if _is_special(member):
                     special[name] = member
         return Table(columns, special)
 
-    def without(self, gone: set[str]) -> Table:
+    def remove_members(self, gone: set[str]) -> Table:
         """The table without some of its members."""
         if gone.isdisjoint(self._index):
             return self
@@ -218,7 +218,7 @@ class Table(Mapping[str, Member]):
         return Table(columns, {name: member for name, member in self.special.items() if name not in gone})
 
 
-class Ledger(Mapping[str, Member]):
+class MemberEdits(Mapping[str, Member]):
     """A table with the edits that have been made to it so far."""
 
     def __init__(self, table: Table) -> None:
@@ -244,24 +244,24 @@ class Ledger(Mapping[str, Member]):
         edited = [member for member in self._edits.values() if member is not None]
         return edited + [member for name, member in self._table.special.items() if name not in self._edits]
 
-    def enter(self, member: Member) -> None:
+    def put(self, member: Member) -> None:
         """Add or change a member."""
         self._edits[member.name] = member
 
-    def strike(self, name: str) -> None:
+    def remove(self, name: str) -> None:
         """Forget a member."""
         self._edits[name] = None
 
     def table(self) -> Table:
         """The table with all edits made; the very same one where there were none."""
-        return self._table.edited({name: one for name, one in self._edits.items() if one != self._table.get(name)})
+        return self._table.apply_edits({name: one for name, one in self._edits.items() if one != self._table.get(name)})
 
 
-def tabled(members: Members) -> Table:
+def as_table(members: Members) -> Table:
     """The members as a table."""
     if isinstance(members, Table):
         return members
-    return Table(Columns([], [], [], [], []), {}).edited(members)
+    return Table(Columns([], [], [], [], []), {}).apply_edits(members)
 
 
 def _is_special(member: Member) -> bool:

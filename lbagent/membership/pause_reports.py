@@ -14,10 +14,10 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 
 from lbagent.membership import pauses
-from lbagent.membership.lookup import find
-from lbagent.membership.model import LEFT, REMEMBERED, TOLD, UNKNOWN, Heard, Member, Membership, Pause, Said, tabled
+from lbagent.membership.lookup import find_member
+from lbagent.membership.model import LEFT, REMEMBERED, TOLD, UNKNOWN, LastCommand, Member, Membership, Pause, Said, as_table
 from lbagent.membership.pauses import COMMANDS_LIMIT, FORMER, Known
-from lbagent.membership.updates import Folded, Slate
+from lbagent.membership.updates import UpdateResult, MembershipDraft
 from lbagent.names import NAME, canonical_address
 from lbagent.serf.events import QUERY, TYPED, USER
 from lbagent.system.tuples import NamedTuple
@@ -36,7 +36,7 @@ _SAME = "="
 """In place of the node's first address."""
 
 
-class Word(NamedTuple):
+class PauseReport(NamedTuple):
     """What one load balancer knows of one node."""
 
     name: str
@@ -55,17 +55,17 @@ class Page(NamedTuple):
     """Of all words: with the same digest there is nothing to learn."""
     more: bool
     """Whether others come after these."""
-    words: tuple[Word, ...]
+    words: tuple[PauseReport, ...]
     version: int = VERSION
     whole: bool = False
     """Whether the load balancer has its knowledge from commands alone, and not from what haproxy.cfg showed."""
 
 
-def page(membership: Membership, after: str, room: int, now: int, version: int = VERSION) -> str:
+def format_page(membership: Membership, after: str, room: int, now: int, version: int = VERSION) -> str:
     """What is known of the nodes that come after the name `after`, in at most `room` bytes."""
     texts = [(word.name, word) for word in _words(membership, now) if word.name > after]
     marks = [f"v={VERSION}", f"whole={'01'[whole(membership)]}"] if version == VERSION else []
-    fitting = [f"pauses={digest(membership, now, version)}", "more=", *marks]
+    fitting = [f"pauses={digest_reports(membership, now, version)}", "more=", *marks]
     left = room - len(" ".join(fitting)) - 1
     count = 0
     for _, word in texts:
@@ -79,7 +79,7 @@ def page(membership: Membership, after: str, room: int, now: int, version: int =
     return " ".join(fitting)
 
 
-def digest(membership: Membership, now: int, version: int = VERSION) -> str:
+def digest_reports(membership: Membership, now: int, version: int = VERSION) -> str:
     """Equal where the same is known of pauses; when commands arrived may differ."""
     if version == VERSION:
         lines = (_text(_without_arrivals(word), 1 << 16) for word in _words(membership, now))
@@ -88,7 +88,7 @@ def digest(membership: Membership, now: int, version: int = VERSION) -> str:
     return f"{zlib.crc32(chr(10).join(lines).encode()):08x}"
 
 
-def read(said: str) -> Page | None:
+def parse_page(said: str) -> Page | None:
     """The page in an answer; None where it is not a page. A word in it that cannot be read is left out."""
     words = said.split()
     if len(words) < 2 or not words[0].startswith("pauses=") or words[1] not in ("more=0", "more=1"):  # noqa: PLR2004
@@ -103,15 +103,15 @@ def read(said: str) -> Page | None:
 
 def whole(membership: Membership) -> bool:
     """Whether all that is known of pauses comes from commands, since the others were asked for theirs."""
-    return membership.met > 0 and not any(_base(one) for one in tabled(membership.members).special.values())
+    return membership.met > 0 and not any(_base(one) for one in as_table(membership.members).special.values())
 
 
 def without_base(membership: Membership) -> Membership:
     """`membership` once a load balancer that is whole has told all it knows: comments in haproxy.cfg add nothing."""
-    slate = Slate(membership)
+    slate = MembershipDraft(membership)
     for member in slate.members.special():
         if _base(member):
-            slate.members.enter(member._replace(pause=None))
+            slate.members.put(member._replace(pause=None))
     return slate.membership
 
 
@@ -119,12 +119,12 @@ def _base(member: Member) -> bool:
     return member.pause is not None and not member.heard
 
 
-def agreed(membership: Membership, told: Iterable[Word], by: str, clocks: Mapping[str, int], now: int) -> Folded:
+def merge_reports(membership: Membership, told: Iterable[PauseReport], by: str, clocks: Mapping[str, int], now: int) -> UpdateResult:
     """`membership` joined with what the load balancer `by` has told.
 
     `clocks` is what the agent says its LTimes are now: what is beyond them was heard in an older cluster.
     """
-    slate = Slate(membership)
+    slate = MembershipDraft(membership)
     for clock in (USER, QUERY):
         if slate.clocks.get(clock, 0) > clocks.get(clock, slate.clocks.get(clock, 0)):
             slate.causes.append(f"the {clock} clock of Serf started anew")
@@ -134,10 +134,10 @@ def agreed(membership: Membership, told: Iterable[Word], by: str, clocks: Mappin
         _join(slate, _of_this_cluster(word._replace(base=None if knows_all else word.base), clocks), by, now)
     slate.hosts_changed = True
     slate.resume_hosts(now)
-    return Folded(slate.membership, {}, tuple(slate.causes), slate.said)
+    return UpdateResult(slate.membership, {}, tuple(slate.causes), slate.said)
 
 
-def _of_this_cluster(word: Word, clocks: Mapping[str, int]) -> Word:
+def _of_this_cluster(word: PauseReport, clocks: Mapping[str, int]) -> PauseReport:
     known = word.heard
     for clock, ltime in clocks.items():
         if clock in known and known[clock].ltime > ltime:
@@ -145,11 +145,11 @@ def _of_this_cluster(word: Word, clocks: Mapping[str, int]) -> Word:
     return word._replace(heard=known)
 
 
-def _join(slate: Slate, word: Word, by: str, now: int) -> None:
+def _join(slate: MembershipDraft, word: PauseReport, by: str, now: int) -> None:
     known = slate.members.get(word.name)
     if known is None and not word.seen:
         # The name in a command, of which the node is known here: in another case, or as an address.
-        known = find(slate.members, word.name, word.addresses[0] if word.addresses else None)
+        known = find_member(slate.members, word.name, word.addresses[0] if word.addresses else None)
     if known is None or (known.status == UNKNOWN and word.seen):
         known = _enrol(slate, word, known, by, now)
     if known is None:
@@ -169,14 +169,14 @@ def _join(slate: Slate, word: Word, by: str, now: int) -> None:
         pause=known.pause or (None if heard else base),
     )
     member = pauses.settle(member, now, f"told by {by}")
-    slate.members.enter(member)
+    slate.members.put(member)
     if member.pause and (known.pause is None or known.pause.until != member.pause.until):
         slate.causes.append(f"sync: {known.name} is paused on {by}")
     elif known.pause and member.pause is None:
         slate.causes.append(f"sync: {known.name} was resumed on {by}")
 
 
-def _enrol(slate: Slate, word: Word, known: Member | None, by: str, now: int) -> Member | None:
+def _enrol(slate: MembershipDraft, word: PauseReport, known: Member | None, by: str, now: int) -> Member | None:
     """A node that is not known here yet, as one that is not present; None where it cannot be remembered."""
     runs = _runs(word, now)
     last = pauses.last_moment(word.heard, now) or (word.base.since if word.base else 0)
@@ -197,20 +197,20 @@ def _enrol(slate: Slate, word: Word, known: Member | None, by: str, now: int) ->
     return member
 
 
-def _words(membership: Membership, now: int) -> list[Word]:
+def _words(membership: Membership, now: int) -> list[PauseReport]:
     """What is worth telling: of nodes that are gone without a pause only what may still be replayed."""
     found = []
-    for member in tabled(membership.members).special.values():
+    for member in as_table(membership.members).special.values():
         paused = member.pause is not None and (member.pause.until is None or member.pause.until > now)
         last = pauses.last_moment(member.heard, now)
         if paused or (member.heard and (member.present or last + REMEMBERED > now)):
             base = None if member.heard else member.pause
             addresses = pauses.join_addresses([member.address], member.elsewhere)
-            found.append(Word(member.name, member.status != UNKNOWN, addresses, member.heard, base))
+            found.append(PauseReport(member.name, member.status != UNKNOWN, addresses, member.heard, base))
     return sorted(found, key=lambda word: word.name)
 
 
-def _without_arrivals(word: Word) -> Word:
+def _without_arrivals(word: PauseReport) -> PauseReport:
     known = {
         clock: heard._replace(commands=tuple(said._replace(at=0) for said in heard.commands))
         for clock, heard in word.heard.items()
@@ -226,7 +226,7 @@ def _without_arrivals(word: Word) -> Word:
 #   COMMAND    DIGEST;p[UNTIL] or r;ARRIVAL;ADDRESS (= for the first one);CLOCK=LTIME+…
 
 
-def _text(word: Word, room: int) -> str:
+def _text(word: PauseReport, room: int) -> str:
     flags = "s" if word.seen else "u"
     if word.base:
         flags += f"p{word.base.since}" + (f":{word.base.until}" if word.base.until is not None else "")
@@ -238,7 +238,7 @@ def _text(word: Word, room: int) -> str:
     return f"{word.name},{flags},"  # a crowd of clocks that no cluster has
 
 
-def _clock_text(clock: str, heard: Heard, most: int, addresses: tuple[str, ...]) -> str:
+def _clock_text(clock: str, heard: LastCommand, most: int, addresses: tuple[str, ...]) -> str:
     kept = sorted(heard.commands, key=lambda said: (not said.pauses, said.digest))[:most]
     return f"{clock}/{heard.ltime}/" + "|".join(_said_text(said, addresses) for said in sorted(kept))
 
@@ -250,7 +250,7 @@ def _said_text(said: Said, addresses: tuple[str, ...]) -> str:
     return f"{said.digest};{state};{said.at};{address};{after}"
 
 
-def _word(fields: list[str]) -> Word | None:
+def _word(fields: list[str]) -> PauseReport | None:
     try:
         name, flags, listed, *clocks = fields
         addresses = tuple(_address(text) for text in listed.split("+")) if listed else ()
@@ -258,17 +258,17 @@ def _word(fields: list[str]) -> Word | None:
             return None
         heard = dict(_clock(text.split("/"), addresses) for text in clocks)
         base = _pause(flags[1:]) if flags[1:] and not heard else None
-        return Word(name, flags[0] == "s", pauses.join_addresses(addresses, ()), heard, base)
+        return PauseReport(name, flags[0] == "s", pauses.join_addresses(addresses, ()), heard, base)
     except ValueError:
         return None
 
 
-def _clock(parts: list[str], addresses: tuple[str, ...]) -> tuple[str, Heard]:
+def _clock(parts: list[str], addresses: tuple[str, ...]) -> tuple[str, LastCommand]:
     clock, ltime, said = parts
     commands = [_said(text.split(";"), addresses) for text in said.split("|")]
     if len({one.digest for one in commands}) != len(commands) or len(commands) > COMMANDS_LIMIT:
         raise ValueError(said)
-    return _clock_name(clock), Heard(_number(ltime, _LTIME_DIGITS), tuple(sorted(commands)))
+    return _clock_name(clock), LastCommand(_number(ltime, _LTIME_DIGITS), tuple(sorted(commands)))
 
 
 def _said(parts: list[str], addresses: tuple[str, ...]) -> Said:
@@ -315,18 +315,18 @@ def _number(text: str, digits: int) -> int:
 # NAME,p or r,USER LTIME,QUERY LTIME,SINCE,[UNTIL]
 
 
-def _runs(word: Word, now: int) -> bool:
+def _runs(word: PauseReport, now: int) -> bool:
     if word.heard:
         lasting = pauses.asked(word.heard)
         return lasting is not None and lasting.runs(now)
     return word.base is not None and (word.base.until is None or word.base.until > now)
 
 
-def _ltimes(word: Word) -> tuple[int, ...]:
+def _ltimes(word: PauseReport) -> tuple[int, ...]:
     return tuple(word.heard[clock].ltime if clock in word.heard else 0 for clock in (USER, QUERY))
 
 
-def _old_text(word: Word, now: int) -> str:
+def _old_text(word: PauseReport, now: int) -> str:
     lasting = pauses.asked(word.heard) if _runs(word, now) else None
     since = lasting.since if lasting else word.base.since if word.base else 0
     until = lasting.until if lasting else word.base.until if word.base else None
@@ -334,7 +334,7 @@ def _old_text(word: Word, now: int) -> str:
     return ",".join((word.name, state, *map(str, _ltimes(word)), str(since), str(until or "")))
 
 
-def _old_word(fields: list[str]) -> Word | None:
+def _old_word(fields: list[str]) -> PauseReport | None:
     try:
         name, state, user, query, since, until = fields
         if not NAME.fullmatch(name) or state not in _OLD_STATES:
@@ -346,11 +346,11 @@ def _old_word(fields: list[str]) -> Word | None:
     address, paused = canonical_address(name), _OLD_STATES[state]
     base = Pause(began, "", "", end) if paused and not any(ltimes.values()) else None
     heard = dict(_old_heard(ltimes, Said(TOLD, paused, end if paused else None, at=began)))
-    return Word(name, seen=False, addresses=(address,) if address else (), heard=heard, base=base)
+    return PauseReport(name, seen=False, addresses=(address,) if address else (), heard=heard, base=base)
 
 
-def _old_heard(ltimes: Mapping[str, int], said: Said) -> Iterator[tuple[str, Heard]]:
+def _old_heard(ltimes: Mapping[str, int], said: Said) -> Iterator[tuple[str, LastCommand]]:
     for clock, ltime in ltimes.items():
         if ltime:
             after = tuple((other, lt) for other, lt in ltimes.items() if other != clock and lt)
-            yield clock, Heard(ltime, (said._replace(after=after),))
+            yield clock, LastCommand(ltime, (said._replace(after=after),))

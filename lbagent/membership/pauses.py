@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from lbagent.membership.model import TOLD, Heard, Member, Pause, Said
+from lbagent.membership.model import TOLD, LastCommand, Member, Pause, Said
 from lbagent.system.tuples import NamedTuple
 
 COMMANDS_LIMIT = 8
@@ -17,7 +17,7 @@ COMMANDS_LIMIT = 8
 
 ADDRESSES_LIMIT = 4
 
-Known = Mapping[str, Heard]
+Known = Mapping[str, LastCommand]
 """The last commands of one node, by clock."""
 
 FORMER = "@"
@@ -81,13 +81,13 @@ def hear(member: Member, clock: str, ltime: int, said: Said) -> Member:
     """
     last = member.heard.get(clock)
     after = tuple(sorted((other, heard.ltime) for other, heard in member.heard.items() if other != clock))
-    new = Heard(ltime, (said._replace(after=after, address=member.address),))
+    new = LastCommand(ltime, (said._replace(after=after, address=member.address),))
     if last and ltime == last.ltime:
         digests = {one.digest: one for one in last.commands}
         if TOLD in digests:
             return member
         if same := digests.get(said.digest):  # only its end may be known better now: `for=` counts from the arrival
-            new = Heard(ltime, (same._replace(until=_earlier(same.until, said.until)),))
+            new = LastCommand(ltime, (same._replace(until=_earlier(same.until, said.until)),))
     heard = join_clock(last, new)
     return member if heard == last else member._replace(heard={**member.heard, clock: heard})
 
@@ -97,7 +97,7 @@ def join(one: Known, other: Known) -> Known:
     return {clock: join_clock(one.get(clock), other.get(clock)) for clock in sorted({*one, *other})}
 
 
-def join_clock(one: Heard | None, other: Heard | None) -> Heard:
+def join_clock(one: LastCommand | None, other: LastCommand | None) -> LastCommand:
     """What both know together of one clock. At least one of them is given."""
     if one is None or other is None:
         found = one or other
@@ -111,7 +111,7 @@ def join_clock(one: Heard | None, other: Heard | None) -> Heard:
     if len(commands) > 1:
         commands.pop(TOLD, None)  # what the command really was is known now
     kept = sorted(commands.values(), key=lambda said: (not said.pauses, said.digest))[:COMMANDS_LIMIT]
-    return Heard(one.ltime, tuple(sorted(kept)))
+    return LastCommand(one.ltime, tuple(sorted(kept)))
 
 
 def _join_said(one: Said, other: Said) -> Said:
@@ -166,7 +166,7 @@ def begin_anew(known: Known, clock: str) -> Known:
         after = {former if name == clock else name: base + lt if name == clock else lt for name, lt in said.after}
         return said._replace(after=tuple(sorted(after.items())))
 
-    moved = {former: Heard(base + known[clock].ltime, known[clock].commands)}
+    moved = {former: LastCommand(base + known[clock].ltime, known[clock].commands)}
     kept = {name: heard for name, heard in known.items() if name not in (clock, former)} | moved
     return {
         name: heard._replace(commands=tuple(sorted(renamed(said) for said in heard.commands)))
@@ -195,7 +195,7 @@ def resume_hosts(members: Iterable[Member]) -> Iterator[Member]:
             ltime, end = max((resumed[key] for key in keys if key in resumed), default=(0, None))
             if end is not None and ltime > heard.ltime:
                 # What had been heard of the other name on other clocks says nothing of this one.
-                known[clock] = Heard(ltime, (end._replace(after=()),))
+                known[clock] = LastCommand(ltime, (end._replace(after=()),))
         if known != member.heard:
             yield member._replace(heard=known)
 

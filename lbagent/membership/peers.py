@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lbagent.membership.model import Members, tabled
-from lbagent.serf.member_list import Info, Listed
+from lbagent.membership.model import Members, as_table
+from lbagent.serf.member_list import AgentInfo, ListedMember
 from lbagent.system.tuples import NamedTuple
 
 DEFAULT_ROLE = "lb"
@@ -48,12 +48,12 @@ class Here(NamedTuple):
 
     now: int
     """Epoch seconds."""
-    info: Info
+    info: AgentInfo
     digest: str
     """Of its managed lines."""
 
 
-def observed(before: Peers | None, here: Here, there: Sequence[Listed], said: Mapping[str, str]) -> Peers:
+def observed(before: Peers | None, here: Here, there: Sequence[ListedMember], said: Mapping[str, str]) -> Peers:
     """The other load balancers `there`, of which some have `said` their status line, as seen from `here`."""
     now, digest = here.now, here.digest
     known = {peer.name: peer for peer in before.peers} if before else {}
@@ -74,7 +74,7 @@ def current(peers: Peers | None, members: Members, roles: Sequence[str]) -> list
     """
     role = peers.role if peers else DEFAULT_ROLE
     found = {peer.name: peer for peer in peers.peers} if peers else {}
-    table = tabled(members)
+    table = as_table(members)
     if role not in roles:
         rows = zip(table.columns.names, table.columns.addresses, table.columns.roles, strict=True)
         found |= {name: Peer(name, address, "") for name, address, its in rows if its == role and name not in found}

@@ -13,14 +13,14 @@ from lbagent.membership.model import (
     PRESENT,
     STATUSES,
     Columns,
-    Heard,
+    LastCommand,
     Member,
     Membership,
     Pause,
     Quarantine,
     Said,
     Table,
-    tabled,
+    as_table,
 )
 from lbagent.names import are_addresses, are_names, canonical_address
 from lbagent.system.tuples import TYPE_CHECKING
@@ -38,9 +38,9 @@ class Damaged(ValueError):
     """The bytes are not a membership."""
 
 
-def dump(membership: Membership) -> bytes:
+def serialize_membership(membership: Membership) -> bytes:
     """Membership as one JSON object."""
-    table = tabled(membership.members)
+    table = as_table(membership.members)
     state = {
         "version": 1,
         "clocks": dict(membership.clocks),
@@ -55,7 +55,7 @@ def dump(membership: Membership) -> bytes:
     return json.dumps(state, separators=(",", ":")).encode()
 
 
-def load(content: bytes) -> Membership:
+def parse_membership(content: bytes) -> Membership:
     """The membership that `dump` wrote. Raises Damaged."""
     try:
         state = json.loads(content)
@@ -100,7 +100,7 @@ def _more(member: Member) -> dict[str, Any]:
     }
 
 
-def _heard_row(heard: Heard) -> dict[str, Any]:
+def _heard_row(heard: LastCommand) -> dict[str, Any]:
     return {
         "ltime": heard.ltime,
         "digests": [said.digest for said in heard.commands],
@@ -129,20 +129,20 @@ def _special(member: Member, more: dict[str, Any]) -> Member:
     )
 
 
-def _heard(row: dict[str, Any], clock: str, rows: dict[str, Any], pause: Pause | None) -> Heard:
+def _heard(row: dict[str, Any], clock: str, rows: dict[str, Any], pause: Pause | None) -> LastCommand:
     ltime, digests, paused = _all(row, ltime=int, digests=list, paused=bool)
     if "commands" in row:
         commands = tuple(_said(said) for said in _is(list, row["commands"]))
         if not commands or len({said.digest for said in commands}) < len(commands):
             raise ValueError("a clock without a command, or with one twice")
-        return Heard(_number(ltime), tuple(sorted(commands)))
+        return LastCommand(_number(ltime), tuple(sorted(commands)))
     # As an older version has it: one pause for all clocks, and of a pause that has ended nothing but its LTime.
     until = (pause.until if pause else 0) if paused else None
     after = {other: _number(_all(one, ltime=int)[0]) for other, one in rows.items() if other != clock}
     # What was decided then is decided again: the pause in effect came last, or else whatever ended it.
     last = tuple(sorted(after.items())) if paused == (pause is not None) else ()
     known = sorted(set(map(_text, digests))) or [""]
-    return Heard(
+    return LastCommand(
         _number(ltime), tuple(Said(one, paused, until, last, "", pause.since if pause else 0) for one in known)
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from lbagent.membership import pauses
-from lbagent.membership.lookup import find
+from lbagent.membership.lookup import find_member
 from lbagent.membership.model import (
     ALIVE,
     FAILED,
@@ -16,16 +16,16 @@ from lbagent.membership.model import (
     MEMBERS_LIMIT,
     UNKNOWN,
     UNKNOWN_LIMIT,
-    Ledger,
+    MemberEdits,
     Member,
     Membership,
     Pause,
     Said,
-    tabled,
+    as_table,
 )
 from lbagent.names import NAME, canonical_address
-from lbagent.serf.events import TYPED, USER, Command, Event, Malformed, MemberEvent, MemberLine, as_stdin_tells
-from lbagent.serf.raw_event import Raw
+from lbagent.serf.events import TYPED, USER, Command, Event, Malformed, MemberEvent, MemberLine, fold_tags_as_stdin
+from lbagent.serf.raw_event import RawEvent
 from lbagent.system.tuples import NamedTuple
 
 # --- orders ----------------------------------------------------------------------------------------------
@@ -37,26 +37,26 @@ NOT_YET = "not applied yet"
 """How an answer begins to a command that is remembered, and tried again; `refused` says that nothing is remembered."""
 
 STILL_PAUSED = "still paused by its tag"
-NOBODY = {"pause": "unknown node, remembered", "resume": "unknown node", "forget": "unknown node"}
+UNKNOWN_NODE = {"pause": "unknown node, remembered", "resume": "unknown node", "forget": "unknown node"}
 """What is answered where nobody has that name."""
 
 
-def commanded(slate: Slate, command: Command, raw: Raw, serf_clocks: Mapping[str, int]) -> str:
+def apply_command(slate: MembershipDraft, command: Command, raw: RawEvent, serf_clocks: Mapping[str, int]) -> str:
     """Obey the command, unless it is a replay; returns the answer, `done` where HAProxy still has to confirm it."""
     command = _in_time(slate, command, raw.at // 1000)
     _tick(slate, command, raw.at // 1000, serf_clocks)
     # Looked up among the members of this moment, not of before the batch: the member-join may be part of it.
-    member = find(slate.members, command.name, command.address)
+    member = find_member(slate.members, command.name, command.address)
     if member is None:
-        return NOBODY["forget"] if command.verb == "forget" else _unknown(slate, command, raw)
+        return UNKNOWN_NODE["forget"] if command.verb == "forget" else _unknown(slate, command, raw)
     if command.verb == "forget" and member.status == UNKNOWN and member.pause is None:
-        return NOBODY["forget"]
+        return UNKNOWN_NODE["forget"]
     answer = _obey(slate, command, raw, member)
     # A node nobody has seen can be forgotten, but neither pausing nor resuming it does anything yet.
-    return answer if member.status != UNKNOWN or command.verb == "forget" else NOBODY[command.verb]
+    return answer if member.status != UNKNOWN or command.verb == "forget" else UNKNOWN_NODE[command.verb]
 
 
-def _obey(slate: Slate, command: Command, raw: Raw, member: Member) -> str:
+def _obey(slate: MembershipDraft, command: Command, raw: RawEvent, member: Member) -> str:
     if command.verb == "forget" and member.status == ALIVE and not command.force:
         return f"refused: {member.name} is alive"
     host = [member] if command.verb == "pause" else _host(slate, member)
@@ -66,7 +66,7 @@ def _obey(slate: Slate, command: Command, raw: Raw, member: Member) -> str:
     for one in host:
         heard = pauses.hear(one, clock, ltime, said)
         news = news or (one is member and heard is not one)
-        slate.members.enter(_settled(heard, command, raw))
+        slate.members.put(_settled(heard, command, raw))
     slate.hosts_changed = True
     if not news:
         return DONE
@@ -81,7 +81,7 @@ def _obey(slate: Slate, command: Command, raw: Raw, member: Member) -> str:
     return STILL_PAUSED if member.paused_by_tag else DONE
 
 
-def _settled(member: Member, command: Command, raw: Raw) -> Member:
+def _settled(member: Member, command: Command, raw: RawEvent) -> Member:
     """The member with the pause that is in effect after this command."""
     lasting = pauses.asked(member.heard)
     if command.verb == "pause" and lasting and command.digest in lasting.digests:
@@ -89,13 +89,13 @@ def _settled(member: Member, command: Command, raw: Raw) -> Member:
     return pauses.settle(member, raw.at // 1000, _who(command, raw))
 
 
-def _host(slate: Slate, member: Member) -> list[Member]:
+def _host(slate: MembershipDraft, member: Member) -> list[Member]:
     """The node under every name it has at its address, as far as anything was heard of that name; itself first."""
     others = (one for one in slate.members.special() if one.name != member.name and (one.pause or one.heard))
     return [member, *(one for one in others if member.address and member.address in one.addresses)]
 
 
-def _clock(slate: Slate, command: Command, raw: Raw) -> tuple[str, int]:
+def _clock(slate: MembershipDraft, command: Command, raw: RawEvent) -> tuple[str, int]:
     """The clock that orders the command, and its LTime there.
 
     Each load balancer has a clock of its own for what is typed on it. It starts from the time of day, so that it goes
@@ -108,14 +108,14 @@ def _clock(slate: Slate, command: Command, raw: Raw) -> tuple[str, int]:
     return clock, slate.clocks[clock]
 
 
-def _forget(slate: Slate, member: Member, now: int) -> None:
+def _forget(slate: MembershipDraft, member: Member, now: int) -> None:
     slate.missed.pop(member.name, None)
     if member.status != UNKNOWN:
         # As one that left: its lines go, asked for, and what was heard of it orders what may still come.
-        slate.members.enter(member._replace(status=LEFT, changed=now, quarantine=None))
+        slate.members.put(member._replace(status=LEFT, changed=now, quarantine=None))
 
 
-def _in_time(slate: Slate, command: Command, now: int) -> Command:
+def _in_time(slate: MembershipDraft, command: Command, now: int) -> Command:
     """The command, with `for=` counted from when it must have been sent: before a later one was heard."""
     if command.clock != USER or command.lasting is None or command.until is None or command.ltime is None:
         return command
@@ -123,7 +123,7 @@ def _in_time(slate: Slate, command: Command, now: int) -> Command:
     return command._replace(until=min([now, *later]) + command.lasting)
 
 
-def _tick(slate: Slate, command: Command, now: int, serf_clocks: Mapping[str, int]) -> None:
+def _tick(slate: MembershipDraft, command: Command, now: int, serf_clocks: Mapping[str, int]) -> None:
     if command.ltime is None:
         return
     highest = slate.clocks.get(command.clock, 0)
@@ -134,13 +134,13 @@ def _tick(slate: Slate, command: Command, now: int, serf_clocks: Mapping[str, in
     slate.tick(command.clock, command.ltime, now)
 
 
-def _unknown(slate: Slate, command: Command, raw: Raw) -> str:
+def _unknown(slate: MembershipDraft, command: Command, raw: RawEvent) -> str:
     """Remember a pause or resume of a node that nobody has seen: the node may join later, or the other command come."""
     # A name that is an address means the host that has it, whatever it will be called.
     address = command.address or canonical_address(command.name) or ""
     if why := _not_remembered(slate, command, address):
         if command.verb == "resume":
-            return NOBODY["resume"]
+            return UNKNOWN_NODE["resume"]
         slate.warnings.append(f"pause of {command.name[:80]!r}: {why}")
         return f"refused: {why}"
     now = raw.at // 1000
@@ -150,10 +150,10 @@ def _unknown(slate: Slate, command: Command, raw: Raw) -> str:
     slate.await_(_settled(member, command, raw))
     if command.verb == "pause":
         slate.causes.append(f"pause {command.name} (unknown node) by {_who(command, raw)}")
-    return NOBODY[command.verb]
+    return UNKNOWN_NODE[command.verb]
 
 
-def _not_remembered(slate: Slate, command: Command, address: str) -> str | None:
+def _not_remembered(slate: MembershipDraft, command: Command, address: str) -> str | None:
     """Why a command for a node nobody knows cannot be remembered."""
     if address and (count := sum(one.address == address and one.present for one in slate.members.values())):
         return f"{count} nodes have the address {address}: name one of them"
@@ -163,13 +163,13 @@ def _not_remembered(slate: Slate, command: Command, address: str) -> str | None:
     return "too many unknown nodes are paused" if full else None
 
 
-def _pause(command: Command, raw: Raw, present: Pause | None) -> Pause:
+def _pause(command: Command, raw: RawEvent, present: Pause | None) -> Pause:
     if present and (present.reason, present.until) == (command.reason, command.until):
         return present  # the same pause again: it began when it began
     return Pause(raw.at // 1000, _who(command, raw), command.reason, command.until)
 
 
-def _who(command: Command, raw: Raw) -> str:
+def _who(command: Command, raw: RawEvent) -> str:
     if command.clock == TYPED:
         return f"operator on {raw.self_name}"
     way = "user event" if command.clock == "user" else "query"
@@ -185,13 +185,13 @@ _MARKS = 16
 """LTimes that are kept with their arrival: they tell how old a replayed user event must be at least."""
 
 
-class Slate:
+class MembershipDraft:
     """What the events so far have made of a membership, and what there is to say about it."""
 
     def __init__(self, membership: Membership) -> None:
         """Nothing has happened yet."""
         self._before = membership
-        self.members = Ledger(tabled(membership.members))
+        self.members = MemberEdits(as_table(membership.members))
         self.clocks = dict(membership.clocks)
         self.missed = dict(membership.missed)
         self.marks = membership.marks
@@ -228,7 +228,7 @@ class Slate:
         for member in self.members.special():
             heard = pauses.begin_anew(member.heard, clock)
             if heard is not member.heard:
-                self.members.enter(member._replace(heard=heard))
+                self.members.put(member._replace(heard=heard))
         self.clocks[clock] = 0
         if clock == USER:
             self.marks = ()
@@ -237,7 +237,7 @@ class Slate:
         """End the pauses that were ended under another name of their host, once commands have changed anything."""
         if self.hosts_changed:
             for member in pauses.resume_hosts(self.members.special()):
-                self.members.enter(pauses.settle(member, now, ""))
+                self.members.put(pauses.settle(member, now, ""))
         self.hosts_changed = False
 
     def happened(self, what: str, names: Sequence[str]) -> None:
@@ -267,7 +267,7 @@ class Slate:
 
     def await_(self, member: Member) -> None:
         """Remember a node nobody has seen: under its name in any case, or at its address."""
-        self.members.enter(member)
+        self.members.put(member)
         self._waiting |= {key: member.name for key in (member.name.lower(), member.address) if key}
         self.hosts_changed = True
 
@@ -277,7 +277,7 @@ class Slate:
         found = [member for known in names if (member := self.members.get(known))]
         for member in found:
             self._waiting = {key: other for key, other in self._waiting.items() if other != member.name}
-            self.members.strike(member.name)
+            self.members.remove(member.name)
         return found
 
     def enrol(self, member: Member) -> bool:
@@ -285,7 +285,7 @@ class Slate:
         if self._known >= MEMBERS_LIMIT and not self._make_room():
             self._refused.append(member.name)
             return False
-        self.members.enter(member)
+        self.members.put(member)
         self._known += 1
         return True
 
@@ -295,7 +295,7 @@ class Slate:
         for name in self._gone:
             member = self.members.get(name)
             if member is not None and not (member.present or member.pause):
-                self.members.strike(name)
+                self.members.remove(name)
                 self._known -= 1
                 return True
         return False
@@ -309,19 +309,19 @@ class Slate:
 _GOES = frozenset({"member-leave", "member-reap"})
 
 
-def members_changed(slate: Slate, event: MemberEvent, now: int) -> None:
+def apply_member_event(slate: MembershipDraft, event: MemberEvent, now: int) -> None:
     """Enter every line of the event; `now` in epoch seconds."""
     slate.warnings += event.refused
     slate.happened(event.kind, [line.name for line in event.members if _changed(slate, event, line, now)])
 
 
-def _changed(slate: Slate, event: MemberEvent, line: MemberLine, now: int) -> bool:
+def _changed(slate: MembershipDraft, event: MemberEvent, line: MemberLine, now: int) -> bool:
     known = slate.members.get(line.name)
     slate.missed.pop(line.name, None)
     if event.kind in _GOES:
         if known is None or known.status in (LEFT, UNKNOWN):
             return False
-        slate.members.enter(known._replace(status=LEFT, changed=now, quarantine=None))
+        slate.members.put(known._replace(status=LEFT, changed=now, quarantine=None))
         return True
     status = FAILED if event.kind == "member-failed" else ALIVE
     if known is None or known.status == UNKNOWN:
@@ -330,7 +330,7 @@ def _changed(slate: Slate, event: MemberEvent, line: MemberLine, now: int) -> bo
     heard = pauses.place(known.heard, line.address)
     slate.hosts_changed = slate.hosts_changed or heard is not known.heard
     tags = line.tags
-    if not event.exact and known.tags and as_stdin_tells(known.tags) == line.tags:
+    if not event.exact and known.tags and fold_tags_as_stdin(known.tags) == line.tags:
         tags = dict(known.tags)  # the same, known without a doubt since the last sync
     fresh = known._replace(
         address=line.address,
@@ -341,11 +341,11 @@ def _changed(slate: Slate, event: MemberEvent, line: MemberLine, now: int) -> bo
         heard=heard,
         elsewhere=(),
     )
-    slate.members.enter(fresh)
+    slate.members.put(fresh)
     return fresh != known
 
 
-def _came(slate: Slate, line: MemberLine, status: str, now: int) -> bool:
+def _came(slate: MembershipDraft, line: MemberLine, status: str, now: int) -> bool:
     member = Member(line.name, line.address, line.role, line.tags, status, now)
     for awaited in slate.awaited(line.name, line.address):
         known = pauses.place(awaited.heard, awaited.address or line.address)
@@ -357,7 +357,7 @@ def _came(slate: Slate, line: MemberLine, status: str, now: int) -> bool:
 # --- updates ----------
 
 
-class Folded(NamedTuple):
+class UpdateResult(NamedTuple):
     """What came of a batch."""
 
     membership: Membership
@@ -368,7 +368,7 @@ class Folded(NamedTuple):
     warnings: tuple[str, ...]
 
 
-def outdated(membership: Membership, events: Iterable[Event]) -> bool:
+def needs_serf_clocks(membership: Membership, events: Iterable[Event]) -> bool:
     """Whether a command is not newer than all heard before: a replay, or a cluster started anew."""
     return any(
         isinstance(event, Command) and event.ltime is not None and event.ltime <= membership.clocks.get(event.clock, 0)
@@ -380,7 +380,7 @@ def replayable(membership: Membership, events: Iterable[Event]) -> bool:
     """Whether a user event among them may be a replay that is not known to be one."""
     for event in events:
         if isinstance(event, Command) and event.clock == USER and event.ltime is not None:
-            member = find(membership.members, event.name, event.address)
+            member = find_member(membership.members, event.name, event.address)
             last = member.heard.get(USER) if member else None
             digests = {said.digest for said in last.commands} if last else set()
             if last is None or event.ltime > last.ltime or (event.ltime == last.ltime and event.digest not in digests):
@@ -388,19 +388,19 @@ def replayable(membership: Membership, events: Iterable[Event]) -> bool:
     return False
 
 
-def fold(membership: Membership, batch: Iterable[tuple[Raw, Event]], serf_clocks: Mapping[str, int]) -> Folded:
+def apply_events(membership: Membership, batch: Iterable[tuple[RawEvent, Event]], serf_clocks: Mapping[str, int]) -> UpdateResult:
     """`membership` after `batch`; `serf_clocks` is what the agent says its clocks are, where it was asked."""
-    slate = Slate(membership)
+    slate = MembershipDraft(membership)
     answers: dict[str, str] = {}
     for raw, event in batch:
         if raw.id in membership.folded:
             continue
         if isinstance(event, MemberEvent):
-            members_changed(slate, event, raw.at // 1000)
+            apply_member_event(slate, event, raw.at // 1000)
         elif isinstance(event, Command):
-            answers[raw.id] = commanded(slate, event, raw, serf_clocks)
+            answers[raw.id] = apply_command(slate, event, raw, serf_clocks)
         elif isinstance(event, Malformed):
             slate.warnings.append(event.why)
             answers[raw.id] = f"refused: {event.why}"
         slate.resume_hosts(raw.at // 1000)
-    return Folded(slate.membership, answers, tuple(slate.causes), slate.said)
+    return UpdateResult(slate.membership, answers, tuple(slate.causes), slate.said)

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable, Sequence
 
 from lbagent.haproxy.config import Document, HandWritten, Line, Proxy
 from lbagent.membership.model import FAILED
-from lbagent.names import natural
-from lbagent.planning.desired import ByHand, Note, Wish
+from lbagent.names import natural_key
+from lbagent.planning.desired import OperatorLineNote, Note, DesiredServer
 
 Named = Callable[[str, int], str]
 """The name of a node's server at a marker."""
 
 
-class Claims:
+class Conflicts:
     """The names and addresses of one proxy, given out one by one.
 
     Two lines of which HAProxy never reads both, as in `.if` and `.else`, do not compete.
@@ -32,7 +32,7 @@ class Claims:
         """Nodes that cannot have a line here, because a line by hand or another node has their name or address."""
         self.notes: list[str] = []
 
-    def adopt(self, wished: Sequence[Sequence[Wish]], kept: frozenset[str]) -> None:
+    def adopt(self, wished: Sequence[Sequence[DesiredServer]], kept: frozenset[str]) -> None:
         """Have operator's lines above a marker become managed that name a node wished for there, or have its address.
 
         One for each node: a line with its name rather than one with its address alone.
@@ -69,10 +69,10 @@ class Claims:
         """Whether no other server has this ADDRESS:PORT, seen from the line `at`."""
         return self._holder(endpoint, at) is None and not any(line.endpoint == endpoint for line in self._by_hand(at))
 
-    def grant(self, wished: Sequence[Sequence[Wish]], kept: frozenset[str]) -> dict[int, Sequence[Wish]]:
+    def grant(self, wished: Sequence[Sequence[DesiredServer]], kept: frozenset[str]) -> dict[int, Sequence[DesiredServer]]:
         """The wishes that come true: no operator's line in their way, each address:port once in the proxy."""
         order = [(number, wish) for number, wishes in enumerate(wished) for wish in wishes]
-        order.sort(key=lambda one: (one[1].member.status == FAILED, natural(one[1].member.name)))
+        order.sort(key=lambda one: (one[1].member.status == FAILED, natural_key(one[1].member.name)))
         may = {
             (number, wish.member.name)
             for number, wish in order
@@ -114,7 +114,7 @@ class Claims:
             return True
         return any(one.names(name) and not self._document.apart(at, one.at) for one in self._proxy.templates)
 
-    def _claim(self, name: str, number: int, wish: Wish) -> bool:
+    def _claim(self, name: str, number: int, wish: DesiredServer) -> bool:
         at, node, where = self._proxy.markers[number].at, wish.member.name, wish.endpoint
         holder = self._holder(where, at)
         beside = any(line.endpoint == where for line in self._by_hand(at)) or any(
@@ -123,7 +123,7 @@ class Claims:
         # A line that stands beside an operator's one with its address, as `--adopt` may leave it, stays.
         if self._names_by_hand(name, at) or (beside and not self._stands(node, number) and node not in self._adopts):
             why = f"in {self._proxy} by hand: none is written beside it"
-            self.notes.append(ByHand(node, f"{name} stands ", why))
+            self.notes.append(OperatorLineNote(node, f"{name} stands ", why))
         elif holder is not None:
             why = f"in {self._proxy}: {holder} has {where}"
             self.notes.append(Note(node, f"{name} has no line ", why))

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from lbagent.haproxy.config import Document, Line
 from lbagent.haproxy.server_line import PAUSED_OURS
-from lbagent.membership.model import ALIVE, FAILED, Membership, Table, tabled
-from lbagent.names import refusal, role_names
+from lbagent.membership.model import ALIVE, FAILED, Membership, Table, as_table
+from lbagent.names import explain_refused_address, role_names
 from lbagent.roles.model import Pair, Role, Roles
 
 STATES = ("in", "paused", "failed", "quarantined")
@@ -17,7 +17,7 @@ Standing = Mapping[str, Sequence[str]]
 """By the middle of every marker that stands the managed lines above it."""
 
 
-def standing(document: Document) -> Standing:
+def list_managed_lines(document: Document) -> Standing:
     """The managed lines of a text, as `Plan.standing` has those of a plan."""
     found: dict[str, list[str]] = {}
     for proxy in document.proxies:
@@ -29,14 +29,14 @@ def standing(document: Document) -> Standing:
     return found
 
 
-def servers(lines: Standing, roles: Roles, membership: Membership) -> dict[Pair, dict[str, int]]:
+def count_servers(lines: Standing, roles: Roles, membership: Membership) -> dict[Pair, dict[str, int]]:
     """Servers by state, for every pair of roles.yml; each stands in one state only.
 
     A paused line, a comment or one that drains, is `paused`. The line of a node in quarantine or failed counts
     as that, every other one is `in`. No line counts only where it is one of these that keeps it out: of a node that
     may have one, at a marker that stands.
     """
-    odd = _odd(tabled(membership.members))
+    odd = _odd(as_table(membership.members))
     found = {}
     for pair, serving in roles.serving().items():
         texts = lines.get(pair.middle, ())
@@ -54,17 +54,17 @@ def servers(lines: Standing, roles: Roles, membership: Membership) -> dict[Pair,
     return found
 
 
-def statuses(membership: Membership) -> dict[str, int]:
+def count_statuses(membership: Membership) -> dict[str, int]:
     """Members by what Serf says of them."""
-    column = tabled(membership.members).columns.statuses
+    column = as_table(membership.members).columns.statuses
     alive = column.count(ALIVE)
     # As a rule all of them are, and counting one is three times as fast as counting each.
     return {ALIVE: alive} if alive == len(column) else dict(Counter(column))
 
 
-def quarantined(membership: Membership) -> int:
+def count_quarantined(membership: Membership) -> int:
     """Nodes whose lines HAProxy refuses."""
-    return sum(member.quarantine is not None for member in tabled(membership.members).special.values())
+    return sum(member.quarantine is not None for member in as_table(membership.members).special.values())
 
 
 def _odd(table: Table) -> dict[str, list[tuple[str, str, str]]]:
@@ -82,7 +82,7 @@ def _odd(table: Table) -> dict[str, list[tuple[str, str, str]]]:
 
 def _out(state: str, address: str, role: Role) -> bool:
     """Whether a node in this state is to have no line because of it."""
-    return (state == "quarantined" or role.remove_failed) and refusal(address, role.networks) is None
+    return (state == "quarantined" or role.remove_failed) and explain_refused_address(address, role.networks) is None
 
 
 def _move(counts: dict[str, int], odd: Mapping[str, tuple[str, bool]], lines: Sequence[Line], suffix: str) -> None:

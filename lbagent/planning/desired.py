@@ -6,9 +6,9 @@ import contextlib
 from collections.abc import Callable, Collection, Sequence
 
 from lbagent.haproxy.server_line import Server, drain_line, endpoint, paused_line, tail
-from lbagent.membership.lookup import paused, superseded
-from lbagent.membership.model import FAILED, PRESENT, Member, Membership, tabled
-from lbagent.names import NAME, certainly_allowed, in_order, natural, refusal, role_names
+from lbagent.membership.lookup import find_paused, superseded
+from lbagent.membership.model import FAILED, PRESENT, Member, Membership, as_table
+from lbagent.names import NAME, are_plainly_allowed, sort_names, natural_key, explain_refused_address, role_names
 from lbagent.roles.model import Missing, Pair, Role, Roles, Service, Template
 from lbagent.system.tuples import TYPE_CHECKING, NamedTuple
 
@@ -34,13 +34,13 @@ class Note(str):
         return note
 
 
-class ByHand(Note):
+class OperatorLineNote(Note):
     """One that says that a line by hand stands in the node's place: no pause takes traffic from that."""
 
     __slots__ = ()
 
 
-class Wish(NamedTuple):
+class DesiredServer(NamedTuple):
     """What one node should have at one marker."""
 
     member: Member
@@ -91,14 +91,14 @@ class Crowd(NamedTuple):
         return Server(self.names[at], self.addresses[at], self.port, self.options, self.role)
 
 
-class Wishes:
+class DesiredServers:
     """The wishes of a whole membership, marker by marker."""
 
     def __init__(self, roles: Roles, membership: Membership) -> None:
         """The wishes that `roles` has for the members that are there."""
-        self._roles, self._members = roles, tabled(membership.members)
+        self._roles, self._members = roles, as_table(membership.members)
         self._serving = roles.serving()
-        self.paused = paused(membership)
+        self.paused = find_paused(membership)
         self.notes: dict[str, None] = {}
         """Nodes that cannot have the line they should, and why; said once each."""
         self.superseded = superseded(membership)
@@ -152,7 +152,7 @@ class Wishes:
             return ""
         return f"its role {member.role[:40]!r} is not {NAME.pattern}"
 
-    def at(self, pair: Pair, known: Callable[[], Collection[str]], server: Callable[[str], str] = str) -> list[Wish]:
+    def at(self, pair: Pair, known: Callable[[], Collection[str]], server: Callable[[str], str] = str) -> list[DesiredServer]:
         """The wishes for the marker of `pair`, in the order of names.
 
         `known` returns the nodes with lines there, `server` the name of a node's server in that proxy.
@@ -165,9 +165,9 @@ class Wishes:
         found = [wish for role in roles for wish in self._at_most(role, service, by_role[role.name], known)]
         if any(role.remove_failed for role in roles):
             found = _without_failed(found)
-        return found if len(roles) == 1 else sorted(found, key=lambda wish: natural(wish.member.name))
+        return found if len(roles) == 1 else sorted(found, key=lambda wish: natural_key(wish.member.name))
 
-    def _once(self, by_role: dict[str, list[Wish]]) -> dict[str, list[Wish]]:
+    def _once(self, by_role: dict[str, list[DesiredServer]]) -> dict[str, list[DesiredServer]]:
         """The same wishes, each node once: from the first role of its tag that can give it a line."""
         first: dict[str, tuple[bool, int, str]] = {}
         for name, wishes in by_role.items():
@@ -183,12 +183,12 @@ class Wishes:
     def _allowed(self, role: Role, nodes: dict[str, str]) -> dict[str, str]:
         if role.address is not None:
             nodes = {name: self._by_tag(role, self._members[name]) for name in nodes}
-        if not role.networks and certainly_allowed(nodes.values()):
-            return {name: nodes[name] for name in in_order(nodes)}
-        refused = {name: why for name, at in nodes.items() if at and (why := refusal(at, role.networks))}
+        if not role.networks and are_plainly_allowed(nodes.values()):
+            return {name: nodes[name] for name in sort_names(nodes)}
+        refused = {name: why for name, at in nodes.items() if at and (why := explain_refused_address(at, role.networks))}
         for name, why in refused.items():
             self.notes[Note(name, f"node {name} of role {role.name} has no line: ", why)] = None
-        return {name: nodes[name] for name in in_order(nodes) if name not in refused}
+        return {name: nodes[name] for name in sort_names(nodes) if name not in refused}
 
     @staticmethod
     def _by_tag(role: Role, member: Member) -> str:
@@ -201,10 +201,10 @@ class Wishes:
         values = role.values("")  # neither has a place for a name
         return service.port_of(values, {}), options.fill(values, {})
 
-    def _of(self, role: Role, service: Service, server: Callable[[str], str]) -> list[Wish]:
+    def _of(self, role: Role, service: Service, server: Callable[[str], str]) -> list[DesiredServer]:
         return [self._wish(self._members[name], role, service, server(name)) for name in self._there[role.name]]
 
-    def _wish(self, member: Member, role: Role, service: Service, server: str) -> Wish:
+    def _wish(self, member: Member, role: Role, service: Service, server: str) -> DesiredServer:
         options, paused = role.options or service.options, member.name in self.paused
         values, tags = role.values(member.name, server), member.tags or {}
         by_tags = options.needs_tags or service.port.needs_tags or role.address is not None
@@ -215,17 +215,17 @@ class Wishes:
             port, text = service.port_of(values, tags), options.fill(values, tags)
         except Missing as error:
             return self._unmade(member, role, service, str(error))
-        return Wish(member, role, endpoint(address, port), address, port, text, paused)
+        return DesiredServer(member, role, endpoint(address, port), address, port, text, paused)
 
-    def _unmade(self, member: Member, role: Role, service: Service, why: str) -> Wish:
+    def _unmade(self, member: Member, role: Role, service: Service, why: str) -> DesiredServer:
         """The wish of a node whose tags make no line. A comment needs none: only name and address are written."""
         paused, address = member.name in self.paused, self._there[role.name][member.name]
         nowhere = f"{member.name} {service.name}"  # an endpoint that nobody else has
-        return Wish(member, role, nowhere, address, 1, "", paused, "" if paused and not role.drain else why)
+        return DesiredServer(member, role, nowhere, address, 1, "", paused, "" if paused and not role.drain else why)
 
     def _at_most(
-        self, role: Role, service: Service, wishes: list[Wish], there: Callable[[], Collection[str]]
-    ) -> list[Wish]:
+        self, role: Role, service: Service, wishes: list[DesiredServer], there: Callable[[], Collection[str]]
+    ) -> list[DesiredServer]:
         if len(wishes) <= role.max:
             return wishes
         known = there()
@@ -242,7 +242,7 @@ class Wishes:
         return allowed
 
 
-def serving_ports(roles: Roles, member: Member) -> frozenset[int]:
+def list_serving_ports(roles: Roles, member: Member) -> frozenset[int]:
     """The ports at which a node of its roles serves, as far as its tags tell."""
     ports = set()
     for role in roles.of(member.role):
@@ -252,7 +252,7 @@ def serving_ports(roles: Roles, member: Member) -> frozenset[int]:
     return frozenset(ports)
 
 
-def _without_failed(wishes: list[Wish]) -> list[Wish]:
+def _without_failed(wishes: list[DesiredServer]) -> list[DesiredServer]:
     # Only while at least half of those that should serve do: a load balancer cut off from all keeps all.
     serving = [wish for wish in wishes if not wish.paused]
     alive = sum(wish.member.status != FAILED for wish in serving)

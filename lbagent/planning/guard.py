@@ -13,7 +13,7 @@ from types import MappingProxyType
 from lbagent.haproxy.config import Line
 from lbagent.membership.model import LEFT, REMOVALS, Membership
 from lbagent.names import NAME, role_names
-from lbagent.outcome import Held
+from lbagent.outcome import BlockedRemoval
 from lbagent.system.tuples import NamedTuple
 
 _NAMED = 20
@@ -37,7 +37,7 @@ class Guard:
         """With `force` it blocks nothing; `superseded` are failed nodes whose address a living one has."""
         self._members, self._removals = membership.members, membership.removals
         self._paused, self._superseded, self._force = paused, superseded, force
-        self.held: list[Held] = []
+        self.held: list[BlockedRemoval] = []
         self._allowed: dict[str, tuple[str, ...]] = {}
         self._blocked: set[str] = set()
 
@@ -46,7 +46,7 @@ class Guard:
         """What has been decided so far."""
         return Removals(self._allowed, frozenset(self._blocked))
 
-    def hold(self, going: Mapping[Line, str], beside: set[str], where: str) -> list[Line]:
+    def block_removals(self, going: Mapping[Line, str], beside: set[str], where: str) -> list[Line]:
         """Of the lines that would go (with their nodes) while the nodes `beside` stay or come, those that are blocked.
 
         What was asked to go counts for neither side, so that the verdict is the same in the next run; nor does a
@@ -65,7 +65,7 @@ class Guard:
         )
         if before:
             words += f"; {len(before)} more went within the last {REMOVALS // 60} minutes: {_some(before)}"
-        self.held.append(Held(len(unasked), words))
+        self.held.append(BlockedRemoval(len(unasked), words))
         self._blocked.add(where)
         return unasked
 

@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterable
 
 from lbagent.haproxy.config import Document, HandWritten, Line, Proxy
 from lbagent.haproxy.runtime.state import Stats
-from lbagent.membership.lookup import paused
+from lbagent.membership.lookup import find_paused
 from lbagent.membership.model import ALIVE, Membership
-from lbagent.planning.proxy import Place
+from lbagent.planning.proxy import ProxyPlanner
 from lbagent.roles.model import Roles
 from lbagent.system.tuples import NamedTuple
 
@@ -50,11 +50,11 @@ def listed(services: Iterable[str]) -> str:
 class _View:
     def __init__(self, now: Serving, roles: Roles, membership: Membership) -> None:
         self._now, self._roles, self._members = now, roles, membership.members
-        self._pairs, self._paused = roles.pairs(), paused(membership)
+        self._pairs, self._paused = roles.pairs(), find_paused(membership)
 
     def unserved(self, proxy: Proxy, nodes: Collection[str], *, if_paused: bool) -> Iterable[str]:
         """The services in this proxy that only `nodes` have."""
-        place = Place(self._now.document, proxy, self._roles, self._pairs, self._members)
+        place = ProxyPlanner(self._now.document, proxy, self._roles, self._pairs, self._members)
         by_hand = any(self._serves_by_hand(proxy, line) for line in proxy.hand_written)
         for number, marker in enumerate(proxy.markers):
             pair = self._pairs.get(marker.middle)

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from lbagent.errors import Refused
 from lbagent.haproxy.config import Document, Edit, Marker, Proxy, digest
 from lbagent.membership.model import Membership
-from lbagent.outcome import Held
-from lbagent.planning.desired import Wishes
+from lbagent.outcome import BlockedRemoval
+from lbagent.planning.desired import DesiredServers
 from lbagent.planning.guard import Guard, Removals
-from lbagent.planning.proxy import Place, Turn
+from lbagent.planning.proxy import ProxyPlanner, PlanContext
 from lbagent.roles.model import Pair, Roles
 from lbagent.system.tuples import NamedTuple
 
@@ -40,11 +40,11 @@ class Plan(NamedTuple):
     """Of the managed lines in `after`."""
     changes: Mapping[str, Change]
     """By node, in the order of the text."""
-    held: tuple[Held, ...]
+    blocked: tuple[BlockedRemoval, ...]
     """Removals the guard holds back, marker by marker."""
     notes: tuple[str, ...]
     """What an operator should know: unknown and lost markers, lines by hand, nodes without a line."""
-    standing: Mapping[str, list[str]]
+    managed_lines: Mapping[str, list[str]]
     """The managed lines in `after`, by the middle of the marker that they stand above (nothing where it is gone)."""
     removals: Removals = Removals()
     """What is removed or blocked though nobody asked for its removal."""
@@ -65,7 +65,7 @@ class Plan(NamedTuple):
         return self.added, self.removed
 
 
-class Rules(NamedTuple):
+class PlanOptions(NamedTuple):
     """How far a plan may go."""
 
     force: bool = False
@@ -76,15 +76,15 @@ class Rules(NamedTuple):
     """Nodes whose lines stay as they are: quarantined ones, and those on trial."""
 
 
-_PLAIN = Rules()
+_PLAIN = PlanOptions()
 
 
-def plan(document: Document, roles: Roles, membership: Membership, rules: Rules = _PLAIN) -> Plan:
+def make_plan(document: Document, roles: Roles, membership: Membership, rules: PlanOptions = _PLAIN) -> Plan:
     """The plan for `document`. Raises Refused where a marker stands twice in one proxy."""
     pairs = roles.pairs()
-    wishes = Wishes(roles, membership)
+    wishes = DesiredServers(roles, membership)
     guard = Guard(membership, wishes.paused, wishes.superseded, force=rules.force)
-    turn = Turn(wishes, guard, rules.kept, rules.adopt)
+    turn = PlanContext(wishes, guard, rules.kept, rules.adopt)
     edits: list[Edit] = []
     changes: dict[str, tuple[list[str], list[str]]] = {}
     notes: dict[str, None] = {}
@@ -92,7 +92,7 @@ def plan(document: Document, roles: Roles, membership: Membership, rules: Rules 
     standing: dict[str, list[str]] = {}
     for proxy in (one for one in document.proxies if one.markers or one.managed):
         _single(document, proxy)
-        place = Place(document, proxy, roles, pairs, membership.members)
+        place = ProxyPlanner(document, proxy, roles, pairs, membership.members)
         texts: list[str] = []
         for spot in place.spots(turn):
             edits += spot.edits(document, proxy)

@@ -12,9 +12,9 @@ from functools import partial
 from lbagent.haproxy.config import Document, Edit, HandWritten, Line, Proxy, endpoint_of, indentation
 from lbagent.haproxy.server_line import Server, drain_line, paused_line, stable_ids, undrain_line
 from lbagent.membership.model import Members
-from lbagent.names import natural, role_names
-from lbagent.planning.conflicts import Claims
-from lbagent.planning.desired import UNKNOWN_TAGS, Crowd, Note, Wish, Wishes
+from lbagent.names import natural_key, role_names
+from lbagent.planning.conflicts import Conflicts
+from lbagent.planning.desired import UNKNOWN_TAGS, Crowd, Note, DesiredServer, DesiredServers
 from lbagent.planning.guard import Guard
 from lbagent.roles.model import Pair, Roles
 from lbagent.system.tuples import NamedTuple
@@ -52,10 +52,10 @@ def moved(line: Line, address: str) -> str:
 # --- turn ------------------------------------------------------------------------------------------------
 
 
-class Turn(NamedTuple):
+class PlanContext(NamedTuple):
     """What a whole plan is made with, proxy after proxy."""
 
-    wishes: Wishes
+    wishes: DesiredServers
     guard: Guard
     kept: frozenset[str] = frozenset()
     """Nodes whose lines stay as they are: quarantined ones, and those on trial."""
@@ -72,7 +72,7 @@ Changes = dict[str, tuple[list[str], list[str]]]
 """Lines added and removed, by node."""
 
 
-class Planned(NamedTuple):
+class PlannedLine(NamedTuple):
     """A line that is to stand."""
 
     node: str
@@ -81,7 +81,7 @@ class Planned(NamedTuple):
     text: str
 
 
-class Spot(NamedTuple):
+class MarkerBlock(NamedTuple):
     """The lines above one marker (its number in the proxy), or one that has none."""
 
     marker: int | None
@@ -124,24 +124,24 @@ class Spot(NamedTuple):
             changes.setdefault(owner, ([], []))[0].append(f"{proxy}: {text}")
 
 
-def in_order(lines: Iterable[Planned]) -> list[Planned]:
+def in_order(lines: Iterable[PlannedLine]) -> list[PlannedLine]:
     """The lines as they are to stand: by the names of their servers, in natural order."""
-    return sorted(lines, key=lambda line: natural(line.name))
+    return sorted(lines, key=lambda line: natural_key(line.name))
 
 
-def spot(marker: int | None, before: Sequence[Line | HandWritten], after: Sequence[Planned]) -> Spot:
+def diff_block(marker: int | None, before: Sequence[Line | HandWritten], after: Sequence[PlannedLine]) -> MarkerBlock:
     """A spot, its differences found."""
     old = {line.text for line in before if not isinstance(line, HandWritten)}
     new = {line.text for line in after}
     added = {line.text: line.node for line in after if line.text not in old}
     removed = [line for line in before if line.text not in new or isinstance(line, HandWritten)]
-    return Spot(marker, before, [line.text for line in after], added, removed)
+    return MarkerBlock(marker, before, [line.text for line in after], added, removed)
 
 
 # --- proxy ----------
 
 
-class Place:
+class ProxyPlanner:
     """One proxy while it is planned."""
 
     def __init__(
@@ -155,7 +155,7 @@ class Place:
         self._here = {pair.service for pair in self._pairs if pair}
         # Where one proxy holds several services, a node's name alone would stand there twice.
         self._plural = len(self._here) > 1
-        self._claims = Claims(document, proxy, self._name, self._stands)
+        self._claims = Conflicts(document, proxy, self._name, self._stands)
         self._nodes: set[tuple[str, int]] | None = None
         self._served: set[str] = set()
         """The nodes that have what they should, somewhere in this proxy."""
@@ -186,13 +186,13 @@ class Place:
             return name
         return node if self._plural or (node in self._members and name not in self._members) else name
 
-    def spots(self, turn: Turn) -> Iterator[Spot]:
+    def spots(self, turn: PlanContext) -> Iterator[MarkerBlock]:
         """What stands and what is to stand, marker by marker, lines without a marker last."""
         crowd = self._crowd(turn)
         yield from self._one_by_one(turn) if crowd is None else [self._crowded(crowd, turn)]
         yield from self._without_marker(turn)
 
-    def _one_by_one(self, turn: Turn) -> Iterator[Spot]:
+    def _one_by_one(self, turn: PlanContext) -> Iterator[MarkerBlock]:
         wished = [
             self._makeable(number, turn.wishes.at(pair, partial(self._known, number), partial(self._named, number)))
             if pair
@@ -214,9 +214,9 @@ class Place:
         ids = self._ids(granted, stays)
         for number, here in granted.items():
             after = in_order([*self._planned(number, here, ids), *stays[number]])
-            yield spot(number, self._claims.with_adopted(self._standing[number], number), after)
+            yield diff_block(number, self._claims.with_adopted(self._standing[number], number), after)
 
-    def _crowd(self, turn: Turn) -> Crowd | None:
+    def _crowd(self, turn: PlanContext) -> Crowd | None:
         """The wishes of the whole proxy, where nothing is special about it or any of them."""
         proxy = self._proxy
         special = turn.kept or proxy.hashes or proxy.hand_written or proxy.templates
@@ -225,7 +225,7 @@ class Place:
         crowd = turn.wishes.crowd(self._pairs[0])
         return crowd if crowd and len(set(crowd.endpoints)) == len(crowd.endpoints) else None
 
-    def _crowded(self, crowd: Crowd, turn: Turn) -> Spot:
+    def _crowded(self, crowd: Crowd, turn: PlanContext) -> MarkerBlock:
         self._served = set(crowd.names)
         self._claims.take(crowd.names, crowd.endpoints, self._proxy.markers[0].at)
         texts = crowd.lines()
@@ -233,10 +233,10 @@ class Place:
         # What stands there already has been a Server once; what is new becomes one now.
         added = {crowd.server(at).line: crowd.names[at] for at, text in enumerate(texts) if text not in standing}
         if len(standing) == len(self._standing[0]) == len(texts) - len(added):
-            return Spot(0, self._standing[0], texts, added, ())
+            return MarkerBlock(0, self._standing[0], texts, added, ())
         stay = self._stay(0, dict.fromkeys(crowd.names), set(texts), turn)
-        planned = [*map(Planned, crowd.names, crowd.names, texts)]
-        return spot(0, self._standing[0], in_order([*planned, *stay]))
+        planned = [*map(PlannedLine, crowd.names, crowd.names, texts)]
+        return diff_block(0, self._standing[0], in_order([*planned, *stay]))
 
     def _stands(self, node: str, number: int) -> bool:
         """Whether a node has a line, or the comment of a pause, at a marker."""
@@ -252,17 +252,17 @@ class Place:
         pair = self._pairs[number]
         return f"{node}.{pair.service}" if self._plural and pair else node
 
-    def _planned(self, number: int, wishes: Sequence[Wish], ids: Mapping[str, int]) -> list[Planned]:
+    def _planned(self, number: int, wishes: Sequence[DesiredServer], ids: Mapping[str, int]) -> list[PlannedLine]:
         planned = []
         for wish in (wish for wish in wishes if not wish.verbatim):
             name = self._name(wish.member.name, number)
-            planned.append(Planned(wish.member.name, name, wish.line(name, ids.get(name))))
+            planned.append(PlannedLine(wish.member.name, name, wish.line(name, ids.get(name))))
         return planned
 
     def _named(self, number: int, node: str) -> str:
         return self._name(node, number)
 
-    def _makeable(self, number: int, wishes: list[Wish]) -> list[Wish]:
+    def _makeable(self, number: int, wishes: list[DesiredServer]) -> list[DesiredServer]:
         """The wishes that can come true: one whose tags don't make a line has that which the node has already."""
         if not any(wish.verbatim for wish in wishes):
             return wishes
@@ -278,28 +278,28 @@ class Place:
                 found.append(wish._replace(endpoint=endpoint_of(moved(line, wish.address or line.address))))
         return found
 
-    def _tell_without_line(self, number: int, wish: Wish) -> None:
+    def _tell_without_line(self, number: int, wish: DesiredServer) -> None:
         pair, node = self._pairs[number], wish.member.name
         if wish.unknown == UNKNOWN_TAGS or pair is None:
             self.notes.append(Note(node, f"{node} has no line ", f"in {self._proxy}: {wish.unknown}"))
         else:
             self.notes.append(Note(node, f"node {node} has no line for ", f"{pair.service}: {wish.unknown}"))
 
-    def _stay(self, number: int, served: Mapping[str, Wish | None], planned: set[str], turn: Turn) -> list[Planned]:
+    def _stay(self, number: int, served: Mapping[str, DesiredServer | None], planned: set[str], turn: PlanContext) -> list[PlannedLine]:
         """The standing lines that stay though they are not `planned`: kept, without a marker, or blocked.
 
         `served` holds the nodes that have a line here, and their wishes.
         """
         standing = self._standing[number]
-        stay: list[Planned] = []
+        stay: list[PlannedLine] = []
         going: dict[Line, str] = {}
         for line in (line for line in standing if line.text not in planned):
             node = self.node(line)
             wish = served.get(node)
             if node in turn.kept:
-                stay.append(Planned(node, line.name, line.text))
+                stay.append(PlannedLine(node, line.name, line.text))
             elif wish and wish.verbatim and not line.pauses:
-                stay.append(Planned(node, line.name, self._kept(line, wish)))
+                stay.append(PlannedLine(node, line.name, self._kept(line, wish)))
             elif node not in served and (why := turn.wishes.keeps(node, line.role, line.address)):
                 stay += self._stale(line, node, turn, why)
             elif self._homeless(line, node, turn):
@@ -307,10 +307,10 @@ class Place:
             elif node not in served and not self._claims.replaced(line):
                 going[line] = node
         where = f"at '# additional-{self._proxy.markers[number].middle}-server' in {self._proxy}"
-        held = turn.guard.hold(going, {*served, *(line.node for line in stay)}, where)
-        return stay + [Planned(going[line], line.name, line.text) for line in held]
+        held = turn.guard.block_removals(going, {*served, *(line.node for line in stay)}, where)
+        return stay + [PlannedLine(going[line], line.name, line.text) for line in held]
 
-    def _kept(self, line: Line, wish: Wish) -> str:
+    def _kept(self, line: Line, wish: DesiredServer) -> str:
         """The line that a node keeps because its tags make no new one; it follows the node's address."""
         if wish.unknown != UNKNOWN_TAGS:
             node = wish.member.name
@@ -318,7 +318,7 @@ class Place:
         text = moved(line, wish.address or line.address)
         return drain_line(text) if wish.paused else undrain_line(text)
 
-    def _stale(self, line: Line, node: str, turn: Turn, why: str) -> list[Planned]:
+    def _stale(self, line: Line, node: str, turn: PlanContext, why: str) -> list[PlannedLine]:
         """What stays of the line of a node whose role tag can't be a role's name."""
         paused = node in turn.wishes.paused
         if line.pauses and not paused:
@@ -327,12 +327,12 @@ class Place:
         self._claims.take([line.name], [line.endpoint], line.at)
         address = self._present(node)
         if line.pauses or not paused:
-            return [Planned(node, line.name, undrain_line(line.text))]
+            return [PlannedLine(node, line.name, undrain_line(line.text))]
         if line.role in self._draining:
-            return [Planned(node, line.name, drain_line(line.text))]
-        return [Planned(node, node, paused_line(node, address, line.role))]
+            return [PlannedLine(node, line.name, drain_line(line.text))]
+        return [PlannedLine(node, node, paused_line(node, address, line.role))]
 
-    def _homeless(self, line: Line, node: str, turn: Turn) -> bool:
+    def _homeless(self, line: Line, node: str, turn: PlanContext) -> bool:
         """Whether its own marker is gone from this proxy, while its node is still there."""
         if not self._present(node) or node in turn.wishes.superseded:
             return False
@@ -347,7 +347,7 @@ class Place:
         member = self._members.get(node)
         return member.address if member is not None and member.present else ""
 
-    def _remaining(self, line: Line, node: str, wishes: Wishes) -> list[Planned]:
+    def _remaining(self, line: Line, node: str, wishes: DesiredServers) -> list[PlannedLine]:
         # It follows its node only to where the node's role may be, and where nobody else is.
         there = wishes.allowed(node, line.role) or line.address
         paused, drain = node in wishes.paused, line.role in self._draining
@@ -356,9 +356,9 @@ class Place:
         if (where := endpoint_of(text)) and where != line.endpoint and not self._claims.free(where, line.at):
             text = line.text
         self._claims.take([line.name], [endpoint_of(text)], line.at)
-        return [Planned(node, line.name, text)] if text else []
+        return [PlannedLine(node, line.name, text)] if text else []
 
-    def _without_marker(self, turn: Turn) -> Iterator[Spot]:
+    def _without_marker(self, turn: PlanContext) -> Iterator[MarkerBlock]:
         orphans = {line: self.node(line) for line in self._standing[-1]}
         kept = [line for line, node in orphans.items() if node in turn.kept]
         gone = [one for one, node in orphans.items() if node in self._served or self._claims.replaced(one)]
@@ -366,16 +366,16 @@ class Place:
         leaving = (line for line, node in orphans.items() if not self._present(node) or node in superseded)
         going = {line: orphans[line] for line in leaving if line not in kept and line not in gone}
         others = {node for line, node in orphans.items() if line not in going}
-        held = turn.guard.hold(going, others, f"without a marker in {self._proxy}")
+        held = turn.guard.block_removals(going, others, f"without a marker in {self._proxy}")
         for line, node in orphans.items():
-            after: list[Planned] = []
+            after: list[PlannedLine] = []
             if line in kept or line in held:
-                after = [Planned(node, line.name, line.text)]
+                after = [PlannedLine(node, line.name, line.text)]
             elif line not in gone and line not in going:
                 after = self._remaining(line, node, turn.wishes)
-            yield spot(None, [line], after)
+            yield diff_block(None, [line], after)
 
-    def _ids(self, granted: Mapping[int, Sequence[Wish]], stays: Mapping[int, Sequence[Planned]]) -> Mapping[str, int]:
+    def _ids(self, granted: Mapping[int, Sequence[DesiredServer]], stays: Mapping[int, Sequence[PlannedLine]]) -> Mapping[str, int]:
         if not self._proxy.hashes:
             return {}
         names = {self._name(wish.member.name, number) for number, wishes in granted.items() for wish in wishes}

@@ -6,52 +6,52 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 
 from lbagent.haproxy.config import Document
-from lbagent.membership.lookup import paused
-from lbagent.membership.model import Member, Membership, Quarantine, tabled
+from lbagent.membership.lookup import find_paused
+from lbagent.membership.model import Member, Membership, Quarantine, as_table
 from lbagent.roles.model import Roles
 
 
-def surroundings(document: Document, roles: Roles) -> str:
+def fingerprint_context(document: Document, roles: Roles) -> str:
     """What could change HAProxy's verdict, but for the node itself: the operator's text and roles.yml."""
     return f"{document.operator_digest()}{roles.digest}"
 
 
-def holding(membership: Membership, surroundings: Callable[[], str]) -> frozenset[str]:
+def find_quarantined(membership: Membership, surroundings: Callable[[], str]) -> frozenset[str]:
     """The nodes whose quarantine still holds in these `surroundings` (operator's text and roles.yml)."""
-    there = [member for member in tabled(membership.members).special.values() if member.quarantine]
+    there = [member for member in as_table(membership.members).special.values() if member.quarantine]
     if not there:
         return frozenset()
     key = _keys(membership, surroundings())
     return frozenset(member.name for member in there if member.quarantine and member.quarantine.key == key(member))
 
 
-def held_beside(membership: Membership, document: Document, roles: Roles) -> frozenset[str]:
+def find_quarantined_in(membership: Membership, document: Document, roles: Roles) -> frozenset[str]:
     """The nodes whose quarantine still holds beside this text and roles.yml; digested only where there is one."""
-    return holding(membership, lambda: surroundings(document, roles))
+    return find_quarantined(membership, lambda: fingerprint_context(document, roles))
 
 
-def impose(membership: Membership, reasons: Mapping[str, str], surroundings: str, now: int) -> Membership:
+def quarantine_nodes(membership: Membership, reasons: Mapping[str, str], surroundings: str, now: int) -> Membership:
     """Membership with the nodes of `reasons` in quarantine since `now`, in epoch seconds."""
-    table, key = tabled(membership.members), _keys(membership, surroundings)
+    table, key = as_table(membership.members), _keys(membership, surroundings)
     known = (table[node] for node in reasons if node in table)
     edits = {one.name: one._replace(quarantine=Quarantine(now, reasons[one.name], key(one))) for one in known}
-    return membership._replace(members=table.edited(edits))
+    return membership._replace(members=table.apply_edits(edits))
 
 
-def lifted(membership: Membership, held: frozenset[str]) -> Membership:
+def lift_quarantines(membership: Membership, held: frozenset[str]) -> Membership:
     """Membership with no node in quarantine but those in `held`; the very same where there is none to lift."""
-    table = tabled(membership.members)
+    table = as_table(membership.members)
     over = {
         name: member._replace(quarantine=None)
         for name, member in table.special.items()
         if member.quarantine and name not in held
     }
-    return membership._replace(members=table.edited(over)) if over else membership
+    return membership._replace(members=table.apply_edits(over)) if over else membership
 
 
 def _keys(membership: Membership, surroundings: str) -> Callable[[Member], str]:
     """What makes the key of a member: all that its lines are made of, a pause by its address's other names too."""
-    out = paused(membership)
+    out = find_paused(membership)
 
     def key(member: Member) -> str:
         tags = sorted((member.tags or {}).items())
@@ -67,7 +67,7 @@ CHECKS = 16
 """Trials one search may take; the whole, twice, the operator's own text and what is left make it 20."""
 
 
-def culprits(nodes: Sequence[str], refusal: Callable[[Sequence[str]], str | None], words: str) -> dict[str, str]:
+def find_refused_nodes(nodes: Sequence[str], refusal: Callable[[Sequence[str]], str | None], words: str) -> dict[str, str]:
     """Those of `nodes` whose changes HAProxy refuses, each with its reason.
 
     `refusal` says what HAProxy says of the changes of some nodes, None where it takes them; `words`

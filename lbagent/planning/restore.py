@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from lbagent.haproxy.config import Document, Edit, Proxy
 from lbagent.membership.model import ALIVE, REBUILT, Member, Membership, Pause
 from lbagent.names import NAME, canonical_address, role_names
-from lbagent.planning.proxy import Place, Spot
+from lbagent.planning.proxy import ProxyPlanner, MarkerBlock
 from lbagent.roles.model import Roles
 
 
-def put_back(document: Document, previous: Document) -> tuple[str, ...]:
+def restore_managed_lines(document: Document, previous: Document) -> tuple[str, ...]:
     """The texts of `document` with the managed lines that `previous` has at the same markers."""
     there = {key: _standing(proxy, number) for key, proxy, number in _markers(previous)}
     edits: list[Edit] = []
@@ -20,7 +20,7 @@ def put_back(document: Document, previous: Document) -> tuple[str, ...]:
         before = [line for line in proxy.managed if line.marker == number]
         after = there.get(key, _standing(proxy, number))
         if [line.text for line in before] != after:
-            edits += Spot(number, before, after, {}, ()).edits(document, proxy)
+            edits += MarkerBlock(number, before, after, {}, ()).edits(document, proxy)
     return document.edited(edits)
 
 
@@ -34,11 +34,11 @@ def _markers(document: Document) -> Iterator[tuple[tuple[str, str, int], Proxy, 
             seen[key] += 1
 
 
-def rebuilt(document: Document, roles: Roles, now: int) -> Membership:
+def rebuild_membership(document: Document, roles: Roles, now: int) -> Membership:
     """The membership that the managed lines of haproxy.cfg tell of, pauses included; tags they do not tell."""
     members: dict[str, Member] = {}
     for proxy in document.proxies:
-        place = Place(document, proxy, roles, roles.pairs(), {})
+        place = ProxyPlanner(document, proxy, roles, roles.pairs(), {})
         for line in proxy.managed:
             node, address = place.node(line), line.address
             if NAME.fullmatch(node) and canonical_address(address) == address:

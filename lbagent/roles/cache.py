@@ -15,7 +15,7 @@ _TEMPLATE = "template"
 """The one key of an object that is a template."""
 
 
-def frozen(roles: Roles) -> dict[str, Any]:
+def serialize_roles(roles: Roles) -> dict[str, Any]:
     """What `thawed` makes the same roles of."""
     return {
         "haproxy": _plain(roles.haproxy),
@@ -25,7 +25,7 @@ def frozen(roles: Roles) -> dict[str, Any]:
     }
 
 
-def thawed(state: dict[str, Any]) -> Roles:
+def deserialize_roles(state: dict[str, Any]) -> Roles:
     """The roles that were frozen. Raises ValueError, TypeError, KeyError where `state` is something else."""
     try:
         service, role = Service("", Template("1"), Template("")), Role("", {})

@@ -23,7 +23,7 @@ from lbagent.roles.model import (
     LARGEST_PORT,
     PLACEHOLDERS,
     Template,
-    number,
+    parse_port,
 )
 from lbagent.roles.yaml_nodes import Reader, nearest
 
@@ -130,7 +130,7 @@ class Count:
         """The number."""
         right = f"write a number from 1 to {self.most}"
         text = reader.text(node, path, right)
-        count = number(text, self.most) if text is not None else None
+        count = parse_port(text, self.most) if text is not None else None
         if text is not None and count is None:
             number_of_a_kind = text.isascii() and text.lstrip("+-").isdigit()
             reader.note(node, path, f"{text[:40]!r} is {'out of range' if number_of_a_kind else 'not a number'}", right)
@@ -261,7 +261,7 @@ class Port:
     def read(self, reader: Reader, node: yaml.Node, path: str) -> Template | None:
         """The template."""
         port = Text(self.right, empty=False).read(reader, node, path)
-        if port is not None and port.constant and number(port.text, LARGEST_PORT) is None:
+        if port is not None and port.constant and parse_port(port.text, LARGEST_PORT) is None:
             reader.note(node, path, f"{port.text[:40]!r} is not a port", self.right)
             return None
         return port

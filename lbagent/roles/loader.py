@@ -21,7 +21,7 @@ Items = Mapping[str, tuple[yaml.Node, yaml.Node]]
 _RESERVED = tuple(key.name for key in ROLE_KEYS)
 
 
-def parse(content: bytes, where: str) -> Roles:
+def parse_roles(content: bytes, where: str) -> Roles:
     """The roles in `content`; `where` names the file in messages. Raises RolesRefused with every mistake."""
     root, mistakes = yaml_text.compose(content, lambda node: len(_read(node, "")[1]))
     roles: Roles | None = None

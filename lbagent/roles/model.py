@@ -22,7 +22,7 @@ _NUMBER = re.compile("[1-9][0-9]{0,8}")
 LARGEST_PORT = 65535
 
 
-def number(text: str, most: int) -> int | None:
+def parse_port(text: str, most: int) -> int | None:
     """The number from 1 to `most` that `text` is; None where it is anything else, a leading zero included."""
     found = int(text) if _NUMBER.fullmatch(text) else None
     return found if found is not None and found <= most else None
@@ -88,7 +88,7 @@ class Service(NamedTuple):
     def port_of(self, values: Mapping[str, str], tags: Mapping[str, str]) -> int:
         """The port on one node. Raises Missing."""
         text = self.port.fill(values, tags)
-        port = number(text, LARGEST_PORT)
+        port = parse_port(text, LARGEST_PORT)
         if port is None:
             msg = f"port {text[:40]!r} is not 1 to {LARGEST_PORT}"
             raise Missing(msg)

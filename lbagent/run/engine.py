@@ -12,18 +12,18 @@ from lbagent.errors import Busy, LbagentError, RolesRefused, TryAgain
 from lbagent.haproxy import config_files
 from lbagent.haproxy.instance import Haproxy
 from lbagent.membership import storage
-from lbagent.membership.lookup import expired
-from lbagent.membership.model import Membership, tabled
-from lbagent.membership.updates import Folded, fold, outdated, replayable
+from lbagent.membership.lookup import drop_expired
+from lbagent.membership.model import Membership, as_table
+from lbagent.membership.updates import UpdateResult, apply_events, needs_serf_clocks, replayable
 from lbagent.outcome import Outcome
 from lbagent.planning.plan import Plan
 from lbagent.roles import cache
 from lbagent.roles.model import Roles
-from lbagent.run.recorder import Chronicle
-from lbagent.run.transaction import Options, Transaction
+from lbagent.run.recorder import Recorder
+from lbagent.run.transaction import RunOptions, Transaction
 from lbagent.serf import agent
-from lbagent.serf.events import QUERY, TYPED, Command, Event, Ignored, StatusQuery, parse
-from lbagent.serf.raw_event import RECORD_LIMIT, Raw, from_record
+from lbagent.serf.events import QUERY, TYPED, Command, Event, Ignored, StatusQuery, parse_event
+from lbagent.serf.raw_event import RECORD_LIMIT, RawEvent, parse_record
 from lbagent.state import lock, untrusted_files
 from lbagent.state.paths import Paths
 from lbagent.state.spool import Record, Spool
@@ -32,7 +32,7 @@ from lbagent.system.log import Log
 
 # --- batch -----------------------------------------------------------------------------------------------
 
-Understood = tuple[Raw, Event]
+Understood = tuple[RawEvent, Event]
 
 _VERBS = ("pause", "resume", "forget")
 
@@ -48,7 +48,7 @@ class Batch:
         """The events by their records' names."""
         for record in records:
             try:
-                self.by_name[record.name] = understood(record)
+                self.by_name[record.name] = parse_stored_event(record)
             except ValueError as error:
                 said.append(spool.set_aside(record.name, str(error)))
         for words in said:
@@ -61,30 +61,30 @@ class Batch:
         """The events, oldest first."""
         return list(self.by_name.values())
 
-    def folded(self, before: Membership, serf_clocks: Mapping[str, int]) -> Folded:
+    def folded(self, before: Membership, serf_clocks: Mapping[str, int]) -> UpdateResult:
         """`before` after all events, as `fold` has it; an event that it stumbles over is set aside."""
         try:
-            return fold(before, self.events, serf_clocks)
+            return apply_events(before, self.events, serf_clocks)
         except Exception:  # noqa: BLE001  # a defect of ours over one event must not hold up all others, for ever
             for name, event in list(self.by_name.items()):
                 self._try(name, event, before)
-            return fold(before, self.events, serf_clocks)
+            return apply_events(before, self.events, serf_clocks)
 
     def _try(self, name: str, event: Understood, before: Membership) -> None:
         try:
-            fold(before, [event], {})
+            apply_events(before, [event], {})
         except Exception as error:  # noqa: BLE001  # as above
             del self.by_name[name]
             why = f"cannot be folded ({type(error).__name__}: {error})"
             self._log.warning(self._spool.set_aside(name, why))
 
 
-def peeked(spool: Spool) -> list[Understood]:
+def peek_events(spool: Spool) -> list[Understood]:
     """The events that a run would take now, nothing being moved."""
     return list(_by_name(spool.peek()).values())
 
 
-def asked(spool: Spool) -> dict[str, Command]:
+def peek_queries(spool: Spool) -> dict[str, Command]:
     """The queries, of who may only store them, that a run would take now, by the ids of their records."""
     records = spool.peek()
     return _asked(records, _by_name(records))
@@ -94,7 +94,7 @@ def _by_name(records: Iterable[Record]) -> dict[str, Understood]:
     found = {}
     for record in records:
         with contextlib.suppress(ValueError):
-            found[record.name] = understood(record)
+            found[record.name] = parse_stored_event(record)
     return found
 
 
@@ -103,12 +103,12 @@ def _asked(records: Iterable[Record], by_name: Mapping[str, Understood]) -> dict
     return {raw.id: event for raw, event in found if isinstance(event, Command) and raw.kind == QUERY}
 
 
-def understood(record: Record) -> Understood:
+def parse_stored_event(record: Record) -> Understood:
     """The event in a record. Raises ValueError for one that no handler of ours has stored."""
-    raw = from_record(record.content)
+    raw = parse_record(record.content)
     if record.foreign and raw.kind == TYPED:
         raise ValueError("holds what an operator typed, and is not root's")
-    event = parse(raw)
+    event = parse_event(raw)
     if isinstance(event, Ignored | StatusQuery) or (isinstance(event, Command) and event.verb not in _VERBS):
         raise ValueError(f"holds {raw.kind[:40]!r} {raw.name[:40]!r}, which is no event of ours")
     return raw, event
@@ -117,7 +117,7 @@ def understood(record: Record) -> Understood:
 # --- engine ----------
 
 
-Learn = Callable[[Membership, Roles], Folded]
+Learn = Callable[[Membership, Roles], UpdateResult]
 """What is learned from elsewhere once all events are folded. Raises TryAgain where there is nothing to be learned."""
 
 
@@ -151,15 +151,15 @@ class Engine:
             raise RolesRefused(f"{self._roles_path}: cannot be read: {error.strerror}") from error
         key = f"{lbagent.__version__} {len(content)} {zlib.crc32(content)} {zlib.adler32(content)}"
         with contextlib.suppress(ValueError, TypeError, KeyError):
-            return cache.thawed(self.store.cached(key))
+            return cache.deserialize_roles(self.store.load_roles_cache(key))
         from lbagent.roles import loader  # noqa: PLC0415  # once for each edit
 
-        roles = loader.parse(content, self._roles_path)
+        roles = loader.parse_roles(content, self._roles_path)
         if keep:
-            self.store.cache(key, cache.frozen(roles))
+            self.store.save_roles_cache(key, cache.serialize_roles(roles))
         return roles
 
-    def run(self, options: Options, learn: Learn | None = None) -> Outcome:
+    def run(self, options: RunOptions, learn: Learn | None = None) -> Outcome:
         """Fold, learn what there is to learn, plan, apply; the lock is the caller's. Raises LbagentError, OSError.
 
         Where the lock file was removed or replaced meanwhile, the new one is acquired and all begins again: with what
@@ -175,16 +175,16 @@ class Engine:
                     raise
         raise Busy(f"{self.paths.lock}: the lock file was removed or replaced {_STARTS} times; find out by whom")
 
-    def _run(self, options: Options, learn: Learn | None) -> Outcome:
+    def _run(self, options: RunOptions, learn: Learn | None) -> Outcome:
         self.transaction = None
-        with Chronicle(self.store, self.spool, self._log) as chronicle:
+        with Recorder(self.store, self.spool, self._log) as chronicle:
             # First of all: a refused roles.yml changes nothing on disk, and what is in the spool waits.
             chronicle.roles = roles = self.roles(keep=True)
             try:
                 chronicle.causes = self.drain(roles)
             except OSError as error:
                 # Stored in the spool it is; told it can be.
-                raise type(error)(error.errno, f"{error.strerror}{self.urged(roles)}", error.filename) from error
+                raise type(error)(error.errno, f"{error.strerror}{self.withdraw_unstored(roles)}", error.filename) from error
             chronicle.heard, chronicle.asked, chronicle.answers = self.heard, self.asked, self.answers
             if learn:
                 self._learn(learn, roles, chronicle)
@@ -210,35 +210,35 @@ class Engine:
         folded = batch.folded(asked.membership, self._clocks(asked.membership, batch.events))
         self.asked = batch.asked
         self.heard = max((raw.at // 1000 for raw, _ in batch.events), default=self.heard)
-        membership = expired(folded.membership, int(time.time()))
+        membership = drop_expired(folded.membership, int(time.time()))
         if batch.by_name or membership.members is not before.members or membership.met != before.met:
             # Who is killed before the spool is empty folds these again: known by their ids, they change nothing.
             membership = membership._replace(folded=frozenset(raw.id for raw, _ in batch.events))
-            self.store.remember(membership)
+            self.store.save_membership(membership)
             self.spool.remove(batch.by_name)
         for warning in folded.warnings:
             self._log.warning(warning)
         self.membership, self.answers = membership, folded.answers
         return asked.causes + folded.causes
 
-    def urged(self, roles: Roles | None = None, raw: Raw | None = None) -> str:
+    def withdraw_unstored(self, roles: Roles | None = None, raw: RawEvent | None = None) -> str:
         """Take the traffic from who is to go by all we know, and by `raw`, though nothing of it can be stored.
 
         Returns who that is, as the end of a sentence. Raises RolesRefused, OSError.
         """
         roles = roles or self.roles()
-        membership = self.foreseen(roles)
-        return withdrawn(self.store, roles, after(membership, raw) if raw else membership)
+        membership = self.preview_membership(roles)
+        return withdraw_traffic(self.store, roles, after(membership, raw) if raw else membership)
 
-    def foreseen(self, roles: Roles, learn: Learn | None = None) -> Membership:
+    def preview_membership(self, roles: Roles, learn: Learn | None = None) -> Membership:
         """Membership as the next run would have it; nothing is written. Raises OSError."""
-        before, events = self._remembered(roles), peeked(self.spool)
-        folded = fold(before, events, self._clocks(before, events))
+        before, events = self._remembered(roles), peek_events(self.spool)
+        folded = apply_events(before, events, self._clocks(before, events))
         if learn:
             folded = learn(folded.membership, roles)
-        return expired(folded.membership, int(time.time()))
+        return drop_expired(folded.membership, int(time.time()))
 
-    def _learn(self, learn: Learn, roles: Roles, chronicle: Chronicle) -> None:
+    def _learn(self, learn: Learn, roles: Roles, chronicle: Recorder) -> None:
         before = self.membership
         try:
             learned = learn(before, roles)
@@ -248,7 +248,7 @@ class Engine:
         chronicle.synced, chronicle.causes = True, chronicle.causes + learned.causes
         self.membership = after = learned.membership
         if after.members is not before.members or (after.missed, after.met) != (before.missed, before.met):
-            self.store.remember(after)
+            self.store.save_membership(after)
         for warning in learned.warnings:
             self._log.warning(warning)
 
@@ -257,7 +257,7 @@ class Engine:
         say = self._log.warning if news or not outcome.quiet else self._log.info
         for note in _notes(transaction):
             say(note)
-        for held in outcome.held:
+        for held in outcome.blocked:
             self._log.error(f"held back: {held}; `lbagent apply --force` lets them go")
         if not outcome.quiet:
             fields = {"outcome": outcome.verdict, "exit_status": outcome.exit_status}
@@ -266,7 +266,7 @@ class Engine:
 
     def _remembered(self, roles: Roles) -> Membership:
         try:
-            known = self.store.membership()
+            known = self.store.load_membership()
         except storage.Damaged:
             known = None
         return known or _rebuilt(roles)
@@ -274,7 +274,7 @@ class Engine:
     def _sound(self, roles: Roles) -> tuple[Membership, bool]:
         """What is remembered, and whether that had to be rebuilt. Raises OSError."""
         try:
-            known = self.store.membership()
+            known = self.store.load_membership()
         except storage.Damaged as error:
             aside = self.store.set_damaged_aside()
             self._log.warning(f"members.json {error}: kept as {aside}, rebuilt from the managed lines")
@@ -282,16 +282,16 @@ class Engine:
         if known is not None:
             return known, False
         known = _rebuilt(roles)
-        self.store.remember(known)
+        self.store.save_membership(known)
         return known, True
 
-    def _ask_first(self, before: Membership, batch: list[tuple[Raw, Event]], *, fresh: bool) -> Folded:
+    def _ask_first(self, before: Membership, batch: list[tuple[RawEvent, Event]], *, fresh: bool) -> UpdateResult:
         """What the other load balancers know, where what Serf hands over now may be long past.
 
         Serf replays user events to an agent that joins or was down, but not the queries that came after them. Where
         no other load balancer can be asked, the events count as they are.
         """
-        nothing = Folded(before, {}, (), ())
+        nothing = UpdateResult(before, {}, (), ())
         if not batch or not (fresh or replayable(before, (event for _, event in batch))):
             return nothing
         from lbagent.run import exchange  # noqa: PLC0415  # rare: only user events, and the first event of all, lead here
@@ -300,8 +300,8 @@ class Engine:
             nothing if not fresh and exchange.unbroken(before, self.paths) else exchange.contact_ask(before, self._log)
         )
 
-    def _clocks(self, before: Membership, batch: list[tuple[Raw, Event]]) -> Mapping[str, int]:
-        return agent.clocks() if outdated(before, (event for _, event in batch)) else {}
+    def _clocks(self, before: Membership, batch: list[tuple[RawEvent, Event]]) -> Mapping[str, int]:
+        return agent.fetch_clocks() if needs_serf_clocks(before, (event for _, event in batch)) else {}
 
 
 _STARTS = 5
@@ -314,7 +314,7 @@ _LOCK_WAIT = 30.0
 def _notes(transaction: Transaction) -> Iterator[str]:
     """What an operator should look at, though nothing has failed."""
     plan = transaction.plan
-    for member in tabled(transaction.membership.members).special.values():
+    for member in as_table(transaction.membership.members).special.values():
         # Who is in again stays marked until then.
         if member.quarantine and (plan is None or member.name not in plan.changes):
             yield f"{member.name} is in quarantine: HAProxy refuses its line: {member.quarantine.reason}"
@@ -324,20 +324,20 @@ def _notes(transaction: Transaction) -> Iterator[str]:
 def _rebuilt(roles: Roles) -> Membership:
     from lbagent.planning import restore  # noqa: PLC0415  # once in the life of a load balancer
 
-    return restore.rebuilt(config_files.look(roles.haproxy).document, roles, int(time.time()))
+    return restore.rebuild_membership(config_files.look(roles.haproxy).document, roles, int(time.time()))
 
 
 # --- unstored --------------------------------------------------------------------------------------------
 
 
-def after(membership: Membership, raw: Raw) -> Membership:
+def after(membership: Membership, raw: RawEvent) -> Membership:
     """Membership as this event would leave it."""
-    return fold(membership, [(raw, parse(raw))], {}).membership
+    return apply_events(membership, [(raw, parse_event(raw))], {}).membership
 
 
-def withdrawn(store: Store, roles: Roles, membership: Membership) -> str:
+def withdraw_traffic(store: Store, roles: Roles, membership: Membership) -> str:
     """Take the traffic from those who are not to have any in this membership; says who they are, if there are any."""
-    transaction = Transaction(store, roles, membership, Options())
+    transaction = Transaction(store, roles, membership, RunOptions())
     try:
         transaction.withdraw()
     except (LbagentError, OSError):

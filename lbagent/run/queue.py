@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 
 from lbagent.errors import LbagentError, NotStored, TryAgain
-from lbagent.serf.raw_event import RECORD_LIMIT, Raw
+from lbagent.serf.raw_event import RECORD_LIMIT, RawEvent
 from lbagent.settings import Settings
-from lbagent.state.lock import held, locked, ours
+from lbagent.state.lock import is_locked, acquire_lock, may_lock
 from lbagent.state.paths import Paths
 from lbagent.state.spool import Mark, Spool
 from lbagent.system.log import Log, sentences
@@ -21,36 +21,36 @@ WATCH_HANGS = 5.0
 """Seconds a record may lie in the spool before a living `watch` is taken for hung."""
 
 
-def store(raw: Raw, paths: Paths) -> None:
+def store_event(raw: RawEvent, paths: Paths) -> None:
     """Put the event into the spool. Raises NotStored."""
     try:
         paths.prepare()
         spool = Spool(paths.spool, RECORD_LIMIT)
         for record in raw.records():
-            spool.put(record)
+            spool.store(record)
     except OSError as error:
         raise NotStored(f"not stored: sync needed: {error.filename or paths.spool}: {error.strerror}") from error
 
 
-def nobody_works(paths: Paths) -> TryAgain | None:
+def explain_waiting_event(paths: Paths) -> TryAgain | None:
     """Why the event of a user who may only store it waits; None where a run is under way: it looks again at its end."""
-    if held(paths.lock):
+    if is_locked(paths.lock):
         return None
-    watch = "hangs: restart it" if held(paths.watch_lock) else "does not run: start it"
+    watch = "hangs: restart it" if is_locked(paths.watch_lock) else "does not run: start it"
     return TryAgain(f"stored, and waits: this user may not write {paths.lock}, and `lbagent watch` {watch}")
 
 
-def urged(error: NotStored, raw: Raw, settings: Settings, log: Log) -> NotStored:
+def withdraw_unstored(error: NotStored, raw: RawEvent, settings: Settings, log: Log) -> NotStored:
     """The same error, once the traffic is gone from who is to go by this event, which cannot be stored."""
     from lbagent.run.engine import Engine  # noqa: PLC0415  # for a disk that is full
 
     try:
-        return NotStored(f"{error}{Engine(Paths(settings.state_dir), settings.roles, log).urged(raw=raw)}")
+        return NotStored(f"{error}{Engine(Paths(settings.state_dir), settings.roles, log).withdraw_unstored(raw=raw)}")
     except (LbagentError, OSError):
         return error
 
 
-class Rounds:
+class DrainLoop:
     """Run after run, as long as records come: who found the lock busy relies on whoever holds it to look again."""
 
     def __init__(self, spool: Spool, log: Log, said: set[str] | None = None) -> None:
@@ -64,14 +64,14 @@ class Rounds:
         self.failed = False
         """Whether a run ended with an error."""
 
-    def look(self) -> None:
+    def mark_seen(self) -> None:
         """Take the records that are there for seen: a run is about to take them, and none is to be tried for ever."""
         # Of what is gone nothing is kept: a stream of events may go on for days.
         self.seen = self._spool.marks()
 
-    def once(self, run: Callable[[], Outcome]) -> Outcome | None:
+    def run_once(self, run: Callable[[], Outcome]) -> Outcome | None:
         """One run, the lock being the caller's; None where it failed, which is said, but the same words only once."""
-        self.look()
+        self.mark_seen()
         try:
             outcome = run()
         except (LbagentError, OSError) as error:
@@ -86,16 +86,16 @@ class Rounds:
         self.status = self.status or outcome.exit_status
         return outcome
 
-    def more(self, lock: str, run: Callable[[], Outcome]) -> None:
+    def run_while_spooled(self, lock: str, run: Callable[[], Outcome]) -> None:
         """Unlock, look, try the lock, until no run is left to be made or the lock is busy. Raises OSError."""
         while self._spool.marks() - self.seen:
-            with locked(lock) as had:
+            with acquire_lock(lock) as had:
                 if not had:
                     return
-                self.once(run)
+                self.run_once(run)
 
 
-def drain(settings: Settings, log: Log) -> int:
+def drain_spool(settings: Settings, log: Log) -> int:
     """Run until the spool is empty or the lock is busy: then whoever holds it goes on; what fails is said.
 
     Returns the exit status. Raises OSError where nothing could be looked at, TryAgain where this user may only store
@@ -103,19 +103,19 @@ def drain(settings: Settings, log: Log) -> int:
     """
     paths = Paths(settings.state_dir)
     spool = Spool(paths.spool, RECORD_LIMIT)
-    if held(paths.watch_lock) and time.time() - (spool.oldest() or time.time()) < WATCH_HANGS:
+    if is_locked(paths.watch_lock) and time.time() - (spool.oldest() or time.time()) < WATCH_HANGS:
         return 0
-    if not ours(paths.lock):
-        if idle := nobody_works(paths):
+    if not may_lock(paths.lock):
+        if idle := explain_waiting_event(paths):
             raise idle
         return 0
 
     def run() -> Outcome:
         from lbagent.run.engine import Engine  # noqa: PLC0415  # 20 ms that a busy lock saves
-        from lbagent.run.transaction import Options  # noqa: PLC0415  # 20 ms that a busy lock saves
+        from lbagent.run.transaction import RunOptions  # noqa: PLC0415  # 20 ms that a busy lock saves
 
-        return Engine(paths, settings.roles, log).run(Options())
+        return Engine(paths, settings.roles, log).run(RunOptions())
 
-    rounds = Rounds(spool, log)
-    rounds.more(paths.lock, run)
+    rounds = DrainLoop(spool, log)
+    rounds.run_while_spooled(paths.lock, run)
     return rounds.status

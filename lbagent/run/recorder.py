@@ -13,7 +13,7 @@ from types import TracebackType
 
 import lbagent
 from lbagent import metrics
-from lbagent.errors import LbagentError, NotYet, PutBack, TryAgain
+from lbagent.errors import LbagentError, ReloadPostponed, RolledBack, TryAgain
 from lbagent.haproxy import config_files
 from lbagent.membership.model import Membership
 from lbagent.membership.storage import Damaged
@@ -25,10 +25,10 @@ from lbagent.roles.model import Pair, Roles
 from lbagent.run import engine
 from lbagent.run.transaction import Transaction
 from lbagent.serf.events import Command
-from lbagent.state.lock import held
+from lbagent.state.lock import is_locked
 from lbagent.state.spool import Spool
 from lbagent.state.store import Store
-from lbagent.system.log import Log, told
+from lbagent.system.log import Log, format_error
 from lbagent.system.tuples import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -49,10 +49,10 @@ class Live:
 
     def servers(self, roles: Roles, membership: Membership) -> dict[Pair, dict[str, int]]:
         """Servers by state, as `tally` counts them."""
-        return counts.servers(self.lines, roles, membership)
+        return counts.count_servers(self.lines, roles, membership)
 
 
-class Chronicle:
+class Recorder:
     """One run while it goes on: whoever makes it puts here what it gets to, and leaving the block tells of it."""
 
     def __init__(self, store: Store, spool: Spool, log: Log) -> None:
@@ -86,7 +86,7 @@ class Chronicle:
             self._store.keep(last)
             self._store.publish(metrics.told(self._numbers(last, live)))
         except Exception as failure:  # noqa: BLE001  # a full disk or a defect of ours: the run has ended as it has
-            self._log.info(f"what is told of this run was not written: {told(failure)}")
+            self._log.info(f"what is told of this run was not written: {format_error(failure)}")
 
     @property
     def _plan(self) -> Plan | None:
@@ -94,33 +94,33 @@ class Chronicle:
         return self.transaction.plan if self.transaction else None
 
     def _answer(self, error: BaseException | None) -> None:
-        asked = self.asked or (engine.asked(self._spool) if error else {})
+        asked = self.asked or (engine.peek_queries(self._spool) if error else {})
         if not asked:
             return
         from lbagent.run import replies  # noqa: PLC0415  # rare, and not what an event should wait for
         from lbagent.state import answers  # noqa: PLC0415  # as above
 
-        ran = replies.Ran(self.roles, self.transaction, self.outcome, self.answers, error)
-        said = {key: replies.reply(key, command, ran) for key, command in asked.items()}
-        answers.publish(self._store.paths.answers, said)
+        ran = replies.CommandRun(self.roles, self.transaction, self.outcome, self.answers, error)
+        said = {key: replies.format_reply(key, command, ran) for key, command in asked.items()}
+        answers.publish_answers(self._store.paths.answers, said)
 
     def _record(self, error: BaseException | None) -> None:
         if self.transaction is None:
             return
         for why in self.transaction.reasons:
             self._log.info(f"not said without a reload: {why}")
-        if isinstance(error, NotYet):
+        if isinstance(error, ReloadPostponed):
             if partly := self.transaction.partly:
                 self._enter(partly.verdict, partly.words, reloaded=partly.reloaded)
             return
         if isinstance(error, LbagentError | OSError):
-            self._enter(getattr(error, "outcome", "failed"), told(error), reloaded=isinstance(error, PutBack))
+            self._enter(getattr(error, "outcome", "failed"), format_error(error), reloaded=isinstance(error, RolledBack))
         elif self.outcome and self.outcome.verdict is not Verdict.UNCHANGED:
             self._enter(self.outcome.verdict, self.outcome.words, reloaded=self.outcome.reloaded)
 
     def _enter(self, outcome: str, words: str, *, reloaded: bool = False) -> None:
         plan = self._plan
-        self._store.record(
+        self._store.append_history(
             {
                 "why": "; ".join(self.causes) or "what was known already",
                 "added": plan.added if plan else (),
@@ -136,17 +136,17 @@ class Chronicle:
         """haproxy.cfg as it stands; after a run that went well, that is as planned."""
         plan = self._plan
         if plan and self.outcome:
-            return Live(plan.after, plan.digest, plan.standing)
+            return Live(plan.after, plan.digest, plan.managed_lines)
         if self.roles:
             with contextlib.suppress(OSError):
                 document = config_files.look(self.roles.haproxy).document
-                return Live(document.texts, document.digest(), counts.standing(document))
+                return Live(document.texts, document.digest(), counts.list_managed_lines(document))
         return None
 
     def _last(self, error: BaseException | None, live: Live | None) -> Last:
         now = int(time.time())
         status = self._status(error)
-        last = self._store.last()._replace(run=now, status=status, words=self._words(error))
+        last = self._store.load_last()._replace(run=now, status=status, words=self._words(error))
         if status == 0:
             last = last._replace(success=now)
         if self.heard:
@@ -154,22 +154,22 @@ class Chronicle:
         if self.synced:
             last = last._replace(sync=now, sync_failing=None, sync_words="")
         elif self.unknown:
-            last = last._replace(sync_failing=last.sync_failing or now, sync_words=_cut(told(self.unknown)))
+            last = last._replace(sync_failing=last.sync_failing or now, sync_words=_cut(format_error(self.unknown)))
         plan = self._plan
         stands = bool(plan and live and live.texts == plan.after)
         if plan and stands and plan.after != plan.before:
             last = last._replace(change=now)
         # A plan that stands though nobody saw HAProxy take it over: the reload was lost sight of.
-        failed = isinstance(error, PutBack) or (isinstance(error, TryAgain) and stands)
-        if (failed and not isinstance(error, NotYet)) or (self.outcome and self.outcome.reloaded):
+        failed = isinstance(error, RolledBack) or (isinstance(error, TryAgain) and stands)
+        if (failed and not isinstance(error, ReloadPostponed)) or (self.outcome and self.outcome.reloaded):
             last = last._replace(reload=now, reload_good=not failed)
         return last
 
     def _words(self, error: BaseException | None) -> str:
         if isinstance(error, LbagentError | OSError):
-            return _cut(f"{getattr(error, 'outcome', 'failed')}: {told(error)}")
+            return _cut(f"{getattr(error, 'outcome', 'failed')}: {format_error(error)}")
         if self.unknown:
-            return _cut(f"{self.unknown.outcome}: {told(self.unknown)}")
+            return _cut(f"{self.unknown.outcome}: {format_error(self.unknown)}")
         return _cut(f"{self.outcome.verdict}: {self.outcome.words}") if self.outcome else "interrupted"
 
     def _status(self, error: BaseException | None) -> int:
@@ -187,24 +187,24 @@ class Chronicle:
             last,
             digest=live.digest if live else None,
             old_workers=haproxy.old_workers if haproxy else None,
-            held=sum(held.lines for held in plan.held) if plan else 0,
+            held=sum(held.lines for held in plan.blocked) if plan else 0,
             pending=len(self._spool.names()),
             bad=_files(self._store.paths.bad),
-            daemon=held(self._store.paths.watch_lock),
+            daemon=is_locked(self._store.paths.watch_lock),
         )
         if membership is None:
             return numbers
         return numbers._replace(
             servers=live.servers(self.roles, membership) if live and self.roles else None,
-            members=counts.statuses(membership),
-            quarantined=counts.quarantined(membership),
+            members=counts.count_statuses(membership),
+            quarantined=counts.count_quarantined(membership),
         )
 
     def _membership(self) -> Membership | None:
         if self.transaction:
             return self.transaction.membership
         with contextlib.suppress(Damaged, OSError):
-            return self._store.membership()
+            return self._store.load_membership()
         return None
 
 

@@ -4,38 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from lbagent.errors import LbagentError, NotStored, NotYet, TryAgain
+from lbagent.errors import LbagentError, NotStored, ReloadPostponed, TryAgain
 from lbagent.haproxy import config, config_files
 from lbagent.haproxy.config import Key
-from lbagent.membership.lookup import find, paused
-from lbagent.membership.model import UNKNOWN, Member, Membership, tabled
-from lbagent.membership.updates import DONE, NOBODY, NOT_YET, STILL_PAUSED
+from lbagent.membership.lookup import find_member, find_paused
+from lbagent.membership.model import UNKNOWN, Member, Membership, as_table
+from lbagent.membership.updates import DONE, UNKNOWN_NODE, NOT_YET, STILL_PAUSED
 from lbagent.outcome import Outcome, Verdict
 from lbagent.planning import last_server
-from lbagent.planning.desired import ByHand, Note, serving_ports
+from lbagent.planning.desired import OperatorLineNote, Note, list_serving_ports
 from lbagent.planning.plan import Plan
 from lbagent.roles.model import Roles
 from lbagent.run.transaction import Transaction
 from lbagent.serf.events import Command
-from lbagent.system.log import told
-from lbagent.system.sockets import established
+from lbagent.system.log import format_error
+from lbagent.system.sockets import count_connections
 from lbagent.system.tuples import NamedTuple
 
 # --- assent ----------------------------------------------------------------------------------------------
 
 
-def judged(command: Command, membership: Membership, plan: Plan | None) -> str:
+def judge_command(command: Command, membership: Membership, plan: Plan | None) -> str:
     """`done` where membership and plan are what the command asks for; else what stands in its way."""
-    member = find(membership.members, command.name, command.address)
+    member = find_member(membership.members, command.name, command.address)
     if command.verb == "forget":
         if member is None:
-            return NOBODY["forget"]
+            return UNKNOWN_NODE["forget"]
         return f"refused: {member.name} is {member.status}" if member.present else DONE
     if member is None or member.status == UNKNOWN:
-        return NOBODY[command.verb] if member else NOBODY["resume"]
-    out, host = member.name in paused(membership), names_of_host(member, membership)
+        return UNKNOWN_NODE[command.verb] if member else UNKNOWN_NODE["resume"]
+    out, host = member.name in find_paused(membership), names_of_host(member, membership)
     notes = [note for note in plan.notes if isinstance(note, Note) and note.node in host] if plan else []
-    by_hand = [note for note in notes if isinstance(note, ByHand)]
+    by_hand = [note for note in notes if isinstance(note, OperatorLineNote)]
     if command.verb == "pause":
         return f"{NOT_YET}: {by_hand[0]}" if out and by_hand else (DONE if out else "refused: a later resume was heard")
     if out:
@@ -45,19 +45,19 @@ def judged(command: Command, membership: Membership, plan: Plan | None) -> str:
 
 def names_of_host(member: Member, membership: Membership) -> frozenset[str]:
     """All names of the node's host: a pause holds for each."""
-    columns = tabled(membership.members).columns
+    columns = as_table(membership.members).columns
     there = zip(columns.names, columns.addresses, strict=True)
     return frozenset(name for name, address in there if address == member.address) | {member.name}
 
 
 def _by_tag(member: Member, membership: Membership) -> bool:
-    there = [one for one in tabled(membership.members).special.values() if one.paused_by_tag]
+    there = [one for one in as_table(membership.members).special.values() if one.paused_by_tag]
     return any(one.name == member.name or one.address == member.address for one in there)
 
 
 def _has_line(member: Member, plan: Plan | None) -> bool:
     names = (f"server {member.name} ", f"server {member.name}.")
-    return any(text.startswith(names) for texts in plan.standing.values() for text in texts) if plan else False
+    return any(text.startswith(names) for texts in plan.managed_lines.values() for text in texts) if plan else False
 
 
 # --- replies ----------
@@ -67,7 +67,7 @@ QUEUED = "queued"
 """Stored, and not done yet."""
 
 
-class Ran(NamedTuple):
+class CommandRun(NamedTuple):
     """A run, how it ended, and what it left behind."""
 
     roles: Roles | None
@@ -79,17 +79,17 @@ class Ran(NamedTuple):
     error: BaseException | None = None
 
 
-def reply(record: str, command: Command, ran: Ran) -> str:
+def format_reply(record: str, command: Command, ran: CommandRun) -> str:
     """The answer to the command in this record."""
     found = ran.transaction
     outcome = ran.outcome or (found.reached if found else None)
     if found is None or outcome is None or ran.roles is None:
-        return failure(ran.error)
+        return format_failure(ran.error)
     words = ran.answers.get(record, DONE)
-    words = words if words != DONE else judged(command, found.membership, found.plan)
+    words = words if words != DONE else judge_command(command, found.membership, found.plan)
     if words != DONE or command.verb == "forget":
         return words if words != DONE or outcome.confirmed else _unconfirmed(outcome)
-    member = find(found.membership.members, command.name, command.address)
+    member = find_member(found.membership.members, command.name, command.address)
     host = names_of_host(member, found.membership) if member else frozenset[str]()
     if words := _hindrance(command.verb, host, found, ran.roles):
         return words
@@ -98,12 +98,12 @@ def reply(record: str, command: Command, ran: Ran) -> str:
     return ", ".join([DONE, *(_notes(member, host, found, ran.roles) if member and command.verb == "pause" else ())])
 
 
-def failure(error: BaseException | None) -> str:
+def format_failure(error: BaseException | None) -> str:
     """The answer to a command that is stored, and whose run ended so."""
     if isinstance(error, NotStored):
-        return f"refused: {told(error)}"
-    if isinstance(error, LbagentError | OSError) and not isinstance(error, TryAgain | NotYet):
-        return f"{NOT_YET}: {told(error)}"
+        return f"refused: {format_error(error)}"
+    if isinstance(error, LbagentError | OSError) and not isinstance(error, TryAgain | ReloadPostponed):
+        return f"{NOT_YET}: {format_error(error)}"
     return QUEUED
 
 
@@ -148,5 +148,5 @@ def _notes(member: Member, host: frozenset[str], found: Transaction, roles: Role
 
 def _sessions(member: Member, roles: Roles) -> int:
     """Connections from this host to where the node serves: after a reload only the kernel knows them all."""
-    ports = serving_ports(roles, member)
-    return sum(count for (address, port), count in established().items() if address == member.address and port in ports)
+    ports = list_serving_ports(roles, member)
+    return sum(count for (address, port), count in count_connections().items() if address == member.address and port in ports)

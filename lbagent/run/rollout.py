@@ -7,7 +7,7 @@ import time
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 
-from lbagent.errors import LbagentError, NotYet, PutBack
+from lbagent.errors import LbagentError, ReloadPostponed, RolledBack
 from lbagent.haproxy import config, config_files
 from lbagent.haproxy.config import Document, Key, Lines, entry, parts, standing, target
 from lbagent.haproxy.config_files import Scene
@@ -50,7 +50,7 @@ _LONGEST_WAIT = 30
 """Minutes between two tries of a reload that fails."""
 
 
-class Handed(NamedTuple):
+class RolloutResult(NamedTuple):
     """How HAProxy came to serve it."""
 
     words: str
@@ -59,14 +59,14 @@ class Handed(NamedTuple):
     reloaded: bool = True
 
 
-class Handover:
+class Rollout:
     """One change that stands in haproxy.cfg, on its way to the worker that is to serve it."""
 
     def __init__(self, store: Store, roles: Roles, haproxy: Haproxy, seen: Scene) -> None:
         """`seen` is haproxy.cfg as it was before the swap."""
         self._store, self._roles, self._haproxy, self._seen = store, roles, haproxy, seen
-        self._served = store.served()
-        self.dialogue: Dialogue | None = None
+        self._served = store.load_served()
+        self.dialogue: RuntimeChanges | None = None
         """With the worker that serves, where there is one that can be told something."""
         self.reasons: list[str] = []
         """Why it took a reload."""
@@ -112,7 +112,7 @@ class Handover:
         self.confirmed_out = frozenset(opened.confirmed_out)
         return out
 
-    def _opened(self, worker: Worker, patience: float, *, sure: bool) -> Dialogue | None:
+    def _opened(self, worker: Worker, patience: float, *, sure: bool) -> RuntimeChanges | None:
         from lbagent.haproxy.runtime.session import Unspoken  # noqa: PLC0415  # as above
 
         deadline = time.monotonic() + patience
@@ -133,7 +133,7 @@ class Handover:
         missing = self.dialogue.needs_reload.keys() - nodes.keys()
         return None if missing else frozenset(nodes[key] for key in self.dialogue.needs_reload)
 
-    def tell(self, wanted: Plan, *, owing: bool = False) -> Handed | None:
+    def tell(self, wanted: Plan, *, owing: bool = False) -> RolloutResult | None:
         """Have the worker told; None where that cannot be. `owing` says that another change waits for its reload."""
         dialogue = self.dialogue
         if dialogue is None or self.reasons:
@@ -151,23 +151,23 @@ class Handover:
             return None
         self.confirmed_out |= dialogue.confirmed_out
         failure = self._served.failure if owing else None
-        self._store.serve(Served(wanted.digest, dialogue.worker, failure, dialogue.left))
+        self._store.save_served(Served(wanted.digest, dialogue.worker, failure, dialogue.left))
         if dialogue.delete_left():
-            self._store.serve(Served(wanted.digest, dialogue.worker, failure, dialogue.left))
-        return Handed(f"said to HAProxy worker {dialogue.worker.pid} without a reload", reloaded=False)
+            self._store.save_served(Served(wanted.digest, dialogue.worker, failure, dialogue.left))
+        return RolloutResult(f"said to HAProxy worker {dialogue.worker.pid} without a reload", reloaded=False)
 
-    def reload(self, wanted: Plan) -> Handed:
+    def reload(self, wanted: Plan) -> RolloutResult:
         """Have HAProxy reload, and see it. Raises PutBack, TryAgain."""
         changed = {entry(text)[0] for text in (*wanted.added, *wanted.removed)} | self._served.left.lines.keys()
         try:
             worker = self._haproxy.take_over(changed)
         except ReloadFailed as error:
             self._put_back(wanted, str(error))
-        self._store.serve(Served(wanted.digest, worker))
+        self._store.save_served(Served(wanted.digest, worker))
         if worker is None:
-            return Handed("HAProxy does not run", Verdict.WRITTEN, running=False, reloaded=False)
+            return RolloutResult("HAProxy does not run", Verdict.WRITTEN, running=False, reloaded=False)
         differs = [why for why in self.reasons if why.startswith(_DIFFERS)]
-        return Handed("; ".join([f"HAProxy worker {worker.pid} serves it", *differs, *self._mended(worker)]))
+        return RolloutResult("; ".join([f"HAProxy worker {worker.pid} serves it", *differs, *self._mended(worker)]))
 
     def compare(self, wanted: Plan, asked: Plan, worker: Worker, *, urgent: bool) -> tuple[str, bool]:
         """Compare what this worker serves with what it should, and correct it: what was found, and whether it is good.
@@ -179,21 +179,21 @@ class Handover:
             return "", True  # what was taken out without a note stays out until there is room for one
         self.out = self.begin(wanted, asked, worker, sure=True, patience=_PATIENCE if urgent else 0.0)
         if self.dialogue is None:
-            return "", self._store.served().complete
+            return "", self._store.load_served().complete
         words = self._mended(worker)
         good = not any(one.startswith(_UNSOLVED) for one in words)
         if good:
             with contextlib.suppress(OSError):  # on a full disk it is found out again
-                self._store.serve(self._store.served()._replace(left=self.dialogue.left, complete=True))
+                self._store.save_served(self._store.load_served()._replace(left=self.dialogue.left, complete=True))
         return "; ".join(words), good
 
     def recordable(self) -> bool:
         """Whether there is room to note what is sent: a pause that no disk could remember holds until then."""
-        served = self._store.served()
+        served = self._store.load_served()
         if served.complete:
             return True
         try:
-            self._store.serve(served)
+            self._store.save_served(served)
         except OSError:
             return False
         return True
@@ -202,11 +202,11 @@ class Handover:
         """Delete the servers left behind by earlier runs whose sessions have ended since."""
         self.begin(wanted, asked, worker, sure=True)
         if self.dialogue and self.dialogue.delete_left():
-            self._store.serve(self._store.served()._replace(left=self.dialogue.left))
+            self._store.save_served(self._store.load_served()._replace(left=self.dialogue.left))
 
     def give_up(self, wanted: Plan, words: str) -> NoReturn:
         """Put the previous lines back: what could not be said would take a reload, for which it is too soon."""
-        self._restore(wanted, words, NotYet)
+        self._restore(wanted, words, ReloadPostponed)
 
     def _amiss(self) -> str:
         from lbagent.haproxy.runtime.session import Unspoken  # noqa: PLC0415  # only where there is a dialogue
@@ -235,15 +235,15 @@ class Handover:
         return [f"{'still' if key in still else 'mended:'} {why}" for key, why in found.items()]
 
     def _key(self) -> str:
-        surroundings = quarantine.surroundings(self._seen.document, self._roles)
+        surroundings = quarantine.fingerprint_context(self._seen.document, self._roles)
         return f"{zlib.crc32(surroundings.encode()):08x}"
 
     def _put_back(self, wanted: Plan, words: str) -> NoReturn:
         failure, key = self._served.failure, self._key()
         times = failure.times + 1 if failure and failure.key == key else 1
         # Said first: a run killed from here on must not reload again at once.
-        self._store.serve(self._store.served()._replace(failure=Failure(int(time.time()), times, key, words)))
-        self._restore(wanted, words, PutBack)
+        self._store.save_served(self._store.load_served()._replace(failure=Failure(int(time.time()), times, key, words)))
+        self._restore(wanted, words, RolledBack)
 
     def _restore(self, wanted: Plan, words: str, kind: type[LbagentError]) -> NoReturn:
         from lbagent.planning import restore  # noqa: PLC0415  # for the rare reload that fails
@@ -254,7 +254,7 @@ class Handover:
         for _ in range(ATTEMPTS):
             now = config_files.look(self._roles.haproxy)
             same = previous is seen.document and now.texts == wanted.after
-            texts = wanted.before if same else restore.put_back(now.document, previous)
+            texts = wanted.before if same else restore.restore_managed_lines(now.document, previous)
             with now.staged(texts) as paths:
                 if not same and (why := self._haproxy.refusal(paths, now.names)):
                     raise kind(f"{words}; the previous managed lines cannot be put back: {why}")
@@ -291,7 +291,7 @@ _DELETE = 0.5
 """Seconds that one run waits, in all, for the sessions of removed servers to end; later runs try again."""
 
 
-class Dialogue:
+class RuntimeChanges:
     """One worker, and what it is known to have."""
 
     def __init__(  # what is known of a worker
@@ -379,7 +379,7 @@ class Dialogue:
         self._cut = cutting(document)
         return self.withdraw(lines)
 
-    def after_reload(self, settings: Sequence[Sequence[str]], worker: Worker) -> Dialogue:
+    def after_reload(self, settings: Sequence[Sequence[str]], worker: Worker) -> RuntimeChanges:
         """The same with the worker that a reload has brought, which takes from `withheld` again. Raises Unspoken."""
         fresh = opened(self._store, settings, worker, sure=True)
         fresh._wanted, fresh._difference = self._wanted, self._difference  # noqa: SLF001  # another of ours
@@ -404,7 +404,7 @@ class Dialogue:
             self._left |= fresh
             # First: a run killed after it has spoken would not know whom to put back. A full disk must not silence us.
             try:
-                self._store.serve(self._store.served()._replace(left=self.left))
+                self._store.save_served(self._store.load_served()._replace(left=self.left))
             except OSError:
                 self._store.distrust()
         answers = self._talk.say([stop_traffic(key, drain=self._drains(key, line)) for key, line in lines.items()])
@@ -525,11 +525,11 @@ def cutting(document: Document) -> frozenset[str]:
     return frozenset(proxy.name for proxy in document.proxies if proxy.start in given)
 
 
-def opened(store: Store, settings: Sequence[Sequence[str]], worker: Worker, *, sure: bool) -> Dialogue:
+def opened(store: Store, settings: Sequence[Sequence[str]], worker: Worker, *, sure: bool) -> RuntimeChanges:
     """The dialogue with this worker. Raises Unspoken where there is none to be had."""
-    left = store.served().left
+    left = store.load_served().left
     talk = session.opened(settings, worker)
     capabilities = find_capabilities(talk.version)
     if capabilities is None:
         raise Unspoken(f"HAProxy {talk.version}: too old for servers that are added without a reload")
-    return Dialogue(store, worker, talk, capabilities, left.lines if left.worker == worker else {}, sure=sure)
+    return RuntimeChanges(store, worker, talk, capabilities, left.lines if left.worker == worker else {}, sure=sure)

@@ -6,31 +6,31 @@ import contextlib
 import time
 from collections.abc import Collection, Mapping, Sequence
 
-from lbagent.errors import Busy, LbagentError, NotYet, PutBack, Refused, TryAgain
+from lbagent.errors import Busy, LbagentError, ReloadPostponed, RolledBack, Refused, TryAgain
 from lbagent.haproxy import config_files
 from lbagent.haproxy.config import Document, Key
 from lbagent.haproxy.config_files import Scene
 from lbagent.haproxy.instance import Haproxy
 from lbagent.haproxy.process import Running, Worker
 from lbagent.membership.model import Membership
-from lbagent.outcome import QUIET, Outcome, Verdict, counted, quarantined
+from lbagent.outcome import QUIET, Outcome, Verdict, format_line_counts, format_quarantined
 from lbagent.planning import guard, quarantine
-from lbagent.planning.plan import Change, Plan, Rules, plan
+from lbagent.planning.plan import Change, Plan, PlanOptions, make_plan
 from lbagent.roles.model import Roles
-from lbagent.run.rollout import ATTEMPTS, Handed, Handover, withheld
+from lbagent.run.rollout import ATTEMPTS, RolloutResult, Rollout, withheld
 from lbagent.state.store import Served, Store
 from lbagent.system.tuples import NamedTuple
 
 # --- confirmed -------------------------------------------------------------------------------------------
 
 
-class Confirmed:
+class AppliedState:
     """What served.json says, beside a text and the HAProxy that runs it."""
 
     def __init__(self, store: Store, seen: Scene, haproxy: Haproxy) -> None:
         """As both stand now."""
         self._store, self._seen, self._haproxy = store, seen, haproxy
-        self.served = store.served()
+        self.served = store.load_served()
         self.met: Worker | None = None
         """The worker that is believed, since just now, to have what stands in the file: it has not been asked."""
 
@@ -67,7 +67,7 @@ class Confirmed:
         if self._haproxy.has_read_since(self._seen.changed_at, self._seen.size):
             self.served, self.met = Served(digest, worker, left=self.served.left), worker
             with contextlib.suppress(OSError):  # on a full disk it is found out again
-                self._store.serve(self.served)
+                self._store.save_served(self.served)
             return True
         return False
 
@@ -93,7 +93,7 @@ class Confirmed:
 # --- transaction ----------
 
 
-class Options(NamedTuple):
+class RunOptions(NamedTuple):
     """How a run is to be applied."""
 
     force: bool = False
@@ -112,7 +112,7 @@ class Options(NamedTuple):
 class Transaction:
     """One change of haproxy.cfg, from membership to a worker that serves it."""
 
-    def __init__(self, store: Store, roles: Roles, membership: Membership, options: Options) -> None:
+    def __init__(self, store: Store, roles: Roles, membership: Membership, options: RunOptions) -> None:
         """Nothing is read or written yet."""
         self._store, self._roles, self._options = store, roles, options
         self._path = ", ".join(roles.haproxy.config)
@@ -147,7 +147,7 @@ class Transaction:
         try:
             return self._applied()
         except LbagentError as error:
-            if isinstance(error, Refused | PutBack):
+            if isinstance(error, Refused | RolledBack):
                 self._last_resort()
             if self.out and not self.partly:
                 raise type(error)(f"{error}; no new traffic reaches {', '.join(self.out)} all the same") from error
@@ -158,7 +158,7 @@ class Transaction:
         seen = config_files.look(self._roles.haproxy)
         haproxy = config_files.haproxy(self._roles.haproxy, seen)
         self.plan = wanted = self._plan(seen)
-        self._begun(seen, haproxy, Confirmed(self._store, seen, haproxy), self._asked(seen, wanted))
+        self._begun(seen, haproxy, AppliedState(self._store, seen, haproxy), self._asked(seen, wanted))
 
     def hindrance(self, node: str) -> str:
         """Why haproxy.cfg does not have what is asked for a node of `pending`; nothing where it only has to wait."""
@@ -175,7 +175,7 @@ class Transaction:
             self._remember(
                 guard.remember(self.membership, wanted.removals, int(time.time()), force=self._options.force)
             )
-            confirmed, asked = Confirmed(self._store, seen, haproxy), self._asked(seen, wanted)
+            confirmed, asked = AppliedState(self._store, seen, haproxy), self._asked(seen, wanted)
             self.pending = {node: asked.changes[node] for node in self._kept(seen) if node in asked.changes}
             if wanted.after == wanted.before and confirmed.nothing_to_do(wanted, asked):
                 self._verify(seen, haproxy)
@@ -213,22 +213,22 @@ class Transaction:
             raise Refused(f"HAProxy refuses the operator's own text, nothing was replaced: {words}")
 
     def _plan(self, seen: Scene, untried: frozenset[str] = frozenset()) -> Plan:
-        rules = Rules(force=self._options.force, adopt=self._options.adopt, kept=self._kept(seen) | untried)
-        return plan(seen.document, self._roles, self.membership, rules)
+        rules = PlanOptions(force=self._options.force, adopt=self._options.adopt, kept=self._kept(seen) | untried)
+        return make_plan(seen.document, self._roles, self.membership, rules)
 
     def _asked(self, seen: Scene, wanted: Plan) -> Plan:
         """What membership asks for, though the lines of some nodes have to stay as they are."""
         if not self._kept(seen):
             return wanted
-        return plan(seen.document, self._roles, self.membership, Rules(self._options.force, self._options.adopt))
+        return make_plan(seen.document, self._roles, self.membership, PlanOptions(self._options.force, self._options.adopt))
 
     def _kept(self, seen: Scene) -> frozenset[str]:
-        holding = quarantine.held_beside(self.membership, seen.document, self._roles)
+        holding = quarantine.find_quarantined_in(self.membership, seen.document, self._roles)
         return frozenset(self._refused) | self._waiting | (frozenset() if self._options.force else holding)
 
-    def _begun(self, seen: Scene, haproxy: Haproxy, confirmed: Confirmed, asked: Plan) -> Handover:
+    def _begun(self, seen: Scene, haproxy: Haproxy, confirmed: AppliedState, asked: Plan) -> Rollout:
         """The handover, those who are to go told of already: traffic leaves first, whatever comes of the rest."""
-        handover = Handover(self._store, self._roles, haproxy, seen)
+        handover = Rollout(self._store, self._roles, haproxy, seen)
         worker = haproxy.serving()
         if self.plan and self._roles.haproxy.runtime and self._options.reload and worker:
             self.reasons = handover.reasons
@@ -236,7 +236,7 @@ class Transaction:
             self.confirmed_out = handover.confirmed_out
         return handover
 
-    def _keep_out(self, document: Document, handover: Handover, wanted: Plan | None, asked: Plan) -> None:
+    def _keep_out(self, document: Document, handover: Rollout, wanted: Plan | None, asked: Plan) -> None:
         """Take the traffic from the servers that the file keeps in though `asked` takes them out, with `runtime: off`.
 
         The file is `document` after `wanted`. For a pause that haproxy.cfg cannot have, the stats socket is the last
@@ -251,40 +251,40 @@ class Transaction:
         with contextlib.suppress(LbagentError, OSError):
             seen = config_files.look(self._roles.haproxy)
             haproxy = config_files.haproxy(self._roles.haproxy, seen, self._options.known)
-            asked = plan(seen.document, self._roles, self.membership, Rules(self._options.force, self._options.adopt))
-            self._keep_out(seen.document, Handover(self._store, self._roles, haproxy, seen), None, asked)
+            asked = make_plan(seen.document, self._roles, self.membership, PlanOptions(self._options.force, self._options.adopt))
+            self._keep_out(seen.document, Rollout(self._store, self._roles, haproxy, seen), None, asked)
 
-    def _has_to_wait(self, wanted: Plan, handover: Handover) -> bool:
+    def _has_to_wait(self, wanted: Plan, handover: Rollout) -> bool:
         """Whether more nodes have to wait for a reload that failed. Raises NotYet where nothing else is to be done."""
         words = handover.too_soon() if self._options.reload and not self._options.force else None
         if words is None:
             return False
         nodes = handover.waiting(wanted)
         if nodes is None:
-            raise NotYet(words)
+            raise ReloadPostponed(words)
         self._too_soon, known, self._waiting = words, self._waiting, self._waiting | nodes
         return self._waiting != known
 
     def _ended(self, seen: Scene, outcome: Outcome) -> Outcome:
         """The outcome, once members.json says no more of nodes whose lines went in that they are in quarantine."""
         kept = self._kept(seen)
-        self._remember(quarantine.lifted(self.membership, kept))
+        self._remember(quarantine.lift_quarantines(self.membership, kept))
         if self._waiting and self._too_soon:
             self.reached = outcome
             self.partly = None if outcome.verdict is Verdict.UNCHANGED else outcome
-            raise NotYet(self._too_soon)
+            raise ReloadPostponed(self._too_soon)
         return outcome._replace(quarantined=(*sorted(kept - self._waiting),))
 
     def _remember(self, membership: Membership) -> None:
         if membership is not self.membership:
             self.membership = membership
-            self._store.remember(membership)
+            self._store.save_membership(membership)
 
     def _surroundings(self, seen: Scene) -> str:
-        return quarantine.surroundings(seen.document, self._roles)
+        return quarantine.fingerprint_context(seen.document, self._roles)
 
     def _unchanged(
-        self, seen: Scene, wanted: Plan, asked: Plan, haproxy: Haproxy, confirmed: Confirmed
+        self, seen: Scene, wanted: Plan, asked: Plan, haproxy: Haproxy, confirmed: AppliedState
     ) -> Outcome | None:
         """The outcome where the text stays as it is; None where HAProxy turns out to serve something else.
 
@@ -292,7 +292,7 @@ class Transaction:
         """
         worker, fixed = haproxy.serving(), ""
         if worker and self._options.reload:
-            handover = Handover(self._store, self._roles, haproxy, seen)
+            handover = Rollout(self._store, self._roles, haproxy, seen)
             kept_out = withheld(seen.document, wanted, asked)
             suspect = self._options.compare or not confirmed.served.complete
             if not self._roles.haproxy.runtime:
@@ -305,8 +305,8 @@ class Transaction:
                 if suspect and not good:
                     return None
             if self._roles.haproxy.runtime and confirmed.leaves_servers(wanted):
-                Handover(self._store, self._roles, haproxy, seen).delete_left(wanted, asked, worker)
-        self.reached = Outcome(Verdict.UNCHANGED, fixed or QUIET, held=wanted.held, running=worker is not None)
+                Rollout(self._store, self._roles, haproxy, seen).delete_left(wanted, asked, worker)
+        self.reached = Outcome(Verdict.UNCHANGED, fixed or QUIET, blocked=wanted.blocked, running=worker is not None)
         if self._refused:
             node, words = next(iter(self._refused.items()))
             more = f" ({len(self._refused)} nodes in all)" if len(self._refused) > 1 else ""
@@ -329,25 +329,25 @@ class Transaction:
 
         # Nobody is blamed for what is refused once: the program may have been upgraded, or short of memory, just then.
         said = refusal(tuple(wanted.changes))
-        reasons = quarantine.culprits(tuple(wanted.changes), refusal, said) if said else {}
+        reasons = quarantine.find_refused_nodes(tuple(wanted.changes), refusal, said) if said else {}
         self._refused.update(reasons)
-        self.membership = quarantine.impose(self.membership, reasons, self._surroundings(seen), int(time.time()))
-        self._store.remember(self.membership)
+        self.membership = quarantine.quarantine_nodes(self.membership, reasons, self._surroundings(seen), int(time.time()))
+        self._store.save_membership(self.membership)
 
-    def _handed(self, wanted: Plan, handover: Handover) -> Handed:
+    def _handed(self, wanted: Plan, handover: Rollout) -> RolloutResult:
         if not self._options.reload:
-            return Handed("not reloaded, as asked", Verdict.WRITTEN, reloaded=False)
+            return RolloutResult("not reloaded, as asked", Verdict.WRITTEN, reloaded=False)
         handed = handover.tell(wanted, owing=self._too_soon is not None)
         if handed is None and self._too_soon:
             handover.give_up(wanted, self._too_soon)
         rest = self._options.not_before - time.monotonic()
         if handed is None and rest > 0:
-            return Handed(f"the reload follows in {rest:.1f} s", Verdict.QUEUED, reloaded=False)
+            return RolloutResult(f"the reload follows in {rest:.1f} s", Verdict.QUEUED, reloaded=False)
         return handed or handover.reload(wanted)
 
-    def _outcome(self, wanted: Plan, handed: Handed) -> Outcome:
-        said = "; ".join((counted(len(wanted.added), len(wanted.removed)), handed.words, *quarantined(self._refused)))
-        ended = Outcome(handed.verdict, said, wanted.added, wanted.removed, wanted.held)
+    def _outcome(self, wanted: Plan, handed: RolloutResult) -> Outcome:
+        said = "; ".join((format_line_counts(len(wanted.added), len(wanted.removed)), handed.words, *format_quarantined(self._refused)))
+        ended = Outcome(handed.verdict, said, wanted.added, wanted.removed, wanted.blocked)
         return ended._replace(running=handed.running, reloaded=handed.reloaded)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapp
 from lbagent.errors import TryAgain
 from lbagent.names import brief
 from lbagent.serf import member_list
-from lbagent.serf.member_list import Info, Listing
+from lbagent.serf.member_list import AgentInfo, MemberList
 from lbagent.system import subprocess
 from lbagent.system.tuples import TYPE_CHECKING
 
@@ -28,25 +28,25 @@ _MORE = 2.0
 """Seconds beyond its own time that a query may take to end."""
 
 
-def members() -> Listing:
+def fetch_members() -> MemberList:
     """Every member the agent knows, as it knows them now. Raises TryAgain."""
-    return _asked(["members", "-format=json"], member_list.listing)
+    return _asked(["members", "-format=json"], member_list.parse_member_list)
 
 
-def info() -> Info:
+def fetch_info() -> AgentInfo:
     """What the agent says of itself. Raises TryAgain."""
-    return _asked(["info", "-format=json"], member_list.info)
+    return _asked(["info", "-format=json"], member_list.parse_info)
 
 
-def clocks() -> Mapping[str, int]:
+def fetch_clocks() -> Mapping[str, int]:
     """The agent's LTimes, by clock; empty where it cannot be asked."""
     try:
-        return info().clocks
+        return fetch_info().clocks
     except TryAgain:
         return {}
 
 
-def query(
+def send_query(
     name: str, payload: str, nodes: Collection[str], waits: Iterable[int], heard: Heard | None = None
 ) -> dict[str, str]:
     """Ask these nodes, and the silent ones again after each wait, in seconds; returns what they said. Raises TryAgain.
@@ -71,7 +71,7 @@ def _query(name: str, payload: str, nodes: Collection[str], seconds: int, heard:
     known: set[str] = set()
 
     def found(said: str) -> dict[str, str]:
-        answers = member_list.answers(said, nodes)
+        answers = member_list.parse_answers(said, nodes)
         for node in answers.keys() - known:
             known.add(node)
             if heard:
@@ -80,7 +80,7 @@ def _query(name: str, payload: str, nodes: Collection[str], seconds: int, heard:
 
     def all_have_answered(said: str) -> bool:
         # Serf itself waits to the end of its time, whoever has answered. Its last line may be half an answer.
-        return len(found(said.rpartition("\n")[0])) == len(nodes) or len(member_list.answers(said, nodes)) == len(nodes)
+        return len(found(said.rpartition("\n")[0])) == len(nodes) or len(member_list.parse_answers(said, nodes)) == len(nodes)
 
     return found(_serf(argv, seconds + _MORE, all_have_answered))
 
@@ -95,7 +95,7 @@ def _asked(argv: list[str], read: Callable[[str], Said]) -> Said:
 
 def _serf(argv: list[str], timeout: float, enough: Callable[[str], bool] | None = None) -> str:
     try:
-        result = subprocess.run(["serf", *argv], timeout, environ=dict(os.environ), enough=enough)
+        result = subprocess.run_program(["serf", *argv], timeout, environ=dict(os.environ), enough=enough)
     except OSError as error:
         raise TryAgain(f"serf cannot be run: {error.strerror}") from error
     if not result.good:
@@ -163,7 +163,7 @@ def folders(roles: str, environ: Mapping[str, str], default: str) -> list[str]:
     return [os.path.dirname(path) for path in (roles, environ.get("LBAGENT_ROLES") or default, default)]
 
 
-def take_up(folder: str, environ: MutableMapping[str, str]) -> None:
+def load_serf_env(folder: str, environ: MutableMapping[str, str]) -> None:
     """Add what `serf.env` in `folder` says to `environ`, which wins; nothing where that file may not be read."""
     SerfEnv([folder], environ).load()
 

@@ -45,12 +45,12 @@ class Agent(NamedTuple):
 def running() -> Agent | None:
     """The agent that is asked: of all that run here, the one with this RPC address."""
     asked = os.environ.get("SERF_RPC_ADDR") or DEFAULT_RPC
-    believed = {0, os.geteuid(), *sockets.listeners(asked)}
-    for one in processes.named("serf"):
+    believed = {0, os.geteuid(), *sockets.find_listeners(asked)}
+    for one in processes.find_processes("serf"):
         argv = one.argv
         if argv[1:2] == ["agent"] and one.user in believed:
             found = _agent(one, argv)
-            if sockets.same(serf.rpc(found.settings), asked):
+            if sockets.is_same_endpoint(serf.rpc(found.settings), asked):
                 return found
     return None
 
@@ -60,7 +60,7 @@ def _agent(process: Process, argv: Sequence[str]) -> Agent:
     findings: list[Finding] = []
     for path in _paths(argv, process.cwd or "/"):
         try:
-            found = untrusted_files.read(path, _FILE_LIMIT)
+            found = untrusted_files.read_untrusted_file(path, _FILE_LIMIT)
         except OSError as refused:
             what = f"cannot be looked at: {refused.strerror}"
             findings.append(unseen(Kind.AGENT_FILES, path, what, "run this as root"))

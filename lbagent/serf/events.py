@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lbagent.names import NAME, canonical_address, printable
-from lbagent.serf.raw_event import Raw
+from lbagent.names import NAME, canonical_address, make_printable
+from lbagent.serf.raw_event import RawEvent
 from lbagent.system.tuples import NamedTuple
 
 # --- command ---------------------------------------------------------------------------------------------
@@ -48,7 +48,7 @@ class Malformed(NamedTuple):
     why: str
 
 
-def command(raw: Raw, text: str) -> Command | Malformed:
+def parse_command(raw: RawEvent, text: str) -> Command | Malformed:
     """The command in the payload `text`."""
     verb = raw.name.removeprefix("lbagent-")
     text = text.removesuffix("\n").removesuffix("\r")
@@ -78,7 +78,7 @@ def command(raw: Raw, text: str) -> Command | Malformed:
     return Command(verb, raw.kind, raw.ltime, plain[0], address, end, reason, digest, by, force, lasting)
 
 
-def duration(text: str) -> int | None:
+def parse_duration(text: str) -> int | None:
     """Seconds in `90s`, `15m`, `2h` or `7d`; None for anything else."""
     digits, unit = text[:-1], text[-1:]
     if unit in _UNITS and digits.isascii() and digits.isdigit() and len(digits) <= _DURATION_DIGITS:
@@ -90,7 +90,7 @@ def _split_reason(words: list[str]) -> tuple[list[str], str]:
     at = next((number for number, word in enumerate(words) if word.startswith("reason=")), len(words))
     reason = " ".join(words[at:]).removeprefix("reason=")[:REASON_LIMIT]
     # Printed to terminals and into logs later; a Japanese reason is printable, an escape sequence is not.
-    return words[:at], printable(reason)
+    return words[:at], make_printable(reason)
 
 
 def _end(words: list[str]) -> tuple[int | None, int | None] | str:
@@ -101,7 +101,7 @@ def _end(words: list[str]) -> tuple[int | None, int | None] | str:
         key, _, value = word.partition("=")
         if key == "until" and value.isascii() and value.isdigit() and len(value) <= _EPOCH_DIGITS:
             return int(value), None
-        seconds = duration(value) if key == "for" else None
+        seconds = parse_duration(value) if key == "for" else None
         if not seconds:
             return f"{word[:40]!r} is not until=EPOCH or for=90s, 15m, 2h, 7d"
         return None, seconds
@@ -149,17 +149,17 @@ class Ignored(NamedTuple):
 Event = MemberEvent | Command | StatusQuery | Malformed | Ignored
 
 
-def parse(raw: Raw) -> Event:
+def parse_event(raw: RawEvent) -> Event:
     """What the event says; never raises, whatever the bytes."""
     if not raw.wanted and raw.kind != TYPED:
         return Ignored()
     text = raw.payload.decode("utf-8", "surrogateescape")
     if raw.of_members:
         return _members(raw.kind, text, raw.self_name)
-    return StatusQuery(tuple(text.split())) if raw.name == "lbagent-status" else command(raw, text)
+    return StatusQuery(tuple(text.split())) if raw.name == "lbagent-status" else parse_command(raw, text)
 
 
-def as_stdin_tells(tags: Mapping[str, str]) -> dict[str, str]:
+def fold_tags_as_stdin(tags: Mapping[str, str]) -> dict[str, str]:
     """The tags that would be read from stdin, where a comma inside a value looks like the next tag."""
     return _tags(",".join(f"{key}={value}" for key, value in tags.items()))
 

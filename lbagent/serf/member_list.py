@@ -18,7 +18,7 @@ _LB = "lb"
 _CLOCKS = {"user": "event_time", "query": "query_time"}
 
 
-class Listed(NamedTuple):
+class ListedMember(NamedTuple):
     """One member as `serf members` lists it: name and address are well-formed."""
 
     name: str
@@ -30,10 +30,10 @@ class Listed(NamedTuple):
     """alive, leaving, left or failed."""
 
 
-class Listing(NamedTuple):
+class MemberList(NamedTuple):
     """A whole answer of `serf members`."""
 
-    members: tuple[Listed, ...]
+    members: tuple[ListedMember, ...]
     names: frozenset[str]
     """Of all, the refused ones too: whoever Serf knows at an address nobody can have is not gone."""
     refused: tuple[str, ...]
@@ -42,7 +42,7 @@ class Listing(NamedTuple):
     """The roles of those, by what they call themselves."""
 
 
-class Info(NamedTuple):
+class AgentInfo(NamedTuple):
     """What `serf info` says of the agent of this load balancer."""
 
     name: str
@@ -54,9 +54,9 @@ class Info(NamedTuple):
     """Its event handlers, by filter (`*:`, `user:pause`, …)."""
 
 
-def listing(said: str) -> Listing:
+def parse_member_list(said: str) -> MemberList:
     """The members in the answer of `serf members -format=json`. Raises ValueError where it is none."""
-    members: list[Listed] = []
+    members: list[ListedMember] = []
     refused: list[str] = []
     strays: dict[str, str] = {}
     found_rows = _answer(said).get("members", ())
@@ -71,10 +71,10 @@ def listing(said: str) -> Listing:
             strays[_text(row, "name")] = _text(_table(row.get("tags")), "role")
         else:
             members.append(found)
-    return Listing(tuple(members), frozenset(_text(row, "name") for row in rows), tuple(refused), strays)
+    return MemberList(tuple(members), frozenset(_text(row, "name") for row in rows), tuple(refused), strays)
 
 
-def info(said: str) -> Info:
+def parse_info(said: str) -> AgentInfo:
     """The answer of `serf info -format=json`. Raises ValueError where it is none."""
     answer = _answer(said)
     serf, tags = _table(answer.get("serf")), _table(answer.get("tags"))
@@ -84,10 +84,10 @@ def info(said: str) -> Info:
     if not name:
         msg = "the agent has no name"
         raise ValueError(msg)
-    return Info(name, _text(tags, "role"), _text(serf, "encrypted") == "true", clocks, handlers)
+    return AgentInfo(name, _text(tags, "role"), _text(serf, "encrypted") == "true", clocks, handlers)
 
 
-def answers(said: str, nodes: Collection[str]) -> dict[str, str]:
+def parse_answers(said: str, nodes: Collection[str]) -> dict[str, str]:
     """The first answer of each of these nodes in what `serf query` prints."""
     found: dict[str, str] = {}
     for line in said.split("\n"):
@@ -98,25 +98,25 @@ def answers(said: str, nodes: Collection[str]) -> dict[str, str]:
     return found
 
 
-def others(listed: Listing, myself: Info) -> tuple[Listed, ...]:
+def find_peers(listed: MemberList, myself: AgentInfo) -> tuple[ListedMember, ...]:
     """The other load balancers: the members with this agent's own role, `lb` where it has none."""
     role = _first(myself)
     peers = (one for one in listed.members if role in role_names(one.role))
     return tuple(one for one in peers if one.name != myself.name and one.status != "left")
 
 
-def unreachable(listed: Listing, myself: Info) -> tuple[str, ...]:
+def find_unreachable_peers(listed: MemberList, myself: AgentInfo) -> tuple[str, ...]:
     """Load balancers of a name or address with which nobody can ask them."""
     mine = _first(myself)
     return tuple(name for name, role in listed.strays.items() if mine in role_names(role) and name != myself.name)
 
 
-def _first(myself: Info) -> str:
+def _first(myself: AgentInfo) -> str:
     """The role by which load balancers know each other: the first of this agent's tag."""
     return next(iter(role_names(myself.role)), _LB)
 
 
-def _listed(row: Mapping[str, Any]) -> Listed | str:
+def _listed(row: Mapping[str, Any]) -> ListedMember | str:
     name, tags = _text(row, "name"), _table(row.get("tags"))
     if not NAME.fullmatch(name):
         return f"node name {name[:80]!r} is not {NAME.pattern}"
@@ -126,7 +126,7 @@ def _listed(row: Mapping[str, Any]) -> Listed | str:
     if address is None:
         return f"node {name}: {given[:60]!r} is not an IP address and a port"
     texts = {tag: _text(tags, tag) for tag in tags if tag != "role"}
-    return Listed(name, address, _text(tags, "role"), texts, _text(row, "status"))
+    return ListedMember(name, address, _text(tags, "role"), texts, _text(row, "status"))
 
 
 def _answer(said: str) -> Mapping[str, Any]:

@@ -21,7 +21,7 @@ _FIELD_LIMIT = 1024
 _MEMBER_EVENTS = frozenset({"member-join", "member-leave", "member-failed", "member-update", "member-reap"})
 
 
-class Raw(NamedTuple):
+class RawEvent(NamedTuple):
     """One event as Serf gave it: nothing in it has been believed yet."""
 
     id: str
@@ -73,16 +73,16 @@ class Raw(NamedTuple):
         yield bytes(piece)
 
 
-def from_environment(environ: Mapping[bytes, bytes], stdin: bytes, at: int, identity: str) -> Raw:
+def read_handler_event(environ: Mapping[bytes, bytes], stdin: bytes, at: int, identity: str) -> RawEvent:
     """The event that Serf describes in `environ` and on stdin (contract: docs/handler-contract.md)."""
     kind = _text(environ.get(b"SERF_EVENT", b""))
     clock = {"user": b"USER", "query": b"QUERY"}.get(kind, b"")
     name = environ.get(b"SERF_USER_EVENT" if kind == "user" else b"SERF_QUERY_NAME", b"") if clock else b""
     ltime = environ.get(b"SERF_" + clock + b"_LTIME", b"") if clock else b""
-    return Raw(identity, at, kind, _text(name), _ltime(ltime), _text(environ.get(b"SERF_SELF_NAME", b"")), stdin)
+    return RawEvent(identity, at, kind, _text(name), _ltime(ltime), _text(environ.get(b"SERF_SELF_NAME", b"")), stdin)
 
 
-def from_record(record: bytes) -> Raw:
+def parse_record(record: bytes) -> RawEvent:
     """The event in a spool record. Raises ValueError where the bytes are not such a record."""
     magic, *head = record.split(b"\0", _FIELDS - 1)
     if magic != _MAGIC or len(head) != _FIELDS - 1:
@@ -93,7 +93,7 @@ def from_record(record: bytes) -> Raw:
     if not separator or not (at.isdigit() and len(at) < 16):  # noqa: PLR2004  # beyond any epoch in ms
         msg = "is not a spool record"
         raise ValueError(msg)
-    return Raw(_text(identity), int(at), _text(kind), _text(name), _ltime(ltime), _text(self_name), payload)
+    return RawEvent(_text(identity), int(at), _text(kind), _text(name), _ltime(ltime), _text(self_name), payload)
 
 
 def _lines(payload: bytes) -> list[bytes]:

@@ -17,13 +17,13 @@ _STEP = 0.02
 """Seconds between two looks."""
 
 
-def publish(path: str, said: Mapping[str, str]) -> None:
+def publish_answers(path: str, said: Mapping[str, str]) -> None:
     """Add what is said, by the id of its record, to the file at `path`. Raises OSError."""
     kept = {**{key: words for key, words in _read(path).items() if key not in said}, **said}
-    files.replace(path, json.dumps(dict(list(kept.items())[-_KEPT:])).encode(), durable=False)
+    files.replace_file(path, json.dumps(dict(list(kept.items())[-_KEPT:])).encode(), durable=False)
 
 
-def awaited(path: str, identity: str, seconds: float) -> str | None:
+def wait_for_answer(path: str, identity: str, seconds: float) -> str | None:
     """What is said of this record, None where nothing is within the time. Raises OSError."""
     deadline = time.monotonic() + seconds
     looked: tuple[int, int] | None = None

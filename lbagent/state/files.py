@@ -38,22 +38,22 @@ class Target(NamedTuple):
         return os.path.join(self.folder, f".{os.path.basename(self.path)}.lbagent-{suffix}")
 
 
-def read(given: str) -> Target:
+def read_target(given: str) -> Target:
     """The file that `given` leads to. Raises OSError."""
     path = os.path.realpath(given)
     return Target(given, path, _content(path))
 
 
-def untouched(target: Target) -> bool:
+def is_unchanged(target: Target) -> bool:
     """Whether `given` still leads to the very bytes that were read."""
     try:
-        return read(target.given) == target
+        return read_target(target.given) == target
     except OSError:
         return False
 
 
 @contextlib.contextmanager
-def staged(target: Target, content: bytes) -> Iterator[str]:
+def stage_text(target: Target, content: bytes) -> Iterator[str]:
     """A synced file with `content` beside `target`, its owner, mode and xattrs; gone again at the end."""
     path = target.beside("staged")
     _forget(path)
@@ -64,7 +64,7 @@ def staged(target: Target, content: bytes) -> Iterator[str]:
         _forget(path)
 
 
-def swap(path: str, target: Target, *, keep: bool) -> bool:
+def swap_files(path: str, target: Target, *, keep: bool) -> bool:
     """Put the staged file in the target's place; the old one stays as `previous` where `keep` says so.
 
     False, and all is as it was, when somebody saved the target since it was read, or has it open for writing.
@@ -92,7 +92,7 @@ def swap(path: str, target: Target, *, keep: bool) -> bool:
     return quiet and os.path.realpath(target.given) == target.path
 
 
-def tidy(target: Target) -> None:
+def remove_stale_stages(target: Target) -> None:
     """Clear up after a run that was killed: staged text goes, the one that it had swapped out becomes `previous`."""
     old = target.beside("old")
     with contextlib.suppress(OSError):
@@ -103,7 +103,7 @@ def tidy(target: Target) -> None:
             os.unlink(target.beside(suffix))
 
 
-def replace(path: str, content: bytes, mode: int = 0o640, *, durable: bool = True) -> None:
+def replace_file(path: str, content: bytes, mode: int = 0o640, *, durable: bool = True) -> None:
     """Write a file of our own whole, and as a rule durably. Raises OSError, lock.Lost; the old one stays then."""
     fresh = f"{path}.new"
     try:

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import BinaryIO
 
-from lbagent.outcome import Run
+from lbagent.outcome import PastRun
 
 _FIRST = 1 << 14
 """Bytes that hold the last line as a rule; one that tells of ten thousand servers is a hundred times as long."""
 
 
-def last(path: str) -> Run | None:
+def read_past_runs(path: str) -> PastRun | None:
     """The last run that left a whole line; None where there is none. Raises OSError, but not where no file is."""
     try:
         with open(path, "rb") as file:
@@ -36,10 +36,10 @@ def _backwards(file: BinaryIO) -> Iterator[bytes]:
         piece *= 10
 
 
-def _run(line: bytes) -> Run | None:
+def _run(line: bytes) -> PastRun | None:
     try:
         entry = json.loads(line)
         when = datetime.fromisoformat(entry["when"])
-        return Run(int(when.timestamp()), *(str(entry[key]) for key in ("why", "outcome", "words")))
+        return PastRun(int(when.timestamp()), *(str(entry[key]) for key in ("why", "outcome", "words")))
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None

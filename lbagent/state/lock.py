@@ -30,7 +30,7 @@ class Lost(Busy):
 
 
 @contextlib.contextmanager
-def locked(
+def acquire_lock(
     path: str, wait: float = 0.0, unless: Callable[[], bool] = lambda: False, *, writes: bool = True
 ) -> Iterator[bool]:
     """Hold the lock at `path`, trying for `wait` seconds `unless` told not to; yields whether it was acquired.
@@ -77,7 +77,7 @@ def acquire_again(path: str, wait: float) -> bool:
     return True
 
 
-def held(path: str) -> bool:
+def is_locked(path: str) -> bool:
     """Whether somebody holds the lock at `path` now."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -91,7 +91,7 @@ def held(path: str) -> bool:
         os.close(descriptor)
 
 
-def ours(path: str) -> bool:
+def may_lock(path: str) -> bool:
     """Whether this user may take the lock at `path`; of one that nobody has made yet, whether he may make it."""
     if os.geteuid() == 0:
         return True  # a disk that is read-only is another failure, and said as that

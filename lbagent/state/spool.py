@@ -29,7 +29,7 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @contextlib.contextmanager
-def opened(path: str) -> Iterator[int]:
+def open_folder(path: str) -> Iterator[int]:
     """The folder at `path`, which is no link, as a descriptor; an OSError from within has the whole path in it."""
     descriptor = os.open(path, _FOLDER)
     try:
@@ -155,9 +155,9 @@ class Spool:
         self.folder = folder
         self.limit = limit
 
-    def put(self, content: bytes) -> str:
+    def store(self, content: bytes) -> str:
         """Store one record durably and return its name. Raises OSError."""
-        with opened(self.folder) as here:
+        with open_folder(self.folder) as here:
             names = os.listdir(here)
             number = max((number for name in names if (number := _number(name.strip("."))) is not None), default=0)
             while True:
@@ -175,7 +175,7 @@ class Spool:
     def names(self) -> list[str]:
         """The records, oldest first; foreign names come last."""
         try:
-            with opened(self.folder) as here:
+            with open_folder(self.folder) as here:
                 return _shown(here)
         except FileNotFoundError:
             return []
@@ -183,7 +183,7 @@ class Spool:
     def marks(self) -> frozenset[Mark]:
         """What tells every file that the next run takes from all others."""
         try:
-            with opened(self.folder) as here:
+            with open_folder(self.folder) as here:
                 return frozenset((name, one.st_ino, one.st_mtime_ns) for name, one in self._next(here))
         except FileNotFoundError:
             return frozenset()
@@ -191,7 +191,7 @@ class Spool:
     def read(self) -> tuple[list[Record], list[str]]:
         """Every readable record in order, and a sentence for each file that was set aside."""
         records, said = [], []
-        with contextlib.suppress(FileNotFoundError), opened(self.folder) as here:
+        with contextlib.suppress(FileNotFoundError), open_folder(self.folder) as here:
             _forget_the_dead(here)
             for name, _ in self._next(here):
                 record = self._record(here, name)
@@ -204,7 +204,7 @@ class Spool:
     def peek(self) -> list[Record]:
         """Every readable record in order; nothing is moved."""
         try:
-            with opened(self.folder) as here:
+            with open_folder(self.folder) as here:
                 found = [self._record(here, name) for name, _ in self._next(here)]
         except FileNotFoundError:
             return []
@@ -214,7 +214,7 @@ class Spool:
         """Move a file that cannot be folded to `bad/`, of which the newest are kept; returns what to report."""
         path = os.path.join(self.folder, name)
         try:
-            with opened(self.folder) as here:
+            with open_folder(self.folder) as here:
                 kept = set_aside(here, name)
         except OSError as error:
             return f"{path!r} {why}, and cannot be set aside: {error.strerror}"
@@ -222,14 +222,14 @@ class Spool:
 
     def remove(self, names: Iterable[str]) -> None:
         """Forget records that have been folded. Raises OSError."""
-        with contextlib.suppress(FileNotFoundError), opened(self.folder) as here:
+        with contextlib.suppress(FileNotFoundError), open_folder(self.folder) as here:
             for name in names:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(name, dir_fd=here)
 
     def oldest(self) -> float | None:
         """When the oldest record was written, in seconds since the epoch; None when there is none."""
-        with contextlib.suppress(FileNotFoundError), opened(self.folder) as here:
+        with contextlib.suppress(FileNotFoundError), open_folder(self.folder) as here:
             for name in _shown(here):
                 with contextlib.suppress(OSError):
                     return os.lstat(name, dir_fd=here).st_mtime

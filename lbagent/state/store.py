@@ -70,10 +70,10 @@ class Store:
         """The state at `paths`."""
         self.paths = paths
 
-    def membership(self) -> Membership | None:
+    def load_membership(self) -> Membership | None:
         """What is remembered; None where nothing is. Raises memory.Damaged, OSError."""
         try:
-            return storage.load(untrusted_files.content(self.paths.members))
+            return storage.parse_membership(untrusted_files.content(self.paths.members))
         except FileNotFoundError:
             return None
 
@@ -84,11 +84,11 @@ class Store:
         os.rename(self.paths.members, aside)
         return aside
 
-    def remember(self, membership: Membership) -> None:
+    def save_membership(self, membership: Membership) -> None:
         """Write members.json whole and durably. Raises OSError."""
-        files.replace(self.paths.members, storage.dump(membership))
+        files.replace_file(self.paths.members, storage.serialize_membership(membership))
 
-    def served(self) -> Served:
+    def load_served(self) -> Served:
         """What HAProxy last confirmed; nothing where that is not known."""
         complete = not os.path.lexists(self._incomplete)
         served = self._read_served(self.paths.served)
@@ -120,19 +120,19 @@ class Store:
         with contextlib.suppress(OSError):
             os.rename(self.paths.served, self._incomplete)
 
-    def serve(self, served: Served) -> None:
+    def save_served(self, served: Served) -> None:
         """Write served.json. Raises OSError."""
         content: dict[str, object] = {"digest": served.digest, "worker": _named(served.worker)}
         content["failure"] = served.failure and served.failure._asdict()
         if served.left.lines:
             lines = {"/".join(key): line for key, line in served.left.lines.items()}
             content["left"] = {"worker": _named(served.left.worker), "servers": lines}
-        files.replace(self.paths.served, json.dumps(content).encode())
+        files.replace_file(self.paths.served, json.dumps(content).encode())
         if served.complete:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._incomplete)
 
-    def cached(self, key: str) -> Any:  # noqa: ANN401  # JSON
+    def load_roles_cache(self, key: str) -> Any:  # noqa: ANN401  # JSON
         """What was cached under `key`, None where nothing was."""
         try:
             found = json.loads(untrusted_files.content(self.paths.roles))
@@ -142,13 +142,13 @@ class Store:
         except (OSError, *_DAMAGE):
             return None
 
-    def cache(self, key: str, state: Any) -> None:  # noqa: ANN401  # JSON
+    def save_roles_cache(self, key: str, state: Any) -> None:  # noqa: ANN401  # JSON
         """Keep `state` for the next run, as well as can be."""
         with contextlib.suppress(OSError):
             text = json.dumps(state)
-            files.replace(self.paths.roles, json.dumps({"key": key, "check": _check(text), "state": text}).encode())
+            files.replace_file(self.paths.roles, json.dumps({"key": key, "check": _check(text), "state": text}).encode())
 
-    def record(self, entry: Mapping[str, object]) -> None:
+    def append_history(self, entry: Mapping[str, object]) -> None:
         """Add a line to history.jsonl, as well as can be: it never changes an outcome."""
         path = self.paths.history
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -158,7 +158,7 @@ class Store:
             with open(path, "a", encoding="utf-8", opener=_private) as file:
                 file.write(json.dumps({"when": when, **entry}) + "\n")
 
-    def last(self) -> Last:
+    def load_last(self) -> Last:
         """When what last happened; nothing where that is not known."""
         try:
             return metrics_module.load(untrusted_files.content(self.paths.last))
@@ -168,7 +168,7 @@ class Store:
     def keep(self, when: Last) -> None:
         """Write last.json, as well as can be."""
         with contextlib.suppress(OSError):
-            files.replace(self.paths.last, metrics_module.dump(when), durable=False)
+            files.replace_file(self.paths.last, metrics_module.dump(when), durable=False)
 
     def peers(self) -> Peers | None:
         """The other load balancers, as the last sync saw them; None where that is not known."""
@@ -185,11 +185,11 @@ class Store:
         from lbagent.membership import peers  # noqa: PLC0415  # no event needs it
 
         with contextlib.suppress(OSError):
-            files.replace(self.paths.peers, peers.dump(found), durable=False)
+            files.replace_file(self.paths.peers, peers.dump(found), durable=False)
 
     def publish(self, metrics: bytes) -> None:
         """Write metrics.prom, for everybody to read. Raises OSError."""
-        files.replace(self.paths.metrics, metrics, 0o644, durable=False)
+        files.replace_file(self.paths.metrics, metrics, 0o644, durable=False)
 
 
 def _check(text: str) -> int:

@@ -9,7 +9,7 @@ import stat
 from lbagent.system.tuples import NamedTuple
 
 
-class Foreign(NamedTuple):
+class UntrustedFile(NamedTuple):
     """The beginning of a file."""
 
     content: bytes
@@ -24,13 +24,13 @@ LARGEST = 256 * 1024 * 1024
 
 def content(path: str) -> bytes:
     """A whole configuration file. Raises OSError, also where it is not a regular file, or larger than any can be."""
-    found = read(path, LARGEST)
+    found = read_untrusted_file(path, LARGEST)
     if not found.whole:
         raise OSError(errno.EFBIG, f"more than {LARGEST >> 20} MiB", path)
     return found.content
 
 
-def read(path: str, most: int) -> Foreign:
+def read_untrusted_file(path: str, most: int) -> UntrustedFile:
     """At most that many bytes of a file. Raises OSError, also where it is not a regular one; a link is followed."""
     _regular(path, os.stat(path).st_mode)  # a device is not even opened, a socket cannot be
     # A FIFO must not make us wait for its writer.
@@ -42,7 +42,7 @@ def read(path: str, most: int) -> Foreign:
             content = file.read(most + 1)
     finally:
         os.close(descriptor)
-    return Foreign(content[:most], mode, len(content) <= most)
+    return UntrustedFile(content[:most], mode, len(content) <= most)
 
 
 def _regular(path: str, mode: int) -> None:

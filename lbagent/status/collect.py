@@ -19,21 +19,21 @@ from lbagent.haproxy.runtime import state
 from lbagent.haproxy.runtime.state import Stats
 from lbagent.membership.model import Membership
 from lbagent.membership.storage import Damaged
-from lbagent.outcome import Run
+from lbagent.outcome import PastRun
 from lbagent.planning import restore
 from lbagent.roles.model import Roles
 from lbagent.run.engine import Engine
 from lbagent.state import history, store
-from lbagent.state.lock import held
+from lbagent.state.lock import is_locked
 from lbagent.status.report import NO_SOCKET, Events, Failed, Report, Served, Sources, StatsSocket, report
 from lbagent.system import processes
-from lbagent.system.log import told
+from lbagent.system.log import format_error
 
 _PATIENCE = 2.0
 """Seconds that HAProxy may be silent on its stats socket."""
 
 
-def survey(engine: Engine) -> Report:
+def collect_status(engine: Engine) -> Report:
     """The status as it is now. Raises RolesRefused."""
     roles = engine.roles()
     return _Survey(engine, roles).report()
@@ -53,7 +53,7 @@ class _Survey:
         served, events, run, old = self._served(), self._events(), self._last_run(), self._old_workers(document)
         sources = Sources(self._at, said, socket, served, events, run, old, tuple(self._problems))
         sources = sources._replace(
-            last=self._engine.store.last(), peers=self._engine.store.peers(), haproxy_down=self._down(document)
+            last=self._engine.store.load_last(), peers=self._engine.store.peers(), haproxy_down=self._down(document)
         )
         sources = self._with_daemon(sources)
         return report(sources, self._roles, membership, document)
@@ -62,41 +62,41 @@ class _Survey:
         try:
             return config_files.look(self._roles.haproxy).document
         except OSError as error:
-            self._problem(told(error))
+            self._problem(format_error(error))
             return None
 
     def _membership(self, document: Document | None) -> Membership:
         path = self._engine.paths.members
         try:
-            if self._engine.store.membership() is None:
+            if self._engine.store.load_membership() is None:
                 self._problem(f"{path} is missing: what is shown was read off haproxy.cfg and the waiting events")
-            return self._engine.foreseen(self._roles)
+            return self._engine.preview_membership(self._roles)
         except Damaged as error:
             self._problem(f"{path} {error}: what is shown was read off haproxy.cfg, as the next event will do")
         except OSError as error:
-            self._problem(told(error))
+            self._problem(format_error(error))
         with contextlib.suppress(OSError):
-            return self._engine.foreseen(self._roles)
-        return restore.rebuilt(document, self._roles, self._at) if document else Membership()
+            return self._engine.preview_membership(self._roles)
+        return restore.rebuild_membership(document, self._roles, self._at) if document else Membership()
 
     def _events(self) -> Events:
         spool = self._engine.spool
         try:
             pending, oldest = len(spool.names()), spool.oldest()
         except OSError as error:
-            self._problem(told(error))
+            self._problem(format_error(error))
             return Events(None, None)
         return Events(pending, None if oldest is None else int(oldest))
 
-    def _last_run(self) -> Run | None:
+    def _last_run(self) -> PastRun | None:
         try:
-            return history.last(self._engine.paths.history)
+            return history.read_past_runs(self._engine.paths.history)
         except OSError as error:
-            self._problem(told(error))
+            self._problem(format_error(error))
             return None
 
     def _served(self) -> Served | None:
-        path, found = self._engine.paths.served, self._engine.store.served()
+        path, found = self._engine.paths.served, self._engine.store.load_served()
         if found._replace(complete=True) == store.Served():
             # Never written, or not to be understood?
             try:
@@ -104,7 +104,7 @@ class _Survey:
             except FileNotFoundError:
                 return Served(None, None, alive=False, failure=None)
             except OSError as error:
-                self._problem(told(error))
+                self._problem(format_error(error))
                 return None
             self._problem(f"{path} is damaged, or may not be read: the next run that changes anything writes it anew")
             return None
@@ -116,13 +116,13 @@ class _Survey:
         try:
             running = document and process.find(self._roles.haproxy.config, document.settings)
         except TryAgain as error:
-            self._problem(told(error))
+            self._problem(format_error(error))
             return None
         return running.old if running else None
 
     def _down(self, document: Document | None) -> bool:
         """Whether HAProxy is shown not to run."""
-        if document is None or not processes.table_readable():
+        if document is None or not processes.can_read_processes():
             return False
         try:
             running = process.find(self._roles.haproxy.config, document.settings)
@@ -137,7 +137,7 @@ class _Survey:
         except OSError:
             return sources
         return sources._replace(
-            daemon=held(paths.watch_lock),
+            daemon=is_locked(paths.watch_lock),
             daemon_needed=daemon.only_stores(paths, None),
             daemon_known=os.path.exists(paths.watch_lock),
         )

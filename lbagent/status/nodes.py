@@ -8,7 +8,7 @@ from enum import StrEnum
 from lbagent.haproxy.config import Document, HandWritten, Line, Proxy
 from lbagent.haproxy.runtime.state import NOTHING, Stats
 from lbagent.haproxy.server_line import endpoint
-from lbagent.membership.lookup import paused
+from lbagent.membership.lookup import find_paused
 from lbagent.membership.model import (
     FAILED,
     PRESENT,
@@ -19,13 +19,13 @@ from lbagent.membership.model import (
     Membership,
     Pause,
     Quarantine,
-    tabled,
+    as_table,
 )
-from lbagent.names import in_order
+from lbagent.names import sort_names
 from lbagent.planning.desired import Note
 from lbagent.planning.plan import Change
-from lbagent.planning.preview import Prospect
-from lbagent.planning.proxy import Place
+from lbagent.planning.preview import Preview
+from lbagent.planning.proxy import ProxyPlanner
 from lbagent.roles.model import Missing, Pair, Role, Roles
 from lbagent.system.tuples import NamedTuple
 
@@ -34,7 +34,7 @@ from lbagent.system.tuples import NamedTuple
 MANAGED, PAUSED, DRAINED, BY_HAND = "managed", "paused", "drained", "by hand"
 
 
-class Standing(NamedTuple):
+class ServerState(NamedTuple):
     """A line that belongs to a node."""
 
     proxy: str
@@ -54,19 +54,19 @@ class Standing(NamedTuple):
         return self.address if self.line == PAUSED else self.address.rpartition(":")[0].strip("[]")
 
 
-Standings = Mapping[str, list[Standing]]
+Standings = Mapping[str, list[ServerState]]
 """By node, each in the order of the text."""
 
 
-def standings(document: Document, roles: Roles, members: Members, stats: Stats) -> Standings:
+def list_server_states(document: Document, roles: Roles, members: Members, stats: Stats) -> Standings:
     """Every managed line of `document` and the lines by hand that stand in a member's place, with their nodes."""
     pairs = roles.pairs()
     known = _Known(roles, members)
-    found: dict[str, list[Standing]] = {}
+    found: dict[str, list[ServerState]] = {}
     for proxy in document.proxies:
         here = [pair for marker in proxy.markers if (pair := pairs.get(marker.middle))]
         if proxy.managed:
-            place = Place(document, proxy, roles, pairs, members)
+            place = ProxyPlanner(document, proxy, roles, pairs, members)
             for line in proxy.managed:
                 node = place.node(line)
                 found.setdefault(node, []).extend(_managed(proxy, node, here, line, stats))
@@ -74,19 +74,19 @@ def standings(document: Document, roles: Roles, members: Members, stats: Stats) 
         for hand in (*proxy.hand_written, *templates) if here else ():
             for node in known.meant(hand, here):
                 said = stats.get((proxy.name, hand.name), NOTHING)
-                found.setdefault(node, []).append(Standing(proxy.name, hand.name, hand.endpoint, BY_HAND, *said))
+                found.setdefault(node, []).append(ServerState(proxy.name, hand.name, hand.endpoint, BY_HAND, *said))
     return found
 
 
-def _managed(proxy: Proxy, node: str, here: list[Pair], line: Line, stats: Stats) -> list[Standing]:
+def _managed(proxy: Proxy, node: str, here: list[Pair], line: Line, stats: Stats) -> list[ServerState]:
     if not line.pauses:
         said = stats.get((proxy.name, line.name), NOTHING)
         kind = DRAINED if line.paused else MANAGED
-        return [Standing(proxy.name, line.name, line.endpoint, kind, *said)]
+        return [ServerState(proxy.name, line.name, line.endpoint, kind, *said)]
     # Its server may still be there, in maintenance, until the next reload.
     names = [name for name in (node, *(f"{node}.{pair.service}" for pair in here)) if (proxy.name, name) in stats]
-    there = [Standing(proxy.name, name, line.address, PAUSED, *stats[proxy.name, name]) for name in names]
-    return there or [Standing(proxy.name, None, line.address, PAUSED, *NOTHING)]
+    there = [ServerState(proxy.name, name, line.address, PAUSED, *stats[proxy.name, name]) for name in names]
+    return there or [ServerState(proxy.name, None, line.address, PAUSED, *NOTHING)]
 
 
 class _Known:
@@ -162,7 +162,7 @@ class Facts(NamedTuple):
     """None where only a line of haproxy.cfg tells of it."""
     roles: Sequence[Role]
     """Those that it has in roles.yml."""
-    servers: Sequence[Standing]
+    servers: Sequence[ServerState]
     change: Change
     """What the next run does to its lines."""
     notes: Sequence[str]
@@ -275,14 +275,14 @@ class Node(NamedTuple):
     quarantine: Quarantine | None
     tags: Mapping[str, str] | None
     change: Change
-    servers: Sequence[Standing]
+    servers: Sequence[ServerState]
 
 
 def nodes(
     roles: Roles,
     membership: Membership,
     standings: Standings,
-    prospect: Prospect,
+    prospect: Preview,
     balancers: Collection[str] = (),
 ) -> list[Node]:
     """Every node that is present, paused, or has or had a line here, in natural order.
@@ -290,7 +290,7 @@ def nodes(
     `balancers` are the other load balancers.
     """
     register = _Register(roles, membership, standings, prospect, balancers)
-    return [_node(register.facts(name)) for name in in_order(register.names())]
+    return [_node(register.facts(name)) for name in sort_names(register.names())]
 
 
 class _Register:
@@ -301,13 +301,13 @@ class _Register:
         roles: Roles,
         membership: Membership,
         standings: Standings,
-        prospect: Prospect,
+        prospect: Preview,
         balancers: Collection[str],
     ) -> None:
         self._balancers = balancers
         self._roles, self._standings, self._prospect = roles, standings, prospect
-        self._members = tabled(membership.members)
-        self._paused = paused(membership)
+        self._members = as_table(membership.members)
+        self._paused = find_paused(membership)
         pausing = (one for one in self._members.special.values() if one.pause or one.paused_by_tag)
         self._pausing = {one.address: one for one in pausing}
         self._notes: dict[str, list[str]] = {}
@@ -337,7 +337,7 @@ class _Register:
             name in prospect.held,
             name in prospect.quarantined,
             name in self._balancers,
-            prospect.hindrance,
+            prospect.obstacle,
         )
 
     def _pauser(self, member: Member) -> Member:

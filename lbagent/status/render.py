@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lbagent.membership.peers import Peer
-from lbagent.names import counted, printable
+from lbagent.names import format_count, make_printable
 from lbagent.status.nodes import BY_HAND, Node, State
 from lbagent.status.report import Report, Served
 from lbagent.system.tuples import NamedTuple
@@ -81,8 +81,8 @@ def elsewhere(report: Report) -> list[Line]:
     if not roles:
         return []
     most = [f"{count} {role or 'without a role'}" for role, count in roles.most_common(_ROLES)]
-    more = f" and {counted(len(roles) - _ROLES, 'more role')}" if len(roles) > _ROLES else ""
-    words = f"{counted(roles.total(), 'node')} whose role roles.yml does not have: {', '.join(most)}{more}"
+    more = f" and {format_count(len(roles) - _ROLES, 'more role')}" if len(roles) > _ROLES else ""
+    words = f"{format_count(roles.total(), 'node')} whose role roles.yml does not have: {', '.join(most)}{more}"
     return [Line("elsewhere", flat(words))]
 
 
@@ -93,7 +93,7 @@ def below(report: Report) -> list[Line]:
 
 def flat(words: str) -> str:
     """The words on one line, with nothing in them that a terminal obeys."""
-    return printable(" ".join(words.split()))
+    return make_printable(" ".join(words.split()))
 
 
 def age(seconds: int) -> str:
@@ -153,7 +153,7 @@ def _below(report: Report) -> Iterator[tuple[str, str]]:
         yield "last change" if last.run is not None else "last run", words
     if events.pending:
         oldest = "" if events.oldest is None else f", the oldest for {age(at - events.oldest)}"
-        yield "waiting", f"{counted(events.pending, 'event')}{oldest}"
+        yield "waiting", f"{format_count(events.pending, 'event')}{oldest}"
     if sources.stats_socket.missing and (error := sources.stats_socket.error):
         yield "haproxy", error
     yield from (("note", words) for words in report.notes)

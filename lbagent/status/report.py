@@ -12,11 +12,11 @@ from lbagent.membership import peers
 from lbagent.membership.model import Membership
 from lbagent.membership.peers import Peer, Peers
 from lbagent.metrics import Last
-from lbagent.outcome import Run
+from lbagent.outcome import PastRun
 from lbagent.planning.desired import Note
-from lbagent.planning.preview import Prospect, prospect
+from lbagent.planning.preview import Preview, make_preview
 from lbagent.roles.model import Roles
-from lbagent.status.nodes import Node, State, nodes, standings
+from lbagent.status.nodes import Node, State, nodes, list_server_states
 from lbagent.system.tuples import NamedTuple
 
 VERSION = 1
@@ -102,7 +102,7 @@ class Sources(NamedTuple):
     served: Served | None
     """None where that cannot be read."""
     events: Events
-    last_run: Run | None
+    last_run: PastRun | None
     old_workers: int | None
     """HAProxy's of before a reload, that go on; None where no HAProxy is seen."""
     problems: Sequence[str]
@@ -186,17 +186,17 @@ class Report(NamedTuple):
 
 def report(sources: Sources, roles: Roles, membership: Membership, document: Document | None) -> Report:
     """The status; without a `document` haproxy.cfg cannot be read."""
-    problems, found = [*sources.problems], Prospect(hindrance="haproxy.cfg cannot be read")
+    problems, found = [*sources.problems], Preview(obstacle="haproxy.cfg cannot be read")
     try:
         if document:
-            found = prospect(document, roles, membership)
+            found = make_preview(document, roles, membership)
     except Refused as error:
         problems.append(str(error))
-        found = Prospect(hindrance="what is to come of haproxy.cfg cannot be planned")
-    there = standings(document, roles, membership.members, sources.stats) if document else {}
+        found = Preview(obstacle="what is to come of haproxy.cfg cannot be planned")
+    there = list_server_states(document, roles, membership.members, sources.stats) if document else {}
     digest, serves = (document.digest(), document.serves) if document else (None, False)
     notes = [note for note in found.notes if not isinstance(note, Note)]
-    held = [str(one) for one in found.plan.held] if found.plan else []
+    held = [str(one) for one in found.plan.blocked] if found.plan else []
     others = peers.current(sources.peers, membership.members, [*roles.roles])
     rows = nodes(roles, membership, there, found, {peer.name for peer in others})
     return Report(sources, rows, digest, serves, held, notes, problems, others)

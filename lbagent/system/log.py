@@ -62,15 +62,15 @@ class Log:
 
     def _write(self, priority: int, words: str, fields: dict[str, object], *, shown: bool) -> None:
         # Foreign names may hold escape sequences and line ends.
-        from lbagent.names import brief, printable  # noqa: PLC0415  # most events only stored log nothing
+        from lbagent.names import brief, make_printable  # noqa: PLC0415  # most events only stored log nothing
 
-        line = printable(brief(words, _LIMIT))
+        line = make_printable(brief(words, _LIMIT))
         is_journal = self._stderr_is_journal()
         if shown and not self.silent and not is_journal:
             print(f"lbagent: {line}", file=sys.stderr)
         if not self.journal:
             return
-        if self._stream and _send(priority, line, {key: printable(str(value)) for key, value in fields.items()}):
+        if self._stream and _send(priority, line, {key: make_printable(str(value)) for key, value in fields.items()}):
             return
         if is_journal:
             print(f"<{priority}>lbagent: {line}", file=sys.stderr, flush=True)
@@ -88,7 +88,7 @@ class Log:
         return self._stream == f"{found.st_dev}:{found.st_ino}"
 
 
-def told(error: Exception) -> str:
+def format_error(error: Exception) -> str:
     """The one line that an error is; of the system's, the file that it is about comes first."""
     if isinstance(error, OSError):
         return f"{error.filename or 'the system'}: {error.strerror or error}"
@@ -98,7 +98,7 @@ def told(error: Exception) -> str:
 def sentences(error: Exception) -> list[str]:
     """The lines that an error is: of a refused roles.yml one for each mistake, of any other one."""
     mistakes: Sequence[str] = getattr(error, "mistakes", ())
-    return list(mistakes) or [told(error)]
+    return list(mistakes) or [format_error(error)]
 
 
 def _send(priority: int, line: str, fields: dict[str, str]) -> bool:

@@ -152,7 +152,7 @@ class Process(NamedTuple):
     def _whole(self, name: str) -> bytes:
         """What /proc has there: nothing in the midst of an exec, of which a HAProxy master makes two at each reload."""
         deadline = time.monotonic() + _EXEC
-        while (said := self._read(name)) == b"" and lives(self.pid, self.started) and time.monotonic() < deadline:
+        while (said := self._read(name)) == b"" and is_running(self.pid, self.started) and time.monotonic() < deadline:
             time.sleep(_POLL)
         return said or b""
 
@@ -167,7 +167,7 @@ class Process(NamedTuple):
             return None
 
 
-def process(pid: int) -> Process | None:
+def read_process(pid: int) -> Process | None:
     """The process `pid`, where there is one."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
@@ -180,19 +180,19 @@ def process(pid: int) -> Process | None:
     return Process(pid, int(fields[_STARTED]), int(fields[_PARENT]), os.fsdecode(name), fields[0] not in b"ZXx")
 
 
-def lives(pid: int, started: int) -> bool:
+def is_running(pid: int, started: int) -> bool:
     """Whether this process still runs; the pid alone could be somebody else's by now."""
-    now = process(pid)
+    now = read_process(pid)
     return now is not None and now.alive and now.started == started
 
 
-def named(prefix: str) -> list[Process]:
+def find_processes(prefix: str) -> list[Process]:
     """Every living process whose program's name begins with `prefix`."""
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
-    return [one for pid in pids if (one := process(pid)) is not None and one.alive and one.program.startswith(prefix)]
+    return [one for pid in pids if (one := read_process(pid)) is not None and one.alive and one.program.startswith(prefix)]
 
 
-def children(pid: int) -> frozenset[int]:
+def find_children(pid: int) -> frozenset[int]:
     """The processes that `pid` has started; none where the kernel does not tell, or it has ended."""
     try:
         with open(f"/proc/{pid}/task/{pid}/children", "rb") as file:
@@ -209,7 +209,7 @@ def socket_inodes(pids: Iterable[int]) -> frozenset[int]:
 def holder_of(inode: int) -> Process | None:
     """A process that has this socket open; None where that may not be seen."""
     pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
-    return next((process(pid) for pid in pids if inode in _sockets(pid)), None)
+    return next((read_process(pid) for pid in pids if inode in _sockets(pid)), None)
 
 
 def _sockets(pid: int) -> list[int]:
@@ -222,7 +222,7 @@ def _sockets(pid: int) -> list[int]:
     return found
 
 
-def table_readable() -> bool:
+def can_read_processes() -> bool:
     """Whether other users' processes are shown at all (/proc may be mounted with hidepid)."""
     return os.geteuid() == 0 or os.access("/proc/1/stat", os.R_OK)
 

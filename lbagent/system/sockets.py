@@ -15,14 +15,14 @@ _LOCAL, _REMOTE, _STATE, _USER = 1, 2, 3, 7
 _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  # compared, not bound
 
 
-def established() -> Counter[tuple[str, int]]:
+def count_connections() -> Counter[tuple[str, int]]:
     """How many connections are established from here, by remote address and port."""
     found: Counter[str] = Counter()
     found.update(row[_REMOTE] for row in _rows(_STATE) if row[_STATE] == _ESTABLISHED)
     return Counter({_endpoint(remote): count for remote, count in found.items()})
 
 
-def listeners(asked: str) -> set[int]:
+def find_listeners(asked: str) -> set[int]:
     """The users who listen at `asked`, HOST:PORT."""
     at = _resolved(asked)
     everywhere = {(one, port) for _, port in at for one in _EVERYWHERE}
@@ -33,7 +33,7 @@ def listeners(asked: str) -> set[int]:
     return found
 
 
-def same(one: str, other: str) -> bool:
+def is_same_endpoint(one: str, other: str) -> bool:
     """Whether two HOST:PORT may be one and the same; who listens everywhere does so at each address."""
     if one == other:
         return True
@@ -83,7 +83,7 @@ _AT_ONCE = 200
 """Connections tried at the same time: a process may have few descriptors."""
 
 
-def silent(endpoints: Iterable[Endpoint], seconds: float) -> set[Endpoint]:
+def find_silent_endpoints(endpoints: Iterable[Endpoint], seconds: float) -> set[Endpoint]:
     """Those that refuse, or do not answer within the time; what there was no time for counts as answering."""
     left = sorted(set(endpoints))
     deadline = time.monotonic() + seconds

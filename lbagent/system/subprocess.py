@@ -60,7 +60,7 @@ class Finished(NamedTuple):
         return f"was killed by signal {number}{hint}"
 
 
-def found(program: str) -> str:
+def find_program(program: str) -> str:
     """The path of a program, also where an init script left PATH short. Raises FileNotFoundError."""
     # A relative word of PATH, an empty one too, means the folder Serf was started in: nobody's choice.
     absolute = [folder for folder in os.environ.get("PATH", "").split(":") if folder.startswith("/")]
@@ -71,7 +71,7 @@ def found(program: str) -> str:
     raise FileNotFoundError(2, "no such program", program)
 
 
-def run(
+def run_program(
     argv: Sequence[str],
     timeout: float,
     *,
@@ -98,11 +98,11 @@ def run(
 
 
 def _command(argv: Sequence[str], cwd: str | None) -> list[str]:
-    command = [found(argv[0]), *argv[1:]]
+    command = [find_program(argv[0]), *argv[1:]]
     if cwd is None or cwd == os.getcwd():
         return command
     # posix_spawn knows no folder; env does.
-    return [found("env"), f"--chdir={cwd}", *command]
+    return [find_program("env"), f"--chdir={cwd}", *command]
 
 
 def _words(output: int) -> str:

@@ -95,7 +95,7 @@ def write_state_file(lines: Lines, rows: Rows, changed: Collection[Key]) -> None
         kept = [row.text for key, row in rows.items() if key not in changed]
         text = "\n".join((_VERSION, _HEADER, *kept, ""))
         with contextlib.suppress(OSError):
-            files.replace(path, text.encode("utf-8", "surrogateescape"), _READABLE, durable=False)
+            files.replace_file(path, text.encode("utf-8", "surrogateescape"), _READABLE, durable=False)
 
 
 def _row(row: Sequence[str]) -> Row:
