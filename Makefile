@@ -39,16 +39,16 @@ load: $(VENV)/.dev  ## 1,000 changes under load, long sessions, and a burst of r
 	@$(BIN)/python -m load.burst
 
 fuzz: $(VENV)/.dev  ## 100,000 hostile inputs through the whole path; fifteen minutes
-	@LBAGENT_HOSTILE=100000 $(BIN)/python -m pytest -n 2 -q -s tests/test_hostile.py
+	@LBAGENT_HOSTILE=100000 $(BIN)/python -m pytest -n 2 -q -s tests/run/test_hostile_inputs.py
 
 long: $(VENV)/.dev  ## the daemon over 100,000 events and a day of syncs; ten minutes
 	@$(BIN)/python -m load.long
 
 histories: $(VENV)/.dev  ## pauses in 50,000 random histories beside a model; a quarter of an hour, HISTORIES=N for N of each kind
-	@LBAGENT_HISTORIES=$(or $(HISTORIES),5500) $(BIN)/python -m pytest -q -s -n 2 tests/test_pauses_model.py
+	@LBAGENT_HISTORIES=$(or $(HISTORIES),5500) $(BIN)/python -m pytest -q -s -n 2 tests/membership/test_pauses_model.py
 
 test-differential: $(VENV)/.dev  ## servers joined at run time beside the same lines after a reload: all pairs of keywords, on each HAProxy
-	@LBAGENT_SWEEP=1 $(BIN)/python -m pytest -q -s tests/test_differential.py
+	@LBAGENT_SWEEP=1 $(BIN)/python -m pytest -q -s tests/real/test_differential.py
 
 test-pair: $(VENV)/.dev  ## two load balancers with keepalived under load, as root; five minutes
 	@.ci/install keepalived rsyslogd logrotate nft ip curl pkill

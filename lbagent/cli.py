@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from lbagent.errors import INTERRUPTED, LbagentError
 from lbagent.settings import Settings, load_handler_settings
-from lbagent.system.log import Log, sentences, format_error
+from lbagent.system.log import Log, format_error, sentences
 
 Verb = Callable[[Settings, Log], int]
 

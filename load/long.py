@@ -16,7 +16,7 @@ from pathlib import Path
 from lbagent.serf.raw_event import RECORD_LIMIT, RawEvent
 from lbagent.state.paths import Paths
 from lbagent.state.spool import Spool
-from tests.world import Lb, SerfAgent, eventually, member
+from tests.helpers.real_programs import Lb, SerfAgent, eventually, member
 
 EVENTS, SYNCS = (int(os.environ.get(name, default)) for name, default in (("EVENTS", 100_000), ("SYNCS", 1440)))
 BATCH = 500

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.world import Haproxy, Lb, eventually, free_port, member
+from tests.helpers.real_programs import Haproxy, Lb, eventually, free_port, member
 
 NODES = 40
 

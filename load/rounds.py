@@ -17,8 +17,8 @@ from pathlib import Path
 
 from load.latency import Answers, client, handled, reached
 from load.pair import Fleet, balancer, nodes
-from tests.traffic import load
-from tests.world import Haproxy, Lb, binaries, eventually, member
+from tests.helpers.http_clients import load
+from tests.helpers.real_programs import Haproxy, Lb, binaries, eventually, member
 
 ROUNDS = int(os.environ.get("ROUNDS", "200"))
 SETTLED = 0.25

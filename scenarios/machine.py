@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-from tests.world import eventually
+from tests.helpers.real_programs import eventually
 
 HERE = Path(__file__).resolve().parent
 INSIDE = str(HERE / "inside")

@@ -19,7 +19,7 @@ import pytest
 
 from scenarios.meter import CLIENTS, PATIENCE, PAUSE, Meter
 from scenarios.pair import LONG, Balancer, Pair
-from tests.world import eventually
+from tests.helpers.real_programs import eventually
 
 SERF = "meta l4proto { tcp, udp } th dport 7946"
 VRRP = "ip protocol vrrp"

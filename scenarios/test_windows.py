@@ -14,9 +14,9 @@ import pytest
 
 from scenarios import wine
 from scenarios.windows_site import Report, Site, Slow, confirmed, site
-from tests.pair import Balancer
-from tests.traffic import load
-from tests.world import Backend, SerfAgent, eventually
+from tests.helpers.http_clients import load
+from tests.helpers.pair import Balancer
+from tests.helpers.real_programs import Backend, SerfAgent, eventually
 
 HAD_WINE = (Path.home() / ".wine").exists()
 """Of the caller's own."""

@@ -18,7 +18,14 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.world import TESTED, binaries, default_haproxy, fetched_haproxies, haproxy_release, haproxy_version
+from tests.helpers.real_programs import (
+    TESTED,
+    binaries,
+    default_haproxy,
+    fetched_haproxies,
+    haproxy_release,
+    haproxy_version,
+)
 
 REQUIRED = bool(os.environ.get("LBAGENT_REQUIRE_REAL"))
 """Read once, here: no test sees the variable."""

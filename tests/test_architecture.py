@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.building import dedent
-from tests.stage import Stage, built
+from tests.helpers.builders import dedent
+from tests.helpers.load_balancer_files import Stage, built
 
 HOUSE = Path(__file__).parent.parent / "lbagent"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.world import Lb, binaries, default_binary, haproxy_release, installed_haproxy
+from tests.helpers.real_programs import Lb, binaries, default_binary, haproxy_release, installed_haproxy
 
 HERE = Path(__file__).resolve().parent.parent
 

@@ -23,10 +23,10 @@ from lbagent.planning.plan import PlanOptions
 from lbagent.roles.model import Pair, Roles
 from lbagent.state.paths import Paths
 from lbagent.state.store import Store
-from tests import building
-from tests.building import NOW, POISON, known, pausing, planning, poisoned, reading
-from tests.faults import full, reload_with, small_disk
-from tests.world import RELOADING, ROLES, Haproxy, Lb, member
+from tests.helpers import builders as building
+from tests.helpers.builders import NOW, POISON, known, pausing, planning, poisoned, reading
+from tests.helpers.faults import full, reload_with, small_disk
+from tests.helpers.real_programs import RELOADING, ROLES, Haproxy, Lb, member
 
 PAGE = Path(__file__).parent.parent / "docs" / "metrics.md"
 
@@ -189,7 +189,10 @@ def counted(*members: Member, roles: Roles = TWO) -> dict[str, tuple[int, ...]]:
     plan = planning(FARM, roles, membership, PlanOptions(kept=frozenset()))
     found = planning_counts.count_servers(plan.managed_lines, roles, membership)
     (text,) = plan.after
-    assert planning_counts.count_servers(planning_counts.list_managed_lines(Document([("", text)])), roles, membership) == found
+    assert (
+        planning_counts.count_servers(planning_counts.list_managed_lines(Document([("", text)])), roles, membership)
+        == found
+    )
     return {pair.middle: tuple(states[state] for state in planning_counts.STATES) for pair, states in found.items()}
 
 

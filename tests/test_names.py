@@ -10,8 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbagent.names import NAME, SERVICE, TAG_VALUE, canonical_address, format_count, sort_names, natural_key, make_printable, explain_refused_address
-from tests.building import poisoned
+from lbagent.names import (
+    NAME,
+    SERVICE,
+    TAG_VALUE,
+    canonical_address,
+    explain_refused_address,
+    format_count,
+    make_printable,
+    natural_key,
+    sort_names,
+)
+from tests.helpers.builders import poisoned
 
 
 @pytest.mark.parametrize("name", ["a", "0", "web01", "WEB-01", "web09.example.co.jp", "a..b", "x" * 63, "a_-."])
@@ -137,15 +147,19 @@ def test_any_other_is_taken_where_a_role_names_no_networks(address: str) -> None
 
 def test_a_network_that_names_something_else_does_not_open_the_loopback() -> None:
     assert (
-        explain_refused_address("127.0.0.1", ["0.0.0.0/0"]) == "127.0.0.1 is a loopback address, which the role's networks do not name"
+        explain_refused_address("127.0.0.1", ["0.0.0.0/0"])
+        == "127.0.0.1 is a loopback address, which the role's networks do not name"
     )
-    assert explain_refused_address("::1", ["::/0"]) == "::1 is a loopback address, which the role's networks do not name"
+    assert (
+        explain_refused_address("::1", ["::/0"]) == "::1 is a loopback address, which the role's networks do not name"
+    )
 
 
 @pytest.mark.parametrize("networks", [["0.0.0.0/0"], ["224.0.0.0/4"], ["169.254.0.0/16"], ["255.255.255.255/32"]])
 def test_no_network_opens_what_can_never_serve(networks: list[str]) -> None:
     assert [
-        explain_refused_address(address, networks) is None for address in ("224.0.0.1", "169.254.0.1", "255.255.255.255", "0.0.0.0")
+        explain_refused_address(address, networks) is None
+        for address in ("224.0.0.1", "169.254.0.1", "255.255.255.255", "0.0.0.0")
     ] == [False] * 4
 
 

@@ -27,7 +27,7 @@ from lbagent.run.engine import Engine
 from lbagent.settings import Settings
 from lbagent.state import untrusted_files
 from lbagent.state.paths import Paths
-from lbagent.system.log import Log, sentences, format_error
+from lbagent.system.log import Log, format_error, sentences
 
 
 class LinesSide:

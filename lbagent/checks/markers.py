@@ -256,7 +256,9 @@ def drift_judge(document: Document, plan: Plan, known: Known) -> Iterator[Findin
             what = "the managed lines are as they should be, but HAProxy has not confirmed them"
             yield warning(Kind.PENDING, "", what, "`lbagent apply`")
         elif not waiting:
-            yield ok(Kind.DRIFT, "", f"the managed lines are what they should be ({format_count(_lines(document), 'line')})")
+            yield ok(
+                Kind.DRIFT, "", f"the managed lines are what they should be ({format_count(_lines(document), 'line')})"
+            )
     elif confirmed and not waiting and (count := len(plan.added) + len(plan.removed)):
         yield warning(Kind.PENDING, "", f"{format_count(count, 'line')} would change, of roles.yml or the text", _APPLY)
     elif not waiting:

@@ -36,7 +36,9 @@ def _below(node: yaml.Node, path: Path) -> Iterator[tuple[Path, int]]:
 
 def judge(roles: Roles, path: str, lines: Mapping[Path, int]) -> Iterator[Finding]:
     """What there is to say of `roles`, which were read from the file `path`, whose keys stand at `lines`."""
-    yield ok(Kind.ROLES, path, f"{format_count(len(roles.roles), 'role')}, {format_count(len(roles.services), 'service')}")
+    yield ok(
+        Kind.ROLES, path, f"{format_count(len(roles.roles), 'role')}, {format_count(len(roles.services), 'service')}"
+    )
     for role in roles.roles.values():
         # The older form has its roles at the top level.
         line = lines.get(("roles", role.name)) or lines.get((role.name,))

@@ -177,7 +177,9 @@ def role(info: AgentInfo, roles: Roles | None) -> Finding:
     return ok(Kind.ROLE_TAG, info.name, f"its role is {info.role}")
 
 
-def peers(info: AgentInfo, listing: MemberList, named: Sequence[str] = (), *, declared: bool = False) -> Iterator[Finding]:
+def peers(
+    info: AgentInfo, listing: MemberList, named: Sequence[str] = (), *, declared: bool = False
+) -> Iterator[Finding]:
     """The load balancers of the same role, and members that nobody can use.
 
     `named` are the nodes that the agent's settings name to join (`retry_join`, `start_join`), by address or name;
@@ -204,7 +206,9 @@ def peers(info: AgentInfo, listing: MemberList, named: Sequence[str] = (), *, de
     for words in listing.refused[:NAMED]:
         yield warning(Kind.MEMBERS, "", words, "mend that node's name, or its address")
     if more := len(listing.refused[NAMED:]):
-        yield warning(Kind.MEMBERS, "serf members", f"{format_count(more, 'more member')} of no use", "see `serf members`")
+        yield warning(
+            Kind.MEMBERS, "serf members", f"{format_count(more, 'more member')} of no use", "see `serf members`"
+        )
 
 
 _DECLARED = "the `peers` section of haproxy.cfg has another one"

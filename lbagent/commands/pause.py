@@ -229,7 +229,9 @@ class Rows:
     def interrupt(self) -> None:
         """Say what is in effect, and which load balancers have not answered."""
         names = [self._cluster.myself, *(one.name for one in self._cluster.others)]
-        done = [name for name in names if all(is_confirmation(self._said.get((node, name), "")) for node in self._nodes)]
+        done = [
+            name for name in names if all(is_confirmation(self._said.get((node, name), "")) for node in self._nodes)
+        ]
         silent = [name for name in names if any((node, name) not in self._said for node in self._nodes)]
         what = f"{self._verb} of {', '.join(self._nodes)}"
         effect = f"in effect on {', '.join(done)}" if done else "not confirmed by any load balancer"

@@ -86,4 +86,6 @@ def _status(words: tuple[str, ...], raw: RawEvent, engine: Engine) -> str:
         return summary(engine, raw.self_name)
     after = "".join(word.removeprefix("after=") for word in words[1:2])
     version = pause_reports.VERSION if f"v={pause_reports.VERSION}" in words[2:] else 1
-    return pause_reports.format_page(engine.store.load_membership() or Membership(), after, ROOM, int(time.time()), version)
+    return pause_reports.format_page(
+        engine.store.load_membership() or Membership(), after, ROOM, int(time.time()), version
+    )

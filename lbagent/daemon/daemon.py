@@ -12,7 +12,7 @@ from tenacity import Retrying, retry_if_result, wait_exponential_jitter
 from lbagent.checks.candidate import Validator, refused_lines
 from lbagent.daemon import sd_notify
 from lbagent.daemon.background import BackgroundSync
-from lbagent.daemon.file_watcher import FileWatcher, ConfigEdits
+from lbagent.daemon.file_watcher import ConfigEdits, FileWatcher
 from lbagent.daemon.haproxy_watcher import HaproxyWatcher
 from lbagent.daemon.schedule import SYNC_EVERY, ReloadInterval, SyncSchedule, next_end
 from lbagent.errors import Busy, LbagentError, ReloadPostponed, RolledBack
@@ -167,7 +167,9 @@ class _Watch:
         except (LbagentError, OSError) as error:
             self._words = format_error(error)
             self._pace.waiting = False  # whatever waited, it is tried again with all the rest
-            self._came_to(learn, reloaded=isinstance(error, RolledBack) and not isinstance(error, ReloadPostponed), learned=False)
+            self._came_to(
+                learn, reloaded=isinstance(error, RolledBack) and not isinstance(error, ReloadPostponed), learned=False
+            )
             raise
         finally:
             self._newcomers.ours()

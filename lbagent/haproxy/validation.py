@@ -82,7 +82,9 @@ def _checked(mode: Sequence[str], paths: Sequence[str], timeout: float, running:
     argv = ["haproxy", "-c", *mode, *(word for path in paths for word in ("-f", path))]
     cwd = running.main.cwd if running and running.is_master else None
     # In its folder: paths in haproxy.cfg may be relative to it.
-    return subprocess.run_program(argv, timeout, cwd=cwd if cwd and os.path.isdir(cwd) else None, environ=environ(running))
+    return subprocess.run_program(
+        argv, timeout, cwd=cwd if cwd and os.path.isdir(cwd) else None, environ=environ(running)
+    )
 
 
 def _content(path: str) -> bytes:

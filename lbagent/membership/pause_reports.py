@@ -15,9 +15,20 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from lbagent.membership import pauses
 from lbagent.membership.lookup import find_member
-from lbagent.membership.model import LEFT, REMEMBERED, TOLD, UNKNOWN, LastCommand, Member, Membership, Pause, Said, as_table
+from lbagent.membership.model import (
+    LEFT,
+    REMEMBERED,
+    TOLD,
+    UNKNOWN,
+    LastCommand,
+    Member,
+    Membership,
+    Pause,
+    Said,
+    as_table,
+)
 from lbagent.membership.pauses import COMMANDS_LIMIT, FORMER, Known
-from lbagent.membership.updates import UpdateResult, MembershipDraft
+from lbagent.membership.updates import MembershipDraft, UpdateResult
 from lbagent.names import NAME, canonical_address
 from lbagent.serf.events import QUERY, TYPED, USER
 from lbagent.system.tuples import NamedTuple
@@ -119,7 +130,9 @@ def _base(member: Member) -> bool:
     return member.pause is not None and not member.heard
 
 
-def merge_reports(membership: Membership, told: Iterable[PauseReport], by: str, clocks: Mapping[str, int], now: int) -> UpdateResult:
+def merge_reports(
+    membership: Membership, told: Iterable[PauseReport], by: str, clocks: Mapping[str, int], now: int
+) -> UpdateResult:
     """`membership` joined with what the load balancer `by` has told.
 
     `clocks` is what the agent says its LTimes are now: what is beyond them was heard in an older cluster.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lbagent.membership.model import ALIVE, FAILED, LEFT, LOST, PRESENT, Membership, as_table
-from lbagent.membership.updates import UpdateResult, MembershipDraft, apply_member_event
+from lbagent.membership.updates import MembershipDraft, UpdateResult, apply_member_event
 from lbagent.names import role_names
 from lbagent.roles.model import Roles
 from lbagent.serf.events import MemberEvent, MemberLine
@@ -31,7 +31,9 @@ def knows_nobody(membership: Membership, roles: Roles) -> bool:
     )
 
 
-def merge_member_list(membership: Membership, listing: MemberList, myself: str, now: int, *, force: bool) -> UpdateResult:
+def merge_member_list(
+    membership: Membership, listing: MemberList, myself: str, now: int, *, force: bool
+) -> UpdateResult:
     """`membership` after the list was read at `now` (epoch seconds) by the load balancer `myself`.
 
     Who is not in it is gone when another such list, TWICE seconds ago, missed it too, or with `force`.

@@ -16,8 +16,8 @@ from lbagent.membership.model import (
     MEMBERS_LIMIT,
     UNKNOWN,
     UNKNOWN_LIMIT,
-    MemberEdits,
     Member,
+    MemberEdits,
     Membership,
     Pause,
     Said,
@@ -388,7 +388,9 @@ def replayable(membership: Membership, events: Iterable[Event]) -> bool:
     return False
 
 
-def apply_events(membership: Membership, batch: Iterable[tuple[RawEvent, Event]], serf_clocks: Mapping[str, int]) -> UpdateResult:
+def apply_events(
+    membership: Membership, batch: Iterable[tuple[RawEvent, Event]], serf_clocks: Mapping[str, int]
+) -> UpdateResult:
     """`membership` after `batch`; `serf_clocks` is what the agent says its clocks are, where it was asked."""
     slate = MembershipDraft(membership)
     answers: dict[str, str] = {}

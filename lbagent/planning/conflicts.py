@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from lbagent.haproxy.config import Document, HandWritten, Line, Proxy
 from lbagent.membership.model import FAILED
 from lbagent.names import natural_key
-from lbagent.planning.desired import OperatorLineNote, Note, DesiredServer
+from lbagent.planning.desired import DesiredServer, Note, OperatorLineNote
 
 Named = Callable[[str, int], str]
 """The name of a node's server at a marker."""
@@ -69,7 +69,9 @@ class Conflicts:
         """Whether no other server has this ADDRESS:PORT, seen from the line `at`."""
         return self._holder(endpoint, at) is None and not any(line.endpoint == endpoint for line in self._by_hand(at))
 
-    def grant(self, wished: Sequence[Sequence[DesiredServer]], kept: frozenset[str]) -> dict[int, Sequence[DesiredServer]]:
+    def grant(
+        self, wished: Sequence[Sequence[DesiredServer]], kept: frozenset[str]
+    ) -> dict[int, Sequence[DesiredServer]]:
         """The wishes that come true: no operator's line in their way, each address:port once in the proxy."""
         order = [(number, wish) for number, wishes in enumerate(wished) for wish in wishes]
         order.sort(key=lambda one: (one[1].member.status == FAILED, natural_key(one[1].member.name)))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from lbagent.haproxy.server_line import Server, drain_line, endpoint, paused_line, tail
 from lbagent.membership.lookup import find_paused, superseded
 from lbagent.membership.model import FAILED, PRESENT, Member, Membership, as_table
-from lbagent.names import NAME, are_plainly_allowed, sort_names, natural_key, explain_refused_address, role_names
+from lbagent.names import NAME, are_plainly_allowed, explain_refused_address, natural_key, role_names, sort_names
 from lbagent.roles.model import Missing, Pair, Role, Roles, Service, Template
 from lbagent.system.tuples import TYPE_CHECKING, NamedTuple
 
@@ -152,7 +152,9 @@ class DesiredServers:
             return ""
         return f"its role {member.role[:40]!r} is not {NAME.pattern}"
 
-    def at(self, pair: Pair, known: Callable[[], Collection[str]], server: Callable[[str], str] = str) -> list[DesiredServer]:
+    def at(
+        self, pair: Pair, known: Callable[[], Collection[str]], server: Callable[[str], str] = str
+    ) -> list[DesiredServer]:
         """The wishes for the marker of `pair`, in the order of names.
 
         `known` returns the nodes with lines there, `server` the name of a node's server in that proxy.
@@ -185,7 +187,9 @@ class DesiredServers:
             nodes = {name: self._by_tag(role, self._members[name]) for name in nodes}
         if not role.networks and are_plainly_allowed(nodes.values()):
             return {name: nodes[name] for name in sort_names(nodes)}
-        refused = {name: why for name, at in nodes.items() if at and (why := explain_refused_address(at, role.networks))}
+        refused = {
+            name: why for name, at in nodes.items() if at and (why := explain_refused_address(at, role.networks))
+        }
         for name, why in refused.items():
             self.notes[Note(name, f"node {name} of role {role.name} has no line: ", why)] = None
         return {name: nodes[name] for name in sort_names(nodes) if name not in refused}

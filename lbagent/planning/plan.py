@@ -14,7 +14,7 @@ from lbagent.membership.model import Membership
 from lbagent.outcome import BlockedRemoval
 from lbagent.planning.desired import DesiredServers
 from lbagent.planning.guard import Guard, Removals
-from lbagent.planning.proxy import ProxyPlanner, PlanContext
+from lbagent.planning.proxy import PlanContext, ProxyPlanner
 from lbagent.roles.model import Pair, Roles
 from lbagent.system.tuples import NamedTuple
 

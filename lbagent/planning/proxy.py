@@ -14,7 +14,7 @@ from lbagent.haproxy.server_line import Server, drain_line, paused_line, stable_
 from lbagent.membership.model import Members
 from lbagent.names import natural_key, role_names
 from lbagent.planning.conflicts import Conflicts
-from lbagent.planning.desired import UNKNOWN_TAGS, Crowd, Note, DesiredServer, DesiredServers
+from lbagent.planning.desired import UNKNOWN_TAGS, Crowd, DesiredServer, DesiredServers, Note
 from lbagent.planning.guard import Guard
 from lbagent.roles.model import Pair, Roles
 from lbagent.system.tuples import NamedTuple
@@ -285,7 +285,9 @@ class ProxyPlanner:
         else:
             self.notes.append(Note(node, f"node {node} has no line for ", f"{pair.service}: {wish.unknown}"))
 
-    def _stay(self, number: int, served: Mapping[str, DesiredServer | None], planned: set[str], turn: PlanContext) -> list[PlannedLine]:
+    def _stay(
+        self, number: int, served: Mapping[str, DesiredServer | None], planned: set[str], turn: PlanContext
+    ) -> list[PlannedLine]:
         """The standing lines that stay though they are not `planned`: kept, without a marker, or blocked.
 
         `served` holds the nodes that have a line here, and their wishes.
@@ -375,7 +377,9 @@ class ProxyPlanner:
                 after = self._remaining(line, node, turn.wishes)
             yield diff_block(None, [line], after)
 
-    def _ids(self, granted: Mapping[int, Sequence[DesiredServer]], stays: Mapping[int, Sequence[PlannedLine]]) -> Mapping[str, int]:
+    def _ids(
+        self, granted: Mapping[int, Sequence[DesiredServer]], stays: Mapping[int, Sequence[PlannedLine]]
+    ) -> Mapping[str, int]:
         if not self._proxy.hashes:
             return {}
         names = {self._name(wish.member.name, number) for number, wishes in granted.items() for wish in wishes}

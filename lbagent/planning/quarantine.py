@@ -67,7 +67,9 @@ CHECKS = 16
 """Trials one search may take; the whole, twice, the operator's own text and what is left make it 20."""
 
 
-def find_refused_nodes(nodes: Sequence[str], refusal: Callable[[Sequence[str]], str | None], words: str) -> dict[str, str]:
+def find_refused_nodes(
+    nodes: Sequence[str], refusal: Callable[[Sequence[str]], str | None], words: str
+) -> dict[str, str]:
     """Those of `nodes` whose changes HAProxy refuses, each with its reason.
 
     `refusal` says what HAProxy says of the changes of some nodes, None where it takes them; `words`

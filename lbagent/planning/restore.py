@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from lbagent.haproxy.config import Document, Edit, Proxy
 from lbagent.membership.model import ALIVE, REBUILT, Member, Membership, Pause
 from lbagent.names import NAME, canonical_address, role_names
-from lbagent.planning.proxy import ProxyPlanner, MarkerBlock
+from lbagent.planning.proxy import MarkerBlock, ProxyPlanner
 from lbagent.roles.model import Roles
 
 

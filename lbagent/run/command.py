@@ -13,7 +13,7 @@ from lbagent.run.transaction import RunOptions
 from lbagent.serf.events import TYPED, Command
 from lbagent.serf.raw_event import RawEvent
 from lbagent.state import answers
-from lbagent.state.lock import is_locked, acquire_lock, may_lock
+from lbagent.state.lock import acquire_lock, is_locked, may_lock
 from lbagent.system.log import Log, format_error
 
 Order = tuple[RawEvent, Command]
@@ -83,7 +83,9 @@ def _applied(orders: Sequence[Order], engine: Engine, log: Log, rounds: DrainLoo
         log.error(format_error(error))
         failed = error
     try:
-        ran = CommandRun(engine.roles() if engine.transaction else None, engine.transaction, outcome, engine.answers, failed)
+        ran = CommandRun(
+            engine.roles() if engine.transaction else None, engine.transaction, outcome, engine.answers, failed
+        )
         return [format_reply(_record(raw), command, ran) for raw, command in orders]
     except (LbagentError, OSError) as error:
         log.error(format_error(error))

@@ -184,7 +184,9 @@ class Engine:
                 chronicle.causes = self.drain(roles)
             except OSError as error:
                 # Stored in the spool it is; told it can be.
-                raise type(error)(error.errno, f"{error.strerror}{self.withdraw_unstored(roles)}", error.filename) from error
+                raise type(error)(
+                    error.errno, f"{error.strerror}{self.withdraw_unstored(roles)}", error.filename
+                ) from error
             chronicle.heard, chronicle.asked, chronicle.answers = self.heard, self.asked, self.answers
             if learn:
                 self._learn(learn, roles, chronicle)

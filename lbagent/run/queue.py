@@ -8,7 +8,7 @@ from collections.abc import Callable
 from lbagent.errors import LbagentError, NotStored, TryAgain
 from lbagent.serf.raw_event import RECORD_LIMIT, RawEvent
 from lbagent.settings import Settings
-from lbagent.state.lock import is_locked, acquire_lock, may_lock
+from lbagent.state.lock import acquire_lock, is_locked, may_lock
 from lbagent.state.paths import Paths
 from lbagent.state.spool import Mark, Spool
 from lbagent.system.log import Log, sentences

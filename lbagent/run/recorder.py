@@ -114,7 +114,9 @@ class Recorder:
                 self._enter(partly.verdict, partly.words, reloaded=partly.reloaded)
             return
         if isinstance(error, LbagentError | OSError):
-            self._enter(getattr(error, "outcome", "failed"), format_error(error), reloaded=isinstance(error, RolledBack))
+            self._enter(
+                getattr(error, "outcome", "failed"), format_error(error), reloaded=isinstance(error, RolledBack)
+            )
         elif self.outcome and self.outcome.verdict is not Verdict.UNCHANGED:
             self._enter(self.outcome.verdict, self.outcome.words, reloaded=self.outcome.reloaded)
 

@@ -9,10 +9,10 @@ from lbagent.haproxy import config, config_files
 from lbagent.haproxy.config import Key
 from lbagent.membership.lookup import find_member, find_paused
 from lbagent.membership.model import UNKNOWN, Member, Membership, as_table
-from lbagent.membership.updates import DONE, UNKNOWN_NODE, NOT_YET, STILL_PAUSED
+from lbagent.membership.updates import DONE, NOT_YET, STILL_PAUSED, UNKNOWN_NODE
 from lbagent.outcome import Outcome, Verdict
 from lbagent.planning import last_server
-from lbagent.planning.desired import OperatorLineNote, Note, list_serving_ports
+from lbagent.planning.desired import Note, OperatorLineNote, list_serving_ports
 from lbagent.planning.plan import Plan
 from lbagent.roles.model import Roles
 from lbagent.run.transaction import Transaction
@@ -149,4 +149,6 @@ def _notes(member: Member, host: frozenset[str], found: Transaction, roles: Role
 def _sessions(member: Member, roles: Roles) -> int:
     """Connections from this host to where the node serves: after a reload only the kernel knows them all."""
     ports = list_serving_ports(roles, member)
-    return sum(count for (address, port), count in count_connections().items() if address == member.address and port in ports)
+    return sum(
+        count for (address, port), count in count_connections().items() if address == member.address and port in ports
+    )

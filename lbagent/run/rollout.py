@@ -242,7 +242,9 @@ class Rollout:
         failure, key = self._served.failure, self._key()
         times = failure.times + 1 if failure and failure.key == key else 1
         # Said first: a run killed from here on must not reload again at once.
-        self._store.save_served(self._store.load_served()._replace(failure=Failure(int(time.time()), times, key, words)))
+        self._store.save_served(
+            self._store.load_served()._replace(failure=Failure(int(time.time()), times, key, words))
+        )
         self._restore(wanted, words, RolledBack)
 
     def _restore(self, wanted: Plan, words: str, kind: type[LbagentError]) -> NoReturn:

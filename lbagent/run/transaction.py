@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Collection, Mapping, Sequence
 
-from lbagent.errors import Busy, LbagentError, ReloadPostponed, RolledBack, Refused, TryAgain
+from lbagent.errors import Busy, LbagentError, Refused, ReloadPostponed, RolledBack, TryAgain
 from lbagent.haproxy import config_files
 from lbagent.haproxy.config import Document, Key
 from lbagent.haproxy.config_files import Scene
@@ -17,7 +17,7 @@ from lbagent.outcome import QUIET, Outcome, Verdict, format_line_counts, format_
 from lbagent.planning import guard, quarantine
 from lbagent.planning.plan import Change, Plan, PlanOptions, make_plan
 from lbagent.roles.model import Roles
-from lbagent.run.rollout import ATTEMPTS, RolloutResult, Rollout, withheld
+from lbagent.run.rollout import ATTEMPTS, Rollout, RolloutResult, withheld
 from lbagent.state.store import Served, Store
 from lbagent.system.tuples import NamedTuple
 
@@ -220,7 +220,9 @@ class Transaction:
         """What membership asks for, though the lines of some nodes have to stay as they are."""
         if not self._kept(seen):
             return wanted
-        return make_plan(seen.document, self._roles, self.membership, PlanOptions(self._options.force, self._options.adopt))
+        return make_plan(
+            seen.document, self._roles, self.membership, PlanOptions(self._options.force, self._options.adopt)
+        )
 
     def _kept(self, seen: Scene) -> frozenset[str]:
         holding = quarantine.find_quarantined_in(self.membership, seen.document, self._roles)
@@ -251,7 +253,9 @@ class Transaction:
         with contextlib.suppress(LbagentError, OSError):
             seen = config_files.look(self._roles.haproxy)
             haproxy = config_files.haproxy(self._roles.haproxy, seen, self._options.known)
-            asked = make_plan(seen.document, self._roles, self.membership, PlanOptions(self._options.force, self._options.adopt))
+            asked = make_plan(
+                seen.document, self._roles, self.membership, PlanOptions(self._options.force, self._options.adopt)
+            )
             self._keep_out(seen.document, Rollout(self._store, self._roles, haproxy, seen), None, asked)
 
     def _has_to_wait(self, wanted: Plan, handover: Rollout) -> bool:
@@ -331,7 +335,9 @@ class Transaction:
         said = refusal(tuple(wanted.changes))
         reasons = quarantine.find_refused_nodes(tuple(wanted.changes), refusal, said) if said else {}
         self._refused.update(reasons)
-        self.membership = quarantine.quarantine_nodes(self.membership, reasons, self._surroundings(seen), int(time.time()))
+        self.membership = quarantine.quarantine_nodes(
+            self.membership, reasons, self._surroundings(seen), int(time.time())
+        )
         self._store.save_membership(self.membership)
 
     def _handed(self, wanted: Plan, handover: Rollout) -> RolloutResult:
@@ -346,7 +352,13 @@ class Transaction:
         return handed or handover.reload(wanted)
 
     def _outcome(self, wanted: Plan, handed: RolloutResult) -> Outcome:
-        said = "; ".join((format_line_counts(len(wanted.added), len(wanted.removed)), handed.words, *format_quarantined(self._refused)))
+        said = "; ".join(
+            (
+                format_line_counts(len(wanted.added), len(wanted.removed)),
+                handed.words,
+                *format_quarantined(self._refused),
+            )
+        )
         ended = Outcome(handed.verdict, said, wanted.added, wanted.removed, wanted.blocked)
         return ended._replace(running=handed.running, reloaded=handed.reloaded)
 

@@ -80,7 +80,9 @@ def _query(name: str, payload: str, nodes: Collection[str], seconds: int, heard:
 
     def all_have_answered(said: str) -> bool:
         # Serf itself waits to the end of its time, whoever has answered. Its last line may be half an answer.
-        return len(found(said.rpartition("\n")[0])) == len(nodes) or len(member_list.parse_answers(said, nodes)) == len(nodes)
+        return len(found(said.rpartition("\n")[0])) == len(nodes) or len(member_list.parse_answers(said, nodes)) == len(
+            nodes
+        )
 
     return found(_serf(argv, seconds + _MORE, all_have_answered))
 

@@ -146,7 +146,9 @@ class Store:
         """Keep `state` for the next run, as well as can be."""
         with contextlib.suppress(OSError):
             text = json.dumps(state)
-            files.replace_file(self.paths.roles, json.dumps({"key": key, "check": _check(text), "state": text}).encode())
+            files.replace_file(
+                self.paths.roles, json.dumps({"key": key, "check": _check(text), "state": text}).encode()
+            )
 
     def append_history(self, entry: Mapping[str, object]) -> None:
         """Add a line to history.jsonl, as well as can be: it never changes an outcome."""

@@ -16,7 +16,7 @@ from lbagent.outcome import PastRun
 from lbagent.planning.desired import Note
 from lbagent.planning.preview import Preview, make_preview
 from lbagent.roles.model import Roles
-from lbagent.status.nodes import Node, State, nodes, list_server_states
+from lbagent.status.nodes import Node, State, list_server_states, nodes
 from lbagent.system.tuples import NamedTuple
 
 VERSION = 1

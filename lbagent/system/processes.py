@@ -189,7 +189,9 @@ def is_running(pid: int, started: int) -> bool:
 def find_processes(prefix: str) -> list[Process]:
     """Every living process whose program's name begins with `prefix`."""
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
-    return [one for pid in pids if (one := read_process(pid)) is not None and one.alive and one.program.startswith(prefix)]
+    return [
+        one for pid in pids if (one := read_process(pid)) is not None and one.alive and one.program.startswith(prefix)
+    ]
 
 
 def find_children(pid: int) -> frozenset[int]:

@@ -1,6 +1,6 @@
 """What a server added through the runtime API accepts, needs and does not inherit: one table per HAProxy version.
 
-Only data. `tests/test_differential.py` holds it against real HAProxys: each keyword listed here makes, through
+Only data. `tests/real/test_differential.py` holds it against real HAProxys: each keyword listed here makes, through
 `add server`, the same server as the same line does after a reload. Everything that is not listed takes a reload.
 """
 

@@ -290,7 +290,9 @@ class Admission:
             return True
         if not self._obeyed([*(command for join in joins for command in join.commands), *cookies]):
             return False
-        silent = sockets.find_silent_endpoints((join.endpoint for join in joins if join.endpoint and not join.verdict), _CONNECT)
+        silent = sockets.find_silent_endpoints(
+            (join.endpoint for join in joins if join.endpoint and not join.verdict), _CONNECT
+        )
         prompt = [join for join in joins if not join.verdict and join.ready]
         good = self._obeyed([one for join in prompt for one in _ready(join, up=join.endpoint not in silent)])
         return self._judged([join for join in joins if join.verdict]) and good
