@@ -23,10 +23,11 @@ test: $(VENV)/.dev  ## all tests; on Debian 12 with the HAProxy of later release
 
 check: lint test  ## what a change has to pass: format, lint, types, tests
 
-lint: $(VENV)/.dev  ## format, lint and types
+lint: $(VENV)/.dev  ## format, lint, types and import directions
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy $(CODE)
+	@$(BIN)/lint-imports
 
 bench: $(VENV)/.dev  ## how fast it is
 	@$(BIN)/python bench/run.py

@@ -25,8 +25,8 @@ from lbagent.roles import cache, loader
 from lbagent.roles.model import HaproxySettings, Roles
 from lbagent.run.engine import Engine
 from lbagent.settings import Settings
-from lbagent.state import untrusted_files
 from lbagent.state.paths import Paths
+from lbagent.system import untrusted_files
 from lbagent.system.log import Log, format_error, sentences
 
 

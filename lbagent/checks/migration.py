@@ -78,8 +78,8 @@ def _unmanaged(document: Document, proxy: Proxy, number: int) -> Iterator[Findin
     if lines:
         names = enumerated([line.name for line in lines])
         what = (
-            f"{format_count(len(lines), 'server line')} above the marker ({names}) {'is' if len(lines) == 1 else 'are'} not"
-            " managed: pauses and leaves of these nodes have no effect"
+            f"{format_count(len(lines), 'server line')} above the marker ({names}) {'is' if len(lines) == 1 else 'are'}"
+            " not managed: pauses and leaves of these nodes have no effect"
         )
         fix = "`lbagent apply --adopt` once they have joined; lines that are to stay yours can stay"
         yield warning(Kind.MIGRATION, document.where(lines[0].at), what, fix)

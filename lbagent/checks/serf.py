@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
@@ -14,11 +13,9 @@ from lbagent.errors import TryAgain
 from lbagent.names import canonical_address, format_count
 from lbagent.roles.model import Roles
 from lbagent.serf import agent, agent_process
-from lbagent.serf.agent_process import Agent
+from lbagent.serf.agent_process import DEFAULT_RPC, Agent, File, Unreadable, joined, loaded, options, rpc, specs
 from lbagent.serf.member_list import AgentInfo, MemberList, find_peers
-from lbagent.state import untrusted_files
-from lbagent.system import sockets, subprocess
-from lbagent.system.tuples import NamedTuple
+from lbagent.system import sockets, subprocess, untrusted_files
 
 # --- handlers --------------------------------------------------------------------------------------------
 
@@ -238,87 +235,11 @@ def host_of(named: str) -> str:
 
 # --- agent_settings --------------------------------------------------------------------------------------
 
-DEFAULT_RPC = "127.0.0.1:7373"
-
-_SWITCHES = frozenset(("disable-compression", "rejoin", "replay", "syslog"))
-"""The options of `serf agent` that take no value."""
-
-_OF_OPTION = {"snapshot": "snapshot_path", "rejoin": "rejoin_after_leave", "replay": "replay_on_join"}
-_OF_OPTION |= {"rpc-addr": "rpc_addr", "encrypt": "encrypt_key", "event-handler": "event_handlers"}
-_OF_OPTION |= {"keyring-file": "keyring_file", "node": "node_name"}
-_OF_OPTION |= {"join": "start_join", "retry-join": "retry_join"}
-_LISTS = ("event_handlers", "start_join", "retry_join")
-
 _REPLAY = {
     "snapshot_path": "a load balancer that was down finds its cluster, and knows what it has heard, by this file",
     "replay_on_join": "pauses sent while the load balancer was down are lost without it",
     "rejoin_after_leave": "after a stop that was a leave, the snapshot is forgotten without it",
 }
-
-
-class File(NamedTuple):
-    """A file of the agent, as it was read."""
-
-    path: str
-    content: bytes
-    mode: int
-
-
-def options(argv: Sequence[str]) -> list[tuple[str, str]]:
-    """The options of a `serf agent` command line, with their values."""
-    found = []
-    words = iter(argv[2:])
-    for word in words:
-        name, separator, value = word.lstrip("-").partition("=")
-        if word.startswith("-") and name:
-            found.append((name, value if separator else "true" if name in _SWITCHES else next(words, "")))
-    return found
-
-
-def loaded(file: File) -> Mapping[str, Any] | str:
-    """What stands in a file of the agent, or why it cannot be read."""
-    try:
-        found = json.loads(file.content)
-    except (ValueError, RecursionError) as broken:
-        return f"is not JSON: {broken}"
-    return found if isinstance(found, dict) else "is not a JSON object"
-
-
-def merged(argv: Sequence[str], files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The settings as the agent has them: its files in order, then its command line; lists add up."""
-    lines: list[Mapping[str, Any]] = [
-        {key: [value] if key in _LISTS else value == "true" if name in _SWITCHES else value}
-        for name, value in options(argv)
-        if (key := _OF_OPTION.get(name))
-    ]
-    settings: dict[str, Any] = {}
-    for given in (*files, *lines):
-        for key, value in given.items():
-            before = settings.get(key)
-            # A later false does not undo a true, as Serf merges them.
-            settings[key] = before + value if isinstance(before, list) and isinstance(value, list) else value or before
-    return settings
-
-
-def specs(settings: Mapping[str, Any]) -> list[str]:
-    """Its event handlers, as they are written."""
-    found = settings.get("event_handlers")
-    return [one for one in found if isinstance(one, str)] if isinstance(found, list) else []
-
-
-def joined(settings: Mapping[str, Any]) -> list[str]:
-    """The nodes it is told to join, as they are written."""
-    found = [one for key in ("start_join", "retry_join") for one in _list(settings.get(key))]
-    return [one for one in found if isinstance(one, str)]
-
-
-def _list(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def rpc(settings: Mapping[str, Any]) -> str:
-    """Where it is asked."""
-    return str(settings.get("rpc_addr") or DEFAULT_RPC)
 
 
 def judge(settings: Mapping[str, Any], files: Sequence[File], argv: Sequence[str]) -> Iterator[Finding]:
@@ -467,6 +388,15 @@ def _program(command: str, found: Agent | None) -> str | None:
 # --- serf ----------
 
 
+def _unreadable(file: Unreadable) -> Finding:
+    if file.hidden:
+        return unseen(Kind.AGENT_FILES, file.path, file.problem, "run this as root")
+    if file.broken:
+        fix = "fix it: the agent does not start again with it"
+        return error(Kind.AGENT_FILES, file.path, file.problem, fix)
+    return warning(Kind.AGENT_FILES, file.path, file.problem, "see whether it is the agent's")
+
+
 class SerfSide:
     """What each look has found out for the next ones."""
 
@@ -518,7 +448,7 @@ class SerfSide:
                 made = unseen if os.geteuid() else warning
                 yield made(Kind.AGENT_FILES, "Serf's settings", what, "run this as root, on the load balancer itself")
             return
-        yield from running.findings
+        yield from map(_unreadable, running.unreadable)
         if not running.complete:
             return
         yield from judge(running.settings, running.files, running.process.argv)

@@ -17,7 +17,7 @@ from watchdog.observers.api import BaseObserver, ObservedWatch
 from lbagent.errors import LbagentError
 from lbagent.haproxy import config_files
 from lbagent.roles.model import HaproxySettings, Roles
-from lbagent.state import untrusted_files
+from lbagent.system import untrusted_files
 
 Stamp = tuple[tuple[str, int, int, int], ...]
 """Path, inode, time and size of each file that is there."""

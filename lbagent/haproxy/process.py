@@ -8,8 +8,7 @@ from collections.abc import Sequence
 
 from lbagent.errors import TryAgain
 from lbagent.haproxy.runtime import socket
-from lbagent.state import untrusted_files
-from lbagent.system import processes
+from lbagent.system import processes, untrusted_files
 from lbagent.system.processes import Process
 from lbagent.system.tuples import NamedTuple
 

@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from lbagent.errors import TryAgain
 from lbagent.haproxy.process import Running
 from lbagent.names import brief
-from lbagent.state import untrusted_files
-from lbagent.system import subprocess
+from lbagent.system import subprocess, untrusted_files
 from lbagent.system.subprocess import Finished
 
 _WITHOUT_CA = os.path.join(os.path.dirname(__file__), "without-ca.cfg")

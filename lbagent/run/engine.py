@@ -24,10 +24,11 @@ from lbagent.run.transaction import RunOptions, Transaction
 from lbagent.serf import agent
 from lbagent.serf.events import QUERY, TYPED, Command, Event, Ignored, StatusQuery, parse_event
 from lbagent.serf.raw_event import RECORD_LIMIT, RawEvent, parse_record
-from lbagent.state import lock, untrusted_files
+from lbagent.state import lock
 from lbagent.state.paths import Paths
 from lbagent.state.spool import Record, Spool
 from lbagent.state.store import Store
+from lbagent.system import untrusted_files
 from lbagent.system.log import Log
 
 # --- batch -----------------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ import re
 import time
 from collections.abc import Callable, Iterator
 
-from lbagent.state import lock, untrusted_files
+from lbagent.state import lock
+from lbagent.system import untrusted_files
 from lbagent.system.tuples import NamedTuple
 
 _WRITING = 0.1

@@ -14,8 +14,9 @@ from lbagent import metrics as metrics_module
 from lbagent.membership import storage
 from lbagent.membership.model import Membership
 from lbagent.metrics import Last
-from lbagent.state import files, untrusted_files
+from lbagent.state import files
 from lbagent.state.paths import Paths
+from lbagent.system import untrusted_files
 from lbagent.system.tuples import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lbagent.state import untrusted_files
+from lbagent.system import untrusted_files
 
 
 def test_a_link_to_a_regular_file_is_read_to_its_limit(tmp_path: Path) -> None:
