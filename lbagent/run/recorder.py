@@ -22,7 +22,7 @@ from lbagent.outcome import Outcome, Verdict
 from lbagent.planning import counts
 from lbagent.planning.plan import Plan
 from lbagent.roles.model import Pair, Roles
-from lbagent.run import engine
+from lbagent.run import batch
 from lbagent.run.transaction import Transaction
 from lbagent.serf.events import Command
 from lbagent.state.lock import is_locked
@@ -94,7 +94,7 @@ class Recorder:
         return self.transaction.plan if self.transaction else None
 
     def _answer(self, error: BaseException | None) -> None:
-        asked = self.asked or (engine.peek_queries(self._spool) if error else {})
+        asked = self.asked or (batch.peek_queries(self._spool) if error else {})
         if not asked:
             return
         from lbagent.run import replies  # noqa: PLC0415  # rare, and not what an event should wait for

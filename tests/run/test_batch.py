@@ -10,8 +10,8 @@ from pytest_mock import MockerFixture
 
 from lbagent.membership.model import Membership
 from lbagent.membership.updates import UpdateResult, apply_events
-from lbagent.run import engine
-from lbagent.run.engine import Batch, peek_events
+from lbagent.run import batch
+from lbagent.run.batch import Batch, peek_events
 from lbagent.state.spool import Spool
 from lbagent.system.log import Log
 from tests.helpers.faults import forged
@@ -57,7 +57,7 @@ def test_an_event_that_fold_stumbles_over_does_not_hold_up_the_others(
     for name in ("web1", "web2", "web3"):
         spool.store(joined(name))
 
-    def stumbling(before: Membership, events: list[engine.Understood], clocks: dict[str, int]) -> UpdateResult:
+    def stumbling(before: Membership, events: list[batch.Understood], clocks: dict[str, int]) -> UpdateResult:
         if any(raw.id == "web2" for raw, _ in events):
             raise KeyError("web2")
         return apply_events(before, events, clocks)
