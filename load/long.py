@@ -23,7 +23,10 @@ BATCH = 500
 MAY_GROW = 1.5
 """MiB between the first tenth and the end."""
 
-_DAEMON = "from lbagent import timetable, cli; timetable.SYNC_EVERY = {every}; raise SystemExit(cli.main(['watch']))"
+_DAEMON = (
+    "from lbagent import cli; from lbagent.daemon import schedule; "
+    "schedule.SYNC_EVERY = {every}; raise SystemExit(cli.main(['watch']))"
+)
 _CONFIG = """\
 listen lb-iis
     bind 127.0.0.1:{front}

@@ -10,7 +10,6 @@ import random
 import re
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +20,6 @@ from tests.helpers.faults import full, haproxy_again, instead_of_haproxy, one_li
 from tests.helpers.http_clients import load
 from tests.helpers.real_programs import (
     CONFIG,
-    LBAGENT,
     RELOADING,
     ROLES,
     Backend,
@@ -239,25 +237,6 @@ def test_a_state_file_of_an_older_lbagent_is_read(lb: Lb) -> None:
         lb.join(web(2))
 
         assert (words(lb), haproxy.reloads()) == (SAID, (0, 0))
-
-
-def test_with_runtime_off_nothing_more_is_loaded(binary: Path) -> None:
-    with Lb(roles=RELOADING, binary=binary) as lb, Haproxy(lb):
-        lb.join(web(1))
-        done = subprocess.run(
-            [sys.executable, "-X", "importtime", LBAGENT, "handle"],
-            input=web(2),
-            env={**lb.env, "SERF_EVENT": "member-join", "SERF_SELF_NAME": "lb01"},
-            capture_output=True,
-            check=True,
-        )
-
-    modules = {row.rpartition("|")[2].strip() for row in done.stderr.decode().splitlines()}
-    rooms = {name for name in modules if name.startswith("lbagent.")}
-    assert (
-        rooms & {f"lbagent.{room}" for room in ("admission", "dialogue", "host.reach", "haproxy.conversation")} == set()
-    )
-    assert rooms & {f"lbagent.haproxy.{room}" for room in ("dynamic", "defaults", "keywords", "servers")} == set()
 
 
 def test_runtime_off_reloads(binary: Path) -> None:

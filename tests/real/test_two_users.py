@@ -277,12 +277,12 @@ def test_what_serfs_user_types_is_refused(lb: Split) -> None:
     script = f"""
 import sys
 sys.path.insert(0, {str(lb.folder / "site")!r})
-from lbagent import steer
-from lbagent.engine import Engine
-from lbagent.host.log import Log
-from lbagent.host.paths import Paths
+from lbagent.commands import pause
+from lbagent.run.engine import Engine
+from lbagent.system.log import Log
+from lbagent.state.paths import Paths
 engine = Engine(Paths({str(lb.state)!r}), {str(lb.roles)!r}, Log())
-print(steer._here("pause", {{"web01": "web01"}}, "lb01", engine, Log(), force=False)["web01"])
+print(pause._here("pause", {{"web01": "web01"}}, "lb01", engine, Log(), force=False)["web01"])
 """
 
     done = lb.as_serf(script)

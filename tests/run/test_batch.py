@@ -62,7 +62,7 @@ def test_an_event_that_fold_stumbles_over_does_not_hold_up_the_others(
             raise KeyError("web2")
         return apply_events(before, events, clocks)
 
-    mocker.patch("lbagent.run.engine.fold", stumbling)
+    mocker.patch("lbagent.run.batch.apply_events", stumbling)
     taken = Batch(spool, Log())
 
     folded = taken.folded(Membership(), {})

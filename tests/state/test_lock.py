@@ -16,8 +16,8 @@ from lbagent.state.lock import acquire_lock, is_locked
 
 HOLDER = """
 import sys, time
-from lbagent.host.lock import locked
-with locked(sys.argv[1]) as had:
+from lbagent.state.lock import acquire_lock
+with acquire_lock(sys.argv[1]) as had:
     print(had, flush=True)
     time.sleep(float(sys.argv[2]))
 """
@@ -109,7 +109,7 @@ def test_looking_at_a_lock_does_not_disturb_others_that_look(path: str) -> None:
     with acquire_lock(path):
         pass
 
-    answers = [subprocess.Popen([sys.executable, "-c", f"from lbagent.host.lock import held; print([held({path!r}) for _ in range(500)].count(True))"],
+    answers = [subprocess.Popen([sys.executable, "-c", f"from lbagent.state.lock import is_locked; print([is_locked({path!r}) for _ in range(500)].count(True))"],
                                 stdout=subprocess.PIPE, text=True) for _ in range(3)]  # fmt: skip
 
     assert [answer.communicate()[0] for answer in answers] == ["0\n"] * 3

@@ -143,7 +143,7 @@ def test_a_lock_that_was_replaced_before_it_was_acquired_is_not_the_lock(tmp_pat
 
 def test_a_lost_lock_is_not_acquired_again_while_another_process_has_the_new_one(tmp_path: Path) -> None:
     path = str(tmp_path / "lock")
-    holder = "import sys, time; from lbagent.host.lock import locked\nwith locked(sys.argv[1]) as had:\n print(had, flush=True); time.sleep(60)"
+    holder = "import sys, time; from lbagent.state.lock import acquire_lock\nwith acquire_lock(sys.argv[1]) as had:\n print(had, flush=True); time.sleep(60)"
 
     with lock.acquire_lock(path):
         os.unlink(path)

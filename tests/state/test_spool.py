@@ -18,15 +18,15 @@ from lbagent.state.spool import Record, Spool
 
 WRITER = """
 import sys
-from lbagent.host.spool import Spool
+from lbagent.state.spool import Spool
 spool = Spool(sys.argv[1], 65536)
 for number in range(int(sys.argv[3])):
-    print(spool.put(f"{sys.argv[2]} {number}".encode()))
+    print(spool.store(f"{sys.argv[2]} {number}".encode()))
 """
 
 DRAINER = """
 import sys, time
-from lbagent.host.spool import Spool
+from lbagent.state.spool import Spool
 spool = Spool(sys.argv[1], 65536)
 until = time.monotonic() + float(sys.argv[2])
 while time.monotonic() < until:

@@ -78,7 +78,7 @@ def test_it_is_what_typing_makes() -> None:
 
 def test_fields_are_known_without_the_future_import() -> None:
     code = """if True:
-        from lbagent.tuples import NamedTuple
+        from lbagent.system.tuples import NamedTuple
 
         class Server(NamedTuple):
             name: str
