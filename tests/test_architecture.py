@@ -26,7 +26,7 @@ PURE = (
     "haproxy.server", "nodes", "prospect", "report", "sheet", "standing", "states", "haproxy.stats", "doctor.agent_settings", "doctor.cluster",
     "doctor.declared", "doctor.directives", "doctor.drift", "doctor.finding", "doctor.handlers", "doctor.keylines", "doctor.markers", "doctor.migration", "peers",
     "doctor.permissions", "doctor.proxies", "doctor.reloads", "doctor.said",
-    "haproxy.conditions", "haproxy.environment", "haproxy.reading", "haproxy.words", "haproxy.defaults", "haproxy.dynamic", "haproxy.keywords", "haproxy.roster", "haproxy.servers",
+    "haproxy.conditions", "haproxy.environment", "haproxy.reading", "haproxy.words", "haproxy.capabilities", "haproxy.defaults", "haproxy.dynamic", "haproxy.keywords", "haproxy.roster", "haproxy.servers",
 )  # fmt: skip
 WORLD = {
     "os", "time", "sys", "logging", "io", "pathlib", "shutil", "tempfile", "glob", "datetime", "random", "secrets", "socket", "subprocess", "syslog",
