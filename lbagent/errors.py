@@ -6,8 +6,8 @@ LbagentError             1   unexpected, or not confirmed
 ├── RolesRefused         2   roles.yml cannot be used as it stands
 ├── LastServer           3   a pause would leave a service without any server
 ├── Refused              4   HAProxy (or a rule about markers) refused haproxy.cfg; the live file is untouched
-├── PutBack              5   the reload failed; the previous managed lines are back
-│   └── NotYet           5   … and it is too soon to try again
+├── RolledBack           5   the reload failed; the previous managed lines are back
+│   └── ReloadPostponed  5   … and it is too soon to try again
 ├── Busy                 6   the lock, or a haproxy.cfg nobody is editing, was not had in time
 └── TryAgain            75   Serf or HAProxy could not be reached; the next run goes on from here
 """

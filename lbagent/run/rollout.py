@@ -157,7 +157,7 @@ class Rollout:
         return RolloutResult(f"said to HAProxy worker {dialogue.worker.pid} without a reload", reloaded=False)
 
     def reload(self, wanted: Plan) -> RolloutResult:
-        """Have HAProxy reload, and see it. Raises PutBack, TryAgain."""
+        """Have HAProxy reload, and see it. Raises RolledBack, TryAgain."""
         changed = {entry(text)[0] for text in (*wanted.added, *wanted.removed)} | self._served.left.lines.keys()
         try:
             worker = self._haproxy.take_over(changed)
