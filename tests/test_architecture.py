@@ -110,6 +110,8 @@ def test_while_watch_lives_an_event_loads_what_storing_it_takes(stage: Stage) ->
         modules = loaded(stage, "handle", stdin=JOIN)
 
     heavy = {
+        "re",
+        "enum",
         "typing",
         "json",
         "yaml",

@@ -259,7 +259,7 @@ class Transaction:
             self._keep_out(seen.document, Rollout(self._store, self._roles, haproxy, seen), None, asked)
 
     def _has_to_wait(self, wanted: Plan, handover: Rollout) -> bool:
-        """Whether more nodes have to wait for a reload that failed. Raises ReloadPostponed where nothing else is to be done."""
+        """Whether more nodes wait for a reload that failed. Raises ReloadPostponed where nothing else is to be done."""
         words = handover.too_soon() if self._options.reload and not self._options.force else None
         if words is None:
             return False
