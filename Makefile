@@ -64,8 +64,8 @@ test-platform: $(VENV)/.platform  ## a data platform enrols and changes under JM
 	@.ci/install ip nginx prometheus prometheus-node-exporter java jmeter /usr/share/jmeter/lib/ext/ApacheJMeter_http.jar=jmeter-http
 	@scenarios/apart $(BIN)/python -m pytest -sq -p no:cacheprovider scenarios/test_platform.py
 
-pages: $(VENV)/.demo  ## man page and completions, in build/
-	@$(BIN)/python -m lbagent.manual build
+pages: $(VENV)/.pages  ## man page and completions, in build/
+	@$(BIN)/python packaging/pages.py build
 
 include packaging/install.mk
 
@@ -109,11 +109,17 @@ $(VENV)/.demo: pyproject.toml .ci/install
 	$(NEW_VENV)
 	$(call INSTALL,.)
 
+$(VENV)/.pages: pyproject.toml .ci/install
+	@.ci/install
+	$(NEW_VENV)
+	$(call INSTALL,.[pages])
+	@touch $(VENV)/.demo
+
 $(VENV)/.dev: pyproject.toml .ci/install
 	@.ci/install
 	$(NEW_VENV)
 	$(call INSTALL,.[dev])
-	@touch $(VENV)/.demo
+	@touch $(VENV)/.demo $(VENV)/.pages
 
 # Spark, and ZooKeeper with it, apart from what the tests themselves need.
 build/pyspark/.done: | $(VENV)/.dev

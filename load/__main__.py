@@ -129,7 +129,7 @@ def agree(fleet: Fleet, lb: Lb, haproxy: Haproxy) -> bool:
     return in_file == wanted and serving == set(wanted) and members == fleet.there
 
 
-def told(runtime: bool, said: list[Any], rates: list[Any], reloads: list[int], same: bool, late: list[float]) -> int:  # noqa: FBT001, PLR0913, PLR0917
+def told(runtime: bool, said: list[Any], rates: list[Any], reloads: list[int], same: bool, late: list[float]) -> int:  # noqa: FBT001
     """Print the figures; 1 where a promise is broken."""
     failed = Counter(server for _, _, server in said if server.startswith("!"))
     p99 = statistics.quantiles(late, n=100)[98] if len(late) > 1 else 0.0

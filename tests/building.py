@@ -70,7 +70,7 @@ def reading(text: str) -> Roles:
     return rolesfile.parse(dedent(text).encode(), "roles.yml")
 
 
-def member(  # noqa: PLR0913, PLR0917  # the fields of a member
+def member(  # the fields of a member
     name: str,
     address: str = "10.0.0.1",
     role: str = "web",

@@ -20,7 +20,7 @@ HOUSE = Path(__file__).parent.parent / "lbagent"
 
 DOORS = {"__main__", "check", "cli", "handler", "manual", "parser", "status", "steer", "verbs", "watch"}
 PURE = (
-    "commandline", "completion", "manpage", "accord", "arrivals", "assent", "census", "orders", "slate", "serf.command", "names", "membership", "fold",
+    "accord", "arrivals", "assent", "census", "orders", "slate", "serf.command", "names", "membership", "fold",
     "order", "roles", "wishes", "claims", "guard", "homeless", "place", "plan", "restore", "quarantine", "blame", "last", "memory", "metrics",
     "outcome", "errors", "roll", "spot", "table", "tally", "timetable", "turn", "serf.events", "serf.listing", "serf.raw", "haproxy.lines", "haproxy.text",
     "haproxy.server", "nodes", "prospect", "report", "sheet", "standing", "states", "haproxy.stats", "doctor.agent_settings", "doctor.cluster",

@@ -1,4 +1,4 @@
-"""Help, man page and completions: all there is stands in them, and real shells and man readers take them."""
+"""--help, man page and completions list every verb and option; real shells and man readers take them."""
 
 from __future__ import annotations
 
@@ -8,102 +8,24 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from lbagent import commandline, completion, helptext, manpage, manual, parser
-from lbagent.commandline import Argument, Command, Option
+from lbagent import helptext, parser
 from lbagent.errors import LbagentError
 from lbagent.host.paths import Paths
 
 HERE = Path(__file__).parent.parent
 
 
-def everything() -> list[str]:
-    """Every verb, and every option of lbagent and of its verbs."""
-    command = commandline.described(parser.build())
-    options = [name for one in (command, *command.verbs) for option in one.options for name in option.names]
-    return sorted({*options, *(verb.name for verb in command.verbs)})
-
-
-def subject() -> argparse.ArgumentParser:
-    """A command line with all that verbs to come may have."""
-    made = argparse.ArgumentParser("lbagent", description="Keeps it in step.")
-    made.add_argument("--roles", metavar="FILE", help="which role serves what")
-    made.add_argument("--state-dir", metavar="DIR", help="the state: [all] of it's there")
-    known = made.add_subparsers(metavar="VERB")
-    pause = known.add_parser("pause", help="take a node out")
-    pause.add_argument("node", metavar="NODE", help="its name")
-    pause.add_argument("-f", "--for", metavar="TIME", help="how long, as in 2h; 100%% sure")
-    pause.add_argument("--why", metavar="WHY", choices=["patches", "reboot"], help="the reason")
-    load = known.add_parser("load", help="read a file")
-    load.add_argument("file", metavar="FILE", nargs="?", help=".hidden ones, too")
-    load.add_argument("--into", metavar="DIR", help="a folder with a \\ in it")
-    level = known.add_parser("level", help="how much is said")
-    level.add_argument("level", choices=["quiet", "loud"])
-    return made
-
-
-SUBJECT = commandline.described(subject())
-
-
-# The command line as values
-
-
-def test_a_parser_is_described_whatever_verbs_it_has() -> None:
-    shown = Option(("-h", "--help"), "", "show this help message and exit")
-
-    assert (
-        Command(
-            "lbagent",
-            "Keeps it in step.",
-            (
-                shown,
-                Option(("--roles",), "FILE", "which role serves what"),
-                Option(("--state-dir",), "DIR", "the state: [all] of it's there"),
-            ),
-            (),
-            (
-                Command(
-                    "pause",
-                    "take a node out",
-                    (
-                        shown,
-                        Option(("-f", "--for"), "TIME", "how long, as in 2h; 100% sure"),
-                        Option(("--why",), "WHY", "the reason", ("patches", "reboot")),
-                    ),
-                    (Argument("NODE", "its name"),),
-                ),
-                Command(
-                    "load",
-                    "read a file",
-                    (shown, Option(("--into",), "DIR", "a folder with a \\ in it")),
-                    (Argument("FILE", ".hidden ones, too", optional=True),),
-                ),
-                Command("level", "how much is said", (shown,), (Argument("LEVEL", "", choices=("quiet", "loud")),)),
-            ),
-        )
-        == SUBJECT
-    )
-    assert [one.usage for one in (SUBJECT, *SUBJECT.verbs)] == [
-        "lbagent [--roles FILE] [--state-dir DIR] VERB ...",
-        "pause [--for TIME] [--why WHY] NODE",
-        "load [--into DIR] [FILE]",
-        "level LEVEL",
-    ]
-
-
-@pytest.mark.parametrize("path", sorted(manual.pages()))
-@pytest.mark.parametrize("word", everything())
-def test_every_verb_and_option_stands_in_man_page_and_completions(path: str, word: str) -> None:
-    text = re.sub(r"\\f.", "", manual.pages()[path].replace("\\-", "-"))
-
-    assert re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", text)
-
-
-def test_words_that_shells_would_read_as_something_else_are_none_of_ours() -> None:
-    assert [word for word in everything() if not re.fullmatch(r"-{0,2}[a-z][a-z-]*", word)] == []
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the generated pages."""
+    folder = tmp_path_factory.mktemp("pages")
+    subprocess.run([sys.executable, HERE / "packaging/pages.py", folder], check=True, capture_output=True, cwd=HERE)
+    return folder
 
 
 # --help
@@ -143,7 +65,6 @@ def test_help_and_man_page_tell_every_exit_status() -> None:
 
     assert set(statuses) == kinds(LbagentError) | {0, 3}
     assert all(re.search(rf"^  {status} +\w", parser.build().format_help(), re.MULTILINE) for status in statuses)
-    assert all(f"\n\\fB{status}\\fR\n" in manual.pages()["man/lbagent.1"] for status in statuses)
 
 
 @pytest.mark.parametrize("command", [command for command, _ in helptext.EXAMPLES])
@@ -157,105 +78,62 @@ def test_examples_are_command_lines_that_are_understood(command: str) -> None:
 
 # The man page
 
-FACTS = manpage.Facts("1.2.3", "2026-01-02", {0: "done"}, {"/etc/x": "a file"}, {"X": "a variable"}, [("lbagent", "x")])
+needs_mandoc = pytest.mark.skipif(shutil.which("mandoc") is None, reason="mandoc is not installed")
+needs_zsh = pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed")
 
-needs_mandoc = pytest.mark.skipif(shutil.which("mandoc") is None, reason="no mandoc here")
+
+def list_words() -> list[str]:
+    """Every verb, and every option of lbagent and of its verbs, except --help."""
+    found = {verb for verb in helps() if verb}
+    for command in helps().values():
+        found |= {name for action in command._actions for name in action.option_strings}
+    return sorted(found - {"-h", "--help"})
 
 
-def rendered(text: str) -> str:
-    """The page as it is read at a terminal, without its emphases."""
-    argv = ["mandoc", "-T", "utf8", "-O", "width=78"]
-    shown = subprocess.run(argv, input=text, capture_output=True, text=True, check=True).stdout
+def render(page: Path) -> str:
+    """The man page as it is read at a terminal, without bold and underline."""
+    argv = ["mandoc", "-T", "utf8", "-O", "width=78", str(page)]
+    shown = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
     return re.sub(".\b", "", shown)
 
 
 @needs_mandoc
-@pytest.mark.parametrize("text", [manual.pages()["man/lbagent.1"], manpage.page(SUBJECT, FACTS)], ids=["real", "any"])
-def test_nothing_is_wrong_with_the_man_page(text: str) -> None:
-    done = subprocess.run(
-        ["mandoc", "-T", "lint", "-W", "style"], input=text, capture_output=True, text=True, check=False
-    )
+def test_mandoc_finds_nothing_wrong_with_the_man_page(pages: Path) -> None:
+    argv = ["mandoc", "-T", "lint", "-W", "warning", str(pages / "man/lbagent.1")]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
 
     assert (done.returncode, done.stdout) == (0, "")
 
 
-@pytest.mark.skipif(shutil.which("groff") is None, reason="no groff here")
-def test_groff_takes_the_man_page_too() -> None:
-    argv = ["groff", "-man", "-ww", "-Tutf8", "-Kutf8"]
-    text = manual.pages()["man/lbagent.1"]
-    done = subprocess.run(argv, input=text, capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("path", ["man/lbagent.1", "completion/lbagent.bash", "completion/_lbagent"])
+def test_every_verb_and_option_is_in_man_page_and_completions(pages: Path, path: str) -> None:
+    text = re.sub(r"\\f.", "", (pages / path).read_text(encoding="utf-8").replace("\\-", "-"))
 
-    assert (done.returncode, done.stderr) == (0, "")
+    assert [word for word in list_words() if not re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", text)] == []
 
 
 @needs_mandoc
-def test_the_man_page_reads_like_this() -> None:
-    shown = rendered(manpage.page(SUBJECT, FACTS))
-
-    _, _, verbs = shown.partition("VERBS\n")
-    verbs, _, _ = verbs.partition("EXIT STATUS\n")
-    assert [line.rstrip() for line in verbs.splitlines() if line.strip() and "help" not in line] == [
-        "   lbagent pause [--for TIME] [--why WHY] NODE",
-        "       Take a node out.",
-        "       NODE   its name",
-        "       -f, --for TIME",
-        "              how long, as in 2h; 100% sure",
-        "       --why WHY",
-        "              the reason",
-        "   lbagent load [--into DIR] [FILE]",
-        "       Read a file.",
-        "       FILE   .hidden ones, too",
-        "       --into DIR",
-        "              a folder with a \\ in it",
-        "   lbagent level LEVEL",
-        "       How much is said.",
-        "       LEVEL  LEVEL",
-    ]
-
-
-@needs_mandoc
-def test_the_man_page_has_the_sections_that_people_look_for() -> None:
-    shown = rendered(manual.pages()["man/lbagent.1"])
-
-    assert re.findall(r"^([A-Z ]+)$", shown, re.MULTILINE) == [
-        *("NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "VERBS", "EXIT STATUS", "FILES", "ENVIRONMENT", "EXAMPLES"),
-        "SEE ALSO",
-    ]
-
-
-@needs_mandoc
-def test_the_man_page_names_every_file_of_the_state_directory() -> None:
-    shown = rendered(manual.pages()["man/lbagent.1"])
-    known = [name for name, one in vars(Paths).items() if isinstance(one, property)]
+def test_the_man_page_has_every_exit_status_and_file(pages: Path) -> None:
+    shown = render(pages / "man/lbagent.1")
 
     paths = Paths("/var/lib/lbagent")
-    assert [name for name in known if not re.search(rf"{getattr(paths, name)}\s", shown)] == []
+    files = [getattr(paths, name) for name, one in vars(Paths).items() if isinstance(one, property)]
+    assert [path for path in files if not re.search(rf"{path}\s", shown)] == []
+    assert [status for status in helptext.exit_statuses() if not re.search(rf"^ +{status} ", shown, re.MULTILINE)] == []
+    assert re.findall(r"^([A-Z ]+)$", shown, re.MULTILINE) == [
+        *("NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "VERBS"),
+        *("EXIT STATUS", "FILES", "ENVIRONMENT", "EXAMPLES", "SEE ALSO"),
+    ]
 
 
-def test_the_man_page_has_the_date_of_its_version() -> None:
+def test_the_man_page_has_the_date_of_its_version(pages: Path) -> None:
+    [date] = re.findall(r'^\.TH .*?"?(\d{4}-\d\d-\d\d)', (pages / "man/lbagent.1").read_text(), re.MULTILINE)
     head = (HERE / "CHANGELOG.md").read_text(encoding="utf-8").partition("\n## ")[2].partition("\n")[0]
-    said = head.rpartition(" ")[2]
 
-    assert said in ("Unreleased", manual.RELEASED)
-
-
-# bash
+    assert head.rpartition(" ")[2] in ("Unreleased", date)
 
 
-def completed(folder: Path, line: str, command: Command = SUBJECT) -> list[str]:
-    """What a real bash, in `folder`, would offer at the end of a line; words are cut as readline cuts them."""
-    script = folder.parent / "lbagent.bash"
-    script.write_text(completion.bash(command))
-    words = [piece for word in line.split(" ") for piece in re.split("(=)", word)]
-    words = [word for at, word in enumerate(words) if word or at == len(words) - 1]
-    asked = (
-        f"set -eu; source {script}; complete -p lbagent >/dev/null; set +e\n"
-        f"COMP_WORDS=({' '.join(map(shlex.quote, words))}); COMP_CWORD={len(words) - 1}; _lbagent\n"
-        '[ ${#COMPREPLY[@]} = 0 ] || printf "%s\\n" "${COMPREPLY[@]}"'
-    )
-    done = subprocess.run(["bash", "-c", asked], cwd=folder, capture_output=True, text=True, check=True)
-    assert done.stderr == ""
-    return sorted(done.stdout.splitlines())
+# The shells
 
 
 @pytest.fixture
@@ -267,45 +145,33 @@ def folder(tmp_path: Path) -> Path:
     return here
 
 
-OFFERS = {
-    "lbagent ": ["--help", "--roles", "--state-dir", "-h", "level", "load", "pause"],
-    "lbagent p": ["pause"],
-    "lbagent --st": ["--state-dir"],
-    "lbagent --roles ": ["a b.yml", "conf"],
-    "lbagent --roles a": ["a b.yml"],
-    "lbagent --roles=": ["a b.yml", "conf"],
-    "lbagent --roles=a": ["a b.yml"],
-    "lbagent --state-dir ": ["conf"],
-    "lbagent --roles x l": ["level", "load"],
-    "lbagent --roles=x --state-dir y l": ["level", "load"],
-    "lbagent pause --": ["--for", "--help", "--why"],
-    "lbagent pause --for ": [],
-    "lbagent pause --why ": ["patches", "reboot"],
-    "lbagent pause --why=re": ["reboot"],
-    "lbagent --roles x pause --f": ["--for"],
-    "lbagent load ": ["a b.yml", "conf"],
-    "lbagent load -": ["--help", "--into", "-h"],
-    "lbagent load --into ": ["conf"],
-    "lbagent level lo": ["loud"],
-    "lbagent nothing ": [],
-}
+def complete_in_bash(script: Path, folder: Path, line: str) -> list[str]:
+    """What a real bash, in `folder`, offers at the end of a line."""
+    words = line.split(" ")
+    asked = (
+        f"source {script}; complete -p lbagent >/dev/null || exit 1\n"
+        f"COMP_WORDS=({' '.join(map(shlex.quote, words))}); COMP_CWORD={len(words) - 1}\n"
+        f"COMP_LINE={shlex.quote(line)}; COMP_POINT={len(line)}\n"
+        "$(complete -p lbagent | sed 's/.*-F \\([^ ]*\\).*/\\1/')\n"
+        'printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(["bash", "-c", asked], cwd=folder, capture_output=True, text=True, check=True, timeout=30)
+    return sorted(done.stdout.split("\n")[:-1])
 
 
-@pytest.mark.parametrize("line", OFFERS)
-def test_bash_offers_what_can_stand_there(folder: Path, line: str) -> None:
-    assert completed(folder, line) == OFFERS[line]
+@pytest.mark.parametrize(
+    ("line", "offers"),
+    [
+        ("lbagent pau", ["pause"]),
+        ("lbagent apply --no", ["--no-reload"]),
+        ("lbagent --st", ["--state-dir"]),
+        ("lbagent --roles a", ["a b.yml"]),
+        ("lbagent --state-dir c", ["conf"]),
+    ],
+)
+def test_bash_completes(pages: Path, folder: Path, line: str, offers: list[str]) -> None:
+    assert complete_in_bash(pages / "completion/lbagent.bash", folder, line) == offers
 
-
-def test_bash_completes_the_real_command_line(folder: Path) -> None:
-    command = commandline.described(parser.build())
-
-    assert completed(folder, "lbagent apply --no", command) == ["--no-reload"]
-    assert set(completed(folder, "lbagent ", command)) >= {verb.name for verb in command.verbs}
-
-
-# zsh
-
-needs_zsh = pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh here")
 
 ZSHRC = """
 fpath=({folder} $fpath)
@@ -325,25 +191,16 @@ zle -N zle-line-init
 
 TYPED = {
     "lbagent pau": "lbagent pause ",
-    "lbagent --st": "lbagent --state-dir=",
     "lbagent --roles a": "lbagent --roles a\\ b.yml ",
-    "lbagent --roles=a": "lbagent --roles=a\\ b.yml ",
     "lbagent --state-dir ": "lbagent --state-dir conf/",
-    "lbagent --roles x --state-dir y le": "lbagent --roles x --state-dir y level ",
-    "lbagent pause --fo": "lbagent pause --for=",
-    "lbagent pause --ro": "lbagent pause --ro",
-    "lbagent pause --why re": "lbagent pause --why reboot ",
-    "lbagent pause -f 2h --wh": "lbagent pause -f 2h --why=",
-    "lbagent load a": "lbagent load a\\ b.yml ",
-    "lbagent load --into ": "lbagent load --into conf/",
-    "lbagent level lo": "lbagent level loud ",
-    "lbagent nothing ": "lbagent nothing ",
+    "lbagent --roles x --state-dir y appl": "lbagent --roles x --state-dir y apply ",
+    "lbagent apply --no": "lbagent apply --no-reload ",
 }
 
 
 @needs_zsh
-def test_zsh_completes_what_can_stand_there(tmp_path: Path, folder: Path) -> None:
-    (tmp_path / "_lbagent").write_text(completion.zsh(SUBJECT))
+def test_zsh_completes(tmp_path: Path, pages: Path, folder: Path) -> None:
+    shutil.copy(pages / "completion/_lbagent", tmp_path)
     (tmp_path / ".zshrc").write_text(ZSHRC.format(folder=tmp_path, lines=" ".join(map(shlex.quote, TYPED))))
     ours, its = os.openpty()
     environ = {"ZDOTDIR": str(tmp_path), "PATH": os.environ["PATH"], "TERM": "dumb", "LC_ALL": "C.UTF-8"}
@@ -358,27 +215,3 @@ def test_zsh_completes_what_can_stand_there(tmp_path: Path, folder: Path) -> Non
 
     completed = (tmp_path / "completed").read_text().splitlines()
     assert dict(zip(TYPED, completed, strict=True)) == TYPED
-
-
-@needs_zsh
-@pytest.mark.parametrize("command", [SUBJECT, commandline.described(parser.build())], ids=["any", "real"])
-def test_zsh_can_read_the_completion(tmp_path: Path, command: Command) -> None:
-    script = tmp_path / "_lbagent"
-    script.write_text(completion.zsh(command))
-
-    done = subprocess.run(["zsh", "-n", script], capture_output=True, text=True, check=False)
-
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-# The files
-
-
-def test_the_pages_are_written_where_they_belong(tmp_path: Path) -> None:
-    manual.main(str(tmp_path / "build"))
-
-    found = {
-        str(path.relative_to(tmp_path / "build")): path.read_text() for path in tmp_path.rglob("*") if path.is_file()
-    }
-    assert found == manual.pages()
-    assert set(found) == {"man/lbagent.1", "completion/lbagent.bash", "completion/_lbagent"}

@@ -266,7 +266,7 @@ def checkout(tmp_path: Path) -> Path:
         shutil.copytree(HERE / name, tmp_path / "src" / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("README.md", "roles.yml", "CHANGELOG.md", "LICENSE"):
         shutil.copy(HERE / name, tmp_path / "src" / name)
-    pages = [sys.executable, "-m", "lbagent.manual", str(tmp_path / "src/build")]
+    pages = [sys.executable, "packaging/pages.py", str(tmp_path / "src/build")]
     subprocess.run(pages, cwd=HERE, capture_output=True, check=True)
     return tmp_path / "src"
 

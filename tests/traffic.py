@@ -37,7 +37,7 @@ def load(port: int, clients: int = 8, pause: float = 0.002) -> Iterator[Count]:
             thread.join(10)
 
 
-def ask(  # noqa: PLR0913  # who is asked, how, and for how long
+def ask(  # who is asked, how, and for how long
     port: int,
     going: Callable[[], bool],
     said: Callable[[str, str], float],

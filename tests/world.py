@@ -556,7 +556,7 @@ class Backend:
 class SerfAgent:
     """A real Serf agent with ports of its own; `handler` is its event handler, run in `env`."""
 
-    def __init__(  # noqa: PLR0913  # what an agent is started with
+    def __init__(  # what an agent is started with
         self,
         name: str,
         address: str,

@@ -29,7 +29,7 @@ class Server:
 
     __slots__ = ("address", "id", "name", "options", "port", "role")
 
-    def __init__(self, name: str, address: str, port: int, options: str, role: str, id: int | None = None) -> None:  # noqa: A002, PLR0913, PLR0917  # the fields of the line
+    def __init__(self, name: str, address: str, port: int, options: str, role: str, id: int | None = None) -> None:  # noqa: A002  # the fields of the line
         """Raises Unsafe, ValueError, where any of the fields could be read as something else."""
         if not NAME.fullmatch(name) and not _of_service(name):
             raise Unsafe(f"server name {name!r} is not {NAME.pattern}")
