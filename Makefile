@@ -1,8 +1,8 @@
-# Every command sets up what it needs on a bare Debian 12, asks nothing, and needs no root once haproxy and serf are there.
+# Every command sets up what it needs on a bare Debian, asks nothing, and needs no root once haproxy and serf are there.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint bench load long test-pair test-windows test-spark test-impala test-platform pages clean
+.PHONY: help demo test check lint bench load fuzz long histories test-differential test-pair test-windows test-spark test-impala test-platform pages clean
 
 export PATH := $(PATH):/usr/sbin:/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -17,15 +17,17 @@ help:  ## this list
 demo: $(VENV)/.demo  ## join, pause, reboot, resume and leave, with real Serf and HAProxy, in half a minute
 	@$(BIN)/python -m demo
 
-test: $(VENV)/.dev  ## all tests
+test: $(VENV)/.dev  ## all tests; on Debian 12 with the HAProxy of later releases too, which it fetches
+	@.ci/haproxy || true
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: lint test  ## what a change has to pass: format, lint, types, tests
 
-lint: $(VENV)/.dev  ## format, lint and types
+lint: $(VENV)/.dev  ## format, lint, types and import directions
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy $(CODE)
+	@$(BIN)/lint-imports
 
 bench: $(VENV)/.dev  ## how fast it is
 	@$(BIN)/python bench/run.py
@@ -37,8 +39,17 @@ load: $(VENV)/.dev  ## 1,000 changes under load, long sessions, and a burst of r
 	@$(BIN)/python -m load.sessions
 	@$(BIN)/python -m load.burst
 
+fuzz: $(VENV)/.dev  ## 100,000 hostile inputs through the whole path; fifteen minutes
+	@LBAGENT_HOSTILE=100000 $(BIN)/python -m pytest -n 2 -q -s tests/run/test_hostile_inputs.py
+
 long: $(VENV)/.dev  ## the daemon over 100,000 events and a day of syncs; ten minutes
 	@$(BIN)/python -m load.long
+
+histories: $(VENV)/.dev  ## pauses in 50,000 random histories beside a model; a quarter of an hour, HISTORIES=N for N of each kind
+	@LBAGENT_HISTORIES=$(or $(HISTORIES),5500) $(BIN)/python -m pytest -q -s -n 2 tests/membership/test_pauses_model.py
+
+test-differential: $(VENV)/.dev  ## servers joined at run time beside the same lines after a reload: all pairs of keywords, on each HAProxy
+	@LBAGENT_SWEEP=1 $(BIN)/python -m pytest -q -s tests/real/test_differential.py
 
 test-pair: $(VENV)/.dev  ## two load balancers with keepalived under load, as root; five minutes
 	@.ci/install keepalived rsyslogd logrotate nft ip curl pkill

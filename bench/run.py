@@ -15,10 +15,10 @@ from collections.abc import Callable
 
 import world
 
-from lbagent.haproxy.text import Document
-from lbagent.membership import Member, Membership
-from lbagent.plan import plan
-from lbagent.roles import HaproxySettings, Role, Roles, Service, Template
+from lbagent.haproxy.config import Document
+from lbagent.membership.model import Member, Membership
+from lbagent.planning.plan import make_plan
+from lbagent.roles.model import HaproxySettings, Role, Roles, Service, Template
 
 Measure = Callable[[int], float]
 
@@ -111,12 +111,12 @@ def planning(servers: int) -> Measure:
         for name in [f"web{number}"]
     }
     empty = "".join(f"backend {name}\n    # additional-lb-{name}-server\n" for name in names)
-    (text,) = plan(Document([("haproxy.cfg", empty)]), roles, Membership(members)).after
+    (text,) = make_plan(Document([("haproxy.cfg", empty)]), roles, Membership(members)).after
     more = {**members, "new": Member("new", "10.200.0.1", "r0", {}, "alive", 0)}
 
     def measure(_: int) -> float:
         started = time.process_time()
-        plan(Document([("haproxy.cfg", text)]), roles, Membership(more))
+        make_plan(Document([("haproxy.cfg", text)]), roles, Membership(more))
         return (time.process_time() - started) * 1000
 
     return measure

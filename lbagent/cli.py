@@ -7,9 +7,9 @@ import os
 import sys
 from collections.abc import Callable
 
-from lbagent.errors import LbagentError
-from lbagent.host.log import Log, told
-from lbagent.settings import Settings, of_handler
+from lbagent.errors import INTERRUPTED, LbagentError
+from lbagent.settings import Settings, load_handler_settings
+from lbagent.system.log import Log, format_error, sentences
 
 Verb = Callable[[Settings, Log], int]
 
@@ -44,25 +44,27 @@ def _open_what_is_closed() -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run one verb and return its exit status; what a user did wrong is one line, never a traceback."""
     words = sys.argv[1:] if argv is None else argv
-    settings = of_handler(words, os.environ)
+    settings = load_handler_settings(words, os.environ)
     if settings is not None:
-        from lbagent.handler import handle  # noqa: PLC0415  # each verb loads what it needs
+        from lbagent.commands.handle import handle  # noqa: PLC0415  # each verb loads what it needs
 
         gc.disable()  # a handler ends before its first garbage would be worth collecting
         return _ended(settings, handle)
-    from lbagent import parser  # noqa: PLC0415
+    from lbagent import arguments  # noqa: PLC0415
 
     try:
-        settings, verb = parser.parsed(words, os.environ)
+        settings, verb = arguments.parsed(words, os.environ)
     except LbagentError as error:
         print(f"lbagent: {error}", file=sys.stderr)
         return error.exit_status
     except OSError as error:  # of --help and --version, onto a full disk
-        print(f"lbagent: {told(error)}", file=sys.stderr)
+        print(f"lbagent: {format_error(error)}", file=sys.stderr)
         return 1
-    from lbagent.host import serfenv  # noqa: PLC0415
+    from lbagent.serf import agent  # noqa: PLC0415
+    from lbagent.settings import DEFAULT_ROLES  # noqa: PLC0415
 
-    serfenv.take_up(os.path.dirname(settings.roles), os.environ)
+    agent.of_process = agent.SerfEnv(agent.folders(settings.roles, os.environ, DEFAULT_ROLES), os.environ)
+    agent.of_process.load()
     return _ended(settings, verb)
 
 
@@ -72,18 +74,19 @@ def _ended(settings: Settings, verb: Verb) -> int:
     try:
         return verb(settings, log)
     except LbagentError as error:
-        log.error(told(error))
+        for sentence in sentences(error):
+            log.error(sentence, exit_status=error.exit_status)
         return error.exit_status
     except BrokenPipeError:
         # Whoever read our output (head, less) has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except OSError as error:
-        log.error(told(error))
+        log.error(format_error(error))
         return 1
     except KeyboardInterrupt:
-        log.error("told to end: the next run goes on from here")
-        return 1
+        log.error("interrupted: the next run goes on from here")
+        return INTERRUPTED
     except Exception as error:  # the last door: a defect is one line too, and all of it with -v
         log.error(f"this is a defect of lbagent, nothing is lost: {type(error).__name__}: {error}")
         if settings.verbose:

@@ -4,6 +4,7 @@ LbagentError             1   unexpected, or not confirmed
 ├── NotStored            1   nothing could be written: `sync` needed
 ├── UsageError           2   wrong options
 ├── RolesRefused         2   roles.yml cannot be used as it stands
+├── LastServer           3   a pause would leave a service without any server
 ├── Refused              4   HAProxy (or a rule about markers) refused haproxy.cfg; the live file is untouched
 ├── PutBack              5   the reload failed; the previous managed lines are back
 │   └── NotYet           5   … and it is too soon to try again
@@ -12,6 +13,11 @@ LbagentError             1   unexpected, or not confirmed
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+
+INTERRUPTED = 130
+"""Exit status of a run that Ctrl-C or SIGTERM has ended."""
 
 
 class LbagentError(Exception):
@@ -39,7 +45,26 @@ class RolesRefused(LbagentError):
     """roles.yml cannot be used; nothing on disk was changed."""
 
     exit_status = 2
+    mistakes: tuple[str, ...] = ()
+    """A sentence for each mistake; the error itself is one line, of the first."""
+
+    @classmethod
+    def of(cls, mistakes: Sequence[str]) -> RolesRefused:
+        """The error with all of these."""
+        more = len(mistakes) - 1
+        rest = f" (and {more} more mistake{'' if more == 1 else 's'}: run lbagent check)" if more else ""
+        error = cls(f"{mistakes[0]}{rest}")
+        error.mistakes = tuple(mistakes)
+        return error
+
     meaning = "roles.yml is refused; of `plan`: something would change"
+
+
+class LastServer(LbagentError):
+    """A pause would leave a service without any server that serves; nothing was done."""
+
+    exit_status = 3
+    meaning = "of `pause`: no other server of the service serves, nothing was paused"
 
 
 class Refused(LbagentError):
@@ -50,7 +75,7 @@ class Refused(LbagentError):
     outcome = "refused"
 
 
-class PutBack(LbagentError):
+class RolledBack(LbagentError):
     """HAProxy did not take the change over; the previous managed lines are back."""
 
     exit_status = 5
@@ -58,7 +83,7 @@ class PutBack(LbagentError):
     outcome = "put back"
 
 
-class NotYet(PutBack):
+class ReloadPostponed(RolledBack):
     """A reload that failed waits for its time, or for haproxy.cfg or roles.yml to change."""
 
 

@@ -5,12 +5,65 @@ Each metric is a row of METRICS; what is not known, or has not happened yet, has
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 
-from lbagent.last import Last
-from lbagent.membership import STATUSES
-from lbagent.roles import Pair
-from lbagent.tuples import NamedTuple
+from lbagent.membership.model import STATUSES
+from lbagent.roles.model import Pair
+from lbagent.system.tuples import NamedTuple
+
+# --- last ------------------------------------------------------------------------------------------------
+
+
+class Last(NamedTuple):
+    """The last of each kind, in epoch seconds; None where there has been none yet."""
+
+    run: int | None = None
+    status: int = 0
+    """Exit status of the last run."""
+    event: int | None = None
+    """Arrival of the newest event that was folded."""
+    change: int | None = None
+    """haproxy.cfg became another."""
+    reload: int | None = None
+    reload_good: bool = True
+    sync: int | None = None
+    success: int | None = None
+    """A run ended with 0."""
+    words: str = ""
+    """How the last run ended, in a sentence."""
+    sync_failing: int | None = None
+    """Since when syncs fail; None while they do not."""
+    sync_words: str = ""
+    """Why the last sync failed."""
+
+
+def dump(last: Last) -> bytes:
+    """The last of each kind as one JSON object."""
+    return json.dumps(last._asdict()).encode()
+
+
+def load(content: bytes) -> Last:
+    """What `dump` wrote; what is missing or damaged starts anew. Raises ValueError, AttributeError, RecursionError."""
+    found = json.loads(content)
+    # Beyond what a float64 holds exactly there is no time; Prometheus would refuse the whole file for it.
+    sound = {field: found[field] for field, most in _MOST.items() if _is_number(found.get(field), most)}
+    texts = {field: found[field] for field in ("words", "sync_words") if isinstance(found.get(field), str)}
+    return Last(**sound, **texts, reload_good=found.get("reload_good") is not False)
+
+
+def _is_number(value: object, most: int) -> bool:
+    return type(value) is int and 0 <= value <= most
+
+
+_MOST = {
+    **dict.fromkeys(("run", "event", "change", "reload", "sync", "success", "sync_failing"), 1 << 53),
+    "status": 255,
+}
+
+
+# --- metrics ----------
+
 
 _DIGEST_BITS = 53
 """What a float64, in which Prometheus keeps every number, holds exactly."""
@@ -39,6 +92,8 @@ class Numbers(NamedTuple):
     """Lines that the guard kept."""
     pending: int = 0
     bad: int = 0
+    daemon: bool | None = None
+    """Whether `lbagent watch` runs."""
 
 
 def told(numbers: Numbers) -> bytes:
@@ -47,7 +102,7 @@ def told(numbers: Numbers) -> bytes:
     for name, words, value in METRICS:
         lines += (f"# HELP {name} {words}", f"# TYPE {name} gauge")
         lines += [_sample(name, labels, number) for labels, number in _samples(value(numbers))]
-    return ("\n".join(lines) + "\n").encode("utf-8", "replace")
+    return ("\n".join(lines) + "\n").encode()
 
 
 def as_number(digest: str) -> int:
@@ -70,7 +125,9 @@ def _sample(name: str, labels: Labels, value: int) -> str:
 def _escaped(text: str) -> str:
     if text.isalnum():  # as nearly all are
         return text
-    return text.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
+    # Bytes that are not UTF-8, here lone surrogates, become distinct words: Prometheus refuses two equal samples.
+    printable = text.encode("utf-8", "backslashreplace").decode()
+    return printable.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
 
 
 def _build(numbers: Numbers) -> Samples:
@@ -92,6 +149,11 @@ def _members(numbers: Numbers) -> Samples:
 
 def _reload_success(numbers: Numbers) -> int | None:
     return None if numbers.last.reload is None else int(numbers.last.reload_good)
+
+
+def _sync_success(numbers: Numbers) -> int | None:
+    last = numbers.last
+    return None if last.sync is None and last.sync_failing is None else int(last.sync_failing is None)
 
 
 def _sync_age(numbers: Numbers) -> int | None:
@@ -136,4 +198,11 @@ METRICS: tuple[tuple[str, str, Callable[[Numbers], Samples | int | None]], ...] 
     ),
     ("lbagent_last_sync_timestamp_seconds", "When the last sync ended.", lambda one: one.last.sync),
     ("lbagent_sync_age_seconds", "Age of the last sync when this was written.", _sync_age),
+    ("lbagent_last_sync_success", "1 where the last sync could ask Serf, 0 where syncs fail.", _sync_success),
+    ("lbagent_last_success_timestamp_seconds", "When a run last ended with 0.", lambda one: one.last.success),
+    (
+        "lbagent_daemon_running",
+        "1 where `lbagent watch` ran when this was written.",
+        lambda one: None if one.daemon is None else int(one.daemon),
+    ),
 )

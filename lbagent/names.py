@@ -21,7 +21,10 @@ TAG_VALUE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 """A Serf tag that may stand in a `server` line."""
 
 _OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
-_IPV4 = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}")
+IPV4 = rf"{_OCTET}(?:\.{_OCTET}){{3}}"
+"""The one spelling of an IPv4 address, as a pattern."""
+
+_IPV4 = re.compile(IPV4)
 # Possessive, so that nothing is remembered for a second try.
 _NAMES = re.compile(rf"(?:{NAME.pattern}\n)*+")
 _IPV4S = re.compile(rf"(?:{_IPV4.pattern}\n)*+")
@@ -64,13 +67,13 @@ def canonical_address(text: str) -> str | None:
     return str(address.ipv4_mapped or address)
 
 
-def refusal(address: str, networks: Sequence[str] = ()) -> str | None:
+def explain_refused_address(address: str, networks: Sequence[str] = ()) -> str | None:
     """Why a canonical `address` may not be written, given a role's `networks`; None where it may."""
     if not networks and ":" not in address and not address.startswith(_CAREFUL):
         return None
     kind = _kind_v6(address) if ":" in address else _kind_v4(address)
     if kind and kind != "loopback":
-        return f"{address} is a {kind} address"
+        return f"{address} is {'an' if kind == 'unspecified' else 'a'} {kind} address"
     if kind and not any(_is_loopback(network) and _holds(network, address) for network in networks):
         return f"{address} is a loopback address, which the role's networks do not name"
     if networks and not any(_holds(network, address) for network in networks):
@@ -78,30 +81,42 @@ def refusal(address: str, networks: Sequence[str] = ()) -> str | None:
     return None
 
 
-def printable(words: str) -> str:
+def role_names(tag: str) -> tuple[str, ...]:
+    """The roles that a Serf tag `role` names, in its order: one, or several with commas between them."""
+    if "," not in tag:
+        return (tag,) if tag else ()
+    return tuple(dict.fromkeys(name for one in tag.split(",") if (name := one.strip(" "))))
+
+
+def make_printable(words: str) -> str:
     """The words with nothing in them that a terminal obeys: what is not printable, a line's end too, is a `?`."""
     return words if words.isprintable() else "".join(one if one.isprintable() else "?" for one in words)
 
 
-def counted(count: int, noun: str) -> str:
+def brief(words: str, limit: int = 500) -> str:
+    """`words` cut to at most so many characters: what other programs print may have any size."""
+    return words if len(words) <= limit else f"{words[: limit - 2]} …"
+
+
+def format_count(count: int, noun: str) -> str:
     """A number with its noun."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def natural(name: str) -> tuple[list[str | int], str]:
+def natural_key(name: str) -> tuple[list[str | int], str]:
     """Sort key under which web2 comes before web10."""
     parts: list[str | int] = list(_DIGITS.split(name))
     parts[1::2] = map(int, parts[1::2])
     return parts, name
 
 
-def certainly_allowed(addresses: Collection[str]) -> bool:
+def are_plainly_allowed(addresses: Collection[str]) -> bool:
     """Whether `refusal` would let every one of these pass where a role names no networks; thousands at a time."""
     text = "\n".join(["", *addresses])
     return ":" not in text and _DOUBTFUL.search(text) is None
 
 
-def in_order(names: Collection[str]) -> list[str]:
+def sort_names(names: Collection[str]) -> list[str]:
     """The names in natural order."""
     # Names of one shape (web00, web07, web12) are in natural order where they are in plain order, which is
     # ten times as fast to find; and of most shapes, all of one come before all of the other.
@@ -112,10 +127,10 @@ def in_order(names: Collection[str]) -> list[str]:
     for name, shape in zip(names, shape_of, strict=True):
         shapes.setdefault(shape, []).append(name)
     groups = [sorted(group) for group in shapes.values()]
-    groups.sort(key=lambda group: natural(group[0]))
-    if all(natural(one[-1]) < natural(other[0]) for one, other in pairwise(groups)):
+    groups.sort(key=lambda group: natural_key(group[0]))
+    if all(natural_key(one[-1]) < natural_key(other[0]) for one, other in pairwise(groups)):
         return [name for group in groups for name in group]
-    return sorted(names, key=natural)
+    return sorted(names, key=natural_key)
 
 
 def _kind_v4(address: str) -> str | None:

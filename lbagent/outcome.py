@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from enum import StrEnum
 
 from lbagent import names
-from lbagent.tuples import NamedTuple
+from lbagent.system.tuples import NamedTuple
+
+QUIET = "nothing to do"
+"""The words of an outcome where nothing was done."""
 
 _NAMED = 20
 """Refused nodes named one by one: a journal is no place for thousands."""
@@ -21,7 +24,7 @@ class Verdict(StrEnum):
     QUEUED = "queued"  # haproxy.cfg is new; HAProxy takes it over as soon as it may be reloaded again
 
 
-class Held(NamedTuple):
+class BlockedRemoval(NamedTuple):
     """Removals that the guard keeps back at one marker, the sentence that says so."""
 
     lines: int
@@ -38,17 +41,26 @@ class Outcome(NamedTuple):
     words: str = ""
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
-    held: tuple[Held, ...] = ()
+    blocked: tuple[BlockedRemoval, ...] = ()
     """Removals the guard keeps back, marker by marker."""
     running: bool = True
     """Whether HAProxy was seen; False where it is shown not to run."""
     reloaded: bool = False
     """Whether it took a reload; False where HAProxy was told, or had nothing to learn."""
+    quarantined: tuple[str, ...] = ()
+    """The nodes that are in quarantine at the end."""
 
     @property
     def exit_status(self) -> int:
-        """0, or 3 where the guard held something back (contract, section 8)."""
-        return 3 if self.held else 0
+        """0; 4 where HAProxy refuses the lines of a node, 3 where the guard blocks removals (contract, section 8)."""
+        if self.quarantined:
+            return 4
+        return 3 if self.blocked else 0
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing was done, and there was nothing to do."""
+        return self.words == QUIET
 
     @property
     def confirmed(self) -> bool:
@@ -56,7 +68,7 @@ class Outcome(NamedTuple):
         return self.running and self.verdict in (Verdict.UNCHANGED, Verdict.APPLIED)
 
 
-class Run(NamedTuple):
+class PastRun(NamedTuple):
     """A run of the past, as history.jsonl tells of it."""
 
     at: int
@@ -67,12 +79,12 @@ class Run(NamedTuple):
     words: str
 
 
-def counted(added: int, removed: int) -> str:
+def format_line_counts(added: int, removed: int) -> str:
     """How many lines came and went, in words."""
-    return f"{names.counted(added, 'line')} added, {removed} removed"
+    return f"{names.format_count(added, 'line')} added, {removed} removed"
 
 
-def quarantined(reasons: Mapping[str, str]) -> tuple[str, ...]:
+def format_quarantined(reasons: Mapping[str, str]) -> tuple[str, ...]:
     """A sentence for each node whose line HAProxy refused, with its reason."""
     named = [f"{node} is in quarantine, its lines stay as they were: {why}" for node, why in reasons.items()]
     more = len(named) - _NAMED

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lbagent.tuples import NamedTuple
+from lbagent.system.tuples import NamedTuple
 
 DEFAULT_ROLES = "/etc/lbagent/roles.yml"
 DEFAULT_STATE_DIR = "/var/lib/lbagent"
@@ -18,7 +18,7 @@ class Settings(NamedTuple):
     verbose: bool = False
 
 
-def settled(environ: Mapping[str, str], roles: str | None, state_dir: str | None, *, verbose: bool) -> Settings:
+def load_settings(environ: Mapping[str, str], roles: str | None, state_dir: str | None, *, verbose: bool) -> Settings:
     """The settings that options (None where not given) and environment make."""
     # systemd gives STATE_DIRECTORY as a list; ours is the first.
     given = environ.get("LBAGENT_STATE_DIR") or environ.get("STATE_DIRECTORY", "").split(":")[0]
@@ -27,7 +27,7 @@ def settled(environ: Mapping[str, str], roles: str | None, state_dir: str | None
     )
 
 
-def of_handler(argv: list[str], environ: Mapping[str, str]) -> Settings | None:
+def load_handler_settings(argv: list[str], environ: Mapping[str, str]) -> Settings | None:
     """The settings where `argv` is a plain `[options] handle`, read without the 7 ms of a parser; else None."""
     words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])]
     if not words or words.pop() != "handle":
@@ -42,4 +42,4 @@ def of_handler(argv: list[str], environ: Mapping[str, str]) -> Settings | None:
             given[option] = words.pop(0)
         else:
             return None
-    return settled(environ, given.get("--roles"), given.get("--state-dir"), verbose=verbose)
+    return load_settings(environ, given.get("--roles"), given.get("--state-dir"), verbose=verbose)

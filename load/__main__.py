@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from load.pair import Change, Fleet, balancer, nodes
-from tests.world import Haproxy, Lb, eventually
+from tests.helpers.real_programs import Haproxy, Lb, eventually
 
 CHANGES, RATE, WRK = (
     int(os.environ.get(name, default)) for name, default in (("CHANGES", 1000), ("RATE", 10), ("WRK", 3600))

@@ -9,8 +9,8 @@ import os
 import sys
 import time
 
-from tests.watching import watching
-from tests.world import RELOADING, Haproxy, Lb, eventually, member
+from tests.helpers.daemon import watching
+from tests.helpers.real_programs import RELOADING, Haproxy, Lb, eventually, member
 
 EVENTS = int(os.environ.get("EVENTS", "1000"))
 NODES = [f"web{number:02}" for number in range(1, 21)]

@@ -12,7 +12,7 @@ import threading
 import time
 from typing import Any
 
-from tests.traffic import ask
+from tests.helpers.http_clients import ask
 
 KEPT, NEW = 6, 2
 """Threads that keep their connection, and threads that make a new one for each request, for each port."""

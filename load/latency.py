@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 from load.pair import Fleet, balancer, nodes
-from tests.traffic import ask
-from tests.world import Lb, eventually, member
+from tests.helpers.http_clients import ask
+from tests.helpers.real_programs import Lb, eventually, member
 
 TIMES = int(os.environ.get("TIMES", "40"))
 

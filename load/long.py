@@ -13,17 +13,20 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from lbagent.host.paths import Paths
-from lbagent.host.spool import Spool
-from lbagent.serf.raw import RECORD_LIMIT, Raw
-from tests.world import Lb, SerfAgent, eventually, member
+from lbagent.serf.raw_event import RECORD_LIMIT, RawEvent
+from lbagent.state.paths import Paths
+from lbagent.state.spool import Spool
+from tests.helpers.real_programs import Lb, SerfAgent, eventually, member
 
 EVENTS, SYNCS = (int(os.environ.get(name, default)) for name, default in (("EVENTS", 100_000), ("SYNCS", 1440)))
 BATCH = 500
 MAY_GROW = 1.5
 """MiB between the first tenth and the end."""
 
-_DAEMON = "from lbagent import timetable, cli; timetable.SYNC_EVERY = {every}; raise SystemExit(cli.main(['watch']))"
+_DAEMON = (
+    "from lbagent import cli; from lbagent.daemon import schedule; "
+    "schedule.SYNC_EVERY = {every}; raise SystemExit(cli.main(['watch']))"
+)
 _CONFIG = """\
 listen lb-iis
     bind 127.0.0.1:{front}
@@ -48,7 +51,7 @@ def events() -> int:
         for first in range(0, EVENTS, BATCH):
             for number in range(first, first + BATCH):
                 for record in _event(number).records():
-                    spool.put(record)
+                    spool.store(record)
             eventually(lambda: not lb.spooled(), 120)
             sizes.append(rss(process))
         return told(f"{EVENTS} events", sizes)
@@ -97,13 +100,13 @@ def told(what: str, sizes: list[float]) -> int:
     return 0 if tenths[-1] - tenths[0] <= MAY_GROW else 1
 
 
-def _event(number: int) -> Raw:
+def _event(number: int) -> RawEvent:
     name, identity, now = f"web{number % 100:02}", f"{number:016x}", int(time.time() * 1000)
     kind = ("member-join", "user", "user", "member-update", "member-leave")[number // 100 % 5]
     if kind == "user":
         verb = ("pause", "resume")[number // 100 % 2]
-        return Raw(identity, now, kind, verb, number + 1, "lb01", f"{name} reason={number}".encode())
-    return Raw(identity, now, kind, "", None, "lb01", member(name, f"127.0.1.{number % 100 + 1}"))
+        return RawEvent(identity, now, kind, verb, number + 1, "lb01", f"{name} reason={number}".encode())
+    return RawEvent(identity, now, kind, "", None, "lb01", member(name, f"127.0.1.{number % 100 + 1}"))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.world import Haproxy, Lb, eventually, free_port, member
+from tests.helpers.real_programs import Haproxy, Lb, eventually, free_port, member
 
 NODES = 40
 
@@ -128,10 +128,10 @@ def nodes(fleet: Fleet, folder: Path) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def balancer(port: int, fleet: Fleet, *, runtime: bool) -> Iterator[tuple[Lb, Haproxy]]:
-    """A load balancer with its HAProxy and its daemon, which serves all who are there."""
+def balancer(port: int, fleet: Fleet, *, runtime: bool, binary: Path | None = None) -> Iterator[tuple[Lb, Haproxy]]:
+    """A load balancer with its HAProxy (`binary`, by default the first) and its daemon, which serves all nodes."""
     roles = ROLES.replace("RUNTIME", "on" if runtime else "off").replace("{port}", str(port))
-    with Lb(CONFIG, roles) as lb, Haproxy(lb) as haproxy:
+    with Lb(CONFIG, roles, binary) as lb, Haproxy(lb) as haproxy:
         assert lb.join(*fleet.all()).returncode == 0
         daemon = lb.start("watch")
         try:

@@ -9,9 +9,9 @@ import os
 import random
 import sys
 
-from tests.sessions import CONFIG, ROLES, opened, servers
-from tests.watching import watching
-from tests.world import Haproxy, Lb, eventually, member
+from tests.helpers.daemon import watching
+from tests.helpers.real_programs import Haproxy, Lb, eventually, member
+from tests.helpers.tcp_sessions import CONFIG, ROLES, opened, servers
 
 CHANGES = int(os.environ.get("CHANGES", "1000"))
 SESSIONS = 60

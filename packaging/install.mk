@@ -1,5 +1,5 @@
 # How lbagent gets onto a host, and off it.
-.PHONY: install uninstall deb test-deb
+.PHONY: install uninstall deb test-deb test-distros
 
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -14,5 +14,10 @@ deb: pages  ## build/lbagent_VERSION_all.deb
 	@packaging/deb
 
 test-deb: $(VENV)/.dev deb  ## the package on a Debian 12 of its own with systemd: installed, used, upgraded, purged; as root, five minutes
-	@.ci/install debootstrap
-	@$(BIN)/python -m pytest -q -s scenarios/test_deb.py
+	@.ci/install debootstrap ip
+	@RELEASES=bookworm $(BIN)/python -m pytest -q -s scenarios/test_deb.py
+
+RELEASES ?= trixie sid
+test-distros: $(VENV)/.dev deb  ## demo, tests and package on Debian 13 and sid, each bare and of its own; as root, an hour
+	@.ci/install debootstrap ip
+	@RELEASES='$(RELEASES)' $(BIN)/python -m pytest -v -s scenarios/test_distros.py scenarios/test_deb.py

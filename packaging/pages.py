@@ -6,6 +6,7 @@ argparse-manpage and shtab make them from the parser of the command line, so tha
 from __future__ import annotations
 
 import datetime as dt
+import json
 import os
 import re
 import sys
@@ -15,9 +16,10 @@ import shtab
 from argparse_manpage.manpage import Manpage  # type: ignore[import-untyped]
 
 import lbagent
-from lbagent import helptext, parser
-from lbagent.host.paths import Paths
+from lbagent import arguments
+from lbagent.roles import keys
 from lbagent.settings import DEFAULT_ROLES, DEFAULT_STATE_DIR
+from lbagent.state.paths import Paths
 
 RELEASED = "2026-11-21"
 """Date of the version that the page describes, so that the same version gives the same page."""
@@ -35,7 +37,7 @@ ENVIRONMENT = {
 
 def build_man_page() -> str:
     """The text of lbagent(1), in groff's man macros."""
-    command = parser.build()
+    command = arguments.build()
     # The epilog has exit statuses and examples, which are sections of their own here.
     command.epilog = None
     data = {
@@ -48,12 +50,12 @@ def build_man_page() -> str:
     }
     os.environ.setdefault("SOURCE_DATE_EPOCH", _seconds(RELEASED))
     page = Manpage(command, format="single-commands-section", _data=data)
-    statuses = ((str(status), meaning) for status, meaning in helptext.exit_statuses().items())
+    statuses = ((str(status), meaning) for status, meaning in arguments.exit_statuses().items())
     sections = {
         "EXIT STATUS": statuses,
         "FILES": list_files().items(),
         "ENVIRONMENT": ENVIRONMENT.items(),
-        "EXAMPLES": helptext.EXAMPLES,
+        "EXAMPLES": arguments.EXAMPLES,
     }
     for heading, rows in sections.items():
         body = "\n".join(f".TP\n\\fB{_escape(name)}\\fR\n{_escape(text)}" for name, text in rows)
@@ -65,7 +67,7 @@ def build_man_page() -> str:
 
 def build_completions() -> dict[str, str]:
     """The completion scripts for bash and zsh, by path below the output folder."""
-    command = parser.build()
+    command = arguments.build()
     for action in command._actions:  # noqa: SLF001  # argparse has no public list of its options
         if action.dest == "roles":
             action.complete = shtab.FILE  # type: ignore[attr-defined]
@@ -87,7 +89,9 @@ def list_files() -> dict[str, str]:
 
 def write_pages(folder: Path) -> None:
     """Write all pages below `folder`, and print their paths. Raises OSError."""
-    for name, text in {"man/lbagent.1": build_man_page(), **build_completions()}.items():
+    schema = json.dumps(keys.schema(), indent=2) + "\n"
+    pages = {"man/lbagent.1": build_man_page(), "roles.schema.json": schema, **build_completions()}
+    for name, text in pages.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from scenarios.programs import Program
-from tests.world import clean_environment, eventually, free_port
+from tests.helpers.real_programs import clean_environment, eventually, free_port
 
 # Chromium asks nobody but the pages under test.
 QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage"]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from scenarios.impala_site import EXAMPLE, Balancer
-from tests.world import LBAGENT, PATIENCE, SerfAgent, clean_environment, eventually
+from tests.helpers.real_programs import LBAGENT, PATIENCE, SerfAgent, clean_environment, eventually
 
 TOKEN = "a word of lb01's own"
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from typing import NamedTuple, Self
 
 from scenarios.machines import Machine, thread_on
-from tests.traffic import Count, ask
-from tests.world import eventually
+from tests.helpers.http_clients import Count, ask
+from tests.helpers.real_programs import eventually
 
 CLIENTS = {"keep-alive": 4, "new": 8}
 """So many go on over one connection, so many make one for each request; the last of each asks the second port."""

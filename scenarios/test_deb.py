@@ -1,4 +1,4 @@
-"""The Debian package on a Debian 12 of its own, under systemd: installed, used, upgraded, purged; then `make install`.
+"""The package on a Debian of its own, under systemd: installed, used, upgraded, purged; then `make install`.
 
 One story, told in order; what it has measured is printed at the end.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from scenarios.machine import Machine
-from tests.world import eventually
+from tests.helpers.real_programs import eventually
 
 HERE = Path(__file__).resolve().parent.parent
 LINE = "server web01 127.0.0.11:8000 check inter 1s rise 2 fall 2 # lbagent role=web"
@@ -75,24 +75,21 @@ FIGURES: dict[str, str] = {}
 """What was measured."""
 
 
-@pytest.fixture(scope="module")
-def debian() -> Iterator[Machine]:
-    """The machine, booted, with what the package needs downloaded; `DEBIAN` may name a root to copy."""
+@pytest.fixture(scope="module", params=os.environ.get("RELEASES", "bookworm").split())
+def debian(request: pytest.FixtureRequest) -> Iterator[Machine]:
+    """A machine of each release, booted, with what the package needs downloaded."""
     if os.geteuid() != 0:
         pytest.skip("a machine of its own takes root")
-    machine = Machine()
+    machine = Machine(request.param)
+    FIGURES.clear()
     try:
         started = time.monotonic()
-        if base := os.environ.get("DEBIAN"):
-            subprocess.run(["cp", "-a", base, str(machine.root)], check=True)
-        else:
-            machine.make()
+        machine.make()
         shutil.copy(package(), machine.root / "lbagent.deb")
-        machine.chroot("apt-get", "-qq", "update")
-        machine.chroot(
+        machine.online(
             "apt-get", "-qqy", "install", "--download-only", "--no-install-recommends", "/lbagent.deb", "openssl"
         )
-        FIGURES["a Debian 12, and what is downloaded"] = f"{time.monotonic() - started:.0f} s"
+        FIGURES[f"Debian {request.param}, and what is downloaded"] = f"{time.monotonic() - started:.0f} s"
         with machine:
             yield machine
     finally:

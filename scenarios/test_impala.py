@@ -20,11 +20,11 @@ from pathlib import Path
 
 import pytest
 
-from lbagent.haproxy.peers import learning
+from lbagent.haproxy.reload import learning
 from scenarios.impala_cluster import LONG, Cluster
 from scenarios.impala_hs2 import LongQuery, Lost, Server, Session, serving
 from scenarios.impala_site import SOURCES, Balancer, Daemon, Site, spread, strayed, timers
-from tests.world import PATIENCE, Lb, binaries, eventually, member
+from tests.helpers.real_programs import PATIENCE, Lb, binaries, eventually, member
 
 NAMES = ("impala01", "impala02")
 TOYS = tuple(f"impala{number}" for number in range(11, 21))

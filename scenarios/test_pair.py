@@ -19,7 +19,7 @@ import pytest
 
 from scenarios.meter import CLIENTS, PATIENCE, PAUSE, Meter
 from scenarios.pair import LONG, Balancer, Pair
-from tests.world import eventually
+from tests.helpers.real_programs import eventually
 
 SERF = "meta l4proto { tcp, udp } th dport 7946"
 VRRP = "ip protocol vrrp"
@@ -171,11 +171,14 @@ def test_the_log_goes_on_after_it_was_rotated(pair: Pair) -> None:
     assert (folder / "haproxy.log.1").stat().st_size == whole
 
 
+LAST = "done, no other server of web_service_b serves"
+
+
 def meanwhile(pair: Pair, words: str) -> None:
     """A server joins, one is paused, one leaves, while lb01 is not well."""
     with pair.meter.step(f"{words}: web03 joins, b01 pauses, web01 leaves") as rows:
         pair.boot("web03", "10.0.0.23", "web")
-        pair.lb02.run("lbagent", "pause", "b01", checked=False)
+        pair.lb02.run("lbagent", "pause", "b01", "--force", checked=False)
         eventually(lambda: {"web03", "web02"} <= pair.lb02.serving(), LONG, 0.2)
         pair.nodes["web01"].leave()
         eventually(lambda: pair.lb02.serving() == {"a01", "web02", "web03"}, LONG, 0.2)
@@ -232,14 +235,14 @@ def test_gossip_goes_round_a_cut_between_the_load_balancers(pair: Pair) -> None:
         settle(pair, web01="paused")
         pair.nodes["web01"].resume()
         settle(pair)
-        typed = pair.lb02.run("lbagent", "pause", "b01", checked=False)
+        typed = pair.lb02.run("lbagent", "pause", "b01", "--force", checked=False)
         settle(pair, b01="paused")
         seen = pair.lb01.members()
 
     pair.lb02.run("lbagent", "resume", "b01")
     assert seen["lb02"] == "alive"
     # The query goes round, and its answer too.
-    assert (typed.returncode, typed.stdout) == (0, "lb02  done\nlb01  done\n")
+    assert (typed.returncode, typed.stdout) == (0, f"lb02  {LAST}\nlb01  {LAST}\n")
     assert rows[0].broken == 0
 
 
@@ -251,14 +254,14 @@ def test_a_cluster_cut_in_two_heals_to_the_same_lines(pair: Pair) -> None:
             eventually(lambda: all(pair.lb02.members()[host.name] == "failed" for host in ours), LONG, 0.2)
         with pair.meter.step("in two: web01 pauses on one side, b01 on the other") as paused:
             pair.nodes["web01"].pause()
-            alone = pair.lb02.run("lbagent", "pause", "b01", checked=False)
+            alone = pair.lb02.run("lbagent", "pause", "b01", "--force", checked=False)
             eventually(lambda: pair.lb01.serving() == {"web02", "a01", "b01"}, LONG, 0.2)
             eventually(lambda: pair.lb02.serving() == {"web01", "web02", "a01"}, LONG, 0.2)
 
     with pair.meter.step("healed: both have the same lines") as healed:
         settle(pair, web01="paused", b01="paused")
 
-    assert (alone.returncode, alone.stdout) == (1, "lb02  done\nlb01  not answered: failed, says Serf\n")
+    assert (alone.returncode, alone.stdout) == (1, f"lb02  {LAST}\nlb01  not answered: failed, says Serf\n")
     assert [rows[0].broken for rows in (apart, paused, healed)] == [0, 0, 0]
     assert pair.holders == ["lb01"]
     for name in ("web01", "b01"):

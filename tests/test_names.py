@@ -10,8 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbagent.names import NAME, SERVICE, TAG_VALUE, canonical_address, counted, in_order, natural, printable, refusal
-from tests.building import poisoned
+from lbagent.names import (
+    NAME,
+    SERVICE,
+    TAG_VALUE,
+    canonical_address,
+    explain_refused_address,
+    format_count,
+    make_printable,
+    natural_key,
+    sort_names,
+)
+from tests.helpers.builders import poisoned
 
 
 @pytest.mark.parametrize("name", ["a", "0", "web01", "WEB-01", "web09.example.co.jp", "a..b", "x" * 63, "a_-."])
@@ -111,41 +121,45 @@ def test_every_address_has_a_canonical_spelling(address: ipaddress.IPv4Address |
 @pytest.mark.parametrize(
     ("address", "why"),
     [
-        ("0.0.0.0", "0.0.0.0 is a unspecified address"),
+        ("0.0.0.0", "0.0.0.0 is an unspecified address"),
         ("127.0.0.1", "127.0.0.1 is a loopback address, which the role's networks do not name"),
         ("169.254.1.1", "169.254.1.1 is a link-local address"),
         ("224.0.0.1", "224.0.0.1 is a multicast address"),
         ("239.1.1.1", "239.1.1.1 is a multicast address"),
         ("240.0.0.1", "240.0.0.1 is a broadcast address"),
         ("255.255.255.255", "255.255.255.255 is a broadcast address"),
-        ("::", ":: is a unspecified address"),
+        ("::", ":: is an unspecified address"),
         ("::1", "::1 is a loopback address, which the role's networks do not name"),
         ("ff02::1", "ff02::1 is a multicast address"),
         ("fe80::1", "fe80::1 is a link-local address"),
     ],
 )
 def test_an_address_nobody_serves_from_is_refused(address: str, why: str) -> None:
-    assert refusal(address) == why
+    assert explain_refused_address(address) == why
 
 
 @pytest.mark.parametrize(
     "address", ["10.0.0.5", "192.0.2.66", "223.255.255.255", "126.0.0.1", "128.0.0.1", "2001:db8::5", "fd00::1"]
 )
 def test_any_other_is_taken_where_a_role_names_no_networks(address: str) -> None:
-    assert refusal(address) is None
+    assert explain_refused_address(address) is None
 
 
 def test_a_network_that_names_something_else_does_not_open_the_loopback() -> None:
     assert (
-        refusal("127.0.0.1", ["0.0.0.0/0"]) == "127.0.0.1 is a loopback address, which the role's networks do not name"
+        explain_refused_address("127.0.0.1", ["0.0.0.0/0"])
+        == "127.0.0.1 is a loopback address, which the role's networks do not name"
     )
-    assert refusal("::1", ["::/0"]) == "::1 is a loopback address, which the role's networks do not name"
+    assert (
+        explain_refused_address("::1", ["::/0"]) == "::1 is a loopback address, which the role's networks do not name"
+    )
 
 
 @pytest.mark.parametrize("networks", [["0.0.0.0/0"], ["224.0.0.0/4"], ["169.254.0.0/16"], ["255.255.255.255/32"]])
 def test_no_network_opens_what_can_never_serve(networks: list[str]) -> None:
     assert [
-        refusal(address, networks) is None for address in ("224.0.0.1", "169.254.0.1", "255.255.255.255", "0.0.0.0")
+        explain_refused_address(address, networks) is None
+        for address in ("224.0.0.1", "169.254.0.1", "255.255.255.255", "0.0.0.0")
     ] == [False] * 4
 
 
@@ -156,8 +170,8 @@ def test_networks_hold_what_ipaddress_says_they_hold(
     network = ipaddress.ip_network(f"{base}/{bits}", strict=False)
     outside = f"{address} is outside the role's networks"
 
-    assert (refusal(str(address), [str(network)]) == outside) is (
-        refusal(str(address)) is None and address not in network
+    assert (explain_refused_address(str(address), [str(network)]) == outside) is (
+        explain_refused_address(str(address)) is None and address not in network
     )
 
 
@@ -166,25 +180,25 @@ def test_ipv6_networks_too(base: ipaddress.IPv6Address, bits: int, address: ipad
     network = ipaddress.ip_network(f"{base}/{bits}", strict=False)
     outside = f"{address} is outside the role's networks"
 
-    assert (refusal(str(address), [str(network)]) == outside) is (
-        refusal(str(address)) is None and address not in network
+    assert (explain_refused_address(str(address), [str(network)]) == outside) is (
+        explain_refused_address(str(address)) is None and address not in network
     )
 
 
 def test_a_network_of_the_other_family_holds_nothing() -> None:
-    assert refusal("10.0.0.5", ["::/0"]) == "10.0.0.5 is outside the role's networks"
-    assert refusal("2001:db8::5", ["0.0.0.0/0"]) == "2001:db8::5 is outside the role's networks"
+    assert explain_refused_address("10.0.0.5", ["::/0"]) == "10.0.0.5 is outside the role's networks"
+    assert explain_refused_address("2001:db8::5", ["0.0.0.0/0"]) == "2001:db8::5 is outside the role's networks"
 
 
 def test_web2_comes_before_web10() -> None:
     names = ["web10", "web2", "web1", "a", "web02", "10", "9", "web2b3", "web2b20"]
 
-    assert sorted(names, key=natural) == ["9", "10", "a", "web1", "web02", "web2", "web2b3", "web2b20", "web10"]
+    assert sorted(names, key=natural_key) == ["9", "10", "a", "web1", "web02", "web2", "web2b3", "web2b20", "web10"]
 
 
 @given(st.lists(st.from_regex(NAME, fullmatch=True), max_size=6, unique=True))
 def test_any_names_have_one_order(names: list[str]) -> None:
-    assert sorted(names, key=natural) == sorted(set(names), key=natural)
+    assert sorted(names, key=natural_key) == sorted(set(names), key=natural_key)
 
 
 shaped = st.from_regex(r"(web|Web|db-|a)[0-9]{0,4}([.-][0-9a-b]{1,3})?", fullmatch=True)
@@ -192,18 +206,18 @@ shaped = st.from_regex(r"(web|Web|db-|a)[0-9]{0,4}([.-][0-9a-b]{1,3})?", fullmat
 
 @given(st.lists(shaped | st.from_regex(NAME, fullmatch=True), max_size=12, unique=True))
 def test_many_are_put_in_order_as_each_two_are(names: list[str]) -> None:
-    assert in_order(names) == sorted(names, key=natural)
+    assert sort_names(names) == sorted(names, key=natural_key)
 
 
 @given(st.text())
 def test_nothing_that_a_terminal_obeys_is_shown(words: str) -> None:
-    assert printable(words).isprintable()
-    assert len(printable(words)) == len(words)
+    assert make_printable(words).isprintable()
+    assert len(make_printable(words)) == len(words)
 
 
 def test_what_is_printable_is_shown_as_it_is() -> None:
-    assert printable("web01 は \x1b[2J\n") == "web01 は ?[2J?"
+    assert make_printable("web01 は \x1b[2J\n") == "web01 は ?[2J?"
 
 
 def test_a_number_has_its_noun() -> None:
-    assert [counted(number, "line") for number in (0, 1, 2)] == ["0 lines", "1 line", "2 lines"]
+    assert [format_count(number, "line") for number in (0, 1, 2)] == ["0 lines", "1 line", "2 lines"]

@@ -7,8 +7,8 @@ import re
 import pytest
 
 from lbagent import errors
-from lbagent.haproxy.takeover import NotAccepted, ReloadFailed
-from lbagent.outcome import Held, Outcome, Verdict, counted, quarantined
+from lbagent.haproxy.instance import NotAccepted, ReloadFailed
+from lbagent.outcome import BlockedRemoval, Outcome, Verdict, format_line_counts, format_quarantined
 
 
 @pytest.mark.parametrize(
@@ -20,8 +20,8 @@ from lbagent.outcome import Held, Outcome, Verdict, counted, quarantined
         (errors.RolesRefused, 2),
         (errors.Refused, 4),
         (NotAccepted, 4),
-        (errors.PutBack, 5),
-        (errors.NotYet, 5),
+        (errors.RolledBack, 5),
+        (errors.ReloadPostponed, 5),
         (ReloadFailed, 5),
         (errors.Busy, 6),
         (errors.TryAgain, 75),
@@ -63,18 +63,18 @@ def test_what_no_haproxy_serves_is_not_confirmed_though_nothing_is_to_do() -> No
     ],
 )
 def test_lines_are_counted_as_people_count_them(added: int, removed: int, words: str) -> None:
-    assert counted(added, removed) == words
+    assert format_line_counts(added, removed) == words
 
 
 def test_every_quarantined_node_is_a_sentence() -> None:
-    assert quarantined({}) == ()
-    assert quarantined({"web09": "unknown keyword"}) == (
+    assert format_quarantined({}) == ()
+    assert format_quarantined({"web09": "unknown keyword"}) == (
         "web09 is in quarantine, its lines stay as they were: unknown keyword",
     )
 
 
 def test_of_thousands_in_quarantine_a_few_are_named() -> None:
-    said = quarantined({f"n{at}": "refused" for at in range(1000)})
+    said = format_quarantined({f"n{at}": "refused" for at in range(1000)})
 
     assert len(said) == 21
     assert said[-1] == "980 more nodes are in quarantine, as `members.json` tells"
@@ -87,4 +87,4 @@ def test_an_end_that_is_no_error_is_zero(verdict: Verdict) -> None:
 
 @pytest.mark.parametrize("verdict", list(Verdict))
 def test_what_the_guard_holds_back_is_three(verdict: Verdict) -> None:
-    assert Outcome(verdict, held=(Held(3, "3 of 4 lines would go"),)).exit_status == 3
+    assert Outcome(verdict, blocked=(BlockedRemoval(3, "3 of 4 lines would go"),)).exit_status == 3

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import pytest
 
-from lbagent.settings import Settings, of_handler, settled
+from lbagent.settings import Settings, load_handler_settings, load_settings
 
 
 def test_the_defaults_are_the_documented_ones() -> None:
-    assert settled({}, None, None, verbose=False) == Settings("/etc/lbagent/roles.yml", "/var/lib/lbagent")
+    assert load_settings({}, None, None, verbose=False) == Settings("/etc/lbagent/roles.yml", "/var/lib/lbagent")
 
 
 def test_the_environment_comes_before_the_defaults() -> None:
     environ = {"LBAGENT_ROLES": "/r.yml", "LBAGENT_STATE_DIR": "/s"}
 
-    assert settled(environ, None, None, verbose=False) == Settings("/r.yml", "/s")
+    assert load_settings(environ, None, None, verbose=False) == Settings("/r.yml", "/s")
 
 
 def test_options_come_before_the_environment() -> None:
     environ = {"LBAGENT_ROLES": "/r.yml", "LBAGENT_STATE_DIR": "/s", "STATE_DIRECTORY": "/d"}
 
-    assert settled(environ, "/o.yml", "/o", verbose=True) == Settings("/o.yml", "/o", verbose=True)
+    assert load_settings(environ, "/o.yml", "/o", verbose=True) == Settings("/o.yml", "/o", verbose=True)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_options_come_before_the_environment() -> None:
     ],
 )
 def test_systemd_may_give_the_state_directory(environ: dict[str, str], folder: str) -> None:
-    assert settled(environ, None, None, verbose=False).state_dir == folder
+    assert load_settings(environ, None, None, verbose=False).state_dir == folder
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_systemd_may_give_the_state_directory(environ: dict[str, str], folder: s
     ],
 )
 def test_a_plain_handle_needs_no_parser(words: list[str], settings: Settings) -> None:
-    assert of_handler(words, {}) == settings
+    assert load_handler_settings(words, {}) == settings
 
 
 @pytest.mark.parametrize(
@@ -66,12 +66,12 @@ def test_a_plain_handle_needs_no_parser(words: list[str], settings: Settings) ->
     ],
 )
 def test_anything_else_is_the_parsers(words: list[str]) -> None:
-    assert of_handler(words, {}) is None
+    assert load_handler_settings(words, {}) is None
 
 
 def test_the_words_of_the_command_line_are_not_eaten() -> None:
     words = ["--roles", "/r", "handle"]
 
-    of_handler(words, {})
+    load_handler_settings(words, {})
 
     assert words == ["--roles", "/r", "handle"]

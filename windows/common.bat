@@ -53,6 +53,7 @@ exit /b 0
 rem The last call of a script.
 if not defined WORK exit /b 0
 if exist "%WORK%\said.txt" del /q "%WORK%\said.txt"
+if exist "%WORK%\now.js" del /q "%WORK%\now.js"
 rd "%WORK%" 2>nul
 exit /b 0
 
@@ -62,6 +63,25 @@ set "PINGS=%~1"
 if "%~1"=="sleep" set "PINGS=%~2"
 set /a PINGS+=1
 ping -n "%PINGS%" 127.0.0.1 >nul
+exit /b 0
+
+:until
+rem Sets UNTIL: when so many minutes from now are over, in seconds since 1970. It stays unset where Windows does not tell.
+rem Every language of Windows has its own date and time; JScript counts the same in all of them, and in UTC.
+set "UNTIL="
+set "NOW="
+set "ODD="
+>"%WORK%\now.js" echo WScript.Echo(Math.floor(new Date().getTime() / 1000));
+for /f "usebackq tokens=1" %%a in (`cscript //nologo //E:JScript "%WORK%\now.js" 2^>nul`) do set "NOW=%%a"
+if not defined NOW exit /b 0
+set "NOW=%NOW:"=%"
+for /f "delims=0123456789" %%a in ("0%NOW%") do set "ODD=1"
+if defined ODD exit /b 0
+rem It counts in 32 bits, which end in 2038.
+if not "%NOW:~0,1%"=="1" if not "%NOW:~0,1%"=="2" exit /b 0
+if not "%NOW:~0,10%"=="%NOW%" exit /b 0
+set /a UNTIL=NOW+MINUTES*60
+if %UNTIL% LSS 0 set "UNTIL="
 exit /b 0
 
 :answers
@@ -212,6 +232,8 @@ for /f "tokens=1,2 delims=, " %%a in ("%SAID%") do (
     set "FIRST=%%a"
     set "OPEN=%%b"
 )
+rem `done, no other server of iis serves` has no session.
+if "%OPEN%"=="no" set "OPEN=0"
 if not "%FIRST%"=="done" goto lbs_not_done
 set /a YES+=1
 set /a SESSIONS+=OPEN

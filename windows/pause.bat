@@ -70,7 +70,13 @@ if not "%RC%"=="0" set "UNTAGGED=1"
 :asking
 set "VERB=pause"
 set "LASTING="
-if defined MINUTES set "LASTING= for=%MINUTES%m"
+set "UNTIL="
+if not defined MINUTES goto lasting
+rem The same moment for every load balancer, however often it is asked. Without it the time counts from each answer.
+call "%~dp0common.bat" until
+set "LASTING= for=%MINUTES%m"
+if defined UNTIL set "LASTING= until=%UNTIL%"
+:lasting
 set "BECAUSE="
 rem The blank at the end keeps a last backslash from the quote behind it.
 if defined REASON set "BECAUSE= reason=%REASON% "
@@ -99,7 +105,7 @@ if not defined MINUTES goto waiting_asks
 rem The pause ends when it was to end, however long we wait.
 set /a LEFT=MINUTES*60-ELAPSED
 if %LEFT% LSS 1 goto over
-set "PAYLOAD=%NAME% for=%LEFT%s%BECAUSE%"
+if not defined UNTIL set "PAYLOAD=%NAME% for=%LEFT%s%BECAUSE%"
 :waiting_asks
 call "%~dp0common.bat" ask
 if not "%RC%"=="0" goto lost

@@ -1,15 +1,16 @@
-"""The HAProxy that runs this haproxy.cfg: found among all others, never "the first one"."""
+"""The HAProxy that runs this haproxy.cfg, found among all others: by the file it reads, never "the first one"."""
 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Sequence
 
 from lbagent.errors import TryAgain
-from lbagent.haproxy import runtime
-from lbagent.host import processes
-from lbagent.host.processes import Process
-from lbagent.tuples import NamedTuple
+from lbagent.haproxy.runtime import socket
+from lbagent.system import processes, untrusted_files
+from lbagent.system.processes import Process
+from lbagent.system.tuples import NamedTuple
 
 _WITH_VALUE = frozenset(("-C", "-L", "-N", "-S", "-f", "-m", "-n", "-p", "-x"))
 """The options of haproxy that take the next word."""
@@ -27,11 +28,11 @@ class Worker(NamedTuple):
     @property
     def alive(self) -> bool:
         """Whether it still runs."""
-        return processes.lives(*self)
+        return processes.is_running(*self)
 
 
 class Running(NamedTuple):
-    """A running HAProxy: its main process (the master, where there is one) and its newest worker."""
+    """A running HAProxy: its main process (the master, where there is one) and the worker that serves."""
 
     main: Process
     worker: Process
@@ -42,7 +43,12 @@ class Running(NamedTuple):
     @property
     def environ(self) -> dict[str, str]:
         """What it was started with, without what HAProxy sets for itself."""
-        return {key: value for key, value in self.main.environ.items() if not key.startswith("HAPROXY_")}
+        return _variables(self.main.environ)
+
+    @property
+    def is_up(self) -> bool:
+        """Whether its worker serves: a master that has just been started has none yet."""
+        return is_up(self.worker) and not (self.is_master and self.worker is self.main)
 
     def read_since(self, changed: float, size: int) -> bool:
         """Whether its worker certainly began to read a file of `size` bytes after the moment `changed`."""
@@ -57,30 +63,46 @@ def find(config: Sequence[str], settings: Sequence[Sequence[str]], known: Runnin
     """
     if known and (now := _now(known, config)):
         return now
-    candidates = processes.named("haproxy")
+    candidates = processes.find_processes("haproxy")
     pids = {one.pid for one in candidates}
     roots = [one for one in candidates if one.parent not in pids and _serves(one, config)]
+    declared = any(words[:1] == ["master-worker"] for words in settings)
     found = []
     for root in roots:
         workers = [one for one in candidates if one.parent == root.pid]
-        newest = max(workers, key=lambda one: (one.started, one.pid), default=root)
-        is_master = bool(workers) or bool({"-W", "-Ws"} & set(root.argv))
-        found.append(Running(root, newest, is_master, max(len(workers) - 1, 0)))
+        is_master = bool(workers) or declared or bool({"-W", "-Ws"} & set(root.argv))
+        found.append(Running(root, _serving(workers) or root, is_master, max(len(workers) - 1, 0)))
     if len(found) <= 1:
         return next(iter(found), None)
     chosen = _choose(found, settings)
     return chosen if chosen.is_master else chosen._replace(old=sum(not one.is_master for one in found) - 1)
 
 
-def shown_not_to_run(settings: Sequence[Sequence[str]]) -> bool:
-    """Whether all that could show a running HAProxy shows none: no process was found, so ask the rest."""
-    if not processes.table_readable():
+def environment(config: Sequence[str]) -> dict[str, str] | None:
+    """The variables that the HAProxy of these files reads them with; those of this process where none runs.
+
+    None where they may not be read, or differ between several.
+    """
+    candidates = processes.find_processes("haproxy")
+    pids = {one.pid for one in candidates}
+    found = [_variables(one.environ) for one in candidates if one.parent not in pids and _serves(one, config)]
+    if not found:
+        return {key: value for key, value in os.environ.items() if not key.startswith("SERF_")}
+    return found[0] if found[0] and all(one == found[0] for one in found) else None
+
+
+def shown_not_to_run(config: Sequence[str], settings: Sequence[Sequence[str]]) -> bool:
+    """Whether all that could show a running HAProxy shows none: no process was found, so ask the rest.
+
+    The pidfile may name a HAProxy that reads another file of this name, in a container: that one is a stranger.
+    """
+    if not processes.can_read_processes():
         return False
     pid = _pidfile(settings)
-    named = processes.process(pid) if pid else None
-    if named is not None and named.alive and named.program.startswith("haproxy"):
+    named = processes.read_process(pid) if pid else None
+    if named is not None and named.alive and named.program.startswith("haproxy") and not _is_stranger(named, config):
         return False
-    return not any(_answers(address) for address in runtime.sockets(settings))
+    return not any(_answers(address) for address in socket.sockets(settings))
 
 
 def config_files(argv: Sequence[str]) -> list[str]:
@@ -102,25 +124,59 @@ def only_looks(argv: Sequence[str]) -> bool:
     return False
 
 
+def _variables(environ: dict[str, str]) -> dict[str, str]:
+    return {key: value for key, value in environ.items() if not key.startswith("HAPROXY_")}
+
+
 def _serves(process: Process, config: Sequence[str]) -> bool:
+    """Whether it was started with one of the files or folders in `config`, these very ones."""
+    return any(process.sees(path, ours) for path in _given(process) for ours in config)
+
+
+def _is_stranger(process: Process, config: Sequence[str]) -> bool:
+    """Whether it was started with files of the same names that are other ones."""
+    ours = {os.path.abspath(name) for name in config}
+    return bool(ours & {os.path.abspath(path) for path in _given(process)}) and not _serves(process, config)
+
+
+def _given(process: Process) -> list[str]:
     argv = process.argv
-    if only_looks(argv):
-        return False
     base = process.cwd or "/"
-    ours = {path for name in config for path in (os.path.abspath(name), os.path.realpath(name))}
-    given = [os.path.join(base, name) for name in config_files(argv)]
-    return any(os.path.abspath(path) in ours or os.path.realpath(path) in ours for path in given)
+    return [] if only_looks(argv) else [os.path.join(base, name) for name in config_files(argv)]
+
+
+def _serving(workers: Sequence[Process]) -> Process | None:
+    """The newest process that serves, or else the newest that is starting."""
+    newest = sorted(workers, key=lambda one: (one.started, one.pid), reverse=True)
+    return next((one for one in newest if is_up(one)), newest[0] if newest else None)
+
+
+def is_up(process: Process) -> bool:
+    """Whether a process of HAProxy that serves, not a master, is past its start: it has read its file and is bound.
+
+    On every version the handlers of SIGTTIN and SIGTTOU come last. Since 3.1 a new worker is there before it reads its
+    file; while it tries to bind, for two seconds, it is younger than the one that serves.
+    """
+    return process.handles(signal.SIGTTOU)
+
+
+def is_reloading(master: Process) -> bool:
+    """Whether a master is in the midst of a reload: it holds back signals until its new worker serves, or has failed.
+
+    That is so on every version.
+    """
+    return master.holds_back(signal.SIGUSR2)
 
 
 def _now(known: Running, config: Sequence[str]) -> Running | None:
     """The same master with the workers it has now; None where that has to be looked for."""
-    main = processes.process(known.main.pid)
+    main = processes.read_process(known.main.pid)
     if main is None or not main.alive or main.named != known.main.named or not _serves(main, config):
         return None
-    found = [one for pid in processes.children(main.pid) if (one := processes.process(pid)) is not None]
+    found = [one for pid in processes.find_children(main.pid) if (one := processes.read_process(pid)) is not None]
     workers = [one for one in found if one.alive and one.program.startswith("haproxy")]
-    newest = max(workers, key=lambda one: (one.started, one.pid), default=None)
-    return newest and Running(main, newest, is_master=True, old=len(workers) - 1)
+    serving = _serving(workers)
+    return serving and Running(main, serving, is_master=True, old=len(workers) - 1)
 
 
 def _choose(found: list[Running], settings: Sequence[Sequence[str]]) -> Running:
@@ -132,15 +188,18 @@ def _choose(found: list[Running], settings: Sequence[Sequence[str]]) -> Running:
     if len(masters) > 1:
         pids = ", ".join(str(one.main.pid) for one in masters)
         raise TryAgain(f"several HAProxy masters run this haproxy.cfg (pids {pids}): give it a stats socket of its own")
+    if masters:
+        return masters[0]
     # Without a master, old processes stay in the table until their last connection ends.
-    return masters[0] if masters else max(found, key=lambda one: (one.main.started, one.main.pid))
+    newest = _serving([one.main for one in found])
+    return next(one for one in found if one.main is newest)
 
 
 def _witnesses(found: list[Running], settings: Sequence[Sequence[str]]) -> list[int]:
     pids = [_pidfile(settings), *(_pidfile([["pidfile", _after(one.main.argv, "-p")]]) for one in found)]
-    for address in runtime.sockets(settings):
+    for address in socket.sockets(settings):
         try:
-            pids.append(runtime.worker_pid(address))
+            pids.append(socket.worker_pid(address))
         except OSError:
             continue
     return [pid for pid in pids if pid]
@@ -153,8 +212,7 @@ def _after(argv: Sequence[str], option: str) -> str:
 def _pidfile(settings: Sequence[Sequence[str]]) -> int | None:
     path = next((words[1] for words in settings if words[0] == "pidfile" and len(words) > 1), "")
     try:
-        with open(path, encoding="ascii", errors="replace") as file:
-            text = file.read(64).split()
+        text = untrusted_files.read_untrusted_file(path, 64).content.split()
     except OSError:
         return None
     return int(text[0]) if text and text[0].isdigit() else None
@@ -162,7 +220,7 @@ def _pidfile(settings: Sequence[Sequence[str]]) -> int | None:
 
 def _answers(address: str) -> bool:
     try:
-        runtime.ask(address, "show info", 1.0)
+        socket.ask(address, "show info", 1.0)
     except (ConnectionRefusedError, FileNotFoundError):
         return False
     except OSError:

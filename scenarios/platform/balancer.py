@@ -12,7 +12,7 @@ from typing import Any
 
 from scenarios.platform.machines import PROGRAMS, Program, network, settled
 from scenarios.platform.services import EXAMPLE, SERVES, kind_of, listens, settings
-from tests.world import LBAGENT, Haproxy, Lb
+from tests.helpers.real_programs import LBAGENT, Haproxy, Lb
 
 LB = "10.20.0.2"
 

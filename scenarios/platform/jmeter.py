@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from scenarios.platform.machines import PROGRAMS
 from scenarios.platform.services import EXAMPLE
-from tests.world import clean_environment
+from tests.helpers.real_programs import clean_environment
 
 HOME = "/usr/share/jmeter"
 JARS = f"{HOME}/bin/ApacheJMeter.jar:{HOME}/lib/*:{HOME}/lib/ext/*"

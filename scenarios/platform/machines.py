@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
-from tests.world import SerfAgent, clean_environment, eventually
+from tests.helpers.real_programs import SerfAgent, clean_environment, eventually
 
 BRIDGE = "platform"
 PROGRAMS = f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin"

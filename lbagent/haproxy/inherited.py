@@ -1,0 +1,173 @@
+"""What a proxy gives to all its servers, by itself or by its `defaults`: a dynamic server inherits nothing of it.
+
+Read from the text only when a server is to be added to a running HAProxy.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lbagent.haproxy.config import Document, Proxy
+from lbagent.haproxy.reader import ANYWHERE, Directive
+from lbagent.haproxy.runtime.capabilities import CANCELS, CANCELS_PROXY_V2, IMPLIED_BY_CHECK, Capabilities
+from lbagent.names import canonical_address
+from lbagent.system.tuples import NamedTuple
+
+_DEEP = frozenset(("httpchk", "ssl-hello-chk", "smtpchk", "mysql-check", "pgsql-check", "redis-check", "ldap-check"))
+_DEEP |= {"tcp-check", "spop-check", "external-check"}
+
+
+class Inherited(NamedTuple):
+    """What stands in a proxy and in its `defaults`."""
+
+    default_server: tuple[str, ...] = ()
+    """The words of its `default-server` lines, the later ones winning."""
+    hash_type: tuple[str, ...] = ()
+    cookie: tuple[str, ...] = ()
+    mode: str = ""
+    deep: frozenset[str] = frozenset()
+    """The options that make its checks more than a connection."""
+    odd: str = ""
+    """Why this cannot be known."""
+
+
+def inherited(document: Document) -> Mapping[int, Inherited]:
+    """What each section gives to the servers at its markers, by the line it begins at."""
+    firsts = {proxy.start: _first(proxy) for proxy in document.proxies}
+    found: dict[int, Inherited] = {}
+    defaults: dict[str, int] = {}
+    odd = ""
+    for directive, section in document.directives():
+        if section is None:
+            doubt = f"only HAProxy knows the section of {document.where(directive.at)}"
+            odd = odd or (doubt if ANYWHERE in directive.place.sections else "")
+            found |= {at: found[at]._replace(odd=doubt) for at in directive.place.sections if at in found}
+            continue
+        if directive.at == section.at:
+            base = defaults.get(section.base, -1) if section.kind != "defaults" or section.base else -1
+            found[section.at] = found.get(base, Inherited())
+            if section.kind == "defaults":
+                defaults[section.name] = defaults[""] = section.at
+            if directive.place.active is None or not directive.sure:
+                found[section.at] = found[section.at]._replace(odd=_doubt(document, directive))
+            continue
+        here = found.get(section.at, Inherited())
+        there = _with(here, [*directive.words], late=directive.at > firsts.get(section.at, float("inf")))
+        if (directive.place.active is None or not directive.sure) and (there is not here or "$" in directive.words[0]):
+            there = here._replace(odd=_doubt(document, directive))
+        found[section.at] = there
+    for at in defaults.values():
+        found.pop(at, None)
+    return {at: one._replace(odd=odd) for at, one in found.items()} if odd else found
+
+
+def _doubt(document: Document, directive: Directive) -> str:
+    return f"only HAProxy knows what {document.where(directive.at)} comes to"
+
+
+def _first(proxy: Proxy) -> float:
+    """Where its servers begin: a `default-server` below that holds for some of them only."""
+    return min((one.at for ones in (proxy.markers[:1], proxy.managed[:1]) for one in ones), default=float("inf"))
+
+
+def _with(what: Inherited, words: list[str], *, late: bool) -> Inherited:
+    changes: dict[str, Any] = {}
+    match words:
+        case ["default-server", *more] if late:
+            changes["odd"] = f"`default-server {' '.join(more)}` stands below a marker"
+        case ["default-server", *more]:
+            changes["default_server"] = (*what.default_server, *more)
+        case ["hash-type", *more]:
+            changes["hash_type"] = tuple(more)
+        case ["mode", mode, *_]:
+            changes["mode"] = mode
+        case ["cookie", *more]:
+            changes["cookie"] = tuple(more)
+        case ["option", name, *_] if name in _DEEP:
+            changes["deep"] = what.deep | {name}
+        case ["no", "option", name, *_]:
+            changes["deep"] = what.deep - {name}
+        case _:
+            return what
+    return what._replace(**changes)
+
+
+# --- keywords --------------------------------------------------------------------------------------------
+
+_PLAIN = re.compile(r"[A-Za-z0-9._:,/@%+=()-]+")
+"""Words that haproxy.cfg and the stats socket read alike: without quotes, `;`, backslashes and variables."""
+
+_TIME = re.compile(r"([0-9]+)(us|ms|s|m|h|d|)")
+_SECONDS = {"us": 1e-6, "ms": 1e-3, "": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+_HIGHEST_PORT = 65535
+
+Keywords = Mapping[str, str]
+"""Each with its value, empty where it takes none. Several values of an additive keyword are joined by a newline."""
+
+
+class NeedsReload(ValueError):
+    """Why something cannot be sent through the runtime API."""
+
+
+def resolve_keywords(words: Iterable[str], capabilities: Capabilities) -> Keywords:
+    """What a server has whose `default-server` lines and own line hold `words`: the later ones take precedence.
+
+    Raises NeedsReload where `add server` cannot make that server.
+    """
+    found: dict[str, str] = {}
+    left = iter(words)
+    for word in left:
+        if word == "no-check-ssl":
+            found.pop("check-ssl", None)
+            found[word] = ""  # nor do the checks inherit it
+        elif word in CANCELS:
+            if word == "no-send-proxy-v2" and CANCELS_PROXY_V2 & found.keys():
+                raise NeedsReload(f"`{word}` takes back a part of other keywords")
+            found.pop(CANCELS[word], None)
+        elif word in capabilities.flags or word == "disabled":
+            if word == "check-ssl":
+                found.pop("no-check-ssl", None)
+            found[word] = ""
+        elif word in capabilities.values or word in capabilities.additive:
+            value = next(left, "")
+            if not _PLAIN.fullmatch(value):
+                raise NeedsReload(f"`{word} {value}` contains characters that the stats socket reads differently")
+            found[word] = f"{found[word]}\n{value}" if word in capabilities.additive and word in found else value
+        else:
+            raise NeedsReload(f"`{word}` cannot be set through the runtime API")
+    return found
+
+
+def format_keywords(keywords: Keywords, capabilities: Capabilities) -> str:
+    """The keywords for `add server`, with those that the same line has after a reload without naming them.
+
+    Raises NeedsReload for a server that is `disabled`: it is not made the way a reload makes it.
+    """
+    if "disabled" in keywords:
+        raise NeedsReload("`disabled` cannot be set through the runtime API")
+    whole = {**capabilities.always, **keywords}
+    if "observe" in whole:
+        whole = {**capabilities.with_observe, **whole}
+    if "check" in whole and not {"port", "addr"} & whole.keys():
+        for implied, by in IMPLIED_BY_CHECK.items():
+            if by & whole.keys() and f"no-{implied}" not in whole:
+                whole[implied] = ""
+    whole.pop("no-check-ssl", None)
+    words = ((word, one) for word, values in whole.items() for one in values.split("\n"))
+    return "".join(f" {word} {value}" if value else f" {word}" for word, value in words)
+
+
+def endpoint(keywords: Keywords, address: str, port: int) -> tuple[str, int] | None:
+    """Where the checks of a server at this address and port connect to; None where only HAProxy can tell."""
+    host, number = keywords.get("addr", address), keywords.get("port", str(port))
+    plain = host == canonical_address(host) and number.isascii() and number.isdigit()
+    return (host, int(number)) if plain and 0 < int(number[:9]) <= _HIGHEST_PORT else None
+
+
+def seconds(time: str) -> float:
+    """A time as HAProxy writes it, in seconds; bare numbers are milliseconds. 1e9 where it is not a time."""
+    found = _TIME.fullmatch(time)
+    return int(found.group(1)) * _SECONDS[found.group(2)] if found else 1e9

@@ -1,0 +1,111 @@
+"""What a new worker knows of its servers' health: a server that was DOWN does not get traffic until a check fails.
+
+A worker starts with all servers UP. It learns better from the worker before it: by the operator's server-state file,
+which is written anew, and on the stats socket as soon as it serves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Collection, Mapping, Sequence
+
+from lbagent.haproxy.config import ROSTER_NAME, Key, target
+from lbagent.haproxy.process import Worker
+from lbagent.haproxy.runtime import session, socket
+from lbagent.haproxy.runtime.session import Unspoken
+from lbagent.state import files
+from lbagent.system.tuples import NamedTuple
+
+Lines = Sequence[Sequence[str]]
+"""The words of each line of `global`."""
+
+_COMMAND = "show servers state"
+_ASK = 2.0
+_VERSION = "1"
+_HEADER = "# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state (and more)"
+_FIELDS = 19
+_STOPPED = 0
+"""Of the operational states: no traffic, as its checks say."""
+
+_CHECKED = 0x02 | 0x04
+"""Of the states of a check: configured, and enabled."""
+
+_READABLE = 0o644
+
+
+class Row(NamedTuple):
+    """One server of `show servers state`."""
+
+    text: str
+    address: str
+    port: str
+    down: bool
+    """Whether its checks have taken it out of balancing, and nothing else has."""
+    checked: bool
+    """Whether it has checks, which can bring it back."""
+
+
+Rows = Mapping[Key, Row]
+
+
+def read(lines: Lines) -> Rows:
+    """The servers of the worker that answers on a stats socket; none where nobody does."""
+    for address in socket.sockets(lines):
+        with contextlib.suppress(OSError):
+            return parse(socket.ask(address, _COMMAND, _ASK))
+    return {}
+
+
+def parse(answer: str) -> Rows:
+    """The rows of an answer to `show servers state`; of a damaged one those that are whole."""
+    version, *lines = answer.splitlines() or [""]
+    if version != _VERSION:
+        return {}
+    rows = [line.split() for line in lines if not line.startswith("#")]
+    return {(row[1], row[3]): _row(row) for row in rows if len(row) >= _FIELDS and _numbers(row)}
+
+
+def carry(lines: Lines, worker: Worker, before: Rows) -> list[str]:
+    """Have the new worker start with those servers DOWN that were so `before`; returns them.
+
+    A server that has another address now, or no checks that could bring it back, starts as HAProxy has it.
+    """
+    if not any(row.down for row in before.values()):
+        return []
+    with contextlib.suppress(Unspoken):
+        talk = session.opened(lines, worker)
+        now = parse("".join(answer or "" for answer in talk.say([_COMMAND])))
+        same = [key for key, row in before.items() if row.down and _may_start_down(now.get(key), row)]
+        down = [key for key in same if all(map(ROSTER_NAME.fullmatch, key))]
+        answers = talk.say([f"set server {target(key)} health down" for key in down])
+        return [target(key) for key, answer in zip(down, answers, strict=True) if answer == ""]
+    return []
+
+
+def write_state_file(lines: Lines, rows: Rows, changed: Collection[Key]) -> None:
+    """Write the server-state file that `global` declares, where it does, without the servers in `changed`.
+
+    What the file says of a server overrules its line, its port too. As well as can be: HAProxy can do without it.
+    """
+    path = next((words[1] for words in lines if words[0] == "server-state-file" and len(words) > 1), "")
+    base = next((words[1] for words in lines if words[0] == "server-state-base" and len(words) > 1), "")
+    path = os.path.join(base, path)
+    if rows and os.path.isabs(path):
+        kept = [row.text for key, row in rows.items() if key not in changed]
+        text = "\n".join((_VERSION, _HEADER, *kept, ""))
+        with contextlib.suppress(OSError):
+            files.replace_file(path, text.encode("utf-8", "surrogateescape"), _READABLE, durable=False)
+
+
+def _row(row: Sequence[str]) -> Row:
+    down = int(row[5]) == _STOPPED and int(row[6]) == 0
+    return Row(" ".join(row), row[4], row[18], down, int(row[13]) & _CHECKED == _CHECKED)
+
+
+def _numbers(row: Sequence[str]) -> bool:
+    return all(row[at].isdigit() for at in (5, 6, 13))
+
+
+def _may_start_down(now: Row | None, before: Row) -> bool:
+    return now is not None and now.checked and (now.address, now.port) == (before.address, before.port)

@@ -1,0 +1,343 @@
+"""How a running HAProxy gets from the servers that it has to those it is to have: text in, commands out.
+
+A removed server is put into maintenance first. HAProxy 3.0 and later deletes it once its sessions have ended; an older
+one keeps it (it may use what it has freed), to be used again when its node returns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from itertools import pairwise
+
+from lbagent.haproxy import inherited as haproxy_inherited
+from lbagent.haproxy.config import ROSTER_NAME, Document, Key, Lines, Proxy, parts, target
+from lbagent.haproxy.inherited import Inherited, Keywords, NeedsReload, inherited
+from lbagent.haproxy.runtime.capabilities import Capabilities
+from lbagent.haproxy.runtime.session import Conversation, Unspoken
+from lbagent.haproxy.server_line import is_drained, undrain_line
+from lbagent.names import canonical_address
+from lbagent.system import sockets
+from lbagent.system.tuples import NamedTuple
+
+LEFT_LIMIT = 100
+"""Servers left behind in maintenance that cannot be deleted, after which one reload clears them."""
+
+PROMPTLY = 2.0
+"""Seconds within which HAProxy's own first check is worth waiting for."""
+
+_DYNAMIC = frozenset(("", "roundrobin", "leastconn", "random", "first"))
+_CONSISTENT = frozenset(("source", "uri", "url_param", "hdr", "rdp-cookie", "hash"))
+
+
+class Known(NamedTuple):
+    """What a worker is known to have."""
+
+    lines: Lines
+    """Of the servers that it serves."""
+    left: Lines
+    """Of those that were taken out; empty where the line that made one is not known."""
+    sure: bool
+    """False where the file has changed since, so that servers can be taken out, but not in."""
+    checked: frozenset[Key] = frozenset()
+    """Servers out of balancing that drain: their checks go on, so that `state ready` is all they need."""
+
+
+class Join(NamedTuple):
+    """A server that is to take traffic, once it is known to answer."""
+
+    key: Key
+    line: str
+    commands: tuple[str, ...]
+    """What makes it, moves it or changes its weight."""
+    endpoint: tuple[str, int] | None = None
+    """Where its check connects to; None where it has none, or where HAProxy alone decides."""
+    verdict: float | None = None
+    """Seconds until HAProxy's own check has judged it, where that is more than a connection and worth waiting for."""
+    ready: bool = True
+    """False for a server that stays as it is: `disabled` in haproxy.cfg, or with a new weight alone."""
+    drain: bool = False
+    """Whether its node is paused: it takes no new clients, only those that are bound to it."""
+
+    @property
+    def target(self) -> str:
+        """The server as the stats socket calls it."""
+        return target(self.key)
+
+
+def stop_traffic(key: Key, *, drain: bool) -> str:
+    """The command that takes a server out: with `drain`, clients that stick to it go on; else (`maint`) nobody does.
+
+    Running requests finish either way, except that `maint` cuts them where `on-marked-down shutdown-sessions` is set.
+    """
+    return f"set server {target(key)} state {'drain' if drain else 'maint'}"
+
+
+class Difference:
+    """From what a worker has to what it is to have."""
+
+    def __init__(self, document: Document, known: Known, wanted: Lines, capabilities: Capabilities) -> None:
+        """`document` is the text with the proxies; `wanted` the lines that are to be served."""
+        self._document, self._known, self._capabilities = document, known, capabilities
+        self.withdrawn: Lines = {key: line for key, line in known.lines.items() if key not in wanted}
+        """What has to be taken out."""
+        self.joins: list[Join] = []
+        self.needs_reload: dict[Key, str] = {}
+        """What takes a reload, and why."""
+        for key, line in wanted.items():
+            if key in known.left or known.lines.get(key) != line:
+                self._join(key, line)
+
+    @cached_property
+    def dynamic_cookies(self) -> list[str]:
+        """The commands that give cookies to the servers that are added."""
+        proxies = sorted({join.key[0] for join in self.joins})
+        return [
+            f"enable dynamic-cookie backend {name}" for name in proxies if "dynamic" in self._inherited(name).cookie
+        ]
+
+    def words(self, key: Key, line: str) -> list[str]:
+        """All words that make this server: those of `default-server`, then its own."""
+        try:
+            here = self._inherited(key[0]).default_server
+        except NeedsReload:
+            here = ()
+        return [*here, *parts(line)[2]]
+
+    def is_disabled(self, key: Key, line: str) -> bool:
+        """Whether haproxy.cfg itself keeps this server out."""
+        return _last(self.words(key, line), "disabled", "enabled")
+
+    def has_agent(self, key: Key, line: str) -> bool:
+        """Whether an agent may take this server out."""
+        return _last(self.words(key, line), "agent-check", "no-agent-check")
+
+    def can_return(self, key: Key, line: str) -> bool:
+        """Whether a server can be added again without a reload once it was deleted."""
+        try:
+            if line:
+                self._addition(key, line)
+            else:
+                self._check_proxy(key[0], {"id": ""})
+        except NeedsReload:
+            return False
+        return True
+
+    def _join(self, key: Key, line: str) -> None:
+        if not self._known.sure:
+            self.needs_reload[key] = "what HAProxy serves is not known to be what stood in haproxy.cfg"
+            return
+        try:
+            self.joins += self._joined(key, line)
+        except NeedsReload as error:
+            self.needs_reload[key] = str(error)
+
+    def _joined(self, key: Key, line: str) -> list[Join]:
+        address, port, _ = parts(line)
+        if not port or address != canonical_address(address):
+            raise NeedsReload("it is at no address and port")
+        old = self._known.left.get(key, self._known.lines.get(key))
+        if old is None:
+            return [self._checked(key, line, [self._addition(key, line)])]
+        weight = self._new_weight(key, old, line)
+        was, drains = parts(old), is_drained(line)
+        stays, returns = was[:2] == (address, port), key in self._known.left
+        if stays and (drains if returns else is_drained(old) == drains):
+            # Else only the comment differs, or a server that drains goes on draining.
+            return [Join(key, line, tuple(weight), ready=False)] if weight else []
+        if was[0] != address and self.has_agent(key, line):
+            raise NeedsReload("an agent does not follow its server's address")
+        move = f"set server {target(key)} addr {address} port {port}"
+        if self.is_disabled(key, line):
+            return [Join(key, line, (*weight, *([] if stays else [move])), ready=False)]
+        if stays and key in self._known.checked:
+            return [Join(key, line, tuple(weight))]
+        return [self._checked(key, line, [*weight, move])]
+
+    def _new_weight(self, key: Key, old: str, line: str) -> list[str]:
+        """The command where nothing but the weight differs; nothing where not even that. Raises NeedsReload."""
+        drained, drains = is_drained(old), is_drained(line)
+        old, line = undrain_line(old), undrain_line(line)
+        same = bool(old) and parts(old)[2] == parts(line)[2]
+        if not same:
+            before, after = self._without_weight(key, old), self._without_weight(key, line)
+            if before is None or before != after:
+                raise NeedsReload(f"{target(key)} is there with other options")
+        weights = self._weight(key, old), self._weight(key, line)
+        if drains or (not drained and weights[0] == weights[1]):
+            return []  # a server that drains keeps its weight until it is resumed
+        if not weights[1].isdigit():
+            raise NeedsReload(f"`weight {weights[1]}` is not a number")
+        proxy = self._proxy(key[0])
+        if not self._is_dynamic(proxy, self._inherited(proxy.name)):
+            raise NeedsReload(f"`balance {proxy.balance}` takes no other weight than that of the file")
+        return [f"set server {target(key)} weight {weights[1]}"]
+
+    def _without_weight(self, key: Key, line: str) -> Keywords | None:
+        """What a server has beside its weight; None where that is not known."""
+        try:
+            found = self._keywords(key, line) if line else None
+        except NeedsReload:
+            return None
+        return found and {word: value for word, value in found.items() if word != "weight"}
+
+    def _weight(self, key: Key, line: str) -> str:
+        """The weight that a line gives to its server."""
+        return ["1", *(value for word, value in pairwise(self.words(key, line)) if word == "weight")][-1]
+
+    def _checked(self, key: Key, line: str, commands: list[str]) -> Join:
+        address, port, _ = parts(line)
+        here = self._inherited(key[0])
+        try:
+            words = self._keywords(key, line)
+        except NeedsReload:
+            # It is there already, whatever it was made of.
+            return Join(key, line, tuple(commands), drain=is_drained(line))
+        if "check" not in words:
+            return Join(key, line, tuple(commands), drain=is_drained(line))
+        commands = [*commands, f"enable health {target(key)}"]
+        if words.get("init-state", "none") != "none":
+            return Join(key, line, tuple(commands), drain=is_drained(line))
+        endpoint = haproxy_inherited.endpoint(words, address, port)
+        deep = bool(here.deep) or "ssl" in words or "check-ssl" in words
+        due = haproxy_inherited.seconds(words.get("fastinter", words.get("inter", "2s")))
+        # A server that serves already goes on: were all to wait for a verdict, none would serve meanwhile.
+        awaited = deep and due <= PROMPTLY and key not in self._known.lines and not is_drained(line)
+        return Join(key, line, tuple(commands), endpoint, due if awaited else None, drain=is_drained(line))
+
+    def _keywords(self, key: Key, line: str) -> Keywords:
+        words = [*self._inherited(key[0]).default_server, *parts(line)[2]]
+        return haproxy_inherited.resolve_keywords(words, self._capabilities)
+
+    def _addition(self, key: Key, line: str) -> str:
+        address, port, _ = parts(line)
+        words = self._keywords(key, line)
+        self._check_proxy(key[0], words)
+        host = f"[{address}]" if ":" in address else address
+        return f"add server {target(key)} {host}:{port}{haproxy_inherited.format_keywords(words, self._capabilities)}"
+
+    def _check_proxy(self, name: str, words: Mapping[str, str]) -> None:
+        """Raises NeedsReload where a server with these keywords cannot be added to the proxy as a reload does it."""
+        proxy, here = self._proxy(name), self._inherited(name)
+        balance = _algorithm(proxy)
+        if here.odd:
+            raise NeedsReload(here.odd)
+        if here.mode not in ("", "http", "tcp"):
+            raise NeedsReload(f"`mode {here.mode}` takes no dynamic servers")
+        if not self._is_dynamic(proxy, here):
+            raise NeedsReload(f"`balance {balance}` takes no dynamic servers")
+        if balance in (*_CONSISTENT, "random", "first") and "id" not in words:
+            raise NeedsReload(f"`balance {balance}` would place a server without `id` elsewhere than a reload does")
+        if here.cookie and "dynamic" not in here.cookie and not self._capabilities.takes_cookies:
+            raise NeedsReload("`cookie` without `dynamic` gives no cookie to dynamic servers")
+        if "check" in words and (options := here.deep & self._capabilities.reload_options):
+            raise NeedsReload(f"`option {min(options)}` takes no checks of dynamic servers")
+
+    @staticmethod
+    def _is_dynamic(proxy: Proxy, here: Inherited) -> bool:
+        balance = _algorithm(proxy)
+        return balance in _DYNAMIC or (balance in _CONSISTENT and here.hash_type[:1] == ("consistent",))
+
+    def _proxy(self, name: str) -> Proxy:
+        found = self._document.proxies_named(name)
+        if len(found) != 1 or not ROSTER_NAME.fullmatch(name):
+            raise NeedsReload(f"proxy {name!r} cannot be named on the stats socket")
+        return found[0]
+
+    def _inherited(self, name: str) -> Inherited:
+        return self._all_inherited.get(self._proxy(name).start, Inherited())
+
+    @cached_property
+    def _all_inherited(self) -> Mapping[int, Inherited]:
+        return inherited(self._document)
+
+
+def _algorithm(proxy: Proxy) -> str:
+    return (proxy.balance or "").partition("(")[0]
+
+
+def _last(words: list[str], on: str, off: str) -> bool:
+    """Whether the last of two words that cancel each other is the first one."""
+    found = [word for word in words if word in (on, off)]
+    return found[-1:] == [on]
+
+
+# --- admission -------------------------------------------------------------------------------------------
+
+_CONNECT = 1.0
+"""Seconds in which the servers that come have to take a connection."""
+
+_POLL = 0.02
+_GRACE = 0.4
+"""Seconds that a check may take beyond its interval."""
+
+_MOVED = ("changed from", "no need to change", "nothing changed")
+"""In the answer to `set server … addr`, the last one of HAProxy 3.0 and later."""
+
+
+class Admission:
+    """Of some servers, to one worker."""
+
+    def __init__(self, talk: Conversation) -> None:
+        """Nothing is said yet."""
+        self._talk = talk
+
+    def granted(self, joins: Sequence[Join], cookies: Sequence[str]) -> bool:
+        """Have them take traffic, each once it answers; False where not all was taken. `cookies` are commands."""
+        if not joins:
+            return True
+        if not self._obeyed([*(command for join in joins for command in join.commands), *cookies]):
+            return False
+        silent = sockets.find_silent_endpoints(
+            (join.endpoint for join in joins if join.endpoint and not join.verdict), _CONNECT
+        )
+        prompt = [join for join in joins if not join.verdict and join.ready]
+        good = self._obeyed([one for join in prompt for one in _ready(join, up=join.endpoint not in silent)])
+        return self._judged([join for join in joins if join.verdict]) and good
+
+    def _judged(self, joins: Sequence[Join]) -> bool:
+        """Have HAProxy's own checks decide: draining and down, a server is checked, and gets nothing to do."""
+        if not joins:
+            return True
+        if not self._obeyed([one for join in joins for one in _held(join)]):
+            return False
+        deadline = time.monotonic() + max(join.verdict or 0 for join in joins) + _GRACE
+        passed: set[Key] = set()
+        with contextlib.suppress(Unspoken):
+            while len(passed) < len(joins) and time.monotonic() < deadline:
+                time.sleep(_POLL)
+                states = self._talk.states()
+                passed = {join.key for join in joins if join.key in states and states[join.key].passed}
+        up = [f"set server {join.target} health up" for join in joins if join.key in passed]
+        return self._obeyed([*up, *(f"set server {join.target} state ready" for join in joins)])
+
+    def _obeyed(self, commands: Sequence[str]) -> bool:
+        """Whether all commands were taken; one that fails does not stop the others."""
+        good = True
+        for command, answer in zip(commands, self._talk.say(commands), strict=True):
+            if answer is None or not _taken(command, answer):
+                good = False
+                self._talk.trouble += [f"`{command}`: {answer}"] if answer else []
+        return good
+
+
+def _ready(join: Join, *, up: bool) -> list[str]:
+    if join.drain:
+        return [f"set server {join.target} state drain", *([] if up else [f"set server {join.target} health down"])]
+    # Who does not answer stays down until HAProxy's checks have passed; ready alone would be taken for up.
+    return [*([] if up else _held(join)), f"set server {join.target} state ready"]
+
+
+def _held(join: Join) -> list[str]:
+    return [f"set server {join.target} state drain", f"set server {join.target} health down"]
+
+
+def _taken(command: str, answer: str) -> bool:
+    if command.startswith("add server"):
+        # Warnings may come first.
+        return answer.rpartition("\n")[2] == "New server registered."
+    if " addr " in command:
+        return any(word in answer for word in _MOVED)
+    return answer == ""

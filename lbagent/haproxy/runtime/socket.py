@@ -1,0 +1,104 @@
+"""HAProxy's stats socket: found in haproxy.cfg, and spoken to, one line of commands at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+
+from lbagent.system.tuples import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from socket import AddressFamily
+
+COMMAND_LIMIT = 8 * 1024
+"""Bytes of one command: one longer than tune.bufsize never gets an answer and holds a session for good."""
+
+_SUN_PATH = 108
+"""Bytes of a Unix socket's address."""
+
+_ANSWER_LIMIT = 64 * 1024 * 1024
+
+
+class Half(OSError):
+    """HAProxy went away in the middle of its answer."""
+
+
+def sockets(settings: Iterable[Sequence[str]]) -> list[str]:
+    """The addresses of the stats sockets that the lines of `global` declare, in order."""
+    return [words[2] for words in settings if len(words) > 2 and words[:2] == ["stats", "socket"]]  # noqa: PLR2004
+
+
+def ask(address: str, command: str, timeout: float) -> str:
+    """HAProxy's answer to one command. Raises OSError (ConnectionRefusedError where nobody listens)."""
+    answer, why = heard(address, command, timeout)
+    if why:
+        raise why
+    return answer
+
+
+def heard(address: str, line: str, timeout: float) -> tuple[str, OSError | None]:
+    """What HAProxy says to one line of commands, and why it did not say all. Raises OSError where it says nothing."""
+    import socket  # noqa: PLC0415  # 3 ms that only a running HAProxy has to pay
+
+    family, name = _parsed(address)
+    answer = bytearray()
+    deadline = time.monotonic() + timeout
+    with socket.socket(family, socket.SOCK_STREAM) as connection:
+        connection.settimeout(timeout)
+        connection.connect(name)
+        # Without its final newline a command is dropped without a word.
+        connection.sendall(f"{line}\n".encode())
+        try:
+            while len(answer) < _ANSWER_LIMIT and (piece := connection.recv(1 << 16)):
+                answer += piece
+                connection.settimeout(max(deadline - time.monotonic(), 0.001))
+        except OSError as error:
+            return answer.decode("utf-8", "replace"), error
+    return answer.decode("utf-8", "replace"), None if answer.endswith(b"\n") else Half("the answer was cut off")
+
+
+def answers(text: str) -> list[str]:
+    """The answers in what HAProxy said: each ends with an empty line, that of a command with nothing to say is one."""
+    found: list[str] = []
+    lines: list[str] = []
+    for line in text.split("\n")[:-1]:
+        if line:
+            lines.append(line)
+        else:
+            found.append("\n".join(lines))
+            lines = []
+    return found
+
+
+def facts(answer: str) -> dict[str, str]:
+    """`show info`, name by name."""
+    return dict(line.partition(": ")[::2] for line in answer.splitlines())
+
+
+def worker(info: dict[str, str]) -> int | None:
+    """The pid of the worker that tells these facts of itself, unless it is stopping."""
+    pid = info.get("Pid", "")
+    return int(pid) if pid.isdigit() and info.get("Stopping", "0") == "0" else None
+
+
+def worker_pid(address: str, timeout: float = 1.0) -> int | None:
+    """The pid of the worker that answers on the socket, unless it is stopping. Raises OSError."""
+    return worker(facts(ask(address, "show info", timeout)))
+
+
+def _parsed(address: str) -> tuple[AddressFamily, str | tuple[str, int]]:
+    import socket  # noqa: PLC0415
+
+    kind, separator, rest = address.partition("@")
+    if not separator:
+        kind, rest = "unix" if address.startswith("/") else "ipv4", address
+    if kind == "unix":
+        return socket.AF_UNIX, rest
+    if kind == "abns":
+        # HAProxy binds the whole of sun_path, zeros and all.
+        return socket.AF_UNIX, f"\0{rest}".ljust(_SUN_PATH, "\0")
+    host, _, port = rest.rpartition(":")
+    if kind not in ("ipv4", "ipv6") or not port.isdigit():
+        raise OSError(f"stats socket {address!r} is none that can be connected to")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return family, (host.strip("[]") or "127.0.0.1", int(port))

@@ -1,0 +1,192 @@
+"""One line of haproxy.cfg as words, cut as HAProxy cuts it: quotes, backslashes, comments and variables.
+
+The only place that does this. A word ends at an ASCII blank outside quotes; `#` outside quotes begins a comment, also
+in the middle of a word; variables are replaced only between double quotes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from lbagent.system.tuples import NamedTuple
+
+# --- environment -----------------------------------------------------------------------------------------
+
+UNKNOWN = object()
+"""The value of a variable that may be set or not."""
+
+_OWN = ("HAPROXY_", ".")
+"""What HAProxy sets for itself, by its version and the way it was started."""
+
+COMMANDS = frozenset(("setenv", "presetenv", "unsetenv", "resetenv"))
+"""The keywords of `global` that change it."""
+
+
+class Environment:
+    """Variables with their values; it changes as HAProxy reads on."""
+
+    def __init__(self, variables: Mapping[str, str] | None = None) -> None:
+        """`variables` are those of the process; None where they are not known."""
+        self._known: dict[str, object] = {**variables} if variables is not None else {}
+        self._complete = variables is not None
+
+    def value(self, name: str) -> object:
+        """The value of a variable, None where it is not set, or UNKNOWN."""
+        if name in self._known:
+            return self._known[name]
+        return None if self._complete and not name.startswith(_OWN) else UNKNOWN
+
+    def defined(self, name: str) -> bool | None:
+        """Whether a variable is set; None where that is unknown."""
+        value = self.value(name)
+        return None if value is UNKNOWN else value is not None
+
+    def change(self, words: Sequence[str], *, sure: bool) -> None:
+        """Do what a line of `global` does to the environment; `sure` tells whether HAProxy certainly obeys it."""
+        command, names = words[0], words[1:]
+        match command:
+            case "setenv" | "presetenv" if len(names) > 1:
+                name = names[0]
+                # Of `presetenv` for a variable that may be set, nothing is known afterwards either.
+                if not sure:
+                    self._known[name] = UNKNOWN
+                elif command == "setenv" or self.defined(name) is False:
+                    self._known[name] = names[1]
+            case "unsetenv":
+                self._known |= dict.fromkeys(names, None if sure else UNKNOWN)
+            case "resetenv":
+                kept = {name: self.value(name) for name in names}
+                self._known = kept if sure else {}
+                self._complete = self._complete and sure
+            case _:  # HAProxy refuses it
+                pass
+
+
+# --- words ----------
+
+
+WORD_LIMIT = 64
+"""HAProxy refuses a line of more words."""
+
+_SPECIAL = re.compile(r"[\"'\\]|[^\t\x20-\x7e]")
+_PIECE = re.compile(r"[^ \t\v\f\n\r\0\"'\\#$]+|[ \t\v\f]+|.", re.DOTALL)
+_BLANKS = " \t\v\f"
+_VARIABLE = re.compile(r"\$(\{?)(\.?[A-Za-z_]?[A-Za-z0-9_]*)")
+_HEX = re.compile(r"[0-9A-Fa-f]{2}")
+_ESCAPED = {" ": " ", "\\": "\\", "t": "\t", "n": "\n", "r": "\r", "#": "#", "'": "'", '"': '"', "$": "$"}
+_EVERY = "[*]"
+
+
+class Words(NamedTuple):
+    """The words of a line."""
+
+    words: list[str]
+    sure: bool = True
+    """Whether HAProxy certainly reads these words: no variable of unknown value, nothing that it refuses."""
+
+
+class _Malformed(ValueError):
+    """HAProxy refuses the line."""
+
+
+def cut(line: str, environment: Environment | None = None) -> Words:
+    """The words of `line`, without its comment; variables that `environment` does not know stay as they are written.
+
+    The list ends before an empty word, as it does for HAProxy's keywords; that of `.if` and its kind does not.
+    """
+    line = line.strip("\r\n \t\v\f") if "\\" not in line else line.lstrip(" \t\v\f\r").rstrip("\r\n")
+    if line.startswith("["):
+        return Words([])  # a scope, which means something in other files only
+    if not _SPECIAL.search(line):
+        words = line.partition("#")[0].split()
+        return Words(words, len(words) <= WORD_LIMIT)
+    cutter = _Cutter(line, environment or Environment())
+    words = cutter.words()
+    if "" in words and not words[0].startswith("."):
+        del words[words.index("") :]
+    return Words(words, cutter.sure and len(words) <= WORD_LIMIT)
+
+
+class _Cutter:
+    def __init__(self, line: str, environment: Environment) -> None:
+        self._line, self._environment, self._at = line, environment, 0
+        self._found: list[str] = [""]
+        self.sure = True
+
+    def words(self) -> list[str]:
+        try:
+            self._cut()
+        except _Malformed:
+            self.sure = False
+        if self._found[-1] == "":  # after the last blank, or where nothing but a comment is
+            del self._found[-1]
+        return self._found
+
+    def _cut(self) -> None:
+        quote = ""
+        while found := _PIECE.match(self._line, self._at):
+            piece = found.group()
+            self._at = found.end()
+            if piece in "\n\r\0" or (piece == "#" and not quote):
+                break
+            if piece == quote:
+                quote = ""
+            elif piece in ("'", '"') and not quote:
+                quote = piece
+            elif piece == "\\" and quote != "'":
+                self._found[-1] += self._escaped(quote)
+            elif piece == "$" and quote == '"':
+                self._variable()
+            elif piece[0] in _BLANKS and not quote:
+                self._found.append("")
+            else:
+                self._found[-1] += piece
+        if quote:
+            raise _Malformed
+
+    def _escaped(self, quote: str) -> str:
+        char = self._line[self._at : self._at + 1]
+        if char == "x":
+            digits = _HEX.match(self._line, self._at + 1)
+            if digits is None:
+                raise _Malformed
+            self._at = digits.end()
+            return bytes.fromhex(digits.group()).decode("utf-8", "surrogateescape")
+        if char not in _ESCAPED or (char == "$" and not quote):
+            return "\\"
+        self._at += 1
+        return _ESCAPED[char]
+
+    def _variable(self) -> None:
+        begin = self._at - 1
+        found = _VARIABLE.match(self._line, begin)
+        if found is None or found.group(2) in ("", ".") or found.group(2)[0].isdigit():
+            raise _Malformed
+        brace, name = found.groups()
+        self._at = found.end()
+        every = bool(brace) and self._line.startswith(_EVERY, self._at)
+        if every:
+            self._at += len(_EVERY)
+        value = self._environment.value(name)
+        if brace:
+            value = self._braced(value)
+        if value is UNKNOWN:
+            self.sure = False
+            self._found[-1] += self._line[begin : self._at]
+        elif every:
+            # Each word of the value is a word; what becomes of no word at all differs between versions.
+            self.sure = self.sure and bool(str(value or "").strip())
+            first, *more = re.split(r"[ \t\v\f\n\r]+", str(value or ""))
+            self._found[-1] += first
+            self._found += more
+        else:
+            self._found[-1] += str(value or "")
+
+    def _braced(self, value: object) -> object:
+        end = self._line.find("}", self._at)
+        default = self._line[self._at : end]
+        if end < 0 or (default and default[0] != "-"):
+            raise _Malformed
+        self._at = end + 1
+        return default[1:] if value is None and default else value

@@ -1,1 +1,0 @@
-"""All that touches the machine: disk, locks, state, processes, log."""

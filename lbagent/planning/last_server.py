@@ -1,0 +1,82 @@
+"""The last serving node of a service: which services would be left, or are left, without any server that serves."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from lbagent.haproxy.config import Document, HandWritten, Line, Proxy
+from lbagent.haproxy.runtime.state import Stats
+from lbagent.membership.lookup import find_paused
+from lbagent.membership.model import ALIVE, Membership
+from lbagent.planning.proxy import ProxyPlanner
+from lbagent.roles.model import Roles
+from lbagent.system.tuples import NamedTuple
+
+WORDS = "no other server of "
+"""How an answer begins to say that it took the last server of a service."""
+
+_OUT = ("DOWN", "MAINT", "DRAIN", "NOLB")
+"""How a state of HAProxy's begins in which a server gets no new requests."""
+
+
+class Serving(NamedTuple):
+    """haproxy.cfg, and what HAProxy says of its servers."""
+
+    document: Document
+    said: Stats
+    """Empty where HAProxy says nothing: then what Serf knows decides."""
+
+
+def unserved(
+    now: Serving, roles: Roles, membership: Membership, nodes: Collection[str], *, if_paused: bool = False
+) -> list[str]:
+    """The services of `nodes` of which no other server serves, in any of their proxies.
+
+    With `if_paused` only those that one of `nodes` still serves: pausing them would leave nothing.
+    """
+    view = _View(now, roles, membership)
+    found: dict[str, None] = {}
+    for proxy in (one for one in now.document.proxies if one.managed and one.markers):
+        found.update(dict.fromkeys(view.unserved(proxy, nodes, if_paused=if_paused)))
+    return list(found)
+
+
+def listed(services: Iterable[str]) -> str:
+    """Services in words: `iis`, `iis and mongo`, `a, b and c`."""
+    *others, last = services
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+class _View:
+    def __init__(self, now: Serving, roles: Roles, membership: Membership) -> None:
+        self._now, self._roles, self._members = now, roles, membership.members
+        self._pairs, self._paused = roles.pairs(), find_paused(membership)
+
+    def unserved(self, proxy: Proxy, nodes: Collection[str], *, if_paused: bool) -> Iterable[str]:
+        """The services in this proxy that only `nodes` have."""
+        place = ProxyPlanner(self._now.document, proxy, self._roles, self._pairs, self._members)
+        by_hand = any(self._serves_by_hand(proxy, line) for line in proxy.hand_written)
+        for number, marker in enumerate(proxy.markers):
+            pair = self._pairs.get(marker.middle)
+            lines = [(place.node(line), line) for line in proxy.managed if line.marker == number]
+            mine = [
+                line for node, line in lines if node in nodes and (not if_paused or self._serves(proxy, node, line))
+            ]
+            others = (self._serves(proxy, node, line) for node, line in lines if node not in nodes)
+            if pair and mine and not by_hand and not any(others):
+                yield pair.service
+
+    def _serves(self, proxy: Proxy, node: str, line: Line) -> bool:
+        member = self._members.get(node)
+        alive = member is None or member.status == ALIVE
+        return alive and not line.paused and node not in self._paused and self._up(proxy, line.name)
+
+    def _serves_by_hand(self, proxy: Proxy, line: HandWritten) -> bool:
+        words = line.text.partition("#")[0].split()
+        return not {"backup", "disabled"} & set(words) and self._up(proxy, line.name)
+
+    def _up(self, proxy: Proxy, server: str) -> bool:
+        if not self._now.said:
+            return True
+        found = self._now.said.get((proxy.name, server))
+        return found is not None and not (found.state or "").startswith(_OUT)

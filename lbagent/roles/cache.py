@@ -1,0 +1,67 @@
+"""Roles as plain JSON, so that a handler need not load a YAML library (11 ms) to read the roles.yml of yesterday.
+
+Fields are kept by name: a new key of roles.yml needs nothing here.
+"""
+
+from __future__ import annotations
+
+from lbagent.roles.model import HaproxySettings, Role, Roles, Service, Template
+from lbagent.system.tuples import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
+
+_TEMPLATE = "template"
+"""The one key of an object that is a template."""
+
+
+def serialize_roles(roles: Roles) -> dict[str, Any]:
+    """What `thawed` makes the same roles of."""
+    return {
+        "haproxy": _plain(roles.haproxy),
+        "services": {name: _plain(service) for name, service in roles.services.items()},
+        "roles": {name: _plain(role) for name, role in roles.roles.items()},
+        "digest": roles.digest,
+    }
+
+
+def deserialize_roles(state: dict[str, Any]) -> Roles:
+    """The roles that were frozen. Raises ValueError, TypeError, KeyError where `state` is something else."""
+    try:
+        service, role = Service("", Template("1"), Template("")), Role("", {})
+        return Roles(
+            _alike(HaproxySettings(**_values(state["haproxy"])), HaproxySettings()),
+            {name: _alike(Service(**_values(fields)), service) for name, fields in state["services"].items()},
+            {name: _alike(Role(**_values(fields)), role) for name, fields in state["roles"].items()},
+            state["digest"],
+        )
+    except (AttributeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"is not a kept roles.yml: {error}") from error
+
+
+def _alike(made: Any, model: Any) -> Any:  # noqa: ANN401  # a HaproxySettings, Service or Role, as the model is
+    """The value, if its fields have the types of the model's; one that is None there may be a template or a list."""
+    for name, given, expected in zip(made._fields, made, model, strict=True):
+        right = (Template, tuple, type(None)) if expected is None else (type(expected),)
+        if type(given) not in right:
+            raise ValueError(f"is not a kept roles.yml: {name} is {given!r}")
+    return made
+
+
+def _plain(value: HaproxySettings | Service | Role) -> dict[str, Any]:
+    fields = value._asdict()
+    return {name: {_TEMPLATE: one.text} if isinstance(one, Template) else one for name, one in fields.items()}
+
+
+def _values(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: _value(one) for name, one in fields.items()}
+
+
+def _value(one: Any) -> Any:  # noqa: ANN401  # what JSON held
+    if isinstance(one, list):
+        return tuple(one)
+    if not isinstance(one, dict):
+        return one
+    if one.keys() == {_TEMPLATE} and isinstance(one[_TEMPLATE], str):
+        return Template(one[_TEMPLATE])
+    return {section: tuple(services) for section, services in one.items()}

@@ -1,0 +1,153 @@
+"""YAML as nodes that know their places: read strictly, every mistake noted with its place, key path and fix.
+
+The text is composed to nodes, not loaded to values: doubled keys are seen, and a role called `no` or a
+port written `080` is what the operator typed, not what YAML 1.1 makes of it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+
+import yaml
+
+from lbagent.roles.yaml_text import Mistake
+
+_SCALAR_LIMIT = 2000
+_MOST = 200
+"""Mistakes that are noted: a file of another kind has one in each line."""
+
+_SHORT = 60
+_GLUED = re.compile(r"([A-Za-z0-9._-]+):([{\[].*)", re.DOTALL)
+
+
+class Reader:
+    """Reads the nodes of one file and notes what is wrong in it."""
+
+    def __init__(self) -> None:
+        self.mistakes: list[Mistake] = []
+        self.unread: set[str] = set()
+        """Keys whose values could not be read: what refers to them is no further mistake."""
+
+    @property
+    def full(self) -> bool:
+        """Whether no more mistakes are noted."""
+        return len(self.mistakes) >= _MOST
+
+    def note(self, node: yaml.Node | None, path: str, problem: str, fix: str = "") -> None:
+        """Remember a mistake at a node, or in the file as a whole."""
+        line, column = (node.start_mark.line + 1, node.start_mark.column + 1) if node is not None else (0, 0)
+        if not self.full:
+            self.mistakes.append(Mistake(line, column, path, problem, fix))
+
+    def text(self, node: yaml.Node, path: str, fix: str, *, empty: bool = False) -> str | None:
+        """The text of a scalar, None where it is none; `empty` allows one without a character."""
+        if isinstance(node, yaml.ScalarNode) and node.tag.endswith(":null") and not node.style:
+            self.note(node, path, "has no value", fix)
+            return None
+        if not isinstance(node, yaml.ScalarNode):
+            quoted = unquoted(node)
+            if quoted:
+                self.note(node, path, f"{quoted} needs quotes", f'write "{quoted}"')
+            else:
+                kind = "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"
+                self.note(node, path, f"is {kind}, not one value", fix)
+            return None
+        text: str = node.value
+        if any(character < " " for character in text):
+            self.note(node, path, f"{text[:_SHORT]!r} holds a control character", fix)
+        elif len(text) > _SCALAR_LIMIT:
+            self.note(node, path, f"has {len(text)} characters", f"use at most {_SCALAR_LIMIT}")
+        elif not text.strip() and not empty:
+            self.note(node, path, "is empty", fix)
+        else:
+            return text.strip() if empty else text
+        return None
+
+    def texts(self, node: yaml.Node, path: str, fix: str) -> list[tuple[yaml.Node, str]] | None:
+        """The texts of a list with their nodes; None where it is no list, or one of them no text."""
+        if not isinstance(node, yaml.SequenceNode):
+            shown = f"{node.value[:_SHORT]!r} is" if isinstance(node, yaml.ScalarNode) and node.value else "is"
+            self.note(node, path, f"{shown} not a list", fix)
+            return None
+        found = [(item, self.text(item, path, fix)) for item in node.value]
+        return [(item, text) for item, text in found if text is not None] if all(text for _, text in found) else None
+
+    def items(self, node: yaml.Node, path: str, fix: str) -> dict[str, tuple[yaml.Node, yaml.Node]] | None:
+        """By key, the nodes of the key and its value; a key that appears twice is noted."""
+        if not isinstance(node, yaml.MappingNode):
+            empty = isinstance(node, yaml.ScalarNode) and (not node.value or node.tag.endswith(":null"))
+            shown = f"{node.value[:_SHORT]!r} is" if isinstance(node, yaml.ScalarNode) else "is a list,"
+            self.note(node, path, "has no keys" if empty else f"{shown} not a mapping of keys to values", fix)
+            return None
+        found: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                self.note(key, path, "a key is not a word", "write KEY: VALUE")
+                continue
+            name = str(key.value)
+            if not name.strip() or any(character < " " for character in name) or len(name) > _SCALAR_LIMIT:
+                self.note(key, path, f"the key {name[:_SHORT]!r} is not a word", "write KEY: VALUE")
+                continue
+            glued = _GLUED.match(name)
+            if glued:
+                self.note(
+                    key,
+                    f"{path}.{glued[1]}".lstrip("."),
+                    "a space is missing after :",
+                    f"write {glued[1]}: with a space after it",
+                )
+                self.unread.add(glued[1])
+                continue
+            if name in found:
+                first = found[name][0].start_mark.line + 1
+                self.note(
+                    key, f"{path}.{name}".lstrip("."), "appears twice", f"remove one; the first is in line {first}"
+                )
+                continue
+            found[name] = (key, value)
+        return found
+
+    def unknown_key(self, key: yaml.Node, path: str, known: Sequence[str]) -> None:
+        """Note a key that is none of the `known` ones."""
+        name = str(key.value)
+        before, colon, behind = name.partition(":")
+        if colon and before in known:
+            self.note(key, path, "a space is missing after :", f"write {before}: {behind}")
+            return
+        near = nearest(name, known)
+        fix = f"did you mean {near}?" if near else f"use one of: {', '.join(known)}"
+        self.note(key, path, "unknown key", fix)
+
+
+def unquoted(node: yaml.Node) -> str:
+    """The placeholders that YAML took for a mapping because they have no quotes; nothing where it is not that."""
+    if not isinstance(node, yaml.MappingNode) or not node.flow_style or not node.value:
+        return ""
+    if any(not isinstance(key, yaml.ScalarNode) or value.value not in ("", None) for key, value in node.value):
+        return ""
+    return "{" + ", ".join(str(key.value) for key, _ in node.value) + "}"
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that `word` was probably meant to be."""
+    candidates = {_plain(one): one for one in known}
+    plain = _plain(word)
+    if plain in candidates:
+        return candidates[plain]
+    close = difflib.get_close_matches(plain, candidates, 1, 0.75)
+    if close:
+        return candidates[close[0]]
+    starts = [one for one in candidates if len(plain) >= 3 and (one.startswith(plain) or plain.startswith(one))]  # noqa: PLR2004
+    return candidates[starts[0]] if len(starts) == 1 else None
+
+
+def nearly_equal(word: str, other: str) -> bool:
+    """Whether two words differ only in case, `-` and `_`, a doubled letter or a plural `s`."""
+    return word != other and _plain(word) == _plain(other)
+
+
+def _plain(word: str) -> str:
+    letters = re.sub(r"[^a-z0-9]", "", word.lower())
+    return re.sub(r"(.)\1+", r"\1", letters).removesuffix("s")

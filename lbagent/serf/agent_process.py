@@ -1,0 +1,182 @@
+"""The process of the Serf agent that is asked, and the files that it was started with.
+
+Whoever has an account may call a program `serf`, and its files what he likes: believed is a process of root, of our
+own user, or of the user who listens where the agent is asked; and of its files only what is regular and small.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from lbagent.system import processes, sockets, untrusted_files
+from lbagent.system.processes import Process
+from lbagent.system.tuples import NamedTuple
+
+_FILE_LIMIT = 1 << 20
+"""Bytes of a file of the agent: a keyring and a few settings take thousands."""
+
+
+DEFAULT_RPC = "127.0.0.1:7373"
+
+_SWITCHES = frozenset(("disable-compression", "rejoin", "replay", "syslog"))
+"""The options of `serf agent` that take no value."""
+
+_OF_OPTION = {"snapshot": "snapshot_path", "rejoin": "rejoin_after_leave", "replay": "replay_on_join"}
+_OF_OPTION |= {"rpc-addr": "rpc_addr", "encrypt": "encrypt_key", "event-handler": "event_handlers"}
+_OF_OPTION |= {"keyring-file": "keyring_file", "node": "node_name"}
+_OF_OPTION |= {"join": "start_join", "retry-join": "retry_join"}
+_LISTS = ("event_handlers", "start_join", "retry_join")
+
+
+class File(NamedTuple):
+    """A file of the agent, as it was read."""
+
+    path: str
+    content: bytes
+    mode: int
+
+
+def options(argv: Sequence[str]) -> list[tuple[str, str]]:
+    """The options of a `serf agent` command line, with their values."""
+    found = []
+    words = iter(argv[2:])
+    for word in words:
+        name, separator, value = word.lstrip("-").partition("=")
+        if word.startswith("-") and name:
+            found.append((name, value if separator else "true" if name in _SWITCHES else next(words, "")))
+    return found
+
+
+def loaded(file: File) -> Mapping[str, Any] | str:
+    """What stands in a file of the agent, or why it cannot be read."""
+    try:
+        found = json.loads(file.content)
+    except (ValueError, RecursionError) as broken:
+        return f"is not JSON: {broken}"
+    return found if isinstance(found, dict) else "is not a JSON object"
+
+
+def merged(argv: Sequence[str], files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The settings as the agent has them: its files in order, then its command line; lists add up."""
+    lines: list[Mapping[str, Any]] = [
+        {key: [value] if key in _LISTS else value == "true" if name in _SWITCHES else value}
+        for name, value in options(argv)
+        if (key := _OF_OPTION.get(name))
+    ]
+    settings: dict[str, Any] = {}
+    for given in (*files, *lines):
+        for key, value in given.items():
+            before = settings.get(key)
+            # A later false does not undo a true, as Serf merges them.
+            settings[key] = before + value if isinstance(before, list) and isinstance(value, list) else value or before
+    return settings
+
+
+def specs(settings: Mapping[str, Any]) -> list[str]:
+    """Its event handlers, as they are written."""
+    found = settings.get("event_handlers")
+    return [one for one in found if isinstance(one, str)] if isinstance(found, list) else []
+
+
+def joined(settings: Mapping[str, Any]) -> list[str]:
+    """The nodes it is told to join, as they are written."""
+    found = [one for key in ("start_join", "retry_join") for one in _list(settings.get(key))]
+    return [one for one in found if isinstance(one, str)]
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def rpc(settings: Mapping[str, Any]) -> str:
+    """Where it is asked."""
+    return str(settings.get("rpc_addr") or DEFAULT_RPC)
+
+
+class Unreadable(NamedTuple):
+    """A file of the agent that could not be read."""
+
+    path: str
+    problem: str
+    hidden: bool = False
+    """Whether this user may not read it."""
+    broken: bool = False
+    """Whether the agent cannot read it either."""
+
+
+class Agent(NamedTuple):
+    """The running agent, as far as it can be looked at."""
+
+    process: Process
+    files: Sequence[File]
+    settings: Mapping[str, Any]
+    unreadable: Sequence[Unreadable]
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of its files could be read: else its settings are not known."""
+        return not any(file.hidden for file in self.unreadable)
+
+    @property
+    def open(self) -> bool:
+        """Whether its environment and its folder may be looked at."""
+        return self.process.cwd is not None
+
+
+def running() -> Agent | None:
+    """The agent that is asked: of all that run here, the one with this RPC address."""
+    asked = os.environ.get("SERF_RPC_ADDR") or DEFAULT_RPC
+    believed = {0, os.geteuid(), *sockets.find_listeners(asked)}
+    for one in processes.find_processes("serf"):
+        argv = one.argv
+        if argv[1:2] == ["agent"] and one.user in believed:
+            found = _agent(one, argv)
+            if sockets.is_same_endpoint(rpc(found.settings), asked):
+                return found
+    return None
+
+
+def _agent(process: Process, argv: Sequence[str]) -> Agent:
+    files: list[File] = []
+    unreadable: list[Unreadable] = []
+    for path in _paths(argv, process.cwd or "/"):
+        try:
+            found = untrusted_files.read_untrusted_file(path, _FILE_LIMIT)
+        except OSError as refused:
+            unreadable.append(Unreadable(path, f"cannot be looked at: {refused.strerror}", hidden=True))
+        else:
+            if found.whole:
+                files.append(File(path, found.content, found.mode))
+            else:
+                unreadable.append(Unreadable(path, f"is not looked at: it holds more than {_FILE_LIMIT} bytes"))
+    tables = []
+    for one in files:
+        table = loaded(one)
+        if isinstance(table, str):
+            unreadable.append(Unreadable(one.path, table, broken=True))
+        else:
+            tables.append(table)
+    settings = merged(argv, tables)
+    return Agent(process, [*files, *_keyring(settings)], settings, unreadable)
+
+
+def _keyring(settings: Mapping[str, Any]) -> Iterator[File]:
+    path = settings.get("keyring_file")
+    if isinstance(path, str) and os.path.exists(path):
+        yield File(path, b"", os.stat(path).st_mode)
+
+
+def _paths(argv: Sequence[str], cwd: str) -> Iterator[str]:
+    """The files of the agent's command line, in the order it reads them."""
+    for name, value in options(argv):
+        path = os.path.join(cwd, value)
+        if name not in ("config-file", "config-dir"):
+            continue
+        if os.path.isdir(path):
+            names = sorted(name for name in os.listdir(path) if name.endswith(".json"))
+            yield from (os.path.join(path, name) for name in names)
+        else:
+            yield path

@@ -1,0 +1,109 @@
+"""What Serf handed to its handler, as it came, and how that stands in a spool record.
+
+Apart from `events` because this is all that a handler needs to load when `watch` does the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from lbagent.system.tuples import NamedTuple
+
+RECORD_LIMIT = 64 * 1024
+"""Bytes a spool record may hold; longer member events are split at their lines."""
+
+STDIN_LIMIT = 16 * 1024 * 1024
+"""Bytes of stdin that are read: 20,000 members with full tags stay below it."""
+
+_MAGIC = b"lbagent 1"
+_FIELDS = 7
+_FIELD_LIMIT = 1024
+_MEMBER_EVENTS = frozenset({"member-join", "member-leave", "member-failed", "member-update", "member-reap"})
+
+
+class RawEvent(NamedTuple):
+    """One event as Serf gave it: nothing in it has been believed yet."""
+
+    id: str
+    """Makes folding a record twice the same as folding it once."""
+    at: int
+    """Arrival, in milliseconds since the epoch."""
+    kind: str
+    """SERF_EVENT: member-join, user, query, …"""
+    name: str
+    """SERF_USER_EVENT or SERF_QUERY_NAME."""
+    ltime: int | None
+    self_name: str
+    payload: bytes
+
+    @property
+    def of_members(self) -> bool:
+        """Whether stdin holds one line per member."""
+        return self.kind in _MEMBER_EVENTS
+
+    @property
+    def wanted(self) -> bool:
+        """Whether lbagent does anything with it; all else is ignored, unspooled."""
+        if self.kind == "user":
+            return self.name in ("pause", "resume")
+        if self.kind == "query":
+            return self.name in ("pause", "resume", "lbagent-forget", "lbagent-status")
+        return self.of_members
+
+    def records(self) -> Iterator[bytes]:
+        """The event as spool records of at most RECORD_LIMIT bytes; a longer line is left out."""
+        for number, payload in enumerate(self._pieces()):
+            ltime = "" if self.ltime is None else str(self.ltime)
+            words = (f"{self.id}{number:04x}", str(self.at), self.kind, self.name, ltime, self.self_name)
+            head = [word.encode("utf-8", "surrogateescape")[:_FIELD_LIMIT] for word in words]
+            yield b"\0".join([_MAGIC, *head, payload])
+
+    def _pieces(self) -> Iterator[bytes]:
+        room = RECORD_LIMIT - (_FIELDS + 1) * _FIELD_LIMIT
+        if len(self.payload) <= room or not self.of_members:
+            yield self.payload[:room]
+            return
+        piece = bytearray()
+        for line in _lines(self.payload):
+            if len(piece) + len(line) > room:
+                yield bytes(piece)
+                piece.clear()
+            if len(line) <= room:
+                piece += line
+        yield bytes(piece)
+
+
+def read_handler_event(environ: Mapping[bytes, bytes], stdin: bytes, at: int, identity: str) -> RawEvent:
+    """The event that Serf describes in `environ` and on stdin (contract: docs/reference/events-and-queries.md)."""
+    kind = _text(environ.get(b"SERF_EVENT", b""))
+    clock = {"user": b"USER", "query": b"QUERY"}.get(kind, b"")
+    name = environ.get(b"SERF_USER_EVENT" if kind == "user" else b"SERF_QUERY_NAME", b"") if clock else b""
+    ltime = environ.get(b"SERF_" + clock + b"_LTIME", b"") if clock else b""
+    return RawEvent(identity, at, kind, _text(name), _ltime(ltime), _text(environ.get(b"SERF_SELF_NAME", b"")), stdin)
+
+
+def parse_record(record: bytes) -> RawEvent:
+    """The event in a spool record. Raises ValueError where the bytes are not such a record."""
+    magic, *head = record.split(b"\0", _FIELDS - 1)
+    if magic != _MAGIC or len(head) != _FIELDS - 1:
+        msg = "is not a spool record"
+        raise ValueError(msg)
+    identity, at, kind, name, ltime, rest = head
+    self_name, separator, payload = rest.partition(b"\0")
+    if not separator or not (at.isdigit() and len(at) < 16):  # noqa: PLR2004  # beyond any epoch in ms
+        msg = "is not a spool record"
+        raise ValueError(msg)
+    return RawEvent(_text(identity), int(at), _text(kind), _text(name), _ltime(ltime), _text(self_name), payload)
+
+
+def _lines(payload: bytes) -> list[bytes]:
+    # bytes.splitlines() cuts at a lone CR too, which Serf hands through inside names.
+    return [line + b"\n" for line in payload.split(b"\n")[:-1]]
+
+
+def _ltime(word: bytes) -> int | None:
+    return int(word) if word.isdigit() and len(word) < 20 else None  # noqa: PLR2004  # Serf's are 64 bits wide
+
+
+def _text(word: bytes) -> str:
+    return word.decode("utf-8", "surrogateescape")

@@ -1,0 +1,52 @@
+"""answers.json: what became of queries, for a handler that may only store them and wait."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Mapping
+
+from lbagent.state import files
+
+_KEPT = 100
+"""Answers that are kept: Serf asks one after another, and nobody waits longer than for seconds."""
+
+_STEP = 0.02
+"""Seconds between two looks."""
+
+
+def publish_answers(path: str, said: Mapping[str, str]) -> None:
+    """Add what is said, by the id of its record, to the file at `path`. Raises OSError."""
+    kept = {**{key: words for key, words in _read(path).items() if key not in said}, **said}
+    files.replace_file(path, json.dumps(dict(list(kept.items())[-_KEPT:])).encode(), durable=False)
+
+
+def wait_for_answer(path: str, identity: str, seconds: float) -> str | None:
+    """What is said of this record, None where nothing is within the time. Raises OSError."""
+    deadline = time.monotonic() + seconds
+    looked: tuple[int, int] | None = None
+    while True:
+        stamp = _stamp(path)
+        if stamp != looked and (words := _read(path).get(identity)) is not None:
+            return words
+        looked = stamp
+        if time.monotonic() >= deadline:
+            return None
+        time.sleep(_STEP)
+
+
+def _stamp(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _read(path: str) -> dict[str, str]:
+    with contextlib.suppress(FileNotFoundError, ValueError), open(path, "rb") as file:
+        found = json.loads(file.read())
+        return {key: str(words) for key, words in found.items()} if isinstance(found, dict) else {}
+    return {}

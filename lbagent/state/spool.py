@@ -1,0 +1,311 @@
+"""The spool: events on disk, in order, until they have been folded into membership.
+
+A record is named by its number. It is written under a hidden name, created exclusively, synced and
+renamed, so that what has a number is whole. Whatever else lies there is foreign and set aside in `bad/`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import time
+from collections.abc import Iterable, Iterator
+
+from lbagent.system.tuples import NamedTuple
+
+# --- aside -----------------------------------------------------------------------------------------------
+
+KEPT = 100
+"""Of what was set aside, the newest so many stay."""
+
+_BAD = "bad"
+
+_KEPT_NAME = 100
+"""Bytes of a foreign name that are kept."""
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@contextlib.contextmanager
+def open_folder(path: str) -> Iterator[int]:
+    """The folder at `path`, which is no link, as a descriptor; an OSError from within has the whole path in it."""
+    descriptor = os.open(path, _FOLDER)
+    try:
+        yield descriptor
+    except OSError as error:
+        if isinstance(error.filename, str | bytes):
+            error.filename = os.path.join(path, os.fsdecode(error.filename))
+        else:  # the number of the open folder, or nothing
+            error.filename = path
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def set_aside(spool: int, name: str) -> str:
+    """Move what `name` is in the open folder `spool` into its `bad/`; returns the path below it. Raises OSError."""
+    kept = f"{time.time_ns()}-{os.fsdecode(os.fsencode(name)[:_KEPT_NAME])}"
+    bad = _bad(spool)
+    try:
+        os.rename(name, kept, src_dir_fd=spool, dst_dir_fd=bad)
+        for one in sorted(os.listdir(bad))[:-KEPT]:
+            _erase(bad, one)
+    finally:
+        os.close(bad)
+    return os.path.join(_BAD, kept)
+
+
+def _bad(spool: int) -> int:
+    """The open folder `bad/`, made where it is missing; what stands in its place and is not ours goes into it."""
+    found = _ours(spool)
+    if found is not None:
+        return found
+    away = f".{_BAD}-{time.time_ns()}"
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(_BAD, away, src_dir_fd=spool, dst_dir_fd=spool)
+    os.mkdir(_BAD, 0o750, dir_fd=spool)
+    made = _ours(spool)
+    if made is None:  # exchanged, between these two lines
+        raise PermissionError(errno.EPERM, "is somebody else's", _BAD)
+    with contextlib.suppress(OSError):
+        os.rename(away, f"{time.time_ns()}-{_BAD}", src_dir_fd=spool, dst_dir_fd=made)
+    return made
+
+
+def _ours(spool: int) -> int | None:
+    """The open folder `bad/`, if that is a folder which nobody else can write, but root."""
+    try:
+        descriptor = os.open(_BAD, _FOLDER, dir_fd=spool)
+    except OSError:
+        return None
+    status = os.fstat(descriptor)
+    if status.st_uid in (0, os.geteuid()) and not status.st_mode & 0o022:
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def _erase(bad: int, name: str) -> None:
+    """Remove a file, or a folder with all that is in it, however deep; what cannot be removed stays."""
+    left = [name]
+    while left:
+        one = left.pop()
+        with contextlib.suppress(OSError):
+            if not _is_folder(bad, one):
+                os.unlink(one, dir_fd=bad)
+                continue
+            left += _emptied(bad, one)
+            os.rmdir(one, dir_fd=bad)
+
+
+def _emptied(bad: int, folder: str) -> list[str]:
+    """Empty a folder: its files go, its folders come up beside it, under the names that are returned."""
+    up: list[str] = []
+    inside = os.open(folder, _FOLDER, dir_fd=bad)
+    try:
+        for name in os.listdir(inside):
+            with contextlib.suppress(OSError):
+                if not _is_folder(inside, name):
+                    os.unlink(name, dir_fd=inside)
+                    continue
+                # Older than all others: who is killed here leaves what goes first the next time.
+                raised = f"0-{time.time_ns()}-{len(up)}"
+                os.rename(name, raised, src_dir_fd=inside, dst_dir_fd=bad)
+                up.append(raised)
+    finally:
+        os.close(inside)
+    return up
+
+
+def _is_folder(inside: int, name: str) -> bool:
+    return stat.S_ISDIR(os.stat(name, dir_fd=inside, follow_symlinks=False).st_mode)
+
+
+# --- spool ----------
+
+
+AT_ONCE, BYTES_AT_ONCE = 10_000, 64 * 1024 * 1024
+"""Records that a run takes at most, and bytes of them: the rest are for the run after it, not for our memory."""
+
+_HIDDEN_FOR_GOOD = 300
+"""Seconds after which a hidden name belongs to a writer that died."""
+
+_LARGEST = 10**17
+
+Mark = tuple[str, int, int]
+"""Name, inode and time of a file: an emptied spool numbers from 1 again, so a name alone is not enough."""
+
+
+class Record(NamedTuple):
+    """One spool file that could be read."""
+
+    name: str
+    content: bytes
+    foreign: bool = False
+    """Whether a user has written it who is neither root nor we."""
+
+
+class Spool:
+    """The folder `spool/` of a state directory; a link in its place is none, whoever made it."""
+
+    def __init__(self, folder: str, limit: int) -> None:
+        """A spool in `folder` whose records hold at most `limit` bytes."""
+        self.folder = folder
+        self.limit = limit
+
+    def store(self, content: bytes) -> str:
+        """Store one record durably and return its name. Raises OSError."""
+        with open_folder(self.folder) as here:
+            names = os.listdir(here)
+            number = max((number for name in names if (number := _number(name.strip("."))) is not None), default=0)
+            while True:
+                # A forged name may hold the largest number there is.
+                number = number % (_LARGEST - 1) + 1
+                # Who holds `.N` exclusively is the only one who may make `N`; a drained N may be used again.
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                try:
+                    descriptor = os.open(f".{number}", flags, 0o640, dir_fd=here)
+                except FileExistsError:
+                    continue
+                if _publish(here, descriptor, str(number), content):
+                    return str(number)
+
+    def names(self) -> list[str]:
+        """The records, oldest first; foreign names come last."""
+        try:
+            with open_folder(self.folder) as here:
+                return _shown(here)
+        except FileNotFoundError:
+            return []
+
+    def marks(self) -> frozenset[Mark]:
+        """What tells every file that the next run takes from all others."""
+        try:
+            with open_folder(self.folder) as here:
+                return frozenset((name, one.st_ino, one.st_mtime_ns) for name, one in self._next(here))
+        except FileNotFoundError:
+            return frozenset()
+
+    def read(self) -> tuple[list[Record], list[str]]:
+        """Every readable record in order, and a sentence for each file that was set aside."""
+        records, said = [], []
+        with contextlib.suppress(FileNotFoundError), open_folder(self.folder) as here:
+            _forget_the_dead(here)
+            for name, _ in self._next(here):
+                record = self._record(here, name)
+                if isinstance(record, Record):
+                    records.append(record)
+                else:
+                    said.append(self.set_aside(name, record))
+        return records, said
+
+    def peek(self) -> list[Record]:
+        """Every readable record in order; nothing is moved."""
+        try:
+            with open_folder(self.folder) as here:
+                found = [self._record(here, name) for name, _ in self._next(here)]
+        except FileNotFoundError:
+            return []
+        return [record for record in found if isinstance(record, Record)]
+
+    def set_aside(self, name: str, why: str) -> str:
+        """Move a file that cannot be folded to `bad/`, of which the newest are kept; returns what to report."""
+        path = os.path.join(self.folder, name)
+        try:
+            with open_folder(self.folder) as here:
+                kept = set_aside(here, name)
+        except OSError as error:
+            return f"{path!r} {why}, and cannot be set aside: {error.strerror}"
+        return f"{path!r} {why}: set aside as {os.path.join(self.folder, kept)!r}"
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Forget records that have been folded. Raises OSError."""
+        with contextlib.suppress(FileNotFoundError), open_folder(self.folder) as here:
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=here)
+
+    def oldest(self) -> float | None:
+        """When the oldest record was written, in seconds since the epoch; None when there is none."""
+        with contextlib.suppress(FileNotFoundError), open_folder(self.folder) as here:
+            for name in _shown(here):
+                with contextlib.suppress(OSError):
+                    return os.lstat(name, dir_fd=here).st_mtime
+        return None
+
+    def _next(self, here: int) -> Iterator[tuple[str, os.stat_result]]:
+        """The records that one run takes: all there are, unless somebody has flooded the spool."""
+        room = BYTES_AT_ONCE
+        for name in _shown(here)[:AT_ONCE]:
+            with contextlib.suppress(FileNotFoundError):
+                status = os.lstat(name, dir_fd=here)
+                yield name, status
+                room -= min(status.st_size, self.limit)
+            if room <= 0:
+                return
+
+    def _record(self, here: int, name: str) -> Record | str:
+        if _number(name) is None:
+            return "is not named like a record"
+        # A FIFO must not make us wait, a link must not lead us elsewhere, a terminal must not become ours.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        try:
+            descriptor = os.open(name, flags, dir_fd=here)
+        except OSError as error:
+            return f"cannot be read ({error.strerror})"
+        try:
+            found = os.fstat(descriptor)
+            if wrong := self._wrong(found):
+                return wrong
+            return Record(name, os.read(descriptor, self.limit), found.st_uid not in (0, os.geteuid()))
+        except OSError as error:
+            return f"cannot be read ({error.strerror})"
+        finally:
+            os.close(descriptor)
+
+    def _wrong(self, found: os.stat_result) -> str | None:
+        if not stat.S_ISREG(found.st_mode):
+            return "is not a regular file"
+        if found.st_nlink > 1:
+            return "has another name elsewhere"
+        return f"holds {found.st_size} bytes, more than {self.limit}" if found.st_size > self.limit else None
+
+
+def _publish(here: int, descriptor: int, name: str, content: bytes) -> bool:
+    hidden = f".{name}"
+    try:
+        with open(descriptor, "wb") as file:
+            with contextlib.suppress(FileNotFoundError):
+                os.lstat(name, dir_fd=here)
+                os.unlink(hidden, dir_fd=here)
+                return False
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(hidden, name, src_dir_fd=here, dst_dir_fd=here)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(hidden, dir_fd=here)
+        raise
+    os.fsync(here)
+    return True
+
+
+def _shown(here: int) -> list[str]:
+    shown = [name for name in os.listdir(here) if not name.startswith(".") and name != "bad"]
+    return sorted(shown, key=lambda name: (_number(name) is None, _number(name) or 0, name))
+
+
+def _forget_the_dead(here: int) -> None:
+    for name in os.listdir(here):
+        with contextlib.suppress(OSError):
+            if name.startswith(".") and time.time() - os.lstat(name, dir_fd=here).st_mtime > _HIDDEN_FOR_GOOD:
+                os.unlink(name, dir_fd=here)
+
+
+def _number(name: str) -> int | None:
+    if name.isascii() and name.isdigit() and name[0] != "0" and int(name[:19]) < _LARGEST and len(name) <= 18:  # noqa: PLR2004
+        return int(name)
+    return None

@@ -1,0 +1,363 @@
+"""Every node there is something to say of, and all that is known of it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from enum import StrEnum
+
+from lbagent.haproxy.config import Document, HandWritten, Line, Proxy
+from lbagent.haproxy.runtime.state import NOTHING, Stats
+from lbagent.haproxy.server_line import endpoint
+from lbagent.membership.lookup import find_paused
+from lbagent.membership.model import (
+    FAILED,
+    PRESENT,
+    REBUILT,
+    UNKNOWN,
+    Member,
+    Members,
+    Membership,
+    Pause,
+    Quarantine,
+    as_table,
+)
+from lbagent.names import sort_names
+from lbagent.planning.desired import Note
+from lbagent.planning.plan import Change
+from lbagent.planning.preview import Preview
+from lbagent.planning.proxy import ProxyPlanner
+from lbagent.roles.model import Missing, Pair, Role, Roles
+from lbagent.system.tuples import NamedTuple
+
+# --- standing --------------------------------------------------------------------------------------------
+
+MANAGED, PAUSED, DRAINED, BY_HAND = "managed", "paused", "drained", "by hand"
+
+
+class ServerState(NamedTuple):
+    """A line that belongs to a node."""
+
+    proxy: str
+    server: str | None
+    """Its name in HAProxy; None where a pause stands in its place, and HAProxy has no such server left."""
+    address: str
+    """ADDRESS:PORT; the address alone where a pause stands."""
+    line: str
+    """What kind of line it is: `managed`, `paused` (a comment), `drained` (a paused node's `server`) or `by hand`."""
+    state: str | None
+    """What HAProxy says of the server, in its words; None where it says nothing."""
+    sessions: int | None
+
+    @property
+    def host(self) -> str:
+        """The address without port and brackets."""
+        return self.address if self.line == PAUSED else self.address.rpartition(":")[0].strip("[]")
+
+
+Standings = Mapping[str, list[ServerState]]
+"""By node, each in the order of the text."""
+
+
+def list_server_states(document: Document, roles: Roles, members: Members, stats: Stats) -> Standings:
+    """Every managed line of `document` and the lines by hand that stand in a member's place, with their nodes."""
+    pairs = roles.pairs()
+    known = _Known(roles, members)
+    found: dict[str, list[ServerState]] = {}
+    for proxy in document.proxies:
+        here = [pair for marker in proxy.markers if (pair := pairs.get(marker.middle))]
+        if proxy.managed:
+            place = ProxyPlanner(document, proxy, roles, pairs, members)
+            for line in proxy.managed:
+                node = place.node(line)
+                found.setdefault(node, []).extend(_managed(proxy, node, here, line, stats))
+        templates = (hand for one in proxy.templates for hand in one.servers())
+        for hand in (*proxy.hand_written, *templates) if here else ():
+            for node in known.meant(hand, here):
+                said = stats.get((proxy.name, hand.name), NOTHING)
+                found.setdefault(node, []).append(ServerState(proxy.name, hand.name, hand.endpoint, BY_HAND, *said))
+    return found
+
+
+def _managed(proxy: Proxy, node: str, here: list[Pair], line: Line, stats: Stats) -> list[ServerState]:
+    if not line.pauses:
+        said = stats.get((proxy.name, line.name), NOTHING)
+        kind = DRAINED if line.paused else MANAGED
+        return [ServerState(proxy.name, line.name, line.endpoint, kind, *said)]
+    # Its server may still be there, in maintenance, until the next reload.
+    names = [name for name in (node, *(f"{node}.{pair.service}" for pair in here)) if (proxy.name, name) in stats]
+    there = [ServerState(proxy.name, name, line.address, PAUSED, *stats[proxy.name, name]) for name in names]
+    return there or [ServerState(proxy.name, None, line.address, PAUSED, *NOTHING)]
+
+
+class _Known:
+    """The members as a line by hand may name them."""
+
+    def __init__(self, roles: Roles, members: Members) -> None:
+        self._roles, self._members = roles, members
+        self._keys: dict[str, list[str]] | None = None
+
+    def meant(self, line: HandWritten, here: list[Pair]) -> Iterator[str]:
+        """The members in whose place `line` stands, in a proxy with markers of these pairs."""
+        host = line.endpoint.rpartition(":")[0].strip("[]")
+        name = line.name.lower()
+        alike = (self._index().get(key, ()) for key in (name, name.rpartition(".")[0], host))
+        for node in dict.fromkeys(node for nodes in alike for node in nodes):
+            if any(self._same(line, self._members[node], pair) for pair in here):
+                yield node
+
+    def _index(self) -> dict[str, list[str]]:
+        if self._keys is None:
+            self._keys = {}
+            for member in self._members.values():
+                if member.present:
+                    for key in {member.name.lower(), member.address}:
+                        self._keys.setdefault(key, []).append(member.name)
+        return self._keys
+
+    def _same(self, line: HandWritten, member: Member, pair: Pair) -> bool:
+        roles = [one for one in self._roles.of(member.role) if pair.service in one.sections.get(pair.section, ())]
+        if not roles:
+            return False
+        if line.name.lower() in (member.name.lower(), f"{member.name}.{pair.service}".lower()):
+            return True
+        return any(line.endpoint == self._endpoint(member, role, pair.service) for role in roles)
+
+    def _endpoint(self, member: Member, role: Role, service: str) -> str:
+        tags = member.tags or {}
+        try:
+            port = self._roles.services[service].port_of(role.values(member.name), tags)
+            return endpoint(role.address_of(member.name, member.address, tags), port)
+        except Missing:
+            return ""
+
+
+# --- nodes ----------
+
+
+# --- states ----------------------------------------------------------------------------------------------
+
+
+class State(StrEnum):
+    """How it is with a node. Of several that hold the first one here is told."""
+
+    HELD = "held"
+    QUARANTINED = "quarantined"
+    PENDING = "pending"
+    UNKNOWN = "unknown"
+    LEFT = "left"
+    BALANCER = "load balancer"
+    UNKNOWN_ROLE = "unknown role"
+    BY_HAND = "by hand"
+    PAUSED = "paused"
+    FAILED = "failed"
+    IN = "in"
+    NO_LINE = "no line"
+
+
+class Facts(NamedTuple):
+    """What is known of one node."""
+
+    name: str
+    member: Member | None
+    """None where only a line of haproxy.cfg tells of it."""
+    roles: Sequence[Role]
+    """Those that it has in roles.yml."""
+    servers: Sequence[ServerState]
+    change: Change
+    """What the next run does to its lines."""
+    notes: Sequence[str]
+    """What the plan says of it."""
+    pauser: Member | None
+    """The member whose pause or tag holds it out: itself, or another one at its address."""
+    held: bool
+    quarantined: bool
+    balancer: bool
+    """Whether it is another load balancer."""
+    hindrance: str
+    """Why nobody knows what would be done to its lines; nothing where that is known."""
+
+
+def state(facts: Facts) -> State:
+    """The state of a node."""
+    member = facts.member
+    absent = member is not None and not member.present
+    holds = {
+        State.HELD: facts.held,
+        State.QUARANTINED: facts.quarantined,
+        State.PENDING: bool(facts.change.added or facts.change.removed),
+        State.UNKNOWN: member is not None and member.status == UNKNOWN,
+        State.LEFT: absent,
+        State.BALANCER: facts.balancer,
+        State.UNKNOWN_ROLE: member is not None and not facts.roles,
+        State.BY_HAND: bool(facts.servers) and all(one.line == BY_HAND for one in facts.servers),
+        State.PAUSED: facts.pauser is not None,
+        State.FAILED: member is not None and member.status == FAILED,
+        State.IN: bool(facts.servers),
+        State.NO_LINE: True,
+    }
+    return next(one for one in State if holds[one])
+
+
+def since(found: State, facts: Facts) -> int | None:
+    """Since when, in epoch seconds; None where that is not known."""
+    member, pauser = facts.member, facts.pauser
+    if found is State.QUARANTINED and member and member.quarantine:
+        return member.quarantine.since
+    if pauser is not None:
+        # Of a tag, and of a pause that was read off haproxy.cfg, nobody knows when it began.
+        return pauser.pause.since if pauser.pause and pauser.pause.by != REBUILT else None
+    return member.changed if member and member.tags is not None else None
+
+
+def why(found: State, facts: Facts) -> str:
+    """Why it is so; nothing where nothing is to be said."""
+    said = [*_because(found, facts), *_paused(found, facts), *facts.notes]
+    if found is State.BALANCER:
+        return "; ".join(said)
+    if not said and not facts.servers:
+        serves = any(any(role.sections.values()) for role in facts.roles)
+        return (facts.hindrance or "haproxy.cfg has no marker of its role") if serves else "its role has no service"
+    return "; ".join(said)
+
+
+def _because(found: State, facts: Facts) -> Iterator[str]:
+    member = facts.member
+    if found is State.HELD:
+        yield "its removal was not asked for"
+    elif found is State.QUARANTINED and member and member.quarantine:
+        yield member.quarantine.reason
+    elif found is State.PENDING:
+        yield _to_come(facts.change)
+    elif found is State.UNKNOWN_ROLE and member:
+        yield f"roles.yml has no role {member.role}" if member.role else "it has no role"
+    elif found is State.FAILED and facts.servers:
+        yield "its line stays"
+    elif found is State.FAILED and any(role.remove_failed for role in facts.roles):
+        yield "out, as on_failed says"
+
+
+def _to_come(change: Change) -> str:
+    if change.added and change.removed:
+        return "its lines are to change"
+    return "its lines are to come" if change.added else "its lines are to go"
+
+
+def _paused(found: State, facts: Facts) -> Iterator[str]:
+    pauser = facts.pauser
+    if pauser is None:
+        return
+    paused = "" if found is State.PAUSED else "paused "
+    whose = "" if pauser.name == facts.name else f"as {pauser.name}, "
+    if pauser.paused_by_tag:
+        yield f"{paused}{whose}by its tag lbagent=paused"
+    if pause := pauser.pause:
+        yield f"{paused}{whose}by {pause.by}" + (f": {pause.reason}" if pause.reason else "")
+
+
+# --- nodes ----------
+
+
+class Node(NamedTuple):
+    """All that is known of one node."""
+
+    name: str
+    address: str | None
+    role: str | None
+    status: str | None
+    """As Serf had it last; None where only a line of haproxy.cfg tells of the node."""
+    state: State
+    since: int | None
+    """Epoch seconds."""
+    why: str
+    pause: Pause | None
+    """The one that holds it out, its own or that of another node at its address; a tag does so beside it."""
+    paused_by_tag: bool
+    quarantine: Quarantine | None
+    tags: Mapping[str, str] | None
+    change: Change
+    servers: Sequence[ServerState]
+
+
+def nodes(
+    roles: Roles,
+    membership: Membership,
+    standings: Standings,
+    prospect: Preview,
+    balancers: Collection[str] = (),
+) -> list[Node]:
+    """Every node that is present, paused, or has or had a line here, in natural order.
+
+    `balancers` are the other load balancers.
+    """
+    register = _Register(roles, membership, standings, prospect, balancers)
+    return [_node(register.facts(name)) for name in sort_names(register.names())]
+
+
+class _Register:
+    """What is known of all nodes, to be looked up node by node."""
+
+    def __init__(
+        self,
+        roles: Roles,
+        membership: Membership,
+        standings: Standings,
+        prospect: Preview,
+        balancers: Collection[str],
+    ) -> None:
+        self._balancers = balancers
+        self._roles, self._standings, self._prospect = roles, standings, prospect
+        self._members = as_table(membership.members)
+        self._paused = find_paused(membership)
+        pausing = (one for one in self._members.special.values() if one.pause or one.paused_by_tag)
+        self._pausing = {one.address: one for one in pausing}
+        self._notes: dict[str, list[str]] = {}
+        for note in prospect.notes:
+            if isinstance(note, Note):
+                self._notes.setdefault(note.node, []).append(note.why)
+
+    def names(self) -> set[str]:
+        """Who is present, paused, or has a line."""
+        columns = self._members.columns
+        there = {name for name, status in zip(columns.names, columns.statuses, strict=True) if status in PRESENT}
+        waiting = {name for name, member in self._members.special.items() if member.pause}
+        changing = self._prospect.plan.changes if self._prospect.plan else {}
+        return {*there, *waiting, *self._standings, *changing}
+
+    def facts(self, name: str) -> Facts:
+        """What is known of one node."""
+        member, prospect = self._members.get(name), self._prospect
+        return Facts(
+            name,
+            member,
+            self._roles.of(member.role) if member else (),
+            self._standings.get(name, ()),
+            prospect.change(name),
+            self._notes.get(name, ()),
+            self._pauser(member) if member and name in self._paused else None,
+            name in prospect.held,
+            name in prospect.quarantined,
+            name in self._balancers,
+            prospect.obstacle,
+        )
+
+    def _pauser(self, member: Member) -> Member:
+        return member if member.pause or member.paused_by_tag else self._pausing[member.address]
+
+
+def _node(facts: Facts) -> Node:
+    member, pauser, current = facts.member, facts.pauser, state(facts)
+    return Node(
+        facts.name,
+        (member.address if member else next((one.host for one in facts.servers), "")) or None,
+        (member.role or None) if member else None,
+        member.status if member else None,
+        current,
+        since(current, facts),
+        why(current, facts),
+        pauser.pause if pauser else None,
+        pauser is not None and pauser.paused_by_tag,
+        member.quarantine if member else None,
+        member.tags if member else None,
+        facts.change,
+        facts.servers,
+    )

@@ -1,0 +1,154 @@
+"""The only room that starts processes: argument lists, a time limit, output captured, never inherited.
+
+A child that held our stdout would stall Serf's event loop, and what it printed would become the answer
+to a query. posix_spawn and not `subprocess`, which costs the handler's path 6 ms more to load.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from lbagent.system.tuples import NamedTuple
+
+_WORDS_LIMIT = 16 * 1024 * 1024
+"""Bytes of output that are kept: `serf members` of 20,000 nodes takes 7 MB."""
+_LOOK = 0.1
+"""Seconds between two looks at how much a command has said."""
+
+Enough = Callable[[str], bool]
+"""Whether a command has said all that is wanted of it."""
+
+meanwhile: list[Callable[[], None]] = []
+"""Called every 0.1 s while a command runs: a daemon's signs of life, as whatever it waits for here has its end."""
+
+_ELSEWHERE = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
+_SIGKILL, _SIGPIPE, _SIGXFSZ = 9, 13, 25
+_SHELL_SIGNAL, _SIGNALS = 128, 64
+"""What a shell adds to the number of the signal that killed a program, and how many signals there are."""
+
+
+class Finished(NamedTuple):
+    """How a command ended."""
+
+    status: int | None
+    """Its exit status, negative for a signal; None where it ran out of time."""
+    words: str
+    """What it said, stdout and stderr together."""
+
+    @property
+    def good(self) -> bool:
+        """Whether it ended in time and with 0."""
+        return self.status == 0
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether a signal ended it, or a program that a shell script ran in its place: it has given no verdict."""
+        return self.status is not None and (self.status < 0 or _SHELL_SIGNAL < self.status <= _SHELL_SIGNAL + _SIGNALS)
+
+    @property
+    def ending(self) -> str:
+        """How it ended, as the end of a sentence."""
+        if self.status is None:
+            return "did not end in time"
+        if not self.was_killed:
+            return f"ended with {self.status}"
+        number = -self.status if self.status < 0 else self.status - _SHELL_SIGNAL
+        hint = ", as the kernel does where memory is short" if number == _SIGKILL else ""
+        return f"was killed by signal {number}{hint}"
+
+
+def find_program(program: str) -> str:
+    """The path of a program, also where an init script left PATH short. Raises FileNotFoundError."""
+    # A relative word of PATH, an empty one too, means the folder Serf was started in: nobody's choice.
+    absolute = [folder for folder in os.environ.get("PATH", "").split(":") if folder.startswith("/")]
+    for folder in ("",) if "/" in program else (*absolute, *_ELSEWHERE):
+        path = os.path.join(folder, program)
+        if os.path.isfile(path) and os.access(path, os.X_OK):
+            return path
+    raise FileNotFoundError(2, "no such program", program)
+
+
+def run_program(
+    argv: Sequence[str],
+    timeout: float,
+    *,
+    cwd: str | None = None,
+    environ: Mapping[str, str] | None = None,
+    enough: Enough | None = None,
+) -> Finished:
+    """Run a command for at most `timeout` seconds, or until it has said `enough`: then its status counts as 0.
+
+    Raises OSError where it cannot be started.
+    """
+    command = _command(argv, cwd)
+    # Into memory, not a pipe: a daemon that a reload leaves behind keeps a pipe open, and us waiting.
+    output = os.memfd_create("output", os.MFD_CLOEXEC)
+    try:
+        pid = _spawned(command, os.environ if environ is None else environ, output)
+        status = _status(pid, timeout, output, enough)
+        words = _words(output)
+        if status is None and not (enough and enough(words)):
+            return Finished(None, f"{argv[0]} did not end within {timeout:g} s")
+        return Finished(status or 0, words)
+    finally:
+        os.close(output)
+
+
+def _command(argv: Sequence[str], cwd: str | None) -> list[str]:
+    command = [find_program(argv[0]), *argv[1:]]
+    if cwd is None or cwd == os.getcwd():
+        return command
+    # posix_spawn knows no folder; env does.
+    return [find_program("env"), f"--chdir={cwd}", *command]
+
+
+def _words(output: int) -> str:
+    return os.pread(output, _WORDS_LIMIT, 0).decode("utf-8", "replace").strip()
+
+
+def _spawned(command: list[str], environ: Mapping[str, str], output: int) -> int:
+    return os.posix_spawn(
+        command[0],
+        command,
+        environ,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_DUP2, output, 1),
+            (os.POSIX_SPAWN_DUP2, output, 2),
+        ],
+        # A session of its own, so that at a time limit what it started ends with it.
+        setsid=True,
+        setsigdef=[_SIGPIPE, _SIGXFSZ],  # which Python ignores, and nobody else expects to be ignored
+    )
+
+
+def _status(pid: int, timeout: float, output: int, enough: Enough | None) -> int | None:
+    ended = False
+    descriptor = os.pidfd_open(pid)
+    try:
+        ended = _ends(descriptor, timeout, output, enough)
+    finally:
+        # Also where we are told to end meanwhile: a terminal's Ctrl-C does not reach another session.
+        if not ended:
+            os.killpg(pid, _SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        os.close(descriptor)
+    return os.waitstatus_to_exitcode(status) if ended else None
+
+
+def _ends(descriptor: int, timeout: float, output: int, enough: Enough | None) -> bool:
+    deadline = time.monotonic() + timeout
+    while (left := deadline - time.monotonic()) > 0:
+        if select.select([descriptor], [], [], min(left, _LOOK))[0]:
+            return True
+        for call in meanwhile:
+            call()
+        if enough and enough(_words(output)):
+            return False
+        # Who never stops talking talks into a hole, not into all memory.
+        if os.fstat(output).st_size > _WORDS_LIMIT:
+            os.ftruncate(output, _WORDS_LIMIT)
+    return bool(select.select([descriptor], [], [], 0)[0])

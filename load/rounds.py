@@ -1,0 +1,101 @@
+"""python -m load.rounds [VERSION…]: a node joins, is paused, resumed, leaves and returns, under load, 200 times.
+
+With `watch` and the runtime API, on each HAProxy that the tests know (or those named, such as 3.0). Prints how long
+each change takes to reach the traffic, and what must be 0: failed requests, reloads, servers left behind.
+ROUNDS=200 says how many.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from load.latency import Answers, client, handled, reached
+from load.pair import Fleet, balancer, nodes
+from tests.helpers.http_clients import load
+from tests.helpers.real_programs import Haproxy, Lb, binaries, eventually, member
+
+ROUNDS = int(os.environ.get("ROUNDS", "200"))
+SETTLED = 0.25
+"""Seconds after which a node that was taken out gets no more requests, if all is well."""
+
+CHANGES = ("join", "pause", "resume", "leave", "return")
+
+
+def main(versions: list[str]) -> int:
+    """Measure and print; 0 where every promise is kept."""
+    return max(measure(version, binaries()[version]) for version in versions or binaries())
+
+
+def measure(version: str, binary: Path) -> int:
+    """All rounds on one HAProxy; 1 where a promise is broken."""
+    fleet = Fleet(random.Random(7))
+    fleet.there = {"web00", "web01"}
+    answers: Answers = []
+    took: dict[str, list[float]] = {name: [] for name in CHANGES}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        nodes(fleet, Path(folder)) as port,
+        balancer(port, fleet, runtime=True, binary=binary) as (lb, haproxy),
+    ):
+        before = haproxy.reloads()[0]
+        with load(lb.front, 4, 0.01) as count, client(lb.front, answers):
+            for number in range(ROUNDS):
+                make_round(lb, answers, fleet.address["web02"], number, took)
+        eventually(lambda: lb.idle)
+        return report(version, haproxy, dict(count), haproxy.reloads()[0] - before, took)
+
+
+def make_round(lb: Lb, answers: Answers, address: str, number: int, took: dict[str, list[float]]) -> None:
+    """All five changes of one node."""
+    node = member("web02", address)
+    user = {"SERF_USER_EVENT": "pause", "SERF_USER_LTIME": str(2 * number + 1)}
+    enter(lb, answers, took["join"], "member-join", node)
+    leave(lb, answers, took["pause"], "user", b"web02", **user)
+    user = {"SERF_USER_EVENT": "resume", "SERF_USER_LTIME": str(2 * number + 2)}
+    enter(lb, answers, took["resume"], "user", b"web02", **user)
+    leave(lb, answers, took["leave"], "member-leave", node)
+    enter(lb, answers, took["return"], "member-join", node)
+    leave(lb, answers, [], "member-leave", node)
+
+
+def enter(lb: Lb, answers: Answers, took: list[float], kind: str, stdin: bytes, **env: str) -> None:
+    """An event after which the node takes traffic; how long its first request took to come."""
+    at = handled(lb, kind, stdin, **env)
+    eventually(lambda: reached(answers, at), pause=0.005)
+    took.append(reached(answers, at)[0] - at)
+    eventually(lambda: lb.idle)
+
+
+def leave(lb: Lb, answers: Answers, took: list[float], kind: str, stdin: bytes, **env: str) -> None:
+    """An event after which the node takes no traffic; how long after it the last request came."""
+    at = handled(lb, kind, stdin, **env)
+    time.sleep(SETTLED)
+    took.append(max(reached(answers, at), default=at) - at)
+    eventually(lambda: lb.idle)
+
+
+def report(version: str, haproxy: Haproxy, count: dict[str, int], reloads: int, took: dict[str, list[float]]) -> int:
+    """Print the figures; 1 where a promise is broken."""
+    failed = {how: number for how, number in count.items() if how != "ok"}
+    left = sorted(haproxy.servers().keys() - {"web00", "web01"})
+    workers = len(haproxy.workers())
+    medians = ", ".join(f"{name} {statistics.median(times) * 1000:.0f}" for name, times in took.items())
+    print(f"HAProxy {version}: {ROUNDS} rounds, milliseconds to traffic (median): {medians}")
+    print(
+        f"  requests {sum(count.values())}, failed {sum(failed.values())} {failed or ''}; reloads {reloads};"
+        f" servers left behind {len(left)}; workers {workers}",
+        flush=True,
+    )
+    # HAProxy before 3.0 keeps the one server, in maintenance.
+    kept = [] if version >= "3.0" else ["web02"]
+    return int(bool(failed) or reloads > 0 or left != kept or workers != 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,66 @@
+"""The console script where its standard streams are closed, or full: one line at most, and the run as ever."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests.helpers.real_programs import LBAGENT, Lb, member
+
+
+@pytest.fixture
+def lb() -> Iterator[Lb]:
+    """A load balancer that has a node, and runs nothing."""
+    with Lb() as one:
+        one.join(member("web01", "127.0.0.11"))
+        yield one
+
+
+def status(lb: Lb, words: str, redirection: str) -> tuple[int, str]:
+    """Exit status and what is said where it still can be."""
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"{LBAGENT} {words} {redirection}"], env=lb.env, capture_output=True, check=False, timeout=60
+    )
+    return done.returncode, (done.stdout + done.stderr).decode()
+
+
+@pytest.mark.parametrize("redirection", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("plan", 0),
+        ("apply", 0),
+        ("status", 0),
+        ("sync", 75),
+        ("pause web01", 1),
+        ("--version", 0),
+        ("--help", 0),
+        ("x", 2),
+    ],
+)
+def test_a_closed_stream_changes_no_outcome(lb: Lb, words: str, redirection: str, expected: int) -> None:
+    found, said = status(lb, words, redirection)
+
+    assert found == expected
+    assert "Traceback" not in said
+    assert "defect" not in said
+
+
+@pytest.mark.parametrize("words", ["status", "--version", "--help", "apply"])
+def test_a_full_disk_for_what_is_printed_is_told(lb: Lb, words: str) -> None:
+    found, said = status(lb, words, ">/dev/full")
+
+    assert found == 1
+    assert "Traceback" not in said
+
+
+def test_what_haproxy_says_is_heard_without_stdin(lb: Lb) -> None:
+    lb.text = lb.text.replace(b"balance", b"balanse")
+    lb.roles.write_text(lb.roles.read_text().replace("200ms", "300ms"))
+
+    found, said = status(lb, "apply", "<&-")
+
+    assert found == 4
+    assert said.startswith("lbagent: HAProxy refuses the operator's own text, nothing was replaced: parsing [")

@@ -1,0 +1,258 @@
+"""examples/spark-ha: what its haproxy.cfg keeps from whom, and that its files name the same machines."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+import http.server
+import json
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.real_programs import Haproxy, Lb, binaries, member
+
+EXAMPLE = Path(__file__).resolve().parent.parent.parent / "examples" / "spark-ha"
+PAGE = (EXAMPLE / "spark-503.http").read_bytes().partition(b"\r\n\r\n")[2].decode()
+MASTERS = ["10.0.0.11", "10.0.0.12", "10.0.0.13"]
+
+KILLS = ["app/kill/", "app/%6bill/", "app/%u006bill/", "app/%256bill/", "%61pp/kill/", "app;x/kill/", "app/kill;x/"]
+KILLS += [
+    "app/./kill",
+    "/app/kill",
+    "static/../app/kill/",
+    "driver/kill/",
+    "workers/kill/",
+    "proxy/app-1/jobs/job/kill/",
+]
+
+
+MOVED = {
+    "/moved": "/app/",
+    "/proxy/app-20261121-0000": "/proxy/261121-0000/jobs/",  # as Spark 3.5 says it now and then
+    "/proxy/app-20261121-0000/": "/proxy/app-20261121-0000/jobs/",
+}
+
+
+class Master:
+    """What a master's page says, and the requests it was asked: `GET /path context`."""
+
+    def __init__(self, state: str) -> None:
+        self.state, self.asked, self.secrets = state, list[str](), list[str]()
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[str]:
+        master = self
+
+        class Answer(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                master.asked.append(f"{self.command} {self.path} {self.headers.get('X-Forwarded-Context')}")
+                master.secrets += self.headers.get_all("Authorization", [])
+                self.send_response(302 if self.path in MOVED else 200)
+                self.send_header("Location", f"http://{self.headers['Host']}{MOVED.get(self.path, '/app/')}")
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(f"<li><strong>Status:</strong> {master.state}</li>".encode())
+
+            do_HEAD = do_POST = do_GET  # noqa: N815  # the name it has
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the name it has
+                pass
+
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+            server.daemon_threads = True
+            thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+            thread.start()
+            yield f"127.0.0.1:{server.server_port}"
+            server.shutdown()
+            thread.join()
+
+
+def text(lb: Lb, name: str) -> str:
+    """A file of the example, on loopback and in the folder of `lb`."""
+    found = (EXAMPLE / name).read_text(encoding="utf-8").replace("10.0.0.", "127.0.0.")
+    found = found.replace("bind :80", f"bind 127.0.0.1:{lb.front}").replace("/run/haproxy/admin.sock", str(lb.socket))
+    return found.replace("    user haproxy\n    group haproxy\n", "")
+
+
+@pytest.fixture(params=list(binaries().values()), ids=list(binaries()))
+def binary(request: pytest.FixtureRequest) -> Path:
+    """Each HAProxy there is."""
+    found: Path = request.param
+    return found
+
+
+@contextlib.contextmanager
+def published(binary: Path, *masters: Master, more: str = "", rules: str = "", users: str = "") -> Iterator[Lb]:
+    """The example's load balancer, whose HAProxy has not checked any of these masters yet and takes all for up."""
+    with contextlib.ExitStack() as stack:
+        lb = stack.enter_context(Lb(binary=binary))
+        shutil.copy(EXAMPLE / "spark-503.http", lb.etc)
+        where = [stack.enter_context(master.running()) for master in masters]
+        lines = "".join(f"    server s{number} {at}\n" for number, at in enumerate(where))
+        found = text(lb, "haproxy.cfg").replace("    default_backend", f"{rules}    default_backend")
+        lb.text = (found + lines + more + users).encode()
+        stack.enter_context(Haproxy(lb))
+        yield lb
+
+
+def ask(lb: Lb, path: str, method: str = "GET", account: str = "") -> tuple[int, str, str]:
+    """Status, body and Location of one request, its path as it is given; `account` is NAME:PASSWORD."""
+    headers = {"Authorization": f"Basic {base64.b64encode(account.encode()).decode()}"} if account else {}
+    connection = http.client.HTTPConnection("127.0.0.1", lb.front, timeout=10)
+    with contextlib.closing(connection):
+        connection.request(method, path, headers=headers)
+        said = connection.getresponse()
+        return said.status, said.read().decode(), said.getheader("Location", "")
+
+
+@pytest.mark.real
+def test_a_redirect_leads_to_the_application_that_was_asked_for(binary: Path) -> None:
+    with published(binary, Master("ALIVE")) as lb:
+        said = [ask(lb, f"/spark/proxy/app-20261121-0000{slash}") for slash in ("", "/")]
+
+    assert [(status, location) for status, _, location in said] == [
+        (302, "/spark/proxy/app-20261121-0000/jobs/"),
+        (302, "/spark/proxy/app-20261121-0000/jobs/"),
+    ]
+
+
+@pytest.mark.real
+def test_the_leader_is_asked_without_the_prefix_and_told_of_it(binary: Path) -> None:
+    leader = Master("ALIVE")
+    with published(binary, leader) as lb:
+        assert ask(lb, "/spark/")[0] == 200
+        assert ask(lb, "/spark/", "HEAD")[:2] == (200, "")
+        assert ask(lb, "/spark/app/?appId=app-1")[0] == 200
+        assert ask(lb, "/static/webui.css")[0] == 200
+        assert ask(lb, "/spark/moved")[::2] == (302, "/spark/app/")
+        assert ask(lb, "/spark")[::2] == (302, "/spark/")
+        assert ask(lb, "/json/")[0] == 404
+
+    asked = ["GET /", "HEAD /", "GET /app/?appId=app-1", "GET /static/webui.css", "GET /moved"]
+    assert leader.asked == [f"{words} /spark" for words in asked]
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    "masters",
+    [[], ["STANDBY"], ["RECOVERING"], ["STANDBY - see the ALIVE"], ["ALIVE", "STANDBY"], ["ALIVE", "ALIVE"]],
+    ids="-".join,
+)
+def test_who_does_not_lead_alone_is_not_shown_even_where_haproxy_takes_it_for_up(
+    binary: Path, masters: list[str]
+) -> None:
+    with published(binary, *map(Master, masters)) as lb:
+        assert [ask(lb, "/spark/")[:2] for _ in range(4)] == [(503, PAGE)] * 4
+
+
+@pytest.mark.real
+def test_no_master_hears_of_a_kill(binary: Path) -> None:
+    leader = Master("ALIVE")
+    with published(binary, leader) as lb:
+        for method in ("GET", "POST"):
+            said = {path: ask(lb, f"/spark/{path}", method)[0] for path in KILLS}
+            assert said == dict.fromkeys(KILLS, 403)
+        assert ask(lb, "/static/../app/kill/", "POST")[0] == 403
+        assert [ask(lb, "/spark/app/", method)[0] for method in ("POST", "PUT", "DELETE", "OPTIONS")] == [403] * 4
+
+    assert leader.asked == []
+
+
+@pytest.mark.real
+def test_the_password_of_the_page_opens_it_and_goes_no_further(binary: Path) -> None:
+    leader, page = Master("ALIVE"), (EXAMPLE / "README.md").read_text(encoding="utf-8")
+    rules = [f"    {rule}\n" for rule in re.findall(r"`(http-request (?:auth|del-header) [^`]*)`", page)]
+    with published(
+        binary, leader, rules="".join(rules), users="\nuserlist people\n    user a insecure-password b\n"
+    ) as lb:
+        said = [ask(lb, "/spark/app/", account=account)[0] for account in ("", "a:wrong", "a:b")]
+
+    assert (said, leader.asked, leader.secrets) == ([401, 401, 200], ["GET /app/ /spark"], [])
+
+
+@pytest.mark.real
+def test_whoever_asks_a_leader_that_has_just_died_sees_the_same_page(binary: Path) -> None:
+    with published(binary, more="    server gone 127.0.0.1:1\n") as lb:
+        assert ask(lb, "/spark/app/")[:2] == (503, PAGE)
+
+
+def test_with_a_folder_one_master_enrols_and_no_other() -> None:
+    with Lb() as lb:
+        shutil.copy(EXAMPLE / "spark-503.http", lb.etc)
+        lb.text = text(lb, "haproxy.cfg").encode()
+        lb.roles.write_text(f"haproxy: {{config: {lb.cfg}}}\n{text(lb, 'roles-filesystem.yml')}")
+
+        for number in (1, 2):
+            lb.join(member(f"master{number:02}", f"127.0.0.1{number}", "spark"))
+
+        assert [line.split()[1] for line in lb.managed] == ["master01"]
+
+
+def test_every_file_names_the_same_masters() -> None:
+    defaults = settings("spark-defaults.conf")
+    worker = (EXAMPLE / "spark" / "spark-worker.service").read_text(encoding="utf-8")
+    zoo = dict(line.split("=") for line in lines("zookeeper/zoo.cfg"))
+
+    assert defaults["spark.master"] == f"spark://{','.join(f'{one}:7077' for one in MASTERS)}"
+    assert f"Worker {defaults['spark.master']}\n" in worker
+    assert defaults["spark.deploy.zookeeper.url"] == ",".join(f"{one}:{zoo['clientPort']}" for one in MASTERS)
+    assert [zoo[f"server.{number}"] for number in (1, 2, 3)] == [f"{one}:2888:3888" for one in MASTERS]
+    assert json.loads((EXAMPLE / "serf" / "lb.json").read_text(encoding="utf-8"))["retry_join"] == MASTERS
+
+
+def test_both_ways_of_recovery_differ_in_nothing_else() -> None:
+    many, one = settings("spark-defaults.conf"), settings("spark-defaults-filesystem.conf")
+    recovery = {"spark.master", "spark.deploy.recoveryMode", "spark.deploy.recoveryDirectory"}
+    recovery |= {"spark.deploy.zookeeper.url", "spark.deploy.zookeeper.dir"}
+
+    assert {key: value for key, value in many.items() if key not in recovery} == {
+        key: value for key, value in one.items() if key not in recovery
+    }
+    assert (many["spark.ui.killEnabled"], many["spark.master.ui.decommission.allow.mode"]) == ("false", "DENY")
+    assert one["spark.master"] == f"spark://{MASTERS[0]}:7077"
+
+
+def test_both_roles_differ_in_how_many_may_enrol() -> None:
+    many, one = lines("roles.yml"), lines("roles-filesystem.yml")
+
+    assert [line for line in one if line not in many] == ["    max: 1"]
+    assert [line for line in many if line not in one] == []
+
+
+def test_the_page_of_the_example_describes_each_of_its_files() -> None:
+    page = (EXAMPLE / "README.md").read_text(encoding="utf-8")
+    files = [str(path.relative_to(EXAMPLE)) for path in EXAMPLE.rglob("*") if path.is_file()]
+
+    assert [name for name in files if name != "README.md" and f"]({name})" not in page] == []
+    targets = re.findall(r"\]\((?!https?://)([^)#]+)", page)
+    assert [target for target in targets if not (EXAMPLE / target).exists()] == []
+
+
+def test_the_page_makes_what_the_units_need_and_gives_an_application_its_settings() -> None:
+    page = (EXAMPLE / "README.md").read_text(encoding="utf-8")
+    [conf], users = ({*re.findall(rf"(?m)^{key}(\S+)$", units())} for key in (r".*SPARK_CONF_DIR=", "User="))
+
+    assert [user for user in users if not re.search(rf"`useradd [^`]*\b{user}`", page)] == []
+    assert f"`SPARK_CONF_DIR={conf} /opt/spark/bin/spark-submit app.py`" in page
+
+
+def units() -> str:
+    """The text of both systemd units."""
+    return "".join(path.read_text(encoding="utf-8") for path in sorted((EXAMPLE / "spark").glob("*.service")))
+
+
+def lines(name: str) -> list[str]:
+    """A file's lines without comments and empty ones."""
+    kept = (line.partition("#")[0].rstrip() for line in (EXAMPLE / name).read_text(encoding="utf-8").splitlines())
+    return [line for line in kept if line]
+
+
+def settings(name: str) -> dict[str, str]:
+    """One of Spark's files of settings."""
+    return dict(line.split(None, 1) for line in lines(f"spark/{name}"))

@@ -1,0 +1,555 @@
+"""What is to be said to a running HAProxy, or why it cannot be: text in, commands out."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lbagent.haproxy import config
+from lbagent.haproxy import inherited as haproxy_inherited
+from lbagent.haproxy.config import Document, Key
+from lbagent.haproxy.inherited import NeedsReload, inherited
+from lbagent.haproxy.runtime import capabilities, socket, state
+from lbagent.haproxy.runtime.capabilities import Capabilities, find_capabilities
+from lbagent.haproxy.runtime.servers import Difference, Known
+from tests.helpers.builders import POISON, dedent
+
+WEB1 = "server web1 10.0.0.1:80 check inter 2s # lbagent role=web"
+WEB2 = "server web2 10.0.0.2:80 check inter 2s # lbagent role=web"
+POOL = " pool-max-conn -1 pool-purge-delay 5s"
+
+
+def document(*lines: str, defaults: str = "") -> Document:
+    text = dedent(defaults) + "".join(f"{line}\n" for line in ("listen lb", *lines, "    # additional-lb-iis-server"))
+    return Document([("haproxy.cfg", text)])
+
+
+def table(version: str) -> Capabilities:
+    found = find_capabilities(version)
+    assert found
+    return found
+
+
+def difference(
+    text: Document,
+    wanted: dict[str, str],
+    left: dict[str, str] | None = None,
+    *,
+    sure: bool = True,
+    version: str = "2.6.12-1+deb12u4",
+) -> Difference:
+    """From the lines of `text`, without those in `left`, to `wanted`; all in `listen lb`."""
+    behind = _keyed(left or {})
+    lines = {key: line for key, line in config.standing(text).items() if key not in behind}
+    return Difference(text, Known(lines, behind, sure), _keyed(wanted), table(version))
+
+
+def _keyed(lines: dict[str, str]) -> dict[Key, str]:
+    return {("lb", name): line for name, line in lines.items()}
+
+
+def commands(text: Document, line: str = WEB1, version: str = "2.6") -> list[str]:
+    """What makes web1, in a proxy where it is not."""
+    found = difference(text, {"web1": line}, version=version)
+    assert found.needs_reload == {}
+    return [command for join in found.joins for command in join.commands] + found.dynamic_cookies
+
+
+def reason(text: Document, line: str = WEB1, version: str = "2.6") -> str:
+    """Why web1 takes a reload."""
+    found = difference(text, {"web1": line}, version=version)
+    assert found.joins == []
+    return found.needs_reload["lb", "web1"]
+
+
+def test_a_server_that_comes_is_added_with_what_makes_it_as_good_as_one_of_the_file() -> None:
+    assert commands(document()) == [
+        f"add server lb/web1 10.0.0.1:80{POOL} check inter 2s",
+        "enable health lb/web1",
+    ]
+
+
+def test_ipv6_stands_in_brackets_where_it_is_added_and_bare_where_it_is_moved() -> None:
+    line = WEB1.replace("10.0.0.1", "[2001:db8::1]")
+
+    [join] = difference(document(f"    {line}"), {"web1": line.replace("::1]:80", "::2]:81")}).joins
+
+    assert commands(document(), line)[0] == f"add server lb/web1 [2001:db8::1]:80{POOL} check inter 2s"
+    assert join.commands[0] == "set server lb/web1 addr 2001:db8::2 port 81"
+    assert join.endpoint == ("2001:db8::2", 81)
+
+
+def test_without_check_nothing_is_waited_for() -> None:
+    [join] = difference(document(), {"web1": "server web1 10.0.0.1:80 weight 5 # lbagent role=web"}).joins
+
+    assert join.commands == (f"add server lb/web1 10.0.0.1:80{POOL} weight 5",)
+    assert (join.endpoint, join.verdict) == (None, None)
+
+
+def test_what_the_line_says_of_its_pool_is_kept() -> None:
+    line = WEB1.replace("check", "check pool-max-conn 7 pool-purge-delay 1s")
+
+    assert commands(document(), line)[0] == (
+        "add server lb/web1 10.0.0.1:80 pool-max-conn 7 pool-purge-delay 1s check inter 2s"
+    )
+
+
+@pytest.mark.parametrize(
+    ("defaults", "lines", "expected"),
+    [
+        ("defaults\n    default-server inter 9s weight 5\n", (), "inter 2s weight 5 check"),
+        ("defaults\n    default-server fall 7\n", ("    default-server rise 4",), "fall 7 rise 4 check inter 2s"),
+        ("defaults a\n    default-server fall 7\ndefaults\n    timeout connect 1s\n", (), "check inter 2s"),
+        (
+            "defaults a\n    default-server fall 7\ndefaults b from a\n    default-server rise 2\n",
+            (),
+            "fall 7 rise 2 check inter 2s",
+        ),
+        ("defaults\n    default-server check enabled\n", (), "check inter 2s"),
+        (
+            "defaults\n    default-server ssl verify none\n",
+            (),
+            "ssl verify none check inter 2s check-ssl",
+        ),
+        ("defaults\n    default-server disabled\n", ("    default-server enabled # back",), "check inter 2s"),
+    ],
+)
+def test_default_server_is_said_with_the_line_since_a_dynamic_server_does_not_inherit_it(
+    defaults: str, lines: tuple[str, ...], expected: str
+) -> None:
+    assert commands(document(*lines, defaults=defaults))[0] == f"add server lb/web1 10.0.0.1:80{POOL} {expected}"
+
+
+def test_a_proxy_has_the_defaults_that_it_names_else_the_last_before_it() -> None:
+    text = dedent("""
+        defaults one
+            default-server fall 7
+        defaults two
+            option httpchk
+        listen a from one
+            cookie C insert dynamic
+        listen b
+            no option httpchk
+        listen c
+            hash-type consistent
+    """)
+
+    found = inherited(Document([("haproxy.cfg", text)]))
+
+    assert [(one.default_server, one.cookie, one.hash_type, sorted(one.deep)) for one in found.values()] == [
+        (("fall", "7"), ("C", "insert", "dynamic"), (), []),
+        ((), (), (), []),
+        ((), (), ("consistent",), ["httpchk"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lines", "why"),
+    [
+        (("    balance source",), "`balance source` takes no dynamic servers"),
+        (("    balance static-rr",), "`balance static-rr` takes no dynamic servers"),
+        (("    balance hdr(host)",), "`balance hdr` takes no dynamic servers"),
+        (("    balance first",), "`balance first` would place a server without `id` elsewhere than a reload does"),
+        (
+            ("    balance uri", "    hash-type consistent"),
+            "`balance uri` would place a server without `id` elsewhere than a reload does",
+        ),
+        (("    cookie C insert",), "`cookie` without `dynamic` gives no cookie to dynamic servers"),
+        (("    default-server cookie x",), "`cookie` cannot be set through the runtime API"),
+        (("    default-server no-ssl",), "`no-ssl` cannot be set through the runtime API"),
+        (("    default-server slowstart 9s",), "`slowstart` cannot be set through the runtime API"),
+        (("    default-server proto h2",), "`proto` cannot be set through the runtime API"),
+        (("    default-server ssl alpn h2",), "`alpn` cannot be set through the runtime API"),
+        (("    default-server ws h1",), "`ws` cannot be set through the runtime API"),
+        (
+            ("    default-server send-proxy-v2-ssl no-send-proxy-v2",),
+            "`no-send-proxy-v2` takes back a part of other keywords",
+        ),
+        (
+            ("    option external-check", "    external-check command /bin/true"),
+            "`option external-check` takes no checks of dynamic servers",
+        ),
+        (("    default-server resolvers r",), "`resolvers` cannot be set through the runtime API"),
+        (("    default-server agent-check agent-port 1",), "`agent-check` cannot be set through the runtime API"),
+        (("    default-server disabled",), "`disabled` cannot be set through the runtime API"),
+        (
+            ("    default-server weight ${W}",),
+            "`weight ${W}` contains characters that the stats socket reads differently",
+        ),
+        (
+            ("    .if feature(x)", "    default-server weight 3", "    .endif"),
+            "only HAProxy knows what haproxy.cfg:3 comes to",
+        ),
+        (
+            ("    # additional-lb-x-server", "    default-server weight 3"),
+            "`default-server weight 3` stands below a marker",
+        ),
+    ],
+)
+def test_what_cannot_be_said_takes_a_reload(lines: tuple[str, ...], why: str) -> None:
+    assert reason(document(*lines)) == why
+
+
+@pytest.mark.parametrize("bad", [";show info", "a;b", "x\\", "'q'", '"q"', "$HOME", "{x}", "a`b", "<<"])
+def test_no_word_ends_a_command_and_begins_another(bad: str) -> None:
+    assert reason(document(), WEB1.replace("inter 2s", f"inter {bad}")).startswith("`inter ")
+    assert reason(document(), WEB1.replace("check", bad)).endswith("cannot be set through the runtime API")
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from(["check", "inter", "2s", "weight", "no-check", "ssl", "proxy-v2-options", *POISON]),
+            st.text(),
+        )
+    )
+)
+def test_any_words_are_expanded_or_refused_and_never_hold_a_command(words: list[str]) -> None:
+    try:
+        said = haproxy_inherited.format_keywords(haproxy_inherited.resolve_keywords(words, table("3.2")), table("3.2"))
+    except NeedsReload:
+        return
+    assert set(said) & set(";\n\r\\\"'$") == set()
+
+
+def test_consistent_hashes_take_servers_with_an_id() -> None:
+    text = document("    balance uri", "    hash-type consistent")
+
+    assert commands(text, WEB1.replace("check", "check id 77"))[0] == (
+        f"add server lb/web1 10.0.0.1:80{POOL} check id 77 inter 2s"
+    )
+
+
+def test_dynamic_cookies_are_given_to_servers_that_come() -> None:
+    assert commands(document("    cookie C insert indirect nocache dynamic"))[2:] == [
+        "enable dynamic-cookie backend lb"
+    ]
+
+
+def test_who_goes_is_withdrawn_and_who_stays_is_not_spoken_of() -> None:
+    found = difference(document(f"    {WEB1}", f"    {WEB2}"), {"web2": WEB2})
+
+    assert (found.withdrawn, found.joins, found.needs_reload) == ({("lb", "web1"): WEB1}, [], {})
+
+
+def test_another_role_alone_is_nothing_to_be_said() -> None:
+    assert difference(document(f"    {WEB1}"), {"web1": WEB1.replace("role=web", "role=app")}).joins == []
+
+
+@pytest.mark.parametrize("balance", ["roundrobin", "source", "static-rr"])
+@pytest.mark.parametrize("cookie", ["", "    cookie C insert"])
+def test_who_was_left_behind_is_taken_up_again_whatever_the_algorithm(balance: str, cookie: str) -> None:
+    text = document(f"    balance {balance}", cookie)
+
+    [join] = difference(text, {"web1": WEB1}, left={"web1": WEB1}).joins
+
+    assert join.commands == ("set server lb/web1 addr 10.0.0.1 port 80", "enable health lb/web1")
+
+
+def test_who_was_left_behind_with_other_options_takes_a_reload() -> None:
+    found = difference(document(), {"web1": WEB1}, left={"web1": WEB1.replace("inter 2s", "inter 3s")})
+
+    assert found.needs_reload == {("lb", "web1"): "lb/web1 is there with other options"}
+
+
+def test_who_was_left_behind_by_nobody_knows_which_line_takes_a_reload() -> None:
+    bare = "server web1 10.0.0.1:80 # lbagent role=web"
+
+    found = difference(document(), {"web1": bare}, left={"web1": ""})
+
+    assert found.needs_reload == {("lb", "web1"): "lb/web1 is there with other options"}
+
+
+def test_other_options_for_a_server_that_stays_take_a_reload() -> None:
+    found = difference(document(f"    {WEB1}"), {"web1": WEB1.replace("inter 2s", "inter 3s")})
+
+    assert found.needs_reload == {("lb", "web1"): "lb/web1 is there with other options"}
+
+
+def test_where_it_is_not_known_what_haproxy_has_servers_go_and_none_comes() -> None:
+    found = difference(document(f"    {WEB1}"), {"web2": WEB2}, sure=False)
+
+    assert found.withdrawn == {("lb", "web1"): WEB1}
+    assert list(found.needs_reload) == [("lb", "web2")]
+
+
+@pytest.mark.parametrize(
+    ("lines", "options", "due"),
+    [
+        ((), "check inter 1s", None),
+        (("    option httpchk",), "check inter 1s", 1.0),
+        (("    option httpchk",), "check inter 60s", None),
+        (("    option httpchk",), "check inter 60s fastinter 500ms", 0.5),
+        (("    option httpchk",), "check inter 1500", 1.5),
+        ((), "check inter 1s ssl verify none", 1.0),
+    ],
+)
+def test_haproxys_own_check_is_waited_for_where_it_is_more_than_a_connection_and_soon(
+    lines: tuple[str, ...], options: str, due: float | None
+) -> None:
+    [join] = difference(document(*lines), {"web1": f"server web1 10.0.0.1:80 {options} # lbagent role=web"}).joins
+
+    assert join.verdict == due
+
+
+def test_a_check_of_another_port_or_address_is_looked_at_there() -> None:
+    [join] = difference(document(), {"web1": WEB1.replace("check", "check port 8080 addr 10.9.9.9")}).joins
+
+    assert join.endpoint == ("10.9.9.9", 8080)
+
+
+def test_the_changes_of_a_plan_are_read_back() -> None:
+    text = document(f"    {WEB1}")
+    added = (f"listen lb: {WEB2}", "listen lb: # lbagent paused web1 10.0.0.1 role=web")
+
+    assert config.after(text, text.texts, (added, (f"listen lb: {WEB1}",))) == {("lb", "web2"): WEB2}
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "    server a;quit 10.0.0.9:80 # lbagent role=web",
+        "    server x/y 10.0.0.9:80 # lbagent role=web",
+        "    server # lbagent role=web",
+    ],
+)
+def test_what_no_server_may_be_called_is_never_spoken_of(odd: str) -> None:
+    assert config.standing(document(odd, f"    {WEB2}")) == {("lb", "web2"): WEB2}
+
+
+@pytest.mark.parametrize("section", ["defaults", "backend", "listen l;b", "frontend lb"])
+def test_lines_where_no_server_may_stand_are_no_trouble(section: str) -> None:
+    text = Document([("haproxy.cfg", f"{section}\n    {WEB1}\n    # additional-lb-iis-server\n")])
+
+    after = config.after(text, text.texts, ((f"{section}: {WEB2}",), ()))
+
+    key = section.partition(" ")[2], "web2"
+    assert list(Difference(text, Known({}, {}, sure=True), {key: after[key]}, table("3.0")).needs_reload) == [key]
+
+
+@pytest.mark.parametrize("endpoint", ["host:80", "1.2.3:80", "10.0.0.1;quit:80", "10.0.0.1:0"])
+def test_who_is_at_no_address_is_never_told_of(endpoint: str) -> None:
+    line = f"server web1 {endpoint} check # lbagent role=web"
+
+    assert difference(document(), {"web1": line}, left={"web1": line}).needs_reload == {
+        ("lb", "web1"): "it is at no address and port"
+    }
+
+
+@pytest.mark.parametrize("endpoint", ["host:80", "10.0.0.1", "10.0.0.1:", "10.0.0.1:8x", ":80", "/run/x", "10.0.0.1:²"])
+def test_a_line_that_somebody_has_edited_is_no_difference_of_address(endpoint: str) -> None:
+    wanted = {("lb", "web1"): f"server web1 {endpoint} check # lbagent role=web"}
+
+    found = state.differences(state.states(ROWS.replace("10.0.0.1 ", "10.9.9.9 ")), wanted, [])
+
+    assert found == {}
+
+
+ROWS = """1
+# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state …
+2 lb 1 web1 10.0.0.1 2 0 1 1 1 6 3 4 6 0 0 0 - 80 - 0 0 - - 0
+2 lb 2 web2 10.0.0.9 2 0 1 1 1 6 3 4 6 0 0 0 - 80 - 0 0 - - 0
+2 lb 3 web3 10.0.0.3 0 1 1 1 1 6 3 0 14 0 0 0 - 80 - 0 0 - - 0
+2 lb 4 web4 10.0.0.4 0 1 1 1 1 6 3 0 14 0 0 0 - 80 - 0 0 - - 0
+2 lb 5 old 10.0.0.5 2 0 1 1 1 6 3 4 6 0 0 0 - 80 - 0 0 - - 0
+2 lb 6 agent 10.0.0.6 0 1 1 1 1 6 3 4 6 0 0 0 - 80 - 0 0 - - 0
+"""
+
+
+def test_what_haproxy_serves_otherwise_is_found() -> None:
+    names = ("web1", "web2", "web3", "gone", "agent")
+    wanted = {("lb", name): f"server {name} 10.0.0.{at}:80 # lbagent role=web" for at, name in enumerate(names, 1)}
+    wanted["lb", "agent"] = "server agent 10.0.0.6:80 agent-check # lbagent role=web"
+
+    left = [("lb", "web4"), ("lb", "old")]
+    assert state.differences(state.states(ROWS), wanted, left, {("lb", "agent")}) == {
+        ("lb", "web2"): "lb/web2 is at 10.0.0.9 port 80",
+        ("lb", "web3"): "lb/web3 is out of balancing",
+        ("lb", "gone"): "lb/gone is unknown to it",
+        ("lb", "old"): "lb/old still takes traffic",
+    }
+
+
+@pytest.mark.parametrize("answer", ["", "Permission denied", "1\n2 lb 1 web1", "2\n"])
+def test_what_is_no_table_of_servers_is_not_taken_for_one(answer: str) -> None:
+    with pytest.raises(ValueError, match=r"is no table|cut off"):
+        state.states(answer)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("", []),
+        ("\n", [""]),
+        ("\nNo such server.\n\n\n", ["", "No such server.", ""]),
+        ("a\nb\n\nc\n\n", ["a\nb", "c"]),
+        ("New server registered.\n\nhal", ["New server registered."]),
+        ("New server registered.\n", []),
+    ],
+)
+def test_answers_are_told_apart_by_the_empty_line_that_ends_each(said: str, expected: list[str]) -> None:
+    assert socket.answers(said) == expected
+
+
+# --- what the same line has after a reload without naming it ------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("check ssl verify none", "check ssl verify none check-ssl"),
+        ("check send-proxy", "check send-proxy check-send-proxy"),
+        ("check send-proxy-v2-ssl", "check send-proxy-v2-ssl check-send-proxy"),
+        ("check ssl verify none send-proxy-v2", "check ssl verify none send-proxy-v2 check-ssl check-send-proxy"),
+        ("check ssl verify none port 81", "check ssl verify none port 81"),
+        ("check ssl verify none addr 10.9.9.9", "check ssl verify none addr 10.9.9.9"),
+        ("check ssl verify none no-check-ssl", "check ssl verify none"),
+        ("check no-check-ssl ssl verify none check-ssl", "check ssl verify none check-ssl"),
+        ("ssl verify none", "ssl verify none"),
+        ("send-proxy no-send-proxy check", "check"),
+    ],
+)
+@pytest.mark.parametrize("version", ["2.6", "2.8", "3.0", "3.2"])
+def test_checks_speak_tls_and_proxy_as_the_traffic_does(options: str, expected: str, version: str) -> None:
+    line = f"server web1 10.0.0.1:80 {options} # lbagent role=web"
+
+    assert commands(document(), line, version)[0] == f"add server lb/web1 10.0.0.1:80{POOL} {expected}"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("observe layer7", "error-limit 10 on-error fail-check pool-max-conn -1 pool-purge-delay 5s observe layer7"),
+        (
+            "observe layer7 error-limit 3",
+            "error-limit 3 on-error fail-check pool-max-conn -1 pool-purge-delay 5s observe layer7",
+        ),
+    ],
+)
+def test_observed_errors_have_the_limits_that_2_6_leaves_out(options: str, expected: str) -> None:
+    line = f"server web1 10.0.0.1:80 {options} # lbagent role=web"
+
+    assert commands(document(), line)[0] == f"add server lb/web1 10.0.0.1:80 {expected}"
+
+
+def test_options_of_the_proxy_header_add_up() -> None:
+    text = document("    default-server proxy-v2-options crc32c")
+    line = WEB1.replace("check", "check send-proxy-v2 proxy-v2-options unique-id")
+
+    assert commands(text, line)[0] == (
+        f"add server lb/web1 10.0.0.1:80{POOL} proxy-v2-options crc32c proxy-v2-options unique-id"
+        " check send-proxy-v2 inter 2s check-send-proxy"
+    )
+
+
+@pytest.mark.parametrize(("version", "takes"), [("2.6", False), ("2.8", False), ("3.0", True), ("3.2", True)])
+def test_a_cookie_of_its_own_is_given_where_haproxy_takes_it(version: str, takes: bool) -> None:  # noqa: FBT001
+    text, line = document("    cookie C insert"), WEB1.replace("check", "check cookie web1")
+
+    if takes:
+        assert commands(text, line, version)[0] == f"add server lb/web1 10.0.0.1:80{POOL} check cookie web1 inter 2s"
+    else:
+        assert reason(text, line, version) == "`cookie` cannot be set through the runtime API"
+
+
+def test_an_initial_state_is_left_to_haproxy() -> None:
+    [join] = difference(
+        document(), {"web1": WEB1.replace("check", "check init-state fully-down")}, version="3.2.26"
+    ).joins
+
+    assert join.commands[1:] == ("enable health lb/web1",)
+    assert (join.endpoint, join.verdict, join.ready) == (None, None, True)
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        ("2.6.12-1+deb12u4", (2, 6)),
+        ("2.7.1", (2, 6)),
+        ("2.8.25-5cf5d0683", (2, 8)),
+        ("3.0.11-1+deb13u4", (3, 0)),
+        ("3.1-dev3", (3, 0)),
+        ("3.2.26-1", (3, 2)),
+        ("4.0", (3, 2)),
+        ("2.4.3", None),
+        ("1.8", None),
+        ("", None),
+        ("x.y", None),
+    ],
+)
+def test_the_table_is_that_of_the_newest_tested_version(version: str, expected: tuple[int, int] | None) -> None:
+    found = find_capabilities(version)
+
+    assert (found and found.version) == expected
+
+
+def test_tables_hold_each_keyword_in_one_place() -> None:
+    for one in capabilities.TABLES:
+        assert not one.flags & one.values
+        assert not one.additive & (one.flags | one.values)
+        assert {*one.always, *one.with_observe} <= one.values
+        assert ("cookie" in one.values) == one.takes_cookies
+
+
+# --- changed weights, and servers that stay out -------------------------------------------------------------------
+
+
+def test_a_new_weight_alone_is_set() -> None:
+    heavy, light = (WEB1.replace("check", f"check weight {number}") for number in (5, 3))
+
+    [join] = difference(document(f"    {heavy}"), {"web1": light}).joins
+
+    assert (join.commands, join.ready) == (("set server lb/web1 weight 3",), False)
+
+
+def test_a_weight_that_is_no_longer_named_is_the_inherited_one() -> None:
+    heavy = WEB1.replace("check", "check weight 5")
+
+    [plain] = difference(document(f"    {heavy}"), {"web1": WEB1}).joins
+    [inherited_one] = difference(document("    default-server weight 9", f"    {heavy}"), {"web1": WEB1}).joins
+
+    assert plain.commands == ("set server lb/web1 weight 1",)
+    assert inherited_one.commands == ("set server lb/web1 weight 9",)
+
+
+def test_a_paused_node_returns_with_its_new_weight() -> None:
+    heavy = WEB1.replace("check", "check weight 5")
+
+    [join] = difference(document(), {"web1": heavy}, left={"web1": WEB1}).joins
+
+    assert join.commands == (
+        "set server lb/web1 weight 5",
+        "set server lb/web1 addr 10.0.0.1 port 80",
+        "enable health lb/web1",
+    )
+    assert join.ready
+
+
+@pytest.mark.parametrize("balance", ["static-rr", "source"])
+def test_a_new_weight_takes_a_reload_where_weights_are_fixed(balance: str) -> None:
+    text = document(f"    balance {balance}", f"    {WEB1}")
+
+    found = difference(text, {"web1": WEB1.replace("check", "check weight 5")})
+
+    assert found.needs_reload == {("lb", "web1"): f"`balance {balance}` takes no other weight than that of the file"}
+
+
+def test_a_server_that_haproxy_cfg_disables_stays_out_when_its_node_returns() -> None:
+    text = document("    default-server disabled")
+
+    [same] = difference(text, {"web1": WEB1}, left={"web1": WEB1}).joins
+    [moved] = difference(text, {"web1": WEB1.replace("0.1:80", "0.2:80")}, left={"web1": WEB1}).joins
+
+    assert (same.commands, same.ready) == ((), False)
+    assert (moved.commands, moved.ready) == (("set server lb/web1 addr 10.0.0.2 port 80",), False)
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"), [((), True), (("    balance source",), False), (("    default-server slowstart 9s",), False)]
+)
+def test_only_a_server_that_can_be_added_again_may_be_deleted(lines: tuple[str, ...], expected: bool) -> None:  # noqa: FBT001
+    found = difference(document(*lines), {}, version="3.0")
+
+    assert found.can_return(("lb", "web1"), WEB1) is expected
+    assert found.can_return(("lb", "web1"), "") is (lines != ("    balance source",))

@@ -1,0 +1,212 @@
+"""Talking to a stats socket: what can go wrong is told apart, and an answer belongs to its command."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lbagent.haproxy.process import Worker
+from lbagent.haproxy.runtime import session
+from lbagent.haproxy.runtime.session import Conversation, Unspoken, opened
+
+WORKER = Worker(4711, 1)
+INFO = "Name: HAProxy\nPid: 4711\nStopping: 0\n\n"
+
+
+class Listener:
+    """A stats socket that answers as it is told to, one line of commands a connection."""
+
+    def __init__(self, path: Path, answer: Callable[[str], str | None]) -> None:
+        self.path, self.heard = path, list[str]()
+        self._answer = answer
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.bind(str(path))
+        self._socket.listen()
+        self._silent: list[socket.socket] = []
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as last:
+            last.connect(str(self.path))
+            last.sendall(b"\n")
+        self._thread.join(5)
+        for one in (self._socket, *self._silent):
+            one.close()
+
+    def _serve(self) -> None:
+        while True:
+            connection, _ = self._socket.accept()
+            line = b""
+            while not line.endswith(b"\n"):
+                line += connection.recv(1 << 16)
+            if line == b"\n":
+                connection.close()
+                return
+            self.heard.append(line.decode().rstrip("\n"))
+            answer = self._answer(self.heard[-1])
+            if answer is None:
+                self._silent.append(connection)
+            else:
+                connection.sendall(answer.encode())
+                connection.close()
+
+
+Listening = Callable[[Callable[[str], str | None]], Listener]
+
+
+@pytest.fixture
+def listening(tmp_path: Path) -> Iterator[Listening]:
+    with contextlib.ExitStack() as stack:
+
+        def made(answer: Callable[[str], str | None]) -> Listener:
+            listener = Listener(tmp_path / "stats.sock", answer)
+            stack.callback(listener.close)
+            return listener
+
+        yield made
+
+
+def settings(path: Path, *more: list[str]) -> list[list[str]]:
+    return [["stats", "socket", str(path), "level", "admin"], *more]
+
+
+def answering(info: str = INFO, level: str = "admin", rest: str = "") -> Callable[[str], str | None]:
+    """An answer of HAProxy's kind: a level where that is asked for, facts, and `rest` for what follows."""
+
+    def answer(line: str) -> str:
+        return f"{level}\n\n{info}" if line.startswith("show cli level") else info + rest
+
+    return answer
+
+
+def against(path: Path) -> str:
+    with pytest.raises(Unspoken) as refused:
+        opened(settings(path), WORKER)
+    return str(refused.value).replace(str(path), "SOCKET")
+
+
+def test_without_a_socket_nothing_is_said() -> None:
+    with pytest.raises(Unspoken, match=r"haproxy.cfg has no `stats socket … level admin`"):
+        opened([["maxconn", "7"]], WORKER)
+
+
+def test_nobody_may_listen(tmp_path: Path) -> None:
+    assert against(tmp_path / "none.sock") == "SOCKET: nobody listens"
+
+
+def test_a_socket_may_be_left_by_a_haproxy_that_has_ended(tmp_path: Path) -> None:
+    path = tmp_path / "stats.sock"
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(str(path))
+
+    assert against(path) == "SOCKET: nobody listens"
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (answering(level="operator"), "is of `level operator`, not `level admin`"),
+        (
+            answering(INFO.replace("4711", "4712")),
+            "is not that of the newest worker, 4711, or that one is stopping",
+        ),
+        (
+            answering(INFO.replace("Stopping: 0", "Stopping: 1")),
+            "is not that of the newest worker, 4711, or that one is stopping",
+        ),
+        (lambda _: "", "half an answer"),
+        (lambda _: "admin\n\nPid: 47", "half an answer"),
+        (lambda _: "admin\n\n", "half an answer"),
+    ],
+)
+def test_a_socket_that_is_of_no_use_is_told_from_others(
+    listening: Listening, answer: Callable[[str], str | None], why: str
+) -> None:
+    assert against(listening(answer).path) == f"SOCKET: {why}"
+
+
+def test_one_that_never_answers_is_waited_for_no_longer_than_its_time(
+    listening: Listening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "_ASK", 0.1)
+
+    assert against(listening(lambda _: None).path) == "SOCKET: no answer in time"
+
+
+def test_the_first_socket_that_is_of_use_is_taken(listening: Listening, tmp_path: Path) -> None:
+    good = listening(answering(rest="\n"))
+    lines = [["stats", "socket", str(tmp_path / "none")], ["stats", "socket", "fd@3"], *settings(good.path)]
+
+    talk = opened(lines, WORKER)
+
+    assert talk.say(["set server a/b state maint"]) == [""]
+    assert good.heard[-1] == "show info;set server a/b state maint"
+
+
+def talking(listener: Listener, *more: list[str]) -> Conversation:
+    return opened(settings(listener.path, *more), WORKER)
+
+
+def test_an_answer_that_breaks_off_leaves_the_rest_unsaid(listening: Listening) -> None:
+    talk = talking(listening(answering(rest="\nNo such server.\n\nNew serv")))
+
+    assert talk.say(["one", "two", "three", "four"]) == ["", "No such server.", None, None]
+    assert talk.trouble == ["2 of 4 commands were answered: the answer was cut off"]
+
+
+def test_fewer_answers_than_commands_leave_the_rest_unsaid(listening: Listening) -> None:
+    talk = talking(listening(answering(rest="\n")))
+
+    assert talk.say(["one", "two"]) == ["", None]
+    assert talk.trouble == ["1 of 2 commands were answered: the rest was not"]
+
+
+def test_answers_of_a_worker_that_came_between_count_for_nothing(listening: Listening) -> None:
+    listener = listening(lambda line: ("admin\n\n" if "level" in line else "") + INFO)
+    talk = talking(listener)
+    listener._answer = lambda _: INFO.replace("4711", "4712") + "\n\n"
+
+    assert talk.say(["one", "two"]) == [None, None]
+    assert talk.trouble == [f"{listener.path} was answered by process 4712, not by worker 4711"]
+
+
+def test_a_silence_after_the_first_answers_is_waited_for_no_longer_than_its_time(
+    listening: Listening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "_SAY", 0.1)
+    listener = listening(answering())
+    talk = talking(listener)
+    listener._answer = lambda _: None
+
+    assert talk.say(["one"]) == [None]
+    assert talk.trouble == [f"{listener.path}: no answer in time"]
+
+
+@pytest.mark.parametrize(("more", "most"), [([], 8192), ([["tune.bufsize", "4096"]], 3072)])
+def test_a_command_that_haproxy_would_never_answer_is_never_sent(
+    listening: Listening, more: list[list[str]], most: int
+) -> None:
+    listener = listening(answering(rest="\n"))
+    talk = talking(listener, *more)
+
+    assert talk.say(["one", "x" * most, "two"]) == ["", None, ""]
+    assert talk.trouble == [f"a command of {most + 1} bytes is too long to be said"]
+    assert all("xx" not in line for line in listener.heard)
+    assert talk.say(["x" * (most - 1)]) == [""]
+
+
+def test_thousands_of_commands_go_in_lines_of_bearable_length(listening: Listening) -> None:
+    listener = listening(answering())
+    listener._answer = lambda line: ("admin\n\n" if "level" in line else "") + INFO + "\n" * line.count("set ")
+    talk = talking(listener)
+
+    answers = talk.say([f"set server lb/web{number:04} state maint" for number in range(2000)])
+
+    assert answers == [""] * 2000
+    assert max(len(line) for line in listener.heard) < 33_000

@@ -1,0 +1,76 @@
+"""What HAProxy says of its servers is read as it says it, and nothing else is taken for it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lbagent.haproxy.runtime import socket, state
+from lbagent.haproxy.runtime.state import Said
+from tests.helpers.real_programs import Haproxy, Lb, binaries, eventually
+
+HEAD = "# pxname,svname,qcur,scur,status,type,\n"
+
+
+@pytest.fixture(params=list(binaries().values()), ids=list(binaries()))
+def lb(request: pytest.FixtureRequest) -> Iterator[Lb]:
+    with Lb(binary=request.param) as one:
+        yield one
+
+
+@pytest.mark.real
+def test_a_real_haproxy_is_understood(lb: Lb) -> None:
+    lb.text += b"    server down 127.0.0.1:1 check inter 50ms fall 1\n    server plain 127.0.0.1:1\n"
+    lb.text += b"    server out 127.0.0.1:1 disabled\n    server drained 127.0.0.1:1\n"
+    with Haproxy(lb) as haproxy:
+        haproxy.ask("set server lb-iis/drained state drain")
+
+        def said() -> state.Stats:
+            return state.servers(socket.ask(str(lb.socket), state.COMMAND, 5))
+
+        eventually(lambda: said()["lb-iis", "down"].state == "DOWN")
+        assert said() == {
+            ("lb-iis", "down"): Said("DOWN", 0),
+            ("lb-iis", "plain"): Said("no check", 0),
+            ("lb-iis", "out"): Said("MAINT", 0),
+            ("lb-iis", "drained"): Said("DRAIN", 0),
+        }
+
+
+@pytest.mark.real
+def test_a_haproxy_without_servers_says_nothing_of_any(lb: Lb) -> None:
+    with Haproxy(lb):
+        assert state.servers(socket.ask(str(lb.socket), state.COMMAND, 5)) == {}
+
+
+def test_a_frontend_and_a_backend_are_no_servers() -> None:
+    answer = f"{HEAD}a,FRONTEND,,0,OPEN,0,\na,web01,0,2,UP 1/3,2,\na,BACKEND,0,2,UP,1,\n"
+
+    assert state.servers(answer) == {("a", "web01"): Said("UP 1/3", 2)}
+
+
+def test_a_row_that_is_cut_short_is_left_out() -> None:
+    assert state.servers(f"{HEAD}a,web01,0,2,UP,2,\na,web02,0,2,U") == {("a", "web01"): Said("UP", 2)}
+
+
+def test_sessions_that_are_no_number_are_not_known() -> None:
+    assert state.servers(f"{HEAD}a,web01,0,\N{ARABIC-INDIC DIGIT TWO},UP,2,\n") == {("a", "web01"): Said("UP", None)}
+
+
+@pytest.mark.parametrize("answer", ["", "\n", "Permission denied\n", "Unknown command: 'show'\n", "# pxname,svname\n"])
+def test_what_is_no_answer_is_refused_with_its_words(answer: str) -> None:
+    with pytest.raises(ValueError, match="answered `show stat` with ") as refused:
+        state.servers(answer)
+
+    assert str(refused.value) == f"answered `show stat` with {answer!r}"
+
+
+@given(st.text())
+def test_any_answer_is_read_or_refused(answer: str) -> None:
+    for text in (answer, f"{HEAD}{answer}"):
+        with contextlib.suppress(ValueError):
+            state.servers(text)

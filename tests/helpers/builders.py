@@ -1,0 +1,163 @@
+"""Builders: verbs that make roles, members, events and texts in one line."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterable, Mapping
+
+from hypothesis import strategies as st
+
+from lbagent.haproxy.config import Document
+from lbagent.membership import lookup
+from lbagent.membership.model import ALIVE, Member, Membership, Pause, Quarantine
+from lbagent.membership.updates import UpdateResult, apply_events
+from lbagent.planning.plan import Plan, PlanOptions, make_plan
+from lbagent.roles import loader
+from lbagent.roles.model import Roles
+from lbagent.serf.events import parse_event
+from lbagent.serf.raw_event import RawEvent
+
+NOW = 1_700_000_000
+"""Epoch seconds at which everything in the tests happens, unless said otherwise."""
+
+POISON = (
+    *"\n\r\t\0\x0b\x0c\x1b\x7f #'\"\\$`;|&(){}[]<>=,:@/%^~*?!",
+    "\r\n",
+    "\x1c",
+    "\x85",
+    "\xa0",
+    "\u2028",
+    "\u3000",
+    "\uff10",
+    "\u0660",
+    "é",
+    "日",
+    "\udc83",
+    "\udcff",
+    " server evil 6.6.6.6:80 ",
+    "\n    server evil 6.6.6.6:80",
+    "..",
+    "${HOME}",
+)
+"""One of these makes a good value bad, or at least another one."""
+
+MANAGED = re.compile(
+    r"[ \t]*(?:"
+    r"server [A-Za-z0-9][A-Za-z0-9._-]{0,126}"
+    r" (?:[0-9]{1,3}(?:\.[0-9]{1,3}){3}|\[[0-9a-f:.]{2,45}\]):[1-9][0-9]{0,4}"
+    r"(?: [!\"$-~]+)*"
+    r" # lbagent (?:paused )?role=[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
+    r"|# lbagent paused [A-Za-z0-9][A-Za-z0-9._-]{0,62} [0-9a-f:.]{2,45} role=[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
+    r")\r?"
+)
+"""What a managed line looks like, and nothing else may look like it."""
+
+
+def poisoned(good: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    """Nearly valid: one bad character somewhere in a good value."""
+    return st.builds(
+        lambda text, bad, at: text[:at] + bad + text[at:], good, st.sampled_from(POISON), st.integers(0, 12)
+    )
+
+
+def dedent(text: str) -> str:
+    """A text as it is indented in the test, without that indentation and the first line end."""
+    return textwrap.dedent(text.removeprefix("\n"))
+
+
+def reading(text: str) -> Roles:
+    """The roles of a roles.yml."""
+    return loader.parse_roles(dedent(text).encode(), "roles.yml")
+
+
+def member(  # the fields of a member
+    name: str,
+    address: str = "10.0.0.1",
+    role: str = "web",
+    tags: Mapping[str, str] | None = None,
+    status: str = ALIVE,
+    pause: Pause | None = None,
+    quarantine: Quarantine | None = None,
+) -> Member:
+    """A member, alive and without tags of its own."""
+    return Member(name, address, role, {} if tags is None else tags, status, NOW, pause, {}, quarantine)
+
+
+def pausing(one: Member) -> Member:
+    """The member, paused."""
+    return one._replace(pause=Pause(NOW, "user event"))
+
+
+def known(*members: Member) -> Membership:
+    """A membership of these."""
+    return Membership({one.name: one for one in members})
+
+
+def planning(text: str, roles: Roles, membership: Membership, rules: PlanOptions | None = None) -> Plan:
+    """The plan for one haproxy.cfg."""
+    return make_plan(Document([("haproxy.cfg", text)]), roles, membership, rules or PlanOptions())
+
+
+def planned(text: str, roles: Roles, membership: Membership, rules: PlanOptions | None = None) -> str:
+    """haproxy.cfg after the plan."""
+    (after,) = planning(text, roles, membership, rules).after
+    return after
+
+
+def managed(text: str) -> list[str]:
+    """The managed lines of a text, stripped."""
+    return [line.strip() for line in text.split("\n") if MANAGED.fullmatch(line)]
+
+
+def outside(text: str) -> list[str]:
+    """Every other line, as it stands."""
+    return [line for line in text.split("\n") if not MANAGED.fullmatch(line)]
+
+
+def telling(kind: str, *lines: str, identity: str = "a", at: int = NOW, self_name: str = "lb01") -> RawEvent:
+    """A member event with these lines."""
+    payload = "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")
+    return RawEvent(identity, at * 1000, kind, "", None, self_name, payload)
+
+
+def joining(*lines: str) -> RawEvent:
+    """A member-join."""
+    return telling("member-join", *lines)
+
+
+def saying(verb: str, payload: str, ltime: int | None = None, clock: str = "user", at: int = NOW) -> RawEvent:
+    """A pause or resume."""
+    return RawEvent("a", at * 1000, clock, verb, ltime, "lb01", payload.encode("utf-8", "surrogateescape"))
+
+
+def folding(membership: Membership, *raws: RawEvent, clocks: Mapping[str, int] | None = None) -> UpdateResult:
+    """What comes of events."""
+    return apply_events(
+        membership, [(raw._replace(id=f"{at}"), parse_event(raw)) for at, raw in enumerate(raws)], clocks or {}
+    )
+
+
+def folded(membership: Membership, *raws: RawEvent, clocks: Mapping[str, int] | None = None) -> Membership:
+    """Membership after events."""
+    return folding(membership, *raws, clocks=clocks).membership
+
+
+def shuffled(membership: Membership, order: Iterable[str]) -> Membership:
+    """The same membership, told in another order."""
+    return membership._replace(members={name: membership.members[name] for name in order})
+
+
+def paused(membership: Membership) -> list[str]:
+    """Who is out of balancing."""
+    return sorted(lookup.find_paused(membership))
+
+
+def found(membership: Membership, name: str, address: str | None = None) -> Member | None:
+    """Who is meant."""
+    return lookup.find_member(membership.members, name, address)
+
+
+def expired(membership: Membership, now: int) -> Membership:
+    """Membership without what has run out."""
+    return lookup.drop_expired(membership, now)

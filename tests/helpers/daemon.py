@@ -1,0 +1,29 @@
+"""`lbagent watch`, run beside a test."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+
+from tests.helpers.real_programs import PATIENCE, Lb, eventually
+
+
+@contextlib.contextmanager
+def watching(lb: Lb, **env: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`lbagent watch`, once it holds its lock and has made its first round."""
+    process = lb.start("watch", env=env)
+    # Somebody has to listen, as the journal does: a pipe that is full holds up who writes into it.
+    listening = threading.Thread(target=process.communicate, daemon=True)
+    listening.start()
+    try:
+        eventually(lambda: (lb.state / "metrics.prom").exists() and lb.idle)
+        yield process
+    finally:
+        process.send_signal(signal.SIGCONT)
+        process.terminate()
+        listening.join(PATIENCE)
+        process.kill()
+        listening.join()

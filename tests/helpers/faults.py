@@ -1,0 +1,174 @@
+"""What goes wrong on a load balancer, made to order: full and read-only disks, odd HAProxys, hostile files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import stat
+import subprocess
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.real_programs import RELOADING, Lb, eventually
+
+
+def lines(lb: Lb, *numbers: int) -> list[str]:
+    """The managed lines of web1, web2 and so on, as far as `numbers` tell."""
+    return [lb.server(f"web{number}", f"127.0.0.{number + 10}") for number in numbers]
+
+
+def forged(identity: str, kind: str, payload: bytes, name: str = "", ltime: str = "") -> bytes:
+    """A spool record as anybody could write it who can write there."""
+    head = (identity, "1700000000000", kind, name, ltime, "lb01")
+    return b"\0".join([b"lbagent 1", *(word.encode() for word in head), payload])
+
+
+def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Everything below `folder` but what tells of the last run: names, modes, and what the files hold."""
+    found = {}
+    for path in sorted(path for path in folder.rglob("*") if path.name not in ("last.json", "metrics.prom")):
+        mode = path.lstat().st_mode
+        content = path.read_bytes() if stat.S_ISREG(mode) else b""
+        found[str(path.relative_to(folder))] = (mode, content)
+    return found
+
+
+def instead_of_haproxy(lb: Lb, script: str) -> None:
+    """Have this shell script be what `haproxy` means to `lb`; `exec "$real" "$@"` in it is the real one."""
+    path = lb.bin / "haproxy"
+    path.unlink(missing_ok=True)
+    command(path, f"real={shlex.quote(str(lb.binary))}\n{script}")
+
+
+def haproxy_again(lb: Lb) -> None:
+    """Have `haproxy` mean the real one again, at the path from which a master that was reloaded runs itself anew."""
+    lb.use(lb.binary)
+
+
+def reload_with(lb: Lb, script: str, roles: str = RELOADING) -> None:
+    """Have roles.yml name this shell script as the command that reloads HAProxy."""
+    path = command(lb.folder / "reload", script)
+    lb.roles.write_text(lb.filled(roles).replace("haproxy:\n", f"haproxy:\n  reload: [{path}]\n"))
+
+
+def with_lines(operator: bytes, lines: Iterable[str]) -> bytes:
+    """The operator's text with these managed lines above its first marker, as that is indented and ended."""
+    before, marker, after = re.split(rb"(?m)^([ \t]*# additional-[^\n]*)", operator, maxsplit=1)
+    indent = marker[: len(marker) - len(marker.lstrip())]
+    ending = b"\r\n" if marker.endswith(b"\r") or b"\r\n" in operator else b"\n"
+    ours = b"".join(indent + line.encode() + ending for line in lines)
+    return before + ours + marker + (after or ending)
+
+
+def one_line(done: subprocess.CompletedProcess[bytes]) -> str:
+    """The one line, and no traceback, that a run has said on stderr."""
+    said = done.stderr.decode("utf-8", "replace")
+    assert said.startswith("lbagent: "), said
+    assert said.count("\n") == 1, said
+    return said.removeprefix("lbagent: ").rstrip("\n")
+
+
+def records(lb: Lb) -> list[str]:
+    """The events in the spool that are whole; a writer that was killed leaves a hidden name behind."""
+    return [name for name in lb.spooled() if not name.startswith(".")]
+
+
+def stored(lb: Lb) -> set[str]:
+    """The nodes that members.json or a whole spool record knows: what no crash may lose."""
+    found = [(lb.state / "spool" / name).read_bytes() for name in records(lb)]
+    return {*lb.members(), *(record.split(b"\0", 7)[7].partition(b"\t")[0].decode() for record in found)}
+
+
+def command(path: Path, script: str) -> Path:
+    """A program made of a shell script, for `haproxy.reload`."""
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str = "256k") -> Iterator[Path]:
+    """A file system of its own, mounted over `folder`, which is then empty."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _mount("-t", "tmpfs", "-o", f"size={size},mode=0755", "lbagent-test", folder)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@contextlib.contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """A folder nobody can write to: root passes over permissions, not over a read-only mount."""
+    _mount("--bind", folder, folder)
+    try:
+        _mount("-o", "remount,bind,ro", folder)
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@contextlib.contextmanager
+def mounted(file: Path, over: Path) -> Iterator[None]:
+    """A single file, mounted over another one as a container's host does it."""
+    _mount("--bind", file, over)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", over], check=True)
+
+
+def _mount(*words: str | Path) -> None:
+    done = subprocess.run(["mount", *words], check=False, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"mount is not allowed here: {done.stderr.strip()}")
+
+
+@contextlib.contextmanager
+def full(folder: Path) -> Iterator[None]:
+    """A disk with not one byte left, until the end of the block."""
+    filler = folder / "filler"
+    with filler.open("wb", buffering=0) as file:
+        for size in (4096, 1):
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(b"x" * size)
+    try:
+        yield
+    finally:
+        filler.unlink()
+
+
+@contextlib.contextmanager
+def without_haproxy() -> Iterator[list[str]]:
+    """The words in front of a command that make it run where no haproxy is installed."""
+    found = [
+        path
+        for folder in ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
+        if os.path.isfile(path := os.path.realpath(f"{folder}/haproxy"))
+    ]
+    hidden = "; ".join(f"mount --bind /dev/null {shlex.quote(path)}" for path in dict.fromkeys(found))
+    words = ["unshare", "--mount", "sh", "-ec", f'{hidden or ":"}; exec "$@"', "sh"]
+    if subprocess.run([*words, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("unshare is not allowed here")
+    yield words
+
+
+def left_running(words: str) -> list[int]:
+    """The pids of processes with `words` in their command line that do not end by themselves within two seconds."""
+    with contextlib.suppress(AssertionError):
+        eventually(lambda: not _running(words), 2)
+    return _running(words)
+
+
+def _running(words: str) -> list[int]:
+    found = []
+    for pid in (name for name in os.listdir("/proc") if name.isdigit()):
+        with contextlib.suppress(OSError):
+            if words.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(int(pid))
+    return found

@@ -1,0 +1,590 @@
+"""Hostile inputs through the whole path: `run(count, seed)` makes them, and counts what they did.
+
+Everything that somebody else can write is spoiled: events (environment and stdin), spool files, members.json and the
+other files of the state directory, the JSON of the `serf` program, roles.yml and haproxy.cfg. After each run:
+no exception but a deliberate one; every byte that the operator wrote is where it was; no line is new in haproxy.cfg
+but a well-formed `server` line of a known role with an address that the role allows; and a good event still works.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import json
+import os
+import random
+import re
+import shutil
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from lbagent.commands import handle
+from lbagent.errors import LbagentError
+from lbagent.haproxy import process, validation
+from lbagent.roles import loader
+from lbagent.run import queue
+from lbagent.run import sync as run_sync
+from lbagent.run.engine import Engine
+from lbagent.run.transaction import RunOptions
+from lbagent.serf import agent
+from lbagent.settings import Settings
+from lbagent.state.paths import Paths
+from lbagent.system import subprocess
+from lbagent.system.log import Log
+from tests.helpers.builders import MANAGED, POISON
+
+CFG = """\
+global
+    log stdout format raw local0
+\tdescription "caf\u00e9 # not a comment" # a comment
+defaults
+    mode http
+    timeout connect 1s
+    timeout client 10s
+    timeout server 10s
+listen lb-iis
+    bind 127.0.0.1:1
+    balance roundrobin
+    server byhand 10.9.9.9:80 check
+    # additional-lb-iis-server
+backend api\r
+    # additional-lb-api-server\r
+    # additional-lb-mongo-server\r
+    option httpchk GET /\r
+backend hashed
+    balance source
+    hash-type consistent
+      # additional-monitor-iis-server
+# the end
+"""
+
+ROLES = """\
+haproxy: {{config: {cfg}}}
+services:
+  iis: {{port: 80}}
+  api: {{port: "{{tag:port|8080}}", options: "check weight {{tag:weight|100}} cookie {{server}}"}}
+  mongo: {{port: 27017}}
+roles:
+  web: {{lb: [iis], monitor: [iis]}}
+  api: {{lb: [api], networks: [10.0.0.0/8, 127.0.0.0/8], interval: 5s}}
+  db: {{lb: [mongo], address: "{{tag:ip}}", on_failed: remove, max: 3}}
+"""
+
+NETWORKS = {"api": ["10.0.0.0/8", "127.0.0.0/8"]}
+PROBE = "probe"
+ANSWER_LIMIT = 1024
+BLANKS = " \t\r"
+
+STARTS = (
+    "\n    server evil 6.6.6.6:80",
+    "\r\nserver evil 6.6.6.6:80",
+    " backup",
+    "# lbagent role=web",
+    "\t",
+    "\0",
+    "${HOME}",
+)
+NAMES = (
+    "web01",
+    "web02",
+    "WEB01",
+    "db-1",
+    "a.b",
+    "lb01",
+    "byhand",
+    PROBE,
+    "n" * 63,
+    "n" * 64,
+    "web01.iis",
+    "-x",
+    "",
+    " ",
+)
+ADDRESSES = (
+    *(
+        "10.0.0.1",
+        "10.0.0.2",
+        "10.0.0.3",
+        "192.168.1.1",
+        "fd00::1",
+        "::1",
+        "127.0.0.1",
+        "0.0.0.0",
+        "::",
+        "255.255.255.255",
+    ),
+    *(
+        "224.0.0.1",
+        "169.254.1.1",
+        "fe80::1",
+        "::ffff:127.0.0.1",
+        "::ffff:10.0.0.9",
+        "10.0.0.999",
+        "010.0.0.1",
+        "1.2.3",
+        "",
+    ),
+    *("<nil>", "?616263", "10.9.9.9", "fe80::1%eth0", "localhost", "10.0.0.1:80", "0x7f.1", "1" * 300),
+)
+TAG_ROLES = ("web", "api", "db", "web,api", "api, db,web", "lb", "", "we b", "web\nrole=api", ",", "WEB", "w" * 600)
+KINDS = ("member-join", "member-leave", "member-failed", "member-update", "member-reap", "user", "query")
+WORDS = ("pause", "resume", "lbagent-forget", "lbagent-status", "deploy", "pause ", "")
+LTIMES = ("0", "1", "2", "3", "18446744073709551615", "99999999999999999999999", "-1", "x", "", "1e3", "\u0661")
+VALUES: tuple[Any, ...] = (
+    *(
+        None,
+        True,
+        False,
+        0,
+        -1,
+        1,
+        2**63,
+        2**200,
+        1.5,
+        1e308,
+        "",
+        " ",
+        "web01",
+        "10.0.0.1",
+        "0.0.0.0",
+        "alive",
+        "failed",
+    ),
+    *(
+        [],
+        {},
+        [[]],
+        [None],
+        {"": None},
+        {"name": 5},
+        "\n    server evil 6.6.6.6:80",
+        "\ud800",
+        "é",
+        "x" * 5000,
+        [1] * 50,
+    ),
+)
+
+
+class Broken(AssertionError):
+    """Something that no input may do."""
+
+
+class Quiet(Log):
+    """A log that nobody reads."""
+
+    def error(self, words: str, **fields: object) -> None:
+        """Nothing."""
+
+    def warning(self, words: str, **fields: object) -> None:
+        """Nothing."""
+
+    def info(self, words: str, **fields: object) -> None:
+        """Nothing."""
+
+
+class Lab:
+    """A load balancer in a folder, its HAProxy and Serf replaced by what costs no time."""
+
+    def __init__(self, folder: Path, chance: random.Random) -> None:
+        self.folder, self.chance = folder, chance
+        self.cfg, self.roles, self.state = folder / "haproxy.cfg", folder / "roles.yml", folder / "state"
+        self.settings = Settings(str(self.roles), str(self.state))
+        self.log = Quiet()
+        self.serf: dict[str, str] = {}
+        """What the `serf` program says, by its first word."""
+        self.counts: Counter[str] = Counter()
+        self.number = 0
+        self.good_roles = ROLES.format(cfg=self.cfg)
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Everything as an operator would have it."""
+        shutil.rmtree(self.state, ignore_errors=True)
+        if self.cfg.is_dir() or self.cfg.is_symlink():
+            shutil.rmtree(self.cfg)
+        self.cfg.write_bytes(CFG.encode())
+        self.roles.write_text(self.good_roles)
+
+    # --- runs ---
+
+    def event(self, environ: dict[bytes, bytes], stdin: bytes, *, drains: bool) -> None:
+        """One call of the handler; without `drains` it finds a `watch` that does the rest."""
+        drain = contextlib.nullcontext() if drains else mock.patch.object(queue, "drain_spool", return_value=0)
+        with mock.patch.object(handle, "_stdin", return_value=stdin), drain:
+            self.guarded(lambda: handle.handle(self.settings, self.log, environ))
+
+    def run(self) -> None:
+        """A run of what is known."""
+        self.guarded(lambda: Engine(Paths(str(self.state)), str(self.roles), self.log).run(RunOptions()))
+
+    def sync(self) -> None:
+        """A sync with what the `serf` program says."""
+        engine = Engine(Paths(str(self.state)), str(self.roles), self.log)
+        self.guarded(
+            lambda: engine.run(RunOptions(), run_sync.prepare_sync(engine, self.log, lambda _: None, force=False))
+        )
+
+    def guarded(self, act: Callable[[], object]) -> None:
+        """Do it, and look at what it did."""
+        Paths(str(self.state)).prepare()
+        before = self.cfg.read_bytes()
+        try:
+            act()
+            self.counts["went well"] += 1
+        except LbagentError as error:
+            self.counts[f"refused: {type(error).__name__}"] += 1
+            if "\n" in str(error):
+                raise Broken(f"an error of several lines: {error}") from error
+        except OSError as error:
+            self.counts[f"refused: {type(error).__name__}"] += 1
+        except Exception as error:
+            raise Broken(f"not a deliberate error:\n{traceback.format_exc()}") from error
+        self.look(before, self.cfg.read_bytes())
+
+    def look(self, before: bytes, after: bytes) -> None:
+        """Raise Broken where haproxy.cfg is not what it may be."""
+        if left := [name for name in os.listdir(self.folder) if name.endswith(("staged", "old", "replaced"))]:
+            raise Broken(f"left behind: {left}")
+        if before == after:
+            return
+        self.counts["changed haproxy.cfg"] += 1
+        if operators(before) != operators(after):
+            raise Broken(f"the operator's bytes changed:\n{before!r}\n{after!r}")
+        # A line that lbagent only moves has another indentation and ending.
+        old = {line.strip(BLANKS) for line in text(before).split("\n")}
+        for line in text(after).split("\n"):
+            if line.strip(BLANKS) not in old and looks_managed(line):
+                self.judge(line)
+
+    def judge(self, line: str) -> None:
+        """Raise Broken where a new line is not a well-formed one of a known role at an allowed address."""
+        if not MANAGED.fullmatch(line):
+            raise Broken(f"not a well-formed line: {line!r}")
+        self.counts["lines written"] += 1
+        if line.lstrip().startswith("#"):
+            return
+        role = line.rstrip("\r").rpartition("role=")[2]
+        if self.roles.read_text("utf-8", "surrogateescape") != self.good_roles:
+            return
+        address = ipaddress.ip_address(line.split()[2].rpartition(":")[0].strip("[]"))
+        networks = NETWORKS.get(role)
+        inside = networks is None or any(address in ipaddress.ip_network(one) for one in networks)
+        never = (
+            address.is_unspecified or address.is_multicast or address.is_link_local or str(address) == "255.255.255.255"
+        )
+        if role not in ("web", "api", "db") or never or not inside or (address.is_loopback and networks is None):
+            raise Broken(f"a line that may not be written: {line!r}")
+
+    def probe(self) -> None:
+        """Raise Broken where a good event no longer works once the operator's files are right again."""
+        self.roles.write_text(self.good_roles)
+        self.cfg.write_bytes(CFG.encode())
+        self.number += 1
+        address = f"10.77.{self.number // 250 % 250}.{self.number % 250 + 1}"
+        for kind in ("member-leave", "member-join"):
+            stdin = f"{PROBE}\t{address}\tweb\trole=web\n".encode()
+            self.event({b"SERF_EVENT": kind.encode(), b"SERF_SELF_NAME": b"lb01"}, stdin, drains=True)
+        lines = [line for line in text(self.cfg.read_bytes()).split("\n") if f" {PROBE} " in line]
+        if not any(f" {address}" in line for line in lines):
+            raise Broken(f"a good event has no effect any more: {lines}")
+
+    # --- inputs ---
+
+    def one_event(self) -> None:
+        """An event of a Serf agent."""
+        chance = self.chance
+        kind = chance.choice(KINDS) if chance.random() < 0.95 else self.spoiled("member-join")
+        environ = {"SERF_EVENT": kind, "SERF_SELF_NAME": chance.choice(("lb01", "", "web01"))}
+        if kind in ("user", "query"):
+            name, clock = ("SERF_USER_EVENT", "USER") if kind == "user" else ("SERF_QUERY_NAME", "QUERY")
+            environ |= {name: chance.choice(WORDS), f"SERF_{clock}_LTIME": chance.choice(LTIMES)}
+            stdin = self.command()
+        else:
+            stdin = "".join(self.member_line() for _ in range(chance.choice((0, 1, 1, 1, 2, 5))))
+        coded = {
+            key.encode(): value.replace("\0", "").encode("utf-8", "surrogateescape") for key, value in environ.items()
+        }
+        payload = stdin.encode("utf-8", "surrogateescape")
+        self.event(coded, self.torn(payload), drains=chance.random() < 0.2)
+
+    def member_line(self) -> str:
+        """A line of a member event."""
+        chance = self.chance
+        tags = {"weight": chance.choice(("5", "50%", "", "5 backup", "\n", "300")), "ip": chance.choice(ADDRESSES)}
+        tags |= {"port": chance.choice(("81", "0", "http", "65536", "")), "lbagent": chance.choice(("paused", "", "x"))}
+        some = {key: value for key, value in tags.items() if chance.random() < 0.4}
+        fields = [chance.choice(NAMES), chance.choice(ADDRESSES), chance.choice(TAG_ROLES)]
+        line = "\t".join([*fields, ",".join(f"{key}={value}" for key, value in some.items())])
+        return (self.spoiled(line) if chance.random() < 0.3 else line) + "\n"
+
+    def command(self) -> str:
+        """The payload of a pause or resume."""
+        chance = self.chance
+        words = [chance.choice(NAMES), chance.choice((*ADDRESSES, "")), chance.choice((*TAG_ROLES, ""))]
+        ends = (
+            "for=2h",
+            "for=0s",
+            "for=99999999d",
+            "until=1",
+            "until=99999999999",
+            "reason=a b",
+            "by=lb02",
+            "force",
+            "",
+        )
+        line = " ".join([*words[: chance.randrange(1, 4)], chance.choice(ends)])
+        return self.spoiled(line) if chance.random() < 0.4 else line
+
+    def one_spool_file(self) -> None:
+        """A file that somebody put into the spool."""
+        chance, spool = self.chance, self.state / "spool"
+        Paths(str(self.state)).prepare()
+        head = (
+            "id",
+            "1700000000000",
+            chance.choice((*KINDS, "typed")),
+            chance.choice(WORDS),
+            chance.choice(LTIMES),
+            "lb01",
+        )
+        record = b"\0".join(
+            [b"lbagent 1", *(word.encode() for word in head), self.member_line().encode("utf-8", "surrogateescape")]
+        )
+        path = spool / chance.choice(
+            (str(chance.randrange(1, 99)), "0", "01", "x", ".5", "\n", "9" * 18, "9" * 19, "-1")
+        )
+        shape = chance.randrange(12)
+        with contextlib.suppress(OSError):
+            if path.is_dir() and not path.is_symlink():
+                path.rmdir()
+            path.unlink(missing_ok=True)
+            if shape == 0:
+                os.mkfifo(path)
+            elif shape == 1:
+                path.symlink_to(self.cfg)
+            elif shape == 2:
+                path.mkdir()
+            elif shape == 3:
+                os.link(self.cfg, path)
+            else:
+                path.write_bytes(self.torn(record) if shape < 10 else chance.randbytes(chance.choice((0, 10, 70_000))))
+        if chance.random() < 0.1:
+            self.run()
+
+    def one_state_file(self) -> None:
+        """A damaged file of the state directory."""
+        names = (
+            "members.json",
+            "members.json",
+            "members.json",
+            "served.json",
+            "roles.json",
+            "last.json",
+            "answers.json",
+        )
+        path = self.state / self.chance.choice(names)
+        if not path.is_file():
+            self.run()
+        if path.is_file():
+            path.write_bytes(self.json(path.read_bytes()))
+        self.run()
+
+    def one_answer_of_serf(self) -> None:
+        """What the `serf` program says."""
+        tags = {"role": self.chance.choice(TAG_ROLES), "weight": "5"}
+        members = [
+            {
+                "name": self.chance.choice(NAMES),
+                "addr": f"{self.chance.choice(ADDRESSES)}:7946",
+                "tags": tags,
+                "status": status,
+            }
+            for status in ("alive", "failed", "left", "leaving", "none")
+        ]
+        info = {"agent": {"name": "lb01"}, "serf": {"event_time": "5", "query_time": "7"}, "tags": {"role": "lb"}}
+        said = {"members": {"members": members}, "info": info}
+        self.serf = {verb: json.dumps(answer) for verb, answer in said.items()}
+        verb = self.chance.choice(("members", "info"))
+        self.serf[verb] = self.json(self.serf[verb].encode()).decode("utf-8", "replace")
+        words = "Response from 'lb02': " + self.chance.choice(
+            ("pauses 1 web01 5 p", "", "x", self.spoiled("web01 paused"))
+        )
+        self.serf["query"] = words
+        self.sync()
+
+    def one_roles_yml(self) -> None:
+        """A roles.yml with mistakes."""
+        self.roles.write_bytes(self.torn(self.good_roles.encode(), times=self.chance.choice((1, 1, 2, 5))))
+        self.guarded(self.stay_in_the_folder)
+        self.run()
+        if self.chance.random() < 0.9:
+            self.roles.write_text(self.good_roles)
+
+    def stay_in_the_folder(self) -> None:
+        """A roles.yml may name another haproxy.cfg: it must not be one of this machine."""
+        if loader.parse_roles(self.roles.read_bytes(), "roles.yml").haproxy.config != (str(self.cfg),):
+            self.roles.write_text(self.good_roles)
+
+    def one_haproxy_cfg(self) -> None:
+        """A haproxy.cfg as nobody should write it."""
+        self.cfg.write_bytes(self.torn(self.cfg.read_bytes() or CFG.encode(), times=self.chance.choice((1, 2, 5, 20))))
+        self.run()
+        if self.chance.random() < 0.5 or len(self.cfg.read_bytes()) > 20_000:
+            self.cfg.write_bytes(CFG.encode())
+
+    # --- spoiling ---
+
+    def spoiled(self, good: str) -> str:
+        """The text with something bad in it."""
+        at, bad = self.chance.randrange(len(good) + 1), str(self.chance.choice((*POISON, *STARTS)))
+        return good[:at] + bad + good[at + self.chance.choice((0, 0, 1, 3)) :]
+
+    def torn(self, good: bytes, times: int = 1) -> bytes:
+        """The bytes as a bad disk, a cut line or somebody hostile would hand them over; often as they are."""
+        chance, torn = self.chance, good
+        for _ in range(times):
+            at, end = sorted((chance.randrange(len(torn) + 1), chance.randrange(len(torn) + 1)))
+            end = min(end, at + chance.choice((1, 5, 40, 400)))
+            bad = chance.choice((*POISON, *STARTS)).encode("utf-8", "surrogateescape")
+            lines = torn.split(b"\n")
+            one = chance.randrange(len(lines))
+            torn = chance.choice(
+                (
+                    torn,
+                    torn[:at] + bad + torn[at:],
+                    torn[:at] + bad + torn[end:],
+                    torn[:at] + torn[end:],
+                    torn[:at] + torn[at:end] * 2 + torn[end:],
+                    torn[:at],
+                    torn[:at] + chance.randbytes(3) + torn[at:],
+                    b"\n".join([*lines[:one], *lines[one + 1 :]]),
+                    b"\n".join([*lines[:one], lines[one], *lines[one:]]),
+                    b"\n".join([*lines[:one], b"\t" + lines[one], *lines[one + 1 :]]),
+                    b"\n".join([*lines[:one], b"   " + lines[one].lstrip(), *lines[one + 1 :]]),
+                )
+            )
+        return torn
+
+    def json(self, good: bytes) -> bytes:
+        """JSON with a value that should not be there, or hardly JSON any more."""
+        chance = self.chance
+        if chance.random() < 0.2:
+            return chance.choice(
+                (self.torn(good), b"", b"[" * 100_000, b"1e999", b"null", b"[]", b"{}", b"\xff", b'"x"')
+            )
+        try:
+            state = json.loads(good)
+        except (ValueError, RecursionError):
+            return b"{}"
+        for _ in range(chance.choice((1, 1, 2))):
+            self.poison(state)
+        return json.dumps(state).encode()
+
+    def poison(self, spot: Any) -> None:  # noqa: ANN401  # JSON
+        """Exchange, add or remove one value somewhere in it."""
+        chance = self.chance
+        while isinstance(spot, dict | list) and spot:
+            key = chance.choice([*spot]) if isinstance(spot, dict) else chance.randrange(len(spot))
+            if not isinstance(spot[key], dict | list) or not spot[key] or chance.random() < 0.25:
+                what = chance.randrange(4)
+                if what == 0 and isinstance(spot, dict):
+                    spot[chance.choice(NAMES)] = chance.choice(VALUES)
+                elif what == 1:
+                    del spot[key]
+                else:
+                    spot[key] = chance.choice(VALUES)
+                return
+            spot = spot[key]
+
+
+def text(content: bytes) -> str:
+    """Bytes as a text that holds them all."""
+    return content.decode("utf-8", "surrogateescape")
+
+
+def looks_managed(line: str) -> bool:
+    """Whether lbagent may take the line for one of its own."""
+    line = line.strip(BLANKS)
+    server = line.startswith(("server ", "server\t")) and re.search(r"# lbagent role=[^ \t]+$", line)
+    return bool(server) or line.startswith("# lbagent paused ")
+
+
+def operators(content: bytes) -> list[str]:
+    """The operator's lines; whether the last one has an ending is no difference."""
+    lines = [line for line in text(content).split("\n") if not looks_managed(line)]
+    while lines and not lines[-1].strip("\r"):
+        lines.pop()
+    if lines:
+        lines[-1] = lines[-1].removesuffix("\r")
+    return lines
+
+
+@contextlib.contextmanager
+def lab(folder: Path, seed: int) -> Iterator[Lab]:
+    """A lab in `folder`, without processes, disks that are waited for, and a system log."""
+    made, write = Lab(folder, random.Random(seed)), os.write
+
+    def answer(descriptor: int, content: bytes) -> int:
+        if descriptor != 1:
+            return write(descriptor, content)
+        made.counts["answers to queries"] += 1
+        if len(content) > ANSWER_LIMIT:
+            message = f"an answer of {len(content)} bytes, which Serf drops"
+            raise Broken(message)
+        return len(content)
+
+    def serf(argv: list[str], *_: object) -> str:
+        return made.serf.get(argv[1] if len(argv) > 1 else "", "")
+
+    accepts = subprocess.Finished(0, "")
+    with contextlib.ExitStack() as stack:
+        for where, name, value in (
+            (validation, "checked", lambda *_: accepts),
+            (process, "find", lambda *_: None),
+            (process, "shown_not_to_run", lambda *_: True),
+            (agent, "_serf", serf),
+            (os, "fsync", lambda _: None),
+            (os, "write", answer),
+            (time, "sleep", lambda _: None),
+        ):
+            stack.enter_context(mock.patch.object(where, name, value))
+        yield made
+
+
+KINDS_OF_INPUT: dict[str, tuple[int, Callable[[Lab], None]]] = {
+    "events": (60, Lab.one_event),
+    "spool files": (14, Lab.one_spool_file),
+    "state files": (8, Lab.one_state_file),
+    "answers of serf": (6, Lab.one_answer_of_serf),
+    "roles.yml": (6, Lab.one_roles_yml),
+    "haproxy.cfg": (6, Lab.one_haproxy_cfg),
+}
+"""Each with its share."""
+
+PROBE_EVERY = 200
+ANEW_EVERY = 2_000
+
+
+def run(folder: Path, count: int, seed: int) -> Counter[str]:
+    """What `count` inputs did; raises Broken with the seed and number of the first that did what none may."""
+    kinds, shares = list(KINDS_OF_INPUT), [share for share, _ in KINDS_OF_INPUT.values()]
+    with lab(folder, seed) as made:
+        for number in range(count):
+            kind = made.chance.choices(kinds, shares)[0]
+            made.counts[f"input: {kind}"] += 1
+            try:
+                KINDS_OF_INPUT[kind][1](made)
+                if number % PROBE_EVERY == 0:
+                    made.probe()
+                if number % ANEW_EVERY == ANEW_EVERY - 1:
+                    made.begin_anew()
+            except Broken as broken:
+                message = f"seed {seed}, input {number} ({kind}): {broken}"
+                raise Broken(message) from broken
+        return made.counts

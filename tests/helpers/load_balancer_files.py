@@ -1,0 +1,132 @@
+"""A load balancer on disk, and Serf's side of it: for the tests that go through the real console script."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from lbagent.membership import storage
+from lbagent.serf.raw_event import RECORD_LIMIT, read_handler_event
+from lbagent.state.paths import Paths
+from lbagent.state.spool import Spool
+from tests.helpers.builders import managed
+
+SERF = Path(__file__).parent.parent / "fixtures" / "serf"
+
+
+class Ended(NamedTuple):
+    """How the console script ended."""
+
+    status: int
+    out: bytes
+    err: str
+
+
+class Stage(NamedTuple):
+    """A state directory, roles.yml and haproxy.cfg of its own."""
+
+    folder: Path
+    script: str
+    path: str
+    """PATH for the script."""
+
+    @property
+    def cfg(self) -> Path:
+        """haproxy.cfg."""
+        return self.folder / "haproxy.cfg"
+
+    @property
+    def roles(self) -> Path:
+        """roles.yml."""
+        return self.folder / "roles.yml"
+
+    @property
+    def state(self) -> Path:
+        """The state directory."""
+        return self.folder / "state"
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """The environment Serf's agent has."""
+        return {
+            "PATH": self.path,
+            "LBAGENT_ROLES": str(self.roles),
+            "LBAGENT_STATE_DIR": str(self.state),
+            "LC_ALL": "C.UTF-8",
+        }
+
+    @property
+    def managed(self) -> list[str]:
+        """The managed lines of haproxy.cfg."""
+        return managed(self.cfg.read_bytes().decode("utf-8", "surrogateescape"))
+
+    @property
+    def members(self) -> dict[str, str]:
+        """Status by name, as members.json tells it."""
+        members = storage.parse_membership((self.state / "members.json").read_bytes()).members
+        return {name: one.status for name, one in members.items()}
+
+    @property
+    def spooled(self) -> list[str]:
+        """What lies in the spool."""
+        return sorted(path.name for path in (self.state / "spool").iterdir()) if (self.state / "spool").exists() else []
+
+    def run(self, *words: str, stdin: bytes = b"", **more: str) -> Ended:
+        """The console script."""
+        done = subprocess.run(  # noqa: PLW1510  # the status is what the tests look at
+            [self.script, *words],
+            input=stdin,
+            capture_output=True,
+            env={**self.environ, **more},
+            cwd=self.folder,
+            timeout=60,
+        )
+        return Ended(done.returncode, done.stdout, done.stderr.decode("utf-8", "surrogateescape"))
+
+    def handle(self, kind: str, stdin: bytes = b"", **more: str) -> Ended:
+        """The handler, as Serf calls it."""
+        return self.run("handle", stdin=stdin, SERF_EVENT=kind, SERF_SELF_NAME="lb01", **more)
+
+    def join(self, *nodes: str, role: str = "web") -> Ended:
+        """A join of `NAME ADDRESS`."""
+        lines = ("\t".join([*node.split(), role, f"role={role}"]) + "\n" for node in nodes)
+        return self.handle("member-join", "".join(lines).encode())
+
+    def user(self, name: str, payload: str, ltime: int) -> Ended:
+        """A user event."""
+        return self.handle("user", payload.encode(), SERF_USER_EVENT=name, SERF_USER_LTIME=str(ltime))
+
+    def query(self, name: str, payload: str = "", ltime: int = 1) -> Ended:
+        """A query."""
+        return self.handle("query", payload.encode(), SERF_QUERY_NAME=name, SERF_QUERY_LTIME=str(ltime))
+
+    def spool(self, environ: Mapping[str, str], stdin: bytes, identity: str) -> None:
+        """Put an event into the spool, as a handler does that finds the lock busy."""
+        raw = read_handler_event(
+            {key.encode(): value.encode() for key, value in environ.items()}, stdin, 1_700_000_000_000, identity
+        )
+        paths = Paths(str(self.state))
+        paths.prepare()
+        for record in raw.records():
+            Spool(paths.spool, RECORD_LIMIT).store(record)
+
+
+def built(folder: Path, script: str, cfg: str | bytes, roles: str, haproxy: str | None = None) -> Stage:
+    """A stage in `folder`; `haproxy` is what is called in HAProxy's place."""
+    programs = folder / "bin"
+    programs.mkdir()
+    if haproxy:
+        (programs / "haproxy").symlink_to(haproxy)
+    stage = Stage(folder, script, f"{programs}:{os.environ['PATH']}")
+    stage.cfg.write_bytes(cfg if isinstance(cfg, bytes) else cfg.encode())
+    stage.roles.write_text(f"haproxy: {{config: {stage.cfg}}}\n{roles}")
+    return stage
+
+
+def captured(case: str) -> tuple[dict[str, str], bytes]:
+    """Environment and stdin of an event that a real Serf agent handed over."""
+    return json.loads((SERF / case / "env.json").read_text()), (SERF / case / "stdin.bin").read_bytes()

@@ -1,0 +1,83 @@
+"""Two load balancers with the same lines, each with real HAProxy and a real Serf agent whose handler is lbagent."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import subprocess
+from collections.abc import Iterator, Sequence
+
+from tests.helpers.real_programs import CONFIG, LBAGENT, ROLES, Haproxy, Lb, SerfAgent, eventually
+
+HANDLER = f"{LBAGENT} handle"
+
+
+class Balancer:
+    """One load balancer of a pair."""
+
+    def __init__(self, name: str, address: str, lb: Lb, more: Sequence[str] = ()) -> None:
+        """Nothing runs before `running`."""
+        self.name, self.lb, self.haproxy = name, lb, Haproxy(lb)
+        # Serf's own default: a query that reaches not every node is rarer than with the profile for one machine.
+        self.agent = SerfAgent(name, address, "lb", handler=HANDLER, env=lb.env, more=["-profile=lan", *more])
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """HAProxy and agent, while they run."""
+        with self.haproxy, self.agent:
+            yield
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[bytes]:
+        """`lbagent`, as an operator here types it."""
+        return self.lb.run(*words, env={"SERF_RPC_ADDR": self.agent.rpc})
+
+    def rows(self, *words: str) -> tuple[int, dict[str, str]]:
+        """The exit status of such a run, and what it says of each load balancer."""
+        done = self.run(*words)
+        return done.returncode, dict(line.split(None, 1) for line in done.stdout.decode().splitlines())
+
+    @property
+    def text(self) -> bytes:
+        """haproxy.cfg, but for what each load balancer has of its own: its socket and the port of its frontend."""
+        return self.lb.text.replace(bytes(self.lb.socket), b"SOCKET").replace(str(self.lb.front).encode(), b"FRONT")
+
+    @property
+    def digest(self) -> str:
+        """The digest of the managed lines, as the query `lbagent-status` is told it."""
+        words = self.lb.ask("lbagent-status", "", 1).stdout.decode().split()
+        return next(word for word in words if word.startswith("digest="))
+
+
+@contextlib.contextmanager
+def pair(config: str = CONFIG, roles: str = ROLES, more: Sequence[str] = ()) -> Iterator[tuple[Balancer, Balancer]]:
+    """Two running load balancers in one cluster, whose servers have the same ports."""
+    with contextlib.ExitStack() as stack:
+        one = stack.enter_context(Lb(config, roles))
+        same = {"{port}": str(one.port), "{front}": "{front}"}
+        other = stack.enter_context(Lb(_with(config, same), _with(roles, same)))
+        other.port = one.port
+        two = Balancer("lb01", "127.0.0.9", one, more), Balancer("lb02", "127.0.0.10", other, more)
+        for balancer in two:
+            stack.enter_context(balancer.running())
+        two[1].agent.join(two[0].agent)
+        yield two
+
+
+def joined(two: Sequence[Balancer], *nodes: SerfAgent) -> None:
+    """Have the nodes join both, as a `retry_join` of both does, and wait until both have them."""
+    for node in nodes:
+        for balancer in two:
+            node.join(balancer.agent)
+    names = {node.name for node in nodes}
+    for balancer in two:
+        eventually(functools.partial(_has, balancer.lb, names))
+
+
+def _has(lb: Lb, names: set[str]) -> bool:
+    return lb.idle and names <= set(lb.members())
+
+
+def _with(template: str, values: dict[str, str]) -> str:
+    for key, value in values.items():
+        template = template.replace(key, value)
+    return template

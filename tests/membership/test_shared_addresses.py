@@ -1,0 +1,138 @@
+"""Nodes with one address: a paused host has one comment, and a failed node loses its lines to whoever is there now."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import pytest
+
+from lbagent.haproxy.config import Document
+from lbagent.membership.model import FAILED, Membership
+from lbagent.planning.plan import Plan, PlanOptions, make_plan
+from lbagent.serf.raw_event import RawEvent
+from tests.helpers.builders import (
+    folded,
+    joining,
+    known,
+    managed,
+    member,
+    pausing,
+    planned,
+    planning,
+    reading,
+    saying,
+    telling,
+)
+from tests.helpers.real_programs import ROLES as WORLD_ROLES
+from tests.helpers.real_programs import Lb
+from tests.helpers.real_programs import member as line
+
+ROLES = reading("services: {iis: {port: 80}, db: {port: 81}}\nroles: {web: {lb: [iis]}, db: {data: [db]}}\n")
+CONFIG = "backend farm\n    # additional-lb-iis-server\n\nbackend data\n    # additional-data-db-server\n"
+WEB01, WEB02 = "web01\t10.0.0.5\tweb\t", "web02\t10.0.0.5\tweb\t"
+
+EVENTS = [joining(WEB02), saying("pause", "web02", 5), telling("member-failed", WEB02), joining(WEB01)]
+
+
+def lived(batches: Sequence[Sequence[RawEvent]]) -> str:
+    """haproxy.cfg after these batches, one plan after each."""
+    text, membership = CONFIG, known()
+    for batch in batches:
+        membership = folded(membership, *batch)
+        text = planned(text, ROLES, membership)
+    return text
+
+
+@pytest.mark.parametrize("cuts", [cuts for size in range(4) for cuts in itertools.combinations(range(1, 4), size)])
+def test_a_paused_host_has_one_comment_in_whatever_batches_its_events_came(cuts: tuple[int, ...]) -> None:
+    bounds = [0, *cuts, len(EVENTS)]
+
+    text = lived([EVENTS[one:two] for one, two in itertools.pairwise(bounds)])
+
+    assert managed(text) == ["# lbagent paused web01 10.0.0.5 role=web"]
+
+
+def test_of_two_living_nodes_at_one_address_the_first_by_name_has_the_comment() -> None:
+    both = [joining(WEB02), saying("pause", "web02", 5), joining(WEB01)]
+
+    assert managed(lived([[one] for one in both])) == managed(lived([both]))
+    assert managed(lived([both])) == ["# lbagent paused web01 10.0.0.5 role=web"]
+
+
+@pytest.mark.parametrize("role", ["db", "web", "nobody-knows"])
+def test_a_failed_node_whose_address_a_living_one_has_loses_its_lines(role: str) -> None:
+    membership = known(member("web01", "10.0.0.5"), member("web02", "10.0.0.6"))
+    text = planned(CONFIG, ROLES, membership)
+    failed = known(
+        member("web01", "10.0.0.5", status=FAILED), member("web02", "10.0.0.6"), member("db01", "10.0.0.5", role)
+    )
+
+    done = planning(text, ROLES, failed)
+
+    assert not any("web01" in one for one in managed(done.after[0]))
+    assert "node web01 has failed and has no line: db01 has its address 10.0.0.5 now" in done.notes
+
+
+def test_the_safety_guard_does_not_block_it() -> None:
+    text = planned(CONFIG, ROLES, known(member("web01", "10.0.0.5")))
+    failed = known(member("web01", "10.0.0.5", status=FAILED), member("db01", "10.0.0.5", "db"))
+
+    done = planning(text, ROLES, failed)
+
+    assert done.blocked == ()
+    assert [one.split()[1] for one in managed(done.after[0])] == ["db01"]
+
+
+def test_without_its_marker_it_loses_its_line_too() -> None:
+    text = planned(CONFIG, ROLES, known(member("web01", "10.0.0.5"))).replace("    # additional-lb-iis-server\n", "")
+    failed = known(member("web01", "10.0.0.5", status=FAILED), member("db01", "10.0.0.5", "db"))
+
+    assert [one.split()[1] for one in managed(planned(text, ROLES, failed))] == ["db01"]
+
+
+def test_a_failed_node_that_is_alone_at_its_address_keeps_its_line() -> None:
+    membership = known(member("web01", "10.0.0.5", status=FAILED), member("web02", "10.0.0.5", status=FAILED))
+
+    assert [one.split()[1] for one in managed(planned(CONFIG, ROLES, membership))] == ["web01"]
+
+
+def test_a_paused_node_that_failed_and_whose_address_another_one_has_leaves_the_pause_to_it() -> None:
+    failed = pausing(member("web01", "10.0.0.5", status=FAILED))
+
+    assert managed(planned(CONFIG, ROLES, known(failed, member("db01", "10.0.0.5", "db")))) == [
+        "# lbagent paused db01 10.0.0.5 role=db"
+    ]
+
+
+def test_through_the_handler_the_line_goes_with_the_join() -> None:
+    roles = WORLD_ROLES + "  db: {{lb: [none], monitor: [none]}}\n"
+    with Lb(roles=roles) as lb:
+        lb.join(line("web01", "127.0.0.11"), line("web02", "127.0.0.12"))
+        lb.handle("member-failed", line("web01", "127.0.0.11"))
+        assert len(lb.managed) == 2
+
+        done = lb.join(line("db01", "127.0.0.11", "db"))
+
+        assert done.returncode == 0
+        assert lb.managed == [lb.server("web02", "127.0.0.12")]
+        assert b"web01 has failed and has no line: db01 has its address 127.0.0.11 now" in done.stderr
+
+
+# --- after a rebuild ------------------------------------------------------------------------------------------------
+
+TAGGED = reading("services: {iis: {port: '{tag:port}'}}\nroles: {web: {lb: [iis]}}\n")
+UNKNOWN_TAGS = "web01 has no line in backend farm: its tags are unknown until Serf tells them"
+
+
+def resumed(membership: Membership) -> Plan:
+    """The plan for a node whose comment is in haproxy.cfg, and which is not paused any more."""
+    text = "backend farm\n    # lbagent paused web01 10.0.0.5 role=web\n    # additional-lb-iis-server\n"
+    return make_plan(Document([("haproxy.cfg", text)]), TAGGED, membership, PlanOptions())
+
+
+def test_a_resumed_node_whose_tags_are_unknown_has_no_line_and_that_is_told() -> None:
+    done = resumed(known(member("web01", "10.0.0.5")._replace(tags=None)))
+
+    assert managed(done.after[0]) == []
+    assert UNKNOWN_TAGS in done.notes

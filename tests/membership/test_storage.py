@@ -1,0 +1,203 @@
+"""memory: what members.json holds, of this version and of older ones, and what is called damaged."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lbagent.membership import storage
+from lbagent.membership.model import FAILED, LEFT, Membership, Pause, Quarantine
+from lbagent.serf.events import Command, parse_event
+from lbagent.serf.raw_event import RawEvent
+from tests.helpers.builders import NOW, expired, folded, joining, known, member, paused, reading, saying
+
+CONFIG = "backend farm\n    # additional-lb-iis-server\n"
+ROLES = reading("services: {iis: {port: 80}}\nroles: {web: {lb: [iis]}}\n")
+
+KNOWN = folded(
+    known(
+        member("web01", tags={"dc": "tokyo"}),
+        member("web02", "10.0.0.2", quarantine=Quarantine(NOW, "refused", "key")),
+        member("web03", "::5", status=FAILED),
+        member("web04", "10.0.0.4", status=LEFT)._replace(elsewhere=("10.0.0.8",)),
+    ),
+    saying("pause", f"web01 until={NOW + 60} reason=patches", 5),
+    saying("resume", "web02", 3, "query"),
+    saying("pause", "web02", None, "typed"),
+    saying("pause", "web99", 6),
+)._replace(met=NOW, missed={"web03": NOW})
+
+OLDER = {
+    "version": 1,
+    "clocks": {"user": 7},
+    "folded": ["d69f1204"],
+    "missed": {},
+    "members": {
+        "name": ["web1", "web2", "web3", "web4"],
+        "address": ["10.0.0.1", "10.0.0.2", "10.0.0.3", ""],
+        "role": ["web", "web", "web", ""],
+        "status": ["alive", "alive", "alive", "unknown"],
+        "changed": [NOW] * 4,
+    },
+    "more": {
+        "web2": {
+            "tags": {},
+            "pause": {"since": NOW, "by": "user event", "reason": "x", "until": None},
+            "ltimes": {
+                "user": {"ltime": 7, "digests": ["d9fb55ed"], "paused": True},
+                "query": {"ltime": 3, "digests": ["11111111"], "paused": False},
+            },
+            "quarantine": None,
+        },
+        "web3": {
+            "tags": None,
+            "pause": None,
+            "ltimes": {"user": {"ltime": 6, "digests": ["22222222"], "paused": True}},
+            "quarantine": {"since": NOW, "reason": "why", "key": "key"},
+        },
+        "web4": {
+            "tags": None,
+            "pause": {"since": NOW, "by": "query", "reason": "", "until": NOW + 60},
+            "ltimes": {},
+            "quarantine": None,
+        },
+    },
+}
+"""As lbagent wrote it before commands had an end of their own."""
+
+
+def test_what_is_written_is_read() -> None:
+    found = storage.parse_membership(storage.serialize_membership(KNOWN))
+
+    assert found == KNOWN
+    assert found.members["web01"].pause == Pause(NOW, "user event", "patches", NOW + 60)
+
+
+def digest(raw: RawEvent) -> str:
+    """What tells this event from others."""
+    event = parse_event(raw)
+    assert isinstance(event, Command)
+    return event.digest
+
+
+def test_what_an_older_version_has_written_is_read_and_decides_as_it_did() -> None:
+    ended, resumed = saying("pause", "web3 for=1h", 6), saying("resume", "web2", 3, "query")
+    text = json.dumps(OLDER).replace("22222222", digest(ended)).replace("11111111", digest(resumed))
+    found = storage.parse_membership(text.encode())
+
+    assert paused(found) == ["web2", "web4"]
+    # The pause of web3 had ended: a replay at its LTime does not revive it. That of web2 came after the resume.
+    after = folded(found, ended, resumed)
+    assert paused(after) == ["web2", "web4"]
+    assert paused(folded(after, saying("resume", "web2", 4, "query"))) == ["web4"]
+
+
+def test_an_older_version_can_read_what_this_one_writes() -> None:
+    state = json.loads(storage.serialize_membership(KNOWN))
+
+    [row] = state["more"]["web01"]["ltimes"].values()
+    assert {key: row[key] for key in ("ltime", "paused")} == {"ltime": 5, "paused": True}
+    assert row["digests"] == [one["digest"] for one in row["commands"]]
+
+
+def changed(path: str, value: object) -> bytes:
+    """members.json with another value at `path`."""
+    state = json.loads(storage.serialize_membership(KNOWN))
+    *folders, last = path.split("/")
+    at: Any = state
+    for name in folders:
+        at = at[int(name)] if isinstance(at, list) else at[name]
+    at[int(last) if isinstance(at, list) else last] = value
+    return json.dumps(state).encode()
+
+
+JUNK: tuple[object, ...] = (None, 5, -1, "", "x", [], {}, [1], {"x": 1}, True, 1.5, 10**30)
+
+MUST: dict[str, tuple[object, ...]] = {
+    "members/address/0": ("", "10.0.0", "10.0.0.1:80", "010.0.0.1", None, 5),
+    "members/address/2": ("", "::0005"),
+    "members/name/0": ("", "web 01", "web02", None, 5),
+    "members/role/0": (None, 5, []),
+    "members/status/0": ("", "gone", None, []),
+    "members/changed/0": (None, "1", True, 1.5, -1, 10**30),
+    "members/name": (None, {}, [], "web01"),
+    "more": (None, [], 5),
+    "more/web01": (None, [], 5, {}),
+    "more/nobody": ({"tags": {}, "pause": None, "ltimes": {}, "quarantine": None},),
+    "more/web01/tags": ([], "", 0, False, {"a": 1}, ["a"]),
+    "more/web01/pause": ([], "", 0, False, {}, "until"),
+    "more/web01/pause/since": (None, "", True, -1, 10**30),
+    "more/web01/pause/until": ("", True, -1, 1.5, 10**30),
+    "more/web01/pause/by": (None, 5),
+    "more/web01/ltimes": (None, [], 5, {"user": None}, {"user": {}}),
+    "more/web01/ltimes/user/ltime": (None, "5", -1, True, 10**30),
+    "more/web01/ltimes/user/digests": (None, {}, ""),
+    "more/web01/ltimes/user/commands": (None, {}, [], [None], [{}]),
+    "more/web01/ltimes/user/commands/0/pauses": (None, 0, "p"),
+    "more/web01/ltimes/user/commands/0/until": ("", -1, True, 10**30),
+    "more/web01/ltimes/user/commands/0/after": (None, [1], [["user"]], [["user", "1"]], [["user", -1]]),
+    "more/web01/ltimes/user/commands/0/address": (None, "x", 5),
+    "more/web02/quarantine": ([], "", 0, False, {}),
+    "more/web02/quarantine/since": (None, "", -1),
+    "more/web04/elsewhere": (None, "10.0.0.1", ["x"], [5]),
+    "clocks": (None, [], {"user": "1"}, {"user": -1}, {"user": True}),
+    "folded": (None, {}, "abc", [5]),
+    "missed": (None, [], {"web03": None}),
+    "marks": (None, {}, [1], [[1]], [[1, "x"]]),
+    "met": (None, "", -1, True),
+}
+
+
+@pytest.mark.parametrize(("path", "value"), [(path, value) for path, values in MUST.items() for value in values])
+def test_a_value_that_lbagent_never_writes_is_damage(path: str, value: object) -> None:
+    with pytest.raises(storage.Damaged):
+        storage.parse_membership(changed(path, value))
+
+
+PATHS = st.sampled_from(sorted({*MUST, "more/web02/tags", "more/web03", "version", "members"}))
+
+
+@given(PATHS, st.sampled_from(JUNK))
+def test_any_value_anywhere_is_called_damaged_or_can_be_worked_with(path: str, value: object) -> None:
+    try:
+        found = (
+            storage.parse_membership(changed(path, value)) if path != "more/web03" else storage.parse_membership(b"")
+        )
+    except storage.Damaged:
+        return
+    work(found)
+
+
+SOUND = storage.serialize_membership(KNOWN)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, len(SOUND) - 1), st.sampled_from(b'019-"[]{},:.xA\xff\x00')), min_size=1, max_size=3
+    )
+)
+def test_a_few_wrong_bytes_are_called_damaged_or_can_be_worked_with(wrong: list[tuple[int, int]]) -> None:
+    content = bytearray(SOUND)
+    for at, byte in wrong:
+        content[at] = byte
+    try:
+        found = storage.parse_membership(bytes(content))
+    except storage.Damaged:
+        return
+    work(found)
+
+
+def work(membership: Membership) -> None:
+    """Do with it what a run does."""
+    after = folded(
+        membership, joining("web01\t10.0.0.1\tweb\t"), saying("pause", "web02 for=1h", 9), saying("resume", "web03", 9)
+    )
+    assert storage.parse_membership(storage.serialize_membership(expired(after, NOW))) == expired(after, NOW)
+
+
+def test_the_sound_text_is_sound() -> None:
+    assert storage.parse_membership(SOUND) == KNOWN

@@ -1,0 +1,176 @@
+"""census: membership as Serf's own list has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from lbagent.membership.model import ALIVE, FAILED, LEFT, LOST, UNKNOWN, Member, Membership, Pause
+from lbagent.membership.sync import TWICE, lists_no_known_role, merge_member_list
+from lbagent.membership.updates import UpdateResult
+from lbagent.serf.member_list import ListedMember, MemberList
+from tests.helpers.builders import NOW, folded, known, member, pausing, reading, telling
+
+ROLES = reading(
+    """
+    services: {iis: {port: 80}}
+    roles: {web: {lb: [iis]}, idle: {lb: [none]}}
+    """
+)
+
+
+def listed(name: str, status: str = "alive", address: str = "10.0.0.1", role: str = "web", **tags: str) -> ListedMember:
+    """A member of Serf's list."""
+    return ListedMember(name, address, role, tags, status)
+
+
+def listing(*members: ListedMember) -> MemberList:
+    """Serf's list."""
+    return MemberList(members, frozenset(one.name for one in members), ())
+
+
+def synced(before: Membership, *members: ListedMember, at: int = NOW, force: bool = False) -> Membership:
+    """Membership after a sync."""
+    return done(before, *members, at=at, force=force).membership
+
+
+def done(before: Membership, *members: ListedMember, at: int = NOW, force: bool = False) -> UpdateResult:
+    """What comes of a sync on lb01."""
+    return merge_member_list(before, listing(*members), "lb01", at, force=force)
+
+
+def statuses(membership: Membership) -> Mapping[str, str]:
+    """Every member's status."""
+    return {name: one.status for name, one in membership.members.items()}
+
+
+@pytest.mark.parametrize("before", [ALIVE, FAILED, LEFT, LOST])
+@pytest.mark.parametrize(
+    ("listing_says", "after"), [("alive", ALIVE), ("leaving", ALIVE), ("left", LEFT), ("failed", FAILED)]
+)
+def test_what_the_list_says_is_so(before: str, listing_says: str, after: str) -> None:
+    membership = synced(known(member("web01", status=before)), listed("web01", listing_says))
+
+    # Who left, or was forgotten, does not come back by failing.
+    assert statuses(membership) == {"web01": LEFT if (before, listing_says) == (LEFT, "failed") else after}
+
+
+def test_who_is_new_is_enrolled_unless_he_has_left() -> None:
+    members = [listed("web01"), listed("web02", "failed"), listed("web03", "left")]
+
+    assert statuses(synced(known(), *members)) == {"web01": ALIVE, "web02": FAILED}
+
+
+def test_a_status_nobody_knows_changes_nothing() -> None:
+    assert statuses(synced(known(member("web01")), listed("web01", "none", role="db"))) == {"web01": ALIVE}
+
+
+def test_role_address_and_tags_are_the_lists() -> None:
+    membership = synced(known(member("web01")), listed("web01", address="10.0.0.7", role="db", port="81,x=y"))
+
+    assert membership.members["web01"] == member("web01", "10.0.0.7", "db", {"port": "81,x=y"})
+
+
+def test_the_load_balancer_itself_is_none_of_its_members() -> None:
+    assert synced(known(), listed("lb01", role="lb"), listed("web01")) == known(member("web01"))
+
+
+def test_a_pause_waits_for_its_node() -> None:
+    pause = Pause(NOW, "query")
+    waiting = Member("WEB01", "", "", None, UNKNOWN, NOW, pause)
+
+    assert synced(known(waiting), listed("web01")) == known(member("web01", pause=pause))
+
+
+def test_a_pause_outlives_what_the_list_says() -> None:
+    before = known(pausing(member("web01")), member("web02", "10.0.0.2", "db"))
+
+    membership = synced(before, listed("web01", "left"), listed("web02", address="10.0.0.2", role="web"))
+
+    assert membership == known(pausing(member("web01", status=LEFT)), member("web02", "10.0.0.2"))
+
+
+def test_a_list_that_says_what_is_known_changes_nothing() -> None:
+    before = known(member("web01"), member("web02", "10.0.0.2", status=FAILED))
+
+    same = done(before, listed("web01"), listed("web02", "failed", "10.0.0.2"), at=NOW + 60)
+
+    assert (same.membership, same.causes) == (before, ())
+
+
+def test_who_is_missed_once_stays() -> None:
+    membership = synced(known(member("web01"), member("web02", "10.0.0.2")), listed("web01"))
+
+    assert statuses(membership) == {"web01": ALIVE, "web02": ALIVE}
+    assert membership.missed == {"web02": NOW}
+
+
+@pytest.mark.parametrize(("later", "status"), [(TWICE - 1, ALIVE), (TWICE, LOST), (86400, LOST)])
+def test_who_is_missed_twice_goes_when_both_lie_apart(later: int, status: str) -> None:
+    once = synced(known(member("web01"), member("web02", "10.0.0.2")), listed("web01"))
+
+    twice = synced(once, listed("web01"), at=NOW + later)
+
+    assert statuses(twice) == {"web01": ALIVE, "web02": status}
+    assert twice.missed == ({"web02": NOW} if status == ALIVE else {})
+
+
+def test_with_force_who_is_missed_goes_at_once() -> None:
+    membership = synced(known(member("web01"), member("web02", "10.0.0.2")), listed("web01"), force=True)
+
+    assert (statuses(membership), membership.missed) == ({"web01": ALIVE, "web02": LOST}, {})
+
+
+def test_who_was_seen_in_between_is_missed_anew() -> None:
+    once = synced(known(member("web01"), member("web02", "10.0.0.2")), listed("web01"))
+    seen = synced(once, listed("web01"), listed("web02", address="10.0.0.2"), at=NOW + 20)
+    heard = folded(once, telling("member-update", "web02\t10.0.0.2\tweb\t", at=NOW + 20))
+
+    assert seen.missed == heard.missed == {}
+    assert statuses(synced(seen, listed("web01"), at=NOW + 40)) == {"web01": ALIVE, "web02": ALIVE}
+    assert statuses(synced(heard, listed("web01"), at=NOW + 40)) == {"web01": ALIVE, "web02": ALIVE}
+
+
+def test_a_clock_that_was_set_back_does_not_keep_for_ever_who_is_gone() -> None:
+    once = synced(known(member("web01"), member("web02", "10.0.0.2")), listed("web01"), at=NOW + 86400)
+
+    again = synced(once, listed("web01"))
+
+    assert again.missed == {"web02": NOW}
+    assert statuses(synced(again, listed("web01"), at=NOW + TWICE))["web02"] == LOST
+
+
+def test_who_stands_in_the_list_with_an_address_nobody_has_is_not_gone() -> None:
+    before = known(member("web01"), member("web02", "10.0.0.2"))
+    odd = MemberList((listed("web01"),), frozenset({"web01", "web02"}), ("serf members: node web02: '<nil>' is not …",))
+
+    assert merge_member_list(before, odd, "lb01", NOW, force=True).membership == before
+
+
+def test_what_happened_is_told() -> None:
+    before = known(*(member(f"web0{at}", f"10.0.0.{at}") for at in range(1, 5)))
+
+    told = done(before, listed("web05", address="10.0.0.5"), listed("web04", "left", "10.0.0.4"), force=True).causes
+
+    assert told == (
+        "sync: member-leave web04",
+        "sync: member-join web05",
+        "sync: not in serf's list any more: web01 and 2 more",
+    )
+
+
+@pytest.mark.parametrize(
+    ("members", "nothing"),
+    [
+        ([], True),
+        ([listed("lb01", role="lb")], True),
+        ([listed("lb01", role="lb"), listed("lb02", role="lb")], True),
+        ([listed("lb01", role="web")], True),
+        ([listed("web01", role="idle")], True),
+        ([listed("web01")], False),
+        ([listed("web01", "left")], False),
+    ],
+)
+def test_a_list_without_any_node_that_serves_tells_nothing(members: list[ListedMember], nothing: bool) -> None:  # noqa: FBT001
+    assert lists_no_known_role(listing(*members), "lb01", ROLES) is nothing

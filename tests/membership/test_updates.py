@@ -1,0 +1,525 @@
+"""fold: how events change membership."""
+
+# ruff: noqa: E501  # a case of a table stands on one line
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lbagent.membership.model import ALIVE, FAILED, LEFT, MEMBERS_LIMIT, UNKNOWN, UNKNOWN_LIMIT, Membership, Pause
+from lbagent.membership.updates import apply_events, needs_serf_clocks
+from lbagent.serf.events import parse_event
+from lbagent.serf.raw_event import RawEvent
+from tests.helpers.builders import NOW, folded, folding, joining, known, member, paused, pausing, saying, telling
+
+WEB01 = "web01\t10.0.0.1\tweb\tdc=tokyo"
+WEB02 = "web02\t10.0.0.2\tweb\tdc=tokyo"
+
+
+def statuses(membership: Membership) -> dict[str, str]:
+    """Every member's status, by name."""
+    return {name: one.status for name, one in membership.members.items()}
+
+
+# --- members ------------------------------------------------------------------------------------------------------
+
+
+def test_all_lines_of_a_join_are_enrolled() -> None:
+    done = folding(known(), joining(WEB01, WEB02))
+
+    assert done.membership == known(
+        member("web01", tags={"dc": "tokyo"}), member("web02", "10.0.0.2", tags={"dc": "tokyo"})
+    )
+    assert done.causes == ("member-join web01 and 1 more",)
+
+
+def test_an_update_enrols_as_a_join_does() -> None:
+    assert folded(known(), telling("member-update", WEB01)) == folded(known(), joining(WEB01))
+
+
+def test_a_join_changes_address_role_and_tags() -> None:
+    membership = folded(known(member("web01", "10.0.0.9", "db", {"port": "1"})), joining(WEB01))
+
+    assert membership == known(member("web01", tags={"dc": "tokyo"}))
+
+
+def test_a_repeated_update_changes_nothing_and_is_no_cause() -> None:
+    # Serf sends an update again with every later member event (serf#555).
+    once = folded(known(), joining(WEB01))
+
+    done = folding(once, telling("member-update", WEB01, at=NOW + 60))
+
+    assert done.membership == once
+    assert done.causes == ()
+
+
+@pytest.mark.parametrize("kind", ["member-leave", "member-reap"])
+def test_who_leaves_is_out(kind: str) -> None:
+    membership = folded(known(), joining(WEB01, WEB02), telling(kind, WEB01, at=NOW + 60))
+
+    assert statuses(membership) == {"web01": LEFT, "web02": ALIVE}
+    assert membership.members["web01"].changed == NOW + 60
+
+
+@pytest.mark.parametrize("kind", ["member-leave", "member-reap"])
+def test_leaving_of_somebody_unknown_is_nothing(kind: str) -> None:
+    done = folding(known(), telling(kind, WEB01))
+
+    assert done.membership == known()
+    assert done.causes == ()
+
+
+def test_who_fails_stays_in_and_is_marked() -> None:
+    assert statuses(folded(known(), joining(WEB01), telling("member-failed", WEB01))) == {"web01": FAILED}
+
+
+def test_who_comes_back_after_failing_is_alive() -> None:
+    assert statuses(folded(known(), telling("member-failed", WEB01), joining(WEB01))) == {"web01": ALIVE}
+
+
+def test_a_failure_keeps_pause_and_what_was_heard() -> None:
+    before = folded(known(), joining(WEB01), saying("pause", "web01", 5))
+
+    assert folded(before, telling("member-failed", WEB01)).members["web01"] == before.members["web01"]._replace(
+        status=FAILED
+    )
+
+
+@pytest.mark.parametrize("kind", ["member-leave", "member-reap", "member-failed"])
+def test_a_pause_outlives_leave_failure_and_return(kind: str) -> None:
+    membership = folded(known(), joining(WEB01), saying("pause", "web01", 1), telling(kind, WEB01), joining(WEB01))
+
+    assert statuses(membership) == {"web01": ALIVE}
+    assert paused(membership) == ["web01"]
+
+
+def test_a_leave_ends_a_quarantine() -> None:
+    from lbagent.membership.model import Quarantine  # noqa: PLC0415
+
+    membership = folded(known(member("web01", quarantine=Quarantine(NOW, "x", "y"))), telling("member-leave", WEB01))
+
+    assert membership.members["web01"].quarantine is None
+
+
+def test_a_refused_line_is_a_warning_and_the_next_one_counts() -> None:
+    done = folding(known(), joining("we b\t10.0.0.9\tweb\t", WEB01))
+
+    assert statuses(done.membership) == {"web01": ALIVE}
+    assert done.warnings == ("member-join: node name 'we b' is not [A-Za-z0-9][A-Za-z0-9._-]{0,62}",)
+
+
+def full(status: str = ALIVE) -> Membership:
+    """As many members as there may be."""
+    return known(*(member(f"n{at}", "10.0.0.1", status=status) for at in range(MEMBERS_LIMIT)))
+
+
+def test_newcomers_beyond_twenty_thousand_are_refused_and_known_ones_never_displaced() -> None:
+    done = folding(full(), joining(WEB01, "n7\t10.0.0.7\tweb\t"))
+
+    assert list(done.membership.members) == list(full().members)
+    assert done.membership.members["n7"].address == "10.0.0.7"
+    assert done.warnings == ("node web01 is not enrolled: 20000 members are known already",)
+
+
+def test_who_has_left_makes_room_but_not_who_is_paused() -> None:
+    kept, gone = pausing(member("n0", status=LEFT)), member("n1", status=LEFT)
+
+    membership = folded(full()._replace(members={**full().members, "n0": kept, "n1": gone}), joining(WEB01))
+
+    assert "web01" in membership.members
+    assert "n0" in membership.members
+    assert "n1" not in membership.members
+
+
+# --- pause and resume ---------------------------------------------------------------------------------------------
+
+
+def test_a_pause_is_remembered_with_who_when_why_and_until_when() -> None:
+    membership = folded(known(member("web01")), saying("pause", "web01 until=1700009999 reason=patch day", 1))
+
+    assert membership.members["web01"].pause == Pause(NOW, "user event", "patch day", 1_700_009_999)
+
+
+def test_a_resume_ends_a_pause() -> None:
+    assert paused(folded(known(member("web01")), saying("pause", "web01", 1), saying("resume", "web01", 2))) == []
+
+
+def test_answers_say_what_became_of_each_query() -> None:
+    done = folding(
+        known(member("web01"), member("web02", "10.0.0.2", tags={"lbagent": "paused"})),
+        saying("pause", "web01", 1, "query"),
+        saying("pause", "nobody", 2, "query"),
+        saying("resume", "nobody2", 3, "query"),
+        saying("resume", "web02", 4, "query"),
+        saying("pause", "", 5, "query"),
+        saying("pause", "no/name", 6, "query"),
+    )
+
+    assert list(done.answers.values()) == [
+        "done",
+        "unknown node, remembered",
+        "unknown node",
+        "still paused by its tag",
+        "refused: pause: the payload '' is not NAME [ADDRESS] [ROLE] [for=2h] [reason=…]",
+        "refused: not a node name",
+    ]
+
+
+def test_a_resume_never_enrols() -> None:
+    membership = folded(known(), saying("resume", "web01 10.0.0.1 web", 1))
+
+    assert statuses(membership) == {"web01": UNKNOWN}
+    assert paused(membership) == []
+
+
+def test_a_pause_never_enrols() -> None:
+    membership = folded(known(), saying("pause", "web01 10.0.0.1 web", 1))
+
+    assert statuses(membership) == {"web01": UNKNOWN}
+    assert not membership.members["web01"].present
+
+
+@pytest.mark.parametrize("name", ["web01", "WEB01"])
+def test_a_pause_of_an_unknown_node_holds_when_it_comes(name: str) -> None:
+    membership = folded(known(), saying("pause", name, 1), joining(WEB01))
+
+    assert statuses(membership) == {"web01": ALIVE}
+    assert paused(membership) == ["web01"]
+
+
+def test_a_pause_of_an_unknown_node_by_its_address_holds_when_it_comes() -> None:
+    membership = folded(known(), saying("pause", "10.0.0.1", 1), joining(WEB01))
+
+    assert "web01" in paused(membership)
+
+
+def test_a_pause_of_an_unknown_name_with_an_address_holds_for_who_comes_there() -> None:
+    membership = folded(known(), saying("pause", "WEBSERVER-TOKYO 10.0.0.1", 1), joining(WEB01))
+
+    assert "web01" in paused(membership)
+
+
+def test_a_pause_remembered_for_an_address_ends_with_the_resume_of_who_came() -> None:
+    membership = folded(
+        known(), saying("pause", "WEBSERVER-TOKYO 10.0.0.1", 1), joining(WEB01), saying("resume", "web01", 2)
+    )
+
+    assert paused(membership) == []
+
+
+def test_a_pause_of_an_unknown_node_can_be_taken_back() -> None:
+    membership = folded(known(), saying("pause", "web01", 1), saying("resume", "WEB01", 2), joining(WEB01))
+
+    assert paused(membership) == []
+
+
+def test_at_most_a_thousand_pauses_of_unknown_nodes_are_remembered() -> None:
+    waiting = [pausing(member(f"u{at}", "", "", status=UNKNOWN)) for at in range(UNKNOWN_LIMIT)]
+
+    done = folding(known(*waiting), saying("pause", "one-more", 1), saying("pause", "u5", 2))
+
+    assert len(done.membership.members) == 1000
+    assert list(done.answers.values()) == ["refused: too many unknown nodes are paused", "unknown node, remembered"]
+
+
+def test_a_resume_ends_the_pause_of_every_member_with_the_address() -> None:
+    membership = folded(known(pausing(member("old", status=LEFT)), pausing(member("new"))), saying("resume", "new", 1))
+
+    assert paused(membership) == []
+
+
+def test_a_pause_within_a_batch_finds_who_joined_in_it() -> None:
+    done = folding(
+        known(), joining("webserver-tokyo-01\t10.0.0.1\tweb\t"), saying("pause", "WEBSERVER-TOKYO 10.0.0.1", 1)
+    )
+
+    assert paused(done.membership) == ["webserver-tokyo-01"]
+    assert list(done.answers.values()) == ["done"]
+
+
+# --- order within a clock -----------------------------------------------------------------------------------------
+
+
+def test_an_older_event_is_a_replay() -> None:
+    membership = folded(
+        known(member("web01")), saying("pause", "web01", 5), saying("resume", "web01", 6), saying("pause", "web01", 5)
+    )
+
+    assert paused(membership) == []
+
+
+def test_the_same_event_twice_is_once() -> None:
+    once = folded(known(member("web01")), saying("resume", "web01", 6))
+
+    assert folded(once, saying("resume", "web01", 6)) == once
+
+
+def test_at_an_equal_ltime_pause_wins() -> None:
+    forth = folded(known(member("web01")), saying("pause", "web01", 5), saying("resume", "web01", 5))
+    back = folded(known(member("web01")), saying("resume", "web01", 5), saying("pause", "web01", 5))
+
+    assert paused(forth) == paused(back) == ["web01"]
+
+
+def test_a_replay_of_a_pause_at_an_equal_ltime_after_a_resume_of_another_clock_is_dropped() -> None:
+    membership = folded(
+        known(member("web01")),
+        saying("pause", "web01", 5),
+        saying("resume", "web01", 1, "query"),
+        saying("pause", "web01", 5),
+    )
+
+    assert paused(membership) == []
+
+
+def test_between_clocks_arrival_decides() -> None:
+    membership = folded(known(member("web01")), saying("pause", "web01", 50), saying("resume", "web01", 2, "query"))
+
+    assert paused(membership) == []
+
+
+def test_what_is_typed_here_has_no_clock() -> None:
+    typed = saying("resume", "web01", None, "typed")
+
+    membership = folded(known(member("web01")), saying("pause", "web01", 50), typed)
+
+    assert paused(membership) == []
+
+
+def test_one_nodes_clock_does_not_order_anothers() -> None:
+    members = known(member("web01"), member("web02", "10.0.0.2"))
+
+    membership = folded(members, saying("pause", "web01", 50), saying("pause", "web02", 3), clocks={"user": 60})
+
+    assert paused(membership) == ["web01", "web02"]
+
+
+def test_a_replay_below_the_highest_asks_serf() -> None:
+    before = folded(known(member("web01")), saying("pause", "web01", 50))
+
+    assert needs_serf_clocks(before, [parse_event(saying("pause", "web01", 51))]) is False
+    assert needs_serf_clocks(before, [parse_event(saying("pause", "web01", 50))]) is True
+    assert needs_serf_clocks(before, [parse_event(saying("pause", "web01", 1, "query"))]) is False
+    assert needs_serf_clocks(before, [parse_event(saying("pause", "web01", None, "typed"))]) is False
+    assert needs_serf_clocks(before, [parse_event(joining(WEB01))]) is False
+
+
+def test_a_cluster_started_anew_counts_from_the_beginning() -> None:
+    before = folded(known(member("web01")), saying("pause", "web01", 50))
+
+    done = folding(before, saying("resume", "web01", 2), clocks={"user": 3})
+
+    assert paused(done.membership) == []
+    assert done.membership.clocks == {"user": 2}
+    assert done.causes == ("the user clock of Serf started anew", "resume web01 by user event")
+
+
+def test_a_replay_in_a_cluster_that_went_on_stays_a_replay() -> None:
+    before = folded(known(member("web01")), saying("pause", "web01", 50))
+
+    assert paused(folded(before, saying("resume", "web01", 2), clocks={"user": 51})) == ["web01"]
+
+
+def test_a_clock_nobody_could_ask_for_is_taken_to_go_on() -> None:
+    before = folded(known(member("web01")), saying("pause", "web01", 50))
+
+    assert paused(folded(before, saying("resume", "web01", 2))) == ["web01"]
+
+
+def test_a_new_cluster_resets_one_clock_only() -> None:
+    before = folded(known(member("web01")), saying("pause", "web01", 50), saying("pause", "web01", 70, "query"))
+
+    membership = folded(before, saying("resume", "web01", 2), clocks={"user": 3, "query": 71})
+
+    assert set(membership.members["web01"].heard) == {"user", "query", "@user"}
+    assert membership.members["web01"].heard["query"].ltime == 70
+
+
+def test_heard_before_a_node_was_known_is_heard() -> None:
+    membership = folded(
+        known(), saying("pause", "web01", 5), joining(WEB01), saying("resume", "web01", 4), clocks={"user": 9}
+    )
+
+    assert paused(membership) == ["web01"]
+
+
+def test_a_record_folded_before_is_not_folded_again() -> None:
+    raw = joining(WEB01)
+    membership = Membership({}, {}, frozenset({raw.id}))
+
+    assert apply_events(membership, [(raw, parse_event(raw))], {}).membership == membership
+
+
+# --- of all -------------------------------------------------------------------------------------------------------
+
+events = st.lists(
+    st.one_of(
+        st.builds(telling, st.sampled_from(["member-join", "member-leave", "member-failed", "member-update", "member-reap"]), st.sampled_from([WEB01, WEB02])),
+        st.builds(saying, st.sampled_from(["pause", "resume"]), st.sampled_from(["web01", "WEB01", "web02", "10.0.0.1", "web03"]), st.integers(1, 9),
+                  st.sampled_from(["user", "query"])),
+    ),
+    max_size=10,
+)  # fmt: skip
+
+
+def numbered(raws: list[RawEvent]) -> list[RawEvent]:
+    """Each with an id of its own."""
+    return [raw._replace(id=f"r{at}") for at, raw in enumerate(raws)]
+
+
+@given(events)
+def test_a_batch_folds_as_its_events_do_one_by_one(raws: list[RawEvent]) -> None:
+    at_once = apply_events(known(), [(raw, parse_event(raw)) for raw in numbered(raws)], {}).membership
+    one_by_one = known()
+    for raw in numbered(raws):
+        one_by_one = apply_events(one_by_one, [(raw, parse_event(raw))], {}).membership
+
+    assert at_once == one_by_one
+
+
+@given(events)
+def test_a_replayed_history_of_commands_changes_nothing(raws: list[RawEvent]) -> None:
+    commands = sorted((raw for raw in raws if raw.ltime is not None), key=lambda raw: (raw.kind, raw.ltime or 0))
+    membership = folded(known(member("web01"), member("web02", "10.0.0.2"), member("web03", "10.0.0.3")), *commands)
+
+    again = folded(membership, *commands)
+
+    assert paused(again) == paused(membership)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["pause", "resume"]), st.integers(1, 6)), max_size=8),
+    st.randoms(use_true_random=False),
+)
+@settings(max_examples=200)
+def test_commands_of_one_clock_end_the_same_in_any_order(commands: list[tuple[str, int]], dice: random.Random) -> None:
+    raws = [saying(verb, "web01", ltime) for verb, ltime in commands]
+    mixed = raws.copy()
+    dice.shuffle(mixed)
+
+    assert paused(folded(known(member("web01")), *raws)) == paused(folded(known(member("web01")), *mixed))
+
+
+# --- forget, and what else commands carry -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [FAILED, LEFT])
+def test_who_is_forgotten_has_left_without_a_pause(status: str) -> None:
+    before = known(pausing(member("web01", status=status)))
+
+    done = folding(before, saying("lbagent-forget", "web01", 3, "query", NOW + 9))
+
+    [one] = done.membership.members.values()
+    assert (one.status, one.changed, one.pause) == (LEFT, NOW + 9, None)
+    assert (done.answers, done.causes) == ({"0": "done"}, ("forget web01 by query",))
+
+
+def test_who_is_alive_is_forgotten_only_by_force() -> None:
+    before = known(pausing(member("web01")))
+
+    refused = folding(before, saying("lbagent-forget", "web01", 3, "query"))
+    forced = folding(before, saying("lbagent-forget", "web01 force", 4, "query"))
+
+    assert (refused.membership.members, refused.answers) == (before.members, {"0": "refused: web01 is alive"})
+    assert statuses(forced.membership) == {"web01": LEFT}
+    assert paused(forced.membership) == []
+
+
+def test_a_pause_of_a_node_nobody_has_seen_is_forgotten() -> None:
+    done = folding(known(), saying("pause", "web01", 3), saying("lbagent-forget", "web01", 4, "query"))
+
+    assert statuses(done.membership) == {"web01": UNKNOWN}
+    assert paused(done.membership) == []
+    assert done.answers == {"0": "unknown node, remembered", "1": "done"}
+
+
+def test_a_name_that_nobody_knows_cannot_be_forgotten() -> None:
+    done = folding(
+        known(), saying("lbagent-forget", "web0l", 4, "query"), saying("lbagent-forget", "web0l", None, "typed")
+    )
+
+    assert done.membership.members == {}
+    assert list(done.answers.values()) == ["unknown node", "unknown node"]
+
+
+def test_who_is_forgotten_may_be_remembered_as_unknown_again() -> None:
+    done = folding(
+        known(),
+        saying("pause", "web01", 3),
+        saying("lbagent-forget", "web01", 4, "query"),
+        saying("pause", "web01", 5),
+        joining(WEB01),
+    )
+
+    assert paused(done.membership) == ["web01"]
+
+
+def test_nobody_can_be_forgotten_by_a_user_event() -> None:
+    before = known(member("web01", status=FAILED))
+
+    assert folded(before, saying("lbagent-forget", "web01", 3, "user")) == before
+
+
+def test_an_older_pause_does_not_come_back_to_who_was_forgotten() -> None:
+    before = folded(known(member("web01", status=FAILED)), saying("pause", "web01", 3, "query"))
+
+    after = folded(before, saying("lbagent-forget", "web01", 4, "query"), saying("pause", "web01", 3, "query"))
+
+    assert paused(after) == []
+
+
+def test_the_same_pause_again_began_when_it_began() -> None:
+    once = folded(known(member("web01")), saying("pause", "web01 until=1800000000 reason=patch day", None, "typed"))
+
+    again = folded(once, saying("pause", "web01 until=1800000000 by=lb01 reason=patch day", 7, "query", NOW + 60))
+    longer = folded(once, saying("pause", "web01 until=1900000000 by=lb01 reason=patch day", 7, "query", NOW + 60))
+
+    assert once.members["web01"].pause == Pause(NOW, "operator on lb01", "patch day", 1_800_000_000)
+    assert again.members["web01"].pause == once.members["web01"].pause
+    assert longer.members["web01"].pause == Pause(NOW + 60, "operator on lb01, by query", "patch day", 1_900_000_000)
+
+
+def test_tags_that_are_certain_stay_where_stdin_can_only_say_the_same() -> None:
+    exact = {"a": "1,role=lb", "b": "x=y,z"}
+    before = known(member("web12", "127.0.0.17", tags=exact))
+    # As Serf wrote these very tags to stdin.
+    same = folded(before, telling("member-update", "web12\t127.0.0.17\tweb\trole=web,a=1,role=lb,b=x=y,z"))
+    other = folded(before, telling("member-update", "web12\t127.0.0.17\tweb\trole=web,a=2"))
+
+    assert same == before
+    assert other.members["web12"].tags == {"a": "2"}
+
+
+def test_newcomers_beyond_the_limit_are_told_in_one_line() -> None:
+    full_house = known(*(member(f"n{at}", "10.0.0.1") for at in range(MEMBERS_LIMIT)))
+
+    done = folding(full_house, joining(*(f"late{at}\t10.0.0.2\tweb\t" for at in range(3000))))
+
+    assert done.membership == full_house
+    assert done.warnings == (f"node late0 and 2999 more are not enrolled: {MEMBERS_LIMIT} members are known already",)
+
+
+def test_an_address_of_two_members_is_not_paused_by_that_address() -> None:
+    before = known(member("web01"), member("WEB-01"))
+
+    done = folding(before, saying("pause", "10.0.0.1", 1, "query"), saying("pause", "web99 10.0.0.1", 2, "query"))
+
+    assert set(done.answers.values()) == {"refused: 2 nodes have the address 10.0.0.1: name one of them"}
+    assert done.membership.members == before.members
+
+
+def test_a_tag_holds_nobody_out_once_its_node_has_left() -> None:
+    gone = member("web01", tags={"lbagent": "paused"}, status=LEFT)
+
+    assert paused(known(gone, member("web02"))) == []
+
+
+def test_a_name_that_was_only_heard_does_not_hide_who_is_there() -> None:
+    before = folded(known(member("web01"), member("WEB01", "10.0.0.2")), saying("pause", "Web01", 1))
+
+    assert statuses(before) == {"web01": ALIVE, "WEB01": ALIVE, "Web01": UNKNOWN}
+    assert paused(folded(before, saying("pause", "Web01 10.0.0.2", 2))) == ["WEB01", "Web01"]

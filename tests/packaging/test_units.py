@@ -1,0 +1,497 @@
+"""systemd/: what systemd itself says of the units, and whether an install puts everything where it belongs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lbagent.serf import agent as serf_agent
+from tests.helpers.real_programs import LBAGENT
+from tests.helpers.two_users import laid_out
+
+HERE = Path(__file__).resolve().parent.parent.parent
+SYSTEMD = HERE / "systemd"
+DEBIAN_SERF = """\
+[Unit]
+Description=Serf Agent
+After=network.target
+[Service]
+Type=simple
+ExecStartPre=/usr/bin/install -d -g root -o root /etc/serf/
+ExecStart={serf} agent -config-dir=/etc/serf/
+KillSignal=SIGINT
+Restart=always
+RestartSec=10
+[Install]
+WantedBy=multi-user.target
+"""
+"""Debian's own, whose drop-in is ours."""
+
+MOST = 3.0
+"""Of ten, which a unit that may do everything has."""
+
+analyze = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
+
+
+@pytest.fixture
+def units(tmp_path: Path) -> Path:
+    """The units with the programs of this checkout in them."""
+    text = (SYSTEMD / "lbagent.service").read_text()
+    (tmp_path / "lbagent.service").write_text(text.replace("/usr/bin/lbagent", str(LBAGENT)))
+    (tmp_path / "serf.service").write_text(DEBIAN_SERF.format(serf=shutil.which("serf") or "/bin/true"))
+    shutil.copytree(SYSTEMD / "serf.service.d", tmp_path / "serf.service.d")
+    return tmp_path
+
+
+def analyzed(units: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environ = {"PATH": os.environ["PATH"], "SYSTEMD_UNIT_PATH": f"{units}:", "LC_ALL": "C.UTF-8"}
+    return subprocess.run(
+        ["systemd-analyze", "--no-pager", *words], env=environ, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@analyze
+@pytest.mark.parametrize("unit", ["lbagent.service", "serf.service"])
+def test_systemd_has_nothing_against_a_unit(units: Path, unit: str) -> None:
+    done = analyzed(units, "verify", "--man=no", str(units / unit))
+
+    said = [line for line in done.stderr.splitlines() if str(units) in line or "lbagent" in line or "serf" in line]
+    assert (done.returncode, said) == (0, [])
+
+
+@analyze
+@pytest.mark.parametrize("unit", ["lbagent.service", "serf.service"])
+def test_a_unit_is_exposed_by_three_of_ten_at_most(units: Path, unit: str) -> None:
+    done = analyzed(units, "security", "--offline=true", f"--threshold={MOST * 10:.0f}", str(units / unit))
+
+    found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", done.stdout)
+    assert found, done.stderr
+    print(unit, found[1])
+    assert (done.returncode, float(found[1]) <= MOST) == (0, True)
+
+
+def settings(path: Path) -> dict[str, list[str]]:
+    """The lines of a unit by their key."""
+    found: dict[str, list[str]] = {}
+    for key, value in re.findall(r"^(\w+)=(.*)$", path.read_text(), re.MULTILINE):
+        found.setdefault(key, []).append(value)
+    return found
+
+
+def test_the_daemon_tells_systemd_how_it_is_and_is_started_again() -> None:
+    found = settings(SYSTEMD / "lbagent.service")
+
+    wanted = {"Type": "notify", "Restart": "always", "WatchdogSec": "5min", "KillMode": "process"}
+    assert {key: found[key] for key in wanted} == {key: [value] for key, value in wanted.items()}
+    assert found["ExecStart"] == ["/usr/bin/lbagent watch"]
+
+
+def test_the_agent_has_no_rights_and_is_started_again_also_after_exit_0() -> None:
+    found = settings(SYSTEMD / "serf.service.d" / "lbagent.conf")
+
+    wanted = {"User": "_serf", "SupplementaryGroups": "lbagent", "CapabilityBoundingSet": "", "Restart": "always"}
+    wanted |= {"KillMode": "process", "ReadWritePaths": "-/var/lib/lbagent/spool"}
+    # Its StateDirectory= would have the handler look for its own state there.
+    wanted |= {"Environment": "LBAGENT_STATE_DIR=/var/lib/lbagent"}
+    assert {key: found[key] for key in wanted} == {key: [value] for key, value in wanted.items()}
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("systemd-tmpfiles") is None, reason="root and systemd-tmpfiles")
+def test_tmpfiles_makes_what_the_tests_of_the_split_are_run_on(tmp_path: Path) -> None:
+    root, ours = tmp_path / "root", tmp_path / "state"
+    (root / "etc").mkdir(parents=True)
+    (root / "var/lib").mkdir(parents=True)
+    (root / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\n")
+    (root / "etc/group").write_text("root:x:0:\nlbagent:x:61002:\n")
+
+    command = ["systemd-tmpfiles", f"--root={root}", "--create", str(SYSTEMD / "lbagent.tmpfiles")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    laid_out(ours)
+
+    assert done.returncode == 0, done.stderr
+    assert seen(root / "var/lib/lbagent") == seen(ours)
+
+
+def seen(folder: Path) -> dict[str, tuple[int, int, int]]:
+    paths = [folder, *folder.rglob("*")]
+    return {str(one.relative_to(folder)): (one.stat().st_mode, one.stat().st_uid, one.stat().st_gid) for one in paths}
+
+
+# --- lbagent-serf-setup -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def setup(tmp_path: Path) -> Path:
+    """The script, finding its template in the checkout."""
+    path = tmp_path / "setup"
+    path.write_text(
+        (SYSTEMD / "lbagent-serf-setup").read_text().replace("share=/usr/share/lbagent", f"share={SYSTEMD}")
+    )
+    path.chmod(0o755)
+    return path
+
+
+def run(setup: Path, root: Path, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    command = [str(setup), "--root", str(root), *words]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60, check=False)
+
+
+def agent(root: Path) -> dict[str, object]:
+    found = json.loads((root / "etc/serf/lbagent.json").read_text())
+    assert isinstance(found, dict)
+    return found
+
+
+serf = pytest.mark.skipif(shutil.which("serf") is None, reason="no serf here")
+
+
+@serf
+def test_two_load_balancers_are_given_one_key_and_tokens_of_their_own(setup: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+
+    first = run(setup, one, "--node", "lb01", "10.0.0.1", "10.0.0.2")
+    key = (one / "etc/serf/lbagent.json").read_text()
+    second = run(setup, two, "--node", "lb02", "--key-from", "-", "10.0.0.2", "10.0.0.1", stdin=key)
+
+    assert (first.returncode, second.returncode, first.stderr, second.stderr) == (0, 0, "", "")
+    mine, other = agent(one), agent(two)
+    assert (mine["node_name"], mine["bind"], mine["retry_join"]) == ("lb01", "10.0.0.1", ["10.0.0.1", "10.0.0.2"])
+    assert (other["node_name"], other["bind"], other["retry_join"]) == ("lb02", "10.0.0.2", ["10.0.0.2", "10.0.0.1"])
+    assert mine["encrypt_key"] == other["encrypt_key"]
+    assert len({mine["encrypt_key"], mine["rpc_auth"], other["rpc_auth"]}) == 3
+    env = (one / "etc/lbagent/serf.env").read_text()
+    assert env == f"SERF_RPC_ADDR=127.0.0.1:7373\nSERF_RPC_AUTH={mine['rpc_auth']}\n"
+    modes = [
+        (one / name).stat().st_mode & 0o777 for name in ("etc/serf/lbagent.json", "etc/lbagent/serf.env", "etc/serf")
+    ]
+    assert modes == [0o600, 0o600, 0o755]
+
+
+@serf
+def test_an_ipv6_address_is_one_that_the_agent_takes(setup: Path, tmp_path: Path) -> None:
+    done = run(setup, tmp_path / "r", "--node", "lb01", "fd00::11", "fd00::12")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (agent(tmp_path / "r")["bind"], agent(tmp_path / "r")["retry_join"]) == (
+        "[fd00::11]",
+        ["[fd00::11]", "[fd00::12]"],
+    )
+
+
+@serf
+def test_a_second_time_it_keeps_everything(setup: Path, tmp_path: Path) -> None:
+    words = ("--node", "lb01", "10.0.0.1", "10.0.0.2")
+    first = run(setup, tmp_path / "r", *words)
+    before = {path: path.read_text() for path in (tmp_path / "r").rglob("*") if path.is_file()}
+
+    for given in (words, words[2:]):
+        done = run(setup, tmp_path / "r", *given)
+
+        assert (done.returncode, done.stderr) == (0, "")
+        assert [line.split()[0] for line in done.stdout.splitlines()] == ["kept", "kept", "next:"]
+    assert [line.split()[0] for line in first.stdout.splitlines()] == [*["wrote"] * 4, "next:", "then,"]
+    assert {path: path.read_text() for path in before} == before
+
+
+@serf
+@pytest.mark.parametrize(
+    ("words", "stdin", "said"),
+    [
+        (("10.0.0.3", "10.0.0.2"), "", "bind 10.0.0.1 retry_join 10.0.0.1,10.0.0.2"),
+        (("10.0.0.1", "10.0.0.3"), "", "retry_join 10.0.0.1,10.0.0.2"),
+        (("--node", "lb09", "10.0.0.1", "10.0.0.2"), "", "node_name lb01"),
+        (("--key-from", "-", "10.0.0.1", "10.0.0.2"), "c2l4dGVlbiBieXRlcyEhIQ==", "another-encrypt_key"),
+    ],
+)
+def test_other_values_are_refused_and_written_with_replace(
+    setup: Path, tmp_path: Path, words: tuple[str, ...], stdin: str, said: str
+) -> None:
+    root = tmp_path / "r"
+    run(setup, root, "--node", "lb01", "10.0.0.1", "10.0.0.2")
+    before = agent(root)
+
+    refused = run(setup, root, *words, stdin=stdin)
+    kept = agent(root)
+    done = run(setup, root, "--replace", *words, stdin=stdin)
+    after = agent(root)
+
+    why = f"{root}/etc/serf/lbagent.json: has other values: {said}; to write these instead, add --replace"
+    assert (refused.returncode, refused.stderr, kept) == (1, f"lbagent-serf-setup: {why}\n", before)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (after["bind"], after["retry_join"]) == (words[-2], [*words[-2:]])
+    assert after["node_name"] == (words[1] if words[0] == "--node" else "lb01")
+    assert after["encrypt_key"] == (stdin or before["encrypt_key"])
+    assert after["rpc_auth"] == before["rpc_auth"]
+    bundle = (root / "etc/lbagent/peer.bundle").read_text()
+    assert f"KEY={after['encrypt_key']}\nADDRESS={words[-1]}\nOTHER={words[-2]}\n" in bundle
+
+
+@serf
+def test_the_second_load_balancer_is_set_up_by_the_bundle_of_the_first(setup: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    first = run(setup, one, "--node", "lb01", "10.0.0.1", "10.0.0.2")
+    bundle = one / "etc/lbagent/peer.bundle"
+
+    second = run(setup, two, "--node", "lb02", "--bundle", "-", stdin=bundle.read_text())
+    again = run(setup, two, "--bundle", str(bundle))
+
+    assert (second.returncode, second.stderr, again.returncode) == (0, "", 0)
+    assert bundle.stat().st_mode & 0o777 == 0o600
+    assert agent(two)["encrypt_key"] == agent(one)["encrypt_key"]
+    assert (agent(two)["node_name"], agent(two)["bind"]) == ("lb02", "10.0.0.2")
+    assert agent(two)["retry_join"] == ["10.0.0.2", "10.0.0.1"]
+    assert not (two / "etc/lbagent/peer.bundle").exists()
+    told = "then, on the other load balancer: ssh 10.0.0.1 cat /etc/lbagent/peer.bundle | lbagent-serf-setup --bundle -"
+    assert first.stdout.splitlines()[-1] == told
+    assert second.stdout.splitlines()[-1].startswith("next: ")
+
+
+@serf
+def test_the_next_line_is_a_command_that_works(setup: Path, tmp_path: Path) -> None:
+    done = run(setup, tmp_path / "r", "--node", "lb01", "10.0.0.1", "10.0.0.2")
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("editor", "systemctl", "lbagent"):
+        (programs / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/run\n')
+        (programs / name).chmod(0o755)
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("next: ")]
+
+    subprocess.run(["sh", "-ec", line.removeprefix("next: ")], env={"PATH": f"{programs}:/usr/bin:/bin"}, check=True)
+
+    assert (tmp_path / "run").read_text().splitlines() == [
+        "editor /etc/lbagent/roles.yml",
+        "systemctl unmask serf",
+        "systemctl enable --now lbagent serf",
+        "systemctl restart serf",
+        "lbagent check",
+    ]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has a /etc of its own")
+@serf
+def test_no_key_is_made_where_the_other_load_balancer_has_one(setup: Path, tmp_path: Path) -> None:
+    if subprocess.run(["unshare", "--mount", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("unshare is not allowed here")
+    # Whatever the script would write, it writes into a copy.
+    script = f'cp -a /etc {tmp_path}/etc; mount --bind {tmp_path}/etc /etc; mount -t tmpfs none /run; exec "$@"'
+
+    def outside(*words: str) -> subprocess.CompletedProcess[str]:
+        shutil.rmtree(tmp_path / "etc", ignore_errors=True)
+        argv = ["unshare", "--mount", "sh", "-ec", script, "sh", str(setup), *words]
+        return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+
+    with socket.socket() as other:
+        other.bind(("127.0.0.10", 7946))
+        other.listen()
+        refused = outside("--node", "lb02", "127.0.0.9", "127.0.0.10")
+    foreign = outside("--node", "lb02", "203.0.113.7", "127.0.0.10")
+
+    assert (refused.returncode, foreign.returncode) == (1, 2)
+    assert refused.stderr == (
+        "lbagent-serf-setup: 127.0.0.10 runs Serf already, and its key is needed:"
+        " ssh 127.0.0.10 cat /etc/lbagent/peer.bundle | lbagent-serf-setup --bundle -\n"
+    )
+    assert foreign.stderr.startswith("lbagent-serf-setup: 203.0.113.7: not an address of this host; ")
+    assert list((tmp_path / "etc/serf").glob("*.json")) == []
+
+
+@serf
+def test_after_a_purge_the_token_is_taken_from_the_agents_settings(setup: Path, tmp_path: Path) -> None:
+    words = ("--node", "lb01", "10.0.0.1", "10.0.0.2")
+    run(setup, tmp_path / "r", *words)
+    before = agent(tmp_path / "r")
+    env = tmp_path / "r/etc/lbagent/serf.env"
+    was = env.read_text()
+    env.unlink()
+
+    done = run(setup, tmp_path / "r", *words)
+
+    assert (done.returncode, done.stderr, env.stat().st_mode & 0o777) == (0, "", 0o600)
+    assert (agent(tmp_path / "r"), env.read_text()) == (before, was)
+
+
+@serf
+@pytest.mark.parametrize(
+    ("words", "stdin", "why"),
+    [
+        (("10.0.0.1",), "", "two addresses are wanted, of this load balancer and of the other: see --help"),
+        (("10.0.0.1", "10.0.0.1"), "", "the two addresses are the same"),
+        (("10.0.0.1", '10.0.0.2", "x'), "", "'10.0.0.2\", \"x' is no IP address"),
+        (("--node", "lb 01", "10.0.0.1", "10.0.0.2"), "", "'lb 01' is no node name: --node NAME"),
+        (("--node", "lb|01", "10.0.0.1", "10.0.0.2"), "", "'lb|01' is no node name: --node NAME"),
+        (("--key-from", "-", "10.0.0.1", "10.0.0.2"), "{}", "no encrypt_key in -"),
+        (("--nod", "x"), "", "--nod is no option of mine: see --help"),
+        *(
+            ((address, "10.0.0.2"), "", f"'{address}' is no IP address")
+            for address in ("10.0.0.999", "10.0.0", "fe80:::1", "0.0.0.0", "::", "224.0.0.1", "lb01", "10.0.0.1/24")
+        ),
+        (("10.0.0.1", "10.0.0.256"), "", "'10.0.0.256' is no IP address"),
+        (("--bundle", "-"), "nonsense", "-: not a bundle of lbagent-serf-setup"),
+        (("--bundle", "-"), "KEY=abc\nADDRESS=10.0.0.2\nOTHER=10.0.0.1\n", "no encrypt_key in -"),
+        (("--bundle", "-"), "KEY=abc\nADDRESS=10.0.0.999\nOTHER=10.0.0.1\n", "'10.0.0.999' is no IP address"),
+        (("--bundle", "-", "10.0.0.2", "10.0.0.1"), "", "--bundle has both addresses: give none"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_and_nothing_is_written(
+    setup: Path, tmp_path: Path, words: tuple[str, ...], stdin: str, why: str
+) -> None:
+    done = run(setup, tmp_path / "r", *words, stdin=stdin)
+
+    assert (done.returncode, done.stderr) == (2, f"lbagent-serf-setup: {why}\n")
+    assert not (tmp_path / "r" / "etc").exists() or list((tmp_path / "r" / "etc").rglob("*.json")) == []
+
+
+@serf
+def test_another_file_of_the_agent_is_not_joined_by_ours(setup: Path, tmp_path: Path) -> None:
+    (tmp_path / "r/etc/serf").mkdir(parents=True)
+    (tmp_path / "r/etc/serf/mine.json").write_text("{}")
+
+    done = run(setup, tmp_path / "r", "10.0.0.1", "10.0.0.2")
+
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"lbagent-serf-setup: {tmp_path}/r/etc/serf/mine.json is there already: ")
+    assert list((tmp_path / "r").rglob("lbagent*")) == []
+
+
+# --- make install, make deb ---------------------------------------------------------------------------------------
+
+BELOW = [
+    "bin/lbagent",
+    "sbin/lbagent-serf-setup",
+    "share/bash-completion/completions/lbagent",
+    "share/man/man1/lbagent.1.gz",
+    "share/man/man8/lbagent-serf-setup.8.gz",
+]
+
+
+FOR_SYSTEMD = ["systemd/system/lbagent.service", "sysusers.d/lbagent.conf", "tmpfiles.d/lbagent.conf"]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout in which `make pages` has been run."""
+    for name in ("lbagent", "systemd", "packaging", "docs"):
+        shutil.copytree(HERE / name, tmp_path / "src" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("README.md", "roles.yml", "CHANGELOG.md", "LICENSE"):
+        shutil.copy(HERE / name, tmp_path / "src" / name)
+    pages = [sys.executable, "packaging/pages.py", str(tmp_path / "src/build")]
+    subprocess.run(pages, cwd=HERE, capture_output=True, check=True)
+    return tmp_path / "src"
+
+
+def script(checkout: Path, name: str, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [f"packaging/{name}", *words]
+    return subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "units"), [("/usr/local", "usr/local/lib"), ("/usr", "usr/lib"), ("/opt/lb", "etc")]
+)
+def test_an_install_is_whole_and_an_uninstall_takes_it_away(
+    checkout: Path, tmp_path: Path, prefix: str, units: str
+) -> None:
+    root = tmp_path / "root"
+
+    done = script(checkout, "install", str(root), prefix)
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    below = root / prefix.lstrip("/")
+    assert [name for name in BELOW if not (below / name).is_file()] == []
+    assert [name for name in FOR_SYSTEMD if not (root / units / name).is_file()] == []
+    unit = settings(root / units / FOR_SYSTEMD[0])
+    assert unit["ExecStart"] == [f"{prefix}/bin/lbagent watch"]
+    assert f'sys.path.insert(0, "{prefix}/share/lbagent")' in (below / "bin/lbagent").read_text()
+    assert f"share={prefix}/share/lbagent lbagent={prefix}/bin/lbagent\n" in (below / BELOW[1]).read_text()
+    assert (root / "etc/lbagent/roles.yml").read_text() == (HERE / "roles.yml").read_text()
+
+    script(checkout, "uninstall", str(root), prefix)
+
+    assert [str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()] == ["etc/lbagent/roles.yml"]
+
+
+def test_an_install_keeps_an_edited_roles_yml(checkout: Path, tmp_path: Path) -> None:
+    (tmp_path / "root/etc/lbagent").mkdir(parents=True)
+    (tmp_path / "root/etc/lbagent/roles.yml").write_text("mine")
+
+    script(checkout, "install", str(tmp_path / "root"), "/usr")
+
+    assert (tmp_path / "root/etc/lbagent/roles.yml").read_text() == "mine"
+
+
+def test_what_is_installed_is_the_whole_package(checkout: Path, tmp_path: Path) -> None:
+    script(checkout, "install", str(tmp_path / "root"), "/usr")
+
+    installed = tmp_path / "root/usr/share/lbagent/lbagent"
+    assert files(installed) == files(HERE / "lbagent")
+
+
+def files(folder: Path) -> set[str]:
+    """Modules, and what they read."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.parent.name != "__pycache__")
+    return {str(path.relative_to(folder)) for path in paths}
+
+
+@pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="no Debian here")
+def test_the_debian_package_is_built_twice_the_same(checkout: Path) -> None:
+    first = script(checkout, "deb", "0.1.0-1")
+    content = (checkout / "build/lbagent_0.1.0-1_all.deb").read_bytes()
+    second = script(checkout, "deb", "0.1.0-1")
+
+    assert (first.returncode, first.stderr, second.returncode) == (0, "", 0)
+    assert (checkout / "build/lbagent_0.1.0-1_all.deb").read_bytes() == content
+    fields = subprocess.run(
+        ["dpkg-deb", "--field", str(checkout / "build/lbagent_0.1.0-1_all.deb"), "Package", "Version", "Architecture"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert fields == "Package: lbagent\nVersion: 0.1.0-1\nArchitecture: all\n"
+
+
+SCRIPTS = [*(HERE / "packaging/debian").glob("p*"), SYSTEMD / "lbagent-serf-setup"]
+SCRIPTS += [HERE / "packaging" / name for name in ("install", "uninstall", "deb")]
+
+
+@pytest.mark.parametrize("path", sorted(SCRIPTS), ids=lambda path: path.name)
+def test_a_script_is_one_that_a_plain_shell_reads(path: Path) -> None:
+    assert os.access(path, os.X_OK)
+    assert subprocess.run(["sh", "-n", str(path)], check=False).returncode == 0
+
+
+@pytest.mark.skipif(shutil.which("mandoc") is None, reason="no mandoc here")
+def test_the_page_of_the_setup_is_one() -> None:
+    page = HERE / "packaging" / "lbagent-serf-setup.8"
+
+    lint = subprocess.run(["mandoc", "-T", "lint", "-W", "warning", page], capture_output=True, text=True, check=False)
+
+    assert [line for line in lint.stdout.splitlines() if "missing date" not in line] == []
+    help_, told = (SYSTEMD / "lbagent-serf-setup").read_text(), page.read_text().replace("\\-", "-")
+    assert set(re.findall(r"^  (--[a-z-]+)", help_, re.MULTILINE)) == set(re.findall(r"--[a-z-]+", told))
+
+
+# --- serf.env -----------------------------------------------------------------------------------------------------
+
+
+def test_serf_env_is_taken_up_where_the_environment_says_nothing(tmp_path: Path) -> None:
+    (tmp_path / "serf.env").write_text(
+        "# mine\nSERF_RPC_ADDR=127.0.0.1:1\nSERF_RPC_AUTH=a=b==\nPATH=/evil\nSERF_RPC_X=1\n"
+    )
+    environ = {"SERF_RPC_ADDR": "127.0.0.1:2", "PATH": "/bin"}
+
+    serf_agent.load_serf_env(str(tmp_path), environ)
+
+    assert environ == {"SERF_RPC_ADDR": "127.0.0.1:2", "SERF_RPC_AUTH": "a=b==", "PATH": "/bin"}
+
+
+def test_without_serf_env_nothing_is_added(tmp_path: Path) -> None:
+    environ: dict[str, str] = {}
+
+    serf_agent.load_serf_env(str(tmp_path), environ)
+
+    assert environ == {}

@@ -1,0 +1,61 @@
+"""guard: no accident may empty a service; the rest of its rules stands with the plan's."""
+
+from __future__ import annotations
+
+from lbagent.membership.model import LOST, Member
+from tests.helpers.builders import dedent, known, managed, member, pausing, planned, planning, reading
+
+ROLES = reading(
+    """
+    services: {iis: {port: 80}}
+    roles: {web: {lb: [iis]}, api: {lb: [iis]}, gone: {lb: [none]}}
+    """
+)
+TEXT = dedent(
+    """
+    backend farm
+        # additional-lb-iis-server
+    """
+)
+
+
+def web(number: int) -> Member:
+    """A web node."""
+    return member(f"web0{number}", f"10.0.0.{number}")
+
+
+def enrolled(*members: Member) -> str:
+    """haproxy.cfg with the lines of these."""
+    return planned(TEXT, ROLES, known(*members))
+
+
+def test_who_is_paused_makes_up_for_nobody() -> None:
+    nodes = [web(0), web(1), pausing(web(2)), pausing(web(3))]
+    before = enrolled(*nodes)
+
+    plan = planning(before, ROLES, known(*(one._replace(status=one.status if one.pause else LOST) for one in nodes)))
+
+    assert [str(held) for held in plan.blocked] == [
+        "2 of 2 lines at '# additional-lb-iis-server' in backend farm would go: web00, web01"
+    ]
+    assert plan.after == plan.before
+
+
+def test_a_pause_does_not_let_go_what_is_held() -> None:
+    # Its comment stays where its role has no marker any more, and stood for a node that stays.
+    api = member("api", "10.0.0.9", "api")
+    text = enrolled(api, *map(web, range(3)))
+    roles = reading("services: {iis: {port: 80}}\nroles: {api: {lb: [iis]}}")
+
+    once = planning(text, roles, known(api, web(0), pausing(web(1)), web(2)))
+    again = planning(once.after[0], roles, known(api, web(0), pausing(web(1)), web(2)))
+
+    held = "2 of 3 lines at '# additional-lb-iis-server' in backend farm would go: web00, web02"
+    assert [str(one) for one in (*once.blocked, *again.blocked)] == [held, held]
+    assert again.after == once.after
+    assert [line.split(" #")[0] for line in managed(once.after[0])] == [
+        "server api 10.0.0.9:80 check inter 2s rise 2 fall 2",
+        "server web00 10.0.0.0:80 check inter 2s rise 2 fall 2",
+        "# lbagent paused web01 10.0.0.1 role=web",
+        "server web02 10.0.0.2:80 check inter 2s rise 2 fall 2",
+    ]

@@ -1,0 +1,370 @@
+"""The safety guard over time: a service is not emptied node by node either, and an invalid tag costs no line."""
+
+# ruff: noqa: ISC004  # a long sentence of a list
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lbagent.membership import lookup, storage
+from lbagent.membership.model import LEFT, LOST, REMOVALS, Member, Membership, Pause
+from lbagent.planning import guard
+from lbagent.planning.plan import Plan, PlanOptions
+from lbagent.roles.model import Roles
+from tests.helpers.builders import NOW, dedent, known, managed, member, planning, reading
+from tests.helpers.load_balancer_files import built
+from tests.helpers.real_programs import LBAGENT
+
+TEXT = dedent(
+    """
+    backend farm
+        # additional-lb-iis-server
+    """
+)
+PLAIN = "services: {iis: {port: 80}}\nroles: {web: {lb: [iis]}, api: {lb: [none]}}"
+
+
+class Balancer:
+    """A load balancer that runs again and again, and is restarted between any two runs."""
+
+    def __init__(self, roles: str, *members: Member) -> None:
+        self.roles: Roles = reading(roles)
+        self.text = TEXT
+        self.membership = known(*members)
+        self.run()
+
+    def run(self, seconds: int = 0, *, force: bool = False) -> Plan:
+        """One run, `seconds` after NOW."""
+        now = NOW + seconds
+        before = lookup.drop_expired(storage.parse_membership(storage.serialize_membership(self.membership)), now)
+        plan = planning(self.text, self.roles, before, PlanOptions(force=force))
+        self.membership = guard.remember(before, plan.removals, now, force=force)
+        self.text = plan.after[0]
+        return plan
+
+    def edit(self, name: str, **fields: object) -> None:
+        """A member changes."""
+        one = self.membership.members[name]._replace(**fields)  # type: ignore[arg-type]
+        self.membership = known_as(self.membership, {**self.membership.members, name: one})
+
+    @property
+    def servers(self) -> list[str]:
+        """The servers that HAProxy has."""
+        return [line.split()[1] for line in managed(self.text) if line.startswith("server")]
+
+
+def known_as(membership: Membership, members: dict[str, Member]) -> Membership:
+    """Membership with other members."""
+    return membership._replace(members=members)
+
+
+def web(count: int, **tags: str) -> list[Member]:
+    """The nodes web1 to webN."""
+    return [member(f"web{at}", f"10.0.0.{at}", "web", dict(tags)) for at in range(1, count + 1)]
+
+
+WAYS: dict[str, Callable[[Balancer, str], None]] = {
+    "no role": lambda lb, name: lb.edit(name, role=""),
+    "a disallowed address": lambda lb, name: lb.edit(name, address=f"169.254.0.{name[3:]}"),
+    "loopback": lambda lb, name: lb.edit(name, address=f"127.0.0.{name[3:]}"),
+    "missed by serf's list": lambda lb, name: lb.edit(name, status=LOST),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_node_by_node_no_more_than_half_is_removed(way: str) -> None:
+    lb = Balancer(PLAIN, *web(4))
+
+    plans = []
+    for at in range(1, 5):
+        WAYS[way](lb, f"web{at}")
+        plans.append(lb.run(60 * at))
+
+    assert lb.servers == ["web3", "web4"]
+    assert [[str(one) for one in plan.blocked] for plan in plans] == [
+        [],
+        [],
+        [
+            "1 of 2 lines at '# additional-lb-iis-server' in backend farm would go: web3"
+            "; 2 more went within the last 60 minutes: web1, web2"
+        ],
+        [
+            "2 of 2 lines at '# additional-lb-iis-server' in backend farm would go: web3, web4"
+            "; 2 more went within the last 60 minutes: web1, web2"
+        ],
+    ]
+
+
+@pytest.mark.parametrize(
+    "edits",
+    [
+        [f"networks: [10.0.0.{at}/32, 10.0.0.4/32]" for at in (3, 4)],
+        ["networks: [10.0.0.2/31, 10.0.0.4/32]", "networks: [10.0.0.3/32, 10.0.0.4/32]", "networks: [10.0.0.4/32]"],
+    ],
+)
+def test_one_edit_of_roles_yml_after_another_removes_no_more_than_half(edits: list[str]) -> None:
+    lb = Balancer(PLAIN, *web(4))
+    plan = lb.run()
+
+    for at, edit in enumerate(edits, 1):
+        lb.roles = reading(f"services: {{iis: {{port: 80}}}}\nroles: {{web: {{lb: [iis], {edit}}}}}")
+        plan = lb.run(30 * at)
+
+    assert plan.blocked
+    assert len(lb.servers) >= 2
+
+
+def test_what_is_blocked_stays_blocked_until_it_is_forced() -> None:
+    lb = Balancer(PLAIN, *web(3))
+    lb.edit("web1", role="")
+    lb.run(0)
+    lb.edit("web2", role="")
+
+    for seconds in range(60, 4 * REMOVALS, REMOVALS // 4):
+        assert lb.run(seconds).blocked
+        assert lb.servers == ["web2", "web3"]
+
+    plan = lb.run(4 * REMOVALS, force=True)
+
+    assert plan.blocked == ()
+    assert lb.servers == ["web3"]
+    assert lb.membership.removals == {}
+
+
+def test_a_removal_of_long_ago_does_not_count() -> None:
+    lb = Balancer(PLAIN, *web(4))
+    for at in (1, 2):
+        lb.edit(f"web{at}", role="")
+        lb.run(at)
+
+    lb.edit("web3", role="")
+    plan = lb.run(REMOVALS + 3)
+
+    assert plan.blocked == ()
+    assert lb.servers == ["web4"]
+
+
+def test_a_clock_that_was_ahead_makes_no_removal_count_for_ever() -> None:
+    lb = Balancer(PLAIN, *web(3))
+    lb.edit("web1", role="")
+    lb.run(10 * REMOVALS)
+    lb.edit("web2", role="")
+
+    assert lb.run(0).blocked == ()
+
+
+def test_a_node_that_is_back_does_not_count() -> None:
+    lb = Balancer(PLAIN, *web(3))
+    for at, name in enumerate(["web1", "web2", "web3"]):
+        lb.edit(name, role="")
+        assert lb.run(10 * at).blocked == ()
+        lb.edit(name, role="web")
+        assert lb.run(10 * at + 5).blocked == ()
+
+    assert lb.servers == ["web1", "web2", "web3"]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        lambda lb, name: lb.edit(name, status=LEFT),
+        lambda lb, name: lb.edit(name, pause=Pause(NOW, "me")),
+        lambda lb, name: lb.edit(name, role="api"),
+        lambda lb, name: lb.edit(name, role="retired"),
+        lambda lb, name: lb.edit(name, tags={"lbagent": "paused"}),
+    ],
+    ids=["leave", "pause", "another role", "a role without an entry", "paused by tag"],
+)
+def test_what_was_asked_for_is_never_blocked(asked: Callable[[Balancer, str], None]) -> None:
+    lb = Balancer(PLAIN, *web(4))
+
+    for at in range(1, 5):
+        asked(lb, f"web{at}")
+        assert lb.run(at).blocked == ()
+
+    assert lb.servers == []
+
+
+def test_a_node_that_left_after_it_was_removed_does_not_count() -> None:
+    lb = Balancer(PLAIN, *web(3))
+    lb.edit("web1", role="")
+    lb.run(0)
+    lb.edit("web1", status=LEFT)
+    lb.edit("web2", role="")
+
+    assert lb.run(1).blocked == ()
+    assert lb.servers == ["web3"]
+
+
+def test_members_json_of_before_is_read() -> None:
+    state = json.loads(storage.serialize_membership(known(*web(1))))
+    del state["removals"]
+
+    assert storage.parse_membership(json.dumps(state).encode()).removals == {}
+
+
+@pytest.mark.parametrize("removals", [[], {"x": 1}, {"x": {"web1": "now"}}, {"x": {"web1": 1.5}}, "x"])
+def test_removals_that_lbagent_never_writes_are_damage(removals: object) -> None:
+    state = json.loads(storage.serialize_membership(known(*web(1))))
+    state["removals"] = removals
+
+    with pytest.raises(storage.Damaged):
+        storage.parse_membership(json.dumps(state).encode())
+
+
+# --- a tag that became invalid -------------------------------------------------------------------------------------
+
+WEIGHTED = """
+    services: {iis: {port: "{tag:port|80}", options: "check weight {tag:weight}"}}
+    roles: {web: {lb: [iis]}, api: {lb: [iis]}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("tags", "why"),
+    [
+        ({"weight": "50%"}, "its tag 'weight' is '50%', not [A-Za-z0-9._-]{1,64}"),
+        ({"weight": "5 backup"}, "its tag 'weight' is '5 backup', not [A-Za-z0-9._-]{1,64}"),
+        ({}, "its tag 'weight' is not set"),
+        ({"weight": ""}, "its tag 'weight' is not set"),
+        ({"weight": "5", "port": "http"}, "port 'http' is not 1 to 65535"),
+        ({"weight": "5", "port": "0"}, "port '0' is not 1 to 65535"),
+    ],
+)
+def test_a_tag_that_becomes_invalid_keeps_the_line_of_every_node(tags: dict[str, str], why: str) -> None:
+    lb = Balancer(WEIGHTED, *web(3, weight="5"))
+    before, plan = lb.text, lb.run()
+
+    for at in range(1, 4):
+        lb.edit(f"web{at}", tags=tags)
+        plan = lb.run(at)
+
+    assert lb.text == before
+    assert plan.blocked == ()
+    assert plan.notes == tuple(f"web{at} keeps its line in backend farm: {why}" for at in range(1, 4))
+
+
+def test_a_new_node_with_an_invalid_tag_has_no_line() -> None:
+    lb = Balancer(WEIGHTED, *web(1, weight="50%"))
+
+    assert lb.servers == []
+    assert lb.run().notes == ("node web1 has no line for iis: its tag 'weight' is '50%', not [A-Za-z0-9._-]{1,64}",)
+
+
+def test_a_kept_line_follows_its_node_to_another_address() -> None:
+    lb = Balancer(WEIGHTED, *web(1, weight="5"))
+    lb.edit("web1", tags={"weight": "50%"}, address="10.0.0.9")
+    lb.run()
+
+    assert managed(lb.text) == ["server web1 10.0.0.9:80 check weight 5 # lbagent role=web"]
+
+
+def test_a_kept_line_gives_way_to_a_living_node_at_its_address() -> None:
+    lb = Balancer(WEIGHTED, *web(1, weight="5"))
+    lb.edit("web1", tags={"weight": "50%"}, status="failed")
+    new = member("new", "10.0.0.1", "web", {"weight": "7"})
+    lb.membership = known_as(lb.membership, {**lb.membership.members, "new": new})
+    lb.run()
+
+    assert managed(lb.text) == ["server new 10.0.0.1:80 check weight 7 # lbagent role=web"]
+
+
+def test_a_node_with_an_invalid_tag_can_be_paused_and_keeps_its_comment() -> None:
+    lb = Balancer(WEIGHTED, *web(2, weight="5"))
+    lb.edit("web1", tags={"weight": "50%"}, pause=Pause(NOW, "me"))
+    lb.run()
+
+    assert managed(lb.text)[0] == "# lbagent paused web1 10.0.0.1 role=web"
+    assert lb.run().after == (lb.text,)
+
+
+def test_a_node_with_an_invalid_tag_that_leaves_is_removed() -> None:
+    lb = Balancer(WEIGHTED, *web(2, weight="5"))
+    lb.edit("web1", tags={"weight": "50%"})
+    lb.run()
+    lb.edit("web1", status=LEFT)
+
+    assert lb.run().blocked == ()
+    assert lb.servers == ["web2"]
+
+
+@pytest.mark.parametrize("role", ["we b", "web!", ",", "-web", "web\n", "\udc83", "wéb"])
+def test_a_role_tag_that_cannot_be_a_name_keeps_the_lines(role: str) -> None:
+    lb = Balancer(PLAIN, *web(3))
+    before, plan = lb.text, lb.run()
+
+    for at in range(1, 4):
+        lb.edit(f"web{at}", role=role)
+        plan = lb.run(at)
+
+    assert lb.text == before
+    assert plan.blocked == ()
+    assert (
+        plan.notes[0]
+        == f"web1 keeps its line in backend farm: its role {role!r} is not [A-Za-z0-9][A-Za-z0-9._-]{{0,62}}"
+    )
+
+
+def test_a_node_whose_role_cannot_be_a_name_can_be_paused_and_resumed() -> None:
+    lb = Balancer(PLAIN, *web(2))
+    lb.edit("web1", role="we b", pause=Pause(NOW, "me"))
+    lb.run()
+
+    assert managed(lb.text)[0] == "# lbagent paused web1 10.0.0.1 role=web"
+    assert lb.run().after == (lb.text,)
+
+    lb.edit("web1", pause=None)
+    lb.run()
+
+    assert lb.servers == ["web2"]
+
+
+def test_a_node_whose_role_cannot_be_a_name_and_that_moved_counts_for_the_guard() -> None:
+    lb = Balancer(PLAIN, *web(2))
+    for at in (1, 2):
+        lb.edit(f"web{at}", role="we b", address=f"10.0.1.{at}")
+
+    assert lb.run().blocked
+    assert lb.servers == ["web1", "web2"]
+
+
+# --- through the program -------------------------------------------------------------------------------------------
+
+
+def test_edits_one_after_another_end_with_3_and_force_applies_them(tmp_path: Path) -> None:
+    stage = built(tmp_path, str(LBAGENT), TEXT, "", shutil.which("true"))
+    head = f"haproxy: {{config: {stage.cfg}}}\nservices: {{iis: {{port: 80}}}}\n"
+    stage.roles.write_text(f"{head}roles: {{web: {{lb: [iis]}}}}\n")
+    assert stage.join("web1 10.0.0.1", "web2 10.0.0.2", "web3 10.0.0.3").status == 0
+
+    stage.roles.write_text(f"{head}roles: {{web: {{lb: [iis], networks: [10.0.0.2/31]}}}}\n")
+    first = stage.run("apply")
+    stage.roles.write_text(f"{head}roles: {{web: {{lb: [iis], networks: [10.0.0.3/32]}}}}\n")
+    second = stage.run("apply")
+    left = stage.managed
+    forced = stage.run("apply", "--force")
+
+    assert [one.status for one in (first, second, forced)] == [0, 3, 0]
+    assert "; 1 more went within the last 60 minutes: web1" in second.err
+    assert [line.split()[1] for line in left] == ["web2", "web3"]
+    assert [line.split()[1] for line in stage.managed] == ["web3"]
+
+
+def test_a_weight_that_is_none_costs_no_node_its_line(tmp_path: Path) -> None:
+    roles = 'services: {iis: {port: 80, options: "check weight {tag:weight|100}"}}\nroles: {web: {lb: [iis]}}\n'
+    stage = built(tmp_path, str(LBAGENT), TEXT, roles, shutil.which("true"))
+    nodes = [f"web{at}\t10.0.0.{at}\tweb\trole=web,weight=" for at in range(1, 4)]
+    stage.handle("member-join", "".join(f"{node}5\n" for node in nodes).encode())
+    before = stage.cfg.read_bytes()
+
+    done = [stage.handle("member-update", f"{node}50%\n".encode()) for node in nodes]
+
+    assert [one.status for one in done] == [0, 0, 0]
+    assert "web1 keeps its line in backend farm: its tag 'weight' is '50%', not [A-Za-z0-9._-]{1,64}" in done[0].err
+    assert stage.cfg.read_bytes() == before
+    assert len(stage.managed) == 3

@@ -1,0 +1,1273 @@
+"""The plan, from the outside: what becomes of a haproxy.cfg, whatever the network and the operator wrote."""
+
+# ruff: noqa: E501  # a case of a table stands on one line
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from lbagent.errors import Refused
+from lbagent.haproxy.config import Document
+from lbagent.membership.model import ALIVE, FAILED, LEFT, UNKNOWN, Member, Membership
+from lbagent.outcome import BlockedRemoval
+from lbagent.planning.plan import Plan, PlanOptions, make_plan
+from lbagent.planning.restore import rebuild_membership, restore_managed_lines
+from lbagent.roles.model import Roles
+from tests.helpers.builders import (
+    MANAGED,
+    NOW,
+    dedent,
+    folded,
+    joining,
+    known,
+    managed,
+    member,
+    outside,
+    pausing,
+    planned,
+    planning,
+    poisoned,
+    reading,
+    saying,
+    shuffled,
+    telling,
+)
+
+ROLES = reading("""
+    services:
+      iis: {port: 80}
+      web_service-a: {port: 1111, options: "check inter {interval} rise 2 fall 2"}
+      mongo: {port: "{tag:port|27017}", options: "check weight {tag:weight|100}"}
+    roles:
+      web: {lb: [iis], monitor: [none], interval: 60s}
+      app: {lb: [iis, web_service-a], interval: 5s}
+      db: {data-lb: [mongo], max: 4, networks: [10.0.0.0/8, "2001:db8::/32"]}
+      batch: {lb: [iis], on_failed: remove}
+      local: {lb: [iis], networks: [127.0.0.0/8, "::1"]}
+""")
+
+ONE = dedent("""
+    backend farm
+        balance roundrobin
+        # additional-lb-iis-server
+""")
+"""One proxy with one marker."""
+
+
+def line(
+    name: str,
+    address: str = "10.0.0.1",
+    role: str = "web",
+    port: int = 80,
+    options: str = "check inter 60s rise 2 fall 2",
+) -> str:
+    """A managed line of the role `web`."""
+    return f"server {name} {address}:{port} {options} # lbagent role={role}"
+
+
+# --- one marker, exact texts ---------------------------------------------------------------------------------------
+
+
+def test_a_node_that_joins_gets_a_line_above_the_marker() -> None:
+    text = planned(ONE, ROLES, known(member("web01", "10.0.0.5")))
+
+    assert text == dedent("""
+        backend farm
+            balance roundrobin
+            server web01 10.0.0.5:80 check inter 60s rise 2 fall 2 # lbagent role=web
+            # additional-lb-iis-server
+    """)
+
+
+def test_nothing_known_leaves_the_text_as_it_is() -> None:
+    assert planned(ONE, ROLES, known()) == ONE
+
+
+def test_names_are_in_natural_order() -> None:
+    names = ["web10", "web9", "web1", "web01", "Web2", "web", "web1a", "10", "9"]
+
+    text = planned(ONE, ROLES, known(*(member(name, f"10.0.0.{at}") for at, name in enumerate(names, 1))))
+
+    assert [one.split()[1] for one in managed(text)] == [
+        "9",
+        "10",
+        "Web2",
+        "web",
+        "web01",
+        "web1",
+        "web1a",
+        "web9",
+        "web10",
+    ]
+
+
+def test_roles_at_one_marker_are_sorted_together() -> None:
+    members = known(member("c", "10.0.0.3"), member("b", "10.0.0.2", "batch"), member("a", "10.0.0.1", "web"))
+
+    text = planned(ONE, ROLES, members)
+
+    assert managed(text) == [
+        line("a", "10.0.0.1"),
+        line("b", "10.0.0.2", "batch", options="check inter 2s rise 2 fall 2"),
+        line("c", "10.0.0.3"),
+    ]
+
+
+def test_a_role_without_an_entry_has_no_lines() -> None:
+    assert (
+        planned(ONE, ROLES, known(member("w1", role="Web"), member("w2", role=""), member("w3", role="unheard"))) == ONE
+    )
+
+
+def test_a_section_of_none_has_no_lines() -> None:
+    text = "backend m\n    # additional-monitor-iis-server\n"
+
+    assert planned(text, ROLES, known(member("web01"))) == text
+
+
+@pytest.mark.parametrize("status", [LEFT, UNKNOWN])
+def test_who_is_not_there_has_no_line(status: str) -> None:
+    assert planned(ONE, ROLES, known(member("web01", status=status))) == ONE
+
+
+def test_a_failed_node_keeps_its_line() -> None:
+    text = planned(ONE, ROLES, known(member("web01", status=FAILED)))
+
+    assert managed(text) == [line("web01")]
+
+
+def test_a_paused_node_stands_as_a_comment() -> None:
+    text = planned(ONE, ROLES, known(member("web01", "10.0.0.5"), pausing(member("web02", "10.0.0.6"))))
+
+    assert text == dedent("""
+        backend farm
+            balance roundrobin
+            server web01 10.0.0.5:80 check inter 60s rise 2 fall 2 # lbagent role=web
+            # lbagent paused web02 10.0.0.6 role=web
+            # additional-lb-iis-server
+    """)
+
+
+def test_a_pause_takes_the_server_line_away() -> None:
+    before = planned(ONE, ROLES, known(member("web01", "10.0.0.5")))
+
+    done = planning(before, ROLES, known(pausing(member("web01", "10.0.0.5"))))
+
+    assert managed(done.after[0]) == ["# lbagent paused web01 10.0.0.5 role=web"]
+    assert done.removed == (f"backend farm: {line('web01', '10.0.0.5')}",)
+    assert done.added == ("backend farm: # lbagent paused web01 10.0.0.5 role=web",)
+
+
+def test_a_pause_holds_for_every_member_at_the_address() -> None:
+    # The second one would have no line anyhow: its address:port is taken.
+    text = planned(ONE, ROLES, known(pausing(member("old", "10.0.0.5", "unheard")), member("new", "10.0.0.5")))
+
+    assert managed(text) == ["# lbagent paused new 10.0.0.5 role=web"]
+
+
+def test_the_tag_pauses() -> None:
+    text = planned(
+        ONE,
+        ROLES,
+        known(member("web01", tags={"lbagent": "paused"}), member("web02", "10.0.0.2", tags={"lbagent": "Paused"})),
+    )
+
+    assert managed(text) == ["# lbagent paused web01 10.0.0.1 role=web", line("web02", "10.0.0.2")]
+
+
+def test_an_ipv6_address_is_bracketed() -> None:
+    text = planned(ONE, ROLES, known(member("w1", "2001:db8::5"), pausing(member("w2", "2001:db8::6"))))
+
+    assert managed(text) == [
+        "server w1 [2001:db8::5]:80 check inter 60s rise 2 fall 2 # lbagent role=web",
+        "# lbagent paused w2 2001:db8::6 role=web",
+    ]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "0.0.0.0",
+        "0.1.2.3",
+        "127.0.0.1",
+        "127.9.9.9",
+        "224.0.0.1",
+        "255.255.255.255",
+        "169.254.10.20",
+        "::",
+        "::1",
+        "ff02::1",
+        "fe80::1",
+    ],
+)
+def test_an_address_nobody_serves_from_is_never_written(address: str) -> None:
+    done = planning(ONE, ROLES, known(member("web01", address)))
+
+    assert done.after == (ONE,)
+    assert [note for note in done.notes if "web01" in note] != []
+
+
+@pytest.mark.parametrize("address", ["127.0.0.2", "::1"])
+def test_loopback_is_written_where_networks_name_it(address: str) -> None:
+    text = planned(ONE, ROLES, known(member("web01", address, "local")))
+
+    assert [one.split()[1] for one in managed(text)] == ["web01"]
+
+
+@pytest.mark.parametrize(
+    ("address", "there"), [("10.255.0.1", 1), ("11.0.0.1", 0), ("2001:db8:ffff::1", 1), ("2001:db9::1", 0)]
+)
+def test_a_role_takes_only_addresses_of_its_networks(address: str, there: int) -> None:
+    text = planned("backend m\n# additional-data-lb-mongo-server\n", ROLES, known(member("d1", address, "db")))
+
+    assert len(managed(text)) == there
+
+
+def test_tags_fill_options_and_port() -> None:
+    text = planned(
+        "backend m\n\t# additional-data-lb-mongo-server\n",
+        ROLES,
+        known(member("d1", "10.0.0.1", "db", {"port": "8080", "weight": "5"}), member("d2", "10.0.0.2", "db")),
+    )
+
+    assert text == (
+        "backend m\n"
+        "\tserver d1 10.0.0.1:8080 check weight 5 # lbagent role=db\n"
+        "\tserver d2 10.0.0.2:27017 check weight 100 # lbagent role=db\n"
+        "\t# additional-data-lb-mongo-server\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("tag", "value"),
+    [
+        ("port", "0"),
+        ("port", "65536"),
+        ("port", "-1"),
+        ("port", "80 "),
+        ("port", "8O"),
+        ("port", "\u0668\u0660"),
+        ("port", "80\nserver evil 6.6.6.6:80"),
+        ("port", "0000099999"),
+        ("port", "0000065536"),
+        ("port", "00001" + "0" * 50),
+        ("weight", "5 backup"),
+        ("weight", "5#"),
+        ("weight", "1" * 65),
+        ("weight", "\u2028"),
+        ("weight", "${HOME}"),
+        ("weight", "5\r"),
+    ],
+)
+def test_a_tag_that_may_not_stand_there_costs_only_its_own_node_the_line(tag: str, value: str) -> None:
+    done = planning(
+        "backend m\n# additional-data-lb-mongo-server\n",
+        ROLES,
+        known(member("d1", "10.0.0.1", "db", {tag: value}), member("d2", "10.0.0.2", "db")),
+    )
+
+    assert [one.split()[1] for one in managed(done.after[0])] == ["d2"]
+    assert [note for note in done.notes if "d1" in note] != []
+
+
+def test_an_empty_tag_is_no_word() -> None:
+    roles = reading("""
+        services: {iis: {port: 80, options: "check weight {tag:weight|100} rise 2"}}
+        roles: {web: {lb: [iis]}}
+    """)
+
+    text = planned(ONE, roles, known(member("web01", tags={"weight": ""})))
+
+    assert managed(text) in ([], ["server web01 10.0.0.1:80 check weight 100 rise 2 # lbagent role=web"])
+    assert outside(text) == outside(ONE)
+
+
+# --- the operator's text ------------------------------------------------------------------------------------------
+
+
+def test_crlf_stays_crlf() -> None:
+    before = ONE.replace("\n", "\r\n")
+
+    text = planned(before, ROLES, known(member("web01"), pausing(member("web02", "10.0.0.2"))))
+
+    assert text == (
+        "backend farm\r\n    balance roundrobin\r\n"
+        "    server web01 10.0.0.1:80 check inter 60s rise 2 fall 2 # lbagent role=web\r\n"
+        "    # lbagent paused web02 10.0.0.2 role=web\r\n"
+        "    # additional-lb-iis-server\r\n"
+    )
+
+
+def test_crlf_stays_crlf_where_the_marker_is_the_last_line_without_an_end() -> None:
+    text = planned("backend farm\r\n# additional-lb-iis-server", ROLES, known(member("web01")))
+
+    assert text == f"backend farm\r\n{line('web01')}\r\n# additional-lb-iis-server\r\n"
+
+
+def test_a_missing_final_line_end_is_completed_when_something_is_written() -> None:
+    text = planned(ONE.removesuffix("\n"), ROLES, known(member("web01")))
+
+    assert text == planned(ONE, ROLES, known(member("web01")))
+
+
+def test_a_missing_final_line_end_stays_missing_when_nothing_is() -> None:
+    before = planned(ONE, ROLES, known(member("web01"))).removesuffix("\n")
+
+    assert planned(before, ROLES, known(member("web01"))) == before
+
+
+def test_a_last_line_of_ours_without_an_end_goes_alone() -> None:
+    before = f"backend farm\n\n    {line('web01')}"
+
+    assert planned(before, ROLES, known(member("web01", status=LEFT))) == "backend farm\n\n"
+
+
+def test_indentation_is_the_markers_own() -> None:
+    text = planned("backend farm\n\t  \t# additional-lb-iis-server\n", ROLES, known(member("web01")))
+
+    assert text == f"backend farm\n\t  \t{line('web01')}\n\t  \t# additional-lb-iis-server\n"
+
+
+def test_shift_jis_and_broken_bytes_come_back_as_they_were() -> None:
+    comment = "負荷分散 ソ\\表".encode("cp932") + b" \xff\xfe\x00\x0b\x0c\x1c\x85\xc2\x85\xe2\x80\xa8"
+    before = (b"# " + comment + b"\n" + ONE.encode() + b"# " + comment).decode("utf-8", "surrogateescape")
+
+    after = planned(before, ROLES, known(member("web01"))).encode("utf-8", "surrogateescape")
+
+    assert after == (
+        b"# "
+        + comment
+        + b"\nbackend farm\n    balance roundrobin\n    "
+        + line("web01").encode()
+        + b"\n    # additional-lb-iis-server\n# "
+        + comment
+        + b"\n"
+    )
+
+
+@given(st.binary(max_size=300) | st.text("ab# \t\r\n\x0b\u2028", max_size=300).map(str.encode))
+def test_a_document_gives_back_any_bytes(content: bytes) -> None:
+    text = content.decode("utf-8", "surrogateescape")
+
+    (back,) = planning(text, ROLES, known()).before
+
+    assert back.encode("utf-8", "surrogateescape") == content
+
+
+@given(
+    st.lists(
+        st.sampled_from(["", "\n", "\r\n", "a", "backend x\n", "# additional-lb-iis-server", "\ufeff"]),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_a_document_of_several_files_gives_each_of_them_back(texts: list[str]) -> None:
+    document = Document([(f"{at}.cfg", text) for at, text in enumerate(texts)])
+
+    assert make_plan(document, ROLES, known(), PlanOptions()).after == tuple(texts)
+
+
+def test_a_proxy_in_a_second_file_is_planned_there() -> None:
+    document = Document([("a.cfg", "global\n    daemon"), ("b.cfg", ONE)])
+
+    done = make_plan(document, ROLES, known(member("web01")), PlanOptions())
+
+    assert done.before == ("global\n    daemon", ONE)
+    assert done.after == ("global\n    daemon", planned(ONE, ROLES, known(member("web01"))))
+
+
+def test_a_line_whose_comment_was_deleted_belongs_to_the_operator() -> None:
+    taken_back = ONE.replace("    # add", "    server web01 10.0.0.1:80 check weight 7\n    # add")
+
+    assert planned(taken_back, ROLES, known(member("web01"))) == taken_back
+    assert planned(taken_back, ROLES, known()) == taken_back
+
+
+@pytest.mark.parametrize(
+    "reformatted",
+    [
+        "server\tweb01\t10.0.0.1:80\tcheck # lbagent role=web",
+        "server  web01   10.0.0.1:80  check # lbagent role=web",
+        "server web01 10.0.0.1:80 check\t# lbagent role=web",
+        "server web01 10.0.0.1:80 check   # lbagent role=web \t",
+    ],
+)
+def test_a_line_somebody_reformatted_is_still_a_managed_one(reformatted: str) -> None:
+    before = f"backend farm\n    {reformatted}\n    # additional-lb-iis-server\n"
+
+    assert (
+        planned(before, ROLES, known(member("web01", status=LEFT))) == "backend farm\n    # additional-lb-iis-server\n"
+    )
+
+
+def test_what_an_operator_inserted_between_managed_lines_and_marker_stays() -> None:
+    before = planned(ONE, ROLES, known(member("web01"))).replace(
+        "    # add", "\n    # keep me\n    option httpchk\n    # add"
+    )
+
+    text = planned(before, ROLES, known(member("web01"), member("web02", "10.0.0.2")))
+
+    assert text == dedent("""
+        backend farm
+            balance roundrobin
+
+            # keep me
+            option httpchk
+            server web01 10.0.0.1:80 check inter 60s rise 2 fall 2 # lbagent role=web
+            server web02 10.0.0.2:80 check inter 60s rise 2 fall 2 # lbagent role=web
+            # additional-lb-iis-server
+    """)
+
+
+@pytest.mark.parametrize(
+    "nearly",
+    [
+        "# additional-lb-iis-server # note",
+        "#additional-lb-iis-server",
+        "## additional-lb-iis-server",
+        "# additional-lb-iis-servers",
+        "# additional-LB-iis-server",
+        "#  additional-lb-iis-server",
+        "option x # additional-lb-iis-server",
+        "# additional-lb iis-server",
+        "\u3000# additional-lb-iis-server",
+        "\x0b# additional-lb-iis-server",
+    ],
+)
+def test_only_a_whole_line_is_a_marker(nearly: str) -> None:
+    text = f"backend farm\n    {nearly}\n"
+
+    assert planned(text, ROLES, known(member("web01"))) == text
+
+
+def test_trailing_blanks_do_not_hide_a_marker() -> None:
+    text = planned("backend farm\n  # additional-lb-iis-server \t\n", ROLES, known(member("web01")))
+
+    assert text == f"backend farm\n  {line('web01')}\n  # additional-lb-iis-server \t\n"
+
+
+# --- several markers ----------------------------------------------------------------------------------------------
+
+
+def test_a_service_may_hold_hyphens_and_underscores() -> None:
+    text = planned("backend a\n    # additional-lb-web_service-a-server\n", ROLES, known(member("a1", role="app")))
+
+    assert managed(text) == [line("a1", role="app", port=1111, options="check inter 5s rise 2 fall 2")]
+
+
+def test_a_section_may_hold_hyphens() -> None:
+    text = planned("backend a\n    # additional-data-lb-mongo-server\n", ROLES, known(member("d1", role="db")))
+
+    assert managed(text) == ["server d1 10.0.0.1:27017 check weight 100 # lbagent role=db"]
+
+
+def test_the_same_pair_in_two_proxies_is_served_in_both() -> None:
+    text = planned(
+        "listen a\n# additional-lb-iis-server\n\nbackend b\n  # additional-lb-iis-server\n", ROLES, known(member("w1"))
+    )
+
+    assert (
+        text
+        == f"listen a\n{line('w1')}\n# additional-lb-iis-server\n\nbackend b\n  {line('w1')}\n  # additional-lb-iis-server\n"
+    )
+
+
+def test_several_services_in_one_proxy_name_their_servers_after_both() -> None:
+    text = planned(
+        dedent("""
+            backend farm
+                # additional-lb-iis-server
+                # additional-lb-web_service-a-server
+        """),
+        ROLES,
+        known(member("web01"), member("app.1", "10.0.0.2", "app"), pausing(member("app2", "10.0.0.3", "app"))),
+    )
+
+    assert text == dedent("""
+        backend farm
+            # lbagent paused app2 10.0.0.3 role=app
+            server app.1.iis 10.0.0.2:80 check inter 5s rise 2 fall 2 # lbagent role=app
+            server web01.iis 10.0.0.1:80 check inter 60s rise 2 fall 2 # lbagent role=web
+            # additional-lb-iis-server
+            # lbagent paused app2 10.0.0.3 role=app
+            server app.1.web_service-a 10.0.0.2:1111 check inter 5s rise 2 fall 2 # lbagent role=app
+            # additional-lb-web_service-a-server
+    """)
+
+
+def test_a_second_service_in_the_proxy_renames_what_stands_there() -> None:
+    before = planned(ONE, ROLES, known(member("web01")))
+
+    text = planned(before + "    # additional-lb-web_service-a-server\n", ROLES, known(member("web01")))
+
+    assert text == dedent("""
+        backend farm
+            balance roundrobin
+            server web01.iis 10.0.0.1:80 check inter 60s rise 2 fall 2 # lbagent role=web
+            # additional-lb-iis-server
+            # additional-lb-web_service-a-server
+    """)
+
+
+def test_the_second_service_gone_takes_the_suffix_away() -> None:
+    before = planned(ONE + "    # additional-lb-web_service-a-server\n", ROLES, known(member("web01")))
+
+    text = planned(before.replace("    # additional-lb-web_service-a-server\n", ""), ROLES, known(member("web01")))
+
+    assert text == planned(ONE, ROLES, known(member("web01")))
+
+
+def test_a_marker_twice_in_one_proxy_is_refused_with_both_lines() -> None:
+    text = ONE + "    server x 10.9.9.9:80\n\t# additional-lb-iis-server\n"
+
+    with pytest.raises(Refused) as refused:
+        planning(text, ROLES, known(member("web01")))
+
+    assert str(refused.value) == (
+        "haproxy.cfg:5: '# additional-lb-iis-server' stands in backend farm twice, first at haproxy.cfg:3: delete one"
+    )
+
+
+def test_an_unknown_marker_is_left_alone_and_reported() -> None:
+    text = "backend farm\n    # additional-lb-oracle-server\n    # additional-lb-iis-server\n"
+
+    done = planning(text, ROLES, known(member("web01")))
+
+    assert done.after == (text.replace("    # additional-lb-iis", f"    {line('web01')}\n    # additional-lb-iis"),)
+    assert "haproxy.cfg:2: no role of roles.yml has a section and service for this marker" in done.notes
+
+
+def test_a_marker_that_is_nowhere_is_reported() -> None:
+    done = planning("backend farm\n", ROLES, known())
+
+    assert done.notes == (
+        "haproxy.cfg has no marker '# additional-lb-iis-server'",
+        "haproxy.cfg has no marker '# additional-lb-web_service-a-server'",
+        "haproxy.cfg has no marker '# additional-data-lb-mongo-server'",
+    )
+
+
+def test_a_line_whose_marker_is_gone_stays_while_its_node_stays() -> None:
+    before = planned(ONE, ROLES, known(member("web01"), member("web02", "10.0.0.2"))).replace(
+        "    # additional-lb-iis-server\n", ""
+    )
+
+    done = planning(
+        before, ROLES, known(member("web01"), member("web02", "10.0.0.2", status=LEFT), member("web03", "10.0.0.3"))
+    )
+
+    assert done.after == (f"backend farm\n    balance roundrobin\n    {line('web01')}\n",)
+    assert "haproxy.cfg:3: web01 stands without its marker" in done.notes
+
+
+def test_a_line_whose_marker_is_gone_follows_a_pause_and_a_new_address() -> None:
+    before = planned(ONE, ROLES, known(member("web01"), member("web02", "10.0.0.2"))).replace(
+        "    # additional-lb-iis-server\n", ""
+    )
+
+    text = planned(before, ROLES, known(pausing(member("web01")), member("web02", "10.0.0.22")))
+
+    assert (
+        text
+        == f"backend farm\n    balance roundrobin\n    # lbagent paused web01 10.0.0.1 role=web\n    {line('web02', '10.0.0.22')}\n"
+    )
+
+
+def test_a_paused_line_whose_marker_is_gone_stays_a_paused_line() -> None:
+    both = "backend farm\n    # additional-lb-iis-server\n    # additional-data-lb-mongo-server\n"
+    dbs = [member(f"d{at}", f"10.0.1.{at}", "db") for at in (1, 2, 3)]
+    before = planned(both, ROLES, known(member("web1"), *dbs)).replace("    # additional-lb-iis-server\n", "")
+    members = known(pausing(member("web1")), *dbs)
+
+    once = planned(before, ROLES, members)
+    again = planned(once, ROLES, members)
+
+    assert "    # lbagent paused web1 10.0.0.1 role=web\n" in once
+    assert again == once
+
+
+# --- lines by hand ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["web01", "WEB01", "Web01"])
+@pytest.mark.parametrize("where", ["above", "below"])
+def test_a_hand_written_namesake_wins(name: str, where: str) -> None:
+    by_hand = f"    server {name} 10.9.9.9:8080 check\n"
+    text = ONE.replace("    # add", f"{by_hand}    # add") if where == "above" else ONE + by_hand
+
+    done = planning(text, ROLES, known(member("web01")))
+
+    assert done.after == (text,)
+    assert "web01 stands in backend farm by hand: none is written beside it" in done.notes
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "10.0.0.1:80",
+        '"10.0.0.1:80"',
+        "ipv4@10.0.0.1:80",
+    ],
+)
+def test_a_hand_written_line_with_the_address_and_port_wins(endpoint: str) -> None:
+    text = ONE + f"    server other {endpoint} check\n"
+
+    assert planned(text, ROLES, known(member("web01"))) == text
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "[2001:db8::1]:80",
+        "[2001:DB8::1]:80",
+        "2001:db8::1:80",
+    ],
+)
+def test_a_hand_written_line_with_the_ipv6_address_and_port_wins(endpoint: str) -> None:
+    text = ONE + f"    server other {endpoint} check\n"
+
+    assert planned(text, ROLES, known(member("web01", "2001:db8::1"))) == text
+
+
+def test_a_hand_written_line_in_another_proxy_does_not_matter() -> None:
+    text = ONE + "backend other\n    server web01 10.0.0.1:80\n"
+
+    assert managed(planned(text, ROLES, known(member("web01")))) == [line("web01")]
+
+
+def test_a_hand_written_line_that_appears_takes_the_managed_one_away() -> None:
+    text = planned(ONE, ROLES, known(member("web01"))) + "    server web01 10.0.0.1:80 check weight 5\n"
+
+    assert planned(text, ROLES, known(member("web01"))) == ONE + "    server web01 10.0.0.1:80 check weight 5\n"
+
+
+def test_adopt_turns_hand_written_lines_above_a_marker_into_managed_ones() -> None:
+    text = dedent("""
+        backend farm
+            server WEB01 10.0.0.1:80 check
+            server older 10.0.0.2:80 check
+            server static 10.0.0.9:80 check
+            # additional-lb-iis-server
+            server web03 10.0.0.3:80 check
+    """)
+    members = known(member("web01"), member("web02", "10.0.0.2"), member("web03", "10.0.0.3"))
+
+    done = planning(text, ROLES, members, PlanOptions(adopt=True))
+
+    assert done.after == (
+        dedent("""
+            backend farm
+                server static 10.0.0.9:80 check
+                server web01 10.0.0.1:80 check inter 60s rise 2 fall 2 # lbagent role=web
+                server web02 10.0.0.2:80 check inter 60s rise 2 fall 2 # lbagent role=web
+                # additional-lb-iis-server
+                server web03 10.0.0.3:80 check
+        """),
+    )
+
+
+# --- one address:port once ----------------------------------------------------------------------------------------
+
+
+def test_of_two_members_at_one_address_the_living_one_has_the_line() -> None:
+    text = planned(ONE, ROLES, known(member("web01", status=FAILED), member("web02")))
+
+    assert managed(text) == [line("web02")]
+
+
+def test_of_two_living_members_at_one_address_the_first_name_has_the_line() -> None:
+    done = planning(ONE, ROLES, known(member("web10"), member("web9")))
+
+    assert managed(done.after[0]) == [line("web9")]
+    assert "web10 has no line in backend farm: web9 has 10.0.0.1:80" in done.notes
+
+
+def test_of_two_names_of_one_host_at_two_markers_the_first_name_has_the_line() -> None:
+    roles = reading("""
+        services: {one: {port: 80, options: check}, two: {port: 80, options: check}}
+        roles: {web: {lb: [one]}, app: {lb: [two]}}
+    """)
+    text = "backend farm\n# additional-lb-one-server\n# additional-lb-two-server\n"
+
+    after = planned(text, roles, known(member("web10"), member("web2", role="app")))
+
+    assert managed(after) == ["server web2.two 10.0.0.1:80 check # lbagent role=app"]
+
+
+# --- max, on_failed, guard ----------------------------------------------------------------------------------------
+
+
+def mongos(*numbers: int) -> Membership:
+    """Members of the role `db`, which has a `max` of four."""
+    return known(*(member(f"d{number}", f"10.0.0.{number}", "db") for number in numbers))
+
+
+def test_newcomers_beyond_max_are_refused_and_known_ones_never_displaced() -> None:
+    text = "backend m\n# additional-data-lb-mongo-server\n"
+    before = planned(text, ROLES, mongos(5, 6, 7))
+
+    done = planning(before, ROLES, mongos(1, 2, 5, 6, 7))
+
+    assert [one.split()[1] for one in managed(done.after[0])] == ["d1", "d5", "d6", "d7"]
+    assert [note for note in done.notes if "node d2 has no line for mongo" in note] != []
+
+
+def test_a_smaller_max_displaces_nobody() -> None:
+    roles = ROLES._replace(roles={**ROLES.roles, "db": ROLES.roles["db"]._replace(max=2)})
+    before = planned("backend m\n# additional-data-lb-mongo-server\n", ROLES, mongos(1, 2, 3, 4))
+
+    assert planned(before, roles, mongos(1, 2, 3, 4)) == before
+
+
+@pytest.mark.parametrize(("failed", "there"), [(0, 4), (1, 3), (2, 2), (3, 4), (4, 4)])
+def test_on_failed_remove_acts_only_while_half_is_alive(failed: int, there: int) -> None:
+    members = known(
+        *(member(f"b{at}", f"10.0.0.{at}", "batch", status=FAILED if at <= failed else ALIVE) for at in range(1, 5))
+    )
+
+    assert len(managed(planned(ONE, ROLES, members))) == there
+
+
+def test_on_failed_remove_does_not_count_paused_nodes() -> None:
+    alive = [
+        pausing(member("b1", "10.0.0.1", "batch")),
+        pausing(member("b2", "10.0.0.2", "batch")),
+        member("b3", "10.0.0.3", "batch"),
+    ]
+    failed = [member("b4", "10.0.0.4", "batch", status=FAILED), member("b5", "10.0.0.5", "batch", status=FAILED)]
+
+    text = planned(ONE, ROLES, known(*alive, *failed))
+
+    assert [one.split()[1] for one in managed(text) if one.startswith("server")] == ["b3", "b4", "b5"]
+
+
+def webs(*numbers: int) -> list[Member]:
+    """Living members of the role `web`."""
+    return [member(f"web{number}", f"10.0.0.{number}") for number in numbers]
+
+
+@pytest.mark.parametrize(("lost", "held"), [(1, False), (2, False), (3, True), (4, True)])
+def test_the_guard_holds_back_what_takes_more_than_half(lost: int, held: bool) -> None:  # noqa: FBT001
+    before = planned(ONE, ROLES, known(*webs(1, 2, 3, 4)))
+
+    done = planning(before, ROLES, known(*webs(1, 2, 3, 4)[lost:]))
+
+    assert (done.after[0] == before) is held
+    assert bool(done.blocked) is held
+
+
+def test_what_the_guard_says_names_marker_proxy_and_nodes() -> None:
+    before = planned(ONE, ROLES, known(*webs(1, 2, 3)))
+
+    done = planning(before, ROLES, known(*webs(9)))
+
+    words = "3 of 4 lines at '# additional-lb-iis-server' in backend farm would go: web1, web2, web3"
+    assert done.blocked == (BlockedRemoval(3, words),)
+    assert str(done.blocked[0]) == words
+    assert [one.split()[1] for one in managed(done.after[0])] == ["web1", "web2", "web3", "web9"]
+
+
+def test_the_guard_lets_the_rest_of_the_plan_go_on() -> None:
+    text = ONE + "backend m\n# additional-data-lb-mongo-server\n"
+    before = planned(text, ROLES, known(*webs(1, 2, 3), *mongos(1, 2, 3).members.values()))
+
+    done = planning(before, ROLES, mongos(2, 3, 4))
+
+    assert [one.split()[1] for one in managed(done.after[0])] == ["web1", "web2", "web3", "d2", "d3", "d4"]
+
+
+def test_what_the_guard_holds_back_is_held_back_by_the_next_run_too() -> None:
+    before = planned(ONE, ROLES, known(*webs(1, 2, 3)))
+    once = planned(before, ROLES, known(*webs(8, 9)))
+
+    again = planning(once, ROLES, known(*webs(8, 9)))
+
+    assert again.after == (once,)
+    assert len(again.blocked) == 1
+
+
+def test_newcomers_count_for_the_guard_at_once_and_not_only_in_the_next_run() -> None:
+    before = planned(ONE, ROLES, known(*webs(1, 2)))
+
+    done = planning(before, ROLES, known(*webs(8, 9)))
+
+    assert [one.split()[1] for one in managed(done.after[0])] == ["web8", "web9"]
+    assert done.blocked == ()
+
+
+def test_force_lets_everything_go() -> None:
+    before = planned(ONE, ROLES, known(*webs(1, 2, 3)))
+
+    done = planning(before, ROLES, known(), PlanOptions(force=True))
+
+    assert done.after == (ONE,)
+    assert done.blocked == ()
+
+
+def test_the_guard_does_not_hold_what_was_asked_for() -> None:
+    before = planned(ONE, ROLES, known(*webs(1, 2, 3)))
+    gone = [one._replace(status=LEFT) for one in webs(1, 2)]
+
+    done = planning(before, ROLES, known(*gone, *(one._replace(role="other") for one in webs(3))))
+
+    assert done.after == (ONE,)
+    assert done.blocked == ()
+
+
+def test_roles_yml_that_forgets_a_role_is_held_back() -> None:
+    roles = ROLES._replace(roles={name: role for name, role in ROLES.roles.items() if name != "web"})
+    before = planned(ONE, ROLES, known(*webs(1, 2)))
+
+    done = planning(before, roles, known(*webs(1, 2)))
+
+    assert done.after == (before,)
+    assert len(done.blocked) == 1
+
+
+def test_kept_nodes_stay_as_they_stand() -> None:
+    before = planned(ONE, ROLES, known(*webs(1, 2)))
+    moved = [one._replace(address="10.0.1.1") for one in webs(1, 2)]
+
+    text = planned(before, ROLES, known(*moved, *webs(3)), PlanOptions(kept=frozenset({"web1", "web3"})))
+
+    assert managed(text) == [line("web1", "10.0.0.1"), line("web2", "10.0.1.1")]
+
+
+# --- ids ----------------------------------------------------------------------------------------------------------
+
+
+def ids(text: str) -> dict[str, int]:
+    """The id of each managed server, by name."""
+    words = [one.split() for one in managed(text) if " id " in one]
+    return {one[1]: int(one[one.index("id") + 1]) for one in words}
+
+
+@pytest.mark.parametrize(
+    "balance", ["source", "uri whole", "url_param u", "hdr(host)", "random", "random(2)", "rdp-cookie", "hash src"]
+)
+def test_servers_of_a_hashing_balance_carry_ids(balance: str) -> None:
+    text = planned(ONE.replace("roundrobin", balance), ROLES, known(*webs(1)))
+
+    assert list(ids(text)) == ["web1"]
+    assert managed(text)[0].startswith("server web1 10.0.0.1:80 check inter 60s rise 2 fall 2 id ")
+
+
+@pytest.mark.parametrize("balance", ["roundrobin", "leastconn", "static-rr", "first"])
+def test_other_servers_carry_none(balance: str) -> None:
+    assert ids(planned(ONE.replace("roundrobin", balance), ROLES, known(*webs(1)))) == {}
+
+
+def test_balance_is_inherited_from_defaults() -> None:
+    text = dedent("""
+        defaults
+            balance source
+        defaults plain
+            balance roundrobin
+        backend a from plain
+            # additional-lb-iis-server
+        defaults hashing
+            balance uri
+        backend b
+            # additional-lb-iis-server
+        backend c
+            balance first
+            # additional-lb-iis-server
+    """)
+
+    after = planned(text, ROLES, known(*webs(1)))
+
+    assert [" id " in one for one in managed(after)] == [False, True, False]
+
+
+@given(st.sets(st.integers(1, 250), min_size=1, max_size=60), st.integers(1, 250))
+@settings(max_examples=30)
+def test_ids_do_not_change_when_others_join_or_leave(numbers: set[int], other: int) -> None:
+    text = ONE.replace("roundrobin", "source")
+
+    before = ids(planned(text, ROLES, known(*webs(*numbers))))
+    after = ids(planned(text, ROLES, known(*webs(*numbers, other))))
+
+    assert {name: number for name, number in after.items() if name in before} == before
+    assert len({number % (1 << 20) for number in after.values()}) == len(after)
+
+
+def test_ids_are_unique_on_the_ring_among_a_thousand_and_those_by_hand() -> None:
+    free = planned(ONE.replace("roundrobin", "source"), ROLES, known(*webs(1)))
+    taken = ids(free)["web1"]
+    by_hand = f"    server static 10.9.9.9:80 id {taken + (1 << 20)}\n"
+    members = known(*(member(f"web{at}", f"10.1.{at // 250}.{at % 250 + 1}") for at in range(1000)))
+
+    found = ids(planned(ONE.replace("roundrobin", "source") + by_hand, ROLES, members))
+
+    assert len(found) == 1000
+    assert len({number % (1 << 20) for number in found.values()} | {taken}) == 1001
+
+
+# --- rebuilt, put back --------------------------------------------------------------------------------------------
+
+
+def test_membership_is_rebuilt_from_the_managed_lines_pauses_included() -> None:
+    members = known(member("web1"), pausing(member("web2", "2001:db8::2")), member("app1", "10.0.0.3", "app"))
+    text = planned(
+        ONE + "backend b\n# additional-lb-iis-server\n# additional-lb-web_service-a-server\n", ROLES, members
+    )
+
+    again = rebuild_membership(Document([("haproxy.cfg", text)]), ROLES, NOW)
+
+    assert {
+        (one.name, one.address, one.role, one.tags, one.status, bool(one.pause)) for one in again.members.values()
+    } == {
+        ("web1", "10.0.0.1", "web", None, ALIVE, False),
+        ("web2", "2001:db8::2", "web", None, ALIVE, True),
+        ("app1", "10.0.0.3", "app", None, ALIVE, False),
+    }
+    assert planned(text, ROLES, again) == text
+
+
+def test_lines_made_of_unknown_tags_stay_to_the_letter() -> None:
+    text = "backend m\n  # additional-data-lb-mongo-server\n"
+    members = known(
+        member("d1", role="db", tags={"port": "8080", "weight": "5"}), pausing(member("d2", "10.0.0.2", "db"))
+    )
+    before = planned(text, ROLES, members)
+
+    done = planning(before, ROLES, rebuild_membership(Document([("haproxy.cfg", before)]), ROLES, NOW))
+
+    assert done.after == (before,)
+    assert done.blocked == ()
+
+
+def test_a_rebuilt_node_follows_its_tags_once_they_are_known() -> None:
+    text = "backend m\n  # additional-data-lb-mongo-server\n"
+    before = planned(text, ROLES, known(member("d1", role="db", tags={"port": "8080"})))
+    again = rebuild_membership(Document([("haproxy.cfg", before)]), ROLES, NOW)
+
+    after = planned(before, ROLES, folded(again, joining("d1\t10.0.0.1\tdb\trole=db,port=9090")))
+
+    assert managed(after) == ["server d1 10.0.0.1:9090 check weight 100 # lbagent role=db"]
+
+
+def test_foreign_looking_managed_lines_enrol_nobody() -> None:
+    text = dedent("""
+        backend farm
+            server we$b 10.0.0.1:80 check # lbagent role=web
+            server web2 300.0.0.1:80 check # lbagent role=web
+            server web3 db.example.com:80 check # lbagent role=web
+            # lbagent paused web4 nowhere role=web
+            # lbagent paused web5 10.0.0.5 role=web
+            # additional-lb-iis-server
+    """)
+
+    again = rebuild_membership(Document([("haproxy.cfg", text)]), ROLES, NOW)
+
+    assert list(again.members) == ["web5"]
+
+
+def test_put_back_restores_the_lines_of_before_in_the_text_of_now() -> None:
+    before = planned(ONE, ROLES, known(*webs(1, 2)))
+    now = planned(before, ROLES, known(*webs(2, 3))).replace("balance roundrobin", "balance leastconn") + "# new\n"
+
+    (text,) = restore_managed_lines(Document([("haproxy.cfg", now)]), Document([("haproxy.cfg", before)]))
+
+    assert text == before.replace("balance roundrobin", "balance leastconn") + "# new\n"
+
+
+def test_put_back_of_what_is_there_changes_nothing() -> None:
+    text = planned(ONE, ROLES, known(*webs(1, 2)))
+
+    assert list(restore_managed_lines(Document([("haproxy.cfg", text)]), Document([("haproxy.cfg", text)]))) == [text]
+
+
+# --- what is true of all -------------------------------------------------------------------------------------------
+
+names = st.sampled_from(["web1", "web2", "WEB2", "web10", "app.1", "a", "0", "w-_.", "web1.iis", "x" * 63])
+addresses = st.sampled_from(
+    ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.200.0.4", "192.0.2.5", "127.0.0.6", "2001:db8::7", "2001:db8::8", "::1"]
+)
+role_names = st.sampled_from(["web", "app", "db", "batch", "local", "unheard"])
+tag_texts = st.dictionaries(
+    st.sampled_from(["port", "weight", "lbagent", "role", "x"]),
+    st.sampled_from(["80", "8080", "5", "paused", "a b", "web"]),
+    max_size=3,
+)
+
+
+@st.composite
+def members(draw: st.DrawFn) -> Membership:
+    """Any well-formed members."""
+    found = draw(
+        st.lists(
+            st.tuples(
+                names, addresses, role_names, tag_texts, st.sampled_from([ALIVE, ALIVE, FAILED, LEFT]), st.booleans()
+            ),
+            max_size=8,
+        )
+    )
+    made = (member(name, address, role, tags, status) for name, address, role, tags, status, _ in found)
+    return known(*(pausing(one) if flag else one for one, (*_, flag) in zip(made, found, strict=True)))
+
+
+operator_lines = st.sampled_from(
+    [
+        "backend a",
+        "backend b",
+        "listen c",
+        "frontend f",
+        "defaults",
+        "global",
+        "    balance source",
+        "balance leastconn",
+        "    server hand1 10.0.0.1:80 check",
+        "\tserver WEB1 10.0.0.9:8080",
+        "    server static 10.9.9.9:80 id 12 # note",
+        "",
+        "   # a comment",
+        "# \udc95\\ \u2028 \x0b",
+        "    option httpchk GET / # lbagent role=web",
+    ]
+)
+markers = st.sampled_from(
+    [
+        "    # additional-lb-iis-server",
+        "# additional-lb-web_service-a-server",
+        "\t# additional-data-lb-mongo-server",
+        "# additional-lb-oracle-server",
+    ]
+)
+stale_lines = st.sampled_from(
+    [
+        "    server web1 10.0.0.1:80 check inter 60s rise 2 fall 2 # lbagent role=web",
+        "server web1.iis 10.0.0.1:80 check # lbagent role=web",
+        "  server gone 10.0.0.77:80 check id 5 # lbagent role=web",
+        "    # lbagent paused web2 10.0.0.2 role=web",
+        "    # lbagent paused gone2 10.0.0.78 role=db",
+        "    server web10 [2001:db8::7]:27017 check weight 1 # lbagent role=db",
+    ]
+)
+
+
+@st.composite
+def texts(draw: st.DrawFn) -> str:
+    """A haproxy.cfg as operators, other tools and time leave it."""
+    body = draw(st.lists(st.one_of(operator_lines, markers, stale_lines), max_size=14))
+    ending = draw(st.sampled_from(["\n", "\n", "\r\n"]))
+    text = ending.join(["backend first", *body])
+    # A managed last line without an end has a test of its own.
+    return text + (ending if body and MANAGED.fullmatch(body[-1]) else draw(st.sampled_from([ending, ""])))
+
+
+def planning_anything(text: str, membership: Membership, rules: PlanOptions | None = None) -> Plan:
+    """A plan; examples with a doubled marker are no examples."""
+    try:
+        return planning(text, ROLES, membership, rules)
+    except Refused:
+        assume(False)  # noqa: FBT003
+        raise
+
+
+def _orphans(done: Plan) -> bool:
+    return any("without its marker" in note or "marker is gone" in note for note in done.notes)
+
+
+@given(texts(), members(), st.booleans())
+@settings(max_examples=300)
+def test_outside_the_managed_lines_every_byte_stays(text: str, membership: Membership, force: bool) -> None:  # noqa: FBT001
+    (after,) = planning_anything(text, membership, PlanOptions(force=force)).after
+
+    completed = text if after == text or text.endswith("\n") else text + ("\r\n" if "\r\n" in text else "\n")
+    assert outside(after) == outside(completed)
+
+
+@given(texts(), members())
+@settings(max_examples=300)
+def test_what_is_planned_is_planned_again_the_same(text: str, membership: Membership) -> None:
+    first = planning_anything(text, membership)
+    assume(not first.blocked and not _orphans(first))
+
+    again = planning(first.after[0], ROLES, membership)
+
+    assert again.after == first.after
+    assert again.changes == {}
+
+
+@given(texts(), members(), st.randoms(use_true_random=False))
+@settings(max_examples=200)
+def test_the_order_in_which_members_became_known_does_not_matter(
+    text: str, membership: Membership, dice: random.Random
+) -> None:
+    order = list(membership.members)
+    dice.shuffle(order)
+
+    one, other = planning_anything(text, membership), planning_anything(text, shuffled(membership, order))
+
+    assert one.after == other.after
+
+
+@given(texts(), members(), addresses, role_names)
+@settings(max_examples=300)
+def test_leaving_undoes_joining(text: str, membership: Membership, address: str, role: str) -> None:
+    first = planning_anything(text + "\n", membership, PlanOptions(force=True))
+    assume(not _orphans(first))
+    (settled,) = first.after
+    newcomer = member("web3", address, role)
+
+    (joined,) = planning(settled, ROLES, known(*membership.members.values(), newcomer)).after
+    left = planning(joined, ROLES, known(*membership.members.values(), newcomer._replace(status=LEFT)))
+
+    assert left.after == (settled,)
+
+
+def _by_proxy(text: str) -> list[tuple[int, str]]:
+    """Managed lines with the number of the section they stand in."""
+    found, number = [], 0
+    for one in text.split("\n"):
+        number += one.split()[:1] != [] and one.split()[0] in ("backend", "listen", "frontend", "defaults", "global")
+        if MANAGED.fullmatch(one):
+            found.append((number, one.strip()))
+    return found
+
+
+@given(texts(), members())
+@settings(max_examples=200)
+def test_the_digest_tells_managed_lines_apart_and_nothing_else(text: str, membership: Membership) -> None:
+    (after,) = planning_anything(text, membership).after
+
+    same = _by_proxy(text) == _by_proxy(after)
+    digests = [Document([("haproxy.cfg", one)]).digest() for one in (text, after)]
+
+    assert (digests[0] == digests[1]) is same
+
+
+@given(texts(), members())
+@settings(max_examples=150)
+def test_the_digest_of_a_plan_is_that_of_its_text(text: str, membership: Membership) -> None:
+    done = planning_anything(text, membership)
+
+    assert done.digest == Document([("haproxy.cfg", done.after[0])]).digest()
+
+
+@given(texts(), members())
+@settings(max_examples=150)
+def test_changes_say_exactly_which_lines_come_and_go(text: str, membership: Membership) -> None:
+    done = planning_anything(text, membership)
+
+    old, new = managed(text), managed(done.after[0])
+    assert {one.partition(": ")[2] for one in done.added} >= set(new) - set(old)
+    assert {one.partition(": ")[2] for one in done.removed} >= set(old) - set(new)
+    assert {one.partition(": ")[2] for one in done.added} <= set(new)
+    assert {one.partition(": ")[2] for one in done.removed} <= set(old)
+
+
+@given(texts(), members())
+@settings(max_examples=200)
+def test_in_a_proxy_names_and_addresses_stand_once(text: str, membership: Membership) -> None:
+    (after,) = planning_anything(text, known(*membership.members.values()), PlanOptions(force=True)).after
+    (clean,) = planning("\n".join(outside(after)), ROLES, membership).after
+
+    proxy: list[str] = []
+    for one in [*clean.split("\n"), "backend end"]:
+        if one.split()[:1] and one.split()[0] in ("backend", "listen", "frontend", "defaults", "global"):
+            assert len({words.split()[1] for words in proxy}) == len(proxy)
+            assert len({words.split()[2] for words in proxy}) == len(proxy)
+            proxy = []
+        elif MANAGED.fullmatch(one) and one.strip().startswith("server"):
+            proxy.append(one.strip())
+
+
+@given(texts(), members())
+@settings(max_examples=150)
+def test_what_is_rebuilt_from_the_lines_keeps_the_lines(text: str, membership: Membership) -> None:
+    (before,) = planning_anything("\n".join(outside(text)), membership).after
+    assume(all(member.tags is None or not member.tags for member in membership.members.values()))
+
+    again = rebuild_membership(Document([("haproxy.cfg", before)]), ROLES, NOW)
+
+    (after,) = planning(before, ROLES, again).after
+    assert managed(after) == managed(before)
+
+
+@given(texts(), members(), members())
+@settings(max_examples=150)
+def test_put_back_after_a_plan_is_what_was(text: str, first: Membership, second: Membership) -> None:
+    (before,) = planning_anything("\n".join(outside(text)) + "\n", first).after
+    (after,) = planning(before, ROLES, second, PlanOptions(force=True)).after
+
+    assert list(restore_managed_lines(Document([("haproxy.cfg", after)]), Document([("haproxy.cfg", before)]))) == [
+        before
+    ]
+
+
+WORLD = dedent("""
+    backend a
+        # additional-lb-iis-server
+        # additional-lb-web_service-a-server
+    backend b
+        balance source
+        # additional-lb-iis-server
+        # additional-data-lb-mongo-server
+""")
+
+good_lines = st.builds(
+    lambda *fields: "\t".join(fields),
+    names,
+    addresses,
+    role_names,
+    st.builds(
+        lambda role, *pairs: ",".join([f"role={role}", *pairs]),
+        role_names,
+        st.builds("port={}".format, st.sampled_from(["80", "8080"])),
+        st.just("weight=5"),
+    ),
+)
+
+
+@st.composite
+def field_poisoned(draw: st.DrawFn) -> str:
+    """A member line with one bad character in one of its fields."""
+    tags = st.builds(
+        "role={},port={},weight={}".format, role_names, st.sampled_from(["80", "8080"]), st.sampled_from(["5", "100"])
+    )
+    fields = [draw(one) for one in (names, addresses, role_names, tags)]
+    at = draw(st.integers(0, 3))
+    fields[at] = draw(poisoned(st.just(fields[at])))
+    return "\t".join(fields)
+
+
+@given(
+    st.lists(st.one_of(field_poisoned(), poisoned(good_lines), good_lines), max_size=6),
+    st.lists(poisoned(names | addresses), max_size=2),
+)
+@settings(max_examples=500)
+def test_whatever_the_network_says_only_well_formed_lines_of_known_roles_come_of_it(
+    lines: list[str], paused: list[str]
+) -> None:
+    membership = folded(
+        known(), telling("member-join", *lines), *(saying("pause", payload, at) for at, payload in enumerate(paused, 1))
+    )
+
+    (after,) = planned_world(membership)
+
+    assert outside(after) == outside(WORLD)
+    assert all(one.rpartition("role=")[2] in ROLES.roles for one in managed(after))
+    assert "evil" not in after
+    assert all(one.isascii() and one.isprintable() for one in managed(after))
+
+
+def planned_world(membership: Membership, roles: Roles = ROLES) -> tuple[str, ...]:
+    """What becomes of a haproxy.cfg with four markers in two proxies."""
+    return planning(WORLD, roles, membership).after
+
+
+@given(poisoned(st.sampled_from(["80", "8080", "100", "5"])), st.sampled_from(["port", "weight"]))
+@settings(max_examples=200)
+def test_a_poisoned_tag_never_stops_the_plan(value: str, tag: str) -> None:
+    membership = known(member("d1", "10.0.0.1", "db", {tag: value}), member("d2", "10.0.0.2", "db"))
+
+    (after,) = planned_world(membership)
+
+    assert [one.split()[1] for one in managed(after) if " d2" in one] == ["d2.mongo"]
+    assert outside(after) == outside(WORLD)

@@ -1,0 +1,93 @@
+"""quarantine: a node whose line was refused stays as it is until something changes that could change the verdict."""
+
+from __future__ import annotations
+
+import pytest
+
+from lbagent.membership.model import FAILED, LEFT, Member, Pause, Quarantine
+from lbagent.planning.quarantine import find_quarantined, lift_quarantines, quarantine_nodes
+from tests.helpers.builders import NOW, known, member, pausing
+
+AROUND = "operator's text and roles.yml"
+
+
+def imposed(one: Member) -> Member:
+    """The member in quarantine."""
+    return quarantine_nodes(known(one), {one.name: "unknown keyword"}, AROUND, NOW).members[one.name]
+
+
+def test_a_quarantine_tells_since_when_and_why() -> None:
+    quarantine = imposed(member("web01")).quarantine
+
+    assert quarantine is not None
+    assert (quarantine.since, quarantine.reason) == (NOW, "unknown keyword")
+
+
+def test_a_quarantine_holds_while_nothing_changes() -> None:
+    assert find_quarantined(known(imposed(member("web01")), member("web02", "10.0.0.2")), lambda: AROUND) == {"web01"}
+
+
+def test_a_quarantine_ends_when_the_operator_changes_anything() -> None:
+    assert find_quarantined(known(imposed(member("web01"))), lambda: f"{AROUND}, edited") == frozenset()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        imposed(member("web01"))._replace(address="10.0.0.2"),
+        imposed(member("web01"))._replace(role="app"),
+        imposed(member("web01"))._replace(tags={"weight": "5"}),
+        imposed(member("web01"))._replace(pause=Pause(NOW, "query")),
+        imposed(member("web01"))._replace(status=LEFT),
+    ],
+)
+def test_a_quarantine_ends_when_the_line_would_change(changed: Member) -> None:
+    assert find_quarantined(known(changed), lambda: AROUND) == frozenset()
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        imposed(member("web01"))._replace(status=FAILED),
+        imposed(member("web01"))._replace(changed=NOW + 60),
+        imposed(pausing(member("web01")))._replace(pause=Pause(NOW + 5, "user event", "other words")),
+    ],
+)
+def test_a_quarantine_holds_where_the_line_would_be_the_same(same: Member) -> None:
+    assert find_quarantined(known(same), lambda: AROUND) == {"web01"}
+
+
+def test_the_order_of_tags_does_not_matter() -> None:
+    one = imposed(member("web01", tags={"a": "1", "b": "2"}))
+
+    assert find_quarantined(known(one._replace(tags={"b": "2", "a": "1"})), lambda: AROUND) == {"web01"}
+
+
+def test_hostile_tags_are_no_harm() -> None:
+    assert find_quarantined(known(imposed(member("web01", tags={"\udc83": "\udcff\n\0"}))), lambda: AROUND) == {"web01"}
+
+
+def test_a_node_nobody_knows_is_not_put_into_quarantine() -> None:
+    assert quarantine_nodes(known(), {"web01": "x"}, AROUND, NOW) == known()
+
+
+def test_what_holds_no_more_is_lifted() -> None:
+    over, held = imposed(member("web01")), imposed(member("web02", "10.0.0.2"))
+    before = known(over, held, member("web03", "10.0.0.3"))
+
+    after = lift_quarantines(before, frozenset({"web02"}))
+
+    assert [after.members[name].quarantine for name in ("web01", "web02", "web03")] == [None, held.quarantine, None]
+    assert lift_quarantines(after, frozenset({"web02"})) is after
+
+
+def test_others_stay_as_they_are() -> None:
+    other = member("web02", "10.0.0.2")._replace(quarantine=Quarantine(1, "old", "key"))
+
+    assert quarantine_nodes(known(member("web01"), other), {"web01": "x"}, AROUND, NOW).members["web02"] == other
+
+
+def test_a_pause_of_its_address_by_another_name_ends_a_quarantine() -> None:
+    old, new = member("old", status=LEFT), imposed(member("new"))
+
+    assert find_quarantined(known(pausing(old), new), lambda: AROUND) == frozenset()

@@ -1,0 +1,1 @@
+"""Tests with real HAProxy and real Serf."""

@@ -1,0 +1,307 @@
+"""The answer to a pause or resume is true: full disks, refused lines, reloads by others, sessions that would be cut."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.daemon import watching
+from tests.helpers.faults import full, small_disk
+from tests.helpers.real_programs import CONFIG, ROLES, Backend, Haproxy, Lb, binaries, eventually, member
+
+pytestmark = pytest.mark.real
+
+OFF = ROLES.replace("haproxy:\n", "haproxy:\n  runtime: off\n")
+USE_SERVER = "    use-server web1 if {{ path /one }}\n"
+TRACK = "\nbackend other\n    server copy 127.0.0.1:9 track lb-iis/web1\n"
+SRV_IS_UP = "    http-request return status 404 if !{{ srv_is_up(lb-iis/web1) }} {{ path /none }}\n"
+HELD = "HAProxy refuses haproxy.cfg without web1: "
+
+
+@pytest.fixture(params=list(binaries().values()), ids=list(binaries()))
+def binary(request: pytest.FixtureRequest) -> Path:
+    """Each HAProxy that is here."""
+    path: Path = request.param
+    return path
+
+
+@contextlib.contextmanager
+def running(binary: Path, roles: str = ROLES, config: str = CONFIG, later: str = "") -> Iterator[tuple[Lb, Haproxy]]:
+    """A load balancer with two web nodes; `later` is written by the operator once they are in, and loaded."""
+    with contextlib.ExitStack() as stack:
+        lb = stack.enter_context(Lb(config, roles, binary))
+        haproxy = stack.enter_context(Haproxy(lb))
+        for number in (1, 2):
+            stack.enter_context(Backend(f"web{number}", f"127.0.0.{10 + number}", lb.port))
+        assert lb.join(web(1), web(2)).returncode == 0
+        if later:
+            refer(lb, later.format())
+            reload(haproxy)
+            assert lb.run("apply").returncode == 0
+        eventually(lambda: haproxy.answering() == {"web1", "web2"})
+        yield lb, haproxy
+
+
+def web(number: int, **tags: str) -> bytes:
+    """A web node as Serf tells it."""
+    return member(f"web{number}", f"127.0.0.{10 + number}", **tags)
+
+
+def refer(lb: Lb, text: str) -> None:
+    """The operator's text refers to web1."""
+    if text.startswith("\n"):
+        lb.text += text.encode()
+    else:
+        lb.text = lb.text.replace(b"    balance", text.encode() + b"    balance")
+
+
+def reload(haproxy: Haproxy) -> None:
+    """Somebody else reloads HAProxy."""
+    first = haproxy.worker()
+    eventually(lambda: time.time() > haproxy.lb.cfg.stat().st_ctime + 3)
+    os.kill(haproxy.pid, signal.SIGUSR2)
+    eventually(lambda: haproxy.worker() != first)
+
+
+@contextlib.contextmanager
+def small(binary: Path) -> Iterator[tuple[Lb, Haproxy]]:
+    """A load balancer whose state directory is a small disk of its own."""
+    with contextlib.ExitStack() as stack:
+        lb = stack.enter_context(Lb(binary=binary))
+        stack.enter_context(small_disk(lb.state))
+        haproxy = stack.enter_context(Haproxy(lb))
+        for number in (1, 2):
+            stack.enter_context(Backend(f"web{number}", f"127.0.0.{10 + number}", lb.port))
+        yield lb, haproxy
+
+
+# --- a full disk --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("back", ["query", "event", "sync", "apply", "join", "watch"])
+def test_what_no_disk_could_remember_is_put_back_once_there_is_room(binary: Path, back: str) -> None:
+    with small(binary) as (lb, haproxy):
+        lb.join(web(1), web(2))
+        before = lb.text
+        with full(lb.state):
+            done = lb.leave(web(2)) if back == "join" else lb.say("pause", "web2", 1)
+            assert (done.returncode, haproxy.answering()) == (1, {"web1"})
+            assert lb.run("apply").returncode in (0, 1)
+            assert haproxy.answering() == {"web1"}
+
+        if back == "query":
+            assert lb.ask("resume", "web2", 2).stdout == b"done\n"
+        elif back == "event":
+            assert lb.say("resume", "web2", 2).returncode == 0
+        elif back == "join":
+            assert lb.join(web(2)).returncode == 0
+        elif back == "watch":
+            with watching(lb):
+                eventually(lambda: haproxy.answering() == {"web1", "web2"})
+        else:
+            lb.run(back)
+
+        assert (haproxy.answering(), lb.text) == ({"web1", "web2"}, before)
+        assert not any(entry["reloaded"] for entry in lb.history())
+
+
+def test_a_pause_that_no_disk_could_remember_is_refused_and_one_after_it_is_done(binary: Path) -> None:
+    with small(binary) as (lb, haproxy):
+        lb.join(web(1), web(2))
+        with full(lb.state):
+            said = lb.ask("pause", "web2", 1).stdout.decode()
+        assert said.startswith("refused: not stored: sync needed: ")
+        assert said.endswith("; no new traffic reaches lb-iis/web2 all the same\n")
+
+        assert lb.ask("pause", "web2", 2).stdout == b"done\n"
+
+        assert haproxy.answering() == {"web1"}
+        assert lb.ask("resume", "web2", 3).stdout == b"done\n"
+        assert haproxy.answering() == {"web1", "web2"}
+
+
+# --- a text that refers to the node -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("refers", [USE_SERVER, TRACK, SRV_IS_UP], ids=["use-server", "track", "srv_is_up"])
+def test_with_runtime_off_a_node_that_the_text_needs_is_not_paused_yet(binary: Path, refers: str) -> None:
+    with running(binary, OFF, later=refers) as (lb, haproxy):
+        before = lb.text
+
+        first, second = (lb.ask("pause", "web1", ltime).stdout.decode() for ltime in (1, 2))
+
+        for said in (first, second):
+            assert said.startswith(f"not applied yet: {HELD}")
+            assert said.endswith("; no new traffic reaches lb-iis/web1 all the same\n")
+        assert (haproxy.answering(), lb.text, lb.staged()) == ({"web2"}, before, [])
+        assert lb.members()["web1"]["pause"] is not None
+        assert lb.ask("resume", "web1", 3).stdout == b"done\n"
+        assert haproxy.answering() == {"web1", "web2"}
+
+
+def test_without_a_socket_such_a_node_goes_on_serving_and_the_answer_says_so(binary: Path) -> None:
+    config = CONFIG.replace("level admin", "level operator")
+    with running(binary, config=config, later=USE_SERVER) as (lb, haproxy):
+        before = lb.text
+
+        first, second = (lb.ask("pause", "web1", ltime).stdout.decode() for ltime in (1, 2))
+
+        for said in (first, second):
+            assert said.startswith(f"not applied yet: {HELD}")
+            assert "no new traffic" not in said
+        assert (haproxy.answering(), lb.text) == ({"web1", "web2"}, before)
+
+
+def test_with_an_admin_socket_it_is_done(binary: Path) -> None:
+    with running(binary, later=USE_SERVER) as (lb, haproxy):
+        assert [lb.ask("pause", "web1", ltime).stdout for ltime in (1, 2)] == [b"done\n", b"done\n"]
+        assert haproxy.answering() == {"web2"}
+        assert not any(entry["reloaded"] for entry in lb.history())
+        assert lb.ask("resume", "web1", 3).stdout == b"done\n"
+        assert haproxy.answering() == {"web1", "web2"}
+
+
+@pytest.mark.parametrize("roles", [ROLES, OFF], ids=["runtime", "reload"])
+@pytest.mark.parametrize("refers", [USE_SERVER, TRACK, SRV_IS_UP], ids=["use-server", "track", "srv_is_up"])
+def test_a_worker_of_somebody_elses_reload_has_the_node_paused_again(binary: Path, refers: str, roles: str) -> None:
+    with running(binary, roles, later=refers) as (lb, haproxy), watching(lb):
+        lb.say("pause", "web1", 1)
+        eventually(lambda: lb.idle and haproxy.servers()["web1"].startswith("MAINT"))
+
+        for _ in range(2):
+            reload(haproxy)
+            eventually(lambda: haproxy.servers()["web1"].startswith("MAINT"), 5)
+
+        assert haproxy.answering() == {"web2"}
+        lb.say("resume", "web1", 2)
+        eventually(lambda: haproxy.answering() == {"web1", "web2"})
+
+
+def test_another_nodes_reload_does_not_bring_it_back(binary: Path) -> None:
+    with running(binary, OFF, later=USE_SERVER) as (lb, haproxy), Backend("web3", "127.0.0.13", lb.port):
+        lb.say("pause", "web1", 1)
+
+        assert lb.join(web(3)).returncode == 4  # web1 is in quarantine
+
+        assert haproxy.answering() == {"web2", "web3"}
+
+
+# --- a line that HAProxy refuses ----------------------------------------------------------------------------------
+
+TAGGED = ROLES.replace("{{port: {port}}}", '{{port: {port}, options: "check weight {{tag:weight|100}}"}}')
+
+
+@pytest.mark.parametrize(
+    "roles", [TAGGED, TAGGED.replace("haproxy:\n", "haproxy:\n  runtime: off\n")], ids=["on", "off"]
+)
+def test_a_resume_whose_line_is_refused_is_not_applied_yet(binary: Path, roles: str) -> None:
+    with running(binary, roles) as (lb, haproxy):
+        assert lb.ask("pause", "web1", 1).stdout == b"done\n"
+        lb.handle("member-update", web(1, weight="300"))
+        before = lb.text
+
+        first, second = (lb.ask("resume", "web1", ltime).stdout.decode() for ltime in (2, 3))
+
+        for said in (first, second):
+            assert said.startswith("not applied yet: HAProxy refuses the line of web1: ")
+        assert (lb.text, haproxy.answering()) == (before, {"web2"})
+        assert lb.ask("pause", "web2", 4).stdout.startswith(b"done")
+        assert lb.ask("resume", "web2", 5).stdout == b"done\n"
+        lb.handle("member-update", web(1, weight="30"))
+        assert lb.ask("resume", "web1", 6).stdout == b"done\n"
+        assert haproxy.answering() == {"web1", "web2"}
+
+
+def test_roles_yml_that_is_away_lets_a_pause_wait(binary: Path) -> None:
+    with running(binary) as (lb, haproxy):
+        roles = lb.roles.read_text()
+        lb.roles.unlink()
+        text = lb.text
+
+        said = [lb.ask("pause", "web1", 1).stdout.decode(), lb.run("pause", "web1", "--force").stdout.decode()]
+
+        for words in said:
+            assert f"not applied yet: {lb.roles}: cannot be read: No such file or directory\n" in words
+        assert lb.text == text
+        lb.roles.write_text(roles)
+        assert lb.run("apply").returncode == 0
+        assert (lb.managed[0], haproxy.answering()) == ("# lbagent paused web1 127.0.0.11 role=web", {"web2"})
+
+
+def test_a_reload_that_fails_lets_a_pause_wait(binary: Path) -> None:
+    with running(binary, OFF) as (lb, haproxy):
+        text = lb.text
+        lb.roles.write_text(lb.roles.read_text().replace("haproxy:\n", "haproxy:\n  reload: [/bin/false]\n"))
+
+        said = lb.ask("pause", "web1", 1).stdout.decode()
+
+        assert said.startswith("not applied yet: /bin/false ended with 1")
+        assert said.endswith("; no new traffic reaches lb-iis/web1 all the same\n")
+        assert (lb.text, haproxy.answering()) == (text, {"web2"})
+
+
+def test_a_text_that_haproxy_refuses_lets_a_pause_wait(binary: Path) -> None:
+    with running(binary) as (lb, haproxy):
+        lb.text = broken = lb.text.replace(b"balance", b"balanse")
+
+        said = lb.ask("pause", "web1", 1).stdout.decode()
+
+        assert said.startswith("not applied yet: HAProxy refuses the operator's own text, nothing was replaced: ")
+        assert said.endswith("; no new traffic reaches lb-iis/web1 all the same\n")
+        assert (lb.text, haproxy.answering()) == (broken, {"web2"})
+
+
+# --- sessions that maint would cut --------------------------------------------------------------------------------
+
+TCP = CONFIG.replace("mode http", "mode tcp").replace("    option idle-close-on-response\n    option httpclose\n", "")
+TCP = TCP.replace("client 10s", "client 1h").replace("server 10s", "server 1h")  # no session ends by being idle
+CUTS = ROLES.replace("{{port: {port}}}", '{{port: {port}, options: "check on-marked-down shutdown-sessions"}}')
+BY_DEFAULT = TCP.replace("    # add", "    default-server on-marked-down shutdown-sessions\n    # add")
+
+
+@pytest.mark.parametrize(("config", "roles"), [(TCP, CUTS), (BY_DEFAULT, ROLES)], ids=["options", "default-server"])
+@pytest.mark.parametrize("runtime", ["on", "off"])
+@pytest.mark.parametrize("how", ["pause", "leave"])
+def test_sessions_finish_where_maint_would_cut_them(
+    binary: Path,
+    config: str,
+    roles: str,
+    runtime: str,
+    how: str,
+) -> None:
+    roles = roles if runtime == "on" else roles.replace("haproxy:\n", "haproxy:\n  runtime: off\n")
+    config = config.replace("    hard-stop-after 2s\n", "")
+    with (
+        Lb(config, roles, binary) as lb,
+        Haproxy(lb) as haproxy,
+        socket.create_server(("127.0.0.11", lb.port)) as service,
+    ):
+        lb.join(web(1))
+        with socket.create_connection(("127.0.0.1", lb.front)) as client:
+            client.sendall(b"hello")
+            server, _ = service.accept()
+            while server.recv(9) != b"hello":  # it was a check
+                server, _ = service.accept()
+            with server, Backend("web2", "127.0.0.12", lb.port):
+                lb.join(web(2))
+                if how == "pause":
+                    assert lb.ask("pause", "web1", 1).stdout == b"done, 1 session still open\n"
+                else:
+                    assert lb.leave(web(1)).returncode == 0
+                client.sendall(b"more")
+                assert server.recv(9) == b"more"
+                server.sendall(b"bye")
+                assert client.recv(9) == b"bye"
+                assert "web1" not in haproxy.answering()
+                assert (
+                    lb.say("resume", "web1", 2).returncode == 0 if how == "pause" else lb.join(web(1)).returncode == 0
+                )
+        assert [line.split()[1] for line in lb.managed] == ["web1", "web2"]
+        eventually(lambda: haproxy.servers()["web1"].split()[0] == "UP")

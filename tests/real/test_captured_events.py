@@ -1,0 +1,210 @@
+"""Everything a real Serf was seen to hand over, hostile peers included, through the real handler and the real `haproxy -c`."""
+
+# ruff: noqa: E501  # a case of a table stands on one line
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.builders import MANAGED, dedent, outside
+from tests.helpers.load_balancer_files import SERF, Stage, built, captured
+
+pytestmark = pytest.mark.skipif(shutil.which("haproxy") is None, reason="needs haproxy")
+
+CFG = dedent("""
+    global
+        maxconn 100
+    defaults
+        mode http
+        timeout connect 1s
+        timeout client 1s
+        timeout server 1s
+    frontend web
+        bind 127.0.0.1:28080
+        default_backend web
+    backend web
+        balance roundrobin
+        # additional-lb-iis-server
+    backend tagged
+        balance source
+        # additional-lb-tagged-server
+    backend two
+        # additional-two-iis-server
+        # additional-two-mongo-server
+""")
+
+ROLES = dedent("""
+    services:
+      iis: {port: 80}
+      tagged: {port: "{tag:port|8080}", options: "check weight {tag:weight|100}"}
+      mongo: {port: 27017}
+    roles:
+      web: {lb: [iis], interval: 60s, networks: [127.0.0.0/8, "::1", 10.0.0.0/8]}
+      A: {lb: [tagged], networks: [127.0.0.0/8]}
+      B: {two: [iis, mongo], networks: [127.0.0.0/8]}
+""")
+
+
+def web(name: str, address: str) -> str:
+    """The line of a node of the role `web`."""
+    return f"server {name} {address}:80 check inter 60s rise 2 fall 2 # lbagent role=web"
+
+
+def tagged(name: str, address: str, number: int, weight: int = 100) -> str:
+    """The line of a node of the role `A`."""
+    return f"server {name} {address}:8080 check weight {weight} id {number} # lbagent role=A"
+
+
+def two(name: str, address: str, service: str, port: int) -> str:
+    """One of the lines of a node of the role `B`."""
+    return f"server {name}.{service} {address}:{port} check inter 2s rise 2 fall 2 # lbagent role=B"
+
+
+WEB01, WEB02, MULTI01 = web("web01", "127.0.0.2"), web("web02", "127.0.0.3"), web("multi01", "127.0.0.11")
+PAUSED = "# lbagent paused web01 127.0.0.2 role=web"
+FIVE = [
+    WEB02,
+    tagged("web03", "127.0.0.4", 660104),
+    tagged("web04", "127.0.0.5", 268155),
+    two("web05", "127.0.0.6", "iis", 80),
+    two("web06", "127.0.0.7", "iis", 80),
+    two("web05", "127.0.0.6", "mongo", 27017),
+    two("web06", "127.0.0.7", "mongo", 27017),
+]
+
+# What came before, what comes, what stands in haproxy.cfg then.
+CASES: list[tuple[tuple[str, ...], str, list[str]]] = [
+    ((), "member-join-one", [WEB01]),
+    ((), "member-join-five", FIVE),
+    (("member-join-one",), "member-join-five", [WEB01, *FIVE]),
+    ((), "member-join-ipv6", [web("web01", "[::1]")]),
+    ((), "member-join-lb-multitag-env", [web(f"web0{at}", f"127.0.0.{at + 1}") for at in range(1, 10)]),
+    ((), "member-join-multitag", [MULTI01]),
+    ((), "member-join-name-dots", [web("web09.example.co.jp", "127.0.0.14")]),
+    ((), "member-join-name-space", []),
+    ((), "member-join-name-utf8", []),
+    ((), "member-join-norole", []),
+    ((), "member-join-role-empty", []),
+    ((), "member-join-self", []),
+    (("member-join-multitag",), "member-failed-one", [MULTI01]),
+    (("member-join-multitag", "member-failed-one"), "member-join-after-failed", [MULTI01]),
+    ((), "member-join-after-failed", [MULTI01]),
+    (("member-join-one",), "member-leave-after-force-leave", []),
+    ((), "member-leave-after-force-leave", []),
+    (("member-join-one", "member-join-five"), "member-leave-one", [WEB01, *FIVE[1:]]),
+    (("member-join-one",), "member-leave-self", [WEB01]),
+    (("member-join-one",), "member-reap-after-prune", []),
+    (
+        ("member-join-one", "member-join-five"),
+        "member-reap",
+        [WEB01, two("web06", "127.0.0.7", "iis", 80), two("web06", "127.0.0.7", "mongo", 27017)],
+    ),
+    (
+        ("member-join-one",),
+        "member-update-role",
+        [two("web01", "127.0.0.2", "iis", 80), two("web01", "127.0.0.2", "mongo", 27017)],
+    ),
+    (("member-join-one",), "member-update-multitag", [tagged("web01", "127.0.0.2", 0, 5)]),
+    ((), "member-update-multitag", [tagged("web01", "127.0.0.2", 0, 5)]),
+    (("member-join-one",), "query-with-payload", [WEB01]),
+    (("member-join-one",), "user-deploy", [WEB01]),
+    (("member-join-one",), "user-name-newline", [WEB01]),
+    (("member-join-one", "member-join-five"), "user-pause", [PAUSED, *FIVE]),
+    (("member-join-one",), "user-pause-coalesce", [PAUSED]),
+    (("member-join-one",), "user-pause-trailing-newline", [PAUSED]),
+    (("member-join-one",), "user-pause-empty-ip", [PAUSED]),
+    (("member-join-one",), "user-pause-empty-payload", [WEB01]),
+    (("member-join-one",), "user-pause-no-payload", [WEB01]),
+    # The address tells which node is meant by a name that nobody has.
+    (("member-join-one",), "user-pause-utf8", [PAUSED]),
+    (("member-join-one",), "user-pause-cp932", [PAUSED]),
+    (("member-join-one",), "user-pause-hostile", [WEB01]),
+    ((), "user-pause-utf8", []),
+    ((), "user-pause-cp932", []),
+    (("user-pause",), "member-join-one", [PAUSED]),
+    (("member-join-one", "user-pause"), "user-resume", [WEB01]),
+    ((), "user-resume", []),
+    ((), "win-member-join", [web("vm", "127.0.0.2")]),
+    (("win-member-join",), "win-user-pause", ["# lbagent paused vm 127.0.0.2 role=web"]),
+    (
+        ("win-member-join", "win-user-pause"),
+        "win-user-resume",
+        ["# lbagent paused vm 127.0.0.2 role=web"],
+    ),  # at an equal LTime pause wins
+    ((), "hostile-addr-3bytes", []),
+    ((), "hostile-addr-nil", []),
+    ((), "hostile-addr-zero", []),
+    ((), "hostile-advertise-addr", []),
+    ((), "hostile-name-cr", []),
+    ((), "hostile-name-empty", []),
+    ((), "hostile-name-literal-backslash-n", []),
+    ((), "hostile-name-newline", []),
+    ((), "hostile-name-nonutf8", []),
+    ((), "hostile-role-crlf", []),
+    ((), "hostile-role-newline", []),
+    ((), "hostile-space", []),
+    ((), "hostile-tag-newline", [web("ev3", "127.0.0.45")]),
+]
+
+
+@pytest.fixture
+def stage(tmp_path: Path, lbagent: str) -> Stage:
+    """A load balancer whose haproxy.cfg a real HAProxy accepts."""
+    return built(tmp_path, lbagent, CFG, ROLES)
+
+
+def without_ids(lines: list[str]) -> list[str]:
+    """The lines with their numbers, which test_plan_properties looks at, left out."""
+    return [re.sub(r" id [0-9]+ #", " id N #", line) for line in lines]
+
+
+def test_no_captured_event_is_forgotten() -> None:
+    assert {case for _, case, _ in CASES} == {path.name for path in SERF.iterdir() if path.is_dir()}
+
+
+@pytest.mark.parametrize(
+    ("before", "case", "lines"), CASES, ids=["+".join([*before, case]) for before, case, _ in CASES]
+)
+def test_an_event_makes_exactly_these_lines(stage: Stage, before: tuple[str, ...], case: str, lines: list[str]) -> None:
+    for number, earlier in enumerate(before):
+        stage.spool(*captured(earlier), f"{number:016x}")
+    environ, stdin = captured(case)
+
+    ended = stage.run("handle", stdin=stdin, **environ)
+    if before and stage.spooled:
+        # Somebody else's event does not even look at the spool; the next one does.
+        assert stage.run("apply").status == 0
+
+    text = stage.cfg.read_text()
+    assert without_ids(stage.managed) == without_ids(lines)
+    assert outside(text) == outside(CFG)
+    assert all(MANAGED.fullmatch(line) for line in set(text.split("\n")) - set(CFG.split("\n")))
+    assert (ended.status, ended.out) == (0, b"")
+    assert "Traceback" not in ended.err
+    assert "defect" not in ended.err
+    assert all(line.startswith("lbagent: ") and line.isprintable() for line in ended.err.split("\n")[:-1])
+    assert subprocess.run(["haproxy", "-c", "-f", str(stage.cfg)], capture_output=True, check=False).returncode == 0
+    assert stage.spooled == []
+    assert [path.name for path in stage.folder.iterdir() if "staged" in path.name or "lbagent-old" in path.name] == []
+
+
+def test_everything_at_once_ends_as_one_after_the_other(stage: Stage) -> None:
+    joins = [case for _, case, _ in CASES if case.startswith(("member-join", "hostile")) and case != "member-join-ipv6"]
+    for number, case in enumerate(dict.fromkeys(joins)):
+        stage.spool(*captured(case), f"{number:016x}")
+
+    at_once = stage.run("apply")
+
+    text = stage.cfg.read_text()
+    (stage.state / "members.json").unlink()
+    stage.cfg.write_text(CFG)
+    for case in dict.fromkeys(joins):
+        environ, stdin = captured(case)
+        assert stage.run("handle", stdin=stdin, **environ).status == 0
+    assert at_once.status == 0
+    assert stage.cfg.read_text() == text

@@ -1,0 +1,444 @@
+"""`lbagent check` on a broken load balancer: whatever keeps an event from taking effect is an error, with its fix."""
+
+# ruff: noqa: E501  # a line that is told stands as it is told
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.daemon import watching
+from tests.helpers.real_programs import LBAGENT, ROLES, Haproxy, Lb, SerfAgent, binaries, eventually, member
+from tests.helpers.terminal import Terminal
+from tests.helpers.two_users import GROUP, SERF, Split, laid_out
+from tests.real.test_check import CFG, TOKEN, Agent
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(
+        not binaries() or shutil.which("serf") is None, reason="a real haproxy and a real serf are needed"
+    ),
+]
+
+
+def check(lb: Lb, agent: SerfAgent | None = None, *words: str, **env: str) -> tuple[int, list[str], str]:
+    """Exit status, the lines that are not ok, and the summary; paths of this run made plain."""
+    asking = {"SERF_RPC_ADDR": agent.rpc, "SERF_RPC_AUTH": TOKEN} if agent else {}
+    done = lb.run("check", *words, env={**asking, **env})
+    assert done.stderr == b""
+    *lines, summary = done.stdout.decode().replace(str(lb.folder), "/lb").splitlines() or [""]
+    return done.returncode, [" ".join(line.split()) for line in lines if not line.startswith("ok ")], summary
+
+
+def kind(lines: list[str], name: str) -> list[str]:
+    """The lines of one kind."""
+    return [line for line in lines if line.split()[1] == f"{name}:"]
+
+
+@pytest.fixture
+def lb() -> Iterator[Lb]:
+    """A load balancer with a good haproxy.cfg."""
+    with Lb(CFG) as one:
+        yield one
+
+
+# --- the daemon and its syncs ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_stopped_daemon_is_an_error_where_handlers_only_store() -> None:
+    with Split(CFG) as lb, Haproxy(lb):
+        with watching(lb):
+            lb.join(member("web01", "127.0.0.11"))
+            eventually(lambda: lb.managed)
+            running = check(lb)
+        stopped = check(lb)
+
+    assert kind(running[1], "daemon") == []
+    assert stopped[0] == 1
+    assert kind(stopped[1], "daemon") == [
+        "error daemon: /lb/state/watch.lock: `lbagent watch` does not run: events are stored, and none takes effect: `systemctl start lbagent`, and `systemctl enable lbagent`"
+    ]
+
+
+def test_a_stopped_daemon_is_a_warning_where_handlers_apply_themselves(lb: Lb) -> None:
+    with Haproxy(lb), watching(lb):
+        pass
+
+    assert [line.split(":")[0] for line in kind(check(lb)[1], "daemon")] == ["warning daemon"]
+
+
+def test_events_that_nothing_applies_are_an_error(lb: Lb) -> None:
+    with Haproxy(lb), watching(lb) as daemon:
+        os.kill(daemon.pid, signal.SIGSTOP)
+        lb.join(member("web01", "127.0.0.11"))
+        [name] = lb.spooled()
+        hour_ago = (lb.state / "spool" / name).stat().st_mtime - 3600
+        os.utime(lb.state / "spool" / name, (hour_ago, hour_ago))
+        status, lines, _ = check(lb)
+
+    assert status == 1
+    [line] = kind(lines, "pending")
+    assert line.startswith("error pending: 1 event in the spool, the oldest for 360")
+    assert line.endswith(": nothing applies them: see the daemon, then `lbagent apply`")
+
+
+def test_failing_syncs_are_an_error_and_a_good_one_ends_it(lb: Lb) -> None:
+    with Haproxy(lb), Agent(lb) as agent:
+        lb.join(member("web01", "127.0.0.11"))
+        (lb.etc / "serf.env").write_text(f"SERF_RPC_ADDR={agent.rpc}\nSERF_RPC_AUTH=stale\n")
+        with watching(lb, SERF_RPC_ADDR=""):
+            eventually(lambda: b'"sync_failing": 1' in (lb.state / "last.json").read_bytes())
+            status, lines, _ = check(lb, agent)
+
+    assert status == 1
+    [line] = kind(lines, "sync")
+    assert line.startswith("error sync: syncs have failed for ")
+    assert "nvalid" in line or "uthenticat" in line
+
+
+def test_a_run_that_failed_is_told(lb: Lb) -> None:
+    with Haproxy(lb):
+        lb.join(member("web01", "127.0.0.11"))
+        path = lb.state / "last.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "status": 1, "words": "failed: no space left"}))
+        lines = check(lb)[1]
+
+    assert kind(lines, "last-run") == [
+        "warning last-run: the last run ended with 1: failed: no space left: `lbagent apply` tries it again"
+    ]
+
+
+# --- HAProxy, the token, the agent ----------------------------------------------------------------------------------
+
+
+def test_a_haproxy_that_does_not_run_and_an_agent_that_does_not_answer_are_errors(lb: Lb) -> None:
+    lb.join(member("web01", "127.0.0.11"))
+
+    status, lines, summary = check(lb)
+
+    assert status == 1
+    assert [line.split(":")[0] for line in lines] == ["error process", "error serf"]
+    assert summary.startswith("2 errors, 0 warnings, ")
+
+
+@pytest.mark.parametrize(("token", "said"), [("", "a token is needed"), ("wrong", "the token is not the agent's")])
+def test_a_wrong_token_is_an_error(lb: Lb, token: str, said: str) -> None:
+    with Haproxy(lb), Agent(lb) as agent:
+        status, lines, _ = check(lb, agent, SERF_RPC_AUTH=token)
+
+    assert status == 1
+    [line] = kind(lines, "serf")
+    assert line.startswith(f"error serf: SERF_RPC_AUTH: {said}: no sync is possible (")
+    assert line.endswith(": set SERF_RPC_AUTH to the agent's `rpc_auth`")
+
+
+# --- the other load balancer ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("named", ["127.0.0.9", "127.0.0.9:7946", "lb02"])
+def test_a_load_balancer_alone_is_an_error_where_its_settings_name_another(lb: Lb, named: str) -> None:
+    with Haproxy(lb), Agent(lb, retry_join=["127.0.0.5", named]) as agent:
+        lb.join(member("web01", "127.0.0.11"))
+        status, lines, _ = check(lb, agent)
+
+    assert status == 1
+    assert kind(lines, "peers") == [
+        f"error peers: serf members: this load balancer is alone in its cluster, though its settings name {named}, which is no member: neither hears of the other's pauses: start the agent there, with the same `encrypt_key` as here (`lbagent-serf-setup --key-from`), or take it out"
+    ]
+
+
+def test_a_load_balancer_alone_is_an_error_where_haproxy_cfg_has_peers(lb: Lb) -> None:
+    lb.text += b"peers pair\n    peer lb01 127.0.0.1:1\n    peer lb02 127.0.0.2:1\n"
+    with Agent(lb) as agent:
+        assert "the `peers` section of haproxy.cfg has another one" in kind(check(lb, agent)[1], "peers")[0]
+
+
+# --- not run as root ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_an_ordinary_user_hears_one_sentence_and_no_false_claims(lb: Lb) -> None:
+    lb.folder.chmod(0o755)
+    with Haproxy(lb), Agent(lb) as agent:
+        lb.join(member("web01", "127.0.0.11"))
+        agent.file.parent.chmod(0o700)
+        lb.state.chmod(0o700)
+        (lb.etc / "serf.env").write_text(f"SERF_RPC_ADDR={agent.rpc}\nSERF_RPC_AUTH={TOKEN}\n")
+        (lb.etc / "serf.env").chmod(0o600)
+        env = {key: value for key, value in lb.env.items() if key != "SERF_RPC_ADDR"}
+        done = subprocess.run(
+            ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", LBAGENT, "check"],
+            env={**env, "SERF_RPC_ADDR": agent.rpc},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if not done.stdout:
+        pytest.skip("another user cannot start this lbagent here")
+    amiss = [line.split()[:2] for line in done.stdout.splitlines()[:-1] if not line.startswith("ok ")]
+
+    assert amiss == [["warning", "user:"]]
+    assert done.returncode == 0
+    assert done.stdout.count("as root") == 2
+    assert "not run as root" in done.stdout
+
+
+# --- files of Serf's user -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_what_the_user_of_the_handlers_may_not_read_or_write_is_an_error() -> None:
+    with Lb(CFG) as lb, Haproxy(lb):
+        lb.folder.chmod(0o755)
+        laid_out(lb.state)
+        as_serf = ["setpriv", f"--reuid={SERF}", f"--regid={SERF}", f"--groups={GROUP}", "--"]
+        agent = Agent(lb, snapshot_path=None)
+        agent.file.parent.mkdir()
+        agent.file.parent.chmod(0o755)
+        with agent:
+            agent.kill()
+            agent.file.write_text(
+                json.dumps({key: value for key, value in agent.settings.items() if value is not None})
+            )
+            agent.file.chmod(0o644)
+            process = subprocess.Popen(
+                [*as_serf, "serf", "agent", f"-config-dir={agent.file.parent}"],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={**lb.env, "SERF_RPC_ADDR": agent.rpc, "SERF_RPC_AUTH": TOKEN},
+            )
+            try:
+                eventually(partial(answers, agent))
+                lb.roles.chmod(0o600)
+                (lb.state / "spool").chmod(0o700)
+                lines = check(lb, agent)[1]
+            finally:
+                process.terminate()
+                process.wait()
+
+    fix = "give it the group `lbagent` and the modes that /usr/lib/tmpfiles.d/lbagent.conf has"
+    assert (
+        f"error access: /lb/state/spool: user {SERF}, who runs Serf's handlers, may not add an event to it: {fix}"
+        in lines
+    )
+    assert (
+        f"error access: /lb/etc/roles.yml: user {SERF}, who runs Serf's handlers, may not read it: queries are answered with an error: {fix}"
+        in lines
+    )
+    assert kind(lines, "daemon") != []
+
+
+def answers(agent: SerfAgent) -> bool:
+    """Whether the agent can be asked."""
+    env = {**os.environ, "SERF_RPC_ADDR": agent.rpc, "SERF_RPC_AUTH": TOKEN}
+    return subprocess.run(["serf", "info"], env=env, capture_output=True, check=False).returncode == 0
+
+
+# --- the lines that roles.yml would make ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("binary", list(binaries().values()), ids=list(binaries()))
+@pytest.mark.parametrize(
+    ("old", "new", "line", "words"),
+    [
+        ("interval: 200ms", "options: 'check maxcon 50'", 9, "maxcon"),
+        ("interval: 200ms", "interval: 0s", 7, "inter"),
+        (
+            "iis: {{port: {port}}}",
+            "iis: {{port: {port}, options: 'check ssl verify required ca-file /nowhere'}}",
+            5,
+            "ca-file",
+        ),
+        ("interval: 200ms", "options: 'check weight {{tag:weight}} fal 2'", 9, "fal"),
+    ],
+)
+def test_options_that_haproxy_refuses_are_an_error_before_any_node_exists(
+    binary: Path, old: str, new: str, line: int, words: str
+) -> None:
+    with Lb(CFG, ROLES.replace(old, new), binary) as lb:
+        text = lb.text
+        status, lines, _ = check(lb)
+
+        assert status == 1
+        [found] = kind(lines, "service-line")
+        assert found.startswith(
+            f"error service-line: /lb/etc/roles.yml:{line}: HAProxy refuses the lines of role web for service iis: "
+        )
+        assert words in found
+        assert "parsing" not in found
+        assert (lb.text, lb.staged()) == (text, [])
+
+
+def test_each_role_and_service_is_judged_by_itself() -> None:
+    roles = (
+        ROLES.replace(
+            "  iis: {{port: {port}}}", "  iis: {{port: {port}}}\n  api: {{port: 99, options: chekc}}"
+        ).replace("lb: [iis]", "lb: [iis, api]")
+        + "  old: {{lb: [iis], options: 'chek', networks: [127.0.0.0/8]}}\n"
+    )
+    with Lb(CFG, roles) as lb:
+        lb.text = lb.text.replace(b"    # additional", b"    # additional-lb-api-server\n    # additional")
+        lines = kind(check(lb)[1], "service-line")
+
+    assert [line.partition("HAProxy refuses the lines of ")[2].partition(":")[0] for line in lines] == [
+        "role web for service api",
+        "role old for service iis",
+    ]
+
+
+def test_a_candidate_is_judged_and_the_live_one_is_left_alone(lb: Lb, tmp_path: Path) -> None:
+    lb.join(member("web01", "127.0.0.11"))
+    candidate = tmp_path / "candidate.yml"
+    candidate.write_text(lb.roles.read_text().replace("interval: 200ms", "options: 'check maxcon 50'"))
+    text, roles = lb.text, (lb.state / "roles.json").read_bytes()
+
+    status, lines, _ = check(lb, None, "--roles", str(candidate))
+
+    assert status == 1
+    assert kind(lines, "service-line")[0].startswith(f"error service-line: {candidate}:")
+    assert (lb.text, (lb.state / "roles.json").read_bytes()) == (text, roles)
+    assert kind(check(lb)[1], "service-line") == []
+
+
+def test_an_edited_roles_yml_is_tried_by_the_daemon(lb: Lb) -> None:
+    with Haproxy(lb):
+        daemon = lb.start("watch")
+        try:
+            eventually((lb.state / "metrics.prom").exists)
+            text = lb.text
+            lb.roles.write_text(lb.roles.read_text().replace("interval: 200ms", "options: 'check maxcon 50'"))
+            assert daemon.stderr
+            said = b""
+            while b"maxcon" not in said:
+                said = daemon.stderr.readline()
+        finally:
+            daemon.terminate()
+            daemon.communicate()
+
+        assert f"{lb.roles}: role web, service iis: HAProxy refuses every line: ".encode() in said
+        assert lb.text == text
+
+
+# --- coming from the classic handler --------------------------------------------------------------------------------
+
+
+def test_the_classic_role_yml_is_told_the_block_to_add(lb: Lb) -> None:
+    lb.roles.write_text(
+        f"haproxy: {{config: {lb.cfg}}}\nweb:\n  lb: [iis, web_service_a]\n  monitor: [mongo]\n  interval: 60s\n"
+    )
+
+    status, lines, _ = check(lb)
+
+    assert status == 1
+    assert kind(lines, "migration") == [
+        "error migration: /lb/etc/roles.yml: this is a role.yml of the classic handler.rb, which declares no services: add this line, with the ports of your services: `services: {iis: {port: 80}, web_service_a: {port: PORT}, mongo: {port: 27017}}`"
+    ]
+
+
+def test_a_role_yml_beside_a_missing_roles_yml_is_named(lb: Lb) -> None:
+    lb.roles.rename(lb.etc / "role.yml")
+
+    assert kind(check(lb)[1], "migration") == [
+        "error migration: /lb/etc/role.yml: the file of the classic handler.rb is here, and is not read: copy it to /lb/etc/roles.yml, and add a `services:` block"
+    ]
+
+
+def test_a_classic_marker_is_told_its_new_form(lb: Lb) -> None:
+    lb.text = lb.text.replace(b"additional-lb-iis", b"additional-iis")
+
+    status, lines, _ = check(lb)
+
+    assert status == 1
+    assert kind(lines, "migration") == [
+        "error migration: /lb/etc/haproxy.cfg:16: '# additional-iis-server' is a marker of the classic handler.rb: it names no section: write '# additional-lb-iis-server'"
+    ]
+
+
+def test_old_lines_above_a_marker_are_told_before_and_after_their_nodes_join(lb: Lb) -> None:
+    lines = f"    server web01 127.0.0.11:{lb.port} check\n    server web02 127.0.0.12:{lb.port} check\n"
+    lb.text = lb.text.replace(b"    # additional", lines.encode() + b"    # additional")
+    before = check(lb)[1]
+    lb.join(member("web01", "127.0.0.11"), member("web02", "127.0.0.12"))
+    joined = check(lb)
+    adopted = lb.run("apply", "--adopt", "--yes")
+
+    assert kind(before, "migration") == [
+        "warning migration: /lb/etc/haproxy.cfg:16: 2 server lines above the marker (web01, web02) are not managed: pauses and leaves of these nodes have no effect: `lbagent apply --adopt` once they have joined; lines that are to stay yours can stay"
+    ]
+    assert joined[0] == 1
+    assert kind(joined[1], "by-hand") == [
+        f"error by-hand: /lb/etc/haproxy.cfg:{line}: {node} stands in listen lb-iis by hand: none is written beside it: pauses and leaves of the node have no effect on it: `lbagent apply --adopt` makes it a managed line"
+        for line, node in ((16, "web01"), (17, "web02"))
+    ]
+    assert adopted.returncode == 0
+    after = check(lb)[1]
+    assert kind(after, "by-hand") + kind(after, "migration") == []
+
+
+# --- how it is shown ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("columns", [60, 80, 140])
+def test_on_a_terminal_it_is_grouped_and_as_wide_as_that(lb: Lb, columns: int) -> None:
+    status, shown = Terminal([LBAGENT, "check"], lb.env, columns).end()
+    lines = shown.splitlines()
+
+    assert status == 1
+    assert max(map(len, lines)) <= columns
+    headings = [line for line in lines if line and not line.startswith(" ")]
+    assert headings == [
+        "lbagent",
+        "roles.yml and markers",
+        "haproxy.cfg and HAProxy",
+        "Managed lines",
+        "Files",
+        "Serf",
+        headings[-1],
+    ]
+    assert headings[-1].startswith("2 errors, 1 warning, ")
+    assert "           Fix: start it" in lines
+
+
+def test_quiet_leaves_out_what_is_well(lb: Lb) -> None:
+    lb.join(member("web01", "127.0.0.11"))
+
+    status, lines, summary = check(lb, None, "--quiet")
+
+    assert status == 1
+    assert len(lines) == 2
+    assert summary.startswith("2 errors, 0 warnings, ")
+
+
+def test_quiet_says_nothing_where_all_is_well(lb: Lb) -> None:
+    with Haproxy(lb), Agent(lb) as agent:
+        lb.join(member("web01", "127.0.0.11"))
+        eventually(lambda: lb.idle)
+
+        done = lb.run("check", "--quiet", env={"SERF_RPC_ADDR": agent.rpc, "SERF_RPC_AUTH": TOKEN})
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_json_has_every_documented_key(lb: Lb) -> None:
+    done = lb.run("check", "--json")
+    found = json.loads(done.stdout)
+    page = (Path(__file__).parent.parent.parent / "docs" / "reference" / "check.md").read_text(encoding="utf-8")
+
+    assert done.returncode == 1
+    assert [*found] == ["version", "at", "errors", "warnings", "ok", "findings"]
+    assert found["errors"] + found["warnings"] + found["ok"] == len(found["findings"])
+    keys = [*found, *(f"findings[].{key}" for key in found["findings"][0])]
+    assert [key for key in keys if f"| `{key}` |" not in page] == []
+    assert {one["severity"] for one in found["findings"]} == {"ok", "warning", "error"}
+    assert (
+        len(json.loads(lb.run("check", "--json", "--quiet").stdout)["findings"]) == found["errors"] + found["warnings"]
+    )

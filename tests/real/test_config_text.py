@@ -1,0 +1,212 @@
+"""haproxy.cfg is read as HAProxy reads it: quotes, `#` in a word, variables, `.if`, `disabled`, damaged lines."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.real_programs import CONFIG, Haproxy, Lb, binaries, member
+
+pytestmark = pytest.mark.real
+
+WEB01, WEB02 = member("web01", "127.0.0.11"), member("web02", "127.0.0.12")
+SOCKET = "stats socket {socket} mode 600 level admin expose-fd listeners"
+LF = "\n"
+MARKER = "    # additional-lb-iis-server\n"
+
+
+@pytest.fixture(params=list(binaries().values()), ids=list(binaries()))
+def binary(request: pytest.FixtureRequest) -> Path:
+    path: Path = request.param
+    return path
+
+
+@pytest.fixture
+def lb(binary: Path) -> Iterator[Lb]:
+    with Lb(binary=binary) as made:
+        yield made
+
+
+def starts_with(lb: Lb, text: str) -> None:
+    lb.cfg.write_text(lb.filled(text))
+
+
+def without_reload(lb: Lb) -> bool:
+    """Whether the last change was made through the runtime API."""
+    return not lb.history()[-1]["words"].count("serves it") and "without a reload" in lb.history()[-1]["words"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("defaults\n", "defaults#mine\n"),
+        ("defaults\n", "defaults# ours\n"),
+        ("global\n", "global#mine\n"),
+        ("global\n", "'global'\n"),
+        ("global\n", '"glo"bal\t# here\n'),
+        ("listen lb-iis\n", "\t\"listen\" 'lb-iis'#mine\n"),
+        ("listen lb-iis\n", "listen lb\\-iis\n".replace("\\-", "\\x2d")),
+        (SOCKET, 'stats socket "{socket}" mode 600 level admin'),
+        (SOCKET, "stats socket '{socket}' mode 600 level 'admin'#x"),
+        (SOCKET, '"stats" \'socket\' {socket} "level" admin'),
+        (SOCKET, '.if 1\n stats socket "{socket}" level admin\n.else\n stats socket /nowhere/sock level admin\n.endif'),
+        (SOCKET, f".if !defined(NOBODY_SETS_THIS)\n {SOCKET}\n.endif"),
+        (SOCKET, f".if version_atleast(1.8)\n {SOCKET}\n.endif"),
+        (SOCKET, f"presetenv WHERE {{socket}}\n{SOCKET.replace('{socket}', chr(34) + '$WHERE' + chr(34))}"),
+        ("\ndefaults\n", "\n    maxconn 100\nglobal\n    setenv WHERE nowhere\n    unsetenv WHERE\ndefaults\n"),
+        ("listen lb-iis\n", 'global\n    setenv PROXY lb\nlisten "${{PROXY}}-${{KIND-iis}}"\n'),
+        ("    # additional", "    default-server \"inter\" '1s'\n    # additional"),
+        ("    bind 127.0.0.1:{front}\n", '    bind "127.0.0.1:{front}"\n    .notice "server web01"\n'),
+        ("listen lb-iis\n", ".if 0\nlisten lb-iis\n    bind :1\n.endif\nlisten lb-iis\n"),
+        ("\n", "\r\n"),
+    ],
+)
+def test_a_join_needs_no_reload_however_the_text_is_written(lb: Lb, old: str, new: str) -> None:
+    assert old in CONFIG
+    lb.cfg.write_bytes(lb.filled(CONFIG.replace(old, new)).encode())
+    before = lb.text
+    with Haproxy(lb) as haproxy:
+        ended = lb.join(WEB01)
+
+        assert (ended.returncode, ended.stderr) == (0, b"")
+        assert without_reload(lb)
+        assert list(haproxy.servers()) == ["web01"]
+        added = f"    {lb.server('web01', '127.0.0.11')}{new if old == LF else LF}".encode()
+        assert lb.text.replace(added, b"") == before
+
+
+@pytest.mark.parametrize("written", ['"$WHERE"', '"${WHERE}"', '"${WHERE-/nowhere}"', '"$FOLDER/stats.sock"'])
+def test_a_stats_socket_is_found_by_the_variables_of_the_haproxy_that_runs(
+    lb: Lb, written: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts_with(lb, CONFIG.replace("{socket}", written.replace("{", "{{").replace("}", "}}")))
+    monkeypatch.setenv("WHERE", str(lb.socket))
+    monkeypatch.setenv("FOLDER", str(lb.folder))
+    with Haproxy(lb) as haproxy:
+        monkeypatch.delenv("WHERE")
+        monkeypatch.delenv("FOLDER")
+
+        ended = lb.join(WEB01)
+        checked = lb.run("check").stdout.decode()
+
+        assert (ended.returncode, ended.stderr) == (0, b"")
+        assert without_reload(lb)
+        assert list(haproxy.servers()) == ["web01"]
+        assert f"stats-answer: {lb.socket}: worker {haproxy.worker()} answers an admin there" in checked
+
+
+def test_a_proxy_is_called_as_the_haproxy_that_runs_calls_it(lb: Lb, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts_with(lb, CONFIG.replace("listen lb-iis", 'listen "$PROXY"'))
+    monkeypatch.setenv("PROXY", "shop")
+    with Haproxy(lb) as haproxy:
+        monkeypatch.setenv("PROXY", "none")
+
+        lb.join(WEB01)
+
+        assert without_reload(lb)
+        assert list(haproxy.servers("shop")) == ["web01"]
+
+        lb.leave(WEB01)
+
+        assert without_reload(lb)
+        assert haproxy.serving("shop") == set()
+
+
+TWO = CONFIG + "    server first 127.0.0.21:1\n{section}\n" + MARKER
+"""A second proxy below the first, which has no marker then."""
+
+
+@pytest.mark.parametrize(
+    "section",
+    ['"backend" b', '"$KIND" b', "'backend' 'b'#x", "back\\x65nd b", '"backend" "$NAME"', 'backend "${{NAME-b}}"'],
+)
+def test_a_server_is_added_to_the_proxy_that_its_line_is_in(
+    lb: Lb, section: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts_with(lb, TWO.replace(MARKER, "", 1).replace("{section}", section))
+    monkeypatch.setenv("NAME", "b")
+    monkeypatch.setenv("KIND", "backend")
+    with Haproxy(lb) as haproxy:
+        ended = lb.join(WEB01)
+
+        assert (ended.returncode, ended.stderr) == (0, b"")
+        assert (list(haproxy.servers()), list(haproxy.servers("b"))) == (["first"], ["web01"])
+
+
+@pytest.mark.parametrize(
+    ("section", "name"),
+    [
+        (".if feature(THREAD)\nbackend b\n.else\nbackend c\n.endif", "b"),
+        (".if !feature(THREAD)\nfrontend b\n.else\nbackend b\n.endif\nbackend c\n.if feature(THREAD)", "c"),
+        ('backend "b-$HAPROXY_LOCALPEER"', f"b-{platform.node()}"),
+        ('"$HAPROXY_NOBODY_SETS_THIS"\nbackend b\n"${{HAPROXY_NOBODY_SETS_THIS-balance}}" leastconn', "b"),
+    ],
+)
+def test_what_only_haproxy_can_tell_is_applied_by_a_reload(lb: Lb, section: str, name: str) -> None:
+    end = ".endif\n" if section.count(".if") > section.count(".endif") else ""
+    starts_with(lb, TWO.replace(MARKER, "", 1).replace("{section}", section) + end)
+    with Haproxy(lb) as haproxy:
+        for found in (lb.join(WEB01), lb.join(WEB02), lb.leave(WEB01)):
+            assert (found.returncode, found.stderr) == (0, b"")
+            assert not without_reload(lb)
+
+        assert (list(haproxy.servers()), list(haproxy.servers(name))) == (["first"], ["web02"])
+
+
+@pytest.mark.parametrize(
+    ("text", "active"),
+    [
+        (CONFIG.replace(MARKER, f".if 0\n{MARKER}.endif\n"), False),
+        (CONFIG.replace(MARKER, f".if !defined(PATH)\n{MARKER}.endif\n"), False),
+        (CONFIG.replace(MARKER, f"    disabled\n{MARKER}"), False),
+        (CONFIG.replace("defaults\n", "defaults\n    disabled\n"), False),
+        (CONFIG.replace(MARKER, f"    disabled\n    enabled\n{MARKER}"), True),
+        (CONFIG.replace(MARKER, f".if 1\n{MARKER}.endif\n"), True),
+        (CONFIG.replace(MARKER, f".if defined(PATH)\n{MARKER}.endif\n"), True),
+        (CONFIG.replace("listen lb", ".if 0\nlisten lb") + ".endif\n", False),
+    ],
+)
+def test_a_marker_that_haproxy_passes_over_costs_no_reload(lb: Lb, text: str, active: bool) -> None:  # noqa: FBT001
+    starts_with(lb, text)
+    with Haproxy(lb) as haproxy:
+        worker = haproxy.worker()
+        lb.join(WEB01)
+        lb.join(WEB02)
+        lb.say("pause", "web01", 1)
+        before = lb.text
+        again = lb.run("apply"), lb.run("plan")
+
+        assert [one.returncode for one in again] == [0, 0]
+        assert lb.text == before
+        assert haproxy.worker() == worker
+        assert lb.managed == ["# lbagent paused web01 127.0.0.11 role=web", lb.server("web02", "127.0.0.12")]
+        assert haproxy.serving() == ({"web02"} if active else set())
+
+
+@pytest.mark.parametrize("condition", ["1", "0", "defined(PATH)", '"$NOBODY_SETS_THIS"', "feature(THREAD)"])
+def test_a_marker_may_be_in_both_branches_of_one_if(lb: Lb, condition: str) -> None:
+    weighted = f"    default-server weight 5\n{MARKER}"
+    starts_with(lb, CONFIG.replace(MARKER, f".if {condition}\n{MARKER}.else\n{weighted}.endif\n"))
+    with Haproxy(lb) as haproxy:
+        joined = lb.join(WEB01, WEB02)
+        left = lb.leave(WEB02)
+        checked = lb.run("check").stdout.decode()
+
+        assert [(one.returncode, one.stderr) for one in (joined, left)] == [(0, b"")] * 2
+        assert lb.managed == [lb.server("web01", "127.0.0.11")] * 2
+        assert haproxy.serving() == {"web01"}
+        assert "marker-twice" not in checked
+
+
+def test_a_marker_twice_in_one_branch_is_refused(lb: Lb) -> None:
+    starts_with(lb, CONFIG.replace(MARKER, f".if 1\n{MARKER}{MARKER}.endif\n"))
+    before = lb.text
+
+    ended = lb.join(WEB01)
+
+    assert ended.returncode == 4
+    assert b"haproxy.cfg:19: '# additional-lb-iis-server' stands in listen lb-iis twice" in ended.stderr
+    assert lb.text == before

@@ -1,0 +1,294 @@
+"""A run that is killed: haproxy.cfg is whole, and the next event finishes what was begun."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.faults import haproxy_again, instead_of_haproxy, records, reload_with, stored, with_lines
+from tests.helpers.real_programs import RELOADING, ROLES, Haproxy, Lb, default_binary, eventually, member
+
+pytestmark = pytest.mark.real
+
+KILLS = int(os.environ.get("LBAGENT_KILLS", "40"))
+"""How many runs are killed at a random moment; 200 for a long look."""
+
+KILLED = -9
+
+ONCE = 'if mkdir "$0.done" 2>/dev/null; then kill -9 $PPID; exit; fi\n'
+"""Kills lbagent, which has started this script, the first time it is run."""
+
+
+@pytest.fixture
+def lb(request: pytest.FixtureRequest) -> Iterator[Lb]:
+    with Lb(roles=getattr(request, "param", RELOADING)) as made:
+        yield made
+
+
+@pytest.fixture
+def haproxy(lb: Lb) -> Iterator[Haproxy]:
+    with Haproxy(lb) as running:
+        yield running
+
+
+def address(name: str) -> str:
+    number = int(name.removeprefix("web"))
+    return f"127.1.{number // 250}.{number % 250 + 1}"
+
+
+def joining(lb: Lb, name: str) -> subprocess.CompletedProcess[bytes]:
+    return lb.join(member(name, address(name)))
+
+
+def expected(lb: Lb, operator: bytes, names: Iterable[str]) -> bytes:
+    """The one text haproxy.cfg may be when these nodes are in it."""
+    return with_lines(operator, [lb.server(name, address(name)) for name in sorted(names)])
+
+
+def standing(lb: Lb) -> set[str]:
+    return {line.split()[1] for line in lb.managed}
+
+
+def accepted(text: bytes, beside: Path) -> bool:
+    beside.write_bytes(text)
+    return subprocess.run([default_binary(), "-c", "-f", beside], check=False, capture_output=True).returncode == 0
+
+
+def killed_at_random(lb: Lb, names: list[str], moment: float) -> bool:
+    """Start a run for each of these nodes, kill them all after `moment` seconds; whether one was still at work."""
+    runs = [lb.start_handle("member-join", member(name, address(name))) for name in names]
+    time.sleep(moment)
+    for run in runs:
+        run.kill()
+    for run in runs:
+        run.communicate()
+    return KILLED in [run.returncode for run in runs]
+
+
+def whole_and_nothing_more(lb: Lb, operator: bytes, before: set[str], *, single: bool) -> bool:
+    """Whether haproxy.cfg is one text out of old and new; True where there is work to be finished."""
+    after, kept = standing(lb), stored(lb)
+    assert lb.text == expected(lb, operator, after)
+    # A batch of several runs may have been on its way; of one run there is only before and after.
+    assert after in (before, kept) if single else before <= after <= kept
+    return after != kept
+
+
+@pytest.mark.parametrize("lb", [ROLES, RELOADING], ids=["told", "reloaded"], indirect=True)
+def test_kill_9_at_any_moment_leaves_a_whole_text_and_the_next_event_misses_nothing(
+    lb: Lb, haproxy: Haproxy, tmp_path: Path
+) -> None:
+    operator, texts = lb.text, set[bytes]()
+    seed = random.randrange(1 << 32)
+    chance = random.Random(seed)
+    print(f"seed {seed}")
+    number, lasted, caught, unfinished = 0, 0.2, 0, 0
+
+    for kill in range(KILLS):
+        before = standing(lb)
+        names = [f"web{number + one:04}" for one in range(1, 4 if kill % 4 == 3 else 2)]
+        number += len(names) + 1
+        last = f"web{number:04}"
+        caught += killed_at_random(lb, names, chance.uniform(0, lasted))
+        unfinished += whole_and_nothing_more(lb, operator, before, single=len(names) == 1)
+        whole = {*stored(lb), last}
+        texts.add(lb.text)
+
+        begun = time.monotonic()
+        more = joining(lb, last)
+        lasted = time.monotonic() - begun
+
+        assert (more.returncode, more.stderr, records(lb), lb.staged()) == (0, b"", [], [])
+        assert lb.text == expected(lb, operator, whole)
+        assert set(haproxy.servers()) == whole
+
+    print(f"{caught} of {KILLS} were killed at work, {unfinished} left work to be finished")
+    assert caught > KILLS / 2
+    assert [text for text in texts if not accepted(text, tmp_path / "haproxy.cfg")] == []
+
+
+def test_killed_between_members_json_and_the_swap(lb: Lb, haproxy: Haproxy) -> None:
+    operator = lb.text
+    joining(lb, "web001")
+    before, reloads = lb.text, haproxy.reloads()[0]
+    instead_of_haproxy(lb, ONCE + 'exec "$real" "$@"')
+
+    killed = joining(lb, "web002")
+
+    assert killed.returncode == KILLED
+    assert (lb.text, haproxy.reloads()[0]) == (before, reloads)
+    assert sorted(lb.members()) == ["web001", "web002"]
+    assert joining(lb, "web003").returncode == 0
+    assert lb.text == expected(lb, operator, ["web001", "web002", "web003"])
+    assert set(haproxy.servers()) == {"web001", "web002", "web003"}
+    assert haproxy.reloads() == (reloads + 1, 0)
+    assert lb.staged() == []
+
+
+@pytest.mark.every_haproxy
+@pytest.mark.parametrize("mode", ["-W", "-D"])
+def test_killed_between_the_swap_and_the_reload(lb: Lb, mode: str) -> None:
+    operator = lb.text
+    with Haproxy(lb, mode) as haproxy:
+        joining(lb, "web001")
+        worker = haproxy.worker()
+        reload_with(lb, f"{ONCE}{_reloading(haproxy)}")
+
+        killed = joining(lb, "web002")
+
+        assert killed.returncode == KILLED
+        assert lb.text == expected(lb, operator, ["web001", "web002"])
+        assert (haproxy.worker(), set(haproxy.servers())) == (worker, {"web001"})
+        assert joining(lb, "web003").returncode == 0
+        assert lb.text == expected(lb, operator, ["web001", "web002", "web003"])
+        assert set(haproxy.servers()) == {"web001", "web002", "web003"}
+        assert lb.staged() == []
+
+
+def test_killed_between_the_swap_and_the_reload_an_event_that_changes_nothing_finishes_it(
+    lb: Lb, haproxy: Haproxy
+) -> None:
+    joining(lb, "web001")
+    reloads = haproxy.reloads()[0]
+    reload_with(lb, f"{ONCE}{_reloading(haproxy)}")
+    killed = joining(lb, "web002")
+    text = lb.text
+
+    again = joining(lb, "web002")
+
+    assert (killed.returncode, again.returncode) == (KILLED, 0)
+    assert lb.text == text
+    assert set(haproxy.servers()) == {"web001", "web002"}
+    assert haproxy.reloads() == (reloads + 1, 0)
+    assert lb.staged() == []
+
+
+def test_killed_before_served_json_costs_one_more_reload_at_most(lb: Lb, haproxy: Haproxy) -> None:
+    joining(lb, "web001")
+    reloads, served = haproxy.reloads()[0], lb.served()
+    reload_with(lb, f"{_reloading(haproxy)}\n{ONCE}")
+    killed = joining(lb, "web002")
+    eventually(lambda: set(haproxy.servers()) == {"web001", "web002"})
+    text = lb.text
+
+    runs = [joining(lb, "web002").returncode for _ in range(3)]
+
+    assert killed.returncode == KILLED
+    assert served != lb.served()
+    assert runs == [0, 0, 0]
+    assert lb.text == text
+    assert set(haproxy.servers()) == {"web001", "web002"}
+    assert haproxy.reloads() in ((reloads + 1, 0), (reloads + 2, 0))
+
+
+def test_killed_before_served_json_the_next_event_brings_everything(lb: Lb, haproxy: Haproxy) -> None:
+    operator = lb.text
+    joining(lb, "web001")
+    reloads = haproxy.reloads()[0]
+    reload_with(lb, f"{_reloading(haproxy)}\n{ONCE}")
+    killed = joining(lb, "web002")
+
+    more = joining(lb, "web003")
+
+    assert (killed.returncode, more.returncode) == (KILLED, 0)
+    assert lb.text == expected(lb, operator, ["web001", "web002", "web003"])
+    assert set(haproxy.servers()) == {"web001", "web002", "web003"}
+    assert haproxy.reloads() == (reloads + 2, 0)
+
+
+def test_a_reload_that_the_master_did_not_hear_of_is_asked_for_again(lb: Lb, haproxy: Haproxy) -> None:
+    operator, heard = lb.text, lb.folder / "heard"
+    joining(lb, "web001")
+    reloads = haproxy.reloads()[0]
+    reload_with(lb, f"[ ! -e {heard} ] || {_reloading(haproxy)}\n: > {heard}")
+
+    more = joining(lb, "web002")
+
+    assert (more.returncode, more.stderr) == (0, b"")
+    assert lb.text == expected(lb, operator, ["web001", "web002"])
+    assert set(haproxy.servers()) == {"web001", "web002"}
+    assert haproxy.reloads() == (reloads + 1, 0)
+
+
+def test_killed_while_it_puts_the_previous_lines_back(lb: Lb, haproxy: Haproxy) -> None:
+    operator = lb.text
+    joining(lb, "web001")
+    # The operator saves while the reload fails: putting back has to be checked, and is killed there.
+    reload_with(lb, f"echo '# his' >>{lb.cfg}\nexit 1")
+    instead_of_haproxy(lb, f'grep -q "# his" {lb.cfg} && {{ {ONCE} }}\nexec "$real" "$@"')
+    his = operator + b"# his\n"
+
+    killed = joining(lb, "web002")
+
+    assert killed.returncode == KILLED
+    assert lb.text == expected(lb, his, ["web001", "web002"])
+    haproxy_again(lb)
+    reload_with(lb, _reloading(haproxy))
+    assert joining(lb, "web003").returncode == 0
+    assert lb.text == expected(lb, his, ["web001", "web002", "web003"])
+    assert set(haproxy.servers()) == {"web001", "web002", "web003"}
+    assert lb.staged() == []
+
+
+def test_killed_in_the_middle_of_the_swap_the_old_text_can_still_be_put_back(lb: Lb, haproxy: Haproxy) -> None:
+    operator = lb.text
+    joining(lb, "web001")
+    reload_with(lb, ONCE + "exit 1")
+    killed = joining(lb, "web002")
+    # As a kill leaves it that comes between the two renames of the swap.
+    previous = lb.etc / ".haproxy.cfg.lbagent-previous"
+    previous.rename(lb.etc / ".haproxy.cfg.lbagent-old")
+
+    done = joining(lb, "web001")
+
+    assert (killed.returncode, done.returncode) == (KILLED, 5)
+    assert lb.text == expected(lb, operator, ["web001"])
+    assert set(haproxy.servers()) == {"web001"}
+
+
+def test_killed_between_the_swap_and_a_reload_that_fails_the_old_text_is_put_back(lb: Lb, haproxy: Haproxy) -> None:
+    operator = lb.text
+    joining(lb, "web001")
+    reload_with(lb, ONCE + "exit 1")
+    killed = joining(lb, "web002")
+
+    done = joining(lb, "web003")
+
+    assert (killed.returncode, done.returncode) == (KILLED, 5)
+    assert lb.text == expected(lb, operator, ["web001"])
+    assert set(haproxy.servers()) == {"web001"}
+    assert lb.staged() == []
+
+
+def test_an_event_that_waited_for_a_run_that_was_killed_goes_in_with_the_next(lb: Lb, haproxy: Haproxy) -> None:
+    operator = lb.text
+    instead_of_haproxy(lb, 'touch "$0.started"\nwhile [ -e "$0.started" ]; do sleep 0.02; done\nexec "$real" "$@"')
+    started = lb.bin / "haproxy.started"
+
+    with lb.start_handle("member-join", member("web001", address("web001"))) as first:
+        eventually(started.exists)
+        second = joining(lb, "web002")
+        first.kill()
+        first.communicate()
+    started.unlink()
+
+    assert second.returncode == 0
+    assert lb.text == operator
+    haproxy_again(lb)
+    assert joining(lb, "web003").returncode == 0
+    assert lb.text == expected(lb, operator, ["web001", "web002", "web003"])
+    assert set(haproxy.servers()) == {"web001", "web002", "web003"}
+    assert (lb.spooled(), lb.staged()) == ([], [])
+
+
+def _reloading(haproxy: Haproxy) -> str:
+    """Shell words that have HAProxy read its file anew."""
+    if haproxy.mode == "-W":
+        return f"kill -USR2 {haproxy.pid}"
+    return f"{haproxy.lb.binary} -D -f {haproxy.lb.cfg} -p {haproxy.pidfile} -sf $(cat {haproxy.pidfile})"

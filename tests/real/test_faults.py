@@ -1,0 +1,593 @@
+"""What breaks around lbagent: the live file stays whole, the event is kept or said, the next good run catches up."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.faults import (
+    command,
+    full,
+    haproxy_again,
+    instead_of_haproxy,
+    left_running,
+    lines,
+    mounted,
+    one_line,
+    read_only,
+    records,
+    reload_with,
+    small_disk,
+    stored,
+    tree,
+    with_lines,
+    without_haproxy,
+)
+from tests.helpers.real_programs import LBAGENT, RELOADING, ROLES, Haproxy, Lb, member
+
+WEB1, WEB2, WEB3, WEB4 = (member(f"web{number}", f"127.0.0.{number + 10}") for number in range(1, 5))
+
+
+@pytest.fixture
+def lb() -> Iterator[Lb]:
+    with Lb() as made:
+        yield made
+
+
+def caught_up(lb: Lb, operator: bytes, *numbers: int) -> bool:
+    """Whether exactly these nodes are in, and nothing lies about."""
+    assert lb.text == with_lines(operator, lines(lb, *numbers))
+    assert sorted(lb.members()) == [f"web{number}" for number in numbers]
+    assert (lb.spooled(), lb.staged()) == ([], [])
+    return True
+
+
+# Disks
+
+
+def test_full_state_disk_leaves_haproxy_cfg_alone_and_says_what_was_not_stored(lb: Lb) -> None:
+    operator = lb.text
+    with small_disk(lb.state) as disk:
+        lb.join(WEB1)
+        before = tree(lb.folder)
+        with full(disk):
+            done = lb.join(WEB2)
+        after = tree(lb.folder)
+        again = lb.join(WEB2, WEB3)
+        assert caught_up(lb, operator, 1, 2, 3)
+
+    assert done.returncode == 1
+    assert one_line(done) == f"not stored: sync needed: {lb.state}/spool: No space left on device"
+    assert after == before
+    assert (again.returncode, again.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("pages", [1, 2, 3])
+def test_state_disk_that_fills_up_on_the_way_keeps_the_event(lb: Lb, pages: int) -> None:
+    operator = lb.text
+    with small_disk(lb.state) as disk:
+        lb.join(WEB1)
+        with full(disk):
+            os.truncate(disk / "filler", (disk / "filler").stat().st_size - pages * os.sysconf("SC_PAGESIZE"))
+            done = lb.join(WEB2)
+            kept, text, staged = stored(lb), lb.text, lb.staged()
+        again = lb.join(WEB3)
+        assert caught_up(lb, operator, 1, 2, 3)
+
+    assert (kept, staged) == ({"web1", "web2"}, [])
+    assert text in (with_lines(operator, lines(lb, 1)), with_lines(operator, lines(lb, 1, 2)))
+    assert (done.returncode, done.stderr.count(b"\n"), b"Traceback" in done.stderr) in ((0, 0, False), (1, 1, False))
+    assert again.returncode == 0
+
+
+@pytest.mark.real
+def test_state_disk_full_after_the_swap_does_not_stop_haproxy_from_serving(lb: Lb) -> None:
+    operator = lb.text
+    with small_disk(lb.state) as disk, Haproxy(lb) as haproxy:
+        lb.join(WEB1)
+        instead_of_haproxy(lb, f'head -c 1000000 /dev/zero >{disk}/filler 2>/dev/null\nexec "$real" "$@"')
+        done = lb.join(WEB2)
+        text, serving = lb.text, set(haproxy.servers())
+        haproxy_again(lb)
+        (disk / "filler").unlink()
+        again = lb.join(WEB3)
+        assert caught_up(lb, operator, 1, 2, 3)
+        assert set(haproxy.servers()) == {"web1", "web2", "web3"}
+
+    assert done.returncode == 1
+    assert one_line(done).endswith("No space left on device")
+    assert text == with_lines(operator, lines(lb, 1, 2))
+    assert serving == {"web1", "web2"}
+    assert again.returncode == 0
+
+
+def _on_a_disk_of_its_own(folder: Path) -> Lb:
+    """A load balancer whose haproxy.cfg lies on the disk that is mounted at `folder`/etc, its roles.yml elsewhere."""
+    lb = Lb(folder=folder)
+    elsewhere = lb.folder / "roles.yml"
+    elsewhere.write_bytes(lb.roles.read_bytes())
+    lb.roles = elsewhere
+    return lb
+
+
+def test_full_disk_of_haproxy_cfg_keeps_the_event_and_the_old_text(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "etc") as disk:
+        lb = _on_a_disk_of_its_own(tmp_path)
+        operator = lb.text
+        lb.join(WEB1)
+        before = lb.text
+        with full(disk):
+            done = lb.join(WEB2)
+            assert (lb.text, lb.staged(), sorted(lb.members())) == (before, [], ["web1", "web2"])
+        again = lb.join(WEB3)
+        assert caught_up(lb, operator, 1, 2, 3)
+
+    assert done.returncode == 1
+    assert again.returncode == 0
+    # Section 8: what, where. "the system: No space left on device" leaves open which of two disks is full.
+    assert one_line(done).startswith(f"{tmp_path}/etc/")
+    assert one_line(done).endswith(": No space left on device")
+
+
+def test_read_only_haproxy_cfg_keeps_the_event_and_says_where(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    lb = _on_a_disk_of_its_own(tmp_path)
+    operator = lb.text
+    lb.join(WEB1)
+    before = tree(lb.etc)
+
+    with read_only(lb.etc):
+        done = lb.join(WEB2)
+
+    assert done.returncode == 1
+    assert one_line(done).startswith(f"{lb.etc}/")
+    assert one_line(done).endswith(": Read-only file system")
+    assert tree(lb.etc) == before
+    assert sorted(lb.members()) == ["web1", "web2"]
+    assert lb.join(WEB3).returncode == 0
+    assert caught_up(lb, operator, 1, 2, 3)
+
+
+def test_haproxy_cfg_that_is_a_mount_point_is_left_alone_and_said_so(lb: Lb) -> None:
+    operator, host = lb.text, lb.folder / "host.cfg"
+    lb.join(WEB1)
+    before = lb.text
+    host.write_bytes(before)
+    with mounted(host, lb.cfg):
+        done, check = lb.join(WEB2), lb.run("check").stdout.decode()
+
+        assert done.returncode == 1
+        assert one_line(done) == f"{lb.cfg}: is a mount point of its own; mount its folder instead"
+        assert (lb.text, lb.staged()) == (before, [])
+        assert (
+            f"error    haproxy-cfg: {lb.cfg}: the file is a mount point of its own, so it cannot be replaced"
+            ": mount its folder instead\n"
+        ) in check
+    assert lb.join(WEB3).returncode == 0
+    assert caught_up(lb, operator, 1, 2, 3)
+
+
+def test_read_only_state_directory_says_what_was_not_stored(lb: Lb) -> None:
+    operator = lb.text
+    lb.join(WEB1)
+    before = tree(lb.folder)
+
+    with read_only(lb.state):
+        done = lb.join(WEB2)
+
+    assert done.returncode == 1
+    assert one_line(done).startswith("not stored: sync needed: ")
+    assert one_line(done).endswith(": Read-only file system")
+    assert tree(lb.folder) == before
+    assert lb.join(WEB2).returncode == 0
+    assert caught_up(lb, operator, 1, 2)
+
+
+# HAProxy
+
+
+def test_without_haproxy_the_event_waits_and_the_next_run_catches_up(lb: Lb) -> None:
+    operator = lb.text
+    lb.join(WEB1)
+    before = lb.text
+
+    with without_haproxy() as words:
+        done = subprocess.run(
+            [*words, LBAGENT, "handle"],
+            input=WEB2,
+            env={**lb.env, "SERF_EVENT": "member-join", "SERF_SELF_NAME": "lb01"},
+            capture_output=True,
+            check=False,
+        )
+
+    assert done.returncode == 75
+    assert one_line(done) == "haproxy -c cannot be run: no such program: haproxy"
+    assert (lb.text, lb.staged(), sorted(lb.members())) == (before, [], ["web1", "web2"])
+    assert lb.join(WEB3).returncode == 0
+    assert caught_up(lb, operator, 1, 2, 3)
+
+
+def test_without_a_path_no_program_of_the_working_directory_is_run(lb: Lb, tmp_path: Path) -> None:
+    foreign = command(tmp_path / "haproxy", f"touch {tmp_path}/ran")
+    env = {key: value for key, value in lb.env.items() if key != "PATH"}
+
+    done = subprocess.run(
+        [LBAGENT, "handle"],
+        input=WEB1,
+        env={**env, "SERF_EVENT": "member-join", "SERF_SELF_NAME": "lb01"},
+        cwd=foreign.parent,
+        capture_output=True,
+        check=False,
+    )
+
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert not (tmp_path / "ran").exists()
+
+
+REFUSING = 'echo "[ALERT]    (1) : config : parsing [x.cfg:3]: unknown keyword" >&2; exit 1'
+
+
+@pytest.mark.parametrize("script", [REFUSING, "exit 2"], ids=["refusing", "no-listener"])
+def test_haproxy_that_refuses_everything_replaces_nothing(lb: Lb, script: str) -> None:
+    operator = lb.text
+    lb.join(WEB1)
+    before = lb.text
+    instead_of_haproxy(lb, script)
+
+    done = lb.join(WEB2)
+
+    assert done.returncode == 4
+    assert one_line(done).startswith("HAProxy refuses the operator's own text, nothing was replaced: ")
+    assert (lb.text, lb.staged(), sorted(lb.members())) == (before, [], ["web1", "web2"])
+    haproxy_again(lb)
+    assert lb.join(WEB3).returncode == 0
+    assert caught_up(lb, operator, 1, 2, 3)
+
+
+@pytest.mark.parametrize("script", ["kill -9 $$", "kill -ABRT $$", "exit 137", 'sh -c "kill -9 \\$\\$"'])
+def test_haproxy_c_that_is_killed_blames_nobody_and_replaces_nothing(lb: Lb, script: str) -> None:
+    operator = lb.text
+    lb.join(WEB1)
+    before = lb.text
+    instead_of_haproxy(lb, script)
+
+    done, planned = lb.join(WEB2), lb.run("apply")
+
+    assert (done.returncode, planned.returncode) == (75, 75)
+    assert one_line(done).startswith("haproxy -c was killed by signal ")
+    assert (lb.text, lb.staged()) == (before, [])
+    assert {name: one["quarantine"] for name, one in lb.members().items()} == {"web1": None, "web2": None}
+    assert b"was killed by signal" in lb.run("check").stdout
+    haproxy_again(lb)
+    assert lb.join(WEB3).returncode == 0
+    assert caught_up(lb, operator, 1, 2, 3)
+
+
+def test_haproxy_c_that_is_killed_while_the_culprit_is_looked_for_blames_nobody(lb: Lb) -> None:
+    before = lb.text
+    instead_of_haproxy(
+        lb,
+        f"echo >>{lb.folder}/asked; [ $(wc -l <{lb.folder}/asked) -le 2 ] || kill -9 $$\n"
+        'echo "[ALERT]    (1) : config : parsing [x.cfg:3]: unknown keyword" >&2; exit 1',
+    )
+
+    done = lb.join(WEB1, WEB2)
+
+    assert done.returncode == 75
+    assert (lb.text, lb.staged()) == (before, [])
+    assert {one["quarantine"] for one in lb.members().values()} == {None}
+
+
+def test_haproxy_c_that_hangs_is_ended_with_all_it_started(lb: Lb) -> None:
+    operator = lb.text
+    lb.join(WEB1)
+    before = lb.text
+    lb.roles.write_text(lb.filled(ROLES).replace("timeout: 15s", "timeout: 1s"))
+    instead_of_haproxy(lb, "sleep 61.7654 &\nwait")
+
+    done = lb.join(WEB2)
+
+    assert done.returncode == 75
+    assert one_line(done) == "haproxy did not end within 1 s"
+    assert left_running("61.7654") == []
+    assert (lb.text, lb.staged(), sorted(lb.members())) == (before, [], ["web1", "web2"])
+    haproxy_again(lb)
+    assert lb.join(WEB3).returncode == 0
+    assert caught_up(lb, operator, 1, 2, 3)
+
+
+@pytest.mark.every_haproxy
+@pytest.mark.real
+@pytest.mark.parametrize("script", ["exit 1", "echo no >&2; exit 3", "kill -9 $$"])
+def test_reload_that_fails_puts_the_previous_lines_back_and_is_not_tried_with_every_event(lb: Lb, script: str) -> None:
+    operator = lb.text
+    with Haproxy(lb) as haproxy:
+        lb.join(WEB1)
+        before, worker = lb.text, haproxy.worker()
+        reload_with(lb, f'echo reload >>"$0.log"\n{script}')
+
+        done = lb.join(WEB2)
+        later = [lb.join(member(f"web{number}", f"127.0.0.{number + 10}")) for number in range(3, 8)]
+
+        assert done.returncode == 5
+        assert one_line(done).endswith(f"; the previous managed lines are back in {lb.cfg}")
+        assert [run.returncode for run in later] == [5] * 5
+        assert (lb.folder / "reload.log").read_text() == "reload\n"
+        assert (lb.text, lb.staged()) == (before, [])
+        assert (haproxy.worker(), set(haproxy.servers())) == (worker, {"web1"})
+        assert sorted(lb.members()) == [f"web{number}" for number in range(1, 8)]
+        lb.roles.write_text(lb.filled(ROLES))
+        assert lb.join(member("web8", "127.0.0.18")).returncode == 0
+        assert caught_up(lb, operator, *range(1, 9))
+        assert set(haproxy.servers()) == {f"web{number}" for number in range(1, 9)}
+
+
+@pytest.mark.every_haproxy
+@pytest.mark.real
+def test_reload_command_that_is_missing_puts_the_previous_lines_back(lb: Lb) -> None:
+    operator = lb.text
+    with Haproxy(lb) as haproxy:
+        lb.join(WEB1)
+        before = lb.text
+        lb.roles.write_text(lb.filled(RELOADING).replace("haproxy:\n", "haproxy:\n  reload: [/nowhere/reload]\n"))
+
+        done = lb.join(WEB2)
+
+        assert done.returncode == 5
+        assert one_line(done) == (
+            f"/nowhere/reload cannot be run: no such program; the previous managed lines are back in {lb.cfg}"
+        )
+        assert (lb.text, lb.staged()) == (before, [])
+        lb.roles.write_text(lb.filled(ROLES))
+        assert lb.join(WEB3).returncode == 0
+        assert caught_up(lb, operator, 1, 2, 3)
+        assert set(haproxy.servers()) == {"web1", "web2", "web3"}
+
+
+@pytest.mark.every_haproxy
+@pytest.mark.real
+def test_reload_that_says_it_went_well_and_did_nothing_is_not_believed(lb: Lb) -> None:
+    operator = lb.text
+    with Haproxy(lb) as haproxy:
+        lb.join(WEB1)
+        reload_with(lb, "exit 0")
+        lb.roles.write_text(lb.roles.read_text().replace("timeout: 15s", "timeout: 1s"))
+
+        done = lb.join(WEB2)
+
+        assert done.returncode == 75
+        assert one_line(done) == "no new HAProxy worker was seen within 1 s of the reload"
+        lb.roles.write_text(lb.filled(ROLES))
+        assert lb.join(WEB3).returncode == 0
+        assert caught_up(lb, operator, 1, 2, 3)
+        assert set(haproxy.servers()) == {"web1", "web2", "web3"}
+
+
+# roles.yml
+
+
+BROKEN_ROLES = {
+    "not-yaml": b"roles: {web: [",
+    "unknown-key": b"services: {iis: {prot: 80}}\nroles: {web: {lb: [iis]}}\n",
+    "undeclared-service": b"services: {}\nroles: {web: {lb: [iis]}}\n",
+    "empty": b"",
+    "binary": bytes(range(256)),
+    "not-utf-8": b"services: {iis: {port: 80}} # \xff\xfe\n",
+    # A person does not write this; a disk or a merge tool may.
+    "deep": b"[" * 5_000,
+    "a-list": b"- web\n- lb\n",
+}
+
+
+@pytest.mark.parametrize("content", BROKEN_ROLES.values(), ids=BROKEN_ROLES)
+def test_broken_roles_yml_changes_nothing_on_disk_and_the_event_waits(lb: Lb, content: bytes) -> None:
+    operator, good = lb.text, lb.roles.read_bytes()
+    lb.join(WEB1)
+    lb.roles.write_bytes(content)
+    before = tree(lb.folder)
+
+    done = lb.join(WEB2)
+
+    (spooled,) = records(lb)
+    after = tree(lb.folder)
+    assert done.returncode == 2
+    assert one_line(done).startswith(f"{lb.roles}:")
+    assert WEB2 in after.pop(f"state/spool/{spooled}")[1]
+    assert after == before
+    lb.roles.write_bytes(good)
+    assert lb.join(WEB3).returncode == 0
+    assert caught_up(lb, operator, 1, 2, 3)
+
+
+@pytest.mark.parametrize("instead", ["nothing", "a folder"])
+def test_lost_roles_yml_changes_nothing_on_disk_and_the_event_waits(lb: Lb, instead: str) -> None:
+    operator, good = lb.text, lb.roles.read_bytes()
+    lb.join(WEB1)
+    lb.roles.unlink()
+    if instead == "a folder":
+        lb.roles.mkdir()
+    before = tree(lb.folder)
+
+    done = lb.join(WEB2)
+
+    (spooled,) = records(lb)
+    after = tree(lb.folder)
+    assert done.returncode == 2
+    assert one_line(done).startswith(f"{lb.roles}: cannot be read: ")
+    assert WEB2 in after.pop(f"state/spool/{spooled}")[1]
+    assert after == before
+    if instead == "a folder":
+        lb.roles.rmdir()
+    lb.roles.write_bytes(good)
+    assert lb.join(WEB3).returncode == 0
+    assert caught_up(lb, operator, 1, 2, 3)
+
+
+def test_events_of_a_whole_broken_hour_go_in_with_the_first_good_run(lb: Lb) -> None:
+    operator, good = lb.text, lb.roles.read_bytes()
+    lb.join(WEB1)
+    lb.roles.write_bytes(b"roles: [")
+
+    runs = [lb.join(member(f"web{number}", f"127.0.0.{number + 10}")).returncode for number in range(2, 12)]
+    runs.append(lb.leave(WEB1).returncode)
+    lb.roles.write_bytes(good)
+
+    assert runs == [2] * 11
+    assert lb.run("apply").returncode == 0
+    assert lb.text == with_lines(operator, lines(lb, *range(2, 12)))
+    assert (lb.spooled(), lb.staged()) == ([], [])
+
+
+# State
+
+
+def _three(lb: Lb) -> list[str]:
+    """Three nodes, the second of them paused; returns the managed lines."""
+    lb.join(WEB1, WEB2, WEB3)
+    lb.say("pause", "web2", 7)
+    first, _, third = lines(lb, 1, 2, 3)
+    return [first, "# lbagent paused web2 127.0.0.12 role=web", third]
+
+
+def _cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+DAMAGES = {
+    "empty": lambda _: b"",
+    "cut": _cut,
+    "last-byte": lambda content: content[:-1],
+    "zeros": lambda content: b"\0" * len(content),
+    "not-utf-8": lambda content: b"\xff" + content,
+    "null": lambda _: b"null",
+    "list": lambda _: b"[]",
+    "number": lambda _: b"7",
+    "no-rows": lambda _: b'{"version": 1}',
+    "other-fields": lambda content: content.replace(b'"quarantine"', b'"quarantined"'),
+    # A name, an address, a status nobody could have enrolled with: the next plan would stumble over them.
+    "address": lambda content: content.replace(b"127.0.0.13", b"12700.0.13"),
+    "status": lambda content: content.replace(b'"alive"', b'"olive"', 1),
+    "no-address": lambda content: content.replace(b'"127.0.0.13"', b'""'),
+    "tags": lambda content: content.replace(b'"tags":{}', b'"tags":[]', 1),
+    "pause": lambda content: content.replace(b'"pause":{', b'"pause":[],"was":{', 1),
+    "end": lambda content: content.replace(b'"until":null', b'"until":"never"', 1),
+    "ltime": lambda content: content.replace(b'"ltime":', b'"ltime":-', 1),
+    "more": lambda content: content.replace(b'"more":{', b'"more":0,"less":{'),
+    # json.loads raises RecursionError for it, which is no ValueError.
+    "deep": lambda _: b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_damaged_members_json_is_kept_aside_and_rebuilt_from_the_managed_lines(lb: Lb, damage: object) -> None:
+    operator = lb.text
+    standing = _three(lb)
+    path = lb.state / "members.json"
+    assert callable(damage)
+    damaged = damage(path.read_bytes())
+    path.write_bytes(damaged)
+
+    done = lb.join(WEB4)
+
+    assert done.returncode == 0
+    assert one_line(done).startswith("members.json is damaged")
+    assert [one.read_bytes() for one in lb.state.glob("members.json.damaged-*")] == [damaged]
+    assert lb.text == with_lines(operator, [*standing, *lines(lb, 4)])
+    assert lb.say("resume", "web2", 8).returncode == 0
+    assert caught_up(lb, operator, 1, 2, 3, 4)
+
+
+def test_lost_members_json_is_rebuilt_from_the_managed_lines_pauses_included(lb: Lb) -> None:
+    operator = lb.text
+    standing = _three(lb)
+    (lb.state / "members.json").unlink()
+
+    done = lb.join(WEB4)
+
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert lb.text == with_lines(operator, [*standing, *lines(lb, 4)])
+    assert lb.say("resume", "web2", 8).returncode == 0
+    assert caught_up(lb, operator, 1, 2, 3, 4)
+
+
+def test_lost_state_directory_removes_nothing(lb: Lb) -> None:
+    operator = lb.text
+    standing = _three(lb)
+    lb.state.rename(lb.folder / "gone")
+
+    runs = [lb.run("apply").returncode, lb.join(WEB4).returncode, lb.join(WEB2).returncode]
+
+    assert runs == [0, 0, 0]
+    assert lb.text == with_lines(operator, [*standing, *lines(lb, 4)])
+
+
+def test_every_damaged_members_json_is_kept_not_just_the_last(lb: Lb) -> None:
+    standing = _three(lb)
+    path = lb.state / "members.json"
+
+    # Three runs take less than two seconds: at least two of them fall into the same one.
+    for content in (b"1", b"2", b"3"):
+        path.write_bytes(content)
+        assert lb.run("apply").returncode == 0
+
+    assert lb.managed == standing
+    assert sorted(one.read_bytes() for one in lb.state.glob("members.json.damaged-*")) == [b"1", b"2", b"3"]
+
+
+SERVED = {
+    "lost": None,
+    "empty": b"",
+    "cut": b'{"digest": "1234',
+    "null": b"null",
+    "wrong-types": b'{"digest": 1, "worker": [], "failure": 7}',
+    "infinite": b'{"digest": "1", "worker": {"pid": 1e999, "started": 1}, "failure": null}',
+    "deep": b"[" * 100_000,
+}
+
+
+@pytest.mark.every_haproxy
+@pytest.mark.real
+@pytest.mark.parametrize("content", SERVED.values(), ids=SERVED)
+def test_damaged_served_json_costs_one_reload_at_most(lb: Lb, content: bytes | None) -> None:
+    operator = lb.text
+    with Haproxy(lb) as haproxy:
+        lb.join(WEB1, WEB2)
+        reloads = haproxy.reloads()[0]
+        served = lb.state / "served.json"
+        served.unlink()
+        if content is not None:
+            served.write_bytes(content)
+
+        runs = [lb.join(WEB1) for _ in range(3)]
+
+        assert [(run.returncode, run.stderr) for run in runs] == [(0, b"")] * 3
+        assert haproxy.reloads() in ((reloads, 0), (reloads + 1, 0))
+        assert caught_up(lb, operator, 1, 2)
+        assert set(haproxy.servers()) == {"web1", "web2"}
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"null", b'{"key": 1, "state": 2}', b"[" * 100_000])
+def test_damaged_cache_of_roles_yml_does_no_harm(lb: Lb, content: bytes) -> None:
+    operator = lb.text
+    lb.join(WEB1)
+    (lb.state / "roles.json").write_bytes(content)
+
+    done = lb.join(WEB2)
+
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert caught_up(lb, operator, 1, 2)
+
+
+@pytest.mark.parametrize("name", ["history.jsonl", "last.json", "metrics.prom", "roles.json"])
+def test_best_effort_files_never_change_an_outcome(lb: Lb, name: str) -> None:
+    operator = lb.text
+    (lb.state / name).mkdir(parents=True)
+
+    done = lb.join(WEB1)
+
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert caught_up(lb, operator, 1)

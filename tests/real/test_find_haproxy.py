@@ -1,0 +1,221 @@
+"""The HAProxy that runs this haproxy.cfg is found among all others, reloaded once, and loses no request."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from lbagent.haproxy.process import only_looks
+from tests.helpers.real_programs import CONFIG, PATIENCE, RELOADING, Backend, Haproxy, Lb, binaries, eventually, member
+
+pytestmark = pytest.mark.real
+
+WEB01, WEB02 = member("web01", "127.0.0.11"), member("web02", "127.0.0.12")
+
+
+@pytest.fixture(params=list(binaries().values()), ids=list(binaries()))
+def lb(request: pytest.FixtureRequest) -> Iterator[Lb]:
+    with Lb(roles=RELOADING, binary=request.param) as one:
+        yield one
+
+
+@contextlib.contextmanager
+def checking(lb: Lb, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A `haproxy -c` of somebody else's, held in the midst of its work."""
+    process = subprocess.Popen(
+        [str(lb.bin / "haproxy"), *flags, "-c", "-f", str(lb.cfg)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def verdict(check: subprocess.Popen[bytes]) -> int:
+    """How that check ends when it may go on."""
+    check.send_signal(signal.SIGCONT)
+    return check.wait(PATIENCE)
+
+
+def test_a_neighbour_with_another_haproxy_cfg_is_left_alone(lb: Lb) -> None:
+    with Haproxy(lb) as haproxy, Lb(roles=RELOADING, binary=lb.binary) as other, Haproxy(other) as neighbour:
+        ended = lb.join(WEB01)
+
+        assert ended.returncode == 0
+        assert (haproxy.reloads(), neighbour.reloads()) == ((1, 0), (0, 0))
+        assert (list(haproxy.servers()), neighbour.servers()) == (["web01"], {})
+
+
+@pytest.mark.parametrize("socket", ["with a stats socket", "without a stats socket"])
+@pytest.mark.parametrize("mode", ["-W", "-Ws", "-D"])
+def test_every_way_to_run_haproxy_is_found_and_confirmed(lb: Lb, mode: str, socket: str) -> None:
+    if mode == "-Ws" and b"-SYSTEMD" in subprocess.check_output([lb.binary, "-vv"]):  # 3.2 always has it
+        pytest.skip("this HAProxy was built without systemd")
+    with Haproxy(lb, mode) as haproxy:
+        if socket == "without a stats socket":
+            # It still answers us, but lbagent cannot know that.
+            lb.text = lb.text.replace(f"    stats socket {lb.socket}".encode(), b"    # stats socket")
+        before = haproxy.workers()
+
+        ended = lb.join(WEB01)
+
+        assert (ended.returncode, ended.stderr) == (0, b"")
+        assert lb.managed == [lb.server("web01", "127.0.0.11")]
+        assert [entry["outcome"] for entry in lb.history()] == ["applied"]
+        served = lb.served()
+        assert served
+        eventually(lambda: haproxy.workers() == [served["worker"]["pid"]])
+        assert not set(before) & set(haproxy.workers())
+
+
+def test_a_relative_path_on_haproxys_command_line_is_followed(lb: Lb) -> None:
+    with Haproxy(lb, config=["etc/haproxy.cfg"]) as haproxy:
+        ended = lb.join(WEB01)
+
+        assert ended.returncode == 0
+        assert (haproxy.reloads(), list(haproxy.servers())) == ((1, 0), ["web01"])
+
+
+@pytest.mark.parametrize("given", ["files", "a folder"])
+def test_a_haproxy_cfg_of_several_files_is_one_text(lb: Lb, given: str) -> None:
+    head, _, listen = CONFIG.partition("listen lb-iis")
+    first, second = lb.etc / "conf.d" / "10-global.cfg", lb.etc / "conf.d" / "20-web.cfg"
+    first.parent.mkdir()
+    first.write_text(lb.filled(head))
+    second.write_text(lb.filled(f"listen lb-iis{listen}"))
+    config = [str(first), str(second)] if given == "files" else [str(first.parent)]
+    lb.roles.write_text(lb.filled(RELOADING).replace(f"config: {lb.cfg}", f"config: [{', '.join(config)}]"))
+    with Haproxy(lb, config=config) as haproxy:
+        ended = lb.join(WEB01)
+
+        assert (ended.returncode, ended.stderr) == (0, b"")
+        assert first.read_text() == lb.filled(head)
+        assert second.read_text() == lb.filled(f"listen lb-iis{listen}").replace(
+            "    # additional", f"    {lb.server('web01', '127.0.0.11')}\n    # additional"
+        )
+        assert (haproxy.reloads(), list(haproxy.servers())) == ((1, 0), ["web01"])
+        assert sorted(path.name for path in first.parent.iterdir()) == [
+            ".20-web.cfg.lbagent-previous",
+            first.name,
+            second.name,
+        ]
+
+
+def test_a_haproxy_that_does_not_run_finds_the_lines_when_it_starts(lb: Lb) -> None:
+    ended = lb.join(WEB01)
+    again = lb.join(WEB01)
+    with Haproxy(lb) as haproxy:
+        started = list(haproxy.servers())
+        later = lb.join(WEB02)
+
+        assert [one.returncode for one in (ended, again, later)] == [0, 0, 0]
+        assert started == ["web01"]
+        assert list(haproxy.servers()) == ["web01", "web02"]
+        assert [entry["outcome"] for entry in lb.history()] == ["written", "applied"]
+
+
+def test_a_text_written_without_a_reload_is_served_after_the_next_event(lb: Lb) -> None:
+    with Haproxy(lb) as haproxy:
+        lb.join(WEB01)
+        lb.roles.write_text(lb.roles.read_text().replace("200ms", "300ms"))
+
+        written = lb.run("apply", "--no-reload")
+        before = lb.managed, haproxy.reloads()
+        ended = lb.join(WEB01)
+
+        line = lb.server("web01", "127.0.0.11", options="check inter 300ms rise 2 fall 2")
+        assert (written.returncode, before) == (0, ([line], (1, 0)))
+        assert (ended.returncode, lb.managed, haproxy.reloads()) == (0, [line], (2, 0))
+
+
+# `haproxy -c` of an operator, or of systemd's ExecStartPre and ExecReload (with -Ws), is none that runs.
+# Taken for one, it is sent SIGUSR2, which ends it, and HAProxy's own start or reload with it.
+@pytest.mark.parametrize("flags", [[], ["-W", "-q"]], ids=["by hand", "by systemd"])
+def test_somebody_elses_check_is_not_taken_for_a_running_haproxy(lb: Lb, flags: list[str]) -> None:
+    lb.roles.write_text(lb.roles.read_text().replace("timeout: 15s", "timeout: 1s"))
+    with checking(lb, *flags) as check:
+        ended = lb.join(WEB01)
+
+        assert verdict(check) == 0
+        assert (ended.returncode, ended.stderr) == (0, b"")
+        assert [entry["outcome"] for entry in lb.history()] == ["written"]
+
+
+@pytest.mark.parametrize(
+    ("line", "looks"),
+    [
+        ("haproxy -c -f a.cfg", True),
+        ("haproxy -f a.cfg -c", True),
+        ("haproxy -W -c -q -f a.cfg", True),
+        ("haproxy -Ws -f a.cfg -c -q", True),
+        ("haproxy -cc 1 -f a.cfg", True),
+        ("haproxy -v", True),
+        ("haproxy -vv -f a.cfg", True),
+        ("haproxy -W -f a.cfg", False),
+        ("haproxy -Ws -f a.cfg -p /run/haproxy.pid -S /run/haproxy-master.sock", False),
+        ("haproxy -f -c", False),
+        ("haproxy -L -v -f a.cfg", False),
+        ("haproxy -D -- -c", False),
+        ("haproxy -C /etc -V -f a.cfg -sf 12 13 -x /run/a.sock", False),
+        ("", False),
+    ],
+)
+def test_what_only_looks_is_told_from_what_serves(line: str, looks: bool) -> None:  # noqa: FBT001
+    assert only_looks(line.split()) is looks
+
+
+@pytest.mark.parametrize("mode", ["-W", "-D"])
+def test_somebody_elses_check_beside_a_running_haproxy_changes_nothing(lb: Lb, mode: str) -> None:
+    with Haproxy(lb, mode) as haproxy, checking(lb, "-W", "-q") as check:
+        ended = lb.join(WEB01)
+
+        assert verdict(check) == 0
+        assert (ended.returncode, ended.stderr) == (0, b"")
+        assert list(haproxy.servers()) == ["web01"]
+
+
+@pytest.mark.parametrize("mode", ["-W", "-D"])
+def test_no_request_fails_while_nodes_come_pause_and_go(lb: Lb, mode: str) -> None:
+    with (
+        Backend("web01", "127.0.0.11", lb.port),
+        Backend("web02", "127.0.0.12", lb.port),
+        Haproxy(lb, mode) as haproxy,
+    ):
+        lb.join(WEB01)
+        answers: list[str] = []
+        ending = threading.Event()
+
+        def client() -> None:
+            while not ending.is_set():
+                answers.append(haproxy.get())
+                time.sleep(0.001)
+
+        clients = [threading.Thread(target=client) for _ in range(3)]
+        for one in clients:
+            one.start()
+        try:
+            statuses = [
+                ended.returncode
+                for turn in range(5)
+                for ended in (
+                    lb.join(WEB02),
+                    lb.say("pause", "web02", 2 * turn + 1),
+                    lb.say("resume", "web02", 2 * turn + 2),
+                    lb.leave(WEB02),
+                )
+            ]
+        finally:
+            ending.set()
+            for one in clients:
+                one.join()
+
+        assert statuses == [0] * 20
+        assert set(answers) == {"web01", "web02"}

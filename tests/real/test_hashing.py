@@ -1,0 +1,84 @@
+"""`balance source`: a thousand clients keep their server over joins, returns, reloads and the other load balancer."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tests.helpers.real_programs import CONFIG, Backend, Haproxy, Lb, eventually, member
+
+pytestmark = [pytest.mark.real, pytest.mark.every_haproxy]
+
+HASHED = CONFIG.replace("balance roundrobin", "balance source\n    hash-type consistent")
+CLIENTS = [f"127.0.{number // 250 + 2}.{number % 250 + 1}" for number in range(1000)]
+ADDRESS = {f"web{number:02}": f"127.0.1.{number}" for number in range(1, 12)}
+TEN, ELEVENTH = list(ADDRESS)[:10], list(ADDRESS)[10]
+
+
+def joining(name: str) -> bytes:
+    return member(name, ADDRESS[name])
+
+
+@contextlib.contextmanager
+def pair() -> Iterator[list[tuple[Lb, Haproxy]]]:
+    """Two load balancers in front of the same nodes, which they have met in another order."""
+    with contextlib.ExitStack() as stack:
+        one, other = stack.enter_context(Lb(HASHED)), stack.enter_context(Lb(HASHED))
+        other.roles.write_text(other.roles.read_text().replace(f"port: {other.port}", f"port: {one.port}"))
+        for name, address in ADDRESS.items():
+            stack.enter_context(Backend(name, address, one.port))
+        two = [(lb, stack.enter_context(Haproxy(lb))) for lb in (one, other)]
+        one.join(*map(joining, TEN))
+        for name in reversed(TEN):
+            other.join(joining(name))
+        for _, haproxy in two:
+            eventually(lambda haproxy=haproxy: set(haproxy.servers().values()) == {"UP"})  # type: ignore[misc]
+        yield two
+
+
+def where(lb: Lb) -> dict[str, str]:
+    """Which node each client is sent to."""
+    found = {}
+    for client in CLIENTS:
+        connection = http.client.HTTPConnection("127.0.0.1", lb.front, timeout=10, source_address=(client, 0))
+        with contextlib.closing(connection):
+            connection.request("GET", "/")
+            found[client] = connection.getresponse().read().decode()
+    return found
+
+
+def come(lb: Lb, haproxy: Haproxy, name: str) -> dict[str, str]:
+    """Have a node join; which node each client is sent to then."""
+    lb.join(joining(name))
+    eventually(lambda: haproxy.servers()[name] == "UP")
+    return where(lb)
+
+
+def test_who_comes_takes_its_share_and_nobody_else_moves() -> None:
+    with pair() as ((lb, haproxy), (other, other_haproxy)):
+        before, reloads = where(lb), haproxy.reloads()
+        assert (set(before.values()), where(other)) == (set(TEN), before)
+
+        after = come(lb, haproxy, ELEVENTH)
+        moved = [client for client in CLIENTS if before[client] != after[client]]
+        assert {after[client] for client in moved} == {ELEVENTH}
+        assert 0.3 < len(moved) / (len(CLIENTS) / len(ADDRESS)) < 2
+
+        lb.leave(joining(ELEVENTH))
+        assert where(lb) == before
+        lb.leave(joining("web03"))
+        assert come(lb, haproxy, "web03") == before
+        assert come(lb, haproxy, ELEVENTH) == after
+        assert haproxy.reloads() == reloads
+
+        os.kill(haproxy.pid, signal.SIGUSR2)
+        eventually(lambda: haproxy.reloads()[0] == reloads[0] + 1)
+        eventually(lambda: set(haproxy.servers().values()) == {"UP"})
+        assert where(lb) == after
+        assert come(other, other_haproxy, ELEVENTH) == after
+        print(f"{len(moved)} of {len(CLIENTS)} clients moved to the eleventh of eleven nodes, nobody else")

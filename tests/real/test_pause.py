@@ -1,0 +1,392 @@
+"""pause, resume and forget, typed on one load balancer of a real pair."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import signal
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from tests.helpers.pair import Balancer, joined, pair
+from tests.helpers.real_programs import Backend, Lb, SerfAgent, eventually, member
+
+pytestmark = pytest.mark.real
+
+
+class Web:
+    """A web node whose requests are counted."""
+
+    def __init__(self, number: int, port: int) -> None:
+        """Nothing runs before `running`."""
+        self.name, self.address = f"web{number:02}", f"127.0.0.{10 + number}"
+        self.backend = Backend(self.name, self.address, port)
+        self.agent = SerfAgent(self.name, self.address, "web")
+
+    @property
+    def out(self) -> str:
+        """The line that stands for it while it is paused."""
+        return f"# lbagent paused {self.name} {self.address} role=web"
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[tuple[Balancer, Balancer, list[Web]]]:
+    """A pair and two nodes, which all tests here share."""
+    with contextlib.ExitStack() as stack:
+        one, other = stack.enter_context(pair())
+        nodes = [Web(number, one.lb.port) for number in (1, 2)]
+        for node in nodes:
+            stack.enter_context(node.backend)
+            stack.enter_context(node.agent)
+        joined((one, other), *(node.agent for node in nodes))
+        yield one, other, nodes
+
+
+@pytest.fixture
+def two(running: tuple[Balancer, Balancer, list[Web]]) -> Iterator[tuple[Balancer, Balancer, list[Web]]]:
+    """The same, with nobody paused, before and after."""
+    one, other, nodes = running
+    yield running
+    for balancer in (one, other):
+        balancer.lb.count_checks()  # in place of whatever a test made of haproxy -c
+        for node in nodes:
+            balancer.run("resume", node.name)
+    eventually(lambda: not any(line.startswith("#") for line in one.lb.managed + other.lb.managed))
+
+
+def test_a_pause_confirmed_by_both_takes_all_traffic_away(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+    one, other, (node, rest) = two
+    for balancer in (one, other):
+        eventually(functools.partial(_serves_both, balancer))
+
+    done = one.rows("pause", node.name, "--for", "2h", "--reason", "patch  day")
+    requests = node.backend.requests
+    answering = [balancer.haproxy.answering(40) for balancer in (one, other)]
+
+    assert done == (0, {"lb01": "done", "lb02": "done"})
+    assert (answering, node.backend.requests) == ([{rest.name}, {rest.name}], requests)
+    for balancer, by in ((one, "operator on lb01"), (other, "operator on lb01, by query")):
+        assert balancer.lb.managed[0] == node.out
+        pause = balancer.lb.members()[node.name]["pause"]
+        assert (pause.by, pause.reason) == (by, "patch day")
+    assert one.lb.members()[node.name]["pause"].until == other.lb.members()[node.name]["pause"].until
+
+    assert other.rows("resume", node.name) == (0, {"lb01": "done", "lb02": "done"})
+    for balancer in (one, other):
+        eventually(functools.partial(_serves_both, balancer))
+
+
+def test_who_does_not_confirm_is_named(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+    one, other, (node, _) = two
+    gate = other.lb.hold_checks()  # the handler of lb02 hangs
+
+    status, said = one.rows("pause", node.name)
+
+    gate.touch()
+    eventually(lambda: other.lb.settled(node.out, other.lb.server("web02", "127.0.0.12")))
+    assert (status, said) == (1, {"lb01": "done", "lb02": "not answered"})
+    assert one.lb.managed[0] == node.out
+
+
+def test_a_load_balancer_that_cannot_apply_says_why(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+    one, other, (node, _) = two
+    text = other.lb.text
+    other.lb.text = text.replace(b"balance roundrobin", b"balanse roundrobin")
+
+    status, said = one.rows("pause", node.name)
+
+    other.lb.text = text
+    assert (status, said["lb01"]) == (1, "done")
+    assert said["lb02"].startswith(
+        "not applied yet: HAProxy refuses the operator's own text, nothing was replaced: parsing ["
+    )
+    assert other.run("apply").returncode == 0
+    assert other.lb.managed[0] == node.out
+
+
+def test_a_stranger_is_remembered_and_no_confirmation(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+    one, _, _ = two
+
+    assert one.rows("pause", "web77") == (1, dict.fromkeys(("lb01", "lb02"), "unknown node, remembered"))
+    assert one.rows("resume", "web78") == (1, dict.fromkeys(("lb01", "lb02"), "unknown node"))
+    assert one.rows("forget", "web77") == (0, dict.fromkeys(("lb01", "lb02"), "done"))
+
+
+def test_a_name_that_no_load_balancer_knows_cannot_be_forgotten(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+    one, _, _ = two
+
+    assert one.rows("forget", "web0l") == (1, dict.fromkeys(("lb01", "lb02"), "unknown node"))
+
+
+def test_sessions_that_are_still_open_are_counted(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+    one, _, (node, _) = two
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(_connected(node))
+
+        status, said = one.rows("pause", node.name)
+
+    assert (status, said) == (0, dict.fromkeys(("lb01", "lb02"), "done, 3 sessions still open"))
+
+
+def test_one_that_pauses_itself_by_tag_stays_paused(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+    one, other, (node, _) = two
+    node.agent.tag(lbagent="paused")
+    eventually(lambda: node.out in one.lb.managed and node.out in other.lb.managed)
+
+    status, said = one.rows("resume", node.name)
+
+    assert (status, said) == (1, dict.fromkeys(("lb01", "lb02"), "still paused by its tag"))
+    assert node.out in one.lb.managed
+    node.agent._serf("tags", "-delete", "lbagent")
+    eventually(lambda: node.out not in one.lb.managed and node.out not in other.lb.managed)
+
+
+def test_a_node_that_is_alive_is_not_forgotten(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+    one, _, (node, _) = two
+    before = one.lb.managed
+
+    assert one.rows("forget", node.name) == (1, dict.fromkeys(("lb01", "lb02"), "refused: web01 is alive"))
+    assert one.lb.managed == before
+
+
+def test_a_node_that_failed_is_forgotten_with_its_pause_everywhere() -> None:
+    with pair() as (one, other), SerfAgent("web01", "127.0.0.11", "web") as web:
+        joined((one, other), web)
+        assert one.rows("pause", "web01", "--force")[0] == 0
+        web.kill()
+        for balancer in (one, other):
+            eventually(functools.partial(_has_failed, balancer), 40)
+
+        done = one.rows("forget", "web01")
+        synced = [balancer.run("sync", "--force").returncode for balancer in (one, other)]
+
+        assert done == (0, {"lb01": "done", "lb02": "done"})
+        assert synced == [0, 0]  # Serf still lists it as failed
+        for balancer in (one, other):
+            assert balancer.lb.managed == []
+            assert [balancer.lb.members()["web01"][key] for key in ("status", "pause")] == ["left", None]
+
+
+def test_a_load_balancer_that_cannot_be_asked_is_a_row_too() -> None:
+    with pair() as (one, other), SerfAgent("lb 03", "127.0.0.8", "lb") as odd, SerfAgent("web01", "127.0.0.11") as web:
+        joined((one, other), web)
+        odd.join(one.agent)
+        eventually(lambda: "lb 03" in one.agent.members())
+
+        done = one.run("pause", "web01")
+
+        assert done.returncode == 1
+        assert done.stdout.decode().splitlines() == [
+            "lb01   done",
+            "lb02   done",
+            "lb 03  not asked: its name or address in Serf is of no use",
+        ]
+
+
+def test_without_an_agent_it_is_done_here_and_said() -> None:
+    with pair() as (one, other), SerfAgent("web01", "127.0.0.11", "web") as web:
+        joined((one, other), web)
+        one.agent.kill()
+
+        done = one.run("pause", "web01", "--force")
+
+        here, others = done.stdout.decode().splitlines()
+        assert (done.returncode, here.split()[1]) == (1, "done,")
+        assert others.startswith("others  not asked: the Serf agent cannot be asked (serf members): Error connecting")
+        assert one.lb.managed == ["# lbagent paused web01 127.0.0.11 role=web"]
+
+
+# --- several nodes, and the last one ------------------------------------------------------------------------------
+
+
+LAST = "done, no other server of iis serves"
+
+
+def test_several_nodes_are_steered_at_once(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+    one, other, (node, rest) = two
+
+    paused = one.run("pause", "web01", "web02", "web01", "--force")
+    texts = [balancer.lb.managed for balancer in (one, other)]
+    resumed = one.run("resume", "web01", "web02")
+
+    assert (paused.returncode, resumed.returncode) == (0, 0)
+    rows = [(name, lb) for lb in ("lb01", "lb02") for name in ("web01", "web02")]
+    # Here both are one run; the others are asked node by node, where web01 may be done before web02.
+    said = sorted(paused.stdout.decode().splitlines())
+    assert said[1] in ("web01  lb02  done", f"web01  lb02  {LAST}")
+    assert [said[0], *said[2:]] == [f"{row}  {LAST}" for row in ("web01  lb01", "web02  lb01", "web02  lb02")]
+    assert sorted(resumed.stdout.decode().splitlines()) == sorted(f"{name}  {lb}  done" for name, lb in rows)
+    assert texts == [[node.out, rest.out]] * 2
+    for balancer in (one, other):
+        eventually(functools.partial(_serves_both, balancer))
+
+
+@pytest.mark.parametrize("words", [["web02"], ["WEB02"], ["127.0.0.12"], ["web01", "web02"]])
+def test_the_last_server_of_a_service_needs_force(two: tuple[Balancer, Balancer, list[Web]], words: list[str]) -> None:
+    one, other, (node, rest) = two
+    assert one.rows("pause", node.name) == (0, {"lb01": "done", "lb02": "done"})
+    before = one.lb.text, other.lb.text, other.lb.members()
+
+    refused = one.run("pause", *words)
+
+    said = f"{', '.join(words)}: no other server of iis serves; resume another node first, or use --force"
+    assert (refused.returncode, refused.stdout, refused.stderr.decode()) == (3, b"", f"lbagent: {said}\n")
+    assert (one.lb.text, other.lb.text, other.lb.members()) == before
+    assert one.lb.members()["web02"]["pause"] is None
+    assert one.haproxy.answering() == {rest.name}
+    assert one.rows("pause", node.name) == (0, {"lb01": LAST.replace(LAST, "done"), "lb02": "done"})
+    assert one.rows("pause", rest.name, "--force") == (0, dict.fromkeys(("lb01", "lb02"), LAST))
+    assert one.haproxy.answering() == {"503"}
+
+
+def test_of_two_commands_at_once_one_is_not_done(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+    one, _, (node, rest) = two
+    gate, before = one.lb.hold_checks(), one.lb.checks
+
+    at_once = [one.lb.start("pause", name, env={"SERF_RPC_ADDR": one.agent.rpc}) for name in (node.name, rest.name)]
+    try:
+        eventually(lambda: one.lb.checks > before)
+    finally:
+        gate.touch()
+        ended = sorted((process.communicate()[1], process.returncode)[1] for process in at_once)
+
+    assert ended == [0, 3]
+    assert sum(line.startswith("#") for line in one.lb.managed) == 1
+    assert len(one.haproxy.answering()) == 1
+
+
+def test_a_server_that_haproxy_has_down_is_no_other_server(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+    one, _, (node, rest) = two
+    rest.backend.stop()
+    eventually(lambda: one.haproxy.servers()[rest.name] == "DOWN")
+
+    status = one.run("pause", node.name).returncode
+
+    rest.backend.start()
+    eventually(lambda: one.haproxy.servers()[rest.name] == "UP")
+    assert (status, one.lb.members()[node.name]["pause"]) == (3, None)
+
+
+def test_a_pause_from_a_node_is_done_though_it_is_the_last(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+    one, other, (node, rest) = two
+    assert one.run("pause", rest.name).returncode == 0
+
+    assert node.agent.query("pause", node.name, 2) == dict.fromkeys(("lb01", "lb02"), LAST)
+    assert (one.haproxy.answering(), other.haproxy.answering()) == ({"503"}, {"503"})
+
+
+def test_a_node_that_nobody_knows_is_not_forgotten(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+    one, _, _ = two
+
+    assert one.rows("forget", "typo") == (1, dict.fromkeys(("lb01", "lb02"), "unknown node"))
+
+
+# --- an operator who does not wait --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_rows_come_as_they_are_known_and_an_interrupt_says_what_is_in_effect(
+    two: tuple[Balancer, Balancer, list[Web]], number: signal.Signals
+) -> None:
+    one, other, (node, rest) = two
+    gate, before = other.lb.hold_checks(), other.lb.checks  # the handler of lb02 hangs
+    asking = one.lb.start("pause", node.name, env={"SERF_RPC_ADDR": one.agent.rpc})
+    assert asking.stdout
+    assert asking.stderr
+    assert asking.stdout.readline() == b"lb01  done\n"
+    eventually(lambda: other.lb.checks > before)
+
+    asking.send_signal(number)
+    out, said = asking.communicate()
+
+    gate.touch()
+    assert (asking.returncode, out) == (130, b"")
+    rest_of_it = "in effect on lb01; not answered: lb02; run it again to ask them"
+    assert said.decode() == f"lbagent: interrupted: pause of web01: {rest_of_it}\n"
+    assert one.haproxy.answering() == {rest.name}
+    eventually(lambda: other.lb.settled(node.out, other.lb.server("web02", "127.0.0.12")))
+
+
+def _serves_both(balancer: Balancer) -> bool:
+    return balancer.haproxy.answering() == {"web01", "web02"}
+
+
+def _has_failed(balancer: Balancer) -> bool:
+    return bool(balancer.lb.members()["web01"]["status"] == "failed" and balancer.lb.idle)
+
+
+@contextlib.contextmanager
+def _connected(node: Web) -> Iterator[None]:
+    with socket.create_connection((node.address, node.backend.port)):
+        yield
+
+
+# --- what is typed wrong ------------------------------------------------------------------------------------------
+
+
+NO_TIME = "not a time such as 90s, 15m, 2h or 7d, of at most ten years"
+NO_REASON = "at most 200 printable characters, of 400 bytes, can be sent"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["pause", "web 01"], "'web 01' is neither a node's name nor an address"),
+        (["resume", "-x"], "the following arguments are required: NODE (see `lbagent resume --help`)"),
+        (["forget", "web01\nserver evil"], "'web01\\nserver evil' is neither a node's name nor an address"),
+        (["pause", "web01", "--for", "2"], f"--for '2' is {NO_TIME}"),
+        (["pause", "web01", "--for", "0s"], f"--for '0s' is {NO_TIME}"),
+        (["pause", "web01", "--for", "2w"], f"--for '2w' is {NO_TIME}"),
+        (["pause", "web01", "--for", "9999999d"], f"--for '9999999d' is {NO_TIME}"),
+        (["pause", "web01", "--reason", "x" * 201], f"--reason has 201 characters, of 201 bytes: {NO_REASON}"),
+        (["pause", "web01", "--reason", "日" * 134], f"--reason has 134 characters, of 402 bytes: {NO_REASON}"),
+        (["pause", "web01", "--reason", "a\x1bb"], f"--reason has 3 characters, of 3 bytes: {NO_REASON}"),
+        (["pause", "web01", "--reason", "a\udcffb"], f"--reason has 3 characters, of 3 bytes: {NO_REASON}"),
+    ],
+)
+def test_what_is_typed_wrong_is_one_line_and_changes_nothing(lb: Lb, words: list[str], said: str) -> None:
+    before = lb.text
+
+    done = lb.run(*words)
+
+    assert (done.returncode, done.stderr.decode()) == (2, f"lbagent: {said}\n")
+    assert (lb.text, lb.members(), lb.spooled()) == (before, {}, [])
+
+
+@pytest.fixture
+def lb() -> Iterator[Lb]:
+    """A load balancer that runs nothing."""
+    with Lb() as one:
+        yield one
+
+
+# --- answers to what another run has folded ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("query", "words"), [("lbagent-forget", b"refused: web01 is alive\n"), ("resume", b"still paused by its tag\n")]
+)
+def test_whoever_folds_a_command_its_answer_is_true(lb: Lb, query: str, words: bytes) -> None:
+    lb.join(member("web01", "127.0.0.11", lbagent="paused"))
+    gate = lb.hold_checks()
+    first = lb.start_handle("member-join", member("web02", "127.0.0.12"))
+    eventually(lambda: lb.checks == 1)
+    asking = lb.start_handle("query", b"web01\n", SERF_QUERY_NAME=query, SERF_QUERY_LTIME="1")
+    eventually(lambda: lb.spooled() != [])
+
+    gate.touch()
+
+    assert asking.communicate()[0] == words
+    assert first.communicate()[1] == b""
+
+
+def test_a_line_by_hand_is_no_pause(lb: Lb) -> None:
+    lb.text = lb.text.replace(b"    # additional", b"    server web01 127.0.0.11:80\n    # additional")
+    lb.join(member("web01", "127.0.0.11"))
+
+    said = lb.ask("pause", "web01", 1).stdout.decode()
+
+    assert said == "not applied yet: web01 stands in listen lb-iis by hand: none is written beside it\n"

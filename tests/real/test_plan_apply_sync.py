@@ -1,0 +1,284 @@
+"""`plan`, `apply`, `sync` and the command line: something is always said, and a broken state is never shown as good."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.real_programs import (
+    LBAGENT,
+    ROLES,
+    Haproxy,
+    Lb,
+    SerfAgent,
+    binaries,
+    clean_environment,
+    eventually,
+    member,
+)
+from tests.helpers.terminal import Terminal
+
+pytestmark = pytest.mark.skipif(not binaries(), reason="a real haproxy is needed")
+
+WEB = [member(f"web{number:02}", f"127.0.0.{number + 10}") for number in range(1, 9)]
+
+
+@pytest.fixture(params=list(binaries().values()), ids=list(binaries()))
+def lb(request: pytest.FixtureRequest) -> Iterator[Lb]:
+    """A load balancer with two nodes, whose HAProxy does not run."""
+    with Lb(binary=request.param) as one:
+        one.join(*WEB[:2])
+        yield one
+
+
+def broken(lb: Lb) -> bytes:
+    """The operator's haproxy.cfg with a word that HAProxy does not know."""
+    lb.text = text = lb.text.replace(b"    balance ", b"    balanse ")
+    return text
+
+
+# --- nothing to do --------------------------------------------------------------------------------------------------
+
+
+def test_nothing_to_do_is_said_with_what_haproxy_cfg_has(lb: Lb) -> None:
+    for words in (["plan"], ["apply"], ["plan", "-v"], ["apply", "--force"]):
+        done = lb.run(*words)
+
+        assert (done.returncode, done.stdout) == (0, b"No changes: 2 nodes, 2 lines.\n")
+
+
+def test_a_node_with_several_lines_is_one_node() -> None:
+    roles = ROLES.replace("  iis: {{port: {port}}}", "  iis: {{port: {port}}}\n  api: {{port: 99}}").replace(
+        "lb: [iis]", "lb: [iis, api]"
+    )
+    with Lb(roles=roles) as lb:
+        lb.text = lb.text.replace(b"    # additional", b"    # additional-lb-api-server\n    # additional")
+        lb.join(WEB[0])
+
+        assert lb.run("plan").stdout == b"No changes: 1 node, 2 lines.\n"
+
+
+# --- a broken haproxy.cfg, quarantine, blocked removals -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["plan", "apply"])
+@pytest.mark.parametrize("pending", [False, True])
+def test_a_broken_haproxy_cfg_is_refused_with_its_line(lb: Lb, verb: str, *, pending: bool) -> None:
+    text = broken(lb)
+    if pending:
+        lb.roles.write_text(lb.roles.read_text().replace("200ms", "300ms"))
+
+    done = lb.run(verb)
+
+    assert done.returncode == 4
+    assert f"[{lb.cfg}:16]".encode() in done.stderr
+    assert b"operator's own text" in done.stderr
+    assert lb.text == text
+
+
+@pytest.mark.parametrize("verb", ["plan", "apply"])
+def test_a_quarantine_is_told_and_ends_with_4(lb: Lb, verb: str) -> None:
+    lb.roles.write_text(lb.filled(ROLES).replace("interval: 200ms", "options: 'check weight {tag:weight|1}'"))
+    lb.run("apply")
+    lb.join(member("web03", "127.0.0.13", weight="999"))
+    text = lb.text
+
+    done = lb.run(verb)
+
+    assert (done.returncode, done.stdout) == (4, b"No changes: 2 nodes, 2 lines.\n")
+    assert b"web03" in done.stderr
+    assert b"quarantine" in done.stderr
+    assert lb.text == text
+
+
+def test_what_haproxy_would_refuse_of_a_plan_is_told_by_plan(lb: Lb) -> None:
+    text = lb.text
+    lb.roles.write_text(lb.roles.read_text().replace("interval: 200ms", "options: 'check maxcon 50'"))
+
+    done = lb.run("plan")
+
+    assert done.returncode == 4
+    assert b"HAProxy refuses the plan: " in done.stderr
+    assert b"maxcon" in done.stderr
+    assert (lb.text, lb.staged()) == (text, [])
+
+
+def test_blocked_removals_end_plan_and_apply_with_3() -> None:
+    with Lb() as lb:
+        lb.join(*WEB[:4])
+        text = lb.text
+        lb.roles.write_text(lb.roles.read_text().replace("127.0.0.0/8", "127.0.0.11/32"))
+
+        planned, applied = lb.run("plan"), lb.run("apply")
+
+        assert (planned.returncode, applied.returncode) == (3, 3)
+        assert planned.stdout == b"No changes: 4 nodes, 4 lines.\n"
+        assert b"`lbagent apply --force`" in planned.stderr
+        assert lb.text == text
+
+
+def test_plan_touches_nothing_while_a_run_stages_its_text(lb: Lb) -> None:
+    staged = lb.etc / ".haproxy.cfg.lbagent-staged"
+    staged.write_bytes(b"of a run that is under way")
+    lb.roles.write_text(lb.roles.read_text().replace("200ms", "300ms"))
+
+    assert lb.run("plan").returncode == 2
+    assert staged.read_bytes() == b"of a run that is under way"
+
+
+def test_without_haproxy_a_plan_is_shown_and_said_to_be_not_validated(lb: Lb) -> None:
+    lb.roles.write_text(lb.roles.read_text().replace("200ms", "300ms"))
+    broken_program = lb.bin / "haproxy"
+    broken_program.unlink()
+    broken_program.write_bytes(b"\x7fELF broken")
+    broken_program.chmod(0o755)
+
+    done = lb.run("plan")
+
+    assert done.returncode == 2
+    assert b"not validated" in done.stderr
+
+
+# --- trial files ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("serf") is None, reason="a real serf is needed")
+def test_a_trial_file_finds_the_token_where_it_is(tmp_path: Path) -> None:
+    settings, trial = tmp_path / "rpc.json", tmp_path / "trial.yml"
+    settings.write_text('{"rpc_auth": "secret"}')
+    token = {**clean_environment(), "SERF_RPC_AUTH": "secret"}
+    with Lb() as lb, SerfAgent("lb01", "127.0.0.5", "lb", more=[f"-config-file={settings}"], env=token) as agent:
+        trial.write_text(lb.roles.read_text())
+        (lb.etc / "serf.env").write_text(f'SERF_RPC_ADDR={agent.rpc}\nSERF_RPC_AUTH="secret"\n')
+        environ = {key: value for key, value in lb.env.items() if key != "SERF_RPC_ADDR"}
+
+        done = subprocess.run(
+            [LBAGENT, "check", "--roles", trial], env=environ, capture_output=True, text=True, check=False
+        )
+
+        assert "the agent lb01 answers" in done.stdout
+
+
+# --- the command line -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [["plan", "--roles", "{roles}", "--state-dir={state}"], ["--roles={roles}", "plan"]])
+def test_global_options_stand_anywhere(lb: Lb, words: list[str]) -> None:
+    given = [word.format(roles=lb.roles, state=lb.state) for word in words]
+
+    done = lb.run(*given, env={"LBAGENT_ROLES": "/nowhere", "LBAGENT_STATE_DIR": str(lb.state)})
+
+    assert (done.returncode, done.stdout) == (0, b"No changes: 2 nodes, 2 lines.\n")
+
+
+def test_a_handler_takes_its_options_on_both_sides() -> None:
+    with Lb() as lb:
+        env = {"SERF_EVENT": "member-join", "LBAGENT_ROLES": "/nowhere", "LBAGENT_STATE_DIR": "/nowhere"}
+
+        done = lb.run("handle", "--roles", str(lb.roles), f"--state-dir={lb.state}", stdin=WEB[0], env=env)
+
+        assert (done.returncode, lb.managed) == (0, [lb.server("web01", "127.0.0.11")])
+
+
+def test_lbagent_alone_prints_help() -> None:
+    with Lb() as lb:
+        done = lb.run()
+
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(b"usage: lbagent ")
+    assert b"\n  pause " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["stauts"], "'stauts' is not a verb; did you mean status? (see `lbagent --help`)"),
+        (["aply", "--force"], "'aply' is not a verb; did you mean apply? (see `lbagent --help`)"),
+        (["frobnicate"], "'frobnicate' is not a verb (see `lbagent --help`)"),
+        (
+            ["status", "--jsn"],
+            "'--jsn' is not an option or argument of `lbagent status`; did you mean --json? (see `lbagent status --help`)",  # noqa: E501
+        ),
+        (["-v"], "no verb is given (see `lbagent --help`)"),
+        (["apply", "--yes"], "--yes is for `lbagent apply --adopt`"),
+    ],
+)
+def test_a_wrong_command_line_is_answered_with_the_right_one(words: list[str], said: str) -> None:
+    with Lb() as lb:
+        done = lb.run(*words)
+
+    assert (done.returncode, done.stdout, done.stderr.decode()) == (2, b"", f"lbagent: {said}\n")
+
+
+# --- apply --adopt --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def by_hand() -> Iterator[Lb]:
+    """A load balancer with a line of the operator's for a node that has joined."""
+    with Lb() as lb:
+        lb.text = lb.text.replace(
+            b"    # additional", f"    server web01 127.0.0.11:{lb.port}\n    # additional".encode()
+        )
+        lb.join(WEB[0])
+        assert lb.managed == []
+        yield lb
+
+
+def test_adopting_without_a_terminal_takes_yes(by_hand: Lb) -> None:
+    text = by_hand.text
+
+    refused = by_hand.run("apply", "--adopt")
+    kept = by_hand.text
+    done = by_hand.run("apply", "--adopt", "--yes")
+
+    assert (refused.returncode, kept) == (2, text)
+    assert b"--yes" in refused.stderr
+    assert refused.stdout.startswith(b"--- ")
+    assert (done.returncode, by_hand.managed) == (0, [by_hand.server("web01", "127.0.0.11")])
+    again = by_hand.run("apply", "--adopt")
+    assert (again.returncode, again.stdout) == (0, b"No changes: 1 node, 1 line.\n")
+
+
+@pytest.mark.parametrize(("answer", "adopted"), [("y\n", True), ("yes\n", True), ("n\n", False), ("\n", False)])
+def test_adopting_asks_on_a_terminal(by_hand: Lb, answer: str, *, adopted: bool) -> None:
+    terminal = Terminal([LBAGENT, "apply", "--adopt"], by_hand.env)
+    shown = terminal.wait_for("[y/N] ")
+    text = by_hand.text
+
+    terminal.type(answer)
+    status, said = terminal.end()
+
+    assert f"+    {by_hand.server('web01', '127.0.0.11')}" in shown
+    assert status == 0
+    assert by_hand.managed == ([by_hand.server("web01", "127.0.0.11")] if adopted else [])
+    assert adopted or (by_hand.text == text and "Nothing was changed." in said)
+
+
+def test_what_changes_while_the_question_is_open_is_not_applied_unseen(by_hand: Lb) -> None:
+    terminal = Terminal([LBAGENT, "apply", "--adopt"], by_hand.env)
+    terminal.wait_for("[y/N] ")
+    by_hand.join(WEB[1])
+    text = by_hand.text
+
+    terminal.type("y\n")
+    status, said = terminal.end()
+
+    assert status == 6
+    assert "has changed since the diff was shown" in said
+    assert by_hand.text == text
+
+
+def test_a_run_is_not_held_up_while_the_question_is_open(by_hand: Lb) -> None:
+    with Haproxy(by_hand):
+        terminal = Terminal([LBAGENT, "apply", "--adopt"], by_hand.env)
+        try:
+            terminal.wait_for("[y/N] ")
+            by_hand.join(WEB[1])
+            eventually(lambda: by_hand.settled(by_hand.server("web02", "127.0.0.12")))
+        finally:
+            terminal.close()

@@ -1,0 +1,370 @@
+"""haproxy/reload: every way in which a reload can end is told apart, on every version and however HAProxy is run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lbagent.haproxy import process, reload
+from lbagent.system import processes
+from tests.helpers.real_programs import CONFIG, RELOADING, Haproxy, Lb, binaries, eventually, member
+
+pytestmark = pytest.mark.real
+
+WEB01, WEB02 = member("web01", "127.0.0.11"), member("web02", "127.0.0.12")
+
+VERSIONS = {version: tuple(map(int, version.split("."))) for version in binaries()}
+MODES = ["-W", "-Ws", "", "-D"]
+"""As words of the command line; none of them means `master-worker` in global."""
+
+STATS = "    stats socket {socket} mode 600 level admin expose-fd listeners\n"
+
+
+def has_systemd(version: str) -> bool:
+    """Whether this HAProxy was built with `-Ws`; since 3.1 every one is."""
+    return b"+SYSTEMD" in subprocess.check_output([binaries()[version], "-vv"])
+
+
+class Way:
+    """One way to run HAProxy."""
+
+    def __init__(self, version: str, mode: str, stats: bool, master: bool) -> None:  # noqa: FBT001
+        self.version, self.mode, self.stats, self.master = version, mode, stats, master
+
+    def __str__(self) -> str:
+        return " ".join(
+            (
+                self.version,
+                self.mode or "master-worker",
+                "with stats" if self.stats else "no stats",
+                "with -S" if self.master else "no -S",
+            )
+        )
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[tuple[Lb, Haproxy]]:
+        """A load balancer without nodes, and its HAProxy."""
+        text = CONFIG if self.stats else CONFIG.replace(STATS, "")
+        text = text.replace("global\n", "global\n    master-worker\n") if not self.mode else text
+        with Lb(text, RELOADING, binaries()[self.version]) as lb:
+            more = ["-S", f"{lb.folder}/master.sock,mode,600"] if self.master else []
+            with Haproxy(lb, self.mode, more=more) as haproxy:
+                yield lb, haproxy
+
+
+WAYS = [
+    Way(version, mode, stats, master)
+    for version, number in VERSIONS.items()
+    for mode in MODES
+    for stats in (True, False)
+    for master in ((True, False) if mode != "-D" else (False,))
+    if mode or not master or number < (3, 1)  # since then, -S needs -W beside it
+    if mode != "-Ws" or number > (3, 1) or has_systemd(version)
+]
+
+every_way = pytest.mark.parametrize("way", WAYS, ids=str)
+
+
+@contextlib.contextmanager
+def occupied() -> Iterator[int]:
+    """A port that another program listens on."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        one.listen()
+        yield one.getsockname()[1]
+
+
+def with_bind(text: bytes, port: int) -> bytes:
+    """`text` with one more proxy of the operator's, on `port`."""
+    return text + f"\nlisten new\n    bind 127.0.0.1:{port}\n    http-request return status 204\n".encode()
+
+
+def outcomes(lb: Lb) -> list[str]:
+    return [entry["outcome"] for entry in lb.history()]
+
+
+def serving(haproxy: Haproxy) -> int:
+    """The only process that serves, once old ones have ended."""
+    [worker] = eventually(lambda: workers if len(workers := haproxy.workers()) == 1 else [])
+    return worker
+
+
+def confirmed(lb: Lb) -> int:
+    served = lb.served()
+    assert served
+    return int(served["worker"]["pid"])
+
+
+@every_way
+def test_a_good_reload_is_confirmed_by_its_worker(way: Way) -> None:
+    with way.running() as (lb, haproxy):
+        before = serving(haproxy)
+
+        ends = [lb.join(WEB01), lb.join(WEB02)]
+
+        assert [(one.returncode, one.stderr) for one in ends] == [(0, b"")] * 2
+        assert outcomes(lb) == ["applied", "applied"]
+        assert lb.managed == [lb.server("web01", "127.0.0.11"), lb.server("web02", "127.0.0.12")]
+        assert confirmed(lb) == serving(haproxy) != before
+
+
+@every_way
+def test_a_failed_reload_is_rolled_back_with_haproxys_reason_and_no_pause_is_done(way: Way) -> None:
+    with way.running() as (lb, haproxy), occupied() as port:
+        lb.join(WEB01)
+        worker = serving(haproxy)
+        lb.text = saved = with_bind(lb.text, port)
+
+        ended = lb.join(WEB02)
+        asked = lb.ask("pause", "web01", 1)
+
+        words = ended.stderr.decode()
+        assert ended.returncode == 5
+        assert "Address already in use" in words
+        assert f"127.0.0.1:{port}" in words
+        assert words.endswith(f"; the previous managed lines are back in {lb.cfg}\n")
+        assert asked.stdout == b"queued\n"
+        assert (lb.text, lb.staged()) == (saved, [])
+        assert outcomes(lb) == ["applied", "put back"]
+        assert words == f"lbagent: {lb.history()[-1]['words']}\n"
+        assert serving(haproxy) == worker == confirmed(lb)
+        assert haproxy.get() == "503"
+
+
+# Somebody else's reload beside ours.
+
+
+def masters(stats: bool = True) -> list[Way]:  # noqa: FBT001, FBT002
+    """One way with a master for each version, with and without the master CLI."""
+    return [Way(version, "-W", stats, master) for version in VERSIONS for master in (True, False)]
+
+
+@pytest.mark.parametrize("way", [*masters(), *masters(stats=False)], ids=str)
+def test_a_reload_by_somebody_else_that_is_failing_is_not_taken_for_ours(way: Way) -> None:
+    with way.running() as (lb, haproxy), occupied() as port:
+        good, worker = lb.text, serving(haproxy)
+        lb.text = with_bind(good, port)
+        os.kill(haproxy.pid, signal.SIGUSR2)
+        eventually(lambda: is_reloading(haproxy), pause=0.001)
+        # It has read that text, and tries to bind for two seconds.
+        time.sleep(0.5)
+        lb.text = good
+
+        ended = lb.join(WEB01)
+
+        assert (ended.returncode, ended.stderr) == (0, b"")
+        assert outcomes(lb) == ["applied"]
+        assert lb.managed == [lb.server("web01", "127.0.0.11")]
+        assert confirmed(lb) == serving(haproxy) != worker
+        assert listed(haproxy) == ["web01"]
+
+
+@pytest.mark.parametrize("way", [*masters(), *masters(stats=False)], ids=str)
+def test_a_reload_that_collides_with_somebody_elses_is_confirmed_by_a_worker_that_has_the_text(way: Way) -> None:
+    dice = random.Random(7)
+    with way.running() as (lb, haproxy):
+        for number in range(1, 7):
+            others = [dice.uniform(0, 0.4) for _ in range(2)]
+            with lb.start_handle("member-join", member(f"web{number:02}", f"127.0.0.{10 + number}")) as ours:
+                for wait in others:
+                    time.sleep(wait)
+                    os.kill(haproxy.pid, signal.SIGUSR2)
+                _, words = ours.communicate()
+
+            assert (ours.returncode, words) == (0, b"")
+            eventually(lambda: not is_reloading(haproxy))
+            assert listed(haproxy) == [f"web{one:02}" for one in range(1, number + 1)]
+        assert outcomes(lb) == ["applied"] * 6
+
+
+def is_reloading(haproxy: Haproxy) -> bool:
+    """Whether its master is in the midst of a reload."""
+    master = processes.read_process(haproxy.pid)
+    return master is not None and process.is_reloading(master)
+
+
+def listed(haproxy: Haproxy) -> list[str]:
+    """The servers that the worker has; without a stats socket, those of the file that it was started with."""
+    if b"stats socket" in haproxy.lb.text:
+        return list(haproxy.servers())
+    return [line.split()[1] for line in haproxy.lb.managed]
+
+
+# A worker that is there, and goes away.
+
+
+@pytest.mark.parametrize("stats", [True, False], ids=["with stats", "no stats"])
+@pytest.mark.parametrize("version", [one for one, number in VERSIONS.items() if number > (3, 0)])
+def test_a_worker_that_cannot_change_its_root_is_a_failed_reload(version: str, stats: bool) -> None:  # noqa: FBT001
+    with Way(version, "-W", stats, master=False).running() as (lb, haproxy):
+        lb.join(WEB01)
+        worker = serving(haproxy)
+        lb.text = saved = lb.text.replace(b"global\n", b"global\n    chroot /no/such/folder\n")
+
+        ended = lb.join(WEB02)
+
+        assert ended.returncode == 5
+        assert b"Cannot chroot" in ended.stderr
+        assert (lb.text, serving(haproxy)) == (saved, worker)
+
+
+@pytest.mark.parametrize("stats", [True, False], ids=["with stats", "no stats"])
+@pytest.mark.parametrize("version", [one for one, number in VERSIONS.items() if number < (3, 1)])
+def test_a_worker_that_dies_as_soon_as_it_serves_is_not_confirmed(version: str, stats: bool) -> None:  # noqa: FBT001
+    with Way(version, "-W", stats, master=False).running() as (lb, _):
+        lb.join(WEB01)
+        lb.text = lb.text.replace(b"global\n", b"global\n    chroot /no/such/folder\n")
+
+        ended = lb.join(WEB02)
+
+        assert ended.returncode in (5, 75)
+        assert outcomes(lb)[-1] in ("put back", "not confirmed")
+
+
+# How HAProxy is asked, and where its reason is found.
+
+
+@pytest.mark.parametrize("form", ["-S {0}", "-S unix@{0},mode,600", "-S {0},level,operator", "-S {0}.gone"])
+@pytest.mark.parametrize("version", list(VERSIONS))
+def test_a_reload_is_made_and_confirmed_whatever_becomes_of_the_master_cli(version: str, form: str) -> None:
+    with Lb(roles=RELOADING, binary=binaries()[version]) as lb:
+        words = form.format(lb.folder / "master.sock").split()
+        with Haproxy(lb, more=words) as haproxy:
+            if form.endswith(".gone"):
+                Path(words[1]).unlink()
+
+            ended = lb.join(WEB01)
+
+            assert (ended.returncode, ended.stderr) == (0, b"")
+            assert (haproxy.reloads(), list(haproxy.servers())) == ((1, 0), ["web01"])
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("haproxy -W -f a.cfg -S /run/master.sock", ["/run/master.sock"]),
+        ("haproxy -W -S/run/master.sock,mode,600 -f a.cfg", ["/run/master.sock"]),
+        ("haproxy -W -S /run/master.sock,mode,600,level,operator", ["/run/master.sock"]),
+        ("haproxy -W -S 127.0.0.1:9999", ["127.0.0.1:9999"]),
+        ("haproxy -W -S abns@master", ["abns@master"]),
+        ("haproxy -W -S fd@3", []),
+        ("haproxy -W -f a.cfg -sf 12 13", ["/run/env.sock", "ipv4@127.0.0.1:99"]),
+        ("haproxy -W -S", []),
+    ],
+)
+def test_the_master_cli_is_found_on_the_command_line_or_in_the_environment(line: str, found: list[str]) -> None:
+    environ = {**os.environ, "HAPROXY_MASTER_CLI": "unix@/run/env.sock;ipv4@127.0.0.1:99;sockpair@5"}
+    argv = ["sh", "-c", "read -r _", *line.split()[1:]]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, env=environ) as shell:
+        eventually(lambda: b"read" in Path(f"/proc/{shell.pid}/cmdline").read_bytes())
+        master = processes.read_process(shell.pid)
+        assert master
+
+        assert reload.master_cli(master) == found
+        shell.communicate(b"\n")
+
+
+@pytest.mark.parametrize("version", list(VERSIONS))
+def test_the_reason_is_found_where_haproxy_tells_it_nobody(version: str) -> None:
+    with Way(version, "-W", stats=True, master=False).running() as (lb, haproxy), occupied() as port:
+        lb.join(WEB01)
+        # As with a master that has become a daemon: what it complains of is lost.
+        haproxy.log.unlink()
+        haproxy.log.symlink_to("/dev/null")
+        haproxy.stop()
+        with haproxy:
+            lb.text = saved = with_bind(lb.text, port)
+            line = saved.decode().split("\n").index(f"    bind 127.0.0.1:{port}") + 2  # below the line that goes back
+
+            ended = lb.join(WEB02)
+
+            assert ended.returncode == 5
+            assert ended.stderr.decode() == (
+                "lbagent: the reload failed, the old worker goes on: "
+                f"{lb.cfg}:{line}: cannot bind socket (Address already in use) for [127.0.0.1:{port}]: "
+                f"{Path('/proc/self/comm').read_text().strip()} (pid {os.getpid()}) listens there"
+                f"; the previous managed lines are back in {lb.cfg}\n"
+            )
+
+
+@pytest.mark.parametrize("version", list(VERSIONS))
+def test_a_command_that_says_it_went_well_is_not_believed(version: str) -> None:
+    for_usr2 = RELOADING.replace(
+        "  timeout:", "  reload: [sh, -c, 'kill -USR2 $(cat {folder}/haproxy.pid)']\n  timeout:"
+    )
+    with Lb(roles=for_usr2, binary=binaries()[version]) as lb, Haproxy(lb) as haproxy, occupied() as port:
+        good, ended = lb.text, lb.join(WEB01)
+        assert (ended.returncode, haproxy.reloads()) == (0, (1, 0))
+        lb.text = saved = with_bind(lb.text, port)
+
+        failed = lb.join(WEB02)
+
+        assert failed.returncode == 5
+        assert f"127.0.0.1:{port}".encode() in failed.stderr
+        assert lb.text == saved != good
+
+
+@pytest.mark.parametrize("version", list(VERSIONS))
+def test_a_command_that_restarts_haproxy_is_confirmed(version: str) -> None:
+    again = RELOADING.replace("  timeout:", "  reload: [sh, {folder}/restart.sh]\n  timeout:")
+    with Lb(roles=again, binary=binaries()[version]) as lb, Haproxy(lb) as haproxy:
+        start = f"setsid {lb.bin}/haproxy -W -p {haproxy.pidfile} -f {lb.cfg} >{lb.folder}/second.log 2>&1 </dev/null &"
+        stop = "kill $pid; while kill -0 $pid; do sleep 0.02; done"
+        (lb.folder / "restart.sh").write_text(f"pid=$(cat {haproxy.pidfile})\n{stop}\n{start}\n")
+        first = haproxy.worker()
+        with contextlib.ExitStack() as stack:
+            stack.callback(lambda: stop_all(haproxy))
+
+            with lb.start_handle("member-join", WEB01) as ours:
+                eventually(lambda: haproxy._master is None or haproxy._master.poll() is not None)
+                ours.communicate()
+
+            assert ours.returncode == 0
+            assert confirmed(lb) == haproxy.worker() != first
+
+
+def stop_all(haproxy: Haproxy) -> None:
+    """End the HAProxy that a command has started, too."""
+    with contextlib.suppress(OSError, ValueError):
+        os.kill(int(haproxy.pidfile.read_text()), signal.SIGTERM)
+
+
+# A failed reload is not tried again with every event.
+
+
+def test_a_failed_reload_is_tried_again_after_one_two_four_and_at_most_thirty_minutes() -> None:
+    tries = RELOADING.replace("  timeout:", "  reload: [sh, -c, 'echo x >>{folder}/tries; exit 1']\n  timeout:")
+    with Lb(roles=RELOADING) as lb, Haproxy(lb):
+        lb.join(WEB01)
+        lb.roles.write_text(lb.filled(tries))
+        path, waits = lb.state / "served.json", []
+
+        def asked() -> int:
+            return len((lb.folder / "tries").read_text().splitlines())
+
+        assert lb.join(WEB02).returncode == 5
+        for number in range(1, 9):
+            assert asked() == number
+            for seconds in (0, *(60 * minutes for minutes in (1, 2, 4, 8, 16, 30, 31))):
+                served = json.loads(path.read_text())
+                failed_at = served["failure"]["at"]
+                path.write_text(
+                    json.dumps({**served, "failure": {**served["failure"], "at": int(time.time()) - seconds}})
+                )
+                assert lb.run("apply").returncode == 5
+                if asked() > number:
+                    waits.append(seconds // 60)
+                    break
+                assert json.loads(path.read_text())["failure"]["times"] == number, failed_at
+
+        assert waits == [1, 2, 4, 8, 16, 30, 30, 30]

@@ -1,0 +1,234 @@
+"""`lbagent render`: configuration management deploys haproxy.cfg with the lines that are live, and no request fails."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lbagent.state.lock import is_locked
+from tests.docs.test_docs import HERE, blocks
+from tests.helpers.daemon import watching
+from tests.helpers.http_clients import load
+from tests.helpers.real_programs import CONFIG, LBAGENT, ROLES, Backend, Haproxy, Lb, binaries, eventually, member
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(not binaries(), reason="a real haproxy is needed"),
+]
+
+PAGE = HERE / "docs" / "how-to" / "deploy-haproxy-cfg.md"
+WEB = [member(f"web{number:02}", f"127.0.0.{number + 10}") for number in range(1, 6)]
+
+
+@pytest.fixture
+def lb() -> Iterator[Lb]:
+    """A load balancer with two nodes, one of them paused."""
+    with Lb() as one:
+        one.join(*WEB[:2])
+        one.say("pause", "web02 reason=patches", 1)
+        yield one
+
+
+def rendered(lb: Lb, *words: str, stdin: bytes = b"", notes: bytes = b"") -> bytes:
+    """What `render` prints; nothing on disk changes."""
+    before = {path: path.read_bytes() for path in lb.folder.rglob("*") if path.is_file()}
+    done = lb.run("render", *words, stdin=stdin)
+    assert (done.returncode, done.stderr) == (0, notes)
+    assert {path: path.read_bytes() for path in lb.folder.rglob("*") if path.is_file()} == before
+    return done.stdout
+
+
+def template(lb: Lb, change: str = "") -> bytes:
+    """haproxy.cfg as configuration management has it, without managed lines."""
+    return lb.filled(CONFIG.replace("    balance roundrobin\n", f"    balance roundrobin\n{change}")).encode()
+
+
+def test_a_template_gets_the_lines_that_are_live(lb: Lb) -> None:
+    path = lb.folder / "haproxy.cfg.new"
+    path.write_bytes(template(lb, "    # deployed\n"))
+
+    for done in (rendered(lb, str(path)), rendered(lb, "-", stdin=path.read_bytes())):
+        assert done == lb.text.replace(b"    balance roundrobin\n", b"    balance roundrobin\n    # deployed\n")
+
+
+def test_without_a_file_it_is_the_live_haproxy_cfg(lb: Lb) -> None:
+    assert rendered(lb) == lb.text
+
+
+def test_what_is_rendered_is_what_apply_would_leave(lb: Lb) -> None:
+    text = rendered(lb, "-", stdin=template(lb, "    # deployed\n"))
+    lb.text = text
+
+    assert lb.run("plan").stdout == b"No changes: 2 nodes, 2 lines.\n"
+    assert rendered(lb, "-", stdin=text) == text
+
+
+def test_old_managed_lines_of_a_template_are_replaced(lb: Lb) -> None:
+    stale = f"    {lb.server('web09', '127.0.0.99')}\n    {lb.server('web01', '127.0.0.77')}\n"
+    given = template(lb).replace(b"    # additional", stale.encode() + b"    # additional")
+
+    assert rendered(lb, "-", stdin=given) == lb.text
+
+
+def test_every_other_byte_is_the_templates() -> None:
+    with Lb() as lb:
+        lb.join(WEB[0])
+        odd = "# 設定 \udc83\t \r\n".encode("utf-8", "surrogateescape")
+        given = odd + template(lb).replace(b"\n", b"\r\n") + b"# end without a newline"
+
+        done = rendered(lb, "-", stdin=given)
+
+    line = lb.server("web01", "127.0.0.11").encode()
+    assert done == given.replace(b"    # additional", b"    " + line + b"\r\n    # additional") + b"\r\n"
+
+
+def test_pending_events_are_in_it(lb: Lb) -> None:
+    daemon = lb.start("watch")
+    try:
+        eventually(lambda: is_locked(str(lb.state / "watch.lock")) and lb.idle)
+        os.kill(daemon.pid, signal.SIGSTOP)
+        lb.join(WEB[2])
+        assert lb.spooled()
+
+        assert lb.server("web03", "127.0.0.13").encode() in rendered(lb, "-", stdin=template(lb))
+    finally:
+        os.kill(daemon.pid, signal.SIGCONT)
+        daemon.terminate()
+        daemon.communicate()
+
+
+def test_what_the_guard_blocks_and_what_is_in_quarantine_is_carried_over() -> None:
+    roles = ROLES.replace("interval: 200ms", "options: 'check weight {{tag:weight|1}}'")
+    with Lb(roles=roles) as lb:
+        lb.join(*WEB[:4])
+        lb.handle("member-update", member("web02", "127.0.0.12", weight="999"))
+        quarantined = rendered(lb, "-", stdin=template(lb))
+        lb.roles.write_text(lb.roles.read_text().replace("127.0.0.0/8", "127.0.0.11/32"))
+        blocked = lb.run("render", "-", stdin=template(lb))
+
+        assert quarantined == lb.text
+        assert b"weight 1 " in quarantined
+        assert (blocked.returncode, blocked.stdout) == (0, lb.text)
+
+
+def test_before_the_first_deployment_there_is_a_file_all_the_same() -> None:
+    with Lb() as lb:
+        given = template(lb)
+        lb.cfg.unlink()
+
+        assert rendered(lb, "-", stdin=given) == given
+        missing = lb.run("render")
+        assert (missing.returncode, missing.stdout) == (1, b"")
+        assert b"No such file or directory" in missing.stderr
+
+
+def test_of_several_files_the_one_of_that_name_is_rendered() -> None:
+    roles = ROLES.replace("config: {cfg}", "config: [{folder}/etc/global.cfg, {cfg}]")
+    with Lb(roles=roles) as lb:
+        lb.etc.joinpath("global.cfg").write_text("# nothing\n")
+        lb.join(*WEB[:2])
+        path = lb.folder / "haproxy.cfg.j2"
+        path.write_bytes(template(lb))
+
+        assert rendered(lb, str(path)) == lb.text
+        done = lb.run("render")
+        assert (done.returncode, done.stdout) == (2, b"")
+        assert b"haproxy.cfg has 2 files" in done.stderr
+
+
+@pytest.mark.parametrize("broken", ["roles", "template"])
+def test_what_cannot_be_rendered_prints_nothing(lb: Lb, broken: str) -> None:
+    given = template(lb)
+    if broken == "roles":
+        lb.roles.write_text("roles: [")
+    else:
+        given = given.replace(b"    # additional", b"    # additional-lb-iis-server\n    # additional")
+
+    done = lb.run("render", "-", stdin=given)
+
+    assert (done.returncode, done.stdout) == ({"roles": 2, "template": 4}[broken], b"")
+
+
+# --- ten deployments under load -------------------------------------------------------------------------------------
+
+
+def deploy(lb: Lb, haproxy: Haproxy, number: int) -> None:
+    """One run of configuration management: render, validate, replace, reload."""
+    given = lb.folder / "template"
+    given.write_bytes(template(lb, f"    # deployment {number}\n"))
+    fresh = lb.etc / ".haproxy.cfg.fresh"
+    with fresh.open("wb") as file:
+        subprocess.run([LBAGENT, "render", given], env=lb.env, stdout=file, check=True)
+    subprocess.run([lb.bin / "haproxy", "-c", "-f", fresh], env=lb.env, capture_output=True, check=True)
+    fresh.rename(lb.cfg)
+    worker = haproxy.worker()
+    os.kill(haproxy.pid, signal.SIGUSR2)
+
+    def reloaded() -> bool:
+        with contextlib.suppress(OSError, KeyError):
+            return haproxy.worker() != worker
+        return False
+
+    eventually(reloaded)
+
+
+@pytest.mark.parametrize("daemon", [False, True], ids=["alone", "watch"])
+@pytest.mark.parametrize("binary", list(binaries().values()), ids=list(binaries()))
+def test_ten_deployments_under_load_lose_no_request(binary: Path, *, daemon: bool) -> None:
+    with Lb(CONFIG.replace("    option httpclose\n", ""), ROLES, binary) as lb, contextlib.ExitStack() as stack:
+        for number in (1, 2):
+            stack.enter_context(Backend(f"web{number:02}", f"127.0.0.{number + 10}", lb.port))
+        haproxy = stack.enter_context(Haproxy(lb))
+        if daemon:
+            stack.enter_context(watching(lb))
+        lb.join(*WEB[:2])
+        eventually(lambda: haproxy.answering() == {"web01", "web02"})
+        with load(lb.front) as count:
+            for number in range(10):
+                deploy(lb, haproxy, number)
+
+        assert b"    # deployment 9\n" in lb.text
+    assert {how for how in count if how != "ok"} == set(), count
+    assert count["ok"] > 100
+
+
+# --- the docs -------------------------------------------------------------------------------------------------------
+
+
+def test_the_script_of_the_docs_deploys_and_changes_nothing_the_second_time(lb: Lb) -> None:
+    [script] = blocks(PAGE, "sh")
+    for given, here in (("/etc/haproxy", lb.etc), ("/var/lib/lbagent", lb.state), ("systemctl reload haproxy", "true")):
+        script = script.replace(given, str(here))
+    path = lb.folder / "deploy"
+    path.write_text(script)
+    path.chmod(0o755)
+    (lb.folder / "template").write_bytes(template(lb, "    # deployed\n"))
+    managed = lb.managed
+    env = {**lb.env, "PATH": f"{LBAGENT.parent}:{lb.env['PATH']}"}
+
+    said = [
+        subprocess.run([path, lb.folder / "template"], env=env, capture_output=True, check=True).stdout
+        for _ in range(2)
+    ]
+
+    assert said == [b"changed\n", b""]
+    assert (lb.managed, b"    # deployed\n" in lb.text) == (managed, True)
+    assert sorted(one.name for one in lb.etc.iterdir()) == [".haproxy.cfg.lbagent-previous", "haproxy.cfg", "roles.yml"]
+
+
+def test_the_ansible_task_and_the_puppet_snippet_call_the_script() -> None:
+    [ansible], [puppet] = blocks(PAGE, "yml"), blocks(PAGE, "puppet")
+    tasks = yaml.safe_load(ansible)
+
+    assert [task["name"] for task in tasks] == [
+        "the template of haproxy.cfg",
+        "haproxy.cfg with the servers that are there now",
+    ]
+    assert tasks[1]["ansible.builtin.command"] in puppet

@@ -1,0 +1,384 @@
+"""`lbagent status`, with a real HAProxy: what it tells, how it ends, on a terminal and without one."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.helpers.real_programs import CONFIG, LBAGENT, RELOADING, Backend, Haproxy, Lb, binaries, eventually
+from tests.helpers.real_programs import member as line
+
+pytestmark = pytest.mark.real
+
+MORE_ROLES = RELOADING.replace("  iis:", "  mongo: {{port: 27017}}\n  iis:") + "    mon: [mongo]\n"
+MORE_CFG = f"{CONFIG}\nbackend mon-mongo\n    # additional-mon-mongo-server\n    server mine 127.0.0.14:27017\n"
+
+
+@pytest.fixture
+def lb() -> Iterator[Lb]:
+    """A load balancer that nobody has told anything yet."""
+    with Lb() as one:
+        yield one
+
+
+@pytest.fixture(params=list(binaries().values()), ids=list(binaries()))
+def served(request: pytest.FixtureRequest) -> Iterator[tuple[Lb, Haproxy]]:
+    """A load balancer whose HAProxy runs: web01 answers, web02 does not."""
+    with Lb(MORE_CFG, MORE_ROLES, request.param) as lb, Haproxy(lb) as haproxy, Backend("web01", "127.0.0.11", lb.port):
+        joined = [line(f"web0{at}", f"127.0.0.{10 + at}") for at in (1, 2, 3, 4)]
+        assert lb.join(*joined, line("spark1", "127.0.0.20", "spark")).returncode == 0
+        assert lb.say("pause", "web03 for=2h reason=patches", 1).returncode == 0
+        assert lb.handle("member-failed", joined[1]).returncode == 0
+        eventually(lambda: haproxy.servers() == {"web01": "UP", "web02": "DOWN", "web04": "DOWN"})
+        eventually(lambda: haproxy.servers("mon-mongo") == {"web01": "DOWN", "web02": "DOWN", "mine": "no check"})
+        yield lb, haproxy
+
+
+def status(lb: Lb, *words: str, **env: str) -> str:
+    """What `lbagent status` says; it ends with 0 and complains of nothing."""
+    done = lb.run("status", *words, env=env)
+    assert (done.returncode, done.stderr) == (0, b"")
+    return done.stdout.decode()
+
+
+def as_json(lb: Lb) -> dict[str, Any]:
+    """The JSON object."""
+    found = json.loads(status(lb, "--json"))
+    assert isinstance(found, dict)
+    return found
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of a plain table, but for SINCE, and without what else a clock tells."""
+    cells = (
+        re.split(r"  +", re.sub(r"\d+[smh] left", "LONG left", row)) for row in text.partition("\n\n")[0].split("\n")
+    )
+    return [[*row[:5], *row[6:]] for row in cells]
+
+
+def on_terminal(lb: Lb, *words: str, width: int = 80, **env: str) -> tuple[subprocess.Popen[bytes], int]:
+    """Start `lbagent status` on a terminal of its own; who calls closes the descriptor and waits."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
+    started = subprocess.Popen(
+        [LBAGENT, "status", *words],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**lb.env, "TERM": "xterm-256color", **env},
+    )
+    os.close(theirs)
+    return started, ours
+
+
+def read(descriptor: int, until: str = "", times: int = 1) -> str:
+    """What comes out of a terminal to its end, or until something has been said so many times."""
+    said = b""
+    with contextlib.suppress(OSError):  # EIO: nobody is left on the other side
+        while (piece := os.read(descriptor, 1 << 16)) and (not until or said.decode().count(until) < times):
+            said += piece
+            if until and said.decode("utf-8", "replace").count(until) >= times:
+                break
+    return said.decode("utf-8", "replace")
+
+
+def once(lb: Lb, *words: str, width: int = 80, **env: str) -> str:
+    """All that one run says on a terminal."""
+    started, terminal = on_terminal(lb, *words, width=width, **env)
+    with started:
+        said = read(terminal)
+        os.close(terminal)
+    assert started.returncode == 0
+    return said.replace("\r\n", "\n")
+
+
+def test_every_node_with_what_a_real_haproxy_says_of_it(served: tuple[Lb, Haproxy]) -> None:
+    lb, haproxy = served
+
+    text = status(lb)
+
+    here = "lb-iis, mon-mongo"
+    by_hand = "in backend mon-mongo by hand: none is written beside it"
+    assert rows(text) == [
+        ["NODE", "ADDRESS", "ROLE", "WHERE", "STATE", "HAPROXY", "OPEN", "WHY"],
+        ["web01", "127.0.0.11", "web", here, "in", "1 DOWN, 1 UP", "0"],
+        ["web02", "127.0.0.12", "web", here, "failed", "DOWN", "0", "its line stays"],
+        ["web03", "127.0.0.13", "web", here, "paused", "-", "-", "by user event: patches, LONG left"],
+        ["web04", "127.0.0.14", "web", "lb-iis, mon-mongo (by hand)", "in", "1 DOWN, 1 no check", "0", by_hand],
+        ["spark1", "127.0.0.20", "spark", "-", "unknown role", "-", "-", "roles.yml has no role spark"],
+    ]
+    assert text.partition("\n\n")[2].split("\n")[:2] == [
+        "nodes: 5: 2 in, 1 failed, 1 paused, 1 unknown role",
+        f"lines: digest {as_json(lb)['digest']}, served by HAProxy worker {haproxy.worker()}",
+    ]
+
+
+def test_json_tells_every_server(served: tuple[Lb, Haproxy]) -> None:
+    lb, haproxy = served
+
+    found = as_json(lb)
+
+    nodes = {node["name"]: node for node in found["nodes"]}
+    assert list(nodes) == ["spark1", "web01", "web02", "web03", "web04"]
+    assert nodes["web01"]["servers"][0] == {
+        "proxy": "lb-iis",
+        "server": "web01",
+        "address": f"127.0.0.11:{lb.port}",
+        "line": "managed",
+        "state": "UP",
+        "sessions": 0,
+    }
+    assert (found["confirmed"], found["served"]["worker"]) == (True, haproxy.worker())
+    assert found["stats_socket"] == {"address": str(lb.socket), "error": None}
+    assert (found["last_run"]["why"], found["last_run"]["outcome"]) == ("pause web03 by user event", "applied")
+    assert (found["events"], found["problems"], found["held"]) == ({"pending": 0, "oldest": None}, [], [])
+
+
+def test_a_pause_that_haproxy_cfg_does_not_have_yet_is_pending(served: tuple[Lb, Haproxy]) -> None:
+    lb, _ = served
+    before = lb.text
+    with (lb.state / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lb.say("pause", "web01", 2)
+
+        found = as_json(lb)
+
+    node = next(node for node in found["nodes"] if node["name"] == "web01")
+    assert (node["state"], node["why"]) == ("pending", "its lines are to change; paused by user event")
+    assert node["change"]["added"][0] == "listen lb-iis: # lbagent paused web01 127.0.0.11 role=web"
+    assert found["events"]["pending"] == 1
+    assert (lb.text, lb.spooled()) == (before, ["1"])
+
+
+def test_sessions_are_counted(served: tuple[Lb, Haproxy]) -> None:
+    lb, haproxy = served
+    with socket.create_connection(("127.0.0.1", lb.front)) as client, socket.create_server(("127.0.0.12", lb.port)):
+        eventually(lambda: haproxy.servers()["web02"] == "UP")
+        haproxy.ask("set server lb-iis/web01 state maint")
+        client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+
+        eventually(lambda: rows(status(lb))[2][6] == "1")
+
+
+def test_a_worker_that_has_ended_confirms_nothing(served: tuple[Lb, Haproxy]) -> None:
+    lb, haproxy = served
+    worker = haproxy.worker()
+    haproxy.stop()
+
+    text = status(lb)
+
+    assert text.startswith("haproxy: does not run; start it\n\nNODE ")
+    assert rows(text.partition("\n\n")[2])[1] == ["web01", "127.0.0.11", "web", "lb-iis, mon-mongo", "in", "?", "?"]
+    digest = as_json(lb)["digest"]
+    below = text.rpartition("\n\n")[2].split("\n")
+    assert below[1] == f"lines: digest {digest}, not confirmed: HAProxy worker {worker} has ended since"
+
+
+def test_of_several_sockets_the_first_that_answers_is_heard(served: tuple[Lb, Haproxy]) -> None:
+    lb, _ = served
+    dead = f"    stats socket {lb.folder}/dead.sock\n".encode()
+    lb.text = lb.text.replace(b"global\n", b"global\n" + dead)
+
+    assert as_json(lb)["stats_socket"] == {"address": str(lb.socket), "error": None}
+
+
+def test_a_fresh_load_balancer_says_what_is_missing_and_writes_nothing(lb: Lb) -> None:
+    text = status(lb)
+
+    assert text.split("\n") == [
+        "haproxy: does not run; start it",
+        f"problem: {lb.state}/members.json is missing: what is shown was read off haproxy.cfg and the waiting events",
+        "nodes: none is known",
+        "lines: none managed in haproxy.cfg",
+        "",
+    ]
+    assert not lb.state.exists()
+
+
+def test_without_haproxy_cfg_there_is_a_status_all_the_same(lb: Lb) -> None:
+    assert lb.join(line("web01", "127.0.0.11")).returncode in (0, 75)
+    lb.cfg.unlink()
+
+    found = as_json(lb)
+
+    assert [(node["name"], node["state"]) for node in found["nodes"]] == [("web01", "no line")]
+    assert found["problems"] == [f"{lb.cfg}: No such file or directory"]
+    assert found["digest"] is None
+
+
+def test_without_a_stats_socket_it_says_what_to_do(lb: Lb) -> None:
+    lb.text = re.sub(rb".*stats socket.*\n", b"", lb.text)
+
+    right = "`stats socket /run/haproxy/admin.sock mode 600 level admin` in global"
+    assert as_json(lb)["stats_socket"] == {
+        "address": None,
+        "error": f"haproxy.cfg declares no stats socket: {right}",
+    }
+
+
+def test_damaged_members_are_said_and_left_where_they_are(lb: Lb) -> None:
+    lb.join(line("web01", "127.0.0.11"))
+    path = lb.state / "members.json"
+    path.write_bytes(b"{")
+
+    found = as_json(lb)
+
+    assert [(node["name"], node["since"]) for node in found["nodes"]] == [("web01", None)]
+    [problem] = found["problems"]
+    assert problem.startswith(f"{path} is damaged (JSONDecodeError: ")
+    assert problem.endswith("): what is shown was read off haproxy.cfg, as the next event will do")
+    assert path.read_bytes() == b"{"
+
+
+def test_a_damaged_served_json_is_said_and_confirms_nothing(lb: Lb) -> None:
+    lb.state.mkdir()
+    path = lb.state / "served.json"
+    path.write_bytes(b"[]")
+
+    found = as_json(lb)
+
+    assert (found["served"], found["confirmed"]) == (None, None)
+    words = f"{path} is damaged, or may not be read: the next run that changes anything writes it anew"
+    assert words in found["problems"]
+
+
+def test_what_cannot_be_read_is_told_and_the_rest_is_shown(lb: Lb) -> None:
+    lb.join(line("web01", "127.0.0.11"))
+    for name in ("members.json", "history.jsonl"):
+        (lb.state / name).unlink()
+        (lb.state / name).mkdir()
+    (lb.state / "spool").rmdir()
+    (lb.state / "spool").touch()
+
+    found = as_json(lb)
+
+    assert [(node["name"], node["state"], node["since"]) for node in found["nodes"]] == [("web01", "in", None)]
+    assert found["problems"] == [
+        f"{lb.state}/members.json: Is a directory",
+        f"{lb.state}/spool: Not a directory",
+        f"{lb.state}/history.jsonl: Is a directory",
+    ]
+    assert (found["events"], found["last_run"]) == ({"pending": None, "oldest": None}, None)
+
+
+@pytest.mark.parametrize("words", [["status"], ["status", "--json"], ["status", "--watch"]])
+def test_a_refused_roles_yml_is_one_line_and_2(lb: Lb, words: list[str]) -> None:
+    lb.roles.write_text("roles: {web: {x: 1}}\n")
+
+    done = lb.run(*words)
+
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
+    assert done.stderr.startswith(f"lbagent: {lb.roles}:1:".encode())
+
+
+def test_a_reason_that_the_locale_does_not_know_ends_nothing(lb: Lb) -> None:
+    lb.join(line("web01", "127.0.0.11"))
+    lb.say("pause", "web01 reason=\N{HIRAGANA LETTER A}", 1)
+
+    assert "by user event: ?" in status(lb, PYTHONIOENCODING="latin-1")
+    assert "by user event: \\u3042" in status(lb, "--json", PYTHONIOENCODING="ascii")
+
+
+def test_on_a_terminal_there_are_colours_unless_they_are_not_wanted(lb: Lb) -> None:
+    lb.join(line("web01", "127.0.0.11"))
+
+    coloured, plain, dumb = once(lb), once(lb, NO_COLOR="1"), once(lb, TERM="dumb")
+
+    assert "\x1b[32min" in coloured
+    assert re.findall(r"\x1b\[[0-9;]*3[0-9]", plain) == []
+    assert "\x1b" not in dumb
+    assert re.sub(r"\x1b\[[0-9;]*m", "", coloured).split("\n")[0].rstrip() == dumb.split("\n")[0]
+    assert "\x1b" not in once(lb, "--json")
+
+
+def test_a_narrow_terminal_is_not_exceeded(lb: Lb) -> None:
+    lb.join(line("web01", "127.0.0.11"))
+
+    text = re.sub(r"\x1b\[[0-9;]*m", "", once(lb, width=40))
+
+    assert max(map(len, text.split("\n"))) <= 40
+    assert text.split("\n")[0].startswith("haproxy  does not run")
+    assert text.split("\n")[2].startswith("web01       in ")
+
+
+def test_a_terminal_of_no_size_is_taken_for_one_of_80_columns(lb: Lb) -> None:
+    lb.join(line("web01", "127.0.0.11"))
+
+    def shown(**env: str) -> str:
+        return re.sub(r"\d+s", "0s", once(lb, width=80, **env))  # time goes on between the two
+
+    assert shown(COLUMNS="0", LINES="0") == shown()
+
+
+def test_watch_on_a_terminal_draws_again_in_place_and_ctrl_c_ends_it_with_0(lb: Lb) -> None:
+    lb.join(line("web01", "127.0.0.11"))
+    started, terminal = on_terminal(lb, "--watch")
+    with started:
+        first = read(terminal, "web01")
+        lb.join(line("web02", "127.0.0.12"))
+        second = read(terminal, "web02")
+        started.send_signal(signal.SIGINT)
+        rest = read(terminal)
+        os.close(terminal)
+
+    assert started.returncode == 0
+    assert "\x1b[?1049h" in first
+    assert "\x1b[H" in second
+    assert "\x1b[?1049l" in rest
+    assert "Traceback" not in rest
+
+
+@pytest.mark.parametrize("words", [["--watch"], ["--watch", "--json"]])
+def test_watch_without_a_terminal_prints_again_without_escape_codes(lb: Lb, words: list[str]) -> None:
+    lb.join(line("web01", "127.0.0.11"))
+    with lb.start("status", *words) as started:
+        assert started.stdout
+        said = read(started.stdout.fileno(), "web01", 2)
+        lb.roles.write_text("roles: nonsense\n")
+        assert started.stderr
+        complaint = read(started.stderr.fileno(), "\n")
+        started.send_signal(signal.SIGINT)
+        started.communicate()
+
+    assert started.returncode == 0
+    assert "\x1b" not in said
+    assert complaint.startswith(f"lbagent: {lb.roles}:1:")
+    if "--json" in words:
+        assert [json.loads(text)["version"] for text in said.splitlines()[:1]] == [1]
+
+
+def test_who_reads_only_the_beginning_sees_no_traceback(lb: Lb) -> None:
+    lb.join(*(line(f"web{at}", f"127.0.1.{at}") for at in range(1, 250)))
+
+    said = subprocess.run(
+        f"{LBAGENT} status | head -1", shell=True, env=lb.env, capture_output=True, check=True, timeout=60
+    )
+
+    assert said.stdout == b"haproxy: does not run; start it\n"
+    assert said.stderr == b""
+
+
+def test_only_a_terminal_loads_rich(lb: Lb) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", LBAGENT, "status", "--json"],
+        env=lb.env,
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+
+    assert b"rich" not in done.stderr

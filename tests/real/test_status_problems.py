@@ -1,0 +1,138 @@
+"""`lbagent status` on a real load balancer: what is wrong now is on top, and gone once it is fixed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from typing import Any
+
+import pytest
+
+from tests.helpers.daemon import watching
+from tests.helpers.pair import pair
+from tests.helpers.real_programs import LBAGENT, RELOADING, Haproxy, Lb, binaries, eventually, member
+from tests.helpers.terminal import Terminal
+from tests.helpers.two_users import Split
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(
+        not binaries() or shutil.which("serf") is None, reason="a real haproxy and a real serf are needed"
+    ),
+]
+
+
+def status(lb: Lb, **env: str) -> dict[str, Any]:
+    """The JSON object."""
+    done = lb.run("status", "--json", env=env)
+    assert (done.returncode, done.stderr) == (0, b"")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def kinds(lb: Lb) -> list[str]:
+    """What is wrong, by kind."""
+    return [one["kind"] for one in status(lb)["wrong"]]
+
+
+def test_a_failure_that_is_fixed_is_shown_no_more() -> None:
+    with Lb() as lb, Haproxy(lb):
+        lb.join(member("web01", "127.0.0.11"))
+        good = status(lb)
+        lb.text = lb.text.replace(b"balance ", b"balanse ")
+        assert lb.run("apply").returncode == 4
+        broken, shown = status(lb), lb.run("status").stdout.decode()
+        lb.text = lb.text.replace(b"balanse ", b"balance ")
+        assert lb.run("apply").returncode == 0
+        fixed, below = status(lb), lb.run("status").stdout.decode()
+
+    assert good["wrong"] == []
+    [wrong] = broken["wrong"]
+    assert (wrong["kind"], broken["run"]["status"]) == ("last run", 4)
+    assert "balanse" in wrong["what"]
+    assert shown.splitlines()[0].startswith("last run: refused: HAProxy refuses the operator's own text")
+    assert broken["last_success"] == good["run"]["at"]
+    assert (fixed["wrong"], fixed["run"]["status"], fixed["last_success"]) == ([], 0, fixed["run"]["at"])
+    assert "\nlast run: 0s ago, unchanged: nothing to do\n" in below or "\nlast run: 1s ago, unchanged" in below
+    assert "\nlast change: " in below
+
+
+def test_a_reload_that_failed_tells_its_next_try() -> None:
+    with Lb(roles=RELOADING.replace("haproxy:\n", "haproxy:\n  reload: ['false']\n")) as lb, Haproxy(lb):
+        assert lb.join(member("web01", "127.0.0.11")).returncode == 5
+        found = status(lb)
+        top = lb.run("status").stdout.decode().splitlines()[0]
+
+    assert found["next_retry"] == found["served"]["failure"]["at"] + 60
+    assert [one["kind"] for one in found["wrong"]] == ["reload"]
+    assert top.startswith("reload: failed once: ")
+    assert "; next try in " in top
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_stopped_daemon_and_a_stopped_haproxy_are_on_top() -> None:
+    with Split() as lb:
+        with Haproxy(lb):
+            with watching(lb):
+                lb.join(member("web01", "127.0.0.11"))
+                eventually(lambda: lb.managed)
+                running = status(lb)
+            assert kinds(lb) == ["daemon", "sync"]
+        assert kinds(lb) == ["daemon", "sync", "haproxy"]
+        shown = Terminal([LBAGENT, "status"], lb.env, 80).end()[1]
+
+    assert running["daemon"] == {"running": True, "needed": True}
+    assert "daemon" not in [one["kind"] for one in running["wrong"]]
+    assert shown.splitlines()[0].startswith("daemon   `lbagent watch` does not run: events are stored")
+
+
+def test_the_other_load_balancer_has_a_row_with_its_lines_and_when_it_was_seen() -> None:
+    with pair() as (one, other):
+        for balancer in (one, other):
+            balancer.lb.join(member("web01", "127.0.0.11"))
+        assert one.run("sync").returncode in (0, 75)
+        equal = status(one.lb)
+        shown = one.lb.run("status").stdout.decode()
+        other.lb.join(member("web02", "127.0.0.12"))
+        one.run("sync")
+        differing = status(one.lb)
+        other.agent.kill()
+        eventually(lambda: one.agent.members()["lb02"] == "failed", 40)
+        one.run("sync")
+        failed = status(one.lb)
+
+    [peer] = equal["peers"]
+    assert (peer["name"], peer["status"], peer["equal"], peer["answers"]) == ("lb02", "alive", True, True)
+    assert peer["digest"] == equal["digest"]
+    assert "peer" not in [wrong["kind"] for wrong in equal["wrong"]]
+    assert f"\nload balancer: lb02 {peer['address']} alive, the same managed lines, seen " in shown
+    assert [node["state"] for node in equal["nodes"] if node["name"] == "lb02"] in ([], ["load balancer"])
+    assert [wrong["what"] for wrong in differing["wrong"] if wrong["kind"] == "peer"] == [
+        "lb02 has other managed lines: compare `lbagent plan` on both"
+    ]
+    assert failed["peers"][0]["status"] == "failed"
+    assert failed["peers"][0]["seen"] == differing["peers"][0]["seen"]
+    assert [wrong["what"] for wrong in failed["wrong"] if wrong["kind"] == "peer"] == ["lb02 failed, says Serf"]
+
+
+def test_failing_syncs_are_on_top() -> None:
+    with Lb() as lb, Haproxy(lb):
+        lb.join(member("web01", "127.0.0.11"))
+        lb.run("sync")
+        found = status(lb)
+
+    assert [one["kind"] for one in found["wrong"]] == ["sync"]
+    assert found["sync"]["failing"] is not None
+    assert "cannot be asked" in found["sync"]["words"]
+
+
+def test_a_dry_run_records_nothing() -> None:
+    with Lb() as lb, Haproxy(lb):
+        lb.join(member("web01", "127.0.0.11"))
+        before = sorted(path.name for path in lb.state.iterdir())
+        subprocess.run([LBAGENT, "sync", "--dry-run"], env=lb.env, capture_output=True, check=False)
+
+        assert sorted(path.name for path in lb.state.iterdir()) == before
+        assert kinds(lb) == []

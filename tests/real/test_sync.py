@@ -1,0 +1,271 @@
+"""Events are hints, what Serf knows is the truth: load balancers that missed them, heard them in another order, or see nobody."""
+
+# ruff: noqa: E501
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.helpers.pair import HANDLER, Balancer, joined, pair
+from tests.helpers.real_programs import ROLES, Haproxy, Lb, SerfAgent, eventually, member
+
+pytestmark = pytest.mark.real
+
+OUT = "# lbagent paused web01 127.0.0.11 role=web"
+TWO_ROLES = (
+    ROLES
+    + """\
+  api:
+    lb: [iis]
+    interval: 1s
+    networks: [127.0.0.0/8]
+"""
+)
+
+
+@contextlib.contextmanager
+def webs(two: tuple[Balancer, Balancer], count: int) -> Iterator[list[SerfAgent]]:
+    """So many web nodes, which both load balancers have."""
+    with contextlib.ExitStack() as stack:
+        nodes = [
+            stack.enter_context(SerfAgent(f"web{number:02}", f"127.0.0.{10 + number}", "web"))
+            for number in range(1, count + 1)
+        ]
+        joined(two, *nodes)
+        yield nodes
+
+
+def test_a_load_balancer_that_was_down_ends_as_one_that_was_up_all_along() -> None:
+    with pair(roles=TWO_ROLES) as (one, other), webs((one, other), 5) as (leaves, changes, by_tag, by_query, stays):
+        assert one.text == other.text
+        one.agent.kill()
+        leaves.leave()
+        changes.tag(role="api")
+        by_tag.tag(lbagent="paused")
+        assert other.rows("pause", by_query.name)[0] == 1  # lb01 cannot confirm
+        eventually(lambda: len(other.lb.managed) == 4 and "role=api" in other.lb.managed[0] and other.lb.idle)
+
+        one.agent.start()
+        one.agent.join(other.agent)
+        first = one.run("sync")
+        time.sleep(31)
+        second = one.run("sync")
+
+        assert (first.returncode, second.returncode) == (0, 0)
+        assert one.text == other.text
+        assert one.lb.managed == [
+            one.lb.server("web02", "127.0.0.12", "api", "check inter 1s rise 2 fall 2"),
+            "# lbagent paused web03 127.0.0.13 role=web",
+            "# lbagent paused web04 127.0.0.14 role=web",
+            one.lb.server(stays.name, "127.0.0.15"),
+        ]
+        assert one.haproxy.serving() == {"web02", "web05"}
+
+
+def storm(dice: random.Random) -> list[tuple[str, bytes, dict[str, str]]]:
+    """300 events: joins, leaves, failures, updates, pauses and resumes on two clocks, of real nodes and of others."""
+    nodes = [(f"web{number:02}", f"127.0.0.{10 + number}") for number in range(1, 13)]
+    found: list[tuple[str, bytes, dict[str, str]]] = []
+    for ltime in range(1, 301):
+        name, address = dice.choice(nodes)
+        kind = dice.choice(
+            ["member-join", "member-leave", "member-failed", "member-update", "member-reap", "user", "user", "query"]
+        )
+        if kind.startswith("member"):
+            found.append((kind, member(name, address, dice.choice(["web", "api"])), {}))
+        else:
+            clock = {"user": "SERF_USER", "query": "SERF_QUERY"}[kind]
+            verb = dice.choice(["pause", "resume"])
+            named = {f"{clock}_{'EVENT' if kind == 'user' else 'NAME'}": verb, f"{clock}_LTIME": str(ltime)}
+            found.append((kind, f"{name} {address} web\n".encode(), named))
+    return found
+
+
+def hear(balancer: Balancer, events: list[tuple[str, bytes, dict[str, str]]], dice: random.Random) -> None:
+    """Handle the events in an order of its own, some in batches, some twice, with runs killed half-way."""
+    events = [*events, *dice.sample(events, 30)]
+    dice.shuffle(events)
+    while events:
+        batch, events = events[: (size := dice.choice([1, 1, 3, 10, 20]))], events[size:]
+        started = [balancer.lb.start_handle(kind, stdin, **env) for kind, stdin, env in batch]
+        for handler in started:
+            if dice.random() < 0.1:
+                handler.kill()
+                handler.communicate()
+                # Serf would not say it again; a replay does.
+                events.append(batch[started.index(handler)])
+            else:
+                handler.communicate()
+
+
+@pytest.mark.timeout(900)  # 660 runs of `lbagent handle`, one after another: minutes on a busy machine
+@pytest.mark.parametrize("seed", range(int(os.environ.get("LBAGENT_STORMS", "1"))))
+def test_load_balancers_that_hear_the_same_in_another_order_end_with_the_same_lines(seed: int) -> None:
+    with pair(roles=TWO_ROLES) as two, webs(two, 6):
+        events = storm(random.Random(seed))
+        for number, balancer in enumerate(two):
+            hear(balancer, events, random.Random(seed * 10 + number))
+
+        statuses = [balancer.run("sync", "--force").returncode for balancer in two]
+
+        one, other = two
+        assert statuses == [0, 0]
+        assert one.lb.managed == other.lb.managed
+        assert {line.split()[3 if line.startswith("#") else 1] for line in one.lb.managed} == {
+            f"web{at:02}" for at in range(1, 7)
+        }
+        assert one.digest == other.digest
+        assert one.text == other.text
+
+
+def test_replayed_user_events_change_nothing() -> None:
+    with Lb() as lb, Haproxy(lb) as haproxy, SerfAgent("web01", "127.0.0.11", "web") as web:
+        more = ["-replay", f"-join={web.bind}"]
+        with SerfAgent("lb01", "127.0.0.9", "lb", handler=HANDLER, env=lb.env, more=more) as agent:
+            eventually(lambda: len(lb.managed) == 1 and lb.idle)
+            for number in range(29):
+                web.event(("pause", "resume")[number % 2], f"web01 reason={number}")
+            eventually(lambda: lb.settled(OUT) and lb.members()["web01"]["heard"]["user"].ltime == 29)
+            before, reloads, history = lb.members(), haproxy.reloads(), lb.history()
+            heard = agent.log.count("Received event: user-event")
+            agent.kill()
+
+            agent.start()
+
+            eventually(lambda: agent.log.count("Received event: user-event") == heard + 29)
+            eventually(lambda: agent.log.count("Received event: member-join") > 1)
+            eventually(lambda: lb.settled(OUT))
+            assert (lb.members(), haproxy.reloads(), lb.history()) == (before, reloads, history)
+
+
+@contextlib.contextmanager
+def small_cluster() -> Iterator[tuple[Lb, SerfAgent, SerfAgent]]:
+    """A load balancer without a running HAProxy, its agent, and a node that it has."""
+    with (
+        Lb() as lb,
+        SerfAgent("lb01", "127.0.0.9", "lb", handler=HANDLER, env=lb.env) as agent,
+        SerfAgent("web01", "127.0.0.11", "web") as web,
+    ):
+        web.join(agent)
+        eventually(lambda: lb.settled(lb.server("web01", "127.0.0.11")))
+        yield lb, agent, web
+
+
+def test_a_cluster_started_anew_is_obeyed() -> None:
+    with small_cluster() as (lb, agent, web):
+        for number in range(5):
+            web.event("pause", f"web01 reason={number}")
+        eventually(lambda: lb.settled(OUT) and lb.members()["web01"]["heard"]["user"].ltime == 5)
+        for one in (agent, web):
+            one.kill()
+        for one in (agent, web):
+            one.start()
+        web.join(agent)
+
+        web.event("resume", "web01")
+
+        eventually(lambda: lb.settled(lb.server("web01", "127.0.0.11")))
+        assert lb.members()["web01"]["heard"]["user"].ltime < 5
+
+
+def test_a_pause_by_query_and_a_resume_by_event_end_resumed() -> None:
+    with small_cluster() as (lb, agent, web):
+        for number in range(3):
+            agent.query("lbagent-status", str(number))  # the clock of queries is ahead
+        web.query("pause", "web01", at=agent)
+        eventually(lambda: lb.settled(OUT))
+
+        web.event("resume", "web01")
+
+        eventually(lambda: lb.settled(lb.server("web01", "127.0.0.11")))
+
+
+def test_a_pause_and_a_resume_of_one_moment_end_paused() -> None:
+    for first, second in (("pause", "resume"), ("resume", "pause")):
+        with Lb() as lb:
+            lb.join(member("web01", "127.0.0.11"))
+
+            statuses = [lb.say(first, "web01 by=web02", 7).returncode, lb.say(second, "web01 by=web03", 7).returncode]
+
+            assert (statuses, lb.managed) == ([0, 0], [OUT])
+
+
+@pytest.mark.parametrize("peer", [False, True])
+def test_a_sync_that_sees_no_node_removes_nothing(peer: bool) -> None:  # noqa: FBT001
+    with pair() as (one, other), webs((one, other), 3):
+        before, members = one.text, one.lb.members()
+        one.agent.kill()
+        other.agent.kill()
+        one.agent.start()
+        with SerfAgent("lb03", "127.0.0.8", "lb") as lonely:
+            if peer:
+                lonely.join(one.agent)
+                eventually(lambda: "lb03" in one.lb.members() and one.lb.idle)
+                members |= {"lb03": one.lb.members()["lb03"]}
+
+            done = one.run("sync")
+
+        assert done.returncode == 75
+        words = "serf members: lists no node of any role of roles.yml; nothing is removed, try again"
+        silent = "lbagent: lb03 did not tell which nodes it has paused\n" if peer else ""
+        assert done.stderr.decode() == f"{silent}lbagent: {words}\n"
+        assert (one.text, one.lb.members(), one.lb.staged()) == (before, members, [])
+
+
+def test_a_role_deleted_by_mistake_is_held_back_and_a_pause_still_works() -> None:
+    with pair(roles=TWO_ROLES) as two, webs(two, 3), SerfAgent("api01", "127.0.0.31", "api") as api:
+        joined(two, api)
+        one = two[0]
+        for balancer in two:
+            roles = balancer.lb.roles.read_text()
+            balancer.lb.roles.write_text(roles.replace("  web:\n    lb: [iis]\n    interval: 200ms\n", "  deleted:\n"))
+        before = one.lb.managed
+
+        synced = one.run("sync")
+        unchanged = one.lb.managed
+        pausing = one.rows("pause", "web02")
+
+        held = "3 of 4 lines at '# additional-lb-iis-server' in listen lb-iis would go: web01, web02, web03"
+        assert (synced.returncode, unchanged) == (3, before)
+        assert synced.stderr.decode() == f"lbagent: held back: {held}; `lbagent apply --force` lets them go\n"
+        assert pausing == (0, {"lb01": "done", "lb02": "done"})
+        for balancer in two:
+            assert balancer.haproxy.serving() == {"api01", "web01", "web03"}
+
+
+def test_a_dry_run_shows_the_diff_and_changes_nothing() -> None:
+    with pair() as (one, other), webs((one, other), 2) as (_, leaving):
+        one.agent.kill()
+        leaving.leave()
+        eventually(lambda: other.agent.members()["web02"] == "left")
+        one.agent.handler = ""  # else a member-leave of its own may come first
+        one.agent.start()
+        one.agent.join(other.agent)
+        eventually(lambda: one.agent.members().get("web01") == "alive")
+        before, members = one.text, one.lb.members()
+
+        done = one.run("sync", "--dry-run", "--force")
+
+        changed = [line for line in done.stdout.decode().splitlines() if line.startswith(("+ ", "- "))]
+        assert (done.returncode, changed) == (0, [f"-    {one.lb.server('web02', '127.0.0.12')}"])
+        assert (one.text, one.lb.members(), one.lb.staged()) == (before, members, [])
+
+
+def test_who_does_not_tell_of_its_pauses_is_named() -> None:
+    with pair() as (one, other), webs((one, other), 1):
+        other.agent.kill()
+        eventually(lambda: one.agent.members()["lb02"] == "failed", 40)
+        with SerfAgent("lb03", "127.0.0.8", "lb") as mute:
+            mute.join(one.agent)
+            eventually(lambda: "lb03" in one.agent.members())
+
+            done = one.run("sync")
+
+        said = "lbagent: lb03 did not tell which nodes it has paused\n"
+        assert (done.returncode, done.stdout, done.stderr.decode()) == (0, b"No changes: 1 node, 1 line.\n", said)

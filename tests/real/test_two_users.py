@@ -1,0 +1,523 @@
+"""The split: Serf's user may write the spool and nothing else; what he puts there bends nothing that root does."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.daemon import watching
+from tests.helpers.faults import forged, one_line, with_lines
+from tests.helpers.real_programs import LBAGENT, Haproxy, SerfAgent, eventually, member
+from tests.helpers.two_users import HERE, SERF, Split, stopped
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="two users take root, and setpriv"),
+]
+
+LAST = b"done, no other server of iis serves\n"
+WEB01, WEB02 = member("web01", "127.0.0.11"), member("web02", "127.0.0.12")
+
+
+@pytest.fixture
+def lb() -> Iterator[Split]:
+    with Split() as made, Haproxy(made):
+        yield made
+
+
+def one(lb: Split) -> str:
+    return lb.server("web01", "127.0.0.11")
+
+
+def bad(lb: Split) -> list[str]:
+    return [name.partition("-")[2] for name in sorted(os.listdir(lb.state / "spool/bad"))]
+
+
+def said(done: subprocess.CompletedProcess[bytes]) -> tuple[int, bytes, bytes]:
+    return done.returncode, done.stdout, done.stderr
+
+
+# --- what Serf's user can do --------------------------------------------------------------------------------------
+
+
+def test_serfs_user_writes_the_spool_and_nothing_else(lb: Split) -> None:
+    with watching(lb):
+        lb.join(WEB01)
+        eventually(lambda: lb.settled(one(lb)))
+        script = """
+import os, sys
+done = []
+for path in sys.argv[1:]:
+    for what, flags in (("read", os.O_RDONLY), ("write", os.O_WRONLY), ("make", os.O_WRONLY | os.O_CREAT | os.O_EXCL)):
+        try:
+            os.close(os.open(path, flags))
+            done.append(f"{what} {os.path.basename(path)}")
+        except OSError:
+            pass
+print(*done, sep=",")
+"""
+        state = [str(lb.state / name) for name in sorted(os.listdir(lb.state)) if name != "spool"]
+        others = [str(lb.cfg), str(lb.roles), str(lb.socket), str(lb.state / "x"), str(lb.etc / "x")]
+
+        may = lb.as_serf(script, *state, *others, "7777777").stdout.strip().split(",")
+
+    assert sorted(may) == sorted(
+        [
+            *(f"read {name}" for name in ("history.jsonl", "last.json", "members.json", "metrics.prom", "roles.json")),
+            *("read served.json", "read haproxy.cfg", "read roles.yml", "make 7777777"),
+        ]
+    )
+
+
+def test_serfs_user_cannot_replace_the_spool_or_bad(lb: Split) -> None:
+    script = """
+import os
+for old, new in (("bad", "b"), ("../spool", "../s")):
+    try:
+        os.rename(old, new)
+        print("renamed", old)
+    except OSError:
+        pass
+"""
+    assert lb.as_serf(script).stdout == ""
+
+
+@pytest.mark.skipif(shutil.which("systemd-tmpfiles") is None, reason="no systemd-tmpfiles here")
+def test_who_collects_the_metrics_is_let_in_as_the_page_has_it_and_serfs_user_is_not_shut_out(lb: Split) -> None:
+    page = (HERE / "docs/reference/metrics.md").read_text(encoding="utf-8")
+    [line] = re.findall(r"^# echo '(.*)' > /etc/tmpfiles.d/", page, re.MULTILINE)
+    collector = str(SERF + 9)
+    lines = line.replace("/var/lib/lbagent", str(lb.state)).replace("prometheus", collector)
+    (lb.folder / "metrics.conf").write_text(f"{lines}\n")
+    with watching(lb):
+        subprocess.run(["systemd-tmpfiles", "--create", str(lb.folder / "metrics.conf")], check=True)
+        assert said(lb.join(WEB01)) == (0, b"", b"")
+        eventually(lambda: lb.settled(one(lb)))
+
+    readable = ["setpriv", f"--reuid={collector}", f"--regid={collector}", "--clear-groups", "sh", "-c"]
+    script = 'cd "$1" && for name in *; do head -c1 "$name" > /dev/null 2>&1 && echo "$name"; done'
+    done = subprocess.run([*readable, script, "sh", lb.state], capture_output=True, text=True, check=False)
+    assert done.stdout == "metrics.prom\n"
+
+
+def test_serfs_user_cannot_keep_anybody_waiting_for_a_lock(lb: Split) -> None:
+    with watching(lb):
+        lb.join(WEB01)
+        eventually(lambda: lb.settled(one(lb)))
+
+        modes = {name: stat.S_IMODE((lb.state / name).stat().st_mode) for name in ("lock", "watch.lock")}
+
+    assert modes == {"lock": 0o600, "watch.lock": 0o600}
+
+
+# --- handle and watch ---------------------------------------------------------------------------------------------
+
+
+def test_events_of_serfs_user_are_done_by_watch(lb: Split) -> None:
+    with watching(lb):
+        assert said(lb.join(WEB01, WEB02)) == (0, b"", b"")
+        eventually(lambda: len(lb.managed) == 2 and lb.idle)
+        assert said(lb.leave(WEB02)) == (0, b"", b"")
+        eventually(lambda: lb.settled(one(lb)))
+
+    assert [entry["why"] for entry in lb.history()] == ["member-join web01 and 1 more", "member-leave web02"]
+
+
+def test_a_query_of_serfs_user_hears_what_became_of_it(lb: Split) -> None:
+    with watching(lb):
+        lb.join(WEB01)
+        eventually(lambda: lb.settled(one(lb)))
+
+        answers = [
+            said(lb.ask("pause", "web01 reason=patches", 5)),
+            said(lb.ask("pause", "web01 reason=patches", 6)),
+            said(lb.ask("resume", "web01", 7)),
+            said(lb.ask("pause", "nobody", 8)),
+            said(lb.ask("resume", "no-body", 9)),
+            said(lb.ask("lbagent-forget", "web01", 10)),
+        ]
+
+        assert answers == [
+            (0, words, b"")
+            for words in (
+                *(LAST, LAST, b"done\n"),
+                *(b"unknown node, remembered\n", b"unknown node\n", b"refused: web01 is alive\n"),
+            )
+        ]
+        assert lb.managed == [one(lb)]
+
+
+def test_a_query_of_serfs_user_hears_why_it_was_refused(lb: Split) -> None:
+    with watching(lb):
+        lb.join(WEB01)
+        eventually(lambda: lb.settled(one(lb)))
+        lb.text = lb.text.replace(b"balance roundrobin", b"balanse roundrobin")
+        eventually(lambda: lb.idle)
+
+        done = lb.ask("resume", "web01", 5)
+        paused = lb.ask("pause", "web01", 6)
+
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert paused.stdout.startswith(
+            b"not applied yet: HAProxy refuses the operator's own text, nothing was replaced: "
+        )
+
+
+def test_a_query_of_serfs_user_hears_that_roles_yml_is_refused(lb: Split) -> None:
+    with watching(lb):
+        lb.roles.write_text("roles: 7\n")
+
+        done = lb.ask("pause", "web01", 5)
+
+        assert done.stdout.startswith(b"not applied yet: ")
+        assert b"roles.yml:1:8: roles: " in done.stdout
+
+
+def test_the_status_is_told_to_serfs_user(lb: Split) -> None:
+    with watching(lb):
+        lb.join(WEB01)
+        eventually(lambda: lb.settled(one(lb)))
+
+        words = lb.ask("lbagent-status", "", 5).stdout.decode().split()
+        pauses = lb.ask("lbagent-status", "pauses", 6)
+
+    assert words[:3] == ["lb01", "members=1", "paused=0"]
+    assert "problem=" not in " ".join(words)
+    assert pauses.returncode == 0
+    assert not pauses.stdout.startswith(b"refused")
+
+
+def test_what_an_operator_types_is_done_beside_it(lb: Split) -> None:
+    with watching(lb):
+        lb.join(WEB01)
+        eventually(lambda: lb.settled(one(lb)))
+
+        done = lb.run("pause", "web01")
+
+        assert done.stdout.splitlines()[0].split(None, 1)[1] == LAST.strip()
+        eventually(lambda: lb.settled("# lbagent paused web01 127.0.0.11 role=web"))
+
+
+def test_with_a_real_agent_a_query_is_answered_done(lb: Split) -> None:
+    with (
+        SerfAgent("lb01", "127.0.0.9", "lb", handler=f"{lb.handler} handle", env=lb.env) as agent,
+        watching(lb, SERF_RPC_ADDR=agent.rpc),
+        SerfAgent("web01", "127.0.0.11", "web") as web,
+    ):
+        web.join(agent)
+        eventually(lambda: lb.settled(one(lb)))
+
+        answers = [agent.query("pause", "web01"), agent.query("resume", "web01")]
+
+    assert answers == [{"lb01": LAST.decode().strip()}, {"lb01": "done"}]
+
+
+# --- without watch ------------------------------------------------------------------------------------------------
+
+
+def waits(lb: Split, watch: str) -> str:
+    return f"stored, and waits: this user may not write {lb.state}/lock, and `lbagent watch` {watch}"
+
+
+def test_without_watch_an_event_is_stored_and_that_is_said(lb: Split) -> None:
+    with watching(lb):
+        pass  # has been here
+    done = lb.join(WEB01)
+
+    assert (done.returncode, one_line(done)) == (75, waits(lb, "does not run: start it"))
+    assert (lb.spooled(), lb.managed) == (["1"], [])
+    with watching(lb):
+        eventually(lambda: lb.settled(one(lb)))
+
+
+def test_without_watch_a_query_is_answered_queued_at_once(lb: Split) -> None:
+    assert said(lb.ask("pause", "web01", 5)) == (0, b"queued\n", b"")
+    assert lb.spooled() == ["1"]
+
+
+def test_a_watch_that_hangs_is_said_after_five_seconds(lb: Split) -> None:
+    with watching(lb) as process:
+        eventually(lambda: lb.idle)
+        with stopped(process):
+            assert said(lb.join(WEB01)) == (0, b"", b"")
+            assert lb.as_serf("import os, time; os.utime('1', (time.time() - 6,) * 2)").returncode == 0
+
+            done = lb.join(WEB02)
+
+            assert (done.returncode, one_line(done)) == (75, waits(lb, "hangs: restart it"))
+        eventually(lambda: len(lb.managed) == 2 and lb.idle)
+
+
+def test_a_run_that_takes_long_is_no_watch_that_hangs(lb: Split) -> None:
+    with watching(lb):
+        gate = lb.hold_checks()
+        lb.join(WEB01)
+        eventually(lambda: lb.checks == 1)
+        lb.join(WEB02)
+        assert lb.as_serf("import os, time; os.utime('1', (time.time() - 6,) * 2)").returncode == 0
+
+        assert said(lb.leave(WEB02)) == (0, b"", b"")
+
+        gate.touch()
+        eventually(lambda: lb.settled(one(lb)))
+
+
+def test_what_serfs_user_types_is_refused(lb: Split) -> None:
+    with watching(lb):
+        pass  # has been here
+    script = f"""
+import sys
+sys.path.insert(0, {str(lb.folder / "site")!r})
+from lbagent.commands import pause
+from lbagent.run.engine import Engine
+from lbagent.system.log import Log
+from lbagent.state.paths import Paths
+engine = Engine(Paths({str(lb.state)!r}), {str(lb.roles)!r}, Log())
+print(pause._here("pause", {{"web01": "web01"}}, "lb01", engine, Log(), force=False)["web01"])
+"""
+
+    done = lb.as_serf(script)
+
+    assert done.stdout == f"refused: this user may not write {lb.state}/lock: as root\n"
+    assert lb.spooled() == []
+
+
+# --- hostile records ----------------------------------------------------------------------------------------------
+
+HOSTILE = r"""
+import os, socket, sys
+victim, own = sys.argv[1:]
+def record(kind, payload, name="", ltime="", at="1700000000000", identity="evil"):
+    return b"\0".join([b"lbagent 1", *(word.encode() for word in (identity, at, kind, name, ltime, "lb01")), payload])
+def put(name, content):
+    with open(name, "wb") as file:
+        file.write(content)
+typed = record("typed", b"web01", "pause")
+"""
+"""What an attack starts with; `victim` is root's folder, with root's files in it, `own` one of his own."""
+
+ATTACKS = {
+    "fifo": "os.mkfifo('1')",
+    "link-to-roots-file": "os.symlink(victim + '/0', '1')",
+    "link-to-a-device": "os.symlink('/dev/zero', '1')",
+    "link-to-a-folder": "os.symlink(victim, '1')",
+    "socket": "socket.socket(socket.AF_UNIX).bind('1')",
+    "folder": "os.mkdir('1'); put('1/file', typed)",
+    "folder-nobody-may-read": "os.mkdir('1'); put('1/file', typed); os.chmod('1', 0)",
+    "one-gigabyte": "put('1', b''); os.truncate('1', 1 << 30)",
+    "a-file-nobody-may-read": "put('1', b'x'); os.chmod('1', 0)",
+    "two-names-of-one-file": "put(own + '/two', typed); os.link(own + '/two', '1')",
+    "typed-by-an-operator": "put('1', typed)",
+    "typed-forget": "put('1', record('typed', b'web01 force', 'forget'))",
+    "another-kind": "put('1', record('member-explode', b'web01'))",
+    "garbage": "put('1', bytes(range(256)) * 99)",
+    "odd-name": "put(b'\\xff\\n\\x1b[31m', b'x')",
+    "a-name-with-a-path": "put('x..%2f..%2fetc', b'x')",
+}
+
+
+@pytest.fixture
+def victim(lb: Split) -> Path:
+    """A folder of root's, more in it than `bad` keeps."""
+    path = lb.folder / "victim"
+    path.mkdir()
+    for number in range(150):
+        (path / str(number)).write_text("root's\n")
+    return path
+
+
+def untouched(victim: Path) -> bool:
+    found = {path.name: (path.read_text(), path.lstat().st_nlink, path.lstat().st_uid) for path in victim.iterdir()}
+    return found == {str(number): ("root's\n", 1, 0) for number in range(150)}
+
+
+def attacked(lb: Split, attack: str, victim: Path) -> None:
+    own = lb.folder / "own"
+    own.mkdir(exist_ok=True)
+    os.chown(own, SERF, SERF)
+    done = lb.as_serf(f"{HOSTILE}\n{attack}", str(victim), str(own))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_is_no_event_is_set_aside_and_nothing_else_happens(lb: Split, victim: Path) -> None:
+    operator = lb.text
+    with watching(lb) as process:
+        lb.join(WEB01)
+        eventually(lambda: lb.settled(one(lb)))
+
+        aside = {}
+        for name, attack in ATTACKS.items():
+            before = len(bad(lb))
+            attacked(lb, attack, victim)
+            eventually(lambda: lb.idle)
+            aside[name] = len(bad(lb)) - before
+
+        assert aside == dict.fromkeys(ATTACKS, 1)
+        assert lb.join(WEB02).returncode == 0
+        eventually(lambda: len(lb.managed) == 2 and lb.idle)
+        assert process.poll() is None
+    assert lb.text == with_lines(operator, [one(lb), lb.server("web02", "127.0.0.12")])
+    assert untouched(victim)
+    assert victim.stat().st_mode & 0o777 == 0o755
+
+
+def test_links_to_roots_files_are_taken_away_and_the_files_stay(lb: Split, victim: Path) -> None:
+    # As Serf's user makes them where fs.protected_hardlinks is 0.
+    (victim / "0").write_bytes(forged("evil", "typed", b"web01", "pause"))
+    os.link(victim / "0", lb.state / "spool/1")
+    os.link(victim / "1", lb.state / "spool/2")
+
+    with watching(lb):
+        eventually(lambda: bad(lb) == ["1", "2"])
+
+    assert (victim / "0").read_bytes() == forged("evil", "typed", b"web01", "pause")
+    assert (victim / "1").read_text() == "root's\n"
+    assert lb.managed == []
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "os.symlink(victim, 'bad')",
+        "os.symlink('/nowhere', 'bad')",
+        "os.mkdir('bad')",
+        "os.mkdir('bad'); os.chmod('bad', 0o777); [os.symlink(victim, f'bad/{n}') for n in range(200)]",
+        "os.mkfifo('bad')",
+    ],
+    ids=["link", "dangling-link", "folder-of-his", "folder-of-links", "fifo"],
+)
+def test_bad_that_serfs_user_made_leads_nowhere(lb: Split, victim: Path, attack: str) -> None:
+    # Before tmpfiles.d has made it, say.
+    (lb.state / "spool/bad").rmdir()
+
+    attacked(lb, f"{attack}\nput('1', typed)", victim)
+    with watching(lb):
+        eventually(lambda: lb.spooled() == [])
+        lb.join(WEB01)
+        eventually(lambda: lb.settled(one(lb)))
+
+    found = (lb.state / "spool/bad").lstat()
+    assert (stat.S_ISDIR(found.st_mode), found.st_uid, found.st_mode & 0o022) == (True, 0, 0)
+    assert bad(lb) in (["1", "bad"], ["bad", "1"])
+    assert untouched(victim)
+
+
+def test_a_spool_that_is_a_link_is_not_followed(lb: Split, victim: Path) -> None:
+    shutil.rmtree(lb.state / "spool")
+    (lb.state / "spool").symlink_to(victim)
+    os.chown(lb.state / "spool", SERF, SERF, follow_symlinks=False)
+
+    done = lb.run("apply")
+
+    assert (done.returncode, one_line(done)) == (1, f"{lb.state}/spool: Not a directory")
+    assert untouched(victim)
+
+
+def test_thousands_are_set_aside_and_the_newest_hundred_kept(lb: Split, victim: Path) -> None:
+    attack = """
+for number in range(1, 3001):
+    if number % 20 == 0:
+        os.mkdir(str(number))
+        os.symlink(victim, f"{number}/link")
+    elif number % 2:
+        put(str(number), typed)
+    else:
+        os.symlink(victim, str(number))
+"""
+    attacked(lb, attack, victim)
+
+    # Its thousands of lines are more than a pipe holds that nobody reads.
+    with subprocess.Popen([LBAGENT, "watch"], env=lb.env, stderr=subprocess.DEVNULL) as watch:
+        try:
+            eventually(lambda: len(lb.spooled()) == 0, 90)
+            assert lb.join(WEB01).returncode == 0
+            eventually(lambda: lb.settled(one(lb)))
+        finally:
+            watch.terminate()
+
+    assert len(bad(lb)) == 100
+    assert untouched(victim)
+
+
+def test_a_folder_without_a_bottom_is_set_aside_and_in_time_removed(lb: Split, victim: Path) -> None:
+    attack = """
+os.mkdir("1")
+here = os.open("1", os.O_RDONLY)
+for level in range(5000):
+    os.mkdir("x", dir_fd=here)
+    here, above = os.open("x", os.O_RDONLY, dir_fd=here), here
+    os.close(above)
+os.symlink(victim, "victim", dir_fd=here)
+for number in range(2, 110):
+    put(str(number), typed)
+"""
+    attacked(lb, attack, victim)
+
+    with watching(lb):
+        lb.join(WEB01)
+        eventually(lambda: lb.settled(one(lb)), 90)
+
+    assert bad(lb) == [str(number) for number in range(10, 110)]
+    assert untouched(victim)
+
+
+def test_what_changes_while_it_is_read_bends_nothing(lb: Split, victim: Path) -> None:
+    attack = """
+import itertools, time
+until = time.monotonic() + 4
+for turn in itertools.count():
+    if time.monotonic() > until:
+        break
+    name = str(turn % 3 + 1)
+    try:
+        if turn % 4 == 0:
+            os.symlink(victim + "/0", own + "/l")
+            os.rename(own + "/l", name)
+        elif turn % 4 == 1:
+            os.mkfifo(own + "/f")
+            os.rename(own + "/f", name)
+        elif turn % 4 == 2:
+            put(own + "/t", typed + str(turn).encode())
+            os.rename(own + "/t", name)
+        else:
+            put(own + "/g", record("member-join", b"web02\\t127.0.0.12\\tweb\\trole=web\\n", identity=str(turn)))
+            os.rename(own + "/g", name)
+    except OSError:
+        pass
+"""
+    with watching(lb) as process:
+        lb.join(WEB01)
+        attacker = threading.Thread(target=attacked, args=(lb, attack, victim))
+        attacker.start()
+        attacker.join()
+        assert lb.leave(WEB02).returncode in (0, 75)
+
+        eventually(lambda: lb.settled(one(lb)), 60)
+        assert process.poll() is None
+    assert untouched(victim)
+
+
+@pytest.mark.parametrize("at", ["999999999999999", "0", "253402300800000"])
+def test_a_forged_time_breaks_nothing(lb: Split, victim: Path, at: str) -> None:
+    with watching(lb):
+        lb.join(WEB01)
+        eventually(lambda: lb.settled(one(lb)))
+        attacked(lb, f"put('7', record('user', b'web01 for=2h', 'pause', '3', at={at!r}))", victim)
+        eventually(lambda: lb.spooled() == [])
+        eventually(lambda: lb.idle)
+
+        seen = [lb.run(*words) for words in (("status",), ("status", "--json"), ("plan",), ("apply",))]
+        assert lb.join(WEB02).returncode == 0
+        eventually(lambda: len(lb.managed) == 2 and lb.idle)
+
+    assert [(done.returncode, done.stderr) for done in seen] == [(0, b"")] * 4
+    assert time.time() < 253402300800

@@ -1,0 +1,222 @@
+"""The daemon: a new token is used at once, a failing sync is visible, and a line that repeats is logged once."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lbagent.system.repeats import Repeats
+from tests.helpers.daemon import watching
+from tests.helpers.real_programs import LBAGENT, Haproxy, Lb, SerfAgent, binaries, clean_environment, eventually, member
+
+pytestmark = pytest.mark.skipif(
+    not binaries() or shutil.which("serf") is None, reason="a real haproxy and a real serf are needed"
+)
+
+
+def last(lb: Lb) -> dict[str, object]:
+    """last.json, or nothing."""
+    path = lb.state / "last.json"
+    return json.loads(path.read_bytes()) if path.exists() else {}
+
+
+def metric(lb: Lb, name: str) -> str | None:
+    """The value of a metric without labels."""
+    found = re.search(rf"^{name} (\S+)$", (lb.state / "metrics.prom").read_text(), re.MULTILINE)
+    return found and found[1]
+
+
+def write_env(lb: Lb, agent: SerfAgent, token: str) -> None:
+    """Replace serf.env as configuration management does."""
+    fresh = lb.etc / "serf.env.new"
+    fresh.write_text(f"SERF_RPC_ADDR={agent.rpc}\nSERF_RPC_AUTH={token}\n")
+    fresh.rename(lb.etc / "serf.env")
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[tuple[Lb, SerfAgent]]:
+    """A load balancer whose agent wants a token, and a serf.env that has it."""
+    settings = tmp_path / "rpc.json"
+    settings.write_text('{"rpc_auth": "right"}')
+    token = {**clean_environment(), "SERF_RPC_AUTH": "right"}
+    with Lb() as lb, SerfAgent("lb01", "127.0.0.5", "lb", more=[f"-config-file={settings}"], env=token) as agent:
+        write_env(lb, agent, "right")
+        yield lb, agent
+
+
+def test_a_new_token_in_serf_env_is_used_at_once(guarded: tuple[Lb, SerfAgent]) -> None:
+    lb, agent = guarded
+    write_env(lb, agent, "wrong")
+    with Haproxy(lb), watching(lb, SERF_RPC_ADDR=""):
+        eventually(lambda: last(lb).get("sync_failing"))
+        assert (metric(lb, "lbagent_last_sync_success"), metric(lb, "lbagent_daemon_running")) == ("0", "1")
+        assert "authenticat" in str(last(lb)["sync_words"])
+
+        write_env(lb, agent, "right")
+
+        eventually(lambda: last(lb).get("sync"))
+        assert (last(lb)["sync_failing"], metric(lb, "lbagent_last_sync_success")) == (None, "1")
+        synced = last(lb)["sync"]
+        write_env(lb, agent, "stale")
+        eventually(lambda: last(lb).get("sync_failing"))
+        assert last(lb)["sync"] == synced
+
+    assert metric(lb, "lbagent_daemon_running") == "0"
+
+
+def test_an_empty_new_cluster_is_no_failure(guarded: tuple[Lb, SerfAgent]) -> None:
+    lb, agent = guarded
+    env = {"SERF_RPC_ADDR": agent.rpc, "SERF_RPC_AUTH": "right"}
+
+    with Haproxy(lb):
+        first = lb.run("sync", env=env)
+    lb.join(member("web01", "127.0.0.11"))
+    known = lb.run("sync", env=env)
+
+    assert (first.returncode, first.stdout, first.stderr) == (0, b"No changes: 0 nodes, 0 lines.\n", b"")
+    assert known.returncode == 75
+    assert lb.managed == [lb.server("web01", "127.0.0.11")]
+
+
+# --- the journal ----------------------------------------------------------------------------------------------------
+
+
+class Journal:
+    """What the journal and syslog are sent in a mount namespace of the test's own."""
+
+    def __init__(self, folder: Path) -> None:
+        """Both sockets listen below `folder`."""
+        self.entries: list[dict[str, str]] = []
+        self.syslog: list[str] = []
+        self._folder = folder
+        self._sockets = [self._listen("journal", self._entry), self._listen("log", self._line)]
+
+    def command(self, *words: object) -> list[str]:
+        """The command line that runs these words there."""
+        devices = "null zero random urandom tty ptmx"
+        script = f"""
+            mkdir -p {self._folder}/dev {self._folder}/run/systemd/journal
+            for one in {devices}; do touch {self._folder}/dev/$one; mount --bind /dev/$one {self._folder}/dev/$one; done
+            ln -sf {self._folder}/log {self._folder}/dev/log
+            ln -sf {self._folder}/journal {self._folder}/run/systemd/journal/socket
+            mount --bind {self._folder}/dev /dev; mount --bind {self._folder}/run /run; exec "$@"
+        """
+        return ["unshare", "--mount", "sh", "-ec", script, "sh", *map(str, words)]
+
+    def close(self) -> None:
+        """Nobody listens any more."""
+        for one in self._sockets:
+            one.close()
+
+    def _listen(self, name: str, take: object) -> socket.socket:
+        one = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        one.bind(str(self._folder / name))
+
+        def listen() -> None:
+            while True:
+                try:
+                    said = one.recv(1 << 16)
+                except OSError:
+                    return
+                take(said.decode())  # type: ignore[operator]
+
+        threading.Thread(target=listen, daemon=True).start()
+        return one
+
+    def _entry(self, said: str) -> None:
+        self.entries.append(dict(line.partition("=")[::2] for line in said.splitlines()))
+
+    def _line(self, said: str) -> None:
+        self.syslog.append(said.partition("]: ")[2].rstrip("\0"))
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    """A journal of the test's own."""
+    if subprocess.run(["unshare", "--mount", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("unshare is not allowed here")
+    one = Journal(tmp_path)
+    yield one
+    one.close()
+
+
+def run(lb: Lb, journal: Journal, *words: str, service: bool = False) -> subprocess.CompletedProcess[bytes]:
+    """Run `lbagent` there; as a `service`, its stderr is the journal's."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        found = os.fstat(theirs.fileno())
+        env = {**lb.env, **({"JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"} if service else {})}
+        stderr = theirs.fileno() if service else subprocess.PIPE
+        argv = journal.command(LBAGENT, *words)
+        done = subprocess.run(argv, env=env, stdout=subprocess.PIPE, stderr=stderr, check=False)
+        if service:
+            theirs.shutdown(socket.SHUT_RDWR)
+            done.stderr = ours.recv(1 << 16)
+        return done
+
+
+def test_a_service_logs_each_thing_once_with_fields(journal: Journal) -> None:
+    with Lb() as lb:
+        lb.join(member("web01", "127.0.0.11"))
+        lb.text = lb.text.replace(b"balance ", b"balanse ")
+        done = run(lb, journal, "apply", service=True)
+
+        assert (done.returncode, done.stderr, journal.syslog) == (4, b"", [])
+        eventually(lambda: journal.entries)
+        [entry] = journal.entries
+        assert entry["MESSAGE"].startswith("HAProxy refuses the operator's own text")
+        assert (entry["PRIORITY"], entry["SYSLOG_IDENTIFIER"], entry["LBAGENT_EXIT_STATUS"]) == ("3", "lbagent", "4")
+
+
+def test_a_person_reads_it_on_stderr_and_syslog_has_it_once(journal: Journal) -> None:
+    with Lb() as lb:
+        lb.join(member("web01", "127.0.0.11"))
+        lb.text = lb.text.replace(b"balance ", b"balanse ")
+        done = run(lb, journal, "apply")
+
+        assert done.returncode == 4
+        eventually(lambda: journal.syslog)
+        assert done.stderr.decode() == "".join(f"lbagent: {line}\n" for line in journal.syslog)
+        assert journal.entries == []
+
+
+@pytest.mark.parametrize("words", [["plan"], ["check"], ["status"], ["sync", "--dry-run"]])
+def test_what_changes_nothing_writes_no_journal(journal: Journal, words: list[str]) -> None:
+    with Lb() as lb:
+        lb.join(member("web01", "127.0.0.11"))
+        lb.text = lb.text.replace(b"balance ", b"balanse ")
+        trial = lb.folder / "trial.yml"
+        trial.write_text(lb.roles.read_text().replace("port:", "prot:"))
+        for given in ([], ["--roles", str(trial)]):
+            run(lb, journal, *words, *given)
+        run(lb, journal, "apply")  # which does, so that all before it has arrived
+
+        eventually(lambda: journal.syslog)
+        assert len(journal.syslog) == 1
+
+
+def test_a_line_that_repeats_is_a_count_once_an_hour() -> None:
+    now = 0.0
+    repeats = Repeats(lambda: now)
+    said = []
+    for minute in range(180):
+        now = 60.0 * minute
+        said.append(repeats.next_line(f"HAProxy: not reloaded yet; again in {300 - minute} s"))
+
+    assert [line for line in said if line] == [
+        "HAProxy: not reloaded yet; again in 300 s",
+        "HAProxy: not reloaded yet; again in 240 s (repeated 60 times in the last 60 minutes)",
+        "HAProxy: not reloaded yet; again in 180 s (repeated 60 times in the last 60 minutes)",
+    ]
+    assert repeats.next_line("another") == "another"
+    now += 1000
+    assert repeats.next_line("another") == "another"

@@ -1,0 +1,241 @@
+"""watch, where it cannot do its work: it lives on, it does not spin, and it takes up the work once it can."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lbagent.daemon import file_watcher
+from lbagent.daemon.daemon import _Watch
+from lbagent.daemon.file_watcher import FileWatcher
+from lbagent.settings import Settings
+from lbagent.state.lock import acquire_lock
+from lbagent.state.spool import Mark, Spool
+from lbagent.system.log import Log
+from tests.helpers.daemon import watching
+from tests.helpers.faults import instead_of_haproxy
+from tests.helpers.real_programs import RELOADING, Haproxy, Lb, SerfAgent, eventually, member
+
+pytestmark = pytest.mark.real
+
+WEB01, WEB02 = member("web01", "127.0.0.11"), member("web02", "127.0.0.12")
+_AWHILE = 4.0
+
+
+@pytest.fixture
+def lb() -> Iterator[Lb]:
+    """A load balancer whose HAProxy runs."""
+    with Lb() as one, Haproxy(one):
+        yield one
+
+
+def spending(process: subprocess.Popen[bytes]) -> Callable[[], int]:
+    """Tells how many hundredths of a second it and its children have computed since now."""
+    fields = Path(f"/proc/{process.pid}/stat")
+
+    def ticks() -> int:
+        words = fields.read_text().rpartition(") ")[2].split()
+        return sum(map(int, words[11:15]))
+
+    before = ticks()
+    return lambda: ticks() - before
+
+
+def spoil(lb: Lb) -> str:
+    """A typing error in roles.yml; returns what stood there."""
+    good = lb.roles.read_text()
+    lb.roles.write_text(f"{good}\nnonsense: [\n")
+    return good
+
+
+def test_a_pause_that_ends_while_roles_yml_is_refused_is_not_tried_without_end(lb: Lb) -> None:
+    lb.join(WEB01)
+    lb.say("pause", "web01 for=4s", 1)
+    with watching(lb) as daemon:
+        good = spoil(lb)
+        time.sleep(6)
+        spent = spending(daemon)
+        time.sleep(_AWHILE)
+        assert spent() < 50  # without end it would be 150 and more
+        assert lb.managed == ["# lbagent paused web01 127.0.0.11 role=web"]
+
+        lb.roles.write_text(good)
+        eventually(lambda: lb.managed == [lb.server("web01", "127.0.0.11")])
+
+
+@pytest.mark.every_haproxy
+def test_a_reload_that_waits_is_not_tried_without_end_once_the_text_is_broken() -> None:
+    roles = RELOADING.replace("runtime: off", "runtime: off\n  min_reload_interval: 2s")
+    with Lb(roles=roles) as lb, Haproxy(lb) as haproxy, watching(lb):
+        lb.count_checks()
+        lb.join(WEB01)
+        eventually(lambda: haproxy.reloads() == (1, 0))
+        lb.join(WEB02)
+        eventually(lambda: len(lb.managed) == 2 and lb.idle)
+        good = lb.text
+        lb.text = good.replace(b"balance", b"balanse")
+        time.sleep(4)
+        before = lb.checks
+        time.sleep(_AWHILE)
+        assert lb.checks - before <= 12  # a try takes three, and they come after 1, 2, 4 … seconds
+
+        lb.text = good
+        eventually(lambda: haproxy.serving() == {"web01", "web02"})
+
+
+def test_an_edit_while_a_run_is_under_way_is_seen(lb: Lb) -> None:
+    with watching(lb):
+        gate = lb.hold_checks()
+        lb.join(WEB01)
+        eventually(lambda: lb.checks == 1)
+        lb.roles.write_text(lb.roles.read_text().replace("interval: 200ms", "interval: 300ms"))
+        gate.touch()
+
+        eventually(lambda: lb.managed == [lb.server("web01", "127.0.0.11").replace("200ms", "300ms")], 10)
+
+
+def test_a_refused_roles_yml_does_not_end_it_where_serf_answers(lb: Lb) -> None:
+    with SerfAgent("lb01", "127.0.0.5", "lb") as agent, watching(lb, SERF_RPC_ADDR=agent.rpc) as daemon:
+        good = spoil(lb)
+        time.sleep(1)
+        daemon.send_signal(signal.SIGHUP)  # a sync is due
+        time.sleep(2)
+        assert daemon.poll() is None
+
+        lb.join(WEB01)
+        assert lb.managed == []
+        lb.roles.write_text(good)
+        eventually(lambda: lb.settled(lb.server("web01", "127.0.0.11")))
+
+
+def test_a_state_folder_that_is_removed_is_made_anew(lb: Lb) -> None:
+    with watching(lb) as daemon:
+        shutil.rmtree(lb.state)
+        daemon.send_signal(signal.SIGHUP)
+        eventually((lb.state / "spool").is_dir)
+
+        lb.join(WEB01)
+
+        eventually(lambda: lb.settled(lb.server("web01", "127.0.0.11")))
+        assert daemon.poll() is None
+
+
+def test_who_only_comes_while_a_hundred_left_behind_wait_for_a_reload_that_fails(lb: Lb) -> None:
+    many = [member(f"n{number:03}", f"127.0.2.{number + 1}") for number in range(101)]
+    lb.join(WEB01, *many)
+    lb.leave(*many[:99])
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        bind = f"    bind 127.0.0.1:{busy.getsockname()[1]}\n    balance".encode()
+        lb.text = lb.text.replace(b"    balance", bind)
+        lb.leave(*many[99:])  # the hundredth: the reload is tried, and fails
+        assert (lb.served() or {})["failure"]["times"] == 1
+        with watching(lb):
+            lb.join(WEB02)
+
+            eventually(lambda: lb.settled(lb.server("web01", "127.0.0.11"), lb.server("web02", "127.0.0.12")))
+            before = lb.cfg.stat()
+            time.sleep(_AWHILE)
+            assert lb.cfg.stat() == before
+    assert (lb.served() or {})["failure"]["times"] == 1
+
+
+def test_an_event_that_comes_just_after_the_last_look_is_no_old_one(lb: Lb, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {**os.environ, **lb.env})
+    lb.run("apply")
+    looks = 0
+    real = Spool.marks
+
+    def marks(spool: Spool) -> frozenset[Mark]:
+        nonlocal looks
+        looks += 1
+        found = real(spool)
+        if looks == 2:  # one look before the run, one after it
+            lb.join(WEB01)
+        return found
+
+    with FileWatcher() as listening, acquire_lock(str(lb.state / "watch.lock")):
+        watch = _Watch(Settings(str(lb.roles), str(lb.state)), Log(), listening)
+        monkeypatch.setattr(Spool, "marks", marks)
+        watch._round()
+        monkeypatch.setattr(Spool, "marks", real)
+
+        assert (len(lb.spooled()), watch._news) == (1, True)
+
+
+def test_without_inotify_it_looks_each_second(lb: Lb, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left() -> None:
+        raise OSError(24, "inotify instance limit reached")
+
+    monkeypatch.setattr(file_watcher, "Observer", none_left)
+    with FileWatcher() as listening:
+        listening.watch([str(lb.state)])
+        assert not listening.wait(0.01)
+        listening.call()
+        assert listening.wait(1)
+
+
+def test_a_failed_reload_of_a_clock_that_was_ahead_is_tried_again(lb: Lb) -> None:
+    lb.join(WEB01)
+    instead_of_haproxy(lb, 'exec "$real" "$@"')
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        bind = f"    bind 127.0.0.1:{busy.getsockname()[1]}\n    balance".encode()
+        lb.text = lb.text.replace(b"    balance", bind)
+        lb.roles.write_text(lb.roles.read_text().replace("200ms", "300ms"))
+        assert lb.run("apply").returncode == 5
+    served = lb.state / "served.json"
+    at = (lb.served() or {})["failure"]["at"]
+    assert lb.run("apply").returncode == 5
+
+    served.write_text(served.read_text().replace(f'"at": {at}', f'"at": {at + 86400}'))
+
+    assert lb.run("apply").returncode == 0
+    assert lb.managed == [lb.server("web01", "127.0.0.11").replace("200ms", "300ms")]
+
+
+def test_a_sync_that_failed_is_not_put_off_for_a_minute(lb: Lb) -> None:
+    agent, node = SerfAgent("lb01", "127.0.0.5", "lb"), SerfAgent("web01", "127.0.0.11", "web")
+    with agent, node:
+        agent.kill()
+        with watching(lb, SERF_RPC_ADDR=agent.rpc):
+            agent.start()
+            node.join(agent)
+
+            eventually(lambda: lb.settled(lb.server("web01", "127.0.0.11")), 40)
+
+
+@pytest.mark.every_haproxy
+def test_a_shorter_interval_between_reloads_holds_at_once() -> None:
+    roles = RELOADING.replace("runtime: off", "runtime: off\n  min_reload_interval: 1h")
+    with Lb(roles=roles) as lb, Haproxy(lb) as haproxy, watching(lb):
+        lb.join(WEB01)
+        eventually(lambda: haproxy.reloads() == (1, 0))
+        lb.join(WEB02)
+        eventually(lambda: len(lb.managed) == 2 and lb.idle)
+        assert haproxy.reloads() == (1, 0)
+
+        lb.roles.write_text(lb.roles.read_text().replace("interval: 1h", "interval: 1s"))
+
+        eventually(lambda: haproxy.serving() == {"web01", "web02"})
+
+
+def test_told_to_end_it_waits_for_no_run_of_somebody_else(lb: Lb) -> None:
+    with watching(lb) as daemon, acquire_lock(str(lb.state / "lock")) as had:
+        assert had
+        lb.join(WEB01)
+        time.sleep(1)
+
+        daemon.terminate()
+
+        assert daemon.wait(10) == 0

@@ -1,0 +1,114 @@
+"""rolescache: roles as plain JSON come back as they were."""
+
+# ruff: noqa: E501  # a case of a table stands on one line
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lbagent.haproxy.config import Document
+from lbagent.planning.plan import make_plan
+from lbagent.roles.cache import deserialize_roles, serialize_roles
+from lbagent.roles.model import Roles, Template
+from tests.helpers.builders import known, member, reading
+
+TEXTS = [
+    "services: {iis: {port: 80}}\nroles: {web: {lb: [iis]}}",
+    "services: {iis: {port: 80}}\nweb: {lb: [iis], monitor: [none]}",
+    """
+    haproxy: {config: [/a.cfg, /b.d], reload: [service, haproxy, reload], runtime: off, timeout: 5s, min_reload_interval: 0s}
+    services: {a: {port: "{tag:port|8080}", options: ""}, b: {port: 1, options: "check weight {tag:w}"}}
+    roles:
+      web: {lb: [a, b], interval: 60s, networks: [10.0.0.0/8, "::1"], options: "check {name} {role}", on_failed: remove, max: 3}
+      app: {lb: [a], m: [b], options: "", address: "{tag:ip}"}
+    """,
+]
+
+
+def through_json(roles: Roles) -> Roles:
+    """The roles as the next run reads them."""
+    return deserialize_roles(json.loads(json.dumps(serialize_roles(roles))))
+
+
+def told(roles: Roles) -> object:
+    """Roles as values that can be compared."""
+    services = {name: (one.name, one.port.text, one.options.text) for name, one in roles.services.items()}
+    kept = {
+        name: {field: one.text if isinstance(one, Template) else one for field, one in role._asdict().items()}
+        for name, role in roles.roles.items()
+    }
+    return services, kept
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_what_is_thawed_is_what_was_frozen(text: str) -> None:
+    roles = reading(text)
+
+    again = through_json(roles)
+
+    assert again.haproxy == roles.haproxy
+    assert again.digest == roles.digest
+    assert again.pairs() == roles.pairs()
+    assert told(again) == told(roles)
+    assert [type(one) for one in again] == [type(one) for one in roles]
+    assert {name: tuple(map(type, role)) for name, role in again.roles.items()} == {
+        name: tuple(map(type, role)) for name, role in roles.roles.items()
+    }
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_what_is_thawed_plans_the_same(text: str) -> None:
+    roles = reading(text)
+    markers = "".join(f"# additional-{middle}-server\n" for middle in roles.pairs())
+    document = Document([("haproxy.cfg", f"backend a\n{markers}")])
+    members = known(
+        *(
+            member(f"n{at}", f"10.0.0.{at + 1}", role, {"port": "81", "w": "5"})
+            for at, role in enumerate(["web", "app", "web", "web", "web"])
+        )
+    )
+
+    assert make_plan(document, through_json(roles), members) == make_plan(document, roles, members)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [None, 0, "x", "abcd", [], {}, [[], {}, {}, ""], [1, 2, 3, 4], [[[], None], {}, {}], [[[]], {"a": ["80"]}, {}, ""]],
+)
+def test_what_is_something_else_is_an_error_the_engine_knows(state: Any) -> None:  # noqa: ANN401
+    with pytest.raises((ValueError, TypeError, KeyError)):
+        deserialize_roles(state)
+
+
+leaves = (
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 70_000)
+    | st.sampled_from(["", "web", "{", "check\nserver evil 6.6.6.6:80", "#", "80", "é"])
+)
+
+
+@given(st.data())
+def test_a_poisoned_cache_makes_no_poisoned_line(data: st.DataObject) -> None:
+    state = json.loads(json.dumps(serialize_roles(reading(TEXTS[2]))))
+    spot: Any = state
+    for _ in range(data.draw(st.integers(1, 5))):
+        keys = list(spot) if isinstance(spot, dict) else list(range(len(spot)))
+        if not keys:
+            break
+        key = data.draw(st.sampled_from(keys))
+        if not isinstance(spot[key], dict | list):
+            spot[key] = data.draw(leaves)
+            break
+        spot = spot[key]
+
+    try:
+        roles = deserialize_roles(state)
+    except (ValueError, TypeError, KeyError):
+        return
+    assert all(one.options.text.isprintable() and "#" not in one.options.text for one in roles.services.values())

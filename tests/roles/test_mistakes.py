@@ -1,0 +1,980 @@
+"""roles.yml: every mistake is named with its place, key path and fix, all of them in one run."""
+
+# ruff: noqa: E501, ISC004  # a message is in one line, a file in several
+
+from __future__ import annotations
+
+import pytest
+
+from lbagent.errors import RolesRefused
+from lbagent.roles import loader
+
+BROKEN: list[tuple[str, list[str]]] = [
+    (
+        "",
+        [
+            ": is empty; declare at least one role below roles:",
+        ],
+    ),
+    (
+        "# only a comment\n",
+        [
+            ": is empty; declare at least one role below roles:",
+        ],
+    ),
+    (
+        "42\n",
+        [
+            ":1:1: '42' is not a mapping of keys to values; write roles: with at least one role below it",
+        ],
+    ),
+    (
+        "[a, b]\n",
+        [
+            ":1:1: is a list, not a mapping of keys to values; write roles: with at least one role below it",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\n",
+        [
+            ": roles: declares no role; write ROLE: {SECTION: [SERVICE]}",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles: {}\n",
+        [
+            ":2:8: roles: declares no role; write ROLE: {SECTION: [SERVICE]}",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n",
+        [
+            ":2:7: roles: has no keys; write ROLE: {SECTION: [SERVICE]} below it",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles: [web]\n",
+        [
+            ":2:8: roles: is a list, not a mapping of keys to values; write ROLE: {SECTION: [SERVICE]} below it",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web:\n",
+        [
+            ":3:7: roles.web: has no keys; indent the keys below it further, or write web: {SECTION: [iis]}",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n\tweb:\n\t\tlb: [iis]\n",
+        [
+            ":3:1: roles.web: is indented with a tab; use spaces",
+            ":4:1: roles.web.lb: is indented with a tab; use spaces",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web:\n  \tlb: [iis]\n    interval: 60\n",
+        [
+            ":4:3: roles.web.lb: is indented with a tab; use spaces",
+            ":5:15: roles.web.interval: '60' has no unit; write 60s",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web:\n    lb: [iis]\n   interval: 60s\n",
+        [
+            ":5:4: roles.web.interval: is indented by 3 spaces, which fits no line above; indent it like a line above, by 2 or 4 spaces",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web:\n    lb: [iis]\n      interval: 60s\n",
+        [
+            ":5:7: roles.web.interval: is indented by 6 spaces, which fits no line above; indent it like a line above, by 2 or 4 spaces",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web:\n    interval: 60s\n      lb: [iis]\n",
+        [
+            ":5:7: roles.web.lb: is indented by 6 spaces, which fits no line above; indent it like a line above, by 2 or 4 spaces",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n    web:\n      lb: [iis]\n  api:\n      lb: [iis]\n",
+        [
+            ":5:3: roles.api: is indented by 2 spaces, which fits no line above; indent it like a line above, by 4 or 6 spaces",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web:\n  lb: [iis]\n",
+        [
+            ":3:7: roles.web: has no keys; indent the keys below it further, or write web: {SECTION: [iis]}",
+            ":4:3: roles.lb: is a list, not a role; indent it further if it is a section, or write lb: {SECTION: [iis]}",
+        ],
+    ),
+    (
+        "services:\n  iis: {port: 80}\n  roles:\n    web: {lb: [iis]}\n",
+        [
+            ":3:3: services.roles: is not a service; indent roles: as far as services:",
+        ],
+    ),
+    (
+        "services:\n  iis:\n    port: {tag:port|80}\nroles: {web: {lb: [iis]}}\n",
+        [
+            ':3:11: services.iis.port: {tag:port|80} needs quotes; write "{tag:port|80}"',
+        ],
+    ),
+    (
+        "services:\n  iis:\n    port: 80\n    options: {name}\nroles: {web: {lb: [iis]}}\n",
+        [
+            ':4:14: services.iis.options: {name} needs quotes; write "{name}"',
+        ],
+    ),
+    (
+        "services:\n  iis:\n    port: 80\n    options: {name} check\nroles: {web: {lb: [iis]}}\n",
+        [
+            ':4:14: services.iis.options: {name} check needs quotes; write "{name} check"',
+        ],
+    ),
+    (
+        "services:\n  iis: {port: 80, options: check inter {interval} rise 2}\nroles: {web: {lb: [iis]}}\n",
+        [
+            ':2:28: services.iis: check inter {interval} rise 2 needs quotes; write "check inter {interval} rise 2"',
+        ],
+    ),
+    (
+        "services:\n  iis: {port: {tag:port|80}}\nroles: {web: {lb: [iis]}}\n",
+        [
+            ':2:15: services.iis.port: {tag:port|80} needs quotes; write "{tag:port|80}"',
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web: {lb: [iis}\n",
+        [
+            ":3:13: roles.web: the list is not closed; add ]",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web: {lb: [iis]\n",
+        [
+            ":3:8: roles.web: the mapping is not closed; add }",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web:\n    lb: [iis\n    interval: 60s\n",
+        [
+            ":4:9: roles.web.lb: the list is not closed; add ]",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web:\n    lb: [iis]]\n",
+        [
+            ":4:14: roles.web.lb: one ] too many; remove it",
+        ],
+    ),
+    (
+        'services: {iis: {port: 80}}\nroles:\n  web:\n    lb: [iis]\n    options: "check\n    interval: 60\n',
+        [
+            ':5:14: roles.web.options: the quote is not closed; add "',
+            ":6:15: roles.web.interval: '60' has no unit; write 60s",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web:\n    lb: [iis]\n    options: @check\n",
+        [
+            ':5:14: roles.web.options: a value cannot begin with @ without quotes; write "@check"',
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web:\n    lb: [iis]\n    options: *check\n",
+        [
+            ':5:14: roles.web.options: a value cannot begin with * without quotes; write "*check"',
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web:\n    lb: [iis]\n    options: check: inter 2s\n",
+        [
+            ':5:14: roles.web.options: a value with : needs quotes; write "check: inter 2s"',
+        ],
+    ),
+    (
+        'services: {iis: {port: 80}}\nroles:\n  web:\n    lb: [iis]\n    options: "check\\q"\n',
+        [
+            ":5:20: roles.web.options: an unknown escape sequence; use single quotes, where a backslash is only a backslash",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web:\n    lb:[iis]\n    interval: 60s\n",
+        [
+            ":4:7: roles.web.lb: a space is missing after :; write lb: [iis]",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web:\n    lb [iis]\n    interval: 60s\n",
+        [
+            ":4:5: roles.web.lb: a : is missing after the key; write lb: [iis]",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web\n    lb: [iis]\n",
+        [
+            ":3:3: roles.web: a : is missing after the key; write web:",
+        ],
+    ),
+    (
+        "services:\n  iis:{port: 80}\n  b: {port: 81}\nroles: {web: {lb: [iis]}}\n",
+        [
+            ":2:3: services.iis: a space is missing after :; write iis: with a space after it",
+        ],
+    ),
+    (
+        "services:\n  iis: {port:80}\nroles: {web: {lb: [iis]}}\n",
+        [
+            ":2:9: services.iis.port:80: a space is missing after :; write port: 80",
+        ],
+    ),
+    (
+        "a: 1\n---\nb: 2\n",
+        [
+            ":1:4: a: '1' is not a mapping of keys to values; indent the keys below it further, or write a: {SECTION: [SERVICE]}",
+            ":2:1: a second document begins; remove the line ---",
+            ":3:4: b: '2' is not a mapping of keys to values; indent the keys below it further, or write b: {SECTION: [SERVICE]}",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nrole: {web: {lb: [iis]}}\n",
+        [
+            ":2:1: role: unknown key; did you mean roles?",
+        ],
+    ),
+    (
+        "service: {iis: {port: 80}}\nroles: {web: {lb: [iis]}}\n",
+        [
+            ":1:1: service: unknown key; did you mean services?",
+        ],
+    ),
+    (
+        "haprox: {config: /x.cfg}\nservices: {iis: {port: 80}}\nroles: {web: {lb: [iis]}}\n",
+        [
+            ":1:1: haprox: unknown key; did you mean haproxy?",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles: {web: {lb: [iis]}}\nweb2: {lb: [iis]}\n",
+        [
+            ":3:1: web2: unknown key; a role belongs below roles: (known here: haproxy, services, roles)",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles: {web: {lb: [iis]}}\nroles: {api: {lb: [iis]}}\n",
+        [
+            ":3:1: roles: appears twice; remove one; the first is in line 2",
+        ],
+    ),
+    (
+        "haproxy: {confg: /x.cfg}\nservices: {iis: {port: 80}}\nroles: {web: {lb: [iis]}}\n",
+        [
+            ":1:11: haproxy.confg: unknown key; did you mean config?",
+        ],
+    ),
+    (
+        "haproxy: {config: haproxy.cfg}\nservices: {iis: {port: 80}}\nroles: {web: {lb: [iis]}}\n",
+        [
+            ":1:19: haproxy.config: 'haproxy.cfg' is not an absolute path; write /etc/haproxy/haproxy.cfg",
+        ],
+    ),
+    (
+        "haproxy: {config: []}\nservices: {iis: {port: 80}}\nroles: {web: {lb: [iis]}}\n",
+        [
+            ":1:19: haproxy.config: is an empty list; write an absolute path, or a list of them",
+        ],
+    ),
+    (
+        "haproxy: {reload: systemctl reload haproxy}\nservices: {iis: {port: 80}}\nroles: {web: {lb: [iis]}}\n",
+        [
+            ":1:19: haproxy.reload: 'systemctl reload haproxy' is not a list; write [systemctl, reload, haproxy]",
+        ],
+    ),
+    (
+        "haproxy: {runtime: maybe}\nservices: {iis: {port: 80}}\nroles: {web: {lb: [iis]}}\n",
+        [
+            ":1:20: haproxy.runtime: 'maybe' is unknown; write on or off",
+        ],
+    ),
+    (
+        "haproxy: {timeout: 30}\nservices: {iis: {port: 80}}\nroles: {web: {lb: [iis]}}\n",
+        [
+            ":1:20: haproxy.timeout: '30' has no unit; write 30s",
+        ],
+    ),
+    (
+        "haproxy: {timeout: soon, min_reload_interval: -2s}\nservices: {iis: {port: 80}}\nroles: {web: {lb: [iis]}}\n",
+        [
+            ":1:20: haproxy.timeout: 'soon' is not a time; write a time with its unit, such as 30s",
+            ":1:47: haproxy.min_reload_interval: '-2s' is not a time; write a time with its unit, such as 30s",
+        ],
+    ),
+    (
+        "haproxy: on\nservices: {iis: {port: 80}}\nroles: {web: {lb: [iis]}}\n",
+        [
+            ":1:10: haproxy: 'on' is not a mapping of keys to values; write one of: config, reload, runtime, timeout, min_reload_interval",
+        ],
+    ),
+    (
+        "services: [iis]\nroles: {web: {lb: [iis]}}\n",
+        [
+            ":1:11: services: is a list, not a mapping of keys to values; write NAME: {port: 80} below it",
+            ":2:20: roles.web.lb: service 'iis' is not declared; declare it below services: (declared: none)",
+        ],
+    ),
+    (
+        "services:\n  shop: 8000\nroles: {web: {lb: [shop]}}\n",
+        [
+            ":2:9: services.shop: '8000' is not a mapping of keys to values; write shop: {port: 8000}",
+        ],
+    ),
+    (
+        "services:\n  iis:\nroles: {web: {lb: [iis]}}\n",
+        [
+            ":2:7: services.iis: has no keys; write iis: {port: 80}",
+        ],
+    ),
+    (
+        "services:\n  iis: {}\nroles: {web: {lb: [iis]}}\n",
+        [
+            ":2:3: services.iis: has no port; write iis: {port: 80}",
+        ],
+    ),
+    (
+        "services:\n  iis: {prt: 80}\nroles: {web: {lb: [iis]}}\n",
+        [
+            ":2:9: services.iis.prt: unknown key; did you mean port?",
+        ],
+    ),
+    (
+        "services:\n  iis: {port: 80, option: check, check: on}\nroles: {web: {lb: [iis]}}\n",
+        [
+            ":2:19: services.iis.option: unknown key; did you mean options?",
+            ":2:34: services.iis.check: unknown key; use one of: port, options",
+        ],
+    ),
+    (
+        "services:\n  a.b: {port: 80}\n  none: {port: 81}\nroles: {web: {lb: [none]}}\n",
+        [
+            ":2:3: services.a.b: is not a name for a service; use [A-Za-z0-9][A-Za-z0-9_-]{0,62}, but not none",
+            ":3:3: services.none: is reserved; use [A-Za-z0-9][A-Za-z0-9_-]{0,62}, but not none",
+        ],
+    ),
+    (
+        "services:\n  iis: {port: 080}\nroles: {web: {lb: [iis]}}\n",
+        [
+            ":2:15: services.iis.port: '080' is not a port; write 1 to 65535, or \"{tag:port|8080}\"",
+        ],
+    ),
+    (
+        "services:\n  iis: {port: 65536}\nroles: {web: {lb: [iis]}}\n",
+        [
+            ":2:15: services.iis.port: '65536' is not a port; write 1 to 65535, or \"{tag:port|8080}\"",
+        ],
+    ),
+    (
+        "services:\n  iis: {port: [80, 81]}\nroles: {web: {lb: [iis]}}\n",
+        [
+            ':2:15: services.iis.port: is a list, not one value; write 1 to 65535, or "{tag:port|8080}"',
+        ],
+    ),
+    (
+        'services:\n  iis: {port: "{tag:port"}\nroles: {web: {lb: [iis]}}\n',
+        [
+            ":2:15: services.iis.port: '{tag:port' has an open brace; write it as in {tag:port|8080}",
+        ],
+    ),
+    (
+        'services:\n  iis:\n    port: 80\n    options: "check # comment"\nroles: {web: {lb: [iis]}}\n',
+        [
+            ":4:14: services.iis.options: 'check # comment' has a # in it, where HAProxy begins a comment; remove the #",
+        ],
+    ),
+    (
+        "services:\n  iis:\n    port: 80\n    options: check inter {intervall}\nroles: {web: {lb: [iis]}}\n",
+        [
+            ":4:14: services.iis.options: 'check inter {intervall}' has an unknown placeholder; did you mean {interval}?",
+        ],
+    ),
+    (
+        "services:\n  iis:\n    port: 80\n    options: check weight {tags:weight|5}\nroles: {web: {lb: [iis]}}\n",
+        [
+            ":4:14: services.iis.options: 'check weight {tags:weight|5}' has an unknown placeholder; did you mean {tag:weight|5}?",
+        ],
+    ),
+    (
+        'services:\n  iis:\n    port: 80\n    options: "check\\nserver evil 6.6.6.6:80"\nroles: {web: {lb: [iis]}}\n',
+        [
+            ":4:14: services.iis.options: 'check\\nserver evil 6.6.6.6:80' holds a control character; write HAProxy's words for a server, such as check",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}, iis: {port: 81}}\nroles: {web: {lb: [iis]}}\n",
+        [
+            ":1:29: services.iis: appears twice; remove one; the first is in line 1",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web:\n    lb: [iis]\n    intervall: 60s\n",
+        [
+            ":5:5: roles.web.intervall: unknown key; did you mean interval?",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web:\n    lb: [iis]\n    network: [10.0.0.0/8]\n",
+        [
+            ":5:5: roles.web.network: unknown key; did you mean networks?",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web:\n    lb: [iis]\n    network: [iis]\n",
+        [
+            ":5:5: roles.web.network: unknown key; did you mean networks?",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web:\n    lb: [iis]\n    on-failed: remove\n    Max: 5\n",
+        [
+            ":5:5: roles.web.on-failed: unknown key; did you mean on_failed?",
+            ":6:5: roles.web.Max: unknown key; did you mean max?",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web:\n    lb: [iis]\n    shop: 8000\n",
+        [
+            ":5:11: roles.web.shop: '8000' is not a list of services; write shop: [SERVICE], or use a known key: interval, networks, options, address, on_failed, on_pause, max",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web:\n    lb: iis\n",
+        [
+            ":4:9: roles.web.lb: 'iis' is not a list of services; write lb: [iis]",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web:\n    lb:\n",
+        [
+            ":4:8: roles.web.lb: has no value; write lb: [none] for a section without services",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web:\n    lb: {iis: 80}\n",
+        [
+            ":4:9: roles.web.lb: is a mapping, not a list of services; write lb: [SERVICE], or use a known key: interval, networks, options, address, on_failed, on_pause, max",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web:\n    lb: [iss, mongo]\n",
+        [
+            ":4:10: roles.web.lb: service 'iss' is not declared; did you mean iis?",
+            ":4:15: roles.web.lb: service 'mongo' is not declared; declare it below services: (declared: iis)",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web:\n    lb: [iis, iis]\n    monitor: [none, iis]\n",
+        [
+            ":4:15: roles.web.lb: service 'iis' appears twice; remove one",
+            ":5:15: roles.web.monitor: none is listed beside services; remove one or the other",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  w b: {lb: [iis]}\n",
+        [
+            ":3:3: roles.w b: is not a name for a role; use [A-Za-z0-9][A-Za-z0-9._-]{0,62}",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web: {l b: [iis]}\n",
+        [
+            ":3:9: roles.web.l b: is not a name for a section; use [A-Za-z0-9][A-Za-z0-9._-]{0,62}",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web: {lb: [iis], interval: 60}\n",
+        [
+            ":3:30: roles.web.interval: '60' has no unit; write 60s",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web: {lb: [iis], interval: 1h30m}\n",
+        [
+            ":3:30: roles.web.interval: '1h30m' is not a time; write a time with its unit, such as 60s",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web: {lb: [iis], networks: 10.0.0.0/8}\n",
+        [
+            ":3:30: roles.web.networks: '10.0.0.0/8' is not a list; write [10.0.0.0/8]",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web: {lb: [iis], networks: [10.0.0.1/8, intranet]}\n",
+        [
+            ":3:31: roles.web.networks: '10.0.0.1/8' is not a network; write 10.0.0.0/8",
+            ":3:43: roles.web.networks: 'intranet' is not a network; write a list of networks, such as [10.0.0.0/8]",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web: {lb: [iis], networks: []}\n",
+        [
+            ":3:30: roles.web.networks: is an empty list, which no address is in; name networks, or remove the key",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web: {lb: [iis], on_failed: removed}\n",
+        [
+            ":3:31: roles.web.on_failed: 'removed' is unknown; did you mean remove?",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web: {lb: [iis], max: 0}\n",
+        [
+            ":3:25: roles.web.max: '0' is out of range; write a number from 1 to 20000",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web: {lb: [iis], max: many}\n",
+        [
+            ":3:25: roles.web.max: 'many' is not a number; write a number from 1 to 20000",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web: {lb: [iis], address: 10.0.0.5}\n",
+        [
+            ":3:29: roles.web.address: '10.0.0.5' is the same for every node; write a Serf tag, such as \"{tag:ip}\"",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web: {lb: [iis], address: {tag:ip}}\n",
+        [
+            ':3:29: roles.web.address: {tag:ip} needs quotes; write "{tag:ip}"',
+        ],
+    ),
+    (
+        "services: {c: {port: 80}, b-c: {port: 81}}\nroles:\n  web: {a-b: [c]}\n  app: {a: [b-c]}\n",
+        [
+            ":4:9: roles.app.a: the marker '# additional-a-b-c-server' could mean section a, service b-c or section a-b, service c; rename one",
+        ],
+    ),
+    (
+        "haproxy:\n"
+        "  config: haproxy.cfg\n"
+        "services:\n"
+        "  iis: {prot: 80}\n"
+        "  shop: 8000\n"
+        "roles:\n"
+        "  web:\n"
+        "    lb: [isi]\n"
+        "    intervall: 60s\n"
+        "    networks: 10.0.0.0/8\n"
+        "    on_failed: drop\n",
+        [
+            ":2:11: haproxy.config: 'haproxy.cfg' is not an absolute path; write /etc/haproxy/haproxy.cfg",
+            ":4:9: services.iis.prot: unknown key; did you mean port?",
+            ":5:9: services.shop: '8000' is not a mapping of keys to values; write shop: {port: 8000}",
+            ":8:10: roles.web.lb: service 'isi' is not declared; did you mean iis?",
+            ":9:5: roles.web.intervall: unknown key; did you mean interval?",
+            ":10:15: roles.web.networks: '10.0.0.0/8' is not a list; write [10.0.0.0/8]",
+            ":11:16: roles.web.on_failed: 'drop' is unknown; write keep or remove",
+        ],
+    ),
+    (
+        "services:\n"
+        "\tiis: {port: {tag:port|80}}\n"
+        "roles:\n"
+        "  web:\n"
+        "    lb: [iis]\n"
+        "   interval: 60\n"
+        "    network: [10.0.0.0/8]\n",
+        [
+            ":2:1: services.iis: is indented with a tab; use spaces",
+            ':2:15: services.iis.port: {tag:port|80} needs quotes; write "{tag:port|80}"',
+            ":6:4: roles.web.interval: is indented by 3 spaces, which fits no line above; indent it like a line above, by 2 or 4 spaces",
+            ":6:15: roles.web.interval: '60' has no unit; write 60s",
+            ":7:5: roles.web.network: unknown key; did you mean networks?",
+        ],
+    ),
+    (
+        "services:\n  shop: 8000\nrole:\n  web:\n    lb: [shop]\n    intervall: 60s\n",
+        [
+            ":2:9: services.shop: '8000' is not a mapping of keys to values; write shop: {port: 8000}",
+            ":3:1: role: unknown key; did you mean roles?",
+            ":6:5: roles.web.intervall: unknown key; did you mean interval?",
+        ],
+    ),
+    (
+        "# nothing\n",
+        [
+            ": is empty; declare at least one role below roles:",
+        ],
+    ),
+    (
+        "just words\n",
+        [
+            ":1:1: 'just words' is not a mapping of keys to values; write roles: with at least one role below it",
+        ],
+    ),
+    (
+        "- a\n- b\n",
+        [
+            ":1:1: is a list, not a mapping of keys to values; write roles: with at least one role below it",
+        ],
+    ),
+    (
+        "haproxy: {}\n",
+        [
+            ": roles: declares no role; write ROLE: {SECTION: [SERVICE]}",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles: {web: {lb: [iis]}}\nservice: {}\n",
+        [
+            ":3:1: service: unknown key; did you mean services?",
+        ],
+    ),
+    (
+        "roles: {web: {}}\nroles: {app: {}}\n",
+        [
+            ":2:1: roles: appears twice; remove one; the first is in line 1",
+        ],
+    ),
+    (
+        "haproxy: x\nroles: {web: {}}\n",
+        [
+            ":1:10: haproxy: 'x' is not a mapping of keys to values; write one of: config, reload, runtime, timeout, min_reload_interval",
+        ],
+    ),
+    (
+        "haproxy:\nroles: {web: {}}\n",
+        [
+            ":1:9: haproxy: has no keys; write one of: config, reload, runtime, timeout, min_reload_interval",
+        ],
+    ),
+    (
+        "haproxy: {conf: /x}\nroles: {web: {}}\n",
+        [
+            ":1:11: haproxy.conf: unknown key; did you mean config?",
+        ],
+    ),
+    (
+        "haproxy: {config: x.cfg}\nroles: {web: {}}\n",
+        [
+            ":1:19: haproxy.config: 'x.cfg' is not an absolute path; write /etc/haproxy/x.cfg",
+        ],
+    ),
+    (
+        "haproxy:\n  config:\n  - /a\n  - b\nroles: {web: {}}\n",
+        [
+            ":4:5: haproxy.config: 'b' is not an absolute path; write /etc/haproxy/b",
+        ],
+    ),
+    (
+        "haproxy: {config: {}}\nroles: {web: {}}\n",
+        [
+            ":1:19: haproxy.config: is a mapping, not one value; write an absolute path, or a list of them",
+        ],
+    ),
+    (
+        "haproxy: {config: []}\nroles: {web: {}}\n",
+        [
+            ":1:19: haproxy.config: is an empty list; write an absolute path, or a list of them",
+        ],
+    ),
+    (
+        "haproxy: {config: }\nroles: {web: {}}\n",
+        [
+            ":1:19: haproxy.config: has no value; write an absolute path, or a list of them",
+        ],
+    ),
+    (
+        "haproxy: {reload: systemctl reload haproxy}\nroles: {web: {}}\n",
+        [
+            ":1:19: haproxy.reload: 'systemctl reload haproxy' is not a list; write [systemctl, reload, haproxy]",
+        ],
+    ),
+    (
+        "haproxy: {runtime: maybe}\nroles: {web: {}}\n",
+        [
+            ":1:20: haproxy.runtime: 'maybe' is unknown; write on or off",
+        ],
+    ),
+    (
+        "haproxy: {timeout: 30}\nroles: {web: {}}\n",
+        [
+            ":1:20: haproxy.timeout: '30' has no unit; write 30s",
+        ],
+    ),
+    (
+        "haproxy: {timeout: soon}\nroles: {web: {}}\n",
+        [
+            ":1:20: haproxy.timeout: 'soon' is not a time; write a time with its unit, such as 30s",
+        ],
+    ),
+    (
+        "haproxy: {min_reload_interval: -2s}\nroles: {web: {}}\n",
+        [
+            ":1:32: haproxy.min_reload_interval: '-2s' is not a time; write a time with its unit, such as 30s",
+        ],
+    ),
+    (
+        "services: [iis]\nroles: {web: {}}\n",
+        [
+            ":1:11: services: is a list, not a mapping of keys to values; write NAME: {port: 80} below it",
+        ],
+    ),
+    (
+        "services:\n  iis:\nroles: {web: {}}\n",
+        [
+            ":2:7: services.iis: has no keys; write iis: {port: 80}",
+        ],
+    ),
+    (
+        "services:\n  iis: 80\nroles: {web: {}}\n",
+        [
+            ":2:8: services.iis: '80' is not a mapping of keys to values; write iis: {port: 80}",
+        ],
+    ),
+    (
+        "services:\n  iis: {}\nroles: {web: {}}\n",
+        [
+            ":2:3: services.iis: has no port; write iis: {port: 80}",
+        ],
+    ),
+    (
+        "services:\n  iis: {prt: 80}\nroles: {web: {}}\n",
+        [
+            ":2:9: services.iis.prt: unknown key; did you mean port?",
+        ],
+    ),
+    (
+        "services:\n  a.b: {port: 80}\nroles: {web: {}}\n",
+        [
+            ":2:3: services.a.b: is not a name for a service; use [A-Za-z0-9][A-Za-z0-9_-]{0,62}, but not none",
+        ],
+    ),
+    (
+        "services:\n  none: {port: 80}\nroles: {web: {}}\n",
+        [
+            ":2:3: services.none: is reserved; use [A-Za-z0-9][A-Za-z0-9_-]{0,62}, but not none",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}, iis: {port: 81}}\nroles: {web: {}}\n",
+        [
+            ":1:29: services.iis: appears twice; remove one; the first is in line 1",
+        ],
+    ),
+    (
+        "services:\n  iis:\n    port: 080\nroles: {web: {}}\n",
+        [
+            ":3:11: services.iis.port: '080' is not a port; write 1 to 65535, or \"{tag:port|8080}\"",
+        ],
+    ),
+    (
+        "services:\n  iis:\n    port: 0\nroles: {web: {}}\n",
+        [
+            ":3:11: services.iis.port: '0' is not a port; write 1 to 65535, or \"{tag:port|8080}\"",
+        ],
+    ),
+    (
+        "services:\n  iis:\n    port: 65536\nroles: {web: {}}\n",
+        [
+            ":3:11: services.iis.port: '65536' is not a port; write 1 to 65535, or \"{tag:port|8080}\"",
+        ],
+    ),
+    (
+        "services:\n  iis:\n    port: 0x50\nroles: {web: {}}\n",
+        [
+            ":3:11: services.iis.port: '0x50' is not a port; write 1 to 65535, or \"{tag:port|8080}\"",
+        ],
+    ),
+    (
+        "services:\n  iis:\n    port: 80.0\nroles: {web: {}}\n",
+        [
+            ":3:11: services.iis.port: '80.0' is not a port; write 1 to 65535, or \"{tag:port|8080}\"",
+        ],
+    ),
+    (
+        "services:\n  iis:\n    port: [80]\nroles: {web: {}}\n",
+        [
+            ':3:11: services.iis.port: is a list, not one value; write 1 to 65535, or "{tag:port|8080}"',
+        ],
+    ),
+    (
+        'services:\n  iis:\n    port: "{tag:port"\nroles: {web: {}}\n',
+        [
+            ":3:11: services.iis.port: '{tag:port' has an open brace; write it as in {tag:port|8080}",
+        ],
+    ),
+    (
+        'services:\n  iis:\n    port: 80\n    options: "check # x"\nroles: {web: {}}\n',
+        [
+            ":4:14: services.iis.options: 'check # x' has a # in it, where HAProxy begins a comment; remove the #",
+        ],
+    ),
+    (
+        'services:\n  iis:\n    port: 80\n    options: "check\\nserver evil 6.6.6.6:80"\nroles: {web: {}}\n',
+        [
+            ":4:14: services.iis.options: 'check\\nserver evil 6.6.6.6:80' holds a control character; write HAProxy's words for a server, such as check",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web:\n    intervall: 60s\n",
+        [
+            ":4:5: roles.web.intervall: unknown key; did you mean interval?",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}, b: {port: 81}}\nroles:\n  web:\n    lb:\n    - b\n    - iss\n",
+        [
+            ":6:7: roles.web.lb: service 'iss' is not declared; did you mean iis?",
+        ],
+    ),
+    (
+        "roles:\n  web: {lb: [iis]}\n",
+        [
+            ":2:14: roles.web.lb: service 'iis' is not declared; declare it below services: (declared: none)",
+        ],
+    ),
+    (
+        "web: {lb: [iis]}\n",
+        [
+            ":1:12: web.lb: service 'iis' is not declared; declare it below services: (declared: none)",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web: {lb: [iis, iis]}\n",
+        [
+            ":3:19: roles.web.lb: service 'iis' appears twice; remove one",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web: {lb: [[iis]]}\n",
+        [
+            ":3:14: roles.web.lb: is a list, not one value; write lb: [SERVICE]",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web: {lb: [iis], lb: [iis]}\n",
+        [
+            ":3:20: roles.web.lb: appears twice; remove one; the first is in line 3",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web: {interval: 60}\n",
+        [
+            ":3:19: roles.web.interval: '60' has no unit; write 60s",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web: {interval: 1h30m}\n",
+        [
+            ":3:19: roles.web.interval: '1h30m' is not a time; write a time with its unit, such as 60s",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web: {interval: s}\n",
+        [
+            ":3:19: roles.web.interval: 's' is not a time; write a time with its unit, such as 60s",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web: {networks: 10.0.0.0/8}\n",
+        [
+            ":3:19: roles.web.networks: '10.0.0.0/8' is not a list; write [10.0.0.0/8]",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web: {networks: []}\n",
+        [
+            ":3:19: roles.web.networks: is an empty list, which no address is in; name networks, or remove the key",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web: {networks: [10.0.0.1/8]}\n",
+        [
+            ":3:20: roles.web.networks: '10.0.0.1/8' is not a network; write 10.0.0.0/8",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web:\n    networks:\n    - 10.0.0.0/8\n    - intranet\n",
+        [
+            ":6:7: roles.web.networks: 'intranet' is not a network; write a list of networks, such as [10.0.0.0/8]",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web: {on_failed: drop}\n",
+        [
+            ":3:20: roles.web.on_failed: 'drop' is unknown; write keep or remove",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web: {max: 0}\n",
+        [
+            ":3:14: roles.web.max: '0' is out of range; write a number from 1 to 20000",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web: {max: many}\n",
+        [
+            ":3:14: roles.web.max: 'many' is not a number; write a number from 1 to 20000",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web: {max: 20001}\n",
+        [
+            ":3:14: roles.web.max: '20001' is out of range; write a number from 1 to 20000",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web: {max: '0001000000'}\n",
+        [
+            ":3:14: roles.web.max: '0001000000' is out of range; write a number from 1 to 20000",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web: {options: [check]}\n",
+        [
+            ":3:18: roles.web.options: is a list, not one value; write HAProxy's words for a server, such as check",
+        ],
+    ),
+    (
+        "roles: {1: {}, ? [a] : {}}\n",
+        [
+            ":1:18: roles: a key is not a word; write KEY: VALUE",
+        ],
+    ),
+]
+"""Broken files, and what is said of each after the file's name."""
+
+
+@pytest.mark.parametrize(("text", "sentences"), BROKEN, ids=range(len(BROKEN)))
+def test_every_mistake_is_named_in_one_run(text: str, sentences: list[str]) -> None:
+    with pytest.raises(RolesRefused) as refused:
+        loader.parse_roles(text.encode(), "roles.yml")
+
+    assert list(refused.value.mistakes) == [f"roles.yml{sentence}" for sentence in sentences]
+
+
+def test_the_table_is_long_enough_to_be_one() -> None:
+    assert len({text for text, _ in BROKEN}) >= 50
+
+
+def test_the_error_itself_is_one_line_of_the_first_mistake() -> None:
+    with pytest.raises(RolesRefused) as refused:
+        loader.parse_roles(b"services: {iis: {prt: 80}, b: 81}\nroles: {web: {lb: [iis]}}\n", "roles.yml")
+
+    assert str(refused.value) == (
+        "roles.yml:1:18: services.iis.prt: unknown key; did you mean port? (and 1 more mistake: run lbagent check)"
+    )
+
+
+@pytest.mark.parametrize(
+    "section", ["internal", "lb", "monitor", "network-lb", "public", "inner", "maps", "mapi", "optional"]
+)
+def test_a_section_that_resembles_a_key_but_lists_services_is_a_section(section: str) -> None:
+    text = f"services: {{iis: {{port: 80}}}}\nroles: {{web: {{{section}: [iis]}}}}\n"
+
+    assert loader.parse_roles(text.encode(), "roles.yml").roles["web"].sections == {section: ("iis",)}

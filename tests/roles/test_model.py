@@ -1,0 +1,139 @@
+"""roles: what a node of a role is to HAProxy."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lbagent.roles.model import PLACEHOLDERS, HaproxySettings, Missing, Pair, Role, Roles, Service, Template
+from tests.helpers.builders import poisoned, reading
+
+VALUES = {"name": "web01", "role": "web", "interval": "60s"}
+
+
+@pytest.mark.parametrize(
+    ("template", "tags", "text"),
+    [
+        ("check", {}, "check"),
+        ("check inter {interval}", {}, "check inter 60s"),
+        ("cookie {name} # ".replace("#", "").strip(), {}, "cookie web01"),
+        ("{role}-{name}", {}, "web-web01"),
+        ("weight {tag:weight}", {"weight": "5"}, "weight 5"),
+        ("weight {tag:weight|100}", {}, "weight 100"),
+        ("weight {tag:weight|100}", {"weight": "5"}, "weight 5"),
+        ("{tag:dc|}", {}, ""),
+        ("{tag:x.y-z_1|a.b}", {}, "a.b"),
+        ("  check   inter  2s ", {}, "check   inter  2s"),
+    ],
+)
+def test_a_template_is_filled_with_what_is_known_of_a_node(template: str, tags: dict[str, str], text: str) -> None:
+    assert Template(template).fill(VALUES, tags) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "constant", "needs_tags"), [("check", True, False), ("{name}", False, False), ("{tag:a|b}", False, True)]
+)
+def test_a_template_knows_what_it_depends_on(text: str, constant: bool, needs_tags: bool) -> None:  # noqa: FBT001
+    assert (Template(text).constant, Template(text).needs_tags) == (constant, needs_tags)
+
+
+@pytest.mark.parametrize("text", ["check # note", "a\nb", "a\tb", "é", "a\r", "\0", "#"])
+def test_a_template_of_more_than_printable_ascii_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^only printable ASCII without '#' can stand in a server line$"):
+        Template(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "}", "{}", "{intervall}", "{tag:}", "{tag:a b}", "{tag:a|b c}", "{{name}}", "${HOME}", "{tag:a|b|c}"]
+)
+def test_a_brace_that_means_nothing_is_refused(text: str) -> None:
+    with pytest.raises(
+        ValueError,
+        match=f"^a brace outside of {re.escape(PLACEHOLDERS)}$",
+    ):
+        Template(text)
+
+
+def test_a_tag_that_is_not_set_is_missing() -> None:
+    with pytest.raises(Missing, match=r"^its tag 'weight' is not set$"):
+        Template("weight {tag:weight}").fill(VALUES, {})
+
+
+def test_a_tag_that_may_not_stand_there_is_missing() -> None:
+    with pytest.raises(Missing, match=r"^its tag 'weight' is '5 backup', not \[A-Za-z0-9\._-\]\{1,64\}$"):
+        Template("weight {tag:weight|1}").fill(VALUES, {"weight": "5 backup"})
+
+
+@given(poisoned(st.sampled_from(["80", "tokyo", "a-b.c_d"])))
+def test_no_tag_brings_a_second_word(value: str) -> None:
+    try:
+        text = Template("weight {tag:weight}").fill(VALUES, {"weight": value})
+    except Missing:
+        return
+    assert text.isascii()
+    assert len(text.split()) == 2
+    assert "#" not in text
+
+
+def service(port: str) -> Service:
+    """A service listening on `port`."""
+    return Service("iis", Template(port), Template("check"))
+
+
+@pytest.mark.parametrize(("tag", "port"), [("1", 1), ("80", 80), ("65535", 65535)])
+def test_a_port_may_come_from_a_tag(tag: str, port: int) -> None:
+    assert service("{tag:port}").port_of(VALUES, {"port": tag}) == port
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "0", "65536", "-1", "8O", "8.0", "080", "00080", "99999999999999999999", "",
+        "0000099999",
+    ],
+)  # fmt: skip
+def test_a_tag_that_is_no_port_is_missing(tag: str) -> None:
+    with pytest.raises(Missing):
+        service("{tag:port}").port_of(VALUES, {"port": tag})
+
+
+def test_what_is_no_port_is_said() -> None:
+    with pytest.raises(Missing, match=r"^port 'x' is not 1 to 65535$"):
+        service("{tag:port}").port_of(VALUES, {"port": "x"})
+
+
+ROLES = reading("""
+    services: {iis: {port: 80}, a-b: {port: 81}}
+    roles:
+      web: {lb: [iis, a-b], lb-2: [iis]}
+      app: {lb: [iis], monitor: [none]}
+""")
+
+
+def test_pairs_are_what_markers_name() -> None:
+    assert ROLES.pairs() == {"lb-iis": Pair("lb", "iis"), "lb-a-b": Pair("lb", "a-b"), "lb-2-iis": Pair("lb-2", "iis")}
+
+
+def test_a_marker_is_served_by_every_role_that_asks_for_it() -> None:
+    assert [role.name for role in ROLES.serving()[Pair("lb", "iis")]] == ["web", "app"]
+    assert [role.name for role in ROLES.serving()[Pair("lb-2", "iis")]] == ["web"]
+    assert Pair("monitor", "iis") not in ROLES.serving()
+
+
+def test_the_defaults_are_the_documented_ones() -> None:
+    role = Role("web", {})
+
+    assert HaproxySettings() == (("/etc/haproxy/haproxy.cfg",), None, True, 30.0, 2.0)
+    assert (role.interval, role.networks, role.options, role.remove_failed, role.max) == ("2s", (), None, False, 1000)
+    assert (
+        reading("services: {iis: {port: 80}}\nroles: {web: {lb: [iis]}}").services["iis"].options.text
+        == "check inter {interval} rise 2 fall 2"
+    )
+
+
+def test_roles_are_values() -> None:
+    assert isinstance(ROLES, Roles)
+    assert hash(Pair("a", "b")) == hash(Pair("a", "b"))

@@ -1,0 +1,79 @@
+"""roles.schema.json: made of the same definition as the loader, and of the same opinion where a schema can have one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from lbagent.errors import RolesRefused
+from lbagent.roles import loader
+from lbagent.roles.keys import schema, schema_text
+from tests.roles.test_cache import TEXTS
+from tests.roles.test_mistakes import BROKEN
+
+HERE = Path(__file__).parent.parent.parent
+SHIPPED = HERE / "lbagent" / "roles.schema.json"
+
+BEYOND = (
+    "is not declared",
+    "appears twice",
+    "could mean",
+    "is not a network",
+    "did you mean networks",
+    "listed beside",
+)
+"""What takes a comparison of several values, or a reading of one, that no schema can make."""
+
+SPELLED = ("0x50", "80.0")
+"""Numbers to every other reader of YAML."""
+
+
+def valid(text: str) -> bool:
+    """Whether an editor would take the text."""
+    try:
+        content: Any = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return False
+    return jsonschema.Draft7Validator(schema()).is_valid(json.loads(json.dumps(content, default=str)))
+
+
+def test_the_shipped_schema_is_that_of_the_loader() -> None:
+    assert SHIPPED.read_text(encoding="utf-8") == schema_text()
+
+
+def test_the_schema_is_one() -> None:
+    jsonschema.Draft7Validator.check_schema(schema())
+
+
+@pytest.mark.parametrize("text", [*TEXTS, (HERE / "roles.yml").read_text(encoding="utf-8")])
+def test_what_loads_is_valid(text: str) -> None:
+    assert valid(text)
+
+
+@pytest.mark.parametrize("path", sorted(HERE.glob("examples/*/roles.yml")), ids=lambda path: path.parent.name)
+def test_the_examples_are_valid(path: Path) -> None:
+    assert valid(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        text
+        for text, said in BROKEN
+        if not all(any(words in one for words in BEYOND) for one in said) and not any(one in text for one in SPELLED)
+    ],
+)
+def test_what_is_refused_is_invalid(text: str) -> None:
+    with pytest.raises(RolesRefused):
+        loader.parse_roles(text.encode(), "roles.yml")
+
+    assert not valid(text)
+
+
+def test_most_mistakes_are_seen_by_an_editor() -> None:
+    assert sum(not valid(text) for text, _ in BROKEN) / len(BROKEN) > 0.85

@@ -1,0 +1,305 @@
+"""Several roles in one tag, an address from a tag, and the name of the server in a template."""
+
+# haproxy.cfg in one string
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lbagent.haproxy.config import Document
+from lbagent.membership import lookup
+from lbagent.membership.model import FAILED, Pause
+from lbagent.planning import restore
+from lbagent.planning.desired import list_serving_ports
+from lbagent.roles import loader
+from tests.helpers.builders import NOW, dedent, known, managed, member, planned, planning, reading
+from tests.helpers.load_balancer_files import built
+from tests.helpers.real_programs import LBAGENT, binaries
+
+ROLES = reading(
+    """
+    services: {iis: {port: 80}, api: {port: 8080, options: "check inter {interval}"}}
+    roles:
+      web: {lb: [iis], interval: 60s}
+      api: {lb: [iis, api], interval: 5s, options: "check inter {interval}"}
+    """
+)
+TEXT = dedent(
+    """
+    backend web
+        # additional-lb-iis-server
+    backend api
+        # additional-lb-api-server
+    """
+)
+
+
+def lines(role: str, **others: str) -> list[str]:
+    """The managed lines of web01 with that role tag."""
+    return managed(planned(TEXT, ROLES, known(member("web01", "10.0.0.1", role, others))))
+
+
+@pytest.mark.parametrize("role", ["web,api", "web, api", " web ,api,", "web,,api", "web,api,web", "web,unknown,api"])
+def test_a_node_with_several_roles_has_the_lines_of_each(role: str) -> None:
+    assert lines(role) == [
+        "server web01 10.0.0.1:80 check inter 60s rise 2 fall 2 # lbagent role=web",
+        "server web01 10.0.0.1:8080 check inter 5s # lbagent role=api",
+    ]
+
+
+def test_where_both_roles_have_a_line_the_first_of_the_tag_gives_it() -> None:
+    assert lines("api,web") == [
+        "server web01 10.0.0.1:80 check inter 5s # lbagent role=api",
+        "server web01 10.0.0.1:8080 check inter 5s # lbagent role=api",
+    ]
+
+
+def test_the_case_of_a_role_matters_as_in_roles_yml() -> None:
+    assert lines("Web,api") == [
+        "server web01 10.0.0.1:80 check inter 5s # lbagent role=api",
+        "server web01 10.0.0.1:8080 check inter 5s # lbagent role=api",
+    ]
+
+
+def test_a_role_that_may_not_be_where_the_node_is_leaves_the_line_to_the_other() -> None:
+    roles = reading(
+        """
+        services: {iis: {port: 80}}
+        roles:
+          web: {lb: [iis], networks: [192.168.0.0/16]}
+          api: {lb: [iis]}
+        """
+    )
+
+    plan = planning(TEXT, roles, known(member("web01", "10.0.0.1", "web,api")))
+
+    assert managed(plan.after[0]) == ["server web01 10.0.0.1:80 check inter 2s rise 2 fall 2 # lbagent role=api"]
+    assert "node web01 of role web has no line: 10.0.0.1 is outside the role's networks" in plan.notes
+
+
+def test_a_role_that_is_taken_from_the_tag_takes_its_lines_only() -> None:
+    before = planned(TEXT, ROLES, known(member("web01", "10.0.0.1", "web,api")))
+
+    plan = planning(before, ROLES, known(member("web01", "10.0.0.1", "web")))
+
+    assert plan.blocked == ()
+    assert managed(plan.after[0]) == ["server web01 10.0.0.1:80 check inter 60s rise 2 fall 2 # lbagent role=web"]
+
+
+def test_a_paused_node_is_a_comment_at_each_of_its_markers() -> None:
+    paused = member("web01", "10.0.0.1", "web,api", pause=Pause(NOW, "me"))
+
+    text = planned(TEXT, ROLES, known(paused))
+
+    assert managed(text) == ["# lbagent paused web01 10.0.0.1 role=web", "# lbagent paused web01 10.0.0.1 role=api"]
+    assert planned(text, ROLES, known(paused)) == text
+    assert lines("web,api") == managed(planned(text, ROLES, known(paused._replace(pause=None))))
+
+
+def test_the_file_alone_tells_all_roles_of_a_node() -> None:
+    text = planned(TEXT, ROLES, known(member("web01", "10.0.0.1", "web,api")))
+    rebuilt = restore.rebuild_membership(Document([("haproxy.cfg", text)]), ROLES, NOW)
+
+    assert rebuilt.members["web01"].role == "web,api"
+    assert planned(text, ROLES, rebuilt) == text
+
+
+def test_both_load_balancers_write_the_same_whatever_the_order() -> None:
+    nodes = [
+        member(f"web{at:02}", f"10.0.0.{at}", role) for at, role in enumerate(["web,api", "api,web", "web", "api"])
+    ]
+
+    assert planned(TEXT, ROLES, known(*nodes)) == planned(TEXT, ROLES, known(*reversed(nodes)))
+
+
+def test_a_limit_counts_the_nodes_that_the_role_gives_a_line() -> None:
+    roles = reading(
+        """
+        services: {iis: {port: 80}}
+        roles: {web: {lb: [iis], max: 1}, api: {lb: [iis], max: 1}}
+        """
+    )
+    nodes = [member("a", "10.0.0.1", "web"), member("b", "10.0.0.2", "api,web"), member("c", "10.0.0.3", "web,api")]
+
+    assert [line.split()[1] + line.split()[-1] for line in managed(planned(TEXT, roles, known(*nodes)))] == [
+        "arole=web",
+        "brole=api",
+    ]
+
+
+def test_on_failed_is_that_of_the_role_that_gives_the_line() -> None:
+    roles = reading(
+        """
+        services: {iis: {port: 80}, api: {port: 8080}}
+        roles: {web: {lb: [iis], on_failed: remove}, api: {lb: [api]}}
+        """
+    )
+    nodes = [member(f"web0{at}", f"10.0.0.{at}", "web,api") for at in range(1, 4)]
+    text = planned(TEXT, roles, known(*nodes))
+    failed = known(nodes[0]._replace(status=FAILED), *nodes[1:])
+
+    assert [line.split()[1:3] for line in managed(planned(text, roles, failed))] == [
+        ["web02", "10.0.0.2:80"],
+        ["web03", "10.0.0.3:80"],
+        ["web01", "10.0.0.1:8080"],
+        ["web02", "10.0.0.2:8080"],
+        ["web03", "10.0.0.3:8080"],
+    ]
+
+
+def test_the_ports_of_all_roles_are_looked_at_for_sessions() -> None:
+    assert list_serving_ports(ROLES, member("web01", "10.0.0.1", "web,api")) == {80, 8080}
+    assert list_serving_ports(ROLES, member("web01", "10.0.0.1", "web")) == {80}
+
+
+# --- {server} -----------------------------------------------------------------------------------------------------
+
+
+def test_the_name_of_the_server_is_what_it_is_called_in_its_proxy() -> None:
+    roles = reading(
+        """
+        services:
+          iis: {port: 80, options: "check cookie {server}"}
+          api: {port: 81, options: "cookie {server}-{name}"}
+        roles: {web: {lb: [iis, api]}}
+        """
+    )
+    one, two = "backend one\n    # additional-lb-iis-server\n", "    # additional-lb-api-server\n"
+
+    assert managed(planned(one, roles, known(member("web01")))) == [
+        "server web01 10.0.0.1:80 check cookie web01 # lbagent role=web"
+    ]
+    assert managed(planned(one + two, roles, known(member("web01"), member("web02", "10.0.0.2")))) == [
+        "server web01.iis 10.0.0.1:80 check cookie web01.iis # lbagent role=web",
+        "server web02.iis 10.0.0.2:80 check cookie web02.iis # lbagent role=web",
+        "server web01.api 10.0.0.1:81 cookie web01.api-web01 # lbagent role=web",
+        "server web02.api 10.0.0.2:81 cookie web02.api-web02 # lbagent role=web",
+    ]
+
+
+# --- address ------------------------------------------------------------------------------------------------------
+
+BY_TAG = reading(
+    """
+    services: {iis: {port: 80}}
+    roles: {web: {lb: [iis], address: "{tag:ip}", networks: [192.168.0.0/16, "fd00::/8", 127.0.0.0/8]}}
+    """
+)
+
+
+def by_tag(tags: dict[str, str], text: str = TEXT) -> tuple[list[str], tuple[str, ...]]:
+    """The managed lines of web01 with these tags, and the notes about it."""
+    plan = planning(text, BY_TAG, known(member("web01", "10.0.0.1", "web", tags)))
+    return managed(plan.after[0]), tuple(note for note in plan.notes if "web01" in note)
+
+
+@pytest.mark.parametrize(
+    ("tag", "written"),
+    [
+        ("192.168.7.5", "192.168.7.5:80"),
+        ("fd00::5", "[fd00::5]:80"),
+        ("FD00:0:0:0::5", "[fd00::5]:80"),
+        ("::ffff:192.168.7.5", "192.168.7.5:80"),
+        ("127.0.0.1", "127.0.0.1:80"),
+    ],
+)
+def test_the_address_may_come_from_a_tag(tag: str, written: str) -> None:
+    assert by_tag({"ip": tag}) == ([f"server web01 {written} check inter 2s rise 2 fall 2 # lbagent role=web"], ())
+
+
+@pytest.mark.parametrize(
+    ("tags", "why"),
+    [
+        ({}, "node web01 has no line for iis: its tag 'ip' is not set"),
+        ({"ip": ""}, "node web01 has no line for iis: its tag 'ip' is not set"),
+        ({"ip": "web01"}, "node web01 has no line for iis: address 'web01' is not an IP address"),
+        ({"ip": "192.168.7"}, "node web01 has no line for iis: address '192.168.7' is not an IP address"),
+        ({"ip": "192.168.7.5:80"}, "node web01 has no line for iis: address '192.168.7.5:80' is not an IP address"),
+        ({"ip": "192.168.07.5"}, "node web01 has no line for iis: address '192.168.07.5' is not an IP address"),
+        (
+            {"ip": "192.168.7.5 backup"},
+            "node web01 has no line for iis: its tag 'ip' is '192.168.7.5 backup', not [A-Za-z0-9._:-]{1,64}",
+        ),
+        ({"ip": "10.0.0.1"}, "node web01 of role web has no line: 10.0.0.1 is outside the role's networks"),
+        ({"ip": "0.0.0.0"}, "node web01 of role web has no line: 0.0.0.0 is an unspecified address"),
+        ({"ip": "169.254.0.1"}, "node web01 of role web has no line: 169.254.0.1 is a link-local address"),
+    ],
+)
+def test_an_address_of_a_tag_is_held_to_what_serfs_own_is(tags: dict[str, str], why: str) -> None:
+    assert by_tag(tags) == ([], (why,))
+
+
+def test_a_tag_without_an_address_keeps_the_line() -> None:
+    before = planned(TEXT, BY_TAG, known(member("web01", "10.0.0.1", "web", {"ip": "192.168.7.5"})))
+
+    assert by_tag({"ip": "oops"}, before) == (
+        ["server web01 192.168.7.5:80 check inter 2s rise 2 fall 2 # lbagent role=web"],
+        ("web01 keeps its line in backend web: address 'oops' is not an IP address",),
+    )
+
+
+def test_a_pause_by_serfs_address_holds_for_a_node_that_is_reached_elsewhere() -> None:
+    nodes = known(
+        member("web01", "10.0.0.1", "web", {"ip": "192.168.7.5"}, pause=Pause(NOW, "me")),
+        member("old", "10.0.0.1", "web", {"ip": "192.168.7.6"}),
+    )
+
+    assert lookup.find_paused(nodes) == {"web01", "old"}
+    assert managed(planned(TEXT, BY_TAG, nodes)) == [
+        "# lbagent paused old 10.0.0.1 role=web",
+        "# lbagent paused web01 10.0.0.1 role=web",
+    ]
+
+
+def test_two_nodes_that_claim_one_address_by_tag_get_one_line() -> None:
+    nodes = known(*(member(f"web0{at}", f"10.0.0.{at}", "web", {"ip": "192.168.7.5"}) for at in (1, 2)))
+
+    assert [line.split()[1] for line in managed(planned(TEXT, BY_TAG, nodes))] == ["web01"]
+
+
+def test_a_default_may_be_an_address() -> None:
+    roles = loader.parse_roles(
+        b'services: {iis: {port: 80}}\nroles: {web: {lb: [iis], address: "{tag:ip|fd00::1}"}}\n', "roles.yml"
+    )
+
+    assert managed(planned(TEXT, roles, known(member("web01")))) == [
+        "server web01 [fd00::1]:80 check inter 2s rise 2 fall 2 # lbagent role=web"
+    ]
+
+
+# --- through the program, with a real HAProxy ----------------------------------------------------------------------
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("version", sorted(binaries()))
+def test_a_real_haproxy_takes_the_lines_of_a_node_with_several_roles(tmp_path: Path, version: str) -> None:
+    config = (
+        "defaults\n    mode http\n    timeout connect 1s\n    timeout client 1s\n    timeout server 1s\n"
+        "listen web\n    bind 127.0.0.1:1\n    cookie C insert\n"
+        "    # additional-lb-iis-server\n    # additional-lb-api-server\n"
+    )
+    roles = """
+services:
+  iis: {port: 80, options: "check cookie {server}"}
+  api: {port: 8080, options: "check cookie {server}"}
+roles:
+  web: {lb: [iis]}
+  api: {lb: [api], address: "{tag:ip}", networks: [192.168.0.0/16]}
+"""
+    stage = built(tmp_path, str(LBAGENT), config, roles, str(binaries()[version]))
+
+    joined = stage.handle("member-join", b"web01\t10.0.0.1\tweb,api\trole=web,api,ip=192.168.7.5\n")
+    written = stage.managed
+    paused = stage.user("pause", "WEB01", 5)
+    comments = stage.managed
+    resumed = stage.user("resume", "web01", 6)
+
+    assert [one.status for one in (joined, paused, resumed)] == [0, 0, 0]
+    assert written == [
+        "server web01.iis 10.0.0.1:80 check cookie web01.iis # lbagent role=web",
+        "server web01.api 192.168.7.5:8080 check cookie web01.api # lbagent role=api",
+    ]
+    assert comments == ["# lbagent paused web01 10.0.0.1 role=web", "# lbagent paused web01 10.0.0.1 role=api"]
+    assert stage.managed == written

@@ -1,0 +1,72 @@
+"""batch: of the spool's records every sound one is folded, whatever lies between them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from pytest_mock import MockerFixture
+
+from lbagent.membership.model import Membership
+from lbagent.membership.updates import UpdateResult, apply_events
+from lbagent.run import batch
+from lbagent.run.batch import Batch, peek_events
+from lbagent.state.spool import Spool
+from lbagent.system.log import Log
+from tests.helpers.faults import forged
+from tests.helpers.real_programs import member
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    (tmp_path / "spool").mkdir()
+    return Spool(str(tmp_path / "spool"), 64 * 1024)
+
+
+def joined(name: str) -> bytes:
+    return forged(name, "member-join", member(name, "127.0.0.9"))
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"no record",
+        forged("a", "typed", b"nobody\n", "shutdown"),
+        forged("a", "typed", b"", "lbagent-status"),
+        forged("a", "query", b"", "lbagent-status", "7"),
+        forged("a", "user", b"web1\n", "deploy", "7"),
+        forged("a", "", b""),
+    ],
+)
+def test_what_no_handler_has_stored_is_set_aside(
+    spool: Spool, record: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for content in (joined("web1"), record, joined("web2")):
+        spool.store(content)
+
+    assert [raw.id for raw, _ in peek_events(spool)] == ["web1", "web2"]
+    assert [raw.id for raw, _ in Batch(spool, Log()).events] == ["web1", "web2"]
+    assert [name.partition("-")[2] for name in os.listdir(os.path.join(spool.folder, "bad"))] == ["2"]
+    assert capfd.readouterr().err.count("\n") == 1
+
+
+def test_an_event_that_fold_stumbles_over_does_not_hold_up_the_others(
+    spool: Spool, mocker: MockerFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("web1", "web2", "web3"):
+        spool.store(joined(name))
+
+    def stumbling(before: Membership, events: list[batch.Understood], clocks: dict[str, int]) -> UpdateResult:
+        if any(raw.id == "web2" for raw, _ in events):
+            raise KeyError("web2")
+        return apply_events(before, events, clocks)
+
+    mocker.patch("lbagent.run.batch.apply_events", stumbling)
+    taken = Batch(spool, Log())
+
+    folded = taken.folded(Membership(), {})
+
+    assert sorted(folded.membership.members) == ["web1", "web3"]
+    assert list(taken.by_name) == spool.names() == ["1", "3"]
+    assert "cannot be folded (KeyError: 'web2'): set aside as" in capfd.readouterr().err

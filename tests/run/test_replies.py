@@ -1,0 +1,79 @@
+"""assent: `done` is answered where it is so, whoever has folded the command, and nowhere else."""
+
+from __future__ import annotations
+
+import pytest
+
+from lbagent.membership.model import LEFT, UNKNOWN, Member, Membership
+from lbagent.run.replies import judge_command
+from lbagent.serf.events import Command, parse_command
+from tests.helpers.builders import dedent, known, member, pausing, planning, reading, saying
+
+ROLES = reading(
+    """
+    services: {iis: {port: 80}}
+    roles: {web: {lb: [iis], networks: [10.0.0.0/8]}, db: {}}
+    """
+)
+TEXT = dedent(
+    """
+    backend farm
+        # additional-lb-iis-server
+    """
+)
+BY_HAND = TEXT.replace("    #", "    server old 10.0.0.1:80\n    #")
+ELSEWHERE = "node web01 of role web has no line: 192.0.2.1 is outside the role's networks"
+TAGGED = member("web01", tags={"lbagent": "paused"})
+
+
+def told(verb: str, name: str) -> Command:
+    """A command about a node."""
+    found = parse_command(saying(verb, name, 3, "query"), name)
+    assert isinstance(found, Command)
+    return found
+
+
+def answer(verb: str, name: str, membership: Membership, text: str = TEXT) -> str:
+    """What is answered when that is so."""
+    return judge_command(told(verb, name), membership, planning(text, ROLES, membership))
+
+
+@pytest.mark.parametrize(
+    ("verb", "node", "words"),
+    [
+        ("pause", pausing(member("web01")), "done"),
+        ("pause", TAGGED, "done"),
+        ("pause", member("web01"), "refused: a later resume was heard"),
+        ("pause", pausing(member("web01", status=UNKNOWN)), "unknown node, remembered"),
+        ("resume", member("web01"), "done"),
+        ("resume", member("web01", role="db"), "done"),
+        ("resume", TAGGED, "still paused by its tag"),
+        ("resume", TAGGED._replace(status=LEFT), "done"),
+        ("resume", pausing(member("web01")), "refused: a later pause was heard"),
+        ("resume", pausing(member("web01", status=UNKNOWN)), "unknown node"),
+        ("resume", member("web01", "192.0.2.1"), f"not applied yet: {ELSEWHERE}"),
+        ("forget", member("web01"), "refused: web01 is alive"),
+        ("forget", member("web01", status=LEFT), "done"),
+        ("forget", member("other", "10.0.0.2"), "unknown node"),
+        ("pause", member("other", "10.0.0.2"), "unknown node"),
+    ],
+)  # fmt: skip
+def test_done_is_answered_where_it_is_so(verb: str, node: Member, words: str) -> None:
+    assert answer(verb, "web01", known(node)) == words
+
+
+@pytest.mark.parametrize("name", ["web01", "web02"])
+def test_a_line_by_hand_is_not_paused(name: str) -> None:
+    words = "not applied yet: web01 stands in backend farm by hand: none is written beside it"
+
+    assert answer("pause", name, known(pausing(member("web01")), member("web02", role="db")), BY_HAND) == words
+
+
+def test_who_stands_by_hand_is_in() -> None:
+    assert answer("resume", "web01", known(member("web01")), BY_HAND) == "done"
+
+
+def test_another_name_of_the_host_may_hold_it_out() -> None:
+    membership = known(member("web01"), TAGGED._replace(name="WEB-01"))
+
+    assert answer("resume", "web01", membership) == "still paused by its tag"

@@ -1,0 +1,171 @@
+"""serf/listing: what a Serf agent says of itself and of its cluster."""
+
+# ruff: noqa: E501  # a case of a table is in one line
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lbagent.names import NAME, canonical_address
+from lbagent.serf.member_list import (
+    AgentInfo,
+    ListedMember,
+    MemberList,
+    find_peers,
+    parse_answers,
+    parse_info,
+    parse_member_list,
+)
+from tests.helpers.builders import poisoned
+
+SERF = Path(__file__).parent.parent / "fixtures" / "serf"
+
+LB01 = AgentInfo("lb01", "lb", encrypted=True, clocks={}, handlers={})
+
+
+def row(name: object = "web01", addr: object = "10.0.0.1:7946", status: object = "alive", **tags: object) -> Any:  # noqa: ANN401
+    """A member as JSON has it."""
+    return {"name": name, "addr": addr, "port": 7946, "tags": {"role": "web", **tags}, "status": status}
+
+
+def said(*rows: Any) -> str:  # noqa: ANN401
+    """An answer of `serf members`."""
+    return json.dumps({"members": list(rows)})
+
+
+def test_a_captured_list_is_read() -> None:
+    found = parse_member_list((SERF / "members.json").read_text())
+
+    assert sorted(found.members) == [
+        ListedMember("lb01", "127.0.0.1", "lb", {}, "alive"),
+        ListedMember("norole01", "127.0.0.5", "", {}, "alive"),
+        ListedMember("web01", "127.0.0.2", "web", {}, "alive"),
+        ListedMember("web02", "127.0.0.3", "A", {"dc": "tokyo"}, "left"),
+        ListedMember("web03", "127.0.0.4", "B", {}, "failed"),
+    ]
+    assert found.refused == ()
+
+
+def test_captured_info_is_read() -> None:
+    assert parse_info((SERF / "info.json").read_text()) == AgentInfo("lb01", "lb", False, {"user": 1, "query": 1}, {})  # noqa: FBT003
+
+
+def test_handlers_are_told_by_filter() -> None:
+    told = {"agent": {"name": "lb01"}, "serf": {"encrypted": "true"}, "event_handlers": {"*:": "lbagent handle"}}
+
+    assert parse_info(json.dumps(told)) == AgentInfo("lb01", "", True, {}, {"*:": "lbagent handle"})  # noqa: FBT003
+
+
+def test_an_ipv6_address_loses_its_brackets_and_port() -> None:
+    assert parse_member_list(said(row(addr="[fd00::5]:7946"))).members == (
+        ListedMember("web01", "fd00::5", "web", {}, "alive"),
+    )
+
+
+def test_a_comma_in_a_tag_is_no_other_tag() -> None:
+    [one] = parse_member_list(said(row(a="1,role=lb", b="x=y,z"))).members
+
+    assert (one.role, one.tags) == ("web", {"a": "1,role=lb", "b": "x=y,z"})
+
+
+def test_nobody_is_a_list_too() -> None:
+    assert parse_member_list('{"members": null}') == MemberList((), frozenset(), ())
+
+
+@pytest.mark.parametrize(
+    ("one", "why"),
+    [
+        (row(name="web 01"), "serf members: node name 'web 01' is not [A-Za-z0-9][A-Za-z0-9._-]{0,62}"),
+        (row(name=""), "serf members: node name '' is not [A-Za-z0-9][A-Za-z0-9._-]{0,62}"),
+        (row(addr=":80"), "serf members: node web01: ':80' is not an IP address and a port"),
+        (row(addr="?616263:80"), "serf members: node web01: '?616263:80' is not an IP address and a port"),
+        (row(addr="10.0.0.1"), "serf members: node web01: '10.0.0.1' is not an IP address and a port"),
+    ],
+)
+def test_who_cannot_be_used_is_named_and_not_missing(one: Any, why: str) -> None:  # noqa: ANN401
+    found = parse_member_list(said(one, row(name="web02")))
+
+    assert [member.name for member in found.members] == ["web02"]
+    assert found.names == {one["name"], "web02"}
+    assert found.refused == (why,)
+
+
+WRONG = ["", "Error connecting", "[]", "7", "null", '"x"', "{}", "NaN", '{"members": [7]}', '{"members": [null, []]}']
+WRONG += [f'{{"members": {value}}}' for value in ("5", "0", "true", "false", '""', '"abc"', "{}", '{"name": "web01"}')]
+ODD: tuple[Any, ...] = (5, None, ["web01"], {}, True)
+WRONG += [said(row(**{key: value})) for key in ("name", "addr", "status", "role", "dc") for value in ODD]
+WRONG += [said({**row(), "tags": value}) for value in ([], "", 0, "role=web", ["role"])]
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_what_is_no_list_is_told_from_an_empty_one(text: str) -> None:
+    with pytest.raises(ValueError, match=r".*"):
+        parse_member_list(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", "7", "null", "{}", '{"agent": 5}', '{"agent": {}}', '{"agent": {"name": 5}}'),
+        *(f'{{"agent": {{"name": "lb01"}}, {more}}}' for more in ('"serf": 5', '"serf": {"event_time": 5}')),
+        *(f'{{"agent": {{"name": "lb01"}}, {more}}}' for more in ('"serf": {"event_time": "x"}', '"tags": []')),
+        '{"agent": {"name": "lb01"}, "tags": {"role": 5}}',
+        '{"agent": {"name": "lb01"}, "event_handlers": "x"}',
+    ],
+)
+def test_what_says_nothing_of_the_agent_is_told(text: str) -> None:
+    with pytest.raises(ValueError, match=r".*"):
+        parse_info(text)
+
+
+@given(poisoned(st.just("web01")), poisoned(st.just("10.0.0.1:7946")), st.text(max_size=5))
+def test_who_is_listed_has_a_name_and_an_address(name: str, addr: str, tag: str) -> None:
+    for one in parse_member_list(said(row(name, addr, tag, dc=tag))).members:
+        assert NAME.fullmatch(one.name)
+        assert canonical_address(one.address) == one.address
+
+
+def test_the_first_answer_of_each_node_counts() -> None:
+    text = (
+        "Query 'pause' dispatched\nResponse from 'lb01': done\nResponse from 'lb02': refused: x': y\n"
+        "Response from 'lb01': queued\nResponse from 'lb03': done\nTotal Responses: 3"
+    )
+
+    assert parse_answers(text, ["lb01", "lb02"]) == {"lb01": "done", "lb02": "refused: x': y"}
+
+
+def test_the_other_load_balancers_have_the_same_role() -> None:
+    rows = [row(name, role=role) for name, role in (("lb01", "lb"), ("lb02", "lb"), ("web01", "web"), ("edge", "edge"))]
+    listed = parse_member_list(
+        said(*rows, row("lb03", role="lb", status="left"), row("lb04", role="lb", status="failed"))
+    )
+
+    assert [one.name for one in find_peers(listed, LB01)] == ["lb02", "lb04"]
+    assert [one.name for one in find_peers(listed, LB01._replace(role=""))] == ["lb02", "lb04"]
+    assert [one.name for one in find_peers(listed, LB01._replace(role="edge"))] == ["edge"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        '{"members": 5}', '{"members": "web01"}', '{"members": true}', '{"members": {"name": "web01"}}', '{"members": [5]}',
+        '{"members": [null, "x"]}', '{"members": [{"name": "web01", "tags": [1]}]}', "[" * 100_000, "[]", "5", '"x"', "",
+    ],
+)  # fmt: skip
+def test_what_is_not_a_list_of_members_is_an_error_that_callers_know(words: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011  # json's words, or ours
+        parse_member_list(words)
+
+
+def test_a_load_balancer_with_several_roles_is_known_by_the_first() -> None:
+    rows = [{"name": name, "addr": "10.0.0.1:7946", "tags": {"role": role}, "status": "alive"}
+            for name, role in (("lb01", "lb,web"), ("lb02", "lb"), ("lb03", "web,lb"), ("web01", "web"), ("x", "lbx"))]  # fmt: skip
+    listed = parse_member_list(json.dumps({"members": rows}))
+
+    assert [one.name for one in find_peers(listed, LB01._replace(name="lb01", role="lb,web"))] == ["lb02", "lb03"]

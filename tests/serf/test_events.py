@@ -1,0 +1,394 @@
+"""serf/events: from what Serf handed over to an event that means something."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lbagent.names import NAME, canonical_address
+from lbagent.serf.events import (
+    Command,
+    Ignored,
+    Malformed,
+    MemberEvent,
+    MemberLine,
+    StatusQuery,
+    parse_duration,
+    parse_event,
+)
+from lbagent.serf.raw_event import RawEvent, read_handler_event
+from tests.helpers.builders import NOW, joining, poisoned, saying, telling
+
+SERF = Path(__file__).parent.parent / "fixtures" / "serf"
+
+WEB01 = MemberLine("web01", "127.0.0.2", "web", {})
+
+
+def captured(case: str) -> RawEvent:
+    """An event as a real Serf agent handed it over."""
+    environ = {
+        key.encode(): value.encode() for key, value in json.loads((SERF / case / "env.json").read_text()).items()
+    }
+    return read_handler_event(environ, (SERF / case / "stdin.bin").read_bytes(), NOW * 1000, "id")
+
+
+def command(verb: str, name: str, address: str | None = None, until: int | None = None, reason: str = "") -> Command:
+    """The command, as far as it does not depend on clocks."""
+    return Command(verb, "user", None, name, address, until, reason, "")
+
+
+def members(raw: RawEvent) -> tuple[MemberLine, ...]:
+    """Those a member event tells of; the role, which has a field of its own, not once more among the tags."""
+    event = parse_event(raw)
+    assert isinstance(event, MemberEvent)
+    return tuple(
+        one._replace(tags={key: value for key, value in one.tags.items() if key != "role"}) for one in event.members
+    )
+
+
+def refused(raw: RawEvent) -> tuple[str, ...]:
+    """What a member event tells that cannot be used."""
+    event = parse_event(raw)
+    assert isinstance(event, MemberEvent)
+    return event.refused
+
+
+def said(payload: str) -> Command | Malformed:
+    """What a `pause` with this payload says, its LTime and checksum aside."""
+    event = parse_event(saying("pause", payload))
+    assert isinstance(event, Command | Malformed)
+    return event._replace(digest="") if isinstance(event, Command) else event
+
+
+# --- captured from a real Serf ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("case", "told"),
+    [
+        ("member-join-one", (WEB01,)),
+        (
+            "member-join-five",
+            (
+                MemberLine("web06", "127.0.0.7", "B", {}),
+                MemberLine("web03", "127.0.0.4", "A", {}),
+                MemberLine("web02", "127.0.0.3", "web", {}),
+                MemberLine("web05", "127.0.0.6", "B", {}),
+                MemberLine("web04", "127.0.0.5", "A", {}),
+            ),
+        ),
+        ("member-join-ipv6", (MemberLine("web01", "::1", "web", {}),)),
+        ("member-join-self", ()),
+        ("member-leave-self", ()),
+        (
+            "member-join-multitag",
+            (MemberLine("multi01", "127.0.0.11", "web", {"drain": "", "dc": "tokyo", "port": "8080"}),),
+        ),
+        ("member-join-name-dots", (MemberLine("web09.example.co.jp", "127.0.0.14", "web", {}),)),
+        ("member-join-norole", (MemberLine("norole01", "127.0.0.12", "", {}),)),
+        ("member-join-role-empty", (MemberLine("roleempty01", "127.0.0.13", "", {}),)),
+        ("member-update-role", (MemberLine("web01", "127.0.0.2", "B", {}),)),
+        ("hostile-advertise-addr", (MemberLine("attacker", "192.0.2.66", "web", {}),)),
+        ("hostile-addr-zero", (MemberLine("zero", "0.0.0.0", "web", {}),)),
+        (
+            "hostile-tag-newline",
+            (MemberLine("ev3", "127.0.0.45", "web", {"x": "1\\nweb99\\t6.6.6.6\\tweb\\trole=web"}),),
+        ),
+    ],
+)
+def test_members_are_read_as_serf_sends_them(case: str, told: tuple[MemberLine, ...]) -> None:
+    raw = captured(case)
+
+    assert members(raw) == told
+    assert refused(raw) == ()
+
+
+@pytest.mark.parametrize(
+    ("case", "why"),
+    [
+        ("member-join-name-space", "member-join: node name 'WEB 10 x' is not [A-Za-z0-9][A-Za-z0-9._-]{0,62}"),
+        ("member-join-name-utf8", "member-join: node name 'ウェブ11' is not [A-Za-z0-9][A-Za-z0-9._-]{0,62}"),
+        ("hostile-name-empty", "member-join: node name '' is not [A-Za-z0-9][A-Za-z0-9._-]{0,62}"),
+        ("hostile-name-cr", "member-join: node name 'cr\\rname' is not [A-Za-z0-9][A-Za-z0-9._-]{0,62}"),
+        ("hostile-name-nonutf8", "member-join: node name 'sjis\\udc83E\\udcff' is not [A-Za-z0-9][A-Za-z0-9._-]{0,62}"),
+        (
+            "hostile-name-literal-backslash-n",
+            "member-join: node name 'x\\\\n lit' is not [A-Za-z0-9][A-Za-z0-9._-]{0,62}",
+        ),
+        (
+            "hostile-name-newline",
+            "member-join: node name 'x\\\\n server evil 6.6.6.6:80' is not [A-Za-z0-9][A-Za-z0-9._-]{0,62}",
+        ),
+        ("hostile-space", "member-join: node name 'ev6 backup; reload' is not [A-Za-z0-9][A-Za-z0-9._-]{0,62}"),
+        ("hostile-addr-nil", "member-join: node addr0: '<nil>' is not an IP address"),
+        ("hostile-addr-3bytes", "member-join: node addr3: '?616263' is not an IP address"),
+    ],
+)
+def test_a_hostile_line_is_refused_in_words(case: str, why: str) -> None:
+    assert parse_event(captured(case)) == MemberEvent("member-join", (), (why,))
+
+
+@pytest.mark.parametrize("case", ["hostile-role-crlf", "hostile-role-newline"])
+def test_a_hostile_role_is_a_role_nobody_has(case: str) -> None:
+    event = parse_event(captured(case))
+
+    assert isinstance(event, MemberEvent)
+    assert [NAME.fullmatch(one.role) for one in event.members] == [None]
+
+
+def test_a_doubled_tag_proves_nothing() -> None:
+    event = parse_event(joining("web12\t127.0.0.17\tweb\trole=web,a=1,role=lb,b=x=y,z"))
+
+    assert event == MemberEvent(
+        "member-join", (MemberLine("web12", "127.0.0.17", "web", {"a": "1", "b": "x=y", "z": ""}),), ()
+    )
+
+
+@pytest.mark.parametrize(
+    ("case", "wanted"),
+    [
+        ("user-pause", command("pause", "web01", "127.0.0.2")),
+        ("user-pause-coalesce", command("pause", "web01", "127.0.0.2")),
+        ("user-pause-trailing-newline", command("pause", "web01", "127.0.0.2")),
+        ("user-pause-empty-ip", command("pause", "web01")),
+        ("user-pause-utf8", command("pause", "ウェブ01", "127.0.0.2")),
+        ("user-pause-cp932", command("pause", "\udc83E\udc83F\udc83u01", "127.0.0.2")),
+        ("user-resume", command("resume", "web01", "127.0.0.2")),
+        ("win-user-pause", command("pause", "VM", "127.0.0.2")),
+        ("win-user-resume", command("resume", "vm", "127.0.0.2")),
+    ],
+)
+def test_commands_are_read_as_serf_sends_them(case: str, wanted: Command) -> None:
+    event = parse_event(captured(case))
+
+    assert isinstance(event, Command)
+    assert event._replace(ltime=None, digest="") == wanted
+
+
+@pytest.mark.parametrize("case", ["user-pause-empty-payload", "user-pause-no-payload", "user-pause-hostile"])
+def test_a_command_nobody_can_act_upon_is_malformed(case: str) -> None:
+    assert isinstance(parse_event(captured(case)), Malformed)
+
+
+@pytest.mark.parametrize("case", ["user-deploy", "user-name-newline", "query-with-payload"])
+def test_somebody_elses_event_is_ignored(case: str) -> None:
+    assert parse_event(captured(case)) == Ignored()
+
+
+# --- member lines -------------------------------------------------------------------------------------------------
+
+
+def test_an_unterminated_line_was_cut_off() -> None:
+    raw = joining("web01\t127.0.0.2\tweb\trole=web")
+
+    assert members(raw._replace(payload=raw.payload + b"web02\t127.0.0.3\tweb\trole=we")) == (WEB01,)
+
+
+@pytest.mark.parametrize("payload", [b"", b"web01\t127.0.0.2\tweb\trole=web"])
+def test_an_agent_that_stops_hands_over_nothing_or_half_a_line(payload: bytes) -> None:
+    assert parse_event(joining()._replace(payload=payload)) == MemberEvent("member-join", (), ())
+
+
+def test_a_load_balancers_own_line_is_ignored() -> None:
+    assert members(telling("member-leave", "lb01\t127.0.0.1\tlb\t", "web01\t127.0.0.2\tweb\trole=web")) == (WEB01,)
+
+
+def test_without_a_name_of_its_own_nothing_is_its_own() -> None:
+    event = parse_event(telling("member-join", "\t127.0.0.2\tweb\t", self_name=""))
+
+    assert event == MemberEvent(
+        "member-join", (), ("member-join: node name '' is not [A-Za-z0-9][A-Za-z0-9._-]{0,62}",)
+    )
+
+
+@pytest.mark.parametrize(
+    "line", ["", "web01", "web01\t127.0.0.2\tweb", "web01\t127.0.0.2\tweb\t\t", "web01 127.0.0.2 web role=web"]
+)
+def test_a_line_of_another_shape_is_refused_and_the_next_one_read(line: str) -> None:
+    raw, fields = joining(line, "web01\t127.0.0.2\tweb\trole=web"), line.split("\t")
+
+    assert members(raw) == (WEB01,)
+    assert refused(raw) == (f"member-join: a line of {len(fields)} fields instead of 4, beginning {fields[0]!r}",)
+
+
+def test_lines_end_at_lf_only() -> None:
+    event = parse_event(
+        joining(
+            "a\u2028b\t10.0.0.1\tweb\t", "a\x0bb\t10.0.0.1\tweb\t", "a\rb\t10.0.0.1\tweb\t", "a\x85b\t10.0.0.1\tweb\t"
+        )
+    )
+
+    assert isinstance(event, MemberEvent)
+    assert event.members == ()
+    assert len(event.refused) == 4
+
+
+@given(
+    st.lists(
+        st.lists(
+            poisoned(st.sampled_from(["web01", "10.0.0.5", "web", "role=web,port=80"])), min_size=3, max_size=5
+        ).map("\t".join),
+        max_size=5,
+    )
+)
+def test_no_line_makes_a_member_with_a_bad_name_or_address(lines: list[str]) -> None:
+    event = parse_event(joining(*lines))
+
+    assert isinstance(event, MemberEvent)
+    assert all(NAME.fullmatch(one.name) and canonical_address(one.address) == one.address for one in event.members)
+
+
+@given(
+    st.sampled_from(["member-join", "user", "query", "typed", "other"]),
+    st.sampled_from(["pause", "resume", "lbagent-status", "", "x"]),
+    st.binary(max_size=200),
+)
+def test_any_bytes_are_an_event(kind: str, name: str, payload: bytes) -> None:
+    assert parse_event(RawEvent("id", NOW * 1000, kind, name, 1, "lb01", payload)) is not None
+
+
+# --- commands -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("payload", "wanted"),
+    [
+        ("web01", command("pause", "web01")),
+        ("web01\n", command("pause", "web01")),
+        ("web01\r\n", command("pause", "web01")),
+        ("  web01   10.0.0.5  web ", command("pause", "web01", "10.0.0.5")),
+        ("web01\t10.0.0.5\tweb", command("pause", "web01", "10.0.0.5")),
+        ("web01 2001:DB8::5 web", command("pause", "web01", "2001:db8::5")),
+        ("web01 web", command("pause", "web01")),
+        ("web01 until=1700009999", command("pause", "web01", until=1_700_009_999)),
+        ("web01 for=2h", command("pause", "web01", until=NOW + 7200)._replace(lasting=7200)),
+        (
+            "web01 for=90s reason=patch Tuesday for=3h",
+            command("pause", "web01", until=NOW + 90, reason="patch Tuesday for=3h")._replace(lasting=90),
+        ),
+        (
+            "web01 10.0.0.5 web for=1d reason=更新\u202e",
+            command("pause", "web01", "10.0.0.5", NOW + 86400, "更新?")._replace(lasting=86400),
+        ),
+        ("web01 reason=" + "x" * 300, command("pause", "web01", reason="x" * 200)),
+        ("web01 reason=", command("pause", "web01")),
+    ],
+)
+def test_a_payload_names_a_node_an_address_an_end_and_a_reason(payload: str, wanted: Command) -> None:
+    assert said(payload) == wanted
+
+
+@pytest.mark.parametrize(
+    ("payload", "why"),
+    [
+        ("", "pause: the payload '' is not NAME [ADDRESS] [ROLE] [for=2h] [reason=…]"),
+        ("\n", "pause: the payload '' is not NAME [ADDRESS] [ROLE] [for=2h] [reason=…]"),
+        ("reason=x", "pause: the payload 'reason=x' is not NAME [ADDRESS] [ROLE] [for=2h] [reason=…]"),
+        ("a b c d", "pause: the payload 'a b c d' is not NAME [ADDRESS] [ROLE] [for=2h] [reason=…]"),
+        ("web01\nweb02\n", "pause: the payload holds control characters"),
+        ("web01\0", "pause: the payload holds control characters"),
+        ("web01 \x1b[31m", "pause: the payload holds control characters"),
+        ("web01 for=2h until=1", "pause: 'until=1' after 'for=2h': give one of until= and for="),
+        ("web01 for=2w", "pause: 'for=2w' is not until=EPOCH or for=90s, 15m, 2h, 7d"),
+        ("web01 for=", "pause: 'for=' is not until=EPOCH or for=90s, 15m, 2h, 7d"),
+        ("web01 for=-2h", "pause: 'for=-2h' is not until=EPOCH or for=90s, 15m, 2h, 7d"),
+        ("web01 for=\u0662h", "pause: 'for=\u0662h' is not until=EPOCH or for=90s, 15m, 2h, 7d"),
+        ("web01 until=x", "pause: 'until=x' is not until=EPOCH or for=90s, 15m, 2h, 7d"),
+        ("web01 until=" + "9" * 12, "pause: 'until=999999999999' is not until=EPOCH or for=90s, 15m, 2h, 7d"),
+    ],
+)
+def test_a_payload_nobody_can_act_upon_is_refused_in_words(payload: str, why: str) -> None:
+    assert said(payload) == Malformed(why)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90s", 90),
+        ("15m", 900),
+        ("2h", 7200),
+        ("7d", 604_800),
+        ("", None),
+        ("s", None),
+        ("2", None),
+        ("2.5h", None),
+        ("1" * 8 + "s", None),
+    ],
+)
+def test_a_duration_has_a_unit(text: str, seconds: int | None) -> None:
+    assert parse_duration(text) == seconds
+
+
+def test_an_event_is_known_by_its_payload_to_the_letter() -> None:
+    one, same, other, verb = (
+        parse_event(saying(*words))
+        for words in (("pause", "web01"), ("pause", "web01\n"), ("pause", "web01 "), ("resume", "web01"))
+    )
+
+    assert isinstance(one, Command)
+    assert isinstance(same, Command)
+    assert isinstance(other, Command)
+    assert isinstance(verb, Command)
+    assert one.digest == same.digest
+    assert len({one.digest, other.digest, verb.digest}) == 3
+
+
+def test_a_status_query_is_one() -> None:
+    assert parse_event(saying("lbagent-status", " pauses\tx\n", 1, "query")) == StatusQuery(("pauses", "x"))
+
+
+def test_a_status_user_event_is_none() -> None:
+    assert parse_event(saying("lbagent-status", "", 1, "user")) == Ignored()
+
+
+@pytest.mark.parametrize(
+    ("word", "why"),
+    [
+        (f"until={NOW}", f"'until={NOW}' is past here, by 0 s: see the clocks"),
+        (f"until={NOW - 10}", f"'until={NOW - 10}' is past here, by 10 s: see the clocks"),
+        ("for=0s", "'for=0s' is not until=EPOCH or for=90s, 15m, 2h, 7d"),
+    ],
+)
+def test_a_pause_that_is_over_already_is_none(word: str, why: str) -> None:
+    # Answered `done`, somebody would patch a node that is in traffic.
+    assert parse_event(saying("pause", f"web01 {word}", 1, "query")) == Malformed(f"pause: {why}")
+
+
+def test_a_user_event_whose_pause_is_over_already_is_known() -> None:
+    # Serf replays user events: that this pause has ended must not be forgotten.
+    event = parse_event(saying("pause", f"web01 until={NOW - 10}", 1))
+
+    assert isinstance(event, Command)
+    assert event.until == NOW - 10
+
+
+@pytest.mark.parametrize(
+    ("payload", "name", "force"),
+    [
+        ("web01", "web01", False),
+        ("web01 force", "web01", True),
+        ("web01 10.0.0.5 force", "web01", True),
+        ("web01 10.0.0.5 web force", "web01", True),
+        ("force force", "force", True),
+    ],
+)
+def test_force_is_the_last_word_of_a_forget_and_no_name(payload: str, name: str, force: bool) -> None:  # noqa: FBT001
+    event = parse_event(saying("lbagent-forget", payload, 1, "query"))
+
+    assert isinstance(event, Command)
+    assert (event.verb, event.name, event.force) == ("forget", name, force)
+
+
+def test_force_alone_forgets_nobody() -> None:
+    assert isinstance(parse_event(saying("lbagent-forget", "force", 1, "query")), Malformed)
+
+
+def test_force_is_a_name_to_a_pause() -> None:
+    event = parse_event(saying("pause", "force", 1))
+
+    assert isinstance(event, Command)
+    assert (event.name, event.force) == ("force", False)

@@ -1,0 +1,137 @@
+"""serf/raw: what Serf handed over, as it came, and how that stands in a spool record."""
+
+# ruff: noqa: E501  # a case of a table stands on one line
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lbagent.serf.raw_event import RECORD_LIMIT, RawEvent, parse_record, read_handler_event
+
+JOIN = RawEvent(
+    "0123456789abcdef", 1_700_000_000_123, "member-join", "", None, "lb01", b"web01\t10.0.0.5\tweb\trole=web\n"
+)
+
+
+def test_a_member_event_is_what_environment_and_stdin_say() -> None:
+    raw = read_handler_event(
+        {b"SERF_EVENT": b"member-join", b"SERF_SELF_NAME": b"lb01"}, b"web01\t10.0.0.5\tweb\t\n", 5, "id"
+    )
+
+    assert raw == RawEvent("id", 5, "member-join", "", None, "lb01", b"web01\t10.0.0.5\tweb\t\n")
+
+
+@pytest.mark.parametrize(
+    ("kind", "word", "clock"), [("user", "USER_EVENT", "USER_LTIME"), ("query", "QUERY_NAME", "QUERY_LTIME")]
+)
+def test_user_events_and_queries_have_a_name_and_an_ltime(kind: str, word: str, clock: str) -> None:
+    environ = {b"SERF_EVENT": kind.encode(), f"SERF_{word}".encode(): b"pause", f"SERF_{clock}".encode(): b"7"}
+
+    assert read_handler_event(environ, b"web01\n", 5, "id") == RawEvent("id", 5, kind, "pause", 7, "", b"web01\n")
+
+
+def test_a_query_does_not_take_the_name_of_a_user_event() -> None:
+    environ = {b"SERF_EVENT": b"query", b"SERF_USER_EVENT": b"pause", b"SERF_USER_LTIME": b"7"}
+
+    assert read_handler_event(environ, b"", 5, "id") == RawEvent("id", 5, "query", "", None, "", b"")
+
+
+@pytest.mark.parametrize("ltime", [b"", b"-1", b"1.0", b"x", b" 1", b"9" * 20, "\u0663".encode()])
+def test_what_is_no_ltime_is_none(ltime: bytes) -> None:
+    environ = {b"SERF_EVENT": b"user", b"SERF_USER_EVENT": b"pause", b"SERF_USER_LTIME": ltime}
+
+    assert read_handler_event(environ, b"", 5, "id").ltime is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "wanted"),
+    [
+        ("member-join", "", True),
+        ("member-leave", "", True),
+        ("member-failed", "", True),
+        ("member-update", "", True),
+        ("member-reap", "", True),
+        ("user", "pause", True),
+        ("user", "resume", True),
+        ("query", "pause", True),
+        ("query", "resume", True),
+        ("query", "lbagent-status", True),
+        ("user", "lbagent-status", False),
+        ("user", "deploy", False),
+        ("user", "pause ", False),
+        ("user", "Pause", False),
+        ("user", "pa use\nSERF_X=1", False),
+        ("query", "lbstatus", False),
+        ("member-join ", "", False),
+        ("member-", "", False),
+        ("", "pause", False),
+        ("typed", "pause", False),
+    ],
+)
+def test_anything_else_is_ignored(kind: str, name: str, wanted: bool) -> None:  # noqa: FBT001
+    assert JOIN._replace(kind=kind, name=name).wanted is wanted
+
+
+def test_a_record_gives_back_the_event() -> None:
+    (record,) = JOIN.records()
+
+    assert parse_record(record) == JOIN._replace(id=f"{JOIN.id}0000")
+
+
+words = st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"]), max_size=40) | st.binary(
+    max_size=40
+).map(lambda word: word.replace(b"\0", b"").decode("utf-8", "surrogateescape"))
+
+
+@given(words, words, words, st.none() | st.integers(0, 10**18), st.binary(max_size=200))
+def test_a_record_gives_back_any_event(kind: str, name: str, self_name: str, ltime: int | None, payload: bytes) -> None:
+    raw = RawEvent("id", 5, kind, name, ltime, self_name, payload)
+
+    (record,) = raw.records()
+
+    assert parse_record(record) == raw._replace(id="id0000")
+
+
+def test_a_member_event_too_long_for_a_record_is_split_at_its_lines() -> None:
+    lines = [b"web%05d\t10.0.0.5\tweb\trole=web,cr=\r,x=%s\n" % (at, b"y" * 200) for at in range(2000)]
+
+    records = list(JOIN._replace(payload=b"".join(lines)).records())
+
+    pieces = [parse_record(record) for record in records]
+    assert all(len(record) <= RECORD_LIMIT for record in records)
+    assert b"".join(piece.payload for piece in pieces) == b"".join(lines)
+    assert all(piece.payload.endswith(b"\n") for piece in pieces)
+    assert len({piece.id for piece in pieces}) == len(pieces) > 1
+
+
+def test_a_line_too_long_for_any_record_is_left_out_and_the_others_stay() -> None:
+    first, monster, last = b"a\t10.0.0.1\tweb\t\n", b"m" * 70_000 + b"\t10.0.0.2\tweb\t\n", b"b\t10.0.0.3\tweb\t\n"
+
+    records = list(JOIN._replace(payload=first + monster + last).records())
+
+    assert b"".join(parse_record(record).payload for record in records) == first + last
+
+
+def test_a_payload_too_long_for_a_record_is_cut() -> None:
+    (record,) = JOIN._replace(kind="user", name="pause", payload=b"x" * 100_000).records()
+
+    assert len(record) <= RECORD_LIMIT
+
+
+@given(st.binary(max_size=200) | st.binary(max_size=60).map(lambda rest: b"lbagent 1\0id\0005\0user\0pause\0" + rest))
+def test_any_bytes_are_a_record_or_a_value_error(content: bytes) -> None:
+    with contextlib.suppress(ValueError):
+        raw = parse_record(content)
+
+        assert content.startswith(b"lbagent 1\0")
+        assert content.endswith(raw.payload)
+
+
+@given(st.dictionaries(st.sampled_from([b"SERF_EVENT", b"SERF_USER_EVENT", b"SERF_QUERY_NAME", b"SERF_USER_LTIME", b"SERF_SELF_NAME"]),
+                       st.binary(max_size=30) | st.sampled_from([b"user", b"query", b"member-join"])), st.binary(max_size=100))  # fmt: skip
+def test_any_environment_is_an_event(environ: dict[bytes, bytes], stdin: bytes) -> None:
+    assert read_handler_event(environ, stdin, 5, "id").payload == stdin

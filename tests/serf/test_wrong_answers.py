@@ -1,0 +1,104 @@
+"""What `serf` answers, and cannot be read: exit status 75, never a traceback, and haproxy.cfg stays as it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from tests.helpers.real_programs import Lb, eventually, member
+
+INFO = {
+    "agent": {"name": "lb01"},
+    "serf": {"event_time": "9", "query_time": "9", "encrypted": "true"},
+    "tags": {"role": "lb"},
+    "event_handlers": {},
+}
+WEB01 = {"name": "web01", "addr": "127.0.0.11:7946", "port": 7946, "tags": {"role": "web"}, "status": "alive"}
+SOUND = json.dumps({"members": [WEB01]})
+
+WRONG = [
+    '{"members": 5}',
+    '{"members": {"web01": {}}}',
+    '{"members": "web01"}',
+    '{"members": [5]}',
+    '{"members": 0}',
+    "{}",
+    "[]",
+    "null",
+    "5",
+    "",
+    "[" * 100_000,
+    json.dumps({"members": [{**WEB01, "tags": ["role"]}]}),
+    json.dumps({"members": [{**WEB01, "name": 5}]}),
+    json.dumps({"members": [{**WEB01, "status": None}]}),
+]
+
+
+def answering(lb: Lb, members: str, info: str = json.dumps(INFO)) -> None:
+    """From now on `serf` answers so."""
+    (lb.folder / "members").write_text(members)
+    (lb.folder / "info").write_text(info)
+    script = lb.bin / "serf"
+    script.write_text(f'#!/bin/sh\n[ "$1" = query ] || cat {lb.folder}/"$1"\n')
+    script.chmod(0o755)
+
+
+@pytest.fixture
+def lb() -> Iterator[Lb]:
+    with Lb() as made:
+        answering(made, SOUND)
+        made.join(member("web01", "127.0.0.11"))
+        assert made.run("sync").returncode == 0
+        yield made
+
+
+@pytest.mark.parametrize("text", WRONG, ids=lambda text: text[:40])
+def test_a_list_of_members_that_cannot_be_read_is_tried_again(lb: Lb, text: str) -> None:
+    before = lb.text
+    answering(lb, text)
+
+    done = lb.run("sync")
+
+    assert done.returncode == 75
+    assert b"Traceback" not in done.stderr
+    assert done.stderr.startswith(b"lbagent: serf members answered what nobody can read: ")
+    assert lb.text == before
+
+
+@pytest.mark.parametrize("text", ["5", "{}", '{"agent": 5}', '{"agent": {"name": "lb01"}, "serf": {"event_time": 5}}'])
+def test_what_says_nothing_of_the_agent_is_tried_again(lb: Lb, text: str) -> None:
+    before = lb.text
+    answering(lb, SOUND, text)
+
+    done = lb.run("sync")
+
+    assert (done.returncode, lb.text) == (75, before)
+    assert b"Traceback" not in done.stderr
+
+
+def test_watch_goes_on_where_the_list_cannot_be_read(lb: Lb) -> None:
+    asked = lb.folder / "asked"
+    answering(lb, '{"members": 5}')
+    (lb.bin / "serf").write_text(f'#!/bin/sh\necho "$1" >>{asked}\ncat {lb.folder}/"$1"\n')
+
+    process = lb.start("watch")
+    try:
+        eventually(lambda: asked.exists() and asked.read_text().count("members") > 1)
+        lb.join(member("web02", "127.0.0.12"))
+        eventually(lambda: len(lb.managed) == 2 and lb.idle)
+    finally:
+        process.terminate()
+        _, said = process.communicate(timeout=60)
+
+    assert process.returncode == 0
+    assert b"Traceback" not in said
+
+
+def test_a_pause_is_taken_where_no_other_load_balancer_can_be_asked(lb: Lb) -> None:
+    answering(lb, '{"members": 5}', "5")
+
+    assert lb.say("pause", "web01", 5).returncode == 0
+
+    assert lb.managed == ["# lbagent paused web01 127.0.0.11 role=web"]

@@ -1,0 +1,298 @@
+"""What does not belong into the spool is set aside; what does is folded, and nothing blocks."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.faults import forged, instead_of_haproxy, one_line, with_lines
+from tests.helpers.real_programs import Lb, member
+
+GOOD = member("web1", "127.0.0.11")
+
+
+@pytest.fixture
+def lb() -> Iterator[Lb]:
+    with Lb() as made:
+        yield made
+
+
+@pytest.fixture
+def spool(lb: Lb) -> Path:
+    path = lb.state / "spool"
+    path.mkdir(parents=True)
+    return path
+
+
+def bad(lb: Lb) -> list[str]:
+    """What was set aside, oldest first, under the names it had."""
+    return [name.partition("-")[2] for name in sorted(os.listdir(lb.state / "spool/bad"))]
+
+
+def only_good_is_in(lb: Lb, operator: bytes) -> bool:
+    assert lb.text == with_lines(operator, [lb.server("web1", "127.0.0.11")])
+    assert sorted(lb.members()) == ["web1"]
+    assert (lb.spooled(), lb.staged()) == ([], [])
+    return True
+
+
+def _link(path: Path, to: str) -> None:
+    path.symlink_to(to)
+
+
+def _dangling(path: Path) -> None:
+    _link(path, "/nowhere/bad")
+
+
+def _listening(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(str(path))
+
+
+def _sparse(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 1 << 30)
+
+
+def _folder(path: Path) -> None:
+    path.mkdir()
+    (path / "file").write_bytes(b"x")
+
+
+RECORD = forged("f00d0000", "member-join", member("web9", "127.0.0.99"))
+
+ODD: dict[str, Callable[[Path], object]] = {
+    "fifo": os.mkfifo,
+    "folder": _folder,
+    "link-to-a-record": lambda path: _link(path, "../record"),
+    "link-to-nowhere": lambda path: _link(path, "/nowhere"),
+    "link-to-itself": lambda path: _link(path, path.name),
+    "link-to-a-device": lambda path: _link(path, "/dev/zero"),
+    "socket": _listening,
+    "device": lambda path: os.mknod(path, 0o020600, os.makedev(1, 5)),
+    "one-gigabyte": _sparse,
+    "just-too-large": lambda path: path.write_bytes(RECORD.ljust(64 * 1024 + 1, b"\n")),
+    "empty": lambda path: path.touch(),
+    "garbage": lambda path: path.write_bytes(bytes(range(256)) * 16),
+    "cut-in-its-head": lambda path: path.write_bytes(RECORD[:30]),
+    "of-another-version": lambda path: path.write_bytes(RECORD.replace(b"lbagent 1", b"lbagent 2")),
+    "without-a-time": lambda path: path.write_bytes(RECORD.replace(b"1700000000000", b"yesterday")),
+    "before-all-time": lambda path: path.write_bytes(RECORD.replace(b"1700000000000", b"-1")),
+    "beyond-all-time": lambda path: path.write_bytes(RECORD.replace(b"1700000000000", b"9" * 40)),
+}
+
+
+@pytest.mark.parametrize("make", ODD.values(), ids=ODD)
+def test_what_is_no_record_is_set_aside_and_the_event_goes_on(
+    lb: Lb, spool: Path, make: Callable[[Path], None]
+) -> None:
+    operator = lb.text
+    (lb.state / "record").write_bytes(RECORD)
+    make(spool / "1")
+
+    done = lb.join(GOOD)
+
+    assert done.returncode == 0
+    assert one_line(done).startswith(f"'{spool}/1' ")
+    assert bad(lb) == ["1"]
+    assert (lb.state / "record").read_bytes() == RECORD
+    assert only_good_is_in(lb, operator)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "web 1",
+        "0",
+        "01",
+        "-1",
+        "1.tmp",
+        "x" * 255,
+        pytest.param("\u8868" * 84, id="three-byte-characters"),  # 252 bytes in 84 characters
+        "a\nb\x1b[31m",
+        os.fsdecode(b"\x83\x5c\xff"),
+        "1" * 40,
+    ],
+)
+def test_foreign_names_are_set_aside_and_the_event_goes_on(lb: Lb, spool: Path, name: str) -> None:
+    # A name is cut by bytes: 84 characters of three bytes are too long for one with the time in front of it.
+    operator = lb.text
+    (spool / name).write_bytes(RECORD)
+
+    done = lb.join(GOOD)
+
+    assert done.returncode == 0
+    assert one_line(done).isprintable()
+    assert bad(lb) == [name[:100]] or len(os.fsencode(name)) > 200
+    assert only_good_is_in(lb, operator)
+
+
+def test_a_record_with_the_largest_number_does_not_lose_the_events_after_it(lb: Lb, spool: Path) -> None:
+    operator = lb.text
+    # The next number would not be a record's name any more.
+    (spool / ("9" * 17)).write_bytes(b"not a record")
+
+    done = lb.join(GOOD)
+
+    assert done.returncode == 0
+    assert bad(lb) == ["9" * 17]
+    assert only_good_is_in(lb, operator)
+
+
+def test_record_cut_in_its_payload_gives_its_whole_lines_only(lb: Lb, spool: Path) -> None:
+    operator = lb.text
+    record = forged("f00d0000", "member-join", member("web2", "127.0.0.12") + member("web3", "127.0.0.13"))
+    (spool / "1").write_bytes(record[:-5])
+
+    done = lb.join(GOOD)
+
+    assert done.returncode == 0
+    lines = [lb.server("web1", "127.0.0.11"), lb.server("web2", "127.0.0.12")]
+    assert lb.text == with_lines(operator, lines)
+    assert lb.spooled() == []
+
+
+FORGED = {
+    "kind-nobody-knows": forged("a", "member-explode", member("web9", "127.0.0.99")),
+    "no-kind": forged("a", "", b""),
+    "command-nobody-knows": forged("a", "user", b"web1\n", "shutdown", "5"),
+    "typed-command-nobody-knows": forged("a", "typed", b"web1\n", "shutdown"),
+    "typed-command-nobody-knows-for-nobody": forged("a", "typed", b"nobody\n", "shutdown"),
+    "ltime-of-words": forged("a", "user", b"nobody-at-all with too many words in it\n", "pause", "five"),
+    "no-payload": forged("a", "user", b"", "pause", "5"),
+    "control-characters": forged("a", "user", b"web1\x1b[31m\n", "pause", "5"),
+    "until-when": forged("a", "user", b"web1 until=tomorrow\n", "pause", "5"),
+    "a-second-line": forged("a", "member-join", b"x\n server evil 6.6.6.6:80\t127.0.0.9\tweb\trole=web\n"),
+    "address-with-a-second-line": forged("a", "member-join", b"evil\t127.0.0.9\r server evil\tweb\trole=web\n"),
+    "own-name": forged("a", "member-join", member("lb01", "127.0.0.99")),
+    "role-with-blanks": forged("a", "member-join", b"evil\t127.0.0.9\tweb check\trole=web\n"),
+    "a-million-fields": forged("a", "member-join", b"\t" * 60_000 + b"\n"),
+}
+
+
+@pytest.mark.parametrize("record", FORGED.values(), ids=FORGED)
+def test_forged_fields_neither_get_in_nor_block(lb: Lb, spool: Path, record: bytes) -> None:
+    operator = lb.text
+    lb.join(GOOD)
+    for number in ("1", "2"):
+        (spool / number).write_bytes(record.replace(b"\0a\0", f"\0a{number}\0".encode()))
+
+    runs = [lb.join(GOOD), lb.join(GOOD)]
+
+    assert [run.returncode for run in runs] == [0, 0]
+    assert not any(b"Traceback" in run.stderr or b"defect" in run.stderr for run in runs)
+    assert lb.text == with_lines(operator, [lb.server("web1", "127.0.0.11")])
+    assert (lb.spooled(), lb.staged()) == ([], [])
+
+
+def test_two_records_of_one_identity_are_folded_once(lb: Lb, spool: Path) -> None:
+    operator = lb.text
+    (spool / "1").write_bytes(forged("same", "member-join", GOOD))
+    assert lb.run("apply").returncode == 0
+    # As a crash between members.json and the removal of the record leaves it.
+    (spool / "1").write_bytes(forged("same", "member-leave", GOOD))
+
+    done = lb.run("apply")
+
+    assert done.returncode == 0
+    assert only_good_is_in(lb, operator)
+
+
+def test_of_thousands_of_foreign_files_the_newest_hundred_are_kept(lb: Lb, spool: Path) -> None:
+    operator = lb.text
+    for number in range(1, 3001):
+        (spool / str(number)).write_bytes(b"not a record")
+
+    done = lb.join(GOOD)
+
+    assert done.returncode == 0
+    assert b"Traceback" not in done.stderr
+    assert bad(lb) == [str(number) for number in range(2901, 3001)]
+    assert only_good_is_in(lb, operator)
+
+
+def test_of_hundreds_of_foreign_folders_the_newest_hundred_are_kept(lb: Lb, spool: Path) -> None:
+    operator = lb.text
+    for number in range(1, 301):
+        _folder(spool / str(number))
+
+    done = lb.join(GOOD)
+
+    assert done.returncode == 0
+    assert bad(lb) == [str(number) for number in range(201, 301)]
+    assert only_good_is_in(lb, operator)
+
+
+def test_thousands_of_records_are_folded_in_their_order_as_one_batch(lb: Lb, spool: Path) -> None:
+    operator = lb.text
+    for number in range(1, 2000):
+        kind = "member-join" if number % 2 else "member-leave"
+        (spool / str(number)).write_bytes(forged(f"id{number}", kind, member("web2", "127.0.0.12")))
+    lb.count_checks()
+
+    done = lb.join(GOOD)
+
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert lb.checks == 1
+    assert lb.text == with_lines(operator, [lb.server("web1", "127.0.0.11"), lb.server("web2", "127.0.0.12")])
+    assert {name: row["status"] for name, row in lb.members().items()} == {"web1": "alive", "web2": "alive"}
+    assert lb.spooled() == []
+
+
+def test_hidden_names_of_writers_that_died_are_in_nobodys_way(lb: Lb, spool: Path) -> None:
+    operator = lb.text
+    long_ago = time.time() - 3600
+    (spool / ".1").touch()
+    os.mkfifo(spool / ".2")
+    _folder(spool / ".3")
+    (spool / ".x").touch()
+    for name in (".1", ".2", ".3", ".x"):
+        os.utime(spool / name, (long_ago, long_ago))
+
+    done = lb.join(GOOD)
+
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert lb.spooled() == [".3"]
+    assert lb.text == with_lines(operator, [lb.server("web1", "127.0.0.11")])
+
+
+@pytest.mark.parametrize("make", [Path.touch, os.mkfifo, _dangling], ids=["file", "fifo", "link"])
+def test_bad_that_is_no_folder_does_not_block_the_events(lb: Lb, spool: Path, make: Callable[[Path], None]) -> None:
+    make(spool / "bad")
+    (spool / "1").write_bytes(b"not a record")
+
+    done = lb.join(GOOD)
+
+    assert done.returncode == 0
+    assert lb.managed == [lb.server("web1", "127.0.0.11")]
+
+
+def test_spool_that_is_a_file_is_said_and_haproxy_cfg_stays(lb: Lb, spool: Path) -> None:
+    operator = lb.text
+    spool.rmdir()
+    spool.write_bytes(b"")
+
+    done = lb.join(GOOD)
+
+    assert done.returncode == 1
+    assert one_line(done).startswith(f"not stored: sync needed: {spool}: ")
+    assert lb.text == operator
+
+
+def test_what_is_not_ours_to_judge_waits_while_haproxy_is_broken(lb: Lb, spool: Path) -> None:
+    operator = lb.text
+    (spool / "1").write_bytes(b"not a record")
+    instead_of_haproxy(lb, "exit 1")
+
+    done = lb.join(GOOD)
+
+    assert done.returncode == 4
+    assert done.stderr.count(b"\n") == 2
+    assert bad(lb) == ["1"]
+    assert lb.text == operator
+    assert sorted(lb.members()) == ["web1"]

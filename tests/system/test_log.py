@@ -1,0 +1,58 @@
+"""host/log: one line, and nothing a terminal obeys."""
+
+from __future__ import annotations
+
+import syslog
+
+import pytest
+
+from lbagent.system.log import Log
+
+
+@pytest.fixture
+def journal(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
+    """What syslog was told."""
+    told: list[tuple[int, str]] = []
+    monkeypatch.setattr(syslog, "syslog", lambda priority, words: told.append((priority, words)))
+    return told
+
+
+def test_failures_and_warnings_are_said_twice(
+    journal: list[tuple[int, str]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    log = Log()
+    log.error("failed")
+    log.warning("look")
+
+    assert capfd.readouterr() == ("", "lbagent: failed\nlbagent: look\n")
+    assert journal == [(syslog.LOG_ERR, "failed"), (syslog.LOG_WARNING, "look")]
+
+
+def test_what_went_well_is_said_only_when_asked_for(
+    journal: list[tuple[int, str]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    Log().info("quiet")
+    Log(verbose=True).info("done")
+
+    assert capfd.readouterr() == ("", "lbagent: done\n")
+    assert journal == [(syslog.LOG_INFO, "quiet"), (syslog.LOG_INFO, "done")]
+
+
+def test_a_query_hears_nothing_but_its_answer(
+    journal: list[tuple[int, str]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    log = Log(verbose=True)
+    log.silent = True
+    log.error("failed")
+
+    assert capfd.readouterr() == ("", "")
+    assert journal == [(syslog.LOG_ERR, "failed")]
+
+
+def test_foreign_words_stay_one_line_that_no_terminal_obeys(
+    journal: list[tuple[int, str]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    Log().error("a\nb\r\x1b[31m\0\u2028\udc83日本")
+
+    assert capfd.readouterr() == ("", "lbagent: a?b??[31m???日本\n")
+    assert [words for _, words in journal] == ["a?b??[31m???日本"]

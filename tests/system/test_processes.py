@@ -1,0 +1,97 @@
+"""host/processes: the process table, as /proc shows it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lbagent.system.processes import can_read_processes, find_processes, read_process
+
+NAME = "hap (roxy) x"
+
+
+@pytest.fixture
+def sleeper(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process with blanks and parentheses in its name."""
+    (tmp_path / NAME).symlink_to("/bin/sleep")
+    with subprocess.Popen([str(tmp_path / NAME), "60"], cwd=tmp_path, env={"A": "b=c", "E": ""}) as started:
+        # Its name is there a moment before its words.
+        while not Path(f"/proc/{started.pid}/cmdline").read_bytes().startswith(bytes(tmp_path)):
+            time.sleep(0.005)
+        yield started
+        started.kill()
+
+
+def test_a_process_is_described(sleeper: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    found = read_process(sleeper.pid)
+
+    assert found is not None
+    assert (found.pid, found.parent, found.program, found.alive) == (sleeper.pid, os.getpid(), NAME, True)
+    assert (found.argv, found.environ, found.cwd) == (
+        [str(tmp_path / NAME), "60"],
+        {"A": "b=c", "E": ""},
+        str(tmp_path),
+    )
+    assert found.user == os.getuid()
+
+
+def test_it_was_born_a_moment_ago(sleeper: subprocess.Popen[bytes]) -> None:
+    found = read_process(sleeper.pid)
+
+    assert found is not None
+    assert abs(found.born - time.time()) < 5
+
+
+def test_a_process_is_found_by_the_beginning_of_its_name(sleeper: subprocess.Popen[bytes]) -> None:
+    assert sleeper.pid in [one.pid for one in find_processes("hap (")]
+    assert sleeper.pid not in [one.pid for one in find_processes("ap (")]
+
+
+def test_who_executes_itself_anew_has_words_all_the_time(tmp_path: Path) -> None:
+    script = tmp_path / "again"
+    script.write_text('#!/bin/sh\nexec "$0" word\n')
+    script.chmod(0o755)
+    with subprocess.Popen([script, "word"], env={"A": "b"}) as started:
+        looks = [(one.argv[-1:], "A" in one.environ) for _ in range(2000) if (one := read_process(started.pid))]
+        started.kill()
+
+    assert (len(looks), [look for look in looks if look != (["word"], True)]) == (2000, [])
+
+
+def test_a_zombie_does_not_live(sleeper: subprocess.Popen[bytes]) -> None:
+    sleeper.kill()
+    while (found := read_process(sleeper.pid)) is not None and found.alive:
+        time.sleep(0.005)
+
+    assert found is not None
+    assert not found.alive
+    assert sleeper.pid not in [one.pid for one in find_processes("hap")]
+
+
+def test_a_process_that_is_gone_is_none_and_its_old_description_is_empty(sleeper: subprocess.Popen[bytes]) -> None:
+    before = read_process(sleeper.pid)
+    sleeper.kill()
+    sleeper.wait()
+
+    assert read_process(sleeper.pid) is None
+    assert before is not None
+    assert (before.argv, before.environ, before.cwd, before.unit) == ([], {}, None, None)
+
+
+def test_ourselves_are_there() -> None:
+    found = read_process(os.getpid())
+
+    assert found is not None
+    assert found.argv[0] == sys.orig_argv[0]
+    assert can_read_processes()
+
+
+@pytest.mark.parametrize("pid", [0, -1, 2**22 + 1])
+def test_no_such_pid_is_none(pid: int) -> None:
+    assert read_process(pid) is None
