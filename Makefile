@@ -33,11 +33,12 @@ bench: $(VENV)/.dev  ## how fast it is
 	@$(BIN)/python bench/run.py
 	@$(BIN)/python -m load.latency
 
-load: $(VENV)/.dev  ## 1,000 changes under load, long sessions, and a burst of reloads; eight minutes
+load: $(VENV)/.dev  ## 1,000 changes under load, long sessions, a burst of reloads, reloads in a row; nine minutes
 	@.ci/install wrk
 	@$(BIN)/python -m load
 	@$(BIN)/python -m load.sessions
 	@$(BIN)/python -m load.burst
+	@$(BIN)/python -m load.reloads
 
 fuzz: $(VENV)/.dev  ## 100,000 hostile inputs through the whole path; fifteen minutes
 	@LBAGENT_HOSTILE=100000 $(BIN)/python -m pytest -n 2 -q -s tests/run/test_hostile_inputs.py
