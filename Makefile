@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check lint docs bench load fuzz long histories test-differential test-pair test-windows test-spark test-impala test-platform pages clean
+.PHONY: help demo test test-fast check lint docs bench load fuzz long histories matrix test-differential test-pair test-windows test-spark test-impala test-platform pages clean
 
 export PATH := $(PATH):/usr/sbin:/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -36,11 +36,12 @@ bench: $(VENV)/.dev  ## how fast it is
 	@$(BIN)/python bench/run.py
 	@$(BIN)/python -m load.latency
 
-load: $(VENV)/.dev  ## 1,000 changes under load, long sessions, and a burst of reloads; eight minutes
+load: $(VENV)/.dev  ## 1,000 changes under load, long sessions, a burst of reloads, reloads in a row; nine minutes
 	@.ci/install wrk
 	@$(BIN)/python -m load
 	@$(BIN)/python -m load.sessions
 	@$(BIN)/python -m load.burst
+	@$(BIN)/python -m load.reloads
 
 fuzz: $(VENV)/.dev  ## 100,000 hostile inputs through the whole path; fifteen minutes
 	@LBAGENT_HOSTILE=100000 $(BIN)/python -m pytest -n 2 -q -s tests/run/test_hostile_inputs.py
@@ -50,6 +51,10 @@ long: $(VENV)/.dev  ## the daemon over 100,000 events and a day of syncs; ten mi
 
 histories: $(VENV)/.dev  ## pauses in 50,000 random histories beside a model; a quarter of an hour, HISTORIES=N for N of each kind
 	@LBAGENT_HISTORIES=$(or $(HISTORIES),5500) $(BIN)/python -m pytest -q -s -n 2 tests/membership/test_pauses_model.py
+
+matrix: $(VENV)/.dev  ## every test on every HAProxy version, of which `make test` runs a slice; twenty minutes
+	@.ci/haproxy
+	@LBAGENT_MATRIX=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/real tests/haproxy
 
 test-differential: $(VENV)/.dev  ## servers joined at run time beside the same lines after a reload: all pairs of keywords, on each HAProxy
 	@LBAGENT_SWEEP=1 $(BIN)/python -m pytest -q -s tests/real/test_differential.py

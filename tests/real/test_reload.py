@@ -19,7 +19,7 @@ from lbagent.haproxy import process, reload
 from lbagent.system import processes
 from tests.helpers.real_programs import CONFIG, RELOADING, Haproxy, Lb, binaries, eventually, member
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.sliced]
 
 WEB01, WEB02 = member("web01", "127.0.0.11"), member("web02", "127.0.0.12")
 
