@@ -16,15 +16,15 @@ from lbagent.haproxy.reader import (
     SECTIONS,
     SERVERS,
     Directive,
-    Effective,
+    EffectiveConfig,
     Path,
     Reader,
     Section,
-    exclusive,
-    read,
+    are_exclusive,
+    read_directives,
 )
-from lbagent.haproxy.server_line import endpoint, is_drained
-from lbagent.haproxy.words import COMMANDS, Environment, Words, cut
+from lbagent.haproxy.server_line import format_endpoint, is_drained
+from lbagent.haproxy.words import COMMANDS, Environment, Words, split_words
 from lbagent.names import IPV4, NAME, SERVICE, canonical_address
 from lbagent.system.tuples import NamedTuple
 
@@ -57,7 +57,7 @@ class Marker(NamedTuple):
     """`\\r` where lines end in CRLF, else nothing: the LF is what lines were cut at."""
 
 
-class Line(NamedTuple):
+class ManagedLine(NamedTuple):
     """A managed line: a server, or the comment of a paused node."""
 
     at: int
@@ -84,7 +84,7 @@ class Line(NamedTuple):
     @property
     def endpoint(self) -> str:
         """ADDRESS:PORT of a server, nothing of a paused one."""
-        return endpoint_of(self.text)
+        return find_endpoint(self.text)
 
     @property
     def address(self) -> str:
@@ -97,7 +97,7 @@ class Line(NamedTuple):
         return self.text.rpartition("role=")[2]
 
 
-class HandWritten(NamedTuple):
+class OperatorServer(NamedTuple):
     """A `server` line that the operator wrote."""
 
     at: int
@@ -108,7 +108,7 @@ class HandWritten(NamedTuple):
     id: int | None
 
 
-class Template(NamedTuple):
+class ServerTemplate(NamedTuple):
     """A `server-template` line: servers that HAProxy names by a prefix and a number."""
 
     at: int
@@ -124,13 +124,13 @@ class Template(NamedTuple):
             return False
         return number == str(int(number)) and self.first <= int(number) <= self.last
 
-    def servers(self) -> Iterator[HandWritten]:
+    def servers(self) -> Iterator[OperatorServer]:
         """Its servers, of a large number the first ones, as if each had a line of its own."""
         for number in range(self.first, min(self.last, self.first + _SHOWN) + 1):
-            yield HandWritten(self.at, 0, "", f"{self.prefix}{number}", self.endpoint, None)
+            yield OperatorServer(self.at, 0, "", f"{self.prefix}{number}", self.endpoint, None)
 
 
-class Damaged(NamedTuple):
+class DamagedLine(NamedTuple):
     """A line that looks like a managed one, but was not written by lbagent as it is."""
 
     at: int
@@ -138,7 +138,7 @@ class Damaged(NamedTuple):
     why: str
 
 
-def managed_tail(text: str) -> str:
+def find_managed_tail(text: str) -> str:
     """What follows ADDRESS:PORT in a `server` line that lbagent could have written, its blanks aside; else nothing."""
     if found := _LINES_SERVER.fullmatch(text):
         return found.group(1)
@@ -146,14 +146,14 @@ def managed_tail(text: str) -> str:
     return found.group(2) if found and canonical_address(found.group(1)) == found.group(1) else ""
 
 
-def is_paused(text: str) -> bool:
+def is_paused_comment(text: str) -> bool:
     """Whether lbagent could have written this comment that replaces the line of a paused node."""
     name, _, rest = text.removeprefix(PAUSED).partition(" ")
     address, _, role = rest.partition(" role=")
     return bool(NAME.fullmatch(name) and canonical_address(address) == address and NAME.fullmatch(role))
 
 
-def seems_managed(text: str) -> str:
+def explain_damage(text: str) -> str:
     """What keeps an operator's `server` line from being a managed one; nothing where it does not look like one."""
     comment = _COMMENT.search(text) if "lbagent" in text.lower() else None
     if comment is None:
@@ -163,36 +163,36 @@ def seems_managed(text: str) -> str:
     return "it is not `server NAME IP-ADDRESS:PORT OPTIONS`"
 
 
-def endpoint_of(text: str) -> str:
+def find_endpoint(text: str) -> str:
     """ADDRESS:PORT in the text of a managed line; nothing in that of a paused one."""
     return "" if text.startswith("#") else [*text.split(None, 3), "", "", ""][2]
 
 
-def indentation(line: str) -> str:
+def find_indentation(line: str) -> str:
     """The blanks a line begins with."""
     return line[: len(line) - len(line.lstrip(" \t"))]
 
 
-def hand_written(at: int, marker: int, line: str, words: list[str]) -> HandWritten:
+def parse_operator_server(at: int, marker: int, line: str, words: list[str]) -> OperatorServer:
     """The `server` line that consists of `words`."""
     number = words[words.index("id", 3) + 1] if "id" in words[3:-1] else ""
     named = int(number) if _NUMBER.fullmatch(number) else None
-    return HandWritten(at, marker, line.strip(BLANK), words[1], _endpoint(words[2]), named)
+    return OperatorServer(at, marker, line.strip(BLANK), words[1], _endpoint(words[2]), named)
 
 
-def template(at: int, words: list[str]) -> Template:
+def parse_server_template(at: int, words: list[str]) -> ServerTemplate:
     """The `server-template` line that consists of `words`."""
     first, dash, last = words[2].partition("-")
     low, high = (first, last) if dash else ("1", first)
     known = bool(_NUMBER.fullmatch(low) and _NUMBER.fullmatch(high))
-    return Template(at, words[1], int(low) if known else 1, int(high) if known else 0, _endpoint(words[3]))
+    return ServerTemplate(at, words[1], int(low) if known else 1, int(high) if known else 0, _endpoint(words[3]))
 
 
 def _endpoint(written: str) -> str:
     """ADDRESS:PORT as a managed line would write it, where HAProxy means the same by `written`."""
     host, _, port = written.removeprefix("ipv4@").removeprefix("ipv6@").rpartition(":")
     address = canonical_address(host.strip("[]"))
-    return written if address is None else endpoint(address, port)
+    return written if address is None else format_endpoint(address, port)
 
 
 # --- config ----------
@@ -208,14 +208,14 @@ _FIRST = re.compile(r"[!$-&(-\[\]-~]+(?=[ \t]|$)")
 _KNOWN = SECTIONS | {"server", "server-template", "balance", "disabled", "enabled"}
 _NEARLY = re.compile(r"#+[ \t]*additional(?:[-_]|[ \t]+\S+[-_]server\b).*", re.IGNORECASE)
 
-_line: Callable[[tuple[int, int, str]], Line] = partial(tuple.__new__, Line)
+_line: Callable[[tuple[int, int, str]], ManagedLine] = partial(tuple.__new__, ManagedLine)
 """Line, at half its price: ten thousand are made before anything can be done."""
 
 
 class Proxy:
     """A section of haproxy.cfg (`backend`, `listen`, …), with what stands in it."""
 
-    __slots__ = ("balance", "hand_written", "kind", "managed", "markers", "name", "start", "templates")
+    __slots__ = ("balance", "kind", "managed", "markers", "name", "operator_servers", "start", "templates")
 
     def __init__(self, kind: str, name: str, balance: str | None, start: int = NOWHERE) -> None:
         """An empty section that begins at the line `start`; `balance` is what its `defaults` say.
@@ -224,9 +224,9 @@ class Proxy:
         """
         self.kind, self.name, self.balance, self.start = kind, name, balance, start
         self.markers: list[Marker] = []
-        self.templates: list[Template] = []
-        self.managed: list[Line] = []
-        self.hand_written: list[HandWritten] = []
+        self.templates: list[ServerTemplate] = []
+        self.managed: list[ManagedLine] = []
+        self.operator_servers: list[OperatorServer] = []
 
     @property
     def hashes(self) -> bool:
@@ -262,9 +262,9 @@ class Document:
         self.proxies: list[Proxy] = []
         self.misplaced: list[tuple[int, str]] = []
         """Markers where no server can be, with the reason."""
-        self.nearly: list[int] = []
+        self.near_markers: list[int] = []
         """Comments that are nearly markers."""
-        self.damaged: list[Damaged] = []
+        self.damaged: list[DamagedLine] = []
         """Lines that look like managed ones, and are the operator's."""
         self.conditional = False
         """Whether HAProxy may read something else than all lines in order: `.if`, `disabled`, variables."""
@@ -287,37 +287,37 @@ class Document:
         """The words of each line of `global`, as the running HAProxy has read them."""
         return self._effective.settings
 
-    def server(self, line: int) -> tuple[str | None, bool | None]:
+    def find_server(self, line: int) -> tuple[str | None, bool | None]:
         """The proxy of a `server` line, and whether HAProxy has that server; None where only it can tell."""
-        return self._effective.server(line)
+        return self._effective.find_server(line)
 
     def reread(self, texts: Sequence[str]) -> Document:
         """The same files with other texts."""
         names = (name for _, name, _ in self._files)
         return Document([*zip(names, texts, strict=True)], self._environ)
 
-    def proxies_named(self, name: str) -> list[Proxy]:
+    def find_proxies(self, name: str) -> list[Proxy]:
         """The proxies that hold servers, and that the running HAProxy calls `name`."""
         if not self.conditional:
             return [one for one in self.proxies if one.name == name and one.kind in SERVERS]
-        return [one for one in self.proxies if self._effective.server(one.start) == (name, True)]
+        return [one for one in self.proxies if self._effective.find_server(one.start) == (name, True)]
 
-    def path(self, line: int) -> Path:
+    def find_path(self, line: int) -> Path:
         """The branches of `.if` that a line is in."""
-        return self._reader.at(line).path if self.conditional else ()
+        return self._reader.find_place(line).path if self.conditional else ()
 
-    def apart(self, one: int, other: int) -> bool:
+    def are_exclusive(self, one: int, other: int) -> bool:
         """Whether HAProxy never reads both lines: they are in two branches of one `.if`, or one of them in `.if 0`."""
         if not self.conditional:
             return False
-        here, there = self._reader.at(one), self._reader.at(other)
-        return exclusive(here.path, there.path) or (here.active is False) is not (there.active is False)
+        here, there = self._reader.find_place(one), self._reader.find_place(other)
+        return are_exclusive(here.path, there.path) or (here.active is False) is not (there.active is False)
 
-    def unread(self, line: int) -> bool:
+    def is_never_read(self, line: int) -> bool:
         """Whether HAProxy has no server of a line in whatever environment: in `.if 0`, in a disabled proxy."""
-        return self.conditional and self._by_itself.server(line)[1] is False
+        return self.conditional and self._by_itself.find_server(line)[1] is False
 
-    def directives(self) -> Iterator[tuple[Directive, Section | None]]:
+    def read_directives(self) -> Iterator[tuple[Directive, Section | None]]:
         """Every line of a section that HAProxy may read, but for `server` lines, with its section.
 
         The section is None where only HAProxy can tell which it is. A section's own line comes too.
@@ -327,26 +327,26 @@ class Document:
         wanted = (
             (at, line) for at, line in enumerate(self.lines) if not line.lstrip(" \t").startswith(("server ", "#"))
         )
-        for one in read(wanted, [start for start, _, _ in self._files], reader, environment):
+        for one in read_directives(wanted, [start for start, _, _ in self._files], reader, environment):
             if one.place.active is not False and one.place.sections != (NOWHERE,) and one.words[0][0] != ".":
                 yield one, reader.sections.get(one.place.section) if one.place.section is not None else None
 
     @cached_property
-    def _effective(self) -> Effective:
+    def _effective(self) -> EffectiveConfig:
         return self._read_with(self._running()) if self._open else self._by_itself
 
     @cached_property
-    def _by_itself(self) -> Effective:
+    def _by_itself(self) -> EffectiveConfig:
         return self._read_with(Environment())
 
-    def _read_with(self, environment: Environment) -> Effective:
+    def _read_with(self, environment: Environment) -> EffectiveConfig:
         lines = ((at, self.lines[at]) for at in self._skeleton)
-        return Effective(lines, [start for start, _, _ in self._files], environment)
+        return EffectiveConfig(lines, [start for start, _, _ in self._files], environment)
 
     def _running(self) -> Environment:
         return Environment(self._environ() if self._open else None)
 
-    def where(self, at: int) -> str:
+    def locate(self, at: int) -> str:
         """FILE:LINE of a line, counted from 1 in its own file."""
         start, name, _ = max(file for file in self._files if file[0] <= at)
         return f"{name}:{at - start + 1}"
@@ -356,25 +356,25 @@ class Document:
         """Every file's text as it was read."""
         return tuple(text for _, _, text in self._files)
 
-    def edited(self, edits: Iterable[Edit]) -> tuple[str, ...]:
+    def apply_edits(self, edits: Iterable[Edit]) -> tuple[str, ...]:
         """Every file's text after edits, which do not overlap."""
         ordered = sorted(edits, key=lambda edit: edit.start)
         ends = [start for start, _, _ in self._files[1:]] + [len(self.lines)]
         return tuple(self._edited(file, end, ordered) for file, end in zip(self._files, ends, strict=True))
 
     @property
-    def serves(self) -> bool:
+    def has_managed_lines(self) -> bool:
         """Whether there is any managed line."""
         return any(proxy.managed for proxy in self.proxies)
 
-    def digest(self) -> str:
+    def compute_digest(self) -> str:
         """The digest of the managed lines; equal on load balancers that serve the same."""
         if self._digest is None:
             serving = (proxy for proxy in self.proxies if proxy.managed)
-            self._digest = digest((str(proxy), [line.text for line in proxy.managed]) for proxy in serving)
+            self._digest = digest_lines((str(proxy), [line.text for line in proxy.managed]) for proxy in serving)
         return self._digest
 
-    def operator_digest(self) -> str:
+    def compute_operator_digest(self) -> str:
         """The digest of everything else: what the operator wrote."""
         ours = {line.at for proxy in self.proxies for line in proxy.managed}
         return _checksum(line for at, line in enumerate(self.lines) if at not in ours)
@@ -397,7 +397,7 @@ class Document:
     def _read(self, lines: list[str]) -> None:
         start = len(self.lines)
         self.lines += lines
-        self._reader.begin(start)
+        self._reader.begin_file(start)
         proxy, tail = Proxy("", "", None), _NOBODYS
         managed, below = proxy.managed, 0
         for at, line in enumerate(lines, start):
@@ -407,7 +407,7 @@ class Document:
                 managed.append(_line((at, below, text)))
             elif text:
                 servers = proxy.kind in SERVERS and text.startswith(_SERVER)
-                if servers and _OURS in text and (found := managed_tail(text)):
+                if servers and _OURS in text and (found := find_managed_tail(text)):
                     managed.append(_line((at, below, text)))
                     tail = found
                     continue
@@ -424,10 +424,10 @@ class Document:
         first = _FIRST.match(text)
         if first and text[0] != "." and proxy.kind != "global" and first.group() not in _KNOWN:
             return proxy
-        found = cut(line, self._environment)
+        found = split_words(line, self._environment)
         if not found.words:
             return proxy
-        if found.words[0] == "server" and (why := seems_managed(text)):
+        if found.words[0] == "server" and (why := explain_damage(text)):
             self._damage(proxy, at, text, why)
         return self._directive(proxy, at, line, found)
 
@@ -441,13 +441,13 @@ class Document:
             self._skeleton.append(at)
             self._open = self._open or not sure
             if first in COMMANDS:
-                self._reader.step(at, found)
+                self._reader.read_line(at, found)
         elif self._reader.place.active is False and first != "server":
             pass
         elif first == "server" and len(words) > 2:  # noqa: PLR2004  # server NAME ADDRESS
-            proxy.hand_written.append(hand_written(at, len(proxy.markers), line, words))
+            proxy.operator_servers.append(parse_operator_server(at, len(proxy.markers), line, words))
         elif first == "server-template" and len(words) > 3:  # noqa: PLR2004  # server-template PREFIX RANGE ADDRESS
-            proxy.templates.append(template(at, words))
+            proxy.templates.append(parse_server_template(at, words))
         elif first == "balance" and len(words) > 1:
             proxy.balance = words[1]
             if proxy.kind == "defaults":
@@ -459,7 +459,7 @@ class Document:
         self._skeleton.append(at)
         words, sure = found
         self.conditional = self.conditional or words[0] not in SECTIONS or (not sure and "$" in "".join(words[:2]))
-        place = self._reader.step(at, found).place
+        place = self._reader.read_line(at, found).place
         self._open = self._open or not sure or place.active is None
         if place.start == at and place.sections == (at,) and words[0] in SECTIONS:
             return self._section(self._reader.sections[at])
@@ -476,10 +476,10 @@ class Document:
 
     def _comment(self, proxy: Proxy, at: int, line: str, text: str) -> None:
         if text.startswith(PAUSED):
-            if not is_paused(text):
+            if not is_paused_comment(text):
                 self._damage(proxy, at, text, "not NAME ADDRESS role=ROLE")
             elif proxy.kind in SERVERS:
-                proxy.managed.append(Line(at, len(proxy.markers), text))
+                proxy.managed.append(ManagedLine(at, len(proxy.markers), text))
             else:
                 self._damage(proxy, at, text, "")
         elif (
@@ -490,9 +490,9 @@ class Document:
                 return
             # The marker may be the last line, without any ending; the first line shows the file's own.
             ending = "\r" if line.endswith("\r") or self.lines[self._files[-1][0]].endswith("\r") else ""
-            proxy.markers.append(Marker(at, middle, indentation(line), ending))
+            proxy.markers.append(Marker(at, middle, find_indentation(line), ending))
         elif _NEARLY.fullmatch(text):
-            self.nearly.append(at)
+            self.near_markers.append(at)
 
     def _damage(self, proxy: Proxy, at: int, text: str, why: str) -> None:
         why = (
@@ -502,7 +502,7 @@ class Document:
             if proxy.kind
             else "it is in no section"
         )
-        self.damaged.append(Damaged(at, text, why))
+        self.damaged.append(DamagedLine(at, text, why))
 
     def _no_place(self, proxy: Proxy) -> str:
         """Why no server can be where the next line is; nothing where one can."""
@@ -518,7 +518,7 @@ def _middle(text: str) -> str:
     return text[len(_MARKER[0]) : -len(_MARKER[1])]
 
 
-def digest(managed: Iterable[tuple[str, Sequence[str]]]) -> str:
+def digest_lines(managed: Iterable[tuple[str, Sequence[str]]]) -> str:
     """The digest of managed lines, given with the proxies they stand in."""
     return _checksum(text for proxy, texts in managed for text in (proxy, *texts))
 
@@ -540,24 +540,24 @@ ROSTER_NAME = re.compile("[A-Za-z0-9_.:-]+")
 _ROSTER_OURS = " # lbagent "
 
 
-def target(key: Key) -> str:
+def format_target(key: Key) -> str:
     """PROXY/SERVER."""
     return "/".join(key)
 
 
-def standing(document: Document) -> Lines:
+def list_managed_servers(document: Document) -> Lines:
     """The managed servers of a text that HAProxy certainly has, in proxies whose names are known."""
     found: dict[Key, str] = {}
     for proxy in document.proxies:
         if document.conditional:
-            there = ((document.server(line.at), line) for line in proxy.managed if not line.pauses)
+            there = ((document.find_server(line.at), line) for line in proxy.managed if not line.pauses)
             found |= {(name, line.name): line.text for (name, has), line in there if has and name and _speakable(name)}
         elif _speakable(proxy.name):
             found |= {(proxy.name, line.name): line.text for line in proxy.managed if not line.pauses}
     return found
 
 
-def doubtful(document: Document) -> Lines:
+def list_uncertain_servers(document: Document) -> Lines:
     """The managed servers of a text of which only HAProxy knows the proxy, or whether it has them at all."""
     lines = (
         (proxy, line)
@@ -569,7 +569,7 @@ def doubtful(document: Document) -> Lines:
     return {
         (proxy.name, line.name): line.text
         for proxy, line in lines
-        if not document.conditional or document.server(line.at)[1] is None
+        if not document.conditional or document.find_server(line.at)[1] is None
     }
 
 
@@ -577,7 +577,7 @@ def _speakable(name: str) -> bool:
     return ROSTER_NAME.fullmatch(name) is not None
 
 
-def entry(text: str) -> tuple[Key, str]:
+def parse_change(text: str) -> tuple[Key, str]:
     """Key and line of `PROXY: LINE`, as a plan tells its changes; of a paused node an empty line."""
     section, _, line = text.partition(": ")
     paused = line.startswith("#")
@@ -585,32 +585,32 @@ def entry(text: str) -> tuple[Key, str]:
     return (section.partition(" ")[2], name), "" if paused else line
 
 
-def paused_after(document: Document, changed: tuple[Iterable[str], Iterable[str]]) -> set[Key]:
+def find_paused_servers(document: Document, changed: tuple[Iterable[str], Iterable[str]]) -> set[Key]:
     """The paused nodes of each proxy, named as its server may be, once lines have been added and removed."""
     here = [(proxy.name, line.name) for proxy in document.proxies for line in proxy.managed if line.pauses]
-    added, removed = ([key for key, line in map(entry, lines) if not line] for lines in changed)
+    added, removed = ([key for key, line in map(parse_change, lines) if not line] for lines in changed)
     return {*here, *added} - ({*removed} - {*added})
 
 
-def roster_is_paused(key: Key, paused: Container[Key]) -> bool:
+def is_paused_server(key: Key, paused: Container[Key]) -> bool:
     """Whether a server belongs to one of the paused nodes; it may be called NODE, or NODE.SERVICE."""
     return key in paused or (key[0], key[1].rpartition(".")[0]) in paused
 
 
-def after(document: Document, texts: Sequence[str], changed: tuple[Iterable[str], Iterable[str]]) -> Lines:
+def predict_servers(document: Document, texts: Sequence[str], changed: tuple[Iterable[str], Iterable[str]]) -> Lines:
     """The managed servers once the files read as `texts`, which adds and removes lines as a plan has them."""
     if document.conditional:
-        return standing(document.reread(texts))
+        return list_managed_servers(document.reread(texts))
     added, removed = changed
-    after = dict(standing(document))
-    for key, line in map(entry, removed):
+    after = dict(list_managed_servers(document))
+    for key, line in map(parse_change, removed):
         if line:
             after.pop(key, None)
-    after.update((key, line) for key, line in map(entry, added) if line)
+    after.update((key, line) for key, line in map(parse_change, added) if line)
     return after
 
 
-def parts(line: str) -> tuple[str, int, list[str]]:
+def split_server_line(line: str) -> tuple[str, int, list[str]]:
     """Address, port and the words of the options of a managed line; port 0 where somebody has made it another."""
     _, _, endpoint, *options = [*line.partition(_ROSTER_OURS)[0].split(), "", ""]
     address, _, port = endpoint.rpartition(":")

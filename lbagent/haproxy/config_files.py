@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from lbagent.haproxy import process
 from lbagent.haproxy.config import Document
 from lbagent.haproxy.instance import Haproxy
-from lbagent.haproxy.process import Running
+from lbagent.haproxy.process import RunningHaproxy
 from lbagent.roles.model import HaproxySettings
 from lbagent.state import files
 from lbagent.state.files import Target
@@ -23,7 +23,7 @@ _PATIENCE = 1.0
 """Seconds that HAProxy may take to tell the states of its servers."""
 
 
-class Scene(NamedTuple):
+class ConfigSnapshot(NamedTuple):
     """All files of haproxy.cfg, in HAProxy's order."""
 
     targets: tuple[Target, ...]
@@ -32,7 +32,7 @@ class Scene(NamedTuple):
     @property
     def texts(self) -> tuple[str, ...]:
         """What stands in the files."""
-        return tuple(decoded(target.content) for target in self.targets)
+        return tuple(decode(target.content) for target in self.targets)
 
     @property
     def names(self) -> list[str]:
@@ -40,7 +40,7 @@ class Scene(NamedTuple):
         return [target.given for target in self.targets]
 
     @property
-    def untouched(self) -> bool:
+    def is_unchanged(self) -> bool:
         """Whether the files are still what was read."""
         return all(files.is_unchanged(target) for target in self.targets)
 
@@ -54,17 +54,17 @@ class Scene(NamedTuple):
         """Bytes in all files."""
         return sum(len(target.content) for target in self.targets)
 
-    def tidy(self) -> None:
+    def remove_stale_stages(self) -> None:
         """Clear up after a run that was killed."""
         for target in self.targets:
             files.remove_stale_stages(target)
 
     @contextlib.contextmanager
-    def staged(self, texts: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    def stage(self, texts: Sequence[str]) -> Iterator[tuple[str, ...]]:
         """Paths that read as haproxy.cfg would with `texts`: staged files where they differ. Raises OSError."""
         with contextlib.ExitStack() as stack:
             yield tuple(
-                stack.enter_context(files.stage_text(target, encoded(text))) if text != old else target.path
+                stack.enter_context(files.stage_text(target, encode(text))) if text != old else target.path
                 for target, text, old in zip(self.targets, texts, self.texts, strict=True)
             )
 
@@ -77,58 +77,62 @@ class Scene(NamedTuple):
         )
 
 
-def look(settings: HaproxySettings) -> Scene:
+def read_config(settings: HaproxySettings) -> ConfigSnapshot:
     """Read haproxy.cfg. Raises OSError."""
-    targets = tuple(files.read_target(path) for given in settings.config for path in expanded(given))
+    targets = tuple(files.read_target(path) for given in settings.config for path in list_files(given))
     if not targets:
         raise FileNotFoundError(errno.ENOENT, "holds no *.cfg file", settings.config[0])
-    return Scene(targets, document(targets, lambda: process.environment(settings.config)))
+    return ConfigSnapshot(targets, build_document(targets, lambda: process.read_environment(settings.config)))
 
 
-def previous(scene: Scene) -> Document | None:
+def read_previous(scene: ConfigSnapshot) -> Document | None:
     """The text that was kept when haproxy.cfg was last swapped, where there is one."""
     found = []
     for target in scene.targets:
         with contextlib.suppress(OSError):
-            found.append(files.read_target(target.beside("previous"))._replace(given=target.given))
+            found.append(files.read_target(target.hidden_path("previous"))._replace(given=target.given))
             continue
         found.append(target)
     return (
-        document(found) if any(kept is not target for kept, target in zip(found, scene.targets, strict=True)) else None
+        build_document(found)
+        if any(kept is not target for kept, target in zip(found, scene.targets, strict=True))
+        else None
     )
 
 
-def haproxy(settings: HaproxySettings, scene: Scene, known: Running | None = None) -> Haproxy:
+def find_haproxy(settings: HaproxySettings, scene: ConfigSnapshot, known: RunningHaproxy | None = None) -> Haproxy:
     """The HAProxy that runs this haproxy.cfg, `known` where that lives. Raises TryAgain where that is not clear."""
     return Haproxy(settings, scene.document.settings, known)
 
 
-def server_states(document: Document) -> Stats:
+def query_server_states(document: Document) -> Stats:
     """What the running HAProxy says of its servers; nothing where no stats socket answers."""
     from lbagent.haproxy.runtime import socket, state  # noqa: PLC0415  # only commands need it
 
-    for address in socket.sockets(document.settings):
+    for address in socket.list_stats_sockets(document.settings):
         with contextlib.suppress(OSError, ValueError):
-            return state.servers(socket.ask(address, state.COMMAND, _PATIENCE))
+            return state.parse_stats(socket.ask(address, state.COMMAND, _PATIENCE))
     return {}
 
 
-def document(targets: Sequence[Target], environ: Callable[[], Mapping[str, str] | None] = lambda: None) -> Document:
+def build_document(
+    targets: Sequence[Target], environ: Callable[[], Mapping[str, str] | None] = lambda: None
+) -> Document:
     """The files as one document, for the HAProxy that runs with `environ`."""
-    return Document([(target.given, decoded(target.content)) for target in targets], environ)
+    return Document([(target.given, decode(target.content)) for target in targets], environ)
 
 
-def decoded(content: bytes) -> str:
+def decode(content: bytes) -> str:
     """Any bytes as text that comes back as the same bytes: Shift-JIS, Latin-1 or broken."""
     return content.decode("utf-8", "surrogateescape")
 
 
-def encoded(text: str) -> bytes:
+def encode(text: str) -> bytes:
     """The bytes that `decoded` read."""
     return text.encode("utf-8", "surrogateescape")
 
 
-def expanded(path: str) -> list[str]:
+def list_files(path: str) -> list[str]:
     """The files that HAProxy reads where it is given this path, of a file or a folder. Raises OSError."""
     if not os.path.isdir(path):
         return [path]

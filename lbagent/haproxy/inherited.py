@@ -33,15 +33,15 @@ class Inherited(NamedTuple):
     """Why this cannot be known."""
 
 
-def inherited(document: Document) -> Mapping[int, Inherited]:
+def find_inherited(document: Document) -> Mapping[int, Inherited]:
     """What each section gives to the servers at its markers, by the line it begins at."""
     firsts = {proxy.start: _first(proxy) for proxy in document.proxies}
     found: dict[int, Inherited] = {}
     defaults: dict[str, int] = {}
     odd = ""
-    for directive, section in document.directives():
+    for directive, section in document.read_directives():
         if section is None:
-            doubt = f"only HAProxy knows the section of {document.where(directive.at)}"
+            doubt = f"only HAProxy knows the section of {document.locate(directive.at)}"
             odd = odd or (doubt if ANYWHERE in directive.place.sections else "")
             found |= {at: found[at]._replace(odd=doubt) for at in directive.place.sections if at in found}
             continue
@@ -64,7 +64,7 @@ def inherited(document: Document) -> Mapping[int, Inherited]:
 
 
 def _doubt(document: Document, directive: Directive) -> str:
-    return f"only HAProxy knows what {document.where(directive.at)} comes to"
+    return f"only HAProxy knows what {document.locate(directive.at)} comes to"
 
 
 def _first(proxy: Proxy) -> float:
@@ -160,14 +160,14 @@ def format_keywords(keywords: Keywords, capabilities: Capabilities) -> str:
     return "".join(f" {word} {value}" if value else f" {word}" for word, value in words)
 
 
-def endpoint(keywords: Keywords, address: str, port: int) -> tuple[str, int] | None:
+def find_check_endpoint(keywords: Keywords, address: str, port: int) -> tuple[str, int] | None:
     """Where the checks of a server at this address and port connect to; None where only HAProxy can tell."""
     host, number = keywords.get("addr", address), keywords.get("port", str(port))
     plain = host == canonical_address(host) and number.isascii() and number.isdigit()
     return (host, int(number)) if plain and 0 < int(number[:9]) <= _HIGHEST_PORT else None
 
 
-def seconds(time: str) -> float:
+def parse_time(time: str) -> float:
     """A time as HAProxy writes it, in seconds; bare numbers are milliseconds. 1e9 where it is not a time."""
     found = _TIME.fullmatch(time)
     return int(found.group(1)) * _SECONDS[found.group(2)] if found else 1e9

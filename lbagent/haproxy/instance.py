@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from lbagent.errors import LbagentError, TryAgain
 from lbagent.haproxy import process, reload, validation
 from lbagent.haproxy.config import Key
-from lbagent.haproxy.process import Running, Worker
+from lbagent.haproxy.process import RunningHaproxy, Worker
 from lbagent.haproxy.reload import Reload, ReloadFailed
 from lbagent.haproxy.runtime import health
 from lbagent.roles.model import HaproxySettings
@@ -26,23 +26,25 @@ class NotAccepted(LbagentError):
 class Haproxy:
     """One HAProxy: the files it is started with, and what its `global` section says."""
 
-    def __init__(self, settings: HaproxySettings, lines: Sequence[Sequence[str]], known: Running | None = None) -> None:
+    def __init__(
+        self, settings: HaproxySettings, lines: Sequence[Sequence[str]], known: RunningHaproxy | None = None
+    ) -> None:
         """`lines` are the words of each line of `global`; whose master is `known` and lives is not looked for."""
         self._settings, self._lines = settings, lines
-        self._running = process.find(settings.config, lines, known)
+        self._running = process.find_haproxy(settings.config, lines, known)
 
     def validate(self, paths: Sequence[str], names: Sequence[str]) -> None:
         """Have HAProxy check these very files, which the operator knows by `names`.
 
         Raises NotAccepted, TryAgain where HAProxy cannot be asked.
         """
-        result = validation.checked(paths, self._settings.timeout, self._running)
+        result = validation.check_files(paths, self._settings.timeout, self._running)
         if result.status is None:
-            raise TryAgain(result.words)
+            raise TryAgain(result.output)
         if result.was_killed:
             raise TryAgain(f"haproxy -c {result.ending}: whether HAProxy accepts haproxy.cfg is not known; run again")
-        if not result.good:
-            words = validation.reason(result.words)
+        if not result.succeeded:
+            words = validation.find_reason(result.output)
             for path, name in zip(paths, names, strict=True):
                 words = words.replace(path, name)
             raise NotAccepted(words)
@@ -58,10 +60,10 @@ class Haproxy:
     def serving(self) -> Worker | None:
         """The worker that serves now; None where no process is found."""
         running = self._running
-        return Worker(*running.worker.named) if running else None
+        return Worker(*running.worker.identity) if running else None
 
     @property
-    def running(self) -> Running | None:
+    def running(self) -> RunningHaproxy | None:
         """Master and worker, as seen last."""
         return self._running
 
@@ -79,11 +81,11 @@ class Haproxy:
 
     def shown_not_to_run(self) -> bool:
         """Whether all that could show a running HAProxy shows none."""
-        return self._running is None and process.shown_not_to_run(self._settings.config, self._lines)
+        return self._running is None and process.is_shown_not_to_run(self._settings.config, self._lines)
 
     def has_read_since(self, changed: float, size: int) -> bool:
         """Whether the worker was started so late that it has read the file as it is since `changed`."""
-        return self._running is not None and self._running.read_since(changed, size)
+        return self._running is not None and self._running.has_read_since(changed, size)
 
     def take_over(self, changed: Collection[Key] = ()) -> Worker | None:
         """Reload and see a new worker; None where HAProxy is shown not to run.
@@ -91,19 +93,19 @@ class Haproxy:
         Servers that were DOWN start as DOWN in it; `changed` are those whose lines are not what they were.
         Raises ReloadFailed where the reload says so, TryAgain where nobody can know.
         """
-        if reload.waited_for(self._lines):
+        if reload.wait_for_peers(self._lines):
             self._running = self._found()
         if self.shown_not_to_run():
             return None
-        servers = health.read(self._lines)
+        servers = health.read_health(self._lines)
         health.write_state_file(self._lines, servers, changed)
         try:
             worker = Reload(self._settings, self._lines, self._found).run(self._running)
         finally:
             with contextlib.suppress(TryAgain):
                 self._running = self._found()
-        health.carry(self._lines, worker, servers)
+        health.restore_down_servers(self._lines, worker, servers)
         return worker
 
-    def _found(self) -> Running | None:
-        return process.find(self._settings.config, self._lines)
+    def _found(self) -> RunningHaproxy | None:
+        return process.find_haproxy(self._settings.config, self._lines)

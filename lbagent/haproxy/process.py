@@ -31,7 +31,7 @@ class Worker(NamedTuple):
         return processes.is_running(*self)
 
 
-class Running(NamedTuple):
+class RunningHaproxy(NamedTuple):
     """A running HAProxy: its main process (the master, where there is one) and the worker that serves."""
 
     main: Process
@@ -50,12 +50,14 @@ class Running(NamedTuple):
         """Whether its worker serves: a master that has just been started has none yet."""
         return is_up(self.worker) and not (self.is_master and self.worker is self.main)
 
-    def read_since(self, changed: float, size: int) -> bool:
+    def has_read_since(self, changed: float, size: int) -> bool:
         """Whether its worker certainly began to read a file of `size` bytes after the moment `changed`."""
-        return self.worker.born > changed + _PARSING + size / 1e6
+        return self.worker.start_time > changed + _PARSING + size / 1e6
 
 
-def find(config: Sequence[str], settings: Sequence[Sequence[str]], known: Running | None = None) -> Running | None:
+def find_haproxy(
+    config: Sequence[str], settings: Sequence[Sequence[str]], known: RunningHaproxy | None = None
+) -> RunningHaproxy | None:
     """The HAProxy that was started with one of the files or folders in `config`; `settings` is its `global`.
 
     Whose master is `known` and lives is not looked for. Raises TryAgain where two masters run the same file and nothing
@@ -71,14 +73,14 @@ def find(config: Sequence[str], settings: Sequence[Sequence[str]], known: Runnin
     for root in roots:
         workers = [one for one in candidates if one.parent == root.pid]
         is_master = bool(workers) or declared or bool({"-W", "-Ws"} & set(root.argv))
-        found.append(Running(root, _serving(workers) or root, is_master, max(len(workers) - 1, 0)))
+        found.append(RunningHaproxy(root, _serving(workers) or root, is_master, max(len(workers) - 1, 0)))
     if len(found) <= 1:
         return next(iter(found), None)
     chosen = _choose(found, settings)
     return chosen if chosen.is_master else chosen._replace(old=sum(not one.is_master for one in found) - 1)
 
 
-def environment(config: Sequence[str]) -> dict[str, str] | None:
+def read_environment(config: Sequence[str]) -> dict[str, str] | None:
     """The variables that the HAProxy of these files reads them with; those of this process where none runs.
 
     None where they may not be read, or differ between several.
@@ -91,7 +93,7 @@ def environment(config: Sequence[str]) -> dict[str, str] | None:
     return found[0] if found[0] and all(one == found[0] for one in found) else None
 
 
-def shown_not_to_run(config: Sequence[str], settings: Sequence[Sequence[str]]) -> bool:
+def is_shown_not_to_run(config: Sequence[str], settings: Sequence[Sequence[str]]) -> bool:
     """Whether all that could show a running HAProxy shows none: no process was found, so ask the rest.
 
     The pidfile may name a HAProxy that reads another file of this name, in a container: that one is a stranger.
@@ -102,16 +104,16 @@ def shown_not_to_run(config: Sequence[str], settings: Sequence[Sequence[str]]) -
     named = processes.read_process(pid) if pid else None
     if named is not None and named.alive and named.program.startswith("haproxy") and not _is_stranger(named, config):
         return False
-    return not any(_answers(address) for address in socket.sockets(settings))
+    return not any(_answers(address) for address in socket.list_stats_sockets(settings))
 
 
-def config_files(argv: Sequence[str]) -> list[str]:
+def list_config_files(argv: Sequence[str]) -> list[str]:
     """What a haproxy command line gives after `-f` and `--`."""
     given = [argv[at + 1] for at, word in enumerate(argv[:-1]) if word == "-f"]
     return given + (list(argv[argv.index("--") + 1 :]) if "--" in argv else [])
 
 
-def only_looks(argv: Sequence[str]) -> bool:
+def is_check_only(argv: Sequence[str]) -> bool:
     """Whether a haproxy command line checks files or tells a version (`-c`, `-cc`, `-v`, `-vv`), and serves nothing."""
     words = iter(argv[1:])
     for word in words:
@@ -130,7 +132,7 @@ def _variables(environ: dict[str, str]) -> dict[str, str]:
 
 def _serves(process: Process, config: Sequence[str]) -> bool:
     """Whether it was started with one of the files or folders in `config`, these very ones."""
-    return any(process.sees(path, ours) for path in _given(process) for ours in config)
+    return any(process.sees_file(path, ours) for path in _given(process) for ours in config)
 
 
 def _is_stranger(process: Process, config: Sequence[str]) -> bool:
@@ -142,7 +144,7 @@ def _is_stranger(process: Process, config: Sequence[str]) -> bool:
 def _given(process: Process) -> list[str]:
     argv = process.argv
     base = process.cwd or "/"
-    return [] if only_looks(argv) else [os.path.join(base, name) for name in config_files(argv)]
+    return [] if is_check_only(argv) else [os.path.join(base, name) for name in list_config_files(argv)]
 
 
 def _serving(workers: Sequence[Process]) -> Process | None:
@@ -157,7 +159,7 @@ def is_up(process: Process) -> bool:
     On every version the handlers of SIGTTIN and SIGTTOU come last. Since 3.1 a new worker is there before it reads its
     file; while it tries to bind, for two seconds, it is younger than the one that serves.
     """
-    return process.handles(signal.SIGTTOU)
+    return process.handles_signal(signal.SIGTTOU)
 
 
 def is_reloading(master: Process) -> bool:
@@ -165,21 +167,21 @@ def is_reloading(master: Process) -> bool:
 
     That is so on every version.
     """
-    return master.holds_back(signal.SIGUSR2)
+    return master.defers_signal(signal.SIGUSR2)
 
 
-def _now(known: Running, config: Sequence[str]) -> Running | None:
+def _now(known: RunningHaproxy, config: Sequence[str]) -> RunningHaproxy | None:
     """The same master with the workers it has now; None where that has to be looked for."""
     main = processes.read_process(known.main.pid)
-    if main is None or not main.alive or main.named != known.main.named or not _serves(main, config):
+    if main is None or not main.alive or main.identity != known.main.identity or not _serves(main, config):
         return None
     found = [one for pid in processes.find_children(main.pid) if (one := processes.read_process(pid)) is not None]
     workers = [one for one in found if one.alive and one.program.startswith("haproxy")]
     serving = _serving(workers)
-    return serving and Running(main, serving, is_master=True, old=len(workers) - 1)
+    return serving and RunningHaproxy(main, serving, is_master=True, old=len(workers) - 1)
 
 
-def _choose(found: list[Running], settings: Sequence[Sequence[str]]) -> Running:
+def _choose(found: list[RunningHaproxy], settings: Sequence[Sequence[str]]) -> RunningHaproxy:
     for pid in _witnesses(found, settings):
         for one in found:
             if pid in (one.main.pid, one.worker.pid):
@@ -195,11 +197,11 @@ def _choose(found: list[Running], settings: Sequence[Sequence[str]]) -> Running:
     return next(one for one in found if one.main is newest)
 
 
-def _witnesses(found: list[Running], settings: Sequence[Sequence[str]]) -> list[int]:
+def _witnesses(found: list[RunningHaproxy], settings: Sequence[Sequence[str]]) -> list[int]:
     pids = [_pidfile(settings), *(_pidfile([["pidfile", _after(one.main.argv, "-p")]]) for one in found)]
-    for address in socket.sockets(settings):
+    for address in socket.list_stats_sockets(settings):
         try:
-            pids.append(socket.worker_pid(address))
+            pids.append(socket.fetch_worker_pid(address))
         except OSError:
             continue
     return [pid for pid in pids if pid]

@@ -6,7 +6,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from lbagent.haproxy.words import COMMANDS, Environment, Words, cut
+from lbagent.haproxy.words import COMMANDS, Environment, Words, split_words
 from lbagent.system.tuples import NamedTuple
 
 # --- conditions ------------------------------------------------------------------------------------------
@@ -27,7 +27,7 @@ class _Unclear(ValueError):
     """HAProxy refuses it, or only HAProxy can decide it."""
 
 
-def decided(expression: str, defined: Defined) -> Truth:
+def evaluate_condition(expression: str, defined: Defined) -> Truth:
     """What `.if EXPRESSION` comes to; None where only HAProxy can tell."""
     try:
         return _Expression(expression, defined).value()
@@ -127,7 +127,7 @@ Path = tuple[tuple[int, int], ...]
 """The branches that a line is in: the number of each `.if` in the text, and of its branch."""
 
 
-def exclusive(one: Path, other: Path) -> bool:
+def are_exclusive(one: Path, other: Path) -> bool:
     """Whether HAProxy never reads both."""
     branches = dict(one)
     return any(branches.get(number, branch) != branch for number, branch in other)
@@ -235,19 +235,19 @@ class Reader:
         """Each place, in the order of the text."""
         self.sections: dict[int, Section] = {}
 
-    def begin(self, at: int) -> None:
+    def begin_file(self, at: int) -> None:
         """Go on with another file, whose first line is `at`."""
         self._levels = []
         self._go(at, (NOWHERE,))
 
-    def step(self, at: int, found: Words) -> Directive:
+    def read_line(self, at: int, found: Words) -> Directive:
         """Read a line of at least one word."""
         words, sure = found
         first = words[0]
         if first in _CONDITIONS:
             self._condition(at, first, found)
         elif first in SECTIONS:
-            self.sections[at] = section(at, found)
+            self.sections[at] = parse_section(at, found)
             self._go(at, (at,))
         elif self.place.active is False:
             pass
@@ -255,10 +255,10 @@ class Reader:
             self._go(at, (*self.place.sections, ANYWHERE))
         elif first in COMMANDS and self._in_global():
             certain = sure and self.place.active is True and self.place.section is not None
-            self._environment.change(words, sure=certain)
+            self._environment.apply_command(words, sure=certain)
         return Directive(at, words, sure, self.place)
 
-    def at(self, line: int) -> Place:
+    def find_place(self, line: int) -> Place:
         """The place of a line that has been read."""
         return self.places[bisect_right(self.places, line, key=lambda place: place.start) - 1]
 
@@ -266,7 +266,7 @@ class Reader:
         return any(self.sections[at].kind == "global" for at in self.place.sections if at in self.sections)
 
     def _condition(self, at: int, word: str, found: Words) -> None:
-        value = decided(" ".join(found.words[1:]), self._environment.defined) if found.sure else None
+        value = evaluate_condition(" ".join(found.words[1:]), self._environment.is_defined) if found.sure else None
         if word == ".if":
             self._numbers += 1
             self._levels.append((Level(self._numbers, self.place.active, value), self.place.sections, []))
@@ -290,7 +290,7 @@ class Reader:
         self.places.append(self.place)
 
 
-def section(at: int, found: Words) -> Section:
+def parse_section(at: int, found: Words) -> Section:
     """The section that begins with these words."""
     kind, *words = found.words
     name = words.pop(0) if words and not (kind == "defaults" and words[0] == "from") else ""
@@ -298,20 +298,20 @@ def section(at: int, found: Words) -> Section:
     return Section(at, kind, name, base, found.sure or "$" not in name)
 
 
-def read(
+def read_directives(
     lines: Iterable[tuple[int, str]], files: Sequence[int], reader: Reader, environment: Environment
 ) -> Iterator[Directive]:
     """The directives among numbered `lines` of files that begin at the lines `files`."""
     begins = [*files]
     for at, line in lines:
         while begins and at >= begins[0]:
-            reader.begin(begins.pop(0))
-        found = cut(line, environment)
+            reader.begin_file(begins.pop(0))
+        found = split_words(line, environment)
         if found.words:
-            yield reader.step(at, found)
+            yield reader.read_line(at, found)
 
 
-class Effective:
+class EffectiveConfig:
     """What HAProxy makes of a text: the words of `global`, and which servers it has."""
 
     def __init__(self, lines: Iterable[tuple[int, str]], files: Sequence[int], environment: Environment) -> None:
@@ -321,7 +321,7 @@ class Effective:
         """The words of each line of `global` that HAProxy reads, or may read, as far as they are known."""
         self._disabled: dict[int, bool | None] = {}
         self._defaults: dict[str, int] = {}
-        for one in read(lines, files, self._reader, environment):
+        for one in read_directives(lines, files, self._reader, environment):
             self._take(one)
 
     def _take(self, one: Directive) -> None:
@@ -344,12 +344,12 @@ class Effective:
     def _kind(self, at: int) -> str:
         return self._reader.sections[at].kind if at in self._reader.sections else ""
 
-    def server(self, line: int) -> tuple[str | None, bool | None]:
+    def find_server(self, line: int) -> tuple[str | None, bool | None]:
         """The name of the proxy that a `server` line at `line` is in, and whether HAProxy has that server.
 
         Either is None where only HAProxy can tell.
         """
-        place = self._reader.at(line)
+        place = self._reader.find_place(line)
         if place.active is False:
             return None, False
         if place.section is None or place.section not in self._reader.sections:

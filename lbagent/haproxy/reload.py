@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from lbagent.errors import LbagentError, TryAgain
 from lbagent.haproxy import process, validation
-from lbagent.haproxy.process import Running, Worker
+from lbagent.haproxy.process import RunningHaproxy, Worker
 from lbagent.haproxy.runtime import socket
 from lbagent.haproxy.runtime import socket as runtime_socket
 from lbagent.roles.model import HaproxySettings
@@ -75,7 +75,7 @@ class Master(NamedTuple):
 class Reload:
     """One reload, from the first look at HAProxy to the worker that serves."""
 
-    def __init__(self, settings: HaproxySettings, lines: Lines, find: Callable[[], Running | None]) -> None:
+    def __init__(self, settings: HaproxySettings, lines: Lines, find: Callable[[], RunningHaproxy | None]) -> None:
         """`lines` is the `global` of the text that is to be loaded; `find` looks for the HAProxy that runs it."""
         self._settings, self._lines, self._find = settings, lines, find
         self._answer = ""
@@ -83,7 +83,7 @@ class Reload:
         self._lost_worker_at = 0.0
         self._was_busy = False
 
-    def run(self, running: Running | None) -> Worker:
+    def run(self, running: RunningHaproxy | None) -> Worker:
         """Reload `running` and return the new worker. Raises ReloadFailed, TryAgain."""
         before = self._wait_for_rest(running)
         answering = self._answering_pid()
@@ -102,12 +102,12 @@ class Reload:
             time.sleep(_POLL)
         raise TryAgain(f"no new HAProxy worker was seen within {self._settings.timeout:g} s of the reload")
 
-    def _was_lost(self, running: Running | None, before: Master | None) -> bool:
+    def _was_lost(self, running: RunningHaproxy | None, before: Master | None) -> bool:
         """Whether the master has not begun any reload: one that has just ended another may lose the request."""
         now = read_master(running.main) if running is not None and before is not None else None
         return now is not None and before is not None and not now.busy and not self._has_begun(before, now)
 
-    def _wait_for_rest(self, running: Running | None) -> Master | None:
+    def _wait_for_rest(self, running: RunningHaproxy | None) -> Master | None:
         """What the master shows once no reload that others have asked for is under way; None without a master.
 
         In the midst of one, the master may have read the file before it was replaced, and may lose another request.
@@ -119,7 +119,7 @@ class Reload:
             time.sleep(_POLL)
         return now
 
-    def _ask(self, running: Running | None) -> None:
+    def _ask(self, running: RunningHaproxy | None) -> None:
         command = self._settings.reload
         if command is not None:
             self._run(command)
@@ -133,7 +133,7 @@ class Reload:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(running.main.pid, signal.SIGUSR2)
         else:
-            self._run(successor(running, self._lines), running)
+            self._run(build_successor_command(running, self._lines), running)
 
     def _ask_master_cli(self, master: Process) -> bool:
         """Send `reload` to the master CLI; whether that can have reached it. Raises ReloadFailed.
@@ -142,7 +142,7 @@ class Reload:
         """
         for address in master_cli(master):
             try:
-                answer, cut = runtime_socket.heard(address, "reload", self._settings.timeout)
+                answer, cut = runtime_socket.exchange(address, "reload", self._settings.timeout)
             except (FileNotFoundError, PermissionError):
                 continue
             except ConnectionRefusedError:
@@ -159,25 +159,27 @@ class Reload:
             return True
         return False
 
-    def _run(self, argv: Sequence[str], running: Running | None = None) -> None:
+    def _run(self, argv: Sequence[str], running: RunningHaproxy | None = None) -> None:
         cwd = running.main.cwd if running else None
         try:
-            result = subprocess.run_program(argv, self._settings.timeout, cwd=cwd, environ=validation.environ(running))
+            result = subprocess.run_program(
+                argv, self._settings.timeout, cwd=cwd, environ=validation.build_environ(running)
+            )
         except OSError as error:
             raise ReloadFailed(f"{argv[0]} cannot be run: {error.strerror}") from error
         if result.status is None:
-            raise TryAgain(result.words)
-        if not result.good:
-            raise ReloadFailed(f"{' '.join(argv)} {result.ending}: {validation.reason(result.words)}")
+            raise TryAgain(result.output)
+        if not result.succeeded:
+            raise ReloadFailed(f"{' '.join(argv)} {result.ending}: {validation.find_reason(result.output)}")
 
-    def _new_worker(self, old: Running | None, before: Master | None, answering: int | None) -> Worker | None:
+    def _new_worker(self, old: RunningHaproxy | None, before: Master | None, answering: int | None) -> Worker | None:
         """The worker that this reload has brought, once it serves. Raises ReloadFailed."""
         if old is None:
             pid = self._answering_pid()
             return Worker(pid, 0) if pid and pid != answering else None
         if before is None:
             found = self._find()
-            if found is None or found.worker.named == old.worker.named or not found.is_up:
+            if found is None or found.worker.identity == old.worker.identity or not found.is_up:
                 return None
             return self._confirm(found.worker)
         now = read_master(old.main)
@@ -209,37 +211,41 @@ class Reload:
             return now.reloads > before.reloads
         return self._was_busy or bool(now.children - before.children)
 
-    def _after_restart(self, old: Running) -> Worker | None:
+    def _after_restart(self, old: RunningHaproxy) -> Worker | None:
         """The worker of another master: a command for the reload may have restarted HAProxy."""
         found = self._find()
-        if found is None or found.main.named == old.main.named or not found.is_up:
+        if found is None or found.main.identity == old.main.identity or not found.is_up:
             return None
         return self._confirm(found.worker)
 
     def _confirm(self, worker: Process) -> Worker | None:
         """The worker where it serves: it answers on the stats socket, or lives on where there is none."""
-        for address in runtime_socket.sockets(self._lines):
+        for address in runtime_socket.list_stats_sockets(self._lines):
             try:
-                return Worker(*worker.named) if runtime_socket.worker_pid(address, _ASK) == worker.inner_pid else None
+                return (
+                    Worker(*worker.identity)
+                    if runtime_socket.fetch_worker_pid(address, _ASK) == worker.inner_pid
+                    else None
+                )
             except (FileNotFoundError, ConnectionRefusedError, PermissionError):
                 continue
             except OSError:
                 return None  # not yet: an old worker that makes room for it neither answers nor refuses
         time.sleep(_SETTLED)
-        return Worker(*worker.named) if Worker(*worker.named).alive and process.is_up(worker) else None
+        return Worker(*worker.identity) if Worker(*worker.identity).alive and process.is_up(worker) else None
 
     def _answering_pid(self) -> int | None:
-        for address in runtime_socket.sockets(self._lines):
+        for address in runtime_socket.list_stats_sockets(self._lines):
             with contextlib.suppress(OSError):
-                return runtime_socket.worker_pid(address)
+                return runtime_socket.fetch_worker_pid(address)
         return None
 
     def _is_gone(self) -> bool:
-        return self._find() is None and process.shown_not_to_run(self._settings.config, self._lines)
+        return self._find() is None and process.is_shown_not_to_run(self._settings.config, self._lines)
 
     def _failure(self, master: Process | None) -> str:
         """The sentence for a reload that failed, with HAProxy's own reason where that can be found."""
-        reason = validation.alert(self._answer)
+        reason = validation.find_alert(self._answer)
         if not reason and master is not None:
             reason = next(filter(None, (find() for find in self._reasons(master))), "")
         hint = "HAProxy's log has the reason; a port in use passes `haproxy -c`"
@@ -247,9 +253,9 @@ class Reload:
 
     def _reasons(self, master: Process) -> Iterable[Callable[[], str]]:
         """Where HAProxy's reason may be found, best first."""
-        yield lambda: validation.alert(_startup_logs(master))
-        yield lambda: validation.alert(_tail(self._log))
-        yield lambda: validation.alert(_journal(master))
+        yield lambda: validation.find_alert(_startup_logs(master))
+        yield lambda: validation.find_alert(_tail(self._log))
+        yield lambda: validation.find_alert(_journal(master))
         yield lambda: _port_in_use(self._settings.config, master)
 
 
@@ -258,11 +264,11 @@ def read_master(master: Process) -> Master | None:
     busy = process.is_reloading(master)
     environ, readable = master.environ, master.environ_readable
     now = processes.read_process(master.pid)
-    if now is None or not now.alive or now.named != master.named:
+    if now is None or not now.alive or now.identity != master.identity:
         return None
     pids = processes.find_children(master.pid)
     children = [one for pid in pids if (one := processes.read_process(pid)) is not None]
-    workers = frozenset(one.named for one in children if one.alive and one.program.startswith("haproxy"))
+    workers = frozenset(one.identity for one in children if one.alive and one.program.startswith("haproxy"))
     row = _own_row(environ)
     count = int(row.get("reloads", 0)) if readable else None
     tells = environ.get("HAPROXY_MWORKER_WAIT_ONLY") == "1"
@@ -283,7 +289,7 @@ def master_cli(master: Process) -> list[str]:
     given = [word[2:] or following for word, following in zip(argv, [*argv[1:], ""], strict=True) if word[:2] == "-S"]
     given = given or master.environ.get("HAPROXY_MASTER_CLI", "").split(";")
     addresses = [word.partition(",")[0] for word in given]
-    return [master.here(one) for one in addresses if one and not one.startswith(("sockpair@", "fd@"))]
+    return [master.translate_address(one) for one in addresses if one and not one.startswith(("sockpair@", "fd@"))]
 
 
 def _listens(address: str) -> bool:
@@ -336,7 +342,7 @@ def _journal(master: Process) -> str:
         return ""
     argv = ("journalctl", "--quiet", "--output=cat", "--lines=50", "--since=-15s", f"--unit={master.unit}")
     try:
-        return subprocess.run_program(argv, 5 * _ASK).words
+        return subprocess.run_program(argv, 5 * _ASK).output
     except OSError:
         return ""
 
@@ -344,7 +350,7 @@ def _journal(master: Process) -> str:
 def _port_in_use(config: Sequence[str], master: Process) -> str:
     """The `bind` line whose port another program has, in words like HAProxy's own; nothing where there is none."""
     workers = processes.find_children(master.pid)
-    own = processes.socket_inodes([master.pid, *workers])
+    own = processes.list_socket_inodes([master.pid, *workers])
     if not own:
         return ""  # they may not be looked at: any port could be HAProxy's own
     taken = [(ip, port, inode) for ip, port, inode in _listening(master.pid) if inode not in own]
@@ -352,7 +358,7 @@ def _port_in_use(config: Sequence[str], master: Process) -> str:
         for ip, number, inode in taken:
             if number == port and _overlap(host, ip):
                 said = f"{where}: cannot bind socket (Address already in use) for [{host}:{port}]"
-                holder = processes.holder_of(inode)
+                holder = processes.find_socket_holder(inode)
                 return f"{said}: {holder.program} (pid {holder.pid}) listens there" if holder else said
     return ""
 
@@ -398,7 +404,7 @@ def _overlap(one: str, other: str) -> bool:
     return one == other or one in wild or other in wild
 
 
-def successor(running: Running, lines: Lines) -> list[str]:
+def build_successor_command(running: RunningHaproxy, lines: Lines) -> list[str]:
     """The command line of a process that replaces one without a master. Raises TryAgain."""
     if os.environ.get("INVOCATION_ID"):
         # It would belong to our service, and end with it.
@@ -439,15 +445,15 @@ _ALL_ASKED = 0b11
 _PEERS_ASK, _PEERS_POLL = 1.0, 0.05
 
 
-def waited_for(settings: Sequence[Sequence[str]]) -> bool:
+def wait_for_peers(settings: Sequence[Sequence[str]]) -> bool:
     """Wait until the worker can hand its tables over; whether there was anything to wait for.
 
     `settings` is its `global`; who has no stats socket, or has lived for LONGEST, is not waited for.
     """
-    for address in socket.sockets(settings):
+    for address in socket.list_stats_sockets(settings):
         waited = False
         try:
-            while _young(address) and learning(socket.ask(address, "show peers", _PEERS_ASK)):
+            while _young(address) and is_learning(socket.ask(address, "show peers", _PEERS_ASK)):
                 waited = True
                 time.sleep(_PEERS_POLL)
         except OSError:
@@ -457,11 +463,11 @@ def waited_for(settings: Sequence[Sequence[str]]) -> bool:
     return False
 
 
-def learning(answer: str) -> bool:
+def is_learning(answer: str) -> bool:
     """Whether `show peers` tells of a section that is still being learned."""
     return any(int(flags, 16) & _ALL_ASKED != _ALL_ASKED for flags in _SECTION.findall(answer))
 
 
 def _young(address: str) -> bool:
-    uptime = socket.facts(socket.ask(address, "show info", _PEERS_ASK)).get("Uptime_sec", "")
+    uptime = socket.parse_info(socket.ask(address, "show info", _PEERS_ASK)).get("Uptime_sec", "")
     return uptime.isdigit() and int(uptime) < LONGEST

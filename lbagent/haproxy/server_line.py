@@ -56,12 +56,12 @@ class Server:
     @property
     def endpoint(self) -> str:
         """ADDRESS:PORT, an IPv6 address in brackets."""
-        return endpoint(self.address, self.port)
+        return format_endpoint(self.address, self.port)
 
     @property
     def line(self) -> str:
         """The managed line, without indentation and line ending."""
-        return f"server {self.name} {self.endpoint}{tail(self.options, self.role, self.id)}"
+        return f"server {self.name} {self.endpoint}{format_tail(self.options, self.role, self.id)}"
 
 
 def _of_service(name: str) -> bool:
@@ -69,7 +69,7 @@ def _of_service(name: str) -> bool:
     return bool(NAME.fullmatch(node) and SERVICE.fullmatch(service))
 
 
-def paused_line(node: str, address: str, role: str) -> str:
+def format_paused_line(node: str, address: str, role: str) -> str:
     """The comment that stands where a paused node's `server` line would. Raises Unsafe."""
     safe = Server(node, address, 1, "", role)
     return f"# lbagent paused {safe.name} {safe.address} role={safe.role}"
@@ -95,18 +95,18 @@ def undrain_line(text: str) -> str:
     return f"{head.removesuffix(' weight 0')}{OURS}{role}" if head else text
 
 
-def tail(options: str, role: str, id: int | None = None) -> str:  # noqa: A002  # HAProxy's keyword
+def format_tail(options: str, role: str, id: int | None = None) -> str:  # noqa: A002  # HAProxy's keyword
     """What follows the address in the line; by itself nothing that may be written."""
     number = f" id {id}" if id else ""
     return f"{' ' if options else ''}{options}{number}{OURS}{role}"
 
 
-def endpoint(address: str, port: int | str) -> str:
+def format_endpoint(address: str, port: int | str) -> str:
     """ADDRESS:PORT, an IPv6 address in brackets."""
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
-def stable_ids(nodes: Iterable[str], taken: Iterable[int] = ()) -> Mapping[str, int]:
+def assign_stable_ids(nodes: Iterable[str], taken: Iterable[int] = ()) -> Mapping[str, int]:
     """A number for each node, made from its name alone but where two would share one.
 
     The same on both load balancers, and unchanged when others join or leave, so that a consistent

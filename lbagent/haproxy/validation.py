@@ -7,10 +7,10 @@ import re
 from collections.abc import Mapping, Sequence
 
 from lbagent.errors import TryAgain
-from lbagent.haproxy.process import Running
+from lbagent.haproxy.process import RunningHaproxy
 from lbagent.names import brief
 from lbagent.system import subprocess, untrusted_files
-from lbagent.system.subprocess import Finished
+from lbagent.system.subprocess import ProgramResult
 
 _WITHOUT_CA = os.path.join(os.path.dirname(__file__), "without-ca.cfg")
 _PLAIN = (b"httpclient", b"HAPROXY_CFGFILES")
@@ -26,7 +26,7 @@ _QUOTES = b"\"'\\"
 """What may stand in the midst of a word and be no part of it."""
 
 
-def checked(paths: Sequence[str], timeout: float, running: Running | None) -> Finished:
+def check_files(paths: Sequence[str], timeout: float, running: RunningHaproxy | None) -> ProgramResult:
     """How `haproxy -c` ends on these files, read as the running one would read them. Raises TryAgain.
 
     Only the plain way refuses, in HAProxy's own words.
@@ -37,14 +37,14 @@ def checked(paths: Sequence[str], timeout: float, running: Running | None) -> Fi
         mode = ["-W"] if running and running.is_master and any(b"program" in content for content in contents) else []
         if not any(word in content for content in contents for word in _PLAIN):
             quick = _checked(mode, [_WITHOUT_CA, *paths], timeout, running)
-            if quick.good or quick.status is None:  # no time left for another
+            if quick.succeeded or quick.status is None:  # no time left for another
                 return quick
         return _checked(mode, paths, timeout, running)
     except OSError as error:
         raise TryAgain(f"haproxy -c cannot be run: {error.strerror}: {error.filename}") from error
 
 
-def alert(output: str) -> str:
+def find_alert(output: str) -> str:
     """The first complaint in what HAProxy printed or logged, cut to a line; nothing where it has none.
 
     [ALERT]    (4041) : config : parsing [/etc/haproxy/haproxy.cfg:12]: unknown keyword …
@@ -59,9 +59,9 @@ def alert(output: str) -> str:
     return brief(reasons[0]) if reasons else ""
 
 
-def reason(output: str) -> str:
+def find_reason(output: str) -> str:
     """The first complaint of HAProxy, or the last line of what another program printed; cut to a line."""
-    if found := alert(output):
+    if found := find_alert(output):
         return found
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     return brief(lines[-1]) if lines else "without a word"
@@ -72,22 +72,24 @@ def _complaint(line: str) -> tuple[str, str]:
     return (kind, words.removeprefix("config : ")) if kind.startswith("[") else ("", "")
 
 
-def environ(running: Running | None) -> Mapping[str, str]:
+def build_environ(running: RunningHaproxy | None) -> Mapping[str, str]:
     """The variables for ${…}: of the HAProxy that runs, else our own."""
     return (running.environ if running else {}) or _own_environ()
 
 
-def _checked(mode: Sequence[str], paths: Sequence[str], timeout: float, running: Running | None) -> Finished:
+def _checked(
+    mode: Sequence[str], paths: Sequence[str], timeout: float, running: RunningHaproxy | None
+) -> ProgramResult:
     argv = ["haproxy", "-c", *mode, *(word for path in paths for word in ("-f", path))]
     cwd = running.main.cwd if running and running.is_master else None
     # In its folder: paths in haproxy.cfg may be relative to it.
     return subprocess.run_program(
-        argv, timeout, cwd=cwd if cwd and os.path.isdir(cwd) else None, environ=environ(running)
+        argv, timeout, cwd=cwd if cwd and os.path.isdir(cwd) else None, environ=build_environ(running)
     )
 
 
 def _content(path: str) -> bytes:
-    content = untrusted_files.content(path)
+    content = untrusted_files.read_whole_file(path)
     # A pass over all bytes, of which there may be millions, that most files do not need.
     return content.translate(None, _QUOTES) if any(quote in content for quote in _QUOTES) else content
 

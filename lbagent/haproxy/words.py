@@ -31,18 +31,18 @@ class Environment:
         self._known: dict[str, object] = {**variables} if variables is not None else {}
         self._complete = variables is not None
 
-    def value(self, name: str) -> object:
+    def find_value(self, name: str) -> object:
         """The value of a variable, None where it is not set, or UNKNOWN."""
         if name in self._known:
             return self._known[name]
         return None if self._complete and not name.startswith(_OWN) else UNKNOWN
 
-    def defined(self, name: str) -> bool | None:
+    def is_defined(self, name: str) -> bool | None:
         """Whether a variable is set; None where that is unknown."""
-        value = self.value(name)
+        value = self.find_value(name)
         return None if value is UNKNOWN else value is not None
 
-    def change(self, words: Sequence[str], *, sure: bool) -> None:
+    def apply_command(self, words: Sequence[str], *, sure: bool) -> None:
         """Do what a line of `global` does to the environment; `sure` tells whether HAProxy certainly obeys it."""
         command, names = words[0], words[1:]
         match command:
@@ -51,12 +51,12 @@ class Environment:
                 # Of `presetenv` for a variable that may be set, nothing is known afterwards either.
                 if not sure:
                     self._known[name] = UNKNOWN
-                elif command == "setenv" or self.defined(name) is False:
+                elif command == "setenv" or self.is_defined(name) is False:
                     self._known[name] = names[1]
             case "unsetenv":
                 self._known |= dict.fromkeys(names, None if sure else UNKNOWN)
             case "resetenv":
-                kept = {name: self.value(name) for name in names}
+                kept = {name: self.find_value(name) for name in names}
                 self._known = kept if sure else {}
                 self._complete = self._complete and sure
             case _:  # HAProxy refuses it
@@ -90,7 +90,7 @@ class _Malformed(ValueError):
     """HAProxy refuses the line."""
 
 
-def cut(line: str, environment: Environment | None = None) -> Words:
+def split_words(line: str, environment: Environment | None = None) -> Words:
     """The words of `line`, without its comment; variables that `environment` does not know stay as they are written.
 
     The list ends before an empty word, as it does for HAProxy's keywords; that of `.if` and its kind does not.
@@ -168,7 +168,7 @@ class _Cutter:
         every = bool(brace) and self._line.startswith(_EVERY, self._at)
         if every:
             self._at += len(_EVERY)
-        value = self._environment.value(name)
+        value = self._environment.find_value(name)
         if brace:
             value = self._braced(value)
         if value is UNKNOWN:

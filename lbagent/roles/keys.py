@@ -25,7 +25,7 @@ from lbagent.roles.model import (
     Template,
     parse_port,
 )
-from lbagent.roles.yaml_nodes import Reader, nearest
+from lbagent.roles.yaml_nodes import Reader, find_nearest
 
 Schema = dict[str, object]
 
@@ -55,7 +55,7 @@ class Interval:
 
     def read(self, reader: Reader, node: yaml.Node, path: str) -> str | None:
         """The text."""
-        text = reader.text(node, path, self.right)
+        text = reader.read_text(node, path, self.right)
         if text is None or _INTERVAL.fullmatch(text):
             return text
         # HAProxy reads a bare number as milliseconds: 60 would check sixteen times a second.
@@ -76,7 +76,7 @@ class Seconds:
 
     def read(self, reader: Reader, node: yaml.Node, path: str) -> float | None:
         """Seconds."""
-        text = reader.text(node, path, self.right)
+        text = reader.read_text(node, path, self.right)
         found = _LIMIT.fullmatch(text) if text is not None else None
         if found:
             return int(found[1]) * _SECONDS[found[2]]
@@ -101,12 +101,12 @@ class Choice:
     def read(self, reader: Reader, node: yaml.Node, path: str) -> object | None:
         """What the word stands for."""
         right = f"write {self.right}"
-        text = reader.text(node, path, right)
+        text = reader.read_text(node, path, right)
         if text is None:
             return None
         word = text.lower() if self.ignore_case else text
         if word not in self.values:
-            near = nearest(text, self.values)
+            near = find_nearest(text, self.values)
             reader.note(node, path, f"{text[:40]!r} is unknown", f"did you mean {near}?" if near else right)
             return None
         return self.values[word]
@@ -129,7 +129,7 @@ class Count:
     def read(self, reader: Reader, node: yaml.Node, path: str) -> int | None:
         """The number."""
         right = f"write a number from 1 to {self.most}"
-        text = reader.text(node, path, right)
+        text = reader.read_text(node, path, right)
         count = parse_port(text, self.most) if text is not None else None
         if text is not None and count is None:
             number_of_a_kind = text.isascii() and text.lstrip("+-").isdigit()
@@ -152,11 +152,11 @@ class Paths:
     def read(self, reader: Reader, node: yaml.Node, path: str) -> tuple[str, ...] | None:
         """The paths."""
         if isinstance(node, yaml.SequenceNode):
-            items = reader.texts(node, path, self.right)
+            items = reader.read_texts(node, path, self.right)
             if items is not None and not items:
                 reader.note(node, path, "is an empty list", self.right)
         else:
-            text = reader.text(node, path, self.right)
+            text = reader.read_text(node, path, self.right)
             items = None if text is None else [(node, text)]
         wrong = [(item, text) for item, text in items or () if not text.startswith("/")]
         for item, text in wrong:
@@ -181,7 +181,7 @@ class Words:
         right = self.right
         if isinstance(node, yaml.ScalarNode) and node.value.strip():
             right = f"write [{', '.join(node.value.split()[:8])}]"
-        items = reader.texts(node, path, right)
+        items = reader.read_texts(node, path, right)
         if items is not None and not items:
             reader.note(node, path, "is an empty list", self.right)
         return tuple(text for _, text in items) if items else None
@@ -205,7 +205,7 @@ class Networks:
         right = self.right
         if isinstance(node, yaml.ScalarNode) and node.value.strip():
             right = f"write [{node.value[:60].strip()}]"
-        items = reader.texts(node, path, right)
+        items = reader.read_texts(node, path, right)
         if items is not None and not items:
             reader.note(node, path, "is an empty list, which no address is in", "name networks, or remove the key")
         networks: list[str] = []
@@ -235,7 +235,7 @@ class Text:
 
     def read(self, reader: Reader, node: yaml.Node, path: str) -> Template | None:
         """The template."""
-        text = reader.text(node, path, self.right, empty=self.empty)
+        text = reader.read_text(node, path, self.right, empty=self.empty)
         if text is None:
             return None
         try:
@@ -428,19 +428,19 @@ def _template_fix(text: str) -> str:
     if not (text.isascii() and text.isprintable()):
         return "remove it"
     if braces and braces[2] is None:
-        near = nearest(braces[1], ("interval", "name", "role", "server"))
+        near = find_nearest(braces[1], ("interval", "name", "role", "server"))
         return f"did you mean {{{near}}}?" if near else f"use {PLACEHOLDERS}"
-    if braces and braces[2] is not None and nearest(braces[1], ("tag",)) and braces[1] != "tag":
+    if braces and braces[2] is not None and find_nearest(braces[1], ("tag",)) and braces[1] != "tag":
         return "did you mean {tag:" + braces[2] + (braces[3] or "") + "}?"
     if braces and braces[1] == "tag":
         return f"a tag's name and default are {TAG_VALUE.pattern}"
     return "write it as in {tag:port|8080}" if text.count("{") != text.count("}") else f"use {PLACEHOLDERS}"
 
 
-def schema_text() -> str:
+def format_schema() -> str:
     """roles.schema.json, as the package has it."""
     return json.dumps(schema(), indent=2) + "\n"
 
 
 if __name__ == "__main__":  # python -m lbagent.roleskeys > lbagent/roles.schema.json
-    print(schema_text(), end="")
+    print(format_schema(), end="")

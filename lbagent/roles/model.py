@@ -28,7 +28,7 @@ def parse_port(text: str, most: int) -> int | None:
     return found if found is not None and found <= most else None
 
 
-class Missing(ValueError):
+class MissingTag(ValueError):
     """A node lacks a tag that its line needs, or has one that may not stand there."""
 
 
@@ -69,10 +69,10 @@ class Template:
             given: str | None = values["role"] if tag == "role" else tags.get(tag) or default
             if given is None:
                 msg = f"its tag {tag!r} is not set"
-                raise Missing(msg)
+                raise MissingTag(msg)
             if given != default and not allowed.fullmatch(given):
                 msg = f"its tag {tag!r} is {given[:40]!r}, not {allowed.pattern}"
-                raise Missing(msg)
+                raise MissingTag(msg)
             return given
 
         return _PLACEHOLDER.sub(value, self.text)
@@ -85,13 +85,13 @@ class Service(NamedTuple):
     port: Template
     options: Template
 
-    def port_of(self, values: Mapping[str, str], tags: Mapping[str, str]) -> int:
+    def find_port(self, values: Mapping[str, str], tags: Mapping[str, str]) -> int:
         """The port on one node. Raises Missing."""
         text = self.port.fill(values, tags)
         port = parse_port(text, LARGEST_PORT)
         if port is None:
             msg = f"port {text[:40]!r} is not 1 to {LARGEST_PORT}"
-            raise Missing(msg)
+            raise MissingTag(msg)
         return port
 
 
@@ -110,19 +110,19 @@ class Role(NamedTuple):
     drain: bool = False
     """Whether a paused node keeps its line, with weight 0, so that clients that are bound to it can finish."""
 
-    def values(self, node: str, server: str = "") -> dict[str, str]:
+    def build_values(self, node: str, server: str = "") -> dict[str, str]:
         """The values of the placeholders, apart from tags, for a node whose server in HAProxy is called `server`."""
         return {"name": node, "role": self.name, "interval": self.interval, "server": server or node}
 
-    def address_of(self, node: str, advertised: str, tags: Mapping[str, str]) -> str:
+    def find_address(self, node: str, advertised: str, tags: Mapping[str, str]) -> str:
         """The address of a node that Serf advertises at `advertised`, in its one spelling. Raises Missing."""
         if self.address is None:
             return advertised
-        text = self.address.fill(self.values(node), tags, _ADDRESS_TAG)
+        text = self.address.fill(self.build_values(node), tags, _ADDRESS_TAG)
         address = canonical_address(text)
         if address is None:
             msg = f"address {text[:60]!r} is not an IP address"
-            raise Missing(msg)
+            raise MissingTag(msg)
         return address
 
 
@@ -160,15 +160,15 @@ class Roles(NamedTuple):
     roles: Mapping[str, Role]
     digest: str
 
-    def of(self, tag: str) -> tuple[Role, ...]:
+    def find_roles(self, tag: str) -> tuple[Role, ...]:
         """The roles that a member with this `role` tag has here, in the order of the tag."""
         return tuple(self.roles[name] for name in role_names(tag) if name in self.roles)
 
-    def pairs(self) -> dict[str, Pair]:
+    def list_pairs(self) -> dict[str, Pair]:
         """Every pair a role asks for, by the middle of its marker."""
-        return {pair.middle: pair for pair in self.serving()}
+        return {pair.middle: pair for pair in self.map_pairs_to_roles()}
 
-    def serving(self) -> dict[Pair, tuple[Role, ...]]:
+    def map_pairs_to_roles(self) -> dict[Pair, tuple[Role, ...]]:
         """For every pair the roles whose nodes belong above its marker."""
         serving: dict[Pair, tuple[Role, ...]] = {}
         for role in self.roles.values():

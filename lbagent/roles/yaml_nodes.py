@@ -41,13 +41,13 @@ class Reader:
         if not self.full:
             self.mistakes.append(Mistake(line, column, path, problem, fix))
 
-    def text(self, node: yaml.Node, path: str, fix: str, *, empty: bool = False) -> str | None:
+    def read_text(self, node: yaml.Node, path: str, fix: str, *, empty: bool = False) -> str | None:
         """The text of a scalar, None where it is none; `empty` allows one without a character."""
         if isinstance(node, yaml.ScalarNode) and node.tag.endswith(":null") and not node.style:
             self.note(node, path, "has no value", fix)
             return None
         if not isinstance(node, yaml.ScalarNode):
-            quoted = unquoted(node)
+            quoted = find_unquoted_placeholder(node)
             if quoted:
                 self.note(node, path, f"{quoted} needs quotes", f'write "{quoted}"')
             else:
@@ -65,16 +65,16 @@ class Reader:
             return text.strip() if empty else text
         return None
 
-    def texts(self, node: yaml.Node, path: str, fix: str) -> list[tuple[yaml.Node, str]] | None:
+    def read_texts(self, node: yaml.Node, path: str, fix: str) -> list[tuple[yaml.Node, str]] | None:
         """The texts of a list with their nodes; None where it is no list, or one of them no text."""
         if not isinstance(node, yaml.SequenceNode):
             shown = f"{node.value[:_SHORT]!r} is" if isinstance(node, yaml.ScalarNode) and node.value else "is"
             self.note(node, path, f"{shown} not a list", fix)
             return None
-        found = [(item, self.text(item, path, fix)) for item in node.value]
+        found = [(item, self.read_text(item, path, fix)) for item in node.value]
         return [(item, text) for item, text in found if text is not None] if all(text for _, text in found) else None
 
-    def items(self, node: yaml.Node, path: str, fix: str) -> dict[str, tuple[yaml.Node, yaml.Node]] | None:
+    def read_items(self, node: yaml.Node, path: str, fix: str) -> dict[str, tuple[yaml.Node, yaml.Node]] | None:
         """By key, the nodes of the key and its value; a key that appears twice is noted."""
         if not isinstance(node, yaml.MappingNode):
             empty = isinstance(node, yaml.ScalarNode) and (not node.value or node.tag.endswith(":null"))
@@ -109,19 +109,19 @@ class Reader:
             found[name] = (key, value)
         return found
 
-    def unknown_key(self, key: yaml.Node, path: str, known: Sequence[str]) -> None:
+    def note_unknown_key(self, key: yaml.Node, path: str, known: Sequence[str]) -> None:
         """Note a key that is none of the `known` ones."""
         name = str(key.value)
         before, colon, behind = name.partition(":")
         if colon and before in known:
             self.note(key, path, "a space is missing after :", f"write {before}: {behind}")
             return
-        near = nearest(name, known)
+        near = find_nearest(name, known)
         fix = f"did you mean {near}?" if near else f"use one of: {', '.join(known)}"
         self.note(key, path, "unknown key", fix)
 
 
-def unquoted(node: yaml.Node) -> str:
+def find_unquoted_placeholder(node: yaml.Node) -> str:
     """The placeholders that YAML took for a mapping because they have no quotes; nothing where it is not that."""
     if not isinstance(node, yaml.MappingNode) or not node.flow_style or not node.value:
         return ""
@@ -130,7 +130,7 @@ def unquoted(node: yaml.Node) -> str:
     return "{" + ", ".join(str(key.value) for key, _ in node.value) + "}"
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
+def find_nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word that `word` was probably meant to be."""
     candidates = {_plain(one): one for one in known}
     plain = _plain(word)
@@ -143,7 +143,7 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     return candidates[starts[0]] if len(starts) == 1 else None
 
 
-def nearly_equal(word: str, other: str) -> bool:
+def is_nearly_equal(word: str, other: str) -> bool:
     """Whether two words differ only in case, `-` and `_`, a doubled letter or a plural `s`."""
     return word != other and _plain(word) == _plain(other)
 

@@ -43,7 +43,7 @@ class Mistake:
     problem: str
     fix: str
 
-    def sentence(self, where: str) -> str:
+    def format_sentence(self, where: str) -> str:
         """`FILE:LINE:COLUMN: KEY PATH: PROBLEM; FIX` in one line."""
         place = f"{where}:{self.line}:{self.column}" if self.line else where
         path = f"{self.path}: " if self.path else ""

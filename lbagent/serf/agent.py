@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Said = TypeVar("Said")
 
-Heard = Callable[[str, str], None]
+AnswerCallback = Callable[[str, str], None]
 """Takes a node's name and its answer."""
 
 _TIMEOUT = 5.0
@@ -47,7 +47,7 @@ def fetch_clocks() -> Mapping[str, int]:
 
 
 def send_query(
-    name: str, payload: str, nodes: Collection[str], waits: Iterable[int], heard: Heard | None = None
+    name: str, payload: str, nodes: Collection[str], waits: Iterable[int], heard: AnswerCallback | None = None
 ) -> dict[str, str]:
     """Ask these nodes, and the silent ones again after each wait, in seconds; returns what they said. Raises TryAgain.
 
@@ -63,7 +63,9 @@ def send_query(
     return found
 
 
-def _query(name: str, payload: str, nodes: Collection[str], seconds: int, heard: Heard | None) -> dict[str, str]:
+def _query(
+    name: str, payload: str, nodes: Collection[str], seconds: int, heard: AnswerCallback | None
+) -> dict[str, str]:
     # An answer that does not get through straight may do so by one of two other nodes.
     options = ("-no-ack", "-relay-factor=2", f"-timeout={seconds}s", *(f"-node={node}" for node in nodes))
     argv = ["query", *options, name, payload]
@@ -100,9 +102,9 @@ def _serf(argv: list[str], timeout: float, enough: Callable[[str], bool] | None 
         result = subprocess.run_program(["serf", *argv], timeout, environ=dict(os.environ), enough=enough)
     except OSError as error:
         raise TryAgain(f"serf cannot be run: {error.strerror}") from error
-    if not result.good:
-        raise TryAgain(f"the Serf agent cannot be asked (serf {argv[0]}): {brief(result.words.split(chr(10))[0])}")
-    return result.words
+    if not result.succeeded:
+        raise TryAgain(f"the Serf agent cannot be asked (serf {argv[0]}): {brief(result.output.split(chr(10))[0])}")
+    return result.output
 
 
 # --- serfenv ---------------------------------------------------------------------------------------------
@@ -160,7 +162,7 @@ class SerfEnv:
         return b""
 
 
-def folders(roles: str, environ: Mapping[str, str], default: str) -> list[str]:
+def list_serf_env_folders(roles: str, environ: Mapping[str, str], default: str) -> list[str]:
     """Where serf.env may be: beside roles.yml as given, as `LBAGENT_ROLES` names it, and at the `default` place."""
     return [os.path.dirname(path) for path in (roles, environ.get("LBAGENT_ROLES") or default, default)]
 
@@ -185,5 +187,5 @@ def _unquoted(value: str) -> str:
     return value[1:-1] if quoted else value
 
 
-of_process: SerfEnv | None = None
+process_serf_env: SerfEnv | None = None
 """The one that has set variables of this process; None where the Serf agent has set them all."""

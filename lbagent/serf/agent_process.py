@@ -39,7 +39,7 @@ class File(NamedTuple):
     mode: int
 
 
-def options(argv: Sequence[str]) -> list[tuple[str, str]]:
+def parse_options(argv: Sequence[str]) -> list[tuple[str, str]]:
     """The options of a `serf agent` command line, with their values."""
     found = []
     words = iter(argv[2:])
@@ -50,7 +50,7 @@ def options(argv: Sequence[str]) -> list[tuple[str, str]]:
     return found
 
 
-def loaded(file: File) -> Mapping[str, Any] | str:
+def parse_agent_file(file: File) -> Mapping[str, Any] | str:
     """What stands in a file of the agent, or why it cannot be read."""
     try:
         found = json.loads(file.content)
@@ -59,11 +59,11 @@ def loaded(file: File) -> Mapping[str, Any] | str:
     return found if isinstance(found, dict) else "is not a JSON object"
 
 
-def merged(argv: Sequence[str], files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def merge_settings(argv: Sequence[str], files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The settings as the agent has them: its files in order, then its command line; lists add up."""
     lines: list[Mapping[str, Any]] = [
         {key: [value] if key in _LISTS else value == "true" if name in _SWITCHES else value}
-        for name, value in options(argv)
+        for name, value in parse_options(argv)
         if (key := _OF_OPTION.get(name))
     ]
     settings: dict[str, Any] = {}
@@ -75,13 +75,13 @@ def merged(argv: Sequence[str], files: Sequence[Mapping[str, Any]]) -> dict[str,
     return settings
 
 
-def specs(settings: Mapping[str, Any]) -> list[str]:
+def list_event_handlers(settings: Mapping[str, Any]) -> list[str]:
     """Its event handlers, as they are written."""
     found = settings.get("event_handlers")
     return [one for one in found if isinstance(one, str)] if isinstance(found, list) else []
 
 
-def joined(settings: Mapping[str, Any]) -> list[str]:
+def list_join_addresses(settings: Mapping[str, Any]) -> list[str]:
     """The nodes it is told to join, as they are written."""
     found = [one for key in ("start_join", "retry_join") for one in _list(settings.get(key))]
     return [one for one in found if isinstance(one, str)]
@@ -91,7 +91,7 @@ def _list(value: object) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def rpc(settings: Mapping[str, Any]) -> str:
+def find_rpc_address(settings: Mapping[str, Any]) -> str:
     """Where it is asked."""
     return str(settings.get("rpc_addr") or DEFAULT_RPC)
 
@@ -126,7 +126,7 @@ class Agent(NamedTuple):
         return self.process.cwd is not None
 
 
-def running() -> Agent | None:
+def find_running_agent() -> Agent | None:
     """The agent that is asked: of all that run here, the one with this RPC address."""
     asked = os.environ.get("SERF_RPC_ADDR") or DEFAULT_RPC
     believed = {0, os.geteuid(), *sockets.find_listeners(asked)}
@@ -134,7 +134,7 @@ def running() -> Agent | None:
         argv = one.argv
         if argv[1:2] == ["agent"] and one.user in believed:
             found = _agent(one, argv)
-            if sockets.is_same_endpoint(rpc(found.settings), asked):
+            if sockets.is_same_endpoint(find_rpc_address(found.settings), asked):
                 return found
     return None
 
@@ -154,12 +154,12 @@ def _agent(process: Process, argv: Sequence[str]) -> Agent:
                 unreadable.append(Unreadable(path, f"is not looked at: it holds more than {_FILE_LIMIT} bytes"))
     tables = []
     for one in files:
-        table = loaded(one)
+        table = parse_agent_file(one)
         if isinstance(table, str):
             unreadable.append(Unreadable(one.path, table, broken=True))
         else:
             tables.append(table)
-    settings = merged(argv, tables)
+    settings = merge_settings(argv, tables)
     return Agent(process, [*files, *_keyring(settings)], settings, unreadable)
 
 
@@ -171,7 +171,7 @@ def _keyring(settings: Mapping[str, Any]) -> Iterator[File]:
 
 def _paths(argv: Sequence[str], cwd: str) -> Iterator[str]:
     """The files of the agent's command line, in the order it reads them."""
-    for name, value in options(argv):
+    for name, value in parse_options(argv):
         path = os.path.join(cwd, value)
         if name not in ("config-file", "config-dir"):
             continue

@@ -151,10 +151,10 @@ Event = MemberEvent | Command | StatusQuery | Malformed | Ignored
 
 def parse_event(raw: RawEvent) -> Event:
     """What the event says; never raises, whatever the bytes."""
-    if not raw.wanted and raw.kind != TYPED:
+    if not raw.is_relevant and raw.kind != TYPED:
         return Ignored()
     text = raw.payload.decode("utf-8", "surrogateescape")
-    if raw.of_members:
+    if raw.is_member_event:
         return _members(raw.kind, text, raw.self_name)
     return StatusQuery(tuple(text.split())) if raw.name == "lbagent-status" else parse_command(raw, text)
 

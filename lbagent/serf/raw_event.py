@@ -37,20 +37,20 @@ class RawEvent(NamedTuple):
     payload: bytes
 
     @property
-    def of_members(self) -> bool:
+    def is_member_event(self) -> bool:
         """Whether stdin holds one line per member."""
         return self.kind in _MEMBER_EVENTS
 
     @property
-    def wanted(self) -> bool:
+    def is_relevant(self) -> bool:
         """Whether lbagent does anything with it; all else is ignored, unspooled."""
         if self.kind == "user":
             return self.name in ("pause", "resume")
         if self.kind == "query":
             return self.name in ("pause", "resume", "lbagent-forget", "lbagent-status")
-        return self.of_members
+        return self.is_member_event
 
-    def records(self) -> Iterator[bytes]:
+    def split_records(self) -> Iterator[bytes]:
         """The event as spool records of at most RECORD_LIMIT bytes; a longer line is left out."""
         for number, payload in enumerate(self._pieces()):
             ltime = "" if self.ltime is None else str(self.ltime)
@@ -60,7 +60,7 @@ class RawEvent(NamedTuple):
 
     def _pieces(self) -> Iterator[bytes]:
         room = RECORD_LIMIT - (_FIELDS + 1) * _FIELD_LIMIT
-        if len(self.payload) <= room or not self.of_members:
+        if len(self.payload) <= room or not self.is_member_event:
             yield self.payload[:room]
             return
         piece = bytearray()

@@ -95,7 +95,7 @@ def format_error(error: Exception) -> str:
     return str(error)
 
 
-def sentences(error: Exception) -> list[str]:
+def format_error_lines(error: Exception) -> list[str]:
     """The lines that an error is: of a refused roles.yml one for each mistake, of any other one."""
     mistakes: Sequence[str] = getattr(error, "mistakes", ())
     return list(mistakes) or [format_error(error)]

@@ -37,7 +37,7 @@ class Process(NamedTuple):
     """Neither a zombie nor dead."""
 
     @property
-    def named(self) -> tuple[int, int]:
+    def identity(self) -> tuple[int, int]:
         """What names it for good: a pid alone may be somebody else's tomorrow."""
         return self.pid, self.started
 
@@ -74,11 +74,11 @@ class Process(NamedTuple):
         """Whether `environ` can be read: an empty one means something only then."""
         return os.access(f"/proc/{self.pid}/environ", os.R_OK)
 
-    def holds_back(self, signal: int) -> bool:
+    def defers_signal(self, signal: int) -> bool:
         """Whether the process blocks this signal, or has not handled one that was sent to it. Any user can see that."""
         return self._has(signal, b"SigBlk", b"ShdPnd", b"SigPnd")
 
-    def handles(self, signal: int) -> bool:
+    def handles_signal(self, signal: int) -> bool:
         """Whether the process has a handler for this signal."""
         return self._has(signal, b"SigCgt")
 
@@ -86,7 +86,7 @@ class Process(NamedTuple):
         fields = (line.partition(b":") for line in self._bytes("status").split(b"\n"))
         return any(name in masks and int(value, 16) >> (signal - 1) & 1 for name, _, value in fields)
 
-    def sees(self, path: str, ours: str) -> bool:
+    def sees_file(self, path: str, ours: str) -> bool:
         """Whether the file or folder that the process calls `path` is the one that we call `ours`.
 
         The process may run in a container or a chroot: its files are looked at through its own root folder. A process
@@ -106,7 +106,7 @@ class Process(NamedTuple):
             # The file may have been replaced between the two looks.
         return False
 
-    def here(self, address: str) -> str:
+    def translate_address(self, address: str) -> str:
         """Where we find the socket that the process calls `address`: through its own root and working directory."""
         kind, separator, path = address.rpartition("@")
         if kind not in ("", "unix") or not (separator or path.startswith("/")):
@@ -145,7 +145,7 @@ class Process(NamedTuple):
         return None
 
     @property
-    def born(self) -> float:
+    def start_time(self) -> float:
         """When it started, in seconds since the epoch, to about 10 ms."""
         return _boot() + self.started / os.sysconf("SC_CLK_TCK")
 
@@ -203,12 +203,12 @@ def find_children(pid: int) -> frozenset[int]:
         return frozenset()
 
 
-def socket_inodes(pids: Iterable[int]) -> frozenset[int]:
+def list_socket_inodes(pids: Iterable[int]) -> frozenset[int]:
     """The inodes of the sockets that these processes have open; those of which that may be seen."""
     return frozenset(inode for pid in pids for inode in _sockets(pid))
 
 
-def holder_of(inode: int) -> Process | None:
+def find_socket_holder(inode: int) -> Process | None:
     """A process that has this socket open; None where that may not be seen."""
     pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
     return next((read_process(pid) for pid in pids if inode in _sockets(pid)), None)

@@ -21,7 +21,7 @@ _LOOK = 0.1
 Enough = Callable[[str], bool]
 """Whether a command has said all that is wanted of it."""
 
-meanwhile: list[Callable[[], None]] = []
+waiting_callbacks: list[Callable[[], None]] = []
 """Called every 0.1 s while a command runs: a daemon's signs of life, as whatever it waits for here has its end."""
 
 _ELSEWHERE = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
@@ -30,16 +30,16 @@ _SHELL_SIGNAL, _SIGNALS = 128, 64
 """What a shell adds to the number of the signal that killed a program, and how many signals there are."""
 
 
-class Finished(NamedTuple):
+class ProgramResult(NamedTuple):
     """How a command ended."""
 
     status: int | None
     """Its exit status, negative for a signal; None where it ran out of time."""
-    words: str
+    output: str
     """What it said, stdout and stderr together."""
 
     @property
-    def good(self) -> bool:
+    def succeeded(self) -> bool:
         """Whether it ended in time and with 0."""
         return self.status == 0
 
@@ -78,7 +78,7 @@ def run_program(
     cwd: str | None = None,
     environ: Mapping[str, str] | None = None,
     enough: Enough | None = None,
-) -> Finished:
+) -> ProgramResult:
     """Run a command for at most `timeout` seconds, or until it has said `enough`: then its status counts as 0.
 
     Raises OSError where it cannot be started.
@@ -91,8 +91,8 @@ def run_program(
         status = _status(pid, timeout, output, enough)
         words = _words(output)
         if status is None and not (enough and enough(words)):
-            return Finished(None, f"{argv[0]} did not end within {timeout:g} s")
-        return Finished(status or 0, words)
+            return ProgramResult(None, f"{argv[0]} did not end within {timeout:g} s")
+        return ProgramResult(status or 0, words)
     finally:
         os.close(output)
 
@@ -144,7 +144,7 @@ def _ends(descriptor: int, timeout: float, output: int, enough: Enough | None) -
     while (left := deadline - time.monotonic()) > 0:
         if select.select([descriptor], [], [], min(left, _LOOK))[0]:
             return True
-        for call in meanwhile:
+        for call in waiting_callbacks:
             call()
         if enough and enough(_words(output)):
             return False

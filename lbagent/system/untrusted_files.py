@@ -22,7 +22,7 @@ LARGEST = 256 * 1024 * 1024
 """Bytes of a configuration file that are read."""
 
 
-def content(path: str) -> bytes:
+def read_whole_file(path: str) -> bytes:
     """A whole configuration file. Raises OSError, also where it is not a regular file, or larger than any can be."""
     found = read_untrusted_file(path, LARGEST)
     if not found.whole:

@@ -10,10 +10,10 @@ import contextlib
 import os
 from collections.abc import Collection, Mapping, Sequence
 
-from lbagent.haproxy.config import ROSTER_NAME, Key, target
+from lbagent.haproxy.config import ROSTER_NAME, Key, format_target
 from lbagent.haproxy.process import Worker
 from lbagent.haproxy.runtime import session, socket
-from lbagent.haproxy.runtime.session import Unspoken
+from lbagent.haproxy.runtime.session import SessionError
 from lbagent.state import files
 from lbagent.system.tuples import NamedTuple
 
@@ -49,15 +49,15 @@ class Row(NamedTuple):
 Rows = Mapping[Key, Row]
 
 
-def read(lines: Lines) -> Rows:
+def read_health(lines: Lines) -> Rows:
     """The servers of the worker that answers on a stats socket; none where nobody does."""
-    for address in socket.sockets(lines):
+    for address in socket.list_stats_sockets(lines):
         with contextlib.suppress(OSError):
-            return parse(socket.ask(address, _COMMAND, _ASK))
+            return parse_health(socket.ask(address, _COMMAND, _ASK))
     return {}
 
 
-def parse(answer: str) -> Rows:
+def parse_health(answer: str) -> Rows:
     """The rows of an answer to `show servers state`; of a damaged one those that are whole."""
     version, *lines = answer.splitlines() or [""]
     if version != _VERSION:
@@ -66,20 +66,20 @@ def parse(answer: str) -> Rows:
     return {(row[1], row[3]): _row(row) for row in rows if len(row) >= _FIELDS and _numbers(row)}
 
 
-def carry(lines: Lines, worker: Worker, before: Rows) -> list[str]:
+def restore_down_servers(lines: Lines, worker: Worker, before: Rows) -> list[str]:
     """Have the new worker start with those servers DOWN that were so `before`; returns them.
 
     A server that has another address now, or no checks that could bring it back, starts as HAProxy has it.
     """
     if not any(row.down for row in before.values()):
         return []
-    with contextlib.suppress(Unspoken):
-        talk = session.opened(lines, worker)
-        now = parse("".join(answer or "" for answer in talk.say([_COMMAND])))
+    with contextlib.suppress(SessionError):
+        talk = session.open_session(lines, worker)
+        now = parse_health("".join(answer or "" for answer in talk.send([_COMMAND])))
         same = [key for key, row in before.items() if row.down and _may_start_down(now.get(key), row)]
         down = [key for key in same if all(map(ROSTER_NAME.fullmatch, key))]
-        answers = talk.say([f"set server {target(key)} health down" for key in down])
-        return [target(key) for key, answer in zip(down, answers, strict=True) if answer == ""]
+        answers = talk.send([f"set server {format_target(key)} health down" for key in down])
+        return [format_target(key) for key, answer in zip(down, answers, strict=True) if answer == ""]
     return []
 
 

@@ -13,10 +13,10 @@ from functools import cached_property
 from itertools import pairwise
 
 from lbagent.haproxy import inherited as haproxy_inherited
-from lbagent.haproxy.config import ROSTER_NAME, Document, Key, Lines, Proxy, parts, target
-from lbagent.haproxy.inherited import Inherited, Keywords, NeedsReload, inherited
+from lbagent.haproxy.config import ROSTER_NAME, Document, Key, Lines, Proxy, format_target, split_server_line
+from lbagent.haproxy.inherited import Inherited, Keywords, NeedsReload, find_inherited
 from lbagent.haproxy.runtime.capabilities import Capabilities
-from lbagent.haproxy.runtime.session import Conversation, Unspoken
+from lbagent.haproxy.runtime.session import Session, SessionError
 from lbagent.haproxy.server_line import is_drained, undrain_line
 from lbagent.names import canonical_address
 from lbagent.system import sockets
@@ -32,7 +32,7 @@ _DYNAMIC = frozenset(("", "roundrobin", "leastconn", "random", "first"))
 _CONSISTENT = frozenset(("source", "uri", "url_param", "hdr", "rdp-cookie", "hash"))
 
 
-class Known(NamedTuple):
+class KnownServers(NamedTuple):
     """What a worker is known to have."""
 
     lines: Lines
@@ -64,7 +64,7 @@ class Join(NamedTuple):
     @property
     def target(self) -> str:
         """The server as the stats socket calls it."""
-        return target(self.key)
+        return format_target(self.key)
 
 
 def stop_traffic(key: Key, *, drain: bool) -> str:
@@ -72,13 +72,13 @@ def stop_traffic(key: Key, *, drain: bool) -> str:
 
     Running requests finish either way, except that `maint` cuts them where `on-marked-down shutdown-sessions` is set.
     """
-    return f"set server {target(key)} state {'drain' if drain else 'maint'}"
+    return f"set server {format_target(key)} state {'drain' if drain else 'maint'}"
 
 
-class Difference:
+class ServerChanges:
     """From what a worker has to what it is to have."""
 
-    def __init__(self, document: Document, known: Known, wanted: Lines, capabilities: Capabilities) -> None:
+    def __init__(self, document: Document, known: KnownServers, wanted: Lines, capabilities: Capabilities) -> None:
         """`document` is the text with the proxies; `wanted` the lines that are to be served."""
         self._document, self._known, self._capabilities = document, known, capabilities
         self.withdrawn: Lines = {key: line for key, line in known.lines.items() if key not in wanted}
@@ -98,21 +98,21 @@ class Difference:
             f"enable dynamic-cookie backend {name}" for name in proxies if "dynamic" in self._inherited(name).cookie
         ]
 
-    def words(self, key: Key, line: str) -> list[str]:
+    def list_words(self, key: Key, line: str) -> list[str]:
         """All words that make this server: those of `default-server`, then its own."""
         try:
             here = self._inherited(key[0]).default_server
         except NeedsReload:
             here = ()
-        return [*here, *parts(line)[2]]
+        return [*here, *split_server_line(line)[2]]
 
     def is_disabled(self, key: Key, line: str) -> bool:
         """Whether haproxy.cfg itself keeps this server out."""
-        return _last(self.words(key, line), "disabled", "enabled")
+        return _last(self.list_words(key, line), "disabled", "enabled")
 
     def has_agent(self, key: Key, line: str) -> bool:
         """Whether an agent may take this server out."""
-        return _last(self.words(key, line), "agent-check", "no-agent-check")
+        return _last(self.list_words(key, line), "agent-check", "no-agent-check")
 
     def can_return(self, key: Key, line: str) -> bool:
         """Whether a server can be added again without a reload once it was deleted."""
@@ -135,21 +135,21 @@ class Difference:
             self.needs_reload[key] = str(error)
 
     def _joined(self, key: Key, line: str) -> list[Join]:
-        address, port, _ = parts(line)
+        address, port, _ = split_server_line(line)
         if not port or address != canonical_address(address):
             raise NeedsReload("it is at no address and port")
         old = self._known.left.get(key, self._known.lines.get(key))
         if old is None:
             return [self._checked(key, line, [self._addition(key, line)])]
         weight = self._new_weight(key, old, line)
-        was, drains = parts(old), is_drained(line)
+        was, drains = split_server_line(old), is_drained(line)
         stays, returns = was[:2] == (address, port), key in self._known.left
         if stays and (drains if returns else is_drained(old) == drains):
             # Else only the comment differs, or a server that drains goes on draining.
             return [Join(key, line, tuple(weight), ready=False)] if weight else []
         if was[0] != address and self.has_agent(key, line):
             raise NeedsReload("an agent does not follow its server's address")
-        move = f"set server {target(key)} addr {address} port {port}"
+        move = f"set server {format_target(key)} addr {address} port {port}"
         if self.is_disabled(key, line):
             return [Join(key, line, (*weight, *([] if stays else [move])), ready=False)]
         if stays and key in self._known.checked:
@@ -160,11 +160,11 @@ class Difference:
         """The command where nothing but the weight differs; nothing where not even that. Raises NeedsReload."""
         drained, drains = is_drained(old), is_drained(line)
         old, line = undrain_line(old), undrain_line(line)
-        same = bool(old) and parts(old)[2] == parts(line)[2]
+        same = bool(old) and split_server_line(old)[2] == split_server_line(line)[2]
         if not same:
             before, after = self._without_weight(key, old), self._without_weight(key, line)
             if before is None or before != after:
-                raise NeedsReload(f"{target(key)} is there with other options")
+                raise NeedsReload(f"{format_target(key)} is there with other options")
         weights = self._weight(key, old), self._weight(key, line)
         if drains or (not drained and weights[0] == weights[1]):
             return []  # a server that drains keeps its weight until it is resumed
@@ -173,7 +173,7 @@ class Difference:
         proxy = self._proxy(key[0])
         if not self._is_dynamic(proxy, self._inherited(proxy.name)):
             raise NeedsReload(f"`balance {proxy.balance}` takes no other weight than that of the file")
-        return [f"set server {target(key)} weight {weights[1]}"]
+        return [f"set server {format_target(key)} weight {weights[1]}"]
 
     def _without_weight(self, key: Key, line: str) -> Keywords | None:
         """What a server has beside its weight; None where that is not known."""
@@ -185,10 +185,10 @@ class Difference:
 
     def _weight(self, key: Key, line: str) -> str:
         """The weight that a line gives to its server."""
-        return ["1", *(value for word, value in pairwise(self.words(key, line)) if word == "weight")][-1]
+        return ["1", *(value for word, value in pairwise(self.list_words(key, line)) if word == "weight")][-1]
 
     def _checked(self, key: Key, line: str, commands: list[str]) -> Join:
-        address, port, _ = parts(line)
+        address, port, _ = split_server_line(line)
         here = self._inherited(key[0])
         try:
             words = self._keywords(key, line)
@@ -197,26 +197,27 @@ class Difference:
             return Join(key, line, tuple(commands), drain=is_drained(line))
         if "check" not in words:
             return Join(key, line, tuple(commands), drain=is_drained(line))
-        commands = [*commands, f"enable health {target(key)}"]
+        commands = [*commands, f"enable health {format_target(key)}"]
         if words.get("init-state", "none") != "none":
             return Join(key, line, tuple(commands), drain=is_drained(line))
-        endpoint = haproxy_inherited.endpoint(words, address, port)
+        endpoint = haproxy_inherited.find_check_endpoint(words, address, port)
         deep = bool(here.deep) or "ssl" in words or "check-ssl" in words
-        due = haproxy_inherited.seconds(words.get("fastinter", words.get("inter", "2s")))
+        due = haproxy_inherited.parse_time(words.get("fastinter", words.get("inter", "2s")))
         # A server that serves already goes on: were all to wait for a verdict, none would serve meanwhile.
         awaited = deep and due <= PROMPTLY and key not in self._known.lines and not is_drained(line)
         return Join(key, line, tuple(commands), endpoint, due if awaited else None, drain=is_drained(line))
 
     def _keywords(self, key: Key, line: str) -> Keywords:
-        words = [*self._inherited(key[0]).default_server, *parts(line)[2]]
+        words = [*self._inherited(key[0]).default_server, *split_server_line(line)[2]]
         return haproxy_inherited.resolve_keywords(words, self._capabilities)
 
     def _addition(self, key: Key, line: str) -> str:
-        address, port, _ = parts(line)
+        address, port, _ = split_server_line(line)
         words = self._keywords(key, line)
         self._check_proxy(key[0], words)
         host = f"[{address}]" if ":" in address else address
-        return f"add server {target(key)} {host}:{port}{haproxy_inherited.format_keywords(words, self._capabilities)}"
+        keywords = haproxy_inherited.format_keywords(words, self._capabilities)
+        return f"add server {format_target(key)} {host}:{port}{keywords}"
 
     def _check_proxy(self, name: str, words: Mapping[str, str]) -> None:
         """Raises NeedsReload where a server with these keywords cannot be added to the proxy as a reload does it."""
@@ -241,7 +242,7 @@ class Difference:
         return balance in _DYNAMIC or (balance in _CONSISTENT and here.hash_type[:1] == ("consistent",))
 
     def _proxy(self, name: str) -> Proxy:
-        found = self._document.proxies_named(name)
+        found = self._document.find_proxies(name)
         if len(found) != 1 or not ROSTER_NAME.fullmatch(name):
             raise NeedsReload(f"proxy {name!r} cannot be named on the stats socket")
         return found[0]
@@ -251,7 +252,7 @@ class Difference:
 
     @cached_property
     def _all_inherited(self) -> Mapping[int, Inherited]:
-        return inherited(self._document)
+        return find_inherited(self._document)
 
 
 def _algorithm(proxy: Proxy) -> str:
@@ -280,11 +281,11 @@ _MOVED = ("changed from", "no need to change", "nothing changed")
 class Admission:
     """Of some servers, to one worker."""
 
-    def __init__(self, talk: Conversation) -> None:
+    def __init__(self, talk: Session) -> None:
         """Nothing is said yet."""
         self._talk = talk
 
-    def granted(self, joins: Sequence[Join], cookies: Sequence[str]) -> bool:
+    def admit(self, joins: Sequence[Join], cookies: Sequence[str]) -> bool:
         """Have them take traffic, each once it answers; False where not all was taken. `cookies` are commands."""
         if not joins:
             return True
@@ -305,10 +306,10 @@ class Admission:
             return False
         deadline = time.monotonic() + max(join.verdict or 0 for join in joins) + _GRACE
         passed: set[Key] = set()
-        with contextlib.suppress(Unspoken):
+        with contextlib.suppress(SessionError):
             while len(passed) < len(joins) and time.monotonic() < deadline:
                 time.sleep(_POLL)
-                states = self._talk.states()
+                states = self._talk.fetch_states()
                 passed = {join.key for join in joins if join.key in states and states[join.key].passed}
         up = [f"set server {join.target} health up" for join in joins if join.key in passed]
         return self._obeyed([*up, *(f"set server {join.target} state ready" for join in joins)])
@@ -316,10 +317,10 @@ class Admission:
     def _obeyed(self, commands: Sequence[str]) -> bool:
         """Whether all commands were taken; one that fails does not stop the others."""
         good = True
-        for command, answer in zip(commands, self._talk.say(commands), strict=True):
+        for command, answer in zip(commands, self._talk.send(commands), strict=True):
             if answer is None or not _taken(command, answer):
                 good = False
-                self._talk.trouble += [f"`{command}`: {answer}"] if answer else []
+                self._talk.problems += [f"`{command}`: {answer}"] if answer else []
         return good
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from lbagent.haproxy.config import Key
 from lbagent.haproxy.process import Worker
 from lbagent.haproxy.runtime import socket, state
-from lbagent.haproxy.runtime.state import State
+from lbagent.haproxy.runtime.state import ServerState
 
 _ASK = 2.0
 _SAY = 10.0
@@ -24,7 +24,7 @@ _WHO = "show info"
 """What each line begins with: a reload may have come between."""
 
 
-class Unspoken(Exception):
+class SessionError(Exception):
     """Why HAProxy cannot be sent anything."""
 
     def __init__(self, words: str, *, passing: bool = False) -> None:
@@ -33,38 +33,38 @@ class Unspoken(Exception):
         self.passing = passing
 
 
-class Conversation:
+class Session:
     """A socket through which this worker takes changes."""
 
     def __init__(self, address: str, worker: Worker, limit: int, version: str = "", line: int = _LINE) -> None:
         """`limit` and `line` are in bytes, of one command and of a line of them; `version` is HAProxy's own."""
         self._address, self._worker, self._limit, self._line = address, worker, limit, line
         self.version = version
-        self.trouble: list[str] = []
+        self.problems: list[str] = []
         """Why something could not be said, in words."""
 
-    def say(self, commands: Sequence[str]) -> list[str | None]:
+    def send(self, commands: Sequence[str]) -> list[str | None]:
         """The answer to each command, in order; None where none came, or not from this worker."""
         found: list[str | None] = []
         for batch in self._batches(commands):
             found += self._said(batch) if batch else [None]
         return found
 
-    def states(self) -> Mapping[Key, State]:
+    def fetch_states(self) -> Mapping[Key, ServerState]:
         """Every server that the worker has. Raises Unspoken."""
-        [answer] = self.say(["show servers state"])
+        [answer] = self.send(["show servers state"])
         try:
-            return state.states(answer or "")
+            return state.parse_states(answer or "")
         except ValueError as error:
-            raise Unspoken("; ".join([*self.trouble, f"`show servers state` {error}"])) from error
+            raise SessionError("; ".join([*self.problems, f"`show servers state` {error}"])) from error
 
-    def sessions(self) -> Mapping[Key, int]:
+    def fetch_sessions(self) -> Mapping[Key, int]:
         """The open sessions of every server, as far as HAProxy says. Raises Unspoken."""
-        [answer] = self.say([state.COMMAND])
+        [answer] = self.send([state.COMMAND])
         try:
-            found = state.servers(answer or "")
+            found = state.parse_stats(answer or "")
         except ValueError as error:
-            raise Unspoken(str(error)) from error
+            raise SessionError(str(error)) from error
         return {key: one.sessions for key, one in found.items() if one.sessions is not None}
 
     def _batches(self, commands: Sequence[str]) -> Iterator[list[str]]:
@@ -77,7 +77,7 @@ class Conversation:
                 yield batch
                 batch, size = [], 0
             if length > self._limit:
-                self.trouble.append(f"a command of {length} bytes is too long to be said")
+                self.problems.append(f"a command of {length} bytes is too long to be said")
                 yield []
             else:
                 batch.append(command)
@@ -88,62 +88,62 @@ class Conversation:
     def _said(self, batch: list[str]) -> list[str | None]:
         try:
             # Whoever answers says first who it is: a reload may have come between.
-            text, why = socket.heard(self._address, ";".join([_WHO, *batch]), _SAY)
-            info, *found = socket.answers(text) or [""]
+            text, why = socket.exchange(self._address, ";".join([_WHO, *batch]), _SAY)
+            info, *found = socket.split_answers(text) or [""]
             if why and not info:
                 raise why
         except OSError as error:
-            self.trouble.append(explain(self._address, error))
+            self.problems.append(explain_error(self._address, error))
             return [None] * len(batch)
-        pid = socket.worker(socket.facts(info))
+        pid = socket.parse_worker_pid(socket.parse_info(info))
         if pid != self._worker.pid:
-            self.trouble.append(f"{self._address} was answered by process {pid}, not by worker {self._worker.pid}")
+            self.problems.append(f"{self._address} was answered by process {pid}, not by worker {self._worker.pid}")
             return [None] * len(batch)
         if why or len(found) != len(batch):
-            self.trouble.append(f"{len(found)} of {len(batch)} commands were answered: {why or 'the rest was not'}")
+            self.problems.append(f"{len(found)} of {len(batch)} commands were answered: {why or 'the rest was not'}")
         return [*found[: len(batch)], *[None] * (len(batch) - len(found))]
 
 
-def opened(settings: Sequence[Sequence[str]], worker: Worker) -> Conversation:
+def open_session(settings: Sequence[Sequence[str]], worker: Worker) -> Session:
     """The first socket of `global` through which this very worker takes changes. Raises Unspoken."""
     sizes = [found[1] for found in settings if found[:1] == ["tune.bufsize"] and len(found) > 1]
     bufsize = int(sizes[-1]) if sizes and sizes[-1].isdigit() else _BUFSIZE
     reasons = []
     room = max(bufsize - _RESERVE, 0)
-    for address in socket.sockets(settings):
+    for address in socket.list_stats_sockets(settings):
         try:
-            return Conversation(
+            return Session(
                 address,
                 worker,
                 min(socket.COMMAND_LIMIT, room),
                 _version(address, worker),
                 min(_LINE, max(room - len(_WHO) - 1, 0)),
             )
-        except Unspoken as error:
+        except SessionError as error:
             reasons.append(error)
     words = "; ".join(map(str, reasons)) or "haproxy.cfg has no `stats socket … level admin`"
-    raise Unspoken(words, passing=any(one.passing for one in reasons))
+    raise SessionError(words, passing=any(one.passing for one in reasons))
 
 
 def _version(address: str, worker: Worker) -> str:
     """The version of HAProxy that answers. Raises Unspoken where it is not this worker, or takes no changes."""
     try:
-        level, info = socket.answers(socket.ask(address, "show cli level;show info", _ASK))
+        level, info = socket.split_answers(socket.ask(address, "show cli level;show info", _ASK))
     except ValueError:
-        raise Unspoken(f"{address}: half an answer", passing=True) from None
+        raise SessionError(f"{address}: half an answer", passing=True) from None
     except OSError as error:
-        words = explain(address, error)
-        raise Unspoken(words, passing=words.endswith(("no answer in time", "half an answer"))) from error
+        words = explain_error(address, error)
+        raise SessionError(words, passing=words.endswith(("no answer in time", "half an answer"))) from error
     if level != "admin":
-        raise Unspoken(f"{address}: is of `level {level}`, not `level admin`")
-    facts = socket.facts(info)
-    if socket.worker(facts) != worker.pid:
+        raise SessionError(f"{address}: is of `level {level}`, not `level admin`")
+    facts = socket.parse_info(info)
+    if socket.parse_worker_pid(facts) != worker.pid:
         words = f"{address}: is not that of the newest worker, {worker.pid}, or that one is stopping"
-        raise Unspoken(words, passing=True)
+        raise SessionError(words, passing=True)
     return facts.get("Version", "")
 
 
-def explain(address: str, error: OSError) -> str:
+def explain_error(address: str, error: OSError) -> str:
     """What is wrong with a socket: nobody there, not allowed, too slow, or cut off half-way."""
     match error:
         case FileNotFoundError() | ConnectionRefusedError():
@@ -152,7 +152,7 @@ def explain(address: str, error: OSError) -> str:
             why = "permission denied"
         case TimeoutError():
             why = "no answer in time"
-        case socket.Half() | ConnectionResetError() | BrokenPipeError():
+        case socket.TruncatedAnswer() | ConnectionResetError() | BrokenPipeError():
             why = "half an answer"
         case _:
             why = error.strerror or str(error)

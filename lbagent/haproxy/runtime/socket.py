@@ -19,24 +19,24 @@ _SUN_PATH = 108
 _ANSWER_LIMIT = 64 * 1024 * 1024
 
 
-class Half(OSError):
+class TruncatedAnswer(OSError):
     """HAProxy went away in the middle of its answer."""
 
 
-def sockets(settings: Iterable[Sequence[str]]) -> list[str]:
+def list_stats_sockets(settings: Iterable[Sequence[str]]) -> list[str]:
     """The addresses of the stats sockets that the lines of `global` declare, in order."""
     return [words[2] for words in settings if len(words) > 2 and words[:2] == ["stats", "socket"]]  # noqa: PLR2004
 
 
 def ask(address: str, command: str, timeout: float) -> str:
     """HAProxy's answer to one command. Raises OSError (ConnectionRefusedError where nobody listens)."""
-    answer, why = heard(address, command, timeout)
+    answer, why = exchange(address, command, timeout)
     if why:
         raise why
     return answer
 
 
-def heard(address: str, line: str, timeout: float) -> tuple[str, OSError | None]:
+def exchange(address: str, line: str, timeout: float) -> tuple[str, OSError | None]:
     """What HAProxy says to one line of commands, and why it did not say all. Raises OSError where it says nothing."""
     import socket  # noqa: PLC0415  # 3 ms that only a running HAProxy has to pay
 
@@ -54,10 +54,12 @@ def heard(address: str, line: str, timeout: float) -> tuple[str, OSError | None]
                 connection.settimeout(max(deadline - time.monotonic(), 0.001))
         except OSError as error:
             return answer.decode("utf-8", "replace"), error
-    return answer.decode("utf-8", "replace"), None if answer.endswith(b"\n") else Half("the answer was cut off")
+    return answer.decode("utf-8", "replace"), None if answer.endswith(b"\n") else TruncatedAnswer(
+        "the answer was cut off"
+    )
 
 
-def answers(text: str) -> list[str]:
+def split_answers(text: str) -> list[str]:
     """The answers in what HAProxy said: each ends with an empty line, that of a command with nothing to say is one."""
     found: list[str] = []
     lines: list[str] = []
@@ -70,20 +72,20 @@ def answers(text: str) -> list[str]:
     return found
 
 
-def facts(answer: str) -> dict[str, str]:
+def parse_info(answer: str) -> dict[str, str]:
     """`show info`, name by name."""
     return dict(line.partition(": ")[::2] for line in answer.splitlines())
 
 
-def worker(info: dict[str, str]) -> int | None:
+def parse_worker_pid(info: dict[str, str]) -> int | None:
     """The pid of the worker that tells these facts of itself, unless it is stopping."""
     pid = info.get("Pid", "")
     return int(pid) if pid.isdigit() and info.get("Stopping", "0") == "0" else None
 
 
-def worker_pid(address: str, timeout: float = 1.0) -> int | None:
+def fetch_worker_pid(address: str, timeout: float = 1.0) -> int | None:
     """The pid of the worker that answers on the socket, unless it is stopping. Raises OSError."""
-    return worker(facts(ask(address, "show info", timeout)))
+    return parse_worker_pid(parse_info(ask(address, "show info", timeout)))
 
 
 def _parsed(address: str) -> tuple[AddressFamily, str | tuple[str, int]]:

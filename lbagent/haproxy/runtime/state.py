@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
 
-from lbagent.haproxy.config import Key, Lines, parts, target
+from lbagent.haproxy.config import Key, Lines, format_target, split_server_line
 from lbagent.haproxy.server_line import is_drained
 from lbagent.names import canonical_address
 from lbagent.system.tuples import NamedTuple
@@ -16,7 +16,7 @@ _OUT = _MAINT | _DRAIN
 _FIELDS = 19
 
 
-class State(NamedTuple):
+class ServerState(NamedTuple):
     """One server."""
 
     address: str
@@ -29,7 +29,7 @@ class State(NamedTuple):
     """It takes no new traffic, but is not in maintenance."""
 
 
-def states(answer: str) -> Mapping[Key, State]:
+def parse_states(answer: str) -> Mapping[Key, ServerState]:
     """Every server by its key. Raises ValueError where that is no answer to `show servers state`."""
     version, *lines = answer.splitlines() or [""]
     if version != "1":
@@ -40,18 +40,18 @@ def states(answer: str) -> Mapping[Key, State]:
     return {(row[1], row[3]): _state(row) for row in rows}
 
 
-def _state(row: list[str]) -> State:
+def _state(row: list[str]) -> ServerState:
     admin = int(row[6])
     draining = bool(admin & _DRAIN and not admin & _MAINT)
-    return State(row[4], int(row[18]), bool(admin & _OUT), int(row[12]) > 0, draining)
+    return ServerState(row[4], int(row[18]), bool(admin & _OUT), int(row[12]) > 0, draining)
 
 
-def _at(state: State, address: str, port: int) -> bool:
+def _at(state: ServerState, address: str, port: int) -> bool:
     return (canonical_address(state.address), state.port) == (address, port)
 
 
-def differences(
-    found: Mapping[Key, State], wanted: Lines, left: Iterable[Key], may_be_out: Container[Key] = ()
+def find_differences(
+    found: Mapping[Key, ServerState], wanted: Lines, left: Iterable[Key], may_be_out: Container[Key] = ()
 ) -> Mapping[Key, str]:
     """What HAProxy serves differently from `wanted`, and those of `left` that are not out of balancing.
 
@@ -59,19 +59,19 @@ def differences(
     """
     said = {}
     for key, line in wanted.items():
-        address, port, _ = parts(line)
+        address, port, _ = split_server_line(line)
         state = found.get(key)
         if state is None:
-            said[key] = f"{target(key)} is unknown to it"
+            said[key] = f"{format_target(key)} is unknown to it"
         elif port and address == canonical_address(address) and not _at(state, address, port):
-            said[key] = f"{target(key)} is at {state.address} port {state.port}"
+            said[key] = f"{format_target(key)} is at {state.address} port {state.port}"
         elif is_drained(line):
             if not state.out:
-                said[key] = f"{target(key)} still takes new clients"
+                said[key] = f"{format_target(key)} still takes new clients"
         elif state.out and key not in may_be_out:
-            said[key] = f"{target(key)} is out of balancing"
+            said[key] = f"{format_target(key)} is out of balancing"
     strays = (key for key in left if key not in wanted and key in found and not found[key].out)
-    return said | {key: f"{target(key)} still takes traffic" for key in strays}
+    return said | {key: f"{format_target(key)} still takes traffic" for key in strays}
 
 
 # --- stats -----------------------------------------------------------------------------------------------
@@ -83,7 +83,7 @@ _COLUMNS = ("pxname", "svname", "type", "status", "scur")
 _SERVER = "2"
 
 
-class Said(NamedTuple):
+class ServerStats(NamedTuple):
     """What HAProxy says of one server."""
 
     state: str | None
@@ -92,13 +92,13 @@ class Said(NamedTuple):
     """Open now."""
 
 
-Stats = Mapping[tuple[str, str], Said]
+Stats = Mapping[tuple[str, str], ServerStats]
 """By proxy and server."""
 
-NOTHING = Said(None, None)
+NO_STATS = ServerStats(None, None)
 
 
-def servers(answer: str) -> Stats:
+def parse_stats(answer: str) -> Stats:
     """What `answer` says of each server. Raises ValueError where it is no answer to `show stat`."""
     import csv  # noqa: PLC0415  # 2 ms that an event need not pay
 
@@ -110,7 +110,7 @@ def servers(answer: str) -> Stats:
         found = [row for row in rows if len(row) == len(header) and row[kind] == _SERVER]
     except (csv.Error, ValueError) as error:
         raise ValueError(f"answered `show stat` with {answer[:60]!r}") from error
-    return {(row[proxy], row[server]): Said(row[state], _number(row[sessions])) for row in found}
+    return {(row[proxy], row[server]): ServerStats(row[state], _number(row[sessions])) for row in found}
 
 
 def _number(text: str) -> int | None:
