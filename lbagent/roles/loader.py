@@ -1,4 +1,4 @@
-"""roles.yml: from YAML to Roles. All mistakes are found in one run, each with its place, key path and fix."""
+"""Load roles.yml. All mistakes are found in one run, each with its place, key path and fix."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from lbagent.roles.yaml_nodes import Reader, find_nearest, is_nearly_equal
 from lbagent.roles.yaml_text import Mistake
 
 Items = Mapping[str, tuple[yaml.Node, yaml.Node]]
-"""By key, the nodes of the key and its value."""
+"""The YAML nodes of each key and its value, by key."""
 
 _RESERVED = tuple(key.name for key in ROLE_KEYS)
 
 
 def parse_roles(content: bytes, where: str) -> Roles:
-    """The roles in `content`; `where` names the file in messages. Raises RolesRefused with every mistake."""
+    """Parse roles.yml. `where` names the file in messages. Raises RolesRefused with every mistake."""
     root, mistakes = yaml_text.compose(content, lambda node: len(_read(node, "")[1]))
     roles: Roles | None = None
     if root is not None:
@@ -43,14 +43,14 @@ def _read(root: yaml.Node, digest: str) -> tuple[Roles | None, list[Mistake]]:
 
 
 class _File(Reader):
-    """One reading of one file."""
+    """Reads one file and notes its mistakes."""
 
     def __init__(self) -> None:
         super().__init__()
         self._services: Items = {}
 
     def read(self, root: yaml.Node, digest: str) -> Roles | None:
-        """The roles; None where there is no telling which they are."""
+        """Read the roles; None if the file is not a mapping."""
         top = self.read_items(root, "", "write roles: with at least one role below it")
         if top is None:
             return None
@@ -59,7 +59,7 @@ class _File(Reader):
         self._services = self._items(top, "services", "write NAME: {port: 80} below it") or {}
         services = {name: self._service(name, *nodes) for name, nodes in self._services.items()}
         nested = top.get("roles")
-        # The older form has its roles at the top level.
+        # The older form has the roles at the top level.
         flat = {name: nodes for name, nodes in top.items() if name not in TOP_KEYS}
         if nested is not None:
             for key, _ in flat.values():
@@ -73,7 +73,7 @@ class _File(Reader):
         return Roles(HaproxySettings(**haproxy), services, roles, digest)  # type: ignore[arg-type]
 
     def _named_as_meant(self, top: dict[str, tuple[yaml.Node, yaml.Node]]) -> dict[str, tuple[yaml.Node, yaml.Node]]:
-        """The top level with misspelled keys noted, and read as the ones that they were meant to be."""
+        """Note misspelled and misplaced top-level keys, and return the top level with them corrected."""
         for name, (key, value) in list(top.items()):
             near = find_nearest(name, TOP_KEYS) if name not in TOP_KEYS else None
             if near and near not in top and self._is_part(value, near):
@@ -95,7 +95,7 @@ class _File(Reader):
 
     @staticmethod
     def _is_part(value: yaml.Node, part: str) -> bool:
-        """Whether a top-level value looks like that part of roles.yml rather than like a role of the older form."""
+        """Return whether a top-level value looks like that part of roles.yml, not like a role of the older form."""
         if not isinstance(value, yaml.MappingNode) or not value.value:
             return True
         if part == "haproxy":
@@ -112,7 +112,7 @@ class _File(Reader):
         return self.read_items(top[name][1], name, fix) if name in top else {}
 
     def _table(self, keys: tuple[Key, ...], top: Items, path: str) -> dict[str, object]:
-        """The values of a part whose keys are all known."""
+        """Read a part with a fixed set of keys; return its values by attribute."""
         found = self._items(top, path, f"write one of: {', '.join(key.name for key in keys)}") or {}
         self._unknown(found, keys, path)
         return self._values(keys, found, path)
@@ -192,12 +192,12 @@ class _File(Reader):
         return tuple(service for service in dict.fromkeys(names) if service != "none")
 
     def _is_misspelled(self, section: str, node: yaml.Node) -> bool:
-        """Whether a key of a role was meant to be one of the reserved ones, and not a section."""
+        """Return whether a key of a role is a misspelled reserved key, and not a section."""
         if any(is_nearly_equal(section, one) for one in _RESERVED) or section.partition(":")[0] in _RESERVED:
             return True
         if find_nearest(section, _RESERVED) is None:
             return False
-        # `internal` may be a section of that name: then it lists services.
+        # `internal` may be a section's name: then it lists services.
         names = [str(item.value) for item in node.value] if isinstance(node, yaml.SequenceNode) else ["?"]
         return not all(name == "none" or name in self._services for name in names)
 
