@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     settings = load_handler_settings(words, os.environ)
     if settings is not None:
-        from lbagent.commands.handle import handle  # noqa: PLC0415  # each verb loads what it needs
+        from lbagent.commands.handle import handle  # noqa: PLC0415  # each command imports only what it needs
 
         gc.disable()  # a handler ends before a garbage collection would pay off
         return _ended(settings, handle)

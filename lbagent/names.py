@@ -56,7 +56,7 @@ def canonical_address(text: str) -> str | None:
         return text
     if ":" not in text or "%" in text:
         return None
-    import ipaddress  # noqa: PLC0415  # 3 ms that only IPv6 has to pay
+    import ipaddress  # noqa: PLC0415  # takes 3 ms, only needed for IPv6
 
     try:
         address = ipaddress.IPv6Address(text)

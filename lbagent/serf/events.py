@@ -108,7 +108,7 @@ def _end(words: list[str]) -> tuple[int | None, int | None] | str:
 
 
 def _checksum(text: str) -> str:
-    import zlib  # noqa: PLC0415  # only commands need it
+    import zlib  # noqa: PLC0415  # only needed for commands
 
     return f"{zlib.crc32(text.encode('utf-8', 'surrogateescape')):08x}"
 

@@ -146,7 +146,7 @@ def _table(value: Any) -> Mapping[str, Any]:  # noqa: ANN401  # as above
         return {}
     if not isinstance(value, dict):
         msg = f"{str(value)[:40]!r} is where names and values should be"
-        raise ValueError(msg)  # noqa: TRY004  # for the caller, all of it is one: not an answer of Serf
+        raise ValueError(msg)  # noqa: TRY004  # callers handle one error: not an answer of Serf
     return value
 
 

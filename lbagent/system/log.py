@@ -62,7 +62,7 @@ class Log:
 
     def _write(self, priority: int, words: str, fields: dict[str, object], *, shown: bool) -> None:
         # Names from Serf may contain escape sequences and line ends.
-        from lbagent.names import brief, make_printable  # noqa: PLC0415  # most events only stored log nothing
+        from lbagent.names import brief, make_printable  # noqa: PLC0415  # most handlers log nothing
 
         line = make_printable(brief(words, _LIMIT))
         is_journal = self._stderr_is_journal()
@@ -103,7 +103,7 @@ def format_error_lines(error: Exception) -> list[str]:
 
 def _send(priority: int, line: str, fields: dict[str, str]) -> bool:
     """Send an entry with the journal's native protocol; return False if the journal is unreachable."""
-    import socket  # noqa: PLC0415  # most events that are only stored have nothing to log
+    import socket  # noqa: PLC0415  # most handlers log nothing
 
     entry = {"MESSAGE": line, "PRIORITY": str(priority), "SYSLOG_IDENTIFIER": "lbagent", "SYSLOG_PID": str(os.getpid())}
     entry |= {f"LBAGENT_{key.upper()}": value for key, value in fields.items()}

@@ -44,7 +44,7 @@ def is_same_endpoint(one: str, other: str) -> bool:
 
 def _resolved(given: str) -> set[tuple[str, int]]:
     """Return every address of HOST:PORT; empty if it cannot be resolved."""
-    import socket  # noqa: PLC0415  # for a person who asks
+    import socket  # noqa: PLC0415  # not needed by handlers
 
     host, _, port = given.rpartition(":")
     if not (port.isascii() and port.isdigit()):
@@ -116,7 +116,7 @@ def _tried(endpoints: Iterable[Endpoint], deadline: float) -> set[Endpoint]:
 
 def _failed(trials: dict[int, tuple[socket, Endpoint]], deadline: float) -> set[Endpoint]:
     """Return the endpoints whose connection failed, or did not complete until the deadline."""
-    import select  # noqa: PLC0415  # on the handler's path only where a server joins
+    import select  # noqa: PLC0415  # needed by handlers only when a server joins
 
     poll, waiting, found = select.poll(), set(trials), set()
     for number in trials:

@@ -28,16 +28,17 @@ exit 0
 
 SLOW_WRITER = """
 import os, sys, time
-from lbagent import cli, memory
-dump = memory.dump
+from lbagent import cli
+from lbagent.membership import storage
+serialize = storage.serialize_membership
 def slowly(membership):
     if os.path.exists({slow!r}) and membership.members:
         os.unlink({slow!r})
         open({waits!r}, "w").close()
         while not os.path.exists({go!r}):
             time.sleep(0.05)
-    return dump(membership)
-memory.dump = slowly
+    return serialize(membership)
+storage.serialize_membership = slowly
 sys.exit(cli.main(["handle"]))
 """
 """A handler that takes its time before it writes the first members.json that has members."""

@@ -1,4 +1,7 @@
-"""Talking to one worker over its stats socket: who answers is made sure of, and each answer belongs to its command."""
+"""Send commands to one worker through its stats socket; verify that this worker answers.
+
+Each answer is matched to its command.
+"""
 
 from __future__ import annotations
 
@@ -11,47 +14,47 @@ from lbagent.haproxy.runtime.state import ServerState
 
 _ASK = 2.0
 _SAY = 10.0
-"""Seconds for one line of commands; a thousand servers take one."""
+"""Seconds to wait for one line of commands; a thousand servers take one."""
 
 _LINE = 32 * 1024
-"""Bytes of one line of commands, where tune.bufsize has room for it: HAProxy 3.1 and later refuse a longer one."""
+"""Maximum bytes of one line of commands, if tune.bufsize allows: HAProxy 3.1 and later reject a longer one."""
 
 _BUFSIZE, _RESERVE = 16384, 1024
-"""Of tune.bufsize, the latter is never to be had; a command that does not fit is never answered."""
+"""Default of tune.bufsize, and its part that is never available; a command that does not fit is never answered."""
 
 
 _WHO = "show info"
-"""What each line begins with: a reload may have come between."""
+"""First command of each line: a reload may have replaced the worker."""
 
 
 class SessionError(Exception):
-    """Why HAProxy cannot be sent anything."""
+    """Why commands cannot be sent to HAProxy."""
 
     def __init__(self, words: str, *, passing: bool = False) -> None:
-        """`passing` says that it may be over in a moment: a new worker does not answer yet."""
+        """`passing` says whether it may soon be over: a new worker does not answer yet."""
         super().__init__(words)
         self.passing = passing
 
 
 class Session:
-    """A socket through which this worker takes changes."""
+    """A stats socket of one worker."""
 
     def __init__(self, address: str, worker: Worker, limit: int, version: str = "", line: int = _LINE) -> None:
-        """`limit` and `line` are in bytes, of one command and of a line of them; `version` is HAProxy's own."""
+        """`limit` and `line` are the maximum bytes of a command and of a line; `version` is HAProxy's."""
         self._address, self._worker, self._limit, self._line = address, worker, limit, line
         self.version = version
         self.problems: list[str] = []
-        """Why something could not be said, in words."""
+        """Messages about commands that could not be sent."""
 
     def send(self, commands: Sequence[str]) -> list[str | None]:
-        """The answer to each command, in order; None where none came, or not from this worker."""
+        """Send commands; return the answer to each, None if there was none, or not from this worker."""
         found: list[str | None] = []
         for batch in self._batches(commands):
             found += self._said(batch) if batch else [None]
         return found
 
     def fetch_states(self) -> Mapping[Key, ServerState]:
-        """Every server that the worker has. Raises Unspoken."""
+        """Return the state of every server of the worker. Raises SessionError."""
         [answer] = self.send(["show servers state"])
         try:
             return state.parse_states(answer or "")
@@ -59,7 +62,7 @@ class Session:
             raise SessionError("; ".join([*self.problems, f"`show servers state` {error}"])) from error
 
     def fetch_sessions(self) -> Mapping[Key, int]:
-        """The open sessions of every server, as far as HAProxy says. Raises Unspoken."""
+        """Return the open sessions of every server, as far as HAProxy reports them. Raises SessionError."""
         [answer] = self.send([state.COMMAND])
         try:
             found = state.parse_stats(answer or "")
@@ -68,7 +71,7 @@ class Session:
         return {key: one.sessions for key, one in found.items() if one.sessions is not None}
 
     def _batches(self, commands: Sequence[str]) -> Iterator[list[str]]:
-        """Lines' worth of commands; an empty one for a command that is too long to be said."""
+        """Split commands into lines; an empty line stands for a command that is too long to be sent."""
         batch: list[str] = []
         size = 0
         for command in commands:
@@ -87,7 +90,7 @@ class Session:
 
     def _said(self, batch: list[str]) -> list[str | None]:
         try:
-            # Whoever answers says first who it is: a reload may have come between.
+            # The first answer identifies the worker: a reload may have replaced it.
             text, why = socket.exchange(self._address, ";".join([_WHO, *batch]), _SAY)
             info, *found = socket.split_answers(text) or [""]
             if why and not info:
@@ -105,7 +108,7 @@ class Session:
 
 
 def open_session(settings: Sequence[Sequence[str]], worker: Worker) -> Session:
-    """The first socket of `global` through which this very worker takes changes. Raises Unspoken."""
+    """Return a session on the first socket of `global` where this worker accepts changes. Raises SessionError."""
     sizes = [found[1] for found in settings if found[:1] == ["tune.bufsize"] and len(found) > 1]
     bufsize = int(sizes[-1]) if sizes and sizes[-1].isdigit() else _BUFSIZE
     reasons = []
@@ -126,7 +129,7 @@ def open_session(settings: Sequence[Sequence[str]], worker: Worker) -> Session:
 
 
 def _version(address: str, worker: Worker) -> str:
-    """The version of HAProxy that answers. Raises Unspoken where it is not this worker, or takes no changes."""
+    """Return HAProxy's version. Raises SessionError if another worker answers, or it accepts no changes."""
     try:
         level, info = socket.split_answers(socket.ask(address, "show cli level;show info", _ASK))
     except ValueError:
@@ -144,7 +147,7 @@ def _version(address: str, worker: Worker) -> str:
 
 
 def explain_error(address: str, error: OSError) -> str:
-    """What is wrong with a socket: nobody there, not allowed, too slow, or cut off half-way."""
+    """Describe an error of a socket: no listener, no permission, timeout, or a truncated answer."""
     match error:
         case FileNotFoundError() | ConnectionRefusedError():
             why = "nobody listens"
