@@ -110,7 +110,7 @@ def test_the_commented_example_loads() -> None:
 
     roles = loader.parse_roles(content, "roles.yml")
 
-    assert list(roles.pairs()) == ["lb-iis", "lb-web_service_a", "monitor-iis", "monitor-mongo"]
+    assert list(roles.list_pairs()) == ["lb-iis", "lb-web_service_a", "monitor-iis", "monitor-mongo"]
 
 
 def test_the_commented_example_loads_with_what_is_commented_out() -> None:
