@@ -170,10 +170,12 @@ class ProxyPlanner:
             for marker, pair in zip(proxy.markers, self._pairs, strict=True)
             if pair is None
         ]
+        read = {marker.middle for marker in proxy.markers if not document.unread(marker.at)}
+        """A marker may be in each branch of an `.if`: HAProxy reads one of them, and nothing is wrong."""
         self.notes += [
             f"{document.where(marker.at)}: HAProxy does not read what is at this marker (`.if`, or `disabled`)"
             for marker in proxy.markers
-            if document.unread(marker.at)
+            if marker.middle not in read
         ]
 
     def node(self, line: Line | HandWritten) -> str:
