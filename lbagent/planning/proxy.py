@@ -172,16 +172,12 @@ class ProxyPlanner:
             for marker, pair in zip(proxy.markers, self._pairs, strict=True)
             if pair is None
         ]
-        read = {marker.middle for marker in proxy.markers if not document.unread(marker.at)}
-        """A marker may be in each branch of an `.if`: HAProxy reads one of them, and nothing is wrong."""
+        # A marker may be in each branch of an `.if`: HAProxy reads one of them, and nothing is wrong.
+        read = {marker.middle for marker in proxy.markers if not document.is_never_read(marker.at)}
         self.notes += [
             f"{document.locate(marker.at)}: HAProxy does not read what is at this marker (`.if`, or `disabled`)"
             for marker in proxy.markers
-<<<<<<< HEAD
-            if document.is_never_read(marker.at)
-=======
             if marker.middle not in read
->>>>>>> fix-text
         ]
 
     def node(self, line: ManagedLine | OperatorServer) -> str:
