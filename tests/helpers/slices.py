@@ -27,15 +27,15 @@ def choose_slice(cases: Sequence[tuple[Hashable, Hashable, str]], versions: Sequ
             on: dict[str, list[int]] = defaultdict(list)
             for version, position in there:
                 on[version].append(position)
-            first = (turn + number) % len(versions)
-            order = [versions[(first + step) % len(versions)] for step in range(len(versions))]
-            wanted = [version for version in order if version in on]
             count = 1 if len(by_others) >= ENOUGH else 2
-            if count == 2 and len(versions) >= ENOUGH:
-                wanted = [wanted[0], *(one for one in wanted if _half(one, versions) != _half(wanted[0], versions))]
-            chosen.update(position for version in wanted[:count] for position in on[version])
+            wanted = [version for version in _rotate(versions, turn + number) if version in on][:count]
+            chosen.update(position for version in wanted for position in on[version])
     return chosen
 
 
-def _half(version: str, versions: Sequence[str]) -> bool:
-    return versions.index(version) * 2 >= len(versions)
+def _rotate(versions: Sequence[str], turn: int) -> list[str]:
+    """`versions` with those first whose turn it is: one of each half, each version as often as the others."""
+    first = turn % len(versions)
+    half = len(versions) // 2
+    second = first + half if first < half else len(versions) - 1 - first
+    return list(dict.fromkeys([versions[first], versions[second], *versions]))
