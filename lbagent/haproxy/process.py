@@ -161,11 +161,12 @@ def is_up(process: Process) -> bool:
 
 
 def is_reloading(master: Process) -> bool:
-    """Whether a master is in the midst of a reload: it holds back signals until its new worker serves, or has failed.
+    """Whether a master is in the midst of a reload: it blocks signals until its new worker serves, or has failed.
 
-    That is so on every version.
+    That is so on every version. Where a script starts HAProxy, the shell unblocks them before the new program has a
+    handler.
     """
-    return master.holds_back(signal.SIGUSR2)
+    return master.holds_back(signal.SIGUSR2) or not master.handles(signal.SIGUSR2)
 
 
 def _now(known: Running, config: Sequence[str]) -> Running | None:
