@@ -361,11 +361,11 @@ def test_purged_it_leaves_haproxy_serving_and_no_file_of_its_own(debian: Machine
 
 def test_make_install_does_the_same_from_a_checkout(debian: Machine) -> None:
     source = debian.path("/opt/lbagent")
-    for name in ("lbagent", "systemd", "packaging", "docs"):
+    for name in ("lbagent", "systemd", "packaging", "docs", "examples", "windows"):
         shutil.copytree(HERE / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("build/man", "build/completion"):
         shutil.copytree(HERE / name, source / name)
-    for name in ("README.md", "roles.yml"):
+    for name in ("README.md", "roles.yml", "CHANGELOG.md", "SECURITY.md"):
         shutil.copy(HERE / name, source)
     before = files(debian)
 

@@ -13,7 +13,17 @@ from lbagent.errors import TryAgain
 from lbagent.names import canonical_address, format_count
 from lbagent.roles.model import Roles
 from lbagent.serf import agent, agent_process
-from lbagent.serf.agent_process import DEFAULT_RPC, Agent, File, Unreadable, joined, loaded, options, rpc, specs
+from lbagent.serf.agent_process import (
+    DEFAULT_RPC,
+    Agent,
+    File,
+    Unreadable,
+    find_rpc_address,
+    list_event_handlers,
+    list_join_addresses,
+    parse_agent_file,
+    parse_options,
+)
 from lbagent.serf.member_list import AgentInfo, MemberList, find_peers
 from lbagent.system import sockets, subprocess, untrusted_files
 
@@ -168,7 +178,7 @@ def role(info: AgentInfo, roles: Roles | None) -> Finding:
     if not info.role:
         what = "the agent has no role: the other load balancers cannot be told from any node"
         return warning(Kind.ROLE_TAG, info.name, what, 'write `"tags": {"role": "lb"}`')
-    if any(any(one.sections.values()) for one in (roles.of(info.role) if roles else ())):
+    if any(any(one.sections.values()) for one in (roles.find_roles(info.role) if roles else ())):
         what = f"its role {info.role} is one that roles.yml serves: the other load balancer becomes a server"
         return error(Kind.ROLE_TAG, info.name, what, "give the load balancers a role of their own, as `lb`")
     return ok(Kind.ROLE_TAG, info.name, f"its role is {info.role}")
@@ -269,8 +279,8 @@ def judge(settings: Mapping[str, Any], files: Sequence[File], argv: Sequence[str
     yield from _keys(settings, files, argv)
     yield from _rpc(settings, where)
     for file in files:
-        found = loaded(file)
-        yield from handlers_specs(specs(found) if not isinstance(found, str) else (), file.path)
+        found = parse_agent_file(file)
+        yield from handlers_specs(list_event_handlers(found) if not isinstance(found, str) else (), file.path)
 
 
 def _replay(settings: Mapping[str, Any], where: str) -> Iterator[Finding]:
@@ -284,7 +294,7 @@ def _replay(settings: Mapping[str, Any], where: str) -> Iterator[Finding]:
 
 def _keys(settings: Mapping[str, Any], files: Sequence[File], argv: Sequence[str]) -> Iterator[Finding]:
     found = []
-    if any(name == "encrypt" for name, _ in options(argv)):
+    if any(name == "encrypt" for name, _ in parse_options(argv)):
         what = "the key stands on the agent's command line, where every user of this host sees it"
         found.append(error(Kind.KEY, "serf agent -encrypt", what, "put `encrypt_key` into a file of mode 0600"))
     holding = [file for file in files if b"encrypt_key" in file.content or file.path == settings.get("keyring_file")]
@@ -298,7 +308,7 @@ def _keys(settings: Mapping[str, Any], files: Sequence[File], argv: Sequence[str
 
 
 def _rpc(settings: Mapping[str, Any], where: str) -> Iterator[Finding]:
-    address = rpc(settings)
+    address = find_rpc_address(settings)
     host = address.rpartition(":")[0].strip("[]")
     if not (host.startswith("127.") or host in ("::1", "localhost")):
         what = f"whoever reaches {address} commands the agent"
@@ -341,7 +351,7 @@ def info() -> AgentInfo | Finding:
 
 def _without_token(refused: str) -> Finding:
     """What it means that the agent does not accept our token."""
-    used = agent.of_process
+    used = agent.process_serf_env
     if used and used.error and os.geteuid():
         return unseen(Kind.SERF, used.error.partition(": ")[0], "cannot be read: it holds the token", AS_SERF)
     given = "the token is not the agent's" if os.environ.get("SERF_RPC_AUTH") else "a token is needed"
@@ -354,7 +364,7 @@ def environment(found: Agent) -> Iterator[Finding]:
     """Whether its handlers are given what they need to ask it."""
     if not found.complete:
         return
-    environ, address = found.process.environ, rpc(found.settings)
+    environ, address = found.process.environ, find_rpc_address(found.settings)
     where = f"pid {found.process.pid}"
     if not found.open:
         what = "what its handlers are given cannot be looked at: this user may not read its environment"
@@ -428,7 +438,7 @@ class SerfSide:
 
     def agent(self) -> Iterator[Finding]:
         """What the agent says of itself."""
-        self._running = agent_process.running()
+        self._running = agent_process.find_running_agent()
         found = info()
         if isinstance(found, Finding):
             yield found
@@ -441,7 +451,7 @@ class SerfSide:
         """Whether lbagent is called for all it needs."""
         if self._info is None:
             return
-        written = of_specs(specs(self._running.settings)) if self._running else []
+        written = of_specs(list_event_handlers(self._running.settings)) if self._running else []
         yield from handlers_judge(
             handlers_merged(self._info.handlers, written),
             lambda command: calls(command, self._running),
@@ -451,7 +461,7 @@ class SerfSide:
     def peers(self) -> Iterator[Finding]:
         """The other load balancers. Raises TryAgain."""
         if self._info is not None:
-            named = joined(self._running.settings) if self._running else []
+            named = list_join_addresses(self._running.settings) if self._running else []
             roles = self._roles()
             serving = [*roles.roles] if roles else []
             yield from peers(self._info, agent.fetch_members(), named, serving, declared=self._has_peers())

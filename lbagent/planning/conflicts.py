@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from lbagent.haproxy.config import Document, HandWritten, Line, Proxy
+from lbagent.haproxy.config import Document, ManagedLine, OperatorServer, Proxy
 from lbagent.membership.model import FAILED
 from lbagent.names import natural_key
 from lbagent.planning.desired import DesiredServer, Note, OperatorLineNote
@@ -38,7 +38,7 @@ class Conflicts:
         One for each node: a line with its name rather than one with its address alone.
         """
         for number, wishes in enumerate(wished):
-            above = [line for line in self._proxy.hand_written if line.marker == number]
+            above = [line for line in self._proxy.operator_servers if line.marker == number]
             for wish in wishes if above else ():
                 node = wish.member.name
                 if node in kept or self._stands(node, number):
@@ -50,12 +50,12 @@ class Conflicts:
                 if alike:
                     self.adopted[alike[0].at] = node
 
-    def with_adopted(self, standing: Sequence[Line], number: int) -> Sequence[Line | HandWritten]:
+    def with_adopted(self, standing: Sequence[ManagedLine], number: int) -> Sequence[ManagedLine | OperatorServer]:
         """The managed lines of a marker with the operator's lines that become managed, in the order of the text."""
-        adopted = [line for line in self._proxy.hand_written if line.at in self.adopted and line.marker == number]
+        adopted = [line for line in self._proxy.operator_servers if line.at in self.adopted and line.marker == number]
         return sorted([*standing, *adopted], key=lambda line: line.at) if adopted else standing
 
-    def keep(self, lines: Iterable[Line]) -> None:
+    def keep(self, lines: Iterable[ManagedLine]) -> None:
         """Give lines that stay as they are what they have."""
         for line in lines:
             self._take(line.name, line.endpoint, line.at, granted=False)
@@ -85,10 +85,10 @@ class Conflicts:
             for number, wishes in enumerate(wished)
         }
 
-    def replaced(self, line: Line) -> bool:
+    def replaced(self, line: ManagedLine) -> bool:
         """Whether another server has the line's name or address now: it goes, but nothing is lost."""
         if self._names_by_hand(line.name, line.at) or any(
-            not self._document.apart(line.at, at) for at in self._granted.get(line.name, ())
+            not self._document.are_exclusive(line.at, at) for at in self._granted.get(line.name, ())
         ):
             return True
         return bool(line.endpoint) and not self.free(line.endpoint, line.at)
@@ -101,26 +101,26 @@ class Conflicts:
     def _holder(self, endpoint: str, at: int) -> str | None:
         """The managed server that has this ADDRESS:PORT, seen from the line `at`."""
         there = self._taken.get(endpoint, ())
-        return next((name for name, other in there if not self._document.apart(at, other)), None)
+        return next((name for name, other in there if not self._document.are_exclusive(at, other)), None)
 
-    def _by_hand(self, at: int) -> Iterable[HandWritten]:
+    def _by_hand(self, at: int) -> Iterable[OperatorServer]:
         """The operator's lines that compete with one at the line `at`."""
         return (
             line
-            for line in self._proxy.hand_written
-            if line.at not in self.adopted and not self._document.apart(at, line.at)
+            for line in self._proxy.operator_servers
+            if line.at not in self.adopted and not self._document.are_exclusive(at, line.at)
         )
 
     def _names_by_hand(self, name: str, at: int) -> bool:
         if any(line.name.lower() == name.lower() for line in self._by_hand(at)):
             return True
-        return any(one.names(name) and not self._document.apart(at, one.at) for one in self._proxy.templates)
+        return any(one.names(name) and not self._document.are_exclusive(at, one.at) for one in self._proxy.templates)
 
     def _claim(self, name: str, number: int, wish: DesiredServer) -> bool:
         at, node, where = self._proxy.markers[number].at, wish.member.name, wish.endpoint
         holder = self._holder(where, at)
         beside = any(line.endpoint == where for line in self._by_hand(at)) or any(
-            one.endpoint == where and not self._document.apart(at, one.at) for one in self._proxy.templates
+            one.endpoint == where and not self._document.are_exclusive(at, one.at) for one in self._proxy.templates
         )
         # A line that stands beside an operator's one with its address, as `--adopt` may leave it, stays.
         if self._names_by_hand(name, at) or (beside and not self._stands(node, number) and node not in self._adopts):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from lbagent.haproxy.config import Document, Line
+from lbagent.haproxy.config import Document, ManagedLine
 from lbagent.haproxy.server_line import PAUSED_OURS
 from lbagent.membership.model import ALIVE, FAILED, Membership, Table, as_table
 from lbagent.names import explain_refused_address, role_names
@@ -38,7 +38,7 @@ def count_servers(lines: Standing, roles: Roles, membership: Membership) -> dict
     """
     odd = _odd(as_table(membership.members))
     found = {}
-    for pair, serving in roles.serving().items():
+    for pair, serving in roles.map_pairs_to_roles().items():
         texts = lines.get(pair.middle, ())
         found[pair] = counts = dict.fromkeys(STATES, 0)
         # A comment comes before every `server` line: where the first is none, none is, which is found fastest.
@@ -50,7 +50,7 @@ def count_servers(lines: Standing, roles: Roles, membership: Membership) -> dict
                 name: (state, _out(state, at, role)) for role in serving for name, state, at in odd.get(role.name, ())
             }
             if here:
-                _move(counts, here, [Line(0, 0, text) for text in texts], f".{pair.service}")
+                _move(counts, here, [ManagedLine(0, 0, text) for text in texts], f".{pair.service}")
     return found
 
 
@@ -85,10 +85,12 @@ def _out(state: str, address: str, role: Role) -> bool:
     return (state == "quarantined" or role.remove_failed) and explain_refused_address(address, role.networks) is None
 
 
-def _move(counts: dict[str, int], odd: Mapping[str, tuple[str, bool]], lines: Sequence[Line], suffix: str) -> None:
+def _move(
+    counts: dict[str, int], odd: Mapping[str, tuple[str, bool]], lines: Sequence[ManagedLine], suffix: str
+) -> None:
     """Count the `odd` nodes for what they are, also who is out; a server may be called NODE or NODE.SERVICE."""
 
-    def node(line: Line) -> str:
+    def node(line: ManagedLine) -> str:
         return line.name if line.name in odd else line.name.removesuffix(suffix)
 
     paused = {node(line) for line in lines if line.paused}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Sequence
 
-from lbagent.haproxy.server_line import Server, drain_line, endpoint, paused_line, tail
+from lbagent.haproxy.server_line import Server, drain_line, format_endpoint, format_paused_line, format_tail
 from lbagent.membership.lookup import find_paused, superseded
 from lbagent.membership.model import FAILED, PRESENT, Member, Membership, as_table
 from lbagent.names import NAME, are_plainly_allowed, explain_refused_address, natural_key, role_names, sort_names
-from lbagent.roles.model import Missing, Pair, Role, Roles, Service, Template
+from lbagent.roles.model import MissingTag, Pair, Role, Roles, Service, Template
 from lbagent.system.tuples import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class DesiredServer(NamedTuple):
         """The managed line under the name, and with the id, that the server has in its proxy."""
         member = self.member
         if self.paused and not self.role.drain:
-            return paused_line(member.name, member.address, self.role.name)
+            return format_paused_line(member.name, member.address, self.role.name)
         line = Server(name, self.address, self.port, self.options, self.role.name, number).line
         return drain_line(line) if self.paused else line
 
@@ -83,7 +83,7 @@ class Crowd(NamedTuple):
 
     def lines(self) -> list[str]:
         """What the line of each would be: to compare with what stands, not to be written."""
-        end = tail(self.options, self.role)
+        end = format_tail(self.options, self.role)
         return [f"server {name} {where}{end}" for name, where in zip(self.names, self.endpoints, strict=True)]
 
     def server(self, at: int) -> Server:
@@ -97,7 +97,7 @@ class DesiredServers:
     def __init__(self, roles: Roles, membership: Membership) -> None:
         """The wishes that `roles` has for the members that are there."""
         self._roles, self._members = roles, as_table(membership.members)
-        self._serving = roles.serving()
+        self._serving = roles.map_pairs_to_roles()
         self.paused = find_paused(membership)
         self.notes: dict[str, None] = {}
         """Nodes that cannot have the line they should, and why; said once each."""
@@ -112,7 +112,7 @@ class DesiredServers:
                 there[role][name] = address
             elif "," in role and status in PRESENT:
                 self._several.add(name)
-                for one in roles.of(role):
+                for one in roles.find_roles(role):
                     there[one.name][name] = address
         for name, other in self.superseded.items():
             if [nodes for nodes in there.values() if nodes.pop(name, None) is not None]:
@@ -197,29 +197,29 @@ class DesiredServers:
     @staticmethod
     def _by_tag(role: Role, member: Member) -> str:
         try:
-            return role.address_of(member.name, member.address, member.tags or {})
-        except Missing:
+            return role.find_address(member.name, member.address, member.tags or {})
+        except MissingTag:
             return ""  # the wish says why
 
     def _same(self, role: Role, service: Service, options: Template) -> tuple[int, str]:
-        values = role.values("")  # neither has a place for a name
-        return service.port_of(values, {}), options.fill(values, {})
+        values = role.build_values("")  # neither has a place for a name
+        return service.find_port(values, {}), options.fill(values, {})
 
     def _of(self, role: Role, service: Service, server: Callable[[str], str]) -> list[DesiredServer]:
         return [self._wish(self._members[name], role, service, server(name)) for name in self._there[role.name]]
 
     def _wish(self, member: Member, role: Role, service: Service, server: str) -> DesiredServer:
         options, paused = role.options or service.options, member.name in self.paused
-        values, tags = role.values(member.name, server), member.tags or {}
+        values, tags = role.build_values(member.name, server), member.tags or {}
         by_tags = options.needs_tags or service.port.needs_tags or role.address is not None
         if member.tags is None and by_tags:
             return self._unmade(member, role, service, UNKNOWN_TAGS)
         try:
-            address = role.address_of(member.name, member.address, tags)
-            port, text = service.port_of(values, tags), options.fill(values, tags)
-        except Missing as error:
+            address = role.find_address(member.name, member.address, tags)
+            port, text = service.find_port(values, tags), options.fill(values, tags)
+        except MissingTag as error:
             return self._unmade(member, role, service, str(error))
-        return DesiredServer(member, role, endpoint(address, port), address, port, text, paused)
+        return DesiredServer(member, role, format_endpoint(address, port), address, port, text, paused)
 
     def _unmade(self, member: Member, role: Role, service: Service, why: str) -> DesiredServer:
         """The wish of a node whose tags make no line. A comment needs none: only name and address are written."""
@@ -249,10 +249,10 @@ class DesiredServers:
 def list_serving_ports(roles: Roles, member: Member) -> frozenset[int]:
     """The ports at which a node of its roles serves, as far as its tags tell."""
     ports = set()
-    for role in roles.of(member.role):
+    for role in roles.find_roles(member.role):
         for name in {name for names in role.sections.values() for name in names}:
-            with contextlib.suppress(Missing):
-                ports.add(roles.services[name].port_of(role.values(member.name), member.tags or {}))
+            with contextlib.suppress(MissingTag):
+                ports.add(roles.services[name].find_port(role.build_values(member.name), member.tags or {}))
     return frozenset(ports)
 
 

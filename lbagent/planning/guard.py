@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 
-from lbagent.haproxy.config import Line
+from lbagent.haproxy.config import ManagedLine
 from lbagent.membership.model import LEFT, REMOVALS, Membership
 from lbagent.names import NAME, role_names
 from lbagent.outcome import BlockedRemoval
@@ -46,7 +46,7 @@ class Guard:
         """What has been decided so far."""
         return Removals(self._allowed, frozenset(self._blocked))
 
-    def block_removals(self, going: Mapping[Line, str], beside: set[str], where: str) -> list[Line]:
+    def block_removals(self, going: Mapping[ManagedLine, str], beside: set[str], where: str) -> list[ManagedLine]:
         """Of the lines that would go (with their nodes) while the nodes `beside` stay or come, those that are blocked.
 
         What was asked to go counts for neither side, so that the verdict is the same in the next run; nor does a
@@ -69,7 +69,7 @@ class Guard:
         self._blocked.add(where)
         return unasked
 
-    def _asked(self, line: Line, node: str) -> bool:
+    def _asked(self, line: ManagedLine, node: str) -> bool:
         # A comment takes no traffic away, and a paused node is to have none.
         if line.pauses or node in self._paused or node in self._superseded:
             return True

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from lbagent.errors import Refused
-from lbagent.haproxy.config import Document, Edit, Marker, Proxy, digest
+from lbagent.haproxy.config import Document, Edit, Marker, Proxy, digest_lines
 from lbagent.membership.model import Membership
 from lbagent.outcome import BlockedRemoval
 from lbagent.planning.desired import DesiredServers
@@ -81,7 +81,7 @@ _PLAIN = PlanOptions()
 
 def make_plan(document: Document, roles: Roles, membership: Membership, rules: PlanOptions = _PLAIN) -> Plan:
     """The plan for `document`. Raises Refused where a marker stands twice in one proxy."""
-    pairs = roles.pairs()
+    pairs = roles.list_pairs()
     wishes = DesiredServers(roles, membership)
     guard = Guard(membership, wishes.paused, wishes.superseded, force=rules.force)
     turn = PlanContext(wishes, guard, rules.kept, rules.adopt)
@@ -103,15 +103,15 @@ def make_plan(document: Document, roles: Roles, membership: Membership, rules: P
         notes.update(dict.fromkeys(place.notes))
     notes.update(dict.fromkeys([*turn.wishes.notes, *_unmarked(document, pairs), *_left_alone(document)]))
     named = {node: Change(tuple(added), tuple(removed)) for node, (added, removed) in changes.items()}
-    held, after = tuple(turn.guard.held), document.edited(edits)
-    return Plan(document.texts, after, digest(managed), named, held, tuple(notes), standing, turn.guard.removals)
+    held, after = tuple(turn.guard.held), document.apply_edits(edits)
+    return Plan(document.texts, after, digest_lines(managed), named, held, tuple(notes), standing, turn.guard.removals)
 
 
 def _single(document: Document, proxy: Proxy) -> None:
     for first, second in doubled(document, proxy):
         text = document.lines[second.at].strip()
-        where = document.where(first.at)
-        raise Refused(f"{document.where(second.at)}: {text!r} stands in {proxy} twice, first at {where}: delete one")
+        where = document.locate(first.at)
+        raise Refused(f"{document.locate(second.at)}: {text!r} stands in {proxy} twice, first at {where}: delete one")
 
 
 def doubled(document: Document, proxy: Proxy) -> Iterator[tuple[Marker, Marker]]:
@@ -119,7 +119,7 @@ def doubled(document: Document, proxy: Proxy) -> Iterator[tuple[Marker, Marker]]
     seen: dict[str, list[Marker]] = {}
     for marker in proxy.markers:
         before = seen.setdefault(marker.middle, [])
-        first = next((one for one in before if not document.apart(one.at, marker.at)), None)
+        first = next((one for one in before if not document.are_exclusive(one.at, marker.at)), None)
         if first is not None:
             yield first, marker
         before.append(marker)
@@ -127,10 +127,10 @@ def doubled(document: Document, proxy: Proxy) -> Iterator[tuple[Marker, Marker]]
 
 def _left_alone(document: Document) -> list[str]:
     """What is wrong with markers and lines of which lbagent keeps away."""
-    ignored = [f"{document.where(at)}: this marker is ignored: {why}" for at, why in document.misplaced]
-    ignored += [f"{document.where(at)}: this is not a marker, though nearly" for at in document.nearly]
+    ignored = [f"{document.locate(at)}: this marker is ignored: {why}" for at, why in document.misplaced]
+    ignored += [f"{document.locate(at)}: this is not a marker, though nearly" for at in document.near_markers]
     return ignored + [
-        f"{document.where(line.at)}: this looks like a managed line, but {line.why}: it is left alone"
+        f"{document.locate(line.at)}: this looks like a managed line, but {line.why}: it is left alone"
         for line in document.damaged
     ]
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
-from lbagent.haproxy.config import Document, Edit, HandWritten, Line, Proxy, endpoint_of, indentation
-from lbagent.haproxy.server_line import Server, drain_line, paused_line, stable_ids, undrain_line
+from lbagent.haproxy.config import Document, Edit, ManagedLine, OperatorServer, Proxy, find_endpoint, find_indentation
+from lbagent.haproxy.server_line import Server, assign_stable_ids, drain_line, format_paused_line, undrain_line
 from lbagent.membership.model import Members
 from lbagent.names import natural_key, role_names
 from lbagent.planning.conflicts import Conflicts
@@ -22,7 +22,7 @@ from lbagent.system.tuples import NamedTuple
 # --- homeless --------------------------------------------------------------------------------------------
 
 
-def remaining(line: Line, node: str, address: str, *, paused: bool, drain: bool) -> tuple[str, str]:
+def remaining(line: ManagedLine, node: str, address: str, *, paused: bool, drain: bool) -> tuple[str, str]:
     """The text that stands in the line's place from now on (or nothing), and what an operator should know of it.
 
     `address` is where the node may be reached now: what its role does not allow is none of them. With `drain` the
@@ -31,13 +31,13 @@ def remaining(line: Line, node: str, address: str, *, paused: bool, drain: bool)
     if paused and drain and not line.pauses:
         return drain_line(moved(line, address)), f"{line.name} is paused without its marker"
     if paused:
-        return paused_line(node, address, line.role), f"{line.name} is paused without its marker"
+        return format_paused_line(node, address, line.role), f"{line.name} is paused without its marker"
     if line.pauses:
         return "", f"{node} cannot be put back, its marker is gone"
     return undrain_line(moved(line, address)), f"{line.name} stands without its marker"
 
 
-def moved(line: Line, address: str) -> str:
+def moved(line: ManagedLine, address: str) -> str:
     """The text of a line, its server at another address."""
     port = line.endpoint.rpartition(":")[2]
     if not port.isdigit():
@@ -85,11 +85,11 @@ class MarkerBlock(NamedTuple):
     """The lines above one marker (its number in the proxy), or one that has none."""
 
     marker: int | None
-    before: Sequence[Line | HandWritten]
+    before: Sequence[ManagedLine | OperatorServer]
     after: Sequence[str]
     added: Mapping[str, str]
     """The lines in `after` that do not stand there yet, with their nodes."""
-    removed: Sequence[Line | HandWritten]
+    removed: Sequence[ManagedLine | OperatorServer]
     """The lines in `before` that do not stand there any more."""
 
     def middle(self, proxy: Proxy) -> str:
@@ -103,7 +103,7 @@ class MarkerBlock(NamedTuple):
             for line in self.before if self.added or self.removed else ():
                 old = document.lines[line.at]
                 ending = "\r" if old.endswith("\r") else ""
-                yield Edit(line.at, line.at + 1, [f"{indentation(old)}{text}{ending}" for text in self.after])
+                yield Edit(line.at, line.at + 1, [f"{find_indentation(old)}{text}{ending}" for text in self.after])
             return
         marker = proxy.markers[self.marker]
         wanted = [f"{marker.indent}{text}{marker.ending}" for text in self.after]
@@ -116,7 +116,7 @@ class MarkerBlock(NamedTuple):
         yield from (Edit(line.at, line.at + 1, ()) for line in self.before)
         yield Edit(marker.at, marker.at, wanted)
 
-    def enter(self, proxy: Proxy, node: Callable[[Line | HandWritten], str], changes: Changes) -> None:
+    def enter(self, proxy: Proxy, node: Callable[[ManagedLine | OperatorServer], str], changes: Changes) -> None:
         """Enter into `changes` what differs, by node."""
         for line in self.removed:
             changes.setdefault(node(line), ([], []))[1].append(f"{proxy}: {line.text}")
@@ -129,12 +129,14 @@ def in_order(lines: Iterable[PlannedLine]) -> list[PlannedLine]:
     return sorted(lines, key=lambda line: natural_key(line.name))
 
 
-def diff_block(marker: int | None, before: Sequence[Line | HandWritten], after: Sequence[PlannedLine]) -> MarkerBlock:
+def diff_block(
+    marker: int | None, before: Sequence[ManagedLine | OperatorServer], after: Sequence[PlannedLine]
+) -> MarkerBlock:
     """A spot, its differences found."""
-    old = {line.text for line in before if not isinstance(line, HandWritten)}
+    old = {line.text for line in before if not isinstance(line, OperatorServer)}
     new = {line.text for line in after}
     added = {line.text: line.node for line in after if line.text not in old}
-    removed = [line for line in before if line.text not in new or isinstance(line, HandWritten)]
+    removed = [line for line in before if line.text not in new or isinstance(line, OperatorServer)]
     return MarkerBlock(marker, before, [line.text for line in after], added, removed)
 
 
@@ -159,28 +161,30 @@ class ProxyPlanner:
         self._nodes: set[tuple[str, int]] | None = None
         self._served: set[str] = set()
         """The nodes that have what they should, somewhere in this proxy."""
-        self._standing: list[list[Line]] = [[] for _ in [*proxy.markers, None]]
+        self._standing: list[list[ManagedLine]] = [[] for _ in [*proxy.markers, None]]
         if proxy.managed and proxy.managed[-1].marker == 0:  # all of them above the first marker, as a rule
             self._standing[0] = proxy.managed
         else:
             for line in proxy.managed:
                 self._standing[line.marker].append(line)
         self.notes = [
-            f"{document.where(marker.at)}: no role of roles.yml has a section and service for this marker"
+            f"{document.locate(marker.at)}: no role of roles.yml has a section and service for this marker"
             for marker, pair in zip(proxy.markers, self._pairs, strict=True)
             if pair is None
         ]
+        # A marker may be in each branch of an `.if`: HAProxy reads one of them, and nothing is wrong.
+        read = {marker.middle for marker in proxy.markers if not document.is_never_read(marker.at)}
         self.notes += [
-            f"{document.where(marker.at)}: HAProxy does not read what is at this marker (`.if`, or `disabled`)"
+            f"{document.locate(marker.at)}: HAProxy does not read what is at this marker (`.if`, or `disabled`)"
             for marker in proxy.markers
-            if document.unread(marker.at)
+            if marker.middle not in read
         ]
 
-    def node(self, line: Line | HandWritten) -> str:
+    def node(self, line: ManagedLine | OperatorServer) -> str:
         """The node whose line it is: its name, or NODE of NODE.SERVICE."""
         name = line.name
         node, dot, service = name.rpartition(".")
-        if isinstance(line, HandWritten):
+        if isinstance(line, OperatorServer):
             return self._claims.adopted.get(line.at, name)
         if not dot or line.pauses or service not in self._services:
             return name
@@ -219,7 +223,7 @@ class ProxyPlanner:
     def _crowd(self, turn: PlanContext) -> Crowd | None:
         """The wishes of the whole proxy, where nothing is special about it or any of them."""
         proxy = self._proxy
-        special = turn.kept or proxy.hashes or proxy.hand_written or proxy.templates
+        special = turn.kept or proxy.hashes or proxy.operator_servers or proxy.templates
         if special or len(self._pairs) != 1 or self._pairs[0] is None:
             return None
         crowd = turn.wishes.crowd(self._pairs[0])
@@ -275,7 +279,7 @@ class ProxyPlanner:
             elif line is None:
                 self._tell_without_line(number, wish)
             else:
-                found.append(wish._replace(endpoint=endpoint_of(moved(line, wish.address or line.address))))
+                found.append(wish._replace(endpoint=find_endpoint(moved(line, wish.address or line.address))))
         return found
 
     def _tell_without_line(self, number: int, wish: DesiredServer) -> None:
@@ -294,7 +298,7 @@ class ProxyPlanner:
         """
         standing = self._standing[number]
         stay: list[PlannedLine] = []
-        going: dict[Line, str] = {}
+        going: dict[ManagedLine, str] = {}
         for line in (line for line in standing if line.text not in planned):
             node = self.node(line)
             wish = served.get(node)
@@ -312,7 +316,7 @@ class ProxyPlanner:
         held = turn.guard.block_removals(going, {*served, *(line.node for line in stay)}, where)
         return stay + [PlannedLine(going[line], line.name, line.text) for line in held]
 
-    def _kept(self, line: Line, wish: DesiredServer) -> str:
+    def _kept(self, line: ManagedLine, wish: DesiredServer) -> str:
         """The line that a node keeps because its tags make no new one; it follows the node's address."""
         if wish.unknown != UNKNOWN_TAGS:
             node = wish.member.name
@@ -320,7 +324,7 @@ class ProxyPlanner:
         text = moved(line, wish.address or line.address)
         return drain_line(text) if wish.paused else undrain_line(text)
 
-    def _stale(self, line: Line, node: str, turn: PlanContext, why: str) -> list[PlannedLine]:
+    def _stale(self, line: ManagedLine, node: str, turn: PlanContext, why: str) -> list[PlannedLine]:
         """What stays of the line of a node whose role tag can't be a role's name."""
         paused = node in turn.wishes.paused
         if line.pauses and not paused:
@@ -332,9 +336,9 @@ class ProxyPlanner:
             return [PlannedLine(node, line.name, undrain_line(line.text))]
         if line.role in self._draining:
             return [PlannedLine(node, line.name, drain_line(line.text))]
-        return [PlannedLine(node, node, paused_line(node, address, line.role))]
+        return [PlannedLine(node, node, format_paused_line(node, address, line.role))]
 
-    def _homeless(self, line: Line, node: str, turn: PlanContext) -> bool:
+    def _homeless(self, line: ManagedLine, node: str, turn: PlanContext) -> bool:
         """Whether its own marker is gone from this proxy, while its node is still there."""
         if not self._present(node) or node in turn.wishes.superseded:
             return False
@@ -349,15 +353,15 @@ class ProxyPlanner:
         member = self._members.get(node)
         return member.address if member is not None and member.present else ""
 
-    def _remaining(self, line: Line, node: str, wishes: DesiredServers) -> list[PlannedLine]:
+    def _remaining(self, line: ManagedLine, node: str, wishes: DesiredServers) -> list[PlannedLine]:
         # It follows its node only to where the node's role may be, and where nobody else is.
         there = wishes.allowed(node, line.role) or line.address
         paused, drain = node in wishes.paused, line.role in self._draining
         text, note = remaining(line, node, there, paused=paused, drain=drain)
-        self.notes.append(Note(node, f"{self._document.where(line.at)}: ", note))
-        if (where := endpoint_of(text)) and where != line.endpoint and not self._claims.free(where, line.at):
+        self.notes.append(Note(node, f"{self._document.locate(line.at)}: ", note))
+        if (where := find_endpoint(text)) and where != line.endpoint and not self._claims.free(where, line.at):
             text = line.text
-        self._claims.take([line.name], [endpoint_of(text)], line.at)
+        self._claims.take([line.name], [find_endpoint(text)], line.at)
         return [PlannedLine(node, line.name, text)] if text else []
 
     def _without_marker(self, turn: PlanContext) -> Iterator[MarkerBlock]:
@@ -384,4 +388,4 @@ class ProxyPlanner:
             return {}
         names = {self._name(wish.member.name, number) for number, wishes in granted.items() for wish in wishes}
         names.update(line.name for lines in stays.values() for line in lines)
-        return stable_ids(names, (line.id for line in self._proxy.hand_written if line.id))
+        return assign_stable_ids(names, (line.id for line in self._proxy.operator_servers if line.id))

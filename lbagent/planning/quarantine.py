@@ -13,7 +13,7 @@ from lbagent.roles.model import Roles
 
 def fingerprint_context(document: Document, roles: Roles) -> str:
     """What could change HAProxy's verdict, but for the node itself: the operator's text and roles.yml."""
-    return f"{document.operator_digest()}{roles.digest}"
+    return f"{document.compute_operator_digest()}{roles.digest}"
 
 
 def find_quarantined(membership: Membership, surroundings: Callable[[], str]) -> frozenset[str]:

@@ -21,7 +21,7 @@ def restore_managed_lines(document: Document, previous: Document) -> tuple[str, 
         after = there.get(key, _standing(proxy, number))
         if [line.text for line in before] != after:
             edits += MarkerBlock(number, before, after, {}, ()).edits(document, proxy)
-    return document.edited(edits)
+    return document.apply_edits(edits)
 
 
 def _markers(document: Document) -> Iterator[tuple[tuple[str, str, int], Proxy, int]]:
@@ -38,7 +38,7 @@ def rebuild_membership(document: Document, roles: Roles, now: int) -> Membership
     """The membership that the managed lines of haproxy.cfg tell of, pauses included; tags they do not tell."""
     members: dict[str, Member] = {}
     for proxy in document.proxies:
-        place = ProxyPlanner(document, proxy, roles, roles.pairs(), {})
+        place = ProxyPlanner(document, proxy, roles, roles.list_pairs(), {})
         for line in proxy.managed:
             node, address = place.node(line), line.address
             if NAME.fullmatch(node) and canonical_address(address) == address:

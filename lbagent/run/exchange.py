@@ -128,10 +128,10 @@ def unbroken(membership: Membership, paths: Paths) -> bool:
     ago = time.time() - membership.met
     if not membership.met or ago < 0:
         return False
-    running = agent_process.running()
+    running = agent_process.find_running_agent()
     if running is None:
         return ago < SILENT
-    if running.process.born > membership.met:
+    if running.process.start_time > membership.met:
         return False
     return ago < SILENT or not is_locked(paths.watch_lock)
 

@@ -83,8 +83,8 @@ class Recorder:
             self._record(error)
             live = self._live()
             last = self._last(error, live)
-            self._store.keep(last)
-            self._store.publish(metrics.told(self._numbers(last, live)))
+            self._store.save_last(last)
+            self._store.publish_metrics(metrics.format_metrics(self._numbers(last, live)))
         except Exception as failure:  # noqa: BLE001  # a full disk or a defect of ours: the run has ended as it has
             self._log.info(f"what is told of this run was not written: {format_error(failure)}")
 
@@ -111,14 +111,14 @@ class Recorder:
             self._log.info(f"not said without a reload: {why}")
         if isinstance(error, ReloadPostponed):
             if partly := self.transaction.partly:
-                self._enter(partly.verdict, partly.words, reloaded=partly.reloaded)
+                self._enter(partly.verdict, partly.message, reloaded=partly.reloaded)
             return
         if isinstance(error, LbagentError | OSError):
             self._enter(
                 getattr(error, "outcome", "failed"), format_error(error), reloaded=isinstance(error, RolledBack)
             )
         elif self.outcome and self.outcome.verdict is not Verdict.UNCHANGED:
-            self._enter(self.outcome.verdict, self.outcome.words, reloaded=self.outcome.reloaded)
+            self._enter(self.outcome.verdict, self.outcome.message, reloaded=self.outcome.reloaded)
 
     def _enter(self, outcome: str, words: str, *, reloaded: bool = False) -> None:
         plan = self._plan
@@ -141,8 +141,8 @@ class Recorder:
             return Live(plan.after, plan.digest, plan.managed_lines)
         if self.roles:
             with contextlib.suppress(OSError):
-                document = config_files.look(self.roles.haproxy).document
-                return Live(document.texts, document.digest(), counts.list_managed_lines(document))
+                document = config_files.read_config(self.roles.haproxy).document
+                return Live(document.texts, document.compute_digest(), counts.list_managed_lines(document))
         return None
 
     def _last(self, error: BaseException | None, live: Live | None) -> Last:
@@ -172,7 +172,7 @@ class Recorder:
             return _cut(f"{getattr(error, 'outcome', 'failed')}: {format_error(error)}")
         if self.unknown:
             return _cut(f"{self.unknown.outcome}: {format_error(self.unknown)}")
-        return _cut(f"{self.outcome.verdict}: {self.outcome.words}") if self.outcome else "interrupted"
+        return _cut(f"{self.outcome.verdict}: {self.outcome.message}") if self.outcome else "interrupted"
 
     def _status(self, error: BaseException | None) -> int:
         error = error or self.unknown
@@ -189,8 +189,8 @@ class Recorder:
             last,
             digest=live.digest if live else None,
             old_workers=haproxy.old_workers if haproxy else None,
-            held=sum(held.lines for held in plan.blocked) if plan else 0,
-            pending=len(self._spool.names()),
+            blocked=sum(held.lines for held in plan.blocked) if plan else 0,
+            pending=len(self._spool.list_names()),
             bad=_files(self._store.paths.bad),
             daemon=is_locked(self._store.paths.watch_lock),
         )

@@ -88,12 +88,12 @@ def format_reply(record: str, command: Command, ran: CommandRun) -> str:
     words = ran.answers.get(record, DONE)
     words = words if words != DONE else judge_command(command, found.membership, found.plan)
     if words != DONE or command.verb == "forget":
-        return words if words != DONE or outcome.confirmed else _unconfirmed(outcome)
+        return words if words != DONE or outcome.is_confirmed else _unconfirmed(outcome)
     member = find_member(found.membership.members, command.name, command.address)
     host = names_of_host(member, found.membership) if member else frozenset[str]()
     if words := _hindrance(command.verb, host, found, ran.roles):
         return words
-    if not outcome.confirmed and not (command.verb == "pause" and _all_out(host, found, ran.roles)):
+    if not outcome.is_confirmed and not (command.verb == "pause" and _all_out(host, found, ran.roles)):
         return _unconfirmed(outcome)
     return ", ".join([DONE, *(_notes(member, host, found, ran.roles) if member and command.verb == "pause" else ())])
 
@@ -115,7 +115,7 @@ def _hindrance(verb: str, host: frozenset[str], found: Transaction, roles: Roles
         if verb == "pause" and (not there or (out and roles.haproxy.runtime)):
             continue
         why = found.hindrance(node)
-        servers = ", ".join(map(config.target, sorted(there)))
+        servers = ", ".join(map(config.format_target, sorted(there)))
         more = f"; no new traffic reaches {servers} all the same" if verb == "pause" and out else ""
         return f"{NOT_YET}: {why}{more}" if why else QUEUED
     return ""
@@ -129,7 +129,7 @@ def _all_out(host: frozenset[str], found: Transaction, roles: Roles) -> bool:
 
 
 def _servers(lines: Iterable[str]) -> set[Key]:
-    return {key for key, line in map(config.entry, lines) if line}
+    return {key for key, line in map(config.parse_change, lines) if line}
 
 
 def _unconfirmed(outcome: Outcome) -> str:
@@ -140,8 +140,8 @@ def _notes(member: Member, host: frozenset[str], found: Transaction, roles: Role
     """What the sender of a pause that is done should know."""
     count = _sessions(member, roles)
     notes = [f"{count} {'session' if count == 1 else 'sessions'} still open"] if count else []
-    document = config_files.look(roles.haproxy).document
-    now = last_server.Serving(document, config_files.server_states(document))
+    document = config_files.read_config(roles.haproxy).document
+    now = last_server.Serving(document, config_files.query_server_states(document))
     services = last_server.unserved(now, roles, found.membership, host)
     return [*notes, f"{last_server.WORDS}{last_server.listed(services)} serves"] if services else notes
 

@@ -9,22 +9,30 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from lbagent.errors import LbagentError, ReloadPostponed, RolledBack
 from lbagent.haproxy import config, config_files
-from lbagent.haproxy.config import Document, Key, Lines, entry, parts, standing, target
-from lbagent.haproxy.config_files import Scene
+from lbagent.haproxy.config import (
+    Document,
+    Key,
+    Lines,
+    format_target,
+    list_managed_servers,
+    parse_change,
+    split_server_line,
+)
+from lbagent.haproxy.config_files import ConfigSnapshot
 from lbagent.haproxy.instance import Haproxy, ReloadFailed
 from lbagent.haproxy.process import Worker
 from lbagent.haproxy.runtime import session
 from lbagent.haproxy.runtime.capabilities import Capabilities, find_capabilities
-from lbagent.haproxy.runtime.servers import LEFT_LIMIT, Admission, Difference, Join, Known, stop_traffic
-from lbagent.haproxy.runtime.session import Conversation, Unspoken
-from lbagent.haproxy.runtime.state import differences
+from lbagent.haproxy.runtime.servers import LEFT_LIMIT, Admission, Join, KnownServers, ServerChanges, stop_traffic
+from lbagent.haproxy.runtime.session import Session, SessionError
+from lbagent.haproxy.runtime.state import find_differences
 from lbagent.haproxy.server_line import is_drained
 from lbagent.names import canonical_address
 from lbagent.outcome import Verdict
 from lbagent.planning import quarantine
 from lbagent.planning.plan import Plan
 from lbagent.roles.model import Roles
-from lbagent.state.store import Failure, Left, Served, Store
+from lbagent.state.store import Failure, Served, ServersInMaintenance, Store
 from lbagent.system.tuples import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -62,7 +70,7 @@ class RolloutResult(NamedTuple):
 class Rollout:
     """One change that stands in haproxy.cfg, on its way to the worker that is to serve it."""
 
-    def __init__(self, store: Store, roles: Roles, haproxy: Haproxy, seen: Scene) -> None:
+    def __init__(self, store: Store, roles: Roles, haproxy: Haproxy, seen: ConfigSnapshot) -> None:
         """`seen` is haproxy.cfg as it was before the swap."""
         self._store, self._roles, self._haproxy, self._seen = store, roles, haproxy, seen
         self._served = store.load_served()
@@ -113,13 +121,13 @@ class Rollout:
         return out
 
     def _opened(self, worker: Worker, patience: float, *, sure: bool) -> RuntimeChanges | None:
-        from lbagent.haproxy.runtime.session import Unspoken  # noqa: PLC0415  # as above
+        from lbagent.haproxy.runtime.session import SessionError  # noqa: PLC0415  # as above
 
         deadline = time.monotonic() + patience
         while True:
             try:
                 return opened(self._store, self._seen.document.settings, worker, sure=sure)
-            except Unspoken as error:
+            except SessionError as error:
                 if time.monotonic() >= deadline or not (error.passing and worker.alive):
                     self.reasons.append(str(error))
                     return None
@@ -144,7 +152,7 @@ class Rollout:
         if dialogue.crowded and not owing:
             self.reasons.append("too many servers are left behind in maintenance")
         if self.reasons or not dialogue.take_up():
-            self.reasons += [dialogue.trouble or "not everything was taken"] if not self.reasons else []
+            self.reasons += [dialogue.problems or "not everything was taken"] if not self.reasons else []
             return None
         if amiss := self._amiss():
             self.reasons.append(amiss)
@@ -158,7 +166,7 @@ class Rollout:
 
     def reload(self, wanted: Plan) -> RolloutResult:
         """Have HAProxy reload, and see it. Raises RolledBack, TryAgain."""
-        changed = {entry(text)[0] for text in (*wanted.added, *wanted.removed)} | self._served.left.lines.keys()
+        changed = {parse_change(text)[0] for text in (*wanted.added, *wanted.removed)} | self._served.left.lines.keys()
         try:
             worker = self._haproxy.take_over(changed)
         except ReloadFailed as error:
@@ -209,11 +217,11 @@ class Rollout:
         self._restore(wanted, words, ReloadPostponed)
 
     def _amiss(self) -> str:
-        from lbagent.haproxy.runtime.session import Unspoken  # noqa: PLC0415  # only where there is a dialogue
+        from lbagent.haproxy.runtime.session import SessionError  # noqa: PLC0415  # only where there is a dialogue
 
         try:
             amiss = self.dialogue.amiss() if self.dialogue else {}
-        except Unspoken as error:
+        except SessionError as error:
             return f"not compared: {error}"
         return f"{_DIFFERS}: {'; '.join(amiss.values())}" if amiss else ""
 
@@ -221,7 +229,7 @@ class Rollout:
         """What a state file made of the text, said once more, in words."""
         if self.dialogue is None:
             return []
-        from lbagent.haproxy.runtime.session import Unspoken  # noqa: PLC0415  # only where there is a dialogue
+        from lbagent.haproxy.runtime.session import SessionError  # noqa: PLC0415  # only where there is a dialogue
 
         try:
             self.dialogue = dialogue = self.dialogue.after_reload(self._seen.document.settings, worker)
@@ -230,7 +238,7 @@ class Rollout:
                 return []
             dialogue.mend(found)
             still = dialogue.amiss()
-        except Unspoken as error:
+        except SessionError as error:
             return [f"not compared: {error}"]
         return [f"{'still' if key in still else 'mended:'} {why}" for key, why in found.items()]
 
@@ -254,22 +262,26 @@ class Rollout:
             self.dialogue.retract()
         seen, previous = self._seen, self._last_confirmed()
         for _ in range(ATTEMPTS):
-            now = config_files.look(self._roles.haproxy)
+            now = config_files.read_config(self._roles.haproxy)
             same = previous is seen.document and now.texts == wanted.after
             texts = wanted.before if same else restore.restore_managed_lines(now.document, previous)
-            with now.staged(texts) as paths:
+            with now.stage(texts) as paths:
                 if not same and (why := self._haproxy.refusal(paths, now.names)):
                     raise kind(f"{words}; the previous managed lines cannot be put back: {why}")
-                if now.untouched and now.swap(paths, keep=False):
-                    back = Document([("", text) for text in texts]).digest() == previous.digest()
+                if now.is_unchanged and now.swap(paths, keep=False):
+                    back = Document([("", text) for text in texts]).compute_digest() == previous.compute_digest()
                     part = f"in {now.targets[0].given}{'' if back else ', where their markers still stand'}"
                     raise kind(f"{words}; the previous managed lines are back {part}")
         path = ", ".join(self._roles.haproxy.config)
         raise kind(f"{words}; {path} is being edited by others, the new managed lines still stand in it")
 
     def _last_confirmed(self) -> Document:
-        kept = config_files.previous(self._seen)
-        if self._seen.document.digest() != self._served.digest and kept and kept.digest() == self._served.digest:
+        kept = config_files.read_previous(self._seen)
+        if (
+            self._seen.document.compute_digest() != self._served.digest
+            and kept
+            and kept.compute_digest() == self._served.digest
+        ):
             return kept
         return self._seen.document
 
@@ -280,8 +292,12 @@ def withheld(document: Document, wanted: Plan | None, asked: Plan) -> Lines:
         return {}
     from lbagent.haproxy import config  # noqa: PLC0415  # as above
 
-    after = config.after(document, wanted.after, wanted.changed) if wanted else config.standing(document)
-    return dialogue_withheld(after, config.after(document, asked.after, asked.changed))
+    after = (
+        config.predict_servers(document, wanted.after, wanted.changed)
+        if wanted
+        else config.list_managed_servers(document)
+    )
+    return dialogue_withheld(after, config.predict_servers(document, asked.after, asked.changed))
 
 
 # --- dialogue --------------------------------------------------------------------------------------------
@@ -297,7 +313,7 @@ class RuntimeChanges:
     """One worker, and what it is known to have."""
 
     def __init__(  # what is known of a worker
-        self, store: Store, worker: Worker, talk: Conversation, capabilities: Capabilities, left: Lines, *, sure: bool
+        self, store: Store, worker: Worker, talk: Session, capabilities: Capabilities, left: Lines, *, sure: bool
     ) -> None:
         """`left` is what earlier runs have taken out; `sure` whether its other servers are those of the file."""
         self._store, self._talk, self.worker, self.sure = store, talk, worker, sure
@@ -308,7 +324,7 @@ class RuntimeChanges:
         self._renamed: Lines = {}
         self._served: Lines = {}
         self._paused: set[Key] = set()
-        self._difference: Difference | None = None
+        self._difference: ServerChanges | None = None
         self._draining: Lines = {}
         self._here: Lines = {}
         self._cut: frozenset[str] = frozenset()
@@ -320,14 +336,14 @@ class RuntimeChanges:
         self._joined: list[Join] = []
 
     @property
-    def left(self) -> Left:
+    def left(self) -> ServersInMaintenance:
         """What is in maintenance now, for runs to come."""
-        return Left(self.worker, self._left)
+        return ServersInMaintenance(self.worker, self._left)
 
     @property
-    def trouble(self) -> str:
+    def problems(self) -> str:
         """Why something could not be said; nothing where all could."""
-        return "; ".join(self._talk.trouble)
+        return "; ".join(self._talk.problems)
 
     @property
     def needs_reload(self) -> Mapping[Key, str]:
@@ -348,31 +364,31 @@ class RuntimeChanges:
         A server that `wanted` has to keep in the file, though `asked` takes it out, goes too. One that only gets
         another name serves until it has come under that.
         """
-        self._here = here = standing(document)
-        after = config.after(document, wanted.after, wanted.changed)
-        asked_for = after if asked is wanted else config.after(document, asked.after, asked.changed)
+        self._here = here = list_managed_servers(document)
+        after = config.predict_servers(document, wanted.after, wanted.changed)
+        asked_for = after if asked is wanted else config.predict_servers(document, asked.after, asked.changed)
         self._withheld = dialogue_withheld(after, asked_for)
         self._wanted = {key: line for key, line in after.items() if key not in self._withheld}
         self._served = {key: line for key, line in here.items() if key not in self._left}
-        self._paused = config.paused_after(document, wanted.changed)
+        self._paused = config.find_paused_servers(document, wanted.changed)
         self._draining = {key: line for key, line in asked_for.items() if is_drained(line) and key in after}
         self._cut = cutting(document)
         checked = {key for key, line in here.items() if is_drained(line)}
         checked |= {key for key, line in self._left.items() if self._drains(key, line)}
-        known = Known(self._served, self._left, self.sure, frozenset(checked))
-        self._difference = Difference(document, known, self._wanted, self._capabilities)
+        known = KnownServers(self._served, self._left, self.sure, frozenset(checked))
+        self._difference = ServerChanges(document, known, self._wanted, self._capabilities)
         managed = {(proxy.name, line.name) for proxy in document.proxies for line in proxy.managed}
-        for key, line in map(entry, wanted.removed):
+        for key, line in map(parse_change, wanted.removed):
             if line and key not in managed:
                 self._difference.needs_reload[key] = "was written by hand"
-        before = config.doubtful(document)
+        before = config.list_uncertain_servers(document)
         if document.conditional or before:
-            then = config.doubtful(document.reread(wanted.after))
+            then = config.list_uncertain_servers(document.reread(wanted.after))
             changed = {key for key in (*before, *then) if before.get(key) != then.get(key)}
             self._difference.needs_reload |= dict.fromkeys(changed, "only HAProxy knows whether it has it, and where")
         going = {key: line for key, line in here.items() if key not in self._wanted}
-        there = {(key[0], *parts(line)[:2]) for key, line in self._wanted.items()}
-        self._renamed = {key: line for key, line in going.items() if (key[0], *parts(line)[:2]) in there}
+        there = {(key[0], *split_server_line(line)[:2]) for key, line in self._wanted.items()}
+        self._renamed = {key: line for key, line in going.items() if (key[0], *split_server_line(line)[:2]) in there}
         pausing = {key: here.get(key, line) for key, line in self._draining.items() if key in here or key in self._left}
         self.out += self.withdraw({key: line for key, line in going.items() if key not in self._renamed} | pausing)
 
@@ -394,7 +410,9 @@ class RuntimeChanges:
     def nodes(wanted: Plan) -> Mapping[Key, str]:
         """Whose server it is, of those that change."""
         return {
-            entry(text)[0]: node for node, change in wanted.changes.items() for text in (*change.added, *change.removed)
+            parse_change(text)[0]: node
+            for node, change in wanted.changes.items()
+            for text in (*change.added, *change.removed)
         }
 
     def withdraw(self, lines: Lines) -> list[str]:
@@ -408,33 +426,33 @@ class RuntimeChanges:
             try:
                 self._store.save_served(self._store.load_served()._replace(left=self.left))
             except OSError:
-                self._store.distrust()
-        answers = self._talk.say([stop_traffic(key, drain=self._drains(key, line)) for key, line in lines.items()])
+                self._store.mark_served_incomplete()
+        answers = self._talk.send([stop_traffic(key, drain=self._drains(key, line)) for key, line in lines.items()])
         for key, answer in zip(lines, answers, strict=True):
             if answer == "" or answer in _GONE:
                 self.confirmed_out.add(key)
             if answer:
                 self._left.pop(key, None)
             if answer and answer not in _GONE:
-                self._talk.trouble.append(f"{target(key)}: {answer}")
-        return [target(key) for key, answer in zip(lines, answers, strict=True) if answer == ""]
+                self._talk.problems.append(f"{format_target(key)}: {answer}")
+        return [format_target(key) for key, answer in zip(lines, answers, strict=True) if answer == ""]
 
     def take_up(self) -> bool:
         """Have the servers that come take traffic, each once it answers; False where that could not be said."""
-        if self._difference is None or self.trouble:
+        if self._difference is None or self.problems:
             return False
         self._joined = joins = self._difference.joins
-        good = Admission(self._talk).granted(joins, self._difference.dynamic_cookies)
+        good = Admission(self._talk).admit(joins, self._difference.dynamic_cookies)
         for join in joins if good else ():
             self._left.pop(join.key, None)
         if good:
             self.withdraw(self._renamed)
-        return good and not self.trouble
+        return good and not self.problems
 
     def retract(self) -> None:
         """Take the traffic again from the servers that came in this run: the file does not have them after all."""
         back = [key for key in self._renamed if self._left.pop(key, None) is not None]
-        self._talk.say([f"set server {target(key)} state ready" for key in back])
+        self._talk.send([f"set server {format_target(key)} state ready" for key in back])
         drained = {key: line for key, line in self._here.items() if is_drained(line)}
         self._draining = {**self._draining, **drained}
         came = (one for one in self._joined if one.key in drained or one.key not in self._served)
@@ -448,21 +466,21 @@ class RuntimeChanges:
             for key, line in self._wanted.items()
             if own and (own.is_disabled(key, line) or own.has_agent(key, line))
         }
-        return differences(self._talk.states(), self._wanted, self._left, out)
+        return find_differences(self._talk.fetch_states(), self._wanted, self._left, out)
 
     def delete_left(self) -> bool:
         """Delete the servers left behind whose sessions have ended, where HAProxy can; whether any was deleted."""
         gone = self._removable()
         if not gone:
             return False
-        with contextlib.suppress(Unspoken):
+        with contextlib.suppress(SessionError):
             self._stop_drained(gone)
         deadline = time.monotonic() + _DELETE
         deleted = False
         for key in gone:
             rest = int((deadline - time.monotonic()) * 1000)
-            commands = [f"wait {rest}ms srv-removable {target(key)}"] if rest > 0 else []
-            answer = self._talk.say([*commands, f"del server {target(key)}"])[-1]
+            commands = [f"wait {rest}ms srv-removable {format_target(key)}"] if rest > 0 else []
+            answer = self._talk.send([*commands, f"del server {format_target(key)}"])[-1]
             if answer is None:
                 break
             if answer == _DELETED or answer in _GONE:
@@ -471,11 +489,11 @@ class RuntimeChanges:
 
     def _stop_drained(self, keys: Iterable[Key]) -> None:
         """Put drained servers without a session into maintenance: others cannot be deleted."""
-        states = self._talk.states()
+        states = self._talk.fetch_states()
         drained = [key for key in keys if key in states and states[key].draining]
         if drained:
-            open_sessions = self._talk.sessions()
-            self._talk.say([stop_traffic(key, drain=False) for key in drained if not open_sessions.get(key)])
+            open_sessions = self._talk.fetch_sessions()
+            self._talk.send([stop_traffic(key, drain=False) for key in drained if not open_sessions.get(key)])
 
     def _removable(self) -> list[Key]:
         """The servers left behind that may be deleted: gone from the file for good, and easily added again."""
@@ -486,21 +504,21 @@ class RuntimeChanges:
         return [key for key, line in self._left.items() if key not in staying and own.can_return(key, line)]
 
     def _paused_servers(self) -> set[Key]:
-        return {key for key in self._left if config.roster_is_paused(key, self._paused)}
+        return {key for key in self._left if config.is_paused_server(key, self._paused)}
 
     def mend(self, keys: Iterable[Key]) -> None:
         """Say address and state of these servers once more: a state file may have brought old ones back."""
         commands = []
         for key in keys:
             if key in self._wanted:
-                address, port, _ = parts(self._wanted[key])
+                address, port, _ = split_server_line(self._wanted[key])
                 if port and address == canonical_address(address):
-                    commands.append(f"set server {target(key)} addr {address} port {port}")
+                    commands.append(f"set server {format_target(key)} addr {address} port {port}")
                 state = "drain" if is_drained(self._wanted[key]) else "ready"
-                commands.append(f"set server {target(key)} state {state}")
+                commands.append(f"set server {format_target(key)} state {state}")
                 if state == "ready":
                     self._left.pop(key, None)
-        self._talk.say(commands)
+        self._talk.send(commands)
 
     def _drains(self, key: Key, line: str) -> bool:
         """Whether a server is drained: its node is paused that way, or `maint` would cut its sessions."""
@@ -520,9 +538,9 @@ def cutting(document: Document) -> frozenset[str]:
     """The proxies that give `on-marked-down shutdown-sessions` to their servers: there `maint` ends all sessions."""
     if not any("on-marked-down" in line for line in document.lines):
         return frozenset()
-    from lbagent.haproxy.inherited import inherited  # noqa: PLC0415  # reads the whole text once more
+    from lbagent.haproxy.inherited import find_inherited  # noqa: PLC0415  # reads the whole text once more
 
-    found = inherited(document)
+    found = find_inherited(document)
     given = {start for start, one in found.items() if "on-marked-down" in one.default_server}
     return frozenset(proxy.name for proxy in document.proxies if proxy.start in given)
 
@@ -530,8 +548,8 @@ def cutting(document: Document) -> frozenset[str]:
 def opened(store: Store, settings: Sequence[Sequence[str]], worker: Worker, *, sure: bool) -> RuntimeChanges:
     """The dialogue with this worker. Raises Unspoken where there is none to be had."""
     left = store.load_served().left
-    talk = session.opened(settings, worker)
+    talk = session.open_session(settings, worker)
     capabilities = find_capabilities(talk.version)
     if capabilities is None:
-        raise Unspoken(f"HAProxy {talk.version}: too old for servers that are added without a reload")
+        raise SessionError(f"HAProxy {talk.version}: too old for servers that are added without a reload")
     return RuntimeChanges(store, worker, talk, capabilities, left.lines if left.worker == worker else {}, sure=sure)

@@ -9,9 +9,9 @@ from collections.abc import Collection, Mapping, Sequence
 from lbagent.errors import Busy, LbagentError, Refused, ReloadPostponed, RolledBack, TryAgain
 from lbagent.haproxy import config_files
 from lbagent.haproxy.config import Document, Key
-from lbagent.haproxy.config_files import Scene
+from lbagent.haproxy.config_files import ConfigSnapshot
 from lbagent.haproxy.instance import Haproxy
-from lbagent.haproxy.process import Running, Worker
+from lbagent.haproxy.process import RunningHaproxy, Worker
 from lbagent.membership.model import Membership
 from lbagent.outcome import QUIET, Outcome, Verdict, format_line_counts, format_quarantined
 from lbagent.planning import guard, quarantine
@@ -27,7 +27,7 @@ from lbagent.system.tuples import NamedTuple
 class AppliedState:
     """What served.json says, beside a text and the HAProxy that runs it."""
 
-    def __init__(self, store: Store, seen: Scene, haproxy: Haproxy) -> None:
+    def __init__(self, store: Store, seen: ConfigSnapshot, haproxy: Haproxy) -> None:
         """As both stand now."""
         self._store, self._seen, self._haproxy = store, seen, haproxy
         self.served = store.load_served()
@@ -38,13 +38,15 @@ class AppliedState:
     def worth_keeping(self) -> bool:
         """Whether the text that stands is to be kept as the previous one."""
         # What HAProxy never confirmed must not push out what it did.
-        return self._seen.document.digest() == self.served.digest or config_files.previous(self._seen) is None
+        return (
+            self._seen.document.compute_digest() == self.served.digest or config_files.read_previous(self._seen) is None
+        )
 
     def nothing_to_do(self, wanted: Plan, asked: Plan) -> bool:
         """Whether HAProxy serves all that is `asked` for and the file can have (`wanted`), or is shown not to run."""
         if self._haproxy.serving() is None:
             # It will read the file when it starts.
-            here = (self._seen.document.digest(), None, None)
+            here = (self._seen.document.compute_digest(), None, None)
             return self.served[:3] == here and self._haproxy.shown_not_to_run()
         return self.sure() and not self._owes(wanted, asked)
 
@@ -55,13 +57,15 @@ class AppliedState:
             return False
         from lbagent.haproxy import config  # noqa: PLC0415  # only after a node went
 
-        paused = config.paused_after(self._seen.document, asked.changed)
-        return any(not config.roster_is_paused(key, paused) for key in left.lines)
+        paused = config.find_paused_servers(self._seen.document, asked.changed)
+        return any(not config.is_paused_server(key, paused) for key in left.lines)
 
     def sure(self) -> bool:
         """Whether the worker has the managed lines of the file."""
-        digest, worker = self._seen.document.digest(), self._haproxy.serving()
-        if self.served[:2] == (digest, worker) or (not self.served.digest and not self._seen.document.serves):
+        digest, worker = self._seen.document.compute_digest(), self._haproxy.serving()
+        if self.served[:2] == (digest, worker) or (
+            not self.served.digest and not self._seen.document.has_managed_lines
+        ):
             return True
         # Started or reloaded by somebody else, after the file became what it is.
         if self._haproxy.has_read_since(self._seen.changed_at, self._seen.size):
@@ -79,8 +83,10 @@ class AppliedState:
         from lbagent.haproxy import config  # noqa: PLC0415  # only after a server went
         from lbagent.haproxy.server_line import is_drained  # noqa: PLC0415  # as above
 
-        after = config.after(self._seen.document, wanted.after, wanted.changed)
-        asked_for = after if asked is wanted else config.after(self._seen.document, asked.after, asked.changed)
+        after = config.predict_servers(self._seen.document, wanted.after, wanted.changed)
+        asked_for = (
+            after if asked is wanted else config.predict_servers(self._seen.document, asked.after, asked.changed)
+        )
         serving = (key for key, line in asked_for.items() if key in after and not is_drained(line))
         return any(key in left.lines for key in serving)
 
@@ -103,7 +109,7 @@ class RunOptions(NamedTuple):
     """Seconds of the monotonic clock before which no reload may be made: what needs one is written, and waits."""
     compare: bool = False
     """Whether HAProxy is asked what it serves, even where it is known to have confirmed what the file has."""
-    known: Running | None = None
+    known: RunningHaproxy | None = None
     """The HAProxy of the run before: as long as its master lives no other is looked for."""
     verify: bool = False
     """Validate haproxy.cfg although nothing is to change, and show all notes: a person asks, or the file was edited."""
@@ -155,8 +161,8 @@ class Transaction:
 
     def withdraw(self) -> None:
         """Only take the traffic from servers that are to go; nothing is written. Raises LbagentError, OSError."""
-        seen = config_files.look(self._roles.haproxy)
-        haproxy = config_files.haproxy(self._roles.haproxy, seen)
+        seen = config_files.read_config(self._roles.haproxy)
+        haproxy = config_files.find_haproxy(self._roles.haproxy, seen)
         self.plan = wanted = self._plan(seen)
         self._begun(seen, haproxy, AppliedState(self._store, seen, haproxy), self._asked(seen, wanted))
 
@@ -168,9 +174,9 @@ class Transaction:
 
     def _applied(self) -> Outcome:
         for _ in range(ATTEMPTS):
-            seen = config_files.look(self._roles.haproxy)
-            seen.tidy()
-            self.haproxy = haproxy = config_files.haproxy(self._roles.haproxy, seen, self._options.known)
+            seen = config_files.read_config(self._roles.haproxy)
+            seen.remove_stale_stages()
+            self.haproxy = haproxy = config_files.find_haproxy(self._roles.haproxy, seen, self._options.known)
             self.plan = wanted = self._plan(seen)
             self._remember(
                 guard.remember(self.membership, wanted.removals, int(time.time()), force=self._options.force)
@@ -189,11 +195,11 @@ class Transaction:
             told = wanted.after == wanted.before
             handed = handover.tell(wanted, owing=self._too_soon is not None) if told else None
             if handed is None:
-                with seen.staged(wanted.after) as paths:
+                with seen.stage(wanted.after) as paths:
                     if words := haproxy.refusal(paths, seen.names):
                         self._find_culprits(seen, haproxy, wanted, words)
                         continue
-                    if not seen.untouched or not seen.swap(paths, keep=confirmed.worth_keeping):
+                    if not seen.is_unchanged or not seen.swap(paths, keep=confirmed.worth_keeping):
                         continue
             handed = handed or self._handed(wanted, handover)
             self.confirmed_out |= handover.confirmed_out
@@ -201,7 +207,7 @@ class Transaction:
             return self._ended(seen, self._outcome(wanted, handed))
         raise Busy(f"{self._path} was saved by others while HAProxy checked it, {ATTEMPTS} times: run again")
 
-    def _verify(self, seen: Scene, haproxy: Haproxy) -> None:
+    def _verify(self, seen: ConfigSnapshot, haproxy: Haproxy) -> None:
         """Raise Refused where HAProxy refuses the text that nothing is to change in."""
         if not self._options.verify:
             return
@@ -212,11 +218,11 @@ class Transaction:
         if words:
             raise Refused(f"HAProxy refuses the operator's own text, nothing was replaced: {words}")
 
-    def _plan(self, seen: Scene, untried: frozenset[str] = frozenset()) -> Plan:
+    def _plan(self, seen: ConfigSnapshot, untried: frozenset[str] = frozenset()) -> Plan:
         rules = PlanOptions(force=self._options.force, adopt=self._options.adopt, kept=self._kept(seen) | untried)
         return make_plan(seen.document, self._roles, self.membership, rules)
 
-    def _asked(self, seen: Scene, wanted: Plan) -> Plan:
+    def _asked(self, seen: ConfigSnapshot, wanted: Plan) -> Plan:
         """What membership asks for, though the lines of some nodes have to stay as they are."""
         if not self._kept(seen):
             return wanted
@@ -224,11 +230,11 @@ class Transaction:
             seen.document, self._roles, self.membership, PlanOptions(self._options.force, self._options.adopt)
         )
 
-    def _kept(self, seen: Scene) -> frozenset[str]:
+    def _kept(self, seen: ConfigSnapshot) -> frozenset[str]:
         holding = quarantine.find_quarantined_in(self.membership, seen.document, self._roles)
         return frozenset(self._refused) | self._waiting | (frozenset() if self._options.force else holding)
 
-    def _begun(self, seen: Scene, haproxy: Haproxy, confirmed: AppliedState, asked: Plan) -> Rollout:
+    def _begun(self, seen: ConfigSnapshot, haproxy: Haproxy, confirmed: AppliedState, asked: Plan) -> Rollout:
         """The handover, those who are to go told of already: traffic leaves first, whatever comes of the rest."""
         handover = Rollout(self._store, self._roles, haproxy, seen)
         worker = haproxy.serving()
@@ -251,8 +257,8 @@ class Transaction:
     def _last_resort(self) -> None:
         """The same after a run that could not write the file. Whatever fails here, the run has failed already."""
         with contextlib.suppress(LbagentError, OSError):
-            seen = config_files.look(self._roles.haproxy)
-            haproxy = config_files.haproxy(self._roles.haproxy, seen, self._options.known)
+            seen = config_files.read_config(self._roles.haproxy)
+            haproxy = config_files.find_haproxy(self._roles.haproxy, seen, self._options.known)
             asked = make_plan(
                 seen.document, self._roles, self.membership, PlanOptions(self._options.force, self._options.adopt)
             )
@@ -269,7 +275,7 @@ class Transaction:
         self._too_soon, known, self._waiting = words, self._waiting, self._waiting | nodes
         return self._waiting != known
 
-    def _ended(self, seen: Scene, outcome: Outcome) -> Outcome:
+    def _ended(self, seen: ConfigSnapshot, outcome: Outcome) -> Outcome:
         """The outcome, once members.json says no more of nodes whose lines went in that they are in quarantine."""
         kept = self._kept(seen)
         self._remember(quarantine.lift_quarantines(self.membership, kept))
@@ -286,11 +292,11 @@ class Transaction:
             self.membership = membership
             self._store.save_membership(membership)
 
-    def _surroundings(self, seen: Scene) -> str:
+    def _surroundings(self, seen: ConfigSnapshot) -> str:
         return quarantine.fingerprint_context(seen.document, self._roles)
 
     def _unchanged(
-        self, seen: Scene, wanted: Plan, asked: Plan, haproxy: Haproxy, confirmed: AppliedState
+        self, seen: ConfigSnapshot, wanted: Plan, asked: Plan, haproxy: Haproxy, confirmed: AppliedState
     ) -> Outcome | None:
         """The outcome where the text stays as it is; None where HAProxy turns out to serve something else.
 
@@ -319,7 +325,7 @@ class Transaction:
             raise Refused(f"{refused_words(node, asked.changes.get(node))}{more}: {words}")
         return self.reached
 
-    def _find_culprits(self, seen: Scene, haproxy: Haproxy, wanted: Plan, words: str) -> None:
+    def _find_culprits(self, seen: ConfigSnapshot, haproxy: Haproxy, wanted: Plan, words: str) -> None:
         """Quarantine the nodes whose lines HAProxy refuses, twice. Raises Refused where the fault is the operator's."""
         if own := haproxy.refusal([target.path for target in seen.targets], seen.names):
             raise Refused(f"HAProxy refuses the operator's own text, nothing was replaced: {own}")
@@ -328,7 +334,7 @@ class Transaction:
 
         def refusal(nodes: Sequence[str]) -> str | None:
             others = frozenset(wanted.changes) - frozenset(nodes)
-            with seen.staged(self._plan(seen, others).after) as paths:
+            with seen.stage(self._plan(seen, others).after) as paths:
                 return haproxy.refusal(paths, seen.names)
 
         from lbagent.planning import quarantine  # noqa: PLC0415  # for the rare run that HAProxy refuses

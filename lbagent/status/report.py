@@ -161,7 +161,7 @@ class Report(NamedTuple):
         return served.alive and served.digest == self.digest
 
     def as_json(self) -> dict[str, Any]:
-        """The object that `status --json` prints; docs/status.md has every key."""
+        """The object that `status --json` prints; docs/reference/status.md has every key."""
         sources = self.sources
         run, served, last = sources.last_run, sources.served, sources.last
         return {
@@ -198,7 +198,7 @@ def report(sources: Sources, roles: Roles, membership: Membership, document: Doc
         problems.append(str(error))
         found = Preview(obstacle="what is to come of haproxy.cfg cannot be planned")
     there = list_server_states(document, roles, membership.members, sources.stats) if document else {}
-    digest, serves = (document.digest(), document.serves) if document else (None, False)
+    digest, serves = (document.compute_digest(), document.has_managed_lines) if document else (None, False)
     notes = [note for note in found.notes if not isinstance(note, Note)]
     held = [str(one) for one in found.plan.blocked] if found.plan else []
     others = peers.current(sources.peers, membership.members, [*roles.roles])

@@ -378,9 +378,9 @@ FOR_SYSTEMD = ["systemd/system/lbagent.service", "sysusers.d/lbagent.conf", "tmp
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A checkout in which `make pages` has been run."""
-    for name in ("lbagent", "systemd", "packaging", "docs"):
+    for name in ("lbagent", "systemd", "packaging", "docs", "examples", "windows"):
         shutil.copytree(HERE / name, tmp_path / "src" / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("README.md", "roles.yml", "CHANGELOG.md", "LICENSE"):
+    for name in ("README.md", "roles.yml", "CHANGELOG.md", "LICENSE", "SECURITY.md"):
         shutil.copy(HERE / name, tmp_path / "src" / name)
     pages = [sys.executable, "packaging/pages.py", str(tmp_path / "src/build")]
     subprocess.run(pages, cwd=HERE, capture_output=True, check=True)

@@ -431,7 +431,7 @@ def test_quiet_says_nothing_where_all_is_well(lb: Lb) -> None:
 def test_json_has_every_documented_key(lb: Lb) -> None:
     done = lb.run("check", "--json")
     found = json.loads(done.stdout)
-    page = (Path(__file__).parent.parent.parent / "docs" / "check.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parent.parent.parent / "docs" / "reference" / "check.md").read_text(encoding="utf-8")
 
     assert done.returncode == 1
     assert [*found] == ["version", "at", "errors", "warnings", "ok", "findings"]

@@ -31,7 +31,7 @@ from tests.helpers.real_programs import (
 )
 from tests.helpers.recording_backend import Recorder
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.sliced]
 
 KEPT_ALIVE = CONFIG.replace("    option httpclose\n", "")
 TOLD = re.compile(r"said to HAProxy worker \d+ without a reload")
