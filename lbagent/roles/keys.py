@@ -445,5 +445,5 @@ def format_schema() -> str:
     return json.dumps(build_schema(), indent=2) + "\n"
 
 
-if __name__ == "__main__":  # python -m lbagent.roleskeys > lbagent/roles.schema.json
+if __name__ == "__main__":  # python -m lbagent.roles.keys > lbagent/roles.schema.json
     print(format_schema(), end="")

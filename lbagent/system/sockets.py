@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import ipaddress
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from socket import socket
 
 _ESTABLISHED, _LISTENING = "01", "0A"
 _LOCAL, _REMOTE, _STATE, _USER = 1, 2, 3, 7
@@ -64,16 +67,14 @@ def _read_rows(last: int) -> Iterator[list[str]]:
 
 
 def _parse_endpoint(remote: str) -> tuple[str, int]:
+    import ipaddress  # noqa: PLC0415  # takes 3 ms, not needed by handlers
+
     address, port = remote.split(":")
     # Words of 32 bits, in the byte order of this machine.
     words = (int(address[at : at + 8], 16) for at in range(0, len(address), 8))
     parsed = ipaddress.ip_address(b"".join(word.to_bytes(4, sys.byteorder) for word in words))
     return str(getattr(parsed, "ipv4_mapped", None) or parsed), int(port, 16)
 
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from socket import socket
 
 Endpoint = tuple[str, int]
 
