@@ -28,7 +28,7 @@ from tests.helpers.builders import NOW, POISON, known, pausing, planning, poison
 from tests.helpers.faults import full, reload_with, small_disk
 from tests.helpers.real_programs import RELOADING, ROLES, Haproxy, Lb, member
 
-PAGE = Path(__file__).parent.parent / "docs" / "metrics.md"
+PAGE = Path(__file__).parent.parent / "docs" / "reference" / "metrics.md"
 
 DIGEST = "9600781907083eee"
 

@@ -185,29 +185,37 @@ def role(info: AgentInfo, roles: Roles | None) -> Finding:
 
 
 def peers(
-    info: AgentInfo, listing: MemberList, named: Sequence[str] = (), *, declared: bool = False
+    info: AgentInfo,
+    listing: MemberList,
+    named: Sequence[str] = (),
+    serving: Collection[str] = (),
+    *,
+    declared: bool = False,
 ) -> Iterator[Finding]:
     """The load balancers of the same role, and members that nobody can use.
 
     `named` are the nodes that the agent's settings name to join (`retry_join`, `start_join`), by address or name;
-    `declared` says that haproxy.cfg or keepalived has another load balancer.
+    `serving` are the roles of roles.yml; `declared` says that haproxy.cfg has another load balancer.
     """
     there = find_peers(listing, info)
     failed = sorted(one.name for one in there if one.status == "failed")
     alive = sorted(one.name for one in there if one.status == "alive")
-    missing = _missing(listing, named)
+    missing, strangers = _missing(listing, named), _strangers(listing, info, named, serving)
     if failed:
         what = f"{format_count(len(failed), 'other load balancer')} failed: {enumerated(failed)}"
         made = warning if alive else error
         yield made(Kind.PEERS, "serf members", what, "start its agent, or `serf force-leave` it")
     elif not alive and (missing or declared):
         why = f"its settings name {enumerated(missing)}, which is no member" if missing else _DECLARED
-        what = f"this load balancer is alone in its cluster, though {why}: neither hears of the other's pauses"
+        what = f"no other load balancer is in this cluster, though {why}: neither hears of the other's pauses"
         yield error(Kind.PEERS, "serf members", what, _SAME_KEY)
+    elif not alive and strangers:
+        what = f"its settings name {enumerated(strangers)}, whose role is not {info.role or 'lb'}"
+        yield warning(Kind.PEERS, "serf members", what, "give all load balancers the same role, as `lb`")
     elif missing:
         what = f"the agent's settings name {enumerated(missing)}, which is no member"
         yield warning(Kind.PEERS, "serf members", what, _SAME_KEY)
-    if alive or not (failed or missing or declared):
+    if alive or not (failed or missing or declared or strangers):
         told = f": {enumerated(alive)}" if alive else ""
         yield ok(Kind.PEERS, "serf members", f"{format_count(len(alive), 'other load balancer')} there{told}")
     for words in listing.refused[:NAMED]:
@@ -228,6 +236,13 @@ def _missing(listing: MemberList, named: Sequence[str]) -> list[str]:
     """Those of the nodes named by the settings that are no members."""
     known = {*listing.names, *(one.address for one in listing.members)}
     return [one for one in dict.fromkeys(named) if host_of(one) not in known]
+
+
+def _strangers(listing: MemberList, info: AgentInfo, named: Sequence[str], serving: Collection[str]) -> list[str]:
+    """The members that the settings name, that serve nothing, and that have another role than a load balancer."""
+    hosts = {host_of(one) for one in named}
+    there = (one for one in listing.members if one.name != info.name and {one.name, one.address} & hosts)
+    return [f"{one.name} (role {one.role or 'none'})" for one in there if one.role not in (info.role, *serving)]
 
 
 def host_of(named: str) -> str:
@@ -447,7 +462,9 @@ class SerfSide:
         """The other load balancers. Raises TryAgain."""
         if self._info is not None:
             named = list_join_addresses(self._running.settings) if self._running else []
-            yield from peers(self._info, agent.fetch_members(), named, declared=self._has_peers())
+            roles = self._roles()
+            serving = [*roles.roles] if roles else []
+            yield from peers(self._info, agent.fetch_members(), named, serving, declared=self._has_peers())
 
     def settings(self) -> Iterator[Finding]:
         """The agent's own files and command line."""

@@ -6,12 +6,13 @@ import contextlib
 import random
 import signal
 import time
+from functools import partial
 
 from tenacity import Retrying, retry_if_result, wait_exponential_jitter
 
 from lbagent.checks.candidate import Validator, refused_lines
 from lbagent.daemon import sd_notify
-from lbagent.daemon.background import BackgroundSync
+from lbagent.daemon.background import BackgroundSync, run_beside
 from lbagent.daemon.file_watcher import ConfigEdits, FileWatcher
 from lbagent.daemon.haproxy_watcher import HaproxyWatcher
 from lbagent.daemon.schedule import SYNC_EVERY, ReloadInterval, SyncSchedule, next_end
@@ -19,6 +20,7 @@ from lbagent.errors import Busy, LbagentError, ReloadPostponed, RolledBack
 from lbagent.haproxy import config_files
 from lbagent.haproxy.process import RunningHaproxy
 from lbagent.outcome import Outcome, Verdict
+from lbagent.roles.model import Roles
 from lbagent.run.engine import Engine, Learn
 from lbagent.run.queue import DrainLoop
 from lbagent.run.sync import prepare_sync
@@ -87,7 +89,7 @@ class _Watch:
         self._words = ""
         self._sync_fails = False
         self._tried = ""
-        """The digest of the roles.yml whose lines were tried."""
+        """The digest of the roles.yml that was read last."""
         self._unverified = True
         """Whether haproxy.cfg was edited since HAProxy last accepted it."""
         self._pace = ReloadInterval(self._engine.roles)
@@ -132,6 +134,7 @@ class _Watch:
             if had:
                 rounds.run_once(lambda: self._run(self._inquiry.take()))
         rounds.run_while_spooled(self._engine.paths.lock, self._run)
+        self._try_service_lines()
         fine = had and not rounds.failed
         if fine and not self._sync_fails:
             self._said.clear()
@@ -177,19 +180,22 @@ class _Watch:
         self._unverified &= not options.verify
         self._pace.waiting = outcome.verdict is Verdict.QUEUED
         self._edits.ours(self._engine.plan.after if self._engine.plan else ())
-        self._try_service_lines()
         self._words = f"{outcome.verdict}: {outcome.message}"
         return outcome
 
     def _try_service_lines(self) -> None:
-        """Log which lines of a new roles.yml HAProxy would refuse, before a node asks for one."""
+        """Have the lines of a new roles.yml tried beside the work, before a node asks for one."""
         with contextlib.suppress(LbagentError, OSError):
             roles = self._engine.roles()
-            if roles.digest == self._tried:
-                return
-            self._tried = roles.digest
+            edited, self._tried = self._tried not in ("", roles.digest), roles.digest
+            if edited:
+                running = self._engine.haproxy.running if self._engine.haproxy else None
+                # Beside the work: a `haproxy -c` for each line must hold up neither events nor the end.
+                run_beside(partial(self._log_refused_lines, roles, running))
+
+    def _log_refused_lines(self, roles: Roles, running: RunningHaproxy | None) -> None:
+        with contextlib.suppress(LbagentError, OSError):
             seen = config_files.read_config(roles.haproxy)
-            running = self._engine.haproxy.running if self._engine.haproxy else None
             for refused in refused_lines(seen.document, roles, Validator(seen, roles.haproxy, running)):
                 self._log.error(f"{self._settings.roles}: {refused}")
 

@@ -169,9 +169,10 @@ def is_up(process: Process) -> bool:
 def is_reloading(master: Process) -> bool:
     """Return whether a master is reloading: it blocks signals until its new worker serves or has failed.
 
-    That is so on every version.
+    That is so on every version. Where a script starts HAProxy, the shell unblocks them before the new program has a
+    handler.
     """
-    return master.defers_signal(signal.SIGUSR2)
+    return master.defers_signal(signal.SIGUSR2) or not master.handles_signal(signal.SIGUSR2)
 
 
 def _refresh(known: RunningHaproxy, config: Sequence[str]) -> RunningHaproxy | None:

@@ -56,7 +56,7 @@ def serialize_membership(membership: Membership) -> bytes:
 
 
 def parse_membership(content: bytes) -> Membership:
-    """The membership that `dump` wrote. Raises Damaged."""
+    """The membership that `serialize_membership` wrote. Raises Damaged."""
     try:
         state = json.loads(content)
         clocks, missed = _numbers(state["clocks"]), _numbers(state.get("missed", {}))

@@ -172,10 +172,12 @@ class ProxyPlanner:
             for marker, pair in zip(proxy.markers, self._pairs, strict=True)
             if pair is None
         ]
+        # A marker may be in each branch of an `.if`: HAProxy reads one of them, and nothing is wrong.
+        read = {marker.middle for marker in proxy.markers if not document.is_never_read(marker.at)}
         self.notes += [
             f"{document.locate(marker.at)}: HAProxy does not read what is at this marker (`.if`, or `disabled`)"
             for marker in proxy.markers
-            if document.is_never_read(marker.at)
+            if marker.middle not in read
         ]
 
     def node(self, line: ManagedLine | OperatorServer) -> str:

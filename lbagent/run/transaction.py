@@ -285,7 +285,9 @@ class Transaction:
             self.reached = outcome
             self.partly = None if outcome.verdict is Verdict.UNCHANGED else outcome
             raise ReloadPostponed(self._too_soon)
-        return outcome._replace(quarantined=(*sorted(kept - self._waiting),))
+        # To events it makes no difference: they are remembered, and the other nodes' lines are in.
+        quarantined = sorted(kept - self._waiting) if self._options.verify else ()
+        return outcome._replace(quarantined=(*quarantined,))
 
     def _remember(self, membership: Membership) -> None:
         if membership is not self.membership:

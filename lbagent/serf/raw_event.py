@@ -74,7 +74,7 @@ class RawEvent(NamedTuple):
 
 
 def read_handler_event(environ: Mapping[bytes, bytes], stdin: bytes, at: int, identity: str) -> RawEvent:
-    """Return the event that Serf describes in `environ` and on stdin (docs/handler-contract.md).
+    """Return the event that Serf describes in `environ` and on stdin (docs/reference/events-and-queries.md).
 
     `at` is the arrival in milliseconds since the epoch.
     """

@@ -14,7 +14,7 @@ import pytest
 from lbagent.haproxy.process import is_check_only
 from tests.helpers.real_programs import CONFIG, PATIENCE, RELOADING, Backend, Haproxy, Lb, binaries, eventually, member
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.sliced]
 
 WEB01, WEB02 = member("web01", "127.0.0.11"), member("web02", "127.0.0.12")
 

@@ -28,7 +28,7 @@ from lbagent.status.report import Events, Failed, Report, Served, Sources, Stats
 from tests.helpers.builders import NOW, POISON, dedent, known, member, planned, reading
 from tests.status.test_report import keys
 
-PAGE = (Path(__file__).parent.parent.parent / "docs" / "status.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parent.parent.parent / "docs" / "reference" / "status.md").read_text(encoding="utf-8")
 
 FARM = reading("""
     services:
