@@ -112,7 +112,7 @@ class Rollout:
 
     def keep_out(self, lines: Lines) -> list[str]:
         """Take the traffic from these servers, whatever the file says; returns those from which it was taken."""
-        worker = self._haproxy.serving()
+        worker = self._haproxy.find_worker()
         opened = self._opened(worker, _PATIENCE, sure=False) if lines and worker else None
         if opened is None:
             return []
@@ -266,7 +266,7 @@ class Rollout:
             same = previous is seen.document and now.texts == wanted.after
             texts = wanted.before if same else restore.restore_managed_lines(now.document, previous)
             with now.stage(texts) as paths:
-                if not same and (why := self._haproxy.refusal(paths, now.names)):
+                if not same and (why := self._haproxy.find_refusal(paths, now.names)):
                     raise kind(f"{words}; the previous managed lines cannot be put back: {why}")
                 if now.is_unchanged and now.swap(paths, keep=False):
                     back = Document([("", text) for text in texts]).compute_digest() == previous.compute_digest()

@@ -44,16 +44,16 @@ class AppliedState:
 
     def nothing_to_do(self, wanted: Plan, asked: Plan) -> bool:
         """Whether HAProxy serves all that is `asked` for and the file can have (`wanted`), or is shown not to run."""
-        if self._haproxy.serving() is None:
+        if self._haproxy.find_worker() is None:
             # It will read the file when it starts.
             here = (self._seen.document.compute_digest(), None, None)
-            return self.served[:3] == here and self._haproxy.shown_not_to_run()
+            return self.served[:3] == here and self._haproxy.is_shown_not_to_run()
         return self.sure() and not self._owes(wanted, asked)
 
     def leaves_servers(self, asked: Plan) -> bool:
         """Whether servers of nodes that are gone for good are left behind in the worker, to be deleted."""
         left = self.served.left
-        if left.worker != self._haproxy.serving() or not left.lines:
+        if left.worker != self._haproxy.find_worker() or not left.lines:
             return False
         from lbagent.haproxy import config  # noqa: PLC0415  # only after a node went
 
@@ -62,7 +62,7 @@ class AppliedState:
 
     def sure(self) -> bool:
         """Whether the worker has the managed lines of the file."""
-        digest, worker = self._seen.document.compute_digest(), self._haproxy.serving()
+        digest, worker = self._seen.document.compute_digest(), self._haproxy.find_worker()
         if self.served[:2] == (digest, worker) or (
             not self.served.digest and not self._seen.document.has_managed_lines
         ):
@@ -78,7 +78,7 @@ class AppliedState:
     def _owes(self, wanted: Plan, asked: Plan) -> bool:
         """Whether a server that was taken out is to serve again, though its line has never been away."""
         left = self.served.left
-        if left.worker != self._haproxy.serving() or not left.lines:
+        if left.worker != self._haproxy.find_worker() or not left.lines:
             return False
         from lbagent.haproxy import config  # noqa: PLC0415  # only after a server went
         from lbagent.haproxy.server_line import is_drained  # noqa: PLC0415  # as above
@@ -93,7 +93,9 @@ class AppliedState:
     def pauses_sent(self, withheld: Collection[Key]) -> bool:
         """Whether the worker that serves was sent that these servers take no traffic, though the file has them."""
         left = self.served.left
-        return not withheld or (left.worker == self._haproxy.serving() and all(key in left.lines for key in withheld))
+        return not withheld or (
+            left.worker == self._haproxy.find_worker() and all(key in left.lines for key in withheld)
+        )
 
 
 # --- transaction ----------
@@ -196,7 +198,7 @@ class Transaction:
             handed = handover.tell(wanted, owing=self._too_soon is not None) if told else None
             if handed is None:
                 with seen.stage(wanted.after) as paths:
-                    if words := haproxy.refusal(paths, seen.names):
+                    if words := haproxy.find_refusal(paths, seen.names):
                         self._find_culprits(seen, haproxy, wanted, words)
                         continue
                     if not seen.is_unchanged or not seen.swap(paths, keep=confirmed.worth_keeping):
@@ -212,7 +214,7 @@ class Transaction:
         if not self._options.verify:
             return
         try:
-            words = haproxy.refusal([target.path for target in seen.targets], seen.names)
+            words = haproxy.find_refusal([target.path for target in seen.targets], seen.names)
         except TryAgain:
             return  # without a program there is no verdict, and nothing that waits for one
         if words:
@@ -237,7 +239,7 @@ class Transaction:
     def _begun(self, seen: ConfigSnapshot, haproxy: Haproxy, confirmed: AppliedState, asked: Plan) -> Rollout:
         """The handover, those who are to go told of already: traffic leaves first, whatever comes of the rest."""
         handover = Rollout(self._store, self._roles, haproxy, seen)
-        worker = haproxy.serving()
+        worker = haproxy.find_worker()
         if self.plan and self._roles.haproxy.runtime and self._options.reload and worker:
             self.reasons = handover.reasons
             self.out = handover.begin(self.plan, asked, worker, sure=confirmed.sure())
@@ -302,7 +304,7 @@ class Transaction:
 
         Raises Refused where it stays only because HAProxy refuses what is asked for.
         """
-        worker, fixed = haproxy.serving(), ""
+        worker, fixed = haproxy.find_worker(), ""
         if worker and self._options.reload:
             handover = Rollout(self._store, self._roles, haproxy, seen)
             kept_out = withheld(seen.document, wanted, asked)
@@ -327,7 +329,7 @@ class Transaction:
 
     def _find_culprits(self, seen: ConfigSnapshot, haproxy: Haproxy, wanted: Plan, words: str) -> None:
         """Quarantine the nodes whose lines HAProxy refuses, twice. Raises Refused where the fault is the operator's."""
-        if own := haproxy.refusal([target.path for target in seen.targets], seen.names):
+        if own := haproxy.find_refusal([target.path for target in seen.targets], seen.names):
             raise Refused(f"HAProxy refuses the operator's own text, nothing was replaced: {own}")
         if not wanted.changes:
             raise Refused(f"HAProxy refuses the managed lines: {words}")
@@ -335,7 +337,7 @@ class Transaction:
         def refusal(nodes: Sequence[str]) -> str | None:
             others = frozenset(wanted.changes) - frozenset(nodes)
             with seen.stage(self._plan(seen, others).after) as paths:
-                return haproxy.refusal(paths, seen.names)
+                return haproxy.find_refusal(paths, seen.names)
 
         from lbagent.planning import quarantine  # noqa: PLC0415  # for the rare run that HAProxy refuses
 
