@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint bench load fuzz long histories test-differential test-pair test-windows test-spark test-impala test-platform pages clean
+.PHONY: help demo test test-fast check lint docs bench load fuzz long histories matrix test-differential test-pair test-windows test-spark test-impala test-platform pages clean
 
 export PATH := $(PATH):/usr/sbin:/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -21,6 +21,9 @@ test: $(VENV)/.dev  ## all tests; on Debian 12 with the HAProxy of later release
 	@.ci/haproxy || true
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
+test-fast: $(VENV)/.dev  ## the tests without real programs, a minute
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/real --ignore tests/examples --ignore tests/packaging --ignore tests/docs
+
 check: lint test  ## what a change has to pass: format, lint, types, tests
 
 lint: $(VENV)/.dev  ## format, lint, types and import directions
@@ -33,11 +36,12 @@ bench: $(VENV)/.dev  ## how fast it is
 	@$(BIN)/python bench/run.py
 	@$(BIN)/python -m load.latency
 
-load: $(VENV)/.dev  ## 1,000 changes under load, long sessions, and a burst of reloads; eight minutes
+load: $(VENV)/.dev  ## 1,000 changes under load, long sessions, a burst of reloads, reloads in a row; nine minutes
 	@.ci/install wrk
 	@$(BIN)/python -m load
 	@$(BIN)/python -m load.sessions
 	@$(BIN)/python -m load.burst
+	@$(BIN)/python -m load.reloads
 
 fuzz: $(VENV)/.dev  ## 100,000 hostile inputs through the whole path; fifteen minutes
 	@LBAGENT_HOSTILE=100000 $(BIN)/python -m pytest -n 2 -q -s tests/run/test_hostile_inputs.py
@@ -47,6 +51,10 @@ long: $(VENV)/.dev  ## the daemon over 100,000 events and a day of syncs; ten mi
 
 histories: $(VENV)/.dev  ## pauses in 50,000 random histories beside a model; a quarter of an hour, HISTORIES=N for N of each kind
 	@LBAGENT_HISTORIES=$(or $(HISTORIES),5500) $(BIN)/python -m pytest -q -s -n 2 tests/membership/test_pauses_model.py
+
+matrix: $(VENV)/.dev  ## every test on every HAProxy version, of which `make test` runs a slice; twenty minutes
+	@.ci/haproxy
+	@LBAGENT_MATRIX=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/real tests/haproxy
 
 test-differential: $(VENV)/.dev  ## servers joined at run time beside the same lines after a reload: all pairs of keywords, on each HAProxy
 	@LBAGENT_SWEEP=1 $(BIN)/python -m pytest -q -s tests/real/test_differential.py
@@ -77,6 +85,10 @@ test-platform: $(VENV)/.platform  ## a data platform enrols and changes under JM
 
 pages: $(VENV)/.pages  ## man page and completions, in build/
 	@$(BIN)/python packaging/pages.py build
+
+docs: $(VENV)/.docs  ## the documentation as a site that can be read offline, in build/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "build/site/index.html"
 
 include packaging/install.mk
 
@@ -125,6 +137,11 @@ $(VENV)/.pages: pyproject.toml .ci/install
 	$(NEW_VENV)
 	$(call INSTALL,.[pages])
 	@touch $(VENV)/.demo
+
+$(VENV)/.docs: pyproject.toml .ci/install
+	@.ci/install
+	$(NEW_VENV)
+	$(call INSTALL,.[docs])
 
 $(VENV)/.dev: pyproject.toml .ci/install
 	@.ci/install

@@ -1,7 +1,8 @@
 """What all tests share: the same examples on every run, a clean environment, and signals at their defaults.
 
 With $LBAGENT_REQUIRE_REAL, as in CI, no test is skipped because a real program is missing: the run ends and names it.
-A test marked `every_haproxy` runs once for each HAProxy version on the machine.
+A test marked `every_haproxy` runs once for each HAProxy version on the machine. Of tests marked `sliced` a slice runs,
+in which every version has its share; with $LBAGENT_MATRIX, and where tests are named or chosen with -k, all of them do.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,9 +28,12 @@ from tests.helpers.real_programs import (
     haproxy_release,
     haproxy_version,
 )
+from tests.helpers.slices import choose_slice
 
 REQUIRED = bool(os.environ.get("LBAGENT_REQUIRE_REAL"))
 """Read once, here: no test sees the variable."""
+
+MATRIX = bool(os.environ.get("LBAGENT_MATRIX"))
 
 PROGRAMS = (
     *("haproxy", "serf", "mount", "unshare", "promtool", "mandoc", "zsh", "setpriv", "dpkg-deb"),
@@ -97,6 +102,36 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if metafunc.definition.get_closest_marker("every_haproxy"):
         metafunc.fixturenames.insert(0, "every_haproxy")  # before the fixtures that make an Lb
         metafunc.parametrize("every_haproxy", list(binaries().values()), ids=list(binaries()), indirect=True)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what does not belong to the slice."""
+    named = config.option.keyword or any("::" in word for word in config.args)
+    if MATRIX or named:
+        return
+    modules: dict[Path, list[tuple[pytest.Item, tuple[str, str, str]]]] = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("sliced") and (found := _find_version(item)):
+            modules[item.path].append((item, (item.nodeid.partition("[")[0], *found)))
+    left_out = set()
+    for pairs in modules.values():
+        chosen = choose_slice([case for _, case in pairs], list(binaries()))
+        left_out |= {item for position, (item, _) in enumerate(pairs) if position not in chosen}
+    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+    items[:] = [item for item in items if item not in left_out]
+
+
+def _find_version(item: pytest.Item) -> tuple[str, str] | None:
+    """(other parameters, HAProxy version) of a test; None where it has no version."""
+    callspec = getattr(item, "callspec", None)
+    if callspec is None:
+        return None
+    versions = {path: version for version, path in binaries().items()}
+    for value in callspec.params.values():
+        version = getattr(value, "version", versions.get(value) if isinstance(value, Path) else value)
+        if isinstance(version, str) and version in binaries():
+            return " ".join(callspec.id.replace(version, "").split()), version
+    return None
 
 
 @pytest.fixture

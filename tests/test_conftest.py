@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.real_programs import Lb, binaries, default_binary, haproxy_release, installed_haproxy
+from tests.helpers.slices import choose_slice
 
 HERE = Path(__file__).resolve().parent.parent
 
@@ -54,3 +55,30 @@ def test_a_test_of_every_haproxy_has_each_of_them(every_haproxy: Path, request: 
     with Lb() as lb:
         assert lb.binary == (lb.bin / "haproxy").readlink() == every_haproxy
         assert f"[{haproxy_release(lb.binary)}]" in request.node.name
+
+
+ALL = ["2.6", "2.8", "3.0", "3.2"]
+
+
+@pytest.mark.parametrize(("others", "each"), [(1, 2), (3, 2), (4, 1), (9, 1)])
+def test_a_slice_has_each_combination_and_every_version(others: int, each: int) -> None:
+    cases = [(test, other, version) for test in range(5) for other in range(others) for version in ALL]
+
+    chosen = choose_slice(cases, ALL)
+
+    by_combination: dict[tuple[object, object], list[str]] = {}
+    for position in sorted(chosen):
+        by_combination.setdefault(cases[position][:2], []).append(cases[position][2])
+    assert len(by_combination) == 5 * others
+    assert {version for versions in by_combination.values() for version in versions} == set(ALL)
+    halves = [{ALL.index(version) // 2 for version in versions} for versions in by_combination.values()]
+    assert all(len(versions) == len(half) for versions, half in zip(by_combination.values(), halves, strict=True))
+    assert {len(versions) for versions in by_combination.values()} == {each}
+
+
+@pytest.mark.parametrize("versions", [["3.0"], ["2.6", "3.2"]])
+def test_with_one_version_or_two_a_slice_has_each_combination(versions: list[str]) -> None:
+    cases = [("test", other, version) for other in range(2) for version in versions]
+
+    assert choose_slice(cases, versions) == set(range(len(cases)))
+    assert choose_slice([("test", "", versions[-1])], versions) == {0}

@@ -144,13 +144,13 @@ def _insist_on_another_server(commands: Collection[Command], engine: Engine) -> 
         try:
             roles = engine.roles()
             membership = engine.preview_membership(roles)
-            document = config_files.look(roles.haproxy).document
+            document = config_files.read_config(roles.haproxy).document
         except LbagentError:
             return  # the pauses are stored, and applied once the error is corrected
         meant = (find_member(membership.members, one.name, one.address) for one in commands)
         out = find_paused(membership)
         hosts = [list_host_names(one, membership) for one in meant if one and one.name not in out]
-        now = last_server.Serving(document, config_files.server_states(document))
+        now = last_server.Serving(document, config_files.query_server_states(document))
         services = last_server.find_unserved(now, roles, membership, frozenset().union(*hosts), if_paused=True)
         if services:
             names = ", ".join(one.name for one in commands)
@@ -209,7 +209,7 @@ class Rows:
         for node in self._nodes:
             self.add(node, name, words)
 
-    def adder(self, node: str) -> agent.Heard:
+    def adder(self, node: str) -> agent.AnswerCallback:
         """`add`, for one node, and the other load balancers only."""
 
         def add(name: str, words: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from lbagent.haproxy.config import Document, HandWritten, Line, Proxy
+from lbagent.haproxy.config import Document, ManagedLine, OperatorServer, Proxy
 from lbagent.membership.model import FAILED
 from lbagent.names import natural_key
 from lbagent.planning.desired import DesiredServer, Note, OperatorLineNote
@@ -40,7 +40,7 @@ class Conflicts:
         Each node gets one line. A line with its name comes before a line with its endpoint only.
         """
         for number, servers in enumerate(desired):
-            above = [line for line in self._proxy.hand_written if line.marker == number]
+            above = [line for line in self._proxy.operator_servers if line.marker == number]
             for server in servers if above else ():
                 node = server.member.name
                 if node in kept or self._has_line(node, number):
@@ -52,12 +52,12 @@ class Conflicts:
                 if alike:
                     self.adopted[alike[0].at] = node
 
-    def merge_adopted(self, standing: Sequence[Line], number: int) -> Sequence[Line | HandWritten]:
+    def merge_adopted(self, standing: Sequence[ManagedLine], number: int) -> Sequence[ManagedLine | OperatorServer]:
         """Return the managed lines of a marker and its adopted lines, in the order of the text."""
-        adopted = [line for line in self._proxy.hand_written if line.at in self.adopted and line.marker == number]
+        adopted = [line for line in self._proxy.operator_servers if line.at in self.adopted and line.marker == number]
         return sorted([*standing, *adopted], key=lambda line: line.at) if adopted else standing
 
-    def reserve_kept(self, lines: Iterable[Line]) -> None:
+    def reserve_kept(self, lines: Iterable[ManagedLine]) -> None:
         """Reserve the names and endpoints of lines that stay unchanged."""
         for line in lines:
             self._reserve(line.name, line.endpoint, line.at, accept=False)
@@ -93,10 +93,10 @@ class Conflicts:
             for number, servers in enumerate(desired)
         }
 
-    def is_replaced(self, line: Line) -> bool:
+    def is_replaced(self, line: ManagedLine) -> bool:
         """Return whether another server has the name or endpoint of the line now: its removal loses nothing."""
         if self._is_operator_name(line.name, line.at) or any(
-            not self._document.apart(line.at, at) for at in self._accepted.get(line.name, ())
+            not self._document.are_exclusive(line.at, at) for at in self._accepted.get(line.name, ())
         ):
             return True
         return bool(line.endpoint) and not self.is_free(line.endpoint, line.at)
@@ -109,26 +109,26 @@ class Conflicts:
     def _find_holder(self, endpoint: str, at: int) -> str | None:
         """Return the managed server that has this endpoint, seen from the line `at`."""
         there = self._taken.get(endpoint, ())
-        return next((name for name, other in there if not self._document.apart(at, other)), None)
+        return next((name for name, other in there if not self._document.are_exclusive(at, other)), None)
 
-    def _list_operator_lines(self, at: int) -> Iterable[HandWritten]:
+    def _list_operator_lines(self, at: int) -> Iterable[OperatorServer]:
         """Return the operator's lines that compete with a line at `at`."""
         return (
             line
-            for line in self._proxy.hand_written
-            if line.at not in self.adopted and not self._document.apart(at, line.at)
+            for line in self._proxy.operator_servers
+            if line.at not in self.adopted and not self._document.are_exclusive(at, line.at)
         )
 
     def _is_operator_name(self, name: str, at: int) -> bool:
         if any(line.name.lower() == name.lower() for line in self._list_operator_lines(at)):
             return True
-        return any(one.names(name) and not self._document.apart(at, one.at) for one in self._proxy.templates)
+        return any(one.names(name) and not self._document.are_exclusive(at, one.at) for one in self._proxy.templates)
 
     def _claim_name_and_address(self, name: str, number: int, server: DesiredServer) -> bool:
         at, node, where = self._proxy.markers[number].at, server.member.name, server.endpoint
         holder = self._find_holder(where, at)
         beside = any(line.endpoint == where for line in self._list_operator_lines(at)) or any(
-            one.endpoint == where and not self._document.apart(at, one.at) for one in self._proxy.templates
+            one.endpoint == where and not self._document.are_exclusive(at, one.at) for one in self._proxy.templates
         )
         # A present line stays beside an operator's line with the same endpoint: `--adopt` may leave both.
         if self._is_operator_name(name, at) or (

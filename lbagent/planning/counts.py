@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from lbagent.haproxy.config import Document, Line
+from lbagent.haproxy.config import Document, ManagedLine
 from lbagent.haproxy.server_line import PAUSED_OURS
 from lbagent.membership.model import ALIVE, FAILED, Membership, Table, as_table
 from lbagent.names import explain_refused_address, role_names
@@ -38,7 +38,7 @@ def count_servers(lines: LinesByMarker, roles: Roles, membership: Membership) ->
     """
     odd = _list_exceptional_nodes(as_table(membership.members))
     found = {}
-    for pair, serving in roles.serving().items():
+    for pair, serving in roles.map_pairs_to_roles().items():
         texts = lines.get(pair.middle, ())
         found[pair] = counts = dict.fromkeys(STATES, 0)
         # A comment sorts before every `server` line. Where the smallest text is not a comment, none is.
@@ -52,7 +52,7 @@ def count_servers(lines: LinesByMarker, roles: Roles, membership: Membership) ->
                 for name, state, at in odd.get(role.name, ())
             }
             if here:
-                _count_exceptional(counts, here, [Line(0, 0, text) for text in texts], f".{pair.service}")
+                _count_exceptional(counts, here, [ManagedLine(0, 0, text) for text in texts], f".{pair.service}")
     return found
 
 
@@ -88,14 +88,14 @@ def _has_no_line(state: str, address: str, role: Role) -> bool:
 
 
 def _count_exceptional(
-    counts: dict[str, int], odd: Mapping[str, tuple[str, bool]], lines: Sequence[Line], suffix: str
+    counts: dict[str, int], odd: Mapping[str, tuple[str, bool]], lines: Sequence[ManagedLine], suffix: str
 ) -> None:
     """Count the nodes in `odd` by their own state, also those without a line.
 
     `suffix` is `.SERVICE`: a server may be called NODE or NODE.SERVICE.
     """
 
-    def node(line: Line) -> str:
+    def node(line: ManagedLine) -> str:
         return line.name if line.name in odd else line.name.removesuffix(suffix)
 
     paused = {node(line) for line in lines if line.paused}

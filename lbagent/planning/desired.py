@@ -6,11 +6,11 @@ import contextlib
 from collections.abc import Callable, Collection, Sequence
 from typing import Self
 
-from lbagent.haproxy.server_line import Server, drain_line, endpoint, paused_line, tail
+from lbagent.haproxy.server_line import Server, drain_line, format_endpoint, format_paused_line, format_tail
 from lbagent.membership.lookup import find_paused, find_superseded
 from lbagent.membership.model import FAILED, PRESENT, Member, Membership, as_table
 from lbagent.names import NAME, are_plainly_allowed, explain_refused_address, natural_key, role_names, sort_names
-from lbagent.roles.model import Missing, Pair, Role, Roles, Service, Template
+from lbagent.roles.model import MissingTag, Pair, Role, Roles, Service, Template
 from lbagent.system.tuples import NamedTuple
 
 UNKNOWN_TAGS = "its tags are unknown until Serf tells them"
@@ -62,7 +62,7 @@ class DesiredServer(NamedTuple):
         """Return the managed line with the name and the id that the server has in its proxy."""
         member = self.member
         if self.paused and not self.role.drain:
-            return paused_line(member.name, member.address, self.role.name)
+            return format_paused_line(member.name, member.address, self.role.name)
         line = Server(name, self.address, self.port, self.options, self.role.name, number).line
         return drain_line(line) if self.paused else line
 
@@ -81,7 +81,7 @@ class UniformServers(NamedTuple):
 
     def format_lines(self) -> list[str]:
         """Return the line of each server, unvalidated: to compare with present lines, not to be written."""
-        end = tail(self.options, self.role)
+        end = format_tail(self.options, self.role)
         return [f"server {name} {where}{end}" for name, where in zip(self.names, self.endpoints, strict=True)]
 
     def make_server(self, at: int) -> Server:
@@ -95,7 +95,7 @@ class DesiredServers:
     def __init__(self, roles: Roles, membership: Membership) -> None:
         """Collect the nodes of each role in `roles` that may have lines."""
         self._roles, self._members = roles, as_table(membership.members)
-        self._serving = roles.serving()
+        self._serving = roles.map_pairs_to_roles()
         self.paused = find_paused(membership)
         self.notes: dict[str, None] = {}
         """Notes on nodes that cannot have their line, each once."""
@@ -110,7 +110,7 @@ class DesiredServers:
                 there[role][name] = address
             elif "," in role and status in PRESENT:
                 self._nodes_with_several_roles.add(name)
-                for one in roles.of(role):
+                for one in roles.find_roles(role):
                     there[one.name][name] = address
         for name, other in self.superseded.items():
             if [nodes for nodes in there.values() if nodes.pop(name, None) is not None]:
@@ -199,13 +199,13 @@ class DesiredServers:
     @staticmethod
     def _find_tagged_address(role: Role, member: Member) -> str:
         try:
-            return role.address_of(member.name, member.address, member.tags or {})
-        except Missing:
+            return role.find_address(member.name, member.address, member.tags or {})
+        except MissingTag:
             return ""  # the desired server says why
 
     def _fill_for_role(self, role: Role, service: Service, options: Template) -> tuple[int, str]:
-        values = role.values("")  # neither template has a placeholder for a name
-        return service.port_of(values, {}), options.fill(values, {})
+        values = role.build_values("")  # neither template has a placeholder for a name
+        return service.find_port(values, {}), options.fill(values, {})
 
     def _list_for_role(self, role: Role, service: Service, name_server: Callable[[str], str]) -> list[DesiredServer]:
         return [
@@ -215,16 +215,16 @@ class DesiredServers:
 
     def _make_server(self, member: Member, role: Role, service: Service, server: str) -> DesiredServer:
         options, paused = role.options or service.options, member.name in self.paused
-        values, tags = role.values(member.name, server), member.tags or {}
+        values, tags = role.build_values(member.name, server), member.tags or {}
         by_tags = options.needs_tags or service.port.needs_tags or role.address is not None
         if member.tags is None and by_tags:
             return self._make_unmade(member, role, service, UNKNOWN_TAGS)
         try:
-            address = role.address_of(member.name, member.address, tags)
-            port, text = service.port_of(values, tags), options.fill(values, tags)
-        except Missing as error:
+            address = role.find_address(member.name, member.address, tags)
+            port, text = service.find_port(values, tags), options.fill(values, tags)
+        except MissingTag as error:
             return self._make_unmade(member, role, service, str(error))
-        return DesiredServer(member, role, endpoint(address, port), address, port, text, paused)
+        return DesiredServer(member, role, format_endpoint(address, port), address, port, text, paused)
 
     def _make_unmade(self, member: Member, role: Role, service: Service, why: str) -> DesiredServer:
         """Return the desired server of a node whose tags make no line.
@@ -257,10 +257,10 @@ class DesiredServers:
 def list_serving_ports(roles: Roles, member: Member) -> frozenset[int]:
     """Return the ports on which the services of a node listen, as far as its tags give them."""
     ports = set()
-    for role in roles.of(member.role):
+    for role in roles.find_roles(member.role):
         for name in {name for names in role.sections.values() for name in names}:
-            with contextlib.suppress(Missing):
-                ports.add(roles.services[name].port_of(role.values(member.name), member.tags or {}))
+            with contextlib.suppress(MissingTag):
+                ports.add(roles.services[name].find_port(role.build_values(member.name), member.tags or {}))
     return frozenset(ports)
 
 

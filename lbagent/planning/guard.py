@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 
-from lbagent.haproxy.config import Line
+from lbagent.haproxy.config import ManagedLine
 from lbagent.membership.model import LEFT, REMOVALS_WINDOW, Membership
 from lbagent.names import NAME, role_names
 from lbagent.outcome import BlockedRemoval
@@ -46,7 +46,7 @@ class Guard:
         """The decisions so far."""
         return Removals(self._allowed, frozenset(self._blocked))
 
-    def block_removals(self, going: Mapping[Line, str], beside: set[str], where: str) -> list[Line]:
+    def block_removals(self, going: Mapping[ManagedLine, str], beside: set[str], where: str) -> list[ManagedLine]:
         """Return the lines of `going` whose removal is blocked.
 
         `going` maps each line that would be removed to its node. The nodes in `beside` stay or are added. Requested
@@ -69,7 +69,7 @@ class Guard:
         self._blocked.add(where)
         return unasked
 
-    def _was_requested(self, line: Line, node: str) -> bool:
+    def _was_requested(self, line: ManagedLine, node: str) -> bool:
         # Removing a comment takes no traffic away, and a paused node gets none.
         if line.pauses or node in self._paused or node in self._superseded:
             return True

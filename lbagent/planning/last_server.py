@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from lbagent.haproxy.config import Document, HandWritten, Line, Proxy
+from lbagent.haproxy.config import Document, ManagedLine, OperatorServer, Proxy
 from lbagent.haproxy.runtime.state import Stats
 from lbagent.membership.lookup import find_paused
 from lbagent.membership.model import ALIVE, Membership
@@ -50,12 +50,12 @@ def join_words(services: Iterable[str]) -> str:
 class _View:
     def __init__(self, now: Serving, roles: Roles, membership: Membership) -> None:
         self._now, self._roles, self._members = now, roles, membership.members
-        self._pairs, self._paused = roles.pairs(), find_paused(membership)
+        self._pairs, self._paused = roles.list_pairs(), find_paused(membership)
 
     def list_unserved(self, proxy: Proxy, nodes: Collection[str], *, if_paused: bool) -> Iterable[str]:
         """Yield the services in this proxy that only `nodes` have."""
         planner = ProxyPlanner(self._now.document, proxy, self._roles, self._pairs, self._members)
-        by_hand = any(self._operator_line_serves(proxy, line) for line in proxy.hand_written)
+        by_hand = any(self._operator_line_serves(proxy, line) for line in proxy.operator_servers)
         for number, marker in enumerate(proxy.markers):
             pair = self._pairs.get(marker.middle)
             lines = [(planner.find_node(line), line) for line in proxy.managed if line.marker == number]
@@ -66,12 +66,12 @@ class _View:
             if pair and mine and not by_hand and not any(others):
                 yield pair.service
 
-    def _serves(self, proxy: Proxy, node: str, line: Line) -> bool:
+    def _serves(self, proxy: Proxy, node: str, line: ManagedLine) -> bool:
         member = self._members.get(node)
         alive = member is None or member.status == ALIVE
         return alive and not line.paused and node not in self._paused and self._is_up(proxy, line.name)
 
-    def _operator_line_serves(self, proxy: Proxy, line: HandWritten) -> bool:
+    def _operator_line_serves(self, proxy: Proxy, line: OperatorServer) -> bool:
         words = line.text.partition("#")[0].split()
         return not {"backup", "disabled"} & set(words) and self._is_up(proxy, line.name)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from lbagent.errors import Refused
-from lbagent.haproxy.config import Document, Edit, Marker, Proxy, digest
+from lbagent.haproxy.config import Document, Edit, Marker, Proxy, digest_lines
 from lbagent.membership.model import Membership
 from lbagent.outcome import BlockedRemoval
 from lbagent.planning.desired import DesiredServers
@@ -80,7 +80,7 @@ _PLAIN = PlanOptions()
 
 def make_plan(document: Document, roles: Roles, membership: Membership, rules: PlanOptions = _PLAIN) -> Plan:
     """Return the plan for `document`. Raises Refused where a marker appears twice in a proxy."""
-    pairs = roles.pairs()
+    pairs = roles.list_pairs()
     desired = DesiredServers(roles, membership)
     guard = Guard(membership, desired.paused, desired.superseded, force=rules.force)
     context = PlanContext(desired, guard, rules.kept, rules.adopt)
@@ -104,15 +104,17 @@ def make_plan(document: Document, roles: Roles, membership: Membership, rules: P
         dict.fromkeys([*context.desired.notes, *_note_missing_markers(document, pairs), *_note_ignored_lines(document)])
     )
     named = {node: Change(tuple(added), tuple(removed)) for node, (added, removed) in changes.items()}
-    blocked, after = tuple(context.guard.blocked), document.edited(edits)
-    return Plan(document.texts, after, digest(managed), named, blocked, tuple(notes), standing, context.guard.removals)
+    blocked, after = tuple(context.guard.blocked), document.apply_edits(edits)
+    return Plan(
+        document.texts, after, digest_lines(managed), named, blocked, tuple(notes), standing, context.guard.removals
+    )
 
 
 def _refuse_duplicate_markers(document: Document, proxy: Proxy) -> None:
     for first, second in find_duplicate_markers(document, proxy):
         text = document.lines[second.at].strip()
-        where = document.where(first.at)
-        raise Refused(f"{document.where(second.at)}: {text!r} stands in {proxy} twice, first at {where}: delete one")
+        where = document.locate(first.at)
+        raise Refused(f"{document.locate(second.at)}: {text!r} stands in {proxy} twice, first at {where}: delete one")
 
 
 def find_duplicate_markers(document: Document, proxy: Proxy) -> Iterator[tuple[Marker, Marker]]:
@@ -120,7 +122,7 @@ def find_duplicate_markers(document: Document, proxy: Proxy) -> Iterator[tuple[M
     seen: dict[str, list[Marker]] = {}
     for marker in proxy.markers:
         before = seen.setdefault(marker.middle, [])
-        first = next((one for one in before if not document.apart(one.at, marker.at)), None)
+        first = next((one for one in before if not document.are_exclusive(one.at, marker.at)), None)
         if first is not None:
             yield first, marker
         before.append(marker)
@@ -128,10 +130,10 @@ def find_duplicate_markers(document: Document, proxy: Proxy) -> Iterator[tuple[M
 
 def _note_ignored_lines(document: Document) -> list[str]:
     """Return notes on markers and lines that look wrong and are ignored."""
-    ignored = [f"{document.where(at)}: this marker is ignored: {why}" for at, why in document.misplaced]
-    ignored += [f"{document.where(at)}: this is not a marker, though nearly" for at in document.nearly]
+    ignored = [f"{document.locate(at)}: this marker is ignored: {why}" for at, why in document.misplaced]
+    ignored += [f"{document.locate(at)}: this is not a marker, though nearly" for at in document.near_markers]
     return ignored + [
-        f"{document.where(line.at)}: this looks like a managed line, but {line.why}: it is left alone"
+        f"{document.locate(line.at)}: this looks like a managed line, but {line.why}: it is left alone"
         for line in document.damaged
     ]
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
-from lbagent.haproxy.config import Document, Edit, HandWritten, Line, Proxy, endpoint_of, indentation
-from lbagent.haproxy.server_line import Server, drain_line, paused_line, stable_ids, undrain_line
+from lbagent.haproxy.config import Document, Edit, ManagedLine, OperatorServer, Proxy, find_endpoint, find_indentation
+from lbagent.haproxy.server_line import Server, assign_stable_ids, drain_line, format_paused_line, undrain_line
 from lbagent.membership.model import Members
 from lbagent.names import natural_key, role_names
 from lbagent.planning.conflicts import Conflicts
@@ -20,7 +20,7 @@ from lbagent.roles.model import Pair, Roles
 from lbagent.system.tuples import NamedTuple
 
 
-def rewrite_orphan_line(line: Line, node: str, address: str, *, paused: bool, drain: bool) -> tuple[str, str]:
+def rewrite_orphan_line(line: ManagedLine, node: str, address: str, *, paused: bool, drain: bool) -> tuple[str, str]:
     """Return the new text of a line whose marker is gone (empty to remove it), and a note for the operator.
 
     `address` is the address that the role of the node allows. With `drain` the line of a paused node stays, with weight
@@ -29,13 +29,13 @@ def rewrite_orphan_line(line: Line, node: str, address: str, *, paused: bool, dr
     if paused and drain and not line.pauses:
         return drain_line(replace_address(line, address)), f"{line.name} is paused without its marker"
     if paused:
-        return paused_line(node, address, line.role), f"{line.name} is paused without its marker"
+        return format_paused_line(node, address, line.role), f"{line.name} is paused without its marker"
     if line.pauses:
         return "", f"{node} cannot be put back, its marker is gone"
     return undrain_line(replace_address(line, address)), f"{line.name} stands without its marker"
 
 
-def replace_address(line: Line, address: str) -> str:
+def replace_address(line: ManagedLine, address: str) -> str:
     """Return the text of a line with the address of its server replaced; the port stays."""
     port = line.endpoint.rpartition(":")[2]
     if not port.isdigit():
@@ -73,11 +73,11 @@ class MarkerBlock(NamedTuple):
 
     marker: int | None
     """Number of the marker in the proxy; None where the marker is gone."""
-    before: Sequence[Line | HandWritten]
+    before: Sequence[ManagedLine | OperatorServer]
     after: Sequence[str]
     added: Mapping[str, str]
     """The lines in `after` that are new, each with its node."""
-    removed: Sequence[Line | HandWritten]
+    removed: Sequence[ManagedLine | OperatorServer]
     """The lines in `before` that are not in `after`."""
 
     def find_middle(self, proxy: Proxy) -> str:
@@ -91,7 +91,7 @@ class MarkerBlock(NamedTuple):
             for line in self.before if self.added or self.removed else ():
                 old = document.lines[line.at]
                 ending = "\r" if old.endswith("\r") else ""
-                yield Edit(line.at, line.at + 1, [f"{indentation(old)}{text}{ending}" for text in self.after])
+                yield Edit(line.at, line.at + 1, [f"{find_indentation(old)}{text}{ending}" for text in self.after])
             return
         marker = proxy.markers[self.marker]
         wanted = [f"{marker.indent}{text}{marker.ending}" for text in self.after]
@@ -104,7 +104,9 @@ class MarkerBlock(NamedTuple):
         yield from (Edit(line.at, line.at + 1, ()) for line in self.before)
         yield Edit(marker.at, marker.at, wanted)
 
-    def record_changes(self, proxy: Proxy, node: Callable[[Line | HandWritten], str], changes: Changes) -> None:
+    def record_changes(
+        self, proxy: Proxy, node: Callable[[ManagedLine | OperatorServer], str], changes: Changes
+    ) -> None:
         """Add the differences to `changes`; `node` returns the node of a line."""
         for line in self.removed:
             changes.setdefault(node(line), ([], []))[1].append(f"{proxy}: {line.text}")
@@ -117,12 +119,14 @@ def sort_lines(lines: Iterable[PlannedLine]) -> list[PlannedLine]:
     return sorted(lines, key=lambda line: natural_key(line.name))
 
 
-def diff_block(marker: int | None, before: Sequence[Line | HandWritten], after: Sequence[PlannedLine]) -> MarkerBlock:
+def diff_block(
+    marker: int | None, before: Sequence[ManagedLine | OperatorServer], after: Sequence[PlannedLine]
+) -> MarkerBlock:
     """Return the block of a marker with the differences between its lines `before` and `after`."""
-    old = {line.text for line in before if not isinstance(line, HandWritten)}
+    old = {line.text for line in before if not isinstance(line, OperatorServer)}
     new = {line.text for line in after}
     added = {line.text: line.node for line in after if line.text not in old}
-    removed = [line for line in before if line.text not in new or isinstance(line, HandWritten)]
+    removed = [line for line in before if line.text not in new or isinstance(line, OperatorServer)]
     return MarkerBlock(marker, before, [line.text for line in after], added, removed)
 
 
@@ -144,28 +148,30 @@ class ProxyPlanner:
         self._nodes_with_lines: set[tuple[str, int]] | None = None
         self._served: set[str] = set()
         """Nodes that have their desired server somewhere in this proxy."""
-        self._present_lines: list[list[Line]] = [[] for _ in [*proxy.markers, None]]
+        self._present_lines: list[list[ManagedLine]] = [[] for _ in [*proxy.markers, None]]
         if proxy.managed and proxy.managed[-1].marker == 0:  # usually all are above the first marker
             self._present_lines[0] = proxy.managed
         else:
             for line in proxy.managed:
                 self._present_lines[line.marker].append(line)
         self.notes = [
-            f"{document.where(marker.at)}: no role of roles.yml has a section and service for this marker"
+            f"{document.locate(marker.at)}: no role of roles.yml has a section and service for this marker"
             for marker, pair in zip(proxy.markers, self._pairs, strict=True)
             if pair is None
         ]
+        # A marker may be in each branch of an `.if`: HAProxy reads one of them, and nothing is wrong.
+        read = {marker.middle for marker in proxy.markers if not document.is_never_read(marker.at)}
         self.notes += [
-            f"{document.where(marker.at)}: HAProxy does not read what is at this marker (`.if`, or `disabled`)"
+            f"{document.locate(marker.at)}: HAProxy does not read what is at this marker (`.if`, or `disabled`)"
             for marker in proxy.markers
-            if document.unread(marker.at)
+            if marker.middle not in read
         ]
 
-    def find_node(self, line: Line | HandWritten) -> str:
+    def find_node(self, line: ManagedLine | OperatorServer) -> str:
         """Return the node of a line: the name of its server, or NODE of NODE.SERVICE."""
         name = line.name
         node, dot, service = name.rpartition(".")
-        if isinstance(line, HandWritten):
+        if isinstance(line, OperatorServer):
             return self._conflicts.adopted.get(line.at, name)
         if not dot or line.pauses or service not in self._services:
             return name
@@ -211,7 +217,7 @@ class ProxyPlanner:
     def _find_uniform_servers(self, context: PlanContext) -> UniformServers | None:
         """Return the desired servers where proxy and servers have nothing special; None otherwise."""
         proxy = self._proxy
-        special = context.kept or proxy.hashes or proxy.hand_written or proxy.templates
+        special = context.kept or proxy.hashes or proxy.operator_servers or proxy.templates
         if special or len(self._pairs) != 1 or self._pairs[0] is None:
             return None
         uniform = context.desired.find_uniform(self._pairs[0])
@@ -271,7 +277,7 @@ class ProxyPlanner:
                 self._note_missing_line(number, server)
             else:
                 found.append(
-                    server._replace(endpoint=endpoint_of(replace_address(line, server.address or line.address)))
+                    server._replace(endpoint=find_endpoint(replace_address(line, server.address or line.address)))
                 )
         return found
 
@@ -292,7 +298,7 @@ class ProxyPlanner:
         """
         present = self._present_lines[number]
         stay: list[PlannedLine] = []
-        going: dict[Line, str] = {}
+        going: dict[ManagedLine, str] = {}
         for line in (line for line in present if line.text not in planned):
             node = self.find_node(line)
             server = served.get(node)
@@ -310,7 +316,7 @@ class ProxyPlanner:
         blocked = context.guard.block_removals(going, {*served, *(line.node for line in stay)}, where)
         return stay + [PlannedLine(going[line], line.name, line.text) for line in blocked]
 
-    def _update_kept_line(self, line: Line, server: DesiredServer) -> str:
+    def _update_kept_line(self, line: ManagedLine, server: DesiredServer) -> str:
         """Return the line that a node keeps because its tags make no new one; the address follows the node."""
         if server.obstacle != UNKNOWN_TAGS:
             node = server.member.name
@@ -318,7 +324,7 @@ class ProxyPlanner:
         text = replace_address(line, server.address or line.address)
         return drain_line(text) if server.paused else undrain_line(text)
 
-    def _keep_line_of_bad_role(self, line: Line, node: str, context: PlanContext, why: str) -> list[PlannedLine]:
+    def _keep_line_of_bad_role(self, line: ManagedLine, node: str, context: PlanContext, why: str) -> list[PlannedLine]:
         """Return the line to keep for a node whose role tag is not a valid role name; empty where none stays."""
         paused = node in context.desired.paused
         if line.pauses and not paused:
@@ -330,9 +336,9 @@ class ProxyPlanner:
             return [PlannedLine(node, line.name, undrain_line(line.text))]
         if line.role in self._draining:
             return [PlannedLine(node, line.name, drain_line(line.text))]
-        return [PlannedLine(node, node, paused_line(node, address, line.role))]
+        return [PlannedLine(node, node, format_paused_line(node, address, line.role))]
 
-    def _is_orphan(self, line: Line, node: str, context: PlanContext) -> bool:
+    def _is_orphan(self, line: ManagedLine, node: str, context: PlanContext) -> bool:
         """Return whether the marker of the line is gone from this proxy while its node is present."""
         if not self._find_present_address(node) or node in context.desired.superseded:
             return False
@@ -347,15 +353,15 @@ class ProxyPlanner:
         member = self._members.get(node)
         return member.address if member is not None and member.present else ""
 
-    def _keep_orphan(self, line: Line, node: str, servers: DesiredServers) -> list[PlannedLine]:
+    def _keep_orphan(self, line: ManagedLine, node: str, servers: DesiredServers) -> list[PlannedLine]:
         # The line gets the new address of its node only where the role allows it and no other server has it.
         there = servers.find_allowed_address(node, line.role) or line.address
         paused, drain = node in servers.paused, line.role in self._draining
         text, note = rewrite_orphan_line(line, node, there, paused=paused, drain=drain)
-        self.notes.append(Note(node, f"{self._document.where(line.at)}: ", note))
-        if (where := endpoint_of(text)) and where != line.endpoint and not self._conflicts.is_free(where, line.at):
+        self.notes.append(Note(node, f"{self._document.locate(line.at)}: ", note))
+        if (where := find_endpoint(text)) and where != line.endpoint and not self._conflicts.is_free(where, line.at):
             text = line.text
-        self._conflicts.reserve([line.name], [endpoint_of(text)], line.at)
+        self._conflicts.reserve([line.name], [find_endpoint(text)], line.at)
         return [PlannedLine(node, line.name, text)] if text else []
 
     def _plan_without_marker(self, context: PlanContext) -> Iterator[MarkerBlock]:
@@ -384,4 +390,4 @@ class ProxyPlanner:
             self._name_server(server.member.name, number) for number, servers in accepted.items() for server in servers
         }
         names.update(line.name for lines in stays.values() for line in lines)
-        return stable_ids(names, (line.id for line in self._proxy.hand_written if line.id))
+        return assign_stable_ids(names, (line.id for line in self._proxy.operator_servers if line.id))

@@ -13,7 +13,7 @@ from lbagent.roles.model import Roles
 
 def fingerprint_context(document: Document, roles: Roles) -> str:
     """Return a text that changes with the operator's lines or roles.yml, which may change HAProxy's verdict."""
-    return f"{document.operator_digest()}{roles.digest}"
+    return f"{document.compute_operator_digest()}{roles.digest}"
 
 
 def find_quarantined(membership: Membership, context: Callable[[], str]) -> frozenset[str]:

@@ -21,7 +21,7 @@ def restore_managed_lines(document: Document, previous: Document) -> tuple[str, 
         after = there.get(key, _list_lines(proxy, number))
         if [line.text for line in before] != after:
             edits += MarkerBlock(number, before, after, {}, ()).make_edits(document, proxy)
-    return document.edited(edits)
+    return document.apply_edits(edits)
 
 
 def _list_markers(document: Document) -> Iterator[tuple[tuple[str, str, int], Proxy, int]]:
@@ -38,7 +38,7 @@ def rebuild_membership(document: Document, roles: Roles, now: int) -> Membership
     """Return the membership that the managed lines show, with pauses and without tags, at `now` (epoch seconds)."""
     members: dict[str, Member] = {}
     for proxy in document.proxies:
-        planner = ProxyPlanner(document, proxy, roles, roles.pairs(), {})
+        planner = ProxyPlanner(document, proxy, roles, roles.list_pairs(), {})
         for line in proxy.managed:
             node, address = planner.find_node(line), line.address
             if NAME.fullmatch(node) and canonical_address(address) == address:

@@ -1,6 +1,6 @@
-"""Roles as plain JSON, so that a handler need not load a YAML library (11 ms) to read the roles.yml of yesterday.
+"""Roles as plain JSON, so that a handler need not import a YAML library (11 ms) for an unchanged roles.yml.
 
-Fields are kept by name: a new key of roles.yml needs nothing here.
+Fields are stored by name: a new key of roles.yml needs no change here.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from typing import Any
 
 _TEMPLATE = "template"
-"""The one key of an object that is a template."""
+"""The only key of an object that is a template."""
 
 
 def serialize_roles(roles: Roles) -> dict[str, Any]:
-    """What `thawed` makes the same roles of."""
+    """Return roles as JSON values, for `deserialize_roles`."""
     return {
         "haproxy": _plain(roles.haproxy),
         "services": {name: _plain(service) for name, service in roles.services.items()},
@@ -26,7 +26,7 @@ def serialize_roles(roles: Roles) -> dict[str, Any]:
 
 
 def deserialize_roles(state: dict[str, Any]) -> Roles:
-    """The roles that were frozen. Raises ValueError, TypeError, KeyError where `state` is something else."""
+    """Return the roles from JSON values. Raises ValueError, TypeError or KeyError if `state` is something else."""
     try:
         service, role = Service("", Template("1"), Template("")), Role("", {})
         return Roles(
@@ -40,7 +40,10 @@ def deserialize_roles(state: dict[str, Any]) -> Roles:
 
 
 def _alike(made: Any, model: Any) -> Any:  # noqa: ANN401  # a HaproxySettings, Service or Role, as the model is
-    """The value, if its fields have the types of the model's; one that is None there may be a template or a list."""
+    """Return `made` if its fields have the types of those of `model`. Raises ValueError.
+
+    A field that is None in `model` may be a template, a list or None.
+    """
     for name, given, expected in zip(made._fields, made, model, strict=True):
         right = (Template, tuple, type(None)) if expected is None else (type(expected),)
         if type(given) not in right:

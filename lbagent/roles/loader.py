@@ -1,4 +1,4 @@
-"""roles.yml: from YAML to Roles. All mistakes are found in one run, each with its place, key path and fix."""
+"""Load roles.yml. All mistakes are found in one run, each with its place, key path and fix."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from lbagent.names import NAME, SERVICE
 from lbagent.roles import yaml_text
 from lbagent.roles.keys import HAPROXY_KEYS, ROLE_KEYS, SERVICE_KEYS, TOP_KEYS, Key
 from lbagent.roles.model import DEFAULT_OPTIONS, HaproxySettings, Pair, Role, Roles, Service, Template
-from lbagent.roles.yaml_nodes import Reader, nearest, nearly_equal
+from lbagent.roles.yaml_nodes import Reader, find_nearest, is_nearly_equal
 from lbagent.roles.yaml_text import Mistake
 
 Items = Mapping[str, tuple[yaml.Node, yaml.Node]]
-"""By key, the nodes of the key and its value."""
+"""The YAML nodes of each key and its value, by key."""
 
 _RESERVED = tuple(key.name for key in ROLE_KEYS)
 
 
 def parse_roles(content: bytes, where: str) -> Roles:
-    """The roles in `content`; `where` names the file in messages. Raises RolesRefused with every mistake."""
+    """Parse roles.yml. `where` names the file in messages. Raises RolesRefused with every mistake."""
     root, mistakes = yaml_text.compose(content, lambda node: len(_read(node, "")[1]))
     roles: Roles | None = None
     if root is not None:
@@ -32,7 +32,7 @@ def parse_roles(content: bytes, where: str) -> Roles:
         mistakes.append(Mistake(0, 0, "", "is empty", "declare at least one role below roles:"))
     if mistakes or roles is None:
         mistakes.sort(key=lambda one: (one.line, one.column))
-        raise RolesRefused.of([one.sentence(where) for one in dict.fromkeys(mistakes)])
+        raise RolesRefused.from_mistakes([one.format_sentence(where) for one in dict.fromkeys(mistakes)])
     return roles
 
 
@@ -43,15 +43,15 @@ def _read(root: yaml.Node, digest: str) -> tuple[Roles | None, list[Mistake]]:
 
 
 class _File(Reader):
-    """One reading of one file."""
+    """Reads one file and notes its mistakes."""
 
     def __init__(self) -> None:
         super().__init__()
         self._services: Items = {}
 
     def read(self, root: yaml.Node, digest: str) -> Roles | None:
-        """The roles; None where there is no telling which they are."""
-        top = self.items(root, "", "write roles: with at least one role below it")
+        """Read the roles; None if the file is not a mapping."""
+        top = self.read_items(root, "", "write roles: with at least one role below it")
         if top is None:
             return None
         top = self._named_as_meant(dict(top))
@@ -59,7 +59,7 @@ class _File(Reader):
         self._services = self._items(top, "services", "write NAME: {port: 80} below it") or {}
         services = {name: self._service(name, *nodes) for name, nodes in self._services.items()}
         nested = top.get("roles")
-        # The older form has its roles at the top level.
+        # The older form has the roles at the top level.
         flat = {name: nodes for name, nodes in top.items() if name not in TOP_KEYS}
         if nested is not None:
             for key, _ in flat.values():
@@ -73,9 +73,9 @@ class _File(Reader):
         return Roles(HaproxySettings(**haproxy), services, roles, digest)  # type: ignore[arg-type]
 
     def _named_as_meant(self, top: dict[str, tuple[yaml.Node, yaml.Node]]) -> dict[str, tuple[yaml.Node, yaml.Node]]:
-        """The top level with misspelled keys noted, and read as the ones that they were meant to be."""
+        """Note misspelled and misplaced top-level keys, and return the top level with them corrected."""
         for name, (key, value) in list(top.items()):
-            near = nearest(name, TOP_KEYS) if name not in TOP_KEYS else None
+            near = find_nearest(name, TOP_KEYS) if name not in TOP_KEYS else None
             if near and near not in top and self._is_part(value, near):
                 self.note(key, name, "unknown key", f"did you mean {near}?")
                 top[near] = top.pop(name)
@@ -95,7 +95,7 @@ class _File(Reader):
 
     @staticmethod
     def _is_part(value: yaml.Node, part: str) -> bool:
-        """Whether a top-level value looks like that part of roles.yml rather than like a role of the older form."""
+        """Return whether a top-level value looks like that part of roles.yml, not like a role of the older form."""
         if not isinstance(value, yaml.MappingNode) or not value.value:
             return True
         if part == "haproxy":
@@ -104,15 +104,15 @@ class _File(Reader):
 
     def _stray(self, key: yaml.Node) -> None:
         name = str(key.value)
-        near = nearest(name, TOP_KEYS)
+        near = find_nearest(name, TOP_KEYS)
         fix = f"did you mean {near}?" if near else f"a role belongs below roles: (known here: {', '.join(TOP_KEYS)})"
         self.note(key, name, "unknown key", fix)
 
     def _items(self, top: Items, name: str, fix: str) -> Items | None:
-        return self.items(top[name][1], name, fix) if name in top else {}
+        return self.read_items(top[name][1], name, fix) if name in top else {}
 
     def _table(self, keys: tuple[Key, ...], top: Items, path: str) -> dict[str, object]:
-        """The values of a part whose keys are all known."""
+        """Read a part with a fixed set of keys; return its values by attribute."""
         found = self._items(top, path, f"write one of: {', '.join(key.name for key in keys)}") or {}
         self._unknown(found, keys, path)
         return self._values(keys, found, path)
@@ -128,7 +128,7 @@ class _File(Reader):
     def _unknown(self, found: Items, keys: tuple[Key, ...], path: str) -> None:
         for name, (key, _) in found.items():
             if name not in {one.name for one in keys}:
-                self.unknown_key(key, f"{path}.{name}", [one.name for one in keys])
+                self.note_unknown_key(key, f"{path}.{name}", [one.name for one in keys])
 
     def _service(self, name: str, key: yaml.Node, node: yaml.Node) -> Service:
         path = f"services.{name}"
@@ -138,7 +138,7 @@ class _File(Reader):
             problem = "is reserved" if name == "none" else "is not a name for a service"
             self.note(key, path, problem, f"use {SERVICE.pattern}, but not none")
         port = node.value if isinstance(node, yaml.ScalarNode) and node.value.isdigit() else "80"
-        found = self.items(node, path, f"write {name}: {{port: {port}}}") or {}
+        found = self.read_items(node, path, f"write {name}: {{port: {port}}}") or {}
         if isinstance(node, yaml.MappingNode) and "port" not in found and not self._misspelled(found, "port"):
             self.note(key, path, "has no port", f"write {name}: {{port: 80}}")
         self._unknown(found, SERVICE_KEYS, path)
@@ -148,7 +148,9 @@ class _File(Reader):
     @staticmethod
     def _misspelled(found: Items, name: str) -> bool:
         known = [key.name for key in SERVICE_KEYS]
-        return any(one not in known and (nearest(one, known) == name or one.startswith(f"{name}:")) for one in found)
+        return any(
+            one not in known and (find_nearest(one, known) == name or one.startswith(f"{name}:")) for one in found
+        )
 
     def _role(self, name: str, key: yaml.Node, node: yaml.Node, path: str) -> Role:
         if not NAME.fullmatch(name):
@@ -160,7 +162,7 @@ class _File(Reader):
                 key, path, "is a list, not a role", f"indent it further if it is a section, or write {name}: {example}"
             )
             return Role(name, {})
-        found = self.items(node, path, f"indent the keys below it further, or write {name}: {example}") or {}
+        found = self.read_items(node, path, f"indent the keys below it further, or write {name}: {example}") or {}
         sections = {
             section: self._section(section, *nodes, f"{path}.{section}")
             for section, nodes in found.items()
@@ -170,7 +172,7 @@ class _File(Reader):
 
     def _section(self, section: str, key: yaml.Node, node: yaml.Node, path: str) -> tuple[str, ...]:
         if self._is_misspelled(section, node):
-            self.unknown_key(key, path, _RESERVED)
+            self.note_unknown_key(key, path, _RESERVED)
             return ()
         if not NAME.fullmatch(section):
             self.note(key, path, "is not a name for a section", f"use {NAME.pattern}")
@@ -178,7 +180,7 @@ class _File(Reader):
         if not isinstance(node, yaml.SequenceNode):
             self._no_list(section, node, path)
             return ()
-        found = self.texts(node, path, f"write {section}: [SERVICE]") or []
+        found = self.read_texts(node, path, f"write {section}: [SERVICE]") or []
         names = [text for _, text in found]
         for at, (item, service) in enumerate(found):
             if service != "none" and service not in self._services and service not in self.unread:
@@ -190,12 +192,12 @@ class _File(Reader):
         return tuple(service for service in dict.fromkeys(names) if service != "none")
 
     def _is_misspelled(self, section: str, node: yaml.Node) -> bool:
-        """Whether a key of a role was meant to be one of the reserved ones, and not a section."""
-        if any(nearly_equal(section, one) for one in _RESERVED) or section.partition(":")[0] in _RESERVED:
+        """Return whether a key of a role is a misspelled reserved key, and not a section."""
+        if any(is_nearly_equal(section, one) for one in _RESERVED) or section.partition(":")[0] in _RESERVED:
             return True
-        if nearest(section, _RESERVED) is None:
+        if find_nearest(section, _RESERVED) is None:
             return False
-        # `internal` may be a section of that name: then it lists services.
+        # `internal` may be a section's name: then it lists services.
         names = [str(item.value) for item in node.value] if isinstance(node, yaml.SequenceNode) else ["?"]
         return not all(name == "none" or name in self._services for name in names)
 
@@ -212,7 +214,7 @@ class _File(Reader):
             self.note(node, path, "is a mapping, not a list of services", f"write {section}: [SERVICE], {reserved}")
 
     def _undeclared(self, item: yaml.Node, service: str, path: str) -> None:
-        near = None if self.full else nearest(service, self._services)
+        near = None if self.full else find_nearest(service, self._services)
         if near:
             fix = f"did you mean {near}?"
         else:

@@ -1,8 +1,8 @@
-"""YAML text that does not parse: each mistake by its name, repaired in memory so that the rest can be read too.
+"""Explain YAML syntax errors, and repair them in memory to find further mistakes.
 
-libyaml stops at the first error and names a token. Here the line is looked at as a person would: a tab, an
-indentation that fits nowhere, a list that is not closed, a placeholder without quotes. A repaired text is only read
-for its further mistakes, never used.
+libyaml stops at the first error and names a token. This module names the mistake: a tab, an indentation that matches no
+other line, an unclosed list, a placeholder without quotes. A repaired text is read only to find further mistakes; it is
+never used.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import yaml
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 _REPAIRS = 20
-"""Syntax errors that are reported for one file; what follows them is seldom worth reading."""
+"""Maximum number of syntax errors per file; later ones are seldom useful."""
 
 _TAB_WIDTHS = (2, 4, 8)
 _KEY = re.compile(r"^(?P<indent> *)(?:- +)?(?P<key>[^\s#'\"{}\[\],&*!|>%@`][^:#]*?)\s*:(?:\s|$)")
@@ -33,18 +33,18 @@ _CLOSERS = {"sequence": ("list", "]"), "mapping": ("mapping", "}")}
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """One thing that is wrong in a file, and what to do about it."""
+    """One mistake in a file, with its fix."""
 
     line: int
-    """Counted from 1; 0 where it is about the file as a whole."""
+    """Counted from 1; 0 for the file as a whole."""
     column: int
     path: str
-    """The keys that lead there, such as `roles.web.interval`."""
+    """Key path, such as `roles.web.interval`."""
     problem: str
     fix: str
 
-    def sentence(self, where: str) -> str:
-        """`FILE:LINE:COLUMN: KEY PATH: PROBLEM; FIX` in one line."""
+    def format_sentence(self, where: str) -> str:
+        """Format as `FILE:LINE:COLUMN: KEY PATH: PROBLEM; FIX`."""
         place = f"{where}:{self.line}:{self.column}" if self.line else where
         path = f"{self.path}: " if self.path else ""
         fix = f"; {self.fix}" if self.fix else ""
@@ -53,18 +53,18 @@ class Mistake:
 
 @dataclass(frozen=True, slots=True)
 class _Repair:
-    """What a syntax error is, and the texts that it may have been meant to be."""
+    """The mistakes behind a syntax error, and candidate repairs of the text."""
 
     mistakes: Sequence[Mistake]
     texts: Sequence[str] = ()
 
 
 Judge = Callable[[yaml.Node], int]
-"""How many mistakes the nodes of a repaired text have: of several repairs the one with the fewest is meant."""
+"""Counts the mistakes in a repaired text; the repair with the fewest is chosen."""
 
 
 def compose(content: bytes, judge: Judge) -> tuple[yaml.Node | None, list[Mistake]]:
-    """The root node of a YAML text (None where there is none, or no telling) and the mistakes of its syntax."""
+    """Return the root node of a YAML text and its syntax mistakes; None if it is empty or cannot be repaired."""
     try:
         return yaml.compose(content, Loader=_LOADER), []
     except UnicodeError:
@@ -74,7 +74,7 @@ def compose(content: bytes, judge: Judge) -> tuple[yaml.Node | None, list[Mistak
     except RecursionError:
         return None, [Mistake(0, 0, "", "is nested too deeply", "")]
     except yaml.YAMLError as error:
-        # With one kind of line break: YAML counts others too.
+        # Normalise line breaks: YAML recognises several kinds.
         return _repaired(_BREAK.sub("\n", content.decode("utf-8-sig", "replace")), error, judge)
 
 
@@ -83,13 +83,13 @@ def _repaired(text: str, error: yaml.YAMLError, judge: Judge) -> tuple[yaml.Node
     for _ in range(_REPAIRS):
         repair = _diagnose(text.split("\n"), error)
         tries = [(*_tried(one, judge), one) for one in repair.texts]
-        # What gets furthest; of those that parse to the end, the one in which least is wrong.
+        # The repair that parses furthest; among complete ones, the one with the fewest mistakes.
         tries.sort(key=lambda one: (one[1] is not None, -_line(one[1]), one[2]))
         if not tries or (tries[0][1] is not None and _position(tries[0][1]) <= _position(error)):
             return None, [*found, *repair.mistakes]
         root, left, _, text = tries[0]
         lines = text.split("\n")
-        # Only now it is known what the line is below.
+        # Only in the repaired text the key path is known.
         found += [replace(one, path=_path(lines, one.line - 1)) if one.path else one for one in repair.mistakes]
         if left is None:
             return root, found
@@ -111,7 +111,7 @@ def _position(error: yaml.YAMLError | None) -> tuple[int, int]:
 
 
 def _context(lines: Sequence[str], error: yaml.YAMLError) -> yaml.Mark | None:
-    """Where that began in which the error is; None where it is not told, or behind the last line."""
+    """Return where the construct with the error began; None if unknown, or behind the last line."""
     mark = getattr(error, "context_mark", None)
     return mark if mark is not None and mark.line < len(lines) else None
 
@@ -132,7 +132,7 @@ def _unreadable(content: bytes, error: yaml.reader.ReaderError) -> Mistake:
 
 
 def _diagnose(lines: list[str], error: yaml.YAMLError) -> _Repair:
-    """The mistake behind a syntax error. Only the lines up to the error are known to be read as they were meant."""
+    """Find the mistake behind a syntax error. Only lines up to the error are reliably parsed."""
     mark = getattr(error, "problem_mark", None)
     words = str(getattr(error, "problem", None) or error)
     if mark is None:
@@ -230,7 +230,7 @@ def _not_closed(lines: list[str], at: int, column: int, error: yaml.YAMLError) -
 
 
 def _open_at_the_end(lines: list[str], at: int) -> _Repair | None:
-    """What is still open where the file ends."""
+    """Find a list or mapping that is still open at the end of the file."""
     if any(line.strip() for line in lines[at + 1 :]) or lines[at].strip():
         return None
     opened: list[tuple[int, int, str]] = []
@@ -282,7 +282,7 @@ def _bad_start(lines: list[str], at: int, column: int, error: yaml.YAMLError) ->
 
 def _no_blank(lines: list[str], at: int, column: int, error: yaml.YAMLError) -> _Repair | None:
     del column
-    # The error is found at the next key, once the line before turns out to be none.
+    # The error is reported at the next key, once the line before turns out not to be one.
     mark = _context(lines, error)
     for number in dict.fromkeys([at, mark.line if mark else at, *range(at - 1, max(-1, at - 4), -1)]):
         found = _NO_BLANK.match(lines[number])
@@ -309,8 +309,7 @@ def _indentation(lines: list[str], at: int, column: int, error: yaml.YAMLError) 
     above = [len(one) - len(one.lstrip(" ")) for one in lines[:at] if one.strip() and not one.lstrip().startswith("#")]
     if not above:
         return None
-    # The indentations of the lines around it that it may have been meant to have: of its neighbours, and of those that
-    # its neighbours are below.
+    # Candidate indentations: those of the line above and of its parents.
     levels: list[int] = []
     for one in reversed(above):
         if not levels or one < min(levels):
@@ -365,7 +364,7 @@ def _second_colon(lines: list[str], at: int, column: int, error: yaml.YAMLError)
 
 
 def _moved(lines: list[str], at: int, indent: int, level: int) -> str:
-    """The lines, those from `at` on that belong below it moved with it."""
+    """Return the text with the line `at`, and the lines below it that belong to it, moved to `level`."""
     moved = list(lines)
     for number in range(at, len(lines)):
         line = lines[number]
@@ -390,7 +389,7 @@ def _with(lines: list[str], at: int, text: str) -> str:
 
 
 def _path(lines: Sequence[str], at: int) -> str:
-    """The keys that lead to a line, as its indentation tells."""
+    """Return the key path of a line, from the indentation of the lines above."""
     return ".".join(reversed(list(_keys(lines, at))))
 
 
@@ -418,4 +417,4 @@ _DIAGNOSES = (
     _indentation,
     _second_colon,
 )
-"""In the order in which they are tried: the certain ones first."""
+"""In the order of attempts: unambiguous mistakes first."""

@@ -66,7 +66,7 @@ class Engine:
     def roles(self, *, keep: bool = False) -> Roles:
         """Return roles.yml, cached as JSON for the next run with `keep`. Raises RolesRefused."""
         try:
-            content = untrusted_files.content(self._roles_path)
+            content = untrusted_files.read_whole_file(self._roles_path)
         except OSError as error:
             raise RolesRefused(f"{self._roles_path}: cannot be read: {error.strerror}") from error
         key = f"{lbagent.__version__} {len(content)} {zlib.crc32(content)} {zlib.adler32(content)}"
@@ -88,7 +88,7 @@ class Engine:
         for _ in range(_ATTEMPTS):
             try:
                 return self._run(options, learn)
-            except lock.Lost as lost:
+            except lock.LockLost as lost:
                 self._log.warning(f"{lost}: starting over")
                 self.paths.prepare()
                 if not lock.acquire_again(self.paths.lock, _LOCK_WAIT):
@@ -183,15 +183,15 @@ class Engine:
 
     def _log_result(self, transaction: Transaction, outcome: Outcome, *, news: bool) -> None:
         # Without news these notes were logged before: log them again only with -v.
-        say = self._log.warning if news or not outcome.quiet else self._log.info
+        say = self._log.warning if news or not outcome.is_quiet else self._log.info
         for note in _list_notes(transaction):
             say(note)
         for held in outcome.blocked:
             self._log.error(f"held back: {held}; `lbagent apply --force` lets them go")
-        if not outcome.quiet:
+        if not outcome.is_quiet:
             fields = {"outcome": outcome.verdict, "exit_status": outcome.exit_status}
             fields |= {"added": len(outcome.added), "removed": len(outcome.removed)}
-            self._log.info(f"{outcome.verdict}: {outcome.words}", **fields)
+            self._log.info(f"{outcome.verdict}: {outcome.message}", **fields)
 
     def _load_or_rebuild(self, roles: Roles) -> Membership:
         try:
@@ -252,7 +252,7 @@ def _list_notes(transaction: Transaction) -> Iterator[str]:
 
 def _rebuild_membership(roles: Roles) -> Membership:
 
-    return restore.rebuild_membership(config_files.look(roles.haproxy).document, roles, int(time.time()))
+    return restore.rebuild_membership(config_files.read_config(roles.haproxy).document, roles, int(time.time()))
 
 
 def apply_raw_event(membership: Membership, raw: RawEvent) -> Membership:

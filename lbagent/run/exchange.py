@@ -132,10 +132,10 @@ def has_contact_since_start(membership: Membership, paths: Paths) -> bool:
     ago = time.time() - membership.peers_asked_at
     if not membership.peers_asked_at or ago < 0:
         return False
-    running = agent_process.running()
+    running = agent_process.find_running_agent()
     if running is None:
         return ago < CONTACT_WINDOW
-    if running.process.born > membership.peers_asked_at:
+    if running.process.start_time > membership.peers_asked_at:
         return False
     return ago < CONTACT_WINDOW or not is_locked(paths.watch_lock)
 

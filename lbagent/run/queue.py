@@ -11,7 +11,7 @@ from lbagent.settings import Settings
 from lbagent.state.lock import acquire_lock, is_locked, may_lock
 from lbagent.state.paths import Paths
 from lbagent.state.spool import Mark, Spool
-from lbagent.system.log import Log, sentences
+from lbagent.system.log import Log, format_error_lines
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def store_event(raw: RawEvent, paths: Paths) -> None:
     try:
         paths.prepare()
         spool = Spool(paths.spool, RECORD_LIMIT)
-        for record in raw.records():
+        for record in raw.split_records():
             spool.store(record)
     except OSError as error:
         raise NotStored(f"not stored: sync needed: {error.filename or paths.spool}: {error.strerror}") from error
@@ -67,7 +67,7 @@ class DrainLoop:
     def mark_seen(self) -> None:
         """Mark the present records as seen: a run is about to take them, and none is retried without end."""
         # Keep no marks of removed records: a stream of events may last for days.
-        self.seen = self._spool.marks()
+        self.seen = self._spool.list_marks()
 
     def run_once(self, run: Callable[[], Outcome]) -> Outcome | None:
         """Make one run; the caller holds the lock. Returns None where it failed. The same message is logged once."""
@@ -76,7 +76,7 @@ class DrainLoop:
             outcome = run()
         except (LbagentError, OSError) as error:
             status = error.exit_status if isinstance(error, LbagentError) else 1
-            for words in sentences(error):
+            for words in format_error_lines(error):
                 if self._log.repeats or words not in self._said:
                     self._log.error(words, exit_status=status)
                 self._said.add(words)
@@ -88,7 +88,7 @@ class DrainLoop:
 
     def run_while_spooled(self, lock: str, run: Callable[[], Outcome]) -> None:
         """Try the lock and run, until no unseen record is left or the lock is busy. Raises OSError."""
-        while self._spool.marks() - self.seen:
+        while self._spool.list_marks() - self.seen:
             with acquire_lock(lock) as acquired:
                 if not acquired:
                     return
@@ -103,7 +103,7 @@ def drain_spool(settings: Settings, log: Log) -> int:
     """
     paths = Paths(settings.state_dir)
     spool = Spool(paths.spool, RECORD_LIMIT)
-    if is_locked(paths.watch_lock) and time.time() - (spool.oldest() or time.time()) < WATCH_HANGS_AFTER:
+    if is_locked(paths.watch_lock) and time.time() - (spool.find_oldest_time() or time.time()) < WATCH_HANGS_AFTER:
         return 0
     if not may_lock(paths.lock):
         if idle := explain_waiting_event(paths):

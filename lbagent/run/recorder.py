@@ -81,8 +81,8 @@ class Recorder:
             self._record_history(error)
             live = self._read_current_config()
             last = self._make_last(error, live)
-            self._store.keep(last)
-            self._store.publish(metrics.told(self._collect_numbers(last, live)))
+            self._store.save_last(last)
+            self._store.publish_metrics(metrics.format_metrics(self._collect_numbers(last, live)))
         except Exception as failure:  # noqa: BLE001  # a full disk or a defect must not change the outcome
             self._log.info(f"what is told of this run was not written: {format_error(failure)}")
 
@@ -108,14 +108,14 @@ class Recorder:
             self._log.info(f"not said without a reload: {why}")
         if isinstance(error, ReloadPostponed):
             if partly := self.transaction.partly:
-                self._append_history(partly.verdict, partly.words, reloaded=partly.reloaded)
+                self._append_history(partly.verdict, partly.message, reloaded=partly.reloaded)
             return
         if isinstance(error, LbagentError | OSError):
             self._append_history(
                 getattr(error, "outcome", "failed"), format_error(error), reloaded=isinstance(error, RolledBack)
             )
         elif self.outcome and self.outcome.verdict is not Verdict.UNCHANGED:
-            self._append_history(self.outcome.verdict, self.outcome.words, reloaded=self.outcome.reloaded)
+            self._append_history(self.outcome.verdict, self.outcome.message, reloaded=self.outcome.reloaded)
 
     def _append_history(self, outcome: str, words: str, *, reloaded: bool = False) -> None:
         plan = self._plan
@@ -138,8 +138,8 @@ class Recorder:
             return CurrentConfig(plan.after, plan.digest, plan.managed_lines)
         if self.roles:
             with contextlib.suppress(OSError):
-                document = config_files.look(self.roles.haproxy).document
-                return CurrentConfig(document.texts, document.digest(), counts.list_managed_lines(document))
+                document = config_files.read_config(self.roles.haproxy).document
+                return CurrentConfig(document.texts, document.compute_digest(), counts.list_managed_lines(document))
         return None
 
     def _make_last(self, error: BaseException | None, live: CurrentConfig | None) -> Last:
@@ -169,7 +169,7 @@ class Recorder:
             return _shorten(f"{getattr(error, 'outcome', 'failed')}: {format_error(error)}")
         if self.unknown:
             return _shorten(f"{self.unknown.outcome}: {format_error(self.unknown)}")
-        return _shorten(f"{self.outcome.verdict}: {self.outcome.words}") if self.outcome else "interrupted"
+        return _shorten(f"{self.outcome.verdict}: {self.outcome.message}") if self.outcome else "interrupted"
 
     def _find_exit_status(self, error: BaseException | None) -> int:
         error = error or self.unknown
@@ -186,8 +186,8 @@ class Recorder:
             last,
             digest=live.digest if live else None,
             old_workers=haproxy.old_workers if haproxy else None,
-            held=sum(held.lines for held in plan.blocked) if plan else 0,
-            pending=len(self._spool.names()),
+            blocked=sum(held.lines for held in plan.blocked) if plan else 0,
+            pending=len(self._spool.list_names()),
             bad=_count_files(self._store.paths.bad),
             daemon=is_locked(self._store.paths.watch_lock),
         )

@@ -87,12 +87,14 @@ def format_reply(record: str, command: Command, run: FinishedRun) -> str:
     words = run.answers.get(record, DONE)
     words = words if words != DONE else judge_command(command, transaction.membership, transaction.plan)
     if words != DONE or command.verb == "forget":
-        return words if words != DONE or outcome.confirmed else _format_unconfirmed(outcome)
+        return words if words != DONE or outcome.is_confirmed else _format_unconfirmed(outcome)
     member = find_member(transaction.membership.members, command.name, command.address)
     host_names = list_host_names(member, transaction.membership) if member else frozenset[str]()
     if words := _explain_pending(command.verb, host_names, transaction, run.roles):
         return words
-    if not outcome.confirmed and not (command.verb == "pause" and _are_all_drained(host_names, transaction, run.roles)):
+    if not outcome.is_confirmed and not (
+        command.verb == "pause" and _are_all_drained(host_names, transaction, run.roles)
+    ):
         return _format_unconfirmed(outcome)
     return ", ".join(
         [
@@ -123,7 +125,7 @@ def _explain_pending(verb: str, host_names: frozenset[str], transaction: Transac
         if verb == "pause" and (not there or (out and roles.haproxy.runtime)):
             continue
         why = transaction.explain_refusal(node)
-        servers = ", ".join(map(config.target, sorted(there)))
+        servers = ", ".join(map(config.format_target, sorted(there)))
         more = f"; no new traffic reaches {servers} all the same" if verb == "pause" and out else ""
         return f"{NOT_YET}: {why}{more}" if why else QUEUED
     return ""
@@ -137,7 +139,7 @@ def _are_all_drained(host_names: frozenset[str], transaction: Transaction, roles
 
 
 def _parse_servers(lines: Iterable[str]) -> set[Key]:
-    return {key for key, line in map(config.entry, lines) if line}
+    return {key for key, line in map(config.parse_change, lines) if line}
 
 
 def _format_unconfirmed(outcome: Outcome) -> str:
@@ -148,8 +150,8 @@ def _list_pause_notes(member: Member, host_names: frozenset[str], transaction: T
     """Return what the sender of a completed pause should know."""
     count = _count_sessions(member, roles)
     notes = [f"{count} {'session' if count == 1 else 'sessions'} still open"] if count else []
-    document = config_files.look(roles.haproxy).document
-    now = last_server.Serving(document, config_files.server_states(document))
+    document = config_files.read_config(roles.haproxy).document
+    now = last_server.Serving(document, config_files.query_server_states(document))
     services = last_server.find_unserved(now, roles, transaction.membership, host_names)
     return (
         [*notes, f"{last_server.LAST_SERVER_WARNING}{last_server.join_words(services)} serves"] if services else notes

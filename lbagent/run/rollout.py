@@ -10,22 +10,30 @@ from typing import NoReturn
 
 from lbagent.errors import LbagentError, ReloadPostponed, RolledBack
 from lbagent.haproxy import config, config_files
-from lbagent.haproxy.config import Document, Key, Lines, entry, parts, standing, target
-from lbagent.haproxy.config_files import Scene
+from lbagent.haproxy.config import (
+    Document,
+    Key,
+    Lines,
+    format_target,
+    list_managed_servers,
+    parse_change,
+    split_server_line,
+)
+from lbagent.haproxy.config_files import ConfigSnapshot
 from lbagent.haproxy.instance import Haproxy, ReloadFailed
 from lbagent.haproxy.process import Worker
 from lbagent.haproxy.runtime import session
 from lbagent.haproxy.runtime.capabilities import Capabilities, find_capabilities
-from lbagent.haproxy.runtime.servers import LEFT_LIMIT, Admission, Difference, Join, Known, stop_traffic
-from lbagent.haproxy.runtime.session import Conversation, Unspoken
-from lbagent.haproxy.runtime.state import differences
+from lbagent.haproxy.runtime.servers import LEFT_LIMIT, Admission, Join, KnownServers, ServerChanges, stop_traffic
+from lbagent.haproxy.runtime.session import Session, SessionError
+from lbagent.haproxy.runtime.state import find_differences
 from lbagent.haproxy.server_line import is_drained
 from lbagent.names import canonical_address
 from lbagent.outcome import Verdict
 from lbagent.planning import quarantine, restore
 from lbagent.planning.plan import Plan
 from lbagent.roles.model import Roles
-from lbagent.state.store import Failure, Left, Served, Store
+from lbagent.state.store import Failure, Served, ServersInMaintenance, Store
 from lbagent.system.tuples import NamedTuple
 
 ATTEMPTS = 5
@@ -55,7 +63,7 @@ class RolloutResult(NamedTuple):
 class Rollout:
     """One change of haproxy.cfg on its way to the worker that is to run it."""
 
-    def __init__(self, store: Store, roles: Roles, haproxy: Haproxy, seen: Scene) -> None:
+    def __init__(self, store: Store, roles: Roles, haproxy: Haproxy, seen: ConfigSnapshot) -> None:
         """`seen` is haproxy.cfg before it was replaced."""
         self._store, self._roles, self._haproxy, self._seen = store, roles, haproxy, seen
         self._served = store.load_served()
@@ -113,7 +121,7 @@ class Rollout:
         while True:
             try:
                 return open_runtime_changes(self._store, self._seen.document.settings, worker, sure=sure)
-            except Unspoken as error:
+            except SessionError as error:
                 if time.monotonic() >= deadline or not (error.passing and worker.alive):
                     self.reasons.append(str(error))
                     return None
@@ -141,7 +149,7 @@ class Rollout:
         if changes.has_too_many_left and not owing:
             self.reasons.append("too many servers are left behind in maintenance")
         if self.reasons or not changes.admit_servers():
-            self.reasons += [changes.trouble or "not everything was taken"] if not self.reasons else []
+            self.reasons += [changes.problems or "not everything was taken"] if not self.reasons else []
             return None
         if amiss := self._explain_differences():
             self.reasons.append(amiss)
@@ -155,7 +163,7 @@ class Rollout:
 
     def reload(self, wanted: Plan) -> RolloutResult:
         """Reload HAProxy and confirm it. Raises RolledBack, TryAgain."""
-        changed = {entry(text)[0] for text in (*wanted.added, *wanted.removed)} | self._served.left.lines.keys()
+        changed = {parse_change(text)[0] for text in (*wanted.added, *wanted.removed)} | self._served.left.lines.keys()
         try:
             worker = self._haproxy.take_over(changed)
         except ReloadFailed as error:
@@ -212,7 +220,7 @@ class Rollout:
     def _explain_differences(self) -> str:
         try:
             amiss = self.runtime_changes.find_differences() if self.runtime_changes else {}
-        except Unspoken as error:
+        except SessionError as error:
             return f"not compared: {error}"
         return f"{_DIFFERS}: {'; '.join(amiss.values())}" if amiss else ""
 
@@ -227,7 +235,7 @@ class Rollout:
                 return []
             changes.fix_servers(found)
             still = changes.find_differences()
-        except Unspoken as error:
+        except SessionError as error:
             return [f"not compared: {error}"]
         return [f"{'still' if key in still else 'mended:'} {why}" for key, why in found.items()]
 
@@ -250,22 +258,26 @@ class Rollout:
             self.runtime_changes.retract()
         seen, previous = self._seen, self._find_last_confirmed()
         for _ in range(ATTEMPTS):
-            now = config_files.look(self._roles.haproxy)
+            now = config_files.read_config(self._roles.haproxy)
             same = previous is seen.document and now.texts == wanted.after
             texts = wanted.before if same else restore.restore_managed_lines(now.document, previous)
-            with now.staged(texts) as paths:
+            with now.stage(texts) as paths:
                 if not same and (why := self._haproxy.refusal(paths, now.names)):
                     raise kind(f"{words}; the previous managed lines cannot be put back: {why}")
-                if now.untouched and now.swap(paths, keep=False):
-                    back = Document([("", text) for text in texts]).digest() == previous.digest()
+                if now.is_unchanged and now.swap(paths, keep=False):
+                    back = Document([("", text) for text in texts]).compute_digest() == previous.compute_digest()
                     part = f"in {now.targets[0].given}{'' if back else ', where their markers still stand'}"
                     raise kind(f"{words}; the previous managed lines are back {part}")
         path = ", ".join(self._roles.haproxy.config)
         raise kind(f"{words}; {path} is being edited by others, the new managed lines still stand in it")
 
     def _find_last_confirmed(self) -> Document:
-        kept = config_files.previous(self._seen)
-        if self._seen.document.digest() != self._served.digest and kept and kept.digest() == self._served.digest:
+        kept = config_files.read_previous(self._seen)
+        if (
+            self._seen.document.compute_digest() != self._served.digest
+            and kept
+            and kept.compute_digest() == self._served.digest
+        ):
             return kept
         return self._seen.document
 
@@ -275,8 +287,12 @@ def find_withheld(document: Document, wanted: Plan | None, requested: Plan) -> L
     if wanted is requested:
         return {}
 
-    after = config.after(document, wanted.after, wanted.changed) if wanted else config.standing(document)
-    return compare_withheld(after, config.after(document, requested.after, requested.changed))
+    after = (
+        config.predict_servers(document, wanted.after, wanted.changed)
+        if wanted
+        else config.list_managed_servers(document)
+    )
+    return compare_withheld(after, config.predict_servers(document, requested.after, requested.changed))
 
 
 _GONE_ANSWERS = ("No such server.", "No such backend.")
@@ -290,7 +306,7 @@ class RuntimeChanges:
     """Changes of one worker through the runtime API, and the state it is known to have."""
 
     def __init__(
-        self, store: Store, worker: Worker, talk: Conversation, capabilities: Capabilities, left: Lines, *, sure: bool
+        self, store: Store, worker: Worker, talk: Session, capabilities: Capabilities, left: Lines, *, sure: bool
     ) -> None:
         """`left` holds servers taken out by earlier runs; `sure` says that its other servers are those of the file."""
         self._store, self._talk, self.worker, self.sure = store, talk, worker, sure
@@ -301,7 +317,7 @@ class RuntimeChanges:
         self._renamed: Lines = {}
         self._served: Lines = {}
         self._paused: set[Key] = set()
-        self._difference: Difference | None = None
+        self._difference: ServerChanges | None = None
         self._draining: Lines = {}
         self._present: Lines = {}
         self._session_cutters: frozenset[str] = frozenset()
@@ -313,14 +329,14 @@ class RuntimeChanges:
         self._joins: list[Join] = []
 
     @property
-    def left(self) -> Left:
+    def left(self) -> ServersInMaintenance:
         """Servers in maintenance now, to be recorded for later runs."""
-        return Left(self.worker, self._left)
+        return ServersInMaintenance(self.worker, self._left)
 
     @property
-    def trouble(self) -> str:
+    def problems(self) -> str:
         """Why a command failed; empty where none did."""
-        return "; ".join(self._talk.trouble)
+        return "; ".join(self._talk.problems)
 
     @property
     def needs_reload(self) -> Mapping[Key, str]:
@@ -341,31 +357,33 @@ class RuntimeChanges:
         `admit_servers` makes the remaining changes later. A server that `wanted` keeps in the file although `requested`
         takes it out is taken out too. A renamed server serves until it serves under its new name.
         """
-        self._present = here = standing(document)
-        after = config.after(document, wanted.after, wanted.changed)
-        asked_for = after if requested is wanted else config.after(document, requested.after, requested.changed)
+        self._present = here = list_managed_servers(document)
+        after = config.predict_servers(document, wanted.after, wanted.changed)
+        asked_for = (
+            after if requested is wanted else config.predict_servers(document, requested.after, requested.changed)
+        )
         self._withheld = compare_withheld(after, asked_for)
         self._wanted = {key: line for key, line in after.items() if key not in self._withheld}
         self._served = {key: line for key, line in here.items() if key not in self._left}
-        self._paused = config.paused_after(document, wanted.changed)
+        self._paused = config.find_paused_servers(document, wanted.changed)
         self._draining = {key: line for key, line in asked_for.items() if is_drained(line) and key in after}
         self._session_cutters = find_session_cutters(document)
         checked = {key for key, line in here.items() if is_drained(line)}
         checked |= {key for key, line in self._left.items() if self._should_drain(key, line)}
-        known = Known(self._served, self._left, self.sure, frozenset(checked))
-        self._difference = Difference(document, known, self._wanted, self._capabilities)
+        known = KnownServers(self._served, self._left, self.sure, frozenset(checked))
+        self._difference = ServerChanges(document, known, self._wanted, self._capabilities)
         managed = {(proxy.name, line.name) for proxy in document.proxies for line in proxy.managed}
-        for key, line in map(entry, wanted.removed):
+        for key, line in map(parse_change, wanted.removed):
             if line and key not in managed:
                 self._difference.needs_reload[key] = "was written by hand"
-        before = config.doubtful(document)
+        before = config.list_uncertain_servers(document)
         if document.conditional or before:
-            then = config.doubtful(document.reread(wanted.after))
+            then = config.list_uncertain_servers(document.reread(wanted.after))
             changed = {key for key in (*before, *then) if before.get(key) != then.get(key)}
             self._difference.needs_reload |= dict.fromkeys(changed, "only HAProxy knows whether it has it, and where")
         going = {key: line for key, line in here.items() if key not in self._wanted}
-        there = {(key[0], *parts(line)[:2]) for key, line in self._wanted.items()}
-        self._renamed = {key: line for key, line in going.items() if (key[0], *parts(line)[:2]) in there}
+        there = {(key[0], *split_server_line(line)[:2]) for key, line in self._wanted.items()}
+        self._renamed = {key: line for key, line in going.items() if (key[0], *split_server_line(line)[:2]) in there}
         pausing = {key: here.get(key, line) for key, line in self._draining.items() if key in here or key in self._left}
         self.out += self.withdraw({key: line for key, line in going.items() if key not in self._renamed} | pausing)
 
@@ -375,7 +393,7 @@ class RuntimeChanges:
         return self.withdraw(lines)
 
     def after_reload(self, settings: Sequence[Sequence[str]], worker: Worker) -> RuntimeChanges:
-        """Return the changes for the worker of a reload, which withdraws `_withheld` again. Raises Unspoken."""
+        """Return the changes for the worker of a reload, which withdraws `_withheld` again. Raises SessionError."""
         fresh = open_runtime_changes(self._store, settings, worker, sure=True)
         fresh._wanted, fresh._difference = self._wanted, self._difference  # noqa: SLF001  # the same class
         fresh._withheld, fresh._draining, fresh._session_cutters = self._withheld, self._draining, self._session_cutters  # noqa: SLF001  # as above
@@ -387,7 +405,9 @@ class RuntimeChanges:
     def map_servers_to_nodes(wanted: Plan) -> Mapping[Key, str]:
         """Return the node of each server that changes."""
         return {
-            entry(text)[0]: node for node, change in wanted.changes.items() for text in (*change.added, *change.removed)
+            parse_change(text)[0]: node
+            for node, change in wanted.changes.items()
+            for text in (*change.added, *change.removed)
         }
 
     def withdraw(self, lines: Lines) -> list[str]:
@@ -404,8 +424,8 @@ class RuntimeChanges:
             try:
                 self._store.save_served(self._store.load_served()._replace(left=self.left))
             except OSError:
-                self._store.distrust()
-        answers = self._talk.say(
+                self._store.mark_served_incomplete()
+        answers = self._talk.send(
             [stop_traffic(key, drain=self._should_drain(key, line)) for key, line in lines.items()]
         )
         for key, answer in zip(lines, answers, strict=True):
@@ -414,53 +434,53 @@ class RuntimeChanges:
             if answer:
                 self._left.pop(key, None)
             if answer and answer not in _GONE_ANSWERS:
-                self._talk.trouble.append(f"{target(key)}: {answer}")
-        return [target(key) for key, answer in zip(lines, answers, strict=True) if answer == ""]
+                self._talk.problems.append(f"{format_target(key)}: {answer}")
+        return [format_target(key) for key, answer in zip(lines, answers, strict=True) if answer == ""]
 
     def admit_servers(self) -> bool:
         """Enable the added servers, each once it answers; False where a command failed."""
-        if self._difference is None or self.trouble:
+        if self._difference is None or self.problems:
             return False
         self._joins = joins = self._difference.joins
-        good = Admission(self._talk).granted(joins, self._difference.dynamic_cookies)
+        good = Admission(self._talk).admit(joins, self._difference.dynamic_cookies)
         for join in joins if good else ():
             self._left.pop(join.key, None)
         if good:
             self.withdraw(self._renamed)
-        return good and not self.trouble
+        return good and not self.problems
 
     def retract(self) -> None:
         """Take the traffic from the servers added in this run: the file does not have them after all."""
         back = [key for key in self._renamed if self._left.pop(key, None) is not None]
-        self._talk.say([f"set server {target(key)} state ready" for key in back])
+        self._talk.send([f"set server {format_target(key)} state ready" for key in back])
         drained = {key: line for key, line in self._present.items() if is_drained(line)}
         self._draining = {**self._draining, **drained}
         came = (one for one in self._joins if one.key in drained or one.key not in self._served)
         self.withdraw({join.key: self._present.get(join.key, join.line) for join in came})
 
     def find_differences(self) -> Mapping[Key, str]:
-        """Return the differences between what the worker runs and the plan. Raises Unspoken."""
+        """Return the differences between what the worker runs and the plan. Raises SessionError."""
         own = self._difference
         out = {
             key
             for key, line in self._wanted.items()
             if own and (own.is_disabled(key, line) or own.has_agent(key, line))
         }
-        return differences(self._talk.states(), self._wanted, self._left, out)
+        return find_differences(self._talk.fetch_states(), self._wanted, self._left, out)
 
     def delete_left(self) -> bool:
         """Delete the servers in maintenance whose sessions have ended, where HAProxy can; returns whether any was."""
         gone = self._list_removable()
         if not gone:
             return False
-        with contextlib.suppress(Unspoken):
+        with contextlib.suppress(SessionError):
             self._stop_drained(gone)
         deadline = time.monotonic() + _DELETE_TIMEOUT
         deleted = False
         for key in gone:
             rest = int((deadline - time.monotonic()) * 1000)
-            commands = [f"wait {rest}ms srv-removable {target(key)}"] if rest > 0 else []
-            answer = self._talk.say([*commands, f"del server {target(key)}"])[-1]
+            commands = [f"wait {rest}ms srv-removable {format_target(key)}"] if rest > 0 else []
+            answer = self._talk.send([*commands, f"del server {format_target(key)}"])[-1]
             if answer is None:
                 break
             if answer == _DELETED_ANSWER or answer in _GONE_ANSWERS:
@@ -469,11 +489,11 @@ class RuntimeChanges:
 
     def _stop_drained(self, keys: Iterable[Key]) -> None:
         """Put drained servers without sessions into maintenance: HAProxy deletes no others."""
-        states = self._talk.states()
+        states = self._talk.fetch_states()
         drained = [key for key in keys if key in states and states[key].draining]
         if drained:
-            open_sessions = self._talk.sessions()
-            self._talk.say([stop_traffic(key, drain=False) for key in drained if not open_sessions.get(key)])
+            open_sessions = self._talk.fetch_sessions()
+            self._talk.send([stop_traffic(key, drain=False) for key in drained if not open_sessions.get(key)])
 
     def _list_removable(self) -> list[Key]:
         """Return the servers in maintenance that may be deleted: removed for good, and easily added again."""
@@ -484,21 +504,21 @@ class RuntimeChanges:
         return [key for key, line in self._left.items() if key not in staying and own.can_return(key, line)]
 
     def _list_paused(self) -> set[Key]:
-        return {key for key in self._left if config.roster_is_paused(key, self._paused)}
+        return {key for key in self._left if config.is_paused_server(key, self._paused)}
 
     def fix_servers(self, keys: Iterable[Key]) -> None:
         """Send address and state of these servers again: a state file may have restored old ones."""
         commands = []
         for key in keys:
             if key in self._wanted:
-                address, port, _ = parts(self._wanted[key])
+                address, port, _ = split_server_line(self._wanted[key])
                 if port and address == canonical_address(address):
-                    commands.append(f"set server {target(key)} addr {address} port {port}")
+                    commands.append(f"set server {format_target(key)} addr {address} port {port}")
                 state = "drain" if is_drained(self._wanted[key]) else "ready"
-                commands.append(f"set server {target(key)} state {state}")
+                commands.append(f"set server {format_target(key)} state {state}")
                 if state == "ready":
                     self._left.pop(key, None)
-        self._talk.say(commands)
+        self._talk.send(commands)
 
     def _should_drain(self, key: Key, line: str) -> bool:
         """Return whether a server is drained: its node is paused that way, or `maint` would end its sessions."""
@@ -518,9 +538,9 @@ def find_session_cutters(document: Document) -> frozenset[str]:
     """Return the proxies that set `on-marked-down shutdown-sessions`: there `maint` ends all sessions."""
     if not any("on-marked-down" in line for line in document.lines):
         return frozenset()
-    from lbagent.haproxy.inherited import inherited  # noqa: PLC0415  # few files use on-marked-down
+    from lbagent.haproxy.inherited import find_inherited  # noqa: PLC0415  # few files use on-marked-down
 
-    found = inherited(document)
+    found = find_inherited(document)
     given = {start for start, one in found.items() if "on-marked-down" in one.default_server}
     return frozenset(proxy.name for proxy in document.proxies if proxy.start in given)
 
@@ -528,10 +548,10 @@ def find_session_cutters(document: Document) -> frozenset[str]:
 def open_runtime_changes(
     store: Store, settings: Sequence[Sequence[str]], worker: Worker, *, sure: bool
 ) -> RuntimeChanges:
-    """Connect to this worker. Raises Unspoken where that is not possible."""
+    """Connect to this worker. Raises SessionError where that is not possible."""
     left = store.load_served().left
-    talk = session.opened(settings, worker)
+    talk = session.open_session(settings, worker)
     capabilities = find_capabilities(talk.version)
     if capabilities is None:
-        raise Unspoken(f"HAProxy {talk.version}: too old for servers that are added without a reload")
+        raise SessionError(f"HAProxy {talk.version}: too old for servers that are added without a reload")
     return RuntimeChanges(store, worker, talk, capabilities, left.lines if left.worker == worker else {}, sure=sure)

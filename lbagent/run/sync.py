@@ -35,7 +35,7 @@ def prepare_sync(engine: Engine, log: Log, say: Callable[[str], None], *, force:
         if record:
             store = engine.store
             here = peers.Observer(now, info, digest)
-            store.keep_peers(peers.update_peers(store.peers(), here, find_peers(listing, info), said))
+            store.save_peers(peers.update_peers(store.load_peers(), here, find_peers(listing, info), said))
         if sync.lists_no_known_role(listing, info.name, roles):
             if not sync.has_no_serving_member(membership, roles):
                 raise TryAgain("serf members: lists no node of any role of roles.yml; nothing is removed, try again")
@@ -54,11 +54,11 @@ def _fetch_status_lines(engine: Engine) -> tuple[dict[str, str], str]:
     """Return the status line of each other load balancer, and the digest of the managed lines here."""
     try:
         names = [one.name for one in find_peers(agent.fetch_members(), agent.fetch_info()) if one.status == "alive"]
-        document = config_files.look(engine.roles().haproxy).document
+        document = config_files.read_config(engine.roles().haproxy).document
         said = agent.send_query("lbagent-status", "", names, WAITS) if names else {}
     except (LbagentError, OSError):
         return {}, ""
-    return said, document.digest() if document.serves else "none"
+    return said, document.compute_digest() if document.has_managed_lines else "none"
 
 
 def _ask_peers(engine: Engine, say: Callable[[str], None]) -> PeerAnswers:

@@ -9,9 +9,9 @@ from collections.abc import Collection, Mapping, Sequence
 from lbagent.errors import Busy, LbagentError, Refused, ReloadPostponed, RolledBack, TryAgain
 from lbagent.haproxy import config, config_files
 from lbagent.haproxy.config import Document, Key
-from lbagent.haproxy.config_files import Scene
+from lbagent.haproxy.config_files import ConfigSnapshot
 from lbagent.haproxy.instance import Haproxy
-from lbagent.haproxy.process import Running, Worker
+from lbagent.haproxy.process import RunningHaproxy, Worker
 from lbagent.haproxy.server_line import is_drained
 from lbagent.membership.model import Membership
 from lbagent.outcome import QUIET, Outcome, Verdict, format_line_counts, format_quarantined
@@ -26,7 +26,7 @@ from lbagent.system.tuples import NamedTuple
 class AppliedState:
     """The recorded state of HAProxy, compared with a text and the HAProxy that runs it."""
 
-    def __init__(self, store: Store, seen: Scene, haproxy: Haproxy) -> None:
+    def __init__(self, store: Store, seen: ConfigSnapshot, haproxy: Haproxy) -> None:
         """Load the record; text and HAProxy are as they are now."""
         self._store, self._seen, self._haproxy = store, seen, haproxy
         self.served = store.load_served()
@@ -37,13 +37,15 @@ class AppliedState:
     def worth_keeping(self) -> bool:
         """Whether the present text is to be kept as the previous one."""
         # A text that HAProxy never confirmed must not replace one that it did.
-        return self._seen.document.digest() == self.served.digest or config_files.previous(self._seen) is None
+        return (
+            self._seen.document.compute_digest() == self.served.digest or config_files.read_previous(self._seen) is None
+        )
 
     def is_up_to_date(self, wanted: Plan, requested: Plan) -> bool:
         """Return whether HAProxy runs all that is `requested` and the file can have, or does not run."""
         if self._haproxy.serving() is None:
             # HAProxy reads the file when it starts.
-            here = (self._seen.document.digest(), None, None)
+            here = (self._seen.document.compute_digest(), None, None)
             return self.served[:3] == here and self._haproxy.shown_not_to_run()
         return self.is_loaded() and not self._has_servers_to_enable(wanted, requested)
 
@@ -53,13 +55,15 @@ class AppliedState:
         if left.worker != self._haproxy.serving() or not left.lines:
             return False
 
-        paused = config.paused_after(self._seen.document, requested.changed)
-        return any(not config.roster_is_paused(key, paused) for key in left.lines)
+        paused = config.find_paused_servers(self._seen.document, requested.changed)
+        return any(not config.is_paused_server(key, paused) for key in left.lines)
 
     def is_loaded(self) -> bool:
         """Return whether the worker has the managed lines of the file."""
-        digest, worker = self._seen.document.digest(), self._haproxy.serving()
-        if self.served[:2] == (digest, worker) or (not self.served.digest and not self._seen.document.serves):
+        digest, worker = self._seen.document.compute_digest(), self._haproxy.serving()
+        if self.served[:2] == (digest, worker) or (
+            not self.served.digest and not self._seen.document.has_managed_lines
+        ):
             return True
         # HAProxy was started or reloaded by another process after the last change of the file.
         if self._haproxy.has_read_since(self._seen.changed_at, self._seen.size):
@@ -75,9 +79,11 @@ class AppliedState:
         if left.worker != self._haproxy.serving() or not left.lines:
             return False
 
-        after = config.after(self._seen.document, wanted.after, wanted.changed)
+        after = config.predict_servers(self._seen.document, wanted.after, wanted.changed)
         asked_for = (
-            after if requested is wanted else config.after(self._seen.document, requested.after, requested.changed)
+            after
+            if requested is wanted
+            else config.predict_servers(self._seen.document, requested.after, requested.changed)
         )
         serving = (key for key, line in asked_for.items() if key in after and not is_drained(line))
         return any(key in left.lines for key in serving)
@@ -98,7 +104,7 @@ class RunOptions(NamedTuple):
     """Seconds of the monotonic clock before which no reload may be made: what needs one is written, and waits."""
     compare: bool = False
     """Whether HAProxy is requested what it serves, even where it is known to have confirmed what the file has."""
-    known: Running | None = None
+    known: RunningHaproxy | None = None
     """The HAProxy of the run before: as long as its master lives no other is looked for."""
     verify: bool = False
     """Validate haproxy.cfg although nothing is to change, and show all notes: a person asks, or the file was edited."""
@@ -150,8 +156,8 @@ class Transaction:
 
     def withdraw(self) -> None:
         """Only take the traffic from servers that are to be removed. Raises LbagentError, OSError."""
-        seen = config_files.look(self._roles.haproxy)
-        haproxy = config_files.haproxy(self._roles.haproxy, seen)
+        seen = config_files.read_config(self._roles.haproxy)
+        haproxy = config_files.find_haproxy(self._roles.haproxy, seen)
         self.plan = wanted = self._plan(seen)
         self._start_rollout(seen, haproxy, AppliedState(self._store, seen, haproxy), self._plan_requested(seen, wanted))
 
@@ -163,9 +169,9 @@ class Transaction:
 
     def _apply(self) -> Outcome:
         for _ in range(ATTEMPTS):
-            seen = config_files.look(self._roles.haproxy)
-            seen.tidy()
-            self.haproxy = haproxy = config_files.haproxy(self._roles.haproxy, seen, self._options.known)
+            seen = config_files.read_config(self._roles.haproxy)
+            seen.remove_stale_stages()
+            self.haproxy = haproxy = config_files.find_haproxy(self._roles.haproxy, seen, self._options.known)
             self.plan = wanted = self._plan(seen)
             self._save_membership(
                 guard.remember_removals(self.membership, wanted.removals, int(time.time()), force=self._options.force)
@@ -186,11 +192,11 @@ class Transaction:
             told = wanted.after == wanted.before
             result = rollout.apply_at_runtime(wanted, owing=self._too_soon is not None) if told else None
             if result is None:
-                with seen.staged(wanted.after) as paths:
+                with seen.stage(wanted.after) as paths:
                     if words := haproxy.refusal(paths, seen.names):
                         self._quarantine_refused(seen, haproxy, wanted, words)
                         continue
-                    if not seen.untouched or not seen.swap(paths, keep=confirmed.worth_keeping):
+                    if not seen.is_unchanged or not seen.swap(paths, keep=confirmed.worth_keeping):
                         continue
             result = result or self._roll_out(wanted, rollout)
             self.confirmed_out |= rollout.confirmed_out
@@ -198,7 +204,7 @@ class Transaction:
             return self._finish(seen, self._make_outcome(wanted, result))
         raise Busy(f"{self._path} was saved by others while HAProxy checked it, {ATTEMPTS} times: run again")
 
-    def _verify(self, seen: Scene, haproxy: Haproxy) -> None:
+    def _verify(self, seen: ConfigSnapshot, haproxy: Haproxy) -> None:
         """Raise Refused where HAProxy refuses the text, though nothing is to change in it."""
         if not self._options.verify:
             return
@@ -209,13 +215,13 @@ class Transaction:
         if words:
             raise Refused(f"HAProxy refuses the operator's own text, nothing was replaced: {words}")
 
-    def _plan(self, seen: Scene, untried: frozenset[str] = frozenset()) -> Plan:
+    def _plan(self, seen: ConfigSnapshot, untried: frozenset[str] = frozenset()) -> Plan:
         rules = PlanOptions(
             force=self._options.force, adopt=self._options.adopt, kept=self._list_kept_nodes(seen) | untried
         )
         return make_plan(seen.document, self._roles, self.membership, rules)
 
-    def _plan_requested(self, seen: Scene, wanted: Plan) -> Plan:
+    def _plan_requested(self, seen: ConfigSnapshot, wanted: Plan) -> Plan:
         """Return the plan that membership asks for, without the lines that have to stay."""
         if not self._list_kept_nodes(seen):
             return wanted
@@ -223,11 +229,13 @@ class Transaction:
             seen.document, self._roles, self.membership, PlanOptions(self._options.force, self._options.adopt)
         )
 
-    def _list_kept_nodes(self, seen: Scene) -> frozenset[str]:
+    def _list_kept_nodes(self, seen: ConfigSnapshot) -> frozenset[str]:
         holding = quarantine.find_quarantined_in(self.membership, seen.document, self._roles)
         return frozenset(self._refused) | self._waiting | (frozenset() if self._options.force else holding)
 
-    def _start_rollout(self, seen: Scene, haproxy: Haproxy, confirmed: AppliedState, requested: Plan) -> Rollout:
+    def _start_rollout(
+        self, seen: ConfigSnapshot, haproxy: Haproxy, confirmed: AppliedState, requested: Plan
+    ) -> Rollout:
         """Start the rollout and withdraw traffic first, whatever the result of the rest."""
         rollout = Rollout(self._store, self._roles, haproxy, seen)
         worker = haproxy.serving()
@@ -250,8 +258,8 @@ class Transaction:
     def _keep_out_after_failure(self) -> None:
         """Do the same after a run that could not write the file; errors are ignored, as the run has failed."""
         with contextlib.suppress(LbagentError, OSError):
-            seen = config_files.look(self._roles.haproxy)
-            haproxy = config_files.haproxy(self._roles.haproxy, seen, self._options.known)
+            seen = config_files.read_config(self._roles.haproxy)
+            haproxy = config_files.find_haproxy(self._roles.haproxy, seen, self._options.known)
             requested = make_plan(
                 seen.document, self._roles, self.membership, PlanOptions(self._options.force, self._options.adopt)
             )
@@ -271,7 +279,7 @@ class Transaction:
         self._too_soon, known, self._waiting = words, self._waiting, self._waiting | nodes
         return self._waiting != known
 
-    def _finish(self, seen: Scene, outcome: Outcome) -> Outcome:
+    def _finish(self, seen: ConfigSnapshot, outcome: Outcome) -> Outcome:
         """Return the outcome, after lifting the quarantine of nodes whose lines were added."""
         kept = self._list_kept_nodes(seen)
         self._save_membership(quarantine.lift_quarantines(self.membership, kept))
@@ -279,18 +287,20 @@ class Transaction:
             self.reached = outcome
             self.partly = None if outcome.verdict is Verdict.UNCHANGED else outcome
             raise ReloadPostponed(self._too_soon)
-        return outcome._replace(quarantined=(*sorted(kept - self._waiting),))
+        # To events it makes no difference: they are remembered, and the other nodes' lines are in.
+        quarantined = sorted(kept - self._waiting) if self._options.verify else ()
+        return outcome._replace(quarantined=(*quarantined,))
 
     def _save_membership(self, membership: Membership) -> None:
         if membership is not self.membership:
             self.membership = membership
             self._store.save_membership(membership)
 
-    def _fingerprint_context(self, seen: Scene) -> str:
+    def _fingerprint_context(self, seen: ConfigSnapshot) -> str:
         return quarantine.fingerprint_context(seen.document, self._roles)
 
     def _check_unchanged(
-        self, seen: Scene, wanted: Plan, requested: Plan, haproxy: Haproxy, confirmed: AppliedState
+        self, seen: ConfigSnapshot, wanted: Plan, requested: Plan, haproxy: Haproxy, confirmed: AppliedState
     ) -> Outcome | None:
         """Return the outcome where the text stays as it is; None where HAProxy runs something else.
 
@@ -319,7 +329,7 @@ class Transaction:
             raise Refused(f"{format_refused(node, requested.changes.get(node))}{more}: {words}")
         return self.reached
 
-    def _quarantine_refused(self, seen: Scene, haproxy: Haproxy, wanted: Plan, words: str) -> None:
+    def _quarantine_refused(self, seen: ConfigSnapshot, haproxy: Haproxy, wanted: Plan, words: str) -> None:
         """Quarantine the nodes whose lines HAProxy refuses twice.
 
         Raises Refused where the operator's text is invalid.
@@ -331,7 +341,7 @@ class Transaction:
 
         def refusal(nodes: Sequence[str]) -> str | None:
             others = frozenset(wanted.changes) - frozenset(nodes)
-            with seen.staged(self._plan(seen, others).after) as paths:
+            with seen.stage(self._plan(seen, others).after) as paths:
                 return haproxy.refusal(paths, seen.names)
 
         # Validate again before a quarantine: haproxy may have been short of memory, or just upgraded, the first time.

@@ -1,4 +1,4 @@
-"""What a Serf agent says of itself and of its cluster: the words of the `serf` program in, values out."""
+"""Parse the output of `serf members`, `serf info` and `serf query`."""
 
 from __future__ import annotations
 
@@ -13,49 +13,49 @@ if TYPE_CHECKING:
     from typing import Any
 
 _LB = "lb"
-"""What the documentation calls the role of a load balancer."""
+"""Role of the load balancers in the documentation; the default if the agent has no role."""
 
 _CLOCKS = {"user": "event_time", "query": "query_time"}
 
 
 class ListedMember(NamedTuple):
-    """One member as `serf members` lists it: name and address are well-formed."""
+    """One member of `serf members`. Name and address are valid."""
 
     name: str
     address: str
     role: str
     tags: Mapping[str, str]
-    """Without `role`. JSON parts them without a doubt, which stdin's `k=v,k=v` does not."""
+    """All tags but `role`. In JSON they are unambiguous, unlike `k=v,k=v` on stdin."""
     status: str
     """alive, leaving, left or failed."""
 
 
 class MemberList(NamedTuple):
-    """A whole answer of `serf members`."""
+    """The parsed output of `serf members`."""
 
     members: tuple[ListedMember, ...]
     names: frozenset[str]
-    """Of all, the refused ones too: whoever Serf knows at an address nobody can have is not gone."""
+    """Names of all members, invalid ones included: a member with an invalid address is not gone."""
     refused: tuple[str, ...]
-    """A sentence for each member that could not be used."""
+    """One sentence per member that could not be used."""
     strays: Mapping[str, str] = MappingProxyType({})
-    """The roles of those, by what they call themselves."""
+    """Roles of those members, by their names."""
 
 
 class AgentInfo(NamedTuple):
-    """What `serf info` says of the agent of this load balancer."""
+    """The parsed output of `serf info`."""
 
     name: str
     role: str
     encrypted: bool
     clocks: Mapping[str, int]
-    """Its LTimes, by clock: `user` and `query`."""
+    """LTimes, by clock: `user` and `query`."""
     handlers: Mapping[str, str]
-    """Its event handlers, by filter (`*:`, `user:pause`, …)."""
+    """Event handlers, by filter (`*:`, `user:pause`, …)."""
 
 
 def parse_member_list(said: str) -> MemberList:
-    """The members in the answer of `serf members -format=json`. Raises ValueError where it is none."""
+    """Parse the output of `serf members -format=json`. Raises ValueError."""
     members: list[ListedMember] = []
     refused: list[str] = []
     strays: dict[str, str] = {}
@@ -75,7 +75,7 @@ def parse_member_list(said: str) -> MemberList:
 
 
 def parse_info(said: str) -> AgentInfo:
-    """The answer of `serf info -format=json`. Raises ValueError where it is none."""
+    """Parse the output of `serf info -format=json`. Raises ValueError."""
     answer = _answer(said)
     serf, tags = _table(answer.get("serf")), _table(answer.get("tags"))
     clocks = {clock: int(_text(serf, key)) for clock, key in _CLOCKS.items() if key in serf}
@@ -88,7 +88,7 @@ def parse_info(said: str) -> AgentInfo:
 
 
 def parse_answers(said: str, nodes: Collection[str]) -> dict[str, str]:
-    """The first answer of each of these nodes in what `serf query` prints."""
+    """Return the first answer of each of these nodes in the output of `serf query`."""
     found: dict[str, str] = {}
     for line in said.split("\n"):
         for node in nodes:
@@ -99,20 +99,20 @@ def parse_answers(said: str, nodes: Collection[str]) -> dict[str, str]:
 
 
 def find_peers(listed: MemberList, myself: AgentInfo) -> tuple[ListedMember, ...]:
-    """The other load balancers: the members with this agent's own role, `lb` where it has none."""
+    """Return the other load balancers: members with the agent's own role, or `lb` if it has none."""
     role = _first(myself)
     peers = (one for one in listed.members if role in role_names(one.role))
     return tuple(one for one in peers if one.name != myself.name and one.status != "left")
 
 
 def find_unreachable_peers(listed: MemberList, myself: AgentInfo) -> tuple[str, ...]:
-    """Load balancers of a name or address with which nobody can ask them."""
+    """Return the load balancers that cannot be queried, because their name or address is invalid."""
     mine = _first(myself)
     return tuple(name for name, role in listed.strays.items() if mine in role_names(role) and name != myself.name)
 
 
 def _first(myself: AgentInfo) -> str:
-    """The role by which load balancers know each other: the first of this agent's tag."""
+    """Return the role that load balancers share: the first one of the agent's own tag."""
     return next(iter(role_names(myself.role)), _LB)
 
 
@@ -120,7 +120,7 @@ def _listed(row: Mapping[str, Any]) -> ListedMember | str:
     name, tags = _text(row, "name"), _table(row.get("tags"))
     if not NAME.fullmatch(name):
         return f"node name {name[:80]!r} is not {NAME.pattern}"
-    # "10.0.0.5:7946" or "[fd00::5]:7946": the gossip port is none of ours.
+    # "10.0.0.5:7946" or "[fd00::5]:7946": drop the gossip port.
     given = _text(row, "addr")
     address = canonical_address(given.rpartition(":")[0].strip("[]"))
     if address is None:
@@ -146,7 +146,7 @@ def _table(value: Any) -> Mapping[str, Any]:  # noqa: ANN401  # as above
         return {}
     if not isinstance(value, dict):
         msg = f"{str(value)[:40]!r} is where names and values should be"
-        raise ValueError(msg)  # noqa: TRY004  # for the caller, all of it is one: not an answer of Serf
+        raise ValueError(msg)  # noqa: TRY004  # callers handle one error: not an answer of Serf
     return value
 
 

@@ -1,7 +1,7 @@
-"""The spool: events on disk, in order, until they have been folded into membership.
+"""The spool: events on disk, in order, until they are applied to membership.
 
-A record is named by its number. It is written under a hidden name, created exclusively, synced and
-renamed, so that what has a number is whole. Whatever else lies there is foreign and set aside in `bad/`.
+A record is named by its number. It is written under a hidden name, created exclusively, synced and renamed, so that a
+file with a number is complete. Any other file is foreign and moved to `bad/`.
 """
 
 from __future__ import annotations
@@ -15,29 +15,30 @@ from collections.abc import Iterable, Iterator
 
 from lbagent.system.tuples import NamedTuple
 
-# --- aside -----------------------------------------------------------------------------------------------
-
 KEPT = 100
-"""Of what was set aside, the newest so many stay."""
+"""Number of files kept in `bad/`, the newest ones."""
 
 _BAD = "bad"
 
 _KEPT_NAME = 100
-"""Bytes of a foreign name that are kept."""
+"""Bytes kept of the name of a foreign file."""
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @contextlib.contextmanager
 def open_folder(path: str) -> Iterator[int]:
-    """The folder at `path`, which is no link, as a descriptor; an OSError from within has the whole path in it."""
+    """Open the directory at `path`, which may not be a symbolic link, and yield its descriptor.
+
+    An OSError raised inside gets the full path as its filename.
+    """
     descriptor = os.open(path, _FOLDER)
     try:
         yield descriptor
     except OSError as error:
         if isinstance(error.filename, str | bytes):
             error.filename = os.path.join(path, os.fsdecode(error.filename))
-        else:  # the number of the open folder, or nothing
+        else:  # a descriptor number, or None
             error.filename = path
         raise
     finally:
@@ -45,7 +46,7 @@ def open_folder(path: str) -> Iterator[int]:
 
 
 def set_aside(spool: int, name: str) -> str:
-    """Move what `name` is in the open folder `spool` into its `bad/`; returns the path below it. Raises OSError."""
+    """Move `name` from the open directory `spool` to its `bad/`; return the path below `spool`. Raises OSError."""
     kept = f"{time.time_ns()}-{os.fsdecode(os.fsencode(name)[:_KEPT_NAME])}"
     bad = _bad(spool)
     try:
@@ -58,7 +59,10 @@ def set_aside(spool: int, name: str) -> str:
 
 
 def _bad(spool: int) -> int:
-    """The open folder `bad/`, made where it is missing; what stands in its place and is not ours goes into it."""
+    """Return a descriptor of `bad/`, creating it if missing.
+
+    A foreign file or directory in its place is moved into it.
+    """
     found = _ours(spool)
     if found is not None:
         return found
@@ -67,7 +71,7 @@ def _bad(spool: int) -> int:
         os.rename(_BAD, away, src_dir_fd=spool, dst_dir_fd=spool)
     os.mkdir(_BAD, 0o750, dir_fd=spool)
     made = _ours(spool)
-    if made is None:  # exchanged, between these two lines
+    if made is None:  # replaced by another process between the two calls
         raise PermissionError(errno.EPERM, "is somebody else's", _BAD)
     with contextlib.suppress(OSError):
         os.rename(away, f"{time.time_ns()}-{_BAD}", src_dir_fd=spool, dst_dir_fd=made)
@@ -75,7 +79,7 @@ def _bad(spool: int) -> int:
 
 
 def _ours(spool: int) -> int | None:
-    """The open folder `bad/`, if that is a folder which nobody else can write, but root."""
+    """Return a descriptor of `bad/` if it is a directory that only this user and root can write, else None."""
     try:
         descriptor = os.open(_BAD, _FOLDER, dir_fd=spool)
     except OSError:
@@ -88,7 +92,7 @@ def _ours(spool: int) -> int | None:
 
 
 def _erase(bad: int, name: str) -> None:
-    """Remove a file, or a folder with all that is in it, however deep; what cannot be removed stays."""
+    """Remove a file, or a directory with all its contents; what cannot be removed stays."""
     left = [name]
     while left:
         one = left.pop()
@@ -101,7 +105,7 @@ def _erase(bad: int, name: str) -> None:
 
 
 def _emptied(bad: int, folder: str) -> list[str]:
-    """Empty a folder: its files go, its folders come up beside it, under the names that are returned."""
+    """Empty a directory: delete its files, and move its subdirectories up into `bad`; return their new names."""
     up: list[str] = []
     inside = os.open(folder, _FOLDER, dir_fd=bad)
     try:
@@ -110,7 +114,7 @@ def _emptied(bad: int, folder: str) -> list[str]:
                 if not _is_folder(inside, name):
                     os.unlink(name, dir_fd=inside)
                     continue
-                # Older than all others: who is killed here leaves what goes first the next time.
+                # The prefix sorts first: if this process is killed here, these are removed first the next time.
                 raised = f"0-{time.time_ns()}-{len(up)}"
                 os.rename(name, raised, src_dir_fd=inside, dst_dir_fd=bad)
                 up.append(raised)
@@ -123,28 +127,25 @@ def _is_folder(inside: int, name: str) -> bool:
     return stat.S_ISDIR(os.stat(name, dir_fd=inside, follow_symlinks=False).st_mode)
 
 
-# --- spool ----------
-
-
 AT_ONCE, BYTES_AT_ONCE = 10_000, 64 * 1024 * 1024
-"""Records that a run takes at most, and bytes of them: the rest are for the run after it, not for our memory."""
+"""Maximum number of records, and of bytes, that one run processes. The next run continues."""
 
 _HIDDEN_FOR_GOOD = 300
-"""Seconds after which a hidden name belongs to a writer that died."""
+"""Age in seconds after which a hidden file belongs to a writer that died."""
 
 _LARGEST = 10**17
 
 Mark = tuple[str, int, int]
-"""Name, inode and time of a file: an emptied spool numbers from 1 again, so a name alone is not enough."""
+"""Name, inode and mtime (ns) of a file. A name alone is not enough: an emptied spool starts at number 1 again."""
 
 
 class Record(NamedTuple):
-    """One spool file that could be read."""
+    """One readable record."""
 
     name: str
     content: bytes
     foreign: bool = False
-    """Whether a user has written it who is neither root nor we."""
+    """Whether neither root nor this user has written it."""
 
 
 class Spool:
@@ -172,16 +173,16 @@ class Spool:
                 if _publish(here, descriptor, str(number), content):
                     return str(number)
 
-    def names(self) -> list[str]:
-        """The records, oldest first; foreign names come last."""
+    def list_names(self) -> list[str]:
+        """Return the names of the records, oldest first; foreign names come last."""
         try:
             with open_folder(self.folder) as here:
                 return _shown(here)
         except FileNotFoundError:
             return []
 
-    def marks(self) -> frozenset[Mark]:
-        """What tells every file that the next run takes from all others."""
+    def list_marks(self) -> frozenset[Mark]:
+        """Return the marks of the files that the next run would process."""
         try:
             with open_folder(self.folder) as here:
                 return frozenset((name, one.st_ino, one.st_mtime_ns) for name, one in self._next(here))
@@ -189,7 +190,7 @@ class Spool:
             return frozenset()
 
     def read(self) -> tuple[list[Record], list[str]]:
-        """Every readable record in order, and a sentence for each file that was set aside."""
+        """Return every readable record in order, and one sentence for each file that was set aside."""
         records, said = [], []
         with contextlib.suppress(FileNotFoundError), open_folder(self.folder) as here:
             _forget_the_dead(here)
@@ -202,7 +203,7 @@ class Spool:
         return records, said
 
     def peek(self) -> list[Record]:
-        """Every readable record in order; nothing is moved."""
+        """Return every readable record in order, without moving any file."""
         try:
             with open_folder(self.folder) as here:
                 found = [self._record(here, name) for name, _ in self._next(here)]
@@ -211,7 +212,7 @@ class Spool:
         return [record for record in found if isinstance(record, Record)]
 
     def set_aside(self, name: str, why: str) -> str:
-        """Move a file that cannot be folded to `bad/`, of which the newest are kept; returns what to report."""
+        """Move an unusable file to `bad/` and return the sentence that reports it."""
         path = os.path.join(self.folder, name)
         try:
             with open_folder(self.folder) as here:
@@ -221,14 +222,14 @@ class Spool:
         return f"{path!r} {why}: set aside as {os.path.join(self.folder, kept)!r}"
 
     def remove(self, names: Iterable[str]) -> None:
-        """Forget records that have been folded. Raises OSError."""
+        """Delete records that are applied to membership. Raises OSError."""
         with contextlib.suppress(FileNotFoundError), open_folder(self.folder) as here:
             for name in names:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(name, dir_fd=here)
 
-    def oldest(self) -> float | None:
-        """When the oldest record was written, in seconds since the epoch; None when there is none."""
+    def find_oldest_time(self) -> float | None:
+        """Return when the oldest record was written, in epoch seconds; None if there is none."""
         with contextlib.suppress(FileNotFoundError), open_folder(self.folder) as here:
             for name in _shown(here):
                 with contextlib.suppress(OSError):
@@ -236,7 +237,7 @@ class Spool:
         return None
 
     def _next(self, here: int) -> Iterator[tuple[str, os.stat_result]]:
-        """The records that one run takes: all there are, unless somebody has flooded the spool."""
+        """Yield the records that one run processes: all of them, unless the spool was flooded."""
         room = BYTES_AT_ONCE
         for name in _shown(here)[:AT_ONCE]:
             with contextlib.suppress(FileNotFoundError):
@@ -249,7 +250,7 @@ class Spool:
     def _record(self, here: int, name: str) -> Record | str:
         if _number(name) is None:
             return "is not named like a record"
-        # A FIFO must not make us wait, a link must not lead us elsewhere, a terminal must not become ours.
+        # Do not block on a FIFO, follow a symbolic link or acquire a terminal.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         try:
             descriptor = os.open(name, flags, dir_fd=here)

@@ -1,4 +1,4 @@
-"""The kernel's table of TCP connections, as /proc shows it."""
+"""TCP connections and listeners, from /proc/net/tcp, and connection attempts."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  # compared, not bound
 
 
 def count_connections() -> Counter[tuple[str, int]]:
-    """How many connections are established from here, by remote address and port."""
+    """Count the established connections by remote address and port."""
     found: Counter[str] = Counter()
     found.update(row[_REMOTE] for row in _rows(_STATE) if row[_STATE] == _ESTABLISHED)
     return Counter({_endpoint(remote): count for remote, count in found.items()})
 
 
 def find_listeners(asked: str) -> set[int]:
-    """The users who listen at `asked`, HOST:PORT."""
+    """Return the uids that listen at `asked`, a HOST:PORT."""
     at = _resolved(asked)
     everywhere = {(one, port) for _, port in at for one in _EVERYWHERE}
     found = set()
@@ -34,7 +34,7 @@ def find_listeners(asked: str) -> set[int]:
 
 
 def is_same_endpoint(one: str, other: str) -> bool:
-    """Whether two HOST:PORT may be one and the same; who listens everywhere does so at each address."""
+    """Return whether two HOST:PORT may be the same endpoint; a wildcard address includes each address."""
     if one == other:
         return True
     here, there = _resolved(one), _resolved(other)
@@ -43,8 +43,8 @@ def is_same_endpoint(one: str, other: str) -> bool:
 
 
 def _resolved(given: str) -> set[tuple[str, int]]:
-    """Every address that HOST:PORT names; none where that is not to be understood."""
-    import socket  # noqa: PLC0415  # for a person who asks
+    """Return every address of HOST:PORT; empty if it cannot be resolved."""
+    import socket  # noqa: PLC0415  # not needed by handlers
 
     host, _, port = given.rpartition(":")
     if not (port.isascii() and port.isdigit()):
@@ -65,13 +65,11 @@ def _rows(last: int) -> Iterator[list[str]]:
 
 def _endpoint(remote: str) -> tuple[str, int]:
     address, port = remote.split(":")
-    # Words of 32 bits, as numbers of this machine.
+    # Words of 32 bits, in the byte order of this machine.
     words = (int(address[at : at + 8], 16) for at in range(0, len(address), 8))
     parsed = ipaddress.ip_address(b"".join(word.to_bytes(4, sys.byteorder) for word in words))
     return str(getattr(parsed, "ipv4_mapped", None) or parsed), int(port, 16)
 
-
-# --- reach -----------------------------------------------------------------------------------------------
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,11 +78,14 @@ if TYPE_CHECKING:
 Endpoint = tuple[str, int]
 
 _AT_ONCE = 200
-"""Connections tried at the same time: a process may have few descriptors."""
+"""Maximum number of simultaneous attempts: a process may have few descriptors."""
 
 
 def find_silent_endpoints(endpoints: Iterable[Endpoint], seconds: float) -> set[Endpoint]:
-    """Those that refuse, or do not answer within the time; what there was no time for counts as answering."""
+    """Return the endpoints that refuse a connection, or do not accept one in `seconds`.
+
+    Endpoints that were not tried in time count as answering.
+    """
     left = sorted(set(endpoints))
     deadline = time.monotonic() + seconds
     found: set[Endpoint] = set()
@@ -101,7 +102,7 @@ def _tried(endpoints: Iterable[Endpoint], deadline: float) -> set[Endpoint]:
         for endpoint in endpoints:
             try:
                 one = _socket(endpoint)
-            except OSError:  # no descriptors left, or no IPv6: that is not the other side's fault
+            except OSError:  # no descriptors left, or no IPv6: not the fault of the other side
                 continue
             trials[one.fileno()] = one, endpoint
             if one.connect_ex(endpoint) not in (0, errno.EINPROGRESS):
@@ -114,8 +115,8 @@ def _tried(endpoints: Iterable[Endpoint], deadline: float) -> set[Endpoint]:
 
 
 def _failed(trials: dict[int, tuple[socket, Endpoint]], deadline: float) -> set[Endpoint]:
-    """Those whose connection has come to nothing, or to no end."""
-    import select  # noqa: PLC0415  # on the handler's path only where a server joins
+    """Return the endpoints whose connection failed, or did not complete until the deadline."""
+    import select  # noqa: PLC0415  # needed by handlers only when a server joins
 
     poll, waiting, found = select.poll(), set(trials), set()
     for number in trials:
@@ -134,7 +135,7 @@ def _socket(endpoint: Endpoint) -> socket:
 
     one = socket.socket(socket.AF_INET6 if ":" in endpoint[0] else socket.AF_INET, socket.SOCK_STREAM)
     one.settimeout(0)
-    # As HAProxy's own checks: reset before it is acknowledged, so that no server sees a client come and go.
+    # As HAProxy's own checks: reset before the acknowledgement, so that the server does not see a client.
     one.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
     one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     return one

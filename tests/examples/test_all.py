@@ -120,7 +120,7 @@ def test_keepalived_accepts_it_without_a_word(path: Path) -> None:
 
 
 def test_keepalived_accepts_preemption_as_the_page_has_it(tmp_path: Path) -> None:
-    page = (HERE.parent / "docs/high-availability.md").read_text(encoding="utf-8")
+    page = (HERE.parent / "docs/explanation/the-pair.md").read_text(encoding="utf-8")
     [delay] = re.findall(r"write `(preempt_delay \d+)` in place of `nopreempt`", page)
     text = (HERE / "windows-iis/keepalived/lb01.conf").read_text()
     (tmp_path / "keepalived.conf").write_text(text.replace("    nopreempt\n", f"    {delay}\n"))

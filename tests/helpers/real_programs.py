@@ -36,6 +36,9 @@ LBAGENT = Path(sys.executable).with_name("lbagent")
 PATIENCE = 45.0  # seconds: longer than two of Serf's push/pulls (15 s with the profile of these agents)
 """Seconds after which what should have happened is taken not to happen."""
 
+QUERY_TIMEOUT = 15.0
+"""Seconds that a query of the tests waits for its answers; lbagent answers after two, or when a reload has ended."""
+
 _FOREIGN = ("SERF_", "LBAGENT_", "HAPROXY_", "STATE_DIRECTORY", "INVOCATION_ID", "NOTIFY_SOCKET", "COLUMNS", "LINES")
 """What the environment of the tests must not hand down to the programs under test."""
 
@@ -517,7 +520,8 @@ class Haproxy:
             if f"stats socket {self.lb.socket}".encode() in self.lb.text:
                 return "Pid: " in self.ask("show info")
             socket.create_connection(("127.0.0.1", self.lb.front), 5).close()
-            return True
+            # Up to 3.0 the master listens before it forks the worker, and the kernel accepts the connection.
+            return bool(self.workers())
         return False
 
     def _pids(self) -> list[int]:
@@ -706,14 +710,14 @@ class SerfAgent:
         heading = f"Received event: query: {name}"
         received = at.log.count(heading) if at else 0
         found = self._query(name, payload, answers)
-        for _ in range(2):
+        for _ in range(4):
             if found or at is None or at.log.count(heading) > received:
                 break
             found = self._query(name, payload, answers)
         return found
 
     def _query(self, name: str, payload: str, answers: int) -> dict[str, str]:
-        argv = ["serf", "query", "-no-ack", f"-timeout={PATIENCE:g}s", name, payload]
+        argv = ["serf", "query", "-no-ack", f"-timeout={QUERY_TIMEOUT:g}s", name, payload]
         found: dict[str, str] = {}
         with subprocess.Popen(argv, env=self._env, stdout=subprocess.PIPE, text=True) as asking:
             assert asking.stdout

@@ -11,7 +11,7 @@ import pytest
 
 from tests.helpers.real_programs import LBAGENT, RELOADING, Backend, Haproxy, Lb, SerfAgent, binaries, eventually
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.sliced]
 
 SORRY = "503"
 """What HAProxy answers where no server is."""
@@ -226,7 +226,7 @@ def test_the_operators_own_reload_command_is_the_one_that_runs() -> None:
             asked = one.agent.query("pause", one.words, at=agent)
 
             said = Path(lb.folder / "said").read_text()
-            assert asked == {"lb01": "done"}
+            assert asked == {"lb01": "done, no other server of iis serves"}
             assert lb.managed == [one.paused]
             assert said == "now\nnow\n"
             assert haproxy.reloads() == (2, 0)

@@ -108,7 +108,7 @@ def test_another_version_of_the_file_gets_its_nodes_back(
 
 def test_an_operator_who_reloads_in_the_middle_of_batches_breaks_nothing(lb: Lb) -> None:
     dice, there, paused = random.Random(3), set(NAMES[:4]), set[str]()
-    with Haproxy(lb) as haproxy, watching(lb), backends(lb), load(lb.front, 4) as count:
+    with backends(lb), Haproxy(lb) as haproxy, watching(lb), load(lb.front, 4) as count:
         eventually(lambda: consistent(lb, haproxy, set(NAMES[:4])))
         for number in range(1, 41):
             name = dice.choice(NAMES[1:])
@@ -131,7 +131,7 @@ def test_an_operator_who_reloads_in_the_middle_of_batches_breaks_nothing(lb: Lb)
 
 
 def test_a_socket_whose_file_is_gone_costs_reloads_and_nothing_else(lb: Lb) -> None:
-    with Haproxy(lb) as haproxy, watching(lb), backends(lb):
+    with backends(lb), Haproxy(lb) as haproxy, watching(lb):
         eventually(lambda: consistent(lb, haproxy, set(NAMES[:4])))
         reloads = haproxy.reloads()[0]
         lb.socket.unlink()  # workers inherit it open: no reload makes it anew, only a start does

@@ -12,7 +12,7 @@ import yaml
 
 from lbagent.errors import RolesRefused
 from lbagent.roles import loader
-from lbagent.roles.keys import schema, schema_text
+from lbagent.roles.keys import format_schema, schema
 from tests.roles.test_cache import TEXTS
 from tests.roles.test_mistakes import BROKEN
 
@@ -43,7 +43,7 @@ def valid(text: str) -> bool:
 
 
 def test_the_shipped_schema_is_that_of_the_loader() -> None:
-    assert SHIPPED.read_text(encoding="utf-8") == schema_text()
+    assert SHIPPED.read_text(encoding="utf-8") == format_schema()
 
 
 def test_the_schema_is_one() -> None:

@@ -1,0 +1,41 @@
+"""The part of the tests on every HAProxy version that `make test` runs; `make matrix` runs all of them.
+
+A module that sets `pytestmark = pytest.mark.sliced` multiplies its tests by HAProxy versions and by other parameters.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+
+ENOUGH = 4
+"""With so many other combinations of parameters, each runs on one version: together they run on all."""
+
+
+def choose_slice(cases: Sequence[tuple[Hashable, Hashable, str]], versions: Sequence[str]) -> set[int]:
+    """The positions in `cases` of a module that make a slice; a case is (test, its other parameters, HAProxy version).
+
+    Each test, with each combination of its other parameters, runs on one version or two: where it is two, on one of
+    the older half and one of the newer half of `versions`. The versions rotate, so that all have their share.
+    """
+    combinations: dict[Hashable, dict[Hashable, list[tuple[str, int]]]] = defaultdict(lambda: defaultdict(list))
+    for position, (test, others, version) in enumerate(cases):
+        combinations[test][others].append((version, position))
+    chosen: set[int] = set()
+    for turn, by_others in enumerate(combinations.values()):
+        for number, there in enumerate(by_others.values()):
+            on: dict[str, list[int]] = defaultdict(list)
+            for version, position in there:
+                on[version].append(position)
+            count = 1 if len(by_others) >= ENOUGH else 2
+            wanted = [version for version in _rotate(versions, turn + number) if version in on][:count]
+            chosen.update(position for version in wanted for position in on[version])
+    return chosen
+
+
+def _rotate(versions: Sequence[str], turn: int) -> list[str]:
+    """`versions` with those first whose turn it is: one of each half, each version as often as the others."""
+    first = turn % len(versions)
+    half = len(versions) // 2
+    second = first + half if first < half else len(versions) - 1 - first
+    return list(dict.fromkeys([versions[first], versions[second], *versions]))
