@@ -545,10 +545,10 @@ def lab(folder: Path, seed: int) -> Iterator[Lab]:
     accepts = subprocess.ProgramResult(0, "")
     with contextlib.ExitStack() as stack:
         for where, name, value in (
-            (validation, "checked", lambda *_: accepts),
-            (process, "find", lambda *_: None),
-            (process, "shown_not_to_run", lambda *_: True),
-            (agent, "_serf", serf),
+            (validation, "check_files", lambda *_: accepts),
+            (process, "find_haproxy", lambda *_: None),
+            (process, "is_shown_not_to_run", lambda *_: True),
+            (agent, "_run_serf", serf),
             (os, "fsync", lambda _: None),
             (os, "write", answer),
             (time, "sleep", lambda _: None),
