@@ -11,7 +11,7 @@ from lbagent.checks.finding import Finding, Kind, enumerated, error, ok, warning
 from lbagent.haproxy.config import Document, ManagedLine, Marker, OperatorServer, Proxy
 from lbagent.haproxy.words import split_words
 from lbagent.names import format_count
-from lbagent.planning.plan import Plan, doubled
+from lbagent.planning.plan import Plan, find_duplicate_markers
 from lbagent.roles.model import Roles
 from lbagent.system.tuples import NamedTuple
 
@@ -111,7 +111,7 @@ def _there(document: Document) -> set[str]:
 
 def _twice(document: Document) -> Iterator[Finding]:
     for proxy in document.proxies:
-        for first, marker in doubled(document, proxy):
+        for first, marker in find_duplicate_markers(document, proxy):
             yield error(
                 Kind.MARKER_TWICE,
                 document.locate(marker.at),

@@ -10,7 +10,7 @@ from lbagent.membership import pause_reports
 from lbagent.membership.lookup import find_paused
 from lbagent.membership.model import Membership
 from lbagent.membership.storage import Damaged
-from lbagent.run.command import obeyed
+from lbagent.run.command import run_command
 from lbagent.run.engine import Engine
 from lbagent.serf.events import Command, Malformed, StatusQuery, parse_event
 from lbagent.serf.raw_event import RawEvent
@@ -78,7 +78,7 @@ def _answer(raw: RawEvent, engine: Engine, log: Log) -> str:
     if isinstance(event, Malformed):
         return f"refused: {event.why}"
     assert isinstance(event, Command)  # noqa: S101  # the only other thing a wanted query can be
-    return obeyed(raw, event, engine, log, WAIT)
+    return run_command(raw, event, engine, log, WAIT)
 
 
 def _status(words: tuple[str, ...], raw: RawEvent, engine: Engine) -> str:

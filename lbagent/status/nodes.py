@@ -11,8 +11,8 @@ from lbagent.haproxy.server_line import format_endpoint
 from lbagent.membership.lookup import find_paused
 from lbagent.membership.model import (
     FAILED,
+    PAUSED_BY_CONFIG,
     PRESENT,
-    REBUILT,
     UNKNOWN,
     Member,
     Members,
@@ -68,7 +68,7 @@ def list_server_states(document: Document, roles: Roles, members: Members, stats
         if proxy.managed:
             place = ProxyPlanner(document, proxy, roles, pairs, members)
             for line in proxy.managed:
-                node = place.node(line)
+                node = place.find_node(line)
                 found.setdefault(node, []).extend(_managed(proxy, node, here, line, stats))
         templates = (hand for one in proxy.templates for hand in one.servers())
         for hand in (*proxy.operator_servers, *templates) if here else ():
@@ -207,7 +207,7 @@ def since(found: State, facts: Facts) -> int | None:
         return member.quarantine.since
     if pauser is not None:
         # Of a tag, and of a pause that was read off haproxy.cfg, nobody knows when it began.
-        return pauser.pause.since if pauser.pause and pauser.pause.by != REBUILT else None
+        return pauser.pause.since if pauser.pause and pauser.pause.by != PAUSED_BY_CONFIG else None
     return member.changed if member and member.tags is not None else None
 
 
