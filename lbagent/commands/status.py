@@ -9,6 +9,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
+from rich.console import Console
+from rich.live import Live
+
 from lbagent.errors import LbagentError
 from lbagent.run.engine import Engine
 from lbagent.settings import Settings
@@ -76,10 +79,6 @@ def _plain(report: Report) -> str:
 
 
 def _to_terminal(looks: Looks, *, watch: bool) -> None:
-    from rich.console import Console  # noqa: PLC0415  # 40 ms that only a person waits for
-
-    from lbagent.status.render import fitted, view  # noqa: PLC0415  # as above
-
     console = Console(markup=False, highlight=False, emoji=False)
     # COLUMNS=0 is a width that nothing fits into. Only then: a width that is set follows no terminal any more.
     if not console.width:
@@ -88,10 +87,8 @@ def _to_terminal(looks: Looks, *, watch: bool) -> None:
         console.height = 25
     if not watch or console.is_dumb_terminal:
         for look in looks:
-            console.print(look if isinstance(look, str) else view(look, console.width))
+            console.print(look if isinstance(look, str) else render.view(look, console.width))
         return
-    from rich.live import Live  # noqa: PLC0415  # as above
-
     with Live(console=console, screen=True, auto_refresh=False) as live:
         for look in looks:
-            live.update(look if isinstance(look, str) else fitted(look, console), refresh=True)
+            live.update(look if isinstance(look, str) else render.fitted(look, console), refresh=True)

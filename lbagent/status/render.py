@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
-from rich.console import Group
+from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -209,12 +208,6 @@ def plain(report: Report) -> list[str]:
 
 
 # --- view ------------------------------------------------------------------------------------------------
-
-if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
-
-    from lbagent.status.nodes import Node
-    from lbagent.status.report import Report
 
 _GAP, _INDENT = 2, 4
 _NUMBERS = ("SINCE",)

@@ -372,13 +372,15 @@ def test_who_reads_only_the_beginning_sees_no_traceback(lb: Lb) -> None:
     assert said.stderr == b""
 
 
-def test_only_a_terminal_loads_rich(lb: Lb) -> None:
+def test_an_event_does_not_load_rich(lb: Lb) -> None:
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", LBAGENT, "status", "--json"],
-        env=lb.env,
+        [sys.executable, "-X", "importtime", LBAGENT, "handle"],
+        env={**lb.env, "SERF_EVENT": "member-join"},
+        input=line("web01", "127.0.0.11") + b"\n",
         capture_output=True,
         check=True,
         timeout=60,
     )
 
+    assert sorted(lb.members()) == ["web01"]
     assert b"rich" not in done.stderr
