@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint bench load fuzz long histories matrix test-differential test-pair test-windows test-spark test-impala test-platform pages clean
+.PHONY: help demo test test-fast check lint docs bench load fuzz long histories matrix test-differential test-pair test-windows test-spark test-impala test-platform pages clean
 
 export PATH := $(PATH):/usr/sbin:/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -20,6 +20,9 @@ demo: $(VENV)/.demo  ## join, pause, reboot, resume and leave, with real Serf an
 test: $(VENV)/.dev  ## all tests; on Debian 12 with the HAProxy of later releases too, which it fetches
 	@.ci/haproxy || true
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-fast: $(VENV)/.dev  ## the tests without real programs, a minute
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/real --ignore tests/examples --ignore tests/packaging --ignore tests/docs
 
 check: lint test  ## what a change has to pass: format, lint, types, tests
 
@@ -83,6 +86,10 @@ test-platform: $(VENV)/.platform  ## a data platform enrols and changes under JM
 pages: $(VENV)/.pages  ## man page and completions, in build/
 	@$(BIN)/python packaging/pages.py build
 
+docs: $(VENV)/.docs  ## the documentation as a site that can be read offline, in build/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "build/site/index.html"
+
 include packaging/install.mk
 
 clean:  ## removes what the others have made here
@@ -130,6 +137,11 @@ $(VENV)/.pages: pyproject.toml .ci/install
 	$(NEW_VENV)
 	$(call INSTALL,.[pages])
 	@touch $(VENV)/.demo
+
+$(VENV)/.docs: pyproject.toml .ci/install
+	@.ci/install
+	$(NEW_VENV)
+	$(call INSTALL,.[docs])
 
 $(VENV)/.dev: pyproject.toml .ci/install
 	@.ci/install

@@ -1,15 +1,15 @@
-"""Every deliberate error, and the exit status that goes with it.
+"""Every deliberate error with its exit status.
 
 LbagentError             1   unexpected, or not confirmed
-├── NotStored            1   nothing could be written: `sync` needed
-├── UsageError           2   wrong options
-├── RolesRefused         2   roles.yml cannot be used as it stands
+├── NotStored            1   the event was not stored; `sync` is needed
+├── UsageError           2   invalid command line
+├── RolesRefused         2   roles.yml is invalid
 ├── LastServer           3   a pause would leave a service without any server
-├── Refused              4   HAProxy (or a rule about markers) refused haproxy.cfg; the live file is untouched
-├── PutBack              5   the reload failed; the previous managed lines are back
-│   └── NotYet           5   … and it is too soon to try again
-├── Busy                 6   the lock, or a haproxy.cfg nobody is editing, was not had in time
-└── TryAgain            75   Serf or HAProxy could not be reached; the next run goes on from here
+├── Refused              4   HAProxy, or a rule about markers, rejects haproxy.cfg; the file is unchanged
+├── RolledBack           5   the reload failed; the previous managed lines are restored
+│   └── ReloadPostponed  5   the same, and it is too soon to try again
+├── Busy                 6   could not acquire the lock in time, or haproxy.cfg kept changing
+└── TryAgain            75   Serf or HAProxy is unreachable; the next run continues
 """
 
 from __future__ import annotations
@@ -17,40 +17,40 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 INTERRUPTED = 130
-"""Exit status of a run that Ctrl-C or SIGTERM has ended."""
+"""Exit status of a run that Ctrl-C or SIGTERM interrupted."""
 
 
 class LbagentError(Exception):
-    """One line for the operator: what, where, what would be right."""
+    """An error that lbagent expects. Its text is one line for the operator: object, problem, what to do."""
 
     exit_status = 1
     outcome = "failed"
-    """What history.jsonl calls a run that ended so."""
+    """The `outcome` of such a run in history.jsonl."""
     meaning = "unexpected (no permission, a full disk), or not confirmed"
-    """What its exit status means, as --help and man page say it; kinds of it need none of their own."""
+    """What the exit status means, for --help and the man page. Subclasses with the same meaning define none."""
 
 
 class NotStored(LbagentError):
-    """The event could not be stored; membership may have to be asked of Serf."""
+    """The event could not be stored. `sync` has to fetch membership from Serf."""
 
 
 class UsageError(LbagentError):
-    """The command line cannot be understood."""
+    """The command line is invalid."""
 
     exit_status = 2
     meaning = "the command line cannot be understood"
 
 
 class RolesRefused(LbagentError):
-    """roles.yml cannot be used; nothing on disk was changed."""
+    """roles.yml is invalid. Nothing on disk was changed."""
 
     exit_status = 2
     mistakes: tuple[str, ...] = ()
-    """A sentence for each mistake; the error itself is one line, of the first."""
+    """One sentence per mistake. The text of the error itself is the first one."""
 
     @classmethod
-    def of(cls, mistakes: Sequence[str]) -> RolesRefused:
-        """The error with all of these."""
+    def from_mistakes(cls, mistakes: Sequence[str]) -> RolesRefused:
+        """Return the error for these mistakes, of which there is at least one."""
         more = len(mistakes) - 1
         rest = f" (and {more} more mistake{'' if more == 1 else 's'}: run lbagent check)" if more else ""
         error = cls(f"{mistakes[0]}{rest}")
@@ -61,14 +61,14 @@ class RolesRefused(LbagentError):
 
 
 class LastServer(LbagentError):
-    """A pause would leave a service without any server that serves; nothing was done."""
+    """A pause would leave a service without any serving server. Nothing was paused."""
 
     exit_status = 3
     meaning = "of `pause`: no other server of the service serves, nothing was paused"
 
 
 class Refused(LbagentError):
-    """haproxy.cfg was refused; the live file was never touched."""
+    """haproxy.cfg was rejected. The file is unchanged."""
 
     exit_status = 4
     meaning = "HAProxy refuses haproxy.cfg, or a marker stands twice; nothing was replaced"
@@ -76,7 +76,7 @@ class Refused(LbagentError):
 
 
 class RolledBack(LbagentError):
-    """HAProxy did not take the change over; the previous managed lines are back."""
+    """HAProxy did not load the change. The previous managed lines are restored."""
 
     exit_status = 5
     meaning = "the reload failed; the previous managed lines are back"
@@ -84,11 +84,14 @@ class RolledBack(LbagentError):
 
 
 class ReloadPostponed(RolledBack):
-    """A reload that failed waits for its time, or for haproxy.cfg or roles.yml to change."""
+    """A failed reload is not retried yet.
+
+    Its waiting time is not over, and neither haproxy.cfg nor roles.yml has changed.
+    """
 
 
 class Busy(LbagentError):
-    """Somebody else holds the lock, or keeps editing haproxy.cfg."""
+    """Another process holds the lock, or haproxy.cfg keeps changing."""
 
     exit_status = 6
     meaning = "the lock, or a haproxy.cfg that nobody is editing, was not had in time"
@@ -96,7 +99,7 @@ class Busy(LbagentError):
 
 
 class TryAgain(LbagentError):
-    """Serf or HAProxy could not be reached; nothing is lost, the next run goes on."""
+    """Serf or HAProxy is unreachable. Nothing is lost: the next run continues."""
 
     exit_status = 75
     meaning = "Serf or HAProxy could not be reached; the next run goes on from there"

@@ -1,8 +1,7 @@
-"""What a name, an address, a role or a tag value may look like before it may go anywhere.
+"""Validate and format names, addresses, roles and tag values.
 
-Serf restricts none of them: names with blanks, newlines, NUL or 1,000 bytes and addresses
-like `<nil>` or `?616263` all reach the handler. One room decides, for Serf's side and HAProxy's,
-and for what people are shown.
+Serf restricts none of them: names with blanks, newlines, NUL or 1,000 bytes and addresses such as `<nil>` or `?616263`
+all reach the handler. This module decides for serf/, for haproxy/ and for what is printed.
 """
 
 from __future__ import annotations
@@ -12,20 +11,20 @@ from collections.abc import Collection, Sequence
 from itertools import pairwise
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-"""A node, role or section."""
+"""The name of a node, role or section."""
 
 SERVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
-"""A service: no dot, so that the last dot of NODE.SERVICE parts the two."""
+"""The name of a service. It has no dot, so that the last dot of NODE.SERVICE separates the two."""
 
 TAG_VALUE = re.compile(r"[A-Za-z0-9._-]{1,64}")
-"""A Serf tag that may stand in a `server` line."""
+"""The value of a Serf tag that may become part of a `server` line."""
 
 _OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 IPV4 = rf"{_OCTET}(?:\.{_OCTET}){{3}}"
-"""The one spelling of an IPv4 address, as a pattern."""
+"""Pattern of an IPv4 address in its canonical form."""
 
 _IPV4 = re.compile(IPV4)
-# Possessive, so that nothing is remembered for a second try.
+# Possessive quantifiers: no backtracking positions are kept.
 _NAMES = re.compile(rf"(?:{NAME.pattern}\n)*+")
 _IPV4S = re.compile(rf"(?:{_IPV4.pattern}\n)*+")
 _DOUBTFUL = re.compile(r"\n(?:0|127|169\.254|22[4-9]|2[3-5][0-9])\.")
@@ -38,13 +37,13 @@ _SHAPE = str.maketrans("123456789", "000000000")
 
 
 def are_names(texts: Collection[str]) -> bool:
-    """Whether every text is a node's name; thousands at a time."""
+    """Return whether every text is a valid node name. Fast for thousands of names."""
     text = "\n".join([*texts, ""])
     return _NAMES.fullmatch(text) is not None and text.count("\n") == len(texts)
 
 
 def are_addresses(texts: Collection[str]) -> bool:
-    """Whether every text is the one spelling of an IP address; thousands at a time."""
+    """Return whether every text is an IP address in canonical form. Fast for thousands of addresses."""
     text = "\n".join([*texts, ""])
     if _IPV4S.fullmatch(text) and text.count("\n") == len(texts):
         return True
@@ -52,74 +51,77 @@ def are_addresses(texts: Collection[str]) -> bool:
 
 
 def canonical_address(text: str) -> str | None:
-    """The one spelling of an IP address, or None where `text` is none; a zone (`%eth0`) is none."""
+    """Return the canonical form of an IP address, or None if `text` is not one. A zone (`%eth0`) is not accepted."""
     if _IPV4.fullmatch(text):
         return text
     if ":" not in text or "%" in text:
         return None
-    import ipaddress  # noqa: PLC0415  # 3 ms that only IPv6 has to pay
+    import ipaddress  # noqa: PLC0415  # takes 3 ms, only needed for IPv6
 
     try:
         address = ipaddress.IPv6Address(text)
     except ValueError:
         return None
-    # ::ffff:127.0.0.1 is 127.0.0.1 to the kernel, so it has to be to our rules.
+    # The kernel treats ::ffff:127.0.0.1 as 127.0.0.1, so the rules have to as well.
     return str(address.ipv4_mapped or address)
 
 
 def explain_refused_address(address: str, networks: Sequence[str] = ()) -> str | None:
-    """Why a canonical `address` may not be written, given a role's `networks`; None where it may."""
+    """Return why a canonical `address` may not be written, given a role's `networks`; None where it may."""
     if not networks and ":" not in address and not address.startswith(_CAREFUL):
         return None
-    kind = _kind_v6(address) if ":" in address else _kind_v4(address)
+    kind = _classify_ipv6(address) if ":" in address else _classify_ipv4(address)
     if kind and kind != "loopback":
         return f"{address} is {'an' if kind == 'unspecified' else 'a'} {kind} address"
-    if kind and not any(_is_loopback(network) and _holds(network, address) for network in networks):
+    if kind and not any(_is_loopback(network) and _is_in_network(network, address) for network in networks):
         return f"{address} is a loopback address, which the role's networks do not name"
-    if networks and not any(_holds(network, address) for network in networks):
+    if networks and not any(_is_in_network(network, address) for network in networks):
         return f"{address} is outside the role's networks"
     return None
 
 
 def role_names(tag: str) -> tuple[str, ...]:
-    """The roles that a Serf tag `role` names, in its order: one, or several with commas between them."""
+    """Return the roles that a Serf tag `role` lists, in its order: one, or several separated by commas."""
     if "," not in tag:
         return (tag,) if tag else ()
     return tuple(dict.fromkeys(name for one in tag.split(",") if (name := one.strip(" "))))
 
 
 def make_printable(words: str) -> str:
-    """The words with nothing in them that a terminal obeys: what is not printable, a line's end too, is a `?`."""
+    """Replace every character that is not printable, line ends and escape sequences included, by `?`."""
     return words if words.isprintable() else "".join(one if one.isprintable() else "?" for one in words)
 
 
 def brief(words: str, limit: int = 500) -> str:
-    """`words` cut to at most so many characters: what other programs print may have any size."""
+    """Cut `words` to at most `limit` characters: output of other programs may have any size."""
     return words if len(words) <= limit else f"{words[: limit - 2]} …"
 
 
 def format_count(count: int, noun: str) -> str:
-    """A number with its noun."""
+    """Format a count with its noun, such as `1 line` or `2 lines`."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def natural_key(name: str) -> tuple[list[str | int], str]:
-    """Sort key under which web2 comes before web10."""
+    """Return the sort key for natural order: web2 before web10."""
     parts: list[str | int] = list(_DIGITS.split(name))
     parts[1::2] = map(int, parts[1::2])
     return parts, name
 
 
 def are_plainly_allowed(addresses: Collection[str]) -> bool:
-    """Whether `refusal` would let every one of these pass where a role names no networks; thousands at a time."""
+    """Return whether `explain_refused_address` accepts all of these for a role without networks.
+
+    May return False for addresses that are accepted. Fast for thousands of addresses.
+    """
     text = "\n".join(["", *addresses])
     return ":" not in text and _DOUBTFUL.search(text) is None
 
 
 def sort_names(names: Collection[str]) -> list[str]:
-    """The names in natural order."""
-    # Names of one shape (web00, web07, web12) are in natural order where they are in plain order, which is
-    # ten times as fast to find; and of most shapes, all of one come before all of the other.
+    """Sort names in natural order: web2 before web10."""
+    # Names of one shape (web00, web07, web12) have the same plain and natural order, and plain sorting is ten times
+    # faster. With several shapes, usually all names of one shape sort before all of the next.
     shape_of = "\n".join(names).translate(_SHAPE).split("\n")
     if len(set(shape_of)) == 1:
         return sorted(names)
@@ -133,7 +135,7 @@ def sort_names(names: Collection[str]) -> list[str]:
     return sorted(names, key=natural_key)
 
 
-def _kind_v4(address: str) -> str | None:
+def _classify_ipv4(address: str) -> str | None:
     if address.startswith("127."):
         return "loopback"
     if not address.startswith(_NEVER_V4):
@@ -145,7 +147,7 @@ def _kind_v4(address: str) -> str | None:
     return "multicast" if int(address.split(".", 1)[0]) < 240 else "broadcast"  # noqa: PLR2004  # 240/4
 
 
-def _kind_v6(address: str) -> str | None:
+def _classify_ipv6(address: str) -> str | None:
     import ipaddress  # noqa: PLC0415
 
     parsed = ipaddress.IPv6Address(address)
@@ -159,7 +161,7 @@ def _is_loopback(network: str) -> bool:
     return network.startswith("127.") or network == "::1/128"
 
 
-def _holds(network: str, address: str) -> bool:
+def _is_in_network(network: str, address: str) -> bool:
     if (":" in network) != (":" in address):
         return False
     base, _, bits = network.partition("/")
@@ -168,9 +170,9 @@ def _holds(network: str, address: str) -> bool:
 
         return ipaddress.IPv6Address(address) in ipaddress.IPv6Network(network)
     shift = 32 - int(bits)
-    return _number(address) >> shift == _number(base) >> shift
+    return _convert_ipv4(address) >> shift == _convert_ipv4(base) >> shift
 
 
-def _number(address: str) -> int:
+def _convert_ipv4(address: str) -> int:
     a, b, c, d = address.split(".")
     return int(a) << 24 | int(b) << 16 | int(c) << 8 | int(d)

@@ -1,4 +1,4 @@
-"""How a run ended: one word, one exit status, one line."""
+"""How a run ended: one verdict, one exit status, one sentence."""
 
 from __future__ import annotations
 
@@ -9,83 +9,83 @@ from lbagent import names
 from lbagent.system.tuples import NamedTuple
 
 QUIET = "nothing to do"
-"""The words of an outcome where nothing was done."""
+"""The message of an outcome where nothing was done."""
 
 _NAMED = 20
-"""Refused nodes named one by one: a journal is no place for thousands."""
+"""At most so many refused nodes are named; the rest are counted."""
 
 
 class Verdict(StrEnum):
-    """The end of a run that was not an error."""
+    """How a run ended that did not fail."""
 
-    UNCHANGED = "unchanged"  # the text equals the plan, and HAProxy serves it, or does not run
+    UNCHANGED = "unchanged"  # haproxy.cfg already matches the plan; HAProxy runs it, or HAProxy does not run
     APPLIED = "applied"  # HAProxy has confirmed the new text
-    WRITTEN = "written"  # haproxy.cfg is new; HAProxy does not run, or was not to be reloaded
-    QUEUED = "queued"  # haproxy.cfg is new; HAProxy takes it over as soon as it may be reloaded again
+    WRITTEN = "written"  # haproxy.cfg was written; HAProxy does not run, or no reload was requested
+    QUEUED = "queued"  # haproxy.cfg was written; HAProxy loads it as soon as the minimum reload interval is over
 
 
 class BlockedRemoval(NamedTuple):
-    """Removals that the guard keeps back at one marker, the sentence that says so."""
+    """The removals that the safety guard blocks at one marker, with the sentence that reports them."""
 
     lines: int
-    words: str
+    message: str
 
     def __str__(self) -> str:
-        return self.words
+        return self.message
 
 
 class Outcome(NamedTuple):
-    """What `handle`, `apply` and `sync` report, log and write into history.jsonl."""
+    """What a run did: printed, logged, and written to history.jsonl."""
 
     verdict: Verdict
-    words: str = ""
+    message: str = ""
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
     blocked: tuple[BlockedRemoval, ...] = ()
-    """Removals the guard keeps back, marker by marker."""
+    """Removals that the safety guard blocks, one entry per marker."""
     running: bool = True
-    """Whether HAProxy was seen; False where it is shown not to run."""
+    """False only if HAProxy was shown not to run."""
     reloaded: bool = False
-    """Whether it took a reload; False where HAProxy was told, or had nothing to learn."""
+    """Whether HAProxy was reloaded; False where the runtime API was enough, or nothing changed."""
     quarantined: tuple[str, ...] = ()
-    """The nodes that are in quarantine at the end."""
+    """The nodes in quarantine at the end of the run."""
 
     @property
     def exit_status(self) -> int:
-        """0; 4 where HAProxy refuses the lines of a node, 3 where the guard blocks removals (contract, section 8)."""
+        """Exit status: 4 if nodes are in quarantine, else 3 if the safety guard blocks removals, else 0."""
         if self.quarantined:
             return 4
         return 3 if self.blocked else 0
 
     @property
-    def quiet(self) -> bool:
-        """Whether nothing was done, and there was nothing to do."""
-        return self.words == QUIET
+    def is_quiet(self) -> bool:
+        """Whether nothing was done because nothing had to be done."""
+        return self.message == QUIET
 
     @property
-    def confirmed(self) -> bool:
-        """HAProxy is known to serve what membership asks for."""
+    def is_confirmed(self) -> bool:
+        """Whether HAProxy is known to run what membership asks for."""
         return self.running and self.verdict in (Verdict.UNCHANGED, Verdict.APPLIED)
 
 
 class PastRun(NamedTuple):
-    """A run of the past, as history.jsonl tells of it."""
+    """A past run, as recorded in history.jsonl."""
 
     at: int
     """Epoch seconds."""
     why: str
     outcome: str
-    """A verdict, or what its error calls it."""
+    """A verdict, or the `outcome` of its error."""
     words: str
 
 
 def format_line_counts(added: int, removed: int) -> str:
-    """How many lines came and went, in words."""
+    """Format the numbers of added and removed lines."""
     return f"{names.format_count(added, 'line')} added, {removed} removed"
 
 
 def format_quarantined(reasons: Mapping[str, str]) -> tuple[str, ...]:
-    """A sentence for each node whose line HAProxy refused, with its reason."""
+    """Return one sentence per node whose line HAProxy rejects. `reasons` maps node to reason."""
     named = [f"{node} is in quarantine, its lines stay as they were: {why}" for node, why in reasons.items()]
     more = len(named) - _NAMED
     return (*named[:_NAMED], f"{more} more nodes are in quarantine, as `members.json` tells") if more > 0 else (*named,)

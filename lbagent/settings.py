@@ -1,4 +1,4 @@
-"""Where roles.yml and the state lie, and how much is said: options first, then the environment, then defaults."""
+"""Settings of every command: command line options first, then environment variables, then defaults."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DEFAULT_STATE_DIR = "/var/lib/lbagent"
 
 
 class Settings(NamedTuple):
-    """What every verb needs to know."""
+    """The paths of roles.yml and of the state directory, and the verbosity."""
 
     roles: str
     state_dir: str
@@ -19,8 +19,8 @@ class Settings(NamedTuple):
 
 
 def load_settings(environ: Mapping[str, str], roles: str | None, state_dir: str | None, *, verbose: bool) -> Settings:
-    """The settings that options (None where not given) and environment make."""
-    # systemd gives STATE_DIRECTORY as a list; ours is the first.
+    """Return the settings from options (None where not given) and environment."""
+    # systemd's STATE_DIRECTORY may list several directories; lbagent's is the first.
     given = environ.get("LBAGENT_STATE_DIR") or environ.get("STATE_DIRECTORY", "").split(":")[0]
     return Settings(
         roles or environ.get("LBAGENT_ROLES") or DEFAULT_ROLES, state_dir or given or DEFAULT_STATE_DIR, verbose
@@ -28,7 +28,10 @@ def load_settings(environ: Mapping[str, str], roles: str | None, state_dir: str 
 
 
 def load_handler_settings(argv: list[str], environ: Mapping[str, str]) -> Settings | None:
-    """The settings where `argv` is a plain `[options] handle`, read without the 7 ms of a parser; else None."""
+    """Return the settings if `argv` is a plain `[options] handle`, else None.
+
+    Avoids argparse, which takes 7 ms to import.
+    """
     words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])]
     if not words or words.pop() != "handle":
         return None

@@ -50,7 +50,7 @@ def events() -> int:
         sizes = []
         for first in range(0, EVENTS, BATCH):
             for number in range(first, first + BATCH):
-                for record in _event(number).records():
+                for record in _event(number).split_records():
                     spool.store(record)
             eventually(lambda: not lb.spooled(), 120)
             sizes.append(rss(process))

@@ -204,7 +204,7 @@ class Balancer:
     def check(self) -> list[str]:
         """What `lbagent check` has to say against it."""
         said = self.lb.run("check", env=self.rpc).stdout.decode()
-        return [line for line in said.splitlines() if not line.startswith("ok")]
+        return [line for line in said.splitlines()[:-1] if not line.startswith("ok")]
 
 
 class Machine:

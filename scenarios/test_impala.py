@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from lbagent.haproxy.reload import learning
+from lbagent.haproxy.reload import is_learning
 from scenarios.impala_cluster import LONG, Cluster
 from scenarios.impala_hs2 import LongQuery, Lost, Server, Session, serving
 from scenarios.impala_site import SOURCES, Balancer, Daemon, Site, spread, strayed, timers
@@ -150,13 +150,13 @@ def test_what_a_reload_by_hand_right_after_the_start_costs(figures: Figures, *, 
         stack.enter_context(toys(site, *TOYS[:2]))
         if both:
             other = stack.enter_context(Balancer(site, "lb02"))
-            eventually(lambda: not learning(other.haproxy.ask("show peers")))
+            eventually(lambda: not is_learning(other.haproxy.ask("show peers")))
         one = stack.enter_context(Balancer(site))
         join(one.lb, *TOYS[:2])
         if both:
-            eventually(lambda: not learning(one.haproxy.ask("show peers")))
+            eventually(lambda: not is_learning(one.haproxy.ask("show peers")))
         spread(one.jdbc)
-        worker, able = one.haproxy.worker(), not learning(one.haproxy.ask("show peers"))
+        worker, able = one.haproxy.worker(), not is_learning(one.haproxy.ask("show peers"))
 
         os.kill(one.haproxy.pid, signal.SIGUSR2)
         eventually(lambda: one.haproxy.reloads() == (1, 0) and one.haproxy.worker() != worker)
@@ -210,7 +210,7 @@ def test_the_statistics_are_shown_for_the_password_alone() -> None:
 def test_check_finds_nothing_in_the_example(cluster: Cluster) -> None:
     done = cluster.run("check")
 
-    told = [line.split()[0] for line in done.stdout.decode().splitlines()]
+    told = [line.split()[0] for line in done.stdout.decode().splitlines()[:-1]]
     assert (done.returncode, done.stderr, set(told)) == (0, b"", {"ok"})
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import lbagent
 from lbagent import metrics
-from lbagent.haproxy.config import Document, digest
+from lbagent.haproxy.config import Document, digest_lines
 from lbagent.membership.model import FAILED, Member, Quarantine
 from lbagent.metrics import Last, Numbers
 from lbagent.planning import counts as planning_counts
@@ -28,7 +28,7 @@ from tests.helpers.builders import NOW, POISON, known, pausing, planning, poison
 from tests.helpers.faults import full, reload_with, small_disk
 from tests.helpers.real_programs import RELOADING, ROLES, Haproxy, Lb, member
 
-PAGE = Path(__file__).parent.parent / "docs" / "metrics.md"
+PAGE = Path(__file__).parent.parent / "docs" / "reference" / "metrics.md"
 
 DIGEST = "9600781907083eee"
 
@@ -55,13 +55,13 @@ def test_a_known_state_is_told_like_this() -> None:
         {"alive": 9, "failed": 2},
         quarantined=0,
         digest=DIGEST,
-        held=4,
+        blocked=4,
         pending=5,
         bad=6,
         daemon=True,
     )
 
-    said = [line for line in metrics.told(numbers).decode().splitlines() if not line.startswith("# HELP ")]
+    said = [line for line in metrics.format_metrics(numbers).decode().splitlines() if not line.startswith("# HELP ")]
 
     assert said == [
         "# TYPE lbagent_build_info gauge",
@@ -114,7 +114,7 @@ def test_a_known_state_is_told_like_this() -> None:
 
 
 def test_what_has_not_happened_yet_has_no_sample() -> None:
-    said = metrics.told(Numbers("1.2.3", NOW, Last(NOW))).decode().splitlines()
+    said = metrics.format_metrics(Numbers("1.2.3", NOW, Last(NOW))).decode().splitlines()
 
     assert [line for line in said if not line.startswith("#")] == [
         'lbagent_build_info{version="1.2.3"} 1',
@@ -128,16 +128,16 @@ def test_what_has_not_happened_yet_has_no_sample() -> None:
 
 @given(st.lists(st.text("web0123456789 ")))
 def test_a_digest_is_a_number_that_a_float64_holds(lines: list[str]) -> None:
-    number = metrics.as_number(digest([("listen farm", lines)]))
+    number = metrics.convert_digest(digest_lines([("listen farm", lines)]))
 
     assert 0 <= number < 2**53
     assert int(float(number)) == number
 
 
 def test_digests_that_differ_in_their_first_digits_differ_as_numbers() -> None:
-    one, other = digest([("farm", ["server a"])]), digest([("farm", ["server b"])])
+    one, other = digest_lines([("farm", ["server a"])]), digest_lines([("farm", ["server b"])])
 
-    assert metrics.as_number(one) != metrics.as_number(other)
+    assert metrics.convert_digest(one) != metrics.convert_digest(other)
 
 
 # Hostile names
@@ -149,7 +149,7 @@ LINE = re.compile(rf"# (?:HELP|TYPE) [a-z_]+ .+|[a-z_]+(?:\{{{LABEL}(?:,{LABEL})
 def hostile(*names: str) -> bytes:
     """The metrics of pairs with these names."""
     pairs = {Pair(name, name): {"in": 1} for name in names}
-    return metrics.told(Numbers(names[0], NOW, Last(NOW), pairs, {}, 0))
+    return metrics.format_metrics(Numbers(names[0], NOW, Last(NOW), pairs, {}, 0))
 
 
 @given(poisoned(st.just("section")))
@@ -275,7 +275,7 @@ def test_a_damaged_last_json_starts_anew(tmp_path: Path, content: bytes) -> None
 
 
 def test_what_is_sound_in_last_json_stays() -> None:
-    assert metrics.load(b'{"sync": 7, "event": "x", "reload_good": 1, "later": 2}') == Last(sync=7)
+    assert metrics.parse_last(b'{"sync": 7, "event": "x", "reload_good": 1, "later": 2}') == Last(sync=7)
 
 
 KINDS = ("run", "event", "change", "reload", "sync", "success", "sync_failing")
@@ -284,18 +284,18 @@ WHEN = {kind: st.none() | st.integers(0, 1 << 53) for kind in KINDS}
 
 @given(st.builds(Last, **WHEN, status=st.integers(0, 255), reload_good=st.booleans()))
 def test_what_was_dumped_is_loaded(kept: Last) -> None:
-    assert metrics.load(metrics.dump(kept)) == kept
+    assert metrics.parse_last(metrics.serialize_last(kept)) == kept
 
 
 @needs_promtool
 @pytest.mark.parametrize("number", ["9" * 400, "-" + "9" * 400, "-1", "1e400", str((1 << 53) + 1)])
 def test_no_number_in_last_json_spoils_the_metrics(number: str) -> None:
-    kept = metrics.load(
+    kept = metrics.parse_last(
         b'{"run": N, "status": N, "event": N, "change": N, "reload": N, "sync": N}'.replace(b"N", number.encode())
     )
 
     assert kept == Last()
-    checked(metrics.told(Numbers("1", NOW, kept._replace(run=NOW))))
+    checked(metrics.format_metrics(Numbers("1", NOW, kept._replace(run=NOW))))
 
 
 # Every end of a run
@@ -342,7 +342,7 @@ def test_a_run_that_went_well_shows_what_it_did(lb: Lb) -> None:
     assert servers(lb) == (1, 1, 0, 0)
     assert found[f'build_info{{version="{lbagent.__version__}"}}'] == 1
     assert found['members{status="alive"}'] == 2
-    assert found["managed_lines_digest"] == metrics.as_number((lb.served() or {})["digest"])
+    assert found["managed_lines_digest"] == metrics.convert_digest((lb.served() or {})["digest"])
     times = [found[f"last_{what}_timestamp_seconds"] for what in ("event", "change", "reload", "run")]
     assert times == sorted(times)
     assert times[-1] - times[0] < 60
@@ -392,7 +392,7 @@ def test_a_reload_that_failed_is_told_until_one_goes_well(lb: Lb) -> None:
         assert ended(lb) == (5, 0, 0)
         assert (servers(lb), values(lb)["managed_lines_digest"]) == ((1, 0, 0, 0), before)
         store = Store(Paths(str(lb.state)))
-        store.keep(store.load_last()._replace(reload=NOW))
+        store.save_last(store.load_last()._replace(reload=NOW))
         assert lb.join(WEB3).returncode == 5  # not tried again yet
         assert (ended(lb), values(lb)["last_reload_timestamp_seconds"]) == ((5, 0, 0), NOW)
         lb.roles.write_text(lb.filled(RELOADING))
@@ -437,7 +437,7 @@ def test_files_that_were_no_events_are_counted(lb: Lb) -> None:
 def test_the_age_of_a_sync_is_told_by_the_next_run(lb: Lb) -> None:
     lb.join(WEB1)
     store = Store(Paths(str(lb.state)))
-    store.keep(store.load_last()._replace(sync=int(values(lb)["last_run_timestamp_seconds"]) - 100))
+    store.save_last(store.load_last()._replace(sync=int(values(lb)["last_run_timestamp_seconds"]) - 100))
 
     lb.run("apply")
 

@@ -47,11 +47,11 @@ def test_every_error_stands_in_the_table_with_its_exit_status() -> None:
     [(Verdict.UNCHANGED, True), (Verdict.APPLIED, True), (Verdict.WRITTEN, False), (Verdict.QUEUED, False)],
 )
 def test_only_what_haproxy_serves_is_confirmed(verdict: Verdict, confirmed: bool) -> None:  # noqa: FBT001
-    assert Outcome(verdict).confirmed is confirmed
+    assert Outcome(verdict).is_confirmed is confirmed
 
 
 def test_what_no_haproxy_serves_is_not_confirmed_though_nothing_is_to_do() -> None:
-    assert Outcome(Verdict.UNCHANGED, running=False).confirmed is False
+    assert Outcome(Verdict.UNCHANGED, running=False).is_confirmed is False
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,11 @@ from itertools import count
 from lbagent.errors import TryAgain
 from lbagent.haproxy import config_files, validation
 from lbagent.haproxy.config import Document, Edit, Marker
-from lbagent.haproxy.config_files import Scene
-from lbagent.haproxy.process import Running
+from lbagent.haproxy.config_files import ConfigSnapshot
+from lbagent.haproxy.process import RunningHaproxy
 from lbagent.haproxy.server_line import Server
-from lbagent.haproxy.validation import reason
-from lbagent.roles.model import HaproxySettings, Missing, Role, Roles, Service
+from lbagent.haproxy.validation import find_reason
+from lbagent.roles.model import HaproxySettings, MissingTag, Role, Roles, Service
 from lbagent.system.tuples import NamedTuple
 
 UNREADABLE = re.compile(
@@ -39,7 +39,7 @@ class Validator:
     """Asks `haproxy -c` about the live haproxy.cfg and about texts that could replace it."""
 
     def __init__(
-        self, seen: Scene, settings: HaproxySettings, running: Running | None, *, accepted: bool = False
+        self, seen: ConfigSnapshot, settings: HaproxySettings, running: RunningHaproxy | None, *, accepted: bool = False
     ) -> None:
         """`running` gives environment and working directory, where there is one.
 
@@ -71,18 +71,18 @@ class Validator:
                 path = os.path.join(folder, str(number), os.path.basename(target.path))
                 os.mkdir(os.path.dirname(path))
                 with open(path, "wb") as file:
-                    file.write(config_files.encoded(text))
+                    file.write(config_files.encode(text))
                 paths.append(path)
             return self._refusal(paths)
 
     def _refusal(self, paths: Sequence[str]) -> str | None:
-        result = validation.checked(paths, self._settings.timeout, self._running)
+        result = validation.check_files(paths, self._settings.timeout, self._running)
         if result.status is None:
-            raise TryAgain(result.words)
-        if result.good:
+            raise TryAgain(result.output)
+        if result.succeeded:
             return None
-        words = reason(result.words)
-        if os.geteuid() and UNREADABLE.search(result.words):
+        words = find_reason(result.output)
+        if os.geteuid() and UNREADABLE.search(result.output):
             raise Unjudged(f"this user may not read all that haproxy.cfg refers to ({words})")
         for path, name in zip(paths, self._seen.names, strict=True):
             words = words.replace(path, name)
@@ -148,7 +148,7 @@ def refused_lines(document: Document, roles: Roles, validator: Validator) -> lis
 
 
 def _lines(document: Document, roles: Roles) -> Iterator[_Line]:
-    pairs, serving, numbers = roles.pairs(), roles.serving(), count()
+    pairs, serving, numbers = roles.list_pairs(), roles.map_pairs_to_roles(), count()
     for proxy in document.proxies:
         for marker in proxy.markers if proxy.kind in _HOLD_SERVERS else ():
             pair = pairs.get(marker.middle)
@@ -161,11 +161,11 @@ def _lines(document: Document, roles: Roles) -> Iterator[_Line]:
 def _text(role: Role, service: Service, number: int) -> str | None:
     """The line of a node of that role; None where no tags make one."""
     node = f"lbagent-check-{number}"
-    values, address = role.values(node), str(ipaddress.IPv4Address(_FIRST + number % 254))
+    values, address = role.build_values(node), str(ipaddress.IPv4Address(_FIRST + number % 254))
     every: tuple[Mapping[str, str], ...] = ({}, _AnyTag())
     for tags in every:
-        with contextlib.suppress(Missing):
-            port, options = service.port_of(values, tags), (role.options or service.options).fill(values, tags)
+        with contextlib.suppress(MissingTag):
+            port, options = service.find_port(values, tags), (role.options or service.options).fill(values, tags)
             return Server(node, address, port, options, role.name).line
     return None
 
@@ -176,4 +176,4 @@ def _with(document: Document, lines: list[_Line]) -> tuple[str, ...]:
     for line in lines:
         text = f"{line.marker.indent}{line.text}{line.marker.ending}"
         by_marker.setdefault(line.marker.at, []).append(text)
-    return document.edited(Edit(at, at, texts) for at, texts in by_marker.items())
+    return document.apply_edits(Edit(at, at, texts) for at, texts in by_marker.items())

@@ -64,7 +64,10 @@ def _sync(last: Last, *, running: bool) -> Iterator[Finding]:
     now = int(time.time())
     if last.sync_failing is not None:
         what = f"syncs have failed for {_minutes(now - last.sync_failing)}: {last.sync_words}"
-        yield error(Kind.SYNC, "", what, "see what is said of Serf below")
+        if running:
+            yield error(Kind.SYNC, "", what, "see what is said of Serf below")
+        else:
+            yield warning(Kind.SYNC, "", what, "`lbagent sync` tries it again")
     elif running and last.sync is not None and now - last.sync > SYNC_LATE:
         what = f"the daemon has not synced for {_minutes(now - last.sync)}"
         yield error(Kind.SYNC, "", what, "`systemctl restart lbagent`")

@@ -27,7 +27,7 @@ class Severity(StrEnum):
 
 
 class Kind(StrEnum):
-    """What was looked at; docs/check.md has a row for each."""
+    """What was looked at; docs/reference/check.md has a row for each."""
 
     LBAGENT = "lbagent"
     USER = "user"

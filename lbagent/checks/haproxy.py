@@ -12,10 +12,10 @@ from lbagent.checks.finding import AS_SERF, Finding, Kind, enumerated, error, ok
 from lbagent.errors import TryAgain
 from lbagent.haproxy import process, reader
 from lbagent.haproxy.config import Document
-from lbagent.haproxy.process import Running
-from lbagent.haproxy.reload import successor
+from lbagent.haproxy.process import RunningHaproxy
+from lbagent.haproxy.reload import build_successor_command
 from lbagent.haproxy.runtime import socket
-from lbagent.haproxy.validation import checked as validation_checked
+from lbagent.haproxy.validation import check_files as validation_checked
 from lbagent.names import format_count
 from lbagent.roles.model import HaproxySettings
 from lbagent.system import processes, subprocess
@@ -101,8 +101,8 @@ def sections(document: Document) -> list[Section]:
     """Every section of haproxy.cfg that HAProxy reads, or may read, in order; `server` lines are passed over."""
     found: dict[int, Section] = {}
     defaults: dict[str, Section] = {}
-    for directive, section in document.directives():
-        at, where = directive.at, document.where(directive.at)
+    for directive, section in document.read_directives():
+        at, where = directive.at, document.locate(directive.at)
         if section is not None and section.at == at:
             found[at] = one = Section(where, section.kind, section.name, _base(section, defaults))
             if section.kind == "defaults":
@@ -401,13 +401,13 @@ Lines = Sequence[Sequence[str]]
 def haproxy_seen_version() -> Finding:
     """The version of the program."""
     try:
-        return version(subprocess.run_program(["haproxy", "-v"], _VERSION_LIMIT).words)
+        return version(subprocess.run_program(["haproxy", "-v"], _VERSION_LIMIT).output)
     except OSError as missing:
         what = f"haproxy cannot be run ({missing.strerror}): no change of haproxy.cfg can be validated"
         return error(Kind.HAPROXY, "", what, "install it, or have it in PATH")
 
 
-def verdict(paths: Sequence[str], settings: HaproxySettings, running: Running | None) -> Iterator[Finding]:
+def verdict(paths: Sequence[str], settings: HaproxySettings, running: RunningHaproxy | None) -> Iterator[Finding]:
     """What `haproxy -c` says of the files. Raises TryAgain where it cannot be run."""
     started = time.monotonic()
     result = validation_checked(paths, settings.timeout, running)
@@ -418,17 +418,17 @@ def verdict(paths: Sequence[str], settings: HaproxySettings, running: Running | 
     elif result.was_killed:
         what = f"`haproxy -c` {result.ending}: whether HAProxy accepts it is not known"
         yield error(Kind.HAPROXY_CFG, paths[0], what, "give this machine more memory, or see why")
-    elif os.geteuid() and not result.good and UNREADABLE.search(result.words):
-        what = f"`haproxy -c` may not read all that it refers to: {first_words(result.words)}"
+    elif os.geteuid() and not result.succeeded and UNREADABLE.search(result.output):
+        what = f"`haproxy -c` may not read all that it refers to: {first_words(result.output)}"
         yield unseen(Kind.HAPROXY_CFG, paths[0], what, AS_SERF)
     else:
-        yield from checked(Checked(result.good, result.words, took, settings.timeout), paths[0])
+        yield from checked(Checked(result.succeeded, result.output, took, settings.timeout), paths[0])
 
 
-def runs(settings: HaproxySettings, lines: Lines) -> tuple[Running | None, Finding]:
+def runs(settings: HaproxySettings, lines: Lines) -> tuple[RunningHaproxy | None, Finding]:
     """The HAProxy that runs this haproxy.cfg, and what is to be said of it."""
     try:
-        running = process.find(settings.config, lines)
+        running = process.find_haproxy(settings.config, lines)
     except TryAgain as several:
         return None, error(Kind.PROCESS, "", *_parted(str(several)))
     if running is None:
@@ -445,20 +445,20 @@ def runs(settings: HaproxySettings, lines: Lines) -> tuple[Running | None, Findi
     return running, ok(Kind.PROCESS, "", f"HAProxy runs it: {told}")
 
 
-def _reloadable(running: Running, settings: HaproxySettings, lines: Lines) -> None:
+def _reloadable(running: RunningHaproxy, settings: HaproxySettings, lines: Lines) -> None:
     """Raise TryAgain or OSError where a reload cannot even be begun."""
     if settings.reload is not None:
         subprocess.find_program(settings.reload[0])
     elif not running.is_master and not (running.main.unit and os.path.isdir("/run/systemd/system")):
-        successor(running, lines)
+        build_successor_command(running, lines)
 
 
-def answers(lines: Lines, running: Running) -> Iterator[Finding]:
+def answers(lines: Lines, running: RunningHaproxy) -> Iterator[Finding]:
     """Whether a stats socket of the running HAProxy answers, and to an admin."""
-    for address in socket.sockets(lines):
+    for address in socket.list_stats_sockets(lines):
         try:
             level = socket.ask(address, "show cli level", _ANSWER_LIMIT).strip()
-            pid = socket.worker_pid(address, _ANSWER_LIMIT)
+            pid = socket.fetch_worker_pid(address, _ANSWER_LIMIT)
         except PermissionError:
             what = "cannot be looked at: this user may not connect to it"
             yield unseen(Kind.STATS_ANSWER, address, what, AS_SERF)
@@ -469,7 +469,7 @@ def answers(lines: Lines, running: Running) -> Iterator[Finding]:
             yield _answered(address, level, pid, running)
 
 
-def _answered(address: str, level: str, pid: int | None, running: Running) -> Finding:
+def _answered(address: str, level: str, pid: int | None, running: RunningHaproxy) -> Finding:
     if pid not in (None, running.worker.pid):
         what = f"pid {pid} answers there, not the worker {running.worker.pid} that runs this haproxy.cfg"
         return error(Kind.STATS_ANSWER, address, what, "give each HAProxy a stats socket of its own")

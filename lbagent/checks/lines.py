@@ -17,8 +17,8 @@ from lbagent.checks.markers import Known
 from lbagent.checks.roles import key_lines
 from lbagent.errors import Refused, RolesRefused
 from lbagent.haproxy import config_files
-from lbagent.haproxy.config_files import Scene
-from lbagent.haproxy.process import Running
+from lbagent.haproxy.config_files import ConfigSnapshot
+from lbagent.haproxy.process import RunningHaproxy
 from lbagent.membership.model import Membership
 from lbagent.planning.preview import Preview, make_preview
 from lbagent.roles import cache, loader
@@ -27,7 +27,7 @@ from lbagent.run.engine import Engine
 from lbagent.settings import Settings
 from lbagent.state.paths import Paths
 from lbagent.system import untrusted_files
-from lbagent.system.log import Log, format_error, sentences
+from lbagent.system.log import Log, format_error, format_error_lines
 
 
 class LinesSide:
@@ -37,8 +37,8 @@ class LinesSide:
         """Nothing is known yet."""
         self._path, self._paths, self._log = settings.roles, Paths(settings.state_dir), log
         self.roles: Roles | None = None
-        self._seen: Scene | None = None
-        self._running: Running | None = None
+        self._seen: ConfigSnapshot | None = None
+        self._running: RunningHaproxy | None = None
         self._membership = Membership()
         self._prospect: Preview | None = None
         self._key_lines: Mapping[tuple[str, ...], int] = {}
@@ -68,7 +68,7 @@ class LinesSide:
         """roles.yml."""
         content = b""
         try:
-            content = untrusted_files.content(self._path)
+            content = untrusted_files.read_whole_file(self._path)
             self.roles = loader.parse_roles(content, self._path)
         except PermissionError:
             self._hidden = True
@@ -79,7 +79,7 @@ class LinesSide:
             yield from files.old_roles(self._path)
             return
         except (RolesRefused, OSError) as refused:
-            for sentence in sentences(refused):
+            for sentence in format_error_lines(refused):
                 where, _, what = sentence.partition(": ")
                 yield error(Kind.ROLES, where, what, "until it loads no event changes anything")
             yield from migration.of_roles(content, self._path)
@@ -96,7 +96,7 @@ class LinesSide:
                 yield warning(Kind.HAPROXY_CFG, "", what, "mend roles.yml, and check again")
             return
         try:
-            self._seen = config_files.look(self._haproxy)
+            self._seen = config_files.read_config(self._haproxy)
         except PermissionError as unread:
             self._hidden = True
             where = unread.filename
@@ -190,7 +190,7 @@ class LinesSide:
         found = haproxy.sections(document)
         main = self._seen.targets[0].given
         yield from haproxy.reloads_judge(found, main, master=bool(self._running and self._running.is_master))
-        starts = {document.where(proxy.start) for proxy in document.proxies if proxy.markers}
+        starts = {document.locate(proxy.start) for proxy in document.proxies if proxy.markers}
         marked = frozenset(str(section) for section in found if section.where in starts)
         yield from haproxy.judge(found, marked)
 
@@ -211,9 +211,9 @@ class LinesSide:
         quarantined = tuple((name, one.reason) for name, one in there if one)
         served = engine.store.load_served()
         failure = served.failure.words if served.failure else ""
-        oldest = engine.spool.oldest()
+        oldest = engine.spool.find_oldest_time()
         waiting = 0 if oldest is None else max(0, int(time.time() - oldest))
-        known = Known(len(engine.spool.names()), waiting, served.digest, failure, quarantined)
+        known = Known(len(engine.spool.list_names()), waiting, served.digest, failure, quarantined)
         yield from markers.drift_judge(self._seen.document, self._prospect.plan, known)
 
     def permissions(self) -> Iterator[Finding]:

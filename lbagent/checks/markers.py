@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 
 from lbagent.checks import migration
 from lbagent.checks.finding import Finding, Kind, enumerated, error, ok, warning
-from lbagent.haproxy.config import Document, HandWritten, Line, Marker, Proxy
-from lbagent.haproxy.words import cut
+from lbagent.haproxy.config import Document, ManagedLine, Marker, OperatorServer, Proxy
+from lbagent.haproxy.words import split_words
 from lbagent.names import format_count
-from lbagent.planning.plan import Plan, doubled
+from lbagent.planning.plan import Plan, find_duplicate_markers
 from lbagent.roles.model import Roles
 from lbagent.system.tuples import NamedTuple
 
@@ -22,7 +22,7 @@ def alone(document: Document) -> Iterator[Finding]:
     """What is wrong with the markers where roles.yml cannot be used."""
     yield from _twice(document)
     what = "only doubled ones can be looked for: roles.yml cannot be used"
-    yield warning(Kind.MARKERS, document.where(0).rpartition(":")[0], what, "mend roles.yml")
+    yield warning(Kind.MARKERS, document.locate(0).rpartition(":")[0], what, "mend roles.yml")
 
 
 def judge(document: Document, roles: Roles) -> Iterator[Finding]:
@@ -40,7 +40,7 @@ def judge(document: Document, roles: Roles) -> Iterator[Finding]:
     yield from _unread(document)
     yield from _damaged(document)
     if not found:
-        where = document.where(0).rpartition(":")[0]
+        where = document.locate(0).rpartition(":")[0]
         yield ok(
             Kind.MARKERS,
             where,
@@ -50,10 +50,12 @@ def judge(document: Document, roles: Roles) -> Iterator[Finding]:
 
 def notes(document: Document, said: Sequence[str]) -> Iterator[Finding]:
     """The notes of a plan, but for those that `judge` has told."""
-    told = {document.where(marker.at) for proxy in document.proxies for marker in proxy.markers}
-    told |= {document.where(at) for at, _ in document.misplaced} | {document.where(at) for at in document.nearly}
-    told |= {document.where(line.at) for line in document.damaged}
-    ours = {document.where(line.at) for proxy in document.proxies for line in proxy.managed}
+    told = {document.locate(marker.at) for proxy in document.proxies for marker in proxy.markers}
+    told |= {document.locate(at) for at, _ in document.misplaced} | {
+        document.locate(at) for at in document.near_markers
+    }
+    told |= {document.locate(line.at) for line in document.damaged}
+    ours = {document.locate(line.at) for proxy in document.proxies for line in proxy.managed}
     for note in said:
         where, _, words = note.partition(": ")
         if where in ours:
@@ -70,17 +72,17 @@ def cookies(document: Document) -> Iterator[Finding]:
     """Servers of one proxy that have the same cookie, in the text that is to come."""
     for proxy in document.proxies:
         seen: dict[str, tuple[str, int]] = {}
-        lines: list[Line | HandWritten] = [*proxy.managed, *proxy.hand_written]
+        lines: list[ManagedLine | OperatorServer] = [*proxy.managed, *proxy.operator_servers]
         for line in lines:
-            words = [] if line.text.startswith("#") else cut(line.text).words
+            words = [] if line.text.startswith("#") else split_words(line.text).words
             if "cookie" not in words[3:-1]:
                 continue
             value = words[words.index("cookie", 3) + 1]
             name, first = seen.setdefault(value, (line.name, line.at))
-            if name != line.name and not document.apart(first, line.at):
+            if name != line.name and not document.are_exclusive(first, line.at):
                 what = f"{name} and {line.name} in {proxy} have the same cookie {value!r}"
                 fix = "give each service a cookie of its own in its options, as in `cookie {server}`"
-                yield warning(Kind.COOKIE, document.where(proxy.start), what, fix)
+                yield warning(Kind.COOKIE, document.locate(proxy.start), what, fix)
 
 
 def _by_hand(document: Document, note: str) -> Finding:
@@ -90,13 +92,13 @@ def _by_hand(document: Document, note: str) -> Finding:
         if not rest.startswith(f"in {proxy} by hand: "):
             continue
         for at, marker, found in [
-            *((line.at, line.marker, line.name.lower() == name.lower()) for line in proxy.hand_written),
+            *((line.at, line.marker, line.name.lower() == name.lower()) for line in proxy.operator_servers),
             *((one.at, len(proxy.markers), one.names(name)) for one in proxy.templates),
         ]:
             if found:
                 what = f"{note}: pauses and leaves of the node have no effect on it"
                 made = error if marker < len(proxy.markers) else warning
-                return made(Kind.BY_HAND, document.where(at), what, _ADOPT)
+                return made(Kind.BY_HAND, document.locate(at), what, _ADOPT)
     return warning(Kind.BY_HAND, "", note, _ADOPT)
 
 
@@ -109,11 +111,11 @@ def _there(document: Document) -> set[str]:
 
 def _twice(document: Document) -> Iterator[Finding]:
     for proxy in document.proxies:
-        for first, marker in doubled(document, proxy):
+        for first, marker in find_duplicate_markers(document, proxy):
             yield error(
                 Kind.MARKER_TWICE,
-                document.where(marker.at),
-                f"{_text(marker.middle)} stands in {proxy} twice, first at {document.where(first.at)}",
+                document.locate(marker.at),
+                f"{_text(marker.middle)} stands in {proxy} twice, first at {document.locate(first.at)}",
                 "delete one",
             )
 
@@ -122,25 +124,25 @@ def _misplaced(document: Document) -> Iterator[Finding]:
     for at, why in document.misplaced:
         text = document.lines[at].strip()
         fix = "move it into the `backend` or `listen` section that is to have the servers"
-        yield warning(Kind.MARKER_MISPLACED, document.where(at), f"{text!r} is ignored: {why}", fix)
+        yield warning(Kind.MARKER_MISPLACED, document.locate(at), f"{text!r} is ignored: {why}", fix)
 
 
 def _unread(document: Document) -> Iterator[Finding]:
     for proxy in document.proxies:
         for marker in proxy.markers:
-            if document.unread(marker.at):
+            if document.is_never_read(marker.at):
                 what = f"HAProxy does not read what is at {_text(marker.middle)} (`.if`, or `disabled`)"
-                yield ok(Kind.MARKER_UNREAD, document.where(marker.at), f"{what}: the lines there serve nothing")
+                yield ok(Kind.MARKER_UNREAD, document.locate(marker.at), f"{what}: the lines there serve nothing")
 
 
 def _damaged(document: Document) -> Iterator[Finding]:
     for line in document.damaged:
         what = f"{line.text!r} looks like a managed line, but {line.why}: lbagent leaves it alone"
-        yield warning(Kind.LINE_DAMAGED, document.where(line.at), what, "delete it, or its `# lbagent` comment")
+        yield warning(Kind.LINE_DAMAGED, document.locate(line.at), what, "delete it, or its `# lbagent` comment")
 
 
 def _nearly(document: Document, roles: Roles) -> Iterator[Finding]:
-    for at in document.nearly:
+    for at in document.near_markers:
         found = _NEARLY.search(document.lines[at])
         meant = _near(found.group(1) if found else "", roles)
         fix = (
@@ -149,12 +151,12 @@ def _nearly(document: Document, roles: Roles) -> Iterator[Finding]:
             else "write '# additional-SECTION-SERVICE-server'"
         )
         what = f"{document.lines[at].strip()!r} is not a marker, though nearly"
-        yield warning(Kind.MARKER_NEARLY, document.where(at), what, fix)
+        yield warning(Kind.MARKER_NEARLY, document.locate(at), what, fix)
 
 
 def _near(middle: str, roles: Roles) -> str:
     """The middle of the known marker that is nearest, one of the same section where it has markers."""
-    pairs = roles.pairs()
+    pairs = roles.list_pairs()
     by_case = {known.lower(): known for known in pairs}
     wanted = middle.lower()
     if wanted in by_case:
@@ -165,13 +167,13 @@ def _near(middle: str, roles: Roles) -> str:
 
 
 def _unknown(document: Document, roles: Roles) -> Iterator[Finding]:
-    pairs = roles.pairs()
+    pairs = roles.list_pairs()
     for proxy in document.proxies:
         for marker in proxy.markers:
             if marker.middle not in pairs and not migration.is_classic(marker, roles):
                 yield warning(
                     Kind.MARKER_UNKNOWN,
-                    document.where(marker.at),
+                    document.locate(marker.at),
                     f"no role of roles.yml has a section and service for {_text(marker.middle)}",
                     _hint(marker, roles, proxy),
                 )
@@ -179,18 +181,18 @@ def _unknown(document: Document, roles: Roles) -> Iterator[Finding]:
 
 def _hint(marker: Marker, roles: Roles, proxy: Proxy) -> str:
     if near := _near(marker.middle, roles):
-        return f"{_text(near)} ({roles.pairs()[near]}) is the nearest that is known"
+        return f"{_text(near)} ({roles.list_pairs()[near]}) is the nearest that is known"
     return f"give a role that section and service, or take it out of {proxy}"
 
 
 def _missing(document: Document, roles: Roles) -> Iterator[Finding]:
     there = _there(document)
-    for pair, serving in roles.serving().items():
+    for pair, serving in roles.map_pairs_to_roles().items():
         if pair.middle not in there:
             names = enumerated([role.name for role in serving])
             yield warning(
                 Kind.MARKER_MISSING,
-                document.where(0).rpartition(":")[0],
+                document.locate(0).rpartition(":")[0],
                 f"{pair} of role {names} has no marker",
                 f"put {_text(pair.middle)} where the servers are to stand",
             )
@@ -199,11 +201,11 @@ def _missing(document: Document, roles: Roles) -> Iterator[Finding]:
 def _nowhere(document: Document, roles: Roles) -> Iterator[Finding]:
     there = _there(document)
     for role in roles.roles.values():
-        middles = [pair.middle for pair, serving in roles.serving().items() if role in serving]
+        middles = [pair.middle for pair, serving in roles.map_pairs_to_roles().items() if role in serving]
         if middles and there.isdisjoint(middles):
             yield warning(
                 Kind.ROLE_NOWHERE,
-                document.where(0).rpartition(":")[0],
+                document.locate(0).rpartition(":")[0],
                 f"none of the markers of role {role.name} stands anywhere: its nodes get no line",
                 f"put {_text(middles[0])} where they are to stand",
             )
@@ -250,7 +252,7 @@ def drift_judge(document: Document, plan: Plan, known: Known) -> Iterator[Findin
         )
     for held in plan.blocked:
         yield warning(Kind.HELD, "", f"held back: {held}", "`lbagent apply --force` lets them go")
-    confirmed = known.digest in ("", document.digest())
+    confirmed = known.digest in ("", document.compute_digest())
     if plan.after == plan.before:
         if not confirmed and not waiting:
             what = "the managed lines are as they should be, but HAProxy has not confirmed them"
@@ -278,7 +280,7 @@ def _waiting(known: Known) -> Iterator[Finding]:
 
 
 def _drift_by_hand(document: Document, plan: Plan) -> Iterator[Finding]:
-    there = {f"{proxy}: {line.text}": document.where(line.at) for proxy in document.proxies for line in proxy.managed}
+    there = {f"{proxy}: {line.text}": document.locate(line.at) for proxy in document.proxies for line in proxy.managed}
     changes = [(there.get(line, ""), f"{line!r} is not what lbagent wrote") for line in plan.removed]
     changes += [("", f"{line!r} is missing") for line in plan.added]
     for where, what in changes[:_SHOWN]:

@@ -48,7 +48,7 @@ def _services(role: Any) -> Iterator[str]:  # noqa: ANN401  # what YAML held
 
 def is_classic(marker: Marker, roles: Roles) -> bool:
     """Whether a marker is one of the classic handler: a service, and no section."""
-    return marker.middle not in roles.pairs() and marker.middle in roles.services
+    return marker.middle not in roles.list_pairs() and marker.middle in roles.services
 
 
 def of_markers(document: Document, roles: Roles) -> Iterator[Finding]:
@@ -57,12 +57,12 @@ def of_markers(document: Document, roles: Roles) -> Iterator[Finding]:
         for number, marker in enumerate(proxy.markers):
             if is_classic(marker, roles):
                 yield _without_section(document, proxy, marker, roles)
-            elif marker.middle in roles.pairs() and not document.serves:
+            elif marker.middle in roles.list_pairs() and not document.has_managed_lines:
                 yield from _unmanaged(document, proxy, number)
 
 
 def _without_section(document: Document, proxy: Proxy, marker: Marker, roles: Roles) -> Finding:
-    pairs = [pair for pair in roles.pairs().values() if pair.service == marker.middle]
+    pairs = [pair for pair in roles.list_pairs().values() if pair.service == marker.middle]
     # The section by whose name the proxy is called, as in `listen lb-iis`.
     pairs.sort(key=lambda pair: not proxy.name.lower().startswith(pair.section.lower()))
     what = f"'# additional-{marker.middle}-server' is a marker of the classic handler.rb: it names no section"
@@ -70,11 +70,11 @@ def _without_section(document: Document, proxy: Proxy, marker: Marker, roles: Ro
         fix = f"write '# additional-{pairs[0].middle}-server'"
     else:
         fix = f"give a role a section with {marker.middle}, and write '# additional-SECTION-{marker.middle}-server'"
-    return error(Kind.MIGRATION, document.where(marker.at), what, fix)
+    return error(Kind.MIGRATION, document.locate(marker.at), what, fix)
 
 
 def _unmanaged(document: Document, proxy: Proxy, number: int) -> Iterator[Finding]:
-    lines = [line for line in proxy.hand_written if line.marker == number]
+    lines = [line for line in proxy.operator_servers if line.marker == number]
     if lines:
         names = enumerated([line.name for line in lines])
         what = (
@@ -82,4 +82,4 @@ def _unmanaged(document: Document, proxy: Proxy, number: int) -> Iterator[Findin
             " not managed: pauses and leaves of these nodes have no effect"
         )
         fix = "`lbagent apply --adopt` once they have joined; lines that are to stay yours can stay"
-        yield warning(Kind.MIGRATION, document.where(lines[0].at), what, fix)
+        yield warning(Kind.MIGRATION, document.locate(lines[0].at), what, fix)

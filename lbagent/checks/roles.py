@@ -43,7 +43,7 @@ def judge(roles: Roles, path: str, lines: Mapping[Path, int]) -> Iterator[Findin
         # The older form has its roles at the top level.
         line = lines.get(("roles", role.name)) or lines.get((role.name,))
         yield from _of_role(role, f"{path}:{line}" if line else path)
-    used = {pair.service for pair in roles.serving()}
+    used = {pair.service for pair in roles.map_pairs_to_roles()}
     for service in roles.services:
         if service not in used:
             line = lines.get(("services", service))

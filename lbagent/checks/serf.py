@@ -13,7 +13,17 @@ from lbagent.errors import TryAgain
 from lbagent.names import canonical_address, format_count
 from lbagent.roles.model import Roles
 from lbagent.serf import agent, agent_process
-from lbagent.serf.agent_process import DEFAULT_RPC, Agent, File, Unreadable, joined, loaded, options, rpc, specs
+from lbagent.serf.agent_process import (
+    DEFAULT_RPC,
+    Agent,
+    File,
+    Unreadable,
+    find_rpc_address,
+    list_event_handlers,
+    list_join_addresses,
+    parse_agent_file,
+    parse_options,
+)
 from lbagent.serf.member_list import AgentInfo, MemberList, find_peers
 from lbagent.system import sockets, subprocess, untrusted_files
 
@@ -168,36 +178,44 @@ def role(info: AgentInfo, roles: Roles | None) -> Finding:
     if not info.role:
         what = "the agent has no role: the other load balancers cannot be told from any node"
         return warning(Kind.ROLE_TAG, info.name, what, 'write `"tags": {"role": "lb"}`')
-    if any(any(one.sections.values()) for one in (roles.of(info.role) if roles else ())):
+    if any(any(one.sections.values()) for one in (roles.find_roles(info.role) if roles else ())):
         what = f"its role {info.role} is one that roles.yml serves: the other load balancer becomes a server"
         return error(Kind.ROLE_TAG, info.name, what, "give the load balancers a role of their own, as `lb`")
     return ok(Kind.ROLE_TAG, info.name, f"its role is {info.role}")
 
 
 def peers(
-    info: AgentInfo, listing: MemberList, named: Sequence[str] = (), *, declared: bool = False
+    info: AgentInfo,
+    listing: MemberList,
+    named: Sequence[str] = (),
+    serving: Collection[str] = (),
+    *,
+    declared: bool = False,
 ) -> Iterator[Finding]:
     """The load balancers of the same role, and members that nobody can use.
 
     `named` are the nodes that the agent's settings name to join (`retry_join`, `start_join`), by address or name;
-    `declared` says that haproxy.cfg or keepalived has another load balancer.
+    `serving` are the roles of roles.yml; `declared` says that haproxy.cfg has another load balancer.
     """
     there = find_peers(listing, info)
     failed = sorted(one.name for one in there if one.status == "failed")
     alive = sorted(one.name for one in there if one.status == "alive")
-    missing = _missing(listing, named)
+    missing, strangers = _missing(listing, named), _strangers(listing, info, named, serving)
     if failed:
         what = f"{format_count(len(failed), 'other load balancer')} failed: {enumerated(failed)}"
         made = warning if alive else error
         yield made(Kind.PEERS, "serf members", what, "start its agent, or `serf force-leave` it")
     elif not alive and (missing or declared):
         why = f"its settings name {enumerated(missing)}, which is no member" if missing else _DECLARED
-        what = f"this load balancer is alone in its cluster, though {why}: neither hears of the other's pauses"
+        what = f"no other load balancer is in this cluster, though {why}: neither hears of the other's pauses"
         yield error(Kind.PEERS, "serf members", what, _SAME_KEY)
+    elif not alive and strangers:
+        what = f"its settings name {enumerated(strangers)}, whose role is not {info.role or 'lb'}"
+        yield warning(Kind.PEERS, "serf members", what, "give all load balancers the same role, as `lb`")
     elif missing:
         what = f"the agent's settings name {enumerated(missing)}, which is no member"
         yield warning(Kind.PEERS, "serf members", what, _SAME_KEY)
-    if alive or not (failed or missing or declared):
+    if alive or not (failed or missing or declared or strangers):
         told = f": {enumerated(alive)}" if alive else ""
         yield ok(Kind.PEERS, "serf members", f"{format_count(len(alive), 'other load balancer')} there{told}")
     for words in listing.refused[:NAMED]:
@@ -218,6 +236,13 @@ def _missing(listing: MemberList, named: Sequence[str]) -> list[str]:
     """Those of the nodes named by the settings that are no members."""
     known = {*listing.names, *(one.address for one in listing.members)}
     return [one for one in dict.fromkeys(named) if host_of(one) not in known]
+
+
+def _strangers(listing: MemberList, info: AgentInfo, named: Sequence[str], serving: Collection[str]) -> list[str]:
+    """The members that the settings name, that serve nothing, and that have another role than a load balancer."""
+    hosts = {host_of(one) for one in named}
+    there = (one for one in listing.members if one.name != info.name and {one.name, one.address} & hosts)
+    return [f"{one.name} (role {one.role or 'none'})" for one in there if one.role not in (info.role, *serving)]
 
 
 def host_of(named: str) -> str:
@@ -254,8 +279,8 @@ def judge(settings: Mapping[str, Any], files: Sequence[File], argv: Sequence[str
     yield from _keys(settings, files, argv)
     yield from _rpc(settings, where)
     for file in files:
-        found = loaded(file)
-        yield from handlers_specs(specs(found) if not isinstance(found, str) else (), file.path)
+        found = parse_agent_file(file)
+        yield from handlers_specs(list_event_handlers(found) if not isinstance(found, str) else (), file.path)
 
 
 def _replay(settings: Mapping[str, Any], where: str) -> Iterator[Finding]:
@@ -269,7 +294,7 @@ def _replay(settings: Mapping[str, Any], where: str) -> Iterator[Finding]:
 
 def _keys(settings: Mapping[str, Any], files: Sequence[File], argv: Sequence[str]) -> Iterator[Finding]:
     found = []
-    if any(name == "encrypt" for name, _ in options(argv)):
+    if any(name == "encrypt" for name, _ in parse_options(argv)):
         what = "the key stands on the agent's command line, where every user of this host sees it"
         found.append(error(Kind.KEY, "serf agent -encrypt", what, "put `encrypt_key` into a file of mode 0600"))
     holding = [file for file in files if b"encrypt_key" in file.content or file.path == settings.get("keyring_file")]
@@ -283,7 +308,7 @@ def _keys(settings: Mapping[str, Any], files: Sequence[File], argv: Sequence[str
 
 
 def _rpc(settings: Mapping[str, Any], where: str) -> Iterator[Finding]:
-    address = rpc(settings)
+    address = find_rpc_address(settings)
     host = address.rpartition(":")[0].strip("[]")
     if not (host.startswith("127.") or host in ("::1", "localhost")):
         what = f"whoever reaches {address} commands the agent"
@@ -326,7 +351,7 @@ def info() -> AgentInfo | Finding:
 
 def _without_token(refused: str) -> Finding:
     """What it means that the agent does not accept our token."""
-    used = agent.of_process
+    used = agent.process_serf_env
     if used and used.error and os.geteuid():
         return unseen(Kind.SERF, used.error.partition(": ")[0], "cannot be read: it holds the token", AS_SERF)
     given = "the token is not the agent's" if os.environ.get("SERF_RPC_AUTH") else "a token is needed"
@@ -339,7 +364,7 @@ def environment(found: Agent) -> Iterator[Finding]:
     """Whether its handlers are given what they need to ask it."""
     if not found.complete:
         return
-    environ, address = found.process.environ, rpc(found.settings)
+    environ, address = found.process.environ, find_rpc_address(found.settings)
     where = f"pid {found.process.pid}"
     if not found.open:
         what = "what its handlers are given cannot be looked at: this user may not read its environment"
@@ -413,7 +438,7 @@ class SerfSide:
 
     def agent(self) -> Iterator[Finding]:
         """What the agent says of itself."""
-        self._running = agent_process.running()
+        self._running = agent_process.find_running_agent()
         found = info()
         if isinstance(found, Finding):
             yield found
@@ -426,7 +451,7 @@ class SerfSide:
         """Whether lbagent is called for all it needs."""
         if self._info is None:
             return
-        written = of_specs(specs(self._running.settings)) if self._running else []
+        written = of_specs(list_event_handlers(self._running.settings)) if self._running else []
         yield from handlers_judge(
             handlers_merged(self._info.handlers, written),
             lambda command: calls(command, self._running),
@@ -436,8 +461,10 @@ class SerfSide:
     def peers(self) -> Iterator[Finding]:
         """The other load balancers. Raises TryAgain."""
         if self._info is not None:
-            named = joined(self._running.settings) if self._running else []
-            yield from peers(self._info, agent.fetch_members(), named, declared=self._has_peers())
+            named = list_join_addresses(self._running.settings) if self._running else []
+            roles = self._roles()
+            serving = [*roles.roles] if roles else []
+            yield from peers(self._info, agent.fetch_members(), named, serving, declared=self._has_peers())
 
     def settings(self) -> Iterator[Finding]:
         """The agent's own files and command line."""

@@ -94,7 +94,7 @@ def _colour(text: str, severity: Severity) -> str:
 
 
 def _as_json(found: Sequence[Finding], shown: Sequence[Finding]) -> dict[str, object]:
-    """The object that `check --json` prints; docs/check.md has every key."""
+    """The object that `check --json` prints; docs/reference/check.md has every key."""
     counts = Counter(one.severity for one in found)
     return {
         "version": VERSION,

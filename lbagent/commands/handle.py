@@ -25,7 +25,7 @@ def handle(settings: Settings, log: Log, environ: Mapping[bytes, bytes] = os.env
     if b"SERF_EVENT" not in environ:
         raise UsageError("`lbagent handle` is for Serf to call: SERF_EVENT is not set")
     raw = read_handler_event(environ, b"", int(time.time() * 1000), os.urandom(8).hex())
-    if not raw.wanted:
+    if not raw.is_relevant:
         return 0
     raw = raw._replace(payload=_stdin())
     if raw.kind == "query":

@@ -15,9 +15,9 @@ from lbagent.membership.lookup import find_member, find_paused
 from lbagent.membership.updates import UNKNOWN_NODE
 from lbagent.names import NAME, canonical_address, make_printable
 from lbagent.planning import last_server
-from lbagent.run.command import Order, is_confirmation, obey
+from lbagent.run.command import CommandEvent, is_confirmation, run_commands
 from lbagent.run.engine import Engine
-from lbagent.run.replies import names_of_host
+from lbagent.run.replies import list_host_names
 from lbagent.serf import agent
 from lbagent.serf.events import REASON_LIMIT, TYPED, Command, Malformed, parse_command, parse_duration
 from lbagent.serf.member_list import ListedMember, find_peers, find_unreachable_peers
@@ -122,7 +122,7 @@ def _here(
 ) -> Mapping[str, str]:
     """What this load balancer says of each node. Raises LastServer, with nothing done, unless `force` is given."""
     now, said = int(time.time() * 1000), {}
-    orders: dict[str, Order] = {}
+    orders: dict[str, CommandEvent] = {}
     for node, payload in payloads.items():
         raw = RawEvent(os.urandom(8).hex(), now, TYPED, verb, None, myself, payload.encode())
         wanted = parse_command(raw, payload)
@@ -134,7 +134,7 @@ def _here(
         return said
     commands = [wanted for _, wanted in orders.values()]
     allow = None if force else lambda: _insist_on_another_server(commands, engine)
-    answers = obey(list(orders.values()), engine, log, LOCK_WAIT, allow)
+    answers = run_commands(list(orders.values()), engine, log, LOCK_WAIT, allow)
     return said | dict(zip(orders, answers, strict=True))
 
 
@@ -144,17 +144,17 @@ def _insist_on_another_server(commands: Collection[Command], engine: Engine) -> 
         try:
             roles = engine.roles()
             membership = engine.preview_membership(roles)
-            document = config_files.look(roles.haproxy).document
+            document = config_files.read_config(roles.haproxy).document
         except LbagentError:
             return  # the pauses are stored, and applied once the error is corrected
         meant = (find_member(membership.members, one.name, one.address) for one in commands)
         out = find_paused(membership)
-        hosts = [names_of_host(one, membership) for one in meant if one and one.name not in out]
-        now = last_server.Serving(document, config_files.server_states(document))
-        services = last_server.unserved(now, roles, membership, frozenset().union(*hosts), if_paused=True)
+        hosts = [list_host_names(one, membership) for one in meant if one and one.name not in out]
+        now = last_server.Serving(document, config_files.query_server_states(document))
+        services = last_server.find_unserved(now, roles, membership, frozenset().union(*hosts), if_paused=True)
         if services:
             names = ", ".join(one.name for one in commands)
-            words = f"{last_server.WORDS}{last_server.listed(services)} serves"
+            words = f"{last_server.LAST_SERVER_WARNING}{last_server.join_words(services)} serves"
             raise LastServer(f"{names}: {words}; resume another node first, or use --force")
 
 
@@ -209,7 +209,7 @@ class Rows:
         for node in self._nodes:
             self.add(node, name, words)
 
-    def adder(self, node: str) -> agent.Heard:
+    def adder(self, node: str) -> agent.AnswerCallback:
         """`add`, for one node, and the other load balancers only."""
 
         def add(name: str, words: str) -> None:
@@ -242,7 +242,7 @@ class Rows:
         """The exit status: 0 where every row is a confirmation."""
         if not all(self._done(node) for node in self._nodes):
             return 1
-        last = {name for (_, name), words in self._said.items() if last_server.WORDS in words}
+        last = {name for (_, name), words in self._said.items() if last_server.LAST_SERVER_WARNING in words}
         if force or not last or self._cluster.myself in last:
             return 0
         # Another load balancer had fewer servers left: two operators at once, or its checks see less than those here.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from lbagent.errors import Busy, LbagentError, TryAgain, UsageError
 from lbagent.haproxy import config_files
 from lbagent.haproxy.config import Document
-from lbagent.haproxy.config_files import Scene
+from lbagent.haproxy.config_files import ConfigSnapshot
 from lbagent.membership.model import Membership
 from lbagent.names import format_count
 from lbagent.outcome import Outcome, Verdict
@@ -30,14 +30,14 @@ from lbagent.system.tuples import NamedTuple
 # --- diff ------------------------------------------------------------------------------------------------
 
 
-def show(seen: Scene, wanted: Plan) -> None:
+def show(seen: ConfigSnapshot, wanted: Plan) -> None:
     """Print the diff from what stands to what is planned; the operator's bytes, whatever their encoding."""
     sys.stdout.flush()
-    sys.stdout.buffer.writelines(config_files.encoded(line) for line in _diff(seen, wanted))
+    sys.stdout.buffer.writelines(config_files.encode(line) for line in _diff(seen, wanted))
     sys.stdout.flush()
 
 
-def _diff(seen: Scene, wanted: Plan) -> Iterator[str]:
+def _diff(seen: ConfigSnapshot, wanted: Plan) -> Iterator[str]:
     import difflib  # noqa: PLC0415  # 6 ms that only a person waits for
 
     for target, before, after in zip(seen.targets, wanted.before, wanted.after, strict=True):
@@ -115,7 +115,7 @@ class _Foreseen(NamedTuple):
     """What the next run would find, and do."""
 
     roles: Roles
-    seen: Scene
+    seen: ConfigSnapshot
     membership: Membership
     wanted: Plan
     kept: frozenset[str]
@@ -137,10 +137,10 @@ def _run(engine: Engine, log: Log, options: RunOptions, learn: Learn | None = No
 
 def _sentence(engine: Engine, outcome: Outcome) -> str:
     """How a run ended, for the person who started it."""
-    if outcome.verdict is Verdict.UNCHANGED and outcome.quiet:
+    if outcome.verdict is Verdict.UNCHANGED and outcome.is_quiet:
         roles = engine.roles()
-        return _nothing(config_files.look(roles.haproxy).document, roles, engine.membership)
-    return f"{outcome.verdict}: {outcome.words}"
+        return _nothing(config_files.read_config(roles.haproxy).document, roles, engine.membership)
+    return f"{outcome.verdict}: {outcome.message}"
 
 
 def _nothing(document: Document, roles: Roles, membership: Membership) -> str:
@@ -198,7 +198,7 @@ def _refusal(foreseen: _Foreseen, log: Log) -> str | None:
 
     seen, wanted, settings = foreseen.seen, foreseen.wanted, foreseen.roles.haproxy
     try:
-        running = config_files.haproxy(settings, seen).running
+        running = config_files.find_haproxy(settings, seen).running
     except TryAgain:
         running = None
     validator = Validator(seen, settings, running)
@@ -213,7 +213,7 @@ def _refusal(foreseen: _Foreseen, log: Log) -> str | None:
 
 def _foresee(engine: Engine, rules: PlanOptions, learn: Learn | None = None) -> _Foreseen:
     roles = engine.roles()
-    seen, membership = config_files.look(roles.haproxy), engine.preview_membership(roles, learn)
+    seen, membership = config_files.read_config(roles.haproxy), engine.preview_membership(roles, learn)
     kept = frozenset[str]() if rules.force else quarantine.find_quarantined_in(membership, seen.document, roles)
     wanted = planned(seen.document, roles, membership, rules._replace(kept=kept))
     return _Foreseen(roles, seen, membership, wanted, kept)

@@ -10,7 +10,7 @@ from lbagent.membership import pause_reports
 from lbagent.membership.lookup import find_paused
 from lbagent.membership.model import Membership
 from lbagent.membership.storage import Damaged
-from lbagent.run.command import obeyed
+from lbagent.run.command import run_command
 from lbagent.run.engine import Engine
 from lbagent.serf.events import Command, Malformed, StatusQuery, parse_event
 from lbagent.serf.raw_event import RawEvent
@@ -25,7 +25,7 @@ from lbagent.system.log import Log, format_error
 def summary(engine: Engine, name: str) -> str:
     """Its name, who is there, the digest of the managed lines as they stand, what waits, and how the last run ended."""
     digest, problem = _digest(engine)
-    words = [name or "lb", *_counts(engine), f"digest={digest}", f"pending={len(engine.spool.names())}"]
+    words = [name or "lb", *_counts(engine), f"digest={digest}", f"pending={len(engine.spool.list_names())}"]
     if last := history.read_past_runs(engine.paths.history):
         words.append(f"last={last.outcome}: {last.words}")
     return " ".join([*words, *problem])
@@ -42,10 +42,10 @@ def _counts(engine: Engine) -> list[str]:
 
 def _digest(engine: Engine) -> tuple[str, list[str]]:
     try:
-        document = config_files.look(engine.roles().haproxy).document
+        document = config_files.read_config(engine.roles().haproxy).document
     except (LbagentError, OSError) as error:
         return "unknown", [f"problem={format_error(error)}"]
-    return (document.digest() if document.serves else "none"), []
+    return (document.compute_digest() if document.has_managed_lines else "none"), []
 
 
 # --- query ----------
@@ -78,7 +78,7 @@ def _answer(raw: RawEvent, engine: Engine, log: Log) -> str:
     if isinstance(event, Malformed):
         return f"refused: {event.why}"
     assert isinstance(event, Command)  # noqa: S101  # the only other thing a wanted query can be
-    return obeyed(raw, event, engine, log, WAIT)
+    return run_command(raw, event, engine, log, WAIT)
 
 
 def _status(words: tuple[str, ...], raw: RawEvent, engine: Engine) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from lbagent.errors import UsageError
 from lbagent.haproxy import config_files
 from lbagent.haproxy.config import Document, Edit
-from lbagent.haproxy.config_files import Scene
+from lbagent.haproxy.config_files import ConfigSnapshot
 from lbagent.membership.model import Membership
 from lbagent.planning import quarantine
 from lbagent.planning.plan import PlanOptions, make_plan
@@ -42,7 +42,7 @@ def render(path: str | None) -> Callable[[Settings, Log], int]:
         wanted = make_plan(seeded, roles, membership, PlanOptions(kept=kept))
         for note in wanted.notes:
             log.warning(note)
-        sys.stdout.buffer.write(config_files.encoded(wanted.after[at]))
+        sys.stdout.buffer.write(config_files.encode(wanted.after[at]))
         sys.stdout.buffer.flush()
         return 0
 
@@ -53,19 +53,19 @@ _Template = Sequence[tuple[str, str]]
 """All files of the haproxy.cfg that is to be, by name."""
 
 
-def _look(roles: Roles, *, needed: bool) -> Scene | None:
+def _look(roles: Roles, *, needed: bool) -> ConfigSnapshot | None:
     """The live haproxy.cfg; None before its first deployment. Raises OSError where it is `needed`."""
     try:
-        return config_files.look(roles.haproxy)
+        return config_files.read_config(roles.haproxy)
     except FileNotFoundError:
         if needed:
             raise
         return None
 
 
-def _template(path: str | None, roles: Roles, live: Scene | None) -> tuple[_Template, int]:
+def _template(path: str | None, roles: Roles, live: ConfigSnapshot | None) -> tuple[_Template, int]:
     """The template among the other files of haproxy.cfg, and its number there. Raises UsageError, OSError."""
-    there = [(target.given, config_files.decoded(target.content)) for target in live.targets] if live else []
+    there = [(target.given, config_files.decode(target.content)) for target in live.targets] if live else []
     if path is None:
         if len(there) != 1:
             raise UsageError(
@@ -73,7 +73,7 @@ def _template(path: str | None, roles: Roles, live: Scene | None) -> tuple[_Temp
             )
         return there, 0
     content = sys.stdin.buffer.read() if path == STDIN else files.read_target(path).content
-    text = config_files.decoded(content)
+    text = config_files.decode(content)
     number = _number(path, [name for name, _ in there])
     if number is None:
         return [("stdin" if path == STDIN else path, text)], 0
@@ -104,7 +104,7 @@ def _names(template: _Template) -> list[str]:
     return [name for name, _ in template]
 
 
-def _seeded(template: _Template, live: Scene | None) -> tuple[str, ...]:
+def _seeded(template: _Template, live: ConfigSnapshot | None) -> tuple[str, ...]:
     """The template's texts with the managed lines of the live file above the same markers, instead of its own."""
     document = Document(list(template))
     standing = _standing(live.document) if live else {}
@@ -113,7 +113,7 @@ def _seeded(template: _Template, live: Scene | None) -> tuple[str, ...]:
         for marker in proxy.markers:
             lines = standing.get((str(proxy), marker.middle), ())
             edits.append(Edit(marker.at, marker.at, [f"{marker.indent}{text}{marker.ending}" for text in lines]))
-    return document.edited(edits)
+    return document.apply_edits(edits)
 
 
 def _standing(document: Document) -> dict[tuple[str, str], list[str]]:

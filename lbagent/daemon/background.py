@@ -42,3 +42,8 @@ class BackgroundSync:
         except (LbagentError, OSError) as error:
             self._log.hint(f"not synced: {format_error(error)}")
         self._call()
+
+
+def run_beside(work: Callable[[], None]) -> None:
+    """Run `work` in a thread of its own, which does not hold up the end of the process."""
+    threading.Thread(target=work, daemon=True).start()

@@ -6,19 +6,21 @@ import contextlib
 import random
 import signal
 import time
+from functools import partial
 
 from tenacity import Retrying, retry_if_result, wait_exponential_jitter
 
 from lbagent.checks.candidate import Validator, refused_lines
 from lbagent.daemon import sd_notify
-from lbagent.daemon.background import BackgroundSync
+from lbagent.daemon.background import BackgroundSync, run_beside
 from lbagent.daemon.file_watcher import ConfigEdits, FileWatcher
 from lbagent.daemon.haproxy_watcher import HaproxyWatcher
 from lbagent.daemon.schedule import SYNC_EVERY, ReloadInterval, SyncSchedule, next_end
 from lbagent.errors import Busy, LbagentError, ReloadPostponed, RolledBack
 from lbagent.haproxy import config_files
-from lbagent.haproxy.process import Running
+from lbagent.haproxy.process import RunningHaproxy
 from lbagent.outcome import Outcome, Verdict
+from lbagent.roles.model import Roles
 from lbagent.run.engine import Engine, Learn
 from lbagent.run.queue import DrainLoop
 from lbagent.run.sync import prepare_sync
@@ -55,7 +57,7 @@ def watch(settings: Settings, log: Log) -> int:
     with acquire_lock(paths.watch_lock, writes=False) as had:
         if not had:
             raise Busy(f"another `lbagent watch` runs: it holds {paths.watch_lock}")
-        subprocess.meanwhile.append(sd_notify.alive)
+        subprocess.waiting_callbacks.append(sd_notify.alive)
         with FileWatcher() as attention:
             _Watch(settings, log, attention).until_told_to_end()
     _publish_end(paths)
@@ -67,7 +69,7 @@ def _publish_end(paths: Paths) -> None:
     with contextlib.suppress(OSError):
         with open(paths.metrics, "rb") as file:
             content = file.read()
-        Store(paths).publish(content.replace(b"\nlbagent_daemon_running 1\n", b"\nlbagent_daemon_running 0\n"))
+        Store(paths).publish_metrics(content.replace(b"\nlbagent_daemon_running 1\n", b"\nlbagent_daemon_running 0\n"))
 
 
 class _Watch:
@@ -87,7 +89,7 @@ class _Watch:
         self._words = ""
         self._sync_fails = False
         self._tried = ""
-        """The digest of the roles.yml whose lines were tried."""
+        """The digest of the roles.yml that was read last."""
         self._unverified = True
         """Whether haproxy.cfg was edited since HAProxy last accepted it."""
         self._pace = ReloadInterval(self._engine.roles)
@@ -117,7 +119,7 @@ class _Watch:
         if self._renews:
             sd_notify.reloading()
         self._settle()
-        if agent.of_process and agent.of_process.load():
+        if agent.process_serf_env and agent.process_serf_env.load():
             self._syncs.at = 0.0
         if self._renews or time.monotonic() >= self._syncs.at:
             self._syncs.begun(time.monotonic(), random.random())  # noqa: S311  # no secret
@@ -132,13 +134,14 @@ class _Watch:
             if had:
                 rounds.run_once(lambda: self._run(self._inquiry.take()))
         rounds.run_while_spooled(self._engine.paths.lock, self._run)
+        self._try_service_lines()
         fine = had and not rounds.failed
         if fine and not self._sync_fails:
             self._said.clear()
             if self._log.repeats:
                 self._log.repeats.forget()
         # Not what lies there now: that may have come since we looked last.
-        self._spooled = rounds.seen if had else self._engine.spool.marks()
+        self._spooled = rounds.seen if had else self._engine.spool.list_marks()
         sd_notify.notify("READY=1", f"STATUS={self._words or 'waiting for the lock'}")
         return fine
 
@@ -146,8 +149,8 @@ class _Watch:
         """Acquire watch.lock again where its file was removed or replaced. Raises Busy where another `watch` has it."""
         path = self._engine.paths.watch_lock
         try:
-            lock.insist(path)
-        except lock.Lost as lost:
+            lock.check_lock(path)
+        except lock.LockLost as lost:
             self._engine.paths.prepare()
             if not lock.acquire_again(path, 0):
                 raise Busy(f"{path}: another `lbagent watch` has acquired it; stop one of the two") from lost
@@ -177,23 +180,26 @@ class _Watch:
         self._unverified &= not options.verify
         self._pace.waiting = outcome.verdict is Verdict.QUEUED
         self._edits.ours(self._engine.plan.after if self._engine.plan else ())
-        self._try_service_lines()
-        self._words = f"{outcome.verdict}: {outcome.words}"
+        self._words = f"{outcome.verdict}: {outcome.message}"
         return outcome
 
     def _try_service_lines(self) -> None:
-        """Log which lines of a new roles.yml HAProxy would refuse, before a node asks for one."""
+        """Have the lines of a new roles.yml tried beside the work, before a node asks for one."""
         with contextlib.suppress(LbagentError, OSError):
             roles = self._engine.roles()
-            if roles.digest == self._tried:
-                return
-            self._tried = roles.digest
-            seen = config_files.look(roles.haproxy)
-            running = self._engine.haproxy.running if self._engine.haproxy else None
+            edited, self._tried = self._tried not in ("", roles.digest), roles.digest
+            if edited:
+                running = self._engine.haproxy.running if self._engine.haproxy else None
+                # Beside the work: a `haproxy -c` for each line must hold up neither events nor the end.
+                run_beside(partial(self._log_refused_lines, roles, running))
+
+    def _log_refused_lines(self, roles: Roles, running: RunningHaproxy | None) -> None:
+        with contextlib.suppress(LbagentError, OSError):
+            seen = config_files.read_config(roles.haproxy)
             for refused in refused_lines(seen.document, roles, Validator(seen, roles.haproxy, running)):
                 self._log.error(f"{self._settings.roles}: {refused}")
 
-    def _known(self, learn: Learn | None) -> Running | None:
+    def _known(self, learn: Learn | None) -> RunningHaproxy | None:
         # Each sync looks at all processes: somebody may have started a second HAProxy with this file.
         return self._engine.haproxy.running if self._engine.haproxy and not learn else None
 
@@ -233,8 +239,8 @@ class _Watch:
 
     @property
     def _news(self) -> bool:
-        stored = self._engine.spool.marks() - self._spooled
-        token = agent.of_process is not None and agent.of_process.changed
+        stored = self._engine.spool.list_marks() - self._spooled
+        token = agent.process_serf_env is not None and agent.process_serf_env.changed
         return bool(stored) or token or self._edits.made or self._newcomers.there or self._inquiry.answered
 
 

@@ -50,7 +50,7 @@ class ConfigEdits:
     def ours(self, texts: tuple[str, ...]) -> None:
         """Take haproxy.cfg for known where these texts stand in it: we have written them."""
         with contextlib.suppress(OSError):
-            found = config_files.look(self._haproxy)
+            found = config_files.read_config(self._haproxy)
             if found.texts == texts:
                 self._contents |= {target.given: zlib.crc32(target.content) for target in found.targets}
 
@@ -72,7 +72,7 @@ class ConfigEdits:
 
 def _files(path: str) -> list[str]:
     with contextlib.suppress(OSError):  # a folder that vanishes at this moment, say
-        return config_files.expanded(path)
+        return config_files.list_files(path)
     return [path]
 
 
@@ -87,7 +87,7 @@ def _contents(stamp: Stamp) -> dict[str, int]:
     found = {}
     for path, *_ in stamp:
         with contextlib.suppress(OSError):
-            found[path] = zlib.crc32(untrusted_files.content(path))
+            found[path] = zlib.crc32(untrusted_files.read_whole_file(path))
     return found
 
 

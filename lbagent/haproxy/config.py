@@ -1,7 +1,7 @@
-"""haproxy.cfg as text: its proxies, the markers in them, managed and hand-written `server` lines.
+"""haproxy.cfg as text: its proxies, markers, managed lines and the operator's `server` lines.
 
-Lines are cut at LF only, and every one comes back as it was: CRLF, tabs, Shift-JIS and all.
-HAProxy's grammar is not copied here; `haproxy -c` judges what we write.
+Lines are split at LF only and returned byte for byte: CRLF, tabs, Shift-JIS. HAProxy's grammar is not reimplemented:
+`haproxy -c` validates the result.
 """
 
 from __future__ import annotations
@@ -16,19 +16,17 @@ from lbagent.haproxy.reader import (
     SECTIONS,
     SERVERS,
     Directive,
-    Effective,
+    EffectiveConfig,
     Path,
     Reader,
     Section,
-    exclusive,
-    read,
+    are_exclusive,
+    read_directives,
 )
-from lbagent.haproxy.server_line import endpoint, is_drained
-from lbagent.haproxy.words import COMMANDS, Environment, Words, cut
+from lbagent.haproxy.server_line import format_endpoint, is_drained
+from lbagent.haproxy.words import COMMANDS, Environment, Words, split_words
 from lbagent.names import IPV4, NAME, SERVICE, canonical_address
 from lbagent.system.tuples import NamedTuple
-
-# --- lines -----------------------------------------------------------------------------------------------
 
 BLANK = " \t\r"
 PAUSED = "# lbagent paused "
@@ -37,7 +35,7 @@ _NAMED = rf"(?:{NAME.pattern}|{NAME.pattern}\.{SERVICE.pattern})"
 _PORT = r"(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 _OF_SERVER = rf"server[ \t]+{_NAMED}[ \t]+"
 SERVER_HEAD = re.compile(rf"{_OF_SERVER}{IPV4}:{_PORT}")
-"""The beginning of a managed line that has an IPv4 address: `server NAME ADDRESS:PORT`."""
+"""Start of a managed line with an IPv4 address: `server NAME ADDRESS:PORT`."""
 _REST = rf"[ \t](?:[\t -\"$-~]*[ \t])?# lbagent (?:paused )?role={NAME.pattern}"
 _LINES_SERVER = re.compile(rf"{_OF_SERVER}{IPV4}:{_PORT}({_REST})")
 _SERVER_V6 = re.compile(rf"{_OF_SERVER}\[([0-9a-f:.]+)\]:{_PORT}({_REST})")
@@ -48,57 +46,57 @@ _COMMENT = re.compile(r"#[ \t]*lbagent(?:[ \t]*$|[ \t]+(?:\w+[ \t]*=|role|paused
 
 
 class Marker(NamedTuple):
-    """A line `# additional-<section>-<service>-server`."""
+    """A marker: the line `# additional-<section>-<service>-server`."""
 
     at: int
     middle: str
     indent: str
     ending: str
-    """`\\r` where lines end in CRLF, else nothing: the LF is what lines were cut at."""
+    """`\\r` if lines end in CRLF, else empty: the LF is where lines are split."""
 
 
-class Line(NamedTuple):
-    """A managed line: a server, or the comment of a paused node."""
+class ManagedLine(NamedTuple):
+    """A managed line: a `server` line, or the comment of a paused node."""
 
     at: int
     marker: int
-    """Number, within its proxy, of the next marker below it; as many as there are where none follows."""
+    """Number, within its proxy, of the next marker below the line; the number of markers if none follows."""
     text: str
     """Without indentation and line ending."""
 
     @property
     def pauses(self) -> bool:
-        """Whether it is the comment of a paused node, which has no server."""
+        """Whether it is the comment of a paused node, without a server."""
         return self.text.startswith("#")
 
     @property
     def paused(self) -> bool:
-        """Whether its node is paused: it has only this comment, or drains."""
+        """Whether its node is paused: the line is a comment, or drains."""
         return self.pauses or is_drained(self.text)
 
     @property
     def name(self) -> str:
-        """The name of the server, of a paused one the name of the node."""
+        """Name of the server; of a paused one, name of the node."""
         return [*self.text.split(None, 4), "", ""][3 if self.pauses else 1]
 
     @property
     def endpoint(self) -> str:
-        """ADDRESS:PORT of a server, nothing of a paused one."""
-        return endpoint_of(self.text)
+        """ADDRESS:PORT of a server; empty for a comment."""
+        return find_endpoint(self.text)
 
     @property
     def address(self) -> str:
-        """The address alone, without port and brackets."""
+        """The address without port and brackets."""
         return self.text.split(None, 5)[4] if self.pauses else self.endpoint.rpartition(":")[0].strip("[]")
 
     @property
     def role(self) -> str:
-        """The role that its comment tells."""
+        """The role in its comment."""
         return self.text.rpartition("role=")[2]
 
 
-class HandWritten(NamedTuple):
-    """A `server` line that the operator wrote."""
+class OperatorServer(NamedTuple):
+    """A `server` line that is the operator's."""
 
     at: int
     marker: int
@@ -108,8 +106,8 @@ class HandWritten(NamedTuple):
     id: int | None
 
 
-class Template(NamedTuple):
-    """A `server-template` line: servers that HAProxy names by a prefix and a number."""
+class ServerTemplate(NamedTuple):
+    """A `server-template` line: servers named by a prefix and a number."""
 
     at: int
     prefix: str
@@ -118,43 +116,43 @@ class Template(NamedTuple):
     endpoint: str
 
     def names(self, name: str) -> bool:
-        """Whether one of its servers is called so, in any case."""
+        """Return whether one of its servers has this name, ignoring case."""
         number = name[len(self.prefix) :]
         if name[: len(self.prefix)].lower() != self.prefix.lower() or not _NUMBER.fullmatch(number):
             return False
         return number == str(int(number)) and self.first <= int(number) <= self.last
 
-    def servers(self) -> Iterator[HandWritten]:
-        """Its servers, of a large number the first ones, as if each had a line of its own."""
+    def servers(self) -> Iterator[OperatorServer]:
+        """Yield its servers as if each had a line of its own, at most the first 1001."""
         for number in range(self.first, min(self.last, self.first + _SHOWN) + 1):
-            yield HandWritten(self.at, 0, "", f"{self.prefix}{number}", self.endpoint, None)
+            yield OperatorServer(self.at, 0, "", f"{self.prefix}{number}", self.endpoint, None)
 
 
-class Damaged(NamedTuple):
-    """A line that looks like a managed one, but was not written by lbagent as it is."""
+class DamagedLine(NamedTuple):
+    """A line that looks like a managed one, but is not exactly what lbagent writes."""
 
     at: int
     text: str
     why: str
 
 
-def managed_tail(text: str) -> str:
-    """What follows ADDRESS:PORT in a `server` line that lbagent could have written, its blanks aside; else nothing."""
+def find_managed_tail(text: str) -> str:
+    """Return what follows ADDRESS:PORT in a valid managed `server` line, else an empty string."""
     if found := _LINES_SERVER.fullmatch(text):
         return found.group(1)
     found = _SERVER_V6.fullmatch(text)
     return found.group(2) if found and canonical_address(found.group(1)) == found.group(1) else ""
 
 
-def is_paused(text: str) -> bool:
-    """Whether lbagent could have written this comment that replaces the line of a paused node."""
+def is_paused_comment(text: str) -> bool:
+    """Return whether this is a valid comment of a paused node."""
     name, _, rest = text.removeprefix(PAUSED).partition(" ")
     address, _, role = rest.partition(" role=")
     return bool(NAME.fullmatch(name) and canonical_address(address) == address and NAME.fullmatch(role))
 
 
-def seems_managed(text: str) -> str:
-    """What keeps an operator's `server` line from being a managed one; nothing where it does not look like one."""
+def explain_damage(text: str) -> str:
+    """Return why a `server` line that looks like a managed one is not; empty if it does not look like one."""
     comment = _COMMENT.search(text) if "lbagent" in text.lower() else None
     if comment is None:
         return ""
@@ -163,39 +161,38 @@ def seems_managed(text: str) -> str:
     return "it is not `server NAME IP-ADDRESS:PORT OPTIONS`"
 
 
-def endpoint_of(text: str) -> str:
-    """ADDRESS:PORT in the text of a managed line; nothing in that of a paused one."""
+def find_endpoint(text: str) -> str:
+    """Return ADDRESS:PORT of a managed line; empty for the comment of a paused node."""
     return "" if text.startswith("#") else [*text.split(None, 3), "", "", ""][2]
 
 
-def indentation(line: str) -> str:
-    """The blanks a line begins with."""
+def find_indentation(line: str) -> str:
+    """Return the blanks at the start of a line."""
     return line[: len(line) - len(line.lstrip(" \t"))]
 
 
-def hand_written(at: int, marker: int, line: str, words: list[str]) -> HandWritten:
-    """The `server` line that consists of `words`."""
+def parse_operator_server(at: int, marker: int, line: str, words: list[str]) -> OperatorServer:
+    """Return the operator's `server` line that consists of `words`."""
     number = words[words.index("id", 3) + 1] if "id" in words[3:-1] else ""
     named = int(number) if _NUMBER.fullmatch(number) else None
-    return HandWritten(at, marker, line.strip(BLANK), words[1], _endpoint(words[2]), named)
+    return OperatorServer(at, marker, line.strip(BLANK), words[1], _normalize_endpoint(words[2]), named)
 
 
-def template(at: int, words: list[str]) -> Template:
-    """The `server-template` line that consists of `words`."""
+def parse_server_template(at: int, words: list[str]) -> ServerTemplate:
+    """Return the `server-template` line that consists of `words`."""
     first, dash, last = words[2].partition("-")
     low, high = (first, last) if dash else ("1", first)
     known = bool(_NUMBER.fullmatch(low) and _NUMBER.fullmatch(high))
-    return Template(at, words[1], int(low) if known else 1, int(high) if known else 0, _endpoint(words[3]))
+    return ServerTemplate(
+        at, words[1], int(low) if known else 1, int(high) if known else 0, _normalize_endpoint(words[3])
+    )
 
 
-def _endpoint(written: str) -> str:
-    """ADDRESS:PORT as a managed line would write it, where HAProxy means the same by `written`."""
+def _normalize_endpoint(written: str) -> str:
+    """Return ADDRESS:PORT as a managed line writes it, if it means the same; else `written` itself."""
     host, _, port = written.removeprefix("ipv4@").removeprefix("ipv6@").rpartition(":")
     address = canonical_address(host.strip("[]"))
-    return written if address is None else endpoint(address, port)
-
-
-# --- config ----------
+    return written if address is None else format_endpoint(address, port)
 
 
 _HASHING = ("source", "uri", "url_param", "hdr", "rdp-cookie", "random", "hash")
@@ -208,29 +205,29 @@ _FIRST = re.compile(r"[!$-&(-\[\]-~]+(?=[ \t]|$)")
 _KNOWN = SECTIONS | {"server", "server-template", "balance", "disabled", "enabled"}
 _NEARLY = re.compile(r"#+[ \t]*additional(?:[-_]|[ \t]+\S+[-_]server\b).*", re.IGNORECASE)
 
-_line: Callable[[tuple[int, int, str]], Line] = partial(tuple.__new__, Line)
-"""Line, at half its price: ten thousand are made before anything can be done."""
+_line: Callable[[tuple[int, int, str]], ManagedLine] = partial(tuple.__new__, ManagedLine)
+"""Constructor of ManagedLine at half the cost, as a file may have ten thousand of them."""
 
 
 class Proxy:
-    """A section of haproxy.cfg (`backend`, `listen`, …), with what stands in it."""
+    """A section of haproxy.cfg (`backend`, `listen`, …), with its markers and servers."""
 
-    __slots__ = ("balance", "hand_written", "kind", "managed", "markers", "name", "start", "templates")
+    __slots__ = ("balance", "kind", "managed", "markers", "name", "operator_servers", "start", "templates")
 
     def __init__(self, kind: str, name: str, balance: str | None, start: int = NOWHERE) -> None:
-        """An empty section that begins at the line `start`; `balance` is what its `defaults` say.
+        """Create an empty section that begins at the line `start`; `balance` is that of its `defaults`.
 
-        A variable in `name` that only the running HAProxy knows is there as it is written.
+        A variable in `name` that only the running HAProxy knows stays as written.
         """
         self.kind, self.name, self.balance, self.start = kind, name, balance, start
         self.markers: list[Marker] = []
-        self.templates: list[Template] = []
-        self.managed: list[Line] = []
-        self.hand_written: list[HandWritten] = []
+        self.templates: list[ServerTemplate] = []
+        self.managed: list[ManagedLine] = []
+        self.operator_servers: list[OperatorServer] = []
 
     @property
     def hashes(self) -> bool:
-        """Whether its `balance` chooses servers by a hash, which servers' ids keep stable."""
+        """Whether its `balance` selects servers by a hash, which stable ids keep stable."""
         return (self.balance or "").partition("(")[0] in _HASHING
 
     def __str__(self) -> str:
@@ -238,7 +235,7 @@ class Proxy:
 
 
 class Edit(NamedTuple):
-    """Lines `start` up to, not including, `end` become `lines`."""
+    """Replaces the lines from `start` to before `end` by `lines`."""
 
     start: int
     end: int
@@ -246,28 +243,28 @@ class Edit(NamedTuple):
 
 
 class Document:
-    """The files of haproxy.cfg, read as one sequence of lines, in HAProxy's order."""
+    """All files of haproxy.cfg, as one sequence of lines in HAProxy's order."""
 
     def __init__(
         self,
         files: Sequence[tuple[str, str]],
         environ: Callable[[], Mapping[str, str] | None] = lambda: None,
     ) -> None:
-        """`files` are (name, text) pairs; names are for messages only.
+        """`files` are pairs of name and text; names are used in messages only.
 
-        `environ` returns the variables that HAProxy runs with, None where they are unknown; called only where the text
-        depends on them. What is to be written never does: only what is asked of, and sent to, the running HAProxy.
+        `environ` returns the variables of the running HAProxy, None where they are unknown. It is called only if the
+        text depends on them. What is written never depends on them, only what is queried from and sent to HAProxy.
         """
         self.lines: list[str] = []
         self.proxies: list[Proxy] = []
         self.misplaced: list[tuple[int, str]] = []
         """Markers where no server can be, with the reason."""
-        self.nearly: list[int] = []
-        """Comments that are nearly markers."""
-        self.damaged: list[Damaged] = []
-        """Lines that look like managed ones, and are the operator's."""
+        self.near_markers: list[int] = []
+        """Comments that are almost markers."""
+        self.damaged: list[DamagedLine] = []
+        """Lines that look like managed ones, but are the operator's."""
         self.conditional = False
-        """Whether HAProxy may read something else than all lines in order: `.if`, `disabled`, variables."""
+        """Whether HAProxy may not read all lines in order: `.if`, `disabled`, variables."""
         self._digest: str | None = None
         self._environ = environ
         self._files: list[tuple[int, str, str]] = []
@@ -275,111 +272,117 @@ class Document:
         self._environment = Environment()
         self._reader = Reader(self._environment)
         self._skeleton: list[int] = []
-        """The lines of which depends what HAProxy makes of the others."""
+        """The lines that determine how HAProxy reads the others."""
         self._open = False
-        """Whether any of them depends on the environment of HAProxy."""
+        """Whether any of them depends on HAProxy's environment."""
         for name, text in files:
             self._files.append((len(self.lines), name, text))
-            self._read(text.split("\n"))
+            self._read_lines(text.split("\n"))
 
     @property
     def settings(self) -> list[list[str]]:
-        """The words of each line of `global`, as the running HAProxy has read them."""
+        """The words of each line of `global`, as the running HAProxy reads them."""
         return self._effective.settings
 
-    def server(self, line: int) -> tuple[str | None, bool | None]:
-        """The proxy of a `server` line, and whether HAProxy has that server; None where only it can tell."""
-        return self._effective.server(line)
+    def find_server(self, line: int) -> tuple[str | None, bool | None]:
+        """Return the proxy of a `server` line, and whether HAProxy has that server.
+
+        Either is None where only HAProxy can tell.
+        """
+        return self._effective.find_server(line)
 
     def reread(self, texts: Sequence[str]) -> Document:
-        """The same files with other texts."""
+        """Return a document of the same files with other texts."""
         names = (name for _, name, _ in self._files)
         return Document([*zip(names, texts, strict=True)], self._environ)
 
-    def proxies_named(self, name: str) -> list[Proxy]:
-        """The proxies that hold servers, and that the running HAProxy calls `name`."""
+    def find_proxies(self, name: str) -> list[Proxy]:
+        """Return the proxies with servers that the running HAProxy calls `name`."""
         if not self.conditional:
             return [one for one in self.proxies if one.name == name and one.kind in SERVERS]
-        return [one for one in self.proxies if self._effective.server(one.start) == (name, True)]
+        return [one for one in self.proxies if self._effective.find_server(one.start) == (name, True)]
 
-    def path(self, line: int) -> Path:
-        """The branches of `.if` that a line is in."""
-        return self._reader.at(line).path if self.conditional else ()
+    def find_path(self, line: int) -> Path:
+        """Return the branches of `.if` that a line is in."""
+        return self._reader.find_place(line).path if self.conditional else ()
 
-    def apart(self, one: int, other: int) -> bool:
-        """Whether HAProxy never reads both lines: they are in two branches of one `.if`, or one of them in `.if 0`."""
+    def are_exclusive(self, one: int, other: int) -> bool:
+        """Return whether HAProxy never reads both lines.
+
+        They are in two branches of one `.if`, or one of them is in `.if 0`.
+        """
         if not self.conditional:
             return False
-        here, there = self._reader.at(one), self._reader.at(other)
-        return exclusive(here.path, there.path) or (here.active is False) is not (there.active is False)
+        here, there = self._reader.find_place(one), self._reader.find_place(other)
+        return are_exclusive(here.path, there.path) or (here.active is False) is not (there.active is False)
 
-    def unread(self, line: int) -> bool:
-        """Whether HAProxy has no server of a line in whatever environment: in `.if 0`, in a disabled proxy."""
-        return self.conditional and self._by_itself.server(line)[1] is False
+    def is_never_read(self, line: int) -> bool:
+        """Return whether a line never makes a server, whatever the environment: in `.if 0`, in a disabled proxy."""
+        return self.conditional and self._by_itself.find_server(line)[1] is False
 
-    def directives(self) -> Iterator[tuple[Directive, Section | None]]:
-        """Every line of a section that HAProxy may read, but for `server` lines, with its section.
+    def read_directives(self) -> Iterator[tuple[Directive, Section | None]]:
+        """Yield every line that HAProxy may read, except `server` lines, with its section.
 
-        The section is None where only HAProxy can tell which it is. A section's own line comes too.
+        The section is None where only HAProxy can tell. A section's own line is included.
         """
-        environment = self._running()
+        environment = self._read_environment()
         reader = Reader(environment)
         wanted = (
             (at, line) for at, line in enumerate(self.lines) if not line.lstrip(" \t").startswith(("server ", "#"))
         )
-        for one in read(wanted, [start for start, _, _ in self._files], reader, environment):
+        for one in read_directives(wanted, [start for start, _, _ in self._files], reader, environment):
             if one.place.active is not False and one.place.sections != (NOWHERE,) and one.words[0][0] != ".":
                 yield one, reader.sections.get(one.place.section) if one.place.section is not None else None
 
     @cached_property
-    def _effective(self) -> Effective:
-        return self._read_with(self._running()) if self._open else self._by_itself
+    def _effective(self) -> EffectiveConfig:
+        return self._read_with(self._read_environment()) if self._open else self._by_itself
 
     @cached_property
-    def _by_itself(self) -> Effective:
+    def _by_itself(self) -> EffectiveConfig:
         return self._read_with(Environment())
 
-    def _read_with(self, environment: Environment) -> Effective:
+    def _read_with(self, environment: Environment) -> EffectiveConfig:
         lines = ((at, self.lines[at]) for at in self._skeleton)
-        return Effective(lines, [start for start, _, _ in self._files], environment)
+        return EffectiveConfig(lines, [start for start, _, _ in self._files], environment)
 
-    def _running(self) -> Environment:
+    def _read_environment(self) -> Environment:
         return Environment(self._environ() if self._open else None)
 
-    def where(self, at: int) -> str:
-        """FILE:LINE of a line, counted from 1 in its own file."""
+    def locate(self, at: int) -> str:
+        """Return FILE:LINE of a line, counted from 1 in its own file."""
         start, name, _ = max(file for file in self._files if file[0] <= at)
         return f"{name}:{at - start + 1}"
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """Every file's text as it was read."""
+        """The text of every file, as it was read."""
         return tuple(text for _, _, text in self._files)
 
-    def edited(self, edits: Iterable[Edit]) -> tuple[str, ...]:
-        """Every file's text after edits, which do not overlap."""
+    def apply_edits(self, edits: Iterable[Edit]) -> tuple[str, ...]:
+        """Return the text of every file after edits, which may not overlap."""
         ordered = sorted(edits, key=lambda edit: edit.start)
         ends = [start for start, _, _ in self._files[1:]] + [len(self.lines)]
-        return tuple(self._edited(file, end, ordered) for file, end in zip(self._files, ends, strict=True))
+        return tuple(self._edit_file(file, end, ordered) for file, end in zip(self._files, ends, strict=True))
 
     @property
-    def serves(self) -> bool:
+    def has_managed_lines(self) -> bool:
         """Whether there is any managed line."""
         return any(proxy.managed for proxy in self.proxies)
 
-    def digest(self) -> str:
-        """The digest of the managed lines; equal on load balancers that serve the same."""
+    def compute_digest(self) -> str:
+        """Return the digest of the managed lines; equal on load balancers with the same servers."""
         if self._digest is None:
             serving = (proxy for proxy in self.proxies if proxy.managed)
-            self._digest = digest((str(proxy), [line.text for line in proxy.managed]) for proxy in serving)
+            self._digest = digest_lines((str(proxy), [line.text for line in proxy.managed]) for proxy in serving)
         return self._digest
 
-    def operator_digest(self) -> str:
-        """The digest of everything else: what the operator wrote."""
+    def compute_operator_digest(self) -> str:
+        """Return the digest of all other lines, the operator's."""
         ours = {line.at for proxy in self.proxies for line in proxy.managed}
         return _checksum(line for at, line in enumerate(self.lines) if at not in ours)
 
-    def _edited(self, file: tuple[int, str, str], end: int, edits: Sequence[Edit]) -> str:
+    def _edit_file(self, file: tuple[int, str, str], end: int, edits: Sequence[Edit]) -> str:
         start, _, old = file
         lines: list[str] = []
         done = start
@@ -391,82 +394,82 @@ class Document:
         text = "\n".join(lines + self.lines[done:end])
         if text == old or old.endswith("\n"):
             return text
-        # HAProxy refuses a last line without its ending; who left it out is helped when we write anyway.
+        # HAProxy rejects a last line without its ending; add it when writing anyway.
         return text + ("\r\n" if "\r\n" in old and not text.endswith("\r") else "\n")
 
-    def _read(self, lines: list[str]) -> None:
+    def _read_lines(self, lines: list[str]) -> None:
         start = len(self.lines)
         self.lines += lines
-        self._reader.begin(start)
+        self._reader.begin_file(start)
         proxy, tail = Proxy("", "", None), _NOBODYS
         managed, below = proxy.managed, 0
         for at, line in enumerate(lines, start):
-            # First what most lines of a large file are, and they mostly end as the one above them.
+            # Fast path: most lines of a large file are managed lines with the same end as the one above.
             text = line.strip(BLANK)
             if text.endswith(tail) and SERVER_HEAD.fullmatch(text, 0, len(text) - len(tail)):
                 managed.append(_line((at, below, text)))
             elif text:
                 servers = proxy.kind in SERVERS and text.startswith(_SERVER)
-                if servers and _OURS in text and (found := managed_tail(text)):
+                if servers and _OURS in text and (found := find_managed_tail(text)):
                     managed.append(_line((at, below, text)))
                     tail = found
                     continue
-                proxy = self._other(proxy, at, line, text)
+                proxy = self._read_other(proxy, at, line, text)
                 managed, below = proxy.managed, len(proxy.markers)
                 tail = tail if proxy.kind in SERVERS else _NOBODYS
 
-    def _other(self, proxy: Proxy, at: int, line: str, text: str) -> Proxy:
-        """Read a line that is not a managed server; returns the section that the next line is in."""
+    def _read_other(self, proxy: Proxy, at: int, line: str, text: str) -> Proxy:
+        """Read a line that is not a managed server; return the section of the next line."""
         if text[0] == "#":
-            self._comment(proxy, at, line, text)
+            self._read_comment(proxy, at, line, text)
             return proxy
-        # Most directives mean nothing here, which their first word shows.
+        # Most directives are irrelevant, which their first word shows.
         first = _FIRST.match(text)
         if first and text[0] != "." and proxy.kind != "global" and first.group() not in _KNOWN:
             return proxy
-        found = cut(line, self._environment)
+        found = split_words(line, self._environment)
         if not found.words:
             return proxy
-        if found.words[0] == "server" and (why := seems_managed(text)):
-            self._damage(proxy, at, text, why)
-        return self._directive(proxy, at, line, found)
+        if found.words[0] == "server" and (why := explain_damage(text)):
+            self._add_damaged(proxy, at, text, why)
+        return self._read_directive(proxy, at, line, found)
 
-    def _directive(self, proxy: Proxy, at: int, line: str, found: Words) -> Proxy:
+    def _read_directive(self, proxy: Proxy, at: int, line: str, found: Words) -> Proxy:
         words, sure = found
         first = words[0]
         doubtful = not sure and "$" in first
         if first in SECTIONS or first[0] == "." or doubtful or first in ("disabled", "enabled"):
-            return self._turning(proxy, at, found)
+            return self._read_section_change(proxy, at, found)
         if proxy.kind == "global":
             self._skeleton.append(at)
             self._open = self._open or not sure
             if first in COMMANDS:
-                self._reader.step(at, found)
+                self._reader.read_line(at, found)
         elif self._reader.place.active is False and first != "server":
             pass
         elif first == "server" and len(words) > 2:  # noqa: PLR2004  # server NAME ADDRESS
-            proxy.hand_written.append(hand_written(at, len(proxy.markers), line, words))
+            proxy.operator_servers.append(parse_operator_server(at, len(proxy.markers), line, words))
         elif first == "server-template" and len(words) > 3:  # noqa: PLR2004  # server-template PREFIX RANGE ADDRESS
-            proxy.templates.append(template(at, words))
+            proxy.templates.append(parse_server_template(at, words))
         elif first == "balance" and len(words) > 1:
             proxy.balance = words[1]
             if proxy.kind == "defaults":
                 self._defaults[proxy.name] = self._defaults[""] = proxy.balance
         return proxy
 
-    def _turning(self, proxy: Proxy, at: int, found: Words) -> Proxy:
-        """Read a line after which HAProxy may be in another section, or pass over some lines."""
+    def _read_section_change(self, proxy: Proxy, at: int, found: Words) -> Proxy:
+        """Read a line after which HAProxy may be in another section, or skip lines."""
         self._skeleton.append(at)
         words, sure = found
         self.conditional = self.conditional or words[0] not in SECTIONS or (not sure and "$" in "".join(words[:2]))
-        place = self._reader.step(at, found).place
+        place = self._reader.read_line(at, found).place
         self._open = self._open or not sure or place.active is None
         if place.start == at and place.sections == (at,) and words[0] in SECTIONS:
-            return self._section(self._reader.sections[at])
+            return self._add_section(self._reader.sections[at])
         known = {one.start: one for one in self.proxies}
         return known.get(max(place.sections), proxy if place.sections != (NOWHERE,) else Proxy("", "", None))
 
-    def _section(self, found: Section) -> Proxy:
+    def _add_section(self, found: Section) -> Proxy:
         proxy = Proxy(found.kind, found.name, self._defaults.get(found.base), found.at)
         if found.kind == "defaults" and self._reader.place.active is not False:
             proxy.balance = self._defaults.get(found.base) if found.base else None
@@ -474,27 +477,29 @@ class Document:
         self.proxies.append(proxy)
         return proxy
 
-    def _comment(self, proxy: Proxy, at: int, line: str, text: str) -> None:
+    def _read_comment(self, proxy: Proxy, at: int, line: str, text: str) -> None:
         if text.startswith(PAUSED):
-            if not is_paused(text):
-                self._damage(proxy, at, text, "not NAME ADDRESS role=ROLE")
+            if not is_paused_comment(text):
+                self._add_damaged(proxy, at, text, "not NAME ADDRESS role=ROLE")
             elif proxy.kind in SERVERS:
-                proxy.managed.append(Line(at, len(proxy.markers), text))
+                proxy.managed.append(ManagedLine(at, len(proxy.markers), text))
             else:
-                self._damage(proxy, at, text, "")
+                self._add_damaged(proxy, at, text, "")
         elif (
-            text.startswith(_MARKER[0]) and text.endswith(_MARKER[1]) and not re.search(r"\s", middle := _middle(text))
+            text.startswith(_MARKER[0])
+            and text.endswith(_MARKER[1])
+            and not re.search(r"\s", middle := _find_middle(text))
         ):
-            if why := self._no_place(proxy):
+            if why := self._explain_misplaced(proxy):
                 self.misplaced.append((at, why))
                 return
-            # The marker may be the last line, without any ending; the first line shows the file's own.
+            # The marker may be the last line, without an ending; then the first line shows the ending of the file.
             ending = "\r" if line.endswith("\r") or self.lines[self._files[-1][0]].endswith("\r") else ""
-            proxy.markers.append(Marker(at, middle, indentation(line), ending))
+            proxy.markers.append(Marker(at, middle, find_indentation(line), ending))
         elif _NEARLY.fullmatch(text):
-            self.nearly.append(at)
+            self.near_markers.append(at)
 
-    def _damage(self, proxy: Proxy, at: int, text: str, why: str) -> None:
+    def _add_damaged(self, proxy: Proxy, at: int, text: str, why: str) -> None:
         why = (
             why
             if proxy.kind in SERVERS
@@ -502,10 +507,10 @@ class Document:
             if proxy.kind
             else "it is in no section"
         )
-        self.damaged.append(Damaged(at, text, why))
+        self.damaged.append(DamagedLine(at, text, why))
 
-    def _no_place(self, proxy: Proxy) -> str:
-        """Why no server can be where the next line is; nothing where one can."""
+    def _explain_misplaced(self, proxy: Proxy) -> str:
+        """Return why no server can be at the next line; empty if one can."""
         if not proxy.kind:
             return "it is in no section"
         others = {one.start: one for one in self.proxies}
@@ -514,104 +519,104 @@ class Document:
         return f"it is in {wrong}, which cannot hold servers" if wrong else ""
 
 
-def _middle(text: str) -> str:
+def _find_middle(text: str) -> str:
     return text[len(_MARKER[0]) : -len(_MARKER[1])]
 
 
-def digest(managed: Iterable[tuple[str, Sequence[str]]]) -> str:
-    """The digest of managed lines, given with the proxies they stand in."""
+def digest_lines(managed: Iterable[tuple[str, Sequence[str]]]) -> str:
+    """Return the digest of managed lines, given as pairs of proxy and lines."""
     return _checksum(text for proxy, texts in managed for text in (proxy, *texts))
 
 
 def _checksum(lines: Iterable[str]) -> str:
     text = "\n".join(lines).encode("utf-8", "surrogateescape")
-    # Two checksums, of which no change that a person or lbagent makes leaves both alone: not a seal, 1 ms less to load.
+    # Any likely change alters at least one of the two checksums. It is not a signature; hashlib takes 1 ms to import.
     return f"{zlib.crc32(text):08x}{zlib.adler32(text):08x}"
 
 
-# --- roster ----------------------------------------------------------------------------------------------
-
 Key = tuple[str, str]
-"""The names of a proxy and of a server in it."""
+"""Names of a proxy and of a server in it."""
 Lines = Mapping[Key, str]
 
 ROSTER_NAME = re.compile("[A-Za-z0-9_.:-]+")
-"""What HAProxy lets proxies and servers be called; whatever else may stand in the file is never said."""
+"""Valid names of proxies and servers in HAProxy; others are never sent to the runtime API."""
 _ROSTER_OURS = " # lbagent "
 
 
-def target(key: Key) -> str:
-    """PROXY/SERVER."""
+def format_target(key: Key) -> str:
+    """Format PROXY/SERVER, as the runtime API names a server."""
     return "/".join(key)
 
 
-def standing(document: Document) -> Lines:
-    """The managed servers of a text that HAProxy certainly has, in proxies whose names are known."""
+def list_managed_servers(document: Document) -> Lines:
+    """Return the managed servers that HAProxy certainly has, in proxies whose names are known."""
     found: dict[Key, str] = {}
     for proxy in document.proxies:
         if document.conditional:
-            there = ((document.server(line.at), line) for line in proxy.managed if not line.pauses)
-            found |= {(name, line.name): line.text for (name, has), line in there if has and name and _speakable(name)}
-        elif _speakable(proxy.name):
+            there = ((document.find_server(line.at), line) for line in proxy.managed if not line.pauses)
+            found |= {
+                (name, line.name): line.text for (name, has), line in there if has and name and _is_valid_name(name)
+            }
+        elif _is_valid_name(proxy.name):
             found |= {(proxy.name, line.name): line.text for line in proxy.managed if not line.pauses}
     return found
 
 
-def doubtful(document: Document) -> Lines:
-    """The managed servers of a text of which only HAProxy knows the proxy, or whether it has them at all."""
+def list_uncertain_servers(document: Document) -> Lines:
+    """Return the managed servers where only HAProxy knows the proxy, or whether it has the server at all."""
     lines = (
         (proxy, line)
         for proxy in document.proxies
-        if document.conditional or not _speakable(proxy.name)
+        if document.conditional or not _is_valid_name(proxy.name)
         for line in proxy.managed
         if not line.pauses
     )
     return {
         (proxy.name, line.name): line.text
         for proxy, line in lines
-        if not document.conditional or document.server(line.at)[1] is None
+        if not document.conditional or document.find_server(line.at)[1] is None
     }
 
 
-def _speakable(name: str) -> bool:
+def _is_valid_name(name: str) -> bool:
     return ROSTER_NAME.fullmatch(name) is not None
 
 
-def entry(text: str) -> tuple[Key, str]:
-    """Key and line of `PROXY: LINE`, as a plan tells its changes; of a paused node an empty line."""
+def parse_change(text: str) -> tuple[Key, str]:
+    """Parse a plan's change `PROXY: LINE` into key and line; the line is empty for a paused node."""
     section, _, line = text.partition(": ")
     paused = line.startswith("#")
     name = [*line.split(None, 4), "", ""][3 if paused else 1]
     return (section.partition(" ")[2], name), "" if paused else line
 
 
-def paused_after(document: Document, changed: tuple[Iterable[str], Iterable[str]]) -> set[Key]:
-    """The paused nodes of each proxy, named as its server may be, once lines have been added and removed."""
+def find_paused_servers(document: Document, changed: tuple[Iterable[str], Iterable[str]]) -> set[Key]:
+    """Return the paused nodes after lines are added and removed, as keys of proxy and node."""
     here = [(proxy.name, line.name) for proxy in document.proxies for line in proxy.managed if line.pauses]
-    added, removed = ([key for key, line in map(entry, lines) if not line] for lines in changed)
+    added, removed = ([key for key, line in map(parse_change, lines) if not line] for lines in changed)
     return {*here, *added} - ({*removed} - {*added})
 
 
-def roster_is_paused(key: Key, paused: Container[Key]) -> bool:
-    """Whether a server belongs to one of the paused nodes; it may be called NODE, or NODE.SERVICE."""
+def is_paused_server(key: Key, paused: Container[Key]) -> bool:
+    """Return whether a server, called NODE or NODE.SERVICE, belongs to one of the paused nodes."""
     return key in paused or (key[0], key[1].rpartition(".")[0]) in paused
 
 
-def after(document: Document, texts: Sequence[str], changed: tuple[Iterable[str], Iterable[str]]) -> Lines:
-    """The managed servers once the files read as `texts`, which adds and removes lines as a plan has them."""
+def predict_servers(document: Document, texts: Sequence[str], changed: tuple[Iterable[str], Iterable[str]]) -> Lines:
+    """Return the managed servers after the files have changed to `texts`, by the plan's changes (added, removed)."""
     if document.conditional:
-        return standing(document.reread(texts))
+        return list_managed_servers(document.reread(texts))
     added, removed = changed
-    after = dict(standing(document))
-    for key, line in map(entry, removed):
+    after = dict(list_managed_servers(document))
+    for key, line in map(parse_change, removed):
         if line:
             after.pop(key, None)
-    after.update((key, line) for key, line in map(entry, added) if line)
+    after.update((key, line) for key, line in map(parse_change, added) if line)
     return after
 
 
-def parts(line: str) -> tuple[str, int, list[str]]:
-    """Address, port and the words of the options of a managed line; port 0 where somebody has made it another."""
+def split_server_line(line: str) -> tuple[str, int, list[str]]:
+    """Return address, port and option words of a managed line; the port is 0 if it is not a number."""
     _, _, endpoint, *options = [*line.partition(_ROSTER_OURS)[0].split(), "", ""]
     address, _, port = endpoint.rpartition(":")
     number = int(port) if port.isascii() and port.isdigit() else 0

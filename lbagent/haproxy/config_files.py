@@ -1,4 +1,4 @@
-"""haproxy.cfg as it stands on disk at one moment: its files, its text, and the HAProxy that runs it."""
+"""haproxy.cfg on disk at one moment: its files, its text, and the HAProxy that runs it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from lbagent.haproxy import process
 from lbagent.haproxy.config import Document
 from lbagent.haproxy.instance import Haproxy
-from lbagent.haproxy.process import Running
+from lbagent.haproxy.process import RunningHaproxy
 from lbagent.roles.model import HaproxySettings
 from lbagent.state import files
 from lbagent.state.files import Target
@@ -20,56 +20,56 @@ if TYPE_CHECKING:
     from lbagent.haproxy.runtime.state import Stats
 
 _PATIENCE = 1.0
-"""Seconds that HAProxy may take to tell the states of its servers."""
+"""Seconds to wait for the server states."""
 
 
-class Scene(NamedTuple):
-    """All files of haproxy.cfg, in HAProxy's order."""
+class ConfigSnapshot(NamedTuple):
+    """All files of haproxy.cfg at one moment, in HAProxy's order."""
 
     targets: tuple[Target, ...]
     document: Document
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """What stands in the files."""
-        return tuple(decoded(target.content) for target in self.targets)
+        """The text of each file."""
+        return tuple(decode(target.content) for target in self.targets)
 
     @property
     def names(self) -> list[str]:
-        """The files as the operator calls them."""
+        """The paths as the operator wrote them."""
         return [target.given for target in self.targets]
 
     @property
-    def untouched(self) -> bool:
+    def is_unchanged(self) -> bool:
         """Whether the files are still what was read."""
         return all(files.is_unchanged(target) for target in self.targets)
 
     @property
     def changed_at(self) -> float:
-        """When one of the files was last changed in any way, in seconds since the epoch. Raises OSError."""
+        """When any of the files was last changed (ctime), in epoch seconds. Raises OSError."""
         return max(os.stat(target.path).st_ctime for target in self.targets)
 
     @property
     def size(self) -> int:
-        """Bytes in all files."""
+        """Size of all files in bytes."""
         return sum(len(target.content) for target in self.targets)
 
-    def tidy(self) -> None:
-        """Clear up after a run that was killed."""
+    def remove_stale_stages(self) -> None:
+        """Clean up after a run that was killed."""
         for target in self.targets:
             files.remove_stale_stages(target)
 
     @contextlib.contextmanager
-    def staged(self, texts: Sequence[str]) -> Iterator[tuple[str, ...]]:
-        """Paths that read as haproxy.cfg would with `texts`: staged files where they differ. Raises OSError."""
+    def stage(self, texts: Sequence[str]) -> Iterator[tuple[str, ...]]:
+        """Stage `texts` and yield the paths for `haproxy -c`: staged files where a text differs. Raises OSError."""
         with contextlib.ExitStack() as stack:
             yield tuple(
-                stack.enter_context(files.stage_text(target, encoded(text))) if text != old else target.path
+                stack.enter_context(files.stage_text(target, encode(text))) if text != old else target.path
                 for target, text, old in zip(self.targets, texts, self.texts, strict=True)
             )
 
     def swap(self, paths: Sequence[str], *, keep: bool) -> bool:
-        """Put the staged files in place; False where somebody has saved one of them meanwhile. Raises OSError."""
+        """Replace the files by the staged ones; return False if one was saved meanwhile. Raises OSError."""
         return all(
             files.swap_files(path, target, keep=keep)
             for path, target in zip(paths, self.targets, strict=True)
@@ -77,61 +77,68 @@ class Scene(NamedTuple):
         )
 
 
-def look(settings: HaproxySettings) -> Scene:
+def read_config(settings: HaproxySettings) -> ConfigSnapshot:
     """Read haproxy.cfg. Raises OSError."""
-    targets = tuple(files.read_target(path) for given in settings.config for path in expanded(given))
+    targets = tuple(files.read_target(path) for given in settings.config for path in list_files(given))
     if not targets:
         raise FileNotFoundError(errno.ENOENT, "holds no *.cfg file", settings.config[0])
-    return Scene(targets, document(targets, lambda: process.environment(settings.config)))
+    return ConfigSnapshot(targets, build_document(targets, lambda: process.read_environment(settings.config)))
 
 
-def previous(scene: Scene) -> Document | None:
-    """The text that was kept when haproxy.cfg was last swapped, where there is one."""
+def read_previous(scene: ConfigSnapshot) -> Document | None:
+    """Return the version before lbagent's last change; None if none was kept."""
     found = []
     for target in scene.targets:
         with contextlib.suppress(OSError):
-            found.append(files.read_target(target.beside("previous"))._replace(given=target.given))
+            found.append(files.read_target(target.hidden_path("previous"))._replace(given=target.given))
             continue
         found.append(target)
     return (
-        document(found) if any(kept is not target for kept, target in zip(found, scene.targets, strict=True)) else None
+        build_document(found)
+        if any(kept is not target for kept, target in zip(found, scene.targets, strict=True))
+        else None
     )
 
 
-def haproxy(settings: HaproxySettings, scene: Scene, known: Running | None = None) -> Haproxy:
-    """The HAProxy that runs this haproxy.cfg, `known` where that lives. Raises TryAgain where that is not clear."""
+def find_haproxy(settings: HaproxySettings, scene: ConfigSnapshot, known: RunningHaproxy | None = None) -> Haproxy:
+    """Return the HAProxy that runs this haproxy.cfg; `known` saves the search if it is alive.
+
+    Raises TryAgain if ambiguous.
+    """
     return Haproxy(settings, scene.document.settings, known)
 
 
-def server_states(document: Document) -> Stats:
-    """What the running HAProxy says of its servers; nothing where no stats socket answers."""
+def query_server_states(document: Document) -> Stats:
+    """Return the server states from HAProxy; empty if no stats socket answers."""
     from lbagent.haproxy.runtime import socket, state  # noqa: PLC0415  # only commands need it
 
-    for address in socket.sockets(document.settings):
+    for address in socket.list_stats_sockets(document.settings):
         with contextlib.suppress(OSError, ValueError):
-            return state.servers(socket.ask(address, state.COMMAND, _PATIENCE))
+            return state.parse_stats(socket.ask(address, state.COMMAND, _PATIENCE))
     return {}
 
 
-def document(targets: Sequence[Target], environ: Callable[[], Mapping[str, str] | None] = lambda: None) -> Document:
-    """The files as one document, for the HAProxy that runs with `environ`."""
-    return Document([(target.given, decoded(target.content)) for target in targets], environ)
+def build_document(
+    targets: Sequence[Target], environ: Callable[[], Mapping[str, str] | None] = lambda: None
+) -> Document:
+    """Return the files as one document; `environ` returns the variables of the running HAProxy."""
+    return Document([(target.given, decode(target.content)) for target in targets], environ)
 
 
-def decoded(content: bytes) -> str:
-    """Any bytes as text that comes back as the same bytes: Shift-JIS, Latin-1 or broken."""
+def decode(content: bytes) -> str:
+    """Decode any bytes so that `encode` restores them: Shift-JIS, Latin-1 or invalid UTF-8."""
     return content.decode("utf-8", "surrogateescape")
 
 
-def encoded(text: str) -> bytes:
-    """The bytes that `decoded` read."""
+def encode(text: str) -> bytes:
+    """Encode a text from `decode`."""
     return text.encode("utf-8", "surrogateescape")
 
 
-def expanded(path: str) -> list[str]:
-    """The files that HAProxy reads where it is given this path, of a file or a folder. Raises OSError."""
+def list_files(path: str) -> list[str]:
+    """Return the files that HAProxy loads for this path of a file or directory. Raises OSError."""
     if not os.path.isdir(path):
         return [path]
-    # HAProxy reads the non-hidden *.cfg of a folder in the order of their bytes.
+    # HAProxy loads the non-hidden *.cfg files of a directory in byte order (management manual, section 3, option -f).
     names = sorted(os.fsencode(name) for name in os.listdir(path) if name.endswith(".cfg") and not name.startswith("."))
     return [os.path.join(path, os.fsdecode(name)) for name in names]

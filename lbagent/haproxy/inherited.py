@@ -1,47 +1,50 @@
-"""What a proxy gives to all its servers, by itself or by its `defaults`: a dynamic server inherits nothing of it.
+"""What servers inherit from their proxy and its `defaults`; a server added at run time inherits none of it.
 
-Read from the text only when a server is to be added to a running HAProxy.
+Read from the text only when a server is to be added to a running HAProxy. Keywords: HAProxy configuration manual,
+section 5.2 "Server and default-server options".
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from lbagent.haproxy.config import Document, Proxy
 from lbagent.haproxy.reader import ANYWHERE, Directive
 from lbagent.haproxy.runtime.capabilities import CANCELS, CANCELS_PROXY_V2, IMPLIED_BY_CHECK, Capabilities
 from lbagent.names import canonical_address
-from lbagent.system.tuples import NamedTuple
+from lbagent.system.tuples import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Any
 
 _DEEP = frozenset(("httpchk", "ssl-hello-chk", "smtpchk", "mysql-check", "pgsql-check", "redis-check", "ldap-check"))
 _DEEP |= {"tcp-check", "spop-check", "external-check"}
 
 
 class Inherited(NamedTuple):
-    """What stands in a proxy and in its `defaults`."""
+    """The inherited settings of a proxy."""
 
     default_server: tuple[str, ...] = ()
-    """The words of its `default-server` lines, the later ones winning."""
+    """The words of its `default-server` lines; later ones win."""
     hash_type: tuple[str, ...] = ()
     cookie: tuple[str, ...] = ()
     mode: str = ""
     deep: frozenset[str] = frozenset()
-    """The options that make its checks more than a connection."""
+    """Options that make its checks more than a TCP connection."""
     odd: str = ""
-    """Why this cannot be known."""
+    """Why the settings cannot be known; empty if they are."""
 
 
-def inherited(document: Document) -> Mapping[int, Inherited]:
-    """What each section gives to the servers at its markers, by the line it begins at."""
-    firsts = {proxy.start: _first(proxy) for proxy in document.proxies}
+def find_inherited(document: Document) -> Mapping[int, Inherited]:
+    """Return the inherited settings of each section, by the line it begins at."""
+    firsts = {proxy.start: _find_first_server(proxy) for proxy in document.proxies}
     found: dict[int, Inherited] = {}
     defaults: dict[str, int] = {}
     odd = ""
-    for directive, section in document.directives():
+    for directive, section in document.read_directives():
         if section is None:
-            doubt = f"only HAProxy knows the section of {document.where(directive.at)}"
+            doubt = f"only HAProxy knows the section of {document.locate(directive.at)}"
             odd = odd or (doubt if ANYWHERE in directive.place.sections else "")
             found |= {at: found[at]._replace(odd=doubt) for at in directive.place.sections if at in found}
             continue
@@ -51,28 +54,28 @@ def inherited(document: Document) -> Mapping[int, Inherited]:
             if section.kind == "defaults":
                 defaults[section.name] = defaults[""] = section.at
             if directive.place.active is None or not directive.sure:
-                found[section.at] = found[section.at]._replace(odd=_doubt(document, directive))
+                found[section.at] = found[section.at]._replace(odd=_explain_doubt(document, directive))
             continue
         here = found.get(section.at, Inherited())
-        there = _with(here, [*directive.words], late=directive.at > firsts.get(section.at, float("inf")))
+        there = _apply_directive(here, [*directive.words], late=directive.at > firsts.get(section.at, float("inf")))
         if (directive.place.active is None or not directive.sure) and (there is not here or "$" in directive.words[0]):
-            there = here._replace(odd=_doubt(document, directive))
+            there = here._replace(odd=_explain_doubt(document, directive))
         found[section.at] = there
     for at in defaults.values():
         found.pop(at, None)
     return {at: one._replace(odd=odd) for at, one in found.items()} if odd else found
 
 
-def _doubt(document: Document, directive: Directive) -> str:
-    return f"only HAProxy knows what {document.where(directive.at)} comes to"
+def _explain_doubt(document: Document, directive: Directive) -> str:
+    return f"only HAProxy knows what {document.locate(directive.at)} comes to"
 
 
-def _first(proxy: Proxy) -> float:
-    """Where its servers begin: a `default-server` below that holds for some of them only."""
+def _find_first_server(proxy: Proxy) -> float:
+    """Return where the servers begin: a `default-server` below that line applies to some of them only."""
     return min((one.at for ones in (proxy.markers[:1], proxy.managed[:1]) for one in ones), default=float("inf"))
 
 
-def _with(what: Inherited, words: list[str], *, late: bool) -> Inherited:
+def _apply_directive(what: Inherited, words: list[str], *, late: bool) -> Inherited:
     changes: dict[str, Any] = {}
     match words:
         case ["default-server", *more] if late:
@@ -94,10 +97,8 @@ def _with(what: Inherited, words: list[str], *, late: bool) -> Inherited:
     return what._replace(**changes)
 
 
-# --- keywords --------------------------------------------------------------------------------------------
-
 _PLAIN = re.compile(r"[A-Za-z0-9._:,/@%+=()-]+")
-"""Words that haproxy.cfg and the stats socket read alike: without quotes, `;`, backslashes and variables."""
+"""Words with the same meaning in haproxy.cfg and on the stats socket: no quotes, `;`, backslashes, variables."""
 
 _TIME = re.compile(r"([0-9]+)(us|ms|s|m|h|d|)")
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -105,24 +106,24 @@ _SECONDS = {"us": 1e-6, "ms": 1e-3, "": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, 
 _HIGHEST_PORT = 65535
 
 Keywords = Mapping[str, str]
-"""Each with its value, empty where it takes none. Several values of an additive keyword are joined by a newline."""
+"""Keywords with their values; empty if they take none. Values of an additive keyword are joined by a newline."""
 
 
 class NeedsReload(ValueError):
-    """Why something cannot be sent through the runtime API."""
+    """Why a change cannot be made through the runtime API."""
 
 
 def resolve_keywords(words: Iterable[str], capabilities: Capabilities) -> Keywords:
-    """What a server has whose `default-server` lines and own line hold `words`: the later ones take precedence.
+    """Return the keywords of a server from `words`: its `default-server` lines, then its own; later ones win.
 
-    Raises NeedsReload where `add server` cannot make that server.
+    Raises NeedsReload if `add server` cannot make that server.
     """
     found: dict[str, str] = {}
     left = iter(words)
     for word in left:
         if word == "no-check-ssl":
             found.pop("check-ssl", None)
-            found[word] = ""  # nor do the checks inherit it
+            found[word] = ""  # checks do not inherit it either
         elif word in CANCELS:
             if word == "no-send-proxy-v2" and CANCELS_PROXY_V2 & found.keys():
                 raise NeedsReload(f"`{word}` takes back a part of other keywords")
@@ -142,9 +143,9 @@ def resolve_keywords(words: Iterable[str], capabilities: Capabilities) -> Keywor
 
 
 def format_keywords(keywords: Keywords, capabilities: Capabilities) -> str:
-    """The keywords for `add server`, with those that the same line has after a reload without naming them.
+    """Format keywords for `add server`, with those that the line implies after a reload.
 
-    Raises NeedsReload for a server that is `disabled`: it is not made the way a reload makes it.
+    Raises NeedsReload for a `disabled` server: the runtime API cannot add it as a reload does.
     """
     if "disabled" in keywords:
         raise NeedsReload("`disabled` cannot be set through the runtime API")
@@ -160,14 +161,14 @@ def format_keywords(keywords: Keywords, capabilities: Capabilities) -> str:
     return "".join(f" {word} {value}" if value else f" {word}" for word, value in words)
 
 
-def endpoint(keywords: Keywords, address: str, port: int) -> tuple[str, int] | None:
-    """Where the checks of a server at this address and port connect to; None where only HAProxy can tell."""
+def find_check_endpoint(keywords: Keywords, address: str, port: int) -> tuple[str, int] | None:
+    """Return address and port that the checks of a server connect to; None if only HAProxy can tell."""
     host, number = keywords.get("addr", address), keywords.get("port", str(port))
     plain = host == canonical_address(host) and number.isascii() and number.isdigit()
     return (host, int(number)) if plain and 0 < int(number[:9]) <= _HIGHEST_PORT else None
 
 
-def seconds(time: str) -> float:
-    """A time as HAProxy writes it, in seconds; bare numbers are milliseconds. 1e9 where it is not a time."""
+def parse_time(time: str) -> float:
+    """Convert an HAProxy time to seconds; a bare number is milliseconds. Returns 1e9 if it is invalid."""
     found = _TIME.fullmatch(time)
     return int(found.group(1)) * _SECONDS[found.group(2)] if found else 1e9

@@ -1,4 +1,4 @@
-"""How HAProxy accepts a text, and how it takes one over: `haproxy -c`, a reload, and proof that it happened."""
+"""The HAProxy that runs haproxy.cfg: validate with `haproxy -c`, reload, and confirm the new worker."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from lbagent.errors import LbagentError, TryAgain
 from lbagent.haproxy import process, reload, validation
 from lbagent.haproxy.config import Key
-from lbagent.haproxy.process import Running, Worker
+from lbagent.haproxy.process import RunningHaproxy, Worker
 from lbagent.haproxy.reload import Reload, ReloadFailed
 from lbagent.haproxy.runtime import health
 from lbagent.roles.model import HaproxySettings
@@ -18,92 +18,97 @@ __all__ = ["Haproxy", "NotAccepted", "ReloadFailed"]
 
 
 class NotAccepted(LbagentError):
-    """`haproxy -c` refused a text; the words are HAProxy's own."""
+    """`haproxy -c` rejected a text; the message is HAProxy's own."""
 
     exit_status = 4
 
 
 class Haproxy:
-    """One HAProxy: the files it is started with, and what its `global` section says."""
+    """One HAProxy: its files and its `global` section."""
 
-    def __init__(self, settings: HaproxySettings, lines: Sequence[Sequence[str]], known: Running | None = None) -> None:
-        """`lines` are the words of each line of `global`; whose master is `known` and lives is not looked for."""
+    def __init__(
+        self, settings: HaproxySettings, lines: Sequence[Sequence[str]], known: RunningHaproxy | None = None
+    ) -> None:
+        """`lines` are the words of each line of `global`; `known` saves the search if its master is alive."""
         self._settings, self._lines = settings, lines
-        self._running = process.find(settings.config, lines, known)
+        self._running = process.find_haproxy(settings.config, lines, known)
 
     def validate(self, paths: Sequence[str], names: Sequence[str]) -> None:
-        """Have HAProxy check these very files, which the operator knows by `names`.
+        """Validate these files with `haproxy -c`; `names` are the operator's names for them.
 
-        Raises NotAccepted, TryAgain where HAProxy cannot be asked.
+        Raises NotAccepted, or TryAgain if `haproxy -c` cannot be run.
         """
-        result = validation.checked(paths, self._settings.timeout, self._running)
+        result = validation.check_files(paths, self._settings.timeout, self._running)
         if result.status is None:
-            raise TryAgain(result.words)
+            raise TryAgain(result.output)
         if result.was_killed:
             raise TryAgain(f"haproxy -c {result.ending}: whether HAProxy accepts haproxy.cfg is not known; run again")
-        if not result.good:
-            words = validation.reason(result.words)
+        if not result.succeeded:
+            words = validation.find_reason(result.output)
             for path, name in zip(paths, names, strict=True):
                 words = words.replace(path, name)
             raise NotAccepted(words)
 
-    def refusal(self, paths: Sequence[str], names: Sequence[str]) -> str | None:
-        """What HAProxy has against these files, None where it takes them. Raises TryAgain."""
+    def find_refusal(self, paths: Sequence[str], names: Sequence[str]) -> str | None:
+        """Return why HAProxy rejects these files; None if it accepts them. Raises TryAgain."""
         try:
             self.validate(paths, names)
         except NotAccepted as error:
             return str(error)
         return None
 
-    def serving(self) -> Worker | None:
-        """The worker that serves now; None where no process is found."""
+    def find_worker(self) -> Worker | None:
+        """Return the serving worker; None if no process is found."""
         running = self._running
-        return Worker(*running.worker.named) if running else None
+        return Worker(*running.worker.identity) if running else None
 
     @property
-    def running(self) -> Running | None:
-        """Master and worker, as seen last."""
+    def running(self) -> RunningHaproxy | None:
+        """Master and worker, as last seen."""
         return self._running
 
     @property
     def pids(self) -> frozenset[int]:
-        """Processes among which a new one means that HAProxy was started or reloaded."""
+        """The pids of the workers; a new pid means that HAProxy was started or reloaded."""
         running = self._running
         workers = processes.find_children(running.main.pid) if running and running.is_master else frozenset()
         return workers or frozenset(one.pid for one in processes.find_processes("haproxy"))
 
     @property
     def old_workers(self) -> int | None:
-        """How many workers of before go on until their last connection ends; None where no process is found."""
+        """Number of old workers that wait for their last connections; None if no process is found."""
         return self._running.old if self._running else None
 
-    def shown_not_to_run(self) -> bool:
-        """Whether all that could show a running HAProxy shows none."""
-        return self._running is None and process.shown_not_to_run(self._settings.config, self._lines)
+    def is_shown_not_to_run(self) -> bool:
+        """Return whether nothing shows a running HAProxy: no process, pidfile or stats socket."""
+        return self._running is None and process.is_shown_not_to_run(self._settings.config, self._lines)
 
     def has_read_since(self, changed: float, size: int) -> bool:
-        """Whether the worker was started so late that it has read the file as it is since `changed`."""
-        return self._running is not None and self._running.read_since(changed, size)
+        """Return whether the worker has certainly read the file as it is since `changed` (epoch seconds).
+
+        `size` is in bytes.
+        """
+        return self._running is not None and self._running.has_read_since(changed, size)
 
     def take_over(self, changed: Collection[Key] = ()) -> Worker | None:
-        """Reload and see a new worker; None where HAProxy is shown not to run.
+        """Reload HAProxy and return the new worker; None if HAProxy does not run.
 
-        Servers that were DOWN start as DOWN in it; `changed` are those whose lines are not what they were.
-        Raises ReloadFailed where the reload says so, TryAgain where nobody can know.
+        Servers that were DOWN start DOWN in the new worker, except those in `changed`, whose lines have changed. Raises
+        ReloadFailed, or TryAgain if the result is unknown.
         """
-        if reload.waited_for(self._lines):
-            self._running = self._found()
-        if self.shown_not_to_run():
+        if reload.wait_for_peers(self._lines):
+            self._running = self._find()
+        if self.is_shown_not_to_run():
             return None
-        servers = health.read(self._lines)
+        servers = health.read_health(self._lines)
         health.write_state_file(self._lines, servers, changed)
         try:
-            worker = Reload(self._settings, self._lines, self._found).run(self._running)
+            worker = Reload(self._settings, self._lines, self._find).run(self._running)
         finally:
             with contextlib.suppress(TryAgain):
-                self._running = self._found()
-        health.carry(self._lines, worker, servers)
+                self._running = self._find()
+        health.restore_down_servers(self._lines, worker, servers)
         return worker
 
-    def _found(self) -> Running | None:
-        return process.find(self._settings.config, self._lines)
+    def _find(self) -> RunningHaproxy | None:
+        return process.find_haproxy(self._settings.config, self._lines)

@@ -1,4 +1,7 @@
-"""haproxy.cfg line by line as HAProxy reads it: the section of each line, and whether HAProxy reads it at all."""
+"""Read haproxy.cfg line by line as HAProxy does: the section of each line, and whether HAProxy reads it at all.
+
+Conditions: HAProxy configuration manual, section 2.4 "Conditional blocks".
+"""
 
 from __future__ import annotations
 
@@ -6,31 +9,29 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from lbagent.haproxy.words import COMMANDS, Environment, Words, cut
+from lbagent.haproxy.words import COMMANDS, Environment, Words, split_words
 from lbagent.system.tuples import NamedTuple
 
-# --- conditions ------------------------------------------------------------------------------------------
-
 Truth = bool | None
-"""None where only HAProxy can tell."""
+"""None where only the running HAProxy can tell."""
 
 Defined = Callable[[str], Truth]
-"""Whether an environment variable is set; None where that is unknown."""
+"""Returns whether an environment variable is set; None where that is unknown."""
 
 _NUMBER = re.compile(r"[+-]?(?:0[xX][0-9a-fA-F]+|[0-9]+)")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PLAIN = re.compile(r"[A-Za-z0-9_.:/ -]*")
-"""An argument that HAProxy takes as it is: no quote, backslash, comma or parenthesis in it."""
+"""An argument without quotes, backslashes, commas or parentheses, which HAProxy reads literally."""
 
 
 class _Unclear(ValueError):
-    """HAProxy refuses it, or only HAProxy can decide it."""
+    """HAProxy rejects the expression, or only HAProxy can evaluate it."""
 
 
-def decided(expression: str, defined: Defined) -> Truth:
-    """What `.if EXPRESSION` comes to; None where only HAProxy can tell."""
+def evaluate_condition(expression: str, defined: Defined) -> Truth:
+    """Evaluate the expression of an `.if` line; None where only HAProxy can tell."""
     try:
-        return _Expression(expression, defined).value()
+        return _Expression(expression, defined).evaluate()
     except _Unclear:
         return None
 
@@ -39,39 +40,39 @@ class _Expression:
     def __init__(self, text: str, defined: Defined) -> None:
         self._text, self._defined, self._at = text, defined, 0
 
-    def value(self) -> Truth:
+    def evaluate(self) -> Truth:
         if not self._text.strip(" "):
             return False
-        value = self._either()
+        value = self._read_or()
         if self._at < len(self._text):
             raise _Unclear
         return value
 
-    def _either(self) -> Truth:
-        value = self._all()
-        while self._next("||"):
-            other = self._all()
+    def _read_or(self) -> Truth:
+        value = self._read_and()
+        while self._skip("||"):
+            other = self._read_and()
             value = True if value or other else None if value is None or other is None else False
         return value
 
-    def _all(self) -> Truth:
-        value = self._term()
-        while self._next("&&"):
-            other = self._term()
+    def _read_and(self) -> Truth:
+        value = self._read_term()
+        while self._skip("&&"):
+            other = self._read_term()
             value = False if value is False or other is False else None if value is None or other is None else True
         return value
 
-    def _term(self) -> Truth:
+    def _read_term(self) -> Truth:
         negated = False
-        while self._next("!"):
+        while self._skip("!"):
             negated = not negated
-        value = self._plain_term()
+        value = self._read_plain_term()
         return value if value is None else value is not negated
 
-    def _plain_term(self) -> Truth:
-        if self._next("("):
-            value = self._either()
-            if not self._next(")"):
+    def _read_plain_term(self) -> Truth:
+        if self._skip("("):
+            value = self._read_or()
+            if not self._skip(")"):
                 raise _Unclear
             return value
         if number := self._match(_NUMBER):
@@ -84,10 +85,10 @@ class _Expression:
         if end < 0 or "(" in inside:
             raise _Unclear
         self._at = end + 1
-        self._blanks()
-        return self._predicate(name, inside.split(","))
+        self._skip_blanks()
+        return self._evaluate_predicate(name, inside.split(","))
 
-    def _predicate(self, name: str, arguments: list[str]) -> Truth:
+    def _evaluate_predicate(self, name: str, arguments: list[str]) -> Truth:
         if not all(map(_PLAIN.fullmatch, arguments)):
             return None
         match name, arguments:
@@ -101,71 +102,68 @@ class _Expression:
                 return None
 
     def _match(self, pattern: re.Pattern[str]) -> str:
-        self._blanks()
+        self._skip_blanks()
         found = pattern.match(self._text, self._at)
         if not found:
             return ""
         self._at = found.end()
         if pattern is _NUMBER:
-            self._blanks()
+            self._skip_blanks()
         return found.group()
 
-    def _next(self, word: str) -> bool:
-        self._blanks()
+    def _skip(self, word: str) -> bool:
+        self._skip_blanks()
         there = self._text.startswith(word, self._at)
         if there:
             self._at += len(word)
-            self._blanks()
+            self._skip_blanks()
         return there
 
-    def _blanks(self) -> None:
+    def _skip_blanks(self) -> None:
         while self._text.startswith(" ", self._at):
             self._at += 1
 
 
 Path = tuple[tuple[int, int], ...]
-"""The branches that a line is in: the number of each `.if` in the text, and of its branch."""
+"""The branches that a line is in: number of each `.if` in the text, and number of its branch."""
 
 
-def exclusive(one: Path, other: Path) -> bool:
-    """Whether HAProxy never reads both."""
+def are_exclusive(one: Path, other: Path) -> bool:
+    """Return whether HAProxy never reads both: they are in two branches of one `.if`."""
     branches = dict(one)
     return any(branches.get(number, branch) != branch for number, branch in other)
 
 
 class Level:
-    """One `.if`, up to its `.endif`."""
+    """One `.if` block, up to its `.endif`."""
 
     __slots__ = ("_outer", "_taken", "active", "branch", "number")
 
     def __init__(self, number: int, outer: Truth, value: Truth) -> None:
-        """`outer` tells whether HAProxy reads the lines around it, `value` what its condition comes to."""
+        """`outer` says whether HAProxy reads the surrounding lines, `value` is the value of the condition."""
         self.number, self.branch, self._outer = number, 0, outer
         self._taken: Truth = value
-        """Whether one of the branches up to here is read."""
-        self.active = _both(outer, value)
+        """Whether HAProxy has read one of the branches so far."""
+        self.active = _and(outer, value)
         """Whether HAProxy reads the lines of this branch; None where that is unknown."""
 
     @property
     def complete(self) -> bool:
-        """Whether one of its branches is certainly read."""
+        """Whether HAProxy certainly reads one of its branches."""
         return self._taken is True
 
-    def turn(self, value: Truth) -> None:
-        """Go on with the next branch: `.elif`, or `.else` with True."""
+    def enter_branch(self, value: Truth) -> None:
+        """Enter the next branch; `value` is its condition, True for `.else`."""
         self.branch += 1
         not_yet = None if self._taken is None else not self._taken
-        self.active = _both(self._outer, _both(not_yet, value))
+        self.active = _and(self._outer, _and(not_yet, value))
         self._taken = True if self._taken or value else None if self._taken is None or value is None else False
 
 
-def _both(one: Truth, other: Truth) -> Truth:
+def _and(one: Truth, other: Truth) -> Truth:
     if one is False or other is False:
         return False
     return None if one is None or other is None else True
-
-
-# --- reader ----------
 
 
 SECTIONS = frozenset(
@@ -176,37 +174,37 @@ SERVERS = ("backend", "listen")
 """The sections whose servers lbagent manages."""
 
 NOWHERE, ANYWHERE = -1, -2
-"""In place of a section's line: outside of all sections, and in one that only HAProxy knows."""
+"""In place of a section's line number: outside of all sections, and in an unknown one."""
 
 _CONDITIONS = frozenset((".if", ".elif", ".else", ".endif"))
 
 
 class Place(NamedTuple):
-    """Where HAProxy is in the text, from one line on."""
+    """HAProxy's state from the line `start` on."""
 
     start: int
     sections: tuple[int, ...] = (NOWHERE,)
-    """The lines of the sections that it may be in, the last in the text last; one where that is certain."""
+    """Line numbers of the possible sections, the last one in the text last; one if it is certain."""
     active: bool | None = True
-    """Whether HAProxy reads what is here; None where only HAProxy can tell."""
+    """Whether HAProxy reads these lines; None where only HAProxy can tell."""
     path: Path = ()
-    """The branches of `.if` around it."""
+    """The surrounding branches of `.if`."""
 
     @property
     def section(self) -> int | None:
-        """The line of its section; None where only HAProxy can tell which that is."""
+        """Line number of the section; None where only HAProxy can tell."""
         return self.sections[0] if len(self.sections) == 1 else None
 
 
 class Directive(NamedTuple):
-    """One line, in words."""
+    """One line, split into words."""
 
     at: int
     words: Sequence[str]
     sure: bool
     """Whether HAProxy certainly reads these words."""
     place: Place
-    """That of the line; for a section's own line the place below it."""
+    """The place of the line; for a section's own line, the place below it."""
 
 
 class Section(NamedTuple):
@@ -216,115 +214,115 @@ class Section(NamedTuple):
     kind: str
     name: str
     base: str
-    """The name of the `defaults` that it is `from`."""
+    """Name of the `defaults` after `from`."""
     sure: bool = True
-    """Whether its name is known."""
+    """Whether its name is certain."""
 
 
 class Reader:
-    """Reads one line after the other."""
+    """Follows sections and conditions line by line."""
 
     def __init__(self, environment: Environment) -> None:
-        """It begins outside of all sections; `environment` changes as `setenv` and its kind are read."""
+        """Start outside of all sections; `setenv` and similar lines change `environment`."""
         self._environment = environment
         self._levels: list[tuple[Level, tuple[int, ...], list[tuple[int, ...]]]] = []
-        """Each `.if` around, with the sections it began in and those its branches have ended in."""
+        """The open `.if` blocks: the sections before each, and those at the end of its branches."""
         self._numbers = 0
         self.place = Place(0)
         self.places = [self.place]
-        """Each place, in the order of the text."""
+        """All places, in the order of the text."""
         self.sections: dict[int, Section] = {}
 
-    def begin(self, at: int) -> None:
-        """Go on with another file, whose first line is `at`."""
+    def begin_file(self, at: int) -> None:
+        """Start the next file, whose first line is `at`."""
         self._levels = []
-        self._go(at, (NOWHERE,))
+        self._enter(at, (NOWHERE,))
 
-    def step(self, at: int, found: Words) -> Directive:
-        """Read a line of at least one word."""
+    def read_line(self, at: int, found: Words) -> Directive:
+        """Read the next line, which has at least one word."""
         words, sure = found
         first = words[0]
         if first in _CONDITIONS:
-            self._condition(at, first, found)
+            self._read_condition(at, first, found)
         elif first in SECTIONS:
-            self.sections[at] = section(at, found)
-            self._go(at, (at,))
+            self.sections[at] = parse_section(at, found)
+            self._enter(at, (at,))
         elif self.place.active is False:
             pass
         elif not sure and "$" in first:
-            self._go(at, (*self.place.sections, ANYWHERE))
+            self._enter(at, (*self.place.sections, ANYWHERE))
         elif first in COMMANDS and self._in_global():
             certain = sure and self.place.active is True and self.place.section is not None
-            self._environment.change(words, sure=certain)
+            self._environment.apply_command(words, sure=certain)
         return Directive(at, words, sure, self.place)
 
-    def at(self, line: int) -> Place:
-        """The place of a line that has been read."""
+    def find_place(self, line: int) -> Place:
+        """Return the place of a line that has been read."""
         return self.places[bisect_right(self.places, line, key=lambda place: place.start) - 1]
 
     def _in_global(self) -> bool:
         return any(self.sections[at].kind == "global" for at in self.place.sections if at in self.sections)
 
-    def _condition(self, at: int, word: str, found: Words) -> None:
-        value = decided(" ".join(found.words[1:]), self._environment.defined) if found.sure else None
+    def _read_condition(self, at: int, word: str, found: Words) -> None:
+        value = evaluate_condition(" ".join(found.words[1:]), self._environment.is_defined) if found.sure else None
         if word == ".if":
             self._numbers += 1
             self._levels.append((Level(self._numbers, self.place.active, value), self.place.sections, []))
-            self._go(at, self.place.sections)
-        elif self._levels:  # HAProxy refuses the others
+            self._enter(at, self.place.sections)
+        elif self._levels:  # HAProxy rejects one without `.if`
             level, before, ends = self._levels[-1]
             if level.active is not False:
                 ends.append(self.place.sections)
             if word == ".endif":
                 self._levels.pop()
                 after = [*([] if level.complete and ends else [before]), *ends]
-                self._go(at, tuple(dict.fromkeys(one for sections in after for one in sections)))
+                self._enter(at, tuple(dict.fromkeys(one for sections in after for one in sections)))
             else:
-                level.turn(True if word == ".else" else value)
-                self._go(at, before)
+                level.enter_branch(True if word == ".else" else value)
+                self._enter(at, before)
 
-    def _go(self, at: int, sections: tuple[int, ...]) -> None:
+    def _enter(self, at: int, sections: tuple[int, ...]) -> None:
         active = self._levels[-1][0].active if self._levels else True
         path = tuple((level.number, level.branch) for level, _, _ in self._levels)
         self.place = Place(at, sections, active, path)
         self.places.append(self.place)
 
 
-def section(at: int, found: Words) -> Section:
-    """The section that begins with these words."""
+def parse_section(at: int, found: Words) -> Section:
+    """Parse the line that begins a section."""
     kind, *words = found.words
     name = words.pop(0) if words and not (kind == "defaults" and words[0] == "from") else ""
     base = words[1] if words[:1] == ["from"] and len(words) > 1 else ""
     return Section(at, kind, name, base, found.sure or "$" not in name)
 
 
-def read(
+def read_directives(
     lines: Iterable[tuple[int, str]], files: Sequence[int], reader: Reader, environment: Environment
 ) -> Iterator[Directive]:
-    """The directives among numbered `lines` of files that begin at the lines `files`."""
+    """Yield the directives of `lines`, pairs of number and text; `files` are the first lines of the files."""
     begins = [*files]
     for at, line in lines:
         while begins and at >= begins[0]:
-            reader.begin(begins.pop(0))
-        found = cut(line, environment)
+            reader.begin_file(begins.pop(0))
+        found = split_words(line, environment)
         if found.words:
-            yield reader.step(at, found)
+            yield reader.read_line(at, found)
 
 
-class Effective:
-    """What HAProxy makes of a text: the words of `global`, and which servers it has."""
+class EffectiveConfig:
+    """What HAProxy reads, given its environment: the lines of `global`, and which servers exist."""
 
     def __init__(self, lines: Iterable[tuple[int, str]], files: Sequence[int], environment: Environment) -> None:
-        """`lines` are the numbered ones that matter: sections, conditions, `global`, `enabled` and `disabled`."""
+        """`lines` are the relevant ones, numbered: sections, conditions, `global`, `enabled` and `disabled`."""
         self._reader = Reader(environment)
         self.settings: list[list[str]] = []
-        """The words of each line of `global` that HAProxy reads, or may read, as far as they are known."""
+        """The words of each line of `global` that HAProxy reads or may read, as far as they are known."""
         self._disabled: dict[int, bool | None] = {}
         self._defaults: dict[str, int] = {}
-        for one in read(lines, files, self._reader, environment):
-            self._take(one)
+        for one in read_directives(lines, files, self._reader, environment):
+            self._add(one)
 
-    def _take(self, one: Directive) -> None:
+    def _add(self, one: Directive) -> None:
         first, place = one.words[0], one.place
         if place.active is False or first in _CONDITIONS:
             return
@@ -338,18 +336,18 @@ class Effective:
             certain = one.sure and place.active and place.section is not None
             for at in place.sections:
                 self._disabled[at] = first == "disabled" if certain else None
-        elif one.sure and any(self._kind(at) == "global" for at in place.sections):
+        elif one.sure and any(self._find_kind(at) == "global" for at in place.sections):
             self.settings.append([*one.words])
 
-    def _kind(self, at: int) -> str:
+    def _find_kind(self, at: int) -> str:
         return self._reader.sections[at].kind if at in self._reader.sections else ""
 
-    def server(self, line: int) -> tuple[str | None, bool | None]:
-        """The name of the proxy that a `server` line at `line` is in, and whether HAProxy has that server.
+    def find_server(self, line: int) -> tuple[str | None, bool | None]:
+        """Return the proxy of the `server` line at `line`, and whether HAProxy has that server.
 
         Either is None where only HAProxy can tell.
         """
-        place = self._reader.at(line)
+        place = self._reader.find_place(line)
         if place.active is False:
             return None, False
         if place.section is None or place.section not in self._reader.sections:

@@ -1,7 +1,8 @@
-"""A reload of HAProxy: asked for, followed until its end, and believed only where a new worker serves.
+"""Reload HAProxy, follow the reload to its end, and confirm the new worker.
 
-A master that reloads holds back signals until its new worker serves or has failed; that, its count of reloads and its
-children can be seen in /proc on every version. The master CLI (`-S`) adds the reason of a failure, in HAProxy's words.
+A master that reloads blocks signals until its new worker serves or has failed. That, its count of reloads and its
+children are visible in /proc on every version. The master CLI (`-S`, management manual, section 9.4) adds HAProxy's
+reason for a failure.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from lbagent.errors import LbagentError, TryAgain
 from lbagent.haproxy import process, validation
-from lbagent.haproxy.process import Running, Worker
+from lbagent.haproxy.process import RunningHaproxy, Worker
 from lbagent.haproxy.runtime import socket
 from lbagent.haproxy.runtime import socket as runtime_socket
 from lbagent.roles.model import HaproxySettings
@@ -28,62 +29,62 @@ Lines = Sequence[Sequence[str]]
 """The words of each line of `global`."""
 
 _AGAIN = 1.0
-"""Seconds without any sign of a reload after which it is asked for again; then twice as long, and so on."""
+"""Seconds without a sign of a reload after which it is requested again; doubled each time."""
 
 _POLL = 0.01
 _ASK = 1.0
-"""Seconds that HAProxy has for an answer."""
+"""Seconds to wait for an answer of HAProxy."""
 
 _SETTLED = 0.1
-"""Seconds a worker without a stats socket has to live before it counts: one that cannot chroot dies sooner."""
+"""Seconds that a worker without a stats socket has to live to count: one that cannot chroot dies sooner."""
 
 _ENDING = 1.0
-"""Seconds in which a master that has lost its worker ends."""
+"""Seconds within which a master that has lost its worker ends."""
 
 _LOG_LIMIT = 64 * 1024
-"""Bytes of HAProxy's own log that are read for the reason of a failure."""
+"""Maximum bytes of HAProxy's log to search for the reason of a failure."""
 
 _BUSY = "still in progress"
-"""HAProxy's answer to a `reload` in the midst of another one."""
+"""HAProxy's answer to `reload` during another reload."""
 
 _LISTENS = "0A"
-"""The state of a listening socket in /proc/net/tcp."""
+"""State of a listening socket in /proc/net/tcp."""
 
 _PORT = re.compile(r"(.*):([0-9]+)(?:-([0-9]+))?")
-"""An address of a `bind` line with its port, or a range of them."""
+"""An address of a `bind` line with its port or port range."""
 
 
 class ReloadFailed(LbagentError):
-    """The reload says that it failed: the old worker goes on with the old text."""
+    """The reload failed: the old worker keeps running the old configuration."""
 
     exit_status = 5
 
 
 class Master(NamedTuple):
-    """What a master shows of its reloads at one moment."""
+    """The reload state of a master at one moment."""
 
     reloads: int | None
-    """How many it has begun since it was started; None where its environment cannot be read."""
+    """Number of reloads since it was started; None if its environment cannot be read."""
     failed: bool | None
-    """Whether it says that the last one failed; None where it does not say: HAProxy 3.1 and later."""
+    """Whether it reports that the last one failed; None if it does not report (HAProxy 3.1 and later)."""
     busy: bool
-    """Whether one is under way, or about to begin."""
+    """Whether a reload is in progress, or about to begin."""
     children: frozenset[tuple[int, int]]
-    """Its workers, each by pid and start time."""
+    """Its workers, by pid and start time."""
 
 
 class Reload:
-    """One reload, from the first look at HAProxy to the worker that serves."""
+    """One reload, from the request to the serving worker."""
 
-    def __init__(self, settings: HaproxySettings, lines: Lines, find: Callable[[], Running | None]) -> None:
-        """`lines` is the `global` of the text that is to be loaded; `find` looks for the HAProxy that runs it."""
+    def __init__(self, settings: HaproxySettings, lines: Lines, find: Callable[[], RunningHaproxy | None]) -> None:
+        """`lines` is the `global` of the new text; `find` returns the HAProxy that runs it."""
         self._settings, self._lines, self._find = settings, lines, find
         self._answer = ""
         self._log: tuple[str, int] | None = None
         self._lost_worker_at = 0.0
         self._was_busy = False
 
-    def run(self, running: Running | None) -> Worker:
+    def run(self, running: RunningHaproxy | None) -> Worker:
         """Reload `running` and return the new worker. Raises ReloadFailed, TryAgain."""
         before = self._wait_for_rest(running)
         answering = self._answering_pid()
@@ -102,15 +103,15 @@ class Reload:
             time.sleep(_POLL)
         raise TryAgain(f"no new HAProxy worker was seen within {self._settings.timeout:g} s of the reload")
 
-    def _was_lost(self, running: Running | None, before: Master | None) -> bool:
-        """Whether the master has not begun any reload: one that has just ended another may lose the request."""
+    def _was_lost(self, running: RunningHaproxy | None, before: Master | None) -> bool:
+        """Return whether the master has begun no reload: it may lose a request just after another reload."""
         now = read_master(running.main) if running is not None and before is not None else None
         return now is not None and before is not None and not now.busy and not self._has_begun(before, now)
 
-    def _wait_for_rest(self, running: Running | None) -> Master | None:
-        """What the master shows once no reload that others have asked for is under way; None without a master.
+    def _wait_for_rest(self, running: RunningHaproxy | None) -> Master | None:
+        """Wait until no reload of others is in progress and return the master's state; None without a master.
 
-        In the midst of one, the master may have read the file before it was replaced, and may lose another request.
+        During such a reload, the master may have read the old file, and may lose another request.
         """
         if running is None or not running.is_master:
             return None
@@ -119,7 +120,7 @@ class Reload:
             time.sleep(_POLL)
         return now
 
-    def _ask(self, running: Running | None) -> None:
+    def _ask(self, running: RunningHaproxy | None) -> None:
         command = self._settings.reload
         if command is not None:
             self._run(command)
@@ -133,21 +134,21 @@ class Reload:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(running.main.pid, signal.SIGUSR2)
         else:
-            self._run(successor(running, self._lines), running)
+            self._run(build_successor_command(running, self._lines), running)
 
     def _ask_master_cli(self, master: Process) -> bool:
-        """Send `reload` to the master CLI; whether that can have reached it. Raises ReloadFailed.
+        """Send `reload` to the master CLI; return whether it may have arrived. Raises ReloadFailed.
 
-        HAProxy 2.6 answers nothing; later versions answer once they know how it ended.
+        HAProxy 2.6 answers nothing; later versions answer once they know the result.
         """
         for address in master_cli(master):
             try:
-                answer, cut = runtime_socket.heard(address, "reload", self._settings.timeout)
+                answer, cut = runtime_socket.exchange(address, "reload", self._settings.timeout)
             except (FileNotFoundError, PermissionError):
                 continue
             except ConnectionRefusedError:
                 if _listens(address):
-                    return True  # the master was in the midst of a reload
+                    return True  # the master was reloading
                 continue
             except OSError:
                 return True  # the reload has begun
@@ -159,25 +160,27 @@ class Reload:
             return True
         return False
 
-    def _run(self, argv: Sequence[str], running: Running | None = None) -> None:
+    def _run(self, argv: Sequence[str], running: RunningHaproxy | None = None) -> None:
         cwd = running.main.cwd if running else None
         try:
-            result = subprocess.run_program(argv, self._settings.timeout, cwd=cwd, environ=validation.environ(running))
+            result = subprocess.run_program(
+                argv, self._settings.timeout, cwd=cwd, environ=validation.build_environ(running)
+            )
         except OSError as error:
             raise ReloadFailed(f"{argv[0]} cannot be run: {error.strerror}") from error
         if result.status is None:
-            raise TryAgain(result.words)
-        if not result.good:
-            raise ReloadFailed(f"{' '.join(argv)} {result.ending}: {validation.reason(result.words)}")
+            raise TryAgain(result.output)
+        if not result.succeeded:
+            raise ReloadFailed(f"{' '.join(argv)} {result.ending}: {validation.find_reason(result.output)}")
 
-    def _new_worker(self, old: Running | None, before: Master | None, answering: int | None) -> Worker | None:
-        """The worker that this reload has brought, once it serves. Raises ReloadFailed."""
+    def _new_worker(self, old: RunningHaproxy | None, before: Master | None, answering: int | None) -> Worker | None:
+        """Return the worker of this reload once it serves, else None. Raises ReloadFailed."""
         if old is None:
             pid = self._answering_pid()
             return Worker(pid, 0) if pid and pid != answering else None
         if before is None:
             found = self._find()
-            if found is None or found.worker.named == old.worker.named or not found.is_up:
+            if found is None or found.worker.identity == old.worker.identity or not found.is_up:
                 return None
             return self._confirm(found.worker)
         now = read_master(old.main)
@@ -189,7 +192,7 @@ class Reload:
         return self._judge(old.main, before, now)
 
     def _judge(self, master: Process, before: Master, now: Master) -> Worker | None:
-        """What came of a reload that is over."""
+        """Return the new worker after a reload has ended; None if that is undecided. Raises ReloadFailed."""
         fresh = [one for pid, _ in now.children - before.children if (one := processes.read_process(pid)) is not None]
         worker = max((one for one in fresh if one.alive), key=lambda one: (one.started, one.pid), default=None)
         if worker is not None:
@@ -197,77 +200,81 @@ class Reload:
             return self._confirm(worker) if process.is_up(worker) else None
         if now.failed is not False and now.children & before.children:
             raise ReloadFailed(self._failure(master))
-        # The new worker served, and died at once: the master ends, too, unless it was told not to.
+        # The new worker served and died at once: the master ends as well, unless it was told not to.
         self._lost_worker_at = self._lost_worker_at or time.monotonic()
         if time.monotonic() - self._lost_worker_at > _ENDING:
             raise ReloadFailed(self._failure(master))
         return None
 
     def _has_begun(self, before: Master, now: Master) -> bool:
-        """Whether a reload has begun since `before`: whoever asked for it, it has read the file as it is now."""
+        """Return whether a reload has begun since `before`. Whoever requested it, it reads the current file."""
         if before.reloads is not None and now.reloads is not None:
             return now.reloads > before.reloads
         return self._was_busy or bool(now.children - before.children)
 
-    def _after_restart(self, old: Running) -> Worker | None:
-        """The worker of another master: a command for the reload may have restarted HAProxy."""
+    def _after_restart(self, old: RunningHaproxy) -> Worker | None:
+        """Return the worker of another master: a reload command may have restarted HAProxy."""
         found = self._find()
-        if found is None or found.main.named == old.main.named or not found.is_up:
+        if found is None or found.main.identity == old.main.identity or not found.is_up:
             return None
         return self._confirm(found.worker)
 
     def _confirm(self, worker: Process) -> Worker | None:
-        """The worker where it serves: it answers on the stats socket, or lives on where there is none."""
-        for address in runtime_socket.sockets(self._lines):
+        """Return the worker if it serves: it answers on the stats socket, or stays alive if there is none."""
+        for address in runtime_socket.list_stats_sockets(self._lines):
             try:
-                return Worker(*worker.named) if runtime_socket.worker_pid(address, _ASK) == worker.inner_pid else None
+                return (
+                    Worker(*worker.identity)
+                    if runtime_socket.fetch_worker_pid(address, _ASK) == worker.inner_pid
+                    else None
+                )
             except (FileNotFoundError, ConnectionRefusedError, PermissionError):
                 continue
             except OSError:
-                return None  # not yet: an old worker that makes room for it neither answers nor refuses
+                return None  # not yet: an old worker that is ending neither answers nor refuses
         time.sleep(_SETTLED)
-        return Worker(*worker.named) if Worker(*worker.named).alive and process.is_up(worker) else None
+        return Worker(*worker.identity) if Worker(*worker.identity).alive and process.is_up(worker) else None
 
     def _answering_pid(self) -> int | None:
-        for address in runtime_socket.sockets(self._lines):
+        for address in runtime_socket.list_stats_sockets(self._lines):
             with contextlib.suppress(OSError):
-                return runtime_socket.worker_pid(address)
+                return runtime_socket.fetch_worker_pid(address)
         return None
 
     def _is_gone(self) -> bool:
-        return self._find() is None and process.shown_not_to_run(self._settings.config, self._lines)
+        return self._find() is None and process.is_shown_not_to_run(self._settings.config, self._lines)
 
     def _failure(self, master: Process | None) -> str:
-        """The sentence for a reload that failed, with HAProxy's own reason where that can be found."""
-        reason = validation.alert(self._answer)
+        """Return the message of a failed reload, with HAProxy's own reason if it can be found."""
+        reason = validation.find_alert(self._answer)
         if not reason and master is not None:
             reason = next(filter(None, (find() for find in self._reasons(master))), "")
         hint = "HAProxy's log has the reason; a port in use passes `haproxy -c`"
         return f"the reload failed, the old worker goes on: {reason or hint}"
 
     def _reasons(self, master: Process) -> Iterable[Callable[[], str]]:
-        """Where HAProxy's reason may be found, best first."""
-        yield lambda: validation.alert(_startup_logs(master))
-        yield lambda: validation.alert(_tail(self._log))
-        yield lambda: validation.alert(_journal(master))
+        """Yield functions that look for HAProxy's reason, the most reliable first."""
+        yield lambda: validation.find_alert(_startup_logs(master))
+        yield lambda: validation.find_alert(_tail(self._log))
+        yield lambda: validation.find_alert(_journal(master))
         yield lambda: _port_in_use(self._settings.config, master)
 
 
 def read_master(master: Process) -> Master | None:
-    """What the master shows; None where it is gone."""
+    """Return the reload state of a master; None if it has ended."""
     busy = process.is_reloading(master)
     environ, readable = master.environ, master.environ_readable
     now = processes.read_process(master.pid)
-    if now is None or not now.alive or now.named != master.named:
+    if now is None or not now.alive or now.identity != master.identity:
         return None
     pids = processes.find_children(master.pid)
     children = [one for pid in pids if (one := processes.read_process(pid)) is not None]
-    workers = frozenset(one.named for one in children if one.alive and one.program.startswith("haproxy"))
+    workers = frozenset(one.identity for one in children if one.alive and one.program.startswith("haproxy"))
     row = _own_row(environ)
     count = int(row.get("reloads", 0)) if readable else None
     tells = environ.get("HAPROXY_MWORKER_WAIT_ONLY") == "1"
     failed = int(row.get("failedreloads", 0)) > 0 if tells else None
-    # Looked at before and after: what was read between belongs to no moment where that has changed.
+    # Checked before and after: if a reload began in between, the values do not belong together.
     return Master(count, failed, busy or process.is_reloading(master), workers)
 
 
@@ -278,16 +285,16 @@ def _own_row(environ: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def master_cli(master: Process) -> list[str]:
-    """The addresses of the master CLI: of `-S` on the command line, else of HAPROXY_MASTER_CLI."""
+    """Return the addresses of the master CLI: from `-S`, else from HAPROXY_MASTER_CLI."""
     argv = master.argv
     given = [word[2:] or following for word, following in zip(argv, [*argv[1:], ""], strict=True) if word[:2] == "-S"]
     given = given or master.environ.get("HAPROXY_MASTER_CLI", "").split(";")
     addresses = [word.partition(",")[0] for word in given]
-    return [master.here(one) for one in addresses if one and not one.startswith(("sockpair@", "fd@"))]
+    return [master.translate_address(one) for one in addresses if one and not one.startswith(("sockpair@", "fd@"))]
 
 
 def _listens(address: str) -> bool:
-    """Whether the master listens there again within a second: nobody does while it executes itself anew."""
+    """Return whether the master listens again within a second: during its exec nothing listens."""
     deadline = time.monotonic() + _ASK
     while time.monotonic() < deadline:
         try:
@@ -302,7 +309,7 @@ def _listens(address: str) -> bool:
 
 
 def _startup_logs(master: Process) -> str:
-    """What the last reload has logged, by the master CLI of HAProxy 2.7 and later."""
+    """Return the log of the last reload from the master CLI (HAProxy 2.7 and later)."""
     for address in master_cli(master):
         with contextlib.suppress(OSError):
             return runtime_socket.ask(address, "show startup-logs", _ASK)
@@ -310,7 +317,7 @@ def _startup_logs(master: Process) -> str:
 
 
 def _stderr_log(master: Process) -> tuple[str, int] | None:
-    """The file into which HAProxy writes its complaints, and its size; None where that is no file."""
+    """Return the file that is HAProxy's stderr, and its size; None if it is not a file."""
     path = f"/proc/{master.pid}/fd/2"
     try:
         return (path, os.stat(path).st_size) if os.path.isfile(path) else None
@@ -331,34 +338,34 @@ def _tail(log: tuple[str, int] | None) -> str:
 
 
 def _journal(master: Process) -> str:
-    """What systemd's journal has of the last seconds of HAProxy's service."""
+    """Return the last seconds of HAProxy's service in systemd's journal."""
     if not master.unit or not os.path.isdir("/run/systemd/system"):
         return ""
     argv = ("journalctl", "--quiet", "--output=cat", "--lines=50", "--since=-15s", f"--unit={master.unit}")
     try:
-        return subprocess.run_program(argv, 5 * _ASK).words
+        return subprocess.run_program(argv, 5 * _ASK).output
     except OSError:
         return ""
 
 
 def _port_in_use(config: Sequence[str], master: Process) -> str:
-    """The `bind` line whose port another program has, in words like HAProxy's own; nothing where there is none."""
+    """Return a message about a `bind` line whose port another program uses; empty if there is none."""
     workers = processes.find_children(master.pid)
-    own = processes.socket_inodes([master.pid, *workers])
+    own = processes.list_socket_inodes([master.pid, *workers])
     if not own:
-        return ""  # they may not be looked at: any port could be HAProxy's own
+        return ""  # not permitted: any port could be HAProxy's own
     taken = [(ip, port, inode) for ip, port, inode in _listening(master.pid) if inode not in own]
     for where, host, port in _bound(config):
         for ip, number, inode in taken:
             if number == port and _overlap(host, ip):
                 said = f"{where}: cannot bind socket (Address already in use) for [{host}:{port}]"
-                holder = processes.holder_of(inode)
+                holder = processes.find_socket_holder(inode)
                 return f"{said}: {holder.program} (pid {holder.pid}) listens there" if holder else said
     return ""
 
 
 def _bound(config: Sequence[str]) -> Iterator[tuple[str, str, int]]:
-    """FILE:LINE, address and port of each `bind` to a TCP port that is written as a number."""
+    """Yield FILE:LINE, address and port of each `bind` with a numeric TCP port."""
     for path in config:
         names = sorted(os.listdir(path)) if os.path.isdir(path) else [""]
         for file in (os.path.join(path, name) if name else path for name in names if not name.startswith(".")):
@@ -374,7 +381,7 @@ def _bound(config: Sequence[str]) -> Iterator[tuple[str, str, int]]:
 
 
 def _listening(pid: int) -> Iterator[tuple[str, int, int]]:
-    """Address, port and inode of each listening TCP socket in the network of this process."""
+    """Yield address, port and inode of each listening TCP socket in the network namespace of this process."""
     import socket  # noqa: PLC0415  # only for the reason of a failure
 
     for name, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
@@ -386,7 +393,7 @@ def _listening(pid: int) -> Iterator[tuple[str, int, int]]:
         for row in rows:
             if row[3] == _LISTENS:
                 digits, _, port = row[1].partition(":")
-                # Each 32 bits in the order of this machine.
+                # Words of 32 bits, in the byte order of this machine.
                 packed = b"".join(
                     int(digits[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(digits), 8)
                 )
@@ -398,10 +405,10 @@ def _overlap(one: str, other: str) -> bool:
     return one == other or one in wild or other in wild
 
 
-def successor(running: Running, lines: Lines) -> list[str]:
-    """The command line of a process that replaces one without a master. Raises TryAgain."""
+def build_successor_command(running: RunningHaproxy, lines: Lines) -> list[str]:
+    """Return the command line of a new process that replaces one without a master. Raises TryAgain."""
     if os.environ.get("INVOCATION_ID"):
-        # It would belong to our service, and end with it.
+        # It would belong to our service and end with it.
         raise TryAgain("HAProxy runs without a master (-W) and lbagent in a systemd service: set haproxy.reload")
     argv = _without_handover(running.main.argv)
     daemon = "-D" in argv or any(words[0] == "daemon" for words in lines)
@@ -427,27 +434,25 @@ def _without_handover(argv: Sequence[str]) -> list[str]:
     return kept
 
 
-# --- peers -----------------------------------------------------------------------------------------------
-
 LONGEST = 12
-"""Seconds of a worker's life after which nobody waits for it any more."""
+"""Seconds of a worker's life during which it may still be learning tables."""
 
 _SECTION = re.compile(r"^0x\S+: .*\bdisabled=0 flags=0x([0-9a-f]+) ", re.MULTILINE)
 _ALL_ASKED = 0b11
-"""Of the flags: neither a worker before this one nor another load balancer is still to be asked."""
+"""Flags of a section that has been synchronised with the old worker and with the other load balancers."""
 
 _PEERS_ASK, _PEERS_POLL = 1.0, 0.05
 
 
-def waited_for(settings: Sequence[Sequence[str]]) -> bool:
-    """Wait until the worker can hand its tables over; whether there was anything to wait for.
+def wait_for_peers(settings: Sequence[Sequence[str]]) -> bool:
+    """Wait until the worker has learned its stick tables; return whether that was necessary.
 
-    `settings` is its `global`; who has no stats socket, or has lived for LONGEST, is not waited for.
+    `settings` is its `global`. Does not wait without a stats socket, or after LONGEST seconds of its life.
     """
-    for address in socket.sockets(settings):
+    for address in socket.list_stats_sockets(settings):
         waited = False
         try:
-            while _young(address) and learning(socket.ask(address, "show peers", _PEERS_ASK)):
+            while _young(address) and is_learning(socket.ask(address, "show peers", _PEERS_ASK)):
                 waited = True
                 time.sleep(_PEERS_POLL)
         except OSError:
@@ -457,11 +462,11 @@ def waited_for(settings: Sequence[Sequence[str]]) -> bool:
     return False
 
 
-def learning(answer: str) -> bool:
-    """Whether `show peers` tells of a section that is still being learned."""
+def is_learning(answer: str) -> bool:
+    """Return whether `show peers` lists a section that is still being learned."""
     return any(int(flags, 16) & _ALL_ASKED != _ALL_ASKED for flags in _SECTION.findall(answer))
 
 
 def _young(address: str) -> bool:
-    uptime = socket.facts(socket.ask(address, "show info", _PEERS_ASK)).get("Uptime_sec", "")
+    uptime = socket.parse_info(socket.ask(address, "show info", _PEERS_ASK)).get("Uptime_sec", "")
     return uptime.isdigit() and int(uptime) < LONGEST

@@ -1,4 +1,4 @@
-"""`haproxy -c`: whether HAProxy takes some files, asked the quick way first."""
+"""Validate files with `haproxy -c`, first in a quick mode."""
 
 from __future__ import annotations
 
@@ -7,91 +7,94 @@ import re
 from collections.abc import Mapping, Sequence
 
 from lbagent.errors import TryAgain
-from lbagent.haproxy.process import Running
+from lbagent.haproxy.process import RunningHaproxy
 from lbagent.names import brief
 from lbagent.system import subprocess, untrusted_files
-from lbagent.system.subprocess import Finished
+from lbagent.system.subprocess import ProgramResult
 
 _WITHOUT_CA = os.path.join(os.path.dirname(__file__), "without-ca.cfg")
 _PLAIN = (b"httpclient", b"HAPROXY_CFGFILES")
-"""Words in a text that means what it says only where nothing stands before it."""
+"""Words that make a text depend on being loaded alone."""
 
 _SUMMARY = re.compile(r"Error\(s\) found in configuration|Fatal errors found in configuration|\[\S+\(\)\]")
-"""An alert that follows the reason; in brackets is the function of HAProxy that gives up."""
+"""An alert that only summarises; the brackets contain the HAProxy function that gives up."""
 
 _PLACE = "parsing ["
 _WARNINGS = 3
 
 _QUOTES = b"\"'\\"
-"""What may stand in the midst of a word and be no part of it."""
+"""Characters that may be inside a word without being part of it."""
 
 
-def checked(paths: Sequence[str], timeout: float, running: Running | None) -> Finished:
-    """How `haproxy -c` ends on these files, read as the running one would read them. Raises TryAgain.
+def check_files(paths: Sequence[str], timeout: float, running: RunningHaproxy | None) -> ProgramResult:
+    """Run `haproxy -c` on these files, in the mode and environment of `running`. Raises TryAgain.
 
-    Only the plain way refuses, in HAProxy's own words.
+    A first run loads a file before them that keeps HAProxy from loading the system's CA certificates. If it fails, the
+    plain run decides.
     """
     try:
-        contents = [_content(path) for path in paths]
-        # Up to 3.0, `program` is refused without a master.
+        contents = [_read_unquoted(path) for path in paths]
+        # Up to 3.0, `program` is rejected without a master.
         mode = ["-W"] if running and running.is_master and any(b"program" in content for content in contents) else []
         if not any(word in content for content in contents for word in _PLAIN):
-            quick = _checked(mode, [_WITHOUT_CA, *paths], timeout, running)
-            if quick.good or quick.status is None:  # no time left for another
+            quick = _run_check(mode, [_WITHOUT_CA, *paths], timeout, running)
+            if quick.succeeded or quick.status is None:  # no time left for a second run
                 return quick
-        return _checked(mode, paths, timeout, running)
+        return _run_check(mode, paths, timeout, running)
     except OSError as error:
         raise TryAgain(f"haproxy -c cannot be run: {error.strerror}: {error.filename}") from error
 
 
-def alert(output: str) -> str:
-    """The first complaint in what HAProxy printed or logged, cut to a line; nothing where it has none.
+def find_alert(output: str) -> str:
+    """Return the first alert in HAProxy's output or log as one short line; empty if there is none.
 
-    [ALERT]    (4041) : config : parsing [/etc/haproxy/haproxy.cfg:12]: unknown keyword …
+    Example: [ALERT]    (4041) : config : parsing [/etc/haproxy/haproxy.cfg:12]: unknown keyword …
     """
-    found = [(kind[1:6], words) for kind, words in map(_complaint, output.splitlines()) if words]
+    found = [(kind[1:6], words) for kind, words in map(_parse_complaint, output.splitlines()) if words]
     alerts = [words for kind, words in found if kind == "ALERT"]
     reasons = [words for words in alerts if not _SUMMARY.match(words)]
     if alerts and not reasons:
-        # HAProxy 3.1 and later give some reasons in a warning.
+        # HAProxy 3.1 and later print some reasons as a warning.
         warnings = [words for kind, words in found if kind == "WARNI" and _PLACE in words]
         reasons = ["; ".join(warnings[:_WARNINGS])] if warnings else alerts
     return brief(reasons[0]) if reasons else ""
 
 
-def reason(output: str) -> str:
-    """The first complaint of HAProxy, or the last line of what another program printed; cut to a line."""
-    if found := alert(output):
+def find_reason(output: str) -> str:
+    """Return HAProxy's first alert, else the last line that a program printed, as one short line."""
+    if found := find_alert(output):
         return found
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     return brief(lines[-1]) if lines else "without a word"
 
 
-def _complaint(line: str) -> tuple[str, str]:
+def _parse_complaint(line: str) -> tuple[str, str]:
     kind, _, words = line.strip().partition(") : ")
     return (kind, words.removeprefix("config : ")) if kind.startswith("[") else ("", "")
 
 
-def environ(running: Running | None) -> Mapping[str, str]:
-    """The variables for ${…}: of the HAProxy that runs, else our own."""
-    return (running.environ if running else {}) or _own_environ()
+def build_environ(running: RunningHaproxy | None) -> Mapping[str, str]:
+    """Return the variables for `haproxy -c`: those of the running HAProxy, else our own."""
+    return (running.environ if running else {}) or _build_own_environ()
 
 
-def _checked(mode: Sequence[str], paths: Sequence[str], timeout: float, running: Running | None) -> Finished:
+def _run_check(
+    mode: Sequence[str], paths: Sequence[str], timeout: float, running: RunningHaproxy | None
+) -> ProgramResult:
     argv = ["haproxy", "-c", *mode, *(word for path in paths for word in ("-f", path))]
     cwd = running.main.cwd if running and running.is_master else None
-    # In its folder: paths in haproxy.cfg may be relative to it.
+    # In the master's working directory: paths in haproxy.cfg may be relative.
     return subprocess.run_program(
-        argv, timeout, cwd=cwd if cwd and os.path.isdir(cwd) else None, environ=environ(running)
+        argv, timeout, cwd=cwd if cwd and os.path.isdir(cwd) else None, environ=build_environ(running)
     )
 
 
-def _content(path: str) -> bytes:
-    content = untrusted_files.content(path)
-    # A pass over all bytes, of which there may be millions, that most files do not need.
+def _read_unquoted(path: str) -> bytes:
+    content = untrusted_files.read_whole_file(path)
+    # Skip the translation for most files: they may be megabytes long.
     return content.translate(None, _QUOTES) if any(quote in content for quote in _QUOTES) else content
 
 
-def _own_environ() -> dict[str, str]:
-    # What Serf put into it was chosen by others.
+def _build_own_environ() -> dict[str, str]:
+    # Without SERF_* variables, whose values others chose.
     return {key: value for key, value in os.environ.items() if not key.startswith("SERF_")}

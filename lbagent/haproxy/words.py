@@ -1,7 +1,8 @@
-"""One line of haproxy.cfg as words, cut as HAProxy cuts it: quotes, backslashes, comments and variables.
+"""Split a line of haproxy.cfg into words as HAProxy does: quotes, backslashes, comments and variables.
 
-The only place that does this. A word ends at an ASCII blank outside quotes; `#` outside quotes begins a comment, also
-in the middle of a word; variables are replaced only between double quotes.
+Rules: HAProxy configuration manual, sections 2.2 "Quoting and escaping" and 2.3 "Environment variables". A word ends at
+a blank outside quotes; `#` outside quotes begins a comment, also in the middle of a word; variables are expanded only
+between double quotes. No other module splits lines.
 """
 
 from __future__ import annotations
@@ -11,63 +12,61 @@ from collections.abc import Mapping, Sequence
 
 from lbagent.system.tuples import NamedTuple
 
-# --- environment -----------------------------------------------------------------------------------------
-
 UNKNOWN = object()
-"""The value of a variable that may be set or not."""
+"""The value of a variable when nothing is known about it."""
 
 _OWN = ("HAPROXY_", ".")
-"""What HAProxy sets for itself, by its version and the way it was started."""
+"""Prefixes of variables that HAProxy sets itself, by its version and the way it was started."""
 
 COMMANDS = frozenset(("setenv", "presetenv", "unsetenv", "resetenv"))
-"""The keywords of `global` that change it."""
+"""The keywords of `global` that change the environment."""
 
 
 class Environment:
-    """Variables with their values; it changes as HAProxy reads on."""
+    """The environment variables at one line of haproxy.cfg; `setenv` and similar keywords change it."""
 
     def __init__(self, variables: Mapping[str, str] | None = None) -> None:
-        """`variables` are those of the process; None where they are not known."""
+        """`variables` are those of the HAProxy process; None where they are unknown."""
         self._known: dict[str, object] = {**variables} if variables is not None else {}
         self._complete = variables is not None
 
-    def value(self, name: str) -> object:
-        """The value of a variable, None where it is not set, or UNKNOWN."""
+    def find_value(self, name: str) -> object:
+        """Return the value of a variable, None if it is not set, or UNKNOWN."""
         if name in self._known:
             return self._known[name]
         return None if self._complete and not name.startswith(_OWN) else UNKNOWN
 
-    def defined(self, name: str) -> bool | None:
-        """Whether a variable is set; None where that is unknown."""
-        value = self.value(name)
+    def is_defined(self, name: str) -> bool | None:
+        """Return whether a variable is set; None where that is unknown."""
+        value = self.find_value(name)
         return None if value is UNKNOWN else value is not None
 
-    def change(self, words: Sequence[str], *, sure: bool) -> None:
-        """Do what a line of `global` does to the environment; `sure` tells whether HAProxy certainly obeys it."""
+    def apply_command(self, words: Sequence[str], *, sure: bool) -> None:
+        """Apply `setenv`, `presetenv`, `unsetenv` or `resetenv`.
+
+        `sure` says whether HAProxy certainly executes the line.
+        """
         command, names = words[0], words[1:]
         match command:
             case "setenv" | "presetenv" if len(names) > 1:
                 name = names[0]
-                # Of `presetenv` for a variable that may be set, nothing is known afterwards either.
+                # After `presetenv` of a variable that may be set, its value is unknown as well.
                 if not sure:
                     self._known[name] = UNKNOWN
-                elif command == "setenv" or self.defined(name) is False:
+                elif command == "setenv" or self.is_defined(name) is False:
                     self._known[name] = names[1]
             case "unsetenv":
                 self._known |= dict.fromkeys(names, None if sure else UNKNOWN)
             case "resetenv":
-                kept = {name: self.value(name) for name in names}
+                kept = {name: self.find_value(name) for name in names}
                 self._known = kept if sure else {}
                 self._complete = self._complete and sure
-            case _:  # HAProxy refuses it
+            case _:  # HAProxy rejects it
                 pass
 
 
-# --- words ----------
-
-
 WORD_LIMIT = 64
-"""HAProxy refuses a line of more words."""
+"""HAProxy rejects a line with more words."""
 
 _SPECIAL = re.compile(r"[\"'\\]|[^\t\x20-\x7e]")
 _PIECE = re.compile(r"[^ \t\v\f\n\r\0\"'\\#$]+|[ \t\v\f]+|.", re.DOTALL)
@@ -83,47 +82,47 @@ class Words(NamedTuple):
 
     words: list[str]
     sure: bool = True
-    """Whether HAProxy certainly reads these words: no variable of unknown value, nothing that it refuses."""
+    """Whether HAProxy certainly reads these words: no variable has an unknown value, and nothing is rejected."""
 
 
 class _Malformed(ValueError):
-    """HAProxy refuses the line."""
+    """HAProxy rejects the line."""
 
 
-def cut(line: str, environment: Environment | None = None) -> Words:
-    """The words of `line`, without its comment; variables that `environment` does not know stay as they are written.
+def split_words(line: str, environment: Environment | None = None) -> Words:
+    """Return the words of `line`, without its comment; variables unknown to `environment` are left as written.
 
-    The list ends before an empty word, as it does for HAProxy's keywords; that of `.if` and its kind does not.
+    The list ends before an empty word, as HAProxy's parser of keywords does; not for `.if` and similar lines.
     """
     line = line.strip("\r\n \t\v\f") if "\\" not in line else line.lstrip(" \t\v\f\r").rstrip("\r\n")
     if line.startswith("["):
-        return Words([])  # a scope, which means something in other files only
+        return Words([])  # a scope, which has a meaning only in other files
     if not _SPECIAL.search(line):
         words = line.partition("#")[0].split()
         return Words(words, len(words) <= WORD_LIMIT)
-    cutter = _Cutter(line, environment or Environment())
-    words = cutter.words()
+    cutter = _Splitter(line, environment or Environment())
+    words = cutter.split()
     if "" in words and not words[0].startswith("."):
         del words[words.index("") :]
     return Words(words, cutter.sure and len(words) <= WORD_LIMIT)
 
 
-class _Cutter:
+class _Splitter:
     def __init__(self, line: str, environment: Environment) -> None:
         self._line, self._environment, self._at = line, environment, 0
         self._found: list[str] = [""]
         self.sure = True
 
-    def words(self) -> list[str]:
+    def split(self) -> list[str]:
         try:
-            self._cut()
+            self._split_line()
         except _Malformed:
             self.sure = False
-        if self._found[-1] == "":  # after the last blank, or where nothing but a comment is
+        if self._found[-1] == "":  # after the last blank, or on a line with only a comment
             del self._found[-1]
         return self._found
 
-    def _cut(self) -> None:
+    def _split_line(self) -> None:
         quote = ""
         while found := _PIECE.match(self._line, self._at):
             piece = found.group()
@@ -135,9 +134,9 @@ class _Cutter:
             elif piece in ("'", '"') and not quote:
                 quote = piece
             elif piece == "\\" and quote != "'":
-                self._found[-1] += self._escaped(quote)
+                self._found[-1] += self._read_escape(quote)
             elif piece == "$" and quote == '"':
-                self._variable()
+                self._read_variable()
             elif piece[0] in _BLANKS and not quote:
                 self._found.append("")
             else:
@@ -145,7 +144,7 @@ class _Cutter:
         if quote:
             raise _Malformed
 
-    def _escaped(self, quote: str) -> str:
+    def _read_escape(self, quote: str) -> str:
         char = self._line[self._at : self._at + 1]
         if char == "x":
             digits = _HEX.match(self._line, self._at + 1)
@@ -158,7 +157,7 @@ class _Cutter:
         self._at += 1
         return _ESCAPED[char]
 
-    def _variable(self) -> None:
+    def _read_variable(self) -> None:
         begin = self._at - 1
         found = _VARIABLE.match(self._line, begin)
         if found is None or found.group(2) in ("", ".") or found.group(2)[0].isdigit():
@@ -168,14 +167,14 @@ class _Cutter:
         every = bool(brace) and self._line.startswith(_EVERY, self._at)
         if every:
             self._at += len(_EVERY)
-        value = self._environment.value(name)
+        value = self._environment.find_value(name)
         if brace:
-            value = self._braced(value)
+            value = self._read_braces(value)
         if value is UNKNOWN:
             self.sure = False
             self._found[-1] += self._line[begin : self._at]
         elif every:
-            # Each word of the value is a word; what becomes of no word at all differs between versions.
+            # Each word of the value is a word of the line. Versions differ in what an empty value becomes.
             self.sure = self.sure and bool(str(value or "").strip())
             first, *more = re.split(r"[ \t\v\f\n\r]+", str(value or ""))
             self._found[-1] += first
@@ -183,7 +182,7 @@ class _Cutter:
         else:
             self._found[-1] += str(value or "")
 
-    def _braced(self, value: object) -> object:
+    def _read_braces(self, value: object) -> object:
         end = self._line.find("}", self._at)
         default = self._line[self._at : end]
         if end < 0 or (default and default[0] != "-"):

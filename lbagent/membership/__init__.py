@@ -1,1 +1,1 @@
-"""membership."""
+"""Membership: the members of the cluster, their statuses and their pauses."""

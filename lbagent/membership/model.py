@@ -1,7 +1,7 @@
-"""Membership: who is there, who is paused, and what has been heard of whom so far.
+"""Membership: all members, their pauses, and the last commands received for each.
 
-Pure values. How events change them is in `fold`, which of two commands counts in `pauses`; how they become managed
-lines is in `plan`.
+These are pure values. `updates` applies events to them. `pauses` decides which of several commands is in effect.
+`planning` makes managed lines of them.
 """
 
 from __future__ import annotations
@@ -13,34 +13,34 @@ from lbagent.system.tuples import NamedTuple
 
 MEMBERS_LIMIT = 20_000
 UNKNOWN_LIMIT = 1_000
-"""Pauses remembered for nodes nobody has seen yet."""
+"""Unknown nodes of which a pause, or a resume, is remembered."""
 
-REMEMBERED = 24 * 3600
-"""Seconds that a node which left, or a pause of an unknown one, is remembered."""
+FORGET_AFTER = 24 * 3600
+"""Seconds for which a node that left, or the pause of an unknown node, is remembered."""
 
-QUARANTINE = 600
-"""Seconds after which a refused line is tried again."""
+QUARANTINE_LENGTH = 600
+"""Seconds after which a line that HAProxy refused is tried again."""
 
-REMOVALS = 3600
+REMOVALS_WINDOW = 3600
 """Seconds for which the safety guard counts a removal that nobody asked for."""
 
 ALIVE, FAILED, LEFT, UNKNOWN = "alive", "failed", "left", "unknown"
 LOST = "lost"
-"""Not in Serf's list any more, though no leave was heard: its removal was not asked for."""
+"""No longer in Serf's list although no leave was received. The removal was not requested."""
 
 STATUSES = frozenset({ALIVE, FAILED, LEFT, UNKNOWN, LOST})
 PRESENT = (ALIVE, FAILED)
-"""May have lines at all."""
+"""Statuses of a member that may have managed lines."""
 
 PAUSED_TAG = ("lbagent", "paused")
+"""Name and value of the Serf tag by which a node pauses itself."""
 
-
-REBUILT = "haproxy.cfg"
-"""Who paused a node of which only a managed line still tells."""
+PAUSED_BY_CONFIG = "haproxy.cfg"
+"""`Pause.by` of a pause that is known from haproxy.cfg only."""
 
 
 class Pause(NamedTuple):
-    """Out of balancing until a resume; `until` (epoch seconds) ends it by itself."""
+    """A pause in effect since `since`, until a resume or `until`; both in epoch seconds."""
 
     since: int
     by: str
@@ -49,75 +49,78 @@ class Pause(NamedTuple):
 
 
 class Quarantine(NamedTuple):
-    """HAProxy refused this node's lines; they stay as they are while `key` is the same."""
+    """HAProxy refused the lines of this node. They stay as they are while `key` is the same."""
 
     since: int
     reason: str
     key: str
 
 
-TOLD = "told"
-"""In place of a digest: what a load balancer of an older version knows of this LTime, whatever the command was."""
+LEGACY_DIGEST = "told"
+"""Digest of a command received from a load balancer of an older version, which sends no digests."""
 
 
-class Said(NamedTuple):
-    """One pause or resume of one node: what it asked for, and what was known when it arrived."""
+class PauseCommand(NamedTuple):
+    """One pause or resume of one node: what it requests, and what was known when it arrived.
+
+    The names of the fields are the keys in members.json.
+    """
 
     digest: str
-    """Of the event: equal for the same event, whenever and wherever it arrives."""
+    """Digest of the event. It is the same on every load balancer and at every arrival."""
     pauses: bool
     until: int | None = None
-    """When the pause ends or has ended, in epoch seconds; None where it has no end."""
+    """End of the pause in epoch seconds, past or future; None where it has no end."""
     after: tuple[tuple[str, int], ...] = ()
-    """The LTimes that had been heard of this node on the other clocks, in the order of their names."""
+    """Pairs of clock and LTime: the last commands of this node on the other clocks at the arrival. Sorted by clock."""
     address: str = ""
-    """Where the node was then; nothing where that was not known."""
+    """Address of the node at the arrival; empty where it was not known."""
     at: int = 0
-    """Arrival, in epoch seconds."""
+    """Time of the arrival in epoch seconds."""
 
 
 class LastCommand(NamedTuple):
-    """The last that was heard of one node on one clock. What has a lower LTime is a replay."""
+    """The last commands of one node on one clock. A command with a lower LTime is a replay."""
 
     ltime: int
-    commands: tuple[Said, ...]
-    """Those with this LTime, as a rule one, in the order of their digests."""
+    commands: tuple[PauseCommand, ...]
+    """All commands with this LTime, usually one, sorted by digest."""
 
 
 class Member(NamedTuple):
-    """A node as Serf describes it, with what lbagent remembers of it."""
+    """A node as Serf describes it, and what lbagent remembers of it."""
 
     name: str
     address: str
     role: str
     tags: Mapping[str, str] | None
-    """None while unknown: membership was rebuilt from haproxy.cfg, which does not hold them."""
+    """None where unknown: membership was rebuilt from haproxy.cfg, which holds no tags."""
     status: str
     changed: int
-    """Epoch seconds at which the status last changed."""
+    """Time of the last change of the status, in epoch seconds."""
     pause: Pause | None = None
-    """The pause in effect. It follows from `heard`; where that is empty, haproxy.cfg is all that is known."""
+    """The pause in effect. It follows from `heard`; where that is empty, the pause is known from haproxy.cfg only."""
     heard: Mapping[str, LastCommand] = MappingProxyType({})
-    """The last commands, by clock. They stay when a pause has ended: a replay must not revive it."""
+    """The last commands, by clock. They are kept after a pause has ended, so that a replay cannot revive it."""
     quarantine: Quarantine | None = None
     elsewhere: tuple[str, ...] = ()
-    """Where other load balancers have last seen it: counts only while it is not present."""
+    """Addresses at which other load balancers last saw the node. They count only while the node is not present."""
 
     @property
     def present(self) -> bool:
-        """Whether it may have lines at all."""
+        """Whether the node may have managed lines."""
         return self.status in PRESENT
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """Every address at which a pause of it holds."""
+        """Every address to which a pause of this node applies."""
         elsewhere = () if self.present else self.elsewhere
         return tuple(dict.fromkeys(one for one in (self.address, *elsewhere) if one))
 
     @property
     def paused_by_tag(self) -> bool:
-        """Whether the node itself says so, on every load balancer at once."""
-        # A tag holds as long as its node is there to carry it.
+        """Whether the node is paused by its own Serf tag."""
+        # A tag applies only while its node is present.
         return self.present and self.tags is not None and self.tags.get(PAUSED_TAG[0]) == PAUSED_TAG[1]
 
 
@@ -125,26 +128,26 @@ Members = Mapping[str, Member]
 
 
 class Membership(NamedTuple):
-    """All members by name; the highest LTime of each clock; the records folded last."""
+    """All members by name, the highest LTime of each clock, and the ids of the events that were applied last."""
 
     members: Members = MappingProxyType({})
     clocks: Mapping[str, int] = MappingProxyType({})
-    folded: frozenset[str] = frozenset()
+    applied_events: frozenset[str] = frozenset()
     missed: Mapping[str, int] = MappingProxyType({})
-    """Present members that Serf's list did not hold, and since when (epoch seconds) it does not."""
+    """Present members that Serf's list lacks, each with the time since when, in epoch seconds."""
     removals: Mapping[str, Mapping[str, int]] = MappingProxyType({})
-    """By place in haproxy.cfg, the nodes whose lines were removed unasked, and when (epoch seconds)."""
+    """By place in haproxy.cfg: the nodes whose lines were removed without a request, each with the time.
+
+    Times are in epoch seconds.
+    """
     marks: tuple[tuple[int, int], ...] = ()
-    """The last LTimes of user events that were the highest when they arrived, and when (epoch seconds) that was."""
-    met: int = 0
-    """When (epoch seconds) the other load balancers last told all that they know of pauses; 0 for never."""
-
-
-# --- table -----------------------------------------------------------------------------------------------
+    """Pairs of LTime and time of arrival (epoch seconds) of the last user events that raised the clock."""
+    peers_asked_at: int = 0
+    """Time (epoch seconds) at which the other load balancers last sent all pauses that they know; 0 for never."""
 
 
 class Columns(NamedTuple):
-    """What is known of every member, a list for each field."""
+    """The fields that every member has, one list per field."""
 
     names: list[str]
     addresses: list[str]
@@ -153,11 +156,11 @@ class Columns(NamedTuple):
     changed: list[int]
 
     def copy(self) -> Columns:
-        """The same, to be changed."""
-        return Columns(*map(list, self))  # type: ignore[arg-type]  # five lists, of their own kinds
+        """Return a copy that may be changed."""
+        return Columns(*map(list, self))  # type: ignore[arg-type]  # five lists of different types
 
     def put(self, at: int | None, member: Member) -> None:
-        """Write a member's fields into row `at`, or (None) into a new one."""
+        """Write the fields of a member into row `at`, or into a new row where `at` is None."""
         if at is None:
             at = len(self.names)
             for column in self:
@@ -167,12 +170,15 @@ class Columns(NamedTuple):
 
 
 class Table(Mapping[str, Member]):
-    """All members, in the order they came."""
+    """All members, in the order in which they were added.
+
+    Columns make it fast: 20,000 members are loaded before a run can do anything.
+    """
 
     __slots__ = ("_index", "columns", "special")
 
     def __init__(self, columns: Columns, special: Mapping[str, Member]) -> None:
-        """Columns of equal length; `special` holds the members that are more than their columns tell."""
+        """Columns have equal lengths; `special` holds the members that have more than the fields in `columns`."""
         self.columns, self.special = columns, dict(special)
         self._index = dict(zip(columns.names, range(len(columns.names)), strict=True))
 
@@ -192,11 +198,11 @@ class Table(Mapping[str, Member]):
         return name in self._index
 
     def find_row(self, name: str) -> int | None:
-        """The number of a member's row; None for one who has none."""
+        """Return the row number of a member; None where it has no row."""
         return self._index.get(name)
 
     def apply_edits(self, edits: Mapping[str, Member | None]) -> Table:
-        """The table with some members changed, added, or (None) gone; itself where there are no edits."""
+        """Return a table with members changed, added, or removed (None); this table where there are no edits."""
         if not edits:
             return self
         kept = self.remove_members({name for name, member in edits.items() if member is None})
@@ -210,7 +216,7 @@ class Table(Mapping[str, Member]):
         return Table(columns, special)
 
     def remove_members(self, gone: set[str]) -> Table:
-        """The table without some of its members."""
+        """Return a table without the members named in `gone`; this table where it has none of them."""
         if gone.isdisjoint(self._index):
             return self
         kept = [at for at, name in enumerate(self.columns.names) if name not in gone]
@@ -219,7 +225,7 @@ class Table(Mapping[str, Member]):
 
 
 class MemberEdits(Mapping[str, Member]):
-    """A table with the edits that have been made to it so far."""
+    """A table and the edits made to it so far."""
 
     def __init__(self, table: Table) -> None:
         """No edits yet."""
@@ -240,25 +246,25 @@ class MemberEdits(Mapping[str, Member]):
         return sum(1 for _ in self)
 
     def special(self) -> list[Member]:
-        """The members of whom more is known than their columns tell, and all that were edited."""
+        """Return the members that have more than the fields in the columns, and all edited members."""
         edited = [member for member in self._edits.values() if member is not None]
         return edited + [member for name, member in self._table.special.items() if name not in self._edits]
 
     def put(self, member: Member) -> None:
-        """Add or change a member."""
+        """Add or replace a member."""
         self._edits[member.name] = member
 
     def remove(self, name: str) -> None:
-        """Forget a member."""
+        """Remove a member."""
         self._edits[name] = None
 
     def table(self) -> Table:
-        """The table with all edits made; the very same one where there were none."""
+        """Return the table with all edits applied; the same object where nothing differs."""
         return self._table.apply_edits({name: one for name, one in self._edits.items() if one != self._table.get(name)})
 
 
 def as_table(members: Members) -> Table:
-    """The members as a table."""
+    """Return the members as a table; the same object where they are one."""
     if isinstance(members, Table):
         return members
     return Table(Columns([], [], [], [], []), {}).apply_edits(members)

@@ -1,11 +1,10 @@
-"""What load balancers tell each other of pauses, as pages of at most 1,024 bytes.
+"""Reports of pauses that load balancers send each other, as pages of at most 1,024 bytes.
 
-A query reaches only load balancers that are up, and LTimes order only what is on one clock. So each one asks the
-others what the last commands of each node were, on every clock, and joins that with what it knows (see `pauses`).
+A query reaches only load balancers that are up, and LTimes order only the commands on one clock. So each load
+balancer asks the others for the last commands of each node on every clock, and merges them (see `pauses`).
 
-A page is `pauses=DIGEST more=0|1 v=2 whole=0|1 WORD …`. A load balancer of an older version asks for its own format
-and is answered in it, without `v=2`: of each node, whether it is paused, with the LTimes of the last user event and
-query.
+A page is `pauses=DIGEST more=0|1 v=2 whole=0|1 REPORT …`. A load balancer of an older version requests its own
+format, without `v=2`: for each node whether it is paused, and the LTimes of the last user event and query.
 """
 
 from __future__ import annotations
@@ -16,71 +15,74 @@ from collections.abc import Iterable, Iterator, Mapping
 from lbagent.membership import pauses
 from lbagent.membership.lookup import find_member
 from lbagent.membership.model import (
+    FORGET_AFTER,
     LEFT,
-    REMEMBERED,
-    TOLD,
+    LEGACY_DIGEST,
     UNKNOWN,
     LastCommand,
     Member,
     Membership,
     Pause,
-    Said,
+    PauseCommand,
     as_table,
 )
-from lbagent.membership.pauses import COMMANDS_LIMIT, FORMER, Known
+from lbagent.membership.pauses import COMMANDS_LIMIT, FORMER_CLOCK_PREFIX, CommandsByClock
 from lbagent.membership.updates import MembershipDraft, UpdateResult
 from lbagent.names import NAME, canonical_address
 from lbagent.serf.events import QUERY, TYPED, USER
 from lbagent.system.tuples import NamedTuple
 
 VERSION = 2
-"""Of the pages; 1 is what lbagent 0.x before the ends of pauses were remembered asks for."""
+"""Version of the pages. lbagent 0.x requests version 1, before the ends of pauses were remembered."""
 
-ASKS = "pauses after={after} v=2"
-"""The payload of the query that asks for the page after a node: an older version reads no further than `after=`."""
+REQUEST = "pauses after={after} v=2"
+"""Payload of the query for the page after a node. An older version ignores everything after `after=`."""
 
 _OLD_STATES = {"p": True, "r": False}
 _CLOCKS_LIMIT = 16
 _LTIME_DIGITS, _TIME_DIGITS = 20, 11
 _HEX = frozenset("0123456789abcdef")
 _SAME = "="
-"""In place of the node's first address."""
+"""Substitutes for the first address of the node."""
 
 
 class PauseReport(NamedTuple):
-    """What one load balancer knows of one node."""
+    """What one load balancer knows of the pauses of one node."""
 
     name: str
     seen: bool
-    """Whether anybody has ever seen the node: it is more than a name in a command."""
+    """Whether the node has ever been a member: otherwise its name is known from a command only."""
     addresses: tuple[str, ...]
-    heard: Known
-    base: Pause | None = None
-    """A pause of which only haproxy.cfg tells; None where commands were heard."""
+    heard: CommandsByClock
+    rebuilt_pause: Pause | None = None
+    """A pause that is known from haproxy.cfg only; None where commands are known."""
 
 
 class Page(NamedTuple):
-    """As many words as fit into one answer."""
+    """As many reports as fit into one answer."""
 
     digest: str
-    """Of all words: with the same digest there is nothing to learn."""
+    """Digest of all reports. With the same digest the pages hold nothing new."""
     more: bool
-    """Whether others come after these."""
-    words: tuple[PauseReport, ...]
+    """Whether more reports follow."""
+    reports: tuple[PauseReport, ...]
     version: int = VERSION
-    whole: bool = False
-    """Whether the load balancer has its knowledge from commands alone, and not from what haproxy.cfg showed."""
+    is_complete: bool = False
+    """Whether all pauses of the load balancer are known from commands, and none from haproxy.cfg only."""
 
 
 def format_page(membership: Membership, after: str, room: int, now: int, version: int = VERSION) -> str:
-    """What is known of the nodes that come after the name `after`, in at most `room` bytes."""
-    texts = [(word.name, word) for word in _words(membership, now) if word.name > after]
-    marks = [f"v={VERSION}", f"whole={'01'[whole(membership)]}"] if version == VERSION else []
+    """Return the page of the nodes whose names come after `after`, in at most `room` bytes.
+
+    `now` is in epoch seconds.
+    """
+    texts = [(report.name, report) for report in _list_reports(membership, now) if report.name > after]
+    marks = [f"v={VERSION}", f"whole={'01'[is_complete(membership)]}"] if version == VERSION else []
     fitting = [f"pauses={digest_reports(membership, now, version)}", "more=", *marks]
     left = room - len(" ".join(fitting)) - 1
     count = 0
-    for _, word in texts:
-        text = _text(word, room - 64) if version == VERSION else _old_text(word, now)
+    for _, report in texts:
+        text = _format_report(report, room - 64) if version == VERSION else _format_old_report(report, now)
         left -= len(text) + 1
         if left < 0:
             break
@@ -91,279 +93,297 @@ def format_page(membership: Membership, after: str, room: int, now: int, version
 
 
 def digest_reports(membership: Membership, now: int, version: int = VERSION) -> str:
-    """Equal where the same is known of pauses; when commands arrived may differ."""
+    """Return a digest of all reports without the times of arrival: equal where the same pauses are known."""
     if version == VERSION:
-        lines = (_text(_without_arrivals(word), 1 << 16) for word in _words(membership, now))
+        lines = (_format_report(_drop_arrival_times(report), 1 << 16) for report in _list_reports(membership, now))
     else:
-        lines = (" ".join(map(str, (word.name, _runs(word, now), _ltimes(word)))) for word in _words(membership, now))
+        lines = (
+            " ".join(map(str, (report.name, _is_paused(report, now), _list_ltimes(report))))
+            for report in _list_reports(membership, now)
+        )
     return f"{zlib.crc32(chr(10).join(lines).encode()):08x}"
 
 
-def parse_page(said: str) -> Page | None:
-    """The page in an answer; None where it is not a page. A word in it that cannot be read is left out."""
-    words = said.split()
+def parse_page(payload: str) -> Page | None:
+    """Return the page in an answer; None where it is not a page. Reports that are not valid are left out."""
+    words = payload.split()
     if len(words) < 2 or not words[0].startswith("pauses=") or words[1] not in ("more=0", "more=1"):  # noqa: PLR2004
         return None
     version = VERSION if words[2:3] == [f"v={VERSION}"] else 1
-    read_word, rest = (_word, words[4:]) if version == VERSION else (_old_word, words[2:])
+    read_word, rest = (_parse_report, words[4:]) if version == VERSION else (_parse_old_report, words[2:])
     found = (read_word(text.split(",")) for text in rest)
-    known = tuple(word for word in found if word)
+    known = tuple(report for report in found if report)
     is_whole = version == VERSION and words[3:4] == ["whole=1"]
     return Page(words[0].removeprefix("pauses="), words[1] == "more=1", known, version, is_whole)
 
 
-def whole(membership: Membership) -> bool:
-    """Whether all that is known of pauses comes from commands, since the others were asked for theirs."""
-    return membership.met > 0 and not any(_base(one) for one in as_table(membership.members).special.values())
+def is_complete(membership: Membership) -> bool:
+    """Return whether all pauses are known from commands, and the other load balancers have sent theirs."""
+    return membership.peers_asked_at > 0 and not any(
+        _has_rebuilt_pause(one) for one in as_table(membership.members).special.values()
+    )
 
 
-def without_base(membership: Membership) -> Membership:
-    """`membership` once a load balancer that is whole has told all it knows: comments in haproxy.cfg add nothing."""
-    slate = MembershipDraft(membership)
-    for member in slate.members.special():
-        if _base(member):
-            slate.members.put(member._replace(pause=None))
-    return slate.membership
+def drop_rebuilt_pauses(membership: Membership) -> Membership:
+    """Return `membership` without the pauses that are known from haproxy.cfg only.
+
+    A load balancer with complete knowledge has sent all its pauses: comments in haproxy.cfg add nothing.
+    """
+    draft = MembershipDraft(membership)
+    for member in draft.members.special():
+        if _has_rebuilt_pause(member):
+            draft.members.put(member._replace(pause=None))
+    return draft.membership
 
 
-def _base(member: Member) -> bool:
+def _has_rebuilt_pause(member: Member) -> bool:
     return member.pause is not None and not member.heard
 
 
 def merge_reports(
-    membership: Membership, told: Iterable[PauseReport], by: str, clocks: Mapping[str, int], now: int
+    membership: Membership, reports: Iterable[PauseReport], by: str, clocks: Mapping[str, int], now: int
 ) -> UpdateResult:
-    """`membership` joined with what the load balancer `by` has told.
+    """Return `membership` merged with the reports of the load balancer `by`, at `now` (epoch seconds).
 
-    `clocks` is what the agent says its LTimes are now: what is beyond them was heard in an older cluster.
+    `clocks` holds the LTimes of the Serf agent now. A command with a higher LTime is from an earlier cluster.
     """
-    slate = MembershipDraft(membership)
+    draft = MembershipDraft(membership)
     for clock in (USER, QUERY):
-        if slate.clocks.get(clock, 0) > clocks.get(clock, slate.clocks.get(clock, 0)):
-            slate.causes.append(f"the {clock} clock of Serf started anew")
-            slate.begin_anew(clock)
-    knows_all = whole(membership)
-    for word in told:
-        _join(slate, _of_this_cluster(word._replace(base=None if knows_all else word.base), clocks), by, now)
-    slate.hosts_changed = True
-    slate.resume_hosts(now)
-    return UpdateResult(slate.membership, {}, tuple(slate.causes), slate.said)
+        if draft.clocks.get(clock, 0) > clocks.get(clock, draft.clocks.get(clock, 0)):
+            draft.causes.append(f"the {clock} clock of Serf started anew")
+            draft.restart_clock(clock)
+    knows_all = is_complete(membership)
+    for report in reports:
+        _merge_report(
+            draft,
+            _restart_clocks(report._replace(rebuilt_pause=None if knows_all else report.rebuilt_pause), clocks),
+            by,
+            now,
+        )
+    draft.hosts_changed = True
+    draft.resume_hosts(now)
+    return UpdateResult(draft.membership, {}, tuple(draft.causes), draft.all_warnings)
 
 
-def _of_this_cluster(word: PauseReport, clocks: Mapping[str, int]) -> PauseReport:
-    known = word.heard
+def _restart_clocks(report: PauseReport, clocks: Mapping[str, int]) -> PauseReport:
+    known = report.heard
     for clock, ltime in clocks.items():
         if clock in known and known[clock].ltime > ltime:
-            known = pauses.begin_anew(known, clock)
-    return word._replace(heard=known)
+            known = pauses.restart_clock(known, clock)
+    return report._replace(heard=known)
 
 
-def _join(slate: MembershipDraft, word: PauseReport, by: str, now: int) -> None:
-    known = slate.members.get(word.name)
-    if known is None and not word.seen:
-        # The name in a command, of which the node is known here: in another case, or as an address.
-        known = find_member(slate.members, word.name, word.addresses[0] if word.addresses else None)
-    if known is None or (known.status == UNKNOWN and word.seen):
-        known = _enrol(slate, word, known, by, now)
+def _merge_report(draft: MembershipDraft, report: PauseReport, by: str, now: int) -> None:
+    known = draft.members.get(report.name)
+    if known is None and not report.seen:
+        # The name is from a command. Here the node is known by that name in another case, or by its address.
+        known = find_member(draft.members, report.name, report.addresses[0] if report.addresses else None)
+    if known is None or (known.status == UNKNOWN and report.seen):
+        known = _add_missing_node(draft, report, known, by, now)
     if known is None:
         return
     if not (known.present or known.heard or known.pause):
-        # It is gone, and only where it was when the commands came counts: both shall pause the same hosts.
-        known = known._replace(address=next(iter(word.addresses), ""), elsewhere=())
-    base = word.base and word.base._replace(by=f"told by {by}")
-    address = known.address or (word.addresses[0] if word.addresses else "")
-    told_where = word.addresses if word.name == known.name and not known.present else ()
-    elsewhere = pauses.join_addresses(known.elsewhere, told_where)
-    heard = pauses.place(pauses.join(known.heard, word.heard), address)
+        # The node is gone. Only its addresses at the commands count, so that all load balancers pause the same hosts.
+        known = known._replace(address=next(iter(report.addresses), ""), elsewhere=())
+    base = report.rebuilt_pause and report.rebuilt_pause._replace(by=f"told by {by}")
+    address = known.address or (report.addresses[0] if report.addresses else "")
+    reported_addresses = report.addresses if report.name == known.name and not known.present else ()
+    elsewhere = pauses.merge_addresses(known.elsewhere, reported_addresses)
+    heard = pauses.fill_addresses(pauses.merge_commands(known.heard, report.heard), address)
     member = known._replace(
         address=address,
         elsewhere=() if set(elsewhere) <= {address} else elsewhere,
         heard=heard,
         pause=known.pause or (None if heard else base),
     )
-    member = pauses.settle(member, now, f"told by {by}")
-    slate.members.put(member)
+    member = pauses.update_pause(member, now, f"told by {by}")
+    draft.members.put(member)
     if member.pause and (known.pause is None or known.pause.until != member.pause.until):
-        slate.causes.append(f"sync: {known.name} is paused on {by}")
+        draft.causes.append(f"sync: {known.name} is paused on {by}")
     elif known.pause and member.pause is None:
-        slate.causes.append(f"sync: {known.name} was resumed on {by}")
+        draft.causes.append(f"sync: {known.name} was resumed on {by}")
 
 
-def _enrol(slate: MembershipDraft, word: PauseReport, known: Member | None, by: str, now: int) -> Member | None:
-    """A node that is not known here yet, as one that is not present; None where it cannot be remembered."""
-    runs = _runs(word, now)
-    last = pauses.last_moment(word.heard, now) or (word.base.since if word.base else 0)
-    address = word.addresses[0] if word.addresses else ""
-    if word.seen and (runs or last + REMEMBERED > now):
+def _add_missing_node(
+    draft: MembershipDraft, report: PauseReport, known: Member | None, by: str, now: int
+) -> Member | None:
+    """Add a node that is not known here yet, as one that is not present; None where it cannot be remembered."""
+    runs = _is_paused(report, now)
+    last = pauses.find_last_activity(report.heard, now) or (report.rebuilt_pause.since if report.rebuilt_pause else 0)
+    address = report.addresses[0] if report.addresses else ""
+    if report.seen and (runs or last + FORGET_AFTER > now):
         heard = known.heard if known else {}
-        slate.awaited(word.name, "")
-        member = Member(word.name, address, "", None, LEFT, now if runs else min(last, now), None, heard)
-        return member if slate.enrol(member) else None
+        draft.take_unknown(report.name, "")
+        member = Member(report.name, address, "", None, LEFT, now if runs else min(last, now), None, heard)
+        return member if draft.add_member(member) else None
     if known:
         return known
-    if last + REMEMBERED <= now or slate.full_of_unknown(paused=runs):
+    if last + FORGET_AFTER <= now or draft.is_full_of_unknown(paused=runs):
         return None
     if runs:
-        slate.causes.append(f"sync: {word.name} (unknown node) is paused on {by}")
-    member = Member(word.name, address, "", None, UNKNOWN, min(last, now))
-    slate.await_(member)
+        draft.causes.append(f"sync: {report.name} (unknown node) is paused on {by}")
+    member = Member(report.name, address, "", None, UNKNOWN, min(last, now))
+    draft.remember_unknown(member)
     return member
 
 
-def _words(membership: Membership, now: int) -> list[PauseReport]:
-    """What is worth telling: of nodes that are gone without a pause only what may still be replayed."""
+def _list_reports(membership: Membership, now: int) -> list[PauseReport]:
+    """Return the reports of all nodes, sorted by name.
+
+    A node that is gone and not paused is reported only for as long as Serf may replay its commands.
+    """
     found = []
     for member in as_table(membership.members).special.values():
         paused = member.pause is not None and (member.pause.until is None or member.pause.until > now)
-        last = pauses.last_moment(member.heard, now)
-        if paused or (member.heard and (member.present or last + REMEMBERED > now)):
+        last = pauses.find_last_activity(member.heard, now)
+        if paused or (member.heard and (member.present or last + FORGET_AFTER > now)):
             base = None if member.heard else member.pause
-            addresses = pauses.join_addresses([member.address], member.elsewhere)
+            addresses = pauses.merge_addresses([member.address], member.elsewhere)
             found.append(PauseReport(member.name, member.status != UNKNOWN, addresses, member.heard, base))
-    return sorted(found, key=lambda word: word.name)
+    return sorted(found, key=lambda report: report.name)
 
 
-def _without_arrivals(word: PauseReport) -> PauseReport:
+def _drop_arrival_times(report: PauseReport) -> PauseReport:
     known = {
-        clock: heard._replace(commands=tuple(said._replace(at=0) for said in heard.commands))
-        for clock, heard in word.heard.items()
+        clock: heard._replace(commands=tuple(command._replace(at=0) for command in heard.commands))
+        for clock, heard in report.heard.items()
     }
-    return word._replace(heard=known, base=word.base and word.base._replace(since=0))
+    return report._replace(heard=known, rebuilt_pause=report.rebuilt_pause and report.rebuilt_pause._replace(since=0))
 
 
-# --- words as text ------------------------------------------------------------------------------------------------
-#
-# NAME,FLAGS,ADDRESSES[,CLOCK/LTIME/COMMAND|COMMAND…]…
-#   FLAGS      s: seen, u: only a name in a command; then, where haproxy.cfg alone tells of a pause, pSINCE[:UNTIL]
+# A report as text: NAME,FLAGS,ADDRESSES[,CLOCK/LTIME/COMMAND|COMMAND…]…
+#   FLAGS      s: has been a member, u: known from a command only; pSINCE[:UNTIL]: paused in haproxy.cfg only
 #   ADDRESSES  joined by +
 #   COMMAND    DIGEST;p[UNTIL] or r;ARRIVAL;ADDRESS (= for the first one);CLOCK=LTIME+…
 
 
-def _text(word: PauseReport, room: int) -> str:
-    flags = "s" if word.seen else "u"
-    if word.base:
-        flags += f"p{word.base.since}" + (f":{word.base.until}" if word.base.until is not None else "")
+def _format_report(report: PauseReport, room: int) -> str:
+    flags = "s" if report.seen else "u"
+    if report.rebuilt_pause:
+        flags += f"p{report.rebuilt_pause.since}" + (
+            f":{report.rebuilt_pause.until}" if report.rebuilt_pause.until is not None else ""
+        )
     for most in range(COMMANDS_LIMIT, 0, -1):
-        clocks = [_clock_text(clock, heard, most, word.addresses) for clock, heard in sorted(word.heard.items())]
-        text = ",".join([word.name, flags, "+".join(word.addresses), *clocks])
+        clocks = [_format_clock(clock, heard, most, report.addresses) for clock, heard in sorted(report.heard.items())]
+        text = ",".join([report.name, flags, "+".join(report.addresses), *clocks])
         if len(text) <= room:
             return text
-    return f"{word.name},{flags},"  # a crowd of clocks that no cluster has
+    return f"{report.name},{flags},"  # more clocks than any cluster has
 
 
-def _clock_text(clock: str, heard: LastCommand, most: int, addresses: tuple[str, ...]) -> str:
-    kept = sorted(heard.commands, key=lambda said: (not said.pauses, said.digest))[:most]
-    return f"{clock}/{heard.ltime}/" + "|".join(_said_text(said, addresses) for said in sorted(kept))
+def _format_clock(clock: str, heard: LastCommand, most: int, addresses: tuple[str, ...]) -> str:
+    kept = sorted(heard.commands, key=lambda command: (not command.pauses, command.digest))[:most]
+    return f"{clock}/{heard.ltime}/" + "|".join(_format_command(command, addresses) for command in sorted(kept))
 
 
-def _said_text(said: Said, addresses: tuple[str, ...]) -> str:
-    state = f"p{'' if said.until is None else said.until}" if said.pauses else "r"
-    address = _SAME if said.address and addresses[:1] == (said.address,) else said.address
-    after = "+".join(f"{clock}={ltime}" for clock, ltime in said.after)
-    return f"{said.digest};{state};{said.at};{address};{after}"
+def _format_command(command: PauseCommand, addresses: tuple[str, ...]) -> str:
+    state = f"p{'' if command.until is None else command.until}" if command.pauses else "r"
+    address = _SAME if command.address and addresses[:1] == (command.address,) else command.address
+    after = "+".join(f"{clock}={ltime}" for clock, ltime in command.after)
+    return f"{command.digest};{state};{command.at};{address};{after}"
 
 
-def _word(fields: list[str]) -> PauseReport | None:
+def _parse_report(fields: list[str]) -> PauseReport | None:
     try:
         name, flags, listed, *clocks = fields
-        addresses = tuple(_address(text) for text in listed.split("+")) if listed else ()
+        addresses = tuple(_parse_address(text) for text in listed.split("+")) if listed else ()
         if not NAME.fullmatch(name) or flags[:1] not in ("s", "u") or len(clocks) > _CLOCKS_LIMIT:
             return None
-        heard = dict(_clock(text.split("/"), addresses) for text in clocks)
-        base = _pause(flags[1:]) if flags[1:] and not heard else None
-        return PauseReport(name, flags[0] == "s", pauses.join_addresses(addresses, ()), heard, base)
+        heard = dict(_parse_clock(text.split("/"), addresses) for text in clocks)
+        base = _parse_pause(flags[1:]) if flags[1:] and not heard else None
+        return PauseReport(name, flags[0] == "s", pauses.merge_addresses(addresses, ()), heard, base)
     except ValueError:
         return None
 
 
-def _clock(parts: list[str], addresses: tuple[str, ...]) -> tuple[str, LastCommand]:
-    clock, ltime, said = parts
-    commands = [_said(text.split(";"), addresses) for text in said.split("|")]
+def _parse_clock(parts: list[str], addresses: tuple[str, ...]) -> tuple[str, LastCommand]:
+    clock, ltime, command = parts
+    commands = [_parse_command(text.split(";"), addresses) for text in command.split("|")]
     if len({one.digest for one in commands}) != len(commands) or len(commands) > COMMANDS_LIMIT:
-        raise ValueError(said)
-    return _clock_name(clock), LastCommand(_number(ltime, _LTIME_DIGITS), tuple(sorted(commands)))
+        raise ValueError(command)
+    return _parse_clock_name(clock), LastCommand(_parse_number(ltime, _LTIME_DIGITS), tuple(sorted(commands)))
 
 
-def _said(parts: list[str], addresses: tuple[str, ...]) -> Said:
+def _parse_command(parts: list[str], addresses: tuple[str, ...]) -> PauseCommand:
     said_digest, state, at, address, heard = parts
-    if said_digest != TOLD and not (len(said_digest) == 8 and set(said_digest) <= _HEX):  # noqa: PLR2004  # CRC-32
+    if said_digest != LEGACY_DIGEST and not (len(said_digest) == 8 and set(said_digest) <= _HEX):  # noqa: PLR2004  # CRC-32
         raise ValueError(said_digest)
     if state[:1] not in ("p", "r") or (state[0] == "r" and state != "r"):
         raise ValueError(state)
-    until = _number(state[1:], _TIME_DIGITS) if state[1:] else None
+    until = _parse_number(state[1:], _TIME_DIGITS) if state[1:] else None
     pairs = [pair.partition("=") for pair in heard.split("+")] if heard else []
-    after = {_clock_name(clock): _number(ltime, _LTIME_DIGITS) for clock, _, ltime in pairs}
-    where = addresses[0] if address == _SAME and addresses else _address(address) if address else ""
-    return Said(said_digest, state[0] == "p", until, tuple(sorted(after.items())), where, _number(at, _TIME_DIGITS))
+    after = {_parse_clock_name(clock): _parse_number(ltime, _LTIME_DIGITS) for clock, _, ltime in pairs}
+    where = addresses[0] if address == _SAME and addresses else _parse_address(address) if address else ""
+    return PauseCommand(
+        said_digest, state[0] == "p", until, tuple(sorted(after.items())), where, _parse_number(at, _TIME_DIGITS)
+    )
 
 
-def _pause(text: str) -> Pause:
+def _parse_pause(text: str) -> Pause:
     since, _, until = text.removeprefix("p").partition(":")
-    return Pause(_number(since, _TIME_DIGITS), "", "", _number(until, _TIME_DIGITS) if until else None)
+    return Pause(_parse_number(since, _TIME_DIGITS), "", "", _parse_number(until, _TIME_DIGITS) if until else None)
 
 
-def _clock_name(text: str) -> str:
-    name = text.removeprefix(FORMER)
+def _parse_clock_name(text: str) -> str:
+    name = text.removeprefix(FORMER_CLOCK_PREFIX)
     typed = name.startswith(f"{TYPED}@") and (name == f"{TYPED}@" or NAME.fullmatch(name.removeprefix(f"{TYPED}@")))
     if name not in (USER, QUERY) and not (typed and name == text):
         raise ValueError(text)
     return text
 
 
-def _address(text: str) -> str:
+def _parse_address(text: str) -> str:
     address = canonical_address(text)
     if address is None or address != text:
         raise ValueError(text)
     return address
 
 
-def _number(text: str, digits: int) -> int:
+def _parse_number(text: str, digits: int) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= digits):
         raise ValueError(text)
     return int(text)
 
 
-# --- for a load balancer of an older version ----------------------------------------------------------------------
-#
-# NAME,p or r,USER LTIME,QUERY LTIME,SINCE,[UNTIL]
+# A report for a load balancer of an older version: NAME,p or r,USER LTIME,QUERY LTIME,SINCE,[UNTIL]
 
 
-def _runs(word: PauseReport, now: int) -> bool:
-    if word.heard:
-        lasting = pauses.asked(word.heard)
-        return lasting is not None and lasting.runs(now)
-    return word.base is not None and (word.base.until is None or word.base.until > now)
+def _is_paused(report: PauseReport, now: int) -> bool:
+    if report.heard:
+        lasting = pauses.find_requested_pause(report.heard)
+        return lasting is not None and lasting.is_active(now)
+    return report.rebuilt_pause is not None and (report.rebuilt_pause.until is None or report.rebuilt_pause.until > now)
 
 
-def _ltimes(word: PauseReport) -> tuple[int, ...]:
-    return tuple(word.heard[clock].ltime if clock in word.heard else 0 for clock in (USER, QUERY))
+def _list_ltimes(report: PauseReport) -> tuple[int, ...]:
+    return tuple(report.heard[clock].ltime if clock in report.heard else 0 for clock in (USER, QUERY))
 
 
-def _old_text(word: PauseReport, now: int) -> str:
-    lasting = pauses.asked(word.heard) if _runs(word, now) else None
-    since = lasting.since if lasting else word.base.since if word.base else 0
-    until = lasting.until if lasting else word.base.until if word.base else None
-    state = "p" if _runs(word, now) else "r"
-    return ",".join((word.name, state, *map(str, _ltimes(word)), str(since), str(until or "")))
+def _format_old_report(report: PauseReport, now: int) -> str:
+    lasting = pauses.find_requested_pause(report.heard) if _is_paused(report, now) else None
+    since = lasting.since if lasting else report.rebuilt_pause.since if report.rebuilt_pause else 0
+    until = lasting.until if lasting else report.rebuilt_pause.until if report.rebuilt_pause else None
+    state = "p" if _is_paused(report, now) else "r"
+    return ",".join((report.name, state, *map(str, _list_ltimes(report)), str(since), str(until or "")))
 
 
-def _old_word(fields: list[str]) -> PauseReport | None:
+def _parse_old_report(fields: list[str]) -> PauseReport | None:
     try:
         name, state, user, query, since, until = fields
         if not NAME.fullmatch(name) or state not in _OLD_STATES:
             return None
-        ltimes = {USER: _number(user, _LTIME_DIGITS - 1), QUERY: _number(query, _LTIME_DIGITS - 1)}
-        began, end = _number(since, _TIME_DIGITS), _number(until, _TIME_DIGITS) if until else None
+        ltimes = {USER: _parse_number(user, _LTIME_DIGITS - 1), QUERY: _parse_number(query, _LTIME_DIGITS - 1)}
+        began, end = _parse_number(since, _TIME_DIGITS), _parse_number(until, _TIME_DIGITS) if until else None
     except ValueError:
         return None
     address, paused = canonical_address(name), _OLD_STATES[state]
     base = Pause(began, "", "", end) if paused and not any(ltimes.values()) else None
-    heard = dict(_old_heard(ltimes, Said(TOLD, paused, end if paused else None, at=began)))
-    return PauseReport(name, seen=False, addresses=(address,) if address else (), heard=heard, base=base)
+    heard = dict(_build_old_commands(ltimes, PauseCommand(LEGACY_DIGEST, paused, end if paused else None, at=began)))
+    return PauseReport(name, seen=False, addresses=(address,) if address else (), heard=heard, rebuilt_pause=base)
 
 
-def _old_heard(ltimes: Mapping[str, int], said: Said) -> Iterator[tuple[str, LastCommand]]:
+def _build_old_commands(ltimes: Mapping[str, int], command: PauseCommand) -> Iterator[tuple[str, LastCommand]]:
     for clock, ltime in ltimes.items():
         if ltime:
             after = tuple((other, lt) for other, lt in ltimes.items() if other != clock and lt)
-            yield clock, LastCommand(ltime, (said._replace(after=after),))
+            yield clock, LastCommand(ltime, (command._replace(after=after),))

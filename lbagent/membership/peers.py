@@ -1,4 +1,4 @@
-"""The other load balancers, as the last sync saw them: who is there, and whether it has the same managed lines."""
+"""The other load balancers, as the last sync saw them: their statuses, and whether their managed lines are the same."""
 
 from __future__ import annotations
 
@@ -17,60 +17,62 @@ _DIGEST = re.compile(r"\bdigest=([0-9a-z]{1,32})\b")
 
 
 class Peer(NamedTuple):
-    """Another load balancer."""
+    """Another load balancer. The names of the fields are the keys in peers.json."""
 
     name: str
     address: str
     status: str
-    """Serf's word: alive, failed."""
+    """Status in Serf: alive, failed."""
     digest: str | None = None
-    """Of its managed lines, when it last answered; None where it never has."""
+    """Digest of its managed lines when it last answered; None where it has never answered."""
     equal: bool | None = None
-    """Whether this load balancer had the same managed lines at that moment."""
+    """Whether this load balancer had the same managed lines at that time."""
     seen: int | None = None
-    """When it last answered, in epoch seconds."""
+    """Time of its last answer in epoch seconds."""
     answers: bool = False
-    """Whether it answered the last time it was asked."""
+    """Whether it answered the last query."""
 
 
 class Peers(NamedTuple):
-    """All of them, as one sync saw them."""
+    """All other load balancers, as one sync saw them."""
 
     at: int
-    """Epoch seconds."""
+    """Time of the sync in epoch seconds."""
     role: str
-    """The role by which load balancers know each other."""
+    """The Serf role that all load balancers have."""
     peers: tuple[Peer, ...] = ()
 
 
-class Here(NamedTuple):
-    """The load balancer that looks, at one moment."""
+class Observer(NamedTuple):
+    """The load balancer that runs the sync, at the time of a sync."""
 
     now: int
-    """Epoch seconds."""
+    """Time in epoch seconds."""
     info: AgentInfo
     digest: str
-    """Of its managed lines."""
+    """Digest of its managed lines."""
 
 
-def observed(before: Peers | None, here: Here, there: Sequence[ListedMember], said: Mapping[str, str]) -> Peers:
+def update_peers(
+    before: Peers | None, observer: Observer, listed: Sequence[ListedMember], status_lines: Mapping[str, str]
+) -> Peers:
     """The other load balancers `there`, of which some have `said` their status line, as seen from `here`."""
-    now, digest = here.now, here.digest
+    now, digest = observer.now, observer.digest
     known = {peer.name: peer for peer in before.peers} if before else {}
     found = []
-    for one in there:
+    for one in listed:
         peer = known.get(one.name, Peer(one.name, one.address, one.status))
         peer = peer._replace(address=one.address, status=one.status, answers=False)
-        if words := _DIGEST.search(said.get(one.name, "")):
+        if words := _DIGEST.search(status_lines.get(one.name, "")):
             peer = peer._replace(digest=words[1], equal=words[1] == digest, seen=now, answers=True)
         found.append(peer)
-    return Peers(now, here.info.role or DEFAULT_ROLE, tuple(found))
+    return Peers(now, observer.info.role or DEFAULT_ROLE, tuple(found))
 
 
 def current(peers: Peers | None, members: Members, roles: Sequence[str]) -> list[Peer]:
-    """The other load balancers now: as the last sync saw them, with the status that events have told since.
+    """Return the other load balancers as the last sync saw them, with the statuses from later events.
 
-    Without any sync they are the members with the usual role of a load balancer; `roles` are those of roles.yml.
+    Before the first sync they are the members with DEFAULT_ROLE. `roles` are the names of the roles in roles.yml.
     """
     role = peers.role if peers else DEFAULT_ROLE
     found = {peer.name: peer for peer in peers.peers} if peers else {}
@@ -83,27 +85,27 @@ def current(peers: Peers | None, members: Members, roles: Sequence[str]) -> list
         member = members.get(name)
         if member is None or not (member.present or member.status == "failed"):
             if peers and peer.status and member is None:
-                now.append(peer)  # Serf has told of it, and no event yet
+                now.append(peer)  # listed by Serf, no event yet
             continue
-        # The newer word: of an event, or of the last sync.
+        # The newer status counts: that of an event, or that of the last sync.
         newer = not (peers and peer.status) or member.changed > peers.at
         now.append(peer._replace(status=member.status, address=member.address) if newer else peer)
     return sorted(now, key=lambda one: one.name)
 
 
 def dump(peers: Peers) -> bytes:
-    """What peers.json holds."""
+    """Return the content of peers.json."""
     return json.dumps({**peers._asdict(), "peers": [one._asdict() for one in peers.peers]}).encode()
 
 
 def load(content: bytes) -> Peers:
-    """What `dump` wrote. Raises ValueError, KeyError, TypeError, AttributeError, RecursionError."""
+    """Parse what `dump` returned. Raises ValueError, KeyError, TypeError, AttributeError, RecursionError."""
     found = json.loads(content)
-    rows = [_peer(row) for row in found["peers"]]
+    rows = [_parse_peer(row) for row in found["peers"]]
     return Peers(int(found["at"]), str(found["role"]), tuple(rows))
 
 
-def _peer(row: Mapping[str, Any]) -> Peer:
+def _parse_peer(row: Mapping[str, Any]) -> Peer:
     seen, digest, equal = row.get("seen"), row.get("digest"), row.get("equal")
     return Peer(
         str(row["name"]),

@@ -1,13 +1,14 @@
-"""Membership as JSON: what members.json holds, and whether what it holds can be believed.
+"""Membership as JSON: the content of members.json and its validation.
 
-Columns, as in `table`, because 20,000 members are read before anything can be done; of whom more is
-known than the columns tell, that is under their names in `more`. What an older version wrote is read too; and an older
-version can read this: it knows no `commands`, and takes what it knows from the keys beside them.
+Members are stored in columns, as in `model.Table`, because 20,000 members are read before a run can do anything.
+Members that have more than the fields in the columns are in `more`, by name. Files of an older version can be read.
+An older version can read this file: it ignores `commands` and uses the keys beside it.
 """
 
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from lbagent.membership.model import (
     PRESENT,
@@ -17,63 +18,66 @@ from lbagent.membership.model import (
     Member,
     Membership,
     Pause,
+    PauseCommand,
     Quarantine,
-    Said,
     Table,
     as_table,
 )
 from lbagent.names import are_addresses, are_names, canonical_address
-from lbagent.system.tuples import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from typing import Any
 
 _COLUMNS = ("name", "address", "role", "status", "changed")
 
-_MOST = 1 << 70
-"""Beyond any LTime (64 bits) and time; what is larger has never been written."""
+_NUMBER_LIMIT = 1 << 70
+"""Larger than any LTime (64 bits) and any time. lbagent never writes a larger number."""
 
 
 class Damaged(ValueError):
-    """The bytes are not a membership."""
+    """The content of members.json is not a membership."""
 
 
 def serialize_membership(membership: Membership) -> bytes:
-    """Membership as one JSON object."""
+    """Return membership as one JSON object."""
     table = as_table(membership.members)
     state = {
         "version": 1,
         "clocks": dict(membership.clocks),
-        "folded": sorted(membership.folded),
+        "folded": sorted(membership.applied_events),
         "missed": dict(membership.missed),
         "marks": membership.marks,
-        "met": membership.met,
+        "met": membership.peers_asked_at,
         "removals": {where: dict(nodes) for where, nodes in membership.removals.items()},
         "members": dict(zip(_COLUMNS, table.columns, strict=True)),
-        "more": {name: _more(member) for name, member in table.special.items()},
+        "more": {name: _serialize_special(member) for name, member in table.special.items()},
     }
     return json.dumps(state, separators=(",", ":")).encode()
 
 
 def parse_membership(content: bytes) -> Membership:
-    """The membership that `dump` wrote. Raises Damaged."""
+    """Parse what `serialize_membership` returned. Raises Damaged."""
     try:
         state = json.loads(content)
-        clocks, missed = _numbers(state["clocks"]), _numbers(state.get("missed", {}))
-        folded = frozenset(_is(str, identity) for identity in _is(list, state["folded"]))
-        columns = Columns(*(_is(list, state["members"][column]) for column in _COLUMNS))
-        _believable(columns)
+        clocks, missed = _check_numbers(state["clocks"]), _check_numbers(state.get("missed", {}))
+        folded = frozenset(_check_type(str, identity) for identity in _check_type(list, state["folded"]))
+        columns = Columns(*(_check_type(list, state["members"][column]) for column in _COLUMNS))
+        _validate_columns(columns)
         table = Table(columns, {})
-        table.special.update({name: _special(table[name], more) for name, more in _is(dict, state["more"]).items()})
-        removals = {_text(where): _numbers(nodes) for where, nodes in _is(dict, state.get("removals", {})).items()}
-        marks = tuple((_number(ltime), _number(at)) for ltime, at in _is(list, state.get("marks", [])))
-        return Membership(table, clocks, folded, missed, removals, marks, _number(state.get("met", 0)))
+        table.special.update(
+            {name: _parse_special(table[name], more) for name, more in _check_type(dict, state["more"]).items()}
+        )
+        removals = {
+            _check_text(where): _check_numbers(nodes)
+            for where, nodes in _check_type(dict, state.get("removals", {})).items()
+        }
+        marks = tuple(
+            (_check_number(ltime), _check_number(at)) for ltime, at in _check_type(list, state.get("marks", []))
+        )
+        return Membership(table, clocks, folded, missed, removals, marks, _check_number(state.get("met", 0)))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise Damaged(f"is damaged ({type(error).__name__}: {error})") from error
 
 
-def _believable(columns: Columns) -> None:
-    """Raise where a column holds what lbagent never writes; whole columns at a time."""
+def _validate_columns(columns: Columns) -> None:
+    """Check whole columns at a time. Raises ValueError, TypeError where one holds what lbagent never writes."""
     names, addresses, roles, statuses, changed = columns
     if len({len(column) for column in columns}) != 1:
         raise ValueError("the columns differ in length")
@@ -81,108 +85,111 @@ def _believable(columns: Columns) -> None:
         raise TypeError("a column holds a value of the wrong type")
     if not set(statuses) <= STATUSES or len(set(names)) < len(names):
         raise ValueError("a status is unknown, or a name is listed twice")
-    if changed and not 0 <= min(changed) <= max(changed) < _MOST:
+    if changed and not 0 <= min(changed) <= max(changed) < _NUMBER_LIMIT:
         raise ValueError("a time is out of range")
     if "" in addresses and any(not one and status in PRESENT for one, status in zip(addresses, statuses, strict=True)):
         raise ValueError("a member that is present has no address")
-    # Joining them, both refuse with a TypeError what is no text.
+    # Both raise TypeError for a value that is not text.
     if not are_names(names) or not are_addresses([*filter(None, addresses)] if "" in addresses else addresses):
         raise ValueError("a name or an address is none")
 
 
-def _more(member: Member) -> dict[str, Any]:
+def _serialize_special(member: Member) -> dict[str, Any]:
     return {
         "tags": member.tags,
         "pause": member.pause and member.pause._asdict(),
-        "ltimes": {clock: _heard_row(heard) for clock, heard in member.heard.items()},
+        "ltimes": {clock: _serialize_commands(heard) for clock, heard in member.heard.items()},
         "quarantine": member.quarantine and member.quarantine._asdict(),
         **({"elsewhere": member.elsewhere} if member.elsewhere else {}),
     }
 
 
-def _heard_row(heard: LastCommand) -> dict[str, Any]:
+def _serialize_commands(heard: LastCommand) -> dict[str, Any]:
     return {
         "ltime": heard.ltime,
-        "digests": [said.digest for said in heard.commands],
-        "paused": any(said.pauses for said in heard.commands),
-        "commands": [said._asdict() for said in heard.commands],
+        "digests": [command.digest for command in heard.commands],
+        "paused": any(command.pauses for command in heard.commands),
+        "commands": [command._asdict() for command in heard.commands],
     }
 
 
-def _special(member: Member, more: dict[str, Any]) -> Member:
+def _parse_special(member: Member, more: dict[str, Any]) -> Member:
     pause, quarantine, tags = more["pause"], more["quarantine"], more["tags"]
     found = None
     if pause is not None:
-        since, by, reason, until = _all(pause, since=int, by=str, reason=str, until=(int, type(None)))
-        found = Pause(_number(since), by, reason, until if until is None else _number(until))
+        since, by, reason, until = _check_keys(pause, since=int, by=str, reason=str, until=(int, type(None)))
+        found = Pause(_check_number(since), by, reason, until if until is None else _check_number(until))
     refused = None
     if quarantine is not None:
-        since, reason, key = _all(quarantine, since=int, reason=str, key=str)
-        refused = Quarantine(_number(since), reason, key)
-    rows = _is(dict, more["ltimes"])
+        since, reason, key = _check_keys(quarantine, since=int, reason=str, key=str)
+        refused = Quarantine(_check_number(since), reason, key)
+    rows = _check_type(dict, more["ltimes"])
     return member._replace(
-        tags=None if tags is None else {_is(str, tag): _is(str, value) for tag, value in _is(dict, tags).items()},
+        tags=None
+        if tags is None
+        else {_check_type(str, tag): _check_type(str, value) for tag, value in _check_type(dict, tags).items()},
         pause=found,
-        heard={_is(str, clock): _heard(row, clock, rows, found) for clock, row in rows.items()},
+        heard={_check_type(str, clock): _parse_commands(row, clock, rows, found) for clock, row in rows.items()},
         quarantine=refused,
-        elsewhere=tuple(map(_address, _is(list, more.get("elsewhere", [])))),
+        elsewhere=tuple(map(_check_address, _check_type(list, more.get("elsewhere", [])))),
     )
 
 
-def _heard(row: dict[str, Any], clock: str, rows: dict[str, Any], pause: Pause | None) -> LastCommand:
-    ltime, digests, paused = _all(row, ltime=int, digests=list, paused=bool)
+def _parse_commands(row: dict[str, Any], clock: str, rows: dict[str, Any], pause: Pause | None) -> LastCommand:
+    ltime, digests, paused = _check_keys(row, ltime=int, digests=list, paused=bool)
     if "commands" in row:
-        commands = tuple(_said(said) for said in _is(list, row["commands"]))
-        if not commands or len({said.digest for said in commands}) < len(commands):
+        commands = tuple(_parse_command(command) for command in _check_type(list, row["commands"]))
+        if not commands or len({command.digest for command in commands}) < len(commands):
             raise ValueError("a clock without a command, or with one twice")
-        return LastCommand(_number(ltime), tuple(sorted(commands)))
-    # As an older version has it: one pause for all clocks, and of a pause that has ended nothing but its LTime.
+        return LastCommand(_check_number(ltime), tuple(sorted(commands)))
+    # The format of an older version: one pause for all clocks, and only the LTime of a pause that has ended.
     until = (pause.until if pause else 0) if paused else None
-    after = {other: _number(_all(one, ltime=int)[0]) for other, one in rows.items() if other != clock}
-    # What was decided then is decided again: the pause in effect came last, or else whatever ended it.
+    after = {other: _check_number(_check_keys(one, ltime=int)[0]) for other, one in rows.items() if other != clock}
+    # Keep what the older version decided: the pause in effect came last, or otherwise the command that ended it.
     last = tuple(sorted(after.items())) if paused == (pause is not None) else ()
-    known = sorted(set(map(_text, digests))) or [""]
+    known = sorted(set(map(_check_text, digests))) or [""]
     return LastCommand(
-        _number(ltime), tuple(Said(one, paused, until, last, "", pause.since if pause else 0) for one in known)
+        _check_number(ltime),
+        tuple(PauseCommand(one, paused, until, last, "", pause.since if pause else 0) for one in known),
     )
 
 
-def _said(row: dict[str, Any]) -> Said:
-    digest, pauses, until, after, address, at = _all(
+def _parse_command(row: dict[str, Any]) -> PauseCommand:
+    digest, pauses, until, after, address, at = _check_keys(
         row, digest=str, pauses=bool, until=(int, type(None)), after=list, address=str, at=int
     )
-    pairs = tuple((_text(clock), _number(ltime)) for clock, ltime in after)
-    end = until if until is None else _number(until)
-    return Said(digest, pauses, end, pairs, _address(address) if address else "", _number(at))
+    pairs = tuple((_check_text(clock), _check_number(ltime)) for clock, ltime in after)
+    end = until if until is None else _check_number(until)
+    return PauseCommand(digest, pauses, end, pairs, _check_address(address) if address else "", _check_number(at))
 
 
-def _numbers(row: dict[str, Any]) -> dict[str, int]:
-    return {_text(name): _number(number) for name, number in _is(dict, row).items()}
+def _check_numbers(row: dict[str, Any]) -> dict[str, int]:
+    return {_check_text(name): _check_number(number) for name, number in _check_type(dict, row).items()}
 
 
-def _number(value: Any) -> int:  # noqa: ANN401  # what JSON held, until looked at
-    number: int = _is(int, value)
-    if not 0 <= number < _MOST:
+def _check_number(value: Any) -> int:  # noqa: ANN401  # any JSON value
+    number: int = _check_type(int, value)
+    if not 0 <= number < _NUMBER_LIMIT:
         raise ValueError(f"{str(number)[:40]} is out of range")
     return number
 
 
-def _text(value: Any) -> str:  # noqa: ANN401  # as above
-    text: str = _is(str, value)
+def _check_text(value: Any) -> str:  # noqa: ANN401  # as above
+    text: str = _check_type(str, value)
     return text
 
 
-def _address(value: Any) -> str:  # noqa: ANN401  # as above
-    if canonical_address(_text(value)) != value:
+def _check_address(value: Any) -> str:  # noqa: ANN401  # as above
+    if canonical_address(_check_text(value)) != value:
         raise ValueError(f"{value[:60]!r} is not an address")
-    return _text(value)
+    return _check_text(value)
 
 
-def _all(row: dict[str, Any], **kinds: type[Any] | tuple[type[Any], ...]) -> list[Any]:
-    return [_is(kind, _is(dict, row)[key]) for key, kind in kinds.items()]
+def _check_keys(row: dict[str, Any], **kinds: type[Any] | tuple[type[Any], ...]) -> list[Any]:
+    return [_check_type(kind, _check_type(dict, row)[key]) for key, kind in kinds.items()]
 
 
-def _is(kind: type[Any] | tuple[type[Any], ...], value: Any) -> Any:  # noqa: ANN401  # as above
+def _check_type(kind: type[Any] | tuple[type[Any], ...], value: Any) -> Any:  # noqa: ANN401  # as above
     if type(value) not in (kind if isinstance(kind, tuple) else (kind,)):
         raise TypeError(f"{str(value)[:60]!r} is not what it should be")
     return value

@@ -1,1 +1,1 @@
-"""What the managed lines are to be, and what a change would do to a service."""
+"""Planning: the managed lines that haproxy.cfg should have, as a pure function of text, roles and membership."""

@@ -1,11 +1,11 @@
-"""How many servers each section and service has, and in what state: by the lines that stand and by what Serf says."""
+"""Servers by section, service and state, counted from managed lines and from Serf's statuses."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from lbagent.haproxy.config import Document, Line
+from lbagent.haproxy.config import Document, ManagedLine
 from lbagent.haproxy.server_line import PAUSED_OURS
 from lbagent.membership.model import ALIVE, FAILED, Membership, Table, as_table
 from lbagent.names import explain_refused_address, role_names
@@ -13,12 +13,12 @@ from lbagent.roles.model import Pair, Role, Roles
 
 STATES = ("in", "paused", "failed", "quarantined")
 
-Standing = Mapping[str, Sequence[str]]
-"""By the middle of every marker that stands the managed lines above it."""
+LinesByMarker = Mapping[str, Sequence[str]]
+"""The managed lines above every present marker, by the middle of the marker."""
 
 
-def list_managed_lines(document: Document) -> Standing:
-    """The managed lines of a text, as `Plan.standing` has those of a plan."""
+def list_managed_lines(document: Document) -> LinesByMarker:
+    """Return the managed lines of a text, in the form of `Plan.managed_lines`."""
     found: dict[str, list[str]] = {}
     for proxy in document.proxies:
         middles = [*(marker.middle for marker in proxy.markers), ""]
@@ -29,46 +29,48 @@ def list_managed_lines(document: Document) -> Standing:
     return found
 
 
-def count_servers(lines: Standing, roles: Roles, membership: Membership) -> dict[Pair, dict[str, int]]:
-    """Servers by state, for every pair of roles.yml; each stands in one state only.
+def count_servers(lines: LinesByMarker, roles: Roles, membership: Membership) -> dict[Pair, dict[str, int]]:
+    """Return the number of servers by state, for every pair of roles.yml; each server has one state.
 
-    A paused line, a comment or one that drains, is `paused`. The line of a node in quarantine or failed counts
-    as that, every other one is `in`. No line counts only where it is one of these that keeps it out: of a node that
-    may have one, at a marker that stands.
+    A paused line, a comment or a drained server, is `paused`. The line of a quarantined or failed node counts as that,
+    and every other line as `in`. A node without a line counts only where its state is the reason: it is allowed, and
+    its marker is present.
     """
-    odd = _odd(as_table(membership.members))
+    odd = _list_exceptional_nodes(as_table(membership.members))
     found = {}
-    for pair, serving in roles.serving().items():
+    for pair, serving in roles.map_pairs_to_roles().items():
         texts = lines.get(pair.middle, ())
         found[pair] = counts = dict.fromkeys(STATES, 0)
-        # A comment comes before every `server` line: where the first is none, none is, which is found fastest.
+        # A comment sorts before every `server` line. Where the smallest text is not a comment, none is.
         comments = [text[0] for text in texts].count("#") if texts and min(texts)[0] == "#" else 0
         counts["paused"] = comments + "\n".join(texts).count(PAUSED_OURS)
         counts["in"] = len(texts) - counts["paused"]
         if odd and pair.middle in lines:
             here = {
-                name: (state, _out(state, at, role)) for role in serving for name, state, at in odd.get(role.name, ())
+                name: (state, _has_no_line(state, at, role))
+                for role in serving
+                for name, state, at in odd.get(role.name, ())
             }
             if here:
-                _move(counts, here, [Line(0, 0, text) for text in texts], f".{pair.service}")
+                _count_exceptional(counts, here, [ManagedLine(0, 0, text) for text in texts], f".{pair.service}")
     return found
 
 
 def count_statuses(membership: Membership) -> dict[str, int]:
-    """Members by what Serf says of them."""
+    """Return the number of members by Serf status."""
     column = as_table(membership.members).columns.statuses
     alive = column.count(ALIVE)
-    # As a rule all of them are, and counting one is three times as fast as counting each.
+    # Usually all are alive, and counting one status is three times faster than counting each.
     return {ALIVE: alive} if alive == len(column) else dict(Counter(column))
 
 
 def count_quarantined(membership: Membership) -> int:
-    """Nodes whose lines HAProxy refuses."""
+    """Return the number of nodes whose lines HAProxy refuses."""
     return sum(member.quarantine is not None for member in as_table(membership.members).special.values())
 
 
-def _odd(table: Table) -> dict[str, list[tuple[str, str, str]]]:
-    """By role: name, state and address of the nodes of which more is to be told than that they are in."""
+def _list_exceptional_nodes(table: Table) -> dict[str, list[tuple[str, str, str]]]:
+    """Return name, state and address of the failed and quarantined nodes, by role."""
     found: dict[str, list[tuple[str, str, str]]] = {}
     if FAILED in table.columns.statuses:
         for name, address, role, status, _ in zip(*table.columns, strict=True):
@@ -80,15 +82,20 @@ def _odd(table: Table) -> dict[str, list[tuple[str, str, str]]]:
     return found
 
 
-def _out(state: str, address: str, role: Role) -> bool:
-    """Whether a node in this state is to have no line because of it."""
+def _has_no_line(state: str, address: str, role: Role) -> bool:
+    """Return whether a node in this state has no line because of the state."""
     return (state == "quarantined" or role.remove_failed) and explain_refused_address(address, role.networks) is None
 
 
-def _move(counts: dict[str, int], odd: Mapping[str, tuple[str, bool]], lines: Sequence[Line], suffix: str) -> None:
-    """Count the `odd` nodes for what they are, also who is out; a server may be called NODE or NODE.SERVICE."""
+def _count_exceptional(
+    counts: dict[str, int], odd: Mapping[str, tuple[str, bool]], lines: Sequence[ManagedLine], suffix: str
+) -> None:
+    """Count the nodes in `odd` by their own state, also those without a line.
 
-    def node(line: Line) -> str:
+    `suffix` is `.SERVICE`: a server may be called NODE or NODE.SERVICE.
+    """
+
+    def node(line: ManagedLine) -> str:
         return line.name if line.name in odd else line.name.removesuffix(suffix)
 
     paused = {node(line) for line in lines if line.paused}

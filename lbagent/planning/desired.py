@@ -1,26 +1,24 @@
-"""What roles.yml and membership wish for at one marker, before haproxy.cfg has its say."""
+"""The desired servers: what roles.yml and membership ask for at one marker, before haproxy.cfg is considered."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Sequence
+from typing import Self
 
-from lbagent.haproxy.server_line import Server, drain_line, endpoint, paused_line, tail
-from lbagent.membership.lookup import find_paused, superseded
+from lbagent.haproxy.server_line import Server, drain_line, format_endpoint, format_paused_line, format_tail
+from lbagent.membership.lookup import find_paused, find_superseded
 from lbagent.membership.model import FAILED, PRESENT, Member, Membership, as_table
 from lbagent.names import NAME, are_plainly_allowed, explain_refused_address, natural_key, role_names, sort_names
-from lbagent.roles.model import Missing, Pair, Role, Roles, Service, Template
-from lbagent.system.tuples import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from typing import Self
+from lbagent.roles.model import MissingTag, Pair, Role, Roles, Service, Template
+from lbagent.system.tuples import NamedTuple
 
 UNKNOWN_TAGS = "its tags are unknown until Serf tells them"
-"""After membership was rebuilt from haproxy.cfg, which does not hold them."""
+"""The reason after membership was rebuilt from haproxy.cfg, which holds no tags."""
 
 
 class Note(str):
-    """A sentence for the operator about one node: who and what, then `why`."""
+    """A sentence for the operator about one node; `why` is its end."""
 
     __slots__ = ("node", "why")
 
@@ -28,52 +26,52 @@ class Note(str):
     why: str
 
     def __new__(cls, node: str, head: str, why: str) -> Self:
-        """The sentence that begins with `head` and ends with `why`."""
+        """Make the sentence `head` + `why` about `node`."""
         note = super().__new__(cls, head + why)
         note.node, note.why = node, why
         return note
 
 
 class OperatorLineNote(Note):
-    """One that says that a line by hand stands in the node's place: no pause takes traffic from that."""
+    """A note that an operator's line has the name or address of the node: a pause does not affect that line."""
 
     __slots__ = ()
 
 
 class DesiredServer(NamedTuple):
-    """What one node should have at one marker."""
+    """The server that one node should have at one marker."""
 
     member: Member
     role: Role
     endpoint: str
     """ADDRESS:PORT."""
     address: str
-    """Where the node is reached; nothing where its tags don't tell."""
+    """Address of the server; empty where the tags of the node give none."""
     port: int
     options: str
     paused: bool
-    unknown: str = ""
-    """Why its line can't be made of its tags: the line that it has, if any, stays."""
+    obstacle: str = ""
+    """Why the tags of the node make no line; a line that the node has stays."""
 
     @property
-    def verbatim(self) -> bool:
-        """Whether the line that the node has stays as it is."""
-        return bool(self.unknown)
+    def keeps_line(self) -> bool:
+        """Whether the present line of the node stays as it is."""
+        return bool(self.obstacle)
 
-    def line(self, name: str, number: int | None) -> str:
-        """The managed line under the name, and with the id, that the server has in its proxy."""
+    def format_line(self, name: str, number: int | None) -> str:
+        """Return the managed line with the name and the id that the server has in its proxy."""
         member = self.member
         if self.paused and not self.role.drain:
-            return paused_line(member.name, member.address, self.role.name)
+            return format_paused_line(member.name, member.address, self.role.name)
         line = Server(name, self.address, self.port, self.options, self.role.name, number).line
         return drain_line(line) if self.paused else line
 
 
-class Crowd(NamedTuple):
-    """The nodes of one role at one marker, where all of them want the same line but for name and address."""
+class UniformServers(NamedTuple):
+    """The servers of one role at one marker, where the lines differ only by name and address."""
 
     names: Sequence[str]
-    """In natural order."""
+    """Names of the nodes, in natural order."""
     addresses: Sequence[str]
     endpoints: Sequence[str]
     """ADDRESS:PORT of each."""
@@ -81,68 +79,71 @@ class Crowd(NamedTuple):
     port: int
     options: str
 
-    def lines(self) -> list[str]:
-        """What the line of each would be: to compare with what stands, not to be written."""
-        end = tail(self.options, self.role)
+    def format_lines(self) -> list[str]:
+        """Return the line of each server, unvalidated: to compare with present lines, not to be written."""
+        end = format_tail(self.options, self.role)
         return [f"server {name} {where}{end}" for name, where in zip(self.names, self.endpoints, strict=True)]
 
-    def server(self, at: int) -> Server:
-        """One of them, safe to be written."""
+    def make_server(self, at: int) -> Server:
+        """Return the server at index `at`, validated and safe to be written."""
         return Server(self.names[at], self.addresses[at], self.port, self.options, self.role)
 
 
 class DesiredServers:
-    """The wishes of a whole membership, marker by marker."""
+    """The desired servers of a whole membership, marker by marker."""
 
     def __init__(self, roles: Roles, membership: Membership) -> None:
-        """The wishes that `roles` has for the members that are there."""
+        """Collect the nodes of each role in `roles` that may have lines."""
         self._roles, self._members = roles, as_table(membership.members)
-        self._serving = roles.serving()
+        self._serving = roles.map_pairs_to_roles()
         self.paused = find_paused(membership)
         self.notes: dict[str, None] = {}
-        """Nodes that cannot have the line they should, and why; said once each."""
-        self.superseded = superseded(membership)
-        """Failed nodes whose address a living node has now: whatever answers there is another host."""
+        """Notes on nodes that cannot have their line, each once."""
+        self.superseded = find_superseded(membership)
+        """Failed nodes whose address an alive node has now: the address belongs to another host."""
         columns = self._members.columns
         there: dict[str, dict[str, str]] = {name: {} for name in roles.roles}
-        self._several: set[str] = set()
+        self._nodes_with_several_roles: set[str] = set()
         """The nodes with several roles."""
         for name, address, role, status in zip(*columns[:4], strict=True):
             if role in there and status in PRESENT:
                 there[role][name] = address
             elif "," in role and status in PRESENT:
-                self._several.add(name)
-                for one in roles.of(role):
+                self._nodes_with_several_roles.add(name)
+                for one in roles.find_roles(role):
                     there[one.name][name] = address
         for name, other in self.superseded.items():
             if [nodes for nodes in there.values() if nodes.pop(name, None) is not None]:
                 why = f"{other} has its address {self._members[name].address} now"
                 self.notes[Note(name, f"node {name} has failed and has no line: ", why)] = None
-        self._there = {name: self._allowed(roles.roles[name], nodes) for name, nodes in there.items()}
-        """The address of every node that may have lines, in natural order, by role; nothing where it is not known."""
+        self._addresses = {
+            name: self._drop_refused_addresses(roles.roles[name], nodes) for name, nodes in there.items()
+        }
+        """By role: the address of every node that may have lines, in natural order; empty where it is unknown."""
 
-    def crowd(self, pair: Pair) -> Crowd | None:
-        """The wishes for the marker of `pair` where nothing is special about any of them."""
+    def find_uniform(self, pair: Pair) -> UniformServers | None:
+        """Return the servers for the marker of `pair` where their lines differ only by name and address; else None."""
         roles, service = self._serving[pair], self._roles.services[pair.service]
         if len(roles) != 1:
             return None
-        role, options, nodes = roles[0], roles[0].options or service.options, self._there[roles[0].name]
+        role, options, nodes = roles[0], roles[0].options or service.options, self._addresses[roles[0].name]
         alike = options.same_for_role and service.port.same_for_role and role.address is None
         if not alike or role.remove_failed or len(nodes) > role.max or not self.paused.isdisjoint(nodes):
             return None
-        port, text = self._same(role, service, options)
-        # As endpoint() has it; called for each, that would cost three times as much.
+        port, text = self._fill_for_role(role, service, options)
+        # The same as endpoint(), which takes three times as long when called for each server.
         endpoints = [f"[{one}]:{port}" if ":" in one else f"{one}:{port}" for one in nodes.values()]
-        return Crowd(list(nodes), list(nodes.values()), endpoints, role.name, port, text)
+        return UniformServers(list(nodes), list(nodes.values()), endpoints, role.name, port, text)
 
-    def allowed(self, node: str, role: str) -> str | None:
-        """Where a node of that role may be reached; None where it has another role, or may not be where it is."""
-        return self._there.get(role, {}).get(node) or None
+    def find_allowed_address(self, node: str, role: str) -> str | None:
+        """Return the address of a node for a role; None where it lacks the role or the address is not allowed."""
+        return self._addresses.get(role, {}).get(node) or None
 
-    def keeps(self, node: str, role: str, address: str) -> str:
-        """Why a node keeps its line for `role` at `address` although its role tag names none; nothing where it doesn't.
+    def explain_kept_line(self, node: str, role: str, address: str) -> str:
+        """Return why a node keeps a line whose role it no longer has; empty where it does not.
 
-        A tag with a name that roles.yml does not have is a decision, one that can't be a name is an accident.
+        `role` and `address` are those of the line. A role tag that is a valid name but unknown to roles.yml is a
+        decision. A role tag that is not a valid name is an accident.
         """
         member = self._members.get(node)
         if member is None or not member.present or not member.role or any(map(NAME.fullmatch, role_names(member.role))):
@@ -152,39 +153,40 @@ class DesiredServers:
             return ""
         return f"its role {member.role[:40]!r} is not {NAME.pattern}"
 
-    def at(
-        self, pair: Pair, known: Callable[[], Collection[str]], server: Callable[[str], str] = str
+    def list_servers(
+        self, pair: Pair, known: Callable[[], Collection[str]], name_server: Callable[[str], str] = str
     ) -> list[DesiredServer]:
-        """The wishes for the marker of `pair`, in the order of names.
+        """Return the desired servers for the marker of `pair`, in the order of names.
 
-        `known` returns the nodes with lines there, `server` the name of a node's server in that proxy.
+        `known` returns the nodes with lines at the marker. `name_server` returns the name of a node's server in that
+        proxy.
         """
         roles = self._serving[pair]
         service = self._roles.services[pair.service]
-        by_role = {role.name: self._of(role, service, server) for role in roles}
-        if len(roles) > 1 and self._several:
-            by_role = self._once(by_role)
-        found = [wish for role in roles for wish in self._at_most(role, service, by_role[role.name], known)]
+        by_role = {role.name: self._list_for_role(role, service, name_server) for role in roles}
+        if len(roles) > 1 and self._nodes_with_several_roles:
+            by_role = self._drop_repeated_nodes(by_role)
+        found = [desired for role in roles for desired in self._limit_to_max(role, service, by_role[role.name], known)]
         if any(role.remove_failed for role in roles):
-            found = _without_failed(found)
-        return found if len(roles) == 1 else sorted(found, key=lambda wish: natural_key(wish.member.name))
+            found = _drop_failed(found)
+        return found if len(roles) == 1 else sorted(found, key=lambda desired: natural_key(desired.member.name))
 
-    def _once(self, by_role: dict[str, list[DesiredServer]]) -> dict[str, list[DesiredServer]]:
-        """The same wishes, each node once: from the first role of its tag that can give it a line."""
+    def _drop_repeated_nodes(self, by_role: dict[str, list[DesiredServer]]) -> dict[str, list[DesiredServer]]:
+        """Return the servers with each node once: from the first role of its tag that makes a line."""
         first: dict[str, tuple[bool, int, str]] = {}
-        for name, wishes in by_role.items():
-            for wish in (wish for wish in wishes if wish.member.name in self._several):
-                place = role_names(wish.member.role).index(name)
-                rank = (wish.verbatim, place, name)
-                first[wish.member.name] = min(first.get(wish.member.name, rank), rank)
+        for name, servers in by_role.items():
+            for desired in (desired for desired in servers if desired.member.name in self._nodes_with_several_roles):
+                place = role_names(desired.member.role).index(name)
+                rank = (desired.keeps_line, place, name)
+                first[desired.member.name] = min(first.get(desired.member.name, rank), rank)
         return {
-            name: [one for one in wishes if first.get(one.member.name, (False, 0, name))[2] == name]
-            for name, wishes in by_role.items()
+            name: [one for one in servers if first.get(one.member.name, (False, 0, name))[2] == name]
+            for name, servers in by_role.items()
         }
 
-    def _allowed(self, role: Role, nodes: dict[str, str]) -> dict[str, str]:
+    def _drop_refused_addresses(self, role: Role, nodes: dict[str, str]) -> dict[str, str]:
         if role.address is not None:
-            nodes = {name: self._by_tag(role, self._members[name]) for name in nodes}
+            nodes = {name: self._find_tagged_address(role, self._members[name]) for name in nodes}
         if not role.networks and are_plainly_allowed(nodes.values()):
             return {name: nodes[name] for name in sort_names(nodes)}
         refused = {
@@ -195,71 +197,81 @@ class DesiredServers:
         return {name: nodes[name] for name in sort_names(nodes) if name not in refused}
 
     @staticmethod
-    def _by_tag(role: Role, member: Member) -> str:
+    def _find_tagged_address(role: Role, member: Member) -> str:
         try:
-            return role.address_of(member.name, member.address, member.tags or {})
-        except Missing:
-            return ""  # the wish says why
+            return role.find_address(member.name, member.address, member.tags or {})
+        except MissingTag:
+            return ""  # the desired server says why
 
-    def _same(self, role: Role, service: Service, options: Template) -> tuple[int, str]:
-        values = role.values("")  # neither has a place for a name
-        return service.port_of(values, {}), options.fill(values, {})
+    def _fill_for_role(self, role: Role, service: Service, options: Template) -> tuple[int, str]:
+        values = role.build_values("")  # neither template has a placeholder for a name
+        return service.find_port(values, {}), options.fill(values, {})
 
-    def _of(self, role: Role, service: Service, server: Callable[[str], str]) -> list[DesiredServer]:
-        return [self._wish(self._members[name], role, service, server(name)) for name in self._there[role.name]]
+    def _list_for_role(self, role: Role, service: Service, name_server: Callable[[str], str]) -> list[DesiredServer]:
+        return [
+            self._make_server(self._members[name], role, service, name_server(name))
+            for name in self._addresses[role.name]
+        ]
 
-    def _wish(self, member: Member, role: Role, service: Service, server: str) -> DesiredServer:
+    def _make_server(self, member: Member, role: Role, service: Service, server: str) -> DesiredServer:
         options, paused = role.options or service.options, member.name in self.paused
-        values, tags = role.values(member.name, server), member.tags or {}
+        values, tags = role.build_values(member.name, server), member.tags or {}
         by_tags = options.needs_tags or service.port.needs_tags or role.address is not None
         if member.tags is None and by_tags:
-            return self._unmade(member, role, service, UNKNOWN_TAGS)
+            return self._make_unmade(member, role, service, UNKNOWN_TAGS)
         try:
-            address = role.address_of(member.name, member.address, tags)
-            port, text = service.port_of(values, tags), options.fill(values, tags)
-        except Missing as error:
-            return self._unmade(member, role, service, str(error))
-        return DesiredServer(member, role, endpoint(address, port), address, port, text, paused)
+            address = role.find_address(member.name, member.address, tags)
+            port, text = service.find_port(values, tags), options.fill(values, tags)
+        except MissingTag as error:
+            return self._make_unmade(member, role, service, str(error))
+        return DesiredServer(member, role, format_endpoint(address, port), address, port, text, paused)
 
-    def _unmade(self, member: Member, role: Role, service: Service, why: str) -> DesiredServer:
-        """The wish of a node whose tags make no line. A comment needs none: only name and address are written."""
-        paused, address = member.name in self.paused, self._there[role.name][member.name]
-        nowhere = f"{member.name} {service.name}"  # an endpoint that nobody else has
+    def _make_unmade(self, member: Member, role: Role, service: Service, why: str) -> DesiredServer:
+        """Return the desired server of a node whose tags make no line.
+
+        The comment of a paused node needs no tags: it holds only name and address.
+        """
+        paused, address = member.name in self.paused, self._addresses[role.name][member.name]
+        nowhere = f"{member.name} {service.name}"  # an endpoint that no other server has
         return DesiredServer(member, role, nowhere, address, 1, "", paused, "" if paused and not role.drain else why)
 
-    def _at_most(
-        self, role: Role, service: Service, wishes: list[DesiredServer], there: Callable[[], Collection[str]]
+    def _limit_to_max(
+        self, role: Role, service: Service, servers: list[DesiredServer], there: Callable[[], Collection[str]]
     ) -> list[DesiredServer]:
-        if len(wishes) <= role.max:
-            return wishes
+        if len(servers) <= role.max:
+            return servers
         known = there()
-        room = role.max - sum(wish.member.name in known for wish in wishes)
+        room = role.max - sum(desired.member.name in known for desired in servers)
         allowed = []
-        for wish in wishes:
-            room -= (new := wish.member.name not in known)
+        for desired in servers:
+            room -= (new := desired.member.name not in known)
             if new and room < 0:
-                name = wish.member.name
+                name = desired.member.name
                 why = f"{service.name}: role {role.name} has its {role.max}"
                 self.notes[Note(name, f"node {name} has no line for ", why)] = None
             else:
-                allowed.append(wish)
+                allowed.append(desired)
         return allowed
 
 
 def list_serving_ports(roles: Roles, member: Member) -> frozenset[int]:
-    """The ports at which a node of its roles serves, as far as its tags tell."""
+    """Return the ports on which the services of a node listen, as far as its tags give them."""
     ports = set()
-    for role in roles.of(member.role):
+    for role in roles.find_roles(member.role):
         for name in {name for names in role.sections.values() for name in names}:
-            with contextlib.suppress(Missing):
-                ports.add(roles.services[name].port_of(role.values(member.name), member.tags or {}))
+            with contextlib.suppress(MissingTag):
+                ports.add(roles.services[name].find_port(role.build_values(member.name), member.tags or {}))
     return frozenset(ports)
 
 
-def _without_failed(wishes: list[DesiredServer]) -> list[DesiredServer]:
-    # Only while at least half of those that should serve do: a load balancer cut off from all keeps all.
-    serving = [wish for wish in wishes if not wish.paused]
-    alive = sum(wish.member.status != FAILED for wish in serving)
+def _drop_failed(servers: list[DesiredServer]) -> list[DesiredServer]:
+    # Failed servers are dropped only while at least half are alive: an isolated load balancer keeps all.
+    serving = [desired for desired in servers if not desired.paused]
+    alive = sum(desired.member.status != FAILED for desired in serving)
     if 2 * alive < len(serving):
-        return wishes
-    return [wish for wish in wishes if wish.paused or not (wish.role.remove_failed and wish.member.status == FAILED)]
+        return servers
+    return [
+        desired
+        for desired in servers
+        if desired.paused or not (desired.role.remove_failed and desired.member.status == FAILED)
+    ]

@@ -1,7 +1,6 @@
-"""The plan: what the managed lines are to be, as a function of haproxy.cfg's text, roles.yml and membership.
+"""The plan: the managed lines that haproxy.cfg should have, as a function of its text, roles.yml and membership.
 
-Declarative: nothing here asks what happened, only what is so. No clock, no order of arrival, and
-what was planned once is planned again the same.
+The plan depends on the state only, not on events, time or order of arrival. A plan for its own result changes nothing.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from lbagent.errors import Refused
-from lbagent.haproxy.config import Document, Edit, Marker, Proxy, digest
+from lbagent.haproxy.config import Document, Edit, Marker, Proxy, digest_lines
 from lbagent.membership.model import Membership
 from lbagent.outcome import BlockedRemoval
 from lbagent.planning.desired import DesiredServers
@@ -20,122 +19,126 @@ from lbagent.system.tuples import NamedTuple
 
 
 class Change(NamedTuple):
-    """What the plan does to the lines of one node."""
+    """The lines of one node that the plan adds and removes."""
 
     added: tuple[str, ...]
     removed: tuple[str, ...]
 
 
 Changed = tuple[tuple[str, ...], tuple[str, ...]]
-"""Lines added and removed."""
+"""Lines added and lines removed."""
 
 
 class Plan(NamedTuple):
-    """The texts as they should be, and how they differ from what they are."""
+    """The texts before and after, and their differences."""
 
     before: tuple[str, ...]
     after: tuple[str, ...]
-    """One text per file of haproxy.cfg, equal to `before` where nothing is to change."""
+    """One text per file of haproxy.cfg; equal to `before` where nothing changes."""
     digest: str
-    """Of the managed lines in `after`."""
+    """Digest of the managed lines in `after`."""
     changes: Mapping[str, Change]
     """By node, in the order of the text."""
     blocked: tuple[BlockedRemoval, ...]
-    """Removals the guard holds back, marker by marker."""
+    """Removals that the safety guard blocks, marker by marker."""
     notes: tuple[str, ...]
-    """What an operator should know: unknown and lost markers, lines by hand, nodes without a line."""
+    """Notes for the operator: unknown and missing markers, operator's lines, nodes without a line."""
     managed_lines: Mapping[str, list[str]]
-    """The managed lines in `after`, by the middle of the marker that they stand above (nothing where it is gone)."""
+    """The managed lines in `after` by the middle of their marker (empty where the marker is gone)."""
     removals: Removals = Removals()
-    """What is removed or blocked though nobody asked for its removal."""
+    """The removals that nobody requested, allowed or blocked."""
 
     @property
     def added(self) -> tuple[str, ...]:
-        """Every line that comes, after the proxy it comes into."""
+        """Every added line, with its proxy."""
         return tuple(line for change in self.changes.values() for line in change.added)
 
     @property
     def removed(self) -> tuple[str, ...]:
-        """Every line that goes, after the proxy it goes from."""
+        """Every removed line, with its proxy."""
         return tuple(line for change in self.changes.values() for line in change.removed)
 
     @property
     def changed(self) -> Changed:
-        """Every line that comes and goes."""
+        """Every added line and every removed line."""
         return self.added, self.removed
 
 
 class PlanOptions(NamedTuple):
-    """How far a plan may go."""
+    """Options of a plan."""
 
     force: bool = False
-    """Let go what the guard would hold back."""
+    """Apply removals that the safety guard would block."""
     adopt: bool = False
-    """Turn hand-written namesakes above a marker into managed lines."""
+    """Make operator's lines above a marker managed where they name a desired node."""
     kept: frozenset[str] = frozenset()
-    """Nodes whose lines stay as they are: quarantined ones, and those on trial."""
+    """Nodes whose lines stay unchanged: quarantined nodes, and nodes that a trial leaves out."""
 
 
 _PLAIN = PlanOptions()
 
 
 def make_plan(document: Document, roles: Roles, membership: Membership, rules: PlanOptions = _PLAIN) -> Plan:
-    """The plan for `document`. Raises Refused where a marker stands twice in one proxy."""
-    pairs = roles.pairs()
-    wishes = DesiredServers(roles, membership)
-    guard = Guard(membership, wishes.paused, wishes.superseded, force=rules.force)
-    turn = PlanContext(wishes, guard, rules.kept, rules.adopt)
+    """Return the plan for `document`. Raises Refused where a marker appears twice in a proxy."""
+    pairs = roles.list_pairs()
+    desired = DesiredServers(roles, membership)
+    guard = Guard(membership, desired.paused, desired.superseded, force=rules.force)
+    context = PlanContext(desired, guard, rules.kept, rules.adopt)
     edits: list[Edit] = []
     changes: dict[str, tuple[list[str], list[str]]] = {}
     notes: dict[str, None] = {}
     managed: list[tuple[str, list[str]]] = []
     standing: dict[str, list[str]] = {}
     for proxy in (one for one in document.proxies if one.markers or one.managed):
-        _single(document, proxy)
-        place = ProxyPlanner(document, proxy, roles, pairs, membership.members)
+        _refuse_duplicate_markers(document, proxy)
+        planner = ProxyPlanner(document, proxy, roles, pairs, membership.members)
         texts: list[str] = []
-        for spot in place.spots(turn):
-            edits += spot.edits(document, proxy)
-            spot.enter(proxy, place.node, changes)
-            texts += spot.after
-            standing.setdefault(spot.middle(proxy), []).extend(spot.after)
+        for block in planner.plan_blocks(context):
+            edits += block.make_edits(document, proxy)
+            block.record_changes(proxy, planner.find_node, changes)
+            texts += block.after
+            standing.setdefault(block.find_middle(proxy), []).extend(block.after)
         managed += [(str(proxy), texts)] if texts else []
-        notes.update(dict.fromkeys(place.notes))
-    notes.update(dict.fromkeys([*turn.wishes.notes, *_unmarked(document, pairs), *_left_alone(document)]))
+        notes.update(dict.fromkeys(planner.notes))
+    notes.update(
+        dict.fromkeys([*context.desired.notes, *_note_missing_markers(document, pairs), *_note_ignored_lines(document)])
+    )
     named = {node: Change(tuple(added), tuple(removed)) for node, (added, removed) in changes.items()}
-    held, after = tuple(turn.guard.held), document.edited(edits)
-    return Plan(document.texts, after, digest(managed), named, held, tuple(notes), standing, turn.guard.removals)
+    blocked, after = tuple(context.guard.blocked), document.apply_edits(edits)
+    return Plan(
+        document.texts, after, digest_lines(managed), named, blocked, tuple(notes), standing, context.guard.removals
+    )
 
 
-def _single(document: Document, proxy: Proxy) -> None:
-    for first, second in doubled(document, proxy):
+def _refuse_duplicate_markers(document: Document, proxy: Proxy) -> None:
+    for first, second in find_duplicate_markers(document, proxy):
         text = document.lines[second.at].strip()
-        where = document.where(first.at)
-        raise Refused(f"{document.where(second.at)}: {text!r} stands in {proxy} twice, first at {where}: delete one")
+        where = document.locate(first.at)
+        raise Refused(f"{document.locate(second.at)}: {text!r} stands in {proxy} twice, first at {where}: delete one")
 
 
-def doubled(document: Document, proxy: Proxy) -> Iterator[tuple[Marker, Marker]]:
-    """Markers that are in a proxy twice, though not in two branches of one `.if`, each with the first of them."""
+def find_duplicate_markers(document: Document, proxy: Proxy) -> Iterator[tuple[Marker, Marker]]:
+    """Yield markers that appear twice in a proxy, after the first of each; branches of one `.if` are apart."""
     seen: dict[str, list[Marker]] = {}
     for marker in proxy.markers:
         before = seen.setdefault(marker.middle, [])
-        first = next((one for one in before if not document.apart(one.at, marker.at)), None)
+        first = next((one for one in before if not document.are_exclusive(one.at, marker.at)), None)
         if first is not None:
             yield first, marker
         before.append(marker)
 
 
-def _left_alone(document: Document) -> list[str]:
-    """What is wrong with markers and lines of which lbagent keeps away."""
-    ignored = [f"{document.where(at)}: this marker is ignored: {why}" for at, why in document.misplaced]
-    ignored += [f"{document.where(at)}: this is not a marker, though nearly" for at in document.nearly]
+def _note_ignored_lines(document: Document) -> list[str]:
+    """Return notes on markers and lines that look wrong and are ignored."""
+    ignored = [f"{document.locate(at)}: this marker is ignored: {why}" for at, why in document.misplaced]
+    ignored += [f"{document.locate(at)}: this is not a marker, though nearly" for at in document.near_markers]
     return ignored + [
-        f"{document.where(line.at)}: this looks like a managed line, but {line.why}: it is left alone"
+        f"{document.locate(line.at)}: this looks like a managed line, but {line.why}: it is left alone"
         for line in document.damaged
     ]
 
 
-def _unmarked(document: Document, pairs: Mapping[str, Pair]) -> list[str]:
+def _note_missing_markers(document: Document, pairs: Mapping[str, Pair]) -> list[str]:
     there = {marker.middle for proxy in document.proxies for marker in proxy.markers}
     missing = (middle for middle in pairs if middle not in there)
     return [f"haproxy.cfg has no marker '# additional-{middle}-server'" for middle in missing]

@@ -1,4 +1,4 @@
-"""What the next run would do, were it now."""
+"""A preview: what the next run would do now."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ _NONE = Change((), ())
 
 
 class Preview(NamedTuple):
-    """What it would do, and what it would leave."""
+    """What the next run would change, and what it would leave unchanged."""
 
     plan: Plan | None = None
-    """None where none can be made."""
+    """None where no plan can be made."""
     obstacle: str = ""
-    """Why none can."""
+    """Why no plan can be made."""
     held: frozenset[str] = frozenset()
-    """Nodes of which the guard keeps lines."""
+    """Nodes whose lines the safety guard keeps."""
     quarantined: frozenset[str] = frozenset()
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the plan says of haproxy.cfg, roles.yml and nodes."""
+        """The notes of the plan."""
         return self.plan.notes if self.plan else ()
 
     def change(self, node: str) -> Change:
-        """What would be done to the lines of a node."""
+        """Return what the next run would do to the lines of a node."""
         return self.plan.changes.get(node, _NONE) if self.plan else _NONE
 
 
 def make_preview(document: Document, roles: Roles, membership: Membership) -> Preview:
-    """What the next run would do with `document`. Raises Refused where a marker stands twice in one proxy."""
+    """Return what the next run would do with `document`. Raises Refused where a marker appears twice in a proxy."""
     kept = quarantine.find_quarantined_in(membership, document, roles)
     found = Preview(make_plan(document, roles, membership, PlanOptions(kept=kept)), quarantined=kept)
     if found.plan is None or not found.plan.blocked:
         return found
-    # Held is what would go if it were forced, and does not go now.
+    # A node is held where a forced plan would remove lines that this plan keeps.
     forced = make_plan(document, roles, membership, PlanOptions(force=True, kept=kept)).changes
     held = (node for node, change in forced.items() if not set(change.removed) <= set(found.change(node).removed))
     return found._replace(held=frozenset(held))

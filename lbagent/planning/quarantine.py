@@ -1,4 +1,4 @@
-"""Nodes whose lines HAProxy refused: kept as they are until something changes that could change the verdict."""
+"""Quarantine: nodes whose lines HAProxy refused stay unchanged until something changes that may change the verdict."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from lbagent.roles.model import Roles
 
 
 def fingerprint_context(document: Document, roles: Roles) -> str:
-    """What could change HAProxy's verdict, but for the node itself: the operator's text and roles.yml."""
-    return f"{document.operator_digest()}{roles.digest}"
+    """Return a text that changes with the operator's lines or roles.yml, which may change HAProxy's verdict."""
+    return f"{document.compute_operator_digest()}{roles.digest}"
 
 
-def find_quarantined(membership: Membership, surroundings: Callable[[], str]) -> frozenset[str]:
-    """The nodes whose quarantine still holds in these `surroundings` (operator's text and roles.yml)."""
+def find_quarantined(membership: Membership, context: Callable[[], str]) -> frozenset[str]:
+    """Return the nodes whose quarantine still applies; `context` returns the text of `fingerprint_context`."""
     there = [member for member in as_table(membership.members).special.values() if member.quarantine]
     if not there:
         return frozenset()
-    key = _keys(membership, surroundings())
+    key = _make_key_function(membership, context())
     return frozenset(member.name for member in there if member.quarantine and member.quarantine.key == key(member))
 
 
 def find_quarantined_in(membership: Membership, document: Document, roles: Roles) -> frozenset[str]:
-    """The nodes whose quarantine still holds beside this text and roles.yml; digested only where there is one."""
+    """Return the nodes whose quarantine still applies. The context is computed only where a node is quarantined."""
     return find_quarantined(membership, lambda: fingerprint_context(document, roles))
 
 
-def quarantine_nodes(membership: Membership, reasons: Mapping[str, str], surroundings: str, now: int) -> Membership:
-    """Membership with the nodes of `reasons` in quarantine since `now`, in epoch seconds."""
-    table, key = as_table(membership.members), _keys(membership, surroundings)
+def quarantine_nodes(membership: Membership, reasons: Mapping[str, str], context: str, now: int) -> Membership:
+    """Return membership with the nodes of `reasons` in quarantine since `now` (epoch seconds)."""
+    table, key = as_table(membership.members), _make_key_function(membership, context)
     known = (table[node] for node in reasons if node in table)
     edits = {one.name: one._replace(quarantine=Quarantine(now, reasons[one.name], key(one))) for one in known}
     return membership._replace(members=table.apply_edits(edits))
 
 
 def lift_quarantines(membership: Membership, held: frozenset[str]) -> Membership:
-    """Membership with no node in quarantine but those in `held`; the very same where there is none to lift."""
+    """Return membership with only the nodes in `held` quarantined; the same object where nothing changes."""
     table = as_table(membership.members)
     over = {
         name: member._replace(quarantine=None)
@@ -49,88 +49,92 @@ def lift_quarantines(membership: Membership, held: frozenset[str]) -> Membership
     return membership._replace(members=table.apply_edits(over)) if over else membership
 
 
-def _keys(membership: Membership, surroundings: str) -> Callable[[Member], str]:
-    """What makes the key of a member: all that its lines are made of, a pause by its address's other names too."""
+def _make_key_function(membership: Membership, surroundings: str) -> Callable[[Member], str]:
+    """Return a function for the key of a member: it covers everything that its lines are made of.
+
+    A pause counts where it applies to any name at the address of the member.
+    """
     out = find_paused(membership)
 
     def key(member: Member) -> str:
         tags = sorted((member.tags or {}).items())
-        said = (member.address, member.role, tags, member.present, member.name in out, surroundings)
-        return f"{zlib.crc32(repr(said).encode('utf-8', 'surrogateescape')):08x}"
+        state = (member.address, member.role, tags, member.present, member.name in out, surroundings)
+        return f"{zlib.crc32(repr(state).encode('utf-8', 'surrogateescape')):08x}"
 
     return key
 
 
-# --- blame -----------------------------------------------------------------------------------------------
-
-CHECKS = 16
-"""Trials one search may take; the whole, twice, the operator's own text and what is left make it 20."""
+TRIALS_LIMIT = 16
+"""Trials in one search. Two for all changes, one for the operator's text and one for the rest make it 20 at most."""
 
 
 def find_refused_nodes(
-    nodes: Sequence[str], refusal: Callable[[Sequence[str]], str | None], words: str
+    nodes: Sequence[str], validate: Callable[[Sequence[str]], str | None], reason: str
 ) -> dict[str, str]:
-    """Those of `nodes` whose changes HAProxy refuses, each with its reason.
+    """Return those of `nodes` whose changes HAProxy refuses, each with its reason.
 
-    `refusal` says what HAProxy says of the changes of some nodes, None where it takes them; `words`
-    is what it said of all. One culprit of n costs about log2 n + 1 trials; of up to 13 nodes each is
-    judged for itself, however many are bad. Those it could not try in CHECKS trials are blamed together.
+    `validate` returns HAProxy's reason against the changes of some nodes; None where it accepts them. `reason` is
+    HAProxy's reason against all. One culprit of n takes about log2 n + 1 trials. Of up to 13 nodes each is tried alone.
+    Nodes left after TRIALS_LIMIT trials are refused together.
     """
-    return _Search(refusal).run(list(nodes), words)
+    return _Search(validate).run(list(nodes), reason)
 
 
 class _Search:
     def __init__(self, refusal: Callable[[Sequence[str]], str | None]) -> None:
-        self._refusal = refusal
-        self._left = CHECKS
+        self._validate = refusal
+        self._left = TRIALS_LIMIT
         self._good: list[str] = []
         self._found: dict[str, str] = {}
 
     def run(self, nodes: list[str], words: str) -> dict[str, str]:
         refused: str | None = words
         while nodes and refused is not None:
-            if self._better_one_by_one(len(nodes)):
-                self._one_by_one(nodes, refused)
+            if self._should_try_one_by_one(len(nodes)):
+                self._try_one_by_one(nodes, refused)
                 break
-            first, nodes, words = self._first(nodes, refused)
+            first, nodes, words = self._find_first_culprit(nodes, refused)
             self._blame(first, words)
-            # Most often there is one culprit, and all that stand behind it are good.
-            refused = self._tried(nodes) if nodes and self._left else words
+            # Usually there is one culprit, and all nodes after it are good.
+            refused = self._try_nodes(nodes) if nodes and self._left else words
         return self._found
 
-    def _tried(self, nodes: list[str]) -> str | None:
+    def _try_nodes(self, nodes: list[str]) -> str | None:
         self._left -= 1
-        words = self._refusal([*self._good, *nodes])
+        words = self._validate([*self._good, *nodes])
         if words is None:
             self._good += nodes
         return words
 
-    def _first(self, nodes: list[str], words: str) -> tuple[list[str], list[str], str]:
-        """The first culprit in `nodes`, which with the good ones were refused; those behind it; its reason."""
+    def _find_first_culprit(self, nodes: list[str], words: str) -> tuple[list[str], list[str], str]:
+        """Return the first culprit in `nodes`, the nodes after it, and its reason.
+
+        Together with the good nodes, `nodes` were refused.
+        """
         behind: list[str] = []
-        # One trial is kept for those behind: they are many, and most often good.
+        # One trial is reserved for the nodes after it: they are many, and usually good.
         while len(nodes) > 1 and self._left > bool(behind):
             half = len(nodes) // 2
             left, right = nodes[:half], nodes[half:]
-            said = self._tried(left)
-            if said is None:
+            state = self._try_nodes(left)
+            if state is None:
                 nodes = right
             else:
-                nodes, behind, words = left, right + behind, said
+                nodes, behind, words = left, right + behind, state
         return nodes, behind, words
 
-    def _better_one_by_one(self, count: int) -> bool:
-        """Whether there are several culprits, and another halving would leave too few trials to try each for itself."""
+    def _should_try_one_by_one(self, count: int) -> bool:
+        """Return whether several culprits exist and another halving would leave too few trials for each node."""
         halving = (count - 1).bit_length() + 1
         return bool(self._found) and count <= self._left < count - 1 + halving
 
-    def _one_by_one(self, nodes: list[str], words: str) -> None:
+    def _try_one_by_one(self, nodes: list[str], words: str) -> None:
         before = len(self._found)
         for node in nodes[:-1]:
-            if said := self._tried([node]):
-                self._blame([node], said)
-        # With all others good, it is the last: no trial needed to know.
-        last = words if len(self._found) == before else self._tried(nodes[-1:])
+            if state := self._try_nodes([node]):
+                self._blame([node], state)
+        # Where all others are good, the last node is the culprit: it needs no trial.
+        last = words if len(self._found) == before else self._try_nodes(nodes[-1:])
         if last is not None:
             self._blame(nodes[-1:], last)
 

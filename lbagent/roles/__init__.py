@@ -1,1 +1,1 @@
-"""roles."""
+"""roles.yml: its keys, its loader, its values, and a cached copy."""

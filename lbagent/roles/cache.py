@@ -1,6 +1,6 @@
-"""Roles as plain JSON, so that a handler need not load a YAML library (11 ms) to read the roles.yml of yesterday.
+"""Roles as plain JSON, so that a handler need not import a YAML library (11 ms) for an unchanged roles.yml.
 
-Fields are kept by name: a new key of roles.yml needs nothing here.
+Fields are stored by name: a new key of roles.yml needs no change here.
 """
 
 from __future__ import annotations
@@ -12,35 +12,41 @@ if TYPE_CHECKING:
     from typing import Any
 
 _TEMPLATE = "template"
-"""The one key of an object that is a template."""
+"""The only key of an object that is a template."""
 
 
 def serialize_roles(roles: Roles) -> dict[str, Any]:
-    """What `thawed` makes the same roles of."""
+    """Return roles as JSON values, for `deserialize_roles`."""
     return {
-        "haproxy": _plain(roles.haproxy),
-        "services": {name: _plain(service) for name, service in roles.services.items()},
-        "roles": {name: _plain(role) for name, role in roles.roles.items()},
+        "haproxy": _serialize_fields(roles.haproxy),
+        "services": {name: _serialize_fields(service) for name, service in roles.services.items()},
+        "roles": {name: _serialize_fields(role) for name, role in roles.roles.items()},
         "digest": roles.digest,
     }
 
 
 def deserialize_roles(state: dict[str, Any]) -> Roles:
-    """The roles that were frozen. Raises ValueError, TypeError, KeyError where `state` is something else."""
+    """Return the roles from JSON values. Raises ValueError, TypeError or KeyError if `state` is something else."""
     try:
         service, role = Service("", Template("1"), Template("")), Role("", {})
         return Roles(
-            _alike(HaproxySettings(**_values(state["haproxy"])), HaproxySettings()),
-            {name: _alike(Service(**_values(fields)), service) for name, fields in state["services"].items()},
-            {name: _alike(Role(**_values(fields)), role) for name, fields in state["roles"].items()},
+            _check_types(HaproxySettings(**_deserialize_fields(state["haproxy"])), HaproxySettings()),
+            {
+                name: _check_types(Service(**_deserialize_fields(fields)), service)
+                for name, fields in state["services"].items()
+            },
+            {name: _check_types(Role(**_deserialize_fields(fields)), role) for name, fields in state["roles"].items()},
             state["digest"],
         )
     except (AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"is not a kept roles.yml: {error}") from error
 
 
-def _alike(made: Any, model: Any) -> Any:  # noqa: ANN401  # a HaproxySettings, Service or Role, as the model is
-    """The value, if its fields have the types of the model's; one that is None there may be a template or a list."""
+def _check_types(made: Any, model: Any) -> Any:  # noqa: ANN401  # a HaproxySettings, Service or Role, as the model is
+    """Return `made` if its fields have the types of those of `model`. Raises ValueError.
+
+    A field that is None in `model` may be a template, a list or None.
+    """
     for name, given, expected in zip(made._fields, made, model, strict=True):
         right = (Template, tuple, type(None)) if expected is None else (type(expected),)
         if type(given) not in right:
@@ -48,16 +54,16 @@ def _alike(made: Any, model: Any) -> Any:  # noqa: ANN401  # a HaproxySettings, 
     return made
 
 
-def _plain(value: HaproxySettings | Service | Role) -> dict[str, Any]:
+def _serialize_fields(value: HaproxySettings | Service | Role) -> dict[str, Any]:
     fields = value._asdict()
     return {name: {_TEMPLATE: one.text} if isinstance(one, Template) else one for name, one in fields.items()}
 
 
-def _values(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: _value(one) for name, one in fields.items()}
+def _deserialize_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: _deserialize_value(one) for name, one in fields.items()}
 
 
-def _value(one: Any) -> Any:  # noqa: ANN401  # what JSON held
+def _deserialize_value(one: Any) -> Any:  # noqa: ANN401  # what JSON held
     if isinstance(one, list):
         return tuple(one)
     if not isinstance(one, dict):

@@ -1,7 +1,7 @@
-"""Every key of roles.yml: what its value may be, how it is read, and its JSON schema.
+"""Every key of roles.yml: its values, how they are read, and its JSON schema.
 
-A key is one row of a table. The loader, the JSON schema, the suggestions for misspelled keys and the kept copy
-(`rolescache`) all follow from it. `python -m lbagent.roleskeys` prints the schema.
+Each key is a row of a table. The loader, the JSON schema, the suggestions for misspelled keys and the cached copy all
+follow from it. `python -m lbagent.roles.keys` prints the schema.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lbagent.roles.model import (
     Template,
     parse_port,
 )
-from lbagent.roles.yaml_nodes import Reader, nearest
+from lbagent.roles.yaml_nodes import Reader, find_nearest
 
 Schema = dict[str, object]
 
@@ -37,14 +37,14 @@ _LIMIT = re.compile("([0-9]{1,8})(ms|s|m|h)")
 
 
 class Kind(Protocol):
-    """A kind of value."""
+    """A type of values."""
 
     def read(self, reader: Reader, node: yaml.Node, path: str) -> object | None:
-        """The value; None where it is none, which is noted then."""
+        """Read a value; None if it is invalid, with the mistake noted in `reader`."""
 
     @property
     def schema(self) -> Schema:
-        """What a JSON schema says of it."""
+        """The JSON schema of such a value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +54,12 @@ class Interval:
     right: str = "write a time with its unit, such as 60s"
 
     def read(self, reader: Reader, node: yaml.Node, path: str) -> str | None:
-        """The text."""
-        text = reader.text(node, path, self.right)
+        """Read the text of the time."""
+        text = reader.read_text(node, path, self.right)
         if text is None or _INTERVAL.fullmatch(text):
             return text
-        # HAProxy reads a bare number as milliseconds: 60 would check sixteen times a second.
-        reader.note(node, path, *_no_time(text, self.right))
+        # HAProxy reads a bare number as milliseconds: 60 would mean sixteen checks per second.
+        reader.note(node, path, *_explain_invalid_time(text, self.right))
         return None
 
     @property
@@ -75,13 +75,13 @@ class Seconds:
     right: str = "write a time with its unit, such as 30s"
 
     def read(self, reader: Reader, node: yaml.Node, path: str) -> float | None:
-        """Seconds."""
-        text = reader.text(node, path, self.right)
+        """Read the time and convert it to seconds."""
+        text = reader.read_text(node, path, self.right)
         found = _LIMIT.fullmatch(text) if text is not None else None
         if found:
             return int(found[1]) * _SECONDS[found[2]]
         if text is not None:
-            reader.note(node, path, *_no_time(text, self.right))
+            reader.note(node, path, *_explain_invalid_time(text, self.right))
         return None
 
     @property
@@ -92,28 +92,28 @@ class Seconds:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One of a few words."""
+    """One of several words."""
 
     values: Mapping[str, object]
     right: str
     ignore_case: bool = False
 
     def read(self, reader: Reader, node: yaml.Node, path: str) -> object | None:
-        """What the word stands for."""
+        """Read the word and return its value."""
         right = f"write {self.right}"
-        text = reader.text(node, path, right)
+        text = reader.read_text(node, path, right)
         if text is None:
             return None
         word = text.lower() if self.ignore_case else text
         if word not in self.values:
-            near = nearest(text, self.values)
+            near = find_nearest(text, self.values)
             reader.note(node, path, f"{text[:40]!r} is unknown", f"did you mean {near}?" if near else right)
             return None
         return self.values[word]
 
     @property
     def schema(self) -> Schema:
-        """The words; as YAML 1.1 reads some of them they are true and false."""
+        """The words. YAML 1.1 reads some of them as true and false."""
         if not self.ignore_case:
             return {"enum": list(self.values)}
         cases = (word for one in self.values for word in (one, one.capitalize(), one.upper()))
@@ -127,9 +127,9 @@ class Count:
     most: int
 
     def read(self, reader: Reader, node: yaml.Node, path: str) -> int | None:
-        """The number."""
+        """Read the number."""
         right = f"write a number from 1 to {self.most}"
-        text = reader.text(node, path, right)
+        text = reader.read_text(node, path, right)
         count = parse_port(text, self.most) if text is not None else None
         if text is not None and count is None:
             number_of_a_kind = text.isascii() and text.lstrip("+-").isdigit()
@@ -150,13 +150,13 @@ class Paths:
     right: str = "write an absolute path, or a list of them"
 
     def read(self, reader: Reader, node: yaml.Node, path: str) -> tuple[str, ...] | None:
-        """The paths."""
+        """Read the paths."""
         if isinstance(node, yaml.SequenceNode):
-            items = reader.texts(node, path, self.right)
+            items = reader.read_texts(node, path, self.right)
             if items is not None and not items:
                 reader.note(node, path, "is an empty list", self.right)
         else:
-            text = reader.text(node, path, self.right)
+            text = reader.read_text(node, path, self.right)
             items = None if text is None else [(node, text)]
         wrong = [(item, text) for item, text in items or () if not text.startswith("/")]
         for item, text in wrong:
@@ -177,11 +177,11 @@ class Words:
     right: str = "write a list of words, such as [systemctl, reload, haproxy]"
 
     def read(self, reader: Reader, node: yaml.Node, path: str) -> tuple[str, ...] | None:
-        """The words."""
+        """Read the words."""
         right = self.right
         if isinstance(node, yaml.ScalarNode) and node.value.strip():
             right = f"write [{', '.join(node.value.split()[:8])}]"
-        items = reader.texts(node, path, right)
+        items = reader.read_texts(node, path, right)
         if items is not None and not items:
             reader.note(node, path, "is an empty list", self.right)
         return tuple(text for _, text in items) if items else None
@@ -199,13 +199,13 @@ class Networks:
     right: str = "write a list of networks, such as [10.0.0.0/8]"
 
     def read(self, reader: Reader, node: yaml.Node, path: str) -> tuple[str, ...] | None:
-        """The networks, each in its one spelling."""
-        import ipaddress  # noqa: PLC0415  # 3 ms for those who use it
+        """Read the networks and return their canonical forms."""
+        import ipaddress  # noqa: PLC0415  # takes 3 ms, rarely needed
 
         right = self.right
         if isinstance(node, yaml.ScalarNode) and node.value.strip():
             right = f"write [{node.value[:60].strip()}]"
-        items = reader.texts(node, path, right)
+        items = reader.read_texts(node, path, right)
         if items is not None and not items:
             reader.note(node, path, "is an empty list, which no address is in", "name networks, or remove the key")
         networks: list[str] = []
@@ -213,7 +213,7 @@ class Networks:
             try:
                 networks.append(str(ipaddress.ip_network(text)))
             except ValueError:
-                reader.note(item, path, f"{text[:60]!r} is not a network", _network_fix(text, self.right))
+                reader.note(item, path, f"{text[:60]!r} is not a network", _suggest_network(text, self.right))
         return tuple(networks) if items and len(networks) == len(items) else None
 
     @property
@@ -234,19 +234,19 @@ class Text:
     empty: bool = True
 
     def read(self, reader: Reader, node: yaml.Node, path: str) -> Template | None:
-        """The template."""
-        text = reader.text(node, path, self.right, empty=self.empty)
+        """Read the template."""
+        text = reader.read_text(node, path, self.right, empty=self.empty)
         if text is None:
             return None
         try:
             return Template(text)
         except ValueError:
-            reader.note(node, path, f"{text[:60]!r} has {_template_problem(text)}", _template_fix(text))
+            reader.note(node, path, f"{text[:60]!r} has {_explain_template(text)}", _suggest_template(text))
         return None
 
     @property
     def schema(self) -> Schema:
-        """A string of printable ASCII without `#`, with no brace but those of placeholders."""
+        """A string of printable ASCII without `#`, and without braces other than those of placeholders."""
         tag = r"tag:[A-Za-z0-9._-]{1,64}(\|[A-Za-z0-9._:-]{0,64})?"
         part = rf"[ !\"$-z|~]|\{{(interval|name|role|server|{tag})\}}"
         return {"type": ["string", "number"], "pattern": f"^({part}){'*' if self.empty else '+'}$"}
@@ -254,12 +254,12 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """A port, or a template that makes one."""
+    """A port, or a template for one."""
 
     right: str = 'write 1 to 65535, or "{tag:port|8080}"'
 
     def read(self, reader: Reader, node: yaml.Node, path: str) -> Template | None:
-        """The template."""
+        """Read the template."""
         port = Text(self.right, empty=False).read(reader, node, path)
         if port is not None and port.constant and parse_port(port.text, LARGEST_PORT) is None:
             reader.note(node, path, f"{port.text[:40]!r} is not a port", self.right)
@@ -276,12 +276,12 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A template that makes an IP address of a node's tags."""
+    """A template for an IP address, made from a node's tags."""
 
     right: str = 'write a Serf tag, such as "{tag:ip}"'
 
     def read(self, reader: Reader, node: yaml.Node, path: str) -> Template | None:
-        """The template."""
+        """Read the template."""
         address = Text(self.right, empty=False).read(reader, node, path)
         if address is not None and not address.needs_tags:
             reader.note(node, path, f"{address.text[:60]!r} is the same for every node", self.right)
@@ -303,14 +303,14 @@ class Key:
     kind: Kind
     meaning: str
     default: object = None
-    """What it is without the key, as it would be written."""
+    """The default, as it would be written."""
     required: bool = False
     attribute: str = field(default="")
-    """What Role, Service or HaproxySettings calls it; its name where nothing else is said."""
+    """The attribute of Role, Service or HaproxySettings; empty if it equals the name."""
 
     @property
     def target(self) -> str:
-        """The attribute that holds it."""
+        """The attribute that the value is stored in."""
         return self.attribute or self.name
 
 
@@ -353,19 +353,22 @@ ROLE_KEYS = (
 TOP_KEYS = ("haproxy", "services", "roles")
 
 
-def schema() -> Schema:
-    """The JSON schema of roles.yml."""
-    service = _table(SERVICE_KEYS) | {"additionalProperties": False}
+def build_schema() -> Schema:
+    """Return the JSON schema of roles.yml."""
+    service = _build_table_schema(SERVICE_KEYS) | {"additionalProperties": False}
     section = {
         "description": "a section: the services that have a marker # additional-<section>-<service>-server",
         "type": ["array"],
         "items": {"type": ["string", "number", "boolean", "null"]},
         "uniqueItems": True,
     }
-    role = _table(ROLE_KEYS) | {"propertyNames": {"pattern": f"^{NAME.pattern}$"}, "additionalProperties": section}
+    role = _build_table_schema(ROLE_KEYS) | {
+        "propertyNames": {"pattern": f"^{NAME.pattern}$"},
+        "additionalProperties": section,
+    }
     roles = {"type": "object", "minProperties": 1, "propertyNames": {"pattern": f"^{NAME.pattern}$"}}
     top = {
-        "haproxy": _table(HAPROXY_KEYS) | {"additionalProperties": False},
+        "haproxy": _build_table_schema(HAPROXY_KEYS) | {"additionalProperties": False},
         "services": {
             "type": "object",
             "description": "what listens on the nodes, by name",
@@ -389,7 +392,7 @@ def schema() -> Schema:
     }
 
 
-def _table(keys: tuple[Key, ...]) -> Schema:
+def _build_table_schema(keys: tuple[Key, ...]) -> Schema:
     properties: dict[str, object] = {}
     for key in keys:
         properties[key.name] = {"description": key.meaning, **key.kind.schema}
@@ -399,12 +402,12 @@ def _table(keys: tuple[Key, ...]) -> Schema:
     return {"type": "object", "properties": properties, **({"required": required} if required else {})}
 
 
-def _no_time(text: str, right: str) -> tuple[str, str]:
+def _explain_invalid_time(text: str, right: str) -> tuple[str, str]:
     bare = text.isascii() and text.isdigit()
     return f"{text[:40]!r} has no unit" if bare else f"{text[:40]!r} is not a time", f"write {text}s" if bare else right
 
 
-def _network_fix(text: str, right: str) -> str:
+def _suggest_network(text: str, right: str) -> str:
     import ipaddress  # noqa: PLC0415
 
     try:
@@ -413,7 +416,7 @@ def _network_fix(text: str, right: str) -> str:
         return right
 
 
-def _template_problem(text: str) -> str:
+def _explain_template(text: str) -> str:
     if "#" in text:
         return "a # in it, where HAProxy begins a comment"
     if not (text.isascii() and text.isprintable()):
@@ -421,26 +424,26 @@ def _template_problem(text: str) -> str:
     return "an open brace" if text.count("{") != text.count("}") else "an unknown placeholder"
 
 
-def _template_fix(text: str) -> str:
+def _suggest_template(text: str) -> str:
     if "#" in text:
         return "remove the #"
     braces = re.search(r"\{([^{}|:]*)(?::([^{}|]*))?(\|[^{}]*)?\}", text)
     if not (text.isascii() and text.isprintable()):
         return "remove it"
     if braces and braces[2] is None:
-        near = nearest(braces[1], ("interval", "name", "role", "server"))
+        near = find_nearest(braces[1], ("interval", "name", "role", "server"))
         return f"did you mean {{{near}}}?" if near else f"use {PLACEHOLDERS}"
-    if braces and braces[2] is not None and nearest(braces[1], ("tag",)) and braces[1] != "tag":
+    if braces and braces[2] is not None and find_nearest(braces[1], ("tag",)) and braces[1] != "tag":
         return "did you mean {tag:" + braces[2] + (braces[3] or "") + "}?"
     if braces and braces[1] == "tag":
         return f"a tag's name and default are {TAG_VALUE.pattern}"
     return "write it as in {tag:port|8080}" if text.count("{") != text.count("}") else f"use {PLACEHOLDERS}"
 
 
-def schema_text() -> str:
-    """roles.schema.json, as the package has it."""
-    return json.dumps(schema(), indent=2) + "\n"
+def format_schema() -> str:
+    """Return the content of roles.schema.json."""
+    return json.dumps(build_schema(), indent=2) + "\n"
 
 
-if __name__ == "__main__":  # python -m lbagent.roleskeys > lbagent/roles.schema.json
-    print(schema_text(), end="")
+if __name__ == "__main__":  # python -m lbagent.roles.keys > lbagent/roles.schema.json
+    print(format_schema(), end="")

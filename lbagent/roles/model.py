@@ -1,4 +1,4 @@
-"""Roles and services: what a node of a role is to HAProxy. Values only; `rolesfile` reads them from YAML."""
+"""Roles and services as values; `loader` reads them from YAML."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ DEFAULT_CONFIG = "/etc/haproxy/haproxy.cfg"
 _PLACEHOLDER = re.compile(r"\{(interval|name|role|server|tag:([A-Za-z0-9._-]{1,64})(?:\|([A-Za-z0-9._:-]{0,64}))?)\}")
 PLACEHOLDERS = "{interval}, {name}, {role}, {server}, {tag:NAME} and {tag:NAME|default}"
 _ADDRESS_TAG = re.compile(r"[A-Za-z0-9._:-]{1,64}")
-"""A Serf tag that may be part of an address: IPv6 has colons."""
+"""A Serf tag that may become part of an address: IPv6 has colons."""
 
 _NUMBER = re.compile("[1-9][0-9]{0,8}")
 LARGEST_PORT = 65535
 
 
 def parse_port(text: str, most: int) -> int | None:
-    """The number from 1 to `most` that `text` is; None where it is anything else, a leading zero included."""
+    """Parse a number from 1 to `most`; None for anything else, such as a leading zero."""
     found = int(text) if _NUMBER.fullmatch(text) else None
     return found if found is not None and found <= most else None
 
 
-class Missing(ValueError):
-    """A node lacks a tag that its line needs, or has one that may not stand there."""
+class MissingTag(ValueError):
+    """A node's tag is missing, or has a value that may not be written."""
 
 
 class Template:
-    """Options or a port with placeholders, checked once, filled in for each node."""
+    """Text with placeholders for a `server` line. It is validated once and filled in for each node."""
 
     __slots__ = ("_parts", "needs_tags", "same_for_role", "text")
 
     def __init__(self, text: str) -> None:
-        """Raises ValueError, in the words an operator needs, where `text` could not stand in a line."""
+        """Parse `text`. Raises ValueError, with a message for the operator, if it cannot be part of a line."""
         if not (text.isascii() and text.isprintable()) or "#" in text:
             msg = "only printable ASCII without '#' can stand in a server line"
             raise ValueError(msg)
@@ -53,11 +53,11 @@ class Template:
 
     @property
     def constant(self) -> bool:
-        """Whether it is the same for every node."""
+        """Whether it has no placeholders."""
         return not self._parts
 
     def fill(self, values: Mapping[str, str], tags: Mapping[str, str], allowed: re.Pattern[str] = TAG_VALUE) -> str:
-        """The text for one node; `allowed` is what the value of a tag may be. Raises Missing."""
+        """Return the text for one node. `allowed` matches valid tag values. Raises MissingTag."""
         if self.constant:
             return self.text
 
@@ -65,38 +65,38 @@ class Template:
             word, tag, default = found.group(1), found.group(2), found.group(3)
             if not tag:
                 return values[word]
-            # Without a value a tag would leave its keyword the next word for one.
+            # An empty value would make HAProxy read the next word as the value of the keyword before it.
             given: str | None = values["role"] if tag == "role" else tags.get(tag) or default
             if given is None:
                 msg = f"its tag {tag!r} is not set"
-                raise Missing(msg)
+                raise MissingTag(msg)
             if given != default and not allowed.fullmatch(given):
                 msg = f"its tag {tag!r} is {given[:40]!r}, not {allowed.pattern}"
-                raise Missing(msg)
+                raise MissingTag(msg)
             return given
 
         return _PLACEHOLDER.sub(value, self.text)
 
 
 class Service(NamedTuple):
-    """Where a service listens on its nodes, and how HAProxy is to check it."""
+    """The port of a service on its nodes, and its HAProxy server options."""
 
     name: str
     port: Template
     options: Template
 
-    def port_of(self, values: Mapping[str, str], tags: Mapping[str, str]) -> int:
-        """The port on one node. Raises Missing."""
+    def find_port(self, values: Mapping[str, str], tags: Mapping[str, str]) -> int:
+        """Return the port on one node. Raises MissingTag."""
         text = self.port.fill(values, tags)
         port = parse_port(text, LARGEST_PORT)
         if port is None:
             msg = f"port {text[:40]!r} is not 1 to {LARGEST_PORT}"
-            raise Missing(msg)
+            raise MissingTag(msg)
         return port
 
 
 class Role(NamedTuple):
-    """What the nodes of a role serve, section by section."""
+    """The services of a role's nodes, by section."""
 
     name: str
     sections: Mapping[str, tuple[str, ...]]
@@ -106,23 +106,23 @@ class Role(NamedTuple):
     remove_failed: bool = False
     max: int = DEFAULT_MAX
     address: Template | None = None
-    """Where its nodes are reached; None: at the address that Serf advertises."""
+    """Template for a node's address; None: the address that Serf advertises."""
     drain: bool = False
-    """Whether a paused node keeps its line, with weight 0, so that clients that are bound to it can finish."""
+    """Whether a paused node keeps its line with weight 0, so that existing clients can finish."""
 
-    def values(self, node: str, server: str = "") -> dict[str, str]:
-        """The values of the placeholders, apart from tags, for a node whose server in HAProxy is called `server`."""
+    def build_values(self, node: str, server: str = "") -> dict[str, str]:
+        """Return the values of the placeholders, without tags, for a node whose HAProxy server is called `server`."""
         return {"name": node, "role": self.name, "interval": self.interval, "server": server or node}
 
-    def address_of(self, node: str, advertised: str, tags: Mapping[str, str]) -> str:
-        """The address of a node that Serf advertises at `advertised`, in its one spelling. Raises Missing."""
+    def find_address(self, node: str, advertised: str, tags: Mapping[str, str]) -> str:
+        """Return the canonical address of a node that Serf advertises at `advertised`. Raises MissingTag."""
         if self.address is None:
             return advertised
-        text = self.address.fill(self.values(node), tags, _ADDRESS_TAG)
+        text = self.address.fill(self.build_values(node), tags, _ADDRESS_TAG)
         address = canonical_address(text)
         if address is None:
             msg = f"address {text[:60]!r} is not an IP address"
-            raise Missing(msg)
+            raise MissingTag(msg)
         return address
 
 
@@ -138,14 +138,14 @@ class HaproxySettings(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """What a marker `# additional-<section>-<service>-server` names."""
+    """The section and service of a marker `# additional-<section>-<service>-server`."""
 
     section: str
     service: str
 
     @property
     def middle(self) -> str:
-        """The middle of its marker."""
+        """`<section>-<service>`, as in the marker."""
         return f"{self.section}-{self.service}"
 
     def __str__(self) -> str:
@@ -153,23 +153,23 @@ class Pair(NamedTuple):
 
 
 class Roles(NamedTuple):
-    """roles.yml, checked."""
+    """A valid roles.yml."""
 
     haproxy: HaproxySettings
     services: Mapping[str, Service]
     roles: Mapping[str, Role]
     digest: str
 
-    def of(self, tag: str) -> tuple[Role, ...]:
-        """The roles that a member with this `role` tag has here, in the order of the tag."""
+    def find_roles(self, tag: str) -> tuple[Role, ...]:
+        """Return the roles of a member with this `role` tag, in the order of the tag."""
         return tuple(self.roles[name] for name in role_names(tag) if name in self.roles)
 
-    def pairs(self) -> dict[str, Pair]:
-        """Every pair a role asks for, by the middle of its marker."""
-        return {pair.middle: pair for pair in self.serving()}
+    def list_pairs(self) -> dict[str, Pair]:
+        """Return every section and service that a role has, by `<section>-<service>`."""
+        return {pair.middle: pair for pair in self.map_pairs_to_roles()}
 
-    def serving(self) -> dict[Pair, tuple[Role, ...]]:
-        """For every pair the roles whose nodes belong above its marker."""
+    def map_pairs_to_roles(self) -> dict[Pair, tuple[Role, ...]]:
+        """Return, for every section and service, the roles whose nodes belong at its marker."""
         serving: dict[Pair, tuple[Role, ...]] = {}
         for role in self.roles.values():
             for section, services in role.sections.items():

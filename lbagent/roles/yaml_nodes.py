@@ -1,7 +1,7 @@
-"""YAML as nodes that know their places: read strictly, every mistake noted with its place, key path and fix.
+"""Read YAML nodes strictly; each mistake is noted with its place, key path and fix.
 
-The text is composed to nodes, not loaded to values: doubled keys are seen, and a role called `no` or a
-port written `080` is what the operator typed, not what YAML 1.1 makes of it.
+The text is composed into nodes, not loaded into values. So duplicate keys are detected, and a role called `no` or a
+port written `080` stays what the operator typed.
 """
 
 from __future__ import annotations
@@ -16,38 +16,38 @@ from lbagent.roles.yaml_text import Mistake
 
 _SCALAR_LIMIT = 2000
 _MOST = 200
-"""Mistakes that are noted: a file of another kind has one in each line."""
+"""Maximum number of mistakes: a file of another format has one in each line."""
 
 _SHORT = 60
 _GLUED = re.compile(r"([A-Za-z0-9._-]+):([{\[].*)", re.DOTALL)
 
 
 class Reader:
-    """Reads the nodes of one file and notes what is wrong in it."""
+    """Reads the nodes of one file and notes its mistakes."""
 
     def __init__(self) -> None:
         self.mistakes: list[Mistake] = []
         self.unread: set[str] = set()
-        """Keys whose values could not be read: what refers to them is no further mistake."""
+        """Keys whose values could not be read; references to them are not further mistakes."""
 
     @property
-    def full(self) -> bool:
-        """Whether no more mistakes are noted."""
+    def is_full(self) -> bool:
+        """Whether the maximum number of mistakes is reached."""
         return len(self.mistakes) >= _MOST
 
     def note(self, node: yaml.Node | None, path: str, problem: str, fix: str = "") -> None:
-        """Remember a mistake at a node, or in the file as a whole."""
+        """Note a mistake at a node, or in the file as a whole (None)."""
         line, column = (node.start_mark.line + 1, node.start_mark.column + 1) if node is not None else (0, 0)
-        if not self.full:
+        if not self.is_full:
             self.mistakes.append(Mistake(line, column, path, problem, fix))
 
-    def text(self, node: yaml.Node, path: str, fix: str, *, empty: bool = False) -> str | None:
-        """The text of a scalar, None where it is none; `empty` allows one without a character."""
+    def read_text(self, node: yaml.Node, path: str, fix: str, *, empty: bool = False) -> str | None:
+        """Return the text of a scalar; None if it is not a valid one. `empty` allows an empty text."""
         if isinstance(node, yaml.ScalarNode) and node.tag.endswith(":null") and not node.style:
             self.note(node, path, "has no value", fix)
             return None
         if not isinstance(node, yaml.ScalarNode):
-            quoted = unquoted(node)
+            quoted = find_unquoted_placeholder(node)
             if quoted:
                 self.note(node, path, f"{quoted} needs quotes", f'write "{quoted}"')
             else:
@@ -65,17 +65,17 @@ class Reader:
             return text.strip() if empty else text
         return None
 
-    def texts(self, node: yaml.Node, path: str, fix: str) -> list[tuple[yaml.Node, str]] | None:
-        """The texts of a list with their nodes; None where it is no list, or one of them no text."""
+    def read_texts(self, node: yaml.Node, path: str, fix: str) -> list[tuple[yaml.Node, str]] | None:
+        """Return the texts of a list with their nodes; None if it is not a list of texts."""
         if not isinstance(node, yaml.SequenceNode):
             shown = f"{node.value[:_SHORT]!r} is" if isinstance(node, yaml.ScalarNode) and node.value else "is"
             self.note(node, path, f"{shown} not a list", fix)
             return None
-        found = [(item, self.text(item, path, fix)) for item in node.value]
+        found = [(item, self.read_text(item, path, fix)) for item in node.value]
         return [(item, text) for item, text in found if text is not None] if all(text for _, text in found) else None
 
-    def items(self, node: yaml.Node, path: str, fix: str) -> dict[str, tuple[yaml.Node, yaml.Node]] | None:
-        """By key, the nodes of the key and its value; a key that appears twice is noted."""
+    def read_items(self, node: yaml.Node, path: str, fix: str) -> dict[str, tuple[yaml.Node, yaml.Node]] | None:
+        """Return the nodes of each key and its value, by key; None if it is not a mapping."""
         if not isinstance(node, yaml.MappingNode):
             empty = isinstance(node, yaml.ScalarNode) and (not node.value or node.tag.endswith(":null"))
             shown = f"{node.value[:_SHORT]!r} is" if isinstance(node, yaml.ScalarNode) else "is a list,"
@@ -109,20 +109,20 @@ class Reader:
             found[name] = (key, value)
         return found
 
-    def unknown_key(self, key: yaml.Node, path: str, known: Sequence[str]) -> None:
-        """Note a key that is none of the `known` ones."""
+    def note_unknown_key(self, key: yaml.Node, path: str, known: Sequence[str]) -> None:
+        """Note an unknown key; `known` are the valid ones."""
         name = str(key.value)
         before, colon, behind = name.partition(":")
         if colon and before in known:
             self.note(key, path, "a space is missing after :", f"write {before}: {behind}")
             return
-        near = nearest(name, known)
+        near = find_nearest(name, known)
         fix = f"did you mean {near}?" if near else f"use one of: {', '.join(known)}"
         self.note(key, path, "unknown key", fix)
 
 
-def unquoted(node: yaml.Node) -> str:
-    """The placeholders that YAML took for a mapping because they have no quotes; nothing where it is not that."""
+def find_unquoted_placeholder(node: yaml.Node) -> str:
+    """Return the placeholders that YAML read as a mapping, because they lack quotes; empty if it is not that."""
     if not isinstance(node, yaml.MappingNode) or not node.flow_style or not node.value:
         return ""
     if any(not isinstance(key, yaml.ScalarNode) or value.value not in ("", None) for key, value in node.value):
@@ -130,10 +130,10 @@ def unquoted(node: yaml.Node) -> str:
     return "{" + ", ".join(str(key.value) for key, _ in node.value) + "}"
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that `word` was probably meant to be."""
-    candidates = {_plain(one): one for one in known}
-    plain = _plain(word)
+def find_nearest(word: str, known: Iterable[str]) -> str | None:
+    """Return the known word that `word` was probably meant to be; None if none is close."""
+    candidates = {_normalize(one): one for one in known}
+    plain = _normalize(word)
     if plain in candidates:
         return candidates[plain]
     close = difflib.get_close_matches(plain, candidates, 1, 0.75)
@@ -143,11 +143,11 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     return candidates[starts[0]] if len(starts) == 1 else None
 
 
-def nearly_equal(word: str, other: str) -> bool:
-    """Whether two words differ only in case, `-` and `_`, a doubled letter or a plural `s`."""
-    return word != other and _plain(word) == _plain(other)
+def is_nearly_equal(word: str, other: str) -> bool:
+    """Return whether two words differ only in case, `-` and `_`, a doubled letter or a plural `s`."""
+    return word != other and _normalize(word) == _normalize(other)
 
 
-def _plain(word: str) -> str:
+def _normalize(word: str) -> str:
     letters = re.sub(r"[^a-z0-9]", "", word.lower())
     return re.sub(r"(.)\1+", r"\1", letters).removesuffix("s")

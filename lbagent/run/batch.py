@@ -12,7 +12,7 @@ from lbagent.serf.raw_event import RawEvent, parse_record
 from lbagent.state.spool import Record, Spool
 from lbagent.system.log import Log
 
-Understood = tuple[RawEvent, Event]
+ParsedEvent = tuple[RawEvent, Event]
 
 _VERBS = ("pause", "resume", "forget")
 
@@ -21,36 +21,36 @@ class Batch:
     """The events of one run, in order."""
 
     def __init__(self, spool: Spool, log: Log) -> None:
-        """Takes every record; what is none is set aside, and said. Raises OSError."""
+        """Read every record. A record that is not an event is set aside and logged. Raises OSError."""
         self._spool, self._log = spool, log
-        records, said = spool.read()
-        self.by_name: dict[str, Understood] = {}
-        """The events by their records' names."""
+        records, warnings = spool.read()
+        self.by_name: dict[str, ParsedEvent] = {}
+        """The events, by the names of their records."""
         for record in records:
             try:
                 self.by_name[record.name] = parse_stored_event(record)
             except ValueError as error:
-                said.append(spool.set_aside(record.name, str(error)))
-        for words in said:
+                warnings.append(spool.set_aside(record.name, str(error)))
+        for words in warnings:
             log.warning(words)
-        self.asked = _asked(records, self.by_name)
-        """The queries of who may only store them, by the ids of their records."""
+        self.asked = _select_foreign_queries(records, self.by_name)
+        """Queries stored by users who may not apply them, by the ids of their records."""
 
     @property
-    def events(self) -> list[Understood]:
+    def events(self) -> list[ParsedEvent]:
         """The events, oldest first."""
         return list(self.by_name.values())
 
-    def folded(self, before: Membership, serf_clocks: Mapping[str, int]) -> UpdateResult:
-        """`before` after all events, as `fold` has it; an event that it stumbles over is set aside."""
+    def apply_to(self, before: Membership, serf_clocks: Mapping[str, int]) -> UpdateResult:
+        """Return `before` with all events applied, as `apply_events` does; an event that raises is set aside."""
         try:
             return apply_events(before, self.events, serf_clocks)
-        except Exception:  # noqa: BLE001  # a defect of ours over one event must not hold up all others, for ever
+        except Exception:  # noqa: BLE001  # a defect that one event triggers must not block all others
             for name, event in list(self.by_name.items()):
-                self._try(name, event, before)
+                self._set_aside_if_failing(name, event, before)
             return apply_events(before, self.events, serf_clocks)
 
-    def _try(self, name: str, event: Understood, before: Membership) -> None:
+    def _set_aside_if_failing(self, name: str, event: ParsedEvent, before: Membership) -> None:
         try:
             apply_events(before, [event], {})
         except Exception as error:  # noqa: BLE001  # as above
@@ -59,18 +59,21 @@ class Batch:
             self._log.warning(self._spool.set_aside(name, why))
 
 
-def peek_events(spool: Spool) -> list[Understood]:
-    """The events that a run would take now, nothing being moved."""
-    return list(_by_name(spool.peek()).values())
+def peek_events(spool: Spool) -> list[ParsedEvent]:
+    """Return the events that a run would apply now. The spool is not changed."""
+    return list(_parse_records(spool.peek()).values())
 
 
 def peek_queries(spool: Spool) -> dict[str, Command]:
-    """The queries, of who may only store them, that a run would take now, by the ids of their records."""
+    """Return the queries stored by users who may not apply them, by the ids of their records.
+
+    The spool is not changed.
+    """
     records = spool.peek()
-    return _asked(records, _by_name(records))
+    return _select_foreign_queries(records, _parse_records(records))
 
 
-def _by_name(records: Iterable[Record]) -> dict[str, Understood]:
+def _parse_records(records: Iterable[Record]) -> dict[str, ParsedEvent]:
     found = {}
     for record in records:
         with contextlib.suppress(ValueError):
@@ -78,13 +81,13 @@ def _by_name(records: Iterable[Record]) -> dict[str, Understood]:
     return found
 
 
-def _asked(records: Iterable[Record], by_name: Mapping[str, Understood]) -> dict[str, Command]:
+def _select_foreign_queries(records: Iterable[Record], by_name: Mapping[str, ParsedEvent]) -> dict[str, Command]:
     found = (by_name[record.name] for record in records if record.foreign and record.name in by_name)
     return {raw.id: event for raw, event in found if isinstance(event, Command) and raw.kind == QUERY}
 
 
-def parse_stored_event(record: Record) -> Understood:
-    """The event in a record. Raises ValueError for one that no handler of ours has stored."""
+def parse_stored_event(record: Record) -> ParsedEvent:
+    """Return the event in a record. Raises ValueError where no handler of lbagent stored it."""
     raw = parse_record(record.content)
     if record.foreign and raw.kind == TYPED:
         raise ValueError("holds what an operator typed, and is not root's")

@@ -1,4 +1,4 @@
-"""Commands, from their records in the spool to what came of them."""
+"""Commands, from storing them in the spool to the answer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lbagent.errors import LbagentError, NotStored
 from lbagent.membership.updates import DONE
 from lbagent.run.engine import Engine
 from lbagent.run.queue import DrainLoop, explain_waiting_event, store_event
-from lbagent.run.replies import QUEUED, CommandRun, format_failure, format_reply
+from lbagent.run.replies import QUEUED, FinishedRun, format_failure, format_reply
 from lbagent.run.transaction import RunOptions
 from lbagent.serf.events import TYPED, Command
 from lbagent.serf.raw_event import RawEvent
@@ -16,52 +16,52 @@ from lbagent.state import answers
 from lbagent.state.lock import acquire_lock, is_locked, may_lock
 from lbagent.system.log import Log, format_error
 
-Order = tuple[RawEvent, Command]
-"""A command, and the event that it came with."""
+CommandEvent = tuple[RawEvent, Command]
+"""A command, with the event that carried it."""
 
 
-def obeyed(raw: RawEvent, command: Command, engine: Engine, log: Log, wait: float) -> str:
-    """What came of a command, in at most about `wait` seconds and the time of one run."""
-    [words] = obey([(raw, command)], engine, log, wait)
+def run_command(raw: RawEvent, command: Command, engine: Engine, log: Log, wait: float) -> str:
+    """Return the answer to a command, within about `wait` seconds and the time of one run."""
+    [words] = run_commands([(raw, command)], engine, log, wait)
     return words
 
 
-def obey(
-    orders: Sequence[Order], engine: Engine, log: Log, wait: float, allow: Callable[[], None] | None = None
+def run_commands(
+    commands: Sequence[CommandEvent], engine: Engine, log: Log, wait: float, allow: Callable[[], None] | None = None
 ) -> list[str]:
-    """What came of these commands, in one run, in at most about `wait` seconds and the time of that run.
+    """Return the answers to these commands, in one run, within about `wait` seconds and the time of that run.
 
-    `allow` is called before any of them is stored, while no other run can change anything; what it raises is raised.
+    `allow` is called before any command is stored, while no other run can change anything. What it raises is passed on.
     """
-    rounds = DrainLoop(engine.spool, log)
-    mine = may_lock(engine.paths.lock)
-    if orders[0][0].kind == TYPED and not mine:
-        return [f"refused: this user may not write {engine.paths.lock}: as root"] * len(orders)
-    if not mine:
-        return [_handed_on(raw, engine, log, wait) for raw, _ in orders]
+    loop = DrainLoop(engine.spool, log)
+    may_apply = may_lock(engine.paths.lock)
+    if commands[0][0].kind == TYPED and not may_apply:
+        return [f"refused: this user may not write {engine.paths.lock}: as root"] * len(commands)
+    if not may_apply:
+        return [_wait_for_other_user(raw, engine, log, wait) for raw, _ in commands]
     if allow is None:
-        refused = _stored([raw for raw, _ in orders], engine, log)
+        refused = _store_commands([raw for raw, _ in commands], engine, log)
         if refused:
             return refused
     try:
-        with acquire_lock(engine.paths.lock, wait) as had:
+        with acquire_lock(engine.paths.lock, wait) as acquired:
             if allow is not None:
                 allow()
-                if refused := _stored([raw for raw, _ in orders], engine, log):
+                if refused := _store_commands([raw for raw, _ in commands], engine, log):
                     return refused
-            return _applied(orders, engine, log, rounds) if had else [QUEUED] * len(orders)
+            return _apply_commands(commands, engine, log, loop) if acquired else [QUEUED] * len(commands)
     finally:
-        # What came meanwhile found the lock busy, and no other run may come for hours. It costs the asker that time.
-        _more(rounds, engine, log)
+        # Events that arrived meanwhile found the lock busy, and the next run may be hours away. The sender waits.
+        _run_while_spooled(loop, engine, log)
 
 
 def is_confirmation(words: str) -> bool:
-    """Whether the words of `obeyed`, said here or by another load balancer, are a confirmation."""
+    """Return whether an answer, from this load balancer or another, is a confirmation."""
     return words.split(",", maxsplit=1)[0] == DONE
 
 
-def _stored(raws: Sequence[RawEvent], engine: Engine, log: Log) -> list[str]:
-    """Put the commands into the spool; the answers where that fails."""
+def _store_commands(raws: Sequence[RawEvent], engine: Engine, log: Log) -> list[str]:
+    """Store the commands in the spool. Returns the answers where that fails; empty otherwise."""
     try:
         for raw in raws:
             try:
@@ -74,8 +74,8 @@ def _stored(raws: Sequence[RawEvent], engine: Engine, log: Log) -> list[str]:
     return []
 
 
-def _applied(orders: Sequence[Order], engine: Engine, log: Log, rounds: DrainLoop) -> list[str]:
-    rounds.mark_seen()
+def _apply_commands(commands: Sequence[CommandEvent], engine: Engine, log: Log, loop: DrainLoop) -> list[str]:
+    loop.mark_seen()
     outcome, failed = None, None
     try:
         outcome = engine.run(RunOptions())
@@ -83,37 +83,37 @@ def _applied(orders: Sequence[Order], engine: Engine, log: Log, rounds: DrainLoo
         log.error(format_error(error))
         failed = error
     try:
-        ran = CommandRun(
+        run = FinishedRun(
             engine.roles() if engine.transaction else None, engine.transaction, outcome, engine.answers, failed
         )
-        return [format_reply(_record(raw), command, ran) for raw, command in orders]
+        return [format_reply(_find_record_id(raw), command, run) for raw, command in commands]
     except (LbagentError, OSError) as error:
         log.error(format_error(error))
-        return [format_failure(error)] * len(orders)
+        return [format_failure(error)] * len(commands)
 
 
-def _more(rounds: DrainLoop, engine: Engine, log: Log) -> None:
+def _run_while_spooled(loop: DrainLoop, engine: Engine, log: Log) -> None:
     try:
-        rounds.run_while_spooled(engine.paths.lock, lambda: engine.run(RunOptions()))
+        loop.run_while_spooled(engine.paths.lock, lambda: engine.run(RunOptions()))
     except OSError as error:
         log.error(format_error(error))
 
 
-def _handed_on(raw: RawEvent, engine: Engine, log: Log, wait: float) -> str:
-    """The answer where this user may only store the command, and another one applies it."""
-    if refused := _stored([raw], engine, log):
+def _wait_for_other_user(raw: RawEvent, engine: Engine, log: Log, wait: float) -> str:
+    """Return the answer where this user may only store the command, and another user applies it."""
+    if refused := _store_commands([raw], engine, log):
         return refused[0]
     try:
         idle = None if is_locked(engine.paths.watch_lock) else explain_waiting_event(engine.paths)
         if idle:
             log.error(format_error(idle))
             return QUEUED
-        return answers.wait_for_answer(engine.paths.answers, _record(raw), wait) or QUEUED
+        return answers.wait_for_answer(engine.paths.answers, _find_record_id(raw), wait) or QUEUED
     except (LbagentError, OSError) as error:
         log.error(format_error(error))
         return format_failure(error)
 
 
-def _record(raw: RawEvent) -> str:
-    """The id of the one record that a command is."""
+def _find_record_id(raw: RawEvent) -> str:
+    """Return the id of the one record of a command."""
     return f"{raw.id}0000"

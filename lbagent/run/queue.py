@@ -1,4 +1,4 @@
-"""Events on their way in: stored first, then folded by whoever holds the lock."""
+"""The queue of events: events are stored first, then applied by the process that holds the lock."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from lbagent.settings import Settings
 from lbagent.state.lock import acquire_lock, is_locked, may_lock
 from lbagent.state.paths import Paths
 from lbagent.state.spool import Mark, Spool
-from lbagent.system.log import Log, sentences
+from lbagent.system.log import Log, format_error_lines
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from lbagent.outcome import Outcome  # its enum is not what storing an event should wait for
+    from lbagent.outcome import Outcome  # storing an event must not wait for enum
 
-WATCH_HANGS = 5.0
-"""Seconds a record may lie in the spool before a living `watch` is taken for hung."""
+WATCH_HANGS_AFTER = 5.0
+"""Seconds that a record may wait in the spool before a running `watch` counts as hung."""
 
 
 def store_event(raw: RawEvent, paths: Paths) -> None:
-    """Put the event into the spool. Raises NotStored."""
+    """Store the event in the spool. Raises NotStored."""
     try:
         paths.prepare()
         spool = Spool(paths.spool, RECORD_LIMIT)
-        for record in raw.records():
+        for record in raw.split_records():
             spool.store(record)
     except OSError as error:
         raise NotStored(f"not stored: sync needed: {error.filename or paths.spool}: {error.strerror}") from error
 
 
 def explain_waiting_event(paths: Paths) -> TryAgain | None:
-    """Why the event of a user who may only store it waits; None where a run is under way: it looks again at its end."""
+    """Return why an event waits that this user may only store; None during a run, which looks again at its end."""
     if is_locked(paths.lock):
         return None
     watch = "hangs: restart it" if is_locked(paths.watch_lock) else "does not run: start it"
@@ -41,8 +41,8 @@ def explain_waiting_event(paths: Paths) -> TryAgain | None:
 
 
 def withdraw_unstored(error: NotStored, raw: RawEvent, settings: Settings, log: Log) -> NotStored:
-    """The same error, once the traffic is gone from who is to go by this event, which cannot be stored."""
-    from lbagent.run.engine import Engine  # noqa: PLC0415  # for a disk that is full
+    """Take the traffic from servers that this unstorable event removes; returns `error` with their names added."""
+    from lbagent.run.engine import Engine  # noqa: PLC0415  # only for a full disk
 
     try:
         return NotStored(f"{error}{Engine(Paths(settings.state_dir), settings.roles, log).withdraw_unstored(raw=raw)}")
@@ -51,32 +51,32 @@ def withdraw_unstored(error: NotStored, raw: RawEvent, settings: Settings, log: 
 
 
 class DrainLoop:
-    """Run after run, as long as records come: who found the lock busy relies on whoever holds it to look again."""
+    """Runs until no record is left: a process that found the lock busy relies on its holder to look again."""
 
     def __init__(self, spool: Spool, log: Log, said: set[str] | None = None) -> None:
-        """No run has seen any record yet; what was `said` is not said again."""
+        """No record is seen yet. Messages in `said` are not logged again."""
         self._spool, self._log = spool, log
         self.seen = frozenset[Mark]()
-        """The records that lay there when the last run began."""
+        """The records that were in the spool when the last run began."""
         self._said = set[str]() if said is None else said
         self.status = 0
-        """The exit status of the first run that did not end with 0."""
+        """Exit status of the first run that did not end with 0."""
         self.failed = False
         """Whether a run ended with an error."""
 
     def mark_seen(self) -> None:
-        """Take the records that are there for seen: a run is about to take them, and none is to be tried for ever."""
-        # Of what is gone nothing is kept: a stream of events may go on for days.
-        self.seen = self._spool.marks()
+        """Mark the present records as seen: a run is about to take them, and none is retried without end."""
+        # Keep no marks of removed records: a stream of events may last for days.
+        self.seen = self._spool.list_marks()
 
     def run_once(self, run: Callable[[], Outcome]) -> Outcome | None:
-        """One run, the lock being the caller's; None where it failed, which is said, but the same words only once."""
+        """Make one run; the caller holds the lock. Returns None where it failed. The same message is logged once."""
         self.mark_seen()
         try:
             outcome = run()
         except (LbagentError, OSError) as error:
             status = error.exit_status if isinstance(error, LbagentError) else 1
-            for words in sentences(error):
+            for words in format_error_lines(error):
                 if self._log.repeats or words not in self._said:
                     self._log.error(words, exit_status=status)
                 self._said.add(words)
@@ -87,23 +87,23 @@ class DrainLoop:
         return outcome
 
     def run_while_spooled(self, lock: str, run: Callable[[], Outcome]) -> None:
-        """Unlock, look, try the lock, until no run is left to be made or the lock is busy. Raises OSError."""
-        while self._spool.marks() - self.seen:
-            with acquire_lock(lock) as had:
-                if not had:
+        """Try the lock and run, until no unseen record is left or the lock is busy. Raises OSError."""
+        while self._spool.list_marks() - self.seen:
+            with acquire_lock(lock) as acquired:
+                if not acquired:
                     return
                 self.run_once(run)
 
 
 def drain_spool(settings: Settings, log: Log) -> int:
-    """Run until the spool is empty or the lock is busy: then whoever holds it goes on; what fails is said.
+    """Run until the spool is empty or the lock is busy: then its holder goes on. Failures are logged.
 
-    Returns the exit status. Raises OSError where nothing could be looked at, TryAgain where this user may only store
-    and nobody else is at work.
+    Returns the exit status. Raises OSError where the spool cannot be read, TryAgain where this user may only store
+    events and no other process applies them.
     """
     paths = Paths(settings.state_dir)
     spool = Spool(paths.spool, RECORD_LIMIT)
-    if is_locked(paths.watch_lock) and time.time() - (spool.oldest() or time.time()) < WATCH_HANGS:
+    if is_locked(paths.watch_lock) and time.time() - (spool.find_oldest_time() or time.time()) < WATCH_HANGS_AFTER:
         return 0
     if not may_lock(paths.lock):
         if idle := explain_waiting_event(paths):
@@ -116,6 +116,6 @@ def drain_spool(settings: Settings, log: Log) -> int:
 
         return Engine(paths, settings.roles, log).run(RunOptions())
 
-    rounds = DrainLoop(spool, log)
-    rounds.run_while_spooled(paths.lock, run)
-    return rounds.status
+    loop = DrainLoop(spool, log)
+    loop.run_while_spooled(paths.lock, run)
+    return loop.status

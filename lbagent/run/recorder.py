@@ -1,6 +1,6 @@
-"""What is told of a run, however it ended: history.jsonl, last.json, metrics.prom, and answers.json for who waits.
+"""The records of a run, however it ended: history.jsonl, last.json, metrics.prom and answers.json.
 
-None of it changes the outcome.
+None of them changes the outcome.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Mapping
 from types import TracebackType
+from typing import Self
 
 import lbagent
 from lbagent import metrics
@@ -25,35 +26,32 @@ from lbagent.roles.model import Pair, Roles
 from lbagent.run import batch
 from lbagent.run.transaction import Transaction
 from lbagent.serf.events import Command
+from lbagent.state import answers
 from lbagent.state.lock import is_locked
 from lbagent.state.spool import Spool
 from lbagent.state.store import Store
 from lbagent.system.log import Log, format_error
-from lbagent.system.tuples import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from typing import Self
-
-_WORDS = 1000
+_LENGTH_LIMIT = 1000
 """Characters of a sentence that are kept in last.json."""
 
 
-class Live:
+class CurrentConfig:
     """haproxy.cfg at the end of a run."""
 
     __slots__ = ("digest", "lines", "texts")
 
-    def __init__(self, texts: tuple[str, ...], digest: str, lines: counts.Standing) -> None:
-        """Its files' texts; digest and managed lines of them all."""
+    def __init__(self, texts: tuple[str, ...], digest: str, lines: counts.LinesByMarker) -> None:
+        """The texts of all files, and the digest and managed lines of them all."""
         self.texts, self.digest, self.lines = texts, digest, lines
 
-    def servers(self, roles: Roles, membership: Membership) -> dict[Pair, dict[str, int]]:
-        """Servers by state, as `tally` counts them."""
+    def count_servers(self, roles: Roles, membership: Membership) -> dict[Pair, dict[str, int]]:
+        """Return the number of servers by state, for every pair of roles.yml."""
         return counts.count_servers(self.lines, roles, membership)
 
 
 class Recorder:
-    """One run while it goes on: whoever makes it puts here what it gets to, and leaving the block tells of it."""
+    """Collects what a run reaches, and records it when the block is left."""
 
     def __init__(self, store: Store, spool: Spool, log: Log) -> None:
         """The run begins now."""
@@ -62,65 +60,64 @@ class Recorder:
         self.roles: Roles | None = None
         self.causes: tuple[str, ...] = ()
         self.asked: Mapping[str, Command] = {}
-        """The queries of who may only store them and wait, by the ids of their records."""
+        """Queries stored by users who may not apply them, by the ids of their records."""
         self.answers: Mapping[str, str] = {}
-        """What the fold says, by record."""
+        """Answers from the update of membership, by record id."""
         self.heard: int | None = None
         """Epoch seconds at which the newest event of this run arrived."""
         self.transaction: Transaction | None = None
         self.outcome: Outcome | None = None
         self.synced = False
-        """Whether Serf has told who its members are."""
+        """Whether Serf's member list was read."""
         self.unknown: TryAgain | None = None
-        """Why it has not, where it was asked."""
+        """Why Serf's member list could not be used, where it was requested."""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
         try:
-            self._answer(error)
-            self._record(error)
-            live = self._live()
-            last = self._last(error, live)
-            self._store.keep(last)
-            self._store.publish(metrics.told(self._numbers(last, live)))
-        except Exception as failure:  # noqa: BLE001  # a full disk or a defect of ours: the run has ended as it has
+            self._publish_answers(error)
+            self._record_history(error)
+            live = self._read_current_config()
+            last = self._make_last(error, live)
+            self._store.save_last(last)
+            self._store.publish_metrics(metrics.format_metrics(self._collect_numbers(last, live)))
+        except Exception as failure:  # noqa: BLE001  # a full disk or a defect must not change the outcome
             self._log.info(f"what is told of this run was not written: {format_error(failure)}")
 
     @property
     def _plan(self) -> Plan | None:
-        """The last one made, however the run ended."""
+        """The last plan of this run, however the run ended."""
         return self.transaction.plan if self.transaction else None
 
-    def _answer(self, error: BaseException | None) -> None:
+    def _publish_answers(self, error: BaseException | None) -> None:
         asked = self.asked or (batch.peek_queries(self._spool) if error else {})
         if not asked:
             return
-        from lbagent.run import replies  # noqa: PLC0415  # rare, and not what an event should wait for
-        from lbagent.state import answers  # noqa: PLC0415  # as above
+        from lbagent.run import replies  # noqa: PLC0415  # loads ipaddress, for stored queries only
 
-        ran = replies.CommandRun(self.roles, self.transaction, self.outcome, self.answers, error)
+        ran = replies.FinishedRun(self.roles, self.transaction, self.outcome, self.answers, error)
         said = {key: replies.format_reply(key, command, ran) for key, command in asked.items()}
         answers.publish_answers(self._store.paths.answers, said)
 
-    def _record(self, error: BaseException | None) -> None:
+    def _record_history(self, error: BaseException | None) -> None:
         if self.transaction is None:
             return
         for why in self.transaction.reasons:
             self._log.info(f"not said without a reload: {why}")
         if isinstance(error, ReloadPostponed):
             if partly := self.transaction.partly:
-                self._enter(partly.verdict, partly.words, reloaded=partly.reloaded)
+                self._append_history(partly.verdict, partly.message, reloaded=partly.reloaded)
             return
         if isinstance(error, LbagentError | OSError):
-            self._enter(
+            self._append_history(
                 getattr(error, "outcome", "failed"), format_error(error), reloaded=isinstance(error, RolledBack)
             )
         elif self.outcome and self.outcome.verdict is not Verdict.UNCHANGED:
-            self._enter(self.outcome.verdict, self.outcome.words, reloaded=self.outcome.reloaded)
+            self._append_history(self.outcome.verdict, self.outcome.message, reloaded=self.outcome.reloaded)
 
-    def _enter(self, outcome: str, words: str, *, reloaded: bool = False) -> None:
+    def _append_history(self, outcome: str, words: str, *, reloaded: bool = False) -> None:
         plan = self._plan
         self._store.append_history(
             {
@@ -134,21 +131,21 @@ class Recorder:
             }
         )
 
-    def _live(self) -> Live | None:
-        """haproxy.cfg as it stands; after a run that went well, that is as planned."""
+    def _read_current_config(self) -> CurrentConfig | None:
+        """Return haproxy.cfg as it is now; after a run that succeeded, as planned."""
         plan = self._plan
         if plan and self.outcome:
-            return Live(plan.after, plan.digest, plan.managed_lines)
+            return CurrentConfig(plan.after, plan.digest, plan.managed_lines)
         if self.roles:
             with contextlib.suppress(OSError):
-                document = config_files.look(self.roles.haproxy).document
-                return Live(document.texts, document.digest(), counts.list_managed_lines(document))
+                document = config_files.read_config(self.roles.haproxy).document
+                return CurrentConfig(document.texts, document.compute_digest(), counts.list_managed_lines(document))
         return None
 
-    def _last(self, error: BaseException | None, live: Live | None) -> Last:
+    def _make_last(self, error: BaseException | None, live: CurrentConfig | None) -> Last:
         now = int(time.time())
-        status = self._status(error)
-        last = self._store.load_last()._replace(run=now, status=status, words=self._words(error))
+        status = self._find_exit_status(error)
+        last = self._store.load_last()._replace(run=now, status=status, words=self._format_result(error))
         if status == 0:
             last = last._replace(success=now)
         if self.heard:
@@ -156,32 +153,32 @@ class Recorder:
         if self.synced:
             last = last._replace(sync=now, sync_failing=None, sync_words="")
         elif self.unknown:
-            last = last._replace(sync_failing=last.sync_failing or now, sync_words=_cut(format_error(self.unknown)))
+            last = last._replace(sync_failing=last.sync_failing or now, sync_words=_shorten(format_error(self.unknown)))
         plan = self._plan
         stands = bool(plan and live and live.texts == plan.after)
         if plan and stands and plan.after != plan.before:
             last = last._replace(change=now)
-        # A plan that stands though nobody saw HAProxy take it over: the reload was lost sight of.
+        # The file is as planned, and HAProxy was not seen to load it: the reload could not be confirmed.
         failed = isinstance(error, RolledBack) or (isinstance(error, TryAgain) and stands)
         if (failed and not isinstance(error, ReloadPostponed)) or (self.outcome and self.outcome.reloaded):
             last = last._replace(reload=now, reload_good=not failed)
         return last
 
-    def _words(self, error: BaseException | None) -> str:
+    def _format_result(self, error: BaseException | None) -> str:
         if isinstance(error, LbagentError | OSError):
-            return _cut(f"{getattr(error, 'outcome', 'failed')}: {format_error(error)}")
+            return _shorten(f"{getattr(error, 'outcome', 'failed')}: {format_error(error)}")
         if self.unknown:
-            return _cut(f"{self.unknown.outcome}: {format_error(self.unknown)}")
-        return _cut(f"{self.outcome.verdict}: {self.outcome.words}") if self.outcome else "interrupted"
+            return _shorten(f"{self.unknown.outcome}: {format_error(self.unknown)}")
+        return _shorten(f"{self.outcome.verdict}: {self.outcome.message}") if self.outcome else "interrupted"
 
-    def _status(self, error: BaseException | None) -> int:
+    def _find_exit_status(self, error: BaseException | None) -> int:
         error = error or self.unknown
         if error is not None:
             return error.exit_status if isinstance(error, LbagentError) else 1
         return self.outcome.exit_status if self.outcome else 0
 
-    def _numbers(self, last: Last, live: Live | None) -> metrics.Numbers:
-        membership, plan = self._membership(), self._plan
+    def _collect_numbers(self, last: Last, live: CurrentConfig | None) -> metrics.Numbers:
+        membership, plan = self._find_membership(), self._plan
         haproxy = self.transaction.haproxy if self.transaction else None
         numbers = metrics.Numbers(
             lbagent.__version__,
@@ -189,20 +186,20 @@ class Recorder:
             last,
             digest=live.digest if live else None,
             old_workers=haproxy.old_workers if haproxy else None,
-            held=sum(held.lines for held in plan.blocked) if plan else 0,
-            pending=len(self._spool.names()),
-            bad=_files(self._store.paths.bad),
+            blocked=sum(held.lines for held in plan.blocked) if plan else 0,
+            pending=len(self._spool.list_names()),
+            bad=_count_files(self._store.paths.bad),
             daemon=is_locked(self._store.paths.watch_lock),
         )
         if membership is None:
             return numbers
         return numbers._replace(
-            servers=live.servers(self.roles, membership) if live and self.roles else None,
+            servers=live.count_servers(self.roles, membership) if live and self.roles else None,
             members=counts.count_statuses(membership),
             quarantined=counts.count_quarantined(membership),
         )
 
-    def _membership(self) -> Membership | None:
+    def _find_membership(self) -> Membership | None:
         if self.transaction:
             return self.transaction.membership
         with contextlib.suppress(Damaged, OSError):
@@ -210,12 +207,12 @@ class Recorder:
         return None
 
 
-def _cut(words: str) -> str:
-    """The words, as long as a line of `status` should be."""
-    return words if len(words) <= _WORDS else f"{words[:_WORDS]} …"
+def _shorten(words: str) -> str:
+    """Return the sentence, cut to the length of a line of `status`."""
+    return words if len(words) <= _LENGTH_LIMIT else f"{words[:_LENGTH_LIMIT]} …"
 
 
-def _files(folder: str) -> int:
+def _count_files(folder: str) -> int:
     try:
         return len(os.listdir(folder))
     except FileNotFoundError:

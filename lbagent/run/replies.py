@@ -1,4 +1,4 @@
-"""What the sender of a command is answered: `done` only where HAProxy has confirmed it for that very node."""
+"""Answers to commands: `done` only where HAProxy has confirmed the change for that node."""
 
 from __future__ import annotations
 
@@ -21,11 +21,9 @@ from lbagent.system.log import format_error
 from lbagent.system.sockets import count_connections
 from lbagent.system.tuples import NamedTuple
 
-# --- assent ----------------------------------------------------------------------------------------------
-
 
 def judge_command(command: Command, membership: Membership, plan: Plan | None) -> str:
-    """`done` where membership and plan are what the command asks for; else what stands in its way."""
+    """Return `done` where membership and plan are as the command asks; otherwise the obstacle."""
     member = find_member(membership.members, command.name, command.address)
     if command.verb == "forget":
         if member is None:
@@ -33,24 +31,28 @@ def judge_command(command: Command, membership: Membership, plan: Plan | None) -
         return f"refused: {member.name} is {member.status}" if member.present else DONE
     if member is None or member.status == UNKNOWN:
         return UNKNOWN_NODE[command.verb] if member else UNKNOWN_NODE["resume"]
-    out, host = member.name in find_paused(membership), names_of_host(member, membership)
-    notes = [note for note in plan.notes if isinstance(note, Note) and note.node in host] if plan else []
-    by_hand = [note for note in notes if isinstance(note, OperatorLineNote)]
+    out, host_names = member.name in find_paused(membership), list_host_names(member, membership)
+    notes = [note for note in plan.notes if isinstance(note, Note) and note.node in host_names] if plan else []
+    operator_notes = [note for note in notes if isinstance(note, OperatorLineNote)]
     if command.verb == "pause":
-        return f"{NOT_YET}: {by_hand[0]}" if out and by_hand else (DONE if out else "refused: a later resume was heard")
+        return (
+            f"{NOT_YET}: {operator_notes[0]}"
+            if out and operator_notes
+            else (DONE if out else "refused: a later resume was heard")
+        )
     if out:
-        return STILL_PAUSED if _by_tag(member, membership) else "refused: a later pause was heard"
-    return f"{NOT_YET}: {notes[0]}" if notes and not by_hand and not _has_line(member, plan) else DONE
+        return STILL_PAUSED if _is_paused_by_tag(member, membership) else "refused: a later pause was heard"
+    return f"{NOT_YET}: {notes[0]}" if notes and not operator_notes and not _has_line(member, plan) else DONE
 
 
-def names_of_host(member: Member, membership: Membership) -> frozenset[str]:
-    """All names of the node's host: a pause holds for each."""
+def list_host_names(member: Member, membership: Membership) -> frozenset[str]:
+    """Return all names of the node's host: a pause applies to each."""
     columns = as_table(membership.members).columns
     there = zip(columns.names, columns.addresses, strict=True)
     return frozenset(name for name, address in there if address == member.address) | {member.name}
 
 
-def _by_tag(member: Member, membership: Membership) -> bool:
+def _is_paused_by_tag(member: Member, membership: Membership) -> bool:
     there = [one for one in as_table(membership.members).special.values() if one.paused_by_tag]
     return any(one.name == member.name or one.address == member.address for one in there)
 
@@ -60,46 +62,54 @@ def _has_line(member: Member, plan: Plan | None) -> bool:
     return any(text.startswith(names) for texts in plan.managed_lines.values() for text in texts) if plan else False
 
 
-# --- replies ----------
-
-
 QUEUED = "queued"
-"""Stored, and not done yet."""
+"""Stored, and not applied yet."""
 
 
-class CommandRun(NamedTuple):
-    """A run, how it ended, and what it left behind."""
+class FinishedRun(NamedTuple):
+    """A run, its end and its results."""
 
     roles: Roles | None
     transaction: Transaction | None
     outcome: Outcome | None
-    """None where it failed."""
+    """None where the run failed."""
     answers: Mapping[str, str]
-    """What the fold says, by record."""
+    """Answers from the update of membership, by record id."""
     error: BaseException | None = None
 
 
-def format_reply(record: str, command: Command, ran: CommandRun) -> str:
-    """The answer to the command in this record."""
-    found = ran.transaction
-    outcome = ran.outcome or (found.reached if found else None)
-    if found is None or outcome is None or ran.roles is None:
-        return format_failure(ran.error)
-    words = ran.answers.get(record, DONE)
-    words = words if words != DONE else judge_command(command, found.membership, found.plan)
+def format_reply(record: str, command: Command, run: FinishedRun) -> str:
+    """Return the answer to the command in this record."""
+    transaction = run.transaction
+    outcome = run.outcome or (transaction.reached if transaction else None)
+    if transaction is None or outcome is None or run.roles is None:
+        return format_failure(run.error)
+    words = run.answers.get(record, DONE)
+    words = words if words != DONE else judge_command(command, transaction.membership, transaction.plan)
     if words != DONE or command.verb == "forget":
-        return words if words != DONE or outcome.confirmed else _unconfirmed(outcome)
-    member = find_member(found.membership.members, command.name, command.address)
-    host = names_of_host(member, found.membership) if member else frozenset[str]()
-    if words := _hindrance(command.verb, host, found, ran.roles):
+        return words if words != DONE or outcome.is_confirmed else _format_unconfirmed(outcome)
+    member = find_member(transaction.membership.members, command.name, command.address)
+    host_names = list_host_names(member, transaction.membership) if member else frozenset[str]()
+    if words := _explain_pending(command.verb, host_names, transaction, run.roles):
         return words
-    if not outcome.confirmed and not (command.verb == "pause" and _all_out(host, found, ran.roles)):
-        return _unconfirmed(outcome)
-    return ", ".join([DONE, *(_notes(member, host, found, ran.roles) if member and command.verb == "pause" else ())])
+    if not outcome.is_confirmed and not (
+        command.verb == "pause" and _are_all_drained(host_names, transaction, run.roles)
+    ):
+        return _format_unconfirmed(outcome)
+    return ", ".join(
+        [
+            DONE,
+            *(
+                _list_pause_notes(member, host_names, transaction, run.roles)
+                if member and command.verb == "pause"
+                else ()
+            ),
+        ]
+    )
 
 
 def format_failure(error: BaseException | None) -> str:
-    """The answer to a command that is stored, and whose run ended so."""
+    """Return the answer to a stored command whose run ended with this error."""
     if isinstance(error, NotStored):
         return f"refused: {format_error(error)}"
     if isinstance(error, LbagentError | OSError) and not isinstance(error, TryAgain | ReloadPostponed):
@@ -107,47 +117,49 @@ def format_failure(error: BaseException | None) -> str:
     return QUEUED
 
 
-def _hindrance(verb: str, host: frozenset[str], found: Transaction, roles: Roles) -> str:
-    """Why haproxy.cfg does not have it for one of these nodes; nothing where that does not matter."""
-    for node in sorted(host & found.pending.keys()):
-        there = _servers(found.pending[node].removed)
-        out = there <= found.confirmed_out
+def _explain_pending(verb: str, host_names: frozenset[str], transaction: Transaction, roles: Roles) -> str:
+    """Return why haproxy.cfg lacks the change for one of these nodes; empty where that does not matter."""
+    for node in sorted(host_names & transaction.pending.keys()):
+        there = _parse_servers(transaction.pending[node].removed)
+        out = there <= transaction.confirmed_out
         if verb == "pause" and (not there or (out and roles.haproxy.runtime)):
             continue
-        why = found.hindrance(node)
-        servers = ", ".join(map(config.target, sorted(there)))
+        why = transaction.explain_refusal(node)
+        servers = ", ".join(map(config.format_target, sorted(there)))
         more = f"; no new traffic reaches {servers} all the same" if verb == "pause" and out else ""
         return f"{NOT_YET}: {why}{more}" if why else QUEUED
     return ""
 
 
-def _all_out(host: frozenset[str], found: Transaction, roles: Roles) -> bool:
-    """Whether the worker that serves has confirmed on its stats socket that all servers of these nodes are out."""
-    changes = found.plan.changes if found.plan else {}
-    gone = {key for node in host & changes.keys() for key in _servers(changes[node].removed)}
-    return bool(gone) and gone <= found.confirmed_out and roles.haproxy.runtime
+def _are_all_drained(host_names: frozenset[str], transaction: Transaction, roles: Roles) -> bool:
+    """Return whether the worker has confirmed on its stats socket that all servers of these nodes are out."""
+    changes = transaction.plan.changes if transaction.plan else {}
+    gone = {key for node in host_names & changes.keys() for key in _parse_servers(changes[node].removed)}
+    return bool(gone) and gone <= transaction.confirmed_out and roles.haproxy.runtime
 
 
-def _servers(lines: Iterable[str]) -> set[Key]:
-    return {key for key, line in map(config.entry, lines) if line}
+def _parse_servers(lines: Iterable[str]) -> set[Key]:
+    return {key for key, line in map(config.parse_change, lines) if line}
 
 
-def _unconfirmed(outcome: Outcome) -> str:
+def _format_unconfirmed(outcome: Outcome) -> str:
     return QUEUED if outcome.verdict is Verdict.QUEUED else "haproxy not seen"
 
 
-def _notes(member: Member, host: frozenset[str], found: Transaction, roles: Roles) -> list[str]:
-    """What the sender of a pause that is done should know."""
-    count = _sessions(member, roles)
+def _list_pause_notes(member: Member, host_names: frozenset[str], transaction: Transaction, roles: Roles) -> list[str]:
+    """Return what the sender of a completed pause should know."""
+    count = _count_sessions(member, roles)
     notes = [f"{count} {'session' if count == 1 else 'sessions'} still open"] if count else []
-    document = config_files.look(roles.haproxy).document
-    now = last_server.Serving(document, config_files.server_states(document))
-    services = last_server.unserved(now, roles, found.membership, host)
-    return [*notes, f"{last_server.WORDS}{last_server.listed(services)} serves"] if services else notes
+    document = config_files.read_config(roles.haproxy).document
+    now = last_server.Serving(document, config_files.query_server_states(document))
+    services = last_server.find_unserved(now, roles, transaction.membership, host_names)
+    return (
+        [*notes, f"{last_server.LAST_SERVER_WARNING}{last_server.join_words(services)} serves"] if services else notes
+    )
 
 
-def _sessions(member: Member, roles: Roles) -> int:
-    """Connections from this host to where the node serves: after a reload only the kernel knows them all."""
+def _count_sessions(member: Member, roles: Roles) -> int:
+    """Return the connections from this host to the ports of the node: after a reload only the kernel has all."""
     ports = list_serving_ports(roles, member)
     return sum(
         count for (address, port), count in count_connections().items() if address == member.address and port in ports

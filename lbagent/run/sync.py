@@ -1,4 +1,4 @@
-"""What is so now, asked of Serf and of the other load balancers: events are hints."""
+"""Synchronisation with Serf and the other load balancers: events are hints, their answers are the truth."""
 
 from __future__ import annotations
 
@@ -13,58 +13,58 @@ from lbagent.membership.updates import UpdateResult
 from lbagent.roles.model import Roles
 from lbagent.run import exchange
 from lbagent.run.engine import Engine, Learn
-from lbagent.run.exchange import WAITS, Told
+from lbagent.run.exchange import WAITS, PeerAnswers
 from lbagent.serf import agent
 from lbagent.serf.member_list import find_peers
 from lbagent.system.log import Log
 
 
 def prepare_sync(engine: Engine, log: Log, say: Callable[[str], None], *, force: bool, record: bool = True) -> Learn:
-    """What makes membership what Serf and the other load balancers know now; `say` is told who is not heard.
+    """Return the function that updates membership from Serf and the other load balancers.
 
-    The others are asked at once, without any lock: they may take their time, and what is heard meanwhile is the newer
-    word. Serf's list is read later, after all events are folded. The result raises TryAgain where Serf cannot be
-    asked, or knows no node of any role.
+    `say` is called with each load balancer that does not answer. The others are asked at once, without any lock:
+    answers may take seconds, and events that arrive meanwhile are newer. Serf's list is read later, after all events
+    are applied. The result raises TryAgain where Serf cannot be asked, or lists no node of any role.
     """
-    asked_at, told = int(time.time()), _told(engine, say)
-    said, digest = _status_lines(engine) if record else ({}, "")
+    asked_at, told = int(time.time()), _ask_peers(engine, say)
+    said, digest = _fetch_status_lines(engine) if record else ({}, "")
 
     def learn(membership: Membership, roles: Roles) -> UpdateResult:
         now = int(time.time())
         info, listing = agent.fetch_info(), agent.fetch_members()
         if record:
             store = engine.store
-            here = peers.Here(now, info, digest)
-            store.keep_peers(peers.observed(store.peers(), here, find_peers(listing, info), said))
+            here = peers.Observer(now, info, digest)
+            store.save_peers(peers.update_peers(store.load_peers(), here, find_peers(listing, info), said))
         if sync.lists_no_known_role(listing, info.name, roles):
-            if not sync.knows_nobody(membership, roles):
+            if not sync.has_no_serving_member(membership, roles):
                 raise TryAgain("serf members: lists no node of any role of roles.yml; nothing is removed, try again")
             log.hint("serf members: lists no node of any role of roles.yml yet; nothing to sync")
             return UpdateResult(membership, {}, (), ())
         for refused in listing.refused:
             log.hint(refused)
         listed = sync.merge_member_list(membership, listing, info.name, now, force=force)
-        joined = exchange.join(listed.membership, told, info.clocks, asked_at, now)
+        joined = exchange.merge_answers(listed.membership, told, info.clocks, asked_at, now)
         return UpdateResult(joined.membership, {}, listed.causes + joined.causes, listed.warnings)
 
     return learn
 
 
-def _status_lines(engine: Engine) -> tuple[dict[str, str], str]:
-    """What each other load balancer says of itself, and the digest of the managed lines here."""
+def _fetch_status_lines(engine: Engine) -> tuple[dict[str, str], str]:
+    """Return the status line of each other load balancer, and the digest of the managed lines here."""
     try:
         names = [one.name for one in find_peers(agent.fetch_members(), agent.fetch_info()) if one.status == "alive"]
-        document = config_files.look(engine.roles().haproxy).document
+        document = config_files.read_config(engine.roles().haproxy).document
         said = agent.send_query("lbagent-status", "", names, WAITS) if names else {}
     except (LbagentError, OSError):
         return {}, ""
-    return said, document.digest() if document.serves else "none"
+    return said, document.compute_digest() if document.has_managed_lines else "none"
 
 
-def _told(engine: Engine, say: Callable[[str], None]) -> Told:
+def _ask_peers(engine: Engine, say: Callable[[str], None]) -> PeerAnswers:
     try:
-        return exchange.ask(lambda: engine.preview_membership(engine.roles()), say)
+        return exchange.ask_peers(lambda: engine.preview_membership(engine.roles()), say)
     except TryAgain:
-        return Told()  # logged when Serf's list is read
+        return PeerAnswers()  # logged when Serf's list is read
     except (LbagentError, OSError):
-        return Told()  # the run that wants to learn fails of it, too, and logs it
+        return PeerAnswers()  # the run fails with the same error, and logs it

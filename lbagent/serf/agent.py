@@ -1,6 +1,7 @@
-"""The Serf agent of this load balancer, asked through the `serf` program.
+"""Ask the local Serf agent, through the `serf` program.
 
-SERF_RPC_ADDR and SERF_RPC_AUTH are the program's own variables; they come with the agent's environment.
+`serf` itself reads SERF_RPC_ADDR and SERF_RPC_AUTH, which are in the agent's environment, and so in a handler's. Other
+commands load them from serf.env.
 """
 
 from __future__ import annotations
@@ -18,28 +19,28 @@ from lbagent.system.tuples import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing import TypeVar
 
-    Said = TypeVar("Said")
+    Answer = TypeVar("Answer")
 
-Heard = Callable[[str, str], None]
-"""Takes a node's name and its answer."""
+AnswerCallback = Callable[[str, str], None]
+"""Called with a node's name and its answer."""
 
 _TIMEOUT = 5.0
 _MORE = 2.0
-"""Seconds beyond its own time that a query may take to end."""
+"""Seconds that a query may take beyond its own timeout."""
 
 
 def fetch_members() -> MemberList:
-    """Every member the agent knows, as it knows them now. Raises TryAgain."""
-    return _asked(["members", "-format=json"], member_list.parse_member_list)
+    """Return all members that the agent knows. Raises TryAgain."""
+    return _ask(["members", "-format=json"], member_list.parse_member_list)
 
 
 def fetch_info() -> AgentInfo:
-    """What the agent says of itself. Raises TryAgain."""
-    return _asked(["info", "-format=json"], member_list.parse_info)
+    """Return the agent's name, role, clocks and handlers. Raises TryAgain."""
+    return _ask(["info", "-format=json"], member_list.parse_info)
 
 
 def fetch_clocks() -> Mapping[str, int]:
-    """The agent's LTimes, by clock; empty where it cannot be asked."""
+    """Return the agent's LTimes, by clock; empty if the agent is unreachable."""
     try:
         return fetch_info().clocks
     except TryAgain:
@@ -47,24 +48,26 @@ def fetch_clocks() -> Mapping[str, int]:
 
 
 def send_query(
-    name: str, payload: str, nodes: Collection[str], waits: Iterable[int], heard: Heard | None = None
+    name: str, payload: str, nodes: Collection[str], waits: Iterable[int], heard: AnswerCallback | None = None
 ) -> dict[str, str]:
-    """Ask these nodes, and the silent ones again after each wait, in seconds; returns what they said. Raises TryAgain.
+    """Send a query to these nodes and return their answers, by node. Raises TryAgain.
 
-    `heard` is called with each answer as it comes.
-
-    Serf hands a query on by chance: some reach not every node (of 40 on a small cluster, one did not), and nothing
-    repairs that.
+    It is sent again, to the nodes without an answer, once per entry of `waits`, the seconds to wait each time. `heard`
+    is called with each answer as it arrives.
+    Serf delivers queries by gossip: some do not reach every node (1 in 40 on a small cluster), and Serf does not repair
+    that.
     """
     found: dict[str, str] = {}
     for seconds in waits:
         if silent := [node for node in nodes if node not in found]:
-            found |= _query(name, payload, silent, seconds, heard)
+            found |= _send_once(name, payload, silent, seconds, heard)
     return found
 
 
-def _query(name: str, payload: str, nodes: Collection[str], seconds: int, heard: Heard | None) -> dict[str, str]:
-    # An answer that does not get through straight may do so by one of two other nodes.
+def _send_once(
+    name: str, payload: str, nodes: Collection[str], seconds: int, heard: AnswerCallback | None
+) -> dict[str, str]:
+    # An answer that cannot be sent directly may be relayed by two other nodes.
     options = ("-no-ack", "-relay-factor=2", f"-timeout={seconds}s", *(f"-node={node}" for node in nodes))
     argv = ["query", *options, name, payload]
 
@@ -79,33 +82,31 @@ def _query(name: str, payload: str, nodes: Collection[str], seconds: int, heard:
         return answers
 
     def all_have_answered(said: str) -> bool:
-        # Serf itself waits to the end of its time, whoever has answered. Its last line may be half an answer.
+        # Serf waits for its whole timeout, even if all nodes have answered. Its last line may be incomplete.
         return len(found(said.rpartition("\n")[0])) == len(nodes) or len(member_list.parse_answers(said, nodes)) == len(
             nodes
         )
 
-    return found(_serf(argv, seconds + _MORE, all_have_answered))
+    return found(_run_serf(argv, seconds + _MORE, all_have_answered))
 
 
-def _asked(argv: list[str], read: Callable[[str], Said]) -> Said:
-    said = _serf(argv, _TIMEOUT)
+def _ask(argv: list[str], read: Callable[[str], Answer]) -> Answer:
+    said = _run_serf(argv, _TIMEOUT)
     try:
         return read(said)
     except (ValueError, RecursionError) as error:
         raise TryAgain(f"serf {argv[0]} answered what nobody can read: {error}") from error
 
 
-def _serf(argv: list[str], timeout: float, enough: Callable[[str], bool] | None = None) -> str:
+def _run_serf(argv: list[str], timeout: float, enough: Callable[[str], bool] | None = None) -> str:
     try:
         result = subprocess.run_program(["serf", *argv], timeout, environ=dict(os.environ), enough=enough)
     except OSError as error:
         raise TryAgain(f"serf cannot be run: {error.strerror}") from error
-    if not result.good:
-        raise TryAgain(f"the Serf agent cannot be asked (serf {argv[0]}): {brief(result.words.split(chr(10))[0])}")
-    return result.words
+    if not result.succeeded:
+        raise TryAgain(f"the Serf agent cannot be asked (serf {argv[0]}): {brief(result.output.split(chr(10))[0])}")
+    return result.output
 
-
-# --- serfenv ---------------------------------------------------------------------------------------------
 
 NAME = "serf.env"
 
@@ -113,27 +114,27 @@ _KEYS = ("SERF_RPC_ADDR", "SERF_RPC_AUTH")
 
 
 class SerfEnv:
-    """The serf.env of this load balancer, as part of an environment."""
+    """serf.env (SERF_RPC_ADDR, SERF_RPC_AUTH), loaded into an environment."""
 
     def __init__(self, folders: Iterable[str], environ: MutableMapping[str, str]) -> None:
-        """The first of `folders` that holds a serf.env; what `environ` already has goes before the file."""
+        """Use the first of `folders` that has a serf.env. Variables that `environ` already has take precedence."""
         self.paths = [os.path.join(folder, NAME) for folder in dict.fromkeys(folders)]
         self._environ = environ
         self._own = [key for key in _KEYS if not environ.get(key)]
-        """The variables that only the file may set."""
+        """Variables that only the file sets."""
         self._content: bytes | None = None
         self.error = ""
-        """Why the file could not be read; nothing where it could, or is not there."""
+        """Why the file could not be read; empty otherwise."""
         self.found = ""
-        """The file that was read; nothing where there is none."""
+        """Path of the file that was read; empty if there is none."""
 
     def load(self) -> bool:
-        """Bring the environment in step with the file; returns whether the file has changed since the last time."""
+        """Update the environment from the file; return whether the file has changed since the last call."""
         content = self._read()
         changed = content != self._content
         self._content = content
         if changed:
-            found = _parse(content)
+            found = _parse_env(content)
             for key in self._own:
                 self._environ.pop(key, None)
                 if value := found.get(key):
@@ -142,7 +143,7 @@ class SerfEnv:
 
     @property
     def changed(self) -> bool:
-        """Whether the file is not what was loaded."""
+        """Whether the file has changed since it was loaded."""
         return self._read() != self._content
 
     def _read(self) -> bytes:
@@ -160,30 +161,30 @@ class SerfEnv:
         return b""
 
 
-def folders(roles: str, environ: Mapping[str, str], default: str) -> list[str]:
-    """Where serf.env may be: beside roles.yml as given, as `LBAGENT_ROLES` names it, and at the `default` place."""
+def list_serf_env_folders(roles: str, environ: Mapping[str, str], default: str) -> list[str]:
+    """Return the directories to look in: of `roles`, of $LBAGENT_ROLES, and of the `default` roles.yml."""
     return [os.path.dirname(path) for path in (roles, environ.get("LBAGENT_ROLES") or default, default)]
 
 
 def load_serf_env(folder: str, environ: MutableMapping[str, str]) -> None:
-    """Add what `serf.env` in `folder` says to `environ`, which wins; nothing where that file may not be read."""
+    """Load serf.env of `folder` into `environ`, whose variables take precedence; do nothing if it cannot be read."""
     SerfEnv([folder], environ).load()
 
 
-def _parse(content: bytes) -> dict[str, str]:
+def _parse_env(content: bytes) -> dict[str, str]:
     found: dict[str, str] = {}
     for line in content.decode("utf-8", "surrogateescape").split("\n"):
         key, _, value = line.strip().partition("=")
-        if key in _KEYS and (value := _unquoted(value)):
+        if key in _KEYS and (value := _unquote(value)):
             found.setdefault(key, value)
     return found
 
 
-def _unquoted(value: str) -> str:
-    """The value without the quotes that systemd, which reads the same file for the agent, takes off too."""
+def _unquote(value: str) -> str:
+    """Remove the quotes around a value, as systemd does, which reads the same file for the agent."""
     quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
     return value[1:-1] if quoted else value
 
 
-of_process: SerfEnv | None = None
-"""The one that has set variables of this process; None where the Serf agent has set them all."""
+process_serf_env: SerfEnv | None = None
+"""The serf.env of this process; None if the Serf agent has set the variables."""

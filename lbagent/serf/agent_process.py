@@ -1,7 +1,7 @@
-"""The process of the Serf agent that is asked, and the files that it was started with.
+"""Find the process of the local Serf agent and read its files and settings.
 
-Whoever has an account may call a program `serf`, and its files what he likes: believed is a process of root, of our
-own user, or of the user who listens where the agent is asked; and of its files only what is regular and small.
+Any user may run a program called `serf` with any files. Only processes of root, of this user, or of the user that
+listens at the RPC address are trusted, and only regular, small files are read.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from lbagent.system.processes import Process
 from lbagent.system.tuples import NamedTuple
 
 _FILE_LIMIT = 1 << 20
-"""Bytes of a file of the agent: a keyring and a few settings take thousands."""
+"""Maximum bytes of a file of the agent; a keyring and settings take some thousand."""
 
 
 DEFAULT_RPC = "127.0.0.1:7373"
 
 _SWITCHES = frozenset(("disable-compression", "rejoin", "replay", "syslog"))
-"""The options of `serf agent` that take no value."""
+"""Options of `serf agent` without a value."""
 
 _OF_OPTION = {"snapshot": "snapshot_path", "rejoin": "rejoin_after_leave", "replay": "replay_on_join"}
 _OF_OPTION |= {"rpc-addr": "rpc_addr", "encrypt": "encrypt_key", "event-handler": "event_handlers"}
@@ -39,8 +39,8 @@ class File(NamedTuple):
     mode: int
 
 
-def options(argv: Sequence[str]) -> list[tuple[str, str]]:
-    """The options of a `serf agent` command line, with their values."""
+def parse_options(argv: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the options of a `serf agent` command line, with their values."""
     found = []
     words = iter(argv[2:])
     for word in words:
@@ -50,8 +50,8 @@ def options(argv: Sequence[str]) -> list[tuple[str, str]]:
     return found
 
 
-def loaded(file: File) -> Mapping[str, Any] | str:
-    """What stands in a file of the agent, or why it cannot be read."""
+def parse_agent_file(file: File) -> Mapping[str, Any] | str:
+    """Return the settings in a file of the agent, or why it is invalid."""
     try:
         found = json.loads(file.content)
     except (ValueError, RecursionError) as broken:
@@ -59,40 +59,40 @@ def loaded(file: File) -> Mapping[str, Any] | str:
     return found if isinstance(found, dict) else "is not a JSON object"
 
 
-def merged(argv: Sequence[str], files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The settings as the agent has them: its files in order, then its command line; lists add up."""
+def merge_settings(argv: Sequence[str], files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the settings that the agent has: its files in order, then its command line; lists are concatenated."""
     lines: list[Mapping[str, Any]] = [
         {key: [value] if key in _LISTS else value == "true" if name in _SWITCHES else value}
-        for name, value in options(argv)
+        for name, value in parse_options(argv)
         if (key := _OF_OPTION.get(name))
     ]
     settings: dict[str, Any] = {}
     for given in (*files, *lines):
         for key, value in given.items():
             before = settings.get(key)
-            # A later false does not undo a true, as Serf merges them.
+            # As Serf merges them, a later false does not override a true.
             settings[key] = before + value if isinstance(before, list) and isinstance(value, list) else value or before
     return settings
 
 
-def specs(settings: Mapping[str, Any]) -> list[str]:
-    """Its event handlers, as they are written."""
+def list_event_handlers(settings: Mapping[str, Any]) -> list[str]:
+    """Return the event handlers, as they are written."""
     found = settings.get("event_handlers")
     return [one for one in found if isinstance(one, str)] if isinstance(found, list) else []
 
 
-def joined(settings: Mapping[str, Any]) -> list[str]:
-    """The nodes it is told to join, as they are written."""
-    found = [one for key in ("start_join", "retry_join") for one in _list(settings.get(key))]
+def list_join_addresses(settings: Mapping[str, Any]) -> list[str]:
+    """Return the addresses that the agent joins, as they are written."""
+    found = [one for key in ("start_join", "retry_join") for one in _as_list(settings.get(key))]
     return [one for one in found if isinstance(one, str)]
 
 
-def _list(value: object) -> list[Any]:
+def _as_list(value: object) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def rpc(settings: Mapping[str, Any]) -> str:
-    """Where it is asked."""
+def find_rpc_address(settings: Mapping[str, Any]) -> str:
+    """Return the RPC address."""
     return str(settings.get("rpc_addr") or DEFAULT_RPC)
 
 
@@ -102,13 +102,13 @@ class Unreadable(NamedTuple):
     path: str
     problem: str
     hidden: bool = False
-    """Whether this user may not read it."""
+    """True if this user may not read it."""
     broken: bool = False
-    """Whether the agent cannot read it either."""
+    """True if the agent cannot read it either."""
 
 
 class Agent(NamedTuple):
-    """The running agent, as far as it can be looked at."""
+    """The running agent, as far as it can be inspected."""
 
     process: Process
     files: Sequence[File]
@@ -117,32 +117,32 @@ class Agent(NamedTuple):
 
     @property
     def complete(self) -> bool:
-        """Whether all of its files could be read: else its settings are not known."""
+        """Whether all of its files could be read. If not, its settings are not known."""
         return not any(file.hidden for file in self.unreadable)
 
     @property
     def open(self) -> bool:
-        """Whether its environment and its folder may be looked at."""
+        """Whether its environment and working directory may be inspected."""
         return self.process.cwd is not None
 
 
-def running() -> Agent | None:
-    """The agent that is asked: of all that run here, the one with this RPC address."""
+def find_running_agent() -> Agent | None:
+    """Return the agent at the RPC address that lbagent uses; None if none is found."""
     asked = os.environ.get("SERF_RPC_ADDR") or DEFAULT_RPC
     believed = {0, os.geteuid(), *sockets.find_listeners(asked)}
     for one in processes.find_processes("serf"):
         argv = one.argv
         if argv[1:2] == ["agent"] and one.user in believed:
-            found = _agent(one, argv)
-            if sockets.is_same_endpoint(rpc(found.settings), asked):
+            found = _read_agent(one, argv)
+            if sockets.is_same_endpoint(find_rpc_address(found.settings), asked):
                 return found
     return None
 
 
-def _agent(process: Process, argv: Sequence[str]) -> Agent:
+def _read_agent(process: Process, argv: Sequence[str]) -> Agent:
     files: list[File] = []
     unreadable: list[Unreadable] = []
-    for path in _paths(argv, process.cwd or "/"):
+    for path in _list_paths(argv, process.cwd or "/"):
         try:
             found = untrusted_files.read_untrusted_file(path, _FILE_LIMIT)
         except OSError as refused:
@@ -154,24 +154,24 @@ def _agent(process: Process, argv: Sequence[str]) -> Agent:
                 unreadable.append(Unreadable(path, f"is not looked at: it holds more than {_FILE_LIMIT} bytes"))
     tables = []
     for one in files:
-        table = loaded(one)
+        table = parse_agent_file(one)
         if isinstance(table, str):
             unreadable.append(Unreadable(one.path, table, broken=True))
         else:
             tables.append(table)
-    settings = merged(argv, tables)
-    return Agent(process, [*files, *_keyring(settings)], settings, unreadable)
+    settings = merge_settings(argv, tables)
+    return Agent(process, [*files, *_find_keyring(settings)], settings, unreadable)
 
 
-def _keyring(settings: Mapping[str, Any]) -> Iterator[File]:
+def _find_keyring(settings: Mapping[str, Any]) -> Iterator[File]:
     path = settings.get("keyring_file")
     if isinstance(path, str) and os.path.exists(path):
         yield File(path, b"", os.stat(path).st_mode)
 
 
-def _paths(argv: Sequence[str], cwd: str) -> Iterator[str]:
-    """The files of the agent's command line, in the order it reads them."""
-    for name, value in options(argv):
+def _list_paths(argv: Sequence[str], cwd: str) -> Iterator[str]:
+    """Yield the configuration files on the agent's command line, in the order it reads them."""
+    for name, value in parse_options(argv):
         path = os.path.join(cwd, value)
         if name not in ("config-file", "config-dir"):
             continue

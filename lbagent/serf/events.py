@@ -1,7 +1,7 @@
-r"""From what Serf handed over to an event that means something: bytes in, values out.
+r"""Parse what Serf passes to its handler: member events, commands and queries.
 
-The handler contract is Serf's: one line `NAME \t ADDR \t ROLE \t k=v,k=v` per member, the payload of a
-user event or query as it was sent. Split at LF and TAB only: nothing else is escaped by Serf.
+Serf's contract: stdin has one line `NAME \t ADDR \t ROLE \t k=v,k=v` per member, or the payload of a user event or
+query as it was sent. Lines are split at LF and fields at TAB only; Serf escapes nothing.
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ from lbagent.names import NAME, canonical_address, make_printable
 from lbagent.serf.raw_event import RawEvent
 from lbagent.system.tuples import NamedTuple
 
-# --- command ---------------------------------------------------------------------------------------------
-
 USER, QUERY, TYPED = "user", "query", "typed"
-"""The clocks a command may be ordered by; typed at an operator's prompt, it has none."""
+"""The clocks that order commands. One typed at an operator's prompt has no LTime."""
 
 REASON_LIMIT = 200
 _MINUTE = 60
@@ -36,20 +34,20 @@ class Command(NamedTuple):
     reason: str
     digest: str
     by: str = ""
-    """The load balancer at which an operator typed it: what the sender says, no more."""
+    """The load balancer where an operator typed it, as the sender claims."""
     force: bool = False
     lasting: int | None = None
-    """Seconds from when it was sent, where it says `for=` and not `until=`."""
+    """Seconds from the time it was sent, if it has `for=` rather than `until=`."""
 
 
 class Malformed(NamedTuple):
-    """An event lbagent knows, whose payload nobody could act upon."""
+    """A known event with an invalid payload."""
 
     why: str
 
 
 def parse_command(raw: RawEvent, text: str) -> Command | Malformed:
-    """The command in the payload `text`."""
+    """Parse the command in the payload `text`."""
     verb = raw.name.removeprefix("lbagent-")
     text = text.removesuffix("\n").removesuffix("\r")
     if any(character < " " and character != "\t" for character in text):
@@ -63,15 +61,16 @@ def parse_command(raw: RawEvent, text: str) -> Command | Malformed:
     if not plain or len(plain) > 3 or not all(map(NAME.fullmatch, senders[:1])):  # noqa: PLR2004  # NAME, ADDRESS, ROLE
         return Malformed(f"{verb}: the payload {text[:80]!r} is not NAME [ADDRESS] [ROLE] [for=2h] [reason=…]")
     now = raw.at // 1000
-    found = _end(times)
+    found = _parse_end(times)
     if isinstance(found, str):
         return Malformed(f"{verb}: {found}")
     until, lasting = found
     if until is not None and until <= now and raw.kind != USER:
-        # Serf replays user events: what has ended since is worth knowing. Queries and typed commands come at once.
+        # Serf replays user events, and a pause that has ended is worth knowing. Queries and typed commands arrive at
+        # once.
         return Malformed(f"{verb}: {times[0]!r} is past here, by {now - until} s: see the clocks")
     address = canonical_address(plain[1]) if len(plain) > 1 else None
-    # Old enough to be taken for a replay is only what is the same to the letter.
+    # Only an identical command may be taken for a replay.
     digest = _checksum(f"{raw.name} {text}")
     end = until if lasting is None else now + lasting
     by = "".join(senders[:1])
@@ -79,7 +78,7 @@ def parse_command(raw: RawEvent, text: str) -> Command | Malformed:
 
 
 def parse_duration(text: str) -> int | None:
-    """Seconds in `90s`, `15m`, `2h` or `7d`; None for anything else."""
+    """Return the seconds in `90s`, `15m`, `2h` or `7d`; None for anything else."""
     digits, unit = text[:-1], text[-1:]
     if unit in _UNITS and digits.isascii() and digits.isdigit() and len(digits) <= _DURATION_DIGITS:
         return int(digits) * _UNITS[unit]
@@ -89,12 +88,12 @@ def parse_duration(text: str) -> int | None:
 def _split_reason(words: list[str]) -> tuple[list[str], str]:
     at = next((number for number, word in enumerate(words) if word.startswith("reason=")), len(words))
     reason = " ".join(words[at:]).removeprefix("reason=")[:REASON_LIMIT]
-    # Printed to terminals and into logs later; a Japanese reason is printable, an escape sequence is not.
+    # It is printed to terminals and logs: keep printable Unicode, replace escape sequences.
     return words[:at], make_printable(reason)
 
 
-def _end(words: list[str]) -> tuple[int | None, int | None] | str:
-    """The moment in `until=` (epoch seconds) and the seconds in `for=`, or why there is neither."""
+def _parse_end(words: list[str]) -> tuple[int | None, int | None] | str:
+    """Return the epoch seconds of `until=` and the seconds of `for=`, or why they are invalid."""
     if len(words) > 1:
         return f"{words[1]!r} after {words[0]!r}: give one of until= and for="
     for word in words:
@@ -109,16 +108,13 @@ def _end(words: list[str]) -> tuple[int | None, int | None] | str:
 
 
 def _checksum(text: str) -> str:
-    import zlib  # noqa: PLC0415  # only commands need it
+    import zlib  # noqa: PLC0415  # only needed for commands
 
     return f"{zlib.crc32(text.encode('utf-8', 'surrogateescape')):08x}"
 
 
-# --- events ----------
-
-
 class MemberLine(NamedTuple):
-    """One member as a member event describes it: name and address are well-formed."""
+    """One member of a member event. Name and address are valid."""
 
     name: str
     address: str
@@ -127,52 +123,52 @@ class MemberLine(NamedTuple):
 
 
 class MemberEvent(NamedTuple):
-    """member-join, -leave, -failed, -update or -reap, with every line that could be used."""
+    """A member event: join, leave, failed, update or reap, with all its valid members."""
 
     kind: str
     members: tuple[MemberLine, ...]
     refused: tuple[str, ...]
     exact: bool = False
-    """Whether tags are certain: read from JSON, not from the `k=v,k=v` of stdin."""
+    """Whether tags are unambiguous: read from JSON, not from the `k=v,k=v` of stdin."""
 
 
 class StatusQuery(NamedTuple):
-    """The query `lbagent-status`, and the words it came with."""
+    """The query `lbagent-status` and its arguments."""
 
     words: tuple[str, ...]
 
 
 class Ignored(NamedTuple):
-    """Somebody else's event."""
+    """An event that is not for lbagent."""
 
 
 Event = MemberEvent | Command | StatusQuery | Malformed | Ignored
 
 
 def parse_event(raw: RawEvent) -> Event:
-    """What the event says; never raises, whatever the bytes."""
-    if not raw.wanted and raw.kind != TYPED:
+    """Parse an event. Never raises, whatever its bytes."""
+    if not raw.is_relevant and raw.kind != TYPED:
         return Ignored()
     text = raw.payload.decode("utf-8", "surrogateescape")
-    if raw.of_members:
-        return _members(raw.kind, text, raw.self_name)
+    if raw.is_member_event:
+        return _parse_member_event(raw.kind, text, raw.self_name)
     return StatusQuery(tuple(text.split())) if raw.name == "lbagent-status" else parse_command(raw, text)
 
 
 def fold_tags_as_stdin(tags: Mapping[str, str]) -> dict[str, str]:
-    """The tags that would be read from stdin, where a comma inside a value looks like the next tag."""
-    return _tags(",".join(f"{key}={value}" for key, value in tags.items()))
+    """Return the tags as read from stdin, where a comma inside a value looks like the start of the next tag."""
+    return _parse_tags(",".join(f"{key}={value}" for key, value in tags.items()))
 
 
-def _members(kind: str, text: str, self_name: str) -> MemberEvent:
+def _parse_member_event(kind: str, text: str, self_name: str) -> MemberEvent:
     members: list[MemberLine] = []
     refused: list[str] = []
-    # What follows the last LF was cut off: an agent that stops hands over half a line, or none.
+    # Drop what follows the last LF: an agent that stops may pass an incomplete line.
     for line in text.split("\n")[:-1]:
         fields = line.split("\t")
         if fields[0] == self_name and self_name:
             continue
-        member = _member(fields)
+        member = _parse_member(fields)
         if isinstance(member, str):
             refused.append(f"{kind}: {member}")
         else:
@@ -180,7 +176,7 @@ def _members(kind: str, text: str, self_name: str) -> MemberEvent:
     return MemberEvent(kind, tuple(members), tuple(refused))
 
 
-def _member(fields: list[str]) -> MemberLine | str:
+def _parse_member(fields: list[str]) -> MemberLine | str:
     if len(fields) != 4:  # noqa: PLR2004  # NAME, ADDR, ROLE, TAGS
         return f"a line of {len(fields)} fields instead of 4, beginning {fields[0][:40]!r}"
     name, address, role, tags = fields
@@ -189,12 +185,12 @@ def _member(fields: list[str]) -> MemberLine | str:
     canonical = canonical_address(address)
     if canonical is None:
         return f"node {name}: {address[:60]!r} is not an IP address"
-    return MemberLine(name, canonical, role, _tags(tags))
+    return MemberLine(name, canonical, role, _parse_tags(tags))
 
 
-def _tags(text: str) -> dict[str, str]:
-    # Commas and `=` inside values are not escaped, so a name that comes twice proves nothing: dropped.
-    # `role` has a field of its own, which no other tag can forge.
+def _parse_tags(text: str) -> dict[str, str]:
+    # Commas and `=` in values are not escaped, so a key that appears twice is ambiguous and dropped. `role` has a field
+    # of its own, which no other tag can forge.
     tags: dict[str, str] = {}
     doubled = {"role"}
     for pair in text.split(",") if text else ():

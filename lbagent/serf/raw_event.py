@@ -1,6 +1,6 @@
-"""What Serf handed to its handler, as it came, and how that stands in a spool record.
+"""One event as Serf passed it, and its form as a spool record.
 
-Apart from `events` because this is all that a handler needs to load when `watch` does the rest.
+Separate from `events`: a handler that only stores its event needs nothing else.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from lbagent.system.tuples import NamedTuple
 
 RECORD_LIMIT = 64 * 1024
-"""Bytes a spool record may hold; longer member events are split at their lines."""
+"""Maximum bytes of a spool record; longer member events are split between lines."""
 
 STDIN_LIMIT = 16 * 1024 * 1024
-"""Bytes of stdin that are read: 20,000 members with full tags stay below it."""
+"""Maximum bytes of stdin; 20,000 members with full tags are below it."""
 
 _MAGIC = b"lbagent 1"
 _FIELDS = 7
@@ -22,10 +22,10 @@ _MEMBER_EVENTS = frozenset({"member-join", "member-leave", "member-failed", "mem
 
 
 class RawEvent(NamedTuple):
-    """One event as Serf gave it: nothing in it has been believed yet."""
+    """One event, not validated yet."""
 
     id: str
-    """Makes folding a record twice the same as folding it once."""
+    """Identifies the event, so that applying a record twice has no further effect."""
     at: int
     """Arrival, in milliseconds since the epoch."""
     kind: str
@@ -37,34 +37,34 @@ class RawEvent(NamedTuple):
     payload: bytes
 
     @property
-    def of_members(self) -> bool:
-        """Whether stdin holds one line per member."""
+    def is_member_event(self) -> bool:
+        """Whether stdin has one line per member."""
         return self.kind in _MEMBER_EVENTS
 
     @property
-    def wanted(self) -> bool:
-        """Whether lbagent does anything with it; all else is ignored, unspooled."""
+    def is_relevant(self) -> bool:
+        """Whether lbagent handles this event; others are ignored and not stored."""
         if self.kind == "user":
             return self.name in ("pause", "resume")
         if self.kind == "query":
             return self.name in ("pause", "resume", "lbagent-forget", "lbagent-status")
-        return self.of_members
+        return self.is_member_event
 
-    def records(self) -> Iterator[bytes]:
-        """The event as spool records of at most RECORD_LIMIT bytes; a longer line is left out."""
-        for number, payload in enumerate(self._pieces()):
+    def split_records(self) -> Iterator[bytes]:
+        """Yield the event as spool records of at most RECORD_LIMIT bytes; a longer line is dropped."""
+        for number, payload in enumerate(self._split_payload()):
             ltime = "" if self.ltime is None else str(self.ltime)
             words = (f"{self.id}{number:04x}", str(self.at), self.kind, self.name, ltime, self.self_name)
             head = [word.encode("utf-8", "surrogateescape")[:_FIELD_LIMIT] for word in words]
             yield b"\0".join([_MAGIC, *head, payload])
 
-    def _pieces(self) -> Iterator[bytes]:
+    def _split_payload(self) -> Iterator[bytes]:
         room = RECORD_LIMIT - (_FIELDS + 1) * _FIELD_LIMIT
-        if len(self.payload) <= room or not self.of_members:
+        if len(self.payload) <= room or not self.is_member_event:
             yield self.payload[:room]
             return
         piece = bytearray()
-        for line in _lines(self.payload):
+        for line in _split_lines(self.payload):
             if len(piece) + len(line) > room:
                 yield bytes(piece)
                 piece.clear()
@@ -74,16 +74,21 @@ class RawEvent(NamedTuple):
 
 
 def read_handler_event(environ: Mapping[bytes, bytes], stdin: bytes, at: int, identity: str) -> RawEvent:
-    """The event that Serf describes in `environ` and on stdin (contract: docs/handler-contract.md)."""
-    kind = _text(environ.get(b"SERF_EVENT", b""))
+    """Return the event that Serf describes in `environ` and on stdin (docs/reference/events-and-queries.md).
+
+    `at` is the arrival in milliseconds since the epoch.
+    """
+    kind = _decode(environ.get(b"SERF_EVENT", b""))
     clock = {"user": b"USER", "query": b"QUERY"}.get(kind, b"")
     name = environ.get(b"SERF_USER_EVENT" if kind == "user" else b"SERF_QUERY_NAME", b"") if clock else b""
     ltime = environ.get(b"SERF_" + clock + b"_LTIME", b"") if clock else b""
-    return RawEvent(identity, at, kind, _text(name), _ltime(ltime), _text(environ.get(b"SERF_SELF_NAME", b"")), stdin)
+    return RawEvent(
+        identity, at, kind, _decode(name), _parse_ltime(ltime), _decode(environ.get(b"SERF_SELF_NAME", b"")), stdin
+    )
 
 
 def parse_record(record: bytes) -> RawEvent:
-    """The event in a spool record. Raises ValueError where the bytes are not such a record."""
+    """Parse a spool record. Raises ValueError."""
     magic, *head = record.split(b"\0", _FIELDS - 1)
     if magic != _MAGIC or len(head) != _FIELDS - 1:
         msg = "is not a spool record"
@@ -93,17 +98,19 @@ def parse_record(record: bytes) -> RawEvent:
     if not separator or not (at.isdigit() and len(at) < 16):  # noqa: PLR2004  # beyond any epoch in ms
         msg = "is not a spool record"
         raise ValueError(msg)
-    return RawEvent(_text(identity), int(at), _text(kind), _text(name), _ltime(ltime), _text(self_name), payload)
+    return RawEvent(
+        _decode(identity), int(at), _decode(kind), _decode(name), _parse_ltime(ltime), _decode(self_name), payload
+    )
 
 
-def _lines(payload: bytes) -> list[bytes]:
-    # bytes.splitlines() cuts at a lone CR too, which Serf hands through inside names.
+def _split_lines(payload: bytes) -> list[bytes]:
+    # bytes.splitlines() also splits at a lone CR, which Serf passes through in names.
     return [line + b"\n" for line in payload.split(b"\n")[:-1]]
 
 
-def _ltime(word: bytes) -> int | None:
+def _parse_ltime(word: bytes) -> int | None:
     return int(word) if word.isdigit() and len(word) < 20 else None  # noqa: PLR2004  # Serf's are 64 bits wide
 
 
-def _text(word: bytes) -> str:
+def _decode(word: bytes) -> str:
     return word.decode("utf-8", "surrogateescape")

@@ -1,1 +1,1 @@
-"""state."""
+"""The state directory: membership, spool, lock, history, and atomic file replacement."""

@@ -1,4 +1,4 @@
-"""Files replaced whole: staged beside the target, synced, swapped, the folder synced."""
+"""Atomic replacement of files: write a staged file beside the target, fsync, rename, fsync the directory."""
 
 from __future__ import annotations
 
@@ -15,38 +15,41 @@ from lbagent.system import untrusted_files
 from lbagent.system.tuples import NamedTuple
 
 _WRITING = 0.1
-"""Seconds given to somebody who is writing the file, before it is looked at again."""
+"""Seconds to wait for a process that has the file open for writing."""
 
 _SIGURG = 23
 
 
 class Target(NamedTuple):
-    """A file as it was read: what it takes to see that nobody has touched it since."""
+    """A file as it was read, with what is needed to detect a change since."""
 
     given: str
-    """The path as the operator wrote it, symbolic links and all."""
+    """The path as the operator wrote it; may contain symbolic links."""
     path: str
-    """Where the links led when it was read."""
+    """The real path when it was read."""
     content: bytes
 
     @property
     def folder(self) -> str:
-        """Where the file lies; the staged and the previous one stand beside it."""
+        """The directory of the real file; the staged and the previous version are written there."""
         return os.path.dirname(self.path)
 
-    def beside(self, suffix: str) -> str:
-        """The hidden name beside the target: HAProxy reads no hidden files from a folder."""
+    def hidden_path(self, suffix: str) -> str:
+        """Return the hidden path beside the file, such as `.haproxy.cfg.lbagent-SUFFIX`.
+
+        HAProxy does not load hidden files from a directory.
+        """
         return os.path.join(self.folder, f".{os.path.basename(self.path)}.lbagent-{suffix}")
 
 
 def read_target(given: str) -> Target:
-    """The file that `given` leads to. Raises OSError."""
+    """Read the file at `given`, following symbolic links. Raises OSError."""
     path = os.path.realpath(given)
-    return Target(given, path, _content(path))
+    return Target(given, path, _read_content(path))
 
 
 def is_unchanged(target: Target) -> bool:
-    """Whether `given` still leads to the very bytes that were read."""
+    """Return whether the file still has the bytes, and the real path, that were read."""
     try:
         return read_target(target.given) == target
     except OSError:
@@ -55,70 +58,76 @@ def is_unchanged(target: Target) -> bool:
 
 @contextlib.contextmanager
 def stage_text(target: Target, content: bytes) -> Iterator[str]:
-    """A synced file with `content` beside `target`, its owner, mode and xattrs; gone again at the end."""
-    path = target.beside("staged")
-    _forget(path)
+    """Write `content` to a staged file beside `target`, with its owner, mode and xattrs.
+
+    Yields the path of the staged file and removes it at the end. Raises OSError.
+    """
+    path = target.hidden_path("staged")
+    _remove_if_present(path)
     try:
-        _write_like(target.path, path, content)
+        _write_staged(target.path, path, content)
         yield path
     finally:
-        _forget(path)
+        _remove_if_present(path)
 
 
 def swap_files(path: str, target: Target, *, keep: bool) -> bool:
-    """Put the staged file in the target's place; the old one stays as `previous` where `keep` says so.
+    """Replace the target by the staged file; with `keep`, the old version is kept as `previous`.
 
-    False, and all is as it was, when somebody saved the target since it was read, or has it open for writing.
-    Raises OSError, and lock.Lost where another process may write by now.
+    Returns False, with the target unchanged, if it was saved since it was read or is open for writing. Raises OSError,
+    or lock.LockLost if another process may write by now.
     """
-    old = target.beside("old" if keep else "replaced")
-    _forget(old)
-    with _nobody_writes(target.path) as nobody:
+    old = target.hidden_path("old" if keep else "replaced")
+    _remove_if_present(old)
+    with _watch_writers(target.path) as nobody:
         if not nobody():
             time.sleep(_WRITING)
             return False
-        lock.insist_on_all()
-        _link(target.path, old)
+        lock.check_all_locks()
+        _link_file(target.path, old)
         try:
             _rename(path, target.path)
-            # An editor may have saved between the last look and the rename: then `old` is his text, not what we read.
-            quiet = _content(old) == target.content and nobody()
+            # An editor may have saved between the last look and the rename: then `old` has its text.
+            quiet = _read_content(old) == target.content and nobody()
             if not quiet:
                 os.rename(old, target.path)
             elif keep:
-                os.rename(old, target.beside("previous"))
+                os.rename(old, target.hidden_path("previous"))
         finally:
-            _forget(old)
+            _remove_if_present(old)
     sync_folder(target.folder)
     return quiet and os.path.realpath(target.given) == target.path
 
 
 def remove_stale_stages(target: Target) -> None:
-    """Clear up after a run that was killed: staged text goes, the one that it had swapped out becomes `previous`."""
-    old = target.beside("old")
+    """Clean up after a run that was killed: remove staged files, keep a replaced original as `previous`."""
+    old = target.hidden_path("old")
     with contextlib.suppress(OSError):
         if not os.path.samefile(old, target.path):
-            os.rename(old, target.beside("previous"))
+            os.rename(old, target.hidden_path("previous"))
     for suffix in ("staged", "old", "replaced"):
         with contextlib.suppress(OSError):
-            os.unlink(target.beside(suffix))
+            os.unlink(target.hidden_path(suffix))
 
 
 def replace_file(path: str, content: bytes, mode: int = 0o640, *, durable: bool = True) -> None:
-    """Write a file of our own whole, and as a rule durably. Raises OSError, lock.Lost; the old one stays then."""
+    """Replace a file of lbagent's own atomically, with fsync if `durable`.
+
+    Raises OSError or lock.LockLost; the old file stays then.
+    """
     fresh = f"{path}.new"
     try:
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-        with _named(fresh), open(descriptor, "wb") as file:
+        with _name_file_in_errors(fresh), open(descriptor, "wb") as file:
             file.write(content)
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-            if mode & 0o004:  # for others to read, whatever the umask
+            if mode & 0o004:  # readable by others, whatever the umask
                 os.fchmod(file.fileno(), mode)
-        lock.insist_on_all()
+        lock.check_all_locks()
         os.rename(fresh, path)
-    except (OSError, lock.Lost):
+    except (OSError, lock.LockLost):
         with contextlib.suppress(OSError):
             os.unlink(fresh)
         raise
@@ -127,18 +136,18 @@ def replace_file(path: str, content: bytes, mode: int = 0o640, *, durable: bool 
 
 
 def sync_folder(folder: str) -> None:
-    """Make renames in `folder` outlive a power cut."""
+    """Sync `folder`, so that renames in it survive a power failure. Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with _named(folder):
+        with _name_file_in_errors(folder):
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
 @contextlib.contextmanager
-def _named(path: str) -> Iterator[None]:
-    """Have an OSError say which file it is about: those of write and fsync do not."""
+def _name_file_in_errors(path: str) -> Iterator[None]:
+    """Add the path to an OSError that has none, as those of write and fsync."""
     try:
         yield
     except OSError as error:
@@ -148,21 +157,22 @@ def _named(path: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _nobody_writes(path: str) -> Iterator[Callable[[], bool]]:
-    """What tells whether nobody has opened the file for writing, until the end of the block; a guess where it cannot.
+def _watch_writers(path: str) -> Iterator[Callable[[], bool]]:
+    """Yield a function that returns whether no process has the file open for writing; True where that is unknown.
 
-    A read lease is refused while a writer has the file open, and asked back when one comes; he waits until we are out.
+    Uses a read lease (fcntl(2), F_SETLEASE). The kernel refuses it while a writer has the file open, and breaks it when
+    one opens the file; the writer waits until the descriptor is closed.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         try:
-            # Asked back by SIGIO, it would end us; SIGURG is ignored by who does not expect it.
+            # The kernel breaks a lease with SIGIO, which would kill us. SIGURG is ignored by default.
             fcntl.fcntl(descriptor, fcntl.F_SETSIG, _SIGURG)
             fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
         except BlockingIOError:
             yield lambda: False
         except OSError:
-            # Not its owner, or a file system without leases.
+            # Not the owner of the file, or a file system without leases.
             yield lambda: True
         else:
             yield lambda: fcntl.fcntl(descriptor, fcntl.F_GETLEASE) == fcntl.F_RDLCK
@@ -171,23 +181,23 @@ def _nobody_writes(path: str) -> Iterator[Callable[[], bool]]:
 
 
 def is_mount_point(path: str) -> bool:
-    """Whether something is mounted on this very file or folder, a single file of a container's host for example."""
+    """Return whether `path` is a mount point itself, such as a single file mounted into a container."""
     with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as file:
         wanted = os.fsencode(os.path.realpath(path))
-        return any(_unescape(line.split()[4]) == wanted for line in file)
+        return any(_unescape_path(line.split()[4]) == wanted for line in file)
     return False
 
 
-def _unescape(field: bytes) -> bytes:
-    """A path of mountinfo, in which blanks and the like are octal numbers."""
+def _unescape_path(field: bytes) -> bytes:
+    """Decode a path of /proc/self/mountinfo, where blanks and the like are octal escapes."""
     return re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), field)
 
 
 MOUNTED = "is a mount point of its own; mount its folder instead"
-"""Why a file cannot be replaced, and what to do."""
+"""Error text for a file that is a mount point."""
 
 
-def _link(path: str, to: str) -> None:
+def _link_file(path: str, to: str) -> None:
     try:
         os.link(path, to)
     except OSError as error:
@@ -205,21 +215,21 @@ def _rename(path: str, to: str) -> None:
         raise
 
 
-def _forget(path: str) -> None:
+def _remove_if_present(path: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
 
 
-def _content(path: str) -> bytes:
-    with _named(path):
-        return untrusted_files.content(path)
+def _read_content(path: str) -> bytes:
+    with _name_file_in_errors(path):
+        return untrusted_files.read_whole_file(path)
 
 
-def _write_like(original: str, path: str, content: bytes) -> None:
+def _write_staged(original: str, path: str, content: bytes) -> None:
     found = os.stat(original)
-    # 0600 until owner and mode are the operator's: haproxy.cfg may hold passwords.
+    # Mode 0600 until owner and mode are set: haproxy.cfg may contain passwords.
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with _named(path), open(descriptor, "wb") as file:
+    with _name_file_in_errors(path), open(descriptor, "wb") as file:
         file.write(content)
         file.flush()
         own = os.fstat(descriptor)

@@ -1,7 +1,7 @@
-"""One writer at a time: flock on a file that lbagent never unlinks, and that somebody else may.
+"""One writer at a time: flock on a file that lbagent never unlinks, but others may.
 
-A lock belongs to an open file, not to its path. If the file was deleted, replaced or moved away with its folder, the
-next process makes a new one and acquires that: two writers. So path and descriptor are compared when the lock has been
+A lock belongs to an open file, not to its path. If the file was deleted, replaced or moved away with its directory, the
+next process creates a new one and locks that: two writers. So path and descriptor are compared when the lock has been
 acquired, and again before anything is written.
 """
 
@@ -16,26 +16,26 @@ from collections.abc import Callable, Iterator
 from lbagent.errors import Busy
 
 _STEP = 0.02
-"""Seconds between two tries: short beside a reload (60 ms), long beside a system call."""
+"""Seconds between two attempts. A reload takes 60 ms."""
 
 _ACQUIRED: dict[str, int] = {}
-"""The descriptors of the locks that this process has, by path."""
+"""Descriptors of the locks that this process holds, by path."""
 
 _WRITING: set[str] = set()
-"""Those of them under which files are written."""
+"""Paths of the locks that protect writing."""
 
 
-class Lost(Busy):
-    """The lock file was replaced while this process had the lock: another process may have acquired the new one."""
+class LockLost(Busy):
+    """The lock file was replaced while this process held the lock: another process may hold the new one."""
 
 
 @contextlib.contextmanager
 def acquire_lock(
     path: str, wait: float = 0.0, unless: Callable[[], bool] = lambda: False, *, writes: bool = True
 ) -> Iterator[bool]:
-    """Hold the lock at `path`, trying for `wait` seconds `unless` told not to; yields whether it was acquired.
+    """Acquire the lock at `path` and yield whether that succeeded; retry for `wait` seconds `unless` returns True.
 
-    `writes` says that files are written under it, for `insist_on_all`. Raises OSError.
+    `writes` says whether the lock protects writing, for `check_all_locks`. Raises OSError.
     """
     descriptor = _acquire(path, wait, unless)
     if descriptor is None:
@@ -51,24 +51,24 @@ def acquire_lock(
         os.close(_ACQUIRED.pop(path))
 
 
-def insist(path: str) -> None:
-    """Raise Lost if this process acquired the lock at `path` and the file there is another one now.
+def check_lock(path: str) -> None:
+    """Raise LockLost if this process holds the lock at `path` and the file there is another one now.
 
-    Of a process that has not acquired it nothing is asked.
+    Does nothing if this process does not hold it.
     """
     descriptor = _ACQUIRED.get(path)
-    if descriptor is not None and not _same(path, descriptor):
-        raise Lost(f"{path}: the lock file was removed or replaced during a run; another run goes on")
+    if descriptor is not None and not _is_same_file(path, descriptor):
+        raise LockLost(f"{path}: the lock file was removed or replaced during a run; another run goes on")
 
 
-def insist_on_all() -> None:
-    """The same for every lock under which this process writes."""
+def check_all_locks() -> None:
+    """Raise LockLost if any lock that protects writing was lost."""
     for path in _WRITING:
-        insist(path)
+        check_lock(path)
 
 
 def acquire_again(path: str, wait: float) -> bool:
-    """Acquire the lock that is at `path` now in place of a lost one, trying for `wait` seconds. Raises OSError."""
+    """Replace a lost lock by one on the file that is at `path` now; retry for `wait` seconds. Raises OSError."""
     descriptor = _acquire(path, wait, lambda: False)
     if descriptor is None:
         return False
@@ -78,50 +78,50 @@ def acquire_again(path: str, wait: float) -> bool:
 
 
 def is_locked(path: str) -> bool:
-    """Whether somebody holds the lock at `path` now."""
+    """Return whether any process holds the lock at `path`."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except PermissionError:
-        return _listed(path)
+        return _is_listed_by_kernel(path)
     except OSError:
         return False
     try:
-        return not _try(descriptor, fcntl.LOCK_SH)
+        return not _try_flock(descriptor, fcntl.LOCK_SH)
     finally:
         os.close(descriptor)
 
 
 def may_lock(path: str) -> bool:
-    """Whether this user may take the lock at `path`; of one that nobody has made yet, whether he may make it."""
+    """Return whether this user may open the lock at `path`, or create it if it is missing."""
     if os.geteuid() == 0:
-        return True  # a disk that is read-only is another failure, and said as that
+        return True  # a read-only disk is reported as an error of its own
     folder = os.path.dirname(path)
     return os.access(path if os.path.exists(path) else folder, os.W_OK) or not os.path.exists(folder)
 
 
 def _acquire(path: str, wait: float, unless: Callable[[], bool]) -> int | None:
-    """A descriptor with the lock on the file that is at `path`; None where another process has it all the time."""
+    """Return a descriptor that holds the lock; None if another process held it for `wait` seconds."""
     deadline = time.monotonic() + wait
     while True:
-        # For its owner alone: whoever can open a file can lock it, and keep all others waiting.
+        # Mode 0600: any process that can open the file can lock it and block all others.
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
         try:
-            acquired = _try(descriptor)
-            if acquired and _same(path, descriptor):
+            acquired = _try_flock(descriptor)
+            if acquired and _is_same_file(path, descriptor):
                 kept, descriptor = descriptor, -1
                 return kept
         finally:
             if descriptor >= 0:
                 os.close(descriptor)
-        # The file was replaced between open and flock: at once again.
+        # If the file was replaced between open and flock, retry at once.
         if not acquired:
             if time.monotonic() >= deadline or unless():
                 return None
             time.sleep(_STEP)
 
 
-def _same(path: str, descriptor: int) -> bool:
-    """Whether the file at `path` is the one that is open."""
+def _is_same_file(path: str, descriptor: int) -> bool:
+    """Return whether the file at `path` is the open one."""
     try:
         there = os.stat(path)
     except OSError:
@@ -130,17 +130,17 @@ def _same(path: str, descriptor: int) -> bool:
     return (there.st_dev, there.st_ino) == (opened.st_dev, opened.st_ino)
 
 
-def _listed(path: str) -> bool:
-    """Whether the kernel's list, which everybody may read, has a flock on the file at `path`."""
+def _is_listed_by_kernel(path: str) -> bool:
+    """Return whether /proc/locks, which any user may read, lists a flock on the file at `path`."""
     with contextlib.suppress(OSError), open("/proc/locks", encoding="ascii") as file:
-        # Its device is told in a way that not every file system shares with stat: the inode has to do.
+        # Compare the inode only: on some file systems the device differs from that of stat.
         inode = f":{os.stat(path).st_ino}"
         rows = (line.split() for line in file)
         return any(row[1] == "FLOCK" and row[-3].endswith(inode) for row in rows)
     return False
 
 
-def _try(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:
+def _try_flock(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:

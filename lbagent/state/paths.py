@@ -1,4 +1,4 @@
-"""What lies where in the state directory."""
+"""Names of the files in the state directory."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from lbagent.system.tuples import NamedTuple
 
 
 class Paths(NamedTuple):
-    """The state directory, by name."""
+    """Paths in the state directory `folder`."""
 
     folder: str
 
     @property
     def spool(self) -> str:
-        """The folder of events not yet folded."""
+        """Directory of the events that are not applied to membership yet."""
         return os.path.join(self.folder, "spool")
 
     @property
     def bad(self) -> str:
-        """The folder, within the spool, of what is no event."""
+        """Directory of files set aside because they are not valid events."""
         return os.path.join(self.spool, "bad")
 
     @property
     def lock(self) -> str:
-        """Who holds this may fold, plan and apply."""
+        """Lock file of a run: its holder may update membership, plan and apply."""
         return os.path.join(self.folder, "lock")
 
     @property
     def watch_lock(self) -> str:
-        """Held by a living `watch`."""
+        """Lock file that a running `watch` holds."""
         return os.path.join(self.folder, "watch.lock")
 
     @property
     def members(self) -> str:
-        """Membership."""
+        """Membership, with pauses."""
         return os.path.join(self.folder, "members.json")
 
     @property
@@ -44,22 +44,22 @@ class Paths(NamedTuple):
 
     @property
     def roles(self) -> str:
-        """roles.yml as it was read last."""
+        """Cached copy of roles.yml."""
         return os.path.join(self.folder, "roles.json")
 
     @property
     def answers(self) -> str:
-        """What queries are told that a user stored who may not do more."""
+        """Answers to queries, written for handlers that may not apply changes themselves."""
         return os.path.join(self.folder, "answers.json")
 
     @property
     def history(self) -> str:
-        """A line for each change."""
+        """History: one JSON line per change."""
         return os.path.join(self.folder, "history.jsonl")
 
     @property
     def last(self) -> str:
-        """When what last happened."""
+        """Times of the last run, event, change, reload and sync."""
         return os.path.join(self.folder, "last.json")
 
     @property
@@ -69,12 +69,12 @@ class Paths(NamedTuple):
 
     @property
     def metrics(self) -> str:
-        """What node_exporter's textfile collector reads."""
+        """Metrics for node_exporter's textfile collector."""
         return os.path.join(self.folder, "metrics.prom")
 
     def prepare(self) -> None:
-        """Make the folders where they are missing. Raises OSError."""
+        """Create the missing directories. Raises OSError."""
         if not os.path.isdir(self.spool):
-            # One by one: makedirs gives its mode to the last folder only.
+            # One by one: makedirs applies its mode to the last directory only.
             for folder in (self.folder, self.spool):
                 os.makedirs(folder, mode=0o750, exist_ok=True)

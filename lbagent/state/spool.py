@@ -1,7 +1,7 @@
-"""The spool: events on disk, in order, until they have been folded into membership.
+"""The spool: events on disk, in order, until they are applied to membership.
 
-A record is named by its number. It is written under a hidden name, created exclusively, synced and
-renamed, so that what has a number is whole. Whatever else lies there is foreign and set aside in `bad/`.
+A record is named by its number. It is written under a hidden name, created exclusively, synced and renamed, so that a
+file with a number is complete. Any other file is foreign and moved to `bad/`.
 """
 
 from __future__ import annotations
@@ -15,29 +15,30 @@ from collections.abc import Iterable, Iterator
 
 from lbagent.system.tuples import NamedTuple
 
-# --- aside -----------------------------------------------------------------------------------------------
-
 KEPT = 100
-"""Of what was set aside, the newest so many stay."""
+"""Number of files kept in `bad/`, the newest ones."""
 
 _BAD = "bad"
 
 _KEPT_NAME = 100
-"""Bytes of a foreign name that are kept."""
+"""Bytes kept of the name of a foreign file."""
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @contextlib.contextmanager
 def open_folder(path: str) -> Iterator[int]:
-    """The folder at `path`, which is no link, as a descriptor; an OSError from within has the whole path in it."""
+    """Open the directory at `path`, which may not be a symbolic link, and yield its descriptor.
+
+    An OSError raised inside gets the full path as its filename.
+    """
     descriptor = os.open(path, _FOLDER)
     try:
         yield descriptor
     except OSError as error:
         if isinstance(error.filename, str | bytes):
             error.filename = os.path.join(path, os.fsdecode(error.filename))
-        else:  # the number of the open folder, or nothing
+        else:  # a descriptor number, or None
             error.filename = path
         raise
     finally:
@@ -45,37 +46,40 @@ def open_folder(path: str) -> Iterator[int]:
 
 
 def set_aside(spool: int, name: str) -> str:
-    """Move what `name` is in the open folder `spool` into its `bad/`; returns the path below it. Raises OSError."""
+    """Move `name` from the open directory `spool` to its `bad/`; return the path below `spool`. Raises OSError."""
     kept = f"{time.time_ns()}-{os.fsdecode(os.fsencode(name)[:_KEPT_NAME])}"
-    bad = _bad(spool)
+    bad = _open_bad(spool)
     try:
         os.rename(name, kept, src_dir_fd=spool, dst_dir_fd=bad)
         for one in sorted(os.listdir(bad))[:-KEPT]:
-            _erase(bad, one)
+            _remove_tree(bad, one)
     finally:
         os.close(bad)
     return os.path.join(_BAD, kept)
 
 
-def _bad(spool: int) -> int:
-    """The open folder `bad/`, made where it is missing; what stands in its place and is not ours goes into it."""
-    found = _ours(spool)
+def _open_bad(spool: int) -> int:
+    """Return a descriptor of `bad/`, creating it if missing.
+
+    A foreign file or directory in its place is moved into it.
+    """
+    found = _open_own_bad(spool)
     if found is not None:
         return found
     away = f".{_BAD}-{time.time_ns()}"
     with contextlib.suppress(FileNotFoundError):
         os.rename(_BAD, away, src_dir_fd=spool, dst_dir_fd=spool)
     os.mkdir(_BAD, 0o750, dir_fd=spool)
-    made = _ours(spool)
-    if made is None:  # exchanged, between these two lines
+    made = _open_own_bad(spool)
+    if made is None:  # replaced by another process between the two calls
         raise PermissionError(errno.EPERM, "is somebody else's", _BAD)
     with contextlib.suppress(OSError):
         os.rename(away, f"{time.time_ns()}-{_BAD}", src_dir_fd=spool, dst_dir_fd=made)
     return made
 
 
-def _ours(spool: int) -> int | None:
-    """The open folder `bad/`, if that is a folder which nobody else can write, but root."""
+def _open_own_bad(spool: int) -> int | None:
+    """Return a descriptor of `bad/` if it is a directory that only this user and root can write, else None."""
     try:
         descriptor = os.open(_BAD, _FOLDER, dir_fd=spool)
     except OSError:
@@ -87,8 +91,8 @@ def _ours(spool: int) -> int | None:
     return None
 
 
-def _erase(bad: int, name: str) -> None:
-    """Remove a file, or a folder with all that is in it, however deep; what cannot be removed stays."""
+def _remove_tree(bad: int, name: str) -> None:
+    """Remove a file, or a directory with all its contents; what cannot be removed stays."""
     left = [name]
     while left:
         one = left.pop()
@@ -96,12 +100,12 @@ def _erase(bad: int, name: str) -> None:
             if not _is_folder(bad, one):
                 os.unlink(one, dir_fd=bad)
                 continue
-            left += _emptied(bad, one)
+            left += _empty_folder(bad, one)
             os.rmdir(one, dir_fd=bad)
 
 
-def _emptied(bad: int, folder: str) -> list[str]:
-    """Empty a folder: its files go, its folders come up beside it, under the names that are returned."""
+def _empty_folder(bad: int, folder: str) -> list[str]:
+    """Empty a directory: delete its files, and move its subdirectories up into `bad`; return their new names."""
     up: list[str] = []
     inside = os.open(folder, _FOLDER, dir_fd=bad)
     try:
@@ -110,7 +114,7 @@ def _emptied(bad: int, folder: str) -> list[str]:
                 if not _is_folder(inside, name):
                     os.unlink(name, dir_fd=inside)
                     continue
-                # Older than all others: who is killed here leaves what goes first the next time.
+                # The prefix sorts first: if this process is killed here, these are removed first the next time.
                 raised = f"0-{time.time_ns()}-{len(up)}"
                 os.rename(name, raised, src_dir_fd=inside, dst_dir_fd=bad)
                 up.append(raised)
@@ -123,28 +127,25 @@ def _is_folder(inside: int, name: str) -> bool:
     return stat.S_ISDIR(os.stat(name, dir_fd=inside, follow_symlinks=False).st_mode)
 
 
-# --- spool ----------
-
-
 AT_ONCE, BYTES_AT_ONCE = 10_000, 64 * 1024 * 1024
-"""Records that a run takes at most, and bytes of them: the rest are for the run after it, not for our memory."""
+"""Maximum number of records, and of bytes, that one run processes. The next run continues."""
 
 _HIDDEN_FOR_GOOD = 300
-"""Seconds after which a hidden name belongs to a writer that died."""
+"""Age in seconds after which a hidden file belongs to a writer that died."""
 
 _LARGEST = 10**17
 
 Mark = tuple[str, int, int]
-"""Name, inode and time of a file: an emptied spool numbers from 1 again, so a name alone is not enough."""
+"""Name, inode and mtime (ns) of a file. A name alone is not enough: an emptied spool starts at number 1 again."""
 
 
 class Record(NamedTuple):
-    """One spool file that could be read."""
+    """One readable record."""
 
     name: str
     content: bytes
     foreign: bool = False
-    """Whether a user has written it who is neither root nor we."""
+    """Whether neither root nor this user has written it."""
 
 
 class Spool:
@@ -159,7 +160,9 @@ class Spool:
         """Store one record durably and return its name. Raises OSError."""
         with open_folder(self.folder) as here:
             names = os.listdir(here)
-            number = max((number for name in names if (number := _number(name.strip("."))) is not None), default=0)
+            number = max(
+                (number for name in names if (number := _parse_number(name.strip("."))) is not None), default=0
+            )
             while True:
                 # A forged name may hold the largest number there is.
                 number = number % (_LARGEST - 1) + 1
@@ -169,32 +172,32 @@ class Spool:
                     descriptor = os.open(f".{number}", flags, 0o640, dir_fd=here)
                 except FileExistsError:
                     continue
-                if _publish(here, descriptor, str(number), content):
+                if _write_record(here, descriptor, str(number), content):
                     return str(number)
 
-    def names(self) -> list[str]:
-        """The records, oldest first; foreign names come last."""
+    def list_names(self) -> list[str]:
+        """Return the names of the records, oldest first; foreign names come last."""
         try:
             with open_folder(self.folder) as here:
-                return _shown(here)
+                return _list_visible(here)
         except FileNotFoundError:
             return []
 
-    def marks(self) -> frozenset[Mark]:
-        """What tells every file that the next run takes from all others."""
+    def list_marks(self) -> frozenset[Mark]:
+        """Return the marks of the files that the next run would process."""
         try:
             with open_folder(self.folder) as here:
-                return frozenset((name, one.st_ino, one.st_mtime_ns) for name, one in self._next(here))
+                return frozenset((name, one.st_ino, one.st_mtime_ns) for name, one in self._list_next(here))
         except FileNotFoundError:
             return frozenset()
 
     def read(self) -> tuple[list[Record], list[str]]:
-        """Every readable record in order, and a sentence for each file that was set aside."""
+        """Return every readable record in order, and one sentence for each file that was set aside."""
         records, said = [], []
         with contextlib.suppress(FileNotFoundError), open_folder(self.folder) as here:
-            _forget_the_dead(here)
-            for name, _ in self._next(here):
-                record = self._record(here, name)
+            _remove_abandoned(here)
+            for name, _ in self._list_next(here):
+                record = self._read_record(here, name)
                 if isinstance(record, Record):
                     records.append(record)
                 else:
@@ -202,16 +205,16 @@ class Spool:
         return records, said
 
     def peek(self) -> list[Record]:
-        """Every readable record in order; nothing is moved."""
+        """Return every readable record in order, without moving any file."""
         try:
             with open_folder(self.folder) as here:
-                found = [self._record(here, name) for name, _ in self._next(here)]
+                found = [self._read_record(here, name) for name, _ in self._list_next(here)]
         except FileNotFoundError:
             return []
         return [record for record in found if isinstance(record, Record)]
 
     def set_aside(self, name: str, why: str) -> str:
-        """Move a file that cannot be folded to `bad/`, of which the newest are kept; returns what to report."""
+        """Move an unusable file to `bad/` and return the sentence that reports it."""
         path = os.path.join(self.folder, name)
         try:
             with open_folder(self.folder) as here:
@@ -221,24 +224,24 @@ class Spool:
         return f"{path!r} {why}: set aside as {os.path.join(self.folder, kept)!r}"
 
     def remove(self, names: Iterable[str]) -> None:
-        """Forget records that have been folded. Raises OSError."""
+        """Delete records that are applied to membership. Raises OSError."""
         with contextlib.suppress(FileNotFoundError), open_folder(self.folder) as here:
             for name in names:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(name, dir_fd=here)
 
-    def oldest(self) -> float | None:
-        """When the oldest record was written, in seconds since the epoch; None when there is none."""
+    def find_oldest_time(self) -> float | None:
+        """Return when the oldest record was written, in epoch seconds; None if there is none."""
         with contextlib.suppress(FileNotFoundError), open_folder(self.folder) as here:
-            for name in _shown(here):
+            for name in _list_visible(here):
                 with contextlib.suppress(OSError):
                     return os.lstat(name, dir_fd=here).st_mtime
         return None
 
-    def _next(self, here: int) -> Iterator[tuple[str, os.stat_result]]:
-        """The records that one run takes: all there are, unless somebody has flooded the spool."""
+    def _list_next(self, here: int) -> Iterator[tuple[str, os.stat_result]]:
+        """Yield the records that one run processes: all of them, unless the spool was flooded."""
         room = BYTES_AT_ONCE
-        for name in _shown(here)[:AT_ONCE]:
+        for name in _list_visible(here)[:AT_ONCE]:
             with contextlib.suppress(FileNotFoundError):
                 status = os.lstat(name, dir_fd=here)
                 yield name, status
@@ -246,10 +249,10 @@ class Spool:
             if room <= 0:
                 return
 
-    def _record(self, here: int, name: str) -> Record | str:
-        if _number(name) is None:
+    def _read_record(self, here: int, name: str) -> Record | str:
+        if _parse_number(name) is None:
             return "is not named like a record"
-        # A FIFO must not make us wait, a link must not lead us elsewhere, a terminal must not become ours.
+        # Do not block on a FIFO, follow a symbolic link or acquire a terminal.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         try:
             descriptor = os.open(name, flags, dir_fd=here)
@@ -257,7 +260,7 @@ class Spool:
             return f"cannot be read ({error.strerror})"
         try:
             found = os.fstat(descriptor)
-            if wrong := self._wrong(found):
+            if wrong := self._find_defect(found):
                 return wrong
             return Record(name, os.read(descriptor, self.limit), found.st_uid not in (0, os.geteuid()))
         except OSError as error:
@@ -265,7 +268,7 @@ class Spool:
         finally:
             os.close(descriptor)
 
-    def _wrong(self, found: os.stat_result) -> str | None:
+    def _find_defect(self, found: os.stat_result) -> str | None:
         if not stat.S_ISREG(found.st_mode):
             return "is not a regular file"
         if found.st_nlink > 1:
@@ -273,7 +276,7 @@ class Spool:
         return f"holds {found.st_size} bytes, more than {self.limit}" if found.st_size > self.limit else None
 
 
-def _publish(here: int, descriptor: int, name: str, content: bytes) -> bool:
+def _write_record(here: int, descriptor: int, name: str, content: bytes) -> bool:
     hidden = f".{name}"
     try:
         with open(descriptor, "wb") as file:
@@ -293,19 +296,19 @@ def _publish(here: int, descriptor: int, name: str, content: bytes) -> bool:
     return True
 
 
-def _shown(here: int) -> list[str]:
+def _list_visible(here: int) -> list[str]:
     shown = [name for name in os.listdir(here) if not name.startswith(".") and name != "bad"]
-    return sorted(shown, key=lambda name: (_number(name) is None, _number(name) or 0, name))
+    return sorted(shown, key=lambda name: (_parse_number(name) is None, _parse_number(name) or 0, name))
 
 
-def _forget_the_dead(here: int) -> None:
+def _remove_abandoned(here: int) -> None:
     for name in os.listdir(here):
         with contextlib.suppress(OSError):
             if name.startswith(".") and time.time() - os.lstat(name, dir_fd=here).st_mtime > _HIDDEN_FOR_GOOD:
                 os.unlink(name, dir_fd=here)
 
 
-def _number(name: str) -> int | None:
+def _parse_number(name: str) -> int | None:
     if name.isascii() and name.isdigit() and name[0] != "0" and int(name[:19]) < _LARGEST and len(name) <= 18:  # noqa: PLR2004
         return int(name)
     return None

@@ -53,14 +53,16 @@ class _Survey:
         served, events, run, old = self._served(), self._events(), self._last_run(), self._old_workers(document)
         sources = Sources(self._at, said, socket, served, events, run, old, tuple(self._problems))
         sources = sources._replace(
-            last=self._engine.store.load_last(), peers=self._engine.store.peers(), haproxy_down=self._down(document)
+            last=self._engine.store.load_last(),
+            peers=self._engine.store.load_peers(),
+            haproxy_down=self._down(document),
         )
         sources = self._with_daemon(sources)
         return report(sources, self._roles, membership, document)
 
     def _document(self) -> Document | None:
         try:
-            return config_files.look(self._roles.haproxy).document
+            return config_files.read_config(self._roles.haproxy).document
         except OSError as error:
             self._problem(format_error(error))
             return None
@@ -82,7 +84,7 @@ class _Survey:
     def _events(self) -> Events:
         spool = self._engine.spool
         try:
-            pending, oldest = len(spool.names()), spool.oldest()
+            pending, oldest = len(spool.list_names()), spool.find_oldest_time()
         except OSError as error:
             self._problem(format_error(error))
             return Events(None, None)
@@ -114,7 +116,7 @@ class _Survey:
 
     def _old_workers(self, document: Document | None) -> int | None:
         try:
-            running = document and process.find(self._roles.haproxy.config, document.settings)
+            running = document and process.find_haproxy(self._roles.haproxy.config, document.settings)
         except TryAgain as error:
             self._problem(format_error(error))
             return None
@@ -125,8 +127,8 @@ class _Survey:
         if document is None or not processes.can_read_processes():
             return False
         try:
-            running = process.find(self._roles.haproxy.config, document.settings)
-            return running is None and process.shown_not_to_run(self._roles.haproxy.config, document.settings)
+            running = process.find_haproxy(self._roles.haproxy.config, document.settings)
+            return running is None and process.is_shown_not_to_run(self._roles.haproxy.config, document.settings)
         except TryAgain:
             return False
 
@@ -151,9 +153,9 @@ def _asked(document: Document | None) -> tuple[Stats, StatsSocket]:
     if document is None:
         return {}, StatsSocket(None, "haproxy.cfg, which declares the stats socket, cannot be read")
     errors = []
-    for address in runtime_socket.sockets(document.settings):
+    for address in runtime_socket.list_stats_sockets(document.settings):
         try:
-            return state.servers(runtime_socket.ask(address, state.COMMAND, _PATIENCE)), StatsSocket(address, None)
+            return state.parse_stats(runtime_socket.ask(address, state.COMMAND, _PATIENCE)), StatsSocket(address, None)
         except (OSError, ValueError) as error:
             words = error.strerror if isinstance(error, OSError) and error.strerror else error
             errors.append(f"stats socket {address}: {words}")

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from enum import StrEnum
 
-from lbagent.haproxy.config import Document, HandWritten, Line, Proxy
-from lbagent.haproxy.runtime.state import NOTHING, Stats
-from lbagent.haproxy.server_line import endpoint
+from lbagent.haproxy.config import Document, ManagedLine, OperatorServer, Proxy
+from lbagent.haproxy.runtime.state import NO_STATS, Stats
+from lbagent.haproxy.server_line import format_endpoint
 from lbagent.membership.lookup import find_paused
 from lbagent.membership.model import (
     FAILED,
+    PAUSED_BY_CONFIG,
     PRESENT,
-    REBUILT,
     UNKNOWN,
     Member,
     Members,
@@ -26,7 +26,7 @@ from lbagent.planning.desired import Note
 from lbagent.planning.plan import Change
 from lbagent.planning.preview import Preview
 from lbagent.planning.proxy import ProxyPlanner
-from lbagent.roles.model import Missing, Pair, Role, Roles
+from lbagent.roles.model import MissingTag, Pair, Role, Roles
 from lbagent.system.tuples import NamedTuple
 
 # --- standing --------------------------------------------------------------------------------------------
@@ -60,7 +60,7 @@ Standings = Mapping[str, list[ServerState]]
 
 def list_server_states(document: Document, roles: Roles, members: Members, stats: Stats) -> Standings:
     """Every managed line of `document` and the lines by hand that stand in a member's place, with their nodes."""
-    pairs = roles.pairs()
+    pairs = roles.list_pairs()
     known = _Known(roles, members)
     found: dict[str, list[ServerState]] = {}
     for proxy in document.proxies:
@@ -68,25 +68,25 @@ def list_server_states(document: Document, roles: Roles, members: Members, stats
         if proxy.managed:
             place = ProxyPlanner(document, proxy, roles, pairs, members)
             for line in proxy.managed:
-                node = place.node(line)
+                node = place.find_node(line)
                 found.setdefault(node, []).extend(_managed(proxy, node, here, line, stats))
         templates = (hand for one in proxy.templates for hand in one.servers())
-        for hand in (*proxy.hand_written, *templates) if here else ():
+        for hand in (*proxy.operator_servers, *templates) if here else ():
             for node in known.meant(hand, here):
-                said = stats.get((proxy.name, hand.name), NOTHING)
+                said = stats.get((proxy.name, hand.name), NO_STATS)
                 found.setdefault(node, []).append(ServerState(proxy.name, hand.name, hand.endpoint, BY_HAND, *said))
     return found
 
 
-def _managed(proxy: Proxy, node: str, here: list[Pair], line: Line, stats: Stats) -> list[ServerState]:
+def _managed(proxy: Proxy, node: str, here: list[Pair], line: ManagedLine, stats: Stats) -> list[ServerState]:
     if not line.pauses:
-        said = stats.get((proxy.name, line.name), NOTHING)
+        said = stats.get((proxy.name, line.name), NO_STATS)
         kind = DRAINED if line.paused else MANAGED
         return [ServerState(proxy.name, line.name, line.endpoint, kind, *said)]
     # Its server may still be there, in maintenance, until the next reload.
     names = [name for name in (node, *(f"{node}.{pair.service}" for pair in here)) if (proxy.name, name) in stats]
     there = [ServerState(proxy.name, name, line.address, PAUSED, *stats[proxy.name, name]) for name in names]
-    return there or [ServerState(proxy.name, None, line.address, PAUSED, *NOTHING)]
+    return there or [ServerState(proxy.name, None, line.address, PAUSED, *NO_STATS)]
 
 
 class _Known:
@@ -96,7 +96,7 @@ class _Known:
         self._roles, self._members = roles, members
         self._keys: dict[str, list[str]] | None = None
 
-    def meant(self, line: HandWritten, here: list[Pair]) -> Iterator[str]:
+    def meant(self, line: OperatorServer, here: list[Pair]) -> Iterator[str]:
         """The members in whose place `line` stands, in a proxy with markers of these pairs."""
         host = line.endpoint.rpartition(":")[0].strip("[]")
         name = line.name.lower()
@@ -114,8 +114,10 @@ class _Known:
                         self._keys.setdefault(key, []).append(member.name)
         return self._keys
 
-    def _same(self, line: HandWritten, member: Member, pair: Pair) -> bool:
-        roles = [one for one in self._roles.of(member.role) if pair.service in one.sections.get(pair.section, ())]
+    def _same(self, line: OperatorServer, member: Member, pair: Pair) -> bool:
+        roles = [
+            one for one in self._roles.find_roles(member.role) if pair.service in one.sections.get(pair.section, ())
+        ]
         if not roles:
             return False
         if line.name.lower() in (member.name.lower(), f"{member.name}.{pair.service}".lower()):
@@ -125,9 +127,9 @@ class _Known:
     def _endpoint(self, member: Member, role: Role, service: str) -> str:
         tags = member.tags or {}
         try:
-            port = self._roles.services[service].port_of(role.values(member.name), tags)
-            return endpoint(role.address_of(member.name, member.address, tags), port)
-        except Missing:
+            port = self._roles.services[service].find_port(role.build_values(member.name), tags)
+            return format_endpoint(role.find_address(member.name, member.address, tags), port)
+        except MissingTag:
             return ""
 
 
@@ -205,7 +207,7 @@ def since(found: State, facts: Facts) -> int | None:
         return member.quarantine.since
     if pauser is not None:
         # Of a tag, and of a pause that was read off haproxy.cfg, nobody knows when it began.
-        return pauser.pause.since if pauser.pause and pauser.pause.by != REBUILT else None
+        return pauser.pause.since if pauser.pause and pauser.pause.by != PAUSED_BY_CONFIG else None
     return member.changed if member and member.tags is not None else None
 
 
@@ -329,7 +331,7 @@ class _Register:
         return Facts(
             name,
             member,
-            self._roles.of(member.role) if member else (),
+            self._roles.find_roles(member.role) if member else (),
             self._standings.get(name, ()),
             prospect.change(name),
             self._notes.get(name, ()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from lbagent.outcome import PastRun
 from lbagent.planning.desired import Note
 from lbagent.planning.preview import Preview, make_preview
 from lbagent.roles.model import Roles
-from lbagent.status.nodes import Node, State, list_server_states, nodes
+from lbagent.status.nodes import BY_HAND, Node, State, list_server_states, nodes
 from lbagent.system.tuples import NamedTuple
 
 VERSION = 1
@@ -33,6 +34,9 @@ EVENT_LATE = 30
 
 SYNC_LATE = 300
 """Seconds after which a daemon that syncs every minute must have synced."""
+
+_SERVES = ("UP", "no check")
+"""How the state of a server begins that takes new requests."""
 
 _LONGEST = 30
 """Minutes between two tries of a reload that fails."""
@@ -157,7 +161,7 @@ class Report(NamedTuple):
         return served.alive and served.digest == self.digest
 
     def as_json(self) -> dict[str, Any]:
-        """The object that `status --json` prints; docs/status.md has every key."""
+        """The object that `status --json` prints; docs/reference/status.md has every key."""
         sources = self.sources
         run, served, last = sources.last_run, sources.served, sources.last
         return {
@@ -194,7 +198,7 @@ def report(sources: Sources, roles: Roles, membership: Membership, document: Doc
         problems.append(str(error))
         found = Preview(obstacle="what is to come of haproxy.cfg cannot be planned")
     there = list_server_states(document, roles, membership.members, sources.stats) if document else {}
-    digest, serves = (document.digest(), document.serves) if document else (None, False)
+    digest, serves = (document.compute_digest(), document.has_managed_lines) if document else (None, False)
     notes = [note for note in found.notes if not isinstance(note, Note)]
     held = [str(one) for one in found.plan.blocked] if found.plan else []
     others = peers.current(sources.peers, membership.members, [*roles.roles])
@@ -220,6 +224,7 @@ def _wrong(report: Report) -> list[Wrong]:
         *_wrong_daemon(report),
         *_wrong_haproxy(report),
         *_wrong_reload(report),
+        *_wrong_services(report),
         *_wrong_last_run(report),
         *_wrong_nodes(report),
         *(Wrong("held back", f"{words}; `lbagent apply --force` lets them go") for words in report.held),
@@ -265,6 +270,23 @@ def _wrong_reload(report: Report) -> Iterator[Wrong]:
     if (served := report.sources.served) and (failure := served.failure):
         times = "once" if failure.times == 1 else f"{failure.times} times"
         yield Wrong("reload", f"failed {times}: {failure.words}", failure.at)
+
+
+def _wrong_services(report: Report) -> Iterator[Wrong]:
+    """The proxies with managed lines of which HAProxy has no server that takes requests."""
+    managed = dict.fromkeys(one.proxy for node in report.nodes for one in node.servers if one.line != BY_HAND)
+    states: dict[str, list[str]] = {}
+    for (proxy, _), said in report.sources.stats.items():
+        states.setdefault(proxy, []).append(said.state or "")
+    for proxy in managed:
+        there = states.get(proxy, [])
+        if there and not any(state.startswith(_SERVES) for state in there):
+            yield Wrong("service", f"{proxy}: no server takes new requests ({_counted_states(there)})")
+
+
+def _counted_states(states: Sequence[str]) -> str:
+    counts = Counter(state.split(" ", maxsplit=1)[0] for state in states)
+    return ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
 
 
 def _wrong_last_run(report: Report) -> Iterator[Wrong]:

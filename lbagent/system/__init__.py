@@ -1,1 +1,1 @@
-"""system."""
+"""The operating system: processes, sockets, child processes, files of other users, logging."""

@@ -1,6 +1,6 @@
-"""Log lines: on stderr for people, and once in the journal (or syslog) for later.
+"""Log to stderr, and once to the journal or syslog.
 
-Serf keeps what a handler prints only at its DEBUG level, so stderr alone would be lost.
+Serf logs the output of a handler only at its DEBUG level, so stderr alone would be lost.
 """
 
 from __future__ import annotations
@@ -12,46 +12,46 @@ from collections.abc import Sequence
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from lbagent.system.repeats import Repeats  # only `watch` logs the same line again and again
+    from lbagent.system.repeats import Repeats  # only `watch` uses it
 
 _JOURNAL = "/run/systemd/journal/socket"
 
 _LIMIT = 4000
-"""Characters of a line: what other programs print may have any size."""
+"""Maximum characters of a line: output of other programs may have any size."""
 
 
 class Log:
-    """Lines of text, each printed once on stderr and stored once in the journal or syslog.
+    """Writes each line once to stderr and once to the journal or syslog.
 
-    Where stderr is the journal itself (a systemd service), the line goes there only, with fields of its own.
+    If stderr is connected to the journal (a systemd service), the line is written there only, with its fields.
     """
 
     def __init__(self, *, verbose: bool = False) -> None:
-        """Failures and warnings are printed; with `verbose` also what went well."""
+        """Print errors and warnings; with `verbose` also information."""
         self._verbose = verbose
         self.silent = False
-        """Nothing on stderr: to a Serf query it would be part of the answer."""
+        """Write nothing to stderr. Serf would send it as part of the answer to a query."""
         self.journal = True
-        """Whether lines are kept for later; not for dry runs, whose mistakes are nobody's but the user's."""
+        """Whether to write to the journal or syslog; False for dry runs, whose errors concern only the user."""
         self.repeats: Repeats | None = None
-        """What recognises a failure or warning that was logged a moment ago; a daemon has one."""
+        """Detects repeated errors and warnings; set by the daemon."""
         self._stream = os.environ.get("JOURNAL_STREAM", "")
         syslog.openlog("lbagent", syslog.LOG_PID, syslog.LOG_DAEMON)
 
     def error(self, words: str, **fields: object) -> None:
-        """Log that something failed; `fields` become LBAGENT_… fields of the journal."""
+        """Log an error. `fields` become LBAGENT_… fields of the journal entry."""
         self._log_once(syslog.LOG_ERR, words, fields)
 
     def warning(self, words: str, **fields: object) -> None:
-        """Log something an operator should look at, which did not stop the run."""
+        """Log a warning: an operator should look at it, but the run went on."""
         self._log_once(syslog.LOG_WARNING, words, fields)
 
     def info(self, words: str, **fields: object) -> None:
-        """Log what was done."""
+        """Log what was done; printed only if verbose."""
         self._write(syslog.LOG_INFO, words, fields, shown=self._verbose)
 
     def hint(self, words: str) -> None:
-        """Log what may be so for hours, at the level of what was done, but not again and again."""
+        """Log a condition that may last for hours as information, without repeating it."""
         if line := self.repeats.next_line(words) if self.repeats else words:
             self.info(line)
 
@@ -61,8 +61,8 @@ class Log:
             self._write(priority, line, fields, shown=True)
 
     def _write(self, priority: int, words: str, fields: dict[str, object], *, shown: bool) -> None:
-        # Foreign names may hold escape sequences and line ends.
-        from lbagent.names import brief, make_printable  # noqa: PLC0415  # most events only stored log nothing
+        # Names from Serf may contain escape sequences and line ends.
+        from lbagent.names import brief, make_printable  # noqa: PLC0415  # most handlers log nothing
 
         line = make_printable(brief(words, _LIMIT))
         is_journal = self._stderr_is_journal()
@@ -70,7 +70,9 @@ class Log:
             print(f"lbagent: {line}", file=sys.stderr)
         if not self.journal:
             return
-        if self._stream and _send(priority, line, {key: make_printable(str(value)) for key, value in fields.items()}):
+        if self._stream and _send_to_journal(
+            priority, line, {key: make_printable(str(value)) for key, value in fields.items()}
+        ):
             return
         if is_journal:
             print(f"<{priority}>lbagent: {line}", file=sys.stderr, flush=True)
@@ -78,7 +80,7 @@ class Log:
             syslog.syslog(priority, line)
 
     def _stderr_is_journal(self) -> bool:
-        """Whether systemd has connected stderr to the journal, and nobody has redirected it since."""
+        """Return whether stderr is the journal socket that systemd connected: JOURNAL_STREAM, systemd.exec(5)."""
         if not self._stream:
             return False
         try:
@@ -89,21 +91,21 @@ class Log:
 
 
 def format_error(error: Exception) -> str:
-    """The one line that an error is; of the system's, the file that it is about comes first."""
+    """Return the message of an error; for an OSError, `FILE: REASON`."""
     if isinstance(error, OSError):
         return f"{error.filename or 'the system'}: {error.strerror or error}"
     return str(error)
 
 
-def sentences(error: Exception) -> list[str]:
-    """The lines that an error is: of a refused roles.yml one for each mistake, of any other one."""
+def format_error_lines(error: Exception) -> list[str]:
+    """Return the lines to log for an error: one per mistake of roles.yml, else one."""
     mistakes: Sequence[str] = getattr(error, "mistakes", ())
     return list(mistakes) or [format_error(error)]
 
 
-def _send(priority: int, line: str, fields: dict[str, str]) -> bool:
-    """Send an entry to the journal in its own protocol; False where it cannot be reached."""
-    import socket  # noqa: PLC0415  # most events that are only stored have nothing to log
+def _send_to_journal(priority: int, line: str, fields: dict[str, str]) -> bool:
+    """Send an entry with the journal's native protocol; return False if the journal is unreachable."""
+    import socket  # noqa: PLC0415  # most handlers log nothing
 
     entry = {"MESSAGE": line, "PRIORITY": str(priority), "SYSLOG_IDENTIFIER": "lbagent", "SYSLOG_PID": str(os.getpid())}
     entry |= {f"LBAGENT_{key.upper()}": value for key, value in fields.items()}

@@ -1,6 +1,6 @@
-"""The process table, as /proc shows it: enough to find one program among many.
+"""Find and inspect processes in /proc.
 
-Read directly because this is on the handler's path, where psutil's 20 ms would double what it costs.
+Read directly, because importing psutil (20 ms) would double the run time of the handler.
 """
 
 from __future__ import annotations
@@ -16,54 +16,54 @@ from lbagent.system.tuples import NamedTuple
 _PARENT, _STARTED = 1, 19
 
 _LOOKS = 3
-"""How often a file that others may replace is compared."""
+"""Attempts to compare a file that may be replaced meanwhile."""
 
 _LINKS = 40
-"""Symbolic links followed in one path, as the kernel does."""
+"""Maximum number of symbolic links in one path, as in the kernel."""
 
 _EXEC, _POLL = 0.3, 0.005
-"""Seconds that an exec may take on a busy machine, and between two looks."""
+"""Seconds that an exec may take on a busy machine, and seconds between two attempts."""
 
 
 class Process(NamedTuple):
-    """One process at one moment; `pid` and `started` together name it for good."""
+    """One process, as it was when read. `pid` and `started` together identify it."""
 
     pid: int
     started: int
-    """Clock ticks since boot."""
+    """Start time, in clock ticks since boot."""
     parent: int
     program: str
     alive: bool
     """Neither a zombie nor dead."""
 
     @property
-    def named(self) -> tuple[int, int]:
-        """What names it for good: a pid alone may be somebody else's tomorrow."""
+    def identity(self) -> tuple[int, int]:
+        """The pid and start time. A pid alone may be reused."""
         return self.pid, self.started
 
     @property
     def user(self) -> int | None:
-        """The uid of who started it; None where it has ended."""
-        # Not the owner of its folder in /proc: a process that forbids a core dump has that look like root's.
-        for line in self._bytes("status").split(b"\n"):
+        """The real uid; None if the process has ended."""
+        # Not the owner of /proc/PID: that is root for a process that forbids core dumps.
+        for line in self._read_bytes("status").split(b"\n"):
             if line.startswith(b"Uid:"):
                 return int(line.split()[1])
         return None
 
     @property
     def argv(self) -> list[str]:
-        """Its command line; empty where it has ended or may not be read."""
-        return [os.fsdecode(word) for word in self._whole("cmdline").split(b"\0")[:-1]]
+        """The command line; empty if the process has ended or may not be read."""
+        return [os.fsdecode(word) for word in self._read_nonempty("cmdline").split(b"\0")[:-1]]
 
     @property
     def environ(self) -> dict[str, str]:
-        """The environment it was started with; empty where it may not be read."""
-        pairs = (word.partition(b"=") for word in self._whole("environ").split(b"\0") if b"=" in word)
+        """The initial environment; empty if it may not be read."""
+        pairs = (word.partition(b"=") for word in self._read_nonempty("environ").split(b"\0") if b"=" in word)
         return {os.fsdecode(key): os.fsdecode(value) for key, _, value in pairs}
 
     @property
     def cwd(self) -> str | None:
-        """Its working directory, where it may be read."""
+        """The working directory; None if it may not be read."""
         try:
             return os.readlink(f"/proc/{self.pid}/cwd")
         except OSError:
@@ -71,43 +71,46 @@ class Process(NamedTuple):
 
     @property
     def environ_readable(self) -> bool:
-        """Whether `environ` can be read: an empty one means something only then."""
+        """Whether `environ` can be read. If not, an empty `environ` means nothing."""
         return os.access(f"/proc/{self.pid}/environ", os.R_OK)
 
-    def holds_back(self, signal: int) -> bool:
-        """Whether the process blocks this signal, or has not handled one that was sent to it. Any user can see that."""
-        return self._has(signal, b"SigBlk", b"ShdPnd", b"SigPnd")
+    def defers_signal(self, signal: int) -> bool:
+        """Return whether the process blocks this signal, or has it pending. Visible to any user."""
+        return self._has_signal(signal, b"SigBlk", b"ShdPnd", b"SigPnd")
 
-    def handles(self, signal: int) -> bool:
-        """Whether the process has a handler for this signal."""
-        return self._has(signal, b"SigCgt")
+    def handles_signal(self, signal: int) -> bool:
+        """Return whether the process has a handler for this signal."""
+        return self._has_signal(signal, b"SigCgt")
 
-    def _has(self, signal: int, *masks: bytes) -> bool:
-        fields = (line.partition(b":") for line in self._bytes("status").split(b"\n"))
+    def _has_signal(self, signal: int, *masks: bytes) -> bool:
+        fields = (line.partition(b":") for line in self._read_bytes("status").split(b"\n"))
         return any(name in masks and int(value, 16) >> (signal - 1) & 1 for name, _, value in fields)
 
-    def sees(self, path: str, ours: str) -> bool:
-        """Whether the file or folder that the process calls `path` is the one that we call `ours`.
+    def sees_file(self, path: str, ours: str) -> bool:
+        """Return whether `path`, in the view of the process, is the same file or directory as our `ours`.
 
-        The process may run in a container or a chroot: its files are looked at through its own root folder. A process
-        that may not be looked at, or that has changed its root since it started, is taken at its word.
+        The process may run in a container or chroot, so `path` is resolved in its root directory. If that may not be
+        inspected, or the process has changed its root since it started, the names are compared.
         """
         for _ in range(_LOOKS):
             try:
-                theirs = os.stat(_resolve(f"/proc/{self.pid}/root", path))
+                theirs = os.stat(_resolve_in_root(f"/proc/{self.pid}/root", path))
                 if os.path.samestat(theirs, os.stat(ours)):
                     return True
             except PermissionError:
-                return _same_name(path, ours)
+                return _is_same_name(path, ours)
             except OSError:
-                return self._root_is_ours and _same_name(path, ours)
-            if not _same_name(path, ours):
+                return self._root_is_ours and _is_same_name(path, ours)
+            if not _is_same_name(path, ours):
                 return False
-            # The file may have been replaced between the two looks.
+            # The file may have been replaced between the two stat calls.
         return False
 
-    def here(self, address: str) -> str:
-        """Where we find the socket that the process calls `address`: through its own root and working directory."""
+    def translate_address(self, address: str) -> str:
+        """Return our path for the socket that the process calls `address`, resolved in its root and working directory.
+
+        Addresses that are not paths are returned unchanged.
+        """
         kind, separator, path = address.rpartition("@")
         if kind not in ("", "unix") or not (separator or path.startswith("/")):
             return address
@@ -120,15 +123,15 @@ class Process(NamedTuple):
 
     @property
     def inner_pid(self) -> int:
-        """Its pid as it knows it itself: another one in a container."""
-        for line in self._bytes("status").split(b"\n"):
+        """The pid in its own pid namespace; differs in a container."""
+        for line in self._read_bytes("status").split(b"\n"):
             if line.startswith(b"NSpid:"):
                 return int(line.split()[-1])
         return self.pid
 
     @property
     def _root_is_ours(self) -> bool:
-        """Whether its root is a folder that we call by the same name: its own chroot, or no other root at all."""
+        """Whether its root directory has the same name for us: no chroot, or one that it entered itself."""
         link = f"/proc/{self.pid}/root"
         try:
             return os.path.samestat(os.stat(link), os.stat(os.readlink(link)))
@@ -137,26 +140,29 @@ class Process(NamedTuple):
 
     @property
     def unit(self) -> str | None:
-        """The systemd service it belongs to."""
-        for line in self._bytes("cgroup").decode("utf-8", "replace").splitlines():
+        """The systemd service that it belongs to, or None."""
+        for line in self._read_bytes("cgroup").decode("utf-8", "replace").splitlines():
             for part in reversed(line.rpartition(":")[2].split("/")):
                 if part.endswith(".service"):
                     return part
         return None
 
     @property
-    def born(self) -> float:
-        """When it started, in seconds since the epoch, to about 10 ms."""
-        return _boot() + self.started / os.sysconf("SC_CLK_TCK")
+    def start_time(self) -> float:
+        """The start time in epoch seconds, to about 10 ms."""
+        return _read_boot_time() + self.started / os.sysconf("SC_CLK_TCK")
 
-    def _whole(self, name: str) -> bytes:
-        """What /proc has there: nothing in the midst of an exec, of which a HAProxy master makes two at each reload."""
+    def _read_nonempty(self, name: str) -> bytes:
+        """Read a file in /proc/PID; retry while it is empty, as it is during an exec.
+
+        A HAProxy master makes two execs per reload.
+        """
         deadline = time.monotonic() + _EXEC
         while (said := self._read(name)) == b"" and is_running(self.pid, self.started) and time.monotonic() < deadline:
             time.sleep(_POLL)
         return said or b""
 
-    def _bytes(self, name: str) -> bytes:
+    def _read_bytes(self, name: str) -> bytes:
         return self._read(name) or b""
 
     def _read(self, name: str) -> bytes | None:
@@ -168,26 +174,26 @@ class Process(NamedTuple):
 
 
 def read_process(pid: int) -> Process | None:
-    """The process `pid`, where there is one."""
+    """Return the process `pid`; None if there is none."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             stat = file.read()
     except OSError:
         return None
-    # The program's name stands in parentheses and may itself hold blanks and parentheses.
+    # The program name is in parentheses and may itself contain blanks and parentheses.
     name, _, rest = stat.partition(b"(")[2].rpartition(b")")
     fields = rest.split()
     return Process(pid, int(fields[_STARTED]), int(fields[_PARENT]), os.fsdecode(name), fields[0] not in b"ZXx")
 
 
 def is_running(pid: int, started: int) -> bool:
-    """Whether this process still runs; the pid alone could be somebody else's by now."""
+    """Return whether this process still runs; the start time excludes a reused pid."""
     now = read_process(pid)
     return now is not None and now.alive and now.started == started
 
 
 def find_processes(prefix: str) -> list[Process]:
-    """Every living process whose program's name begins with `prefix`."""
+    """Return every live process whose program name begins with `prefix`."""
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
     return [
         one for pid in pids if (one := read_process(pid)) is not None and one.alive and one.program.startswith(prefix)
@@ -195,7 +201,7 @@ def find_processes(prefix: str) -> list[Process]:
 
 
 def find_children(pid: int) -> frozenset[int]:
-    """The processes that `pid` has started; none where the kernel does not tell, or it has ended."""
+    """Return the pids of the children of `pid`; empty if it has ended, or the kernel does not tell."""
     try:
         with open(f"/proc/{pid}/task/{pid}/children", "rb") as file:
             return frozenset(map(int, file.read().split()))
@@ -203,18 +209,18 @@ def find_children(pid: int) -> frozenset[int]:
         return frozenset()
 
 
-def socket_inodes(pids: Iterable[int]) -> frozenset[int]:
-    """The inodes of the sockets that these processes have open; those of which that may be seen."""
-    return frozenset(inode for pid in pids for inode in _sockets(pid))
+def list_socket_inodes(pids: Iterable[int]) -> frozenset[int]:
+    """Return the inodes of the open sockets of these processes, as far as they may be inspected."""
+    return frozenset(inode for pid in pids for inode in _list_sockets(pid))
 
 
-def holder_of(inode: int) -> Process | None:
-    """A process that has this socket open; None where that may not be seen."""
+def find_socket_holder(inode: int) -> Process | None:
+    """Return a process that has this socket open; None if none may be seen."""
     pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
-    return next((read_process(pid) for pid in pids if inode in _sockets(pid)), None)
+    return next((read_process(pid) for pid in pids if inode in _list_sockets(pid)), None)
 
 
-def _sockets(pid: int) -> list[int]:
+def _list_sockets(pid: int) -> list[int]:
     found = []
     with contextlib.suppress(OSError):
         for name in os.listdir(f"/proc/{pid}/fd"):
@@ -225,11 +231,11 @@ def _sockets(pid: int) -> list[int]:
 
 
 def can_read_processes() -> bool:
-    """Whether other users' processes are shown at all (/proc may be mounted with hidepid)."""
+    """Return whether processes of other users are visible; not if /proc is mounted with hidepid."""
     return os.geteuid() == 0 or os.access("/proc/1/stat", os.R_OK)
 
 
-def _boot() -> float:
+def _read_boot_time() -> float:
     with open("/proc/stat", "rb") as file:
         for line in file:
             if line.startswith(b"btime "):
@@ -237,8 +243,11 @@ def _boot() -> float:
     return 0.0
 
 
-def _resolve(root: str, path: str) -> str:
-    """The file that a process whose root folder is `root` finds under `path`: its links do not lead out of there."""
+def _resolve_in_root(root: str, path: str) -> str:
+    """Resolve `path` within the root directory `root`; symbolic links do not lead out of it.
+
+    Raises OSError (ELOOP).
+    """
     parts, found, links = [*reversed(path.split("/"))], root, 0
     while parts:
         name = parts.pop()
@@ -262,5 +271,5 @@ def _resolve(root: str, path: str) -> str:
     return found
 
 
-def _same_name(path: str, ours: str) -> bool:
+def _is_same_name(path: str, ours: str) -> bool:
     return os.path.abspath(path) == os.path.abspath(ours) or os.path.realpath(path) == os.path.realpath(ours)

@@ -1,4 +1,4 @@
-"""Lines that repeat: a failure that goes on for hours is logged once, then as a count."""
+"""Suppress repeated log lines: an error that lasts for hours is logged once, then as a count."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import time
 from collections.abc import Callable
 
 QUIET_FOR = 900.0
-"""Seconds after which the same line is news again."""
+"""Seconds without a repetition after which a line counts as new."""
 
 _EVERY = 3600.0
-"""Seconds between two counts of a line that goes on repeating."""
+"""Seconds between two counts of a line that keeps repeating."""
 
 _VARYING = re.compile(r"\b(in|for|after|pid|worker|master) [0-9]+(?:\.[0-9]+)?\b")
-"""What differs from one time to the next in lines that mean the same."""
+"""Numbers that vary between lines of the same meaning."""
 
 _KNOWN = 1000
-"""Lines that are remembered; beyond that all count as new."""
+"""Maximum number of lines remembered; above it, all are forgotten."""
 
 
 class _Repeated:
-    """One line, and how often it has come since it was logged last."""
+    """One line: when it last occurred and was last logged, and how often it was suppressed since."""
 
     def __init__(self, now: float) -> None:
         self.last = self.logged = now
@@ -31,12 +31,12 @@ class Repeats:
     """Remembers the lines of the last minutes."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Nothing has been logged yet; `clock` returns seconds."""
+        """Start without any line; `clock` returns seconds."""
         self._clock = clock
         self._lines: dict[str, _Repeated] = {}
 
     def next_line(self, words: str) -> str | None:
-        """The line to be logged for `words`: itself the first time, then None, and once an hour a count."""
+        """Return the line to log for `words`: itself the first time, then None, and once an hour a count."""
         now, key = self._clock(), _VARYING.sub(r"\1 #", words)
         known = self._lines.get(key)
         if known is None or now - known.last > QUIET_FOR:
@@ -52,5 +52,5 @@ class Repeats:
         return f"{words} (repeated {count} times in the last {minutes} minutes)"
 
     def forget(self) -> None:
-        """Take every line for news again: what was wrong is over."""
+        """Forget all lines: the error is over."""
         self._lines.clear()

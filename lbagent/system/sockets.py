@@ -1,14 +1,17 @@
-"""The kernel's table of TCP connections, as /proc shows it."""
+"""TCP connections and listeners, from /proc/net/tcp, and connection attempts."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import ipaddress
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from socket import socket
 
 _ESTABLISHED, _LISTENING = "01", "0A"
 _LOCAL, _REMOTE, _STATE, _USER = 1, 2, 3, 7
@@ -16,35 +19,35 @@ _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  # compared, not bound
 
 
 def count_connections() -> Counter[tuple[str, int]]:
-    """How many connections are established from here, by remote address and port."""
+    """Count the established connections by remote address and port."""
     found: Counter[str] = Counter()
-    found.update(row[_REMOTE] for row in _rows(_STATE) if row[_STATE] == _ESTABLISHED)
-    return Counter({_endpoint(remote): count for remote, count in found.items()})
+    found.update(row[_REMOTE] for row in _read_rows(_STATE) if row[_STATE] == _ESTABLISHED)
+    return Counter({_parse_endpoint(remote): count for remote, count in found.items()})
 
 
 def find_listeners(asked: str) -> set[int]:
-    """The users who listen at `asked`, HOST:PORT."""
-    at = _resolved(asked)
+    """Return the uids that listen at `asked`, a HOST:PORT."""
+    at = _resolve_endpoint(asked)
     everywhere = {(one, port) for _, port in at for one in _EVERYWHERE}
     found = set()
-    for row in _rows(_USER):
-        if row[_STATE] == _LISTENING and _endpoint(row[_LOCAL]) in at | everywhere:
+    for row in _read_rows(_USER):
+        if row[_STATE] == _LISTENING and _parse_endpoint(row[_LOCAL]) in at | everywhere:
             found.add(int(row[_USER]))
     return found
 
 
 def is_same_endpoint(one: str, other: str) -> bool:
-    """Whether two HOST:PORT may be one and the same; who listens everywhere does so at each address."""
+    """Return whether two HOST:PORT may be the same endpoint; a wildcard address includes each address."""
     if one == other:
         return True
-    here, there = _resolved(one), _resolved(other)
+    here, there = _resolve_endpoint(one), _resolve_endpoint(other)
     ports = {port for _, port in here} & {port for _, port in there}
     return not here.isdisjoint(there) or any((host, port) in here | there for host in _EVERYWHERE for port in ports)
 
 
-def _resolved(given: str) -> set[tuple[str, int]]:
-    """Every address that HOST:PORT names; none where that is not to be understood."""
-    import socket  # noqa: PLC0415  # for a person who asks
+def _resolve_endpoint(given: str) -> set[tuple[str, int]]:
+    """Return every address of HOST:PORT; empty if it cannot be resolved."""
+    import socket  # noqa: PLC0415  # not needed by handlers
 
     host, _, port = given.rpartition(":")
     if not (port.isascii() and port.isdigit()):
@@ -56,66 +59,65 @@ def _resolved(given: str) -> set[tuple[str, int]]:
     return {(str(address[0]), int(address[1])) for *_, address in found}
 
 
-def _rows(last: int) -> Iterator[list[str]]:
+def _read_rows(last: int) -> Iterator[list[str]]:
     for path in ("/proc/net/tcp", "/proc/net/tcp6"):
         with contextlib.suppress(OSError), open(path, encoding="ascii") as file:
             next(file)
             yield from (line.split(None, last + 1) for line in file)
 
 
-def _endpoint(remote: str) -> tuple[str, int]:
+def _parse_endpoint(remote: str) -> tuple[str, int]:
+    import ipaddress  # noqa: PLC0415  # takes 3 ms, not needed by handlers
+
     address, port = remote.split(":")
-    # Words of 32 bits, as numbers of this machine.
+    # Words of 32 bits, in the byte order of this machine.
     words = (int(address[at : at + 8], 16) for at in range(0, len(address), 8))
     parsed = ipaddress.ip_address(b"".join(word.to_bytes(4, sys.byteorder) for word in words))
     return str(getattr(parsed, "ipv4_mapped", None) or parsed), int(port, 16)
 
 
-# --- reach -----------------------------------------------------------------------------------------------
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from socket import socket
-
 Endpoint = tuple[str, int]
 
 _AT_ONCE = 200
-"""Connections tried at the same time: a process may have few descriptors."""
+"""Maximum number of simultaneous attempts: a process may have few descriptors."""
 
 
 def find_silent_endpoints(endpoints: Iterable[Endpoint], seconds: float) -> set[Endpoint]:
-    """Those that refuse, or do not answer within the time; what there was no time for counts as answering."""
+    """Return the endpoints that refuse a connection, or do not accept one in `seconds`.
+
+    Endpoints that were not tried in time count as answering.
+    """
     left = sorted(set(endpoints))
     deadline = time.monotonic() + seconds
     found: set[Endpoint] = set()
     while left and time.monotonic() < deadline:
-        found |= _tried(left[:_AT_ONCE], deadline)
+        found |= _try_connections(left[:_AT_ONCE], deadline)
         left = left[_AT_ONCE:]
     return found
 
 
-def _tried(endpoints: Iterable[Endpoint], deadline: float) -> set[Endpoint]:
+def _try_connections(endpoints: Iterable[Endpoint], deadline: float) -> set[Endpoint]:
     trials: dict[int, tuple[socket, Endpoint]] = {}
     try:
         refused = set()
         for endpoint in endpoints:
             try:
-                one = _socket(endpoint)
-            except OSError:  # no descriptors left, or no IPv6: that is not the other side's fault
+                one = _open_socket(endpoint)
+            except OSError:  # no descriptors left, or no IPv6: not the fault of the other side
                 continue
             trials[one.fileno()] = one, endpoint
             if one.connect_ex(endpoint) not in (0, errno.EINPROGRESS):
                 refused.add(endpoint)
         waiting = {number: trial for number, trial in trials.items() if trial[1] not in refused}
-        return refused | _failed(waiting, deadline)
+        return refused | _wait_for_failures(waiting, deadline)
     finally:
         for one, _ in trials.values():
             one.close()
 
 
-def _failed(trials: dict[int, tuple[socket, Endpoint]], deadline: float) -> set[Endpoint]:
-    """Those whose connection has come to nothing, or to no end."""
-    import select  # noqa: PLC0415  # on the handler's path only where a server joins
+def _wait_for_failures(trials: dict[int, tuple[socket, Endpoint]], deadline: float) -> set[Endpoint]:
+    """Return the endpoints whose connection failed, or did not complete until the deadline."""
+    import select  # noqa: PLC0415  # needed by handlers only when a server joins
 
     poll, waiting, found = select.poll(), set(trials), set()
     for number in trials:
@@ -124,23 +126,23 @@ def _failed(trials: dict[int, tuple[socket, Endpoint]], deadline: float) -> set[
         for number, _ in poll.poll(rest * 1000):
             poll.unregister(number)
             waiting.discard(number)
-            if _error(trials[number][0]):
+            if _read_error(trials[number][0]):
                 found.add(trials[number][1])
     return found | {trials[number][1] for number in waiting}
 
 
-def _socket(endpoint: Endpoint) -> socket:
+def _open_socket(endpoint: Endpoint) -> socket:
     import socket  # noqa: PLC0415
 
     one = socket.socket(socket.AF_INET6 if ":" in endpoint[0] else socket.AF_INET, socket.SOCK_STREAM)
     one.settimeout(0)
-    # As HAProxy's own checks: reset before it is acknowledged, so that no server sees a client come and go.
+    # As HAProxy's own checks: reset before the acknowledgement, so that the server does not see a client.
     one.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
     one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     return one
 
 
-def _error(one: socket) -> int:
+def _read_error(one: socket) -> int:
     import socket  # noqa: PLC0415
 
     return one.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)

@@ -1,7 +1,7 @@
-"""The only room that starts processes: argument lists, a time limit, output captured, never inherited.
+"""Start programs: argument lists, a time limit, captured output. The only module that does so.
 
-A child that held our stdout would stall Serf's event loop, and what it printed would become the answer
-to a query. posix_spawn and not `subprocess`, which costs the handler's path 6 ms more to load.
+A child that inherited stdout would block Serf's event loop, and its output would become the answer to a query. Uses
+posix_spawn, as importing `subprocess` takes 6 ms on the handler's path.
 """
 
 from __future__ import annotations
@@ -14,38 +14,41 @@ from collections.abc import Callable, Mapping, Sequence
 from lbagent.system.tuples import NamedTuple
 
 _WORDS_LIMIT = 16 * 1024 * 1024
-"""Bytes of output that are kept: `serf members` of 20,000 nodes takes 7 MB."""
+"""Maximum bytes of output: `serf members` of 20,000 nodes prints 7 MB."""
 _LOOK = 0.1
-"""Seconds between two looks at how much a command has said."""
+"""Seconds between two checks of the output."""
 
 Enough = Callable[[str], bool]
-"""Whether a command has said all that is wanted of it."""
+"""Returns whether the output so far is all that is wanted."""
 
-meanwhile: list[Callable[[], None]] = []
-"""Called every 0.1 s while a command runs: a daemon's signs of life, as whatever it waits for here has its end."""
+waiting_callbacks: list[Callable[[], None]] = []
+"""Called every 0.1 s while a program runs: the daemon sends its watchdog signal there."""
 
 _ELSEWHERE = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 _SIGKILL, _SIGPIPE, _SIGXFSZ = 9, 13, 25
 _SHELL_SIGNAL, _SIGNALS = 128, 64
-"""What a shell adds to the number of the signal that killed a program, and how many signals there are."""
+"""Offset that a shell adds to the number of the signal that killed a program, and the number of signals."""
 
 
-class Finished(NamedTuple):
-    """How a command ended."""
+class ProgramResult(NamedTuple):
+    """The result of a program."""
 
     status: int | None
-    """Its exit status, negative for a signal; None where it ran out of time."""
-    words: str
-    """What it said, stdout and stderr together."""
+    """Exit status, negative for a signal; None after a timeout."""
+    output: str
+    """stdout and stderr together."""
 
     @property
-    def good(self) -> bool:
-        """Whether it ended in time and with 0."""
+    def succeeded(self) -> bool:
+        """Whether it ended in time with exit status 0."""
         return self.status == 0
 
     @property
     def was_killed(self) -> bool:
-        """Whether a signal ended it, or a program that a shell script ran in its place: it has given no verdict."""
+        """Whether a signal killed it, or killed a program that it, as a shell script, ran.
+
+        Then it has given no verdict.
+        """
         return self.status is not None and (self.status < 0 or _SHELL_SIGNAL < self.status <= _SHELL_SIGNAL + _SIGNALS)
 
     @property
@@ -61,8 +64,8 @@ class Finished(NamedTuple):
 
 
 def find_program(program: str) -> str:
-    """The path of a program, also where an init script left PATH short. Raises FileNotFoundError."""
-    # A relative word of PATH, an empty one too, means the folder Serf was started in: nobody's choice.
+    """Return the path of a program, also if an init script set a short PATH. Raises FileNotFoundError."""
+    # Skip relative entries of PATH, also empty ones: they mean the directory where Serf was started.
     absolute = [folder for folder in os.environ.get("PATH", "").split(":") if folder.startswith("/")]
     for folder in ("",) if "/" in program else (*absolute, *_ELSEWHERE):
         path = os.path.join(folder, program)
@@ -78,38 +81,38 @@ def run_program(
     cwd: str | None = None,
     environ: Mapping[str, str] | None = None,
     enough: Enough | None = None,
-) -> Finished:
-    """Run a command for at most `timeout` seconds, or until it has said `enough`: then its status counts as 0.
+) -> ProgramResult:
+    """Run a program for at most `timeout` seconds, or until its output is `enough`; then its status counts as 0.
 
-    Raises OSError where it cannot be started.
+    Raises OSError if it cannot be started.
     """
-    command = _command(argv, cwd)
-    # Into memory, not a pipe: a daemon that a reload leaves behind keeps a pipe open, and us waiting.
+    command = _build_command(argv, cwd)
+    # Into a memfd, not a pipe: a daemon left behind by a reload would keep a pipe open and block us.
     output = os.memfd_create("output", os.MFD_CLOEXEC)
     try:
-        pid = _spawned(command, os.environ if environ is None else environ, output)
-        status = _status(pid, timeout, output, enough)
-        words = _words(output)
+        pid = _spawn(command, os.environ if environ is None else environ, output)
+        status = _wait_for_status(pid, timeout, output, enough)
+        words = _read_output(output)
         if status is None and not (enough and enough(words)):
-            return Finished(None, f"{argv[0]} did not end within {timeout:g} s")
-        return Finished(status or 0, words)
+            return ProgramResult(None, f"{argv[0]} did not end within {timeout:g} s")
+        return ProgramResult(status or 0, words)
     finally:
         os.close(output)
 
 
-def _command(argv: Sequence[str], cwd: str | None) -> list[str]:
+def _build_command(argv: Sequence[str], cwd: str | None) -> list[str]:
     command = [find_program(argv[0]), *argv[1:]]
     if cwd is None or cwd == os.getcwd():
         return command
-    # posix_spawn knows no folder; env does.
+    # posix_spawn cannot set the working directory; env can.
     return [find_program("env"), f"--chdir={cwd}", *command]
 
 
-def _words(output: int) -> str:
+def _read_output(output: int) -> str:
     return os.pread(output, _WORDS_LIMIT, 0).decode("utf-8", "replace").strip()
 
 
-def _spawned(command: list[str], environ: Mapping[str, str], output: int) -> int:
+def _spawn(command: list[str], environ: Mapping[str, str], output: int) -> int:
     return os.posix_spawn(
         command[0],
         command,
@@ -119,19 +122,19 @@ def _spawned(command: list[str], environ: Mapping[str, str], output: int) -> int
             (os.POSIX_SPAWN_DUP2, output, 1),
             (os.POSIX_SPAWN_DUP2, output, 2),
         ],
-        # A session of its own, so that at a time limit what it started ends with it.
+        # A session of its own, so that a timeout kills its children as well.
         setsid=True,
-        setsigdef=[_SIGPIPE, _SIGXFSZ],  # which Python ignores, and nobody else expects to be ignored
+        setsigdef=[_SIGPIPE, _SIGXFSZ],  # Python ignores these; programs expect the default
     )
 
 
-def _status(pid: int, timeout: float, output: int, enough: Enough | None) -> int | None:
+def _wait_for_status(pid: int, timeout: float, output: int, enough: Enough | None) -> int | None:
     ended = False
     descriptor = os.pidfd_open(pid)
     try:
-        ended = _ends(descriptor, timeout, output, enough)
+        ended = _wait_for_end(descriptor, timeout, output, enough)
     finally:
-        # Also where we are told to end meanwhile: a terminal's Ctrl-C does not reach another session.
+        # Also when this run is interrupted: a terminal's Ctrl-C does not reach another session.
         if not ended:
             os.killpg(pid, _SIGKILL)
         _, status = os.waitpid(pid, 0)
@@ -139,16 +142,16 @@ def _status(pid: int, timeout: float, output: int, enough: Enough | None) -> int
     return os.waitstatus_to_exitcode(status) if ended else None
 
 
-def _ends(descriptor: int, timeout: float, output: int, enough: Enough | None) -> bool:
+def _wait_for_end(descriptor: int, timeout: float, output: int, enough: Enough | None) -> bool:
     deadline = time.monotonic() + timeout
     while (left := deadline - time.monotonic()) > 0:
         if select.select([descriptor], [], [], min(left, _LOOK))[0]:
             return True
-        for call in meanwhile:
+        for call in waiting_callbacks:
             call()
-        if enough and enough(_words(output)):
+        if enough and enough(_read_output(output)):
             return False
-        # Who never stops talking talks into a hole, not into all memory.
+        # Discard excess output rather than fill the memory.
         if os.fstat(output).st_size > _WORDS_LIMIT:
             os.ftruncate(output, _WORDS_LIMIT)
     return bool(select.select([descriptor], [], [], 0)[0])

@@ -1,4 +1,4 @@
-"""Files of others: read without waiting for a pipe's writer, and without an end for a device."""
+"""Read files that other users may control: without blocking on a FIFO, and with a size limit."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ from lbagent.system.tuples import NamedTuple
 
 
 class UntrustedFile(NamedTuple):
-    """The beginning of a file."""
+    """The first bytes of a file."""
 
     content: bytes
     mode: int
     whole: bool
-    """Whether that is all of it."""
+    """Whether `content` is the whole file."""
 
 
 LARGEST = 256 * 1024 * 1024
-"""Bytes of a configuration file that are read."""
+"""Maximum bytes of a configuration file."""
 
 
-def content(path: str) -> bytes:
-    """A whole configuration file. Raises OSError, also where it is not a regular file, or larger than any can be."""
+def read_whole_file(path: str) -> bytes:
+    """Read a whole configuration file.
+
+    Raises OSError, also if it is not a regular file or larger than LARGEST.
+    """
     found = read_untrusted_file(path, LARGEST)
     if not found.whole:
         raise OSError(errno.EFBIG, f"more than {LARGEST >> 20} MiB", path)
@@ -31,13 +34,16 @@ def content(path: str) -> bytes:
 
 
 def read_untrusted_file(path: str, most: int) -> UntrustedFile:
-    """At most that many bytes of a file. Raises OSError, also where it is not a regular one; a link is followed."""
-    _regular(path, os.stat(path).st_mode)  # a device is not even opened, a socket cannot be
-    # A FIFO must not make us wait for its writer.
+    """Read at most `most` bytes of a file; a symbolic link is followed.
+
+    Raises OSError, also if it is not a regular file.
+    """
+    _check_regular(path, os.stat(path).st_mode)  # a device must not be opened
+    # Do not block on a FIFO that has no writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
         mode = os.fstat(descriptor).st_mode
-        _regular(path, mode)
+        _check_regular(path, mode)
         with open(descriptor, "rb", closefd=False) as file:
             content = file.read(most + 1)
     finally:
@@ -45,6 +51,6 @@ def read_untrusted_file(path: str, most: int) -> UntrustedFile:
     return UntrustedFile(content[:most], mode, len(content) <= most)
 
 
-def _regular(path: str, mode: int) -> None:
+def _check_regular(path: str, mode: int) -> None:
     if not stat.S_ISREG(mode):
         raise OSError(errno.EINVAL, "not a regular file", path)

@@ -235,7 +235,7 @@ def test_what_the_markers_have_told_is_not_told_again_as_a_note() -> None:
 
 WEB01 = "    server web01 10.0.0.1:80 check inter 2s rise 2 fall 2 # lbagent role=web\n"
 SERVING = f"listen lb\n{WEB01}    # additional-lb-iis-server\nlisten db\n    # additional-db-mongo-server\n"
-QUIET = Known(0, 0, Document([("", SERVING)]).digest(), "", ())
+QUIET = Known(0, 0, Document([("", SERVING)]).compute_digest(), "", ())
 
 
 def drifted(text: str, state: Known = QUIET, membership: Membership | None = None) -> list[str]:

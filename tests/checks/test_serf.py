@@ -81,7 +81,7 @@ def test_each_filter_that_is_missing_is_named(missing: str) -> None:
 def test_what_is_asked_for_is_what_the_handler_wants(need: str) -> None:
     kind, _, name = need.partition(":")
 
-    assert RawEvent("", 0, kind, name, None, "", b"").wanted
+    assert RawEvent("", 0, kind, name, None, "", b"").is_relevant
 
 
 def test_a_handler_whose_program_is_not_there_is_told() -> None:
@@ -245,7 +245,7 @@ def of_settings(without: str = "", argv: tuple[str, ...] = (), mode: int = 0o100
     table = {key: value for key, value in {**FINE, **more}.items() if key != without}
     file = File("/etc/serf/lb.json", json.dumps(table).encode(), mode)
     words = ("serf", "agent", "-config-file=/etc/serf/lb.json", *argv)
-    return told(serf.judge(agent_process.merged(words, [table]), [file], words))
+    return told(serf.judge(agent_process.merge_settings(words, [table]), [file], words))
 
 
 def test_settings_with_all_a_load_balancer_needs_are_ok() -> None:
@@ -305,7 +305,7 @@ def test_a_keyring_that_others_read_is_told() -> None:
 def test_an_agent_without_files_is_judged_by_its_command_line() -> None:
     words = ("serf", "agent", "-rejoin", "-replay", "-snapshot=/s", "-rpc-addr", "127.0.0.1:9")
 
-    assert told(serf.judge(agent_process.merged(words, []), [], words)) == [
+    assert told(serf.judge(agent_process.merge_settings(words, []), [], words)) == [
         "ok replay: serf agent: what was sent while this load balancer was down is heard afterwards",
         'warning leave: serf agent: ended by SIGTERM (an init script) it counts as failed, and the others wait for its answer: write `"leave_on_terminate": true`',
         'warning rpc: serf agent: every user of this host commands the agent through 127.0.0.1:9: write `"rpc_auth": "TOKEN"`, and give the agent SERF_RPC_AUTH=TOKEN for its handlers',
@@ -319,7 +319,7 @@ def test_files_come_in_order_then_the_command_line_and_lists_add_up() -> None:
     ]
     argv = ("serf", "agent", "-event-handler", "three", "-rpc-addr=c:3")
 
-    assert agent_process.merged(argv, files) == {
+    assert agent_process.merge_settings(argv, files) == {
         "rpc_addr": "c:3",
         "replay_on_join": True,
         "event_handlers": ["one", "two", "three"],
@@ -329,7 +329,7 @@ def test_files_come_in_order_then_the_command_line_and_lists_add_up() -> None:
 def test_only_options_are_options() -> None:
     argv = ["serf", "agent", "x", "--", "-", "-rejoin", "-node", "lb01", "--snapshot=/s"]
 
-    assert agent_process.options(argv) == [("rejoin", "true"), ("node", "lb01"), ("snapshot", "/s")]
+    assert agent_process.parse_options(argv) == [("rejoin", "true"), ("node", "lb01"), ("snapshot", "/s")]
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ def test_only_options_are_options() -> None:
     ],
 )
 def test_a_file_is_a_table_or_a_reason(content: bytes, found: object) -> None:
-    assert agent_process.loaded(File("f", content, 0)) == found
+    assert agent_process.parse_agent_file(File("f", content, 0)) == found
 
 
 JSON = st.recursive(
@@ -355,7 +355,7 @@ def test_any_settings_are_judged(table: dict[str, Any], words: list[str]) -> Non
     argv = ["serf", "agent", *words]
     file = File("f", json.dumps(table).encode(), 0o644)
 
-    lines = told(serf.judge(agent_process.merged(argv, [table]), [file], argv))
+    lines = told(serf.judge(agent_process.merge_settings(argv, [table]), [file], argv))
 
     assert all(line.isprintable() for line in lines)
     assert {Kind.REPLAY, Kind.LEAVE, Kind.RPC} <= {line.split()[1].rstrip(":") for line in lines}

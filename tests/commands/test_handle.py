@@ -127,7 +127,7 @@ def test_a_refused_roles_yml_is_one_line_and_the_event_waits(stage: Stage) -> No
     assert ended == (
         2,
         b"",
-        f"lbagent: {stage.roles}:5: roles.app.lb: service 'isi' is not declared in `services:` (known: iis)\n",
+        f"lbagent: {stage.roles}:5:14: roles.app.lb: service 'isi' is not declared; did you mean iis?\n",
     )
     assert stage.cfg.read_text() == CFG
     assert sorted(path.name for path in stage.state.iterdir()) == ["last.json", "lock", "metrics.prom", "spool"]
@@ -544,7 +544,7 @@ def test_the_status_is_told_where_roles_yml_is_refused_too(stage: Stage) -> None
 
     status, out, err = stage.query("lbagent-status")
 
-    problem = f"problem={stage.roles}:1: roles: "
+    problem = f"problem={stage.roles}:1:8: roles: "
     assert (status, err, out.decode().partition(problem)[0]) == (
         0,
         "",
@@ -564,6 +564,8 @@ def test_what_the_guard_holds_back_is_exit_three(stage: Stage) -> None:
 
     assert ended.status == 3
     assert ended.err == (
+        "lbagent: node web01 of role web has no line: 10.0.0.1 is outside the role's networks\n"
+        "lbagent: node web02 of role web has no line: 10.0.0.2 is outside the role's networks\n"
         "lbagent: held back: 2 of 2 lines at '# additional-lb-iis-server' in backend farm would go: web01, web02;"
         " `lbagent apply --force` lets them go\n"
     )

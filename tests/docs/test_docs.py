@@ -24,7 +24,7 @@ from lbagent.roles.keys import HAPROXY_KEYS, ROLE_KEYS, SERVICE_KEYS, TOP_KEYS
 HERE = Path(__file__).resolve().parent.parent.parent
 README = (HERE / "README.md").read_text(encoding="utf-8")
 PAGES = [HERE / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")] + sorted(
-    (HERE / "docs").glob("*.md")
+    (HERE / "docs").rglob("*.md")
 )
 DOCS = "\n".join(page.read_text(encoding="utf-8") for page in PAGES if page.name != "CHANGELOG.md")
 
@@ -81,16 +81,15 @@ def test_every_verb_and_option_is_documented(word: str) -> None:
 
 
 def test_every_kind_of_finding_is_documented_and_no_other() -> None:
-    page = (HERE / "docs" / "check.md").read_text(encoding="utf-8").partition("\n## JSON\n")[0]
+    page = (HERE / "docs" / "reference" / "check.md").read_text(encoding="utf-8").partition("\n## JSON\n")[0]
 
     assert sorted(re.findall(r"^\| `([a-z-]+)` \|", page, re.MULTILINE)) == sorted(Kind)
 
 
 @pytest.mark.parametrize("status", sorted(statuses(errors.LbagentError) | {0, 3}))
 def test_every_exit_status_is_documented(status: int) -> None:
-    table = (HERE / "docs" / "when-it-fails.md").read_text(encoding="utf-8")
+    table = (HERE / "docs" / "reference" / "exit-statuses.md").read_text(encoding="utf-8")
 
-    assert f"**{status}**" in README
     assert f"\n| **{status}** |" in table
 
 
@@ -99,7 +98,7 @@ def test_every_exit_status_is_documented(status: int) -> None:
     [*TOP_KEYS, *sorted({key.name for keys in (HAPROXY_KEYS, SERVICE_KEYS, ROLE_KEYS) for key in keys})],
 )
 def test_every_key_of_roles_yml_is_documented(key: str) -> None:
-    page = (HERE / "docs" / "roles.md").read_text(encoding="utf-8")
+    page = (HERE / "docs" / "reference" / "roles-yml.md").read_text(encoding="utf-8")
     example = (HERE / "roles.yml").read_text(encoding="utf-8")
 
     assert f"`{key}`" in page or f"\n## {key}\n" in page
@@ -111,7 +110,7 @@ def test_the_commented_example_loads() -> None:
 
     roles = loader.parse_roles(content, "roles.yml")
 
-    assert list(roles.pairs()) == ["lb-iis", "lb-web_service_a", "monitor-iis", "monitor-mongo"]
+    assert list(roles.list_pairs()) == ["lb-iis", "lb-web_service_a", "monitor-iis", "monitor-mongo"]
 
 
 def test_the_commented_example_loads_with_what_is_commented_out() -> None:
@@ -157,7 +156,7 @@ def test_the_readme_shows_the_line_of_a_paused_node(tmp_path: Path) -> None:
 
 
 def test_adopting_shows_the_diff_of_the_docs(tmp_path: Path) -> None:
-    [diff] = blocks(HERE / "docs" / "markers.md", "diff")
+    [diff] = blocks(HERE / "docs" / "reference" / "markers.md", "diff")
     [roles] = blocks(HERE / "README.md", "yaml")
     lines = [line[1:] for line in diff.splitlines() if line[0] in "- "]
     config = "\n".join(["defaults", "    mode http", "listen lb-iis", "    bind 127.0.0.1:0", *lines, ""])
@@ -169,10 +168,10 @@ def test_adopting_shows_the_diff_of_the_docs(tmp_path: Path) -> None:
     assert diff in adopted.stdout.decode()
 
 
-def test_the_serf_configuration_of_the_readme_is_accepted(tmp_path: Path) -> None:
+def test_the_serf_configuration_of_a_linux_server_is_accepted(tmp_path: Path) -> None:
     if shutil.which("serf") is None:
         pytest.skip("no serf here")
-    [block] = blocks(HERE / "README.md", "json")
+    [block] = blocks(HERE / "docs/get-started/linux-server.md", "json")
     settings = json.loads(block)
     key = subprocess.run(["serf", "keygen"], capture_output=True, text=True, check=True).stdout.strip()
     settings |= {"encrypt_key": key, "retry_join": [], "snapshot_path": str(tmp_path / "snapshot")}

@@ -120,7 +120,7 @@ def test_keepalived_accepts_it_without_a_word(path: Path) -> None:
 
 
 def test_keepalived_accepts_preemption_as_the_page_has_it(tmp_path: Path) -> None:
-    page = (HERE.parent / "docs/high-availability.md").read_text(encoding="utf-8")
+    page = (HERE.parent / "docs/explanation/the-pair.md").read_text(encoding="utf-8")
     [delay] = re.findall(r"write `(preempt_delay \d+)` in place of `nopreempt`", page)
     text = (HERE / "windows-iis/keepalived/lb01.conf").read_text()
     (tmp_path / "keepalived.conf").write_text(text.replace("    nopreempt\n", f"    {delay}\n"))
@@ -247,8 +247,9 @@ def test_check_finds_nothing_but_that_nothing_runs_here(example: Path, tmp_path:
     needs("haproxy")
     lb(example, tmp_path)
 
-    said = lbagent(tmp_path, "check").stdout.decode().splitlines()
+    *said, summary = lbagent(tmp_path, "check").stdout.decode().splitlines()
 
+    assert summary.startswith("2 errors, 1 warning, ")
     found = {
         words.split(":")[0]: words for severity, words in (line.split(None, 1) for line in said) if severity != "ok"
     }

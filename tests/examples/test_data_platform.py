@@ -38,7 +38,7 @@ def test_every_service_has_its_marker_once_and_every_marker_a_service() -> None:
     markers = re.findall(r"(?m)^    # additional-lb-([a-z-]+)-server$", CONFIG)
 
     assert sorted(markers) == SERVICES
-    assert sorted(ROLES.pairs()) == [f"lb-{service}" for service in SERVICES]
+    assert sorted(ROLES.list_pairs()) == [f"lb-{service}" for service in SERVICES]
 
 
 def test_every_role_has_a_node_and_every_node_a_role() -> None:

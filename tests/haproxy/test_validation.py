@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lbagent.haproxy.validation import alert, checked
+from lbagent.haproxy.validation import check_files, find_alert
 from tests.helpers.real_programs import (
     CONFIG,
     RELOADING,
@@ -74,9 +74,9 @@ def written(folder: Path, *texts: str) -> list[Path]:
 def test_what_is_taken_the_quick_way_is_asked_once(asked: Path, tmp_path: Path, texts: tuple[str, ...]) -> None:
     paths = written(tmp_path, *texts)
 
-    result = checked([str(path) for path in paths], 30, None)
+    result = check_files([str(path) for path in paths], 30, None)
 
-    assert (result.good, ways(asked, paths)) == (True, ["quick"])
+    assert (result.succeeded, ways(asked, paths)) == (True, ["quick"])
 
 
 @pytest.mark.parametrize(
@@ -90,9 +90,13 @@ def test_what_is_taken_the_quick_way_is_asked_once(asked: Path, tmp_path: Path, 
 def test_who_is_refused_is_refused_the_plain_way(asked: Path, tmp_path: Path, text: str, line: int) -> None:
     (path,) = written(tmp_path, text)
 
-    result = checked([str(path)], 30, None)
+    result = check_files([str(path)], 30, None)
 
-    assert (result.good, f"[{path}:{line}]" in result.words, "without-ca" in result.words) == (False, True, False)
+    assert (result.succeeded, f"[{path}:{line}]" in result.output, "without-ca" in result.output) == (
+        False,
+        True,
+        False,
+    )
     assert ways(asked, [path]) == ["quick", "plain"]
 
 
@@ -114,16 +118,16 @@ def test_a_text_that_may_mean_something_else_is_asked_plainly(
 ) -> None:
     (path,) = written(tmp_path, text + GOOD)
 
-    result = checked([str(path)], 30, None)
+    result = check_files([str(path)], 30, None)
 
-    assert (result.good, ways(asked, [path])) == (haproxy_release(every_haproxy) not in refusing, ["plain"])
+    assert (result.succeeded, ways(asked, [path])) == (haproxy_release(every_haproxy) not in refusing, ["plain"])
 
 
 def test_what_takes_too_long_is_not_asked_twice(asked: Path, tmp_path: Path) -> None:
     (path,) = written(tmp_path, GOOD)
     (tmp_path / "bin" / "haproxy").write_text(f'#!/bin/sh\necho "$*" >> {asked}\nexec sleep 60\n')
 
-    result = checked([str(path)], 1, None)
+    result = check_files([str(path)], 1, None)
 
     assert (result.status, ways(asked, [path])) == (None, ["quick"])
 
@@ -208,4 +212,4 @@ def test_a_line_of_any_length_from_a_reload_command_is_cut() -> None:
     ],
 )  # fmt: skip
 def test_the_reason_in_what_haproxy_prints(output: str, words: str) -> None:
-    assert alert(output) == words
+    assert find_alert(output) == words

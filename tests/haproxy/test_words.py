@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from lbagent.errors import Refused
 from lbagent.haproxy import config as haproxy_config
-from lbagent.haproxy.config import Document, Template
-from lbagent.haproxy.reader import decided
-from lbagent.haproxy.words import Environment, cut
+from lbagent.haproxy.config import Document, ServerTemplate
+from lbagent.haproxy.reader import evaluate_condition
+from lbagent.haproxy.words import Environment, split_words
 from tests.helpers.builders import known, member, planning, reading
 from tests.helpers.real_programs import binaries, eventually
 
@@ -93,7 +93,7 @@ def said(binary: Path, text: str) -> tuple[int, str]:
 def test_lines_are_cut_into_the_words_that_haproxy_cuts_them_into(binary: Path) -> None:
     rng = random.Random(12)
     cases = ["".join(rng.choices(PIECES, k=rng.randint(1, 9))) for _ in range(3000)]
-    found = [(case, cut(f".notice {case}", Environment(ENVIRON))) for case in cases]
+    found = [(case, split_words(f".notice {case}", Environment(ENVIRON))) for case in cases]
     sure = [(case, words) for case, words in found if words.sure]
 
     _, told = said(binary, "".join(f".notice {case}\n.notice END\n" for case, _ in sure))
@@ -115,7 +115,7 @@ def test_lines_are_cut_into_the_words_that_haproxy_cuts_them_into(binary: Path) 
 def test_what_is_not_sure_is_refused_or_a_list_of_nothing(binary: Path) -> None:
     rng = random.Random(13)
     cases = ["".join(rng.choices(PIECES, k=rng.randint(1, 9))) for _ in range(300)]
-    doubtful = [case for case in cases if not cut(f".notice {case}", Environment(ENVIRON)).sure]
+    doubtful = [case for case in cases if not split_words(f".notice {case}", Environment(ENVIRON)).sure]
 
     taken = [case for case in doubtful if said(binary, f".notice {case}\n")[0] == 0]
 
@@ -147,7 +147,7 @@ def test_what_is_not_sure_is_refused_or_a_list_of_nothing(binary: Path) -> None:
     ],
 )
 def test_words(line: str, words: list[str]) -> None:
-    assert cut(line, Environment(ENVIRON)) == (words, True)
+    assert split_words(line, Environment(ENVIRON)) == (words, True)
 
 
 @pytest.mark.parametrize(
@@ -155,11 +155,11 @@ def test_words(line: str, words: list[str]) -> None:
     ['a "b', "a 'b", 'a "$1"', 'a "${A', 'a "${A[1]}"', r"a \xg1", 'a "$"', " ".join(["a"] * 65), 'a "${HAPROXY_X}"'],
 )
 def test_lines_of_unknown_words(line: str) -> None:
-    assert not cut(line, Environment(ENVIRON)).sure
+    assert not split_words(line, Environment(ENVIRON)).sure
 
 
 def test_a_variable_that_nobody_knows_stays_as_it_is_written() -> None:
-    assert cut('a "$A-${B}" "${C[*]}" "${D-d}"') == (["a", "$A-${B}", "${C[*]}", "${D-d}"], False)
+    assert split_words('a "$A-${B}" "${C[*]}" "${D-d}"') == (["a", "$A-${B}", "${C[*]}", "${D-d}"], False)
 
 
 CONDITIONS = (
@@ -205,8 +205,8 @@ def test_conditions_come_to_what_haproxy_makes_of_them(binary: Path) -> None:
     environment = Environment(ENVIRON)
     certain = 0
     for condition in CONDITIONS:
-        words = cut(f".if {condition}", environment)
-        value = decided(" ".join(words.words[1:]), environment.defined) if words.sure else None
+        words = split_words(f".if {condition}", environment)
+        value = evaluate_condition(" ".join(words.words[1:]), environment.is_defined) if words.sure else None
         status, told = said(binary, f".if {condition}\n.notice YES\n.else\n.notice NO\n.endif\n")
         if value is not None:
             certain += 1
@@ -281,8 +281,8 @@ def servers_of(text: str) -> list[tuple[str, str]]:
     document = Document([("x", text)], lambda: ENVIRON)
     found = []
     for proxy in document.proxies:
-        for hand in proxy.hand_written:
-            name, has = document.server(hand.at)
+        for hand in proxy.operator_servers:
+            name, has = document.find_server(hand.at)
             assert has is not None
             if has:
                 assert name is not None
@@ -387,7 +387,7 @@ def test_whatever_the_text_no_byte_of_the_operators_changes(lines: Sequence[str]
 @given(st.text("ab#'\"\\ ${}.[*]-\t\r\v", max_size=40))
 def test_any_line_is_cut(line: str) -> None:
     for environment in (None, Environment({"a": "b c"})):
-        words, sure = cut(line, environment)
+        words, sure = split_words(line, environment)
         assert "" not in words or words[0].startswith(".")
         if sure and not set(line) & set("'\"\\#[\v\r"):
             assert words == line.split()
@@ -396,23 +396,23 @@ def test_any_line_is_cut(line: str) -> None:
 def test_the_environment_follows_setenv_and_its_kind() -> None:
     environment = Environment({"A": "1"})
     for line in ("setenv B 2", "presetenv A 9", "presetenv C 3", "unsetenv B", "setenv D 'x y'"):
-        environment.change(cut(line, environment).words, sure=True)
-    assert [environment.value(name) for name in "ABCD"] == ["1", None, "3", "x y"]
+        environment.apply_command(split_words(line, environment).words, sure=True)
+    assert [environment.find_value(name) for name in "ABCD"] == ["1", None, "3", "x y"]
 
-    environment.change(["resetenv", "C"], sure=True)
-    assert [environment.value(name) for name in "ABCD"] == [None, None, "3", None]
+    environment.apply_command(["resetenv", "C"], sure=True)
+    assert [environment.find_value(name) for name in "ABCD"] == [None, None, "3", None]
 
-    environment.change(["setenv", "C", "4"], sure=False)
-    assert (environment.defined("C"), environment.defined("A")) == (None, False)
+    environment.apply_command(["setenv", "C", "4"], sure=False)
+    assert (environment.is_defined("C"), environment.is_defined("A")) == (None, False)
 
 
 def test_what_nobody_knows_is_neither_set_nor_unset() -> None:
     environment = Environment()
-    environment.change(["presetenv", "A", "1"], sure=True)
-    environment.change(["setenv", "B", "2"], sure=True)
+    environment.apply_command(["presetenv", "A", "1"], sure=True)
+    environment.apply_command(["setenv", "B", "2"], sure=True)
 
-    assert [environment.defined(name) for name in ("A", "B", "HAPROXY_X")] == [None, True, None]
-    assert Environment({}).defined("HAPROXY_X") is None
+    assert [environment.is_defined(name) for name in ("A", "B", "HAPROXY_X")] == [None, True, None]
+    assert Environment({}).is_defined("HAPROXY_X") is None
 
 
 @pytest.mark.parametrize(
@@ -428,7 +428,7 @@ def test_what_nobody_knows_is_neither_set_nor_unset() -> None:
     ],
 )
 def test_the_names_of_a_template(name: str, taken: bool) -> None:  # noqa: FBT001
-    assert Template(0, "Web", 1, 3, "").names(name) is taken
+    assert ServerTemplate(0, "Web", 1, 3, "").names(name) is taken
 
 
 def test_servers_of_an_unread_branch_are_not_spoken_of() -> None:
@@ -437,5 +437,5 @@ def test_servers_of_an_unread_branch_are_not_spoken_of() -> None:
     text += f".if feature(X)\nbackend e\n{line}.endif\n"
     document = Document([("x", text)])
 
-    assert list(haproxy_config.standing(document)) == [("d", "web01")]
-    assert list(haproxy_config.doubtful(document)) == [("e", "web01")]
+    assert list(haproxy_config.list_managed_servers(document)) == [("d", "web01")]
+    assert list(haproxy_config.list_uncertain_servers(document)) == [("e", "web01")]

@@ -21,7 +21,7 @@ from lbagent.haproxy.config import Document, Key
 from lbagent.haproxy.process import Worker
 from lbagent.haproxy.runtime import session as runtime_session
 from lbagent.haproxy.runtime.capabilities import find_capabilities
-from lbagent.haproxy.runtime.servers import Admission, Difference, Known
+from lbagent.haproxy.runtime.servers import Admission, KnownServers, ServerChanges
 from tests.helpers.real_programs import Haproxy, Lb, free_port
 from tests.helpers.recording_backend import CERTIFICATE, Recorder
 
@@ -212,7 +212,7 @@ def _running(binary: Path, cases: Sequence[Case], port: int, octet: int, *, with
         yield _Side(lb, haproxy, octet)
 
 
-def _difference(text: str, version: str, cases: Sequence[Case], octet: int, port: int) -> Difference:
+def _difference(text: str, version: str, cases: Sequence[Case], octet: int, port: int) -> ServerChanges:
     document = Document([("haproxy.cfg", text)])
     capabilities = find_capabilities(version)
     assert capabilities
@@ -220,16 +220,16 @@ def _difference(text: str, version: str, cases: Sequence[Case], octet: int, port
     wanted: dict[Key, str] = {
         (_name(number), "web"): _line(case, octet, number, port) + ours for number, case in enumerate(cases)
     }
-    return Difference(document, Known({}, {}, sure=True), wanted, capabilities)
+    return ServerChanges(document, KnownServers({}, {}, sure=True), wanted, capabilities)
 
 
 def _join(side: _Side, cases: Sequence[Case], port: int) -> None:
     """Join all at run time, as lbagent does."""
     text = side.lb.cfg.read_text()
-    session = runtime_session.opened(Document([("", text)]).settings, Worker(side.haproxy.worker(), 0))
+    session = runtime_session.open_session(Document([("", text)]).settings, Worker(side.haproxy.worker(), 0))
     difference = _difference(text, session.version, cases, side.octet, port)
     assert difference.needs_reload == {}
-    assert Admission(session).granted(difference.joins, difference.dynamic_cookies), session.trouble
+    assert Admission(session).admit(difference.joins, difference.dynamic_cookies), session.problems
 
 
 def _differences(

@@ -542,7 +542,7 @@ def lab(folder: Path, seed: int) -> Iterator[Lab]:
     def serf(argv: list[str], *_: object) -> str:
         return made.serf.get(argv[1] if len(argv) > 1 else "", "")
 
-    accepts = subprocess.Finished(0, "")
+    accepts = subprocess.ProgramResult(0, "")
     with contextlib.ExitStack() as stack:
         for where, name, value in (
             (validation, "checked", lambda *_: accepts),

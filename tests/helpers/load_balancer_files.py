@@ -111,7 +111,7 @@ class Stage(NamedTuple):
         )
         paths = Paths(str(self.state))
         paths.prepare()
-        for record in raw.records():
+        for record in raw.split_records():
             Spool(paths.spool, RECORD_LIMIT).store(record)
 
 

@@ -279,15 +279,15 @@ class Balancer:
         while True:
             page = pause_reports.parse_page(pause_reports.format_page(other.membership, after, ROOM, now))
             assert page is not None
-            if page.words:
+            if page.reports:
                 self.membership = pause_reports.merge_reports(
-                    self.membership, page.words, other.name, clocks, now
+                    self.membership, page.reports, other.name, clocks, now
                 ).membership
             if not page.more:
                 break
-            after = page.words[-1].name
+            after = page.reports[-1].name
         if getattr(page, "whole", False):
-            self.membership = pause_reports.without_base(self.membership)
+            self.membership = pause_reports.drop_rebuilt_pauses(self.membership)
         self.model.learns(other.model)
 
 
@@ -473,7 +473,7 @@ class History:
             if other is not lb and other.up:
                 lb.learns(other, self._serf_clocks(), self.now)
         if ASKS_FIRST:
-            lb.membership = lb.membership._replace(met=self.now)
+            lb.membership = lb.membership._replace(peers_asked_at=self.now)
         lb.model.met = True
 
     def _serf_clocks(self) -> dict[str, int]:

@@ -9,17 +9,17 @@ from hypothesis import strategies as st
 from lbagent.membership import pause_reports
 from lbagent.membership.model import (
     ALIVE,
+    FORGET_AFTER,
     LEFT,
-    REMEMBERED,
-    TOLD,
+    LEGACY_DIGEST,
     UNKNOWN,
     LastCommand,
     Member,
     Membership,
     Pause,
-    Said,
+    PauseCommand,
 )
-from lbagent.membership.pause_reports import digest_reports, format_page, merge_reports, parse_page, without_base
+from lbagent.membership.pause_reports import digest_reports, drop_rebuilt_pauses, format_page, merge_reports, parse_page
 from lbagent.serf.raw_event import RawEvent
 from tests.helpers.builders import NOW, expired, folded, joining, known, member, paused, poisoned, saying
 
@@ -39,8 +39,8 @@ def learning(mine: Membership, theirs: Membership, now: int = NOW, version: int 
     while more:
         found = parse_page(format_page(theirs, after, ROOM, now, version))
         assert found is not None
-        mine = merge_reports(mine, found.words, "lb02", CLOCKS, now).membership
-        after, more = found.words[-1].name if found.words else "", found.more
+        mine = merge_reports(mine, found.reports, "lb02", CLOCKS, now).membership
+        after, more = found.reports[-1].name if found.reports else "", found.more
     return mine
 
 
@@ -62,7 +62,7 @@ def test_what_is_told_is_what_is_read() -> None:
     )
     found = parse_page(said)
     assert found is not None
-    assert [(word.name, word.heard) for word in found.words] == [("web01", web01.heard), ("web02", web02.heard)]
+    assert [(word.name, word.heard) for word in found.reports] == [("web01", web01.heard), ("web02", web02.heard)]
 
 
 def test_an_older_load_balancer_is_told_in_its_own_words() -> None:
@@ -85,7 +85,7 @@ def test_what_does_not_fit_follows() -> None:
         found = parse_page(said)
         assert found is not None
         assert len(said) <= ROOM
-        names += [word.name for word in found.words]
+        names += [word.name for word in found.reports]
         after, pages = names[-1], pages + 1
         if not found.more:
             break
@@ -95,14 +95,14 @@ def test_what_does_not_fit_follows() -> None:
 
 
 def test_a_node_of_which_more_is_known_than_fits_is_told_all_the_same() -> None:
-    commands = tuple(Said(f"{at:08x}", pauses=True, until=None, address="10.0.0.1", at=NOW) for at in range(8))
+    commands = tuple(PauseCommand(f"{at:08x}", pauses=True, until=None, address="10.0.0.1", at=NOW) for at in range(8))
     clocks = ["user", "query", *(f"typed@{'x' * 60}{at}" for at in range(3))]
     membership = known(member("web01")._replace(heard={clock: LastCommand(9, commands) for clock in clocks}))
 
     found = parse_page(format_page(membership, "", ROOM, NOW))
 
     assert found is not None
-    assert [word.name for word in found.words] == ["web01"]
+    assert [word.name for word in found.reports] == ["web01"]
 
 
 def test_the_digest_is_of_what_is_known_and_not_of_when_it_arrived() -> None:
@@ -195,14 +195,14 @@ def test_an_address_nobody_has_yet_is_waited_for_by_its_address() -> None:
 def test_what_was_remembered_for_a_day_is_not_learned_again() -> None:
     theirs = folded(known(), saying("pause", "web99", 5))
 
-    assert learning(known(), theirs, NOW + REMEMBERED).members == {}
+    assert learning(known(), theirs, NOW + FORGET_AFTER).members == {}
 
 
 def test_what_is_learned_is_told() -> None:
     found = parse_page(format_page(hearing(RESUME, saying("pause", "web02", 7)), "", ROOM, NOW))
     assert found is not None
 
-    causes = merge_reports(hearing(PAUSE), found.words, "lb02", CLOCKS, NOW).causes
+    causes = merge_reports(hearing(PAUSE), found.reports, "lb02", CLOCKS, NOW).causes
 
     assert causes == ("sync: web01 was resumed on lb02", "sync: web02 is paused on lb02")
 
@@ -223,13 +223,13 @@ def test_any_command_counts_more_than_a_comment() -> None:
 
 
 def test_a_load_balancer_with_all_its_knowledge_learns_nothing_from_comments_and_ends_them() -> None:
-    whole = hearing()._replace(met=NOW)
+    whole = hearing()._replace(peers_asked_at=NOW)
 
     assert paused(learning(whole, COMMENTED)) == []
     found = parse_page(format_page(whole, "", ROOM, NOW))
     assert found is not None
-    assert found.whole is True
-    assert paused(without_base(COMMENTED)) == []
+    assert found.is_complete is True
+    assert paused(drop_rebuilt_pauses(COMMENTED)) == []
 
 
 # --- an older version at the other end ------------------------------------------------------------------------------
@@ -252,7 +252,9 @@ def test_an_older_load_balancer_revives_nothing_at_an_ltime_that_is_known() -> N
 def test_a_replay_of_what_an_older_load_balancer_told_is_dropped() -> None:
     learned = learning(hearing(), hearing(PAUSE, RESUME), version=1)
 
-    assert learned.members["web01"].heard["user"].commands == (Said(TOLD, pauses=False, address="10.0.0.1"),)
+    assert learned.members["web01"].heard["user"].commands == (
+        PauseCommand(LEGACY_DIGEST, pauses=False, address="10.0.0.1"),
+    )
     assert paused(folded(learned, saying("pause", "web01", 6))) == []
 
 
@@ -281,7 +283,7 @@ def test_what_was_heard_in_an_older_cluster_comes_before_all_of_the_new_one() ->
 def test_a_word_that_cannot_be_read_is_left_out(said: str) -> None:
     found = parse_page(said)
 
-    for word in found.words if found else ():
+    for word in found.reports if found else ():
         membership = merge_reports(known(member("web01")), [word], "lb02", CLOCKS, NOW).membership
         assert membership.members["web01"].status == ALIVE
         assert parse_page(format_page(membership, "", ROOM, NOW)) is not None

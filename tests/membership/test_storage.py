@@ -29,7 +29,7 @@ KNOWN = folded(
     saying("resume", "web02", 3, "query"),
     saying("pause", "web02", None, "typed"),
     saying("pause", "web99", 6),
-)._replace(met=NOW, missed={"web03": NOW})
+)._replace(peers_asked_at=NOW, missed={"web03": NOW})
 
 OLDER = {
     "version": 1,

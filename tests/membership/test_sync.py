@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 
 from lbagent.membership.model import ALIVE, FAILED, LEFT, LOST, UNKNOWN, Member, Membership, Pause
-from lbagent.membership.sync import TWICE, lists_no_known_role, merge_member_list
+from lbagent.membership.sync import CONFIRM_AFTER, lists_no_known_role, merge_member_list
 from lbagent.membership.updates import UpdateResult
 from lbagent.serf.member_list import ListedMember, MemberList
 from tests.helpers.builders import NOW, folded, known, member, pausing, reading, telling
@@ -106,7 +106,7 @@ def test_who_is_missed_once_stays() -> None:
     assert membership.missed == {"web02": NOW}
 
 
-@pytest.mark.parametrize(("later", "status"), [(TWICE - 1, ALIVE), (TWICE, LOST), (86400, LOST)])
+@pytest.mark.parametrize(("later", "status"), [(CONFIRM_AFTER - 1, ALIVE), (CONFIRM_AFTER, LOST), (86400, LOST)])
 def test_who_is_missed_twice_goes_when_both_lie_apart(later: int, status: str) -> None:
     once = synced(known(member("web01"), member("web02", "10.0.0.2")), listed("web01"))
 
@@ -138,7 +138,7 @@ def test_a_clock_that_was_set_back_does_not_keep_for_ever_who_is_gone() -> None:
     again = synced(once, listed("web01"))
 
     assert again.missed == {"web02": NOW}
-    assert statuses(synced(again, listed("web01"), at=NOW + TWICE))["web02"] == LOST
+    assert statuses(synced(again, listed("web01"), at=NOW + CONFIRM_AFTER))["web02"] == LOST
 
 
 def test_who_stands_in_the_list_with_an_address_nobody_has_is_not_gone() -> None:

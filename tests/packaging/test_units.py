@@ -378,9 +378,9 @@ FOR_SYSTEMD = ["systemd/system/lbagent.service", "sysusers.d/lbagent.conf", "tmp
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A checkout in which `make pages` has been run."""
-    for name in ("lbagent", "systemd", "packaging", "docs"):
+    for name in ("lbagent", "systemd", "packaging", "docs", "examples", "windows"):
         shutil.copytree(HERE / name, tmp_path / "src" / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("README.md", "roles.yml", "CHANGELOG.md", "LICENSE"):
+    for name in ("README.md", "roles.yml", "CHANGELOG.md", "LICENSE", "SECURITY.md"):
         shutil.copy(HERE / name, tmp_path / "src" / name)
     pages = [sys.executable, "packaging/pages.py", str(tmp_path / "src/build")]
     subprocess.run(pages, cwd=HERE, capture_output=True, check=True)
@@ -410,7 +410,8 @@ def test_an_install_is_whole_and_an_uninstall_takes_it_away(
     assert unit["ExecStart"] == [f"{prefix}/bin/lbagent watch"]
     assert f'sys.path.insert(0, "{prefix}/share/lbagent")' in (below / "bin/lbagent").read_text()
     assert f"share={prefix}/share/lbagent lbagent={prefix}/bin/lbagent\n" in (below / BELOW[1]).read_text()
-    assert (root / "etc/lbagent/roles.yml").read_text() == (HERE / "roles.yml").read_text()
+    ours = (HERE / "roles.yml").read_text().replace("/usr/share/lbagent", f"{prefix}/share/lbagent")
+    assert (root / "etc/lbagent/roles.yml").read_text() == ours
 
     script(checkout, "uninstall", str(root), prefix)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lbagent.membership import lookup, storage
-from lbagent.membership.model import LEFT, LOST, REMOVALS, Member, Membership, Pause
+from lbagent.membership.model import LEFT, LOST, REMOVALS_WINDOW, Member, Membership, Pause
 from lbagent.planning import guard
 from lbagent.planning.plan import Plan, PlanOptions
 from lbagent.roles.model import Roles
@@ -43,7 +43,7 @@ class Balancer:
         now = NOW + seconds
         before = lookup.drop_expired(storage.parse_membership(storage.serialize_membership(self.membership)), now)
         plan = planning(self.text, self.roles, before, PlanOptions(force=force))
-        self.membership = guard.remember(before, plan.removals, now, force=force)
+        self.membership = guard.remember_removals(before, plan.removals, now, force=force)
         self.text = plan.after[0]
         return plan
 
@@ -125,11 +125,11 @@ def test_what_is_blocked_stays_blocked_until_it_is_forced() -> None:
     lb.run(0)
     lb.edit("web2", role="")
 
-    for seconds in range(60, 4 * REMOVALS, REMOVALS // 4):
+    for seconds in range(60, 4 * REMOVALS_WINDOW, REMOVALS_WINDOW // 4):
         assert lb.run(seconds).blocked
         assert lb.servers == ["web2", "web3"]
 
-    plan = lb.run(4 * REMOVALS, force=True)
+    plan = lb.run(4 * REMOVALS_WINDOW, force=True)
 
     assert plan.blocked == ()
     assert lb.servers == ["web3"]
@@ -143,7 +143,7 @@ def test_a_removal_of_long_ago_does_not_count() -> None:
         lb.run(at)
 
     lb.edit("web3", role="")
-    plan = lb.run(REMOVALS + 3)
+    plan = lb.run(REMOVALS_WINDOW + 3)
 
     assert plan.blocked == ()
     assert lb.servers == ["web4"]
@@ -152,7 +152,7 @@ def test_a_removal_of_long_ago_does_not_count() -> None:
 def test_a_clock_that_was_ahead_makes_no_removal_count_for_ever() -> None:
     lb = Balancer(PLAIN, *web(3))
     lb.edit("web1", role="")
-    lb.run(10 * REMOVALS)
+    lb.run(10 * REMOVALS_WINDOW)
     lb.edit("web2", role="")
 
     assert lb.run(0).blocked == ()

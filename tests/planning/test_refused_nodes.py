@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lbagent.planning.quarantine import CHECKS, find_refused_nodes
+from lbagent.planning.quarantine import TRIALS_LIMIT, find_refused_nodes
 
 
 class Court:
@@ -51,14 +51,14 @@ def test_one_culprit_of_a_thousand_is_found(at: int) -> None:
     court = refusing(f"n{at}")
 
     assert court.blame(nodes(1000)) == {f"n{at}": f"n{at} is bad"}
-    assert court.trials <= CHECKS
+    assert court.trials <= TRIALS_LIMIT
 
 
 def test_one_culprit_of_twenty_thousand_is_found() -> None:
     court = refusing("n12345")
 
     assert court.blame(nodes(20_000)) == {"n12345": "n12345 is bad"}
-    assert court.trials <= CHECKS
+    assert court.trials <= TRIALS_LIMIT
 
 
 @pytest.mark.parametrize(("count", "trials"), [(2, 2), (16, 5), (1000, 11), (20_000, 16)])
@@ -84,7 +84,7 @@ def test_two_culprits_far_apart_are_found_with_their_own_words() -> None:
     court = refusing("n3", "n60")
 
     assert court.blame(nodes(64)) == {"n3": "n3 is bad", "n60": "n60 is bad"}
-    assert court.trials <= CHECKS
+    assert court.trials <= TRIALS_LIMIT
 
 
 def test_all_of_a_few_are_found() -> None:
@@ -112,7 +112,7 @@ def test_what_cannot_be_tried_in_time_is_blamed_together() -> None:
 
     assert {f"n{at}" for at in range(0, 1000, 2)} <= set(found)
     assert any("not tried one by one" in why for why in found.values())
-    assert court.trials == CHECKS
+    assert court.trials == TRIALS_LIMIT
 
 
 @given(
@@ -128,7 +128,7 @@ def test_one_or_two_culprits_are_found_exactly(case: tuple[int, set[int]]) -> No
     found = court.blame(nodes(count))
 
     assert found == {f"n{at}": f"n{at} is bad" for at in guilty}
-    assert court.trials <= CHECKS
+    assert court.trials <= TRIALS_LIMIT
 
 
 @given(
@@ -150,7 +150,7 @@ def test_up_to_thirteen_nodes_are_always_judged_exactly(guilty: set[int]) -> Non
     court = refusing(*(f"n{at}" for at in guilty))
 
     assert court.blame(nodes(13)) == {f"n{at}": f"n{at} is bad" for at in guilty}
-    assert court.trials <= CHECKS
+    assert court.trials <= TRIALS_LIMIT
 
 
 @given(st.integers(2, 30), st.sets(st.frozensets(st.integers(0, 29), min_size=1, max_size=3), min_size=1, max_size=4))
@@ -162,4 +162,4 @@ def test_without_the_blamed_the_rest_is_accepted(count: int, clashes: set[frozen
     found = court.blame(nodes(count))
 
     assert court.bad([node for node in nodes(count) if node not in found]) is None
-    assert court.trials <= CHECKS
+    assert court.trials <= TRIALS_LIMIT

@@ -304,11 +304,11 @@ def test_what_hinders_a_plan_is_told_as_it_is(well: tuple[Lb, Agent]) -> None:
     doubled = amiss(lb, agent)
 
     assert found == [
-        "warning drift: cannot be looked at, without a plan: /lb/state/members.json: Is a directory: mend that, and check again",
-        "warning state: /lb/state/members.json: cannot be looked at: Is a directory: run this as root",
+        "warning drift: cannot be looked at, without a plan: /lb/state/members.json: not a regular file: mend that, and check again",
+        "warning state: /lb/state/members.json: cannot be looked at: not a regular file: run this as root",
     ]
     assert [line.partition(" stands in ")[0] for line in doubled if " drift: " in line] == [
-        "warning drift: cannot be looked at, without a plan: /lb/state/members.json: Is a directory: mend that, and check again"
+        "warning drift: cannot be looked at, without a plan: /lb/state/members.json: not a regular file: mend that, and check again"
     ]
 
 

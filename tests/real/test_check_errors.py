@@ -152,7 +152,7 @@ def test_a_load_balancer_alone_is_an_error_where_its_settings_name_another(lb: L
 
     assert status == 1
     assert kind(lines, "peers") == [
-        f"error peers: serf members: this load balancer is alone in its cluster, though its settings name {named}, which is no member: neither hears of the other's pauses: start the agent there, with the same `encrypt_key` as here (`lbagent-serf-setup --key-from`), or take it out"
+        f"error peers: serf members: no other load balancer is in this cluster, though its settings name {named}, which is no member: neither hears of the other's pauses: start the agent there, with the same `encrypt_key` as here (`lbagent-serf-setup --key-from`), or take it out"
     ]
 
 
@@ -431,7 +431,7 @@ def test_quiet_says_nothing_where_all_is_well(lb: Lb) -> None:
 def test_json_has_every_documented_key(lb: Lb) -> None:
     done = lb.run("check", "--json")
     found = json.loads(done.stdout)
-    page = (Path(__file__).parent.parent.parent / "docs" / "check.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parent.parent.parent / "docs" / "reference" / "check.md").read_text(encoding="utf-8")
 
     assert done.returncode == 1
     assert [*found] == ["version", "at", "errors", "warnings", "ok", "findings"]
@@ -442,3 +442,39 @@ def test_json_has_every_documented_key(lb: Lb) -> None:
     assert (
         len(json.loads(lb.run("check", "--json", "--quiet").stdout)["findings"]) == found["errors"] + found["warnings"]
     )
+
+
+def test_a_load_balancer_of_another_role_is_told() -> None:
+    encrypted = ["-encrypt=c2l4dGVlbiBieXRlcyEhIQ=="]
+    with (
+        Lb(CFG) as lb,
+        SerfAgent("lb02", "127.0.0.9", "balancer", more=encrypted) as other,
+        Agent(lb, retry_join=["127.0.0.5", other.bind]) as agent,
+    ):
+        other.join(agent)
+        eventually(lambda: agent.members().get("lb02") == "alive")
+        lines = kind(check(lb, agent)[1], "peers")
+
+    assert lines == [
+        "warning peers: serf members: its settings name lb02 (role balancer), whose role is not lb: give all load balancers the same role, as `lb`"
+    ]
+
+
+def test_odd_markers_and_lines_are_told_and_all_else_works() -> None:
+    roles = ROLES.replace("interval: 200ms", "options: 'check cookie {{name}}'").replace("lb: [iis]", "lb: [iis, api]")
+    with Lb(CFG, roles.replace("  iis: {{port: {port}}}", "  iis: {{port: {port}}}\n  api: {{port: 99}}")) as lb:
+        odd = b"    cookie c insert\n    # additional-lb-api-server\n    #additional-lb-iis-server\n    server web07 127.0.0.17:1 # lbagent role=web,old\n"
+        lb.text = lb.text.replace(b"    balance roundrobin\n", b"    balance roundrobin\n" + odd)
+        lb.text += b"frontend f\n    bind 127.0.0.1:1\n    default_backend off\n    # additional-lb-iis-server\nbackend off\n    disabled\n    # additional-lb-iis-server\n"
+        lb.join(member("web01", "127.0.0.11"))
+        done = lb.run("check")
+
+    lines = [" ".join(line.split()) for line in done.stdout.decode().replace(str(lb.folder), "/lb").splitlines()]
+    for line in (
+        "warning marker-misplaced: /lb/etc/haproxy.cfg:26: '# additional-lb-iis-server' is ignored: it is in frontend f, which cannot hold servers: move it into the `backend` or `listen` section that is to have the servers",
+        "warning marker-nearly: /lb/etc/haproxy.cfg:19: '#additional-lb-iis-server' is not a marker, though nearly: write '# additional-lb-iis-server', and nothing else in that line",
+        "warning line-damaged: /lb/etc/haproxy.cfg:20: 'server web07 127.0.0.17:1 # lbagent role=web,old' looks like a managed line, but its comment is not `# lbagent role=ROLE`: lbagent leaves it alone: delete it, or its `# lbagent` comment",
+        "warning cookie: /lb/etc/haproxy.cfg:13: web01.api and web01.iis in listen lb-iis have the same cookie 'web01': give each service a cookie of its own in its options, as in `cookie {server}`",
+        "ok marker-unread: /lb/etc/haproxy.cfg:30: HAProxy does not read what is at '# additional-lb-iis-server' (`.if`, or `disabled`): the lines there serve nothing",
+    ):
+        assert line in lines

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lbagent.haproxy.process import only_looks
+from lbagent.haproxy.process import is_check_only
 from tests.helpers.real_programs import CONFIG, PATIENCE, RELOADING, Backend, Haproxy, Lb, binaries, eventually, member
 
 pytestmark = [pytest.mark.real, pytest.mark.sliced]
@@ -169,7 +169,7 @@ def test_somebody_elses_check_is_not_taken_for_a_running_haproxy(lb: Lb, flags: 
     ],
 )
 def test_what_only_looks_is_told_from_what_serves(line: str, looks: bool) -> None:  # noqa: FBT001
-    assert only_looks(line.split()) is looks
+    assert is_check_only(line.split()) is looks
 
 
 @pytest.mark.parametrize("mode", ["-W", "-D"])

@@ -77,13 +77,13 @@ def test_a_server_state_file_is_written_before_the_reload(lb: Lb) -> None:
         haproxy.ask("set server lb-iis/web02 health down")
         haproxy.ask("set server lb-iis/web01 weight 50%")
         lb.join(WEB03)
-        rows = health.parse(state.read_text())
+        rows = health.parse_health(state.read_text())
         lb.say("pause", "web02", 1)
         lb.say("resume", "web02", 2)
 
         assert {key[1]: row.down for key, row in rows.items()} == {"web01": False, "web02": True}
         assert haproxy.servers().keys() == {"web01", "web02", "web03"}
-        assert "web02" not in {key[1] for key in health.parse(state.read_text())}  # it is not what it was
+        assert "web02" not in {key[1] for key in health.parse_health(state.read_text())}  # it is not what it was
 
 
 @pytest.mark.real
@@ -101,4 +101,4 @@ def test_a_worker_that_others_have_started_is_left_alone(lb: Lb) -> None:
 
 @pytest.mark.parametrize("answer", ["", "2\n", "nonsense", "1\n# x\n1 2 3\n", "1\n" + " ".join(["x"] * 25) + "\n"])
 def test_a_damaged_answer_says_nothing(answer: str) -> None:
-    assert health.parse(answer) == {}
+    assert health.parse_health(answer) == {}

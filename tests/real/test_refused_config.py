@@ -415,7 +415,8 @@ def test_what_is_planned_leaves_who_is_in_quarantine_alone(tagged: Lb) -> None:
         assert (applied.returncode, applied.stdout) == (4, b"No changes: 3 nodes, 3 lines.\n")
         assert b"web02 is in quarantine: HAProxy refuses its line: " in applied.stderr
         tagged.text = before + b"# edited\n"
-        assert tagged.run("plan").returncode == 2  # it would be tried again
+        again = tagged.run("plan")  # it would be tried again, and refused again
+        assert (again.returncode, b"HAProxy refuses the plan: " in again.stderr) == (4, True)
 
 
 def test_a_changed_text_of_the_operator_lets_a_refused_node_try_again(tagged: Lb) -> None:

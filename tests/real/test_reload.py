@@ -17,6 +17,7 @@ import pytest
 
 from lbagent.haproxy import process, reload
 from lbagent.system import processes
+from tests.helpers.faults import instead_of_haproxy
 from tests.helpers.real_programs import CONFIG, RELOADING, Haproxy, Lb, binaries, eventually, member
 
 pytestmark = [pytest.mark.real, pytest.mark.sliced]
@@ -193,6 +194,21 @@ def begin_reload(haproxy: Haproxy) -> bool:
     while not (begun := is_reloading(haproxy)) and time.monotonic() < until:
         time.sleep(0.001)
     return begun
+
+
+@pytest.mark.parametrize("way", [*masters(), *masters(stats=False)], ids=str)
+def test_a_reload_of_a_master_that_a_script_starts_anew_is_followed_until_its_end(way: Way) -> None:
+    with way.running() as (lb, haproxy):
+        worker = serving(haproxy)
+        # A shell unblocks the signals that the master had blocked.
+        instead_of_haproxy(lb, 'sleep 0.2\nexec "$real" "$@"')
+
+        ended = lb.join(WEB01)
+
+        assert (ended.returncode, ended.stderr) == (0, b"")
+        assert outcomes(lb) == ["applied"]
+        assert confirmed(lb) == serving(haproxy) != worker
+        assert listed(haproxy) == ["web01"]
 
 
 def is_reloading(haproxy: Haproxy) -> bool:

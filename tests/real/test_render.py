@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.skipif(not binaries(), reason="a real haproxy is needed"),
 ]
 
-PAGE = HERE / "docs" / "configuration-management.md"
+PAGE = HERE / "docs" / "how-to" / "deploy-haproxy-cfg.md"
 WEB = [member(f"web{number:02}", f"127.0.0.{number + 10}") for number in range(1, 6)]
 
 

@@ -268,7 +268,7 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_shown(lb: Lb) -> None:
 
     assert [(node["name"], node["state"], node["since"]) for node in found["nodes"]] == [("web01", "in", None)]
     assert found["problems"] == [
-        f"{lb.state}/members.json: Is a directory",
+        f"{lb.state}/members.json: not a regular file",
         f"{lb.state}/spool: Not a directory",
         f"{lb.state}/history.jsonl: Is a directory",
     ]

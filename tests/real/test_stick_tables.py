@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lbagent.haproxy.reload import learning
+from lbagent.haproxy.reload import is_learning
 from tests.helpers.real_programs import CONFIG, RELOADING, Backend, Haproxy, Lb, binaries, free_port, member
 
 STICKY = CONFIG.replace("    hard-stop-after 2s\n", "    hard-stop-after 2s\n    localpeer here\n").replace(
@@ -47,7 +47,7 @@ PEER = """
     ],
 )
 def test_what_show_peers_says(answer: str, *, is_so: bool) -> None:
-    assert learning(answer) is is_so
+    assert is_learning(answer) is is_so
 
 
 @pytest.mark.real

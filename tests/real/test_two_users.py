@@ -93,7 +93,7 @@ for old, new in (("bad", "b"), ("../spool", "../s")):
 
 @pytest.mark.skipif(shutil.which("systemd-tmpfiles") is None, reason="no systemd-tmpfiles here")
 def test_who_collects_the_metrics_is_let_in_as_the_page_has_it_and_serfs_user_is_not_shut_out(lb: Split) -> None:
-    page = (HERE / "docs/metrics.md").read_text(encoding="utf-8")
+    page = (HERE / "docs/reference/metrics.md").read_text(encoding="utf-8")
     [line] = re.findall(r"^# echo '(.*)' > /etc/tmpfiles.d/", page, re.MULTILINE)
     collector = str(SERF + 9)
     lines = line.replace("/var/lib/lbagent", str(lb.state)).replace("prometheus", collector)

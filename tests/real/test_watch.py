@@ -360,4 +360,4 @@ def _has(lb: Lb, count: int) -> bool:
 
 def digest_of(lb: Lb) -> str:
     """The digest of the managed lines as they stand."""
-    return Document([("", lb.text.decode())]).digest()
+    return Document([("", lb.text.decode())]).compute_digest()

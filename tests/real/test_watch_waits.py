@@ -153,7 +153,7 @@ def test_an_event_that_comes_just_after_the_last_look_is_no_old_one(lb: Lb, monk
     monkeypatch.setattr(os, "environ", {**os.environ, **lb.env})
     lb.run("apply")
     looks = 0
-    real = Spool.marks
+    real = Spool.list_marks
 
     def marks(spool: Spool) -> frozenset[Mark]:
         nonlocal looks
@@ -165,9 +165,9 @@ def test_an_event_that_comes_just_after_the_last_look_is_no_old_one(lb: Lb, monk
 
     with FileWatcher() as listening, acquire_lock(str(lb.state / "watch.lock")):
         watch = _Watch(Settings(str(lb.roles), str(lb.state)), Log(), listening)
-        monkeypatch.setattr(Spool, "marks", marks)
+        monkeypatch.setattr(Spool, "list_marks", marks)
         watch._round()
-        monkeypatch.setattr(Spool, "marks", real)
+        monkeypatch.setattr(Spool, "list_marks", real)
 
         assert (len(lb.spooled()), watch._news) == (1, True)
 

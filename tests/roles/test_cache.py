@@ -53,7 +53,7 @@ def test_what_is_thawed_is_what_was_frozen(text: str) -> None:
 
     assert again.haproxy == roles.haproxy
     assert again.digest == roles.digest
-    assert again.pairs() == roles.pairs()
+    assert again.list_pairs() == roles.list_pairs()
     assert told(again) == told(roles)
     assert [type(one) for one in again] == [type(one) for one in roles]
     assert {name: tuple(map(type, role)) for name, role in again.roles.items()} == {
@@ -64,7 +64,7 @@ def test_what_is_thawed_is_what_was_frozen(text: str) -> None:
 @pytest.mark.parametrize("text", TEXTS)
 def test_what_is_thawed_plans_the_same(text: str) -> None:
     roles = reading(text)
-    markers = "".join(f"# additional-{middle}-server\n" for middle in roles.pairs())
+    markers = "".join(f"# additional-{middle}-server\n" for middle in roles.list_pairs())
     document = Document([("haproxy.cfg", f"backend a\n{markers}")])
     members = known(
         *(

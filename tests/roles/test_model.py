@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbagent.roles.model import PLACEHOLDERS, HaproxySettings, Missing, Pair, Role, Roles, Service, Template
+from lbagent.roles.model import PLACEHOLDERS, HaproxySettings, MissingTag, Pair, Role, Roles, Service, Template
 from tests.helpers.builders import poisoned, reading
 
 VALUES = {"name": "web01", "role": "web", "interval": "60s"}
@@ -58,12 +58,12 @@ def test_a_brace_that_means_nothing_is_refused(text: str) -> None:
 
 
 def test_a_tag_that_is_not_set_is_missing() -> None:
-    with pytest.raises(Missing, match=r"^its tag 'weight' is not set$"):
+    with pytest.raises(MissingTag, match=r"^its tag 'weight' is not set$"):
         Template("weight {tag:weight}").fill(VALUES, {})
 
 
 def test_a_tag_that_may_not_stand_there_is_missing() -> None:
-    with pytest.raises(Missing, match=r"^its tag 'weight' is '5 backup', not \[A-Za-z0-9\._-\]\{1,64\}$"):
+    with pytest.raises(MissingTag, match=r"^its tag 'weight' is '5 backup', not \[A-Za-z0-9\._-\]\{1,64\}$"):
         Template("weight {tag:weight|1}").fill(VALUES, {"weight": "5 backup"})
 
 
@@ -71,7 +71,7 @@ def test_a_tag_that_may_not_stand_there_is_missing() -> None:
 def test_no_tag_brings_a_second_word(value: str) -> None:
     try:
         text = Template("weight {tag:weight}").fill(VALUES, {"weight": value})
-    except Missing:
+    except MissingTag:
         return
     assert text.isascii()
     assert len(text.split()) == 2
@@ -85,7 +85,7 @@ def service(port: str) -> Service:
 
 @pytest.mark.parametrize(("tag", "port"), [("1", 1), ("80", 80), ("65535", 65535)])
 def test_a_port_may_come_from_a_tag(tag: str, port: int) -> None:
-    assert service("{tag:port}").port_of(VALUES, {"port": tag}) == port
+    assert service("{tag:port}").find_port(VALUES, {"port": tag}) == port
 
 
 @pytest.mark.parametrize(
@@ -96,13 +96,13 @@ def test_a_port_may_come_from_a_tag(tag: str, port: int) -> None:
     ],
 )  # fmt: skip
 def test_a_tag_that_is_no_port_is_missing(tag: str) -> None:
-    with pytest.raises(Missing):
-        service("{tag:port}").port_of(VALUES, {"port": tag})
+    with pytest.raises(MissingTag):
+        service("{tag:port}").find_port(VALUES, {"port": tag})
 
 
 def test_what_is_no_port_is_said() -> None:
-    with pytest.raises(Missing, match=r"^port 'x' is not 1 to 65535$"):
-        service("{tag:port}").port_of(VALUES, {"port": "x"})
+    with pytest.raises(MissingTag, match=r"^port 'x' is not 1 to 65535$"):
+        service("{tag:port}").find_port(VALUES, {"port": "x"})
 
 
 ROLES = reading("""
@@ -114,13 +114,17 @@ ROLES = reading("""
 
 
 def test_pairs_are_what_markers_name() -> None:
-    assert ROLES.pairs() == {"lb-iis": Pair("lb", "iis"), "lb-a-b": Pair("lb", "a-b"), "lb-2-iis": Pair("lb-2", "iis")}
+    assert ROLES.list_pairs() == {
+        "lb-iis": Pair("lb", "iis"),
+        "lb-a-b": Pair("lb", "a-b"),
+        "lb-2-iis": Pair("lb-2", "iis"),
+    }
 
 
 def test_a_marker_is_served_by_every_role_that_asks_for_it() -> None:
-    assert [role.name for role in ROLES.serving()[Pair("lb", "iis")]] == ["web", "app"]
-    assert [role.name for role in ROLES.serving()[Pair("lb-2", "iis")]] == ["web"]
-    assert Pair("monitor", "iis") not in ROLES.serving()
+    assert [role.name for role in ROLES.map_pairs_to_roles()[Pair("lb", "iis")]] == ["web", "app"]
+    assert [role.name for role in ROLES.map_pairs_to_roles()[Pair("lb-2", "iis")]] == ["web"]
+    assert Pair("monitor", "iis") not in ROLES.map_pairs_to_roles()
 
 
 def test_the_defaults_are_the_documented_ones() -> None:

@@ -57,7 +57,7 @@ def test_an_event_that_fold_stumbles_over_does_not_hold_up_the_others(
     for name in ("web1", "web2", "web3"):
         spool.store(joined(name))
 
-    def stumbling(before: Membership, events: list[batch.Understood], clocks: dict[str, int]) -> UpdateResult:
+    def stumbling(before: Membership, events: list[batch.ParsedEvent], clocks: dict[str, int]) -> UpdateResult:
         if any(raw.id == "web2" for raw, _ in events):
             raise KeyError("web2")
         return apply_events(before, events, clocks)
@@ -65,8 +65,8 @@ def test_an_event_that_fold_stumbles_over_does_not_hold_up_the_others(
     mocker.patch("lbagent.run.batch.apply_events", stumbling)
     taken = Batch(spool, Log())
 
-    folded = taken.folded(Membership(), {})
+    folded = taken.apply_to(Membership(), {})
 
     assert sorted(folded.membership.members) == ["web1", "web3"]
-    assert list(taken.by_name) == spool.names() == ["1", "3"]
+    assert list(taken.by_name) == spool.list_names() == ["1", "3"]
     assert "cannot be folded (KeyError: 'web2'): set aside as" in capfd.readouterr().err

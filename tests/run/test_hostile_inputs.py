@@ -47,12 +47,13 @@ def test_a_real_haproxy_takes_what_hostile_events_leave(tmp_path: Path, version:
         done = stage.handle(made.chance.choice(hostile.KINDS[:4]), stdin)
         assert done.status in (0, 3, 4), done.err
         assert "defect" not in done.err
+    assert stage.join("good01 10.1.0.1").status in (0, 3, 4)
 
     checked = subprocess.run([binaries()[version], "-c", "-f", stage.cfg], capture_output=True, check=False, text=True)
 
     assert checked.returncode == 0, checked.stderr
     assert hostile.operators(stage.cfg.read_bytes()) == hostile.operators(hostile.CFG.encode())
-    assert stage.managed
+    assert any(line.startswith("server good01 10.1.0.1:80 ") for line in stage.managed)
 
 
 @pytest.mark.parametrize("name", ["haproxy.cfg", "roles.yml", "members.json", "served.json", "roles.json", "last.json"])

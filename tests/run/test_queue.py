@@ -35,7 +35,7 @@ def runs(spool: Spool, *ends: Outcome | Exception, kept: bool = False) -> tuple[
 
     def run() -> Outcome:
         if not kept:
-            spool.remove(spool.names())
+            spool.remove(spool.list_names())
         end = ends[len(calls)]
         calls.append(len(calls))
         if len(calls) < len(ends):
@@ -54,7 +54,7 @@ def test_a_record_of_the_same_number_is_another_record(spool: Spool, lock: str) 
     DrainLoop(spool, Log()).run_while_spooled(lock, run)
 
     assert calls == [0, 1, 2]
-    assert spool.names() == []
+    assert spool.list_names() == []
 
 
 def test_an_empty_spool_asks_for_no_run(spool: Spool, lock: str) -> None:
@@ -72,7 +72,7 @@ def test_what_cannot_be_removed_is_not_tried_for_ever(spool: Spool, lock: str) -
     DrainLoop(spool, Log()).run_while_spooled(lock, run)
 
     assert calls == [0, 1]
-    assert spool.names() == ["1", "2"]
+    assert spool.list_names() == ["1", "2"]
 
 
 def test_a_busy_lock_leaves_the_rest_to_its_holder(spool: Spool, lock: str) -> None:
@@ -105,7 +105,7 @@ def test_of_a_stream_without_an_end_only_what_lies_there_is_kept(spool: Spool, l
 
     rounds.run_while_spooled(lock, runs(spool, *[DONE] * 50)[1])
 
-    assert (spool.names(), len(rounds.seen)) == ([], 1)
+    assert (spool.list_names(), len(rounds.seen)) == ([], 1)
 
 
 @pytest.mark.parametrize(
@@ -130,9 +130,9 @@ def test_the_status_is_that_of_the_first_run_that_did_not_end_well(
 
 def test_a_record_that_is_written_anew_is_seen_anew(spool: Spool) -> None:
     spool.store(b"one")
-    before = spool.marks()
+    before = spool.list_marks()
     os.unlink(os.path.join(spool.folder, "1"))
     spool.store(b"two")
 
-    assert spool.names() == ["1"]
-    assert spool.marks().isdisjoint(before)
+    assert spool.list_names() == ["1"]
+    assert spool.list_marks().isdisjoint(before)

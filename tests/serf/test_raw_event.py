@@ -73,11 +73,11 @@ def test_what_is_no_ltime_is_none(ltime: bytes) -> None:
     ],
 )
 def test_anything_else_is_ignored(kind: str, name: str, wanted: bool) -> None:  # noqa: FBT001
-    assert JOIN._replace(kind=kind, name=name).wanted is wanted
+    assert JOIN._replace(kind=kind, name=name).is_relevant is wanted
 
 
 def test_a_record_gives_back_the_event() -> None:
-    (record,) = JOIN.records()
+    (record,) = JOIN.split_records()
 
     assert parse_record(record) == JOIN._replace(id=f"{JOIN.id}0000")
 
@@ -91,7 +91,7 @@ words = st.text(st.characters(blacklist_characters="\0", blacklist_categories=["
 def test_a_record_gives_back_any_event(kind: str, name: str, self_name: str, ltime: int | None, payload: bytes) -> None:
     raw = RawEvent("id", 5, kind, name, ltime, self_name, payload)
 
-    (record,) = raw.records()
+    (record,) = raw.split_records()
 
     assert parse_record(record) == raw._replace(id="id0000")
 
@@ -99,7 +99,7 @@ def test_a_record_gives_back_any_event(kind: str, name: str, self_name: str, lti
 def test_a_member_event_too_long_for_a_record_is_split_at_its_lines() -> None:
     lines = [b"web%05d\t10.0.0.5\tweb\trole=web,cr=\r,x=%s\n" % (at, b"y" * 200) for at in range(2000)]
 
-    records = list(JOIN._replace(payload=b"".join(lines)).records())
+    records = list(JOIN._replace(payload=b"".join(lines)).split_records())
 
     pieces = [parse_record(record) for record in records]
     assert all(len(record) <= RECORD_LIMIT for record in records)
@@ -111,13 +111,13 @@ def test_a_member_event_too_long_for_a_record_is_split_at_its_lines() -> None:
 def test_a_line_too_long_for_any_record_is_left_out_and_the_others_stay() -> None:
     first, monster, last = b"a\t10.0.0.1\tweb\t\n", b"m" * 70_000 + b"\t10.0.0.2\tweb\t\n", b"b\t10.0.0.3\tweb\t\n"
 
-    records = list(JOIN._replace(payload=first + monster + last).records())
+    records = list(JOIN._replace(payload=first + monster + last).split_records())
 
     assert b"".join(parse_record(record).payload for record in records) == first + last
 
 
 def test_a_payload_too_long_for_a_record_is_cut() -> None:
-    (record,) = JOIN._replace(kind="user", name="pause", payload=b"x" * 100_000).records()
+    (record,) = JOIN._replace(kind="user", name="pause", payload=b"x" * 100_000).split_records()
 
     assert len(record) <= RECORD_LIMIT
 

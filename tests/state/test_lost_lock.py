@@ -28,16 +28,17 @@ exit 0
 
 SLOW_WRITER = """
 import os, sys, time
-from lbagent import cli, memory
-dump = memory.dump
+from lbagent import cli
+from lbagent.membership import storage
+serialize = storage.serialize_membership
 def slowly(membership):
     if os.path.exists({slow!r}) and membership.members:
         os.unlink({slow!r})
         open({waits!r}, "w").close()
         while not os.path.exists({go!r}):
             time.sleep(0.05)
-    return dump(membership)
-memory.dump = slowly
+    return serialize(membership)
+storage.serialize_membership = slowly
 sys.exit(cli.main(["handle"]))
 """
 """A handler that takes its time before it writes the first members.json that has members."""
@@ -132,10 +133,10 @@ def test_a_lock_that_was_replaced_before_it_was_acquired_is_not_the_lock(tmp_pat
         os.unlink(path)
         with lock.acquire_lock(path + ".other"):
             pass
-        with pytest.raises(lock.Lost, match=r"lock: the lock file was removed or replaced during a run"):
-            lock.insist(path)
+        with pytest.raises(lock.LockLost, match=r"lock: the lock file was removed or replaced during a run"):
+            lock.check_lock(path)
         assert lock.acquire_again(path, 0)
-        lock.insist(path)
+        lock.check_lock(path)
         assert lock.is_locked(path)
 
     assert not lock.is_locked(path)
@@ -161,7 +162,7 @@ def test_no_file_is_replaced_without_the_lock(tmp_path: Path) -> None:
 
     with lock.acquire_lock(path):
         os.unlink(path)
-        with pytest.raises(lock.Lost):
+        with pytest.raises(lock.LockLost):
             files.replace_file(str(file), b"new")
 
     assert file.read_bytes() == b"old"
@@ -175,7 +176,7 @@ def test_no_haproxy_cfg_is_swapped_without_the_lock(tmp_path: Path) -> None:
 
     with lock.acquire_lock(path), files.stage_text(target, b"new") as staged:
         os.unlink(path)
-        with pytest.raises(lock.Lost):
+        with pytest.raises(lock.LockLost):
             files.swap_files(staged, target, keep=True)
 
     assert file.read_bytes() == b"old"

@@ -88,7 +88,7 @@ def test_a_number_that_somebody_is_writing_is_not_taken(spool: Spool, folder: Pa
     (folder / ".5").write_bytes(b"half")
 
     assert spool.store(b"one") == "6"
-    assert spool.names() == ["6"]
+    assert spool.list_names() == ["6"]
 
 
 def test_a_number_taken_since_the_look_is_not_taken_again(spool: Spool, folder: Path, mocker: MockerFixture) -> None:
@@ -103,8 +103,8 @@ def test_a_number_taken_since_the_look_is_not_taken_again(spool: Spool, folder: 
 
 
 def test_an_empty_or_missing_spool_holds_nothing(spool: Spool, tmp_path: Path) -> None:
-    assert (spool.read(), spool.names(), spool.oldest()) == (([], []), [], None)
-    assert (Spool(str(tmp_path / "no"), 9).names(), Spool(str(tmp_path / "no"), 9).read()) == ([], ([], []))
+    assert (spool.read(), spool.list_names(), spool.find_oldest_time()) == (([], []), [], None)
+    assert (Spool(str(tmp_path / "no"), 9).list_names(), Spool(str(tmp_path / "no"), 9).read()) == ([], ([], []))
 
 
 def test_a_record_is_for_its_owner_and_group_only(spool: Spool, folder: Path) -> None:
@@ -118,7 +118,7 @@ def test_the_age_of_the_oldest_is_known(spool: Spool, folder: Path) -> None:
     spool.store(b"two")
     os.utime(folder / "1", (1000, 1000))
 
-    assert spool.oldest() == 1000
+    assert spool.find_oldest_time() == 1000
 
 
 @pytest.mark.parametrize(
@@ -313,7 +313,7 @@ def test_a_flood_is_taken_in_portions_oldest_first(spool: Spool, mocker: MockerF
 
     portions = []
     while records := spool.read()[0]:
-        assert {name for name, _, _ in spool.marks()} == {record.name for record in records}
+        assert {name for name, _, _ in spool.list_marks()} == {record.name for record in records}
         portions.append([record.name for record in records])
         spool.remove(portions[-1])
 

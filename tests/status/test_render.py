@@ -16,7 +16,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from lbagent.haproxy.config import Document
-from lbagent.haproxy.runtime.state import Said
+from lbagent.haproxy.runtime.state import ServerStats
 from lbagent.membership.model import FAILED, Pause
 from lbagent.membership.peers import Peer, Peers
 from lbagent.metrics import Last
@@ -28,7 +28,7 @@ from lbagent.status.report import Events, Failed, Report, Served, Sources, Stats
 from tests.helpers.builders import NOW, POISON, dedent, known, member, planned, reading
 from tests.status.test_report import keys
 
-PAGE = (Path(__file__).parent.parent.parent / "docs" / "status.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parent.parent.parent / "docs" / "reference" / "status.md").read_text(encoding="utf-8")
 
 FARM = reading("""
     services:
@@ -65,15 +65,15 @@ def example() -> Report:
     held = quarantine.quarantine_nodes(
         membership, {"web04": WORDS}, quarantine.fingerprint_context(document, FARM), NOW + 10600
     )
-    said = {("lb-iis", "web01"): Said("UP", 12), ("mon-mongo", "web01"): Said("UP", 3)}
-    said |= {(proxy, "web03"): Said("DOWN", 0) for proxy in ("lb-iis", "mon-mongo")}
-    said |= {(proxy, "web04"): Said("UP", 0) for proxy in ("lb-iis", "mon-mongo")}
+    said = {("lb-iis", "web01"): ServerStats("UP", 12), ("mon-mongo", "web01"): ServerStats("UP", 3)}
+    said |= {(proxy, "web03"): ServerStats("DOWN", 0) for proxy in ("lb-iis", "mon-mongo")}
+    said |= {(proxy, "web04"): ServerStats("UP", 0) for proxy in ("lb-iis", "mon-mongo")}
     run = PastRun(NOW + 10600, "member-update web04", "refused", f"HAProxy refuses the line of web04: {WORDS}")
     sources = Sources(
         NOW + 10800,
         said,
         StatsSocket("/run/haproxy/admin.sock", None),
-        Served(document.digest(), 4711, alive=True, failure=None),
+        Served(document.compute_digest(), 4711, alive=True, failure=None),
         Events(1, NOW + 10799),
         run,
         0,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lbagent.haproxy.config import Document
-from lbagent.haproxy.runtime.state import Said, Stats
+from lbagent.haproxy.runtime.state import ServerStats, Stats
 from lbagent.membership.model import FAILED, LEFT, LOST, UNKNOWN, Member, Membership, Pause
 from lbagent.outcome import PastRun
 from lbagent.planning import quarantine
@@ -78,9 +78,9 @@ def one(membership: Member, text: str | None = None) -> tuple[str, str]:
 
 def test_a_node_that_is_in_tells_its_proxies_and_what_haproxy_says() -> None:
     stats = {
-        ("lb-iis", "web01"): Said("UP", 3),
-        ("mon-mongo", "web01"): Said("DOWN 1/2", 0),
-        ("x", "web01"): Said("UP", 9),
+        ("lb-iis", "web01"): ServerStats("UP", 3),
+        ("mon-mongo", "web01"): ServerStats("DOWN 1/2", 0),
+        ("x", "web01"): ServerStats("UP", 9),
     }
 
     node = only(told(known(member("web01")), stats=stats))
@@ -102,7 +102,7 @@ def test_nodes_stand_in_natural_order() -> None:
 
 def test_server_names_of_a_proxy_with_several_services_are_their_nodes() -> None:
     text = CFG.replace("backend mon-mongo\n", "")
-    stats = {("lb-iis", "web01.iis"): Said("UP", 1), ("lb-iis", "web01.mongo"): Said("NOLB", 2)}
+    stats = {("lb-iis", "web01.iis"): ServerStats("UP", 1), ("lb-iis", "web01.mongo"): ServerStats("NOLB", 2)}
     membership = known(member("web01"))
 
     node = only(told(membership, planned(text, ROLES, membership), stats))
@@ -131,7 +131,7 @@ def test_a_paused_node_tells_by_whom_and_why(tags: dict[str, str], pause: Pause 
 
 
 def test_a_paused_node_whose_server_haproxy_still_has_tells_of_it() -> None:
-    stats = {("lb-iis", "web01"): Said("MAINT", 2)}
+    stats = {("lb-iis", "web01"): ServerStats("MAINT", 2)}
 
     node = only(told(known(member("web01", pause=PAUSE)), stats=stats))
 
@@ -168,7 +168,7 @@ def test_a_line_by_hand_is_told_with_its_name_and_what_haproxy_says(line: str) -
     )
     name, address = line.split()[1:3]
 
-    node = only(told(known(member("web01")), text, {("lb-iis", name): Said("no check", 1)}))
+    node = only(told(known(member("web01")), text, {("lb-iis", name): ServerStats("no check", 1)}))
 
     assert (node.state, node.why) == ("by hand", "in listen lb-iis by hand: none is written beside it")
     assert node.servers == [ServerState("lb-iis", name, address, "by hand", "no check", 1)]
@@ -389,7 +389,7 @@ def test_without_haproxy_cfg_the_nodes_are_told_all_the_same() -> None:
     assert (found.digest, found.confirmed, found.problems) == (None, None, ["it is gone"])
 
 
-DIGEST = Document([("haproxy.cfg", planned(CFG, ROLES, known(member("web01"))))]).digest()
+DIGEST = Document([("haproxy.cfg", planned(CFG, ROLES, known(member("web01"))))]).compute_digest()
 
 
 @pytest.mark.parametrize(
@@ -418,7 +418,7 @@ def test_the_whole_json_object() -> None:
     failure = Failed(NOW - 5, 2, "the port is taken")
     sources = QUIET._replace(
         served=Served(DIGEST, 7, alive=True, failure=failure),
-        stats={("lb-iis", "web01"): Said("UP", 3)},
+        stats={("lb-iis", "web01"): ServerStats("UP", 3)},
         events=Events(1, NOW - 2),
         last_run=PastRun(NOW - 9, "member-join web01", "applied", "2 lines added, 0 removed"),
         old_workers=3,

@@ -45,7 +45,7 @@ def test_it_was_born_a_moment_ago(sleeper: subprocess.Popen[bytes]) -> None:
     found = read_process(sleeper.pid)
 
     assert found is not None
-    assert abs(found.born - time.time()) < 5
+    assert abs(found.start_time - time.time()) < 5
 
 
 def test_a_process_is_found_by_the_beginning_of_its_name(sleeper: subprocess.Popen[bytes]) -> None:

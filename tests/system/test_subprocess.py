@@ -10,27 +10,27 @@ from pathlib import Path
 
 import pytest
 
-from lbagent.system.subprocess import Finished, find_program, run_program
+from lbagent.system.subprocess import ProgramResult, find_program, run_program
 
 
-def shell(script: str, timeout: float = 10, **more: str) -> Finished:
+def shell(script: str, timeout: float = 10, **more: str) -> ProgramResult:
     """What a shell script comes to."""
     return run_program(["sh", "-c", script], timeout, environ={"PATH": os.environ["PATH"], **more})
 
 
 def test_a_command_that_ends_well_is_good() -> None:
-    assert run_program(["true"], 5) == Finished(0, "")
-    assert run_program(["true"], 5).good
+    assert run_program(["true"], 5) == ProgramResult(0, "")
+    assert run_program(["true"], 5).succeeded
 
 
 @pytest.mark.parametrize(("script", "status"), [("exit 3", 3), ("kill -9 $$", -9), ("exit 255", 255)])
 def test_a_command_that_ends_badly_is_not(script: str, status: int) -> None:
     assert shell(script).status == status
-    assert not shell(script).good
+    assert not shell(script).succeeded
 
 
 def test_what_it_says_on_both_channels_is_kept_in_order() -> None:
-    assert shell("echo one; echo two >&2; echo three").words == "one\ntwo\nthree"
+    assert shell("echo one; echo two >&2; echo three").output == "one\ntwo\nthree"
 
 
 def test_nothing_it_says_is_said_by_us(capfd: pytest.CaptureFixture[str]) -> None:
@@ -40,15 +40,15 @@ def test_nothing_it_says_is_said_by_us(capfd: pytest.CaptureFixture[str]) -> Non
 
 
 def test_its_stdin_is_empty() -> None:
-    assert shell("cat; echo end").words == "end"
+    assert shell("cat; echo end").output == "end"
 
 
 def test_what_it_says_too_much_is_cut() -> None:
-    assert len(shell("yes | head -c 20000000").words) <= 16 * 1024 * 1024
+    assert len(shell("yes | head -c 20000000").output) <= 16 * 1024 * 1024
 
 
 def test_bytes_that_are_no_text_are_no_harm() -> None:
-    assert shell(r"printf 'a\377b'").words == "a\ufffdb"
+    assert shell(r"printf 'a\377b'").output == "a\ufffdb"
 
 
 def test_at_its_time_limit_a_command_ends() -> None:
@@ -56,7 +56,7 @@ def test_at_its_time_limit_a_command_ends() -> None:
 
     result = shell("sleep 60", 0.2)
 
-    assert result == Finished(None, "sh did not end within 0.2 s")
+    assert result == ProgramResult(None, "sh did not end within 0.2 s")
     assert time.monotonic() - started < 3
 
 
@@ -87,7 +87,7 @@ def test_a_daemon_that_holds_its_output_does_not_make_us_wait(tmp_path: Path) ->
     result = shell(f"sleep 30 & echo $! > {tmp_path}/daemon; echo started")
 
     os.kill(int((tmp_path / "daemon").read_text()), 9)
-    assert result == Finished(0, "started")
+    assert result == ProgramResult(0, "started")
     assert time.monotonic() - started < 5
 
 
@@ -102,13 +102,13 @@ def test_a_daemon_of_a_command_that_ended_in_time_lives_on(tmp_path: Path) -> No
 def test_it_runs_in_the_folder_asked_for(tmp_path: Path) -> None:
     here = os.getcwd()
 
-    assert run_program(["pwd"], 5, cwd=str(tmp_path)).words == str(tmp_path)
-    assert run_program(["pwd"], 5, cwd=here).words == here
+    assert run_program(["pwd"], 5, cwd=str(tmp_path)).output == str(tmp_path)
+    assert run_program(["pwd"], 5, cwd=here).output == here
     assert os.getcwd() == here
 
 
 def test_a_folder_that_is_gone_is_a_failure() -> None:
-    assert not run_program(["true"], 5, cwd="/nowhere/at/all").good
+    assert not run_program(["true"], 5, cwd="/nowhere/at/all").succeeded
 
 
 @pytest.mark.parametrize("folder", ["a b", "-x", "$(id)", "日本"])
@@ -117,27 +117,27 @@ def test_a_folder_is_a_word_to_nobody(tmp_path: Path, folder: str) -> None:
 
     assert run_program(
         ["pwd"], 5, cwd=str(tmp_path / folder), environ={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
-    ).words == str(tmp_path / folder)
+    ).output == str(tmp_path / folder)
 
 
 def test_words_are_words_and_no_shell_reads_them() -> None:
-    assert run_program(["printf", "%s|", "a b", "$(id)", ";", ""], 5).words == "a b|$(id)|;||"
+    assert run_program(["printf", "%s|", "a b", "$(id)", ";", ""], 5).output == "a b|$(id)|;||"
 
 
 def test_its_environment_is_the_one_given() -> None:
-    assert shell("echo $LBAGENT_X$HOME", LBAGENT_X="y").words == "y"
-    assert run_program(["sh", "-c", "echo $LBAGENT_X"], 5, environ={"LBAGENT_X": "z"}).words == "z"
+    assert shell("echo $LBAGENT_X$HOME", LBAGENT_X="y").output == "y"
+    assert run_program(["sh", "-c", "echo $LBAGENT_X"], 5, environ={"LBAGENT_X": "z"}).output == "z"
 
 
 def test_our_files_are_not_its_own(tmp_path: Path) -> None:
     with (tmp_path / "secret").open("w") as file:
         assert not os.get_inheritable(file.fileno())
 
-        assert "secret" not in shell("ls -l /proc/self/fd").words
+        assert "secret" not in shell("ls -l /proc/self/fd").output
 
 
 def test_signals_python_ignores_are_its_own_again() -> None:
-    ignored = int(shell("grep SigIgn /proc/self/status").words.split()[-1], 16)
+    ignored = int(shell("grep SigIgn /proc/self/status").output.split()[-1], 16)
 
     assert [
         ignored >> (number - 1) & 1 for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM)
@@ -196,7 +196,7 @@ def test_the_working_directory_is_no_place_for_programs(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PATH") if words is None else monkeypatch.setenv("PATH", words)
 
-    assert run_program(["true"], 5).good
+    assert run_program(["true"], 5).succeeded
 
 
 def test_who_never_stops_talking_fills_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ CALLED = {"common.bat", "serf-nssm.bat"}
 """Scripts that the others call; nobody else does."""
 
 AGENTS = sorted(FOLDER.glob("*.json"))
-PAGE = (HERE / "docs" / "windows.md").read_text(encoding="utf-8")
+PAGE = (HERE / "docs" / "reference" / "windows.md").read_text(encoding="utf-8")
 
 named = pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 

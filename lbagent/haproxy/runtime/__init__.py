@@ -1,1 +1,1 @@
-"""runtime."""
+"""HAProxy's runtime API on the stats socket: sessions, servers, health."""

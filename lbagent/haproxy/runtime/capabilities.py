@@ -1,7 +1,7 @@
 """What a server added through the runtime API accepts, needs and does not inherit: one table per HAProxy version.
 
-Only data. `tests/real/test_differential.py` holds it against real HAProxys: each keyword listed here makes, through
-`add server`, the same server as the same line does after a reload. Everything that is not listed takes a reload.
+Only data; `tests/real/test_differential.py` verifies it against real HAProxys. Each keyword listed here makes the same
+server through `add server` as the same line after a reload. Anything not listed needs a reload.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ class Capabilities(NamedTuple):
     flags: frozenset[str]
     """Keywords without a value."""
     values: frozenset[str]
-    """Keywords with one value, of which the last one holds."""
+    """Keywords with one value; the last one applies."""
     additive: frozenset[str]
-    """Keywords with one value, of which all hold."""
+    """Keywords with one value; all apply."""
     always: Mapping[str, str]
-    """What is sent with every server: defaults that a dynamic server does not have by itself."""
+    """Keywords sent with every server: defaults that a dynamic server does not have."""
     with_observe: Mapping[str, str]
-    """The same, for a server with `observe`."""
+    """Keywords sent with every server with `observe`."""
     reload_options: frozenset[str]
-    """Check options of a proxy, such as `external-check`, with which a checked server takes a reload."""
+    """Check options of a proxy, such as `external-check`, that make a server with `check` need a reload."""
     takes_cookies: bool
-    """Whether `add server` takes `cookie`."""
+    """Whether `add server` accepts `cookie`."""
     deletes: bool
     """Whether a server can be deleted safely: `wait … srv-removable` exists, and `del server` leaves nothing behind."""
 
@@ -49,10 +49,10 @@ CANCELS: Mapping[str, str] = MappingProxyType(
         "tls-tickets": "no-tls-tickets",
     }
 )
-"""Keywords that take back another one, which then simply is not sent."""
+"""Keywords that cancel another one, which then is not sent."""
 
 CANCELS_PROXY_V2 = frozenset(("send-proxy-v2-ssl", "send-proxy-v2-ssl-cn", "proxy-v2-options"))
-"""Keywords of which `no-send-proxy-v2` takes back a part that no keyword can express."""
+"""Keywords of which `no-send-proxy-v2` cancels a part, which no keyword can express."""
 
 IMPLIED_BY_CHECK: Mapping[str, frozenset[str]] = MappingProxyType(
     {
@@ -68,7 +68,7 @@ IMPLIED_BY_CHECK: Mapping[str, frozenset[str]] = MappingProxyType(
         ),
     }
 )
-"""What the checks of a server in haproxy.cfg inherit from its traffic where neither `port` nor `addr` is set."""
+"""What checks of a server in haproxy.cfg inherit from its traffic if neither `port` nor `addr` is set."""
 
 _FLAGS = frozenset((
     "allow-0rtt", "backup", "check", "check-send-proxy", "check-ssl", "check-via-socks4", "force-sslv3",
@@ -83,7 +83,7 @@ _VALUES = frozenset((
     "ssl-max-ver", "ssl-min-ver", "verify", "verifyhost", "weight",
 ))  # fmt: skip
 _POOL: Mapping[str, str] = MappingProxyType({"pool-max-conn": "-1", "pool-purge-delay": "5s"})
-"""Without both, a dynamic server of 2.6 never reuses a connection."""
+"""Without both, a dynamic server of 2.6 never reuses connections."""
 
 _V2_6 = Capabilities(
     version=(2, 6),
@@ -92,7 +92,7 @@ _V2_6 = Capabilities(
     additive=frozenset(("proxy-v2-options",)),
     always=_POOL,
     with_observe=MappingProxyType({"error-limit": "10", "on-error": "fail-check"}),
-    # The checks of a dynamic server run on another thread than external programs may: the worker aborts.
+    # External checks of a dynamic server run on the wrong thread: the worker aborts.
     reload_options=frozenset(("external-check",)),
     takes_cookies=False,
     deletes=False,
@@ -112,11 +112,11 @@ _V3_2 = _V3_0._replace(
 )
 _VERSION = re.compile(r"([0-9]{1,4})\.([0-9]{1,4})")
 TABLES = (_V2_6, _V2_8, _V3_0, _V3_2)
-"""By version, the oldest first."""
+"""All tables, the oldest version first."""
 
 
 def find_capabilities(version: str) -> Capabilities | None:
-    """The table for a version such as `2.6.12-1+deb12u4`: that of the newest tested one up to it; None below 2.6."""
+    """Return the table for a version such as `2.6.12-1+deb12u4`: the newest one not above it; None below 2.6."""
     found = _VERSION.match(version)
     number = (int(found[1]), int(found[2])) if found else (0, 0)
     return next((table for table in reversed(TABLES) if table.version <= number), None)

@@ -1,7 +1,7 @@
-"""What a new worker knows of its servers' health: a server that was DOWN does not get traffic until a check fails.
+"""Pass server health to a new worker, so that a DOWN server gets no traffic until its checks pass.
 
-A worker starts with all servers UP. It learns better from the worker before it: by the operator's server-state file,
-which is written anew, and on the stats socket as soon as it serves.
+A worker starts with all servers UP. It gets their state from the operator's server-state file, which is rewritten
+before the reload, and through the runtime API as soon as it serves.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import contextlib
 import os
 from collections.abc import Collection, Mapping, Sequence
 
-from lbagent.haproxy.config import ROSTER_NAME, Key, target
+from lbagent.haproxy.config import ROSTER_NAME, Key, format_target
 from lbagent.haproxy.process import Worker
 from lbagent.haproxy.runtime import session, socket
-from lbagent.haproxy.runtime.session import Unspoken
+from lbagent.haproxy.runtime.session import SessionError
 from lbagent.state import files
 from lbagent.system.tuples import NamedTuple
 
@@ -26,22 +26,22 @@ _VERSION = "1"
 _HEADER = "# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state (and more)"
 _FIELDS = 19
 _STOPPED = 0
-"""Of the operational states: no traffic, as its checks say."""
+"""Operational state STOPPED: no traffic, as checks failed."""
 
 _CHECKED = 0x02 | 0x04
-"""Of the states of a check: configured, and enabled."""
+"""State of a check: configured and enabled."""
 
 _READABLE = 0o644
 
 
 class Row(NamedTuple):
-    """One server of `show servers state`."""
+    """One server in `show servers state` (management manual, section 9.3)."""
 
     text: str
     address: str
     port: str
     down: bool
-    """Whether its checks have taken it out of balancing, and nothing else has."""
+    """Whether it is DOWN because of its checks alone."""
     checked: bool
     """Whether it has checks, which can bring it back."""
 
@@ -49,16 +49,16 @@ class Row(NamedTuple):
 Rows = Mapping[Key, Row]
 
 
-def read(lines: Lines) -> Rows:
-    """The servers of the worker that answers on a stats socket; none where nobody does."""
-    for address in socket.sockets(lines):
+def read_health(lines: Lines) -> Rows:
+    """Return the servers of the worker; empty if no stats socket answers."""
+    for address in socket.list_stats_sockets(lines):
         with contextlib.suppress(OSError):
-            return parse(socket.ask(address, _COMMAND, _ASK))
+            return parse_health(socket.ask(address, _COMMAND, _ASK))
     return {}
 
 
-def parse(answer: str) -> Rows:
-    """The rows of an answer to `show servers state`; of a damaged one those that are whole."""
+def parse_health(answer: str) -> Rows:
+    """Parse an answer to `show servers state`; incomplete rows are skipped."""
     version, *lines = answer.splitlines() or [""]
     if version != _VERSION:
         return {}
@@ -66,27 +66,28 @@ def parse(answer: str) -> Rows:
     return {(row[1], row[3]): _row(row) for row in rows if len(row) >= _FIELDS and _numbers(row)}
 
 
-def carry(lines: Lines, worker: Worker, before: Rows) -> list[str]:
-    """Have the new worker start with those servers DOWN that were so `before`; returns them.
+def restore_down_servers(lines: Lines, worker: Worker, before: Rows) -> list[str]:
+    """Set the servers that were DOWN before to DOWN in the new worker; return their names.
 
-    A server that has another address now, or no checks that could bring it back, starts as HAProxy has it.
+    A server with another address, or without checks that could bring it back, is left as HAProxy starts it.
     """
     if not any(row.down for row in before.values()):
         return []
-    with contextlib.suppress(Unspoken):
-        talk = session.opened(lines, worker)
-        now = parse("".join(answer or "" for answer in talk.say([_COMMAND])))
+    with contextlib.suppress(SessionError):
+        talk = session.open_session(lines, worker)
+        now = parse_health("".join(answer or "" for answer in talk.send([_COMMAND])))
         same = [key for key, row in before.items() if row.down and _may_start_down(now.get(key), row)]
         down = [key for key in same if all(map(ROSTER_NAME.fullmatch, key))]
-        answers = talk.say([f"set server {target(key)} health down" for key in down])
-        return [target(key) for key, answer in zip(down, answers, strict=True) if answer == ""]
+        answers = talk.send([f"set server {format_target(key)} health down" for key in down])
+        return [format_target(key) for key, answer in zip(down, answers, strict=True) if answer == ""]
     return []
 
 
 def write_state_file(lines: Lines, rows: Rows, changed: Collection[Key]) -> None:
-    """Write the server-state file that `global` declares, where it does, without the servers in `changed`.
+    """Write the server-state file, if `global` declares one, without the servers in `changed`.
 
-    What the file says of a server overrules its line, its port too. As well as can be: HAProxy can do without it.
+    For HAProxy, the file takes precedence over the server's line, including its port. Errors are ignored: HAProxy can
+    start without the file.
     """
     path = next((words[1] for words in lines if words[0] == "server-state-file" and len(words) > 1), "")
     base = next((words[1] for words in lines if words[0] == "server-state-base" and len(words) > 1), "")

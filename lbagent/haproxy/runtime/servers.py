@@ -1,7 +1,7 @@
-"""How a running HAProxy gets from the servers that it has to those it is to have: text in, commands out.
+"""Compute and send the commands that change the servers of a running HAProxy.
 
-A removed server is put into maintenance first. HAProxy 3.0 and later deletes it once its sessions have ended; an older
-one keeps it (it may use what it has freed), to be used again when its node returns.
+A removed server is first put into maintenance. HAProxy 3.0 and later delete it once its sessions have ended. Older
+versions keep it, because deleting one may use freed memory; it is reused when its node returns.
 """
 
 from __future__ import annotations
@@ -13,109 +13,110 @@ from functools import cached_property
 from itertools import pairwise
 
 from lbagent.haproxy import inherited as haproxy_inherited
-from lbagent.haproxy.config import ROSTER_NAME, Document, Key, Lines, Proxy, parts, target
-from lbagent.haproxy.inherited import Inherited, Keywords, NeedsReload, inherited
+from lbagent.haproxy.config import ROSTER_NAME, Document, Key, Lines, Proxy, format_target, split_server_line
+from lbagent.haproxy.inherited import Inherited, Keywords, NeedsReload, find_inherited
 from lbagent.haproxy.runtime.capabilities import Capabilities
-from lbagent.haproxy.runtime.session import Conversation, Unspoken
+from lbagent.haproxy.runtime.session import Session, SessionError
 from lbagent.haproxy.server_line import is_drained, undrain_line
 from lbagent.names import canonical_address
 from lbagent.system import sockets
 from lbagent.system.tuples import NamedTuple
 
 LEFT_LIMIT = 100
-"""Servers left behind in maintenance that cannot be deleted, after which one reload clears them."""
+"""Number of servers left in maintenance that cannot be deleted, above which a reload removes them."""
 
 PROMPTLY = 2.0
-"""Seconds within which HAProxy's own first check is worth waiting for."""
+"""Longest interval in seconds of a check whose first result is waited for."""
 
 _DYNAMIC = frozenset(("", "roundrobin", "leastconn", "random", "first"))
 _CONSISTENT = frozenset(("source", "uri", "url_param", "hdr", "rdp-cookie", "hash"))
 
 
-class Known(NamedTuple):
-    """What a worker is known to have."""
+class KnownServers(NamedTuple):
+    """The servers that a worker is known to have."""
 
     lines: Lines
-    """Of the servers that it serves."""
+    """Lines of the servers that serve."""
     left: Lines
-    """Of those that were taken out; empty where the line that made one is not known."""
+    """Lines of the servers in maintenance; empty if the line is unknown."""
     sure: bool
-    """False where the file has changed since, so that servers can be taken out, but not in."""
+    """False if the file has changed since: servers can be removed, but not added."""
     checked: frozenset[Key] = frozenset()
-    """Servers out of balancing that drain: their checks go on, so that `state ready` is all they need."""
+    """Servers that drain: their checks continue, so `state ready` is enough to bring them back."""
 
 
 class Join(NamedTuple):
-    """A server that is to take traffic, once it is known to answer."""
+    """A server that is to get traffic once it answers."""
 
     key: Key
     line: str
     commands: tuple[str, ...]
-    """What makes it, moves it or changes its weight."""
+    """Commands that add it, move it or change its weight."""
     endpoint: tuple[str, int] | None = None
-    """Where its check connects to; None where it has none, or where HAProxy alone decides."""
+    """Address and port of its check; None if it has none, or only HAProxy can tell."""
     verdict: float | None = None
-    """Seconds until HAProxy's own check has judged it, where that is more than a connection and worth waiting for."""
+    """Seconds to HAProxy's first check result, if it is more than a connection and worth waiting for."""
     ready: bool = True
-    """False for a server that stays as it is: `disabled` in haproxy.cfg, or with a new weight alone."""
+    """False if its state does not change: `disabled` in haproxy.cfg, or only a new weight."""
     drain: bool = False
-    """Whether its node is paused: it takes no new clients, only those that are bound to it."""
+    """Whether its node is paused: the server gets only existing clients."""
 
     @property
     def target(self) -> str:
-        """The server as the stats socket calls it."""
-        return target(self.key)
+        """PROXY/SERVER, as the runtime API names it."""
+        return format_target(self.key)
 
 
 def stop_traffic(key: Key, *, drain: bool) -> str:
-    """The command that takes a server out: with `drain`, clients that stick to it go on; else (`maint`) nobody does.
+    """Return the command that removes a server from balancing.
 
-    Running requests finish either way, except that `maint` cuts them where `on-marked-down shutdown-sessions` is set.
+    With `drain`, sticky clients continue; otherwise (`maint`) no client does. Running requests finish either way,
+    except that `maint` cuts them if `on-marked-down shutdown-sessions` is set.
     """
-    return f"set server {target(key)} state {'drain' if drain else 'maint'}"
+    return f"set server {format_target(key)} state {'drain' if drain else 'maint'}"
 
 
-class Difference:
-    """From what a worker has to what it is to have."""
+class ServerChanges:
+    """The changes from the servers that a worker has to the wanted ones."""
 
-    def __init__(self, document: Document, known: Known, wanted: Lines, capabilities: Capabilities) -> None:
-        """`document` is the text with the proxies; `wanted` the lines that are to be served."""
+    def __init__(self, document: Document, known: KnownServers, wanted: Lines, capabilities: Capabilities) -> None:
+        """`document` is the text with the proxies; `wanted` are the lines of the servers to serve."""
         self._document, self._known, self._capabilities = document, known, capabilities
         self.withdrawn: Lines = {key: line for key, line in known.lines.items() if key not in wanted}
-        """What has to be taken out."""
+        """Servers to remove."""
         self.joins: list[Join] = []
         self.needs_reload: dict[Key, str] = {}
-        """What takes a reload, and why."""
+        """Servers that need a reload, with the reason."""
         for key, line in wanted.items():
             if key in known.left or known.lines.get(key) != line:
                 self._join(key, line)
 
     @cached_property
     def dynamic_cookies(self) -> list[str]:
-        """The commands that give cookies to the servers that are added."""
+        """Commands that give cookies to the added servers."""
         proxies = sorted({join.key[0] for join in self.joins})
         return [
             f"enable dynamic-cookie backend {name}" for name in proxies if "dynamic" in self._inherited(name).cookie
         ]
 
-    def words(self, key: Key, line: str) -> list[str]:
-        """All words that make this server: those of `default-server`, then its own."""
+    def list_words(self, key: Key, line: str) -> list[str]:
+        """Return all words of this server: those of `default-server`, then its own."""
         try:
             here = self._inherited(key[0]).default_server
         except NeedsReload:
             here = ()
-        return [*here, *parts(line)[2]]
+        return [*here, *split_server_line(line)[2]]
 
     def is_disabled(self, key: Key, line: str) -> bool:
-        """Whether haproxy.cfg itself keeps this server out."""
-        return _last(self.words(key, line), "disabled", "enabled")
+        """Return whether haproxy.cfg disables this server."""
+        return _last(self.list_words(key, line), "disabled", "enabled")
 
     def has_agent(self, key: Key, line: str) -> bool:
-        """Whether an agent may take this server out."""
-        return _last(self.words(key, line), "agent-check", "no-agent-check")
+        """Return whether an agent check may disable this server."""
+        return _last(self.list_words(key, line), "agent-check", "no-agent-check")
 
     def can_return(self, key: Key, line: str) -> bool:
-        """Whether a server can be added again without a reload once it was deleted."""
+        """Return whether a server can be added again without a reload after it was deleted."""
         try:
             if line:
                 self._addition(key, line)
@@ -135,21 +136,21 @@ class Difference:
             self.needs_reload[key] = str(error)
 
     def _joined(self, key: Key, line: str) -> list[Join]:
-        address, port, _ = parts(line)
+        address, port, _ = split_server_line(line)
         if not port or address != canonical_address(address):
             raise NeedsReload("it is at no address and port")
         old = self._known.left.get(key, self._known.lines.get(key))
         if old is None:
             return [self._checked(key, line, [self._addition(key, line)])]
         weight = self._new_weight(key, old, line)
-        was, drains = parts(old), is_drained(line)
+        was, drains = split_server_line(old), is_drained(line)
         stays, returns = was[:2] == (address, port), key in self._known.left
         if stays and (drains if returns else is_drained(old) == drains):
-            # Else only the comment differs, or a server that drains goes on draining.
+            # Otherwise only the comment differs, or a draining server continues to drain.
             return [Join(key, line, tuple(weight), ready=False)] if weight else []
         if was[0] != address and self.has_agent(key, line):
             raise NeedsReload("an agent does not follow its server's address")
-        move = f"set server {target(key)} addr {address} port {port}"
+        move = f"set server {format_target(key)} addr {address} port {port}"
         if self.is_disabled(key, line):
             return [Join(key, line, (*weight, *([] if stays else [move])), ready=False)]
         if stays and key in self._known.checked:
@@ -157,26 +158,26 @@ class Difference:
         return [self._checked(key, line, [*weight, move])]
 
     def _new_weight(self, key: Key, old: str, line: str) -> list[str]:
-        """The command where nothing but the weight differs; nothing where not even that. Raises NeedsReload."""
+        """Return the command if only the weight differs; empty if nothing differs. Raises NeedsReload."""
         drained, drains = is_drained(old), is_drained(line)
         old, line = undrain_line(old), undrain_line(line)
-        same = bool(old) and parts(old)[2] == parts(line)[2]
+        same = bool(old) and split_server_line(old)[2] == split_server_line(line)[2]
         if not same:
             before, after = self._without_weight(key, old), self._without_weight(key, line)
             if before is None or before != after:
-                raise NeedsReload(f"{target(key)} is there with other options")
+                raise NeedsReload(f"{format_target(key)} is there with other options")
         weights = self._weight(key, old), self._weight(key, line)
         if drains or (not drained and weights[0] == weights[1]):
-            return []  # a server that drains keeps its weight until it is resumed
+            return []  # a draining server keeps its weight until it is resumed
         if not weights[1].isdigit():
             raise NeedsReload(f"`weight {weights[1]}` is not a number")
         proxy = self._proxy(key[0])
         if not self._is_dynamic(proxy, self._inherited(proxy.name)):
             raise NeedsReload(f"`balance {proxy.balance}` takes no other weight than that of the file")
-        return [f"set server {target(key)} weight {weights[1]}"]
+        return [f"set server {format_target(key)} weight {weights[1]}"]
 
     def _without_weight(self, key: Key, line: str) -> Keywords | None:
-        """What a server has beside its weight; None where that is not known."""
+        """Return a server's keywords without its weight; None if they are unknown."""
         try:
             found = self._keywords(key, line) if line else None
         except NeedsReload:
@@ -184,42 +185,43 @@ class Difference:
         return found and {word: value for word, value in found.items() if word != "weight"}
 
     def _weight(self, key: Key, line: str) -> str:
-        """The weight that a line gives to its server."""
-        return ["1", *(value for word, value in pairwise(self.words(key, line)) if word == "weight")][-1]
+        """Return the weight of a server."""
+        return ["1", *(value for word, value in pairwise(self.list_words(key, line)) if word == "weight")][-1]
 
     def _checked(self, key: Key, line: str, commands: list[str]) -> Join:
-        address, port, _ = parts(line)
+        address, port, _ = split_server_line(line)
         here = self._inherited(key[0])
         try:
             words = self._keywords(key, line)
         except NeedsReload:
-            # It is there already, whatever it was made of.
+            # The server exists already, whatever its keywords.
             return Join(key, line, tuple(commands), drain=is_drained(line))
         if "check" not in words:
             return Join(key, line, tuple(commands), drain=is_drained(line))
-        commands = [*commands, f"enable health {target(key)}"]
+        commands = [*commands, f"enable health {format_target(key)}"]
         if words.get("init-state", "none") != "none":
             return Join(key, line, tuple(commands), drain=is_drained(line))
-        endpoint = haproxy_inherited.endpoint(words, address, port)
+        endpoint = haproxy_inherited.find_check_endpoint(words, address, port)
         deep = bool(here.deep) or "ssl" in words or "check-ssl" in words
-        due = haproxy_inherited.seconds(words.get("fastinter", words.get("inter", "2s")))
-        # A server that serves already goes on: were all to wait for a verdict, none would serve meanwhile.
+        due = haproxy_inherited.parse_time(words.get("fastinter", words.get("inter", "2s")))
+        # A serving server goes on: if all waited for a result, none would serve meanwhile.
         awaited = deep and due <= PROMPTLY and key not in self._known.lines and not is_drained(line)
         return Join(key, line, tuple(commands), endpoint, due if awaited else None, drain=is_drained(line))
 
     def _keywords(self, key: Key, line: str) -> Keywords:
-        words = [*self._inherited(key[0]).default_server, *parts(line)[2]]
+        words = [*self._inherited(key[0]).default_server, *split_server_line(line)[2]]
         return haproxy_inherited.resolve_keywords(words, self._capabilities)
 
     def _addition(self, key: Key, line: str) -> str:
-        address, port, _ = parts(line)
+        address, port, _ = split_server_line(line)
         words = self._keywords(key, line)
         self._check_proxy(key[0], words)
         host = f"[{address}]" if ":" in address else address
-        return f"add server {target(key)} {host}:{port}{haproxy_inherited.format_keywords(words, self._capabilities)}"
+        keywords = haproxy_inherited.format_keywords(words, self._capabilities)
+        return f"add server {format_target(key)} {host}:{port}{keywords}"
 
     def _check_proxy(self, name: str, words: Mapping[str, str]) -> None:
-        """Raises NeedsReload where a server with these keywords cannot be added to the proxy as a reload does it."""
+        """Raise NeedsReload if adding a server with these keywords would differ from a reload."""
         proxy, here = self._proxy(name), self._inherited(name)
         balance = _algorithm(proxy)
         if here.odd:
@@ -241,7 +243,7 @@ class Difference:
         return balance in _DYNAMIC or (balance in _CONSISTENT and here.hash_type[:1] == ("consistent",))
 
     def _proxy(self, name: str) -> Proxy:
-        found = self._document.proxies_named(name)
+        found = self._document.find_proxies(name)
         if len(found) != 1 or not ROSTER_NAME.fullmatch(name):
             raise NeedsReload(f"proxy {name!r} cannot be named on the stats socket")
         return found[0]
@@ -251,7 +253,7 @@ class Difference:
 
     @cached_property
     def _all_inherited(self) -> Mapping[int, Inherited]:
-        return inherited(self._document)
+        return find_inherited(self._document)
 
 
 def _algorithm(proxy: Proxy) -> str:
@@ -259,33 +261,34 @@ def _algorithm(proxy: Proxy) -> str:
 
 
 def _last(words: list[str], on: str, off: str) -> bool:
-    """Whether the last of two words that cancel each other is the first one."""
+    """Return whether `on` is the last one of two words that cancel each other."""
     found = [word for word in words if word in (on, off)]
     return found[-1:] == [on]
 
 
-# --- admission -------------------------------------------------------------------------------------------
-
 _CONNECT = 1.0
-"""Seconds in which the servers that come have to take a connection."""
+"""Seconds within which new servers have to accept a connection."""
 
 _POLL = 0.02
 _GRACE = 0.4
 """Seconds that a check may take beyond its interval."""
 
 _MOVED = ("changed from", "no need to change", "nothing changed")
-"""In the answer to `set server … addr`, the last one of HAProxy 3.0 and later."""
+"""Texts in a successful answer to `set server … addr`; the last one is of HAProxy 3.0 and later."""
 
 
 class Admission:
-    """Of some servers, to one worker."""
+    """Brings servers into balancing at one worker."""
 
-    def __init__(self, talk: Conversation) -> None:
-        """Nothing is said yet."""
+    def __init__(self, talk: Session) -> None:
+        """Use this session."""
         self._talk = talk
 
-    def granted(self, joins: Sequence[Join], cookies: Sequence[str]) -> bool:
-        """Have them take traffic, each once it answers; False where not all was taken. `cookies` are commands."""
+    def admit(self, joins: Sequence[Join], cookies: Sequence[str]) -> bool:
+        """Bring servers into balancing, each once it answers; return whether all commands succeeded.
+
+        `cookies` are commands, sent after those of the servers.
+        """
         if not joins:
             return True
         if not self._obeyed([*(command for join in joins for command in join.commands), *cookies]):
@@ -298,35 +301,35 @@ class Admission:
         return self._judged([join for join in joins if join.verdict]) and good
 
     def _judged(self, joins: Sequence[Join]) -> bool:
-        """Have HAProxy's own checks decide: draining and down, a server is checked, and gets nothing to do."""
+        """Let HAProxy's checks decide: a server that drains and is DOWN is checked, and gets no traffic."""
         if not joins:
             return True
         if not self._obeyed([one for join in joins for one in _held(join)]):
             return False
         deadline = time.monotonic() + max(join.verdict or 0 for join in joins) + _GRACE
         passed: set[Key] = set()
-        with contextlib.suppress(Unspoken):
+        with contextlib.suppress(SessionError):
             while len(passed) < len(joins) and time.monotonic() < deadline:
                 time.sleep(_POLL)
-                states = self._talk.states()
+                states = self._talk.fetch_states()
                 passed = {join.key for join in joins if join.key in states and states[join.key].passed}
         up = [f"set server {join.target} health up" for join in joins if join.key in passed]
         return self._obeyed([*up, *(f"set server {join.target} state ready" for join in joins)])
 
     def _obeyed(self, commands: Sequence[str]) -> bool:
-        """Whether all commands were taken; one that fails does not stop the others."""
+        """Send all commands and return whether all succeeded; a failure does not stop the others."""
         good = True
-        for command, answer in zip(commands, self._talk.say(commands), strict=True):
+        for command, answer in zip(commands, self._talk.send(commands), strict=True):
             if answer is None or not _taken(command, answer):
                 good = False
-                self._talk.trouble += [f"`{command}`: {answer}"] if answer else []
+                self._talk.problems += [f"`{command}`: {answer}"] if answer else []
         return good
 
 
 def _ready(join: Join, *, up: bool) -> list[str]:
     if join.drain:
         return [f"set server {join.target} state drain", *([] if up else [f"set server {join.target} health down"])]
-    # Who does not answer stays down until HAProxy's checks have passed; ready alone would be taken for up.
+    # A server that does not answer stays DOWN until its checks pass; `ready` alone would make it UP.
     return [*([] if up else _held(join)), f"set server {join.target} state ready"]
 
 
@@ -336,7 +339,7 @@ def _held(join: Join) -> list[str]:
 
 def _taken(command: str, answer: str) -> bool:
     if command.startswith("add server"):
-        # Warnings may come first.
+        # Warnings may precede it.
         return answer.rpartition("\n")[2] == "New server registered."
     if " addr " in command:
         return any(word in answer for word in _MOVED)

@@ -1,4 +1,7 @@
-"""Talking to one worker over its stats socket: who answers is made sure of, and each answer belongs to its command."""
+"""Send commands to one worker through its stats socket; verify that this worker answers.
+
+Each answer is matched to its command.
+"""
 
 from __future__ import annotations
 
@@ -7,68 +10,68 @@ from collections.abc import Iterator, Mapping, Sequence
 from lbagent.haproxy.config import Key
 from lbagent.haproxy.process import Worker
 from lbagent.haproxy.runtime import socket, state
-from lbagent.haproxy.runtime.state import State
+from lbagent.haproxy.runtime.state import ServerState
 
 _ASK = 2.0
 _SAY = 10.0
-"""Seconds for one line of commands; a thousand servers take one."""
+"""Seconds to wait for one line of commands; a thousand servers take one."""
 
 _LINE = 32 * 1024
-"""Bytes of one line of commands, where tune.bufsize has room for it: HAProxy 3.1 and later refuse a longer one."""
+"""Maximum bytes of one line of commands, if tune.bufsize allows: HAProxy 3.1 and later reject a longer one."""
 
 _BUFSIZE, _RESERVE = 16384, 1024
-"""Of tune.bufsize, the latter is never to be had; a command that does not fit is never answered."""
+"""Default of tune.bufsize, and its part that is never available; a command that does not fit is never answered."""
 
 
 _WHO = "show info"
-"""What each line begins with: a reload may have come between."""
+"""First command of each line: a reload may have replaced the worker."""
 
 
-class Unspoken(Exception):
-    """Why HAProxy cannot be sent anything."""
+class SessionError(Exception):
+    """Why commands cannot be sent to HAProxy."""
 
     def __init__(self, words: str, *, passing: bool = False) -> None:
-        """`passing` says that it may be over in a moment: a new worker does not answer yet."""
+        """`passing` says whether it may soon be over: a new worker does not answer yet."""
         super().__init__(words)
         self.passing = passing
 
 
-class Conversation:
-    """A socket through which this worker takes changes."""
+class Session:
+    """A stats socket of one worker."""
 
     def __init__(self, address: str, worker: Worker, limit: int, version: str = "", line: int = _LINE) -> None:
-        """`limit` and `line` are in bytes, of one command and of a line of them; `version` is HAProxy's own."""
+        """`limit` and `line` are the maximum bytes of a command and of a line; `version` is HAProxy's."""
         self._address, self._worker, self._limit, self._line = address, worker, limit, line
         self.version = version
-        self.trouble: list[str] = []
-        """Why something could not be said, in words."""
+        self.problems: list[str] = []
+        """Messages about commands that could not be sent."""
 
-    def say(self, commands: Sequence[str]) -> list[str | None]:
-        """The answer to each command, in order; None where none came, or not from this worker."""
+    def send(self, commands: Sequence[str]) -> list[str | None]:
+        """Send commands; return the answer to each, None if there was none, or not from this worker."""
         found: list[str | None] = []
         for batch in self._batches(commands):
             found += self._said(batch) if batch else [None]
         return found
 
-    def states(self) -> Mapping[Key, State]:
-        """Every server that the worker has. Raises Unspoken."""
-        [answer] = self.say(["show servers state"])
+    def fetch_states(self) -> Mapping[Key, ServerState]:
+        """Return the state of every server of the worker. Raises SessionError."""
+        [answer] = self.send(["show servers state"])
         try:
-            return state.states(answer or "")
+            return state.parse_states(answer or "")
         except ValueError as error:
-            raise Unspoken("; ".join([*self.trouble, f"`show servers state` {error}"])) from error
+            raise SessionError("; ".join([*self.problems, f"`show servers state` {error}"])) from error
 
-    def sessions(self) -> Mapping[Key, int]:
-        """The open sessions of every server, as far as HAProxy says. Raises Unspoken."""
-        [answer] = self.say([state.COMMAND])
+    def fetch_sessions(self) -> Mapping[Key, int]:
+        """Return the open sessions of every server, as far as HAProxy reports them. Raises SessionError."""
+        [answer] = self.send([state.COMMAND])
         try:
-            found = state.servers(answer or "")
+            found = state.parse_stats(answer or "")
         except ValueError as error:
-            raise Unspoken(str(error)) from error
+            raise SessionError(str(error)) from error
         return {key: one.sessions for key, one in found.items() if one.sessions is not None}
 
     def _batches(self, commands: Sequence[str]) -> Iterator[list[str]]:
-        """Lines' worth of commands; an empty one for a command that is too long to be said."""
+        """Split commands into lines; an empty line stands for a command that is too long to be sent."""
         batch: list[str] = []
         size = 0
         for command in commands:
@@ -77,7 +80,7 @@ class Conversation:
                 yield batch
                 batch, size = [], 0
             if length > self._limit:
-                self.trouble.append(f"a command of {length} bytes is too long to be said")
+                self.problems.append(f"a command of {length} bytes is too long to be said")
                 yield []
             else:
                 batch.append(command)
@@ -87,64 +90,64 @@ class Conversation:
 
     def _said(self, batch: list[str]) -> list[str | None]:
         try:
-            # Whoever answers says first who it is: a reload may have come between.
-            text, why = socket.heard(self._address, ";".join([_WHO, *batch]), _SAY)
-            info, *found = socket.answers(text) or [""]
+            # The first answer identifies the worker: a reload may have replaced it.
+            text, why = socket.exchange(self._address, ";".join([_WHO, *batch]), _SAY)
+            info, *found = socket.split_answers(text) or [""]
             if why and not info:
                 raise why
         except OSError as error:
-            self.trouble.append(explain(self._address, error))
+            self.problems.append(explain_error(self._address, error))
             return [None] * len(batch)
-        pid = socket.worker(socket.facts(info))
+        pid = socket.parse_worker_pid(socket.parse_info(info))
         if pid != self._worker.pid:
-            self.trouble.append(f"{self._address} was answered by process {pid}, not by worker {self._worker.pid}")
+            self.problems.append(f"{self._address} was answered by process {pid}, not by worker {self._worker.pid}")
             return [None] * len(batch)
         if why or len(found) != len(batch):
-            self.trouble.append(f"{len(found)} of {len(batch)} commands were answered: {why or 'the rest was not'}")
+            self.problems.append(f"{len(found)} of {len(batch)} commands were answered: {why or 'the rest was not'}")
         return [*found[: len(batch)], *[None] * (len(batch) - len(found))]
 
 
-def opened(settings: Sequence[Sequence[str]], worker: Worker) -> Conversation:
-    """The first socket of `global` through which this very worker takes changes. Raises Unspoken."""
+def open_session(settings: Sequence[Sequence[str]], worker: Worker) -> Session:
+    """Return a session on the first socket of `global` where this worker accepts changes. Raises SessionError."""
     sizes = [found[1] for found in settings if found[:1] == ["tune.bufsize"] and len(found) > 1]
     bufsize = int(sizes[-1]) if sizes and sizes[-1].isdigit() else _BUFSIZE
     reasons = []
     room = max(bufsize - _RESERVE, 0)
-    for address in socket.sockets(settings):
+    for address in socket.list_stats_sockets(settings):
         try:
-            return Conversation(
+            return Session(
                 address,
                 worker,
                 min(socket.COMMAND_LIMIT, room),
                 _version(address, worker),
                 min(_LINE, max(room - len(_WHO) - 1, 0)),
             )
-        except Unspoken as error:
+        except SessionError as error:
             reasons.append(error)
     words = "; ".join(map(str, reasons)) or "haproxy.cfg has no `stats socket … level admin`"
-    raise Unspoken(words, passing=any(one.passing for one in reasons))
+    raise SessionError(words, passing=any(one.passing for one in reasons))
 
 
 def _version(address: str, worker: Worker) -> str:
-    """The version of HAProxy that answers. Raises Unspoken where it is not this worker, or takes no changes."""
+    """Return HAProxy's version. Raises SessionError if another worker answers, or it accepts no changes."""
     try:
-        level, info = socket.answers(socket.ask(address, "show cli level;show info", _ASK))
+        level, info = socket.split_answers(socket.ask(address, "show cli level;show info", _ASK))
     except ValueError:
-        raise Unspoken(f"{address}: half an answer", passing=True) from None
+        raise SessionError(f"{address}: half an answer", passing=True) from None
     except OSError as error:
-        words = explain(address, error)
-        raise Unspoken(words, passing=words.endswith(("no answer in time", "half an answer"))) from error
+        words = explain_error(address, error)
+        raise SessionError(words, passing=words.endswith(("no answer in time", "half an answer"))) from error
     if level != "admin":
-        raise Unspoken(f"{address}: is of `level {level}`, not `level admin`")
-    facts = socket.facts(info)
-    if socket.worker(facts) != worker.pid:
+        raise SessionError(f"{address}: is of `level {level}`, not `level admin`")
+    facts = socket.parse_info(info)
+    if socket.parse_worker_pid(facts) != worker.pid:
         words = f"{address}: is not that of the newest worker, {worker.pid}, or that one is stopping"
-        raise Unspoken(words, passing=True)
+        raise SessionError(words, passing=True)
     return facts.get("Version", "")
 
 
-def explain(address: str, error: OSError) -> str:
-    """What is wrong with a socket: nobody there, not allowed, too slow, or cut off half-way."""
+def explain_error(address: str, error: OSError) -> str:
+    """Describe an error of a socket: no listener, no permission, timeout, or a truncated answer."""
     match error:
         case FileNotFoundError() | ConnectionRefusedError():
             why = "nobody listens"
@@ -152,7 +155,7 @@ def explain(address: str, error: OSError) -> str:
             why = "permission denied"
         case TimeoutError():
             why = "no answer in time"
-        case socket.Half() | ConnectionResetError() | BrokenPipeError():
+        case socket.TruncatedAnswer() | ConnectionResetError() | BrokenPipeError():
             why = "half an answer"
         case _:
             why = error.strerror or str(error)

@@ -1,4 +1,7 @@
-"""HAProxy's stats socket: found in haproxy.cfg, and spoken to, one line of commands at a time."""
+"""HAProxy's stats socket: find its address in `global`, send a line of commands, read the answer.
+
+Protocol: HAProxy management manual, section 9.3 "Unix Socket commands".
+"""
 
 from __future__ import annotations
 
@@ -11,34 +14,40 @@ if TYPE_CHECKING:
     from socket import AddressFamily
 
 COMMAND_LIMIT = 8 * 1024
-"""Bytes of one command: one longer than tune.bufsize never gets an answer and holds a session for good."""
+"""Maximum bytes of one command. One longer than tune.bufsize is never answered and blocks its session."""
 
 _SUN_PATH = 108
-"""Bytes of a Unix socket's address."""
+"""Size of a Unix socket address in bytes."""
 
 _ANSWER_LIMIT = 64 * 1024 * 1024
 
 
-class Half(OSError):
-    """HAProxy went away in the middle of its answer."""
+class TruncatedAnswer(OSError):
+    """HAProxy closed the connection in the middle of its answer."""
 
 
-def sockets(settings: Iterable[Sequence[str]]) -> list[str]:
-    """The addresses of the stats sockets that the lines of `global` declare, in order."""
+def list_stats_sockets(settings: Iterable[Sequence[str]]) -> list[str]:
+    """Return the addresses of the stats sockets in `settings`, the words of each line of `global`."""
     return [words[2] for words in settings if len(words) > 2 and words[:2] == ["stats", "socket"]]  # noqa: PLR2004
 
 
 def ask(address: str, command: str, timeout: float) -> str:
-    """HAProxy's answer to one command. Raises OSError (ConnectionRefusedError where nobody listens)."""
-    answer, why = heard(address, command, timeout)
+    """Send one command and return the answer. Raises OSError (ConnectionRefusedError if nothing listens).
+
+    `timeout` is in seconds.
+    """
+    answer, why = exchange(address, command, timeout)
     if why:
         raise why
     return answer
 
 
-def heard(address: str, line: str, timeout: float) -> tuple[str, OSError | None]:
-    """What HAProxy says to one line of commands, and why it did not say all. Raises OSError where it says nothing."""
-    import socket  # noqa: PLC0415  # 3 ms that only a running HAProxy has to pay
+def exchange(address: str, line: str, timeout: float) -> tuple[str, OSError | None]:
+    """Send one line of commands; return the answer, and the error that cut it short.
+
+    `timeout` is in seconds. Raises OSError if the line cannot be sent.
+    """
+    import socket  # noqa: PLC0415  # takes 3 ms, needed only if HAProxy runs
 
     family, name = _parsed(address)
     answer = bytearray()
@@ -46,7 +55,7 @@ def heard(address: str, line: str, timeout: float) -> tuple[str, OSError | None]
     with socket.socket(family, socket.SOCK_STREAM) as connection:
         connection.settimeout(timeout)
         connection.connect(name)
-        # Without its final newline a command is dropped without a word.
+        # HAProxy silently drops a command without its newline.
         connection.sendall(f"{line}\n".encode())
         try:
             while len(answer) < _ANSWER_LIMIT and (piece := connection.recv(1 << 16)):
@@ -54,11 +63,13 @@ def heard(address: str, line: str, timeout: float) -> tuple[str, OSError | None]
                 connection.settimeout(max(deadline - time.monotonic(), 0.001))
         except OSError as error:
             return answer.decode("utf-8", "replace"), error
-    return answer.decode("utf-8", "replace"), None if answer.endswith(b"\n") else Half("the answer was cut off")
+    return answer.decode("utf-8", "replace"), None if answer.endswith(b"\n") else TruncatedAnswer(
+        "the answer was cut off"
+    )
 
 
-def answers(text: str) -> list[str]:
-    """The answers in what HAProxy said: each ends with an empty line, that of a command with nothing to say is one."""
+def split_answers(text: str) -> list[str]:
+    """Split the output of a line of commands into answers; each ends with an empty line."""
     found: list[str] = []
     lines: list[str] = []
     for line in text.split("\n")[:-1]:
@@ -70,20 +81,20 @@ def answers(text: str) -> list[str]:
     return found
 
 
-def facts(answer: str) -> dict[str, str]:
-    """`show info`, name by name."""
+def parse_info(answer: str) -> dict[str, str]:
+    """Parse the answer to `show info` into names and values."""
     return dict(line.partition(": ")[::2] for line in answer.splitlines())
 
 
-def worker(info: dict[str, str]) -> int | None:
-    """The pid of the worker that tells these facts of itself, unless it is stopping."""
+def parse_worker_pid(info: dict[str, str]) -> int | None:
+    """Return the pid of the worker in an answer to `show info`; None if it is stopping."""
     pid = info.get("Pid", "")
     return int(pid) if pid.isdigit() and info.get("Stopping", "0") == "0" else None
 
 
-def worker_pid(address: str, timeout: float = 1.0) -> int | None:
-    """The pid of the worker that answers on the socket, unless it is stopping. Raises OSError."""
-    return worker(facts(ask(address, "show info", timeout)))
+def fetch_worker_pid(address: str, timeout: float = 1.0) -> int | None:
+    """Return the pid of the worker that answers on the socket; None if it is stopping. Raises OSError."""
+    return parse_worker_pid(parse_info(ask(address, "show info", timeout)))
 
 
 def _parsed(address: str) -> tuple[AddressFamily, str | tuple[str, int]]:
@@ -95,7 +106,7 @@ def _parsed(address: str) -> tuple[AddressFamily, str | tuple[str, int]]:
     if kind == "unix":
         return socket.AF_UNIX, rest
     if kind == "abns":
-        # HAProxy binds the whole of sun_path, zeros and all.
+        # HAProxy binds the whole of sun_path, padded with zeros.
         return socket.AF_UNIX, f"\0{rest}".ljust(_SUN_PATH, "\0")
     host, _, port = rest.rpartition(":")
     if kind not in ("ipv4", "ipv6") or not port.isdigit():

@@ -1,36 +1,36 @@
-"""What HAProxy serves, as `show servers state` tells it, beside what haproxy.cfg says."""
+"""The servers of a running HAProxy (`show servers state`, `show stat`), compared with haproxy.cfg."""
 
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
 
-from lbagent.haproxy.config import Key, Lines, parts, target
+from lbagent.haproxy.config import Key, Lines, format_target, split_server_line
 from lbagent.haproxy.server_line import is_drained
 from lbagent.names import canonical_address
 from lbagent.system.tuples import NamedTuple
 
 _MAINT, _DRAIN = 0x01, 0x08
 _OUT = _MAINT | _DRAIN
-"""In maintenance, or draining, because somebody said so; not what a check, a tracked server or the file has done."""
+"""Administrative states set through the runtime API, not by a check, a tracked server or the file."""
 
 _FIELDS = 19
 
 
-class State(NamedTuple):
-    """One server."""
+class ServerState(NamedTuple):
+    """One server in `show servers state`."""
 
     address: str
     port: int
     out: bool
-    """Somebody has taken it out on the stats socket."""
+    """Whether it was put into maintenance or drain through the runtime API."""
     passed: bool
-    """A check has passed since it was last down."""
+    """Whether a check has passed since it was last down."""
     draining: bool
-    """It takes no new traffic, but is not in maintenance."""
+    """Whether it drains, and is not in maintenance."""
 
 
-def states(answer: str) -> Mapping[Key, State]:
-    """Every server by its key. Raises ValueError where that is no answer to `show servers state`."""
+def parse_states(answer: str) -> Mapping[Key, ServerState]:
+    """Parse an answer to `show servers state` into servers by key. Raises ValueError."""
     version, *lines = answer.splitlines() or [""]
     if version != "1":
         raise ValueError(f"is no table of servers: {answer[:60]!r}")
@@ -40,77 +40,75 @@ def states(answer: str) -> Mapping[Key, State]:
     return {(row[1], row[3]): _state(row) for row in rows}
 
 
-def _state(row: list[str]) -> State:
+def _state(row: list[str]) -> ServerState:
     admin = int(row[6])
     draining = bool(admin & _DRAIN and not admin & _MAINT)
-    return State(row[4], int(row[18]), bool(admin & _OUT), int(row[12]) > 0, draining)
+    return ServerState(row[4], int(row[18]), bool(admin & _OUT), int(row[12]) > 0, draining)
 
 
-def _at(state: State, address: str, port: int) -> bool:
+def _at(state: ServerState, address: str, port: int) -> bool:
     return (canonical_address(state.address), state.port) == (address, port)
 
 
-def differences(
-    found: Mapping[Key, State], wanted: Lines, left: Iterable[Key], may_be_out: Container[Key] = ()
+def find_differences(
+    found: Mapping[Key, ServerState], wanted: Lines, left: Iterable[Key], may_be_out: Container[Key] = ()
 ) -> Mapping[Key, str]:
-    """What HAProxy serves differently from `wanted`, and those of `left` that are not out of balancing.
+    """Describe each server that differs from `wanted`, and each of `left` that still gets traffic.
 
-    Servers in `may_be_out` are disabled in haproxy.cfg, or by an agent.
+    Servers in `may_be_out` may be out of balancing: they are disabled in haproxy.cfg, or by an agent.
     """
     said = {}
     for key, line in wanted.items():
-        address, port, _ = parts(line)
+        address, port, _ = split_server_line(line)
         state = found.get(key)
         if state is None:
-            said[key] = f"{target(key)} is unknown to it"
+            said[key] = f"{format_target(key)} is unknown to it"
         elif port and address == canonical_address(address) and not _at(state, address, port):
-            said[key] = f"{target(key)} is at {state.address} port {state.port}"
+            said[key] = f"{format_target(key)} is at {state.address} port {state.port}"
         elif is_drained(line):
             if not state.out:
-                said[key] = f"{target(key)} still takes new clients"
+                said[key] = f"{format_target(key)} still takes new clients"
         elif state.out and key not in may_be_out:
-            said[key] = f"{target(key)} is out of balancing"
+            said[key] = f"{format_target(key)} is out of balancing"
     strays = (key for key in left if key not in wanted and key in found and not found[key].out)
-    return said | {key: f"{target(key)} still takes traffic" for key in strays}
+    return said | {key: f"{format_target(key)} still takes traffic" for key in strays}
 
-
-# --- stats -----------------------------------------------------------------------------------------------
 
 COMMAND = "show stat -1 4 -1"
-"""Of every proxy the servers, and nothing else."""
+"""Statistics of the servers of all proxies (management manual, section 9.3, `show stat`)."""
 
 _COLUMNS = ("pxname", "svname", "type", "status", "scur")
 _SERVER = "2"
 
 
-class Said(NamedTuple):
-    """What HAProxy says of one server."""
+class ServerStats(NamedTuple):
+    """The statistics of one server."""
 
     state: str | None
-    """In its words: `UP`, `DOWN`, `UP 1/3`, `no check`, `MAINT (via a/b)` and so on."""
+    """The status: `UP`, `DOWN`, `UP 1/3`, `no check`, `MAINT (via a/b)` and so on."""
     sessions: int | None
-    """Open now."""
+    """Number of open sessions."""
 
 
-Stats = Mapping[tuple[str, str], Said]
-"""By proxy and server."""
+Stats = Mapping[tuple[str, str], ServerStats]
+"""Statistics by proxy and server."""
 
-NOTHING = Said(None, None)
+NO_STATS = ServerStats(None, None)
 
 
-def servers(answer: str) -> Stats:
-    """What `answer` says of each server. Raises ValueError where it is no answer to `show stat`."""
-    import csv  # noqa: PLC0415  # 2 ms that an event need not pay
+def parse_stats(answer: str) -> Stats:
+    """Parse an answer to `show stat`. Raises ValueError."""
+    import csv  # noqa: PLC0415  # takes 2 ms, not needed for events
 
     rows = csv.reader(f"{line}\n" for line in answer.removeprefix("# ").split("\n"))
     try:
         header = next(rows)
         proxy, server, kind, state, sessions = map(header.index, _COLUMNS)
-        # Whole rows only: an answer may be cut short.
+        # Complete rows only: an answer may be truncated.
         found = [row for row in rows if len(row) == len(header) and row[kind] == _SERVER]
     except (csv.Error, ValueError) as error:
         raise ValueError(f"answered `show stat` with {answer[:60]!r}") from error
-    return {(row[proxy], row[server]): Said(row[state], _number(row[sessions])) for row in found}
+    return {(row[proxy], row[server]): ServerStats(row[state], _number(row[sessions])) for row in found}
 
 
 def _number(text: str) -> int | None:

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from lbagent.haproxy import config
 from lbagent.haproxy import inherited as haproxy_inherited
 from lbagent.haproxy.config import Document, Key
-from lbagent.haproxy.inherited import NeedsReload, inherited
+from lbagent.haproxy.inherited import NeedsReload, find_inherited
 from lbagent.haproxy.runtime import capabilities, socket, state
 from lbagent.haproxy.runtime.capabilities import Capabilities, find_capabilities
-from lbagent.haproxy.runtime.servers import Difference, Known
+from lbagent.haproxy.runtime.servers import KnownServers, ServerChanges
 from tests.helpers.builders import POISON, dedent
 
 WEB1 = "server web1 10.0.0.1:80 check inter 2s # lbagent role=web"
@@ -38,11 +38,11 @@ def difference(
     *,
     sure: bool = True,
     version: str = "2.6.12-1+deb12u4",
-) -> Difference:
+) -> ServerChanges:
     """From the lines of `text`, without those in `left`, to `wanted`; all in `listen lb`."""
     behind = _keyed(left or {})
-    lines = {key: line for key, line in config.standing(text).items() if key not in behind}
-    return Difference(text, Known(lines, behind, sure), _keyed(wanted), table(version))
+    lines = {key: line for key, line in config.list_managed_servers(text).items() if key not in behind}
+    return ServerChanges(text, KnownServers(lines, behind, sure), _keyed(wanted), table(version))
 
 
 def _keyed(lines: dict[str, str]) -> dict[Key, str]:
@@ -135,7 +135,7 @@ def test_a_proxy_has_the_defaults_that_it_names_else_the_last_before_it() -> Non
             hash-type consistent
     """)
 
-    found = inherited(Document([("haproxy.cfg", text)]))
+    found = find_inherited(Document([("haproxy.cfg", text)]))
 
     assert [(one.default_server, one.cookie, one.hash_type, sorted(one.deep)) for one in found.values()] == [
         (("fall", "7"), ("C", "insert", "dynamic"), (), []),
@@ -303,7 +303,7 @@ def test_the_changes_of_a_plan_are_read_back() -> None:
     text = document(f"    {WEB1}")
     added = (f"listen lb: {WEB2}", "listen lb: # lbagent paused web1 10.0.0.1 role=web")
 
-    assert config.after(text, text.texts, (added, (f"listen lb: {WEB1}",))) == {("lb", "web2"): WEB2}
+    assert config.predict_servers(text, text.texts, (added, (f"listen lb: {WEB1}",))) == {("lb", "web2"): WEB2}
 
 
 @pytest.mark.parametrize(
@@ -315,17 +315,19 @@ def test_the_changes_of_a_plan_are_read_back() -> None:
     ],
 )
 def test_what_no_server_may_be_called_is_never_spoken_of(odd: str) -> None:
-    assert config.standing(document(odd, f"    {WEB2}")) == {("lb", "web2"): WEB2}
+    assert config.list_managed_servers(document(odd, f"    {WEB2}")) == {("lb", "web2"): WEB2}
 
 
 @pytest.mark.parametrize("section", ["defaults", "backend", "listen l;b", "frontend lb"])
 def test_lines_where_no_server_may_stand_are_no_trouble(section: str) -> None:
     text = Document([("haproxy.cfg", f"{section}\n    {WEB1}\n    # additional-lb-iis-server\n")])
 
-    after = config.after(text, text.texts, ((f"{section}: {WEB2}",), ()))
+    after = config.predict_servers(text, text.texts, ((f"{section}: {WEB2}",), ()))
 
     key = section.partition(" ")[2], "web2"
-    assert list(Difference(text, Known({}, {}, sure=True), {key: after[key]}, table("3.0")).needs_reload) == [key]
+    assert list(ServerChanges(text, KnownServers({}, {}, sure=True), {key: after[key]}, table("3.0")).needs_reload) == [
+        key
+    ]
 
 
 @pytest.mark.parametrize("endpoint", ["host:80", "1.2.3:80", "10.0.0.1;quit:80", "10.0.0.1:0"])
@@ -341,7 +343,7 @@ def test_who_is_at_no_address_is_never_told_of(endpoint: str) -> None:
 def test_a_line_that_somebody_has_edited_is_no_difference_of_address(endpoint: str) -> None:
     wanted = {("lb", "web1"): f"server web1 {endpoint} check # lbagent role=web"}
 
-    found = state.differences(state.states(ROWS.replace("10.0.0.1 ", "10.9.9.9 ")), wanted, [])
+    found = state.find_differences(state.parse_states(ROWS.replace("10.0.0.1 ", "10.9.9.9 ")), wanted, [])
 
     assert found == {}
 
@@ -363,7 +365,7 @@ def test_what_haproxy_serves_otherwise_is_found() -> None:
     wanted["lb", "agent"] = "server agent 10.0.0.6:80 agent-check # lbagent role=web"
 
     left = [("lb", "web4"), ("lb", "old")]
-    assert state.differences(state.states(ROWS), wanted, left, {("lb", "agent")}) == {
+    assert state.find_differences(state.parse_states(ROWS), wanted, left, {("lb", "agent")}) == {
         ("lb", "web2"): "lb/web2 is at 10.0.0.9 port 80",
         ("lb", "web3"): "lb/web3 is out of balancing",
         ("lb", "gone"): "lb/gone is unknown to it",
@@ -374,7 +376,7 @@ def test_what_haproxy_serves_otherwise_is_found() -> None:
 @pytest.mark.parametrize("answer", ["", "Permission denied", "1\n2 lb 1 web1", "2\n"])
 def test_what_is_no_table_of_servers_is_not_taken_for_one(answer: str) -> None:
     with pytest.raises(ValueError, match=r"is no table|cut off"):
-        state.states(answer)
+        state.parse_states(answer)
 
 
 @pytest.mark.parametrize(
@@ -389,7 +391,7 @@ def test_what_is_no_table_of_servers_is_not_taken_for_one(answer: str) -> None:
     ],
 )
 def test_answers_are_told_apart_by_the_empty_line_that_ends_each(said: str, expected: list[str]) -> None:
-    assert socket.answers(said) == expected
+    assert socket.split_answers(said) == expected
 
 
 # --- what the same line has after a reload without naming it ------------------------------------------------------

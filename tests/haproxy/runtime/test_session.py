@@ -12,7 +12,7 @@ import pytest
 
 from lbagent.haproxy.process import Worker
 from lbagent.haproxy.runtime import session
-from lbagent.haproxy.runtime.session import Conversation, Unspoken, opened
+from lbagent.haproxy.runtime.session import Session, SessionError, open_session
 
 WORKER = Worker(4711, 1)
 INFO = "Name: HAProxy\nPid: 4711\nStopping: 0\n\n"
@@ -86,14 +86,14 @@ def answering(info: str = INFO, level: str = "admin", rest: str = "") -> Callabl
 
 
 def against(path: Path) -> str:
-    with pytest.raises(Unspoken) as refused:
-        opened(settings(path), WORKER)
+    with pytest.raises(SessionError) as refused:
+        open_session(settings(path), WORKER)
     return str(refused.value).replace(str(path), "SOCKET")
 
 
 def test_without_a_socket_nothing_is_said() -> None:
-    with pytest.raises(Unspoken, match=r"haproxy.cfg has no `stats socket … level admin`"):
-        opened([["maxconn", "7"]], WORKER)
+    with pytest.raises(SessionError, match=r"haproxy.cfg has no `stats socket … level admin`"):
+        open_session([["maxconn", "7"]], WORKER)
 
 
 def test_nobody_may_listen(tmp_path: Path) -> None:
@@ -143,28 +143,28 @@ def test_the_first_socket_that_is_of_use_is_taken(listening: Listening, tmp_path
     good = listening(answering(rest="\n"))
     lines = [["stats", "socket", str(tmp_path / "none")], ["stats", "socket", "fd@3"], *settings(good.path)]
 
-    talk = opened(lines, WORKER)
+    talk = open_session(lines, WORKER)
 
-    assert talk.say(["set server a/b state maint"]) == [""]
+    assert talk.send(["set server a/b state maint"]) == [""]
     assert good.heard[-1] == "show info;set server a/b state maint"
 
 
-def talking(listener: Listener, *more: list[str]) -> Conversation:
-    return opened(settings(listener.path, *more), WORKER)
+def talking(listener: Listener, *more: list[str]) -> Session:
+    return open_session(settings(listener.path, *more), WORKER)
 
 
 def test_an_answer_that_breaks_off_leaves_the_rest_unsaid(listening: Listening) -> None:
     talk = talking(listening(answering(rest="\nNo such server.\n\nNew serv")))
 
-    assert talk.say(["one", "two", "three", "four"]) == ["", "No such server.", None, None]
-    assert talk.trouble == ["2 of 4 commands were answered: the answer was cut off"]
+    assert talk.send(["one", "two", "three", "four"]) == ["", "No such server.", None, None]
+    assert talk.problems == ["2 of 4 commands were answered: the answer was cut off"]
 
 
 def test_fewer_answers_than_commands_leave_the_rest_unsaid(listening: Listening) -> None:
     talk = talking(listening(answering(rest="\n")))
 
-    assert talk.say(["one", "two"]) == ["", None]
-    assert talk.trouble == ["1 of 2 commands were answered: the rest was not"]
+    assert talk.send(["one", "two"]) == ["", None]
+    assert talk.problems == ["1 of 2 commands were answered: the rest was not"]
 
 
 def test_answers_of_a_worker_that_came_between_count_for_nothing(listening: Listening) -> None:
@@ -172,8 +172,8 @@ def test_answers_of_a_worker_that_came_between_count_for_nothing(listening: List
     talk = talking(listener)
     listener._answer = lambda _: INFO.replace("4711", "4712") + "\n\n"
 
-    assert talk.say(["one", "two"]) == [None, None]
-    assert talk.trouble == [f"{listener.path} was answered by process 4712, not by worker 4711"]
+    assert talk.send(["one", "two"]) == [None, None]
+    assert talk.problems == [f"{listener.path} was answered by process 4712, not by worker 4711"]
 
 
 def test_a_silence_after_the_first_answers_is_waited_for_no_longer_than_its_time(
@@ -184,8 +184,8 @@ def test_a_silence_after_the_first_answers_is_waited_for_no_longer_than_its_time
     talk = talking(listener)
     listener._answer = lambda _: None
 
-    assert talk.say(["one"]) == [None]
-    assert talk.trouble == [f"{listener.path}: no answer in time"]
+    assert talk.send(["one"]) == [None]
+    assert talk.problems == [f"{listener.path}: no answer in time"]
 
 
 @pytest.mark.parametrize(("more", "most"), [([], 8192), ([["tune.bufsize", "4096"]], 3072)])
@@ -195,10 +195,10 @@ def test_a_command_that_haproxy_would_never_answer_is_never_sent(
     listener = listening(answering(rest="\n"))
     talk = talking(listener, *more)
 
-    assert talk.say(["one", "x" * most, "two"]) == ["", None, ""]
-    assert talk.trouble == [f"a command of {most + 1} bytes is too long to be said"]
+    assert talk.send(["one", "x" * most, "two"]) == ["", None, ""]
+    assert talk.problems == [f"a command of {most + 1} bytes is too long to be said"]
     assert all("xx" not in line for line in listener.heard)
-    assert talk.say(["x" * (most - 1)]) == [""]
+    assert talk.send(["x" * (most - 1)]) == [""]
 
 
 def test_thousands_of_commands_go_in_lines_of_bearable_length(listening: Listening) -> None:
@@ -206,7 +206,7 @@ def test_thousands_of_commands_go_in_lines_of_bearable_length(listening: Listeni
     listener._answer = lambda line: ("admin\n\n" if "level" in line else "") + INFO + "\n" * line.count("set ")
     talk = talking(listener)
 
-    answers = talk.say([f"set server lb/web{number:04} state maint" for number in range(2000)])
+    answers = talk.send([f"set server lb/web{number:04} state maint" for number in range(2000)])
 
     assert answers == [""] * 2000
     assert max(len(line) for line in listener.heard) < 33_000

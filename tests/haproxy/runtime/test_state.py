@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lbagent.haproxy.runtime import socket, state
-from lbagent.haproxy.runtime.state import Said
+from lbagent.haproxy.runtime.state import ServerStats
 from tests.helpers.real_programs import Haproxy, Lb, binaries, eventually
 
 HEAD = "# pxname,svname,qcur,scur,status,type,\n"
@@ -30,41 +30,43 @@ def test_a_real_haproxy_is_understood(lb: Lb) -> None:
         haproxy.ask("set server lb-iis/drained state drain")
 
         def said() -> state.Stats:
-            return state.servers(socket.ask(str(lb.socket), state.COMMAND, 5))
+            return state.parse_stats(socket.ask(str(lb.socket), state.COMMAND, 5))
 
         eventually(lambda: said()["lb-iis", "down"].state == "DOWN")
         assert said() == {
-            ("lb-iis", "down"): Said("DOWN", 0),
-            ("lb-iis", "plain"): Said("no check", 0),
-            ("lb-iis", "out"): Said("MAINT", 0),
-            ("lb-iis", "drained"): Said("DRAIN", 0),
+            ("lb-iis", "down"): ServerStats("DOWN", 0),
+            ("lb-iis", "plain"): ServerStats("no check", 0),
+            ("lb-iis", "out"): ServerStats("MAINT", 0),
+            ("lb-iis", "drained"): ServerStats("DRAIN", 0),
         }
 
 
 @pytest.mark.real
 def test_a_haproxy_without_servers_says_nothing_of_any(lb: Lb) -> None:
     with Haproxy(lb):
-        assert state.servers(socket.ask(str(lb.socket), state.COMMAND, 5)) == {}
+        assert state.parse_stats(socket.ask(str(lb.socket), state.COMMAND, 5)) == {}
 
 
 def test_a_frontend_and_a_backend_are_no_servers() -> None:
     answer = f"{HEAD}a,FRONTEND,,0,OPEN,0,\na,web01,0,2,UP 1/3,2,\na,BACKEND,0,2,UP,1,\n"
 
-    assert state.servers(answer) == {("a", "web01"): Said("UP 1/3", 2)}
+    assert state.parse_stats(answer) == {("a", "web01"): ServerStats("UP 1/3", 2)}
 
 
 def test_a_row_that_is_cut_short_is_left_out() -> None:
-    assert state.servers(f"{HEAD}a,web01,0,2,UP,2,\na,web02,0,2,U") == {("a", "web01"): Said("UP", 2)}
+    assert state.parse_stats(f"{HEAD}a,web01,0,2,UP,2,\na,web02,0,2,U") == {("a", "web01"): ServerStats("UP", 2)}
 
 
 def test_sessions_that_are_no_number_are_not_known() -> None:
-    assert state.servers(f"{HEAD}a,web01,0,\N{ARABIC-INDIC DIGIT TWO},UP,2,\n") == {("a", "web01"): Said("UP", None)}
+    assert state.parse_stats(f"{HEAD}a,web01,0,\N{ARABIC-INDIC DIGIT TWO},UP,2,\n") == {
+        ("a", "web01"): ServerStats("UP", None)
+    }
 
 
 @pytest.mark.parametrize("answer", ["", "\n", "Permission denied\n", "Unknown command: 'show'\n", "# pxname,svname\n"])
 def test_what_is_no_answer_is_refused_with_its_words(answer: str) -> None:
     with pytest.raises(ValueError, match="answered `show stat` with ") as refused:
-        state.servers(answer)
+        state.parse_stats(answer)
 
     assert str(refused.value) == f"answered `show stat` with {answer!r}"
 
@@ -73,4 +75,4 @@ def test_what_is_no_answer_is_refused_with_its_words(answer: str) -> None:
 def test_any_answer_is_read_or_refused(answer: str) -> None:
     for text in (answer, f"{HEAD}{answer}"):
         with contextlib.suppress(ValueError):
-            state.servers(text)
+            state.parse_stats(text)

@@ -1,0 +1,110 @@
+"""Two load balancers set up as the README says, with real Serf agents: a pair that does not meet is an error."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.real_programs import LBAGENT, Lb, binaries, clean_environment, eventually
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(
+        not binaries() or shutil.which("serf") is None or os.geteuid() != 0,
+        reason="a real haproxy, a real serf, and a network of its own are needed",
+    ),
+]
+
+SYSTEMD = Path(__file__).resolve().parent.parent.parent / "systemd"
+
+
+@pytest.fixture
+def network() -> Iterator[list[str]]:
+    """The words before a command that runs it in a network where only this test's agents are."""
+    script = "ip link set lo up; echo up; exec sleep 600"
+    with subprocess.Popen(["unshare", "--net", "sh", "-ec", script], stdout=subprocess.PIPE) as process:
+        try:
+            if not process.stdout or process.stdout.readline() != b"up\n":
+                pytest.skip("unshare is not allowed here")
+            yield ["nsenter", f"--net=/proc/{process.pid}/ns/net", "--"]
+        finally:
+            process.kill()
+
+
+class Balancer:
+    """One load balancer below a folder of its own; its agent's RPC has a port of its own, as both share a host."""
+
+    def __init__(self, name: str, rpc: int, network: list[str], folder: Path) -> None:
+        """Nothing is set up yet."""
+        self.lb = Lb(folder=folder / name)
+        self.root, self._name, self._rpc, self._network = folder / name / "root", name, rpc, network
+        self._setup = folder / name / "setup"
+        text = (SYSTEMD / "lbagent-serf-setup").read_text()
+        text = text.replace("share=/usr/share/lbagent lbagent=/usr/bin/lbagent", f"share={SYSTEMD} lbagent={LBAGENT}")
+        self._setup.write_text(text)
+        self._setup.chmod(0o755)
+
+    def set_up(self, *words: str, stdin: bytes = b"") -> None:
+        """Run `lbagent-serf-setup`."""
+        argv = [str(self._setup), "--root", str(self.root), "--node", self._name, *words]
+        subprocess.run(argv, input=stdin, check=True, capture_output=True)
+        for path in (self.root / "etc/serf/lbagent.json", self.root / "etc/lbagent/serf.env"):
+            path.write_text(path.read_text().replace(":7373", f":{self._rpc}").replace("/var/lib/serf", str(self.root)))
+        shutil.copy(self.root / "etc/lbagent/serf.env", self.lb.etc)
+
+    @contextlib.contextmanager
+    def agent(self) -> Iterator[None]:
+        """Its Serf agent."""
+        argv = [*self._network, "serf", "agent", f"-config-dir={self.root}/etc/serf"]
+        env = {**self._env, **dict(line.split("=", 1) for line in (self.lb.etc / "serf.env").read_text().split())}
+        with subprocess.Popen(argv, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            try:
+                info = [*self._network, "serf", "info"]
+                eventually(lambda: subprocess.run(info, env=env, capture_output=True, check=False).returncode == 0)
+                yield
+            finally:
+                process.terminate()
+                process.wait()
+
+    def peers(self) -> tuple[int, list[str]]:
+        """Exit status of `lbagent check`, and what it finds of the other load balancers."""
+        argv = [*self._network, str(LBAGENT), "check"]
+        done = subprocess.run(argv, env=self._env, capture_output=True, text=True, check=False)
+        lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+        return done.returncode, [line for line in lines if line.split()[1] == "peers:"]
+
+    @property
+    def _env(self) -> dict[str, str]:
+        return {
+            **clean_environment(),
+            **{key: self.lb.env[key] for key in ("PATH", "LBAGENT_ROLES", "LBAGENT_STATE_DIR")},
+        }
+
+
+def test_a_pair_with_two_keys_is_an_error_on_both_and_the_bundle_makes_it_one(
+    network: list[str], tmp_path: Path
+) -> None:
+    one, two = Balancer("lb01", 7373, network, tmp_path), Balancer("lb02", 7374, network, tmp_path)
+    one.set_up("127.0.0.9", "127.0.0.10")
+    two.set_up("127.0.0.10", "127.0.0.9")
+    with one.agent():
+        with two.agent():
+            apart = one.peers(), two.peers()
+        two.set_up("--replace", "--bundle", str(one.root / "etc/lbagent/peer.bundle"))
+        with two.agent():
+            eventually(lambda: two.peers()[1] == ["ok peers: serf members: 1 other load balancer there: lb01"], pause=1)
+            together = one.peers()[1]
+
+    assert [status for status, _ in apart] == [1, 1]
+    for (_, [line]), other in zip(apart, ("127.0.0.10", "127.0.0.9"), strict=True):
+        assert line.startswith(
+            f"error peers: serf members: no other load balancer is in this cluster, though its settings name {other},"
+        )
+        assert "with the same `encrypt_key` as here" in line
+    assert together == ["ok peers: serf members: 1 other load balancer there: lb02"]
