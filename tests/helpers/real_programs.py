@@ -518,11 +518,22 @@ class Haproxy:
             raise RuntimeError(self.log.read_text())
         with contextlib.suppress(OSError):
             if f"stats socket {self.lb.socket}".encode() in self.lb.text:
-                return "Pid: " in self.ask("show info")
+                return "Pid: " in self.ask("show info") and self._is_at_rest()
             socket.create_connection(("127.0.0.1", self.lb.front), 5).close()
-            # Up to 3.0 the master listens before it forks the worker, and the kernel accepts the connection.
-            return bool(self.workers())
+            return self._is_at_rest()
         return False
+
+    def _is_at_rest(self) -> bool:
+        """Whether a master has its worker and has ended its start.
+
+        Up to 3.0 it listens before it forks the worker, then executes itself anew to wait, and may lose a signal.
+        """
+        if self._master is None or self.mode == "-db":
+            return True
+        if not self.workers() or _holds_back(self.pid, signal.SIGUSR2):
+            return False
+        newer = tuple(map(int, haproxy_release(self.lb.binary).split("."))) > (3, 0)
+        return newer or b"HAPROXY_MWORKER_WAIT_ONLY=1" in Path(f"/proc/{self.pid}/environ").read_bytes()
 
     def _pids(self) -> list[int]:
         return sorted(_running(str(self.pidfile)))
