@@ -546,8 +546,8 @@ def lab(folder: Path, seed: int) -> Iterator[Lab]:
     with contextlib.ExitStack() as stack:
         for where, name, value in (
             (validation, "check_files", lambda *_: accepts),
-            (process, "find", lambda *_: None),
-            (process, "shown_not_to_run", lambda *_: True),
+            (process, "find_haproxy", lambda *_: None),
+            (process, "is_shown_not_to_run", lambda *_: True),
             (agent, "_serf", serf),
             (os, "fsync", lambda _: None),
             (os, "write", answer),
