@@ -12,6 +12,19 @@ from lbagent.membership.model import STATUSES
 from lbagent.roles.model import Pair
 from lbagent.system.tuples import NamedTuple
 
+_MOST = {
+    **dict.fromkeys(("run", "event", "change", "reload", "sync", "success", "sync_failing"), 1 << 53),
+    "status": 255,
+}
+
+
+_DIGEST_BITS = 53
+"""The largest number of bits that a float64, Prometheus' only number type, holds exactly."""
+
+Labels = Mapping[str, str]
+
+Samples = list[tuple[Labels, int]]
+
 
 class Last(NamedTuple):
     """The time of the last run, event, change, reload and sync, in epoch seconds; None where there was none yet."""
@@ -55,19 +68,6 @@ def parse_last(content: bytes) -> Last:
 
 def _is_number(value: object, most: int) -> bool:
     return type(value) is int and 0 <= value <= most
-
-
-_MOST = {
-    **dict.fromkeys(("run", "event", "change", "reload", "sync", "success", "sync_failing"), 1 << 53),
-    "status": 255,
-}
-
-
-_DIGEST_BITS = 53
-"""The largest number of bits that a float64, Prometheus' only number type, holds exactly."""
-
-Labels = Mapping[str, str]
-Samples = list[tuple[Labels, int]]
 
 
 class Numbers(NamedTuple):

@@ -45,6 +45,29 @@ _NUMBER = re.compile("[0-9]{1,9}")
 _COMMENT = re.compile(r"#[ \t]*lbagent(?:[ \t]*$|[ \t]+(?:\w+[ \t]*=|role|paused)).*", re.IGNORECASE)
 
 
+_HASHING = ("source", "uri", "url_param", "hdr", "rdp-cookie", "random", "hash")
+_OURS = "# lbagent "
+_NOBODYS = "\n"  # no line ends with it
+_SERVER = "server ", "server\t"
+_MARKER = "# additional-", "-server"
+_FIRST = re.compile(r"[!$-&(-\[\]-~]+(?=[ \t]|$)")
+"""A first word without quotes, backslashes and `#`."""
+
+_KNOWN = SECTIONS | {"server", "server-template", "balance", "disabled", "enabled"}
+_NEARLY = re.compile(r"#+[ \t]*additional(?:[-_]|[ \t]+\S+[-_]server\b).*", re.IGNORECASE)
+
+
+Key = tuple[str, str]
+"""Names of a proxy and of a server in it."""
+
+Lines = Mapping[Key, str]
+
+ROSTER_NAME = re.compile("[A-Za-z0-9_.:-]+")
+"""Valid names of proxies and servers in HAProxy; others are never sent to the runtime API."""
+
+_ROSTER_OURS = " # lbagent "
+
+
 class Marker(NamedTuple):
     """A marker: the line `# additional-<section>-<service>-server`."""
 
@@ -135,75 +158,6 @@ class DamagedLine(NamedTuple):
     text: str
     why: str
 
-
-def find_managed_tail(text: str) -> str:
-    """Return what follows ADDRESS:PORT in a valid managed `server` line, else an empty string."""
-    if found := _LINES_SERVER.fullmatch(text):
-        return found.group(1)
-    found = _SERVER_V6.fullmatch(text)
-    return found.group(2) if found and canonical_address(found.group(1)) == found.group(1) else ""
-
-
-def is_paused_comment(text: str) -> bool:
-    """Return whether this is a valid comment of a paused node."""
-    name, _, rest = text.removeprefix(PAUSED).partition(" ")
-    address, _, role = rest.partition(" role=")
-    return bool(NAME.fullmatch(name) and canonical_address(address) == address and NAME.fullmatch(role))
-
-
-def explain_damage(text: str) -> str:
-    """Return why a `server` line that looks like a managed one is not; empty if it does not look like one."""
-    comment = _COMMENT.search(text) if "lbagent" in text.lower() else None
-    if comment is None:
-        return ""
-    if not _ROLE.fullmatch(comment.group()):
-        return "its comment is not `# lbagent role=ROLE`"
-    return "it is not `server NAME IP-ADDRESS:PORT OPTIONS`"
-
-
-def find_endpoint(text: str) -> str:
-    """Return ADDRESS:PORT of a managed line; empty for the comment of a paused node."""
-    return "" if text.startswith("#") else [*text.split(None, 3), "", "", ""][2]
-
-
-def find_indentation(line: str) -> str:
-    """Return the blanks at the start of a line."""
-    return line[: len(line) - len(line.lstrip(" \t"))]
-
-
-def parse_operator_server(at: int, marker: int, line: str, words: list[str]) -> OperatorServer:
-    """Return the operator's `server` line that consists of `words`."""
-    number = words[words.index("id", 3) + 1] if "id" in words[3:-1] else ""
-    named = int(number) if _NUMBER.fullmatch(number) else None
-    return OperatorServer(at, marker, line.strip(BLANK), words[1], _normalize_endpoint(words[2]), named)
-
-
-def parse_server_template(at: int, words: list[str]) -> ServerTemplate:
-    """Return the `server-template` line that consists of `words`."""
-    first, dash, last = words[2].partition("-")
-    low, high = (first, last) if dash else ("1", first)
-    known = bool(_NUMBER.fullmatch(low) and _NUMBER.fullmatch(high))
-    return ServerTemplate(
-        at, words[1], int(low) if known else 1, int(high) if known else 0, _normalize_endpoint(words[3])
-    )
-
-
-def _normalize_endpoint(written: str) -> str:
-    """Return ADDRESS:PORT as a managed line writes it, if it means the same; else `written` itself."""
-    host, _, port = written.removeprefix("ipv4@").removeprefix("ipv6@").rpartition(":")
-    address = canonical_address(host.strip("[]"))
-    return written if address is None else format_endpoint(address, port)
-
-
-_HASHING = ("source", "uri", "url_param", "hdr", "rdp-cookie", "random", "hash")
-_OURS = "# lbagent "
-_NOBODYS = "\n"  # no line ends with it
-_SERVER = "server ", "server\t"
-_MARKER = "# additional-", "-server"
-_FIRST = re.compile(r"[!$-&(-\[\]-~]+(?=[ \t]|$)")
-"""A first word without quotes, backslashes and `#`."""
-_KNOWN = SECTIONS | {"server", "server-template", "balance", "disabled", "enabled"}
-_NEARLY = re.compile(r"#+[ \t]*additional(?:[-_]|[ \t]+\S+[-_]server\b).*", re.IGNORECASE)
 
 _line: Callable[[tuple[int, int, str]], ManagedLine] = partial(tuple.__new__, ManagedLine)
 """Constructor of ManagedLine at half the cost, as a file may have ten thousand of them."""
@@ -519,6 +473,65 @@ class Document:
         return f"it is in {wrong}, which cannot hold servers" if wrong else ""
 
 
+def find_managed_tail(text: str) -> str:
+    """Return what follows ADDRESS:PORT in a valid managed `server` line, else an empty string."""
+    if found := _LINES_SERVER.fullmatch(text):
+        return found.group(1)
+    found = _SERVER_V6.fullmatch(text)
+    return found.group(2) if found and canonical_address(found.group(1)) == found.group(1) else ""
+
+
+def is_paused_comment(text: str) -> bool:
+    """Return whether this is a valid comment of a paused node."""
+    name, _, rest = text.removeprefix(PAUSED).partition(" ")
+    address, _, role = rest.partition(" role=")
+    return bool(NAME.fullmatch(name) and canonical_address(address) == address and NAME.fullmatch(role))
+
+
+def explain_damage(text: str) -> str:
+    """Return why a `server` line that looks like a managed one is not; empty if it does not look like one."""
+    comment = _COMMENT.search(text) if "lbagent" in text.lower() else None
+    if comment is None:
+        return ""
+    if not _ROLE.fullmatch(comment.group()):
+        return "its comment is not `# lbagent role=ROLE`"
+    return "it is not `server NAME IP-ADDRESS:PORT OPTIONS`"
+
+
+def find_endpoint(text: str) -> str:
+    """Return ADDRESS:PORT of a managed line; empty for the comment of a paused node."""
+    return "" if text.startswith("#") else [*text.split(None, 3), "", "", ""][2]
+
+
+def find_indentation(line: str) -> str:
+    """Return the blanks at the start of a line."""
+    return line[: len(line) - len(line.lstrip(" \t"))]
+
+
+def parse_operator_server(at: int, marker: int, line: str, words: list[str]) -> OperatorServer:
+    """Return the operator's `server` line that consists of `words`."""
+    number = words[words.index("id", 3) + 1] if "id" in words[3:-1] else ""
+    named = int(number) if _NUMBER.fullmatch(number) else None
+    return OperatorServer(at, marker, line.strip(BLANK), words[1], _normalize_endpoint(words[2]), named)
+
+
+def parse_server_template(at: int, words: list[str]) -> ServerTemplate:
+    """Return the `server-template` line that consists of `words`."""
+    first, dash, last = words[2].partition("-")
+    low, high = (first, last) if dash else ("1", first)
+    known = bool(_NUMBER.fullmatch(low) and _NUMBER.fullmatch(high))
+    return ServerTemplate(
+        at, words[1], int(low) if known else 1, int(high) if known else 0, _normalize_endpoint(words[3])
+    )
+
+
+def _normalize_endpoint(written: str) -> str:
+    """Return ADDRESS:PORT as a managed line writes it, if it means the same; else `written` itself."""
+    host, _, port = written.removeprefix("ipv4@").removeprefix("ipv6@").rpartition(":")
+    address = canonical_address(host.strip("[]"))
+    return written if address is None else format_endpoint(address, port)
+
+
 def _find_middle(text: str) -> str:
     return text[len(_MARKER[0]) : -len(_MARKER[1])]
 
@@ -532,15 +545,6 @@ def _checksum(lines: Iterable[str]) -> str:
     text = "\n".join(lines).encode("utf-8", "surrogateescape")
     # Any likely change alters at least one of the two checksums. It is not a signature; hashlib takes 1 ms to import.
     return f"{zlib.crc32(text):08x}{zlib.adler32(text):08x}"
-
-
-Key = tuple[str, str]
-"""Names of a proxy and of a server in it."""
-Lines = Mapping[Key, str]
-
-ROSTER_NAME = re.compile("[A-Za-z0-9_.:-]+")
-"""Valid names of proxies and servers in HAProxy; others are never sent to the runtime API."""
-_ROSTER_OURS = " # lbagent "
 
 
 def format_target(key: Key) -> str:

@@ -22,6 +22,17 @@ _DEEP = frozenset(("httpchk", "ssl-hello-chk", "smtpchk", "mysql-check", "pgsql-
 _DEEP |= {"tcp-check", "spop-check", "external-check"}
 
 
+_PLAIN = re.compile(r"[A-Za-z0-9._:,/@%+=()-]+")
+"""Words with the same meaning in haproxy.cfg and on the stats socket: no quotes, `;`, backslashes, variables."""
+
+_TIME = re.compile(r"([0-9]+)(us|ms|s|m|h|d|)")
+_SECONDS = {"us": 1e-6, "ms": 1e-3, "": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_HIGHEST_PORT = 65535
+
+Keywords = Mapping[str, str]
+"""Keywords with their values; empty if they take none. Values of an additive keyword are joined by a newline."""
+
+
 class Inherited(NamedTuple):
     """The inherited settings of a proxy."""
 
@@ -34,6 +45,10 @@ class Inherited(NamedTuple):
     """Options that make its checks more than a TCP connection."""
     odd: str = ""
     """Why the settings cannot be known; empty if they are."""
+
+
+class NeedsReload(ValueError):
+    """Why a change cannot be made through the runtime API."""
 
 
 def find_inherited(document: Document) -> Mapping[int, Inherited]:
@@ -95,22 +110,6 @@ def _apply_directive(what: Inherited, words: list[str], *, late: bool) -> Inheri
         case _:
             return what
     return what._replace(**changes)
-
-
-_PLAIN = re.compile(r"[A-Za-z0-9._:,/@%+=()-]+")
-"""Words with the same meaning in haproxy.cfg and on the stats socket: no quotes, `;`, backslashes, variables."""
-
-_TIME = re.compile(r"([0-9]+)(us|ms|s|m|h|d|)")
-_SECONDS = {"us": 1e-6, "ms": 1e-3, "": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
-_HIGHEST_PORT = 65535
-
-Keywords = Mapping[str, str]
-"""Keywords with their values; empty if they take none. Values of an additive keyword are joined by a newline."""
-
-
-class NeedsReload(ValueError):
-    """Why a change cannot be made through the runtime API."""
 
 
 def resolve_keywords(words: Iterable[str], capabilities: Capabilities) -> Keywords:

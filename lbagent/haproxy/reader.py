@@ -23,153 +23,11 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PLAIN = re.compile(r"[A-Za-z0-9_.:/ -]*")
 """An argument without quotes, backslashes, commas or parentheses, which HAProxy reads literally."""
 
-
-class _Unclear(ValueError):
-    """HAProxy rejects the expression, or only HAProxy can evaluate it."""
-
-
-def evaluate_condition(expression: str, defined: Defined) -> Truth:
-    """Evaluate the expression of an `.if` line; None where only HAProxy can tell."""
-    try:
-        return _Expression(expression, defined).evaluate()
-    except _Unclear:
-        return None
-
-
-class _Expression:
-    def __init__(self, text: str, defined: Defined) -> None:
-        self._text, self._defined, self._at = text, defined, 0
-
-    def evaluate(self) -> Truth:
-        if not self._text.strip(" "):
-            return False
-        value = self._read_or()
-        if self._at < len(self._text):
-            raise _Unclear
-        return value
-
-    def _read_or(self) -> Truth:
-        value = self._read_and()
-        while self._skip("||"):
-            other = self._read_and()
-            value = True if value or other else None if value is None or other is None else False
-        return value
-
-    def _read_and(self) -> Truth:
-        value = self._read_term()
-        while self._skip("&&"):
-            other = self._read_term()
-            value = False if value is False or other is False else None if value is None or other is None else True
-        return value
-
-    def _read_term(self) -> Truth:
-        negated = False
-        while self._skip("!"):
-            negated = not negated
-        value = self._read_plain_term()
-        return value if value is None else value is not negated
-
-    def _read_plain_term(self) -> Truth:
-        if self._skip("("):
-            value = self._read_or()
-            if not self._skip(")"):
-                raise _Unclear
-            return value
-        if number := self._match(_NUMBER):
-            return any(digit not in "+-0xX" for digit in number)
-        name = self._match(_NAME)
-        if not name or not self._text.startswith("(", self._at):
-            raise _Unclear
-        end = self._text.find(")", self._at)
-        inside = self._text[self._at + 1 : max(end, self._at + 1)]
-        if end < 0 or "(" in inside:
-            raise _Unclear
-        self._at = end + 1
-        self._skip_blanks()
-        return self._evaluate_predicate(name, inside.split(","))
-
-    def _evaluate_predicate(self, name: str, arguments: list[str]) -> Truth:
-        if not all(map(_PLAIN.fullmatch, arguments)):
-            return None
-        match name, arguments:
-            case "defined", [variable] if _NAME.fullmatch(variable):
-                return self._defined(variable)
-            case "streq", [one, other]:
-                return one == other
-            case "strneq", [one, other]:
-                return one != other
-            case _:
-                return None
-
-    def _match(self, pattern: re.Pattern[str]) -> str:
-        self._skip_blanks()
-        found = pattern.match(self._text, self._at)
-        if not found:
-            return ""
-        self._at = found.end()
-        if pattern is _NUMBER:
-            self._skip_blanks()
-        return found.group()
-
-    def _skip(self, word: str) -> bool:
-        self._skip_blanks()
-        there = self._text.startswith(word, self._at)
-        if there:
-            self._at += len(word)
-            self._skip_blanks()
-        return there
-
-    def _skip_blanks(self) -> None:
-        while self._text.startswith(" ", self._at):
-            self._at += 1
-
-
-Path = tuple[tuple[int, int], ...]
-"""The branches that a line is in: number of each `.if` in the text, and number of its branch."""
-
-
-def are_exclusive(one: Path, other: Path) -> bool:
-    """Return whether HAProxy never reads both: they are in two branches of one `.if`."""
-    branches = dict(one)
-    return any(branches.get(number, branch) != branch for number, branch in other)
-
-
-class Level:
-    """One `.if` block, up to its `.endif`."""
-
-    __slots__ = ("_outer", "_taken", "active", "branch", "number")
-
-    def __init__(self, number: int, outer: Truth, value: Truth) -> None:
-        """`outer` says whether HAProxy reads the surrounding lines, `value` is the value of the condition."""
-        self.number, self.branch, self._outer = number, 0, outer
-        self._taken: Truth = value
-        """Whether HAProxy has read one of the branches so far."""
-        self.active = _and(outer, value)
-        """Whether HAProxy reads the lines of this branch; None where that is unknown."""
-
-    @property
-    def complete(self) -> bool:
-        """Whether HAProxy certainly reads one of its branches."""
-        return self._taken is True
-
-    def enter_branch(self, value: Truth) -> None:
-        """Enter the next branch; `value` is its condition, True for `.else`."""
-        self.branch += 1
-        not_yet = None if self._taken is None else not self._taken
-        self.active = _and(self._outer, _and(not_yet, value))
-        self._taken = True if self._taken or value else None if self._taken is None or value is None else False
-
-
-def _and(one: Truth, other: Truth) -> Truth:
-    if one is False or other is False:
-        return False
-    return None if one is None or other is None else True
-
-
 SECTIONS = frozenset(
     {"global", "defaults", "frontend", "backend", "listen", "peers", "resolvers", "mailers", "userlist", "program"}
     | {"http-errors", "ring", "cache", "log-forward", "fcgi-app", "crt-store", "traces", "log-profile", "acme"}
 )
+
 SERVERS = ("backend", "listen")
 """The sections whose servers lbagent manages."""
 
@@ -177,6 +35,10 @@ NOWHERE, ANYWHERE = -1, -2
 """In place of a section's line number: outside of all sections, and in an unknown one."""
 
 _CONDITIONS = frozenset((".if", ".elif", ".else", ".endif"))
+
+
+Path = tuple[tuple[int, int], ...]
+"""The branches that a line is in: number of each `.if` in the text, and number of its branch."""
 
 
 class Place(NamedTuple):
@@ -359,3 +221,141 @@ class EffectiveConfig:
         if not found.sure or not place.active or disabled is None:
             return None, None
         return found.name, True
+
+
+def are_exclusive(one: Path, other: Path) -> bool:
+    """Return whether HAProxy never reads both: they are in two branches of one `.if`."""
+    branches = dict(one)
+    return any(branches.get(number, branch) != branch for number, branch in other)
+
+
+class Level:
+    """One `.if` block, up to its `.endif`."""
+
+    __slots__ = ("_outer", "_taken", "active", "branch", "number")
+
+    def __init__(self, number: int, outer: Truth, value: Truth) -> None:
+        """`outer` says whether HAProxy reads the surrounding lines, `value` is the value of the condition."""
+        self.number, self.branch, self._outer = number, 0, outer
+        self._taken: Truth = value
+        """Whether HAProxy has read one of the branches so far."""
+        self.active = _and(outer, value)
+        """Whether HAProxy reads the lines of this branch; None where that is unknown."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether HAProxy certainly reads one of its branches."""
+        return self._taken is True
+
+    def enter_branch(self, value: Truth) -> None:
+        """Enter the next branch; `value` is its condition, True for `.else`."""
+        self.branch += 1
+        not_yet = None if self._taken is None else not self._taken
+        self.active = _and(self._outer, _and(not_yet, value))
+        self._taken = True if self._taken or value else None if self._taken is None or value is None else False
+
+
+def _and(one: Truth, other: Truth) -> Truth:
+    if one is False or other is False:
+        return False
+    return None if one is None or other is None else True
+
+
+def evaluate_condition(expression: str, defined: Defined) -> Truth:
+    """Evaluate the expression of an `.if` line; None where only HAProxy can tell."""
+    try:
+        return _Expression(expression, defined).evaluate()
+    except _Unclear:
+        return None
+
+
+class _Expression:
+    def __init__(self, text: str, defined: Defined) -> None:
+        self._text, self._defined, self._at = text, defined, 0
+
+    def evaluate(self) -> Truth:
+        if not self._text.strip(" "):
+            return False
+        value = self._read_or()
+        if self._at < len(self._text):
+            raise _Unclear
+        return value
+
+    def _read_or(self) -> Truth:
+        value = self._read_and()
+        while self._skip("||"):
+            other = self._read_and()
+            value = True if value or other else None if value is None or other is None else False
+        return value
+
+    def _read_and(self) -> Truth:
+        value = self._read_term()
+        while self._skip("&&"):
+            other = self._read_term()
+            value = False if value is False or other is False else None if value is None or other is None else True
+        return value
+
+    def _read_term(self) -> Truth:
+        negated = False
+        while self._skip("!"):
+            negated = not negated
+        value = self._read_plain_term()
+        return value if value is None else value is not negated
+
+    def _read_plain_term(self) -> Truth:
+        if self._skip("("):
+            value = self._read_or()
+            if not self._skip(")"):
+                raise _Unclear
+            return value
+        if number := self._match(_NUMBER):
+            return any(digit not in "+-0xX" for digit in number)
+        name = self._match(_NAME)
+        if not name or not self._text.startswith("(", self._at):
+            raise _Unclear
+        end = self._text.find(")", self._at)
+        inside = self._text[self._at + 1 : max(end, self._at + 1)]
+        if end < 0 or "(" in inside:
+            raise _Unclear
+        self._at = end + 1
+        self._skip_blanks()
+        return self._evaluate_predicate(name, inside.split(","))
+
+    def _evaluate_predicate(self, name: str, arguments: list[str]) -> Truth:
+        if not all(map(_PLAIN.fullmatch, arguments)):
+            return None
+        match name, arguments:
+            case "defined", [variable] if _NAME.fullmatch(variable):
+                return self._defined(variable)
+            case "streq", [one, other]:
+                return one == other
+            case "strneq", [one, other]:
+                return one != other
+            case _:
+                return None
+
+    def _match(self, pattern: re.Pattern[str]) -> str:
+        self._skip_blanks()
+        found = pattern.match(self._text, self._at)
+        if not found:
+            return ""
+        self._at = found.end()
+        if pattern is _NUMBER:
+            self._skip_blanks()
+        return found.group()
+
+    def _skip(self, word: str) -> bool:
+        self._skip_blanks()
+        there = self._text.startswith(word, self._at)
+        if there:
+            self._at += len(word)
+            self._skip_blanks()
+        return there
+
+    def _skip_blanks(self) -> None:
+        while self._text.startswith(" ", self._at):
+            self._at += 1
+
+
+class _Unclear(ValueError):
+    """HAProxy rejects the expression, or only HAProxy can evaluate it."""

@@ -28,6 +28,10 @@ _TIMEOUT = 5.0
 _MORE = 2.0
 """Seconds that a query may take beyond its own timeout."""
 
+NAME = "serf.env"
+
+_KEYS = ("SERF_RPC_ADDR", "SERF_RPC_AUTH")
+
 
 def fetch_members() -> MemberList:
     """Return all members that the agent knows. Raises TryAgain."""
@@ -106,11 +110,6 @@ def _run_serf(argv: list[str], timeout: float, enough: Callable[[str], bool] | N
     if not result.succeeded:
         raise TryAgain(f"the Serf agent cannot be asked (serf {argv[0]}): {brief(result.output.split(chr(10))[0])}")
     return result.output
-
-
-NAME = "serf.env"
-
-_KEYS = ("SERF_RPC_ADDR", "SERF_RPC_AUTH")
 
 
 class SerfEnv:

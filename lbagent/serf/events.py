@@ -46,73 +46,6 @@ class Malformed(NamedTuple):
     why: str
 
 
-def parse_command(raw: RawEvent, text: str) -> Command | Malformed:
-    """Parse the command in the payload `text`."""
-    verb = raw.name.removeprefix("lbagent-")
-    text = text.removesuffix("\n").removesuffix("\r")
-    if any(character < " " and character != "\t" for character in text):
-        return Malformed(f"{verb}: the payload holds control characters")
-    words, reason = _split_reason([word for word in text.replace("\t", " ").split(" ") if word])
-    times = [word for word in words if word.startswith(("until=", "for="))]
-    senders = [word.removeprefix("by=") for word in words if word.startswith("by=")]
-    plain = [word for word in words if word not in times and not word.startswith("by=")]
-    force = verb == "forget" and plain[-1:] == ["force"]
-    plain = plain[:-1] if force else plain
-    if not plain or len(plain) > 3 or not all(map(NAME.fullmatch, senders[:1])):  # noqa: PLR2004  # NAME, ADDRESS, ROLE
-        return Malformed(f"{verb}: the payload {text[:80]!r} is not NAME [ADDRESS] [ROLE] [for=2h] [reason=…]")
-    now = raw.at // 1000
-    found = _parse_end(times)
-    if isinstance(found, str):
-        return Malformed(f"{verb}: {found}")
-    until, lasting = found
-    if until is not None and until <= now and raw.kind != USER:
-        # Serf replays user events, and a pause that has ended is worth knowing. Queries and typed commands arrive at
-        # once.
-        return Malformed(f"{verb}: {times[0]!r} is past here, by {now - until} s: see the clocks")
-    address = canonical_address(plain[1]) if len(plain) > 1 else None
-    # Only an identical command may be taken for a replay.
-    digest = _checksum(f"{raw.name} {text}")
-    end = until if lasting is None else now + lasting
-    by = "".join(senders[:1])
-    return Command(verb, raw.kind, raw.ltime, plain[0], address, end, reason, digest, by, force, lasting)
-
-
-def parse_duration(text: str) -> int | None:
-    """Return the seconds in `90s`, `15m`, `2h` or `7d`; None for anything else."""
-    digits, unit = text[:-1], text[-1:]
-    if unit in _UNITS and digits.isascii() and digits.isdigit() and len(digits) <= _DURATION_DIGITS:
-        return int(digits) * _UNITS[unit]
-    return None
-
-
-def _split_reason(words: list[str]) -> tuple[list[str], str]:
-    at = next((number for number, word in enumerate(words) if word.startswith("reason=")), len(words))
-    reason = " ".join(words[at:]).removeprefix("reason=")[:REASON_LIMIT]
-    # It is printed to terminals and logs: keep printable Unicode, replace escape sequences.
-    return words[:at], make_printable(reason)
-
-
-def _parse_end(words: list[str]) -> tuple[int | None, int | None] | str:
-    """Return the epoch seconds of `until=` and the seconds of `for=`, or why they are invalid."""
-    if len(words) > 1:
-        return f"{words[1]!r} after {words[0]!r}: give one of until= and for="
-    for word in words:
-        key, _, value = word.partition("=")
-        if key == "until" and value.isascii() and value.isdigit() and len(value) <= _EPOCH_DIGITS:
-            return int(value), None
-        seconds = parse_duration(value) if key == "for" else None
-        if not seconds:
-            return f"{word[:40]!r} is not until=EPOCH or for=90s, 15m, 2h, 7d"
-        return None, seconds
-    return None, None
-
-
-def _checksum(text: str) -> str:
-    import zlib  # noqa: PLC0415  # only needed for commands
-
-    return f"{zlib.crc32(text.encode('utf-8', 'surrogateescape')):08x}"
-
-
 class MemberLine(NamedTuple):
     """One member of a member event. Name and address are valid."""
 
@@ -201,3 +134,70 @@ def _parse_tags(text: str) -> dict[str, str]:
     for key in doubled:
         tags.pop(key, None)
     return tags
+
+
+def parse_command(raw: RawEvent, text: str) -> Command | Malformed:
+    """Parse the command in the payload `text`."""
+    verb = raw.name.removeprefix("lbagent-")
+    text = text.removesuffix("\n").removesuffix("\r")
+    if any(character < " " and character != "\t" for character in text):
+        return Malformed(f"{verb}: the payload holds control characters")
+    words, reason = _split_reason([word for word in text.replace("\t", " ").split(" ") if word])
+    times = [word for word in words if word.startswith(("until=", "for="))]
+    senders = [word.removeprefix("by=") for word in words if word.startswith("by=")]
+    plain = [word for word in words if word not in times and not word.startswith("by=")]
+    force = verb == "forget" and plain[-1:] == ["force"]
+    plain = plain[:-1] if force else plain
+    if not plain or len(plain) > 3 or not all(map(NAME.fullmatch, senders[:1])):  # noqa: PLR2004  # NAME, ADDRESS, ROLE
+        return Malformed(f"{verb}: the payload {text[:80]!r} is not NAME [ADDRESS] [ROLE] [for=2h] [reason=…]")
+    now = raw.at // 1000
+    found = _parse_end(times)
+    if isinstance(found, str):
+        return Malformed(f"{verb}: {found}")
+    until, lasting = found
+    if until is not None and until <= now and raw.kind != USER:
+        # Serf replays user events, and a pause that has ended is worth knowing. Queries and typed commands arrive at
+        # once.
+        return Malformed(f"{verb}: {times[0]!r} is past here, by {now - until} s: see the clocks")
+    address = canonical_address(plain[1]) if len(plain) > 1 else None
+    # Only an identical command may be taken for a replay.
+    digest = _checksum(f"{raw.name} {text}")
+    end = until if lasting is None else now + lasting
+    by = "".join(senders[:1])
+    return Command(verb, raw.kind, raw.ltime, plain[0], address, end, reason, digest, by, force, lasting)
+
+
+def parse_duration(text: str) -> int | None:
+    """Return the seconds in `90s`, `15m`, `2h` or `7d`; None for anything else."""
+    digits, unit = text[:-1], text[-1:]
+    if unit in _UNITS and digits.isascii() and digits.isdigit() and len(digits) <= _DURATION_DIGITS:
+        return int(digits) * _UNITS[unit]
+    return None
+
+
+def _split_reason(words: list[str]) -> tuple[list[str], str]:
+    at = next((number for number, word in enumerate(words) if word.startswith("reason=")), len(words))
+    reason = " ".join(words[at:]).removeprefix("reason=")[:REASON_LIMIT]
+    # It is printed to terminals and logs: keep printable Unicode, replace escape sequences.
+    return words[:at], make_printable(reason)
+
+
+def _parse_end(words: list[str]) -> tuple[int | None, int | None] | str:
+    """Return the epoch seconds of `until=` and the seconds of `for=`, or why they are invalid."""
+    if len(words) > 1:
+        return f"{words[1]!r} after {words[0]!r}: give one of until= and for="
+    for word in words:
+        key, _, value = word.partition("=")
+        if key == "until" and value.isascii() and value.isdigit() and len(value) <= _EPOCH_DIGITS:
+            return int(value), None
+        seconds = parse_duration(value) if key == "for" else None
+        if not seconds:
+            return f"{word[:40]!r} is not until=EPOCH or for=90s, 15m, 2h, 7d"
+        return None, seconds
+    return None, None
+
+
+def _checksum(text: str) -> str:
+    import zlib  # noqa: PLC0415  # only needed for commands
+
+    return f"{zlib.crc32(text.encode('utf-8', 'surrogateescape')):08x}"

@@ -19,6 +19,9 @@ _WRITING = 0.1
 
 _SIGURG = 23
 
+MOUNTED = "is a mount point of its own; mount its folder instead"
+"""Error text for a file that is a mount point."""
+
 
 class Target(NamedTuple):
     """A file as it was read, with what is needed to detect a change since."""
@@ -191,10 +194,6 @@ def is_mount_point(path: str) -> bool:
 def _unescape_path(field: bytes) -> bytes:
     """Decode a path of /proc/self/mountinfo, where blanks and the like are octal escapes."""
     return re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), field)
-
-
-MOUNTED = "is a mount point of its own; mount its folder instead"
-"""Error text for a file that is a mount point."""
 
 
 def _link_file(path: str, to: str) -> None:

@@ -19,112 +19,10 @@ KEPT = 100
 """Number of files kept in `bad/`, the newest ones."""
 
 _BAD = "bad"
-
 _KEPT_NAME = 100
 """Bytes kept of the name of a foreign file."""
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-@contextlib.contextmanager
-def open_folder(path: str) -> Iterator[int]:
-    """Open the directory at `path`, which may not be a symbolic link, and yield its descriptor.
-
-    An OSError raised inside gets the full path as its filename.
-    """
-    descriptor = os.open(path, _FOLDER)
-    try:
-        yield descriptor
-    except OSError as error:
-        if isinstance(error.filename, str | bytes):
-            error.filename = os.path.join(path, os.fsdecode(error.filename))
-        else:  # a descriptor number, or None
-            error.filename = path
-        raise
-    finally:
-        os.close(descriptor)
-
-
-def set_aside(spool: int, name: str) -> str:
-    """Move `name` from the open directory `spool` to its `bad/`; return the path below `spool`. Raises OSError."""
-    kept = f"{time.time_ns()}-{os.fsdecode(os.fsencode(name)[:_KEPT_NAME])}"
-    bad = _open_bad(spool)
-    try:
-        os.rename(name, kept, src_dir_fd=spool, dst_dir_fd=bad)
-        for one in sorted(os.listdir(bad))[:-KEPT]:
-            _remove_tree(bad, one)
-    finally:
-        os.close(bad)
-    return os.path.join(_BAD, kept)
-
-
-def _open_bad(spool: int) -> int:
-    """Return a descriptor of `bad/`, creating it if missing.
-
-    A foreign file or directory in its place is moved into it.
-    """
-    found = _open_own_bad(spool)
-    if found is not None:
-        return found
-    away = f".{_BAD}-{time.time_ns()}"
-    with contextlib.suppress(FileNotFoundError):
-        os.rename(_BAD, away, src_dir_fd=spool, dst_dir_fd=spool)
-    os.mkdir(_BAD, 0o750, dir_fd=spool)
-    made = _open_own_bad(spool)
-    if made is None:  # replaced by another process between the two calls
-        raise PermissionError(errno.EPERM, "is somebody else's", _BAD)
-    with contextlib.suppress(OSError):
-        os.rename(away, f"{time.time_ns()}-{_BAD}", src_dir_fd=spool, dst_dir_fd=made)
-    return made
-
-
-def _open_own_bad(spool: int) -> int | None:
-    """Return a descriptor of `bad/` if it is a directory that only this user and root can write, else None."""
-    try:
-        descriptor = os.open(_BAD, _FOLDER, dir_fd=spool)
-    except OSError:
-        return None
-    status = os.fstat(descriptor)
-    if status.st_uid in (0, os.geteuid()) and not status.st_mode & 0o022:
-        return descriptor
-    os.close(descriptor)
-    return None
-
-
-def _remove_tree(bad: int, name: str) -> None:
-    """Remove a file, or a directory with all its contents; what cannot be removed stays."""
-    left = [name]
-    while left:
-        one = left.pop()
-        with contextlib.suppress(OSError):
-            if not _is_folder(bad, one):
-                os.unlink(one, dir_fd=bad)
-                continue
-            left += _empty_folder(bad, one)
-            os.rmdir(one, dir_fd=bad)
-
-
-def _empty_folder(bad: int, folder: str) -> list[str]:
-    """Empty a directory: delete its files, and move its subdirectories up into `bad`; return their new names."""
-    up: list[str] = []
-    inside = os.open(folder, _FOLDER, dir_fd=bad)
-    try:
-        for name in os.listdir(inside):
-            with contextlib.suppress(OSError):
-                if not _is_folder(inside, name):
-                    os.unlink(name, dir_fd=inside)
-                    continue
-                # The prefix sorts first: if this process is killed here, these are removed first the next time.
-                raised = f"0-{time.time_ns()}-{len(up)}"
-                os.rename(name, raised, src_dir_fd=inside, dst_dir_fd=bad)
-                up.append(raised)
-    finally:
-        os.close(inside)
-    return up
-
-
-def _is_folder(inside: int, name: str) -> bool:
-    return stat.S_ISDIR(os.stat(name, dir_fd=inside, follow_symlinks=False).st_mode)
 
 
 AT_ONCE, BYTES_AT_ONCE = 10_000, 64 * 1024 * 1024
@@ -312,3 +210,104 @@ def _parse_number(name: str) -> int | None:
     if name.isascii() and name.isdigit() and name[0] != "0" and int(name[:19]) < _LARGEST and len(name) <= 18:  # noqa: PLR2004
         return int(name)
     return None
+
+
+@contextlib.contextmanager
+def open_folder(path: str) -> Iterator[int]:
+    """Open the directory at `path`, which may not be a symbolic link, and yield its descriptor.
+
+    An OSError raised inside gets the full path as its filename.
+    """
+    descriptor = os.open(path, _FOLDER)
+    try:
+        yield descriptor
+    except OSError as error:
+        if isinstance(error.filename, str | bytes):
+            error.filename = os.path.join(path, os.fsdecode(error.filename))
+        else:  # a descriptor number, or None
+            error.filename = path
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def set_aside(spool: int, name: str) -> str:
+    """Move `name` from the open directory `spool` to its `bad/`; return the path below `spool`. Raises OSError."""
+    kept = f"{time.time_ns()}-{os.fsdecode(os.fsencode(name)[:_KEPT_NAME])}"
+    bad = _open_bad(spool)
+    try:
+        os.rename(name, kept, src_dir_fd=spool, dst_dir_fd=bad)
+        for one in sorted(os.listdir(bad))[:-KEPT]:
+            _remove_tree(bad, one)
+    finally:
+        os.close(bad)
+    return os.path.join(_BAD, kept)
+
+
+def _open_bad(spool: int) -> int:
+    """Return a descriptor of `bad/`, creating it if missing.
+
+    A foreign file or directory in its place is moved into it.
+    """
+    found = _open_own_bad(spool)
+    if found is not None:
+        return found
+    away = f".{_BAD}-{time.time_ns()}"
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(_BAD, away, src_dir_fd=spool, dst_dir_fd=spool)
+    os.mkdir(_BAD, 0o750, dir_fd=spool)
+    made = _open_own_bad(spool)
+    if made is None:  # replaced by another process between the two calls
+        raise PermissionError(errno.EPERM, "is somebody else's", _BAD)
+    with contextlib.suppress(OSError):
+        os.rename(away, f"{time.time_ns()}-{_BAD}", src_dir_fd=spool, dst_dir_fd=made)
+    return made
+
+
+def _open_own_bad(spool: int) -> int | None:
+    """Return a descriptor of `bad/` if it is a directory that only this user and root can write, else None."""
+    try:
+        descriptor = os.open(_BAD, _FOLDER, dir_fd=spool)
+    except OSError:
+        return None
+    status = os.fstat(descriptor)
+    if status.st_uid in (0, os.geteuid()) and not status.st_mode & 0o022:
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def _remove_tree(bad: int, name: str) -> None:
+    """Remove a file, or a directory with all its contents; what cannot be removed stays."""
+    left = [name]
+    while left:
+        one = left.pop()
+        with contextlib.suppress(OSError):
+            if not _is_folder(bad, one):
+                os.unlink(one, dir_fd=bad)
+                continue
+            left += _empty_folder(bad, one)
+            os.rmdir(one, dir_fd=bad)
+
+
+def _empty_folder(bad: int, folder: str) -> list[str]:
+    """Empty a directory: delete its files, and move its subdirectories up into `bad`; return their new names."""
+    up: list[str] = []
+    inside = os.open(folder, _FOLDER, dir_fd=bad)
+    try:
+        for name in os.listdir(inside):
+            with contextlib.suppress(OSError):
+                if not _is_folder(inside, name):
+                    os.unlink(name, dir_fd=inside)
+                    continue
+                # The prefix sorts first: if this process is killed here, these are removed first the next time.
+                raised = f"0-{time.time_ns()}-{len(up)}"
+                os.rename(name, raised, src_dir_fd=inside, dst_dir_fd=bad)
+                up.append(raised)
+    finally:
+        os.close(inside)
+    return up
+
+
+def _is_folder(inside: int, name: str) -> bool:
+    return stat.S_ISDIR(os.stat(name, dir_fd=inside, follow_symlinks=False).st_mode)

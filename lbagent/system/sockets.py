@@ -18,6 +18,12 @@ _LOCAL, _REMOTE, _STATE, _USER = 1, 2, 3, 7
 _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  # compared, not bound
 
 
+Endpoint = tuple[str, int]
+
+_AT_ONCE = 200
+"""Maximum number of simultaneous attempts: a process may have few descriptors."""
+
+
 def count_connections() -> Counter[tuple[str, int]]:
     """Count the established connections by remote address and port."""
     found: Counter[str] = Counter()
@@ -74,12 +80,6 @@ def _parse_endpoint(remote: str) -> tuple[str, int]:
     words = (int(address[at : at + 8], 16) for at in range(0, len(address), 8))
     parsed = ipaddress.ip_address(b"".join(word.to_bytes(4, sys.byteorder) for word in words))
     return str(getattr(parsed, "ipv4_mapped", None) or parsed), int(port, 16)
-
-
-Endpoint = tuple[str, int]
-
-_AT_ONCE = 200
-"""Maximum number of simultaneous attempts: a process may have few descriptors."""
 
 
 def find_silent_endpoints(endpoints: Iterable[Endpoint], seconds: float) -> set[Endpoint]:

@@ -15,6 +15,12 @@ _OUT = _MAINT | _DRAIN
 
 _FIELDS = 19
 
+COMMAND = "show stat -1 4 -1"
+"""Statistics of the servers of all proxies (management manual, section 9.3, `show stat`)."""
+
+_COLUMNS = ("pxname", "svname", "type", "status", "scur")
+_SERVER = "2"
+
 
 class ServerState(NamedTuple):
     """One server in `show servers state`."""
@@ -72,13 +78,6 @@ def find_differences(
             said[key] = f"{format_target(key)} is out of balancing"
     strays = (key for key in left if key not in wanted and key in found and not found[key].out)
     return said | {key: f"{format_target(key)} still takes traffic" for key in strays}
-
-
-COMMAND = "show stat -1 4 -1"
-"""Statistics of the servers of all proxies (management manual, section 9.3, `show stat`)."""
-
-_COLUMNS = ("pxname", "svname", "type", "status", "scur")
-_SERVER = "2"
 
 
 class ServerStats(NamedTuple):
