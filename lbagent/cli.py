@@ -18,7 +18,7 @@ _SIGINT, _SIGTERM = 2, 15
 
 def run() -> None:
     """Run `main` and exit without tearing down the interpreter, which would take 3 to 10 ms."""
-    _open_what_is_closed()
+    _open_closed_streams()
     try:
         status = main()
     except SystemExit as told:  # argparse raises it after --help and --version
@@ -31,7 +31,7 @@ def run() -> None:
     os._exit(status)
 
 
-def _open_what_is_closed() -> None:
+def _open_closed_streams() -> None:
     """Open /dev/null for each of stdin, stdout and stderr that is closed.
 
     Otherwise the next file that is opened would get its number, and output meant for stderr would be written into it.
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         from lbagent.commands.handle import handle  # noqa: PLC0415  # each command imports only what it needs
 
         gc.disable()  # a handler ends before a garbage collection would pay off
-        return _ended(settings, handle)
+        return _run_verb(settings, handle)
     from lbagent import arguments  # noqa: PLC0415
 
     try:
@@ -73,12 +73,12 @@ def main(argv: list[str] | None = None) -> int:
         agent.list_serf_env_folders(settings.roles, os.environ, DEFAULT_ROLES), os.environ
     )
     agent.process_serf_env.load()
-    return _ended(settings, verb)
+    return _run_verb(settings, verb)
 
 
-def _ended(settings: Settings, verb: Verb) -> int:
+def _run_verb(settings: Settings, verb: Verb) -> int:
     log = Log(verbose=settings.verbose)
-    _unwind_when_told_to_end()
+    _handle_signals()
     try:
         return verb(settings, log)
     except LbagentError as error:
@@ -102,16 +102,16 @@ def _ended(settings: Settings, verb: Verb) -> int:
         return 1
 
 
-def _unwind_when_told_to_end() -> None:
+def _handle_signals() -> None:
     """Let SIGTERM raise KeyboardInterrupt as Ctrl-C does, so that staged files and child processes are cleaned up."""
     # The C part of `signal`. The module itself takes 3 ms more, for the enums of the signal numbers.
     import _signal  # type: ignore[import-not-found]  # noqa: PLC0415
 
-    def told_to_end(number: int, _: object) -> None:
+    def interrupt(number: int, _: object) -> None:
         _signal.signal(number, _signal.SIG_IGN)  # ignore further signals: they must not interrupt the clean-up
         raise KeyboardInterrupt
 
     for number in (_SIGINT, _SIGTERM):
         # A signal that is ignored at the start (nohup) stays ignored.
         if _signal.getsignal(number) in (_signal.SIG_DFL, _signal.default_int_handler):
-            _signal.signal(number, told_to_end)
+            _signal.signal(number, interrupt)

@@ -99,7 +99,7 @@ def format_metrics(numbers: Numbers) -> bytes:
     lines: list[str] = []
     for name, words, value in METRICS:
         lines += (f"# HELP {name} {words}", f"# TYPE {name} gauge")
-        lines += [_sample(name, labels, number) for labels, number in _samples(value(numbers))]
+        lines += [_format_sample(name, labels, number) for labels, number in _list_samples(value(numbers))]
     return ("\n".join(lines) + "\n").encode()
 
 
@@ -108,19 +108,19 @@ def convert_digest(digest: str) -> int:
     return int(digest, 16) >> (4 * len(digest) - _DIGEST_BITS)
 
 
-def _samples(value: Samples | int | None) -> Samples:
+def _list_samples(value: Samples | int | None) -> Samples:
     if isinstance(value, list):
         return value
     return [] if value is None else [({}, value)]
 
 
-def _sample(name: str, labels: Labels, value: int) -> str:
+def _format_sample(name: str, labels: Labels, value: int) -> str:
     # A label value may hold anything; backslash, newline and quote have to be escaped.
-    words = ",".join([f'{label}="{_escaped(text)}"' for label, text in labels.items()])
+    words = ",".join([f'{label}="{_escape_label(text)}"' for label, text in labels.items()])
     return f"{name}{{{words}}} {value}" if words else f"{name} {value}"
 
 
-def _escaped(text: str) -> str:
+def _escape_label(text: str) -> str:
     if text.isalnum():  # nearly all are
         return text
     # Bytes that are not UTF-8 (lone surrogates here) get distinct escapes: Prometheus rejects two equal samples.
@@ -128,11 +128,11 @@ def _escaped(text: str) -> str:
     return printable.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
 
 
-def _build(numbers: Numbers) -> Samples:
+def _sample_build(numbers: Numbers) -> Samples:
     return [({"version": numbers.version}, 1)]
 
 
-def _servers(numbers: Numbers) -> Samples:
+def _sample_servers(numbers: Numbers) -> Samples:
     return [
         ({"section": pair.section, "service": pair.service, "state": state}, count)
         for pair, states in (numbers.servers or {}).items()
@@ -140,28 +140,28 @@ def _servers(numbers: Numbers) -> Samples:
     ]
 
 
-def _members(numbers: Numbers) -> Samples:
+def _sample_members(numbers: Numbers) -> Samples:
     known = numbers.members
     return [] if known is None else [({"status": status}, known.get(status, 0)) for status in sorted(STATUSES)]
 
 
-def _reload_success(numbers: Numbers) -> int | None:
+def _sample_reload_success(numbers: Numbers) -> int | None:
     return None if numbers.last.reload is None else int(numbers.last.reload_good)
 
 
-def _sync_success(numbers: Numbers) -> int | None:
+def _sample_sync_success(numbers: Numbers) -> int | None:
     last = numbers.last
     return None if last.sync is None and last.sync_failing is None else int(last.sync_failing is None)
 
 
-def _sync_age(numbers: Numbers) -> int | None:
+def _sample_sync_age(numbers: Numbers) -> int | None:
     return None if numbers.last.sync is None else max(0, numbers.now - numbers.last.sync)
 
 
 METRICS: tuple[tuple[str, str, Callable[[Numbers], Samples | int | None]], ...] = (
-    ("lbagent_build_info", "The version of lbagent, as a label.", _build),
-    ("lbagent_servers", "Servers by section and service of roles.yml, and by state.", _servers),
-    ("lbagent_members", "Members by what Serf says of them.", _members),
+    ("lbagent_build_info", "The version of lbagent, as a label.", _sample_build),
+    ("lbagent_servers", "Servers by section and service of roles.yml, and by state.", _sample_servers),
+    ("lbagent_members", "Members by what Serf says of them.", _sample_members),
     ("lbagent_quarantined_nodes", "Nodes whose lines HAProxy refuses.", lambda one: one.quarantined),
     ("lbagent_held_back_lines", "Lines whose removal the guard refused in the last run.", lambda one: one.blocked),
     ("lbagent_pending_events", "Events stored and not yet folded into membership.", lambda one: one.pending),
@@ -182,7 +182,7 @@ METRICS: tuple[tuple[str, str, Callable[[Numbers], Samples | int | None]], ...] 
     (
         "lbagent_last_reload_success",
         "1 where HAProxy was seen to take the last change over by a reload, 0 where not.",
-        _reload_success,
+        _sample_reload_success,
     ),
     (
         "lbagent_last_reload_timestamp_seconds",
@@ -195,8 +195,8 @@ METRICS: tuple[tuple[str, str, Callable[[Numbers], Samples | int | None]], ...] 
         lambda one: one.old_workers,
     ),
     ("lbagent_last_sync_timestamp_seconds", "When the last sync ended.", lambda one: one.last.sync),
-    ("lbagent_sync_age_seconds", "Age of the last sync when this was written.", _sync_age),
-    ("lbagent_last_sync_success", "1 where the last sync could ask Serf, 0 where syncs fail.", _sync_success),
+    ("lbagent_sync_age_seconds", "Age of the last sync when this was written.", _sample_sync_age),
+    ("lbagent_last_sync_success", "1 where the last sync could ask Serf, 0 where syncs fail.", _sample_sync_success),
     ("lbagent_last_success_timestamp_seconds", "When a run last ended with 0.", lambda one: one.last.success),
     (
         "lbagent_daemon_running",

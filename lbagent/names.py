@@ -70,12 +70,12 @@ def explain_refused_address(address: str, networks: Sequence[str] = ()) -> str |
     """Return why a canonical `address` may not be written, given a role's `networks`; None where it may."""
     if not networks and ":" not in address and not address.startswith(_CAREFUL):
         return None
-    kind = _kind_v6(address) if ":" in address else _kind_v4(address)
+    kind = _classify_ipv6(address) if ":" in address else _classify_ipv4(address)
     if kind and kind != "loopback":
         return f"{address} is {'an' if kind == 'unspecified' else 'a'} {kind} address"
-    if kind and not any(_is_loopback(network) and _holds(network, address) for network in networks):
+    if kind and not any(_is_loopback(network) and _is_in_network(network, address) for network in networks):
         return f"{address} is a loopback address, which the role's networks do not name"
-    if networks and not any(_holds(network, address) for network in networks):
+    if networks and not any(_is_in_network(network, address) for network in networks):
         return f"{address} is outside the role's networks"
     return None
 
@@ -135,7 +135,7 @@ def sort_names(names: Collection[str]) -> list[str]:
     return sorted(names, key=natural_key)
 
 
-def _kind_v4(address: str) -> str | None:
+def _classify_ipv4(address: str) -> str | None:
     if address.startswith("127."):
         return "loopback"
     if not address.startswith(_NEVER_V4):
@@ -147,7 +147,7 @@ def _kind_v4(address: str) -> str | None:
     return "multicast" if int(address.split(".", 1)[0]) < 240 else "broadcast"  # noqa: PLR2004  # 240/4
 
 
-def _kind_v6(address: str) -> str | None:
+def _classify_ipv6(address: str) -> str | None:
     import ipaddress  # noqa: PLC0415
 
     parsed = ipaddress.IPv6Address(address)
@@ -161,7 +161,7 @@ def _is_loopback(network: str) -> bool:
     return network.startswith("127.") or network == "::1/128"
 
 
-def _holds(network: str, address: str) -> bool:
+def _is_in_network(network: str, address: str) -> bool:
     if (":" in network) != (":" in address):
         return False
     base, _, bits = network.partition("/")
@@ -170,9 +170,9 @@ def _holds(network: str, address: str) -> bool:
 
         return ipaddress.IPv6Address(address) in ipaddress.IPv6Network(network)
     shift = 32 - int(bits)
-    return _number(address) >> shift == _number(base) >> shift
+    return _convert_ipv4(address) >> shift == _convert_ipv4(base) >> shift
 
 
-def _number(address: str) -> int:
+def _convert_ipv4(address: str) -> int:
     a, b, c, d = address.split(".")
     return int(a) << 24 | int(b) << 16 | int(c) << 8 | int(d)

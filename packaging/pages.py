@@ -89,7 +89,7 @@ def list_files() -> dict[str, str]:
 
 def write_pages(folder: Path) -> None:
     """Write all pages below `folder`, and print their paths. Raises OSError."""
-    schema = json.dumps(keys.schema(), indent=2) + "\n"
+    schema = json.dumps(keys.build_schema(), indent=2) + "\n"
     pages = {"man/lbagent.1": build_man_page(), "roles.schema.json": schema, **build_completions()}
     for name, text in pages.items():
         path = folder / name

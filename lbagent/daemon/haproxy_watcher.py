@@ -19,7 +19,7 @@ class HaproxyWatcher:
 
     def ours(self) -> None:
         """Take for known whom the run has seen serving: it may have made that worker itself."""
-        worker = self._engine.haproxy.serving() if self._engine.haproxy else None
+        worker = self._engine.haproxy.find_worker() if self._engine.haproxy else None
         self._known |= {worker.pid} if worker else frozenset()
 
     @property

@@ -175,7 +175,7 @@ def parse_operator_server(at: int, marker: int, line: str, words: list[str]) -> 
     """Return the operator's `server` line that consists of `words`."""
     number = words[words.index("id", 3) + 1] if "id" in words[3:-1] else ""
     named = int(number) if _NUMBER.fullmatch(number) else None
-    return OperatorServer(at, marker, line.strip(BLANK), words[1], _endpoint(words[2]), named)
+    return OperatorServer(at, marker, line.strip(BLANK), words[1], _normalize_endpoint(words[2]), named)
 
 
 def parse_server_template(at: int, words: list[str]) -> ServerTemplate:
@@ -183,10 +183,12 @@ def parse_server_template(at: int, words: list[str]) -> ServerTemplate:
     first, dash, last = words[2].partition("-")
     low, high = (first, last) if dash else ("1", first)
     known = bool(_NUMBER.fullmatch(low) and _NUMBER.fullmatch(high))
-    return ServerTemplate(at, words[1], int(low) if known else 1, int(high) if known else 0, _endpoint(words[3]))
+    return ServerTemplate(
+        at, words[1], int(low) if known else 1, int(high) if known else 0, _normalize_endpoint(words[3])
+    )
 
 
-def _endpoint(written: str) -> str:
+def _normalize_endpoint(written: str) -> str:
     """Return ADDRESS:PORT as a managed line writes it, if it means the same; else `written` itself."""
     host, _, port = written.removeprefix("ipv4@").removeprefix("ipv6@").rpartition(":")
     address = canonical_address(host.strip("[]"))
@@ -275,7 +277,7 @@ class Document:
         """Whether any of them depends on HAProxy's environment."""
         for name, text in files:
             self._files.append((len(self.lines), name, text))
-            self._read(text.split("\n"))
+            self._read_lines(text.split("\n"))
 
     @property
     def settings(self) -> list[list[str]]:
@@ -323,7 +325,7 @@ class Document:
 
         The section is None where only HAProxy can tell. A section's own line is included.
         """
-        environment = self._running()
+        environment = self._read_environment()
         reader = Reader(environment)
         wanted = (
             (at, line) for at, line in enumerate(self.lines) if not line.lstrip(" \t").startswith(("server ", "#"))
@@ -334,7 +336,7 @@ class Document:
 
     @cached_property
     def _effective(self) -> EffectiveConfig:
-        return self._read_with(self._running()) if self._open else self._by_itself
+        return self._read_with(self._read_environment()) if self._open else self._by_itself
 
     @cached_property
     def _by_itself(self) -> EffectiveConfig:
@@ -344,7 +346,7 @@ class Document:
         lines = ((at, self.lines[at]) for at in self._skeleton)
         return EffectiveConfig(lines, [start for start, _, _ in self._files], environment)
 
-    def _running(self) -> Environment:
+    def _read_environment(self) -> Environment:
         return Environment(self._environ() if self._open else None)
 
     def locate(self, at: int) -> str:
@@ -361,7 +363,7 @@ class Document:
         """Return the text of every file after edits, which may not overlap."""
         ordered = sorted(edits, key=lambda edit: edit.start)
         ends = [start for start, _, _ in self._files[1:]] + [len(self.lines)]
-        return tuple(self._edited(file, end, ordered) for file, end in zip(self._files, ends, strict=True))
+        return tuple(self._edit_file(file, end, ordered) for file, end in zip(self._files, ends, strict=True))
 
     @property
     def has_managed_lines(self) -> bool:
@@ -380,7 +382,7 @@ class Document:
         ours = {line.at for proxy in self.proxies for line in proxy.managed}
         return _checksum(line for at, line in enumerate(self.lines) if at not in ours)
 
-    def _edited(self, file: tuple[int, str, str], end: int, edits: Sequence[Edit]) -> str:
+    def _edit_file(self, file: tuple[int, str, str], end: int, edits: Sequence[Edit]) -> str:
         start, _, old = file
         lines: list[str] = []
         done = start
@@ -395,7 +397,7 @@ class Document:
         # HAProxy rejects a last line without its ending; add it when writing anyway.
         return text + ("\r\n" if "\r\n" in old and not text.endswith("\r") else "\n")
 
-    def _read(self, lines: list[str]) -> None:
+    def _read_lines(self, lines: list[str]) -> None:
         start = len(self.lines)
         self.lines += lines
         self._reader.begin_file(start)
@@ -412,14 +414,14 @@ class Document:
                     managed.append(_line((at, below, text)))
                     tail = found
                     continue
-                proxy = self._other(proxy, at, line, text)
+                proxy = self._read_other(proxy, at, line, text)
                 managed, below = proxy.managed, len(proxy.markers)
                 tail = tail if proxy.kind in SERVERS else _NOBODYS
 
-    def _other(self, proxy: Proxy, at: int, line: str, text: str) -> Proxy:
+    def _read_other(self, proxy: Proxy, at: int, line: str, text: str) -> Proxy:
         """Read a line that is not a managed server; return the section of the next line."""
         if text[0] == "#":
-            self._comment(proxy, at, line, text)
+            self._read_comment(proxy, at, line, text)
             return proxy
         # Most directives are irrelevant, which their first word shows.
         first = _FIRST.match(text)
@@ -429,15 +431,15 @@ class Document:
         if not found.words:
             return proxy
         if found.words[0] == "server" and (why := explain_damage(text)):
-            self._damage(proxy, at, text, why)
-        return self._directive(proxy, at, line, found)
+            self._add_damaged(proxy, at, text, why)
+        return self._read_directive(proxy, at, line, found)
 
-    def _directive(self, proxy: Proxy, at: int, line: str, found: Words) -> Proxy:
+    def _read_directive(self, proxy: Proxy, at: int, line: str, found: Words) -> Proxy:
         words, sure = found
         first = words[0]
         doubtful = not sure and "$" in first
         if first in SECTIONS or first[0] == "." or doubtful or first in ("disabled", "enabled"):
-            return self._turning(proxy, at, found)
+            return self._read_section_change(proxy, at, found)
         if proxy.kind == "global":
             self._skeleton.append(at)
             self._open = self._open or not sure
@@ -455,7 +457,7 @@ class Document:
                 self._defaults[proxy.name] = self._defaults[""] = proxy.balance
         return proxy
 
-    def _turning(self, proxy: Proxy, at: int, found: Words) -> Proxy:
+    def _read_section_change(self, proxy: Proxy, at: int, found: Words) -> Proxy:
         """Read a line after which HAProxy may be in another section, or skip lines."""
         self._skeleton.append(at)
         words, sure = found
@@ -463,11 +465,11 @@ class Document:
         place = self._reader.read_line(at, found).place
         self._open = self._open or not sure or place.active is None
         if place.start == at and place.sections == (at,) and words[0] in SECTIONS:
-            return self._section(self._reader.sections[at])
+            return self._add_section(self._reader.sections[at])
         known = {one.start: one for one in self.proxies}
         return known.get(max(place.sections), proxy if place.sections != (NOWHERE,) else Proxy("", "", None))
 
-    def _section(self, found: Section) -> Proxy:
+    def _add_section(self, found: Section) -> Proxy:
         proxy = Proxy(found.kind, found.name, self._defaults.get(found.base), found.at)
         if found.kind == "defaults" and self._reader.place.active is not False:
             proxy.balance = self._defaults.get(found.base) if found.base else None
@@ -475,18 +477,20 @@ class Document:
         self.proxies.append(proxy)
         return proxy
 
-    def _comment(self, proxy: Proxy, at: int, line: str, text: str) -> None:
+    def _read_comment(self, proxy: Proxy, at: int, line: str, text: str) -> None:
         if text.startswith(PAUSED):
             if not is_paused_comment(text):
-                self._damage(proxy, at, text, "not NAME ADDRESS role=ROLE")
+                self._add_damaged(proxy, at, text, "not NAME ADDRESS role=ROLE")
             elif proxy.kind in SERVERS:
                 proxy.managed.append(ManagedLine(at, len(proxy.markers), text))
             else:
-                self._damage(proxy, at, text, "")
+                self._add_damaged(proxy, at, text, "")
         elif (
-            text.startswith(_MARKER[0]) and text.endswith(_MARKER[1]) and not re.search(r"\s", middle := _middle(text))
+            text.startswith(_MARKER[0])
+            and text.endswith(_MARKER[1])
+            and not re.search(r"\s", middle := _find_middle(text))
         ):
-            if why := self._no_place(proxy):
+            if why := self._explain_misplaced(proxy):
                 self.misplaced.append((at, why))
                 return
             # The marker may be the last line, without an ending; then the first line shows the ending of the file.
@@ -495,7 +499,7 @@ class Document:
         elif _NEARLY.fullmatch(text):
             self.near_markers.append(at)
 
-    def _damage(self, proxy: Proxy, at: int, text: str, why: str) -> None:
+    def _add_damaged(self, proxy: Proxy, at: int, text: str, why: str) -> None:
         why = (
             why
             if proxy.kind in SERVERS
@@ -505,7 +509,7 @@ class Document:
         )
         self.damaged.append(DamagedLine(at, text, why))
 
-    def _no_place(self, proxy: Proxy) -> str:
+    def _explain_misplaced(self, proxy: Proxy) -> str:
         """Return why no server can be at the next line; empty if one can."""
         if not proxy.kind:
             return "it is in no section"
@@ -515,7 +519,7 @@ class Document:
         return f"it is in {wrong}, which cannot hold servers" if wrong else ""
 
 
-def _middle(text: str) -> str:
+def _find_middle(text: str) -> str:
     return text[len(_MARKER[0]) : -len(_MARKER[1])]
 
 
@@ -550,8 +554,10 @@ def list_managed_servers(document: Document) -> Lines:
     for proxy in document.proxies:
         if document.conditional:
             there = ((document.find_server(line.at), line) for line in proxy.managed if not line.pauses)
-            found |= {(name, line.name): line.text for (name, has), line in there if has and name and _speakable(name)}
-        elif _speakable(proxy.name):
+            found |= {
+                (name, line.name): line.text for (name, has), line in there if has and name and _is_valid_name(name)
+            }
+        elif _is_valid_name(proxy.name):
             found |= {(proxy.name, line.name): line.text for line in proxy.managed if not line.pauses}
     return found
 
@@ -561,7 +567,7 @@ def list_uncertain_servers(document: Document) -> Lines:
     lines = (
         (proxy, line)
         for proxy in document.proxies
-        if document.conditional or not _speakable(proxy.name)
+        if document.conditional or not _is_valid_name(proxy.name)
         for line in proxy.managed
         if not line.pauses
     )
@@ -572,7 +578,7 @@ def list_uncertain_servers(document: Document) -> Lines:
     }
 
 
-def _speakable(name: str) -> bool:
+def _is_valid_name(name: str) -> bool:
     return ROSTER_NAME.fullmatch(name) is not None
 
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from lbagent.haproxy.config import Document, Proxy
 from lbagent.haproxy.reader import ANYWHERE, Directive
 from lbagent.haproxy.runtime.capabilities import CANCELS, CANCELS_PROXY_V2, IMPLIED_BY_CHECK, Capabilities
 from lbagent.names import canonical_address
-from lbagent.system.tuples import NamedTuple
+from lbagent.system.tuples import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Any
 
 _DEEP = frozenset(("httpchk", "ssl-hello-chk", "smtpchk", "mysql-check", "pgsql-check", "redis-check", "ldap-check"))
 _DEEP |= {"tcp-check", "spop-check", "external-check"}
@@ -36,7 +38,7 @@ class Inherited(NamedTuple):
 
 def find_inherited(document: Document) -> Mapping[int, Inherited]:
     """Return the inherited settings of each section, by the line it begins at."""
-    firsts = {proxy.start: _first(proxy) for proxy in document.proxies}
+    firsts = {proxy.start: _find_first_server(proxy) for proxy in document.proxies}
     found: dict[int, Inherited] = {}
     defaults: dict[str, int] = {}
     odd = ""
@@ -52,28 +54,28 @@ def find_inherited(document: Document) -> Mapping[int, Inherited]:
             if section.kind == "defaults":
                 defaults[section.name] = defaults[""] = section.at
             if directive.place.active is None or not directive.sure:
-                found[section.at] = found[section.at]._replace(odd=_doubt(document, directive))
+                found[section.at] = found[section.at]._replace(odd=_explain_doubt(document, directive))
             continue
         here = found.get(section.at, Inherited())
-        there = _with(here, [*directive.words], late=directive.at > firsts.get(section.at, float("inf")))
+        there = _apply_directive(here, [*directive.words], late=directive.at > firsts.get(section.at, float("inf")))
         if (directive.place.active is None or not directive.sure) and (there is not here or "$" in directive.words[0]):
-            there = here._replace(odd=_doubt(document, directive))
+            there = here._replace(odd=_explain_doubt(document, directive))
         found[section.at] = there
     for at in defaults.values():
         found.pop(at, None)
     return {at: one._replace(odd=odd) for at, one in found.items()} if odd else found
 
 
-def _doubt(document: Document, directive: Directive) -> str:
+def _explain_doubt(document: Document, directive: Directive) -> str:
     return f"only HAProxy knows what {document.locate(directive.at)} comes to"
 
 
-def _first(proxy: Proxy) -> float:
+def _find_first_server(proxy: Proxy) -> float:
     """Return where the servers begin: a `default-server` below that line applies to some of them only."""
     return min((one.at for ones in (proxy.markers[:1], proxy.managed[:1]) for one in ones), default=float("inf"))
 
 
-def _with(what: Inherited, words: list[str], *, late: bool) -> Inherited:
+def _apply_directive(what: Inherited, words: list[str], *, late: bool) -> Inherited:
     changes: dict[str, Any] = {}
     match words:
         case ["default-server", *more] if late:

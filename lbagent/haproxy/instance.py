@@ -49,7 +49,7 @@ class Haproxy:
                 words = words.replace(path, name)
             raise NotAccepted(words)
 
-    def refusal(self, paths: Sequence[str], names: Sequence[str]) -> str | None:
+    def find_refusal(self, paths: Sequence[str], names: Sequence[str]) -> str | None:
         """Return why HAProxy rejects these files; None if it accepts them. Raises TryAgain."""
         try:
             self.validate(paths, names)
@@ -57,7 +57,7 @@ class Haproxy:
             return str(error)
         return None
 
-    def serving(self) -> Worker | None:
+    def find_worker(self) -> Worker | None:
         """Return the serving worker; None if no process is found."""
         running = self._running
         return Worker(*running.worker.identity) if running else None
@@ -79,7 +79,7 @@ class Haproxy:
         """Number of old workers that wait for their last connections; None if no process is found."""
         return self._running.old if self._running else None
 
-    def shown_not_to_run(self) -> bool:
+    def is_shown_not_to_run(self) -> bool:
         """Return whether nothing shows a running HAProxy: no process, pidfile or stats socket."""
         return self._running is None and process.is_shown_not_to_run(self._settings.config, self._lines)
 
@@ -97,18 +97,18 @@ class Haproxy:
         ReloadFailed, or TryAgain if the result is unknown.
         """
         if reload.wait_for_peers(self._lines):
-            self._running = self._found()
-        if self.shown_not_to_run():
+            self._running = self._find()
+        if self.is_shown_not_to_run():
             return None
         servers = health.read_health(self._lines)
         health.write_state_file(self._lines, servers, changed)
         try:
-            worker = Reload(self._settings, self._lines, self._found).run(self._running)
+            worker = Reload(self._settings, self._lines, self._find).run(self._running)
         finally:
             with contextlib.suppress(TryAgain):
-                self._running = self._found()
+                self._running = self._find()
         health.restore_down_servers(self._lines, worker, servers)
         return worker
 
-    def _found(self) -> RunningHaproxy | None:
+    def _find(self) -> RunningHaproxy | None:
         return process.find_haproxy(self._settings.config, self._lines)

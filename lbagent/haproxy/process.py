@@ -43,7 +43,7 @@ class RunningHaproxy(NamedTuple):
     @property
     def environ(self) -> dict[str, str]:
         """Its initial environment, without the variables that HAProxy sets."""
-        return _variables(self.main.environ)
+        return _drop_own_variables(self.main.environ)
 
     @property
     def is_up(self) -> bool:
@@ -63,17 +63,17 @@ def find_haproxy(
     `known` saves the search if its master is alive. Raises TryAgain if two masters run the same file and neither
     pidfile nor stats socket tells which is meant.
     """
-    if known and (now := _now(known, config)):
+    if known and (now := _refresh(known, config)):
         return now
     candidates = processes.find_processes("haproxy")
     pids = {one.pid for one in candidates}
-    roots = [one for one in candidates if one.parent not in pids and _serves(one, config)]
+    roots = [one for one in candidates if one.parent not in pids and _runs_config(one, config)]
     declared = any(words[:1] == ["master-worker"] for words in settings)
     found = []
     for root in roots:
         workers = [one for one in candidates if one.parent == root.pid]
         is_master = bool(workers) or declared or bool({"-W", "-Ws"} & set(root.argv))
-        found.append(RunningHaproxy(root, _serving(workers) or root, is_master, max(len(workers) - 1, 0)))
+        found.append(RunningHaproxy(root, _find_serving(workers) or root, is_master, max(len(workers) - 1, 0)))
     if len(found) <= 1:
         return next(iter(found), None)
     chosen = _choose(found, settings)
@@ -87,7 +87,9 @@ def read_environment(config: Sequence[str]) -> dict[str, str] | None:
     """
     candidates = processes.find_processes("haproxy")
     pids = {one.pid for one in candidates}
-    found = [_variables(one.environ) for one in candidates if one.parent not in pids and _serves(one, config)]
+    found = [
+        _drop_own_variables(one.environ) for one in candidates if one.parent not in pids and _runs_config(one, config)
+    ]
     if not found:
         return {key: value for key, value in os.environ.items() if not key.startswith("SERF_")}
     return found[0] if found[0] and all(one == found[0] for one in found) else None
@@ -100,11 +102,11 @@ def is_shown_not_to_run(config: Sequence[str], settings: Sequence[Sequence[str]]
     """
     if not processes.can_read_processes():
         return False
-    pid = _pidfile(settings)
+    pid = _read_pidfile(settings)
     named = processes.read_process(pid) if pid else None
     if named is not None and named.alive and named.program.startswith("haproxy") and not _is_stranger(named, config):
         return False
-    return not any(_answers(address) for address in socket.list_stats_sockets(settings))
+    return not any(_is_answering(address) for address in socket.list_stats_sockets(settings))
 
 
 def list_config_files(argv: Sequence[str]) -> list[str]:
@@ -126,28 +128,30 @@ def is_check_only(argv: Sequence[str]) -> bool:
     return False
 
 
-def _variables(environ: dict[str, str]) -> dict[str, str]:
+def _drop_own_variables(environ: dict[str, str]) -> dict[str, str]:
     return {key: value for key, value in environ.items() if not key.startswith("HAPROXY_")}
 
 
-def _serves(process: Process, config: Sequence[str]) -> bool:
+def _runs_config(process: Process, config: Sequence[str]) -> bool:
     """Return whether it was started with one of the files or directories in `config`."""
-    return any(process.sees_file(path, ours) for path in _given(process) for ours in config)
+    return any(process.sees_file(path, ours) for path in _list_given_files(process) for ours in config)
 
 
 def _is_stranger(process: Process, config: Sequence[str]) -> bool:
     """Return whether it was started with other files of the same names."""
     ours = {os.path.abspath(name) for name in config}
-    return bool(ours & {os.path.abspath(path) for path in _given(process)}) and not _serves(process, config)
+    return bool(ours & {os.path.abspath(path) for path in _list_given_files(process)}) and not _runs_config(
+        process, config
+    )
 
 
-def _given(process: Process) -> list[str]:
+def _list_given_files(process: Process) -> list[str]:
     argv = process.argv
     base = process.cwd or "/"
     return [] if is_check_only(argv) else [os.path.join(base, name) for name in list_config_files(argv)]
 
 
-def _serving(workers: Sequence[Process]) -> Process | None:
+def _find_serving(workers: Sequence[Process]) -> Process | None:
     """Return the newest serving process, else the newest starting one."""
     newest = sorted(workers, key=lambda one: (one.started, one.pid), reverse=True)
     return next((one for one in newest if is_up(one)), newest[0] if newest else None)
@@ -171,19 +175,19 @@ def is_reloading(master: Process) -> bool:
     return master.defers_signal(signal.SIGUSR2) or not master.handles_signal(signal.SIGUSR2)
 
 
-def _now(known: RunningHaproxy, config: Sequence[str]) -> RunningHaproxy | None:
+def _refresh(known: RunningHaproxy, config: Sequence[str]) -> RunningHaproxy | None:
     """Return the same master with its current workers; None if it has to be searched for."""
     main = processes.read_process(known.main.pid)
-    if main is None or not main.alive or main.identity != known.main.identity or not _serves(main, config):
+    if main is None or not main.alive or main.identity != known.main.identity or not _runs_config(main, config):
         return None
     found = [one for pid in processes.find_children(main.pid) if (one := processes.read_process(pid)) is not None]
     workers = [one for one in found if one.alive and one.program.startswith("haproxy")]
-    serving = _serving(workers)
+    serving = _find_serving(workers)
     return serving and RunningHaproxy(main, serving, is_master=True, old=len(workers) - 1)
 
 
 def _choose(found: list[RunningHaproxy], settings: Sequence[Sequence[str]]) -> RunningHaproxy:
-    for pid in _witnesses(found, settings):
+    for pid in _list_witness_pids(found, settings):
         for one in found:
             if pid in (one.main.pid, one.worker.pid):
                 return one
@@ -194,12 +198,15 @@ def _choose(found: list[RunningHaproxy], settings: Sequence[Sequence[str]]) -> R
     if masters:
         return masters[0]
     # Without a master, old processes remain until their last connection ends.
-    newest = _serving([one.main for one in found])
+    newest = _find_serving([one.main for one in found])
     return next(one for one in found if one.main is newest)
 
 
-def _witnesses(found: list[RunningHaproxy], settings: Sequence[Sequence[str]]) -> list[int]:
-    pids = [_pidfile(settings), *(_pidfile([["pidfile", _after(one.main.argv, "-p")]]) for one in found)]
+def _list_witness_pids(found: list[RunningHaproxy], settings: Sequence[Sequence[str]]) -> list[int]:
+    pids = [
+        _read_pidfile(settings),
+        *(_read_pidfile([["pidfile", _find_option(one.main.argv, "-p")]]) for one in found),
+    ]
     for address in socket.list_stats_sockets(settings):
         try:
             pids.append(socket.fetch_worker_pid(address))
@@ -208,11 +215,11 @@ def _witnesses(found: list[RunningHaproxy], settings: Sequence[Sequence[str]]) -
     return [pid for pid in pids if pid]
 
 
-def _after(argv: Sequence[str], option: str) -> str:
+def _find_option(argv: Sequence[str], option: str) -> str:
     return next((argv[at + 1] for at, word in enumerate(argv[:-1]) if word == option), "")
 
 
-def _pidfile(settings: Sequence[Sequence[str]]) -> int | None:
+def _read_pidfile(settings: Sequence[Sequence[str]]) -> int | None:
     path = next((words[1] for words in settings if words[0] == "pidfile" and len(words) > 1), "")
     try:
         text = untrusted_files.read_untrusted_file(path, 64).content.split()
@@ -221,7 +228,7 @@ def _pidfile(settings: Sequence[Sequence[str]]) -> int | None:
     return int(text[0]) if text and text[0].isdigit() else None
 
 
-def _answers(address: str) -> bool:
+def _is_answering(address: str) -> bool:
     try:
         socket.ask(address, "show info", 1.0)
     except (ConnectionRefusedError, FileNotFoundError):

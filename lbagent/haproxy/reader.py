@@ -31,7 +31,7 @@ class _Unclear(ValueError):
 def evaluate_condition(expression: str, defined: Defined) -> Truth:
     """Evaluate the expression of an `.if` line; None where only HAProxy can tell."""
     try:
-        return _Expression(expression, defined).value()
+        return _Expression(expression, defined).evaluate()
     except _Unclear:
         return None
 
@@ -40,39 +40,39 @@ class _Expression:
     def __init__(self, text: str, defined: Defined) -> None:
         self._text, self._defined, self._at = text, defined, 0
 
-    def value(self) -> Truth:
+    def evaluate(self) -> Truth:
         if not self._text.strip(" "):
             return False
-        value = self._either()
+        value = self._read_or()
         if self._at < len(self._text):
             raise _Unclear
         return value
 
-    def _either(self) -> Truth:
-        value = self._all()
-        while self._next("||"):
-            other = self._all()
+    def _read_or(self) -> Truth:
+        value = self._read_and()
+        while self._skip("||"):
+            other = self._read_and()
             value = True if value or other else None if value is None or other is None else False
         return value
 
-    def _all(self) -> Truth:
-        value = self._term()
-        while self._next("&&"):
-            other = self._term()
+    def _read_and(self) -> Truth:
+        value = self._read_term()
+        while self._skip("&&"):
+            other = self._read_term()
             value = False if value is False or other is False else None if value is None or other is None else True
         return value
 
-    def _term(self) -> Truth:
+    def _read_term(self) -> Truth:
         negated = False
-        while self._next("!"):
+        while self._skip("!"):
             negated = not negated
-        value = self._plain_term()
+        value = self._read_plain_term()
         return value if value is None else value is not negated
 
-    def _plain_term(self) -> Truth:
-        if self._next("("):
-            value = self._either()
-            if not self._next(")"):
+    def _read_plain_term(self) -> Truth:
+        if self._skip("("):
+            value = self._read_or()
+            if not self._skip(")"):
                 raise _Unclear
             return value
         if number := self._match(_NUMBER):
@@ -85,10 +85,10 @@ class _Expression:
         if end < 0 or "(" in inside:
             raise _Unclear
         self._at = end + 1
-        self._blanks()
-        return self._predicate(name, inside.split(","))
+        self._skip_blanks()
+        return self._evaluate_predicate(name, inside.split(","))
 
-    def _predicate(self, name: str, arguments: list[str]) -> Truth:
+    def _evaluate_predicate(self, name: str, arguments: list[str]) -> Truth:
         if not all(map(_PLAIN.fullmatch, arguments)):
             return None
         match name, arguments:
@@ -102,24 +102,24 @@ class _Expression:
                 return None
 
     def _match(self, pattern: re.Pattern[str]) -> str:
-        self._blanks()
+        self._skip_blanks()
         found = pattern.match(self._text, self._at)
         if not found:
             return ""
         self._at = found.end()
         if pattern is _NUMBER:
-            self._blanks()
+            self._skip_blanks()
         return found.group()
 
-    def _next(self, word: str) -> bool:
-        self._blanks()
+    def _skip(self, word: str) -> bool:
+        self._skip_blanks()
         there = self._text.startswith(word, self._at)
         if there:
             self._at += len(word)
-            self._blanks()
+            self._skip_blanks()
         return there
 
-    def _blanks(self) -> None:
+    def _skip_blanks(self) -> None:
         while self._text.startswith(" ", self._at):
             self._at += 1
 
@@ -144,7 +144,7 @@ class Level:
         self.number, self.branch, self._outer = number, 0, outer
         self._taken: Truth = value
         """Whether HAProxy has read one of the branches so far."""
-        self.active = _both(outer, value)
+        self.active = _and(outer, value)
         """Whether HAProxy reads the lines of this branch; None where that is unknown."""
 
     @property
@@ -152,15 +152,15 @@ class Level:
         """Whether HAProxy certainly reads one of its branches."""
         return self._taken is True
 
-    def turn(self, value: Truth) -> None:
+    def enter_branch(self, value: Truth) -> None:
         """Enter the next branch; `value` is its condition, True for `.else`."""
         self.branch += 1
         not_yet = None if self._taken is None else not self._taken
-        self.active = _both(self._outer, _both(not_yet, value))
+        self.active = _and(self._outer, _and(not_yet, value))
         self._taken = True if self._taken or value else None if self._taken is None or value is None else False
 
 
-def _both(one: Truth, other: Truth) -> Truth:
+def _and(one: Truth, other: Truth) -> Truth:
     if one is False or other is False:
         return False
     return None if one is None or other is None else True
@@ -236,21 +236,21 @@ class Reader:
     def begin_file(self, at: int) -> None:
         """Start the next file, whose first line is `at`."""
         self._levels = []
-        self._go(at, (NOWHERE,))
+        self._enter(at, (NOWHERE,))
 
     def read_line(self, at: int, found: Words) -> Directive:
         """Read the next line, which has at least one word."""
         words, sure = found
         first = words[0]
         if first in _CONDITIONS:
-            self._condition(at, first, found)
+            self._read_condition(at, first, found)
         elif first in SECTIONS:
             self.sections[at] = parse_section(at, found)
-            self._go(at, (at,))
+            self._enter(at, (at,))
         elif self.place.active is False:
             pass
         elif not sure and "$" in first:
-            self._go(at, (*self.place.sections, ANYWHERE))
+            self._enter(at, (*self.place.sections, ANYWHERE))
         elif first in COMMANDS and self._in_global():
             certain = sure and self.place.active is True and self.place.section is not None
             self._environment.apply_command(words, sure=certain)
@@ -263,12 +263,12 @@ class Reader:
     def _in_global(self) -> bool:
         return any(self.sections[at].kind == "global" for at in self.place.sections if at in self.sections)
 
-    def _condition(self, at: int, word: str, found: Words) -> None:
+    def _read_condition(self, at: int, word: str, found: Words) -> None:
         value = evaluate_condition(" ".join(found.words[1:]), self._environment.is_defined) if found.sure else None
         if word == ".if":
             self._numbers += 1
             self._levels.append((Level(self._numbers, self.place.active, value), self.place.sections, []))
-            self._go(at, self.place.sections)
+            self._enter(at, self.place.sections)
         elif self._levels:  # HAProxy rejects one without `.if`
             level, before, ends = self._levels[-1]
             if level.active is not False:
@@ -276,12 +276,12 @@ class Reader:
             if word == ".endif":
                 self._levels.pop()
                 after = [*([] if level.complete and ends else [before]), *ends]
-                self._go(at, tuple(dict.fromkeys(one for sections in after for one in sections)))
+                self._enter(at, tuple(dict.fromkeys(one for sections in after for one in sections)))
             else:
-                level.turn(True if word == ".else" else value)
-                self._go(at, before)
+                level.enter_branch(True if word == ".else" else value)
+                self._enter(at, before)
 
-    def _go(self, at: int, sections: tuple[int, ...]) -> None:
+    def _enter(self, at: int, sections: tuple[int, ...]) -> None:
         active = self._levels[-1][0].active if self._levels else True
         path = tuple((level.number, level.branch) for level, _, _ in self._levels)
         self.place = Place(at, sections, active, path)
@@ -320,9 +320,9 @@ class EffectiveConfig:
         self._disabled: dict[int, bool | None] = {}
         self._defaults: dict[str, int] = {}
         for one in read_directives(lines, files, self._reader, environment):
-            self._take(one)
+            self._add(one)
 
-    def _take(self, one: Directive) -> None:
+    def _add(self, one: Directive) -> None:
         first, place = one.words[0], one.place
         if place.active is False or first in _CONDITIONS:
             return
@@ -336,10 +336,10 @@ class EffectiveConfig:
             certain = one.sure and place.active and place.section is not None
             for at in place.sections:
                 self._disabled[at] = first == "disabled" if certain else None
-        elif one.sure and any(self._kind(at) == "global" for at in place.sections):
+        elif one.sure and any(self._find_kind(at) == "global" for at in place.sections):
             self.settings.append([*one.words])
 
-    def _kind(self, at: int) -> str:
+    def _find_kind(self, at: int) -> str:
         return self._reader.sections[at].kind if at in self._reader.sections else ""
 
     def find_server(self, line: int) -> tuple[str | None, bool | None]:

@@ -39,7 +39,7 @@ class Server:
 
     def __init__(self, name: str, address: str, port: int, options: str, role: str, id: int | None = None) -> None:  # noqa: A002  # the fields of the line
         """Validate the fields. Raises Unsafe if HAProxy could read one of them as something else."""
-        if not NAME.fullmatch(name) and not _of_service(name):
+        if not NAME.fullmatch(name) and not _is_service_name(name):
             raise Unsafe(f"server name {name!r} is not {NAME.pattern}")
         if canonical_address(address) != address:
             raise Unsafe(f"{address!r} is not the canonical form of an IP address")
@@ -64,7 +64,7 @@ class Server:
         return f"server {self.name} {self.endpoint}{format_tail(self.options, self.role, self.id)}"
 
 
-def _of_service(name: str) -> bool:
+def _is_service_name(name: str) -> bool:
     node, _, service = name.rpartition(".")
     return bool(NAME.fullmatch(node) and SERVICE.fullmatch(service))
 

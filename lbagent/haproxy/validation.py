@@ -33,14 +33,14 @@ def check_files(paths: Sequence[str], timeout: float, running: RunningHaproxy | 
     plain run decides.
     """
     try:
-        contents = [_content(path) for path in paths]
+        contents = [_read_unquoted(path) for path in paths]
         # Up to 3.0, `program` is rejected without a master.
         mode = ["-W"] if running and running.is_master and any(b"program" in content for content in contents) else []
         if not any(word in content for content in contents for word in _PLAIN):
-            quick = _checked(mode, [_WITHOUT_CA, *paths], timeout, running)
+            quick = _run_check(mode, [_WITHOUT_CA, *paths], timeout, running)
             if quick.succeeded or quick.status is None:  # no time left for a second run
                 return quick
-        return _checked(mode, paths, timeout, running)
+        return _run_check(mode, paths, timeout, running)
     except OSError as error:
         raise TryAgain(f"haproxy -c cannot be run: {error.strerror}: {error.filename}") from error
 
@@ -50,7 +50,7 @@ def find_alert(output: str) -> str:
 
     Example: [ALERT]    (4041) : config : parsing [/etc/haproxy/haproxy.cfg:12]: unknown keyword …
     """
-    found = [(kind[1:6], words) for kind, words in map(_complaint, output.splitlines()) if words]
+    found = [(kind[1:6], words) for kind, words in map(_parse_complaint, output.splitlines()) if words]
     alerts = [words for kind, words in found if kind == "ALERT"]
     reasons = [words for words in alerts if not _SUMMARY.match(words)]
     if alerts and not reasons:
@@ -68,17 +68,17 @@ def find_reason(output: str) -> str:
     return brief(lines[-1]) if lines else "without a word"
 
 
-def _complaint(line: str) -> tuple[str, str]:
+def _parse_complaint(line: str) -> tuple[str, str]:
     kind, _, words = line.strip().partition(") : ")
     return (kind, words.removeprefix("config : ")) if kind.startswith("[") else ("", "")
 
 
 def build_environ(running: RunningHaproxy | None) -> Mapping[str, str]:
     """Return the variables for `haproxy -c`: those of the running HAProxy, else our own."""
-    return (running.environ if running else {}) or _own_environ()
+    return (running.environ if running else {}) or _build_own_environ()
 
 
-def _checked(
+def _run_check(
     mode: Sequence[str], paths: Sequence[str], timeout: float, running: RunningHaproxy | None
 ) -> ProgramResult:
     argv = ["haproxy", "-c", *mode, *(word for path in paths for word in ("-f", path))]
@@ -89,12 +89,12 @@ def _checked(
     )
 
 
-def _content(path: str) -> bytes:
+def _read_unquoted(path: str) -> bytes:
     content = untrusted_files.read_whole_file(path)
     # Skip the translation for most files: they may be megabytes long.
     return content.translate(None, _QUOTES) if any(quote in content for quote in _QUOTES) else content
 
 
-def _own_environ() -> dict[str, str]:
+def _build_own_environ() -> dict[str, str]:
     # Without SERF_* variables, whose values others chose.
     return {key: value for key, value in os.environ.items() if not key.startswith("SERF_")}

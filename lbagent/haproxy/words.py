@@ -100,29 +100,29 @@ def split_words(line: str, environment: Environment | None = None) -> Words:
     if not _SPECIAL.search(line):
         words = line.partition("#")[0].split()
         return Words(words, len(words) <= WORD_LIMIT)
-    cutter = _Cutter(line, environment or Environment())
-    words = cutter.words()
+    cutter = _Splitter(line, environment or Environment())
+    words = cutter.split()
     if "" in words and not words[0].startswith("."):
         del words[words.index("") :]
     return Words(words, cutter.sure and len(words) <= WORD_LIMIT)
 
 
-class _Cutter:
+class _Splitter:
     def __init__(self, line: str, environment: Environment) -> None:
         self._line, self._environment, self._at = line, environment, 0
         self._found: list[str] = [""]
         self.sure = True
 
-    def words(self) -> list[str]:
+    def split(self) -> list[str]:
         try:
-            self._cut()
+            self._split_line()
         except _Malformed:
             self.sure = False
         if self._found[-1] == "":  # after the last blank, or on a line with only a comment
             del self._found[-1]
         return self._found
 
-    def _cut(self) -> None:
+    def _split_line(self) -> None:
         quote = ""
         while found := _PIECE.match(self._line, self._at):
             piece = found.group()
@@ -134,9 +134,9 @@ class _Cutter:
             elif piece in ("'", '"') and not quote:
                 quote = piece
             elif piece == "\\" and quote != "'":
-                self._found[-1] += self._escaped(quote)
+                self._found[-1] += self._read_escape(quote)
             elif piece == "$" and quote == '"':
-                self._variable()
+                self._read_variable()
             elif piece[0] in _BLANKS and not quote:
                 self._found.append("")
             else:
@@ -144,7 +144,7 @@ class _Cutter:
         if quote:
             raise _Malformed
 
-    def _escaped(self, quote: str) -> str:
+    def _read_escape(self, quote: str) -> str:
         char = self._line[self._at : self._at + 1]
         if char == "x":
             digits = _HEX.match(self._line, self._at + 1)
@@ -157,7 +157,7 @@ class _Cutter:
         self._at += 1
         return _ESCAPED[char]
 
-    def _variable(self) -> None:
+    def _read_variable(self) -> None:
         begin = self._at - 1
         found = _VARIABLE.match(self._line, begin)
         if found is None or found.group(2) in ("", ".") or found.group(2)[0].isdigit():
@@ -169,7 +169,7 @@ class _Cutter:
             self._at += len(_EVERY)
         value = self._environment.find_value(name)
         if brace:
-            value = self._braced(value)
+            value = self._read_braces(value)
         if value is UNKNOWN:
             self.sure = False
             self._found[-1] += self._line[begin : self._at]
@@ -182,7 +182,7 @@ class _Cutter:
         else:
             self._found[-1] += str(value or "")
 
-    def _braced(self, value: object) -> object:
+    def _read_braces(self, value: object) -> object:
         end = self._line.find("}", self._at)
         default = self._line[self._at : end]
         if end < 0 or (default and default[0] != "-"):

@@ -18,9 +18,9 @@ _TEMPLATE = "template"
 def serialize_roles(roles: Roles) -> dict[str, Any]:
     """Return roles as JSON values, for `deserialize_roles`."""
     return {
-        "haproxy": _plain(roles.haproxy),
-        "services": {name: _plain(service) for name, service in roles.services.items()},
-        "roles": {name: _plain(role) for name, role in roles.roles.items()},
+        "haproxy": _serialize_fields(roles.haproxy),
+        "services": {name: _serialize_fields(service) for name, service in roles.services.items()},
+        "roles": {name: _serialize_fields(role) for name, role in roles.roles.items()},
         "digest": roles.digest,
     }
 
@@ -30,16 +30,19 @@ def deserialize_roles(state: dict[str, Any]) -> Roles:
     try:
         service, role = Service("", Template("1"), Template("")), Role("", {})
         return Roles(
-            _alike(HaproxySettings(**_values(state["haproxy"])), HaproxySettings()),
-            {name: _alike(Service(**_values(fields)), service) for name, fields in state["services"].items()},
-            {name: _alike(Role(**_values(fields)), role) for name, fields in state["roles"].items()},
+            _check_types(HaproxySettings(**_deserialize_fields(state["haproxy"])), HaproxySettings()),
+            {
+                name: _check_types(Service(**_deserialize_fields(fields)), service)
+                for name, fields in state["services"].items()
+            },
+            {name: _check_types(Role(**_deserialize_fields(fields)), role) for name, fields in state["roles"].items()},
             state["digest"],
         )
     except (AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"is not a kept roles.yml: {error}") from error
 
 
-def _alike(made: Any, model: Any) -> Any:  # noqa: ANN401  # a HaproxySettings, Service or Role, as the model is
+def _check_types(made: Any, model: Any) -> Any:  # noqa: ANN401  # a HaproxySettings, Service or Role, as the model is
     """Return `made` if its fields have the types of those of `model`. Raises ValueError.
 
     A field that is None in `model` may be a template, a list or None.
@@ -51,16 +54,16 @@ def _alike(made: Any, model: Any) -> Any:  # noqa: ANN401  # a HaproxySettings, 
     return made
 
 
-def _plain(value: HaproxySettings | Service | Role) -> dict[str, Any]:
+def _serialize_fields(value: HaproxySettings | Service | Role) -> dict[str, Any]:
     fields = value._asdict()
     return {name: {_TEMPLATE: one.text} if isinstance(one, Template) else one for name, one in fields.items()}
 
 
-def _values(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: _value(one) for name, one in fields.items()}
+def _deserialize_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: _deserialize_value(one) for name, one in fields.items()}
 
 
-def _value(one: Any) -> Any:  # noqa: ANN401  # what JSON held
+def _deserialize_value(one: Any) -> Any:  # noqa: ANN401  # what JSON held
     if isinstance(one, list):
         return tuple(one)
     if not isinstance(one, dict):

@@ -59,7 +59,7 @@ class Interval:
         if text is None or _INTERVAL.fullmatch(text):
             return text
         # HAProxy reads a bare number as milliseconds: 60 would mean sixteen checks per second.
-        reader.note(node, path, *_no_time(text, self.right))
+        reader.note(node, path, *_explain_invalid_time(text, self.right))
         return None
 
     @property
@@ -81,7 +81,7 @@ class Seconds:
         if found:
             return int(found[1]) * _SECONDS[found[2]]
         if text is not None:
-            reader.note(node, path, *_no_time(text, self.right))
+            reader.note(node, path, *_explain_invalid_time(text, self.right))
         return None
 
     @property
@@ -213,7 +213,7 @@ class Networks:
             try:
                 networks.append(str(ipaddress.ip_network(text)))
             except ValueError:
-                reader.note(item, path, f"{text[:60]!r} is not a network", _network_fix(text, self.right))
+                reader.note(item, path, f"{text[:60]!r} is not a network", _suggest_network(text, self.right))
         return tuple(networks) if items and len(networks) == len(items) else None
 
     @property
@@ -241,7 +241,7 @@ class Text:
         try:
             return Template(text)
         except ValueError:
-            reader.note(node, path, f"{text[:60]!r} has {_template_problem(text)}", _template_fix(text))
+            reader.note(node, path, f"{text[:60]!r} has {_explain_template(text)}", _suggest_template(text))
         return None
 
     @property
@@ -353,19 +353,22 @@ ROLE_KEYS = (
 TOP_KEYS = ("haproxy", "services", "roles")
 
 
-def schema() -> Schema:
+def build_schema() -> Schema:
     """Return the JSON schema of roles.yml."""
-    service = _table(SERVICE_KEYS) | {"additionalProperties": False}
+    service = _build_table_schema(SERVICE_KEYS) | {"additionalProperties": False}
     section = {
         "description": "a section: the services that have a marker # additional-<section>-<service>-server",
         "type": ["array"],
         "items": {"type": ["string", "number", "boolean", "null"]},
         "uniqueItems": True,
     }
-    role = _table(ROLE_KEYS) | {"propertyNames": {"pattern": f"^{NAME.pattern}$"}, "additionalProperties": section}
+    role = _build_table_schema(ROLE_KEYS) | {
+        "propertyNames": {"pattern": f"^{NAME.pattern}$"},
+        "additionalProperties": section,
+    }
     roles = {"type": "object", "minProperties": 1, "propertyNames": {"pattern": f"^{NAME.pattern}$"}}
     top = {
-        "haproxy": _table(HAPROXY_KEYS) | {"additionalProperties": False},
+        "haproxy": _build_table_schema(HAPROXY_KEYS) | {"additionalProperties": False},
         "services": {
             "type": "object",
             "description": "what listens on the nodes, by name",
@@ -389,7 +392,7 @@ def schema() -> Schema:
     }
 
 
-def _table(keys: tuple[Key, ...]) -> Schema:
+def _build_table_schema(keys: tuple[Key, ...]) -> Schema:
     properties: dict[str, object] = {}
     for key in keys:
         properties[key.name] = {"description": key.meaning, **key.kind.schema}
@@ -399,12 +402,12 @@ def _table(keys: tuple[Key, ...]) -> Schema:
     return {"type": "object", "properties": properties, **({"required": required} if required else {})}
 
 
-def _no_time(text: str, right: str) -> tuple[str, str]:
+def _explain_invalid_time(text: str, right: str) -> tuple[str, str]:
     bare = text.isascii() and text.isdigit()
     return f"{text[:40]!r} has no unit" if bare else f"{text[:40]!r} is not a time", f"write {text}s" if bare else right
 
 
-def _network_fix(text: str, right: str) -> str:
+def _suggest_network(text: str, right: str) -> str:
     import ipaddress  # noqa: PLC0415
 
     try:
@@ -413,7 +416,7 @@ def _network_fix(text: str, right: str) -> str:
         return right
 
 
-def _template_problem(text: str) -> str:
+def _explain_template(text: str) -> str:
     if "#" in text:
         return "a # in it, where HAProxy begins a comment"
     if not (text.isascii() and text.isprintable()):
@@ -421,7 +424,7 @@ def _template_problem(text: str) -> str:
     return "an open brace" if text.count("{") != text.count("}") else "an unknown placeholder"
 
 
-def _template_fix(text: str) -> str:
+def _suggest_template(text: str) -> str:
     if "#" in text:
         return "remove the #"
     braces = re.search(r"\{([^{}|:]*)(?::([^{}|]*))?(\|[^{}]*)?\}", text)
@@ -439,8 +442,8 @@ def _template_fix(text: str) -> str:
 
 def format_schema() -> str:
     """Return the content of roles.schema.json."""
-    return json.dumps(schema(), indent=2) + "\n"
+    return json.dumps(build_schema(), indent=2) + "\n"
 
 
-if __name__ == "__main__":  # python -m lbagent.roleskeys > lbagent/roles.schema.json
+if __name__ == "__main__":  # python -m lbagent.roles.keys > lbagent/roles.schema.json
     print(format_schema(), end="")

@@ -23,10 +23,10 @@ _RESERVED = tuple(key.name for key in ROLE_KEYS)
 
 def parse_roles(content: bytes, where: str) -> Roles:
     """Parse roles.yml. `where` names the file in messages. Raises RolesRefused with every mistake."""
-    root, mistakes = yaml_text.compose(content, lambda node: len(_read(node, "")[1]))
+    root, mistakes = yaml_text.compose(content, lambda node: len(_read_file(node, "")[1]))
     roles: Roles | None = None
     if root is not None:
-        roles, more = _read(root, f"{zlib.crc32(content):08x}")
+        roles, more = _read_file(root, f"{zlib.crc32(content):08x}")
         mistakes += more
     elif not mistakes:
         mistakes.append(Mistake(0, 0, "", "is empty", "declare at least one role below roles:"))
@@ -36,7 +36,7 @@ def parse_roles(content: bytes, where: str) -> Roles:
     return roles
 
 
-def _read(root: yaml.Node, digest: str) -> tuple[Roles | None, list[Mistake]]:
+def _read_file(root: yaml.Node, digest: str) -> tuple[Roles | None, list[Mistake]]:
     file = _File()
     roles = file.read(root, digest)
     return roles, file.mistakes
@@ -54,25 +54,25 @@ class _File(Reader):
         top = self.read_items(root, "", "write roles: with at least one role below it")
         if top is None:
             return None
-        top = self._named_as_meant(dict(top))
-        haproxy = self._table(HAPROXY_KEYS, top, "haproxy")
-        self._services = self._items(top, "services", "write NAME: {port: 80} below it") or {}
-        services = {name: self._service(name, *nodes) for name, nodes in self._services.items()}
+        top = self._correct_keys(dict(top))
+        haproxy = self._read_table(HAPROXY_KEYS, top, "haproxy")
+        self._services = self._read_part(top, "services", "write NAME: {port: 80} below it") or {}
+        services = {name: self._read_service(name, *nodes) for name, nodes in self._services.items()}
         nested = top.get("roles")
         # The older form has the roles at the top level.
         flat = {name: nodes for name, nodes in top.items() if name not in TOP_KEYS}
         if nested is not None:
             for key, _ in flat.values():
-                self._stray(key)
-        found = flat if nested is None else self._items(top, "roles", "write ROLE: {SECTION: [SERVICE]} below it")
+                self._note_unknown_top_key(key)
+        found = flat if nested is None else self._read_part(top, "roles", "write ROLE: {SECTION: [SERVICE]} below it")
         if found is not None and not found:
             self.note(nested[1] if nested else None, "roles", "declares no role", "write ROLE: {SECTION: [SERVICE]}")
         prefix = "" if nested is None else "roles."
-        roles = {name: self._role(name, *nodes, f"{prefix}{name}") for name, nodes in (found or {}).items()}
-        self._ambiguous(roles, found or {}, prefix)
+        roles = {name: self._read_role(name, *nodes, f"{prefix}{name}") for name, nodes in (found or {}).items()}
+        self._note_ambiguous_markers(roles, found or {}, prefix)
         return Roles(HaproxySettings(**haproxy), services, roles, digest)  # type: ignore[arg-type]
 
-    def _named_as_meant(self, top: dict[str, tuple[yaml.Node, yaml.Node]]) -> dict[str, tuple[yaml.Node, yaml.Node]]:
+    def _correct_keys(self, top: dict[str, tuple[yaml.Node, yaml.Node]]) -> dict[str, tuple[yaml.Node, yaml.Node]]:
         """Note misspelled and misplaced top-level keys, and return the top level with them corrected."""
         for name, (key, value) in list(top.items()):
             near = find_nearest(name, TOP_KEYS) if name not in TOP_KEYS else None
@@ -86,7 +86,7 @@ class _File(Reader):
                 name in TOP_KEYS
                 and name not in top
                 and isinstance(value, yaml.MappingNode)
-                and "port" not in _key_names(value)
+                and "port" not in _list_key_names(value)
             ):
                 self.note(key, f"services.{name}", "is not a service", f"indent {name}: as far as services:")
                 top[name] = (key, value)
@@ -102,22 +102,22 @@ class _File(Reader):
             return any(str(key.value) in {one.name for one in HAPROXY_KEYS} for key, _ in value.value)
         return all(isinstance(one, yaml.MappingNode) for _, one in value.value)
 
-    def _stray(self, key: yaml.Node) -> None:
+    def _note_unknown_top_key(self, key: yaml.Node) -> None:
         name = str(key.value)
         near = find_nearest(name, TOP_KEYS)
         fix = f"did you mean {near}?" if near else f"a role belongs below roles: (known here: {', '.join(TOP_KEYS)})"
         self.note(key, name, "unknown key", fix)
 
-    def _items(self, top: Items, name: str, fix: str) -> Items | None:
+    def _read_part(self, top: Items, name: str, fix: str) -> Items | None:
         return self.read_items(top[name][1], name, fix) if name in top else {}
 
-    def _table(self, keys: tuple[Key, ...], top: Items, path: str) -> dict[str, object]:
+    def _read_table(self, keys: tuple[Key, ...], top: Items, path: str) -> dict[str, object]:
         """Read a part with a fixed set of keys; return its values by attribute."""
-        found = self._items(top, path, f"write one of: {', '.join(key.name for key in keys)}") or {}
-        self._unknown(found, keys, path)
-        return self._values(keys, found, path)
+        found = self._read_part(top, path, f"write one of: {', '.join(key.name for key in keys)}") or {}
+        self._note_unknown_keys(found, keys, path)
+        return self._read_values(keys, found, path)
 
-    def _values(self, keys: tuple[Key, ...], found: Items, path: str) -> dict[str, object]:
+    def _read_values(self, keys: tuple[Key, ...], found: Items, path: str) -> dict[str, object]:
         read = {
             key.target: key.kind.read(self, found[key.name][1], f"{path}.{key.name}")
             for key in keys
@@ -125,12 +125,12 @@ class _File(Reader):
         }
         return {attribute: value for attribute, value in read.items() if value is not None}
 
-    def _unknown(self, found: Items, keys: tuple[Key, ...], path: str) -> None:
+    def _note_unknown_keys(self, found: Items, keys: tuple[Key, ...], path: str) -> None:
         for name, (key, _) in found.items():
             if name not in {one.name for one in keys}:
                 self.note_unknown_key(key, f"{path}.{name}", [one.name for one in keys])
 
-    def _service(self, name: str, key: yaml.Node, node: yaml.Node) -> Service:
+    def _read_service(self, name: str, key: yaml.Node, node: yaml.Node) -> Service:
         path = f"services.{name}"
         if name in self.unread:
             return Service(name, Template("1"), Template(""))
@@ -139,20 +139,22 @@ class _File(Reader):
             self.note(key, path, problem, f"use {SERVICE.pattern}, but not none")
         port = node.value if isinstance(node, yaml.ScalarNode) and node.value.isdigit() else "80"
         found = self.read_items(node, path, f"write {name}: {{port: {port}}}") or {}
-        if isinstance(node, yaml.MappingNode) and "port" not in found and not self._misspelled(found, "port"):
+        if isinstance(node, yaml.MappingNode) and "port" not in found and not self._has_misspelled(found, "port"):
             self.note(key, path, "has no port", f"write {name}: {{port: 80}}")
-        self._unknown(found, SERVICE_KEYS, path)
-        values = {"port": Template("1"), "options": Template(DEFAULT_OPTIONS)} | self._values(SERVICE_KEYS, found, path)
+        self._note_unknown_keys(found, SERVICE_KEYS, path)
+        values = {"port": Template("1"), "options": Template(DEFAULT_OPTIONS)} | self._read_values(
+            SERVICE_KEYS, found, path
+        )
         return Service(name, **values)  # type: ignore[arg-type]
 
     @staticmethod
-    def _misspelled(found: Items, name: str) -> bool:
+    def _has_misspelled(found: Items, name: str) -> bool:
         known = [key.name for key in SERVICE_KEYS]
         return any(
             one not in known and (find_nearest(one, known) == name or one.startswith(f"{name}:")) for one in found
         )
 
-    def _role(self, name: str, key: yaml.Node, node: yaml.Node, path: str) -> Role:
+    def _read_role(self, name: str, key: yaml.Node, node: yaml.Node, path: str) -> Role:
         if not NAME.fullmatch(name):
             self.note(key, path, "is not a name for a role", f"use {NAME.pattern}")
         services = [one for one in self._services if one != "none"] or ["SERVICE"]
@@ -164,13 +166,13 @@ class _File(Reader):
             return Role(name, {})
         found = self.read_items(node, path, f"indent the keys below it further, or write {name}: {example}") or {}
         sections = {
-            section: self._section(section, *nodes, f"{path}.{section}")
+            section: self._read_section(section, *nodes, f"{path}.{section}")
             for section, nodes in found.items()
             if section not in _RESERVED
         }
-        return Role(name, sections, **self._values(ROLE_KEYS, found, path))  # type: ignore[arg-type]
+        return Role(name, sections, **self._read_values(ROLE_KEYS, found, path))  # type: ignore[arg-type]
 
-    def _section(self, section: str, key: yaml.Node, node: yaml.Node, path: str) -> tuple[str, ...]:
+    def _read_section(self, section: str, key: yaml.Node, node: yaml.Node, path: str) -> tuple[str, ...]:
         if self._is_misspelled(section, node):
             self.note_unknown_key(key, path, _RESERVED)
             return ()
@@ -178,13 +180,13 @@ class _File(Reader):
             self.note(key, path, "is not a name for a section", f"use {NAME.pattern}")
             return ()
         if not isinstance(node, yaml.SequenceNode):
-            self._no_list(section, node, path)
+            self._note_no_list(section, node, path)
             return ()
         found = self.read_texts(node, path, f"write {section}: [SERVICE]") or []
         names = [text for _, text in found]
         for at, (item, service) in enumerate(found):
             if service != "none" and service not in self._services and service not in self.unread:
-                self._undeclared(item, service, path)
+                self._note_undeclared(item, service, path)
             if service in names[:at]:
                 self.note(item, path, f"service {service[:60]!r} appears twice", "remove one")
             if service == "none" and len(names) > 1:
@@ -201,7 +203,7 @@ class _File(Reader):
         names = [str(item.value) for item in node.value] if isinstance(node, yaml.SequenceNode) else ["?"]
         return not all(name == "none" or name in self._services for name in names)
 
-    def _no_list(self, section: str, node: yaml.Node, path: str) -> None:
+    def _note_no_list(self, section: str, node: yaml.Node, path: str) -> None:
         reserved = f"or use a known key: {', '.join(_RESERVED)}"
         if isinstance(node, yaml.ScalarNode) and node.value.strip():
             words = [word.strip() for word in node.value.split(",")]
@@ -213,8 +215,8 @@ class _File(Reader):
         else:
             self.note(node, path, "is a mapping, not a list of services", f"write {section}: [SERVICE], {reserved}")
 
-    def _undeclared(self, item: yaml.Node, service: str, path: str) -> None:
-        near = None if self.full else find_nearest(service, self._services)
+    def _note_undeclared(self, item: yaml.Node, service: str, path: str) -> None:
+        near = None if self.is_full else find_nearest(service, self._services)
         if near:
             fix = f"did you mean {near}?"
         else:
@@ -222,9 +224,9 @@ class _File(Reader):
             fix = f"declare it below services: (declared: {known})"
         self.note(item, path, f"service {service[:60]!r} is not declared", fix)
 
-    def _ambiguous(self, roles: Mapping[str, Role], nodes: Items, prefix: str) -> None:
+    def _note_ambiguous_markers(self, roles: Mapping[str, Role], nodes: Items, prefix: str) -> None:
         seen: dict[str, Pair] = {}
-        for name, pair in _pairs(roles):
+        for name, pair in _list_pairs(roles):
             other = seen.setdefault(pair.middle, pair)
             if other != pair:
                 keys = {str(key.value): key for key, _ in nodes[name][1].value}
@@ -233,12 +235,12 @@ class _File(Reader):
                 self.note(keys.get(pair.section), f"{prefix}{name}.{pair.section}", problem, "rename one")
 
 
-def _pairs(roles: Mapping[str, Role]) -> Iterator[tuple[str, Pair]]:
+def _list_pairs(roles: Mapping[str, Role]) -> Iterator[tuple[str, Pair]]:
     for name, role in roles.items():
         for section, services in role.sections.items():
             for service in services:
                 yield name, Pair(section, service)
 
 
-def _key_names(node: yaml.MappingNode) -> list[str]:
+def _list_key_names(node: yaml.MappingNode) -> list[str]:
     return [str(key.value) for key, _ in node.value]

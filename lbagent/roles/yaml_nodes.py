@@ -31,14 +31,14 @@ class Reader:
         """Keys whose values could not be read; references to them are not further mistakes."""
 
     @property
-    def full(self) -> bool:
+    def is_full(self) -> bool:
         """Whether the maximum number of mistakes is reached."""
         return len(self.mistakes) >= _MOST
 
     def note(self, node: yaml.Node | None, path: str, problem: str, fix: str = "") -> None:
         """Note a mistake at a node, or in the file as a whole (None)."""
         line, column = (node.start_mark.line + 1, node.start_mark.column + 1) if node is not None else (0, 0)
-        if not self.full:
+        if not self.is_full:
             self.mistakes.append(Mistake(line, column, path, problem, fix))
 
     def read_text(self, node: yaml.Node, path: str, fix: str, *, empty: bool = False) -> str | None:
@@ -132,8 +132,8 @@ def find_unquoted_placeholder(node: yaml.Node) -> str:
 
 def find_nearest(word: str, known: Iterable[str]) -> str | None:
     """Return the known word that `word` was probably meant to be; None if none is close."""
-    candidates = {_plain(one): one for one in known}
-    plain = _plain(word)
+    candidates = {_normalize(one): one for one in known}
+    plain = _normalize(word)
     if plain in candidates:
         return candidates[plain]
     close = difflib.get_close_matches(plain, candidates, 1, 0.75)
@@ -145,9 +145,9 @@ def find_nearest(word: str, known: Iterable[str]) -> str | None:
 
 def is_nearly_equal(word: str, other: str) -> bool:
     """Return whether two words differ only in case, `-` and `_`, a doubled letter or a plural `s`."""
-    return word != other and _plain(word) == _plain(other)
+    return word != other and _normalize(word) == _normalize(other)
 
 
-def _plain(word: str) -> str:
+def _normalize(word: str) -> str:
     letters = re.sub(r"[^a-z0-9]", "", word.lower())
     return re.sub(r"(.)\1+", r"\1", letters).removesuffix("s")

@@ -70,34 +70,36 @@ def compose(content: bytes, judge: Judge) -> tuple[yaml.Node | None, list[Mistak
     except UnicodeError:
         return None, [Mistake(0, 0, "", "is not UTF-8 text", "save it as UTF-8")]
     except yaml.reader.ReaderError as error:
-        return None, [_unreadable(content, error)]
+        return None, [_explain_unreadable(content, error)]
     except RecursionError:
         return None, [Mistake(0, 0, "", "is nested too deeply", "")]
     except yaml.YAMLError as error:
         # Normalise line breaks: YAML recognises several kinds.
-        return _repaired(_BREAK.sub("\n", content.decode("utf-8-sig", "replace")), error, judge)
+        return _repair_text(_BREAK.sub("\n", content.decode("utf-8-sig", "replace")), error, judge)
 
 
-def _repaired(text: str, error: yaml.YAMLError, judge: Judge) -> tuple[yaml.Node | None, list[Mistake]]:
+def _repair_text(text: str, error: yaml.YAMLError, judge: Judge) -> tuple[yaml.Node | None, list[Mistake]]:
     found: list[Mistake] = []
     for _ in range(_REPAIRS):
         repair = _diagnose(text.split("\n"), error)
-        tries = [(*_tried(one, judge), one) for one in repair.texts]
+        tries = [(*_try_repair(one, judge), one) for one in repair.texts]
         # The repair that parses furthest; among complete ones, the one with the fewest mistakes.
-        tries.sort(key=lambda one: (one[1] is not None, -_line(one[1]), one[2]))
-        if not tries or (tries[0][1] is not None and _position(tries[0][1]) <= _position(error)):
+        tries.sort(key=lambda one: (one[1] is not None, -_find_line(one[1]), one[2]))
+        if not tries or (tries[0][1] is not None and _find_position(tries[0][1]) <= _find_position(error)):
             return None, [*found, *repair.mistakes]
         root, left, _, text = tries[0]
         lines = text.split("\n")
         # Only in the repaired text the key path is known.
-        found += [replace(one, path=_path(lines, one.line - 1)) if one.path else one for one in repair.mistakes]
+        found += [
+            replace(one, path=_find_key_path(lines, one.line - 1)) if one.path else one for one in repair.mistakes
+        ]
         if left is None:
             return root, found
         error = left
     return None, found
 
 
-def _tried(text: str, judge: Judge) -> tuple[yaml.Node | None, yaml.YAMLError | None, int]:
+def _try_repair(text: str, judge: Judge) -> tuple[yaml.Node | None, yaml.YAMLError | None, int]:
     try:
         root = yaml.compose(text, Loader=_LOADER)
     except (yaml.YAMLError, RecursionError) as error:
@@ -105,22 +107,22 @@ def _tried(text: str, judge: Judge) -> tuple[yaml.Node | None, yaml.YAMLError | 
     return root, None, judge(root) if root is not None else 0
 
 
-def _position(error: yaml.YAMLError | None) -> tuple[int, int]:
+def _find_position(error: yaml.YAMLError | None) -> tuple[int, int]:
     mark = getattr(error, "problem_mark", None)
     return (mark.line, mark.column) if mark else (-1, -1)
 
 
-def _context(lines: Sequence[str], error: yaml.YAMLError) -> yaml.Mark | None:
+def _find_context(lines: Sequence[str], error: yaml.YAMLError) -> yaml.Mark | None:
     """Return where the construct with the error began; None if unknown, or behind the last line."""
     mark = getattr(error, "context_mark", None)
     return mark if mark is not None and mark.line < len(lines) else None
 
 
-def _line(error: yaml.YAMLError | None) -> int:
-    return _position(error)[0]
+def _find_line(error: yaml.YAMLError | None) -> int:
+    return _find_position(error)[0]
 
 
-def _unreadable(content: bytes, error: yaml.reader.ReaderError) -> Mistake:
+def _explain_unreadable(content: bytes, error: yaml.reader.ReaderError) -> Mistake:
     position = error.position if isinstance(error.position, int) else 0
     line = content[:position].count(b"\n") + 1
     column = position - (content.rfind(b"\n", 0, position) + 1) + 1
@@ -142,28 +144,36 @@ def _diagnose(lines: list[str], error: yaml.YAMLError) -> _Repair:
         repair = diagnose(lines, at, column, error)
         if repair:
             return repair
-    return _Repair([Mistake(at + 1, column + 1, _path(lines, at), f"is not YAML: {' '.join(words.split())}", "")])
+    return _Repair(
+        [Mistake(at + 1, column + 1, _find_key_path(lines, at), f"is not YAML: {' '.join(words.split())}", "")]
+    )
 
 
-def _tabs(lines: list[str], at: int, column: int, error: yaml.YAMLError) -> _Repair | None:
+def _diagnose_tabs(lines: list[str], at: int, column: int, error: yaml.YAMLError) -> _Repair | None:
     del error
     here = lines[at]
     if "\t" not in here[: column + 1] or here[: column + 1].strip():
         return None
     indents = [(number, line[: len(line) - len(line.lstrip())]) for number, line in enumerate(lines) if line.strip()]
     tabbed = [(number, indent) for number, indent in indents if "\t" in indent]
-    texts = [_expanded(lines, {number for number, _ in tabbed}, width) for width in _TAB_WIDTHS]
+    texts = [_expand_tabs(lines, {number for number, _ in tabbed}, width) for width in _TAB_WIDTHS]
     fixed = [text.split("\n") for text in texts]
     return _Repair(
         [
-            Mistake(number + 1, indent.index("\t") + 1, _path(fixed[0], number), "is indented with a tab", "use spaces")
+            Mistake(
+                number + 1,
+                indent.index("\t") + 1,
+                _find_key_path(fixed[0], number),
+                "is indented with a tab",
+                "use spaces",
+            )
             for number, indent in tabbed
         ],
         texts,
     )
 
 
-def _expanded(lines: list[str], numbers: set[int], width: int) -> str:
+def _expand_tabs(lines: list[str], numbers: set[int], width: int) -> str:
     def expand(line: str) -> str:
         body = line.lstrip()
         return line[: len(line) - len(body)].replace("\t", " " * width) + body
@@ -171,7 +181,7 @@ def _expanded(lines: list[str], numbers: set[int], width: int) -> str:
     return "\n".join(expand(line) if number in numbers else line for number, line in enumerate(lines))
 
 
-def _unquoted(lines: list[str], at: int, column: int, error: yaml.YAMLError) -> _Repair | None:
+def _diagnose_unquoted(lines: list[str], at: int, column: int, error: yaml.YAMLError) -> _Repair | None:
     del error
     line = lines[at]
     found = next((one for one in _UNQUOTED.finditer(line) if one.start("value") <= column <= one.end("value")), None)
@@ -179,14 +189,14 @@ def _unquoted(lines: list[str], at: int, column: int, error: yaml.YAMLError) -> 
         return None
     value = found["value"].rstrip()
     start = found.start("value")
-    text = _with(lines, at, f'{line[:start]}"{value}"{line[start + len(value) :]}')
+    text = _replace_line(lines, at, f'{line[:start]}"{value}"{line[start + len(value) :]}')
     fix = f'write "{value}"'
-    return _Repair([Mistake(at + 1, start + 1, _path(lines, at), f"{value} needs quotes", fix)], [text])
+    return _Repair([Mistake(at + 1, start + 1, _find_key_path(lines, at), f"{value} needs quotes", fix)], [text])
 
 
-def _open_quote(lines: list[str], at: int, column: int, error: yaml.YAMLError) -> _Repair | None:
+def _diagnose_open_quote(lines: list[str], at: int, column: int, error: yaml.YAMLError) -> _Repair | None:
     del at, column
-    mark = _context(lines, error)
+    mark = _find_context(lines, error)
     if mark is None or "quoted scalar" not in str(getattr(error, "context", "")):
         return None
     line, words = lines[mark.line], str(getattr(error, "problem", ""))
@@ -196,29 +206,33 @@ def _open_quote(lines: list[str], at: int, column: int, error: yaml.YAMLError) -
         if where.line >= len(lines):
             return None
         fix = "use single quotes, where a backslash is only a backslash"
-        mistake = Mistake(where.line + 1, where.column + 1, _path(lines, mark.line), "an unknown escape sequence", fix)
+        mistake = Mistake(
+            where.line + 1, where.column + 1, _find_key_path(lines, mark.line), "an unknown escape sequence", fix
+        )
         at = lines[where.line].rfind("\\", 0, where.column + 1)
-        return _Repair([mistake], [_with(lines, where.line, f"{lines[where.line][:at]}\\{lines[where.line][at:]}")])
+        return _Repair(
+            [mistake], [_replace_line(lines, where.line, f"{lines[where.line][:at]}\\{lines[where.line][at:]}")]
+        )
     mistake = Mistake(
-        mark.line + 1, mark.column + 1, _path(lines, mark.line), "the quote is not closed", f"add {quote}"
+        mark.line + 1, mark.column + 1, _find_key_path(lines, mark.line), "the quote is not closed", f"add {quote}"
     )
     ends = [text for text in (line.rstrip() + quote, re.sub(r"([\]},]*\s*)$", quote + r"\1", line, count=1)) if text]
-    return _Repair([mistake], [_with(lines, mark.line, text) for text in ends])
+    return _Repair([mistake], [_replace_line(lines, mark.line, text) for text in ends])
 
 
-def _not_closed(lines: list[str], at: int, column: int, error: yaml.YAMLError) -> _Repair | None:
-    mark, context = _context(lines, error), str(getattr(error, "context", ""))
+def _diagnose_not_closed(lines: list[str], at: int, column: int, error: yaml.YAMLError) -> _Repair | None:
+    mark, context = _find_context(lines, error), str(getattr(error, "context", ""))
     kind = next((kind for kind in _CLOSERS if context.endswith(f"flow {kind}")), None)
     if kind is None:
-        return _open_at_the_end(lines, at)
+        return _diagnose_open_end(lines, at)
     if mark is None:
         return None
     name, closer = _CLOSERS[kind]
     line = lines[mark.line]
-    path = _path(lines, mark.line)
+    path = _find_key_path(lines, mark.line)
     if mark.line == at and line[column:].strip() and line[column : column + 1] not in "]}":
         return _Repair([Mistake(at + 1, column + 1, path, f"a comma is missing in the {name}", "add it")],
-                       [_with(lines, at, f"{line[:column].rstrip()}, {line[column:]}")])  # fmt: skip
+                       [_replace_line(lines, at, f"{line[:column].rstrip()}, {line[column:]}")])  # fmt: skip
     mistake = Mistake(mark.line + 1, mark.column + 1, path, f"the {name} is not closed", f"add {closer}")
     whole = line.rstrip()
     closed = [
@@ -226,10 +240,10 @@ def _not_closed(lines: list[str], at: int, column: int, error: yaml.YAMLError) -
         whole[: len(whole) - 1] + closer + whole[-1:],
         whole[: len(whole) - 1] + closer,
     ]
-    return _Repair([mistake], [_with(lines, mark.line, text) for text in closed])
+    return _Repair([mistake], [_replace_line(lines, mark.line, text) for text in closed])
 
 
-def _open_at_the_end(lines: list[str], at: int) -> _Repair | None:
+def _diagnose_open_end(lines: list[str], at: int) -> _Repair | None:
     """Find a list or mapping that is still open at the end of the file."""
     if any(line.strip() for line in lines[at + 1 :]) or lines[at].strip():
         return None
@@ -245,28 +259,28 @@ def _open_at_the_end(lines: list[str], at: int) -> _Repair | None:
         return None
     last, column, sign = opened[-1]
     name, closer = _CLOSERS["sequence" if sign == "[" else "mapping"]
-    mistake = Mistake(last + 1, column + 1, _path(lines, last), f"the {name} is not closed", f"add {closer}")
-    return _Repair([mistake], [_with(lines, last, lines[last].rstrip() + closer)])
+    mistake = Mistake(last + 1, column + 1, _find_key_path(lines, last), f"the {name} is not closed", f"add {closer}")
+    return _Repair([mistake], [_replace_line(lines, last, lines[last].rstrip() + closer)])
 
 
-def _closed_twice(lines: list[str], at: int, column: int, error: yaml.YAMLError) -> _Repair | None:
+def _diagnose_extra_closer(lines: list[str], at: int, column: int, error: yaml.YAMLError) -> _Repair | None:
     del error
     line = lines[at]
     closer = line[column : column + 1]
     if not closer or closer not in "]}":
         return None
-    mistake = Mistake(at + 1, column + 1, _path(lines, at), f"one {closer} too many", "remove it")
-    return _Repair([mistake], [_with(lines, at, line[:column] + line[column + 1 :])])
+    mistake = Mistake(at + 1, column + 1, _find_key_path(lines, at), f"one {closer} too many", "remove it")
+    return _Repair([mistake], [_replace_line(lines, at, line[:column] + line[column + 1 :])])
 
 
-def _two_documents(lines: list[str], at: int, column: int, error: yaml.YAMLError) -> _Repair | None:
+def _diagnose_two_documents(lines: list[str], at: int, column: int, error: yaml.YAMLError) -> _Repair | None:
     if "another document" not in str(getattr(error, "problem", "")):
         return None
     mistake = Mistake(at + 1, column + 1, "", "a second document begins", "remove the line ---")
     return _Repair([mistake], ["\n".join([*lines[:at], "", *lines[at + 1 :]])])
 
 
-def _bad_start(lines: list[str], at: int, column: int, error: yaml.YAMLError) -> _Repair | None:
+def _diagnose_bad_start(lines: list[str], at: int, column: int, error: yaml.YAMLError) -> _Repair | None:
     problem = str(getattr(error, "problem", ""))
     if not ("cannot start any token" in problem or "undefined alias" in problem or "alphabetic" in problem):
         return None
@@ -275,29 +289,31 @@ def _bad_start(lines: list[str], at: int, column: int, error: yaml.YAMLError) ->
     if found is None:
         return None
     value, start = found["value"].rstrip(), found.start("value")
-    text = _with(lines, at, f'{line[:start]}"{value}"{line[start + len(value) :]}')
+    text = _replace_line(lines, at, f'{line[:start]}"{value}"{line[start + len(value) :]}')
     problem = f"a value cannot begin with {value[0]} without quotes"
-    return _Repair([Mistake(at + 1, start + 1, _path(lines, at), problem, f'write "{value}"')], [text])
+    return _Repair([Mistake(at + 1, start + 1, _find_key_path(lines, at), problem, f'write "{value}"')], [text])
 
 
-def _no_blank(lines: list[str], at: int, column: int, error: yaml.YAMLError) -> _Repair | None:
+def _diagnose_missing_blank(lines: list[str], at: int, column: int, error: yaml.YAMLError) -> _Repair | None:
     del column
     # The error is reported at the next key, once the line before turns out not to be one.
-    mark = _context(lines, error)
+    mark = _find_context(lines, error)
     for number in dict.fromkeys([at, mark.line if mark else at, *range(at - 1, max(-1, at - 4), -1)]):
         found = _NO_BLANK.match(lines[number])
         if found:
-            text = _with(lines, number, f"{found['before']} {found['value']}")
+            text = _replace_line(lines, number, f"{found['before']} {found['value']}")
             start = len(found["before"])
             fix = f"write {found['before'].strip()} {found['value'].strip()}"
-            mistake = Mistake(number + 1, start, _path(text.split("\n"), number), "a space is missing after :", fix)
+            mistake = Mistake(
+                number + 1, start, _find_key_path(text.split("\n"), number), "a space is missing after :", fix
+            )
             return _Repair([mistake], [text])
         if number < at and lines[number].strip():
             break
     return None
 
 
-def _indentation(lines: list[str], at: int, column: int, error: yaml.YAMLError) -> _Repair | None:
+def _diagnose_indentation(lines: list[str], at: int, column: int, error: yaml.YAMLError) -> _Repair | None:
     del column
     problem = str(getattr(error, "problem", ""))
     if not any(
@@ -317,53 +333,61 @@ def _indentation(lines: list[str], at: int, column: int, error: yaml.YAMLError) 
     if indent in levels and indent <= above[-1] and _KEY.match(line):
         return None
     if not _KEY.match(line) and not line.lstrip().startswith("- "):
-        return _no_colon(lines, at)
-    texts = [_moved(lines, at, indent, level) for level in levels]
-    texts += [_with(lines, at, " " * level + line.lstrip(" ")) for level in levels]
+        return _diagnose_key_without_colon(lines, at)
+    texts = [_move_block(lines, at, indent, level) for level in levels]
+    texts += [_replace_line(lines, at, " " * level + line.lstrip(" ")) for level in levels]
     right = " or ".join(f"{level}" for level in sorted(levels) if level or len(levels) == 1 or indent <= 1)
     fix = f"indent it like a line above, by {right} spaces"
-    path = _path(texts[0].split("\n"), at)
+    path = _find_key_path(texts[0].split("\n"), at)
     return _Repair(
         [Mistake(at + 1, indent + 1, path, f"is indented by {indent} spaces, which fits no line above", fix)], texts
     )
 
 
-def _missing_colon(lines: list[str], at: int, column: int, error: yaml.YAMLError) -> _Repair | None:
+def _diagnose_missing_colon(lines: list[str], at: int, column: int, error: yaml.YAMLError) -> _Repair | None:
     del column
     problem = str(getattr(error, "problem", ""))
     if not any(words in problem for words in ("expected ':'", "mapping values")):
         return None
-    before = _previous(lines, at)
+    before = _find_previous(lines, at)
     places = [at] if before is None else [at, before]
-    return next((repair for one in places if not _KEY.match(lines[one]) and (repair := _no_colon(lines, one))), None)
+    return next(
+        (
+            repair
+            for one in places
+            if not _KEY.match(lines[one]) and (repair := _diagnose_key_without_colon(lines, one))
+        ),
+        None,
+    )
 
 
-def _no_colon(lines: list[str], at: int) -> _Repair | None:
+def _diagnose_key_without_colon(lines: list[str], at: int) -> _Repair | None:
     words = lines[at].strip()
     found = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*)(?:\s+([^:]*))?", words)
     if not found:
         return None
     indent = len(lines[at]) - len(lines[at].lstrip())
     fix = f"write {found[1]}: {found[2] or ''}".rstrip()
-    text = _with(lines, at, lines[at].replace(words, fix.removeprefix("write "), 1))
+    text = _replace_line(lines, at, lines[at].replace(words, fix.removeprefix("write "), 1))
     return _Repair(
-        [Mistake(at + 1, indent + 1, _path(text.split("\n"), at), "a : is missing after the key", fix)], [text]
+        [Mistake(at + 1, indent + 1, _find_key_path(text.split("\n"), at), "a : is missing after the key", fix)], [text]
     )
 
 
-def _second_colon(lines: list[str], at: int, column: int, error: yaml.YAMLError) -> _Repair | None:
+def _diagnose_second_colon(lines: list[str], at: int, column: int, error: yaml.YAMLError) -> _Repair | None:
     found = _KEY.match(lines[at])
     if "mapping values" not in str(getattr(error, "problem", "")) or found is None:
         return None
     value = lines[at][found.end() :].strip()
     start = lines[at].index(value, found.end()) if value else column
-    text = _with(lines, at, f'{lines[at][:start]}"{value}"')
+    text = _replace_line(lines, at, f'{lines[at][:start]}"{value}"')
     return _Repair(
-        [Mistake(at + 1, start + 1, _path(lines, at), "a value with : needs quotes", f'write "{value}"')], [text]
+        [Mistake(at + 1, start + 1, _find_key_path(lines, at), "a value with : needs quotes", f'write "{value}"')],
+        [text],
     )
 
 
-def _moved(lines: list[str], at: int, indent: int, level: int) -> str:
+def _move_block(lines: list[str], at: int, indent: int, level: int) -> str:
     """Return the text with the line `at`, and the lines below it that belong to it, moved to `level`."""
     moved = list(lines)
     for number in range(at, len(lines)):
@@ -378,22 +402,22 @@ def _moved(lines: list[str], at: int, indent: int, level: int) -> str:
     return "\n".join(moved)
 
 
-def _previous(lines: list[str], at: int) -> int | None:
+def _find_previous(lines: list[str], at: int) -> int | None:
     return next(
         (one for one in range(at - 1, -1, -1) if lines[one].strip() and not lines[one].lstrip().startswith("#")), None
     )
 
 
-def _with(lines: list[str], at: int, text: str) -> str:
+def _replace_line(lines: list[str], at: int, text: str) -> str:
     return "\n".join([*lines[:at], text, *lines[at + 1 :]])
 
 
-def _path(lines: Sequence[str], at: int) -> str:
+def _find_key_path(lines: Sequence[str], at: int) -> str:
     """Return the key path of a line, from the indentation of the lines above."""
-    return ".".join(reversed(list(_keys(lines, at))))
+    return ".".join(reversed(list(_list_parent_keys(lines, at))))
 
 
-def _keys(lines: Sequence[str], at: int) -> Iterator[str]:
+def _list_parent_keys(lines: Sequence[str], at: int) -> Iterator[str]:
     indent: int | None = None
     for number in range(min(at, len(lines) - 1), -1, -1):
         found = _KEY.match(lines[number])
@@ -405,16 +429,16 @@ def _keys(lines: Sequence[str], at: int) -> Iterator[str]:
 
 
 _DIAGNOSES = (
-    _tabs,
-    _unquoted,
-    _open_quote,
-    _not_closed,
-    _closed_twice,
-    _two_documents,
-    _bad_start,
-    _no_blank,
-    _missing_colon,
-    _indentation,
-    _second_colon,
+    _diagnose_tabs,
+    _diagnose_unquoted,
+    _diagnose_open_quote,
+    _diagnose_not_closed,
+    _diagnose_extra_closer,
+    _diagnose_two_documents,
+    _diagnose_bad_start,
+    _diagnose_missing_blank,
+    _diagnose_missing_colon,
+    _diagnose_indentation,
+    _diagnose_second_colon,
 )
 """In the order of attempts: unambiguous mistakes first."""

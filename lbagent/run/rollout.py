@@ -115,7 +115,7 @@ class Rollout:
 
     def keep_out(self, lines: Lines) -> list[str]:
         """Take the traffic from these servers, whatever the file holds. Returns those whose traffic was taken."""
-        worker = self._haproxy.serving()
+        worker = self._haproxy.find_worker()
         connection = self._open_runtime(worker, _PATIENCE, sure=False) if lines and worker else None
         if connection is None:
             return []
@@ -270,7 +270,7 @@ class Rollout:
             same = previous is seen.document and now.texts == wanted.after
             texts = wanted.before if same else restore.restore_managed_lines(now.document, previous)
             with now.stage(texts) as paths:
-                if not same and (why := self._haproxy.refusal(paths, now.names)):
+                if not same and (why := self._haproxy.find_refusal(paths, now.names)):
                     raise kind(f"{words}; the previous managed lines cannot be put back: {why}")
                 if now.is_unchanged and now.swap(paths, keep=False):
                     back = Document([("", text) for text in texts]).compute_digest() == previous.compute_digest()

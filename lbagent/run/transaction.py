@@ -43,16 +43,16 @@ class AppliedState:
 
     def is_up_to_date(self, wanted: Plan, requested: Plan) -> bool:
         """Return whether HAProxy runs all that is `requested` and the file can have, or does not run."""
-        if self._haproxy.serving() is None:
+        if self._haproxy.find_worker() is None:
             # HAProxy reads the file when it starts.
             here = (self._seen.document.compute_digest(), None, None)
-            return self.served[:3] == here and self._haproxy.shown_not_to_run()
+            return self.served[:3] == here and self._haproxy.is_shown_not_to_run()
         return self.is_loaded() and not self._has_servers_to_enable(wanted, requested)
 
     def has_servers_left(self, requested: Plan) -> bool:
         """Return whether servers of removed nodes are left in the worker, to be deleted."""
         left = self.served.left
-        if left.worker != self._haproxy.serving() or not left.lines:
+        if left.worker != self._haproxy.find_worker() or not left.lines:
             return False
 
         paused = config.find_paused_servers(self._seen.document, requested.changed)
@@ -60,7 +60,7 @@ class AppliedState:
 
     def is_loaded(self) -> bool:
         """Return whether the worker has the managed lines of the file."""
-        digest, worker = self._seen.document.compute_digest(), self._haproxy.serving()
+        digest, worker = self._seen.document.compute_digest(), self._haproxy.find_worker()
         if self.served[:2] == (digest, worker) or (
             not self.served.digest and not self._seen.document.has_managed_lines
         ):
@@ -76,7 +76,7 @@ class AppliedState:
     def _has_servers_to_enable(self, wanted: Plan, requested: Plan) -> bool:
         """Return whether a server that was taken out is to serve again although its line never left the file."""
         left = self.served.left
-        if left.worker != self._haproxy.serving() or not left.lines:
+        if left.worker != self._haproxy.find_worker() or not left.lines:
             return False
 
         after = config.predict_servers(self._seen.document, wanted.after, wanted.changed)
@@ -91,7 +91,9 @@ class AppliedState:
     def pauses_sent(self, withheld: Collection[Key]) -> bool:
         """Whether the worker that serves was sent that these servers take no traffic, though the file has them."""
         left = self.served.left
-        return not withheld or (left.worker == self._haproxy.serving() and all(key in left.lines for key in withheld))
+        return not withheld or (
+            left.worker == self._haproxy.find_worker() and all(key in left.lines for key in withheld)
+        )
 
 
 class RunOptions(NamedTuple):
@@ -193,7 +195,7 @@ class Transaction:
             result = rollout.apply_at_runtime(wanted, owing=self._too_soon is not None) if is_unchanged else None
             if result is None:
                 with seen.stage(wanted.after) as paths:
-                    if words := haproxy.refusal(paths, seen.names):
+                    if words := haproxy.find_refusal(paths, seen.names):
                         self._quarantine_refused(seen, haproxy, wanted, words)
                         continue
                     if not seen.is_unchanged or not seen.swap(paths, keep=confirmed.worth_keeping):
@@ -209,7 +211,7 @@ class Transaction:
         if not self._options.verify:
             return
         try:
-            words = haproxy.refusal([target.path for target in seen.targets], seen.names)
+            words = haproxy.find_refusal([target.path for target in seen.targets], seen.names)
         except TryAgain:
             return  # haproxy cannot be started: no verdict, and no change depends on one
         if words:
@@ -238,7 +240,7 @@ class Transaction:
     ) -> Rollout:
         """Start the rollout and withdraw traffic first, whatever the result of the rest."""
         rollout = Rollout(self._store, self._roles, haproxy, seen)
-        worker = haproxy.serving()
+        worker = haproxy.find_worker()
         if self.plan and self._roles.haproxy.runtime and self._options.reload and worker:
             self.reasons = rollout.reasons
             self.out = rollout.withdraw_leaving(self.plan, requested, worker, sure=confirmed.is_loaded())
@@ -306,7 +308,7 @@ class Transaction:
 
         Raises Refused where it stays only because HAProxy refuses the requested lines.
         """
-        worker, fixed = haproxy.serving(), ""
+        worker, fixed = haproxy.find_worker(), ""
         if worker and self._options.reload:
             rollout = Rollout(self._store, self._roles, haproxy, seen)
             kept_out = find_withheld(seen.document, wanted, requested)
@@ -334,7 +336,7 @@ class Transaction:
 
         Raises Refused where the operator's text is invalid.
         """
-        if own := haproxy.refusal([target.path for target in seen.targets], seen.names):
+        if own := haproxy.find_refusal([target.path for target in seen.targets], seen.names):
             raise Refused(f"HAProxy refuses the operator's own text, nothing was replaced: {own}")
         if not wanted.changes:
             raise Refused(f"HAProxy refuses the managed lines: {words}")
@@ -342,7 +344,7 @@ class Transaction:
         def refusal(nodes: Sequence[str]) -> str | None:
             others = frozenset(wanted.changes) - frozenset(nodes)
             with seen.stage(self._plan(seen, others).after) as paths:
-                return haproxy.refusal(paths, seen.names)
+                return haproxy.find_refusal(paths, seen.names)
 
         # Validate again before a quarantine: haproxy may have been short of memory, or just upgraded, the first time.
         said = refusal(tuple(wanted.changes))

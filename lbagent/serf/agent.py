@@ -19,7 +19,7 @@ from lbagent.system.tuples import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing import TypeVar
 
-    Said = TypeVar("Said")
+    Answer = TypeVar("Answer")
 
 AnswerCallback = Callable[[str, str], None]
 """Called with a node's name and its answer."""
@@ -31,12 +31,12 @@ _MORE = 2.0
 
 def fetch_members() -> MemberList:
     """Return all members that the agent knows. Raises TryAgain."""
-    return _asked(["members", "-format=json"], member_list.parse_member_list)
+    return _ask(["members", "-format=json"], member_list.parse_member_list)
 
 
 def fetch_info() -> AgentInfo:
     """Return the agent's name, role, clocks and handlers. Raises TryAgain."""
-    return _asked(["info", "-format=json"], member_list.parse_info)
+    return _ask(["info", "-format=json"], member_list.parse_info)
 
 
 def fetch_clocks() -> Mapping[str, int]:
@@ -60,11 +60,11 @@ def send_query(
     found: dict[str, str] = {}
     for seconds in waits:
         if silent := [node for node in nodes if node not in found]:
-            found |= _query(name, payload, silent, seconds, heard)
+            found |= _send_once(name, payload, silent, seconds, heard)
     return found
 
 
-def _query(
+def _send_once(
     name: str, payload: str, nodes: Collection[str], seconds: int, heard: AnswerCallback | None
 ) -> dict[str, str]:
     # An answer that cannot be sent directly may be relayed by two other nodes.
@@ -87,18 +87,18 @@ def _query(
             nodes
         )
 
-    return found(_serf(argv, seconds + _MORE, all_have_answered))
+    return found(_run_serf(argv, seconds + _MORE, all_have_answered))
 
 
-def _asked(argv: list[str], read: Callable[[str], Said]) -> Said:
-    said = _serf(argv, _TIMEOUT)
+def _ask(argv: list[str], read: Callable[[str], Answer]) -> Answer:
+    said = _run_serf(argv, _TIMEOUT)
     try:
         return read(said)
     except (ValueError, RecursionError) as error:
         raise TryAgain(f"serf {argv[0]} answered what nobody can read: {error}") from error
 
 
-def _serf(argv: list[str], timeout: float, enough: Callable[[str], bool] | None = None) -> str:
+def _run_serf(argv: list[str], timeout: float, enough: Callable[[str], bool] | None = None) -> str:
     try:
         result = subprocess.run_program(["serf", *argv], timeout, environ=dict(os.environ), enough=enough)
     except OSError as error:
@@ -134,7 +134,7 @@ class SerfEnv:
         changed = content != self._content
         self._content = content
         if changed:
-            found = _parse(content)
+            found = _parse_env(content)
             for key in self._own:
                 self._environ.pop(key, None)
                 if value := found.get(key):
@@ -171,16 +171,16 @@ def load_serf_env(folder: str, environ: MutableMapping[str, str]) -> None:
     SerfEnv([folder], environ).load()
 
 
-def _parse(content: bytes) -> dict[str, str]:
+def _parse_env(content: bytes) -> dict[str, str]:
     found: dict[str, str] = {}
     for line in content.decode("utf-8", "surrogateescape").split("\n"):
         key, _, value = line.strip().partition("=")
-        if key in _KEYS and (value := _unquoted(value)):
+        if key in _KEYS and (value := _unquote(value)):
             found.setdefault(key, value)
     return found
 
 
-def _unquoted(value: str) -> str:
+def _unquote(value: str) -> str:
     """Remove the quotes around a value, as systemd does, which reads the same file for the agent."""
     quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
     return value[1:-1] if quoted else value

@@ -83,11 +83,11 @@ def list_event_handlers(settings: Mapping[str, Any]) -> list[str]:
 
 def list_join_addresses(settings: Mapping[str, Any]) -> list[str]:
     """Return the addresses that the agent joins, as they are written."""
-    found = [one for key in ("start_join", "retry_join") for one in _list(settings.get(key))]
+    found = [one for key in ("start_join", "retry_join") for one in _as_list(settings.get(key))]
     return [one for one in found if isinstance(one, str)]
 
 
-def _list(value: object) -> list[Any]:
+def _as_list(value: object) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
@@ -133,16 +133,16 @@ def find_running_agent() -> Agent | None:
     for one in processes.find_processes("serf"):
         argv = one.argv
         if argv[1:2] == ["agent"] and one.user in believed:
-            found = _agent(one, argv)
+            found = _read_agent(one, argv)
             if sockets.is_same_endpoint(find_rpc_address(found.settings), asked):
                 return found
     return None
 
 
-def _agent(process: Process, argv: Sequence[str]) -> Agent:
+def _read_agent(process: Process, argv: Sequence[str]) -> Agent:
     files: list[File] = []
     unreadable: list[Unreadable] = []
-    for path in _paths(argv, process.cwd or "/"):
+    for path in _list_paths(argv, process.cwd or "/"):
         try:
             found = untrusted_files.read_untrusted_file(path, _FILE_LIMIT)
         except OSError as refused:
@@ -160,16 +160,16 @@ def _agent(process: Process, argv: Sequence[str]) -> Agent:
         else:
             tables.append(table)
     settings = merge_settings(argv, tables)
-    return Agent(process, [*files, *_keyring(settings)], settings, unreadable)
+    return Agent(process, [*files, *_find_keyring(settings)], settings, unreadable)
 
 
-def _keyring(settings: Mapping[str, Any]) -> Iterator[File]:
+def _find_keyring(settings: Mapping[str, Any]) -> Iterator[File]:
     path = settings.get("keyring_file")
     if isinstance(path, str) and os.path.exists(path):
         yield File(path, b"", os.stat(path).st_mode)
 
 
-def _paths(argv: Sequence[str], cwd: str) -> Iterator[str]:
+def _list_paths(argv: Sequence[str], cwd: str) -> Iterator[str]:
     """Yield the configuration files on the agent's command line, in the order it reads them."""
     for name, value in parse_options(argv):
         path = os.path.join(cwd, value)

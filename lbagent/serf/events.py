@@ -61,7 +61,7 @@ def parse_command(raw: RawEvent, text: str) -> Command | Malformed:
     if not plain or len(plain) > 3 or not all(map(NAME.fullmatch, senders[:1])):  # noqa: PLR2004  # NAME, ADDRESS, ROLE
         return Malformed(f"{verb}: the payload {text[:80]!r} is not NAME [ADDRESS] [ROLE] [for=2h] [reason=…]")
     now = raw.at // 1000
-    found = _end(times)
+    found = _parse_end(times)
     if isinstance(found, str):
         return Malformed(f"{verb}: {found}")
     until, lasting = found
@@ -92,7 +92,7 @@ def _split_reason(words: list[str]) -> tuple[list[str], str]:
     return words[:at], make_printable(reason)
 
 
-def _end(words: list[str]) -> tuple[int | None, int | None] | str:
+def _parse_end(words: list[str]) -> tuple[int | None, int | None] | str:
     """Return the epoch seconds of `until=` and the seconds of `for=`, or why they are invalid."""
     if len(words) > 1:
         return f"{words[1]!r} after {words[0]!r}: give one of until= and for="
@@ -151,16 +151,16 @@ def parse_event(raw: RawEvent) -> Event:
         return Ignored()
     text = raw.payload.decode("utf-8", "surrogateescape")
     if raw.is_member_event:
-        return _members(raw.kind, text, raw.self_name)
+        return _parse_member_event(raw.kind, text, raw.self_name)
     return StatusQuery(tuple(text.split())) if raw.name == "lbagent-status" else parse_command(raw, text)
 
 
 def fold_tags_as_stdin(tags: Mapping[str, str]) -> dict[str, str]:
     """Return the tags as read from stdin, where a comma inside a value looks like the start of the next tag."""
-    return _tags(",".join(f"{key}={value}" for key, value in tags.items()))
+    return _parse_tags(",".join(f"{key}={value}" for key, value in tags.items()))
 
 
-def _members(kind: str, text: str, self_name: str) -> MemberEvent:
+def _parse_member_event(kind: str, text: str, self_name: str) -> MemberEvent:
     members: list[MemberLine] = []
     refused: list[str] = []
     # Drop what follows the last LF: an agent that stops may pass an incomplete line.
@@ -168,7 +168,7 @@ def _members(kind: str, text: str, self_name: str) -> MemberEvent:
         fields = line.split("\t")
         if fields[0] == self_name and self_name:
             continue
-        member = _member(fields)
+        member = _parse_member(fields)
         if isinstance(member, str):
             refused.append(f"{kind}: {member}")
         else:
@@ -176,7 +176,7 @@ def _members(kind: str, text: str, self_name: str) -> MemberEvent:
     return MemberEvent(kind, tuple(members), tuple(refused))
 
 
-def _member(fields: list[str]) -> MemberLine | str:
+def _parse_member(fields: list[str]) -> MemberLine | str:
     if len(fields) != 4:  # noqa: PLR2004  # NAME, ADDR, ROLE, TAGS
         return f"a line of {len(fields)} fields instead of 4, beginning {fields[0][:40]!r}"
     name, address, role, tags = fields
@@ -185,10 +185,10 @@ def _member(fields: list[str]) -> MemberLine | str:
     canonical = canonical_address(address)
     if canonical is None:
         return f"node {name}: {address[:60]!r} is not an IP address"
-    return MemberLine(name, canonical, role, _tags(tags))
+    return MemberLine(name, canonical, role, _parse_tags(tags))
 
 
-def _tags(text: str) -> dict[str, str]:
+def _parse_tags(text: str) -> dict[str, str]:
     # Commas and `=` in values are not escaped, so a key that appears twice is ambiguous and dropped. `role` has a field
     # of its own, which no other tag can forge.
     tags: dict[str, str] = {}

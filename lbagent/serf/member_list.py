@@ -59,32 +59,32 @@ def parse_member_list(said: str) -> MemberList:
     members: list[ListedMember] = []
     refused: list[str] = []
     strays: dict[str, str] = {}
-    found_rows = _answer(said).get("members", ())
+    found_rows = _parse_answer(said).get("members", ())
     if not isinstance(found_rows, list | None):
         msg = f"`members` is {str(found_rows)[:40]!r} and not a list"
         raise ValueError(msg)  # noqa: TRY004  # as in _table
-    rows = [_table(row) for row in found_rows or ()]
+    rows = [_check_mapping(row) for row in found_rows or ()]
     for row in rows:
-        found = _listed(row)
+        found = _parse_member(row)
         if isinstance(found, str):
             refused.append(f"serf members: {found}")
-            strays[_text(row, "name")] = _text(_table(row.get("tags")), "role")
+            strays[_get_text(row, "name")] = _get_text(_check_mapping(row.get("tags")), "role")
         else:
             members.append(found)
-    return MemberList(tuple(members), frozenset(_text(row, "name") for row in rows), tuple(refused), strays)
+    return MemberList(tuple(members), frozenset(_get_text(row, "name") for row in rows), tuple(refused), strays)
 
 
 def parse_info(said: str) -> AgentInfo:
     """Parse the output of `serf info -format=json`. Raises ValueError."""
-    answer = _answer(said)
-    serf, tags = _table(answer.get("serf")), _table(answer.get("tags"))
-    clocks = {clock: int(_text(serf, key)) for clock, key in _CLOCKS.items() if key in serf}
-    handlers = {str(kind): str(command) for kind, command in _table(answer.get("event_handlers")).items()}
-    name = _text(_table(answer.get("agent")), "name")
+    answer = _parse_answer(said)
+    serf, tags = _check_mapping(answer.get("serf")), _check_mapping(answer.get("tags"))
+    clocks = {clock: int(_get_text(serf, key)) for clock, key in _CLOCKS.items() if key in serf}
+    handlers = {str(kind): str(command) for kind, command in _check_mapping(answer.get("event_handlers")).items()}
+    name = _get_text(_check_mapping(answer.get("agent")), "name")
     if not name:
         msg = "the agent has no name"
         raise ValueError(msg)
-    return AgentInfo(name, _text(tags, "role"), _text(serf, "encrypted") == "true", clocks, handlers)
+    return AgentInfo(name, _get_text(tags, "role"), _get_text(serf, "encrypted") == "true", clocks, handlers)
 
 
 def parse_answers(said: str, nodes: Collection[str]) -> dict[str, str]:
@@ -100,36 +100,36 @@ def parse_answers(said: str, nodes: Collection[str]) -> dict[str, str]:
 
 def find_peers(listed: MemberList, myself: AgentInfo) -> tuple[ListedMember, ...]:
     """Return the other load balancers: members with the agent's own role, or `lb` if it has none."""
-    role = _first(myself)
+    role = _find_own_role(myself)
     peers = (one for one in listed.members if role in role_names(one.role))
     return tuple(one for one in peers if one.name != myself.name and one.status != "left")
 
 
 def find_unreachable_peers(listed: MemberList, myself: AgentInfo) -> tuple[str, ...]:
     """Return the load balancers that cannot be queried, because their name or address is invalid."""
-    mine = _first(myself)
+    mine = _find_own_role(myself)
     return tuple(name for name, role in listed.strays.items() if mine in role_names(role) and name != myself.name)
 
 
-def _first(myself: AgentInfo) -> str:
+def _find_own_role(myself: AgentInfo) -> str:
     """Return the role that load balancers share: the first one of the agent's own tag."""
     return next(iter(role_names(myself.role)), _LB)
 
 
-def _listed(row: Mapping[str, Any]) -> ListedMember | str:
-    name, tags = _text(row, "name"), _table(row.get("tags"))
+def _parse_member(row: Mapping[str, Any]) -> ListedMember | str:
+    name, tags = _get_text(row, "name"), _check_mapping(row.get("tags"))
     if not NAME.fullmatch(name):
         return f"node name {name[:80]!r} is not {NAME.pattern}"
     # "10.0.0.5:7946" or "[fd00::5]:7946": drop the gossip port.
-    given = _text(row, "addr")
+    given = _get_text(row, "addr")
     address = canonical_address(given.rpartition(":")[0].strip("[]"))
     if address is None:
         return f"node {name}: {given[:60]!r} is not an IP address and a port"
-    texts = {tag: _text(tags, tag) for tag in tags if tag != "role"}
-    return ListedMember(name, address, _text(tags, "role"), texts, _text(row, "status"))
+    texts = {tag: _get_text(tags, tag) for tag in tags if tag != "role"}
+    return ListedMember(name, address, _get_text(tags, "role"), texts, _get_text(row, "status"))
 
 
-def _answer(said: str) -> Mapping[str, Any]:
+def _parse_answer(said: str) -> Mapping[str, Any]:
     try:
         found = json.loads(said)
     except RecursionError as error:
@@ -141,7 +141,7 @@ def _answer(said: str) -> Mapping[str, Any]:
     return found
 
 
-def _table(value: Any) -> Mapping[str, Any]:  # noqa: ANN401  # as above
+def _check_mapping(value: Any) -> Mapping[str, Any]:  # noqa: ANN401  # as above
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -150,7 +150,7 @@ def _table(value: Any) -> Mapping[str, Any]:  # noqa: ANN401  # as above
     return value
 
 
-def _text(row: Mapping[str, Any], key: str) -> str:
+def _get_text(row: Mapping[str, Any], key: str) -> str:
     value = row.get(key, "")
     if not isinstance(value, str):
         msg = f"{key!r} is {str(value)[:40]!r} and not text"

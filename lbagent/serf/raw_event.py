@@ -52,19 +52,19 @@ class RawEvent(NamedTuple):
 
     def split_records(self) -> Iterator[bytes]:
         """Yield the event as spool records of at most RECORD_LIMIT bytes; a longer line is dropped."""
-        for number, payload in enumerate(self._pieces()):
+        for number, payload in enumerate(self._split_payload()):
             ltime = "" if self.ltime is None else str(self.ltime)
             words = (f"{self.id}{number:04x}", str(self.at), self.kind, self.name, ltime, self.self_name)
             head = [word.encode("utf-8", "surrogateescape")[:_FIELD_LIMIT] for word in words]
             yield b"\0".join([_MAGIC, *head, payload])
 
-    def _pieces(self) -> Iterator[bytes]:
+    def _split_payload(self) -> Iterator[bytes]:
         room = RECORD_LIMIT - (_FIELDS + 1) * _FIELD_LIMIT
         if len(self.payload) <= room or not self.is_member_event:
             yield self.payload[:room]
             return
         piece = bytearray()
-        for line in _lines(self.payload):
+        for line in _split_lines(self.payload):
             if len(piece) + len(line) > room:
                 yield bytes(piece)
                 piece.clear()
@@ -78,11 +78,13 @@ def read_handler_event(environ: Mapping[bytes, bytes], stdin: bytes, at: int, id
 
     `at` is the arrival in milliseconds since the epoch.
     """
-    kind = _text(environ.get(b"SERF_EVENT", b""))
+    kind = _decode(environ.get(b"SERF_EVENT", b""))
     clock = {"user": b"USER", "query": b"QUERY"}.get(kind, b"")
     name = environ.get(b"SERF_USER_EVENT" if kind == "user" else b"SERF_QUERY_NAME", b"") if clock else b""
     ltime = environ.get(b"SERF_" + clock + b"_LTIME", b"") if clock else b""
-    return RawEvent(identity, at, kind, _text(name), _ltime(ltime), _text(environ.get(b"SERF_SELF_NAME", b"")), stdin)
+    return RawEvent(
+        identity, at, kind, _decode(name), _parse_ltime(ltime), _decode(environ.get(b"SERF_SELF_NAME", b"")), stdin
+    )
 
 
 def parse_record(record: bytes) -> RawEvent:
@@ -96,17 +98,19 @@ def parse_record(record: bytes) -> RawEvent:
     if not separator or not (at.isdigit() and len(at) < 16):  # noqa: PLR2004  # beyond any epoch in ms
         msg = "is not a spool record"
         raise ValueError(msg)
-    return RawEvent(_text(identity), int(at), _text(kind), _text(name), _ltime(ltime), _text(self_name), payload)
+    return RawEvent(
+        _decode(identity), int(at), _decode(kind), _decode(name), _parse_ltime(ltime), _decode(self_name), payload
+    )
 
 
-def _lines(payload: bytes) -> list[bytes]:
+def _split_lines(payload: bytes) -> list[bytes]:
     # bytes.splitlines() also splits at a lone CR, which Serf passes through in names.
     return [line + b"\n" for line in payload.split(b"\n")[:-1]]
 
 
-def _ltime(word: bytes) -> int | None:
+def _parse_ltime(word: bytes) -> int | None:
     return int(word) if word.isdigit() and len(word) < 20 else None  # noqa: PLR2004  # Serf's are 64 bits wide
 
 
-def _text(word: bytes) -> str:
+def _decode(word: bytes) -> str:
     return word.decode("utf-8", "surrogateescape")

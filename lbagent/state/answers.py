@@ -19,7 +19,7 @@ _STEP = 0.02
 
 def publish_answers(path: str, said: Mapping[str, str]) -> None:
     """Add answers to the file at `path`. `said` maps the id of a spool record to its answer. Raises OSError."""
-    kept = {**{key: words for key, words in _read(path).items() if key not in said}, **said}
+    kept = {**{key: words for key, words in _read_answers(path).items() if key not in said}, **said}
     files.replace_file(path, json.dumps(dict(list(kept.items())[-_KEPT:])).encode(), durable=False)
 
 
@@ -28,8 +28,8 @@ def wait_for_answer(path: str, identity: str, seconds: float) -> str | None:
     deadline = time.monotonic() + seconds
     looked: tuple[int, int] | None = None
     while True:
-        stamp = _stamp(path)
-        if stamp != looked and (words := _read(path).get(identity)) is not None:
+        stamp = _read_stamp(path)
+        if stamp != looked and (words := _read_answers(path).get(identity)) is not None:
             return words
         looked = stamp
         if time.monotonic() >= deadline:
@@ -37,7 +37,7 @@ def wait_for_answer(path: str, identity: str, seconds: float) -> str | None:
         time.sleep(_STEP)
 
 
-def _stamp(path: str) -> tuple[int, int] | None:
+def _read_stamp(path: str) -> tuple[int, int] | None:
     try:
         found = os.stat(path)
     except FileNotFoundError:
@@ -45,7 +45,7 @@ def _stamp(path: str) -> tuple[int, int] | None:
     return found.st_ino, found.st_mtime_ns
 
 
-def _read(path: str) -> dict[str, str]:
+def _read_answers(path: str) -> dict[str, str]:
     with contextlib.suppress(FileNotFoundError, ValueError), open(path, "rb") as file:
         found = json.loads(file.read())
         return {key: str(words) for key, words in found.items()} if isinstance(found, dict) else {}

@@ -45,7 +45,7 @@ class Target(NamedTuple):
 def read_target(given: str) -> Target:
     """Read the file at `given`, following symbolic links. Raises OSError."""
     path = os.path.realpath(given)
-    return Target(given, path, _content(path))
+    return Target(given, path, _read_content(path))
 
 
 def is_unchanged(target: Target) -> bool:
@@ -63,12 +63,12 @@ def stage_text(target: Target, content: bytes) -> Iterator[str]:
     Yields the path of the staged file and removes it at the end. Raises OSError.
     """
     path = target.hidden_path("staged")
-    _forget(path)
+    _remove_if_present(path)
     try:
-        _write_like(target.path, path, content)
+        _write_staged(target.path, path, content)
         yield path
     finally:
-        _forget(path)
+        _remove_if_present(path)
 
 
 def swap_files(path: str, target: Target, *, keep: bool) -> bool:
@@ -78,23 +78,23 @@ def swap_files(path: str, target: Target, *, keep: bool) -> bool:
     or lock.LockLost if another process may write by now.
     """
     old = target.hidden_path("old" if keep else "replaced")
-    _forget(old)
-    with _nobody_writes(target.path) as nobody:
+    _remove_if_present(old)
+    with _watch_writers(target.path) as nobody:
         if not nobody():
             time.sleep(_WRITING)
             return False
         lock.check_all_locks()
-        _link(target.path, old)
+        _link_file(target.path, old)
         try:
             _rename(path, target.path)
             # An editor may have saved between the last look and the rename: then `old` has its text.
-            quiet = _content(old) == target.content and nobody()
+            quiet = _read_content(old) == target.content and nobody()
             if not quiet:
                 os.rename(old, target.path)
             elif keep:
                 os.rename(old, target.hidden_path("previous"))
         finally:
-            _forget(old)
+            _remove_if_present(old)
     sync_folder(target.folder)
     return quiet and os.path.realpath(target.given) == target.path
 
@@ -118,7 +118,7 @@ def replace_file(path: str, content: bytes, mode: int = 0o640, *, durable: bool 
     fresh = f"{path}.new"
     try:
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-        with _named(fresh), open(descriptor, "wb") as file:
+        with _name_file_in_errors(fresh), open(descriptor, "wb") as file:
             file.write(content)
             file.flush()
             if durable:
@@ -139,14 +139,14 @@ def sync_folder(folder: str) -> None:
     """Sync `folder`, so that renames in it survive a power failure. Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with _named(folder):
+        with _name_file_in_errors(folder):
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
 @contextlib.contextmanager
-def _named(path: str) -> Iterator[None]:
+def _name_file_in_errors(path: str) -> Iterator[None]:
     """Add the path to an OSError that has none, as those of write and fsync."""
     try:
         yield
@@ -157,7 +157,7 @@ def _named(path: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _nobody_writes(path: str) -> Iterator[Callable[[], bool]]:
+def _watch_writers(path: str) -> Iterator[Callable[[], bool]]:
     """Yield a function that returns whether no process has the file open for writing; True where that is unknown.
 
     Uses a read lease (fcntl(2), F_SETLEASE). The kernel refuses it while a writer has the file open, and breaks it when
@@ -184,11 +184,11 @@ def is_mount_point(path: str) -> bool:
     """Return whether `path` is a mount point itself, such as a single file mounted into a container."""
     with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as file:
         wanted = os.fsencode(os.path.realpath(path))
-        return any(_unescape(line.split()[4]) == wanted for line in file)
+        return any(_unescape_path(line.split()[4]) == wanted for line in file)
     return False
 
 
-def _unescape(field: bytes) -> bytes:
+def _unescape_path(field: bytes) -> bytes:
     """Decode a path of /proc/self/mountinfo, where blanks and the like are octal escapes."""
     return re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), field)
 
@@ -197,7 +197,7 @@ MOUNTED = "is a mount point of its own; mount its folder instead"
 """Error text for a file that is a mount point."""
 
 
-def _link(path: str, to: str) -> None:
+def _link_file(path: str, to: str) -> None:
     try:
         os.link(path, to)
     except OSError as error:
@@ -215,21 +215,21 @@ def _rename(path: str, to: str) -> None:
         raise
 
 
-def _forget(path: str) -> None:
+def _remove_if_present(path: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
 
 
-def _content(path: str) -> bytes:
-    with _named(path):
+def _read_content(path: str) -> bytes:
+    with _name_file_in_errors(path):
         return untrusted_files.read_whole_file(path)
 
 
-def _write_like(original: str, path: str, content: bytes) -> None:
+def _write_staged(original: str, path: str, content: bytes) -> None:
     found = os.stat(original)
     # Mode 0600 until owner and mode are set: haproxy.cfg may contain passwords.
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with _named(path), open(descriptor, "wb") as file:
+    with _name_file_in_errors(path), open(descriptor, "wb") as file:
         file.write(content)
         file.flush()
         own = os.fstat(descriptor)

@@ -18,12 +18,12 @@ def read_past_runs(path: str) -> PastRun | None:
     """Return the last run with a complete line; None if there is none, or no file. Raises other OSErrors."""
     try:
         with open(path, "rb") as file:
-            return next((run for line in _backwards(file) if (run := _run(line))), None)
+            return next((run for line in _read_lines_backwards(file) if (run := _parse_run(line))), None)
     except FileNotFoundError:
         return None
 
 
-def _backwards(file: BinaryIO) -> Iterator[bytes]:
+def _read_lines_backwards(file: BinaryIO) -> Iterator[bytes]:
     """Yield the lines from the last one on, reading ten times more of the file at each step."""
     size, piece = os.fstat(file.fileno()).st_size, _FIRST
     while True:
@@ -36,7 +36,7 @@ def _backwards(file: BinaryIO) -> Iterator[bytes]:
         piece *= 10
 
 
-def _run(line: bytes) -> PastRun | None:
+def _parse_run(line: bytes) -> PastRun | None:
     try:
         entry = json.loads(line)
         when = datetime.fromisoformat(entry["when"])

@@ -57,7 +57,7 @@ def check_lock(path: str) -> None:
     Does nothing if this process does not hold it.
     """
     descriptor = _ACQUIRED.get(path)
-    if descriptor is not None and not _same(path, descriptor):
+    if descriptor is not None and not _is_same_file(path, descriptor):
         raise LockLost(f"{path}: the lock file was removed or replaced during a run; another run goes on")
 
 
@@ -82,11 +82,11 @@ def is_locked(path: str) -> bool:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except PermissionError:
-        return _listed(path)
+        return _is_listed_by_kernel(path)
     except OSError:
         return False
     try:
-        return not _try(descriptor, fcntl.LOCK_SH)
+        return not _try_flock(descriptor, fcntl.LOCK_SH)
     finally:
         os.close(descriptor)
 
@@ -106,8 +106,8 @@ def _acquire(path: str, wait: float, unless: Callable[[], bool]) -> int | None:
         # Mode 0600: any process that can open the file can lock it and block all others.
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
         try:
-            acquired = _try(descriptor)
-            if acquired and _same(path, descriptor):
+            acquired = _try_flock(descriptor)
+            if acquired and _is_same_file(path, descriptor):
                 kept, descriptor = descriptor, -1
                 return kept
         finally:
@@ -120,7 +120,7 @@ def _acquire(path: str, wait: float, unless: Callable[[], bool]) -> int | None:
             time.sleep(_STEP)
 
 
-def _same(path: str, descriptor: int) -> bool:
+def _is_same_file(path: str, descriptor: int) -> bool:
     """Return whether the file at `path` is the open one."""
     try:
         there = os.stat(path)
@@ -130,7 +130,7 @@ def _same(path: str, descriptor: int) -> bool:
     return (there.st_dev, there.st_ino) == (opened.st_dev, opened.st_ino)
 
 
-def _listed(path: str) -> bool:
+def _is_listed_by_kernel(path: str) -> bool:
     """Return whether /proc/locks, which any user may read, lists a flock on the file at `path`."""
     with contextlib.suppress(OSError), open("/proc/locks", encoding="ascii") as file:
         # Compare the inode only: on some file systems the device differs from that of stat.
@@ -140,7 +140,7 @@ def _listed(path: str) -> bool:
     return False
 
 
-def _try(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:
+def _try_flock(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -48,29 +48,29 @@ def open_folder(path: str) -> Iterator[int]:
 def set_aside(spool: int, name: str) -> str:
     """Move `name` from the open directory `spool` to its `bad/`; return the path below `spool`. Raises OSError."""
     kept = f"{time.time_ns()}-{os.fsdecode(os.fsencode(name)[:_KEPT_NAME])}"
-    bad = _bad(spool)
+    bad = _open_bad(spool)
     try:
         os.rename(name, kept, src_dir_fd=spool, dst_dir_fd=bad)
         for one in sorted(os.listdir(bad))[:-KEPT]:
-            _erase(bad, one)
+            _remove_tree(bad, one)
     finally:
         os.close(bad)
     return os.path.join(_BAD, kept)
 
 
-def _bad(spool: int) -> int:
+def _open_bad(spool: int) -> int:
     """Return a descriptor of `bad/`, creating it if missing.
 
     A foreign file or directory in its place is moved into it.
     """
-    found = _ours(spool)
+    found = _open_own_bad(spool)
     if found is not None:
         return found
     away = f".{_BAD}-{time.time_ns()}"
     with contextlib.suppress(FileNotFoundError):
         os.rename(_BAD, away, src_dir_fd=spool, dst_dir_fd=spool)
     os.mkdir(_BAD, 0o750, dir_fd=spool)
-    made = _ours(spool)
+    made = _open_own_bad(spool)
     if made is None:  # replaced by another process between the two calls
         raise PermissionError(errno.EPERM, "is somebody else's", _BAD)
     with contextlib.suppress(OSError):
@@ -78,7 +78,7 @@ def _bad(spool: int) -> int:
     return made
 
 
-def _ours(spool: int) -> int | None:
+def _open_own_bad(spool: int) -> int | None:
     """Return a descriptor of `bad/` if it is a directory that only this user and root can write, else None."""
     try:
         descriptor = os.open(_BAD, _FOLDER, dir_fd=spool)
@@ -91,7 +91,7 @@ def _ours(spool: int) -> int | None:
     return None
 
 
-def _erase(bad: int, name: str) -> None:
+def _remove_tree(bad: int, name: str) -> None:
     """Remove a file, or a directory with all its contents; what cannot be removed stays."""
     left = [name]
     while left:
@@ -100,11 +100,11 @@ def _erase(bad: int, name: str) -> None:
             if not _is_folder(bad, one):
                 os.unlink(one, dir_fd=bad)
                 continue
-            left += _emptied(bad, one)
+            left += _empty_folder(bad, one)
             os.rmdir(one, dir_fd=bad)
 
 
-def _emptied(bad: int, folder: str) -> list[str]:
+def _empty_folder(bad: int, folder: str) -> list[str]:
     """Empty a directory: delete its files, and move its subdirectories up into `bad`; return their new names."""
     up: list[str] = []
     inside = os.open(folder, _FOLDER, dir_fd=bad)
@@ -160,7 +160,9 @@ class Spool:
         """Store one record durably and return its name. Raises OSError."""
         with open_folder(self.folder) as here:
             names = os.listdir(here)
-            number = max((number for name in names if (number := _number(name.strip("."))) is not None), default=0)
+            number = max(
+                (number for name in names if (number := _parse_number(name.strip("."))) is not None), default=0
+            )
             while True:
                 # A forged name may hold the largest number there is.
                 number = number % (_LARGEST - 1) + 1
@@ -170,14 +172,14 @@ class Spool:
                     descriptor = os.open(f".{number}", flags, 0o640, dir_fd=here)
                 except FileExistsError:
                     continue
-                if _publish(here, descriptor, str(number), content):
+                if _write_record(here, descriptor, str(number), content):
                     return str(number)
 
     def list_names(self) -> list[str]:
         """Return the names of the records, oldest first; foreign names come last."""
         try:
             with open_folder(self.folder) as here:
-                return _shown(here)
+                return _list_visible(here)
         except FileNotFoundError:
             return []
 
@@ -185,7 +187,7 @@ class Spool:
         """Return the marks of the files that the next run would process."""
         try:
             with open_folder(self.folder) as here:
-                return frozenset((name, one.st_ino, one.st_mtime_ns) for name, one in self._next(here))
+                return frozenset((name, one.st_ino, one.st_mtime_ns) for name, one in self._list_next(here))
         except FileNotFoundError:
             return frozenset()
 
@@ -193,9 +195,9 @@ class Spool:
         """Return every readable record in order, and one sentence for each file that was set aside."""
         records, said = [], []
         with contextlib.suppress(FileNotFoundError), open_folder(self.folder) as here:
-            _forget_the_dead(here)
-            for name, _ in self._next(here):
-                record = self._record(here, name)
+            _remove_abandoned(here)
+            for name, _ in self._list_next(here):
+                record = self._read_record(here, name)
                 if isinstance(record, Record):
                     records.append(record)
                 else:
@@ -206,7 +208,7 @@ class Spool:
         """Return every readable record in order, without moving any file."""
         try:
             with open_folder(self.folder) as here:
-                found = [self._record(here, name) for name, _ in self._next(here)]
+                found = [self._read_record(here, name) for name, _ in self._list_next(here)]
         except FileNotFoundError:
             return []
         return [record for record in found if isinstance(record, Record)]
@@ -231,15 +233,15 @@ class Spool:
     def find_oldest_time(self) -> float | None:
         """Return when the oldest record was written, in epoch seconds; None if there is none."""
         with contextlib.suppress(FileNotFoundError), open_folder(self.folder) as here:
-            for name in _shown(here):
+            for name in _list_visible(here):
                 with contextlib.suppress(OSError):
                     return os.lstat(name, dir_fd=here).st_mtime
         return None
 
-    def _next(self, here: int) -> Iterator[tuple[str, os.stat_result]]:
+    def _list_next(self, here: int) -> Iterator[tuple[str, os.stat_result]]:
         """Yield the records that one run processes: all of them, unless the spool was flooded."""
         room = BYTES_AT_ONCE
-        for name in _shown(here)[:AT_ONCE]:
+        for name in _list_visible(here)[:AT_ONCE]:
             with contextlib.suppress(FileNotFoundError):
                 status = os.lstat(name, dir_fd=here)
                 yield name, status
@@ -247,8 +249,8 @@ class Spool:
             if room <= 0:
                 return
 
-    def _record(self, here: int, name: str) -> Record | str:
-        if _number(name) is None:
+    def _read_record(self, here: int, name: str) -> Record | str:
+        if _parse_number(name) is None:
             return "is not named like a record"
         # Do not block on a FIFO, follow a symbolic link or acquire a terminal.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -258,7 +260,7 @@ class Spool:
             return f"cannot be read ({error.strerror})"
         try:
             found = os.fstat(descriptor)
-            if wrong := self._wrong(found):
+            if wrong := self._find_defect(found):
                 return wrong
             return Record(name, os.read(descriptor, self.limit), found.st_uid not in (0, os.geteuid()))
         except OSError as error:
@@ -266,7 +268,7 @@ class Spool:
         finally:
             os.close(descriptor)
 
-    def _wrong(self, found: os.stat_result) -> str | None:
+    def _find_defect(self, found: os.stat_result) -> str | None:
         if not stat.S_ISREG(found.st_mode):
             return "is not a regular file"
         if found.st_nlink > 1:
@@ -274,7 +276,7 @@ class Spool:
         return f"holds {found.st_size} bytes, more than {self.limit}" if found.st_size > self.limit else None
 
 
-def _publish(here: int, descriptor: int, name: str, content: bytes) -> bool:
+def _write_record(here: int, descriptor: int, name: str, content: bytes) -> bool:
     hidden = f".{name}"
     try:
         with open(descriptor, "wb") as file:
@@ -294,19 +296,19 @@ def _publish(here: int, descriptor: int, name: str, content: bytes) -> bool:
     return True
 
 
-def _shown(here: int) -> list[str]:
+def _list_visible(here: int) -> list[str]:
     shown = [name for name in os.listdir(here) if not name.startswith(".") and name != "bad"]
-    return sorted(shown, key=lambda name: (_number(name) is None, _number(name) or 0, name))
+    return sorted(shown, key=lambda name: (_parse_number(name) is None, _parse_number(name) or 0, name))
 
 
-def _forget_the_dead(here: int) -> None:
+def _remove_abandoned(here: int) -> None:
     for name in os.listdir(here):
         with contextlib.suppress(OSError):
             if name.startswith(".") and time.time() - os.lstat(name, dir_fd=here).st_mtime > _HIDDEN_FOR_GOOD:
                 os.unlink(name, dir_fd=here)
 
 
-def _number(name: str) -> int | None:
+def _parse_number(name: str) -> int | None:
     if name.isascii() and name.isdigit() and name[0] != "0" and int(name[:19]) < _LARGEST and len(name) <= 18:  # noqa: PLR2004
         return int(name)
     return None

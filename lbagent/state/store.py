@@ -94,14 +94,14 @@ class Store:
 
     def load_served(self) -> Served:
         """Return what HAProxy last confirmed; an empty state where that is unknown."""
-        complete = not os.path.lexists(self._incomplete)
+        complete = not os.path.lexists(self._incomplete_path)
         served = self._read_served(self.paths.served)
         if served is None and not complete:
-            served = self._read_served(self._incomplete)
+            served = self._read_served(self._incomplete_path)
         return (served or Served())._replace(complete=complete)
 
     @property
-    def _incomplete(self) -> str:
+    def _incomplete_path(self) -> str:
         return f"{self.paths.served}.incomplete"
 
     def _read_served(self, path: str) -> Served | None:
@@ -110,11 +110,11 @@ class Store:
             failure = found["failure"]
             return Served(
                 str(found["digest"]),
-                _worker(found["worker"]),
+                _parse_worker(found["worker"]),
                 Failure(int(failure["at"]), int(failure["times"]), str(failure["key"]), str(failure["words"]))
                 if failure
                 else None,
-                _left(found.get("left")),
+                _parse_left(found.get("left")),
             )
         except (OSError, *_DAMAGE):
             return None
@@ -125,26 +125,28 @@ class Store:
         A rename works on a full disk, too.
         """
         with contextlib.suppress(OSError):
-            os.rename(self.paths.served, self._incomplete)
+            os.rename(self.paths.served, self._incomplete_path)
 
     def save_served(self, served: Served) -> None:
         """Write served.json. Raises OSError."""
-        content: dict[str, object] = {"digest": served.digest, "worker": _named(served.worker)}
+        content: dict[str, object] = {"digest": served.digest, "worker": _serialize_worker(served.worker)}
         content["failure"] = served.failure and served.failure._asdict()
         if served.left.lines:
             lines = {"/".join(key): line for key, line in served.left.lines.items()}
-            content["left"] = {"worker": _named(served.left.worker), "servers": lines}
+            content["left"] = {"worker": _serialize_worker(served.left.worker), "servers": lines}
         files.replace_file(self.paths.served, json.dumps(content).encode())
         if served.complete:
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._incomplete)
+                os.unlink(self._incomplete_path)
 
     def load_roles_cache(self, key: str) -> Any:  # noqa: ANN401  # JSON
         """Return what was cached under `key`; None if nothing was."""
         try:
             found = json.loads(untrusted_files.read_whole_file(self.paths.roles))
             return (
-                json.loads(found["state"]) if found["key"] == key and found["check"] == _check(found["state"]) else None
+                json.loads(found["state"])
+                if found["key"] == key and found["check"] == _checksum(found["state"])
+                else None
             )
         except (OSError, *_DAMAGE):
             return None
@@ -154,7 +156,7 @@ class Store:
         with contextlib.suppress(OSError):
             text = json.dumps(state)
             files.replace_file(
-                self.paths.roles, json.dumps({"key": key, "check": _check(text), "state": text}).encode()
+                self.paths.roles, json.dumps({"key": key, "check": _checksum(text), "state": text}).encode()
             )
 
     def append_history(self, entry: Mapping[str, object]) -> None:
@@ -164,7 +166,7 @@ class Store:
         with contextlib.suppress(OSError):
             if os.path.exists(path) and os.path.getsize(path) > HISTORY_LIMIT:
                 os.replace(path, f"{path}.1")
-            with open(path, "a", encoding="utf-8", opener=_private) as file:
+            with open(path, "a", encoding="utf-8", opener=_open_private) as file:
                 file.write(json.dumps({"when": when, **entry}) + "\n")
 
     def load_last(self) -> Last:
@@ -201,25 +203,25 @@ class Store:
         files.replace_file(self.paths.metrics, metrics, 0o644, durable=False)
 
 
-def _check(text: str) -> int:
+def _checksum(text: str) -> int:
     """Return a checksum that detects a roles.json damaged on disk."""
     return zlib.crc32(text.encode())
 
 
-def _private(path: str, flags: int) -> int:
+def _open_private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o640)
 
 
-def _named(worker: tuple[int, int] | None) -> dict[str, int] | None:
+def _serialize_worker(worker: tuple[int, int] | None) -> dict[str, int] | None:
     return worker and {"pid": worker[0], "started": worker[1]}
 
 
-def _worker(found: Mapping[str, Any] | None) -> tuple[int, int] | None:
+def _parse_worker(found: Mapping[str, Any] | None) -> tuple[int, int] | None:
     return (int(found["pid"]), int(found["started"])) if found else None
 
 
-def _left(found: Mapping[str, Any] | None) -> ServersInMaintenance:
+def _parse_left(found: Mapping[str, Any] | None) -> ServersInMaintenance:
     if not found:  # older versions did not store any
         return ServersInMaintenance()
     lines = {(key.partition("/")[0], key.partition("/")[2]): str(line) for key, line in found["servers"].items()}
-    return ServersInMaintenance(_worker(found["worker"]), lines)
+    return ServersInMaintenance(_parse_worker(found["worker"]), lines)

@@ -70,7 +70,9 @@ class Log:
             print(f"lbagent: {line}", file=sys.stderr)
         if not self.journal:
             return
-        if self._stream and _send(priority, line, {key: make_printable(str(value)) for key, value in fields.items()}):
+        if self._stream and _send_to_journal(
+            priority, line, {key: make_printable(str(value)) for key, value in fields.items()}
+        ):
             return
         if is_journal:
             print(f"<{priority}>lbagent: {line}", file=sys.stderr, flush=True)
@@ -101,7 +103,7 @@ def format_error_lines(error: Exception) -> list[str]:
     return list(mistakes) or [format_error(error)]
 
 
-def _send(priority: int, line: str, fields: dict[str, str]) -> bool:
+def _send_to_journal(priority: int, line: str, fields: dict[str, str]) -> bool:
     """Send an entry with the journal's native protocol; return False if the journal is unreachable."""
     import socket  # noqa: PLC0415  # most handlers log nothing
 

@@ -45,7 +45,7 @@ class Process(NamedTuple):
     def user(self) -> int | None:
         """The real uid; None if the process has ended."""
         # Not the owner of /proc/PID: that is root for a process that forbids core dumps.
-        for line in self._bytes("status").split(b"\n"):
+        for line in self._read_bytes("status").split(b"\n"):
             if line.startswith(b"Uid:"):
                 return int(line.split()[1])
         return None
@@ -53,12 +53,12 @@ class Process(NamedTuple):
     @property
     def argv(self) -> list[str]:
         """The command line; empty if the process has ended or may not be read."""
-        return [os.fsdecode(word) for word in self._whole("cmdline").split(b"\0")[:-1]]
+        return [os.fsdecode(word) for word in self._read_nonempty("cmdline").split(b"\0")[:-1]]
 
     @property
     def environ(self) -> dict[str, str]:
         """The initial environment; empty if it may not be read."""
-        pairs = (word.partition(b"=") for word in self._whole("environ").split(b"\0") if b"=" in word)
+        pairs = (word.partition(b"=") for word in self._read_nonempty("environ").split(b"\0") if b"=" in word)
         return {os.fsdecode(key): os.fsdecode(value) for key, _, value in pairs}
 
     @property
@@ -76,14 +76,14 @@ class Process(NamedTuple):
 
     def defers_signal(self, signal: int) -> bool:
         """Return whether the process blocks this signal, or has it pending. Visible to any user."""
-        return self._has(signal, b"SigBlk", b"ShdPnd", b"SigPnd")
+        return self._has_signal(signal, b"SigBlk", b"ShdPnd", b"SigPnd")
 
     def handles_signal(self, signal: int) -> bool:
         """Return whether the process has a handler for this signal."""
-        return self._has(signal, b"SigCgt")
+        return self._has_signal(signal, b"SigCgt")
 
-    def _has(self, signal: int, *masks: bytes) -> bool:
-        fields = (line.partition(b":") for line in self._bytes("status").split(b"\n"))
+    def _has_signal(self, signal: int, *masks: bytes) -> bool:
+        fields = (line.partition(b":") for line in self._read_bytes("status").split(b"\n"))
         return any(name in masks and int(value, 16) >> (signal - 1) & 1 for name, _, value in fields)
 
     def sees_file(self, path: str, ours: str) -> bool:
@@ -94,14 +94,14 @@ class Process(NamedTuple):
         """
         for _ in range(_LOOKS):
             try:
-                theirs = os.stat(_resolve(f"/proc/{self.pid}/root", path))
+                theirs = os.stat(_resolve_in_root(f"/proc/{self.pid}/root", path))
                 if os.path.samestat(theirs, os.stat(ours)):
                     return True
             except PermissionError:
-                return _same_name(path, ours)
+                return _is_same_name(path, ours)
             except OSError:
-                return self._root_is_ours and _same_name(path, ours)
-            if not _same_name(path, ours):
+                return self._root_is_ours and _is_same_name(path, ours)
+            if not _is_same_name(path, ours):
                 return False
             # The file may have been replaced between the two stat calls.
         return False
@@ -124,7 +124,7 @@ class Process(NamedTuple):
     @property
     def inner_pid(self) -> int:
         """The pid in its own pid namespace; differs in a container."""
-        for line in self._bytes("status").split(b"\n"):
+        for line in self._read_bytes("status").split(b"\n"):
             if line.startswith(b"NSpid:"):
                 return int(line.split()[-1])
         return self.pid
@@ -141,7 +141,7 @@ class Process(NamedTuple):
     @property
     def unit(self) -> str | None:
         """The systemd service that it belongs to, or None."""
-        for line in self._bytes("cgroup").decode("utf-8", "replace").splitlines():
+        for line in self._read_bytes("cgroup").decode("utf-8", "replace").splitlines():
             for part in reversed(line.rpartition(":")[2].split("/")):
                 if part.endswith(".service"):
                     return part
@@ -150,9 +150,9 @@ class Process(NamedTuple):
     @property
     def start_time(self) -> float:
         """The start time in epoch seconds, to about 10 ms."""
-        return _boot() + self.started / os.sysconf("SC_CLK_TCK")
+        return _read_boot_time() + self.started / os.sysconf("SC_CLK_TCK")
 
-    def _whole(self, name: str) -> bytes:
+    def _read_nonempty(self, name: str) -> bytes:
         """Read a file in /proc/PID; retry while it is empty, as it is during an exec.
 
         A HAProxy master makes two execs per reload.
@@ -162,7 +162,7 @@ class Process(NamedTuple):
             time.sleep(_POLL)
         return said or b""
 
-    def _bytes(self, name: str) -> bytes:
+    def _read_bytes(self, name: str) -> bytes:
         return self._read(name) or b""
 
     def _read(self, name: str) -> bytes | None:
@@ -211,16 +211,16 @@ def find_children(pid: int) -> frozenset[int]:
 
 def list_socket_inodes(pids: Iterable[int]) -> frozenset[int]:
     """Return the inodes of the open sockets of these processes, as far as they may be inspected."""
-    return frozenset(inode for pid in pids for inode in _sockets(pid))
+    return frozenset(inode for pid in pids for inode in _list_sockets(pid))
 
 
 def find_socket_holder(inode: int) -> Process | None:
     """Return a process that has this socket open; None if none may be seen."""
     pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
-    return next((read_process(pid) for pid in pids if inode in _sockets(pid)), None)
+    return next((read_process(pid) for pid in pids if inode in _list_sockets(pid)), None)
 
 
-def _sockets(pid: int) -> list[int]:
+def _list_sockets(pid: int) -> list[int]:
     found = []
     with contextlib.suppress(OSError):
         for name in os.listdir(f"/proc/{pid}/fd"):
@@ -235,7 +235,7 @@ def can_read_processes() -> bool:
     return os.geteuid() == 0 or os.access("/proc/1/stat", os.R_OK)
 
 
-def _boot() -> float:
+def _read_boot_time() -> float:
     with open("/proc/stat", "rb") as file:
         for line in file:
             if line.startswith(b"btime "):
@@ -243,7 +243,7 @@ def _boot() -> float:
     return 0.0
 
 
-def _resolve(root: str, path: str) -> str:
+def _resolve_in_root(root: str, path: str) -> str:
     """Resolve `path` within the root directory `root`; symbolic links do not lead out of it.
 
     Raises OSError (ELOOP).
@@ -271,5 +271,5 @@ def _resolve(root: str, path: str) -> str:
     return found
 
 
-def _same_name(path: str, ours: str) -> bool:
+def _is_same_name(path: str, ours: str) -> bool:
     return os.path.abspath(path) == os.path.abspath(ours) or os.path.realpath(path) == os.path.realpath(ours)

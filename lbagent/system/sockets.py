@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import ipaddress
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from socket import socket
 
 _ESTABLISHED, _LISTENING = "01", "0A"
 _LOCAL, _REMOTE, _STATE, _USER = 1, 2, 3, 7
@@ -18,17 +21,17 @@ _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  # compared, not bound
 def count_connections() -> Counter[tuple[str, int]]:
     """Count the established connections by remote address and port."""
     found: Counter[str] = Counter()
-    found.update(row[_REMOTE] for row in _rows(_STATE) if row[_STATE] == _ESTABLISHED)
-    return Counter({_endpoint(remote): count for remote, count in found.items()})
+    found.update(row[_REMOTE] for row in _read_rows(_STATE) if row[_STATE] == _ESTABLISHED)
+    return Counter({_parse_endpoint(remote): count for remote, count in found.items()})
 
 
 def find_listeners(asked: str) -> set[int]:
     """Return the uids that listen at `asked`, a HOST:PORT."""
-    at = _resolved(asked)
+    at = _resolve_endpoint(asked)
     everywhere = {(one, port) for _, port in at for one in _EVERYWHERE}
     found = set()
-    for row in _rows(_USER):
-        if row[_STATE] == _LISTENING and _endpoint(row[_LOCAL]) in at | everywhere:
+    for row in _read_rows(_USER):
+        if row[_STATE] == _LISTENING and _parse_endpoint(row[_LOCAL]) in at | everywhere:
             found.add(int(row[_USER]))
     return found
 
@@ -37,12 +40,12 @@ def is_same_endpoint(one: str, other: str) -> bool:
     """Return whether two HOST:PORT may be the same endpoint; a wildcard address includes each address."""
     if one == other:
         return True
-    here, there = _resolved(one), _resolved(other)
+    here, there = _resolve_endpoint(one), _resolve_endpoint(other)
     ports = {port for _, port in here} & {port for _, port in there}
     return not here.isdisjoint(there) or any((host, port) in here | there for host in _EVERYWHERE for port in ports)
 
 
-def _resolved(given: str) -> set[tuple[str, int]]:
+def _resolve_endpoint(given: str) -> set[tuple[str, int]]:
     """Return every address of HOST:PORT; empty if it cannot be resolved."""
     import socket  # noqa: PLC0415  # not needed by handlers
 
@@ -56,24 +59,22 @@ def _resolved(given: str) -> set[tuple[str, int]]:
     return {(str(address[0]), int(address[1])) for *_, address in found}
 
 
-def _rows(last: int) -> Iterator[list[str]]:
+def _read_rows(last: int) -> Iterator[list[str]]:
     for path in ("/proc/net/tcp", "/proc/net/tcp6"):
         with contextlib.suppress(OSError), open(path, encoding="ascii") as file:
             next(file)
             yield from (line.split(None, last + 1) for line in file)
 
 
-def _endpoint(remote: str) -> tuple[str, int]:
+def _parse_endpoint(remote: str) -> tuple[str, int]:
+    import ipaddress  # noqa: PLC0415  # takes 3 ms, not needed by handlers
+
     address, port = remote.split(":")
     # Words of 32 bits, in the byte order of this machine.
     words = (int(address[at : at + 8], 16) for at in range(0, len(address), 8))
     parsed = ipaddress.ip_address(b"".join(word.to_bytes(4, sys.byteorder) for word in words))
     return str(getattr(parsed, "ipv4_mapped", None) or parsed), int(port, 16)
 
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from socket import socket
 
 Endpoint = tuple[str, int]
 
@@ -90,31 +91,31 @@ def find_silent_endpoints(endpoints: Iterable[Endpoint], seconds: float) -> set[
     deadline = time.monotonic() + seconds
     found: set[Endpoint] = set()
     while left and time.monotonic() < deadline:
-        found |= _tried(left[:_AT_ONCE], deadline)
+        found |= _try_connections(left[:_AT_ONCE], deadline)
         left = left[_AT_ONCE:]
     return found
 
 
-def _tried(endpoints: Iterable[Endpoint], deadline: float) -> set[Endpoint]:
+def _try_connections(endpoints: Iterable[Endpoint], deadline: float) -> set[Endpoint]:
     trials: dict[int, tuple[socket, Endpoint]] = {}
     try:
         refused = set()
         for endpoint in endpoints:
             try:
-                one = _socket(endpoint)
+                one = _open_socket(endpoint)
             except OSError:  # no descriptors left, or no IPv6: not the fault of the other side
                 continue
             trials[one.fileno()] = one, endpoint
             if one.connect_ex(endpoint) not in (0, errno.EINPROGRESS):
                 refused.add(endpoint)
         waiting = {number: trial for number, trial in trials.items() if trial[1] not in refused}
-        return refused | _failed(waiting, deadline)
+        return refused | _wait_for_failures(waiting, deadline)
     finally:
         for one, _ in trials.values():
             one.close()
 
 
-def _failed(trials: dict[int, tuple[socket, Endpoint]], deadline: float) -> set[Endpoint]:
+def _wait_for_failures(trials: dict[int, tuple[socket, Endpoint]], deadline: float) -> set[Endpoint]:
     """Return the endpoints whose connection failed, or did not complete until the deadline."""
     import select  # noqa: PLC0415  # needed by handlers only when a server joins
 
@@ -125,12 +126,12 @@ def _failed(trials: dict[int, tuple[socket, Endpoint]], deadline: float) -> set[
         for number, _ in poll.poll(rest * 1000):
             poll.unregister(number)
             waiting.discard(number)
-            if _error(trials[number][0]):
+            if _read_error(trials[number][0]):
                 found.add(trials[number][1])
     return found | {trials[number][1] for number in waiting}
 
 
-def _socket(endpoint: Endpoint) -> socket:
+def _open_socket(endpoint: Endpoint) -> socket:
     import socket  # noqa: PLC0415
 
     one = socket.socket(socket.AF_INET6 if ":" in endpoint[0] else socket.AF_INET, socket.SOCK_STREAM)
@@ -141,7 +142,7 @@ def _socket(endpoint: Endpoint) -> socket:
     return one
 
 
-def _error(one: socket) -> int:
+def _read_error(one: socket) -> int:
     import socket  # noqa: PLC0415
 
     return one.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)

@@ -86,13 +86,13 @@ def run_program(
 
     Raises OSError if it cannot be started.
     """
-    command = _command(argv, cwd)
+    command = _build_command(argv, cwd)
     # Into a memfd, not a pipe: a daemon left behind by a reload would keep a pipe open and block us.
     output = os.memfd_create("output", os.MFD_CLOEXEC)
     try:
-        pid = _spawned(command, os.environ if environ is None else environ, output)
-        status = _status(pid, timeout, output, enough)
-        words = _words(output)
+        pid = _spawn(command, os.environ if environ is None else environ, output)
+        status = _wait_for_status(pid, timeout, output, enough)
+        words = _read_output(output)
         if status is None and not (enough and enough(words)):
             return ProgramResult(None, f"{argv[0]} did not end within {timeout:g} s")
         return ProgramResult(status or 0, words)
@@ -100,7 +100,7 @@ def run_program(
         os.close(output)
 
 
-def _command(argv: Sequence[str], cwd: str | None) -> list[str]:
+def _build_command(argv: Sequence[str], cwd: str | None) -> list[str]:
     command = [find_program(argv[0]), *argv[1:]]
     if cwd is None or cwd == os.getcwd():
         return command
@@ -108,11 +108,11 @@ def _command(argv: Sequence[str], cwd: str | None) -> list[str]:
     return [find_program("env"), f"--chdir={cwd}", *command]
 
 
-def _words(output: int) -> str:
+def _read_output(output: int) -> str:
     return os.pread(output, _WORDS_LIMIT, 0).decode("utf-8", "replace").strip()
 
 
-def _spawned(command: list[str], environ: Mapping[str, str], output: int) -> int:
+def _spawn(command: list[str], environ: Mapping[str, str], output: int) -> int:
     return os.posix_spawn(
         command[0],
         command,
@@ -128,11 +128,11 @@ def _spawned(command: list[str], environ: Mapping[str, str], output: int) -> int
     )
 
 
-def _status(pid: int, timeout: float, output: int, enough: Enough | None) -> int | None:
+def _wait_for_status(pid: int, timeout: float, output: int, enough: Enough | None) -> int | None:
     ended = False
     descriptor = os.pidfd_open(pid)
     try:
-        ended = _ends(descriptor, timeout, output, enough)
+        ended = _wait_for_end(descriptor, timeout, output, enough)
     finally:
         # Also when this run is interrupted: a terminal's Ctrl-C does not reach another session.
         if not ended:
@@ -142,14 +142,14 @@ def _status(pid: int, timeout: float, output: int, enough: Enough | None) -> int
     return os.waitstatus_to_exitcode(status) if ended else None
 
 
-def _ends(descriptor: int, timeout: float, output: int, enough: Enough | None) -> bool:
+def _wait_for_end(descriptor: int, timeout: float, output: int, enough: Enough | None) -> bool:
     deadline = time.monotonic() + timeout
     while (left := deadline - time.monotonic()) > 0:
         if select.select([descriptor], [], [], min(left, _LOOK))[0]:
             return True
         for call in waiting_callbacks:
             call()
-        if enough and enough(_words(output)):
+        if enough and enough(_read_output(output)):
             return False
         # Discard excess output rather than fill the memory.
         if os.fstat(output).st_size > _WORDS_LIMIT:

@@ -38,12 +38,12 @@ def read_untrusted_file(path: str, most: int) -> UntrustedFile:
 
     Raises OSError, also if it is not a regular file.
     """
-    _regular(path, os.stat(path).st_mode)  # a device must not be opened
+    _check_regular(path, os.stat(path).st_mode)  # a device must not be opened
     # Do not block on a FIFO that has no writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
         mode = os.fstat(descriptor).st_mode
-        _regular(path, mode)
+        _check_regular(path, mode)
         with open(descriptor, "rb", closefd=False) as file:
             content = file.read(most + 1)
     finally:
@@ -51,6 +51,6 @@ def read_untrusted_file(path: str, most: int) -> UntrustedFile:
     return UntrustedFile(content[:most], mode, len(content) <= most)
 
 
-def _regular(path: str, mode: int) -> None:
+def _check_regular(path: str, mode: int) -> None:
     if not stat.S_ISREG(mode):
         raise OSError(errno.EINVAL, "not a regular file", path)

@@ -247,8 +247,9 @@ def test_check_finds_nothing_but_that_nothing_runs_here(example: Path, tmp_path:
     needs("haproxy")
     lb(example, tmp_path)
 
-    said = lbagent(tmp_path, "check").stdout.decode().splitlines()
+    *said, summary = lbagent(tmp_path, "check").stdout.decode().splitlines()
 
+    assert summary.startswith("2 errors, 1 warning, ")
     found = {
         words.split(":")[0]: words for severity, words in (line.split(None, 1) for line in said) if severity != "ok"
     }

@@ -12,7 +12,7 @@ import yaml
 
 from lbagent.errors import RolesRefused
 from lbagent.roles import loader
-from lbagent.roles.keys import format_schema, schema
+from lbagent.roles.keys import build_schema, format_schema
 from tests.roles.test_cache import TEXTS
 from tests.roles.test_mistakes import BROKEN
 
@@ -39,7 +39,7 @@ def valid(text: str) -> bool:
         content: Any = yaml.safe_load(text)
     except yaml.YAMLError:
         return False
-    return jsonschema.Draft7Validator(schema()).is_valid(json.loads(json.dumps(content, default=str)))
+    return jsonschema.Draft7Validator(build_schema()).is_valid(json.loads(json.dumps(content, default=str)))
 
 
 def test_the_shipped_schema_is_that_of_the_loader() -> None:
@@ -47,7 +47,7 @@ def test_the_shipped_schema_is_that_of_the_loader() -> None:
 
 
 def test_the_schema_is_one() -> None:
-    jsonschema.Draft7Validator.check_schema(schema())
+    jsonschema.Draft7Validator.check_schema(build_schema())
 
 
 @pytest.mark.parametrize("text", [*TEXTS, (HERE / "roles.yml").read_text(encoding="utf-8")])
