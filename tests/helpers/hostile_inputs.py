@@ -545,7 +545,7 @@ def lab(folder: Path, seed: int) -> Iterator[Lab]:
     accepts = subprocess.ProgramResult(0, "")
     with contextlib.ExitStack() as stack:
         for where, name, value in (
-            (validation, "checked", lambda *_: accepts),
+            (validation, "check_files", lambda *_: accepts),
             (process, "find", lambda *_: None),
             (process, "shown_not_to_run", lambda *_: True),
             (agent, "_serf", serf),
