@@ -36,8 +36,239 @@ NOT_YET = "not applied yet"
 """First words of the answer to a command that is stored and retried. A command answered `refused` is not stored."""
 
 STILL_PAUSED = "still paused by its tag"
+
 UNKNOWN_NODE = {"pause": "unknown node, remembered", "resume": "unknown node", "forget": "unknown node"}
 """Answers by verb where no node has the name."""
+
+_MARKS_LIMIT = 16
+"""LTimes that are kept with their times of arrival: they give the minimum age of a replayed user event."""
+
+_LEAVE_EVENTS = frozenset({"member-leave", "member-reap"})
+
+
+class UpdateResult(NamedTuple):
+    """Membership after a batch of events, and what to answer, record and log."""
+
+    membership: Membership
+    answers: Mapping[str, str]
+    """Answers to queries by record id; `done` still needs HAProxy's confirmation."""
+    causes: tuple[str, ...]
+    """What happened, one phrase each, for the history."""
+    warnings: tuple[str, ...]
+
+
+def apply_events(
+    membership: Membership, batch: Iterable[tuple[RawEvent, Event]], serf_clocks: Mapping[str, int]
+) -> UpdateResult:
+    """Return `membership` after all events of `batch`, in order.
+
+    `serf_clocks` holds the LTimes of the Serf agent by clock; empty where it was not asked.
+    """
+    draft = MembershipDraft(membership)
+    answers: dict[str, str] = {}
+    for raw, event in batch:
+        if raw.id in membership.applied_events:
+            continue
+        if isinstance(event, MemberEvent):
+            apply_member_event(draft, event, raw.at // 1000)
+        elif isinstance(event, Command):
+            answers[raw.id] = apply_command(draft, event, raw, serf_clocks)
+        elif isinstance(event, Malformed):
+            draft.warnings.append(event.why)
+            answers[raw.id] = f"refused: {event.why}"
+        draft.resume_hosts(raw.at // 1000)
+    return UpdateResult(draft.membership, answers, tuple(draft.causes), draft.all_warnings)
+
+
+def needs_serf_clocks(membership: Membership, events: Iterable[Event]) -> bool:
+    """Return whether a command is not newer than all earlier ones: a replay, or a cluster that was started anew."""
+    return any(
+        isinstance(event, Command) and event.ltime is not None and event.ltime <= membership.clocks.get(event.clock, 0)
+        for event in events
+    )
+
+
+def may_contain_replay(membership: Membership, events: Iterable[Event]) -> bool:
+    """Return whether a user event among `events` may be a replay that membership does not reveal."""
+    for event in events:
+        if isinstance(event, Command) and event.clock == USER and event.ltime is not None:
+            member = find_member(membership.members, event.name, event.address)
+            last = member.heard.get(USER) if member else None
+            digests = {pause_command.digest for pause_command in last.commands} if last else set()
+            if last is None or event.ltime > last.ltime or (event.ltime == last.ltime and event.digest not in digests):
+                return True
+    return False
+
+
+class MembershipDraft:
+    """A membership with the events applied so far, and what to log about them."""
+
+    def __init__(self, membership: Membership) -> None:
+        """Start from `membership`; no event is applied yet."""
+        self._before = membership
+        self.members = MemberEdits(as_table(membership.members))
+        self.clocks = dict(membership.clocks)
+        self.missed = dict(membership.missed)
+        self.marks = membership.marks
+        self.peers_asked_at = membership.peers_asked_at
+        self.expired_pauses: list[str] = []
+        """Nodes whose pause had ended before it arrived."""
+        self.hosts_changed = False
+        """Whether a command arrived for a node that may have other names at its address."""
+        self.causes: list[str] = []
+        """What happened, one phrase each, for the history."""
+        self.warnings: list[str] = []
+        unknown = [one for one in self.members.special() if one.status == UNKNOWN]
+        self._unknown_names = {key: one.name for one in unknown for key in (one.name.lower(), one.address) if key}
+        self._known_count = len(membership.members) - len(unknown)
+        self._replaceable: Iterator[str] | None = None
+        """Names of members that may be removed to make room; listed when the first is needed."""
+        self._rejected: list[str] = []
+
+    @property
+    def membership(self) -> Membership:
+        """Membership with all events applied so far. `members` is the same object where no member has changed."""
+        return self._before._replace(
+            members=self.members.table(),
+            clocks=self.clocks,
+            missed=self.missed,
+            marks=self.marks,
+            peers_asked_at=self.peers_asked_at,
+        )
+
+    def record_ltime(self, clock: str, ltime: int, now: int) -> None:
+        """Record an LTime of `clock` that arrived at `now` (epoch seconds)."""
+        self.clocks[clock] = max(self.clocks.get(clock, 0), ltime)
+        if clock == USER and (not self.marks or ltime > self.marks[-1][0]):
+            self.marks = (*self.marks, (ltime, now))[-_MARKS_LIMIT:]
+
+    def restart_clock(self, clock: str) -> None:
+        """Make all commands on `clock` older than every command of the new cluster."""
+        for member in self.members.special():
+            heard = pauses.restart_clock(member.heard, clock)
+            if heard is not member.heard:
+                self.members.put(member._replace(heard=heard))
+        self.clocks[clock] = 0
+        if clock == USER:
+            self.marks = ()
+
+    def resume_hosts(self, now: int) -> None:
+        """End the pauses that a resume of another name of their host has ended; nothing without new commands.
+
+        `now` is in epoch seconds.
+        """
+        if self.hosts_changed:
+            for member in pauses.resume_hosts(self.members.special()):
+                self.members.put(pauses.update_pause(member, now, ""))
+        self.hosts_changed = False
+
+    def add_cause(self, what: str, names: Sequence[str]) -> None:
+        """Add to the causes what happened to these nodes: the first name and the number of further nodes.
+
+        Adds nothing where `names` is empty.
+        """
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            self.causes.append(f"{what} {names[0]}{more}")
+
+    @property
+    def all_warnings(self) -> tuple[str, ...]:
+        """All warnings to log, in full sentences."""
+        if self.expired_pauses:
+            more = f" and {len(self.expired_pauses) - 1} more" if len(self.expired_pauses) > 1 else ""
+            words = "it had ended before it arrived; where it was sent just now, compare the clocks of both hosts"
+            self.warnings.append(f"pause of {self.expired_pauses[0]}{more}: {words}")
+            self.expired_pauses.clear()
+        if not self._rejected:
+            return (*self.warnings,)
+        more = f" and {len(self._rejected) - 1} more are" if len(self._rejected) > 1 else " is"
+        words = f"node {self._rejected[0]}{more} not enrolled: {MEMBERS_LIMIT} members are known already"
+        return (*self.warnings, words)
+
+    def is_full_of_unknown(self, *, paused: bool) -> bool:
+        """Return whether no more unknown nodes can be remembered: paused ones, or resumed ones."""
+        waiting = (self.members.get(name) for name in set(self._unknown_names.values()))
+        return sum(one is not None and (one.pause is not None) == paused for one in waiting) >= UNKNOWN_LIMIT
+
+    def remember_unknown(self, member: Member) -> None:
+        """Remember an unknown node, to be found by its name in any case or by its address."""
+        self.members.put(member)
+        self._unknown_names |= {key: member.name for key in (member.name.lower(), member.address) if key}
+        self.hosts_changed = True
+
+    def take_unknown(self, name: str, address: str) -> list[Member]:
+        """Remove and return what was remembered of an unknown node with this name or address."""
+        names = dict.fromkeys(self._unknown_names[key] for key in (name.lower(), address) if key in self._unknown_names)
+        found = [member for known in names if (member := self.members.get(known))]
+        for member in found:
+            self._unknown_names = {key: other for key, other in self._unknown_names.items() if other != member.name}
+            self.members.remove(member.name)
+        return found
+
+    def add_member(self, member: Member) -> bool:
+        """Add a new member. A member that is gone makes room where the limit is reached; False where none can."""
+        if self._known_count >= MEMBERS_LIMIT and not self._make_room():
+            self._rejected.append(member.name)
+            return False
+        self.members.put(member)
+        self._known_count += 1
+        return True
+
+    def _make_room(self) -> bool:
+        if self._replaceable is None:
+            self._replaceable = iter([name for name, one in self.members.items() if not (one.present or one.pause)])
+        for name in self._replaceable:
+            member = self.members.get(name)
+            if member is not None and not (member.present or member.pause):
+                self.members.remove(name)
+                self._known_count -= 1
+                return True
+        return False
+
+
+def apply_member_event(draft: MembershipDraft, event: MemberEvent, now: int) -> None:
+    """Apply every line of the event; `now` is in epoch seconds."""
+    draft.warnings += event.refused
+    draft.add_cause(event.kind, [line.name for line in event.members if _apply_member_line(draft, event, line, now)])
+
+
+def _apply_member_line(draft: MembershipDraft, event: MemberEvent, line: MemberLine, now: int) -> bool:
+    known = draft.members.get(line.name)
+    draft.missed.pop(line.name, None)
+    if event.kind in _LEAVE_EVENTS:
+        if known is None or known.status in (LEFT, UNKNOWN):
+            return False
+        draft.members.put(known._replace(status=LEFT, changed=now, quarantine=None))
+        return True
+    status = FAILED if event.kind == "member-failed" else ALIVE
+    if known is None or known.status == UNKNOWN:
+        return _add_member(draft, line, status, now)
+    changed = known.changed if known.status == status else now
+    heard = pauses.fill_addresses(known.heard, line.address)
+    draft.hosts_changed = draft.hosts_changed or heard is not known.heard
+    tags = line.tags
+    if not event.exact and known.tags and fold_tags_as_stdin(known.tags) == line.tags:
+        tags = dict(known.tags)  # equal once folded: keep the exact tags of the last sync
+    fresh = known._replace(
+        address=line.address,
+        role=line.role,
+        tags=tags,
+        status=status,
+        changed=changed,
+        heard=heard,
+        elsewhere=(),
+    )
+    draft.members.put(fresh)
+    return fresh != known
+
+
+def _add_member(draft: MembershipDraft, line: MemberLine, status: str, now: int) -> bool:
+    member = Member(line.name, line.address, line.role, line.tags, status, now)
+    for unknown in draft.take_unknown(line.name, line.address):
+        known = pauses.fill_addresses(unknown.heard, unknown.address or line.address)
+        member = member._replace(pause=member.pause or unknown.pause, heard=pauses.merge_commands(member.heard, known))
+        draft.hosts_changed = True
+    return draft.add_member(pauses.update_pause(member, now, ""))
 
 
 def apply_command(draft: MembershipDraft, command: Command, raw: RawEvent, serf_clocks: Mapping[str, int]) -> str:
@@ -182,235 +413,3 @@ def _describe_sender(command: Command, raw: RawEvent) -> str:
         return f"operator on {raw.self_name}"
     way = "user event" if command.clock == "user" else "query"
     return f"operator on {command.by}, by {way}" if command.by else way
-
-
-_MARKS_LIMIT = 16
-"""LTimes that are kept with their times of arrival: they give the minimum age of a replayed user event."""
-
-
-class MembershipDraft:
-    """A membership with the events applied so far, and what to log about them."""
-
-    def __init__(self, membership: Membership) -> None:
-        """Start from `membership`; no event is applied yet."""
-        self._before = membership
-        self.members = MemberEdits(as_table(membership.members))
-        self.clocks = dict(membership.clocks)
-        self.missed = dict(membership.missed)
-        self.marks = membership.marks
-        self.peers_asked_at = membership.peers_asked_at
-        self.expired_pauses: list[str] = []
-        """Nodes whose pause had ended before it arrived."""
-        self.hosts_changed = False
-        """Whether a command arrived for a node that may have other names at its address."""
-        self.causes: list[str] = []
-        """What happened, one phrase each, for the history."""
-        self.warnings: list[str] = []
-        unknown = [one for one in self.members.special() if one.status == UNKNOWN]
-        self._unknown_names = {key: one.name for one in unknown for key in (one.name.lower(), one.address) if key}
-        self._known_count = len(membership.members) - len(unknown)
-        self._replaceable: Iterator[str] | None = None
-        """Names of members that may be removed to make room; listed when the first is needed."""
-        self._rejected: list[str] = []
-
-    @property
-    def membership(self) -> Membership:
-        """Membership with all events applied so far. `members` is the same object where no member has changed."""
-        return self._before._replace(
-            members=self.members.table(),
-            clocks=self.clocks,
-            missed=self.missed,
-            marks=self.marks,
-            peers_asked_at=self.peers_asked_at,
-        )
-
-    def record_ltime(self, clock: str, ltime: int, now: int) -> None:
-        """Record an LTime of `clock` that arrived at `now` (epoch seconds)."""
-        self.clocks[clock] = max(self.clocks.get(clock, 0), ltime)
-        if clock == USER and (not self.marks or ltime > self.marks[-1][0]):
-            self.marks = (*self.marks, (ltime, now))[-_MARKS_LIMIT:]
-
-    def restart_clock(self, clock: str) -> None:
-        """Make all commands on `clock` older than every command of the new cluster."""
-        for member in self.members.special():
-            heard = pauses.restart_clock(member.heard, clock)
-            if heard is not member.heard:
-                self.members.put(member._replace(heard=heard))
-        self.clocks[clock] = 0
-        if clock == USER:
-            self.marks = ()
-
-    def resume_hosts(self, now: int) -> None:
-        """End the pauses that a resume of another name of their host has ended; nothing without new commands.
-
-        `now` is in epoch seconds.
-        """
-        if self.hosts_changed:
-            for member in pauses.resume_hosts(self.members.special()):
-                self.members.put(pauses.update_pause(member, now, ""))
-        self.hosts_changed = False
-
-    def add_cause(self, what: str, names: Sequence[str]) -> None:
-        """Add to the causes what happened to these nodes: the first name and the number of further nodes.
-
-        Adds nothing where `names` is empty.
-        """
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            self.causes.append(f"{what} {names[0]}{more}")
-
-    @property
-    def all_warnings(self) -> tuple[str, ...]:
-        """All warnings to log, in full sentences."""
-        if self.expired_pauses:
-            more = f" and {len(self.expired_pauses) - 1} more" if len(self.expired_pauses) > 1 else ""
-            words = "it had ended before it arrived; where it was sent just now, compare the clocks of both hosts"
-            self.warnings.append(f"pause of {self.expired_pauses[0]}{more}: {words}")
-            self.expired_pauses.clear()
-        if not self._rejected:
-            return (*self.warnings,)
-        more = f" and {len(self._rejected) - 1} more are" if len(self._rejected) > 1 else " is"
-        words = f"node {self._rejected[0]}{more} not enrolled: {MEMBERS_LIMIT} members are known already"
-        return (*self.warnings, words)
-
-    def is_full_of_unknown(self, *, paused: bool) -> bool:
-        """Return whether no more unknown nodes can be remembered: paused ones, or resumed ones."""
-        waiting = (self.members.get(name) for name in set(self._unknown_names.values()))
-        return sum(one is not None and (one.pause is not None) == paused for one in waiting) >= UNKNOWN_LIMIT
-
-    def remember_unknown(self, member: Member) -> None:
-        """Remember an unknown node, to be found by its name in any case or by its address."""
-        self.members.put(member)
-        self._unknown_names |= {key: member.name for key in (member.name.lower(), member.address) if key}
-        self.hosts_changed = True
-
-    def take_unknown(self, name: str, address: str) -> list[Member]:
-        """Remove and return what was remembered of an unknown node with this name or address."""
-        names = dict.fromkeys(self._unknown_names[key] for key in (name.lower(), address) if key in self._unknown_names)
-        found = [member for known in names if (member := self.members.get(known))]
-        for member in found:
-            self._unknown_names = {key: other for key, other in self._unknown_names.items() if other != member.name}
-            self.members.remove(member.name)
-        return found
-
-    def add_member(self, member: Member) -> bool:
-        """Add a new member. A member that is gone makes room where the limit is reached; False where none can."""
-        if self._known_count >= MEMBERS_LIMIT and not self._make_room():
-            self._rejected.append(member.name)
-            return False
-        self.members.put(member)
-        self._known_count += 1
-        return True
-
-    def _make_room(self) -> bool:
-        if self._replaceable is None:
-            self._replaceable = iter([name for name, one in self.members.items() if not (one.present or one.pause)])
-        for name in self._replaceable:
-            member = self.members.get(name)
-            if member is not None and not (member.present or member.pause):
-                self.members.remove(name)
-                self._known_count -= 1
-                return True
-        return False
-
-
-_LEAVE_EVENTS = frozenset({"member-leave", "member-reap"})
-
-
-def apply_member_event(draft: MembershipDraft, event: MemberEvent, now: int) -> None:
-    """Apply every line of the event; `now` is in epoch seconds."""
-    draft.warnings += event.refused
-    draft.add_cause(event.kind, [line.name for line in event.members if _apply_member_line(draft, event, line, now)])
-
-
-def _apply_member_line(draft: MembershipDraft, event: MemberEvent, line: MemberLine, now: int) -> bool:
-    known = draft.members.get(line.name)
-    draft.missed.pop(line.name, None)
-    if event.kind in _LEAVE_EVENTS:
-        if known is None or known.status in (LEFT, UNKNOWN):
-            return False
-        draft.members.put(known._replace(status=LEFT, changed=now, quarantine=None))
-        return True
-    status = FAILED if event.kind == "member-failed" else ALIVE
-    if known is None or known.status == UNKNOWN:
-        return _add_member(draft, line, status, now)
-    changed = known.changed if known.status == status else now
-    heard = pauses.fill_addresses(known.heard, line.address)
-    draft.hosts_changed = draft.hosts_changed or heard is not known.heard
-    tags = line.tags
-    if not event.exact and known.tags and fold_tags_as_stdin(known.tags) == line.tags:
-        tags = dict(known.tags)  # equal once folded: keep the exact tags of the last sync
-    fresh = known._replace(
-        address=line.address,
-        role=line.role,
-        tags=tags,
-        status=status,
-        changed=changed,
-        heard=heard,
-        elsewhere=(),
-    )
-    draft.members.put(fresh)
-    return fresh != known
-
-
-def _add_member(draft: MembershipDraft, line: MemberLine, status: str, now: int) -> bool:
-    member = Member(line.name, line.address, line.role, line.tags, status, now)
-    for unknown in draft.take_unknown(line.name, line.address):
-        known = pauses.fill_addresses(unknown.heard, unknown.address or line.address)
-        member = member._replace(pause=member.pause or unknown.pause, heard=pauses.merge_commands(member.heard, known))
-        draft.hosts_changed = True
-    return draft.add_member(pauses.update_pause(member, now, ""))
-
-
-class UpdateResult(NamedTuple):
-    """Membership after a batch of events, and what to answer, record and log."""
-
-    membership: Membership
-    answers: Mapping[str, str]
-    """Answers to queries by record id; `done` still needs HAProxy's confirmation."""
-    causes: tuple[str, ...]
-    """What happened, one phrase each, for the history."""
-    warnings: tuple[str, ...]
-
-
-def needs_serf_clocks(membership: Membership, events: Iterable[Event]) -> bool:
-    """Return whether a command is not newer than all earlier ones: a replay, or a cluster that was started anew."""
-    return any(
-        isinstance(event, Command) and event.ltime is not None and event.ltime <= membership.clocks.get(event.clock, 0)
-        for event in events
-    )
-
-
-def may_contain_replay(membership: Membership, events: Iterable[Event]) -> bool:
-    """Return whether a user event among `events` may be a replay that membership does not reveal."""
-    for event in events:
-        if isinstance(event, Command) and event.clock == USER and event.ltime is not None:
-            member = find_member(membership.members, event.name, event.address)
-            last = member.heard.get(USER) if member else None
-            digests = {pause_command.digest for pause_command in last.commands} if last else set()
-            if last is None or event.ltime > last.ltime or (event.ltime == last.ltime and event.digest not in digests):
-                return True
-    return False
-
-
-def apply_events(
-    membership: Membership, batch: Iterable[tuple[RawEvent, Event]], serf_clocks: Mapping[str, int]
-) -> UpdateResult:
-    """Return `membership` after all events of `batch`, in order.
-
-    `serf_clocks` holds the LTimes of the Serf agent by clock; empty where it was not asked.
-    """
-    draft = MembershipDraft(membership)
-    answers: dict[str, str] = {}
-    for raw, event in batch:
-        if raw.id in membership.applied_events:
-            continue
-        if isinstance(event, MemberEvent):
-            apply_member_event(draft, event, raw.at // 1000)
-        elif isinstance(event, Command):
-            answers[raw.id] = apply_command(draft, event, raw, serf_clocks)
-        elif isinstance(event, Malformed):
-            draft.warnings.append(event.why)
-            answers[raw.id] = f"refused: {event.why}"
-        draft.resume_hosts(raw.at // 1000)
-    return UpdateResult(draft.membership, answers, tuple(draft.causes), draft.all_warnings)

@@ -52,10 +52,10 @@ class Conflicts:
                 if alike:
                     self.adopted[alike[0].at] = node
 
-    def merge_adopted(self, standing: Sequence[ManagedLine], number: int) -> Sequence[ManagedLine | OperatorServer]:
+    def merge_adopted(self, present: Sequence[ManagedLine], number: int) -> Sequence[ManagedLine | OperatorServer]:
         """Return the managed lines of a marker and its adopted lines, in the order of the text."""
         adopted = [line for line in self._proxy.operator_servers if line.at in self.adopted and line.marker == number]
-        return sorted([*standing, *adopted], key=lambda line: line.at) if adopted else standing
+        return sorted([*present, *adopted], key=lambda line: line.at) if adopted else present
 
     def reserve_kept(self, lines: Iterable[ManagedLine]) -> None:
         """Reserve the names and endpoints of lines that stay unchanged."""

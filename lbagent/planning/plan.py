@@ -88,7 +88,7 @@ def make_plan(document: Document, roles: Roles, membership: Membership, rules: P
     changes: dict[str, tuple[list[str], list[str]]] = {}
     notes: dict[str, None] = {}
     managed: list[tuple[str, list[str]]] = []
-    standing: dict[str, list[str]] = {}
+    lines_by_marker: dict[str, list[str]] = {}
     for proxy in (one for one in document.proxies if one.markers or one.managed):
         _refuse_duplicate_markers(document, proxy)
         planner = ProxyPlanner(document, proxy, roles, pairs, membership.members)
@@ -97,7 +97,7 @@ def make_plan(document: Document, roles: Roles, membership: Membership, rules: P
             edits += block.make_edits(document, proxy)
             block.record_changes(proxy, planner.find_node, changes)
             texts += block.after
-            standing.setdefault(block.find_middle(proxy), []).extend(block.after)
+            lines_by_marker.setdefault(block.find_middle(proxy), []).extend(block.after)
         managed += [(str(proxy), texts)] if texts else []
         notes.update(dict.fromkeys(planner.notes))
     notes.update(
@@ -106,7 +106,14 @@ def make_plan(document: Document, roles: Roles, membership: Membership, rules: P
     named = {node: Change(tuple(added), tuple(removed)) for node, (added, removed) in changes.items()}
     blocked, after = tuple(context.guard.blocked), document.apply_edits(edits)
     return Plan(
-        document.texts, after, digest_lines(managed), named, blocked, tuple(notes), standing, context.guard.removals
+        document.texts,
+        after,
+        digest_lines(managed),
+        named,
+        blocked,
+        tuple(notes),
+        lines_by_marker,
+        context.guard.removals,
     )
 
 

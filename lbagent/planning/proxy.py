@@ -19,29 +19,22 @@ from lbagent.planning.guard import Guard
 from lbagent.roles.model import Pair, Roles
 from lbagent.system.tuples import NamedTuple
 
+Changes = dict[str, tuple[list[str], list[str]]]
+"""Lines added and lines removed, by node."""
 
-def rewrite_orphan_line(line: ManagedLine, node: str, address: str, *, paused: bool, drain: bool) -> tuple[str, str]:
-    """Return the new text of a line whose marker is gone (empty to remove it), and a note for the operator.
+KEEP = "keep"
 
-    `address` is the address that the role of the node allows. With `drain` the line of a paused node stays, with weight
-    0.
-    """
-    if paused and drain and not line.pauses:
-        return drain_line(replace_address(line, address)), f"{line.name} is paused without its marker"
-    if paused:
-        return format_paused_line(node, address, line.role), f"{line.name} is paused without its marker"
-    if line.pauses:
-        return "", f"{node} cannot be put back, its marker is gone"
-    return undrain_line(replace_address(line, address)), f"{line.name} stands without its marker"
+KEEP_UNMADE = "keep, with the address of its node"
 
+KEEP_BAD_ROLE = "keep, as long as the role tag is invalid"
 
-def replace_address(line: ManagedLine, address: str) -> str:
-    """Return the text of a line with the address of its server replaced; the port stays."""
-    port = line.endpoint.rpartition(":")[2]
-    if not port.isdigit():
-        return line.text
-    there = Server(line.name, address, int(port), "", line.role).endpoint
-    return line.text.replace(line.endpoint, there, 1)
+KEEP_ORPHAN = "keep, without a marker"
+
+REPLACE = "replace"
+
+REMOVE = "remove"
+
+REMOVE_IF_ALLOWED = "remove, unless the safety guard blocks it"
 
 
 class PlanContext(NamedTuple):
@@ -55,10 +48,6 @@ class PlanContext(NamedTuple):
     """Whether operator's lines above a marker become managed where they name a desired node."""
 
 
-Changes = dict[str, tuple[list[str], list[str]]]
-"""Lines added and lines removed, by node."""
-
-
 class PlannedLine(NamedTuple):
     """One line that the plan writes."""
 
@@ -66,6 +55,13 @@ class PlannedLine(NamedTuple):
     name: str
     """Name of the server."""
     text: str
+
+
+class LineDecision(NamedTuple):
+    """What happens to one present line, and why."""
+
+    action: str
+    reason: str
 
 
 class MarkerBlock(NamedTuple):
@@ -112,22 +108,6 @@ class MarkerBlock(NamedTuple):
             changes.setdefault(node(line), ([], []))[1].append(f"{proxy}: {line.text}")
         for text, owner in self.added.items():
             changes.setdefault(owner, ([], []))[0].append(f"{proxy}: {text}")
-
-
-def sort_lines(lines: Iterable[PlannedLine]) -> list[PlannedLine]:
-    """Return the lines sorted by the names of their servers, in natural order."""
-    return sorted(lines, key=lambda line: natural_key(line.name))
-
-
-def diff_block(
-    marker: int | None, before: Sequence[ManagedLine | OperatorServer], after: Sequence[PlannedLine]
-) -> MarkerBlock:
-    """Return the block of a marker with the differences between its lines `before` and `after`."""
-    old = {line.text for line in before if not isinstance(line, OperatorServer)}
-    new = {line.text for line in after}
-    added = {line.text: line.node for line in after if line.text not in old}
-    removed = [line for line in before if line.text not in new or isinstance(line, OperatorServer)]
-    return MarkerBlock(marker, before, [line.text for line in after], added, removed)
 
 
 class ProxyPlanner:
@@ -301,20 +281,59 @@ class ProxyPlanner:
         going: dict[ManagedLine, str] = {}
         for line in (line for line in present if line.text not in planned):
             node = self.find_node(line)
-            server = served.get(node)
-            if node in context.kept:
+            action, reason = self._decide(line, node, served, context)
+            if action == KEEP:
                 stay.append(PlannedLine(node, line.name, line.text))
-            elif server and server.keeps_line and not line.pauses:
+            elif action == KEEP_UNMADE and (server := served[node]):
                 stay.append(PlannedLine(node, line.name, self._update_kept_line(line, server)))
-            elif node not in served and (why := context.desired.explain_kept_line(node, line.role, line.address)):
-                stay += self._keep_line_of_bad_role(line, node, context, why)
-            elif self._is_orphan(line, node, context):
+            elif action == KEEP_BAD_ROLE:
+                stay += self._keep_line_of_bad_role(line, node, context, reason)
+            elif action == KEEP_ORPHAN:
                 stay += self._keep_orphan(line, node, context.desired)
-            elif node not in served and not self._conflicts.is_replaced(line):
+            elif action == REMOVE_IF_ALLOWED:
                 going[line] = node
         where = f"at '# additional-{self._proxy.markers[number].middle}-server' in {self._proxy}"
         blocked = context.guard.block_removals(going, {*served, *(line.node for line in stay)}, where)
         return stay + [PlannedLine(going[line], line.name, line.text) for line in blocked]
+
+    def _decide(
+        self, line: ManagedLine, node: str, served: Mapping[str, DesiredServer | None] | None, context: PlanContext
+    ) -> LineDecision:
+        """Decide what happens to a present line of `node`. Changes nothing.
+
+        `served` maps the nodes that have a line at the same marker to their desired servers. It is None for a line
+        without a marker.
+        """
+        if node in context.kept:
+            return LineDecision(KEEP, "the node is quarantined, or a trial leaves it out")
+        if served is None:
+            return self._decide_without_marker(line, node, context)
+        return self._decide_at_marker(line, node, served, context)
+
+    def _decide_at_marker(
+        self, line: ManagedLine, node: str, served: Mapping[str, DesiredServer | None], context: PlanContext
+    ) -> LineDecision:
+        server = served.get(node)
+        if server and server.keeps_line and not line.pauses:
+            return LineDecision(KEEP_UNMADE, server.obstacle)
+        if node not in served and (why := context.desired.explain_kept_line(node, line.role, line.address)):
+            return LineDecision(KEEP_BAD_ROLE, why)
+        if self._is_orphan(line, node, context):
+            return LineDecision(KEEP_ORPHAN, "the marker of its service is gone from this proxy")
+        if node in served:
+            return LineDecision(REPLACE, "the node has another line at this marker")
+        if self._conflicts.is_replaced(line):
+            return LineDecision(REMOVE, "another server has its name or endpoint")
+        return LineDecision(REMOVE_IF_ALLOWED, "the node has no desired server at this marker")
+
+    def _decide_without_marker(self, line: ManagedLine, node: str, context: PlanContext) -> LineDecision:
+        if node in self._served:
+            return LineDecision(REMOVE, "the node has its line elsewhere in this proxy")
+        if self._conflicts.is_replaced(line):
+            return LineDecision(REMOVE, "another server has its name or endpoint")
+        if not self._find_present_address(node) or node in context.desired.superseded:
+            return LineDecision(REMOVE_IF_ALLOWED, "the node is gone")
+        return LineDecision(KEEP_ORPHAN, "the marker is gone, and the node is present")
 
     def _update_kept_line(self, line: ManagedLine, server: DesiredServer) -> str:
         """Return the line that a node keeps because its tags make no new one; the address follows the node."""
@@ -366,18 +385,16 @@ class ProxyPlanner:
 
     def _plan_without_marker(self, context: PlanContext) -> Iterator[MarkerBlock]:
         orphans = {line: self.find_node(line) for line in self._present_lines[-1]}
-        kept = [line for line, node in orphans.items() if node in context.kept]
-        gone = [one for one, node in orphans.items() if node in self._served or self._conflicts.is_replaced(one)]
-        superseded = context.desired.superseded
-        leaving = (line for line, node in orphans.items() if not self._find_present_address(node) or node in superseded)
-        going = {line: orphans[line] for line in leaving if line not in kept and line not in gone}
+        # Decide on all lines before any is kept: a kept line reserves its name and endpoint.
+        actions = {line: self._decide(line, node, None, context).action for line, node in orphans.items()}
+        going = {line: node for line, node in orphans.items() if actions[line] == REMOVE_IF_ALLOWED}
         others = {node for line, node in orphans.items() if line not in going}
         blocked = context.guard.block_removals(going, others, f"without a marker in {self._proxy}")
         for line, node in orphans.items():
             after: list[PlannedLine] = []
-            if line in kept or line in blocked:
+            if actions[line] == KEEP or line in blocked:
                 after = [PlannedLine(node, line.name, line.text)]
-            elif line not in gone and line not in going:
+            elif actions[line] == KEEP_ORPHAN:
                 after = self._keep_orphan(line, node, context.desired)
             yield diff_block(None, [line], after)
 
@@ -391,3 +408,43 @@ class ProxyPlanner:
         }
         names.update(line.name for lines in stays.values() for line in lines)
         return assign_stable_ids(names, (line.id for line in self._proxy.operator_servers if line.id))
+
+
+def diff_block(
+    marker: int | None, before: Sequence[ManagedLine | OperatorServer], after: Sequence[PlannedLine]
+) -> MarkerBlock:
+    """Return the block of a marker with the differences between its lines `before` and `after`."""
+    old = {line.text for line in before if not isinstance(line, OperatorServer)}
+    new = {line.text for line in after}
+    added = {line.text: line.node for line in after if line.text not in old}
+    removed = [line for line in before if line.text not in new or isinstance(line, OperatorServer)]
+    return MarkerBlock(marker, before, [line.text for line in after], added, removed)
+
+
+def sort_lines(lines: Iterable[PlannedLine]) -> list[PlannedLine]:
+    """Return the lines sorted by the names of their servers, in natural order."""
+    return sorted(lines, key=lambda line: natural_key(line.name))
+
+
+def rewrite_orphan_line(line: ManagedLine, node: str, address: str, *, paused: bool, drain: bool) -> tuple[str, str]:
+    """Return the new text of a line whose marker is gone (empty to remove it), and a note for the operator.
+
+    `address` is the address that the role of the node allows. With `drain` the line of a paused node stays, with weight
+    0.
+    """
+    if paused and drain and not line.pauses:
+        return drain_line(replace_address(line, address)), f"{line.name} is paused without its marker"
+    if paused:
+        return format_paused_line(node, address, line.role), f"{line.name} is paused without its marker"
+    if line.pauses:
+        return "", f"{node} cannot be put back, its marker is gone"
+    return undrain_line(replace_address(line, address)), f"{line.name} stands without its marker"
+
+
+def replace_address(line: ManagedLine, address: str) -> str:
+    """Return the text of a line with the address of its server replaced; the port stays."""
+    port = line.endpoint.rpartition(":")[2]
+    if not port.isdigit():
+        return line.text
+    there = Server(line.name, address, int(port), "", line.role).endpoint
+    return line.text.replace(line.endpoint, there, 1)

@@ -10,6 +10,9 @@ from lbagent.membership.lookup import find_paused
 from lbagent.membership.model import Member, Membership, Quarantine, as_table
 from lbagent.roles.model import Roles
 
+TRIALS_LIMIT = 16
+"""Trials in one search. Two for all changes, one for the operator's text and one for the rest make it 20 at most."""
+
 
 def fingerprint_context(document: Document, roles: Roles) -> str:
     """Return a text that changes with the operator's lines or roles.yml, which may change HAProxy's verdict."""
@@ -62,10 +65,6 @@ def _make_key_function(membership: Membership, surroundings: str) -> Callable[[M
         return f"{zlib.crc32(repr(state).encode('utf-8', 'surrogateescape')):08x}"
 
     return key
-
-
-TRIALS_LIMIT = 16
-"""Trials in one search. Two for all changes, one for the operator's text and one for the rest make it 20 at most."""
 
 
 def find_refused_nodes(

@@ -73,6 +73,17 @@ def peek_queries(spool: Spool) -> dict[str, Command]:
     return _select_foreign_queries(records, _parse_records(records))
 
 
+def parse_stored_event(record: Record) -> ParsedEvent:
+    """Return the event in a record. Raises ValueError where no handler of lbagent stored it."""
+    raw = parse_record(record.content)
+    if record.foreign and raw.kind == TYPED:
+        raise ValueError("holds what an operator typed, and is not root's")
+    event = parse_event(raw)
+    if isinstance(event, Ignored | StatusQuery) or (isinstance(event, Command) and event.verb not in _VERBS):
+        raise ValueError(f"holds {raw.kind[:40]!r} {raw.name[:40]!r}, which is no event of ours")
+    return raw, event
+
+
 def _parse_records(records: Iterable[Record]) -> dict[str, ParsedEvent]:
     found = {}
     for record in records:
@@ -84,14 +95,3 @@ def _parse_records(records: Iterable[Record]) -> dict[str, ParsedEvent]:
 def _select_foreign_queries(records: Iterable[Record], by_name: Mapping[str, ParsedEvent]) -> dict[str, Command]:
     found = (by_name[record.name] for record in records if record.foreign and record.name in by_name)
     return {raw.id: event for raw, event in found if isinstance(event, Command) and raw.kind == QUERY}
-
-
-def parse_stored_event(record: Record) -> ParsedEvent:
-    """Return the event in a record. Raises ValueError where no handler of lbagent stored it."""
-    raw = parse_record(record.content)
-    if record.foreign and raw.kind == TYPED:
-        raise ValueError("holds what an operator typed, and is not root's")
-    event = parse_event(raw)
-    if isinstance(event, Ignored | StatusQuery) or (isinstance(event, Command) and event.verb not in _VERBS):
-        raise ValueError(f"holds {raw.kind[:40]!r} {raw.name[:40]!r}, which is no event of ours")
-    return raw, event

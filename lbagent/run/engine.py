@@ -40,6 +40,12 @@ from lbagent.system.log import Log
 Learn = Callable[[Membership, Roles], UpdateResult]
 """Updates membership from outside once all events are applied. Raises TryAgain where nothing can be learned."""
 
+_ATTEMPTS = 5
+"""Starts of a run while the lock keeps getting lost."""
+
+_LOCK_WAIT = 30.0
+"""Seconds to wait for the process that acquired the new lock."""
+
 
 class Engine:
     """Makes runs, and keeps the results of the last one."""
@@ -231,13 +237,6 @@ class Engine:
 
     def _fetch_clocks(self, before: Membership, batch: list[tuple[RawEvent, Event]]) -> Mapping[str, int]:
         return agent.fetch_clocks() if needs_serf_clocks(before, (event for _, event in batch)) else {}
-
-
-_ATTEMPTS = 5
-"""Starts of a run while the lock keeps getting lost."""
-
-_LOCK_WAIT = 30.0
-"""Seconds to wait for the process that acquired the new lock."""
 
 
 def _list_notes(transaction: Transaction) -> Iterator[str]:

@@ -22,6 +22,12 @@ WAITS = (1, 1)
 PATIENCE = 20.0
 """Seconds for all pages of all load balancers: one may know thousands of pauses, or never stop answering."""
 
+CONTACT_WINDOW = 180
+"""Seconds without an exchange after which `watch` may have missed events."""
+
+_PATIENCE = 5.0
+"""Seconds for all answers, while events wait."""
+
 
 class PeerPauses(NamedTuple):
     """The pauses that one load balancer has reported."""
@@ -118,13 +124,6 @@ def _query_pages(after: str, names: list[str], say: Callable[[str], None]) -> di
     except TryAgain as error:
         say(str(error))
         return {}
-
-
-CONTACT_WINDOW = 180
-"""Seconds without an exchange after which `watch` may have missed events."""
-
-_PATIENCE = 5.0
-"""Seconds for all answers, while events wait."""
 
 
 def has_contact_since_start(membership: Membership, paths: Paths) -> bool:

@@ -155,11 +155,11 @@ class Recorder:
         elif self.unknown:
             last = last._replace(sync_failing=last.sync_failing or now, sync_words=_shorten(format_error(self.unknown)))
         plan = self._plan
-        stands = bool(plan and live and live.texts == plan.after)
-        if plan and stands and plan.after != plan.before:
+        is_as_planned = bool(plan and live and live.texts == plan.after)
+        if plan and is_as_planned and plan.after != plan.before:
             last = last._replace(change=now)
         # The file is as planned, and HAProxy was not seen to load it: the reload could not be confirmed.
-        failed = isinstance(error, RolledBack) or (isinstance(error, TryAgain) and stands)
+        failed = isinstance(error, RolledBack) or (isinstance(error, TryAgain) and is_as_planned)
         if (failed and not isinstance(error, ReloadPostponed)) or (self.outcome and self.outcome.reloaded):
             last = last._replace(reload=now, reload_good=not failed)
         return last

@@ -21,47 +21,6 @@ from lbagent.system.log import format_error
 from lbagent.system.sockets import count_connections
 from lbagent.system.tuples import NamedTuple
 
-
-def judge_command(command: Command, membership: Membership, plan: Plan | None) -> str:
-    """Return `done` where membership and plan are as the command asks; otherwise the obstacle."""
-    member = find_member(membership.members, command.name, command.address)
-    if command.verb == "forget":
-        if member is None:
-            return UNKNOWN_NODE["forget"]
-        return f"refused: {member.name} is {member.status}" if member.present else DONE
-    if member is None or member.status == UNKNOWN:
-        return UNKNOWN_NODE[command.verb] if member else UNKNOWN_NODE["resume"]
-    out, host_names = member.name in find_paused(membership), list_host_names(member, membership)
-    notes = [note for note in plan.notes if isinstance(note, Note) and note.node in host_names] if plan else []
-    operator_notes = [note for note in notes if isinstance(note, OperatorLineNote)]
-    if command.verb == "pause":
-        return (
-            f"{NOT_YET}: {operator_notes[0]}"
-            if out and operator_notes
-            else (DONE if out else "refused: a later resume was heard")
-        )
-    if out:
-        return STILL_PAUSED if _is_paused_by_tag(member, membership) else "refused: a later pause was heard"
-    return f"{NOT_YET}: {notes[0]}" if notes and not operator_notes and not _has_line(member, plan) else DONE
-
-
-def list_host_names(member: Member, membership: Membership) -> frozenset[str]:
-    """Return all names of the node's host: a pause applies to each."""
-    columns = as_table(membership.members).columns
-    there = zip(columns.names, columns.addresses, strict=True)
-    return frozenset(name for name, address in there if address == member.address) | {member.name}
-
-
-def _is_paused_by_tag(member: Member, membership: Membership) -> bool:
-    there = [one for one in as_table(membership.members).special.values() if one.paused_by_tag]
-    return any(one.name == member.name or one.address == member.address for one in there)
-
-
-def _has_line(member: Member, plan: Plan | None) -> bool:
-    names = (f"server {member.name} ", f"server {member.name}.")
-    return any(text.startswith(names) for texts in plan.managed_lines.values() for text in texts) if plan else False
-
-
 QUEUED = "queued"
 """Stored, and not applied yet."""
 
@@ -115,6 +74,46 @@ def format_failure(error: BaseException | None) -> str:
     if isinstance(error, LbagentError | OSError) and not isinstance(error, TryAgain | ReloadPostponed):
         return f"{NOT_YET}: {format_error(error)}"
     return QUEUED
+
+
+def judge_command(command: Command, membership: Membership, plan: Plan | None) -> str:
+    """Return `done` where membership and plan are as the command asks; otherwise the obstacle."""
+    member = find_member(membership.members, command.name, command.address)
+    if command.verb == "forget":
+        if member is None:
+            return UNKNOWN_NODE["forget"]
+        return f"refused: {member.name} is {member.status}" if member.present else DONE
+    if member is None or member.status == UNKNOWN:
+        return UNKNOWN_NODE[command.verb] if member else UNKNOWN_NODE["resume"]
+    out, host_names = member.name in find_paused(membership), list_host_names(member, membership)
+    notes = [note for note in plan.notes if isinstance(note, Note) and note.node in host_names] if plan else []
+    operator_notes = [note for note in notes if isinstance(note, OperatorLineNote)]
+    if command.verb == "pause":
+        return (
+            f"{NOT_YET}: {operator_notes[0]}"
+            if out and operator_notes
+            else (DONE if out else "refused: a later resume was heard")
+        )
+    if out:
+        return STILL_PAUSED if _is_paused_by_tag(member, membership) else "refused: a later pause was heard"
+    return f"{NOT_YET}: {notes[0]}" if notes and not operator_notes and not _has_line(member, plan) else DONE
+
+
+def list_host_names(member: Member, membership: Membership) -> frozenset[str]:
+    """Return all names of the node's host: a pause applies to each."""
+    columns = as_table(membership.members).columns
+    there = zip(columns.names, columns.addresses, strict=True)
+    return frozenset(name for name, address in there if address == member.address) | {member.name}
+
+
+def _is_paused_by_tag(member: Member, membership: Membership) -> bool:
+    there = [one for one in as_table(membership.members).special.values() if one.paused_by_tag]
+    return any(one.name == member.name or one.address == member.address for one in there)
+
+
+def _has_line(member: Member, plan: Plan | None) -> bool:
+    names = (f"server {member.name} ", f"server {member.name}.")
+    return any(text.startswith(names) for texts in plan.managed_lines.values() for text in texts) if plan else False
 
 
 def _explain_pending(verb: str, host_names: frozenset[str], transaction: Transaction, roles: Roles) -> str:

@@ -40,6 +40,7 @@ ATTEMPTS = 5
 """How often other processes may save haproxy.cfg during a run before the run gives up."""
 
 _DIFFERS = "HAProxy served something else"
+
 _UNFIXED = "still ", "not compared: "
 
 _PATIENCE = 5.0
@@ -49,6 +50,13 @@ _POLL_INTERVAL = 0.02
 
 _RETRY_WAIT_LIMIT = 30
 """Maximum minutes between two attempts of a reload that fails."""
+
+_GONE_ANSWERS = ("No such server.", "No such backend.")
+
+_DELETED_ANSWER = "Server deleted."
+
+_DELETE_TIMEOUT = 0.5
+"""Seconds that one run waits, in all, for the sessions of removed servers to end. Later runs retry."""
 
 
 class RolloutResult(NamedTuple):
@@ -293,13 +301,6 @@ def find_withheld(document: Document, wanted: Plan | None, requested: Plan) -> L
         else config.list_managed_servers(document)
     )
     return compare_withheld(after, config.predict_servers(document, requested.after, requested.changed))
-
-
-_GONE_ANSWERS = ("No such server.", "No such backend.")
-_DELETED_ANSWER = "Server deleted."
-
-_DELETE_TIMEOUT = 0.5
-"""Seconds that one run waits, in all, for the sessions of removed servers to end. Later runs retry."""
 
 
 class RuntimeChanges:

@@ -26,7 +26,7 @@ def prepare_sync(engine: Engine, log: Log, say: Callable[[str], None], *, force:
     answers may take seconds, and events that arrive meanwhile are newer. Serf's list is read later, after all events
     are applied. The result raises TryAgain where Serf cannot be asked, or lists no node of any role.
     """
-    asked_at, told = int(time.time()), _ask_peers(engine, say)
+    asked_at, answers = int(time.time()), _ask_peers(engine, say)
     said, digest = _fetch_status_lines(engine) if record else ({}, "")
 
     def learn(membership: Membership, roles: Roles) -> UpdateResult:
@@ -44,7 +44,7 @@ def prepare_sync(engine: Engine, log: Log, say: Callable[[str], None], *, force:
         for refused in listing.refused:
             log.hint(refused)
         listed = sync.merge_member_list(membership, listing, info.name, now, force=force)
-        joined = exchange.merge_answers(listed.membership, told, info.clocks, asked_at, now)
+        joined = exchange.merge_answers(listed.membership, answers, info.clocks, asked_at, now)
         return UpdateResult(joined.membership, {}, listed.causes + joined.causes, listed.warnings)
 
     return learn

@@ -191,8 +191,8 @@ class Transaction:
             if self._has_to_wait(wanted, rollout):
                 continue
             # Servers that were withdrawn while the file could not be written are enabled without a new file.
-            told = wanted.after == wanted.before
-            result = rollout.apply_at_runtime(wanted, owing=self._too_soon is not None) if told else None
+            is_unchanged = wanted.after == wanted.before
+            result = rollout.apply_at_runtime(wanted, owing=self._too_soon is not None) if is_unchanged else None
             if result is None:
                 with seen.stage(wanted.after) as paths:
                     if words := haproxy.find_refusal(paths, seen.names):
