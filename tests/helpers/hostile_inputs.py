@@ -548,7 +548,7 @@ def lab(folder: Path, seed: int) -> Iterator[Lab]:
             (validation, "check_files", lambda *_: accepts),
             (process, "find_haproxy", lambda *_: None),
             (process, "is_shown_not_to_run", lambda *_: True),
-            (agent, "_serf", serf),
+            (agent, "_run_serf", serf),
             (os, "fsync", lambda _: None),
             (os, "write", answer),
             (time, "sleep", lambda _: None),
