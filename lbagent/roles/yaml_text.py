@@ -75,7 +75,11 @@ def compose(content: bytes, judge: Judge) -> tuple[yaml.Node | None, list[Mistak
         return None, [Mistake(0, 0, "", "is nested too deeply", "")]
     except yaml.YAMLError as error:
         # Normalise line breaks: YAML recognises several kinds.
-        return _repair_text(_BREAK.sub("\n", content.decode("utf-8-sig", "replace")), error, judge)
+        text = _BREAK.sub("\n", content.decode("utf-8-sig", "replace"))
+        if not text.endswith("\n"):
+            # Without the end of the last line, the parser reports an open bracket at another place.
+            return compose(f"{text}\n".encode(), judge)
+        return _repair_text(text, error, judge)
 
 
 def _repair_text(text: str, error: yaml.YAMLError, judge: Judge) -> tuple[yaml.Node | None, list[Mistake]]:

@@ -944,7 +944,7 @@ def test_a_file_of_the_agent_that_was_broken_since_is_told(well: tuple[Lb, Agent
     assert [line for line in amiss(lb, agent) if " agent-files: " in line] == [
         (
             "error agent-files: /lb/etc/serf-lb01/more.json: is not JSON: Expecting value: line 1 column 2 (char 1)"
-            ": mend it, the agent does not start again with it"
+            ": fix it: the agent does not start again with it"
         )
     ]
 
