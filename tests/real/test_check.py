@@ -275,6 +275,10 @@ def test_where_roles_yml_is_refused_the_haproxy_of_the_last_good_one_is_looked_a
     assert "ok process: HAProxy runs it: master N, worker N" in lines
     assert [line for line in lines if not line.startswith("ok ")] == [
         "error roles: /lb/etc/roles.yml:1:8: roles: the list is not closed; add ]: until it loads no event changes anything",
+        (
+            "error roles: /lb/etc/roles.yml:1:8: roles: is a list, not a mapping of keys to values;"
+            " write ROLE: {SECTION: [SERVICE]} below it: until it loads no event changes anything"
+        ),
         "warning markers: /lb/etc/haproxy.cfg: only doubled ones can be looked for: roles.yml cannot be used: mend roles.yml",
         "warning drift: cannot be looked at, without a plan: roles.yml cannot be used: mend that, and check again",
     ]
