@@ -5,6 +5,7 @@ Each is a context manager that ends what it started, by pid, also when the test 
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import csv
 import functools
@@ -91,11 +92,12 @@ def eventually(predicate: Callable[[], Value], seconds: float = PATIENCE, pause:
     return value
 
 
-_given: set[int] = set()
+_given: collections.deque[int] = collections.deque(maxlen=300)
+"""The ports given last: a whole run needs more ports than there are."""
 
 
 def free_port() -> int:
-    """A port that is free on every loopback address, for TCP and UDP, and was not given before.
+    """A port that is free on every loopback address, for TCP and UDP, and was not given lately.
 
     Taken below the range the kernel gives to outgoing connections, so that it stays free; each worker
     of a parallel run has every eighth port to itself.
@@ -104,7 +106,7 @@ def free_port() -> int:
     while True:
         port = 20_000 + 8 * random.randrange(1_500) + worker
         if port not in _given and _is_free(port):
-            _given.add(port)
+            _given.append(port)
             return port
 
 

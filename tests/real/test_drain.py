@@ -348,4 +348,5 @@ def test_a_session_of_a_paused_node_goes_on_in_tcp_mode(binary: Path) -> None:
                     assert server.recv(9) == b"more"
                     server.sendall(b"bye")
                     assert client.recv(9) == b"bye"
-            assert haproxy.servers()["web1"] == "DRAIN"
+            # `DRAIN 1/2` while its checks fail: the test's service answers one connection only.
+            assert haproxy.servers()["web1"].partition(" ")[0] == "DRAIN"
