@@ -31,6 +31,9 @@ Lines = Sequence[Sequence[str]]
 _AGAIN = 1.0
 """Seconds without a sign of a reload after which it is requested again; doubled each time."""
 
+_RESTART = 2.0
+"""Seconds that a command which restarts HAProxy has from the end of the old one to the start of the new one."""
+
 _POLL = 0.01
 _ASK = 1.0
 """Seconds to wait for an answer of HAProxy."""
@@ -91,10 +94,13 @@ class Reload:
         self._log = _stderr_log(running.main) if running else None
         self._ask(running)
         asked, again = time.monotonic(), _AGAIN
+        gone_since = asked
         while (waited := time.monotonic() - asked) < self._settings.timeout:
             if worker := self._new_worker(running, before, answering):
                 return worker
-            if running is not None and processes.read_process(running.main.pid) is None and self._is_gone():
+            if running is None or processes.read_process(running.main.pid) is not None or not self._is_gone():
+                gone_since = time.monotonic()
+            elif time.monotonic() - gone_since > _RESTART:
                 raise TryAgain("HAProxy ended during the reload: start it, haproxy.cfg is complete")
             if waited > again and self._was_lost(running, before):
                 again *= 2
