@@ -90,7 +90,9 @@ def _validate_columns(columns: Columns) -> None:
     if "" in addresses and any(not one and status in PRESENT for one, status in zip(addresses, statuses, strict=True)):
         raise ValueError("a member that is present has no address")
     # Both raise TypeError for a value that is not text.
-    if not are_names(names) or not are_addresses([*filter(None, addresses)] if "" in addresses else addresses):
+    if not are_names(names) or not are_addresses(
+        [one for one in addresses if one != ""] if "" in addresses else addresses
+    ):
         raise ValueError("a name or an address is none")
 
 

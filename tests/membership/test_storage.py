@@ -201,3 +201,13 @@ def work(membership: Membership) -> None:
 
 def test_the_sound_text_is_sound() -> None:
     assert storage.parse_membership(SOUND) == KNOWN
+
+
+@pytest.mark.parametrize("value", [{}, [], None, 0, False])
+def test_an_address_that_is_false_and_not_text_is_damage(value: object) -> None:
+    found = json.loads(storage.serialize_membership(KNOWN))
+    assert "" in found["members"]["address"]
+    found["members"]["address"][found["members"]["name"].index("web04")] = value
+
+    with pytest.raises(storage.Damaged):
+        storage.parse_membership(json.dumps(found).encode())
