@@ -18,8 +18,6 @@ from lbagent.outcome import BlockedRemoval, Outcome, Verdict
 from lbagent.settings import DEFAULT_ROLES, DEFAULT_STATE_DIR, Settings, load_settings
 from lbagent.system.log import Log
 
-# --- helptext --------------------------------------------------------------------------------------------
-
 EXAMPLES = (
     ("lbagent status", "who is in, who is out, and why"),
     ("lbagent check", "what should be mended"),
@@ -85,9 +83,6 @@ def _kinds(of: type[LbagentError]) -> Iterator[type[LbagentError]]:
         yield of
     for kind in of.__subclasses__():
         yield from _kinds(kind)
-
-
-# --- arguments ----------
 
 
 _LOOKS: Any = {"formatter_class": Help, "allow_abbrev": False}

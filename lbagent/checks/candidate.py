@@ -89,8 +89,6 @@ class Validator:
         return words
 
 
-# --- service_lines ---------------------------------------------------------------------------------------
-
 _HOLD_SERVERS = ("backend", "listen")
 _FIRST = int(ipaddress.IPv4Address("192.0.2.1"))  # RFC 5737: addresses for documentation
 _PLACE = re.compile(r"^(?:parsing )?\[[^\]]*\] ?: ?(?:'server [^']*' ?: ?)?")

@@ -16,8 +16,6 @@ from lbagent.state.store import Store
 from lbagent.system.processes import Process
 from lbagent.system.tuples import NamedTuple
 
-# --- permissions -----------------------------------------------------------------------------------------
-
 LEAST_FREE = 16 * 1024 * 1024
 """Bytes below which a disk counts as full: haproxy.cfg is written beside itself before it is swapped."""
 
@@ -60,9 +58,6 @@ def _of(owned: Owned, user: int) -> Iterator[Finding]:
         yield warning(Kind.PERMISSIONS, owned.path, f"group {owned.gid} can write it ({mode})", "chmod g-w")
     if owned.uid not in (0, user):
         yield warning(Kind.PERMISSIONS, owned.path, f"belongs to user {owned.uid}", "chown root")
-
-
-# --- files ----------
 
 
 def owned(paths: Sequence[str]) -> Iterator[Finding]:
@@ -158,9 +153,6 @@ def old_roles(roles_path: str) -> Iterator[Finding]:
     if os.path.exists(old):
         what = "the file of the classic handler.rb is here, and is not read"
         yield error(Kind.MIGRATION, old, what, f"copy it to {roles_path}, and add a `services:` block")
-
-
-# --- access ----------------------------------------------------------------------------------------------
 
 
 class Account(NamedTuple):

@@ -118,8 +118,6 @@ def _base(section: reader.Section, defaults: Mapping[str, Section]) -> Section |
     return None
 
 
-# --- proxies ---------------------------------------------------------------------------------------------
-
 _HASHES = ("source", "uri", "url_param", "hdr", "rdp-cookie", "hash")
 
 
@@ -217,8 +215,6 @@ def _grouped(kind: Kind, proxies: Sequence[Section], what: Callable[[str], str],
         yield warning(kind, group[0].where, what(enumerated([str(one) for one in group])), fix)
 
 
-# --- reloads ---------------------------------------------------------------------------------------------
-
 _SOCKET = "`stats socket /run/haproxy/admin.sock mode 660 level admin expose-fd listeners`"
 _KEEP_ALIVE = ("http-keep-alive", "http-request", "client")
 """The timeouts that bound an idle client, in the order in which HAProxy looks for them."""
@@ -299,8 +295,6 @@ def _longer(proxy: Section, names: Sequence[str], limit: float) -> str:
     found = proxy.timeout(*names)
     return found[0] if found is not None and found[1] is not None and found[1] >= limit else ""
 
-
-# --- said ------------------------------------------------------------------------------------------------
 
 TESTED = ("2.6", "2.8", "3.0", "3.2")
 """The versions of HAProxy that the tests run with, oldest first."""
@@ -388,8 +382,6 @@ def first_words(words: str) -> str:
     """The first line of them."""
     return words.strip().split("\n")[0]
 
-
-# --- haproxy_seen ----------------------------------------------------------------------------------------
 
 _VERSION_LIMIT = 5.0
 _ANSWER_LIMIT = 2.0

@@ -215,8 +215,6 @@ def _text(middle: str) -> str:
     return f"'# additional-{middle}-server'"
 
 
-# --- drift -----------------------------------------------------------------------------------------------
-
 _SHOWN = 20
 """Lines told one by one."""
 

@@ -10,8 +10,6 @@ from lbagent.checks.finding import Finding, Kind, ok, warning
 from lbagent.names import format_count
 from lbagent.roles.model import Role, Roles
 
-# --- keylines --------------------------------------------------------------------------------------------
-
 Path = tuple[str, ...]
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -29,9 +27,6 @@ def _below(node: yaml.Node, path: Path) -> Iterator[tuple[Path, int]]:
             here = (*path, str(key.value))
             yield here, key.start_mark.line + 1
             yield from _below(value, here)
-
-
-# --- roles ----------
 
 
 def judge(roles: Roles, path: str, lines: Mapping[Path, int]) -> Iterator[Finding]:

@@ -27,8 +27,6 @@ from lbagent.serf.agent_process import (
 from lbagent.serf.member_list import AgentInfo, MemberList, find_peers
 from lbagent.system import sockets, subprocess, untrusted_files
 
-# --- handlers --------------------------------------------------------------------------------------------
-
 _MEMBERS = ("member-join", "member-leave", "member-failed", "member-update", "member-reap")
 _KINDS = (*_MEMBERS, "user", "query", "*")
 
@@ -157,12 +155,6 @@ def _words(command: str) -> list[str]:
         return command.split()
 
 
-# --- serf ----------
-
-
-# --- cluster ---------------------------------------------------------------------------------------------
-
-
 def cluster_agent(info: AgentInfo) -> Iterator[Finding]:
     """The agent itself: there, and speaking in cipher."""
     yield ok(Kind.SERF, "", f"the agent {info.name} answers")
@@ -255,11 +247,6 @@ def host_of(named: str) -> str:
     return canonical_address(host) or host
 
 
-# --- serf ----------
-
-
-# --- agent_settings --------------------------------------------------------------------------------------
-
 _REPLAY = {
     "snapshot_path": "a load balancer that was down finds its cluster, and knows what it has heard, by this file",
     "replay_on_join": "pauses sent while the load balancer was down are lost without it",
@@ -324,11 +311,6 @@ def _rpc(settings: Mapping[str, Any], where: str) -> Iterator[Finding]:
             'write `"rpc_auth": "TOKEN"`, and give the agent SERF_RPC_AUTH=TOKEN for its handlers',
         )
 
-
-# --- serf ----------
-
-
-# --- agent_seen ------------------------------------------------------------------------------------------
 
 _SCRIPT_LIMIT = 64 * 1024
 """Bytes of a handler's program that are read to see whether it is a script that calls lbagent."""
@@ -408,9 +390,6 @@ def _program(command: str, found: Agent | None) -> str | None:
     if "/" in name and found:
         name = os.path.join(found.process.cwd or "/", name)
     return shutil.which(name, path=environ.get("PATH") or None)
-
-
-# --- serf ----------
 
 
 def _unreadable(file: Unreadable) -> Finding:

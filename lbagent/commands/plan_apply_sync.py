@@ -27,8 +27,6 @@ from lbagent.status.nodes import BY_HAND, list_server_states
 from lbagent.system.log import Log
 from lbagent.system.tuples import NamedTuple
 
-# --- diff ------------------------------------------------------------------------------------------------
-
 
 def show(seen: ConfigSnapshot, wanted: Plan) -> None:
     """Print the diff from what stands to what is planned; the operator's bytes, whatever their encoding."""
@@ -48,9 +46,6 @@ def _diff(seen: ConfigSnapshot, wanted: Plan) -> Iterator[str]:
 def _lines(split: Sequence[str]) -> list[str]:
     lines = [f"{line}\n" for line in split[:-1]]
     return [*lines, f"{split[-1]}\n\\ No newline at end of file\n"] if split[-1] else lines
-
-
-# --- plan_apply_sync ----------
 
 
 LOCK_WAIT = 30.0

@@ -19,8 +19,6 @@ from lbagent.state import history
 from lbagent.state.paths import Paths
 from lbagent.system.log import Log, format_error
 
-# --- summary ---------------------------------------------------------------------------------------------
-
 
 def summary(engine: Engine, name: str) -> str:
     """Its name, who is there, the digest of the managed lines as they stand, what waits, and how the last run ended."""
@@ -46,9 +44,6 @@ def _digest(engine: Engine) -> tuple[str, list[str]]:
     except (LbagentError, OSError) as error:
         return "unknown", [f"problem={format_error(error)}"]
     return (document.compute_digest() if document.has_managed_lines else "none"), []
-
-
-# --- query ----------
 
 
 ROOM = 1024 - 100

@@ -91,8 +91,6 @@ def _contents(stamp: Stamp) -> dict[str, int]:
     return found
 
 
-# --- attention -------------------------------------------------------------------------------------------
-
 _CHANGES: list[type[events.FileSystemEvent]] = [
     events.DirCreatedEvent,
     events.DirDeletedEvent,

@@ -49,9 +49,6 @@ def next_end(membership: Membership, since: int) -> int | None:
     return min((end for end in ends if end > since), default=None)
 
 
-# --- pace ------------------------------------------------------------------------------------------------
-
-
 class ReloadInterval:
     """When the last reload was, and when the next one may be; in seconds of the monotonic clock."""
 

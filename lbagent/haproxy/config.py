@@ -17,7 +17,6 @@ from lbagent.haproxy.reader import (
     SERVERS,
     Directive,
     EffectiveConfig,
-    Path,
     Reader,
     Section,
     are_exclusive,
@@ -255,10 +254,6 @@ class Document:
         if not self.conditional:
             return [one for one in self.proxies if one.name == name and one.kind in SERVERS]
         return [one for one in self.proxies if self._effective.find_server(one.start) == (name, True)]
-
-    def find_path(self, line: int) -> Path:
-        """Return the branches of `.if` that a line is in."""
-        return self._reader.find_place(line).path if self.conditional else ()
 
     def are_exclusive(self, one: int, other: int) -> bool:
         """Return whether HAProxy never reads both lines.

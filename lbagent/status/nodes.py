@@ -29,8 +29,6 @@ from lbagent.planning.proxy import ProxyPlanner
 from lbagent.roles.model import MissingTag, Pair, Role, Roles
 from lbagent.system.tuples import NamedTuple
 
-# --- standing --------------------------------------------------------------------------------------------
-
 MANAGED, PAUSED, DRAINED, BY_HAND = "managed", "paused", "drained", "by hand"
 
 
@@ -131,12 +129,6 @@ class _Known:
             return format_endpoint(role.find_address(member.name, member.address, tags), port)
         except MissingTag:
             return ""
-
-
-# --- nodes ----------
-
-
-# --- states ----------------------------------------------------------------------------------------------
 
 
 class State(StrEnum):
@@ -254,9 +246,6 @@ def _paused(found: State, facts: Facts) -> Iterator[str]:
         yield f"{paused}{whose}by its tag lbagent=paused"
     if pause := pauser.pause:
         yield f"{paused}{whose}by {pause.by}" + (f": {pause.reason}" if pause.reason else "")
-
-
-# --- nodes ----------
 
 
 class Node(NamedTuple):

@@ -207,8 +207,6 @@ def plain(report: Report) -> list[str]:
     return [*top, *([""] if top and lines else []), *lines, *([""] if lines else []), *under]
 
 
-# --- view ------------------------------------------------------------------------------------------------
-
 _GAP, _INDENT = 2, 4
 _NUMBERS = ("SINCE",)
 _WRAPPING = (COLUMNS.index("WHERE"), COLUMNS.index("HAPROXY"))
