@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from lbagent.membership.model import STATUSES
 from lbagent.roles.model import Pair
-from lbagent.system.tuples import NamedTuple
 
 _MOST = {
     **dict.fromkeys(("run", "event", "change", "reload", "sync", "success", "sync_failing"), 1 << 53),

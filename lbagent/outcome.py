@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
+from typing import NamedTuple
 
 from lbagent import names
-from lbagent.system.tuples import NamedTuple
 
 QUIET = "nothing to do"
 """The message of an outcome where nothing was done."""

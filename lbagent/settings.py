@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Mapping
-
-from lbagent.system.tuples import NamedTuple
 
 DEFAULT_ROLES = "/etc/lbagent/roles.yml"
 DEFAULT_STATE_DIR = "/var/lib/lbagent"
 
 
-class Settings(NamedTuple):
+_Fields = namedtuple("_Fields", "roles state_dir verbose", defaults=[False])  # noqa: PYI024  # `typing` takes longer to import than an event to store
+
+
+class Settings(_Fields):
     """The paths of roles.yml and of the state directory, and the verbosity."""
 
     roles: str
     state_dir: str
-    verbose: bool = False
+    verbose: bool
+
+    __slots__ = ()
 
 
 def load_settings(environ: Mapping[str, str], roles: str | None, state_dir: str | None, *, verbose: bool) -> Settings:

@@ -13,6 +13,7 @@ import tempfile
 from collections import UserDict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
+from typing import NamedTuple
 
 from lbagent.errors import TryAgain
 from lbagent.haproxy import config_files, validation
@@ -22,7 +23,6 @@ from lbagent.haproxy.process import RunningHaproxy
 from lbagent.haproxy.server_line import Server
 from lbagent.haproxy.validation import find_reason
 from lbagent.roles.model import HaproxySettings, MissingTag, Role, Roles, Service
-from lbagent.system.tuples import NamedTuple
 
 UNREADABLE = re.compile(
     r"permission denied|unable to (?:stat|open|load|read)|cannot (?:open|access|stat)", re.IGNORECASE

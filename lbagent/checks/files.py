@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from lbagent.checks.finding import AS_SERF, Finding, Kind, error, ok, unseen, warning
 from lbagent.membership.storage import Damaged
@@ -14,7 +15,6 @@ from lbagent.state import files
 from lbagent.state.paths import Paths
 from lbagent.state.store import Store
 from lbagent.system.processes import Process
-from lbagent.system.tuples import NamedTuple
 
 LEAST_FREE = 16 * 1024 * 1024
 """Bytes below which a disk counts as full: haproxy.cfg is written beside itself before it is swapped."""

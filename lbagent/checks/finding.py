@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
+from typing import NamedTuple
 
 from lbagent.names import make_printable
-from lbagent.system.tuples import NamedTuple
 
 NAMED = 5
 """Names that are told before `and N more`."""

@@ -6,6 +6,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from lbagent.checks.candidate import UNREADABLE
 from lbagent.checks.finding import AS_SERF, Finding, Kind, enumerated, error, ok, unseen, warning
@@ -19,7 +20,6 @@ from lbagent.haproxy.validation import check_files as validation_checked
 from lbagent.names import format_count
 from lbagent.roles.model import HaproxySettings
 from lbagent.system import processes, subprocess
-from lbagent.system.tuples import NamedTuple
 
 CLIENTS = ("frontend", "listen")
 SERVERS = ("backend", "listen")

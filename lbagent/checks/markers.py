@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from lbagent.checks import migration
 from lbagent.checks.finding import Finding, Kind, enumerated, error, ok, warning
@@ -13,7 +14,6 @@ from lbagent.haproxy.words import split_words
 from lbagent.names import format_count
 from lbagent.planning.plan import Plan, find_duplicate_markers
 from lbagent.roles.model import Roles
-from lbagent.system.tuples import NamedTuple
 
 _NEARLY = re.compile(r"additional[-_ \t]+(.*?)(?:[-_ \t]+server\b.*)?[ \t\r]*$", re.IGNORECASE)
 

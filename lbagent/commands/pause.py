@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 from lbagent.commands.plan_apply_sync import LOCK_WAIT, Verb
 from lbagent.errors import INTERRUPTED, LastServer, LbagentError, TryAgain, UsageError
@@ -25,7 +26,6 @@ from lbagent.serf.raw_event import RawEvent
 from lbagent.settings import Settings
 from lbagent.state.paths import Paths
 from lbagent.system.log import Log
-from lbagent.system.tuples import NamedTuple
 
 WAITS = (1, 2, 3, 4)
 """Seconds that another load balancer has for its answer, each time it is asked."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 from lbagent.errors import Busy, LbagentError, TryAgain, UsageError
 from lbagent.haproxy import config_files
@@ -25,7 +26,6 @@ from lbagent.state.lock import acquire_lock
 from lbagent.state.paths import Paths
 from lbagent.status.nodes import BY_HAND, list_server_states
 from lbagent.system.log import Log
-from lbagent.system.tuples import NamedTuple
 
 
 def show(seen: ConfigSnapshot, wanted: Plan) -> None:

@@ -10,6 +10,7 @@ import re
 import zlib
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
+from typing import NamedTuple
 
 from lbagent.haproxy.reader import (
     NOWHERE,
@@ -25,7 +26,6 @@ from lbagent.haproxy.reader import (
 from lbagent.haproxy.server_line import format_endpoint, is_drained
 from lbagent.haproxy.words import COMMANDS, Environment, Words, split_words
 from lbagent.names import IPV4, NAME, SERVICE, canonical_address
-from lbagent.system.tuples import NamedTuple
 
 BLANK = " \t\r"
 PAUSED = "# lbagent paused "

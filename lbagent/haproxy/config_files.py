@@ -6,18 +6,16 @@ import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from lbagent.haproxy import process
 from lbagent.haproxy.config import Document
 from lbagent.haproxy.instance import Haproxy
 from lbagent.haproxy.process import RunningHaproxy
+from lbagent.haproxy.runtime.state import Stats
 from lbagent.roles.model import HaproxySettings
 from lbagent.state import files
 from lbagent.state.files import Target
-from lbagent.system.tuples import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from lbagent.haproxy.runtime.state import Stats
 
 _PATIENCE = 1.0
 """Seconds to wait for the server states."""

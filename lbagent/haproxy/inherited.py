@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 from lbagent.haproxy.config import Document, Proxy
 from lbagent.haproxy.reader import ANYWHERE, Directive
 from lbagent.haproxy.runtime.capabilities import CANCELS, CANCELS_PROXY_V2, IMPLIED_BY_CHECK, Capabilities
 from lbagent.names import canonical_address
-from lbagent.system.tuples import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from typing import Any
 
 _DEEP = frozenset(("httpchk", "ssl-hello-chk", "smtpchk", "mysql-check", "pgsql-check", "redis-check", "ldap-check"))
 _DEEP |= {"tcp-check", "spop-check", "external-check"}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from lbagent.errors import TryAgain
 from lbagent.haproxy.runtime import socket
 from lbagent.system import processes, untrusted_files
 from lbagent.system.processes import Process
-from lbagent.system.tuples import NamedTuple
 
 _WITH_VALUE = frozenset(("-C", "-L", "-N", "-S", "-f", "-m", "-n", "-p", "-x"))
 """Options of haproxy that take a value (management manual, section 3)."""

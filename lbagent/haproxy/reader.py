@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from lbagent.haproxy.words import COMMANDS, Environment, Words, split_words
-from lbagent.system.tuples import NamedTuple
 
 Truth = bool | None
 """None where only the running HAProxy can tell."""

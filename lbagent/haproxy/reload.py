@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from lbagent.errors import LbagentError, TryAgain
 from lbagent.haproxy import process, validation
@@ -23,7 +24,6 @@ from lbagent.haproxy.runtime import socket as runtime_socket
 from lbagent.roles.model import HaproxySettings
 from lbagent.system import processes, subprocess
 from lbagent.system.processes import Process
-from lbagent.system.tuples import NamedTuple
 
 Lines = Sequence[Sequence[str]]
 """The words of each line of `global`."""

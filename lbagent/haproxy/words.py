@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-
-from lbagent.system.tuples import NamedTuple
+from typing import NamedTuple
 
 UNKNOWN = object()
 """The value of a variable when nothing is known about it."""

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-
-from lbagent.system.tuples import NamedTuple
+from typing import NamedTuple
 
 MEMBERS_LIMIT = 20_000
 UNKNOWN_LIMIT = 1_000

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from lbagent.membership import pauses
 from lbagent.membership.lookup import find_member
@@ -30,7 +31,6 @@ from lbagent.membership.pauses import COMMANDS_LIMIT, FORMER_CLOCK_PREFIX, Comma
 from lbagent.membership.updates import MembershipDraft, UpdateResult
 from lbagent.names import NAME, canonical_address
 from lbagent.serf.events import QUERY, TYPED, USER
-from lbagent.system.tuples import NamedTuple
 
 VERSION = 2
 """Version of the pages. lbagent 0.x requests version 1, before the ends of pauses were remembered."""

@@ -9,9 +9,9 @@ changes nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from lbagent.membership.model import LEGACY_DIGEST, LastCommand, Member, Pause, PauseCommand
-from lbagent.system.tuples import NamedTuple
 
 COMMANDS_LIMIT = 8
 """Commands with the same LTime that are kept for a node. More are never sent by accident."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from lbagent.membership.model import Members, as_table
 from lbagent.serf.member_list import AgentInfo, ListedMember
-from lbagent.system.tuples import NamedTuple
 
 DEFAULT_ROLE = "lb"
 

@@ -7,6 +7,7 @@ decides.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from lbagent.membership import pauses
 from lbagent.membership.lookup import find_member
@@ -27,7 +28,6 @@ from lbagent.membership.model import (
 from lbagent.names import NAME, canonical_address
 from lbagent.serf.events import TYPED, USER, Command, Event, Malformed, MemberEvent, MemberLine, fold_tags_as_stdin
 from lbagent.serf.raw_event import RawEvent
-from lbagent.system.tuples import NamedTuple
 
 DONE = "done"
 """The only answer that confirms a command: HAProxy is running the new configuration."""

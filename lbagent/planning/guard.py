@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
+from typing import NamedTuple
 
 from lbagent.haproxy.config import ManagedLine
 from lbagent.membership.model import LEFT, REMOVALS_WINDOW, Membership
 from lbagent.names import NAME, role_names
 from lbagent.outcome import BlockedRemoval
-from lbagent.system.tuples import NamedTuple
 
 _NAMES_LIMIT = 20
 

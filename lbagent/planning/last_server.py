@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from typing import NamedTuple
 
 from lbagent.haproxy.config import Document, ManagedLine, OperatorServer, Proxy
 from lbagent.haproxy.runtime.state import Stats
@@ -10,7 +11,6 @@ from lbagent.membership.lookup import find_paused
 from lbagent.membership.model import ALIVE, Membership
 from lbagent.planning.proxy import ProxyPlanner
 from lbagent.roles.model import Roles
-from lbagent.system.tuples import NamedTuple
 
 LAST_SERVER_WARNING = "no other server of "
 """First words of the note that a pause took the last server of a service."""

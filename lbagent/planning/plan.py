@@ -6,6 +6,7 @@ The plan depends on the state only, not on events, time or order of arrival. A p
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 from lbagent.errors import Refused
 from lbagent.haproxy.config import Document, Edit, Marker, Proxy, digest_lines
@@ -15,7 +16,6 @@ from lbagent.planning.desired import DesiredServers
 from lbagent.planning.guard import Guard, Removals
 from lbagent.planning.proxy import PlanContext, ProxyPlanner
 from lbagent.roles.model import Pair, Roles
-from lbagent.system.tuples import NamedTuple
 
 
 class Change(NamedTuple):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from lbagent.haproxy.config import Document
 from lbagent.membership.model import Membership
 from lbagent.planning import quarantine
 from lbagent.planning.plan import Change, Plan, PlanOptions, make_plan
 from lbagent.roles.model import Roles
-from lbagent.system.tuples import NamedTuple
 
 _NONE = Change((), ())
 

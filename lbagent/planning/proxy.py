@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 from lbagent.haproxy.config import Document, Edit, ManagedLine, OperatorServer, Proxy, find_endpoint, find_indentation
 from lbagent.haproxy.server_line import Server, assign_stable_ids, drain_line, format_paused_line, undrain_line
@@ -17,7 +18,6 @@ from lbagent.planning.conflicts import Conflicts
 from lbagent.planning.desired import UNKNOWN_TAGS, DesiredServer, DesiredServers, Note, UniformServers
 from lbagent.planning.guard import Guard
 from lbagent.roles.model import Pair, Roles
-from lbagent.system.tuples import NamedTuple
 
 Changes = dict[str, tuple[list[str], list[str]]]
 """Lines added and lines removed, by node."""

@@ -5,11 +5,9 @@ Fields are stored by name: a new key of roles.yml needs no change here.
 
 from __future__ import annotations
 
-from lbagent.roles.model import HaproxySettings, Role, Roles, Service, Template
-from lbagent.system.tuples import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from typing import Any
+from lbagent.roles.model import HaproxySettings, Role, Roles, Service, Template
 
 _TEMPLATE = "template"
 """The only key of an object that is a template."""

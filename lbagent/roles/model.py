@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from lbagent.names import TAG_VALUE, canonical_address, role_names
-from lbagent.system.tuples import NamedTuple
 
 DEFAULT_OPTIONS = "check inter {interval} rise 2 fall 2"
 DEFAULT_INTERVAL = "2s"

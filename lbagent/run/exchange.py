@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 from lbagent.errors import TryAgain
 from lbagent.membership import pause_reports
@@ -14,7 +15,6 @@ from lbagent.serf.member_list import find_peers
 from lbagent.state.lock import is_locked
 from lbagent.state.paths import Paths
 from lbagent.system.log import Log
-from lbagent.system.tuples import NamedTuple
 
 WAITS = (1, 1)
 """Seconds that another load balancer has for its answer, per attempt."""

@@ -15,7 +15,7 @@ from lbagent.system.log import Log, format_error_lines
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from lbagent.outcome import Outcome  # storing an event must not wait for enum
+    from lbagent.outcome import Outcome  # storing an event must not wait for `enum` and `typing`
 
 WATCH_HANGS_AFTER = 5.0
 """Seconds that a record may wait in the spool before a running `watch` counts as hung."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from lbagent.errors import LbagentError, NotStored, ReloadPostponed, TryAgain
 from lbagent.haproxy import config, config_files
@@ -19,7 +20,6 @@ from lbagent.run.transaction import Transaction
 from lbagent.serf.events import Command
 from lbagent.system.log import format_error
 from lbagent.system.sockets import count_connections
-from lbagent.system.tuples import NamedTuple
 
 QUEUED = "queued"
 """Stored, and not applied yet."""

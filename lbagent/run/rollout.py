@@ -6,7 +6,7 @@ import contextlib
 import time
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from lbagent.errors import LbagentError, ReloadPostponed, RolledBack
 from lbagent.haproxy import config, config_files
@@ -34,7 +34,6 @@ from lbagent.planning import quarantine, restore
 from lbagent.planning.plan import Plan
 from lbagent.roles.model import Roles
 from lbagent.state.store import Failure, Served, ServersInMaintenance, Store
-from lbagent.system.tuples import NamedTuple
 
 ATTEMPTS = 5
 """How often other processes may save haproxy.cfg during a run before the run gives up."""

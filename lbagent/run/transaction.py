@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 from lbagent.errors import Busy, LbagentError, Refused, ReloadPostponed, RolledBack, TryAgain
 from lbagent.haproxy import config, config_files
@@ -20,7 +21,6 @@ from lbagent.planning.plan import Change, Plan, PlanOptions, make_plan
 from lbagent.roles.model import Roles
 from lbagent.run.rollout import ATTEMPTS, Rollout, RolloutResult, find_withheld
 from lbagent.state.store import Served, Store
-from lbagent.system.tuples import NamedTuple
 
 
 class AppliedState:

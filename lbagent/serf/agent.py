@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
+from typing import TypeVar
 
 from lbagent.errors import TryAgain
 from lbagent.names import brief
 from lbagent.serf import member_list
 from lbagent.serf.member_list import AgentInfo, MemberList
 from lbagent.system import subprocess
-from lbagent.system.tuples import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from typing import TypeVar
-
-    Answer = TypeVar("Answer")
+Answer = TypeVar("Answer")
 
 AnswerCallback = Callable[[str, str], None]
 """Called with a node's name and its answer."""

@@ -9,11 +9,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from lbagent.system import processes, sockets, untrusted_files
 from lbagent.system.processes import Process
-from lbagent.system.tuples import NamedTuple
 
 _FILE_LIMIT = 1 << 20
 """Maximum bytes of a file of the agent; a keyring and settings take some thousand."""

@@ -7,10 +7,10 @@ query as it was sent. Lines are split at LF and fields at TAB only; Serf escapes
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from lbagent.names import NAME, canonical_address, make_printable
 from lbagent.serf.raw_event import RawEvent
-from lbagent.system.tuples import NamedTuple
 
 USER, QUERY, TYPED = "user", "query", "typed"
 """The clocks that order commands. One typed at an operator's prompt has no LTime."""

@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from lbagent.names import NAME, canonical_address, role_names
-from lbagent.system.tuples import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from typing import Any
 
 _LB = "lb"
 """Role of the load balancers in the documentation; the default if the agent has no role."""

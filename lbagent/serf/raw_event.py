@@ -5,9 +5,8 @@ Separate from `events`: a handler that only stores its event needs nothing else.
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Iterator, Mapping
-
-from lbagent.system.tuples import NamedTuple
 
 RECORD_LIMIT = 64 * 1024
 """Maximum bytes of a spool record; longer member events are split between lines."""
@@ -21,7 +20,10 @@ _FIELD_LIMIT = 1024
 _MEMBER_EVENTS = frozenset({"member-join", "member-leave", "member-failed", "member-update", "member-reap"})
 
 
-class RawEvent(NamedTuple):
+_Fields = namedtuple("_Fields", "id at kind name ltime self_name payload")  # noqa: PYI024  # `typing` takes longer to import than an event to store
+
+
+class RawEvent(_Fields):
     """One event, not validated yet."""
 
     id: str
@@ -35,6 +37,8 @@ class RawEvent(NamedTuple):
     ltime: int | None
     self_name: str
     payload: bytes
+
+    __slots__ = ()
 
     @property
     def is_member_event(self) -> bool:

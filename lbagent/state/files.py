@@ -9,10 +9,10 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from lbagent.state import lock
 from lbagent.system import untrusted_files
-from lbagent.system.tuples import NamedTuple
 
 _WRITING = 0.1
 """Seconds to wait for a process that has the file open for writing."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections import namedtuple
 
-from lbagent.system.tuples import NamedTuple
+_Fields = namedtuple("_Fields", "folder")  # noqa: PYI024  # `typing` takes longer to import than an event to store
 
 
-class Paths(NamedTuple):
+class Paths(_Fields):
     """Paths in the state directory `folder`."""
 
     folder: str
+
+    __slots__ = ()
 
     @property
     def spool(self) -> str:

@@ -11,9 +11,8 @@ import errno
 import os
 import stat
 import time
+from collections import namedtuple
 from collections.abc import Iterable, Iterator
-
-from lbagent.system.tuples import NamedTuple
 
 KEPT = 100
 """Number of files kept in `bad/`, the newest ones."""
@@ -37,13 +36,18 @@ Mark = tuple[str, int, int]
 """Name, inode and mtime (ns) of a file. A name alone is not enough: an emptied spool starts at number 1 again."""
 
 
-class Record(NamedTuple):
+_Fields = namedtuple("_Fields", "name content foreign", defaults=[False])  # noqa: PYI024  # `typing` takes longer to import than an event to store
+
+
+class Record(_Fields):
     """One readable record."""
 
     name: str
     content: bytes
-    foreign: bool = False
+    foreign: bool
     """Whether neither root nor this user has written it."""
+
+    __slots__ = ()
 
 
 class Spool:

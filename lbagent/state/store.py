@@ -9,20 +9,16 @@ import time
 import zlib
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from lbagent import metrics as metrics_module
 from lbagent.membership import storage
 from lbagent.membership.model import Membership
+from lbagent.membership.peers import Peers
 from lbagent.metrics import Last
 from lbagent.state import files
 from lbagent.state.paths import Paths
 from lbagent.system import untrusted_files
-from lbagent.system.tuples import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from typing import Any
-
-    from lbagent.membership.peers import Peers
 
 HISTORY_LIMIT = 4 * 1024 * 1024
 """Size in bytes above which history.jsonl is renamed to history.jsonl.1."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from enum import StrEnum
+from typing import NamedTuple
 
 from lbagent.haproxy.config import Document, ManagedLine, OperatorServer, Proxy
 from lbagent.haproxy.runtime.state import NO_STATS, Stats
@@ -27,7 +28,6 @@ from lbagent.planning.plan import Change
 from lbagent.planning.preview import Preview
 from lbagent.planning.proxy import ProxyPlanner
 from lbagent.roles.model import MissingTag, Pair, Role, Roles
-from lbagent.system.tuples import NamedTuple
 
 MANAGED, PAUSED, DRAINED, BY_HAND = "managed", "paused", "drained", "by hand"
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
@@ -18,7 +19,6 @@ from lbagent.membership.peers import Peer
 from lbagent.names import format_count, make_printable
 from lbagent.status.nodes import BY_HAND, Node, State
 from lbagent.status.report import Report, Served
-from lbagent.system.tuples import NamedTuple
 
 COLUMNS = ("NODE", "ADDRESS", "ROLE", "WHERE", "STATE", "SINCE", "HAPROXY", "OPEN")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from lbagent.errors import Refused
 from lbagent.haproxy.config import Document
@@ -18,7 +18,6 @@ from lbagent.planning.desired import Note
 from lbagent.planning.preview import Preview, make_preview
 from lbagent.roles.model import Roles
 from lbagent.status.nodes import BY_HAND, Node, State, list_server_states, nodes
-from lbagent.system.tuples import NamedTuple
 
 VERSION = 1
 """Of the JSON object: it grows by keys; what a key means changes only with this number."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from lbagent.system.repeats import Repeats  # only `watch` uses it
+    from lbagent.system.repeats import Repeats  # loads `re`, which a handler that stores an event does not need
 
 _JOURNAL = "/run/systemd/journal/socket"
 

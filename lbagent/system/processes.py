@@ -10,8 +10,7 @@ import errno
 import os
 import time
 from collections.abc import Iterable
-
-from lbagent.system.tuples import NamedTuple
+from typing import NamedTuple
 
 _PARENT, _STARTED = 1, 19
 

@@ -8,10 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from socket import socket
+from socket import socket
 
 _ESTABLISHED, _LISTENING = "01", "0A"
 _LOCAL, _REMOTE, _STATE, _USER = 1, 2, 3, 7

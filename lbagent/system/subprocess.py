@@ -10,8 +10,7 @@ import os
 import select
 import time
 from collections.abc import Callable, Mapping, Sequence
-
-from lbagent.system.tuples import NamedTuple
+from typing import NamedTuple
 
 _WORDS_LIMIT = 16 * 1024 * 1024
 """Maximum bytes of output: `serf members` of 20,000 nodes prints 7 MB."""

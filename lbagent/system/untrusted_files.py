@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-
-from lbagent.system.tuples import NamedTuple
+from typing import NamedTuple
 
 
 class UntrustedFile(NamedTuple):

@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
-
-from lbagent.system.tuples import NamedTuple
+from typing import NamedTuple
 
 
 class Capabilities(NamedTuple):

@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 from lbagent.haproxy.config import ROSTER_NAME, Key, format_target
 from lbagent.haproxy.process import Worker
 from lbagent.haproxy.runtime import session, socket
 from lbagent.haproxy.runtime.session import SessionError
 from lbagent.state import files
-from lbagent.system.tuples import NamedTuple
 
 Lines = Sequence[Sequence[str]]
 """The words of each line of `global`."""

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
+from typing import NamedTuple
 
 from lbagent.haproxy import inherited as haproxy_inherited
 from lbagent.haproxy.config import ROSTER_NAME, Document, Key, Lines, Proxy, format_target, split_server_line
@@ -20,7 +21,6 @@ from lbagent.haproxy.runtime.session import Session, SessionError
 from lbagent.haproxy.server_line import is_drained, undrain_line
 from lbagent.names import canonical_address
 from lbagent.system import sockets
-from lbagent.system.tuples import NamedTuple
 
 LEFT_LIMIT = 100
 """Number of servers left in maintenance that cannot be deleted, above which a reload removes them."""

@@ -7,11 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-
-from lbagent.system.tuples import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from socket import AddressFamily
+from socket import AddressFamily
 
 COMMAND_LIMIT = 8 * 1024
 """Maximum bytes of one command. One longer than tune.bufsize is never answered and blocks its session."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
+from typing import NamedTuple
 
 from lbagent.haproxy.config import Key, Lines, format_target, split_server_line
 from lbagent.haproxy.server_line import is_drained
 from lbagent.names import canonical_address
-from lbagent.system.tuples import NamedTuple
 
 _MAINT, _DRAIN = 0x01, 0x08
 _OUT = _MAINT | _DRAIN
