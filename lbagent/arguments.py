@@ -151,6 +151,7 @@ def _built() -> tuple[_Parser, Mapping[str, _Parser]]:
         ("status", "show each node, what is served, and what waits", _status),
         ("check", "look at roles.yml, markers, haproxy.cfg, HAProxy and Serf; exit 0 no error, 1 some", _check),
         ("watch", "the daemon: applies what `handle` has stored, looks after edits, syncs each minute", _watch),
+        ("web", "serve a web page of the pair: nodes, history, pause and resume; metrics and an API", _web),
     ):
         more = verb_epilog(parser.prog)
         verb = known.add_parser(name, help=words, description=f"{words[0].upper()}{words[1:]}.", epilog=more, **_LOOKS)
@@ -255,5 +256,29 @@ def _watch(parser: argparse.ArgumentParser) -> None:
         from lbagent.daemon.daemon import watch  # noqa: PLC0415  # watchdog and tenacity: 60 ms that only the daemon needs
 
         return watch
+
+    parser.set_defaults(verb=load)
+
+
+def _web(parser: argparse.ArgumentParser) -> None:
+    for name, metavar, words, more in (
+        ("--listen", "ADDRESS:PORT", "where to listen; default: 127.0.0.1:8053", {"default": "127.0.0.1:8053"}),
+        ("--host", "NAME", "a name by which browsers reach the page; may be repeated", {"action": "append"}),
+        ("--users", "FILE", "users who may pause, resume and forget: htpasswd, bcrypt; default: nobody may", {}),
+        ("--prefix", "PATH", "path of the page behind a proxy, such as /lbagent", {"default": ""}),
+        (
+            "--peer",
+            "URL",
+            "page of the other load balancer, shown beside this one; may be repeated",
+            {"action": "append"},
+        ),
+    ):
+        options: dict[str, Any] = more
+        parser.add_argument(name, metavar=metavar, help=words, **options)
+
+    def load(found: argparse.Namespace) -> Callable[[Settings, Log], int]:
+        from lbagent.commands.web import web  # noqa: PLC0415  # what only a page needs
+
+        return web(found.listen, found.host or (), found.users, found.prefix, found.peer or ())
 
     parser.set_defaults(verb=load)
