@@ -100,7 +100,7 @@ def test_a_load_balancer_that_cannot_apply_says_why(two: tuple[Balancer, Balance
     other.lb.text = text
     assert (status, said["lb01"]) == (1, "done")
     assert said["lb02"].startswith(
-        "not applied yet: HAProxy refuses the operator's own text, nothing was replaced: parsing ["
+        "not applied yet: haproxy.cfg is invalid, not because of lbagent; nothing was changed: parsing ["
     )
     assert other.run("apply").returncode == 0
     assert other.lb.managed[0] == node.out
