@@ -397,7 +397,7 @@ def _explain_not_remembered(draft: MembershipDraft, command: Command, address: s
     if address and (count := sum(one.address == address and one.present for one in draft.members.values())):
         return f"{count} nodes have the address {address}: name one of them"
     if not NAME.fullmatch(command.name):
-        return f"no node has the address {address}" if address else "not a node name"
+        return f"no node has the address {address}" if address else "invalid node name"
     full = draft.is_full_of_unknown(paused=command.verb == "pause")
     return "too many unknown nodes are paused" if full else None
 

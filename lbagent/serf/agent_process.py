@@ -128,7 +128,7 @@ class Agent(NamedTuple):
 def find_running_agent() -> Agent | None:
     """Return the agent at the RPC address that lbagent uses; None if none is found."""
     asked = os.environ.get("SERF_RPC_ADDR") or DEFAULT_RPC
-    believed = {0, os.geteuid(), *sockets.find_listeners(asked)}
+    believed = {0, os.geteuid(), *sockets.find_listening_users(asked)}
     for one in processes.find_processes("serf"):
         argv = one.argv
         if argv[1:2] == ["agent"] and one.user in believed and _shares_network(one.pid):

@@ -109,7 +109,9 @@ def test_a_refused_line_is_a_warning_and_the_next_one_counts() -> None:
     done = folding(known(), joining("we b\t10.0.0.9\tweb\t", WEB01))
 
     assert statuses(done.membership) == {"web01": ALIVE}
-    assert done.warnings == ("member-join: node name 'we b' is not [A-Za-z0-9][A-Za-z0-9._-]{0,62}",)
+    assert done.warnings == (
+        "member-join: invalid node name 'we b'; use at most 63 letters, digits, '.', '-' and '_', beginning with a letter or digit",
+    )
 
 
 def full(status: str = ALIVE) -> Membership:
@@ -164,8 +166,8 @@ def test_answers_say_what_became_of_each_query() -> None:
         "unknown node, remembered",
         "unknown node",
         "still paused by its tag",
-        "refused: pause: the payload '' is not NAME [ADDRESS] [ROLE] [for=2h] [reason=…]",
-        "refused: not a node name",
+        "refused: pause: invalid payload ''; send NAME [ADDRESS] [ROLE] [for=2h] [reason=…]",
+        "refused: invalid node name",
     ]
 
 
