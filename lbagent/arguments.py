@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import shutil
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -109,15 +110,29 @@ def parsed(words: list[str], environ: Mapping[str, str]) -> tuple[Settings, Call
     if not words:
         parser.print_help()
         parser.exit()
-    found, unknown = parser.parse_known_args(words)
+    found, unknown = parser.parse_known_args(_move_bare_wait(words))
     if found.command is None:
         parser.error("no verb is given")
     used = verbs[found.command]
+    if unknown and "nodes" in found and not any(word.startswith("-") for word in unknown):
+        # argparse takes all nodes from one place; `pause web01 --for 2h web02` has two.
+        found.nodes += unknown
+        unknown = []
     if unknown:
         options = sorted({*used.option_names, *parser.option_names})
         hint = _suggestion(unknown[0], options) if unknown[0].startswith("-") else ""
         used.error(f"{unknown[0][:40]!r} is not an option or argument of `{used.prog}`{hint}")
     return load_settings(environ, found.roles, found.state_dir, verbose=found.verbose), found.verb(found)
+
+
+def _move_bare_wait(words: list[str]) -> list[str]:
+    """Return the words with `--wait` behind the nodes where a node follows: argparse would take that for its TIME."""
+    end = words.index("--") if "--" in words else len(words)
+    for at, word in enumerate(words[:end]):
+        value = words[at + 1] if at + 1 < end else "-"
+        if word == "--wait" and not re.fullmatch("-.*|[0-9]+[a-z]?", value):
+            return [*words[:at], *words[at + 1 : end], "--wait", *words[end:]]
+    return words
 
 
 def _suggestion(word: str, known: Iterable[str]) -> str:
@@ -201,8 +216,12 @@ def _pause(parser: argparse.ArgumentParser) -> None:
     _node(parser)
     parser.add_argument("--for", dest="lasting", metavar="TIME", help="until then at the latest: 90s, 15m, 2h, 7d")
     parser.add_argument("--reason", metavar="TEXT", help="why, for whoever looks at `lbagent status`")
-    parser.add_argument("--force", action="store_true", help="also where no other server of a service serves")
-    parser.set_defaults(verb=lambda found: pause.pause(found.nodes, found.lasting, found.reason, force=found.force))
+    words = "return when no session is open on any load balancer; exit 1 after TIME"
+    parser.add_argument("--wait", nargs="?", const=True, default=False, metavar="TIME", help=words)
+    parser.add_argument("--force", action="store_true", help="also pause the last serving node of a service")
+    parser.set_defaults(
+        verb=lambda found: pause.pause(found.nodes, found.lasting, found.reason, wait=found.wait, force=found.force)
+    )
 
 
 def _resume(parser: argparse.ArgumentParser) -> None:
