@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import shutil
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -112,15 +113,29 @@ def parse_command_line(argv: list[str], environ: Mapping[str, str]) -> tuple[Set
     if not argv:
         parser.print_help()
         parser.exit()
-    found, unknown = parser.parse_known_args(argv)
+    found, unknown = parser.parse_known_args(_move_bare_wait(argv))
     if found.command is None:
         parser.error("a command is missing")
     used = verbs[found.command]
+    if unknown and "nodes" in found and not any(word.startswith("-") for word in unknown):
+        # argparse takes all nodes from one place; `pause web01 --for 2h web02` has two.
+        found.nodes += unknown
+        unknown = []
     if unknown:
         options = sorted({*used.option_names, *parser.option_names})
         hint = _format_suggestion(unknown[0], options) if unknown[0].startswith("-") else ""
         used.error(f"unknown option or argument {unknown[0][:40]!r}{hint}")
     return load_settings(environ, found.roles, found.state_dir, verbose=found.verbose), found.verb(found)
+
+
+def _move_bare_wait(argv: list[str]) -> list[str]:
+    """Return `argv` with `--wait` behind the nodes if a node follows it: argparse would take that for its TIME."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    for at, word in enumerate(argv[:end]):
+        value = argv[at + 1] if at + 1 < end else "-"
+        if word == "--wait" and not re.fullmatch("-.*|[0-9]+[a-z]?", value):
+            return [*argv[:at], *argv[at + 1 : end], "--wait", *argv[end:]]
+    return argv
 
 
 def _format_suggestion(word: str, known: Iterable[str]) -> str:
@@ -221,8 +236,12 @@ def _configure_pause(parser: argparse.ArgumentParser) -> None:
     _add_nodes(parser)
     parser.add_argument("--for", dest="lasting", metavar="TIME", help="duration, e.g. 90s, 15m, 2h, 7d")
     parser.add_argument("--reason", metavar="TEXT", help="shown by `lbagent status`")
+    words = "return when no session is open on any load balancer; exit 1 after TIME"
+    parser.add_argument("--wait", nargs="?", const=True, default=False, metavar="TIME", help=words)
     parser.add_argument("--force", action="store_true", help="also pause the last serving node of a service")
-    parser.set_defaults(verb=lambda found: pause.pause(found.nodes, found.lasting, found.reason, force=found.force))
+    parser.set_defaults(
+        verb=lambda found: pause.pause(found.nodes, found.lasting, found.reason, wait=found.wait, force=found.force)
+    )
 
 
 def _configure_resume(parser: argparse.ArgumentParser) -> None:
