@@ -91,6 +91,11 @@ def is_locked(path: str) -> bool:
         os.close(descriptor)
 
 
+def is_held(path: str) -> bool:
+    """Return whether this process holds the lock at `path`."""
+    return path in _ACQUIRED
+
+
 def may_lock(path: str) -> bool:
     """Return whether this user may open the lock at `path`, or create it if it is missing."""
     if os.geteuid() == 0:
