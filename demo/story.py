@@ -1,4 +1,4 @@
-"""The story: nodes join, one is paused, rebooted and resumed, one leaves; and a client who notices nothing."""
+"""The demo: nodes join, one is paused, rebooted and resumed, one leaves, while a client sends requests."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class Story:
     """The acts, in order."""
 
     def __init__(self, stage: Stage, screen: Screen) -> None:
-        """The stage is set, nothing has happened."""
+        """Start nothing yet."""
         self._stage, self._screen = stage, screen
         self._client = Client(LB, stage.port)
         self._marks: list[tuple[float, str]] = []
         self._acts = 0
 
     def tell(self) -> int:
-        """Play it all; 0 where no request has failed."""
+        """Play all scenes. Returns 0 if no request failed, else 1."""
         try:
             self._opening()
             self._joins()
@@ -51,19 +51,19 @@ class Story:
         self._act("Two web nodes boot", "Their Serf agents join the cluster. Nobody touches the load balancer.")
         self._boot("web01", "web02")
         self._client.start()
-        self._act("A third one joins", "From here on a client asks all the time, and no request gets a second try.")
+        self._act("A third one joins", "A client now sends requests without a break, and retries none.")
         self._look(lambda: self._boot("web03"))
 
     def _patch_day(self) -> None:
-        self._act("web02 gets its patches: pause it", "No new request goes there until somebody says resume.")
+        self._act("web02 is to be patched: pause it", "It gets no new request until it is resumed.")
         self._look(lambda: self._say("pause", "web02"))
-        self._act("The patches reboot it", "It leaves, boots, joins again, and is still paused.")
+        self._act("The patches reboot web02", "It leaves, boots, joins again, and is still paused.")
         self._look(self._reboot)
-        self._act("web02 is well again: resume it", "Its line comes back.")
+        self._act("web02 is patched: resume it", "Its server line is back.")
         self._look(lambda: self._say("resume", "web02"))
 
     def _farewell(self) -> None:
-        self._act("web03 is shut down for good", "Serf says goodbye for it, and its line goes.")
+        self._act("web03 is shut down for good", "Its Serf agent leaves the cluster, and lbagent removes its line.")
         self._look(lambda: self._shut_down("web03"))
 
     def _act(self, title: str, why: str) -> None:
@@ -71,12 +71,12 @@ class Story:
         self._screen.act(f"{self._acts}. {title}", why)
 
     def _look(self, scene: Callable[[], object]) -> None:
-        """Play a scene, and show what the client saw of it."""
+        """Play a scene, and show the answers that the client got meanwhile."""
         self._marks = []
         begin = time.monotonic()
         time.sleep(_BEFORE)
         scene()
-        self._screen.waiting("what does the client see?")
+        self._screen.waiting("counting the client's answers …")
         time.sleep(_AFTER)
         end = time.monotonic()
         self._screen.traffic(Picture(self._client.between(begin, end), list(NODES), begin, end, self._marks))
@@ -102,12 +102,12 @@ class Story:
         self._change(f"user {verb}", (node,), lambda: self._stage.serf(node, *words), verb)
 
     def _change(self, event: str, nodes: tuple[str, ...], action: Callable[[], object], mark: str) -> None:
-        """Do something, wait until lbagent has dealt with what Serf said of it, and show both."""
+        """Do `action`, wait until lbagent has applied the events of it, and show both. Raises Stuck."""
         stage = self._stage
         text, told, known = stage.config.read_text(), len(stage.told()), len(stage.history())
         if mark:
             self._marks.append((time.monotonic(), mark))
-        self._screen.waiting("Serf spreads the word …")
+        self._screen.waiting("Serf spreads the event …")
         action()
 
         def heard() -> bool:

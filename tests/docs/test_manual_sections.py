@@ -1,4 +1,4 @@
-"""Each section of HAProxy's manuals that a docstring or page cites exists, under the cited title, on every release here."""
+"""Each section of HAProxy's manuals that the code or a page cites exists, with its title, on every release here."""
 
 from __future__ import annotations
 
