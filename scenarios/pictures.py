@@ -1,8 +1,8 @@
 """Draws the pictures of the documentation from the real program: `python -m scenarios.pictures FOLDER`.
 
 The demo runs as `make demo` runs it. `status`, `check` and `pause` run on a real pair of load balancers, each a machine
-of its own. Every command runs in a pseudo-terminal, so that it prints what an operator sees. `mermaidx` draws the Mermaid
-files of FOLDER.
+of its own. Every command runs in a pseudo-terminal, so that it prints what an operator sees. `mermaidx` draws the
+Mermaid files of FOLDER.
 """
 
 from __future__ import annotations

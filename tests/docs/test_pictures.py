@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -33,7 +33,7 @@ def test_every_picture_is_shown() -> None:
 def test_a_picture_is_an_svg_that_loads_nothing(picture: Path) -> None:
     text = picture.read_text(encoding="utf-8")
 
-    root = ElementTree.fromstring(text)
+    root = ET.fromstring(text)
 
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     assert re.findall(r"https?://(?!www\.w3\.org/)[^\s\"')]+|@import|<script", text) == []
