@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from typing import Any
@@ -57,7 +58,7 @@ def test_a_failure_that_is_fixed_is_shown_no_more() -> None:
     assert top[0].startswith("last run: refused: HAProxy refuses the operator's own text")
     assert broken["last_success"] == good["run"]["at"]
     assert (fixed["wrong"], fixed["run"]["status"], fixed["last_success"]) == ([], 0, fixed["run"]["at"])
-    assert "\nlast run: 0s ago, unchanged: nothing to do\n" in below or "\nlast run: 1s ago, unchanged" in below
+    assert re.search(r"^last run: \d+s ago, unchanged: nothing to do$", below, re.MULTILINE)
     assert "\nlast change: " in below
 
 
