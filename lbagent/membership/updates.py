@@ -414,4 +414,5 @@ def _describe_sender(command: Command, raw: RawEvent) -> str:
     if command.clock == TYPED:
         return f"operator on {raw.self_name}"
     way = "user event" if command.clock == "user" else "query"
-    return f"operator on {command.by}, by {way}" if command.by else way
+    user, _, name = command.by.rpartition("@")
+    return f"{user or 'operator'} on {name}, by {way}" if name else way

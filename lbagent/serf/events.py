@@ -6,6 +6,7 @@ query as it was sent. Lines are split at LF and fields at TAB only; Serf escapes
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ USER, QUERY, TYPED = "user", "query", "typed"
 """The clocks that order commands. One typed at an operator's prompt has no LTime."""
 
 REASON_LIMIT = 200
+_SENDER = re.compile(rf"(?:{NAME.pattern}@)?{NAME.pattern}")
 _MINUTE = 60
 _UNITS = {"s": 1, "m": _MINUTE, "h": 60 * _MINUTE, "d": 24 * 60 * _MINUTE}
 _DURATION_DIGITS = 7
@@ -34,7 +36,7 @@ class Command(NamedTuple):
     reason: str
     digest: str
     by: str = ""
-    """The load balancer where an operator typed it, as the sender claims."""
+    """The load balancer where an operator typed it, or USER@NAME from its web page, as the sender claims."""
     force: bool = False
     lasting: int | None = None
     """Seconds from the time it was sent, if it has `for=` rather than `until=`."""
@@ -148,7 +150,7 @@ def parse_command(raw: RawEvent, text: str) -> Command | Malformed:
     plain = [word for word in words if word not in times and not word.startswith("by=")]
     force = verb == "forget" and plain[-1:] == ["force"]
     plain = plain[:-1] if force else plain
-    if not plain or len(plain) > 3 or not all(map(NAME.fullmatch, senders[:1])):  # noqa: PLR2004  # NAME, ADDRESS, ROLE
+    if not plain or len(plain) > 3 or not all(map(_SENDER.fullmatch, senders[:1])):  # noqa: PLR2004  # NAME, ADDRESS, ROLE
         return Malformed(f"{verb}: invalid payload {text[:80]!r}; send NAME [ADDRESS] [ROLE] [for=2h] [reason=…]")
     now = raw.at // 1000
     found = _parse_end(times)

@@ -487,6 +487,12 @@ def test_the_same_pause_again_began_when_it_began() -> None:
     assert longer.members["web01"].pause == Pause(NOW + 60, "operator on lb01, by query", "patch day", 1_900_000_000)
 
 
+def test_a_pause_from_the_web_page_names_its_user() -> None:
+    after = folded(known(member("web01")), saying("pause", "web01 by=alice@lb02 reason=patch day", 7, "query"))
+
+    assert after.members["web01"].pause == Pause(NOW, "alice on lb02, by query", "patch day", None)
+
+
 def test_tags_that_are_certain_stay_where_stdin_can_only_say_the_same() -> None:
     exact = {"a": "1,role=lb", "b": "x=y,z"}
     before = known(member("web12", "127.0.0.17", tags=exact))
