@@ -13,6 +13,8 @@ from lbagent.system.log import Log
 LIBRARIES = ("starlette", "uvicorn", "jinja2", "bcrypt")
 """What the extra `web` brings; in Debian each is a package python3-NAME."""
 
+DEFAULT_LISTEN = "127.0.0.1:8053"
+
 
 def web(
     listen: str, hosts: Sequence[str], users: str | None, prefix: str, peers: Sequence[str]

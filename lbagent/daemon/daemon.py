@@ -59,7 +59,7 @@ def watch(settings: Settings, log: Log) -> int:
     log.repeats = Repeats()
     with acquire_lock(paths.watch_lock, writes=False) as had:
         if not had:
-            raise Busy(f"another `lbagent watch` runs: it holds {paths.watch_lock}")
+            raise Busy(f"{paths.watch_lock}: another `lbagent watch` is running; stop one of the two")
         subprocess.waiting_callbacks.append(sd_notify.alive)
         with FileWatcher() as attention, _open_status_socket(settings, log) as status:
             _Watch(settings, log, attention, status).until_told_to_end()
@@ -127,7 +127,7 @@ class _Watch:
             again(self._round)
             self._rest(SYNC_EVERY)
         sd_notify.notify("STOPPING=1")
-        self._log.info("told to end: what was under way is done")
+        self._log.info("stopped; the run in progress was completed")
 
     def _called(self, number: int, _: object) -> None:
         # No more than a note: what is under way comes to its end.
@@ -174,8 +174,8 @@ class _Watch:
         except lock.LockLost as lost:
             self._engine.paths.prepare()
             if not lock.acquire_again(path, 0):
-                raise Busy(f"{path}: another `lbagent watch` has acquired it; stop one of the two") from lost
-            self._log.warning(f"{path}: the lock file was removed or replaced; made again")
+                raise Busy(f"{path}: another `lbagent watch` is running; stop one of the two") from lost
+            self._log.warning(f"{path}: the lock file was removed or replaced; created again")
 
     def _run(self, learn: Learn | None = None) -> Outcome:
         # Before, not after: an edit that comes while we run is another one.

@@ -58,7 +58,7 @@ def check_lock(path: str) -> None:
     """
     descriptor = _ACQUIRED.get(path)
     if descriptor is not None and not _is_same_file(path, descriptor):
-        raise LockLost(f"{path}: the lock file was removed or replaced during a run; another run goes on")
+        raise LockLost(f"{path}: the lock file was removed or replaced during a run; another run may have started")
 
 
 def check_all_locks() -> None:
@@ -89,6 +89,11 @@ def is_locked(path: str) -> bool:
         return not _try_flock(descriptor, fcntl.LOCK_SH)
     finally:
         os.close(descriptor)
+
+
+def is_held(path: str) -> bool:
+    """Return whether this process holds the lock at `path`."""
+    return path in _ACQUIRED
 
 
 def may_lock(path: str) -> bool:

@@ -16,8 +16,8 @@ HEARTBEAT_LATE = 120.0
 SYNC_LATE = 300
 """Seconds after which a daemon that syncs every minute must have synced."""
 
-_UNHEALTHY = ("daemon", "waiting", "sync", "haproxy", "reload", "last run", "problem")
-"""Kinds of `wrong` that keep events from taking effect on this load balancer."""
+_HARMLESS = ("service", "quarantine", "held back", "blocked", "peer")
+"""Kinds of `wrong` with which events take effect on this load balancer all the same."""
 
 _SERVES = ("UP", "no check")
 """How HAProxy's state of a server begins that takes new requests."""
@@ -207,7 +207,7 @@ class Balancer(NamedTuple):
         status = self.status
         if status is None:
             return [self.error]
-        faults = [f"{one.kind}: {one.what}" for one in status.wrong if one.kind in _UNHEALTHY]
+        faults = [f"{one.kind}: {one.what}" for one in status.wrong if one.kind not in _HARMLESS]
         if self.age > HEARTBEAT_LATE:
             faults.insert(0, f"daemon: hangs; its last sign of life was {self.age:.0f} s ago; restart it")
         if status.sync_at is None and status.sync_failing is None:
@@ -240,14 +240,15 @@ def drop_outdated(balancers: Sequence[Balancer]) -> list[Balancer]:
     """
     digests = {one.name: one.status.digest for one in balancers if one.status}
 
-    def is_outdated(problem: Problem, digest: str | None) -> bool:
-        name, _, words = problem.what.partition(" ")
-        return problem.kind == "peer" and words.startswith("has other managed lines") and digests.get(name) == digest
+    def is_outdated(problem: Problem, status: Status) -> bool:
+        differing = [one for one in status.peers if one.answers and one.equal is False]
+        names = [one.name for one in differing if digests.get(one.name) == status.digest]
+        return problem.kind == "peer" and problem.what.split(" ", 1)[0] in names
 
     found = []
     for one in balancers:
         if status := one.status:
-            wrong = [problem for problem in status.wrong if not is_outdated(problem, status.digest)]
+            wrong = [problem for problem in status.wrong if not is_outdated(problem, status)]
             one = one._replace(status=status._replace(wrong=wrong))  # noqa: PLW2901  # the same, newer
         found.append(one)
     return found

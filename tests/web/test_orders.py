@@ -98,7 +98,7 @@ def test_an_agent_that_cannot_be_asked_is_shown(daemon: Publisher) -> None:
 
         page = eventually(lambda: (found := web.get(where).text) * ("under way" not in found))
 
-    assert "the Serf agent cannot be asked" in page or "serf cannot be run" in page
+    assert "failed</span> Serf agent: `serf info` failed" in page
 
 
 def test_the_page_of_an_order_changes_as_answers_arrive(web: WebPage) -> None:

@@ -280,6 +280,7 @@ LATE = {"at": int(time.time()) - 1000, "failing": None, "words": ""}
         (wrong("reload"), "reload: something"),
         (wrong("last run"), "last run: something"),
         (wrong("problem"), "problem: something"),
+        (wrong("of another version"), "of another version: something"),
         ({"confirmed": False}, "haproxy: has not confirmed the current haproxy.cfg"),
         ({"digest": None, "confirmed": None}, "haproxy: haproxy.cfg cannot be read"),
         ({"sync": {**LATE, "at": None}}, "sync: has not succeeded yet"),
@@ -340,7 +341,9 @@ def test_both_load_balancers_are_shown_side_by_side(daemon: Publisher) -> None:
 
 def test_lines_that_are_equal_by_now_are_not_reported_as_different(daemon: Publisher) -> None:
     outdated = [{"kind": "peer", "what": "lb02 has other managed lines: compare `lbagent plan` on both", "since": None}]
-    daemon.content = document(status=status(node("web01"), wrong=outdated))
+    peer = {"name": "lb02", "address": "10.0.0.252", "status": "alive", "digest": "11ee", "equal": False}
+    peer |= {"seen": int(time.time()), "answers": True}
+    daemon.content = document(status=status(node("web01"), wrong=outdated, peers=[peer]))
     with Publisher(document(node("web01"), name="lb02")) as second, WebPage(second.folder) as page:
         with WebPage(daemon.folder) as alone:
             assert "lb02 has other managed lines" in alone.get("/").text
