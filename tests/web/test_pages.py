@@ -101,7 +101,7 @@ def test_no_page_has_inline_code_styles_or_anything_of_another_host(web: WebPage
     assert [tag for tag, _ in elements if tag in ("style", "iframe", "object")] == []
     assert page.headers["content-security-policy"] == CSP
     assert page.headers["x-content-type-options"] == "nosniff"
-    assert page.headers["referrer-policy"] == "no-referrer"
+    assert page.headers["referrer-policy"] == "same-origin"
     assert page.headers["cache-control"] == "no-store"
 
 
