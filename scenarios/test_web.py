@@ -64,6 +64,8 @@ roles:
   api: {{lb: [api], interval: 200ms, networks: [127.0.0.0/8]}}
 """
 
+IN_DOCS = ("desktop", "dark", "phone", "node", "order")
+
 PROMISED = 2.0
 """Seconds within which a change is to be seen; printed beside each figure."""
 
@@ -359,8 +361,9 @@ def picture(site: Site, name: str, width: int, height: int, *, dark: bool = Fals
     """Save what the open page looks like; a phone is narrow."""
     PICTURES.mkdir(parents=True, exist_ok=True)
     site.browser.emulate(width, height, phone=width < 800, dark=dark)
+    site.browser.send_command("Emulation.setScrollbarsHidden", {"hidden": True})
     site.browser.screenshot(PICTURES / f"web-{name}.png")
-    if os.environ.get("PICTURES"):
+    if os.environ.get("PICTURES") and name in IN_DOCS:
         shutil.copy(PICTURES / f"web-{name}.png", HERE / "docs" / "img")
 
 

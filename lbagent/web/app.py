@@ -311,7 +311,7 @@ class _Web:
         session, form = await self._authorize(request)
         try:
             await self._check_order(name, verb, form)
-            order = self._orders.start(verb, name, session.user, orders.build_words(verb, form, int(time.time())))
+            order = self._orders.start(verb, name, session.user, orders.parse_form(verb, form, int(time.time())))
         except orders.BadForm as bad:
             seen = await self._look()
             viewer = self._find_viewer(request, seen)
