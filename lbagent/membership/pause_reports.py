@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from lbagent.membership import pauses
-from lbagent.membership.lookup import find_member
 from lbagent.membership.model import (
     FORGET_AFTER,
     LEFT,
@@ -26,6 +25,7 @@ from lbagent.membership.model import (
     Pause,
     PauseCommand,
     as_table,
+    find_member,
 )
 from lbagent.membership.pauses import COMMANDS_LIMIT, FORMER_CLOCK_PREFIX, CommandsByClock
 from lbagent.membership.updates import MembershipDraft, UpdateResult

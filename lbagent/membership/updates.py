@@ -10,12 +10,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from lbagent.membership import pauses
-from lbagent.membership.lookup import find_member
 from lbagent.membership.model import (
     ALIVE,
     FAILED,
+    FORGET_AFTER,
     LEFT,
     MEMBERS_LIMIT,
+    PRESENT,
+    QUARANTINE_LENGTH,
+    REMOVALS_WINDOW,
     UNKNOWN,
     UNKNOWN_LIMIT,
     Member,
@@ -24,6 +27,7 @@ from lbagent.membership.model import (
     Pause,
     PauseCommand,
     as_table,
+    find_member,
 )
 from lbagent.names import NAME, canonical_address
 from lbagent.serf.events import TYPED, USER, Command, Event, Malformed, MemberEvent, MemberLine, fold_tags_as_stdin
@@ -416,3 +420,49 @@ def _describe_sender(command: Command, raw: RawEvent) -> str:
     way = "user event" if command.clock == "user" else "query"
     user, _, name = command.by.rpartition("@")
     return f"{user or 'operator'} on {name}, by {way}" if name else way
+
+
+def drop_expired(membership: Membership, now: int) -> Membership:
+    """Return `membership` without the pauses, quarantines, members and removals that have expired at `now`.
+
+    `now` is in epoch seconds.
+    """
+    table = as_table(membership.members)
+    edits: dict[str, Member | None] = {}
+    absent = [
+        name for name, status in zip(table.columns.names, table.columns.statuses, strict=True) if status not in PRESENT
+    ]
+    for name in {*absent, *table.special}:
+        member = table[name]
+        current = None if _is_forgettable(member, now) else _drop_expired_of(member, now)
+        if current != member:
+            edits[name] = current
+    return membership._replace(members=table.apply_edits(edits), removals=_drop_old_removals(membership.removals, now))
+
+
+def _drop_old_removals(removals: Mapping[str, Mapping[str, int]], now: int) -> Mapping[str, Mapping[str, int]]:
+    # A removal in the future was recorded while the clock was ahead: drop it too.
+    kept = {
+        where: {node: at for node, at in nodes.items() if 0 <= now - at < REMOVALS_WINDOW}
+        for where, nodes in removals.items()
+    }
+    return {where: nodes for where, nodes in kept.items() if nodes}
+
+
+def _is_forgettable(member: Member, now: int) -> bool:
+    # A node that is gone is kept for as long as Serf may replay its commands.
+    if member.present or max(member.changed, pauses.find_last_activity(member.heard, now)) + FORGET_AFTER > now:
+        return member.status == UNKNOWN and member.pause is None and not member.heard
+    # The pause of a node that left is kept until the node returns. The pause of an unknown node is not.
+    return member.status == UNKNOWN or member.pause is None
+
+
+def _drop_expired_of(member: Member, now: int) -> Member:
+    pause, quarantine = member.pause, member.quarantine
+    if pause and pause.until is not None and pause.until <= now:
+        pause = None
+    if quarantine and not quarantine.since <= now < quarantine.since + QUARANTINE_LENGTH:
+        quarantine = None
+    if pause is member.pause and quarantine is member.quarantine:
+        return member
+    return member._replace(pause=pause, quarantine=quarantine)
