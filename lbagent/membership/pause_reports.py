@@ -149,8 +149,8 @@ def merge_reports(
     """
     draft = MembershipDraft(membership)
     for clock in (USER, QUERY):
-        if draft.clocks.get(clock, 0) > clocks.get(clock, draft.clocks.get(clock, 0)):
-            draft.causes.append(f"new Serf cluster: its {clock} clock starts over")
+        highest = draft.clocks.highest.get(clock, 0)
+        if highest > clocks.get(clock, highest):
             draft.restart_clock(clock)
     knows_all = is_complete(membership)
     for report in reports:
