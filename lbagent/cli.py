@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     from lbagent import arguments  # noqa: PLC0415
 
     try:
-        settings, verb = arguments.parsed(words, os.environ)
+        settings, verb = arguments.parse(words, os.environ)
     except LbagentError as error:
         print(f"lbagent: {error}", file=sys.stderr)
         return error.exit_status
