@@ -70,7 +70,7 @@ def answer(raw: RawEvent, settings: Settings, log: Log) -> bytes:
         log.error(format_error(error))
         words = f"refused: {format_error(error)}"
     except Damaged as error:
-        words = f"refused: members.json {error}: the next event rebuilds it from the managed lines"
+        words = f"refused: members.json {error}; the next event rebuilds it from the managed lines"
     return " ".join(words.split()).encode("utf-8", "replace")[:ROOM] + b"\n"
 
 

@@ -92,10 +92,10 @@ def judge_command(command: Command, membership: Membership, plan: Plan | None) -
         return (
             f"{NOT_YET}: {operator_notes[0]}"
             if out and operator_notes
-            else (DONE if out else "refused: a later resume was heard")
+            else (DONE if out else "refused: a later resume was received")
         )
     if out:
-        return STILL_PAUSED if _is_paused_by_tag(member, membership) else "refused: a later pause was heard"
+        return STILL_PAUSED if _is_paused_by_tag(member, membership) else "refused: a later pause was received"
     return f"{NOT_YET}: {notes[0]}" if notes and not operator_notes and not _has_line(member, plan) else DONE
 
 
@@ -125,7 +125,7 @@ def _explain_pending(verb: str, host_names: frozenset[str], transaction: Transac
             continue
         why = transaction.explain_refusal(node)
         servers = ", ".join(map(config.format_target, sorted(there)))
-        more = f"; no new traffic reaches {servers} all the same" if verb == "pause" and out else ""
+        more = f"; no new traffic reaches {servers}" if verb == "pause" and out else ""
         return f"{NOT_YET}: {why}{more}" if why else QUEUED
     return ""
 

@@ -100,7 +100,7 @@ def test_a_load_balancer_that_cannot_apply_says_why(two: tuple[Balancer, Balance
     other.lb.text = text
     assert (status, said["lb01"]) == (1, "done")
     assert said["lb02"].startswith(
-        "not applied yet: HAProxy refuses the operator's own text, nothing was replaced: parsing ["
+        "not applied yet: haproxy.cfg is invalid, not because of lbagent; nothing was changed: parsing ["
     )
     assert other.run("apply").returncode == 0
     assert other.lb.managed[0] == node.out
@@ -195,7 +195,7 @@ def test_without_an_agent_it_is_done_here_and_said() -> None:
 
         here, others = done.stdout.decode().splitlines()
         assert (done.returncode, here.split()[1]) == (1, "done,")
-        assert others.startswith("others  not asked: the Serf agent cannot be asked (serf members): Error connecting")
+        assert others.startswith("others  not asked: Serf agent: `serf members` failed: Error connecting")
         assert one.lb.managed == ["# lbagent paused web01 127.0.0.11 role=web"]
 
 
