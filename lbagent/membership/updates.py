@@ -397,7 +397,7 @@ def _explain_not_remembered(draft: MembershipDraft, command: Command, address: s
     if address and (count := sum(one.address == address and one.present for one in draft.members.values())):
         return f"{count} nodes have the address {address}: name one of them"
     if not NAME.fullmatch(command.name):
-        return f"no node has the address {address}" if address else "not a node name"
+        return f"no node has the address {address}" if address else "invalid node name"
     full = draft.is_full_of_unknown(paused=command.verb == "pause")
     return "too many unknown nodes are paused" if full else None
 
@@ -412,4 +412,5 @@ def _describe_sender(command: Command, raw: RawEvent) -> str:
     if command.clock == TYPED:
         return f"operator on {raw.self_name}"
     way = "user event" if command.clock == "user" else "query"
-    return f"operator on {command.by}, by {way}" if command.by else way
+    user, _, name = command.by.rpartition("@")
+    return f"{user or 'operator'} on {name}, by {way}" if name else way

@@ -107,7 +107,7 @@ class Choice:
         word = text.lower() if self.ignore_case else text
         if word not in self.values:
             near = find_nearest(text, self.values)
-            reader.note(node, path, f"{text[:40]!r} is unknown", f"did you mean {near}?" if near else right)
+            reader.note(node, path, f"unknown value {text[:40]!r}", f"did you mean {near}?" if near else right)
             return None
         return self.values[word]
 
@@ -207,7 +207,7 @@ class Networks:
             right = f"write [{node.value[:60].strip()}]"
         items = reader.read_texts(node, path, right)
         if items is not None and not items:
-            reader.note(node, path, "is an empty list, which no address is in", "name networks, or remove the key")
+            reader.note(node, path, "is an empty list, so no address is allowed", "list networks, or remove the key")
         networks: list[str] = []
         for item, text in items or ():
             try:
@@ -241,7 +241,7 @@ class Text:
         try:
             return Template(text)
         except ValueError:
-            reader.note(node, path, f"{text[:60]!r} has {_explain_template(text)}", _suggest_template(text))
+            reader.note(node, path, f"{text[:60]!r} {_explain_template(text)}", _suggest_template(text))
         return None
 
     @property
@@ -418,10 +418,10 @@ def _suggest_network(text: str, right: str) -> str:
 
 def _explain_template(text: str) -> str:
     if "#" in text:
-        return "a # in it, where HAProxy begins a comment"
+        return "contains #, which begins a comment in haproxy.cfg"
     if not (text.isascii() and text.isprintable()):
-        return "a character in it that is not printable ASCII"
-    return "an open brace" if text.count("{") != text.count("}") else "an unknown placeholder"
+        return "contains a character that is not printable ASCII"
+    return f"contains an {'unmatched brace' if text.count('{') != text.count('}') else 'unknown placeholder'}"
 
 
 def _suggest_template(text: str) -> str:

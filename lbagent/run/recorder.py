@@ -84,7 +84,7 @@ class Recorder:
             self._store.save_last(last)
             self._store.publish_metrics(metrics.format_metrics(self._collect_numbers(last, live)))
         except Exception as failure:  # noqa: BLE001  # a full disk or a defect must not change the outcome
-            self._log.info(f"what is told of this run was not written: {format_error(failure)}")
+            self._log.info(f"history and metrics not written: {format_error(failure)}")
 
     @property
     def _plan(self) -> Plan | None:
@@ -105,7 +105,7 @@ class Recorder:
         if self.transaction is None:
             return
         for why in self.transaction.reasons:
-            self._log.info(f"not said without a reload: {why}")
+            self._log.info(f"reload needed: {why}")
         if isinstance(error, ReloadPostponed):
             if partly := self.transaction.partly:
                 self._append_history(partly.verdict, partly.message, reloaded=partly.reloaded)
@@ -121,7 +121,7 @@ class Recorder:
         plan = self._plan
         self._store.append_history(
             {
-                "why": "; ".join(self.causes) or "what was known already",
+                "why": "; ".join(self.causes) or "no new events",
                 "added": plan.added if plan else (),
                 "removed": plan.removed if plan else (),
                 "outcome": outcome,

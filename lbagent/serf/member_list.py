@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from lbagent.names import NAME, canonical_address, role_names
+from lbagent.names import NAME, NAME_RULE, canonical_address, role_names
 
 _LB = "lb"
 """Role of the load balancers in the documentation; the default if the agent has no role."""
@@ -116,7 +116,7 @@ def _find_own_role(myself: AgentInfo) -> str:
 def _parse_member(row: Mapping[str, Any]) -> ListedMember | str:
     name, tags = _get_text(row, "name"), _check_mapping(row.get("tags"))
     if not NAME.fullmatch(name):
-        return f"node name {name[:80]!r} is not {NAME.pattern}"
+        return f"invalid node name {name[:80]!r}; use {NAME_RULE}"
     # "10.0.0.5:7946" or "[fd00::5]:7946": drop the gossip port.
     given = _get_text(row, "addr")
     address = canonical_address(given.rpartition(":")[0].strip("[]"))

@@ -45,7 +45,7 @@ RULES = (
     Rule(r"\bthe guard (holds|held)\b", "the safety guard blocks", "what the guard holds"),
     Rule(r"\blet(s|ting)? (it |them |him )?go\b", "remove, release", "apply --force lets them go"),
     Rule(r"\b(take|takes|taken|took|taking) (\w+ )?over\b", "apply, load, run", "HAProxy takes the change over"),
-    Rule(r"(^|[.;:,—–] |\b(?:and|or|but) )who\b", "name the thing; `who` is for people", "Who wants an answer asks."),
+    Rule(r"(^|[.;:,\u2014\u2013] |\b(?:and|or|but) )who\b", "name the thing; `who` is for people", "Who wants an answer asks."),
     Rule(r"\bwho(ever|m)\b", "name the thing", "whoever holds the lock"),
     Rule(r"\b(he|him|his|himself)\b", "it, its", "a server takes his traffic"),
     Rule(r"\b(no|some|any|every)body\b", "no process, another process, all users; name it", "nobody reads half of it"),

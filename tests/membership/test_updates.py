@@ -109,7 +109,9 @@ def test_a_refused_line_is_a_warning_and_the_next_one_counts() -> None:
     done = folding(known(), joining("we b\t10.0.0.9\tweb\t", WEB01))
 
     assert statuses(done.membership) == {"web01": ALIVE}
-    assert done.warnings == ("member-join: node name 'we b' is not [A-Za-z0-9][A-Za-z0-9._-]{0,62}",)
+    assert done.warnings == (
+        "member-join: invalid node name 'we b'; use at most 63 letters, digits, '.', '-' and '_', beginning with a letter or digit",
+    )
 
 
 def full(status: str = ALIVE) -> Membership:
@@ -164,8 +166,8 @@ def test_answers_say_what_became_of_each_query() -> None:
         "unknown node, remembered",
         "unknown node",
         "still paused by its tag",
-        "refused: pause: the payload '' is not NAME [ADDRESS] [ROLE] [for=2h] [reason=…]",
-        "refused: not a node name",
+        "refused: pause: invalid payload ''; send NAME [ADDRESS] [ROLE] [for=2h] [reason=…]",
+        "refused: invalid node name",
     ]
 
 
@@ -481,6 +483,12 @@ def test_the_same_pause_again_began_when_it_began() -> None:
     assert once.members["web01"].pause == Pause(NOW, "operator on lb01", "patch day", 1_800_000_000)
     assert again.members["web01"].pause == once.members["web01"].pause
     assert longer.members["web01"].pause == Pause(NOW + 60, "operator on lb01, by query", "patch day", 1_900_000_000)
+
+
+def test_a_pause_from_the_web_page_names_its_user() -> None:
+    after = folded(known(member("web01")), saying("pause", "web01 by=alice@lb02 reason=patch day", 7, "query"))
+
+    assert after.members["web01"].pause == Pause(NOW, "alice on lb02, by query", "patch day", None)
 
 
 def test_tags_that_are_certain_stay_where_stdin_can_only_say_the_same() -> None:

@@ -188,7 +188,7 @@ def test_a_query_about_a_stranger_says_so(lb: Lb) -> None:
         assert paused == {"lb01": "unknown node, remembered"}
         assert resumed == {"lb01": "unknown node"}
         assert malformed == {
-            "lb01": "refused: pause: the payload 'one two three four' is not NAME [ADDRESS] [ROLE] [for=2h] [reason=…]"
+            "lb01": "refused: pause: invalid payload 'one two three four'; send NAME [ADDRESS] [ROLE] [for=2h] [reason=…]"
         }
         assert lb.managed == [one.line]
 

@@ -55,10 +55,10 @@ def test_a_failure_that_is_fixed_is_shown_no_more() -> None:
     assert (wrong["kind"], broken["run"]["status"]) == ("last run", 4)
     assert "balanse" in wrong["what"]
     top = [line for line in shown.splitlines() if not line.startswith("service: ")]
-    assert top[0].startswith("last run: refused: HAProxy refuses the operator's own text")
+    assert top[0].startswith("last run: refused: haproxy.cfg is invalid, not because of lbagent")
     assert broken["last_success"] == good["run"]["at"]
     assert (fixed["wrong"], fixed["run"]["status"], fixed["last_success"]) == ([], 0, fixed["run"]["at"])
-    assert "\nlast run: 0s ago, unchanged: nothing to do\n" in below or "\nlast run: 1s ago, unchanged" in below
+    assert re.search(r"^last run: \d+s ago, unchanged: nothing to do$", below, re.MULTILINE)
     assert "\nlast change: " in below
 
 

@@ -187,7 +187,7 @@ def test_a_service_logs_each_thing_once_with_fields(journal: Journal) -> None:
         assert (done.returncode, done.stderr, journal.syslog) == (4, b"", [])
         eventually(lambda: journal.entries)
         [entry] = journal.entries
-        assert entry["MESSAGE"].startswith("HAProxy refuses the operator's own text")
+        assert entry["MESSAGE"].startswith("haproxy.cfg is invalid, not because of lbagent")
         assert (entry["PRIORITY"], entry["SYSLOG_IDENTIFIER"], entry["LBAGENT_EXIT_STATUS"]) == ("3", "lbagent", "4")
 
 
