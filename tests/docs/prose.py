@@ -135,10 +135,10 @@ def read_comments(text: str) -> Iterator[Passage]:
     start, collected = 0, list[str]()
     for number, line in enumerate(text.split("\n"), 1):
         whole = re.fullmatch(r"\s*#+(?!!)\s?(.*)", line)
-        if collected and not (whole and whole[1].strip()):
+        if collected and not (whole and whole[1].strip() and " # " not in whole[1]):
             yield Passage(start, " ".join(collected))
             collected = []
-        if whole and whole[1].strip():
+        if whole and whole[1].strip() and " # " not in whole[1]:
             if not re.match(r"additional-|lbagent ", whole[1]):
                 start = start if collected else number
                 collected.append(_strip_markup(whole[1]))
