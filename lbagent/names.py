@@ -25,6 +25,9 @@ SERVICE_RULE = "at most 63 letters, digits, '-' and '_', beginning with a letter
 TAG_VALUE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 """The value of a Serf tag that may become part of a `server` line."""
 
+TAG_RULE = "at most 64 letters, digits, '.', '-' and '_'"
+"""TAG_VALUE, for a message."""
+
 _OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 IPV4 = rf"{_OCTET}(?:\.{_OCTET}){{3}}"
 """Pattern of an IPv4 address in its canonical form."""

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import yaml
 
-from lbagent.names import NAME, SERVICE, TAG_VALUE
+from lbagent.names import NAME, SERVICE, TAG_RULE
 from lbagent.roles.model import (
     DEFAULT_CONFIG,
     DEFAULT_INTERVAL,
@@ -436,7 +436,7 @@ def _suggest_template(text: str) -> str:
     if braces and braces[2] is not None and find_nearest(braces[1], ("tag",)) and braces[1] != "tag":
         return "did you mean {tag:" + braces[2] + (braces[3] or "") + "}?"
     if braces and braces[1] == "tag":
-        return f"a tag's name and default are {TAG_VALUE.pattern}"
+        return f"for a tag and its default, use {TAG_RULE}"
     return "write it as in {tag:port|8080}" if text.count("{") != text.count("}") else f"use {PLACEHOLDERS}"
 
 

@@ -124,7 +124,9 @@ def test_newcomers_beyond_twenty_thousand_are_refused_and_known_ones_never_displ
 
     assert list(done.membership.members) == list(full().members)
     assert done.membership.members["n7"].address == "10.0.0.7"
-    assert done.warnings == ("node web01 is not enrolled: 20000 members are known already",)
+    assert done.warnings == (
+        "node web01: not added, as 20000 members are known; run `lbagent forget` for nodes that no longer exist",
+    )
 
 
 def test_who_has_left_makes_room_but_not_who_is_paused() -> None:
@@ -317,7 +319,7 @@ def test_a_cluster_started_anew_counts_from_the_beginning() -> None:
 
     assert paused(done.membership) == []
     assert done.membership.clocks == {"user": 2}
-    assert done.causes == ("the user clock of Serf started anew", "resume web01 by user event")
+    assert done.causes == ("new Serf cluster: its user clock starts over", "resume web01 by user event")
 
 
 def test_a_replay_in_a_cluster_that_went_on_stays_a_replay() -> None:
@@ -508,7 +510,8 @@ def test_newcomers_beyond_the_limit_are_told_in_one_line() -> None:
     done = folding(full_house, joining(*(f"late{at}\t10.0.0.2\tweb\t" for at in range(3000))))
 
     assert done.membership == full_house
-    assert done.warnings == (f"node late0 and 2999 more are not enrolled: {MEMBERS_LIMIT} members are known already",)
+    (warning,) = done.warnings
+    assert warning.startswith(f"node late0 and 2999 more: not added, as {MEMBERS_LIMIT} members are known; run ")
 
 
 def test_an_address_of_two_members_is_not_paused_by_that_address() -> None:

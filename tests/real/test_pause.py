@@ -195,7 +195,7 @@ def test_without_an_agent_it_is_done_here_and_said() -> None:
 
         here, others = done.stdout.decode().splitlines()
         assert (done.returncode, here.split()[1]) == (1, "done,")
-        assert others.startswith("others  not asked: the Serf agent cannot be asked (serf members): Error connecting")
+        assert others.startswith("others  not asked: Serf agent: `serf members` failed: Error connecting")
         assert one.lb.managed == ["# lbagent paused web01 127.0.0.11 role=web"]
 
 
