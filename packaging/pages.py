@@ -40,7 +40,7 @@ ENVIRONMENT = {
 
 def build_man_page() -> str:
     """The text of lbagent(1), in groff's man macros."""
-    command = arguments.build()
+    command = arguments.build_parser()
     # The epilog has exit statuses and examples, which are sections of their own here.
     command.epilog = None
     data = {
@@ -53,7 +53,7 @@ def build_man_page() -> str:
     }
     os.environ.setdefault("SOURCE_DATE_EPOCH", _seconds(RELEASED))
     page = Manpage(command, format="single-commands-section", _data=data)
-    statuses = ((str(status), meaning) for status, meaning in arguments.exit_statuses().items())
+    statuses = ((str(status), meaning) for status, meaning in arguments.list_exit_statuses().items())
     sections = {
         "EXIT STATUS": statuses,
         "FILES": list_files().items(),
@@ -149,7 +149,7 @@ def _list_section(heading: str, text: str, rows: Mapping[str, str]) -> str:
 
 def build_completions() -> dict[str, str]:
     """The completion scripts for bash and zsh, by path below the output folder."""
-    command = arguments.build()
+    command = arguments.build_parser()
     for action in command._actions:  # noqa: SLF001  # argparse has no public list of its options
         if action.dest == "roles":
             action.complete = shtab.FILE  # type: ignore[attr-defined]

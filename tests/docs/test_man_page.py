@@ -38,7 +38,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def helps() -> dict[str, argparse.ArgumentParser]:
     """Lbagent's parser and those of its verbs."""
-    whole = arguments.build()
+    whole = arguments.build_parser()
     [verbs] = [one for one in whole._actions if isinstance(one, argparse._SubParsersAction)]
     return {"": whole, **verbs.choices}
 
@@ -56,9 +56,9 @@ def test_help_fits_into_80_columns(monkeypatch: pytest.MonkeyPatch, verb: str, c
 def test_help_lists_each_verb_on_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
 
-    said = arguments.build().format_help()
+    said = arguments.build_parser().format_help()
 
-    table = said.partition("\nverbs:\n")[2].partition("\n\n")[0]
+    table = said.partition("\ncommands:\n")[2].partition("\n\n")[0]
     assert re.findall(r"^  (\S+)", table, re.MULTILINE) == [name for name in helps() if name]
 
 
@@ -66,10 +66,12 @@ def test_help_and_man_page_tell_every_exit_status() -> None:
     def kinds(of: type[LbagentError]) -> set[int]:
         return {of.exit_status}.union(*(kinds(kind) for kind in of.__subclasses__()))
 
-    statuses = arguments.exit_statuses()
+    statuses = arguments.list_exit_statuses()
 
     assert set(statuses) == kinds(LbagentError) | {0, 3, 130}
-    assert all(re.search(rf"^  {status} +\w", arguments.build().format_help(), re.MULTILINE) for status in statuses)
+    assert all(
+        re.search(rf"^  {status} +\w", arguments.build_parser().format_help(), re.MULTILINE) for status in statuses
+    )
 
 
 @pytest.mark.parametrize("command", [command for command, _ in arguments.EXAMPLES])
@@ -78,7 +80,7 @@ def test_examples_are_command_lines_that_are_understood(command: str) -> None:
     words = words if words[0] == "lbagent" else shlex.split(words[-1])
 
     assert words[0] == "lbagent"
-    assert arguments.build().parse_args(words[1:]).verb
+    assert arguments.build_parser().parse_args(words[1:]).verb
 
 
 # The man page
@@ -126,10 +128,10 @@ def test_the_man_page_has_every_exit_status_and_file(pages: Path) -> None:
     files = [getattr(paths, name) for name, one in vars(Paths).items() if isinstance(one, property)]
     assert [path for path in files if not re.search(rf"{path}\s", shown)] == []
     assert [
-        status for status in arguments.exit_statuses() if not re.search(rf"^ +{status} ", shown, re.MULTILINE)
+        status for status in arguments.list_exit_statuses() if not re.search(rf"^ +{status} ", shown, re.MULTILINE)
     ] == []
     assert re.findall(r"^([A-Z ]+)$", shown, re.MULTILINE) == [
-        *("NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "VERBS"),
+        *("NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "COMMANDS"),
         *("EXIT STATUS", "FILES", "ENVIRONMENT", "EXAMPLES", "SEE ALSO"),
     ]
 
