@@ -198,7 +198,7 @@ def test_a_marker_may_be_in_both_branches_of_one_if(lb: Lb, condition: str) -> N
         assert [(one.returncode, one.stderr) for one in (joined, left)] == [(0, b"")] * 2
         assert lb.managed == [lb.server("web01", "127.0.0.11")] * 2
         assert haproxy.serving() == {"web01"}
-        assert "marker-twice" not in checked
+        assert "marker-duplicate" not in checked
 
 
 def test_a_marker_twice_in_one_branch_is_refused(lb: Lb) -> None:

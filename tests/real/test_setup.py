@@ -98,7 +98,7 @@ def test_a_pair_with_two_keys_is_an_error_on_both_and_the_bundle_makes_it_one(
             apart = one.peers(), two.peers()
         two.set_up("--replace", "--bundle", str(one.root / "etc/lbagent/peer.bundle"))
         with two.agent():
-            eventually(lambda: two.peers()[1] == ["ok peers: serf members: 1 other load balancer there: lb01"], pause=1)
+            eventually(lambda: two.peers()[1] == ["ok peers: serf members: 1 other load balancer: lb01"], pause=1)
             together = one.peers()[1]
 
     assert [status for status, _ in apart] == [1, 1]
@@ -107,4 +107,4 @@ def test_a_pair_with_two_keys_is_an_error_on_both_and_the_bundle_makes_it_one(
             f"error peers: serf members: no other load balancer is in this cluster, though its settings name {other},"
         )
         assert "with the same `encrypt_key` as here" in line
-    assert together == ["ok peers: serf members: 1 other load balancer there: lb02"]
+    assert together == ["ok peers: serf members: 1 other load balancer: lb02"]
