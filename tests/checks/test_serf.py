@@ -342,8 +342,8 @@ def test_only_options_are_options() -> None:
     ("content", "found"),
     [
         (b'{"a": 1}', {"a": 1}),
-        (b"[]", "is not a JSON object"),
-        (b"{", "is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
+        (b"[]", "not a JSON object"),
+        (b"{", "invalid JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
     ],
 )
 def test_an_invalid_file_is_reported_with_the_reason(content: bytes, found: object) -> None:

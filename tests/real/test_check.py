@@ -362,7 +362,7 @@ def test_without_haproxy_and_serf_each_missing_part_is_an_error(lb: Lb) -> None:
             "warning state: /lb/state: does not exist; no event has arrived yet; start Serf with its event handler, or run `lbagent apply`"
         ),
         (
-            "error serf: the Serf agent cannot be asked (serf info): Error connecting to Serf agent: dial tcp 127.0.0.1:1: connect: connection refused; start the agent, or set SERF_RPC_ADDR to its `rpc_addr` (now 127.0.0.1:1)"
+            "error serf: Serf agent: `serf info` failed: Error connecting to Serf agent: dial tcp 127.0.0.1:1: connect: connection refused; start the agent, or set SERF_RPC_ADDR to its `rpc_addr` (now 127.0.0.1:1)"
         ),
     ]
 
@@ -654,7 +654,7 @@ def test_an_ordinary_user_gets_a_list_of_what_is_not_readable(well: tuple[Lb, Ag
 def test_an_agent_that_does_not_run_is_an_error(lb: Lb) -> None:
     assert [line for line in list_problems(lb) if " serf: " in line] == [
         (
-            "error serf: the Serf agent cannot be asked (serf info): Error connecting to Serf agent: dial tcp RPC: connect: connection refused; start the agent, or set SERF_RPC_ADDR to its `rpc_addr` (now RPC)"
+            "error serf: Serf agent: `serf info` failed: Error connecting to Serf agent: dial tcp RPC: connect: connection refused; start the agent, or set SERF_RPC_ADDR to its `rpc_addr` (now RPC)"
         )
     ]
 
@@ -687,7 +687,7 @@ def test_a_missing_token_is_an_error(well: tuple[Lb, Agent]) -> None:
 
     assert list_problems(lb, agent, SERF_RPC_AUTH="") == [
         (
-            "error serf: SERF_RPC_AUTH: the agent requires an RPC token; no sync is possible (the Serf agent cannot be asked (serf info): Error querying agent: Authentication required); set SERF_RPC_AUTH to the `rpc_auth` of the agent"
+            "error serf: SERF_RPC_AUTH: the agent requires an RPC token; no sync is possible (Serf agent: `serf info` failed: Error querying agent: Authentication required); set SERF_RPC_AUTH to the `rpc_auth` of the agent"
         )
     ]
 
@@ -841,7 +841,7 @@ def impostor(lb: Lb, user: int, *words: str) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("user", "lines"),
     [
-        (0, ["warning agent-files: /lb/FILE: cannot be looked at: not a regular file; run `lbagent check` as root"]),
+        (0, ["warning agent-files: /lb/FILE: cannot be read: not a regular file; run `lbagent check` as root"]),
         (65533, []),
     ],
     ids=["root", "stranger"],
@@ -863,7 +863,7 @@ def test_a_file_of_the_agent_that_is_too_large_is_not_read(well: tuple[Lb, Agent
     (agent.file.parent / "more.json").write_text(f'{{"tags": "{"x" * (1 << 20)}"}}')
 
     assert list_problems(lb, agent) == [
-        "warning agent-files: /lb/etc/serf-lb01/more.json: is not looked at: it holds more than 1048576 bytes; make sure that it is a settings file of the agent"
+        "warning agent-files: /lb/etc/serf-lb01/more.json: not read: larger than 1048576 bytes; make sure that it is a settings file of the agent"
     ]
 
 
@@ -928,7 +928,7 @@ def test_a_file_of_the_agent_that_has_become_invalid_is_an_error(well: tuple[Lb,
 
     assert [line for line in list_problems(lb, agent) if " agent-files: " in line] == [
         (
-            "error agent-files: /lb/etc/serf-lb01/more.json: is not JSON: Expecting value: line 1 column 2 (char 1); fix the file; the agent does not start again with it"
+            "error agent-files: /lb/etc/serf-lb01/more.json: invalid JSON: Expecting value: line 1 column 2 (char 1); fix the file; the agent does not start again with it"
         )
     ]
 

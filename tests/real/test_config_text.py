@@ -36,7 +36,7 @@ def starts_with(lb: Lb, text: str) -> None:
 
 def without_reload(lb: Lb) -> bool:
     """Whether the last change was made through the runtime API."""
-    return not lb.history()[-1]["words"].count("serves it") and "without a reload" in lb.history()[-1]["words"]
+    return not lb.history()[-1]["words"].count("HAProxy reloaded") and "without a reload" in lb.history()[-1]["words"]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_a_stats_socket_is_found_by_the_variables_of_the_haproxy_that_runs(
         assert (ended.returncode, ended.stderr) == (0, b"")
         assert without_reload(lb)
         assert list(haproxy.servers()) == ["web01"]
-        assert f"stats-answer: {lb.socket}: worker {haproxy.worker()} answers an admin there" in checked
+        assert f"stats-answer: {lb.socket}: worker {haproxy.worker()} answers with level admin" in checked
 
 
 def test_a_proxy_is_called_as_the_haproxy_that_runs_calls_it(lb: Lb, monkeypatch: pytest.MonkeyPatch) -> None:
