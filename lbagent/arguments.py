@@ -16,6 +16,7 @@ from lbagent.commands import pause, plan_apply_sync, status
 from lbagent.commands.check import check
 from lbagent.commands.handle import handle
 from lbagent.commands.render import render
+from lbagent.commands.web import DEFAULT_LISTEN, web
 from lbagent.daemon.daemon import watch
 from lbagent.errors import INTERRUPTED, LbagentError, UsageError
 from lbagent.outcome import BlockedRemoval, Outcome, Verdict
@@ -174,6 +175,7 @@ def _build_parsers() -> tuple[_Parser, Mapping[str, _Parser]]:
         ("status", "show nodes, HAProxy's view of them, and problems", _configure_status),
         ("check", "check the installation and the configuration; exits 1 if there are errors", _configure_check),
         ("watch", "the daemon: applies stored events, watches for edits, syncs every minute", _configure_watch),
+        ("web", "serve a web page of the pair: nodes, history, pause and resume; metrics and an API", _configure_web),
     ):
         verb = subparsers.add_parser(
             name,
@@ -279,3 +281,19 @@ def _configure_check(parser: argparse.ArgumentParser) -> None:
 
 def _configure_watch(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(verb=lambda _: watch)
+
+
+def _configure_web(parser: argparse.ArgumentParser) -> None:
+    listen = f"address and port (default: {DEFAULT_LISTEN})"
+    parser.add_argument("--listen", metavar="ADDRESS:PORT", default=DEFAULT_LISTEN, help=listen)
+    parser.add_argument(
+        "--host", metavar="NAME", action="append", help="name by which browsers reach the page; repeatable"
+    )
+    parser.add_argument("--users", metavar="FILE", help="htpasswd file (bcrypt) of the users who may pause nodes")
+    parser.add_argument(
+        "--prefix", metavar="PATH", default="", help="path of the page behind a proxy, such as /lbagent"
+    )
+    parser.add_argument("--peer", metavar="URL", action="append", help="page of the other load balancer; repeatable")
+    parser.set_defaults(
+        verb=lambda found: web(found.listen, found.host or (), found.users, found.prefix, found.peer or ())
+    )

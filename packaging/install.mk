@@ -1,5 +1,5 @@
 # How lbagent gets onto a host, and off it.
-.PHONY: install uninstall deb test-deb test-setup test-distros
+.PHONY: install uninstall deb dist test-deb test-setup test-distros
 
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -12,6 +12,11 @@ uninstall:  ## takes that away again; settings and state stay
 
 deb: pages  ## build/lbagent_VERSION_all.deb
 	@packaging/deb
+
+dist: $(VENV)/.dev  ## the sdist and the wheel, in dist/, checked by twine
+	@rm -rf dist
+	@$(BIN)/python -m build --no-isolation > /dev/null
+	@$(BIN)/python -m twine check --strict dist/*
 
 test-deb: $(VENV)/.dev deb  ## the package on a Debian 12 of its own with systemd: installed, used, upgraded, purged; as root, five minutes
 	@.ci/install debootstrap ip
