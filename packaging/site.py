@@ -9,6 +9,7 @@ import re
 
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.pages import Page
+
 _PICTURE = re.compile(
     r'<picture>\s*<source media="\(prefers-color-scheme: dark\)" srcset="([^"]+)">\s*'
     r'<img ([^>]*)src="([^"]+)"([^>]*)>\s*</picture>'
