@@ -205,7 +205,7 @@ def test_a_load_balancer_is_set_up_by_one_command(debian: Machine) -> None:
     debian.good("lbagent-serf-setup", "127.0.0.9", "127.0.0.10")
     again = debian.good("lbagent-serf-setup", "127.0.0.9", "127.0.0.10")
 
-    assert [line.split()[0] for line in again.splitlines()] == ["kept", "kept", "next:"]
+    assert [line.split()[0] for line in again.splitlines()[:2]] == ["kept", "kept"]
     modes = debian.good("stat", "-c", "%a %U", "/etc/serf/lbagent.json", "/etc/lbagent/serf.env").split("\n")
     assert modes[:2] == ["600 _serf", "600 root"]
     debian.good("systemctl", "unmask", "serf.service")

@@ -14,7 +14,7 @@ from lbagent.commands.plan_apply_sync import LOCK_WAIT, Verb
 from lbagent.commands.progress import Progress
 from lbagent.errors import INTERRUPTED, LastServer, LbagentError, TryAgain, UsageError
 from lbagent.haproxy import config_files
-from lbagent.membership.lookup import find_member, find_paused
+from lbagent.membership.model import find_member, find_paused
 from lbagent.membership.storage import Damaged
 from lbagent.membership.updates import UNKNOWN_NODE
 from lbagent.names import NAME, canonical_address, make_printable

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lbagent.membership.model import ALIVE, FAILED, LEFT, MEMBERS_LIMIT, UNKNOWN, UNKNOWN_LIMIT, Membership, Pause
-from lbagent.membership.updates import apply_events, needs_serf_clocks
+from lbagent.membership.pauses import needs_serf_clocks
+from lbagent.membership.updates import apply_events
 from lbagent.serf.events import parse_event
 from lbagent.serf.raw_event import RawEvent
 from tests.helpers.builders import NOW, folded, folding, joining, known, member, paused, pausing, saying, telling
@@ -284,6 +285,26 @@ def test_between_clocks_arrival_decides() -> None:
     membership = folded(known(member("web01")), saying("pause", "web01", 50), saying("resume", "web01", 2, "query"))
 
     assert paused(membership) == []
+
+
+def test_the_example_of_the_module_docstring_holds() -> None:
+    """membership/pauses.py explains the order of commands with it."""
+    received = [
+        saying("pause", "web01", 7),
+        saying("resume", "web01", 3, "query"),
+        saying("pause", "web01", 7),
+        saying("pause", "web01", 8),
+    ]
+    web01 = known(member("web01"))
+
+    in_effect = [paused(folded(web01, *received[:count])) == ["web01"] for count in (1, 2, 3, 4)]
+
+    assert in_effect == [True, False, False, True]
+    heard = folded(web01, *received).members["web01"].heard
+    assert {clock: (last.ltime, last.commands[0].after) for clock, last in heard.items()} == {
+        "user": (8, (("query", 3),)),
+        "query": (3, (("user", 7),)),
+    }
 
 
 def test_what_is_typed_here_has_no_clock() -> None:

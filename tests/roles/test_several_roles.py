@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lbagent.haproxy.config import Document
-from lbagent.membership import lookup
+from lbagent.membership import model
 from lbagent.membership.model import FAILED, Pause
 from lbagent.names import TAG_RULE
 from lbagent.planning import restore
@@ -247,7 +247,7 @@ def test_a_pause_by_serfs_address_holds_for_a_node_that_is_reached_elsewhere() -
         member("old", "10.0.0.1", "web", {"ip": "192.168.7.6"}),
     )
 
-    assert lookup.find_paused(nodes) == {"web01", "old"}
+    assert model.find_paused(nodes) == {"web01", "old"}
     assert managed(planned(TEXT, BY_TAG, nodes)) == [
         "# lbagent paused old 10.0.0.1 role=web",
         "# lbagent paused web01 10.0.0.1 role=web",
