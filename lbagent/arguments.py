@@ -27,6 +27,7 @@ EXAMPLES = (
     ("lbagent status", "the state of each node, and the reason"),
     ("lbagent check", "problems of the installation, and how to fix them"),
     ('lbagent pause web01 --for 2h --reason "patch day"', "pause a node on all load balancers"),
+    ("lbagent pause web01 --wait 10m", "pause a node, and return when no session is open"),
     ("lbagent plan", "a diff of the pending changes"),
     ("lbagent apply", "apply them, for example after an edit of roles.yml"),
     ("lbagent --roles new.yml plan", "what another roles.yml would change"),
@@ -198,7 +199,7 @@ def _add_global_options(parser: argparse.ArgumentParser, *, hidden: bool = False
             f"state directory (default: $LBAGENT_STATE_DIR, else {DEFAULT_STATE_DIR})",
             {"metavar": "DIR"},
         ),
-        (["-v"], "verbose output", {"dest": "verbose", "action": "store_true"}),
+        (["-v", "--verbose"], "verbose output", {"dest": "verbose", "action": "store_true"}),
     ):
         changed: dict[str, Any] = {"help": text, **options}
         if hidden:
@@ -238,7 +239,7 @@ def _configure_pause(parser: argparse.ArgumentParser) -> None:
     _add_nodes(parser)
     parser.add_argument("--for", dest="lasting", metavar="TIME", help="duration, e.g. 90s, 15m, 2h, 7d")
     parser.add_argument("--reason", metavar="TEXT", help="shown by `lbagent status`")
-    words = "return when no session is open on any load balancer; exit 1 after TIME"
+    words = "return when no session is open on any load balancer; after TIME at the latest, with exit 1"
     parser.add_argument("--wait", nargs="?", const=True, default=False, metavar="TIME", help=words)
     parser.add_argument("--force", action="store_true", help="also pause the last serving node of a service")
     parser.set_defaults(

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from lbagent.haproxy.config import Document, ManagedLine
 from lbagent.haproxy.server_line import PAUSED_OURS
-from lbagent.membership.lookup import find_paused
-from lbagent.membership.model import ALIVE, FAILED, Membership, Table, as_table
+from lbagent.membership.model import ALIVE, FAILED, Membership, Table, as_table, find_paused
 from lbagent.names import explain_refused_address, role_names
 from lbagent.roles.model import Pair, Role, Roles
 
