@@ -15,7 +15,6 @@ from lbagent.run.engine import Engine
 from lbagent.serf.events import Command, Malformed, StatusQuery, parse_event
 from lbagent.serf.raw_event import RawEvent
 from lbagent.settings import Settings
-from lbagent.state import history
 from lbagent.state.paths import Paths
 from lbagent.system.log import Log, format_error
 
@@ -24,7 +23,7 @@ def summary(engine: Engine, name: str) -> str:
     """Its name, who is there, the digest of the managed lines as they stand, what waits, and how the last run ended."""
     digest, problem = _digest(engine)
     words = [name or "lb", *_counts(engine), f"digest={digest}", f"pending={len(engine.spool.list_names())}"]
-    if last := history.read_past_runs(engine.paths.history):
+    if last := engine.store.load_last_run():
         words.append(f"last={last.outcome}: {last.words}")
     return " ".join([*words, *problem])
 

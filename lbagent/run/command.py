@@ -12,7 +12,6 @@ from lbagent.run.replies import QUEUED, FinishedRun, format_failure, format_repl
 from lbagent.run.transaction import RunOptions
 from lbagent.serf.events import TYPED, Command
 from lbagent.serf.raw_event import RawEvent
-from lbagent.state import answers
 from lbagent.state.lock import acquire_lock, is_locked, may_lock
 from lbagent.system.log import Log, format_error
 
@@ -108,7 +107,7 @@ def _wait_for_other_user(raw: RawEvent, engine: Engine, log: Log, wait: float) -
         if idle:
             log.error(format_error(idle))
             return QUEUED
-        return answers.wait_for_answer(engine.paths.answers, _find_record_id(raw), wait) or QUEUED
+        return engine.store.wait_for_answer(_find_record_id(raw), wait) or QUEUED
     except (LbagentError, OSError) as error:
         log.error(format_error(error))
         return format_failure(error)

@@ -26,7 +26,6 @@ from lbagent.roles.model import Pair, Roles
 from lbagent.run import batch
 from lbagent.run.transaction import Transaction
 from lbagent.serf.events import Command
-from lbagent.state import answers
 from lbagent.state.lock import is_locked
 from lbagent.state.spool import Spool
 from lbagent.state.store import Store
@@ -99,7 +98,7 @@ class Recorder:
 
         ran = replies.FinishedRun(self.roles, self.transaction, self.outcome, self.answers, error)
         said = {key: replies.format_reply(key, command, ran) for key, command in asked.items()}
-        answers.publish_answers(self._store.paths.answers, said)
+        self._store.publish_answers(said)
 
     def _record_history(self, error: BaseException | None) -> None:
         if self.transaction is None:

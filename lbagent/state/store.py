@@ -1,4 +1,7 @@
-"""Read and write the files of the state directory: members, served, roles, last, peers, history and metrics."""
+"""Read and write the files of the state directory, except spool and locks.
+
+A damaged file is the same as a missing one, except members.json, which raises `storage.Damaged`.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,17 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from datetime import datetime
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from lbagent import metrics as metrics_module
-from lbagent.membership import storage
+from lbagent.membership import peers, storage
 from lbagent.membership.model import Membership
 from lbagent.membership.peers import Peers
 from lbagent.metrics import Last
+from lbagent.outcome import PastRun
 from lbagent.state import files
 from lbagent.state.paths import Paths
 from lbagent.system import untrusted_files
@@ -23,6 +28,14 @@ from lbagent.system import untrusted_files
 HISTORY_LIMIT = 4 * 1024 * 1024
 """Size in bytes above which history.jsonl is renamed to history.jsonl.1."""
 
+_TAIL = 1 << 14
+"""Bytes of history.jsonl that are read first. They usually hold the last line; one with 10,000 servers is 1 MB."""
+
+_ANSWERS_KEPT = 100
+"""Number of answers in answers.json. Serf runs its handlers one after another, and each waits for seconds only."""
+
+_ANSWER_POLL = 0.02
+"""Seconds between two looks at answers.json."""
 
 _DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 """Exceptions that reading damaged JSON may raise: 1e999 is not an int, 100,000 brackets are too deep."""
@@ -165,6 +178,39 @@ class Store:
             with open(path, "a", encoding="utf-8", opener=_open_private) as file:
                 file.write(json.dumps({"when": when, **entry}) + "\n")
 
+    def load_last_run(self) -> PastRun | None:
+        """Return the last run with a complete line in history.jsonl; None if there is none. Raises OSError."""
+        try:
+            with open(self.paths.history, "rb") as file:
+                return next((run for line in _read_lines_backwards(file) if (run := _parse_run(line))), None)
+        except FileNotFoundError:
+            return None
+
+    def publish_answers(self, answers: Mapping[str, str]) -> None:
+        """Add answers to answers.json, by record id. Raises OSError."""
+        kept = {**{key: text for key, text in self._load_answers().items() if key not in answers}, **answers}
+        newest = dict(list(kept.items())[-_ANSWERS_KEPT:])
+        files.replace_file(self.paths.answers, json.dumps(newest).encode(), durable=False)
+
+    def wait_for_answer(self, record: str, seconds: float) -> str | None:
+        """Wait up to `seconds` for the answer to a record; None if there is none by then. Raises OSError."""
+        deadline = time.monotonic() + seconds
+        seen: tuple[int, int] | None = None
+        while True:
+            stamp = _read_stamp(self.paths.answers)
+            if stamp != seen and (answer := self._load_answers().get(record)) is not None:
+                return answer
+            seen = stamp
+            if time.monotonic() >= deadline:
+                return None
+            time.sleep(_ANSWER_POLL)
+
+    def _load_answers(self) -> dict[str, str]:
+        with contextlib.suppress(FileNotFoundError, ValueError), open(self.paths.answers, "rb") as file:
+            found = json.loads(file.read())
+            return {key: str(text) for key, text in found.items()} if isinstance(found, dict) else {}
+        return {}
+
     def load_last(self) -> Last:
         """Return the times of the last run, event and so on; defaults where they are unknown."""
         try:
@@ -179,8 +225,6 @@ class Store:
 
     def load_peers(self) -> Peers | None:
         """Return the other load balancers as the last sync saw them; None where that is unknown."""
-        from lbagent.membership import peers  # noqa: PLC0415  # no event needs it
-
         try:
             with open(self.paths.peers, "rb") as file:
                 return peers.load(file.read())
@@ -189,14 +233,43 @@ class Store:
 
     def save_peers(self, found: Peers) -> None:
         """Write peers.json. Errors are ignored."""
-        from lbagent.membership import peers  # noqa: PLC0415  # no event needs it
-
         with contextlib.suppress(OSError):
             files.replace_file(self.paths.peers, peers.dump(found), durable=False)
 
     def publish_metrics(self, metrics: bytes) -> None:
         """Write metrics.prom, readable by all users. Raises OSError."""
         files.replace_file(self.paths.metrics, metrics, 0o644, durable=False)
+
+
+def _read_lines_backwards(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the lines from the last one on, reading ten times more of the file at each step."""
+    size, piece = os.fstat(file.fileno()).st_size, _TAIL
+    while True:
+        start = max(0, size - piece)
+        file.seek(start)
+        # The first line of a piece may be cut. Then it is not valid JSON, and is read again with the next piece.
+        yield from reversed(file.read(size - start).split(b"\n"))
+        if start == 0:
+            return
+        piece *= 10
+
+
+def _parse_run(line: bytes) -> PastRun | None:
+    try:
+        entry = json.loads(line)
+        when = datetime.fromisoformat(entry["when"])
+        return PastRun(int(when.timestamp()), *(str(entry[key]) for key in ("why", "outcome", "words")))
+    except _DAMAGE:
+        return None
+
+
+def _read_stamp(path: str) -> tuple[int, int] | None:
+    """Return inode and mtime of a file; None if it is missing."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _checksum(text: str) -> int:
