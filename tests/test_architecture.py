@@ -36,7 +36,7 @@ def test_at_most_a_dozen_modules_are_at_the_top() -> None:
 
 
 @pytest.mark.parametrize(
-    ("library", "allowed"), [("subprocess", "system/subprocess.py"), ("threading", "daemon/daemon.py")]
+    ("library", "allowed"), [("subprocess", "system/subprocess.py"), ("threading", "daemon/background.py")]
 )
 def test_one_module_starts_processes_and_one_a_thread(library: str, allowed: str) -> None:
     users = []

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 
 from lbagent.errors import LbagentError
 from lbagent.haproxy import config_files
 from lbagent.membership import pause_reports
-from lbagent.membership.lookup import find_paused
-from lbagent.membership.model import Membership
+from lbagent.membership.model import Membership, find_member, find_paused
 from lbagent.membership.storage import Damaged
 from lbagent.run.command import run_command
 from lbagent.run.engine import Engine
+from lbagent.run.replies import count_sessions
 from lbagent.serf.events import Command, Malformed, StatusQuery, parse_event
 from lbagent.serf.raw_event import RawEvent
 from lbagent.settings import Settings
+from lbagent.state import history
 from lbagent.state.paths import Paths
 from lbagent.system.log import Log, format_error
+from lbagent.system.sockets import count_connections
+
+SESSIONS = "sessions"
+"""First word of a status query for open sessions; the names of nodes follow."""
+NOT_PAUSED = "resumed"
+"""In place of the number, for a node that is not paused."""
 
 ANSWER_LIMIT = 1024 - 100
 """Bytes of an answer. Serf's limit of 1,024 includes the node's name, the LTime and more fields of its own."""
@@ -49,7 +57,9 @@ def _answer_event(raw: RawEvent, engine: Engine, log: Log) -> str:
 
 
 def _answer_status_query(words: tuple[str, ...], raw: RawEvent, engine: Engine) -> str:
-    """Return the status line, or a page of pauses for the payload `pauses [after=NAME] [v=VERSION]`."""
+    """Return the status line; for `sessions NODE…` the open sessions; for `pauses [after=NAME] [v=VERSION]` a page."""
+    if words[:1] == (SESSIONS,):
+        return format_sessions(words[1:], engine)
     if words[:1] != ("pauses",):
         return _format_status_line(engine, raw.self_name)
     after = "".join(word.removeprefix("after=") for word in words[1:2])
@@ -62,7 +72,7 @@ def _format_status_line(engine: Engine, name: str) -> str:
     """Return name, counts, the digest of the managed lines in haproxy.cfg, pending events and the last outcome."""
     digest, problem = _compute_digest(engine)
     words = [name or "lb", *_count_members(engine), f"digest={digest}", f"pending={len(engine.spool.list_names())}"]
-    if last := engine.store.load_last_run():
+    if last := history.read_last_run(engine.paths.history):
         words.append(f"last={last.outcome}: {last.words}")
     return " ".join([*words, *problem])
 
@@ -83,3 +93,18 @@ def _compute_digest(engine: Engine) -> tuple[str, list[str]]:
     except (LbagentError, OSError) as error:
         return "unknown", [f"problem={format_error(error)}"]
     return (document.compute_digest() if document.has_managed_lines else "none"), []
+
+
+def format_sessions(nodes: Iterable[str], engine: Engine) -> str:
+    """Return `NODE=NUMBER` for each node: the connections that are open from this load balancer to it.
+
+    `NODE=resumed` for a node that is not paused. Raises LbagentError, OSError, Damaged.
+    """
+    membership, roles = engine.store.load_membership() or Membership(), engine.roles()
+    paused, connections = find_paused(membership), count_connections()
+    words = []
+    for node in nodes:
+        member = find_member(membership.members, node, None)
+        found = count_sessions(member, membership, roles, connections) if member and member.name in paused else None
+        words.append(f"{node}={NOT_PAUSED if found is None else found}")
+    return " ".join(words)

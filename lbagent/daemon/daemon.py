@@ -7,19 +7,21 @@ retried. What a round does is the same run that every other command makes; the d
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import signal
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import partial
 
 from tenacity import Retrying, retry_if_result, wait_exponential_jitter
 
 from lbagent.checks.candidate import Validator, refused_lines
 from lbagent.daemon import sd_notify
+from lbagent.daemon.background import BackgroundSync, run_in_thread
 from lbagent.daemon.file_watcher import ConfigEdits, FileWatcher
 from lbagent.daemon.schedule import SYNC_EVERY, ReloadInterval, SyncSchedule, find_next_pause_end
+from lbagent.daemon.status_socket import StatusSocket
 from lbagent.errors import Busy, LbagentError, ReloadPostponed, RolledBack
 from lbagent.haproxy import config_files
 from lbagent.haproxy.process import RunningHaproxy
@@ -30,7 +32,7 @@ from lbagent.run.queue import DrainLoop
 from lbagent.run.sync import prepare_sync
 from lbagent.run.transaction import RunOptions
 from lbagent.serf import agent
-from lbagent.settings import Settings
+from lbagent.settings import Settings, find_runtime_dir
 from lbagent.state import lock
 from lbagent.state.lock import acquire_lock
 from lbagent.state.paths import Paths
@@ -65,10 +67,26 @@ def watch(settings: Settings, log: Log) -> int:
         if not acquired:
             raise Busy(f"{paths.watch_lock}: another `lbagent watch` is running; stop one of the two")
         subprocess.waiting_callbacks.append(sd_notify.notify_alive)
-        with FileWatcher() as watcher:
-            Daemon(settings, log, watcher).run_until_stopped()
+        with FileWatcher() as watcher, _open_status_socket(settings, log) as status_socket:
+            Daemon(settings, log, watcher, status_socket).run_until_stopped()
     _publish_stop(paths)
     return 0
+
+
+@contextlib.contextmanager
+def _open_status_socket(settings: Settings, log: Log) -> Iterator[StatusSocket | None]:
+    """Serve the status until the block is left; None without a runtime directory, or if that fails."""
+    folder, status_socket = find_runtime_dir(os.environ), None
+    if folder:
+        try:
+            status_socket = StatusSocket(folder, Engine(Paths(settings.state_dir), settings.roles, log), log)
+        except OSError as error:
+            log.warning(f"status socket: {format_error(error)}; `lbagent web` shows nothing until this is fixed")
+    try:
+        yield status_socket
+    finally:
+        if status_socket:
+            status_socket.close()
 
 
 def _publish_stop(paths: Paths) -> None:
@@ -82,9 +100,11 @@ def _publish_stop(paths: Paths) -> None:
 class Daemon:
     """The daemon of one state directory."""
 
-    def __init__(self, settings: Settings, log: Log, watcher: FileWatcher) -> None:
+    def __init__(
+        self, settings: Settings, log: Log, watcher: FileWatcher, status_socket: StatusSocket | None = None
+    ) -> None:
         """Nothing is read yet; the caller holds watch.lock."""
-        self._settings, self._log, self._watcher = settings, log, watcher
+        self._settings, self._log, self._watcher, self._status_socket = settings, log, watcher, status_socket
         self._engine = Engine(Paths(settings.state_dir), settings.roles, log)
         self._edits = ConfigEdits(settings.roles, self._engine.roles)
         self._haproxys = HaproxyWatcher(self._engine)
@@ -217,8 +237,7 @@ class Daemon:
             is_edited, self._roles_digest = self._roles_digest not in ("", roles.digest), roles.digest
             if is_edited:
                 # In a thread: one `haproxy -c` per line must not delay events or the end of the daemon.
-                work = partial(self._log_refused_lines, roles, self._find_known_haproxy())
-                threading.Thread(target=work, daemon=True).start()
+                run_in_thread(partial(self._log_refused_lines, roles, self._find_known_haproxy()))
 
     def _log_refused_lines(self, roles: Roles, running: RunningHaproxy | None) -> None:
         with contextlib.suppress(LbagentError, OSError):
@@ -247,11 +266,16 @@ class Daemon:
         until = min(until, self._reload_interval.not_before) if self._reload_interval.is_waiting else until
         pause_end = find_next_pause_end(self._engine.membership, self._round_began)
         interval = sd_notify.get_watchdog_interval() or seconds
-        sd_notify.notify("WATCHDOG=1")
+        self._report_alive()
         while not self._has_work() and (rest := _compute_rest(until, pause_end)) > 0:
             self._watcher.wait(min(rest, interval, POLL_EVERY))
             self._keep_watch_lock()
-            sd_notify.notify("WATCHDOG=1")
+            self._report_alive()
+
+    def _report_alive(self) -> None:
+        sd_notify.notify("WATCHDOG=1")
+        if self._status_socket:
+            self._status_socket.heartbeat = time.time()
 
     def _has_work(self) -> bool:
         if self._is_stopping or self._is_refreshing:
@@ -300,37 +324,3 @@ class HaproxyWatcher:
 
     def _list_pids(self) -> frozenset[int]:
         return self._engine.haproxy.pids if self._engine.haproxy else frozenset()
-
-
-class BackgroundSync:
-    """Queries Serf and the other load balancers in a thread, as answers take seconds and events must not wait."""
-
-    def __init__(self, prepare: Callable[[], Learn], log: Log, wake: Callable[[], None]) -> None:
-        """`prepare` runs in the thread, which calls `wake` at its end."""
-        self._prepare, self._log, self._wake = prepare, log, wake
-        self._thread: threading.Thread | None = None
-        self._result: Learn | None = None
-
-    def start(self) -> None:
-        """Start a sync, unless one is in progress."""
-        if self._thread is None or not self._thread.is_alive():
-            # A daemon thread: the end of the process does not wait for another load balancer.
-            self._thread = threading.Thread(target=self._run, daemon=True)
-            self._thread.start()
-
-    @property
-    def has_result(self) -> bool:
-        """Whether a result can be taken."""
-        return self._result is not None
-
-    def take_result(self) -> Learn | None:
-        """Return the result once; None where there is none."""
-        result, self._result = self._result, None
-        return result
-
-    def _run(self) -> None:
-        try:
-            self._result = self._prepare()
-        except (LbagentError, OSError) as error:
-            self._log.hint(f"sync failed: {format_error(error)}")
-        self._wake()

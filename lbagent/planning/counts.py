@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from lbagent.haproxy.config import Document, ManagedLine
 from lbagent.haproxy.server_line import PAUSED_OURS
-from lbagent.membership.model import ALIVE, FAILED, Membership, Table, as_table
+from lbagent.membership.model import ALIVE, FAILED, Membership, Table, as_table, find_paused
 from lbagent.names import explain_refused_address, role_names
 from lbagent.roles.model import Pair, Role, Roles
 
@@ -67,6 +67,17 @@ def count_statuses(membership: Membership) -> dict[str, int]:
 def count_quarantined(membership: Membership) -> int:
     """Return the number of nodes whose lines HAProxy refuses."""
     return sum(member.quarantine is not None for member in as_table(membership.members).special.values())
+
+
+def count_paused(membership: Membership) -> int:
+    """Return the number of present members that are paused."""
+    return sum(membership.members[name].present for name in find_paused(membership))
+
+
+def find_pause_starts(membership: Membership) -> dict[str, int]:
+    """Return when each pause of a present member began, in epoch seconds; a pause by the tag has no start."""
+    special = as_table(membership.members).special.values()
+    return {member.name: member.pause.since for member in special if member.pause and member.present}
 
 
 def _list_exceptional_nodes(table: Table) -> dict[str, list[tuple[str, str, str]]]:

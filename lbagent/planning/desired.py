@@ -7,8 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple, Self
 
 from lbagent.haproxy.server_line import Server, drain_line, format_endpoint, format_paused_line, format_tail
-from lbagent.membership.lookup import find_paused, find_superseded
-from lbagent.membership.model import FAILED, PRESENT, Member, Membership, as_table
+from lbagent.membership.model import FAILED, PRESENT, Member, Membership, as_table, find_paused, find_superseded
 from lbagent.names import NAME, are_plainly_allowed, explain_refused_address, natural_key, role_names, sort_names
 from lbagent.roles.model import MissingTag, Pair, Role, Roles, Service, Template
 

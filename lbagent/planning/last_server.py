@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 from lbagent.haproxy.config import Document, ManagedLine, OperatorServer, Proxy
 from lbagent.haproxy.runtime.state import Stats
-from lbagent.membership.lookup import find_paused
-from lbagent.membership.model import ALIVE, Membership
+from lbagent.membership.model import ALIVE, Membership, find_paused
 from lbagent.planning.proxy import ProxyPlanner
 from lbagent.roles.model import Roles
 

@@ -18,7 +18,7 @@ from lbagent.errors import LbagentError, ReloadPostponed, RolledBack, TryAgain
 from lbagent.haproxy import config_files
 from lbagent.membership.model import Membership
 from lbagent.membership.storage import Damaged
-from lbagent.metrics import Last
+from lbagent.metrics import INTERRUPTED, RELOAD_BOUNDS, RUN_BOUNDS, Last, PeerCounts
 from lbagent.outcome import Outcome, Verdict
 from lbagent.planning import counts
 from lbagent.planning.plan import Plan
@@ -26,7 +26,7 @@ from lbagent.roles.model import Pair, Roles
 from lbagent.run import batch
 from lbagent.run.transaction import Transaction
 from lbagent.serf.events import Command
-from lbagent.state.lock import is_locked
+from lbagent.state.lock import is_held, is_locked
 from lbagent.state.spool import Spool
 from lbagent.state.store import Store
 from lbagent.system.log import Log, format_error
@@ -145,6 +145,7 @@ class Recorder:
         now = int(time.time())
         status = self._find_exit_status(error)
         last = self._store.load_last()._replace(run=now, status=status, words=self._format_result(error))
+        last = self._count_run(last, now, self._find_verdict(error))
         if status == 0:
             last = last._replace(success=now)
         if self.heard:
@@ -153,6 +154,8 @@ class Recorder:
             last = last._replace(sync=now, sync_failing=None, sync_words="")
         elif self.unknown:
             last = last._replace(sync_failing=last.sync_failing or now, sync_words=_shorten(format_error(self.unknown)))
+        if self.synced or self.unknown:
+            last = last._replace(peers=self._count_peers() or last.peers)
         plan = self._plan
         is_as_planned = bool(plan and live and live.texts == plan.after)
         if plan and is_as_planned and plan.after != plan.before:
@@ -162,6 +165,34 @@ class Recorder:
         if (failed and not isinstance(error, ReloadPostponed)) or (self.outcome and self.outcome.reloaded):
             last = last._replace(reload=now, reload_good=not failed)
         return last
+
+    def _count_run(self, last: Last, now: int, verdict: str) -> Last:
+        """Return `last` with this run counted in its totals."""
+        haproxy = self.transaction.haproxy if self.transaction else None
+        if haproxy and haproxy.reload_seconds is not None:
+            last = last._replace(reload_seconds=last.reload_seconds.add(haproxy.reload_seconds, RELOAD_BOUNDS))
+        return last._replace(
+            heartbeat=now if is_held(self._store.paths.watch_lock) else last.heartbeat,
+            runs={**last.runs, verdict: last.runs.get(verdict, 0) + 1},
+            ended={**last.ended, verdict: now},
+            run_seconds=last.run_seconds.add(time.monotonic() - self._started, RUN_BOUNDS),
+        )
+
+    def _count_peers(self) -> PeerCounts | None:
+        """Return the numbers of the other load balancers, as the last sync that could ask Serf has stored them."""
+        if (found := self._store.load_peers()) is None:
+            return None
+        return PeerCounts(
+            len(found.peers),
+            sum(peer.answers for peer in found.peers),
+            sum(peer.equal is False for peer in found.peers),
+        )
+
+    def _find_verdict(self, error: BaseException | None) -> str:
+        error = error or self.unknown
+        if isinstance(error, LbagentError | OSError):
+            return getattr(error, "outcome", LbagentError.outcome)
+        return self.outcome.verdict if self.outcome and not error else INTERRUPTED
 
     def _format_result(self, error: BaseException | None) -> str:
         if isinstance(error, LbagentError | OSError):
@@ -179,6 +210,7 @@ class Recorder:
     def _collect_numbers(self, last: Last, live: CurrentConfig | None) -> metrics.Numbers:
         membership, plan = self._find_membership(), self._plan
         haproxy = self.transaction.haproxy if self.transaction else None
+        oldest = self._spool.find_oldest_time()
         numbers = metrics.Numbers(
             lbagent.__version__,
             last.run or 0,
@@ -187,6 +219,7 @@ class Recorder:
             old_workers=haproxy.old_workers if haproxy else None,
             blocked=sum(held.lines for held in plan.blocked) if plan else 0,
             pending=len(self._spool.list_names()),
+            oldest_event=None if oldest is None else int(oldest),
             bad=_count_files(self._store.paths.bad),
             daemon=is_locked(self._store.paths.watch_lock),
         )
@@ -196,6 +229,8 @@ class Recorder:
             servers=live.count_servers(self.roles, membership) if live and self.roles else None,
             members=counts.count_statuses(membership),
             quarantined=counts.count_quarantined(membership),
+            paused=counts.count_paused(membership),
+            pauses=counts.find_pause_starts(membership),
         )
 
     def _find_membership(self) -> Membership | None:

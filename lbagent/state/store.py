@@ -1,4 +1,4 @@
-"""Read and write the files of the state directory, except spool and locks.
+"""Read and write the files of the state directory, except spool, locks and the past in history.jsonl.
 
 A damaged file is the same as a missing one, except members.json, which raises `storage.Damaged`.
 """
@@ -10,26 +10,21 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Iterator, Mapping
-from datetime import datetime
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from lbagent import metrics as metrics_module
 from lbagent.membership import peers, storage
 from lbagent.membership.model import Membership
 from lbagent.membership.peers import Peers
 from lbagent.metrics import Last
-from lbagent.outcome import PastRun
 from lbagent.state import files
 from lbagent.state.paths import Paths
 from lbagent.system import untrusted_files
 
 HISTORY_LIMIT = 4 * 1024 * 1024
 """Size in bytes above which history.jsonl is renamed to history.jsonl.1."""
-
-_TAIL = 1 << 14
-"""Bytes of history.jsonl that are read first. They usually hold the last line; one with 10,000 servers is 1 MB."""
 
 _ANSWERS_KEPT = 100
 """Number of answers in answers.json. Serf runs its handlers one after another, and each waits for seconds only."""
@@ -178,14 +173,6 @@ class Store:
             with open(path, "a", encoding="utf-8", opener=_open_private) as file:
                 file.write(json.dumps({"when": when, **entry}) + "\n")
 
-    def load_last_run(self) -> PastRun | None:
-        """Return the last run with a complete line in history.jsonl; None if there is none. Raises OSError."""
-        try:
-            with open(self.paths.history, "rb") as file:
-                return next((run for line in _read_lines_backwards(file) if (run := _parse_run(line))), None)
-        except FileNotFoundError:
-            return None
-
     def publish_answers(self, answers: Mapping[str, str]) -> None:
         """Add answers to answers.json, by record id. Raises OSError."""
         kept = {**{key: text for key, text in self._load_answers().items() if key not in answers}, **answers}
@@ -239,28 +226,6 @@ class Store:
     def publish_metrics(self, metrics: bytes) -> None:
         """Write metrics.prom, readable by all users. Raises OSError."""
         files.replace_file(self.paths.metrics, metrics, 0o644, durable=False)
-
-
-def _read_lines_backwards(file: BinaryIO) -> Iterator[bytes]:
-    """Yield the lines from the last one on, reading ten times more of the file at each step."""
-    size, piece = os.fstat(file.fileno()).st_size, _TAIL
-    while True:
-        start = max(0, size - piece)
-        file.seek(start)
-        # The first line of a piece may be cut. Then it is not valid JSON, and is read again with the next piece.
-        yield from reversed(file.read(size - start).split(b"\n"))
-        if start == 0:
-            return
-        piece *= 10
-
-
-def _parse_run(line: bytes) -> PastRun | None:
-    try:
-        entry = json.loads(line)
-        when = datetime.fromisoformat(entry["when"])
-        return PastRun(int(when.timestamp()), *(str(entry[key]) for key in ("why", "outcome", "words")))
-    except _DAMAGE:
-        return None
 
 
 def _read_stamp(path: str) -> tuple[int, int] | None:

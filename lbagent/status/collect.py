@@ -23,7 +23,7 @@ from lbagent.outcome import PastRun
 from lbagent.planning import restore
 from lbagent.roles.model import Roles
 from lbagent.run.engine import Engine
-from lbagent.state import store
+from lbagent.state import history, store
 from lbagent.state.lock import is_locked
 from lbagent.status.report import NO_SOCKET, Events, Failed, Report, Served, Sources, StatsSocket, report
 from lbagent.system import processes
@@ -92,7 +92,7 @@ class _Survey:
 
     def _last_run(self) -> PastRun | None:
         try:
-            return self._engine.store.load_last_run()
+            return history.read_last_run(self._engine.paths.history)
         except OSError as error:
             self._problem(format_error(error))
             return None

@@ -198,3 +198,12 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("goal", re.findall(r"^\$ make (\w+)", README, re.MULTILINE))
 def test_the_commands_of_the_readme_exist(goal: str) -> None:
     assert re.search(rf"^{goal}:", (HERE / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_the_changelog_has_each_kind_of_change_once_per_version_in_order() -> None:
+    text = (HERE / "CHANGELOG.md").read_text(encoding="utf-8")
+    kinds = ["Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"]
+
+    for version in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
+        found = re.findall(r"^### (.*)$", version, re.MULTILINE)
+        assert found == [kind for kind in kinds if kind in found], version.partition("\n")[0]

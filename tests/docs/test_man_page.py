@@ -9,15 +9,20 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 
 from lbagent import arguments
 from lbagent.errors import LbagentError
+from lbagent.roles import loader
+from lbagent.roles.keys import HAPROXY_KEYS, ROLE_KEYS, SERVICE_KEYS
+from lbagent.roles.model import PLACEHOLDERS
 from lbagent.state.paths import Paths
 
 HERE = Path(__file__).parent.parent.parent
+ALL_KEYS = (*HAPROXY_KEYS, *SERVICE_KEYS, *ROLE_KEYS)
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +105,9 @@ def render(page: Path) -> str:
 
 
 @needs_mandoc
-def test_mandoc_finds_nothing_wrong_with_the_man_page(pages: Path) -> None:
-    argv = ["mandoc", "-T", "lint", "-W", "warning", str(pages / "man/lbagent.1")]
+@pytest.mark.parametrize("page", ["lbagent.1", "roles.yml.5"])
+def test_mandoc_finds_nothing_wrong_with_a_man_page(pages: Path, page: str) -> None:
+    argv = ["mandoc", "-T", "lint", "-W", "warning", str(pages / "man" / page)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
 
     assert (done.returncode, done.stdout) == (0, "")
@@ -128,6 +134,23 @@ def test_the_man_page_has_every_exit_status_and_file(pages: Path) -> None:
         *("NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "COMMANDS"),
         *("EXIT STATUS", "FILES", "ENVIRONMENT", "EXAMPLES", "SEE ALSO"),
     ]
+
+
+@needs_mandoc
+def test_the_page_of_roles_yml_has_every_key_with_its_default(pages: Path) -> None:
+    shown = " ".join(render(pages / "man/roles.yml.5").split())
+
+    assert [key.name for key in ALL_KEYS if f" {key.name} " not in shown] == []
+    defaults = [str(key.default) for key in ALL_KEYS if key.default is not None]
+    assert [default for default in defaults if f"Default: {default}." not in shown] == []
+    assert [name for name in re.findall(r"\{[^}]+\}", PLACEHOLDERS) if name not in shown] == []
+
+
+@needs_mandoc
+def test_the_example_of_the_page_of_roles_yml_loads(pages: Path) -> None:
+    example = render(pages / "man/roles.yml.5").partition("EXAMPLE\n")[2].partition("FILES\n")[0]
+
+    loader.parse_roles(textwrap.dedent(example).encode(), "roles.yml")
 
 
 def test_the_man_page_has_the_date_of_its_version(pages: Path) -> None:
@@ -171,6 +194,10 @@ def complete_in_bash(script: Path, folder: Path, line: str) -> list[str]:
         ("lbagent --st", ["--state-dir"]),
         ("lbagent --roles a", ["a b.yml"]),
         ("lbagent --state-dir c", ["conf"]),
+        ("lbagent pause --wa", ["--wait"]),
+        ("lbagent pause --ro", ["--roles"]),
+        ("lbagent plan --roles a", ["a b.yml"]),
+        ("lbagent status --state-dir c", ["conf"]),
     ],
 )
 def test_bash_completes(pages: Path, folder: Path, line: str, offers: list[str]) -> None:
@@ -199,6 +226,10 @@ TYPED = {
     "lbagent --state-dir ": "lbagent --state-dir conf/",
     "lbagent --roles x --state-dir y appl": "lbagent --roles x --state-dir y apply ",
     "lbagent apply --no": "lbagent apply --no-reload ",
+    "lbagent plan --roles a": "lbagent plan --roles a\\ b.yml ",
+    "lbagent pause --verb": "lbagent pause --verbose ",
+    "lbagent pause web01 --for 2h --rea": "lbagent pause web01 --for 2h --reason ",
+    "lbagent pause web01 --wait --ver": "lbagent pause web01 --wait --verbose ",
 }
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from lbagent.haproxy.config import Document
-from lbagent.membership import lookup
+from lbagent.membership import model
 from lbagent.membership.model import FAILED, Pause
+from lbagent.names import TAG_RULE
 from lbagent.planning import restore
 from lbagent.planning.desired import list_serving_ports
 from lbagent.roles import loader
@@ -220,7 +221,7 @@ def test_the_address_may_come_from_a_tag(tag: str, written: str) -> None:
         ({"ip": "192.168.07.5"}, "node web01 has no line for iis: address '192.168.07.5' is not an IP address"),
         (
             {"ip": "192.168.7.5 backup"},
-            "node web01 has no line for iis: its tag 'ip' is '192.168.7.5 backup', not [A-Za-z0-9._:-]{1,64}",
+            f"node web01 has no line for iis: its tag 'ip' is invalid: '192.168.7.5 backup'; use {TAG_RULE}",
         ),
         ({"ip": "10.0.0.1"}, "node web01 of role web has no line: 10.0.0.1 is outside the role's networks"),
         ({"ip": "0.0.0.0"}, "node web01 of role web has no line: 0.0.0.0 is an unspecified address"),
@@ -246,7 +247,7 @@ def test_a_pause_by_serfs_address_holds_for_a_node_that_is_reached_elsewhere() -
         member("old", "10.0.0.1", "web", {"ip": "192.168.7.6"}),
     )
 
-    assert lookup.find_paused(nodes) == {"web01", "old"}
+    assert model.find_paused(nodes) == {"web01", "old"}
     assert managed(planned(TEXT, BY_TAG, nodes)) == [
         "# lbagent paused old 10.0.0.1 role=web",
         "# lbagent paused web01 10.0.0.1 role=web",

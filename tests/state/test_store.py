@@ -1,15 +1,13 @@
-"""history.jsonl and answers.json are read and written whatever their content, and how damaged it is."""
+"""answers.json: a handler that may only store its query gets the answer from it, however damaged it was."""
 
 from __future__ import annotations
 
-import json
 import stat
 import threading
 from pathlib import Path
 
 import pytest
 
-from lbagent.outcome import PastRun
 from lbagent.state.paths import Paths
 from lbagent.state.store import Store
 
@@ -18,49 +16,6 @@ from lbagent.state.store import Store
 def store(tmp_path: Path) -> Store:
     """An empty state directory."""
     return Store(Paths(str(tmp_path)))
-
-
-# history.jsonl
-
-
-def entry(why: str, **more: object) -> str:
-    """A line as the store writes it."""
-    return json.dumps({"when": "2023-11-14T22:13:20Z", "why": why, "outcome": "applied", "words": "ok", **more})
-
-
-RUN = PastRun(1_700_000_000, "the last", "applied", "ok")
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        f"{entry('the last')}\n",
-        f"{entry('the first')}\n{entry('the last')}\n",
-        f'{entry("the last")}\n{{"when": "2023-11-14T2',
-        f"{entry('the last')}\n[]\nnull\n\x00\n{entry('x', when=7)}\n{entry('y', when='yesterday')}\n",
-        f"{entry('the first')}\n{entry('the last', added=['server'] * 100_000)}\n",
-        f"{entry('the first')}\n{entry('the last')}\n{'[' * 100_000}\n",
-    ],
-    ids=["alone", "after another", "before a torn one", "before damaged ones", "longer than a piece", "too deep"],
-)
-def test_the_last_complete_line_of_the_history_is_found(text: str, store: Store) -> None:
-    Path(store.paths.history).write_text(text)
-
-    assert store.load_last_run() == RUN
-
-
-@pytest.mark.parametrize("text", ["", "\n", "nonsense\n"])
-def test_a_history_without_a_complete_line_has_no_last_run(text: str, store: Store) -> None:
-    Path(store.paths.history).write_text(text)
-
-    assert store.load_last_run() is None
-
-
-def test_a_missing_history_has_no_last_run(store: Store) -> None:
-    assert store.load_last_run() is None
-
-
-# answers.json
 
 
 def test_a_published_answer_is_returned(store: Store) -> None:
