@@ -37,7 +37,7 @@ def handle(settings: Settings, log: Log, environ: Mapping[bytes, bytes] = os.env
     try:
         queue.store_event(raw, Paths(settings.state_dir))
     except NotStored as error:
-        raise queue.withdraw_unstored(error, raw, settings, log) from error
+        raise queue.withdraw_without_storing(error, raw, settings, log) from error
     return queue.drain_spool(settings, log)
 
 

@@ -18,7 +18,7 @@ from lbagent.outcome import Outcome, Verdict
 from lbagent.planning import quarantine
 from lbagent.planning.plan import Plan, PlanOptions, make_plan
 from lbagent.roles.model import Roles
-from lbagent.run.engine import Engine, Learn
+from lbagent.run.engine import Engine, SyncMerge
 from lbagent.run.queue import DrainLoop
 from lbagent.run.sync import prepare_sync
 from lbagent.run.transaction import RunOptions
@@ -74,14 +74,14 @@ def sync(dry_run: bool, force: bool) -> Verb:  # noqa: FBT001  # the command's t
         engine = Engine(Paths(settings.state_dir), settings.roles, log)
         if dry_run:
             log.journal = False
-        learn = prepare_sync(engine, log, log.warning, force=force, record=not dry_run)
+        merge_sync = prepare_sync(engine, log, log.warning, force=force, record=not dry_run)
         if dry_run:
-            status = _report_plan(engine, log, PlanOptions(force=force), learn)
+            status = _report_plan(engine, log, PlanOptions(force=force), merge_sync)
             return 0 if status == _WOULD_CHANGE else status
         engine.paths.prepare()
         with acquire_lock(engine.paths.lock, LOCK_WAIT) as acquired:
             _require_lock(acquired, engine)
-            loop = _run_and_report(engine, log, RunOptions(force, compare=True, verify=True), learn)
+            loop = _run_and_report(engine, log, RunOptions(force, compare=True, verify=True), merge_sync)
         loop.run_while_spooled(engine.paths.lock, lambda: engine.run(RunOptions()))
         return loop.status
 
@@ -96,10 +96,10 @@ def _require_lock(acquired: bool, engine: Engine) -> None:  # noqa: FBT001  # th
 # Run
 
 
-def _run_and_report(engine: Engine, log: Log, options: RunOptions, learn: Learn | None = None) -> DrainLoop:
+def _run_and_report(engine: Engine, log: Log, options: RunOptions, merge_sync: SyncMerge | None = None) -> DrainLoop:
     """Make a run and print its outcome; errors are logged. Returns the loop, which has the exit status."""
     loop = DrainLoop(engine.spool, log)
-    outcome = loop.run_once(lambda: engine.run(options, learn))
+    outcome = loop.run_once(lambda: engine.run(options, merge_sync))
     if outcome:
         print(_format_outcome(engine, outcome))
     return loop
@@ -107,7 +107,7 @@ def _run_and_report(engine: Engine, log: Log, options: RunOptions, learn: Learn 
 
 def _format_outcome(engine: Engine, outcome: Outcome) -> str:
     if outcome.verdict is Verdict.UNCHANGED and outcome.is_quiet:
-        roles = engine.roles()
+        roles = engine.load_roles()
         return _format_no_changes(config_files.read_config(roles.haproxy).document, roles, engine.membership)
     return f"{outcome.verdict}: {outcome.message}"
 
@@ -134,10 +134,10 @@ class _Preview(NamedTuple):
     """Nodes in quarantine."""
 
 
-def _preview_run(engine: Engine, options: PlanOptions, learn: Learn | None = None) -> _Preview:
+def _preview_run(engine: Engine, options: PlanOptions, merge_sync: SyncMerge | None = None) -> _Preview:
     """Plan the next run; nothing is written. Raises RolesRefused, TryAgain, OSError."""
-    roles = engine.roles()
-    seen, membership = config_files.read_config(roles.haproxy), engine.preview_membership(roles, learn)
+    roles = engine.load_roles()
+    seen, membership = config_files.read_config(roles.haproxy), engine.preview_membership(roles, merge_sync)
     kept = frozenset[str]() if options.force else quarantine.find_quarantined_in(membership, seen.document, roles)
     wanted = make_plan(seen.document, roles, membership, options._replace(kept=kept))
     return _Preview(roles, seen, membership, wanted, kept)
@@ -158,9 +158,9 @@ def _confirm_adoption(engine: Engine, options: PlanOptions, *, yes: bool) -> Pla
     return None
 
 
-def _report_plan(engine: Engine, log: Log, options: PlanOptions, learn: Learn | None = None) -> int:
+def _report_plan(engine: Engine, log: Log, options: PlanOptions, merge_sync: SyncMerge | None = None) -> int:
     """Print the diff of the next run and log its obstacles; return the exit status of `plan`."""
-    preview = _preview_run(engine, options, learn)
+    preview = _preview_run(engine, options, merge_sync)
     wanted, members = preview.wanted, preview.membership.members
     for note in wanted.notes:
         log.warning(note)

@@ -89,7 +89,7 @@ def _count_members(engine: Engine) -> list[str]:
 def _compute_digest(engine: Engine) -> tuple[str, list[str]]:
     """Return the digest, `none` without managed lines, and what prevented it."""
     try:
-        document = config_files.read_config(engine.roles().haproxy).document
+        document = config_files.read_config(engine.load_roles().haproxy).document
     except (LbagentError, OSError) as error:
         return "unknown", [f"problem={format_error(error)}"]
     return (document.compute_digest() if document.has_managed_lines else "none"), []
@@ -100,7 +100,7 @@ def format_sessions(nodes: Iterable[str], engine: Engine) -> str:
 
     `NODE=resumed` for a node that is not paused. Raises LbagentError, OSError, Damaged.
     """
-    membership, roles = engine.store.load_membership() or Membership(), engine.roles()
+    membership, roles = engine.store.load_membership() or Membership(), engine.load_roles()
     paused, connections = find_paused(membership), count_connections()
     words = []
     for node in nodes:

@@ -35,7 +35,7 @@ def render(path: str | None) -> Callable[[Settings, Log], int]:
     def verb(settings: Settings, log: Log) -> int:
         log.journal = False
         engine = Engine(Paths(settings.state_dir), settings.roles, log)
-        roles = engine.roles()
+        roles = engine.load_roles()
         live = _read_live(roles, required=path is None)
         texts, number = _read_template(path, roles, live)
         membership = _load_membership(engine, roles, required=live is not None)

@@ -6,18 +6,18 @@ import threading
 from collections.abc import Callable
 
 from lbagent.errors import LbagentError
-from lbagent.run.engine import Learn
+from lbagent.run.engine import SyncMerge
 from lbagent.system.log import Log, format_error
 
 
 class BackgroundSync:
     """Queries Serf and the other load balancers in a thread, as answers take seconds and events must not wait."""
 
-    def __init__(self, prepare: Callable[[], Learn], log: Log, wake: Callable[[], None]) -> None:
+    def __init__(self, prepare: Callable[[], SyncMerge], log: Log, wake: Callable[[], None]) -> None:
         """`prepare` runs in the thread, which calls `wake` at its end."""
         self._prepare, self._log, self._wake = prepare, log, wake
         self._thread: threading.Thread | None = None
-        self._result: Learn | None = None
+        self._result: SyncMerge | None = None
 
     def start(self) -> None:
         """Start a sync, unless one is in progress."""
@@ -31,7 +31,7 @@ class BackgroundSync:
         """Whether a result can be taken."""
         return self._result is not None
 
-    def take_result(self) -> Learn | None:
+    def take_result(self) -> SyncMerge | None:
         """Return the result once; None where there is none."""
         result, self._result = self._result, None
         return result

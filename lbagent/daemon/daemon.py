@@ -27,7 +27,7 @@ from lbagent.haproxy import config_files
 from lbagent.haproxy.process import RunningHaproxy
 from lbagent.outcome import Outcome, Verdict
 from lbagent.roles.model import Roles
-from lbagent.run.engine import Engine, Learn
+from lbagent.run.engine import Engine, SyncMerge
 from lbagent.run.queue import DrainLoop
 from lbagent.run.sync import prepare_sync
 from lbagent.run.transaction import RunOptions
@@ -106,12 +106,12 @@ class Daemon:
         """Nothing is read yet; the caller holds watch.lock."""
         self._settings, self._log, self._watcher, self._status_socket = settings, log, watcher, status_socket
         self._engine = Engine(Paths(settings.state_dir), settings.roles, log)
-        self._edits = ConfigEdits(settings.roles, self._engine.roles)
+        self._edits = ConfigEdits(settings.roles, self._engine.load_roles)
         self._haproxys = HaproxyWatcher(self._engine)
         self._sync = BackgroundSync(self._prepare_sync, log, watcher.wake)
         self._sync_schedule = SyncSchedule()
         self._sync_failed = False
-        self._reload_interval = ReloadInterval(self._engine.roles)
+        self._reload_interval = ReloadInterval(self._engine.load_roles)
         self._is_stopping = False
         self._is_refreshing = False
         """Whether SIGHUP asked for a sync and for fresh settings."""
@@ -190,8 +190,8 @@ class Daemon:
                 raise Busy(f"{path}: another `lbagent watch` is running; stop one of the two") from lost
             self._log.warning(f"{path}: the lock file was removed or replaced; created again")
 
-    def _run(self, learn: Learn | None = None) -> Outcome:
-        """Make one run; the caller holds the lock. `learn` has the results of a sync. Raises LbagentError, OSError."""
+    def _run(self, merge_sync: SyncMerge | None = None) -> Outcome:
+        """Make one run, with the results of a sync if there are any; the caller holds the lock. Raises as `Engine.run`."""
         # Mark edits before the run: one that is made during the run is applied by the next.
         self._is_unverified |= self._edits.are_new
         self._edits.mark_seen()
@@ -200,20 +200,20 @@ class Daemon:
         options = RunOptions(
             not_before=self._reload_interval.not_before,
             # A sync looks for HAProxy in all processes: a second one may have been started with this haproxy.cfg.
-            known=None if learn else self._find_known_haproxy(),
-            verify=self._is_unverified and not learn,
+            known=None if merge_sync else self._find_known_haproxy(),
+            verify=self._is_unverified and not merge_sync,
         )
         try:
-            outcome = self._engine.run(options, learn)
+            outcome = self._engine.run(options, merge_sync)
         except (LbagentError, OSError) as error:
             self._status = format_error(error)
             self._reload_interval.is_waiting = False  # the next run retries everything
             was_reloaded = isinstance(error, RolledBack) and not isinstance(error, ReloadPostponed)
-            self._record_run(learn, reloaded=was_reloaded, good=False)
+            self._record_run(merge_sync, reloaded=was_reloaded, good=False)
             raise
         finally:
             self._haproxys.mark_own_worker()
-        self._record_run(learn, reloaded=outcome.reloaded, good=True)
+        self._record_run(merge_sync, reloaded=outcome.reloaded, good=True)
         self._is_unverified &= not options.verify
         self._reload_interval.is_waiting = outcome.verdict is Verdict.QUEUED
         self._edits.mark_own_texts(self._engine.plan.after if self._engine.plan else ())
@@ -223,17 +223,17 @@ class Daemon:
     def _find_known_haproxy(self) -> RunningHaproxy | None:
         return self._engine.haproxy.running if self._engine.haproxy else None
 
-    def _record_run(self, learn: Learn | None, *, reloaded: bool, good: bool) -> None:
+    def _record_run(self, merge_sync: SyncMerge | None, *, reloaded: bool, good: bool) -> None:
         if reloaded:
             self._reload_interval.record_reload()
-        if learn:
+        if merge_sync:
             self._sync_schedule.record_end(time.monotonic(), good=good)
             self._sync_failed = not good
 
     def _validate_new_roles(self) -> None:
         """After an edit of roles.yml, validate the line of each service, before a node needs it."""
         with contextlib.suppress(LbagentError, OSError):
-            roles = self._engine.roles()
+            roles = self._engine.load_roles()
             is_edited, self._roles_digest = self._roles_digest not in ("", roles.digest), roles.digest
             if is_edited:
                 # In a thread: one `haproxy -c` per line must not delay events or the end of the daemon.
@@ -245,7 +245,7 @@ class Daemon:
             for refused in refused_lines(seen.document, roles, Validator(seen, roles.haproxy, running)):
                 self._log.error(f"{self._settings.roles}: {refused}")
 
-    def _prepare_sync(self) -> Learn:
+    def _prepare_sync(self) -> SyncMerge:
         # An engine of its own, as this runs in another thread.
         engine = Engine(self._engine.paths, self._settings.roles, self._log)
         return prepare_sync(engine, self._log, self._log.hint, force=False)

@@ -38,6 +38,11 @@ class ConfigSnapshot(NamedTuple):
         return [target.given for target in self.targets]
 
     @property
+    def paths(self) -> list[str]:
+        """The real paths of the files."""
+        return [target.path for target in self.targets]
+
+    @property
     def is_unchanged(self) -> bool:
         """Whether the files are still what was read."""
         return all(files.is_unchanged(target) for target in self.targets)

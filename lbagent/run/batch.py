@@ -33,7 +33,7 @@ class Batch:
                 warnings.append(spool.set_aside(record.name, str(error)))
         for words in warnings:
             log.warning(words)
-        self.asked = _select_foreign_queries(records, self.by_name)
+        self.foreign_queries = _select_foreign_queries(records, self.by_name)
         """Queries stored by users who may not apply them, by the ids of their records."""
 
     @property

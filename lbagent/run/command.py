@@ -66,7 +66,7 @@ def _store_commands(raws: Sequence[RawEvent], engine: Engine, log: Log) -> list[
             try:
                 store_event(raw, engine.paths)
             except NotStored as error:
-                raise NotStored(f"{error}{engine.withdraw_unstored(raw=raw)}") from error
+                raise NotStored(f"{error}{engine.withdraw_without_storing(raw=raw)}") from error
     except (LbagentError, OSError) as error:
         log.error(format_error(error))
         return [f"refused: {format_error(error)}"] * len(raws)
@@ -83,7 +83,7 @@ def _apply_commands(commands: Sequence[CommandEvent], engine: Engine, log: Log, 
         failed = error
     try:
         run = FinishedRun(
-            engine.roles() if engine.transaction else None, engine.transaction, outcome, engine.answers, failed
+            engine.load_roles() if engine.transaction else None, engine.transaction, outcome, engine.answers, failed
         )
         return [format_reply(_find_record_id(raw), command, run) for raw, command in commands]
     except (LbagentError, OSError) as error:

@@ -37,7 +37,7 @@ from lbagent.state.store import Store
 from lbagent.system import untrusted_files
 from lbagent.system.log import Log
 
-Learn = Callable[[Membership, Roles], UpdateResult]
+SyncMerge = Callable[[Membership, Roles], UpdateResult]
 """Updates membership from outside once all events are applied. Raises TryAgain where nothing can be learned."""
 
 _ATTEMPTS = 5
@@ -64,13 +64,13 @@ class Engine:
         """Transaction of the last run; None where it failed earlier."""
         self.answers: Mapping[str, str] = {}
         """Answers to queries by record id, as in `UpdateResult`."""
-        self.asked: Mapping[str, Command] = {}
+        self.foreign_queries: Mapping[str, Command] = {}
         """Queries stored by users who may not apply them, by the ids of their records."""
-        self.heard: int | None = None
+        self.newest_event_at: int | None = None
         """Epoch seconds at which the newest applied event arrived."""
 
-    def roles(self, *, keep: bool = False) -> Roles:
-        """Return roles.yml, cached as JSON for the next run with `keep`. Raises RolesRefused."""
+    def load_roles(self, *, cache_result: bool = False) -> Roles:
+        """Return roles.yml, cached as JSON for the next run with `cache_result`. Raises RolesRefused."""
         try:
             content = untrusted_files.read_whole_file(self._roles_path)
         except OSError as error:
@@ -81,19 +81,19 @@ class Engine:
         from lbagent.roles import loader  # noqa: PLC0415  # loads yaml, once per edit
 
         roles = loader.parse_roles(content, self._roles_path)
-        if keep:
+        if cache_result:
             self.store.save_roles_cache(key, cache.serialize_roles(roles))
         return roles
 
-    def run(self, options: RunOptions, learn: Learn | None = None) -> Outcome:
-        """Apply events, learn, plan and apply the plan; the caller holds the lock. Raises LbagentError, OSError.
+    def run(self, options: RunOptions, merge_sync: SyncMerge | None = None) -> Outcome:
+        """Apply events, merge_sync, plan and apply the plan; the caller holds the lock. Raises LbagentError, OSError.
 
         Where the lock file was removed or replaced meanwhile, acquire the new one and start over with the state that
         another process may have written since.
         """
         for _ in range(_ATTEMPTS):
             try:
-                return self._run(options, learn)
+                return self._run(options, merge_sync)
             except lock.LockLost as lost:
                 self._log.warning(f"{lost}; starting again")
                 self.paths.prepare()
@@ -103,21 +103,25 @@ class Engine:
             f"{self.paths.lock}: the lock file was removed or replaced {_ATTEMPTS} times; find the process that does it"
         )
 
-    def _run(self, options: RunOptions, learn: Learn | None) -> Outcome:
+    def _run(self, options: RunOptions, merge_sync: SyncMerge | None) -> Outcome:
         self.transaction = None
         with Recorder(self.store, self.spool, self._log) as recorder:
             # This comes first: an invalid roles.yml changes nothing on disk, and the spool waits.
-            recorder.roles = roles = self.roles(keep=True)
+            recorder.roles = roles = self.load_roles(cache_result=True)
             try:
-                recorder.causes = self.drain(roles)
+                recorder.causes = self.apply_stored_events(roles)
             except OSError as error:
                 # The events stay in the spool; HAProxy can still be reached.
                 raise type(error)(
-                    error.errno, f"{error.strerror}{self.withdraw_unstored(roles)}", error.filename
+                    error.errno, f"{error.strerror}{self.withdraw_without_storing(roles)}", error.filename
                 ) from error
-            recorder.heard, recorder.asked, recorder.answers = self.heard, self.asked, self.answers
-            if learn:
-                self._learn(learn, roles, recorder)
+            recorder.newest_event_at, recorder.foreign_queries, recorder.answers = (
+                self.newest_event_at,
+                self.foreign_queries,
+                self.answers,
+            )
+            if merge_sync:
+                self._merge_sync(merge_sync, roles, recorder)
             # An answer `done` needs HAProxy's own confirmation in this run.
             options = options._replace(compare=options.compare or bool(self.answers))
             self.transaction = transaction = Transaction(self.store, roles, self.membership, options)
@@ -128,18 +132,18 @@ class Engine:
                 self.haproxy = transaction.haproxy
         self.plan = transaction.plan
         self._log_result(transaction, outcome, news=bool(recorder.causes) or options.verify)
-        if recorder.unknown:
-            raise recorder.unknown
+        if recorder.sync_error:
+            raise recorder.sync_error
         return outcome
 
-    def drain(self, roles: Roles) -> tuple[str, ...]:
+    def apply_stored_events(self, roles: Roles) -> tuple[str, ...]:
         """Apply the spool to members.json, durably, and empty it; returns what happened. Raises OSError."""
         before, fresh = self._load_repaired(roles)
         batch = Batch(self.spool, self._log)
         asked = self._ask_peers_first(before, batch.events, fresh=fresh)
         updated = batch.apply_to(asked.membership, self._fetch_clocks(asked.membership, batch.events))
-        self.asked = batch.asked
-        self.heard = max((raw.at // 1000 for raw, _ in batch.events), default=self.heard)
+        self.foreign_queries = batch.foreign_queries
+        self.newest_event_at = max((raw.at // 1000 for raw, _ in batch.events), default=self.newest_event_at)
         membership = drop_expired(updated.membership, int(time.time()))
         if (
             batch.by_name
@@ -155,31 +159,31 @@ class Engine:
         self.membership, self.answers = membership, updated.answers
         return asked.causes + updated.causes
 
-    def withdraw_unstored(self, roles: Roles | None = None, raw: RawEvent | None = None) -> str:
+    def withdraw_without_storing(self, roles: Roles | None = None, raw: RawEvent | None = None) -> str:
         """Take the traffic from servers that are to be removed, including those of `raw`, though nothing can be stored.
 
         Returns the servers as the end of a sentence. Raises RolesRefused, OSError.
         """
-        roles = roles or self.roles()
+        roles = roles or self.load_roles()
         membership = self.preview_membership(roles)
         return withdraw_traffic(self.store, roles, apply_raw_event(membership, raw) if raw else membership)
 
-    def preview_membership(self, roles: Roles, learn: Learn | None = None) -> Membership:
+    def preview_membership(self, roles: Roles, merge_sync: SyncMerge | None = None) -> Membership:
         """Return membership as the next run would have it; nothing is written. Raises OSError."""
         before, events = self._load_or_rebuild(roles), peek_events(self.spool)
         updated = apply_events(before, events, self._fetch_clocks(before, events))
-        if learn:
-            updated = learn(updated.membership, roles)
+        if merge_sync:
+            updated = merge_sync(updated.membership, roles)
         return drop_expired(updated.membership, int(time.time()))
 
-    def _learn(self, learn: Learn, roles: Roles, recorder: Recorder) -> None:
+    def _merge_sync(self, merge_sync: SyncMerge, roles: Roles, recorder: Recorder) -> None:
         before = self.membership
         try:
-            learned = learn(before, roles)
+            learned = merge_sync(before, roles)
         except TryAgain as error:
-            recorder.unknown = error  # the events in the spool are applied nevertheless
+            recorder.sync_error = error  # the events in the spool are applied nevertheless
             return
-        recorder.synced, recorder.causes = True, recorder.causes + learned.causes
+        recorder.is_synced, recorder.causes = True, recorder.causes + learned.causes
         self.membership = after = learned.membership
         if after.members is not before.members or (after.missed, after.peers_asked_at) != (
             before.missed,
@@ -271,4 +275,4 @@ def withdraw_traffic(store: Store, roles: Roles, membership: Membership) -> str:
         transaction.withdraw()
     except (LbagentError, OSError):
         return ""  # the failure of the disk is the one to report
-    return f"; no new traffic reaches {', '.join(transaction.out)}" if transaction.out else ""
+    return f"; no new traffic reaches {', '.join(transaction.withdrawn)}" if transaction.withdrawn else ""

@@ -43,29 +43,29 @@ class PeerAnswers(NamedTuple):
 
     by_peer: tuple[PeerPauses, ...] = ()
     """One entry per load balancer whose knowledge differs from that of this one."""
-    complete: bool = False
+    is_complete: bool = False
     """Whether every load balancer that is alive has reported everything, or there is none."""
 
 
 def ask_peers(
-    membership: Callable[[], Membership], say: Callable[[str], None], patience: float = PATIENCE
+    membership: Callable[[], Membership], report: Callable[[str], None], patience: float = PATIENCE
 ) -> PeerAnswers:
-    """Ask all load balancers that are alive. `say` is called with each failure. Raises TryAgain.
+    """Ask all load balancers that are alive. `report` is called with each failure. Raises TryAgain.
 
     `membership` is called after the first answers, so that pauses received meanwhile need no report.
     """
     names = [one.name for one in find_peers(agent.fetch_members(), agent.fetch_info()) if one.status == "alive"]
     deadline = time.monotonic() + patience
-    pages = {name: pause_reports.parse_page(said) for name, said in _query_pages("", names, say).items()}
+    pages = {name: pause_reports.parse_page(said) for name, said in _query_pages("", names, report).items()}
     known, complete, found = membership(), True, []
     for name in names:
         page = pages.get(name)
         if page is None:
-            say(f"{name} did not report its pauses")
+            report(f"{name} did not report its pauses")
             complete = False
         elif page.digest != pause_reports.digest_reports(known, int(time.time()), page.version):
             words: list[pause_reports.PauseReport] = []
-            told_all = _fetch_all_pages(name, page, deadline, words.extend, say)
+            told_all = _fetch_all_pages(name, page, deadline, words.extend, report)
             complete = told_all and complete
             found.append(PeerPauses(name, tuple(words), told_all and page.is_complete))
     return PeerAnswers(tuple(found), complete)
@@ -82,7 +82,7 @@ def merge_answers(
         after = pause_reports.drop_rebuilt_pauses(step.membership) if knowledge.is_complete else step.membership
         causes += step.causes
     # `has_contact_since_start` compares the start of the agent with the time of the query, not of the answer.
-    return UpdateResult(after._replace(peers_asked_at=began) if answers.complete else after, {}, tuple(causes), ())
+    return UpdateResult(after._replace(peers_asked_at=began) if answers.is_complete else after, {}, tuple(causes), ())
 
 
 def _fetch_all_pages(
@@ -90,18 +90,18 @@ def _fetch_all_pages(
     page: pause_reports.Page,
     deadline: float,
     take: Callable[[tuple[pause_reports.PauseReport, ...]], None],
-    say: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> bool:
-    for one in _fetch_pages(name, page, deadline, say):
+    for one in _fetch_pages(name, page, deadline, report):
         if one is None:
-            say(f"{name} did not report all of its pauses")
+            report(f"{name} did not report all of its pauses")
             return False
         take(one.reports)
     return True
 
 
 def _fetch_pages(
-    name: str, page: pause_reports.Page, deadline: float, say: Callable[[str], None]
+    name: str, page: pause_reports.Page, deadline: float, report: Callable[[str], None]
 ) -> Iterator[pause_reports.Page | None]:
     """Yield the page and those after it; None in place of one that is missing."""
     yield page
@@ -109,20 +109,20 @@ def _fetch_pages(
         if not page.reports or time.monotonic() >= deadline:
             yield None
             return
-        following = pause_reports.parse_page(_query_pages(page.reports[-1].name, [name], say).get(name, ""))
+        following = pause_reports.parse_page(_query_pages(page.reports[-1].name, [name], report).get(name, ""))
         yield following
         if following is None:
             return
         page = following
 
 
-def _query_pages(after: str, names: list[str], say: Callable[[str], None]) -> dict[str, str]:
+def _query_pages(after: str, names: list[str], report: Callable[[str], None]) -> dict[str, str]:
     try:
         return (
             agent.send_query("lbagent-status", pause_reports.REQUEST.format(after=after), names, WAITS) if names else {}
         )
     except TryAgain as error:
-        say(str(error))
+        report(str(error))
         return {}
 
 

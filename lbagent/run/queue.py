@@ -40,12 +40,14 @@ def explain_waiting_event(paths: Paths) -> TryAgain | None:
     return TryAgain(f"event stored but not applied: this user cannot write {paths.lock} and `lbagent watch` {watch}")
 
 
-def withdraw_unstored(error: NotStored, raw: RawEvent, settings: Settings, log: Log) -> NotStored:
+def withdraw_without_storing(error: NotStored, raw: RawEvent, settings: Settings, log: Log) -> NotStored:
     """Take the traffic from servers that this unstorable event removes; returns `error` with their names added."""
     from lbagent.run.engine import Engine  # noqa: PLC0415  # only for a full disk
 
     try:
-        return NotStored(f"{error}{Engine(Paths(settings.state_dir), settings.roles, log).withdraw_unstored(raw=raw)}")
+        return NotStored(
+            f"{error}{Engine(Paths(settings.state_dir), settings.roles, log).withdraw_without_storing(raw=raw)}"
+        )
     except (LbagentError, OSError):
         return error
 
@@ -53,12 +55,12 @@ def withdraw_unstored(error: NotStored, raw: RawEvent, settings: Settings, log: 
 class DrainLoop:
     """Runs until no record is left: a process that found the lock busy relies on its holder to look again."""
 
-    def __init__(self, spool: Spool, log: Log, said: set[str] | None = None) -> None:
-        """No record is seen yet. Messages in `said` are not logged again."""
+    def __init__(self, spool: Spool, log: Log, logged: set[str] | None = None) -> None:
+        """No record is seen yet. Messages in `logged` are not logged again."""
         self._spool, self._log = spool, log
         self.seen = frozenset[Mark]()
         """The records that were in the spool when the last run began."""
-        self._said = set[str]() if said is None else said
+        self._logged = set[str]() if logged is None else logged
         self.status = 0
         """Exit status of the first run that did not end with 0."""
         self.failed = False
@@ -77,9 +79,9 @@ class DrainLoop:
         except (LbagentError, OSError) as error:
             status = error.exit_status if isinstance(error, LbagentError) else 1
             for words in format_error_lines(error):
-                if self._log.repeats or words not in self._said:
+                if self._log.repeats or words not in self._logged:
                     self._log.error(words, exit_status=status)
-                self._said.add(words)
+                self._logged.add(words)
             self.failed = True
             self.status = self.status or status
             return None

@@ -58,17 +58,17 @@ class Recorder:
         self._started = time.monotonic()
         self.roles: Roles | None = None
         self.causes: tuple[str, ...] = ()
-        self.asked: Mapping[str, Command] = {}
+        self.foreign_queries: Mapping[str, Command] = {}
         """Queries stored by users who may not apply them, by the ids of their records."""
         self.answers: Mapping[str, str] = {}
         """Answers from the update of membership, by record id."""
-        self.heard: int | None = None
+        self.newest_event_at: int | None = None
         """Epoch seconds at which the newest event of this run arrived."""
         self.transaction: Transaction | None = None
         self.outcome: Outcome | None = None
-        self.synced = False
+        self.is_synced = False
         """Whether Serf's member list was read."""
-        self.unknown: TryAgain | None = None
+        self.sync_error: TryAgain | None = None
         """Why Serf's member list could not be used, where it was requested."""
 
     def __enter__(self) -> Self:
@@ -91,7 +91,7 @@ class Recorder:
         return self.transaction.plan if self.transaction else None
 
     def _publish_answers(self, error: BaseException | None) -> None:
-        asked = self.asked or (batch.peek_queries(self._spool) if error else {})
+        asked = self.foreign_queries or (batch.peek_queries(self._spool) if error else {})
         if not asked:
             return
         from lbagent.run import replies  # noqa: PLC0415  # loads ipaddress, for stored queries only
@@ -106,7 +106,7 @@ class Recorder:
         for why in self.transaction.reasons:
             self._log.info(f"reload needed: {why}")
         if isinstance(error, ReloadPostponed):
-            if partly := self.transaction.partly:
+            if partly := self.transaction.partial_outcome:
                 self._append_history(partly.verdict, partly.message, reloaded=partly.reloaded)
             return
         if isinstance(error, LbagentError | OSError):
@@ -148,13 +148,15 @@ class Recorder:
         last = self._count_run(last, now, self._find_verdict(error))
         if status == 0:
             last = last._replace(success=now)
-        if self.heard:
-            last = last._replace(event=self.heard)
-        if self.synced:
+        if self.newest_event_at:
+            last = last._replace(event=self.newest_event_at)
+        if self.is_synced:
             last = last._replace(sync=now, sync_failing=None, sync_words="")
-        elif self.unknown:
-            last = last._replace(sync_failing=last.sync_failing or now, sync_words=_shorten(format_error(self.unknown)))
-        if self.synced or self.unknown:
+        elif self.sync_error:
+            last = last._replace(
+                sync_failing=last.sync_failing or now, sync_words=_shorten(format_error(self.sync_error))
+            )
+        if self.is_synced or self.sync_error:
             last = last._replace(peers=self._count_peers() or last.peers)
         plan = self._plan
         is_as_planned = bool(plan and live and live.texts == plan.after)
@@ -189,7 +191,7 @@ class Recorder:
         )
 
     def _find_verdict(self, error: BaseException | None) -> str:
-        error = error or self.unknown
+        error = error or self.sync_error
         if isinstance(error, LbagentError | OSError):
             return getattr(error, "outcome", LbagentError.outcome)
         return self.outcome.verdict if self.outcome and not error else INTERRUPTED
@@ -197,12 +199,12 @@ class Recorder:
     def _format_result(self, error: BaseException | None) -> str:
         if isinstance(error, LbagentError | OSError):
             return _shorten(f"{getattr(error, 'outcome', 'failed')}: {format_error(error)}")
-        if self.unknown:
-            return _shorten(f"{self.unknown.outcome}: {format_error(self.unknown)}")
+        if self.sync_error:
+            return _shorten(f"{self.sync_error.outcome}: {format_error(self.sync_error)}")
         return _shorten(f"{self.outcome.verdict}: {self.outcome.message}") if self.outcome else "interrupted"
 
     def _find_exit_status(self, error: BaseException | None) -> int:
-        error = error or self.unknown
+        error = error or self.sync_error
         if error is not None:
             return error.exit_status if isinstance(error, LbagentError) else 1
         return self.outcome.exit_status if self.outcome else 0

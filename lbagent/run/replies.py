@@ -39,7 +39,7 @@ class FinishedRun(NamedTuple):
 def format_reply(record: str, command: Command, run: FinishedRun) -> str:
     """Return the answer to the command in this record."""
     transaction = run.transaction
-    outcome = run.outcome or (transaction.reached if transaction else None)
+    outcome = run.outcome or (transaction.applied_outcome if transaction else None)
     if transaction is None or outcome is None or run.roles is None:
         return format_failure(run.error)
     words = run.answers.get(record, DONE)
@@ -117,9 +117,9 @@ def _has_line(member: Member, plan: Plan | None) -> bool:
 
 def _explain_pending(verb: str, host_names: frozenset[str], transaction: Transaction, roles: Roles) -> str:
     """Return why haproxy.cfg lacks the change for one of these nodes; empty where that does not matter."""
-    for node in sorted(host_names & transaction.pending.keys()):
-        there = _parse_servers(transaction.pending[node].removed)
-        out = there <= transaction.confirmed_out
+    for node in sorted(host_names & transaction.pending_changes.keys()):
+        there = _parse_servers(transaction.pending_changes[node].removed)
+        out = there <= transaction.confirmed_withdrawn
         if verb == "pause" and (not there or (out and roles.haproxy.runtime)):
             continue
         why = transaction.explain_refusal(node)
@@ -133,7 +133,7 @@ def _are_all_drained(host_names: frozenset[str], transaction: Transaction, roles
     """Return whether the worker has confirmed on its stats socket that all servers of these nodes are out."""
     changes = transaction.plan.changes if transaction.plan else {}
     gone = {key for node in host_names & changes.keys() for key in _parse_servers(changes[node].removed)}
-    return bool(gone) and gone <= transaction.confirmed_out and roles.haproxy.runtime
+    return bool(gone) and gone <= transaction.confirmed_withdrawn and roles.haproxy.runtime
 
 
 def _parse_servers(lines: Iterable[str]) -> set[Key]:

@@ -12,24 +12,26 @@ from lbagent.membership.model import Membership
 from lbagent.membership.updates import UpdateResult
 from lbagent.roles.model import Roles
 from lbagent.run import exchange
-from lbagent.run.engine import Engine, Learn
+from lbagent.run.engine import Engine, SyncMerge
 from lbagent.run.exchange import WAITS, PeerAnswers
 from lbagent.serf import agent
 from lbagent.serf.member_list import find_peers
 from lbagent.system.log import Log
 
 
-def prepare_sync(engine: Engine, log: Log, say: Callable[[str], None], *, force: bool, record: bool = True) -> Learn:
+def prepare_sync(
+    engine: Engine, log: Log, report: Callable[[str], None], *, force: bool, record: bool = True
+) -> SyncMerge:
     """Return the function that updates membership from Serf and the other load balancers.
 
-    `say` is called with each load balancer that does not answer. The others are asked at once, without any lock:
+    `report` is called with each load balancer that does not answer. The others are asked at once, without any lock:
     answers may take seconds, and events that arrive meanwhile are newer. Serf's list is read later, after all events
     are applied. The result raises TryAgain where Serf cannot be asked, or lists no node of any role.
     """
-    asked_at, answers = int(time.time()), _ask_peers(engine, say)
+    asked_at, answers = int(time.time()), _ask_peers(engine, report)
     said, digest = _fetch_status_lines(engine) if record else ({}, "")
 
-    def learn(membership: Membership, roles: Roles) -> UpdateResult:
+    def merge_sync(membership: Membership, roles: Roles) -> UpdateResult:
         now = int(time.time())
         info, listing = agent.fetch_info(), agent.fetch_members()
         if record:
@@ -47,23 +49,23 @@ def prepare_sync(engine: Engine, log: Log, say: Callable[[str], None], *, force:
         joined = exchange.merge_answers(listed.membership, answers, info.clocks, asked_at, now)
         return UpdateResult(joined.membership, {}, listed.causes + joined.causes, listed.warnings)
 
-    return learn
+    return merge_sync
 
 
 def _fetch_status_lines(engine: Engine) -> tuple[dict[str, str], str]:
     """Return the status line of each other load balancer, and the digest of the managed lines here."""
     try:
         names = [one.name for one in find_peers(agent.fetch_members(), agent.fetch_info()) if one.status == "alive"]
-        document = config_files.read_config(engine.roles().haproxy).document
+        document = config_files.read_config(engine.load_roles().haproxy).document
         said = agent.send_query("lbagent-status", "", names, WAITS) if names else {}
     except (LbagentError, OSError):
         return {}, ""
     return said, document.compute_digest() if document.has_managed_lines else "none"
 
 
-def _ask_peers(engine: Engine, say: Callable[[str], None]) -> PeerAnswers:
+def _ask_peers(engine: Engine, report: Callable[[str], None]) -> PeerAnswers:
     try:
-        return exchange.ask_peers(lambda: engine.preview_membership(engine.roles()), say)
+        return exchange.ask_peers(lambda: engine.preview_membership(engine.load_roles()), report)
     except TryAgain:
         return PeerAnswers()  # logged when Serf's list is read
     except (LbagentError, OSError):

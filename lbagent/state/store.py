@@ -63,8 +63,8 @@ class Served(NamedTuple):
     worker: tuple[int, int] | None = None
     """Pid and start time of the worker that confirmed them; None if HAProxy did not run."""
     failure: Failure | None = None
-    left: ServersInMaintenance = ServersInMaintenance()
-    complete: bool = True
+    in_maintenance: ServersInMaintenance = ServersInMaintenance()
+    is_complete: bool = True
     """Whether `in_maintenance` has all of them.
 
     False after a run that could not write served.json, as the disk was full.
@@ -98,11 +98,11 @@ class Store:
 
     def load_served(self) -> Served:
         """Return what HAProxy last confirmed; an empty state where that is unknown."""
-        complete = not os.path.lexists(self._incomplete_path)
+        is_complete = not os.path.lexists(self._incomplete_path)
         served = self._read_served(self.paths.served)
-        if served is None and not complete:
+        if served is None and not is_complete:
             served = self._read_served(self._incomplete_path)
-        return (served or Served())._replace(complete=complete)
+        return (served or Served())._replace(is_complete=is_complete)
 
     @property
     def _incomplete_path(self) -> str:
@@ -135,11 +135,11 @@ class Store:
         """Write served.json. Raises OSError."""
         content: dict[str, object] = {"digest": served.digest, "worker": _serialize_worker(served.worker)}
         content["failure"] = served.failure and served.failure._asdict()
-        if served.left.lines:
-            lines = {"/".join(key): line for key, line in served.left.lines.items()}
-            content["left"] = {"worker": _serialize_worker(served.left.worker), "servers": lines}
+        if served.in_maintenance.lines:
+            lines = {"/".join(key): line for key, line in served.in_maintenance.lines.items()}
+            content["left"] = {"worker": _serialize_worker(served.in_maintenance.worker), "servers": lines}
         files.replace_file(self.paths.served, json.dumps(content).encode())
-        if served.complete:
+        if served.is_complete:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._incomplete_path)
 

@@ -35,7 +35,7 @@ _PATIENCE = 2.0
 
 def collect_status(engine: Engine) -> Report:
     """The status as it is now. Raises RolesRefused."""
-    roles = engine.roles()
+    roles = engine.load_roles()
     return _Survey(engine, roles).report()
 
 
@@ -99,7 +99,7 @@ class _Survey:
 
     def _served(self) -> Served | None:
         path, found = self._engine.paths.served, self._engine.store.load_served()
-        if found._replace(complete=True) == store.Served():
+        if found._replace(is_complete=True) == store.Served():
             # Never written, or not to be understood?
             try:
                 os.stat(path)
