@@ -324,7 +324,7 @@ class RuntimeChanges:
         *,
         in_sync: bool,
     ) -> None:
-        """`in_maintenance` are the servers that earlier runs withdrew; `in_sync` says that the others are as in the file."""
+        """`in_maintenance` has the servers that earlier runs withdrew; `in_sync`: the others are as in the file."""
         self._store, self._session, self.worker, self.in_sync = store, connection, worker, in_sync
         self._capabilities = capabilities
         self._in_maintenance = dict(in_maintenance)
