@@ -191,7 +191,7 @@ class Daemon:
             self._log.warning(f"{path}: the lock file was removed or replaced; created again")
 
     def _run(self, merge_sync: SyncMerge | None = None) -> Outcome:
-        """Make one run, with the results of a sync if given; the caller holds the lock. Raises LbagentError, OSError."""
+        """Make one run, with the results of a sync if given; the caller holds the lock. Raises as `Engine.run` does."""
         # Mark edits before the run: one that is made during the run is applied by the next.
         self._is_unverified |= self._edits.are_new
         self._edits.mark_seen()
