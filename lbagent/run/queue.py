@@ -71,7 +71,7 @@ class DrainLoop:
         self.seen = self._spool.list_marks()
 
     def run_once(self, run: Callable[[], Outcome]) -> Outcome | None:
-        """Make one run and return its outcome; None if it failed. Each message is logged once. The caller holds the lock."""
+        """Make one run and return its outcome, None if it failed. Each message is logged once."""
         self.mark_seen()
         try:
             outcome = run()

@@ -216,7 +216,7 @@ class Lab:
     def event(self, environ: dict[bytes, bytes], stdin: bytes, *, drains: bool) -> None:
         """One call of the handler; without `drains` it finds a `watch` that does the rest."""
         drain = contextlib.nullcontext() if drains else mock.patch.object(queue, "drain_spool", return_value=0)
-        with mock.patch.object(handle, "_stdin", return_value=stdin), drain:
+        with mock.patch.object(handle, "_read_stdin", return_value=stdin), drain:
             self.guarded(lambda: handle.handle(self.settings, self.log, environ))
 
     def run(self) -> None:
