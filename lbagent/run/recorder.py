@@ -23,7 +23,7 @@ from lbagent.outcome import Outcome, Verdict
 from lbagent.planning import counts
 from lbagent.planning.plan import Plan
 from lbagent.roles.model import Pair, Roles
-from lbagent.run import batch
+from lbagent.run import batch, replies
 from lbagent.run.transaction import Transaction
 from lbagent.serf.events import Command
 from lbagent.state.lock import is_held, is_locked
@@ -32,7 +32,7 @@ from lbagent.state.store import Store
 from lbagent.system.log import Log, format_error
 
 _LENGTH_LIMIT = 1000
-"""Characters of a sentence that are kept in last.json."""
+"""Characters of a message that are kept in last.json."""
 
 
 class CurrentConfig:
@@ -91,23 +91,20 @@ class Recorder:
         return self.transaction.plan if self.transaction else None
 
     def _publish_answers(self, error: BaseException | None) -> None:
-        asked = self.foreign_queries or (batch.peek_queries(self._spool) if error else {})
-        if not asked:
+        queries = self.foreign_queries or (batch.peek_queries(self._spool) if error else {})
+        if not queries:
             return
-        from lbagent.run import replies  # noqa: PLC0415  # loads ipaddress, for stored queries only
-
-        ran = replies.FinishedRun(self.roles, self.transaction, self.outcome, self.answers, error)
-        said = {key: replies.format_reply(key, command, ran) for key, command in asked.items()}
-        self._store.publish_answers(said)
+        run = replies.FinishedRun(self.roles, self.transaction, self.outcome, self.answers, error)
+        self._store.publish_answers({key: replies.format_reply(key, query, run) for key, query in queries.items()})
 
     def _record_history(self, error: BaseException | None) -> None:
         if self.transaction is None:
             return
-        for why in self.transaction.reasons:
-            self._log.info(f"reload needed: {why}")
+        for reason in self.transaction.reasons:
+            self._log.info(f"reload needed: {reason}")
         if isinstance(error, ReloadPostponed):
-            if partly := self.transaction.partial_outcome:
-                self._append_history(partly.verdict, partly.message, reloaded=partly.reloaded)
+            if partial := self.transaction.partial_outcome:
+                self._append_history(partial.verdict, partial.message, reloaded=partial.reloaded)
             return
         if isinstance(error, LbagentError | OSError):
             self._append_history(
@@ -116,7 +113,7 @@ class Recorder:
         elif self.outcome and self.outcome.verdict is not Verdict.UNCHANGED:
             self._append_history(self.outcome.verdict, self.outcome.message, reloaded=self.outcome.reloaded)
 
-    def _append_history(self, outcome: str, words: str, *, reloaded: bool = False) -> None:
+    def _append_history(self, outcome: str, message: str, *, reloaded: bool = False) -> None:
         plan = self._plan
         self._store.append_history(
             {
@@ -124,7 +121,7 @@ class Recorder:
                 "added": plan.added if plan else (),
                 "removed": plan.removed if plan else (),
                 "outcome": outcome,
-                "words": words,
+                "words": message,
                 "reloaded": reloaded,
                 "ms": round((time.monotonic() - self._started) * 1000),
             }
@@ -219,7 +216,7 @@ class Recorder:
             last,
             digest=live.digest if live else None,
             old_workers=haproxy.old_workers if haproxy else None,
-            blocked=sum(held.lines for held in plan.blocked) if plan else 0,
+            blocked=sum(blocked.lines for blocked in plan.blocked) if plan else 0,
             pending=len(self._spool.list_names()),
             oldest_event=None if oldest is None else int(oldest),
             bad=_count_files(self._store.paths.bad),
@@ -243,9 +240,9 @@ class Recorder:
         return None
 
 
-def _shorten(words: str) -> str:
-    """Return the sentence, cut to the length of a line of `status`."""
-    return words if len(words) <= _LENGTH_LIMIT else f"{words[:_LENGTH_LIMIT]} …"
+def _shorten(message: str) -> str:
+    """Return the message, cut to what `status` shows."""
+    return message if len(message) <= _LENGTH_LIMIT else f"{message[:_LENGTH_LIMIT]} …"
 
 
 def _count_files(folder: str) -> int:
