@@ -110,8 +110,8 @@ def parse_page(payload: str) -> Page | None:
     if len(words) < 2 or not words[0].startswith("pauses=") or words[1] not in ("more=0", "more=1"):  # noqa: PLR2004
         return None
     version = VERSION if words[2:3] == [f"v={VERSION}"] else 1
-    read_word, rest = (_parse_report, words[4:]) if version == VERSION else (_parse_old_report, words[2:])
-    found = (read_word(text.split(",")) for text in rest)
+    parse_report, rest = (_parse_report, words[4:]) if version == VERSION else (_parse_old_report, words[2:])
+    found = (parse_report(text.split(",")) for text in rest)
     known = tuple(report for report in found if report)
     is_whole = version == VERSION and words[3:4] == ["whole=1"]
     return Page(words[0].removeprefix("pauses="), words[1] == "more=1", known, version, is_whole)
@@ -185,7 +185,7 @@ def _merge_report(draft: MembershipDraft, report: PauseReport, by: str, now: int
     if not (known.present or known.last_commands or known.pause):
         # The node is gone. Only its addresses at the commands count, so that all load balancers pause the same hosts.
         known = known._replace(address=next(iter(report.addresses), ""), elsewhere=())
-    base = report.rebuilt_pause and report.rebuilt_pause._replace(by=f"reported by {by}")
+    rebuilt = report.rebuilt_pause and report.rebuilt_pause._replace(by=f"reported by {by}")
     address = known.address or (report.addresses[0] if report.addresses else "")
     reported_addresses = report.addresses if report.name == known.name and not known.present else ()
     elsewhere = pauses.merge_addresses(known.elsewhere, reported_addresses)
@@ -194,7 +194,7 @@ def _merge_report(draft: MembershipDraft, report: PauseReport, by: str, now: int
         address=address,
         elsewhere=() if set(elsewhere) <= {address} else elsewhere,
         last_commands=commands,
-        pause=known.pause or (None if commands else base),
+        pause=known.pause or (None if commands else rebuilt),
     )
     member = pauses.update_pause(member, now, f"reported by {by}")
     draft.members.put(member)
@@ -208,21 +208,21 @@ def _add_missing_node(
     draft: MembershipDraft, report: PauseReport, known: Member | None, by: str, now: int
 ) -> Member | None:
     """Add a node that is not known here yet, as one that is not present; None where it cannot be remembered."""
-    runs = _is_paused(report, now)
+    is_paused = _is_paused(report, now)
     last = pauses.find_last_activity(report.last_commands, now) or (
         report.rebuilt_pause.since if report.rebuilt_pause else 0
     )
     address = report.addresses[0] if report.addresses else ""
-    if report.seen and (runs or last + FORGET_AFTER > now):
+    if report.seen and (is_paused or last + FORGET_AFTER > now):
         commands = known.last_commands if known else {}
         draft.take_unknown(report.name, "")
-        member = Member(report.name, address, "", None, LEFT, now if runs else min(last, now), None, commands)
+        member = Member(report.name, address, "", None, LEFT, now if is_paused else min(last, now), None, commands)
         return member if draft.add_member(member) else None
     if known:
         return known
-    if last + FORGET_AFTER <= now or draft.is_full_of_unknown(paused=runs):
+    if last + FORGET_AFTER <= now or draft.is_full_of_unknown(paused=is_paused):
         return None
-    if runs:
+    if is_paused:
         draft.causes.append(f"sync: {report.name} (unknown node) is paused on {by}")
     member = Member(report.name, address, "", None, UNKNOWN, min(last, now))
     draft.remember_unknown(member)
@@ -239,9 +239,9 @@ def _list_reports(membership: Membership, now: int) -> list[PauseReport]:
         paused = member.pause is not None and (member.pause.until is None or member.pause.until > now)
         last = pauses.find_last_activity(member.last_commands, now)
         if paused or (member.last_commands and (member.present or last + FORGET_AFTER > now)):
-            base = None if member.last_commands else member.pause
+            rebuilt = None if member.last_commands else member.pause
             addresses = pauses.merge_addresses([member.address], member.elsewhere)
-            found.append(PauseReport(member.name, member.status != UNKNOWN, addresses, member.last_commands, base))
+            found.append(PauseReport(member.name, member.status != UNKNOWN, addresses, member.last_commands, rebuilt))
     return sorted(found, key=lambda report: report.name)
 
 
@@ -296,8 +296,8 @@ def _parse_report(fields: list[str]) -> PauseReport | None:
         if not NAME.fullmatch(name) or flags[:1] not in ("s", "u") or len(clocks) > _CLOCKS_LIMIT:
             return None
         commands = dict(_parse_clock(text.split("/"), addresses) for text in clocks)
-        base = _parse_pause(flags[1:]) if flags[1:] and not commands else None
-        return PauseReport(name, flags[0] == "s", pauses.merge_addresses(addresses, ()), commands, base)
+        rebuilt = _parse_pause(flags[1:]) if flags[1:] and not commands else None
+        return PauseReport(name, flags[0] == "s", pauses.merge_addresses(addresses, ()), commands, rebuilt)
     except ValueError:
         return None
 
@@ -356,8 +356,8 @@ def _parse_number(text: str, digits: int) -> int:
 
 def _is_paused(report: PauseReport, now: int) -> bool:
     if report.last_commands:
-        lasting = pauses.find_requested_pause(report.last_commands)
-        return lasting is not None and lasting.is_active(now)
+        requested = pauses.find_requested_pause(report.last_commands)
+        return requested is not None and requested.is_active(now)
     return report.rebuilt_pause is not None and (report.rebuilt_pause.until is None or report.rebuilt_pause.until > now)
 
 
@@ -366,9 +366,9 @@ def _list_ltimes(report: PauseReport) -> tuple[int, ...]:
 
 
 def _format_old_report(report: PauseReport, now: int) -> str:
-    lasting = pauses.find_requested_pause(report.last_commands) if _is_paused(report, now) else None
-    since = lasting.since if lasting else report.rebuilt_pause.since if report.rebuilt_pause else 0
-    until = lasting.until if lasting else report.rebuilt_pause.until if report.rebuilt_pause else None
+    requested = pauses.find_requested_pause(report.last_commands) if _is_paused(report, now) else None
+    since = requested.since if requested else report.rebuilt_pause.since if report.rebuilt_pause else 0
+    until = requested.until if requested else report.rebuilt_pause.until if report.rebuilt_pause else None
     state = "p" if _is_paused(report, now) else "r"
     return ",".join((report.name, state, *map(str, _list_ltimes(report)), str(since), str(until or "")))
 
@@ -383,10 +383,10 @@ def _parse_old_report(fields: list[str]) -> PauseReport | None:
     except ValueError:
         return None
     address, paused = canonical_address(name), _OLD_STATES[state]
-    base = Pause(began, "", "", end) if paused and not any(ltimes.values()) else None
+    rebuilt = Pause(began, "", "", end) if paused and not any(ltimes.values()) else None
     commands = dict(_build_old_commands(ltimes, PauseCommand(LEGACY_DIGEST, paused, end if paused else None, at=began)))
     return PauseReport(
-        name, seen=False, addresses=(address,) if address else (), last_commands=commands, rebuilt_pause=base
+        name, seen=False, addresses=(address,) if address else (), last_commands=commands, rebuilt_pause=rebuilt
     )
 
 

@@ -131,10 +131,10 @@ class Clocks:
         It was sent before a user event with a higher LTime arrived. Without the correction, a replay would pause the
         node for the same length again.
         """
-        if command.clock != USER or command.lasting is None or command.until is None or command.ltime is None:
+        if command.clock != USER or command.duration is None or command.until is None or command.ltime is None:
             return command
         later = [at for ltime, at in self.marks if ltime > command.ltime]
-        return command._replace(until=min([now, *later]) + command.lasting)
+        return command._replace(until=min([now, *later]) + command.duration)
 
 
 def needs_serf_clocks(membership: Membership, events: Iterable[Event]) -> bool:
