@@ -18,7 +18,7 @@ from lbagent import metrics
 from lbagent.haproxy.config import Document, digest_lines
 from lbagent.membership.model import FAILED, Member, Quarantine
 from lbagent.metrics import Last, Numbers
-from lbagent.planning import counts as planning_counts
+from lbagent.planning import services as planning_services
 from lbagent.planning.plan import PlanOptions
 from lbagent.roles.model import Pair, Roles
 from lbagent.state.paths import Paths
@@ -187,13 +187,13 @@ def counted(*members: Member, roles: Roles = TWO) -> dict[str, tuple[int, ...]]:
     """Servers in, paused, failed and quarantined, by the middle of their marker."""
     membership = known(*members)
     plan = planning(FARM, roles, membership, PlanOptions(kept=frozenset()))
-    found = planning_counts.count_servers(plan.managed_lines, roles, membership)
+    found = planning_services.count_servers(plan.managed_lines, roles, membership)
     (text,) = plan.after
     assert (
-        planning_counts.count_servers(planning_counts.list_managed_lines(Document([("", text)])), roles, membership)
+        planning_services.count_servers(planning_services.list_managed_lines(Document([("", text)])), roles, membership)
         == found
     )
-    return {pair.middle: tuple(states[state] for state in planning_counts.STATES) for pair, states in found.items()}
+    return {pair.middle: tuple(states[state] for state in planning_services.STATES) for pair, states in found.items()}
 
 
 def test_of_a_pair_without_a_marker_here_nobody_is_counted() -> None:
@@ -233,11 +233,11 @@ def test_a_failed_node_that_may_have_no_line_is_not_counted(on_failed: str, addr
 def test_a_failed_node_whose_line_should_stand_and_does_not_is_not_counted() -> None:
     roles = reading(STRICT.replace("REMOVE", "keep"))
     membership = known(building.member("web1", "10.0.0.1", status=FAILED))
-    lines = planning_counts.list_managed_lines(Document([("", FARM)]))
+    lines = planning_services.list_managed_lines(Document([("", FARM)]))
 
-    assert planning_counts.count_servers(lines, roles, membership)[Pair("lb", "iis")]["failed"] == 0
+    assert planning_services.count_servers(lines, roles, membership)[Pair("lb", "iis")]["failed"] == 0
     removing = reading(STRICT.replace("REMOVE", "remove"))
-    assert planning_counts.count_servers(lines, removing, membership)[Pair("lb", "iis")]["failed"] == 1
+    assert planning_services.count_servers(lines, removing, membership)[Pair("lb", "iis")]["failed"] == 1
 
 
 def test_every_server_counts_once_as_what_it_is() -> None:
@@ -321,7 +321,7 @@ def values(lb: Lb) -> dict[str, float]:
 def servers(lb: Lb) -> tuple[float, ...]:
     """Servers in, paused, failed and quarantined."""
     found = values(lb)
-    return tuple(found[f'servers{{section="lb",service="iis",state="{state}"}}'] for state in planning_counts.STATES)
+    return tuple(found[f'servers{{section="lb",service="iis",state="{state}"}}'] for state in planning_services.STATES)
 
 
 def ended(lb: Lb) -> tuple[float, float | None, float]:
@@ -523,7 +523,7 @@ def test_every_metric_is_documented() -> None:
 def test_every_state_is_documented() -> None:
     states = re.findall(r"^\| `(\w+)` \| [^|]*\|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
 
-    assert states == list(planning_counts.STATES)
+    assert states == list(planning_services.STATES)
 
 
 FIRING = """

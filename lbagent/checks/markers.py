@@ -12,6 +12,7 @@ from lbagent.checks.finding import Finding, Kind, enumerated, error, ok, warning
 from lbagent.haproxy.config import Document, ManagedLine, Marker, OperatorServer, Proxy
 from lbagent.haproxy.words import split_words
 from lbagent.names import format_count
+from lbagent.planning.decisions import MissingMarkerNote, Note, OperatorLineNote
 from lbagent.planning.plan import Plan, find_duplicate_markers
 from lbagent.roles.model import Roles
 
@@ -48,24 +49,16 @@ def judge(document: Document, roles: Roles) -> Iterator[Finding]:
         )
 
 
-def notes(document: Document, said: Sequence[str]) -> Iterator[Finding]:
-    """The notes of a plan, but for those that `judge` has told."""
-    told = {document.locate(marker.at) for proxy in document.proxies for marker in proxy.markers}
-    told |= {document.locate(at) for at, _ in document.misplaced} | {
-        document.locate(at) for at in document.near_markers
-    }
-    told |= {document.locate(line.at) for line in document.damaged}
-    ours = {document.locate(line.at) for proxy in document.proxies for line in proxy.managed}
-    for note in said:
-        where, _, words = note.partition(": ")
-        if where in ours:
-            yield warning(Kind.MARKER_GONE, where, words, "put the marker back below it, or take the line out")
-        elif note.startswith("haproxy.cfg has no marker ") or where in told:
-            continue
-        elif " by hand: " in note:
-            yield _by_hand(document, note)
-        else:
-            yield warning(Kind.NODE, "", note, "mend the node's tags or address, or roles.yml")
+def notes(document: Document, plan_notes: Sequence[str]) -> Iterator[Finding]:
+    """Return a finding for each note of a plan about a node; `judge` reports the others."""
+    for note in plan_notes:
+        if isinstance(note, MissingMarkerNote) and note.at is not None:
+            fix = "put the marker back below the line, or delete the line"
+            yield warning(Kind.MARKER_GONE, document.locate(note.at), note.why, fix)
+        elif isinstance(note, OperatorLineNote):
+            yield _judge_operator_line(document, note)
+        elif isinstance(note, Note):
+            yield warning(Kind.NODE, "", note, "fix the tags or the address of the node, or roles.yml")
 
 
 def cookies(document: Document) -> Iterator[Finding]:
@@ -85,21 +78,11 @@ def cookies(document: Document) -> Iterator[Finding]:
                 yield warning(Kind.COOKIE, document.locate(proxy.start), what, fix)
 
 
-def _by_hand(document: Document, note: str) -> Finding:
-    """A line by hand in the place of a managed one: above a marker, `--adopt` makes it one."""
-    for proxy in document.proxies:
-        name, _, rest = note.partition(" stands ")
-        if not rest.startswith(f"in {proxy} by hand: "):
-            continue
-        for at, marker, found in [
-            *((line.at, line.marker, line.name.lower() == name.lower()) for line in proxy.operator_servers),
-            *((one.at, len(proxy.markers), one.names(name)) for one in proxy.templates),
-        ]:
-            if found:
-                what = f"{note}: pauses and leaves of the node have no effect on it"
-                made = error if marker < len(proxy.markers) else warning
-                return made(Kind.BY_HAND, document.locate(at), what, _ADOPT)
-    return warning(Kind.BY_HAND, "", note, _ADOPT)
+def _judge_operator_line(document: Document, note: OperatorLineNote) -> Finding:
+    """Return a finding for an operator's line instead of a managed one; an error where `--adopt` makes it managed."""
+    lines = (line for proxy in document.proxies for line in proxy.operator_servers if line.marker < len(proxy.markers))
+    made = error if any(line.at == note.at for line in lines) else warning
+    return made(Kind.BY_HAND, document.locate(note.at) if note.at is not None else "", note, _ADOPT)
 
 
 _ADOPT = "`lbagent apply --adopt` makes it a managed line"

@@ -15,7 +15,7 @@ from lbagent.haproxy import config_files
 from lbagent.membership.lookup import find_member, find_paused
 from lbagent.membership.updates import UNKNOWN_NODE
 from lbagent.names import NAME, canonical_address, make_printable
-from lbagent.planning import last_server
+from lbagent.planning import services as planning_services
 from lbagent.run.command import CommandEvent, is_confirmation, run_commands
 from lbagent.run.engine import Engine
 from lbagent.run.replies import list_host_names
@@ -150,11 +150,11 @@ def _insist_on_another_server(commands: Collection[Command], engine: Engine) -> 
         meant = (find_member(membership.members, one.name, one.address) for one in commands)
         out = find_paused(membership)
         hosts = [list_host_names(one, membership) for one in meant if one and one.name not in out]
-        now = last_server.Serving(document, config_files.query_server_states(document))
-        services = last_server.find_unserved(now, roles, membership, frozenset().union(*hosts), if_paused=True)
+        now = planning_services.ServingServers(document, config_files.query_server_states(document))
+        services = planning_services.find_unserved(now, roles, membership, frozenset().union(*hosts), if_paused=True)
         if services:
             names = ", ".join(one.name for one in commands)
-            words = f"{last_server.LAST_SERVER_WARNING}{last_server.join_words(services)} serves"
+            words = f"{planning_services.LAST_SERVER_WARNING}{planning_services.join_services(services)} serves"
             raise LastServer(f"{names}: {words}; resume another node first, or use --force")
 
 
@@ -242,7 +242,7 @@ class Rows:
         """The exit status: 0 where every row is a confirmation."""
         if not all(self._done(node) for node in self._nodes):
             return 1
-        last = {name for (_, name), words in self._said.items() if last_server.LAST_SERVER_WARNING in words}
+        last = {name for (_, name), words in self._said.items() if planning_services.LAST_SERVER_WARNING in words}
         if force or not last or self._cluster.myself in last:
             return 0
         # Another load balancer had fewer servers left: two operators at once, or its checks see less than those here.

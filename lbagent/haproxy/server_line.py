@@ -61,7 +61,7 @@ class Server:
     @property
     def line(self) -> str:
         """The managed line, without indentation and line ending."""
-        return f"server {self.name} {self.endpoint}{format_tail(self.options, self.role, self.id)}"
+        return format_server_line(self.name, self.endpoint, self.options, self.role, self.id)
 
 
 def _is_service_name(name: str) -> bool:
@@ -95,10 +95,10 @@ def undrain_line(text: str) -> str:
     return f"{head.removesuffix(' weight 0')}{OURS}{role}" if head else text
 
 
-def format_tail(options: str, role: str, id: int | None = None) -> str:  # noqa: A002  # HAProxy's keyword
-    """Return the part of the line after the address. It is not validated."""
+def format_server_line(name: str, endpoint: str, options: str, role: str, id: int | None = None) -> str:  # noqa: A002  # HAProxy's keyword
+    """Return the managed line with these fields. They are not validated: to be written, it needs `Server`."""
     number = f" id {id}" if id else ""
-    return f"{' ' if options else ''}{options}{number}{OURS}{role}"
+    return f"server {name} {endpoint}{' ' if options else ''}{options}{number}{OURS}{role}"
 
 
 def format_endpoint(address: str, port: int | str) -> str:

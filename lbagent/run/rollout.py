@@ -30,8 +30,9 @@ from lbagent.haproxy.runtime.state import find_differences
 from lbagent.haproxy.server_line import is_drained
 from lbagent.names import canonical_address
 from lbagent.outcome import Verdict
-from lbagent.planning import quarantine, restore
+from lbagent.planning import quarantine
 from lbagent.planning.plan import Plan
+from lbagent.planning.proxy import restore_managed_lines
 from lbagent.roles.model import Roles
 from lbagent.state.store import Failure, Served, ServersInMaintenance, Store
 
@@ -267,7 +268,7 @@ class Rollout:
         for _ in range(ATTEMPTS):
             now = config_files.read_config(self._roles.haproxy)
             same = previous is seen.document and now.texts == wanted.after
-            texts = wanted.before if same else restore.restore_managed_lines(now.document, previous)
+            texts = wanted.before if same else restore_managed_lines(now.document, previous)
             with now.stage(texts) as paths:
                 if not same and (why := self._haproxy.find_refusal(paths, now.names)):
                     raise kind(f"{words}; the previous managed lines cannot be put back: {why}")

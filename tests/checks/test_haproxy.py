@@ -195,7 +195,7 @@ def test_a_line_without_its_marker_is_told() -> None:
     text = BOTH + "listen old\n    server web01 10.0.0.1:80 check # lbagent role=web\n"
 
     assert bad_of(text, known(member("web01"))) == [
-        "warning marker-gone: haproxy.cfg:6: web01 stands without its marker: put the marker back below it, or take the line out",
+        "warning marker-gone: haproxy.cfg:6: the marker of server web01 is missing: put the marker back below the line, or delete the line",
     ]
 
 
@@ -209,13 +209,13 @@ def test_a_line_by_hand_that_wins_is_told() -> None:
 
     assert bad_of(text, known(member("web01"))) == [
         "warning migration: haproxy.cfg:2: 1 server line above the marker (WEB01) is not managed: pauses and leaves of these nodes have no effect: `lbagent apply --adopt` once they have joined; lines that are to stay yours can stay",
-        "error by-hand: haproxy.cfg:2: web01 stands in listen lb by hand: none is written beside it: pauses and leaves of the node have no effect on it: `lbagent apply --adopt` makes it a managed line",
+        "error by-hand: haproxy.cfg:2: web01: no managed line in listen lb: an operator's line has its name or address, pauses do not affect it: `lbagent apply --adopt` makes it a managed line",
     ]
 
 
 def test_a_node_without_a_line_is_told() -> None:
     assert bad_of(BOTH, known(member("web01", "192.168.0.1"))) == [
-        "warning node: node web01 of role web has no line: 192.168.0.1 is outside the role's networks: mend the node's tags or address, or roles.yml"
+        "warning node: web01: no line for role web: 192.168.0.1 is outside the role's networks: fix the tags or the address of the node, or roles.yml"
     ]
 
 

@@ -173,7 +173,7 @@ def test_a_doubled_marker_is_refused(stage: Stage) -> None:
     assert ended == (
         4,
         b"",
-        f"lbagent: {stage.cfg}:3: '# additional-lb-iis-server' stands in backend farm twice, first at {stage.cfg}:2: delete one\n",
+        f"lbagent: {stage.cfg}:3: marker '# additional-lb-iis-server' appears twice in backend farm, first at {stage.cfg}:2; delete one\n",
     )
 
 
@@ -564,8 +564,8 @@ def test_what_the_guard_holds_back_is_exit_three(stage: Stage) -> None:
 
     assert ended.status == 3
     assert ended.err == (
-        "lbagent: node web01 of role web has no line: 10.0.0.1 is outside the role's networks\n"
-        "lbagent: node web02 of role web has no line: 10.0.0.2 is outside the role's networks\n"
+        "lbagent: web01: no line for role web: 10.0.0.1 is outside the role's networks\n"
+        "lbagent: web02: no line for role web: 10.0.0.2 is outside the role's networks\n"
         "lbagent: held back: 2 of 2 lines at '# additional-lb-iis-server' in backend farm would go: web01, web02;"
         " `lbagent apply --force` lets them go\n"
     )

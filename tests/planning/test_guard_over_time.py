@@ -246,14 +246,14 @@ def test_a_tag_that_becomes_invalid_keeps_the_line_of_every_node(tags: dict[str,
 
     assert lb.text == before
     assert plan.blocked == ()
-    assert plan.notes == tuple(f"web{at} keeps its line in backend farm: {why}" for at in range(1, 4))
+    assert plan.notes == tuple(f"web{at}: keeps its line in backend farm: {why}" for at in range(1, 4))
 
 
 def test_a_new_node_with_an_invalid_tag_has_no_line() -> None:
     lb = Balancer(WEIGHTED, *web(1, weight="50%"))
 
     assert lb.servers == []
-    assert lb.run().notes == ("node web1 has no line for iis: its tag 'weight' is '50%', not [A-Za-z0-9._-]{1,64}",)
+    assert lb.run().notes == ("web1: no line for iis: its tag 'weight' is '50%', not [A-Za-z0-9._-]{1,64}",)
 
 
 def test_a_kept_line_follows_its_node_to_another_address() -> None:
@@ -306,7 +306,7 @@ def test_a_role_tag_that_cannot_be_a_name_keeps_the_lines(role: str) -> None:
     assert plan.blocked == ()
     assert (
         plan.notes[0]
-        == f"web1 keeps its line in backend farm: its role {role!r} is not [A-Za-z0-9][A-Za-z0-9._-]{{0,62}}"
+        == f"web1: keeps its line in backend farm: its role {role!r} is not [A-Za-z0-9][A-Za-z0-9._-]{{0,62}}"
     )
 
 
@@ -365,6 +365,6 @@ def test_a_weight_that_is_none_costs_no_node_its_line(tmp_path: Path) -> None:
     done = [stage.handle("member-update", f"{node}50%\n".encode()) for node in nodes]
 
     assert [one.status for one in done] == [0, 0, 0]
-    assert "web1 keeps its line in backend farm: its tag 'weight' is '50%', not [A-Za-z0-9._-]{1,64}" in done[0].err
+    assert "web1: keeps its line in backend farm: its tag 'weight' is '50%', not [A-Za-z0-9._-]{1,64}" in done[0].err
     assert stage.cfg.read_bytes() == before
     assert len(stage.managed) == 3

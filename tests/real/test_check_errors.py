@@ -376,7 +376,7 @@ def test_old_lines_above_a_marker_are_told_before_and_after_their_nodes_join(lb:
     ]
     assert joined[0] == 1
     assert kind(joined[1], "by-hand") == [
-        f"error by-hand: /lb/etc/haproxy.cfg:{line}: {node} stands in listen lb-iis by hand: none is written beside it: pauses and leaves of the node have no effect on it: `lbagent apply --adopt` makes it a managed line"
+        f"error by-hand: /lb/etc/haproxy.cfg:{line}: {node}: no managed line in listen lb-iis: an operator's line has its name or address, pauses do not affect it: `lbagent apply --adopt` makes it a managed line"
         for line, node in ((16, "web01"), (17, "web02"))
     ]
     assert adopted.returncode == 0
