@@ -23,7 +23,7 @@ class Conflicts:
         for line in proxy.operator_servers:
             self._operator_names.setdefault(line.name.lower(), []).append(line)
             self._operator_endpoints.setdefault(line.endpoint, []).append(line)
-        self._has_operator_lines = bool(proxy.operator_servers or proxy.templates)
+        self.has_operator_lines = bool(proxy.operator_servers or proxy.templates)
         self._endpoints: dict[str, list[tuple[str, int]]] = {}
         """Managed servers by endpoint, each with a line number that shows its branch of `.if`."""
         self._names: dict[str, list[int]] = {}
@@ -78,16 +78,12 @@ class Conflicts:
 
     def find_operator_name(self, name: str, at: int) -> int | None:
         """Return the operator's line that has this name (in any case), seen from the line `at`; None where none has."""
-        if not self._has_operator_lines:
-            return None
         lines = self._operator_names.get(name.lower(), ())
         templates = (one for one in self._proxy.templates if one.names(name))
         return next((line.at for line in (*lines, *templates) if self._competes(line.at, at)), None)
 
     def find_operator_endpoint(self, endpoint: str, at: int) -> int | None:
         """Return the operator's line that has this endpoint, seen from the line `at`; None where none has."""
-        if not self._has_operator_lines:
-            return None
         lines = self._operator_endpoints.get(endpoint, ())
         templates = (one for one in self._proxy.templates if one.endpoint == endpoint)
         return next((line.at for line in (*lines, *templates) if self._competes(line.at, at)), None)

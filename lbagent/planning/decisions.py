@@ -12,7 +12,7 @@ from typing import NamedTuple, Self
 
 from lbagent.haproxy.config import ManagedLine, Proxy
 from lbagent.haproxy.server_line import drain_line, format_paused_line, undrain_line
-from lbagent.membership.model import LEFT, LOST, UNKNOWN, Member, Members
+from lbagent.membership.model import LEFT, LOST, UNKNOWN, Member
 from lbagent.names import NAME, role_names
 from lbagent.planning.conflicts import Conflicts
 from lbagent.planning.desired import UNKNOWN_TAGS, DesiredServer, DesiredServers, MarkerServers
@@ -79,17 +79,6 @@ class Action(Enum):
     REMOVE_IF_ALLOWED = "removed, unless the safety guard blocks it"
 
 
-class NodeFacts(NamedTuple):
-    """What the decisions of all proxies depend on."""
-
-    roles: Roles
-    members: Members
-    kept: Collection[str]
-    """Nodes whose lines stay unchanged: quarantined nodes, and nodes that a trial leaves out."""
-    draining_roles: Collection[str]
-    """Roles with `on_pause: drain`."""
-
-
 class LineDecision(NamedTuple):
     """What happens to one present line, and why."""
 
@@ -107,10 +96,20 @@ class Decisions:
     """The decisions on the servers and lines of one proxy. They change nothing."""
 
     def __init__(
-        self, proxy: Proxy, lines: ProxyLines, conflicts: Conflicts, desired: DesiredServers, facts: NodeFacts
+        self,
+        proxy: Proxy,
+        lines: ProxyLines,
+        conflicts: Conflicts,
+        desired: DesiredServers,
+        kept: Collection[str],
     ) -> None:
-        """`lines` are the present ones; `conflicts` are the names and endpoints in use at the time of a decision."""
-        self._proxy, self._lines, self._conflicts, self._desired, self._facts = proxy, lines, conflicts, desired, facts
+        """`lines` are the present ones; `conflicts` are the names and endpoints in use at the time of a decision.
+
+        `kept` are the nodes whose lines stay unchanged: quarantined nodes, and nodes that a trial leaves out.
+        """
+        self._proxy, self._lines, self._conflicts, self._desired, self._kept = proxy, lines, conflicts, desired, kept
+        self._roles, self._members, self._refused_addresses = desired.roles, desired.members, desired.refused_addresses
+        self._superseded = desired.superseded
         self.wanted: list[MarkerServers] = []
         """The desired servers, by marker."""
         self.served: list[Mapping[str, DesiredServer]] = []
@@ -118,48 +117,50 @@ class Decisions:
         self.refusals: dict[str, Refusal] = {}
         """The nodes that get no line at a marker; a conflict comes before other reasons."""
 
-    def decide_server(self, server: DesiredServer, number: int) -> Refusal | None:
-        """Return why a node gets no line at a marker; None where it gets one."""
-        return self.explain_exclusion(server, number) or self._explain_conflict(server, number)
+    def decide_server(self, server: DesiredServer, name: str, number: int) -> Refusal | None:
+        """Return why a node gets no line at a marker; None where it gets one. `name` is that of its server there."""
+        return self.explain_exclusion(server, number) or self._explain_conflict(server, name, number)
 
     def explain_exclusion(self, server: DesiredServer, number: int) -> Refusal | None:  # noqa: PLR0911  # a reason each
         """Return why a node may have no line at a marker, whatever else is in the proxy; None where it may."""
-        node, role, pair = server.node, server.role, self._lines.pairs[number]
-        service = pair.service if pair else ""
-        if node in self._facts.kept:
-            quarantine = self._facts.members[node].quarantine
+        node, role, wanted = server.node, server.role, self.wanted[number]
+        if node in self._kept:
+            quarantine = self._members[node].quarantine
             return Refusal("", quarantine.reason if quarantine else "this trial leaves it out", None)
-        if other := self._desired.superseded.get(node):
-            return Refusal("no line: ", f"it has failed, and {other} has its address {server.advertised} now")
-        if why := self._desired.refused_addresses[role.name].get(node):
-            return Refusal(f"no line for role {role.name}: ", why)
-        if node in self.wanted[number].over_limit:
+        if node in self._superseded:
+            why = f"it has failed, and {self._superseded[node]} has its address {server.advertised} now"
+            return Refusal("no line: ", why)
+        if node in self._refused_addresses[role.name]:
+            return Refusal(f"no line for role {role.name}: ", self._refused_addresses[role.name][node])
+        service = wanted.service
+        if node in wanted.over_limit:
             return Refusal("no line for ", f"{service}: role {role.name} has reached its maximum of {role.max}")
-        if node in self.wanted[number].removed_as_failed:
+        if node in wanted.removed_as_failed:
             return Refusal("no line for ", f"{service}: it has failed, and `on_failed` is `remove`", None)
         if server.missing_tag and self._lines.map_nodes(number).get(node) is None:
             return Refusal("no line for ", f"{service}: {server.missing_tag}")
         return None
 
-    def _explain_conflict(self, server: DesiredServer, number: int) -> Refusal | None:
+    def _explain_conflict(self, server: DesiredServer, name: str, number: int) -> Refusal | None:
         """Return which other server in the proxy has the name or endpoint of this one; None where none has."""
-        name, at, endpoint = (
-            self._lines.name_server(server.node, number),
-            self._proxy.markers[number].at,
-            server.endpoint,
-        )
-        by_operator = self._conflicts.find_operator_name(name, at)
-        if by_operator is None:
-            by_operator = self._conflicts.find_operator_endpoint(endpoint, at)
-            # A present line stays beside an operator's line with the same endpoint: `--adopt` may leave both.
-            if by_operator is not None and self._has_or_adopts_line(server.node, number):
-                by_operator = None
-        if by_operator is not None:
+        at, endpoint = self._proxy.markers[number].at, server.endpoint
+        if (
+            self._conflicts.has_operator_lines
+            and (line := self._find_operator_line(server, name, at, number)) is not None
+        ):
             why = f"in {self._proxy}: an operator's line has its name or address, pauses do not affect it"
-            return Refusal("no managed line ", why, OperatorLineNote, by_operator, is_conflict=True)
-        if (holder := self._conflicts.find_holder(endpoint, at)) is not None:
+            return Refusal("no managed line ", why, OperatorLineNote, line, is_conflict=True)
+        holder = self._conflicts.find_holder(endpoint, at)
+        if holder is not None:
             return Refusal("no line ", f"in {self._proxy}: {holder} has {endpoint}", is_conflict=True)
         return None
+
+    def _find_operator_line(self, server: DesiredServer, name: str, at: int, number: int) -> int | None:
+        line = self._conflicts.find_operator_name(name, at)
+        # A present line stays beside an operator's line with the same endpoint: `--adopt` may leave both.
+        if line is None and not self._has_or_adopts_line(server.node, number):
+            line = self._conflicts.find_operator_endpoint(server.endpoint, at)
+        return line
 
     def _has_or_adopts_line(self, node: str, number: int) -> bool:
         return node in self._lines.map_nodes(number) or node in self._conflicts.adopted.values()
@@ -169,7 +170,7 @@ class Decisions:
 
         `number` is that of its marker; None for a line without a marker.
         """
-        if node in self._facts.kept:
+        if node in self._kept:
             return LineDecision(Action.KEEP, text=line.text)
         if number is None:
             if any(node in here for here in self.served):
@@ -205,10 +206,10 @@ class Decisions:
         A role tag that is a valid name but unknown to roles.yml is a decision. A role tag that is not a valid name is
         an accident.
         """
-        member = self._facts.members.get(node)
+        member = self._members.get(node)
         if member is None or not member.present or not member.role or any(map(NAME.fullmatch, role_names(member.role))):
             return ""
-        role = self._facts.roles.roles.get(line.role)
+        role = self._roles.roles.get(line.role)
         if line.address != member.address and (role is None or role.address is None):
             return ""
         return f"its role {member.role[:40]!r} is not {NAME.pattern}"
@@ -219,8 +220,8 @@ class Decisions:
             return LineDecision(Action.REMOVE, f"it is resumed, and {why}")
         text = undrain_line(line.text)
         if paused and not line.pauses:
-            address = self._facts.members[node].address
-            drains = line.role in self._facts.draining_roles
+            address = self._members[node].address
+            drains = self._drains(line.role)
             text = drain_line(text) if drains else format_paused_line(node, address, line.role)
         return LineDecision(Action.KEEP_ALONE, f"in {self._proxy}: {why}", text, "keeps its line ", Note)
 
@@ -229,9 +230,9 @@ class Decisions:
         if not self._is_present(node):
             return False
         paused = node in self._desired.paused
-        if line.pauses or (paused and line.role not in self._facts.draining_roles):
+        if line.pauses or (paused and not self._drains(line.role)):
             # A comment does not name its service. It is outdated where its node has a line here or another role.
-            ours = line.role in role_names(self._facts.members[node].role)
+            ours = line.role in role_names(self._members[node].role)
             refusal = self.refusals.get(node)
             served = any(node in here for here in self.served) or (refusal is not None and refusal.is_conflict)
             return ours and paused and not served
@@ -242,7 +243,7 @@ class Decisions:
         address = self._desired.find_allowed_address(node, line.role) or line.address
         if node in self._desired.paused:
             text = format_paused_line(node, address, line.role)
-            if line.role in self._facts.draining_roles and not line.pauses:
+            if self._drains(line.role) and not line.pauses:
                 text = drain_line(replace_address(line, address))
             why = f"the marker of the paused node {node} is missing"
             return LineDecision(Action.KEEP_ALONE, why, text, note=MissingMarkerNote)
@@ -253,13 +254,16 @@ class Decisions:
         why = f"the marker of server {line.name} is missing"
         return LineDecision(Action.KEEP_ALONE, why, text, note=MissingMarkerNote)
 
+    def _drains(self, role: str) -> bool:
+        return role in self._roles.roles and self._roles.roles[role].drain
+
     def _is_present(self, node: str) -> bool:
-        member = self._facts.members.get(node)
-        return member is not None and member.present and bool(member.address) and node not in self._desired.superseded
+        member = self._members.get(node)
+        return member is not None and member.present and bool(member.address) and node not in self._superseded
 
     def _explain_removal(self, line: ManagedLine, node: str) -> str:
         """Return why a node has no desired server for its line."""
-        member = self._facts.members.get(node)
+        member = self._members.get(node)
         if member is None or not member.present:
             return _REASONS_OF_ABSENCE[member.status if member else UNKNOWN]
         if node in self.refusals:

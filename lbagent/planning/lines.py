@@ -61,8 +61,12 @@ class ProxyLines:
 def sort_by_name(items: Iterable[_Item], get_name: Callable[[_Item], str]) -> list[_Item]:
     """Return the items sorted by their names in natural order: web2 before web10."""
     found = [*items]
+    names = [get_name(item) for item in found]
+    order = sort_names(dict.fromkeys(names))
+    if names == order:
+        return found
     # A natural key for each of ten thousand items would take ten times longer.
-    rank = {name: at for at, name in enumerate(sort_names({get_name(item) for item in found}))}
+    rank = dict(zip(order, range(len(order)), strict=True))
     return sorted(found, key=lambda item: rank[get_name(item)])
 
 

@@ -90,7 +90,7 @@ def make_plan(document: Document, roles: Roles, membership: Membership, rules: P
     pairs = roles.list_pairs()
     desired = DesiredServers(roles, membership)
     guard = Guard(membership, desired.paused, desired.superseded, force=rules.force)
-    context = PlanContext(roles, pairs, membership.members, desired, guard, rules.kept, rules.adopt)
+    context = PlanContext(pairs, desired, guard, rules.kept, rules.adopt)
     edits: list[Edit] = []
     changes = _Changes()
     notes: dict[str, None] = {}

@@ -13,22 +13,19 @@ from typing import NamedTuple
 
 from lbagent.haproxy.config import Document, Edit, ManagedLine, OperatorServer, Proxy, find_endpoint, find_indentation
 from lbagent.haproxy.server_line import assign_stable_ids
-from lbagent.membership.model import Members
 from lbagent.planning.conflicts import Conflicts
-from lbagent.planning.decisions import Action, Decisions, LineDecision, MissingMarkerNote, NodeFacts, Refusal
+from lbagent.planning.decisions import Action, Decisions, LineDecision, MissingMarkerNote, Refusal
 from lbagent.planning.desired import DesiredServer, DesiredServers, MarkerServers
 from lbagent.planning.guard import Guard
 from lbagent.planning.lines import ProxyLines, replace_address, sort_by_name
-from lbagent.roles.model import Pair, Roles
+from lbagent.roles.model import Pair
 
 
 class PlanContext(NamedTuple):
     """The inputs of a plan that all proxies share."""
 
-    roles: Roles
     pairs: Mapping[str, Pair]
     """Section and service by the middle of their marker."""
-    members: Members
     desired: DesiredServers
     guard: Guard
     kept: frozenset[str] = frozenset()
@@ -96,11 +93,9 @@ class ProxyPlanner:
     def __init__(self, document: Document, proxy: Proxy, context: PlanContext) -> None:
         """Nothing is decided yet."""
         self._document, self._proxy, self._context = document, proxy, context
-        self._lines = ProxyLines(proxy, context.roles, context.pairs, context.members)
+        self._lines = ProxyLines(proxy, context.desired.roles, context.pairs, context.desired.members)
         self._conflicts = Conflicts(document, proxy)
-        draining = {name for name, role in context.roles.roles.items() if role.drain}
-        facts = NodeFacts(context.roles, context.members, context.kept, draining)
-        self._decisions = Decisions(proxy, self._lines, self._conflicts, context.desired, facts)
+        self._decisions = Decisions(proxy, self._lines, self._conflicts, context.desired, context.kept)
         self._reasons: dict[ManagedLine, str] = {}
         """The reasons of lines to be removed."""
         self.notes: list[str] = [*_note_unknown_markers(document, proxy, self._lines.pairs)]
@@ -134,11 +129,13 @@ class ProxyPlanner:
             kept = (line for line in self._proxy.managed if self._lines.find_node(line) in context.kept)
             self._conflicts.reserve(kept)
         accepted: list[list[DesiredServer]] = [[] for _ in decisions.wanted]
+        decide, assign, name_server = decisions.decide_server, self._conflicts.assign, self._lines.name_server
+        places = [marker.at for marker in self._proxy.markers]
         for number, server in self._list_in_order():
-            refusal = decisions.decide_server(server, number)
+            name = name_server(server.node, number)
+            refusal = decide(server, name, number)
             if refusal is None:
-                name, at = self._lines.name_server(server.node, number), self._proxy.markers[number].at
-                self._conflicts.assign(name, server.endpoint, at)
+                assign(name, server.endpoint, places[number])
                 accepted[number].append(server)
                 continue
             if refusal.is_conflict or server.node not in decisions.refusals:
@@ -250,15 +247,14 @@ class ProxyPlanner:
         old = [line.text for line in before]
         if texts == old:
             return MarkerBlock(number, before, texts)
-        there, stays = {line.text for line in before if not isinstance(line, OperatorServer)}, set(texts)
+        there, stays = set(old), set(texts)
         added = [*{line.text: line for line in after if line.text not in there}.values()]
         replaced = {line.node for line in added}
-        removed = [
-            RemovedLine(node, line.text, "" if node in replaced else self._find_reason(line))
-            for line in before
-            if line.text not in stays or isinstance(line, OperatorServer)
-            for node in [self._find_node(line)]
-        ]
+        removed = []
+        for line in before:
+            if line.text not in stays:
+                node = self._find_node(line)
+                removed.append(RemovedLine(node, line.text, "" if node in replaced else self._find_reason(line)))
         return MarkerBlock(number, before, texts, added, removed)
 
     def _find_node(self, line: ManagedLine | OperatorServer) -> str:
