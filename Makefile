@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check lint docs bench load fuzz long histories matrix test-differential test-pair test-windows test-spark test-impala test-platform pages clean
+.PHONY: help demo test test-fast check lint dashboard docs pictures bench load fuzz long histories matrix test-differential test-pair test-windows test-spark test-impala test-platform pages clean
 
 export PATH := $(PATH):/usr/sbin:/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -86,9 +86,18 @@ test-platform: $(VENV)/.platform  ## a data platform enrols and changes under JM
 pages: $(VENV)/.pages  ## man page and completions, in build/
 	@$(BIN)/python packaging/pages.py build
 
+dashboard: $(VENV)/.dev  ## the Grafana dashboard of examples/monitoring, from packaging/dashboard.py
+	@mkdir -p build
+	@$(BIN)/python packaging/dashboard.py > build/dashboard.json
+	@mv build/dashboard.json examples/monitoring/dashboard.json
+
 docs: $(VENV)/.docs  ## the documentation as a site that can be read offline, in build/site
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "build/site/index.html"
+
+pictures: $(VENV)/.pictures  ## docs/img from the real program and the Mermaid files, as root; half a minute
+	@.ci/install keepalived rsyslogd logrotate nft ip curl setpriv
+	@PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m scenarios.pictures docs/img
 
 include packaging/install.mk
 
@@ -148,6 +157,9 @@ $(VENV)/.dev: pyproject.toml .ci/install
 	$(NEW_VENV)
 	$(call INSTALL,.[dev])
 	@touch $(VENV)/.demo $(VENV)/.pages
+
+$(VENV)/.pictures: $(VENV)/.dev
+	$(call INSTALL,.[pictures])
 
 # Spark, and ZooKeeper with it, apart from what the tests themselves need.
 build/pyspark/.done: | $(VENV)/.dev

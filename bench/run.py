@@ -1,4 +1,4 @@
-"""The benchmarks, one table: every figure is a ratio of two things measured in turn in the same run.
+"""Benchmarks: each figure is a ratio of two measures that are taken alternately in the same run.
 
 make bench
 """
@@ -26,14 +26,14 @@ RUNS = int(os.environ.get("RUNS", "15"))
 
 
 def main() -> int:
-    """Measure and print; the exit status says whether every promise is kept."""
+    """Measure and print; returns 0 if every promise is kept."""
     print(f"{'':58s}{'this':>10s}{'that':>10s}{'ratio':>8s}{'promise':>9s}")
-    kept = [small_join(), only_spooled(), large_batch(), ten_times(), crowd()]
+    kept = [measure_join(), measure_store(), measure_batch(), measure_growth(), measure_burst()]
     return 0 if all(kept) else 1
 
 
-def row(name: str, this: float, that: float, promise: float, unit: str = "ms") -> bool:
-    """One line of the table; whether its promise is kept."""
+def report(name: str, this: float, that: float, promise: float, unit: str = "ms") -> bool:
+    """Print one line of the table; returns whether its promise is kept."""
     ratio = this / that
     kept = ratio <= promise
     mark = "" if kept else "  MISSED"
@@ -41,67 +41,73 @@ def row(name: str, this: float, that: float, promise: float, unit: str = "ms") -
     return kept
 
 
-def in_turn(this: Measure, that: Measure, runs: int = RUNS) -> tuple[float, float]:
-    """The medians of two measures taken alternately, after one run of each that does not count."""
+def alternate(this: Measure, that: Measure, runs: int = RUNS) -> tuple[float, float]:
+    """Return the medians of two measures taken alternately, after one run of each as warm-up."""
     this(0)
     that(0)
     both = [(this(number), that(number)) for number in range(1, runs + 1)]
     return statistics.median(one for one, _ in both), statistics.median(other for _, other in both)
 
 
-def bare(_: int) -> float:
-    """A Python that does nothing, whole process, in milliseconds of wall time."""
-    return wall([sys.executable, "-c", "pass"])
+def run_bare_python(_: int) -> float:
+    """Return the milliseconds of a Python process that does nothing."""
+    return time_process([sys.executable, "-c", "pass"])
 
 
-def wall(argv: list[str], stdin: bytes = b"", environ: dict[str, str] | None = None) -> float:
-    """A whole process, in milliseconds."""
+def time_process(argv: list[str], stdin: bytes = b"", environ: dict[str, str] | None = None) -> float:
+    """Return the milliseconds of a whole process."""
     started = time.perf_counter()
     subprocess.run(argv, input=stdin, env=environ, check=True)
     return (time.perf_counter() - started) * 1000
 
 
-def small_join() -> bool:
-    """`handle` of one join, `haproxy -c` and reload replaced by `true`."""
+def measure_join() -> bool:
+    """Measure `handle` of one join, with `haproxy -c` and the reload replaced by `true`."""
     with world.lb(1) as lb:
         environ = {"PATH": lb.path(haproxy=False), "SERF_EVENT": "member-join"}
-        this, that = in_turn(lambda number: wall(lb.argv("handle"), _joining(number), environ), bare)
-        return row("handle, one join, checks replaced by true / python -c pass", this, that, 6)
+        this, that = alternate(
+            lambda number: time_process(lb.argv("handle"), _format_member(number), environ), run_bare_python
+        )
+        return report("handle, one join, checks replaced by true / python -c pass", this, that, 6)
 
 
-def only_spooled() -> bool:
-    """`handle` while a `watch` does the work: the event becomes a file, and that is all."""
+def measure_store() -> bool:
+    """Measure `handle` while `watch` runs: it only stores the event."""
     with world.lb(1) as lb:
         os.mkdir(os.path.join(lb.folder, "state"))
         environ = {"PATH": lb.path(haproxy=False), "SERF_EVENT": "member-join"}
         with open(os.path.join(lb.folder, "state", "watch.lock"), "w", encoding="utf-8") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            this, that = in_turn(lambda number: wall(lb.argv("handle"), _joining(number), environ), bare)
-        return row("handle, one join, watch does the rest / python -c pass", this, that, 1.6)
+            this, that = alternate(
+                lambda number: time_process(lb.argv("handle"), _format_member(number), environ), run_bare_python
+            )
+        return report("handle, one join, stored for watch / python -c pass", this, that, 1.6)
 
 
-def large_batch() -> bool:
-    """1,000 joins in one event into 10,000 managed servers in 100 backends: own CPU time beside `haproxy -c`."""
+def measure_batch() -> bool:
+    """Measure 1,000 joins in one event into 10,000 servers in 100 backends: own CPU time against `haproxy -c`."""
     with world.lb(100) as lb:
         lb.join(0, 10_000)
 
         costs, checks = [], []
         for _ in range(9):
             with lb.restored():
-                # `true` stands for haproxy here: it is no part of our own time either.
+                # `true` replaces haproxy; its time is not ours.
                 costs.append(lb.join(20_000, 1000).cpu - world.run(["true"]).cpu)
                 checks.append(world.run(["/usr/sbin/haproxy", "-c", "-f", lb.cfg()]).cpu)
         name = "1,000 joins into 10,000 servers, own CPU / haproxy -c"
-        return row(name, statistics.median(costs), statistics.median(checks), 1.5)
+        return report(name, statistics.median(costs), statistics.median(checks), 1.5)
 
 
-def ten_times() -> bool:
-    """Planning ten times the servers."""
-    return row("planning 10,000 servers / 1,000 servers", *in_turn(planning(10_000), planning(1_000)), 12)
+def measure_growth() -> bool:
+    """Measure planning with ten times the servers."""
+    return report(
+        "planning 10,000 servers / 1,000 servers", *alternate(make_planning(10_000), make_planning(1_000)), 12
+    )
 
 
-def planning(servers: int) -> Measure:
-    """The time to plan one join more, in milliseconds of CPU time."""
+def make_planning(servers: int) -> Measure:
+    """Return a measure of planning one more join, in milliseconds of CPU time."""
     names = [f"r{number}" for number in range(100)]
     service = {name: Service(name, Template("80"), Template("check inter 60s")) for name in names}
     roles = Roles(HaproxySettings(), service, {name: Role(name, {"lb": (name,)}) for name in names}, "")
@@ -122,8 +128,8 @@ def planning(servers: int) -> Measure:
     return measure
 
 
-def crowd() -> bool:
-    """200 handlers at once: how many checks of haproxy.cfg that takes."""
+def measure_burst() -> bool:
+    """Count the checks of haproxy.cfg for 200 handlers at once."""
     with world.lb(1) as lb:
         log = os.path.join(lb.folder, "checks")
         counting = os.path.join(lb.folder, "bin", "haproxy")
@@ -137,7 +143,7 @@ def crowd() -> bool:
             handlers.append(subprocess.Popen(lb.argv("handle"), stdin=subprocess.PIPE, env=environ))
             stdin = handlers[-1].stdin
             assert stdin is not None
-            stdin.write(_joining(number))
+            stdin.write(_format_member(number))
             stdin.close()
         for handler in handlers:
             handler.wait()
@@ -145,10 +151,10 @@ def crowd() -> bool:
             joined = file.read().count("# lbagent role=")
         with open(log, encoding="utf-8") as file:
             checks = file.read().count("check")
-        return joined == 200 and row("haproxy -c runs for 200 handlers at once / handlers", checks, 200, 0.25, "  ")
+        return joined == 200 and report("haproxy -c runs for 200 handlers at once / handlers", checks, 200, 0.25, "  ")
 
 
-def _joining(number: int) -> bytes:
+def _format_member(number: int) -> bytes:
     return f"web{number}\t10.0.{number // 250}.{number % 250 + 1}\tr0\trole=r0\n".encode()
 
 

@@ -1,4 +1,4 @@
-"""Load balancers made of nothing but files, as large as a benchmark wants them."""
+"""Load balancers that are only files, of the size that a benchmark needs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ listen front
 
 
 class Cost(NamedTuple):
-    """What a command cost, children included."""
+    """The cost of a command with its children."""
 
     cpu: float
     """Milliseconds of user and system time."""
@@ -36,7 +36,7 @@ class Cost(NamedTuple):
 
 
 class Lb(NamedTuple):
-    """A load balancer: haproxy.cfg with a marker in each of `backends`, roles.yml, state."""
+    """A load balancer: haproxy.cfg with one marker in each of `backends` backends, roles.yml, and a state directory."""
 
     folder: str
     backends: int
@@ -46,23 +46,23 @@ class Lb(NamedTuple):
         return os.path.join(self.folder, "haproxy.cfg")
 
     def path(self, *, haproxy: bool) -> str:
-        """A PATH, with the real `haproxy` or with `true` in its place."""
+        """Return a PATH with the real `haproxy`, or with `true` under its name."""
         return f"{'' if haproxy else os.path.join(self.folder, 'bin') + ':'}{os.environ['PATH']}:/usr/sbin"
 
     def argv(self, verb: str) -> list[str]:
-        """The command line of a verb."""
+        """Return the command line of a verb."""
         state = os.path.join(self.folder, "state")
         return [LBAGENT, "--roles", os.path.join(self.folder, "roles.yml"), "--state-dir", state, verb]
 
     def join(self, first: int, count: int, *, haproxy: bool = False) -> Cost:
-        """`count` nodes join in one event, spread over the backends."""
+        """Handle one member-join of `count` nodes, spread over the backends."""
         lines = "".join(_line(number, number % self.backends) for number in range(first, first + count))
         environ = {"PATH": self.path(haproxy=haproxy), "SERF_EVENT": "member-join", "SERF_SELF_NAME": "lb01"}
         return run(self.argv("handle"), lines.encode(), environ)
 
     @contextmanager
     def restored(self) -> Iterator[None]:
-        """Whatever happens in it, all files are as before: the next measurement meets the very same."""
+        """Restore all files at the end, so that each measurement starts from the same state."""
         with tempfile.TemporaryDirectory(prefix="lbagent-bench-") as kept:
             shutil.copytree(self.folder, kept, symlinks=True, dirs_exist_ok=True)
             yield
@@ -72,7 +72,7 @@ class Lb(NamedTuple):
 
 @contextmanager
 def lb(backends: int) -> Iterator[Lb]:
-    """A fresh load balancer, gone at the end."""
+    """Make a load balancer and remove it at the end."""
     folder = tempfile.mkdtemp(prefix="lbagent-bench-")
     try:
         os.mkdir(os.path.join(folder, "bin"))
@@ -92,7 +92,7 @@ def lb(backends: int) -> Iterator[Lb]:
 
 
 def run(argv: Sequence[str], stdin: bytes = b"", environ: Mapping[str, str] | None = None) -> Cost:
-    """Run a command; anything but success is a fault of the benchmark."""
+    """Run a command and return its cost. Ends the benchmark if the command fails."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(argv, input=stdin, env=environ, capture_output=True, check=False)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -1,4 +1,4 @@
-"""`python -m demo`: no questions, nothing left behind, 0 where no request has failed."""
+"""`python -m demo`: plays the demo without questions and cleans up. Exits 0 if no request failed."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ import sys
 import time
 from types import FrameType
 
-from demo.processes import Stuck
+from demo.cluster import Cluster
+from demo.processes import DemoFailed
+from demo.scenes import Scenes
 from demo.screen import Screen
-from demo.stage import Stage
-from demo.story import Story
 
 
 def main() -> int:
-    """Play the demo."""
+    """Play the demo and return its exit status."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
     screen = Screen()
     try:
-        return _played(screen)
+        return _play(screen)
     except KeyboardInterrupt:
-        screen.line("stopped; nothing is left behind")
+        screen.show_line("interrupted; all programs and files are removed")
         return 130
-    except (Stuck, OSError, subprocess.SubprocessError) as error:
-        screen.verdict(good=False, text=f"The demo stopped: {error}")
+    except (DemoFailed, OSError, subprocess.SubprocessError) as error:
+        screen.show_result(good=False, text=f"The demo stopped: {error}")
         return 1
 
 
-def _played(screen: Screen) -> int:
+def _play(screen: Screen) -> int:
     begin = time.monotonic()
-    with Stage() as stage:
-        status = Story(stage, screen).tell()
-    if not stage.gone:
-        raise Stuck(f"something is left behind: see {stage.folder}")
-    screen.line(f"It took {time.monotonic() - begin:.0f} s, and nothing is left behind: no process, no port, no file.")
-    screen.line('Your own load balancer next: README.md, from "Install" on.\n')
+    with Cluster() as cluster:
+        status = Scenes(cluster, screen).play()
+    if not cluster.is_gone:
+        raise DemoFailed(f"{cluster.folder}: a program or file is left behind")
+    screen.show_line(f"It took {time.monotonic() - begin:.0f} s. All programs have ended, and all files are removed.")
+    screen.show_line('Next: set up your own load balancer, see "Install" in README.md.\n')
     return status
 
 

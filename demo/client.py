@@ -1,4 +1,4 @@
-"""The client: two browsers without pity, who ask all the time and try nothing twice."""
+"""The client of the demo: it sends requests on two connections all the time and never retries."""
 
 from __future__ import annotations
 
@@ -13,63 +13,65 @@ _PAUSE = 0.005
 
 
 class Answer(NamedTuple):
-    """One request, when it was answered, and by which node."""
+    """One request: when it was answered, and by which node."""
 
     at: float
     node: str
-    """Nothing where the request failed."""
+    """Empty if the request failed."""
 
 
 class Client:
-    """Asks HAProxy from `start` to `stop`, on one connection that stays and on a new one each time."""
+    """Sends requests from `start` to `stop`: on one persistent connection, and on a new connection for each request."""
 
     def __init__(self, address: str, port: int) -> None:
-        """Nothing is asked yet."""
+        """Send nothing yet."""
         self._address, self._port = address, port
         self._stopped = threading.Event()
-        self._threads = [threading.Thread(target=self._ask, args=[stays], daemon=True) for stays in (True, False)]
+        self._threads = [
+            threading.Thread(target=self._run, args=[persistent], daemon=True) for persistent in (True, False)
+        ]
         self.answers: list[Answer] = []
         self.failures: list[str] = []
 
     @property
     def running(self) -> bool:
-        """Whether it asks already."""
+        """Whether it sends requests."""
         return self._threads[0].is_alive()
 
     def start(self) -> None:
-        """Begin."""
+        """Start sending requests."""
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """Finish the requests under way, and ask no more."""
+        """Stop after the current requests."""
         self._stopped.set()
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join()
 
     def between(self, begin: float, end: float) -> list[Answer]:
-        """The answers of a stretch of time."""
+        """Return the answers between two times."""
         return [answer for answer in list(self.answers) if begin <= answer.at < end]
 
-    def _ask(self, stays: bool) -> None:  # noqa: FBT001  # which of the two browsers
+    def _run(self, persistent: bool) -> None:  # noqa: FBT001  # passed by Thread
         connection = http.client.HTTPConnection(self._address, self._port, timeout=5)
         with contextlib.closing(connection):
             while not self._stopped.is_set():
-                self._ask_once(connection)
-                if not stays:
+                self._send_request(connection)
+                if not persistent:
                     connection.close()
                 time.sleep(_PAUSE)
 
-    def _ask_once(self, connection: http.client.HTTPConnection) -> None:
+    def _send_request(self, connection: http.client.HTTPConnection) -> None:
         try:
             connection.request("GET", "/")
             response = connection.getresponse()
             node = response.read().decode()
-            why = "" if response.status == http.HTTPStatus.OK else f"status {response.status}"
+            failure = "" if response.status == http.HTTPStatus.OK else f"status {response.status}"
         except (OSError, http.client.HTTPException) as error:
-            node, why = "", f"{type(error).__name__}: {error}"
+            node, failure = "", f"{type(error).__name__}: {error}"
             connection.close()
-        if why:
-            self.failures.append(why)
-        self.answers.append(Answer(time.monotonic(), "" if why else node))
+        if failure:
+            self.failures.append(failure)
+        self.answers.append(Answer(time.monotonic(), "" if failure else node))

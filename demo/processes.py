@@ -1,4 +1,4 @@
-"""Programs of the demo: each started in a session of its own, and ended by its pid whatever happens."""
+"""Start the programs of the demo, each in its own session, and end them by their pids."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 PATIENCE = 15.0
-"""Seconds after which something that should have happened is taken for failed."""
+"""Seconds to wait for a step of the demo."""
 
 
-class Stuck(Exception):
-    """Something did not happen; the words say what, and what the program concerned said last."""
+class DemoFailed(Exception):
+    """A step of the demo did not happen; the message ends with the last lines of the log."""
 
 
-def wait_for(what: str, seen: Callable[[], bool], log: Path | None = None) -> None:
-    """Wait until `seen` is true. Raises Stuck with the last lines of `log`."""
+def wait_for(step: str, is_done: Callable[[], bool], log: Path | None = None) -> None:
+    """Wait until `is_done` returns true. Raises DemoFailed with the last lines of `log`."""
     deadline = time.monotonic() + PATIENCE
-    while not seen():
+    while not is_done():
         if time.monotonic() > deadline:
             last = log.read_text(errors="replace").splitlines()[-6:] if log and log.exists() else []
-            raise Stuck("\n".join([f"{what}: not seen within {PATIENCE:g} s", *last]))
+            raise DemoFailed("\n".join([f"{step}: not seen within {PATIENCE:g} s", *last]))
         time.sleep(0.01)
 
 
-class Crew:
-    """The running programs."""
+class Programs:
+    """The running programs, by name."""
 
     def __init__(self, folder: Path, environ: Mapping[str, str]) -> None:
-        """Logs go to `folder`; `environ` is what every program gets."""
+        """Write logs to `folder`; every program gets the environment `environ`."""
         self._folder, self._environ = folder, dict(environ)
         self._running: dict[str, subprocess.Popen[bytes]] = {}
-        # Killed without a chance to clean up, the demo still leaves no program behind.
-        self._leash = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
+        # If the demo is killed, the kernel ends its programs.
+        self._wrapper = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
 
     def start(self, name: str, argv: Sequence[str], **more: str) -> None:
-        """Start a program under `name`, with `more` in its environment."""
+        """Start a program under `name`; `more` is added to its environment."""
         with self.log(name).open("ab") as log:
             self._running[name] = subprocess.Popen(
-                [*self._leash, *argv],
+                [*self._wrapper, *argv],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -53,29 +53,25 @@ class Crew:
             )
 
     def log(self, name: str) -> Path:
-        """Where the program called `name` writes."""
+        """Return the log file of a program."""
         return self._folder / f"{name}.log"
 
-    def lives(self, name: str) -> bool:
-        """Whether it still runs."""
-        return self._running[name].poll() is None
-
-    def tell(self, name: str, number: signal.Signals) -> None:
-        """Send one signal to the program alone, and wait until it has ended."""
+    def stop(self, name: str, number: signal.Signals) -> None:
+        """Send a signal to a program and wait until it has ended."""
         process = self._running[name]
         process.send_signal(number)
         wait_for(f"the end of {name}", lambda: process.poll() is not None, self.log(name))
         del self._running[name]
 
-    def end_all(self) -> None:
-        """End every program, the last started first, with whatever it has started."""
+    def end(self) -> None:
+        """End every program with its children, the last one first."""
         for process in reversed(self._running.values()):
             _end(process)
 
     @property
-    def gone(self) -> bool:
-        """Whether all that was started has ended."""
-        return not any(_group_lives(process.pid) for process in self._running.values())
+    def have_ended(self) -> bool:
+        """Whether all programs and their children have ended."""
+        return not any(_is_group_alive(process.pid) for process in self._running.values())
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -85,13 +81,13 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(seconds)
         deadline = time.monotonic() + seconds
-        while _group_lives(process.pid) and time.monotonic() < deadline:
+        while _is_group_alive(process.pid) and time.monotonic() < deadline:
             time.sleep(0.01)
-        if not _group_lives(process.pid):
+        if not _is_group_alive(process.pid):
             return
 
 
-def _group_lives(group: int) -> bool:
+def _is_group_alive(group: int) -> bool:
     try:
         os.killpg(group, 0)
     except ProcessLookupError:

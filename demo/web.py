@@ -1,4 +1,4 @@
-"""The web server of one node: it answers with the node's name. `python web.py NAME ADDRESS PORT`."""
+"""The web server of one node, which answers with the node's name: `python web.py NAME ADDRESS PORT`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import ClassVar
 class _Node(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    wbufsize = -1  # one packet an answer
+    wbufsize = -1  # one packet per answer
     answer: ClassVar[bytes]
 
     def do_GET(self) -> None:  # the name that http.server calls
@@ -20,7 +20,7 @@ class _Node(BaseHTTPRequestHandler):
         self.wfile.write(self.answer)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # its name in the base class
-        """Say nothing."""
+        """Log nothing."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Entry point of the program: runs one command, returns one exit status, and logs one line when it fails."""
+"""Entry point of the program: runs one command, returns its exit status, and logs one line where it fails."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import sys
 from collections.abc import Callable
 
 from lbagent.errors import INTERRUPTED, LbagentError
-from lbagent.settings import Settings, load_handler_settings
+from lbagent.settings import DEFAULT_ROLES, Settings, load_handler_settings
 from lbagent.system.log import Log, format_error, format_error_lines
 
 Verb = Callable[[Settings, Log], int]
+"""A command: does its work and returns the exit status. May raise LbagentError and OSError."""
 
 _SIGINT, _SIGTERM = 2, 15
 
@@ -21,8 +22,8 @@ def run() -> None:
     _open_closed_streams()
     try:
         status = main()
-    except SystemExit as told:  # argparse raises it after --help and --version
-        status = int(told.code or 0)
+    except SystemExit as stop:  # argparse raises it after --help and --version
+        status = int(stop.code or 0)
     try:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -45,35 +46,35 @@ def _open_closed_streams() -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command and return its exit status.
-
-    A user's mistake is logged as one line, never as a traceback.
-    """
+    """Run one command and return its exit status. A user's mistake is logged as one line, never as a traceback."""
     words = sys.argv[1:] if argv is None else argv
     settings = load_handler_settings(words, os.environ)
     if settings is not None:
-        from lbagent.commands.handle import handle  # noqa: PLC0415  # each command imports only what it needs
+        from lbagent.commands.handle import handle  # noqa: PLC0415  # an event must not wait for the other commands
 
         gc.disable()  # a handler ends before a garbage collection would pay off
         return _run_verb(settings, handle)
-    from lbagent import arguments  # noqa: PLC0415
+    from lbagent import arguments  # noqa: PLC0415  # an event must not wait for the other commands
 
     try:
-        settings, verb = arguments.parsed(words, os.environ)
+        settings, verb = arguments.parse_command_line(words, os.environ)
     except LbagentError as error:
         print(f"lbagent: {error}", file=sys.stderr)
         return error.exit_status
     except OSError as error:  # --help and --version write to stdout, whose disk may be full
         print(f"lbagent: {format_error(error)}", file=sys.stderr)
         return 1
-    from lbagent.serf import agent  # noqa: PLC0415
-    from lbagent.settings import DEFAULT_ROLES  # noqa: PLC0415
-
-    agent.process_serf_env = agent.SerfEnv(
-        agent.list_serf_env_folders(settings.roles, os.environ, DEFAULT_ROLES), os.environ
-    )
-    agent.process_serf_env.load()
+    _load_serf_env(settings)
     return _run_verb(settings, verb)
+
+
+def _load_serf_env(settings: Settings) -> None:
+    """Take the Serf agent's address and token from serf.env where the environment has none."""
+    from lbagent.serf import agent  # noqa: PLC0415  # a handler inherits both from the Serf agent
+
+    folders = agent.list_serf_env_folders(settings.roles, os.environ, DEFAULT_ROLES)
+    agent.process_serf_env = agent.SerfEnv(folders, os.environ)
+    agent.process_serf_env.load()
 
 
 def _run_verb(settings: Settings, verb: Verb) -> int:
@@ -82,21 +83,22 @@ def _run_verb(settings: Settings, verb: Verb) -> int:
     try:
         return verb(settings, log)
     except LbagentError as error:
-        for sentence in format_error_lines(error):
-            log.error(sentence, exit_status=error.exit_status)
+        for line in format_error_lines(error):
+            log.error(line, exit_status=error.exit_status)
         return error.exit_status
     except BrokenPipeError:
-        # The reader of our output (head, less) has closed the pipe.
+        # The reader of the output (head, less) has closed the pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except OSError as error:
         log.error(format_error(error))
         return 1
     except KeyboardInterrupt:
-        log.error("interrupted: the next run goes on from here")
+        log.error("interrupted; stored events stay for the next run")
         return INTERRUPTED
     except Exception as error:  # a defect is reported as one line as well; with -v the traceback follows
-        log.error(f"this is a defect of lbagent, nothing is lost: {type(error).__name__}: {error}")
+        what = f"internal error: {type(error).__name__}: {error}"
+        log.error(f"{what}; stored events stay for the next run; please report it, with the traceback of -v")
         if settings.verbose:
             raise
         return 1

@@ -26,7 +26,7 @@ class LbagentError(Exception):
     exit_status = 1
     outcome = "failed"
     """The `outcome` of such a run in history.jsonl."""
-    meaning = "unexpected (no permission, a full disk), or not confirmed"
+    meaning = "unexpected error (no permission, a full disk), or a load balancer did not confirm"
     """What the exit status means, for --help and the man page. Subclasses with the same meaning define none."""
 
 
@@ -38,7 +38,7 @@ class UsageError(LbagentError):
     """The command line is invalid."""
 
     exit_status = 2
-    meaning = "the command line cannot be understood"
+    meaning = "invalid command line"
 
 
 class RolesRefused(LbagentError):
@@ -57,21 +57,21 @@ class RolesRefused(LbagentError):
         error.mistakes = tuple(mistakes)
         return error
 
-    meaning = "roles.yml is refused; of `plan`: something would change"
+    meaning = "invalid roles.yml; `plan`: there are changes"
 
 
 class LastServer(LbagentError):
     """A pause would leave a service without any serving server. Nothing was paused."""
 
     exit_status = 3
-    meaning = "of `pause`: no other server of the service serves, nothing was paused"
+    meaning = "`pause`: no other server of the service serves, nothing was paused"
 
 
 class Refused(LbagentError):
     """haproxy.cfg was rejected. The file is unchanged."""
 
     exit_status = 4
-    meaning = "HAProxy refuses haproxy.cfg, or a marker stands twice; nothing was replaced"
+    meaning = "HAProxy refuses haproxy.cfg, or a marker appears twice in a proxy; haproxy.cfg is unchanged"
     outcome = "refused"
 
 
@@ -79,8 +79,8 @@ class RolledBack(LbagentError):
     """HAProxy did not load the change. The previous managed lines are restored."""
 
     exit_status = 5
-    meaning = "the reload failed; the previous managed lines are back"
-    outcome = "put back"
+    meaning = "the reload failed; the previous managed lines are restored"
+    outcome = "rolled back"
 
 
 class ReloadPostponed(RolledBack):
@@ -94,7 +94,7 @@ class Busy(LbagentError):
     """Another process holds the lock, or haproxy.cfg keeps changing."""
 
     exit_status = 6
-    meaning = "the lock, or a haproxy.cfg that nobody is editing, was not had in time"
+    meaning = "timed out waiting for the lock, or haproxy.cfg kept changing"
     outcome = "busy"
 
 
@@ -102,5 +102,5 @@ class TryAgain(LbagentError):
     """Serf or HAProxy is unreachable. Nothing is lost: the next run continues."""
 
     exit_status = 75
-    meaning = "Serf or HAProxy could not be reached; the next run goes on from there"
+    meaning = "Serf or HAProxy is not reachable; try again"
     outcome = "not confirmed"

@@ -13,11 +13,20 @@ from itertools import pairwise
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 """The name of a node, role or section."""
 
+NAME_RULE = "at most 63 letters, digits, '.', '-' and '_', beginning with a letter or digit"
+"""NAME, for a message."""
+
 SERVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 """The name of a service. It has no dot, so that the last dot of NODE.SERVICE separates the two."""
 
+SERVICE_RULE = "at most 63 letters, digits, '-' and '_', beginning with a letter or digit"
+"""SERVICE, for a message."""
+
 TAG_VALUE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 """The value of a Serf tag that may become part of a `server` line."""
+
+TAG_RULE = "at most 64 letters, digits, '.', '-' and '_'"
+"""TAG_VALUE, for a message."""
 
 _OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 IPV4 = rf"{_OCTET}(?:\.{_OCTET}){{3}}"

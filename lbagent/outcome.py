@@ -81,11 +81,15 @@ class PastRun(NamedTuple):
 
 def format_line_counts(added: int, removed: int) -> str:
     """Format the numbers of added and removed lines."""
-    return f"{names.format_count(added, 'line')} added, {removed} removed"
+    return f"{names.format_count(added, 'line')} added, {removed} removed" if added or removed else "no lines changed"
 
 
 def format_quarantined(reasons: Mapping[str, str]) -> tuple[str, ...]:
     """Return one sentence per node whose line HAProxy rejects. `reasons` maps node to reason."""
-    named = [f"{node} is in quarantine, its lines stay as they were: {why}" for node, why in reasons.items()]
+    named = [f"{node} is in quarantine, its lines are unchanged: {why}" for node, why in reasons.items()]
     more = len(named) - _NAMED
-    return (*named[:_NAMED], f"{more} more nodes are in quarantine, as `members.json` tells") if more > 0 else (*named,)
+    return (
+        (*named[:_NAMED], f"{more} more nodes are in quarantine; `lbagent status` lists them")
+        if more > 0
+        else (*named,)
+    )

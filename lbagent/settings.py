@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 DEFAULT_ROLES = "/etc/lbagent/roles.yml"
 DEFAULT_STATE_DIR = "/var/lib/lbagent"
+DEFAULT_RUNTIME_DIR = "/run/lbagent"
 
 
 _Fields = namedtuple("_Fields", "roles state_dir verbose", defaults=[False])  # noqa: PYI024  # `typing` takes longer to import than an event to store
@@ -29,6 +30,11 @@ def load_settings(environ: Mapping[str, str], roles: str | None, state_dir: str 
     return Settings(
         roles or environ.get("LBAGENT_ROLES") or DEFAULT_ROLES, state_dir or given or DEFAULT_STATE_DIR, verbose
     )
+
+
+def find_runtime_dir(environ: Mapping[str, str]) -> str | None:
+    """Return the directory of the status socket, from $LBAGENT_RUNTIME_DIR or systemd; None where neither is set."""
+    return environ.get("LBAGENT_RUNTIME_DIR") or environ.get("RUNTIME_DIRECTORY", "").split(":")[0] or None
 
 
 def load_handler_settings(argv: list[str], environ: Mapping[str, str]) -> Settings | None:

@@ -1,6 +1,6 @@
-"""python -m load: 1,000 random changes, ten a second, on two load balancers under load; with and without `runtime`.
+"""python -m load: 1,000 random changes, ten per second, on two load balancers under load, with `runtime` on and off.
 
-CHANGES=1000 RATE=10 WRK=3600 say how many, how often, and how many requests a second wrk makes beside the counted ones.
+Environment: CHANGES=1000 (number), RATE=10 (per second), WRK=3600 (requests per second by wrk, not counted).
 """
 
 from __future__ import annotations
@@ -26,49 +26,50 @@ CHANGES, RATE, WRK = (
     int(os.environ.get(name, default)) for name, default in (("CHANGES", 1000), ("RATE", 10), ("WRK", 3600))
 )
 COUNTED = 300
-"""Requests a second and load balancer by the clients that hide nothing."""
+"""Requests per second that the counting clients send to each load balancer."""
 
-Happened = tuple[float, int, str, bool]
-"""When a handler started, for which load balancer (its port), the node, and whether that serves from then on."""
+Handled = tuple[float, int, str, bool]
+"""Start of a handler, port of its load balancer, the node, and whether the node serves afterwards."""
 
 LATE = 0.3
-"""Seconds after its handler started in which a node that goes may still get new requests (p99)."""
+"""Limit, in seconds, of the 99th percentile of the last new request to a removed node after its handler started."""
 
 
 def main() -> int:
-    """Both ways; 0 where every promise is kept."""
-    return max([once(runtime=True), once(runtime=False)])
+    """Run the load test twice; returns 0 if every promise is kept."""
+    return max([run_load_test(runtime=True), run_load_test(runtime=False)])
 
 
-def once(*, runtime: bool) -> int:
-    """One load test; prints what came of it."""
+def run_load_test(*, runtime: bool) -> int:
+    """Run one load test and print its figures; returns 0 if every promise is kept."""
     fleet = Fleet(random.Random(7))
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         port = stack.enter_context(nodes(fleet, folder))
-        two = [stack.enter_context(balancer(port, fleet, runtime=runtime)) for _ in range(2)]
-        before = [haproxy.reloads()[0] for _, haproxy in two]
+        pair = [stack.enter_context(balancer(port, fleet, runtime=runtime)) for _ in range(2)]
+        before = [haproxy.reloads()[0] for _, haproxy in pair]
         seconds = CHANGES / RATE + 4
-        with clients(seconds, [lb.front for lb, _ in two]) as (counted, wrks):
+        with clients(seconds, [lb.front for lb, _ in pair]) as (counted, wrks):
             time.sleep(2)
-            happened = changing(fleet, [lb for lb, _ in two])
-            said = json.loads(counted.communicate()[0])
-            rates = [wrk_says(wrk.communicate()[0].decode()) for wrk in wrks]
-        for lb, _ in two:
+            handled = make_changes(fleet, [lb for lb, _ in pair])
+            requests = json.loads(counted.communicate()[0])
+            rates = [parse_wrk_output(wrk.communicate()[0].decode()) for wrk in wrks]
+        for lb, _ in pair:
             eventually(lambda: lb.idle, 60)  # noqa: B023
-        reloads = [haproxy.reloads()[0] - number for (_, haproxy), number in zip(two, before, strict=True)]
-        same = all(agree(fleet, lb, haproxy) for lb, haproxy in two)
-    return told(runtime, said, rates, reloads, same, lateness(said, happened))
+        reloads = [haproxy.reloads()[0] - number for (_, haproxy), number in zip(pair, before, strict=True)]
+        same = all(is_consistent(fleet, lb, haproxy) for lb, haproxy in pair)
+    late = find_late_requests(requests, handled)
+    return report(runtime=runtime, requests=requests, rates=rates, reloads=reloads, same=same, late=late)
 
 
 @contextlib.contextmanager
 def clients(
     seconds: float, ports: list[int]
 ) -> Iterator[tuple[subprocess.Popen[bytes], list[subprocess.Popen[bytes]]]]:
-    """The counted clients, and one wrk for each load balancer beside them."""
+    """Run the counting clients, and one wrk for each load balancer."""
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
         connections = 32
-        # wrk has no rate of its own; a pause after each answer makes one.
+        # wrk has no option for a rate, so each connection pauses after each answer.
         script.write(f"function delay() return {connections * len(ports) * 1000 // WRK} end")
         script.flush()
         counting = [sys.executable, "-m", "load.clients", str(seconds), str(COUNTED), *map(str, ports)]
@@ -81,65 +82,68 @@ def clients(
             yield stack.enter_context(subprocess.Popen(counting, stdout=subprocess.PIPE)), wrks
 
 
-def changing(fleet: Fleet, lbs: list[Lb]) -> list[Happened]:
-    """Make the changes on every load balancer; returns when each handler started, and whether its node serves since."""
-    happened: list[Happened] = []
+def make_changes(fleet: Fleet, lbs: list[Lb]) -> list[Handled]:
+    """Make the changes on every load balancer and return the handlers that ran."""
+    handled: list[Handled] = []
     running: list[subprocess.Popen[bytes]] = []
     start = time.time()
     for number in range(CHANGES):
         time.sleep(max(0.0, start + number / RATE - time.time()))
-        change: Change = fleet.change()
+        change: Change = fleet.make_change()
         for lb in lbs:
-            happened.append((time.time(), lb.front, change.name, change.name in fleet.serving))
+            handled.append((time.time(), lb.front, change.name, change.name in fleet.serving))
             running.append(lb.start_handle(change.kind, change.stdin, **change.env))
         # Serf runs its handlers one after another.
         for handler in running:
-            out, words = handler.communicate()
-            assert (handler.returncode, out, words) == (0, b"", b""), (change, words)
+            stdout, stderr = handler.communicate()
+            assert (handler.returncode, stdout, stderr) == (0, b"", b""), (change, stderr)
         running.clear()
-    return happened
+    return handled
 
 
-def wrk_says(said: str) -> tuple[float, str]:
-    """Requests a second, and its complaints."""
-    rate = next(float(line.split()[1]) for line in said.splitlines() if line.startswith("Requests/sec"))
-    return rate, "; ".join(line.strip() for line in said.splitlines() if "errors" in line or "Non-2xx" in line)
+def parse_wrk_output(output: str) -> tuple[float, str]:
+    """Return requests per second, and the errors that wrk reports."""
+    rate = next(float(line.split()[1]) for line in output.splitlines() if line.startswith("Requests/sec"))
+    return rate, "; ".join(line.strip() for line in output.splitlines() if "errors" in line or "Non-2xx" in line)
 
 
-def lateness(said: list[Any], happened: list[Happened]) -> list[float]:
-    """For each node that was taken out: seconds until the last new request reached it, before it came back."""
-    asked: dict[tuple[int, str], list[float]] = {}
-    for at, port, server in said:
-        asked.setdefault((port, server), []).append(at)
-    found, back = [], dict[tuple[int, str], float]()
-    for at, port, name, serves in reversed(happened):
+def find_late_requests(requests: list[Any], handled: list[Handled]) -> list[float]:
+    """Return, for each removal of a node, the seconds until the last new request reached it before its return."""
+    reached: dict[tuple[int, str], list[float]] = {}
+    for at, port, server in requests:
+        reached.setdefault((port, server), []).append(at)
+    found, returned = [], dict[tuple[int, str], float]()
+    for at, port, name, serves in reversed(handled):
         if not serves:
-            late = [one - at for one in asked.get((port, name), ()) if at < one < back.get((port, name), one + 1)]
+            late = [one - at for one in reached.get((port, name), ()) if at < one < returned.get((port, name), one + 1)]
             found.append(max(late, default=0.0))
-        back[port, name] = at
+        returned[port, name] = at
     return found
 
 
-def agree(fleet: Fleet, lb: Lb, haproxy: Haproxy) -> bool:
-    """Whether HAProxy, haproxy.cfg and membership are what the fleet is."""
+def is_consistent(fleet: Fleet, lb: Lb, haproxy: Haproxy) -> bool:
+    """Return whether HAProxy, haproxy.cfg and membership match the fleet."""
     in_file = {line.split()[1]: line.split()[2].rpartition(":")[0] for line in lb.managed if line.startswith("server")}
     wanted = {name: fleet.address[name] for name in fleet.serving}
     serving = {name for name, state in haproxy.servers().items() if not state.startswith("MAINT")}
     members = {name for name, one in lb.members().items() if one["status"] == "alive"}
-    return in_file == wanted and serving == set(wanted) and members == fleet.there
+    return in_file == wanted and serving == set(wanted) and members == fleet.joined
 
 
-def told(runtime: bool, said: list[Any], rates: list[Any], reloads: list[int], same: bool, late: list[float]) -> int:  # noqa: FBT001
-    """Print the figures; 1 where a promise is broken."""
-    failed = Counter(server for _, _, server in said if server.startswith("!"))
+def report(
+    *, runtime: bool, requests: list[Any], rates: list[Any], reloads: list[int], same: bool, late: list[float]
+) -> int:
+    """Print the figures; returns 1 if a promise is broken, else 0."""
+    failed = Counter(server for _, _, server in requests if server.startswith("!"))
     p99 = statistics.quantiles(late, n=100)[98] if len(late) > 1 else 0.0
-    print(f"runtime {'on' if runtime else 'off'}: {CHANGES} changes, {RATE} a second, on two load balancers")
-    print(f"  counted requests  {len(said)}, failed {sum(failed.values())} {dict(failed) or ''}")
-    wrk, complaints = " + ".join(f"{rate:.0f}" for rate, _ in rates), "; ".join(words for _, words in rates if words)
-    print(f"  wrk               {wrk} requests a second {complaints}")
+    print(f"runtime {'on' if runtime else 'off'}: {CHANGES} changes, {RATE} per second, on two load balancers")
+    print(f"  counted requests  {len(requests)}, failed {sum(failed.values())} {dict(failed) or ''}")
+    wrk, errors = " + ".join(f"{rate:.0f}" for rate, _ in rates), "; ".join(errors for _, errors in rates if errors)
+    print(f"  wrk               {wrk} requests per second {errors}")
     print(f"  reloads           {reloads}")
     print(
-        f"  new requests to who went, from the start of handle: median {statistics.median(late):.3f} s, p99 {p99:.3f}"
+        "  new requests to removed nodes, after the start of handle:"
+        f" median {statistics.median(late):.3f} s, p99 {p99:.3f} s"
     )
     print(f"  HAProxy = haproxy.cfg = membership: {same}", flush=True)
     return 0 if not failed and same and (not runtime or (p99 <= LATE and not any(reloads))) else 1

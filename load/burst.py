@@ -1,6 +1,6 @@
-"""python -m load.burst: 1,000 pauses and resumes, each a `handle`, where every change takes a reload: one per interval.
+"""python -m load.burst: 1,000 pauses and resumes, where every change needs a reload; one reload per interval.
 
-EVENTS=1000 says how many.
+Environment: EVENTS=1000 (number of events, each one run of `handle`).
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ INTERVAL = 2
 
 
 def main() -> int:
-    """Make them and print what came of it; 0 where no interval saw two reloads, and all is as said last."""
+    """Send the events and print the figures; returns 0 if no interval had two reloads and the last state is applied."""
     roles = RELOADING.replace("  timeout: 15s\n", f"  timeout: 15s\n  min_reload_interval: {INTERVAL}s\n")
     with Lb(roles=roles) as lb, Haproxy(lb) as haproxy, watching(lb):
         lb.join(*(member(name, f"127.0.1.{number}") for number, name in enumerate(NODES, 1)))
         eventually(lambda: len(haproxy.serving()) == len(NODES) and lb.idle)
         before, started = haproxy.reloads()[0], time.monotonic()
         for number in range(EVENTS):
-            # Twenty are paused, then the same twenty resumed.
+            # Pause twenty nodes, then resume the same twenty.
             verb = ("pause", "resume")[number // len(NODES) % 2]
             assert lb.say(verb, NODES[number % len(NODES)], number + 1).returncode == 0
         took = time.monotonic() - started
         wanted = set() if EVENTS // len(NODES) % 2 else set(NODES)
         eventually(lambda: haproxy.serving() == wanted and lb.idle, 60)
         reloads = haproxy.reloads()[0] - before
-    print(f"{EVENTS} events in {took:.0f} s: {reloads} reloads, one each {INTERVAL} s at most; all applied")
+    print(f"{EVENTS} events in {took:.0f} s: {reloads} reloads, at most one per {INTERVAL} s; all applied")
     return int(reloads > took / INTERVAL + 2)
 
 

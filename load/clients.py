@@ -1,7 +1,7 @@
-"""Clients that hide nothing: each failure of a request counts, none is tried again. A process of its own.
+"""python -m load.clients SECONDS RATE PORT…: send RATE requests per second to each port and never retry.
 
-python -m load.clients SECONDS RATE PORT…: so many requests a second and port, over connections that are kept and
-over new ones, in turn; prints a JSON object with every request's moment and server, and every failure.
+The requests use persistent connections and new ones. Prints a JSON list of [start, port, server]; a failed request
+has `!` and the failure in place of the server.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 from tests.helpers.http_clients import ask
 
 KEPT, NEW = 6, 2
-"""Threads that keep their connection, and threads that make a new one for each request, for each port."""
+"""Number of threads per port with a persistent connection, and with a new connection for each request."""
 
 
-def client(port: int, until: float, pause: float, *, keep: bool, said: list[Any]) -> None:
-    """Ask once in each `pause`; the moment, the port and who answered, or after a `!` what went wrong, are `said`."""
+def client(port: int, until: float, pause: float, *, keep: bool, requests: list[Any]) -> None:
+    """Send a request every `pause` seconds until `until`; add each one to `requests`."""
     started = time.time()
 
     def going() -> bool:
@@ -28,20 +28,22 @@ def client(port: int, until: float, pause: float, *, keep: bool, said: list[Any]
         return started < until
 
     def ended(how: str, server: str) -> float:
-        said.append((started, port, server if how == "ok" else f"!{how}"))
+        requests.append((started, port, server if how == "ok" else f"!{how}"))
         return max(0.0, started + pause - time.time())
 
     ask(port, going, ended, keep=keep)
 
 
 def main(words: list[str]) -> None:
-    """Run, and tell."""
+    """Run the clients and print their requests."""
     seconds, rate, *ports = (float(word) for word in words)
-    said: list[Any] = []
+    requests: list[Any] = []
     until = time.time() + seconds
     threads = [
         threading.Thread(
-            target=client, args=(int(port), until, (KEPT + NEW) / rate), kwargs={"keep": number < KEPT, "said": said}
+            target=client,
+            args=(int(port), until, (KEPT + NEW) / rate),
+            kwargs={"keep": number < KEPT, "requests": requests},
         )
         for port in ports
         for number in range(KEPT + NEW)
@@ -50,7 +52,7 @@ def main(words: list[str]) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    json.dump(said, sys.stdout)
+    json.dump(requests, sys.stdout)
 
 
 if __name__ == "__main__":

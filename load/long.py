@@ -1,6 +1,6 @@
-"""python -m load.long: the daemon over 100,000 events and over a day of syncs, squeezed into minutes: it must not grow.
+"""python -m load.long: the memory of the daemon over 100,000 events and over as many syncs as a day has minutes.
 
-EVENTS=100000 SYNCS=1440 say how many.
+Environment: EVENTS=100000, SYNCS=1440 (numbers).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from tests.helpers.real_programs import Lb, SerfAgent, eventually, member
 
 EVENTS, SYNCS = (int(os.environ.get(name, default)) for name, default in (("EVENTS", 100_000), ("SYNCS", 1440)))
 BATCH = 500
-MAY_GROW = 1.5
-"""MiB between the first tenth and the end."""
+GROWTH_LIMIT = 1.5
+"""Limit, in MiB, of the growth from the first tenth to the end."""
 
 _DAEMON = (
     "from lbagent import cli; from lbagent.daemon import schedule; "
@@ -39,26 +39,26 @@ listen lb-iis
 
 
 def main() -> int:
-    """Both; 0 where neither has grown."""
-    return max(events(), syncs())
+    """Measure both; returns 0 if memory did not grow."""
+    return max(measure_events(), measure_syncs())
 
 
-def events() -> int:
-    """Joins, leaves, pauses and resumes of a hundred nodes, in batches."""
+def measure_events() -> int:
+    """Store joins, leaves, pauses and resumes of a hundred nodes, in batches, and report the memory."""
     with Lb(_CONFIG) as lb, daemon(lb, 60.0, {}) as process:
         spool = Spool(Paths(str(lb.state)).spool, RECORD_LIMIT)
         sizes = []
         for first in range(0, EVENTS, BATCH):
             for number in range(first, first + BATCH):
-                for record in _event(number).split_records():
+                for record in _make_event(number).split_records():
                     spool.store(record)
             eventually(lambda: not lb.spooled(), 120)
-            sizes.append(rss(process))
-        return told(f"{EVENTS} events", sizes)
+            sizes.append(measure_memory(process))
+        return report(f"{EVENTS} events", sizes)
 
 
-def syncs() -> int:
-    """As many syncs as a day has minutes."""
+def measure_syncs() -> int:
+    """Let the daemon sync, and report the memory."""
     with (
         Lb(_CONFIG) as lb,
         SerfAgent("lb01", "127.0.0.9", "lb") as agent,
@@ -66,18 +66,18 @@ def syncs() -> int:
     ):
         web.join(agent)
         with daemon(lb, 0.02, {"SERF_RPC_ADDR": agent.rpc}) as process:
-            sizes, asked = [], 0
-            while asked < SYNCS:
+            sizes, syncs = [], 0
+            while syncs < SYNCS:
                 time.sleep(1)
-                sizes.append(rss(process))
-                # Each sync asks twice for the list.
-                asked = agent.log.count("Accepted client") // 4
-        return told(f"{asked} syncs", sizes)
+                sizes.append(measure_memory(process))
+                # Each sync fetches the member list twice.
+                syncs = agent.log.count("Accepted client") // 4
+        return report(f"{syncs} syncs", sizes)
 
 
 @contextlib.contextmanager
 def daemon(lb: Lb, every: float, env: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """The daemon, with a minute of `every` seconds."""
+    """Run the daemon with a sync every `every` seconds."""
     code = _DAEMON.format(every=every)
     with subprocess.Popen([sys.executable, "-c", code], env={**lb.env, **env}, stderr=subprocess.DEVNULL) as process:
         try:
@@ -87,20 +87,20 @@ def daemon(lb: Lb, every: float, env: dict[str, str]) -> Iterator[subprocess.Pop
             process.terminate()
 
 
-def rss(process: subprocess.Popen[bytes]) -> float:
-    """MiB of memory."""
+def measure_memory(process: subprocess.Popen[bytes]) -> float:
+    """Return the resident memory of a process in MiB."""
     pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def told(what: str, sizes: list[float]) -> int:
-    """Print how it grew; 1 where that is too much."""
+def report(name: str, sizes: list[float]) -> int:
+    """Print the memory after each tenth; returns 1 if it grew beyond the limit, else 0."""
     tenths = [sizes[len(sizes) * tenth // 10 - 1] for tenth in range(1, 11)]
-    print(f"{what}: MiB after each tenth: {' '.join(f'{size:.1f}' for size in tenths)}", flush=True)
-    return 0 if tenths[-1] - tenths[0] <= MAY_GROW else 1
+    print(f"{name}: MiB after each tenth: {' '.join(f'{size:.1f}' for size in tenths)}", flush=True)
+    return 0 if tenths[-1] - tenths[0] <= GROWTH_LIMIT else 1
 
 
-def _event(number: int) -> RawEvent:
+def _make_event(number: int) -> RawEvent:
     name, identity, now = f"web{number % 100:02}", f"{number:016x}", int(time.time() * 1000)
     kind = ("member-join", "user", "user", "member-update", "member-leave")[number // 100 % 5]
     if kind == "user":

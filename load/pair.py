@@ -1,4 +1,4 @@
-"""What the load runs on: nodes that answer with their name, and load balancers in front of them, each with `watch`."""
+"""The nodes and load balancers of the load tests: nodes answer with their name, load balancers run `watch`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ roles:
 
 
 class Change(NamedTuple):
-    """One change, as Serf would tell both load balancers."""
+    """One change, as Serf would report it to both load balancers."""
 
     kind: str
     name: str
@@ -62,47 +62,47 @@ class Change(NamedTuple):
 
 
 class Fleet:
-    """The nodes as they are: where each is, whether it is there, whether it is paused."""
+    """The nodes: address of each, those in the cluster, and those that are paused."""
 
     def __init__(self, dice: random.Random) -> None:
-        """Half of them are there."""
+        """Half of the nodes are in the cluster."""
         self._dice = dice
         self.address = {f"web{number:02}": f"127.1.1.{number + 1}" for number in range(NODES)}
-        self.there = set(list(self.address)[: NODES // 2])
+        self.joined = set(list(self.address)[: NODES // 2])
         self.paused: set[str] = set()
         self._ltime = 0
 
     @property
     def serving(self) -> set[str]:
-        """Who takes traffic."""
-        return self.there - self.paused
+        """Nodes that take traffic."""
+        return self.joined - self.paused
 
-    def change(self) -> Change:
-        """Make one change at random; some nodes always go on serving."""
+    def make_change(self) -> Change:
+        """Make one random change; at least a fifth of the nodes goes on serving."""
         while True:
             kind = self._dice.choice(["join", "leave", "pause", "resume", "move"])
             name = self._dice.choice(sorted(self.address))
             if kind in ("leave", "pause") and (name not in self.serving or len(self.serving) <= NODES // 5):
                 continue
-            if kind == "join" and name not in self.there:
-                self.there.add(name)
+            if kind == "join" and name not in self.joined:
+                self.joined.add(name)
                 return self._member("member-join", name)
             if kind == "leave":
-                self.there.discard(name)
+                self.joined.discard(name)
                 return self._member("member-leave", name)
-            if kind == "move" and name in self.there:
+            if kind == "move" and name in self.joined:
                 last = self.address[name].rpartition(".")[2]
                 self.address[name] = f"127.1.{2 if self.address[name].startswith('127.1.1.') else 1}.{last}"
                 return self._member("member-update", name)
-            if (kind == "pause" and name in self.there) or (kind == "resume" and name in self.paused & self.there):
+            if (kind == "pause" and name in self.joined) or (kind == "resume" and name in self.paused & self.joined):
                 (self.paused.add if kind == "pause" else self.paused.discard)(name)
                 self._ltime += 1
                 env = {"SERF_USER_EVENT": kind, "SERF_USER_LTIME": str(self._ltime)}
                 return Change("user", name, self.address[name], env, name.encode())
 
-    def all(self) -> list[bytes]:
-        """The lines of everybody who is there."""
-        return [member(name, self.address[name]) for name in sorted(self.there)]
+    def list_members(self) -> list[bytes]:
+        """Return the lines of all joined nodes, as in the stdin of a member-join."""
+        return [member(name, self.address[name]) for name in sorted(self.joined)]
 
     def _member(self, kind: str, name: str) -> Change:
         return Change(kind, name, self.address[name], {}, member(name, self.address[name]))
@@ -110,7 +110,7 @@ class Fleet:
 
 @contextlib.contextmanager
 def nodes(fleet: Fleet, folder: Path) -> Iterator[int]:
-    """Every node answers with its name on both of its addresses; yields the port. One HAProxy plays them all."""
+    """Run one HAProxy that answers for every node with its name, on both of its addresses; yields the port."""
     port = free_port()
     fronts = "".join(
         f"frontend {name}\n    bind 127.1.1.{number + 1}:{port}\n    bind 127.1.2.{number + 1}:{port}\n"
@@ -129,10 +129,10 @@ def nodes(fleet: Fleet, folder: Path) -> Iterator[int]:
 
 @contextlib.contextmanager
 def balancer(port: int, fleet: Fleet, *, runtime: bool, binary: Path | None = None) -> Iterator[tuple[Lb, Haproxy]]:
-    """A load balancer with its HAProxy (`binary`, by default the first) and its daemon, which serves all nodes."""
+    """Run a load balancer with HAProxy (`binary`, by default the first) and `watch`, which serves all joined nodes."""
     roles = ROLES.replace("RUNTIME", "on" if runtime else "off").replace("{port}", str(port))
     with Lb(CONFIG, roles, binary) as lb, Haproxy(lb) as haproxy:
-        assert lb.join(*fleet.all()).returncode == 0
+        assert lb.join(*fleet.list_members()).returncode == 0
         daemon = lb.start("watch")
         try:
             eventually(lambda: (lb.state / "watch.lock").exists() and lb.idle)

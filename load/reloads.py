@@ -1,7 +1,7 @@
 """python -m load.reloads [VERSION…]: 20 reloads in a row on each HAProxy, by lbagent and by HAProxy alone.
 
 By lbagent: from the request to the worker that it confirms, and whole `handle` runs that take a reload.
-HAProxy alone: from SIGUSR2 to the first answer of another worker on the stats socket. TIMES=20 says how many.
+HAProxy alone: from SIGUSR2 to the first answer of another worker on the stats socket. Environment: TIMES=20 (number).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TIMES = int(os.environ.get("TIMES", "20"))
 
 
 def main(versions: list[str]) -> int:
-    """Measure and print; 0 where no reload was lost, doubled or failed."""
+    """Measure and print; returns 0 if no reload was lost, doubled or failed."""
     return max(
         measure(version, binaries()[version], master_cli=master_cli)
         for version in versions or binaries()
@@ -32,7 +32,7 @@ def main(versions: list[str]) -> int:
 
 
 def measure(version: str, binary: Path, *, master_cli: bool) -> int:
-    """All reloads of one HAProxy; 1 where their number is not the one expected."""
+    """Make all reloads of one HAProxy; returns 1 if their number is not the expected one, else 0."""
     with Lb(roles=RELOADING, binary=binary) as lb:
         more = ["-S", f"{lb.folder}/master.sock"] if master_cli else []
         with Haproxy(lb, more=more) as haproxy:
@@ -52,7 +52,7 @@ def measure(version: str, binary: Path, *, master_cli: bool) -> int:
 
 
 def repeat(work: Callable[[int], None]) -> list[float]:
-    """How many seconds each of TIMES calls took."""
+    """Return the seconds that each of TIMES calls took."""
     took = []
     for number in range(TIMES):
         started = time.monotonic()
@@ -63,7 +63,7 @@ def repeat(work: Callable[[int], None]) -> list[float]:
 
 def reload_alone(haproxy: Haproxy) -> None:
     """Send SIGUSR2 and wait until another worker answers."""
-    haproxy.reloads()  # the last reload has ended, else the signal would be lost
+    haproxy.reloads()  # wait for the end of the last reload, else the signal would be lost
     old = haproxy.worker()
     os.kill(haproxy.pid, signal.SIGUSR2)
 
@@ -81,12 +81,12 @@ def confirm_reload(instance: Instance) -> None:
 
 
 def join_node(lb: Lb, number: int) -> None:
-    """One member-join, which takes a reload."""
+    """Handle one member-join, which needs a reload."""
     assert lb.join(member(f"web{number:02}", f"127.0.1.{number + 1}")).returncode == 0
 
 
 def describe(seconds: list[float]) -> str:
-    """Sum, median and longest."""
+    """Format the sum, the median and the maximum."""
     return f"{sum(seconds):.1f} s (median {statistics.median(seconds) * 1000:.0f} ms, longest {max(seconds):.2f} s)"
 
 

@@ -1,8 +1,8 @@
 """python -m load.rounds [VERSION…]: a node joins, is paused, resumed, leaves and returns, under load, 200 times.
 
-With `watch` and the runtime API, on each HAProxy that the tests know (or those named, such as 3.0). Prints how long
-each change takes to reach the traffic, and what must be 0: failed requests, reloads, servers left behind.
-ROUNDS=200 says how many.
+With `watch` and the runtime API, on each HAProxy version that the tests find, or on those named (for example 3.0).
+Prints how long each change takes to reach the traffic, and what must be 0: failed requests, reloads, servers left
+behind. Environment: ROUNDS=200 (number).
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ import tempfile
 import time
 from pathlib import Path
 
-from load.latency import Answers, client, handled, reached
+from load.latency import Answers, client, find_requests, handle
 from load.pair import Fleet, balancer, nodes
 from tests.helpers.http_clients import load
 from tests.helpers.real_programs import Haproxy, Lb, binaries, eventually, member
 
 ROUNDS = int(os.environ.get("ROUNDS", "200"))
 SETTLED = 0.25
-"""Seconds after which a node that was taken out gets no more requests, if all is well."""
+"""Seconds to wait for the last request to a removed node."""
 
 CHANGES = ("join", "pause", "resume", "leave", "return")
 
 
 def main(versions: list[str]) -> int:
-    """Measure and print; 0 where every promise is kept."""
+    """Measure and print; returns 0 if every promise is kept."""
     return max(measure(version, binaries()[version]) for version in versions or binaries())
 
 
 def measure(version: str, binary: Path) -> int:
-    """All rounds on one HAProxy; 1 where a promise is broken."""
+    """Run all rounds on one HAProxy version; returns 1 if a promise is broken, else 0."""
     fleet = Fleet(random.Random(7))
-    fleet.there = {"web00", "web01"}
+    fleet.joined = {"web00", "web01"}
     answers: Answers = []
     took: dict[str, list[float]] = {name: [] for name in CHANGES}
     with (
@@ -52,7 +52,7 @@ def measure(version: str, binary: Path) -> int:
 
 
 def make_round(lb: Lb, answers: Answers, address: str, number: int, took: dict[str, list[float]]) -> None:
-    """All five changes of one node."""
+    """Make all five changes of one node."""
     node = member("web02", address)
     user = {"SERF_USER_EVENT": "pause", "SERF_USER_LTIME": str(2 * number + 1)}
     enter(lb, answers, took["join"], "member-join", node)
@@ -65,23 +65,23 @@ def make_round(lb: Lb, answers: Answers, address: str, number: int, took: dict[s
 
 
 def enter(lb: Lb, answers: Answers, took: list[float], kind: str, stdin: bytes, **env: str) -> None:
-    """An event after which the node takes traffic; how long its first request took to come."""
-    at = handled(lb, kind, stdin, **env)
-    eventually(lambda: reached(answers, at), pause=0.005)
-    took.append(reached(answers, at)[0] - at)
+    """Handle an event after which the node takes traffic; add the seconds until its first request to `took`."""
+    at = handle(lb, kind, stdin, **env)
+    eventually(lambda: find_requests(answers, at), pause=0.005)
+    took.append(find_requests(answers, at)[0] - at)
     eventually(lambda: lb.idle)
 
 
 def leave(lb: Lb, answers: Answers, took: list[float], kind: str, stdin: bytes, **env: str) -> None:
-    """An event after which the node takes no traffic; how long after it the last request came."""
-    at = handled(lb, kind, stdin, **env)
+    """Handle an event after which the node takes no traffic; add the seconds until its last request to `took`."""
+    at = handle(lb, kind, stdin, **env)
     time.sleep(SETTLED)
-    took.append(max(reached(answers, at), default=at) - at)
+    took.append(max(find_requests(answers, at), default=at) - at)
     eventually(lambda: lb.idle)
 
 
 def report(version: str, haproxy: Haproxy, count: dict[str, int], reloads: int, took: dict[str, list[float]]) -> int:
-    """Print the figures; 1 where a promise is broken."""
+    """Print the figures; returns 1 if a promise is broken, else 0."""
     failed = {how: number for how, number in count.items() if how != "ok"}
     left = sorted(haproxy.servers().keys() - {"web00", "web01"})
     workers = len(haproxy.workers())
@@ -92,7 +92,7 @@ def report(version: str, haproxy: Haproxy, count: dict[str, int], reloads: int, 
         f" servers left behind {len(left)}; workers {workers}",
         flush=True,
     )
-    # HAProxy before 3.0 keeps the one server, in maintenance.
+    # Before HAProxy 3.0, the removed server stays behind in maintenance.
     kept = [] if version >= "3.0" else ["web02"]
     return int(bool(failed) or reloads > 0 or left != kept or workers != 1)
 

@@ -1,6 +1,6 @@
-"""python -m load.sessions: long TCP sessions through 1,000 changes, of which none takes a reload.
+"""python -m load.sessions: long TCP sessions survive 1,000 changes, none of which needs a reload.
 
-CHANGES=1000 says how many.
+Environment: CHANGES=1000 (number).
 """
 
 from __future__ import annotations
@@ -19,40 +19,40 @@ ADDRESS = {f"db{number:02}": f"127.0.1.{number}" for number in range(1, 21)}
 
 
 def main() -> int:
-    """Make them and print what came of it; 0 where every session lives, over one worker."""
+    """Make the changes and print the figures; returns 0 if every session is open, without a reload."""
     with Lb(CONFIG, ROLES) as lb, Haproxy(lb) as haproxy, servers(list(ADDRESS.values()), lb.port), watching(lb):
-        lb.join(*(joining(name) for name in ADDRESS))
+        lb.join(*(format_member(name) for name in ADDRESS))
         eventually(lambda: set(haproxy.servers("sql").values()) == {"UP"} and lb.idle)
         before = haproxy.reloads()[0]
         with opened(lb.front, SESSIONS) as sessions:
-            serving = changed(lb)
+            serving = make_changes(lb)
             eventually(lambda: haproxy.serving("sql") == serving and lb.idle, 60)
             alive = sum(session.lives() for session in sessions)
             reloads, workers = haproxy.reloads()[0] - before, len(haproxy.workers())
-    print(f"{CHANGES} changes: {alive} of {SESSIONS} sessions live, {reloads} reloads, {workers} worker")
+    print(f"{CHANGES} changes: {alive} of {SESSIONS} sessions are open, {reloads} reloads, {workers} worker")
     return int((alive, reloads, workers) != (SESSIONS, 0, 1))
 
 
-def changed(lb: Lb) -> set[str]:
-    """Make the changes; who serves in the end."""
-    dice, there, paused = random.Random(5), set(ADDRESS), set[str]()
+def make_changes(lb: Lb) -> set[str]:
+    """Make the changes and return the nodes that serve afterwards."""
+    dice, joined, paused = random.Random(5), set(ADDRESS), set[str]()
     for number in range(1, CHANGES + 1):
         name = dice.choice(list(ADDRESS))
-        if name not in there:
-            lb.join(joining(name))
-            there.add(name)
+        if name not in joined:
+            lb.join(format_member(name))
+            joined.add(name)
         elif name in paused:
             lb.say("resume", name, number)
             paused.discard(name)
-        elif len(there - paused) > len(ADDRESS) // 4:
-            leaves = dice.random() < 0.5  # half and half
-            _ = lb.leave(joining(name)) if leaves else lb.say("pause", name, number)
-            (there.discard if leaves else paused.add)(name)
-    return there - paused
+        elif len(joined - paused) > len(ADDRESS) // 4:
+            leaves = dice.random() < 0.5
+            _ = lb.leave(format_member(name)) if leaves else lb.say("pause", name, number)
+            (joined.discard if leaves else paused.add)(name)
+    return joined - paused
 
 
-def joining(name: str) -> bytes:
-    """The line of a node as Serf tells it."""
+def format_member(name: str) -> bytes:
+    """Return the line of a node in the stdin of an event."""
     return member(name, ADDRESS[name], "db")
 
 

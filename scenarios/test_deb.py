@@ -189,7 +189,8 @@ def test_installing_it_starts_nothing(debian: Machine) -> None:
     FIGURES["with"] = versions.rstrip(", ")
 
 
-NEEDED = ("haproxy", "serf", "systemd", "python3-yaml", "python3-watchdog", "python3-tenacity", "python3-rich")
+PYTHON = ("yaml", "watchdog", "tenacity", "rich", "psutil")
+NEEDED = ("haproxy", "serf", "systemd", *(f"python3-{library}" for library in PYTHON))
 
 
 def test_a_load_balancer_is_set_up_by_one_command(debian: Machine) -> None:

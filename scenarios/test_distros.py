@@ -97,7 +97,7 @@ def readme(command: str) -> str:
 
 @pytest.mark.timeout(HOURS)
 def test_a_bare_machine_runs_the_demo_without_a_reload(debian: Machine) -> None:
-    online(debian, readme("apt-get install -y git make"))
+    online(debian, "apt-get install -y git make")
     online(debian, INSTALLS["make demo"])
 
     output = apart(debian, readme("make demo"))

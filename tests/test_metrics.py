@@ -1,4 +1,4 @@
-"""metrics.prom: what it says of a state, how every end of a run shows in it, and nothing gets in unescaped."""
+"""metrics.prom: its content for a known state and after every end of a run; names from outside are escaped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import lbagent
 from lbagent import metrics
 from lbagent.haproxy.config import Document, digest_lines
 from lbagent.membership.model import FAILED, Member, Quarantine
-from lbagent.metrics import Last, Numbers
+from lbagent.metrics import RELOAD_BOUNDS, RUN_BOUNDS, Histogram, Last, Numbers, PeerCounts
 from lbagent.planning import services as planning_services
 from lbagent.planning.plan import PlanOptions
 from lbagent.roles.model import Pair, Roles
@@ -44,86 +44,154 @@ def checked(content: bytes) -> None:
 # A known state
 
 
-def test_a_known_state_is_told_like_this() -> None:
+def test_a_known_state_has_these_samples() -> None:
+    last = Last(
+        NOW,
+        3,
+        NOW - 5,
+        NOW - 4,
+        NOW - 3,
+        reload_good=False,
+        sync=NOW - 60,
+        success=NOW - 90,
+        sync_failing=NOW - 30,
+        heartbeat=NOW - 1,
+        runs={"applied": 2, "put back": 1},
+        ended={"applied": NOW - 4, "put back": NOW},
+        run_seconds=Histogram().add(0.05, RUN_BOUNDS).add(0.051, RUN_BOUNDS).add(61, RUN_BOUNDS),
+        reload_seconds=Histogram().add(1.2345, RELOAD_BOUNDS),
+        peers=PeerCounts(3, 2, 1),
+    )
     numbers = Numbers(
         "1.2.3",
         NOW,
-        Last(
-            NOW, 3, NOW - 5, NOW - 4, NOW - 3, reload_good=False, sync=NOW - 60, success=NOW - 90, sync_failing=NOW - 30
-        ),
-        {Pair("lb", "iis"): {"in": 7, "paused": 1, "failed": 2, "quarantined": 0}},
+        last,
+        {
+            Pair("lb", "iis"): {"in": 7, "paused": 1, "failed": 2, "quarantined": 0},
+            Pair("lb", "wsa"): {"in": 0, "paused": 1, "failed": 0, "quarantined": 0},
+            Pair("lb", "new"): {"in": 0, "paused": 0, "failed": 0, "quarantined": 0},
+        },
         {"alive": 9, "failed": 2},
         quarantined=0,
+        paused=3,
+        pauses={"web02": NOW - 100, "web01": NOW - 90},
         digest=DIGEST,
         blocked=4,
         pending=5,
+        oldest_event=NOW - 7,
         bad=6,
         daemon=True,
     )
 
-    said = [line for line in metrics.format_metrics(numbers).decode().splitlines() if not line.startswith("# HELP ")]
+    assert samples(metrics.format_metrics(numbers)) == {
+        'build_info{version="1.2.3"}': "1",
+        **{
+            f'servers{{section="lb",service="{service}",state="{state}"}}': count
+            for service, row in {"iis": "7120", "wsa": "0100", "new": "0000"}.items()
+            for state, count in zip(("in", "paused", "failed", "quarantined"), row, strict=True)
+        },
+        "services_without_server": "1",
+        'members{status="alive"}': "9",
+        'members{status="failed"}': "2",
+        'members{status="left"}': "0",
+        'members{status="lost"}': "0",
+        'members{status="unknown"}': "0",
+        "quarantined_nodes": "0",
+        "paused_nodes": "3",
+        'pause_start_timestamp_seconds{node="web02"}': "1699999900",
+        'pause_start_timestamp_seconds{node="web01"}': "1699999910",
+        "blocked_removals": "4",
+        "pending_events": "5",
+        "oldest_pending_event_timestamp_seconds": "1699999993",
+        "bad_records": "6",
+        "managed_lines_digest": "5277720290320647",
+        "last_run_timestamp_seconds": "1700000000",
+        "last_run_exit_status": "3",
+        "last_success_timestamp_seconds": "1699999910",
+        **{
+            f'runs_total{{verdict="{verdict}"}}': {"applied": "2", "put back": "1"}.get(verdict, "0")
+            for verdict in metrics.VERDICTS
+        },
+        'last_run_verdict_timestamp_seconds{verdict="applied"}': "1699999996",
+        'last_run_verdict_timestamp_seconds{verdict="put back"}': "1700000000",
+        'run_duration_seconds_bucket{le="0.05"}': "1",
+        'run_duration_seconds_bucket{le="0.1"}': "2",
+        'run_duration_seconds_bucket{le="0.25"}': "2",
+        'run_duration_seconds_bucket{le="0.5"}': "2",
+        'run_duration_seconds_bucket{le="1"}': "2",
+        'run_duration_seconds_bucket{le="2.5"}': "2",
+        'run_duration_seconds_bucket{le="5"}': "2",
+        'run_duration_seconds_bucket{le="10"}': "2",
+        'run_duration_seconds_bucket{le="30"}': "2",
+        'run_duration_seconds_bucket{le="60"}': "2",
+        'run_duration_seconds_bucket{le="+Inf"}': "3",
+        "run_duration_seconds_sum": "61.101",
+        "run_duration_seconds_count": "3",
+        "last_event_timestamp_seconds": "1699999995",
+        "last_change_timestamp_seconds": "1699999996",
+        "last_reload_success": "0",
+        "last_reload_timestamp_seconds": "1699999997",
+        'reload_duration_seconds_bucket{le="0.1"}': "0",
+        'reload_duration_seconds_bucket{le="0.25"}': "0",
+        'reload_duration_seconds_bucket{le="0.5"}': "0",
+        'reload_duration_seconds_bucket{le="1"}': "0",
+        'reload_duration_seconds_bucket{le="2.5"}': "1",
+        'reload_duration_seconds_bucket{le="5"}': "1",
+        'reload_duration_seconds_bucket{le="10"}': "1",
+        'reload_duration_seconds_bucket{le="30"}': "1",
+        'reload_duration_seconds_bucket{le="+Inf"}': "1",
+        "reload_duration_seconds_sum": "1.234",
+        "reload_duration_seconds_count": "1",
+        "last_sync_timestamp_seconds": "1699999940",
+        "sync_age_seconds": "60",
+        "last_sync_success": "0",
+        "peers_expected": "3",
+        "peers_seen": "2",
+        "peers_differing": "1",
+        "daemon_running": "1",
+        "daemon_heartbeat_timestamp_seconds": "1699999999",
+    }
 
-    assert said == [
-        "# TYPE lbagent_build_info gauge",
-        'lbagent_build_info{version="1.2.3"} 1',
-        "# TYPE lbagent_servers gauge",
-        'lbagent_servers{section="lb",service="iis",state="in"} 7',
-        'lbagent_servers{section="lb",service="iis",state="paused"} 1',
-        'lbagent_servers{section="lb",service="iis",state="failed"} 2',
-        'lbagent_servers{section="lb",service="iis",state="quarantined"} 0',
-        "# TYPE lbagent_members gauge",
-        'lbagent_members{status="alive"} 9',
-        'lbagent_members{status="failed"} 2',
-        'lbagent_members{status="left"} 0',
-        'lbagent_members{status="lost"} 0',
-        'lbagent_members{status="unknown"} 0',
-        "# TYPE lbagent_quarantined_nodes gauge",
-        "lbagent_quarantined_nodes 0",
-        "# TYPE lbagent_held_back_lines gauge",
-        "lbagent_held_back_lines 4",
-        "# TYPE lbagent_pending_events gauge",
-        "lbagent_pending_events 5",
-        "# TYPE lbagent_bad_records gauge",
-        "lbagent_bad_records 6",
-        "# TYPE lbagent_managed_lines_digest gauge",
-        "lbagent_managed_lines_digest 5277720290320647",
-        "# TYPE lbagent_last_run_timestamp_seconds gauge",
-        "lbagent_last_run_timestamp_seconds 1700000000",
-        "# TYPE lbagent_last_run_exit_status gauge",
-        "lbagent_last_run_exit_status 3",
-        "# TYPE lbagent_last_event_timestamp_seconds gauge",
-        "lbagent_last_event_timestamp_seconds 1699999995",
-        "# TYPE lbagent_last_change_timestamp_seconds gauge",
-        "lbagent_last_change_timestamp_seconds 1699999996",
-        "# TYPE lbagent_last_reload_success gauge",
-        "lbagent_last_reload_success 0",
-        "# TYPE lbagent_last_reload_timestamp_seconds gauge",
-        "lbagent_last_reload_timestamp_seconds 1699999997",
-        "# TYPE lbagent_old_workers gauge",
-        "# TYPE lbagent_last_sync_timestamp_seconds gauge",
-        "lbagent_last_sync_timestamp_seconds 1699999940",
-        "# TYPE lbagent_sync_age_seconds gauge",
-        "lbagent_sync_age_seconds 60",
-        "# TYPE lbagent_last_sync_success gauge",
-        "lbagent_last_sync_success 0",
-        "# TYPE lbagent_last_success_timestamp_seconds gauge",
-        "lbagent_last_success_timestamp_seconds 1699999910",
-        "# TYPE lbagent_daemon_running gauge",
-        "lbagent_daemon_running 1",
-    ]
+
+def samples(content: bytes) -> dict[str, str]:
+    """The samples, which Prometheus can read, without the prefix of their names."""
+    if shutil.which("promtool"):
+        checked(content)
+    found = (line.rpartition(" ") for line in content.decode().splitlines() if not line.startswith("#"))
+    return {name.removeprefix("lbagent_"): value for name, _, value in found}
 
 
 def test_what_has_not_happened_yet_has_no_sample() -> None:
-    said = metrics.format_metrics(Numbers("1.2.3", NOW, Last(NOW))).decode().splitlines()
+    found = samples(metrics.format_metrics(Numbers("1.2.3", NOW, Last(NOW))))
 
-    assert [line for line in said if not line.startswith("#")] == [
-        'lbagent_build_info{version="1.2.3"} 1',
-        "lbagent_held_back_lines 0",
-        "lbagent_pending_events 0",
-        "lbagent_bad_records 0",
-        f"lbagent_last_run_timestamp_seconds {NOW}",
-        "lbagent_last_run_exit_status 0",
+    assert {name: value for name, value in found.items() if value not in ("0", "0.000")} == {
+        'build_info{version="1.2.3"}': "1",
+        "last_run_timestamp_seconds": str(NOW),
+    }
+    assert {re.split(r"\{|_bucket|_sum|_count$", name)[0] for name, value in found.items() if value == "0"} == {
+        "blocked_removals",
+        "pending_events",
+        "bad_records",
+        "last_run_exit_status",
+        "runs_total",
+        "run_duration_seconds",
+        "reload_duration_seconds",
+    }
+
+
+def test_only_the_oldest_pauses_have_a_sample_of_their_own() -> None:
+    pauses = {f"web{number:03}": NOW - number for number in range(500)}
+    found = samples(metrics.format_metrics(Numbers("1", NOW, Last(NOW), paused=500, pauses=pauses)))
+
+    assert [name for name in found if name.startswith("pause_start")] == [
+        f'pause_start_timestamp_seconds{{node="web{number}"}}' for number in range(499, 499 - metrics.PAUSES_LISTED, -1)
     ]
+    assert found["paused_nodes"] == "500"
+
+
+def test_a_duration_below_zero_and_a_change_of_the_buckets_spoil_no_histogram() -> None:
+    assert Histogram().add(-3.0, (1, 2)) == Histogram((1, 0, 0), 0)
+    assert Histogram((5, 5), 9_000).add(1.5, (1, 2)) == Histogram((0, 1, 0), 1_500)
 
 
 @given(st.lists(st.text("web0123456789 ")))
@@ -143,13 +211,14 @@ def test_digests_that_differ_in_their_first_digits_differ_as_numbers() -> None:
 # Hostile names
 
 LABEL = r'[a-z]+="(?:[^"\\\n]|\\["\\n])*"'
-LINE = re.compile(rf"# (?:HELP|TYPE) [a-z_]+ .+|[a-z_]+(?:\{{{LABEL}(?:,{LABEL})*\}})? -?[0-9]+")
+LINE = re.compile(rf"# (?:HELP|TYPE) [a-z_]+ .+|[a-z_]+(?:\{{{LABEL}(?:,{LABEL})*\}})? -?[0-9.]+")
 
 
 def hostile(*names: str) -> bytes:
     """The metrics of pairs with these names."""
     pairs = {Pair(name, name): {"in": 1} for name in names}
-    return metrics.format_metrics(Numbers(names[0], NOW, Last(NOW), pairs, {}, 0))
+    numbers = Numbers(names[0], NOW, Last(NOW), pairs, {}, 0, pauses=dict.fromkeys(names, NOW))
+    return metrics.format_metrics(numbers)
 
 
 @given(poisoned(st.just("section")))
@@ -196,7 +265,7 @@ def counted(*members: Member, roles: Roles = TWO) -> dict[str, tuple[int, ...]]:
     return {pair.middle: tuple(states[state] for state in planning_services.STATES) for pair, states in found.items()}
 
 
-def test_of_a_pair_without_a_marker_here_nobody_is_counted() -> None:
+def test_a_pair_without_a_marker_counts_no_line() -> None:
     refused = building.member("app2", "10.0.1.2", "app", quarantine=Quarantine(NOW, "why", "key"))
 
     assert counted(building.member("app1", "10.0.1.1", "app", status=FAILED), refused) == {
@@ -230,7 +299,7 @@ def test_a_failed_node_that_may_have_no_line_is_not_counted(on_failed: str, addr
     assert counted(*web, roles=roles)["lb-iis"] == counts
 
 
-def test_a_failed_node_whose_line_should_stand_and_does_not_is_not_counted() -> None:
+def test_a_failed_node_whose_line_is_missing_is_not_counted() -> None:
     roles = reading(STRICT.replace("REMOVE", "keep"))
     membership = known(building.member("web1", "10.0.0.1", status=FAILED))
     lines = planning_services.list_managed_lines(Document([("", FARM)]))
@@ -238,6 +307,19 @@ def test_a_failed_node_whose_line_should_stand_and_does_not_is_not_counted() -> 
     assert planning_services.count_servers(lines, roles, membership)[Pair("lb", "iis")]["failed"] == 0
     removing = reading(STRICT.replace("REMOVE", "remove"))
     assert planning_services.count_servers(lines, removing, membership)[Pair("lb", "iis")]["failed"] == 1
+
+
+def test_only_pauses_of_nodes_in_the_cluster_count() -> None:
+    there, failed = pausing(building.member("web1", "10.0.0.1")), pausing(building.member("web2", "10.0.0.2"))
+    left = pausing(building.member("web3", "10.0.0.3"))._replace(status="left")
+    tagged = building.member("web4", "10.0.0.4", tags={"lbagent": "paused"})
+    namesake = building.member("web5", "10.0.0.1")
+    membership = known(there, failed._replace(status=FAILED), left, tagged, namesake)
+
+    assert planning_services.count_paused(membership) == 4  # the pause of web1 applies to its address
+    assert planning_services.find_pause_starts(membership) == {
+        name: pause.since for name in ("web1", "web2") if (pause := membership.members[name].pause)
+    }
 
 
 def test_every_server_counts_once_as_what_it_is() -> None:
@@ -267,14 +349,27 @@ def test_pairs_without_a_node_are_zeros() -> None:
 # What is remembered
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"7", b"[" * 100_000, b'{"sync": "x", "event": 1e999}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"7",
+        b"[" * 100_000,
+        b'{"sync": "x", "event": 1e999}',
+        b'{"runs": []}',
+        b'{"runs": {"evil": 1}, "ended": {"applied": true}, "run_seconds": [[1], 2], "peers": [1, 2]}',
+    ],
+)
 def test_a_damaged_last_json_starts_anew(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "last.json").write_bytes(content)
 
     assert Store(Paths(str(tmp_path))).load_last() == Last()
 
 
-def test_what_is_sound_in_last_json_stays() -> None:
+def test_valid_fields_of_last_json_are_kept() -> None:
     assert metrics.parse_last(b'{"sync": 7, "event": "x", "reload_good": 1, "later": 2}') == Last(sync=7)
 
 
@@ -282,17 +377,33 @@ KINDS = ("run", "event", "change", "reload", "sync", "success", "sync_failing")
 WHEN = {kind: st.none() | st.integers(0, 1 << 53) for kind in KINDS}
 
 
-@given(st.builds(Last, **WHEN, status=st.integers(0, 255), reload_good=st.booleans()))
-def test_what_was_dumped_is_loaded(kept: Last) -> None:
+COUNT = st.integers(0, 1 << 53)
+BY_VERDICT = st.dictionaries(st.sampled_from(metrics.VERDICTS), COUNT)
+TOTALS = {
+    "heartbeat": st.none() | COUNT,
+    "runs": BY_VERDICT,
+    "ended": BY_VERDICT,
+    "run_seconds": st.just(Histogram()) | st.builds(Histogram, st.tuples(*[COUNT] * (len(RUN_BOUNDS) + 1)), COUNT),
+    "reload_seconds": st.just(Histogram())
+    | st.builds(Histogram, st.tuples(*[COUNT] * (len(RELOAD_BOUNDS) + 1)), COUNT),
+    "peers": st.none() | st.builds(PeerCounts, COUNT, COUNT, COUNT),
+}
+
+
+@given(st.builds(Last, **WHEN, **TOTALS, status=st.integers(0, 255), reload_good=st.booleans()))
+def test_parsing_returns_what_was_serialized(kept: Last) -> None:
     assert metrics.parse_last(metrics.serialize_last(kept)) == kept
 
 
 @needs_promtool
 @pytest.mark.parametrize("number", ["9" * 400, "-" + "9" * 400, "-1", "1e400", str((1 << 53) + 1)])
 def test_no_number_in_last_json_spoils_the_metrics(number: str) -> None:
-    kept = metrics.parse_last(
-        b'{"run": N, "status": N, "event": N, "change": N, "reload": N, "sync": N}'.replace(b"N", number.encode())
+    text = (
+        b'{"run": N, "status": N, "event": N, "change": N, "reload": N, "sync": N, "heartbeat": N, "peers": [N, N, N],'
+        b' "runs": {"applied": N}, "ended": {"applied": N}, "run_seconds": [[N, N, N, N, N, N, N, N, N, N, N], 0],'
+        b' "reload_seconds": [[0, 0, 0, 0, 0, 0, 0, 0, 0], N]}'
     )
+    kept = metrics.parse_last(text.replace(b"N", number.encode()))
 
     assert kept == Last()
     checked(metrics.format_metrics(Numbers("1", NOW, kept._replace(run=NOW))))
@@ -310,12 +421,8 @@ def lb() -> Iterator[Lb]:
 
 
 def values(lb: Lb) -> dict[str, float]:
-    """The samples of metrics.prom, which Prometheus can read."""
-    content = (lb.state / "metrics.prom").read_bytes()
-    if shutil.which("promtool"):
-        checked(content)
-    samples = (line.rpartition(" ") for line in content.decode().splitlines() if not line.startswith("#"))
-    return {name.removeprefix("lbagent_"): float(value) for name, _, value in samples}
+    """The samples of metrics.prom."""
+    return {name: float(value) for name, value in samples((lb.state / "metrics.prom").read_bytes()).items()}
 
 
 def servers(lb: Lb) -> tuple[float, ...]:
@@ -325,9 +432,9 @@ def servers(lb: Lb) -> tuple[float, ...]:
 
 
 def ended(lb: Lb) -> tuple[float, float | None, float]:
-    """Exit status, whether the last reload was seen, and held lines."""
+    """Exit status, whether the last reload was confirmed, and blocked removals."""
     found = values(lb)
-    return found["last_run_exit_status"], found.get("last_reload_success"), found["held_back_lines"]
+    return found["last_run_exit_status"], found.get("last_reload_success"), found["blocked_removals"]
 
 
 @pytest.mark.real
@@ -340,6 +447,12 @@ def test_a_run_that_went_well_shows_what_it_did(lb: Lb) -> None:
 
     assert ended(lb) == (0, 1, 0)
     assert servers(lb) == (1, 1, 0, 0)
+    assert (found["paused_nodes"], found["services_without_server"]) == (1, 0)
+    assert found['pause_start_timestamp_seconds{node="web2"}'] == found["last_event_timestamp_seconds"]
+    assert (found['runs_total{verdict="applied"}'], found["run_duration_seconds_count"]) == (2, 2)
+    assert found['last_run_verdict_timestamp_seconds{verdict="applied"}'] == found["last_run_timestamp_seconds"]
+    assert found["reload_duration_seconds_count"] == 2
+    assert 0 < found["reload_duration_seconds_sum"] <= found["run_duration_seconds_sum"]
     assert found[f'build_info{{version="{lbagent.__version__}"}}'] == 1
     assert found['members{status="alive"}'] == 2
     assert found["managed_lines_digest"] == metrics.convert_digest((lb.served() or {})["digest"])
@@ -350,17 +463,18 @@ def test_a_run_that_went_well_shows_what_it_did(lb: Lb) -> None:
 
 @pytest.mark.every_haproxy
 @pytest.mark.real
-def test_a_change_that_haproxy_was_told_is_no_reload(lb: Lb) -> None:
+def test_a_change_through_the_runtime_api_does_not_count_as_a_reload(lb: Lb) -> None:
     lb.roles.write_text(lb.filled(ROLES))
     with Haproxy(lb):
         lb.join(WEB1)
 
     assert (ended(lb), servers(lb)) == ((0, None, 0), (1, 0, 0, 0))
     assert "last_reload_timestamp_seconds" not in values(lb)
+    assert values(lb)["reload_duration_seconds_count"] == 0
 
 
 @pytest.mark.real
-def test_what_the_guard_held_back_is_told(lb: Lb) -> None:
+def test_blocked_removals_are_counted(lb: Lb) -> None:
     lb.join(WEB1, WEB2)
     lb.roles.write_text(lb.filled(RELOADING).replace("  web:", "  app:"))
 
@@ -370,7 +484,7 @@ def test_what_the_guard_held_back_is_told(lb: Lb) -> None:
 
 
 @pytest.mark.real
-def test_a_text_that_haproxy_refuses_is_told_and_what_stands_is_counted(lb: Lb) -> None:
+def test_after_a_refused_text_the_lines_in_the_file_are_counted(lb: Lb) -> None:
     lb.join(WEB1)
     lb.text = lb.text.replace(b"balance", b"balanse")
 
@@ -382,7 +496,7 @@ def test_a_text_that_haproxy_refuses_is_told_and_what_stands_is_counted(lb: Lb) 
 
 @pytest.mark.every_haproxy
 @pytest.mark.real
-def test_a_reload_that_failed_is_told_until_one_goes_well(lb: Lb) -> None:
+def test_a_failed_reload_shows_until_one_succeeds(lb: Lb) -> None:
     with Haproxy(lb):
         lb.join(WEB1)
         before = values(lb)["managed_lines_digest"]
@@ -390,6 +504,8 @@ def test_a_reload_that_failed_is_told_until_one_goes_well(lb: Lb) -> None:
 
         assert lb.join(WEB2).returncode == 5
         assert ended(lb) == (5, 0, 0)
+        found = values(lb)
+        assert (found['runs_total{verdict="put back"}'], found["reload_duration_seconds_count"]) == (1, 2)
         assert (servers(lb), values(lb)["managed_lines_digest"]) == ((1, 0, 0, 0), before)
         store = Store(Paths(str(lb.state)))
         store.save_last(store.load_last()._replace(reload=NOW))
@@ -402,7 +518,7 @@ def test_a_reload_that_failed_is_told_until_one_goes_well(lb: Lb) -> None:
 
 @pytest.mark.every_haproxy
 @pytest.mark.real
-def test_a_reload_nobody_saw_is_told(lb: Lb) -> None:
+def test_a_reload_without_a_new_worker_counts_as_failed(lb: Lb) -> None:
     with Haproxy(lb):
         lb.join(WEB1)
         reload_with(lb, "exit 0")
@@ -412,7 +528,7 @@ def test_a_reload_nobody_saw_is_told(lb: Lb) -> None:
         assert (ended(lb), servers(lb)) == ((75, 0, 0), (2, 0, 0, 0))
 
 
-def test_a_refused_roles_yml_is_told_and_the_events_that_wait(lb: Lb) -> None:
+def test_a_refused_roles_yml_shows_and_waiting_events_are_counted(lb: Lb) -> None:
     lb.join(WEB1)
     lb.roles.write_text("roles: {web: {prot: 1}}\n")
 
@@ -421,6 +537,7 @@ def test_a_refused_roles_yml_is_told_and_the_events_that_wait(lb: Lb) -> None:
 
     found = values(lb)
     assert (found["last_run_exit_status"], found["pending_events"]) == (2, 2)
+    assert 0 <= found["last_run_timestamp_seconds"] - found["oldest_pending_event_timestamp_seconds"] < 60
     assert [name for name in found if name.startswith("servers")] == []
     assert found['members{status="alive"}'] == 1
 
@@ -432,9 +549,10 @@ def test_files_that_were_no_events_are_counted(lb: Lb) -> None:
     lb.run("apply")
 
     assert (values(lb)["bad_records"], values(lb)["pending_events"]) == (1, 0)
+    assert "oldest_pending_event_timestamp_seconds" not in values(lb)
 
 
-def test_the_age_of_a_sync_is_told_by_the_next_run(lb: Lb) -> None:
+def test_the_next_run_writes_the_age_of_a_sync(lb: Lb) -> None:
     lb.join(WEB1)
     store = Store(Paths(str(lb.state)))
     store.save_last(store.load_last()._replace(sync=int(values(lb)["last_run_timestamp_seconds"]) - 100))
@@ -449,7 +567,7 @@ def test_the_age_of_a_sync_is_told_by_the_next_run(lb: Lb) -> None:
 # The file
 
 
-def test_who_reads_while_it_is_replaced_reads_the_whole_old_file(lb: Lb) -> None:
+def test_a_reader_of_the_old_file_reads_all_of_it_while_it_is_replaced(lb: Lb) -> None:
     lb.join(WEB1)
     path = lb.state / "metrics.prom"
     old = path.read_bytes()
@@ -462,7 +580,7 @@ def test_who_reads_while_it_is_replaced_reads_the_whole_old_file(lb: Lb) -> None
     assert not path.with_name("metrics.prom.new").exists()
 
 
-def test_a_full_disk_changes_nothing_about_a_run_but_its_metrics(lb: Lb) -> None:
+def test_a_full_disk_keeps_the_old_metrics_and_changes_no_outcome(lb: Lb) -> None:
     with small_disk(lb.state) as disk:
         lb.join(WEB1)
         old = (disk / "metrics.prom").read_bytes()
@@ -507,57 +625,34 @@ def test_the_group_of_the_folder_reaches_the_metrics_and_nothing_else(lb: Lb) ->
 # The page
 
 
-def test_every_metric_is_documented() -> None:
-    rows = re.findall(r"^\| `(lbagent_\w+)` \| ([^|]*)\|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
-
-    assert [name for name, _ in rows] == [name for name, _, _ in metrics.METRICS]
-    numbers = Numbers("1", NOW, Last(NOW), {Pair("lb", "iis"): {"in": 1}}, {})
-    labels = {
-        name: sorted({label for given, _ in samples for label in given})
-        for name, _, value in metrics.METRICS
-        if isinstance(samples := value(numbers), list)
-    }
-    assert {name: sorted(re.findall(r"`(\w+)`", given)) for name, given in rows if given.strip()} == labels
+def table(columns: int) -> list[list[str]]:
+    """The rows of the page's tables with this number of columns, whose first cell is one word in backquotes."""
+    lines = re.findall(r"^\| (`[^`]+` \|.*)\|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    return [cells for line in lines if len(cells := [cell.strip() for cell in line.split("|")]) == columns]
 
 
-def test_every_state_is_documented() -> None:
-    states = re.findall(r"^\| `(\w+)` \| [^|]*\|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+def test_the_page_has_every_metric_that_a_run_writes_with_its_type_and_no_other(lb: Lb) -> None:
+    lb.join(WEB1)
 
-    assert states == list(planning_services.STATES)
-
-
-FIRING = """
-rule_files: [rules.yml]
-evaluation_interval: 1m
-tests:
-  - interval: 1m
-    input_series:
-      - {series: 'lbagent_last_run_exit_status{instance="lb01", job="lb"}', values: '5x20'}
-      - {series: 'lbagent_last_run_exit_status{instance="lb02", job="lb"}', values: '0x20'}
-      - {series: 'lbagent_managed_lines_digest{instance="lb01", job="lb"}', values: '9007199254740991x20'}
-      - {series: 'lbagent_managed_lines_digest{instance="lb02", job="lb"}', values: '9007199254740990x20'}
-      - {series: 'lbagent_managed_lines_digest{instance="lb03", job="same"}', values: '9007199254740991x20'}
-      - {series: 'lbagent_managed_lines_digest{instance="lb04", job="same"}', values: '9007199254740991x20'}
-      - {series: 'lbagent_servers{service="iis", section="lb", state="in"}', values: '0x20'}
-      - {series: 'lbagent_servers{service="iis", section="lb", state="paused"}', values: '3x20'}
-      - {series: 'lbagent_servers{service="wsa", section="lb", state="in"}', values: '0x20'}
-      - {series: 'lbagent_servers{service="wsa", section="lb", state="paused"}', values: '0x20'}
-    promql_expr_test:
-      - expr: 'count by (alertname, instance, job, service) (ALERTS{alertstate="firing"})'
-        eval_time: 10m
-        exp_samples:
-          - {labels: '{alertname="LbagentRunFailed", instance="lb01", job="lb"}', value: 1}
-          - {labels: '{alertname="LbagentBalancersDiffer", job="lb"}', value: 1}
-          - {labels: '{alertname="LbagentNobodyIn", service="iis"}', value: 1}
-"""
+    written = re.findall(r"^# TYPE (\w+) (\w+)$", (lb.state / "metrics.prom").read_text(), re.MULTILINE)
+    assert [(name.strip("`"), kind) for name, kind, *_ in table(4)] == written
 
 
-@needs_promtool
-def test_the_alerts_of_the_page_fire_when_they_should(tmp_path: Path) -> None:
-    [rules] = re.findall(r"^```yml\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    (tmp_path / "rules.yml").write_text(rules)
-    (tmp_path / "test.yml").write_text(FIRING)
+def test_the_page_has_the_labels_of_every_metric() -> None:
+    last = Last(NOW, runs={"applied": 1}, ended={"applied": NOW})
+    numbers = Numbers("1", NOW, last, {Pair("lb", "iis"): {"in": 1}}, {"alive": 1}, pauses={"web01": NOW})
+    text = metrics.format_metrics(numbers).decode()
 
-    for words in (["check", "rules", "rules.yml"], ["test", "rules", "test.yml"]):
-        done = subprocess.run(["promtool", *words], cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+    for name, _, labels, _ in table(4):
+        samples = re.findall(rf"^{name.strip('`')}(?:_bucket)?\{{(.*)\}} ", text, re.MULTILINE)
+        written = {label for given in samples for label in re.findall(r'(\w+)="', given)}
+        assert (name, set(re.findall(r"`(\w+)`", labels))) == (name, written)
+
+
+def test_the_page_has_every_state_and_every_verdict() -> None:
+    assert [state.strip("`") for state, _ in table(2)] == list(planning_services.STATES)
+    assert {verdict.strip("`") for verdict, *_ in table(3)} == set(metrics.VERDICTS)
+
+
+def test_the_page_has_the_number_of_pauses_with_a_sample() -> None:
+    assert f"only the {metrics.PAUSES_LISTED} oldest pauses" in PAGE.read_text(encoding="utf-8")

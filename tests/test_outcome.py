@@ -57,7 +57,7 @@ def test_what_no_haproxy_serves_is_not_confirmed_though_nothing_is_to_do() -> No
 @pytest.mark.parametrize(
     ("added", "removed", "words"),
     [
-        (0, 0, "0 lines added, 0 removed"),
+        (0, 0, "no lines changed"),
         (1, 2, "1 line added, 2 removed"),
         (2, 1, "2 lines added, 1 removed"),
     ],
@@ -69,7 +69,7 @@ def test_lines_are_counted_as_people_count_them(added: int, removed: int, words:
 def test_every_quarantined_node_is_a_sentence() -> None:
     assert format_quarantined({}) == ()
     assert format_quarantined({"web09": "unknown keyword"}) == (
-        "web09 is in quarantine, its lines stay as they were: unknown keyword",
+        "web09 is in quarantine, its lines are unchanged: unknown keyword",
     )
 
 
@@ -77,7 +77,7 @@ def test_of_thousands_in_quarantine_a_few_are_named() -> None:
     said = format_quarantined({f"n{at}": "refused" for at in range(1000)})
 
     assert len(said) == 21
-    assert said[-1] == "980 more nodes are in quarantine, as `members.json` tells"
+    assert said[-1] == "980 more nodes are in quarantine; `lbagent status` lists them"
 
 
 @pytest.mark.parametrize("verdict", list(Verdict))

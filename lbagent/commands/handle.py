@@ -23,7 +23,7 @@ def handle(settings: Settings, log: Log, environ: Mapping[bytes, bytes] = os.env
     Raises LbagentError and OSError, but not for a query: Serf drops the answer of a handler that fails.
     """
     if b"SERF_EVENT" not in environ:
-        raise UsageError("`lbagent handle` is for Serf to call: SERF_EVENT is not set")
+        raise UsageError("SERF_EVENT is not set; Serf calls `lbagent handle` as its event handler")
     raw = read_handler_event(environ, b"", int(time.time() * 1000), os.urandom(8).hex())
     if not raw.is_relevant:
         return 0

@@ -1,4 +1,4 @@
-"""The verbs by which an operator steers nodes, here and on the other load balancers: `pause`, `resume`, `forget`."""
+"""The verbs `pause`, `resume` and `forget`: applied here and, through Serf queries, on the other load balancers."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from lbagent.commands import query
 from lbagent.commands.plan_apply_sync import LOCK_WAIT, Verb
+from lbagent.commands.progress import Progress
 from lbagent.errors import INTERRUPTED, LastServer, LbagentError, TryAgain, UsageError
 from lbagent.haproxy import config_files
 from lbagent.membership.lookup import find_member, find_paused
+from lbagent.membership.storage import Damaged
 from lbagent.membership.updates import UNKNOWN_NODE
 from lbagent.names import NAME, canonical_address, make_printable
 from lbagent.planning import services as planning_services
 from lbagent.run.command import CommandEvent, is_confirmation, run_commands
 from lbagent.run.engine import Engine
-from lbagent.run.replies import list_host_names
+from lbagent.run.replies import format_open_sessions, list_host_names, parse_open_sessions
 from lbagent.serf import agent
 from lbagent.serf.events import REASON_LIMIT, TYPED, Command, Malformed, parse_command, parse_duration
 from lbagent.serf.member_list import ListedMember, find_peers, find_unreachable_peers
@@ -27,14 +30,22 @@ from lbagent.settings import Settings
 from lbagent.state.paths import Paths
 from lbagent.system.log import Log
 
-WAITS = (1, 2, 3, 4)
+QUERY_TIMEOUTS = (1, 2, 3, 4)
 """Seconds that another load balancer has for its answer, each time it is asked."""
 
 _LONGEST = 10 * 365 * 86400
 _REASON_BYTES = 400
-"""Serf takes 1,024 for a whole query, the names of those who are asked among them."""
+"""Serf accepts 1,024 for a whole query, with the names of the nodes that are asked."""
 
 _QUERIES = {"pause": "pause", "resume": "resume", "forget": "lbagent-forget"}
+
+_INTERVAL = 2.0
+"""Seconds between two counts of the open sessions."""
+_SILENCE = 60.0
+"""Seconds without an answer after which the sessions of a load balancer are unknown."""
+_COUNT_TIMEOUT = 2
+_NAMES_BYTES = 500
+"""Bytes of names in one query for open sessions: an answer has 1,024 bytes."""
 
 
 class Cluster(NamedTuple):
@@ -43,68 +54,85 @@ class Cluster(NamedTuple):
     myself: str
     others: Sequence[ListedMember] = ()
     unreachable: Sequence[str] = ()
-    """Load balancers whose name or address in Serf is of no use."""
+    """Load balancers whose name or address in Serf is invalid."""
     trouble: str = ""
-    """Why no other one can be asked."""
+    """Why no other load balancer can be asked; empty where all can."""
 
 
-def pause(nodes: Sequence[str], lasting: str | None, reason: str | None, *, force: bool) -> Verb:
-    """The verb that takes nodes out of balancing. Raises UsageError."""
+def pause(nodes: Sequence[str], lasting: str | None, reason: str | None, *, wait: str | bool, force: bool) -> Verb:
+    """Return the verb that takes nodes out of balancing. Raises UsageError.
+
+    `wait` is whether to wait for open sessions, or for how long at most, as it was typed.
+    """
     words = []
     if lasting is not None:
-        seconds = parse_duration(lasting)
-        if not seconds or seconds > _LONGEST:
-            raise UsageError(f"--for {lasting[:40]!r} is not a time such as 90s, 15m, 2h or 7d, of at most ten years")
         # The same moment on every load balancer.
-        words.append(f"until={int(time.time()) + seconds}")
+        words.append(f"until={int(time.time()) + _parse_time('--for', lasting)}")
+    limit = _parse_time("--wait", wait) if isinstance(wait, str) else float("inf") if wait else None
     plain = " ".join((reason or "").split())
     size = len(plain.encode("utf-8", "surrogateescape"))
     if not plain.isprintable() or len(plain) > REASON_LIMIT or size > _REASON_BYTES:
         limits = f"{REASON_LIMIT} printable characters, of {_REASON_BYTES} bytes"
         raise UsageError(f"--reason has {len(plain)} characters, of {size} bytes: at most {limits}, can be sent")
-    return _steering("pause", nodes, [*words, f"reason={plain}"] if plain else words, force=force)
+    return _make_verb("pause", nodes, [*words, f"reason={plain}"] if plain else words, force=force, limit=limit)
 
 
 def resume(nodes: Sequence[str]) -> Verb:
-    """The verb that puts nodes back in. Raises UsageError."""
-    return _steering("resume", nodes, [])
+    """Return the verb that puts nodes back into balancing. Raises UsageError."""
+    return _make_verb("resume", nodes, [])
 
 
 def forget(nodes: Sequence[str], *, force: bool) -> Verb:
-    """The verb that drops nodes and their pauses. Raises UsageError."""
-    return _steering("forget", nodes, ["force"] if force else [])
+    """Return the verb that drops nodes and their pauses. Raises UsageError."""
+    return _make_verb("forget", nodes, ["force"] if force else [])
 
 
-def _steering(verb: str, given: Sequence[str], words: list[str], *, force: bool = True) -> Verb:
+def _parse_time(option: str, text: str) -> int:
+    """Return the seconds of a time such as 2h. Raises UsageError."""
+    seconds = parse_duration(text)
+    if not seconds or seconds > _LONGEST:
+        raise UsageError(f"{option} {text[:40]!r} is not a time such as 90s, 15m, 2h or 7d, of at most ten years")
+    return seconds
+
+
+def _make_verb(
+    verb: str, given: Sequence[str], words: list[str], *, force: bool = True, limit: float | None = None
+) -> Verb:
     nodes = list(dict.fromkeys(given))
     for node in nodes:
         if not NAME.fullmatch(node) and canonical_address(node) is None:
             raise UsageError(f"{node[:80]!r} is neither a node's name nor an address")
 
-    def steer(settings: Settings, log: Log) -> int:
-        cluster = _cluster()
+    def run(settings: Settings, log: Log) -> int:
+        cluster = _find_load_balancers()
         engine = Engine(Paths(settings.state_dir), settings.roles, log)
-        rows = Rows(verb, nodes, cluster)
-        try:
-            # Here first: whatever becomes of the others, this one does what it was told.
-            payloads = {node: " ".join([node, *words]) for node in nodes}
-            for node, said in _here(verb, payloads, cluster.myself, engine, log, force=force).items():
-                rows.add(node, cluster.myself, said)
-            _elsewhere(verb, {node: " ".join([node, f"by={cluster.myself}", *words]) for node in nodes}, cluster, rows)
-        except KeyboardInterrupt:
-            rows.interrupt()
-            return INTERRUPTED
-        return rows.status(force=force)
+        with Progress() as progress:
+            rows = Rows(verb, nodes, cluster, progress)
+            try:
+                # Here first: this load balancer applies the command, whether the others answer or not.
+                payloads = {node: " ".join([node, *words]) for node in nodes}
+                for node, answer in _apply_here(verb, payloads, cluster.myself, engine, log, force=force).items():
+                    rows.add(node, cluster.myself, answer)
+                sent = {node: " ".join([node, f"by={cluster.myself}", *words]) for node in nodes}
+                _ask_others(verb, sent, cluster, rows)
+                status = rows.judge(force=force)
+                if limit is not None:
+                    status = SessionWait(rows, cluster, engine, progress).run(limit) or status
+            except KeyboardInterrupt:
+                rows.print_interrupted()
+                return INTERRUPTED
+        return status
 
-    return steer
+    return run
 
 
-def _cluster() -> Cluster:
-    """The load balancers, as the Serf agent here knows them."""
+def _find_load_balancers() -> Cluster:
+    """Return the load balancers that the Serf agent of this host lists."""
     try:
         me = agent.fetch_info()
     except TryAgain as error:
-        return Cluster(os.uname().nodename, trouble=_trouble(error))
+        # `serf info` comes first, but the list of members is what is missing.
+        return Cluster(os.uname().nodename, trouble=str(error).replace("(serf info)", "(serf members)"))
     try:
         listed = agent.fetch_members()
     except TryAgain as error:
@@ -112,33 +140,31 @@ def _cluster() -> Cluster:
     return Cluster(me.name, find_peers(listed, me), find_unreachable_peers(listed, me))
 
 
-def _trouble(error: TryAgain) -> str:
-    # What its members are is what could not be asked, whatever came first.
-    return str(error).replace("(serf info)", "(serf members)")
-
-
-def _here(
+def _apply_here(
     verb: str, payloads: Mapping[str, str], myself: str, engine: Engine, log: Log, *, force: bool
 ) -> Mapping[str, str]:
-    """What this load balancer says of each node. Raises LastServer, with nothing done, unless `force` is given."""
-    now, said = int(time.time() * 1000), {}
-    orders: dict[str, CommandEvent] = {}
+    """Apply the command on this load balancer, and return its answers by node.
+
+    Raises LastServer, with nothing changed, where it needs `force`.
+    """
+    now, answers = int(time.time() * 1000), {}
+    events: dict[str, CommandEvent] = {}
     for node, payload in payloads.items():
         raw = RawEvent(os.urandom(8).hex(), now, TYPED, verb, None, myself, payload.encode())
-        wanted = parse_command(raw, payload)
-        if isinstance(wanted, Malformed):
-            said[node] = f"refused: {wanted.why}"
+        command = parse_command(raw, payload)
+        if isinstance(command, Malformed):
+            answers[node] = f"refused: {command.why}"
         else:
-            orders[node] = raw, wanted
-    if not orders:
-        return said
-    commands = [wanted for _, wanted in orders.values()]
-    allow = None if force else lambda: _insist_on_another_server(commands, engine)
-    answers = run_commands(list(orders.values()), engine, log, LOCK_WAIT, allow)
-    return said | dict(zip(orders, answers, strict=True))
+            events[node] = raw, command
+    if not events:
+        return answers
+    commands = [command for _, command in events.values()]
+    allow = None if force else lambda: _require_another_server(commands, engine)
+    found = run_commands(list(events.values()), engine, log, LOCK_WAIT, allow)
+    return answers | dict(zip(events, found, strict=True))
 
 
-def _insist_on_another_server(commands: Collection[Command], engine: Engine) -> None:
+def _require_another_server(commands: Collection[Command], engine: Engine) -> None:
     """Raise LastServer where these pauses would leave a service without any server that serves."""
     with contextlib.suppress(OSError):
         try:
@@ -147,9 +173,9 @@ def _insist_on_another_server(commands: Collection[Command], engine: Engine) -> 
             document = config_files.read_config(roles.haproxy).document
         except LbagentError:
             return  # the pauses are stored, and applied once the error is corrected
-        meant = (find_member(membership.members, one.name, one.address) for one in commands)
+        members = (find_member(membership.members, one.name, one.address) for one in commands)
         out = find_paused(membership)
-        hosts = [list_host_names(one, membership) for one in meant if one and one.name not in out]
+        hosts = [list_host_names(one, membership) for one in members if one and one.name not in out]
         now = planning_services.ServingServers(document, config_files.query_server_states(document))
         services = planning_services.find_unserved(now, roles, membership, frozenset().union(*hosts), if_paused=True)
         if services:
@@ -158,22 +184,24 @@ def _insist_on_another_server(commands: Collection[Command], engine: Engine) -> 
             raise LastServer(f"{names}: {words}; resume another node first, or use --force")
 
 
-def _elsewhere(verb: str, payloads: Mapping[str, str], cluster: Cluster, rows: Rows) -> None:
-    """Ask each other load balancer, and print what it says, or what kept it from saying anything."""
+def _ask_others(verb: str, payloads: Mapping[str, str], cluster: Cluster, rows: Rows) -> None:
+    """Send the command to each other load balancer, and print each answer, or why there is none."""
     if cluster.trouble:
         rows.add_for_all("others", f"not asked: {cluster.trouble}")
         return
     alive = [one.name for one in cluster.others if one.status == "alive"]
     try:
-        for number, seconds in enumerate(WAITS):
-            for at, (node, payload) in enumerate(payloads.items()):
-                # One that has not answered for any node is asked again for the first of them only.
-                asked = [name for name in rows.silent(node, alive) if not (number and at) or rows.heard(name)]
-                if number == 0:
-                    # This one too: its handler has to hear the LTime that orders all that follows.
+        for attempt, seconds in enumerate(QUERY_TIMEOUTS):
+            for position, (node, payload) in enumerate(payloads.items()):
+                # A load balancer that has not answered for any node is asked again for the first node only.
+                silent = rows.list_silent(node, alive)
+                asked = [name for name in silent if not (attempt and position) or rows.has_answered(name)]
+                rows.show_waiting(asked)
+                if attempt == 0:
+                    # This load balancer too: its handler has to receive the LTime that orders all that follows.
                     asked = [cluster.myself, *asked]
                 if asked:
-                    agent.send_query(_QUERIES[verb], payload, asked, [seconds], rows.adder(node))
+                    agent.send_query(_QUERIES[verb], payload, asked, [seconds], rows.make_callback(node))
     except TryAgain as error:
         rows.add_for_all("others", f"not asked: {error}")
         return
@@ -186,31 +214,36 @@ def _elsewhere(verb: str, payloads: Mapping[str, str], cluster: Cluster, rows: R
 
 
 class Rows:
-    """What the load balancers say of each node: a row is printed as soon as it is known."""
+    """The answers of the load balancers, by node: a row is printed as soon as it is known."""
 
-    def __init__(self, verb: str, nodes: Sequence[str], cluster: Cluster) -> None:
+    def __init__(self, verb: str, nodes: Sequence[str], cluster: Cluster, progress: Progress) -> None:
         """Nothing is printed yet."""
-        self._verb, self._nodes, self._cluster = verb, nodes, cluster
+        self._verb, self.nodes, self._cluster, self._progress = verb, nodes, cluster, progress
         names = [cluster.myself, *(one.name for one in cluster.others), *cluster.unreachable]
         self._width = max(map(len, [*names, *(["others"] if cluster.trouble else [])]))
-        self._wide = max(map(len, nodes))
-        self._said: dict[tuple[str, str], str] = {}
+        self._node_width = max(map(len, nodes))
+        self._answers: dict[tuple[str, str], str] = {}
+        self._awaited: Sequence[str] = ()
+        self.open_sessions: dict[tuple[str, str], int] = {}
+        """Sessions that are still open, by node and load balancer."""
 
     def add(self, node: str, name: str, words: str) -> None:
-        """Print what the load balancer `name` says of a node, unless it has said something already."""
-        if (node, name) in self._said:
+        """Print the answer of the load balancer `name` for a node, unless it has answered already."""
+        if (node, name) in self._answers:
             return
-        self._said[node, name] = words
-        head = f"{node:{self._wide}}  " if len(self._nodes) > 1 else ""
-        print(make_printable(f"{head}{name:{self._width}}  {words}"), flush=True)
+        self._answers[node, name] = words
+        if count := parse_open_sessions(words):
+            self.open_sessions[node, name] = count
+        self.show_waiting([one for one in self._awaited if one != name])
+        self.print(self.format(node, name, words))
 
     def add_for_all(self, name: str, words: str) -> None:
-        """The same for each node of which it has said nothing."""
-        for node in self._nodes:
+        """Print `words` for each node for which the load balancer `name` has not answered."""
+        for node in self.nodes:
             self.add(node, name, words)
 
-    def adder(self, node: str) -> agent.AnswerCallback:
-        """`add`, for one node, and the other load balancers only."""
+    def make_callback(self, node: str) -> agent.AnswerCallback:
+        """Return `add` for one node, which ignores the answers of this load balancer."""
 
         def add(name: str, words: str) -> None:
             if name != self._cluster.myself:
@@ -218,42 +251,187 @@ class Rows:
 
         return add
 
-    def heard(self, name: str) -> bool:
-        """Whether that load balancer has said anything."""
-        return any(one == name for _, one in self._said)
+    def format(self, node: str, name: str, words: str) -> str:
+        """Return a row; with one node only, it does not have the node's name."""
+        head = f"{node:{self._node_width}}  " if len(self.nodes) > 1 else ""
+        return make_printable(f"{head}{name:{self._width}}  {words}")
 
-    def silent(self, node: str, names: Sequence[str]) -> list[str]:
-        """Those of the load balancers that have said nothing of this node yet."""
-        return [name for name in names if (node, name) not in self._said]
+    def print(self, line: str) -> None:
+        """Print a line to stdout, above what is shown on a terminal."""
+        with self._progress.hidden():
+            print(line, flush=True)
 
-    def interrupt(self) -> None:
-        """Say what is in effect, and which load balancers have not answered."""
+    def show_waiting(self, names: Sequence[str]) -> None:
+        """Show on a terminal which load balancers have not answered."""
+        self._awaited = names
+        self._progress.show(f"waiting for {make_printable(', '.join(names))}" if names else "")
+
+    def has_answered(self, name: str) -> bool:
+        """Return whether the load balancer `name` has answered for any node."""
+        return any(one == name for _, one in self._answers)
+
+    def list_silent(self, node: str, names: Sequence[str]) -> list[str]:
+        """Return the load balancers among `names` that have not answered for this node."""
+        return [name for name in names if (node, name) not in self._answers]
+
+    def list_confirming(self, node: str | None = None) -> list[str]:
+        """Return the load balancers that have confirmed the command for this node; by default for all nodes."""
+        nodes = self.nodes if node is None else [node]
         names = [self._cluster.myself, *(one.name for one in self._cluster.others)]
-        done = [
-            name for name in names if all(is_confirmation(self._said.get((node, name), "")) for node in self._nodes)
-        ]
-        silent = [name for name in names if any((node, name) not in self._said for node in self._nodes)]
-        what = f"{self._verb} of {', '.join(self._nodes)}"
-        effect = f"in effect on {', '.join(done)}" if done else "not confirmed by any load balancer"
-        rest = f"; not answered: {', '.join(silent)}; run it again to ask them" if silent else ""
-        print(make_printable(f"lbagent: interrupted: {what}: {effect}{rest}"), file=sys.stderr, flush=True)
+        return [name for name in names if all(is_confirmation(self._answers.get((one, name), "")) for one in nodes)]
 
-    def status(self, *, force: bool) -> int:
-        """The exit status: 0 where every row is a confirmation."""
-        if not all(self._done(node) for node in self._nodes):
+    def list_unconfirmed(self, node: str) -> list[str]:
+        """Return the load balancers, or `others`, whose row for this node is no confirmation."""
+        return [name for (one, name), words in self._answers.items() if one == node and not is_confirmation(words)]
+
+    def print_interrupted(self) -> None:
+        """Print to stderr what is in effect, which load balancers have not answered, and which sessions are open."""
+        names = [self._cluster.myself, *(one.name for one in self._cluster.others)]
+        confirming = self.list_confirming()
+        silent = [name for name in names if any((node, name) not in self._answers for node in self.nodes)]
+        what = f"{self._verb} of {', '.join(self.nodes)}"
+        effect = f"in effect on {', '.join(confirming)}" if confirming else "not confirmed by any load balancer"
+        rest = f"; not answered: {', '.join(silent)}; run it again to ask them" if silent else ""
+        self.print_error(f"interrupted: {what}: {effect}{rest}{'; ' * any(self.open_sessions)}{self.list_open()}")
+
+    def list_open(self) -> str:
+        """Return the sessions that are still open, as words; empty where none is."""
+        found = []
+        for node in self.nodes:
+            counts = {name: count for (one, name), count in self.open_sessions.items() if one == node}
+            for count in sorted(set(counts.values()), reverse=True):
+                head = f"{node}: " if len(self.nodes) > 1 else ""
+                on = ", ".join(sorted(name for name in counts if counts[name] == count))
+                found.append(f"{head}{format_open_sessions(count)} on {on}")
+        return "; ".join(found)
+
+    def print_error(self, words: str) -> None:
+        """Print a message to stderr."""
+        with self._progress.hidden():
+            print(make_printable(f"lbagent: {words}"), file=sys.stderr, flush=True)
+
+    def judge(self, *, force: bool) -> int:
+        """Return the exit status: 0 where every row is a confirmation."""
+        if not all(self._is_done(node) for node in self.nodes):
             return 1
-        last = {name for (_, name), words in self._said.items() if planning_services.LAST_SERVER_WARNING in words}
+        last = {name for (_, name), words in self._answers.items() if planning_services.LAST_SERVER_WARNING in words}
         if force or not last or self._cluster.myself in last:
             return 0
-        # Another load balancer had fewer servers left: two operators at once, or its checks see less than those here.
-        words = f"{', '.join(self._nodes)}: no other server serves on {', '.join(sorted(last))}"
-        print(make_printable(f"lbagent: {words}; resume a node, or use --force"), file=sys.stderr)
+        # Another load balancer had fewer servers left: two operators at once, or its checks fail where those here pass.
+        words = f"{', '.join(self.nodes)}: no other server serves on {', '.join(sorted(last))}"
+        self.print_error(f"{words}; resume a node, or use --force")
         return LastServer.exit_status
 
-    def _done(self, node: str) -> bool:
-        said = [words for (one, _), words in self._said.items() if one == node]
-        unconfirmed = {words for words in said if not is_confirmation(words)}
-        if self._verb == "forget" and any(map(is_confirmation, said)):
+    def _is_done(self, node: str) -> bool:
+        answers = [words for (one, _), words in self._answers.items() if one == node]
+        unconfirmed = {words for words in answers if not is_confirmation(words)}
+        if self._verb == "forget" and any(map(is_confirmation, answers)):
             # A load balancer that never knew a node has nothing to forget.
             unconfirmed.discard(UNKNOWN_NODE["forget"])
         return not unconfirmed
+
+
+class SessionWait:
+    """Waits until no session to the paused nodes is open on any load balancer.
+
+    The load balancers are asked for their number only: a pause that was sent again would end a resume sent meanwhile.
+    """
+
+    def __init__(self, rows: Rows, cluster: Cluster, engine: Engine, progress: Progress) -> None:
+        """Nothing is asked yet."""
+        self._rows, self._cluster, self._engine, self._progress = rows, cluster, engine, progress
+        self._names = rows.list_confirming()
+        self._answered = dict.fromkeys(self._names, time.monotonic())
+
+    def run(self, limit: float) -> int:
+        """Wait for at most `limit` seconds, and return the exit status."""
+        rows, end = self._rows, time.monotonic() + limit
+        if unconfirmed := {node: names for node in rows.nodes if (names := rows.list_unconfirmed(node))}:
+            listed = ", ".join(sorted({name for found in unconfirmed.values() for name in found}))
+            words = f"not waiting for open sessions: the pause is not confirmed by {listed}; run it again"
+            rows.print_error(f"{', '.join(unconfirmed)}: {words}")
+            return 1
+        while rows.open_sessions:
+            self._show()
+            left = end - time.monotonic()
+            if left <= 0:
+                rest = f"after {limit:g}s; the pause is in effect, run it again to wait on"
+                rows.print_error(f"{self._name_node()}{rows.list_open()} {rest}")
+                return 1
+            time.sleep(min(_INTERVAL, left))
+            if problem := self._count():
+                rows.print_error(problem)
+                return 1
+        return 0
+
+    def _name_node(self) -> str:
+        return f"{self._rows.nodes[0]}: " if len(self._rows.nodes) == 1 else ""
+
+    def _show(self) -> None:
+        rows = self._rows
+        changing = [rows.format(node, name, format_open_sessions(count)) for (node, name), count in self._list_sorted()]
+        words = "waiting until no session is open; Ctrl-C ends the waiting, not the pause" if changing else ""
+        self._progress.show(words, changing)
+
+    def _list_sorted(self) -> list[tuple[tuple[str, str], int]]:
+        order = {(node, name): 0 for node in self._rows.nodes for name in self._names}
+        return [(key, self._rows.open_sessions[key]) for key in order if key in self._rows.open_sessions]
+
+    def _count(self) -> str:
+        """Ask all load balancers, and print what has changed. Returns why there is nothing to wait for any more."""
+        rows, resumed = self._rows, dict[str, list[str]]()
+        for name, counts in self._ask():
+            self._answered[name] = time.monotonic()
+            for node, count in counts.items():
+                if count is None:
+                    resumed.setdefault(node, []).append(name)
+                    continue
+                before = rows.open_sessions.pop((node, name), 0)
+                if count:
+                    rows.open_sessions[node, name] = count
+                # On a terminal the number is replaced in place, and only the last one is printed.
+                self._show()
+                if count != before and not (count and self._progress.is_visible_with_stdout):
+                    rows.print(rows.format(node, name, format_open_sessions(count)))
+        for node, where in resumed.items():
+            return f"{node}: not paused any more on {', '.join(sorted(where))}; pause it again"
+        now = time.monotonic()
+        for (node, name), count in rows.open_sessions.items():
+            if now - self._answered[name] > _SILENCE:
+                words = f"no answer for {_SILENCE:g}s; {format_open_sessions(count)} to {node} when it answered last"
+                return f"{name}: {words}"
+        return ""
+
+    def _ask(self) -> Iterator[tuple[str, Mapping[str, int | None]]]:
+        """Yield each load balancer that answers, with its open sessions by node; None for a node that is not paused."""
+        others = [name for name in self._names if name != self._cluster.myself]
+        for nodes in _split_names(self._rows.nodes):
+            payload = " ".join([query.SESSIONS, *nodes])
+            with contextlib.suppress(LbagentError, OSError, Damaged):
+                yield self._cluster.myself, _parse_sessions(query.format_sessions(nodes, self._engine), nodes)
+            if others:
+                with contextlib.suppress(TryAgain):
+                    answers = agent.send_query("lbagent-status", payload, others, [_COUNT_TIMEOUT])
+                    for name, words in answers.items():
+                        yield name, _parse_sessions(words, nodes)
+
+
+def _parse_sessions(words: str, nodes: Sequence[str]) -> dict[str, int | None]:
+    found = (word.rpartition("=") for word in words.split())
+    return {
+        node: int(value) if value.isascii() and value.isdigit() else None
+        for node, _, value in found
+        if node in nodes and (value == query.NOT_PAUSED or (value.isascii() and value.isdigit()))
+    }
+
+
+def _split_names(nodes: Iterable[str]) -> Iterator[list[str]]:
+    """Yield the nodes in groups whose names, and the numbers of their sessions, have room in one answer."""
+    group: list[str] = []
+    for node in nodes:
+        if group and len(" ".join([*group, node])) > _NAMES_BYTES:
+            yield group
+            group = []
+        group.append(node)
+    if group:
+        yield group

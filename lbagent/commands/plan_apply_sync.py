@@ -65,7 +65,7 @@ def plan(settings: Settings, log: Log) -> int:
 def apply(force: bool, adopt: bool, yes: bool, reload: bool) -> Verb:  # noqa: FBT001  # the verb's four switches
     """The verb that plans and applies from what is known. Raises UsageError."""
     if yes and not adopt:
-        raise UsageError("--yes is for `lbagent apply --adopt`")
+        raise UsageError("--yes is only for `lbagent apply --adopt`")
 
     def verb(settings: Settings, log: Log) -> int:
         engine = Engine(Paths(settings.state_dir), settings.roles, log)
@@ -119,7 +119,7 @@ class _Foreseen(NamedTuple):
 
 def _require_lock(acquired: bool, engine: Engine) -> None:  # noqa: FBT001  # the state of the lock
     if not acquired:
-        raise Busy(f"{engine.paths.lock}: held by another run for {LOCK_WAIT:g} s; try again")
+        raise Busy(f"{engine.paths.lock}: timed out after {LOCK_WAIT:g} s, another run holds the lock; try again")
 
 
 def _run(engine: Engine, log: Log, options: RunOptions, learn: Learn | None = None) -> DrainLoop:
@@ -154,7 +154,7 @@ def _confirm_adoption(engine: Engine, rules: PlanOptions, *, yes: bool) -> Plan 
     if yes or foreseen.wanted.after == foreseen.wanted.before:
         return foreseen.wanted
     if not sys.stdin.isatty():
-        raise UsageError("apply --adopt: nothing was changed, as there is no terminal to ask on; add --yes")
+        raise UsageError("apply --adopt: no terminal to ask on, nothing was changed; add --yes")
     print("Apply these changes? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() in ("y", "yes"):
         return foreseen.wanted
@@ -200,7 +200,11 @@ def _refusal(foreseen: _Foreseen, log: Log) -> str | None:
     try:
         if words := validator.refusal(wanted.after) if wanted.after != wanted.before else validator.live_refusal():
             own = validator.live_refusal()
-            return f"HAProxy refuses the operator's own text: {own}" if own else f"HAProxy refuses the plan: {words}"
+            return (
+                f"haproxy.cfg is invalid, not because of lbagent: {own}"
+                if own
+                else f"haproxy.cfg: HAProxy refuses the planned text: {words}"
+            )
     except (LbagentError, OSError) as error:
         log.warning(f"haproxy.cfg: not validated: {error}")
     return None

@@ -1,23 +1,31 @@
-"""What a Serf query is answered: one line of at most 1,024 bytes, and `done` only when HAProxy has confirmed it."""
+"""Answers to Serf queries: one line of at most 1,024 bytes, and `done` only when HAProxy has confirmed it."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 
 from lbagent.errors import LbagentError
 from lbagent.haproxy import config_files
 from lbagent.membership import pause_reports
-from lbagent.membership.lookup import find_paused
+from lbagent.membership.lookup import find_member, find_paused
 from lbagent.membership.model import Membership
 from lbagent.membership.storage import Damaged
 from lbagent.run.command import run_command
 from lbagent.run.engine import Engine
+from lbagent.run.replies import count_sessions
 from lbagent.serf.events import Command, Malformed, StatusQuery, parse_event
 from lbagent.serf.raw_event import RawEvent
 from lbagent.settings import Settings
 from lbagent.state import history
 from lbagent.state.paths import Paths
 from lbagent.system.log import Log, format_error
+from lbagent.system.sockets import count_connections
+
+SESSIONS = "sessions"
+"""First word of a status query for open sessions; the names of nodes follow."""
+NOT_PAUSED = "resumed"
+"""In place of the number, for a node that is not paused."""
 
 
 def summary(engine: Engine, name: str) -> str:
@@ -62,7 +70,7 @@ def answer(raw: RawEvent, settings: Settings, log: Log) -> bytes:
         log.error(format_error(error))
         words = f"refused: {format_error(error)}"
     except Damaged as error:
-        words = f"refused: members.json {error}: the next event rebuilds it from the managed lines"
+        words = f"refused: members.json {error}; the next event rebuilds it from the managed lines"
     return " ".join(words.split()).encode("utf-8", "replace")[:ROOM] + b"\n"
 
 
@@ -77,6 +85,8 @@ def _answer(raw: RawEvent, engine: Engine, log: Log) -> str:
 
 
 def _status(words: tuple[str, ...], raw: RawEvent, engine: Engine) -> str:
+    if words[:1] == (SESSIONS,):
+        return format_sessions(words[1:], engine)
     if words[:1] != ("pauses",):
         return summary(engine, raw.self_name)
     after = "".join(word.removeprefix("after=") for word in words[1:2])
@@ -84,3 +94,18 @@ def _status(words: tuple[str, ...], raw: RawEvent, engine: Engine) -> str:
     return pause_reports.format_page(
         engine.store.load_membership() or Membership(), after, ROOM, int(time.time()), version
     )
+
+
+def format_sessions(nodes: Iterable[str], engine: Engine) -> str:
+    """Return `NODE=NUMBER` for each node: the connections that are open from this load balancer to it.
+
+    `NODE=resumed` for a node that is not paused. Raises LbagentError, OSError, Damaged.
+    """
+    membership, roles = engine.store.load_membership() or Membership(), engine.roles()
+    paused, connections = find_paused(membership), count_connections()
+    words = []
+    for node in nodes:
+        member = find_member(membership.members, node, None)
+        found = count_sessions(member, membership, roles, connections) if member and member.name in paused else None
+        words.append(f"{node}={NOT_PAUSED if found is None else found}")
+    return " ".join(words)

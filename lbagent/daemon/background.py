@@ -40,7 +40,7 @@ class BackgroundSync:
         try:
             self._learned = self._ask()
         except (LbagentError, OSError) as error:
-            self._log.hint(f"not synced: {format_error(error)}")
+            self._log.hint(f"sync failed: {format_error(error)}")
         self._call()
 
 

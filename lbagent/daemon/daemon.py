@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import signal
 import time
+from collections.abc import Iterator
 from functools import partial
 
 from tenacity import Retrying, retry_if_result, wait_exponential_jitter
@@ -16,6 +18,7 @@ from lbagent.daemon.background import BackgroundSync, run_beside
 from lbagent.daemon.file_watcher import ConfigEdits, FileWatcher
 from lbagent.daemon.haproxy_watcher import HaproxyWatcher
 from lbagent.daemon.schedule import SYNC_EVERY, ReloadInterval, SyncSchedule, next_end
+from lbagent.daemon.status_socket import StatusSocket
 from lbagent.errors import Busy, LbagentError, ReloadPostponed, RolledBack
 from lbagent.haproxy import config_files
 from lbagent.haproxy.process import RunningHaproxy
@@ -26,7 +29,7 @@ from lbagent.run.queue import DrainLoop
 from lbagent.run.sync import prepare_sync
 from lbagent.run.transaction import RunOptions
 from lbagent.serf import agent
-from lbagent.settings import Settings
+from lbagent.settings import Settings, find_runtime_dir
 from lbagent.state import lock
 from lbagent.state.lock import acquire_lock
 from lbagent.state.paths import Paths
@@ -56,12 +59,28 @@ def watch(settings: Settings, log: Log) -> int:
     log.repeats = Repeats()
     with acquire_lock(paths.watch_lock, writes=False) as had:
         if not had:
-            raise Busy(f"another `lbagent watch` runs: it holds {paths.watch_lock}")
+            raise Busy(f"{paths.watch_lock}: another `lbagent watch` is running; stop one of the two")
         subprocess.waiting_callbacks.append(sd_notify.alive)
-        with FileWatcher() as attention:
-            _Watch(settings, log, attention).until_told_to_end()
+        with FileWatcher() as attention, _open_status_socket(settings, log) as status:
+            _Watch(settings, log, attention, status).until_told_to_end()
     _publish_end(paths)
     return 0
+
+
+@contextlib.contextmanager
+def _open_status_socket(settings: Settings, log: Log) -> Iterator[StatusSocket | None]:
+    """Serve the status until the block is left; None where no runtime directory is set, or nothing can listen there."""
+    folder, status = find_runtime_dir(os.environ), None
+    if folder:
+        try:
+            status = StatusSocket(folder, Engine(Paths(settings.state_dir), settings.roles, log), log)
+        except OSError as error:
+            log.warning(f"status socket: {format_error(error)}; `lbagent web` shows nothing until this is fixed")
+    try:
+        yield status
+    finally:
+        if status:
+            status.close()
 
 
 def _publish_end(paths: Paths) -> None:
@@ -73,8 +92,10 @@ def _publish_end(paths: Paths) -> None:
 
 
 class _Watch:
-    def __init__(self, settings: Settings, log: Log, attention: FileWatcher) -> None:
-        self._settings, self._log, self._attention = settings, log, attention
+    def __init__(
+        self, settings: Settings, log: Log, attention: FileWatcher, status: StatusSocket | None = None
+    ) -> None:
+        self._settings, self._log, self._attention, self._status = settings, log, attention, status
         self._engine = Engine(Paths(settings.state_dir), settings.roles, log)
         self._edits = ConfigEdits(settings.roles, self._engine.roles)
         self._spooled: frozenset[Mark] = frozenset()
@@ -106,7 +127,7 @@ class _Watch:
             again(self._round)
             self._rest(SYNC_EVERY)
         sd_notify.notify("STOPPING=1")
-        self._log.info("told to end: what was under way is done")
+        self._log.info("stopped; the run in progress was completed")
 
     def _called(self, number: int, _: object) -> None:
         # No more than a note: what is under way comes to its end.
@@ -153,8 +174,8 @@ class _Watch:
         except lock.LockLost as lost:
             self._engine.paths.prepare()
             if not lock.acquire_again(path, 0):
-                raise Busy(f"{path}: another `lbagent watch` has acquired it; stop one of the two") from lost
-            self._log.warning(f"{path}: the lock file was removed or replaced; made again")
+                raise Busy(f"{path}: another `lbagent watch` is running; stop one of the two") from lost
+            self._log.warning(f"{path}: the lock file was removed or replaced; created again")
 
     def _run(self, learn: Learn | None = None) -> Outcome:
         # Before, not after: an edit that comes while we run is another one.
@@ -231,11 +252,16 @@ class _Watch:
         until = min(until, self._pace.not_before) if self._pace.waiting else until
         end = next_end(self._engine.membership, self._looked)
         every = sd_notify.alive_every() or seconds
-        sd_notify.notify("WATCHDOG=1")
+        self._notify_alive()
         while not (self._ends or self._renews or self._news) and (left := _left(until, end)) > 0:
             self._attention.wait(min(left, every, LOOK_EVERY))
             self._stay_the_only_one()
-            sd_notify.notify("WATCHDOG=1")
+            self._notify_alive()
+
+    def _notify_alive(self) -> None:
+        sd_notify.notify("WATCHDOG=1")
+        if self._status:
+            self._status.heartbeat = time.time()
 
     @property
     def _news(self) -> bool:

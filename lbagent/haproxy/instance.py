@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Collection, Sequence
 
 from lbagent.errors import LbagentError, TryAgain
@@ -32,6 +33,8 @@ class Haproxy:
         """`lines` are the words of each line of `global`; `known` saves the search if its master is alive."""
         self._settings, self._lines = settings, lines
         self._running = process.find_haproxy(settings.config, lines, known)
+        self.reload_seconds: float | None = None
+        """Duration of the last reload, also of one that failed; None before the first."""
 
     def validate(self, paths: Sequence[str], names: Sequence[str]) -> None:
         """Validate these files with `haproxy -c`; `names` are the operator's names for them.
@@ -102,9 +105,11 @@ class Haproxy:
             return None
         servers = health.read_health(self._lines)
         health.write_state_file(self._lines, servers, changed)
+        started = time.monotonic()
         try:
             worker = Reload(self._settings, self._lines, self._find).run(self._running)
         finally:
+            self.reload_seconds = time.monotonic() - started
             with contextlib.suppress(TryAgain):
                 self._running = self._find()
         health.restore_down_servers(self._lines, worker, servers)

@@ -11,7 +11,6 @@ import contextlib
 import os
 import re
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -22,7 +21,7 @@ from lbagent.haproxy.process import RunningHaproxy, Worker
 from lbagent.haproxy.runtime import socket
 from lbagent.haproxy.runtime import socket as runtime_socket
 from lbagent.roles.model import HaproxySettings
-from lbagent.system import processes, subprocess
+from lbagent.system import processes, sockets, subprocess
 from lbagent.system.processes import Process
 
 Lines = Sequence[Sequence[str]]
@@ -50,8 +49,6 @@ _LOG_LIMIT = 64 * 1024
 _BUSY = "still in progress"
 """HAProxy's answer to `reload` during another reload."""
 
-_LISTENS = "0A"
-"""State of a listening socket in /proc/net/tcp."""
 
 _PORT = re.compile(r"(.*):([0-9]+)(?:-([0-9]+))?")
 """An address of a `bind` line with its port or port range."""
@@ -356,16 +353,16 @@ def _journal(master: Process) -> str:
 
 def _port_in_use(config: Sequence[str], master: Process) -> str:
     """Return a message about a `bind` line whose port another program uses; empty if there is none."""
-    workers = processes.find_children(master.pid)
-    own = processes.list_socket_inodes([master.pid, *workers])
-    if not own:
+    own = {master.pid, *processes.find_children(master.pid)}
+    listeners = sockets.list_listeners(master.pid)
+    if not any(one.pid in own for one in listeners):
         return ""  # not permitted: any port could be HAProxy's own
-    taken = [(ip, port, inode) for ip, port, inode in _listening(master.pid) if inode not in own]
+    taken = [one for one in listeners if one.pid not in own]
     for where, host, port in _bound(config):
-        for ip, number, inode in taken:
-            if number == port and _overlap(host, ip):
+        for one in taken:
+            if one.port == port and _overlap(host, one.address):
                 said = f"{where}: cannot bind socket (Address already in use) for [{host}:{port}]"
-                holder = processes.find_socket_holder(inode)
+                holder = processes.read_process(one.pid) if one.pid else None
                 return f"{said}: {holder.program} (pid {holder.pid}) listens there" if holder else said
     return ""
 
@@ -384,26 +381,6 @@ def _bound(config: Sequence[str]) -> Iterator[tuple[str, str, int]]:
                         host = found[1].strip("[]").replace("*", "") or "0.0.0.0"  # noqa: S104  # what HAProxy binds
                         for port in range(int(found[2]), int(found[3] or found[2]) + 1):
                             yield f"{file}:{number}", host, port
-
-
-def _listening(pid: int) -> Iterator[tuple[str, int, int]]:
-    """Yield address, port and inode of each listening TCP socket in the network namespace of this process."""
-    import socket  # noqa: PLC0415  # only for the reason of a failure
-
-    for name, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
-        try:
-            with open(f"/proc/{pid}/net/{name}", encoding="ascii") as file:
-                rows = [line.split() for line in file][1:]
-        except OSError:
-            continue
-        for row in rows:
-            if row[3] == _LISTENS:
-                digits, _, port = row[1].partition(":")
-                # Words of 32 bits, in the byte order of this machine.
-                packed = b"".join(
-                    int(digits[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(digits), 8)
-                )
-                yield socket.inet_ntop(family, packed), int(port, 16), int(row[9])
 
 
 def _overlap(one: str, other: str) -> bool:

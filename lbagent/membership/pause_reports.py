@@ -150,7 +150,7 @@ def merge_reports(
     draft = MembershipDraft(membership)
     for clock in (USER, QUERY):
         if draft.clocks.get(clock, 0) > clocks.get(clock, draft.clocks.get(clock, 0)):
-            draft.causes.append(f"the {clock} clock of Serf started anew")
+            draft.causes.append(f"new Serf cluster: its {clock} clock starts over")
             draft.restart_clock(clock)
     knows_all = is_complete(membership)
     for report in reports:
@@ -185,7 +185,7 @@ def _merge_report(draft: MembershipDraft, report: PauseReport, by: str, now: int
     if not (known.present or known.heard or known.pause):
         # The node is gone. Only its addresses at the commands count, so that all load balancers pause the same hosts.
         known = known._replace(address=next(iter(report.addresses), ""), elsewhere=())
-    base = report.rebuilt_pause and report.rebuilt_pause._replace(by=f"told by {by}")
+    base = report.rebuilt_pause and report.rebuilt_pause._replace(by=f"reported by {by}")
     address = known.address or (report.addresses[0] if report.addresses else "")
     reported_addresses = report.addresses if report.name == known.name and not known.present else ()
     elsewhere = pauses.merge_addresses(known.elsewhere, reported_addresses)
@@ -196,7 +196,7 @@ def _merge_report(draft: MembershipDraft, report: PauseReport, by: str, now: int
         heard=heard,
         pause=known.pause or (None if heard else base),
     )
-    member = pauses.update_pause(member, now, f"told by {by}")
+    member = pauses.update_pause(member, now, f"reported by {by}")
     draft.members.put(member)
     if member.pause and (known.pause is None or known.pause.until != member.pause.until):
         draft.causes.append(f"sync: {known.name} is paused on {by}")

@@ -43,7 +43,7 @@ def merge_member_list(
     others = [one for one in listing.members if one.name != myself]
     for kind, lines in _build_event_lines(draft, others).items():
         apply_member_event(draft, MemberEvent(kind, tuple(lines), (), exact=True), now)
-    draft.add_cause("not in serf's list any more:", _mark_lost(draft, listing, now, force=force))
+    draft.add_cause("no longer listed by Serf:", _mark_lost(draft, listing, now, force=force))
     causes = tuple(f"sync: {cause}" for cause in draft.causes)
     return UpdateResult(draft.membership, {}, causes, draft.all_warnings)
 

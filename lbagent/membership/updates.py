@@ -168,22 +168,19 @@ class MembershipDraft:
         Adds nothing where `names` is empty.
         """
         if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            self.causes.append(f"{what} {names[0]}{more}")
+            self.causes.append(f"{what} {_format_names(names)}")
 
     @property
     def all_warnings(self) -> tuple[str, ...]:
         """All warnings to log, in full sentences."""
         if self.expired_pauses:
-            more = f" and {len(self.expired_pauses) - 1} more" if len(self.expired_pauses) > 1 else ""
-            words = "it had ended before it arrived; where it was sent just now, compare the clocks of both hosts"
-            self.warnings.append(f"pause of {self.expired_pauses[0]}{more}: {words}")
+            words = "it ended before it arrived; if it was sent just now, compare the clocks of both hosts"
+            self.warnings.append(f"pause of {_format_names(self.expired_pauses)}: {words}")
             self.expired_pauses.clear()
         if not self._rejected:
             return (*self.warnings,)
-        more = f" and {len(self._rejected) - 1} more are" if len(self._rejected) > 1 else " is"
-        words = f"node {self._rejected[0]}{more} not enrolled: {MEMBERS_LIMIT} members are known already"
-        return (*self.warnings, words)
+        words = f"not added, as {MEMBERS_LIMIT} members are known; run `lbagent forget` for nodes that no longer exist"
+        return (*self.warnings, f"node {_format_names(self._rejected)}: {words}")
 
     def is_full_of_unknown(self, *, paused: bool) -> bool:
         """Return whether no more unknown nodes can be remembered: paused ones, or resumed ones."""
@@ -365,7 +362,7 @@ def _record_ltime(draft: MembershipDraft, command: Command, now: int, serf_clock
     highest = draft.clocks.get(command.clock, 0)
     if command.ltime <= highest and serf_clocks.get(command.clock, highest + 1) <= highest:
         # The cluster was started anew and counts from 1 again: the LTimes of the old cluster order nothing now.
-        draft.causes.append(f"the {command.clock} clock of Serf started anew")
+        draft.causes.append(f"new Serf cluster: its {command.clock} clock starts over")
         draft.restart_clock(command.clock)
     draft.record_ltime(command.clock, command.ltime, now)
 
@@ -397,9 +394,14 @@ def _explain_not_remembered(draft: MembershipDraft, command: Command, address: s
     if address and (count := sum(one.address == address and one.present for one in draft.members.values())):
         return f"{count} nodes have the address {address}: name one of them"
     if not NAME.fullmatch(command.name):
-        return f"no node has the address {address}" if address else "not a node name"
+        return f"no node has the address {address}" if address else "invalid node name"
     full = draft.is_full_of_unknown(paused=command.verb == "pause")
     return "too many unknown nodes are paused" if full else None
+
+
+def _format_names(names: Sequence[str]) -> str:
+    """Return the first name and the number of further names, such as `web01 and 2 more`."""
+    return f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]
 
 
 def _make_pause(command: Command, raw: RawEvent, present: Pause | None) -> Pause:
@@ -412,4 +414,5 @@ def _describe_sender(command: Command, raw: RawEvent) -> str:
     if command.clock == TYPED:
         return f"operator on {raw.self_name}"
     way = "user event" if command.clock == "user" else "query"
-    return f"operator on {command.by}, by {way}" if command.by else way
+    user, _, name = command.by.rpartition("@")
+    return f"{user or 'operator'} on {name}, by {way}" if name else way

@@ -79,6 +79,17 @@ def count_quarantined(membership: Membership) -> int:
     return sum(member.quarantine is not None for member in as_table(membership.members).special.values())
 
 
+def count_paused(membership: Membership) -> int:
+    """Return the number of present members that are paused."""
+    return sum(membership.members[name].present for name in find_paused(membership))
+
+
+def find_pause_starts(membership: Membership) -> dict[str, int]:
+    """Return when each pause of a present member began, in epoch seconds; a pause by the tag has no start."""
+    special = as_table(membership.members).special.values()
+    return {member.name: member.pause.since for member in special if member.pause and member.present}
+
+
 def _list_exceptional_nodes(table: Table) -> dict[str, list[tuple[str, str, str]]]:
     """Return name, state and address of the failed and quarantined nodes, by role."""
     found: dict[str, list[tuple[str, str, str]]] = {}

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import yaml
 
-from lbagent.names import NAME, SERVICE, TAG_VALUE
+from lbagent.names import NAME, SERVICE, TAG_RULE
 from lbagent.roles.model import (
     DEFAULT_CONFIG,
     DEFAULT_INTERVAL,
@@ -107,7 +107,7 @@ class Choice:
         word = text.lower() if self.ignore_case else text
         if word not in self.values:
             near = find_nearest(text, self.values)
-            reader.note(node, path, f"{text[:40]!r} is unknown", f"did you mean {near}?" if near else right)
+            reader.note(node, path, f"unknown value {text[:40]!r}", f"did you mean {near}?" if near else right)
             return None
         return self.values[word]
 
@@ -207,7 +207,7 @@ class Networks:
             right = f"write [{node.value[:60].strip()}]"
         items = reader.read_texts(node, path, right)
         if items is not None and not items:
-            reader.note(node, path, "is an empty list, which no address is in", "name networks, or remove the key")
+            reader.note(node, path, "is an empty list, so no address is allowed", "list networks, or remove the key")
         networks: list[str] = []
         for item, text in items or ():
             try:
@@ -241,7 +241,7 @@ class Text:
         try:
             return Template(text)
         except ValueError:
-            reader.note(node, path, f"{text[:60]!r} has {_explain_template(text)}", _suggest_template(text))
+            reader.note(node, path, f"{text[:60]!r} {_explain_template(text)}", _suggest_template(text))
         return None
 
     @property
@@ -418,10 +418,10 @@ def _suggest_network(text: str, right: str) -> str:
 
 def _explain_template(text: str) -> str:
     if "#" in text:
-        return "a # in it, where HAProxy begins a comment"
+        return "contains #, which begins a comment in haproxy.cfg"
     if not (text.isascii() and text.isprintable()):
-        return "a character in it that is not printable ASCII"
-    return "an open brace" if text.count("{") != text.count("}") else "an unknown placeholder"
+        return "contains a character that is not printable ASCII"
+    return f"contains an {'unmatched brace' if text.count('{') != text.count('}') else 'unknown placeholder'}"
 
 
 def _suggest_template(text: str) -> str:
@@ -436,7 +436,7 @@ def _suggest_template(text: str) -> str:
     if braces and braces[2] is not None and find_nearest(braces[1], ("tag",)) and braces[1] != "tag":
         return "did you mean {tag:" + braces[2] + (braces[3] or "") + "}?"
     if braces and braces[1] == "tag":
-        return f"a tag's name and default are {TAG_VALUE.pattern}"
+        return f"for a tag and its default, use {TAG_RULE}"
     return "write it as in {tag:port|8080}" if text.count("{") != text.count("}") else f"use {PLACEHOLDERS}"
 
 

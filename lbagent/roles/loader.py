@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import yaml
 
 from lbagent.errors import RolesRefused
-from lbagent.names import NAME, SERVICE
+from lbagent.names import NAME, NAME_RULE, SERVICE, SERVICE_RULE
 from lbagent.roles import yaml_text
 from lbagent.roles.keys import HAPROXY_KEYS, ROLE_KEYS, SERVICE_KEYS, TOP_KEYS, Key
 from lbagent.roles.model import DEFAULT_OPTIONS, HaproxySettings, Pair, Role, Roles, Service, Template
@@ -88,7 +88,7 @@ class _File(Reader):
                 and isinstance(value, yaml.MappingNode)
                 and "port" not in _list_key_names(value)
             ):
-                self.note(key, f"services.{name}", "is not a service", f"indent {name}: as far as services:")
+                self.note(key, f"services.{name}", "is not a service", f"indent {name}: like services:")
                 top[name] = (key, value)
                 self.unread.add(name)
         return top
@@ -105,7 +105,7 @@ class _File(Reader):
     def _note_unknown_top_key(self, key: yaml.Node) -> None:
         name = str(key.value)
         near = find_nearest(name, TOP_KEYS)
-        fix = f"did you mean {near}?" if near else f"a role belongs below roles: (known here: {', '.join(TOP_KEYS)})"
+        fix = f"did you mean {near}?" if near else f"use one of: {', '.join(TOP_KEYS)}; roles belong below roles:"
         self.note(key, name, "unknown key", fix)
 
     def _read_part(self, top: Items, name: str, fix: str) -> Items | None:
@@ -135,8 +135,8 @@ class _File(Reader):
         if name in self.unread:
             return Service(name, Template("1"), Template(""))
         if not SERVICE.fullmatch(name) or name == "none":
-            problem = "is reserved" if name == "none" else "is not a name for a service"
-            self.note(key, path, problem, f"use {SERVICE.pattern}, but not none")
+            problem = "reserved name" if name == "none" else "invalid service name"
+            self.note(key, path, problem, f"use {SERVICE_RULE}")
         port = node.value if isinstance(node, yaml.ScalarNode) and node.value.isdigit() else "80"
         found = self.read_items(node, path, f"write {name}: {{port: {port}}}") or {}
         if isinstance(node, yaml.MappingNode) and "port" not in found and not self._has_misspelled(found, "port"):
@@ -156,7 +156,7 @@ class _File(Reader):
 
     def _read_role(self, name: str, key: yaml.Node, node: yaml.Node, path: str) -> Role:
         if not NAME.fullmatch(name):
-            self.note(key, path, "is not a name for a role", f"use {NAME.pattern}")
+            self.note(key, path, "invalid role name", f"use {NAME_RULE}")
         services = [one for one in self._services if one != "none"] or ["SERVICE"]
         example = f"{{SECTION: [{services[0]}]}}"
         if isinstance(node, yaml.SequenceNode):
@@ -177,7 +177,7 @@ class _File(Reader):
             self.note_unknown_key(key, path, _RESERVED)
             return ()
         if not NAME.fullmatch(section):
-            self.note(key, path, "is not a name for a section", f"use {NAME.pattern}")
+            self.note(key, path, "invalid section name", f"use {NAME_RULE}")
             return ()
         if not isinstance(node, yaml.SequenceNode):
             self._note_no_list(section, node, path)
@@ -190,7 +190,7 @@ class _File(Reader):
             if service in names[:at]:
                 self.note(item, path, f"service {service[:60]!r} appears twice", "remove one")
             if service == "none" and len(names) > 1:
-                self.note(item, path, "none is listed beside services", "remove one or the other")
+                self.note(item, path, "lists none together with services", "remove none, or the services")
         return tuple(service for service in dict.fromkeys(names) if service != "none")
 
     def _is_misspelled(self, section: str, node: yaml.Node) -> bool:
@@ -231,7 +231,7 @@ class _File(Reader):
             if other != pair:
                 keys = {str(key.value): key for key, _ in nodes[name][1].value}
                 marker = f"# additional-{pair.middle}-server"
-                problem = f"the marker {marker!r} could mean {pair} or {other}"
+                problem = f"marker {marker!r} is ambiguous, it could mean {pair} or {other}"
                 self.note(keys.get(pair.section), f"{prefix}{name}.{pair.section}", problem, "rename one")
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from lbagent.names import TAG_VALUE, canonical_address, role_names
+from lbagent.names import TAG_RULE, TAG_VALUE, canonical_address, role_names
 
 DEFAULT_OPTIONS = "check inter {interval} rise 2 fall 2"
 DEFAULT_INTERVAL = "2s"
@@ -40,12 +40,10 @@ class Template:
     def __init__(self, text: str) -> None:
         """Parse `text`. Raises ValueError, with a message for the operator, if it cannot be part of a line."""
         if not (text.isascii() and text.isprintable()) or "#" in text:
-            msg = "only printable ASCII without '#' can stand in a server line"
-            raise ValueError(msg)
+            raise ValueError("not printable ASCII, or contains '#'")
         rest = _PLACEHOLDER.sub("", text)
         if "{" in rest or "}" in rest:
-            msg = f"a brace outside of {PLACEHOLDERS}"
-            raise ValueError(msg)
+            raise ValueError(f"a brace outside of {PLACEHOLDERS}")
         self.text = " ".join(text.split(" ")).strip()
         self._parts = _PLACEHOLDER.search(text) is not None
         self.needs_tags = "{tag:" in text
@@ -68,11 +66,9 @@ class Template:
             # An empty value would make HAProxy read the next word as the value of the keyword before it.
             given: str | None = values["role"] if tag == "role" else tags.get(tag) or default
             if given is None:
-                msg = f"its tag {tag!r} is not set"
-                raise MissingTag(msg)
+                raise MissingTag(f"its tag {tag!r} is not set")
             if given != default and not allowed.fullmatch(given):
-                msg = f"its tag {tag!r} is {given[:40]!r}, not {allowed.pattern}"
-                raise MissingTag(msg)
+                raise MissingTag(f"its tag {tag!r} is invalid: {given[:40]!r}; use {TAG_RULE}")
             return given
 
         return _PLACEHOLDER.sub(value, self.text)
@@ -90,8 +86,7 @@ class Service(NamedTuple):
         text = self.port.fill(values, tags)
         port = parse_port(text, LARGEST_PORT)
         if port is None:
-            msg = f"port {text[:40]!r} is not 1 to {LARGEST_PORT}"
-            raise MissingTag(msg)
+            raise MissingTag(f"invalid port {text[:40]!r}; use 1 to {LARGEST_PORT}")
         return port
 
 
@@ -121,8 +116,7 @@ class Role(NamedTuple):
         text = self.address.fill(self.build_values(node), tags, _ADDRESS_TAG)
         address = canonical_address(text)
         if address is None:
-            msg = f"address {text[:60]!r} is not an IP address"
-            raise MissingTag(msg)
+            raise MissingTag(f"address {text[:60]!r} is not an IP address")
         return address
 
 

@@ -52,11 +52,11 @@ class Reader:
                 self.note(node, path, f"{quoted} needs quotes", f'write "{quoted}"')
             else:
                 kind = "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"
-                self.note(node, path, f"is {kind}, not one value", fix)
+                self.note(node, path, f"is {kind}, not a single value", fix)
             return None
         text: str = node.value
         if any(character < " " for character in text):
-            self.note(node, path, f"{text[:_SHORT]!r} holds a control character", fix)
+            self.note(node, path, f"{text[:_SHORT]!r} contains a control character", fix)
         elif len(text) > _SCALAR_LIMIT:
             self.note(node, path, f"has {len(text)} characters", f"use at most {_SCALAR_LIMIT}")
         elif not text.strip() and not empty:
@@ -84,18 +84,18 @@ class Reader:
         found: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                self.note(key, path, "a key is not a word", "write KEY: VALUE")
+                self.note(key, path, "invalid key", "write KEY: VALUE")
                 continue
             name = str(key.value)
             if not name.strip() or any(character < " " for character in name) or len(name) > _SCALAR_LIMIT:
-                self.note(key, path, f"the key {name[:_SHORT]!r} is not a word", "write KEY: VALUE")
+                self.note(key, path, f"invalid key {name[:_SHORT]!r}", "write KEY: VALUE")
                 continue
             glued = _GLUED.match(name)
             if glued:
                 self.note(
                     key,
                     f"{path}.{glued[1]}".lstrip("."),
-                    "a space is missing after :",
+                    "missing space after ':'",
                     f"write {glued[1]}: with a space after it",
                 )
                 self.unread.add(glued[1])
@@ -103,7 +103,7 @@ class Reader:
             if name in found:
                 first = found[name][0].start_mark.line + 1
                 self.note(
-                    key, f"{path}.{name}".lstrip("."), "appears twice", f"remove one; the first is in line {first}"
+                    key, f"{path}.{name}".lstrip("."), "duplicate key", f"remove one, the first is in line {first}"
                 )
                 continue
             found[name] = (key, value)
@@ -114,7 +114,7 @@ class Reader:
         name = str(key.value)
         before, colon, behind = name.partition(":")
         if colon and before in known:
-            self.note(key, path, "a space is missing after :", f"write {before}: {behind}")
+            self.note(key, path, "missing space after ':'", f"write {before}: {behind}")
             return
         near = find_nearest(name, known)
         fix = f"did you mean {near}?" if near else f"use one of: {', '.join(known)}"

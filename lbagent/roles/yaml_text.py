@@ -134,7 +134,7 @@ def _explain_unreadable(content: bytes, error: yaml.reader.ReaderError) -> Mista
         content.decode("utf-8")
     except UnicodeError:
         return Mistake(line, column, "", "is not UTF-8 text", "save it as UTF-8")
-    return Mistake(line, column, "", "holds a control character", "remove it")
+    return Mistake(line, column, "", "contains a control character", "remove it")
 
 
 def _diagnose(lines: list[str], error: yaml.YAMLError) -> _Repair:
@@ -142,14 +142,14 @@ def _diagnose(lines: list[str], error: yaml.YAMLError) -> _Repair:
     mark = getattr(error, "problem_mark", None)
     words = str(getattr(error, "problem", None) or error)
     if mark is None:
-        return _Repair([Mistake(0, 0, "", f"is not YAML: {' '.join(words.split())}", "")])
+        return _Repair([Mistake(0, 0, "", f"invalid YAML: {' '.join(words.split())}", "")])
     at, column = min(mark.line, len(lines) - 1), mark.column
     for diagnose in _DIAGNOSES:
         repair = diagnose(lines, at, column, error)
         if repair:
             return repair
     return _Repair(
-        [Mistake(at + 1, column + 1, _find_key_path(lines, at), f"is not YAML: {' '.join(words.split())}", "")]
+        [Mistake(at + 1, column + 1, _find_key_path(lines, at), f"invalid YAML: {' '.join(words.split())}", "")]
     )
 
 
@@ -209,9 +209,9 @@ def _diagnose_open_quote(lines: list[str], at: int, column: int, error: yaml.YAM
         where = getattr(error, "problem_mark", mark)
         if where.line >= len(lines):
             return None
-        fix = "use single quotes, where a backslash is only a backslash"
+        fix = "use single quotes, in which a backslash has no meaning"
         mistake = Mistake(
-            where.line + 1, where.column + 1, _find_key_path(lines, mark.line), "an unknown escape sequence", fix
+            where.line + 1, where.column + 1, _find_key_path(lines, mark.line), "unknown escape sequence", fix
         )
         at = lines[where.line].rfind("\\", 0, where.column + 1)
         return _Repair(
@@ -273,14 +273,14 @@ def _diagnose_extra_closer(lines: list[str], at: int, column: int, error: yaml.Y
     closer = line[column : column + 1]
     if not closer or closer not in "]}":
         return None
-    mistake = Mistake(at + 1, column + 1, _find_key_path(lines, at), f"one {closer} too many", "remove it")
+    mistake = Mistake(at + 1, column + 1, _find_key_path(lines, at), f"unmatched {closer}", "remove it")
     return _Repair([mistake], [_replace_line(lines, at, line[:column] + line[column + 1 :])])
 
 
 def _diagnose_two_documents(lines: list[str], at: int, column: int, error: yaml.YAMLError) -> _Repair | None:
     if "another document" not in str(getattr(error, "problem", "")):
         return None
-    mistake = Mistake(at + 1, column + 1, "", "a second document begins", "remove the line ---")
+    mistake = Mistake(at + 1, column + 1, "", "begins a second YAML document", "remove the line ---")
     return _Repair([mistake], ["\n".join([*lines[:at], "", *lines[at + 1 :]])])
 
 
@@ -309,7 +309,7 @@ def _diagnose_missing_blank(lines: list[str], at: int, column: int, error: yaml.
             start = len(found["before"])
             fix = f"write {found['before'].strip()} {found['value'].strip()}"
             mistake = Mistake(
-                number + 1, start, _find_key_path(text.split("\n"), number), "a space is missing after :", fix
+                number + 1, start, _find_key_path(text.split("\n"), number), "missing space after ':'", fix
             )
             return _Repair([mistake], [text])
         if number < at and lines[number].strip():
@@ -341,10 +341,10 @@ def _diagnose_indentation(lines: list[str], at: int, column: int, error: yaml.YA
     texts = [_move_block(lines, at, indent, level) for level in levels]
     texts += [_replace_line(lines, at, " " * level + line.lstrip(" ")) for level in levels]
     right = " or ".join(f"{level}" for level in sorted(levels) if level or len(levels) == 1 or indent <= 1)
-    fix = f"indent it like a line above, by {right} spaces"
+    fix = f"indent it by {right} spaces"
     path = _find_key_path(texts[0].split("\n"), at)
     return _Repair(
-        [Mistake(at + 1, indent + 1, path, f"is indented by {indent} spaces, which fits no line above", fix)], texts
+        [Mistake(at + 1, indent + 1, path, f"is indented by {indent} spaces, unlike any line above", fix)], texts
     )
 
 
@@ -374,7 +374,7 @@ def _diagnose_key_without_colon(lines: list[str], at: int) -> _Repair | None:
     fix = f"write {found[1]}: {found[2] or ''}".rstrip()
     text = _replace_line(lines, at, lines[at].replace(words, fix.removeprefix("write "), 1))
     return _Repair(
-        [Mistake(at + 1, indent + 1, _find_key_path(text.split("\n"), at), "a : is missing after the key", fix)], [text]
+        [Mistake(at + 1, indent + 1, _find_key_path(text.split("\n"), at), "missing ':' after the key", fix)], [text]
     )
 
 

@@ -55,7 +55,7 @@ class Batch:
             apply_events(before, [event], {})
         except Exception as error:  # noqa: BLE001  # as above
             del self.by_name[name]
-            why = f"cannot be folded ({type(error).__name__}: {error})"
+            why = f"cannot be applied ({type(error).__name__}: {error})"
             self._log.warning(self._spool.set_aside(name, why))
 
 
@@ -77,10 +77,10 @@ def parse_stored_event(record: Record) -> ParsedEvent:
     """Return the event in a record. Raises ValueError where no handler of lbagent stored it."""
     raw = parse_record(record.content)
     if record.foreign and raw.kind == TYPED:
-        raise ValueError("holds what an operator typed, and is not root's")
+        raise ValueError("has a command of an operator, but is not root's file")
     event = parse_event(raw)
     if isinstance(event, Ignored | StatusQuery) or (isinstance(event, Command) and event.verb not in _VERBS):
-        raise ValueError(f"holds {raw.kind[:40]!r} {raw.name[:40]!r}, which is no event of ours")
+        raise ValueError(f"has {raw.kind[:40]!r} {raw.name[:40]!r}, not an event for lbagent")
     return raw, event
 
 

@@ -36,7 +36,7 @@ def run_commands(
     loop = DrainLoop(engine.spool, log)
     may_apply = may_lock(engine.paths.lock)
     if commands[0][0].kind == TYPED and not may_apply:
-        return [f"refused: this user may not write {engine.paths.lock}: as root"] * len(commands)
+        return [f"refused: this user cannot write {engine.paths.lock}; run it as root"] * len(commands)
     if not may_apply:
         return [_wait_for_other_user(raw, engine, log, wait) for raw, _ in commands]
     if allow is None:

@@ -95,11 +95,13 @@ class Engine:
             try:
                 return self._run(options, learn)
             except lock.LockLost as lost:
-                self._log.warning(f"{lost}: starting over")
+                self._log.warning(f"{lost}; starting again")
                 self.paths.prepare()
                 if not lock.acquire_again(self.paths.lock, _LOCK_WAIT):
                     raise
-        raise Busy(f"{self.paths.lock}: the lock file was removed or replaced {_ATTEMPTS} times; find out by whom")
+        raise Busy(
+            f"{self.paths.lock}: the lock file was removed or replaced {_ATTEMPTS} times; find the process that does it"
+        )
 
     def _run(self, options: RunOptions, learn: Learn | None) -> Outcome:
         self.transaction = None
@@ -193,7 +195,7 @@ class Engine:
         for note in _list_notes(transaction):
             say(note)
         for held in outcome.blocked:
-            self._log.error(f"held back: {held}; `lbagent apply --force` lets them go")
+            self._log.error(f"blocked: {held}; `lbagent apply --force` applies these removals")
         if not outcome.is_quiet:
             fields = {"outcome": outcome.verdict, "exit_status": outcome.exit_status}
             fields |= {"added": len(outcome.added), "removed": len(outcome.removed)}
@@ -212,7 +214,7 @@ class Engine:
             known = self.store.load_membership()
         except storage.Damaged as error:
             aside = self.store.set_damaged_aside()
-            self._log.warning(f"members.json {error}: kept as {aside}, rebuilt from the managed lines")
+            self._log.warning(f"members.json {error}; kept as {aside} and rebuilt from the managed lines")
             known = None
         if known is not None:
             return known, False
@@ -245,7 +247,7 @@ def _list_notes(transaction: Transaction) -> Iterator[str]:
     for member in as_table(transaction.membership.members).special.values():
         # A node whose lines this plan changes stays quarantined until the plan is applied.
         if member.quarantine and (plan is None or member.name not in plan.changes):
-            yield f"{member.name} is in quarantine: HAProxy refuses its line: {member.quarantine.reason}"
+            yield f"{member.name} is in quarantine, HAProxy refuses its line: {member.quarantine.reason}"
     yield from plan.notes if plan else ()
 
 
@@ -269,4 +271,4 @@ def withdraw_traffic(store: Store, roles: Roles, membership: Membership) -> str:
         transaction.withdraw()
     except (LbagentError, OSError):
         return ""  # the failure of the disk is the one to report
-    return f"; no new traffic reaches {', '.join(transaction.out)} all the same" if transaction.out else ""
+    return f"; no new traffic reaches {', '.join(transaction.out)}" if transaction.out else ""

@@ -61,7 +61,7 @@ def ask_peers(
     for name in names:
         page = pages.get(name)
         if page is None:
-            say(f"{name} did not tell which nodes it has paused")
+            say(f"{name} did not report its pauses")
             complete = False
         elif page.digest != pause_reports.digest_reports(known, int(time.time()), page.version):
             words: list[pause_reports.PauseReport] = []
@@ -94,7 +94,7 @@ def _fetch_all_pages(
 ) -> bool:
     for one in _fetch_pages(name, page, deadline, say):
         if one is None:
-            say(f"{name} did not tell of all nodes that it has paused")
+            say(f"{name} did not report all of its pauses")
             return False
         take(one.reports)
     return True

@@ -36,8 +36,8 @@ def explain_waiting_event(paths: Paths) -> TryAgain | None:
     """Return why an event waits that this user may only store; None during a run, which looks again at its end."""
     if is_locked(paths.lock):
         return None
-    watch = "hangs: restart it" if is_locked(paths.watch_lock) else "does not run: start it"
-    return TryAgain(f"stored, and waits: this user may not write {paths.lock}, and `lbagent watch` {watch}")
+    watch = "hangs; restart it" if is_locked(paths.watch_lock) else "is not running; start it"
+    return TryAgain(f"event stored but not applied: this user cannot write {paths.lock} and `lbagent watch` {watch}")
 
 
 def withdraw_unstored(error: NotStored, raw: RawEvent, settings: Settings, log: Log) -> NotStored:

@@ -18,7 +18,7 @@ from lbagent.errors import LbagentError, ReloadPostponed, RolledBack, TryAgain
 from lbagent.haproxy import config_files
 from lbagent.membership.model import Membership
 from lbagent.membership.storage import Damaged
-from lbagent.metrics import Last
+from lbagent.metrics import INTERRUPTED, RELOAD_BOUNDS, RUN_BOUNDS, Last, PeerCounts
 from lbagent.outcome import Outcome, Verdict
 from lbagent.planning import services
 from lbagent.planning.plan import Plan
@@ -27,7 +27,7 @@ from lbagent.run import batch
 from lbagent.run.transaction import Transaction
 from lbagent.serf.events import Command
 from lbagent.state import answers
-from lbagent.state.lock import is_locked
+from lbagent.state.lock import is_held, is_locked
 from lbagent.state.spool import Spool
 from lbagent.state.store import Store
 from lbagent.system.log import Log, format_error
@@ -84,7 +84,7 @@ class Recorder:
             self._store.save_last(last)
             self._store.publish_metrics(metrics.format_metrics(self._collect_numbers(last, live)))
         except Exception as failure:  # noqa: BLE001  # a full disk or a defect must not change the outcome
-            self._log.info(f"what is told of this run was not written: {format_error(failure)}")
+            self._log.info(f"history and metrics not written: {format_error(failure)}")
 
     @property
     def _plan(self) -> Plan | None:
@@ -105,7 +105,7 @@ class Recorder:
         if self.transaction is None:
             return
         for why in self.transaction.reasons:
-            self._log.info(f"not said without a reload: {why}")
+            self._log.info(f"reload needed: {why}")
         if isinstance(error, ReloadPostponed):
             if partly := self.transaction.partly:
                 self._append_history(partly.verdict, partly.message, reloaded=partly.reloaded)
@@ -121,7 +121,7 @@ class Recorder:
         plan = self._plan
         self._store.append_history(
             {
-                "why": "; ".join(self.causes) or "what was known already",
+                "why": "; ".join(self.causes) or "no new events",
                 "added": plan.added if plan else (),
                 "removed": plan.removed if plan else (),
                 "outcome": outcome,
@@ -146,6 +146,7 @@ class Recorder:
         now = int(time.time())
         status = self._find_exit_status(error)
         last = self._store.load_last()._replace(run=now, status=status, words=self._format_result(error))
+        last = self._count_run(last, now, self._find_verdict(error))
         if status == 0:
             last = last._replace(success=now)
         if self.heard:
@@ -154,6 +155,8 @@ class Recorder:
             last = last._replace(sync=now, sync_failing=None, sync_words="")
         elif self.unknown:
             last = last._replace(sync_failing=last.sync_failing or now, sync_words=_shorten(format_error(self.unknown)))
+        if self.synced or self.unknown:
+            last = last._replace(peers=self._count_peers() or last.peers)
         plan = self._plan
         is_as_planned = bool(plan and live and live.texts == plan.after)
         if plan and is_as_planned and plan.after != plan.before:
@@ -163,6 +166,34 @@ class Recorder:
         if (failed and not isinstance(error, ReloadPostponed)) or (self.outcome and self.outcome.reloaded):
             last = last._replace(reload=now, reload_good=not failed)
         return last
+
+    def _count_run(self, last: Last, now: int, verdict: str) -> Last:
+        """Return `last` with this run counted in its totals."""
+        haproxy = self.transaction.haproxy if self.transaction else None
+        if haproxy and haproxy.reload_seconds is not None:
+            last = last._replace(reload_seconds=last.reload_seconds.add(haproxy.reload_seconds, RELOAD_BOUNDS))
+        return last._replace(
+            heartbeat=now if is_held(self._store.paths.watch_lock) else last.heartbeat,
+            runs={**last.runs, verdict: last.runs.get(verdict, 0) + 1},
+            ended={**last.ended, verdict: now},
+            run_seconds=last.run_seconds.add(time.monotonic() - self._started, RUN_BOUNDS),
+        )
+
+    def _count_peers(self) -> PeerCounts | None:
+        """Return the numbers of the other load balancers, as the last sync that could ask Serf has stored them."""
+        if (found := self._store.load_peers()) is None:
+            return None
+        return PeerCounts(
+            len(found.peers),
+            sum(peer.answers for peer in found.peers),
+            sum(peer.equal is False for peer in found.peers),
+        )
+
+    def _find_verdict(self, error: BaseException | None) -> str:
+        error = error or self.unknown
+        if isinstance(error, LbagentError | OSError):
+            return getattr(error, "outcome", LbagentError.outcome)
+        return self.outcome.verdict if self.outcome and not error else INTERRUPTED
 
     def _format_result(self, error: BaseException | None) -> str:
         if isinstance(error, LbagentError | OSError):
@@ -180,6 +211,7 @@ class Recorder:
     def _collect_numbers(self, last: Last, live: CurrentConfig | None) -> metrics.Numbers:
         membership, plan = self._find_membership(), self._plan
         haproxy = self.transaction.haproxy if self.transaction else None
+        oldest = self._spool.find_oldest_time()
         numbers = metrics.Numbers(
             lbagent.__version__,
             last.run or 0,
@@ -188,6 +220,7 @@ class Recorder:
             old_workers=haproxy.old_workers if haproxy else None,
             blocked=sum(held.lines for held in plan.blocked) if plan else 0,
             pending=len(self._spool.list_names()),
+            oldest_event=None if oldest is None else int(oldest),
             bad=_count_files(self._store.paths.bad),
             daemon=is_locked(self._store.paths.watch_lock),
         )
@@ -197,6 +230,8 @@ class Recorder:
             servers=live.count_servers(self.roles, membership) if live and self.roles else None,
             members=services.count_statuses(membership),
             quarantined=services.count_quarantined(membership),
+            paused=services.count_paused(membership),
+            pauses=services.find_pause_starts(membership),
         )
 
     def _find_membership(self) -> Membership | None:

@@ -93,10 +93,10 @@ def judge_command(command: Command, membership: Membership, plan: Plan | None) -
         return (
             f"{NOT_YET}: {operator_notes[0]}"
             if out and operator_notes
-            else (DONE if out else "refused: a later resume was heard")
+            else (DONE if out else "refused: a later resume was received")
         )
     if out:
-        return STILL_PAUSED if _is_paused_by_tag(member, membership) else "refused: a later pause was heard"
+        return STILL_PAUSED if _is_paused_by_tag(member, membership) else "refused: a later pause was received"
     return f"{NOT_YET}: {notes[0]}" if notes and not operator_notes and not _has_line(member, plan) else DONE
 
 
@@ -126,7 +126,7 @@ def _explain_pending(verb: str, host_names: frozenset[str], transaction: Transac
             continue
         why = transaction.explain_refusal(node)
         servers = ", ".join(map(config.format_target, sorted(there)))
-        more = f"; no new traffic reaches {servers} all the same" if verb == "pause" and out else ""
+        more = f"; no new traffic reaches {servers}" if verb == "pause" and out else ""
         return f"{NOT_YET}: {why}{more}" if why else QUEUED
     return ""
 
@@ -148,8 +148,8 @@ def _format_unconfirmed(outcome: Outcome) -> str:
 
 def _list_pause_notes(member: Member, host_names: frozenset[str], transaction: Transaction, roles: Roles) -> list[str]:
     """Return what the sender of a completed pause should know."""
-    count = _count_sessions(member, roles)
-    notes = [f"{count} {'session' if count == 1 else 'sessions'} still open"] if count else []
+    count = count_sessions(member, transaction.membership, roles, count_connections())
+    notes = [format_open_sessions(count)] if count else []
     document = config_files.read_config(roles.haproxy).document
     now = planning_services.ServingServers(document, config_files.query_server_states(document))
     services = planning_services.find_unserved(now, roles, transaction.membership, host_names)
@@ -160,9 +160,25 @@ def _list_pause_notes(member: Member, host_names: frozenset[str], transaction: T
     )
 
 
-def _count_sessions(member: Member, roles: Roles) -> int:
-    """Return the connections from this host to the ports of the node: after a reload only the kernel has all."""
-    ports = list_serving_ports(roles, member)
-    return sum(
-        count for (address, port), count in count_connections().items() if address == member.address and port in ports
-    )
+def count_sessions(
+    member: Member, membership: Membership, roles: Roles, connections: Mapping[tuple[str, int], int]
+) -> int:
+    """Return how many of these connections, by remote address and port, go to the services of this node's host.
+
+    Connections of the kernel, as after a reload no HAProxy process knows those of all workers.
+    """
+    names = list_host_names(member, membership)
+    ports = {port for name in names if (one := membership.members.get(name)) for port in list_serving_ports(roles, one)}
+    return sum(count for (address, port), count in connections.items() if address == member.address and port in ports)
+
+
+def format_open_sessions(count: int) -> str:
+    """Return the number of open sessions as words: `3 sessions still open`."""
+    return f"{count} session{'' if count == 1 else 's'} still open" if count else "no session open"
+
+
+def parse_open_sessions(words: str) -> int:
+    """Return the number of open sessions in the answer to a pause."""
+    found = next((part for part in words.split(", ") if part.endswith(" still open")), "")
+    number = found.partition(" ")[0]
+    return int(number) if number.isascii() and number.isdigit() else 0

@@ -39,9 +39,9 @@ from lbagent.state.store import Failure, Served, ServersInMaintenance, Store
 ATTEMPTS = 5
 """How often other processes may save haproxy.cfg during a run before the run gives up."""
 
-_DIFFERS = "HAProxy served something else"
+_DIFFERS = "HAProxy differed from haproxy.cfg"
 
-_UNFIXED = "still ", "not compared: "
+_UNFIXED = "not fixed: ", "not compared: "
 
 _PATIENCE = 5.0
 """Seconds that a new worker may take until it answers on its stats socket."""
@@ -92,8 +92,8 @@ class Rollout:
         wait = 60 * min(2 ** (failure.times - 1), _RETRY_WAIT_LIMIT)
         rest = failure.at + wait - int(time.time())
         return (
-            f"not tried again yet: {failure.words}; in {rest} s, with `lbagent apply --force`,"
-            " or when haproxy.cfg or roles.yml changes"
+            f"reload postponed: {failure.words}; next attempt in {rest} s, with `lbagent apply --force`,"
+            " or after an edit of haproxy.cfg or roles.yml"
             if 0 < rest <= wait  # a longer rest means that the clock was ahead
             else None
         )
@@ -152,12 +152,12 @@ class Rollout:
         if changes is None or self.reasons:
             return None
         if not changes.sure:
-            self.reasons.append("what HAProxy serves is not known to be what stood in haproxy.cfg")
+            self.reasons.append("HAProxy may not run the servers of haproxy.cfg")
         self.reasons += [f"{'/'.join(key)}: {why}" for key, why in changes.needs_reload.items()]
         if changes.has_too_many_left and not owing:
-            self.reasons.append("too many servers are left behind in maintenance")
+            self.reasons.append("too many removed servers are still in maintenance")
         if self.reasons or not changes.admit_servers():
-            self.reasons += [changes.problems or "not everything was taken"] if not self.reasons else []
+            self.reasons += [changes.problems or "HAProxy did not accept every command"] if not self.reasons else []
             return None
         if amiss := self._explain_differences():
             self.reasons.append(amiss)
@@ -167,7 +167,7 @@ class Rollout:
         self._store.save_served(Served(wanted.digest, changes.worker, failure, changes.left))
         if changes.delete_left():
             self._store.save_served(Served(wanted.digest, changes.worker, failure, changes.left))
-        return RolloutResult(f"said to HAProxy worker {changes.worker.pid} without a reload", reloaded=False)
+        return RolloutResult(f"applied to HAProxy (worker {changes.worker.pid}) without a reload", reloaded=False)
 
     def reload(self, wanted: Plan) -> RolloutResult:
         """Reload HAProxy and confirm it. Raises RolledBack, TryAgain."""
@@ -178,10 +178,10 @@ class Rollout:
             self._roll_back(wanted, str(error))
         self._store.save_served(Served(wanted.digest, worker))
         if worker is None:
-            return RolloutResult("HAProxy does not run", Verdict.WRITTEN, running=False, reloaded=False)
+            return RolloutResult("HAProxy is not running", Verdict.WRITTEN, running=False, reloaded=False)
         differs = [why for why in self.reasons if why.startswith(_DIFFERS)]
         return RolloutResult(
-            "; ".join([f"HAProxy worker {worker.pid} serves it", *differs, *self._fix_differences(worker)])
+            "; ".join([f"HAProxy reloaded, worker {worker.pid}", *differs, *self._fix_differences(worker)])
         )
 
     def compare_and_fix(self, wanted: Plan, requested: Plan, worker: Worker, *, urgent: bool) -> tuple[str, bool]:
@@ -245,7 +245,7 @@ class Rollout:
             still = changes.find_differences()
         except SessionError as error:
             return [f"not compared: {error}"]
-        return [f"{'still' if key in still else 'mended:'} {why}" for key, why in found.items()]
+        return [f"{'not fixed' if key in still else 'fixed'}: {why}" for key, why in found.items()]
 
     def _make_failure_key(self) -> str:
         surroundings = quarantine.fingerprint_context(self._seen.document, self._roles)
@@ -271,13 +271,13 @@ class Rollout:
             texts = wanted.before if same else restore_managed_lines(now.document, previous)
             with now.stage(texts) as paths:
                 if not same and (why := self._haproxy.find_refusal(paths, now.names)):
-                    raise kind(f"{words}; the previous managed lines cannot be put back: {why}")
+                    raise kind(f"{words}; the previous managed lines cannot be restored: {why}")
                 if now.is_unchanged and now.swap(paths, keep=False):
                     back = Document([("", text) for text in texts]).compute_digest() == previous.compute_digest()
-                    part = f"in {now.targets[0].given}{'' if back else ', where their markers still stand'}"
-                    raise kind(f"{words}; the previous managed lines are back {part}")
+                    part = f"in {now.targets[0].given}{'' if back else ', at the markers that are still there'}"
+                    raise kind(f"{words}; the previous managed lines are restored {part}")
         path = ", ".join(self._roles.haproxy.config)
-        raise kind(f"{words}; {path} is being edited by others, the new managed lines still stand in it")
+        raise kind(f"{words}; {path} keeps changing, the new managed lines are still in it")
 
     def _find_last_confirmed(self) -> Document:
         kept = config_files.read_previous(self._seen)
@@ -376,12 +376,14 @@ class RuntimeChanges:
         managed = {(proxy.name, line.name) for proxy in document.proxies for line in proxy.managed}
         for key, line in map(parse_change, wanted.removed):
             if line and key not in managed:
-                self._difference.needs_reload[key] = "was written by hand"
+                self._difference.needs_reload[key] = "was an operator's line"
         before = config.list_uncertain_servers(document)
         if document.conditional or before:
             then = config.list_uncertain_servers(document.reread(wanted.after))
             changed = {key for key in (*before, *then) if before.get(key) != then.get(key)}
-            self._difference.needs_reload |= dict.fromkeys(changed, "only HAProxy knows whether it has it, and where")
+            self._difference.needs_reload |= dict.fromkeys(
+                changed, "an .if or a variable decides whether HAProxy has it"
+            )
         going = {key: line for key, line in here.items() if key not in self._wanted}
         there = {(key[0], *split_server_line(line)[:2]) for key, line in self._wanted.items()}
         self._renamed = {key: line for key, line in going.items() if (key[0], *split_server_line(line)[:2]) in there}
@@ -554,5 +556,5 @@ def open_runtime_changes(
     talk = session.open_session(settings, worker)
     capabilities = find_capabilities(talk.version)
     if capabilities is None:
-        raise SessionError(f"HAProxy {talk.version}: too old for servers that are added without a reload")
+        raise SessionError(f"HAProxy {talk.version}: too old to add servers without a reload")
     return RuntimeChanges(store, worker, talk, capabilities, left.lines if left.worker == worker else {}, sure=sure)

@@ -38,8 +38,8 @@ def prepare_sync(engine: Engine, log: Log, say: Callable[[str], None], *, force:
             store.save_peers(peers.update_peers(store.load_peers(), here, find_peers(listing, info), said))
         if sync.lists_no_known_role(listing, info.name, roles):
             if not sync.has_no_serving_member(membership, roles):
-                raise TryAgain("serf members: lists no node of any role of roles.yml; nothing is removed, try again")
-            log.hint("serf members: lists no node of any role of roles.yml yet; nothing to sync")
+                raise TryAgain("serf members: no node has a role of roles.yml; nothing is removed, try again")
+            log.hint("serf members: no node has a role of roles.yml yet; nothing to sync")
             return UpdateResult(membership, {}, (), ())
         for refused in listing.refused:
             log.hint(refused)

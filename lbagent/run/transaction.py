@@ -153,7 +153,7 @@ class Transaction:
             if isinstance(error, Refused | RolledBack):
                 self._keep_out_after_failure()
             if self.out and not self.partly:
-                raise type(error)(f"{error}; no new traffic reaches {', '.join(self.out)} all the same") from error
+                raise type(error)(f"{error}; no new traffic reaches {', '.join(self.out)}") from error
             raise
 
     def withdraw(self) -> None:
@@ -204,7 +204,7 @@ class Transaction:
             self.confirmed_out |= rollout.confirmed_out
             self._keep_out(seen.document, rollout, wanted, requested)
             return self._finish(seen, self._make_outcome(wanted, result))
-        raise Busy(f"{self._path} was saved by others while HAProxy checked it, {ATTEMPTS} times: run again")
+        raise Busy(f"{self._path} was saved by another process during each of {ATTEMPTS} attempts; run again")
 
     def _verify(self, seen: ConfigSnapshot, haproxy: Haproxy) -> None:
         """Raise Refused where HAProxy refuses the text, though nothing is to change in it."""
@@ -215,7 +215,7 @@ class Transaction:
         except TryAgain:
             return  # haproxy cannot be started: no verdict, and no change depends on one
         if words:
-            raise Refused(f"HAProxy refuses the operator's own text, nothing was replaced: {words}")
+            raise Refused(f"haproxy.cfg is invalid, not because of lbagent; nothing was changed: {words}")
 
     def _plan(self, seen: ConfigSnapshot, untried: frozenset[str] = frozenset()) -> Plan:
         rules = PlanOptions(
@@ -337,9 +337,9 @@ class Transaction:
         Raises Refused where the operator's text is invalid.
         """
         if own := haproxy.find_refusal([target.path for target in seen.targets], seen.names):
-            raise Refused(f"HAProxy refuses the operator's own text, nothing was replaced: {own}")
+            raise Refused(f"haproxy.cfg is invalid, not because of lbagent; nothing was changed: {own}")
         if not wanted.changes:
-            raise Refused(f"HAProxy refuses the managed lines: {words}")
+            raise Refused(f"haproxy.cfg: HAProxy refuses the managed lines: {words}")
 
         def refusal(nodes: Sequence[str]) -> str | None:
             others = frozenset(wanted.changes) - frozenset(nodes)
@@ -357,13 +357,13 @@ class Transaction:
 
     def _roll_out(self, wanted: Plan, rollout: Rollout) -> RolloutResult:
         if not self._options.reload:
-            return RolloutResult("not reloaded, as asked", Verdict.WRITTEN, reloaded=False)
+            return RolloutResult("not reloaded (--no-reload)", Verdict.WRITTEN, reloaded=False)
         result = rollout.apply_at_runtime(wanted, owing=self._too_soon is not None)
         if result is None and self._too_soon:
             rollout.restore_postponed(wanted, self._too_soon)
         rest = self._options.not_before - time.monotonic()
         if result is None and rest > 0:
-            return RolloutResult(f"the reload follows in {rest:.1f} s", Verdict.QUEUED, reloaded=False)
+            return RolloutResult(f"reload in {rest:.1f} s (min_reload_interval)", Verdict.QUEUED, reloaded=False)
         return result or rollout.reload(wanted)
 
     def _make_outcome(self, wanted: Plan, result: RolloutResult) -> Outcome:
@@ -381,4 +381,4 @@ class Transaction:
 def format_refused(node: str, requested: Change | None) -> str:
     """Return what HAProxy refuses of a node; its lines would change as in `requested`."""
     comes = requested is None or any(": server " in line for line in requested.added)
-    return f"HAProxy refuses the line of {node}" if comes else f"HAProxy refuses haproxy.cfg without {node}"
+    return f"{node}: HAProxy refuses its line" if comes else f"{node}: HAProxy refuses haproxy.cfg without its line"

@@ -96,16 +96,16 @@ def _ask(argv: list[str], read: Callable[[str], Answer]) -> Answer:
     try:
         return read(said)
     except (ValueError, RecursionError) as error:
-        raise TryAgain(f"serf {argv[0]} answered what nobody can read: {error}") from error
+        raise TryAgain(f"Serf agent: invalid answer to `serf {argv[0]}`: {error}") from error
 
 
 def _run_serf(argv: list[str], timeout: float, enough: Callable[[str], bool] | None = None) -> str:
     try:
         result = subprocess.run_program(["serf", *argv], timeout, environ=dict(os.environ), enough=enough)
     except OSError as error:
-        raise TryAgain(f"serf cannot be run: {error.strerror}") from error
+        raise TryAgain(f"serf: cannot be started: {error.strerror}; install it") from error
     if not result.succeeded:
-        raise TryAgain(f"the Serf agent cannot be asked (serf {argv[0]}): {brief(result.output.split(chr(10))[0])}")
+        raise TryAgain(f"Serf agent: `serf {argv[0]}` failed: {brief(result.output.split(chr(10))[0])}")
     return result.output
 
 

@@ -54,8 +54,8 @@ def parse_agent_file(file: File) -> Mapping[str, Any] | str:
     try:
         found = json.loads(file.content)
     except (ValueError, RecursionError) as broken:
-        return f"is not JSON: {broken}"
-    return found if isinstance(found, dict) else "is not a JSON object"
+        return f"invalid JSON: {broken}"
+    return found if isinstance(found, dict) else "not a JSON object"
 
 
 def merge_settings(argv: Sequence[str], files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -128,14 +128,22 @@ class Agent(NamedTuple):
 def find_running_agent() -> Agent | None:
     """Return the agent at the RPC address that lbagent uses; None if none is found."""
     asked = os.environ.get("SERF_RPC_ADDR") or DEFAULT_RPC
-    believed = {0, os.geteuid(), *sockets.find_listeners(asked)}
+    believed = {0, os.geteuid(), *sockets.find_listening_users(asked)}
     for one in processes.find_processes("serf"):
         argv = one.argv
-        if argv[1:2] == ["agent"] and one.user in believed:
+        if argv[1:2] == ["agent"] and one.user in believed and _shares_network(one.pid):
             found = _read_agent(one, argv)
             if sockets.is_same_endpoint(find_rpc_address(found.settings), asked):
                 return found
     return None
+
+
+def _shares_network(pid: int) -> bool:
+    """Return whether a process is in our network namespace: an agent in a container may have the same RPC address."""
+    try:
+        return os.readlink(f"/proc/{pid}/ns/net") == os.readlink("/proc/self/ns/net")
+    except OSError:
+        return True  # not known: the RPC address decides
 
 
 def _read_agent(process: Process, argv: Sequence[str]) -> Agent:
@@ -145,12 +153,12 @@ def _read_agent(process: Process, argv: Sequence[str]) -> Agent:
         try:
             found = untrusted_files.read_untrusted_file(path, _FILE_LIMIT)
         except OSError as refused:
-            unreadable.append(Unreadable(path, f"cannot be looked at: {refused.strerror}", hidden=True))
+            unreadable.append(Unreadable(path, f"cannot be read: {refused.strerror}", hidden=True))
         else:
             if found.whole:
                 files.append(File(path, found.content, found.mode))
             else:
-                unreadable.append(Unreadable(path, f"is not looked at: it holds more than {_FILE_LIMIT} bytes"))
+                unreadable.append(Unreadable(path, f"not read: larger than {_FILE_LIMIT} bytes"))
     tables = []
     for one in files:
         table = parse_agent_file(one)

@@ -6,16 +6,18 @@ query as it was sent. Lines are split at LF and fields at TAB only; Serf escapes
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from lbagent.names import NAME, canonical_address, make_printable
+from lbagent.names import NAME, NAME_RULE, canonical_address, format_count, make_printable
 from lbagent.serf.raw_event import RawEvent
 
 USER, QUERY, TYPED = "user", "query", "typed"
 """The clocks that order commands. One typed at an operator's prompt has no LTime."""
 
 REASON_LIMIT = 200
+_SENDER = re.compile(rf"(?:{NAME.pattern}@)?{NAME.pattern}")
 _MINUTE = 60
 _UNITS = {"s": 1, "m": _MINUTE, "h": 60 * _MINUTE, "d": 24 * 60 * _MINUTE}
 _DURATION_DIGITS = 7
@@ -34,7 +36,7 @@ class Command(NamedTuple):
     reason: str
     digest: str
     by: str = ""
-    """The load balancer where an operator typed it, as the sender claims."""
+    """The load balancer where an operator typed it, or USER@NAME from its web page, as the sender claims."""
     force: bool = False
     lasting: int | None = None
     """Seconds from the time it was sent, if it has `for=` rather than `until=`."""
@@ -111,10 +113,10 @@ def _parse_member_event(kind: str, text: str, self_name: str) -> MemberEvent:
 
 def _parse_member(fields: list[str]) -> MemberLine | str:
     if len(fields) != 4:  # noqa: PLR2004  # NAME, ADDR, ROLE, TAGS
-        return f"a line of {len(fields)} fields instead of 4, beginning {fields[0][:40]!r}"
+        return f"invalid line {chr(9).join(fields)[:40]!r}: {format_count(len(fields), 'field')} instead of 4"
     name, address, role, tags = fields
     if not NAME.fullmatch(name):
-        return f"node name {name[:80]!r} is not {NAME.pattern}"
+        return f"invalid node name {name[:80]!r}; use {NAME_RULE}"
     canonical = canonical_address(address)
     if canonical is None:
         return f"node {name}: {address[:60]!r} is not an IP address"
@@ -141,15 +143,15 @@ def parse_command(raw: RawEvent, text: str) -> Command | Malformed:
     verb = raw.name.removeprefix("lbagent-")
     text = text.removesuffix("\n").removesuffix("\r")
     if any(character < " " and character != "\t" for character in text):
-        return Malformed(f"{verb}: the payload holds control characters")
+        return Malformed(f"{verb}: the payload contains control characters")
     words, reason = _split_reason([word for word in text.replace("\t", " ").split(" ") if word])
     times = [word for word in words if word.startswith(("until=", "for="))]
     senders = [word.removeprefix("by=") for word in words if word.startswith("by=")]
     plain = [word for word in words if word not in times and not word.startswith("by=")]
     force = verb == "forget" and plain[-1:] == ["force"]
     plain = plain[:-1] if force else plain
-    if not plain or len(plain) > 3 or not all(map(NAME.fullmatch, senders[:1])):  # noqa: PLR2004  # NAME, ADDRESS, ROLE
-        return Malformed(f"{verb}: the payload {text[:80]!r} is not NAME [ADDRESS] [ROLE] [for=2h] [reason=…]")
+    if not plain or len(plain) > 3 or not all(map(_SENDER.fullmatch, senders[:1])):  # noqa: PLR2004  # NAME, ADDRESS, ROLE
+        return Malformed(f"{verb}: invalid payload {text[:80]!r}; send NAME [ADDRESS] [ROLE] [for=2h] [reason=…]")
     now = raw.at // 1000
     found = _parse_end(times)
     if isinstance(found, str):
@@ -158,7 +160,7 @@ def parse_command(raw: RawEvent, text: str) -> Command | Malformed:
     if until is not None and until <= now and raw.kind != USER:
         # Serf replays user events, and a pause that has ended is worth knowing. Queries and typed commands arrive at
         # once.
-        return Malformed(f"{verb}: {times[0]!r} is past here, by {now - until} s: see the clocks")
+        return Malformed(f"{verb}: {times[0]!r} is {now - until} s in the past here; compare the clocks of both hosts")
     address = canonical_address(plain[1]) if len(plain) > 1 else None
     # Only an identical command may be taken for a replay.
     digest = _checksum(f"{raw.name} {text}")
@@ -185,14 +187,14 @@ def _split_reason(words: list[str]) -> tuple[list[str], str]:
 def _parse_end(words: list[str]) -> tuple[int | None, int | None] | str:
     """Return the epoch seconds of `until=` and the seconds of `for=`, or why they are invalid."""
     if len(words) > 1:
-        return f"{words[1]!r} after {words[0]!r}: give one of until= and for="
+        return f"both {words[0]!r} and {words[1]!r}; give one of them"
     for word in words:
         key, _, value = word.partition("=")
         if key == "until" and value.isascii() and value.isdigit() and len(value) <= _EPOCH_DIGITS:
             return int(value), None
         seconds = parse_duration(value) if key == "for" else None
         if not seconds:
-            return f"{word[:40]!r} is not until=EPOCH or for=90s, 15m, 2h, 7d"
+            return f"invalid time {word[:40]!r}; use until=EPOCH, or for= with a time such as 90s, 15m, 2h or 7d"
         return None, seconds
     return None, None
 

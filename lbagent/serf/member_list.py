@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from lbagent.names import NAME, canonical_address, role_names
+from lbagent.names import NAME, NAME_RULE, canonical_address, role_names
 
 _LB = "lb"
 """Role of the load balancers in the documentation; the default if the agent has no role."""
@@ -58,8 +58,7 @@ def parse_member_list(said: str) -> MemberList:
     strays: dict[str, str] = {}
     found_rows = _parse_answer(said).get("members", ())
     if not isinstance(found_rows, list | None):
-        msg = f"`members` is {str(found_rows)[:40]!r} and not a list"
-        raise ValueError(msg)  # noqa: TRY004  # as in _table
+        raise ValueError(f"`members` is {str(found_rows)[:40]!r}, not a list")  # noqa: TRY004  # as in _check_mapping
     rows = [_check_mapping(row) for row in found_rows or ()]
     for row in rows:
         found = _parse_member(row)
@@ -79,8 +78,7 @@ def parse_info(said: str) -> AgentInfo:
     handlers = {str(kind): str(command) for kind, command in _check_mapping(answer.get("event_handlers")).items()}
     name = _get_text(_check_mapping(answer.get("agent")), "name")
     if not name:
-        msg = "the agent has no name"
-        raise ValueError(msg)
+        raise ValueError("the agent has no name")
     return AgentInfo(name, _get_text(tags, "role"), _get_text(serf, "encrypted") == "true", clocks, handlers)
 
 
@@ -116,7 +114,7 @@ def _find_own_role(myself: AgentInfo) -> str:
 def _parse_member(row: Mapping[str, Any]) -> ListedMember | str:
     name, tags = _get_text(row, "name"), _check_mapping(row.get("tags"))
     if not NAME.fullmatch(name):
-        return f"node name {name[:80]!r} is not {NAME.pattern}"
+        return f"invalid node name {name[:80]!r}; use {NAME_RULE}"
     # "10.0.0.5:7946" or "[fd00::5]:7946": drop the gossip port.
     given = _get_text(row, "addr")
     address = canonical_address(given.rpartition(":")[0].strip("[]"))
@@ -130,26 +128,22 @@ def _parse_answer(said: str) -> Mapping[str, Any]:
     try:
         found = json.loads(said)
     except RecursionError as error:
-        msg = "JSON that is nested too deeply"
-        raise ValueError(msg) from error
+        raise ValueError("the JSON is nested too deeply") from error
     if not isinstance(found, dict):
-        msg = f"{said[:40]!r} is not names and values"
-        raise ValueError(msg)  # noqa: TRY004  # as in _table
+        raise ValueError(f"{said[:40]!r} is not a JSON object")  # noqa: TRY004  # as in _check_mapping
     return found
 
 
-def _check_mapping(value: Any) -> Mapping[str, Any]:  # noqa: ANN401  # as above
+def _check_mapping(value: Any) -> Mapping[str, Any]:  # noqa: ANN401  # any JSON value
     if value is None:
         return {}
     if not isinstance(value, dict):
-        msg = f"{str(value)[:40]!r} is where names and values should be"
-        raise ValueError(msg)  # noqa: TRY004  # callers handle one error: not an answer of Serf
+        raise ValueError(f"{str(value)[:40]!r} is not a JSON object")  # noqa: TRY004  # all callers handle ValueError
     return value
 
 
 def _get_text(row: Mapping[str, Any], key: str) -> str:
     value = row.get(key, "")
     if not isinstance(value, str):
-        msg = f"{key!r} is {str(value)[:40]!r} and not text"
-        raise ValueError(msg)  # noqa: TRY004  # as in _table
+        raise ValueError(f"{key!r} is {str(value)[:40]!r}, not text")  # noqa: TRY004  # as in _check_mapping
     return value

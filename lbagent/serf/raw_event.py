@@ -95,13 +95,11 @@ def parse_record(record: bytes) -> RawEvent:
     """Parse a spool record. Raises ValueError."""
     magic, *head = record.split(b"\0", _FIELDS - 1)
     if magic != _MAGIC or len(head) != _FIELDS - 1:
-        msg = "is not a spool record"
-        raise ValueError(msg)
+        raise ValueError("not a spool record")
     identity, at, kind, name, ltime, rest = head
     self_name, separator, payload = rest.partition(b"\0")
     if not separator or not (at.isdigit() and len(at) < 16):  # noqa: PLR2004  # beyond any epoch in ms
-        msg = "is not a spool record"
-        raise ValueError(msg)
+        raise ValueError("not a spool record")
     return RawEvent(
         _decode(identity), int(at), _decode(kind), _decode(name), _parse_ltime(ltime), _decode(self_name), payload
     )

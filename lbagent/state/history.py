@@ -1,17 +1,22 @@
-"""Read the last line of history.jsonl, however long the file and its lines are."""
+"""Read the last lines of history.jsonl, however long the file and its lines are."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 from collections.abc import Iterator
 from datetime import datetime
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from lbagent.outcome import PastRun
 
 _FIRST = 1 << 14
 """Bytes read first. They usually hold the last line; one about ten thousand servers is a hundred times longer."""
+
+_LINES = 50
+"""Added and removed lines that are kept of an entry; a change of ten thousand servers has as many."""
 
 
 def read_past_runs(path: str) -> PastRun | None:
@@ -21,6 +26,21 @@ def read_past_runs(path: str) -> PastRun | None:
             return next((run for line in _read_lines_backwards(file) if (run := _parse_run(line))), None)
     except FileNotFoundError:
         return None
+
+
+def read_entries(path: str, limit: int) -> list[dict[str, Any]]:
+    """Return the last `limit` entries, newest first, also of the rotated file. Raises OSErrors but FileNotFoundError.
+
+    Each has `at` (epoch seconds), `why`, `outcome`, `words`, `reloaded`, `ms`, the first lines that were `added` and
+    `removed`, and the numbers of all of them, `added_count` and `removed_count`. Lines that are not valid are skipped.
+    """
+    found: list[dict[str, Any]] = []
+    for one in (path, f"{path}.1"):
+        with contextlib.suppress(FileNotFoundError), open(one, "rb") as file:
+            lines = reversed(file.read().split(b"\n"))
+            entries = (entry for line in lines if line and (entry := _parse_entry(line)))
+            found += itertools.islice(entries, limit - len(found))
+    return found
 
 
 def _read_lines_backwards(file: BinaryIO) -> Iterator[bytes]:
@@ -43,3 +63,24 @@ def _parse_run(line: bytes) -> PastRun | None:
         return PastRun(int(when.timestamp()), *(str(entry[key]) for key in ("why", "outcome", "words")))
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
+
+
+def _parse_entry(line: bytes) -> dict[str, Any] | None:
+    run = _parse_run(line)
+    if run is None:
+        return None
+    entry = json.loads(line)
+    added, removed = (_list_texts(entry.get(key)) for key in ("added", "removed"))
+    return {
+        **run._asdict(),
+        "reloaded": entry.get("reloaded") is True,
+        "ms": entry["ms"] if isinstance(entry.get("ms"), int) else None,
+        "added": added[:_LINES],
+        "removed": removed[:_LINES],
+        "added_count": len(added),
+        "removed_count": len(removed),
+    }
+
+
+def _list_texts(value: object) -> list[str]:
+    return [str(one) for one in value] if isinstance(value, list) else []

@@ -58,7 +58,7 @@ def check_lock(path: str) -> None:
     """
     descriptor = _ACQUIRED.get(path)
     if descriptor is not None and not _is_same_file(path, descriptor):
-        raise LockLost(f"{path}: the lock file was removed or replaced during a run; another run goes on")
+        raise LockLost(f"{path}: the lock file was removed or replaced during a run; another run may have started")
 
 
 def check_all_locks() -> None:
@@ -82,13 +82,18 @@ def is_locked(path: str) -> bool:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except PermissionError:
-        return _is_listed_by_kernel(path)
+        return is_listed_by_kernel(path)
     except OSError:
         return False
     try:
         return not _try_flock(descriptor, fcntl.LOCK_SH)
     finally:
         os.close(descriptor)
+
+
+def is_held(path: str) -> bool:
+    """Return whether this process holds the lock at `path`."""
+    return path in _ACQUIRED
 
 
 def may_lock(path: str) -> bool:
@@ -130,7 +135,7 @@ def _is_same_file(path: str, descriptor: int) -> bool:
     return (there.st_dev, there.st_ino) == (opened.st_dev, opened.st_ino)
 
 
-def _is_listed_by_kernel(path: str) -> bool:
+def is_listed_by_kernel(path: str) -> bool:
     """Return whether /proc/locks, which any user may read, lists a flock on the file at `path`."""
     with contextlib.suppress(OSError), open("/proc/locks", encoding="ascii") as file:
         # Compare the inode only: on some file systems the device differs from that of stat.

@@ -122,8 +122,8 @@ class Spool:
             with open_folder(self.folder) as here:
                 kept = set_aside(here, name)
         except OSError as error:
-            return f"{path!r} {why}, and cannot be set aside: {error.strerror}"
-        return f"{path!r} {why}: set aside as {os.path.join(self.folder, kept)!r}"
+            return f"{path!r} {why}; it cannot be moved to bad/: {error.strerror}"
+        return f"{path!r} {why}; moved to {os.path.join(self.folder, kept)!r}"
 
     def remove(self, names: Iterable[str]) -> None:
         """Delete records that are applied to membership. Raises OSError."""
@@ -174,7 +174,7 @@ class Spool:
         if not stat.S_ISREG(found.st_mode):
             return "is not a regular file"
         if found.st_nlink > 1:
-            return "has another name elsewhere"
+            return "has another hard link"
         return f"holds {found.st_size} bytes, more than {self.limit}" if found.st_size > self.limit else None
 
 

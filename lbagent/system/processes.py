@@ -1,6 +1,10 @@
-"""Find and inspect processes in /proc.
+"""Find and inspect processes.
 
-Read directly, because importing psutil (20 ms) would double the run time of the handler.
+Every event that runs without the daemon has to find HAProxy. What that takes is read from /proc: importing psutil takes
+13 ms, longer than an interpreter's start, and its search of the process table takes five times as long as this one.
+Also read here is what psutil does not offer: the start time in clock ticks, which identifies a process although the
+system clock is set, signal masks, files in the view of a process in a container, and children without a search of the
+whole process table. psutil is imported for everything else.
 """
 
 from __future__ import annotations
@@ -9,7 +13,6 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Iterable
 from typing import NamedTuple
 
 _PARENT, _STARTED = 1, 19
@@ -43,11 +46,21 @@ class Process(NamedTuple):
     @property
     def user(self) -> int | None:
         """The real uid; None if the process has ended."""
-        # Not the owner of /proc/PID: that is root for a process that forbids core dumps.
-        for line in self._read_bytes("status").split(b"\n"):
-            if line.startswith(b"Uid:"):
-                return int(line.split()[1])
-        return None
+        import psutil  # noqa: PLC0415  # see above
+
+        try:
+            # Not the owner of /proc/PID: that is root for a process that forbids core dumps.
+            return psutil.Process(self.pid).uids().real
+        except psutil.Error:
+            return None
+
+    @property
+    def start_time(self) -> float:
+        """The start time in epoch seconds, to about 10 ms."""
+        import psutil  # noqa: PLC0415  # see above
+
+        # Not its create_time: some versions keep the boot time, which changes when the clock is set.
+        return psutil.boot_time() + self.started / os.sysconf("SC_CLK_TCK")
 
     @property
     def argv(self) -> list[str]:
@@ -61,17 +74,17 @@ class Process(NamedTuple):
         return {os.fsdecode(key): os.fsdecode(value) for key, _, value in pairs}
 
     @property
+    def environ_readable(self) -> bool:
+        """Whether `environ` can be read. If not, an empty `environ` means nothing."""
+        return os.access(f"/proc/{self.pid}/environ", os.R_OK)
+
+    @property
     def cwd(self) -> str | None:
         """The working directory; None if it may not be read."""
         try:
             return os.readlink(f"/proc/{self.pid}/cwd")
         except OSError:
             return None
-
-    @property
-    def environ_readable(self) -> bool:
-        """Whether `environ` can be read. If not, an empty `environ` means nothing."""
-        return os.access(f"/proc/{self.pid}/environ", os.R_OK)
 
     def defers_signal(self, signal: int) -> bool:
         """Return whether the process blocks this signal, or has it pending. Visible to any user."""
@@ -82,7 +95,7 @@ class Process(NamedTuple):
         return self._has_signal(signal, b"SigCgt")
 
     def _has_signal(self, signal: int, *masks: bytes) -> bool:
-        fields = (line.partition(b":") for line in self._read_bytes("status").split(b"\n"))
+        fields = (line.partition(b":") for line in self._read_lines("status"))
         return any(name in masks and int(value, 16) >> (signal - 1) & 1 for name, _, value in fields)
 
     def sees_file(self, path: str, ours: str) -> bool:
@@ -123,7 +136,7 @@ class Process(NamedTuple):
     @property
     def inner_pid(self) -> int:
         """The pid in its own pid namespace; differs in a container."""
-        for line in self._read_bytes("status").split(b"\n"):
+        for line in self._read_lines("status"):
             if line.startswith(b"NSpid:"):
                 return int(line.split()[-1])
         return self.pid
@@ -140,16 +153,11 @@ class Process(NamedTuple):
     @property
     def unit(self) -> str | None:
         """The systemd service that it belongs to, or None."""
-        for line in self._read_bytes("cgroup").decode("utf-8", "replace").splitlines():
+        for line in map(os.fsdecode, self._read_lines("cgroup")):
             for part in reversed(line.rpartition(":")[2].split("/")):
                 if part.endswith(".service"):
                     return part
         return None
-
-    @property
-    def start_time(self) -> float:
-        """The start time in epoch seconds, to about 10 ms."""
-        return _read_boot_time() + self.started / os.sysconf("SC_CLK_TCK")
 
     def _read_nonempty(self, name: str) -> bytes:
         """Read a file in /proc/PID; retry while it is empty, as it is during an exec.
@@ -157,14 +165,15 @@ class Process(NamedTuple):
         A HAProxy master makes two execs per reload.
         """
         deadline = time.monotonic() + _EXEC
-        while (said := self._read(name)) == b"" and is_running(self.pid, self.started) and time.monotonic() < deadline:
+        while (content := self._read(name)) == b"" and is_running(*self.identity) and time.monotonic() < deadline:
             time.sleep(_POLL)
-        return said or b""
+        return content or b""
 
-    def _read_bytes(self, name: str) -> bytes:
-        return self._read(name) or b""
+    def _read_lines(self, name: str) -> list[bytes]:
+        return (self._read(name) or b"").split(b"\n")
 
     def _read(self, name: str) -> bytes | None:
+        """Return a file in /proc/PID; None if the process has ended or it may not be read."""
         try:
             with open(f"/proc/{self.pid}/{name}", "rb") as file:
                 return file.read()
@@ -208,38 +217,9 @@ def find_children(pid: int) -> frozenset[int]:
         return frozenset()
 
 
-def list_socket_inodes(pids: Iterable[int]) -> frozenset[int]:
-    """Return the inodes of the open sockets of these processes, as far as they may be inspected."""
-    return frozenset(inode for pid in pids for inode in _list_sockets(pid))
-
-
-def find_socket_holder(inode: int) -> Process | None:
-    """Return a process that has this socket open; None if none may be seen."""
-    pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
-    return next((read_process(pid) for pid in pids if inode in _list_sockets(pid)), None)
-
-
-def _list_sockets(pid: int) -> list[int]:
-    found = []
-    with contextlib.suppress(OSError):
-        for name in os.listdir(f"/proc/{pid}/fd"):
-            with contextlib.suppress(OSError):
-                kind, _, rest = os.readlink(f"/proc/{pid}/fd/{name}").partition(":")
-                found += [int(rest.strip("[]"))] if kind == "socket" else []
-    return found
-
-
 def can_read_processes() -> bool:
     """Return whether processes of other users are visible; not if /proc is mounted with hidepid."""
     return os.geteuid() == 0 or os.access("/proc/1/stat", os.R_OK)
-
-
-def _read_boot_time() -> float:
-    with open("/proc/stat", "rb") as file:
-        for line in file:
-            if line.startswith(b"btime "):
-                return float(line.split()[1])
-    return 0.0
 
 
 def _resolve_in_root(root: str, path: str) -> str:

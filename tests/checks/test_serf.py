@@ -336,8 +336,8 @@ def test_only_options_are_options() -> None:
     ("content", "found"),
     [
         (b'{"a": 1}', {"a": 1}),
-        (b"[]", "is not a JSON object"),
-        (b"{", "is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
+        (b"[]", "not a JSON object"),
+        (b"{", "invalid JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
     ],
 )
 def test_a_file_is_a_table_or_a_reason(content: bytes, found: object) -> None:

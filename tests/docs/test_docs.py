@@ -75,7 +75,7 @@ def statuses(of: type[LbagentError]) -> set[int]:
     return {of.exit_status}.union(*(statuses(kind) for kind in of.__subclasses__()))
 
 
-@pytest.mark.parametrize("word", options(arguments.build()))
+@pytest.mark.parametrize("word", options(arguments.build_parser()))
 def test_every_verb_and_option_is_documented(word: str) -> None:
     assert re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", DOCS)
 

@@ -9,15 +9,20 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 
 from lbagent import arguments
 from lbagent.errors import LbagentError
+from lbagent.roles import loader
+from lbagent.roles.keys import HAPROXY_KEYS, ROLE_KEYS, SERVICE_KEYS
+from lbagent.roles.model import PLACEHOLDERS
 from lbagent.state.paths import Paths
 
 HERE = Path(__file__).parent.parent.parent
+ALL_KEYS = (*HAPROXY_KEYS, *SERVICE_KEYS, *ROLE_KEYS)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +38,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def helps() -> dict[str, argparse.ArgumentParser]:
     """Lbagent's parser and those of its verbs."""
-    whole = arguments.build()
+    whole = arguments.build_parser()
     [verbs] = [one for one in whole._actions if isinstance(one, argparse._SubParsersAction)]
     return {"": whole, **verbs.choices}
 
@@ -51,9 +56,9 @@ def test_help_fits_into_80_columns(monkeypatch: pytest.MonkeyPatch, verb: str, c
 def test_help_lists_each_verb_on_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
 
-    said = arguments.build().format_help()
+    said = arguments.build_parser().format_help()
 
-    table = said.partition("\nverbs:\n")[2].partition("\n\n")[0]
+    table = said.partition("\ncommands:\n")[2].partition("\n\n")[0]
     assert re.findall(r"^  (\S+)", table, re.MULTILINE) == [name for name in helps() if name]
 
 
@@ -61,10 +66,12 @@ def test_help_and_man_page_tell_every_exit_status() -> None:
     def kinds(of: type[LbagentError]) -> set[int]:
         return {of.exit_status}.union(*(kinds(kind) for kind in of.__subclasses__()))
 
-    statuses = arguments.exit_statuses()
+    statuses = arguments.list_exit_statuses()
 
     assert set(statuses) == kinds(LbagentError) | {0, 3, 130}
-    assert all(re.search(rf"^  {status} +\w", arguments.build().format_help(), re.MULTILINE) for status in statuses)
+    assert all(
+        re.search(rf"^  {status} +\w", arguments.build_parser().format_help(), re.MULTILINE) for status in statuses
+    )
 
 
 @pytest.mark.parametrize("command", [command for command, _ in arguments.EXAMPLES])
@@ -73,7 +80,7 @@ def test_examples_are_command_lines_that_are_understood(command: str) -> None:
     words = words if words[0] == "lbagent" else shlex.split(words[-1])
 
     assert words[0] == "lbagent"
-    assert arguments.build().parse_args(words[1:]).verb
+    assert arguments.build_parser().parse_args(words[1:]).verb
 
 
 # The man page
@@ -98,8 +105,9 @@ def render(page: Path) -> str:
 
 
 @needs_mandoc
-def test_mandoc_finds_nothing_wrong_with_the_man_page(pages: Path) -> None:
-    argv = ["mandoc", "-T", "lint", "-W", "warning", str(pages / "man/lbagent.1")]
+@pytest.mark.parametrize("page", ["lbagent.1", "roles.yml.5"])
+def test_mandoc_finds_nothing_wrong_with_a_man_page(pages: Path, page: str) -> None:
+    argv = ["mandoc", "-T", "lint", "-W", "warning", str(pages / "man" / page)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
 
     assert (done.returncode, done.stdout) == (0, "")
@@ -120,12 +128,29 @@ def test_the_man_page_has_every_exit_status_and_file(pages: Path) -> None:
     files = [getattr(paths, name) for name, one in vars(Paths).items() if isinstance(one, property)]
     assert [path for path in files if not re.search(rf"{path}\s", shown)] == []
     assert [
-        status for status in arguments.exit_statuses() if not re.search(rf"^ +{status} ", shown, re.MULTILINE)
+        status for status in arguments.list_exit_statuses() if not re.search(rf"^ +{status} ", shown, re.MULTILINE)
     ] == []
     assert re.findall(r"^([A-Z ]+)$", shown, re.MULTILINE) == [
-        *("NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "VERBS"),
+        *("NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "COMMANDS"),
         *("EXIT STATUS", "FILES", "ENVIRONMENT", "EXAMPLES", "SEE ALSO"),
     ]
+
+
+@needs_mandoc
+def test_the_page_of_roles_yml_has_every_key_with_its_default(pages: Path) -> None:
+    shown = " ".join(render(pages / "man/roles.yml.5").split())
+
+    assert [key.name for key in ALL_KEYS if f" {key.name} " not in shown] == []
+    defaults = [str(key.default) for key in ALL_KEYS if key.default is not None]
+    assert [default for default in defaults if f"Default: {default}." not in shown] == []
+    assert [name for name in re.findall(r"\{[^}]+\}", PLACEHOLDERS) if name not in shown] == []
+
+
+@needs_mandoc
+def test_the_example_of_the_page_of_roles_yml_loads(pages: Path) -> None:
+    example = render(pages / "man/roles.yml.5").partition("EXAMPLE\n")[2].partition("FILES\n")[0]
+
+    loader.parse_roles(textwrap.dedent(example).encode(), "roles.yml")
 
 
 def test_the_man_page_has_the_date_of_its_version(pages: Path) -> None:

@@ -20,7 +20,9 @@ from lbagent.roles.model import Roles
 from tests.helpers.real_programs import LBAGENT, clean_environment, eventually, free_port, member
 
 HERE = Path(__file__).resolve().parent.parent.parent / "examples"
-EXAMPLES = sorted(path for path in HERE.iterdir() if path.is_dir())
+PAGES = sorted(path for path in HERE.iterdir() if path.is_dir())
+EXAMPLES = [path for path in PAGES if path.name != "monitoring"]
+"""The examples of a load balancer."""
 
 WITHOUT_A_LIVE_SYSTEM = {"process", "state", "serf"}
 """What `check` has to say of a load balancer where nothing runs yet, by kind."""
@@ -74,7 +76,7 @@ def test_an_example_is_a_page_and_what_it_tells_of(example: Path) -> None:
     assert [name for name in ("README.md", "haproxy.cfg", "roles.yml") if not (example / name).is_file()] == []
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+@pytest.mark.parametrize("example", PAGES, ids=lambda path: path.name)
 def test_the_page_of_an_example_names_every_file_or_its_folder_and_links_lead_somewhere(example: Path) -> None:
     page = (example / "README.md").read_text(encoding="utf-8")
     files = [path for path in example.rglob("*") if path.is_file() and path.name != "README.md"]

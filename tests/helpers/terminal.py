@@ -15,6 +15,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pyte
+
 from tests.helpers.real_programs import PATIENCE
 
 
@@ -24,11 +26,14 @@ class Terminal:
     def __init__(self, argv: Sequence[str | Path], env: Mapping[str, str], columns: int = 80, lines: int = 40) -> None:
         """The program runs at once."""
         self._ours, theirs = pty.openpty()
+        self._size = columns, lines
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
         self._said = b""
         environ = {**env, "TERM": "xterm", "NO_COLOR": "1"}
         try:
-            self._process = subprocess.Popen(argv, stdin=theirs, stdout=theirs, stderr=theirs, env=environ)
+            # The terminal is the program's own, so that Ctrl-C typed there reaches it as a signal.
+            words = ["setsid", "--ctty", *argv]
+            self._process = subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, env=environ)
         finally:
             os.close(theirs)
 
@@ -37,6 +42,27 @@ class Terminal:
         """What it has printed so far, with plain line ends and without colours."""
         self._read(0)
         return re.sub(r"\x1b\[[0-9;]*m", "", self._said.decode("utf-8", "replace").replace("\r\n", "\n"))
+
+    @property
+    def raw(self) -> str:
+        """What it has printed so far, with everything that moves the cursor."""
+        self._read(0)
+        return self._said.decode("utf-8", "replace")
+
+    @property
+    def screen(self) -> list[str]:
+        """The lines on the screen now, without the empty ones at its end: what was overwritten is not there."""
+        self._read(0)
+        screen = pyte.Screen(*self._size)
+        pyte.ByteStream(screen).feed(self._said)
+        return "\n".join(line.rstrip() for line in screen.display).rstrip().split("\n")
+
+    def wait_for_screen(self, *lines: str) -> None:
+        """Wait until these are the lines on the screen; where one ends with `…`, only its beginning counts."""
+        deadline = time.monotonic() + PATIENCE
+        while not _matches(self.screen, lines):
+            assert time.monotonic() < deadline, self.screen
+            self._read(0.1)
 
     def wait_for(self, words: str) -> str:
         """What it has printed once `words` are among it."""
@@ -61,14 +87,17 @@ class Terminal:
         return self._process.returncode, text
 
     def close(self) -> None:
-        """End the program where it runs on, and let the terminal go."""
+        """End the program if it still runs, and close the terminal."""
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait()
-        with contextlib.suppress(OSError):
+        if self._ours >= 0:
             os.close(self._ours)
+            self._ours = -1
 
     def _read(self, seconds: float) -> None:
+        if self._ours < 0:
+            return
         with contextlib.suppress(OSError):  # EIO: nobody has the other side any more
             while select.select([self._ours], [], [], seconds)[0]:
                 piece = os.read(self._ours, 1 << 16)
@@ -76,3 +105,9 @@ class Terminal:
                     return
                 self._said += piece
                 seconds = 0
+
+
+def _matches(shown: Sequence[str], lines: Sequence[str]) -> bool:
+    return len(shown) == len(lines) and all(
+        one.startswith(line[:-1]) if line.endswith("…") else one == line for one, line in zip(shown, lines, strict=True)
+    )

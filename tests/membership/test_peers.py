@@ -298,5 +298,5 @@ def test_a_member_that_is_learned_has_no_line() -> None:
     learned = learning(known(), hearing(PAUSE)).members["web01"]
 
     assert learned._replace(heard={}) == Member(
-        "web01", "10.0.0.1", "", None, LEFT, NOW, Pause(NOW, "told by lb02"), {}, None
+        "web01", "10.0.0.1", "", None, LEFT, NOW, Pause(NOW, "reported by lb02"), {}, None
     )

@@ -156,7 +156,7 @@ def test_what_happened_is_told() -> None:
     assert told == (
         "sync: member-leave web04",
         "sync: member-join web05",
-        "sync: not in serf's list any more: web01 and 2 more",
+        "sync: no longer listed by Serf: web01 and 2 more",
     )
 
 

@@ -109,7 +109,9 @@ def test_a_refused_line_is_a_warning_and_the_next_one_counts() -> None:
     done = folding(known(), joining("we b\t10.0.0.9\tweb\t", WEB01))
 
     assert statuses(done.membership) == {"web01": ALIVE}
-    assert done.warnings == ("member-join: node name 'we b' is not [A-Za-z0-9][A-Za-z0-9._-]{0,62}",)
+    assert done.warnings == (
+        "member-join: invalid node name 'we b'; use at most 63 letters, digits, '.', '-' and '_', beginning with a letter or digit",
+    )
 
 
 def full(status: str = ALIVE) -> Membership:
@@ -122,7 +124,9 @@ def test_newcomers_beyond_twenty_thousand_are_refused_and_known_ones_never_displ
 
     assert list(done.membership.members) == list(full().members)
     assert done.membership.members["n7"].address == "10.0.0.7"
-    assert done.warnings == ("node web01 is not enrolled: 20000 members are known already",)
+    assert done.warnings == (
+        "node web01: not added, as 20000 members are known; run `lbagent forget` for nodes that no longer exist",
+    )
 
 
 def test_who_has_left_makes_room_but_not_who_is_paused() -> None:
@@ -164,8 +168,8 @@ def test_answers_say_what_became_of_each_query() -> None:
         "unknown node, remembered",
         "unknown node",
         "still paused by its tag",
-        "refused: pause: the payload '' is not NAME [ADDRESS] [ROLE] [for=2h] [reason=…]",
-        "refused: not a node name",
+        "refused: pause: invalid payload ''; send NAME [ADDRESS] [ROLE] [for=2h] [reason=…]",
+        "refused: invalid node name",
     ]
 
 
@@ -315,7 +319,7 @@ def test_a_cluster_started_anew_counts_from_the_beginning() -> None:
 
     assert paused(done.membership) == []
     assert done.membership.clocks == {"user": 2}
-    assert done.causes == ("the user clock of Serf started anew", "resume web01 by user event")
+    assert done.causes == ("new Serf cluster: its user clock starts over", "resume web01 by user event")
 
 
 def test_a_replay_in_a_cluster_that_went_on_stays_a_replay() -> None:
@@ -483,6 +487,12 @@ def test_the_same_pause_again_began_when_it_began() -> None:
     assert longer.members["web01"].pause == Pause(NOW + 60, "operator on lb01, by query", "patch day", 1_900_000_000)
 
 
+def test_a_pause_from_the_web_page_names_its_user() -> None:
+    after = folded(known(member("web01")), saying("pause", "web01 by=alice@lb02 reason=patch day", 7, "query"))
+
+    assert after.members["web01"].pause == Pause(NOW, "alice on lb02, by query", "patch day", None)
+
+
 def test_tags_that_are_certain_stay_where_stdin_can_only_say_the_same() -> None:
     exact = {"a": "1,role=lb", "b": "x=y,z"}
     before = known(member("web12", "127.0.0.17", tags=exact))
@@ -500,7 +510,8 @@ def test_newcomers_beyond_the_limit_are_told_in_one_line() -> None:
     done = folding(full_house, joining(*(f"late{at}\t10.0.0.2\tweb\t" for at in range(3000))))
 
     assert done.membership == full_house
-    assert done.warnings == (f"node late0 and 2999 more are not enrolled: {MEMBERS_LIMIT} members are known already",)
+    (warning,) = done.warnings
+    assert warning.startswith(f"node late0 and 2999 more: not added, as {MEMBERS_LIMIT} members are known; run ")
 
 
 def test_an_address_of_two_members_is_not_paused_by_that_address() -> None:

@@ -368,9 +368,13 @@ BELOW = [
     "sbin/lbagent-serf-setup",
     "share/bash-completion/completions/lbagent",
     "share/man/man1/lbagent.1.gz",
+    "share/man/man5/roles.yml.5.gz",
     "share/man/man8/lbagent-serf-setup.8.gz",
 ]
 
+
+LINK = re.compile(r"""(?:\]\(|(?:src|srcset)=")(?!https?://|\#)([^)\#"]+)""")
+"""The target of a link or picture in a page, without its anchor."""
 
 FOR_SYSTEMD = ["systemd/system/lbagent.service", "sysusers.d/lbagent.conf", "tmpfiles.d/lbagent.conf"]
 
@@ -380,7 +384,7 @@ def checkout(tmp_path: Path) -> Path:
     """A checkout in which `make pages` has been run."""
     for name in ("lbagent", "systemd", "packaging", "docs", "examples", "windows"):
         shutil.copytree(HERE / name, tmp_path / "src" / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("README.md", "roles.yml", "CHANGELOG.md", "LICENSE", "SECURITY.md"):
+    for name in ("README.md", "roles.yml", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "SECURITY.md"):
         shutil.copy(HERE / name, tmp_path / "src" / name)
     pages = [sys.executable, "packaging/pages.py", str(tmp_path / "src/build")]
     subprocess.run(pages, cwd=HERE, capture_output=True, check=True)
@@ -416,6 +420,15 @@ def test_an_install_is_whole_and_an_uninstall_takes_it_away(
     script(checkout, "uninstall", str(root), prefix)
 
     assert [str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()] == ["etc/lbagent/roles.yml"]
+
+
+def test_the_installed_pages_have_no_dead_link(checkout: Path, tmp_path: Path) -> None:
+    script(checkout, "install", str(tmp_path / "root"), "/usr")
+
+    pages = list((tmp_path / "root/usr/share/doc/lbagent").rglob("*.md"))
+    links = [(page, target) for page in pages for target in re.findall(LINK, page.read_text(encoding="utf-8"))]
+    assert {page.name for page in pages} >= {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "index.md"}
+    assert [(str(page), target) for page, target in links if not (page.parent / target).exists()] == []
 
 
 def test_an_install_keeps_an_edited_roles_yml(checkout: Path, tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def test_an_event_makes_exactly_these_lines(stage: Stage, before: tuple[str, ...
     assert all(MANAGED.fullmatch(line) for line in set(text.split("\n")) - set(CFG.split("\n")))
     assert (ended.status, ended.out) == (0, b"")
     assert "Traceback" not in ended.err
-    assert "defect" not in ended.err
+    assert "internal error" not in ended.err
     assert all(line.startswith("lbagent: ") and line.isprintable() for line in ended.err.split("\n")[:-1])
     assert subprocess.run(["haproxy", "-c", "-f", str(stage.cfg)], capture_output=True, check=False).returncode == 0
     assert stage.spooled == []

@@ -360,7 +360,7 @@ def test_without_anything_all_is_said(lb: Lb) -> None:
             ": start Serf with its handler, or `lbagent apply` makes it"
         ),
         (
-            "error serf: the Serf agent cannot be asked (serf info): Error connecting to Serf agent: dial tcp 127.0.0.1:1"
+            "error serf: Serf agent: `serf info` failed: Error connecting to Serf agent: dial tcp 127.0.0.1:1"
             ": connect: connection refused: start the agent, or set SERF_RPC_ADDR (127.0.0.1:7373 without it)"
         ),
     ]
@@ -669,7 +669,7 @@ def test_who_may_not_look_is_told_what_he_cannot_see(well: tuple[Lb, Agent]) -> 
 def test_an_agent_that_does_not_run_is_an_error(lb: Lb) -> None:
     assert [line for line in amiss(lb) if " serf: " in line] == [
         (
-            "error serf: the Serf agent cannot be asked (serf info): Error connecting to Serf agent: dial tcp RPC: connect:"
+            "error serf: Serf agent: `serf info` failed: Error connecting to Serf agent: dial tcp RPC: connect:"
             " connection refused: start the agent, or set SERF_RPC_ADDR (RPC without it)"
         )
     ]
@@ -703,8 +703,8 @@ def test_who_has_no_token_is_told(well: tuple[Lb, Agent]) -> None:
 
     assert amiss(lb, agent, SERF_RPC_AUTH="") == [
         (
-            "error serf: SERF_RPC_AUTH: a token is needed: no sync is possible (the Serf agent cannot be asked"
-            " (serf info): Error querying agent: Authentication required): set SERF_RPC_AUTH to the agent's `rpc_auth`"
+            "error serf: SERF_RPC_AUTH: a token is needed: no sync is possible (Serf agent: "
+            "`serf info` failed: Error querying agent: Authentication required): set SERF_RPC_AUTH to the agent's `rpc_auth`"
         )
     ]
 
@@ -861,7 +861,7 @@ def impostor(lb: Lb, user: int, *words: str) -> Iterator[None]:
 @pytest.mark.parametrize("endless", ["pipe", "zero"])
 @pytest.mark.parametrize(
     ("user", "lines"),
-    [(0, ["warning agent-files: /lb/FILE: cannot be looked at: not a regular file: run this as root"]), (65533, [])],
+    [(0, ["warning agent-files: /lb/FILE: cannot be read: not a regular file: run this as root"]), (65533, [])],
     ids=["root", "stranger"],
 )
 def test_what_never_ends_ends_no_check_and_of_strangers_nothing_is_read(
@@ -881,7 +881,7 @@ def test_a_file_that_is_too_large_for_an_agents_is_not_read(well: tuple[Lb, Agen
     (agent.file.parent / "more.json").write_text(f'{{"tags": "{"x" * (1 << 20)}"}}')
 
     assert amiss(lb, agent) == [
-        "warning agent-files: /lb/etc/serf-lb01/more.json: is not looked at: it holds more than 1048576 bytes: see whether it is the agent's"
+        "warning agent-files: /lb/etc/serf-lb01/more.json: not read: larger than 1048576 bytes: see whether it is the agent's"
     ]
 
 
@@ -947,7 +947,7 @@ def test_a_file_of_the_agent_that_was_broken_since_is_told(well: tuple[Lb, Agent
 
     assert [line for line in amiss(lb, agent) if " agent-files: " in line] == [
         (
-            "error agent-files: /lb/etc/serf-lb01/more.json: is not JSON: Expecting value: line 1 column 2 (char 1)"
+            "error agent-files: /lb/etc/serf-lb01/more.json: invalid JSON: Expecting value: line 1 column 2 (char 1)"
             ": fix it: the agent does not start again with it"
         )
     ]

@@ -71,7 +71,7 @@ def test_operator_who_saves_during_every_attempt_keeps_his_text_and_we_give_way(
     done = lb.join(WEB1)
 
     assert done.returncode == 6
-    assert one_line(done).endswith("haproxy.cfg was saved by others while HAProxy checked it, 5 times: run again")
+    assert one_line(done).endswith("haproxy.cfg was saved by another process during each of 5 attempts; run again")
     assert lb.text == operator + b"# his\n" * 5
     assert (sorted(lb.members()), lb.staged()) == (["web1"], [])
     haproxy_again(lb)
@@ -101,7 +101,7 @@ def test_operator_who_saves_a_broken_text_keeps_it_and_is_told(lb: Lb) -> None:
     done = lb.join(WEB1)
 
     assert done.returncode == 4
-    assert one_line(done).startswith("HAProxy refuses the operator's own text, nothing was replaced: ")
+    assert one_line(done).startswith("haproxy.cfg is invalid, not because of lbagent; nothing was changed: ")
     assert f"{lb.cfg}:{len(operator.splitlines()) + 1}" in one_line(done)
     assert lb.text == operator + b"  nonsense\n"
     assert lb.staged() == []
@@ -144,7 +144,7 @@ def test_operator_who_saves_during_a_reload_that_fails_keeps_his_text_without_ou
         done = lb.join(WEB2)
 
         assert done.returncode == 5
-        assert one_line(done).endswith(f"; the previous managed lines are back in {lb.cfg}")
+        assert one_line(done).endswith(f"; the previous managed lines are restored in {lb.cfg}")
         assert lb.text == with_lines(operator + b"# his\n", lines(lb, 1))
         assert set(haproxy.servers()) == {"web1"}
         assert lb.staged() == []
@@ -487,7 +487,7 @@ def test_run_that_is_told_to_end_in_the_middle_of_a_check_leaves_no_trace_and_no
         orphans = left_running(f"{lb.bin}/haproxy")
         (lb.bin / "haproxy.go").touch()
 
-    assert (run.returncode, said) == (130, b"lbagent: interrupted: the next run goes on from here\n")
+    assert (run.returncode, said) == (130, b"lbagent: interrupted; stored events stay for the next run\n")
     assert lb.text == before
     assert lb.staged() == []
     assert orphans == []

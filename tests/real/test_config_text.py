@@ -36,7 +36,7 @@ def starts_with(lb: Lb, text: str) -> None:
 
 def without_reload(lb: Lb) -> bool:
     """Whether the last change was made through the runtime API."""
-    return not lb.history()[-1]["words"].count("serves it") and "without a reload" in lb.history()[-1]["words"]
+    return not lb.history()[-1]["words"].count("HAProxy reloaded") and "without a reload" in lb.history()[-1]["words"]
 
 
 @pytest.mark.parametrize(

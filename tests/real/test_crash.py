@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from lbagent.state.lock import is_locked
 from tests.helpers.faults import haproxy_again, instead_of_haproxy, records, reload_with, stored, with_lines
 from tests.helpers.real_programs import RELOADING, ROLES, Haproxy, Lb, default_binary, eventually, member
 
@@ -68,6 +69,8 @@ def killed_at_random(lb: Lb, names: list[str], moment: float) -> bool:
         run.kill()
     for run in runs:
         run.communicate()
+    # A child that a killed run has forked holds the lock until it executes its program.
+    eventually(lambda: not is_locked(str(lb.state / "lock")))
     return KILLED in [run.returncode for run in runs]
 
 

@@ -1,4 +1,4 @@
-"""`make demo` as a newcomer runs it: it ends well, no request fails, and nothing is left behind."""
+"""`make demo` ends with status 0, no request fails, and it removes all its programs and files."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ pytestmark = pytest.mark.real
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder of its own for temporary files, with a short name: HAProxy's socket lies in it."""
+    """A folder for temporary files with a short name, since the path of HAProxy's socket is limited."""
     if not (shutil.which("serf") and shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin")):
-        pytest.skip("no haproxy or no serf here")
+        pytest.skip("haproxy or serf is not installed")
     path = Path(tempfile.mkdtemp(prefix="demo-"))
     yield path
     shutil.rmtree(path)
 
 
-def demo(folder: Path, output: Path) -> subprocess.Popen[bytes]:
-    """The demo, running, with its temporary files in `folder`."""
+def start_demo(folder: Path, output: Path) -> subprocess.Popen[bytes]:
+    """Start the demo with its temporary files in `folder`."""
     with output.open("wb") as file:
         environ = {**os.environ, "TMPDIR": str(folder), "PYTHONIOENCODING": "utf-8"}
         return subprocess.Popen([sys.executable, "-m", "demo"], cwd=HERE, env=environ, stdout=file, stderr=file)
 
 
-def mentioning(folder: Path) -> list[str]:
-    """The command lines of processes that know of `folder`."""
+def find_processes(folder: Path) -> list[str]:
+    """Return the command lines of processes with `folder` in their command line or environment."""
     found = []
     for process in Path("/proc").iterdir():
         if process.name.isdigit() and process.name != str(os.getpid()):
             try:
                 words = (process / "cmdline").read_bytes()
-                known = words + (process / "environ").read_bytes()
+                text = words + (process / "environ").read_bytes()
             except OSError:
                 continue
-            if os.fsencode(folder) in known:
+            if os.fsencode(folder) in text:
                 found.append(words.decode(errors="replace"))
     return found
 
@@ -57,28 +57,28 @@ def mentioning(folder: Path) -> list[str]:
 def test_the_demo_serves_every_request_and_leaves_nothing_behind(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "output"
 
-    status = demo(folder, output).wait(100)
+    status = start_demo(folder, output).wait(100)
 
     text = output.read_text(encoding="utf-8")
     assert status == 0, text
     assert "6 changes and 0 reloads of HAProxy: 0 failed." in text
     assert [line for line in text.splitlines() if len(line) > 80 or "\x1b" in line] == []
     assert list(folder.iterdir()) == []
-    assert mentioning(folder) == []
+    assert find_processes(folder) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_demo_leaves_nothing_behind(folder: Path, tmp_path: Path, number: signal.Signals) -> None:
-    process = demo(folder, tmp_path / "output")
+    process = start_demo(folder, tmp_path / "output")
     deadline = time.monotonic() + 30
-    while not list(folder.glob("*/told/[0-9]*")) and time.monotonic() < deadline:
+    while not list(folder.glob("*/events/[0-9]*")) and time.monotonic() < deadline:
         time.sleep(0.05)
 
     process.send_signal(number)
 
     assert process.wait(30) == 130
     assert list(folder.iterdir()) == []
-    assert mentioning(folder) == []
+    assert find_processes(folder) == []
 
 
 class _Terminal(io.StringIO):
@@ -89,16 +89,18 @@ class _Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize(("variable", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
-def test_who_wants_no_colours_gets_none(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
+def test_no_color_and_dumb_terminals_turn_colours_off(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
     terminal = _Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    Screen().diff("a\nb\n", "a\nc\n")
+    Screen().show_diff("a\nb\n", "a\nc\n")
     coloured = terminal.getvalue()
 
     monkeypatch.setenv(variable, value)
-    Screen().diff("a\nb\n", "a\nc\n")
+    Screen().show_diff("a\nb\n", "a\nc\n")
 
     assert "\x1b[32m" in coloured
     assert "\x1b[32m" not in terminal.getvalue()[len(coloured) :]

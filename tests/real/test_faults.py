@@ -241,7 +241,7 @@ def test_haproxy_that_refuses_everything_replaces_nothing(lb: Lb, script: str) -
     done = lb.join(WEB2)
 
     assert done.returncode == 4
-    assert one_line(done).startswith("HAProxy refuses the operator's own text, nothing was replaced: ")
+    assert one_line(done).startswith("haproxy.cfg is invalid, not because of lbagent; nothing was changed: ")
     assert (lb.text, lb.staged(), sorted(lb.members())) == (before, [], ["web1", "web2"])
     haproxy_again(lb)
     assert lb.join(WEB3).returncode == 0
@@ -314,7 +314,7 @@ def test_reload_that_fails_puts_the_previous_lines_back_and_is_not_tried_with_ev
         later = [lb.join(member(f"web{number}", f"127.0.0.{number + 10}")) for number in range(3, 8)]
 
         assert done.returncode == 5
-        assert one_line(done).endswith(f"; the previous managed lines are back in {lb.cfg}")
+        assert one_line(done).endswith(f"; the previous managed lines are restored in {lb.cfg}")
         assert [run.returncode for run in later] == [5] * 5
         assert (lb.folder / "reload.log").read_text() == "reload\n"
         assert (lb.text, lb.staged()) == (before, [])
@@ -339,7 +339,7 @@ def test_reload_command_that_is_missing_puts_the_previous_lines_back(lb: Lb) -> 
 
         assert done.returncode == 5
         assert one_line(done) == (
-            f"/nowhere/reload cannot be run: no such program; the previous managed lines are back in {lb.cfg}"
+            f"/nowhere/reload cannot be run: no such program; the previous managed lines are restored in {lb.cfg}"
         )
         assert (lb.text, lb.staged()) == (before, [])
         lb.roles.write_text(lb.filled(ROLES))

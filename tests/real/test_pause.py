@@ -100,7 +100,7 @@ def test_a_load_balancer_that_cannot_apply_says_why(two: tuple[Balancer, Balance
     other.lb.text = text
     assert (status, said["lb01"]) == (1, "done")
     assert said["lb02"].startswith(
-        "not applied yet: HAProxy refuses the operator's own text, nothing was replaced: parsing ["
+        "not applied yet: haproxy.cfg is invalid, not because of lbagent; nothing was changed: parsing ["
     )
     assert other.run("apply").returncode == 0
     assert other.lb.managed[0] == node.out
@@ -195,7 +195,7 @@ def test_without_an_agent_it_is_done_here_and_said() -> None:
 
         here, others = done.stdout.decode().splitlines()
         assert (done.returncode, here.split()[1]) == (1, "done,")
-        assert others.startswith("others  not asked: the Serf agent cannot be asked (serf members): Error connecting")
+        assert others.startswith("others  not asked: Serf agent: `serf members` failed: Error connecting")
         assert one.lb.managed == ["# lbagent paused web01 127.0.0.11 role=web"]
 
 
@@ -341,6 +341,10 @@ NO_REASON = "at most 200 printable characters, of 400 bytes, can be sent"
         (["pause", "web01", "--for", "0s"], f"--for '0s' is {NO_TIME}"),
         (["pause", "web01", "--for", "2w"], f"--for '2w' is {NO_TIME}"),
         (["pause", "web01", "--for", "9999999d"], f"--for '9999999d' is {NO_TIME}"),
+        (["pause", "web01", "--wait", "30"], f"--wait '30' is {NO_TIME}"),
+        (["pause", "web01", "--wait", "0s"], f"--wait '0s' is {NO_TIME}"),
+        (["pause", "web01", "--wait="], f"--wait '' is {NO_TIME}"),
+        (["pause", "--wait=-1s", "web01"], f"--wait '-1s' is {NO_TIME}"),
         (["pause", "web01", "--reason", "x" * 201], f"--reason has 201 characters, of 201 bytes: {NO_REASON}"),
         (["pause", "web01", "--reason", "日" * 134], f"--reason has 134 characters, of 402 bytes: {NO_REASON}"),
         (["pause", "web01", "--reason", "a\x1bb"], f"--reason has 3 characters, of 3 bytes: {NO_REASON}"),

@@ -76,7 +76,7 @@ def test_a_broken_haproxy_cfg_is_refused_with_its_line(lb: Lb, verb: str, *, pen
 
     assert done.returncode == 4
     assert f"[{lb.cfg}:16]".encode() in done.stderr
-    assert b"operator's own text" in done.stderr
+    assert b"haproxy.cfg is invalid, not because of lbagent: " in done.stderr
     assert lb.text == text
 
 
@@ -102,7 +102,7 @@ def test_what_haproxy_would_refuse_of_a_plan_is_told_by_plan(lb: Lb) -> None:
     done = lb.run("plan")
 
     assert done.returncode == 4
-    assert b"HAProxy refuses the plan: " in done.stderr
+    assert b"haproxy.cfg: HAProxy refuses the planned text: " in done.stderr
     assert b"maxcon" in done.stderr
     assert (lb.text, lb.staged()) == (text, [])
 
@@ -196,15 +196,15 @@ def test_lbagent_alone_prints_help() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["stauts"], "'stauts' is not a verb; did you mean status? (see `lbagent --help`)"),
-        (["aply", "--force"], "'aply' is not a verb; did you mean apply? (see `lbagent --help`)"),
-        (["frobnicate"], "'frobnicate' is not a verb (see `lbagent --help`)"),
+        (["stauts"], "unknown command 'stauts'; did you mean status? (see `lbagent --help`)"),
+        (["aply", "--force"], "unknown command 'aply'; did you mean apply? (see `lbagent --help`)"),
+        (["frobnicate"], "unknown command 'frobnicate' (see `lbagent --help`)"),
         (
             ["status", "--jsn"],
-            "'--jsn' is not an option or argument of `lbagent status`; did you mean --json? (see `lbagent status --help`)",  # noqa: E501
+            "unknown option or argument '--jsn'; did you mean --json? (see `lbagent status --help`)",
         ),
-        (["-v"], "no verb is given (see `lbagent --help`)"),
-        (["apply", "--yes"], "--yes is for `lbagent apply --adopt`"),
+        (["-v"], "a command is missing (see `lbagent --help`)"),
+        (["apply", "--yes"], "--yes is only for `lbagent apply --adopt`"),
     ],
 )
 def test_a_wrong_command_line_is_answered_with_the_right_one(words: list[str], said: str) -> None:

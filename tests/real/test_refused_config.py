@@ -109,7 +109,7 @@ def test_a_query_during_a_broken_text_is_answered_with_the_reason(lb: Lb) -> Non
 
         assert (ended.returncode, ended.stderr) == (0, b"")
         assert ended.stdout.startswith(
-            b"not applied yet: HAProxy refuses the operator's own text, nothing was replaced: "
+            b"not applied yet: haproxy.cfg is invalid, not because of lbagent; nothing was changed: "
         )
         line = saved.count(b"\n")
         assert ended.stdout.count(f"[{lb.cfg}:{line}]".encode()) == 1
@@ -135,11 +135,11 @@ def test_a_port_in_use_puts_the_previous_managed_lines_back_and_haproxy_goes_on(
         status, words = said(lb.join(WEB[2]))
 
         assert status == 5
-        assert words.endswith(f"; the previous managed lines are back in {lb.cfg}")
+        assert words.endswith(f"; the previous managed lines are restored in {lb.cfg}")
         assert (lb.text, lb.staged(), lb.spooled()) == (saved, [], [])
         assert (haproxy.worker(), list(haproxy.servers())) == (worker, ["web01"])
         assert haproxy.get() == "503"  # by HAProxy: web01 has no web server here
-        assert outcomes(lb) == ["applied", "put back"]
+        assert outcomes(lb) == ["applied", "rolled back"]
         assert lb.history()[-1]["why"] == "member-join web02"
         assert lb.history()[-1]["added"] == [f"listen lb-iis: {line}" for line in lines(lb, 2)]
         assert words == f"lbagent: {lb.history()[-1]['words']}"
@@ -156,10 +156,10 @@ def test_a_reload_that_failed_is_not_tried_again_with_every_event(lb: Lb) -> Non
 
         assert reloads == (2, 1)
         assert {status for status, _ in ends} == {5}
-        assert all(words.startswith("lbagent: not tried again yet: ") for _, words in ends)
+        assert all(words.startswith("lbagent: reload postponed: ") for _, words in ends)
         assert (haproxy.reloads(), haproxy.worker()) == (reloads, worker)
         assert (lb.text, lb.staged(), lb.spooled()) == (saved, [], [])
-        assert outcomes(lb) == ["applied", "put back"]
+        assert outcomes(lb) == ["applied", "rolled back"]
         assert sorted(lb.members()) == [f"web{number:02}" for number in range(1, 13)]
 
 
@@ -192,7 +192,7 @@ def test_once_the_port_is_free_and_the_text_has_changed_everything_goes_in(lb: L
         assert list(haproxy.servers()) == ["web01", "web02", "web03", "web04"]
         assert haproxy.get(port) == "204"
         assert haproxy.reloads() == (3, 0)
-        assert outcomes(lb) == ["applied", "put back", "applied"]
+        assert outcomes(lb) == ["applied", "rolled back", "applied"]
         assert lb.staged() == []
 
 
@@ -208,7 +208,7 @@ def test_without_a_reload_the_file_is_written_though_a_reload_failed_just_now(lb
         assert (written.returncode, written.stderr, written.stdout) == (
             0,
             b"",
-            b"written: 1 line added, 0 removed; not reloaded, as asked\n",
+            b"written: 1 line added, 0 removed; not reloaded (--no-reload)\n",
         )
         assert plain.returncode == 5
         assert (lb.managed, haproxy.reloads()) == (lines(lb, 1, 2), reloads)
@@ -256,7 +256,7 @@ def test_a_reload_command_that_fails_puts_the_previous_managed_lines_back(lb: Lb
         reasons = {"[sh": "sh -c echo cannot; exit 3 ended with 3: cannot", "[/n": "/no/such/program cannot be run: "}
         assert status == 5
         assert words.startswith(f"lbagent: {reasons[command[:3]]}")
-        assert words.endswith(f"; the previous managed lines are back in {lb.cfg}")
+        assert words.endswith(f"; the previous managed lines are restored in {lb.cfg}")
         assert again == 5
         assert (lb.text, lb.staged(), haproxy.reloads()) == (before, [], reloads)
         assert list(haproxy.servers()) == ["web01"]
@@ -292,7 +292,7 @@ def test_of_many_nodes_the_one_haproxy_refuses_stays_out_and_the_rest_goes_in(ta
         ended = tagged.join(*WEB[1:9], bad(9), *WEB[10:17])
 
         assert ended.returncode == 0
-        assert ended.stderr.startswith(b"lbagent: web09 is in quarantine: HAProxy refuses its line: ")
+        assert ended.stderr.startswith(b"lbagent: web09 is in quarantine, HAProxy refuses its line: ")
         assert ended.stderr.count(b"\n") == 1
         assert tagged.managed == good(tagged, *range(1, 9), *range(10, 17))
         assert sorted(haproxy.servers()) == [f"web{number:02}" for number in range(1, 17) if number != 9]
@@ -338,7 +338,7 @@ def test_a_refused_node_alone_changes_nothing(tagged: Lb) -> None:
         again = tagged.join(bad(9)).returncode
 
         assert status == 4
-        assert words.startswith("lbagent: HAProxy refuses the line of web09: ")
+        assert words.startswith("lbagent: web09: HAProxy refuses its line: ")
         assert words.count("unknown keyword 'nonsense'") == 1
         assert f"[{tagged.cfg}:" in words
         assert "lbagent-staged" not in words
@@ -413,10 +413,10 @@ def test_what_is_planned_leaves_who_is_in_quarantine_alone(tagged: Lb) -> None:
         assert b"web02: in quarantine, its lines stay as they are: " in done.stderr
         applied = tagged.run("apply")
         assert (applied.returncode, applied.stdout) == (4, b"No changes: 3 nodes, 3 lines.\n")
-        assert b"web02 is in quarantine: HAProxy refuses its line: " in applied.stderr
+        assert b"web02 is in quarantine, HAProxy refuses its line: " in applied.stderr
         tagged.text = before + b"# edited\n"
         again = tagged.run("plan")  # it would be tried again, and refused again
-        assert (again.returncode, b"HAProxy refuses the plan: " in again.stderr) == (4, True)
+        assert (again.returncode, b"haproxy.cfg: HAProxy refuses the planned text: " in again.stderr) == (4, True)
 
 
 def test_a_changed_text_of_the_operator_lets_a_refused_node_try_again(tagged: Lb) -> None:
@@ -448,7 +448,7 @@ def test_an_event_that_comes_during_a_refusal_is_not_left_lying(tagged: Lb) -> N
             words = first.communicate()[1].decode()
 
         assert (second.returncode, third.returncode) == (0, 0)
-        assert words.startswith("lbagent: HAProxy refuses the line of web09: ")
+        assert words.startswith("lbagent: web09: HAProxy refuses its line: ")
         assert tagged.spooled() == []
         assert tagged.managed == ["# lbagent paused web01 127.0.0.11 role=web", *good(tagged, 2)]
         assert list(haproxy.servers()) == ["web02"]

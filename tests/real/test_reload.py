@@ -132,10 +132,10 @@ def test_a_failed_reload_is_rolled_back_with_haproxys_reason_and_no_pause_is_don
         assert ended.returncode == 5
         assert "Address already in use" in words
         assert f"127.0.0.1:{port}" in words
-        assert words.endswith(f"; the previous managed lines are back in {lb.cfg}\n")
+        assert words.endswith(f"; the previous managed lines are restored in {lb.cfg}\n")
         assert asked.stdout == b"queued\n"
         assert (lb.text, lb.staged()) == (saved, [])
-        assert outcomes(lb) == ["applied", "put back"]
+        assert outcomes(lb) == ["applied", "rolled back"]
         assert words == f"lbagent: {lb.history()[-1]['words']}\n"
         assert serving(haproxy) == worker == confirmed(lb)
         assert haproxy.get() == "503"
@@ -237,7 +237,7 @@ def test_a_worker_that_dies_as_soon_as_it_serves_is_not_confirmed(version: str, 
         ended = lb.join(WEB02)
 
         assert ended.returncode in (5, 75)
-        assert outcomes(lb)[-1] in ("put back", "not confirmed")
+        assert outcomes(lb)[-1] in ("rolled back", "not confirmed")
 
 
 # How HAProxy is asked, and where its reason is found.
@@ -302,7 +302,7 @@ def test_the_reason_is_found_where_haproxy_tells_it_nobody(version: str) -> None
                 "lbagent: the reload failed, the old worker goes on: "
                 f"{lb.cfg}:{line}: cannot bind socket (Address already in use) for [127.0.0.1:{port}]: "
                 f"{Path('/proc/self/comm').read_text().strip()} (pid {os.getpid()}) listens there"
-                f"; the previous managed lines are back in {lb.cfg}\n"
+                f"; the previous managed lines are restored in {lb.cfg}\n"
             )
 
 

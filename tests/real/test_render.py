@@ -167,8 +167,9 @@ def deploy(lb: Lb, haproxy: Haproxy, number: int) -> None:
     with fresh.open("wb") as file:
         subprocess.run([LBAGENT, "render", given], env=lb.env, stdout=file, check=True)
     subprocess.run([lb.bin / "haproxy", "-c", "-f", fresh], env=lb.env, capture_output=True, check=True)
-    fresh.rename(lb.cfg)
     worker = haproxy.worker()
+    fresh.rename(lb.cfg)
+    # If `watch` reloads at the same moment, HAProxy may lose this signal; it runs the new text in either case.
     os.kill(haproxy.pid, signal.SIGUSR2)
 
     def reloaded() -> bool:

@@ -183,12 +183,12 @@ def test_a_query_about_a_stranger_says_so(lb: Lb) -> None:
     with Haproxy(lb), cluster(lb, 1) as (agent, (one,)):
         paused = agent.query("pause", "web77 127.0.0.77 web")
         resumed = agent.query("resume", "web88")
-        malformed = agent.query("pause", "one two three four")
+        malformed = agent.query("pause", "one two three 4")
 
         assert paused == {"lb01": "unknown node, remembered"}
         assert resumed == {"lb01": "unknown node"}
         assert malformed == {
-            "lb01": "refused: pause: the payload 'one two three four' is not NAME [ADDRESS] [ROLE] [for=2h] [reason=…]"
+            "lb01": "refused: pause: invalid payload 'one two three 4'; send NAME [ADDRESS] [ROLE] [for=2h] [reason=…]"
         }
         assert lb.managed == [one.line]
 

@@ -6,11 +6,13 @@ import contextlib
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from lbagent.serf.agent_process import find_running_agent
 from tests.helpers.real_programs import LBAGENT, Lb, binaries, clean_environment, eventually
 
 pytestmark = [
@@ -108,3 +110,17 @@ def test_a_pair_with_two_keys_is_an_error_on_both_and_the_bundle_makes_it_one(
         )
         assert "with the same `encrypt_key` as here" in line
     assert together == ["ok peers: serf members: 1 other load balancer there: lb02"]
+
+
+def test_an_agent_in_another_network_namespace_is_not_the_one_that_check_looks_at(
+    network: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = Balancer("lb01", 7375, network, tmp_path)
+    one.set_up("127.0.0.9", "127.0.0.10")
+    monkeypatch.setenv("SERF_RPC_ADDR", "127.0.0.1:7375")
+    inside = "from lbagent.serf.agent_process import find_running_agent as find; print(find() is not None)"
+    with one.agent():
+        found = subprocess.run([*network, sys.executable, "-c", inside], capture_output=True, text=True, check=True)
+
+        assert found.stdout == "True\n"
+        assert find_running_agent() is None

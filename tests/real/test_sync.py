@@ -214,8 +214,8 @@ def test_a_sync_that_sees_no_node_removes_nothing(peer: bool) -> None:  # noqa: 
             done = one.run("sync")
 
         assert done.returncode == 75
-        words = "serf members: lists no node of any role of roles.yml; nothing is removed, try again"
-        silent = "lbagent: lb03 did not tell which nodes it has paused\n" if peer else ""
+        words = "serf members: no node has a role of roles.yml; nothing is removed, try again"
+        silent = "lbagent: lb03 did not report its pauses\n" if peer else ""
         assert done.stderr.decode() == f"{silent}lbagent: {words}\n"
         assert (one.text, one.lb.members(), one.lb.staged()) == (before, members, [])
 
@@ -237,7 +237,7 @@ def test_a_role_deleted_by_mistake_is_held_back_and_a_pause_still_works() -> Non
 
         held = "3 of 4 lines at '# additional-lb-iis-server' in listen lb-iis would go: web01, web02, web03"
         assert (synced.returncode, unchanged) == (3, before)
-        assert synced.stderr.decode() == f"lbagent: held back: {held}; `lbagent apply --force` lets them go\n"
+        assert synced.stderr.decode() == f"lbagent: blocked: {held}; `lbagent apply --force` applies these removals\n"
         assert pausing == (0, {"lb01": "done", "lb02": "done"})
         for balancer in two:
             assert balancer.haproxy.serving() == {"api01", "web01", "web03"}
@@ -271,5 +271,5 @@ def test_who_does_not_tell_of_its_pauses_is_named() -> None:
 
             done = one.run("sync")
 
-        said = "lbagent: lb03 did not tell which nodes it has paused\n"
+        said = "lbagent: lb03 did not report its pauses\n"
         assert (done.returncode, done.stdout, done.stderr.decode()) == (0, b"No changes: 1 node, 1 line.\n", said)

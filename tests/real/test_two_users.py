@@ -168,7 +168,7 @@ def test_a_query_of_serfs_user_hears_why_it_was_refused(lb: Split) -> None:
 
         assert (done.returncode, done.stderr) == (0, b"")
         assert paused.stdout.startswith(
-            b"not applied yet: HAProxy refuses the operator's own text, nothing was replaced: "
+            b"not applied yet: haproxy.cfg is invalid, not because of lbagent; nothing was changed: "
         )
 
 
@@ -225,7 +225,7 @@ def test_with_a_real_agent_a_query_is_answered_done(lb: Split) -> None:
 
 
 def waits(lb: Split, watch: str) -> str:
-    return f"stored, and waits: this user may not write {lb.state}/lock, and `lbagent watch` {watch}"
+    return f"event stored but not applied: this user cannot write {lb.state}/lock and `lbagent watch` {watch}"
 
 
 def test_without_watch_an_event_is_stored_and_that_is_said(lb: Split) -> None:
@@ -233,7 +233,7 @@ def test_without_watch_an_event_is_stored_and_that_is_said(lb: Split) -> None:
         pass  # has been here
     done = lb.join(WEB01)
 
-    assert (done.returncode, one_line(done)) == (75, waits(lb, "does not run: start it"))
+    assert (done.returncode, one_line(done)) == (75, waits(lb, "is not running; start it"))
     assert (lb.spooled(), lb.managed) == (["1"], [])
     with watching(lb):
         eventually(lambda: lb.settled(one(lb)))
@@ -253,7 +253,7 @@ def test_a_watch_that_hangs_is_said_after_five_seconds(lb: Split) -> None:
 
             done = lb.join(WEB02)
 
-            assert (done.returncode, one_line(done)) == (75, waits(lb, "hangs: restart it"))
+            assert (done.returncode, one_line(done)) == (75, waits(lb, "hangs; restart it"))
         eventually(lambda: len(lb.managed) == 2 and lb.idle)
 
 
@@ -287,7 +287,7 @@ print(pause._here("pause", {{"web01": "web01"}}, "lb01", engine, Log(), force=Fa
 
     done = lb.as_serf(script)
 
-    assert done.stdout == f"refused: this user may not write {lb.state}/lock: as root\n"
+    assert done.stdout == f"refused: this user cannot write {lb.state}/lock; run it as root\n"
     assert lb.spooled() == []
 
 

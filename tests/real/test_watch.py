@@ -262,7 +262,7 @@ def test_a_second_one_refuses_to_start(lb: Lb) -> None:
     with watching(lb) as first:
         second = lb.run("watch")
 
-        said = f"lbagent: another `lbagent watch` runs: it holds {lb.state}/watch.lock\n"
+        said = f"lbagent: {lb.state}/watch.lock: another `lbagent watch` is running; stop one of the two\n"
         assert (second.returncode, second.stderr.decode()) == (6, said)
         assert first.poll() is None
 
@@ -288,7 +288,7 @@ def test_systemd_is_told_how_it_is(lb: Lb) -> None:
             said.clear()
             assert heard("WATCHDOG=1")
             lb.join(WEB01)
-            assert heard("STATUS=applied: 1 line added, 0 removed; said to HAProxy worker ")
+            assert heard("STATUS=applied: 1 line added, 0 removed; applied to HAProxy (worker ")
             said.clear()
             process.send_signal(signal.SIGHUP)
             assert heard("RELOADING=1\nMONOTONIC_USEC=")

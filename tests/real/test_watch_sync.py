@@ -73,6 +73,20 @@ def test_a_new_token_in_serf_env_is_used_at_once(guarded: tuple[Lb, SerfAgent]) 
     assert metric(lb, "lbagent_daemon_running") == "0"
 
 
+def test_only_runs_of_the_daemon_are_its_heartbeat(guarded: tuple[Lb, SerfAgent]) -> None:
+    lb, _ = guarded
+    heartbeat = "lbagent_daemon_heartbeat_timestamp_seconds"
+    lb.join(member("web01", "127.0.0.11"))
+    before = metric(lb, heartbeat)
+    with watching(lb, SERF_RPC_ADDR=""):
+        eventually(lambda: metric(lb, heartbeat))
+    (lb.state / "last.json").write_text(json.dumps({**last(lb), "heartbeat": 1_700_000_000}))
+
+    lb.run("apply")
+
+    assert (before, metric(lb, heartbeat)) == (None, "1700000000")
+
+
 def test_an_empty_new_cluster_is_no_failure(guarded: tuple[Lb, SerfAgent]) -> None:
     lb, agent = guarded
     env = {"SERF_RPC_ADDR": agent.rpc, "SERF_RPC_AUTH": "right"}
@@ -173,7 +187,7 @@ def test_a_service_logs_each_thing_once_with_fields(journal: Journal) -> None:
         assert (done.returncode, done.stderr, journal.syslog) == (4, b"", [])
         eventually(lambda: journal.entries)
         [entry] = journal.entries
-        assert entry["MESSAGE"].startswith("HAProxy refuses the operator's own text")
+        assert entry["MESSAGE"].startswith("haproxy.cfg is invalid, not because of lbagent")
         assert (entry["PRIORITY"], entry["SYSLOG_IDENTIFIER"], entry["LBAGENT_EXIT_STATUS"]) == ("3", "lbagent", "4")
 
 

@@ -118,7 +118,8 @@ def test_a_refused_roles_yml_does_not_end_it_where_serf_answers(lb: Lb) -> None:
 
 def test_a_state_folder_that_is_removed_is_made_anew(lb: Lb) -> None:
     with watching(lb) as daemon:
-        shutil.rmtree(lb.state)
+        gone = lb.state.rename(lb.folder / "gone")  # at once: the daemon writes files meanwhile
+        shutil.rmtree(gone, ignore_errors=True)
         daemon.send_signal(signal.SIGHUP)
         eventually((lb.state / "spool").is_dir)
 

@@ -135,9 +135,7 @@ def test_runtime_is_a_switch(word: str, on: bool) -> None:  # noqa: FBT001
 )
 def test_a_role_is_called_what_the_operator_typed(name: str) -> None:
     if ":" in name:
-        assert "is not a name for a role" in refusal(
-            f"services: {{iis: {{port: 80}}}}\nroles:\n  {name}: {{lb: [iis]}}\n"
-        )
+        assert "invalid role name" in refusal(f"services: {{iis: {{port: 80}}}}\nroles:\n  {name}: {{lb: [iis]}}\n")
         return
     assert list(reading(f'services: {{iis: {{port: 80}}}}\nroles:\n  "{name}": {{lb: [iis]}}\n').roles) == [name]
     if name != "null":
@@ -205,7 +203,7 @@ def test_a_marker_that_could_mean_two_pairs_is_refused() -> None:
     """)
 
     assert words == (
-        "roles.yml:4:9: roles.app.a: the marker '# additional-a-b-c-server' could mean section a, service b-c"
+        "roles.yml:4:9: roles.app.a: marker '# additional-a-b-c-server' is ambiguous, it could mean section a, service b-c"
         " or section a-b, service c; rename one"
     )
 
@@ -219,7 +217,7 @@ def test_of_an_ambiguous_marker_the_line_of_the_section_is_told() -> None:
           a: [b-c]
     """)
 
-    assert words.startswith("roles.yml:5:3: app.a: the marker '# additional-a-b-c-server' could mean ")
+    assert words.startswith("roles.yml:5:3: app.a: marker '# additional-a-b-c-server' is ambiguous, it could mean ")
 
 
 @pytest.mark.parametrize(
@@ -227,9 +225,9 @@ def test_of_an_ambiguous_marker_the_line_of_the_section_is_told() -> None:
     [
         (b"# \x83E\x83F\x83u\nroles: {}\n", ":1:3: is not UTF-8 text; save it as UTF-8"),
         (b"\xff\xfe\x00", ":1:3: is not UTF-8 text; save it as UTF-8"),
-        (b"roles:\n  web: \x07\n", ":2:8: holds a control character; remove it"),
-        (b"\x7fELF\x02\x01\x01\0\0\0\0\0", ":1:1: holds a control character; remove it"),
-        (b"\0" * 100, ":1:1: holds a control character; remove it"),
+        (b"roles:\n  web: \x07\n", ":2:8: contains a control character; remove it"),
+        (b"\x7fELF\x02\x01\x01\0\0\0\0\0", ":1:1: contains a control character; remove it"),
+        (b"\0" * 100, ":1:1: contains a control character; remove it"),
     ],
 )
 def test_what_is_not_text_is_refused(content: bytes, words: str) -> None:

@@ -81,25 +81,25 @@ BROKEN: list[tuple[str, list[str]]] = [
     (
         "services: {iis: {port: 80}}\nroles:\n  web:\n    lb: [iis]\n   interval: 60s\n",
         [
-            ":5:4: roles.web.interval: is indented by 3 spaces, which fits no line above; indent it like a line above, by 2 or 4 spaces",
+            ":5:4: roles.web.interval: is indented by 3 spaces, unlike any line above; indent it by 2 or 4 spaces",
         ],
     ),
     (
         "services: {iis: {port: 80}}\nroles:\n  web:\n    lb: [iis]\n      interval: 60s\n",
         [
-            ":5:7: roles.web.interval: is indented by 6 spaces, which fits no line above; indent it like a line above, by 2 or 4 spaces",
+            ":5:7: roles.web.interval: is indented by 6 spaces, unlike any line above; indent it by 2 or 4 spaces",
         ],
     ),
     (
         "services: {iis: {port: 80}}\nroles:\n  web:\n    interval: 60s\n      lb: [iis]\n",
         [
-            ":5:7: roles.web.lb: is indented by 6 spaces, which fits no line above; indent it like a line above, by 2 or 4 spaces",
+            ":5:7: roles.web.lb: is indented by 6 spaces, unlike any line above; indent it by 2 or 4 spaces",
         ],
     ),
     (
         "services: {iis: {port: 80}}\nroles:\n    web:\n      lb: [iis]\n  api:\n      lb: [iis]\n",
         [
-            ":5:3: roles.api: is indented by 2 spaces, which fits no line above; indent it like a line above, by 4 or 6 spaces",
+            ":5:3: roles.api: is indented by 2 spaces, unlike any line above; indent it by 4 or 6 spaces",
         ],
     ),
     (
@@ -112,7 +112,7 @@ BROKEN: list[tuple[str, list[str]]] = [
     (
         "services:\n  iis: {port: 80}\n  roles:\n    web: {lb: [iis]}\n",
         [
-            ":3:3: services.roles: is not a service; indent roles: as far as services:",
+            ":3:3: services.roles: is not a service; indent roles: like services:",
         ],
     ),
     (
@@ -166,7 +166,7 @@ BROKEN: list[tuple[str, list[str]]] = [
     (
         "services: {iis: {port: 80}}\nroles:\n  web:\n    lb: [iis]]\n",
         [
-            ":4:14: roles.web.lb: one ] too many; remove it",
+            ":4:14: roles.web.lb: unmatched ]; remove it",
         ],
     ),
     (
@@ -197,44 +197,44 @@ BROKEN: list[tuple[str, list[str]]] = [
     (
         'services: {iis: {port: 80}}\nroles:\n  web:\n    lb: [iis]\n    options: "check\\q"\n',
         [
-            ":5:20: roles.web.options: an unknown escape sequence; use single quotes, where a backslash is only a backslash",
+            ":5:20: roles.web.options: unknown escape sequence; use single quotes, in which a backslash has no meaning",
         ],
     ),
     (
         "services: {iis: {port: 80}}\nroles:\n  web:\n    lb:[iis]\n    interval: 60s\n",
         [
-            ":4:7: roles.web.lb: a space is missing after :; write lb: [iis]",
+            ":4:7: roles.web.lb: missing space after ':'; write lb: [iis]",
         ],
     ),
     (
         "services: {iis: {port: 80}}\nroles:\n  web:\n    lb [iis]\n    interval: 60s\n",
         [
-            ":4:5: roles.web.lb: a : is missing after the key; write lb: [iis]",
+            ":4:5: roles.web.lb: missing ':' after the key; write lb: [iis]",
         ],
     ),
     (
         "services: {iis: {port: 80}}\nroles:\n  web\n    lb: [iis]\n",
         [
-            ":3:3: roles.web: a : is missing after the key; write web:",
+            ":3:3: roles.web: missing ':' after the key; write web:",
         ],
     ),
     (
         "services:\n  iis:{port: 80}\n  b: {port: 81}\nroles: {web: {lb: [iis]}}\n",
         [
-            ":2:3: services.iis: a space is missing after :; write iis: with a space after it",
+            ":2:3: services.iis: missing space after ':'; write iis: with a space after it",
         ],
     ),
     (
         "services:\n  iis: {port:80}\nroles: {web: {lb: [iis]}}\n",
         [
-            ":2:9: services.iis.port:80: a space is missing after :; write port: 80",
+            ":2:9: services.iis.port:80: missing space after ':'; write port: 80",
         ],
     ),
     (
         "a: 1\n---\nb: 2\n",
         [
             ":1:4: a: '1' is not a mapping of keys to values; indent the keys below it further, or write a: {SECTION: [SERVICE]}",
-            ":2:1: a second document begins; remove the line ---",
+            ":2:1: begins a second YAML document; remove the line ---",
             ":3:4: b: '2' is not a mapping of keys to values; indent the keys below it further, or write b: {SECTION: [SERVICE]}",
         ],
     ),
@@ -259,13 +259,13 @@ BROKEN: list[tuple[str, list[str]]] = [
     (
         "services: {iis: {port: 80}}\nroles: {web: {lb: [iis]}}\nweb2: {lb: [iis]}\n",
         [
-            ":3:1: web2: unknown key; a role belongs below roles: (known here: haproxy, services, roles)",
+            ":3:1: web2: unknown key; use one of: haproxy, services, roles; roles belong below roles:",
         ],
     ),
     (
         "services: {iis: {port: 80}}\nroles: {web: {lb: [iis]}}\nroles: {api: {lb: [iis]}}\n",
         [
-            ":3:1: roles: appears twice; remove one; the first is in line 2",
+            ":3:1: roles: duplicate key; remove one, the first is in line 2",
         ],
     ),
     (
@@ -295,7 +295,7 @@ BROKEN: list[tuple[str, list[str]]] = [
     (
         "haproxy: {runtime: maybe}\nservices: {iis: {port: 80}}\nroles: {web: {lb: [iis]}}\n",
         [
-            ":1:20: haproxy.runtime: 'maybe' is unknown; write on or off",
+            ":1:20: haproxy.runtime: unknown value 'maybe'; write on or off",
         ],
     ),
     (
@@ -358,8 +358,8 @@ BROKEN: list[tuple[str, list[str]]] = [
     (
         "services:\n  a.b: {port: 80}\n  none: {port: 81}\nroles: {web: {lb: [none]}}\n",
         [
-            ":2:3: services.a.b: is not a name for a service; use [A-Za-z0-9][A-Za-z0-9_-]{0,62}, but not none",
-            ":3:3: services.none: is reserved; use [A-Za-z0-9][A-Za-z0-9_-]{0,62}, but not none",
+            ":2:3: services.a.b: invalid service name; use at most 63 letters, digits, '-' and '_', beginning with a letter or digit",
+            ":3:3: services.none: reserved name; use at most 63 letters, digits, '-' and '_', beginning with a letter or digit",
         ],
     ),
     (
@@ -377,43 +377,43 @@ BROKEN: list[tuple[str, list[str]]] = [
     (
         "services:\n  iis: {port: [80, 81]}\nroles: {web: {lb: [iis]}}\n",
         [
-            ':2:15: services.iis.port: is a list, not one value; write 1 to 65535, or "{tag:port|8080}"',
+            ':2:15: services.iis.port: is a list, not a single value; write 1 to 65535, or "{tag:port|8080}"',
         ],
     ),
     (
         'services:\n  iis: {port: "{tag:port"}\nroles: {web: {lb: [iis]}}\n',
         [
-            ":2:15: services.iis.port: '{tag:port' has an open brace; write it as in {tag:port|8080}",
+            ":2:15: services.iis.port: '{tag:port' contains an unmatched brace; write it as in {tag:port|8080}",
         ],
     ),
     (
         'services:\n  iis:\n    port: 80\n    options: "check # comment"\nroles: {web: {lb: [iis]}}\n',
         [
-            ":4:14: services.iis.options: 'check # comment' has a # in it, where HAProxy begins a comment; remove the #",
+            ":4:14: services.iis.options: 'check # comment' contains #, which begins a comment in haproxy.cfg; remove the #",
         ],
     ),
     (
         "services:\n  iis:\n    port: 80\n    options: check inter {intervall}\nroles: {web: {lb: [iis]}}\n",
         [
-            ":4:14: services.iis.options: 'check inter {intervall}' has an unknown placeholder; did you mean {interval}?",
+            ":4:14: services.iis.options: 'check inter {intervall}' contains an unknown placeholder; did you mean {interval}?",
         ],
     ),
     (
         "services:\n  iis:\n    port: 80\n    options: check weight {tags:weight|5}\nroles: {web: {lb: [iis]}}\n",
         [
-            ":4:14: services.iis.options: 'check weight {tags:weight|5}' has an unknown placeholder; did you mean {tag:weight|5}?",
+            ":4:14: services.iis.options: 'check weight {tags:weight|5}' contains an unknown placeholder; did you mean {tag:weight|5}?",
         ],
     ),
     (
         'services:\n  iis:\n    port: 80\n    options: "check\\nserver evil 6.6.6.6:80"\nroles: {web: {lb: [iis]}}\n',
         [
-            ":4:14: services.iis.options: 'check\\nserver evil 6.6.6.6:80' holds a control character; write HAProxy's words for a server, such as check",
+            ":4:14: services.iis.options: 'check\\nserver evil 6.6.6.6:80' contains a control character; write HAProxy's words for a server, such as check",
         ],
     ),
     (
         "services: {iis: {port: 80}, iis: {port: 81}}\nroles: {web: {lb: [iis]}}\n",
         [
-            ":1:29: services.iis: appears twice; remove one; the first is in line 1",
+            ":1:29: services.iis: duplicate key; remove one, the first is in line 1",
         ],
     ),
     (
@@ -476,19 +476,19 @@ BROKEN: list[tuple[str, list[str]]] = [
         "services: {iis: {port: 80}}\nroles:\n  web:\n    lb: [iis, iis]\n    monitor: [none, iis]\n",
         [
             ":4:15: roles.web.lb: service 'iis' appears twice; remove one",
-            ":5:15: roles.web.monitor: none is listed beside services; remove one or the other",
+            ":5:15: roles.web.monitor: lists none together with services; remove none, or the services",
         ],
     ),
     (
         "services: {iis: {port: 80}}\nroles:\n  w b: {lb: [iis]}\n",
         [
-            ":3:3: roles.w b: is not a name for a role; use [A-Za-z0-9][A-Za-z0-9._-]{0,62}",
+            ":3:3: roles.w b: invalid role name; use at most 63 letters, digits, '.', '-' and '_', beginning with a letter or digit",
         ],
     ),
     (
         "services: {iis: {port: 80}}\nroles:\n  web: {l b: [iis]}\n",
         [
-            ":3:9: roles.web.l b: is not a name for a section; use [A-Za-z0-9][A-Za-z0-9._-]{0,62}",
+            ":3:9: roles.web.l b: invalid section name; use at most 63 letters, digits, '.', '-' and '_', beginning with a letter or digit",
         ],
     ),
     (
@@ -519,13 +519,13 @@ BROKEN: list[tuple[str, list[str]]] = [
     (
         "services: {iis: {port: 80}}\nroles:\n  web: {lb: [iis], networks: []}\n",
         [
-            ":3:30: roles.web.networks: is an empty list, which no address is in; name networks, or remove the key",
+            ":3:30: roles.web.networks: is an empty list, so no address is allowed; list networks, or remove the key",
         ],
     ),
     (
         "services: {iis: {port: 80}}\nroles:\n  web: {lb: [iis], on_failed: removed}\n",
         [
-            ":3:31: roles.web.on_failed: 'removed' is unknown; did you mean remove?",
+            ":3:31: roles.web.on_failed: unknown value 'removed'; did you mean remove?",
         ],
     ),
     (
@@ -555,7 +555,7 @@ BROKEN: list[tuple[str, list[str]]] = [
     (
         "services: {c: {port: 80}, b-c: {port: 81}}\nroles:\n  web: {a-b: [c]}\n  app: {a: [b-c]}\n",
         [
-            ":4:9: roles.app.a: the marker '# additional-a-b-c-server' could mean section a, service b-c or section a-b, service c; rename one",
+            ":4:9: roles.app.a: marker '# additional-a-b-c-server' is ambiguous, it could mean section a, service b-c or section a-b, service c; rename one",
         ],
     ),
     (
@@ -577,7 +577,7 @@ BROKEN: list[tuple[str, list[str]]] = [
             ":8:10: roles.web.lb: service 'isi' is not declared; did you mean iis?",
             ":9:5: roles.web.intervall: unknown key; did you mean interval?",
             ":10:15: roles.web.networks: '10.0.0.0/8' is not a list; write [10.0.0.0/8]",
-            ":11:16: roles.web.on_failed: 'drop' is unknown; write keep or remove",
+            ":11:16: roles.web.on_failed: unknown value 'drop'; write keep or remove",
         ],
     ),
     (
@@ -591,7 +591,7 @@ BROKEN: list[tuple[str, list[str]]] = [
         [
             ":2:1: services.iis: is indented with a tab; use spaces",
             ':2:15: services.iis.port: {tag:port|80} needs quotes; write "{tag:port|80}"',
-            ":6:4: roles.web.interval: is indented by 3 spaces, which fits no line above; indent it like a line above, by 2 or 4 spaces",
+            ":6:4: roles.web.interval: is indented by 3 spaces, unlike any line above; indent it by 2 or 4 spaces",
             ":6:15: roles.web.interval: '60' has no unit; write 60s",
             ":7:5: roles.web.network: unknown key; did you mean networks?",
         ],
@@ -637,7 +637,7 @@ BROKEN: list[tuple[str, list[str]]] = [
     (
         "roles: {web: {}}\nroles: {app: {}}\n",
         [
-            ":2:1: roles: appears twice; remove one; the first is in line 1",
+            ":2:1: roles: duplicate key; remove one, the first is in line 1",
         ],
     ),
     (
@@ -673,7 +673,7 @@ BROKEN: list[tuple[str, list[str]]] = [
     (
         "haproxy: {config: {}}\nroles: {web: {}}\n",
         [
-            ":1:19: haproxy.config: is a mapping, not one value; write an absolute path, or a list of them",
+            ":1:19: haproxy.config: is a mapping, not a single value; write an absolute path, or a list of them",
         ],
     ),
     (
@@ -697,7 +697,7 @@ BROKEN: list[tuple[str, list[str]]] = [
     (
         "haproxy: {runtime: maybe}\nroles: {web: {}}\n",
         [
-            ":1:20: haproxy.runtime: 'maybe' is unknown; write on or off",
+            ":1:20: haproxy.runtime: unknown value 'maybe'; write on or off",
         ],
     ),
     (
@@ -751,19 +751,19 @@ BROKEN: list[tuple[str, list[str]]] = [
     (
         "services:\n  a.b: {port: 80}\nroles: {web: {}}\n",
         [
-            ":2:3: services.a.b: is not a name for a service; use [A-Za-z0-9][A-Za-z0-9_-]{0,62}, but not none",
+            ":2:3: services.a.b: invalid service name; use at most 63 letters, digits, '-' and '_', beginning with a letter or digit",
         ],
     ),
     (
         "services:\n  none: {port: 80}\nroles: {web: {}}\n",
         [
-            ":2:3: services.none: is reserved; use [A-Za-z0-9][A-Za-z0-9_-]{0,62}, but not none",
+            ":2:3: services.none: reserved name; use at most 63 letters, digits, '-' and '_', beginning with a letter or digit",
         ],
     ),
     (
         "services: {iis: {port: 80}, iis: {port: 81}}\nroles: {web: {}}\n",
         [
-            ":1:29: services.iis: appears twice; remove one; the first is in line 1",
+            ":1:29: services.iis: duplicate key; remove one, the first is in line 1",
         ],
     ),
     (
@@ -799,25 +799,25 @@ BROKEN: list[tuple[str, list[str]]] = [
     (
         "services:\n  iis:\n    port: [80]\nroles: {web: {}}\n",
         [
-            ':3:11: services.iis.port: is a list, not one value; write 1 to 65535, or "{tag:port|8080}"',
+            ':3:11: services.iis.port: is a list, not a single value; write 1 to 65535, or "{tag:port|8080}"',
         ],
     ),
     (
         'services:\n  iis:\n    port: "{tag:port"\nroles: {web: {}}\n',
         [
-            ":3:11: services.iis.port: '{tag:port' has an open brace; write it as in {tag:port|8080}",
+            ":3:11: services.iis.port: '{tag:port' contains an unmatched brace; write it as in {tag:port|8080}",
         ],
     ),
     (
         'services:\n  iis:\n    port: 80\n    options: "check # x"\nroles: {web: {}}\n',
         [
-            ":4:14: services.iis.options: 'check # x' has a # in it, where HAProxy begins a comment; remove the #",
+            ":4:14: services.iis.options: 'check # x' contains #, which begins a comment in haproxy.cfg; remove the #",
         ],
     ),
     (
         'services:\n  iis:\n    port: 80\n    options: "check\\nserver evil 6.6.6.6:80"\nroles: {web: {}}\n',
         [
-            ":4:14: services.iis.options: 'check\\nserver evil 6.6.6.6:80' holds a control character; write HAProxy's words for a server, such as check",
+            ":4:14: services.iis.options: 'check\\nserver evil 6.6.6.6:80' contains a control character; write HAProxy's words for a server, such as check",
         ],
     ),
     (
@@ -853,13 +853,13 @@ BROKEN: list[tuple[str, list[str]]] = [
     (
         "services: {iis: {port: 80}}\nroles:\n  web: {lb: [[iis]]}\n",
         [
-            ":3:14: roles.web.lb: is a list, not one value; write lb: [SERVICE]",
+            ":3:14: roles.web.lb: is a list, not a single value; write lb: [SERVICE]",
         ],
     ),
     (
         "services: {iis: {port: 80}}\nroles:\n  web: {lb: [iis], lb: [iis]}\n",
         [
-            ":3:20: roles.web.lb: appears twice; remove one; the first is in line 3",
+            ":3:20: roles.web.lb: duplicate key; remove one, the first is in line 3",
         ],
     ),
     (
@@ -889,7 +889,7 @@ BROKEN: list[tuple[str, list[str]]] = [
     (
         "services: {iis: {port: 80}}\nroles:\n  web: {networks: []}\n",
         [
-            ":3:19: roles.web.networks: is an empty list, which no address is in; name networks, or remove the key",
+            ":3:19: roles.web.networks: is an empty list, so no address is allowed; list networks, or remove the key",
         ],
     ),
     (
@@ -907,7 +907,7 @@ BROKEN: list[tuple[str, list[str]]] = [
     (
         "services: {iis: {port: 80}}\nroles:\n  web: {on_failed: drop}\n",
         [
-            ":3:20: roles.web.on_failed: 'drop' is unknown; write keep or remove",
+            ":3:20: roles.web.on_failed: unknown value 'drop'; write keep or remove",
         ],
     ),
     (
@@ -937,13 +937,13 @@ BROKEN: list[tuple[str, list[str]]] = [
     (
         "services: {iis: {port: 80}}\nroles:\n  web: {options: [check]}\n",
         [
-            ":3:18: roles.web.options: is a list, not one value; write HAProxy's words for a server, such as check",
+            ":3:18: roles.web.options: is a list, not a single value; write HAProxy's words for a server, such as check",
         ],
     ),
     (
         "roles: {1: {}, ? [a] : {}}\n",
         [
-            ":1:18: roles: a key is not a word; write KEY: VALUE",
+            ":1:18: roles: invalid key; write KEY: VALUE",
         ],
     ),
 ]

@@ -42,7 +42,7 @@ def test_a_template_knows_what_it_depends_on(text: str, constant: bool, needs_ta
 
 @pytest.mark.parametrize("text", ["check # note", "a\nb", "a\tb", "é", "a\r", "\0", "#"])
 def test_a_template_of_more_than_printable_ascii_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"^only printable ASCII without '#' can stand in a server line$"):
+    with pytest.raises(ValueError, match=r"^not printable ASCII, or contains '#'$"):
         Template(text)
 
 
@@ -63,7 +63,10 @@ def test_a_tag_that_is_not_set_is_missing() -> None:
 
 
 def test_a_tag_that_may_not_stand_there_is_missing() -> None:
-    with pytest.raises(MissingTag, match=r"^its tag 'weight' is '5 backup', not \[A-Za-z0-9\._-\]\{1,64\}$"):
+    with pytest.raises(
+        MissingTag,
+        match=r"^its tag 'weight' is invalid: '5 backup'; use at most 64 letters, digits, '\.', '-' and '_'$",
+    ):
         Template("weight {tag:weight|1}").fill(VALUES, {"weight": "5 backup"})
 
 
@@ -101,7 +104,7 @@ def test_a_tag_that_is_no_port_is_missing(tag: str) -> None:
 
 
 def test_what_is_no_port_is_said() -> None:
-    with pytest.raises(MissingTag, match=r"^port 'x' is not 1 to 65535$"):
+    with pytest.raises(MissingTag, match=r"^invalid port 'x'; use 1 to 65535$"):
         service("{tag:port}").find_port(VALUES, {"port": "x"})
 
 

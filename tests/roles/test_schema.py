@@ -21,11 +21,11 @@ SHIPPED = HERE / "lbagent" / "roles.schema.json"
 
 BEYOND = (
     "is not declared",
-    "appears twice",
+    "duplicate key",
     "could mean",
     "is not a network",
     "did you mean networks",
-    "listed beside",
+    "together with services",
 )
 """What takes a comparison of several values, or a reading of one, that no schema can make."""
 

@@ -11,6 +11,7 @@ import pytest
 from lbagent.haproxy.config import Document
 from lbagent.membership import lookup
 from lbagent.membership.model import FAILED, Pause
+from lbagent.names import TAG_RULE
 from lbagent.planning.desired import list_serving_ports
 from lbagent.planning.lines import rebuild_membership
 from lbagent.roles import loader
@@ -220,7 +221,7 @@ def test_the_address_may_come_from_a_tag(tag: str, written: str) -> None:
         ({"ip": "192.168.07.5"}, "web01: no line for iis: address '192.168.07.5' is not an IP address"),
         (
             {"ip": "192.168.7.5 backup"},
-            "web01: no line for iis: its tag 'ip' is '192.168.7.5 backup', not [A-Za-z0-9._:-]{1,64}",
+            f"web01: no line for iis: its tag 'ip' is invalid: '192.168.7.5 backup'; use {TAG_RULE}",
         ),
         ({"ip": "10.0.0.1"}, "web01: no line for role web: 10.0.0.1 is outside the role's networks"),
         ({"ip": "0.0.0.0"}, "web01: no line for role web: 0.0.0.0 is an unspecified address"),

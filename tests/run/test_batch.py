@@ -69,4 +69,4 @@ def test_an_event_that_fold_stumbles_over_does_not_hold_up_the_others(
 
     assert sorted(folded.membership.members) == ["web1", "web3"]
     assert list(taken.by_name) == spool.list_names() == ["1", "3"]
-    assert "cannot be folded (KeyError: 'web2'): set aside as" in capfd.readouterr().err
+    assert "cannot be applied (KeyError: 'web2'); moved to" in capfd.readouterr().err

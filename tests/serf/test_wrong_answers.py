@@ -63,7 +63,7 @@ def test_a_list_of_members_that_cannot_be_read_is_tried_again(lb: Lb, text: str)
 
     assert done.returncode == 75
     assert b"Traceback" not in done.stderr
-    assert done.stderr.startswith(b"lbagent: serf members answered what nobody can read: ")
+    assert done.stderr.startswith(b"lbagent: Serf agent: invalid answer to `serf members`: ")
     assert lb.text == before
 
 

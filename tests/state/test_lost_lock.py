@@ -119,7 +119,7 @@ def test_what_another_process_wrote_meanwhile_stays(
     _, said = first.communicate(timeout=60)
 
     assert second.status == 0, second.err
-    assert (first.returncode, said.count(b"starting over")) == (0, 1), said.decode()
+    assert (first.returncode, said.count(b"starting again")) == (0, 1), said.decode()
     assert servers(stage) == ["web0", "web1", "web2"]
     assert sorted(stage.members) == ["web0", "web1", "web2"]
     assert stage.spooled == []
@@ -208,7 +208,7 @@ def test_watch_makes_its_lock_again_and_stays_the_only_one(stage: Stage) -> None
             second = stage.run("watch")
 
             assert (second.status, daemon.poll()) == (6, None)
-            assert second.err == f"lbagent: another `lbagent watch` runs: it holds {path}\n"
+            assert second.err == f"lbagent: {path}: another `lbagent watch` is running; stop one of the two\n"
         finally:
             daemon.terminate()
 
@@ -226,4 +226,4 @@ def test_watch_ends_where_another_one_has_its_lock(stage: Stage, tmp_path: Path)
             daemon.kill()
 
     assert daemon.returncode == 6
-    assert f"{path}: another `lbagent watch` has acquired it; stop one of the two".encode() in said
+    assert f"{path}: another `lbagent watch` is running; stop one of the two".encode() in said

@@ -132,7 +132,7 @@ def test_a_foreign_name_is_set_aside_and_the_rest_goes_on(spool: Spool, folder: 
 
     assert records == [Record("5", b"good")]
     assert len(said) == 1
-    assert "is not named like a record: set aside as" in said[0]
+    assert "is not named like a record; moved to" in said[0]
     assert "\n" not in said[0]
     assert left(folder) == ["5", "bad"]
 
@@ -153,7 +153,7 @@ def test_a_fifo_does_not_make_us_wait(spool: Spool, folder: Path) -> None:
     records, said = spool.read()
 
     assert records == []
-    assert said[0].startswith(f"{str(folder / '1')!r} is not a regular file: set aside as ")
+    assert said[0].startswith(f"{str(folder / '1')!r} is not a regular file; moved to ")
 
 
 def test_a_link_does_not_lead_elsewhere(spool: Spool, folder: Path, tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_what_stands_where_bad_belongs_is_set_aside_too(spool: Spool, folder: Pa
     (folder / "bad").write_bytes(b"in the way")
     (folder / "foreign").write_bytes(b"x")
 
-    assert [words.count("set aside as") for words in spool.read()[1]] == [1]
+    assert [words.count("; moved to") for words in spool.read()[1]] == [1]
 
     assert sorted(name.partition("-")[2] for name in left(folder / "bad")) == ["bad", "foreign"]
     assert left(folder) == ["bad"]
@@ -324,7 +324,7 @@ def test_a_second_name_is_none_of_ours(spool: Spool, folder: Path, tmp_path: Pat
     (tmp_path / "file").write_bytes(b"x")
     os.link(tmp_path / "file", folder / "1")
 
-    assert spool.read()[1][0].startswith(f"{str(folder / '1')!r} has another name elsewhere: set aside as ")
+    assert spool.read()[1][0].startswith(f"{str(folder / '1')!r} has another hard link; moved to ")
     assert (tmp_path / "file").read_bytes() == b"x"
 
 

@@ -68,7 +68,7 @@ def example() -> Report:
     said = {("lb-iis", "web01"): ServerStats("UP", 12), ("mon-mongo", "web01"): ServerStats("UP", 3)}
     said |= {(proxy, "web03"): ServerStats("DOWN", 0) for proxy in ("lb-iis", "mon-mongo")}
     said |= {(proxy, "web04"): ServerStats("UP", 0) for proxy in ("lb-iis", "mon-mongo")}
-    run = PastRun(NOW + 10600, "member-update web04", "refused", f"HAProxy refuses the line of web04: {WORDS}")
+    run = PastRun(NOW + 10600, "member-update web04", "refused", f"web04: HAProxy refuses its line: {WORDS}")
     sources = Sources(
         NOW + 10800,
         said,
@@ -189,9 +189,9 @@ def test_at_40_columns_each_node_is_a_paragraph() -> None:
         last run       20s ago, unchanged:
                        nothing to do
         last success   30m ago
-        last change    3m ago, refused: HAProxy
-                       refuses the line of
-                       web04: parsing
+        last change    3m ago, refused: web04:
+                       HAProxy refuses its line:
+                       parsing
                        [/etc/haproxy/haproxy.cfg
                        :31] : 'server
                        lb-iis/web04' : unknown
@@ -306,7 +306,7 @@ def test_without_a_terminal_each_node_is_one_line() -> None:
         daemon: `lbagent watch` runs, last sync 20s ago
         last run: 20s ago, unchanged: nothing to do
         last success: 30m ago
-        last change: 3m ago, refused: HAProxy refuses the line of web04: REFUSED (member-update web04)
+        last change: 3m ago, refused: web04: HAProxy refuses its line: REFUSED (member-update web04)
         waiting: 1 event, the oldest for 1s
     """)
         .replace("REFUSED", WORDS)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pytest_mock import MockerFixture
 
 from lbagent.system.processes import can_read_processes, find_processes, read_process
 
@@ -95,3 +96,15 @@ def test_ourselves_are_there() -> None:
 @pytest.mark.parametrize("pid", [0, -1, 2**22 + 1])
 def test_no_such_pid_is_none(pid: int) -> None:
     assert read_process(pid) is None
+
+
+def test_an_environment_that_may_not_be_read_is_empty_at_once(
+    sleeper: subprocess.Popen[bytes], mocker: MockerFixture
+) -> None:
+    """It is not mistaken for the empty one of a process during an exec, for which the reader waits."""
+    found = read_process(sleeper.pid)
+    assert found is not None
+    mocker.patch("lbagent.system.processes.open", side_effect=PermissionError, create=True)
+    sleep = mocker.patch("time.sleep")
+
+    assert (found.environ, sleep.call_count) == ({}, 0)

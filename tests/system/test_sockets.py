@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from lbagent.system.sockets import find_listeners, is_same_endpoint
+from lbagent.system.sockets import find_listening_users, is_same_endpoint
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,6 @@ def test_who_listens_is_known_by_his_number() -> None:
     with socket.create_server(("127.0.0.1", 0)) as here:
         port = here.getsockname()[1]
 
-        assert find_listeners(f"localhost:{port}") == {os.getuid()}
-        assert find_listeners(f"127.0.0.2:{port}") == set()
-    assert find_listeners(f"127.0.0.1:{port}") == set()
+        assert find_listening_users(f"localhost:{port}") == {os.getuid()}
+        assert find_listening_users(f"127.0.0.2:{port}") == set()
+    assert find_listening_users(f"127.0.0.1:{port}") == set()

@@ -128,7 +128,7 @@ class ServerChanges:
 
     def _join(self, key: Key, line: str) -> None:
         if not self._known.sure:
-            self.needs_reload[key] = "what HAProxy serves is not known to be what stood in haproxy.cfg"
+            self.needs_reload[key] = "HAProxy may not run the servers of haproxy.cfg"
             return
         try:
             self.joins += self._joined(key, line)

@@ -1,0 +1,117 @@
+"""The daemon's status socket: one JSON object per connection, true at the time, for the group of `lbagent web` only."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.daemon import watching
+from tests.helpers.real_programs import Haproxy, Lb, eventually, member
+
+pytestmark = pytest.mark.real
+
+WEB01 = member("web01", "127.0.0.11")
+
+
+@pytest.fixture
+def lb() -> Iterator[Lb]:
+    """A load balancer whose HAProxy runs."""
+    with Lb() as one, Haproxy(one):
+        yield one
+
+
+def read(lb: Lb) -> dict[str, Any]:
+    """The object, as a reader gets it."""
+    with socket.socket(socket.AF_UNIX) as reader:
+        reader.settimeout(20)
+        reader.connect(str(lb.folder / "status.sock"))
+        content = json.loads(b"".join(iter(lambda: reader.recv(1 << 16), b"")))
+    assert isinstance(content, dict)
+    return content
+
+
+def read_when(lb: Lb, wanted: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+    """The first object of which `wanted` is true."""
+
+    def look() -> dict[str, Any] | None:
+        try:
+            found = read(lb)
+        except OSError:
+            return None  # the daemon starts
+        return found if wanted(found) else None
+
+    found = eventually(look)
+    assert found
+    return found
+
+
+def test_a_reader_gets_status_history_and_metrics(lb: Lb) -> None:
+    with watching(lb, LBAGENT_RUNTIME_DIR=str(lb.folder)):
+        lb.join(WEB01)
+        eventually(lambda: lb.settled(lb.server("web01", "127.0.0.11")))
+
+        found = read_when(lb, lambda found: found["status"]["nodes"] and not found["busy"])
+        status = json.loads(lb.run("status", "--json").stdout)
+
+    assert (found["version"], found["error"], found["name"]) == (1, None, os.uname().nodename)
+    assert found["status"].keys() == status.keys()
+    assert (found["status"]["digest"], found["status"]["confirmed"]) == (status["digest"], True)
+    assert [node["name"] for node in found["status"]["nodes"]] == ["web01"]
+    assert [(entry["why"], entry["added_count"]) for entry in found["history"]] == [("member-join web01", 1)]
+    assert "lbagent_daemon_running 1\n" in found["metrics"]
+    assert abs(found["at"] - found["heartbeat"]) < 30
+
+
+def test_an_invalid_roles_yml_is_the_error_and_no_status(lb: Lb) -> None:
+    with watching(lb, LBAGENT_RUNTIME_DIR=str(lb.folder)):
+        lb.roles.write_text("roles: [")
+
+        found = read_when(lb, lambda found: found["error"])
+
+    assert found["status"] is None
+    assert found["error"].startswith(f"{lb.roles}:")
+
+
+def test_only_the_user_of_the_daemon_and_the_group_may_connect(lb: Lb) -> None:
+    path = lb.folder / "status.sock"
+    with watching(lb, LBAGENT_RUNTIME_DIR=str(lb.folder)):
+        mode = path.stat().st_mode & 0o777
+
+    assert mode in (0o600, 0o660)
+    assert not path.exists()
+
+
+def test_readers_that_take_nothing_or_leave_at_once_do_not_keep_others_waiting(lb: Lb) -> None:
+    with watching(lb, LBAGENT_RUNTIME_DIR=str(lb.folder)):
+        idle = [socket.socket(socket.AF_UNIX) for _ in range(5)]
+        for one in idle:
+            one.connect(str(lb.folder / "status.sock"))
+        idle[0].close()
+
+        assert read(lb)["status"] is not None
+
+        for one in idle:
+            one.close()
+
+
+def test_the_socket_of_a_daemon_that_was_killed_is_replaced(lb: Lb) -> None:
+    with watching(lb, LBAGENT_RUNTIME_DIR=str(lb.folder)) as daemon:
+        daemon.kill()
+        daemon.wait(20)
+    assert (lb.folder / "status.sock").exists()
+
+    with watching(lb, LBAGENT_RUNTIME_DIR=str(lb.folder)):
+        read_when(lb, lambda found: found["status"])
+
+
+def test_without_a_runtime_directory_the_daemon_works_on(lb: Lb, tmp_path: Path) -> None:
+    with watching(lb, LBAGENT_RUNTIME_DIR=str(tmp_path / "missing")):
+        lb.join(WEB01)
+
+        eventually(lambda: lb.settled(lb.server("web01", "127.0.0.11")))
