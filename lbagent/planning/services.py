@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from lbagent.haproxy.config import Document, ManagedLine, OperatorServer, Proxy
 from lbagent.haproxy.runtime.state import Stats
-from lbagent.haproxy.server_line import PAUSED_OURS
+from lbagent.haproxy.server_line import PAUSED_ROLE_COMMENT
 from lbagent.membership.lookup import find_paused
 from lbagent.membership.model import ALIVE, FAILED, Membership, Table, as_table
 from lbagent.names import explain_refused_address, role_names
@@ -53,7 +53,7 @@ def count_servers(lines: LinesByMarker, roles: Roles, membership: Membership) ->
         found[pair] = counts = dict.fromkeys(STATES, 0)
         # A comment sorts before every `server` line. Where the smallest text is not a comment, none is.
         comments = [text[0] for text in texts].count("#") if texts and min(texts)[0] == "#" else 0
-        counts["paused"] = comments + "\n".join(texts).count(PAUSED_OURS)
+        counts["paused"] = comments + "\n".join(texts).count(PAUSED_ROLE_COMMENT)
         counts["in"] = len(texts) - counts["paused"]
         if odd and pair.middle in lines:
             here = {

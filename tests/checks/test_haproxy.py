@@ -307,7 +307,7 @@ def test_an_edit_of_roles_yml_that_waits_is_no_drift() -> None:
 
 def test_what_the_guard_holds_is_told() -> None:
     assert drifted(SERVING, QUIET, known(member("other", role="gone"))) == [
-        "warning held: held back: 1 of 1 lines at '# additional-lb-iis-server' in listen lb would go: web01: `lbagent apply --force` lets them go",
+        "warning held: held back: 1 of 1 lines at '# additional-lb-iis-server' in listen lb would be removed: web01: `lbagent apply --force` lets them go",
         "ok drift: the managed lines are what they should be (1 line)",
     ]
 

@@ -574,7 +574,7 @@ def test_what_the_guard_holds_back_is_exit_three(stage: Stage) -> None:
     assert ended.err == (
         "lbagent: web01: no line for role web: 10.0.0.1 is outside the role's networks\n"
         "lbagent: web02: no line for role web: 10.0.0.2 is outside the role's networks\n"
-        "lbagent: blocked: 2 of 2 lines at '# additional-lb-iis-server' in backend farm would go: web01, web02;"
+        "lbagent: blocked: 2 of 2 lines at '# additional-lb-iis-server' in backend farm would be removed: web01, web02;"
         " `lbagent apply --force` applies these removals\n"
     )
     assert stage.managed == [line("web01", "10.0.0.1"), line("web02", "10.0.0.2")]

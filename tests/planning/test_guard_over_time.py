@@ -91,12 +91,12 @@ def test_node_by_node_no_more_than_half_is_removed(way: str) -> None:
         [],
         [],
         [
-            "1 of 2 lines at '# additional-lb-iis-server' in backend farm would go: web3"
-            "; 2 more went within the last 60 minutes: web1, web2"
+            "1 of 2 lines at '# additional-lb-iis-server' in backend farm would be removed: web3"
+            "; 2 more were removed within the last 60 minutes: web1, web2"
         ],
         [
-            "2 of 2 lines at '# additional-lb-iis-server' in backend farm would go: web3, web4"
-            "; 2 more went within the last 60 minutes: web1, web2"
+            "2 of 2 lines at '# additional-lb-iis-server' in backend farm would be removed: web3, web4"
+            "; 2 more were removed within the last 60 minutes: web1, web2"
         ],
     ]
 
@@ -354,7 +354,7 @@ def test_edits_one_after_another_end_with_3_and_force_applies_them(tmp_path: Pat
     forced = stage.run("apply", "--force")
 
     assert [one.status for one in (first, second, forced)] == [0, 3, 0]
-    assert "; 1 more went within the last 60 minutes: web1" in second.err
+    assert "; 1 more were removed within the last 60 minutes: web1" in second.err
     assert [line.split()[1] for line in left] == ["web2", "web3"]
     assert [line.split()[1] for line in stage.managed] == ["web3"]
 

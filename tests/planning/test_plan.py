@@ -791,7 +791,7 @@ def test_what_the_guard_says_names_marker_proxy_and_nodes() -> None:
 
     done = planning(before, ROLES, known(*webs(9)))
 
-    words = "3 of 4 lines at '# additional-lb-iis-server' in backend farm would go: web1, web2, web3"
+    words = "3 of 4 lines at '# additional-lb-iis-server' in backend farm would be removed: web1, web2, web3"
     assert done.blocked == (BlockedRemoval(3, words),)
     assert str(done.blocked[0]) == words
     assert [one.split()[1] for one in managed(done.after[0])] == ["web1", "web2", "web3", "web9"]

@@ -449,7 +449,7 @@ def test_a_haproxy_that_nobody_could_reload_is_an_error(lb: Lb) -> None:
         with_command = [line for line in amiss(lb) if " process: " in line]
 
     assert found == [
-        "error process: pid N: HAProxy runs in the foreground without a master: run it with -W, or set haproxy.reload"
+        "error process: pid N: HAProxy runs in the foreground without a master; run it with -W, or set haproxy.reload"
     ]
     assert with_command == [
         "error process: pid N: its reload command cannot be run: /no/such/reload: no such program: mend `haproxy.reload` in roles.yml"
@@ -616,7 +616,7 @@ def test_a_reload_that_failed_is_told(lb: Lb) -> None:
 
         assert amiss(lb, agent) == [
             (
-                "error pending: the last reload failed: false ended with 1: without a word"
+                "error pending: the last reload failed: false ended with 1: no output"
                 ": mend it, then `lbagent apply --force`"
             )
         ]

@@ -325,8 +325,8 @@ def test_what_the_guard_holds_is_held() -> None:
         "web03": ("held", "its removal was not asked for; Serf does not list the node any more"),
     }
     assert found.held == [
-        "2 of 3 lines at '# additional-lb-iis-server' in listen lb-iis would go: web02, web03",
-        "2 of 3 lines at '# additional-mon-mongo-server' in backend mon-mongo would go: web02, web03",
+        "2 of 3 lines at '# additional-lb-iis-server' in listen lb-iis would be removed: web02, web03",
+        "2 of 3 lines at '# additional-mon-mongo-server' in backend mon-mongo would be removed: web02, web03",
     ]
 
 

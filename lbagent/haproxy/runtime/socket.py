@@ -45,7 +45,7 @@ def exchange(address: str, line: str, timeout: float) -> tuple[str, OSError | No
     """
     import socket  # noqa: PLC0415  # takes 3 ms, needed only if HAProxy runs
 
-    family, name = _parsed(address)
+    family, name = _parse_address(address)
     answer = bytearray()
     deadline = time.monotonic() + timeout
     with socket.socket(family, socket.SOCK_STREAM) as connection:
@@ -93,7 +93,7 @@ def fetch_worker_pid(address: str, timeout: float = 1.0) -> int | None:
     return parse_worker_pid(parse_info(ask(address, "show info", timeout)))
 
 
-def _parsed(address: str) -> tuple[AddressFamily, str | tuple[str, int]]:
+def _parse_address(address: str) -> tuple[AddressFamily, str | tuple[str, int]]:
     import socket  # noqa: PLC0415
 
     kind, separator, rest = address.partition("@")
@@ -106,6 +106,6 @@ def _parsed(address: str) -> tuple[AddressFamily, str | tuple[str, int]]:
         return socket.AF_UNIX, f"\0{rest}".ljust(_SUN_PATH, "\0")
     host, _, port = rest.rpartition(":")
     if kind not in ("ipv4", "ipv6") or not port.isdigit():
-        raise OSError(f"stats socket {address!r} is none that can be connected to")
+        raise OSError(f"stats socket {address!r} has an unsupported address")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return family, (host.strip("[]") or "127.0.0.1", int(port))
