@@ -26,11 +26,12 @@ test-fast: $(VENV)/.dev  ## the tests without real programs, a minute
 
 check: lint test  ## what a change has to pass: format, lint, types, tests
 
-lint: $(VENV)/.dev  ## format, lint, types and import directions
+lint: $(VENV)/.dev  ## format, lint, types, import directions, and the English of the documentation
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy $(CODE)
 	@$(BIN)/lint-imports
+	@$(BIN)/python -m tests.docs.prose
 
 bench: $(VENV)/.dev  ## how fast it is
 	@$(BIN)/python bench/run.py
@@ -92,7 +93,8 @@ dashboard: $(VENV)/.dev  ## the Grafana dashboard of examples/monitoring, from p
 	@mv build/dashboard.json examples/monitoring/dashboard.json
 
 docs: $(VENV)/.docs  ## the documentation as a site that can be read offline, in build/site
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@# Not --quiet: it hides warnings from --strict too.
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict 2>&1 | sed '/^INFO/d'
 	@echo "build/site/index.html"
 
 pictures: $(VENV)/.pictures  ## docs/img from the real program and the Mermaid files, as root; half a minute

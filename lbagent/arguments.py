@@ -16,6 +16,7 @@ from lbagent.commands import pause, plan_apply_sync, status
 from lbagent.commands.check import check
 from lbagent.commands.handle import handle
 from lbagent.commands.render import render
+from lbagent.commands.web import DEFAULT_LISTEN, web
 from lbagent.daemon.daemon import watch
 from lbagent.errors import INTERRUPTED, LbagentError, UsageError
 from lbagent.outcome import BlockedRemoval, Outcome, Verdict
@@ -26,6 +27,7 @@ EXAMPLES = (
     ("lbagent status", "the state of each node, and the reason"),
     ("lbagent check", "problems of the installation, and how to fix them"),
     ('lbagent pause web01 --for 2h --reason "patch day"', "pause a node on all load balancers"),
+    ("lbagent pause web01 --wait 10m", "pause a node, and return when no session is open"),
     ("lbagent plan", "a diff of the pending changes"),
     ("lbagent apply", "apply them, for example after an edit of roles.yml"),
     ("lbagent --roles new.yml plan", "what another roles.yml would change"),
@@ -173,6 +175,7 @@ def _build_parsers() -> tuple[_Parser, Mapping[str, _Parser]]:
         ("status", "show nodes, HAProxy's view of them, and problems", _configure_status),
         ("check", "check the installation and the configuration; exits 1 if there are errors", _configure_check),
         ("watch", "the daemon: applies stored events, watches for edits, syncs every minute", _configure_watch),
+        ("web", "serve a web page of the pair: nodes, history, pause and resume; metrics and an API", _configure_web),
     ):
         verb = subparsers.add_parser(
             name,
@@ -196,7 +199,7 @@ def _add_global_options(parser: argparse.ArgumentParser, *, hidden: bool = False
             f"state directory (default: $LBAGENT_STATE_DIR, else {DEFAULT_STATE_DIR})",
             {"metavar": "DIR"},
         ),
-        (["-v"], "verbose output", {"dest": "verbose", "action": "store_true"}),
+        (["-v", "--verbose"], "verbose output", {"dest": "verbose", "action": "store_true"}),
     ):
         changed: dict[str, Any] = {"help": text, **options}
         if hidden:
@@ -236,7 +239,7 @@ def _configure_pause(parser: argparse.ArgumentParser) -> None:
     _add_nodes(parser)
     parser.add_argument("--for", dest="lasting", metavar="TIME", help="duration, e.g. 90s, 15m, 2h, 7d")
     parser.add_argument("--reason", metavar="TEXT", help="shown by `lbagent status`")
-    words = "return when no session is open on any load balancer; exit 1 after TIME"
+    words = "return when no session is open on any load balancer; after TIME at the latest, with exit 1"
     parser.add_argument("--wait", nargs="?", const=True, default=False, metavar="TIME", help=words)
     parser.add_argument("--force", action="store_true", help="also pause the last serving node of a service")
     parser.set_defaults(
@@ -278,3 +281,19 @@ def _configure_check(parser: argparse.ArgumentParser) -> None:
 
 def _configure_watch(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(verb=lambda _: watch)
+
+
+def _configure_web(parser: argparse.ArgumentParser) -> None:
+    listen = f"address and port (default: {DEFAULT_LISTEN})"
+    parser.add_argument("--listen", metavar="ADDRESS:PORT", default=DEFAULT_LISTEN, help=listen)
+    parser.add_argument(
+        "--host", metavar="NAME", action="append", help="name by which browsers reach the page; repeatable"
+    )
+    parser.add_argument("--users", metavar="FILE", help="htpasswd file (bcrypt) of the users who may pause nodes")
+    parser.add_argument(
+        "--prefix", metavar="PATH", default="", help="path of the page behind a proxy, such as /lbagent"
+    )
+    parser.add_argument("--peer", metavar="URL", action="append", help="page of the other load balancer; repeatable")
+    parser.set_defaults(
+        verb=lambda found: web(found.listen, found.host or (), found.users, found.prefix, found.peer or ())
+    )

@@ -49,7 +49,7 @@ def load_handler_settings(argv: list[str], environ: Mapping[str, str]) -> Settin
     verbose = False
     while words:
         option = words.pop(0)
-        if option == "-v":
+        if option in ("-v", "--verbose"):
             verbose = True
         elif option in ("--roles", "--state-dir") and words:
             given[option] = words.pop(0)

@@ -6,6 +6,7 @@ from the table of keys that the loader reads. So none of them differs from the p
 
 from __future__ import annotations
 
+import argparse
 import datetime as dt
 import json
 import os
@@ -150,15 +151,30 @@ def _list_section(heading: str, text: str, rows: Mapping[str, str]) -> str:
 def build_completions() -> dict[str, str]:
     """The completion scripts for bash and zsh, by path below the output folder."""
     command = arguments.build_parser()
-    for action in command._actions:  # noqa: SLF001  # argparse has no public list of its options
-        if action.dest == "roles":
-            action.complete = shtab.FILE  # type: ignore[attr-defined]
-        elif action.dest == "state_dir":
-            action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+    [verbs] = [one for one in command._actions if isinstance(one, argparse._SubParsersAction)]  # noqa: SLF001  # no public name
+    # The global options are accepted after the command, and hidden in its help; shtab leaves out what is hidden.
+    texts = {action.dest: action.help for action in command._actions}  # noqa: SLF001
+    for parser in (command, *verbs.choices.values()):
+        for action in parser._actions:  # noqa: SLF001
+            if action.help is argparse.SUPPRESS:
+                action.help = texts[action.dest]
+            if action.dest == "roles":
+                action.complete = shtab.FILE
+            elif action.dest == "state_dir":
+                action.complete = shtab.DIRECTORY
     return {
         "completion/lbagent.bash": shtab.complete(command, "bash"),
-        "completion/_lbagent": shtab.complete(command, "zsh"),
+        "completion/_lbagent": _correct_zsh(shtab.complete(command, "zsh")),
     }
+
+
+def _correct_zsh(script: str) -> str:
+    """Return shtab's script for zsh with the nodes as a list that has no candidates, and an optional time of `--wait`.
+
+    shtab's own list of several words, and an empty list of candidates, keep zsh from completing options.
+    """
+    script = re.sub(r'"\(\*\)(:.*:)"', r'"*\1( )"', script)
+    return re.sub(r'("--wait\[.*\]):TIME:"', r'\1::TIME:( )"', script)
 
 
 def list_files() -> dict[str, str]:

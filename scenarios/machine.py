@@ -35,7 +35,7 @@ class Machine:
 
     def __init__(self, release: str = "bookworm", name: str = "lb01") -> None:
         """Nothing is made yet."""
-        self.release, self._name = release, name
+        self.release, self.name = release, name
         self._folder = Path(tempfile.mkdtemp(prefix=f"{release}-"))
         self.root = self._folder / "root"
         self._log = self._folder / "log"
@@ -46,7 +46,17 @@ class Machine:
         """Install a minimal Debian with systemd."""
         with _kept(self.release) as base:
             subprocess.run(["cp", "-a", "--reflink=auto", base, self.root], check=True)
-        (self.root / "etc/hostname").write_text(f"{self._name}\n")
+        (self.root / "etc/hostname").write_text(f"{self.name}\n")
+
+    def copy(self, other: Machine) -> None:
+        """Become a copy of another machine that is not booted, with a name of its own."""
+        subprocess.run(["cp", "-a", "--reflink=auto", other.root, self.root], check=True)
+        (self.root / "etc/hostname").write_text(f"{self.name}\n")
+
+    @property
+    def pid(self) -> int:
+        """Its first process, as the host numbers it; 0 while it is not booted."""
+        return self._init
 
     def online(self, *words: str) -> str:
         """The output of a command that runs in it before it is booted, with the network of this machine."""

@@ -15,7 +15,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Protocol, Self
 
 from tests.helpers.real_programs import PATIENCE, clean_environment, eventually
 
@@ -190,6 +190,18 @@ class Daemon:
             self._process = None
 
 
+class Pluggable(Protocol):
+    """A machine with a network of its own."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def pid(self) -> int:
+        """Its first process, as the host numbers it."""
+
+
 class Switch:
     """An Ethernet of its own: what is plugged in reaches each other, and nothing else."""
 
@@ -207,13 +219,22 @@ class Switch:
     def __exit__(self, *failed: object) -> None:
         self._machine.__exit__(*failed)
 
-    def plug(self, machine: Machine, address: str) -> None:
+    def plug(self, machine: Pluggable, address: str) -> None:
         """Give `machine` an eth0 with this address (and its prefix), on this switch."""
         pair = ["type", "veth", "peer", "name", machine.name, "netns", str(self._machine.pid)]
         subprocess.run(["ip", "link", "add", "eth0", "netns", str(machine.pid), *pair], check=True)
-        machine.run("ip", "address", "add", address, "dev", "eth0")
-        machine.run("ip", "link", "set", "eth0", "up")
+        there = ["nsenter", f"--target={machine.pid}", "--net", "ip"]
+        subprocess.run([*there, "address", "add", address, "dev", "eth0"], check=True)
+        subprocess.run([*there, "link", "set", "eth0", "up"], check=True)
         self._machine.run("ip", "link", "set", machine.name, "master", "br0", "up")
+
+    def unplug(self, machine: Pluggable) -> None:
+        """Let nothing pass between it and the others; neither side's kernel notices."""
+        self._machine.run("ip", "link", "set", machine.name, "nomaster")
+
+    def replug(self, machine: Pluggable) -> None:
+        """Undo `unplug`."""
+        self._machine.run("ip", "link", "set", machine.name, "master", "br0")
 
     def cable(self, machine: Machine, state: str) -> None:
         """Pull its cable out (`down`), or put it in again (`up`)."""

@@ -56,8 +56,8 @@ def test_a_known_state_has_these_samples() -> None:
         success=NOW - 90,
         sync_failing=NOW - 30,
         heartbeat=NOW - 1,
-        runs={"applied": 2, "put back": 1},
-        ended={"applied": NOW - 4, "put back": NOW},
+        runs={"applied": 2, "rolled back": 1},
+        ended={"applied": NOW - 4, "rolled back": NOW},
         run_seconds=Histogram().add(0.05, RUN_BOUNDS).add(0.051, RUN_BOUNDS).add(61, RUN_BOUNDS),
         reload_seconds=Histogram().add(1.2345, RELOAD_BOUNDS),
         peers=PeerCounts(3, 2, 1),
@@ -109,11 +109,11 @@ def test_a_known_state_has_these_samples() -> None:
         "last_run_exit_status": "3",
         "last_success_timestamp_seconds": "1699999910",
         **{
-            f'runs_total{{verdict="{verdict}"}}': {"applied": "2", "put back": "1"}.get(verdict, "0")
+            f'runs_total{{verdict="{verdict}"}}': {"applied": "2", "rolled back": "1"}.get(verdict, "0")
             for verdict in metrics.VERDICTS
         },
         'last_run_verdict_timestamp_seconds{verdict="applied"}': "1699999996",
-        'last_run_verdict_timestamp_seconds{verdict="put back"}': "1700000000",
+        'last_run_verdict_timestamp_seconds{verdict="rolled back"}': "1700000000",
         'run_duration_seconds_bucket{le="0.05"}': "1",
         'run_duration_seconds_bucket{le="0.1"}': "2",
         'run_duration_seconds_bucket{le="0.25"}': "2",
@@ -505,7 +505,7 @@ def test_a_failed_reload_shows_until_one_succeeds(lb: Lb) -> None:
         assert lb.join(WEB2).returncode == 5
         assert ended(lb) == (5, 0, 0)
         found = values(lb)
-        assert (found['runs_total{verdict="put back"}'], found["reload_duration_seconds_count"]) == (1, 2)
+        assert (found['runs_total{verdict="rolled back"}'], found["reload_duration_seconds_count"]) == (1, 2)
         assert (servers(lb), values(lb)["managed_lines_digest"]) == ((1, 0, 0, 0), before)
         store = Store(Paths(str(lb.state)))
         store.save_last(store.load_last()._replace(reload=NOW))

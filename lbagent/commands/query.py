@@ -8,8 +8,7 @@ from collections.abc import Iterable
 from lbagent.errors import LbagentError
 from lbagent.haproxy import config_files
 from lbagent.membership import pause_reports
-from lbagent.membership.lookup import find_member, find_paused
-from lbagent.membership.model import Membership
+from lbagent.membership.model import Membership, find_member, find_paused
 from lbagent.membership.storage import Damaged
 from lbagent.run.command import run_command
 from lbagent.run.engine import Engine

@@ -1,4 +1,4 @@
-"""Membership: all members, their pauses, and the last commands received for each.
+"""Membership: all members, their pauses, the last commands received for each, and the member that a name means.
 
 These are pure values. `updates` applies events to them. `pauses` decides which of several commands is in effect.
 `planning` makes managed lines of them.
@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
+
+from lbagent.names import canonical_address
 
 MEMBERS_LIMIT = 20_000
 UNKNOWN_LIMIT = 1_000
@@ -267,6 +269,54 @@ def as_table(members: Members) -> Table:
     if isinstance(members, Table):
         return members
     return Table(Columns([], [], [], [], []), {}).apply_edits(members)
+
+
+def find_paused(membership: Membership) -> frozenset[str]:
+    """Return the names of all paused members.
+
+    A pause applies to the host, not to the name: every member with the address of a paused node is paused.
+    """
+    table = as_table(membership.members)
+    found = [member for member in table.special.values() if member.pause or member.paused_by_tag]
+    if not found:
+        return frozenset()
+    addresses = {address for member in found for address in member.addresses}
+    there = {
+        name for name, address in zip(table.columns.names, table.columns.addresses, strict=True) if address in addresses
+    }
+    return frozenset(there | {member.name for member in found})
+
+
+def find_superseded(membership: Membership) -> dict[str, str]:
+    """Return the failed members whose address an alive member has now, each with the name of one such member."""
+    names, addresses, _, statuses, _ = as_table(membership.members).columns
+    if FAILED not in statuses:
+        return {}
+    living = {at: name for name, at, status in zip(names, addresses, statuses, strict=True) if status == ALIVE}
+    failed = (row for row in zip(names, addresses, statuses, strict=True) if row[2] == FAILED)
+    return {name: living[address] for name, address, _ in failed if address in living}
+
+
+def find_member(members: Members, name: str, address: str | None) -> Member | None:
+    """Return the member that `name` means; None where no member or several match.
+
+    An exact match comes first. Then the case is ignored, as Windows changes it. Then the only member at `address`
+    matches.
+    """
+    exact = members.get(name)
+    if exact is not None and exact.status != UNKNOWN:
+        return exact
+    lower = name.lower()
+    alike = [members[known] for known in members if known.lower() == lower]
+    # A member that Serf has listed comes before a name that is known from a command only.
+    alike = [one for one in alike if one.status != UNKNOWN] or alike
+    if len(alike) == 1:
+        return alike[0]
+    address = address or canonical_address(name)
+    there = [member for member in alike or members.values() if address and member.address == address]
+    # A host that was reinstalled under a new name leaves its old name behind: a present member comes first.
+    there = [member for member in there if member.present] or there
+    return there[0] if len(there) == 1 else exact
 
 
 def _is_special(member: Member) -> bool:

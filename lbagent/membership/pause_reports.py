@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from lbagent.membership import pauses
-from lbagent.membership.lookup import find_member
 from lbagent.membership.model import (
     FORGET_AFTER,
     LEFT,
@@ -26,6 +25,7 @@ from lbagent.membership.model import (
     Pause,
     PauseCommand,
     as_table,
+    find_member,
 )
 from lbagent.membership.pauses import COMMANDS_LIMIT, FORMER_CLOCK_PREFIX, CommandsByClock
 from lbagent.membership.updates import MembershipDraft, UpdateResult
@@ -149,8 +149,8 @@ def merge_reports(
     """
     draft = MembershipDraft(membership)
     for clock in (USER, QUERY):
-        if draft.clocks.get(clock, 0) > clocks.get(clock, draft.clocks.get(clock, 0)):
-            draft.causes.append(f"new Serf cluster: its {clock} clock starts over")
+        highest = draft.clocks.highest.get(clock, 0)
+        if highest > clocks.get(clock, highest):
             draft.restart_clock(clock)
     knows_all = is_complete(membership)
     for report in reports:

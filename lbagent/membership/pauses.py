@@ -1,9 +1,31 @@
-"""The pause of a node that is in effect, given the last commands on each clock.
+"""The order of pauses and resumes: which command of a node is in effect, in whatever order they arrive.
 
-The clocks are user events, queries, and the commands typed on each load balancer. Each clock keeps the commands with
-its highest LTime, also after a pause has ended. Merging the knowledge of two load balancers gives the same result in
-any order and any number of times. So load balancers agree once they have exchanged their knowledge, and a replay
-changes nothing.
+A command pauses or resumes one node; `forget` counts as a resume. It arrives on a clock: `user` (user events), `query`
+(queries), or `typed@NAME` (typed on the load balancer NAME). Serf numbers user events and queries with two separate
+LTimes, so an LTime can be compared only with LTimes of the same clock.
+
+1. On one clock the highest LTime is in effect. A lower or equal one is a replay of Serf and changes nothing.
+   At an equal LTime, a pause wins over a resume, and the longest of several pauses wins.
+2. Between clocks the arrival decides: a command overrules what had arrived before it on the other clocks. So each
+   command keeps their LTimes (`PauseCommand.after`). Where two load balancers received two commands in different
+   orders, neither command overrules the other, and a pause wins.
+3. A cluster that is started anew counts from 1 again. Its commands overrule all commands of the earlier cluster, whose
+   clocks get another name (`@user`, `@query`).
+
+For each node and clock, the commands with the highest LTime are kept (`LastCommand`), also after a pause has ended: a
+replay cannot revive it. Merging the knowledge of two load balancers gives the same result in any order and any number
+of times, so both agree after each has asked the other.
+
+An example, with the commands for web01 that lb01 receives:
+
+    arrives                      kept for web01                               in effect
+    user event pause, LTime 7    user 7: pause                                pause
+    query resume, LTime 3        user 7: pause; query 3: resume after user 7  resume, by rule 2
+    user event pause, LTime 7    the same, it is a replay                     resume, by rule 1
+    user event pause, LTime 8    user 8: pause after query 3; query 3: …      pause, by rule 2
+
+lb02 was down and received only the last one. With `query 3` from lb01 it has the same two commands, and web01 is paused
+on both.
 """
 
 from __future__ import annotations
@@ -11,7 +33,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from lbagent.membership.model import LEGACY_DIGEST, LastCommand, Member, Pause, PauseCommand
+from lbagent.membership.model import (
+    LEGACY_DIGEST,
+    LastCommand,
+    Member,
+    Membership,
+    Pause,
+    PauseCommand,
+    find_member,
+)
+from lbagent.serf.events import TYPED, USER, Command, Event
 
 COMMANDS_LIMIT = 8
 """Commands with the same LTime that are kept for a node. More are never sent by accident."""
@@ -21,6 +52,9 @@ ADDRESSES_LIMIT = 4
 
 CommandsByClock = Mapping[str, LastCommand]
 """The last commands of one node, by clock."""
+
+_MARKS_LIMIT = 16
+"""LTimes that are kept with their times of arrival: they give the minimum age of a replayed user event."""
 
 FORMER_CLOCK_PREFIX = "@"
 """Prefix for the name of a clock of an earlier cluster: its clocks stopped when the cluster was started anew."""
@@ -37,6 +71,90 @@ class RequestedPause(NamedTuple):
     def is_active(self, now: int) -> bool:
         """Return whether the pause has not ended at `now` (epoch seconds)."""
         return self.until is None or self.until > now
+
+
+class Position(NamedTuple):
+    """Where a command is in the order of the commands on one clock."""
+
+    clock: str
+    ltime: int
+
+
+class Clocks:
+    """The highest LTime received on each clock, and the times at which the last user events arrived."""
+
+    def __init__(self, highest: Mapping[str, int], marks: tuple[tuple[int, int], ...]) -> None:
+        """Start from `Membership.clocks` and `Membership.marks`."""
+        self.highest = dict(highest)
+        self.marks = marks
+
+    def has_started_over(self, command: Command, serf_clocks: Mapping[str, int]) -> bool:
+        """Return whether the command is from a cluster that was started anew, and not a replay.
+
+        `serf_clocks` holds the LTimes of the Serf agent by clock; empty where it was not asked. In the same cluster the
+        agent's LTime is above every LTime that it has delivered.
+        """
+        highest = self.highest.get(command.clock, 0)
+        if command.ltime is None or command.ltime > highest:
+            return False
+        return serf_clocks.get(command.clock, highest + 1) <= highest
+
+    def restart(self, clock: str) -> None:
+        """Forget the LTimes of the earlier cluster."""
+        self.highest[clock] = 0
+        if clock == USER:
+            self.marks = ()
+
+    def record(self, command: Command, now: int) -> None:
+        """Record the LTime of a command that arrived at `now` (epoch seconds)."""
+        if command.ltime is None:
+            return
+        self.highest[command.clock] = max(self.highest.get(command.clock, 0), command.ltime)
+        if command.clock == USER and (not self.marks or command.ltime > self.marks[-1][0]):
+            self.marks = (*self.marks, (command.ltime, now))[-_MARKS_LIMIT:]
+
+    def place(self, command: Command, load_balancer: str, now: int) -> Position:
+        """Return the position of a command that is applied at `now` (epoch seconds).
+
+        The commands typed on a load balancer have a clock of their own. It starts from the time in epoch seconds, so
+        that it continues after the state was lost, and is compared only with itself.
+        """
+        if command.ltime is not None:
+            return Position(command.clock, command.ltime)
+        clock = f"{TYPED}@{load_balancer}"
+        self.highest[clock] = max(now, self.highest.get(clock, 0) + 1)
+        return Position(clock, self.highest[clock])
+
+    def correct_end(self, command: Command, now: int) -> Command:
+        """Return the command with `for=` counted from the latest time at which it can have been sent.
+
+        It was sent before a user event with a higher LTime arrived. Without the correction, a replay would pause the
+        node for the same length again.
+        """
+        if command.clock != USER or command.lasting is None or command.until is None or command.ltime is None:
+            return command
+        later = [at for ltime, at in self.marks if ltime > command.ltime]
+        return command._replace(until=min([now, *later]) + command.lasting)
+
+
+def needs_serf_clocks(membership: Membership, events: Iterable[Event]) -> bool:
+    """Return whether a command is not newer than all earlier ones: a replay, or a cluster that was started anew."""
+    return any(
+        isinstance(event, Command) and event.ltime is not None and event.ltime <= membership.clocks.get(event.clock, 0)
+        for event in events
+    )
+
+
+def may_contain_replay(membership: Membership, events: Iterable[Event]) -> bool:
+    """Return whether a user event among `events` may be a replay that membership does not reveal."""
+    for event in events:
+        if isinstance(event, Command) and event.clock == USER and event.ltime is not None:
+            member = find_member(membership.members, event.name, event.address)
+            last = member.heard.get(USER) if member else None
+            digests = {pause_command.digest for pause_command in last.commands} if last else set()
+            if last is None or event.ltime > last.ltime or (event.ltime == last.ltime and event.digest not in digests):
+                return True
+    return False
 
 
 def find_requested_pause(known: CommandsByClock) -> RequestedPause | None:
@@ -79,11 +197,12 @@ def update_pause(member: Member, now: int, by: str) -> Member:
     return member if pause.until == requested.until else member._replace(pause=pause._replace(until=requested.until))
 
 
-def record_command(member: Member, clock: str, ltime: int, command: PauseCommand) -> Member:
+def record_command(member: Member, position: Position, command: PauseCommand) -> Member:
     """Return the member with a command that has arrived here; the same object where the command is a replay.
 
     `command.after` and `command.address` are set from the member.
     """
+    clock, ltime = position
     last = member.heard.get(clock)
     after = tuple(sorted((other, heard.ltime) for other, heard in member.heard.items() if other != clock))
     new = LastCommand(ltime, (command._replace(after=after, address=member.address),))

@@ -1,7 +1,6 @@
-"""Updates of membership from events: a batch of events gives one new membership and an answer for each query.
+"""Updates of membership: a batch of events gives one new membership and an answer for each query.
 
-LTimes order only the commands on one clock. Between clocks, and for commands that an operator typed, the arrival
-decides.
+`pauses` decides the order of commands.
 """
 
 from __future__ import annotations
@@ -10,12 +9,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from lbagent.membership import pauses
-from lbagent.membership.lookup import find_member
 from lbagent.membership.model import (
     ALIVE,
     FAILED,
+    FORGET_AFTER,
     LEFT,
     MEMBERS_LIMIT,
+    PRESENT,
+    QUARANTINE_LENGTH,
+    REMOVALS_WINDOW,
     UNKNOWN,
     UNKNOWN_LIMIT,
     Member,
@@ -24,9 +26,10 @@ from lbagent.membership.model import (
     Pause,
     PauseCommand,
     as_table,
+    find_member,
 )
 from lbagent.names import NAME, canonical_address
-from lbagent.serf.events import TYPED, USER, Command, Event, Malformed, MemberEvent, MemberLine, fold_tags_as_stdin
+from lbagent.serf.events import TYPED, Command, Event, Malformed, MemberEvent, MemberLine, fold_tags_as_stdin
 from lbagent.serf.raw_event import RawEvent
 
 DONE = "done"
@@ -39,9 +42,6 @@ STILL_PAUSED = "still paused by its tag"
 
 UNKNOWN_NODE = {"pause": "unknown node, remembered", "resume": "unknown node", "forget": "unknown node"}
 """Answers by verb where no node has the name."""
-
-_MARKS_LIMIT = 16
-"""LTimes that are kept with their times of arrival: they give the minimum age of a replayed user event."""
 
 _LEAVE_EVENTS = frozenset({"member-leave", "member-reap"})
 
@@ -80,26 +80,6 @@ def apply_events(
     return UpdateResult(draft.membership, answers, tuple(draft.causes), draft.all_warnings)
 
 
-def needs_serf_clocks(membership: Membership, events: Iterable[Event]) -> bool:
-    """Return whether a command is not newer than all earlier ones: a replay, or a cluster that was started anew."""
-    return any(
-        isinstance(event, Command) and event.ltime is not None and event.ltime <= membership.clocks.get(event.clock, 0)
-        for event in events
-    )
-
-
-def may_contain_replay(membership: Membership, events: Iterable[Event]) -> bool:
-    """Return whether a user event among `events` may be a replay that membership does not reveal."""
-    for event in events:
-        if isinstance(event, Command) and event.clock == USER and event.ltime is not None:
-            member = find_member(membership.members, event.name, event.address)
-            last = member.heard.get(USER) if member else None
-            digests = {pause_command.digest for pause_command in last.commands} if last else set()
-            if last is None or event.ltime > last.ltime or (event.ltime == last.ltime and event.digest not in digests):
-                return True
-    return False
-
-
 class MembershipDraft:
     """A membership with the events applied so far, and what to log about them."""
 
@@ -107,9 +87,8 @@ class MembershipDraft:
         """Start from `membership`; no event is applied yet."""
         self._before = membership
         self.members = MemberEdits(as_table(membership.members))
-        self.clocks = dict(membership.clocks)
+        self.clocks = pauses.Clocks(membership.clocks, membership.marks)
         self.missed = dict(membership.missed)
-        self.marks = membership.marks
         self.peers_asked_at = membership.peers_asked_at
         self.expired_pauses: list[str] = []
         """Nodes whose pause had ended before it arrived."""
@@ -130,27 +109,20 @@ class MembershipDraft:
         """Membership with all events applied so far. `members` is the same object where no member has changed."""
         return self._before._replace(
             members=self.members.table(),
-            clocks=self.clocks,
+            clocks=self.clocks.highest,
             missed=self.missed,
-            marks=self.marks,
+            marks=self.clocks.marks,
             peers_asked_at=self.peers_asked_at,
         )
 
-    def record_ltime(self, clock: str, ltime: int, now: int) -> None:
-        """Record an LTime of `clock` that arrived at `now` (epoch seconds)."""
-        self.clocks[clock] = max(self.clocks.get(clock, 0), ltime)
-        if clock == USER and (not self.marks or ltime > self.marks[-1][0]):
-            self.marks = (*self.marks, (ltime, now))[-_MARKS_LIMIT:]
-
     def restart_clock(self, clock: str) -> None:
         """Make all commands on `clock` older than every command of the new cluster."""
+        self.causes.append(f"new Serf cluster: its {clock} clock starts over")
         for member in self.members.special():
             heard = pauses.restart_clock(member.heard, clock)
             if heard is not member.heard:
                 self.members.put(member._replace(heard=heard))
-        self.clocks[clock] = 0
-        if clock == USER:
-            self.marks = ()
+        self.clocks.restart(clock)
 
     def resume_hosts(self, now: int) -> None:
         """End the pauses that a resume of another name of their host has ended; nothing without new commands.
@@ -273,8 +245,11 @@ def apply_command(draft: MembershipDraft, command: Command, raw: RawEvent, serf_
 
     `serf_clocks` holds the LTimes of the Serf agent by clock; empty where it was not asked.
     """
-    command = _correct_end(draft, command, raw.at // 1000)
-    _record_ltime(draft, command, raw.at // 1000, serf_clocks)
+    now = raw.at // 1000
+    command = draft.clocks.correct_end(command, now)
+    if draft.clocks.has_started_over(command, serf_clocks):
+        draft.restart_clock(command.clock)
+    draft.clocks.record(command, now)
     # Use the members of the draft, not of before the batch: the member-join may be part of the batch.
     member = find_member(draft.members, command.name, command.address)
     if member is None:
@@ -290,11 +265,11 @@ def _obey(draft: MembershipDraft, command: Command, raw: RawEvent, member: Membe
     if command.verb == "forget" and member.status == ALIVE and not command.force:
         return f"refused: {member.name} is alive"
     host = [member] if command.verb == "pause" else _list_names_of_host(draft, member)
-    clock, ltime = _find_clock(draft, command, raw)
+    position = draft.clocks.place(command, raw.self_name, raw.at // 1000)
     pause_command = PauseCommand(command.digest, command.verb == "pause", command.until, at=raw.at // 1000)
     news = False
     for one in host:
-        heard = pauses.record_command(one, clock, ltime, pause_command)
+        heard = pauses.record_command(one, position, pause_command)
         news = news or (one is member and heard is not one)
         draft.members.put(_update_pause(heard, command, raw))
     draft.hosts_changed = True
@@ -325,46 +300,11 @@ def _list_names_of_host(draft: MembershipDraft, member: Member) -> list[Member]:
     return [member, *(one for one in others if member.address and member.address in one.addresses)]
 
 
-def _find_clock(draft: MembershipDraft, command: Command, raw: RawEvent) -> tuple[str, int]:
-    """Return the clock that orders the command, and the LTime of the command on that clock.
-
-    Each load balancer has its own clock for the commands typed on it. It starts from the time in epoch seconds, so
-    that it continues after the state was lost. It is compared only with itself.
-    """
-    if command.ltime is not None:
-        return command.clock, command.ltime
-    clock = f"{TYPED}@{raw.self_name}"
-    draft.clocks[clock] = max(raw.at // 1000, draft.clocks.get(clock, 0) + 1)
-    return clock, draft.clocks[clock]
-
-
 def _forget(draft: MembershipDraft, member: Member, now: int) -> None:
     draft.missed.pop(member.name, None)
     if member.status != UNKNOWN:
         # The node counts as one that left: the removal of its lines is requested. Its commands still order later ones.
         draft.members.put(member._replace(status=LEFT, changed=now, quarantine=None))
-
-
-def _correct_end(draft: MembershipDraft, command: Command, now: int) -> Command:
-    """Return the command with `for=` counted from the latest time at which it can have been sent.
-
-    A command was sent before a command with a higher LTime arrived.
-    """
-    if command.clock != USER or command.lasting is None or command.until is None or command.ltime is None:
-        return command
-    later = [at for ltime, at in draft.marks if ltime > command.ltime]
-    return command._replace(until=min([now, *later]) + command.lasting)
-
-
-def _record_ltime(draft: MembershipDraft, command: Command, now: int, serf_clocks: Mapping[str, int]) -> None:
-    if command.ltime is None:
-        return
-    highest = draft.clocks.get(command.clock, 0)
-    if command.ltime <= highest and serf_clocks.get(command.clock, highest + 1) <= highest:
-        # The cluster was started anew and counts from 1 again: the LTimes of the old cluster order nothing now.
-        draft.causes.append(f"new Serf cluster: its {command.clock} clock starts over")
-        draft.restart_clock(command.clock)
-    draft.record_ltime(command.clock, command.ltime, now)
 
 
 def _remember_unknown(draft: MembershipDraft, command: Command, raw: RawEvent) -> str:
@@ -380,9 +320,9 @@ def _remember_unknown(draft: MembershipDraft, command: Command, raw: RawEvent) -
         draft.warnings.append(f"pause of {command.name[:80]!r}: {why}")
         return f"refused: {why}"
     now = raw.at // 1000
-    clock, ltime = _find_clock(draft, command, raw)
+    position = draft.clocks.place(command, raw.self_name, now)
     pause_command = PauseCommand(command.digest, command.verb == "pause", command.until, at=now)
-    member = pauses.record_command(Member(command.name, address, "", None, UNKNOWN, now), clock, ltime, pause_command)
+    member = pauses.record_command(Member(command.name, address, "", None, UNKNOWN, now), position, pause_command)
     draft.remember_unknown(_update_pause(member, command, raw))
     if command.verb == "pause":
         draft.causes.append(f"pause {command.name} (unknown node) by {_describe_sender(command, raw)}")
@@ -416,3 +356,49 @@ def _describe_sender(command: Command, raw: RawEvent) -> str:
     way = "user event" if command.clock == "user" else "query"
     user, _, name = command.by.rpartition("@")
     return f"{user or 'operator'} on {name}, by {way}" if name else way
+
+
+def drop_expired(membership: Membership, now: int) -> Membership:
+    """Return `membership` without the pauses, quarantines, members and removals that have expired at `now`.
+
+    `now` is in epoch seconds.
+    """
+    table = as_table(membership.members)
+    edits: dict[str, Member | None] = {}
+    absent = [
+        name for name, status in zip(table.columns.names, table.columns.statuses, strict=True) if status not in PRESENT
+    ]
+    for name in {*absent, *table.special}:
+        member = table[name]
+        current = None if _is_forgettable(member, now) else _drop_expired_of(member, now)
+        if current != member:
+            edits[name] = current
+    return membership._replace(members=table.apply_edits(edits), removals=_drop_old_removals(membership.removals, now))
+
+
+def _drop_old_removals(removals: Mapping[str, Mapping[str, int]], now: int) -> Mapping[str, Mapping[str, int]]:
+    # A removal in the future was recorded while the clock was ahead: drop it too.
+    kept = {
+        where: {node: at for node, at in nodes.items() if 0 <= now - at < REMOVALS_WINDOW}
+        for where, nodes in removals.items()
+    }
+    return {where: nodes for where, nodes in kept.items() if nodes}
+
+
+def _is_forgettable(member: Member, now: int) -> bool:
+    # A node that is gone is kept for as long as Serf may replay its commands.
+    if member.present or max(member.changed, pauses.find_last_activity(member.heard, now)) + FORGET_AFTER > now:
+        return member.status == UNKNOWN and member.pause is None and not member.heard
+    # The pause of a node that left is kept until the node returns. The pause of an unknown node is not.
+    return member.status == UNKNOWN or member.pause is None
+
+
+def _drop_expired_of(member: Member, now: int) -> Member:
+    pause, quarantine = member.pause, member.quarantine
+    if pause and pause.until is not None and pause.until <= now:
+        pause = None
+    if quarantine and not quarantine.since <= now < quarantine.since + QUARANTINE_LENGTH:
+        quarantine = None
+    if pause is member.pause and quarantine is member.quarantine:
+        return member
+    return member._replace(pause=pause, quarantine=quarantine)

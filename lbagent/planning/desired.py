@@ -18,8 +18,7 @@ from lbagent.haproxy.server_line import (
     format_paused_line,
     format_server_line,
 )
-from lbagent.membership.lookup import find_paused, find_superseded
-from lbagent.membership.model import FAILED, PRESENT, Member, Membership, as_table
+from lbagent.membership.model import FAILED, PRESENT, Member, Membership, as_table, find_paused, find_superseded
 from lbagent.names import are_plainly_allowed, explain_refused_address, role_names, sort_names
 from lbagent.planning.lines import sort_by_name
 from lbagent.roles.model import MissingTag, Pair, Role, Roles, Service

@@ -6,8 +6,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 
 from lbagent.haproxy.config import Document
-from lbagent.membership.lookup import find_paused
-from lbagent.membership.model import Member, Membership, Quarantine, as_table
+from lbagent.membership.model import Member, Membership, Quarantine, as_table, find_paused
 from lbagent.roles.model import Roles
 
 TRIALS_LIMIT = 16

@@ -9,8 +9,7 @@ from typing import NamedTuple
 from lbagent.haproxy.config import Document, ManagedLine, OperatorServer, Proxy
 from lbagent.haproxy.runtime.state import Stats
 from lbagent.haproxy.server_line import PAUSED_ROLE_COMMENT
-from lbagent.membership.lookup import find_paused
-from lbagent.membership.model import ALIVE, FAILED, Membership, Table, as_table
+from lbagent.membership.model import ALIVE, FAILED, Membership, Table, as_table, find_paused
 from lbagent.names import explain_refused_address, role_names
 from lbagent.planning.lines import ProxyLines
 from lbagent.roles.model import Pair, Role, Roles

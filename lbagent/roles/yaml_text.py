@@ -8,7 +8,7 @@ never used.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import yaml
@@ -20,7 +20,7 @@ _REPAIRS = 20
 
 _TAB_WIDTHS = (2, 4, 8)
 _KEY = re.compile(r"^(?P<indent> *)(?:- +)?(?P<key>[^\s#'\"{}\[\],&*!|>%@`][^:#]*?)\s*:(?:\s|$)")
-_NO_BLANK = re.compile(r"^(?P<before>\s*[A-Za-z0-9][A-Za-z0-9._-]*:)(?P<value>[^\s:/].*)$")
+_NO_SPACE = re.compile(r"^(?P<before>\s*[A-Za-z0-9][A-Za-z0-9._-]*:)(?P<value>[^\s:/].*)$")
 _UNQUOTED = re.compile(
     r"(?P<before>:[ ]+|[\[,][ ]*|-[ ]+)"
     r"(?P<value>(?:[^\s,\[\]{}\"'#:&*!|>%@`](?:[^,\[\]{}\"'#:]|:(?!\s))*)?"
@@ -52,6 +52,43 @@ class Mistake:
 
 
 @dataclass(frozen=True, slots=True)
+class _SyntaxError:
+    """A syntax error as libyaml reports it. Lines and columns are counted from 0."""
+
+    lines: Sequence[str]
+    line: int
+    column: int
+    problem: str
+    """libyaml's words, such as `expected ',' or ']', but got '<stream end>'`."""
+    context: str
+    """What was being parsed, such as `while parsing a flow sequence`."""
+    begin: tuple[int, int] | None
+    """Line and column where the construct in `context` begins; None if unknown, or behind the last line."""
+
+    @property
+    def text(self) -> str:
+        """The line of the error."""
+        return self.lines[self.line]
+
+    def describe(self, *words: str) -> bool:
+        """Return whether libyaml's words contain one of these."""
+        return any(one in self.problem for one in words)
+
+    def replace_line(self, at: int, text: str) -> str:
+        """Return the file with another text in line `at`."""
+        return "\n".join([*self.lines[:at], text, *self.lines[at + 1 :]])
+
+    def quote(self, at: int, start: int, value: str) -> str:
+        """Return the file with quotes around `value`, which begins at `start` of line `at`."""
+        line = self.lines[at]
+        return self.replace_line(at, f'{line[:start]}"{value}"{line[start + len(value) :]}')
+
+    def mistake(self, at: int, column: int, problem: str, fix: str) -> Mistake:
+        """Return a mistake in this file."""
+        return Mistake(at + 1, column + 1, _find_key_path(self.lines, at), problem, fix)
+
+
+@dataclass(frozen=True, slots=True)
 class _Repair:
     """The mistakes behind a syntax error, and candidate repairs of the text."""
 
@@ -73,7 +110,7 @@ def compose(content: bytes, judge: Judge) -> tuple[yaml.Node | None, list[Mistak
         return None, [_explain_unreadable(content, error)]
     except RecursionError:
         return None, [Mistake(0, 0, "", "is nested too deeply", "")]
-    except yaml.YAMLError as error:
+    except yaml.MarkedYAMLError as error:
         # Normalise line breaks: YAML recognises several kinds.
         text = _BREAK.sub("\n", content.decode("utf-8-sig", "replace"))
         if not text.endswith("\n"):
@@ -82,18 +119,18 @@ def compose(content: bytes, judge: Judge) -> tuple[yaml.Node | None, list[Mistak
         return _repair_text(text, error, judge)
 
 
-def _repair_text(text: str, error: yaml.YAMLError, judge: Judge) -> tuple[yaml.Node | None, list[Mistake]]:
+def _repair_text(text: str, error: yaml.MarkedYAMLError, judge: Judge) -> tuple[yaml.Node | None, list[Mistake]]:
     found: list[Mistake] = []
     for _ in range(_REPAIRS):
-        repair = _diagnose(text.split("\n"), error)
+        repair = _diagnose(text, error)
         tries = [(*_try_repair(one, judge), one) for one in repair.texts]
         # The repair that parses furthest; among complete ones, the one with the fewest mistakes.
-        tries.sort(key=lambda one: (one[1] is not None, -_find_line(one[1]), one[2]))
+        tries.sort(key=lambda one: (one[1] is not None, -_find_position(one[1])[0], one[2]))
         if not tries or (tries[0][1] is not None and _find_position(tries[0][1]) <= _find_position(error)):
             return None, [*found, *repair.mistakes]
         root, left, _, text = tries[0]
-        lines = text.split("\n")
         # Only in the repaired text the key path is known.
+        lines = text.split("\n")
         found += [
             replace(one, path=_find_key_path(lines, one.line - 1)) if one.path else one for one in repair.mistakes
         ]
@@ -103,27 +140,19 @@ def _repair_text(text: str, error: yaml.YAMLError, judge: Judge) -> tuple[yaml.N
     return None, found
 
 
-def _try_repair(text: str, judge: Judge) -> tuple[yaml.Node | None, yaml.YAMLError | None, int]:
+def _try_repair(text: str, judge: Judge) -> tuple[yaml.Node | None, yaml.MarkedYAMLError | None, int]:
     try:
         root = yaml.compose(text, Loader=_LOADER)
-    except (yaml.YAMLError, RecursionError) as error:
-        return None, error if isinstance(error, yaml.YAMLError) else yaml.YAMLError(), 0
+    except yaml.MarkedYAMLError as error:
+        return None, error, 0
+    except (yaml.YAMLError, RecursionError):  # another kind of mistake, such as a control character
+        return None, yaml.MarkedYAMLError(), 0
     return root, None, judge(root) if root is not None else 0
 
 
-def _find_position(error: yaml.YAMLError | None) -> tuple[int, int]:
-    mark = getattr(error, "problem_mark", None)
-    return (mark.line, mark.column) if mark else (-1, -1)
-
-
-def _find_context(lines: Sequence[str], error: yaml.YAMLError) -> yaml.Mark | None:
-    """Return where the construct with the error began; None if unknown, or behind the last line."""
-    mark = getattr(error, "context_mark", None)
-    return mark if mark is not None and mark.line < len(lines) else None
-
-
-def _find_line(error: yaml.YAMLError | None) -> int:
-    return _find_position(error)[0]
+def _find_position(error: yaml.MarkedYAMLError | None) -> tuple[int, int]:
+    mark = error.problem_mark if error is not None else None
+    return (mark.line, mark.column) if mark is not None else (-1, -1)
 
 
 def _explain_unreadable(content: bytes, error: yaml.reader.ReaderError) -> Mistake:
@@ -137,196 +166,172 @@ def _explain_unreadable(content: bytes, error: yaml.reader.ReaderError) -> Mista
     return Mistake(line, column, "", "contains a control character", "remove it")
 
 
-def _diagnose(lines: list[str], error: yaml.YAMLError) -> _Repair:
+def _diagnose(text: str, error: yaml.MarkedYAMLError) -> _Repair:
     """Find the mistake behind a syntax error. Only lines up to the error are reliably parsed."""
-    mark = getattr(error, "problem_mark", None)
-    words = str(getattr(error, "problem", None) or error)
-    if mark is None:
-        return _Repair([Mistake(0, 0, "", f"invalid YAML: {' '.join(words.split())}", "")])
-    at, column = min(mark.line, len(lines) - 1), mark.column
-    for diagnose in _DIAGNOSES:
-        repair = diagnose(lines, at, column, error)
-        if repair:
-            return repair
-    return _Repair(
-        [Mistake(at + 1, column + 1, _find_key_path(lines, at), f"invalid YAML: {' '.join(words.split())}", "")]
+    words = " ".join(str(error.problem or error).split())
+    if error.problem_mark is None:
+        return _Repair([Mistake(0, 0, "", f"invalid YAML: {words}", "")])
+    lines = text.split("\n")
+    begin = error.context_mark
+    found = _SyntaxError(
+        lines,
+        min(error.problem_mark.line, len(lines) - 1),
+        error.problem_mark.column,
+        error.problem or "",
+        error.context or "",
+        (begin.line, begin.column) if begin is not None and begin.line < len(lines) else None,
+    )
+    repairs = (diagnose(found) for diagnose in _DIAGNOSES)
+    unknown = _Repair([found.mistake(found.line, found.column, f"invalid YAML: {words}", "")])
+    return next(filter(None, repairs), unknown)
+
+
+def _diagnose_tabs(error: _SyntaxError) -> _Repair | None:
+    before = error.text[: error.column + 1]
+    if "\t" not in before or before.strip():
+        return None
+    indents = [(at, line[: len(line) - len(line.lstrip())]) for at, line in enumerate(error.lines) if line.strip()]
+    tabbed = {at: indent for at, indent in indents if "\t" in indent}
+    texts = [_expand_tabs(error.lines, tabbed, width) for width in _TAB_WIDTHS]
+    fixed = texts[0].split("\n")
+    mistakes = [
+        Mistake(at + 1, indent.index("\t") + 1, _find_key_path(fixed, at), "is indented with a tab", "use spaces")
+        for at, indent in tabbed.items()
+    ]
+    return _Repair(mistakes, texts)
+
+
+def _expand_tabs(lines: Sequence[str], tabbed: Mapping[int, str], width: int) -> str:
+    """Return the text with spaces in place of the tabs of the indentations in `tabbed`, by line."""
+    return "\n".join(
+        tabbed[at].replace("\t", " " * width) + line[len(tabbed[at]) :] if at in tabbed else line
+        for at, line in enumerate(lines)
     )
 
 
-def _diagnose_tabs(lines: list[str], at: int, column: int, error: yaml.YAMLError) -> _Repair | None:
-    del error
-    here = lines[at]
-    if "\t" not in here[: column + 1] or here[: column + 1].strip():
+def _diagnose_unquoted_placeholder(error: _SyntaxError) -> _Repair | None:
+    if not (found := _find_value(_UNQUOTED, error)):
         return None
-    indents = [(number, line[: len(line) - len(line.lstrip())]) for number, line in enumerate(lines) if line.strip()]
-    tabbed = [(number, indent) for number, indent in indents if "\t" in indent]
-    texts = [_expand_tabs(lines, {number for number, _ in tabbed}, width) for width in _TAB_WIDTHS]
-    fixed = [text.split("\n") for text in texts]
-    return _Repair(
-        [
-            Mistake(
-                number + 1,
-                indent.index("\t") + 1,
-                _find_key_path(fixed[0], number),
-                "is indented with a tab",
-                "use spaces",
-            )
-            for number, indent in tabbed
-        ],
-        texts,
-    )
+    start, value = found
+    mistake = error.mistake(error.line, start, f"{value} needs quotes", f'write "{value}"')
+    return _Repair([mistake], [error.quote(error.line, start, value)])
 
 
-def _expand_tabs(lines: list[str], numbers: set[int], width: int) -> str:
-    def expand(line: str) -> str:
-        body = line.lstrip()
-        return line[: len(line) - len(body)].replace("\t", " " * width) + body
-
-    return "\n".join(expand(line) if number in numbers else line for number, line in enumerate(lines))
-
-
-def _diagnose_unquoted(lines: list[str], at: int, column: int, error: yaml.YAMLError) -> _Repair | None:
-    del error
-    line = lines[at]
-    found = next((one for one in _UNQUOTED.finditer(line) if one.start("value") <= column <= one.end("value")), None)
-    if found is None:
+def _diagnose_bad_start(error: _SyntaxError) -> _Repair | None:
+    if not error.describe("cannot start any token", "undefined alias", "alphabetic"):
         return None
-    value = found["value"].rstrip()
-    start = found.start("value")
-    text = _replace_line(lines, at, f'{line[:start]}"{value}"{line[start + len(value) :]}')
-    fix = f'write "{value}"'
-    return _Repair([Mistake(at + 1, start + 1, _find_key_path(lines, at), f"{value} needs quotes", fix)], [text])
-
-
-def _diagnose_open_quote(lines: list[str], at: int, column: int, error: yaml.YAMLError) -> _Repair | None:
-    del at, column
-    mark = _find_context(lines, error)
-    if mark is None or "quoted scalar" not in str(getattr(error, "context", "")):
+    if not (found := _find_value(_BAD_START, error)):
         return None
-    line, words = lines[mark.line], str(getattr(error, "problem", ""))
-    quote = line[mark.column : mark.column + 1]
-    if "end of stream" not in words and "document indicator" not in words:
-        where = getattr(error, "problem_mark", mark)
-        if where.line >= len(lines):
-            return None
-        fix = "use single quotes, in which a backslash has no meaning"
-        mistake = Mistake(
-            where.line + 1, where.column + 1, _find_key_path(lines, mark.line), "unknown escape sequence", fix
-        )
-        at = lines[where.line].rfind("\\", 0, where.column + 1)
-        return _Repair(
-            [mistake], [_replace_line(lines, where.line, f"{lines[where.line][:at]}\\{lines[where.line][at:]}")]
-        )
-    mistake = Mistake(
-        mark.line + 1, mark.column + 1, _find_key_path(lines, mark.line), "the quote is not closed", f"add {quote}"
-    )
-    ends = [text for text in (line.rstrip() + quote, re.sub(r"([\]},]*\s*)$", quote + r"\1", line, count=1)) if text]
-    return _Repair([mistake], [_replace_line(lines, mark.line, text) for text in ends])
+    start, value = found
+    problem = f"a value cannot begin with {value[0]} without quotes"
+    mistake = error.mistake(error.line, start, problem, f'write "{value}"')
+    return _Repair([mistake], [error.quote(error.line, start, value)])
 
 
-def _diagnose_not_closed(lines: list[str], at: int, column: int, error: yaml.YAMLError) -> _Repair | None:
-    mark, context = _find_context(lines, error), str(getattr(error, "context", ""))
-    kind = next((kind for kind in _CLOSERS if context.endswith(f"flow {kind}")), None)
+def _find_value(pattern: re.Pattern[str], error: _SyntaxError) -> tuple[int, str] | None:
+    """Return the value at the error that `pattern` matches, and where it starts; None if there is none."""
+    for one in pattern.finditer(error.text):
+        if one.start("value") <= error.column <= one.end("value"):
+            return one.start("value"), one["value"].rstrip()
+    return None
+
+
+def _diagnose_unclosed_quote(error: _SyntaxError) -> _Repair | None:
+    if error.begin is None or "quoted scalar" not in error.context:
+        return None
+    at, column = error.begin
+    line = error.lines[at]
+    if not error.describe("end of stream", "document indicator"):
+        return _diagnose_escape(error, at)
+    quote = line[column : column + 1]
+    mistake = error.mistake(at, column, "the quote is not closed", f"add {quote}")
+    ends = [line.rstrip() + quote, re.sub(r"([\]},]*\s*)$", quote + r"\1", line, count=1)]
+    return _Repair([mistake], [error.replace_line(at, text) for text in ends])
+
+
+def _diagnose_escape(error: _SyntaxError, begin: int) -> _Repair:
+    fix = "use single quotes, in which a backslash has no meaning"
+    path = _find_key_path(error.lines, begin)
+    backslash = error.text.rfind("\\", 0, error.column + 1)
+    text = error.replace_line(error.line, f"{error.text[:backslash]}\\{error.text[backslash:]}")
+    return _Repair([Mistake(error.line + 1, error.column + 1, path, "unknown escape sequence", fix)], [text])
+
+
+def _diagnose_unclosed_bracket(error: _SyntaxError) -> _Repair | None:
+    kind = next((kind for kind in _CLOSERS if error.context.endswith(f"flow {kind}")), None)
     if kind is None:
-        return _diagnose_open_end(lines, at)
-    if mark is None:
+        return _diagnose_open_end(error)
+    if error.begin is None:
         return None
     name, closer = _CLOSERS[kind]
-    line = lines[mark.line]
-    path = _find_key_path(lines, mark.line)
-    if mark.line == at and line[column:].strip() and line[column : column + 1] not in "]}":
-        return _Repair([Mistake(at + 1, column + 1, path, f"a comma is missing in the {name}", "add it")],
-                       [_replace_line(lines, at, f"{line[:column].rstrip()}, {line[column:]}")])  # fmt: skip
-    mistake = Mistake(mark.line + 1, mark.column + 1, path, f"the {name} is not closed", f"add {closer}")
+    at, begin = error.begin
+    line = error.lines[at]
+    rest = line[error.column :]
+    if at == error.line and rest.strip() and rest[0] not in "]}":
+        mistake = error.mistake(at, error.column, f"a comma is missing in the {name}", "add it")
+        return _Repair([mistake], [error.replace_line(at, f"{line[: error.column].rstrip()}, {rest}")])
     whole = line.rstrip()
-    closed = [
-        whole.rstrip(",") + closer,
-        whole[: len(whole) - 1] + closer + whole[-1:],
-        whole[: len(whole) - 1] + closer,
-    ]
-    return _Repair([mistake], [_replace_line(lines, mark.line, text) for text in closed])
+    closed = [whole.rstrip(",") + closer, whole[:-1] + closer + whole[-1:], whole[:-1] + closer]
+    mistake = error.mistake(at, begin, f"the {name} is not closed", f"add {closer}")
+    return _Repair([mistake], [error.replace_line(at, text) for text in closed])
 
 
-def _diagnose_open_end(lines: list[str], at: int) -> _Repair | None:
+def _diagnose_open_end(error: _SyntaxError) -> _Repair | None:
     """Find a list or mapping that is still open at the end of the file."""
-    if any(line.strip() for line in lines[at + 1 :]) or lines[at].strip():
+    if any(line.strip() for line in error.lines[error.line :]):
         return None
     opened: list[tuple[int, int, str]] = []
-    for number, line in enumerate(lines):
+    for number, line in enumerate(error.lines):
         for found in re.finditer(r"\"(?:[^\"\\]|\\.)*\"|'[^']*'|(?:^|\s)#.*|[\[\]{}]", line):
-            sign = found[0]
-            if sign in "[{":
-                opened.append((number, found.start(), sign))
-            elif sign in "]}" and opened:
+            if found[0] in "[{":
+                opened.append((number, found.start(), found[0]))
+            elif found[0] in "]}" and opened:
                 opened.pop()
     if not opened:
         return None
-    last, column, sign = opened[-1]
-    name, closer = _CLOSERS["sequence" if sign == "[" else "mapping"]
-    mistake = Mistake(last + 1, column + 1, _find_key_path(lines, last), f"the {name} is not closed", f"add {closer}")
-    return _Repair([mistake], [_replace_line(lines, last, lines[last].rstrip() + closer)])
+    at, column, bracket = opened[-1]
+    name, closer = _CLOSERS["sequence" if bracket == "[" else "mapping"]
+    mistake = error.mistake(at, column, f"the {name} is not closed", f"add {closer}")
+    return _Repair([mistake], [error.replace_line(at, error.lines[at].rstrip() + closer)])
 
 
-def _diagnose_extra_closer(lines: list[str], at: int, column: int, error: yaml.YAMLError) -> _Repair | None:
-    del error
-    line = lines[at]
-    closer = line[column : column + 1]
+def _diagnose_unmatched_closer(error: _SyntaxError) -> _Repair | None:
+    closer = error.text[error.column : error.column + 1]
     if not closer or closer not in "]}":
         return None
-    mistake = Mistake(at + 1, column + 1, _find_key_path(lines, at), f"unmatched {closer}", "remove it")
-    return _Repair([mistake], [_replace_line(lines, at, line[:column] + line[column + 1 :])])
+    mistake = error.mistake(error.line, error.column, f"unmatched {closer}", "remove it")
+    text = error.text[: error.column] + error.text[error.column + 1 :]
+    return _Repair([mistake], [error.replace_line(error.line, text)])
 
 
-def _diagnose_two_documents(lines: list[str], at: int, column: int, error: yaml.YAMLError) -> _Repair | None:
-    if "another document" not in str(getattr(error, "problem", "")):
+def _diagnose_second_document(error: _SyntaxError) -> _Repair | None:
+    if not error.describe("another document"):
         return None
-    mistake = Mistake(at + 1, column + 1, "", "begins a second YAML document", "remove the line ---")
-    return _Repair([mistake], ["\n".join([*lines[:at], "", *lines[at + 1 :]])])
+    mistake = Mistake(error.line + 1, error.column + 1, "", "begins a second YAML document", "remove the line ---")
+    return _Repair([mistake], [error.replace_line(error.line, "")])
 
 
-def _diagnose_bad_start(lines: list[str], at: int, column: int, error: yaml.YAMLError) -> _Repair | None:
-    problem = str(getattr(error, "problem", ""))
-    if not ("cannot start any token" in problem or "undefined alias" in problem or "alphabetic" in problem):
-        return None
-    line = lines[at]
-    found = next((one for one in _BAD_START.finditer(line) if one.start("value") <= column <= one.end("value")), None)
-    if found is None:
-        return None
-    value, start = found["value"].rstrip(), found.start("value")
-    text = _replace_line(lines, at, f'{line[:start]}"{value}"{line[start + len(value) :]}')
-    problem = f"a value cannot begin with {value[0]} without quotes"
-    return _Repair([Mistake(at + 1, start + 1, _find_key_path(lines, at), problem, f'write "{value}"')], [text])
-
-
-def _diagnose_missing_blank(lines: list[str], at: int, column: int, error: yaml.YAMLError) -> _Repair | None:
-    del column
+def _diagnose_missing_space(error: _SyntaxError) -> _Repair | None:
     # The error is reported at the next key, once the line before turns out not to be one.
-    mark = _find_context(lines, error)
-    for number in dict.fromkeys([at, mark.line if mark else at, *range(at - 1, max(-1, at - 4), -1)]):
-        found = _NO_BLANK.match(lines[number])
-        if found:
-            text = _replace_line(lines, number, f"{found['before']} {found['value']}")
-            start = len(found["before"])
-            fix = f"write {found['before'].strip()} {found['value'].strip()}"
-            mistake = Mistake(
-                number + 1, start, _find_key_path(text.split("\n"), number), "missing space after ':'", fix
-            )
-            return _Repair([mistake], [text])
-        if number < at and lines[number].strip():
+    begin = error.begin[0] if error.begin else error.line
+    above = range(error.line - 1, max(-1, error.line - 4), -1)
+    for at in dict.fromkeys([error.line, begin, *above]):
+        if found := _NO_SPACE.match(error.lines[at]):
+            before, value = found["before"], found["value"]
+            text = error.replace_line(at, f"{before} {value}")
+            fix = f"write {before.strip()} {value.strip()}"
+            path = _find_key_path(text.split("\n"), at)
+            return _Repair([Mistake(at + 1, len(before), path, "missing space after ':'", fix)], [text])
+        if at < error.line and error.lines[at].strip():
             break
     return None
 
 
-def _diagnose_indentation(lines: list[str], at: int, column: int, error: yaml.YAMLError) -> _Repair | None:
-    del column
-    problem = str(getattr(error, "problem", ""))
-    if not any(
-        words in problem for words in ("expected key", "mapping values", "'-' indicator", "expected <block end>")
-    ):
+def _diagnose_indentation(error: _SyntaxError) -> _Repair | None:
+    if not error.describe("expected key", "mapping values", "'-' indicator", "expected <block end>"):
         return None
-    line = lines[at]
-    indent = len(line) - len(line.lstrip(" "))
-    above = [len(one) - len(one.lstrip(" ")) for one in lines[:at] if one.strip() and not one.lstrip().startswith("#")]
+    at, line, indent = error.line, error.text, _measure_indent(error.text)
+    above = [_measure_indent(one) for one in error.lines[:at] if one.strip() and not one.lstrip().startswith("#")]
     if not above:
         return None
     # Candidate indentations: those of the line above and of its parents.
@@ -337,110 +342,86 @@ def _diagnose_indentation(lines: list[str], at: int, column: int, error: yaml.YA
     if indent in levels and indent <= above[-1] and _KEY.match(line):
         return None
     if not _KEY.match(line) and not line.lstrip().startswith("- "):
-        return _diagnose_key_without_colon(lines, at)
-    texts = [_move_block(lines, at, indent, level) for level in levels]
-    texts += [_replace_line(lines, at, " " * level + line.lstrip(" ")) for level in levels]
+        return _diagnose_key_without_colon(error, at)
+    texts = [_move_block(error.lines, at, indent, level) for level in levels]
+    texts += [error.replace_line(at, " " * level + line.lstrip(" ")) for level in levels]
     right = " or ".join(f"{level}" for level in sorted(levels) if level or len(levels) == 1 or indent <= 1)
-    fix = f"indent it by {right} spaces"
+    problem = f"is indented by {indent} spaces, unlike any line above"
     path = _find_key_path(texts[0].split("\n"), at)
-    return _Repair(
-        [Mistake(at + 1, indent + 1, path, f"is indented by {indent} spaces, unlike any line above", fix)], texts
-    )
+    return _Repair([Mistake(at + 1, indent + 1, path, problem, f"indent it by {right} spaces")], texts)
 
 
-def _diagnose_missing_colon(lines: list[str], at: int, column: int, error: yaml.YAMLError) -> _Repair | None:
-    del column
-    problem = str(getattr(error, "problem", ""))
-    if not any(words in problem for words in ("expected ':'", "mapping values")):
+def _diagnose_missing_colon(error: _SyntaxError) -> _Repair | None:
+    if not error.describe("expected ':'", "mapping values"):
         return None
-    before = _find_previous(lines, at)
-    places = [at] if before is None else [at, before]
-    return next(
-        (
-            repair
-            for one in places
-            if not _KEY.match(lines[one]) and (repair := _diagnose_key_without_colon(lines, one))
-        ),
-        None,
-    )
+    above = (at for at in range(error.line - 1, -1, -1) if error.lines[at].strip())
+    before = next((at for at in above if not error.lines[at].lstrip().startswith("#")), error.line)
+    for at in dict.fromkeys([error.line, before]):
+        if not _KEY.match(error.lines[at]) and (repair := _diagnose_key_without_colon(error, at)):
+            return repair
+    return None
 
 
-def _diagnose_key_without_colon(lines: list[str], at: int) -> _Repair | None:
-    words = lines[at].strip()
-    found = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*)(?:\s+([^:]*))?", words)
+def _diagnose_key_without_colon(error: _SyntaxError, at: int) -> _Repair | None:
+    line = error.lines[at]
+    found = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*)(?:\s+([^:]*))?", line.strip())
     if not found:
         return None
-    indent = len(lines[at]) - len(lines[at].lstrip())
-    fix = f"write {found[1]}: {found[2] or ''}".rstrip()
-    text = _replace_line(lines, at, lines[at].replace(words, fix.removeprefix("write "), 1))
-    return _Repair(
-        [Mistake(at + 1, indent + 1, _find_key_path(text.split("\n"), at), "missing ':' after the key", fix)], [text]
-    )
+    right = f"{found[1]}: {found[2] or ''}".rstrip()
+    text = error.replace_line(at, line.replace(line.strip(), right, 1))
+    column = len(line) - len(line.lstrip()) + 1
+    path = _find_key_path(text.split("\n"), at)
+    return _Repair([Mistake(at + 1, column, path, "missing ':' after the key", f"write {right}")], [text])
 
 
-def _diagnose_second_colon(lines: list[str], at: int, column: int, error: yaml.YAMLError) -> _Repair | None:
-    found = _KEY.match(lines[at])
-    if "mapping values" not in str(getattr(error, "problem", "")) or found is None:
+def _diagnose_second_colon(error: _SyntaxError) -> _Repair | None:
+    found = _KEY.match(error.text)
+    if found is None or not error.describe("mapping values"):
         return None
-    value = lines[at][found.end() :].strip()
-    start = lines[at].index(value, found.end()) if value else column
-    text = _replace_line(lines, at, f'{lines[at][:start]}"{value}"')
-    return _Repair(
-        [Mistake(at + 1, start + 1, _find_key_path(lines, at), "a value with : needs quotes", f'write "{value}"')],
-        [text],
-    )
+    value = error.text[found.end() :].strip()
+    start = error.text.index(value, found.end()) if value else error.column
+    mistake = error.mistake(error.line, start, "a value with : needs quotes", f'write "{value}"')
+    return _Repair([mistake], [error.replace_line(error.line, f'{error.text[:start]}"{value}"')])
 
 
-def _move_block(lines: list[str], at: int, indent: int, level: int) -> str:
+def _move_block(lines: Sequence[str], at: int, indent: int, level: int) -> str:
     """Return the text with the line `at`, and the lines below it that belong to it, moved to `level`."""
     moved = list(lines)
     for number in range(at, len(lines)):
         line = lines[number]
-        own = len(line) - len(line.lstrip(" "))
-        if number > at and line.strip() and own <= indent and not (own == indent and _KEY.match(line)):
-            break
-        if number > at and line.strip() and own < indent:
+        own = _measure_indent(line)
+        if number > at and line.strip() and (own < indent or (own == indent and not _KEY.match(line))):
             break
         if line.strip():
             moved[number] = " " * max(0, own + level - indent) + line.lstrip(" ")
     return "\n".join(moved)
 
 
-def _find_previous(lines: list[str], at: int) -> int | None:
-    return next(
-        (one for one in range(at - 1, -1, -1) if lines[one].strip() and not lines[one].lstrip().startswith("#")), None
-    )
-
-
-def _replace_line(lines: list[str], at: int, text: str) -> str:
-    return "\n".join([*lines[:at], text, *lines[at + 1 :]])
+def _measure_indent(line: str) -> int:
+    return len(line) - len(line.lstrip(" "))
 
 
 def _find_key_path(lines: Sequence[str], at: int) -> str:
     """Return the key path of a line, from the indentation of the lines above."""
-    return ".".join(reversed(list(_list_parent_keys(lines, at))))
-
-
-def _list_parent_keys(lines: Sequence[str], at: int) -> Iterator[str]:
+    keys: list[str] = []
     indent: int | None = None
     for number in range(min(at, len(lines) - 1), -1, -1):
         found = _KEY.match(lines[number])
         if found and (indent is None or len(found["indent"]) < indent):
             indent = len(found["indent"])
-            yield found["key"]
-            if indent == 0:
-                return
+            keys.append(found["key"])
+    return ".".join(reversed(keys))
 
 
 _DIAGNOSES = (
     _diagnose_tabs,
-    _diagnose_unquoted,
-    _diagnose_open_quote,
-    _diagnose_not_closed,
-    _diagnose_extra_closer,
-    _diagnose_two_documents,
+    _diagnose_unquoted_placeholder,
+    _diagnose_unclosed_quote,
+    _diagnose_unclosed_bracket,
+    _diagnose_unmatched_closer,
+    _diagnose_second_document,
     _diagnose_bad_start,
-    _diagnose_missing_blank,
+    _diagnose_missing_space,
     _diagnose_missing_colon,
     _diagnose_indentation,
     _diagnose_second_colon,

@@ -15,9 +15,9 @@ from lbagent.errors import Busy, LbagentError, RolesRefused, TryAgain
 from lbagent.haproxy import config_files
 from lbagent.haproxy.instance import Haproxy
 from lbagent.membership import storage
-from lbagent.membership.lookup import drop_expired
 from lbagent.membership.model import Membership, as_table
-from lbagent.membership.updates import UpdateResult, apply_events, may_contain_replay, needs_serf_clocks
+from lbagent.membership.pauses import may_contain_replay, needs_serf_clocks
+from lbagent.membership.updates import UpdateResult, apply_events, drop_expired
 from lbagent.outcome import Outcome
 from lbagent.planning.lines import rebuild_membership
 from lbagent.planning.plan import Plan

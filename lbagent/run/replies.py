@@ -8,8 +8,7 @@ from typing import NamedTuple
 from lbagent.errors import LbagentError, NotStored, ReloadPostponed, TryAgain
 from lbagent.haproxy import config, config_files
 from lbagent.haproxy.config import Key
-from lbagent.membership.lookup import find_member, find_paused
-from lbagent.membership.model import UNKNOWN, Member, Membership, as_table
+from lbagent.membership.model import UNKNOWN, Member, Membership, as_table, find_member, find_paused
 from lbagent.membership.updates import DONE, NOT_YET, STILL_PAUSED, UNKNOWN_NODE
 from lbagent.outcome import Outcome, Verdict
 from lbagent.planning import services as planning_services

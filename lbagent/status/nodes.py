@@ -9,7 +9,6 @@ from typing import NamedTuple
 from lbagent.haproxy.config import Document, ManagedLine, OperatorServer, Proxy
 from lbagent.haproxy.runtime.state import NO_STATS, Stats
 from lbagent.haproxy.server_line import format_endpoint
-from lbagent.membership.lookup import find_paused
 from lbagent.membership.model import (
     FAILED,
     PAUSED_BY_CONFIG,
@@ -21,6 +20,7 @@ from lbagent.membership.model import (
     Pause,
     Quarantine,
     as_table,
+    find_paused,
 )
 from lbagent.names import sort_names
 from lbagent.planning.decisions import explain_no_server

@@ -194,6 +194,10 @@ def complete_in_bash(script: Path, folder: Path, line: str) -> list[str]:
         ("lbagent --st", ["--state-dir"]),
         ("lbagent --roles a", ["a b.yml"]),
         ("lbagent --state-dir c", ["conf"]),
+        ("lbagent pause --wa", ["--wait"]),
+        ("lbagent pause --ro", ["--roles"]),
+        ("lbagent plan --roles a", ["a b.yml"]),
+        ("lbagent status --state-dir c", ["conf"]),
     ],
 )
 def test_bash_completes(pages: Path, folder: Path, line: str, offers: list[str]) -> None:
@@ -222,6 +226,10 @@ TYPED = {
     "lbagent --state-dir ": "lbagent --state-dir conf/",
     "lbagent --roles x --state-dir y appl": "lbagent --roles x --state-dir y apply ",
     "lbagent apply --no": "lbagent apply --no-reload ",
+    "lbagent plan --roles a": "lbagent plan --roles a\\ b.yml ",
+    "lbagent pause --verb": "lbagent pause --verbose ",
+    "lbagent pause web01 --for 2h --rea": "lbagent pause web01 --for 2h --reason ",
+    "lbagent pause web01 --wait --ver": "lbagent pause web01 --wait --verbose ",
 }
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from hypothesis import strategies as st
 
 from lbagent.haproxy.config import Document
-from lbagent.membership import lookup
+from lbagent.membership import model, updates
 from lbagent.membership.model import ALIVE, Member, Membership, Pause, Quarantine
 from lbagent.membership.updates import UpdateResult, apply_events
 from lbagent.planning.plan import Plan, PlanOptions, make_plan
@@ -150,14 +150,14 @@ def shuffled(membership: Membership, order: Iterable[str]) -> Membership:
 
 def paused(membership: Membership) -> list[str]:
     """Who is out of balancing."""
-    return sorted(lookup.find_paused(membership))
+    return sorted(model.find_paused(membership))
 
 
 def found(membership: Membership, name: str, address: str | None = None) -> Member | None:
     """Who is meant."""
-    return lookup.find_member(membership.members, name, address)
+    return model.find_member(membership.members, name, address)
 
 
 def expired(membership: Membership, now: int) -> Membership:
     """Membership without what has run out."""
-    return lookup.drop_expired(membership, now)
+    return updates.drop_expired(membership, now)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from lbagent.haproxy.config import Document
-from lbagent.membership import lookup, pause_reports, sync
+from lbagent.membership import model, pause_reports, sync, updates
 from lbagent.membership.model import Membership
 from lbagent.membership.updates import apply_events
 from lbagent.planning.lines import rebuild_membership
@@ -254,7 +254,7 @@ class Balancer:
 
     def applies(self, now: int, *, force: bool = False) -> None:
         """Have haproxy.cfg follow."""
-        self.membership = lookup.drop_expired(self.membership, now)
+        self.membership = updates.drop_expired(self.membership, now)
         document = Document([("haproxy.cfg", self.text)])
         (self.text,) = make_plan(document, ROLES, self.membership, PlanOptions(force=force)).after
 
@@ -271,7 +271,7 @@ class Balancer:
 
     def out(self) -> set[str]:
         """The nodes that are present and out of balancing."""
-        return {name for name in lookup.find_paused(self.membership) if self.membership.members[name].present}
+        return {name for name in model.find_paused(self.membership) if self.membership.members[name].present}
 
     def learns(self, other: Balancer, clocks: dict[str, int], now: int) -> None:
         """Take what the other tells."""

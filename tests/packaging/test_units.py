@@ -152,6 +152,19 @@ def agent(root: Path) -> dict[str, object]:
 
 serf = pytest.mark.skipif(shutil.which("serf") is None, reason="no serf here")
 
+JSON, DROP_IN = "/etc/serf/lbagent.json", "/etc/systemd/system/serf.service.d/lbagent.conf"
+
+NEXT = [
+    "",
+    "next, on this load balancer:",
+    "    editor /etc/lbagent/roles.yml /etc/haproxy/haproxy.cfg",
+    "    systemctl reload haproxy",
+    "    systemctl unmask serf",
+    "    systemctl enable lbagent serf",
+    "    systemctl restart lbagent serf",
+    "    lbagent check",
+]
+
 
 @serf
 def test_two_load_balancers_are_given_one_key_and_tokens_of_their_own(setup: Path, tmp_path: Path) -> None:
@@ -196,8 +209,13 @@ def test_a_second_time_it_keeps_everything(setup: Path, tmp_path: Path) -> None:
         done = run(setup, tmp_path / "r", *given)
 
         assert (done.returncode, done.stderr) == (0, "")
-        assert [line.split()[0] for line in done.stdout.splitlines()] == ["kept", "kept", "next:"]
-    assert [line.split()[0] for line in first.stdout.splitlines()] == [*["wrote"] * 4, "next:", "then,"]
+        assert done.stdout.splitlines() == [*(f"kept {tmp_path}/r{name}" for name in (JSON, DROP_IN)), *NEXT]
+    assert first.stdout.splitlines() == [
+        *(f"wrote {tmp_path}/r{name}" for name in (JSON, "/etc/lbagent/serf.env", "/etc/lbagent/peer.bundle", DROP_IN)),
+        *NEXT,
+        "next, on the other load balancer:",
+        "    ssh 10.0.0.1 cat /etc/lbagent/peer.bundle | lbagent-serf-setup --bundle -",
+    ]
     assert {path: path.read_text() for path in before} == before
 
 
@@ -205,10 +223,10 @@ def test_a_second_time_it_keeps_everything(setup: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "stdin", "said"),
     [
-        (("10.0.0.3", "10.0.0.2"), "", "bind 10.0.0.1 retry_join 10.0.0.1,10.0.0.2"),
+        (("10.0.0.3", "10.0.0.2"), "", "bind 10.0.0.1, retry_join 10.0.0.1,10.0.0.2"),
         (("10.0.0.1", "10.0.0.3"), "", "retry_join 10.0.0.1,10.0.0.2"),
         (("--node", "lb09", "10.0.0.1", "10.0.0.2"), "", "node_name lb01"),
-        (("--key-from", "-", "10.0.0.1", "10.0.0.2"), "c2l4dGVlbiBieXRlcyEhIQ==", "another-encrypt_key"),
+        (("--key-from", "-", "10.0.0.1", "10.0.0.2"), "c2l4dGVlbiBieXRlcyEhIQ==", "another encrypt_key"),
     ],
 )
 def test_other_values_are_refused_and_written_with_replace(
@@ -223,7 +241,9 @@ def test_other_values_are_refused_and_written_with_replace(
     done = run(setup, root, "--replace", *words, stdin=stdin)
     after = agent(root)
 
-    why = f"{root}/etc/serf/lbagent.json: has other values: {said}; to write these instead, add --replace"
+    why = (
+        f"{root}/etc/serf/lbagent.json: has other values: {said}; to replace them, run the same command with --replace"
+    )
     assert (refused.returncode, refused.stderr, kept) == (1, f"lbagent-serf-setup: {why}\n", before)
     assert (done.returncode, done.stderr) == (0, "")
     assert (after["bind"], after["retry_join"]) == (words[-2], [*words[-2:]])
@@ -249,30 +269,44 @@ def test_the_second_load_balancer_is_set_up_by_the_bundle_of_the_first(setup: Pa
     assert (agent(two)["node_name"], agent(two)["bind"]) == ("lb02", "10.0.0.2")
     assert agent(two)["retry_join"] == ["10.0.0.2", "10.0.0.1"]
     assert not (two / "etc/lbagent/peer.bundle").exists()
-    told = "then, on the other load balancer: ssh 10.0.0.1 cat /etc/lbagent/peer.bundle | lbagent-serf-setup --bundle -"
-    assert first.stdout.splitlines()[-1] == told
-    assert second.stdout.splitlines()[-1].startswith("next: ")
+    assert first.stdout.splitlines()[-2:] == [
+        "next, on the other load balancer:",
+        "    ssh 10.0.0.1 cat /etc/lbagent/peer.bundle | lbagent-serf-setup --bundle -",
+    ]
+    assert second.stdout.splitlines()[-len(NEXT) :] == NEXT
 
 
 @serf
-def test_the_next_line_is_a_command_that_works(setup: Path, tmp_path: Path) -> None:
+def test_a_single_load_balancer_has_no_bundle_until_a_second_one_is_given(setup: Path, tmp_path: Path) -> None:
+    root = tmp_path / "r"
+    alone = run(setup, root, "--node", "lb01", "10.0.0.1")
+    joins, bundle = agent(root)["retry_join"], (root / "etc/lbagent/peer.bundle").exists()
+    key = agent(root)["encrypt_key"]
+
+    again = run(setup, root, "10.0.0.1")
+    two = run(setup, root, "--replace", "10.0.0.1", "10.0.0.2")
+
+    assert [(done.returncode, done.stderr) for done in (alone, again, two)] == [(0, "")] * 3
+    assert (joins, bundle) == (["10.0.0.1"], False)
+    assert [line for line in alone.stdout.splitlines() if line.startswith("next")] == ["next, on this load balancer:"]
+    assert agent(root)["retry_join"] == ["10.0.0.1", "10.0.0.2"]
+    assert f"KEY={key}\nADDRESS=10.0.0.2\nOTHER=10.0.0.1\n" in (root / "etc/lbagent/peer.bundle").read_text()
+
+
+@serf
+def test_the_next_lines_are_commands_that_work(setup: Path, tmp_path: Path) -> None:
     done = run(setup, tmp_path / "r", "--node", "lb01", "10.0.0.1", "10.0.0.2")
     programs = tmp_path / "bin"
     programs.mkdir()
     for name in ("editor", "systemctl", "lbagent"):
         (programs / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/run\n')
         (programs / name).chmod(0o755)
-    [line] = [line for line in done.stdout.splitlines() if line.startswith("next: ")]
+    lines = done.stdout.partition("next, on this load balancer:\n")[2].partition("next, on the other")[0].splitlines()
 
-    subprocess.run(["sh", "-ec", line.removeprefix("next: ")], env={"PATH": f"{programs}:/usr/bin:/bin"}, check=True)
+    for line in lines:
+        subprocess.run(["sh", "-ec", line], env={"PATH": f"{programs}:/usr/bin:/bin"}, check=True)
 
-    assert (tmp_path / "run").read_text().splitlines() == [
-        "editor /etc/lbagent/roles.yml",
-        "systemctl unmask serf",
-        "systemctl enable --now lbagent serf",
-        "systemctl restart serf",
-        "lbagent check",
-    ]
+    assert (tmp_path / "run").read_text().splitlines() == [line.strip() for line in NEXT[2:]]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has a /etc of its own")
@@ -296,7 +330,7 @@ def test_no_key_is_made_where_the_other_load_balancer_has_one(setup: Path, tmp_p
 
     assert (refused.returncode, foreign.returncode) == (1, 2)
     assert refused.stderr == (
-        "lbagent-serf-setup: 127.0.0.10 runs Serf already, and its key is needed:"
+        "lbagent-serf-setup: 127.0.0.10: runs Serf already, and both need the same key;"
         " ssh 127.0.0.10 cat /etc/lbagent/peer.bundle | lbagent-serf-setup --bundle -\n"
     )
     assert foreign.stderr.startswith("lbagent-serf-setup: 203.0.113.7: not an address of this host; ")
@@ -318,26 +352,47 @@ def test_after_a_purge_the_token_is_taken_from_the_agents_settings(setup: Path, 
     assert (agent(tmp_path / "r"), env.read_text()) == (before, was)
 
 
+USAGE = "usage: lbagent-serf-setup MY-ADDRESS [OTHER-ADDRESS]; see --help"
+NO_BUNDLE = "stdin: not a bundle; use /etc/lbagent/peer.bundle of the first load balancer"
+
+
 @serf
 @pytest.mark.parametrize(
     ("words", "stdin", "why"),
     [
-        (("10.0.0.1",), "", "two addresses are wanted, of this load balancer and of the other: see --help"),
-        (("10.0.0.1", "10.0.0.1"), "", "the two addresses are the same"),
-        (("10.0.0.1", '10.0.0.2", "x'), "", "'10.0.0.2\", \"x' is no IP address"),
-        (("--node", "lb 01", "10.0.0.1", "10.0.0.2"), "", "'lb 01' is no node name: --node NAME"),
-        (("--node", "lb|01", "10.0.0.1", "10.0.0.2"), "", "'lb|01' is no node name: --node NAME"),
-        (("--key-from", "-", "10.0.0.1", "10.0.0.2"), "{}", "no encrypt_key in -"),
-        (("--nod", "x"), "", "--nod is no option of mine: see --help"),
+        ((), "", USAGE),
+        (("10.0.0.1", "10.0.0.2", "10.0.0.3"), "", USAGE),
+        (
+            ("10.0.0.1", "10.0.0.1"),
+            "",
+            "10.0.0.1: given for both load balancers; give the address of this one first, then that of the other",
+        ),
+        (("10.0.0.1", '10.0.0.2", "x'), "", "'10.0.0.2\", \"x': not the IP address of a host"),
+        (
+            ("--node", "lb 01", "10.0.0.1", "10.0.0.2"),
+            "",
+            "'lb 01': not a node name; use letters, digits, '.', '_' and '-'",
+        ),
+        (
+            ("--node", "lb|01", "10.0.0.1", "10.0.0.2"),
+            "",
+            "'lb|01': not a node name; use letters, digits, '.', '_' and '-'",
+        ),
+        (("--key-from", "-", "10.0.0.1", "10.0.0.2"), "{}", "stdin: no encryption key in it"),
+        (("--nod", "x"), "", "--nod: unknown option; see --help"),
         *(
-            ((address, "10.0.0.2"), "", f"'{address}' is no IP address")
+            ((address, "10.0.0.2"), "", f"'{address}': not the IP address of a host")
             for address in ("10.0.0.999", "10.0.0", "fe80:::1", "0.0.0.0", "::", "224.0.0.1", "lb01", "10.0.0.1/24")
         ),
-        (("10.0.0.1", "10.0.0.256"), "", "'10.0.0.256' is no IP address"),
-        (("--bundle", "-"), "nonsense", "-: not a bundle of lbagent-serf-setup"),
-        (("--bundle", "-"), "KEY=abc\nADDRESS=10.0.0.2\nOTHER=10.0.0.1\n", "no encrypt_key in -"),
-        (("--bundle", "-"), "KEY=abc\nADDRESS=10.0.0.999\nOTHER=10.0.0.1\n", "'10.0.0.999' is no IP address"),
-        (("--bundle", "-", "10.0.0.2", "10.0.0.1"), "", "--bundle has both addresses: give none"),
+        (("10.0.0.1", "10.0.0.256"), "", "'10.0.0.256': not the IP address of a host"),
+        (("--bundle", "-"), "nonsense", NO_BUNDLE),
+        (("--bundle", "-"), "KEY=abc\nADDRESS=10.0.0.2\nOTHER=10.0.0.1\n", "stdin: no encryption key in it"),
+        (
+            ("--bundle", "-"),
+            "KEY=abc\nADDRESS=10.0.0.999\nOTHER=10.0.0.1\n",
+            "'10.0.0.999': not the IP address of a host",
+        ),
+        (("--bundle", "-", "10.0.0.2", "10.0.0.1"), "", "10.0.0.2: unexpected; the bundle has both addresses"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_and_nothing_is_written(
@@ -357,7 +412,9 @@ def test_another_file_of_the_agent_is_not_joined_by_ours(setup: Path, tmp_path: 
     done = run(setup, tmp_path / "r", "10.0.0.1", "10.0.0.2")
 
     assert done.returncode == 1
-    assert done.stderr.startswith(f"lbagent-serf-setup: {tmp_path}/r/etc/serf/mine.json is there already: ")
+    assert done.stderr.startswith(
+        f"lbagent-serf-setup: {tmp_path}/r/etc/serf/mine.json: exists, and Serf merges all files of its folder; "
+    )
     assert list((tmp_path / "r").rglob("lbagent*")) == []
 
 

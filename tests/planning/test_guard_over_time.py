@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lbagent.membership import lookup, storage
+from lbagent.membership import storage, updates
 from lbagent.membership.model import LEFT, LOST, REMOVALS_WINDOW, Member, Membership, Pause
 from lbagent.names import TAG_RULE
 from lbagent.planning import guard
@@ -42,7 +42,7 @@ class Balancer:
     def run(self, seconds: int = 0, *, force: bool = False) -> Plan:
         """One run, `seconds` after NOW."""
         now = NOW + seconds
-        before = lookup.drop_expired(storage.parse_membership(storage.serialize_membership(self.membership)), now)
+        before = updates.drop_expired(storage.parse_membership(storage.serialize_membership(self.membership)), now)
         plan = planning(self.text, self.roles, before, PlanOptions(force=force))
         self.membership = guard.remember_removals(before, plan.removals, now, force=force)
         self.text = plan.after[0]

@@ -1,0 +1,369 @@
+"""A load balancer as the page shows it, parsed from what its daemon published.
+
+The same parser reads the local daemon's object and the answer of another load balancer's `/api/status`, which may come
+from another version of lbagent: what is missing or has the wrong type is an error, never a page that looks healthy.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+HEARTBEAT_LATE = 120.0
+"""Seconds without a pass of the daemon's main loop after which it counts as hanging; one reload waits 30 s at most."""
+
+SYNC_LATE = 300
+"""Seconds after which a daemon that syncs every minute must have synced."""
+
+_HARMLESS = ("service", "quarantine", "held back", "blocked", "peer")
+"""Kinds of `wrong` with which events take effect on this load balancer all the same."""
+
+_SERVES = ("UP", "no check")
+"""How HAProxy's state of a server begins that takes new requests."""
+
+_STATE_CLASSES = {"in": "good", "failed": "bad", "quarantined": "bad"}
+
+
+class Server(NamedTuple):
+    """A line of a node in haproxy.cfg."""
+
+    proxy: str
+    server: str | None
+    address: str
+    line: str
+    state: str | None
+    sessions: int | None
+
+    @property
+    def serves(self) -> bool:
+        """Whether HAProxy sends it new requests."""
+        return (self.state or "").startswith(_SERVES)
+
+
+class Pause(NamedTuple):
+    """The pause of a node; times in epoch seconds."""
+
+    since: int
+    by: str
+    reason: str
+    until: int | None
+
+
+class Node(NamedTuple):
+    """A node on one load balancer. The fields are keys of `lbagent status --json`."""
+
+    name: str
+    address: str | None
+    role: str | None
+    status: str | None
+    state: str
+    since: int | None
+    why: str
+    pause: Pause | None
+    paused_by_tag: bool
+    quarantine: tuple[int, str] | None
+    """Epoch seconds and reason."""
+    tags: Mapping[str, str] | None
+    added: Sequence[str]
+    """Lines that the next run adds."""
+    removed: Sequence[str]
+    servers: Sequence[Server]
+
+    @property
+    def css(self) -> str:
+        """The class of its state: good, bad or odd."""
+        return _STATE_CLASSES.get(self.state, "odd")
+
+    @property
+    def haproxy(self) -> str:
+        """HAProxy's states of its servers, counted where they differ; empty where there is none."""
+        states = [one.state or "absent" for one in self.servers if one.server is not None]
+        if len(set(states)) == 1:
+            return states[0]
+        words = [state if state == "no check" else state.split(" ")[0] for state in states]
+        return ", ".join(f"{words.count(word)} {word}" for word in sorted(set(words)))
+
+    @property
+    def down(self) -> bool:
+        """Whether HAProxy's checks take it out at a line that should serve."""
+        return any("DOWN" in (one.state or "") for one in self.servers if one.line in ("managed", "by hand"))
+
+    @property
+    def sessions(self) -> int | None:
+        """Open sessions on all of its servers; None where HAProxy does not report any."""
+        known = [one.sessions for one in self.servers if one.sessions is not None]
+        return sum(known) if known else None
+
+    @property
+    def proxies(self) -> list[str]:
+        """The proxies with a line of it, in the order of the file."""
+        return list(dict.fromkeys(one.proxy for one in self.servers))
+
+    def may(self, verb: str) -> bool:
+        """Return whether `pause`, `resume` or `forget` makes sense for it."""
+        if verb == "resume":
+            return self.pause is not None
+        if verb == "forget":
+            return self.status != "alive"
+        return self.state not in ("load balancer", "unknown role")
+
+
+class Problem(NamedTuple):
+    """Something that is wrong now."""
+
+    kind: str
+    what: str
+    since: int | None
+
+
+class Peer(NamedTuple):
+    """Another load balancer, as the daemon here last saw it by Serf."""
+
+    name: str
+    address: str
+    status: str
+    equal: bool | None
+    seen: int | None
+    answers: bool
+
+
+class Status(NamedTuple):
+    """The status of one load balancer."""
+
+    at: int
+    digest: str | None
+    confirmed: bool | None
+    worker: int | None
+    """HAProxy's worker that confirmed the lines."""
+    stats_error: str | None
+    pending: int | None
+    sync_at: int | None
+    sync_failing: int | None
+    daemon_running: bool | None
+    run: tuple[int, int, str] | None
+    """End of the last run in epoch seconds, its exit status, and its words."""
+    last_success: int | None
+    next_retry: int | None
+    blocked: Sequence[str]
+    notes: Sequence[str]
+    wrong: Sequence[Problem]
+    peers: Sequence[Peer]
+    nodes: Mapping[str, Node]
+
+
+class Entry(NamedTuple):
+    """A change in the history of one load balancer."""
+
+    at: int
+    why: str
+    outcome: str
+    words: str
+    reloaded: bool
+    ms: int | None
+    added: Sequence[str]
+    removed: Sequence[str]
+    added_count: int
+    removed_count: int
+
+    @property
+    def css(self) -> str:
+        """The class of its outcome: good, odd or bad."""
+        return {"applied": "good", "written": "odd", "queued": "odd"}.get(self.outcome, "bad")
+
+    @property
+    def way(self) -> str:
+        """How the change reached HAProxy; empty where it did not."""
+        if self.outcome != "applied":
+            return ""
+        return "by a reload" if self.reloaded else "through the runtime API"
+
+    def concerns(self, node: str) -> bool:
+        """Return whether the entry names the node: in its cause, its words, or its lines."""
+        word = re.compile(rf"(?<![\w.-]){re.escape(node)}(?![\w-]|\.\w)")
+        # In a proxy with several services a server is NODE.SERVICE.
+        server = re.compile(rf"(?:server|paused) {re.escape(node)}[ .]")
+        texts = (self.why, self.words)
+        return any(map(word.search, texts)) or any(map(server.search, (*self.added, *self.removed)))
+
+
+class Balancer(NamedTuple):
+    """A load balancer: what its daemon published last, or why that is unknown."""
+
+    name: str
+    seen: float
+    """When this was received, in epoch seconds."""
+    age: float
+    """Seconds between the last pass of the daemon's main loop and that moment."""
+    busy: bool
+    """Whether a run was under way."""
+    status: Status | None
+    error: str
+    """Why `status` is None."""
+    history: Sequence[Entry] = ()
+
+    def list_faults(self) -> list[str]:
+        """Return why events do not take effect here, most important first; empty where they do."""
+        status = self.status
+        if status is None:
+            return [self.error]
+        faults = [f"{one.kind}: {one.what}" for one in status.wrong if one.kind not in _HARMLESS]
+        if self.age > HEARTBEAT_LATE:
+            faults.insert(0, f"daemon: hangs; its last sign of life was {self.age:.0f} s ago; restart it")
+        if status.sync_at is None and status.sync_failing is None:
+            faults.append("sync: has not succeeded yet")
+        elif status.sync_at is not None and status.at - status.sync_at > SYNC_LATE and status.sync_failing is None:
+            faults.append(f"sync: the last one was {status.at - status.sync_at} s ago")
+        if status.confirmed is False and not self.busy:
+            faults.append("haproxy: has not confirmed the current haproxy.cfg")
+        if status.digest is None:
+            faults.append("haproxy: haproxy.cfg cannot be read")
+        return list(dict.fromkeys(faults))
+
+    def list_unserved(self, node: str) -> list[str]:
+        """Return the proxies in which this node is the only one that HAProxy sends new requests."""
+        if self.status is None or node not in self.status.nodes:
+            return []
+        serving: dict[str, set[str]] = {}
+        for one in self.status.nodes.values():
+            for server in one.servers:
+                if server.serves and one.address != self.status.nodes[node].address:
+                    serving.setdefault(server.proxy, set()).add(one.name)
+        mine = dict.fromkeys(one.proxy for one in self.status.nodes[node].servers if one.serves)
+        return [proxy for proxy in mine if proxy not in serving]
+
+
+def drop_outdated(balancers: Sequence[Balancer]) -> list[Balancer]:
+    """Return the load balancers without reports of different lines, where their lines are known to be equal now.
+
+    A daemon compares its lines with the other's at each sync, once a minute. The digests here are a second old.
+    """
+    digests = {one.name: one.status.digest for one in balancers if one.status}
+
+    def is_outdated(problem: Problem, status: Status) -> bool:
+        differing = [one for one in status.peers if one.answers and one.equal is False]
+        names = [one.name for one in differing if digests.get(one.name) == status.digest]
+        return problem.kind == "peer" and problem.what.split(" ", 1)[0] in names
+
+    found = []
+    for one in balancers:
+        if status := one.status:
+            wrong = [problem for problem in status.wrong if not is_outdated(problem, status)]
+            one = one._replace(status=status._replace(wrong=wrong))  # noqa: PLW2901  # the same, newer
+        found.append(one)
+    return found
+
+
+def parse_balancer(found: Mapping[str, Any], now: float) -> Balancer:
+    """Parse the daemon's object, or an answer of `/api/status`, received at `now`. Raises ValueError."""
+    try:
+        if int(found["version"]) != 1:
+            raise ValueError(f"version {found['version']} is not known; upgrade lbagent here")
+        status = found["status"]
+        return Balancer(
+            _get(found, "name", str),
+            now,
+            0.0 if found["heartbeat"] is None else max(0.0, float(found["at"]) - float(found["heartbeat"])),
+            _get(found, "busy", bool),
+            None if status is None else _parse_status(status),
+            str(found["error"] or ("" if status else "no status")),
+            [_parse_entry(one) for one in found.get("history", ())],
+        )
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"unexpected content ({type(error).__name__}: {error})") from error
+
+
+def _parse_status(found: Mapping[str, Any]) -> Status:
+    served, run = found["served"], found["run"]
+    return Status(
+        _get(found, "at", int),
+        _get_optional(found, "digest", str),
+        _get_optional(found, "confirmed", bool),
+        _get_optional(served, "worker", int) if served else None,
+        _get_optional(found["stats_socket"], "error", str),
+        _get_optional(found["events"], "pending", int),
+        _get_optional(found["sync"], "at", int),
+        _get_optional(found["sync"], "failing", int),
+        _get_optional(found["daemon"], "running", bool),
+        (_get(run, "at", int), _get(run, "status", int), _get(run, "words", str)) if run else None,
+        _get_optional(found, "last_success", int),
+        _get_optional(found, "next_retry", int),
+        [*_list_texts(found["held"])],
+        [*_list_texts(found["notes"])],
+        [Problem(_get(one, "kind", str), _get(one, "what", str), _get_optional(one, "since", int))
+         for one in found["wrong"]],
+        [_parse_peer(one) for one in found["peers"]],
+        {node.name: node for node in map(_parse_node, found["nodes"])},
+    )  # fmt: skip
+
+
+def _parse_peer(found: Mapping[str, Any]) -> Peer:
+    names = {name: _get(found, name, str) for name in ("name", "address", "status")}
+    equal, seen = _get_optional(found, "equal", bool), _get_optional(found, "seen", int)
+    return Peer(**names, equal=equal, seen=seen, answers=_get(found, "answers", bool))
+
+
+def _parse_node(found: Mapping[str, Any]) -> Node:
+    pause, quarantine, tags = found["pause"], found["quarantine"], found["tags"]
+    return Node(
+        _get(found, "name", str),
+        _get_optional(found, "address", str),
+        _get_optional(found, "role", str),
+        _get_optional(found, "status", str),
+        _get(found, "state", str),
+        _get_optional(found, "since", int),
+        _get(found, "why", str),
+        pause and _parse_pause(pause),
+        _get(found, "paused_by_tag", bool),
+        (_get(quarantine, "since", int), _get(quarantine, "reason", str)) if quarantine else None,
+        tags if tags is None else {str(key): str(value) for key, value in tags.items()},
+        [*_list_texts(found["change"]["added"])],
+        [*_list_texts(found["change"]["removed"])],
+        [_parse_server(one) for one in found["servers"]],
+    )
+
+
+def _parse_pause(found: Mapping[str, Any]) -> Pause:
+    since, until = _get(found, "since", int), _get_optional(found, "until", int)
+    return Pause(since, _get(found, "by", str), _get(found, "reason", str), until)
+
+
+def _parse_server(found: Mapping[str, Any]) -> Server:
+    return Server(
+        _get(found, "proxy", str),
+        _get_optional(found, "server", str),
+        _get(found, "address", str),
+        _get(found, "line", str),
+        _get_optional(found, "state", str),
+        _get_optional(found, "sessions", int),
+    )
+
+
+def _parse_entry(found: Mapping[str, Any]) -> Entry:
+    return Entry(
+        _get(found, "at", int),
+        _get(found, "why", str),
+        _get(found, "outcome", str),
+        _get(found, "words", str),
+        _get(found, "reloaded", bool),
+        _get_optional(found, "ms", int),
+        [*_list_texts(found["added"])],
+        [*_list_texts(found["removed"])],
+        _get(found, "added_count", int),
+        _get(found, "removed_count", int),
+    )
+
+
+def _get(found: Mapping[str, Any], key: str, kind: type) -> Any:  # noqa: ANN401  # of the kind that is asked for
+    value = found[key]
+    if not isinstance(value, kind):
+        raise TypeError(f"{key!r} is {str(value)[:40]!r}")
+    return value
+
+
+def _get_optional(found: Mapping[str, Any], key: str, kind: type) -> Any:  # noqa: ANN401  # as above
+    return None if found[key] is None else _get(found, key, kind)
+
+
+def _list_texts(found: Sequence[Any]) -> Iterator[str]:
+    yield from map(str, found)

@@ -1,0 +1,168 @@
+"""Commands from the page: pause, resume and forget, as Serf queries to all load balancers, like `lbagent pause`.
+
+Answers are kept as they arrive, so that the page shows them one by one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from lbagent.errors import TryAgain
+from lbagent.membership.updates import DONE, UNKNOWN_NODE
+from lbagent.names import brief, make_printable
+from lbagent.serf import agent
+from lbagent.serf.events import REASON_LIMIT, parse_duration
+from lbagent.serf.member_list import find_peers, find_unreachable_peers
+from lbagent.system.log import Log
+
+QUERIES = {"pause": "pause", "resume": "resume", "forget": "lbagent-forget"}
+"""The Serf query of each command."""
+
+_WAITS = (1, 2, 3, 4)
+"""Seconds that a load balancer has for its answer, each time it is asked."""
+
+_KEPT, _AT_ONCE = 100, 4
+"""Orders that are remembered, and that run at the same time."""
+
+_LONGEST = 10 * 365 * 86400
+_REASON_BYTES = 400
+"""Serf takes 1,024 bytes for a whole query, the names of the asked load balancers among them."""
+
+
+class BadForm(Exception):
+    """A field of a form is invalid. The text is for the user."""
+
+
+class TooManyOrders(Exception):
+    """As many orders as allowed are under way."""
+
+
+class Order:
+    """One command, with the answers so far."""
+
+    def __init__(self, verb: str, node: str, user: str, words: str) -> None:
+        """Nothing is sent yet; `words` are what follows the node in the payload."""
+        self.id, self.at = secrets.token_urlsafe(9), time.time()
+        self.verb, self.node, self.user, self.words = verb, node, user, words
+        self.asked: list[str] = []
+        """The load balancers, once they are known."""
+        self.answers: dict[str, str] = {}
+        self.error = ""
+        """Why nothing could be sent."""
+        self.finished = False
+
+    @property
+    def rows(self) -> list[Answer]:
+        """A row for each load balancer, also for those that have not answered yet."""
+        return [Answer(name, self.answers.get(name, "")) for name in self.asked]
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether every load balancer has confirmed the command."""
+        return self.finished and not self.error and all(row.good or self._never_knew(row) for row in self.rows)
+
+    def _never_knew(self, row: Answer) -> bool:
+        # A load balancer that never knew a node has nothing to forget.
+        known = any(one.good for one in self.rows)
+        return self.verb == "forget" and known and row.words == UNKNOWN_NODE["forget"]
+
+
+class Answer(NamedTuple):
+    """What a load balancer answered; empty words while it has not."""
+
+    name: str
+    words: str
+
+    @property
+    def good(self) -> bool:
+        """Whether it is a confirmation."""
+        return self.words.split(",", maxsplit=1)[0] == DONE
+
+
+class Orders:
+    """The orders of this process, newest last."""
+
+    def __init__(self, log: Log) -> None:
+        """None yet."""
+        self._log = log
+        self._orders: dict[str, Order] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.version = 0
+        """Grows with each answer."""
+
+    def get(self, key: str) -> Order | None:
+        """Return an order by its id."""
+        return self._orders.get(key)
+
+    def start(self, verb: str, node: str, user: str, words: str) -> Order:
+        """Send a command; returns at once. Raises TooManyOrders."""
+        if len(self._tasks) >= _AT_ONCE:
+            raise TooManyOrders
+        order = Order(verb, node, user, words)
+        self._orders[order.id] = order
+        while len(self._orders) > _KEPT:
+            del self._orders[next(iter(self._orders))]
+        self._log.info(f"web: {verb} {node} by {user} {words}".rstrip())
+        task = asyncio.create_task(self._run(order))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return order
+
+    async def _run(self, order: Order) -> None:
+        try:
+            await asyncio.to_thread(self._send, order)
+        except TryAgain as error:
+            order.error = str(error)
+            self._log.error(f"web: {order.verb} {order.node} by {order.user}: {error}")
+        finally:
+            order.finished = True
+            self.version += 1
+
+    def _send(self, order: Order) -> None:
+        """Ask every load balancer, this one among them. Raises TryAgain."""
+        info = agent.fetch_info()
+        listed = agent.fetch_members()
+        others = find_peers(listed, info)
+        unreachable = find_unreachable_peers(listed, info)
+        order.asked = [info.name, *(one.name for one in others), *unreachable]
+        alive = [info.name, *(one.name for one in others if one.status == "alive")]
+        for one in others:
+            if one.status != "alive":
+                self._add(order, one.name, f"not asked: {one.status} in Serf")
+        for name in unreachable:
+            self._add(order, name, "not asked: its name or address in Serf is invalid")
+        payload = f"{order.node} by={order.user}@{info.name} {order.words}".rstrip()
+        agent.send_query(QUERIES[order.verb], payload, alive, _WAITS, lambda name, words: self._add(order, name, words))
+        for name in order.asked:
+            if name not in order.answers:
+                self._add(order, name, "not answered")
+
+    def _add(self, order: Order, name: str, words: str) -> None:
+        order.answers[name] = make_printable(brief(words))
+        self.version += 1
+        self._log.info(f"web: {order.verb} {order.node} by {order.user}: {name}: {words}")
+
+
+def build_words(verb: str, form: Mapping[str, str], now: int) -> str:
+    """Return what follows the node in the payload of a command. Raises BadForm."""
+    if verb == "resume":
+        return ""
+    if verb == "forget":
+        return "force" if form.get("force") else ""
+    words = []
+    if lasting := form.get("for", "").strip():
+        seconds = parse_duration(lasting)
+        if not seconds or seconds > _LONGEST:
+            raise BadForm("Time: write 90s, 15m, 2h or 7d, at most ten years; or leave it empty.")
+        # The same moment on every load balancer.
+        words.append(f"until={now + seconds}")
+    if reason := " ".join(form.get("reason", "").split()):
+        size = len(reason.encode("utf-8", "surrogateescape"))
+        if not reason.isprintable() or len(reason) > REASON_LIMIT or size > _REASON_BYTES:
+            raise BadForm(f"Reason: at most {REASON_LIMIT} printable characters, of {_REASON_BYTES} bytes.")
+        words.append(f"reason={reason}")
+    return " ".join(words)

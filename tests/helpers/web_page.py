@@ -1,0 +1,242 @@
+"""`lbagent web`, run on loopback for a test, and a stand-in for the daemon whose status it shows."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import http.cookies
+import json
+import os
+import re
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+from urllib.parse import urlencode
+
+import bcrypt
+
+from tests.helpers.real_programs import LBAGENT, clean_environment, eventually, free_port
+
+USER, PASSWORD = "alice", "correct horse"
+
+
+def server(proxy: str = "lb-iis", **more: object) -> dict[str, Any]:
+    """A line of a node, as `status --json` has it."""
+    found = {"proxy": proxy, "server": "web01", "address": "10.0.0.1:80", "line": "managed", "state": "UP"}
+    return {**found, "sessions": 3, **more}
+
+
+def node(name: str, address: str = "10.0.0.1", **more: object) -> dict[str, Any]:
+    """A node that is in."""
+    found: dict[str, Any] = {"name": name, "address": address, "role": "web", "status": "alive", "state": "in"}
+    found |= {"since": int(time.time()) - 600, "why": "", "pause": None, "paused_by_tag": False, "quarantine": None}
+    found |= {"tags": {}, "change": {"added": [], "removed": []}}
+    return {**found, "servers": [server(server=name, address=f"{address}:80")], **more}
+
+
+def status(*nodes: dict[str, Any], **more: object) -> dict[str, Any]:
+    """The status of a load balancer where nothing is wrong."""
+    now = int(time.time())
+    served = {"digest": "00ff", "worker": 4711, "alive": True, "failure": None}
+    found: dict[str, Any] = {"version": 1, "at": now, "digest": "00ff", "confirmed": True, "served": served}
+    found |= {"stats_socket": {"address": "/run/haproxy/admin.sock", "error": None}, "old_workers": 0}
+    found |= {"events": {"pending": 0, "oldest": None}, "last_run": None, "held": [], "notes": [], "problems": []}
+    found |= {"wrong": [], "run": {"at": now, "status": 0, "words": "unchanged: nothing to do"}, "last_success": now}
+    found |= {"next_retry": None, "sync": {"at": now, "failing": None, "words": ""}, "peers": []}
+    return {**found, "daemon": {"running": True, "needed": True}, "nodes": list(nodes), **more}
+
+
+def document(*nodes: dict[str, Any], **more: object) -> dict[str, Any]:
+    """What a daemon publishes that has these nodes."""
+    found: dict[str, Any] = {"version": 1, "name": "lb01", "at": time.time(), "heartbeat": time.time(), "busy": False}
+    found |= {"status": status(*nodes), "error": None, "history": [], "metrics": "lbagent_daemon_running 1\n"}
+    return {**found, **more}
+
+
+def entry(why: str, **more: object) -> dict[str, Any]:
+    """A change in the history."""
+    found = {"at": int(time.time()), "why": why, "outcome": "applied", "words": "1 line added", "reloaded": False}
+    return {**found, "ms": 35, "added": [], "removed": [], "added_count": 0, "removed_count": 0, **more}
+
+
+class Publisher:
+    """A daemon's status socket that sends whatever the test wants."""
+
+    def __init__(self, content: Mapping[str, Any] | bytes) -> None:
+        """Nothing listens before the `with`."""
+        self.content = content
+        self.asked = 0
+        self._folder = tempfile.TemporaryDirectory(prefix="web-")
+        self.folder = Path(self._folder.name)
+        self._listener: socket.socket | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        self._folder.cleanup()
+
+    def start(self) -> None:
+        """Listen."""
+        path = self.folder / "status.sock"
+        path.unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen(64)
+        threading.Thread(target=self._serve, args=(self._listener,), daemon=True).start()
+
+    def stop(self) -> None:
+        """End as a process that is killed: the socket stays, and refuses."""
+        if self._listener:
+            self._listener.shutdown(socket.SHUT_RDWR)
+            self._listener.close()
+            self._listener = None
+
+    def _serve(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                reader, _ = listener.accept()
+                self.asked += 1
+                content = self.content if isinstance(self.content, bytes) else json.dumps(self.content).encode()
+                with reader, contextlib.suppress(OSError):
+                    reader.sendall(content)
+
+
+class Answer(NamedTuple):
+    """An answer of the page."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    text: str
+
+    @property
+    def json(self) -> Any:  # noqa: ANN401  # JSON
+        """The body, parsed."""
+        return json.loads(self.text)
+
+    @property
+    def token(self) -> str:
+        """The hidden field of the forms."""
+        found = re.search(r'name="token" value="([0-9a-f]+)"', self.text)
+        assert found, self.text
+        return found[1]
+
+
+class WebPage:
+    """The process, and a client with a cookie jar."""
+
+    def __init__(self, folder: Path, *words: str, users: bool = False, env: Mapping[str, str] | None = None) -> None:
+        """`folder` has the status socket; `words` are options."""
+        self.port, self.folder = free_port(), folder
+        self.cookie = ""
+        argv = [str(LBAGENT), "-v", "web", "--listen", f"127.0.0.1:{self.port}", *words]
+        if users:
+            path = folder / "web.users"
+            hashed = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode().replace("$2b$", "$2y$")
+            path.write_text(f"# written by htpasswd\n{USER}:{hashed}\n")
+            argv += ["--users", str(path)]
+        environ = {**clean_environment(), "SERF_RPC_ADDR": "127.0.0.1:1", **(env or {})}
+        self._argv, self._env = argv, {**environ, "LBAGENT_RUNTIME_DIR": str(folder)}
+        self.log = folder / "web.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(self._argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._env)
+        try:
+            eventually(self._listens)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process:
+            self.process.terminate()
+            try:
+                self.process.wait(15)
+            finally:
+                self.process.kill()
+                self.process.wait()
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """What a browser adds to a form of this page."""
+        return {"Origin": self.url, "Sec-Fetch-Site": "same-origin"}
+
+    def get(self, path: str, **headers: str) -> Answer:
+        """GET; the names of headers are written with `_`."""
+        return self.ask("GET", path, None, {name.replace("_", "-"): value for name, value in headers.items()})
+
+    def post(self, path: str, fields: Mapping[str, str], headers: Mapping[str, str] | None = None) -> Answer:
+        """POST as a form of this page is sent; `headers` take the place of what a browser adds."""
+        return self.ask("POST", path, urlencode(fields), self.origin if headers is None else headers)
+
+    def ask(self, method: str, path: str, body: str | None, headers: Mapping[str, str]) -> Answer:
+        """One request on a connection of its own; the cookie is kept as a browser keeps it."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        given = {"Content-Type": "application/x-www-form-urlencoded"} if body is not None else {}
+        given |= {"Cookie": self.cookie} if self.cookie else {}
+        try:
+            connection.request(method, path, body, {**given, **headers})
+            answer = connection.getresponse()
+            text = answer.read()
+            for line in answer.headers.get_all("set-cookie", []):
+                [morsel] = http.cookies.SimpleCookie(line).values()
+                self.cookie = f"{morsel.key}={morsel.value}" if morsel.value else ""
+            return Answer(answer.status, answer.headers, text.decode("utf-8", "replace"))
+        finally:
+            connection.close()
+
+    def log_in(self, user: str = USER, password: str = PASSWORD, **fields: str) -> Answer:
+        """Send the form of /login."""
+        return self.post("/login", {"user": user, "password": password, **fields})
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[Iterator[str]]:
+        """The data of the events of /events, as they arrive."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            connection.request("GET", "/events", headers={"Cookie": self.cookie} if self.cookie else {})
+            answer = connection.getresponse()
+            assert answer.headers["content-type"].startswith("text/event-stream")
+            lines = (line.decode() for line in iter(answer.readline, b""))
+            yield (line.removeprefix("data: ").strip() for line in lines if line.startswith("data: "))
+        finally:
+            connection.close()
+
+    @property
+    def memory(self) -> float:
+        """Resident MiB."""
+        assert self.process
+        found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{self.process.pid}/status").read_text())
+        assert found
+        return int(found[1]) / 1024
+
+    def _listens(self) -> bool:
+        assert self.process
+        if self.process.poll() is not None:
+            raise RuntimeError(self.log.read_text())
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", self.port), 1).close()
+            return True
+        return False
+
+
+def run_web(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """`lbagent web` with options that it refuses, to its end."""
+    environ = {**clean_environment(), "LBAGENT_RUNTIME_DIR": str(folder), "PATH": os.environ["PATH"]}
+    argv = [str(LBAGENT), "web", *words]
+    return subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=30, check=False)
