@@ -204,13 +204,17 @@ def test_the_setup_again_ends_with_a_check_and_refuses_other_values(site: Site) 
     assert [(done.returncode, done.stderr) for done in refused] == [
         (
             1,
-            f"lbagent-serf-setup: {json_file}: has other values: retry_join 10.0.0.1,10.0.0.2; "
-            "to replace them, run the same command with --replace\n",
+            (
+                f"lbagent-serf-setup: {json_file}: has other values: retry_join 10.0.0.1,10.0.0.2; "
+                "to replace them, run the same command with --replace\n"
+            ),
         ),
         (
             2,
-            "lbagent-serf-setup: 10.0.0.2: not an address of this host; "
-            "give the address of this load balancer first, then that of the other\n",
+            (
+                "lbagent-serf-setup: 10.0.0.2: not an address of this host; "
+                "give the address of this load balancer first, then that of the other\n"
+            ),
         ),
     ]
 
