@@ -131,8 +131,7 @@ def _find_load_balancers() -> Cluster:
     try:
         me = agent.fetch_info()
     except TryAgain as error:
-        # `serf info` comes first, but the list of members is what is missing.
-        return Cluster(os.uname().nodename, trouble=str(error).replace("(serf info)", "(serf members)"))
+        return Cluster(os.uname().nodename, trouble=str(error))
     try:
         listed = agent.fetch_members()
     except TryAgain as error:
@@ -206,11 +205,9 @@ def _ask_others(verb: str, payloads: Mapping[str, str], cluster: Cluster, rows: 
         rows.add_for_all("others", f"not asked: {error}")
         return
     for one in cluster.others:
-        rows.add_for_all(
-            one.name, "not answered" if one.status == "alive" else f"not answered: {one.status}, says Serf"
-        )
+        rows.add_for_all(one.name, "not answered" if one.status == "alive" else f"not asked: {one.status} in Serf")
     for name in cluster.unreachable:
-        rows.add_for_all(name, "not asked: its name or address in Serf is of no use")
+        rows.add_for_all(name, "not asked: its name or address in Serf is invalid")
 
 
 class Rows:
@@ -281,8 +278,13 @@ class Rows:
         return [name for name in names if all(is_confirmation(self._answers.get((one, name), "")) for one in nodes)]
 
     def list_unconfirmed(self, node: str) -> list[str]:
-        """Return the load balancers, or `others`, whose row for this node is no confirmation."""
-        return [name for (one, name), words in self._answers.items() if one == node and not is_confirmation(words)]
+        """Return the load balancers, or `others`, that have not confirmed the command for this node.
+
+        Without those that are not alive in Serf: they answer nothing until they are back.
+        """
+        dead = {one.name for one in self._cluster.others if one.status != "alive"}
+        found = [name for (one, name), words in self._answers.items() if one == node and not is_confirmation(words)]
+        return [name for name in found if name not in dead]
 
     def print_interrupted(self) -> None:
         """Print to stderr what is in effect, which load balancers have not answered, and which sessions are open."""

@@ -198,8 +198,9 @@ def _refusal(foreseen: _Foreseen, log: Log) -> str | None:
         running = None
     validator = Validator(seen, settings, running)
     try:
-        if words := validator.refusal(wanted.after) if wanted.after != wanted.before else validator.live_refusal():
-            own = validator.live_refusal()
+        changed = wanted.after != wanted.before
+        if words := validator.find_refusal(wanted.after) if changed else validator.find_live_refusal():
+            own = validator.find_live_refusal()
             return (
                 f"haproxy.cfg is invalid, not because of lbagent: {own}"
                 if own

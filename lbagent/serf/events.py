@@ -7,6 +7,7 @@ query as it was sent. Lines are split at LF and fields at TAB only; Serf escapes
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -200,6 +201,4 @@ def _parse_end(words: list[str]) -> tuple[int | None, int | None] | str:
 
 
 def _checksum(text: str) -> str:
-    import zlib  # noqa: PLC0415  # only needed for commands
-
     return f"{zlib.crc32(text.encode('utf-8', 'surrogateescape')):08x}"

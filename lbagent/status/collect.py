@@ -140,7 +140,7 @@ class _Survey:
             return sources
         return sources._replace(
             daemon=is_locked(paths.watch_lock),
-            daemon_needed=daemon.only_stores(paths, None),
+            daemon_needed=daemon.handler_only_stores(paths, None),
             daemon_known=os.path.exists(paths.watch_lock),
         )
 

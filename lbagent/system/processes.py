@@ -46,7 +46,7 @@ class Process(NamedTuple):
     @property
     def user(self) -> int | None:
         """The real uid; None if the process has ended."""
-        import psutil  # noqa: PLC0415  # see above
+        import psutil  # noqa: PLC0415  # as the docstring of the module explains
 
         try:
             # Not the owner of /proc/PID: that is root for a process that forbids core dumps.
@@ -57,7 +57,7 @@ class Process(NamedTuple):
     @property
     def start_time(self) -> float:
         """The start time in epoch seconds, to about 10 ms."""
-        import psutil  # noqa: PLC0415  # see above
+        import psutil  # noqa: PLC0415  # as the docstring of the module explains
 
         # Not its create_time: some versions keep the boot time, which changes when the clock is set.
         return psutil.boot_time() + self.started / os.sysconf("SC_CLK_TCK")

@@ -17,7 +17,7 @@ SYNC_LATE = 300
 """Seconds after which a daemon that syncs every minute must have synced."""
 
 _HARMLESS = ("service", "quarantine", "held back", "blocked", "peer")
-"""Kinds of `wrong` with which events take effect on this load balancer all the same."""
+"""Kinds of `wrong` that do not keep events from taking effect on this load balancer."""
 
 _SERVES = ("UP", "no check")
 """How HAProxy's state of a server begins that takes new requests."""

@@ -221,8 +221,10 @@ def list_documents() -> list[Path]:
     """Return the documentation: pages, and files whose comments explain something to an operator."""
     pages = [HERE / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")]
     pages += [*(HERE / "docs").rglob("*.md"), *(HERE / "examples").glob("*/README.md")]
+    commented = ("*.cfg", "*.yml", "*.conf", "*.env", "*.ini", "*.service", "*.sh", "*rc", "haproxy-lb")
+    settings = [path for pattern in commented for path in (HERE / "examples").rglob(pattern)]
     units = [path for path in (HERE / "systemd").rglob("*") if path.is_file()]
-    return sorted([*pages, *units, HERE / "roles.yml"])
+    return sorted([*pages, *settings, *units, HERE / "roles.yml"])
 
 
 def list_code() -> list[Path]:

@@ -237,7 +237,9 @@ def test_a_role_deleted_by_mistake_is_held_back_and_a_pause_still_works() -> Non
 
         held = "3 of 4 lines at '# additional-lb-iis-server' in listen lb-iis would go: web01, web02, web03"
         assert (synced.returncode, unchanged) == (3, before)
-        assert synced.stderr.decode() == f"lbagent: blocked: {held}; `lbagent apply --force` applies these removals\n"
+        # Serf may lose a query on a busy machine: then a line about the other load balancer comes first.
+        last = synced.stderr.decode().splitlines()[-1]
+        assert last == f"lbagent: blocked: {held}; `lbagent apply --force` applies these removals"
         assert pausing == (0, {"lb01": "done", "lb02": "done"})
         for balancer in two:
             assert balancer.haproxy.serving() == {"api01", "web01", "web03"}
