@@ -157,7 +157,7 @@ def _classify_ipv4(address: str) -> str | None:
 
 
 def _classify_ipv6(address: str) -> str | None:
-    import ipaddress  # noqa: PLC0415
+    import ipaddress  # noqa: PLC0415  # as above
 
     parsed = ipaddress.IPv6Address(address)
     for kind in ("unspecified", "loopback", "multicast", "link_local"):
@@ -175,7 +175,7 @@ def _is_in_network(network: str, address: str) -> bool:
         return False
     base, _, bits = network.partition("/")
     if ":" in address:
-        import ipaddress  # noqa: PLC0415
+        import ipaddress  # noqa: PLC0415  # as above
 
         return ipaddress.IPv6Address(address) in ipaddress.IPv6Network(network)
     shift = 32 - int(bits)

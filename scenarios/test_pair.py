@@ -261,7 +261,7 @@ def test_a_cluster_cut_in_two_heals_to_the_same_lines(pair: Pair) -> None:
     with pair.meter.step("healed: both have the same lines") as healed:
         settle(pair, web01="paused", b01="paused")
 
-    assert (alone.returncode, alone.stdout) == (1, f"lb02  {LAST}\nlb01  not answered: failed, says Serf\n")
+    assert (alone.returncode, alone.stdout) == (1, f"lb02  {LAST}\nlb01  not asked: failed in Serf\n")
     assert [rows[0].broken for rows in (apart, paused, healed)] == [0, 0, 0]
     assert pair.holders == ["lb01"]
     for name in ("web01", "b01"):

@@ -1,4 +1,4 @@
-"""names: what a name, an address, a role or a tag value may look like."""
+"""Names, addresses, roles and tag values are valid or refused, and names are sorted in natural order."""
 
 # ruff: noqa: E501  # a case of a table stands on one line
 
@@ -25,7 +25,7 @@ from tests.helpers.builders import poisoned
 
 
 @pytest.mark.parametrize("name", ["a", "0", "web01", "WEB-01", "web09.example.co.jp", "a..b", "x" * 63, "a_-."])
-def test_a_name_serf_and_haproxy_both_take_is_a_name(name: str) -> None:
+def test_a_name_that_serf_and_haproxy_accept_is_valid(name: str) -> None:
     assert NAME.fullmatch(name)
 
 
@@ -52,7 +52,7 @@ def test_a_name_serf_and_haproxy_both_take_is_a_name(name: str) -> None:
         "a${b}",
     ],
 )
-def test_what_could_be_read_as_something_else_is_no_name(name: str) -> None:
+def test_an_ambiguous_text_is_not_a_name(name: str) -> None:
     assert not NAME.fullmatch(name)
 
 
@@ -62,19 +62,19 @@ def test_a_service_has_no_dot() -> None:
 
 
 @given(poisoned(st.sampled_from(["web01", "a", "app-1.example"])))
-def test_one_bad_character_makes_a_name_bad(name: str) -> None:
+def test_one_bad_character_makes_a_name_invalid(name: str) -> None:
     allowed = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
     assert bool(NAME.fullmatch(name)) is (set(name) <= allowed and name[0] not in "._-")
 
 
 @pytest.mark.parametrize("value", ["80", "a.b-c_d", "x" * 64])
-def test_a_plain_word_is_a_tag_value(value: str) -> None:
+def test_a_plain_word_is_a_valid_tag_value(value: str) -> None:
     assert TAG_VALUE.fullmatch(value)
 
 
 @pytest.mark.parametrize("value", ["", "a b", "80\n", "x" * 65, "a=b", "é", "#"])
-def test_more_than_a_plain_word_is_none(value: str) -> None:
+def test_anything_else_is_not_a_valid_tag_value(value: str) -> None:
     assert not TAG_VALUE.fullmatch(value)
 
 
@@ -89,7 +89,7 @@ def test_more_than_a_plain_word_is_none(value: str) -> None:
         ("::FFFF:10.0.0.5", "10.0.0.5"),
     ],
 )
-def test_an_address_has_one_spelling(text: str, canonical: str) -> None:
+def test_an_address_has_one_canonical_form(text: str, canonical: str) -> None:
     assert canonical_address(text) == canonical
 
 
@@ -100,19 +100,19 @@ def test_an_address_has_one_spelling(text: str, canonical: str) -> None:
         "1.2.3.4:80", "[::1]", "fe80::1%eth0", "::1\n", ":::", "localhost", "\uff11.2.3.4", "0x7f.1", "1.2.3.4/32", "2130706433", "1,2,3,4",
     ],
 )  # fmt: skip
-def test_what_is_no_address_has_none(text: str) -> None:
+def test_a_text_that_is_not_an_address_has_no_canonical_form(text: str) -> None:
     assert canonical_address(text) is None
 
 
 @given(poisoned(st.sampled_from(["10.0.0.5", "2001:db8::5", "::1"])))
-def test_a_canonical_address_holds_nothing_but_an_address(text: str) -> None:
+def test_a_canonical_address_contains_nothing_else(text: str) -> None:
     found = canonical_address(text)
 
     assert found is None or (str(ipaddress.ip_address(found)) == found and canonical_address(found) == found)
 
 
 @given(st.ip_addresses())
-def test_every_address_has_a_canonical_spelling(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> None:
+def test_every_address_has_a_canonical_form(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> None:
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
 
     assert canonical_address(address.exploded) == str(mapped or address)
@@ -134,18 +134,18 @@ def test_every_address_has_a_canonical_spelling(address: ipaddress.IPv4Address |
         ("fe80::1", "fe80::1 is a link-local address"),
     ],
 )
-def test_an_address_nobody_serves_from_is_refused(address: str, why: str) -> None:
+def test_an_address_that_cannot_be_a_server_is_refused(address: str, why: str) -> None:
     assert explain_refused_address(address) == why
 
 
 @pytest.mark.parametrize(
     "address", ["10.0.0.5", "192.0.2.66", "223.255.255.255", "126.0.0.1", "128.0.0.1", "2001:db8::5", "fd00::1"]
 )
-def test_any_other_is_taken_where_a_role_names_no_networks(address: str) -> None:
+def test_any_other_address_is_accepted_without_networks(address: str) -> None:
     assert explain_refused_address(address) is None
 
 
-def test_a_network_that_names_something_else_does_not_open_the_loopback() -> None:
+def test_another_network_does_not_allow_loopback_addresses() -> None:
     assert (
         explain_refused_address("127.0.0.1", ["0.0.0.0/0"])
         == "127.0.0.1 is a loopback address, which the role's networks do not name"
@@ -156,7 +156,7 @@ def test_a_network_that_names_something_else_does_not_open_the_loopback() -> Non
 
 
 @pytest.mark.parametrize("networks", [["0.0.0.0/0"], ["224.0.0.0/4"], ["169.254.0.0/16"], ["255.255.255.255/32"]])
-def test_no_network_opens_what_can_never_serve(networks: list[str]) -> None:
+def test_no_network_allows_an_address_that_cannot_be_a_server(networks: list[str]) -> None:
     assert [
         explain_refused_address(address, networks) is None
         for address in ("224.0.0.1", "169.254.0.1", "255.255.255.255", "0.0.0.0")
@@ -164,7 +164,7 @@ def test_no_network_opens_what_can_never_serve(networks: list[str]) -> None:
 
 
 @given(st.ip_addresses(v=4), st.integers(0, 32), st.ip_addresses(v=4))
-def test_networks_hold_what_ipaddress_says_they_hold(
+def test_ipv4_networks_agree_with_ipaddress(
     base: ipaddress.IPv4Address, bits: int, address: ipaddress.IPv4Address
 ) -> None:
     network = ipaddress.ip_network(f"{base}/{bits}", strict=False)
@@ -176,7 +176,9 @@ def test_networks_hold_what_ipaddress_says_they_hold(
 
 
 @given(st.ip_addresses(v=6), st.integers(0, 128), st.ip_addresses(v=6))
-def test_ipv6_networks_too(base: ipaddress.IPv6Address, bits: int, address: ipaddress.IPv6Address) -> None:
+def test_ipv6_networks_agree_with_ipaddress(
+    base: ipaddress.IPv6Address, bits: int, address: ipaddress.IPv6Address
+) -> None:
     network = ipaddress.ip_network(f"{base}/{bits}", strict=False)
     outside = f"{address} is outside the role's networks"
 
@@ -185,7 +187,7 @@ def test_ipv6_networks_too(base: ipaddress.IPv6Address, bits: int, address: ipad
     )
 
 
-def test_a_network_of_the_other_family_holds_nothing() -> None:
+def test_a_network_of_the_other_family_contains_no_address() -> None:
     assert explain_refused_address("10.0.0.5", ["::/0"]) == "10.0.0.5 is outside the role's networks"
     assert explain_refused_address("2001:db8::5", ["0.0.0.0/0"]) == "2001:db8::5 is outside the role's networks"
 
@@ -205,19 +207,19 @@ shaped = st.from_regex(r"(web|Web|db-|a)[0-9]{0,4}([.-][0-9a-b]{1,3})?", fullmat
 
 
 @given(st.lists(shaped | st.from_regex(NAME, fullmatch=True), max_size=12, unique=True))
-def test_many_are_put_in_order_as_each_two_are(names: list[str]) -> None:
+def test_sorting_many_names_agrees_with_sorting_pairs(names: list[str]) -> None:
     assert sort_names(names) == sorted(names, key=natural_key)
 
 
 @given(st.text())
-def test_nothing_that_a_terminal_obeys_is_shown(words: str) -> None:
+def test_control_characters_are_replaced(words: str) -> None:
     assert make_printable(words).isprintable()
     assert len(make_printable(words)) == len(words)
 
 
-def test_what_is_printable_is_shown_as_it_is() -> None:
+def test_printable_text_is_unchanged() -> None:
     assert make_printable("web01 は \x1b[2J\n") == "web01 は ?[2J?"
 
 
-def test_a_number_has_its_noun() -> None:
+def test_a_count_has_the_right_plural() -> None:
     assert [format_count(number, "line") for number in (0, 1, 2)] == ["0 lines", "1 line", "2 lines"]

@@ -1,1 +1,1 @@
-"""What is checked before it takes effect: candidate texts of haproxy.cfg, and the lines that roles.yml makes."""
+"""`lbagent check`: findings about everything that lbagent depends on, and trials of candidate texts of haproxy.cfg."""

@@ -1,6 +1,6 @@
-"""Candidate texts of haproxy.cfg, validated by `haproxy -c` in a temporary folder: the live files are not touched.
+"""Candidate texts of haproxy.cfg, validated by `haproxy -c` in a temporary directory. The live files stay unchanged.
 
-For whatever must not interfere with a run that is under way: `plan`, `check`, and `watch` when roles.yml was edited.
+Used where no run may be disturbed: by `plan`, by `check`, and by `watch` after an edit of roles.yml.
 """
 
 from __future__ import annotations
@@ -24,93 +24,97 @@ from lbagent.haproxy.server_line import Server
 from lbagent.haproxy.validation import find_reason
 from lbagent.roles.model import HaproxySettings, MissingTag, Role, Roles, Service
 
-UNREADABLE = re.compile(
+UNREADABLE_FILE = re.compile(
     r"permission denied|unable to (?:stat|open|load|read)|cannot (?:open|access|stat)", re.IGNORECASE
 )
+"""HAProxy's messages about a file that haproxy.cfg names and that this user may not read."""
 
-"""What HAProxy says where this user may not read a file that haproxy.cfg names."""
+_SERVER_SECTIONS = ("backend", "listen")
+_FIRST_ADDRESS = int(ipaddress.IPv4Address("192.0.2.1"))
+"""RFC 5737: addresses for documentation."""
+
+_PLACE = re.compile(r"^(?:parsing )?\[[^\]]*\] ?: ?(?:'server [^']*' ?: ?)?")
+"""HAProxy's prefix of a message about a server line: file, line and server of the temporary copy."""
+
+_SINGLE_TRIALS = 40
+"""Lines that are validated one by one after HAProxy refused all of them together."""
 
 
-class Unjudged(TryAgain):
-    """HAProxy's verdict is not known: this user may not read what the text refers to, or it uses relative paths."""
+class VerdictUnknown(TryAgain):
+    """HAProxy's verdict is unknown: this user may not read a file that the text names, or paths in it are relative."""
 
 
 class Validator:
-    """Asks `haproxy -c` about the live haproxy.cfg and about texts that could replace it."""
+    """Validates the live haproxy.cfg, and texts that could replace it, with `haproxy -c`."""
 
     def __init__(
-        self, seen: ConfigSnapshot, settings: HaproxySettings, running: RunningHaproxy | None, *, accepted: bool = False
+        self,
+        snapshot: ConfigSnapshot,
+        settings: HaproxySettings,
+        running: RunningHaproxy | None,
+        *,
+        accepted: bool = False,
     ) -> None:
-        """`running` gives environment and working directory, where there is one.
+        """`running` provides environment and working directory; `accepted`: HAProxy has accepted the live files."""
+        self._snapshot, self._settings, self._running = snapshot, settings, running
+        self._live_refusal: str | None = None
+        self._live_checked = accepted
 
-        `accepted` says that HAProxy has accepted the live files already.
-        """
-        self._seen, self._settings, self._running = seen, settings, running
-        self._live: str | None = None
-        self._asked = accepted
+    def find_live_refusal(self) -> str | None:
+        """Return why HAProxy refuses the live files; None where it accepts them. Raises VerdictUnknown, TryAgain."""
+        if not self._live_checked:
+            self._live_refusal = self._check([target.path for target in self._snapshot.targets])
+            self._live_checked = True
+        return self._live_refusal
 
-    def live_refusal(self) -> str | None:
-        """HAProxy's words against the live files, None where it accepts them. Raises Unjudged, TryAgain."""
-        if not self._asked:
-            self._live, self._asked = self._refusal([target.path for target in self._seen.targets]), True
-        return self._live
+    def find_refusal(self, texts: Sequence[str]) -> str | None:
+        """Return why HAProxy refuses these texts; None where it accepts them. Raises VerdictUnknown, TryAgain."""
+        reason = self._check_copies(texts)
+        if reason is None or self.find_live_refusal() is not None:
+            return reason
+        if self._check_copies(self._snapshot.texts) is not None:
+            raise VerdictUnknown("haproxy.cfg refers to files relative to its own directory")
+        return reason
 
-    def refusal(self, texts: Sequence[str]) -> str | None:
-        """HAProxy's words against these texts, None where it accepts them. Raises Unjudged, TryAgain."""
-        words = self._refusal_of_copies(texts)
-        if words is None or self.live_refusal() is not None:
-            return words
-        if self._refusal_of_copies(self._seen.texts) is not None:
-            raise Unjudged("haproxy.cfg refers to files relative to its own folder")
-        return words
-
-    def _refusal_of_copies(self, texts: Sequence[str]) -> str | None:
+    def _check_copies(self, texts: Sequence[str]) -> str | None:
         with tempfile.TemporaryDirectory(prefix="lbagent-") as folder:
             paths = []
-            for number, (target, text) in enumerate(zip(self._seen.targets, texts, strict=True)):
+            for number, (target, text) in enumerate(zip(self._snapshot.targets, texts, strict=True)):
                 path = os.path.join(folder, str(number), os.path.basename(target.path))
                 os.mkdir(os.path.dirname(path))
                 with open(path, "wb") as file:
                     file.write(config_files.encode(text))
                 paths.append(path)
-            return self._refusal(paths)
+            return self._check(paths)
 
-    def _refusal(self, paths: Sequence[str]) -> str | None:
+    def _check(self, paths: Sequence[str]) -> str | None:
         result = validation.check_files(paths, self._settings.timeout, self._running)
         if result.status is None:
             raise TryAgain(result.output)
         if result.succeeded:
             return None
-        words = find_reason(result.output)
-        if os.geteuid() and UNREADABLE.search(result.output):
-            raise Unjudged(f"this user may not read all that haproxy.cfg refers to ({words})")
-        for path, name in zip(paths, self._seen.names, strict=True):
-            words = words.replace(path, name)
-        return words
-
-
-_HOLD_SERVERS = ("backend", "listen")
-_FIRST = int(ipaddress.IPv4Address("192.0.2.1"))  # RFC 5737: addresses for documentation
-_PLACE = re.compile(r"^(?:parsing )?\[[^\]]*\] ?: ?(?:'server [^']*' ?: ?)?")
-
-_MOST = 40
-"""Lines that are tried one by one after all of them together were refused."""
+        reason = find_reason(result.output)
+        if os.geteuid() and UNREADABLE_FILE.search(result.output):
+            raise VerdictUnknown(f"this user may not read all files that haproxy.cfg refers to ({reason})")
+        for path, name in zip(paths, self._snapshot.names, strict=True):
+            reason = reason.replace(path, name)
+        return reason
 
 
 class RefusedLine(NamedTuple):
-    """What a role and a service make, and HAProxy refuses."""
+    """A role and a service whose server lines HAProxy refuses."""
 
     role: str
     service: str
-    words: str
-    """HAProxy's."""
+    reason: str
+    """In HAProxy's words."""
 
     def __str__(self) -> str:
-        return f"role {self.role}, service {self.service}: HAProxy refuses every line: {self.words}"
+        return f"role {self.role}, service {self.service}: HAProxy refuses its server lines: {self.reason}"
 
 
-class _Line(NamedTuple):
-    """The line of one role and service, at one marker."""
+class _TrialLine(NamedTuple):
+    """The server line of one role and service, at one marker."""
 
     role: str
     service: str
@@ -118,8 +122,8 @@ class _Line(NamedTuple):
     text: str
 
 
-class _AnyTag(UserDict[str, str]):
-    """The tags of a node that has every tag."""
+class _AllTags(UserDict[str, str]):
+    """Tags of a node that has every tag; each has the value 1."""
 
     def __missing__(self, key: str) -> str:
         return "1"
@@ -128,48 +132,50 @@ class _AnyTag(UserDict[str, str]):
         return True
 
 
-def refused_lines(document: Document, roles: Roles, validator: Validator) -> list[RefusedLine]:
-    """The lines that HAProxy refuses, one for each role and service. Raises TryAgain where it cannot be asked.
+def find_refused_lines(document: Document, roles: Roles, validator: Validator) -> list[RefusedLine]:
+    """Return the roles and services whose server lines HAProxy refuses, each tried with a documentation address.
 
-    Only what the live haproxy.cfg allows can be judged: where that is refused itself, the result is empty.
+    The result is empty where HAProxy refuses the live haproxy.cfg. Raises TryAgain where HAProxy cannot be run.
     """
-    lines = [*_lines(document, roles)]
-    if not lines or validator.live_refusal() is not None or validator.refusal(_with(document, lines)) is None:
+    lines = [*_make_trial_lines(document, roles)]
+    if not lines or validator.find_live_refusal() is not None:
         return []
-    tried = list(dict.fromkeys((line.role, line.service) for line in lines))[:_MOST]
+    if validator.find_refusal(_insert_lines(document, lines)) is None:
+        return []
+    pairs = list(dict.fromkeys((line.role, line.service) for line in lines))[:_SINGLE_TRIALS]
     found = []
-    for role, service in tried:
-        own = [line for line in lines if (line.role, line.service) == (role, service)]
-        if words := validator.refusal(_with(document, own)):
-            found.append(RefusedLine(role, service, _PLACE.sub("", words)))
+    for pair in pairs:
+        own = [line for line in lines if (line.role, line.service) == pair]
+        if reason := validator.find_refusal(_insert_lines(document, own)):
+            found.append(RefusedLine(*pair, _PLACE.sub("", reason)))
     return found
 
 
-def _lines(document: Document, roles: Roles) -> Iterator[_Line]:
+def _make_trial_lines(document: Document, roles: Roles) -> Iterator[_TrialLine]:
     pairs, serving, numbers = roles.list_pairs(), roles.map_pairs_to_roles(), count()
     for proxy in document.proxies:
-        for marker in proxy.markers if proxy.kind in _HOLD_SERVERS else ():
+        for marker in proxy.markers if proxy.kind in _SERVER_SECTIONS else ():
             pair = pairs.get(marker.middle)
             for role in serving[pair] if pair else ():
                 number = next(numbers)
-                if pair and (text := _text(role, roles.services[pair.service], number)):
-                    yield _Line(role.name, pair.service, marker, text)
+                if pair and (text := _format_trial_line(role, roles.services[pair.service], number)):
+                    yield _TrialLine(role.name, pair.service, marker, text)
 
 
-def _text(role: Role, service: Service, number: int) -> str | None:
-    """The line of a node of that role; None where no tags make one."""
+def _format_trial_line(role: Role, service: Service, number: int) -> str | None:
+    """Return the server line of a node with that role; None where no tags make one."""
     node = f"lbagent-check-{number}"
-    values, address = role.build_values(node), str(ipaddress.IPv4Address(_FIRST + number % 254))
-    every: tuple[Mapping[str, str], ...] = ({}, _AnyTag())
-    for tags in every:
+    values, address = role.build_values(node), str(ipaddress.IPv4Address(_FIRST_ADDRESS + number % 254))
+    candidates: tuple[Mapping[str, str], ...] = ({}, _AllTags())
+    for tags in candidates:
         with contextlib.suppress(MissingTag):
             port, options = service.find_port(values, tags), (role.options or service.options).fill(values, tags)
             return Server(node, address, port, options, role.name).line
     return None
 
 
-def _with(document: Document, lines: list[_Line]) -> tuple[str, ...]:
-    """The texts of haproxy.cfg with these lines added above their markers."""
+def _insert_lines(document: Document, lines: list[_TrialLine]) -> tuple[str, ...]:
+    """Return the texts of haproxy.cfg with these lines inserted above their markers."""
     by_marker: dict[int, list[str]] = {}
     for line in lines:
         text = f"{line.marker.indent}{line.text}{line.marker.ending}"

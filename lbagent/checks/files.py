@@ -1,14 +1,13 @@
-"""The files and folders lbagent lives on, as they lie on this machine."""
+"""Check the files and directories that lbagent reads and writes: permissions, free space, the state directory."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from lbagent.checks.finding import AS_SERF, Finding, Kind, error, ok, unseen, warning
+from lbagent.checks.finding import Finding, Kind, error, ok, unreadable, warning
 from lbagent.membership.storage import Damaged
 from lbagent.names import format_count
 from lbagent.state import files
@@ -16,15 +15,17 @@ from lbagent.state.paths import Paths
 from lbagent.state.store import Store
 from lbagent.system.processes import Process
 
-LEAST_FREE = 16 * 1024 * 1024
-"""Bytes below which a disk counts as full: haproxy.cfg is written beside itself before it is swapped."""
+FREE_LOW = 16 * 1024 * 1024
+"""Free bytes below which a disk is nearly full: haproxy.cfg is written beside itself before it is swapped."""
 
-NONE_FREE = 1024 * 1024
-"""Bytes below which nothing can be relied on to be stored."""
+FREE_NONE = 1024 * 1024
+"""Free bytes below which a write can fail at any time."""
+
+_FIX_ACCESS = "set the group `lbagent` and the modes of /usr/lib/tmpfiles.d/lbagent.conf"
 
 
-class Owned(NamedTuple):
-    """A file or folder, and whose it is."""
+class FileOwner(NamedTuple):
+    """A file or directory with its mode and owner."""
 
     path: str
     mode: int
@@ -32,36 +33,15 @@ class Owned(NamedTuple):
     gid: int
 
 
-def judge(found: Sequence[Owned], user: int) -> Iterator[Finding]:
-    """Which of them others than root and `user` may write."""
-    wrong = [one for owned in found for one in _of(owned, user)]
-    yield from wrong
-    if found and not wrong:
-        yield ok(Kind.PERMISSIONS, "", f"only root writes what lbagent believes ({format_count(len(found), 'path')})")
+class Account(NamedTuple):
+    """User and groups of a process."""
+
+    user: int
+    groups: frozenset[int]
 
 
-def disk(path: str, free: int) -> Finding | None:
-    """Whether there is room on the disk of `path`, given its free bytes; None where there is."""
-    if free >= LEAST_FREE:
-        return None
-    made = error if free < NONE_FREE else warning
-    return made(Kind.DISK, path, f"{free // 1024} KiB are free", "make room: what cannot be stored is lost")
-
-
-def _of(owned: Owned, user: int) -> Iterator[Finding]:
-    mode = f"mode {owned.mode & 0o7777:04o}"
-    if owned.mode & 0o002:
-        what = f"every user of this host can write it ({mode})"
-        yield error(Kind.PERMISSIONS, owned.path, what, "chmod o-w")
-    # To a sticky folder, as the spool may be, a group can add; it replaces nothing there.
-    if owned.mode & 0o020 and owned.gid and not (stat.S_ISDIR(owned.mode) and owned.mode & stat.S_ISVTX):
-        yield warning(Kind.PERMISSIONS, owned.path, f"group {owned.gid} can write it ({mode})", "chmod g-w")
-    if owned.uid not in (0, user):
-        yield warning(Kind.PERMISSIONS, owned.path, f"belongs to user {owned.uid}", "chown root")
-
-
-def owned(paths: Sequence[str]) -> Iterator[Finding]:
-    """Who may write these files and folders; one that is not there is another finding's business."""
+def check_permissions(paths: Sequence[str]) -> Iterator[Finding]:
+    """Check that only root and this user can write these files and directories; missing ones are skipped."""
     found = []
     for path in dict.fromkeys(paths):
         try:
@@ -69,101 +49,136 @@ def owned(paths: Sequence[str]) -> Iterator[Finding]:
         except FileNotFoundError:
             continue
         except OSError as refused:
-            what = f"cannot be looked at: {refused.strerror}"
-            yield unseen(Kind.PERMISSIONS, path, what, AS_SERF)
+            yield unreadable(Kind.PERMISSIONS, path, f"cannot be inspected: {refused.strerror}")
         else:
-            found.append(Owned(path, status.st_mode, status.st_uid, status.st_gid))
-    yield from judge(found, os.geteuid())
+            found.append(FileOwner(path, status.st_mode, status.st_uid, status.st_gid))
+    yield from check_owners(found, os.geteuid())
 
 
-def writable(folders: Sequence[str]) -> Iterator[Finding]:
-    """Folders in which nothing can be written, and disks that are nearly full."""
-    full = []
+def check_owners(owners: Sequence[FileOwner], user: int) -> Iterator[Finding]:
+    """Find the files and directories that accounts other than root and `user` can write."""
+    writable = [finding for owner in owners for finding in _check_owner(owner, user)]
+    yield from writable
+    if owners and not writable:
+        yield ok(Kind.PERMISSIONS, "", f"only root can write lbagent's files ({format_count(len(owners), 'path')})")
+
+
+def _check_owner(owner: FileOwner, user: int) -> Iterator[Finding]:
+    path, mode = owner.path, f"mode {owner.mode & 0o7777:04o}"
+    if owner.mode & 0o002:
+        yield error(Kind.PERMISSIONS, path, f"every user of this host can write it ({mode})", f"run `chmod o-w {path}`")
+    # In a sticky directory, as the spool may be, members of the group can add files but replace none.
+    if owner.mode & 0o020 and owner.gid and not (stat.S_ISDIR(owner.mode) and owner.mode & stat.S_ISVTX):
+        text = f"group {owner.gid} can write it ({mode})"
+        yield warning(Kind.PERMISSIONS, path, text, f"run `chmod g-w {path}`")
+    if owner.uid not in (0, user):
+        yield warning(Kind.PERMISSIONS, path, f"belongs to user {owner.uid}", f"run `chown root {path}`")
+
+
+def check_writable(folders: Sequence[str], daemon: Process | None = None) -> Iterator[Finding]:
+    """Check that directories can be written, by this user and by the `daemon`, and have free space."""
+    full: list[Finding] = []
     for folder in dict.fromkeys(folders):
         if not os.path.isdir(folder):
             continue
         if not os.access(folder, os.W_OK | os.X_OK):
-            yield _unwritable(folder)
-        status = os.statvfs(folder)
-        full += [one for one in [disk(folder, status.f_bavail * status.f_frsize)] if one]
+            if os.geteuid():
+                yield unreadable(Kind.STATE, folder, "not writable for this user")
+            else:
+                yield error(Kind.STATE, folder, "not writable, even for root", "mount its file system read-write")
+        elif daemon and _is_read_only(daemon, folder):
+            text = f"not writable for `lbagent watch` (pid {daemon.pid})"
+            fix = "add it to `ReadWritePaths=` of lbagent.service: `systemctl edit lbagent`"
+            yield error(Kind.STATE, folder, text, fix)
+        full += _check_space(folder, os.statvfs(folder))
     yield from full
     if not full:
-        yield ok(Kind.DISK, "", "there is room to write")
+        yield ok(Kind.DISK, "", "the disks have free space")
 
 
-def replaceable(paths: Sequence[str]) -> Iterator[Finding]:
-    """The files that lbagent replaces, and cannot: something is mounted on the very file."""
+def _is_read_only(process: Process, folder: str) -> bool:
+    """Return whether the directory is on a file system that is mounted read-only for the process, as by systemd."""
+    try:
+        return bool(os.statvfs(f"/proc/{process.pid}/root{os.path.realpath(folder)}").f_flag & os.ST_RDONLY)
+    except OSError:
+        return False
+
+
+def _check_space(folder: str, status: os.statvfs_result) -> Iterator[Finding]:
+    yield from check_free_bytes(folder, status.f_bavail * status.f_frsize)
+    if status.f_files and not status.f_favail:
+        yield error(Kind.DISK, folder, "no free inodes; events cannot be stored", "delete files on this disk")
+
+
+def check_free_bytes(folder: str, free: int) -> Iterator[Finding]:
+    """Check the free bytes on the disk of a directory."""
+    if free < FREE_NONE:
+        text = f"{free // 1024} KiB are free; events cannot be stored"
+        yield error(Kind.DISK, folder, text, "free disk space, then run `lbagent sync`")
+    elif free < FREE_LOW:
+        yield warning(Kind.DISK, folder, f"only {free // 1024} KiB are free", "free disk space")
+
+
+def check_replaceable(paths: Sequence[str]) -> Iterator[Finding]:
+    """Find files that cannot be replaced because each is a mount point itself."""
     for path in dict.fromkeys(paths):
         if files.is_mount_point(path):
-            what = "the file is a mount point of its own, so it cannot be replaced"
-            yield error(Kind.HAPROXY_CFG, path, what, "mount its folder instead")
+            text = "cannot be replaced: the file is a mount point"
+            yield error(Kind.HAPROXY_CFG, path, text, "mount its directory instead")
 
 
-def _unwritable(folder: str) -> Finding:
-    if os.geteuid():
-        return unseen(Kind.STATE, folder, "this user cannot write there", AS_SERF)
-    return error(Kind.STATE, folder, "not even root can write there", "mount its file system read-write")
-
-
-def state(paths: Paths) -> Iterator[Finding]:
-    """The state directory: there, sound, and with nothing in it that waits for a person."""
+def check_state_directory(paths: Paths) -> Iterator[Finding]:
+    """Check that the state directory exists, that membership is valid, and that nothing was set aside in it."""
     try:
         names = os.listdir(paths.folder)
     except FileNotFoundError:
-        what = "is not there yet: no event has been heard"
-        yield warning(Kind.STATE, paths.folder, what, "start Serf with its handler, or `lbagent apply` makes it")
+        text = "does not exist; no event has arrived yet"
+        yield warning(Kind.STATE, paths.folder, text, "start Serf with its event handler, or run `lbagent apply`")
+        return
+    except PermissionError as refused:
+        yield unreadable(Kind.STATE, paths.folder, f"cannot be read: {refused.strerror}")
         return
     except OSError as refused:
-        what = f"cannot be looked at: {refused.strerror}"
-        yield unseen(Kind.STATE, paths.folder, what, AS_SERF)
+        text = f"cannot be read: {refused.strerror}; events cannot be stored"
+        yield error(Kind.STATE, paths.folder, text, "make it a directory of root")
         return
-    yield from _members(paths)
+    yield from _check_membership(paths)
     for name in sorted(name for name in names if name.startswith("members.json.damaged-")):
-        what = "a members.json that was damaged, kept aside"
-        yield warning(Kind.DAMAGED, os.path.join(paths.folder, name), what, "look why (a full disk?), and remove it")
-    yield from _bad(os.path.join(paths.spool, "bad"))
+        fix = "find the cause, for example a full disk, then delete the copy"
+        yield warning(Kind.DAMAGED, os.path.join(paths.folder, name), "a copy of a damaged members.json", fix)
+    yield from _check_bad_events(paths.bad)
 
 
-def _members(paths: Paths) -> Iterator[Finding]:
+def _check_membership(paths: Paths) -> Iterator[Finding]:
     try:
         known = Store(paths).load_membership()
     except Damaged as damaged:
-        what = f"{damaged}; the next event rebuilds it from the managed lines"
-        yield warning(Kind.DAMAGED, paths.members, what, "`lbagent apply`, and see what damaged it")
+        text = f"{damaged}; the next event rebuilds it from the managed lines"
+        yield warning(Kind.DAMAGED, paths.members, text, "run `lbagent apply`, and find what damaged it")
+    except PermissionError as refused:
+        yield unreadable(Kind.STATE, paths.members, f"cannot be read: {refused.strerror}")
     except OSError as refused:
-        what = f"cannot be looked at: {refused.strerror}"
-        yield unseen(Kind.STATE, paths.members, what, AS_SERF)
+        text = f"cannot be read: {refused.strerror}; no event takes effect"
+        yield error(Kind.STATE, paths.members, text, "move it away, then run `lbagent apply`")
     else:
-        yield ok(Kind.STATE, paths.folder, f"{format_count(len(known.members) if known else 0, 'member')} remembered")
+        yield ok(Kind.STATE, paths.folder, f"{format_count(len(known.members) if known else 0, 'member')} known")
 
 
-def _bad(folder: str) -> Iterator[Finding]:
+def _check_bad_events(folder: str) -> Iterator[Finding]:
     try:
         names = os.listdir(folder)
     except FileNotFoundError:
         return
+    except OSError as refused:
+        yield unreadable(Kind.BAD_EVENTS, folder, f"cannot be read: {refused.strerror}")
+        return
     if names:
-        what = f"{format_count(len(names), 'file')} set aside that no event could be made of"
-        yield warning(Kind.BAD_RECORDS, folder, what, "see who put them into the spool, and remove them")
+        text = f"{format_count(len(names), 'file')} set aside because they are not valid events"
+        yield warning(Kind.BAD_EVENTS, folder, text, "find which program writes into the spool, and delete them")
 
 
-def old_roles(roles_path: str) -> Iterator[Finding]:
-    """A role.yml where roles.yml should be."""
-    old = os.path.join(os.path.dirname(roles_path), "role.yml")
-    if os.path.exists(old):
-        what = "the file of the classic handler.rb is here, and is not read"
-        yield error(Kind.MIGRATION, old, what, f"copy it to {roles_path}, and add a `services:` block")
-
-
-class Account(NamedTuple):
-    """A user with all groups of a process."""
-
-    user: int
-    groups: frozenset[int]
-
-
-def account_of(process: Process) -> Account | None:
-    """The account a process runs as; None where it has ended."""
+def find_account(process: Process) -> Account | None:
+    """Return user and groups of a process; None where it has ended."""
     user, groups = None, set[int]()
     try:
         with open(f"/proc/{process.pid}/status", encoding="utf-8", errors="replace") as file:
@@ -180,10 +195,10 @@ def account_of(process: Process) -> Account | None:
     return None if user is None else Account(user, frozenset(groups))
 
 
-def may(account: Account, path: str, want: int) -> bool:
-    """Whether the account may reach `path` and has the rights `want` (os.R_OK, W_OK, X_OK) there. Raises OSError.
+def may_access(account: Account, path: str, rights: int) -> bool:
+    """Return whether the account has the rights (os.R_OK, W_OK, X_OK) at `path` and can reach it. Raises OSError.
 
-    By mode bits alone: access control lists and mount options are not looked at.
+    Only mode bits count: access control lists and mount options are not read.
     """
     if account.user == 0:
         return True
@@ -191,10 +206,10 @@ def may(account: Account, path: str, want: int) -> bool:
     parents = [whole]
     while parents[-1] != "/":
         parents.append(os.path.dirname(parents[-1]))
-    return all(_has(account, one, os.X_OK) for one in parents[1:]) and _has(account, whole, want)
+    return all(_has_rights(account, one, os.X_OK) for one in parents[1:]) and _has_rights(account, whole, rights)
 
 
-def _has(account: Account, path: str, want: int) -> bool:
+def _has_rights(account: Account, path: str, rights: int) -> bool:
     found = os.stat(path)
     if found.st_uid == account.user:
         bits = stat.S_IMODE(found.st_mode) >> 6
@@ -202,27 +217,26 @@ def _has(account: Account, path: str, want: int) -> bool:
         bits = stat.S_IMODE(found.st_mode) >> 3
     else:
         bits = stat.S_IMODE(found.st_mode)
-    return bits & want == want
+    return bits & rights == rights
 
 
-def access_judge(account: Account, paths: Paths, read: Sequence[str]) -> Iterator[Finding]:
-    """What the handler may not do as this account: store events, run lbagent, or read the files `read`."""
-    user = f"user {account.user}, who runs Serf's handlers"
-    wanted = [(paths.spool, os.W_OK | os.X_OK, "add an event to it")]
-    if program := shutil.which("lbagent"):
-        wanted.append((program, os.R_OK | os.X_OK, "run it"))
-    wanted += [(path, os.R_OK, "read it: queries are answered with an error") for path in (*read, paths.members)]
+def check_access(account: Account, paths: Paths, program: str | None, read: Sequence[str]) -> Iterator[Finding]:
+    """Check that Serf's user (`account`) can store events, run the handler's `program`, and read the files `read`."""
+    user = f"user {account.user}, which runs Serf's event handlers,"
+    # A handler creates a missing spool, and with it the state directory.
+    folder = next((one for one in (paths.spool, paths.folder) if os.path.exists(one)), os.path.dirname(paths.folder))
+    wanted = [(folder, os.W_OK | os.X_OK, "cannot write it; no event is stored")]
+    if program:
+        wanted.append((program, os.R_OK | os.X_OK, "cannot run it; no event is stored"))
+    wanted += [(path, os.R_OK, "cannot read it; queries are answered with an error") for path in (*read, paths.members)]
     found = []
-    for path, want, what in wanted:
+    for path, rights, effect in wanted:
         try:
-            allowed = may(account, path, want)
+            allowed = may_access(account, path, rights)
         except OSError:
-            continue  # not there (yet), or not for us to see: another finding
+            continue  # missing, which is another finding, or not visible for this user
         if not allowed:
-            found.append(error(Kind.ACCESS, path, f"{user}, may not {what}", _FIX))
+            found.append(error(Kind.ACCESS, path, f"{user} {effect}", _FIX_ACCESS))
     yield from found
     if not found:
-        yield ok(Kind.ACCESS, "", f"{user}, may store events and read what queries need")
-
-
-_FIX = "give it the group `lbagent` and the modes that /usr/lib/tmpfiles.d/lbagent.conf has"
+        yield ok(Kind.ACCESS, "", f"{user} can store events and answer queries")

@@ -1,293 +1,200 @@
-"""The markers of haproxy.cfg beside the sections and services of roles.yml."""
+"""Check the markers of haproxy.cfg against the sections and services of roles.yml, and the notes of the plan."""
 
 from __future__ import annotations
 
 import difflib
 import re
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
-from lbagent.checks import migration
-from lbagent.checks.finding import Finding, Kind, enumerated, error, ok, warning
-from lbagent.haproxy.config import Document, ManagedLine, Marker, OperatorServer, Proxy
-from lbagent.haproxy.words import split_words
+from lbagent.checks.finding import SEE_MIGRATION, Finding, Kind, error, join_names, ok, warning
+from lbagent.haproxy.config import Document, Marker, Proxy
 from lbagent.names import format_count
-from lbagent.planning.plan import Plan, find_duplicate_markers
+from lbagent.planning.decisions import MissingMarkerNote, Note, OperatorLineNote
+from lbagent.planning.plan import find_duplicate_markers
 from lbagent.roles.model import Roles
 
 _NEARLY = re.compile(r"additional[-_ \t]+(.*?)(?:[-_ \t]+server\b.*)?[ \t\r]*$", re.IGNORECASE)
 
+_SIMILARITY = 0.6
+"""Ratio of difflib from which a known marker is suggested."""
 
-def alone(document: Document) -> Iterator[Finding]:
-    """What is wrong with the markers where roles.yml cannot be used."""
-    yield from _twice(document)
-    what = "only doubled ones can be looked for: roles.yml cannot be used"
-    yield warning(Kind.MARKERS, document.locate(0).rpartition(":")[0], what, "mend roles.yml")
+_ADOPT = "`lbagent apply --adopt` turns it into a managed line"
 
 
-def judge(document: Document, roles: Roles) -> Iterator[Finding]:
-    """What is wrong with the markers beside roles.yml; an ok where nothing is."""
+def check_markers(document: Document, roles: Roles | None) -> Iterator[Finding]:
+    """Check the markers of haproxy.cfg. `roles` is None where roles.yml is invalid: only duplicates are found then."""
+    if roles is None:
+        yield from _find_duplicates(document)
+        yield warning(Kind.MARKERS, _file(document), "markers not checked: roles.yml is invalid", "fix roles.yml")
+        return
     found = [
-        *_twice(document),
-        *_misplaced(document),
-        *_unknown(document, roles),
-        *_nearly(document, roles),
-        *_missing(document, roles),
-        *_nowhere(document, roles),
+        *_find_duplicates(document),
+        *_find_misplaced(document),
+        *_find_unknown(document, roles),
+        *_find_malformed(document, roles),
+        *_find_missing(document, roles),
     ]
     yield from found
-    yield from migration.of_markers(document, roles)
-    yield from _unread(document)
-    yield from _damaged(document)
+    yield from _find_classic(document, roles)
+    yield from _find_inactive(document)
+    yield from _find_damaged_lines(document)
     if not found:
-        where = document.locate(0).rpartition(":")[0]
-        yield ok(
-            Kind.MARKERS,
-            where,
-            f"every section and service has its marker ({format_count(len(_there(document)), 'marker')})",
-        )
+        markers = format_count(len(_list_middles(document)), "marker")
+        yield ok(Kind.MARKERS, _file(document), f"every section and service has its marker ({markers})")
 
 
-def notes(document: Document, said: Sequence[str]) -> Iterator[Finding]:
-    """The notes of a plan, but for those that `judge` has told."""
-    told = {document.locate(marker.at) for proxy in document.proxies for marker in proxy.markers}
-    told |= {document.locate(at) for at, _ in document.misplaced} | {
-        document.locate(at) for at in document.near_markers
-    }
-    told |= {document.locate(line.at) for line in document.damaged}
-    ours = {document.locate(line.at) for proxy in document.proxies for line in proxy.managed}
-    for note in said:
-        where, _, words = note.partition(": ")
-        if where in ours:
-            yield warning(Kind.MARKER_GONE, where, words, "put the marker back below it, or take the line out")
-        elif note.startswith("haproxy.cfg has no marker ") or where in told:
-            continue
-        elif " by hand: " in note:
-            yield _by_hand(document, note)
-        else:
-            yield warning(Kind.NODE, "", note, "mend the node's tags or address, or roles.yml")
+def check_notes(document: Document, notes: Sequence[str]) -> Iterator[Finding]:
+    """Turn the notes of a plan about nodes into findings; `check_markers` finds what the others are about."""
+    for note in notes:
+        if isinstance(note, MissingMarkerNote):
+            fix = "restore the marker below the line, or delete the line"
+            yield warning(Kind.LINE_WITHOUT_MARKER, _locate(document, note), note.why, fix)
+        elif isinstance(note, OperatorLineNote):
+            yield _check_operator_line(document, note)
+        elif isinstance(note, Note):
+            yield warning(Kind.NODE, "", note, "fix the node's tags or address, or roles.yml")
 
 
-def cookies(document: Document) -> Iterator[Finding]:
-    """Servers of one proxy that have the same cookie, in the text that is to come."""
-    for proxy in document.proxies:
-        seen: dict[str, tuple[str, int]] = {}
-        lines: list[ManagedLine | OperatorServer] = [*proxy.managed, *proxy.operator_servers]
-        for line in lines:
-            words = [] if line.text.startswith("#") else split_words(line.text).words
-            if "cookie" not in words[3:-1]:
-                continue
-            value = words[words.index("cookie", 3) + 1]
-            name, first = seen.setdefault(value, (line.name, line.at))
-            if name != line.name and not document.are_exclusive(first, line.at):
-                what = f"{name} and {line.name} in {proxy} have the same cookie {value!r}"
-                fix = "give each service a cookie of its own in its options, as in `cookie {server}`"
-                yield warning(Kind.COOKIE, document.locate(proxy.start), what, fix)
+def _check_operator_line(document: Document, note: OperatorLineNote) -> Finding:
+    """Return the finding for an operator's line in place of a managed one; `--adopt` handles lines above a marker."""
+    above = (line.at for one in document.proxies for line in one.operator_servers if line.marker < len(one.markers))
+    severity = error if any(at == note.at for at in above) else warning
+    return severity(Kind.OPERATOR_LINE, _locate(document, note), note, _ADOPT)
 
 
-def _by_hand(document: Document, note: str) -> Finding:
-    """A line by hand in the place of a managed one: above a marker, `--adopt` makes it one."""
-    for proxy in document.proxies:
-        name, _, rest = note.partition(" stands ")
-        if not rest.startswith(f"in {proxy} by hand: "):
-            continue
-        for at, marker, found in [
-            *((line.at, line.marker, line.name.lower() == name.lower()) for line in proxy.operator_servers),
-            *((one.at, len(proxy.markers), one.names(name)) for one in proxy.templates),
-        ]:
-            if found:
-                what = f"{note}: pauses and leaves of the node have no effect on it"
-                made = error if marker < len(proxy.markers) else warning
-                return made(Kind.BY_HAND, document.locate(at), what, _ADOPT)
-    return warning(Kind.BY_HAND, "", note, _ADOPT)
+def _locate(document: Document, note: Note) -> str:
+    return "" if note.at is None else document.locate(note.at)
 
 
-_ADOPT = "`lbagent apply --adopt` makes it a managed line"
-
-
-def _there(document: Document) -> set[str]:
-    return {marker.middle for proxy in document.proxies for marker in proxy.markers}
-
-
-def _twice(document: Document) -> Iterator[Finding]:
+def _find_duplicates(document: Document) -> Iterator[Finding]:
     for proxy in document.proxies:
         for first, marker in find_duplicate_markers(document, proxy):
-            yield error(
-                Kind.MARKER_TWICE,
-                document.locate(marker.at),
-                f"{_text(marker.middle)} stands in {proxy} twice, first at {document.locate(first.at)}",
-                "delete one",
-            )
+            text = f"{_format(marker.middle)} is in {proxy} twice, first at {document.locate(first.at)}"
+            yield error(Kind.MARKER_DUPLICATE, document.locate(marker.at), text, "delete one of them")
 
 
-def _misplaced(document: Document) -> Iterator[Finding]:
-    for at, why in document.misplaced:
-        text = document.lines[at].strip()
-        fix = "move it into the `backend` or `listen` section that is to have the servers"
-        yield warning(Kind.MARKER_MISPLACED, document.locate(at), f"{text!r} is ignored: {why}", fix)
+def _find_misplaced(document: Document) -> Iterator[Finding]:
+    for at, reason in document.misplaced:
+        text = f"{document.lines[at].strip()!r} is ignored: {reason}"
+        fix = "move it into the `backend` or `listen` section of these servers"
+        yield warning(Kind.MARKER_MISPLACED, document.locate(at), text, fix)
 
 
-def _unread(document: Document) -> Iterator[Finding]:
+def _find_unknown(document: Document, roles: Roles) -> Iterator[Finding]:
+    pairs = roles.list_pairs()
     for proxy in document.proxies:
         for marker in proxy.markers:
-            if document.is_never_read(marker.at):
-                what = f"HAProxy does not read what is at {_text(marker.middle)} (`.if`, or `disabled`)"
-                yield ok(Kind.MARKER_UNREAD, document.locate(marker.at), f"{what}: the lines there serve nothing")
+            if marker.middle not in pairs and not _is_classic(marker, roles):
+                text = f"unknown marker {_format(marker.middle)}"
+                if near := _find_nearest(marker.middle, roles):
+                    fix = f"did you mean {_format(near)}?"
+                else:
+                    fix = "add its section and service to a role of roles.yml, or delete the marker"
+                yield warning(Kind.MARKER_UNKNOWN, document.locate(marker.at), text, fix)
 
 
-def _damaged(document: Document) -> Iterator[Finding]:
-    for line in document.damaged:
-        what = f"{line.text!r} looks like a managed line, but {line.why}: lbagent leaves it alone"
-        yield warning(Kind.LINE_DAMAGED, document.locate(line.at), what, "delete it, or its `# lbagent` comment")
-
-
-def _nearly(document: Document, roles: Roles) -> Iterator[Finding]:
+def _find_malformed(document: Document, roles: Roles) -> Iterator[Finding]:
     for at in document.near_markers:
         found = _NEARLY.search(document.lines[at])
-        meant = _near(found.group(1) if found else "", roles)
-        fix = (
-            f"write {_text(meant)}, and nothing else in that line"
-            if meant
-            else "write '# additional-SECTION-SERVICE-server'"
-        )
-        what = f"{document.lines[at].strip()!r} is not a marker, though nearly"
-        yield warning(Kind.MARKER_NEARLY, document.locate(at), what, fix)
+        near = _find_nearest(found.group(1) if found else "", roles)
+        fix = f"write {_format(near or 'SECTION-SERVICE')}, and nothing else in that line"
+        text = f"{document.lines[at].strip()!r} is not a marker"
+        yield warning(Kind.MARKER_MALFORMED, document.locate(at), text, fix)
 
 
-def _near(middle: str, roles: Roles) -> str:
-    """The middle of the known marker that is nearest, one of the same section where it has markers."""
+def _find_nearest(middle: str, roles: Roles) -> str:
+    """Return the middle of the most similar known marker, one of the same section where it has any; else nothing."""
     pairs = roles.list_pairs()
     by_case = {known.lower(): known for known in pairs}
     wanted = middle.lower()
     if wanted in by_case:
         return by_case[wanted]
     section = [known for known, pair in pairs.items() if wanted.startswith(f"{pair.section.lower()}-")]
-    found = difflib.get_close_matches(wanted, [known.lower() for known in section or pairs], 1, 0.6)
+    found = difflib.get_close_matches(wanted, [known.lower() for known in section or pairs], 1, _SIMILARITY)
     return by_case[found[0]] if found else ""
 
 
-def _unknown(document: Document, roles: Roles) -> Iterator[Finding]:
-    pairs = roles.list_pairs()
+def _find_missing(document: Document, roles: Roles) -> Iterator[Finding]:
+    """Find sections and services without a marker, and roles of which no marker exists: their nodes get no line."""
+    there, serving = _list_middles(document), roles.map_pairs_to_roles()
+    unserved = [
+        role
+        for role in roles.roles.values()
+        if (middles := [pair.middle for pair, its in serving.items() if role in its]) and there.isdisjoint(middles)
+    ]
+    for role in unserved:
+        middle = next(pair.middle for pair, its in serving.items() if role in its)
+        text = f"no marker of role {role.name}; its nodes get no server lines"
+        fix = f"insert {_format(middle)} where its servers belong"
+        yield error(Kind.ROLE_WITHOUT_MARKER, _file(document), text, fix)
+    for pair, its in serving.items():
+        if pair.middle not in there and not all(role in unserved for role in its):
+            text = f"{pair} of role {join_names([role.name for role in its])} has no marker"
+            fix = f"insert {_format(pair.middle)} where its servers belong"
+            yield warning(Kind.MARKER_MISSING, _file(document), text, fix)
+
+
+def _find_inactive(document: Document) -> Iterator[Finding]:
     for proxy in document.proxies:
         for marker in proxy.markers:
-            if marker.middle not in pairs and not migration.is_classic(marker, roles):
-                yield warning(
-                    Kind.MARKER_UNKNOWN,
-                    document.locate(marker.at),
-                    f"no role of roles.yml has a section and service for {_text(marker.middle)}",
-                    _hint(marker, roles, proxy),
-                )
+            if document.is_never_read(marker.at):
+                text = f"HAProxy does not read {_format(marker.middle)} (`.if` or `disabled`); its lines have no effect"
+                yield ok(Kind.MARKER_INACTIVE, document.locate(marker.at), text)
 
 
-def _hint(marker: Marker, roles: Roles, proxy: Proxy) -> str:
-    if near := _near(marker.middle, roles):
-        return f"{_text(near)} ({roles.list_pairs()[near]}) is the nearest that is known"
-    return f"give a role that section and service, or take it out of {proxy}"
+def _find_damaged_lines(document: Document) -> Iterator[Finding]:
+    for line in document.damaged:
+        reason = f" ({line.why})" if line.why else ""
+        text = f"{line.text!r} looks like a managed line but is not valid{reason}; lbagent ignores it"
+        yield warning(Kind.LINE_DAMAGED, document.locate(line.at), text, "delete it, or its `# lbagent` comment")
 
 
-def _missing(document: Document, roles: Roles) -> Iterator[Finding]:
-    there = _there(document)
-    for pair, serving in roles.map_pairs_to_roles().items():
-        if pair.middle not in there:
-            names = enumerated([role.name for role in serving])
-            yield warning(
-                Kind.MARKER_MISSING,
-                document.locate(0).rpartition(":")[0],
-                f"{pair} of role {names} has no marker",
-                f"put {_text(pair.middle)} where the servers are to stand",
-            )
+def _is_classic(marker: Marker, roles: Roles) -> bool:
+    """Return whether a marker has the form of the classic handler.rb: a service and no section."""
+    return marker.middle not in roles.list_pairs() and marker.middle in roles.services
 
 
-def _nowhere(document: Document, roles: Roles) -> Iterator[Finding]:
-    there = _there(document)
-    for role in roles.roles.values():
-        middles = [pair.middle for pair, serving in roles.map_pairs_to_roles().items() if role in serving]
-        if middles and there.isdisjoint(middles):
-            yield warning(
-                Kind.ROLE_NOWHERE,
-                document.locate(0).rpartition(":")[0],
-                f"none of the markers of role {role.name} stands anywhere: its nodes get no line",
-                f"put {_text(middles[0])} where they are to stand",
-            )
+def _find_classic(document: Document, roles: Roles) -> Iterator[Finding]:
+    """Find markers without a section, and server lines above markers, both from the classic handler.rb."""
+    for proxy in document.proxies:
+        for number, marker in enumerate(proxy.markers):
+            if _is_classic(marker, roles):
+                yield _make_classic_marker_finding(document, proxy, marker, roles)
+            elif marker.middle in roles.list_pairs() and not document.has_managed_lines:
+                yield from _find_unmanaged_lines(document, proxy, number)
 
 
-def _text(middle: str) -> str:
-    return f"'# additional-{middle}-server'"
+def _make_classic_marker_finding(document: Document, proxy: Proxy, marker: Marker, roles: Roles) -> Finding:
+    pairs = [pair for pair in roles.list_pairs().values() if pair.service == marker.middle]
+    # First a section that the proxy is named after, as in `listen lb-iis`.
+    pairs.sort(key=lambda pair: not proxy.name.lower().startswith(pair.section.lower()))
+    text = f"{_format(marker.middle)} is a marker of the classic handler.rb; it names no section"
+    if pairs:
+        fix = f"write {_format(pairs[0].middle)}"
+    else:
+        fix = f"add a section with {marker.middle} to a role, and write {_format(f'SECTION-{marker.middle}')}"
+    return error(Kind.MIGRATION, document.locate(marker.at), text, f"{fix}; {SEE_MIGRATION}")
 
 
-_SHOWN = 20
-"""Lines told one by one."""
-
-LONGEST_WAIT = 30
-"""Seconds after which an event that waits is one that nothing applies."""
-
-_DAEMON = "see the daemon, then `lbagent apply`"
-_APPLY = "`lbagent plan` shows it, `lbagent apply` does it"
-
-
-class Known(NamedTuple):
-    """What the state directory says."""
-
-    spooled: int
-    """Events not folded yet."""
-    waiting: int
-    """Seconds for which the oldest of them has waited."""
-    digest: str
-    """Of the managed lines that HAProxy last confirmed; nothing where none is known."""
-    failure: str
-    """Of the last reload, nothing where it was good."""
-    quarantined: tuple[tuple[str, str], ...]
-    """Nodes in quarantine and why."""
-
-
-def drift_judge(document: Document, plan: Plan, known: Known) -> Iterator[Finding]:
-    """What differs between text and plan: edited by hand where nothing else explains it."""
-    waiting = [*_waiting(known)]
-    yield from waiting
-    for node, why in known.quarantined:
-        yield error(
-            Kind.QUARANTINE, node, f"HAProxy refuses its line: {why}", "mend its tags, or roles.yml; it is tried again"
+def _find_unmanaged_lines(document: Document, proxy: Proxy, number: int) -> Iterator[Finding]:
+    if lines := [line for line in proxy.operator_servers if line.marker == number]:
+        names = join_names([line.name for line in lines])
+        be = "is" if len(lines) == 1 else "are"
+        text = (
+            f"{format_count(len(lines), 'server line')} above the marker {be} not managed ({names});"
+            " pauses and leaves of these nodes do not affect them"
         )
-    for held in plan.blocked:
-        yield warning(Kind.HELD, "", f"held back: {held}", "`lbagent apply --force` lets them go")
-    confirmed = known.digest in ("", document.compute_digest())
-    if plan.after == plan.before:
-        if not confirmed and not waiting:
-            what = "the managed lines are as they should be, but HAProxy has not confirmed them"
-            yield warning(Kind.PENDING, "", what, "`lbagent apply`")
-        elif not waiting:
-            yield ok(
-                Kind.DRIFT, "", f"the managed lines are what they should be ({format_count(_lines(document), 'line')})"
-            )
-    elif confirmed and not waiting and (count := len(plan.added) + len(plan.removed)):
-        yield warning(Kind.PENDING, "", f"{format_count(count, 'line')} would change, of roles.yml or the text", _APPLY)
-    elif not waiting:
-        yield from _drift_by_hand(document, plan)
+        fix = "run `lbagent apply --adopt` after the nodes have joined, or keep them as your own"
+        yield warning(Kind.MIGRATION, document.locate(lines[0].at), text, f"{fix}; {SEE_MIGRATION}")
 
 
-def _waiting(known: Known) -> Iterator[Finding]:
-    if known.spooled:
-        what = f"{format_count(known.spooled, 'event')} in the spool"
-        if known.waiting > LONGEST_WAIT:
-            yield error(Kind.PENDING, "", f"{what}, the oldest for {known.waiting} s: nothing applies them", _DAEMON)
-        else:
-            yield warning(Kind.PENDING, "", what, "the next event takes them in, or `lbagent apply`")
-    if known.failure:
-        what = f"the last reload failed: {known.failure}"
-        yield error(Kind.PENDING, "", what, "mend it, then `lbagent apply --force`")
+def _list_middles(document: Document) -> set[str]:
+    return {marker.middle for proxy in document.proxies for marker in proxy.markers}
 
 
-def _drift_by_hand(document: Document, plan: Plan) -> Iterator[Finding]:
-    there = {f"{proxy}: {line.text}": document.locate(line.at) for proxy in document.proxies for line in proxy.managed}
-    changes = [(there.get(line, ""), f"{line!r} is not what lbagent wrote") for line in plan.removed]
-    changes += [("", f"{line!r} is missing") for line in plan.added]
-    for where, what in changes[:_SHOWN]:
-        yield warning(Kind.DRIFT, where, what, "`lbagent apply` puts it right; without its comment a line is yours")
-    if more := len(changes[_SHOWN:]):
-        yield warning(Kind.DRIFT, "", f"{format_count(more, 'more line')} edited by hand", _APPLY)
-    if not changes:
-        yield warning(Kind.DRIFT, "", "managed lines were moved or indented by hand", _APPLY)
+def _file(document: Document) -> str:
+    return document.locate(0).rpartition(":")[0]
 
 
-def _lines(document: Document) -> int:
-    return sum(len(proxy.managed) for proxy in document.proxies)
+def _format(middle: str) -> str:
+    return f"'# additional-{middle}-server'"

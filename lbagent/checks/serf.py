@@ -1,14 +1,18 @@
-"""Serf's agent, looked at from what it says to what stands in its files."""
+"""Check the Serf agent: its answer, event handlers, encryption, role tag, members, files and environment."""
 
 from __future__ import annotations
 
 import os
 import shlex
 import shutil
+import socket
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from lbagent.checks.finding import AS_SERF, NAMED, Finding, Kind, enumerated, error, ok, unseen, warning
+import lbagent
+from lbagent.checks.files import Account
+from lbagent.checks.finding import NAMES_LIMIT, Finding, Kind, error, join_names, ok, unreadable, warning
 from lbagent.errors import TryAgain
 from lbagent.names import canonical_address, format_count
 from lbagent.roles.model import Roles
@@ -20,226 +24,339 @@ from lbagent.serf.agent_process import (
     Unreadable,
     find_rpc_address,
     list_event_handlers,
-    list_join_addresses,
     parse_agent_file,
     parse_options,
 )
 from lbagent.serf.member_list import AgentInfo, MemberList, find_peers
-from lbagent.system import sockets, subprocess, untrusted_files
+from lbagent.system import processes, sockets, subprocess, untrusted_files
 
-_MEMBERS = ("member-join", "member-leave", "member-failed", "member-update", "member-reap")
-_KINDS = (*_MEMBERS, "user", "query", "*")
+_MEMBER_EVENTS = ("member-join", "member-leave", "member-failed", "member-update", "member-reap")
+_EVENTS = (*_MEMBER_EVENTS, "user", "query", "*")
 
 NEEDED = (
-    *(f"{kind}:" for kind in _MEMBERS),
-    *(f"{kind}:{name}" for kind in ("user", "query") for name in ("pause", "resume")),
+    *(f"{event}:" for event in _MEMBER_EVENTS),
+    *(f"{event}:{name}" for event in ("user", "query") for name in ("pause", "resume")),
     "query:lbagent-status",
     "query:lbagent-forget",
 )
-"""The filters of `serf info` that have to lead to `lbagent handle`."""
+"""The events that `lbagent handle` must receive, as filters of `serf info`."""
+
+_SCRIPT_LIMIT = 64 * 1024
+"""Bytes of a handler script that are searched for a call of lbagent."""
+
+_VERSION_TIMEOUT = 10.0
+
+HANDLER_LATE = 60.0
+"""Seconds after which a running event handler counts as hung. The limits of lbagent's own handler are below."""
+
+_FIX_KEY = "start its agent with the same `encrypt_key` as here (`lbagent-serf-setup --key-from`), or remove it there"
+
+_HANDLER_FIX = 'add `"event_handlers": ["lbagent handle"]` to the agent\'s settings'
 
 Handlers = Sequence[tuple[str, str]]
-"""Filters, as `serf info` writes them (`*:`, `user:`, `user:pause`), and their commands."""
+"""Filters as in `serf info` (`*:`, `user:`, `user:pause`), with their commands."""
+
+Test = Callable[[str], bool | None]
+"""A test of a handler command; None where this user cannot see the result."""
 
 
-def of_specs(specs: Sequence[str]) -> list[tuple[str, str]]:
-    """The handlers that `event_handlers` of an agent's settings make; a spec that is none makes none."""
+# --- event handlers -------------------------------------------------------------------------------------------------
+
+
+def parse_handler_specs(specs: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the handlers that `event_handlers` in an agent's settings create; invalid ones are left out."""
     found = []
     for spec in specs:
-        filters, command = _parted(spec)
-        if _wrong(filters) is None:
+        filters, command = _split_spec(spec)
+        if _find_invalid_filter(filters) is None:
             found += [(one if ":" in one else f"{one}:", command) for one in filters]
     return found
 
 
-def handlers_merged(told: Mapping[str, str], written: Handlers) -> list[tuple[str, str]]:
-    """What the agent tells of its handlers, with those it does not tell: of one filter it tells the last only."""
-    return [*told.items(), *(pair for pair in written if pair[0] in told and pair not in told.items())]
+def merge_handlers(reported: Mapping[str, str], written: Handlers) -> list[tuple[str, str]]:
+    """Return the handlers in `serf info` with those of the settings that it omits: it lists one per filter."""
+    return [*reported.items(), *(pair for pair in written if pair[0] in reported and pair not in reported.items())]
 
 
-def handlers_specs(written: Sequence[str], where: str) -> Iterator[Finding]:
-    """The specs in a file of the agent with which it would not start again."""
-    for spec in written:
-        filters, _ = _parted(spec)
-        if (wrong := _wrong(filters)) is not None:
-            yield error(
-                Kind.HANDLER_SPEC,
-                where,
-                f"the agent does not start with the handler {spec!r}: {wrong!r} is no event",
-                "write EVENT,EVENT=COMMAND without blanks; a command that holds a `=` needs `*=` in front",
-            )
+def check_handler_specs(specs: Sequence[str], path: str) -> Iterator[Finding]:
+    """Find handlers in a file of the agent with which it would not start again."""
+    for spec in specs:
+        filters, _ = _split_spec(spec)
+        if (invalid := _find_invalid_filter(filters)) is not None:
+            text = f"the agent does not start with the handler {spec!r}: {invalid!r} is not an event"
+            fix = "write EVENT,EVENT=COMMAND without blanks; if the command contains `=`, put `*=` before it"
+            yield error(Kind.HANDLER_SPEC, path, text, fix)
 
 
-Look = Callable[[str], bool | None]
-"""A look at a command; None where it cannot be seen."""
-
-
-def handlers_judge(handlers: Handlers, calls: Look, exists: Look) -> Iterator[Finding]:
-    """Whether `lbagent handle` is called for all it needs, once; `calls` and `exists` look at a command."""
-    seen = {command: calls(command) for _, command in handlers}
-    ours = list(dict.fromkeys((name, command) for name, command in handlers if seen[command]))
-    if hidden := sorted(command for command, found in seen.items() if found is None):
-        what = f"whether {enumerated([repr(one) for one in hidden])} calls lbagent cannot be looked at by this user"
-        yield unseen(Kind.HANDLERS, "serf info", what, "run this as root")
+def check_handlers(handlers: Handlers, calls_lbagent: Test, is_found: Test) -> Iterator[Finding]:
+    """Check that `lbagent handle` receives each event it needs, once, and that its program exists."""
+    results = {command: calls_lbagent(command) for _, command in handlers}
+    if unknown := sorted(command for command, result in results.items() if result is None):
+        names = join_names([repr(command) for command in unknown])
+        yield unreadable(Kind.HANDLERS, "serf info", f"not visible for this user whether {names} calls lbagent")
         return
+    ours = list(dict.fromkeys((name, command) for name, command in handlers if results[command]))
     if not ours:
-        what = "no handler of the agent calls lbagent: nothing that happens is heard of"
-        yield error(Kind.HANDLERS, "serf info", what, 'write `"event_handlers": ["lbagent handle"]`')
+        text = "no event handler calls lbagent; Serf events have no effect"
+        yield error(Kind.HANDLERS, "serf info", text, _HANDLER_FIX)
         return
-    covering = {need: sum(_covers(name, need) for name, _ in ours) for need in NEEDED}
-    found = [*_gaps(covering), *_programs({command for _, command in ours}, exists)]
+    calls = {event: sum(_matches(name, event) for name, _ in ours) for event in NEEDED}
+    found = [*_check_calls(calls), *_check_programs({command for _, command in ours}, is_found)]
     yield from found
     if not found:
-        yield ok(Kind.HANDLERS, "serf info", f"{ours[0][1]!r} is called for all that lbagent needs")
+        yield ok(Kind.HANDLERS, "serf info", f"{ours[0][1]!r} receives all events that lbagent needs")
 
 
-def program(command: str) -> str:
-    """The program that a shell runs first for `command`; nothing where that cannot be said."""
-    words = [*_words(command)]
-    while words and "=" in words[0].split("/")[0]:
-        words.pop(0)
-    return words[0] if words else ""
-
-
-def names_lbagent(command: str) -> bool:
-    """Whether the command itself is lbagent's."""
-    words = _words(command)
-    return "handle" in words and any(word.rpartition("/")[2] == "lbagent" for word in words)
-
-
-def _gaps(covering: Mapping[str, int]) -> Iterator[Finding]:
-    missing = [need.rstrip(":") for need, times in covering.items() if not times]
-    twice = [need.rstrip(":") for need, times in covering.items() if times > 1]
+def _check_calls(calls: Mapping[str, int]) -> Iterator[Finding]:
+    missing = [event.rstrip(":") for event, times in calls.items() if not times]
+    repeated = [event.rstrip(":") for event, times in calls.items() if times > 1]
     if missing:
-        what = f"lbagent is not called for {', '.join(missing)}"
-        yield error(Kind.HANDLERS, "serf info", what, "call it for all, without a filter: `lbagent handle`")
-    if twice:
-        what = f"lbagent is called more than once for {enumerated(twice)}"
-        yield warning(Kind.HANDLERS, "serf info", what, "one handler without a filter is enough")
+        text = f"lbagent does not receive {', '.join(missing)}; these events have no effect"
+        yield error(Kind.HANDLERS, "serf info", text, "write the handler without a filter: `lbagent handle`")
+    if repeated:
+        text = f"lbagent receives {join_names(repeated)} more than once"
+        yield warning(Kind.HANDLERS, "serf info", text, "keep one handler, without a filter: `lbagent handle`")
 
 
-def _programs(commands: Collection[str], exists: Look) -> Iterator[Finding]:
+def _check_programs(commands: Collection[str], is_found: Test) -> Iterator[Finding]:
     for command in sorted(commands):
-        found = exists(command)
+        name, found = find_program_name(command), is_found(command)
         if found is None:
-            what = f"whether {program(command)!r} is a program in the agent's PATH cannot be looked at by this user"
-            yield unseen(Kind.HANDLERS, "serf info", what, "run this as root")
+            yield unreadable(
+                Kind.HANDLERS, "serf info", f"not visible for this user whether {name!r} is in Serf's PATH"
+            )
         elif not found:
-            what = f"the handler {command!r} cannot be run: {program(command)!r} is no program in the agent's PATH"
-            yield error(Kind.HANDLERS, "serf info", what, "give its whole path")
+            text = (
+                f"the handler {command!r} cannot run: Serf's PATH has no program {name!r}; Serf events have no effect"
+            )
+            yield error(Kind.HANDLERS, "serf info", text, "write its full path in `event_handlers`")
 
 
-def _covers(name: str, need: str) -> bool:
-    return name in ("*:", need) or (name in ("user:", "query:") and need.startswith(name))
+def _matches(name: str, event: str) -> bool:
+    return name in ("*:", event) or (name in ("user:", "query:") and event.startswith(name))
 
 
-def _parted(spec: str) -> tuple[list[str], str]:
-    # As Serf does: at the first `=`, whatever stands in front of it; nothing there means all.
+def _split_spec(spec: str) -> tuple[list[str], str]:
+    # As Serf does: at the first `=`, whatever precedes it; nothing there means all events.
     head, separator, command = spec.partition("=")
     return ((head or "*").split(","), command) if separator else (["*"], spec)
 
 
-def _wrong(filters: Sequence[str]) -> str | None:
-    """The first filter that is none; None where all are."""
+def _find_invalid_filter(filters: Sequence[str]) -> str | None:
     for one in filters:
-        kind, colon, _ = one.partition(":")
-        if kind not in _KINDS or (colon and kind not in ("user", "query")):
+        event, colon, _ = one.partition(":")
+        if event not in _EVENTS or (colon and event not in ("user", "query")):
             return one
     return None
 
 
-def _words(command: str) -> list[str]:
+def split_command(command: str) -> list[str]:
+    """Return the words of a handler command, as the shell cuts them."""
     try:
         return shlex.split(command)
     except ValueError:
         return command.split()
 
 
-def cluster_agent(info: AgentInfo) -> Iterator[Finding]:
-    """The agent itself: there, and speaking in cipher."""
-    yield ok(Kind.SERF, "", f"the agent {info.name} answers")
-    if info.encrypted:
-        yield ok(Kind.ENCRYPTION, "", "what the agents say is encrypted")
-    else:
-        what = "the cluster is not encrypted: whoever reaches it can enrol a server, pause one, or call it failed"
-        yield error(Kind.ENCRYPTION, "", what, "make a key with `serf keygen`, and set `encrypt_key` on every node")
+def find_program_name(command: str) -> str:
+    """Return the program that the shell runs first for `command`; empty where there is none."""
+    words = split_command(command)
+    while words and "=" in words[0].split("/")[0]:
+        words.pop(0)
+    return words[0] if words else ""
 
 
-def role(info: AgentInfo, roles: Roles | None) -> Finding:
-    """The role of this load balancer, by which others know it for one."""
-    if not info.role:
-        what = "the agent has no role: the other load balancers cannot be told from any node"
-        return warning(Kind.ROLE_TAG, info.name, what, 'write `"tags": {"role": "lb"}`')
-    if any(any(one.sections.values()) for one in (roles.find_roles(info.role) if roles else ())):
-        what = f"its role {info.role} is one that roles.yml serves: the other load balancer becomes a server"
-        return error(Kind.ROLE_TAG, info.name, what, "give the load balancers a role of their own, as `lb`")
-    return ok(Kind.ROLE_TAG, info.name, f"its role is {info.role}")
+def names_lbagent(command: str) -> bool:
+    """Return whether the command is `lbagent handle`, with or without a path and options."""
+    words = split_command(command)
+    return "handle" in words and any(word.rpartition("/")[2] == "lbagent" for word in words)
 
 
-def peers(
-    info: AgentInfo,
-    listing: MemberList,
-    named: Sequence[str] = (),
-    serving: Collection[str] = (),
-    *,
-    declared: bool = False,
-) -> Iterator[Finding]:
-    """The load balancers of the same role, and members that nobody can use.
+def calls_lbagent(command: str, running: Agent | None) -> bool | None:
+    """Return whether a handler is lbagent or a script that names it; None where this user cannot read the script."""
+    if names_lbagent(command):
+        return True
+    path = find_program(command, running)
+    try:
+        content = untrusted_files.read_untrusted_file(path, _SCRIPT_LIMIT).content if path else None
+    except OSError:
+        content = None
+    if content is None:
+        return _answer_unseen(running)
+    return content.startswith(b"#!") and b"lbagent" in content
 
-    `named` are the nodes that the agent's settings name to join (`retry_join`, `start_join`), by address or name;
-    `serving` are the roles of roles.yml; `declared` says that haproxy.cfg has another load balancer.
-    """
-    there = find_peers(listing, info)
-    failed = sorted(one.name for one in there if one.status == "failed")
-    alive = sorted(one.name for one in there if one.status == "alive")
-    missing, strangers = _missing(listing, named), _strangers(listing, info, named, serving)
-    if failed:
-        what = f"{format_count(len(failed), 'other load balancer')} failed: {enumerated(failed)}"
-        made = warning if alive else error
-        yield made(Kind.PEERS, "serf members", what, "start its agent, or `serf force-leave` it")
-    elif not alive and (missing or declared):
-        why = f"its settings name {enumerated(missing)}, which is no member" if missing else _DECLARED
-        what = f"no other load balancer is in this cluster, though {why}: neither hears of the other's pauses"
-        yield error(Kind.PEERS, "serf members", what, _SAME_KEY)
-    elif not alive and strangers:
-        what = f"its settings name {enumerated(strangers)}, whose role is not {info.role or 'lb'}"
-        yield warning(Kind.PEERS, "serf members", what, "give all load balancers the same role, as `lb`")
-    elif missing:
-        what = f"the agent's settings name {enumerated(missing)}, which is no member"
-        yield warning(Kind.PEERS, "serf members", what, _SAME_KEY)
-    if alive or not (failed or missing or declared or strangers):
-        told = f": {enumerated(alive)}" if alive else ""
-        yield ok(Kind.PEERS, "serf members", f"{format_count(len(alive), 'other load balancer')} there{told}")
-    for words in listing.refused[:NAMED]:
-        yield warning(Kind.MEMBERS, "", words, "mend that node's name, or its address")
-    if more := len(listing.refused[NAMED:]):
+
+def finds_program(command: str, running: Agent | None) -> bool | None:
+    """Return whether the agent's shell finds the program of a handler; None where this user cannot see that."""
+    return True if find_program(command, running) else _answer_unseen(running)
+
+
+def find_program(command: str, running: Agent | None) -> str | None:
+    """Return the path of a handler's program in the PATH and working directory of the agent; None where not found."""
+    environ = running.process.environ if running else {}
+    name = find_program_name(command)
+    if "/" in name and running:
+        name = os.path.join(running.process.cwd or "/", name)
+    return shutil.which(name, path=environ.get("PATH") or None)
+
+
+def _answer_unseen(running: Agent | None) -> bool | None:
+    """Return the answer about a program that was not found: False if the agent's PATH is readable, else None."""
+    return False if running and running.open else None
+
+
+def check_handler_version(command: str, running: Agent, account: Account) -> Iterator[Finding]:
+    """Run the handler's `lbagent --version` as Serf's user: it must start, and be the version of this command."""
+    path = find_program(command, running) if names_lbagent(command) else None
+    if path is None or os.path.basename(path) != "lbagent" or os.geteuid() not in (0, account.user):
+        return
+    argv = [path, "--version"]
+    if account.user != os.geteuid():
+        groups = ",".join(map(str, sorted(account.groups)))
+        argv = ["setpriv", f"--reuid={account.user}", f"--groups={groups}", "--", *argv]
+    try:
+        result = subprocess.run_program(argv, _VERSION_TIMEOUT, environ=running.process.environ)
+    except OSError:
+        return
+    version = result.output.strip().rpartition(" ")[2]
+    if not result.succeeded:
+        reason = (result.output.strip().split("\n") or [""])[-1]
+        text = f"{path} fails as user {account.user} ({result.ending}: {reason}); Serf events have no effect"
+        yield error(Kind.HANDLERS, "serf info", text, "install lbagent again, or fix its permissions")
+    elif version != lbagent.__version__:
+        text = f"Serf's handler {path} is lbagent {version}, this command is {lbagent.__version__}"
         yield warning(
-            Kind.MEMBERS, "serf members", f"{format_count(more, 'more member')} of no use", "see `serf members`"
+            Kind.HANDLERS, "serf info", text, "remove one of the two, or correct the path in `event_handlers`"
         )
 
 
-_DECLARED = "the `peers` section of haproxy.cfg has another one"
-_SAME_KEY = (
-    "start the agent there, with the same `encrypt_key` as here (`lbagent-serf-setup --key-from`), or take it out"
-)
+def check_running_handlers(running: Agent | None) -> Iterator[Finding]:
+    """Find event handlers that have run for too long: Serf runs handlers one after another."""
+    if running is None:
+        return
+    for one in [one for one in processes.find_processes("") if one.parent == running.process.pid]:
+        age = time.time() - one.start_time
+        if age > HANDLER_LATE:
+            where = f"pid {one.pid} ({' '.join(one.argv)})"
+            text = f"this event handler has run for {age:.0f} s; Serf runs handlers one after another"
+            fix = "end that process, and correct its handler"
+            yield error(Kind.HANDLERS, where, f"{text}, so no event reaches lbagent", fix)
 
 
-def _missing(listing: MemberList, named: Sequence[str]) -> list[str]:
-    """Those of the nodes named by the settings that are no members."""
-    known = {*listing.names, *(one.address for one in listing.members)}
-    return [one for one in dict.fromkeys(named) if host_of(one) not in known]
+# --- the agent and its cluster --------------------------------------------------------------------------------------
 
 
-def _strangers(listing: MemberList, info: AgentInfo, named: Sequence[str], serving: Collection[str]) -> list[str]:
-    """The members that the settings name, that serve nothing, and that have another role than a load balancer."""
-    hosts = {host_of(one) for one in named}
-    there = (one for one in listing.members if one.name != info.name and {one.name, one.address} & hosts)
-    return [f"{one.name} (role {one.role or 'none'})" for one in there if one.role not in (info.role, *serving)]
+def fetch_info() -> AgentInfo | Finding:
+    """Return the agent's answer to `serf info`, or the finding why there is none."""
+    try:
+        subprocess.find_program("serf")
+    except FileNotFoundError:
+        return error(
+            Kind.SERF, "serf", "the program is not installed; no events arrive", "install Serf, or add it to PATH"
+        )
+    try:
+        return agent.fetch_info()
+    except TryAgain as refused:
+        if "uthenticat" in str(refused) or "invalid auth token" in str(refused).lower():
+            return _explain_token(str(refused))
+        address = os.environ.get("SERF_RPC_ADDR") or DEFAULT_RPC
+        fix = f"start the agent, or set SERF_RPC_ADDR to its `rpc_addr` (now {address})"
+        return error(Kind.SERF, "", str(refused), fix)
 
 
-def host_of(named: str) -> str:
-    """The host of `HOST`, `HOST:PORT` or `[HOST]:PORT`; an address in its usual form."""
-    host = named.strip()
+def _explain_token(refusal: str) -> Finding:
+    """Return the finding for an agent that refuses the RPC token."""
+    env = agent.process_serf_env
+    if env and env.error and os.geteuid():
+        return unreadable(Kind.SERF, env.error.partition(": ")[0], "not readable for this user; it has the RPC token")
+    reason = "wrong RPC token" if os.environ.get("SERF_RPC_AUTH") else "the agent requires an RPC token"
+    where = env.found if env and env.found else "SERF_RPC_AUTH"
+    text = f"{reason}; no sync is possible ({refusal})"
+    return error(Kind.SERF, where, text, "set SERF_RPC_AUTH to the `rpc_auth` of the agent")
+
+
+def check_encryption(info: AgentInfo) -> Iterator[Finding]:
+    """Check that the agent encrypts: without a key, anyone who can send packets to it can change its members."""
+    yield ok(Kind.SERF, "", f"the agent {info.name} answers")
+    if info.encrypted:
+        yield ok(Kind.ENCRYPTION, "", "the cluster is encrypted")
+    else:
+        text = "the cluster is not encrypted; anyone who can reach it can add, pause or fail servers"
+        fix = "create a key with `serf keygen`, and set it as `encrypt_key` on every node"
+        yield error(Kind.ENCRYPTION, "", text, fix)
+
+
+def check_role_tag(info: AgentInfo, roles: Roles | None) -> Finding:
+    """Check the role of this load balancer: the load balancers find each other by it."""
+    if not info.role:
+        text = "the agent has no role tag; the load balancers cannot find each other"
+        return warning(Kind.ROLE_TAG, info.name, text, 'add `"tags": {"role": "lb"}` to its settings')
+    if any(any(one.sections.values()) for one in (roles.find_roles(info.role) if roles else ())):
+        text = f"roles.yml has services for its role {info.role}; the other load balancer becomes a server"
+        return error(Kind.ROLE_TAG, info.name, text, "give the load balancers their own role, for example `lb`")
+    return ok(Kind.ROLE_TAG, info.name, f"its role is {info.role}")
+
+
+def check_peers(
+    info: AgentInfo,
+    members: MemberList,
+    joins: Sequence[str] = (),
+    roles: Collection[str] = (),
+    *,
+    has_peer: bool = False,
+) -> Iterator[Finding]:
+    """Check the other load balancers, which have the same role as this one.
+
+    `joins` are the nodes in `retry_join` and `start_join`, by address or name, `roles` the roles of roles.yml;
+    `has_peer` says that a `peers` section of haproxy.cfg names another load balancer.
+    """
+    found = find_peers(members, info)
+    failed = sorted(one.name for one in found if one.status == "failed")
+    alive = sorted(one.name for one in found if one.status == "alive")
+    missing, other_role = _find_missing(members, joins), _find_other_role(members, info, joins, roles)
+    if failed:
+        text = f"{format_count(len(failed), 'other load balancer')} failed: {join_names(failed)}"
+        severity = warning if alive else error
+        yield severity(Kind.PEERS, "serf members", text, "start its agent, or remove it with `serf force-leave`")
+    elif not alive and (missing or has_peer):
+        reason = f"the agent's settings join {join_names(missing)}" if missing else "haproxy.cfg has a `peers` section"
+        text = f"no other load balancer is in this cluster, although {reason}; pauses reach only one of them"
+        yield error(Kind.PEERS, "serf members", text, _FIX_KEY)
+    elif not alive and other_role:
+        text = f"the agent's settings join {join_names(other_role)}, which has another role than {info.role or 'lb'}"
+        yield error(Kind.PEERS, "serf members", text, "give all load balancers the same role, for example `lb`")
+    elif missing:
+        text = f"the agent's settings join {join_names(missing)}, which is not a member"
+        yield warning(Kind.PEERS, "serf members", text, _FIX_KEY)
+    if alive or not (failed or missing or has_peer or other_role):
+        names = f": {join_names(alive)}" if alive else ""
+        yield ok(Kind.PEERS, "serf members", f"{format_count(len(alive), 'other load balancer')}{names}")
+
+
+def check_members(members: MemberList) -> Iterator[Finding]:
+    """Find members with an invalid name or address: they get no line."""
+    for text in members.refused[:NAMES_LIMIT]:
+        yield warning(Kind.MEMBERS, "", text, "correct the node's name or address")
+    if more := len(members.refused[NAMES_LIMIT:]):
+        text = f"{format_count(more, 'more member')} with an invalid name or address"
+        yield warning(Kind.MEMBERS, "serf members", text, "see the output of `serf members`")
+
+
+def _find_missing(members: MemberList, joins: Sequence[str]) -> list[str]:
+    known = {*members.names, *(one.address for one in members.members)}
+    return [one for one in dict.fromkeys(joins) if parse_host(one) not in known]
+
+
+def _find_other_role(members: MemberList, info: AgentInfo, joins: Sequence[str], roles: Collection[str]) -> list[str]:
+    """Return the members in `joins` that are neither servers (`roles`) nor load balancers with our role."""
+    hosts = {parse_host(one) for one in joins}
+    joined = (one for one in members.members if one.name != info.name and {one.name, one.address} & hosts)
+    return [f"{one.name} (role {one.role or 'none'})" for one in joined if one.role not in (info.role, *roles)]
+
+
+def parse_host(text: str) -> str:
+    """Return the host of `HOST`, `HOST:PORT` or `[HOST]:PORT`; an address in its canonical form."""
+    host = text.strip()
     if host.startswith("["):
         host = host[1:].partition("]")[0]
     elif host.count(":") == 1:
@@ -247,215 +364,130 @@ def host_of(named: str) -> str:
     return canonical_address(host) or host
 
 
-_REPLAY = {
-    "snapshot_path": "a load balancer that was down finds its cluster, and knows what it has heard, by this file",
-    "replay_on_join": "pauses sent while the load balancer was down are lost without it",
-    "rejoin_after_leave": "after a stop that was a leave, the snapshot is forgotten without it",
+# --- the agent's process, files and settings ------------------------------------------------------------------------
+
+
+_REPLAY_SETTINGS = {
+    "snapshot_path": "after a restart the agent does not rejoin its cluster and forgets which events it has seen",
+    "replay_on_join": "pauses that were sent while this load balancer was down are lost",
+    "rejoin_after_leave": "after a stop with a leave the agent ignores its snapshot",
 }
 
 
-def judge(settings: Mapping[str, Any], files: Sequence[File], argv: Sequence[str]) -> Iterator[Finding]:
-    """What of its settings is not as a load balancer needs them."""
+def check_agent_process(running: Agent | None, info: AgentInfo | None) -> Iterator[Finding]:
+    """Check the agent's files, settings and environment; `running` is its process, None where none was found."""
+    if running is None:
+        if info is not None:
+            yield _explain_no_process()
+        return
+    yield from map(_explain_unreadable, running.unreadable)
+    if running.complete:
+        yield from check_agent_settings(running.settings, running.files, running.process.argv)
+        yield from check_agent_environment(running)
+
+
+def _explain_no_process() -> Finding:
+    """Return the finding for an agent that answers, but whose process is not visible on this host."""
+    address = os.environ.get("SERF_RPC_ADDR") or DEFAULT_RPC
+    if not _is_local(parse_host(address)):
+        text = f"the agent at SERF_RPC_ADDR={address} runs on another host; its handlers do not call this lbagent"
+        return error(Kind.AGENT_FILES, "Serf's settings", text, "set SERF_RPC_ADDR to the agent of this load balancer")
+    text = f"not checked: no process `serf agent` with the RPC address {address} is visible on this host"
+    if os.geteuid():
+        return unreadable(Kind.AGENT_FILES, "Serf's settings", text)
+    return warning(Kind.AGENT_FILES, "Serf's settings", text, "run `lbagent check` where the agent runs")
+
+
+def _is_local(host: str) -> bool:
+    """Return whether a host name or address is one of this host; True where that is unknown."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind(address)
+    except OSError as refused:
+        return not isinstance(refused, socket.gaierror) and refused.strerror != os.strerror(99)  # EADDRNOTAVAIL
+    return True
+
+
+def _explain_unreadable(file: Unreadable) -> Finding:
+    if file.hidden:
+        return unreadable(Kind.AGENT_FILES, file.path, file.problem)
+    if file.broken:
+        return error(Kind.AGENT_FILES, file.path, file.problem, "fix the file; the agent does not start again with it")
+    return warning(Kind.AGENT_FILES, file.path, file.problem, "make sure that it is a settings file of the agent")
+
+
+def check_agent_settings(settings: Mapping[str, Any], files: Sequence[File], argv: Sequence[str]) -> Iterator[Finding]:
+    """Check the agent's settings against what a load balancer needs."""
     where = files[-1].path if files else "serf agent"
-    yield from _replay(settings, where)
+    yield from _check_replay(settings, where)
     if settings.get("leave_on_terminate"):
-        yield ok(Kind.LEAVE, where, "ended by SIGTERM, the agent leaves")
+        yield ok(Kind.LEAVE, where, "the agent leaves the cluster on SIGTERM")
     else:
-        what = "ended by SIGTERM (an init script) it counts as failed, and the others wait for its answer"
-        yield warning(Kind.LEAVE, where, what, 'write `"leave_on_terminate": true`')
-    yield from _keys(settings, files, argv)
-    yield from _rpc(settings, where)
+        text = (
+            "on SIGTERM the agent does not leave; the other load balancers count it as failed and wait for its answers"
+        )
+        yield warning(Kind.LEAVE, where, text, 'add `"leave_on_terminate": true`')
+    yield from _check_key(settings, files, argv)
+    yield from _check_rpc(settings, where)
     for file in files:
-        found = parse_agent_file(file)
-        yield from handlers_specs(list_event_handlers(found) if not isinstance(found, str) else (), file.path)
+        table = parse_agent_file(file)
+        yield from check_handler_specs(list_event_handlers(table) if not isinstance(table, str) else (), file.path)
 
 
-def _replay(settings: Mapping[str, Any], where: str) -> Iterator[Finding]:
-    missing = [key for key in _REPLAY if not settings.get(key)]
+def _check_replay(settings: Mapping[str, Any], where: str) -> Iterator[Finding]:
+    missing = [key for key in _REPLAY_SETTINGS if not settings.get(key)]
     for key in missing:
-        right = '"/var/lib/serf/snapshot"' if key == "snapshot_path" else "true"
-        yield warning(Kind.REPLAY, where, f"no `{key}`: {_REPLAY[key]}", f'write `"{key}": {right}`')
+        value = '"/var/lib/serf/snapshot"' if key == "snapshot_path" else "true"
+        yield warning(Kind.REPLAY, where, f"no `{key}`; {_REPLAY_SETTINGS[key]}", f'add `"{key}": {value}`')
     if not missing:
-        yield ok(Kind.REPLAY, where, "what was sent while this load balancer was down is heard afterwards")
+        yield ok(Kind.REPLAY, where, "after a restart the agent receives the events it has missed")
 
 
-def _keys(settings: Mapping[str, Any], files: Sequence[File], argv: Sequence[str]) -> Iterator[Finding]:
+def _check_key(settings: Mapping[str, Any], files: Sequence[File], argv: Sequence[str]) -> Iterator[Finding]:
     found = []
     if any(name == "encrypt" for name, _ in parse_options(argv)):
-        what = "the key stands on the agent's command line, where every user of this host sees it"
-        found.append(error(Kind.KEY, "serf agent -encrypt", what, "put `encrypt_key` into a file of mode 0600"))
-    holding = [file for file in files if b"encrypt_key" in file.content or file.path == settings.get("keyring_file")]
-    for file in holding:
+        text = "the key is on the agent's command line; every user of this host can read it"
+        found.append(error(Kind.KEY, "serf agent -encrypt", text, "move it to `encrypt_key` in a file of mode 0600"))
+    with_key = [file for file in files if b"encrypt_key" in file.content or file.path == settings.get("keyring_file")]
+    for file in with_key:
         if file.mode & 0o004:
-            what = f"the key can be read by every user of this host (mode {file.mode & 0o7777:04o})"
-            found.append(error(Kind.KEY, file.path, what, "chmod 0600, and change the key"))
+            text = f"every user of this host can read the key (mode {file.mode & 0o7777:04o})"
+            found.append(error(Kind.KEY, file.path, text, "run `chmod 0600` on the file, and change the key"))
     yield from found
-    if holding and not found:
-        yield ok(Kind.KEY, holding[0].path, "others cannot read the key")
+    if with_key and not found:
+        yield ok(Kind.KEY, with_key[0].path, "other users cannot read the key")
 
 
-def _rpc(settings: Mapping[str, Any], where: str) -> Iterator[Finding]:
+def _check_rpc(settings: Mapping[str, Any], where: str) -> Iterator[Finding]:
     address = find_rpc_address(settings)
     host = address.rpartition(":")[0].strip("[]")
     if not (host.startswith("127.") or host in ("::1", "localhost")):
-        what = f"whoever reaches {address} commands the agent"
-        yield error(Kind.RPC, where, what, f'write `"rpc_addr": "{DEFAULT_RPC}"`')
+        text = f"anyone who can reach {address} can control the agent"
+        yield error(Kind.RPC, where, text, f'set `"rpc_addr": "{DEFAULT_RPC}"`')
     if settings.get("rpc_auth"):
-        yield ok(Kind.RPC, where, f"{address} asks for a token")
+        yield ok(Kind.RPC, where, f"{address} requires a token")
     else:
-        what = f"every user of this host commands the agent through {address}"
-        yield warning(
-            Kind.RPC,
-            where,
-            what,
-            'write `"rpc_auth": "TOKEN"`, and give the agent SERF_RPC_AUTH=TOKEN for its handlers',
-        )
+        text = f"every user of this host can control the agent through {address}"
+        fix = 'set `"rpc_auth": "TOKEN"`, and start the agent with SERF_RPC_AUTH=TOKEN for its handlers'
+        yield warning(Kind.RPC, where, text, fix)
 
 
-_SCRIPT_LIMIT = 64 * 1024
-"""Bytes of a handler's program that are read to see whether it is a script that calls lbagent."""
-
-
-def info() -> AgentInfo | Finding:
-    """What the agent says of itself, or why it cannot be asked."""
-    try:
-        subprocess.find_program("serf")
-    except FileNotFoundError:
-        what = "the program is not there: nothing is heard of the cluster"
-        return error(Kind.SERF, "serf", what, "install Serf, or have it in PATH")
-    try:
-        return agent.fetch_info()
-    except TryAgain as refused:
-        if "uthenticat" in str(refused) or "invalid auth token" in str(refused).lower():
-            return _without_token(str(refused))
-        return error(Kind.SERF, "", str(refused), f"start the agent, or set SERF_RPC_ADDR ({DEFAULT_RPC} without it)")
-
-
-def _without_token(refused: str) -> Finding:
-    """What it means that the agent does not accept our token."""
-    used = agent.process_serf_env
-    if used and used.error and os.geteuid():
-        return unseen(Kind.SERF, used.error.partition(": ")[0], "cannot be read: it holds the token", AS_SERF)
-    given = "the token is not the agent's" if os.environ.get("SERF_RPC_AUTH") else "a token is needed"
-    where = used.found if used and used.found else "SERF_RPC_AUTH"
-    what = f"{given}: no sync is possible ({refused})"
-    return error(Kind.SERF, where, what, "set SERF_RPC_AUTH to the agent's `rpc_auth`")
-
-
-def environment(found: Agent) -> Iterator[Finding]:
-    """Whether its handlers are given what they need to ask it."""
-    if not found.complete:
+def check_agent_environment(running: Agent) -> Iterator[Finding]:
+    """Check that the agent's handlers inherit what they need to ask the agent: SERF_RPC_AUTH and SERF_RPC_ADDR."""
+    environ, address = running.process.environ, find_rpc_address(running.settings)
+    where = f"serf agent (pid {running.process.pid})"
+    if not running.open:
+        yield unreadable(Kind.RPC, where, "this user may not read its environment")
         return
-    environ, address = found.process.environ, find_rpc_address(found.settings)
-    where = f"pid {found.process.pid}"
-    if not found.open:
-        what = "what its handlers are given cannot be looked at: this user may not read its environment"
-        yield unseen(Kind.RPC, where, what, "run this as root")
-        return
-    if found.settings.get("rpc_auth") and not environ.get("SERF_RPC_AUTH"):
-        what = "its handlers cannot ask the agent: they inherit no SERF_RPC_AUTH from it"
-        yield warning(Kind.RPC, where, what, "start the agent with SERF_RPC_AUTH=TOKEN, the value of `rpc_auth`")
+    if running.settings.get("rpc_auth") and not environ.get("SERF_RPC_AUTH"):
+        text = "no SERF_RPC_AUTH in its environment; handlers cannot ask the agent"
+        yield warning(Kind.RPC, where, text, "start the agent with SERF_RPC_AUTH=TOKEN, the value of `rpc_auth`")
     if not sockets.is_same_endpoint(environ.get("SERF_RPC_ADDR", DEFAULT_RPC), address):
-        what = f"its handlers cannot ask the agent: they inherit no SERF_RPC_ADDR={address} from it"
-        yield warning(Kind.RPC, where, what, f"start the agent with SERF_RPC_ADDR={address}")
+        text = f"no SERF_RPC_ADDR={address} in its environment; handlers cannot ask the agent"
+        yield warning(Kind.RPC, where, text, f"start the agent with SERF_RPC_ADDR={address}")
 
 
-def exists(command: str, found: Agent | None) -> bool | None:
-    """Whether the shell of the agent finds the program of a handler; None where that cannot be seen."""
-    return True if _program(command, found) else _if_unseen(found)
-
-
-def calls(command: str, found: Agent | None) -> bool | None:
-    """Whether a handler is lbagent's, or a script that calls it; None where that cannot be seen."""
-    if names_lbagent(command):
-        return True
-    path = _program(command, found)
-    try:
-        content = untrusted_files.read_untrusted_file(path, _SCRIPT_LIMIT).content if path else None
-    except OSError:
-        content = None
-    if content is None:
-        return _if_unseen(found)
-    return content.startswith(b"#!") and b"lbagent" in content
-
-
-def _if_unseen(found: Agent | None) -> bool | None:
-    """What it means that a program is not seen: it is not there, or this user may not look where the agent does."""
-    return False if found and found.open else None
-
-
-def _program(command: str, found: Agent | None) -> str | None:
-    environ = found.process.environ if found else {}
-    name = program(command)
-    if "/" in name and found:
-        name = os.path.join(found.process.cwd or "/", name)
-    return shutil.which(name, path=environ.get("PATH") or None)
-
-
-def _unreadable(file: Unreadable) -> Finding:
-    if file.hidden:
-        return unseen(Kind.AGENT_FILES, file.path, file.problem, "run this as root")
-    if file.broken:
-        fix = "fix it: the agent does not start again with it"
-        return error(Kind.AGENT_FILES, file.path, file.problem, fix)
-    return warning(Kind.AGENT_FILES, file.path, file.problem, "see whether it is the agent's")
-
-
-class SerfSide:
-    """What each look has found out for the next ones."""
-
-    def __init__(self, roles: Callable[[], Roles | None], has_peers: Callable[[], bool]) -> None:
-        """Nothing is known yet; `roles`, and whether haproxy.cfg `has_peers`, are asked for when they are needed."""
-        self._roles, self._has_peers = roles, has_peers
-        self._info: AgentInfo | None = None
-        self._running: Agent | None = None
-
-    @property
-    def running(self) -> Agent | None:
-        """The agent's process, once it was looked for."""
-        return self._running
-
-    def agent(self) -> Iterator[Finding]:
-        """What the agent says of itself."""
-        self._running = agent_process.find_running_agent()
-        found = info()
-        if isinstance(found, Finding):
-            yield found
-            return
-        self._info = found
-        yield from cluster_agent(found)
-        yield role(found, self._roles())
-
-    def handlers(self) -> Iterator[Finding]:
-        """Whether lbagent is called for all it needs."""
-        if self._info is None:
-            return
-        written = of_specs(list_event_handlers(self._running.settings)) if self._running else []
-        yield from handlers_judge(
-            handlers_merged(self._info.handlers, written),
-            lambda command: calls(command, self._running),
-            lambda command: exists(command, self._running),
-        )
-
-    def peers(self) -> Iterator[Finding]:
-        """The other load balancers. Raises TryAgain."""
-        if self._info is not None:
-            named = list_join_addresses(self._running.settings) if self._running else []
-            roles = self._roles()
-            serving = [*roles.roles] if roles else []
-            yield from peers(self._info, agent.fetch_members(), named, serving, declared=self._has_peers())
-
-    def settings(self) -> Iterator[Finding]:
-        """The agent's own files and command line."""
-        running = self._running
-        if running is None:
-            if self._info is not None:
-                what = "cannot be looked at: no `serf agent` process with this RPC address is shown here"
-                made = unseen if os.geteuid() else warning
-                yield made(Kind.AGENT_FILES, "Serf's settings", what, "run this as root, on the load balancer itself")
-            return
-        yield from map(_unreadable, running.unreadable)
-        if not running.complete:
-            return
-        yield from judge(running.settings, running.files, running.process.argv)
-        yield from environment(running)
+def find_running() -> Agent | None:
+    """Return the process of the agent at SERF_RPC_ADDR; None where none is visible."""
+    return agent_process.find_running_agent()

@@ -18,7 +18,7 @@ from lbagent.membership.model import find_member, find_paused
 from lbagent.membership.storage import Damaged
 from lbagent.membership.updates import UNKNOWN_NODE
 from lbagent.names import NAME, canonical_address, make_printable
-from lbagent.planning import last_server
+from lbagent.planning import services as planning_services
 from lbagent.run.command import CommandEvent, is_confirmation, run_commands
 from lbagent.run.engine import Engine
 from lbagent.run.replies import format_open_sessions, list_host_names, parse_open_sessions
@@ -131,8 +131,7 @@ def _find_load_balancers() -> Cluster:
     try:
         me = agent.fetch_info()
     except TryAgain as error:
-        # `serf info` comes first, but the list of members is what is missing.
-        return Cluster(os.uname().nodename, trouble=str(error).replace("(serf info)", "(serf members)"))
+        return Cluster(os.uname().nodename, trouble=str(error))
     try:
         listed = agent.fetch_members()
     except TryAgain as error:
@@ -176,11 +175,11 @@ def _require_another_server(commands: Collection[Command], engine: Engine) -> No
         members = (find_member(membership.members, one.name, one.address) for one in commands)
         out = find_paused(membership)
         hosts = [list_host_names(one, membership) for one in members if one and one.name not in out]
-        now = last_server.Serving(document, config_files.query_server_states(document))
-        services = last_server.find_unserved(now, roles, membership, frozenset().union(*hosts), if_paused=True)
+        now = planning_services.ServingServers(document, config_files.query_server_states(document))
+        services = planning_services.find_unserved(now, roles, membership, frozenset().union(*hosts), if_paused=True)
         if services:
             names = ", ".join(one.name for one in commands)
-            words = f"{last_server.LAST_SERVER_WARNING}{last_server.join_words(services)} serves"
+            words = f"{planning_services.LAST_SERVER_WARNING}{planning_services.join_services(services)} serves"
             raise LastServer(f"{names}: {words}; resume another node first, or use --force")
 
 
@@ -206,11 +205,9 @@ def _ask_others(verb: str, payloads: Mapping[str, str], cluster: Cluster, rows: 
         rows.add_for_all("others", f"not asked: {error}")
         return
     for one in cluster.others:
-        rows.add_for_all(
-            one.name, "not answered" if one.status == "alive" else f"not answered: {one.status}, says Serf"
-        )
+        rows.add_for_all(one.name, "not answered" if one.status == "alive" else f"not asked: {one.status} in Serf")
     for name in cluster.unreachable:
-        rows.add_for_all(name, "not asked: its name or address in Serf is of no use")
+        rows.add_for_all(name, "not asked: its name or address in Serf is invalid")
 
 
 class Rows:
@@ -281,8 +278,13 @@ class Rows:
         return [name for name in names if all(is_confirmation(self._answers.get((one, name), "")) for one in nodes)]
 
     def list_unconfirmed(self, node: str) -> list[str]:
-        """Return the load balancers, or `others`, whose row for this node is no confirmation."""
-        return [name for (one, name), words in self._answers.items() if one == node and not is_confirmation(words)]
+        """Return the load balancers, or `others`, that have not confirmed the command for this node.
+
+        Without those that are not alive in Serf: they answer nothing until they are back.
+        """
+        dead = {one.name for one in self._cluster.others if one.status != "alive"}
+        found = [name for (one, name), words in self._answers.items() if one == node and not is_confirmation(words)]
+        return [name for name in found if name not in dead]
 
     def print_interrupted(self) -> None:
         """Print to stderr what is in effect, which load balancers have not answered, and which sessions are open."""
@@ -314,7 +316,7 @@ class Rows:
         """Return the exit status: 0 where every row is a confirmation."""
         if not all(self._is_done(node) for node in self.nodes):
             return 1
-        last = {name for (_, name), words in self._answers.items() if last_server.LAST_SERVER_WARNING in words}
+        last = {name for (_, name), words in self._answers.items() if planning_services.LAST_SERVER_WARNING in words}
         if force or not last or self._cluster.myself in last:
             return 0
         # Another load balancer had fewer servers left: two operators at once, or its checks fail where those here pass.

@@ -193,9 +193,9 @@ def _find_refusal(preview: _Preview, log: Log) -> str | None:
     validator = Validator(seen, settings, running)
     try:
         is_same = wanted.after == wanted.before
-        reason = validator.live_refusal() if is_same else validator.refusal(wanted.after)
+        reason = validator.find_live_refusal() if is_same else validator.find_refusal(wanted.after)
         if reason:
-            own = validator.live_refusal()
+            own = validator.find_live_refusal()
             return (
                 f"haproxy.cfg is invalid, not because of lbagent: {own}"
                 if own

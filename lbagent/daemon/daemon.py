@@ -16,7 +16,7 @@ from functools import partial
 
 from tenacity import Retrying, retry_if_result, wait_exponential_jitter
 
-from lbagent.checks.candidate import Validator, refused_lines
+from lbagent.checks.candidate import Validator, find_refused_lines
 from lbagent.daemon import sd_notify
 from lbagent.daemon.background import BackgroundSync, run_in_thread
 from lbagent.daemon.file_watcher import ConfigEdits, FileWatcher
@@ -242,7 +242,7 @@ class Daemon:
     def _log_refused_lines(self, roles: Roles, running: RunningHaproxy | None) -> None:
         with contextlib.suppress(LbagentError, OSError):
             seen = config_files.read_config(roles.haproxy)
-            for refused in refused_lines(seen.document, roles, Validator(seen, roles.haproxy, running)):
+            for refused in find_refused_lines(seen.document, roles, Validator(seen, roles.haproxy, running)):
                 self._log.error(f"{self._settings.roles}: {refused}")
 
     def _prepare_sync(self) -> SyncMerge:

@@ -6,6 +6,7 @@ follow from it. `python -m lbagent.roles.keys` prints the schema.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 from collections.abc import Mapping
@@ -200,8 +201,6 @@ class Networks:
 
     def read(self, reader: Reader, node: yaml.Node, path: str) -> tuple[str, ...] | None:
         """Read the networks and return their canonical forms."""
-        import ipaddress  # noqa: PLC0415  # takes 3 ms, rarely needed
-
         right = self.right
         if isinstance(node, yaml.ScalarNode) and node.value.strip():
             right = f"write [{node.value[:60].strip()}]"
@@ -316,7 +315,7 @@ class Key:
 
 HAPROXY_KEYS = (
     Key("config", Paths(), "absolute path of haproxy.cfg, or a list in the order of HAProxy's -f", DEFAULT_CONFIG),
-    Key("reload", Words(), "the command that reloads HAProxy; found by itself where it is left out"),
+    Key("reload", Words(), "the command that reloads HAProxy; detected if it is left out"),
     Key("runtime", Choice(_ON, "on or off", ignore_case=True), "off: every change is applied by a reload", "on"),
     Key("timeout", Seconds(), "how long haproxy -c, the reload and its confirmation may each take", "30s"),
     Key("min_reload_interval", Seconds(), "lbagent watch: the least time between two reloads", "2s"),
@@ -408,8 +407,6 @@ def _explain_invalid_time(text: str, right: str) -> tuple[str, str]:
 
 
 def _suggest_network(text: str, right: str) -> str:
-    import ipaddress  # noqa: PLC0415
-
     try:
         return f"write {ipaddress.ip_network(text, strict=False)}"
     except ValueError:

@@ -42,6 +42,7 @@ def run_commands(
         refused = _store_commands([raw for raw, _ in commands], engine, log)
         if refused:
             return refused
+    engine.paths.prepare()
     try:
         with acquire_lock(engine.paths.lock, wait) as acquired:
             if allow is not None:

@@ -25,14 +25,22 @@ from lbagent.haproxy.instance import Haproxy, ReloadFailed
 from lbagent.haproxy.process import Worker
 from lbagent.haproxy.runtime import session
 from lbagent.haproxy.runtime.capabilities import Capabilities, find_capabilities
-from lbagent.haproxy.runtime.servers import LEFT_LIMIT, Admission, Join, KnownServers, ServerChanges, stop_traffic
+from lbagent.haproxy.runtime.servers import (
+    LEFT_LIMIT,
+    Admission,
+    Join,
+    KnownServers,
+    ServerChanges,
+    format_stop_command,
+)
 from lbagent.haproxy.runtime.session import Session, SessionError
 from lbagent.haproxy.runtime.state import find_differences
 from lbagent.haproxy.server_line import is_drained
 from lbagent.names import canonical_address
 from lbagent.outcome import Verdict
-from lbagent.planning import quarantine, restore
+from lbagent.planning import quarantine
 from lbagent.planning.plan import Plan
+from lbagent.planning.proxy import restore_managed_lines
 from lbagent.roles.model import Roles
 from lbagent.state.store import Failure, Served, ServersInMaintenance, Store
 
@@ -134,7 +142,7 @@ class Rollout:
             try:
                 return open_runtime_changes(self._store, self._snapshot.document.settings, worker, in_sync=in_sync)
             except SessionError as error:
-                if time.monotonic() >= deadline or not (error.passing and worker.alive):
+                if time.monotonic() >= deadline or not (error.is_temporary and worker.alive):
                     self.reasons.append(str(error))
                     return None
             time.sleep(_POLL_INTERVAL)
@@ -180,7 +188,7 @@ class Rollout:
         changed = {parse_change(text)[0] for text in (*plan.added, *plan.removed)}
         changed |= self._served.in_maintenance.lines.keys()
         try:
-            worker = self._haproxy.take_over(changed)
+            worker = self._haproxy.reload(changed)
         except ReloadFailed as error:
             self._roll_back(plan, str(error))
         self._store.save_served(Served(plan.digest, worker))
@@ -281,7 +289,7 @@ class Rollout:
         for _ in range(ATTEMPTS):
             now = config_files.read_config(self._roles.haproxy)
             is_own_text = previous is snapshot.document and now.texts == plan.after
-            texts = plan.before if is_own_text else restore.restore_managed_lines(now.document, previous)
+            texts = plan.before if is_own_text else restore_managed_lines(now.document, previous)
             with now.stage(texts) as paths:
                 if not is_own_text and (refusal := self._haproxy.find_refusal(paths, now.names)):
                     raise error(f"{reason}; the previous managed lines cannot be restored: {refusal}")
@@ -414,7 +422,7 @@ class RuntimeChanges:
             if line and key not in managed:
                 changes.needs_reload[key] = "was an operator's line"
         before = config.list_uncertain_servers(document)
-        if document.conditional or before:
+        if document.is_conditional or before:
             after = config.list_uncertain_servers(document.reread(plan.after))
             changed = {key for key in (*before, *after) if before.get(key) != after.get(key)}
             changes.needs_reload |= dict.fromkeys(changed, "an .if or a variable decides whether HAProxy has it")
@@ -460,7 +468,7 @@ class RuntimeChanges:
                 self._store.save_served(self._store.load_served()._replace(in_maintenance=self.in_maintenance))
             except OSError:
                 self._store.mark_served_incomplete()
-        commands = [stop_traffic(key, drain=self._should_drain(key, line)) for key, line in lines.items()]
+        commands = [format_stop_command(key, drain=self._should_drain(key, line)) for key, line in lines.items()]
         answers = dict(zip(lines, self._session.send(commands), strict=True))
         for key, answer in answers.items():
             is_gone = answer in _GONE_ANSWERS
@@ -477,7 +485,7 @@ class RuntimeChanges:
         if self._changes is None or self.problems:
             return False
         self._joins = joins = self._changes.joins
-        good = Admission(self._session).admit(joins, self._changes.dynamic_cookies)
+        good = Admission(self._session).admit_servers(joins, self._changes.dynamic_cookies)
         for join in joins if good else ():
             self._in_maintenance.pop(join.key, None)
         if good:
@@ -528,7 +536,7 @@ class RuntimeChanges:
         drained = [key for key in keys if key in states and states[key].draining]
         if drained:
             open_sessions = self._session.fetch_sessions()
-            self._session.send([stop_traffic(key, drain=False) for key in drained if not open_sessions.get(key)])
+            self._session.send([format_stop_command(key, drain=False) for key in drained if not open_sessions.get(key)])
 
     def _list_removable(self) -> list[Key]:
         """Return the servers in maintenance that may be deleted: removed for good, and easily added again."""

@@ -7,6 +7,7 @@ query as it was sent. Lines are split at LF and fields at TAB only; Serf escapes
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -38,7 +39,7 @@ class Command(NamedTuple):
     by: str = ""
     """The load balancer where an operator typed it, or USER@NAME from its web page, as the sender claims."""
     force: bool = False
-    lasting: int | None = None
+    duration: int | None = None
     """Seconds from the time it was sent, if it has `for=` rather than `until=`."""
 
 
@@ -156,7 +157,7 @@ def parse_command(raw: RawEvent, text: str) -> Command | Malformed:
     found = _parse_end(times)
     if isinstance(found, str):
         return Malformed(f"{verb}: {found}")
-    until, lasting = found
+    until, duration = found
     if until is not None and until <= now and raw.kind != USER:
         # Serf replays user events, and a pause that has ended is worth knowing. Queries and typed commands arrive at
         # once.
@@ -164,9 +165,9 @@ def parse_command(raw: RawEvent, text: str) -> Command | Malformed:
     address = canonical_address(plain[1]) if len(plain) > 1 else None
     # Only an identical command may be taken for a replay.
     digest = _checksum(f"{raw.name} {text}")
-    end = until if lasting is None else now + lasting
+    end = until if duration is None else now + duration
     by = "".join(senders[:1])
-    return Command(verb, raw.kind, raw.ltime, plain[0], address, end, reason, digest, by, force, lasting)
+    return Command(verb, raw.kind, raw.ltime, plain[0], address, end, reason, digest, by, force, duration)
 
 
 def parse_duration(text: str) -> int | None:
@@ -200,6 +201,4 @@ def _parse_end(words: list[str]) -> tuple[int | None, int | None] | str:
 
 
 def _checksum(text: str) -> str:
-    import zlib  # noqa: PLC0415  # only needed for commands
-
     return f"{zlib.crc32(text.encode('utf-8', 'surrogateescape')):08x}"

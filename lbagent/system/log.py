@@ -43,7 +43,7 @@ class Log:
         self._log_once(syslog.LOG_ERR, words, fields)
 
     def warning(self, words: str, **fields: object) -> None:
-        """Log a warning: an operator should look at it, but the run went on."""
+        """Log a warning: an operator should look at it, but the run continued."""
         self._log_once(syslog.LOG_WARNING, words, fields)
 
     def info(self, words: str, **fields: object) -> None:
@@ -62,7 +62,7 @@ class Log:
 
     def _write(self, priority: int, words: str, fields: dict[str, object], *, shown: bool) -> None:
         # Names from Serf may contain escape sequences and line ends.
-        from lbagent.names import brief, make_printable  # noqa: PLC0415  # most handlers log nothing
+        from lbagent.names import brief, make_printable  # noqa: PLC0415  # loads `re`, and most handlers log nothing
 
         line = make_printable(brief(words, _LIMIT))
         is_journal = self._stderr_is_journal()

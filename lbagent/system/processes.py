@@ -46,7 +46,7 @@ class Process(NamedTuple):
     @property
     def user(self) -> int | None:
         """The real uid; None if the process has ended."""
-        import psutil  # noqa: PLC0415  # see above
+        import psutil  # noqa: PLC0415  # as the docstring of the module explains
 
         try:
             # Not the owner of /proc/PID: that is root for a process that forbids core dumps.
@@ -57,7 +57,7 @@ class Process(NamedTuple):
     @property
     def start_time(self) -> float:
         """The start time in epoch seconds, to about 10 ms."""
-        import psutil  # noqa: PLC0415  # see above
+        import psutil  # noqa: PLC0415  # as the docstring of the module explains
 
         # Not its create_time: some versions keep the boot time, which changes when the clock is set.
         return psutil.boot_time() + self.started / os.sysconf("SC_CLK_TCK")
@@ -142,6 +142,14 @@ class Process(NamedTuple):
         return self.pid
 
     @property
+    def shares_network(self) -> bool | None:
+        """Whether it is in our network namespace; None if that may not be inspected."""
+        try:
+            return os.readlink(f"/proc/{self.pid}/ns/net") == os.readlink("/proc/self/ns/net")
+        except OSError:
+            return None
+
+    @property
     def _root_is_ours(self) -> bool:
         """Whether its root directory has the same name for us: no chroot, or one that it entered itself."""
         link = f"/proc/{self.pid}/root"
@@ -209,7 +217,7 @@ def find_processes(prefix: str) -> list[Process]:
 
 
 def find_children(pid: int) -> frozenset[int]:
-    """Return the pids of the children of `pid`; empty if it has ended, or the kernel does not tell."""
+    """Return the pids of the children of `pid`; empty if it has ended, or the kernel does not list them."""
     try:
         with open(f"/proc/{pid}/task/{pid}/children", "rb") as file:
             return frozenset(map(int, file.read().split()))

@@ -195,6 +195,23 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
+def list_anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as MkDocs and code hosts make them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    titles = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title) for title in re.findall(r"^#+ (.*)$", text, re.MULTILINE)]
+    return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", title).strip().lower()) for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_a_heading_lead_to_one(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?://)([^)#]*)#([^)]+)\)", page.read_text(encoding="utf-8"))
+
+    dead = [
+        (path, anchor) for path, anchor in links if anchor not in list_anchors(page.parent / path if path else page)
+    ]
+    assert dead == []
+
+
 @pytest.mark.parametrize("goal", re.findall(r"^\$ make (\w+)", README, re.MULTILINE))
 def test_the_commands_of_the_readme_exist(goal: str) -> None:
     assert re.search(rf"^{goal}:", (HERE / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
@@ -207,3 +224,15 @@ def test_the_changelog_has_each_kind_of_change_once_per_version_in_order() -> No
     for version in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
         found = re.findall(r"^### (.*)$", version, re.MULTILINE)
         assert found == [kind for kind in kinds if kind in found], version.partition("\n")[0]
+
+
+def test_troubleshooting_quotes_messages_of_the_code() -> None:
+    page = (HERE / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (HERE / "lbagent").rglob("*.py"))
+    of_serf = {"Error invoking script"}
+
+    # A message is put together from pieces; `…` and `N` stand for what varies.
+    quoted = [part.strip() for title in re.findall(r"^## .*?`(.*)`", page, re.MULTILINE) for part in title.split("…")]
+    pieces = [piece for part in quoted for piece in re.split(r"\b[NM]\b|'#.*|`[^`]*`", part) if len(piece.strip()) > 8]
+    assert len(pieces) > 3
+    assert [piece for piece in pieces if piece.strip() not in code and piece.strip() not in of_serf] == []

@@ -204,6 +204,11 @@ def member(name: str, address: str, role: str = "web", **tags: str) -> bytes:
     return f"{name}\t{address}\t{role}\t{pairs}\n".encode()
 
 
+def deletes_servers(binary: Path) -> bool:
+    """Return whether this HAProxy deletes the servers of nodes that left: 3.0 and later."""
+    return not haproxy_release(binary).startswith("2.")
+
+
 class Lb:
     """A load balancer's folder: haproxy.cfg and roles.yml in `etc/`, a state directory, a `bin/` first in PATH."""
 

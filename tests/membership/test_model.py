@@ -1,4 +1,4 @@
-"""membership: who is there, who is paused, and for how long that is remembered."""
+"""Members are found by name or address, pauses apply to a whole host, and members and pauses expire."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HOUR = 3600
 
 
 @pytest.mark.parametrize(("status", "present"), [(ALIVE, True), (FAILED, True), (LEFT, False), (UNKNOWN, False)])
-def test_the_living_and_the_failed_are_present(status: str, present: bool) -> None:  # noqa: FBT001
+def test_alive_and_failed_members_are_present(status: str, present: bool) -> None:  # noqa: FBT001
     assert member("web01", status=status).present is present
 
 
@@ -24,7 +24,7 @@ def test_a_name_is_found_exactly() -> None:
     assert found(membership, "WEB01") == membership.members["WEB01"]
 
 
-def test_a_windows_name_is_found_in_any_case() -> None:
+def test_a_name_is_found_in_any_case() -> None:
     membership = known(member("vm"), member("vm2", "10.0.0.2"))
 
     assert found(membership, "VM") == membership.members["vm"]
@@ -56,27 +56,27 @@ def test_the_address_may_be_given_for_the_name() -> None:
     assert found(membership, "2001:DB8::5") == membership.members["web01"]
 
 
-def test_an_address_of_two_members_means_neither() -> None:
+def test_an_address_of_two_members_means_none_of_them() -> None:
     assert found(known(member("web01"), member("web02")), "other", "10.0.0.1") is None
 
 
-def test_of_the_members_of_one_address_the_one_that_is_there_is_meant() -> None:
+def test_an_address_means_its_only_present_member() -> None:
     membership = known(member("old", status=LEFT), member("new"))
 
     assert found(membership, "10.0.0.1") == membership.members["new"]
 
 
-def test_nobody_is_found_by_no_address() -> None:
+def test_an_empty_address_finds_no_member() -> None:
     assert found(known(member("web01", "")), "web02") is None
 
 
-def test_a_pause_holds_for_every_member_with_the_address() -> None:
+def test_a_pause_applies_to_every_member_with_the_address() -> None:
     membership = known(pausing(member("old", status=LEFT)), member("new"), member("other", "10.0.0.2"))
 
     assert paused(membership) == ["new", "old"]
 
 
-def test_a_tag_pauses_only_with_the_word_paused() -> None:
+def test_only_the_tag_value_paused_pauses() -> None:
     tagged = [
         member("a", "10.0.0.1", tags={"lbagent": "paused"}),
         member("b", "10.0.0.2", tags={"lbagent": "on"}),
@@ -86,27 +86,27 @@ def test_a_tag_pauses_only_with_the_word_paused() -> None:
     assert paused(known(*tagged)) == ["a"]
 
 
-def test_no_address_is_no_common_address() -> None:
+def test_members_without_an_address_share_no_pause() -> None:
     membership = known(pausing(member("a", "", status=UNKNOWN)), member("b", ""))
 
     assert paused(membership) == ["a"]
 
 
 @pytest.mark.parametrize(("at", "still"), [(NOW + 59, True), (NOW + 60, False), (NOW + 61, False)])
-def test_a_pause_with_an_end_ends_then(at: int, still: bool) -> None:  # noqa: FBT001
+def test_a_pause_with_an_end_expires(at: int, still: bool) -> None:  # noqa: FBT001
     membership = known(member("web01", pause=Pause(NOW, "query", "", NOW + 60)))
 
     assert bool(paused(expired(membership, at))) is still
 
 
-def test_a_pause_without_an_end_never_ends() -> None:
+def test_a_pause_without_an_end_never_expires() -> None:
     membership = known(pausing(member("web01")), pausing(member("gone", "10.0.0.2", status=LEFT)))
 
     assert expired(membership, NOW + 1000 * 24 * HOUR) == membership
 
 
 @pytest.mark.parametrize(("at", "held"), [(NOW + 599, True), (NOW + 600, False)])
-def test_a_quarantine_ends_after_ten_minutes(at: int, held: bool) -> None:  # noqa: FBT001
+def test_a_quarantine_expires_after_ten_minutes(at: int, held: bool) -> None:  # noqa: FBT001
     membership = known(member("web01", quarantine=Quarantine(NOW, "refused", "key")))
 
     assert (expired(membership, at).members["web01"].quarantine is not None) is held
@@ -114,32 +114,32 @@ def test_a_quarantine_ends_after_ten_minutes(at: int, held: bool) -> None:  # no
 
 @pytest.mark.parametrize("status", [LEFT, UNKNOWN])
 @pytest.mark.parametrize(("at", "kept"), [(NOW + 24 * HOUR - 1, True), (NOW + 24 * HOUR, False)])
-def test_who_left_and_who_never_came_is_remembered_for_a_day(status: str, at: int, kept: bool) -> None:  # noqa: FBT001
+def test_members_that_left_and_unknown_nodes_are_remembered_for_a_day(status: str, at: int, kept: bool) -> None:  # noqa: FBT001
     pause = Pause(NOW, "user event") if status == UNKNOWN else None
 
     assert ("web01" in expired(known(member("web01", status=status, pause=pause)), at).members) is kept
 
 
-def test_an_unknown_node_whose_pause_ran_out_is_forgotten() -> None:
+def test_an_unknown_node_whose_pause_expired_is_forgotten() -> None:
     membership = known(member("web01", status=UNKNOWN, pause=Pause(NOW, "query", "", NOW + 60)))
 
     assert expired(expired(membership, NOW + 60), NOW + 61) == Membership()
 
 
 @pytest.mark.parametrize("status", [ALIVE, FAILED])
-def test_who_is_there_is_never_forgotten(status: str) -> None:
+def test_a_present_member_is_never_forgotten(status: str) -> None:
     membership = known(member("web01", status=status))
 
     assert expired(membership, NOW + 1000 * 24 * HOUR) == membership
 
 
-def test_clocks_and_folded_records_stay() -> None:
+def test_clocks_and_applied_records_do_not_expire() -> None:
     membership = Membership({}, {"user": 5}, frozenset({"a"}))
 
     assert expired(membership, NOW) == membership
 
 
-def test_who_is_missed_is_remembered() -> None:
+def test_missed_members_are_stored() -> None:
     membership = known(member("web01"))._replace(missed={"web01": NOW})
 
     assert storage.parse_membership(storage.serialize_membership(membership)).missed == {"web01": NOW}
@@ -163,7 +163,7 @@ def test_who_is_missed_is_remembered() -> None:
         {"status": "gone"},
     ],
 )
-def test_a_member_that_lbagent_never_writes_is_damage(damage: dict[str, object]) -> None:
+def test_a_member_that_lbagent_never_writes_is_reported_as_damage(damage: dict[str, object]) -> None:
     state = json.loads(storage.serialize_membership(known(member("web01", tags={"weight": "5"}))))
     for key, value in damage.items():
         if key in state["members"]:
@@ -175,7 +175,7 @@ def test_a_member_that_lbagent_never_writes_is_damage(damage: dict[str, object])
         storage.parse_membership(json.dumps(state).encode())
 
 
-def test_a_node_that_nobody_has_seen_may_be_without_an_address() -> None:
+def test_an_unknown_node_may_have_no_address() -> None:
     waiting = known(member("web01", "", status=UNKNOWN, pause=Pause(NOW, "me")))
 
     assert storage.parse_membership(storage.serialize_membership(waiting)).members["web01"] == waiting.members["web01"]

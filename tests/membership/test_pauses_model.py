@@ -1,6 +1,6 @@
 """Pauses over thousands of random histories: load balancers agree with each other and with a model, nothing revives.
 
-LBAGENT_HISTORIES is how many are lived through of each kind (`make histories`: many more than in `make test`).
+LBAGENT_HISTORIES is the number of histories of each kind; `make histories` runs many more than `make test`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PROFILES = {
 
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", PROFILES)
-def test_after_one_sync_all_agree_with_the_model_and_nothing_revives(name: str) -> None:
+def test_after_one_sync_all_load_balancers_agree_with_the_model(name: str) -> None:
     profile, steps = PROFILES[name]
     disagreements, revivals = [], []
     for seed in range(HISTORIES):
@@ -37,7 +37,7 @@ def test_after_one_sync_all_agree_with_the_model_and_nothing_revives(name: str) 
     assert (disagreements[:3], revivals[:3]) == ([], [])
 
 
-# Each of these was found by the model: the kind of history that shows it is lived through on its own.
+# The model has found each of these: the kind of history that shows it is run separately.
 FOUND = {
     "replayed pauses that have ended": Profile(
         nodes=1, addresses=1, moves=False, late=False, early=False, fails=False, clocks=("user",), ends=("for",)
@@ -53,6 +53,6 @@ FOUND = {
 
 
 @pytest.mark.parametrize("name", FOUND)
-def test_what_the_model_has_found_stays_fixed(name: str) -> None:
+def test_histories_that_once_failed_pass(name: str) -> None:
     for seed in range(HISTORIES):
         assert History(seed, FOUND[name]).run(12).fine, seed

@@ -1,4 +1,4 @@
-"""accord: what load balancers tell each other of pauses, and what each makes of it."""
+"""Load balancers report their pauses to each other, and agree after each has asked the other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lbagent.membership.model import (
     LEFT,
     LEGACY_DIGEST,
     UNKNOWN,
-    LastCommand,
+    LastCommands,
     Member,
     Membership,
     Pause,
@@ -48,13 +48,13 @@ PAUSE, RESUME = saying("pause", "web01", 5), saying("resume", "web01", 6)
 BY_QUERY = saying("resume", "web01", 3, "query")
 
 
-def test_what_is_told_is_what_is_read() -> None:
+def test_a_page_is_parsed_into_the_reports_it_was_made_of() -> None:
     membership = hearing(saying("pause", f"web01 until={NOW + 60}", 3, "query"), saying("resume", "web02", 7))
 
     said = format_page(membership, "", ROOM, NOW)
 
     (web01, web02) = membership.members["web01"], membership.members["web02"]
-    [[pause], [resume]] = (one.commands for member in (web01, web02) for one in member.heard.values())
+    [[pause], [resume]] = (one.commands for member in (web01, web02) for one in member.last_commands.values())
     assert said == (
         f"pauses={digest_reports(membership, NOW)} more=0 v=2 whole=0"
         f" web01,s,10.0.0.1,query/3/{pause.digest};p{NOW + 60};{NOW};=;"
@@ -62,10 +62,13 @@ def test_what_is_told_is_what_is_read() -> None:
     )
     found = parse_page(said)
     assert found is not None
-    assert [(word.name, word.heard) for word in found.reports] == [("web01", web01.heard), ("web02", web02.heard)]
+    assert [(word.name, word.last_commands) for word in found.reports] == [
+        ("web01", web01.last_commands),
+        ("web02", web02.last_commands),
+    ]
 
 
-def test_an_older_load_balancer_is_told_in_its_own_words() -> None:
+def test_an_older_load_balancer_gets_its_own_format() -> None:
     membership = hearing(saying("pause", f"web01 until={NOW + 60}", 3, "query"), saying("resume", "web02", 7))
 
     said = format_page(membership, "", ROOM, NOW, 1)
@@ -73,7 +76,7 @@ def test_an_older_load_balancer_is_told_in_its_own_words() -> None:
     assert said == f"pauses={digest_reports(membership, NOW, 1)} more=0 web01,p,0,3,{NOW},{NOW + 60} web02,r,7,0,0,"
 
 
-def test_what_does_not_fit_follows() -> None:
+def test_reports_that_do_not_fit_are_on_the_next_page() -> None:
     membership = folded(
         known(*(member(f"web{at:03}", f"10.0.1.{at}") for at in range(100))),
         *(saying("pause", f"web{at:03}", at + 1) for at in range(100)),
@@ -94,10 +97,10 @@ def test_what_does_not_fit_follows() -> None:
     assert pages == 7
 
 
-def test_a_node_of_which_more_is_known_than_fits_is_told_all_the_same() -> None:
+def test_a_report_longer_than_a_page_is_shortened() -> None:
     commands = tuple(PauseCommand(f"{at:08x}", pauses=True, until=None, address="10.0.0.1", at=NOW) for at in range(8))
     clocks = ["user", "query", *(f"typed@{'x' * 60}{at}" for at in range(3))]
-    membership = known(member("web01")._replace(heard={clock: LastCommand(9, commands) for clock in clocks}))
+    membership = known(member("web01")._replace(last_commands={clock: LastCommands(9, commands) for clock in clocks}))
 
     found = parse_page(format_page(membership, "", ROOM, NOW))
 
@@ -105,36 +108,36 @@ def test_a_node_of_which_more_is_known_than_fits_is_told_all_the_same() -> None:
     assert [word.name for word in found.reports] == ["web01"]
 
 
-def test_the_digest_is_of_what_is_known_and_not_of_when_it_arrived() -> None:
+def test_the_digest_does_not_depend_on_times_of_arrival() -> None:
     one, same = hearing(PAUSE), hearing(PAUSE._replace(at=PAUSE.at + 5000))
 
     assert digest_reports(one, NOW) == digest_reports(same, NOW) != digest_reports(hearing(PAUSE, RESUME), NOW)
 
 
-def test_a_load_balancer_that_was_down_learns() -> None:
+def test_a_load_balancer_that_was_down_gets_the_pause() -> None:
     assert paused(learning(hearing(), hearing(PAUSE))) == ["web01"]
     assert paused(learning(hearing(PAUSE), hearing(PAUSE, RESUME))) == []
     assert paused(learning(hearing(PAUSE), hearing(PAUSE, BY_QUERY))) == []
 
 
-def test_a_load_balancer_that_was_down_does_not_overrule() -> None:
+def test_a_load_balancer_that_was_down_overrules_nothing() -> None:
     assert paused(learning(hearing(PAUSE, RESUME), hearing(PAUSE))) == []
     assert paused(learning(hearing(PAUSE, BY_QUERY), hearing(PAUSE))) == []
 
 
-def test_two_clocks_heard_in_another_order_end_with_the_pause() -> None:
+def test_after_commands_on_two_clocks_in_different_orders_the_pause_wins() -> None:
     one, other = hearing(PAUSE, BY_QUERY), hearing(BY_QUERY, PAUSE)
 
     assert paused(learning(one, other)) == paused(learning(other, one)) == ["web01"]
 
 
-def test_what_was_typed_without_serf_is_told_too() -> None:
+def test_a_command_typed_without_serf_is_reported() -> None:
     typed = saying("resume", "web01", None, "typed")
 
     assert paused(learning(hearing(PAUSE), hearing(PAUSE, typed))) == []
 
 
-def test_a_pause_that_has_ended_is_not_revived_by_a_replay_of_it() -> None:
+def test_a_replay_does_not_revive_an_ended_pause() -> None:
     pause = saying("pause", "web01 for=10s", 5)
     healthy = expired(hearing(pause), NOW + 60)
     new = hearing(pause._replace(at=(NOW + 60) * 1000))
@@ -145,7 +148,7 @@ def test_a_pause_that_has_ended_is_not_revived_by_a_replay_of_it() -> None:
     assert paused(folded(learning(hearing(), healthy, NOW + 61), pause._replace(at=(NOW + 62) * 1000))) == []
 
 
-def test_of_two_pauses_with_one_ltime_the_longer_holds() -> None:
+def test_of_two_pauses_with_one_ltime_the_longer_wins() -> None:
     one, other = hearing(saying("pause", f"web01 until={NOW + 60}", 5)), hearing(saying("pause", "web01", 5))
 
     for membership in (learning(one, other), learning(other, one)):
@@ -154,7 +157,7 @@ def test_of_two_pauses_with_one_ltime_the_longer_holds() -> None:
         )
 
 
-def test_a_host_reinstalled_under_a_new_name_is_paused_where_the_old_name_was_never_known() -> None:
+def test_a_reinstalled_host_is_paused_on_a_load_balancer_that_never_knew_its_old_name() -> None:
     first = folded(
         known(),
         joining("web10\t10.0.0.5\tweb\t"),
@@ -172,33 +175,33 @@ def test_a_host_reinstalled_under_a_new_name_is_paused_where_the_old_name_was_ne
     assert paused(folded(learned, saying("resume", "web01", 6))) == []
 
 
-def test_a_resume_before_its_pause_is_remembered_of_a_node_that_has_not_joined() -> None:
+def test_a_resume_that_arrives_before_its_pause_is_remembered_for_an_unknown_node() -> None:
     resume, pause = saying("resume", "web09", 6), saying("pause", "web09", 5)
 
     assert paused(folded(known(), resume, pause, joining("web09\t10.0.0.9\tweb\t"))) == []
     assert paused(folded(known(), pause, resume, joining("web09\t10.0.0.9\tweb\t"))) == []
 
 
-def test_a_pause_of_a_node_nobody_knows_here_waits_for_it() -> None:
+def test_a_pause_of_a_node_unknown_here_applies_when_it_joins() -> None:
     learned = learning(known(), folded(known(), saying("pause", "web99", 5)))
 
     assert learned.members["web99"].status == UNKNOWN
     assert paused(folded(learned, joining("web99\t10.0.0.9\tweb\t"))) == ["web99"]
 
 
-def test_an_address_nobody_has_yet_is_waited_for_by_its_address() -> None:
+def test_a_pause_of_an_unknown_address_applies_when_a_node_joins_there() -> None:
     learned = learning(known(), folded(known(), saying("pause", "10.0.0.7", 5)))
 
     assert paused(folded(learned, joining("web07\t10.0.0.7\tweb\t"))) == ["web07"]
 
 
-def test_what_was_remembered_for_a_day_is_not_learned_again() -> None:
+def test_what_was_forgotten_after_a_day_is_not_added_again() -> None:
     theirs = folded(known(), saying("pause", "web99", 5))
 
     assert learning(known(), theirs, NOW + FORGET_AFTER).members == {}
 
 
-def test_what_is_learned_is_told() -> None:
+def test_a_reported_pause_is_a_cause_in_the_history() -> None:
     found = parse_page(format_page(hearing(RESUME, saying("pause", "web02", 7)), "", ROOM, NOW))
     assert found is not None
 
@@ -212,17 +215,17 @@ def test_what_is_learned_is_told() -> None:
 COMMENTED = known(member("web01", pause=Pause(NOW, "haproxy.cfg")), member("web02", "10.0.0.2"))
 
 
-def test_a_comment_counts_where_nobody_knows_better() -> None:
+def test_a_pause_from_a_comment_counts_where_no_command_is_known() -> None:
     assert paused(learning(hearing(), COMMENTED)) == ["web01"]
     assert paused(learning(COMMENTED, hearing())) == ["web01"]
 
 
-def test_any_command_counts_more_than_a_comment() -> None:
+def test_a_command_overrules_a_pause_from_a_comment() -> None:
     assert paused(learning(COMMENTED, hearing(PAUSE, RESUME))) == []
     assert paused(learning(hearing(PAUSE, RESUME), COMMENTED)) == []
 
 
-def test_a_load_balancer_with_all_its_knowledge_learns_nothing_from_comments_and_ends_them() -> None:
+def test_a_load_balancer_with_complete_knowledge_ignores_and_ends_pauses_from_comments() -> None:
     whole = hearing()._replace(peers_asked_at=NOW)
 
     assert paused(learning(whole, COMMENTED)) == []
@@ -235,13 +238,13 @@ def test_a_load_balancer_with_all_its_knowledge_learns_nothing_from_comments_and
 # --- an older version at the other end ------------------------------------------------------------------------------
 
 
-def test_an_older_load_balancer_is_believed_where_it_has_heard_more() -> None:
+def test_an_older_load_balancer_counts_where_it_has_a_newer_command() -> None:
     assert paused(learning(hearing(), hearing(PAUSE), version=1)) == ["web01"]
     assert paused(learning(hearing(PAUSE), hearing(PAUSE, RESUME), version=1)) == []
     assert paused(learning(hearing(PAUSE), hearing(PAUSE, BY_QUERY), version=1)) == []
 
 
-def test_an_older_load_balancer_revives_nothing_at_an_ltime_that_is_known() -> None:
+def test_an_older_load_balancer_revives_no_pause_with_a_known_ltime() -> None:
     pause = saying("pause", "web01 for=10s", 5)
     healthy, revived = expired(hearing(pause), NOW + 60), hearing(pause._replace(at=(NOW + 60) * 1000))
 
@@ -249,10 +252,10 @@ def test_an_older_load_balancer_revives_nothing_at_an_ltime_that_is_known() -> N
     assert paused(learning(hearing(PAUSE, RESUME), hearing(PAUSE, saying("pause", "web01", 6)), version=1)) == []
 
 
-def test_a_replay_of_what_an_older_load_balancer_told_is_dropped() -> None:
+def test_a_replay_of_a_command_reported_by_an_older_load_balancer_is_ignored() -> None:
     learned = learning(hearing(), hearing(PAUSE, RESUME), version=1)
 
-    assert learned.members["web01"].heard["user"].commands == (
+    assert learned.members["web01"].last_commands["user"].commands == (
         PauseCommand(LEGACY_DIGEST, pauses=False, address="10.0.0.1"),
     )
     assert paused(folded(learned, saying("pause", "web01", 6))) == []
@@ -261,7 +264,7 @@ def test_a_replay_of_what_an_older_load_balancer_told_is_dropped() -> None:
 # --- clocks of a cluster that is no more ----------------------------------------------------------------------------
 
 
-def test_what_was_heard_in_an_older_cluster_comes_before_all_of_the_new_one() -> None:
+def test_commands_of_an_earlier_cluster_come_before_all_of_the_new_one() -> None:
     old = hearing(saying("pause", "web01", 500))
     new = hearing(saying("resume", "web01", 3))
 
@@ -280,7 +283,7 @@ def test_what_was_heard_in_an_older_cluster_comes_before_all_of_the_new_one() ->
         )
     )
 )
-def test_a_word_that_cannot_be_read_is_left_out(said: str) -> None:
+def test_an_invalid_report_is_left_out(said: str) -> None:
     found = parse_page(said)
 
     for word in found.reports if found else ():
@@ -290,13 +293,13 @@ def test_a_word_that_cannot_be_read_is_left_out(said: str) -> None:
 
 
 @pytest.mark.parametrize("said", ["", "pauses=1", "pauses=1 more=2", "refused: x", "more=0 pauses=1", "queued"])
-def test_an_answer_that_is_not_a_page_is_none(said: str) -> None:
+def test_an_answer_that_is_not_a_page_gives_none(said: str) -> None:
     assert parse_page(said) is None
 
 
-def test_a_member_that_is_learned_has_no_line() -> None:
+def test_a_member_known_from_a_report_has_no_line() -> None:
     learned = learning(known(), hearing(PAUSE)).members["web01"]
 
-    assert learned._replace(heard={}) == Member(
+    assert learned._replace(last_commands={}) == Member(
         "web01", "10.0.0.1", "", None, LEFT, NOW, Pause(NOW, "reported by lb02"), {}, None
     )

@@ -1,4 +1,4 @@
-"""memory: what members.json holds, of this version and of older ones, and what is called damaged."""
+"""members.json is read as it was written, also by and from older versions; anything else is reported as damage."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ OLDER = {
 """As lbagent wrote it before commands had an end of their own."""
 
 
-def test_what_is_written_is_read() -> None:
+def test_membership_survives_members_json_unchanged() -> None:
     found = storage.parse_membership(storage.serialize_membership(KNOWN))
 
     assert found == KNOWN
@@ -84,7 +84,7 @@ def digest(raw: RawEvent) -> str:
     return event.digest
 
 
-def test_what_an_older_version_has_written_is_read_and_decides_as_it_did() -> None:
+def test_a_file_of_an_older_version_is_read_and_decides_as_before() -> None:
     ended, resumed = saying("pause", "web3 for=1h", 6), saying("resume", "web2", 3, "query")
     text = json.dumps(OLDER).replace("22222222", digest(ended)).replace("11111111", digest(resumed))
     found = storage.parse_membership(text.encode())
@@ -96,7 +96,7 @@ def test_what_an_older_version_has_written_is_read_and_decides_as_it_did() -> No
     assert paused(folded(after, saying("resume", "web2", 4, "query"))) == ["web4"]
 
 
-def test_an_older_version_can_read_what_this_one_writes() -> None:
+def test_an_older_version_can_read_the_file() -> None:
     state = json.loads(storage.serialize_membership(KNOWN))
 
     [row] = state["more"]["web01"]["ltimes"].values()
@@ -153,7 +153,7 @@ MUST: dict[str, tuple[object, ...]] = {
 
 
 @pytest.mark.parametrize(("path", "value"), [(path, value) for path, values in MUST.items() for value in values])
-def test_a_value_that_lbagent_never_writes_is_damage(path: str, value: object) -> None:
+def test_a_value_that_lbagent_never_writes_is_reported_as_damage(path: str, value: object) -> None:
     with pytest.raises(storage.Damaged):
         storage.parse_membership(changed(path, value))
 
@@ -162,7 +162,7 @@ PATHS = st.sampled_from(sorted({*MUST, "more/web02/tags", "more/web03", "version
 
 
 @given(PATHS, st.sampled_from(JUNK))
-def test_any_value_anywhere_is_called_damaged_or_can_be_worked_with(path: str, value: object) -> None:
+def test_any_wrong_value_is_damage_or_harmless(path: str, value: object) -> None:
     try:
         found = (
             storage.parse_membership(changed(path, value)) if path != "more/web03" else storage.parse_membership(b"")
@@ -180,7 +180,7 @@ SOUND = storage.serialize_membership(KNOWN)
         st.tuples(st.integers(0, len(SOUND) - 1), st.sampled_from(b'019-"[]{},:.xA\xff\x00')), min_size=1, max_size=3
     )
 )
-def test_a_few_wrong_bytes_are_called_damaged_or_can_be_worked_with(wrong: list[tuple[int, int]]) -> None:
+def test_a_few_wrong_bytes_are_damage_or_harmless(wrong: list[tuple[int, int]]) -> None:
     content = bytearray(SOUND)
     for at, byte in wrong:
         content[at] = byte
@@ -199,12 +199,12 @@ def work(membership: Membership) -> None:
     assert storage.parse_membership(storage.serialize_membership(expired(after, NOW))) == expired(after, NOW)
 
 
-def test_the_sound_text_is_sound() -> None:
+def test_the_undamaged_text_is_valid() -> None:
     assert storage.parse_membership(SOUND) == KNOWN
 
 
 @pytest.mark.parametrize("value", [{}, [], None, 0, False])
-def test_an_address_that_is_false_and_not_text_is_damage(value: object) -> None:
+def test_an_address_that_is_not_text_is_damage_even_where_it_is_false(value: object) -> None:
     found = json.loads(storage.serialize_membership(KNOWN))
     assert "" in found["members"]["address"]
     found["members"]["address"][found["members"]["name"].index("web04")] = value

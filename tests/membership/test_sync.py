@@ -1,4 +1,4 @@
-"""census: membership as Serf's own list has it."""
+"""A sync makes membership equal to the member list of Serf; a member has to be missing twice to be lost."""
 
 from __future__ import annotations
 
@@ -49,41 +49,41 @@ def statuses(membership: Membership) -> Mapping[str, str]:
 @pytest.mark.parametrize(
     ("listing_says", "after"), [("alive", ALIVE), ("leaving", ALIVE), ("left", LEFT), ("failed", FAILED)]
 )
-def test_what_the_list_says_is_so(before: str, listing_says: str, after: str) -> None:
+def test_membership_follows_the_list(before: str, listing_says: str, after: str) -> None:
     membership = synced(known(member("web01", status=before)), listed("web01", listing_says))
 
     # Who left, or was forgotten, does not come back by failing.
     assert statuses(membership) == {"web01": LEFT if (before, listing_says) == (LEFT, "failed") else after}
 
 
-def test_who_is_new_is_enrolled_unless_he_has_left() -> None:
+def test_a_new_member_is_added_unless_it_has_left() -> None:
     members = [listed("web01"), listed("web02", "failed"), listed("web03", "left")]
 
     assert statuses(synced(known(), *members)) == {"web01": ALIVE, "web02": FAILED}
 
 
-def test_a_status_nobody_knows_changes_nothing() -> None:
+def test_an_unknown_status_changes_nothing() -> None:
     assert statuses(synced(known(member("web01")), listed("web01", "none", role="db"))) == {"web01": ALIVE}
 
 
-def test_role_address_and_tags_are_the_lists() -> None:
+def test_role_address_and_tags_follow_the_list() -> None:
     membership = synced(known(member("web01")), listed("web01", address="10.0.0.7", role="db", port="81,x=y"))
 
     assert membership.members["web01"] == member("web01", "10.0.0.7", "db", {"port": "81,x=y"})
 
 
-def test_the_load_balancer_itself_is_none_of_its_members() -> None:
+def test_the_load_balancer_itself_is_not_a_member() -> None:
     assert synced(known(), listed("lb01", role="lb"), listed("web01")) == known(member("web01"))
 
 
-def test_a_pause_waits_for_its_node() -> None:
+def test_a_pause_of_an_unknown_node_applies_when_it_is_listed() -> None:
     pause = Pause(NOW, "query")
     waiting = Member("WEB01", "", "", None, UNKNOWN, NOW, pause)
 
     assert synced(known(waiting), listed("web01")) == known(member("web01", pause=pause))
 
 
-def test_a_pause_outlives_what_the_list_says() -> None:
+def test_a_pause_survives_a_sync() -> None:
     before = known(pausing(member("web01")), member("web02", "10.0.0.2", "db"))
 
     membership = synced(before, listed("web01", "left"), listed("web02", address="10.0.0.2", role="web"))
@@ -91,7 +91,7 @@ def test_a_pause_outlives_what_the_list_says() -> None:
     assert membership == known(pausing(member("web01", status=LEFT)), member("web02", "10.0.0.2"))
 
 
-def test_a_list_that_says_what_is_known_changes_nothing() -> None:
+def test_a_list_without_news_changes_nothing() -> None:
     before = known(member("web01"), member("web02", "10.0.0.2", status=FAILED))
 
     same = done(before, listed("web01"), listed("web02", "failed", "10.0.0.2"), at=NOW + 60)
@@ -99,7 +99,7 @@ def test_a_list_that_says_what_is_known_changes_nothing() -> None:
     assert (same.membership, same.causes) == (before, ())
 
 
-def test_who_is_missed_once_stays() -> None:
+def test_a_member_missing_from_one_list_stays() -> None:
     membership = synced(known(member("web01"), member("web02", "10.0.0.2")), listed("web01"))
 
     assert statuses(membership) == {"web01": ALIVE, "web02": ALIVE}
@@ -107,7 +107,7 @@ def test_who_is_missed_once_stays() -> None:
 
 
 @pytest.mark.parametrize(("later", "status"), [(CONFIRM_AFTER - 1, ALIVE), (CONFIRM_AFTER, LOST), (86400, LOST)])
-def test_who_is_missed_twice_goes_when_both_lie_apart(later: int, status: str) -> None:
+def test_a_member_missing_from_two_lists_30_s_apart_is_lost(later: int, status: str) -> None:
     once = synced(known(member("web01"), member("web02", "10.0.0.2")), listed("web01"))
 
     twice = synced(once, listed("web01"), at=NOW + later)
@@ -116,13 +116,13 @@ def test_who_is_missed_twice_goes_when_both_lie_apart(later: int, status: str) -
     assert twice.missed == ({"web02": NOW} if status == ALIVE else {})
 
 
-def test_with_force_who_is_missed_goes_at_once() -> None:
+def test_with_force_a_missing_member_is_lost_at_once() -> None:
     membership = synced(known(member("web01"), member("web02", "10.0.0.2")), listed("web01"), force=True)
 
     assert (statuses(membership), membership.missed) == ({"web01": ALIVE, "web02": LOST}, {})
 
 
-def test_who_was_seen_in_between_is_missed_anew() -> None:
+def test_a_member_listed_in_between_is_missed_from_then_on() -> None:
     once = synced(known(member("web01"), member("web02", "10.0.0.2")), listed("web01"))
     seen = synced(once, listed("web01"), listed("web02", address="10.0.0.2"), at=NOW + 20)
     heard = folded(once, telling("member-update", "web02\t10.0.0.2\tweb\t", at=NOW + 20))
@@ -132,7 +132,7 @@ def test_who_was_seen_in_between_is_missed_anew() -> None:
     assert statuses(synced(heard, listed("web01"), at=NOW + 40)) == {"web01": ALIVE, "web02": ALIVE}
 
 
-def test_a_clock_that_was_set_back_does_not_keep_for_ever_who_is_gone() -> None:
+def test_a_clock_that_was_set_back_does_not_keep_a_missing_member() -> None:
     once = synced(known(member("web01"), member("web02", "10.0.0.2")), listed("web01"), at=NOW + 86400)
 
     again = synced(once, listed("web01"))
@@ -141,14 +141,14 @@ def test_a_clock_that_was_set_back_does_not_keep_for_ever_who_is_gone() -> None:
     assert statuses(synced(again, listed("web01"), at=NOW + CONFIRM_AFTER))["web02"] == LOST
 
 
-def test_who_stands_in_the_list_with_an_address_nobody_has_is_not_gone() -> None:
+def test_a_member_listed_with_an_invalid_address_is_not_missing() -> None:
     before = known(member("web01"), member("web02", "10.0.0.2"))
     odd = MemberList((listed("web01"),), frozenset({"web01", "web02"}), ("serf members: node web02: '<nil>' is not …",))
 
     assert merge_member_list(before, odd, "lb01", NOW, force=True).membership == before
 
 
-def test_what_happened_is_told() -> None:
+def test_every_change_is_a_cause_in_the_history() -> None:
     before = known(*(member(f"web0{at}", f"10.0.0.{at}") for at in range(1, 5)))
 
     told = done(before, listed("web05", address="10.0.0.5"), listed("web04", "left", "10.0.0.4"), force=True).causes
@@ -172,5 +172,5 @@ def test_what_happened_is_told() -> None:
         ([listed("web01", "left")], False),
     ],
 )
-def test_a_list_without_any_node_that_serves_tells_nothing(members: list[ListedMember], nothing: bool) -> None:  # noqa: FBT001
+def test_a_list_without_a_node_of_a_known_role_is_detected(members: list[ListedMember], nothing: bool) -> None:  # noqa: FBT001
     assert lists_no_known_role(listing(*members), "lb01", ROLES) is nothing

@@ -1,4 +1,4 @@
-"""fold: how events change membership."""
+"""Events change membership: joins, leaves and failures, and pauses and resumes in Lamport order."""
 
 # ruff: noqa: E501  # a case of a table stands on one line
 
@@ -29,7 +29,7 @@ def statuses(membership: Membership) -> dict[str, str]:
 # --- members ------------------------------------------------------------------------------------------------------
 
 
-def test_all_lines_of_a_join_are_enrolled() -> None:
+def test_every_line_of_a_join_is_added() -> None:
     done = folding(known(), joining(WEB01, WEB02))
 
     assert done.membership == known(
@@ -38,7 +38,7 @@ def test_all_lines_of_a_join_are_enrolled() -> None:
     assert done.causes == ("member-join web01 and 1 more",)
 
 
-def test_an_update_enrols_as_a_join_does() -> None:
+def test_an_update_adds_a_member_as_a_join_does() -> None:
     assert folded(known(), telling("member-update", WEB01)) == folded(known(), joining(WEB01))
 
 
@@ -48,7 +48,7 @@ def test_a_join_changes_address_role_and_tags() -> None:
     assert membership == known(member("web01", tags={"dc": "tokyo"}))
 
 
-def test_a_repeated_update_changes_nothing_and_is_no_cause() -> None:
+def test_a_repeated_update_changes_nothing_and_is_not_recorded() -> None:
     # Serf sends an update again with every later member event (serf#555).
     once = folded(known(), joining(WEB01))
 
@@ -59,7 +59,7 @@ def test_a_repeated_update_changes_nothing_and_is_no_cause() -> None:
 
 
 @pytest.mark.parametrize("kind", ["member-leave", "member-reap"])
-def test_who_leaves_is_out(kind: str) -> None:
+def test_a_member_that_leaves_is_not_present(kind: str) -> None:
     membership = folded(known(), joining(WEB01, WEB02), telling(kind, WEB01, at=NOW + 60))
 
     assert statuses(membership) == {"web01": LEFT, "web02": ALIVE}
@@ -67,22 +67,22 @@ def test_who_leaves_is_out(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["member-leave", "member-reap"])
-def test_leaving_of_somebody_unknown_is_nothing(kind: str) -> None:
+def test_a_leave_of_an_unknown_node_changes_nothing(kind: str) -> None:
     done = folding(known(), telling(kind, WEB01))
 
     assert done.membership == known()
     assert done.causes == ()
 
 
-def test_who_fails_stays_in_and_is_marked() -> None:
+def test_a_member_that_fails_stays_present() -> None:
     assert statuses(folded(known(), joining(WEB01), telling("member-failed", WEB01))) == {"web01": FAILED}
 
 
-def test_who_comes_back_after_failing_is_alive() -> None:
+def test_a_failed_member_that_joins_is_alive() -> None:
     assert statuses(folded(known(), telling("member-failed", WEB01), joining(WEB01))) == {"web01": ALIVE}
 
 
-def test_a_failure_keeps_pause_and_what_was_heard() -> None:
+def test_a_failure_keeps_the_pause_and_the_last_commands() -> None:
     before = folded(known(), joining(WEB01), saying("pause", "web01", 5))
 
     assert folded(before, telling("member-failed", WEB01)).members["web01"] == before.members["web01"]._replace(
@@ -91,7 +91,7 @@ def test_a_failure_keeps_pause_and_what_was_heard() -> None:
 
 
 @pytest.mark.parametrize("kind", ["member-leave", "member-reap", "member-failed"])
-def test_a_pause_outlives_leave_failure_and_return(kind: str) -> None:
+def test_a_pause_survives_a_leave_a_failure_and_a_return(kind: str) -> None:
     membership = folded(known(), joining(WEB01), saying("pause", "web01", 1), telling(kind, WEB01), joining(WEB01))
 
     assert statuses(membership) == {"web01": ALIVE}
@@ -106,7 +106,7 @@ def test_a_leave_ends_a_quarantine() -> None:
     assert membership.members["web01"].quarantine is None
 
 
-def test_a_refused_line_is_a_warning_and_the_next_one_counts() -> None:
+def test_an_invalid_line_is_a_warning_and_the_next_one_is_applied() -> None:
     done = folding(known(), joining("we b\t10.0.0.9\tweb\t", WEB01))
 
     assert statuses(done.membership) == {"web01": ALIVE}
@@ -120,7 +120,7 @@ def full(status: str = ALIVE) -> Membership:
     return known(*(member(f"n{at}", "10.0.0.1", status=status) for at in range(MEMBERS_LIMIT)))
 
 
-def test_newcomers_beyond_twenty_thousand_are_refused_and_known_ones_never_displaced() -> None:
+def test_beyond_20000_members_new_nodes_are_refused_and_known_ones_kept() -> None:
     done = folding(full(), joining(WEB01, "n7\t10.0.0.7\tweb\t"))
 
     assert list(done.membership.members) == list(full().members)
@@ -130,7 +130,7 @@ def test_newcomers_beyond_twenty_thousand_are_refused_and_known_ones_never_displ
     )
 
 
-def test_who_has_left_makes_room_but_not_who_is_paused() -> None:
+def test_a_member_that_left_makes_room_unless_it_is_paused() -> None:
     kept, gone = pausing(member("n0", status=LEFT)), member("n1", status=LEFT)
 
     membership = folded(full()._replace(members={**full().members, "n0": kept, "n1": gone}), joining(WEB01))
@@ -143,7 +143,7 @@ def test_who_has_left_makes_room_but_not_who_is_paused() -> None:
 # --- pause and resume ---------------------------------------------------------------------------------------------
 
 
-def test_a_pause_is_remembered_with_who_when_why_and_until_when() -> None:
+def test_a_pause_is_stored_with_sender_time_reason_and_end() -> None:
     membership = folded(known(member("web01")), saying("pause", "web01 until=1700009999 reason=patch day", 1))
 
     assert membership.members["web01"].pause == Pause(NOW, "user event", "patch day", 1_700_009_999)
@@ -153,7 +153,7 @@ def test_a_resume_ends_a_pause() -> None:
     assert paused(folded(known(member("web01")), saying("pause", "web01", 1), saying("resume", "web01", 2))) == []
 
 
-def test_answers_say_what_became_of_each_query() -> None:
+def test_every_query_is_answered_with_its_result() -> None:
     done = folding(
         known(member("web01"), member("web02", "10.0.0.2", tags={"lbagent": "paused"})),
         saying("pause", "web01", 1, "query"),
@@ -174,14 +174,14 @@ def test_answers_say_what_became_of_each_query() -> None:
     ]
 
 
-def test_a_resume_never_enrols() -> None:
+def test_a_resume_never_adds_a_member() -> None:
     membership = folded(known(), saying("resume", "web01 10.0.0.1 web", 1))
 
     assert statuses(membership) == {"web01": UNKNOWN}
     assert paused(membership) == []
 
 
-def test_a_pause_never_enrols() -> None:
+def test_a_pause_never_adds_a_member() -> None:
     membership = folded(known(), saying("pause", "web01 10.0.0.1 web", 1))
 
     assert statuses(membership) == {"web01": UNKNOWN}
@@ -189,26 +189,26 @@ def test_a_pause_never_enrols() -> None:
 
 
 @pytest.mark.parametrize("name", ["web01", "WEB01"])
-def test_a_pause_of_an_unknown_node_holds_when_it_comes(name: str) -> None:
+def test_a_pause_of_an_unknown_node_applies_when_it_joins(name: str) -> None:
     membership = folded(known(), saying("pause", name, 1), joining(WEB01))
 
     assert statuses(membership) == {"web01": ALIVE}
     assert paused(membership) == ["web01"]
 
 
-def test_a_pause_of_an_unknown_node_by_its_address_holds_when_it_comes() -> None:
+def test_a_pause_of_an_unknown_node_by_its_address_applies_when_it_joins() -> None:
     membership = folded(known(), saying("pause", "10.0.0.1", 1), joining(WEB01))
 
     assert "web01" in paused(membership)
 
 
-def test_a_pause_of_an_unknown_name_with_an_address_holds_for_who_comes_there() -> None:
+def test_a_pause_of_an_unknown_name_with_an_address_applies_to_the_node_that_joins_there() -> None:
     membership = folded(known(), saying("pause", "WEBSERVER-TOKYO 10.0.0.1", 1), joining(WEB01))
 
     assert "web01" in paused(membership)
 
 
-def test_a_pause_remembered_for_an_address_ends_with_the_resume_of_who_came() -> None:
+def test_a_pause_remembered_for_an_address_ends_with_the_resume_of_the_node_there() -> None:
     membership = folded(
         known(), saying("pause", "WEBSERVER-TOKYO 10.0.0.1", 1), joining(WEB01), saying("resume", "web01", 2)
     )
@@ -216,7 +216,7 @@ def test_a_pause_remembered_for_an_address_ends_with_the_resume_of_who_came() ->
     assert paused(membership) == []
 
 
-def test_a_pause_of_an_unknown_node_can_be_taken_back() -> None:
+def test_a_pause_of_an_unknown_node_can_be_resumed() -> None:
     membership = folded(known(), saying("pause", "web01", 1), saying("resume", "WEB01", 2), joining(WEB01))
 
     assert paused(membership) == []
@@ -237,7 +237,7 @@ def test_a_resume_ends_the_pause_of_every_member_with_the_address() -> None:
     assert paused(membership) == []
 
 
-def test_a_pause_within_a_batch_finds_who_joined_in_it() -> None:
+def test_a_pause_applies_to_a_node_that_joined_in_the_same_batch() -> None:
     done = folding(
         known(), joining("webserver-tokyo-01\t10.0.0.1\tweb\t"), saying("pause", "WEBSERVER-TOKYO 10.0.0.1", 1)
     )
@@ -257,7 +257,7 @@ def test_an_older_event_is_a_replay() -> None:
     assert paused(membership) == []
 
 
-def test_the_same_event_twice_is_once() -> None:
+def test_the_same_event_twice_changes_nothing_more() -> None:
     once = folded(known(member("web01")), saying("resume", "web01", 6))
 
     assert folded(once, saying("resume", "web01", 6)) == once
@@ -281,7 +281,7 @@ def test_a_replay_of_a_pause_at_an_equal_ltime_after_a_resume_of_another_clock_i
     assert paused(membership) == []
 
 
-def test_between_clocks_arrival_decides() -> None:
+def test_between_clocks_the_arrival_decides() -> None:
     membership = folded(known(member("web01")), saying("pause", "web01", 50), saying("resume", "web01", 2, "query"))
 
     assert paused(membership) == []
@@ -300,14 +300,14 @@ def test_the_example_of_the_module_docstring_holds() -> None:
     in_effect = [paused(folded(web01, *received[:count])) == ["web01"] for count in (1, 2, 3, 4)]
 
     assert in_effect == [True, False, False, True]
-    heard = folded(web01, *received).members["web01"].heard
+    heard = folded(web01, *received).members["web01"].last_commands
     assert {clock: (last.ltime, last.commands[0].after) for clock, last in heard.items()} == {
         "user": (8, (("query", 3),)),
         "query": (3, (("user", 7),)),
     }
 
 
-def test_what_is_typed_here_has_no_clock() -> None:
+def test_a_typed_command_overrules_earlier_commands() -> None:
     typed = saying("resume", "web01", None, "typed")
 
     membership = folded(known(member("web01")), saying("pause", "web01", 50), typed)
@@ -315,7 +315,7 @@ def test_what_is_typed_here_has_no_clock() -> None:
     assert paused(membership) == []
 
 
-def test_one_nodes_clock_does_not_order_anothers() -> None:
+def test_ltimes_order_only_the_commands_of_one_node() -> None:
     members = known(member("web01"), member("web02", "10.0.0.2"))
 
     membership = folded(members, saying("pause", "web01", 50), saying("pause", "web02", 3), clocks={"user": 60})
@@ -323,7 +323,7 @@ def test_one_nodes_clock_does_not_order_anothers() -> None:
     assert paused(membership) == ["web01", "web02"]
 
 
-def test_a_replay_below_the_highest_asks_serf() -> None:
+def test_a_command_at_or_below_the_highest_ltime_asks_serf() -> None:
     before = folded(known(member("web01")), saying("pause", "web01", 50))
 
     assert needs_serf_clocks(before, [parse_event(saying("pause", "web01", 51))]) is False
@@ -333,7 +333,7 @@ def test_a_replay_below_the_highest_asks_serf() -> None:
     assert needs_serf_clocks(before, [parse_event(joining(WEB01))]) is False
 
 
-def test_a_cluster_started_anew_counts_from_the_beginning() -> None:
+def test_in_a_new_cluster_the_clock_starts_over() -> None:
     before = folded(known(member("web01")), saying("pause", "web01", 50))
 
     done = folding(before, saying("resume", "web01", 2), clocks={"user": 3})
@@ -343,13 +343,13 @@ def test_a_cluster_started_anew_counts_from_the_beginning() -> None:
     assert done.causes == ("new Serf cluster: its user clock starts over", "resume web01 by user event")
 
 
-def test_a_replay_in_a_cluster_that_went_on_stays_a_replay() -> None:
+def test_in_the_same_cluster_an_old_ltime_is_a_replay() -> None:
     before = folded(known(member("web01")), saying("pause", "web01", 50))
 
     assert paused(folded(before, saying("resume", "web01", 2), clocks={"user": 51})) == ["web01"]
 
 
-def test_a_clock_nobody_could_ask_for_is_taken_to_go_on() -> None:
+def test_without_an_answer_from_serf_an_old_ltime_is_a_replay() -> None:
     before = folded(known(member("web01")), saying("pause", "web01", 50))
 
     assert paused(folded(before, saying("resume", "web01", 2))) == ["web01"]
@@ -360,11 +360,11 @@ def test_a_new_cluster_resets_one_clock_only() -> None:
 
     membership = folded(before, saying("resume", "web01", 2), clocks={"user": 3, "query": 71})
 
-    assert set(membership.members["web01"].heard) == {"user", "query", "@user"}
-    assert membership.members["web01"].heard["query"].ltime == 70
+    assert set(membership.members["web01"].last_commands) == {"user", "query", "@user"}
+    assert membership.members["web01"].last_commands["query"].ltime == 70
 
 
-def test_heard_before_a_node_was_known_is_heard() -> None:
+def test_a_command_before_its_node_is_known_counts() -> None:
     membership = folded(
         known(), saying("pause", "web01", 5), joining(WEB01), saying("resume", "web01", 4), clocks={"user": 9}
     )
@@ -372,7 +372,7 @@ def test_heard_before_a_node_was_known_is_heard() -> None:
     assert paused(membership) == ["web01"]
 
 
-def test_a_record_folded_before_is_not_folded_again() -> None:
+def test_a_record_is_applied_once() -> None:
     raw = joining(WEB01)
     membership = Membership({}, {}, frozenset({raw.id}))
 
@@ -397,7 +397,7 @@ def numbered(raws: list[RawEvent]) -> list[RawEvent]:
 
 
 @given(events)
-def test_a_batch_folds_as_its_events_do_one_by_one(raws: list[RawEvent]) -> None:
+def test_a_batch_gives_the_same_as_its_events_one_by_one(raws: list[RawEvent]) -> None:
     at_once = apply_events(known(), [(raw, parse_event(raw)) for raw in numbered(raws)], {}).membership
     one_by_one = known()
     for raw in numbered(raws):
@@ -421,7 +421,7 @@ def test_a_replayed_history_of_commands_changes_nothing(raws: list[RawEvent]) ->
     st.randoms(use_true_random=False),
 )
 @settings(max_examples=200)
-def test_commands_of_one_clock_end_the_same_in_any_order(commands: list[tuple[str, int]], dice: random.Random) -> None:
+def test_commands_on_one_clock_give_the_same_in_any_order(commands: list[tuple[str, int]], dice: random.Random) -> None:
     raws = [saying(verb, "web01", ltime) for verb, ltime in commands]
     mixed = raws.copy()
     dice.shuffle(mixed)
@@ -433,7 +433,7 @@ def test_commands_of_one_clock_end_the_same_in_any_order(commands: list[tuple[st
 
 
 @pytest.mark.parametrize("status", [FAILED, LEFT])
-def test_who_is_forgotten_has_left_without_a_pause(status: str) -> None:
+def test_a_forgotten_member_has_left_without_a_pause(status: str) -> None:
     before = known(pausing(member("web01", status=status)))
 
     done = folding(before, saying("lbagent-forget", "web01", 3, "query", NOW + 9))
@@ -443,7 +443,7 @@ def test_who_is_forgotten_has_left_without_a_pause(status: str) -> None:
     assert (done.answers, done.causes) == ({"0": "done"}, ("forget web01 by query",))
 
 
-def test_who_is_alive_is_forgotten_only_by_force() -> None:
+def test_an_alive_member_is_forgotten_only_with_force() -> None:
     before = known(pausing(member("web01")))
 
     refused = folding(before, saying("lbagent-forget", "web01", 3, "query"))
@@ -454,7 +454,7 @@ def test_who_is_alive_is_forgotten_only_by_force() -> None:
     assert paused(forced.membership) == []
 
 
-def test_a_pause_of_a_node_nobody_has_seen_is_forgotten() -> None:
+def test_a_pause_of_an_unknown_node_can_be_forgotten() -> None:
     done = folding(known(), saying("pause", "web01", 3), saying("lbagent-forget", "web01", 4, "query"))
 
     assert statuses(done.membership) == {"web01": UNKNOWN}
@@ -462,7 +462,7 @@ def test_a_pause_of_a_node_nobody_has_seen_is_forgotten() -> None:
     assert done.answers == {"0": "unknown node, remembered", "1": "done"}
 
 
-def test_a_name_that_nobody_knows_cannot_be_forgotten() -> None:
+def test_an_unknown_name_cannot_be_forgotten() -> None:
     done = folding(
         known(), saying("lbagent-forget", "web0l", 4, "query"), saying("lbagent-forget", "web0l", None, "typed")
     )
@@ -471,7 +471,7 @@ def test_a_name_that_nobody_knows_cannot_be_forgotten() -> None:
     assert list(done.answers.values()) == ["unknown node", "unknown node"]
 
 
-def test_who_is_forgotten_may_be_remembered_as_unknown_again() -> None:
+def test_a_forgotten_node_can_be_paused_as_unknown_again() -> None:
     done = folding(
         known(),
         saying("pause", "web01", 3),
@@ -483,13 +483,13 @@ def test_who_is_forgotten_may_be_remembered_as_unknown_again() -> None:
     assert paused(done.membership) == ["web01"]
 
 
-def test_nobody_can_be_forgotten_by_a_user_event() -> None:
+def test_a_user_event_forgets_no_node() -> None:
     before = known(member("web01", status=FAILED))
 
     assert folded(before, saying("lbagent-forget", "web01", 3, "user")) == before
 
 
-def test_an_older_pause_does_not_come_back_to_who_was_forgotten() -> None:
+def test_a_replayed_pause_does_not_revive_a_forgotten_node() -> None:
     before = folded(known(member("web01", status=FAILED)), saying("pause", "web01", 3, "query"))
 
     after = folded(before, saying("lbagent-forget", "web01", 4, "query"), saying("pause", "web01", 3, "query"))
@@ -497,7 +497,7 @@ def test_an_older_pause_does_not_come_back_to_who_was_forgotten() -> None:
     assert paused(after) == []
 
 
-def test_the_same_pause_again_began_when_it_began() -> None:
+def test_a_repeated_pause_keeps_its_begin() -> None:
     once = folded(known(member("web01")), saying("pause", "web01 until=1800000000 reason=patch day", None, "typed"))
 
     again = folded(once, saying("pause", "web01 until=1800000000 by=lb01 reason=patch day", 7, "query", NOW + 60))
@@ -514,7 +514,7 @@ def test_a_pause_from_the_web_page_names_its_user() -> None:
     assert after.members["web01"].pause == Pause(NOW, "alice on lb02, by query", "patch day", None)
 
 
-def test_tags_that_are_certain_stay_where_stdin_can_only_say_the_same() -> None:
+def test_exact_tags_of_a_sync_are_kept_where_stdin_agrees() -> None:
     exact = {"a": "1,role=lb", "b": "x=y,z"}
     before = known(member("web12", "127.0.0.17", tags=exact))
     # As Serf wrote these very tags to stdin.
@@ -525,7 +525,7 @@ def test_tags_that_are_certain_stay_where_stdin_can_only_say_the_same() -> None:
     assert other.members["web12"].tags == {"a": "2"}
 
 
-def test_newcomers_beyond_the_limit_are_told_in_one_line() -> None:
+def test_nodes_beyond_the_limit_are_reported_in_one_line() -> None:
     full_house = known(*(member(f"n{at}", "10.0.0.1") for at in range(MEMBERS_LIMIT)))
 
     done = folding(full_house, joining(*(f"late{at}\t10.0.0.2\tweb\t" for at in range(3000))))
@@ -535,7 +535,7 @@ def test_newcomers_beyond_the_limit_are_told_in_one_line() -> None:
     assert warning.startswith(f"node late0 and 2999 more: not added, as {MEMBERS_LIMIT} members are known; run ")
 
 
-def test_an_address_of_two_members_is_not_paused_by_that_address() -> None:
+def test_an_address_of_two_members_pauses_none_of_them() -> None:
     before = known(member("web01"), member("WEB-01"))
 
     done = folding(before, saying("pause", "10.0.0.1", 1, "query"), saying("pause", "web99 10.0.0.1", 2, "query"))
@@ -544,13 +544,13 @@ def test_an_address_of_two_members_is_not_paused_by_that_address() -> None:
     assert done.membership.members == before.members
 
 
-def test_a_tag_holds_nobody_out_once_its_node_has_left() -> None:
+def test_the_pause_tag_of_a_node_that_left_has_no_effect() -> None:
     gone = member("web01", tags={"lbagent": "paused"}, status=LEFT)
 
     assert paused(known(gone, member("web02"))) == []
 
 
-def test_a_name_that_was_only_heard_does_not_hide_who_is_there() -> None:
+def test_a_name_known_from_a_command_does_not_hide_a_member() -> None:
     before = folded(known(member("web01"), member("WEB01", "10.0.0.2")), saying("pause", "Web01", 1))
 
     assert statuses(before) == {"web01": ALIVE, "WEB01": ALIVE, "Web01": UNKNOWN}

@@ -1,6 +1,6 @@
-"""`lbagent check` with a real HAProxy and a real Serf agent: what is amiss is told, and nothing is touched."""
+"""`lbagent check` with a real HAProxy and a real Serf agent: it finds each fault, and changes nothing."""
 
-# ruff: noqa: E501  # a line that is told stands as it is told
+# ruff: noqa: E501  # expected lines are whole
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import pytest
 
 from lbagent.checks import files
 from lbagent.checks.finding import Finding, Kind
-from lbagent.checks.run import findings
+from lbagent.checks.run import run_checks
 from lbagent.settings import Settings
 from lbagent.system.log import Log
 from tests.helpers.faults import tree, without_haproxy
@@ -126,12 +126,17 @@ class Agent(SerfAgent):
         eventually(lambda: self.log.count("Event 'member-join' script output") >= handlers)
 
 
-def checked(lb: Lb, agent: SerfAgent | None = None, **env: str) -> tuple[int, list[str]]:
+def without_other_haproxys(text: str) -> str:
+    """The output without the HAProxys of other tests: `check` names those that run other files."""
+    return re.sub(r" \(pid [^)]* runs [^)]*\); set `haproxy.config`.*", "; start HAProxy", text)
+
+
+def check(lb: Lb, agent: SerfAgent | None = None, **env: str) -> tuple[int, list[str]]:
     """How `lbagent check` ends, and its lines, with paths, ports and pids of this run made plain."""
     asking = {"SERF_RPC_ADDR": agent.rpc, "SERF_RPC_AUTH": TOKEN} if agent else {}
     done = lb.run("check", env={**asking, **env})
     assert done.stderr == b""
-    text = done.stdout.decode().replace(str(lb.folder), "/lb").replace(str(LBAGENT), "lbagent")
+    text = without_other_haproxys(done.stdout.decode().replace(str(lb.folder), "/lb").replace(str(LBAGENT), "lbagent"))
     text = re.sub(r"127\.0\.0\.1:[0-9]+", "RPC", re.sub(r"\b(master|worker|pid) [0-9]+", r"\1 N", text))
     *lines, summary = [" ".join(line.split()) for line in text.splitlines()]
     counts = [sum(line.startswith(f"{severity} ") for line in lines) for severity in ("error", "warning", "ok")]
@@ -139,9 +144,9 @@ def checked(lb: Lb, agent: SerfAgent | None = None, **env: str) -> tuple[int, li
     return done.returncode, lines
 
 
-def amiss(lb: Lb, agent: SerfAgent | None = None, **env: str) -> list[str]:
+def list_problems(lb: Lb, agent: SerfAgent | None = None, **env: str) -> list[str]:
     """The lines that are not ok; the exit status is what they make it."""
-    status, lines = checked(lb, agent, **env)
+    status, lines = check(lb, agent, **env)
     found = [line for line in lines if not line.startswith("ok ")]
     assert status == any(line.startswith("error ") for line in found)
     return found
@@ -154,14 +159,14 @@ def version() -> str:
 
 @pytest.fixture
 def lb() -> Iterator[Lb]:
-    """A load balancer with a good haproxy.cfg; what is amiss is each test's own."""
+    """A load balancer with a good haproxy.cfg; each test adds its own fault."""
     with Lb(CFG) as lb:
         yield lb
 
 
 @pytest.fixture
 def well(lb: Lb) -> Iterator[tuple[Lb, Agent]]:
-    """A load balancer to which nothing is amiss: HAProxy, Serf, and a server that has joined."""
+    """A load balancer without a fault: HAProxy, Serf, and a server that has joined."""
     with Haproxy(lb), Agent(lb) as agent:
         assert lb.join(member("web01", "127.0.0.11")).returncode == 0
         # The agent's own join comes a second later.
@@ -171,57 +176,58 @@ def well(lb: Lb) -> Iterator[tuple[Lb, Agent]]:
         yield lb, agent
 
 
-# --- all is well ----------------------------------------------------------------------------------------------------
+# --- no fault ----------------------------------------------------------------------------------------------------
 
 WELL = """\
 ok lbagent: version X
-ok daemon: no `lbagent watch`: `lbagent handle` applies events itself
+ok settings: Serf's handler and `lbagent watch` use the same files
+ok daemon: `lbagent handle` applies events itself (no `lbagent watch`)
 ok roles: /lb/etc/roles.yml: 1 role, 1 service
-ok networks: /lb/etc/roles.yml:7: role web comes from 127.0.0.0/8
+ok networks: /lb/etc/roles.yml:7: role web accepts addresses in 127.0.0.0/8
 ok markers: /lb/etc/haproxy.cfg: every section and service has its marker (1 marker)
-ok service-line: HAProxy accepts the lines that each role and service would make
+ok service-line: HAProxy accepts the server lines of each role and service
 ok haproxy: HAProxy X
-ok process: HAProxy runs it: master N, worker N
-ok haproxy-cfg: /lb/etc/haproxy.cfg: accepted by `haproxy -c`, without a warning
-ok time-limit: `haproxy -c` keeps well within 15 s
-ok stats-socket: /lb/etc/haproxy.cfg:2: a stats socket with level admin
-ok hand-over: /lb/etc/haproxy.cfg:2: listeners are handed over at a reload
-ok hard-stop: /lb/etc/haproxy.cfg:3: old workers end by `hard-stop-after 30s`
-ok idle-close: a reload lets idle clients send their next request
+ok process: HAProxy runs this haproxy.cfg (master N, worker N)
+ok haproxy-cfg: /lb/etc/haproxy.cfg: `haproxy -c` accepts it without a warning
+ok time-limit: `haproxy -c` takes less than half of 15 s
+ok stats-socket: /lb/etc/haproxy.cfg:2: stats socket with level admin
+ok hand-over: /lb/etc/haproxy.cfg:2: the new process takes over the listeners at a reload
+ok hard-stop: /lb/etc/haproxy.cfg:3: old workers end after `hard-stop-after 30s`
+ok idle-close: a reload does not cut off requests of idle clients
 ok timeouts: every proxy has its timeouts
-ok server-state: no server state is loaded from a file
-ok stats-answer: /lb/stats.sock: worker N answers an admin there
-ok drift: the managed lines are what they should be (1 line)
-ok permissions: only root writes what lbagent believes (6 paths)
-ok disk: there is room to write
-ok state: /lb/state: 1 member remembered
+ok server-state: HAProxy loads no server-state file
+ok stats-answer: /lb/stats.sock: worker N answers with level admin
+ok drift: the managed lines match the plan (1 line)
+ok permissions: only root can write lbagent's files (6 paths)
+ok disk: the disks have free space
+ok state: /lb/state: 1 member known
 ok serf: the agent lb01 answers
-ok encryption: what the agents say is encrypted
-ok handlers: serf info: 'lbagent handle' is called for all that lbagent needs
-ok replay: /lb/etc/serf-lb01/lb.json: what was sent while this load balancer was down is heard afterwards
-ok leave: /lb/etc/serf-lb01/lb.json: ended by SIGTERM, the agent leaves
-ok key: /lb/etc/serf-lb01/lb.json: others cannot read the key
-ok rpc: /lb/etc/serf-lb01/lb.json: RPC asks for a token
+ok encryption: the cluster is encrypted
+ok handlers: serf info: 'lbagent handle' receives all events that lbagent needs
+ok replay: /lb/etc/serf-lb01/lb.json: after a restart the agent receives the events it has missed
+ok leave: /lb/etc/serf-lb01/lb.json: the agent leaves the cluster on SIGTERM
+ok key: /lb/etc/serf-lb01/lb.json: other users cannot read the key
+ok rpc: /lb/etc/serf-lb01/lb.json: RPC requires a token
 ok role-tag: lb01: its role is lb
-ok peers: serf members: 0 other load balancers there
+ok peers: serf members: 0 other load balancers
 """
 
 
 @pytest.mark.parametrize("binary", binaries().values(), ids=binaries())
-def test_a_load_balancer_to_which_nothing_is_amiss_is_ok_throughout(binary: Path) -> None:
+def test_on_a_sound_load_balancer_everything_is_ok(binary: Path) -> None:
     with Lb(CFG, binary=binary) as lb, Haproxy(lb), Agent(lb) as agent:
         lb.join(member("web01", "127.0.0.11"))
         # The agent's own join comes a second later: an event that is dealt with at this moment is told of, too.
         eventually(lambda: "Received event: member-join" in agent.log and lb.idle)
 
-        status, lines = checked(lb, agent)
+        status, lines = check(lb, agent)
 
     assert status == 0
     plain = [re.sub(r"^(ok lbagent: version|ok haproxy: HAProxy) .*", r"\1 X", line) for line in lines]
     assert "\n".join([*plain, ""]) == WELL
 
 
-def test_nothing_is_changed_and_no_lock_is_needed(well: tuple[Lb, Agent]) -> None:
+def test_check_changes_nothing_and_takes_no_lock(well: tuple[Lb, Agent]) -> None:
     lb, agent = well
     lb.text = lb.text.replace(b"rise 2", b"rise 9")
     (lb.state / "spool" / "1").write_bytes(b"no record")
@@ -230,143 +236,138 @@ def test_nothing_is_changed_and_no_lock_is_needed(well: tuple[Lb, Agent]) -> Non
 
     with (lb.state / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        status, lines = checked(lb, agent)
+        status, lines = check(lb, agent)
 
     assert (status, (tree(lb.etc), tree(lb.state))) == (0, before)
     assert Path(lb.folder / "haproxy.pid").read_text() == worker
     assert [line for line in lines if not line.startswith("ok ")] == [
-        "warning pending: 2 events in the spool: the next event takes them in, or `lbagent apply`"
+        "warning pending: 2 events in the spool; run `lbagent apply`, or wait for the next event"
     ]
 
 
-def test_no_state_directory_is_made_by_looking(lb: Lb) -> None:
-    assert [line for line in amiss(lb) if " state: " in line] == [
+def test_check_creates_no_state_directory(lb: Lb) -> None:
+    assert [line for line in list_problems(lb) if " state: " in line] == [
         (
-            "warning state: /lb/state: is not there yet: no event has been heard"
-            ": start Serf with its handler, or `lbagent apply` makes it"
+            "warning state: /lb/state: does not exist; no event has arrived yet; start Serf with its event handler, or run `lbagent apply`"
         )
     ]
     assert not lb.state.exists()
 
 
-# --- one thing broken does not hide the others ----------------------------------------------------------------------
+# --- one fault does not hide the others ----------------------------------------------------------------------
 
 
-def test_what_is_broken_does_not_hide_what_else_is(lb: Lb) -> None:
+def test_one_fault_does_not_hide_the_others(lb: Lb) -> None:
     lb.roles.write_text(lb.roles.read_text().replace("port:", "prot:"))
     lb.state.write_text("no folder")
 
-    found = amiss(lb)
+    found = list_problems(lb)
 
     assert found[0] == (
-        "error roles: /lb/etc/roles.yml:5:9: services.iis.prot: unknown key; did you mean port?"
-        ": until it loads no event changes anything"
+        "error roles: /lb/etc/roles.yml:5:9: services.iis.prot: unknown key; did you mean port?; fix roles.yml; until then no event takes effect"
     )
     assert {line.split()[1] for line in found} >= {"roles:", "drift:", "state:", "serf:"}
 
 
-def test_where_roles_yml_is_refused_the_haproxy_of_the_last_good_one_is_looked_at(well: tuple[Lb, Agent]) -> None:
+def test_with_an_invalid_roles_yml_the_haproxy_of_its_last_valid_version_is_checked(well: tuple[Lb, Agent]) -> None:
     lb, agent = well
     lb.roles.write_text("roles: [")
 
-    status, lines = checked(lb, agent)
+    status, lines = check(lb, agent)
 
     assert status == 1
-    assert "ok process: HAProxy runs it: master N, worker N" in lines
+    assert "ok process: HAProxy runs this haproxy.cfg (master N, worker N)" in lines
     assert [line for line in lines if not line.startswith("ok ")] == [
-        "error roles: /lb/etc/roles.yml:1:8: roles: the list is not closed; add ]: until it loads no event changes anything",
+        "error roles: /lb/etc/roles.yml:1:8: roles: the list is not closed; add ]; fix roles.yml; until then no event takes effect",
         (
-            "error roles: /lb/etc/roles.yml:1:8: roles: is a list, not a mapping of keys to values;"
-            " write ROLE: {SECTION: [SERVICE]} below it: until it loads no event changes anything"
+            "error roles: /lb/etc/roles.yml:1:8: roles: is a list, not a mapping of keys to values; write ROLE: {SECTION: [SERVICE]} below it; fix roles.yml; until then no event takes effect"
         ),
-        "warning markers: /lb/etc/haproxy.cfg: only doubled ones can be looked for: roles.yml cannot be used: mend roles.yml",
-        "warning drift: cannot be looked at, without a plan: roles.yml cannot be used: mend that, and check again",
+        "warning markers: /lb/etc/haproxy.cfg: markers not checked: roles.yml is invalid; fix roles.yml",
+        "warning drift: managed lines not checked: roles.yml is invalid; fix that, then run `lbagent check` again",
     ]
 
 
-def test_where_only_roles_yml_knew_which_haproxy_cfg_none_is_judged(lb: Lb) -> None:
+def test_without_a_valid_roles_yml_ever_no_haproxy_cfg_is_checked(lb: Lb) -> None:
     lb.roles.write_text("roles: [")
 
-    found = amiss(lb)
+    found = list_problems(lb)
 
     assert [line for line in found if not line.startswith(("error roles: ", "error serf: ", "warning state: "))] == [
         (
-            "warning haproxy-cfg: cannot be looked at, nor who runs it: which file it is stands in roles.yml,"
-            " which cannot be used: mend roles.yml, and check again"
+            "warning haproxy-cfg: haproxy.cfg and its HAProxy are not checked: only roles.yml, which is invalid, names the file; fix roles.yml, then run `lbagent check` again"
         ),
-        "warning drift: cannot be looked at, without a plan: haproxy.cfg cannot be read: mend that, and check again",
+        "warning drift: managed lines not checked: haproxy.cfg cannot be read; fix that, then run `lbagent check` again",
     ]
 
 
-def test_what_hinders_a_plan_is_told_as_it_is(well: tuple[Lb, Agent]) -> None:
+def test_the_reason_why_there_is_no_plan_is_reported(well: tuple[Lb, Agent]) -> None:
     lb, agent = well
     (lb.state / "members.json").unlink()
     (lb.state / "members.json").mkdir()
 
-    found = amiss(lb, agent)
+    found = list_problems(lb, agent)
     lb.text = lb.text.replace(b"    # additional", b"    # additional-lb-iis-server\n    # additional", 1)
-    doubled = amiss(lb, agent)
+    doubled = list_problems(lb, agent)
 
     assert found == [
-        "warning drift: cannot be looked at, without a plan: /lb/state/members.json: not a regular file: mend that, and check again",
-        "warning state: /lb/state/members.json: cannot be looked at: not a regular file: run this as root",
+        "warning drift: managed lines not checked: /lb/state/members.json: not a regular file; fix that, then run `lbagent check` again",
+        "error state: /lb/state/members.json: cannot be read: not a regular file; no event takes effect; move it away, then run `lbagent apply`",
     ]
     assert [line.partition(" stands in ")[0] for line in doubled if " drift: " in line] == [
-        "warning drift: cannot be looked at, without a plan: /lb/state/members.json: not a regular file: mend that, and check again"
+        "warning drift: managed lines not checked: /lb/state/members.json: not a regular file; fix that, then run `lbagent check` again"
     ]
 
 
-def test_a_look_that_ends_in_a_defect_does_not_hide_the_others(
+def test_a_defect_in_one_check_does_not_hide_the_others(
     well: tuple[Lb, Agent], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def defect(*_: object) -> Iterator[Finding]:
         raise RuntimeError("no\nidea")
 
     lb, agent = well
-    whole = len(checked(lb, agent)[1])
+    whole = len(check(lb, agent)[1])
     for name, value in {**lb.env, "SERF_RPC_ADDR": agent.rpc, "SERF_RPC_AUTH": TOKEN}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(files, "owned", defect)
+    monkeypatch.setattr(files, "check_permissions", defect)
 
-    found = [*findings(Settings(str(lb.roles), str(lb.state)), Log())]
+    found = [*run_checks(Settings(str(lb.roles), str(lb.state)), Log())]
 
     assert len(found) == whole - 1  # permissions and disk are one look
-    assert [one.words for one in found if one.severity != "ok"] == [
-        "permissions: cannot be looked at, by a defect of lbagent: RuntimeError: no?idea: please report it"
+    assert [one.line for one in found if one.severity != "ok"] == [
+        "permissions: not checked, because of a defect of lbagent: RuntimeError: no?idea; report it to the developers"
     ]
 
 
-def test_without_anything_all_is_said(lb: Lb) -> None:
+def test_without_haproxy_and_serf_each_missing_part_is_an_error(lb: Lb) -> None:
     lb.cfg.unlink()
     (lb.bin / "haproxy").unlink()
     with without_haproxy() as words:
         done = subprocess.run([*words, LBAGENT, "check"], env=lb.env, capture_output=True, text=True, check=False)
 
-    lines = [" ".join(line.split()).replace(str(lb.folder), "/lb") for line in done.stdout.splitlines()[:-1]]
+    text = without_other_haproxys(done.stdout.replace(str(lb.folder), "/lb"))
+    lines = [" ".join(line.split()) for line in text.splitlines()[:-1]]
     assert done.returncode == 1
     assert [line for line in lines if not line.startswith("ok ")] == [
         (
-            "error haproxy: haproxy cannot be run (no such program): no change of haproxy.cfg can be validated"
-            ": install it, or have it in PATH"
+            "error haproxy: the haproxy program cannot be run (no such program); changes of haproxy.cfg cannot be validated; install HAProxy, or add it to PATH"
         ),
         (
-            "error haproxy-cfg: /lb/etc/haproxy.cfg: No such file or directory"
-            ": name the file in roles.yml: `haproxy: {config: …}`"
+            "error haproxy-cfg: /lb/etc/haproxy.cfg: No such file or directory; set its path in roles.yml: `haproxy: {config: PATH}`"
         ),
         NONE,
-        ("warning drift: cannot be looked at, without a plan: haproxy.cfg cannot be read: mend that, and check again"),
         (
-            "warning state: /lb/state: is not there yet: no event has been heard"
-            ": start Serf with its handler, or `lbagent apply` makes it"
+            "warning drift: managed lines not checked: haproxy.cfg cannot be read; fix that, then run `lbagent check` again"
         ),
         (
-            "error serf: Serf agent: `serf info` failed: Error connecting to Serf agent: dial tcp 127.0.0.1:1"
-            ": connect: connection refused: start the agent, or set SERF_RPC_ADDR (127.0.0.1:7373 without it)"
+            "warning state: /lb/state: does not exist; no event has arrived yet; start Serf with its event handler, or run `lbagent apply`"
+        ),
+        (
+            "error serf: Serf agent: `serf info` failed: Error connecting to Serf agent: dial tcp 127.0.0.1:1: connect: connection refused; start the agent, or set SERF_RPC_ADDR to its `rpc_addr` (now 127.0.0.1:1)"
         ),
     ]
 
 
-def test_a_haproxy_that_cannot_be_run_leaves_its_verdict_open(lb: Lb) -> None:
+def test_without_the_haproxy_program_its_verdict_is_unknown(lb: Lb) -> None:
     (lb.bin / "haproxy").unlink()
     with without_haproxy() as words:
         done = subprocess.run([*words, LBAGENT, "check"], env=lb.env, capture_output=True, text=True, check=False)
@@ -374,8 +375,7 @@ def test_a_haproxy_that_cannot_be_run_leaves_its_verdict_open(lb: Lb) -> None:
     lines = [" ".join(line.split()) for line in done.stdout.splitlines() if " haproxy-cfg: " in line]
     assert lines == [
         (
-            "warning haproxy-cfg: cannot be looked at: haproxy -c cannot be run: no such program: haproxy"
-            ": mend that, and check again"
+            "warning haproxy-cfg: not checked: haproxy -c cannot be run: no such program: haproxy; fix that, then run `lbagent check` again"
         )
     ]
 
@@ -387,72 +387,68 @@ def test_a_haproxy_that_cannot_be_run_leaves_its_verdict_open(lb: Lb) -> None:
             "balance roundrobin",
             "balanse roundrobin",
             (
-                "error haproxy-cfg: /lb/etc/haproxy.cfg:15: unknown keyword 'balanse' in 'listen' section; did you mean"
-                " 'balance' maybe ?: until it is mended no node gets in or out"
+                "error haproxy-cfg: /lb/etc/haproxy.cfg:15: unknown keyword 'balanse' in 'listen' section; did you mean 'balance' maybe ?; fix haproxy.cfg; until then no server line can be added or removed"
             ),
         ),
         (
             "    timeout connect",
             "    log-format x\n    timeout connect",
             (
-                "warning haproxy-cfg: /lb/etc/haproxy.cfg: log format ignored for proxy 'lb-iis' since it has no log"
-                " address.: HAProxy's own warning"
+                "warning haproxy-cfg: /lb/etc/haproxy.cfg: log format ignored for proxy 'lb-iis' since it has no log address.; this is a warning of HAProxy; see its manual"
             ),
         ),
     ],
 )
-def test_haproxys_own_complaints_are_told(lb: Lb, old: str, new: str, line: str) -> None:
+def test_messages_of_haproxy_are_reported(lb: Lb, old: str, new: str, line: str) -> None:
     lb.text = lb.text.replace(old.encode(), new.encode())
 
-    assert line in amiss(lb)
+    assert line in list_problems(lb)
 
 
-def test_a_haproxy_cfg_that_is_not_there_is_an_error(lb: Lb) -> None:
+def test_a_missing_haproxy_cfg_is_an_error(lb: Lb) -> None:
     lb.cfg.unlink()
 
     assert (
-        "error haproxy-cfg: /lb/etc/haproxy.cfg: No such file or directory"
-        ": name the file in roles.yml: `haproxy: {config: …}`"
-    ) in amiss(lb)
+        "error haproxy-cfg: /lb/etc/haproxy.cfg: No such file or directory; set its path in roles.yml: `haproxy: {config: PATH}`"
+    ) in list_problems(lb)
 
 
 # --- HAProxy --------------------------------------------------------------------------------------------------------
 
-NONE = "error process: no HAProxy runs this haproxy.cfg: lines are written, and nobody serves them: start it"
+NONE = "error process: no HAProxy runs /lb/etc/haproxy.cfg; server lines have no effect; start HAProxy"
 
 
-def test_a_haproxy_that_does_not_run_is_told(lb: Lb) -> None:
-    assert [line for line in amiss(lb) if " process: " in line] == [NONE]
+def test_a_haproxy_that_does_not_run_is_an_error(lb: Lb) -> None:
+    assert [line for line in list_problems(lb) if " process: " in line] == [NONE]
 
 
 @pytest.mark.every_haproxy
 def test_without_a_master_listeners_have_to_be_handed_over(lb: Lb) -> None:
     lb.text = lb.text.replace(b" expose-fd listeners", b"")
     with Haproxy(lb, "-D"):
-        status, lines = checked(lb)
+        status, lines = check(lb)
 
     assert status == 1  # no Serf
     assert [line for line in lines if " process: " in line or " hand-over: " in line] == [
-        "ok process: HAProxy runs it: pid N, without a master",
+        "ok process: HAProxy runs this haproxy.cfg (pid N, without a master)",
         (
-            "warning hand-over: /lb/etc/haproxy.cfg:2: without a master, a reload loses the connections that wait to be"
-            " accepted: write `expose-fd listeners`, or run HAProxy with -W"
+            "warning hand-over: /lb/etc/haproxy.cfg:2: HAProxy runs without a master; a reload loses connections that wait to be accepted; add `expose-fd listeners`, or run HAProxy with -W"
         ),
     ]
 
 
 @pytest.mark.every_haproxy
-def test_a_haproxy_that_nobody_could_reload_is_an_error(lb: Lb) -> None:
+def test_a_haproxy_that_cannot_be_reloaded_is_an_error(lb: Lb) -> None:
     with Haproxy(lb, "-db"):
-        found = [line for line in amiss(lb) if " process: " in line]
+        found = [line for line in list_problems(lb) if " process: " in line]
         lb.roles.write_text(lb.roles.read_text().replace("haproxy:\n", "haproxy:\n  reload: [/no/such/reload]\n"))
-        with_command = [line for line in amiss(lb) if " process: " in line]
+        with_command = [line for line in list_problems(lb) if " process: " in line]
 
     assert found == [
-        "error process: pid N: HAProxy runs in the foreground without a master: run it with -W, or set haproxy.reload"
+        "error process: HAProxy pid N: HAProxy runs in the foreground without a master; run it with -W, or set haproxy.reload"
     ]
     assert with_command == [
-        "error process: pid N: its reload command cannot be run: /no/such/reload: no such program: mend `haproxy.reload` in roles.yml"
+        "error process: HAProxy pid N: the reload command cannot be run: /no/such/reload: no such program; fix `haproxy.reload` in roles.yml"
     ]
 
 
@@ -464,10 +460,10 @@ def test_two_masters_on_one_haproxy_cfg_are_an_error(lb: Lb) -> None:
             started = subprocess.Popen(argv, env=lb.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             stack.callback(started.wait, PATIENCE)
             stack.callback(started.send_signal, signal.SIGTERM)
-        found = eventually(lambda: [line for line in amiss(lb) if line.startswith("error process: ")])
+        found = eventually(lambda: [line for line in list_problems(lb) if line.startswith("error process: ")])
 
     assert re.sub("[0-9]+", "N", found[0]) == (
-        "error process: several HAProxy masters run this haproxy.cfg (pids N, N): give it a stats socket of its own"
+        "error process: several HAProxy masters run this haproxy.cfg (pids N, N); give it a stats socket of its own"
     )
 
 
@@ -475,24 +471,22 @@ def test_a_stats_socket_that_does_not_answer_is_an_error(well: tuple[Lb, Agent])
     lb, agent = well
     lb.socket.unlink()
 
-    assert amiss(lb, agent) == [
+    assert list_problems(lb, agent) == [
         (
-            "error stats-answer: /lb/stats.sock: does not answer, though HAProxy runs (pid N): No such file or directory"
-            ": reload HAProxy, or mend the path of its `stats socket`"
+            "error stats-answer: /lb/stats.sock: no answer, although HAProxy runs (pid N): No such file or directory; reload HAProxy, or fix the path of its `stats socket`"
         )
     ]
 
 
-def test_a_stats_socket_that_answers_no_admin_is_told(lb: Lb) -> None:
+def test_a_stats_socket_without_level_admin_is_a_warning(lb: Lb) -> None:
     good = lb.text
     lb.text = good.replace(b"level admin", b"level user")
     with Haproxy(lb), Agent(lb) as agent:
         lb.text = good
 
-        assert [line for line in amiss(lb, agent) if " stats-answer: " in line] == [
+        assert [line for line in list_problems(lb, agent) if " stats-answer: " in line] == [
             (
-                "warning stats-answer: /lb/stats.sock: the running HAProxy answers with level 'user' there"
-                ": write `level admin`, and reload HAProxy"
+                "warning stats-answer: /lb/stats.sock: the running HAProxy answers with level 'user'; set `level admin`, and reload HAProxy"
             )
         ]
 
@@ -502,24 +496,22 @@ def test_a_stats_socket_of_another_haproxy_is_an_error(lb: Lb) -> None:
     with Lb(CFG) as other, Haproxy(lb), Haproxy(other):
         lb.text = lb.text.replace(str(lb.socket).encode(), str(other.socket).encode())
 
-        found = [line.replace(str(other.folder), "/other") for line in amiss(lb) if " stats-answer: " in line]
+        found = [line.replace(str(other.folder), "/other") for line in list_problems(lb) if " stats-answer: " in line]
 
     assert found == [
         (
-            "error stats-answer: /other/stats.sock: pid N answers there, not the worker N that runs this haproxy.cfg"
-            ": give each HAProxy a stats socket of its own"
+            "error stats-answer: /other/stats.sock: pid N answers, not worker N, which runs this haproxy.cfg; give each HAProxy its own stats socket"
         )
     ]
 
 
-def test_a_check_that_takes_too_long_is_told(lb: Lb) -> None:
+def test_a_haproxy_c_that_takes_too_long_is_an_error(lb: Lb) -> None:
     lb.roles.write_text(lb.roles.read_text().replace("timeout: 15s", "timeout: 300ms"))
     lb.count_checks("sleep 5")
 
-    assert [line for line in amiss(lb) if " time-limit: " in line] == [
+    assert [line for line in list_problems(lb) if " time-limit: " in line] == [
         (
-            "error time-limit: `haproxy -c` did not end within `haproxy.timeout`, 0.3 s"
-            ": make `haproxy.timeout` in roles.yml longer"
+            "error time-limit: `haproxy -c` did not end within `haproxy.timeout` (0.3 s); set a longer `haproxy.timeout` in roles.yml"
         )
     ]
 
@@ -527,97 +519,91 @@ def test_a_check_that_takes_too_long_is_told(lb: Lb) -> None:
 # --- lines and state ------------------------------------------------------------------------------------------------
 
 
-def test_a_managed_line_edited_by_hand_is_named(well: tuple[Lb, Agent]) -> None:
+def test_a_managed_line_edited_by_hand_is_found(well: tuple[Lb, Agent]) -> None:
     lb, agent = well
     lb.text = lb.text.replace(b"rise 2", b"rise 9")
-    fix = "`lbagent apply` puts it right; without its comment a line is yours"
+    fix = "run `lbagent apply` to restore it; a line without its `# lbagent` comment is yours"
     line = lb.server("web01", "127.0.0.11")
 
-    assert amiss(lb, agent) == [
+    assert list_problems(lb, agent) == [
         (
-            f"warning drift: /lb/etc/haproxy.cfg:16: 'listen lb-iis: {line.replace('rise 2', 'rise 9')}'"
-            f" is not what lbagent wrote: {fix}"
+            f"warning drift: /lb/etc/haproxy.cfg:16: 'listen lb-iis: {line.replace('rise 2', 'rise 9')}' was edited by hand; {fix}"
         ),
-        f"warning drift: 'listen lb-iis: {line}' is missing: {fix}",
+        f"warning drift: 'listen lb-iis: {line}' is missing; {fix}",
     ]
 
 
-def test_what_lies_about_in_the_state_directory_is_told(well: tuple[Lb, Agent]) -> None:
+def test_files_set_aside_in_the_state_directory_are_found(well: tuple[Lb, Agent]) -> None:
     lb, agent = well
     (lb.state / "members.json.damaged-20260101T000000.1").write_bytes(b"")
     (lb.state / "spool" / "bad").mkdir()
-    assert amiss(lb, agent) == [
+    assert list_problems(lb, agent) == [
         (
-            "warning damaged: /lb/state/members.json.damaged-20260101T000000.1: a members.json that was damaged, kept aside"
-            ": look why (a full disk?), and remove it"
+            "warning damaged: /lb/state/members.json.damaged-20260101T000000.1: a copy of a damaged members.json; find the cause, for example a full disk, then delete the copy"
         )
     ]
     (lb.state / "spool" / "bad" / "1-x").write_bytes(b"")
 
-    assert amiss(lb, agent)[1:] == [
+    assert list_problems(lb, agent)[1:] == [
         (
-            "warning bad-records: /lb/state/spool/bad: 1 file set aside that no event could be made of"
-            ": see who put them into the spool, and remove them"
+            "warning bad-events: /lb/state/spool/bad: 1 file set aside because they are not valid events; find which program writes into the spool, and delete them"
         )
     ]
 
 
-def test_a_damaged_membership_is_told_and_left_alone(well: tuple[Lb, Agent]) -> None:
+def test_a_damaged_membership_is_found_and_not_changed(well: tuple[Lb, Agent]) -> None:
     lb, agent = well
     (lb.state / "members.json").write_bytes(b"{")
 
-    found = [line for line in amiss(lb, agent) if " damaged: " in line]
+    found = [line for line in list_problems(lb, agent) if " damaged: " in line]
 
     assert found == [
         (
-            "warning damaged: /lb/state/members.json: is damaged (JSONDecodeError: Expecting property name enclosed in"
-            " double quotes: line 1 column 2 (char 1)); the next event rebuilds it from the managed lines"
-            ": `lbagent apply`, and see what damaged it"
+            "warning damaged: /lb/state/members.json: is damaged (JSONDecodeError: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)); the next event rebuilds it from the managed lines; run `lbagent apply`, and find what damaged it"
         )
     ]
     assert (lb.state / "members.json").read_bytes() == b"{"
 
 
-def test_a_node_in_quarantine_is_told_and_its_line_is_no_drift(lb: Lb) -> None:
+def test_a_node_in_quarantine_is_found_and_its_line_is_not_an_edit(lb: Lb) -> None:
     text = lb.roles.read_text().replace(f"port: {lb.port}", f"port: {lb.port}, options: 'check weight {{tag:w|1}}'")
     lb.roles.write_text(text)
     with Haproxy(lb), Agent(lb) as agent:
         lb.join(member("web01", "127.0.0.11"), member("web02", "127.0.0.12", w="999"))
         eventually(lambda: lb.idle)
-        found = amiss(lb, agent)
+        found = list_problems(lb, agent)
 
     assert len(lb.managed) == 1
-    assert re.sub("line: .*?: mend", "line: …: mend", found[0]) == (
-        "error quarantine: web02: HAProxy refuses its line: …: mend its tags, or roles.yml; it is tried again"
+    assert re.sub("line: .*; fix", "line: …; fix", found[0]) == (
+        "error quarantine: web02: in quarantine, HAProxy refuses its server line: …; fix its tags or roles.yml; lbagent retries it"
     )
     assert found[1:] == []
 
 
-def test_a_quarantine_that_an_edit_has_ended_is_none(lb: Lb) -> None:
+def test_a_quarantine_that_an_edit_has_ended_is_not_found(lb: Lb) -> None:
     text = lb.roles.read_text().replace(f"port: {lb.port}", f"port: {lb.port}, options: 'check weight {{tag:w|1}}'")
     lb.roles.write_text(text)
     with Haproxy(lb), Agent(lb) as agent:
         lb.join(member("web01", "127.0.0.11"), member("web02", "127.0.0.12", w="999"))
         eventually(lambda: lb.idle)
         lb.roles.write_text(text.replace("weight", "maxconn"))
-        found = amiss(lb, agent)
+        found = list_problems(lb, agent)
 
     assert found == [
-        "warning pending: 3 lines would change, of roles.yml or the text: `lbagent plan` shows it, `lbagent apply` does it"
+        "warning pending: 3 lines would change after an edit of roles.yml or haproxy.cfg; run `lbagent plan` to see the change, `lbagent apply` to make it"
     ]
 
 
 @pytest.mark.every_haproxy
-def test_a_reload_that_failed_is_told(lb: Lb) -> None:
+def test_a_failed_reload_is_an_error(lb: Lb) -> None:
     lb.roles.write_text(lb.roles.read_text().replace("haproxy:\n", "haproxy:\n  runtime: off\n  reload: ['false']\n"))
     with Haproxy(lb), Agent(lb) as agent:
         lb.join(member("web01", "127.0.0.11"))
         eventually(lambda: lb.idle)
 
-        assert amiss(lb, agent) == [
+        assert list_problems(lb, agent) == [
             (
-                "error pending: the last reload failed: false ended with 1: without a word"
-                ": mend it, then `lbagent apply --force`"
+                "error pending: the last reload failed: false ended with 1: without output; fix the cause, then run `lbagent apply --force`"
             )
         ]
 
@@ -630,16 +616,15 @@ def test_what_every_user_can_write_is_an_error(well: tuple[Lb, Agent], what: str
     path = lb.folder / what
     path.chmod(path.stat().st_mode | 0o002)
 
-    assert amiss(lb, agent) == [
+    assert list_problems(lb, agent) == [
         (
-            f"error permissions: /lb/{what}: every user of this host can write it (mode {path.stat().st_mode & 0o7777:04o})"
-            ": chmod o-w"
+            f"error permissions: /lb/{what}: every user of this host can write it (mode {path.stat().st_mode & 4095:04o}); run `chmod o-w /lb/{what}`"
         )
     ]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_who_may_not_look_is_told_what_he_cannot_see(well: tuple[Lb, Agent]) -> None:
+def test_an_ordinary_user_gets_a_list_of_what_is_not_readable(well: tuple[Lb, Agent]) -> None:
     lb, agent = well
     lb.folder.chmod(0o755)
     lb.roles.chmod(0o600)
@@ -658,7 +643,7 @@ def test_who_may_not_look_is_told_what_he_cannot_see(well: tuple[Lb, Agent]) -> 
 
     assert done.returncode == 0
     assert [line for line in lines if not line.startswith("ok ")] == [
-        "warning user: not run as root, and not readable for this user: /lb/etc/roles.yml, /lb/state/spool, /lb/state/members.json, /lb/state, Serf's settings: run `lbagent check` as root; nothing is said of these",
+        "warning user: not run as root; not readable for this user and not checked: /lb/etc/roles.yml, /lb/state/spool, /lb/state/members.json, /lb/state, Serf's settings; run `lbagent check` as root",
         lines[-1],
     ]
 
@@ -667,15 +652,14 @@ def test_who_may_not_look_is_told_what_he_cannot_see(well: tuple[Lb, Agent]) -> 
 
 
 def test_an_agent_that_does_not_run_is_an_error(lb: Lb) -> None:
-    assert [line for line in amiss(lb) if " serf: " in line] == [
+    assert [line for line in list_problems(lb) if " serf: " in line] == [
         (
-            "error serf: Serf agent: `serf info` failed: Error connecting to Serf agent: dial tcp RPC: connect:"
-            " connection refused: start the agent, or set SERF_RPC_ADDR (RPC without it)"
+            "error serf: Serf agent: `serf info` failed: Error connecting to Serf agent: dial tcp RPC: connect: connection refused; start the agent, or set SERF_RPC_ADDR to its `rpc_addr` (now RPC)"
         )
     ]
 
 
-def test_a_serf_that_is_not_installed_is_told(well: tuple[Lb, Agent]) -> None:
+def test_a_serf_that_is_not_installed_is_an_error(well: tuple[Lb, Agent]) -> None:
     lb, agent = well
     for program in ("haproxy", "serf"):
         assert shutil.which(program)
@@ -694,17 +678,16 @@ def test_a_serf_that_is_not_installed_is_told(well: tuple[Lb, Agent]) -> None:
     done = subprocess.run([*hidden, LBAGENT, "check"], env=env, capture_output=True, text=True, check=False)
 
     assert [" ".join(line.split()) for line in done.stdout.splitlines()[:-1] if not line.startswith("ok ")] == [
-        "error serf: serf: the program is not there: nothing is heard of the cluster: install Serf, or have it in PATH"
+        "error serf: serf: the program is not installed; no events arrive; install Serf, or add it to PATH"
     ]
 
 
-def test_who_has_no_token_is_told(well: tuple[Lb, Agent]) -> None:
+def test_a_missing_token_is_an_error(well: tuple[Lb, Agent]) -> None:
     lb, agent = well
 
-    assert amiss(lb, agent, SERF_RPC_AUTH="") == [
+    assert list_problems(lb, agent, SERF_RPC_AUTH="") == [
         (
-            "error serf: SERF_RPC_AUTH: a token is needed: no sync is possible (Serf agent: "
-            "`serf info` failed: Error querying agent: Authentication required): set SERF_RPC_AUTH to the agent's `rpc_auth`"
+            "error serf: SERF_RPC_AUTH: the agent requires an RPC token; no sync is possible (Serf agent: `serf info` failed: Error querying agent: Authentication required); set SERF_RPC_AUTH to the `rpc_auth` of the agent"
         )
     ]
 
@@ -719,8 +702,7 @@ AT = "/lb/etc/serf-lb01/lb.json"
             {"encrypt_key": None},
             [
                 (
-                    "error encryption: the cluster is not encrypted: whoever reaches it can enrol a server, pause one, or"
-                    " call it failed: make a key with `serf keygen`, and set `encrypt_key` on every node"
+                    "error encryption: the cluster is not encrypted; anyone who can reach it can add, pause or fail servers; create a key with `serf keygen`, and set it as `encrypt_key` on every node"
                 )
             ],
         ),
@@ -728,8 +710,7 @@ AT = "/lb/etc/serf-lb01/lb.json"
             {"tags": None},
             [
                 (
-                    "warning role-tag: lb01: the agent has no role: the other load balancers cannot be told from any node"
-                    ': write `"tags": {"role": "lb"}`'
+                    'warning role-tag: lb01: the agent has no role tag; the load balancers cannot find each other; add `"tags": {"role": "lb"}` to its settings'
                 )
             ],
         ),
@@ -737,8 +718,7 @@ AT = "/lb/etc/serf-lb01/lb.json"
             {"tags": {"role": "web"}},
             [
                 (
-                    "error role-tag: lb01: its role web is one that roles.yml serves: the other load balancer becomes a"
-                    " server: give the load balancers a role of their own, as `lb`"
+                    "error role-tag: lb01: roles.yml has services for its role web; the other load balancer becomes a server; give the load balancers their own role, for example `lb`"
                 )
             ],
         ),
@@ -746,9 +726,7 @@ AT = "/lb/etc/serf-lb01/lb.json"
             {"event_handlers": [f"member-join,member-leave,user:pause={LBAGENT} handle"]},
             [
                 (
-                    "error handlers: serf info: lbagent is not called for member-failed, member-update, member-reap,"
-                    " user:resume, query:pause, query:resume, query:lbagent-status, query:lbagent-forget: call it for all, without a filter:"
-                    " `lbagent handle`"
+                    "error handlers: serf info: lbagent does not receive member-failed, member-update, member-reap, user:resume, query:pause, query:resume, query:lbagent-status, query:lbagent-forget; these events have no effect; write the handler without a filter: `lbagent handle`"
                 )
             ],
         ),
@@ -756,18 +734,21 @@ AT = "/lb/etc/serf-lb01/lb.json"
             {"event_handlers": ["/nowhere/lbagent handle"]},
             [
                 (
-                    "error handlers: serf info: the handler '/nowhere/lbagent handle' cannot be run: '/nowhere/lbagent' is"
-                    " no program in the agent's PATH: give its whole path"
+                    "error handlers: serf info: the handler '/nowhere/lbagent handle' cannot run: Serf's PATH has no program '/nowhere/lbagent'; Serf events have no effect; write its full path in `event_handlers`"
                 )
             ],
         ),
-        ({"event_handlers": ["cat >/dev/null", f"*={LBAGENT} --state-dir=/x handle", "true"]}, []),
+        (
+            {"event_handlers": ["cat >/dev/null", f"*={LBAGENT} --state-dir=/x handle", "true"]},
+            [
+                "error settings: handler 'lbagent --state-dir=/x handle': uses the state directory /x, this command uses /lb/state; use one `--state-dir` or LBAGENT_STATE_DIR for Serf's agent, `lbagent watch` and this command"
+            ],
+        ),
         (
             {"event_handlers": None},
             [
                 (
-                    "error handlers: serf info: no handler of the agent calls lbagent: nothing that happens is heard of"
-                    ': write `"event_handlers": ["lbagent handle"]`'
+                    'error handlers: serf info: no event handler calls lbagent; Serf events have no effect; add `"event_handlers": ["lbagent handle"]` to the agent\'s settings'
                 )
             ],
         ),
@@ -775,8 +756,7 @@ AT = "/lb/etc/serf-lb01/lb.json"
             {"rpc_auth": None},
             [
                 (
-                    f"warning rpc: {AT}: every user of this host commands the agent through RPC"
-                    ': write `"rpc_auth": "TOKEN"`, and give the agent SERF_RPC_AUTH=TOKEN for its handlers'
+                    f'warning rpc: {AT}: every user of this host can control the agent through RPC; set `"rpc_auth": "TOKEN"`, and start the agent with SERF_RPC_AUTH=TOKEN for its handlers'
                 )
             ],
         ),
@@ -784,20 +764,19 @@ AT = "/lb/etc/serf-lb01/lb.json"
             {"replay_on_join": False},
             [
                 (
-                    f"warning replay: {AT}: no `replay_on_join`: pauses sent while the load balancer was down are lost"
-                    ' without it: write `"replay_on_join": true`'
+                    f'warning replay: {AT}: no `replay_on_join`; pauses that were sent while this load balancer was down are lost; add `"replay_on_join": true`'
                 )
             ],
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
-def test_what_is_amiss_with_a_real_agent_is_told(lb: Lb, changed: dict[str, Any], lines: list[str]) -> None:
+def test_each_fault_of_a_real_agent_is_found(lb: Lb, changed: dict[str, Any], lines: list[str]) -> None:
     with Haproxy(lb), Agent(lb, **changed) as agent:
         (lb.state / "spool").mkdir(parents=True, exist_ok=True)
         eventually(lambda: lb.idle)
 
-        assert amiss(lb, agent, SERF_RPC_AUTH=str(agent.settings["rpc_auth"] or "")) == lines
+        assert list_problems(lb, agent, SERF_RPC_AUTH=str(agent.settings["rpc_auth"] or "")) == lines
 
 
 def test_a_script_that_calls_lbagent_is_a_handler_too(lb: Lb) -> None:
@@ -805,18 +784,18 @@ def test_a_script_that_calls_lbagent_is_a_handler_too(lb: Lb) -> None:
     script.write_text(f"#!/bin/sh\nexec {LBAGENT} handle\n")
     script.chmod(0o755)
     with Haproxy(lb), Agent(lb, event_handlers=[str(script)]) as agent:
-        lines = [line for line in checked(lb, agent)[1] if " handlers: " in line]
+        lines = [line for line in check(lb, agent)[1] if " handlers: " in line]
 
-    assert lines == ["ok handlers: serf info: '/lb/events.sh' is called for all that lbagent needs"]
+    assert lines == ["ok handlers: serf info: '/lb/events.sh' receives all events that lbagent needs"]
 
 
-def test_handlers_that_inherit_neither_token_nor_address_are_told(lb: Lb) -> None:
+def test_handlers_without_token_and_address_are_found(lb: Lb) -> None:
     with Haproxy(lb), Agent(lb).also(SERF_RPC_AUTH="", SERF_RPC_ADDR="") as agent:
-        found = [line for line in amiss(lb, agent) if " rpc: " in line]
+        found = [line for line in list_problems(lb, agent) if " rpc: " in line]
 
     assert found == [
-        "warning rpc: pid N: its handlers cannot ask the agent: they inherit no SERF_RPC_AUTH from it: start the agent with SERF_RPC_AUTH=TOKEN, the value of `rpc_auth`",
-        "warning rpc: pid N: its handlers cannot ask the agent: they inherit no SERF_RPC_ADDR=RPC from it: start the agent with SERF_RPC_ADDR=RPC",
+        "warning rpc: serf agent (pid N): no SERF_RPC_AUTH in its environment; handlers cannot ask the agent; start the agent with SERF_RPC_AUTH=TOKEN, the value of `rpc_auth`",
+        "warning rpc: serf agent (pid N): no SERF_RPC_ADDR=RPC in its environment; handlers cannot ask the agent; start the agent with SERF_RPC_ADDR=RPC",
     ]
 
 
@@ -825,22 +804,22 @@ def test_a_handler_is_looked_for_in_the_path_of_the_agent(lb: Lb) -> None:
     (lb.folder / "elsewhere" / "lbagent").symlink_to(LBAGENT)
     path = f"{lb.folder}/elsewhere:/usr/bin:/bin"
     with Haproxy(lb), Agent(lb, event_handlers=["lbagent handle"]).also(PATH=path) as agent:
-        found = checked(lb, agent, PATH=f"{lb.bin}:/usr/sbin:/usr/bin:/bin")[1]
+        found = check(lb, agent, PATH=f"{lb.bin}:/usr/sbin:/usr/bin:/bin")[1]
     with Haproxy(lb), Agent(lb, event_handlers=["lbagent handle"]).also(PATH="/usr/bin:/bin") as agent:
-        missing = checked(lb, agent, PATH=f"{lb.folder}/elsewhere:{lb.bin}:/usr/sbin:/usr/bin:/bin")[1]
+        missing = check(lb, agent, PATH=f"{lb.folder}/elsewhere:{lb.bin}:/usr/sbin:/usr/bin:/bin")[1]
 
     assert [line for line in found if " handlers: " in line] == [
-        "ok handlers: serf info: 'lbagent handle' is called for all that lbagent needs"
+        "ok handlers: serf info: 'lbagent handle' receives all events that lbagent needs"
     ]
     assert [line for line in missing if " handlers: " in line] == [
-        "error handlers: serf info: the handler 'lbagent handle' cannot be run: 'lbagent' is no program in the agent's PATH: give its whole path"
+        "error handlers: serf info: the handler 'lbagent handle' cannot run: Serf's PATH has no program 'lbagent'; Serf events have no effect; write its full path in `event_handlers`"
     ]
 
 
 def test_an_agent_is_found_by_whatever_name_its_address_has(well: tuple[Lb, Agent]) -> None:
     lb, agent = well
 
-    assert amiss(lb, agent, SERF_RPC_ADDR=agent.rpc.replace("127.0.0.1", "localhost")) == []
+    assert list_problems(lb, agent, SERF_RPC_ADDR=agent.rpc.replace("127.0.0.1", "localhost")) == []
 
 
 @contextlib.contextmanager
@@ -861,32 +840,35 @@ def impostor(lb: Lb, user: int, *words: str) -> Iterator[None]:
 @pytest.mark.parametrize("endless", ["pipe", "zero"])
 @pytest.mark.parametrize(
     ("user", "lines"),
-    [(0, ["warning agent-files: /lb/FILE: cannot be read: not a regular file: run this as root"]), (65533, [])],
+    [
+        (0, ["warning agent-files: /lb/FILE: cannot be read: not a regular file; run `lbagent check` as root"]),
+        (65533, []),
+    ],
     ids=["root", "stranger"],
 )
-def test_what_never_ends_ends_no_check_and_of_strangers_nothing_is_read(
+def test_endless_files_do_not_stop_a_check_and_files_of_strangers_are_not_read(
     lb: Lb, user: int, endless: str, lines: list[str]
 ) -> None:
     os.mkfifo(lb.folder / "pipe")
     (lb.folder / "zero").symlink_to("/dev/zero")
 
     with impostor(lb, user, f"-config-file={lb.folder}/{endless}"):
-        found = [line for line in amiss(lb) if " agent-files: " in line]
+        found = [line for line in list_problems(lb) if " agent-files: " in line]
 
     assert found == [line.replace("FILE", endless) for line in lines]
 
 
-def test_a_file_that_is_too_large_for_an_agents_is_not_read(well: tuple[Lb, Agent]) -> None:
+def test_a_file_of_the_agent_that_is_too_large_is_not_read(well: tuple[Lb, Agent]) -> None:
     lb, agent = well
     (agent.file.parent / "more.json").write_text(f'{{"tags": "{"x" * (1 << 20)}"}}')
 
-    assert amiss(lb, agent) == [
-        "warning agent-files: /lb/etc/serf-lb01/more.json: not read: larger than 1048576 bytes: see whether it is the agent's"
+    assert list_problems(lb, agent) == [
+        "warning agent-files: /lb/etc/serf-lb01/more.json: not read: larger than 1048576 bytes; make sure that it is a settings file of the agent"
     ]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_who_may_not_look_at_the_agent_is_not_told_that_its_handler_is_missing(lb: Lb) -> None:
+def test_an_ordinary_user_gets_no_false_claim_about_the_handler(lb: Lb) -> None:
     lb.folder.chmod(0o755)
     with Haproxy(lb), Agent(lb, event_handlers=["lbagent handle", "events.sh"]) as agent:
         agent.also(f"-rpc-addr={agent.rpc}").kill()
@@ -906,62 +888,58 @@ def test_who_may_not_look_at_the_agent_is_not_told_that_its_handler_is_missing(l
     assert [line.partition(": ")[0] for line in lines if "not readable" in line] == ["warning user"]
 
 
-def test_a_keyring_that_others_can_read_is_an_error(lb: Lb) -> None:
+def test_a_keyring_that_other_users_can_read_is_an_error(lb: Lb) -> None:
     keyring = lb.folder / "keyring"
     keyring.write_text(json.dumps([KEY]))
     keyring.chmod(0o644)
     with Haproxy(lb), Agent(lb, encrypt_key=None, keyring_file=str(keyring)) as agent:
-        found = [line for line in amiss(lb, agent) if " key: " in line]
+        found = [line for line in list_problems(lb, agent) if " key: " in line]
 
     assert found == [
-        "error key: /lb/keyring: the key can be read by every user of this host (mode 0644): chmod 0600, and change the key"
+        "error key: /lb/keyring: every user of this host can read the key (mode 0644); run `chmod 0600` on the file, and change the key"
     ]
 
 
-def test_a_key_on_the_command_line_is_an_error_and_not_said(lb: Lb) -> None:
+def test_a_key_on_the_command_line_is_an_error_and_not_printed(lb: Lb) -> None:
     with Haproxy(lb), Agent(lb, encrypt_key=None).also(f"-encrypt={KEY}") as agent:
-        status, lines = checked(lb, agent)
+        status, lines = check(lb, agent)
 
     assert status == 1
     assert KEY not in "".join(lines)
     assert [line for line in lines if " key: " in line] == [
         (
-            "error key: serf agent -encrypt: the key stands on the agent's command line, where every user of this host sees"
-            " it: put `encrypt_key` into a file of mode 0600"
+            "error key: serf agent -encrypt: the key is on the agent's command line; every user of this host can read it; move it to `encrypt_key` in a file of mode 0600"
         )
     ]
 
 
-def test_a_key_that_others_can_read_is_an_error(well: tuple[Lb, Agent]) -> None:
+def test_a_key_that_other_users_can_read_is_an_error(well: tuple[Lb, Agent]) -> None:
     lb, agent = well
     agent.file.chmod(0o644)
 
-    assert amiss(lb, agent) == [
-        f"error key: {AT}: the key can be read by every user of this host (mode 0644): chmod 0600, and change the key"
+    assert list_problems(lb, agent) == [
+        f"error key: {AT}: every user of this host can read the key (mode 0644); run `chmod 0600` on the file, and change the key"
     ]
 
 
-def test_a_file_of_the_agent_that_was_broken_since_is_told(well: tuple[Lb, Agent]) -> None:
+def test_a_file_of_the_agent_that_has_become_invalid_is_an_error(well: tuple[Lb, Agent]) -> None:
     lb, agent = well
     (agent.file.parent / "more.json").write_text("[")
 
-    assert [line for line in amiss(lb, agent) if " agent-files: " in line] == [
+    assert [line for line in list_problems(lb, agent) if " agent-files: " in line] == [
         (
-            "error agent-files: /lb/etc/serf-lb01/more.json: invalid JSON: Expecting value: line 1 column 2 (char 1)"
-            ": fix it: the agent does not start again with it"
+            "error agent-files: /lb/etc/serf-lb01/more.json: invalid JSON: Expecting value: line 1 column 2 (char 1); fix the file; the agent does not start again with it"
         )
     ]
 
 
-def test_a_handler_with_which_the_agent_would_not_start_again_is_told(well: tuple[Lb, Agent]) -> None:
+def test_a_handler_that_keeps_the_agent_from_starting_again_is_an_error(well: tuple[Lb, Agent]) -> None:
     lb, agent = well
     (agent.file.parent / "more.json").write_text('{"event_handlers": ["lbagent --roles=/x handle"]}')
 
-    assert amiss(lb, agent) == [
+    assert list_problems(lb, agent) == [
         (
-            "error handler-spec: /lb/etc/serf-lb01/more.json: the agent does not start with the handler"
-            " 'lbagent --roles=/x handle': 'lbagent --roles' is no event: write EVENT,EVENT=COMMAND without blanks;"
-            " a command that holds a `=` needs `*=` in front"
+            "error handler-spec: /lb/etc/serf-lb01/more.json: the agent does not start with the handler 'lbagent --roles=/x handle': 'lbagent --roles' is not an event; write EVENT,EVENT=COMMAND without blanks; if the command contains `=`, put `*=` before it"
         )
     ]
     again = subprocess.run(
@@ -970,27 +948,27 @@ def test_a_handler_with_which_the_agent_would_not_start_again_is_told(well: tupl
     assert "Invalid event script: Event 'lbagent --roles' invoking '/x handle'" in again.stdout + again.stderr
 
 
-def test_another_load_balancer_is_told_and_one_that_failed(well: tuple[Lb, Agent]) -> None:
+def test_another_load_balancer_is_listed_and_a_failed_one_is_an_error(well: tuple[Lb, Agent]) -> None:
     lb, agent = well
     with Agent(lb, "lb02", event_handlers=None) as other:
         other.join(agent)
         eventually(lambda: agent.members().get("lb02") == "alive")
-        there = [line for line in checked(lb, agent)[1] if " peers: " in line]
+        there = [line for line in check(lb, agent)[1] if " peers: " in line]
 
         other.kill()
         eventually(lambda: agent.members()["lb02"] == "failed", 30)
-        failed = [line for line in amiss(lb, agent) if " peers: " in line]
+        failed = [line for line in list_problems(lb, agent) if " peers: " in line]
 
-    assert there == ["ok peers: serf members: 1 other load balancer there: lb02"]
+    assert there == ["ok peers: serf members: 1 other load balancer: lb02"]
     assert failed == [
-        "error peers: serf members: 1 other load balancer failed: lb02: start its agent, or `serf force-leave` it"
+        "error peers: serf members: 1 other load balancer failed: lb02; start its agent, or remove it with `serf force-leave`"
     ]
 
 
 # --- what is hostile, and what is shown -----------------------------------------------------------------------------
 
 
-def test_whatever_files_and_agents_hold_is_one_printable_line(lb: Lb) -> None:
+def test_hostile_files_and_agents_give_printable_lines(lb: Lb) -> None:
     evil = "\x1b[2J\x07evil\x9b\u202e"
     lb.text = lb.text.replace(b"    # additional", f"    # additional-{evil}-server\n    # additional".encode())
     lb.text = lb.text.replace(b"balance", f"balance{evil} \xff".encode("latin-1", "replace"))

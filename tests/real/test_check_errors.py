@@ -1,6 +1,6 @@
-"""`lbagent check` on a broken load balancer: whatever keeps an event from taking effect is an error, with its fix."""
+"""`lbagent check` on a broken load balancer: anything that keeps an event from taking effect is an error with a fix."""
 
-# ruff: noqa: E501  # a line that is told stands as it is told
+# ruff: noqa: E501  # expected lines are whole
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def check(lb: Lb, agent: SerfAgent | None = None, *words: str, **env: str) -> tu
     asking = {"SERF_RPC_ADDR": agent.rpc, "SERF_RPC_AUTH": TOKEN} if agent else {}
     done = lb.run("check", *words, env={**asking, **env})
     assert done.stderr == b""
-    *lines, summary = done.stdout.decode().replace(str(lb.folder), "/lb").splitlines() or [""]
+    text = done.stdout.decode().replace(str(lb.folder), "/lb")
+    *lines, summary = text.splitlines() or [""]
     return done.returncode, [" ".join(line.split()) for line in lines if not line.startswith("ok ")], summary
 
 
@@ -65,7 +66,7 @@ def test_a_stopped_daemon_is_an_error_where_handlers_only_store() -> None:
     assert kind(running[1], "daemon") == []
     assert stopped[0] == 1
     assert kind(stopped[1], "daemon") == [
-        "error daemon: /lb/state/watch.lock: `lbagent watch` does not run: events are stored, and none takes effect: `systemctl start lbagent`, and `systemctl enable lbagent`"
+        "error daemon: `lbagent watch` does not run; events are stored and have no effect; run `systemctl enable --now lbagent`"
     ]
 
 
@@ -76,7 +77,7 @@ def test_a_stopped_daemon_is_a_warning_where_handlers_apply_themselves(lb: Lb) -
     assert [line.split(":")[0] for line in kind(check(lb)[1], "daemon")] == ["warning daemon"]
 
 
-def test_events_that_nothing_applies_are_an_error(lb: Lb) -> None:
+def test_events_that_wait_too_long_are_an_error(lb: Lb) -> None:
     with Haproxy(lb), watching(lb) as daemon:
         os.kill(daemon.pid, signal.SIGSTOP)
         lb.join(member("web01", "127.0.0.11"))
@@ -88,7 +89,7 @@ def test_events_that_nothing_applies_are_an_error(lb: Lb) -> None:
     assert status == 1
     [line] = kind(lines, "pending")
     assert line.startswith("error pending: 1 event in the spool, the oldest for 360")
-    assert line.endswith(": nothing applies them: see the daemon, then `lbagent apply`")
+    assert line.endswith("; nothing applies them; start or restart `lbagent watch`, or run `lbagent apply`")
 
 
 def test_failing_syncs_are_an_error_and_a_good_one_ends_it(lb: Lb) -> None:
@@ -105,7 +106,7 @@ def test_failing_syncs_are_an_error_and_a_good_one_ends_it(lb: Lb) -> None:
     assert "nvalid" in line or "uthenticat" in line
 
 
-def test_a_run_that_failed_is_told(lb: Lb) -> None:
+def test_a_failed_run_is_an_error(lb: Lb) -> None:
     with Haproxy(lb):
         lb.join(member("web01", "127.0.0.11"))
         path = lb.state / "last.json"
@@ -113,7 +114,7 @@ def test_a_run_that_failed_is_told(lb: Lb) -> None:
         lines = check(lb)[1]
 
     assert kind(lines, "last-run") == [
-        "warning last-run: the last run ended with 1: failed: no space left: `lbagent apply` tries it again"
+        "error last-run: the last run failed with exit status 1: failed: no space left; run `lbagent apply` to retry"
     ]
 
 
@@ -130,15 +131,15 @@ def test_a_haproxy_that_does_not_run_and_an_agent_that_does_not_answer_are_error
     assert summary.startswith("2 errors, 0 warnings, ")
 
 
-@pytest.mark.parametrize(("token", "said"), [("", "a token is needed"), ("wrong", "the token is not the agent's")])
+@pytest.mark.parametrize(("token", "said"), [("", "the agent requires an RPC token"), ("wrong", "wrong RPC token")])
 def test_a_wrong_token_is_an_error(lb: Lb, token: str, said: str) -> None:
     with Haproxy(lb), Agent(lb) as agent:
         status, lines, _ = check(lb, agent, SERF_RPC_AUTH=token)
 
     assert status == 1
     [line] = kind(lines, "serf")
-    assert line.startswith(f"error serf: SERF_RPC_AUTH: {said}: no sync is possible (")
-    assert line.endswith(": set SERF_RPC_AUTH to the agent's `rpc_auth`")
+    assert line.startswith(f"error serf: SERF_RPC_AUTH: {said}; no sync is possible (")
+    assert line.endswith("; set SERF_RPC_AUTH to the `rpc_auth` of the agent")
 
 
 # --- the other load balancer ----------------------------------------------------------------------------------------
@@ -152,21 +153,21 @@ def test_a_load_balancer_alone_is_an_error_where_its_settings_name_another(lb: L
 
     assert status == 1
     assert kind(lines, "peers") == [
-        f"error peers: serf members: no other load balancer is in this cluster, though its settings name {named}, which is no member: neither hears of the other's pauses: start the agent there, with the same `encrypt_key` as here (`lbagent-serf-setup --key-from`), or take it out"
+        f"error peers: serf members: no other load balancer is in this cluster, although the agent's settings join {named}; pauses reach only one of them; start its agent with the same `encrypt_key` as here (`lbagent-serf-setup --key-from`), or remove it there"
     ]
 
 
 def test_a_load_balancer_alone_is_an_error_where_haproxy_cfg_has_peers(lb: Lb) -> None:
     lb.text += b"peers pair\n    peer lb01 127.0.0.1:1\n    peer lb02 127.0.0.2:1\n"
     with Agent(lb) as agent:
-        assert "the `peers` section of haproxy.cfg has another one" in kind(check(lb, agent)[1], "peers")[0]
+        assert "although haproxy.cfg has a `peers` section" in kind(check(lb, agent)[1], "peers")[0]
 
 
 # --- not run as root ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_an_ordinary_user_hears_one_sentence_and_no_false_claims(lb: Lb) -> None:
+def test_an_ordinary_user_gets_one_sentence_and_no_false_claims(lb: Lb) -> None:
     lb.folder.chmod(0o755)
     with Haproxy(lb), Agent(lb) as agent:
         lb.join(member("web01", "127.0.0.11"))
@@ -184,9 +185,9 @@ def test_an_ordinary_user_hears_one_sentence_and_no_false_claims(lb: Lb) -> None
         )
     if not done.stdout:
         pytest.skip("another user cannot start this lbagent here")
-    amiss = [line.split()[:2] for line in done.stdout.splitlines()[:-1] if not line.startswith("ok ")]
+    problems = [line.split()[:2] for line in done.stdout.splitlines()[:-1] if not line.startswith("ok ")]
 
-    assert amiss == [["warning", "user:"]]
+    assert problems == [["warning", "user:"]]
     assert done.returncode == 0
     assert done.stdout.count("as root") == 2
     assert "not run as root" in done.stdout
@@ -196,7 +197,7 @@ def test_an_ordinary_user_hears_one_sentence_and_no_false_claims(lb: Lb) -> None
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_what_the_user_of_the_handlers_may_not_read_or_write_is_an_error() -> None:
+def test_files_that_serfs_user_cannot_use_are_errors() -> None:
     with Lb(CFG) as lb, Haproxy(lb):
         lb.folder.chmod(0o755)
         laid_out(lb.state)
@@ -225,13 +226,13 @@ def test_what_the_user_of_the_handlers_may_not_read_or_write_is_an_error() -> No
                 process.terminate()
                 process.wait()
 
-    fix = "give it the group `lbagent` and the modes that /usr/lib/tmpfiles.d/lbagent.conf has"
+    fix = "set the group `lbagent` and the modes of /usr/lib/tmpfiles.d/lbagent.conf"
     assert (
-        f"error access: /lb/state/spool: user {SERF}, who runs Serf's handlers, may not add an event to it: {fix}"
+        f"error access: /lb/state/spool: user {SERF}, which runs Serf's event handlers, cannot write it; no event is stored; {fix}"
         in lines
     )
     assert (
-        f"error access: /lb/etc/roles.yml: user {SERF}, who runs Serf's handlers, may not read it: queries are answered with an error: {fix}"
+        f"error access: /lb/etc/roles.yml: user {SERF}, which runs Serf's event handlers, cannot read it; queries are answered with an error; {fix}"
         in lines
     )
     assert kind(lines, "daemon") != []
@@ -271,14 +272,14 @@ def test_options_that_haproxy_refuses_are_an_error_before_any_node_exists(
         assert status == 1
         [found] = kind(lines, "service-line")
         assert found.startswith(
-            f"error service-line: /lb/etc/roles.yml:{line}: HAProxy refuses the lines of role web for service iis: "
+            f"error service-line: /lb/etc/roles.yml:{line}: HAProxy refuses the server lines of role web, service iis: "
         )
         assert words in found
         assert "parsing" not in found
         assert (lb.text, lb.staged()) == (text, [])
 
 
-def test_each_role_and_service_is_judged_by_itself() -> None:
+def test_each_role_and_service_is_tried_separately() -> None:
     roles = (
         ROLES.replace(
             "  iis: {{port: {port}}}", "  iis: {{port: {port}}}\n  api: {{port: 99, options: chekc}}"
@@ -289,13 +290,13 @@ def test_each_role_and_service_is_judged_by_itself() -> None:
         lb.text = lb.text.replace(b"    # additional", b"    # additional-lb-api-server\n    # additional")
         lines = kind(check(lb)[1], "service-line")
 
-    assert [line.partition("HAProxy refuses the lines of ")[2].partition(":")[0] for line in lines] == [
-        "role web for service api",
-        "role old for service iis",
+    assert [line.partition("HAProxy refuses the server lines of ")[2].partition(":")[0] for line in lines] == [
+        "role web, service api",
+        "role old, service iis",
     ]
 
 
-def test_a_candidate_is_judged_and_the_live_one_is_left_alone(lb: Lb, tmp_path: Path) -> None:
+def test_a_candidate_roles_yml_is_checked_and_the_live_one_stays(lb: Lb, tmp_path: Path) -> None:
     lb.join(member("web01", "127.0.0.11"))
     candidate = tmp_path / "candidate.yml"
     candidate.write_text(lb.roles.read_text().replace("interval: 200ms", "options: 'check maxcon 50'"))
@@ -324,14 +325,14 @@ def test_an_edited_roles_yml_is_tried_by_the_daemon(lb: Lb) -> None:
             daemon.terminate()
             daemon.communicate()
 
-        assert f"{lb.roles}: role web, service iis: HAProxy refuses every line: ".encode() in said
+        assert f"{lb.roles}: role web, service iis: HAProxy refuses its server lines: ".encode() in said
         assert lb.text == text
 
 
 # --- coming from the classic handler --------------------------------------------------------------------------------
 
 
-def test_the_classic_role_yml_is_told_the_block_to_add(lb: Lb) -> None:
+def test_a_classic_role_yml_is_found_with_the_block_to_add(lb: Lb) -> None:
     lb.roles.write_text(
         f"haproxy: {{config: {lb.cfg}}}\nweb:\n  lb: [iis, web_service_a]\n  monitor: [mongo]\n  interval: 60s\n"
     )
@@ -340,30 +341,30 @@ def test_the_classic_role_yml_is_told_the_block_to_add(lb: Lb) -> None:
 
     assert status == 1
     assert kind(lines, "migration") == [
-        "error migration: /lb/etc/roles.yml: this is a role.yml of the classic handler.rb, which declares no services: add this line, with the ports of your services: `services: {iis: {port: 80}, web_service_a: {port: PORT}, mongo: {port: 27017}}`"
+        "error migration: /lb/etc/roles.yml: this is a role.yml of the classic handler.rb; it does not declare its services; add this line, with your ports: `services: {iis: {port: 80}, web_service_a: {port: PORT}, mongo: {port: 27017}}`; see docs/how-to/from-handler-rb.md"
     ]
 
 
-def test_a_role_yml_beside_a_missing_roles_yml_is_named(lb: Lb) -> None:
+def test_a_role_yml_beside_a_missing_roles_yml_is_found(lb: Lb) -> None:
     lb.roles.rename(lb.etc / "role.yml")
 
     assert kind(check(lb)[1], "migration") == [
-        "error migration: /lb/etc/role.yml: the file of the classic handler.rb is here, and is not read: copy it to /lb/etc/roles.yml, and add a `services:` block"
+        "error migration: /lb/etc/role.yml: lbagent does not read this file of the classic handler.rb; copy it to /lb/etc/roles.yml, and add a `services:` block; see docs/how-to/from-handler-rb.md"
     ]
 
 
-def test_a_classic_marker_is_told_its_new_form(lb: Lb) -> None:
+def test_a_classic_marker_is_found_with_its_new_form(lb: Lb) -> None:
     lb.text = lb.text.replace(b"additional-lb-iis", b"additional-iis")
 
     status, lines, _ = check(lb)
 
     assert status == 1
     assert kind(lines, "migration") == [
-        "error migration: /lb/etc/haproxy.cfg:16: '# additional-iis-server' is a marker of the classic handler.rb: it names no section: write '# additional-lb-iis-server'"
+        "error migration: /lb/etc/haproxy.cfg:16: '# additional-iis-server' is a marker of the classic handler.rb; it names no section; write '# additional-lb-iis-server'; see docs/how-to/from-handler-rb.md"
     ]
 
 
-def test_old_lines_above_a_marker_are_told_before_and_after_their_nodes_join(lb: Lb) -> None:
+def test_classic_lines_above_a_marker_are_found_before_and_after_their_nodes_join(lb: Lb) -> None:
     lines = f"    server web01 127.0.0.11:{lb.port} check\n    server web02 127.0.0.12:{lb.port} check\n"
     lb.text = lb.text.replace(b"    # additional", lines.encode() + b"    # additional")
     before = check(lb)[1]
@@ -372,23 +373,23 @@ def test_old_lines_above_a_marker_are_told_before_and_after_their_nodes_join(lb:
     adopted = lb.run("apply", "--adopt", "--yes")
 
     assert kind(before, "migration") == [
-        "warning migration: /lb/etc/haproxy.cfg:16: 2 server lines above the marker (web01, web02) are not managed: pauses and leaves of these nodes have no effect: `lbagent apply --adopt` once they have joined; lines that are to stay yours can stay"
+        "warning migration: /lb/etc/haproxy.cfg:16: 2 server lines above the marker are not managed (web01, web02); pauses and leaves of these nodes do not affect them; run `lbagent apply --adopt` after the nodes have joined, or keep them as your own; see docs/how-to/from-handler-rb.md"
     ]
     assert joined[0] == 1
-    assert kind(joined[1], "by-hand") == [
-        f"error by-hand: /lb/etc/haproxy.cfg:{line}: {node} stands in listen lb-iis by hand: none is written beside it: pauses and leaves of the node have no effect on it: `lbagent apply --adopt` makes it a managed line"
+    assert kind(joined[1], "operator-line") == [
+        f"error operator-line: /lb/etc/haproxy.cfg:{line}: {node}: no managed line in listen lb-iis: an operator's line has its name or address, pauses do not affect it; `lbagent apply --adopt` turns it into a managed line"
         for line, node in ((16, "web01"), (17, "web02"))
     ]
     assert adopted.returncode == 0
     after = check(lb)[1]
-    assert kind(after, "by-hand") + kind(after, "migration") == []
+    assert kind(after, "operator-line") + kind(after, "migration") == []
 
 
 # --- how it is shown ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("columns", [60, 80, 140])
-def test_on_a_terminal_it_is_grouped_and_as_wide_as_that(lb: Lb, columns: int) -> None:
+def test_on_a_terminal_findings_are_grouped_and_wrapped(lb: Lb, columns: int) -> None:
     status, shown = Terminal([LBAGENT, "check"], lb.env, columns).end()
     lines = shown.splitlines()
 
@@ -405,10 +406,10 @@ def test_on_a_terminal_it_is_grouped_and_as_wide_as_that(lb: Lb, columns: int) -
         headings[-1],
     ]
     assert headings[-1].startswith("2 errors, 1 warning, ")
-    assert "           Fix: start it" in lines
+    assert "start HAProxy" in shown or "set `haproxy.config`" in shown
 
 
-def test_quiet_leaves_out_what_is_well(lb: Lb) -> None:
+def test_quiet_omits_what_is_ok(lb: Lb) -> None:
     lb.join(member("web01", "127.0.0.11"))
 
     status, lines, summary = check(lb, None, "--quiet")
@@ -418,7 +419,7 @@ def test_quiet_leaves_out_what_is_well(lb: Lb) -> None:
     assert summary.startswith("2 errors, 0 warnings, ")
 
 
-def test_quiet_says_nothing_where_all_is_well(lb: Lb) -> None:
+def test_quiet_prints_nothing_if_everything_is_ok(lb: Lb) -> None:
     with Haproxy(lb), Agent(lb) as agent:
         lb.join(member("web01", "127.0.0.11"))
         eventually(lambda: lb.idle)
@@ -444,7 +445,7 @@ def test_json_has_every_documented_key(lb: Lb) -> None:
     )
 
 
-def test_a_load_balancer_of_another_role_is_told() -> None:
+def test_a_load_balancer_with_another_role_is_an_error() -> None:
     encrypted = ["-encrypt=c2l4dGVlbiBieXRlcyEhIQ=="]
     with (
         Lb(CFG) as lb,
@@ -456,11 +457,11 @@ def test_a_load_balancer_of_another_role_is_told() -> None:
         lines = kind(check(lb, agent)[1], "peers")
 
     assert lines == [
-        "warning peers: serf members: its settings name lb02 (role balancer), whose role is not lb: give all load balancers the same role, as `lb`"
+        "error peers: serf members: the agent's settings join lb02 (role balancer), which has another role than lb; give all load balancers the same role, for example `lb`"
     ]
 
 
-def test_odd_markers_and_lines_are_told_and_all_else_works() -> None:
+def test_invalid_markers_and_lines_are_found_and_all_others_work() -> None:
     roles = ROLES.replace("interval: 200ms", "options: 'check cookie {{name}}'").replace("lb: [iis]", "lb: [iis, api]")
     with Lb(CFG, roles.replace("  iis: {{port: {port}}}", "  iis: {{port: {port}}}\n  api: {{port: 99}}")) as lb:
         odd = b"    cookie c insert\n    # additional-lb-api-server\n    #additional-lb-iis-server\n    server web07 127.0.0.17:1 # lbagent role=web,old\n"
@@ -471,10 +472,10 @@ def test_odd_markers_and_lines_are_told_and_all_else_works() -> None:
 
     lines = [" ".join(line.split()) for line in done.stdout.decode().replace(str(lb.folder), "/lb").splitlines()]
     for line in (
-        "warning marker-misplaced: /lb/etc/haproxy.cfg:26: '# additional-lb-iis-server' is ignored: it is in frontend f, which cannot hold servers: move it into the `backend` or `listen` section that is to have the servers",
-        "warning marker-nearly: /lb/etc/haproxy.cfg:19: '#additional-lb-iis-server' is not a marker, though nearly: write '# additional-lb-iis-server', and nothing else in that line",
-        "warning line-damaged: /lb/etc/haproxy.cfg:20: 'server web07 127.0.0.17:1 # lbagent role=web,old' looks like a managed line, but its comment is not `# lbagent role=ROLE`: lbagent leaves it alone: delete it, or its `# lbagent` comment",
-        "warning cookie: /lb/etc/haproxy.cfg:13: web01.api and web01.iis in listen lb-iis have the same cookie 'web01': give each service a cookie of its own in its options, as in `cookie {server}`",
-        "ok marker-unread: /lb/etc/haproxy.cfg:30: HAProxy does not read what is at '# additional-lb-iis-server' (`.if`, or `disabled`): the lines there serve nothing",
+        "warning marker-misplaced: /lb/etc/haproxy.cfg:26: '# additional-lb-iis-server' is ignored: it is in frontend f, which cannot hold servers; move it into the `backend` or `listen` section of these servers",
+        "warning marker-malformed: /lb/etc/haproxy.cfg:19: '#additional-lb-iis-server' is not a marker; write '# additional-lb-iis-server', and nothing else in that line",
+        "warning line-damaged: /lb/etc/haproxy.cfg:20: 'server web07 127.0.0.17:1 # lbagent role=web,old' looks like a managed line but is not valid (its comment is not `# lbagent role=ROLE`); lbagent ignores it; delete it, or its `# lbagent` comment",
+        "warning cookie: /lb/etc/haproxy.cfg:13: web01.api and web01.iis in listen lb-iis have the same cookie 'web01'; use `cookie {server}` in the options, so that each server has its own cookie",
+        "ok marker-inactive: /lb/etc/haproxy.cfg:30: HAProxy does not read '# additional-lb-iis-server' (`.if` or `disabled`); its lines have no effect",
     ):
         assert line in lines

@@ -95,7 +95,7 @@ def test_a_stats_socket_is_found_by_the_variables_of_the_haproxy_that_runs(
         assert (ended.returncode, ended.stderr) == (0, b"")
         assert without_reload(lb)
         assert list(haproxy.servers()) == ["web01"]
-        assert f"stats-answer: {lb.socket}: worker {haproxy.worker()} answers an admin there" in checked
+        assert f"stats-answer: {lb.socket}: worker {haproxy.worker()} answers with level admin" in checked
 
 
 def test_a_proxy_is_called_as_the_haproxy_that_runs_calls_it(lb: Lb, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +198,7 @@ def test_a_marker_may_be_in_both_branches_of_one_if(lb: Lb, condition: str) -> N
         assert [(one.returncode, one.stderr) for one in (joined, left)] == [(0, b"")] * 2
         assert lb.managed == [lb.server("web01", "127.0.0.11")] * 2
         assert haproxy.serving() == {"web01"}
-        assert "marker-twice" not in checked
+        assert "marker-duplicate" not in checked
 
 
 def test_a_marker_twice_in_one_branch_is_refused(lb: Lb) -> None:
@@ -208,5 +208,5 @@ def test_a_marker_twice_in_one_branch_is_refused(lb: Lb) -> None:
     ended = lb.join(WEB01)
 
     assert ended.returncode == 4
-    assert b"haproxy.cfg:19: '# additional-lb-iis-server' stands in listen lb-iis twice" in ended.stderr
+    assert b"haproxy.cfg:19: marker '# additional-lb-iis-server' appears twice in listen lb-iis" in ended.stderr
     assert lb.text == before

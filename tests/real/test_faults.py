@@ -164,8 +164,8 @@ def test_haproxy_cfg_that_is_a_mount_point_is_left_alone_and_said_so(lb: Lb) -> 
         assert one_line(done) == f"{lb.cfg}: is a mount point of its own; mount its folder instead"
         assert (lb.text, lb.staged()) == (before, [])
         assert (
-            f"error    haproxy-cfg: {lb.cfg}: the file is a mount point of its own, so it cannot be replaced"
-            ": mount its folder instead\n"
+            f"error    haproxy-cfg: {lb.cfg}: cannot be replaced: the file is a mount point"
+            "; mount its directory instead\n"
         ) in check
     assert lb.join(WEB3).returncode == 0
     assert caught_up(lb, operator, 1, 2, 3)

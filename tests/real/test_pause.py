@@ -182,7 +182,7 @@ def test_a_load_balancer_that_cannot_be_asked_is_a_row_too() -> None:
         assert done.stdout.decode().splitlines() == [
             "lb01   done",
             "lb02   done",
-            "lb 03  not asked: its name or address in Serf is of no use",
+            "lb 03  not asked: its name or address in Serf is invalid",
         ]
 
 
@@ -195,7 +195,7 @@ def test_without_an_agent_it_is_done_here_and_said() -> None:
 
         here, others = done.stdout.decode().splitlines()
         assert (done.returncode, here.split()[1]) == (1, "done,")
-        assert others.startswith("others  not asked: Serf agent: `serf members` failed: Error connecting")
+        assert others.startswith("others  not asked: Serf agent: `serf info` failed: Error connecting")
         assert one.lb.managed == ["# lbagent paused web01 127.0.0.11 role=web"]
 
 
@@ -360,6 +360,16 @@ def test_what_is_typed_wrong_is_one_line_and_changes_nothing(lb: Lb, words: list
     assert (lb.text, lb.members(), lb.spooled()) == (before, {}, [])
 
 
+@pytest.mark.parametrize(
+    "words", [["web01", "--for", "2h", "web02"], ["--wait", "web01", "web02"], ["web01", "web02", "--wait", "--for=2h"]]
+)
+def test_nodes_and_options_may_be_in_any_order(lb: Lb, words: list[str]) -> None:
+    done = lb.run("pause", *words)
+
+    here = [line.split(None, 2)[::2] for line in done.stdout.decode().splitlines() if " others " not in line]
+    assert here == [["web01", "unknown node, remembered"], ["web02", "unknown node, remembered"]]
+
+
 @pytest.fixture
 def lb() -> Iterator[Lb]:
     """A load balancer that runs nothing."""
@@ -393,4 +403,7 @@ def test_a_line_by_hand_is_no_pause(lb: Lb) -> None:
 
     said = lb.ask("pause", "web01", 1).stdout.decode()
 
-    assert said == "not applied yet: web01 stands in listen lb-iis by hand: none is written beside it\n"
+    assert (
+        said == "not applied yet: web01: no managed line in listen lb-iis: "
+        "an operator's line has its name or address, pauses do not affect it\n"
+    )

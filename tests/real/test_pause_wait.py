@@ -189,6 +189,27 @@ def test_a_pause_that_is_not_confirmed_is_not_waited_for(two: tuple[Balancer, Ba
     )
 
 
+def test_a_load_balancer_that_failed_is_not_waited_for(two: tuple[Balancer, Balancer]) -> None:
+    one, _ = two
+    with SerfAgent("lb03", "127.0.0.8", "lb") as third:
+        third.join(one.agent)
+        third.kill()
+    eventually(lambda: one.agent.members()["lb03"] == "failed")
+    try:
+        with sessions(one, "db01", 1) as [session]:
+            waiting = start(one, "pause", "db01", "--wait")
+            rows = read_lines(waiting, 3)
+            session.close()
+            end = read_lines(waiting, 2)
+            waiting.communicate(timeout=60)
+    finally:
+        one.agent._serf("force-leave", "lb03")
+
+    assert rows[2] == "lb03  not asked: failed in Serf"
+    assert end == ["lb01  no session open", "lb02  no session open"]
+    assert waiting.returncode == 1
+
+
 def test_a_spinner_shows_which_load_balancer_has_not_answered(two: tuple[Balancer, Balancer]) -> None:
     one, other = two
     gate, before = other.lb.hold_checks(), other.lb.checks  # the handler of lb02 hangs

@@ -26,6 +26,7 @@ from tests.helpers.real_programs import (
     Haproxy,
     Lb,
     binaries,
+    deletes_servers,
     eventually,
     member,
 )
@@ -49,11 +50,6 @@ def binary(request: pytest.FixtureRequest) -> Path:
 def lb(binary: Path) -> Iterator[Lb]:
     with Lb(binary=binary) as made:
         yield made
-
-
-def deletes(lb: Lb) -> bool:
-    """Whether this HAProxy deletes the servers of nodes that left: 3.0 and later."""
-    return binaries().get("2.6") != lb.binary and binaries().get("2.8") != lb.binary
 
 
 @contextlib.contextmanager
@@ -170,7 +166,7 @@ def test_join_pause_resume_leave_and_return_are_told(lb: Lb, mode: str) -> None:
 
 
 def test_the_server_of_a_node_that_left_stays_in_maintenance_where_it_cannot_be_deleted(lb: Lb) -> None:
-    if deletes(lb):
+    if deletes_servers(lb.binary):
         pytest.skip("this HAProxy deletes it")
     with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
         lb.join(web(1), web(2))
@@ -191,7 +187,7 @@ def test_the_server_of_a_node_that_left_stays_in_maintenance_where_it_cannot_be_
 
 
 def test_the_server_of_a_node_that_left_is_deleted_where_it_can_be(lb: Lb) -> None:
-    if not deletes(lb):
+    if not deletes_servers(lb.binary):
         pytest.skip("this HAProxy may use what it has freed")
     with Haproxy(lb) as haproxy, nodes(lb, 1, 2, 3):
         lb.join(web(1), web(2), web(3))
@@ -212,7 +208,7 @@ def test_a_server_with_an_open_session_is_deleted_once_that_has_ended(binary: Pa
         "    option idle-close-on-response\n    option httpclose\n", ""
     )
     with Lb(text, binary=binary) as lb, Haproxy(lb) as haproxy, Slow("127.0.0.11", lb.port) as service, nodes(lb, 2):
-        if not deletes(lb):
+        if not deletes_servers(lb.binary):
             pytest.skip("this HAProxy may use what it has freed")
         lb.join(web(1))
         with socket.create_connection(("127.0.0.1", lb.front)) as client:
@@ -551,8 +547,8 @@ def test_clients_keep_their_server_over_the_reload_that_reads_it_from_the_file(b
 @pytest.mark.parametrize(
     ("lines", "why"),
     [
-        ("balance source", "`balance source` takes no dynamic servers"),
-        ("balance static-rr", "`balance static-rr` takes no dynamic servers"),
+        ("balance source", "`balance source` does not support dynamic servers"),
+        ("balance static-rr", "`balance static-rr` does not support dynamic servers"),
         ("default-server agent-check agent-port 1", "`agent-check` cannot be set through the runtime API"),
     ],
 )
@@ -615,7 +611,7 @@ def test_a_backend_that_haproxy_does_not_know_yet_takes_a_reload(lb: Lb) -> None
         ("set server lb-iis/web1 state maint", "lb-iis/web1 is out of balancing"),
         ("set server lb-iis/web1 state drain", "lb-iis/web1 is out of balancing"),
         ("set server lb-iis/web1 addr 127.0.0.13 port 7", "lb-iis/web1 is at 127.0.0.13 port 7"),
-        ("set server lb-iis/web3 state ready", "lb-iis/web3 still takes traffic"),
+        ("set server lb-iis/web3 state ready", "lb-iis/web3 still gets traffic"),
     ],
 )
 def test_what_haproxy_serves_otherwise_is_repaired_by_one_reload_and_recorded(lb: Lb, command: str, why: str) -> None:
@@ -640,11 +636,11 @@ def test_a_hundred_that_were_left_behind_are_cleared_by_one_reload(lb: Lb) -> No
         lb.join(web(1), *crowd(0))
         lb.leave(*crowd(0))
         lb.join(*crowd(100))
-        assert (haproxy.reloads(), len(haproxy.servers())) == ((0, 0), 51 if deletes(lb) else 101)
+        assert (haproxy.reloads(), len(haproxy.servers())) == ((0, 0), 51 if deletes_servers(lb.binary) else 101)
 
         lb.leave(*crowd(100))
 
-        assert (haproxy.reloads()[0], set(haproxy.servers())) == (0 if deletes(lb) else 1, {"web1"})
+        assert (haproxy.reloads()[0], set(haproxy.servers())) == (0 if deletes_servers(lb.binary) else 1, {"web1"})
         assert "left" not in (lb.served() or {})
 
 
@@ -786,7 +782,7 @@ def test_servers_that_get_another_name_serve_until_they_have_come_under_it(lb: L
         assert (set(count), haproxy.reloads()[0]) == ({"ok"}, 0)
         assert haproxy.serving() == {"web1.iis", "web1.api", "web2.iis", "web2.api"}
         left = {name: state for name, state in haproxy.servers().items() if name in ("web1", "web2")}
-        assert left == ({} if deletes(lb) else {"web1": "MAINT", "web2": "MAINT"})
+        assert left == ({} if deletes_servers(lb.binary) else {"web1": "MAINT", "web2": "MAINT"})
 
 
 def test_servers_that_got_another_name_have_the_old_one_back_when_the_reload_fails(lb: Lb) -> None:
@@ -985,7 +981,7 @@ def test_cookies_of_their_own_reach_servers_that_join(binary: Path) -> None:
 
         assert {asked(lb) for _ in range(8)} == {("web1", "C=web1"), ("web2", "C=web2")}
         assert {asked(lb, "C=web1")[0] for _ in range(6)} == {"web1"}
-        assert haproxy.reloads()[0] == (0 if deletes(lb) else 2)
+        assert haproxy.reloads()[0] == (0 if deletes_servers(lb.binary) else 2)
 
 
 @pytest.mark.parametrize(("state", "first"), [("fully-down", "DOWN"), ("down", "DOWN"), ("fully-up", "UP")])
@@ -1026,7 +1022,7 @@ def test_a_pause_cuts_no_session_where_maintenance_would(binary: Path) -> None:
 
 
 def test_a_drained_server_of_a_node_that_left_is_deleted(lb: Lb) -> None:
-    if not deletes(lb):
+    if not deletes_servers(lb.binary):
         pytest.skip("this HAProxy may use what it has freed")
     with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
         options(lb, "check inter 200ms on-marked-down shutdown-sessions")

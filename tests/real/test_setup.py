@@ -100,16 +100,17 @@ def test_a_pair_with_two_keys_is_an_error_on_both_and_the_bundle_makes_it_one(
             apart = one.peers(), two.peers()
         two.set_up("--replace", "--bundle", str(one.root / "etc/lbagent/peer.bundle"))
         with two.agent():
-            eventually(lambda: two.peers()[1] == ["ok peers: serf members: 1 other load balancer there: lb01"], pause=1)
+            eventually(lambda: two.peers()[1] == ["ok peers: serf members: 1 other load balancer: lb01"], pause=1)
             together = one.peers()[1]
 
     assert [status for status, _ in apart] == [1, 1]
     for (_, [line]), other in zip(apart, ("127.0.0.10", "127.0.0.9"), strict=True):
         assert line.startswith(
-            f"error peers: serf members: no other load balancer is in this cluster, though its settings name {other},"
+            "error peers: serf members: no other load balancer is in this cluster,"
+            f" although the agent's settings join {other};"
         )
         assert "with the same `encrypt_key` as here" in line
-    assert together == ["ok peers: serf members: 1 other load balancer there: lb02"]
+    assert together == ["ok peers: serf members: 1 other load balancer: lb02"]
 
 
 def test_an_agent_in_another_network_namespace_is_not_the_one_that_check_looks_at(

@@ -1,4 +1,4 @@
-"""rolescache: roles as plain JSON come back as they were."""
+"""Roles survive the JSON cache unchanged; an invalid cache is an error, never an invalid line."""
 
 # ruff: noqa: E501  # a case of a table stands on one line
 
@@ -46,7 +46,7 @@ def told(roles: Roles) -> object:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_what_is_thawed_is_what_was_frozen(text: str) -> None:
+def test_roles_survive_the_cache_unchanged(text: str) -> None:
     roles = reading(text)
 
     again = through_json(roles)
@@ -62,7 +62,7 @@ def test_what_is_thawed_is_what_was_frozen(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_what_is_thawed_plans_the_same(text: str) -> None:
+def test_cached_roles_give_the_same_plan(text: str) -> None:
     roles = reading(text)
     markers = "".join(f"# additional-{middle}-server\n" for middle in roles.list_pairs())
     document = Document([("haproxy.cfg", f"backend a\n{markers}")])
@@ -80,7 +80,7 @@ def test_what_is_thawed_plans_the_same(text: str) -> None:
     "state",
     [None, 0, "x", "abcd", [], {}, [[], {}, {}, ""], [1, 2, 3, 4], [[[], None], {}, {}], [[[]], {"a": ["80"]}, {}, ""]],
 )
-def test_what_is_something_else_is_an_error_the_engine_knows(state: Any) -> None:  # noqa: ANN401
+def test_an_invalid_cache_raises_an_error_that_the_engine_catches(state: Any) -> None:  # noqa: ANN401
     with pytest.raises((ValueError, TypeError, KeyError)):
         deserialize_roles(state)
 
@@ -94,7 +94,7 @@ leaves = (
 
 
 @given(st.data())
-def test_a_poisoned_cache_makes_no_poisoned_line(data: st.DataObject) -> None:
+def test_an_invalid_cache_cannot_produce_an_invalid_line(data: st.DataObject) -> None:
     state = json.loads(json.dumps(serialize_roles(reading(TEXTS[2]))))
     spot: Any = state
     for _ in range(data.draw(st.integers(1, 5))):

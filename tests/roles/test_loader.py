@@ -1,4 +1,4 @@
-"""rolesfile: roles.yml is read as it was meant, or refused with file, line, key path and what would be right."""
+"""roles.yml is read as the operator typed it, or refused with file, line, key path and the right form."""
 
 # ruff: noqa: E501  # a case of a table stands on one line
 
@@ -68,7 +68,7 @@ def test_the_documented_example_is_read() -> None:
     )
 
 
-def test_the_older_form_has_its_roles_at_the_top_level() -> None:
+def test_the_older_form_with_roles_at_the_top_level_is_read() -> None:
     older = """
         haproxy: {config: /x.cfg}
         services: {iis: {port: 80}}
@@ -121,7 +121,7 @@ def test_every_key_of_haproxy_is_read() -> None:
     ("word", "on"),
     [("on", True), ("yes", True), ("true", True), ("On", True), ("off", False), ("no", False), ("FALSE", False)],
 )
-def test_runtime_is_a_switch(word: str, on: bool) -> None:  # noqa: FBT001
+def test_runtime_is_on_or_off(word: str, on: bool) -> None:  # noqa: FBT001
     assert (
         reading(
             f"haproxy: {{runtime: {word}}}\nservices: {{iis: {{port: 80}}}}\nroles: {{web: {{lb: [iis]}}}}"
@@ -133,7 +133,7 @@ def test_runtime_is_a_switch(word: str, on: bool) -> None:  # noqa: FBT001
 @pytest.mark.parametrize(
     "name", ["no", "yes", "on", "off", "null", "~1".replace("~", ""), "1e3", "0x10", "12:30:45", "2026-01-01", "true"]
 )
-def test_a_role_is_called_what_the_operator_typed(name: str) -> None:
+def test_role_names_are_kept_as_typed(name: str) -> None:
     if ":" in name:
         assert "invalid role name" in refusal(f"services: {{iis: {{port: 80}}}}\nroles:\n  {name}: {{lb: [iis]}}\n")
         return
@@ -142,20 +142,20 @@ def test_a_role_is_called_what_the_operator_typed(name: str) -> None:
         assert list(reading(f"services: {{iis: {{port: 80}}}}\nroles:\n  {name}: {{lb: [iis]}}\n").roles) == [name]
 
 
-def test_a_service_called_no_is_served() -> None:
+def test_a_service_called_no_is_valid() -> None:
     assert reading("services: {no: {port: 80}}\nroles: {web: {lb: [no]}}").roles["web"].sections == {"lb": ("no",)}
 
 
 @pytest.mark.parametrize("prefix", [b"\xef\xbb\xbf", b"# \xe8\xa8\xad\xe5\xae\x9a\n", b"---\n", b"\n\n"])
-def test_a_byte_order_mark_and_comments_are_no_harm(prefix: bytes) -> None:
+def test_a_byte_order_mark_and_comments_are_accepted(prefix: bytes) -> None:
     assert plain(loader.parse_roles(prefix + GOOD.encode(), "x")) == plain(reading(GOOD))
 
 
-def test_crlf_is_read() -> None:
+def test_crlf_line_ends_are_accepted() -> None:
     assert plain(loader.parse_roles(GOOD.replace("\n", "\r\n").encode(), "x")) == plain(reading(GOOD))
 
 
-def test_an_alias_is_what_it_stands_for() -> None:
+def test_a_yaml_alias_is_resolved() -> None:
     roles = reading("""
         services: {iis: &same {port: 80}, other: *same}
         roles:
@@ -168,11 +168,11 @@ def test_an_alias_is_what_it_stands_for() -> None:
     )
 
 
-def test_an_alias_into_itself_is_refused() -> None:
+def test_a_yaml_alias_to_its_own_parent_is_refused() -> None:
     assert refusal("services: {iis: {port: 80}}\nroles: &me\n  web: *me\n").startswith("roles.yml:2:8: roles.web.web: ")
 
 
-def test_many_aliases_cost_no_time() -> None:
+def test_nested_yaml_aliases_are_read_quickly() -> None:
     bomb = "services: {iis: {port: 80}}\na: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         f"{name}: &{name} [{','.join([f'*{last}'] * 9)}]\n" for last, name in zip("abcdefgh", "bcdefghi", strict=True)
     )
@@ -185,7 +185,7 @@ def test_the_digest_changes_with_the_bytes() -> None:
     assert loader.parse_roles(GOOD.encode(), "x").digest == loader.parse_roles(GOOD.encode(), "y").digest
 
 
-def test_the_example_that_is_delivered_is_read() -> None:
+def test_the_shipped_roles_yml_is_read() -> None:
     example = Path(__file__).parent.parent.parent / "roles.yml"
 
     assert loader.parse_roles(example.read_bytes(), "roles.yml").roles
@@ -194,7 +194,7 @@ def test_the_example_that_is_delivered_is_read() -> None:
 # --- what is refused ----------------------------------------------------------------------------------------------
 
 
-def test_a_marker_that_could_mean_two_pairs_is_refused() -> None:
+def test_an_ambiguous_marker_is_refused() -> None:
     words = refusal("""
         services: {c: {port: 80}, b-c: {port: 81}}
         roles:
@@ -208,7 +208,7 @@ def test_a_marker_that_could_mean_two_pairs_is_refused() -> None:
     )
 
 
-def test_of_an_ambiguous_marker_the_line_of_the_section_is_told() -> None:
+def test_an_ambiguous_marker_is_reported_at_its_section() -> None:
     words = refusal("""
         services: {c: {port: 80}, b-c: {port: 81}}
         web: {a-b: [c]}
@@ -230,16 +230,16 @@ def test_of_an_ambiguous_marker_the_line_of_the_section_is_told() -> None:
         (b"\0" * 100, ":1:1: contains a control character; remove it"),
     ],
 )
-def test_what_is_not_text_is_refused(content: bytes, words: str) -> None:
+def test_bytes_that_are_not_text_are_refused(content: bytes, words: str) -> None:
     assert refusal(content) == f"roles.yml{words}"
 
 
-def test_a_depth_beyond_reason_is_refused_too() -> None:
+def test_deep_nesting_is_refused() -> None:
     assert refusal("roles: " + "[" * 20_000 + "]" * 20_000).startswith("roles.yml")
 
 
 @given(st.integers(0, len(GOOD)), st.sampled_from(POISON), st.integers(0, 3))
-def test_one_bad_character_is_read_or_refused(at: int, bad: str, cut: int) -> None:
+def test_a_text_with_one_bad_character_is_read_or_refused(at: int, bad: str, cut: int) -> None:
     content = (GOOD[:at] + bad + GOOD[at + cut :]).encode("utf-8", "surrogateescape")
 
     roles, words = None, ["roles.yml: "]

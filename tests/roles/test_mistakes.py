@@ -958,11 +958,11 @@ def test_every_mistake_is_named_in_one_run(text: str, sentences: list[str]) -> N
     assert list(refused.value.mistakes) == [f"roles.yml{sentence}" for sentence in sentences]
 
 
-def test_the_table_is_long_enough_to_be_one() -> None:
+def test_the_table_has_at_least_50_mistakes() -> None:
     assert len({text for text, _ in BROKEN}) >= 50
 
 
-def test_the_error_itself_is_one_line_of_the_first_mistake() -> None:
+def test_the_error_message_is_the_first_mistake_in_one_line() -> None:
     with pytest.raises(RolesRefused) as refused:
         loader.parse_roles(b"services: {iis: {prt: 80}, b: 81}\nroles: {web: {lb: [iis]}}\n", "roles.yml")
 

@@ -1,4 +1,4 @@
-"""roles: what a node of a role is to HAProxy."""
+"""Templates are filled with valid values only, and roles map to markers."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ VALUES = {"name": "web01", "role": "web", "interval": "60s"}
         ("  check   inter  2s ", {}, "check   inter  2s"),
     ],
 )
-def test_a_template_is_filled_with_what_is_known_of_a_node(template: str, tags: dict[str, str], text: str) -> None:
+def test_a_template_is_filled_with_the_values_of_a_node(template: str, tags: dict[str, str], text: str) -> None:
     assert Template(template).fill(VALUES, tags) == text
 
 
 @pytest.mark.parametrize(
     ("text", "constant", "needs_tags"), [("check", True, False), ("{name}", False, False), ("{tag:a|b}", False, True)]
 )
-def test_a_template_knows_what_it_depends_on(text: str, constant: bool, needs_tags: bool) -> None:  # noqa: FBT001
+def test_a_template_knows_its_placeholders(text: str, constant: bool, needs_tags: bool) -> None:  # noqa: FBT001
     assert (Template(text).constant, Template(text).needs_tags) == (constant, needs_tags)
 
 
@@ -49,7 +49,7 @@ def test_a_template_of_more_than_printable_ascii_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["{", "}", "{}", "{intervall}", "{tag:}", "{tag:a b}", "{tag:a|b c}", "{{name}}", "${HOME}", "{tag:a|b|c}"]
 )
-def test_a_brace_that_means_nothing_is_refused(text: str) -> None:
+def test_a_brace_without_a_placeholder_is_refused(text: str) -> None:
     with pytest.raises(
         ValueError,
         match=f"^a brace outside of {re.escape(PLACEHOLDERS)}$",
@@ -57,12 +57,12 @@ def test_a_brace_that_means_nothing_is_refused(text: str) -> None:
         Template(text)
 
 
-def test_a_tag_that_is_not_set_is_missing() -> None:
+def test_a_tag_that_is_not_set_counts_as_missing() -> None:
     with pytest.raises(MissingTag, match=r"^its tag 'weight' is not set$"):
         Template("weight {tag:weight}").fill(VALUES, {})
 
 
-def test_a_tag_that_may_not_stand_there_is_missing() -> None:
+def test_a_tag_with_an_invalid_value_counts_as_missing() -> None:
     with pytest.raises(
         MissingTag,
         match=r"^its tag 'weight' is invalid: '5 backup'; use at most 64 letters, digits, '\.', '-' and '_'$",
@@ -71,7 +71,7 @@ def test_a_tag_that_may_not_stand_there_is_missing() -> None:
 
 
 @given(poisoned(st.sampled_from(["80", "tokyo", "a-b.c_d"])))
-def test_no_tag_brings_a_second_word(value: str) -> None:
+def test_a_tag_value_never_adds_a_word_to_the_line(value: str) -> None:
     try:
         text = Template("weight {tag:weight}").fill(VALUES, {"weight": value})
     except MissingTag:
@@ -98,12 +98,12 @@ def test_a_port_may_come_from_a_tag(tag: str, port: int) -> None:
         "0000099999",
     ],
 )  # fmt: skip
-def test_a_tag_that_is_no_port_is_missing(tag: str) -> None:
+def test_a_tag_that_is_not_a_port_counts_as_missing(tag: str) -> None:
     with pytest.raises(MissingTag):
         service("{tag:port}").find_port(VALUES, {"port": tag})
 
 
-def test_what_is_no_port_is_said() -> None:
+def test_an_invalid_port_is_named() -> None:
     with pytest.raises(MissingTag, match=r"^invalid port 'x'; use 1 to 65535$"):
         service("{tag:port}").find_port(VALUES, {"port": "x"})
 
@@ -116,7 +116,7 @@ ROLES = reading("""
 """)
 
 
-def test_pairs_are_what_markers_name() -> None:
+def test_every_section_and_service_has_a_marker() -> None:
     assert ROLES.list_pairs() == {
         "lb-iis": Pair("lb", "iis"),
         "lb-a-b": Pair("lb", "a-b"),
@@ -124,7 +124,7 @@ def test_pairs_are_what_markers_name() -> None:
     }
 
 
-def test_a_marker_is_served_by_every_role_that_asks_for_it() -> None:
+def test_a_marker_has_every_role_with_its_section_and_service() -> None:
     assert [role.name for role in ROLES.map_pairs_to_roles()[Pair("lb", "iis")]] == ["web", "app"]
     assert [role.name for role in ROLES.map_pairs_to_roles()[Pair("lb-2", "iis")]] == ["web"]
     assert Pair("monitor", "iis") not in ROLES.map_pairs_to_roles()

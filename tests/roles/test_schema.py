@@ -1,4 +1,4 @@
-"""roles.schema.json: made of the same definition as the loader, and of the same opinion where a schema can have one."""
+"""roles.schema.json has the same source as the loader, and accepts and refuses the same files where a schema can."""
 
 from __future__ import annotations
 
@@ -46,17 +46,17 @@ def test_the_shipped_schema_is_that_of_the_loader() -> None:
     assert SHIPPED.read_text(encoding="utf-8") == format_schema()
 
 
-def test_the_schema_is_one() -> None:
+def test_the_schema_is_a_valid_json_schema() -> None:
     jsonschema.Draft7Validator.check_schema(build_schema())
 
 
 @pytest.mark.parametrize("text", [*TEXTS, (HERE / "roles.yml").read_text(encoding="utf-8")])
-def test_what_loads_is_valid(text: str) -> None:
+def test_files_that_load_match_the_schema(text: str) -> None:
     assert valid(text)
 
 
 @pytest.mark.parametrize("path", sorted(HERE.glob("examples/*/roles.yml")), ids=lambda path: path.parent.name)
-def test_the_examples_are_valid(path: Path) -> None:
+def test_the_examples_match_the_schema(path: Path) -> None:
     assert valid(path.read_text(encoding="utf-8"))
 
 
@@ -68,12 +68,12 @@ def test_the_examples_are_valid(path: Path) -> None:
         if not all(any(words in one for words in BEYOND) for one in said) and not any(one in text for one in SPELLED)
     ],
 )
-def test_what_is_refused_is_invalid(text: str) -> None:
+def test_files_that_are_refused_do_not_match_the_schema(text: str) -> None:
     with pytest.raises(RolesRefused):
         loader.parse_roles(text.encode(), "roles.yml")
 
     assert not valid(text)
 
 
-def test_most_mistakes_are_seen_by_an_editor() -> None:
+def test_the_schema_finds_most_mistakes() -> None:
     assert sum(not valid(text) for text, _ in BROKEN) / len(BROKEN) > 0.85

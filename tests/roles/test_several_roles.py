@@ -1,4 +1,4 @@
-"""Several roles in one tag, an address from a tag, and the name of the server in a template."""
+"""A node may have several roles in one tag, an address from a tag, and its server name in a template."""
 
 # haproxy.cfg in one string
 
@@ -12,8 +12,8 @@ from lbagent.haproxy.config import Document
 from lbagent.membership import model
 from lbagent.membership.model import FAILED, Pause
 from lbagent.names import TAG_RULE
-from lbagent.planning import restore
 from lbagent.planning.desired import list_serving_ports
+from lbagent.planning.lines import rebuild_membership
 from lbagent.roles import loader
 from tests.helpers.builders import NOW, dedent, known, managed, member, planned, planning, reading
 from tests.helpers.load_balancer_files import built
@@ -50,21 +50,21 @@ def test_a_node_with_several_roles_has_the_lines_of_each(role: str) -> None:
     ]
 
 
-def test_where_both_roles_have_a_line_the_first_of_the_tag_gives_it() -> None:
+def test_where_two_roles_have_a_line_the_first_in_the_tag_is_used() -> None:
     assert lines("api,web") == [
         "server web01 10.0.0.1:80 check inter 5s # lbagent role=api",
         "server web01 10.0.0.1:8080 check inter 5s # lbagent role=api",
     ]
 
 
-def test_the_case_of_a_role_matters_as_in_roles_yml() -> None:
+def test_role_names_are_case_sensitive() -> None:
     assert lines("Web,api") == [
         "server web01 10.0.0.1:80 check inter 5s # lbagent role=api",
         "server web01 10.0.0.1:8080 check inter 5s # lbagent role=api",
     ]
 
 
-def test_a_role_that_may_not_be_where_the_node_is_leaves_the_line_to_the_other() -> None:
+def test_a_role_whose_networks_exclude_the_node_leaves_the_line_to_the_next_role() -> None:
     roles = reading(
         """
         services: {iis: {port: 80}}
@@ -77,10 +77,10 @@ def test_a_role_that_may_not_be_where_the_node_is_leaves_the_line_to_the_other()
     plan = planning(TEXT, roles, known(member("web01", "10.0.0.1", "web,api")))
 
     assert managed(plan.after[0]) == ["server web01 10.0.0.1:80 check inter 2s rise 2 fall 2 # lbagent role=api"]
-    assert "node web01 of role web has no line: 10.0.0.1 is outside the role's networks" in plan.notes
+    assert "web01: no line for role web: 10.0.0.1 is outside the role's networks" in plan.notes
 
 
-def test_a_role_that_is_taken_from_the_tag_takes_its_lines_only() -> None:
+def test_removing_a_role_from_the_tag_removes_only_its_lines() -> None:
     before = planned(TEXT, ROLES, known(member("web01", "10.0.0.1", "web,api")))
 
     plan = planning(before, ROLES, known(member("web01", "10.0.0.1", "web")))
@@ -89,7 +89,7 @@ def test_a_role_that_is_taken_from_the_tag_takes_its_lines_only() -> None:
     assert managed(plan.after[0]) == ["server web01 10.0.0.1:80 check inter 60s rise 2 fall 2 # lbagent role=web"]
 
 
-def test_a_paused_node_is_a_comment_at_each_of_its_markers() -> None:
+def test_a_paused_node_has_a_comment_at_each_of_its_markers() -> None:
     paused = member("web01", "10.0.0.1", "web,api", pause=Pause(NOW, "me"))
 
     text = planned(TEXT, ROLES, known(paused))
@@ -99,15 +99,15 @@ def test_a_paused_node_is_a_comment_at_each_of_its_markers() -> None:
     assert lines("web,api") == managed(planned(text, ROLES, known(paused._replace(pause=None))))
 
 
-def test_the_file_alone_tells_all_roles_of_a_node() -> None:
+def test_all_roles_of_a_node_can_be_rebuilt_from_haproxy_cfg() -> None:
     text = planned(TEXT, ROLES, known(member("web01", "10.0.0.1", "web,api")))
-    rebuilt = restore.rebuild_membership(Document([("haproxy.cfg", text)]), ROLES, NOW)
+    rebuilt = rebuild_membership(Document([("haproxy.cfg", text)]), ROLES, NOW)
 
     assert rebuilt.members["web01"].role == "web,api"
     assert planned(text, ROLES, rebuilt) == text
 
 
-def test_both_load_balancers_write_the_same_whatever_the_order() -> None:
+def test_both_load_balancers_write_the_same_lines_in_any_order_of_events() -> None:
     nodes = [
         member(f"web{at:02}", f"10.0.0.{at}", role) for at, role in enumerate(["web,api", "api,web", "web", "api"])
     ]
@@ -115,7 +115,7 @@ def test_both_load_balancers_write_the_same_whatever_the_order() -> None:
     assert planned(TEXT, ROLES, known(*nodes)) == planned(TEXT, ROLES, known(*reversed(nodes)))
 
 
-def test_a_limit_counts_the_nodes_that_the_role_gives_a_line() -> None:
+def test_max_counts_the_nodes_that_have_a_line_through_the_role() -> None:
     roles = reading(
         """
         services: {iis: {port: 80}}
@@ -130,7 +130,7 @@ def test_a_limit_counts_the_nodes_that_the_role_gives_a_line() -> None:
     ]
 
 
-def test_on_failed_is_that_of_the_role_that_gives_the_line() -> None:
+def test_on_failed_applies_to_the_role_whose_line_it_is() -> None:
     roles = reading(
         """
         services: {iis: {port: 80}, api: {port: 8080}}
@@ -150,7 +150,7 @@ def test_on_failed_is_that_of_the_role_that_gives_the_line() -> None:
     ]
 
 
-def test_the_ports_of_all_roles_are_looked_at_for_sessions() -> None:
+def test_sessions_are_counted_at_the_ports_of_all_roles() -> None:
     assert list_serving_ports(ROLES, member("web01", "10.0.0.1", "web,api")) == {80, 8080}
     assert list_serving_ports(ROLES, member("web01", "10.0.0.1", "web")) == {80}
 
@@ -158,7 +158,7 @@ def test_the_ports_of_all_roles_are_looked_at_for_sessions() -> None:
 # --- {server} -----------------------------------------------------------------------------------------------------
 
 
-def test_the_name_of_the_server_is_what_it_is_called_in_its_proxy() -> None:
+def test_the_server_placeholder_is_the_name_in_the_proxy() -> None:
     roles = reading(
         """
         services:
@@ -206,42 +206,42 @@ def by_tag(tags: dict[str, str], text: str = TEXT) -> tuple[list[str], tuple[str
         ("127.0.0.1", "127.0.0.1:80"),
     ],
 )
-def test_the_address_may_come_from_a_tag(tag: str, written: str) -> None:
+def test_an_address_can_come_from_a_tag(tag: str, written: str) -> None:
     assert by_tag({"ip": tag}) == ([f"server web01 {written} check inter 2s rise 2 fall 2 # lbagent role=web"], ())
 
 
 @pytest.mark.parametrize(
     ("tags", "why"),
     [
-        ({}, "node web01 has no line for iis: its tag 'ip' is not set"),
-        ({"ip": ""}, "node web01 has no line for iis: its tag 'ip' is not set"),
-        ({"ip": "web01"}, "node web01 has no line for iis: address 'web01' is not an IP address"),
-        ({"ip": "192.168.7"}, "node web01 has no line for iis: address '192.168.7' is not an IP address"),
-        ({"ip": "192.168.7.5:80"}, "node web01 has no line for iis: address '192.168.7.5:80' is not an IP address"),
-        ({"ip": "192.168.07.5"}, "node web01 has no line for iis: address '192.168.07.5' is not an IP address"),
+        ({}, "web01: no line for iis: its tag 'ip' is not set"),
+        ({"ip": ""}, "web01: no line for iis: its tag 'ip' is not set"),
+        ({"ip": "web01"}, "web01: no line for iis: address 'web01' is not an IP address"),
+        ({"ip": "192.168.7"}, "web01: no line for iis: address '192.168.7' is not an IP address"),
+        ({"ip": "192.168.7.5:80"}, "web01: no line for iis: address '192.168.7.5:80' is not an IP address"),
+        ({"ip": "192.168.07.5"}, "web01: no line for iis: address '192.168.07.5' is not an IP address"),
         (
             {"ip": "192.168.7.5 backup"},
-            f"node web01 has no line for iis: its tag 'ip' is invalid: '192.168.7.5 backup'; use {TAG_RULE}",
+            f"web01: no line for iis: its tag 'ip' is invalid: '192.168.7.5 backup'; use {TAG_RULE}",
         ),
-        ({"ip": "10.0.0.1"}, "node web01 of role web has no line: 10.0.0.1 is outside the role's networks"),
-        ({"ip": "0.0.0.0"}, "node web01 of role web has no line: 0.0.0.0 is an unspecified address"),
-        ({"ip": "169.254.0.1"}, "node web01 of role web has no line: 169.254.0.1 is a link-local address"),
+        ({"ip": "10.0.0.1"}, "web01: no line for role web: 10.0.0.1 is outside the role's networks"),
+        ({"ip": "0.0.0.0"}, "web01: no line for role web: 0.0.0.0 is an unspecified address"),
+        ({"ip": "169.254.0.1"}, "web01: no line for role web: 169.254.0.1 is a link-local address"),
     ],
 )
-def test_an_address_of_a_tag_is_held_to_what_serfs_own_is(tags: dict[str, str], why: str) -> None:
+def test_an_address_from_a_tag_follows_the_same_rules_as_serfs(tags: dict[str, str], why: str) -> None:
     assert by_tag(tags) == ([], (why,))
 
 
-def test_a_tag_without_an_address_keeps_the_line() -> None:
+def test_an_invalid_address_tag_keeps_the_line() -> None:
     before = planned(TEXT, BY_TAG, known(member("web01", "10.0.0.1", "web", {"ip": "192.168.7.5"})))
 
     assert by_tag({"ip": "oops"}, before) == (
         ["server web01 192.168.7.5:80 check inter 2s rise 2 fall 2 # lbagent role=web"],
-        ("web01 keeps its line in backend web: address 'oops' is not an IP address",),
+        ("web01: keeps its line in backend web: address 'oops' is not an IP address",),
     )
 
 
-def test_a_pause_by_serfs_address_holds_for_a_node_that_is_reached_elsewhere() -> None:
+def test_a_pause_by_serfs_address_applies_to_a_node_with_an_address_tag() -> None:
     nodes = known(
         member("web01", "10.0.0.1", "web", {"ip": "192.168.7.5"}, pause=Pause(NOW, "me")),
         member("old", "10.0.0.1", "web", {"ip": "192.168.7.6"}),
@@ -254,13 +254,13 @@ def test_a_pause_by_serfs_address_holds_for_a_node_that_is_reached_elsewhere() -
     ]
 
 
-def test_two_nodes_that_claim_one_address_by_tag_get_one_line() -> None:
+def test_two_nodes_with_one_address_tag_have_one_line() -> None:
     nodes = known(*(member(f"web0{at}", f"10.0.0.{at}", "web", {"ip": "192.168.7.5"}) for at in (1, 2)))
 
     assert [line.split()[1] for line in managed(planned(TEXT, BY_TAG, nodes))] == ["web01"]
 
 
-def test_a_default_may_be_an_address() -> None:
+def test_the_default_of_an_address_tag_may_be_an_address() -> None:
     roles = loader.parse_roles(
         b'services: {iis: {port: 80}}\nroles: {web: {lb: [iis], address: "{tag:ip|fd00::1}"}}\n', "roles.yml"
     )
@@ -275,7 +275,7 @@ def test_a_default_may_be_an_address() -> None:
 
 @pytest.mark.real
 @pytest.mark.parametrize("version", sorted(binaries()))
-def test_a_real_haproxy_takes_the_lines_of_a_node_with_several_roles(tmp_path: Path, version: str) -> None:
+def test_a_real_haproxy_accepts_the_lines_of_a_node_with_several_roles(tmp_path: Path, version: str) -> None:
     config = (
         "defaults\n    mode http\n    timeout connect 1s\n    timeout client 1s\n    timeout server 1s\n"
         "listen web\n    bind 127.0.0.1:1\n    cookie C insert\n"

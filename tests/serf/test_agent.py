@@ -1,4 +1,4 @@
-"""serf/listing: what a Serf agent says of itself and of its cluster."""
+"""The output of `serf members`, `serf info` and `serf query` is parsed; anything invalid is an error."""
 
 # ruff: noqa: E501  # a case of a table is in one line
 
@@ -39,7 +39,7 @@ def said(*rows: Any) -> str:  # noqa: ANN401
     return json.dumps({"members": list(rows)})
 
 
-def test_a_captured_list_is_read() -> None:
+def test_captured_output_of_serf_members_is_parsed() -> None:
     found = parse_member_list((SERF / "members.json").read_text())
 
     assert sorted(found.members) == [
@@ -52,11 +52,11 @@ def test_a_captured_list_is_read() -> None:
     assert found.refused == ()
 
 
-def test_captured_info_is_read() -> None:
+def test_captured_output_of_serf_info_is_parsed() -> None:
     assert parse_info((SERF / "info.json").read_text()) == AgentInfo("lb01", "lb", False, {"user": 1, "query": 1}, {})  # noqa: FBT003
 
 
-def test_handlers_are_told_by_filter() -> None:
+def test_handlers_are_listed_by_filter() -> None:
     told = {"agent": {"name": "lb01"}, "serf": {"encrypted": "true"}, "event_handlers": {"*:": "lbagent handle"}}
 
     assert parse_info(json.dumps(told)) == AgentInfo("lb01", "", True, {}, {"*:": "lbagent handle"})  # noqa: FBT003
@@ -68,13 +68,13 @@ def test_an_ipv6_address_loses_its_brackets_and_port() -> None:
     )
 
 
-def test_a_comma_in_a_tag_is_no_other_tag() -> None:
+def test_a_comma_in_a_tag_value_is_not_a_separator() -> None:
     [one] = parse_member_list(said(row(a="1,role=lb", b="x=y,z"))).members
 
     assert (one.role, one.tags) == ("web", {"a": "1,role=lb", "b": "x=y,z"})
 
 
-def test_nobody_is_a_list_too() -> None:
+def test_an_empty_list_of_members_is_valid() -> None:
     assert parse_member_list('{"members": null}') == MemberList((), frozenset(), ())
 
 
@@ -94,7 +94,7 @@ def test_nobody_is_a_list_too() -> None:
         (row(addr="10.0.0.1"), "serf members: node web01: '10.0.0.1' is not an IP address and a port"),
     ],
 )
-def test_who_cannot_be_used_is_named_and_not_missing(one: Any, why: str) -> None:  # noqa: ANN401
+def test_a_member_that_is_refused_is_named_and_not_missing(one: Any, why: str) -> None:  # noqa: ANN401
     found = parse_member_list(said(one, row(name="web02")))
 
     assert [member.name for member in found.members] == ["web02"]
@@ -110,7 +110,7 @@ WRONG += [said({**row(), "tags": value}) for value in ([], "", 0, "role=web", ["
 
 
 @pytest.mark.parametrize("text", WRONG)
-def test_what_is_no_list_is_told_from_an_empty_one(text: str) -> None:
+def test_output_that_is_not_a_list_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match=r".*"):
         parse_member_list(text)
 
@@ -125,19 +125,19 @@ def test_what_is_no_list_is_told_from_an_empty_one(text: str) -> None:
         '{"agent": {"name": "lb01"}, "event_handlers": "x"}',
     ],
 )
-def test_what_says_nothing_of_the_agent_is_told(text: str) -> None:
+def test_info_without_a_name_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match=r".*"):
         parse_info(text)
 
 
 @given(poisoned(st.just("web01")), poisoned(st.just("10.0.0.1:7946")), st.text(max_size=5))
-def test_who_is_listed_has_a_name_and_an_address(name: str, addr: str, tag: str) -> None:
+def test_every_listed_member_has_a_valid_name_and_address(name: str, addr: str, tag: str) -> None:
     for one in parse_member_list(said(row(name, addr, tag, dc=tag))).members:
         assert NAME.fullmatch(one.name)
         assert canonical_address(one.address) == one.address
 
 
-def test_the_first_answer_of_each_node_counts() -> None:
+def test_the_first_answer_of_each_node_is_used() -> None:
     text = (
         "Query 'pause' dispatched\nResponse from 'lb01': done\nResponse from 'lb02': refused: x': y\n"
         "Response from 'lb01': queued\nResponse from 'lb03': done\nTotal Responses: 3"
@@ -146,7 +146,7 @@ def test_the_first_answer_of_each_node_counts() -> None:
     assert parse_answers(text, ["lb01", "lb02"]) == {"lb01": "done", "lb02": "refused: x': y"}
 
 
-def test_the_other_load_balancers_have_the_same_role() -> None:
+def test_other_load_balancers_have_the_role_of_this_one() -> None:
     rows = [row(name, role=role) for name, role in (("lb01", "lb"), ("lb02", "lb"), ("web01", "web"), ("edge", "edge"))]
     listed = parse_member_list(
         said(*rows, row("lb03", role="lb", status="left"), row("lb04", role="lb", status="failed"))
@@ -164,12 +164,12 @@ def test_the_other_load_balancers_have_the_same_role() -> None:
         '{"members": [null, "x"]}', '{"members": [{"name": "web01", "tags": [1]}]}', "[" * 100_000, "[]", "5", '"x"', "",
     ],
 )  # fmt: skip
-def test_what_is_not_a_list_of_members_is_an_error_that_callers_know(words: str) -> None:
+def test_any_invalid_list_raises_value_error(words: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  # json's words, or ours
         parse_member_list(words)
 
 
-def test_a_load_balancer_with_several_roles_is_known_by_the_first() -> None:
+def test_of_several_roles_the_first_is_the_role_of_load_balancers() -> None:
     rows = [{"name": name, "addr": "10.0.0.1:7946", "tags": {"role": role}, "status": "alive"}
             for name, role in (("lb01", "lb,web"), ("lb02", "lb"), ("lb03", "web,lb"), ("web01", "web"), ("x", "lbx"))]  # fmt: skip
     listed = parse_member_list(json.dumps({"members": rows}))

@@ -1,4 +1,4 @@
-"""serf/events: from what Serf handed over to an event that means something."""
+"""Events are parsed from what Serf passes to its handler; invalid lines and payloads are refused with a message."""
 
 from __future__ import annotations
 
@@ -122,19 +122,19 @@ def test_members_are_read_as_serf_sends_them(case: str, told: tuple[MemberLine, 
         ("hostile-addr-3bytes", "member-join: node addr3: '?616263' is not an IP address"),
     ],
 )
-def test_a_hostile_line_is_refused_in_words(case: str, why: str) -> None:
+def test_a_hostile_line_is_refused_with_a_message(case: str, why: str) -> None:
     assert parse_event(captured(case)) == MemberEvent("member-join", (), (why,))
 
 
 @pytest.mark.parametrize("case", ["hostile-role-crlf", "hostile-role-newline"])
-def test_a_hostile_role_is_a_role_nobody_has(case: str) -> None:
+def test_a_hostile_role_is_kept_as_an_unknown_role(case: str) -> None:
     event = parse_event(captured(case))
 
     assert isinstance(event, MemberEvent)
     assert [NAME.fullmatch(one.role) for one in event.members] == [None]
 
 
-def test_a_doubled_tag_proves_nothing() -> None:
+def test_a_tag_that_appears_twice_is_dropped() -> None:
     event = parse_event(joining("web12\t127.0.0.17\tweb\trole=web,a=1,role=lb,b=x=y,z"))
 
     assert event == MemberEvent(
@@ -164,34 +164,34 @@ def test_commands_are_read_as_serf_sends_them(case: str, wanted: Command) -> Non
 
 
 @pytest.mark.parametrize("case", ["user-pause-empty-payload", "user-pause-no-payload", "user-pause-hostile"])
-def test_a_command_nobody_can_act_upon_is_malformed(case: str) -> None:
+def test_an_invalid_captured_command_is_malformed(case: str) -> None:
     assert isinstance(parse_event(captured(case)), Malformed)
 
 
 @pytest.mark.parametrize("case", ["user-deploy", "user-name-newline", "query-with-payload"])
-def test_somebody_elses_event_is_ignored(case: str) -> None:
+def test_events_for_other_handlers_are_ignored(case: str) -> None:
     assert parse_event(captured(case)) == Ignored()
 
 
 # --- member lines -------------------------------------------------------------------------------------------------
 
 
-def test_an_unterminated_line_was_cut_off() -> None:
+def test_an_incomplete_last_line_is_dropped() -> None:
     raw = joining("web01\t127.0.0.2\tweb\trole=web")
 
     assert members(raw._replace(payload=raw.payload + b"web02\t127.0.0.3\tweb\trole=we")) == (WEB01,)
 
 
 @pytest.mark.parametrize("payload", [b"", b"web01\t127.0.0.2\tweb\trole=web"])
-def test_an_agent_that_stops_hands_over_nothing_or_half_a_line(payload: bytes) -> None:
+def test_an_agent_that_stops_passes_no_line_or_an_incomplete_one(payload: bytes) -> None:
     assert parse_event(joining()._replace(payload=payload)) == MemberEvent("member-join", (), ())
 
 
-def test_a_load_balancers_own_line_is_ignored() -> None:
+def test_the_line_of_the_load_balancer_itself_is_ignored() -> None:
     assert members(telling("member-leave", "lb01\t127.0.0.1\tlb\t", "web01\t127.0.0.2\tweb\trole=web")) == (WEB01,)
 
 
-def test_without_a_name_of_its_own_nothing_is_its_own() -> None:
+def test_without_serf_self_name_no_line_is_ignored() -> None:
     event = parse_event(telling("member-join", "\t127.0.0.2\tweb\t", self_name=""))
 
     assert event == MemberEvent(
@@ -204,7 +204,7 @@ def test_without_a_name_of_its_own_nothing_is_its_own() -> None:
 @pytest.mark.parametrize(
     "line", ["", "web01", "web01\t127.0.0.2\tweb", "web01\t127.0.0.2\tweb\t\t", "web01 127.0.0.2 web role=web"]
 )
-def test_a_line_of_another_shape_is_refused_and_the_next_one_read(line: str) -> None:
+def test_an_invalid_line_is_refused_and_the_next_one_read(line: str) -> None:
     raw, fields = joining(line, "web01\t127.0.0.2\tweb\trole=web"), line.split("\t")
 
     assert members(raw) == (WEB01,)
@@ -244,7 +244,7 @@ def test_no_line_makes_a_member_with_a_bad_name_or_address(lines: list[str]) -> 
     st.sampled_from(["pause", "resume", "lbagent-status", "", "x"]),
     st.binary(max_size=200),
 )
-def test_any_bytes_are_an_event(kind: str, name: str, payload: bytes) -> None:
+def test_any_bytes_are_parsed_without_an_error(kind: str, name: str, payload: bytes) -> None:
     assert parse_event(RawEvent("id", NOW * 1000, kind, name, 1, "lb01", payload)) is not None
 
 
@@ -262,14 +262,14 @@ def test_any_bytes_are_an_event(kind: str, name: str, payload: bytes) -> None:
         ("web01 2001:DB8::5 web", command("pause", "web01", "2001:db8::5")),
         ("web01 web", command("pause", "web01")),
         ("web01 until=1700009999", command("pause", "web01", until=1_700_009_999)),
-        ("web01 for=2h", command("pause", "web01", until=NOW + 7200)._replace(lasting=7200)),
+        ("web01 for=2h", command("pause", "web01", until=NOW + 7200)._replace(duration=7200)),
         (
             "web01 for=90s reason=patch Tuesday for=3h",
-            command("pause", "web01", until=NOW + 90, reason="patch Tuesday for=3h")._replace(lasting=90),
+            command("pause", "web01", until=NOW + 90, reason="patch Tuesday for=3h")._replace(duration=90),
         ),
         (
             "web01 10.0.0.5 web for=1d reason=更新\u202e",
-            command("pause", "web01", "10.0.0.5", NOW + 86400, "更新?")._replace(lasting=86400),
+            command("pause", "web01", "10.0.0.5", NOW + 86400, "更新?")._replace(duration=86400),
         ),
         ("web01 reason=" + "x" * 300, command("pause", "web01", reason="x" * 200)),
         ("web01 reason=", command("pause", "web01")),
@@ -313,7 +313,7 @@ def test_a_payload_names_a_node_an_address_an_end_and_a_reason(payload: str, wan
         ),
     ],
 )
-def test_a_payload_nobody_can_act_upon_is_refused_in_words(payload: str, why: str) -> None:
+def test_an_invalid_payload_is_refused_with_a_message(payload: str, why: str) -> None:
     assert said(payload) == Malformed(why)
 
 
@@ -331,11 +331,11 @@ def test_a_payload_nobody_can_act_upon_is_refused_in_words(payload: str, why: st
         ("1" * 8 + "s", None),
     ],
 )
-def test_a_duration_has_a_unit(text: str, seconds: int | None) -> None:
+def test_a_duration_needs_a_unit(text: str, seconds: int | None) -> None:
     assert parse_duration(text) == seconds
 
 
-def test_an_event_is_known_by_its_payload_to_the_letter() -> None:
+def test_the_digest_covers_the_whole_payload() -> None:
     one, same, other, verb = (
         parse_event(saying(*words))
         for words in (("pause", "web01"), ("pause", "web01\n"), ("pause", "web01 "), ("resume", "web01"))
@@ -349,11 +349,11 @@ def test_an_event_is_known_by_its_payload_to_the_letter() -> None:
     assert len({one.digest, other.digest, verb.digest}) == 3
 
 
-def test_a_status_query_is_one() -> None:
+def test_a_status_query_is_parsed() -> None:
     assert parse_event(saying("lbagent-status", " pauses\tx\n", 1, "query")) == StatusQuery(("pauses", "x"))
 
 
-def test_a_status_user_event_is_none() -> None:
+def test_a_status_request_as_user_event_is_ignored() -> None:
     assert parse_event(saying("lbagent-status", "", 1, "user")) == Ignored()
 
 
@@ -365,12 +365,12 @@ def test_a_status_user_event_is_none() -> None:
         ("for=0s", "invalid time 'for=0s'; use until=EPOCH, or for= with a time such as 90s, 15m, 2h or 7d"),
     ],
 )
-def test_a_pause_that_is_over_already_is_none(word: str, why: str) -> None:
+def test_a_query_whose_pause_has_ended_is_malformed(word: str, why: str) -> None:
     # Answered `done`, somebody would patch a node that is in traffic.
     assert parse_event(saying("pause", f"web01 {word}", 1, "query")) == Malformed(f"pause: {why}")
 
 
-def test_a_user_event_whose_pause_is_over_already_is_known() -> None:
+def test_a_user_event_whose_pause_has_ended_is_a_command() -> None:
     # Serf replays user events: that this pause has ended must not be forgotten.
     event = parse_event(saying("pause", f"web01 until={NOW - 10}", 1))
 
@@ -388,18 +388,18 @@ def test_a_user_event_whose_pause_is_over_already_is_known() -> None:
         ("force force", "force", True),
     ],
 )
-def test_force_is_the_last_word_of_a_forget_and_no_name(payload: str, name: str, force: bool) -> None:  # noqa: FBT001
+def test_force_as_the_last_word_of_a_forget_is_not_a_name(payload: str, name: str, force: bool) -> None:  # noqa: FBT001
     event = parse_event(saying("lbagent-forget", payload, 1, "query"))
 
     assert isinstance(event, Command)
     assert (event.verb, event.name, event.force) == ("forget", name, force)
 
 
-def test_force_alone_forgets_nobody() -> None:
+def test_force_without_a_name_is_malformed() -> None:
     assert isinstance(parse_event(saying("lbagent-forget", "force", 1, "query")), Malformed)
 
 
-def test_force_is_a_name_to_a_pause() -> None:
+def test_force_is_a_node_name_in_a_pause() -> None:
     event = parse_event(saying("pause", "force", 1))
 
     assert isinstance(event, Command)

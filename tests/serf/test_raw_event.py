@@ -1,4 +1,4 @@
-"""serf/raw: what Serf handed over, as it came, and how that stands in a spool record."""
+"""An event is read from the environment and stdin as it is, and survives its spool record."""
 
 # ruff: noqa: E501  # a case of a table stands on one line
 
@@ -17,7 +17,7 @@ JOIN = RawEvent(
 )
 
 
-def test_a_member_event_is_what_environment_and_stdin_say() -> None:
+def test_a_member_event_is_read_from_environment_and_stdin() -> None:
     raw = read_handler_event(
         {b"SERF_EVENT": b"member-join", b"SERF_SELF_NAME": b"lb01"}, b"web01\t10.0.0.5\tweb\t\n", 5, "id"
     )
@@ -34,14 +34,14 @@ def test_user_events_and_queries_have_a_name_and_an_ltime(kind: str, word: str, 
     assert read_handler_event(environ, b"web01\n", 5, "id") == RawEvent("id", 5, kind, "pause", 7, "", b"web01\n")
 
 
-def test_a_query_does_not_take_the_name_of_a_user_event() -> None:
+def test_a_query_does_not_use_the_name_of_a_user_event() -> None:
     environ = {b"SERF_EVENT": b"query", b"SERF_USER_EVENT": b"pause", b"SERF_USER_LTIME": b"7"}
 
     assert read_handler_event(environ, b"", 5, "id") == RawEvent("id", 5, "query", "", None, "", b"")
 
 
 @pytest.mark.parametrize("ltime", [b"", b"-1", b"1.0", b"x", b" 1", b"9" * 20, "\u0663".encode()])
-def test_what_is_no_ltime_is_none(ltime: bytes) -> None:
+def test_an_invalid_ltime_is_none(ltime: bytes) -> None:
     environ = {b"SERF_EVENT": b"user", b"SERF_USER_EVENT": b"pause", b"SERF_USER_LTIME": ltime}
 
     assert read_handler_event(environ, b"", 5, "id").ltime is None
@@ -72,11 +72,11 @@ def test_what_is_no_ltime_is_none(ltime: bytes) -> None:
         ("typed", "pause", False),
     ],
 )
-def test_anything_else_is_ignored(kind: str, name: str, wanted: bool) -> None:  # noqa: FBT001
+def test_other_events_are_not_relevant(kind: str, name: str, wanted: bool) -> None:  # noqa: FBT001
     assert JOIN._replace(kind=kind, name=name).is_relevant is wanted
 
 
-def test_a_record_gives_back_the_event() -> None:
+def test_a_record_is_parsed_into_the_same_event() -> None:
     (record,) = JOIN.split_records()
 
     assert parse_record(record) == JOIN._replace(id=f"{JOIN.id}0000")
@@ -88,7 +88,7 @@ words = st.text(st.characters(blacklist_characters="\0", blacklist_categories=["
 
 
 @given(words, words, words, st.none() | st.integers(0, 10**18), st.binary(max_size=200))
-def test_a_record_gives_back_any_event(kind: str, name: str, self_name: str, ltime: int | None, payload: bytes) -> None:
+def test_any_event_survives_its_record(kind: str, name: str, self_name: str, ltime: int | None, payload: bytes) -> None:
     raw = RawEvent("id", 5, kind, name, ltime, self_name, payload)
 
     (record,) = raw.split_records()
@@ -108,7 +108,7 @@ def test_a_member_event_too_long_for_a_record_is_split_at_its_lines() -> None:
     assert len({piece.id for piece in pieces}) == len(pieces) > 1
 
 
-def test_a_line_too_long_for_any_record_is_left_out_and_the_others_stay() -> None:
+def test_a_line_longer_than_a_record_is_dropped_and_the_others_are_kept() -> None:
     first, monster, last = b"a\t10.0.0.1\tweb\t\n", b"m" * 70_000 + b"\t10.0.0.2\tweb\t\n", b"b\t10.0.0.3\tweb\t\n"
 
     records = list(JOIN._replace(payload=first + monster + last).split_records())
@@ -123,7 +123,7 @@ def test_a_payload_too_long_for_a_record_is_cut() -> None:
 
 
 @given(st.binary(max_size=200) | st.binary(max_size=60).map(lambda rest: b"lbagent 1\0id\0005\0user\0pause\0" + rest))
-def test_any_bytes_are_a_record_or_a_value_error(content: bytes) -> None:
+def test_any_bytes_are_a_record_or_raise_value_error(content: bytes) -> None:
     with contextlib.suppress(ValueError):
         raw = parse_record(content)
 
@@ -133,5 +133,5 @@ def test_any_bytes_are_a_record_or_a_value_error(content: bytes) -> None:
 
 @given(st.dictionaries(st.sampled_from([b"SERF_EVENT", b"SERF_USER_EVENT", b"SERF_QUERY_NAME", b"SERF_USER_LTIME", b"SERF_SELF_NAME"]),
                        st.binary(max_size=30) | st.sampled_from([b"user", b"query", b"member-join"])), st.binary(max_size=100))  # fmt: skip
-def test_any_environment_is_an_event(environ: dict[bytes, bytes], stdin: bytes) -> None:
+def test_any_environment_is_read_without_an_error(environ: dict[bytes, bytes], stdin: bytes) -> None:
     assert read_handler_event(environ, stdin, 5, "id").payload == stdin

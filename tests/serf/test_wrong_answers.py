@@ -1,4 +1,4 @@
-"""What `serf` answers, and cannot be read: exit status 75, never a traceback, and haproxy.cfg stays as it is."""
+"""An invalid answer of `serf` means exit status 75, no traceback, and an unchanged haproxy.cfg."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def lb() -> Iterator[Lb]:
 
 
 @pytest.mark.parametrize("text", WRONG, ids=lambda text: text[:40])
-def test_a_list_of_members_that_cannot_be_read_is_tried_again(lb: Lb, text: str) -> None:
+def test_sync_with_an_invalid_list_exits_with_75(lb: Lb, text: str) -> None:
     before = lb.text
     answering(lb, text)
 
@@ -68,7 +68,7 @@ def test_a_list_of_members_that_cannot_be_read_is_tried_again(lb: Lb, text: str)
 
 
 @pytest.mark.parametrize("text", ["5", "{}", '{"agent": 5}', '{"agent": {"name": "lb01"}, "serf": {"event_time": 5}}'])
-def test_what_says_nothing_of_the_agent_is_tried_again(lb: Lb, text: str) -> None:
+def test_sync_with_invalid_info_exits_with_75(lb: Lb, text: str) -> None:
     before = lb.text
     answering(lb, SOUND, text)
 
@@ -78,7 +78,7 @@ def test_what_says_nothing_of_the_agent_is_tried_again(lb: Lb, text: str) -> Non
     assert b"Traceback" not in done.stderr
 
 
-def test_watch_goes_on_where_the_list_cannot_be_read(lb: Lb) -> None:
+def test_watch_continues_after_an_invalid_list(lb: Lb) -> None:
     asked = lb.folder / "asked"
     answering(lb, '{"members": 5}')
     (lb.bin / "serf").write_text(f'#!/bin/sh\necho "$1" >>{asked}\ncat {lb.folder}/"$1"\n')
@@ -96,7 +96,7 @@ def test_watch_goes_on_where_the_list_cannot_be_read(lb: Lb) -> None:
     assert b"Traceback" not in said
 
 
-def test_a_pause_is_taken_where_no_other_load_balancer_can_be_asked(lb: Lb) -> None:
+def test_a_pause_is_applied_where_no_other_load_balancer_can_be_queried(lb: Lb) -> None:
     answering(lb, '{"members": 5}', "5")
 
     assert lb.say("pause", "web01", 5).returncode == 0

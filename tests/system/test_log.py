@@ -1,4 +1,4 @@
-"""host/log: one line, and nothing a terminal obeys."""
+"""Log lines go to stderr and the journal or syslog; a query sees none of them, and a terminal no escape sequence."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def journal(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
     return told
 
 
-def test_failures_and_warnings_are_said_twice(
+def test_errors_and_warnings_go_to_stderr_and_the_journal(
     journal: list[tuple[int, str]], capfd: pytest.CaptureFixture[str]
 ) -> None:
     log = Log()
@@ -28,7 +28,7 @@ def test_failures_and_warnings_are_said_twice(
     assert journal == [(syslog.LOG_ERR, "failed"), (syslog.LOG_WARNING, "look")]
 
 
-def test_what_went_well_is_said_only_when_asked_for(
+def test_information_is_printed_only_if_verbose(
     journal: list[tuple[int, str]], capfd: pytest.CaptureFixture[str]
 ) -> None:
     Log().info("quiet")
@@ -38,7 +38,7 @@ def test_what_went_well_is_said_only_when_asked_for(
     assert journal == [(syslog.LOG_INFO, "quiet"), (syslog.LOG_INFO, "done")]
 
 
-def test_a_query_hears_nothing_but_its_answer(
+def test_a_silent_log_writes_nothing_to_stderr(
     journal: list[tuple[int, str]], capfd: pytest.CaptureFixture[str]
 ) -> None:
     log = Log(verbose=True)
@@ -49,7 +49,7 @@ def test_a_query_hears_nothing_but_its_answer(
     assert journal == [(syslog.LOG_ERR, "failed")]
 
 
-def test_foreign_words_stay_one_line_that_no_terminal_obeys(
+def test_a_message_is_one_line_without_escape_sequences(
     journal: list[tuple[int, str]], capfd: pytest.CaptureFixture[str]
 ) -> None:
     Log().error("a\nb\r\x1b[31m\0\u2028\udc83日本")

@@ -1,4 +1,4 @@
-"""host/processes: the process table, as /proc shows it."""
+"""Processes are found by name and described, also while they exec; a process that ended has no description."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_process_is_described(sleeper: subprocess.Popen[bytes], tmp_path: Path
     assert found.user == os.getuid()
 
 
-def test_it_was_born_a_moment_ago(sleeper: subprocess.Popen[bytes]) -> None:
+def test_its_start_time_is_in_epoch_seconds(sleeper: subprocess.Popen[bytes]) -> None:
     found = read_process(sleeper.pid)
 
     assert found is not None
@@ -54,7 +54,7 @@ def test_a_process_is_found_by_the_beginning_of_its_name(sleeper: subprocess.Pop
     assert sleeper.pid not in [one.pid for one in find_processes("ap (")]
 
 
-def test_who_executes_itself_anew_has_words_all_the_time(tmp_path: Path) -> None:
+def test_a_process_that_repeats_its_exec_always_has_arguments_and_environment(tmp_path: Path) -> None:
     script = tmp_path / "again"
     script.write_text('#!/bin/sh\nexec "$0" word\n')
     script.chmod(0o755)
@@ -65,7 +65,7 @@ def test_who_executes_itself_anew_has_words_all_the_time(tmp_path: Path) -> None
     assert (len(looks), [look for look in looks if look != (["word"], True)]) == (2000, [])
 
 
-def test_a_zombie_does_not_live(sleeper: subprocess.Popen[bytes]) -> None:
+def test_a_zombie_is_not_alive(sleeper: subprocess.Popen[bytes]) -> None:
     sleeper.kill()
     while (found := read_process(sleeper.pid)) is not None and found.alive:
         time.sleep(0.005)
@@ -75,7 +75,7 @@ def test_a_zombie_does_not_live(sleeper: subprocess.Popen[bytes]) -> None:
     assert sleeper.pid not in [one.pid for one in find_processes("hap")]
 
 
-def test_a_process_that_is_gone_is_none_and_its_old_description_is_empty(sleeper: subprocess.Popen[bytes]) -> None:
+def test_an_ended_process_is_none_and_has_no_arguments_or_environment(sleeper: subprocess.Popen[bytes]) -> None:
     before = read_process(sleeper.pid)
     sleeper.kill()
     sleeper.wait()
@@ -85,7 +85,7 @@ def test_a_process_that_is_gone_is_none_and_its_old_description_is_empty(sleeper
     assert (before.argv, before.environ, before.cwd, before.unit) == ([], {}, None, None)
 
 
-def test_ourselves_are_there() -> None:
+def test_this_process_is_found() -> None:
     found = read_process(os.getpid())
 
     assert found is not None

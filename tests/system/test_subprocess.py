@@ -1,4 +1,4 @@
-"""host/commands: no command holds us up, speaks for us, or outlives its time."""
+"""A program that lbagent starts has a time limit, captured output, and no effect on lbagent itself."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ def shell(script: str, timeout: float = 10, **more: str) -> ProgramResult:
     return run_program(["sh", "-c", script], timeout, environ={"PATH": os.environ["PATH"], **more})
 
 
-def test_a_command_that_ends_well_is_good() -> None:
+def test_exit_status_0_is_success() -> None:
     assert run_program(["true"], 5) == ProgramResult(0, "")
     assert run_program(["true"], 5).succeeded
 
 
 @pytest.mark.parametrize(("script", "status"), [("exit 3", 3), ("kill -9 $$", -9), ("exit 255", 255)])
-def test_a_command_that_ends_badly_is_not(script: str, status: int) -> None:
+def test_another_exit_status_or_a_signal_is_no_success(script: str, status: int) -> None:
     assert shell(script).status == status
     assert not shell(script).succeeded
 
 
-def test_what_it_says_on_both_channels_is_kept_in_order() -> None:
+def test_stdout_and_stderr_are_captured_in_order() -> None:
     assert shell("echo one; echo two >&2; echo three").output == "one\ntwo\nthree"
 
 
-def test_nothing_it_says_is_said_by_us(capfd: pytest.CaptureFixture[str]) -> None:
+def test_its_output_is_not_printed(capfd: pytest.CaptureFixture[str]) -> None:
     shell("echo out; echo err >&2")
 
     assert capfd.readouterr() == ("", "")
@@ -43,15 +43,15 @@ def test_its_stdin_is_empty() -> None:
     assert shell("cat; echo end").output == "end"
 
 
-def test_what_it_says_too_much_is_cut() -> None:
+def test_long_output_is_cut() -> None:
     assert len(shell("yes | head -c 20000000").output) <= 16 * 1024 * 1024
 
 
-def test_bytes_that_are_no_text_are_no_harm() -> None:
+def test_output_that_is_not_utf_8_is_decoded() -> None:
     assert shell(r"printf 'a\377b'").output == "a\ufffdb"
 
 
-def test_at_its_time_limit_a_command_ends() -> None:
+def test_at_its_time_limit_a_program_is_killed() -> None:
     started = time.monotonic()
 
     result = shell("sleep 60", 0.2)
@@ -60,7 +60,7 @@ def test_at_its_time_limit_a_command_ends() -> None:
     assert time.monotonic() - started < 3
 
 
-def test_what_it_started_ends_with_it(tmp_path: Path) -> None:
+def test_its_children_are_killed_with_it(tmp_path: Path) -> None:
     shell(f"(sleep 60 & echo $! > {tmp_path}/child; wait) & wait", 0.4)
 
     assert _ends(int((tmp_path / "child").read_text()))
@@ -81,7 +81,7 @@ def _lives(pid: int) -> bool:
         return False
 
 
-def test_a_daemon_that_holds_its_output_does_not_make_us_wait(tmp_path: Path) -> None:
+def test_a_daemon_that_keeps_its_output_open_is_not_waited_for(tmp_path: Path) -> None:
     started = time.monotonic()
 
     result = shell(f"sleep 30 & echo $! > {tmp_path}/daemon; echo started")
@@ -91,7 +91,7 @@ def test_a_daemon_that_holds_its_output_does_not_make_us_wait(tmp_path: Path) ->
     assert time.monotonic() - started < 5
 
 
-def test_a_daemon_of_a_command_that_ended_in_time_lives_on(tmp_path: Path) -> None:
+def test_a_daemon_that_it_started_survives(tmp_path: Path) -> None:
     shell(f"setsid sleep 30 & echo $! > {tmp_path}/daemon")
 
     daemon = int((tmp_path / "daemon").read_text())
@@ -99,7 +99,7 @@ def test_a_daemon_of_a_command_that_ended_in_time_lives_on(tmp_path: Path) -> No
     os.kill(daemon, 9)
 
 
-def test_it_runs_in_the_folder_asked_for(tmp_path: Path) -> None:
+def test_it_runs_in_the_given_directory(tmp_path: Path) -> None:
     here = os.getcwd()
 
     assert run_program(["pwd"], 5, cwd=str(tmp_path)).output == str(tmp_path)
@@ -107,12 +107,12 @@ def test_it_runs_in_the_folder_asked_for(tmp_path: Path) -> None:
     assert os.getcwd() == here
 
 
-def test_a_folder_that_is_gone_is_a_failure() -> None:
+def test_a_missing_directory_is_a_failure() -> None:
     assert not run_program(["true"], 5, cwd="/nowhere/at/all").succeeded
 
 
 @pytest.mark.parametrize("folder", ["a b", "-x", "$(id)", "日本"])
-def test_a_folder_is_a_word_to_nobody(tmp_path: Path, folder: str) -> None:
+def test_a_directory_name_is_not_interpreted(tmp_path: Path, folder: str) -> None:
     (tmp_path / folder).mkdir()
 
     assert run_program(
@@ -120,23 +120,23 @@ def test_a_folder_is_a_word_to_nobody(tmp_path: Path, folder: str) -> None:
     ).output == str(tmp_path / folder)
 
 
-def test_words_are_words_and_no_shell_reads_them() -> None:
+def test_no_shell_reads_the_arguments() -> None:
     assert run_program(["printf", "%s|", "a b", "$(id)", ";", ""], 5).output == "a b|$(id)|;||"
 
 
-def test_its_environment_is_the_one_given() -> None:
+def test_its_environment_is_the_given_one() -> None:
     assert shell("echo $LBAGENT_X$HOME", LBAGENT_X="y").output == "y"
     assert run_program(["sh", "-c", "echo $LBAGENT_X"], 5, environ={"LBAGENT_X": "z"}).output == "z"
 
 
-def test_our_files_are_not_its_own(tmp_path: Path) -> None:
+def test_it_inherits_no_file_descriptors(tmp_path: Path) -> None:
     with (tmp_path / "secret").open("w") as file:
         assert not os.get_inheritable(file.fileno())
 
         assert "secret" not in shell("ls -l /proc/self/fd").output
 
 
-def test_signals_python_ignores_are_its_own_again() -> None:
+def test_signals_that_python_ignores_have_their_default_action() -> None:
     ignored = int(shell("grep SigIgn /proc/self/status").output.split()[-1], 16)
 
     assert [
@@ -144,13 +144,13 @@ def test_signals_python_ignores_are_its_own_again() -> None:
     ] == [0] * 4
 
 
-def test_a_program_is_found_where_an_init_script_left_path_short(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_in_sbin_is_found_with_a_short_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
 
     assert find_program("sh") in ("/usr/bin/sh", "/bin/sh")
 
 
-def test_the_first_of_path_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_first_program_in_path_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "haproxy").symlink_to("/bin/true")
     (tmp_path / "sh").write_text("not executable")
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
@@ -161,14 +161,14 @@ def test_the_first_of_path_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 
 @pytest.mark.parametrize("program", ["no-such-program-anywhere", "/no/such/program", "/etc"])
-def test_a_program_that_is_not_there_is_said_so(program: str) -> None:
+def test_a_missing_program_is_named(program: str) -> None:
     with pytest.raises(FileNotFoundError) as error:
         run_program([program], 5)
 
     assert (error.value.strerror, error.value.filename) == ("no such program", program)
 
 
-def test_a_file_that_is_no_program_is_an_os_error(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_executed_is_an_os_error(tmp_path: Path) -> None:
     (tmp_path / "broken").write_bytes(b"\x7fELF broken")
     (tmp_path / "broken").chmod(0o755)
 
@@ -187,7 +187,7 @@ def test_no_descriptor_stays_open() -> None:
 
 
 @pytest.mark.parametrize("words", [None, "", ":", "::/usr/bin", ".", "bin"])
-def test_the_working_directory_is_no_place_for_programs(
+def test_programs_in_the_working_directory_are_not_found(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: str | None
 ) -> None:
     (tmp_path / "bin").mkdir()
@@ -199,7 +199,7 @@ def test_the_working_directory_is_no_place_for_programs(
     assert run_program(["true"], 5).succeeded
 
 
-def test_who_never_stops_talking_fills_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_output_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     truncate = os.ftruncate
 
@@ -218,7 +218,7 @@ def test_who_never_stops_talking_fills_no_memory(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_where_we_are_told_to_end_the_command_ends_first(
+def test_an_interrupt_kills_the_program_first(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: type[BaseException]
 ) -> None:
     def told_to_end(*_: object) -> None:

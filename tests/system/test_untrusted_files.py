@@ -1,4 +1,4 @@
-"""host/foreign: files that somebody else may have made."""
+"""A file of another user is read with a size limit, and refused if it is not a regular file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from lbagent.system import untrusted_files
 
 
-def test_a_link_to_a_regular_file_is_read_to_its_limit(tmp_path: Path) -> None:
+def test_a_symbolic_link_to_a_file_is_read_up_to_the_limit(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"12345")
     (tmp_path / "file").chmod(0o600)
     (tmp_path / "link").symlink_to("file")
@@ -20,7 +20,7 @@ def test_a_link_to_a_regular_file_is_read_to_its_limit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["pipe", "folder", "/dev/zero", "missing"])
-def test_what_is_no_regular_file_is_refused(tmp_path: Path, what: str) -> None:
+def test_a_file_that_is_not_regular_is_refused(tmp_path: Path, what: str) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     before = os.listdir("/proc/self/fd")

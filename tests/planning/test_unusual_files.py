@@ -1,4 +1,4 @@
-"""What a second pair of eyes found once: each is a promise now."""
+"""Plans for unusual files: damaged lines, lines without their marker, comments that resemble managed ones."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from lbagent.haproxy.config import Document
 from lbagent.membership.model import ALIVE, FAILED, LEFT, Membership
+from lbagent.planning.lines import rebuild_membership
 from lbagent.planning.plan import PlanOptions
-from lbagent.planning.restore import rebuild_membership
 from tests.helpers.builders import (
     NOW,
     expired,
@@ -32,7 +32,7 @@ ROLES = reading("""
     roles: {web: {lb: [iis], networks: [10.0.0.0/8]}, app: {mon: [iis]}}
 """)
 GENERAL = PlanOptions(kept=frozenset({"nobody"}))
-"""With a node that is kept, every proxy is planned one by one."""
+"""With a node that is kept, no proxy takes the shortcut for equal nodes."""
 
 
 def line(name: str, address: str, role: str = "web", port: int = 80) -> str:
@@ -49,7 +49,7 @@ def line(name: str, address: str, role: str = "web", port: int = 80) -> str:
         "    server hand 10.0.0.9:80 # lbagent role=",
     ],
 )
-def test_one_odd_line_hides_no_managed_line_below_it(odd: str) -> None:
+def test_a_damaged_line_hides_no_managed_line_below_it(odd: str) -> None:
     text = f"backend b\n{odd}\n    {line('web01', '10.0.0.1')}\n    {line('web02', '10.0.0.2')}\n"
     text += "    # additional-lb-iis-server\n"
     members = known(pausing(member("web01", "10.0.0.1")), member("web02", "10.0.0.2", status=LEFT))
@@ -69,7 +69,7 @@ def test_a_line_without_its_marker_never_follows_its_node_to_a_forbidden_address
     assert planned(text, ROLES, members) == text
 
 
-def test_the_guard_never_holds_a_paused_node_in_service() -> None:
+def test_the_safety_guard_never_keeps_a_paused_node_in_service() -> None:
     text = f"backend b\n    {line('web01', '10.0.0.1')}\n    # additional-lb-iis-server\n"
     before = folded(known(member("web01", "10.0.0.1")), telling("member-update", "web01\t169.254.0.1\tweb\trole=web"))
 
@@ -79,7 +79,7 @@ def test_the_guard_never_holds_a_paused_node_in_service() -> None:
     assert done.blocked == ()
 
 
-def test_the_guard_holds_no_line_whose_name_stands_elsewhere_in_the_proxy() -> None:
+def test_the_safety_guard_blocks_no_removal_of_a_name_that_is_used_elsewhere_in_the_proxy() -> None:
     text = f"backend b\n    {line('web01', '10.0.0.1', port=81)}\n    # additional-lb-api-server\n"
     text += "    # additional-lb-iis-server\n"
 
@@ -89,8 +89,8 @@ def test_the_guard_holds_no_line_whose_name_stands_elsewhere_in_the_proxy() -> N
     assert done.blocked == ()
 
 
-@pytest.mark.parametrize("rules", [PlanOptions(), GENERAL], ids=["crowd", "one by one"])
-def test_an_address_and_port_stands_once_below_the_marker_too(rules: PlanOptions) -> None:
+@pytest.mark.parametrize("rules", [PlanOptions(), GENERAL], ids=["shortcut", "general"])
+def test_an_address_and_port_is_used_once_also_below_the_marker(rules: PlanOptions) -> None:
     text = (
         f"backend b\n    {line('web01', '10.0.0.1')}\n    # additional-lb-iis-server\n    {line('old', '10.0.0.1')}\n"
     )
@@ -101,8 +101,8 @@ def test_an_address_and_port_stands_once_below_the_marker_too(rules: PlanOptions
     assert done.blocked == ()
 
 
-@pytest.mark.parametrize("rules", [PlanOptions(), GENERAL], ids=["crowd", "one by one"])
-def test_a_line_without_its_marker_takes_nobodys_address(rules: PlanOptions) -> None:
+@pytest.mark.parametrize("rules", [PlanOptions(), GENERAL], ids=["shortcut", "general"])
+def test_a_line_without_its_marker_never_takes_the_address_of_another_node(rules: PlanOptions) -> None:
     text = "backend b\n    # additional-lb-iis-server\n    server x 10.0.0.9:80 check # lbagent role=web\n"
     members = known(member("w1", "10.0.0.2"), member("x", "10.0.0.2", role="app"))
 
@@ -112,7 +112,7 @@ def test_a_line_without_its_marker_takes_nobodys_address(rules: PlanOptions) -> 
     assert managed(once) == [line("w1", "10.0.0.2"), "server x 10.0.0.9:80 check # lbagent role=web"]
 
 
-def test_a_paused_line_without_its_marker_is_planned_again_the_same() -> None:
+def test_a_paused_line_without_its_marker_is_stable() -> None:
     roles = reading("""
         services: {iis: {port: 80}, api: {port: 81}}
         roles: {web: {lb: [iis, api]}, app: {lb: [iis]}}
@@ -126,7 +126,7 @@ def test_a_paused_line_without_its_marker_is_planned_again_the_same() -> None:
 
 
 @pytest.mark.parametrize("words", ["10.0.0.5", "web99 10.0.0.5"])
-def test_a_pause_by_address_of_an_unknown_host_is_its_own_once_it_has_joined(words: str) -> None:
+def test_a_pause_by_address_belongs_to_the_node_that_joins_there(words: str) -> None:
     joined = folded(known(), saying("pause", words, 1), joining("web05\t10.0.0.5\tweb\trole=web"))
 
     assert paused(joined) == ["web05"]
@@ -134,7 +134,7 @@ def test_a_pause_by_address_of_an_unknown_host_is_its_own_once_it_has_joined(wor
 
 
 @pytest.mark.parametrize("words", ["  role=web", "web01 10.0.0.1 role=", " web01 10.0.0.1 role=web"])
-def test_a_comment_that_only_looks_like_a_paused_node_is_none(words: str) -> None:
+def test_a_comment_that_resembles_a_paused_node_is_the_operators(words: str) -> None:
     text = f"backend b\n    # lbagent paused {words}\n    # additional-lb-iis-server\n"
 
     assert dict(rebuild_membership(Document([("h", text)]), ROLES, NOW).members) == {}
@@ -155,7 +155,7 @@ def nodes(draw: st.DrawFn) -> Membership:
 
 @given(first=nodes(), second=nodes(), below=st.sampled_from(["", "web1", "old"]))
 @settings(max_examples=300, deadline=None, derandomize=True)
-def test_the_short_way_and_the_long_one_plan_the_same(first: Membership, second: Membership, below: str) -> None:
+def test_the_plan_is_the_same_with_and_without_the_shortcut(first: Membership, second: Membership, below: str) -> None:
     last = f"    {line(below, '10.0.0.2')}\n" if below else ""
     empty = f"backend b\n    # additional-lb-iis-server\n{last}backend c\n    # additional-mon-iis-server\n"
     text = planned(empty, ROLES, first)

@@ -1,4 +1,4 @@
-"""Nodes with one address: a paused host has one comment, and a failed node loses its lines to whoever is there now."""
+"""Nodes with one address: a paused host has one comment, and a failed node loses its lines to the alive node there."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def lived(batches: Sequence[Sequence[RawEvent]]) -> str:
 
 
 @pytest.mark.parametrize("cuts", [cuts for size in range(4) for cuts in itertools.combinations(range(1, 4), size)])
-def test_a_paused_host_has_one_comment_in_whatever_batches_its_events_came(cuts: tuple[int, ...]) -> None:
+def test_a_paused_host_has_one_comment_in_any_split_of_its_events_into_batches(cuts: tuple[int, ...]) -> None:
     bounds = [0, *cuts, len(EVENTS)]
 
     text = lived([EVENTS[one:two] for one, two in itertools.pairwise(bounds)])
@@ -53,7 +53,7 @@ def test_a_paused_host_has_one_comment_in_whatever_batches_its_events_came(cuts:
     assert managed(text) == ["# lbagent paused web01 10.0.0.5 role=web"]
 
 
-def test_of_two_living_nodes_at_one_address_the_first_by_name_has_the_comment() -> None:
+def test_of_two_alive_nodes_at_one_address_the_first_by_name_has_the_comment() -> None:
     both = [joining(WEB02), saying("pause", "web02", 5), joining(WEB01)]
 
     assert managed(lived([[one] for one in both])) == managed(lived([both]))
@@ -61,7 +61,7 @@ def test_of_two_living_nodes_at_one_address_the_first_by_name_has_the_comment() 
 
 
 @pytest.mark.parametrize("role", ["db", "web", "nobody-knows"])
-def test_a_failed_node_whose_address_a_living_one_has_loses_its_lines(role: str) -> None:
+def test_a_failed_node_whose_address_belongs_to_an_alive_node_loses_its_lines(role: str) -> None:
     membership = known(member("web01", "10.0.0.5"), member("web02", "10.0.0.6"))
     text = planned(CONFIG, ROLES, membership)
     failed = known(
@@ -71,10 +71,10 @@ def test_a_failed_node_whose_address_a_living_one_has_loses_its_lines(role: str)
     done = planning(text, ROLES, failed)
 
     assert not any("web01" in one for one in managed(done.after[0]))
-    assert "node web01 has failed and has no line: db01 has its address 10.0.0.5 now" in done.notes
+    assert "web01: no line: it has failed, and db01 has its address 10.0.0.5 now" in done.notes
 
 
-def test_the_safety_guard_does_not_block_it() -> None:
+def test_the_safety_guard_does_not_block_that_removal() -> None:
     text = planned(CONFIG, ROLES, known(member("web01", "10.0.0.5")))
     failed = known(member("web01", "10.0.0.5", status=FAILED), member("db01", "10.0.0.5", "db"))
 
@@ -84,20 +84,20 @@ def test_the_safety_guard_does_not_block_it() -> None:
     assert [one.split()[1] for one in managed(done.after[0])] == ["db01"]
 
 
-def test_without_its_marker_it_loses_its_line_too() -> None:
+def test_it_also_loses_a_line_without_its_marker() -> None:
     text = planned(CONFIG, ROLES, known(member("web01", "10.0.0.5"))).replace("    # additional-lb-iis-server\n", "")
     failed = known(member("web01", "10.0.0.5", status=FAILED), member("db01", "10.0.0.5", "db"))
 
     assert [one.split()[1] for one in managed(planned(text, ROLES, failed))] == ["db01"]
 
 
-def test_a_failed_node_that_is_alone_at_its_address_keeps_its_line() -> None:
+def test_a_failed_node_with_an_address_of_its_own_keeps_its_line() -> None:
     membership = known(member("web01", "10.0.0.5", status=FAILED), member("web02", "10.0.0.5", status=FAILED))
 
     assert [one.split()[1] for one in managed(planned(CONFIG, ROLES, membership))] == ["web01"]
 
 
-def test_a_paused_node_that_failed_and_whose_address_another_one_has_leaves_the_pause_to_it() -> None:
+def test_the_pause_of_a_failed_node_moves_to_the_alive_node_at_its_address() -> None:
     failed = pausing(member("web01", "10.0.0.5", status=FAILED))
 
     assert managed(planned(CONFIG, ROLES, known(failed, member("db01", "10.0.0.5", "db")))) == [
@@ -105,7 +105,7 @@ def test_a_paused_node_that_failed_and_whose_address_another_one_has_leaves_the_
     ]
 
 
-def test_through_the_handler_the_line_goes_with_the_join() -> None:
+def test_the_handler_removes_the_line_with_the_join() -> None:
     roles = WORLD_ROLES + "  db: {{lb: [none], monitor: [none]}}\n"
     with Lb(roles=roles) as lb:
         lb.join(line("web01", "127.0.0.11"), line("web02", "127.0.0.12"))
@@ -116,13 +116,13 @@ def test_through_the_handler_the_line_goes_with_the_join() -> None:
 
         assert done.returncode == 0
         assert lb.managed == [lb.server("web02", "127.0.0.12")]
-        assert b"web01 has failed and has no line: db01 has its address 127.0.0.11 now" in done.stderr
+        assert b"web01: no line: it has failed, and db01 has its address 127.0.0.11 now" in done.stderr
 
 
 # --- after a rebuild ------------------------------------------------------------------------------------------------
 
 TAGGED = reading("services: {iis: {port: '{tag:port}'}}\nroles: {web: {lb: [iis]}}\n")
-UNKNOWN_TAGS = "web01 has no line in backend farm: its tags are unknown until Serf tells them"
+UNKNOWN_TAGS = "web01: no line for iis: its tags are unknown until Serf reports them"
 
 
 def resumed(membership: Membership) -> Plan:
@@ -131,7 +131,7 @@ def resumed(membership: Membership) -> Plan:
     return make_plan(Document([("haproxy.cfg", text)]), TAGGED, membership, PlanOptions())
 
 
-def test_a_resumed_node_whose_tags_are_unknown_has_no_line_and_that_is_told() -> None:
+def test_a_resumed_node_with_unknown_tags_has_no_line_and_a_note() -> None:
     done = resumed(known(member("web01", "10.0.0.5")._replace(tags=None)))
 
     assert managed(done.after[0]) == []
