@@ -114,7 +114,7 @@ class Daemon:
         self._reload_interval = ReloadInterval(self._engine.load_roles)
         self._is_stopping = False
         self._is_refreshing = False
-        """Whether SIGHUP asked for a sync and for fresh settings."""
+        """Whether SIGHUP has requested a sync and fresh settings."""
         self._spooled: frozenset[Mark] = frozenset()
         """Records that stay in the spool after the last round."""
         self._round_began = 0

@@ -1,7 +1,7 @@
 """The status of this load balancer for local readers without privileges, on a Unix socket.
 
 `lbagent web` may not read the state directory or HAProxy's stats socket. It connects, reads one JSON object to the end,
-and sends nothing. Each object is made when a reader connects, so the daemon spends nothing on it while nobody looks.
+and sends nothing. Each object is made when a reader connects, so without a reader it costs nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _HISTORY = 200
 """Entries of history.jsonl in an object."""
 
 _SAME = 0.3
-"""Seconds for which an object is sent again instead of made anew."""
+"""Seconds for which an object is sent again instead of a new one."""
 
 _SEND = 2.0
 """Seconds that a reader has to take the whole object."""
@@ -52,7 +52,7 @@ class StatusSocket:
         """Listen in `folder`; `engine` is used by no other thread. Raises OSError."""
         self._path, self._engine, self._log = os.path.join(folder, SOCKET), engine, log
         self.heartbeat = time.time()
-        """When the daemon's main loop last came by, in epoch seconds."""
+        """When the daemon's main loop was last active, in epoch seconds."""
         self._listener = _listen(self._path)
         self._content, self._made = b"", float("-inf")
         self._name, self._named = "", float("-inf")
@@ -151,7 +151,7 @@ def _listen(path: str) -> socket.socket:
         os.unlink(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        # Nobody but this user connects before the group is set.
+        # Only this user may connect before the group is set.
         before = os.umask(0o177)
         try:
             listener.bind(path)

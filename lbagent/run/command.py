@@ -115,5 +115,5 @@ def _wait_for_other_user(raw: RawEvent, engine: Engine, log: Log, wait: float) -
 
 
 def _find_record_id(raw: RawEvent) -> str:
-    """Return the id of the one record of a command."""
+    """Return the id of the record that has the command: a command is never split."""
     return f"{raw.id}0000"

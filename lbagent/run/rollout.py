@@ -115,7 +115,7 @@ class Rollout:
     ) -> list[str]:
         """Take the traffic from the servers that are to be removed; return those from which it was taken.
 
-        `in_sync` says that the worker has the managed lines of the file. A worker that has just started gets `timeout`
+        `in_sync`: the worker has the managed lines of the file. A worker that has just started gets `timeout`
         seconds to answer.
         """
         if changes := self._open_runtime(worker, timeout, in_sync=in_sync):
@@ -158,7 +158,7 @@ class Rollout:
     def apply_at_runtime(self, plan: Plan, *, reload_pending: bool = False) -> RolloutResult | None:
         """Apply the plan through the runtime API; None where that is not possible, with the reasons in `reasons`.
 
-        `reload_pending` says that another change waits for its reload.
+        `reload_pending`: another change waits for its reload.
         """
         changes = self.runtime_changes
         if changes is None or self.reasons:
@@ -332,7 +332,7 @@ class RuntimeChanges:
         *,
         in_sync: bool,
     ) -> None:
-        """`in_maintenance` has the servers that earlier runs withdrew; `in_sync`: the others are as in the file."""
+        """`in_maintenance` has the servers that earlier runs withdrew. `in_sync`: all other servers are as in the file."""
         self._store, self._session, self.worker, self.in_sync = store, connection, worker, in_sync
         self._capabilities = capabilities
         self._in_maintenance = dict(in_maintenance)
@@ -513,14 +513,14 @@ class RuntimeChanges:
 
     def delete_removed_servers(self) -> bool:
         """Delete the servers in maintenance whose sessions have ended, where HAProxy can; return whether any was."""
-        gone = self._list_removable()
-        if not gone:
+        removable = self._list_removable()
+        if not removable:
             return False
         with contextlib.suppress(SessionError):
-            self._stop_drained(gone)
+            self._stop_drained(removable)
         deadline = time.monotonic() + _DELETE_TIMEOUT
         deleted = False
-        for key in gone:
+        for key in removable:
             rest = int((deadline - time.monotonic()) * 1000)
             commands = [f"wait {rest}ms srv-removable {format_target(key)}"] if rest > 0 else []
             answer = self._session.send([*commands, f"del server {format_target(key)}"])[-1]

@@ -312,7 +312,7 @@ class Transaction:
         """With `runtime: off`, take the traffic from servers that the file keeps although `full_plan` removes them.
 
         The file is `document` after `plan`. For a pause that haproxy.cfg cannot have, the stats socket is the last
-        resort, whatever roles.yml says.
+        resort, also with `runtime: off`.
         """
         if not self._roles.haproxy.runtime and self._options.reload:
             self.withdrawn = rollout.withdraw_servers(list_withheld_servers(document, plan, full_plan))

@@ -35,8 +35,8 @@ def read_entries(path: str, limit: int) -> list[dict[str, Any]]:
     `removed`, and the numbers of all of them, `added_count` and `removed_count`. Lines that are not valid are skipped.
     """
     found: list[dict[str, Any]] = []
-    for one in (path, f"{path}.1"):
-        with contextlib.suppress(FileNotFoundError), open(one, "rb") as file:
+    for name in (path, f"{path}.1"):
+        with contextlib.suppress(FileNotFoundError), open(name, "rb") as file:
             lines = reversed(file.read().split(b"\n"))
             entries = (entry for line in lines if line and (entry := _parse_entry(line)))
             found += itertools.islice(entries, limit - len(found))
@@ -83,4 +83,4 @@ def _parse_entry(line: bytes) -> dict[str, Any] | None:
 
 
 def _list_texts(value: object) -> list[str]:
-    return [str(one) for one in value] if isinstance(value, list) else []
+    return [str(item) for item in value] if isinstance(value, list) else []
