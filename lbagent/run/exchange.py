@@ -129,7 +129,7 @@ def has_contact_since_start(membership: Membership, paths: Paths) -> bool:
 
 
 def merge_peer_pauses(membership: Membership, log: Log) -> UpdateResult:
-    """Return `membership` merged with the pauses of the other load balancers; unchanged if the Serf agent is not reachable."""
+    """Return `membership` merged with the pauses of other load balancers; unchanged if Serf is not reachable."""
     now = int(time.time())
     try:
         answers, clocks = ask_peers(lambda: membership, log.info, _EVENT_TIMEOUT), agent.fetch_clocks()

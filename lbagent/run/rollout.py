@@ -332,7 +332,7 @@ class RuntimeChanges:
         *,
         in_sync: bool,
     ) -> None:
-        """`in_maintenance` has the servers that earlier runs withdrew. `in_sync`: all other servers are as in the file."""
+        """`in_maintenance`: the servers that earlier runs withdrew. `in_sync`: all others are as in the file."""
         self._store, self._session, self.worker, self.in_sync = store, connection, worker, in_sync
         self._capabilities = capabilities
         self._in_maintenance = dict(in_maintenance)
