@@ -152,7 +152,7 @@ def test_a_join_is_applied_while_a_hundred_servers_left_behind_wait_for_a_reload
     assert (lb.served() or {})["failure"]["times"] == 1
 
 
-def test_an_event_that_comes_just_after_the_last_look_is_no_old_one(lb: Lb, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_event_that_arrives_just_after_the_last_run_is_new(lb: Lb, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", {**os.environ, **lb.env})
     lb.run("apply")
     looks = 0

@@ -1,4 +1,4 @@
-"""The last run is read from the end of history.jsonl, whatever else stands in it."""
+"""The last runs are read from the end of history.jsonl, whatever else is in it."""
 
 from __future__ import annotations
 
