@@ -1,4 +1,4 @@
-"""Two load balancers set up by lbagent-serf-setup, with real Serf agents: with two keys, `check` has an error on both."""
+"""Two load balancers set up by lbagent-serf-setup, with real Serf agents: two keys are an error of `check` on both."""
 
 from __future__ import annotations
 
