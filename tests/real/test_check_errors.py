@@ -377,7 +377,7 @@ def test_classic_lines_above_a_marker_are_found_before_and_after_their_nodes_joi
     ]
     assert joined[0] == 1
     assert kind(joined[1], "operator-line") == [
-        f"error operator-line: /lb/etc/haproxy.cfg:{line}: {node} has your own server line in listen lb-iis; pauses and leaves of the node do not affect it; `lbagent apply --adopt` turns it into a managed line"
+        f"error operator-line: /lb/etc/haproxy.cfg:{line}: {node}: no managed line in listen lb-iis: an operator's line has its name or address, pauses do not affect it; `lbagent apply --adopt` turns it into a managed line"
         for line, node in ((16, "web01"), (17, "web02"))
     ]
     assert adopted.returncode == 0
