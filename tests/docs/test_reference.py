@@ -17,8 +17,8 @@ from lbagent.state.paths import Paths
 HERE = Path(__file__).resolve().parent.parent.parent
 REFERENCE = HERE / "docs" / "reference"
 
-READ_BY_LIBRARIES = {"TERM"}
-"""Variables that rich reads."""
+READ_BY_LIBRARIES = {"TERM", "SSL_CERT_FILE"}
+"""Variables that rich and OpenSSL read."""
 OF_EVENTS = {"SERF_USER_EVENT", "SERF_USER_LTIME", "SERF_QUERY_NAME", "SERF_QUERY_LTIME"}
 """Variables whose names the code puts together."""
 INTERNAL = {"HAPROXY_MWORKER_WAIT_ONLY", "HAPROXY_PROCESSES", "HAPROXY_MASTER_CLI", "WATCHDOG_PID", "PATH"}
