@@ -14,13 +14,20 @@ from tests.helpers.real_programs import LBAGENT
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
 PATH = f"{LBAGENT.parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 
+TRY = """\
+mount -t tmpfs try /run
+mkdir /run/upper /run/work
+mount -t overlay -o lowerdir=/etc,upperdir=/run/upper,workdir=/run/work try /etc
+"""
+"""What a machine of `scenarios` needs of the kernel."""
+
 
 def can_make_machines() -> bool:
     """Whether this user may make namespaces, and the programs are here."""
     programs = ("haproxy", "serf", "unshare", "nsenter", "setpriv", "ip")
     if os.geteuid() != 0 or not all(shutil.which(program, path=PATH) for program in programs):
         return False
-    command = ["unshare", "--net", "--mount", "--pid", "--fork", "true"]
+    command = ["unshare", "--net", "--mount", "--pid", "--fork", "sh", "-ec", TRY]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
