@@ -538,6 +538,19 @@ def test_the_installed_pages_have_no_dead_link(checkout: Path, tmp_path: Path) -
     assert [(str(page), target) for page, target in links if not (page.parent / target).exists()] == []
 
 
+def test_an_install_has_the_site_where_it_is_built(checkout: Path, tmp_path: Path) -> None:
+    for name in ("index.html", "search/search_index.js", "assets/bundle.js", "assets/bundle.js.map", "sitemap.xml"):
+        path = checkout / "build" / "site" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+
+    script(checkout, "install", str(tmp_path / "root"), "/usr")
+
+    html = tmp_path / "root/usr/share/doc/lbagent/html"
+    found = {str(path.relative_to(html)) for path in html.rglob("*") if path.is_file()}
+    assert found == {"index.html", "search/search_index.js", "assets/bundle.js"}
+
+
 def test_an_install_keeps_an_edited_roles_yml(checkout: Path, tmp_path: Path) -> None:
     (tmp_path / "root/etc/lbagent").mkdir(parents=True)
     (tmp_path / "root/etc/lbagent/roles.yml").write_text("mine")
