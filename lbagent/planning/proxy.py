@@ -129,6 +129,7 @@ class ProxyPlanner:
             kept = (line for line in self._proxy.managed if self._lines.find_node(line) in context.kept)
             self._conflicts.reserve(kept)
         accepted: list[list[DesiredServer]] = [[] for _ in decisions.wanted]
+        # Bound once, as ten thousand servers are normal.
         decide, assign, name_server = decisions.decide_server, self._conflicts.assign, self._lines.name_server
         places = [marker.at for marker in self._proxy.markers]
         for number, server in self._list_in_order():
