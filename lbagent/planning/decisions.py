@@ -73,7 +73,7 @@ class Action(Enum):
     """What happens to a present line."""
 
     KEEP = "kept: its node has it as its line"
-    KEEP_ALONE = "kept, though its node has no desired server for it"
+    KEEP_UNDESIRED = "kept, though its node has no desired server for it"
     REPLACE = "replaced by another line of its node, or not needed"
     REMOVE = "removed"
     REMOVE_IF_ALLOWED = "removed, unless the safety guard blocks it"
@@ -223,7 +223,7 @@ class Decisions:
             address = self._members[node].address
             drains = self._drains(line.role)
             text = drain_line(text) if drains else format_paused_line(node, address, line.role)
-        return LineDecision(Action.KEEP_ALONE, f"in {self._proxy}: {why}", text, "keeps its line ", Note)
+        return LineDecision(Action.KEEP_UNDESIRED, f"in {self._proxy}: {why}", text, "keeps its line ", Note)
 
     def _has_lost_marker(self, line: ManagedLine, node: str) -> bool:
         """Return whether the marker of the line is gone from this proxy while its node is present."""
@@ -246,13 +246,13 @@ class Decisions:
             if self._drains(line.role) and not line.pauses:
                 text = drain_line(replace_address(line, address))
             why = f"the marker of the paused node {node} is missing"
-            return LineDecision(Action.KEEP_ALONE, why, text, note=MissingMarkerNote)
+            return LineDecision(Action.KEEP_UNDESIRED, why, text, note=MissingMarkerNote)
         if line.pauses:
             why = f"{node} is resumed, but gets no line: the marker is missing"
             return LineDecision(Action.REMOVE, why, note=MissingMarkerNote)
         text = undrain_line(replace_address(line, address))
         why = f"the marker of server {line.name} is missing"
-        return LineDecision(Action.KEEP_ALONE, why, text, note=MissingMarkerNote)
+        return LineDecision(Action.KEEP_UNDESIRED, why, text, note=MissingMarkerNote)
 
     def _drains(self, role: str) -> bool:
         return role in self._roles.roles and self._roles.roles[role].drain

@@ -61,11 +61,11 @@ class Guard:
         if self._force or len(unasked) + len(before) <= others:
             self._allowed[where] = tuple(sorted(nodes))
             return []
-        names = _join_names(line.name for line in unasked)
+        names = _format_names(line.name for line in unasked)
         words = f"{len(unasked)} of {len(unasked) + others} lines {where} would be removed: {names}"
         if before:
             minutes = REMOVALS_WINDOW // 60
-            words += f"; {len(before)} more were removed within the last {minutes} minutes: {_join_names(before)}"
+            words += f"; {len(before)} more were removed within the last {minutes} minutes: {_format_names(before)}"
         self.blocked.append(BlockedRemoval(len(unasked), words))
         self._blocked.add(where)
         return unasked
@@ -104,6 +104,6 @@ def remember_removals(membership: Membership, removals: Removals, now: int, *, f
     return membership if known == membership.removals else membership._replace(removals=known)
 
 
-def _join_names(names: Iterable[str]) -> str:
+def _format_names(names: Iterable[str]) -> str:
     found = list(names)
     return ", ".join(found[:_NAMES_LIMIT]) + (", …" if len(found) > _NAMES_LIMIT else "")

@@ -158,7 +158,7 @@ class Preview(NamedTuple):
     """None where no plan can be made."""
     obstacle: str = ""
     """Why no plan can be made."""
-    held: frozenset[str] = frozenset()
+    blocked: frozenset[str] = frozenset()
     """Nodes with lines that the safety guard does not let the plan remove."""
     quarantined: frozenset[str] = frozenset()
 
@@ -184,7 +184,7 @@ def make_preview(document: Document, roles: Roles, membership: Membership) -> Pr
     # The guard keeps lines of a node where a forced plan would remove lines that this plan keeps.
     forced = make_plan(document, roles, membership, PlanOptions(force=True, kept=kept)).changes
     held = (node for node, change in forced.items() if not set(change.removed) <= set(found.change(node).removed))
-    return found._replace(held=frozenset(held))
+    return found._replace(blocked=frozenset(held))
 
 
 def _refuse_duplicate_markers(document: Document, proxy: Proxy) -> None:

@@ -225,10 +225,10 @@ class ProxyPlanner:
             self._add_note(node, decision, line.at)
         if decision.action is Action.REMOVE_IF_ALLOWED:
             going[line] = node
-        if decision.action not in (Action.KEEP, Action.KEEP_ALONE):
+        if decision.action not in (Action.KEEP, Action.KEEP_UNDESIRED):
             return []
         text = decision.text
-        if decision.action is Action.KEEP_ALONE:
+        if decision.action is Action.KEEP_UNDESIRED:
             endpoint = find_endpoint(text)
             if endpoint and endpoint != line.endpoint and not self._conflicts.is_free(endpoint, line.at):
                 text = replace_address(line._replace(text=text), line.address)

@@ -322,7 +322,7 @@ class _Register:
             prospect.plan.reasons.get(name, ()) if prospect.plan else (),
             explain_no_server(member, self._roles, self._middles) if member and member.present else "",
             self._pauser(member) if member and name in self._paused else None,
-            name in prospect.held,
+            name in prospect.blocked,
             name in prospect.quarantined,
             name in self._balancers,
             prospect.obstacle,

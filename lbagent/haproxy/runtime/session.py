@@ -71,7 +71,7 @@ class Session:
         return {key: one.sessions for key, one in found.items() if one.sessions is not None}
 
     def _split_commands(self, commands: Sequence[str]) -> Iterator[list[str]]:
-        """Split commands into lines; an empty line stands for a command that is too long to be sent."""
+        """Split commands into lines; an empty list replaces a command that is too long to be sent."""
         batch: list[str] = []
         size = 0
         for command in commands:

@@ -84,7 +84,7 @@ def test_without_check_no_result_is_awaited() -> None:
     [join] = difference(document(), {"web1": "server web1 10.0.0.1:80 weight 5 # lbagent role=web"}).joins
 
     assert join.commands == (f"add server lb/web1 10.0.0.1:80{POOL} weight 5",)
-    assert (join.endpoint, join.verdict) == (None, None)
+    assert (join.endpoint, join.check_wait) == (None, None)
 
 
 def test_pool_keywords_of_the_line_are_kept() -> None:
@@ -290,7 +290,7 @@ def test_a_check_result_is_awaited_where_it_is_more_than_a_connection_and_soon(
 ) -> None:
     [join] = difference(document(*lines), {"web1": f"server web1 10.0.0.1:80 {options} # lbagent role=web"}).joins
 
-    assert join.verdict == due
+    assert join.check_wait == due
 
 
 def test_the_check_endpoint_follows_port_and_addr() -> None:
@@ -461,7 +461,7 @@ def test_a_server_with_init_state_is_only_enabled() -> None:
     ).joins
 
     assert join.commands[1:] == ("enable health lb/web1",)
-    assert (join.endpoint, join.verdict, join.ready) == (None, None, True)
+    assert (join.endpoint, join.check_wait, join.ready) == (None, None, True)
 
 
 @pytest.mark.parametrize(
