@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 
-from lbagent.checks.finding import Finding, Kind, error, join_names, ok, warning
+from lbagent.checks.finding import SEE_MIGRATION, Finding, Kind, error, join_names, ok, warning
 from lbagent.haproxy.config import Document, Marker, Proxy
 from lbagent.names import format_count
 from lbagent.planning.decisions import MissingMarkerNote, Note, OperatorLineNote
@@ -173,7 +173,7 @@ def _make_classic_marker_finding(document: Document, proxy: Proxy, marker: Marke
         fix = f"write {_format(pairs[0].middle)}"
     else:
         fix = f"add a section with {marker.middle} to a role, and write {_format(f'SECTION-{marker.middle}')}"
-    return error(Kind.MIGRATION, document.locate(marker.at), text, fix)
+    return error(Kind.MIGRATION, document.locate(marker.at), text, f"{fix}; {SEE_MIGRATION}")
 
 
 def _find_unmanaged_lines(document: Document, proxy: Proxy, number: int) -> Iterator[Finding]:
@@ -185,7 +185,7 @@ def _find_unmanaged_lines(document: Document, proxy: Proxy, number: int) -> Iter
             " pauses and leaves of these nodes do not affect them"
         )
         fix = "run `lbagent apply --adopt` after the nodes have joined, or keep them as your own"
-        yield warning(Kind.MIGRATION, document.locate(lines[0].at), text, fix)
+        yield warning(Kind.MIGRATION, document.locate(lines[0].at), text, f"{fix}; {SEE_MIGRATION}")
 
 
 def _list_middles(document: Document) -> set[str]:

@@ -296,6 +296,7 @@ class _Checks:
         if running and account and not has_error(found):
             for command in self._lbagent_commands:
                 found += serf.check_handler_version(command, running, account)
+        found += serf.check_running_handlers(running)
         has_other = any(one.severity is not Severity.OK for one in found)
         yield from (one for one in found if one.severity is not Severity.OK or not has_other)
 

@@ -357,7 +357,7 @@ def _read_journal(master: Process) -> str:
 def _find_port_in_use(config: Sequence[str], master: Process) -> str:
     """Return a message about a `bind` line whose port another program uses; empty if there is none."""
     own = {master.pid, *processes.find_children(master.pid)}
-    listeners = sockets.list_listeners(master.pid)
+    listeners = sockets.list_listeners() if master.shares_network else []
     if not any(one.pid in own for one in listeners):
         return ""  # not permitted: any port could be HAProxy's own
     taken = [one for one in listeners if one.pid not in own]

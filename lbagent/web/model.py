@@ -17,7 +17,7 @@ SYNC_LATE = 300
 """Seconds after which a daemon that syncs every minute must have synced."""
 
 _HARMLESS = ("service", "quarantine", "held back", "blocked", "peer")
-"""Kinds of `wrong` with which events take effect on this load balancer all the same."""
+"""Kinds of `wrong` that do not keep events from taking effect on this load balancer."""
 
 _SERVES = ("UP", "no check")
 """How HAProxy's state of a server begins that takes new requests."""
@@ -354,7 +354,7 @@ def _parse_entry(found: Mapping[str, Any]) -> Entry:
     )
 
 
-def _get(found: Mapping[str, Any], key: str, kind: type) -> Any:  # noqa: ANN401  # of the kind that is asked for
+def _get(found: Mapping[str, Any], key: str, kind: type) -> Any:  # noqa: ANN401  # of the requested kind
     value = found[key]
     if not isinstance(value, kind):
         raise TypeError(f"{key!r} is {str(value)[:40]!r}")

@@ -94,7 +94,7 @@ def test_an_operators_line_in_place_of_a_managed_one_is_found() -> None:
     text = BOTH.replace("        # additional-lb", "        server WEB01 10.9.9.9:80\n        # additional-lb")
 
     assert bad_of(text, known(member("web01"))) == [
-        "warning migration: haproxy.cfg:2: 1 server line above the marker is not managed (WEB01); pauses and leaves of these nodes do not affect them; run `lbagent apply --adopt` after the nodes have joined, or keep them as your own",
+        "warning migration: haproxy.cfg:2: 1 server line above the marker is not managed (WEB01); pauses and leaves of these nodes do not affect them; run `lbagent apply --adopt` after the nodes have joined, or keep them as your own; see docs/how-to/from-handler-rb.md",
         "error operator-line: haproxy.cfg:2: web01: no managed line in listen lb: an operator's line has its name or address, pauses do not affect it; `lbagent apply --adopt` turns it into a managed line",
     ]
 

@@ -44,7 +44,11 @@ RULES = (
     Rule(r"\b(holds?|held|holding) (it |them )?back\b", "block", "the guard holds it back"),
     Rule(r"\bthe guard (holds|held)\b", "the safety guard blocks", "what the guard holds"),
     Rule(r"\blet(s|ting)? (it |them |him )?go\b", "remove, release", "apply --force lets them go"),
-    Rule(r"\b(take|takes|taken|took|taking) (\w+ ){0,2}over\b", "apply, load, run", "HAProxy takes the change over"),
+    Rule(
+        r"\b(take|takes|taken|took|taking) (?!precedence|priority)(\w+ ){0,2}over\b",
+        "apply, load, run",
+        "HAProxy takes the change over",
+    ),
     Rule(
         r"(^|[.;:,\u2014\u2013] |\b(?:and|or|but) )who\b",
         "name the thing; `who` is for people",
@@ -221,8 +225,10 @@ def list_documents() -> list[Path]:
     """Return the documentation: pages, and files whose comments explain something to an operator."""
     pages = [HERE / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")]
     pages += [*(HERE / "docs").rglob("*.md"), *(HERE / "examples").glob("*/README.md")]
+    commented = ("*.cfg", "*.yml", "*.conf", "*.env", "*.ini", "*.service", "*.sh", "*rc", "haproxy-lb")
+    settings = [path for pattern in commented for path in (HERE / "examples").rglob(pattern)]
     units = [path for path in (HERE / "systemd").rglob("*") if path.is_file()]
-    return sorted([*pages, *units, HERE / "roles.yml"])
+    return sorted([*pages, *settings, *units, HERE / "roles.yml"])
 
 
 def list_code() -> list[Path]:

@@ -21,7 +21,7 @@ from tests.helpers.real_programs import LBAGENT, clean_environment, eventually, 
 
 HERE = Path(__file__).resolve().parent.parent.parent / "examples"
 PAGES = sorted(path for path in HERE.iterdir() if path.is_dir())
-EXAMPLES = [path for path in PAGES if path.name != "monitoring"]
+EXAMPLES = [path for path in PAGES if path.name not in ("monitoring", "web")]
 """The examples of a load balancer."""
 
 WITHOUT_A_LIVE_SYSTEM = {"process", "state", "serf"}
