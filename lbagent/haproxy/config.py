@@ -225,7 +225,7 @@ class Document:
         self._environment = Environment()
         self._reader = Reader(self._environment)
         self._skeleton: list[int] = []
-        """The lines that determine how HAProxy reads the others."""
+        """The lines that determine how HAProxy reads the rest."""
         self._open = False
         """Whether any of them depends on HAProxy's environment."""
         for name, text in files:
@@ -240,7 +240,7 @@ class Document:
     def find_server(self, line: int) -> tuple[str | None, bool | None]:
         """Return the proxy of a `server` line, and whether HAProxy has that server.
 
-        Either is None where only HAProxy can tell.
+        Either is None where only HAProxy knows.
         """
         return self._effective_config.find_server(line)
 
@@ -272,7 +272,7 @@ class Document:
     def read_directives(self) -> Iterator[tuple[Directive, Section | None]]:
         """Yield every line that HAProxy may read, except `server` lines, with its section.
 
-        The section is None where only HAProxy can tell. A section's own line is included.
+        The section is None where only HAProxy knows. A section's own line is included.
         """
         environment = self._read_environment()
         reader = Reader(environment)

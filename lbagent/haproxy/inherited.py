@@ -160,7 +160,7 @@ def format_keywords(keywords: Keywords, capabilities: Capabilities) -> str:
 
 
 def find_check_endpoint(keywords: Keywords, address: str, port: int) -> tuple[str, int] | None:
-    """Return address and port that the checks of a server connect to; None if only HAProxy can tell."""
+    """Return address and port that the checks of a server connect to; None if only HAProxy knows."""
     host, number = keywords.get("addr", address), keywords.get("port", str(port))
     plain = host == canonical_address(host) and number.isascii() and number.isdigit()
     return (host, int(number)) if plain and 0 < int(number[:9]) <= _HIGHEST_PORT else None

@@ -20,7 +20,7 @@ _NAMES_LIMIT = 20
 
 
 class Removals(NamedTuple):
-    """The removals of a plan that nobody requested, by place in haproxy.cfg."""
+    """The unrequested removals of a plan, by place in haproxy.cfg."""
 
     allowed: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     """The nodes whose lines are removed."""

@@ -51,7 +51,7 @@ class Plan(NamedTuple):
     managed_lines: Mapping[str, list[str]]
     """The managed lines in `after` by the middle of their marker (empty where the marker is gone)."""
     removals: Removals = Removals()
-    """The removals that nobody requested, allowed or blocked."""
+    """The unrequested removals, allowed or blocked."""
     reasons: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     """By node: why it gets no line at a marker, or why a line of it is kept or removed."""
 

@@ -120,7 +120,7 @@ class ProxyPlanner:
         yield from self._plan_without_marker()
 
     def _accept_servers(self) -> list[list[DesiredServer]]:
-        """Return the servers that get a line, by marker; note why the others get none."""
+        """Return the servers that get a line, by marker; note why a server gets none."""
         decisions, context = self._decisions, self._context
         decisions.wanted = [self._list_desired(number, pair) for number, pair in enumerate(self._lines.pairs)]
         if context.adopt:

@@ -1,6 +1,6 @@
 """The quick `haproxy -c` accepts only what the plain one accepts, and only the plain one refuses."""
 
-# ruff: noqa: E501  # a case of a table stands on one line
+# ruff: noqa: E501  # one line per case of a table
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def binary(request: pytest.FixtureRequest) -> Path:
 
 
 def said(binary: Path, text: str) -> tuple[int, str]:
-    """What `haproxy -c` says of a text."""
+    """Return exit status and output of `haproxy -c` for a text."""
     with tempfile.NamedTemporaryFile(suffix=".cfg") as file:
         file.write(text.encode("utf-8", "surrogateescape"))
         file.flush()

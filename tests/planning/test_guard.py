@@ -42,7 +42,7 @@ def test_paused_nodes_do_not_count_for_the_safety_guard() -> None:
 
 
 def test_a_pause_does_not_unblock_removals() -> None:
-    # Its comment stays where its role has no marker any more, and stood for a node that stays.
+    # The comment stays: its role has no marker any more, and its node is present.
     api = member("api", "10.0.0.9", "api")
     text = enrolled(api, *map(web, range(3)))
     roles = reading("services: {iis: {port: 80}}\nroles: {api: {lb: [iis]}}")

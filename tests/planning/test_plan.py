@@ -1,6 +1,6 @@
 """A plan gives the right haproxy.cfg for every membership and every text of the operator."""
 
-# ruff: noqa: E501  # a case of a table stands on one line
+# ruff: noqa: E501  # one line per case of a table
 
 from __future__ import annotations
 
@@ -1087,7 +1087,7 @@ def texts(draw: st.DrawFn) -> str:
 
 
 def planning_anything(text: str, membership: Membership, rules: PlanOptions | None = None) -> Plan:
-    """A plan; examples with a doubled marker are no examples."""
+    """Return a plan; examples with a duplicate marker are skipped."""
     try:
         return planning(text, ROLES, membership, rules)
     except Refused:
@@ -1148,7 +1148,7 @@ def test_leaving_undoes_joining(text: str, membership: Membership, address: str,
 
 
 def _by_proxy(text: str) -> list[tuple[int, str]]:
-    """Managed lines with the number of the section they stand in."""
+    """Return the managed lines, each with the number of its section."""
     found, number = [], 0
     for one in text.split("\n"):
         number += one.split()[:1] != [] and one.split()[0] in ("backend", "listen", "frontend", "defaults", "global")

@@ -18,12 +18,12 @@ class Court:
         self.bad, self.trials = bad, 0
 
     def refusal(self, nodes: Sequence[str]) -> str | None:
-        """What it says of these."""
+        """Return why HAProxy refuses these nodes; None where it accepts them."""
         self.trials += 1
         return self.bad(nodes)
 
     def blame(self, nodes: Sequence[str]) -> dict[str, str]:
-        """Whom the search blames."""
+        """Return the nodes that the search finds, with their reasons."""
         words = self.bad(nodes)
         assert words is not None
         return find_refused_nodes(nodes, self.refusal, words)

@@ -53,7 +53,7 @@ class Join(NamedTuple):
     commands: tuple[str, ...]
     """Commands that add it, move it or change its weight."""
     endpoint: tuple[str, int] | None = None
-    """Address and port of its check; None if it has none, or only HAProxy can tell."""
+    """Address and port of its check; None if it has none, or only HAProxy knows."""
     check_wait: float | None = None
     """Seconds to HAProxy's first check result, if it is more than a connection and worth waiting for."""
     ready: bool = True
@@ -274,7 +274,7 @@ _CHECK_GRACE = 0.4
 """Seconds that a check may take beyond its interval."""
 
 _MOVE_ANSWERS = ("changed from", "no need to change", "nothing changed")
-"""Texts in a successful answer to `set server … addr`; the last one is of HAProxy 3.0 and later."""
+"""Texts in a successful answer to `set server … addr`; the last one is from HAProxy 3.0 and later."""
 
 
 class Admission:
@@ -319,7 +319,7 @@ class Admission:
         return self._send_all([*up, *(f"set server {join.target} state ready" for join in joins)])
 
     def _send_all(self, commands: Sequence[str]) -> bool:
-        """Send all commands and return whether all succeeded; a failure does not stop the others."""
+        """Send all commands and return whether all succeeded; a failure does not stop the rest."""
         good = True
         for command, answer in zip(commands, self._talk.send(commands), strict=True):
             if answer is None or not _is_success(command, answer):

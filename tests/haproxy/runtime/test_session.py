@@ -19,7 +19,7 @@ INFO = "Name: HAProxy\nPid: 4711\nStopping: 0\n\n"
 
 
 class Listener:
-    """A stats socket that answers as it is told to, one line of commands a connection."""
+    """A stats socket that sends prepared answers, to one line of commands per connection."""
 
     def __init__(self, path: Path, answer: Callable[[str], str | None]) -> None:
         self.path, self.heard = path, list[str]()
@@ -77,7 +77,7 @@ def settings(path: Path, *more: list[str]) -> list[list[str]]:
 
 
 def answering(info: str = INFO, level: str = "admin", rest: str = "") -> Callable[[str], str | None]:
-    """An answer of HAProxy's kind: a level where that is asked for, facts, and `rest` for what follows."""
+    """Return answers in HAProxy's format: a level where it is requested, `show info`, and `rest` for what follows."""
 
     def answer(line: str) -> str:
         return f"{level}\n\n{info}" if line.startswith("show cli level") else info + rest
@@ -111,7 +111,7 @@ def test_a_socket_of_an_ended_haproxy_is_reported(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
-        (answering(level="operator"), "is of `level operator`, not `level admin`"),
+        (answering(level="operator"), "has `level operator`, not `level admin`"),
         (
             answering(INFO.replace("4711", "4712")),
             "does not belong to the newest worker, 4711, or that one is stopping",
