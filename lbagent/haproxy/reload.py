@@ -213,7 +213,7 @@ class Reload:
         return None
 
     def _has_begun(self, before: MasterState, now: MasterState) -> bool:
-        """Return whether a reload has begun since `before`. Also one that another program requested reads the current file."""
+        """Return whether a reload has begun since `before`, on any request: it reads the current file."""
         if before.reloads is not None and now.reloads is not None:
             return now.reloads > before.reloads
         return self._was_busy or bool(now.children - before.children)
