@@ -23,7 +23,7 @@ from lbagent.roles.model import HaproxySettings
 from lbagent.system import processes, sockets, subprocess
 from lbagent.system.processes import Process
 
-Lines = Sequence[Sequence[str]]
+GlobalLines = Sequence[Sequence[str]]
 """The words of each line of `global`."""
 
 _REQUEST_AGAIN_AFTER = 1.0
@@ -75,7 +75,9 @@ class MasterState(NamedTuple):
 class Reload:
     """One reload, from the request to the serving worker."""
 
-    def __init__(self, settings: HaproxySettings, lines: Lines, find: Callable[[], RunningHaproxy | None]) -> None:
+    def __init__(
+        self, settings: HaproxySettings, lines: GlobalLines, find: Callable[[], RunningHaproxy | None]
+    ) -> None:
         """`lines` is the `global` of the new text; `find` returns the HAProxy that runs it."""
         self._settings, self._lines, self._find = settings, lines, find
         self._answer = ""
@@ -391,7 +393,7 @@ def _is_same_address(one: str, other: str) -> bool:
     return one == other or one in wild or other in wild
 
 
-def build_successor_command(running: RunningHaproxy, lines: Lines) -> list[str]:
+def build_successor_command(running: RunningHaproxy, lines: GlobalLines) -> list[str]:
     """Return the command line of a new process that replaces one without a master. Raises TryAgain."""
     if os.environ.get("INVOCATION_ID"):
         # It would belong to our service and end with it.

@@ -72,7 +72,7 @@ class Guard:
 
     def _was_requested(self, line: ManagedLine, node: str) -> bool:
         # Removing a comment takes no traffic away, and a paused node gets none.
-        if line.pauses or node in self._paused or node in self._superseded:
+        if line.is_comment or node in self._paused or node in self._superseded:
             return True
         member = self._members.get(node)
         if member is None:

@@ -118,8 +118,8 @@ def _count_exceptional(
     def node(line: ManagedLine) -> str:
         return line.name if line.name in odd else line.name.removesuffix(suffix)
 
-    paused = {node(line) for line in lines if line.paused}
-    there = Counter(node(line) for line in lines if not line.paused)
+    paused = {node(line) for line in lines if line.is_paused}
+    there = Counter(node(line) for line in lines if not line.is_paused)
     for name, (state, out) in odd.items():
         counts["in"] -= there[name]
         counts[state] += there[name] or (out and name not in paused)
@@ -175,7 +175,7 @@ class _View:
     def _serves(self, proxy: Proxy, node: str, line: ManagedLine) -> bool:
         member = self._members.get(node)
         alive = member is None or member.status == ALIVE
-        return alive and not line.paused and node not in self._paused and self._is_up(proxy, line.name)
+        return alive and not line.is_paused and node not in self._paused and self._is_up(proxy, line.name)
 
     def _operator_line_serves(self, proxy: Proxy, line: OperatorServer) -> bool:
         words = line.text.partition("#")[0].split()

@@ -76,9 +76,9 @@ def list_server_states(document: Document, roles: Roles, members: Members, stats
 
 
 def _managed(proxy: Proxy, node: str, here: list[Pair], line: ManagedLine, stats: Stats) -> list[ServerState]:
-    if not line.pauses:
+    if not line.is_comment:
         said = stats.get((proxy.name, line.name), NO_STATS)
-        kind = DRAINED if line.paused else MANAGED
+        kind = DRAINED if line.is_paused else MANAGED
         return [ServerState(proxy.name, line.name, line.endpoint, kind, *said)]
     # Its server may still be there, in maintenance, until the next reload.
     names = [name for name in (node, *(f"{node}.{pair.service}" for pair in here)) if (proxy.name, name) in stats]
