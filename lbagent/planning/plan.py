@@ -82,15 +82,15 @@ class PlanOptions(NamedTuple):
     """Nodes whose lines stay unchanged: quarantined nodes, and nodes that a trial leaves out."""
 
 
-_PLAIN = PlanOptions()
+_NO_OPTIONS = PlanOptions()
 
 
-def make_plan(document: Document, roles: Roles, membership: Membership, rules: PlanOptions = _PLAIN) -> Plan:
+def make_plan(document: Document, roles: Roles, membership: Membership, options: PlanOptions = _NO_OPTIONS) -> Plan:
     """Return the plan for `document`. Raises Refused where a marker appears twice in a proxy."""
     pairs = roles.list_pairs()
     desired = DesiredServers(roles, membership)
-    guard = Guard(membership, desired.paused, desired.superseded, force=rules.force)
-    context = PlanContext(pairs, desired, guard, rules.kept, rules.adopt)
+    guard = Guard(membership, desired.paused, desired.superseded, force=options.force)
+    context = PlanContext(pairs, desired, guard, options.kept, options.adopt)
     edits: list[Edit] = []
     changes = _Changes()
     notes: dict[str, None] = {}
