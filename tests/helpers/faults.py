@@ -1,4 +1,4 @@
-"""What goes wrong on a load balancer, made to order: full and read-only disks, odd HAProxys, hostile files."""
+"""Faults of a load balancer on demand: full and read-only disks, broken HAProxys, hostile files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def lines(lb: Lb, *numbers: int) -> list[str]:
 
 
 def forged(identity: str, kind: str, payload: bytes, name: str = "", ltime: str = "") -> bytes:
-    """A spool record as anybody could write it who can write there."""
+    """Return a spool record as any user with access to the spool could write it."""
     head = (identity, "1700000000000", kind, name, ltime, "lb01")
     return b"\0".join([b"lbagent 1", *(word.encode() for word in head), payload])
 
@@ -65,7 +65,7 @@ def with_lines(operator: bytes, lines: Iterable[str]) -> bytes:
 
 
 def one_line(done: subprocess.CompletedProcess[bytes]) -> str:
-    """The one line, and no traceback, that a run has said on stderr."""
+    """Return the only line on stderr of a run; fails if there is a traceback."""
     said = done.stderr.decode("utf-8", "replace")
     assert said.startswith("lbagent: "), said
     assert said.count("\n") == 1, said
@@ -103,7 +103,7 @@ def small_disk(folder: Path, size: str = "256k") -> Iterator[Path]:
 
 @contextlib.contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """A folder nobody can write to: root passes over permissions, not over a read-only mount."""
+    """A folder that cannot be written to: root ignores permissions, but not a read-only mount."""
     _mount("--bind", folder, folder)
     try:
         _mount("-o", "remount,bind,ro", folder)

@@ -72,7 +72,7 @@ class Stage(NamedTuple):
 
     @property
     def spooled(self) -> list[str]:
-        """What lies in the spool."""
+        """The names of the files in the spool."""
         return sorted(path.name for path in (self.state / "spool").iterdir()) if (self.state / "spool").exists() else []
 
     def run(self, *words: str, stdin: bytes = b"", **more: str) -> Ended:
@@ -116,7 +116,7 @@ class Stage(NamedTuple):
 
 
 def built(folder: Path, script: str, cfg: str | bytes, roles: str, haproxy: str | None = None) -> Stage:
-    """A stage in `folder`; `haproxy` is what is called in HAProxy's place."""
+    """Return the files of a load balancer in `folder`; `haproxy` is run in place of HAProxy."""
     programs = folder / "bin"
     programs.mkdir()
     if haproxy:
