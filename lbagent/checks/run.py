@@ -20,7 +20,7 @@ from lbagent.haproxy import config_files
 from lbagent.haproxy.config_files import ConfigSnapshot
 from lbagent.haproxy.process import RunningHaproxy
 from lbagent.membership.model import Membership
-from lbagent.planning.preview import Preview, make_preview
+from lbagent.planning.plan import Preview, make_preview
 from lbagent.roles import cache, loader
 from lbagent.roles.model import HaproxySettings, Roles
 from lbagent.run.engine import Engine
@@ -296,6 +296,7 @@ class _Checks:
         if running and account and not has_error(found):
             for command in self._lbagent_commands:
                 found += serf.check_handler_version(command, running, account)
+        found += serf.check_running_handlers(running)
         has_other = any(one.severity is not Severity.OK for one in found)
         yield from (one for one in found if one.severity is not Severity.OK or not has_other)
 

@@ -217,7 +217,7 @@ def find_processes(prefix: str) -> list[Process]:
 
 
 def find_children(pid: int) -> frozenset[int]:
-    """Return the pids of the children of `pid`; empty if it has ended, or the kernel does not tell."""
+    """Return the pids of the children of `pid`; empty if it has ended, or the kernel does not list them."""
     try:
         with open(f"/proc/{pid}/task/{pid}/children", "rb") as file:
             return frozenset(map(int, file.read().split()))

@@ -235,7 +235,7 @@ def test_a_role_deleted_by_mistake_is_held_back_and_a_pause_still_works() -> Non
         unchanged = one.lb.managed
         pausing = one.rows("pause", "web02")
 
-        held = "3 of 4 lines at '# additional-lb-iis-server' in listen lb-iis would go: web01, web02, web03"
+        held = "3 of 4 lines at '# additional-lb-iis-server' in listen lb-iis would be removed: web01, web02, web03"
         assert (synced.returncode, unchanged) == (3, before)
         # Serf may lose a query on a busy machine: then a line about the other load balancer comes first.
         last = synced.stderr.decode().splitlines()[-1]
