@@ -183,7 +183,7 @@ class Store:
 
         try:
             with open(self.paths.peers, "rb") as file:
-                return peers.load(file.read())
+                return peers.parse_peers(file.read())
         except (OSError, *_DAMAGE):
             return None
 
@@ -192,7 +192,7 @@ class Store:
         from lbagent.membership import peers  # noqa: PLC0415  # no event needs it
 
         with contextlib.suppress(OSError):
-            files.replace_file(self.paths.peers, peers.dump(found), durable=False)
+            files.replace_file(self.paths.peers, peers.serialize_peers(found), durable=False)
 
     def publish_metrics(self, metrics: bytes) -> None:
         """Write metrics.prom, readable by all users. Raises OSError."""
