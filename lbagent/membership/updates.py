@@ -258,12 +258,12 @@ def apply_command(draft: MembershipDraft, command: Command, raw: RawEvent, serf_
         return UNKNOWN_NODE["forget"] if command.verb == "forget" else _remember_unknown(draft, command, raw)
     if command.verb == "forget" and member.status == UNKNOWN and member.pause is None:
         return UNKNOWN_NODE["forget"]
-    answer = _obey(draft, command, raw, member)
+    answer = _apply_to_host(draft, command, raw, member)
     # An unknown node can be forgotten. Pausing or resuming it has no effect yet.
     return answer if member.status != UNKNOWN or command.verb == "forget" else UNKNOWN_NODE[command.verb]
 
 
-def _obey(draft: MembershipDraft, command: Command, raw: RawEvent, member: Member) -> str:
+def _apply_to_host(draft: MembershipDraft, command: Command, raw: RawEvent, member: Member) -> str:
     if command.verb == "forget" and member.status == ALIVE and not command.force:
         return f"refused: {member.name} is alive"
     host = [member] if command.verb == "pause" else _list_names_of_host(draft, member)
