@@ -149,15 +149,15 @@ def shuffled(membership: Membership, order: Iterable[str]) -> Membership:
 
 
 def paused(membership: Membership) -> list[str]:
-    """Who is out of balancing."""
+    """Return the names of the paused members, sorted."""
     return sorted(model.find_paused(membership))
 
 
 def found(membership: Membership, name: str, address: str | None = None) -> Member | None:
-    """Who is meant."""
+    """Return the member that a name or address means."""
     return model.find_member(membership.members, name, address)
 
 
 def expired(membership: Membership, now: int) -> Membership:
-    """Membership without what has run out."""
+    """Return membership without what has expired."""
     return updates.drop_expired(membership, now)

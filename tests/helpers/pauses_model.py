@@ -25,8 +25,6 @@ CONFIG = "backend farm\n    # additional-lb-iis-server\n"
 ROLES = reading("services: {iis: {port: 80}}\nroles: {web: {lb: [iis]}}\n")
 BEGIN = 1_700_000_000
 ROOM = 924
-ASKS_FIRST = hasattr(Membership(), "met")
-"""Whether this lbagent asks the others before it believes what may be a replay."""
 
 
 # --- the model ----------------------------------------------------------------------------------------------------
@@ -61,7 +59,7 @@ class Model:
     base: frozenset[str] = frozenset()
     """Nodes whose pause is known only from a comment in haproxy.cfg."""
     met: bool = False
-    """Whether it has asked the others."""
+    """Whether it has asked every other load balancer."""
 
     def hears(self, clock: str, ltime: int, digest: str, verb: str, node: str, until: float) -> None:
         names = [node]
@@ -274,7 +272,7 @@ class Balancer:
         return {name for name in model.find_paused(self.membership) if self.membership.members[name].present}
 
     def learns(self, other: Balancer, clocks: dict[str, int], now: int) -> None:
-        """Take what the other tells."""
+        """Merge all reports of another load balancer."""
         after = ""
         while True:
             page = pause_reports.parse_page(pause_reports.format_page(other.membership, after, ROOM, now))
@@ -286,7 +284,7 @@ class Balancer:
             if not page.more:
                 break
             after = page.reports[-1].name
-        if getattr(page, "whole", False):
+        if page.is_complete:
             self.membership = pause_reports.drop_rebuilt_pauses(self.membership)
         self.model.learns(other.model)
 
@@ -450,7 +448,7 @@ class History:
 
     def _return(self, lb: Balancer) -> None:
         lost = self.profile.losses and self.dice.random() < 0.4
-        asks = ASKS_FIRST and self.dice.random() < 0.8
+        asks = self.dice.random() < 0.8
         self.log.append(f"{self.now - BEGIN}: {lb.name} returns{' without its state' if lost else ''}, asks: {asks}")
         replays = list(self.sent) if lost else lb.missed
         if self.dice.random() < 0.3:
@@ -472,8 +470,7 @@ class History:
         for other in self.dice.sample(self.lbs, len(self.lbs)):
             if other is not lb and other.up:
                 lb.learns(other, self._serf_clocks(), self.now)
-        if ASKS_FIRST:
-            lb.membership = lb.membership._replace(peers_asked_at=self.now)
+        lb.membership = lb.membership._replace(peers_asked_at=self.now)
         lb.model.met = True
 
     def _serf_clocks(self) -> dict[str, int]:
