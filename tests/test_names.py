@@ -1,6 +1,6 @@
 """Names, addresses, roles and tag values are valid or refused, and names are sorted in natural order."""
 
-# ruff: noqa: E501  # a case of a table stands on one line
+# ruff: noqa: E501  # one line per case of a table
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from tests.helpers.real_programs import RELOADING, Lb, eventually
 
 
 def lines(lb: Lb, *numbers: int) -> list[str]:
-    """The managed lines of web1, web2 and so on, as far as `numbers` tell."""
+    """Return the managed lines of the nodes webN, for each N of `numbers`."""
     return [lb.server(f"web{number}", f"127.0.0.{number + 10}") for number in numbers]
 
 
@@ -28,7 +28,7 @@ def forged(identity: str, kind: str, payload: bytes, name: str = "", ltime: str 
 
 
 def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Everything below `folder` but what tells of the last run: names, modes, and what the files hold."""
+    """Return mode and content by name of everything below `folder`, without the files that describe the last run."""
     found = {}
     for path in sorted(path for path in folder.rglob("*") if path.name not in ("last.json", "metrics.prom")):
         mode = path.lstat().st_mode
@@ -45,7 +45,7 @@ def instead_of_haproxy(lb: Lb, script: str) -> None:
 
 
 def haproxy_again(lb: Lb) -> None:
-    """Have `haproxy` mean the real one again, at the path from which a master that was reloaded runs itself anew."""
+    """Put the real `haproxy` back, at the path from which a master executes itself at a reload."""
     lb.use(lb.binary)
 
 

@@ -57,7 +57,7 @@ def ask(  # one parameter per property of the request
         try:
             if connection is None:
                 connection = http.client.HTTPConnection(host, port, timeout=patience)
-                connection.auto_open = 0  # http.client would connect anew without a word
+                connection.auto_open = 0  # http.client would reconnect silently
                 connection.connect()
             connection.request("GET", "/", headers={} if keep else {"Connection": "close"})
             answer = connection.getresponse()

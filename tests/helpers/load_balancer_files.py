@@ -66,7 +66,7 @@ class Stage(NamedTuple):
 
     @property
     def members(self) -> dict[str, str]:
-        """Status by name, as members.json tells it."""
+        """The statuses in members.json, by name."""
         members = storage.parse_membership((self.state / "members.json").read_bytes()).members
         return {name: one.status for name, one in members.items()}
 

@@ -371,7 +371,7 @@ class Lb:
         return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
 
     def spooled(self) -> list[str]:
-        """The names of the events that are stored and not folded yet."""
+        """Return the names of the events in the spool."""
         spool = self.state / "spool"
         return sorted(one.name for one in spool.iterdir() if one.name != "bad") if spool.is_dir() else []
 
@@ -434,7 +434,7 @@ class Haproxy:
         self.stop()
 
     def stop(self) -> None:
-        """End every process that was started here or took over from one, each by its pid."""
+        """End every process that was started here and its successors, each by its pid."""
         if self._master:
             _end(self._master, signal.SIGTERM)
             self._master = None
@@ -517,7 +517,7 @@ class Haproxy:
         return body if answer.status == http.HTTPStatus.OK else str(answer.status)
 
     def answering(self, requests: int = 20, port: int | None = None) -> set[str]:
-        """Who answers so many requests."""
+        """Return the backends that answer so many requests."""
         return {self.get(port) for _ in range(requests)}
 
     def _up(self) -> bool:
@@ -533,7 +533,7 @@ class Haproxy:
     def _is_at_rest(self) -> bool:
         """Whether a master has its worker and has ended its start.
 
-        Up to 3.0 it listens before it forks the worker, then executes itself anew to wait, and may lose a signal.
+        Up to 3.0 it listens before it forks the worker, then executes itself again to wait, and may lose a signal.
         """
         if self._master is None or self.mode == "-db":
             return True
@@ -752,7 +752,7 @@ class SerfAgent:
         self._serf("tags", *(word for key, value in tags.items() for word in ("-set", f"{key}={value}")))
 
     def members(self) -> dict[str, str]:
-        """Who is in the cluster: name -> `alive`, `failed` and so on."""
+        """Return the status of each member of the cluster, by name."""
         rows = json.loads(self._serf("members", "-format=json").stdout)["members"] or []
         return {row["name"]: row["status"] for row in rows}
 

@@ -1,7 +1,7 @@
 """A backend that notes, for each address it is connected at, what a connection looks like on the wire.
 
 PROXY header, TLS hello, first request or bytes; the source address; which requests shared a connection. It speaks TLS
-to whoever does, and answers HTTP/1 with 200, below `/error` with 500.
+to clients that do, and answers HTTP/1 with 200, below `/error` with 500.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Recorder:
             data = connection.recv(65536)
 
     def connections(self, address: str) -> list[int]:
-        """The numbers of clients' requests on each connection to this address since it was asked for last."""
+        """The numbers of clients' requests on each connection to this address since the last call."""
         with self._lock:
             return [number for [number] in self._connections.pop(address, ())]
 
