@@ -1,4 +1,4 @@
-"""The structure: directions between packages, what is pure, and what `handle` loads while `watch` runs."""
+"""The structure: import directions, pure packages, and what `handle` imports while `watch` runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_imports_follow_the_contracts_of_pyproject_toml() -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_module_says_what_it_is_for(path: Path) -> None:
+def test_each_module_has_a_docstring(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_bytes()))
 
 
@@ -101,7 +101,7 @@ def loaded(stage: Stage, *words: str, stdin: bytes = b"", **more: str) -> set[st
 JOIN = b"web02\t10.0.0.2\tweb\trole=web\n"
 
 
-def test_an_event_of_somebody_else_loads_next_to_nothing(stage: Stage) -> None:
+def test_an_unknown_event_imports_almost_nothing(stage: Stage) -> None:
     modules = loaded(stage, "handle", SERF_EVENT="user", SERF_USER_EVENT="deploy")
 
     assert {
@@ -116,7 +116,7 @@ def test_an_event_of_somebody_else_loads_next_to_nothing(stage: Stage) -> None:
     } & modules == set()
 
 
-def test_while_watch_lives_an_event_loads_what_storing_it_takes(stage: Stage) -> None:
+def test_while_watch_runs_an_event_imports_only_what_storing_it_needs(stage: Stage) -> None:
     with (stage.state / "watch.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
 
@@ -150,7 +150,7 @@ def test_while_watch_lives_an_event_loads_what_storing_it_takes(stage: Stage) ->
     assert stage.spooled == ["1"]
 
 
-def test_an_event_taken_all_the_way_loads_no_parser_of_yaml_or_of_command_lines(stage: Stage) -> None:
+def test_a_run_imports_no_parser_of_yaml_or_of_command_lines(stage: Stage) -> None:
     modules = loaded(stage, "handle", stdin=JOIN)
 
     assert {"yaml", "argparse", "rich", "watchdog", "lbagent.roles.loader"} & modules == set()

@@ -103,8 +103,7 @@ def _check_sync(last: Last, *, running: bool) -> Iterator[Finding]:
 def _check_lock(paths: Paths) -> Iterator[Finding]:
     holder = find_lock_holder(paths.lock)
     if holder and _is_stopped(holder):
-        command = " ".join(holder.argv[-2:]) or holder.program
-        text = f"pid {holder.pid} ({command}) holds it and is stopped by a signal; no event takes effect"
+        text = f"pid {holder.pid} ({holder.program}) holds it and is stopped by a signal; no event takes effect"
         yield error(Kind.LOCK, paths.lock, text, f"run `kill -CONT {holder.pid}`, or end that process")
 
 

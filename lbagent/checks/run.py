@@ -1,4 +1,4 @@
-"""Run all checks in order. A check that fails does not hide the others; nothing is changed and no lock is taken."""
+"""Run all checks in order. A check that fails does not hide another; nothing is changed and no lock is taken."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lbagent.haproxy import config_files
 from lbagent.haproxy.config_files import ConfigSnapshot
 from lbagent.haproxy.process import RunningHaproxy
 from lbagent.membership.model import Membership
-from lbagent.planning.preview import Preview, make_preview
+from lbagent.planning.plan import Preview, make_preview
 from lbagent.roles import cache, loader
 from lbagent.roles.model import HaproxySettings, Roles
 from lbagent.run.engine import Engine
@@ -61,7 +61,7 @@ def _run_check(kind: Kind, check: Check) -> Iterator[Finding]:
         yield unreadable(kind, refused.filename or "", f"not checked: {format_error(refused)}")
     except (LbagentError, OSError) as failure:
         yield warning(kind, "", f"not checked: {format_error(failure)}", "fix that, then run `lbagent check` again")
-    except Exception as defect:  # noqa: BLE001  # a defect in one check must not hide the others
+    except Exception as defect:  # noqa: BLE001  # a defect in one check must not hide another
         text = f"not checked, because of a defect of lbagent: {type(defect).__name__}: {defect}"
         yield warning(kind, "", text, "report it to the developers")
 
@@ -296,6 +296,7 @@ class _Checks:
         if running and account and not has_error(found):
             for command in self._lbagent_commands:
                 found += serf.check_handler_version(command, running, account)
+        found += serf.check_running_handlers(running)
         has_other = any(one.severity is not Severity.OK for one in found)
         yield from (one for one in found if one.severity is not Severity.OK or not has_other)
 

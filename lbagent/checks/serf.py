@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import socket
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ from lbagent.serf.agent_process import (
     parse_options,
 )
 from lbagent.serf.member_list import AgentInfo, MemberList, find_peers
-from lbagent.system import sockets, subprocess, untrusted_files
+from lbagent.system import processes, sockets, subprocess, untrusted_files
 
 _MEMBER_EVENTS = ("member-join", "member-leave", "member-failed", "member-update", "member-reap")
 _EVENTS = (*_MEMBER_EVENTS, "user", "query", "*")
@@ -45,7 +46,14 @@ _SCRIPT_LIMIT = 64 * 1024
 
 _VERSION_TIMEOUT = 10.0
 
-_FIX_KEY = "start its agent with the same `encrypt_key` as here (`lbagent-serf-setup --key-from`), or remove it there"
+HANDLER_LATE = 60.0
+"""Seconds after which a running event handler counts as hung. The limits of lbagent's own handler are below."""
+
+_FIX_KEY = (
+    "start its agent with the same `encrypt_key` as here (on the second load balancer: "
+    "`lbagent-serf-setup --replace --bundle FILE`, with /etc/lbagent/peer.bundle of the first), "
+    "or remove it from the settings"
+)
 
 _HANDLER_FIX = 'add `"event_handlers": ["lbagent handle"]` to the agent\'s settings'
 
@@ -224,6 +232,19 @@ def check_handler_version(command: str, running: Agent, account: Account) -> Ite
         yield warning(
             Kind.HANDLERS, "serf info", text, "remove one of the two, or correct the path in `event_handlers`"
         )
+
+
+def check_running_handlers(running: Agent | None) -> Iterator[Finding]:
+    """Find event handlers that have run for too long: Serf runs handlers one after another."""
+    if running is None:
+        return
+    for one in [one for one in processes.find_processes("") if one.parent == running.process.pid]:
+        age = time.time() - one.start_time
+        if age > HANDLER_LATE:
+            where = f"pid {one.pid} ({' '.join(one.argv)})"
+            text = f"this event handler has run for {age:.0f} s; Serf runs handlers one after another"
+            fix = "end that process, and correct its handler"
+            yield error(Kind.HANDLERS, where, f"{text}, so no event reaches lbagent", fix)
 
 
 # --- the agent and its cluster --------------------------------------------------------------------------------------

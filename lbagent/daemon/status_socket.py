@@ -1,7 +1,7 @@
 """The status of this load balancer for local readers without privileges, on a Unix socket.
 
 `lbagent web` may not read the state directory or HAProxy's stats socket. It connects, reads one JSON object to the end,
-and sends nothing. Each object is made when a reader connects, so the daemon spends nothing on it while nobody looks.
+and sends nothing. Each object is made when a reader connects, so without a reader it costs nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import socket
 import time
 from typing import Any
 
-from lbagent.daemon.background import run_beside
+from lbagent.daemon.background import run_in_thread
 from lbagent.errors import LbagentError
 from lbagent.run.engine import Engine
 from lbagent.serf import agent
@@ -55,12 +55,12 @@ class StatusSocket:
         """Listen in `folder`; `engine` is used by no other thread. Raises OSError."""
         self._path, self._engine, self._log = os.path.join(folder, SOCKET), engine, log
         self.heartbeat = time.time()
-        """When the daemon's main loop last came by, in epoch seconds."""
+        """When the daemon's main loop was last active, in epoch seconds."""
         self._listener = _listen(self._path)
         self._content, self._sent_until = b"", float("-inf")
         self._name, self._named = "", float("-inf")
         self._history: tuple[tuple[int, int] | None, list[dict[str, Any]]] = (None, [])
-        run_beside(self._serve)
+        run_in_thread(self._serve)
 
     def close(self) -> None:
         """Stop listening and remove the socket."""
@@ -156,7 +156,7 @@ def _listen(path: str) -> socket.socket:
         os.unlink(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        # Nobody but this user connects before the group is set.
+        # Only this user may connect before the group is set.
         before = os.umask(0o177)
         try:
             listener.bind(path)

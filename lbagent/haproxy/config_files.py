@@ -12,12 +12,13 @@ from lbagent.haproxy import process
 from lbagent.haproxy.config import Document
 from lbagent.haproxy.instance import Haproxy
 from lbagent.haproxy.process import RunningHaproxy
+from lbagent.haproxy.runtime import socket, state
 from lbagent.haproxy.runtime.state import Stats
 from lbagent.roles.model import HaproxySettings
 from lbagent.state import files
 from lbagent.state.files import Target
 
-_PATIENCE = 1.0
+_QUERY_TIMEOUT = 1.0
 """Seconds to wait for the server states."""
 
 
@@ -36,6 +37,11 @@ class ConfigSnapshot(NamedTuple):
     def names(self) -> list[str]:
         """The paths as the operator wrote them."""
         return [target.given for target in self.targets]
+
+    @property
+    def paths(self) -> list[str]:
+        """The real paths of the files."""
+        return [target.path for target in self.targets]
 
     @property
     def is_unchanged(self) -> bool:
@@ -108,11 +114,9 @@ def find_haproxy(settings: HaproxySettings, scene: ConfigSnapshot, known: Runnin
 
 def query_server_states(document: Document) -> Stats:
     """Return the server states from HAProxy; empty if no stats socket answers."""
-    from lbagent.haproxy.runtime import socket, state  # noqa: PLC0415  # only commands need it
-
     for address in socket.list_stats_sockets(document.settings):
         with contextlib.suppress(OSError, ValueError):
-            return state.parse_stats(socket.ask(address, state.COMMAND, _PATIENCE))
+            return state.parse_stats(socket.ask(address, state.COMMAND, _QUERY_TIMEOUT))
     return {}
 
 

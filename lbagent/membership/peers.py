@@ -60,7 +60,10 @@ class Observer(NamedTuple):
 def update_peers(
     before: Peers | None, observer: Observer, listed: Sequence[ListedMember], status_lines: Mapping[str, str]
 ) -> Peers:
-    """The other load balancers `there`, of which some have `said` their status line, as seen from `here`."""
+    """Return the other load balancers as `observer` sees them.
+
+    `listed` are their members in Serf's list, `status_lines` the answers to `lbagent-status` by name.
+    """
     now, digest = observer.now, observer.digest
     known = {peer.name: peer for peer in before.peers} if before else {}
     found = []
@@ -76,7 +79,7 @@ def update_peers(
     return Peers(now, observer.info.role or DEFAULT_ROLE, tuple(found))
 
 
-def current(peers: Peers | None, members: Members, roles: Sequence[str]) -> list[Peer]:
+def list_current_peers(peers: Peers | None, members: Members, roles: Sequence[str]) -> list[Peer]:
     """Return the other load balancers as the last sync saw them, with the statuses from later events.
 
     Before the first sync they are the members with DEFAULT_ROLE. `roles` are the names of the roles in roles.yml.
@@ -100,13 +103,13 @@ def current(peers: Peers | None, members: Members, roles: Sequence[str]) -> list
     return sorted(now, key=lambda one: one.name)
 
 
-def dump(peers: Peers) -> bytes:
+def serialize_peers(peers: Peers) -> bytes:
     """Return the content of peers.json."""
     return json.dumps({**peers._asdict(), "peers": [one._asdict() for one in peers.peers]}).encode()
 
 
-def load(content: bytes) -> Peers:
-    """Parse what `dump` returned. Raises ValueError, KeyError, TypeError, AttributeError, RecursionError."""
+def parse_peers(content: bytes) -> Peers:
+    """Parse what `serialize_peers` returned. Raises ValueError, KeyError, TypeError, AttributeError, RecursionError."""
     found = json.loads(content)
     rows = [_parse_peer(row) for row in found["peers"]]
     return Peers(int(found["at"]), str(found["role"]), tuple(rows))

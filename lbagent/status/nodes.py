@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -23,10 +23,9 @@ from lbagent.membership.model import (
     find_paused,
 )
 from lbagent.names import sort_names
-from lbagent.planning.desired import Note
-from lbagent.planning.plan import Change
-from lbagent.planning.preview import Preview
-from lbagent.planning.proxy import ProxyPlanner
+from lbagent.planning.decisions import explain_no_server
+from lbagent.planning.lines import ProxyLines
+from lbagent.planning.plan import Change, Preview
 from lbagent.roles.model import MissingTag, Pair, Role, Roles
 
 MANAGED, PAUSED, DRAINED, BY_HAND = "managed", "paused", "drained", "by hand"
@@ -64,7 +63,7 @@ def list_server_states(document: Document, roles: Roles, members: Members, stats
     for proxy in document.proxies:
         here = [pair for marker in proxy.markers if (pair := pairs.get(marker.middle))]
         if proxy.managed:
-            place = ProxyPlanner(document, proxy, roles, pairs, members)
+            place = ProxyLines(proxy, roles, pairs, members)
             for line in proxy.managed:
                 node = place.find_node(line)
                 found.setdefault(node, []).extend(_managed(proxy, node, here, line, stats))
@@ -77,9 +76,9 @@ def list_server_states(document: Document, roles: Roles, members: Members, stats
 
 
 def _managed(proxy: Proxy, node: str, here: list[Pair], line: ManagedLine, stats: Stats) -> list[ServerState]:
-    if not line.pauses:
+    if not line.is_comment:
         said = stats.get((proxy.name, line.name), NO_STATS)
-        kind = DRAINED if line.paused else MANAGED
+        kind = DRAINED if line.is_paused else MANAGED
         return [ServerState(proxy.name, line.name, line.endpoint, kind, *said)]
     # Its server may still be there, in maintenance, until the next reload.
     names = [name for name in (node, *(f"{node}.{pair.service}" for pair in here)) if (proxy.name, name) in stats]
@@ -159,8 +158,10 @@ class Facts(NamedTuple):
     servers: Sequence[ServerState]
     change: Change
     """What the next run does to its lines."""
-    notes: Sequence[str]
-    """What the plan says of it."""
+    reasons: Sequence[str]
+    """Why the plan gives it no line at a marker, or keeps a line of it."""
+    no_server: str
+    """Why it is not desired at any marker; empty where it is."""
     pauser: Member | None
     """The member whose pause or tag holds it out: itself, or another one at its address."""
     held: bool
@@ -205,13 +206,10 @@ def since(found: State, facts: Facts) -> int | None:
 
 def why(found: State, facts: Facts) -> str:
     """Why it is so; nothing where nothing is to be said."""
-    said = [*_because(found, facts), *_paused(found, facts), *facts.notes]
-    if found is State.BALANCER:
-        return "; ".join(said)
-    if not said and not facts.servers:
-        serves = any(any(role.sections.values()) for role in facts.roles)
-        return (facts.hindrance or "haproxy.cfg has no marker of its role") if serves else "its role has no service"
-    return "; ".join(said)
+    reasons = dict.fromkeys([*_because(found, facts), *_paused(found, facts), *facts.reasons])
+    if not reasons and not facts.servers and found is not State.BALANCER:
+        return facts.hindrance or facts.no_server
+    return "; ".join(reasons)
 
 
 def _because(found: State, facts: Facts) -> Iterator[str]:
@@ -222,12 +220,11 @@ def _because(found: State, facts: Facts) -> Iterator[str]:
         yield member.quarantine.reason
     elif found is State.PENDING:
         yield _to_come(facts.change)
-    elif found is State.UNKNOWN_ROLE and member:
-        yield f"roles.yml has no role {member.role}" if member.role else "it has no role"
+        yield from facts.change.reasons
+    elif found is State.UNKNOWN_ROLE:
+        yield facts.no_server
     elif found is State.FAILED and facts.servers:
         yield "its line stays"
-    elif found is State.FAILED and any(role.remove_failed for role in facts.roles):
-        yield "out, as on_failed says"
 
 
 def _to_come(change: Change) -> str:
@@ -274,13 +271,14 @@ def nodes(
     membership: Membership,
     standings: Standings,
     prospect: Preview,
+    middles: Container[str],
     balancers: Collection[str] = (),
 ) -> list[Node]:
     """Every node that is present, paused, or has or had a line here, in natural order.
 
-    `balancers` are the other load balancers.
+    `middles` are the middles of all markers; `balancers` are the other load balancers.
     """
-    register = _Register(roles, membership, standings, prospect, balancers)
+    register = _Register(roles, membership, standings, prospect, middles, balancers)
     return [_node(register.facts(name)) for name in sort_names(register.names())]
 
 
@@ -293,6 +291,7 @@ class _Register:
         membership: Membership,
         standings: Standings,
         prospect: Preview,
+        middles: Container[str],
         balancers: Collection[str],
     ) -> None:
         self._balancers = balancers
@@ -301,10 +300,7 @@ class _Register:
         self._paused = find_paused(membership)
         pausing = (one for one in self._members.special.values() if one.pause or one.paused_by_tag)
         self._pausing = {one.address: one for one in pausing}
-        self._notes: dict[str, list[str]] = {}
-        for note in prospect.notes:
-            if isinstance(note, Note):
-                self._notes.setdefault(note.node, []).append(note.why)
+        self._middles = middles
 
     def names(self) -> set[str]:
         """Who is present, paused, or has a line."""
@@ -323,9 +319,10 @@ class _Register:
             self._roles.find_roles(member.role) if member else (),
             self._standings.get(name, ()),
             prospect.change(name),
-            self._notes.get(name, ()),
+            prospect.plan.reasons.get(name, ()) if prospect.plan else (),
+            explain_no_server(member, self._roles, self._middles) if member and member.present else "",
             self._pauser(member) if member and name in self._paused else None,
-            name in prospect.held,
+            name in prospect.blocked,
             name in prospect.quarantined,
             name in self._balancers,
             prospect.obstacle,

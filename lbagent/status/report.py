@@ -14,8 +14,8 @@ from lbagent.membership.model import Membership
 from lbagent.membership.peers import Peer, Peers
 from lbagent.metrics import Last
 from lbagent.outcome import PastRun
-from lbagent.planning.desired import Note
-from lbagent.planning.preview import Preview, make_preview
+from lbagent.planning.decisions import Note
+from lbagent.planning.plan import Preview, make_preview
 from lbagent.roles.model import Roles
 from lbagent.status.nodes import BY_HAND, Node, State, list_server_states, nodes
 
@@ -200,8 +200,9 @@ def report(sources: Sources, roles: Roles, membership: Membership, document: Doc
     digest, serves = (document.compute_digest(), document.has_managed_lines) if document else (None, False)
     notes = [note for note in found.notes if not isinstance(note, Note)]
     held = [str(one) for one in found.plan.blocked] if found.plan else []
-    others = peers.current(sources.peers, membership.members, [*roles.roles])
-    rows = nodes(roles, membership, there, found, {peer.name for peer in others})
+    others = peers.list_current_peers(sources.peers, membership.members, [*roles.roles])
+    middles = {marker.middle for proxy in document.proxies for marker in proxy.markers} if document else set[str]()
+    rows = nodes(roles, membership, there, found, middles, {peer.name for peer in others})
     return Report(sources, rows, digest, serves, held, notes, problems, others)
 
 

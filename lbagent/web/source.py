@@ -1,6 +1,6 @@
 """Where the page's content comes from: the local daemon's socket, and the web page of another load balancer.
 
-Each is asked at most three times a second, however many viewers there are, and only while somebody looks.
+Each is asked at most three times a second, however many viewers there are, and only while there are viewers.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Daemon:
     """The local daemon, at its status socket."""
 
     def __init__(self, path: str, name: str) -> None:
-        """`name` is shown until the daemon says how this load balancer is called."""
+        """`name` is shown until the daemon reports the name of this load balancer."""
         self._path, self._name = path, name
         self._lock = asyncio.Lock()
         self._found: Snapshot | None = None

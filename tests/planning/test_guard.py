@@ -1,4 +1,4 @@
-"""guard: no accident may empty a service; the rest of its rules stands with the plan's."""
+"""The safety guard: paused nodes do not count, and a pause does not unblock removals."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ def enrolled(*members: Member) -> str:
     return planned(TEXT, ROLES, known(*members))
 
 
-def test_who_is_paused_makes_up_for_nobody() -> None:
+def test_paused_nodes_do_not_count_for_the_safety_guard() -> None:
     nodes = [web(0), web(1), pausing(web(2)), pausing(web(3))]
     before = enrolled(*nodes)
 
     plan = planning(before, ROLES, known(*(one._replace(status=one.status if one.pause else LOST) for one in nodes)))
 
     assert [str(held) for held in plan.blocked] == [
-        "2 of 2 lines at '# additional-lb-iis-server' in backend farm would go: web00, web01"
+        "2 of 2 lines at '# additional-lb-iis-server' in backend farm would be removed: web00, web01"
     ]
     assert plan.after == plan.before
 
 
-def test_a_pause_does_not_let_go_what_is_held() -> None:
-    # Its comment stays where its role has no marker any more, and stood for a node that stays.
+def test_a_pause_does_not_unblock_removals() -> None:
+    # The comment stays: its role has no marker any more, and its node is present.
     api = member("api", "10.0.0.9", "api")
     text = enrolled(api, *map(web, range(3)))
     roles = reading("services: {iis: {port: 80}}\nroles: {api: {lb: [iis]}}")
@@ -50,7 +50,7 @@ def test_a_pause_does_not_let_go_what_is_held() -> None:
     once = planning(text, roles, known(api, web(0), pausing(web(1)), web(2)))
     again = planning(once.after[0], roles, known(api, web(0), pausing(web(1)), web(2)))
 
-    held = "2 of 3 lines at '# additional-lb-iis-server' in backend farm would go: web00, web02"
+    held = "2 of 3 lines at '# additional-lb-iis-server' in backend farm would be removed: web00, web02"
     assert [str(one) for one in (*once.blocked, *again.blocked)] == [held, held]
     assert again.after == once.after
     assert [line.split(" #")[0] for line in managed(once.after[0])] == [

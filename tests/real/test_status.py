@@ -112,7 +112,7 @@ def test_every_node_with_what_a_real_haproxy_says_of_it(served: tuple[Lb, Haprox
     text = status(lb)
 
     here = "lb-iis, mon-mongo"
-    by_hand = "in backend mon-mongo by hand: none is written beside it"
+    by_hand = "in backend mon-mongo: an operator's line has its name or address, pauses do not affect it"
     assert rows(text) == [
         ["NODE", "ADDRESS", "ROLE", "WHERE", "STATE", "HAPROXY", "OPEN", "WHY"],
         ["web01", "127.0.0.11", "web", here, "in", "1 DOWN, 1 UP", "0"],

@@ -13,7 +13,8 @@ from lbagent.haproxy.runtime.state import ServerStats, Stats
 from lbagent.membership.model import FAILED, LEFT, LOST, UNKNOWN, Member, Membership, Pause
 from lbagent.outcome import PastRun
 from lbagent.planning import quarantine
-from lbagent.planning.restore import rebuild_membership
+from lbagent.planning.lines import rebuild_membership
+from lbagent.planning.plan import Change
 from lbagent.roles.model import Roles
 from lbagent.status.nodes import Node, ServerState
 from lbagent.status.report import Events, Failed, Report, Served, Sources, StatsSocket, report
@@ -157,7 +158,10 @@ def test_a_pause_holds_for_the_host_under_its_other_name() -> None:
 def test_a_failed_node_is_in_or_out_as_its_role_says() -> None:
     membership = known(member("api01", role="api"), member("api02", "10.0.0.2", "api", status=FAILED))
 
-    assert brief(told(membership)) == {"api01": ("in", ""), "api02": ("failed", "out, as on_failed says")}
+    assert brief(told(membership)) == {
+        "api01": ("in", ""),
+        "api02": ("failed", "iis: it has failed, and `on_failed` is `remove`"),
+    }
     assert one(member("web01", status=FAILED)) == ("failed", "its line stays")
 
 
@@ -170,7 +174,10 @@ def test_a_line_by_hand_is_told_with_its_name_and_what_haproxy_says(line: str) -
 
     node = only(told(known(member("web01")), text, {("lb-iis", name): ServerStats("no check", 1)}))
 
-    assert (node.state, node.why) == ("by hand", "in listen lb-iis by hand: none is written beside it")
+    assert (node.state, node.why) == (
+        "by hand",
+        "in listen lb-iis: an operator's line has its name or address, pauses do not affect it",
+    )
     assert node.servers == [ServerState("lb-iis", name, address, "by hand", "no check", 1)]
 
 
@@ -190,7 +197,10 @@ def test_a_paused_node_that_stands_by_hand_is_not_told_to_be_out() -> None:
     state, why = one(member("web01", pause=PAUSE), text.replace("mon-mongo-s", "x-y-s"))
 
     assert state == "by hand"
-    assert why == "paused by user event: patches; in listen lb-iis by hand: none is written beside it"
+    assert (
+        why == "paused by user event: patches; in listen lb-iis: "
+        "an operator's line has its name or address, pauses do not affect it"
+    )
 
 
 @pytest.mark.parametrize(
@@ -229,7 +239,7 @@ def test_a_quarantined_node_tells_haproxys_whole_reason() -> None:
     found = told(held, text)
 
     assert brief(found) == {"web01": ("in", ""), "web02": ("quarantined", reason)}
-    assert (found.nodes[1].since, found.nodes[1].change) == (NOW - 5, ((), ()))
+    assert (found.nodes[1].since, found.nodes[1].change) == (NOW - 5, Change())
     assert found.as_json()["nodes"][1]["quarantine"] == {"since": NOW - 5, "reason": reason}
 
 
@@ -276,7 +286,7 @@ def test_a_newcomer_beyond_the_maximum_tells_so() -> None:
     assert brief(told(membership)) == {
         "api01": ("in", ""),
         "api02": ("in", ""),
-        "api03": ("no line", "iis: role api has its 2"),
+        "api03": ("no line", "iis: role api has reached its maximum of 2"),
     }
 
 
@@ -285,7 +295,7 @@ def test_a_newcomer_beyond_the_maximum_tells_so() -> None:
     [
         (None, member("web01"), "its lines are to come"),
         (member("web01"), member("web01", "10.0.0.2"), "its lines are to change"),
-        (member("web01"), member("web01", status=LEFT), "its lines are to go"),
+        (member("web01"), member("web01", status=LEFT), "its lines are to go; the node has left"),
         (member("web01"), member("web01", pause=PAUSE), "its lines are to change; paused by user event: patches"),
     ],
 )
@@ -298,7 +308,7 @@ def test_what_haproxy_cfg_does_not_tell_yet_is_pending(before: Member | None, af
 def test_a_pending_node_tells_its_lines() -> None:
     node = only(told(known(member("web01")), CFG.replace("mon-mongo-s", "x-y-s")))
 
-    assert node.change == ((f"listen lb-iis: server web01 10.0.0.1:80 {OPTIONS} # lbagent role=web",), ())
+    assert node.change == Change((f"listen lb-iis: server web01 10.0.0.1:80 {OPTIONS} # lbagent role=web",))
 
 
 def test_what_the_guard_holds_is_held() -> None:
@@ -311,12 +321,12 @@ def test_what_the_guard_holds_is_held() -> None:
 
     assert brief(found) == {
         "web01": ("in", ""),
-        "web02": ("held", "its removal was not asked for"),
-        "web03": ("held", "its removal was not asked for"),
+        "web02": ("held", "its removal was not asked for; Serf does not list the node any more"),
+        "web03": ("held", "its removal was not asked for; Serf does not list the node any more"),
     }
     assert found.held == [
-        "2 of 3 lines at '# additional-lb-iis-server' in listen lb-iis would go: web02, web03",
-        "2 of 3 lines at '# additional-mon-mongo-server' in backend mon-mongo would go: web02, web03",
+        "2 of 3 lines at '# additional-lb-iis-server' in listen lb-iis would be removed: web02, web03",
+        "2 of 3 lines at '# additional-mon-mongo-server' in backend mon-mongo would be removed: web02, web03",
     ]
 
 
@@ -353,7 +363,7 @@ def test_a_line_of_somebody_nobody_knows_is_told() -> None:
     found = told(known(member("web01"), member("web03", "10.0.0.3")), text)
 
     node = found.nodes[1]
-    assert brief(found)["web02"] == ("pending", "its lines are to go")
+    assert brief(found)["web02"] == ("pending", "its lines are to go; Serf has not reported the node")
     assert (node.name, node.address, node.role, node.status, node.since) == ("web02", "10.0.0.2", None, None, None)
 
 
@@ -378,8 +388,9 @@ def test_a_doubled_marker_is_a_problem_and_the_nodes_are_told_all_the_same() -> 
         "no line",
         "what is to come of haproxy.cfg cannot be planned",
     )
+    marker = "# additional-lb-iis-server"
     assert found.problems == [
-        "haproxy.cfg:6: '# additional-lb-iis-server' stands in listen lb-iis twice, first at haproxy.cfg:4: delete one"
+        f"haproxy.cfg:6: marker '{marker}' appears twice in listen lb-iis, first at haproxy.cfg:4; delete one"
     ]
 
 
