@@ -35,7 +35,7 @@ _PATIENCE = 2.0
 
 def collect_status(engine: Engine) -> Report:
     """The status as it is now. Raises RolesRefused."""
-    roles = engine.roles()
+    roles = engine.load_roles()
     return _Survey(engine, roles).report()
 
 
@@ -92,14 +92,14 @@ class _Survey:
 
     def _last_run(self) -> PastRun | None:
         try:
-            return history.read_past_runs(self._engine.paths.history)
+            return history.read_last_run(self._engine.paths.history)
         except OSError as error:
             self._problem(format_error(error))
             return None
 
     def _served(self) -> Served | None:
         path, found = self._engine.paths.served, self._engine.store.load_served()
-        if found._replace(complete=True) == store.Served():
+        if found._replace(is_complete=True) == store.Served():
             # Never written, or not to be understood?
             try:
                 os.stat(path)
