@@ -236,3 +236,14 @@ def test_troubleshooting_quotes_messages_of_the_code() -> None:
     pieces = [piece for part in quoted for piece in re.split(r"\b[NM]\b|'#.*|`[^`]*`", part) if len(piece.strip()) > 8]
     assert len(pieces) > 3
     assert [piece for piece in pieces if piece.strip() not in code and piece.strip() not in of_serf] == []
+
+
+def test_contributing_names_each_package_and_modules_that_exist() -> None:
+    page = (HERE / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    packages = {str(path.parent.relative_to(HERE / "lbagent")) for path in (HERE / "lbagent").rglob("*/__init__.py")}
+
+    named = set(re.findall(r"^ +([a-z]+)/ ", page, re.MULTILINE))
+    assert named == {package.rpartition("/")[2] for package in packages}
+    modules = re.findall(r"`([a-z_/]+\.py)`", page)
+    bases = (HERE, HERE / "lbagent")
+    assert [name for name in modules if not any((base / name).exists() for base in bases)] == []
