@@ -244,6 +244,6 @@ def test_contributing_names_each_package_and_modules_that_exist() -> None:
 
     named = set(re.findall(r"^ +([a-z]+)/ ", page, re.MULTILINE))
     assert named == {package.rpartition("/")[2] for package in packages}
-    modules = re.findall(r"`([a-z_/]+\.py)`", page)
+    modules = re.findall(r"`([a-z_]+/[a-z_/]+\.py)`", page)
     bases = (HERE, HERE / "lbagent")
     assert [name for name in modules if not any((base / name).exists() for base in bases)] == []
