@@ -547,8 +547,9 @@ def test_an_install_has_the_site_where_it_is_built(checkout: Path, tmp_path: Pat
     script(checkout, "install", str(tmp_path / "root"), "/usr")
 
     html = tmp_path / "root/usr/share/doc/lbagent/html"
-    found = {str(path.relative_to(html)) for path in html.rglob("*") if path.is_file()}
+    found = {str(path.relative_to(html)) for path in html.rglob("*") if path.is_file() and "img" not in path.parts}
     assert found == {"index.html", "search/search_index.js", "assets/bundle.js"}
+    assert (html / "img" / "demo.svg").is_file()
 
 
 def test_an_install_keeps_an_edited_roles_yml(checkout: Path, tmp_path: Path) -> None:
