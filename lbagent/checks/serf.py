@@ -317,7 +317,7 @@ def check_peers(
     found = find_peers(members, info)
     failed = sorted(one.name for one in found if one.status == "failed")
     alive = sorted(one.name for one in found if one.status == "alive")
-    missing, other_role = _find_missing(members, joins), _find_other_role(members, info, joins, roles)
+    missing, other_role = _find_missing(members, info, joins), _find_other_role(members, info, joins, roles)
     if failed:
         text = f"{format_count(len(failed), 'other load balancer')} failed: {join_names(failed)}"
         severity = warning if alive else error
@@ -346,8 +346,12 @@ def check_members(members: MemberList) -> Iterator[Finding]:
         yield warning(Kind.MEMBERS, "serf members", text, "see the output of `serf members`")
 
 
-def _find_missing(members: MemberList, joins: Sequence[str]) -> list[str]:
+def _find_missing(members: MemberList, info: AgentInfo, joins: Sequence[str]) -> list[str]:
+    """Return the nodes in `joins` that are not members, or load balancers that have left: Serf lists them for a day."""
     known = {*members.names, *(one.address for one in members.members)}
+    left = [one._replace(status="alive") for one in members.members if one.status == "left"]
+    for peer in find_peers(members._replace(members=tuple(left)), info):
+        known -= {peer.name, peer.address}
     return [one for one in dict.fromkeys(joins) if parse_host(one) not in known]
 
 
