@@ -129,9 +129,9 @@ def test_only_the_drop_in_gives_the_web_page_the_token_of_the_agent() -> None:
     plain = (SYSTEMD / "lbagent-web.service").read_text()
     found = settings(SYSTEMD / "lbagent-web.service.d" / "users.conf")
 
-    assert "LoadCredential" not in plain
-    assert found["LoadCredential"] == ["serf.env:/etc/lbagent/serf.env", "users:/etc/lbagent/web.users"]
-    assert found["ExecStart"] == ["", "/usr/bin/lbagent web --users %d/users $OPTIONS"]
+    assert "serf.env" not in plain
+    assert found["EnvironmentFile"] == ["-/etc/lbagent/serf.env"]
+    assert found["ExecStart"] == ["", "/usr/bin/lbagent web --users /etc/lbagent/web.users $OPTIONS"]
 
 
 def test_the_package_suggests_what_the_web_page_needs() -> None:
