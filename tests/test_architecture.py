@@ -50,6 +50,19 @@ def test_one_module_starts_processes_and_one_a_thread(library: str, allowed: str
     assert [user for user in users if user != allowed] == []
 
 
+@pytest.mark.parametrize("library", ["starlette", "uvicorn", "jinja2", "bcrypt", "lbagent.web"])
+def test_only_the_web_page_imports_its_libraries(library: str) -> None:
+    users = set()
+    for path in MODULES:
+        nodes = list(ast.walk(ast.parse(path.read_bytes())))
+        names = {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
+        names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+        if any(name == library or name.startswith(f"{library}.") for name in names):
+            users.add(str(path.relative_to(ROOT / "lbagent")))
+
+    assert {user for user in users if not user.startswith("web/")} <= {"commands/web.py"}
+
+
 # --- what an event has to load ------------------------------------------------------------------------------------
 
 
@@ -151,3 +164,10 @@ def test_an_edited_roles_yml_is_read_as_yaml_once(stage: Stage) -> None:
 
     assert "yaml" in first
     assert "yaml" not in second
+
+
+@pytest.mark.parametrize("words", [["handle"], ["status"], ["plan"], ["web", "--help"]], ids=" ".join)
+def test_no_command_but_web_loads_the_libraries_of_the_page(words: list[str], stage: Stage) -> None:
+    modules = loaded(stage, *words, stdin=JOIN)
+
+    assert {"starlette", "uvicorn", "jinja2", "bcrypt", "anyio", "asyncio", "lbagent.web"} & modules == set()

@@ -214,14 +214,14 @@ class Store:
         """Return the other load balancers as the last sync saw them; None where that is unknown."""
         try:
             with open(self.paths.peers, "rb") as file:
-                return peers.load(file.read())
+                return peers.parse_peers(file.read())
         except (OSError, *_DAMAGE):
             return None
 
     def save_peers(self, found: Peers) -> None:
         """Write peers.json. Errors are ignored."""
         with contextlib.suppress(OSError):
-            files.replace_file(self.paths.peers, peers.dump(found), durable=False)
+            files.replace_file(self.paths.peers, peers.serialize_peers(found), durable=False)
 
     def publish_metrics(self, metrics: bytes) -> None:
         """Write metrics.prom, readable by all users. Raises OSError."""

@@ -76,9 +76,9 @@ def list_server_states(document: Document, roles: Roles, members: Members, stats
 
 
 def _managed(proxy: Proxy, node: str, here: list[Pair], line: ManagedLine, stats: Stats) -> list[ServerState]:
-    if not line.pauses:
+    if not line.is_comment:
         said = stats.get((proxy.name, line.name), NO_STATS)
-        kind = DRAINED if line.paused else MANAGED
+        kind = DRAINED if line.is_paused else MANAGED
         return [ServerState(proxy.name, line.name, line.endpoint, kind, *said)]
     # Its server may still be there, in maintenance, until the next reload.
     names = [name for name in (node, *(f"{node}.{pair.service}" for pair in here)) if (proxy.name, name) in stats]
@@ -322,7 +322,7 @@ class _Register:
             prospect.plan.reasons.get(name, ()) if prospect.plan else (),
             explain_no_server(member, self._roles, self._middles) if member and member.present else "",
             self._pauser(member) if member and name in self._paused else None,
-            name in prospect.held,
+            name in prospect.blocked,
             name in prospect.quarantined,
             name in self._balancers,
             prospect.obstacle,

@@ -200,7 +200,7 @@ def report(sources: Sources, roles: Roles, membership: Membership, document: Doc
     digest, serves = (document.compute_digest(), document.has_managed_lines) if document else (None, False)
     notes = [note for note in found.notes if not isinstance(note, Note)]
     held = [str(one) for one in found.plan.blocked] if found.plan else []
-    others = peers.current(sources.peers, membership.members, [*roles.roles])
+    others = peers.list_current_peers(sources.peers, membership.members, [*roles.roles])
     middles = {marker.middle for proxy in document.proxies for marker in proxy.markers} if document else set[str]()
     rows = nodes(roles, membership, there, found, middles, {peer.name for peer in others})
     return Report(sources, rows, digest, serves, held, notes, problems, others)
