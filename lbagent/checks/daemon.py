@@ -74,7 +74,7 @@ def check_daemon(paths: Paths, account: Account | None) -> Iterator[Finding]:
 def _check_watch(paths: Paths, account: Account | None, *, running: bool) -> Finding:
     if running:
         holder = find_lock_holder(paths.watch_lock)
-        if holder and _is_stopped(holder):
+        if holder and is_stopped(holder):
             text = f"`lbagent watch` (pid {holder.pid}) is stopped by a signal; no event takes effect"
             return error(Kind.DAEMON, "", text, f"run `kill -CONT {holder.pid}`, or `systemctl restart lbagent`")
         return ok(Kind.DAEMON, "", "`lbagent watch` runs")
@@ -102,12 +102,12 @@ def _check_sync(last: Last, *, running: bool) -> Iterator[Finding]:
 
 def _check_lock(paths: Paths) -> Iterator[Finding]:
     holder = find_lock_holder(paths.lock)
-    if holder and _is_stopped(holder):
+    if holder and is_stopped(holder):
         text = f"pid {holder.pid} ({holder.program}) holds it and is stopped by a signal; no event takes effect"
         yield error(Kind.LOCK, paths.lock, text, f"run `kill -CONT {holder.pid}`, or end that process")
 
 
-def _is_stopped(process: Process) -> bool:
+def is_stopped(process: Process) -> bool:
     """Return whether a signal such as SIGSTOP, or a debugger, has stopped the process."""
     try:
         with open(f"/proc/{process.pid}/stat", "rb") as file:

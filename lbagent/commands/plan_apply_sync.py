@@ -24,7 +24,7 @@ from lbagent.run.transaction import RunOptions
 from lbagent.settings import Settings
 from lbagent.state.lock import acquire_lock
 from lbagent.state.paths import Paths
-from lbagent.status.nodes import BY_HAND, list_server_states
+from lbagent.status.nodes import NOT_MANAGED, list_server_states
 from lbagent.system.log import Log
 
 
@@ -141,7 +141,7 @@ def _sentence(engine: Engine, outcome: Outcome) -> str:
 def _nothing(document: Document, roles: Roles, membership: Membership) -> str:
     """The sentence for nothing to do, with what haproxy.cfg has: `No changes: 12 nodes, 36 lines.`."""
     by_node = list_server_states(document, roles, membership.members, {})
-    lines = {node: sum(one.line != BY_HAND for one in there) for node, there in by_node.items()}
+    lines = {node: sum(one.line != NOT_MANAGED for one in there) for node, there in by_node.items()}
     nodes = sum(count > 0 for count in lines.values())
     total = sum(len(proxy.managed) for proxy in document.proxies)
     return f"No changes: {format_count(nodes, 'node')}, {format_count(total, 'line')}."
