@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check lint dashboard docs pictures bench load fuzz long histories matrix test-differential test-pair test-windows test-spark test-impala test-platform pages clean
+.PHONY: help demo test test-fast check lint dashboard docs pictures bench load fuzz long histories matrix test-differential test-pair test-windows test-spark test-web test-impala test-platform pages clean
 
 export PATH := $(PATH):/usr/sbin:/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -75,6 +75,10 @@ test-spark: $(VENV)/.dev build/pyspark/.done  ## examples/spark-ha: real Spark m
 	@rm -f build/spark/figures.txt
 	@status=0; $(BIN)/python -m pytest -v scenarios/test_spark.py || status=$$?; \
 	    if [ -e build/spark/figures.txt ]; then echo; cat build/spark/figures.txt; fi; exit $$status
+
+test-web: $(VENV)/.dev build/axe/.done  ## the web page of a real pair in Chromium: live, pause, accessibility, pictures; five minutes
+	@.ci/install chromium chromedriver
+	@$(BIN)/python -m pytest -q -s scenarios/test_web.py
 
 test-impala: $(VENV)/.dev build/impala/.ready  ## examples/impala with real HiveServer2 servers; installs java and 400 MB; six minutes
 	@.ci/install java
@@ -162,6 +166,11 @@ $(VENV)/.dev: pyproject.toml .ci/install
 
 $(VENV)/.pictures: $(VENV)/.dev
 	$(call INSTALL,.[pictures])
+
+# The script that examines pages for accessibility; the rest of that package is for another browser driver.
+build/axe/.done: | $(VENV)/.dev
+	@$(BIN)/python -m pip install -q --no-deps --upgrade --target build/axe 'axe-playwright-python==0.1.8'
+	@touch $@
 
 # Spark, and ZooKeeper with it, apart from what the tests themselves need.
 build/pyspark/.done: | $(VENV)/.dev

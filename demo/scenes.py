@@ -123,7 +123,7 @@ class Scenes:
         if not runs or runs[-1]["outcome"] != "applied":
             raise DemoFailed(f"{event}: not applied: {runs[-1] if runs else 'history.jsonl has no new line'}")
         for run in runs:
-            self._screen.show_fact("lbagent", f"{run['outcome']} in {run['ms']} ms, {run['words'].rpartition('; ')[2]}")
+            self._screen.show_fact("lbagent", f"{run['ms']} ms: {run['words'].rpartition('; ')[2]}")
         self._screen.show_diff(text, cluster.config.read_text())
 
     def _report(self) -> int:

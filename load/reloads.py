@@ -77,7 +77,7 @@ def reload_alone(haproxy: Haproxy) -> None:
 
 def confirm_reload(instance: Instance) -> None:
     """Reload as lbagent does, until the new worker is confirmed."""
-    assert instance.take_over()
+    assert instance.reload()
 
 
 def join_node(lb: Lb, number: int) -> None:

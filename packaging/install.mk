@@ -10,7 +10,7 @@ install: pages  ## lbagent below PREFIX (/usr/local), its units, man page and co
 uninstall:  ## takes that away again; settings and state stay
 	@packaging/uninstall '$(DESTDIR)' '$(PREFIX)'
 
-deb: pages  ## build/lbagent_VERSION_all.deb
+deb: pages docs  ## build/lbagent_VERSION_all.deb, with the site
 	@packaging/deb
 
 dist: $(VENV)/.dev  ## the sdist and the wheel, in dist/, checked by twine

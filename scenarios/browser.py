@@ -56,10 +56,38 @@ class Browser:
         element = next(iter(self._say("POST", "/element", using).values()))
         self._say("POST", f"/element/{element}/click", {})
 
+    def press(self, css: str) -> None:
+        """Click the first element that matches."""
+        self._say("POST", f"/element/{self._find(css)}/click", {})
+
+    def fill(self, css: str, text: str) -> None:
+        """Type into the first element that matches."""
+        self._say("POST", f"/element/{self._find(css)}/value", {"text": text})
+
+    def emulate(self, width: int, height: int, *, phone: bool = False, dark: bool = False) -> None:
+        """Show the next pages as on a screen of this size, by day or by night."""
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 2 if phone else 1, "mobile": phone}
+        self.send_command("Emulation.setDeviceMetricsOverride", metrics)
+        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        self.send_command("Emulation.setEmulatedMedia", {"features": scheme})
+
+    def send_command(self, name: str, values: dict[str, Any]) -> Any:  # noqa: ANN401  # JSON
+        """Send a command of Chromium's DevTools protocol."""
+        return self._say("POST", "/goog/cdp/execute", {"cmd": name, "params": values})
+
+    def _find(self, css: str) -> str:
+        found = self._say("POST", "/element", {"using": "css selector", "value": css})
+        return str(next(iter(found.values())))
+
     @property
     def url(self) -> str:
         """Where it is."""
         return str(self._say("GET", "/url"))
+
+    @property
+    def source(self) -> str:
+        """The page as HTML."""
+        return str(self._say("GET", "/source"))
 
     @property
     def title(self) -> str:

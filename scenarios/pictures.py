@@ -58,6 +58,9 @@ ROWS, COLUMNS = 200, 100
 TERMINAL = {"TERM": "xterm-256color", "LC_ALL": "C.UTF-8"}
 
 FONT = "DejaVu Sans, Verdana, sans-serif"
+TOKEN = re.compile(r"\r\n|\r|\n|\x1b\[(?P<numbers>[0-9;?]*)(?P<code>[A-Za-z])|[^\r\n\x1b]+")
+"""A line end, a control sequence, or text."""
+
 # Rich's own format loads a font from another host.
 FONTS = re.compile(r"\s*@font-face \{\{.*?\}\}\n", re.DOTALL)
 COMMENT = re.compile(r"\s*<!--.*?-->")
@@ -73,8 +76,30 @@ def record(argv: Sequence[str], columns: int, environ: dict[str, str]) -> str:
         parts = list(iter(lambda: _read(ours), b""))
         os.close(ours)
         process.wait()
-    lines = b"".join(parts).decode().replace("\r\n", "\n").split("\n")
-    return "\n".join(line.rpartition("\r")[2].replace("\x1b[K", "") for line in lines)
+    return show_screen(b"".join(parts).decode())
+
+
+def show_screen(output: str) -> str:
+    """The lines that a terminal shows after this output, with their colours.
+
+    Programs here replace whole lines: they go up or to the start of a line, and write it anew.
+    """
+    lines, row, anew = [""], 0, False
+    for token in TOKEN.finditer(output):
+        code = token["code"]
+        if token[0] in ("\n", "\r\n"):
+            row, anew = row + 1, False
+            lines += [""] * (row + 1 - len(lines))
+        elif token[0] == "\r":
+            anew = True
+        elif code == "A":
+            row, anew = max(0, row - int(token["numbers"] or 1)), True
+        elif code == "K":
+            lines[row] = ""
+        elif code in (None, "m"):
+            lines[row] = token[0] if anew else lines[row] + token[0]
+            anew = False
+    return "\n".join(lines)
 
 
 def _read(terminal: int) -> bytes:

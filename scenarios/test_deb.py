@@ -183,7 +183,8 @@ def test_installing_it_starts_nothing(debian: Machine) -> None:
         "2750 root lbagent /var/lib/lbagent",
         "3770 root lbagent /var/lib/lbagent/spool",
     ]
-    assert debian.path("/usr/share/man/man1/lbagent.1.gz").exists()
+    for page in ("man1/lbagent.1.gz", "man5/roles.yml.5.gz", "man8/lbagent-serf-setup.8.gz"):
+        assert debian.path(f"/usr/share/man/{page}").exists()
     assert lbagent(debian, "--version").startswith("lbagent 0.1.0")
     versions = debian.good("dpkg-query", "-W", "-f", "${Package} ${Version}, ", *NEEDED)
     FIGURES["with"] = versions.rstrip(", ")
@@ -241,7 +242,7 @@ def test_the_agent_without_rights_hears_what_became_of_a_query(debian: Machine) 
 def test_root_needs_no_token_on_its_command_line(debian: Machine) -> None:
     assert lbagent(debian, "pause", "web01", "--force").splitlines()[0].split(maxsplit=1)[1].startswith("done")
     assert lbagent(debian, "resume", "web01").splitlines()[0].split(maxsplit=1)[1] == "done"
-    assert lbagent(debian, "sync").startswith("unchanged")
+    assert lbagent(debian, "sync") == "No changes: 1 node, 1 line.\n"
 
 
 @pytest.mark.usefixtures("web01")

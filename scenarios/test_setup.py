@@ -150,6 +150,12 @@ def errors(machine: Machine) -> list[str]:
     return [finding["kind"] for finding in check(machine)[1] if finding["severity"] == "error"]
 
 
+def is_healthy(machine: Machine) -> bool:
+    """Whether `lbagent check` and `lbagent status` show nothing that is wrong."""
+    shown = machine.run("lbagent", "status", "--json")
+    return check(machine) == (0, []) and shown.returncode == 0 and json.loads(shown.stdout)["wrong"] == []
+
+
 def managed(machine: Machine) -> list[str]:
     """The managed lines."""
     lines = machine.path("/etc/haproxy/haproxy.cfg").read_text().splitlines()
@@ -159,9 +165,12 @@ def managed(machine: Machine) -> list[str]:
 def test_the_pair_is_set_up_by_the_commands_of_the_pages(site: Site) -> None:
     first, second = site.machines["lb01"], site.machines["lb02"]
 
+    printed: dict[str, str] = {}
     for page, name in (("first-load-balancer.md", "lb01"), ("second-load-balancer.md", "lb02")):
         for step in read_steps(page, name):
             done = site.do(step)
+            if "lbagent-serf-setup" in step.command:
+                printed[name] = done.stdout
             # Alone, the first load balancer has the error that its page announces.
             alone = (name, step.command) == ("lb01", "lbagent check")
             assert done.returncode == (1 if alone else 0), (step, done.stdout, done.stderr)
@@ -171,10 +180,43 @@ def test_the_pair_is_set_up_by_the_commands_of_the_pages(site: Site) -> None:
     site.figures.append(("pair: time of the commands", f"{site.seconds / 60:.1f} min"))
 
     for machine in (first, second):
-        status, findings = check(machine)
-        # Nothing has joined: that one load balancer sees the other takes a few seconds.
-        eventually(lambda: check(machine)[0] == 0, 60)  # noqa: B023
-        print(status, *findings, sep="\n")
+        # Each sees the other after a few seconds.
+        eventually(lambda: check(machine) == (0, []), 60)  # noqa: B023
+    # The pages and the command itself name the same next commands.
+    typed = [step.command for step in read_steps("first-load-balancer.md", "lb01")]
+    here, there = (
+        re.findall(r"^    (.*)$", part, re.MULTILINE) for part in printed["lb01"].split("next, on the other")
+    )
+    assert here == ["editor /etc/lbagent/roles.yml /etc/haproxy/haproxy.cfg", *typed[-5:]]
+    assert there[0] in [step.command for step in read_steps("second-load-balancer.md", "lb02")]
+
+
+def test_the_setup_again_ends_with_a_check_and_refuses_other_values(site: Site) -> None:
+    machine = site.machines["lb01"]
+
+    again = machine.run("lbagent-serf-setup", "10.0.0.1", "10.0.0.2")
+    refused = [machine.run("lbagent-serf-setup", *words) for words in (("10.0.0.1", "10.0.0.9"), ("10.0.0.2",))]
+
+    lines = again.stdout.splitlines()
+    assert (again.returncode, [line.split()[0] for line in lines[:2]]) == (0, ["kept", "kept"])
+    assert re.fullmatch(r"0 errors, 0 warnings, \d+ ok", lines[-1])
+    json_file = "/etc/serf/lbagent.json"
+    assert [(done.returncode, done.stderr) for done in refused] == [
+        (
+            1,
+            (
+                f"lbagent-serf-setup: {json_file}: has other values: retry_join 10.0.0.1,10.0.0.2; "
+                "to replace them, run the same command with --replace\n"
+            ),
+        ),
+        (
+            2,
+            (
+                "lbagent-serf-setup: 10.0.0.2: not an address of this host; "
+                "give the address of this load balancer first, then that of the other\n"
+            ),
+        ),
+    ]
 
 
 def test_a_server_is_added_by_the_commands_of_its_page(site: Site) -> None:
@@ -233,7 +275,7 @@ FAULTS = (
         "break haproxy.cfg",
         f"sed -i 's/balance roundrobin/balanse roundrobin/' {CONFIG}",
         "haproxy-cfg",
-        "run",
+        "last run",
         f"sed -i 's/balanse roundrobin/balance roundrobin/' {CONFIG}",
     ),
     Fault(
@@ -257,8 +299,7 @@ class Seen(NamedTuple):
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "-"))
 def test_check_and_status_show_a_fault(site: Site, fault: Fault) -> None:
     machine, other = site.machines["lb01"], site.machines["lb02"]
-    eventually(lambda: check(machine) == (0, []), LONGEST)
-    assert json.loads(machine.good("lbagent", "status", "--json"))["wrong"] == []
+    eventually(lambda: is_healthy(machine), LONGEST)
     try:
         machine.good("sh", "-c", fault.command) if fault.command else site.switch.unplug(other)
         started = time.monotonic()
@@ -270,11 +311,13 @@ def test_check_and_status_show_a_fault(site: Site, fault: Fault) -> None:
             time.sleep(0.5)
     finally:
         machine.good("sh", "-c", fault.repair) if fault.repair else site.switch.replug(other)
-    shown = machine.run("lbagent", "check", "--quiet").stdout
-    print(f"--- {fault.name}\n{seen}\n{shown}")
+    started = time.monotonic()
+    eventually(lambda: is_healthy(machine), LONGEST, 0.5)
+    healthy = time.monotonic() - started
 
     assert set(seen) == {"check", "status"}
-    row = [fault.name, *(cell for one in seen.values() for cell in (one.words, f"{one.seconds:.0f} s"))]
+    cells = [cell for name in ("check", "status") for cell in (seen[name].words, f"{seen[name].seconds:.0f} s")]
+    row = [fault.name, *cells, f"{healthy:.0f} s"]
     table = RESULTS / f"{site.release}.md"
     with table.open("a", encoding="utf-8") as file:
         file.write("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n")
@@ -296,7 +339,7 @@ def look_at_status(machine: Machine, fault: Fault) -> str:
         done = machine.run("lbagent", "status")
         return done.stderr.strip() if done.returncode == 2 else ""  # roles.yml refused
     wrong = json.loads(machine.good("lbagent", "status", "--json"))["wrong"]
-    found = [f"{one['kind']}: {one['words']}" for one in wrong if one["kind"] == fault.wrong]
+    found = [f"{one['kind']}: {one['what']}" for one in wrong if one["kind"] == fault.wrong]
     return found[0] if found else ""
 
 
@@ -305,7 +348,7 @@ def _figures(site: Site) -> Iterator[None]:
     """Begin the table, and print it with the figures."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     table = RESULTS / f"{site.release}.md"
-    head = "| fault | `lbagent check` | after | `lbagent status` | after |\n|---|---|---|---|---|\n"
+    head = "| fault | `lbagent check` | after | `lbagent status` | after | healthy again |\n|---|---|---|---|---|---|\n"
     table.write_text(head, encoding="utf-8")
     yield
     text = "".join(f"{what:.<60} {figure}\n" for what, figure in site.figures)

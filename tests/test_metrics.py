@@ -18,7 +18,7 @@ from lbagent import metrics
 from lbagent.haproxy.config import Document, digest_lines
 from lbagent.membership.model import FAILED, Member, Quarantine
 from lbagent.metrics import RELOAD_BOUNDS, RUN_BOUNDS, Histogram, Last, Numbers, PeerCounts
-from lbagent.planning import counts as planning_counts
+from lbagent.planning import services as planning_services
 from lbagent.planning.plan import PlanOptions
 from lbagent.roles.model import Pair, Roles
 from lbagent.state.paths import Paths
@@ -256,13 +256,13 @@ def counted(*members: Member, roles: Roles = TWO) -> dict[str, tuple[int, ...]]:
     """Servers in, paused, failed and quarantined, by the middle of their marker."""
     membership = known(*members)
     plan = planning(FARM, roles, membership, PlanOptions(kept=frozenset()))
-    found = planning_counts.count_servers(plan.managed_lines, roles, membership)
+    found = planning_services.count_servers(plan.managed_lines, roles, membership)
     (text,) = plan.after
     assert (
-        planning_counts.count_servers(planning_counts.list_managed_lines(Document([("", text)])), roles, membership)
+        planning_services.count_servers(planning_services.list_managed_lines(Document([("", text)])), roles, membership)
         == found
     )
-    return {pair.middle: tuple(states[state] for state in planning_counts.STATES) for pair, states in found.items()}
+    return {pair.middle: tuple(states[state] for state in planning_services.STATES) for pair, states in found.items()}
 
 
 def test_a_pair_without_a_marker_counts_no_line() -> None:
@@ -302,11 +302,11 @@ def test_a_failed_node_that_may_have_no_line_is_not_counted(on_failed: str, addr
 def test_a_failed_node_whose_line_is_missing_is_not_counted() -> None:
     roles = reading(STRICT.replace("REMOVE", "keep"))
     membership = known(building.member("web1", "10.0.0.1", status=FAILED))
-    lines = planning_counts.list_managed_lines(Document([("", FARM)]))
+    lines = planning_services.list_managed_lines(Document([("", FARM)]))
 
-    assert planning_counts.count_servers(lines, roles, membership)[Pair("lb", "iis")]["failed"] == 0
+    assert planning_services.count_servers(lines, roles, membership)[Pair("lb", "iis")]["failed"] == 0
     removing = reading(STRICT.replace("REMOVE", "remove"))
-    assert planning_counts.count_servers(lines, removing, membership)[Pair("lb", "iis")]["failed"] == 1
+    assert planning_services.count_servers(lines, removing, membership)[Pair("lb", "iis")]["failed"] == 1
 
 
 def test_only_pauses_of_nodes_in_the_cluster_count() -> None:
@@ -316,8 +316,8 @@ def test_only_pauses_of_nodes_in_the_cluster_count() -> None:
     namesake = building.member("web5", "10.0.0.1")
     membership = known(there, failed._replace(status=FAILED), left, tagged, namesake)
 
-    assert planning_counts.count_paused(membership) == 4  # the pause of web1 applies to its address
-    assert planning_counts.find_pause_starts(membership) == {
+    assert planning_services.count_paused(membership) == 4  # the pause of web1 applies to its address
+    assert planning_services.find_pause_starts(membership) == {
         name: pause.since for name in ("web1", "web2") if (pause := membership.members[name].pause)
     }
 
@@ -428,7 +428,7 @@ def values(lb: Lb) -> dict[str, float]:
 def servers(lb: Lb) -> tuple[float, ...]:
     """Servers in, paused, failed and quarantined."""
     found = values(lb)
-    return tuple(found[f'servers{{section="lb",service="iis",state="{state}"}}'] for state in planning_counts.STATES)
+    return tuple(found[f'servers{{section="lb",service="iis",state="{state}"}}'] for state in planning_services.STATES)
 
 
 def ended(lb: Lb) -> tuple[float, float | None, float]:
@@ -650,7 +650,7 @@ def test_the_page_has_the_labels_of_every_metric() -> None:
 
 
 def test_the_page_has_every_state_and_every_verdict() -> None:
-    assert [state.strip("`") for state, _ in table(2)] == list(planning_counts.STATES)
+    assert [state.strip("`") for state, _ in table(2)] == list(planning_services.STATES)
     assert {verdict.strip("`") for verdict, *_ in table(3)} == set(metrics.VERDICTS)
 
 

@@ -1,9 +1,9 @@
 @echo off
-rem What the scripts beside this one share. They call it by the name of a part, inside their own setlocal,
-rem and read what it leaves in variables: RC says how it went.
+rem Shared parts of the scripts in this folder. A script calls a part by its name, inside its own setlocal,
+rem and reads its results from variables; RC is the status.
 rem
-rem Quotes are taken out of whatever comes from outside (arguments, Serf, load balancers) before it is used. A variable
-rem in quotes is safe then, whatever special characters it holds, and delayed expansion stays off.
+rem Quotes are removed from all input (arguments, Serf, load balancers) before it is used. A variable
+rem in quotes is then safe with any special character, and delayed expansion stays off.
 if "%~1"=="" (
     echo common.bat is called by the scripts beside it and does nothing alone.
     exit /b 2
@@ -11,7 +11,7 @@ if "%~1"=="" (
 goto %~1
 
 :settings
-rem Sets HERE CONF DATA SERF LB_ROLE WORK, and in the environment how serf.exe reaches the agent.
+rem Sets HERE CONF DATA SERF LB_ROLE WORK, and the environment with which serf.exe reaches the agent.
 set "RC=0"
 set "ERRORLEVEL="
 set "RANDOM="
@@ -29,14 +29,14 @@ for /f "usebackq tokens=1,2" %%a in ("%CONF%\rpc.txt") do (
     if not defined SERF_RPC_AUTH set "SERF_RPC_AUTH=%%b"
 )
 :settings_folder
-rem A folder made by this run and no other: two that start together have the same RANDOM.
+rem A folder that only this run has created: two runs that start together have the same RANDOM.
 if not defined TEMP set "TEMP=%HERE%"
 set "COUNT=0"
 :settings_try
 set /a COUNT+=1
 set "WORK=%TEMP%\lbagent-%RANDOM%-%COUNT%"
 if "%COUNT%"=="50" goto settings_failed
-rem Wine's md leaves the last command's status where it succeeds.
+rem Wine's md keeps the status of the previous command if it succeeds.
 call :zero
 md "%WORK%" 2>nul
 if not "%ERRORLEVEL%"=="0" goto settings_try
@@ -58,7 +58,7 @@ rd "%WORK%" 2>nul
 exit /b 0
 
 :sleep
-rem So many seconds. timeout.exe needs a console, which services and tasks have not.
+rem Waits for a number of seconds. timeout.exe needs a console, which services and tasks lack.
 set "PINGS=%~1"
 if "%~1"=="sleep" set "PINGS=%~2"
 set /a PINGS+=1
@@ -66,8 +66,8 @@ ping -n "%PINGS%" 127.0.0.1 >nul
 exit /b 0
 
 :until
-rem Sets UNTIL: when so many minutes from now are over, in seconds since 1970. It stays unset where Windows does not tell.
-rem Every language of Windows has its own date and time; JScript counts the same in all of them, and in UTC.
+rem Sets UNTIL: a number of minutes from now, in seconds since 1970. It stays unset if Windows does not report the time.
+rem Date and time differ by the language of Windows; JScript has the same time in all of them, in UTC.
 set "UNTIL="
 set "NOW="
 set "ODD="
@@ -77,7 +77,7 @@ if not defined NOW exit /b 0
 set "NOW=%NOW:"=%"
 for /f "delims=0123456789" %%a in ("0%NOW%") do set "ODD=1"
 if defined ODD exit /b 0
-rem It counts in 32 bits, which end in 2038.
+rem set /a has 32 bits, which end in 2038.
 if not "%NOW:~0,1%"=="1" if not "%NOW:~0,1%"=="2" exit /b 0
 if not "%NOW:~0,10%"=="%NOW%" exit /b 0
 set /a UNTIL=NOW+MINUTES*60
@@ -85,7 +85,7 @@ if %UNTIL% LSS 0 set "UNTIL="
 exit /b 0
 
 :answers
-rem RC is 0 where the agent answers, 3 where it wants authentication, else 2; said.txt has its words.
+rem RC is 0 if the agent answers, 3 if it requires authentication, else 2; said.txt has its output.
 set "LOOKS=0"
 :answers_again
 set /a LOOKS+=1
@@ -97,19 +97,19 @@ set "RC=2"
 for /f "usebackq delims=" %%a in ("%WORK%\said.txt") do set "WORDS=%%a"
 if not defined WORDS goto answers_unclear
 set "WORDS=%WORDS:"=%"
-rem It runs, and does not let us in.
+rem The agent runs and refuses access.
 if not "%WORDS%"=="%WORDS:uthentication=%" set "RC=3"
 if "%RC%"=="3" exit /b 0
-rem Nobody listens. Windows says why in its own language, Serf says `dial tcp`.
+rem No agent listens. Windows has a message in its own language, Serf prints `dial tcp`.
 if not "%WORDS%"=="%WORDS:dial tcp=%" exit /b 0
 :answers_unclear
-rem serf.exe did not start, or lost its way: one such failure tells nothing.
+rem serf.exe did not start, or failed for another reason: one such failure is not conclusive.
 if "%LOOKS%"=="3" exit /b 0
 call :sleep 1
 goto answers_again
 
 :self
-rem Sets NAME ROLE TAGGED, as the running agent has them. RC is 2, and it is said why, where it cannot be used.
+rem Sets NAME ROLE TAGGED from the running agent. RC is 2, with a message, if it cannot be used.
 set "NAME="
 set "ROLE="
 set "TAGGED="
@@ -124,7 +124,7 @@ for /f "usebackq tokens=1,2,*" %%a in ("%WORK%\said.txt") do (
 )
 if defined ROLE set "ROLE=%ROLE:"=%"
 if defined TAGGED set "TAGGED=%TAGGED:"=%"
-rem A name with a quote is as odd as one with a question mark.
+rem A name with a quote is as invalid as one with a question mark.
 if defined NAME set "NAME=%NAME:"=?%"
 for /f "delims=ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-" %%x in ("x%NAME%") do set "ODD=1"
 if not defined NAME goto self_odd
@@ -150,7 +150,7 @@ set "RC=2"
 exit /b 0
 
 :tags
-rem Two words for `serf tags` follow, such as -set "lbagent=paused". RC is 1, and it is said why, where it fails.
+rem Two arguments for `serf tags` follow, such as -set "lbagent=paused". RC is 1, with a message, if it fails.
 set "RC=0"
 "%SERF%" tags "%~2" "%~3" >"%WORK%\said.txt" 2>&1
 if "%ERRORLEVEL%"=="0" exit /b 0
@@ -170,7 +170,7 @@ for /f "usebackq tokens=1,2,3" %%a in ("%WORK%\said.txt") do (
 )
 set "TRIES=0"
 :ask_again
-rem Serf hands queries on by chance, and some do not reach every node. Who has done it is not disturbed by a second time.
+rem Serf gossips queries, so some do not reach every node. A second query for the same pause has no effect.
 set /a TRIES+=1
 set /a PATIENCE=TRIES*2
 set /a ELAPSED+=PATIENCE
@@ -196,12 +196,12 @@ exit /b 0
 :lbs_forget
 set "LBS_=-"
 for /f "tokens=1 delims==" %%a in ('set LBS_') do set "%%a="
-rem One always stands, so that `set LBS_` finds something.
+rem One variable is always set, so that `set LBS_` succeeds.
 set "LBS_=-"
 exit /b 0
 
 :lbs_judge
-rem Sets YES NO (how many confirmed, and did not), SESSIONS, WAITING (whether asking again may help).
+rem Sets YES NO (numbers of load balancers that confirmed and did not), SESSIONS, WAITING (whether a retry may help).
 set "YES=0"
 set "NO=0"
 set "SESSIONS=0"
@@ -244,6 +244,6 @@ set "WAITING=1"
 exit /b 0
 :lbs_not_done
 set /a NO+=1
-rem It is busy, has not heard of the node, or not yet that the tag has gone: asked again it may have done it.
+rem It is busy, does not know the node, or has not received the change of the tag: a retry may succeed.
 for %%a in (queued unknown still) do if "%FIRST%"=="%%a" set "WAITING=1"
 exit /b 0

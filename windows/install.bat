@@ -42,7 +42,7 @@ call "%~dp0common.bat" settings
 if not "%RC%"=="0" exit /b 2
 if not defined NODE for /f "delims=" %%a in ('hostname') do set "NODE=%%a"
 
-rem Everything is looked at before anything is written.
+rem All checks come before anything is written.
 set "WRONG="
 for /f "delims=ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-" %%x in ("x%ROLE%") do set "WRONG=ROLE is letters, digits, dots, - and _"
 rem IPv4 has dots; IPv6 has brackets, without which the agent would not start.
@@ -75,12 +75,12 @@ if defined WRONG goto refused
 
 if not exist "%CONF%" md "%CONF%"
 if not exist "%DATA%" md "%DATA%"
-rem The system runs what lies here, and the keys lie here: nobody else reads or writes in it.
+rem The system runs the programs in this folder, and it has the keys: no other user may read or write it.
 rem S-1-5-18 is the system, S-1-5-32-544 the administrators, in every language.
 icacls "%HERE%" /inheritance:r /grant:r "*S-1-5-18:(OI)(CI)F" "*S-1-5-32-544:(OI)(CI)F" >nul
 if not "%ERRORLEVEL%"=="0" goto not_administrator
 
-rem Whoever may command the agent may pause any server: it asks for a token, which stays as long as the folder.
+rem A user who controls the agent can pause any server, so the agent requires a token. It is kept as long as the folder.
 set "TOKEN="
 if exist "%CONF%\rpc.txt" for /f "usebackq tokens=2" %%a in ("%CONF%\rpc.txt") do set "TOKEN=%%a"
 if defined TOKEN goto token_known
@@ -90,7 +90,7 @@ if not defined TOKEN goto no_serf
 :token_known
 for /f "tokens=1,2" %%a in ("%RPC% %TOKEN%") do >"%CONF%\rpc.txt" echo %%a %%b
 
-rem What is the same for all servers of the role, and what is this server's own.
+rem First the settings of all servers of the role, then those of this server.
 if exist "%CONF%\agent.json" del /q "%CONF%\agent.json"
 copy /y "%HERE%\%ROLE%.json" "%CONF%\agent.json" >nul
 if not exist "%CONF%\agent.json" goto not_administrator
@@ -101,7 +101,7 @@ for /f "delims=" %%a in ("%ADDRESS%") do >>"%CONF%\node.json" echo   "advertise"
 for /f "delims=" %%a in ("%RPC%") do >>"%CONF%\node.json" echo   "rpc_addr": "%%a",
 for /f "delims=" %%a in ("%TOKEN%") do >>"%CONF%\node.json" echo   "rpc_auth": "%%a"
 >>"%CONF%\node.json" echo }
-rem The role is a tag, and tags live in a file that Serf itself writes: it has them again after a reboot.
+rem The role is a tag. Serf writes tags to a file, and reads them after a reboot.
 if exist "%DATA%\%ROLE%.tags" goto tags_known
 for /f "delims=" %%a in ("%ROLE%") do >"%DATA%\%ROLE%.tags" echo {"role": "%%a"}
 :tags_known
@@ -118,7 +118,7 @@ if not "%RC%"=="0" echo The firewall could not be opened: let TCP and UDP in for
 if "%HOW%"=="none" goto enrolled
 if "%HOW%"=="winsw" goto by_winsw
 if "%HOW%"=="nssm" goto by_nssm
-rem XML wants an ampersand in the folder's name spelt out.
+rem XML needs an ampersand in the folder's name as an entity.
 set "FOLDER=%HERE:&=&amp;%"
 if exist "%CONF%\task.xml" del /q "%CONF%\task.xml"
 for /f "usebackq tokens=1,2,3 delims=@" %%a in ("%HERE%\serf-task.xml") do (
@@ -132,7 +132,7 @@ schtasks /create /tn serf /xml "%CONF%\task.xml" /f >nul
 if not "%ERRORLEVEL%"=="0" goto not_enrolled
 goto enrolled
 :by_winsw
-rem Installed again, the service is there already; it reads serf-service.xml when it starts.
+rem At a second install the service exists already; it reads serf-service.xml when it starts.
 sc query serf >nul 2>&1
 if "%ERRORLEVEL%"=="0" goto enrolled
 "%HERE%\serf-service.exe" install >nul
@@ -147,7 +147,7 @@ echo Now join-cluster.bat; an agent that runs already has to leave-cluster.bat f
 goto ended
 
 :not_enrolled
-rem Serf's own error stands above, in the language of the system.
+rem Serf's own error is above, in the language of the system.
 for /f "delims=" %%a in ("%HOW%") do echo The files are there, but the %%a could not be made: run this as administrator.
 set "RC=1"
 goto ended

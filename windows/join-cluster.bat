@@ -16,7 +16,7 @@ for /f "usebackq tokens=1" %%a in ("%CONF%\enrolment.txt") do set "ENROLMENT=%%a
 if "%ENROLMENT%"=="winsw" goto by_service
 if "%ENROLMENT%"=="nssm" goto by_service
 if "%ENROLMENT%"=="task" goto by_task
-rem A console of its own: the agent outlives the one that started it.
+rem In its own console, so that the agent keeps running when the console of this script is closed.
 start "serf" /min /d "%HERE%" "%ComSpec%" /d /c .\join-cluster.bat /agent
 goto started
 :by_service
@@ -70,8 +70,8 @@ set "RC=2"
 goto ended
 
 :agent
-rem What the service and the task run: the agent, started again whenever it ends, until leave-cluster.bat.
-rem Serf ends with 0, too, when another node has its name: only `left` means that it was asked to go.
+rem The program of the service and the task: the agent, restarted whenever it ends, until leave-cluster.bat.
+rem Serf also ends with 0 if another node has its name: only `left` means that it was requested to leave.
 call "%~dp0common.bat" clean
 pushd "%HERE%"
 :agent_run

@@ -16,14 +16,14 @@ goto argument
 :arguments_read
 call "%~dp0common.bat" settings
 if not "%RC%"=="0" exit /b 2
-rem Tells join-cluster.bat /agent not to start it again.
+rem Makes join-cluster.bat /agent not restart it.
 if exist "%DATA%" >"%DATA%\left" echo leave-cluster.bat was here
 call "%~dp0common.bat" answers
 if "%RC%"=="3" goto not_allowed
 set "ENROLMENT=none"
 if exist "%CONF%\enrolment.txt" for /f "usebackq tokens=1" %%a in ("%CONF%\enrolment.txt") do set "ENROLMENT=%%a"
 if "%HOW%"=="agent" set "ENROLMENT=none"
-rem A service that is not told to stop would start the agent again; it may be about to.
+rem A service that is not stopped would restart the agent.
 if "%ENROLMENT%"=="winsw" sc stop serf >nul 2>&1
 if "%ENROLMENT%"=="nssm" sc stop serf >nul 2>&1
 if "%RC%"=="2" goto not_running
@@ -34,7 +34,7 @@ if "%RC%"=="2" goto left
 call :gone
 if not "%RC%"=="2" goto not_left
 :left
-rem The load balancers hear of it within two seconds; the services here had better live until then.
+rem The load balancers receive the leave within two seconds; keep the services running until then.
 if not "%SECONDS%"=="0" call "%~dp0common.bat" sleep "%SECONDS%"
 echo Out of the cluster.
 set "RC=0"
@@ -45,7 +45,7 @@ for /f "usebackq delims=" %%a in ("%WORK%\said.txt") do echo   %%a
 set "RC=0"
 goto ended
 :not_allowed
-rem The agent stays, and is to be started again when it ends.
+rem The agent keeps running, and must be restarted when it ends.
 if exist "%DATA%\left" del /q "%DATA%\left"
 echo The agent wants authentication: run this as administrator, its token is in conf\rpc.txt.
 set "RC=2"
@@ -59,7 +59,7 @@ call "%~dp0common.bat" clean
 exit /b %RC%
 
 :gone
-rem RC is 2 once the agent answers no more; 15 s are waited for that.
+rem RC is 2 if the agent no longer answers; this waits up to 15 s.
 set "COUNT=0"
 :gone_wait
 call "%~dp0common.bat" answers

@@ -21,7 +21,7 @@ set "UNIT="
 for /f "delims=0123456789" %%a in ("0%WORD%") do set "UNIT=%%a"
 if not defined UNIT goto argument_minutes
 if "%WORD%"=="%UNIT%" goto argument_reason
-rem `2h` is no reason, and minutes neither.
+rem `2h` is not a reason, and not a number of minutes.
 for %%a in (s m h d min) do if /i "%UNIT%"=="%%a" goto usage
 :argument_reason
 if defined REASON set "WORD=%REASON% %WORD%"
@@ -29,7 +29,7 @@ set "REASON=%WORD:~0,200%"
 shift
 goto argument
 :argument_minutes
-rem With its zeros `set /a` would take it for octal.
+rem With leading zeros, `set /a` would read an octal number.
 set "MINUTES=%WORD%"
 :argument_zeros
 if "%MINUTES:~0,1%"=="0" set "MINUTES=%MINUTES:~1%"
@@ -61,8 +61,8 @@ if defined MINUTES set "SAYS=for %MINUTES% min"
 if defined REASON set "SAYS=%SAYS%: %REASON%"
 for /f "delims=" %%a in ("%NAME% (role %ROLE%): pause %SAYS%") do echo %%a
 
-rem Without an end the pause is a tag, which Serf keeps over reboots, and which a load balancer that is down now
-rem will see. With an end the load balancers remember it: a tag has none.
+rem Without an end the pause is a tag, which Serf keeps across reboots, and which a load balancer that is down now
+rem sees later. With an end, the load balancers store the pause, because a tag has no end.
 set "UNTAGGED="
 if defined MINUTES goto asking
 call "%~dp0common.bat" tags -set "lbagent=paused"
@@ -72,7 +72,7 @@ set "VERB=pause"
 set "LASTING="
 set "UNTIL="
 if not defined MINUTES goto lasting
-rem The same moment for every load balancer, however often it is asked. Without it the time counts from each answer.
+rem The same end for every load balancer and every retry. Without it the time would start at each answer.
 call "%~dp0common.bat" until
 set "LASTING= for=%MINUTES%m"
 if defined UNTIL set "LASTING= until=%UNTIL%"
@@ -87,7 +87,7 @@ call "%~dp0common.bat" show
 if not "%RC%"=="0" goto unconfirmed
 if not defined MINUTES goto tagged
 if not "%TAGGED%"=="paused" goto tagged
-rem The last word counts: this one has an end. The tag goes last, so that there is no moment between.
+rem The last command counts: this one has an end. The tag is removed last, so that the server stays paused.
 call "%~dp0common.bat" tags -delete lbagent
 if not "%RC%"=="0" goto ended
 :tagged
@@ -102,7 +102,7 @@ if %ELAPSED% GEQ %LIMIT% goto still_open
 call "%~dp0common.bat" sleep 2
 set /a ELAPSED+=2
 if not defined MINUTES goto waiting_asks
-rem The pause ends when it was to end, however long we wait.
+rem The waiting does not change the end of the pause.
 set /a LEFT=MINUTES*60-ELAPSED
 if %LEFT% LSS 1 goto over
 if not defined UNTIL set "PAYLOAD=%NAME% for=%LEFT%s%BECAUSE%"

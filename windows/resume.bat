@@ -12,7 +12,7 @@ if not defined TAGGED goto asking
 call "%~dp0common.bat" tags -delete lbagent
 if not "%RC%"=="0" set "TAG_STAYS=1"
 :asking
-rem The tag's end takes Serf a second or two to tell: `still paused by its tag` is asked again.
+rem Serf needs one or two seconds to send the change of the tag: after `still paused by its tag`, retry.
 set "VERB=resume"
 set "PAYLOAD=%NAME%"
 set "ELAPSED=0"

@@ -19,10 +19,10 @@ if not "%ERRORLEVEL%"=="0" exit /b 1
 if not "%ERRORLEVEL%"=="0" exit /b 1
 "%NSSM%" set serf Start SERVICE_AUTO_START >nul
 if not "%ERRORLEVEL%"=="0" exit /b 1
-rem Leaving takes up to three seconds; NSSM would give it one and a half, and the cluster would call it failed.
+rem Leaving takes up to three seconds. NSSM waits one and a half by default, and the node would count as failed.
 "%NSSM%" set serf AppStopMethodConsole 10000 >nul
 if not "%ERRORLEVEL%"=="0" exit /b 1
-rem Also when it ends with 0, as when another node has its name.
+rem Also after status 0, for example if another node has its name.
 "%NSSM%" set serf AppExit Default Restart >nul
 if not "%ERRORLEVEL%"=="0" exit /b 1
 "%NSSM%" set serf AppRestartDelay 10000 >nul

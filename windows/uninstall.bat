@@ -15,7 +15,7 @@ if "%ENROLMENT%"=="winsw" call :winsw
 if "%ENROLMENT%"=="nssm" call :nssm
 if not "%RC%"=="0" goto not_removed
 netsh advfirewall firewall delete rule name="serf (lbagent)" >nul 2>&1
-rem By name: what else lies there is not ours.
+rem By name: other files there belong to the user.
 for %%f in (agent.json node.json rpc.txt enrolment.txt task.xml) do if exist "%CONF%\%%f" del /q "%CONF%\%%f"
 for %%f in (snapshot left agent.log agent.log.old) do if exist "%DATA%\%%f" del /q "%DATA%\%%f"
 del /q "%DATA%\*.tags" 2>nul
@@ -33,7 +33,7 @@ for /f "delims=" %%a in ("%ENROLMENT%") do echo The %%a `serf` could not be remo
 call "%~dp0common.bat" clean
 exit /b %RC%
 
-rem What somebody has removed by hand is no reason to stop: what cannot be removed is what still stands there.
+rem A file that was removed by hand is not an error; a file that cannot be removed is.
 :task
 schtasks /delete /tn serf /f >nul
 if "%ERRORLEVEL%"=="0" exit /b 0

@@ -14,6 +14,9 @@ NAMES_LIMIT = 5
 RUN_AS_ROOT = "run `lbagent check` as root"
 """The fix where this user may not read something."""
 
+SEE_MIGRATION = "see docs/how-to/from-handler-rb.md"
+"""The last part of the fix for what is left of the classic handler.rb."""
+
 _TEXT_LIMIT = 600
 """Characters of one finding. Output of other programs may be longer than a screen."""
 

@@ -137,7 +137,7 @@ def check_sections(
     """Check what reloads and the runtime API depend on.
 
     `main` is the file that is named where a directive is missing, `with_markers` are the proxies with markers (as
-    `listen lb-iis`), `has_master` says whether HAProxy runs in master-worker mode; None where it does not run.
+    `listen lb-iis`). `has_master`: whether HAProxy runs in master-worker mode; None where it does not run.
     """
     own = [section for section in sections if section.kind == "global"]
     lines = [line for section in own for line in section.directives]

@@ -6,10 +6,10 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 
-from lbagent.checks.finding import Finding, Kind, error, join_names, ok, warning
+from lbagent.checks.finding import SEE_MIGRATION, Finding, Kind, error, join_names, ok, warning
 from lbagent.haproxy.config import Document, Marker, Proxy
 from lbagent.names import format_count
-from lbagent.planning.desired import Note, OperatorLineNote
+from lbagent.planning.decisions import MissingMarkerNote, Note, OperatorLineNote
 from lbagent.planning.plan import find_duplicate_markers
 from lbagent.roles.model import Roles
 
@@ -44,40 +44,26 @@ def check_markers(document: Document, roles: Roles | None) -> Iterator[Finding]:
 
 
 def check_notes(document: Document, notes: Sequence[str]) -> Iterator[Finding]:
-    """Turn the notes of a plan into findings, except notes about markers, which `check_markers` finds itself."""
-    found_already = {document.locate(marker.at) for proxy in document.proxies for marker in proxy.markers}
-    found_already |= {document.locate(at) for at, _ in document.misplaced}
-    found_already |= {document.locate(at) for at in document.near_markers}
-    found_already |= {document.locate(line.at) for line in document.damaged}
-    managed = {document.locate(line.at) for proxy in document.proxies for line in proxy.managed}
+    """Turn the notes of a plan about nodes into findings; `check_markers` finds what the others are about."""
     for note in notes:
-        where, _, text = note.partition(": ")
-        if where in managed:
+        if isinstance(note, MissingMarkerNote):
             fix = "restore the marker below the line, or delete the line"
-            yield warning(Kind.LINE_WITHOUT_MARKER, where, text, fix)
+            yield warning(Kind.LINE_WITHOUT_MARKER, _locate(document, note), note.why, fix)
         elif isinstance(note, OperatorLineNote):
             yield _check_operator_line(document, note)
         elif isinstance(note, Note):
             yield warning(Kind.NODE, "", note, "fix the node's tags or address, or roles.yml")
-        elif where not in found_already and not note.startswith("haproxy.cfg has no marker "):
-            yield warning(Kind.NODE, "", note, "see `lbagent plan`")
 
 
 def _check_operator_line(document: Document, note: OperatorLineNote) -> Finding:
     """Return the finding for an operator's line in place of a managed one; `--adopt` handles lines above a marker."""
-    name = note.split(" ", maxsplit=1)[0].rstrip(":")
-    for proxy in document.proxies:
-        if f" {proxy}" not in note:
-            continue
-        for at, marker, matches in [
-            *((line.at, line.marker, line.name.lower() == name.lower()) for line in proxy.operator_servers),
-            *((one.at, len(proxy.markers), one.names(name)) for one in proxy.templates),
-        ]:
-            if matches:
-                text = f"{name} has your own server line in {proxy}; pauses and leaves of the node do not affect it"
-                severity = error if marker < len(proxy.markers) else warning
-                return severity(Kind.OPERATOR_LINE, document.locate(at), text, _ADOPT)
-    return warning(Kind.OPERATOR_LINE, "", note, _ADOPT)
+    above = (line.at for one in document.proxies for line in one.operator_servers if line.marker < len(one.markers))
+    severity = error if any(at == note.at for at in above) else warning
+    return severity(Kind.OPERATOR_LINE, _locate(document, note), note, _ADOPT)
+
+
+def _locate(document: Document, note: Note) -> str:
+    return "" if note.at is None else document.locate(note.at)
 
 
 def _find_duplicates(document: Document) -> Iterator[Finding]:
@@ -187,7 +173,7 @@ def _make_classic_marker_finding(document: Document, proxy: Proxy, marker: Marke
         fix = f"write {_format(pairs[0].middle)}"
     else:
         fix = f"add a section with {marker.middle} to a role, and write {_format(f'SECTION-{marker.middle}')}"
-    return error(Kind.MIGRATION, document.locate(marker.at), text, fix)
+    return error(Kind.MIGRATION, document.locate(marker.at), text, f"{fix}; {SEE_MIGRATION}")
 
 
 def _find_unmanaged_lines(document: Document, proxy: Proxy, number: int) -> Iterator[Finding]:
@@ -199,7 +185,7 @@ def _find_unmanaged_lines(document: Document, proxy: Proxy, number: int) -> Iter
             " pauses and leaves of these nodes do not affect them"
         )
         fix = "run `lbagent apply --adopt` after the nodes have joined, or keep them as your own"
-        yield warning(Kind.MIGRATION, document.locate(lines[0].at), text, fix)
+        yield warning(Kind.MIGRATION, document.locate(lines[0].at), text, f"{fix}; {SEE_MIGRATION}")
 
 
 def _list_middles(document: Document) -> set[str]:

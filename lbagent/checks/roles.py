@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from lbagent.checks.finding import Finding, Kind, error, ok, warning
+from lbagent.checks.finding import SEE_MIGRATION, Finding, Kind, error, ok, warning
 from lbagent.names import format_count
 from lbagent.roles.model import Role, Roles
 
@@ -86,7 +86,9 @@ def check_classic_content(content: bytes, path: str) -> Iterator[Finding]:
     if missing := [name for name in used if name not in known]:
         ports = ", ".join(f"{name}: {{port: {_USUAL_PORTS.get(name.lower(), 'PORT')}}}" for name in missing)
         text = "this is a role.yml of the classic handler.rb; it does not declare its services"
-        yield error(Kind.MIGRATION, path, text, f"add this line, with your ports: `services: {{{ports}}}`")
+        yield error(
+            Kind.MIGRATION, path, text, f"add this line, with your ports: `services: {{{ports}}}`; {SEE_MIGRATION}"
+        )
 
 
 def _list_services(role: Any) -> Iterator[str]:  # noqa: ANN401  # any YAML value
@@ -102,4 +104,4 @@ def check_classic_file(path: str) -> Iterator[Finding]:
     classic = os.path.join(os.path.dirname(path), "role.yml")
     if os.path.exists(classic):
         text = "lbagent does not read this file of the classic handler.rb"
-        yield error(Kind.MIGRATION, classic, text, f"copy it to {path}, and add a `services:` block")
+        yield error(Kind.MIGRATION, classic, text, f"copy it to {path}, and add a `services:` block; {SEE_MIGRATION}")

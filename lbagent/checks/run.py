@@ -20,7 +20,7 @@ from lbagent.haproxy import config_files
 from lbagent.haproxy.config_files import ConfigSnapshot
 from lbagent.haproxy.process import RunningHaproxy
 from lbagent.membership.model import Membership
-from lbagent.planning.preview import Preview, make_preview
+from lbagent.planning.plan import Preview, make_preview
 from lbagent.roles import cache, loader
 from lbagent.roles.model import HaproxySettings, Roles
 from lbagent.run.engine import Engine

@@ -18,7 +18,7 @@ from lbagent.membership.model import find_member, find_paused
 from lbagent.membership.storage import Damaged
 from lbagent.membership.updates import UNKNOWN_NODE
 from lbagent.names import NAME, canonical_address, make_printable
-from lbagent.planning import last_server
+from lbagent.planning import services as planning_services
 from lbagent.run.command import CommandEvent, is_confirmation, run_commands
 from lbagent.run.engine import Engine
 from lbagent.run.replies import format_open_sessions, list_host_names, parse_open_sessions
@@ -175,11 +175,11 @@ def _require_another_server(commands: Collection[Command], engine: Engine) -> No
         members = (find_member(membership.members, one.name, one.address) for one in commands)
         out = find_paused(membership)
         hosts = [list_host_names(one, membership) for one in members if one and one.name not in out]
-        now = last_server.Serving(document, config_files.query_server_states(document))
-        services = last_server.find_unserved(now, roles, membership, frozenset().union(*hosts), if_paused=True)
+        now = planning_services.ServingServers(document, config_files.query_server_states(document))
+        services = planning_services.find_unserved(now, roles, membership, frozenset().union(*hosts), if_paused=True)
         if services:
             names = ", ".join(one.name for one in commands)
-            words = f"{last_server.LAST_SERVER_WARNING}{last_server.join_words(services)} serves"
+            words = f"{planning_services.LAST_SERVER_WARNING}{planning_services.join_services(services)} serves"
             raise LastServer(f"{names}: {words}; resume another node first, or use --force")
 
 
@@ -316,7 +316,7 @@ class Rows:
         """Return the exit status: 0 where every row is a confirmation."""
         if not all(self._is_done(node) for node in self.nodes):
             return 1
-        last = {name for (_, name), words in self._answers.items() if last_server.LAST_SERVER_WARNING in words}
+        last = {name for (_, name), words in self._answers.items() if planning_services.LAST_SERVER_WARNING in words}
         if force or not last or self._cluster.myself in last:
             return 0
         # Another load balancer had fewer servers left: two operators at once, or its checks fail where those here pass.

@@ -1,4 +1,4 @@
-"""The verb `web`: the page of the pair. Its libraries are an extra, which is asked for only here."""
+"""The verb `web`: the page of the pair. Its libraries are an extra, which only this verb needs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DEFAULT_LISTEN = "127.0.0.1:8053"
 def web(
     listen: str, hosts: Sequence[str], users: str | None, prefix: str, peers: Sequence[str]
 ) -> Callable[[Settings, Log], int]:
-    """Return the verb that serves the page until it is told to end."""
+    """Return the verb that serves the page until SIGTERM or SIGINT."""
 
     def verb(_: Settings, log: Log) -> int:
         if missing := [name for name in LIBRARIES if find_spec(name) is None]:

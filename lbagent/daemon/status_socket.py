@@ -35,7 +35,7 @@ GROUP = "lbagent-web"
 _HISTORY = 200
 """Entries of history.jsonl in an object."""
 
-_SAME = 0.4
+_SAME = 0.3
 """Seconds for which an object is sent again instead of made anew."""
 
 _SEND = 2.0

@@ -32,28 +32,28 @@ PAUSED = "# lbagent paused "
 
 _NAMED = rf"(?:{NAME.pattern}|{NAME.pattern}\.{SERVICE.pattern})"
 _PORT = r"(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
-_OF_SERVER = rf"server[ \t]+{_NAMED}[ \t]+"
-SERVER_HEAD = re.compile(rf"{_OF_SERVER}{IPV4}:{_PORT}")
+_SERVER_NAME = rf"server[ \t]+{_NAMED}[ \t]+"
+SERVER_HEAD = re.compile(rf"{_SERVER_NAME}{IPV4}:{_PORT}")
 """Start of a managed line with an IPv4 address: `server NAME ADDRESS:PORT`."""
-_REST = rf"[ \t](?:[\t -\"$-~]*[ \t])?# lbagent (?:paused )?role={NAME.pattern}"
-_LINES_SERVER = re.compile(rf"{_OF_SERVER}{IPV4}:{_PORT}({_REST})")
-_SERVER_V6 = re.compile(rf"{_OF_SERVER}\[([0-9a-f:.]+)\]:{_PORT}({_REST})")
-_SHOWN = 1000
-_ROLE = re.compile(rf"# lbagent (?:paused )?role={NAME.pattern}")
+_SERVER_TAIL = rf"[ \t](?:[\t -\"$-~]*[ \t])?# lbagent (?:paused )?role={NAME.pattern}"
+_SERVER_V4 = re.compile(rf"{_SERVER_NAME}{IPV4}:{_PORT}({_SERVER_TAIL})")
+_SERVER_V6 = re.compile(rf"{_SERVER_NAME}\[([0-9a-f:.]+)\]:{_PORT}({_SERVER_TAIL})")
+_TEMPLATE_LIMIT = 1000
+_ROLE_COMMENT = re.compile(rf"# lbagent (?:paused )?role={NAME.pattern}")
 _NUMBER = re.compile("[0-9]{1,9}")
-_COMMENT = re.compile(r"#[ \t]*lbagent(?:[ \t]*$|[ \t]+(?:\w+[ \t]*=|role|paused)).*", re.IGNORECASE)
+_SIMILAR_COMMENT = re.compile(r"#[ \t]*lbagent(?:[ \t]*$|[ \t]+(?:\w+[ \t]*=|role|paused)).*", re.IGNORECASE)
 
 
 _HASHING = ("source", "uri", "url_param", "hdr", "rdp-cookie", "random", "hash")
-_OURS = "# lbagent "
-_NOBODYS = "\n"  # no line ends with it
-_SERVER = "server ", "server\t"
-_MARKER = "# additional-", "-server"
-_FIRST = re.compile(r"[!$-&(-\[\]-~]+(?=[ \t]|$)")
+_MANAGED_COMMENT = "# lbagent "
+_NO_TAIL = "\n"  # no line ends with it
+_SERVER_WORDS = "server ", "server\t"
+_MARKER_ENDS = "# additional-", "-server"
+_FIRST_WORD = re.compile(r"[!$-&(-\[\]-~]+(?=[ \t]|$)")
 """A first word without quotes, backslashes and `#`."""
 
-_KNOWN = SECTIONS | {"server", "server-template", "balance", "disabled", "enabled"}
-_NEARLY = re.compile(r"#+[ \t]*additional(?:[-_]|[ \t]+\S+[-_]server\b).*", re.IGNORECASE)
+_RELEVANT_WORDS = SECTIONS | {"server", "server-template", "balance", "disabled", "enabled"}
+_NEAR_MARKER = re.compile(r"#+[ \t]*additional(?:[-_]|[ \t]+\S+[-_]server\b).*", re.IGNORECASE)
 
 
 Key = tuple[str, str]
@@ -61,10 +61,10 @@ Key = tuple[str, str]
 
 Lines = Mapping[Key, str]
 
-ROSTER_NAME = re.compile("[A-Za-z0-9_.:-]+")
+RUNTIME_NAME = re.compile("[A-Za-z0-9_.:-]+")
 """Valid names of proxies and servers in HAProxy; others are never sent to the runtime API."""
 
-_ROSTER_OURS = " # lbagent "
+_COMMENT_START = " # lbagent "
 
 
 class Marker(NamedTuple):
@@ -146,7 +146,7 @@ class ServerTemplate(NamedTuple):
 
     def servers(self) -> Iterator[OperatorServer]:
         """Yield its servers as if each had a line of its own, at most the first 1001."""
-        for number in range(self.first, min(self.last, self.first + _SHOWN) + 1):
+        for number in range(self.first, min(self.last, self.first + _TEMPLATE_LIMIT) + 1):
             yield OperatorServer(self.at, 0, "", f"{self.prefix}{number}", self.endpoint, None)
 
 
@@ -158,7 +158,7 @@ class DamagedLine(NamedTuple):
     why: str
 
 
-_line: Callable[[tuple[int, int, str]], ManagedLine] = partial(tuple.__new__, ManagedLine)
+_make_managed_line: Callable[[tuple[int, int, str]], ManagedLine] = partial(tuple.__new__, ManagedLine)
 """Constructor of ManagedLine at half the cost, as a file may have ten thousand of them."""
 
 
@@ -216,7 +216,7 @@ class Document:
         """Comments that are almost markers."""
         self.damaged: list[DamagedLine] = []
         """Lines that look like managed ones, but are the operator's."""
-        self.conditional = False
+        self.is_conditional = False
         """Whether HAProxy may not read all lines in order: `.if`, `disabled`, variables."""
         self._digest: str | None = None
         self._environ = environ
@@ -235,14 +235,14 @@ class Document:
     @property
     def settings(self) -> list[list[str]]:
         """The words of each line of `global`, as the running HAProxy reads them."""
-        return self._effective.settings
+        return self._effective_config.settings
 
     def find_server(self, line: int) -> tuple[str | None, bool | None]:
         """Return the proxy of a `server` line, and whether HAProxy has that server.
 
         Either is None where only HAProxy can tell.
         """
-        return self._effective.find_server(line)
+        return self._effective_config.find_server(line)
 
     def reread(self, texts: Sequence[str]) -> Document:
         """Return a document of the same files with other texts."""
@@ -251,23 +251,23 @@ class Document:
 
     def find_proxies(self, name: str) -> list[Proxy]:
         """Return the proxies with servers that the running HAProxy calls `name`."""
-        if not self.conditional:
+        if not self.is_conditional:
             return [one for one in self.proxies if one.name == name and one.kind in SERVERS]
-        return [one for one in self.proxies if self._effective.find_server(one.start) == (name, True)]
+        return [one for one in self.proxies if self._effective_config.find_server(one.start) == (name, True)]
 
     def are_exclusive(self, one: int, other: int) -> bool:
         """Return whether HAProxy never reads both lines.
 
         They are in two branches of one `.if`, or one of them is in `.if 0`.
         """
-        if not self.conditional:
+        if not self.is_conditional:
             return False
         here, there = self._reader.find_place(one), self._reader.find_place(other)
         return are_exclusive(here.path, there.path) or (here.active is False) is not (there.active is False)
 
     def is_never_read(self, line: int) -> bool:
         """Return whether a line never makes a server, whatever the environment: in `.if 0`, in a disabled proxy."""
-        return self.conditional and self._by_itself.find_server(line)[1] is False
+        return self.is_conditional and self._config_without_environment.find_server(line)[1] is False
 
     def read_directives(self) -> Iterator[tuple[Directive, Section | None]]:
         """Yield every line that HAProxy may read, except `server` lines, with its section.
@@ -284,11 +284,11 @@ class Document:
                 yield one, reader.sections.get(one.place.section) if one.place.section is not None else None
 
     @cached_property
-    def _effective(self) -> EffectiveConfig:
-        return self._read_with(self._read_environment()) if self._open else self._by_itself
+    def _effective_config(self) -> EffectiveConfig:
+        return self._read_with(self._read_environment()) if self._open else self._config_without_environment
 
     @cached_property
-    def _by_itself(self) -> EffectiveConfig:
+    def _config_without_environment(self) -> EffectiveConfig:
         return self._read_with(Environment())
 
     def _read_with(self, environment: Environment) -> EffectiveConfig:
@@ -350,22 +350,22 @@ class Document:
         start = len(self.lines)
         self.lines += lines
         self._reader.begin_file(start)
-        proxy, tail = Proxy("", "", None), _NOBODYS
+        proxy, tail = Proxy("", "", None), _NO_TAIL
         managed, below = proxy.managed, 0
         for at, line in enumerate(lines, start):
             # Fast path: most lines of a large file are managed lines with the same end as the one above.
             text = line.strip(BLANK)
             if text.endswith(tail) and SERVER_HEAD.fullmatch(text, 0, len(text) - len(tail)):
-                managed.append(_line((at, below, text)))
+                managed.append(_make_managed_line((at, below, text)))
             elif text:
-                servers = proxy.kind in SERVERS and text.startswith(_SERVER)
-                if servers and _OURS in text and (found := find_managed_tail(text)):
-                    managed.append(_line((at, below, text)))
+                servers = proxy.kind in SERVERS and text.startswith(_SERVER_WORDS)
+                if servers and _MANAGED_COMMENT in text and (found := find_managed_tail(text)):
+                    managed.append(_make_managed_line((at, below, text)))
                     tail = found
                     continue
                 proxy = self._read_other(proxy, at, line, text)
                 managed, below = proxy.managed, len(proxy.markers)
-                tail = tail if proxy.kind in SERVERS else _NOBODYS
+                tail = tail if proxy.kind in SERVERS else _NO_TAIL
 
     def _read_other(self, proxy: Proxy, at: int, line: str, text: str) -> Proxy:
         """Read a line that is not a managed server; return the section of the next line."""
@@ -373,8 +373,8 @@ class Document:
             self._read_comment(proxy, at, line, text)
             return proxy
         # Most directives are irrelevant, which their first word shows.
-        first = _FIRST.match(text)
-        if first and text[0] != "." and proxy.kind != "global" and first.group() not in _KNOWN:
+        first = _FIRST_WORD.match(text)
+        if first and text[0] != "." and proxy.kind != "global" and first.group() not in _RELEVANT_WORDS:
             return proxy
         found = split_words(line, self._environment)
         if not found.words:
@@ -410,7 +410,9 @@ class Document:
         """Read a line after which HAProxy may be in another section, or skip lines."""
         self._skeleton.append(at)
         words, sure = found
-        self.conditional = self.conditional or words[0] not in SECTIONS or (not sure and "$" in "".join(words[:2]))
+        self.is_conditional = (
+            self.is_conditional or words[0] not in SECTIONS or (not sure and "$" in "".join(words[:2]))
+        )
         place = self._reader.read_line(at, found).place
         self._open = self._open or not sure or place.active is None
         if place.start == at and place.sections == (at,) and words[0] in SECTIONS:
@@ -435,8 +437,8 @@ class Document:
             else:
                 self._add_damaged(proxy, at, text, "")
         elif (
-            text.startswith(_MARKER[0])
-            and text.endswith(_MARKER[1])
+            text.startswith(_MARKER_ENDS[0])
+            and text.endswith(_MARKER_ENDS[1])
             and not re.search(r"\s", middle := _find_middle(text))
         ):
             if why := self._explain_misplaced(proxy):
@@ -445,7 +447,7 @@ class Document:
             # The marker may be the last line, without an ending; then the first line shows the ending of the file.
             ending = "\r" if line.endswith("\r") or self.lines[self._files[-1][0]].endswith("\r") else ""
             proxy.markers.append(Marker(at, middle, find_indentation(line), ending))
-        elif _NEARLY.fullmatch(text):
+        elif _NEAR_MARKER.fullmatch(text):
             self.near_markers.append(at)
 
     def _add_damaged(self, proxy: Proxy, at: int, text: str, why: str) -> None:
@@ -463,14 +465,14 @@ class Document:
         if not proxy.kind:
             return "it is in no section"
         others = {one.start: one for one in self.proxies}
-        there = [others[at] for at in self._reader.place.sections if at in others] if self.conditional else [proxy]
+        there = [others[at] for at in self._reader.place.sections if at in others] if self.is_conditional else [proxy]
         wrong = next((one for one in there or [proxy] if one.kind not in SERVERS), None)
         return f"it is in {wrong}, which cannot hold servers" if wrong else ""
 
 
 def find_managed_tail(text: str) -> str:
     """Return what follows ADDRESS:PORT in a valid managed `server` line, else an empty string."""
-    if found := _LINES_SERVER.fullmatch(text):
+    if found := _SERVER_V4.fullmatch(text):
         return found.group(1)
     found = _SERVER_V6.fullmatch(text)
     return found.group(2) if found and canonical_address(found.group(1)) == found.group(1) else ""
@@ -485,10 +487,10 @@ def is_paused_comment(text: str) -> bool:
 
 def explain_damage(text: str) -> str:
     """Return why a `server` line that looks like a managed one is not; empty if it does not look like one."""
-    comment = _COMMENT.search(text) if "lbagent" in text.lower() else None
+    comment = _SIMILAR_COMMENT.search(text) if "lbagent" in text.lower() else None
     if comment is None:
         return ""
-    if not _ROLE.fullmatch(comment.group()):
+    if not _ROLE_COMMENT.fullmatch(comment.group()):
         return "its comment is not `# lbagent role=ROLE`"
     return "it is not `server NAME IP-ADDRESS:PORT OPTIONS`"
 
@@ -528,7 +530,7 @@ def _normalize_endpoint(written: str) -> str:
 
 
 def _find_middle(text: str) -> str:
-    return text[len(_MARKER[0]) : -len(_MARKER[1])]
+    return text[len(_MARKER_ENDS[0]) : -len(_MARKER_ENDS[1])]
 
 
 def digest_lines(managed: Iterable[tuple[str, Sequence[str]]]) -> str:
@@ -551,7 +553,7 @@ def list_managed_servers(document: Document) -> Lines:
     """Return the managed servers that HAProxy certainly has, in proxies whose names are known."""
     found: dict[Key, str] = {}
     for proxy in document.proxies:
-        if document.conditional:
+        if document.is_conditional:
             there = ((document.find_server(line.at), line) for line in proxy.managed if not line.pauses)
             found |= {
                 (name, line.name): line.text for (name, has), line in there if has and name and _is_valid_name(name)
@@ -566,19 +568,19 @@ def list_uncertain_servers(document: Document) -> Lines:
     lines = (
         (proxy, line)
         for proxy in document.proxies
-        if document.conditional or not _is_valid_name(proxy.name)
+        if document.is_conditional or not _is_valid_name(proxy.name)
         for line in proxy.managed
         if not line.pauses
     )
     return {
         (proxy.name, line.name): line.text
         for proxy, line in lines
-        if not document.conditional or document.find_server(line.at)[1] is None
+        if not document.is_conditional or document.find_server(line.at)[1] is None
     }
 
 
 def _is_valid_name(name: str) -> bool:
-    return ROSTER_NAME.fullmatch(name) is not None
+    return RUNTIME_NAME.fullmatch(name) is not None
 
 
 def parse_change(text: str) -> tuple[Key, str]:
@@ -603,7 +605,7 @@ def is_paused_server(key: Key, paused: Container[Key]) -> bool:
 
 def predict_servers(document: Document, texts: Sequence[str], changed: tuple[Iterable[str], Iterable[str]]) -> Lines:
     """Return the managed servers after the files have changed to `texts`, by the plan's changes (added, removed)."""
-    if document.conditional:
+    if document.is_conditional:
         return list_managed_servers(document.reread(texts))
     added, removed = changed
     after = dict(list_managed_servers(document))
@@ -616,7 +618,7 @@ def predict_servers(document: Document, texts: Sequence[str], changed: tuple[Ite
 
 def split_server_line(line: str) -> tuple[str, int, list[str]]:
     """Return address, port and option words of a managed line; the port is 0 if it is not a number."""
-    _, _, endpoint, *options = [*line.partition(_ROSTER_OURS)[0].split(), "", ""]
+    _, _, endpoint, *options = [*line.partition(_COMMENT_START)[0].split(), "", ""]
     address, _, port = endpoint.rpartition(":")
     number = int(port) if port.isascii() and port.isdigit() else 0
     return address.strip("[]"), number, [word for word in options if word]

@@ -15,11 +15,13 @@ from lbagent.haproxy.reader import ANYWHERE, Directive
 from lbagent.haproxy.runtime.capabilities import CANCELS, CANCELS_PROXY_V2, IMPLIED_BY_CHECK, Capabilities
 from lbagent.names import canonical_address
 
-_DEEP = frozenset(("httpchk", "ssl-hello-chk", "smtpchk", "mysql-check", "pgsql-check", "redis-check", "ldap-check"))
-_DEEP |= {"tcp-check", "spop-check", "external-check"}
+_CHECK_OPTIONS = frozenset(
+    ("httpchk", "ssl-hello-chk", "smtpchk", "mysql-check", "pgsql-check", "redis-check", "ldap-check")
+)
+_CHECK_OPTIONS |= {"tcp-check", "spop-check", "external-check"}
 
 
-_PLAIN = re.compile(r"[A-Za-z0-9._:,/@%+=()-]+")
+_SAFE_WORD = re.compile(r"[A-Za-z0-9._:,/@%+=()-]+")
 """Words with the same meaning in haproxy.cfg and on the stats socket: no quotes, `;`, backslashes, variables."""
 
 _TIME = re.compile(r"([0-9]+)(us|ms|s|m|h|d|)")
@@ -38,9 +40,9 @@ class Inherited(NamedTuple):
     hash_type: tuple[str, ...] = ()
     cookie: tuple[str, ...] = ()
     mode: str = ""
-    deep: frozenset[str] = frozenset()
+    check_options: frozenset[str] = frozenset()
     """Options that make its checks more than a TCP connection."""
-    odd: str = ""
+    doubt: str = ""
     """Why the settings cannot be known; empty if they are."""
 
 
@@ -58,7 +60,7 @@ def find_inherited(document: Document) -> Mapping[int, Inherited]:
         if section is None:
             doubt = f"only HAProxy knows the section of {document.locate(directive.at)}"
             odd = odd or (doubt if ANYWHERE in directive.place.sections else "")
-            found |= {at: found[at]._replace(odd=doubt) for at in directive.place.sections if at in found}
+            found |= {at: found[at]._replace(doubt=doubt) for at in directive.place.sections if at in found}
             continue
         if directive.at == section.at:
             base = defaults.get(section.base, -1) if section.kind != "defaults" or section.base else -1
@@ -66,20 +68,20 @@ def find_inherited(document: Document) -> Mapping[int, Inherited]:
             if section.kind == "defaults":
                 defaults[section.name] = defaults[""] = section.at
             if directive.place.active is None or not directive.sure:
-                found[section.at] = found[section.at]._replace(odd=_explain_doubt(document, directive))
+                found[section.at] = found[section.at]._replace(doubt=_explain_doubt(document, directive))
             continue
         here = found.get(section.at, Inherited())
         there = _apply_directive(here, [*directive.words], late=directive.at > firsts.get(section.at, float("inf")))
         if (directive.place.active is None or not directive.sure) and (there is not here or "$" in directive.words[0]):
-            there = here._replace(odd=_explain_doubt(document, directive))
+            there = here._replace(doubt=_explain_doubt(document, directive))
         found[section.at] = there
     for at in defaults.values():
         found.pop(at, None)
-    return {at: one._replace(odd=odd) for at, one in found.items()} if odd else found
+    return {at: one._replace(doubt=odd) for at, one in found.items()} if odd else found
 
 
 def _explain_doubt(document: Document, directive: Directive) -> str:
-    return f"only HAProxy knows what {document.locate(directive.at)} comes to"
+    return f"only HAProxy knows the result of {document.locate(directive.at)}"
 
 
 def _find_first_server(proxy: Proxy) -> float:
@@ -91,7 +93,7 @@ def _apply_directive(what: Inherited, words: list[str], *, late: bool) -> Inheri
     changes: dict[str, Any] = {}
     match words:
         case ["default-server", *more] if late:
-            changes["odd"] = f"`default-server {' '.join(more)}` stands below a marker"
+            changes["doubt"] = f"`default-server {' '.join(more)}` is below a marker"
         case ["default-server", *more]:
             changes["default_server"] = (*what.default_server, *more)
         case ["hash-type", *more]:
@@ -100,10 +102,10 @@ def _apply_directive(what: Inherited, words: list[str], *, late: bool) -> Inheri
             changes["mode"] = mode
         case ["cookie", *more]:
             changes["cookie"] = tuple(more)
-        case ["option", name, *_] if name in _DEEP:
-            changes["deep"] = what.deep | {name}
+        case ["option", name, *_] if name in _CHECK_OPTIONS:
+            changes["check_options"] = what.check_options | {name}
         case ["no", "option", name, *_]:
-            changes["deep"] = what.deep - {name}
+            changes["check_options"] = what.check_options - {name}
         case _:
             return what
     return what._replace(**changes)
@@ -122,7 +124,7 @@ def resolve_keywords(words: Iterable[str], capabilities: Capabilities) -> Keywor
             found[word] = ""  # checks do not inherit it either
         elif word in CANCELS:
             if word == "no-send-proxy-v2" and CANCELS_PROXY_V2 & found.keys():
-                raise NeedsReload(f"`{word}` takes back a part of other keywords")
+                raise NeedsReload(f"`{word}` cancels a part of other keywords")
             found.pop(CANCELS[word], None)
         elif word in capabilities.flags or word == "disabled":
             if word == "check-ssl":
@@ -130,7 +132,7 @@ def resolve_keywords(words: Iterable[str], capabilities: Capabilities) -> Keywor
             found[word] = ""
         elif word in capabilities.values or word in capabilities.additive:
             value = next(left, "")
-            if not _PLAIN.fullmatch(value):
+            if not _SAFE_WORD.fullmatch(value):
                 raise NeedsReload(f"`{word} {value}` contains characters that the stats socket reads differently")
             found[word] = f"{found[word]}\n{value}" if word in capabilities.additive and word in found else value
         else:

@@ -93,7 +93,7 @@ class Haproxy:
         """
         return self._running is not None and self._running.has_read_since(changed, size)
 
-    def take_over(self, changed: Collection[Key] = ()) -> Worker | None:
+    def reload(self, changed: Collection[Key] = ()) -> Worker | None:
         """Reload HAProxy and return the new worker; None if HAProxy does not run.
 
         Servers that were DOWN start DOWN in the new worker, except those in `changed`, whose lines have changed. Raises

@@ -15,7 +15,7 @@ from lbagent.system.processes import Process
 _WITH_VALUE = frozenset(("-C", "-L", "-N", "-S", "-f", "-m", "-n", "-p", "-x"))
 """Options of haproxy that take a value (management manual, section 3)."""
 
-_PARSING = 2.0
+_PARSING_TIME = 2.0
 """Seconds between a worker's fork and its read of the file; one more per MB."""
 
 
@@ -52,7 +52,7 @@ class RunningHaproxy(NamedTuple):
 
     def has_read_since(self, changed: float, size: int) -> bool:
         """Return whether the worker certainly read a file of `size` bytes after `changed` (epoch seconds)."""
-        return self.worker.start_time > changed + _PARSING + size / 1e6
+        return self.worker.start_time > changed + _PARSING_TIME + size / 1e6
 
 
 def find_haproxy(
@@ -73,10 +73,10 @@ def find_haproxy(
     for root in roots:
         workers = [one for one in candidates if one.parent == root.pid]
         is_master = bool(workers) or declared or bool({"-W", "-Ws"} & set(root.argv))
-        found.append(RunningHaproxy(root, _find_serving(workers) or root, is_master, max(len(workers) - 1, 0)))
+        found.append(RunningHaproxy(root, _find_serving_process(workers) or root, is_master, max(len(workers) - 1, 0)))
     if len(found) <= 1:
         return next(iter(found), None)
-    chosen = _choose(found, settings)
+    chosen = _choose_by_witnesses(found, settings)
     return chosen if chosen.is_master else chosen._replace(old=sum(not one.is_master for one in found) - 1)
 
 
@@ -151,7 +151,7 @@ def _list_given_files(process: Process) -> list[str]:
     return [] if is_check_only(argv) else [os.path.join(base, name) for name in list_config_files(argv)]
 
 
-def _find_serving(workers: Sequence[Process]) -> Process | None:
+def _find_serving_process(workers: Sequence[Process]) -> Process | None:
     """Return the newest serving process, else the newest starting one."""
     newest = sorted(workers, key=lambda one: (one.started, one.pid), reverse=True)
     return next((one for one in newest if is_up(one)), newest[0] if newest else None)
@@ -182,11 +182,11 @@ def _refresh(known: RunningHaproxy, config: Sequence[str]) -> RunningHaproxy | N
         return None
     found = [one for pid in processes.find_children(main.pid) if (one := processes.read_process(pid)) is not None]
     workers = [one for one in found if one.alive and one.program.startswith("haproxy")]
-    serving = _find_serving(workers)
+    serving = _find_serving_process(workers)
     return serving and RunningHaproxy(main, serving, is_master=True, old=len(workers) - 1)
 
 
-def _choose(found: list[RunningHaproxy], settings: Sequence[Sequence[str]]) -> RunningHaproxy:
+def _choose_by_witnesses(found: list[RunningHaproxy], settings: Sequence[Sequence[str]]) -> RunningHaproxy:
     for pid in _list_witness_pids(found, settings):
         for one in found:
             if pid in (one.main.pid, one.worker.pid):
@@ -198,7 +198,7 @@ def _choose(found: list[RunningHaproxy], settings: Sequence[Sequence[str]]) -> R
     if masters:
         return masters[0]
     # Without a master, old processes remain until their last connection ends.
-    newest = _find_serving([one.main for one in found])
+    newest = _find_serving_process([one.main for one in found])
     return next(one for one in found if one.main is newest)
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from lbagent.haproxy.words import COMMANDS, Environment, Words, split_words
 
 Truth = bool | None
-"""None where only the running HAProxy can tell."""
+"""None where only the running HAProxy can decide."""
 
 Defined = Callable[[str], Truth]
 """Returns whether an environment variable is set; None where that is unknown."""
@@ -48,13 +48,13 @@ class Place(NamedTuple):
     sections: tuple[int, ...] = (NOWHERE,)
     """Line numbers of the possible sections, the last one in the text last; one if it is certain."""
     active: bool | None = True
-    """Whether HAProxy reads these lines; None where only HAProxy can tell."""
+    """Whether HAProxy reads these lines; None where only HAProxy can decide."""
     path: Path = ()
     """The surrounding branches of `.if`."""
 
     @property
     def section(self) -> int | None:
-        """Line number of the section; None where only HAProxy can tell."""
+        """Line number of the section; None where only HAProxy can decide."""
         return self.sections[0] if len(self.sections) == 1 else None
 
 
@@ -207,7 +207,7 @@ class EffectiveConfig:
     def find_server(self, line: int) -> tuple[str | None, bool | None]:
         """Return the proxy of the `server` line at `line`, and whether HAProxy has that server.
 
-        Either is None where only HAProxy can tell.
+        Either is None where only HAProxy can decide.
         """
         place = self._reader.find_place(line)
         if place.active is False:
@@ -235,7 +235,7 @@ class Level:
     __slots__ = ("_outer", "_taken", "active", "branch", "number")
 
     def __init__(self, number: int, outer: Truth, value: Truth) -> None:
-        """`outer` says whether HAProxy reads the surrounding lines, `value` is the value of the condition."""
+        """`outer`: whether HAProxy reads the surrounding lines. `value`: the value of the condition."""
         self.number, self.branch, self._outer = number, 0, outer
         self._taken: Truth = value
         """Whether HAProxy has read one of the branches so far."""
@@ -262,7 +262,7 @@ def _and(one: Truth, other: Truth) -> Truth:
 
 
 def evaluate_condition(expression: str, defined: Defined) -> Truth:
-    """Evaluate the expression of an `.if` line; None where only HAProxy can tell."""
+    """Evaluate the expression of an `.if` line; None where only HAProxy can decide."""
     try:
         return _Expression(expression, defined).evaluate()
     except _Unclear:

@@ -13,13 +13,13 @@ from lbagent.names import NAME, SERVICE, canonical_address
 
 _safe_options: set[str] = {""}
 
-OURS = " # lbagent role="
+ROLE_COMMENT = " # lbagent role="
 """Comment that marks a managed `server` line; the name of the role follows."""
 
-PAUSED_OURS = " # lbagent paused role="
+PAUSED_ROLE_COMMENT = " # lbagent paused role="
 """The same for a paused node that drains."""
 
-_DRAIN = f" weight 0{PAUSED_OURS}"
+_DRAIN = f" weight 0{PAUSED_ROLE_COMMENT}"
 
 LARGEST_ID = 1 << 20
 """HAProxy's consistent hash uses ids modulo 2^20 (lb_chash.c: puid * 4096 in 32 bits)."""
@@ -61,7 +61,7 @@ class Server:
     @property
     def line(self) -> str:
         """The managed line, without indentation and line ending."""
-        return f"server {self.name} {self.endpoint}{format_tail(self.options, self.role, self.id)}"
+        return format_server_line(self.name, self.endpoint, self.options, self.role, self.id)
 
 
 def _is_service_name(name: str) -> bool:
@@ -77,7 +77,7 @@ def format_paused_line(node: str, address: str, role: str) -> str:
 
 def is_drained(text: str) -> bool:
     """Return whether this is the managed line of a paused node that drains."""
-    return PAUSED_OURS in text and not text.startswith("#")
+    return PAUSED_ROLE_COMMENT in text and not text.startswith("#")
 
 
 def drain_line(text: str) -> str:
@@ -85,20 +85,20 @@ def drain_line(text: str) -> str:
     if is_drained(text):
         return text
     # HAProxy uses the last `weight` of a line.
-    head, _, role = text.rpartition(OURS)
+    head, _, role = text.rpartition(ROLE_COMMENT)
     return f"{head}{_DRAIN}{role}"
 
 
 def undrain_line(text: str) -> str:
     """Return the managed line of a server after its node is resumed."""
-    head, _, role = text.rpartition(PAUSED_OURS)
-    return f"{head.removesuffix(' weight 0')}{OURS}{role}" if head else text
+    head, _, role = text.rpartition(PAUSED_ROLE_COMMENT)
+    return f"{head.removesuffix(' weight 0')}{ROLE_COMMENT}{role}" if head else text
 
 
-def format_tail(options: str, role: str, id: int | None = None) -> str:  # noqa: A002  # HAProxy's keyword
-    """Return the part of the line after the address. It is not validated."""
+def format_server_line(name: str, endpoint: str, options: str, role: str, id: int | None = None) -> str:  # noqa: A002  # HAProxy's keyword
+    """Return the managed line with these fields. They are not validated: to be written, it needs `Server`."""
     number = f" id {id}" if id else ""
-    return f"{' ' if options else ''}{options}{number}{OURS}{role}"
+    return f"server {name} {endpoint}{' ' if options else ''}{options}{number}{ROLE_COMMENT}{role}"
 
 
 def format_endpoint(address: str, port: int | str) -> str:

@@ -13,14 +13,14 @@ from lbagent.system import subprocess, untrusted_files
 from lbagent.system.subprocess import ProgramResult
 
 _WITHOUT_CA = os.path.join(os.path.dirname(__file__), "without-ca.cfg")
-_PLAIN = (b"httpclient", b"HAPROXY_CFGFILES")
+_PLAIN_RUN_WORDS = (b"httpclient", b"HAPROXY_CFGFILES")
 """Words that make a text depend on being loaded alone."""
 
 _SUMMARY = re.compile(r"Error\(s\) found in configuration|Fatal errors found in configuration|\[\S+\(\)\]")
 """An alert that only summarises; the brackets contain the HAProxy function that gives up."""
 
-_PLACE = "parsing ["
-_WARNINGS = 3
+_PARSING_WORDS = "parsing ["
+_WARNINGS_LIMIT = 3
 
 _QUOTES = b"\"'\\"
 """Characters that may be inside a word without being part of it."""
@@ -36,7 +36,7 @@ def check_files(paths: Sequence[str], timeout: float, running: RunningHaproxy | 
         contents = [_read_unquoted(path) for path in paths]
         # Up to 3.0, `program` is rejected without a master.
         mode = ["-W"] if running and running.is_master and any(b"program" in content for content in contents) else []
-        if not any(word in content for content in contents for word in _PLAIN):
+        if not any(word in content for content in contents for word in _PLAIN_RUN_WORDS):
             quick = _run_check(mode, [_WITHOUT_CA, *paths], timeout, running)
             if quick.succeeded or quick.status is None:  # no time left for a second run
                 return quick
@@ -55,8 +55,8 @@ def find_alert(output: str) -> str:
     reasons = [words for words in alerts if not _SUMMARY.match(words)]
     if alerts and not reasons:
         # HAProxy 3.1 and later print some reasons as a warning.
-        warnings = [words for kind, words in found if kind == "WARNI" and _PLACE in words]
-        reasons = ["; ".join(warnings[:_WARNINGS])] if warnings else alerts
+        warnings = [words for kind, words in found if kind == "WARNI" and _PARSING_WORDS in words]
+        reasons = ["; ".join(warnings[:_WARNINGS_LIMIT])] if warnings else alerts
     return brief(reasons[0]) if reasons else ""
 
 
@@ -65,7 +65,7 @@ def find_reason(output: str) -> str:
     if found := find_alert(output):
         return found
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    return brief(lines[-1]) if lines else "without a word"
+    return brief(lines[-1]) if lines else "no output"
 
 
 def _parse_complaint(line: str) -> tuple[str, str]:

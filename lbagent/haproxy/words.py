@@ -14,7 +14,7 @@ from typing import NamedTuple
 UNKNOWN = object()
 """The value of a variable when nothing is known about it."""
 
-_OWN = ("HAPROXY_", ".")
+_OWN_PREFIXES = ("HAPROXY_", ".")
 """Prefixes of variables that HAProxy sets itself, by its version and the way it was started."""
 
 COMMANDS = frozenset(("setenv", "presetenv", "unsetenv", "resetenv"))
@@ -33,7 +33,7 @@ class Environment:
         """Return the value of a variable, None if it is not set, or UNKNOWN."""
         if name in self._known:
             return self._known[name]
-        return None if self._complete and not name.startswith(_OWN) else UNKNOWN
+        return None if self._complete and not name.startswith(_OWN_PREFIXES) else UNKNOWN
 
     def is_defined(self, name: str) -> bool | None:
         """Return whether a variable is set; None where that is unknown."""
@@ -73,7 +73,7 @@ _BLANKS = " \t\v\f"
 _VARIABLE = re.compile(r"\$(\{?)(\.?[A-Za-z_]?[A-Za-z0-9_]*)")
 _HEX = re.compile(r"[0-9A-Fa-f]{2}")
 _ESCAPED = {" ": " ", "\\": "\\", "t": "\t", "n": "\n", "r": "\r", "#": "#", "'": "'", '"': '"', "$": "$"}
-_EVERY = "[*]"
+_ALL_WORDS = "[*]"
 
 
 class Words(NamedTuple):
@@ -163,9 +163,9 @@ class _Splitter:
             raise _Malformed
         brace, name = found.groups()
         self._at = found.end()
-        every = bool(brace) and self._line.startswith(_EVERY, self._at)
+        every = bool(brace) and self._line.startswith(_ALL_WORDS, self._at)
         if every:
-            self._at += len(_EVERY)
+            self._at += len(_ALL_WORDS)
         value = self._environment.find_value(name)
         if brace:
             value = self._read_braces(value)

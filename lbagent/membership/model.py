@@ -23,7 +23,7 @@ QUARANTINE_LENGTH = 600
 """Seconds after which a line that HAProxy refused is tried again."""
 
 REMOVALS_WINDOW = 3600
-"""Seconds for which the safety guard counts a removal that nobody asked for."""
+"""Seconds for which the safety guard counts a removal that was not requested."""
 
 ALIVE, FAILED, LEFT, UNKNOWN = "alive", "failed", "left", "unknown"
 LOST = "lost"
@@ -58,7 +58,7 @@ class Quarantine(NamedTuple):
 
 
 LEGACY_DIGEST = "told"
-"""Digest of a command received from a load balancer of an older version, which sends no digests."""
+"""In place of the digest of a command received from a load balancer of an older version, which sends no digests."""
 
 
 class PauseCommand(NamedTuple):
@@ -80,7 +80,7 @@ class PauseCommand(NamedTuple):
     """Time of the arrival in epoch seconds."""
 
 
-class LastCommand(NamedTuple):
+class LastCommands(NamedTuple):
     """The last commands of one node on one clock. A command with a lower LTime is a replay."""
 
     ltime: int
@@ -100,8 +100,8 @@ class Member(NamedTuple):
     changed: int
     """Time of the last change of the status, in epoch seconds."""
     pause: Pause | None = None
-    """The pause in effect. It follows from `heard`; where that is empty, the pause is known from haproxy.cfg only."""
-    heard: Mapping[str, LastCommand] = MappingProxyType({})
+    """The pause in effect. It follows from `last_commands`; without any, it is known from haproxy.cfg only."""
+    last_commands: Mapping[str, LastCommands] = MappingProxyType({})
     """The last commands, by clock. They are kept after a pause has ended, so that a replay cannot revive it."""
     quarantine: Quarantine | None = None
     elsewhere: tuple[str, ...] = ()
@@ -321,5 +321,10 @@ def find_member(members: Members, name: str, address: str | None) -> Member | No
 
 def _is_special(member: Member) -> bool:
     return bool(
-        member.tags is None or member.tags or member.pause or member.heard or member.quarantine or member.elsewhere
+        member.tags is None
+        or member.tags
+        or member.pause
+        or member.last_commands
+        or member.quarantine
+        or member.elsewhere
     )

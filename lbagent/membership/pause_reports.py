@@ -19,7 +19,7 @@ from lbagent.membership.model import (
     LEFT,
     LEGACY_DIGEST,
     UNKNOWN,
-    LastCommand,
+    LastCommands,
     Member,
     Membership,
     Pause,
@@ -53,7 +53,7 @@ class PauseReport(NamedTuple):
     seen: bool
     """Whether the node has ever been a member: otherwise its name is known from a command only."""
     addresses: tuple[str, ...]
-    heard: CommandsByClock
+    last_commands: CommandsByClock
     rebuilt_pause: Pause | None = None
     """A pause that is known from haproxy.cfg only; None where commands are known."""
 
@@ -110,8 +110,8 @@ def parse_page(payload: str) -> Page | None:
     if len(words) < 2 or not words[0].startswith("pauses=") or words[1] not in ("more=0", "more=1"):  # noqa: PLR2004
         return None
     version = VERSION if words[2:3] == [f"v={VERSION}"] else 1
-    read_word, rest = (_parse_report, words[4:]) if version == VERSION else (_parse_old_report, words[2:])
-    found = (read_word(text.split(",")) for text in rest)
+    parse_report, rest = (_parse_report, words[4:]) if version == VERSION else (_parse_old_report, words[2:])
+    found = (parse_report(text.split(",")) for text in rest)
     known = tuple(report for report in found if report)
     is_whole = version == VERSION and words[3:4] == ["whole=1"]
     return Page(words[0].removeprefix("pauses="), words[1] == "more=1", known, version, is_whole)
@@ -137,7 +137,7 @@ def drop_rebuilt_pauses(membership: Membership) -> Membership:
 
 
 def _has_rebuilt_pause(member: Member) -> bool:
-    return member.pause is not None and not member.heard
+    return member.pause is not None and not member.last_commands
 
 
 def merge_reports(
@@ -166,11 +166,11 @@ def merge_reports(
 
 
 def _restart_clocks(report: PauseReport, clocks: Mapping[str, int]) -> PauseReport:
-    known = report.heard
+    known = report.last_commands
     for clock, ltime in clocks.items():
         if clock in known and known[clock].ltime > ltime:
             known = pauses.restart_clock(known, clock)
-    return report._replace(heard=known)
+    return report._replace(last_commands=known)
 
 
 def _merge_report(draft: MembershipDraft, report: PauseReport, by: str, now: int) -> None:
@@ -182,19 +182,19 @@ def _merge_report(draft: MembershipDraft, report: PauseReport, by: str, now: int
         known = _add_missing_node(draft, report, known, by, now)
     if known is None:
         return
-    if not (known.present or known.heard or known.pause):
+    if not (known.present or known.last_commands or known.pause):
         # The node is gone. Only its addresses at the commands count, so that all load balancers pause the same hosts.
         known = known._replace(address=next(iter(report.addresses), ""), elsewhere=())
-    base = report.rebuilt_pause and report.rebuilt_pause._replace(by=f"reported by {by}")
+    rebuilt = report.rebuilt_pause and report.rebuilt_pause._replace(by=f"reported by {by}")
     address = known.address or (report.addresses[0] if report.addresses else "")
     reported_addresses = report.addresses if report.name == known.name and not known.present else ()
     elsewhere = pauses.merge_addresses(known.elsewhere, reported_addresses)
-    heard = pauses.fill_addresses(pauses.merge_commands(known.heard, report.heard), address)
+    commands = pauses.fill_addresses(pauses.merge_commands(known.last_commands, report.last_commands), address)
     member = known._replace(
         address=address,
         elsewhere=() if set(elsewhere) <= {address} else elsewhere,
-        heard=heard,
-        pause=known.pause or (None if heard else base),
+        last_commands=commands,
+        pause=known.pause or (None if commands else rebuilt),
     )
     member = pauses.update_pause(member, now, f"reported by {by}")
     draft.members.put(member)
@@ -208,19 +208,21 @@ def _add_missing_node(
     draft: MembershipDraft, report: PauseReport, known: Member | None, by: str, now: int
 ) -> Member | None:
     """Add a node that is not known here yet, as one that is not present; None where it cannot be remembered."""
-    runs = _is_paused(report, now)
-    last = pauses.find_last_activity(report.heard, now) or (report.rebuilt_pause.since if report.rebuilt_pause else 0)
+    is_paused = _is_paused(report, now)
+    last = pauses.find_last_activity(report.last_commands, now) or (
+        report.rebuilt_pause.since if report.rebuilt_pause else 0
+    )
     address = report.addresses[0] if report.addresses else ""
-    if report.seen and (runs or last + FORGET_AFTER > now):
-        heard = known.heard if known else {}
+    if report.seen and (is_paused or last + FORGET_AFTER > now):
+        commands = known.last_commands if known else {}
         draft.take_unknown(report.name, "")
-        member = Member(report.name, address, "", None, LEFT, now if runs else min(last, now), None, heard)
+        member = Member(report.name, address, "", None, LEFT, now if is_paused else min(last, now), None, commands)
         return member if draft.add_member(member) else None
     if known:
         return known
-    if last + FORGET_AFTER <= now or draft.is_full_of_unknown(paused=runs):
+    if last + FORGET_AFTER <= now or draft.is_full_of_unknown(paused=is_paused):
         return None
-    if runs:
+    if is_paused:
         draft.causes.append(f"sync: {report.name} (unknown node) is paused on {by}")
     member = Member(report.name, address, "", None, UNKNOWN, min(last, now))
     draft.remember_unknown(member)
@@ -235,20 +237,22 @@ def _list_reports(membership: Membership, now: int) -> list[PauseReport]:
     found = []
     for member in as_table(membership.members).special.values():
         paused = member.pause is not None and (member.pause.until is None or member.pause.until > now)
-        last = pauses.find_last_activity(member.heard, now)
-        if paused or (member.heard and (member.present or last + FORGET_AFTER > now)):
-            base = None if member.heard else member.pause
+        last = pauses.find_last_activity(member.last_commands, now)
+        if paused or (member.last_commands and (member.present or last + FORGET_AFTER > now)):
+            rebuilt = None if member.last_commands else member.pause
             addresses = pauses.merge_addresses([member.address], member.elsewhere)
-            found.append(PauseReport(member.name, member.status != UNKNOWN, addresses, member.heard, base))
+            found.append(PauseReport(member.name, member.status != UNKNOWN, addresses, member.last_commands, rebuilt))
     return sorted(found, key=lambda report: report.name)
 
 
 def _drop_arrival_times(report: PauseReport) -> PauseReport:
     known = {
-        clock: heard._replace(commands=tuple(command._replace(at=0) for command in heard.commands))
-        for clock, heard in report.heard.items()
+        clock: last._replace(commands=tuple(command._replace(at=0) for command in last.commands))
+        for clock, last in report.last_commands.items()
     }
-    return report._replace(heard=known, rebuilt_pause=report.rebuilt_pause and report.rebuilt_pause._replace(since=0))
+    return report._replace(
+        last_commands=known, rebuilt_pause=report.rebuilt_pause and report.rebuilt_pause._replace(since=0)
+    )
 
 
 # A report as text: NAME,FLAGS,ADDRESSES[,CLOCK/LTIME/COMMAND|COMMAND…]…
@@ -264,16 +268,18 @@ def _format_report(report: PauseReport, room: int) -> str:
             f":{report.rebuilt_pause.until}" if report.rebuilt_pause.until is not None else ""
         )
     for most in range(COMMANDS_LIMIT, 0, -1):
-        clocks = [_format_clock(clock, heard, most, report.addresses) for clock, heard in sorted(report.heard.items())]
+        clocks = [
+            _format_clock(clock, last, most, report.addresses) for clock, last in sorted(report.last_commands.items())
+        ]
         text = ",".join([report.name, flags, "+".join(report.addresses), *clocks])
         if len(text) <= room:
             return text
     return f"{report.name},{flags},"  # more clocks than any cluster has
 
 
-def _format_clock(clock: str, heard: LastCommand, most: int, addresses: tuple[str, ...]) -> str:
-    kept = sorted(heard.commands, key=lambda command: (not command.pauses, command.digest))[:most]
-    return f"{clock}/{heard.ltime}/" + "|".join(_format_command(command, addresses) for command in sorted(kept))
+def _format_clock(clock: str, last: LastCommands, most: int, addresses: tuple[str, ...]) -> str:
+    kept = sorted(last.commands, key=lambda command: (not command.pauses, command.digest))[:most]
+    return f"{clock}/{last.ltime}/" + "|".join(_format_command(command, addresses) for command in sorted(kept))
 
 
 def _format_command(command: PauseCommand, addresses: tuple[str, ...]) -> str:
@@ -289,33 +295,33 @@ def _parse_report(fields: list[str]) -> PauseReport | None:
         addresses = tuple(_parse_address(text) for text in listed.split("+")) if listed else ()
         if not NAME.fullmatch(name) or flags[:1] not in ("s", "u") or len(clocks) > _CLOCKS_LIMIT:
             return None
-        heard = dict(_parse_clock(text.split("/"), addresses) for text in clocks)
-        base = _parse_pause(flags[1:]) if flags[1:] and not heard else None
-        return PauseReport(name, flags[0] == "s", pauses.merge_addresses(addresses, ()), heard, base)
+        commands = dict(_parse_clock(text.split("/"), addresses) for text in clocks)
+        rebuilt = _parse_pause(flags[1:]) if flags[1:] and not commands else None
+        return PauseReport(name, flags[0] == "s", pauses.merge_addresses(addresses, ()), commands, rebuilt)
     except ValueError:
         return None
 
 
-def _parse_clock(parts: list[str], addresses: tuple[str, ...]) -> tuple[str, LastCommand]:
+def _parse_clock(parts: list[str], addresses: tuple[str, ...]) -> tuple[str, LastCommands]:
     clock, ltime, command = parts
     commands = [_parse_command(text.split(";"), addresses) for text in command.split("|")]
     if len({one.digest for one in commands}) != len(commands) or len(commands) > COMMANDS_LIMIT:
         raise ValueError(command)
-    return _parse_clock_name(clock), LastCommand(_parse_number(ltime, _LTIME_DIGITS), tuple(sorted(commands)))
+    return _parse_clock_name(clock), LastCommands(_parse_number(ltime, _LTIME_DIGITS), tuple(sorted(commands)))
 
 
 def _parse_command(parts: list[str], addresses: tuple[str, ...]) -> PauseCommand:
-    said_digest, state, at, address, heard = parts
-    if said_digest != LEGACY_DIGEST and not (len(said_digest) == 8 and set(said_digest) <= _HEX):  # noqa: PLR2004  # CRC-32
-        raise ValueError(said_digest)
+    digest, state, at, address, listed_after = parts
+    if digest != LEGACY_DIGEST and not (len(digest) == 8 and set(digest) <= _HEX):  # noqa: PLR2004  # CRC-32
+        raise ValueError(digest)
     if state[:1] not in ("p", "r") or (state[0] == "r" and state != "r"):
         raise ValueError(state)
     until = _parse_number(state[1:], _TIME_DIGITS) if state[1:] else None
-    pairs = [pair.partition("=") for pair in heard.split("+")] if heard else []
+    pairs = [pair.partition("=") for pair in listed_after.split("+")] if listed_after else []
     after = {_parse_clock_name(clock): _parse_number(ltime, _LTIME_DIGITS) for clock, _, ltime in pairs}
     where = addresses[0] if address == _SAME and addresses else _parse_address(address) if address else ""
     return PauseCommand(
-        said_digest, state[0] == "p", until, tuple(sorted(after.items())), where, _parse_number(at, _TIME_DIGITS)
+        digest, state[0] == "p", until, tuple(sorted(after.items())), where, _parse_number(at, _TIME_DIGITS)
     )
 
 
@@ -349,20 +355,20 @@ def _parse_number(text: str, digits: int) -> int:
 
 
 def _is_paused(report: PauseReport, now: int) -> bool:
-    if report.heard:
-        lasting = pauses.find_requested_pause(report.heard)
-        return lasting is not None and lasting.is_active(now)
+    if report.last_commands:
+        requested = pauses.find_requested_pause(report.last_commands)
+        return requested is not None and requested.is_active(now)
     return report.rebuilt_pause is not None and (report.rebuilt_pause.until is None or report.rebuilt_pause.until > now)
 
 
 def _list_ltimes(report: PauseReport) -> tuple[int, ...]:
-    return tuple(report.heard[clock].ltime if clock in report.heard else 0 for clock in (USER, QUERY))
+    return tuple(report.last_commands[clock].ltime if clock in report.last_commands else 0 for clock in (USER, QUERY))
 
 
 def _format_old_report(report: PauseReport, now: int) -> str:
-    lasting = pauses.find_requested_pause(report.heard) if _is_paused(report, now) else None
-    since = lasting.since if lasting else report.rebuilt_pause.since if report.rebuilt_pause else 0
-    until = lasting.until if lasting else report.rebuilt_pause.until if report.rebuilt_pause else None
+    requested = pauses.find_requested_pause(report.last_commands) if _is_paused(report, now) else None
+    since = requested.since if requested else report.rebuilt_pause.since if report.rebuilt_pause else 0
+    until = requested.until if requested else report.rebuilt_pause.until if report.rebuilt_pause else None
     state = "p" if _is_paused(report, now) else "r"
     return ",".join((report.name, state, *map(str, _list_ltimes(report)), str(since), str(until or "")))
 
@@ -377,13 +383,15 @@ def _parse_old_report(fields: list[str]) -> PauseReport | None:
     except ValueError:
         return None
     address, paused = canonical_address(name), _OLD_STATES[state]
-    base = Pause(began, "", "", end) if paused and not any(ltimes.values()) else None
-    heard = dict(_build_old_commands(ltimes, PauseCommand(LEGACY_DIGEST, paused, end if paused else None, at=began)))
-    return PauseReport(name, seen=False, addresses=(address,) if address else (), heard=heard, rebuilt_pause=base)
+    rebuilt = Pause(began, "", "", end) if paused and not any(ltimes.values()) else None
+    commands = dict(_build_old_commands(ltimes, PauseCommand(LEGACY_DIGEST, paused, end if paused else None, at=began)))
+    return PauseReport(
+        name, seen=False, addresses=(address,) if address else (), last_commands=commands, rebuilt_pause=rebuilt
+    )
 
 
-def _build_old_commands(ltimes: Mapping[str, int], command: PauseCommand) -> Iterator[tuple[str, LastCommand]]:
+def _build_old_commands(ltimes: Mapping[str, int], command: PauseCommand) -> Iterator[tuple[str, LastCommands]]:
     for clock, ltime in ltimes.items():
         if ltime:
             after = tuple((other, lt) for other, lt in ltimes.items() if other != clock and lt)
-            yield clock, LastCommand(ltime, (command._replace(after=after),))
+            yield clock, LastCommands(ltime, (command._replace(after=after),))

@@ -12,7 +12,7 @@ LTimes, so an LTime can be compared only with LTimes of the same clock.
 3. A cluster that is started anew counts from 1 again. Its commands overrule all commands of the earlier cluster, whose
    clocks get another name (`@user`, `@query`).
 
-For each node and clock, the commands with the highest LTime are kept (`LastCommand`), also after a pause has ended: a
+For each node and clock, the commands with the highest LTime are kept (`LastCommands`), also after a pause has ended: a
 replay cannot revive it. Merging the knowledge of two load balancers gives the same result in any order and any number
 of times, so both agree after each has asked the other.
 
@@ -35,7 +35,7 @@ from typing import NamedTuple
 
 from lbagent.membership.model import (
     LEGACY_DIGEST,
-    LastCommand,
+    LastCommands,
     Member,
     Membership,
     Pause,
@@ -50,7 +50,7 @@ COMMANDS_LIMIT = 8
 ADDRESSES_LIMIT = 4
 """Addresses that are kept for a node."""
 
-CommandsByClock = Mapping[str, LastCommand]
+CommandsByClock = Mapping[str, LastCommands]
 """The last commands of one node, by clock."""
 
 _MARKS_LIMIT = 16
@@ -131,10 +131,10 @@ class Clocks:
         It was sent before a user event with a higher LTime arrived. Without the correction, a replay would pause the
         node for the same length again.
         """
-        if command.clock != USER or command.lasting is None or command.until is None or command.ltime is None:
+        if command.clock != USER or command.duration is None or command.until is None or command.ltime is None:
             return command
         later = [at for ltime, at in self.marks if ltime > command.ltime]
-        return command._replace(until=min([now, *later]) + command.lasting)
+        return command._replace(until=min([now, *later]) + command.duration)
 
 
 def needs_serf_clocks(membership: Membership, events: Iterable[Event]) -> bool:
@@ -150,7 +150,7 @@ def may_contain_replay(membership: Membership, events: Iterable[Event]) -> bool:
     for event in events:
         if isinstance(event, Command) and event.clock == USER and event.ltime is not None:
             member = find_member(membership.members, event.name, event.address)
-            last = member.heard.get(USER) if member else None
+            last = member.last_commands.get(USER) if member else None
             digests = {pause_command.digest for pause_command in last.commands} if last else set()
             if last is None or event.ltime > last.ltime or (event.ltime == last.ltime and event.digest not in digests):
                 return True
@@ -163,7 +163,7 @@ def find_requested_pause(known: CommandsByClock) -> RequestedPause | None:
     A command overrules all commands that were known when it arrived. Among commands without an order, such as those
     with the same LTime, a pause wins, and the longest of several pauses.
     """
-    everything = [(clock, heard.ltime, command) for clock, heard in known.items() for command in heard.commands]
+    everything = [(clock, one.ltime, command) for clock, one in known.items() for command in one.commands]
     last = [one for one in everything if not any(_overrules(other, one) for other in everything)]
     pauses = [command for _, _, command in last or everything if command.pauses]
     if not pauses:
@@ -187,9 +187,9 @@ def update_pause(member: Member, now: int, by: str) -> Member:
 
     `by` becomes the source of a pause that was not in effect before.
     """
-    if not member.heard:
+    if not member.last_commands:
         return member
-    requested, pause = find_requested_pause(member.heard), member.pause
+    requested, pause = find_requested_pause(member.last_commands), member.pause
     if requested is None or not requested.is_active(now):
         return member if pause is None else member._replace(pause=None)
     if pause is None:
@@ -203,17 +203,17 @@ def record_command(member: Member, position: Position, command: PauseCommand) ->
     `command.after` and `command.address` are set from the member.
     """
     clock, ltime = position
-    last = member.heard.get(clock)
-    after = tuple(sorted((other, heard.ltime) for other, heard in member.heard.items() if other != clock))
-    new = LastCommand(ltime, (command._replace(after=after, address=member.address),))
+    last = member.last_commands.get(clock)
+    after = tuple(sorted((other, one.ltime) for other, one in member.last_commands.items() if other != clock))
+    new = LastCommands(ltime, (command._replace(after=after, address=member.address),))
     if last and ltime == last.ltime:
         digests = {one.digest: one for one in last.commands}
         if LEGACY_DIGEST in digests:
             return member
         if same := digests.get(command.digest):  # the earlier end is the better one: `for=` counts from the arrival
-            new = LastCommand(ltime, (same._replace(until=_pick_earlier(same.until, command.until)),))
-    heard = merge_clock(last, new)
-    return member if heard == last else member._replace(heard={**member.heard, clock: heard})
+            new = LastCommands(ltime, (same._replace(until=_pick_earlier(same.until, command.until)),))
+    merged = merge_clock(last, new)
+    return member if merged == last else member._replace(last_commands={**member.last_commands, clock: merged})
 
 
 def merge_commands(one: CommandsByClock, other: CommandsByClock) -> CommandsByClock:
@@ -221,14 +221,14 @@ def merge_commands(one: CommandsByClock, other: CommandsByClock) -> CommandsByCl
     return {clock: merge_clock(one.get(clock), other.get(clock)) for clock in sorted({*one, *other})}
 
 
-def merge_clock(one: LastCommand | None, other: LastCommand | None) -> LastCommand:
+def merge_clock(one: LastCommands | None, other: LastCommands | None) -> LastCommands:
     """Return the last commands of both on one clock, merged. At most one of them is None."""
     if one is None or other is None:
         found = one or other
         assert found  # noqa: S101  # the caller passes at least one
         return found
     if one.ltime != other.ltime:
-        return max(one, other, key=lambda heard: heard.ltime)
+        return max(one, other, key=lambda last: last.ltime)
     commands: dict[str, PauseCommand] = {}
     for command in (*one.commands, *other.commands):
         commands[command.digest] = (
@@ -237,7 +237,7 @@ def merge_clock(one: LastCommand | None, other: LastCommand | None) -> LastComma
     if len(commands) > 1:
         commands.pop(LEGACY_DIGEST, None)  # the command itself is known now
     kept = sorted(commands.values(), key=lambda command: (not command.pauses, command.digest))[:COMMANDS_LIMIT]
-    return LastCommand(one.ltime, tuple(sorted(kept)))
+    return LastCommands(one.ltime, tuple(sorted(kept)))
 
 
 def _merge_command(one: PauseCommand, other: PauseCommand) -> PauseCommand:
@@ -261,12 +261,9 @@ def _pick_earlier(one: int | None, other: int | None) -> int | None:
 
 def find_last_activity(known: CommandsByClock, now: int) -> int:
     """Return when the last command arrived or its pause ended by `now`, in epoch seconds; 0 where there is none."""
-    moments = [command.at for heard in known.values() for command in heard.commands]
+    moments = [command.at for last in known.values() for command in last.commands]
     ends = [
-        command.until
-        for heard in known.values()
-        for command in heard.commands
-        if command.until and command.until <= now
+        command.until for last in known.values() for command in last.commands if command.until and command.until <= now
     ]
     return max([0, *moments, *ends])
 
@@ -278,13 +275,13 @@ def merge_addresses(one: Iterable[str], other: Iterable[str]) -> tuple[str, ...]
 
 def fill_addresses(known: CommandsByClock, address: str) -> CommandsByClock:
     """Return the commands with `address` set where the address was not known at the arrival."""
-    if not address or all(command.address for heard in known.values() for command in heard.commands):
+    if not address or all(command.address for last in known.values() for command in last.commands):
         return known
     return {
-        clock: heard._replace(
-            commands=tuple(command._replace(address=command.address or address) for command in heard.commands)
+        clock: last._replace(
+            commands=tuple(command._replace(address=command.address or address) for command in last.commands)
         )
-        for clock, heard in known.items()
+        for clock, last in known.items()
     }
 
 
@@ -302,11 +299,11 @@ def restart_clock(known: CommandsByClock, clock: str) -> CommandsByClock:
         after = {former if name == clock else name: base + lt if name == clock else lt for name, lt in command.after}
         return command._replace(after=tuple(sorted(after.items())))
 
-    moved = {former: LastCommand(base + known[clock].ltime, known[clock].commands)}
-    kept = {name: heard for name, heard in known.items() if name not in (clock, former)} | moved
+    moved = {former: LastCommands(base + known[clock].ltime, known[clock].commands)}
+    kept = {name: last for name, last in known.items() if name not in (clock, former)} | moved
     return {
-        name: heard._replace(commands=tuple(sorted(rename_clock(command) for command in heard.commands)))
-        for name, heard in kept.items()
+        name: last._replace(commands=tuple(sorted(rename_clock(command) for command in last.commands)))
+        for name, last in kept.items()
     }
 
 
@@ -318,31 +315,33 @@ def resume_hosts(members: Iterable[Member]) -> Iterator[Member]:
     """
     members = list(members)
     resumed = _find_last_resumes(members)
-    heard_at = {command.address for one in members for heard in one.heard.values() for command in heard.commands} - {""}
+    commanded_addresses = {
+        command.address for one in members for last in one.last_commands.values() for command in last.commands
+    } - {""}
     for member in members:
-        if member.pause and not member.heard:
+        if member.pause and not member.last_commands:
             # The pause is known from haproxy.cfg only: commands for the same address are more reliable.
-            if member.address in heard_at:
+            if member.address in commanded_addresses:
                 yield member._replace(pause=None)
             continue
-        known = dict(member.heard)
-        for clock, heard in member.heard.items():
-            keys = ((command.address, clock) for command in heard.commands if command.pauses and command.address)
+        known = dict(member.last_commands)
+        for clock, last in member.last_commands.items():
+            keys = ((command.address, clock) for command in last.commands if command.pauses and command.address)
             ltime, end = max((resumed[key] for key in keys if key in resumed), default=(0, None))
-            if end is not None and ltime > heard.ltime:
+            if end is not None and ltime > last.ltime:
                 # The LTimes of the other name on other clocks do not apply to this name.
-                known[clock] = LastCommand(ltime, (end._replace(after=()),))
-        if known != member.heard:
-            yield member._replace(heard=known)
+                known[clock] = LastCommands(ltime, (end._replace(after=()),))
+        if known != member.last_commands:
+            yield member._replace(last_commands=known)
 
 
 def _find_last_resumes(members: Iterable[Member]) -> dict[tuple[str, str], tuple[int, PauseCommand]]:
     """Return the last resume by address and clock, each with its LTime."""
     found: dict[tuple[str, str], tuple[int, PauseCommand]] = {}
     for member in members:
-        for clock, heard in member.heard.items():
-            if not any(command.pauses for command in heard.commands):
-                for command in heard.commands:
+        for clock, last in member.last_commands.items():
+            if not any(command.pauses for command in last.commands):
+                for command in last.commands:
                     key = command.address, clock
-                    found[key] = max(found.get(key, (0, command)), (heard.ltime, command))
+                    found[key] = max(found.get(key, (0, command)), (last.ltime, command))
     return found

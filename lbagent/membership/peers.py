@@ -55,7 +55,10 @@ class Observer(NamedTuple):
 def update_peers(
     before: Peers | None, observer: Observer, listed: Sequence[ListedMember], status_lines: Mapping[str, str]
 ) -> Peers:
-    """The other load balancers `there`, of which some have `said` their status line, as seen from `here`."""
+    """Return the other load balancers as `observer` sees them.
+
+    `listed` are their members in Serf's list, `status_lines` the answers to `lbagent-status` by name.
+    """
     now, digest = observer.now, observer.digest
     known = {peer.name: peer for peer in before.peers} if before else {}
     found = []

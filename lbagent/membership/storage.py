@@ -14,7 +14,7 @@ from lbagent.membership.model import (
     PRESENT,
     STATUSES,
     Columns,
-    LastCommand,
+    LastCommands,
     Member,
     Membership,
     Pause,
@@ -100,18 +100,18 @@ def _serialize_special(member: Member) -> dict[str, Any]:
     return {
         "tags": member.tags,
         "pause": member.pause and member.pause._asdict(),
-        "ltimes": {clock: _serialize_commands(heard) for clock, heard in member.heard.items()},
+        "ltimes": {clock: _serialize_commands(last) for clock, last in member.last_commands.items()},
         "quarantine": member.quarantine and member.quarantine._asdict(),
         **({"elsewhere": member.elsewhere} if member.elsewhere else {}),
     }
 
 
-def _serialize_commands(heard: LastCommand) -> dict[str, Any]:
+def _serialize_commands(last: LastCommands) -> dict[str, Any]:
     return {
-        "ltime": heard.ltime,
-        "digests": [command.digest for command in heard.commands],
-        "paused": any(command.pauses for command in heard.commands),
-        "commands": [command._asdict() for command in heard.commands],
+        "ltime": last.ltime,
+        "digests": [command.digest for command in last.commands],
+        "paused": any(command.pauses for command in last.commands),
+        "commands": [command._asdict() for command in last.commands],
     }
 
 
@@ -131,26 +131,28 @@ def _parse_special(member: Member, more: dict[str, Any]) -> Member:
         if tags is None
         else {_check_type(str, tag): _check_type(str, value) for tag, value in _check_type(dict, tags).items()},
         pause=found,
-        heard={_check_type(str, clock): _parse_commands(row, clock, rows, found) for clock, row in rows.items()},
+        last_commands={
+            _check_type(str, clock): _parse_commands(row, clock, rows, found) for clock, row in rows.items()
+        },
         quarantine=refused,
         elsewhere=tuple(map(_check_address, _check_type(list, more.get("elsewhere", [])))),
     )
 
 
-def _parse_commands(row: dict[str, Any], clock: str, rows: dict[str, Any], pause: Pause | None) -> LastCommand:
+def _parse_commands(row: dict[str, Any], clock: str, rows: dict[str, Any], pause: Pause | None) -> LastCommands:
     ltime, digests, paused = _check_keys(row, ltime=int, digests=list, paused=bool)
     if "commands" in row:
         commands = tuple(_parse_command(command) for command in _check_type(list, row["commands"]))
         if not commands or len({command.digest for command in commands}) < len(commands):
             raise ValueError("a clock without a command, or with one twice")
-        return LastCommand(_check_number(ltime), tuple(sorted(commands)))
+        return LastCommands(_check_number(ltime), tuple(sorted(commands)))
     # The format of an older version: one pause for all clocks, and only the LTime of a pause that has ended.
     until = (pause.until if pause else 0) if paused else None
     after = {other: _check_number(_check_keys(one, ltime=int)[0]) for other, one in rows.items() if other != clock}
     # Keep what the older version decided: the pause in effect came last, or otherwise the command that ended it.
     last = tuple(sorted(after.items())) if paused == (pause is not None) else ()
     known = sorted(set(map(_check_text, digests))) or [""]
-    return LastCommand(
+    return LastCommands(
         _check_number(ltime),
         tuple(PauseCommand(one, paused, until, last, "", pause.since if pause else 0) for one in known),
     )

@@ -119,9 +119,9 @@ class MembershipDraft:
         """Make all commands on `clock` older than every command of the new cluster."""
         self.causes.append(f"new Serf cluster: its {clock} clock starts over")
         for member in self.members.special():
-            heard = pauses.restart_clock(member.heard, clock)
-            if heard is not member.heard:
-                self.members.put(member._replace(heard=heard))
+            commands = pauses.restart_clock(member.last_commands, clock)
+            if commands is not member.last_commands:
+                self.members.put(member._replace(last_commands=commands))
         self.clocks.restart(clock)
 
     def resume_hosts(self, now: int) -> None:
@@ -213,8 +213,8 @@ def _apply_member_line(draft: MembershipDraft, event: MemberEvent, line: MemberL
     if known is None or known.status == UNKNOWN:
         return _add_member(draft, line, status, now)
     changed = known.changed if known.status == status else now
-    heard = pauses.fill_addresses(known.heard, line.address)
-    draft.hosts_changed = draft.hosts_changed or heard is not known.heard
+    commands = pauses.fill_addresses(known.last_commands, line.address)
+    draft.hosts_changed = draft.hosts_changed or commands is not known.last_commands
     tags = line.tags
     if not event.exact and known.tags and fold_tags_as_stdin(known.tags) == line.tags:
         tags = dict(known.tags)  # equal once folded: keep the exact tags of the last sync
@@ -224,7 +224,7 @@ def _apply_member_line(draft: MembershipDraft, event: MemberEvent, line: MemberL
         tags=tags,
         status=status,
         changed=changed,
-        heard=heard,
+        last_commands=commands,
         elsewhere=(),
     )
     draft.members.put(fresh)
@@ -234,8 +234,10 @@ def _apply_member_line(draft: MembershipDraft, event: MemberEvent, line: MemberL
 def _add_member(draft: MembershipDraft, line: MemberLine, status: str, now: int) -> bool:
     member = Member(line.name, line.address, line.role, line.tags, status, now)
     for unknown in draft.take_unknown(line.name, line.address):
-        known = pauses.fill_addresses(unknown.heard, unknown.address or line.address)
-        member = member._replace(pause=member.pause or unknown.pause, heard=pauses.merge_commands(member.heard, known))
+        known = pauses.fill_addresses(unknown.last_commands, unknown.address or line.address)
+        member = member._replace(
+            pause=member.pause or unknown.pause, last_commands=pauses.merge_commands(member.last_commands, known)
+        )
         draft.hosts_changed = True
     return draft.add_member(pauses.update_pause(member, now, ""))
 
@@ -269,9 +271,9 @@ def _obey(draft: MembershipDraft, command: Command, raw: RawEvent, member: Membe
     pause_command = PauseCommand(command.digest, command.verb == "pause", command.until, at=raw.at // 1000)
     news = False
     for one in host:
-        heard = pauses.record_command(one, position, pause_command)
-        news = news or (one is member and heard is not one)
-        draft.members.put(_update_pause(heard, command, raw))
+        updated = pauses.record_command(one, position, pause_command)
+        news = news or (one is member and updated is not one)
+        draft.members.put(_update_pause(updated, command, raw))
     draft.hosts_changed = True
     if not news:
         return DONE
@@ -288,7 +290,7 @@ def _obey(draft: MembershipDraft, command: Command, raw: RawEvent, member: Membe
 
 def _update_pause(member: Member, command: Command, raw: RawEvent) -> Member:
     """Return the member with the pause that is in effect after this command."""
-    requested = pauses.find_requested_pause(member.heard)
+    requested = pauses.find_requested_pause(member.last_commands)
     if command.verb == "pause" and requested and command.digest in requested.digests:
         member = member._replace(pause=_make_pause(command, raw, member.pause))
     return pauses.update_pause(member, raw.at // 1000, _describe_sender(command, raw))
@@ -296,7 +298,7 @@ def _update_pause(member: Member, command: Command, raw: RawEvent) -> Member:
 
 def _list_names_of_host(draft: MembershipDraft, member: Member) -> list[Member]:
     """Return the member, and all other members at its address that have a pause or commands."""
-    others = (one for one in draft.members.special() if one.name != member.name and (one.pause or one.heard))
+    others = (one for one in draft.members.special() if one.name != member.name and (one.pause or one.last_commands))
     return [member, *(one for one in others if member.address and member.address in one.addresses)]
 
 
@@ -387,8 +389,8 @@ def _drop_old_removals(removals: Mapping[str, Mapping[str, int]], now: int) -> M
 
 def _is_forgettable(member: Member, now: int) -> bool:
     # A node that is gone is kept for as long as Serf may replay its commands.
-    if member.present or max(member.changed, pauses.find_last_activity(member.heard, now)) + FORGET_AFTER > now:
-        return member.status == UNKNOWN and member.pause is None and not member.heard
+    if member.present or max(member.changed, pauses.find_last_activity(member.last_commands, now)) + FORGET_AFTER > now:
+        return member.status == UNKNOWN and member.pause is None and not member.last_commands
     # The pause of a node that left is kept until the node returns. The pause of an unknown node is not.
     return member.status == UNKNOWN or member.pause is None
 

@@ -62,9 +62,10 @@ class Guard:
             self._allowed[where] = tuple(sorted(nodes))
             return []
         names = _join_names(line.name for line in unasked)
-        words = f"{len(unasked)} of {len(unasked) + others} lines {where} would go: {names}"
+        words = f"{len(unasked)} of {len(unasked) + others} lines {where} would be removed: {names}"
         if before:
-            words += f"; {len(before)} more went within the last {REMOVALS_WINDOW // 60} minutes: {_join_names(before)}"
+            minutes = REMOVALS_WINDOW // 60
+            words += f"; {len(before)} more were removed within the last {minutes} minutes: {_join_names(before)}"
         self.blocked.append(BlockedRemoval(len(unasked), words))
         self._blocked.add(where)
         return unasked

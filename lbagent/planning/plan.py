@@ -5,7 +5,8 @@ The plan depends on the state only, not on events, time or order of arrival. A p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from lbagent.errors import Refused
@@ -14,15 +15,19 @@ from lbagent.membership.model import Membership
 from lbagent.outcome import BlockedRemoval
 from lbagent.planning.desired import DesiredServers
 from lbagent.planning.guard import Guard, Removals
-from lbagent.planning.proxy import PlanContext, ProxyPlanner
+from lbagent.planning.proxy import MarkerBlock, PlanContext, ProxyPlanner
+from lbagent.planning.quarantine import find_quarantined_in
 from lbagent.roles.model import Pair, Roles
 
 
 class Change(NamedTuple):
     """The lines of one node that the plan adds and removes."""
 
-    added: tuple[str, ...]
-    removed: tuple[str, ...]
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    """Each with its proxy, as `PROXY: LINE`."""
+    reasons: tuple[str, ...] = ()
+    """Why lines are removed, where the node gets no other line instead."""
 
 
 Changed = tuple[tuple[str, ...], tuple[str, ...]]
@@ -47,6 +52,8 @@ class Plan(NamedTuple):
     """The managed lines in `after` by the middle of their marker (empty where the marker is gone)."""
     removals: Removals = Removals()
     """The removals that nobody requested, allowed or blocked."""
+    reasons: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    """By node: why it gets no line at a marker, or why a line of it is kept or removed."""
 
     @property
     def added(self) -> tuple[str, ...]:
@@ -83,45 +90,108 @@ def make_plan(document: Document, roles: Roles, membership: Membership, rules: P
     pairs = roles.list_pairs()
     desired = DesiredServers(roles, membership)
     guard = Guard(membership, desired.paused, desired.superseded, force=rules.force)
-    context = PlanContext(desired, guard, rules.kept, rules.adopt)
+    context = PlanContext(pairs, desired, guard, rules.kept, rules.adopt)
     edits: list[Edit] = []
-    changes: dict[str, tuple[list[str], list[str]]] = {}
+    changes = _Changes()
     notes: dict[str, None] = {}
     managed: list[tuple[str, list[str]]] = []
     lines_by_marker: dict[str, list[str]] = {}
     for proxy in (one for one in document.proxies if one.markers or one.managed):
         _refuse_duplicate_markers(document, proxy)
-        planner = ProxyPlanner(document, proxy, roles, pairs, membership.members)
+        planner = ProxyPlanner(document, proxy, context)
         texts: list[str] = []
-        for block in planner.plan_blocks(context):
+        for block in planner.plan_blocks():
             edits += block.make_edits(document, proxy)
-            block.record_changes(proxy, planner.find_node, changes)
+            changes.record_block(proxy, block)
             texts += block.after
             lines_by_marker.setdefault(block.find_middle(proxy), []).extend(block.after)
         managed += [(str(proxy), texts)] if texts else []
         notes.update(dict.fromkeys(planner.notes))
-    notes.update(
-        dict.fromkeys([*context.desired.notes, *_note_missing_markers(document, pairs), *_note_ignored_lines(document)])
-    )
-    named = {node: Change(tuple(added), tuple(removed)) for node, (added, removed) in changes.items()}
-    blocked, after = tuple(context.guard.blocked), document.apply_edits(edits)
+        changes.record_reasons(planner.reasons)
+    notes.update(dict.fromkeys([*_note_missing_markers(document, pairs), *_note_ignored_lines(document)]))
     return Plan(
         document.texts,
-        after,
+        document.apply_edits(edits),
         digest_lines(managed),
-        named,
-        blocked,
+        changes.by_node,
+        tuple(guard.blocked),
         tuple(notes),
         lines_by_marker,
-        context.guard.removals,
+        guard.removals,
+        changes.reasons,
     )
+
+
+class _Changes:
+    """The changes and reasons of all proxies, by node."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, tuple[list[str], list[str], dict[str, None]]] = {}
+        self._reasons: dict[str, dict[str, None]] = {}
+
+    def record_block(self, proxy: Proxy, block: MarkerBlock) -> None:
+        for line in block.removed:
+            _, removed, reasons = self._lines.setdefault(line.node, ([], [], {}))
+            removed.append(f"{proxy}: {line.text}")
+            reasons |= {line.reason: None} if line.reason else {}
+        for planned in block.added:
+            added, _, _ = self._lines.setdefault(planned.node, ([], [], {}))
+            added.append(f"{proxy}: {planned.text}")
+
+    def record_reasons(self, reasons: Iterable[tuple[str, str]]) -> None:
+        for node, reason in reasons:
+            self._reasons.setdefault(node, {})[reason] = None
+
+    @property
+    def by_node(self) -> dict[str, Change]:
+        return {node: Change(*map(tuple, lines)) for node, lines in self._lines.items()}
+
+    @property
+    def reasons(self) -> dict[str, tuple[str, ...]]:
+        return {node: tuple(reasons) for node, reasons in self._reasons.items()}
+
+
+class Preview(NamedTuple):
+    """What the next run would change, and what it would leave unchanged."""
+
+    plan: Plan | None = None
+    """None where no plan can be made."""
+    obstacle: str = ""
+    """Why no plan can be made."""
+    held: frozenset[str] = frozenset()
+    """Nodes with lines that the safety guard does not let the plan remove."""
+    quarantined: frozenset[str] = frozenset()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The notes of the plan."""
+        return self.plan.notes if self.plan else ()
+
+    def change(self, node: str) -> Change:
+        """Return what the next run would do to the lines of a node."""
+        return self.plan.changes.get(node, _NO_CHANGE) if self.plan else _NO_CHANGE
+
+
+_NO_CHANGE = Change()
+
+
+def make_preview(document: Document, roles: Roles, membership: Membership) -> Preview:
+    """Return what the next run would do with `document`. Raises Refused where a marker appears twice in a proxy."""
+    kept = find_quarantined_in(membership, document, roles)
+    found = Preview(make_plan(document, roles, membership, PlanOptions(kept=kept)), quarantined=kept)
+    if found.plan is None or not found.plan.blocked:
+        return found
+    # The guard keeps lines of a node where a forced plan would remove lines that this plan keeps.
+    forced = make_plan(document, roles, membership, PlanOptions(force=True, kept=kept)).changes
+    held = (node for node, change in forced.items() if not set(change.removed) <= set(found.change(node).removed))
+    return found._replace(held=frozenset(held))
 
 
 def _refuse_duplicate_markers(document: Document, proxy: Proxy) -> None:
     for first, second in find_duplicate_markers(document, proxy):
         text = document.lines[second.at].strip()
-        where = document.locate(first.at)
-        raise Refused(f"{document.locate(second.at)}: {text!r} stands in {proxy} twice, first at {where}: delete one")
+        words = f"marker {text!r} appears twice in {proxy}, first at {document.locate(first.at)}; delete one"
+        raise Refused(f"{document.locate(second.at)}: {words}")
 
 
 def find_duplicate_markers(document: Document, proxy: Proxy) -> Iterator[tuple[Marker, Marker]]:
@@ -137,10 +207,13 @@ def find_duplicate_markers(document: Document, proxy: Proxy) -> Iterator[tuple[M
 
 def _note_ignored_lines(document: Document) -> list[str]:
     """Return notes on markers and lines that look wrong and are ignored."""
-    ignored = [f"{document.locate(at)}: this marker is ignored: {why}" for at, why in document.misplaced]
-    ignored += [f"{document.locate(at)}: this is not a marker, though nearly" for at in document.near_markers]
+    ignored = [f"{document.locate(at)}: marker ignored: {why}" for at, why in document.misplaced]
+    ignored += [
+        f"{document.locate(at)}: almost a marker, and ignored; write '# additional-SECTION-SERVICE-server'"
+        for at in document.near_markers
+    ]
     return ignored + [
-        f"{document.locate(line.at)}: this looks like a managed line, but {line.why}: it is left alone"
+        f"{document.locate(line.at)}: looks like a managed line, but {line.why}; treated as an operator's line"
         for line in document.damaged
     ]
 

@@ -137,5 +137,5 @@ class _Search:
             self._blame(nodes[-1:], last)
 
     def _blame(self, nodes: list[str], words: str) -> None:
-        others = f" (or one of {len(nodes) - 1} others, not tried one by one)" if len(nodes) > 1 else ""
+        others = f" (or one of {len(nodes) - 1} others, not tried separately)" if len(nodes) > 1 else ""
         self._found.update((node, f"{words}{others}") for node in nodes)

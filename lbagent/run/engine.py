@@ -19,7 +19,7 @@ from lbagent.membership.model import Membership, as_table
 from lbagent.membership.pauses import may_contain_replay, needs_serf_clocks
 from lbagent.membership.updates import UpdateResult, apply_events, drop_expired
 from lbagent.outcome import Outcome
-from lbagent.planning import restore
+from lbagent.planning.lines import rebuild_membership
 from lbagent.planning.plan import Plan
 from lbagent.roles import cache
 from lbagent.roles.model import Roles
@@ -253,7 +253,7 @@ def _list_notes(transaction: Transaction) -> Iterator[str]:
 
 def _rebuild_membership(roles: Roles) -> Membership:
 
-    return restore.rebuild_membership(config_files.read_config(roles.haproxy).document, roles, int(time.time()))
+    return rebuild_membership(config_files.read_config(roles.haproxy).document, roles, int(time.time()))
 
 
 def apply_raw_event(membership: Membership, raw: RawEvent) -> Membership:

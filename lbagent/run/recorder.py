@@ -20,7 +20,7 @@ from lbagent.membership.model import Membership
 from lbagent.membership.storage import Damaged
 from lbagent.metrics import INTERRUPTED, RELOAD_BOUNDS, RUN_BOUNDS, Last, PeerCounts
 from lbagent.outcome import Outcome, Verdict
-from lbagent.planning import counts
+from lbagent.planning import services
 from lbagent.planning.plan import Plan
 from lbagent.roles.model import Pair, Roles
 from lbagent.run import batch
@@ -41,13 +41,13 @@ class CurrentConfig:
 
     __slots__ = ("digest", "lines", "texts")
 
-    def __init__(self, texts: tuple[str, ...], digest: str, lines: counts.LinesByMarker) -> None:
+    def __init__(self, texts: tuple[str, ...], digest: str, lines: services.LinesByMarker) -> None:
         """The texts of all files, and the digest and managed lines of them all."""
         self.texts, self.digest, self.lines = texts, digest, lines
 
     def count_servers(self, roles: Roles, membership: Membership) -> dict[Pair, dict[str, int]]:
         """Return the number of servers by state, for every pair of roles.yml."""
-        return counts.count_servers(self.lines, roles, membership)
+        return services.count_servers(self.lines, roles, membership)
 
 
 class Recorder:
@@ -139,7 +139,7 @@ class Recorder:
         if self.roles:
             with contextlib.suppress(OSError):
                 document = config_files.read_config(self.roles.haproxy).document
-                return CurrentConfig(document.texts, document.compute_digest(), counts.list_managed_lines(document))
+                return CurrentConfig(document.texts, document.compute_digest(), services.list_managed_lines(document))
         return None
 
     def _make_last(self, error: BaseException | None, live: CurrentConfig | None) -> Last:
@@ -228,10 +228,10 @@ class Recorder:
             return numbers
         return numbers._replace(
             servers=live.count_servers(self.roles, membership) if live and self.roles else None,
-            members=counts.count_statuses(membership),
-            quarantined=counts.count_quarantined(membership),
-            paused=counts.count_paused(membership),
-            pauses=counts.find_pause_starts(membership),
+            members=services.count_statuses(membership),
+            quarantined=services.count_quarantined(membership),
+            paused=services.count_paused(membership),
+            pauses=services.find_pause_starts(membership),
         )
 
     def _find_membership(self) -> Membership | None:

@@ -11,8 +11,9 @@ from lbagent.haproxy.config import Key
 from lbagent.membership.model import UNKNOWN, Member, Membership, as_table, find_member, find_paused
 from lbagent.membership.updates import DONE, NOT_YET, STILL_PAUSED, UNKNOWN_NODE
 from lbagent.outcome import Outcome, Verdict
-from lbagent.planning import last_server
-from lbagent.planning.desired import Note, OperatorLineNote, list_serving_ports
+from lbagent.planning import services as planning_services
+from lbagent.planning.decisions import Note, OperatorLineNote
+from lbagent.planning.desired import list_serving_ports
 from lbagent.planning.plan import Plan
 from lbagent.roles.model import Roles
 from lbagent.run.transaction import Transaction
@@ -149,10 +150,12 @@ def _list_pause_notes(member: Member, host_names: frozenset[str], transaction: T
     count = count_sessions(member, transaction.membership, roles, count_connections())
     notes = [format_open_sessions(count)] if count else []
     document = config_files.read_config(roles.haproxy).document
-    now = last_server.Serving(document, config_files.query_server_states(document))
-    services = last_server.find_unserved(now, roles, transaction.membership, host_names)
+    now = planning_services.ServingServers(document, config_files.query_server_states(document))
+    services = planning_services.find_unserved(now, roles, transaction.membership, host_names)
     return (
-        [*notes, f"{last_server.LAST_SERVER_WARNING}{last_server.join_words(services)} serves"] if services else notes
+        [*notes, f"{planning_services.LAST_SERVER_WARNING}{planning_services.join_services(services)} serves"]
+        if services
+        else notes
     )
 
 

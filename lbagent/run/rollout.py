@@ -24,14 +24,22 @@ from lbagent.haproxy.instance import Haproxy, ReloadFailed
 from lbagent.haproxy.process import Worker
 from lbagent.haproxy.runtime import session
 from lbagent.haproxy.runtime.capabilities import Capabilities, find_capabilities
-from lbagent.haproxy.runtime.servers import LEFT_LIMIT, Admission, Join, KnownServers, ServerChanges, stop_traffic
+from lbagent.haproxy.runtime.servers import (
+    LEFT_LIMIT,
+    Admission,
+    Join,
+    KnownServers,
+    ServerChanges,
+    format_stop_command,
+)
 from lbagent.haproxy.runtime.session import Session, SessionError
 from lbagent.haproxy.runtime.state import find_differences
 from lbagent.haproxy.server_line import is_drained
 from lbagent.names import canonical_address
 from lbagent.outcome import Verdict
-from lbagent.planning import quarantine, restore
+from lbagent.planning import quarantine
 from lbagent.planning.plan import Plan
+from lbagent.planning.proxy import restore_managed_lines
 from lbagent.roles.model import Roles
 from lbagent.state.store import Failure, Served, ServersInMaintenance, Store
 
@@ -129,7 +137,7 @@ class Rollout:
             try:
                 return open_runtime_changes(self._store, self._seen.document.settings, worker, sure=sure)
             except SessionError as error:
-                if time.monotonic() >= deadline or not (error.passing and worker.alive):
+                if time.monotonic() >= deadline or not (error.is_temporary and worker.alive):
                     self.reasons.append(str(error))
                     return None
             time.sleep(_POLL_INTERVAL)
@@ -172,7 +180,7 @@ class Rollout:
         """Reload HAProxy and confirm it. Raises RolledBack, TryAgain."""
         changed = {parse_change(text)[0] for text in (*wanted.added, *wanted.removed)} | self._served.left.lines.keys()
         try:
-            worker = self._haproxy.take_over(changed)
+            worker = self._haproxy.reload(changed)
         except ReloadFailed as error:
             self._roll_back(wanted, str(error))
         self._store.save_served(Served(wanted.digest, worker))
@@ -267,7 +275,7 @@ class Rollout:
         for _ in range(ATTEMPTS):
             now = config_files.read_config(self._roles.haproxy)
             same = previous is seen.document and now.texts == wanted.after
-            texts = wanted.before if same else restore.restore_managed_lines(now.document, previous)
+            texts = wanted.before if same else restore_managed_lines(now.document, previous)
             with now.stage(texts) as paths:
                 if not same and (why := self._haproxy.find_refusal(paths, now.names)):
                     raise kind(f"{words}; the previous managed lines cannot be restored: {why}")
@@ -377,7 +385,7 @@ class RuntimeChanges:
             if line and key not in managed:
                 self._difference.needs_reload[key] = "was an operator's line"
         before = config.list_uncertain_servers(document)
-        if document.conditional or before:
+        if document.is_conditional or before:
             then = config.list_uncertain_servers(document.reread(wanted.after))
             changed = {key for key in (*before, *then) if before.get(key) != then.get(key)}
             self._difference.needs_reload |= dict.fromkeys(
@@ -428,7 +436,7 @@ class RuntimeChanges:
             except OSError:
                 self._store.mark_served_incomplete()
         answers = self._talk.send(
-            [stop_traffic(key, drain=self._should_drain(key, line)) for key, line in lines.items()]
+            [format_stop_command(key, drain=self._should_drain(key, line)) for key, line in lines.items()]
         )
         for key, answer in zip(lines, answers, strict=True):
             if answer == "" or answer in _GONE_ANSWERS:
@@ -444,7 +452,7 @@ class RuntimeChanges:
         if self._difference is None or self.problems:
             return False
         self._joins = joins = self._difference.joins
-        good = Admission(self._talk).admit(joins, self._difference.dynamic_cookies)
+        good = Admission(self._talk).admit_servers(joins, self._difference.dynamic_cookies)
         for join in joins if good else ():
             self._left.pop(join.key, None)
         if good:
@@ -495,7 +503,7 @@ class RuntimeChanges:
         drained = [key for key in keys if key in states and states[key].draining]
         if drained:
             open_sessions = self._talk.fetch_sessions()
-            self._talk.send([stop_traffic(key, drain=False) for key in drained if not open_sessions.get(key)])
+            self._talk.send([format_stop_command(key, drain=False) for key in drained if not open_sessions.get(key)])
 
     def _list_removable(self) -> list[Key]:
         """Return the servers in maintenance that may be deleted: removed for good, and easily added again."""

@@ -49,24 +49,23 @@ def fetch_clocks() -> Mapping[str, int]:
 
 
 def send_query(
-    name: str, payload: str, nodes: Collection[str], waits: Iterable[int], heard: AnswerCallback | None = None
+    name: str, payload: str, nodes: Collection[str], waits: Iterable[int], on_answer: AnswerCallback | None = None
 ) -> dict[str, str]:
     """Send a query to these nodes and return their answers, by node. Raises TryAgain.
 
-    It is sent again, to the nodes without an answer, once per entry of `waits`, the seconds to wait each time. `heard`
-    is called with each answer as it arrives.
-    Serf delivers queries by gossip: some do not reach every node (1 in 40 on a small cluster), and Serf does not repair
-    that.
+    It is sent again, to the nodes without an answer, once per entry of `waits`, the seconds to wait each time: Serf
+    delivers queries by gossip, and on a small cluster 1 in 40 does not reach every node. `on_answer` is called with
+    each answer as it arrives.
     """
     found: dict[str, str] = {}
     for seconds in waits:
         if silent := [node for node in nodes if node not in found]:
-            found |= _send_once(name, payload, silent, seconds, heard)
+            found |= _send_once(name, payload, silent, seconds, on_answer)
     return found
 
 
 def _send_once(
-    name: str, payload: str, nodes: Collection[str], seconds: int, heard: AnswerCallback | None
+    name: str, payload: str, nodes: Collection[str], seconds: int, on_answer: AnswerCallback | None
 ) -> dict[str, str]:
     # An answer that cannot be sent directly may be relayed by two other nodes.
     options = ("-no-ack", "-relay-factor=2", f"-timeout={seconds}s", *(f"-node={node}" for node in nodes))
@@ -74,27 +73,26 @@ def _send_once(
 
     known: set[str] = set()
 
-    def found(said: str) -> dict[str, str]:
-        answers = member_list.parse_answers(said, nodes)
+    def report_answers(output: str) -> dict[str, str]:
+        answers = member_list.parse_answers(output, nodes)
         for node in answers.keys() - known:
             known.add(node)
-            if heard:
-                heard(node, answers[node])
+            if on_answer:
+                on_answer(node, answers[node])
         return answers
 
-    def all_have_answered(said: str) -> bool:
+    def all_have_answered(output: str) -> bool:
         # Serf waits for its whole timeout, even if all nodes have answered. Its last line may be incomplete.
-        return len(found(said.rpartition("\n")[0])) == len(nodes) or len(member_list.parse_answers(said, nodes)) == len(
-            nodes
-        )
+        report_answers(output.rpartition("\n")[0])
+        return len(member_list.parse_answers(output, nodes)) == len(nodes)
 
-    return found(_run_serf(argv, seconds + _MORE, all_have_answered))
+    return report_answers(_run_serf(argv, seconds + _MORE, all_have_answered))
 
 
 def _ask(argv: list[str], read: Callable[[str], Answer]) -> Answer:
-    said = _run_serf(argv, _TIMEOUT)
+    output = _run_serf(argv, _TIMEOUT)
     try:
-        return read(said)
+        return read(output)
     except (ValueError, RecursionError) as error:
         raise TryAgain(f"Serf agent: invalid answer to `serf {argv[0]}`: {error}") from error
 

@@ -23,10 +23,20 @@ DEFAULT_RPC = "127.0.0.1:7373"
 _SWITCHES = frozenset(("disable-compression", "rejoin", "replay", "syslog"))
 """Options of `serf agent` without a value."""
 
-_OF_OPTION = {"snapshot": "snapshot_path", "rejoin": "rejoin_after_leave", "replay": "replay_on_join"}
-_OF_OPTION |= {"rpc-addr": "rpc_addr", "encrypt": "encrypt_key", "event-handler": "event_handlers"}
-_OF_OPTION |= {"keyring-file": "keyring_file", "node": "node_name"}
-_OF_OPTION |= {"join": "start_join", "retry-join": "retry_join"}
+_SETTINGS = {
+    "encrypt": "encrypt_key",
+    "event-handler": "event_handlers",
+    "join": "start_join",
+    "keyring-file": "keyring_file",
+    "node": "node_name",
+    "rejoin": "rejoin_after_leave",
+    "replay": "replay_on_join",
+    "retry-join": "retry_join",
+    "rpc-addr": "rpc_addr",
+    "snapshot": "snapshot_path",
+}
+"""Keys of a configuration file of the agent, by the options with the same meaning."""
+
 _LISTS = ("event_handlers", "start_join", "retry_join")
 
 
@@ -63,7 +73,7 @@ def merge_settings(argv: Sequence[str], files: Sequence[Mapping[str, Any]]) -> d
     lines: list[Mapping[str, Any]] = [
         {key: [value] if key in _LISTS else value == "true" if name in _SWITCHES else value}
         for name, value in parse_options(argv)
-        if (key := _OF_OPTION.get(name))
+        if (key := _SETTINGS.get(name))
     ]
     settings: dict[str, Any] = {}
     for given in (*files, *lines):
@@ -128,22 +138,15 @@ class Agent(NamedTuple):
 def find_running_agent() -> Agent | None:
     """Return the agent at the RPC address that lbagent uses; None if none is found."""
     asked = os.environ.get("SERF_RPC_ADDR") or DEFAULT_RPC
-    believed = {0, os.geteuid(), *sockets.find_listening_users(asked)}
+    trusted_users = {0, os.geteuid(), *sockets.find_listening_users(asked)}
     for one in processes.find_processes("serf"):
         argv = one.argv
-        if argv[1:2] == ["agent"] and one.user in believed and _shares_network(one.pid):
+        # An agent in a container may have the same RPC address. If that is not known, the address decides.
+        if argv[1:2] == ["agent"] and one.user in trusted_users and one.shares_network is not False:
             found = _read_agent(one, argv)
             if sockets.is_same_endpoint(find_rpc_address(found.settings), asked):
                 return found
     return None
-
-
-def _shares_network(pid: int) -> bool:
-    """Return whether a process is in our network namespace: an agent in a container may have the same RPC address."""
-    try:
-        return os.readlink(f"/proc/{pid}/ns/net") == os.readlink("/proc/self/ns/net")
-    except OSError:
-        return True  # not known: the RPC address decides
 
 
 def _read_agent(process: Process, argv: Sequence[str]) -> Agent:

@@ -39,7 +39,7 @@ class Command(NamedTuple):
     by: str = ""
     """The load balancer where an operator typed it, or USER@NAME from its web page, as the sender claims."""
     force: bool = False
-    lasting: int | None = None
+    duration: int | None = None
     """Seconds from the time it was sent, if it has `for=` rather than `until=`."""
 
 
@@ -157,7 +157,7 @@ def parse_command(raw: RawEvent, text: str) -> Command | Malformed:
     found = _parse_end(times)
     if isinstance(found, str):
         return Malformed(f"{verb}: {found}")
-    until, lasting = found
+    until, duration = found
     if until is not None and until <= now and raw.kind != USER:
         # Serf replays user events, and a pause that has ended is worth knowing. Queries and typed commands arrive at
         # once.
@@ -165,9 +165,9 @@ def parse_command(raw: RawEvent, text: str) -> Command | Malformed:
     address = canonical_address(plain[1]) if len(plain) > 1 else None
     # Only an identical command may be taken for a replay.
     digest = _checksum(f"{raw.name} {text}")
-    end = until if lasting is None else now + lasting
+    end = until if duration is None else now + duration
     by = "".join(senders[:1])
-    return Command(verb, raw.kind, raw.ltime, plain[0], address, end, reason, digest, by, force, lasting)
+    return Command(verb, raw.kind, raw.ltime, plain[0], address, end, reason, digest, by, force, duration)
 
 
 def parse_duration(text: str) -> int | None:

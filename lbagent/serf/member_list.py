@@ -51,12 +51,12 @@ class AgentInfo(NamedTuple):
     """Event handlers, by filter (`*:`, `user:pause`, …)."""
 
 
-def parse_member_list(said: str) -> MemberList:
+def parse_member_list(output: str) -> MemberList:
     """Parse the output of `serf members -format=json`. Raises ValueError."""
     members: list[ListedMember] = []
     refused: list[str] = []
     strays: dict[str, str] = {}
-    found_rows = _parse_answer(said).get("members", ())
+    found_rows = _parse_answer(output).get("members", ())
     if not isinstance(found_rows, list | None):
         raise ValueError(f"`members` is {str(found_rows)[:40]!r}, not a list")  # noqa: TRY004  # as in _check_mapping
     rows = [_check_mapping(row) for row in found_rows or ()]
@@ -70,9 +70,9 @@ def parse_member_list(said: str) -> MemberList:
     return MemberList(tuple(members), frozenset(_get_text(row, "name") for row in rows), tuple(refused), strays)
 
 
-def parse_info(said: str) -> AgentInfo:
+def parse_info(output: str) -> AgentInfo:
     """Parse the output of `serf info -format=json`. Raises ValueError."""
-    answer = _parse_answer(said)
+    answer = _parse_answer(output)
     serf, tags = _check_mapping(answer.get("serf")), _check_mapping(answer.get("tags"))
     clocks = {clock: int(_get_text(serf, key)) for clock, key in _CLOCKS.items() if key in serf}
     handlers = {str(kind): str(command) for kind, command in _check_mapping(answer.get("event_handlers")).items()}
@@ -82,10 +82,10 @@ def parse_info(said: str) -> AgentInfo:
     return AgentInfo(name, _get_text(tags, "role"), _get_text(serf, "encrypted") == "true", clocks, handlers)
 
 
-def parse_answers(said: str, nodes: Collection[str]) -> dict[str, str]:
+def parse_answers(output: str, nodes: Collection[str]) -> dict[str, str]:
     """Return the first answer of each of these nodes in the output of `serf query`."""
     found: dict[str, str] = {}
-    for line in said.split("\n"):
+    for line in output.split("\n"):
         for node in nodes:
             words = line.removeprefix(f"Response from '{node}': ")
             if words != line:
@@ -124,13 +124,13 @@ def _parse_member(row: Mapping[str, Any]) -> ListedMember | str:
     return ListedMember(name, address, _get_text(tags, "role"), texts, _get_text(row, "status"))
 
 
-def _parse_answer(said: str) -> Mapping[str, Any]:
+def _parse_answer(output: str) -> Mapping[str, Any]:
     try:
-        found = json.loads(said)
+        found = json.loads(output)
     except RecursionError as error:
         raise ValueError("the JSON is nested too deeply") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{said[:40]!r} is not a JSON object")  # noqa: TRY004  # as in _check_mapping
+        raise ValueError(f"{output[:40]!r} is not a JSON object")  # noqa: TRY004  # as in _check_mapping
     return found
 
 

@@ -35,7 +35,7 @@ def acquire_lock(
 ) -> Iterator[bool]:
     """Acquire the lock at `path` and yield whether that succeeded; retry for `wait` seconds `unless` returns True.
 
-    `writes` says whether the lock protects writing, for `check_all_locks`. Raises OSError.
+    `writes`: whether the lock protects writing, for `check_all_locks`. Raises OSError.
     """
     descriptor = _acquire(path, wait, unless)
     if descriptor is None:

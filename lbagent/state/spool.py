@@ -51,7 +51,7 @@ class Record(_Fields):
 
 
 class Spool:
-    """The folder `spool/` of a state directory; a link in its place is none, whoever made it."""
+    """The folder `spool/` of a state directory; a symbolic link in its place is never followed."""
 
     def __init__(self, folder: str, limit: int) -> None:
         """A spool in `folder` whose records hold at most `limit` bytes."""
@@ -68,7 +68,7 @@ class Spool:
             while True:
                 # A forged name may hold the largest number there is.
                 number = number % (_LARGEST - 1) + 1
-                # Who holds `.N` exclusively is the only one who may make `N`; a drained N may be used again.
+                # Only the process that created `.N` exclusively may create `N`. The number of a drained N is reused.
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
                 try:
                     descriptor = os.open(f".{number}", flags, 0o640, dir_fd=here)
@@ -262,7 +262,7 @@ def _open_bad(spool: int) -> int:
     os.mkdir(_BAD, 0o750, dir_fd=spool)
     made = _open_own_bad(spool)
     if made is None:  # replaced by another process between the two calls
-        raise PermissionError(errno.EPERM, "is somebody else's", _BAD)
+        raise PermissionError(errno.EPERM, "belongs to another user", _BAD)
     with contextlib.suppress(OSError):
         os.rename(away, f"{time.time_ns()}-{_BAD}", src_dir_fd=spool, dst_dir_fd=made)
     return made

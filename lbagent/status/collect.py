@@ -20,7 +20,7 @@ from lbagent.haproxy.runtime.state import Stats
 from lbagent.membership.model import Membership
 from lbagent.membership.storage import Damaged
 from lbagent.outcome import PastRun
-from lbagent.planning import restore
+from lbagent.planning.lines import rebuild_membership
 from lbagent.roles.model import Roles
 from lbagent.run.engine import Engine
 from lbagent.state import history, store
@@ -92,7 +92,7 @@ class _Collector:
             self._add_problem(format_error(error))
         with contextlib.suppress(OSError):
             return self._engine.preview_membership(self._roles)
-        return restore.rebuild_membership(document, self._roles, self._at) if document else Membership()
+        return rebuild_membership(document, self._roles, self._at) if document else Membership()
 
     def _read_spool(self) -> SpoolState:
         spool = self._engine.spool

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -23,10 +23,9 @@ from lbagent.membership.model import (
     find_paused,
 )
 from lbagent.names import sort_names
-from lbagent.planning.desired import Note
-from lbagent.planning.plan import Change
-from lbagent.planning.preview import Preview
-from lbagent.planning.proxy import ProxyPlanner
+from lbagent.planning.decisions import explain_no_server
+from lbagent.planning.lines import ProxyLines
+from lbagent.planning.plan import Change, Preview
 from lbagent.roles.model import MissingTag, Pair, Role, Roles
 
 MANAGED, PAUSED, DRAINED, NOT_MANAGED = "managed", "paused", "drained", "not managed"
@@ -64,7 +63,7 @@ def list_server_states(document: Document, roles: Roles, members: Members, stats
     for proxy in document.proxies:
         here = [pair for marker in proxy.markers if (pair := pairs.get(marker.middle))]
         if proxy.managed:
-            planner = ProxyPlanner(document, proxy, roles, pairs, members)
+            planner = ProxyLines(proxy, roles, pairs, members)
             for line in proxy.managed:
                 node = planner.find_node(line)
                 found.setdefault(node, []).extend(_describe_managed(proxy, node, here, line, stats))
@@ -158,8 +157,10 @@ class Facts(NamedTuple):
     servers: Sequence[ServerState]
     change: Change
     """What the next run would do to its lines."""
-    notes: Sequence[str]
-    """Notes of the plan."""
+    reasons: Sequence[str]
+    """Why the plan gives it no line at a marker, or keeps a line of it."""
+    no_server: str
+    """Why it is not desired at any marker; empty where it is."""
     pauser: Member | None
     """The member whose pause or tag applies to it: itself, or another one at its address."""
     blocked: bool
@@ -203,10 +204,9 @@ def find_since(state: State, facts: Facts) -> int | None:
 
 def explain(state: State, facts: Facts) -> str:
     """Return the reason for the state; empty if it needs none."""
-    reasons = [*_explain_state(state, facts), *_explain_pause(state, facts), *facts.notes]
+    reasons = dict.fromkeys([*_explain_state(state, facts), *_explain_pause(state, facts), *facts.reasons])
     if not reasons and not facts.servers and state is not State.LOAD_BALANCER:
-        serves = any(any(role.sections.values()) for role in facts.roles)
-        return (facts.obstacle or "haproxy.cfg has no marker of its role") if serves else "its role has no service"
+        return facts.obstacle or facts.no_server
     return "; ".join(reasons)
 
 
@@ -218,12 +218,11 @@ def _explain_state(state: State, facts: Facts) -> Iterator[str]:
         yield member.quarantine.reason
     elif state is State.PENDING:
         yield _explain_change(facts.change)
-    elif state is State.UNKNOWN_ROLE and member:
-        yield f"roles.yml has no role {member.role}" if member.role else "no role tag"
+        yield from facts.change.reasons
+    elif state is State.UNKNOWN_ROLE:
+        yield facts.no_server
     elif state is State.FAILED and facts.servers:
         yield "its line is kept"
-    elif state is State.FAILED and any(role.remove_failed for role in facts.roles):
-        yield "removed by on_failed"
 
 
 def _explain_change(change: Change) -> str:
@@ -270,13 +269,14 @@ def list_nodes(
     membership: Membership,
     servers: ServerStates,
     preview: Preview,
+    middles: Container[str],
     load_balancers: Collection[str] = (),
 ) -> list[Node]:
     """Return every node that is present, paused, or has a line, in natural order of the names.
 
-    `load_balancers` are the names of the other load balancers.
+    `middles` are the middles of all markers; `load_balancers` are the names of the other load balancers.
     """
-    table = _NodeTable(roles, membership, servers, preview, load_balancers)
+    table = _NodeTable(roles, membership, servers, preview, middles, load_balancers)
     return [_make_node(table.find_facts(name)) for name in sort_names(table.list_names())]
 
 
@@ -289,6 +289,7 @@ class _NodeTable:
         membership: Membership,
         servers: ServerStates,
         preview: Preview,
+        middles: Container[str],
         load_balancers: Collection[str],
     ) -> None:
         self._load_balancers = load_balancers
@@ -297,10 +298,7 @@ class _NodeTable:
         self._paused = find_paused(membership)
         pausing = (one for one in self._members.special.values() if one.pause or one.paused_by_tag)
         self._pausing = {one.address: one for one in pausing}
-        self._notes: dict[str, list[str]] = {}
-        for note in preview.notes:
-            if isinstance(note, Note):
-                self._notes.setdefault(note.node, []).append(note.why)
+        self._middles = middles
 
     def list_names(self) -> set[str]:
         """Return the names of the nodes that are present, paused, or have a line."""
@@ -319,7 +317,8 @@ class _NodeTable:
             self._roles.find_roles(member.role) if member else (),
             self._servers.get(name, ()),
             preview.change(name),
-            self._notes.get(name, ()),
+            preview.plan.reasons.get(name, ()) if preview.plan else (),
+            explain_no_server(member, self._roles, self._middles) if member and member.present else "",
             self._find_pauser(member) if member and name in self._paused else None,
             name in preview.held,
             name in preview.quarantined,

@@ -15,8 +15,8 @@ from lbagent.membership.peers import Peer, Peers
 from lbagent.metrics import Last
 from lbagent.names import format_count
 from lbagent.outcome import PastRun
-from lbagent.planning.desired import Note
-from lbagent.planning.preview import Preview, make_preview
+from lbagent.planning.decisions import Note
+from lbagent.planning.plan import Preview, make_preview
 from lbagent.roles.model import Roles
 from lbagent.status.nodes import NOT_MANAGED, Node, State, list_nodes, list_server_states
 
@@ -209,7 +209,8 @@ def build_report(sources: Sources, roles: Roles, membership: Membership, documen
     notes = [note for note in preview.notes if not isinstance(note, Note)]
     blocked = [str(one) for one in preview.plan.blocked] if preview.plan else []
     others = peers.current(sources.peers, membership.members, [*roles.roles])
-    rows = list_nodes(roles, membership, servers, preview, {peer.name for peer in others})
+    middles = {marker.middle for proxy in document.proxies for marker in proxy.markers} if document else set[str]()
+    rows = list_nodes(roles, membership, servers, preview, middles, {peer.name for peer in others})
     return Report(sources, rows, digest, has_managed_lines, blocked, notes, problems, others)
 
 

@@ -43,7 +43,7 @@ class Log:
         self._log_once(syslog.LOG_ERR, words, fields)
 
     def warning(self, words: str, **fields: object) -> None:
-        """Log a warning: an operator should look at it, but the run went on."""
+        """Log a warning: an operator should look at it, but the run continued."""
         self._log_once(syslog.LOG_WARNING, words, fields)
 
     def info(self, words: str, **fields: object) -> None:

@@ -142,6 +142,14 @@ class Process(NamedTuple):
         return self.pid
 
     @property
+    def shares_network(self) -> bool | None:
+        """Whether it is in our network namespace; None if that may not be inspected."""
+        try:
+            return os.readlink(f"/proc/{self.pid}/ns/net") == os.readlink("/proc/self/ns/net")
+        except OSError:
+            return None
+
+    @property
     def _root_is_ours(self) -> bool:
         """Whether its root directory has the same name for us: no chroot, or one that it entered itself."""
         link = f"/proc/{self.pid}/root"
@@ -209,7 +217,7 @@ def find_processes(prefix: str) -> list[Process]:
 
 
 def find_children(pid: int) -> frozenset[int]:
-    """Return the pids of the children of `pid`; empty if it has ended, or the kernel does not tell."""
+    """Return the pids of the children of `pid`; empty if it has ended, or the kernel does not list them."""
     try:
         with open(f"/proc/{pid}/task/{pid}/children", "rb") as file:
             return frozenset(map(int, file.read().split()))

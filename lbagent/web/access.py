@@ -1,6 +1,6 @@
-"""Who may do what: Host and Origin checks, users, sessions, and the limit of failed log-ins.
+"""Access to the page: Host and Origin checks, users, sessions, and the limit of failed log-ins.
 
-Everybody who reaches the page may read it. A command needs a log-in of a user in the users file, the form's token, and
+Anyone who can reach the page may read it. A command needs a log-in of a user in the users file, the form's token, and
 a request that the page itself sent.
 """
 
@@ -45,7 +45,7 @@ _NOBODY = "$2b$12$1JiUAOWArd7Odxq2tGqHp.sv1L4hWOC8/Seqp4ifktRvArQUEMk5e"
 
 
 class Hosts:
-    """The names and addresses under which this page may be asked for.
+    """The names and addresses under which this page may be requested.
 
     A page of another site whose name resolves to this address (DNS rebinding) sends its own name as Host.
     """
@@ -125,7 +125,7 @@ class Session(NamedTuple):
 
 
 class Sessions:
-    """Signed cookies. Their key is made at the start, so a restart logs everybody out."""
+    """Signed cookies. Their key is made at the start, so a restart logs all users out."""
 
     def __init__(self, now: Callable[[], float] = time.time) -> None:
         """`now` returns epoch seconds."""

@@ -30,7 +30,7 @@ HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
     "img-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
     "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
+    "referrer-policy": "same-origin",  # with `no-referrer` browsers send `Origin: null` with our own forms
     "cache-control": "no-store",
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
@@ -42,7 +42,7 @@ FORM_LIMIT = 8192
 
 _STATIC = {"style.css": "text/css", "live.js": "text/javascript", "icon.svg": "image/svg+xml"}
 
-_LOOK = 0.5
+_LOOK = 0.3
 """Seconds between two looks for news, for those who listen to /events."""
 
 _KEEP_ALIVE = 15.0
@@ -311,7 +311,7 @@ class _Web:
         session, form = await self._authorize(request)
         try:
             await self._check_order(name, verb, form)
-            order = self._orders.start(verb, name, session.user, orders.build_words(verb, form, int(time.time())))
+            order = self._orders.start(verb, name, session.user, orders.parse_form(verb, form, int(time.time())))
         except orders.BadForm as bad:
             seen = await self._look()
             viewer = self._find_viewer(request, seen)

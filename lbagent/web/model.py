@@ -354,7 +354,7 @@ def _parse_entry(found: Mapping[str, Any]) -> Entry:
     )
 
 
-def _get(found: Mapping[str, Any], key: str, kind: type) -> Any:  # noqa: ANN401  # of the kind that is asked for
+def _get(found: Mapping[str, Any], key: str, kind: type) -> Any:  # noqa: ANN401  # of the requested kind
     value = found[key]
     if not isinstance(value, kind):
         raise TypeError(f"{key!r} is {str(value)[:40]!r}")

@@ -41,13 +41,27 @@ class TooManyOrders(Exception):
     """As many orders as allowed are under way."""
 
 
+class Request(NamedTuple):
+    """What a form asks for, beside the verb and the node."""
+
+    until: int | None = None
+    """End of a pause in epoch seconds."""
+    reason: str = ""
+
+    @property
+    def words(self) -> str:
+        """What follows the node in the payload of the query."""
+        end = [] if self.until is None else [f"until={self.until}"]
+        return " ".join([*end, *([f"reason={self.reason}"] if self.reason else [])])
+
+
 class Order:
     """One command, with the answers so far."""
 
-    def __init__(self, verb: str, node: str, user: str, words: str) -> None:
-        """Nothing is sent yet; `words` are what follows the node in the payload."""
+    def __init__(self, verb: str, node: str, user: str, request: Request) -> None:
+        """Nothing is sent yet."""
         self.id, self.at = secrets.token_urlsafe(9), time.time()
-        self.verb, self.node, self.user, self.words = verb, node, user, words
+        self.verb, self.node, self.user, self.request = verb, node, user, request
         self.asked: list[str] = []
         """The load balancers, once they are known."""
         self.answers: dict[str, str] = {}
@@ -98,15 +112,15 @@ class Orders:
         """Return an order by its id."""
         return self._orders.get(key)
 
-    def start(self, verb: str, node: str, user: str, words: str) -> Order:
+    def start(self, verb: str, node: str, user: str, request: Request) -> Order:
         """Send a command; returns at once. Raises TooManyOrders."""
         if len(self._tasks) >= _AT_ONCE:
             raise TooManyOrders
-        order = Order(verb, node, user, words)
+        order = Order(verb, node, user, request)
         self._orders[order.id] = order
         while len(self._orders) > _KEPT:
             del self._orders[next(iter(self._orders))]
-        self._log.info(f"web: {verb} {node} by {user} {words}".rstrip())
+        self._log.info(f"web: {verb} {node} by {user} {request.words}".rstrip())
         task = asyncio.create_task(self._run(order))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -135,7 +149,7 @@ class Orders:
                 self._add(order, one.name, f"not asked: {one.status} in Serf")
         for name in unreachable:
             self._add(order, name, "not asked: its name or address in Serf is invalid")
-        payload = f"{order.node} by={order.user}@{info.name} {order.words}".rstrip()
+        payload = f"{order.node} by={order.user}@{info.name} {order.request.words}".rstrip()
         agent.send_query(QUERIES[order.verb], payload, alive, _WAITS, lambda name, words: self._add(order, name, words))
         for name in order.asked:
             if name not in order.answers:
@@ -147,22 +161,18 @@ class Orders:
         self._log.info(f"web: {order.verb} {order.node} by {order.user}: {name}: {words}")
 
 
-def build_words(verb: str, form: Mapping[str, str], now: int) -> str:
-    """Return what follows the node in the payload of a command. Raises BadForm."""
-    if verb == "resume":
-        return ""
-    if verb == "forget":
-        return "force" if form.get("force") else ""
-    words = []
+def parse_form(verb: str, form: Mapping[str, str], now: int) -> Request:
+    """Return what a form asks for; `now` is in epoch seconds. Raises BadForm."""
+    if verb != "pause":
+        return Request()
+    until = None
     if lasting := form.get("for", "").strip():
         seconds = parse_duration(lasting)
         if not seconds or seconds > _LONGEST:
             raise BadForm("Time: write 90s, 15m, 2h or 7d, at most ten years; or leave it empty.")
-        # The same moment on every load balancer.
-        words.append(f"until={now + seconds}")
-    if reason := " ".join(form.get("reason", "").split()):
-        size = len(reason.encode("utf-8", "surrogateescape"))
-        if not reason.isprintable() or len(reason) > REASON_LIMIT or size > _REASON_BYTES:
-            raise BadForm(f"Reason: at most {REASON_LIMIT} printable characters, of {_REASON_BYTES} bytes.")
-        words.append(f"reason={reason}")
-    return " ".join(words)
+        until = now + seconds  # the same moment on every load balancer
+    reason = " ".join(form.get("reason", "").split())
+    size = len(reason.encode("utf-8", "surrogateescape"))
+    if not reason.isprintable() or len(reason) > REASON_LIMIT or size > _REASON_BYTES:
+        raise BadForm(f"Reason: at most {REASON_LIMIT} printable characters, of {_REASON_BYTES} bytes.")
+    return Request(until, reason)

@@ -28,7 +28,7 @@ _HIDDEN = ("load balancer", "unknown role")
 
 
 class Viewer(NamedTuple):
-    """Who looks, and where the page is."""
+    """The user, and the place of the page."""
 
     prefix: str
     """Before each path, such as /lbagent; empty at the root."""
@@ -101,7 +101,7 @@ class Pages:
     def render_node(
         self, viewer: Viewer, balancers: Sequence[Balancer], name: str, form: Mapping[str, str], error: str = ""
     ) -> str:
-        """Return the page of one node; `form` and `error` are of a command that was refused."""
+        """Return the page of one node; `form` and `error` belong to a refused command."""
         nodes = [one.status and one.status.nodes.get(name) for one in balancers]
         return self.render(
             "node.html",

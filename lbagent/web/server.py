@@ -36,7 +36,7 @@ class Options(NamedTuple):
 
 
 def serve(options: Options, folder: str, log: Log) -> int:
-    """Serve until told to end. `folder` has the daemon's status socket. Raises LbagentError, OSError."""
+    """Serve until SIGTERM or SIGINT. `folder` has the daemon's status socket. Raises LbagentError, OSError."""
     address, port = parse_listen(options.listen)
     _load_token()
     server: _Server | None = None
@@ -125,7 +125,7 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept connections, and tell systemd so."""
+        """Accept connections, and notify systemd."""
         await super().startup(sockets=sockets)
         sd_notify.notify("READY=1")
 

@@ -1,6 +1,6 @@
 """Where the page's content comes from: the local daemon's socket, and the web page of another load balancer.
 
-Each is asked at most twice a second, however many viewers there are, and only while somebody looks.
+Each is asked at most three times a second, however many viewers there are, and only while somebody looks.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from urllib.parse import SplitResult, urlsplit
 from lbagent.errors import UsageError
 from lbagent.web.model import Balancer, parse_balancer
 
-_FRESH = 0.5
+_FRESH = 0.3
 """Seconds for which an answer is used."""
 
-_LOCAL_LIMIT, _PEER_LIMIT = 10.0, 2.0
+_LOCAL_LIMIT, _PEER_LIMIT = 10.0, 1.0
 """Seconds that the daemon, and another load balancer, have for an answer."""
 
 _FIRST_LOOK = 0.7

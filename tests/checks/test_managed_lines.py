@@ -97,7 +97,7 @@ def test_an_edit_of_roles_yml_is_not_an_edit_of_managed_lines() -> None:
 
 def test_removals_blocked_by_the_safety_guard_are_found() -> None:
     assert check(SERVING, QUIET, known(member("other", role="gone"))) == [
-        "warning blocked: removals blocked by the safety guard: 1 of 1 lines at '# additional-lb-iis-server' in listen lb would go: web01; run `lbagent apply --force` to apply them",
+        "warning blocked: removals blocked by the safety guard: 1 of 1 lines at '# additional-lb-iis-server' in listen lb would be removed: web01; run `lbagent apply --force` to apply them",
         "ok drift: the managed lines match the plan (1 line)",
     ]
 

@@ -81,7 +81,7 @@ def test_a_managed_line_without_its_marker_is_found() -> None:
     text = BOTH + "listen old\n    server web01 10.0.0.1:80 check # lbagent role=web\n"
 
     assert bad_of(text, known(member("web01"))) == [
-        "warning line-without-marker: haproxy.cfg:6: web01 stands without its marker; restore the marker below the line, or delete the line",
+        "warning line-without-marker: haproxy.cfg:6: the marker of server web01 is missing; restore the marker below the line, or delete the line",
     ]
 
 
@@ -94,14 +94,14 @@ def test_an_operators_line_in_place_of_a_managed_one_is_found() -> None:
     text = BOTH.replace("        # additional-lb", "        server WEB01 10.9.9.9:80\n        # additional-lb")
 
     assert bad_of(text, known(member("web01"))) == [
-        "warning migration: haproxy.cfg:2: 1 server line above the marker is not managed (WEB01); pauses and leaves of these nodes do not affect them; run `lbagent apply --adopt` after the nodes have joined, or keep them as your own",
-        "error operator-line: haproxy.cfg:2: web01 has your own server line in listen lb; pauses and leaves of the node do not affect it; `lbagent apply --adopt` turns it into a managed line",
+        "warning migration: haproxy.cfg:2: 1 server line above the marker is not managed (WEB01); pauses and leaves of these nodes do not affect them; run `lbagent apply --adopt` after the nodes have joined, or keep them as your own; see docs/how-to/from-handler-rb.md",
+        "error operator-line: haproxy.cfg:2: web01: no managed line in listen lb: an operator's line has its name or address, pauses do not affect it; `lbagent apply --adopt` turns it into a managed line",
     ]
 
 
 def test_a_node_without_a_line_is_found() -> None:
     assert bad_of(BOTH, known(member("web01", "192.168.0.1"))) == [
-        "warning node: node web01 of role web has no line: 192.168.0.1 is outside the role's networks; fix the node's tags or address, or roles.yml"
+        "warning node: web01: no line for role web: 192.168.0.1 is outside the role's networks; fix the node's tags or address, or roles.yml"
     ]
 
 

@@ -177,7 +177,7 @@ def test_a_doubled_marker_is_refused(stage: Stage) -> None:
     assert ended == (
         4,
         b"",
-        f"lbagent: {stage.cfg}:3: '# additional-lb-iis-server' stands in backend farm twice, first at {stage.cfg}:2: delete one\n",
+        f"lbagent: {stage.cfg}:3: marker '# additional-lb-iis-server' appears twice in backend farm, first at {stage.cfg}:2; delete one\n",
     )
 
 
@@ -572,9 +572,9 @@ def test_what_the_guard_holds_back_is_exit_three(stage: Stage) -> None:
 
     assert ended.status == 3
     assert ended.err == (
-        "lbagent: node web01 of role web has no line: 10.0.0.1 is outside the role's networks\n"
-        "lbagent: node web02 of role web has no line: 10.0.0.2 is outside the role's networks\n"
-        "lbagent: blocked: 2 of 2 lines at '# additional-lb-iis-server' in backend farm would go: web01, web02;"
+        "lbagent: web01: no line for role web: 10.0.0.1 is outside the role's networks\n"
+        "lbagent: web02: no line for role web: 10.0.0.2 is outside the role's networks\n"
+        "lbagent: blocked: 2 of 2 lines at '# additional-lb-iis-server' in backend farm would be removed: web01, web02;"
         " `lbagent apply --force` applies these removals\n"
     )
     assert stage.managed == [line("web01", "10.0.0.1"), line("web02", "10.0.0.2")]

@@ -44,7 +44,11 @@ RULES = (
     Rule(r"\b(holds?|held|holding) (it |them )?back\b", "block", "the guard holds it back"),
     Rule(r"\bthe guard (holds|held)\b", "the safety guard blocks", "what the guard holds"),
     Rule(r"\blet(s|ting)? (it |them |him )?go\b", "remove, release", "apply --force lets them go"),
-    Rule(r"\b(take|takes|taken|took|taking) (\w+ ){0,2}over\b", "apply, load, run", "HAProxy takes the change over"),
+    Rule(
+        r"\b(take|takes|taken|took|taking) (?!precedence|priority)(\w+ ){0,2}over\b",
+        "apply, load, run",
+        "HAProxy takes the change over",
+    ),
     Rule(
         r"(^|[.;:,\u2014\u2013] |\b(?:and|or|but) )who\b",
         "name the thing; `who` is for people",

@@ -148,8 +148,10 @@ def site() -> Iterator[Site]:
 
 
 def find_migration(output: str) -> list[str]:
-    """The places of the findings `migration` in the output of `check`."""
-    return re.findall(r"^(?:error|warning) +migration: ([^\s:]+(?::\d+)?):", output, re.MULTILINE)
+    """The places of the findings `migration` in the output of `check`; each of them names the page."""
+    found = re.findall(r"^(?:error|warning) +migration: ([^\s:]+(?::\d+)?): (.*)$", output, re.MULTILINE)
+    assert [text for _, text in found if not text.endswith(f"; see {PAGE.relative_to(HERE.parent.parent)}")] == []
+    return [place for place, _ in found]
 
 
 def test_the_page_has_its_steps_in_order() -> None:

@@ -9,6 +9,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from scenarios.pictures import show_screen
+
 HERE = Path(__file__).resolve().parent.parent.parent
 PICTURES = HERE / "docs" / "img"
 PAGES = [HERE / "README.md", *sorted((HERE / "docs").rglob("*.md"))]
@@ -46,3 +48,16 @@ def test_a_diagram_is_drawn_from_its_present_source(source: Path, colours: str) 
 
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     assert drawn.endswith(f"<!-- {source.name}, SHA-256 {digest} -->\n"), "run make pictures"
+
+
+@pytest.mark.parametrize(
+    ("output", "shown"),
+    [
+        ("one\r\ntwo\r\n", "one\ntwo\n"),
+        ("waiting\r\x1b[Kdone\r\n", "done\n"),
+        ("lb01  done\r\n\\ waiting for lb02\r\n\x1b[1A\r\x1b[2Klb02  done\r\n", "lb01  done\nlb02  done\n"),
+        ("\x1b[?25l/ a\r- a\r\x1b[1mb\x1b[0m\x1b[?25h", "\x1b[1mb\x1b[0m"),
+    ],
+)
+def test_a_recording_shows_what_the_terminal_shows_at_the_end(output: str, shown: str) -> None:
+    assert show_screen(output) == shown

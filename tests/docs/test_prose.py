@@ -22,6 +22,7 @@ def test_every_rule_finds_its_example(rule: Rule) -> None:
         "There is no server.",
         "The node is no longer paused.",
         "Operators who run HAProxy read this.",
+        "The file takes precedence over the line.",
         "A standard takeover of the understanding is notable.",
         "`haproxy -c` accepts the file, and lbagent replaces it.",
     ],

@@ -229,7 +229,7 @@ def _join(side: _Side, cases: Sequence[Case], port: int) -> None:
     session = runtime_session.open_session(Document([("", text)]).settings, Worker(side.haproxy.worker(), 0))
     difference = _difference(text, session.version, cases, side.octet, port)
     assert difference.needs_reload == {}
-    assert Admission(session).admit(difference.joins, difference.dynamic_cookies), session.problems
+    assert Admission(session).admit_servers(difference.joins, difference.dynamic_cookies), session.problems
 
 
 def _differences(

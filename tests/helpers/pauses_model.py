@@ -14,7 +14,7 @@ from lbagent.haproxy.config import Document
 from lbagent.membership import model, pause_reports, sync, updates
 from lbagent.membership.model import Membership
 from lbagent.membership.updates import apply_events
-from lbagent.planning import restore
+from lbagent.planning.lines import rebuild_membership
 from lbagent.planning.plan import PlanOptions, make_plan
 from lbagent.serf.events import parse_event
 from lbagent.serf.member_list import ListedMember, MemberList
@@ -260,7 +260,7 @@ class Balancer:
 
     def loses_all(self, now: int) -> None:
         """Lose members.json: what remains is haproxy.cfg."""
-        self.membership = restore.rebuild_membership(Document([("haproxy.cfg", self.text)]), ROLES, now)
+        self.membership = rebuild_membership(Document([("haproxy.cfg", self.text)]), ROLES, now)
         self.heard_at, self.typed = [], self.typed
         words = [line.split() for line in self.text.splitlines() if "# lbagent " in line]
         comments = {word[3]: word[4] for word in words if word[0] == "#"}

@@ -166,6 +166,10 @@ class WebPage:
                 self.process.kill()
                 self.process.wait()
 
+    def add_options(self, *words: str) -> None:
+        """Add options before the start."""
+        self._argv += words
+
     @property
     def url(self) -> str:
         """Where it is."""

@@ -13,7 +13,7 @@ from lbagent.membership.model import (
     LEFT,
     LEGACY_DIGEST,
     UNKNOWN,
-    LastCommand,
+    LastCommands,
     Member,
     Membership,
     Pause,
@@ -54,7 +54,7 @@ def test_a_page_is_parsed_into_the_reports_it_was_made_of() -> None:
     said = format_page(membership, "", ROOM, NOW)
 
     (web01, web02) = membership.members["web01"], membership.members["web02"]
-    [[pause], [resume]] = (one.commands for member in (web01, web02) for one in member.heard.values())
+    [[pause], [resume]] = (one.commands for member in (web01, web02) for one in member.last_commands.values())
     assert said == (
         f"pauses={digest_reports(membership, NOW)} more=0 v=2 whole=0"
         f" web01,s,10.0.0.1,query/3/{pause.digest};p{NOW + 60};{NOW};=;"
@@ -62,7 +62,10 @@ def test_a_page_is_parsed_into_the_reports_it_was_made_of() -> None:
     )
     found = parse_page(said)
     assert found is not None
-    assert [(word.name, word.heard) for word in found.reports] == [("web01", web01.heard), ("web02", web02.heard)]
+    assert [(word.name, word.last_commands) for word in found.reports] == [
+        ("web01", web01.last_commands),
+        ("web02", web02.last_commands),
+    ]
 
 
 def test_an_older_load_balancer_gets_its_own_format() -> None:
@@ -97,7 +100,7 @@ def test_reports_that_do_not_fit_are_on_the_next_page() -> None:
 def test_a_report_longer_than_a_page_is_shortened() -> None:
     commands = tuple(PauseCommand(f"{at:08x}", pauses=True, until=None, address="10.0.0.1", at=NOW) for at in range(8))
     clocks = ["user", "query", *(f"typed@{'x' * 60}{at}" for at in range(3))]
-    membership = known(member("web01")._replace(heard={clock: LastCommand(9, commands) for clock in clocks}))
+    membership = known(member("web01")._replace(last_commands={clock: LastCommands(9, commands) for clock in clocks}))
 
     found = parse_page(format_page(membership, "", ROOM, NOW))
 
@@ -252,7 +255,7 @@ def test_an_older_load_balancer_revives_no_pause_with_a_known_ltime() -> None:
 def test_a_replay_of_a_command_reported_by_an_older_load_balancer_is_ignored() -> None:
     learned = learning(hearing(), hearing(PAUSE, RESUME), version=1)
 
-    assert learned.members["web01"].heard["user"].commands == (
+    assert learned.members["web01"].last_commands["user"].commands == (
         PauseCommand(LEGACY_DIGEST, pauses=False, address="10.0.0.1"),
     )
     assert paused(folded(learned, saying("pause", "web01", 6))) == []
@@ -297,6 +300,6 @@ def test_an_answer_that_is_not_a_page_gives_none(said: str) -> None:
 def test_a_member_known_from_a_report_has_no_line() -> None:
     learned = learning(known(), hearing(PAUSE)).members["web01"]
 
-    assert learned._replace(heard={}) == Member(
+    assert learned._replace(last_commands={}) == Member(
         "web01", "10.0.0.1", "", None, LEFT, NOW, Pause(NOW, "reported by lb02"), {}, None
     )

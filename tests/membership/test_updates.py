@@ -300,7 +300,7 @@ def test_the_example_of_the_module_docstring_holds() -> None:
     in_effect = [paused(folded(web01, *received[:count])) == ["web01"] for count in (1, 2, 3, 4)]
 
     assert in_effect == [True, False, False, True]
-    heard = folded(web01, *received).members["web01"].heard
+    heard = folded(web01, *received).members["web01"].last_commands
     assert {clock: (last.ltime, last.commands[0].after) for clock, last in heard.items()} == {
         "user": (8, (("query", 3),)),
         "query": (3, (("user", 7),)),
@@ -360,8 +360,8 @@ def test_a_new_cluster_resets_one_clock_only() -> None:
 
     membership = folded(before, saying("resume", "web01", 2), clocks={"user": 3, "query": 71})
 
-    assert set(membership.members["web01"].heard) == {"user", "query", "@user"}
-    assert membership.members["web01"].heard["query"].ltime == 70
+    assert set(membership.members["web01"].last_commands) == {"user", "query", "@user"}
+    assert membership.members["web01"].last_commands["query"].ltime == 70
 
 
 def test_a_command_before_its_node_is_known_counts() -> None:

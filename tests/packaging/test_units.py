@@ -347,6 +347,17 @@ def test_the_next_lines_are_commands_that_work(setup: Path, tmp_path: Path) -> N
     assert (tmp_path / "run").read_text().splitlines() == [line.strip() for line in NEXT[2:]]
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/get-started/first-load-balancer.md"])
+def test_the_documentation_has_the_commands_that_the_setup_prints(page: str) -> None:
+    blocks = re.findall(r"^```console\n(.*?)^```$", (HERE / page).read_text(), re.DOTALL | re.MULTILINE)
+    lines = re.findall(r"^lb01# (.*?)(?: +#.*)?$", "".join(blocks), re.MULTILINE)
+    typed = [command for line in lines for command in line.split(" && ")]
+
+    setup = typed.index("lbagent-serf-setup 10.0.0.1 10.0.0.2")
+    after = [command for command in typed[setup + 1 :] if not command.startswith(("editor", "lbagent status"))]
+    assert after == [line.strip() for line in NEXT[3:]]
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has a /etc of its own")
 @serf
 def test_no_key_is_made_where_the_other_load_balancer_has_one(setup: Path, tmp_path: Path) -> None:

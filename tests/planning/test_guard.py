@@ -36,7 +36,7 @@ def test_who_is_paused_makes_up_for_nobody() -> None:
     plan = planning(before, ROLES, known(*(one._replace(status=one.status if one.pause else LOST) for one in nodes)))
 
     assert [str(held) for held in plan.blocked] == [
-        "2 of 2 lines at '# additional-lb-iis-server' in backend farm would go: web00, web01"
+        "2 of 2 lines at '# additional-lb-iis-server' in backend farm would be removed: web00, web01"
     ]
     assert plan.after == plan.before
 
@@ -50,7 +50,7 @@ def test_a_pause_does_not_let_go_what_is_held() -> None:
     once = planning(text, roles, known(api, web(0), pausing(web(1)), web(2)))
     again = planning(once.after[0], roles, known(api, web(0), pausing(web(1)), web(2)))
 
-    held = "2 of 3 lines at '# additional-lb-iis-server' in backend farm would go: web00, web02"
+    held = "2 of 3 lines at '# additional-lb-iis-server' in backend farm would be removed: web00, web02"
     assert [str(one) for one in (*once.blocked, *again.blocked)] == [held, held]
     assert again.after == once.after
     assert [line.split(" #")[0] for line in managed(once.after[0])] == [

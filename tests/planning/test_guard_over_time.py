@@ -91,12 +91,12 @@ def test_node_by_node_no_more_than_half_is_removed(way: str) -> None:
         [],
         [],
         [
-            "1 of 2 lines at '# additional-lb-iis-server' in backend farm would go: web3"
-            "; 2 more went within the last 60 minutes: web1, web2"
+            "1 of 2 lines at '# additional-lb-iis-server' in backend farm would be removed: web3"
+            "; 2 more were removed within the last 60 minutes: web1, web2"
         ],
         [
-            "2 of 2 lines at '# additional-lb-iis-server' in backend farm would go: web3, web4"
-            "; 2 more went within the last 60 minutes: web1, web2"
+            "2 of 2 lines at '# additional-lb-iis-server' in backend farm would be removed: web3, web4"
+            "; 2 more were removed within the last 60 minutes: web1, web2"
         ],
     ]
 
@@ -250,14 +250,14 @@ def test_a_tag_that_becomes_invalid_keeps_the_line_of_every_node(tags: dict[str,
 
     assert lb.text == before
     assert plan.blocked == ()
-    assert plan.notes == tuple(f"web{at} keeps its line in backend farm: {why}" for at in range(1, 4))
+    assert plan.notes == tuple(f"web{at}: keeps its line in backend farm: {why}" for at in range(1, 4))
 
 
 def test_a_new_node_with_an_invalid_tag_has_no_line() -> None:
     lb = Balancer(WEIGHTED, *web(1, weight="50%"))
 
     assert lb.servers == []
-    assert lb.run().notes == (f"node web1 has no line for iis: its tag 'weight' is invalid: '50%'; use {TAG_RULE}",)
+    assert lb.run().notes == (f"web1: no line for iis: its tag 'weight' is invalid: '50%'; use {TAG_RULE}",)
 
 
 def test_a_kept_line_follows_its_node_to_another_address() -> None:
@@ -310,7 +310,7 @@ def test_a_role_tag_that_cannot_be_a_name_keeps_the_lines(role: str) -> None:
     assert plan.blocked == ()
     assert (
         plan.notes[0]
-        == f"web1 keeps its line in backend farm: its role {role!r} is not [A-Za-z0-9][A-Za-z0-9._-]{{0,62}}"
+        == f"web1: keeps its line in backend farm: its role {role!r} is not [A-Za-z0-9][A-Za-z0-9._-]{{0,62}}"
     )
 
 
@@ -354,7 +354,7 @@ def test_edits_one_after_another_end_with_3_and_force_applies_them(tmp_path: Pat
     forced = stage.run("apply", "--force")
 
     assert [one.status for one in (first, second, forced)] == [0, 3, 0]
-    assert "; 1 more went within the last 60 minutes: web1" in second.err
+    assert "; 1 more were removed within the last 60 minutes: web1" in second.err
     assert [line.split()[1] for line in left] == ["web2", "web3"]
     assert [line.split()[1] for line in stage.managed] == ["web3"]
 
@@ -369,6 +369,6 @@ def test_a_weight_that_is_none_costs_no_node_its_line(tmp_path: Path) -> None:
     done = [stage.handle("member-update", f"{node}50%\n".encode()) for node in nodes]
 
     assert [one.status for one in done] == [0, 0, 0]
-    assert f"web1 keeps its line in backend farm: its tag 'weight' is invalid: '50%'; use {TAG_RULE}" in done[0].err
+    assert f"web1: keeps its line in backend farm: its tag 'weight' is invalid: '50%'; use {TAG_RULE}" in done[0].err
     assert stage.cfg.read_bytes() == before
     assert len(stage.managed) == 3

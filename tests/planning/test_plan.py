@@ -14,8 +14,10 @@ from lbagent.errors import Refused
 from lbagent.haproxy.config import Document
 from lbagent.membership.model import ALIVE, FAILED, LEFT, UNKNOWN, Member, Membership
 from lbagent.outcome import BlockedRemoval
+from lbagent.planning.decisions import MissingMarkerNote
+from lbagent.planning.lines import rebuild_membership
 from lbagent.planning.plan import Plan, PlanOptions, make_plan
-from lbagent.planning.restore import rebuild_membership, restore_managed_lines
+from lbagent.planning.proxy import restore_managed_lines
 from lbagent.roles.model import Roles
 from tests.helpers.builders import (
     MANAGED,
@@ -528,7 +530,7 @@ def test_a_marker_twice_in_one_proxy_is_refused_with_both_lines() -> None:
         planning(text, ROLES, known(member("web01")))
 
     assert str(refused.value) == (
-        "haproxy.cfg:5: '# additional-lb-iis-server' stands in backend farm twice, first at haproxy.cfg:3: delete one"
+        "haproxy.cfg:5: marker '# additional-lb-iis-server' appears twice in backend farm, first at haproxy.cfg:3; delete one"
     )
 
 
@@ -538,7 +540,10 @@ def test_an_unknown_marker_is_left_alone_and_reported() -> None:
     done = planning(text, ROLES, known(member("web01")))
 
     assert done.after == (text.replace("    # additional-lb-iis", f"    {line('web01')}\n    # additional-lb-iis"),)
-    assert "haproxy.cfg:2: no role of roles.yml has a section and service for this marker" in done.notes
+    assert (
+        "haproxy.cfg:2: unknown marker '# additional-lb-oracle-server': no role of roles.yml has its section and service"
+        in done.notes
+    )
 
 
 def test_a_marker_that_is_nowhere_is_reported() -> None:
@@ -561,7 +566,7 @@ def test_a_line_whose_marker_is_gone_stays_while_its_node_stays() -> None:
     )
 
     assert done.after == (f"backend farm\n    balance roundrobin\n    {line('web01')}\n",)
-    assert "haproxy.cfg:3: web01 stands without its marker" in done.notes
+    assert "haproxy.cfg:3: the marker of server web01 is missing" in done.notes
 
 
 def test_a_line_whose_marker_is_gone_follows_a_pause_and_a_new_address() -> None:
@@ -590,6 +595,24 @@ def test_a_paused_line_whose_marker_is_gone_stays_a_paused_line() -> None:
     assert again == once
 
 
+def test_a_draining_line_without_marker_stays_drained_where_the_new_address_of_its_node_is_used() -> None:
+    roles = reading("""
+        services: {iis: {port: 80}, mongo: {port: 80}}
+        roles: {web: {lb: [iis, mongo], on_pause: drain}}
+    """)
+    before = dedent("""
+        backend farm
+            server web1.mongo 10.0.0.1:80 check inter 2s rise 2 fall 2 # lbagent role=web
+            server web2 10.0.0.2:80 check inter 2s rise 2 fall 2 # lbagent role=web
+            # additional-lb-iis-server
+    """)
+    members = known(pausing(member("web1", "10.0.0.2")), member("web2", "10.0.0.2"))
+
+    text = planned(before, roles, members)
+
+    assert "    server web1.mongo 10.0.0.1:80 check inter 2s rise 2 fall 2 weight 0 # lbagent paused role=web\n" in text
+
+
 # --- lines by hand ------------------------------------------------------------------------------------------------
 
 
@@ -602,7 +625,10 @@ def test_a_hand_written_namesake_wins(name: str, where: str) -> None:
     done = planning(text, ROLES, known(member("web01")))
 
     assert done.after == (text,)
-    assert "web01 stands in backend farm by hand: none is written beside it" in done.notes
+    assert (
+        "web01: no managed line in backend farm: an operator's line has its name or address, pauses do not affect it"
+        in done.notes
+    )
 
 
 @pytest.mark.parametrize(
@@ -683,7 +709,7 @@ def test_of_two_living_members_at_one_address_the_first_name_has_the_line() -> N
     done = planning(ONE, ROLES, known(member("web10"), member("web9")))
 
     assert managed(done.after[0]) == [line("web9")]
-    assert "web10 has no line in backend farm: web9 has 10.0.0.1:80" in done.notes
+    assert "web10: no line in backend farm: web9 has 10.0.0.1:80" in done.notes
 
 
 def test_of_two_names_of_one_host_at_two_markers_the_first_name_has_the_line() -> None:
@@ -713,7 +739,7 @@ def test_newcomers_beyond_max_are_refused_and_known_ones_never_displaced() -> No
     done = planning(before, ROLES, mongos(1, 2, 5, 6, 7))
 
     assert [one.split()[1] for one in managed(done.after[0])] == ["d1", "d5", "d6", "d7"]
-    assert [note for note in done.notes if "node d2 has no line for mongo" in note] != []
+    assert [note for note in done.notes if "d2: no line for mongo" in note] != []
 
 
 def test_a_smaller_max_displaces_nobody() -> None:
@@ -765,7 +791,7 @@ def test_what_the_guard_says_names_marker_proxy_and_nodes() -> None:
 
     done = planning(before, ROLES, known(*webs(9)))
 
-    words = "3 of 4 lines at '# additional-lb-iis-server' in backend farm would go: web1, web2, web3"
+    words = "3 of 4 lines at '# additional-lb-iis-server' in backend farm would be removed: web1, web2, web3"
     assert done.blocked == (BlockedRemoval(3, words),)
     assert str(done.blocked[0]) == words
     assert [one.split()[1] for one in managed(done.after[0])] == ["web1", "web2", "web3", "web9"]
@@ -1070,7 +1096,7 @@ def planning_anything(text: str, membership: Membership, rules: PlanOptions | No
 
 
 def _orphans(done: Plan) -> bool:
-    return any("without its marker" in note or "marker is gone" in note for note in done.notes)
+    return any(isinstance(note, MissingMarkerNote) for note in done.notes)
 
 
 @given(texts(), members(), st.booleans())

@@ -71,7 +71,7 @@ def test_a_failed_node_whose_address_belongs_to_an_alive_node_loses_its_lines(ro
     done = planning(text, ROLES, failed)
 
     assert not any("web01" in one for one in managed(done.after[0]))
-    assert "node web01 has failed and has no line: db01 has its address 10.0.0.5 now" in done.notes
+    assert "web01: no line: it has failed, and db01 has its address 10.0.0.5 now" in done.notes
 
 
 def test_the_safety_guard_does_not_block_that_removal() -> None:
@@ -116,13 +116,13 @@ def test_the_handler_removes_the_line_with_the_join() -> None:
 
         assert done.returncode == 0
         assert lb.managed == [lb.server("web02", "127.0.0.12")]
-        assert b"web01 has failed and has no line: db01 has its address 127.0.0.11 now" in done.stderr
+        assert b"web01: no line: it has failed, and db01 has its address 127.0.0.11 now" in done.stderr
 
 
 # --- after a rebuild ------------------------------------------------------------------------------------------------
 
 TAGGED = reading("services: {iis: {port: '{tag:port}'}}\nroles: {web: {lb: [iis]}}\n")
-UNKNOWN_TAGS = "web01 has no line in backend farm: its tags are unknown until Serf tells them"
+UNKNOWN_TAGS = "web01: no line for iis: its tags are unknown until Serf reports them"
 
 
 def resumed(membership: Membership) -> Plan:

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from lbagent.haproxy.config import Document
 from lbagent.membership.model import ALIVE, FAILED, LEFT, Membership
+from lbagent.planning.lines import rebuild_membership
 from lbagent.planning.plan import PlanOptions
-from lbagent.planning.restore import rebuild_membership
 from tests.helpers.builders import (
     NOW,
     expired,

@@ -341,7 +341,7 @@ def test_a_classic_role_yml_is_found_with_the_block_to_add(lb: Lb) -> None:
 
     assert status == 1
     assert kind(lines, "migration") == [
-        "error migration: /lb/etc/roles.yml: this is a role.yml of the classic handler.rb; it does not declare its services; add this line, with your ports: `services: {iis: {port: 80}, web_service_a: {port: PORT}, mongo: {port: 27017}}`"
+        "error migration: /lb/etc/roles.yml: this is a role.yml of the classic handler.rb; it does not declare its services; add this line, with your ports: `services: {iis: {port: 80}, web_service_a: {port: PORT}, mongo: {port: 27017}}`; see docs/how-to/from-handler-rb.md"
     ]
 
 
@@ -349,7 +349,7 @@ def test_a_role_yml_beside_a_missing_roles_yml_is_found(lb: Lb) -> None:
     lb.roles.rename(lb.etc / "role.yml")
 
     assert kind(check(lb)[1], "migration") == [
-        "error migration: /lb/etc/role.yml: lbagent does not read this file of the classic handler.rb; copy it to /lb/etc/roles.yml, and add a `services:` block"
+        "error migration: /lb/etc/role.yml: lbagent does not read this file of the classic handler.rb; copy it to /lb/etc/roles.yml, and add a `services:` block; see docs/how-to/from-handler-rb.md"
     ]
 
 
@@ -360,7 +360,7 @@ def test_a_classic_marker_is_found_with_its_new_form(lb: Lb) -> None:
 
     assert status == 1
     assert kind(lines, "migration") == [
-        "error migration: /lb/etc/haproxy.cfg:16: '# additional-iis-server' is a marker of the classic handler.rb; it names no section; write '# additional-lb-iis-server'"
+        "error migration: /lb/etc/haproxy.cfg:16: '# additional-iis-server' is a marker of the classic handler.rb; it names no section; write '# additional-lb-iis-server'; see docs/how-to/from-handler-rb.md"
     ]
 
 
@@ -373,11 +373,11 @@ def test_classic_lines_above_a_marker_are_found_before_and_after_their_nodes_joi
     adopted = lb.run("apply", "--adopt", "--yes")
 
     assert kind(before, "migration") == [
-        "warning migration: /lb/etc/haproxy.cfg:16: 2 server lines above the marker are not managed (web01, web02); pauses and leaves of these nodes do not affect them; run `lbagent apply --adopt` after the nodes have joined, or keep them as your own"
+        "warning migration: /lb/etc/haproxy.cfg:16: 2 server lines above the marker are not managed (web01, web02); pauses and leaves of these nodes do not affect them; run `lbagent apply --adopt` after the nodes have joined, or keep them as your own; see docs/how-to/from-handler-rb.md"
     ]
     assert joined[0] == 1
     assert kind(joined[1], "operator-line") == [
-        f"error operator-line: /lb/etc/haproxy.cfg:{line}: {node} has your own server line in listen lb-iis; pauses and leaves of the node do not affect it; `lbagent apply --adopt` turns it into a managed line"
+        f"error operator-line: /lb/etc/haproxy.cfg:{line}: {node}: no managed line in listen lb-iis: an operator's line has its name or address, pauses do not affect it; `lbagent apply --adopt` turns it into a managed line"
         for line, node in ((16, "web01"), (17, "web02"))
     ]
     assert adopted.returncode == 0

@@ -208,5 +208,5 @@ def test_a_marker_twice_in_one_branch_is_refused(lb: Lb) -> None:
     ended = lb.join(WEB01)
 
     assert ended.returncode == 4
-    assert b"haproxy.cfg:19: '# additional-lb-iis-server' stands in listen lb-iis twice" in ended.stderr
+    assert b"haproxy.cfg:19: marker '# additional-lb-iis-server' appears twice in listen lb-iis" in ended.stderr
     assert lb.text == before

@@ -45,16 +45,16 @@ BY_VERSION: Mapping[str, set[str]] = {
 """Keywords that take a reload on some versions."""
 
 BY_PROXY = {
-    "`balance first` would place a server without `id` elsewhere than a reload does",
-    "`balance hdr` takes no dynamic servers",
-    "`balance random` would place a server without `id` elsewhere than a reload does",
-    "`balance source` takes no dynamic servers",
-    "`balance static-rr` takes no dynamic servers",
-    "`balance uri` takes no dynamic servers",
-    "`balance url_param` takes no dynamic servers",
-    "`mode log` takes no dynamic servers",
-    "`no-send-proxy-v2` takes back a part of other keywords",
-    "`option external-check` takes no checks of dynamic servers",
+    "`balance first` needs an `id` to place a server as a reload does",
+    "`balance hdr` does not support dynamic servers",
+    "`balance random` needs an `id` to place a server as a reload does",
+    "`balance source` does not support dynamic servers",
+    "`balance static-rr` does not support dynamic servers",
+    "`balance uri` does not support dynamic servers",
+    "`balance url_param` does not support dynamic servers",
+    "`mode log` does not support dynamic servers",
+    "`no-send-proxy-v2` cancels a part of other keywords",
+    "`option external-check` does not support checks of dynamic servers",
 }
 """What else takes a reload."""
 

@@ -16,8 +16,8 @@ import pytest
 from lbagent.haproxy.config import Document
 from lbagent.haproxy.server_line import drain_line, undrain_line
 from lbagent.membership.model import FAILED, Member
-from lbagent.planning import counts as planning_counts
-from lbagent.planning import restore
+from lbagent.planning import services as planning_services
+from lbagent.planning.lines import rebuild_membership
 from lbagent.roles.model import Pair
 from tests.helpers.builders import NOW, dedent, known, managed, member, paused, pausing, planned, planning, reading
 from tests.helpers.daemon import watching
@@ -44,7 +44,7 @@ OUT = "server web01 10.0.0.1:80 check inter 2s rise 2 fall 2 weight 0 # lbagent 
 
 def rebuilt(text: str) -> dict[str, Member]:
     """The members that the managed lines tell of."""
-    return dict(restore.rebuild_membership(Document([("x", text)]), DRAINING, NOW).members)
+    return dict(rebuild_membership(Document([("x", text)]), DRAINING, NOW).members)
 
 
 # --- the plan -----------------------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ def test_it_counts_as_paused() -> None:
     membership = known(pausing(WEB01), WEB02)
     document = Document([("x", planned(TEXT, DRAINING, membership))])
 
-    counts = planning_counts.count_servers(planning_counts.list_managed_lines(document), DRAINING, membership)[
+    counts = planning_services.count_servers(planning_services.list_managed_lines(document), DRAINING, membership)[
         Pair("lb", "iis")
     ]
 

@@ -403,4 +403,7 @@ def test_a_line_by_hand_is_no_pause(lb: Lb) -> None:
 
     said = lb.ask("pause", "web01", 1).stdout.decode()
 
-    assert said == "not applied yet: web01 stands in listen lb-iis by hand: none is written beside it\n"
+    assert (
+        said == "not applied yet: web01: no managed line in listen lb-iis: "
+        "an operator's line has its name or address, pauses do not affect it\n"
+    )

@@ -279,7 +279,7 @@ def test_the_master_cli_is_found_on_the_command_line_or_in_the_environment(line:
         master = processes.read_process(shell.pid)
         assert master
 
-        assert reload.master_cli(master) == found
+        assert reload.list_master_sockets(master) == found
         shell.communicate(b"\n")
 
 
@@ -299,7 +299,7 @@ def test_the_reason_is_found_where_haproxy_tells_it_nobody(version: str) -> None
 
             assert ended.returncode == 5
             assert ended.stderr.decode() == (
-                "lbagent: the reload failed, the old worker goes on: "
+                "lbagent: the reload failed, the old worker keeps running: "
                 f"{lb.cfg}:{line}: cannot bind socket (Address already in use) for [127.0.0.1:{port}]: "
                 f"{Path('/proc/self/comm').read_text().strip()} (pid {os.getpid()}) listens there"
                 f"; the previous managed lines are restored in {lb.cfg}\n"

@@ -547,8 +547,8 @@ def test_clients_keep_their_server_over_the_reload_that_reads_it_from_the_file(b
 @pytest.mark.parametrize(
     ("lines", "why"),
     [
-        ("balance source", "`balance source` takes no dynamic servers"),
-        ("balance static-rr", "`balance static-rr` takes no dynamic servers"),
+        ("balance source", "`balance source` does not support dynamic servers"),
+        ("balance static-rr", "`balance static-rr` does not support dynamic servers"),
         ("default-server agent-check agent-port 1", "`agent-check` cannot be set through the runtime API"),
     ],
 )
@@ -611,7 +611,7 @@ def test_a_backend_that_haproxy_does_not_know_yet_takes_a_reload(lb: Lb) -> None
         ("set server lb-iis/web1 state maint", "lb-iis/web1 is out of balancing"),
         ("set server lb-iis/web1 state drain", "lb-iis/web1 is out of balancing"),
         ("set server lb-iis/web1 addr 127.0.0.13 port 7", "lb-iis/web1 is at 127.0.0.13 port 7"),
-        ("set server lb-iis/web3 state ready", "lb-iis/web3 still takes traffic"),
+        ("set server lb-iis/web3 state ready", "lb-iis/web3 still gets traffic"),
     ],
 )
 def test_what_haproxy_serves_otherwise_is_repaired_by_one_reload_and_recorded(lb: Lb, command: str, why: str) -> None:

@@ -112,7 +112,7 @@ def test_every_node_has_its_state_in_a_real_haproxy(served: tuple[Lb, Haproxy]) 
     text = status(lb)
 
     here = "lb-iis, mon-mongo"
-    by_hand = "in backend mon-mongo by hand: none is written beside it"
+    by_hand = "in backend mon-mongo: an operator's line has its name or address, pauses do not affect it"
     assert rows(text) == [
         ["NODE", "ADDRESS", "ROLE", "WHERE", "STATE", "HAPROXY", "OPEN", "WHY"],
         ["web01", "127.0.0.11", "web", here, "in", "1 DOWN, 1 UP", "0"],
@@ -239,7 +239,7 @@ def test_a_damaged_members_json_is_reported_and_not_changed(lb: Lb) -> None:
 
     assert [(node["name"], node["since"]) for node in found["nodes"]] == [("web01", None)]
     [problem] = found["problems"]
-    assert problem.startswith(f"{path} is damaged (JSONDecodeError: ")
+    assert problem.startswith(f"{path}: is damaged (JSONDecodeError: ")
     assert problem.endswith("): what is shown was read off haproxy.cfg, as the next event will do")
     assert path.read_bytes() == b"{"
 
@@ -252,7 +252,7 @@ def test_a_damaged_served_json_is_reported_and_confirms_nothing(lb: Lb) -> None:
     found = as_json(lb)
 
     assert (found["served"], found["confirmed"]) == (None, None)
-    words = f"{path} is damaged, or may not be read: the next run that changes anything writes it anew"
+    words = f"{path}: damaged or not readable; the next change writes it again"
     assert words in found["problems"]
 
 
@@ -311,7 +311,7 @@ def test_a_narrow_terminal_is_not_exceeded(lb: Lb) -> None:
     text = re.sub(r"\x1b\[[0-9;]*m", "", once(lb, width=40))
 
     assert max(map(len, text.split("\n"))) <= 40
-    assert text.split("\n")[0].startswith("haproxy  does not run")
+    assert text.split("\n")[0].startswith("haproxy  HAProxy does not run")
     assert text.split("\n")[2].startswith("web01       in ")
 
 

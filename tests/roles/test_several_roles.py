@@ -12,8 +12,8 @@ from lbagent.haproxy.config import Document
 from lbagent.membership import model
 from lbagent.membership.model import FAILED, Pause
 from lbagent.names import TAG_RULE
-from lbagent.planning import restore
 from lbagent.planning.desired import list_serving_ports
+from lbagent.planning.lines import rebuild_membership
 from lbagent.roles import loader
 from tests.helpers.builders import NOW, dedent, known, managed, member, planned, planning, reading
 from tests.helpers.load_balancer_files import built
@@ -77,7 +77,7 @@ def test_a_role_whose_networks_exclude_the_node_leaves_the_line_to_the_next_role
     plan = planning(TEXT, roles, known(member("web01", "10.0.0.1", "web,api")))
 
     assert managed(plan.after[0]) == ["server web01 10.0.0.1:80 check inter 2s rise 2 fall 2 # lbagent role=api"]
-    assert "node web01 of role web has no line: 10.0.0.1 is outside the role's networks" in plan.notes
+    assert "web01: no line for role web: 10.0.0.1 is outside the role's networks" in plan.notes
 
 
 def test_removing_a_role_from_the_tag_removes_only_its_lines() -> None:
@@ -101,7 +101,7 @@ def test_a_paused_node_has_a_comment_at_each_of_its_markers() -> None:
 
 def test_all_roles_of_a_node_can_be_rebuilt_from_haproxy_cfg() -> None:
     text = planned(TEXT, ROLES, known(member("web01", "10.0.0.1", "web,api")))
-    rebuilt = restore.rebuild_membership(Document([("haproxy.cfg", text)]), ROLES, NOW)
+    rebuilt = rebuild_membership(Document([("haproxy.cfg", text)]), ROLES, NOW)
 
     assert rebuilt.members["web01"].role == "web,api"
     assert planned(text, ROLES, rebuilt) == text
@@ -213,19 +213,19 @@ def test_an_address_can_come_from_a_tag(tag: str, written: str) -> None:
 @pytest.mark.parametrize(
     ("tags", "why"),
     [
-        ({}, "node web01 has no line for iis: its tag 'ip' is not set"),
-        ({"ip": ""}, "node web01 has no line for iis: its tag 'ip' is not set"),
-        ({"ip": "web01"}, "node web01 has no line for iis: address 'web01' is not an IP address"),
-        ({"ip": "192.168.7"}, "node web01 has no line for iis: address '192.168.7' is not an IP address"),
-        ({"ip": "192.168.7.5:80"}, "node web01 has no line for iis: address '192.168.7.5:80' is not an IP address"),
-        ({"ip": "192.168.07.5"}, "node web01 has no line for iis: address '192.168.07.5' is not an IP address"),
+        ({}, "web01: no line for iis: its tag 'ip' is not set"),
+        ({"ip": ""}, "web01: no line for iis: its tag 'ip' is not set"),
+        ({"ip": "web01"}, "web01: no line for iis: address 'web01' is not an IP address"),
+        ({"ip": "192.168.7"}, "web01: no line for iis: address '192.168.7' is not an IP address"),
+        ({"ip": "192.168.7.5:80"}, "web01: no line for iis: address '192.168.7.5:80' is not an IP address"),
+        ({"ip": "192.168.07.5"}, "web01: no line for iis: address '192.168.07.5' is not an IP address"),
         (
             {"ip": "192.168.7.5 backup"},
-            f"node web01 has no line for iis: its tag 'ip' is invalid: '192.168.7.5 backup'; use {TAG_RULE}",
+            f"web01: no line for iis: its tag 'ip' is invalid: '192.168.7.5 backup'; use {TAG_RULE}",
         ),
-        ({"ip": "10.0.0.1"}, "node web01 of role web has no line: 10.0.0.1 is outside the role's networks"),
-        ({"ip": "0.0.0.0"}, "node web01 of role web has no line: 0.0.0.0 is an unspecified address"),
-        ({"ip": "169.254.0.1"}, "node web01 of role web has no line: 169.254.0.1 is a link-local address"),
+        ({"ip": "10.0.0.1"}, "web01: no line for role web: 10.0.0.1 is outside the role's networks"),
+        ({"ip": "0.0.0.0"}, "web01: no line for role web: 0.0.0.0 is an unspecified address"),
+        ({"ip": "169.254.0.1"}, "web01: no line for role web: 169.254.0.1 is a link-local address"),
     ],
 )
 def test_an_address_from_a_tag_follows_the_same_rules_as_serfs(tags: dict[str, str], why: str) -> None:
@@ -237,7 +237,7 @@ def test_an_invalid_address_tag_keeps_the_line() -> None:
 
     assert by_tag({"ip": "oops"}, before) == (
         ["server web01 192.168.7.5:80 check inter 2s rise 2 fall 2 # lbagent role=web"],
-        ("web01 keeps its line in backend web: address 'oops' is not an IP address",),
+        ("web01: keeps its line in backend web: address 'oops' is not an IP address",),
     )
 
 

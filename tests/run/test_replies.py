@@ -22,7 +22,7 @@ TEXT = dedent(
     """
 )
 BY_HAND = TEXT.replace("    #", "    server old 10.0.0.1:80\n    #")
-ELSEWHERE = "node web01 of role web has no line: 192.0.2.1 is outside the role's networks"
+ELSEWHERE = "web01: no line for role web: 192.0.2.1 is outside the role's networks"
 TAGGED = member("web01", tags={"lbagent": "paused"})
 
 
@@ -64,7 +64,8 @@ def test_done_is_answered_where_it_is_so(verb: str, node: Member, words: str) ->
 
 @pytest.mark.parametrize("name", ["web01", "web02"])
 def test_a_line_by_hand_is_not_paused(name: str) -> None:
-    words = "not applied yet: web01 stands in backend farm by hand: none is written beside it"
+    words = "not applied yet: web01: no managed line in backend farm: "
+    words += "an operator's line has its name or address, pauses do not affect it"
 
     assert answer("pause", name, known(pausing(member("web01")), member("web02", role="db")), BY_HAND) == words
 

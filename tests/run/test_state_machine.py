@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from lbagent.haproxy.config import Document
 from lbagent.membership.model import Membership
 from lbagent.names import natural_key
-from lbagent.planning.restore import rebuild_membership
+from lbagent.planning.lines import rebuild_membership
 from lbagent.serf.raw_event import RawEvent
 from tests.helpers.builders import NOW, dedent, folded, managed, outside, planning, reading, saying, telling
 

@@ -262,14 +262,14 @@ def test_any_bytes_are_parsed_without_an_error(kind: str, name: str, payload: by
         ("web01 2001:DB8::5 web", command("pause", "web01", "2001:db8::5")),
         ("web01 web", command("pause", "web01")),
         ("web01 until=1700009999", command("pause", "web01", until=1_700_009_999)),
-        ("web01 for=2h", command("pause", "web01", until=NOW + 7200)._replace(lasting=7200)),
+        ("web01 for=2h", command("pause", "web01", until=NOW + 7200)._replace(duration=7200)),
         (
             "web01 for=90s reason=patch Tuesday for=3h",
-            command("pause", "web01", until=NOW + 90, reason="patch Tuesday for=3h")._replace(lasting=90),
+            command("pause", "web01", until=NOW + 90, reason="patch Tuesday for=3h")._replace(duration=90),
         ),
         (
             "web01 10.0.0.5 web for=1d reason=更新\u202e",
-            command("pause", "web01", "10.0.0.5", NOW + 86400, "更新?")._replace(lasting=86400),
+            command("pause", "web01", "10.0.0.5", NOW + 86400, "更新?")._replace(duration=86400),
         ),
         ("web01 reason=" + "x" * 300, command("pause", "web01", reason="x" * 200)),
         ("web01 reason=", command("pause", "web01")),

@@ -13,7 +13,8 @@ from lbagent.haproxy.runtime.state import ServerStats, Stats
 from lbagent.membership.model import FAILED, LEFT, LOST, UNKNOWN, Member, Membership, Pause
 from lbagent.outcome import PastRun
 from lbagent.planning import quarantine
-from lbagent.planning.restore import rebuild_membership
+from lbagent.planning.lines import rebuild_membership
+from lbagent.planning.plan import Change
 from lbagent.roles.model import Roles
 from lbagent.status.nodes import Node, ServerState
 from lbagent.status.report import FailedReload, Report, Served, Sources, SpoolState, StatsSocket, build_report
@@ -159,7 +160,10 @@ def test_a_pause_applies_to_all_nodes_at_its_address() -> None:
 def test_on_failed_of_the_role_decides_on_a_failed_node() -> None:
     membership = known(member("api01", role="api"), member("api02", "10.0.0.2", "api", status=FAILED))
 
-    assert brief(build(membership)) == {"api01": ("in", ""), "api02": ("failed", "removed by on_failed")}
+    assert brief(build(membership)) == {
+        "api01": ("in", ""),
+        "api02": ("failed", "iis: it has failed, and `on_failed` is `remove`"),
+    }
     assert one(member("web01", status=FAILED)) == ("failed", "its line is kept")
 
 
@@ -172,7 +176,10 @@ def test_an_operators_line_is_listed_with_its_name_and_state(line: str) -> None:
 
     node = only(build(known(member("web01")), text, {("lb-iis", name): ServerStats("no check", 1)}))
 
-    assert (node.state, node.why) == ("not managed", "in listen lb-iis by hand: none is written beside it")
+    assert (node.state, node.why) == (
+        "not managed",
+        "in listen lb-iis: an operator's line has its name or address, pauses do not affect it",
+    )
     assert node.servers == [ServerState("lb-iis", name, address, "not managed", "no check", 1)]
 
 
@@ -192,7 +199,10 @@ def test_a_paused_node_with_an_operators_line_is_not_shown_as_paused() -> None:
     state, why = one(member("web01", pause=PAUSE), text.replace("mon-mongo-s", "x-y-s"))
 
     assert state == "not managed"
-    assert why == "paused by user event: patches; in listen lb-iis by hand: none is written beside it"
+    assert (
+        why == "paused by user event: patches; in listen lb-iis: "
+        "an operator's line has its name or address, pauses do not affect it"
+    )
 
 
 @pytest.mark.parametrize(
@@ -231,7 +241,7 @@ def test_a_quarantined_node_has_the_whole_reason_of_haproxy() -> None:
     found = build(held, text)
 
     assert brief(found) == {"web01": ("in", ""), "web02": ("quarantined", reason)}
-    assert (found.nodes[1].since, found.nodes[1].change) == (NOW - 5, ((), ()))
+    assert (found.nodes[1].since, found.nodes[1].change) == (NOW - 5, Change())
     assert found.as_json()["nodes"][1]["quarantine"] == {"since": NOW - 5, "reason": reason}
 
 
@@ -278,7 +288,7 @@ def test_a_node_beyond_max_has_the_reason() -> None:
     assert brief(build(membership)) == {
         "api01": ("in", ""),
         "api02": ("in", ""),
-        "api03": ("no line", "iis: role api has its 2"),
+        "api03": ("no line", "iis: role api has reached its maximum of 2"),
     }
 
 
@@ -287,7 +297,7 @@ def test_a_node_beyond_max_has_the_reason() -> None:
     [
         (None, member("web01"), "its lines will be added"),
         (member("web01"), member("web01", "10.0.0.2"), "its lines will be changed"),
-        (member("web01"), member("web01", status=LEFT), "its lines will be removed"),
+        (member("web01"), member("web01", status=LEFT), "its lines will be removed; the node has left"),
         (member("web01"), member("web01", pause=PAUSE), "its lines will be changed; paused by user event: patches"),
     ],
 )
@@ -300,7 +310,7 @@ def test_a_node_whose_lines_are_not_current_is_pending(before: Member | None, af
 def test_a_pending_node_lists_its_lines() -> None:
     node = only(build(known(member("web01")), CFG.replace("mon-mongo-s", "x-y-s")))
 
-    assert node.change == ((f"listen lb-iis: server web01 10.0.0.1:80 {OPTIONS} # lbagent role=web",), ())
+    assert node.change == Change((f"listen lb-iis: server web01 10.0.0.1:80 {OPTIONS} # lbagent role=web",))
 
 
 def test_a_node_whose_removal_the_safety_guard_blocks_is_blocked() -> None:
@@ -313,12 +323,12 @@ def test_a_node_whose_removal_the_safety_guard_blocks_is_blocked() -> None:
 
     assert brief(found) == {
         "web01": ("in", ""),
-        "web02": ("blocked", "the safety guard blocks its removal"),
-        "web03": ("blocked", "the safety guard blocks its removal"),
+        "web02": ("blocked", "the safety guard blocks its removal; Serf does not list the node any more"),
+        "web03": ("blocked", "the safety guard blocks its removal; Serf does not list the node any more"),
     }
     assert found.blocked == [
-        "2 of 3 lines at '# additional-lb-iis-server' in listen lb-iis would go: web02, web03",
-        "2 of 3 lines at '# additional-mon-mongo-server' in backend mon-mongo would go: web02, web03",
+        "2 of 3 lines at '# additional-lb-iis-server' in listen lb-iis would be removed: web02, web03",
+        "2 of 3 lines at '# additional-mon-mongo-server' in backend mon-mongo would be removed: web02, web03",
     ]
 
 
@@ -327,7 +337,7 @@ def test_a_node_with_a_role_that_roles_yml_lacks_is_listed() -> None:
 
     assert brief(build(membership)) == {
         "lb01": ("load balancer", ""),
-        "x": ("unknown role", "no role tag"),
+        "x": ("unknown role", "it has no role"),
     }
 
 
@@ -355,7 +365,7 @@ def test_a_managed_line_of_an_unknown_node_is_listed() -> None:
     found = build(known(member("web01"), member("web03", "10.0.0.3")), text)
 
     node = found.nodes[1]
-    assert brief(found)["web02"] == ("pending", "its lines will be removed")
+    assert brief(found)["web02"] == ("pending", "its lines will be removed; Serf has not reported the node")
     assert (node.name, node.address, node.role, node.status, node.since) == ("web02", "10.0.0.2", None, None, None)
 
 
@@ -380,8 +390,9 @@ def test_a_duplicate_marker_is_a_problem_and_the_nodes_are_listed() -> None:
         "no line",
         "there is no plan, see above",
     )
+    marker = "# additional-lb-iis-server"
     assert found.problems == [
-        "haproxy.cfg:6: '# additional-lb-iis-server' stands in listen lb-iis twice, first at haproxy.cfg:4: delete one"
+        f"haproxy.cfg:6: marker '{marker}' appears twice in listen lb-iis, first at haproxy.cfg:4; delete one"
     ]
 
 

@@ -73,7 +73,7 @@ def test_the_first_page_has_each_node_with_its_state_in_words(web: WebPage) -> N
 
     words = text_of(page.text)
     assert (page.status, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
-    assert "healthy Events take effect; nothing is wrong." in words
+    assert "healthy Events take effect. Nodes: 1 in, 1 paused." in words
     assert "web01 10.0.0.1 web in for 10m HAProxy UP, 3 open" in words
     assert "web02 10.0.0.2 web paused for 10m" in words
     assert "confirmed by HAProxy worker 4711" in words
@@ -101,7 +101,7 @@ def test_no_page_has_inline_code_styles_or_anything_of_another_host(web: WebPage
     assert [tag for tag, _ in elements if tag in ("style", "iframe", "object")] == []
     assert page.headers["content-security-policy"] == CSP
     assert page.headers["x-content-type-options"] == "nosniff"
-    assert page.headers["referrer-policy"] == "no-referrer"
+    assert page.headers["referrer-policy"] == "same-origin"
     assert page.headers["cache-control"] == "no-store"
 
 

@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from lbagent.haproxy import inherited as haproxy_inherited
-from lbagent.haproxy.config import ROSTER_NAME, Document, Key, Lines, Proxy, format_target, split_server_line
+from lbagent.haproxy.config import RUNTIME_NAME, Document, Key, Lines, Proxy, format_target, split_server_line
 from lbagent.haproxy.inherited import Inherited, Keywords, NeedsReload, find_inherited
 from lbagent.haproxy.runtime.capabilities import Capabilities
 from lbagent.haproxy.runtime.session import Session, SessionError
@@ -25,7 +25,7 @@ from lbagent.system import sockets
 LEFT_LIMIT = 100
 """Number of servers left in maintenance that cannot be deleted, above which a reload removes them."""
 
-PROMPTLY = 2.0
+AWAITED_CHECK_LIMIT = 2.0
 """Longest interval in seconds of a check whose first result is waited for."""
 
 _DYNAMIC = frozenset(("", "roundrobin", "leastconn", "random", "first"))
@@ -67,7 +67,7 @@ class Join(NamedTuple):
         return format_target(self.key)
 
 
-def stop_traffic(key: Key, *, drain: bool) -> str:
+def format_stop_command(key: Key, *, drain: bool) -> str:
     """Return the command that removes a server from balancing.
 
     With `drain`, sticky clients continue; otherwise (`maint`) no client does. Running requests finish either way,
@@ -82,117 +82,117 @@ class ServerChanges:
     def __init__(self, document: Document, known: KnownServers, wanted: Lines, capabilities: Capabilities) -> None:
         """`document` is the text with the proxies; `wanted` are the lines of the servers to serve."""
         self._document, self._known, self._capabilities = document, known, capabilities
-        self.withdrawn: Lines = {key: line for key, line in known.lines.items() if key not in wanted}
-        """Servers to remove."""
         self.joins: list[Join] = []
         self.needs_reload: dict[Key, str] = {}
         """Servers that need a reload, with the reason."""
         for key, line in wanted.items():
             if key in known.left or known.lines.get(key) != line:
-                self._join(key, line)
+                self._add_join(key, line)
 
     @cached_property
     def dynamic_cookies(self) -> list[str]:
         """Commands that give cookies to the added servers."""
         proxies = sorted({join.key[0] for join in self.joins})
         return [
-            f"enable dynamic-cookie backend {name}" for name in proxies if "dynamic" in self._inherited(name).cookie
+            f"enable dynamic-cookie backend {name}"
+            for name in proxies
+            if "dynamic" in self._find_inherited(name).cookie
         ]
 
-    def list_words(self, key: Key, line: str) -> list[str]:
+    def list_keywords(self, key: Key, line: str) -> list[str]:
         """Return all words of this server: those of `default-server`, then its own."""
         try:
-            here = self._inherited(key[0]).default_server
+            here = self._find_inherited(key[0]).default_server
         except NeedsReload:
             here = ()
         return [*here, *split_server_line(line)[2]]
 
     def is_disabled(self, key: Key, line: str) -> bool:
         """Return whether haproxy.cfg disables this server."""
-        return _last(self.list_words(key, line), "disabled", "enabled")
+        return _is_last(self.list_keywords(key, line), "disabled", "enabled")
 
     def has_agent(self, key: Key, line: str) -> bool:
         """Return whether an agent check may disable this server."""
-        return _last(self.list_words(key, line), "agent-check", "no-agent-check")
+        return _is_last(self.list_keywords(key, line), "agent-check", "no-agent-check")
 
     def can_return(self, key: Key, line: str) -> bool:
         """Return whether a server can be added again without a reload after it was deleted."""
         try:
             if line:
-                self._addition(key, line)
+                self._format_add_command(key, line)
             else:
-                self._check_proxy(key[0], {"id": ""})
+                self._require_dynamic_servers(key[0], {"id": ""})
         except NeedsReload:
             return False
         return True
 
-    def _join(self, key: Key, line: str) -> None:
+    def _add_join(self, key: Key, line: str) -> None:
         if not self._known.sure:
             self.needs_reload[key] = "HAProxy may not run the servers of haproxy.cfg"
             return
         try:
-            self.joins += self._joined(key, line)
+            self.joins += self._plan_joins(key, line)
         except NeedsReload as error:
             self.needs_reload[key] = str(error)
 
-    def _joined(self, key: Key, line: str) -> list[Join]:
+    def _plan_joins(self, key: Key, line: str) -> list[Join]:
         address, port, _ = split_server_line(line)
         if not port or address != canonical_address(address):
-            raise NeedsReload("it is at no address and port")
+            raise NeedsReload("its line has no IP address and port")
         old = self._known.left.get(key, self._known.lines.get(key))
         if old is None:
-            return [self._checked(key, line, [self._addition(key, line)])]
-        weight = self._new_weight(key, old, line)
+            return [self._plan_checked_join(key, line, [self._format_add_command(key, line)])]
+        weight = self._plan_weight(key, old, line)
         was, drains = split_server_line(old), is_drained(line)
         stays, returns = was[:2] == (address, port), key in self._known.left
         if stays and (drains if returns else is_drained(old) == drains):
             # Otherwise only the comment differs, or a draining server continues to drain.
             return [Join(key, line, tuple(weight), ready=False)] if weight else []
         if was[0] != address and self.has_agent(key, line):
-            raise NeedsReload("an agent does not follow its server's address")
+            raise NeedsReload("its agent check keeps the old address")
         move = f"set server {format_target(key)} addr {address} port {port}"
         if self.is_disabled(key, line):
             return [Join(key, line, (*weight, *([] if stays else [move])), ready=False)]
         if stays and key in self._known.checked:
             return [Join(key, line, tuple(weight))]
-        return [self._checked(key, line, [*weight, move])]
+        return [self._plan_checked_join(key, line, [*weight, move])]
 
-    def _new_weight(self, key: Key, old: str, line: str) -> list[str]:
+    def _plan_weight(self, key: Key, old: str, line: str) -> list[str]:
         """Return the command if only the weight differs; empty if nothing differs. Raises NeedsReload."""
         drained, drains = is_drained(old), is_drained(line)
         old, line = undrain_line(old), undrain_line(line)
         same = bool(old) and split_server_line(old)[2] == split_server_line(line)[2]
         if not same:
-            before, after = self._without_weight(key, old), self._without_weight(key, line)
+            before, after = self._resolve_keywords_but_weight(key, old), self._resolve_keywords_but_weight(key, line)
             if before is None or before != after:
-                raise NeedsReload(f"{format_target(key)} is there with other options")
-        weights = self._weight(key, old), self._weight(key, line)
+                raise NeedsReload(f"{format_target(key)} has other options in HAProxy")
+        weights = self._find_weight(key, old), self._find_weight(key, line)
         if drains or (not drained and weights[0] == weights[1]):
             return []  # a draining server keeps its weight until it is resumed
         if not weights[1].isdigit():
             raise NeedsReload(f"`weight {weights[1]}` is not a number")
-        proxy = self._proxy(key[0])
-        if not self._is_dynamic(proxy, self._inherited(proxy.name)):
-            raise NeedsReload(f"`balance {proxy.balance}` takes no other weight than that of the file")
+        proxy = self._find_proxy(key[0])
+        if not self._takes_dynamic_servers(proxy, self._find_inherited(proxy.name)):
+            raise NeedsReload(f"`balance {proxy.balance}` does not allow a change of weight")
         return [f"set server {format_target(key)} weight {weights[1]}"]
 
-    def _without_weight(self, key: Key, line: str) -> Keywords | None:
+    def _resolve_keywords_but_weight(self, key: Key, line: str) -> Keywords | None:
         """Return a server's keywords without its weight; None if they are unknown."""
         try:
-            found = self._keywords(key, line) if line else None
+            found = self._resolve_keywords(key, line) if line else None
         except NeedsReload:
             return None
         return found and {word: value for word, value in found.items() if word != "weight"}
 
-    def _weight(self, key: Key, line: str) -> str:
+    def _find_weight(self, key: Key, line: str) -> str:
         """Return the weight of a server."""
-        return ["1", *(value for word, value in pairwise(self.list_words(key, line)) if word == "weight")][-1]
+        return ["1", *(value for word, value in pairwise(self.list_keywords(key, line)) if word == "weight")][-1]
 
-    def _checked(self, key: Key, line: str, commands: list[str]) -> Join:
+    def _plan_checked_join(self, key: Key, line: str, commands: list[str]) -> Join:
         address, port, _ = split_server_line(line)
-        here = self._inherited(key[0])
+        here = self._find_inherited(key[0])
         try:
-            words = self._keywords(key, line)
+            words = self._resolve_keywords(key, line)
         except NeedsReload:
             # The server exists already, whatever its keywords.
             return Join(key, line, tuple(commands), drain=is_drained(line))
@@ -202,78 +202,78 @@ class ServerChanges:
         if words.get("init-state", "none") != "none":
             return Join(key, line, tuple(commands), drain=is_drained(line))
         endpoint = haproxy_inherited.find_check_endpoint(words, address, port)
-        deep = bool(here.deep) or "ssl" in words or "check-ssl" in words
+        deep = bool(here.check_options) or "ssl" in words or "check-ssl" in words
         due = haproxy_inherited.parse_time(words.get("fastinter", words.get("inter", "2s")))
         # A serving server goes on: if all waited for a result, none would serve meanwhile.
-        awaited = deep and due <= PROMPTLY and key not in self._known.lines and not is_drained(line)
+        awaited = deep and due <= AWAITED_CHECK_LIMIT and key not in self._known.lines and not is_drained(line)
         return Join(key, line, tuple(commands), endpoint, due if awaited else None, drain=is_drained(line))
 
-    def _keywords(self, key: Key, line: str) -> Keywords:
-        words = [*self._inherited(key[0]).default_server, *split_server_line(line)[2]]
+    def _resolve_keywords(self, key: Key, line: str) -> Keywords:
+        words = [*self._find_inherited(key[0]).default_server, *split_server_line(line)[2]]
         return haproxy_inherited.resolve_keywords(words, self._capabilities)
 
-    def _addition(self, key: Key, line: str) -> str:
+    def _format_add_command(self, key: Key, line: str) -> str:
         address, port, _ = split_server_line(line)
-        words = self._keywords(key, line)
-        self._check_proxy(key[0], words)
+        words = self._resolve_keywords(key, line)
+        self._require_dynamic_servers(key[0], words)
         host = f"[{address}]" if ":" in address else address
         keywords = haproxy_inherited.format_keywords(words, self._capabilities)
         return f"add server {format_target(key)} {host}:{port}{keywords}"
 
-    def _check_proxy(self, name: str, words: Mapping[str, str]) -> None:
+    def _require_dynamic_servers(self, name: str, words: Mapping[str, str]) -> None:
         """Raise NeedsReload if adding a server with these keywords would differ from a reload."""
-        proxy, here = self._proxy(name), self._inherited(name)
-        balance = _algorithm(proxy)
-        if here.odd:
-            raise NeedsReload(here.odd)
+        proxy, here = self._find_proxy(name), self._find_inherited(name)
+        balance = _get_algorithm(proxy)
+        if here.doubt:
+            raise NeedsReload(here.doubt)
         if here.mode not in ("", "http", "tcp"):
-            raise NeedsReload(f"`mode {here.mode}` takes no dynamic servers")
-        if not self._is_dynamic(proxy, here):
-            raise NeedsReload(f"`balance {balance}` takes no dynamic servers")
+            raise NeedsReload(f"`mode {here.mode}` does not support dynamic servers")
+        if not self._takes_dynamic_servers(proxy, here):
+            raise NeedsReload(f"`balance {balance}` does not support dynamic servers")
         if balance in (*_CONSISTENT, "random", "first") and "id" not in words:
-            raise NeedsReload(f"`balance {balance}` would place a server without `id` elsewhere than a reload does")
+            raise NeedsReload(f"`balance {balance}` needs an `id` to place a server as a reload does")
         if here.cookie and "dynamic" not in here.cookie and not self._capabilities.takes_cookies:
             raise NeedsReload("`cookie` without `dynamic` gives no cookie to dynamic servers")
-        if "check" in words and (options := here.deep & self._capabilities.reload_options):
-            raise NeedsReload(f"`option {min(options)}` takes no checks of dynamic servers")
+        if "check" in words and (options := here.check_options & self._capabilities.reload_options):
+            raise NeedsReload(f"`option {min(options)}` does not support checks of dynamic servers")
 
     @staticmethod
-    def _is_dynamic(proxy: Proxy, here: Inherited) -> bool:
-        balance = _algorithm(proxy)
+    def _takes_dynamic_servers(proxy: Proxy, here: Inherited) -> bool:
+        balance = _get_algorithm(proxy)
         return balance in _DYNAMIC or (balance in _CONSISTENT and here.hash_type[:1] == ("consistent",))
 
-    def _proxy(self, name: str) -> Proxy:
+    def _find_proxy(self, name: str) -> Proxy:
         found = self._document.find_proxies(name)
-        if len(found) != 1 or not ROSTER_NAME.fullmatch(name):
+        if len(found) != 1 or not RUNTIME_NAME.fullmatch(name):
             raise NeedsReload(f"proxy {name!r} cannot be named on the stats socket")
         return found[0]
 
-    def _inherited(self, name: str) -> Inherited:
-        return self._all_inherited.get(self._proxy(name).start, Inherited())
+    def _find_inherited(self, name: str) -> Inherited:
+        return self._all_inherited.get(self._find_proxy(name).start, Inherited())
 
     @cached_property
     def _all_inherited(self) -> Mapping[int, Inherited]:
         return find_inherited(self._document)
 
 
-def _algorithm(proxy: Proxy) -> str:
+def _get_algorithm(proxy: Proxy) -> str:
     return (proxy.balance or "").partition("(")[0]
 
 
-def _last(words: list[str], on: str, off: str) -> bool:
+def _is_last(words: list[str], on: str, off: str) -> bool:
     """Return whether `on` is the last one of two words that cancel each other."""
     found = [word for word in words if word in (on, off)]
     return found[-1:] == [on]
 
 
-_CONNECT = 1.0
+_CONNECT_TIMEOUT = 1.0
 """Seconds within which new servers have to accept a connection."""
 
 _POLL = 0.02
-_GRACE = 0.4
+_CHECK_GRACE = 0.4
 """Seconds that a check may take beyond its interval."""
 
-_MOVED = ("changed from", "no need to change", "nothing changed")
+_MOVE_ANSWERS = ("changed from", "no need to change", "nothing changed")
 """Texts in a successful answer to `set server … addr`; the last one is of HAProxy 3.0 and later."""
 
 
@@ -284,29 +284,31 @@ class Admission:
         """Use this session."""
         self._talk = talk
 
-    def admit(self, joins: Sequence[Join], cookies: Sequence[str]) -> bool:
+    def admit_servers(self, joins: Sequence[Join], cookies: Sequence[str]) -> bool:
         """Bring servers into balancing, each once it answers; return whether all commands succeeded.
 
         `cookies` are commands, sent after those of the servers.
         """
         if not joins:
             return True
-        if not self._obeyed([*(command for join in joins for command in join.commands), *cookies]):
+        if not self._send_all([*(command for join in joins for command in join.commands), *cookies]):
             return False
         silent = sockets.find_silent_endpoints(
-            (join.endpoint for join in joins if join.endpoint and not join.verdict), _CONNECT
+            (join.endpoint for join in joins if join.endpoint and not join.verdict), _CONNECT_TIMEOUT
         )
         prompt = [join for join in joins if not join.verdict and join.ready]
-        good = self._obeyed([one for join in prompt for one in _ready(join, up=join.endpoint not in silent)])
-        return self._judged([join for join in joins if join.verdict]) and good
+        good = self._send_all(
+            [one for join in prompt for one in _format_ready_commands(join, up=join.endpoint not in silent)]
+        )
+        return self._admit_checked([join for join in joins if join.verdict]) and good
 
-    def _judged(self, joins: Sequence[Join]) -> bool:
+    def _admit_checked(self, joins: Sequence[Join]) -> bool:
         """Let HAProxy's checks decide: a server that drains and is DOWN is checked, and gets no traffic."""
         if not joins:
             return True
-        if not self._obeyed([one for join in joins for one in _held(join)]):
+        if not self._send_all([one for join in joins for one in _format_down_commands(join)]):
             return False
-        deadline = time.monotonic() + max(join.verdict or 0 for join in joins) + _GRACE
+        deadline = time.monotonic() + max(join.verdict or 0 for join in joins) + _CHECK_GRACE
         passed: set[Key] = set()
         with contextlib.suppress(SessionError):
             while len(passed) < len(joins) and time.monotonic() < deadline:
@@ -314,33 +316,33 @@ class Admission:
                 states = self._talk.fetch_states()
                 passed = {join.key for join in joins if join.key in states and states[join.key].passed}
         up = [f"set server {join.target} health up" for join in joins if join.key in passed]
-        return self._obeyed([*up, *(f"set server {join.target} state ready" for join in joins)])
+        return self._send_all([*up, *(f"set server {join.target} state ready" for join in joins)])
 
-    def _obeyed(self, commands: Sequence[str]) -> bool:
+    def _send_all(self, commands: Sequence[str]) -> bool:
         """Send all commands and return whether all succeeded; a failure does not stop the others."""
         good = True
         for command, answer in zip(commands, self._talk.send(commands), strict=True):
-            if answer is None or not _taken(command, answer):
+            if answer is None or not _is_success(command, answer):
                 good = False
                 self._talk.problems += [f"`{command}`: {answer}"] if answer else []
         return good
 
 
-def _ready(join: Join, *, up: bool) -> list[str]:
+def _format_ready_commands(join: Join, *, up: bool) -> list[str]:
     if join.drain:
         return [f"set server {join.target} state drain", *([] if up else [f"set server {join.target} health down"])]
     # A server that does not answer stays DOWN until its checks pass; `ready` alone would make it UP.
-    return [*([] if up else _held(join)), f"set server {join.target} state ready"]
+    return [*([] if up else _format_down_commands(join)), f"set server {join.target} state ready"]
 
 
-def _held(join: Join) -> list[str]:
+def _format_down_commands(join: Join) -> list[str]:
     return [f"set server {join.target} state drain", f"set server {join.target} health down"]
 
 
-def _taken(command: str, answer: str) -> bool:
+def _is_success(command: str, answer: str) -> bool:
     if command.startswith("add server"):
         # Warnings may precede it.
         return answer.rpartition("\n")[2] == "New server registered."
     if " addr " in command:
-        return any(word in answer for word in _MOVED)
+        return any(word in answer for word in _MOVE_ANSWERS)
     return answer == ""

@@ -12,34 +12,34 @@ from lbagent.haproxy.process import Worker
 from lbagent.haproxy.runtime import socket, state
 from lbagent.haproxy.runtime.state import ServerState
 
-_ASK = 2.0
-_SAY = 10.0
+_QUERY_TIMEOUT = 2.0
+_SEND_TIMEOUT = 10.0
 """Seconds to wait for one line of commands; a thousand servers take one."""
 
-_LINE = 32 * 1024
+_LINE_LIMIT = 32 * 1024
 """Maximum bytes of one line of commands, if tune.bufsize allows: HAProxy 3.1 and later reject a longer one."""
 
 _BUFSIZE, _RESERVE = 16384, 1024
 """Default of tune.bufsize, and its part that is never available; a command that does not fit is never answered."""
 
 
-_WHO = "show info"
+_IDENTIFY = "show info"
 """First command of each line: a reload may have replaced the worker."""
 
 
 class SessionError(Exception):
     """Why commands cannot be sent to HAProxy."""
 
-    def __init__(self, words: str, *, passing: bool = False) -> None:
-        """`passing` says whether it may soon be over: a new worker does not answer yet."""
+    def __init__(self, words: str, *, is_temporary: bool = False) -> None:
+        """`is_temporary` says whether it may soon be over: a new worker does not answer yet."""
         super().__init__(words)
-        self.passing = passing
+        self.is_temporary = is_temporary
 
 
 class Session:
     """A stats socket of one worker."""
 
-    def __init__(self, address: str, worker: Worker, limit: int, version: str = "", line: int = _LINE) -> None:
+    def __init__(self, address: str, worker: Worker, limit: int, version: str = "", line: int = _LINE_LIMIT) -> None:
         """`limit` and `line` are the maximum bytes of a command and of a line; `version` is HAProxy's."""
         self._address, self._worker, self._limit, self._line = address, worker, limit, line
         self.version = version
@@ -49,8 +49,8 @@ class Session:
     def send(self, commands: Sequence[str]) -> list[str | None]:
         """Send commands; return the answer to each, None if there was none, or not from this worker."""
         found: list[str | None] = []
-        for batch in self._batches(commands):
-            found += self._said(batch) if batch else [None]
+        for batch in self._split_commands(commands):
+            found += self._send_batch(batch) if batch else [None]
         return found
 
     def fetch_states(self) -> Mapping[Key, ServerState]:
@@ -70,7 +70,7 @@ class Session:
             raise SessionError(str(error)) from error
         return {key: one.sessions for key, one in found.items() if one.sessions is not None}
 
-    def _batches(self, commands: Sequence[str]) -> Iterator[list[str]]:
+    def _split_commands(self, commands: Sequence[str]) -> Iterator[list[str]]:
         """Split commands into lines; an empty line stands for a command that is too long to be sent."""
         batch: list[str] = []
         size = 0
@@ -80,7 +80,7 @@ class Session:
                 yield batch
                 batch, size = [], 0
             if length > self._limit:
-                self.problems.append(f"a command of {length} bytes is too long to be said")
+                self.problems.append(f"a command of {length} bytes exceeds the limit of HAProxy")
                 yield []
             else:
                 batch.append(command)
@@ -88,10 +88,10 @@ class Session:
         if batch:
             yield batch
 
-    def _said(self, batch: list[str]) -> list[str | None]:
+    def _send_batch(self, batch: list[str]) -> list[str | None]:
         try:
             # The first answer identifies the worker: a reload may have replaced it.
-            text, why = socket.exchange(self._address, ";".join([_WHO, *batch]), _SAY)
+            text, why = socket.exchange(self._address, ";".join([_IDENTIFY, *batch]), _SEND_TIMEOUT)
             info, *found = socket.split_answers(text) or [""]
             if why and not info:
                 raise why
@@ -119,30 +119,30 @@ def open_session(settings: Sequence[Sequence[str]], worker: Worker) -> Session:
                 address,
                 worker,
                 min(socket.COMMAND_LIMIT, room),
-                _version(address, worker),
-                min(_LINE, max(room - len(_WHO) - 1, 0)),
+                _fetch_version(address, worker),
+                min(_LINE_LIMIT, max(room - len(_IDENTIFY) - 1, 0)),
             )
         except SessionError as error:
             reasons.append(error)
     words = "; ".join(map(str, reasons)) or "haproxy.cfg has no `stats socket … level admin`"
-    raise SessionError(words, passing=any(one.passing for one in reasons))
+    raise SessionError(words, is_temporary=any(one.is_temporary for one in reasons))
 
 
-def _version(address: str, worker: Worker) -> str:
+def _fetch_version(address: str, worker: Worker) -> str:
     """Return HAProxy's version. Raises SessionError if another worker answers, or it accepts no changes."""
     try:
-        level, info = socket.split_answers(socket.ask(address, "show cli level;show info", _ASK))
+        level, info = socket.split_answers(socket.ask(address, "show cli level;show info", _QUERY_TIMEOUT))
     except ValueError:
-        raise SessionError(f"{address}: half an answer", passing=True) from None
+        raise SessionError(f"{address}: truncated answer", is_temporary=True) from None
     except OSError as error:
         words = explain_error(address, error)
-        raise SessionError(words, passing=words.endswith(("no answer in time", "half an answer"))) from error
+        raise SessionError(words, is_temporary=words.endswith(("no answer in time", "truncated answer"))) from error
     if level != "admin":
         raise SessionError(f"{address}: is of `level {level}`, not `level admin`")
     facts = socket.parse_info(info)
     if socket.parse_worker_pid(facts) != worker.pid:
-        words = f"{address}: is not that of the newest worker, {worker.pid}, or that one is stopping"
-        raise SessionError(words, passing=True)
+        words = f"{address}: does not belong to the newest worker, {worker.pid}, or that one is stopping"
+        raise SessionError(words, is_temporary=True)
     return facts.get("Version", "")
 
 
@@ -150,13 +150,13 @@ def explain_error(address: str, error: OSError) -> str:
     """Describe an error of a socket: no listener, no permission, timeout, or a truncated answer."""
     match error:
         case FileNotFoundError() | ConnectionRefusedError():
-            why = "nobody listens"
+            why = "no listener"
         case PermissionError():
             why = "permission denied"
         case TimeoutError():
             why = "no answer in time"
         case socket.TruncatedAnswer() | ConnectionResetError() | BrokenPipeError():
-            why = "half an answer"
+            why = "truncated answer"
         case _:
             why = error.strerror or str(error)
     return f"{address}: {why}"

@@ -5,9 +5,9 @@ Protocol: HAProxy management manual, section 9.3 "Unix Socket commands".
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterable, Sequence
-from socket import AddressFamily
 
 COMMAND_LIMIT = 8 * 1024
 """Maximum bytes of one command. One longer than tune.bufsize is never answered and blocks its session."""
@@ -43,9 +43,7 @@ def exchange(address: str, line: str, timeout: float) -> tuple[str, OSError | No
 
     `timeout` is in seconds. Raises OSError if the line cannot be sent.
     """
-    import socket  # noqa: PLC0415  # takes 3 ms, needed only if HAProxy runs
-
-    family, name = _parsed(address)
+    family, name = _parse_address(address)
     answer = bytearray()
     deadline = time.monotonic() + timeout
     with socket.socket(family, socket.SOCK_STREAM) as connection:
@@ -93,9 +91,7 @@ def fetch_worker_pid(address: str, timeout: float = 1.0) -> int | None:
     return parse_worker_pid(parse_info(ask(address, "show info", timeout)))
 
 
-def _parsed(address: str) -> tuple[AddressFamily, str | tuple[str, int]]:
-    import socket  # noqa: PLC0415
-
+def _parse_address(address: str) -> tuple[socket.AddressFamily, str | tuple[str, int]]:
     kind, separator, rest = address.partition("@")
     if not separator:
         kind, rest = "unix" if address.startswith("/") else "ipv4", address
@@ -106,6 +102,6 @@ def _parsed(address: str) -> tuple[AddressFamily, str | tuple[str, int]]:
         return socket.AF_UNIX, f"\0{rest}".ljust(_SUN_PATH, "\0")
     host, _, port = rest.rpartition(":")
     if kind not in ("ipv4", "ipv6") or not port.isdigit():
-        raise OSError(f"stats socket {address!r} is none that can be connected to")
+        raise OSError(f"stats socket {address!r} has an unsupported address")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return family, (host.strip("[]") or "127.0.0.1", int(port))

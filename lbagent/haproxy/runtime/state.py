@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Container, Iterable, Mapping
 from typing import NamedTuple
 
@@ -39,20 +40,20 @@ def parse_states(answer: str) -> Mapping[Key, ServerState]:
     """Parse an answer to `show servers state` into servers by key. Raises ValueError."""
     version, *lines = answer.splitlines() or [""]
     if version != "1":
-        raise ValueError(f"is no table of servers: {answer[:60]!r}")
+        raise ValueError(f"has an unexpected answer: {answer[:60]!r}")
     rows = [line.split() for line in lines if not line.startswith("#")]
     if any(len(row) < _FIELDS for row in rows):
-        raise ValueError("holds rows that are cut off")
-    return {(row[1], row[3]): _state(row) for row in rows}
+        raise ValueError("has truncated rows")
+    return {(row[1], row[3]): _parse_state(row) for row in rows}
 
 
-def _state(row: list[str]) -> ServerState:
+def _parse_state(row: list[str]) -> ServerState:
     admin = int(row[6])
     draining = bool(admin & _DRAIN and not admin & _MAINT)
     return ServerState(row[4], int(row[18]), bool(admin & _OUT), int(row[12]) > 0, draining)
 
 
-def _at(state: ServerState, address: str, port: int) -> bool:
+def _is_at(state: ServerState, address: str, port: int) -> bool:
     return (canonical_address(state.address), state.port) == (address, port)
 
 
@@ -68,16 +69,16 @@ def find_differences(
         address, port, _ = split_server_line(line)
         state = found.get(key)
         if state is None:
-            said[key] = f"{format_target(key)} is unknown to it"
-        elif port and address == canonical_address(address) and not _at(state, address, port):
+            said[key] = f"{format_target(key)} is missing"
+        elif port and address == canonical_address(address) and not _is_at(state, address, port):
             said[key] = f"{format_target(key)} is at {state.address} port {state.port}"
         elif is_drained(line):
             if not state.out:
-                said[key] = f"{format_target(key)} still takes new clients"
+                said[key] = f"{format_target(key)} still gets new clients"
         elif state.out and key not in may_be_out:
             said[key] = f"{format_target(key)} is out of balancing"
     strays = (key for key in left if key not in wanted and key in found and not found[key].out)
-    return said | {key: f"{format_target(key)} still takes traffic" for key in strays}
+    return said | {key: f"{format_target(key)} still gets traffic" for key in strays}
 
 
 class ServerStats(NamedTuple):
@@ -97,8 +98,6 @@ NO_STATS = ServerStats(None, None)
 
 def parse_stats(answer: str) -> Stats:
     """Parse an answer to `show stat`. Raises ValueError."""
-    import csv  # noqa: PLC0415  # takes 2 ms, not needed for events
-
     rows = csv.reader(f"{line}\n" for line in answer.removeprefix("# ").split("\n"))
     try:
         header = next(rows)
@@ -107,8 +106,8 @@ def parse_stats(answer: str) -> Stats:
         found = [row for row in rows if len(row) == len(header) and row[kind] == _SERVER]
     except (csv.Error, ValueError) as error:
         raise ValueError(f"answered `show stat` with {answer[:60]!r}") from error
-    return {(row[proxy], row[server]): ServerStats(row[state], _number(row[sessions])) for row in found}
+    return {(row[proxy], row[server]): ServerStats(row[state], _parse_number(row[sessions])) for row in found}
 
 
-def _number(text: str) -> int | None:
+def _parse_number(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None  # noqa: PLR2004  # of 64 bits

@@ -24,10 +24,10 @@
   // Replaces what has changed; keeps open details open, and the focus where it was.
   const replace = (part, fresh) => {
     if (part.innerHTML === fresh.innerHTML) return;
-    const open = new Set([...part.querySelectorAll("details[open]")].map((one) => one.dataset.key));
+    const open = new Map([...part.querySelectorAll("details")].map((one) => [one.dataset.key, one.open]));
     const focus = part.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
     part.replaceChildren(...fresh.childNodes);
-    for (const one of part.querySelectorAll("details")) one.open = open.has(one.dataset.key);
+    for (const one of part.querySelectorAll("details")) one.open = open.get(one.dataset.key) ?? one.open;
     if (focus) part.querySelector(`a[href="${CSS.escape(focus)}"]`)?.focus();
   };
 

@@ -97,7 +97,7 @@ def test_without_a_socket_nothing_is_said() -> None:
 
 
 def test_nobody_may_listen(tmp_path: Path) -> None:
-    assert against(tmp_path / "none.sock") == "SOCKET: nobody listens"
+    assert against(tmp_path / "none.sock") == "SOCKET: no listener"
 
 
 def test_a_socket_may_be_left_by_a_haproxy_that_has_ended(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_a_socket_may_be_left_by_a_haproxy_that_has_ended(tmp_path: Path) -> Non
     with socket.socket(socket.AF_UNIX) as one:
         one.bind(str(path))
 
-    assert against(path) == "SOCKET: nobody listens"
+    assert against(path) == "SOCKET: no listener"
 
 
 @pytest.mark.parametrize(
@@ -114,15 +114,15 @@ def test_a_socket_may_be_left_by_a_haproxy_that_has_ended(tmp_path: Path) -> Non
         (answering(level="operator"), "is of `level operator`, not `level admin`"),
         (
             answering(INFO.replace("4711", "4712")),
-            "is not that of the newest worker, 4711, or that one is stopping",
+            "does not belong to the newest worker, 4711, or that one is stopping",
         ),
         (
             answering(INFO.replace("Stopping: 0", "Stopping: 1")),
-            "is not that of the newest worker, 4711, or that one is stopping",
+            "does not belong to the newest worker, 4711, or that one is stopping",
         ),
-        (lambda _: "", "half an answer"),
-        (lambda _: "admin\n\nPid: 47", "half an answer"),
-        (lambda _: "admin\n\n", "half an answer"),
+        (lambda _: "", "truncated answer"),
+        (lambda _: "admin\n\nPid: 47", "truncated answer"),
+        (lambda _: "admin\n\n", "truncated answer"),
     ],
 )
 def test_a_socket_that_is_of_no_use_is_told_from_others(
@@ -134,7 +134,7 @@ def test_a_socket_that_is_of_no_use_is_told_from_others(
 def test_one_that_never_answers_is_waited_for_no_longer_than_its_time(
     listening: Listening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "_ASK", 0.1)
+    monkeypatch.setattr(session, "_QUERY_TIMEOUT", 0.1)
 
     assert against(listening(lambda _: None).path) == "SOCKET: no answer in time"
 
@@ -179,7 +179,7 @@ def test_answers_of_a_worker_that_came_between_count_for_nothing(listening: List
 def test_a_silence_after_the_first_answers_is_waited_for_no_longer_than_its_time(
     listening: Listening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "_SAY", 0.1)
+    monkeypatch.setattr(session, "_SEND_TIMEOUT", 0.1)
     listener = listening(answering())
     talk = talking(listener)
     listener._answer = lambda _: None
@@ -196,7 +196,7 @@ def test_a_command_that_haproxy_would_never_answer_is_never_sent(
     talk = talking(listener, *more)
 
     assert talk.send(["one", "x" * most, "two"]) == ["", None, ""]
-    assert talk.problems == [f"a command of {most + 1} bytes is too long to be said"]
+    assert talk.problems == [f"a command of {most + 1} bytes exceeds the limit of HAProxy"]
     assert all("xx" not in line for line in listener.heard)
     assert talk.send(["x" * (most - 1)]) == [""]
 

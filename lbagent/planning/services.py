@@ -1,20 +1,29 @@
-"""Servers by section, service and state, counted from managed lines and from Serf's statuses."""
+"""The services of haproxy.cfg: the number of their servers by state, and those without a serving server."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
-from lbagent.haproxy.config import Document, ManagedLine
-from lbagent.haproxy.server_line import PAUSED_OURS
+from lbagent.haproxy.config import Document, ManagedLine, OperatorServer, Proxy
+from lbagent.haproxy.runtime.state import Stats
+from lbagent.haproxy.server_line import PAUSED_ROLE_COMMENT
 from lbagent.membership.model import ALIVE, FAILED, Membership, Table, as_table, find_paused
 from lbagent.names import explain_refused_address, role_names
+from lbagent.planning.lines import ProxyLines
 from lbagent.roles.model import Pair, Role, Roles
 
 STATES = ("in", "paused", "failed", "quarantined")
 
 LinesByMarker = Mapping[str, Sequence[str]]
 """The managed lines above every present marker, by the middle of the marker."""
+
+LAST_SERVER_WARNING = "no other server of "
+"""First words of the note that a pause took the last server of a service."""
+
+_STATES_WITHOUT_TRAFFIC = ("DOWN", "MAINT", "DRAIN", "NOLB")
+"""Prefixes of HAProxy's server states in which a server gets no new requests."""
 
 
 def list_managed_lines(document: Document) -> LinesByMarker:
@@ -43,7 +52,7 @@ def count_servers(lines: LinesByMarker, roles: Roles, membership: Membership) ->
         found[pair] = counts = dict.fromkeys(STATES, 0)
         # A comment sorts before every `server` line. Where the smallest text is not a comment, none is.
         comments = [text[0] for text in texts].count("#") if texts and min(texts)[0] == "#" else 0
-        counts["paused"] = comments + "\n".join(texts).count(PAUSED_OURS)
+        counts["paused"] = comments + "\n".join(texts).count(PAUSED_ROLE_COMMENT)
         counts["in"] = len(texts) - counts["paused"]
         if odd and pair.middle in lines:
             here = {
@@ -114,3 +123,66 @@ def _count_exceptional(
     for name, (state, out) in odd.items():
         counts["in"] -= there[name]
         counts[state] += there[name] or (out and name not in paused)
+
+
+class ServingServers(NamedTuple):
+    """haproxy.cfg, and the states of its servers in HAProxy."""
+
+    document: Document
+    states: Stats
+    """Empty where HAProxy gives none: then Serf's statuses decide."""
+
+
+def find_unserved(
+    now: ServingServers, roles: Roles, membership: Membership, nodes: Collection[str], *, if_paused: bool = False
+) -> list[str]:
+    """Return the services of `nodes` that no other server serves, in any of their proxies.
+
+    With `if_paused`, only services that one of `nodes` still serves: pausing them would leave no server.
+    """
+    view = _View(now, roles, membership)
+    found: dict[str, None] = {}
+    for proxy in (one for one in now.document.proxies if one.managed and one.markers):
+        found.update(dict.fromkeys(view.list_unserved(proxy, nodes, if_paused=if_paused)))
+    return list(found)
+
+
+def join_services(services: Iterable[str]) -> str:
+    """Return the services as a phrase: `iis`, `iis and mongo`, `a, b and c`."""
+    *others, last = services
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+class _View:
+    def __init__(self, now: ServingServers, roles: Roles, membership: Membership) -> None:
+        self._now, self._roles, self._members = now, roles, membership.members
+        self._pairs, self._paused = roles.list_pairs(), find_paused(membership)
+
+    def list_unserved(self, proxy: Proxy, nodes: Collection[str], *, if_paused: bool) -> Iterable[str]:
+        """Yield the services in this proxy that only `nodes` have."""
+        managed = ProxyLines(proxy, self._roles, self._pairs, self._members)
+        by_hand = any(self._operator_line_serves(proxy, line) for line in proxy.operator_servers)
+        for number, marker in enumerate(proxy.markers):
+            pair = self._pairs.get(marker.middle)
+            lines = [(managed.find_node(line), line) for line in proxy.managed if line.marker == number]
+            mine = [
+                line for node, line in lines if node in nodes and (not if_paused or self._serves(proxy, node, line))
+            ]
+            others = (self._serves(proxy, node, line) for node, line in lines if node not in nodes)
+            if pair and mine and not by_hand and not any(others):
+                yield pair.service
+
+    def _serves(self, proxy: Proxy, node: str, line: ManagedLine) -> bool:
+        member = self._members.get(node)
+        alive = member is None or member.status == ALIVE
+        return alive and not line.paused and node not in self._paused and self._is_up(proxy, line.name)
+
+    def _operator_line_serves(self, proxy: Proxy, line: OperatorServer) -> bool:
+        words = line.text.partition("#")[0].split()
+        return not {"backup", "disabled"} & set(words) and self._is_up(proxy, line.name)
+
+    def _is_up(self, proxy: Proxy, server: str) -> bool:
+        if not self._now.states:
+            return True
+        found = self._now.states.get((proxy.name, server))
+        return found is not None and not (found.state or "").startswith(_STATES_WITHOUT_TRAFFIC)
