@@ -240,7 +240,7 @@ def test_a_damaged_members_json_is_reported_and_not_changed(lb: Lb) -> None:
     assert [(node["name"], node["since"]) for node in found["nodes"]] == [("web01", None)]
     [problem] = found["problems"]
     assert problem.startswith(f"{path}: is damaged (JSONDecodeError: ")
-    assert problem.endswith("): what is shown was read off haproxy.cfg, as the next event will do")
+    assert problem.endswith("); nodes are shown as in haproxy.cfg; the next event rebuilds it")
     assert path.read_bytes() == b"{"
 
 

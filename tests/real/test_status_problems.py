@@ -141,7 +141,7 @@ def test_failing_syncs_are_on_top() -> None:
 
     assert [one["kind"] for one in found["wrong"]] == ["sync"]
     assert found["sync"]["failing"] is not None
-    assert "`serf members` failed" in found["sync"]["words"]
+    assert "Serf agent: `serf " in found["sync"]["words"]
 
 
 def test_a_proxy_of_which_no_server_takes_requests_is_on_top() -> None:
