@@ -92,12 +92,22 @@ def _check_sync(last: Last, *, running: bool) -> Iterator[Finding]:
     if last.sync_failing is not None:
         text = f"syncs have failed for {_format_duration(now - last.sync_failing)}: {last.sync_words}"
         severity = error if running else warning
-        yield severity(Kind.SYNC, "", text, "fix the Serf findings below, or run `lbagent sync` to retry")
+        if is_token_refused(last.sync_words):
+            # The daemon's token may differ from that of this command, which the Serf checks use.
+            fix = "set SERF_RPC_AUTH for `lbagent watch` (in serf.env) to the `rpc_auth` of the agent"
+        else:
+            fix = "fix the cause, then run `lbagent sync`"
+        yield severity(Kind.SYNC, "", text, fix)
     elif running and last.sync is not None and now - last.sync > SYNC_LATE:
         text = f"`lbagent watch` has not synced for {_format_duration(now - last.sync)}"
         yield error(Kind.SYNC, "", text, "run `systemctl restart lbagent`")
     elif last.sync is not None:
         yield ok(Kind.SYNC, "", "the last sync succeeded")
+
+
+def is_token_refused(message: str) -> bool:
+    """Return whether a message of `serf` says that the agent requires a token, or another one."""
+    return "uthenticat" in message or "invalid auth token" in message.lower()
 
 
 def _check_lock(paths: Paths) -> Iterator[Finding]:

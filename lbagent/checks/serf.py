@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import lbagent
+from lbagent.checks.daemon import is_token_refused
 from lbagent.checks.files import Account
 from lbagent.checks.finding import NAMES_LIMIT, Finding, Kind, error, join_names, ok, unreadable, warning
 from lbagent.errors import TryAgain
@@ -257,7 +258,7 @@ def fetch_info() -> AgentInfo | Finding:
     try:
         return agent.fetch_info()
     except TryAgain as refused:
-        if "uthenticat" in str(refused) or "invalid auth token" in str(refused).lower():
+        if is_token_refused(str(refused)):
             return _explain_token(str(refused))
         address = os.environ.get("SERF_RPC_ADDR") or DEFAULT_RPC
         fix = f"start the agent, or set SERF_RPC_ADDR to its `rpc_addr` (now {address})"

@@ -209,10 +209,14 @@ def format_plain(report: Report) -> list[str]:
     others = [node for node in report.nodes if node.state in (State.LOAD_BALANCER, State.UNKNOWN_ROLE)]
     rows: Sequence[Row] = [make_row(node, report) for node in (*list_served_nodes(report), *others)]
     table = [(*COLUMNS, "WHY"), *rows] if rows else []
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ["  ".join(map(str.ljust, cells, widths)).rstrip() for cells in table]
+    widths = [max(map(cell_len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join(map(_pad, cells, widths)).rstrip() for cells in table]
     top, under = ([f"{label}: {text}" for label, text in part(report)] for part in (list_faults, list_footer))
     return [*top, *([""] if top and lines else []), *lines, *([""] if lines else []), *under]
+
+
+def _pad(cell: str, width: int) -> str:
+    return cell + " " * (width - cell_len(cell))
 
 
 _GAP, _INDENT = 2, 4

@@ -320,3 +320,15 @@ def test_without_a_terminal_each_node_is_one_line() -> None:
 )
 def test_an_age_is_short(seconds: int, told: str) -> None:
     assert render.format_age(seconds) == told
+
+
+def test_without_a_terminal_wide_characters_take_two_columns() -> None:
+    membership = known(member("web01", pause=Pause(NOW, "query", "")), member("web02", "10.0.0.2", role="ウェブ"))
+    found = build_report(example().sources, FARM, membership, Document([("haproxy.cfg", FARM_CFG)]))
+
+    rows = [line for line in render.format_plain(found) if line.startswith(("NODE", "web0"))]
+
+    starts = [
+        cell_len(line[: line.index(word)]) for line, word in zip(rows, ("STATE", "pending", "unknown"), strict=True)
+    ]
+    assert len(set(starts)) == 1
