@@ -20,7 +20,7 @@ SOURCE = re.compile(r'(?:src|srcset)="([^"]+)"|!\[[^\]]*\]\(([^)]+)\)')
 def list_used(page: Path) -> set[Path]:
     """The picture files that a page shows."""
     found = SOURCE.findall(page.read_text(encoding="utf-8"))
-    return {(page.parent / (attribute or target)).resolve() for attribute, target in found}
+    return {(page.parent / (attribute or target).partition("#")[0]).resolve() for attribute, target in found}
 
 
 def test_every_picture_that_a_page_shows_exists() -> None:

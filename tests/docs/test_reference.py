@@ -17,7 +17,7 @@ from lbagent.state.paths import Paths
 HERE = Path(__file__).resolve().parent.parent.parent
 REFERENCE = HERE / "docs" / "reference"
 
-READ_BY_LIBRARIES = {"TERM"}
+READ_BY_LIBRARIES = {"SSL_CERT_FILE", "TERM"}
 """Variables that rich reads."""
 OF_EVENTS = {"SERF_USER_EVENT", "SERF_USER_LTIME", "SERF_QUERY_NAME", "SERF_QUERY_LTIME"}
 """Variables whose names the code puts together."""
