@@ -87,7 +87,7 @@ def _print_on_terminal(reports: Reports, *, watch: bool) -> None:
         console.height = 25
     if not watch or console.is_dumb_terminal:
         for report in reports:
-            console.print(report if isinstance(report, str) else render.make_view(report, console.width))
+            console.print(report if isinstance(report, str) else render.make_long_view(report, console))
         return
     with Live(console=console, screen=True, auto_refresh=False) as live:
         for report in reports:

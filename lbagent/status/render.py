@@ -186,7 +186,7 @@ def _format_daemon(report: Report) -> str:
 def _format_lines(report: Report) -> str:
     if report.digest is None:
         return "unknown, haproxy.cfg cannot be read"
-    lines = f"digest {report.digest}" if report.has_managed_lines else "no managed lines in haproxy.cfg"
+    lines = f"digest {report.digest}" if report.has_managed_lines else "none in haproxy.cfg"
     if (served := report.sources.served) is None:
         return f"{lines}, unknown whether HAProxy has confirmed them"
     return lines if report.confirmed is None else f"{lines}, {_format_confirmation(report, served)}"
@@ -248,6 +248,14 @@ def make_view(report: Report, width: int, most: int | None = None) -> Renderable
         return Group(*top, footer)
     widths = _find_widths(rows, width)
     return Group(*top, *(_make_tables(rows, widths) if widths else [_make_paragraphs(rows)]), Text(), footer)
+
+
+def make_long_view(report: Report, console: Console) -> RenderableType:
+    """Return the whole view; if it is higher than the terminal, its last lines repeat the faults."""
+    found, faults = make_view(report, console.width), list_faults(report)
+    if faults and len(console.render_lines(found, pad=False)) > console.height:
+        return Group(found, Text(), _make_lines(faults, _BAD))
+    return found
 
 
 def fit_view(report: Report, console: Console) -> RenderableType:

@@ -603,7 +603,7 @@ def test_a_failed_reload_is_an_error(lb: Lb) -> None:
 
         assert list_problems(lb, agent) == [
             (
-                "error pending: the last reload failed: false ended with 1: without output; fix the cause, then run `lbagent apply --force`"
+                "error pending: the last reload failed: false ended with 1: no output; fix the cause, then run `lbagent apply --force`"
             )
         ]
 

@@ -203,7 +203,7 @@ def test_a_fresh_load_balancer_shows_what_is_missing_and_writes_nothing(lb: Lb) 
         "haproxy: HAProxy does not run; start it",
         f"problem: {lb.state}/members.json: missing; nodes are shown as in haproxy.cfg and in pending events",
         "nodes: none",
-        "lines: no managed lines in haproxy.cfg",
+        "lines: none in haproxy.cfg",
         "",
     ]
     assert not lb.state.exists()

@@ -332,3 +332,16 @@ def test_without_a_terminal_wide_characters_take_two_columns() -> None:
         cell_len(line[: line.index(word)]) for line, word in zip(rows, ("STATE", "pending", "unknown"), strict=True)
     ]
     assert len(set(starts)) == 1
+
+
+@pytest.mark.parametrize(("height", "times"), [(40, 2), (500, 1)])
+def test_faults_are_repeated_at_the_end_if_the_first_lines_scroll_away(height: int, times: int) -> None:
+    members = known(*(member(f"web{at:02}", f"10.0.0.{at}") for at in range(1, 61)))
+    found = build_report(example().sources, FARM, members, Document([("haproxy.cfg", FARM_CFG)]))
+    file = io.StringIO()
+    console = Console(file=file, width=80, height=height)
+
+    console.print(render.make_long_view(found, console))
+
+    lines = [line.rstrip() for line in file.getvalue().splitlines() if line.startswith("last run  unchanged")]
+    assert lines == ["last run  unchanged: nothing to do"] * times
