@@ -162,7 +162,7 @@ $(VENV)/.dev: pyproject.toml .ci/install
 	@.ci/install
 	$(NEW_VENV)
 	$(call INSTALL,.[dev])
-	@touch $(VENV)/.demo $(VENV)/.pages
+	@touch $(VENV)/.demo $(VENV)/.pages $(VENV)/.docs
 
 $(VENV)/.pictures: $(VENV)/.dev
 	$(call INSTALL,.[pictures])

@@ -83,7 +83,7 @@ def explain_refused_address(address: str, networks: Sequence[str] = ()) -> str |
     if kind and kind != "loopback":
         return f"{address} is {'an' if kind == 'unspecified' else 'a'} {kind} address"
     if kind and not any(_is_loopback(network) and _is_in_network(network, address) for network in networks):
-        return f"{address} is a loopback address, which the role's networks do not name"
+        return f"{address} is a loopback address that is not in the role's networks"
     if networks and not any(_is_in_network(network, address) for network in networks):
         return f"{address} is outside the role's networks"
     return None

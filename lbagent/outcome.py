@@ -9,7 +9,7 @@ from typing import NamedTuple
 from lbagent import names
 
 QUIET = "nothing to do"
-"""The message of an outcome where nothing was done."""
+"""The message of an outcome if nothing was done."""
 
 _NAMED = 20
 """At most so many refused nodes are named; the rest are counted."""

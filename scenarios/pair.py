@@ -183,7 +183,7 @@ class Balancer(Host):
 
     @property
     def cfg(self) -> bytes:
-        """haproxy.cfg as it stands."""
+        """The content of haproxy.cfg."""
         return (self.machine.root / "etc/haproxy/haproxy.cfg").read_bytes()
 
     def status(self) -> dict[str, Any]:

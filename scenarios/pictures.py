@@ -153,6 +153,8 @@ def draw_commands(folder: Path) -> None:
             folder / "pause.svg", pair.lb01, "lbagent", "pause", "web02", "--for", "2h", "--reason", "patch day"
         )
         eventually(lambda: pair.agree({**nodes, "web02": "paused"}), 120, 0.2)
+        # What the load balancers know of each other is of the last sync.
+        pair.lb01.run("lbagent", "sync")
         _draw_command(folder / "status.svg", pair.lb01, "lbagent", "status")
         _misspell_a_marker(pair.lb01)
         _draw_command(folder / "check.svg", pair.lb01, "lbagent", "check", "--quiet")

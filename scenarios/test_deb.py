@@ -71,6 +71,26 @@ while not Path("/run/enough").exists():
 print(good, bad)
 """
 
+FOR_WEB = [f"python3-{library}" for library in ("starlette", "uvicorn", "jinja2", "bcrypt")]
+
+BROWSER = """
+import re, sys, time, urllib.parse, urllib.request
+page = "http://127.0.0.1:8053"
+browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+def send(path, **fields):
+    request = urllib.request.Request(page + path, urllib.parse.urlencode(fields).encode(), {"Origin": page})
+    with browser.open(request, timeout=20) as answer:
+        return answer.url, answer.read().decode()
+_, text = send("/login", user="alice", password="secret", node="web01")
+token = re.search(r'name="token" value="([0-9a-f]+)"', text)[1]
+url, text = send(f"/nodes/web01/{sys.argv[1]}", token=token, force="1", reason="patch day")
+while "under way" in text:
+    time.sleep(0.1)
+    text = browser.open(url, timeout=20).read().decode()
+print(re.sub(r"<[^>]*>", " ", text))
+"""
+"""Logs in and sends a command, as a browser does."""
+
 FIGURES: dict[str, str] = {}
 """What was measured."""
 
@@ -89,6 +109,7 @@ def debian(request: pytest.FixtureRequest) -> Iterator[Machine]:
         machine.online(
             "apt-get", "-qqy", "install", "--download-only", "--no-install-recommends", "/lbagent.deb", "openssl"
         )
+        machine.online("apt-get", "-qqy", "install", "--download-only", "--no-install-recommends", *FOR_WEB)
         FIGURES[f"Debian {request.param}, and what is downloaded"] = f"{time.monotonic() - started:.0f} s"
         with machine:
             yield machine
@@ -318,6 +339,80 @@ def hang(machine: Machine) -> None:
     shutil.rmtree(drop_in.parent)
     machine.good("systemctl", "daemon-reload")
     machine.good("systemctl", "restart", "lbagent")
+
+
+@pytest.mark.usefixtures("web01")
+def test_the_web_page_is_off_at_first_and_runs_without_rights(debian: Machine) -> None:
+    assert debian.run("systemctl", "is-enabled", "lbagent-web").stdout.strip() == "disabled"
+    missing = debian.run("lbagent", "web")
+    assert (missing.returncode, missing.stderr) == (
+        1,
+        (
+            "lbagent: web: missing Python packages: starlette, uvicorn, jinja2, bcrypt; "
+            f"run `apt-get install {' '.join(FOR_WEB)}`\n"
+        ),
+    )
+    debian.good("apt-get", "-qqy", "install", "--no-install-recommends", *FOR_WEB)
+
+    debian.good("systemctl", "enable", "--now", "lbagent-web")
+
+    eventually(lambda: fetch(debian, "/healthz") == "200 ok", 60)
+    pid = property_of(debian, "lbagent-web", "MainPID")
+    assert debian.good("ps", "-o", "user:20=", "-p", pid).strip() == "lbagent-web"
+    assert debian.good("stat", "-c", "%a %U %G", "/run/lbagent/status.sock").strip() == "660 root lbagent-web"
+    as_web = ["setpriv", "--reuid=lbagent-web", "--regid=lbagent-web", "--clear-groups", "--"]
+    for path in ("/var/lib/lbagent/members.json", "/etc/lbagent/serf.env", "/run/haproxy/admin.sock"):
+        assert debian.run(*as_web, "head", "-c1", path).returncode == 1, path
+    said = debian.good("systemd-analyze", "security", "--no-pager", "lbagent-web.service").splitlines()[-1]
+    FIGURES["exposure of lbagent-web.service"] = exposure = said.split(": ")[1].split()[0]
+    assert float(exposure) <= 2.0
+    memory = int(property_of(debian, "lbagent-web", "MemoryCurrent")) / 2**20
+    FIGURES["memory of lbagent-web, the whole service"] = f"{memory:.0f} MiB"
+    debian.good("systemctl", "stop", "lbagent")
+    eventually(lambda: fetch(debian, "/healthz").startswith("503 daemon: does not run"), 30)
+    debian.good("systemctl", "start", "lbagent")
+    eventually(lambda: fetch(debian, "/healthz") == "200 ok", 60)
+
+
+@pytest.mark.usefixtures("web01")
+def test_a_user_pauses_a_node_from_the_page(debian: Machine) -> None:
+    assert fetch(debian, "/login").startswith("404 ")
+    hashed = debian.good("python3", "-c", "import bcrypt; print(bcrypt.hashpw(b'secret', bcrypt.gensalt(5)).decode())")
+    debian.path("/etc/lbagent/web.users").write_text(f"alice:{hashed}")
+    debian.path("/etc/lbagent/web.users").chmod(0o600)
+    debian.good("mkdir", "-p", "/etc/systemd/system/lbagent-web.service.d")
+    drop_in = "/usr/share/lbagent/lbagent-web.service.d/users.conf"
+    debian.good("ln", "-s", drop_in, "/etc/systemd/system/lbagent-web.service.d/")
+    debian.good("systemctl", "daemon-reload")
+    debian.good("systemctl", "restart", "lbagent-web")
+    eventually(lambda: fetch(debian, "/healthz") == "200 ok", 60)
+    debian.path("/opt/browser.py").write_text(BROWSER)
+
+    paused = " ".join(debian.good("python3", "/opt/browser.py", "pause").split())
+
+    assert "lb01 done" in paused
+    assert managed(debian) == [PAUSED]
+    assert "by alice on lb01, by query: patch day" in lbagent(debian, "status")
+    assert "confirmed by every load balancer" in " ".join(debian.good("python3", "/opt/browser.py", "resume").split())
+    assert managed(debian) == [LINE]
+    log = debian.good("journalctl", "--no-pager", "-u", "lbagent-web", "-o", "cat")
+    assert "web: alice logged in from 127.0.0.1" in log
+    assert "web: pause web01 by alice: lb01: done" in log
+
+
+def fetch(machine: Machine, path: str) -> str:
+    """Status and text of a page."""
+    code = f"""
+import urllib.error, urllib.request
+try:
+    with urllib.request.urlopen("http://127.0.0.1:8053{path}", timeout=20) as answer:
+        print(answer.status, answer.read().decode().strip())
+except urllib.error.HTTPError as error:
+    print(error.code, error.read().decode().strip())
+except OSError as error:
+    print(error)
+"""
+    return machine.run("python3", "-c", code).stdout.strip()
 
 
 @pytest.mark.usefixtures("web01")

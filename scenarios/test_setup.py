@@ -24,7 +24,10 @@ from scenarios.machines import Switch
 from tests.helpers.real_programs import eventually
 
 HERE = Path(__file__).resolve().parent.parent
-PAGES = HERE / "docs" / "get-started"
+DOCS = HERE / "docs"
+FIRST, SECOND, SERVER = (
+    f"get-started/{name}.md" for name in ("first-load-balancer", "second-load-balancer", "linux-server")
+)
 RESULTS = HERE / "build" / "setup"
 
 ADDRESSES = {"lb01": "10.0.0.1", "lb02": "10.0.0.2", "web01": "10.0.0.5"}
@@ -46,7 +49,7 @@ class Step(NamedTuple):
 
 def read_steps(page: str, machine: str) -> list[Step]:
     """The steps of a page, in order; files are written on `machine`."""
-    content = (PAGES / page).read_text(encoding="utf-8")
+    content = (DOCS / page).read_text(encoding="utf-8")
     console = r"^```console\n(?P<console>.*?)^```$"
     written = r"^Write `(?P<path>/[^`]+)`[^\n]*:\n\n```\w+\n(?P<text>.*?)^```$"
     found: list[Step] = []
@@ -166,7 +169,7 @@ def test_the_pair_is_set_up_by_the_commands_of_the_pages(site: Site) -> None:
     first, second = site.machines["lb01"], site.machines["lb02"]
 
     printed: dict[str, str] = {}
-    for page, name in (("first-load-balancer.md", "lb01"), ("second-load-balancer.md", "lb02")):
+    for page, name in ((FIRST, "lb01"), (SECOND, "lb02")):
         for step in read_steps(page, name):
             done = site.do(step)
             if "lbagent-serf-setup" in step.command:
@@ -183,12 +186,12 @@ def test_the_pair_is_set_up_by_the_commands_of_the_pages(site: Site) -> None:
         # Each sees the other after a few seconds.
         eventually(lambda: check(machine) == (0, []), 60)  # noqa: B023
     # The pages and the command itself name the same next commands.
-    typed = [step.command for step in read_steps("first-load-balancer.md", "lb01")]
+    typed = [step.command for step in read_steps(FIRST, "lb01")]
     here, there = (
         re.findall(r"^    (.*)$", part, re.MULTILINE) for part in printed["lb01"].split("next, on the other")
     )
     assert here == ["editor /etc/lbagent/roles.yml /etc/haproxy/haproxy.cfg", *typed[-5:]]
-    assert there[0] in [step.command for step in read_steps("second-load-balancer.md", "lb02")]
+    assert there[0] in [step.command for step in read_steps(SECOND, "lb02")]
 
 
 def test_the_setup_again_ends_with_a_check_and_refuses_other_values(site: Site) -> None:
@@ -222,7 +225,7 @@ def test_the_setup_again_ends_with_a_check_and_refuses_other_values(site: Site) 
 def test_a_server_is_added_by_the_commands_of_its_page(site: Site) -> None:
     balancers = [site.machines[name] for name in ("lb01", "lb02")]
     typed, seconds = site.typed, site.seconds
-    steps = read_steps("linux-server.md", "web01")
+    steps = read_steps(SERVER, "web01")
     shown = [step for step in steps if step.command.startswith(("lbagent status", "grep lbagent"))]
 
     for step in steps:
@@ -244,6 +247,23 @@ def test_a_server_is_added_by_the_commands_of_its_page(site: Site) -> None:
         code = "import urllib.request as u; print(u.urlopen('http://127.0.0.1/', timeout=5).status)"
         eventually(lambda: machine.run("python3", "-c", code).stdout == "200\n", 30)  # noqa: B023
         eventually(lambda: check(machine) == (0, []), 60)  # noqa: B023
+
+
+def test_a_second_load_balancer_with_a_key_of_its_own_is_fixed_by_the_commands_of_the_page(site: Site) -> None:
+    first, second = site.machines["lb01"], site.machines["lb02"]
+    eventually(lambda: is_healthy(first) and is_healthy(second), LONGEST)
+    second.good("sh", "-c", "serf keygen | lbagent-serf-setup --replace --key-from - 10.0.0.2 10.0.0.1")
+    second.good("systemctl", "restart", "serf")
+    eventually(lambda: "peers" in errors(first) and "peers" in errors(second), LONGEST)
+
+    for step in read_steps("troubleshooting.md", "lb02"):
+        if step.machine == "lb02":
+            done = site.do(step)
+            assert done.returncode == 0, (step, done.stdout, done.stderr)
+
+    started = time.monotonic()
+    eventually(lambda: is_healthy(first) and is_healthy(second), LONGEST)
+    site.figures.append(("another key on lb02: healthy after the fix", f"{time.monotonic() - started:.0f} s"))
 
 
 class Fault(NamedTuple):

@@ -1,4 +1,4 @@
-"""The structure: directions between packages, what is pure, and what `handle` loads while `watch` runs."""
+"""The structure: import directions, pure packages, and what `handle` imports while `watch` runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_imports_follow_the_contracts_of_pyproject_toml() -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_module_says_what_it_is_for(path: Path) -> None:
+def test_each_module_has_a_docstring(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_bytes()))
 
 
@@ -48,6 +48,19 @@ def test_one_module_starts_processes_and_one_a_thread(library: str, allowed: str
             users.append(str(path.relative_to(ROOT / "lbagent")))
 
     assert [user for user in users if user != allowed] == []
+
+
+@pytest.mark.parametrize("library", ["starlette", "uvicorn", "jinja2", "bcrypt", "lbagent.web"])
+def test_only_the_web_page_imports_its_libraries(library: str) -> None:
+    users = set()
+    for path in MODULES:
+        nodes = list(ast.walk(ast.parse(path.read_bytes())))
+        names = {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
+        names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+        if any(name == library or name.startswith(f"{library}.") for name in names):
+            users.add(str(path.relative_to(ROOT / "lbagent")))
+
+    assert {user for user in users if not user.startswith("web/")} <= {"commands/web.py"}
 
 
 # --- what an event has to load ------------------------------------------------------------------------------------
@@ -88,7 +101,7 @@ def loaded(stage: Stage, *words: str, stdin: bytes = b"", **more: str) -> set[st
 JOIN = b"web02\t10.0.0.2\tweb\trole=web\n"
 
 
-def test_an_event_of_somebody_else_loads_next_to_nothing(stage: Stage) -> None:
+def test_an_unknown_event_imports_almost_nothing(stage: Stage) -> None:
     modules = loaded(stage, "handle", SERF_EVENT="user", SERF_USER_EVENT="deploy")
 
     assert {
@@ -103,7 +116,7 @@ def test_an_event_of_somebody_else_loads_next_to_nothing(stage: Stage) -> None:
     } & modules == set()
 
 
-def test_while_watch_lives_an_event_loads_what_storing_it_takes(stage: Stage) -> None:
+def test_while_watch_runs_an_event_imports_only_what_storing_it_needs(stage: Stage) -> None:
     with (stage.state / "watch.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
 
@@ -137,7 +150,7 @@ def test_while_watch_lives_an_event_loads_what_storing_it_takes(stage: Stage) ->
     assert stage.spooled == ["1"]
 
 
-def test_an_event_taken_all_the_way_loads_no_parser_of_yaml_or_of_command_lines(stage: Stage) -> None:
+def test_a_run_imports_no_parser_of_yaml_or_of_command_lines(stage: Stage) -> None:
     modules = loaded(stage, "handle", stdin=JOIN)
 
     assert {"yaml", "argparse", "rich", "watchdog", "lbagent.roles.loader"} & modules == set()
@@ -151,3 +164,10 @@ def test_an_edited_roles_yml_is_read_as_yaml_once(stage: Stage) -> None:
 
     assert "yaml" in first
     assert "yaml" not in second
+
+
+@pytest.mark.parametrize("words", [["handle"], ["status"], ["plan"], ["web", "--help"]], ids=" ".join)
+def test_no_command_but_web_loads_the_libraries_of_the_page(words: list[str], stage: Stage) -> None:
+    modules = loaded(stage, *words, stdin=JOIN)
+
+    assert {"starlette", "uvicorn", "jinja2", "bcrypt", "anyio", "asyncio", "lbagent.web"} & modules == set()

@@ -1,6 +1,6 @@
 """Names, addresses, roles and tag values are valid or refused, and names are sorted in natural order."""
 
-# ruff: noqa: E501  # a case of a table stands on one line
+# ruff: noqa: E501  # one line per case of a table
 
 from __future__ import annotations
 
@@ -122,14 +122,14 @@ def test_every_address_has_a_canonical_form(address: ipaddress.IPv4Address | ipa
     ("address", "why"),
     [
         ("0.0.0.0", "0.0.0.0 is an unspecified address"),
-        ("127.0.0.1", "127.0.0.1 is a loopback address, which the role's networks do not name"),
+        ("127.0.0.1", "127.0.0.1 is a loopback address that is not in the role's networks"),
         ("169.254.1.1", "169.254.1.1 is a link-local address"),
         ("224.0.0.1", "224.0.0.1 is a multicast address"),
         ("239.1.1.1", "239.1.1.1 is a multicast address"),
         ("240.0.0.1", "240.0.0.1 is a broadcast address"),
         ("255.255.255.255", "255.255.255.255 is a broadcast address"),
         ("::", ":: is an unspecified address"),
-        ("::1", "::1 is a loopback address, which the role's networks do not name"),
+        ("::1", "::1 is a loopback address that is not in the role's networks"),
         ("ff02::1", "ff02::1 is a multicast address"),
         ("fe80::1", "fe80::1 is a link-local address"),
     ],
@@ -148,11 +148,9 @@ def test_any_other_address_is_accepted_without_networks(address: str) -> None:
 def test_another_network_does_not_allow_loopback_addresses() -> None:
     assert (
         explain_refused_address("127.0.0.1", ["0.0.0.0/0"])
-        == "127.0.0.1 is a loopback address, which the role's networks do not name"
+        == "127.0.0.1 is a loopback address that is not in the role's networks"
     )
-    assert (
-        explain_refused_address("::1", ["::/0"]) == "::1 is a loopback address, which the role's networks do not name"
-    )
+    assert explain_refused_address("::1", ["::/0"]) == "::1 is a loopback address that is not in the role's networks"
 
 
 @pytest.mark.parametrize("networks", [["0.0.0.0/0"], ["224.0.0.0/4"], ["169.254.0.0/16"], ["255.255.255.255/32"]])

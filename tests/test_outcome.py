@@ -1,4 +1,4 @@
-"""outcome and errors: each end of a run has its exit status."""
+"""Each outcome and each error of a run has its exit status."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_every_error_has_its_exit_status(error: type[errors.LbagentError], statu
     assert issubclass(error, errors.LbagentError)
 
 
-def test_every_error_stands_in_the_table_with_its_exit_status() -> None:
+def test_every_error_is_in_the_table_with_its_exit_status() -> None:
     found = [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, errors.LbagentError)]
 
     table = dict(re.findall(r"(\w+) +(\d+) ", str(errors.__doc__)))
@@ -46,11 +46,11 @@ def test_every_error_stands_in_the_table_with_its_exit_status() -> None:
     ("verdict", "confirmed"),
     [(Verdict.UNCHANGED, True), (Verdict.APPLIED, True), (Verdict.WRITTEN, False), (Verdict.QUEUED, False)],
 )
-def test_only_what_haproxy_serves_is_confirmed(verdict: Verdict, confirmed: bool) -> None:  # noqa: FBT001
+def test_an_outcome_is_confirmed_only_if_haproxy_runs_it(verdict: Verdict, confirmed: bool) -> None:  # noqa: FBT001
     assert Outcome(verdict).is_confirmed is confirmed
 
 
-def test_what_no_haproxy_serves_is_not_confirmed_though_nothing_is_to_do() -> None:
+def test_nothing_to_do_is_not_confirmed_if_haproxy_does_not_run() -> None:
     assert Outcome(Verdict.UNCHANGED, running=False).is_confirmed is False
 
 
@@ -86,5 +86,5 @@ def test_an_end_that_is_no_error_is_zero(verdict: Verdict) -> None:
 
 
 @pytest.mark.parametrize("verdict", list(Verdict))
-def test_what_the_guard_holds_back_is_three(verdict: Verdict) -> None:
+def test_blocked_removals_are_exit_status_three(verdict: Verdict) -> None:
     assert Outcome(verdict, blocked=(BlockedRemoval(3, "3 of 4 lines would go"),)).exit_status == 3

@@ -1,4 +1,4 @@
-"""settings: options first, then the environment, then defaults."""
+"""Options have priority over the environment, and the environment over defaults."""
 
 from __future__ import annotations
 
@@ -65,11 +65,11 @@ def test_a_plain_handle_needs_no_parser(words: list[str], settings: Settings) ->
         ["x", "handle"],
     ],
 )
-def test_anything_else_is_the_parsers(words: list[str]) -> None:
+def test_any_other_command_line_is_for_the_parser(words: list[str]) -> None:
     assert load_handler_settings(words, {}) is None
 
 
-def test_the_words_of_the_command_line_are_not_eaten() -> None:
+def test_the_command_line_is_not_changed() -> None:
     words = ["--roles", "/r", "handle"]
 
     load_handler_settings(words, {})

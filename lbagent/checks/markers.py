@@ -44,7 +44,7 @@ def check_markers(document: Document, roles: Roles | None) -> Iterator[Finding]:
 
 
 def check_notes(document: Document, notes: Sequence[str]) -> Iterator[Finding]:
-    """Turn the notes of a plan about nodes into findings; `check_markers` finds what the others are about."""
+    """Turn the notes of a plan about nodes into findings; `check_markers` finds the subjects of all other notes."""
     for note in notes:
         if isinstance(note, MissingMarkerNote):
             fix = "restore the marker below the line, or delete the line"

@@ -1,4 +1,4 @@
-"""Run all checks in order. A check that fails does not hide the others; nothing is changed and no lock is taken."""
+"""Run all checks in order. A check that fails does not hide another; nothing is changed and no lock is taken."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _run_check(kind: Kind, check: Check) -> Iterator[Finding]:
         yield unreadable(kind, refused.filename or "", f"not checked: {format_error(refused)}")
     except (LbagentError, OSError) as failure:
         yield warning(kind, "", f"not checked: {format_error(failure)}", "fix that, then run `lbagent check` again")
-    except Exception as defect:  # noqa: BLE001  # a defect in one check must not hide the others
+    except Exception as defect:  # noqa: BLE001  # a defect in one check must not hide another
         text = f"not checked, because of a defect of lbagent: {type(defect).__name__}: {defect}"
         yield warning(kind, "", text, "report it to the developers")
 

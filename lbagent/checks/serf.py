@@ -50,7 +50,11 @@ _VERSION_TIMEOUT = 10.0
 HANDLER_LATE = 60.0
 """Seconds after which a running event handler counts as hung. The limits of lbagent's own handler are below."""
 
-_FIX_KEY = "start its agent with the same `encrypt_key` as here (`lbagent-serf-setup --key-from`), or remove it there"
+_FIX_KEY = (
+    "start its agent with the same `encrypt_key` as here (on the second load balancer: "
+    "`lbagent-serf-setup --replace --bundle FILE`, with /etc/lbagent/peer.bundle of the first), "
+    "or remove it from the settings"
+)
 
 _HANDLER_FIX = 'add `"event_handlers": ["lbagent handle"]` to the agent\'s settings'
 

@@ -1,6 +1,6 @@
-"""The door Serf comes through: environment and stdin in, exit status out, and to a query its answer.
+"""The Serf event handler: reads environment and stdin, stores the event, and prints the answer to a query.
 
-What a run needs is loaded only where there is a run: while `watch` lives, an event is a file and no more.
+Only a run imports what a run needs: while `watch` runs, an event becomes a file and nothing else.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from lbagent.system.log import Log
 
 
 def handle(settings: Settings, log: Log, environ: Mapping[bytes, bytes] = os.environb) -> int:
-    """Take one event from Serf as far as it can be taken now; returns the exit status.
+    """Store one event of Serf, and apply the queue if possible; return the exit status.
 
-    Raises LbagentError and OSError, but not for a query: Serf drops the answer of a handler that fails.
+    Raises LbagentError and OSError, except for a query: Serf drops the answer of a handler that fails.
     """
     if b"SERF_EVENT" not in environ:
         raise UsageError("SERF_EVENT is not set; Serf calls `lbagent handle` as its event handler")
     raw = read_handler_event(environ, b"", int(time.time() * 1000), os.urandom(8).hex())
     if not raw.is_relevant:
         return 0
-    raw = raw._replace(payload=_stdin())
+    raw = raw._replace(payload=_read_stdin())
     if raw.kind == "query":
-        from lbagent.commands.query import answer  # noqa: PLC0415  # queries are rare, and need all there is
+        from lbagent.commands.query import answer_query  # noqa: PLC0415  # an event must not wait for its imports
 
         log.silent = True
-        os.write(1, answer(raw, settings, log))
+        os.write(1, answer_query(raw, settings, log))
         return 0
     try:
         queue.store_event(raw, Paths(settings.state_dir))
     except NotStored as error:
-        raise queue.withdraw_unstored(error, raw, settings, log) from error
+        raise queue.withdraw_without_storing(error, raw, settings, log) from error
     return queue.drain_spool(settings, log)
 
 
-def _stdin() -> bytes:
+def _read_stdin() -> bytes:
     pieces, size = [], 0
     while size < STDIN_LIMIT and (piece := os.read(0, 1 << 16)):
         pieces.append(piece)

@@ -167,7 +167,7 @@ def _require_another_server(commands: Collection[Command], engine: Engine) -> No
     """Raise LastServer where these pauses would leave a service without any server that serves."""
     with contextlib.suppress(OSError):
         try:
-            roles = engine.roles()
+            roles = engine.load_roles()
             membership = engine.preview_membership(roles)
             document = config_files.read_config(roles.haproxy).document
         except LbagentError:

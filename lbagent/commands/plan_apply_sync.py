@@ -1,11 +1,13 @@
-"""The verbs that bring haproxy.cfg in step with what is known: `plan`, `apply`, `sync`."""
+"""The commands that compare haproxy.cfg with membership, and change it: `plan`, `apply`, `sync`."""
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from lbagent.checks.candidate import Validator
 from lbagent.errors import Busy, LbagentError, TryAgain, UsageError
 from lbagent.haproxy import config_files
 from lbagent.haproxy.config import Document
@@ -14,10 +16,9 @@ from lbagent.membership.model import Membership
 from lbagent.names import format_count
 from lbagent.outcome import Outcome, Verdict
 from lbagent.planning import quarantine
-from lbagent.planning.plan import Plan, PlanOptions
-from lbagent.planning.plan import make_plan as planned
+from lbagent.planning.plan import Plan, PlanOptions, make_plan
 from lbagent.roles.model import Roles
-from lbagent.run.engine import Engine, Learn
+from lbagent.run.engine import Engine, SyncMerge
 from lbagent.run.queue import DrainLoop
 from lbagent.run.sync import prepare_sync
 from lbagent.run.transaction import RunOptions
@@ -27,87 +28,103 @@ from lbagent.state.paths import Paths
 from lbagent.status.nodes import NOT_MANAGED, list_server_states
 from lbagent.system.log import Log
 
-
-def show(seen: ConfigSnapshot, wanted: Plan) -> None:
-    """Print the diff from what stands to what is planned; the operator's bytes, whatever their encoding."""
-    sys.stdout.flush()
-    sys.stdout.buffer.writelines(config_files.encode(line) for line in _diff(seen, wanted))
-    sys.stdout.flush()
-
-
-def _diff(seen: ConfigSnapshot, wanted: Plan) -> Iterator[str]:
-    import difflib  # noqa: PLC0415  # 6 ms that only a person waits for
-
-    for target, before, after in zip(seen.targets, wanted.before, wanted.after, strict=True):
-        old, new = (text.split("\n") for text in (before, after))
-        yield from difflib.unified_diff(_lines(old), _lines(new), target.given, f"{target.given} (planned)", n=2)
-
-
-def _lines(split: Sequence[str]) -> list[str]:
-    lines = [f"{line}\n" for line in split[:-1]]
-    return [*lines, f"{split[-1]}\n\\ No newline at end of file\n"] if split[-1] else lines
-
-
 LOCK_WAIT = 30.0
-"""Seconds a person waits for a run that is under way."""
+"""Seconds to wait for the run of another process."""
 
 _WOULD_CHANGE, _BLOCKED, _REFUSED = 2, 3, 4
+"""Exit statuses of `plan`."""
 
 Verb = Callable[[Settings, Log], int]
+"""A command: does its work and returns the exit status. May raise LbagentError and OSError."""
 
 
 def plan(settings: Settings, log: Log) -> int:
-    """Print what would change now as a unified diff; returns 0 nothing, 2 something, 3 blocked removals, 4 refused."""
+    """Print the pending changes as a unified diff; return 0 nothing, 2 something, 3 blocked removals, 4 refused."""
     log.journal = False
-    return _report(Engine(Paths(settings.state_dir), settings.roles, log), log, PlanOptions())
+    return _report_plan(Engine(Paths(settings.state_dir), settings.roles, log), log, PlanOptions())
 
 
-def apply(force: bool, adopt: bool, yes: bool, reload: bool) -> Verb:  # noqa: FBT001  # the verb's four switches
-    """The verb that plans and applies from what is known. Raises UsageError."""
+def apply(force: bool, adopt: bool, yes: bool, reload: bool) -> Verb:  # noqa: FBT001  # the command's four switches
+    """Return the command that plans and applies from what is known. Raises UsageError."""
     if yes and not adopt:
         raise UsageError("--yes is only for `lbagent apply --adopt`")
 
     def verb(settings: Settings, log: Log) -> int:
         engine = Engine(Paths(settings.state_dir), settings.roles, log)
         engine.paths.prepare()
-        rules = PlanOptions(force=force, adopt=True)
-        confirmed = _confirm_adoption(engine, rules, yes=yes) if adopt else None
+        options = PlanOptions(force=force, adopt=True)
+        confirmed = _confirm_adoption(engine, options, yes=yes) if adopt else None
         if adopt and confirmed is None:
             return 0
         with acquire_lock(engine.paths.lock, LOCK_WAIT) as acquired:
             _require_lock(acquired, engine)
-            if confirmed is not None and _foresee(engine, rules).wanted.after != confirmed.after:
+            if confirmed is not None and _preview_run(engine, options).wanted.after != confirmed.after:
                 raise Busy("haproxy.cfg or membership has changed since the diff was shown; run again")
-            rounds = _run(engine, log, RunOptions(force, adopt, reload, compare=True, verify=True))
-        rounds.run_while_spooled(engine.paths.lock, lambda: engine.run(RunOptions(reload=reload)))
-        return rounds.status
+            loop = _run_and_report(engine, log, RunOptions(force, adopt, reload, compare=True, verify=True))
+        loop.run_while_spooled(engine.paths.lock, lambda: engine.run(RunOptions(reload=reload)))
+        return loop.status
 
     return verb
 
 
-def sync(dry_run: bool, force: bool) -> Verb:  # noqa: FBT001  # the verb's two switches
-    """The verb that refreshes membership from Serf and applies it; `dry_run` only reports, as `plan` does."""
+def sync(dry_run: bool, force: bool) -> Verb:  # noqa: FBT001  # the command's two switches
+    """Return the command that refreshes membership from Serf, then applies; `dry_run` reports as `plan` does."""
 
     def verb(settings: Settings, log: Log) -> int:
         engine = Engine(Paths(settings.state_dir), settings.roles, log)
         if dry_run:
             log.journal = False
-        learn = prepare_sync(engine, log, log.warning, force=force, record=not dry_run)
+        merge_sync = prepare_sync(engine, log, log.warning, force=force, record=not dry_run)
         if dry_run:
-            status = _report(engine, log, PlanOptions(force=force), learn)
+            status = _report_plan(engine, log, PlanOptions(force=force), merge_sync)
             return 0 if status == _WOULD_CHANGE else status
         engine.paths.prepare()
         with acquire_lock(engine.paths.lock, LOCK_WAIT) as acquired:
             _require_lock(acquired, engine)
-            rounds = _run(engine, log, RunOptions(force, compare=True, verify=True), learn)
-        rounds.run_while_spooled(engine.paths.lock, lambda: engine.run(RunOptions()))
-        return rounds.status
+            loop = _run_and_report(engine, log, RunOptions(force, compare=True, verify=True), merge_sync)
+        loop.run_while_spooled(engine.paths.lock, lambda: engine.run(RunOptions()))
+        return loop.status
 
     return verb
 
 
-class _Foreseen(NamedTuple):
-    """What the next run would find, and do."""
+def _require_lock(acquired: bool, engine: Engine) -> None:  # noqa: FBT001  # the state of the lock
+    if not acquired:
+        raise Busy(f"{engine.paths.lock}: timed out after {LOCK_WAIT:g} s, another run holds the lock; try again")
+
+
+# Run
+
+
+def _run_and_report(engine: Engine, log: Log, options: RunOptions, merge_sync: SyncMerge | None = None) -> DrainLoop:
+    """Make a run and print its outcome; errors are logged. Returns the loop, which has the exit status."""
+    loop = DrainLoop(engine.spool, log)
+    outcome = loop.run_once(lambda: engine.run(options, merge_sync))
+    if outcome:
+        print(_format_outcome(engine, outcome))
+    return loop
+
+
+def _format_outcome(engine: Engine, outcome: Outcome) -> str:
+    if outcome.verdict is Verdict.UNCHANGED and outcome.is_quiet:
+        roles = engine.load_roles()
+        return _format_no_changes(config_files.read_config(roles.haproxy).document, roles, engine.membership)
+    return f"{outcome.verdict}: {outcome.message}"
+
+
+def _format_no_changes(document: Document, roles: Roles, membership: Membership) -> str:
+    """Return `No changes: N nodes, M lines.`, with the counts of haproxy.cfg."""
+    by_node = list_server_states(document, roles, membership.members, {})
+    nodes = sum(any(server.line != NOT_MANAGED for server in servers) for servers in by_node.values())
+    lines = sum(len(proxy.managed) for proxy in document.proxies)
+    return f"No changes: {format_count(nodes, 'node')}, {format_count(lines, 'line')}."
+
+
+# Preview
+
+
+class _Preview(NamedTuple):
+    """What the next run would find and plan."""
 
     roles: Roles
     seen: ConfigSnapshot
@@ -117,103 +134,93 @@ class _Foreseen(NamedTuple):
     """Nodes in quarantine."""
 
 
-def _require_lock(acquired: bool, engine: Engine) -> None:  # noqa: FBT001  # the state of the lock
-    if not acquired:
-        raise Busy(f"{engine.paths.lock}: timed out after {LOCK_WAIT:g} s, another run holds the lock; try again")
+def _preview_run(engine: Engine, options: PlanOptions, merge_sync: SyncMerge | None = None) -> _Preview:
+    """Plan the next run; nothing is written. Raises RolesRefused, TryAgain, OSError."""
+    roles = engine.load_roles()
+    seen, membership = config_files.read_config(roles.haproxy), engine.preview_membership(roles, merge_sync)
+    kept = frozenset[str]() if options.force else quarantine.find_quarantined_in(membership, seen.document, roles)
+    wanted = make_plan(seen.document, roles, membership, options._replace(kept=kept))
+    return _Preview(roles, seen, membership, wanted, kept)
 
 
-def _run(engine: Engine, log: Log, options: RunOptions, learn: Learn | None = None) -> DrainLoop:
-    rounds = DrainLoop(engine.spool, log)
-    outcome = rounds.run_once(lambda: engine.run(options, learn))
-    if outcome:
-        print(_sentence(engine, outcome))
-    return rounds
-
-
-def _sentence(engine: Engine, outcome: Outcome) -> str:
-    """How a run ended, for the person who started it."""
-    if outcome.verdict is Verdict.UNCHANGED and outcome.is_quiet:
-        roles = engine.roles()
-        return _nothing(config_files.read_config(roles.haproxy).document, roles, engine.membership)
-    return f"{outcome.verdict}: {outcome.message}"
-
-
-def _nothing(document: Document, roles: Roles, membership: Membership) -> str:
-    """The sentence for nothing to do, with what haproxy.cfg has: `No changes: 12 nodes, 36 lines.`."""
-    by_node = list_server_states(document, roles, membership.members, {})
-    lines = {node: sum(one.line != NOT_MANAGED for one in there) for node, there in by_node.items()}
-    nodes = sum(count > 0 for count in lines.values())
-    total = sum(len(proxy.managed) for proxy in document.proxies)
-    return f"No changes: {format_count(nodes, 'node')}, {format_count(total, 'line')}."
-
-
-def _confirm_adoption(engine: Engine, rules: PlanOptions, *, yes: bool) -> Plan | None:
-    """Show what `--adopt` would change and ask; the plan to apply, None where the answer is no. Raises UsageError."""
-    foreseen = _foresee(engine, rules)
-    show(foreseen.seen, foreseen.wanted)
-    if yes or foreseen.wanted.after == foreseen.wanted.before:
-        return foreseen.wanted
+def _confirm_adoption(engine: Engine, options: PlanOptions, *, yes: bool) -> Plan | None:
+    """Print the diff of `--adopt` and ask; return the plan to apply, None if the answer is no. Raises UsageError."""
+    preview = _preview_run(engine, options)
+    _print_diff(preview.seen, preview.wanted)
+    if yes or preview.wanted.after == preview.wanted.before:
+        return preview.wanted
     if not sys.stdin.isatty():
         raise UsageError("apply --adopt: no terminal to ask on, nothing was changed; add --yes")
     print("Apply these changes? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() in ("y", "yes"):
-        return foreseen.wanted
+        return preview.wanted
     print("Nothing was changed.")
     return None
 
 
-def _report(engine: Engine, log: Log, rules: PlanOptions, learn: Learn | None = None) -> int:
-    """Print what the next run would do, and all that hinders it; returns the exit status of `plan`."""
-    foreseen = _foresee(engine, rules, learn)
-    wanted, members = foreseen.wanted, foreseen.membership.members
+def _report_plan(engine: Engine, log: Log, options: PlanOptions, merge_sync: SyncMerge | None = None) -> int:
+    """Print the diff of the next run and log its obstacles; return the exit status of `plan`."""
+    preview = _preview_run(engine, options, merge_sync)
+    wanted, members = preview.wanted, preview.membership.members
     for note in wanted.notes:
         log.warning(note)
-    for node in sorted(foreseen.kept):
+    for node in sorted(preview.kept):
         if (member := members.get(node)) and member.quarantine:
-            log.error(f"{node}: in quarantine, its lines stay as they are: {member.quarantine.reason}")
-    for held in wanted.blocked:
-        log.error(f"blocked: {held}; `lbagent apply --force` applies these removals")
-    refusal = _refusal(foreseen, log)
+            log.error(f"{node} is in quarantine, its lines are unchanged: {member.quarantine.reason}")
+    for blocked in wanted.blocked:
+        log.error(f"blocked: {blocked}; `lbagent apply --force` applies these removals")
+    refusal = _find_refusal(preview, log)
     if refusal:
         log.error(refusal)
-    show(foreseen.seen, wanted)
-    changes = wanted.after != wanted.before
-    if not changes and not refusal:
-        print(_nothing(foreseen.seen.document, foreseen.roles, foreseen.membership))
-    if refusal or foreseen.kept:
+    _print_diff(preview.seen, wanted)
+    has_changes = wanted.after != wanted.before
+    if not has_changes and not refusal:
+        print(_format_no_changes(preview.seen.document, preview.roles, preview.membership))
+    if refusal or preview.kept:
         return _REFUSED
     if wanted.blocked:
         return _BLOCKED
-    return _WOULD_CHANGE if changes else 0
+    return _WOULD_CHANGE if has_changes else 0
 
 
-def _refusal(foreseen: _Foreseen, log: Log) -> str | None:
-    """Why HAProxy would refuse haproxy.cfg, as it is or as planned; None where it would not, or cannot be asked."""
-    from lbagent.checks.candidate import Validator  # noqa: PLC0415  # only a person waits for it
-
-    seen, wanted, settings = foreseen.seen, foreseen.wanted, foreseen.roles.haproxy
+def _find_refusal(preview: _Preview, log: Log) -> str | None:
+    """Return why HAProxy would refuse haproxy.cfg, as it is or as planned; None if it accepts it or is unknown."""
+    seen, wanted, settings = preview.seen, preview.wanted, preview.roles.haproxy
     try:
         running = config_files.find_haproxy(settings, seen).running
     except TryAgain:
         running = None
     validator = Validator(seen, settings, running)
     try:
-        changed = wanted.after != wanted.before
-        if words := validator.find_refusal(wanted.after) if changed else validator.find_live_refusal():
+        is_same = wanted.after == wanted.before
+        reason = validator.find_live_refusal() if is_same else validator.find_refusal(wanted.after)
+        if reason:
             own = validator.find_live_refusal()
             return (
                 f"haproxy.cfg is invalid, not because of lbagent: {own}"
                 if own
-                else f"haproxy.cfg: HAProxy refuses the planned text: {words}"
+                else f"haproxy.cfg: HAProxy refuses the planned text: {reason}"
             )
     except (LbagentError, OSError) as error:
         log.warning(f"haproxy.cfg: not validated: {error}")
     return None
 
 
-def _foresee(engine: Engine, rules: PlanOptions, learn: Learn | None = None) -> _Foreseen:
-    roles = engine.roles()
-    seen, membership = config_files.read_config(roles.haproxy), engine.preview_membership(roles, learn)
-    kept = frozenset[str]() if rules.force else quarantine.find_quarantined_in(membership, seen.document, roles)
-    wanted = planned(seen.document, roles, membership, rules._replace(kept=kept))
-    return _Foreseen(roles, seen, membership, wanted, kept)
+def _print_diff(seen: ConfigSnapshot, wanted: Plan) -> None:
+    """Print the diff between haproxy.cfg and the plan, with the bytes of the file whatever their encoding."""
+    sys.stdout.flush()
+    sys.stdout.buffer.writelines(config_files.encode(line) for line in _compare_texts(seen, wanted))
+    sys.stdout.flush()
+
+
+def _compare_texts(seen: ConfigSnapshot, wanted: Plan) -> Iterator[str]:
+    for target, before, after in zip(seen.targets, wanted.before, wanted.after, strict=True):
+        old, new = (text.split("\n") for text in (before, after))
+        names = (target.given, f"{target.given} (planned)")
+        yield from difflib.unified_diff(_end_lines(old), _end_lines(new), *names, n=2)
+
+
+def _end_lines(split: Sequence[str]) -> list[str]:
+    """Add the line ends that `split` removed; a last line without one is marked as diff(1) does."""
+    lines = [f"{line}\n" for line in split[:-1]]
+    return [*lines, f"{split[-1]}\n\\ No newline at end of file\n"] if split[-1] else lines

@@ -1,4 +1,4 @@
-"""A question that may take seconds, asked beside the work: who hears it does not keep events waiting."""
+"""Threads of the daemon, for what may take seconds: events must not wait for it."""
 
 from __future__ import annotations
 
@@ -6,44 +6,44 @@ import threading
 from collections.abc import Callable
 
 from lbagent.errors import LbagentError
-from lbagent.run.engine import Learn
+from lbagent.run.engine import SyncMerge
 from lbagent.system.log import Log, format_error
 
 
 class BackgroundSync:
-    """Asks Serf and the other load balancers, and keeps what it learns until it is taken."""
+    """Queries Serf and the other load balancers in a thread, as answers take seconds and events must not wait."""
 
-    def __init__(self, ask: Callable[[], Learn], log: Log, call: Callable[[], None]) -> None:
-        """`ask` runs in a thread of its own; `call` is called there once it has ended."""
-        self._ask, self._log, self._call = ask, log, call
+    def __init__(self, prepare: Callable[[], SyncMerge], log: Log, wake: Callable[[], None]) -> None:
+        """`prepare` runs in the thread, which calls `wake` at its end."""
+        self._prepare, self._log, self._wake = prepare, log, wake
         self._thread: threading.Thread | None = None
-        self._learned: Learn | None = None
+        self._result: SyncMerge | None = None
 
-    def begin(self) -> None:
-        """Ask, unless that is under way."""
+    def start(self) -> None:
+        """Start a sync, unless one is in progress."""
         if self._thread is None or not self._thread.is_alive():
-            # A daemon: who is told to end does not wait for another load balancer.
-            self._thread = threading.Thread(target=self._asked, daemon=True)
+            # A daemon thread: the end of the process does not wait for another load balancer.
+            self._thread = threading.Thread(target=self._run, daemon=True)
             self._thread.start()
 
     @property
-    def answered(self) -> bool:
-        """Whether there is something to be taken."""
-        return self._learned is not None
+    def has_result(self) -> bool:
+        """Whether a result can be taken."""
+        return self._result is not None
 
-    def take(self) -> Learn | None:
-        """What was learned, once; None while there is nothing."""
-        learned, self._learned = self._learned, None
-        return learned
+    def take_result(self) -> SyncMerge | None:
+        """Return the result once; None where there is none."""
+        result, self._result = self._result, None
+        return result
 
-    def _asked(self) -> None:
+    def _run(self) -> None:
         try:
-            self._learned = self._ask()
+            self._result = self._prepare()
         except (LbagentError, OSError) as error:
             self._log.hint(f"sync failed: {format_error(error)}")
-        self._call()
+        self._wake()
 
 
-def run_beside(work: Callable[[], None]) -> None:
-    """Run `work` in a thread of its own, which does not hold up the end of the process."""
+def run_in_thread(work: Callable[[], None]) -> None:
+    """Run `work` in a daemon thread, which does not delay the end of the process."""
     threading.Thread(target=work, daemon=True).start()

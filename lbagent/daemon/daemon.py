@@ -1,4 +1,8 @@
-"""The daemon: folds and applies what `handle` has stored, looks after edits, syncs each minute."""
+"""The daemon: applies the events that `handle` has stored, watches for edits, and syncs every minute.
+
+It wakes up when something changes and makes one round: settle, start a sync if it is due, run. A round that fails is
+retried. What a round does is the same run that every other command makes; the daemon only decides when.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +18,16 @@ from tenacity import Retrying, retry_if_result, wait_exponential_jitter
 
 from lbagent.checks.candidate import Validator, find_refused_lines
 from lbagent.daemon import sd_notify
-from lbagent.daemon.background import BackgroundSync, run_beside
+from lbagent.daemon.background import BackgroundSync, run_in_thread
 from lbagent.daemon.file_watcher import ConfigEdits, FileWatcher
-from lbagent.daemon.haproxy_watcher import HaproxyWatcher
-from lbagent.daemon.schedule import SYNC_EVERY, ReloadInterval, SyncSchedule, next_end
+from lbagent.daemon.schedule import SYNC_EVERY, ReloadInterval, SyncSchedule, find_next_pause_end
 from lbagent.daemon.status_socket import StatusSocket
 from lbagent.errors import Busy, LbagentError, ReloadPostponed, RolledBack
 from lbagent.haproxy import config_files
 from lbagent.haproxy.process import RunningHaproxy
 from lbagent.outcome import Outcome, Verdict
 from lbagent.roles.model import Roles
-from lbagent.run.engine import Engine, Learn
+from lbagent.run.engine import Engine, SyncMerge
 from lbagent.run.queue import DrainLoop
 from lbagent.run.sync import prepare_sync
 from lbagent.run.transaction import RunOptions
@@ -40,134 +43,144 @@ from lbagent.system.log import Log, format_error
 from lbagent.system.repeats import Repeats
 
 LOCK_WAIT = 30.0
-"""Seconds to wait for a run of somebody else."""
+"""Seconds to wait for the run of another process."""
 
-QUIET, QUIET_AT_LAST = 0.2, 2.0
-"""Seconds without another edit before an edit counts, and after which it counts all the same: editors save in steps."""
+QUIET, QUIET_LIMIT = 0.2, 2.0
+"""Seconds without a further edit after which an edit is applied, and after which it is applied in any case.
+
+Editors save in several steps.
+"""
 
 FIRST_RETRY, LAST_RETRY = 1.0, 60.0
-"""Seconds after which what failed is tried again, doubled from the first to the last."""
+"""Seconds until a failed round is retried, doubled from the first to the last."""
 
-LOOK_EVERY = 1.0
-"""Seconds between two looks whether HAProxy was started, or reloaded by somebody else."""
+POLL_EVERY = 1.0
+"""Seconds between two polls: was HAProxy started or reloaded by another process, is there a new event or edit?"""
 
 
 def watch(settings: Settings, log: Log) -> int:
-    """Run until told to end. Raises Busy where another `watch` has this state folder."""
+    """Run the daemon until SIGTERM or SIGINT. Raises Busy where another daemon uses this state directory."""
     paths = Paths(settings.state_dir)
     paths.prepare()
     log.repeats = Repeats()
-    with acquire_lock(paths.watch_lock, writes=False) as had:
-        if not had:
+    with acquire_lock(paths.watch_lock, writes=False) as acquired:
+        if not acquired:
             raise Busy(f"{paths.watch_lock}: another `lbagent watch` is running; stop one of the two")
-        subprocess.waiting_callbacks.append(sd_notify.alive)
-        with FileWatcher() as attention, _open_status_socket(settings, log) as status:
-            _Watch(settings, log, attention, status).until_told_to_end()
-    _publish_end(paths)
+        subprocess.waiting_callbacks.append(sd_notify.notify_alive)
+        with FileWatcher() as watcher, _open_status_socket(settings, log) as status_socket:
+            Daemon(settings, log, watcher, status_socket).run_until_stopped()
+    _publish_stop(paths)
     return 0
 
 
 @contextlib.contextmanager
 def _open_status_socket(settings: Settings, log: Log) -> Iterator[StatusSocket | None]:
-    """Serve the status until the block is left; None where no runtime directory is set, or nothing can listen there."""
-    folder, status = find_runtime_dir(os.environ), None
+    """Serve the status until the block is left; None without a runtime directory, or if that fails."""
+    folder, status_socket = find_runtime_dir(os.environ), None
     if folder:
         try:
-            status = StatusSocket(folder, Engine(Paths(settings.state_dir), settings.roles, log), log)
+            status_socket = StatusSocket(folder, Engine(Paths(settings.state_dir), settings.roles, log), log)
         except OSError as error:
             log.warning(f"status socket: {format_error(error)}; `lbagent web` shows nothing until this is fixed")
     try:
-        yield status
+        yield status_socket
     finally:
-        if status:
-            status.close()
+        if status_socket:
+            status_socket.close()
 
 
-def _publish_end(paths: Paths) -> None:
-    """Have metrics.prom say that no daemon runs, as well as can be."""
+def _publish_stop(paths: Paths) -> None:
+    """Set `lbagent_daemon_running` in metrics.prom to 0. Errors are ignored."""
     with contextlib.suppress(OSError):
         with open(paths.metrics, "rb") as file:
             content = file.read()
         Store(paths).publish_metrics(content.replace(b"\nlbagent_daemon_running 1\n", b"\nlbagent_daemon_running 0\n"))
 
 
-class _Watch:
-    def __init__(
-        self, settings: Settings, log: Log, attention: FileWatcher, status: StatusSocket | None = None
-    ) -> None:
-        self._settings, self._log, self._attention, self._status = settings, log, attention, status
-        self._engine = Engine(Paths(settings.state_dir), settings.roles, log)
-        self._edits = ConfigEdits(settings.roles, self._engine.roles)
-        self._spooled: frozenset[Mark] = frozenset()
-        """What lay in the spool when the last round ended, and stays there."""
-        self._newcomers = HaproxyWatcher(self._engine)
-        self._inquiry = BackgroundSync(self._truth, log, attention.call)
-        self._ends = self._renews = False
-        self._said: set[str] = set()
-        self._syncs = SyncSchedule()
-        self._looked = 0
-        """When the last round began, in epoch seconds: what ended before, it has seen."""
-        self._words = ""
-        self._sync_fails = False
-        self._tried = ""
-        """The digest of the roles.yml that was read last."""
-        self._unverified = True
-        """Whether haproxy.cfg was edited since HAProxy last accepted it."""
-        self._pace = ReloadInterval(self._engine.roles)
+class Daemon:
+    """The daemon of one state directory."""
 
-    def until_told_to_end(self) -> None:
+    def __init__(
+        self, settings: Settings, log: Log, watcher: FileWatcher, status_socket: StatusSocket | None = None
+    ) -> None:
+        """Nothing is read yet; the caller holds watch.lock."""
+        self._settings, self._log, self._watcher, self._status_socket = settings, log, watcher, status_socket
+        self._engine = Engine(Paths(settings.state_dir), settings.roles, log)
+        self._edits = ConfigEdits(settings.roles, self._engine.load_roles)
+        self._haproxys = HaproxyWatcher(self._engine)
+        self._sync = BackgroundSync(self._prepare_sync, log, watcher.wake)
+        self._sync_schedule = SyncSchedule()
+        self._sync_failed = False
+        self._reload_interval = ReloadInterval(self._engine.load_roles)
+        self._is_stopping = False
+        self._is_refreshing = False
+        """Whether SIGHUP has requested a sync and fresh settings."""
+        self._spooled: frozenset[Mark] = frozenset()
+        """Records that stay in the spool after the last round."""
+        self._round_began = 0
+        """Epoch seconds at which the last round began: it has handled every pause that expired before."""
+        self._logged: set[str] = set()
+        """Messages of the rounds since the last good one, which are not logged again."""
+        self._status = ""
+        """How the last run ended, for `systemctl status`."""
+        self._roles_digest = ""
+        """Digest of the roles.yml whose service lines were validated last."""
+        self._is_unverified = True
+        """Whether haproxy.cfg or roles.yml was edited since HAProxy last accepted the text."""
+
+    def run_until_stopped(self) -> None:
+        """Make rounds until SIGTERM or SIGINT; a run in progress is completed. Raises Busy if watch.lock is lost."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, self._called)
-        again = Retrying(
-            retry=retry_if_result(lambda fine: not (fine or self._ends)),
+            signal.signal(number, self._handle_signal)
+        retrying = Retrying(
+            retry=retry_if_result(lambda good: not (good or self._is_stopping)),
             wait=wait_exponential_jitter(FIRST_RETRY, LAST_RETRY, jitter=FIRST_RETRY),
-            sleep=self._rest,
+            sleep=self._wait_for_work,
         )
-        while not self._ends:
-            again(self._round)
-            self._rest(SYNC_EVERY)
+        while not self._is_stopping:
+            retrying(self._run_round)
+            self._wait_for_work(SYNC_EVERY)
         sd_notify.notify("STOPPING=1")
         self._log.info("stopped; the run in progress was completed")
 
-    def _called(self, number: int, _: object) -> None:
-        # No more than a note: what is under way comes to its end.
-        self._renews = self._renews or number == signal.SIGHUP
-        self._ends = self._ends or number != signal.SIGHUP
-        self._attention.call()
+    def _handle_signal(self, number: int, _: object) -> None:
+        # Only set a flag, so that a run in progress is completed.
+        self._is_refreshing = self._is_refreshing or number == signal.SIGHUP
+        self._is_stopping = self._is_stopping or number != signal.SIGHUP
+        self._watcher.wake()
 
-    def _round(self) -> bool:
-        """One round of work; returns whether nothing is left to be tried again."""
-        if self._renews:
-            sd_notify.reloading()
-        self._settle()
+    def _run_round(self) -> bool:
+        """Make one round; return False where it has to be retried."""
+        if self._is_refreshing:
+            sd_notify.notify_reloading()
+        self._wait_for_quiet_files()
         if agent.process_serf_env and agent.process_serf_env.load():
-            self._syncs.at = 0.0
-        if self._renews or time.monotonic() >= self._syncs.at:
-            self._syncs.begun(time.monotonic(), random.random())  # noqa: S311  # no secret
-            self._inquiry.begin()
-        self._renews = False
-        self._looked = int(time.time())
-        # Somebody may have removed the folder under our feet.
-        self._engine.paths.prepare()
-        self._stay_the_only_one()
-        rounds = DrainLoop(self._engine.spool, self._log, self._said)
-        with acquire_lock(self._engine.paths.lock, LOCK_WAIT, unless=lambda: self._ends) as had:
-            if had:
-                rounds.run_once(lambda: self._run(self._inquiry.take()))
-        rounds.run_while_spooled(self._engine.paths.lock, self._run)
-        self._try_service_lines()
-        fine = had and not rounds.failed
-        if fine and not self._sync_fails:
-            self._said.clear()
+            self._sync_schedule.next_at = 0.0
+        if self._is_refreshing or time.monotonic() >= self._sync_schedule.next_at:
+            self._sync_schedule.record_start(time.monotonic(), random.random())  # noqa: S311  # not a secret
+            self._sync.start()
+        self._is_refreshing = False
+        self._round_began = int(time.time())
+        self._engine.paths.prepare()  # the state directory may have been removed
+        self._keep_watch_lock()
+        loop = DrainLoop(self._engine.spool, self._log, self._logged)
+        with acquire_lock(self._engine.paths.lock, LOCK_WAIT, unless=lambda: self._is_stopping) as acquired:
+            if acquired:
+                loop.run_once(lambda: self._run(self._sync.take_result()))
+        loop.run_while_spooled(self._engine.paths.lock, self._run)
+        self._validate_new_roles()
+        is_good = acquired and not loop.failed
+        if is_good and not self._sync_failed:
+            self._logged.clear()
             if self._log.repeats:
                 self._log.repeats.forget()
-        # Not what lies there now: that may have come since we looked last.
-        self._spooled = rounds.seen if had else self._engine.spool.list_marks()
-        sd_notify.notify("READY=1", f"STATUS={self._words or 'waiting for the lock'}")
-        return fine
+        # Use the marks of the last run: a record that is in the spool only since then is new.
+        self._spooled = loop.seen if acquired else self._engine.spool.list_marks()
+        sd_notify.notify("READY=1", f"STATUS={self._status or 'waiting for the lock'}")
+        return is_good
 
-    def _stay_the_only_one(self) -> None:
-        """Acquire watch.lock again where its file was removed or replaced. Raises Busy where another `watch` has it."""
+    def _keep_watch_lock(self) -> None:
+        """Acquire watch.lock again if its file was removed or replaced. Raises Busy if another daemon has it."""
         path = self._engine.paths.watch_lock
         try:
             lock.check_lock(path)
@@ -177,42 +190,54 @@ class _Watch:
                 raise Busy(f"{path}: another `lbagent watch` is running; stop one of the two") from lost
             self._log.warning(f"{path}: the lock file was removed or replaced; created again")
 
-    def _run(self, learn: Learn | None = None) -> Outcome:
-        # Before, not after: an edit that comes while we run is another one.
-        self._unverified |= self._edits.made
-        self._edits.seen()
-        self._attention.watch([self._engine.paths.spool, *self._edits.folders()])
-        self._newcomers.seen()
+    def _run(self, merge_sync: SyncMerge | None = None) -> Outcome:
+        """Make one run, with the results of a sync if given; the caller holds the lock. Raises as `Engine.run` does."""
+        # Mark edits before the run: one that is made during the run is applied by the next.
+        self._is_unverified |= self._edits.are_new
+        self._edits.mark_seen()
+        self._watcher.watch_folders([self._engine.paths.spool, *self._edits.list_folders()])
+        self._haproxys.mark_seen()
         options = RunOptions(
-            not_before=self._pace.not_before, known=self._known(learn), verify=self._unverified and not learn
+            not_before=self._reload_interval.not_before,
+            # A sync looks for HAProxy in all processes: a second one may have been started with this haproxy.cfg.
+            known=None if merge_sync else self._find_known_haproxy(),
+            verify=self._is_unverified and not merge_sync,
         )
         try:
-            outcome = self._engine.run(options, learn)
+            outcome = self._engine.run(options, merge_sync)
         except (LbagentError, OSError) as error:
-            self._words = format_error(error)
-            self._pace.waiting = False  # whatever waited, it is tried again with all the rest
-            self._came_to(
-                learn, reloaded=isinstance(error, RolledBack) and not isinstance(error, ReloadPostponed), learned=False
-            )
+            self._status = format_error(error)
+            self._reload_interval.is_waiting = False  # the next run retries everything
+            was_reloaded = isinstance(error, RolledBack) and not isinstance(error, ReloadPostponed)
+            self._record_run(merge_sync, reloaded=was_reloaded, good=False)
             raise
         finally:
-            self._newcomers.ours()
-        self._came_to(learn, reloaded=outcome.reloaded, learned=True)
-        self._unverified &= not options.verify
-        self._pace.waiting = outcome.verdict is Verdict.QUEUED
-        self._edits.ours(self._engine.plan.after if self._engine.plan else ())
-        self._words = f"{outcome.verdict}: {outcome.message}"
+            self._haproxys.mark_own_worker()
+        self._record_run(merge_sync, reloaded=outcome.reloaded, good=True)
+        self._is_unverified &= not options.verify
+        self._reload_interval.is_waiting = outcome.verdict is Verdict.QUEUED
+        self._edits.mark_own_texts(self._engine.plan.after if self._engine.plan else ())
+        self._status = f"{outcome.verdict}: {outcome.message}"
         return outcome
 
-    def _try_service_lines(self) -> None:
-        """Have the lines of a new roles.yml tried beside the work, before a node asks for one."""
+    def _find_known_haproxy(self) -> RunningHaproxy | None:
+        return self._engine.haproxy.running if self._engine.haproxy else None
+
+    def _record_run(self, merge_sync: SyncMerge | None, *, reloaded: bool, good: bool) -> None:
+        if reloaded:
+            self._reload_interval.record_reload()
+        if merge_sync:
+            self._sync_schedule.record_end(time.monotonic(), good=good)
+            self._sync_failed = not good
+
+    def _validate_new_roles(self) -> None:
+        """After an edit of roles.yml, validate the line of each service, before a node needs it."""
         with contextlib.suppress(LbagentError, OSError):
-            roles = self._engine.roles()
-            edited, self._tried = self._tried not in ("", roles.digest), roles.digest
-            if edited:
-                running = self._engine.haproxy.running if self._engine.haproxy else None
-                # Beside the work: a `haproxy -c` for each line must hold up neither events nor the end.
-                run_beside(partial(self._log_refused_lines, roles, running))
+            roles = self._engine.load_roles()
+            is_edited, self._roles_digest = self._roles_digest not in ("", roles.digest), roles.digest
+            if is_edited:
+                # In a thread: one `haproxy -c` per line must not delay events or the end of the daemon.
+                run_in_thread(partial(self._log_refused_lines, roles, self._find_known_haproxy()))
 
     def _log_refused_lines(self, roles: Roles, running: RunningHaproxy | None) -> None:
         with contextlib.suppress(LbagentError, OSError):
@@ -220,57 +245,82 @@ class _Watch:
             for refused in find_refused_lines(seen.document, roles, Validator(seen, roles.haproxy, running)):
                 self._log.error(f"{self._settings.roles}: {refused}")
 
-    def _known(self, learn: Learn | None) -> RunningHaproxy | None:
-        # Each sync looks at all processes: somebody may have started a second HAProxy with this file.
-        return self._engine.haproxy.running if self._engine.haproxy and not learn else None
-
-    def _came_to(self, learn: Learn | None, *, reloaded: bool, learned: bool) -> None:
-        if reloaded:
-            self._pace.reloaded()
-        if learn:
-            self._syncs.ended(time.monotonic(), good=learned)
-            self._sync_fails = not learned
-
-    def _truth(self) -> Learn:
-        # An engine of its own: this is asked in another thread.
+    def _prepare_sync(self) -> SyncMerge:
+        # An engine of its own, as this runs in another thread.
         engine = Engine(self._engine.paths, self._settings.roles, self._log)
         return prepare_sync(engine, self._log, self._log.hint, force=False)
 
-    def _settle(self) -> None:
-        """Wait until nobody has saved a file for a moment."""
-        at_last = time.monotonic() + QUIET_AT_LAST
-        stamp = self._edits.stamp()
-        while self._edits.made and time.monotonic() < at_last and not self._ends:
+    def _wait_for_quiet_files(self) -> None:
+        """Wait until edited files have not changed for a moment."""
+        deadline = time.monotonic() + QUIET_LIMIT
+        stamps = self._edits.read_stamps()
+        while self._edits.are_new and time.monotonic() < deadline and not self._is_stopping:
             time.sleep(QUIET)
-            before, stamp = stamp, self._edits.stamp()
-            if before == stamp:
+            before, stamps = stamps, self._edits.read_stamps()
+            if before == stamps:
                 return
 
-    def _rest(self, seconds: float) -> None:
-        """Sleep for so long, or until there is something to do."""
-        until = min(time.monotonic() + seconds, self._syncs.at)
-        until = min(until, self._pace.not_before) if self._pace.waiting else until
-        end = next_end(self._engine.membership, self._looked)
-        every = sd_notify.alive_every() or seconds
-        self._notify_alive()
-        while not (self._ends or self._renews or self._news) and (left := _left(until, end)) > 0:
-            self._attention.wait(min(left, every, LOOK_EVERY))
-            self._stay_the_only_one()
-            self._notify_alive()
+    def _wait_for_work(self, seconds: float) -> None:
+        """Sleep until there is work, at most `seconds`."""
+        until = min(time.monotonic() + seconds, self._sync_schedule.next_at)
+        until = min(until, self._reload_interval.not_before) if self._reload_interval.is_waiting else until
+        pause_end = find_next_pause_end(self._engine.membership, self._round_began)
+        interval = sd_notify.get_watchdog_interval() or seconds
+        self._report_alive()
+        while not self._has_work() and (rest := _compute_rest(until, pause_end)) > 0:
+            self._watcher.wait(min(rest, interval, POLL_EVERY))
+            self._keep_watch_lock()
+            self._report_alive()
 
-    def _notify_alive(self) -> None:
+    def _report_alive(self) -> None:
         sd_notify.notify("WATCHDOG=1")
-        if self._status:
-            self._status.heartbeat = time.time()
+        if self._status_socket:
+            self._status_socket.heartbeat = time.time()
+
+    def _has_work(self) -> bool:
+        if self._is_stopping or self._is_refreshing:
+            return True
+        has_events = bool(self._engine.spool.list_marks() - self._spooled)
+        has_new_serf_env = agent.process_serf_env is not None and agent.process_serf_env.changed
+        return (
+            has_events
+            or has_new_serf_env
+            or self._edits.are_new
+            or self._haproxys.has_new_process
+            or self._sync.has_result
+        )
+
+
+def _compute_rest(until: float, pause_end: int | None) -> float:
+    """Return the seconds until the earlier of two times: `until` is monotonic, `pause_end` in epoch seconds.
+
+    They are compared as durations, since the wall clock may jump.
+    """
+    rest = until - time.monotonic()
+    return rest if pause_end is None else min(rest, pause_end - time.time())
+
+
+class HaproxyWatcher:
+    """Detects that HAProxy was started, or reloaded by another process, since the last run."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Use the HAProxy that the last run of `engine` has found."""
+        self._engine = engine
+        self._known: frozenset[int] = frozenset()
+
+    def mark_seen(self) -> None:
+        """Mark the present processes as seen: a run is about to look at them."""
+        self._known = self._list_pids()
+
+    def mark_own_worker(self) -> None:
+        """Mark the worker that the run has found as seen: the run itself may have started it."""
+        worker = self._engine.haproxy.find_worker() if self._engine.haproxy else None
+        self._known |= {worker.pid} if worker else frozenset()
 
     @property
-    def _news(self) -> bool:
-        stored = self._engine.spool.list_marks() - self._spooled
-        token = agent.process_serf_env is not None and agent.process_serf_env.changed
-        return bool(stored) or token or self._edits.made or self._newcomers.there or self._inquiry.answered
+    def has_new_process(self) -> bool:
+        """Whether a process of HAProxy was not marked as seen."""
+        return bool(self._list_pids() - self._known)
 
-
-def _left(until: float, end: int | None) -> float:
-    """Seconds until a moment of the monotonic clock, or an `end` in epoch seconds; each clock may jump by itself."""
-    left = until - time.monotonic()
-    return left if end is None else min(left, end - time.time())
+    def _list_pids(self) -> frozenset[int]:
+        return self._engine.haproxy.pids if self._engine.haproxy else frozenset()

@@ -1,4 +1,4 @@
-"""Whether an operator has saved roles.yml or haproxy.cfg: in place, by rename, or by a link that flips."""
+"""Edits of roles.yml and haproxy.cfg, however they are saved: in place, by rename, or by a changed symbolic link."""
 
 from __future__ import annotations
 
@@ -19,73 +19,74 @@ from lbagent.haproxy import config_files
 from lbagent.roles.model import HaproxySettings, Roles
 from lbagent.system import untrusted_files
 
-Stamp = tuple[tuple[str, int, int, int], ...]
-"""Path, inode, time and size of each file that is there."""
+FileStamps = tuple[tuple[str, int, int, int], ...]
+"""Path, inode, mtime in nanoseconds and size of each file that exists."""
 
 
 class ConfigEdits:
-    """The files an operator edits, and how they looked last."""
+    """The files that an operator edits, and their state when they were last marked as seen."""
 
-    def __init__(self, roles_path: str, roles: Callable[[], Roles]) -> None:
-        """`roles` reads roles.yml; while it is refused, its last good one tells where haproxy.cfg is."""
-        self._roles_path, self._roles = roles_path, roles
+    def __init__(self, roles_path: str, load_roles: Callable[[], Roles]) -> None:
+        """While `load_roles` raises an error, the paths of haproxy.cfg are those of the last valid roles.yml."""
+        self._roles_path, self._load_roles = roles_path, load_roles
         self._haproxy = HaproxySettings()
-        self._stamp: Stamp = ()
-        self._contents: dict[str, int] = {}
-        """A checksum of each file, by path: whose times alone have changed was not edited."""
+        self._stamps: FileStamps = ()
+        self._checksums: dict[str, int] = {}
+        """A checksum of each file, by path: a file of which only the times have changed was not edited."""
 
-    def folders(self) -> Iterator[str]:
-        """The folders in which a change may mean an edit."""
-        for path in self._paths():
+    def list_folders(self) -> Iterator[str]:
+        """Yield the directories in which a change may mean an edit."""
+        for path in self._paths:
             yield path if os.path.isdir(path) else os.path.dirname(path)
             yield os.path.dirname(os.path.realpath(path))
 
-    def seen(self) -> None:
-        """Take the files as they are now for known."""
+    def mark_seen(self) -> None:
+        """Mark the files as seen in their present state."""
         with contextlib.suppress(LbagentError, OSError):
-            self._haproxy = self._roles().haproxy
-        self._stamp = self.stamp()
-        self._contents = _contents(self._stamp)
+            self._haproxy = self._load_roles().haproxy
+        self._stamps = self.read_stamps()
+        self._checksums = _compute_checksums(self._stamps)
 
-    def ours(self, texts: tuple[str, ...]) -> None:
-        """Take haproxy.cfg for known where these texts stand in it: we have written them."""
+    def mark_own_texts(self, texts: tuple[str, ...]) -> None:
+        """Mark haproxy.cfg as seen if it has these texts, which lbagent has written."""
         with contextlib.suppress(OSError):
             found = config_files.read_config(self._haproxy)
             if found.texts == texts:
-                self._contents |= {target.given: zlib.crc32(target.content) for target in found.targets}
+                self._checksums |= {target.given: zlib.crc32(target.content) for target in found.targets}
 
     @property
-    def made(self) -> bool:
-        """Whether a file is not what was `seen`."""
-        stamp = self.stamp()
-        if stamp != self._stamp and _contents(stamp) == self._contents:
-            self._stamp = stamp
-        return stamp != self._stamp
+    def are_new(self) -> bool:
+        """Whether a file differs from what was marked as seen."""
+        stamps = self.read_stamps()
+        if stamps != self._stamps and _compute_checksums(stamps) == self._checksums:
+            self._stamps = stamps
+        return stamps != self._stamps
 
-    def stamp(self) -> Stamp:
-        """How the files look now."""
-        return tuple(_stamps(path for given in self._paths() for path in _files(given)))
+    def read_stamps(self) -> FileStamps:
+        """Return the present stamps of the files."""
+        return tuple(_read_stamps(path for given in self._paths for path in _list_files(given)))
 
+    @property
     def _paths(self) -> tuple[str, ...]:
         return (self._roles_path, *self._haproxy.config)
 
 
-def _files(path: str) -> list[str]:
-    with contextlib.suppress(OSError):  # a folder that vanishes at this moment, say
+def _list_files(path: str) -> list[str]:
+    with contextlib.suppress(OSError):  # for example a directory that vanishes at this moment
         return config_files.list_files(path)
     return [path]
 
 
-def _stamps(paths: Iterator[str]) -> Iterator[tuple[str, int, int, int]]:
+def _read_stamps(paths: Iterator[str]) -> Iterator[tuple[str, int, int, int]]:
     for path in paths:
         with contextlib.suppress(OSError):
             found = os.stat(path)
             yield path, found.st_ino, found.st_mtime_ns, found.st_size
 
 
-def _contents(stamp: Stamp) -> dict[str, int]:
+def _compute_checksums(stamps: FileStamps) -> dict[str, int]:
     found = {}
-    for path, *_ in stamp:
+    for path, *_ in stamps:
         with contextlib.suppress(OSError):
             found[path] = zlib.crc32(untrusted_files.read_whole_file(path))
     return found
@@ -101,25 +102,25 @@ _CHANGES: list[type[events.FileSystemEvent]] = [
     events.FileModifiedEvent,
     events.FileMovedEvent,
 ]
-"""All that is no mere reading: we read those folders ourselves."""
+"""All events except those of reading: lbagent reads these directories itself."""
 
-# Older than 4 (Debian 12 has 2.2), it cannot be told which.
+# watchdog before version 4 (Debian 12 has 2.2) has no event filter.
 _ONLY_CHANGES: dict[str, Any] = (
     {"event_filter": _CHANGES} if "event_filter" in BaseObserver.schedule.__code__.co_varnames else {}
 )
 
 Folder = tuple[str, int, int]
-"""Path, device and inode: a folder made anew under the same name is another."""
+"""Path, device and inode: a directory that was removed and created again has another inode."""
 
 
 class FileWatcher:
-    """Waits until something happens in the folders it is given, or somebody calls."""
+    """Waits until something changes in the watched directories, or until it is woken."""
 
     def __init__(self) -> None:
-        """Nothing is watched yet."""
-        self._ear, self._voice = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        """Watch no directory yet."""
+        self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._observer: BaseObserver | None = None
-        # The kernel gives a user few of them; without, who waits looks each second.
+        # The kernel limits inotify instances per user. Without one, callers poll every second.
         with contextlib.suppress(OSError):
             self._observer = Observer()
         self._watched: dict[Folder, ObservedWatch] = {}
@@ -133,47 +134,47 @@ class FileWatcher:
         if self._observer:
             self._observer.stop()
             self._observer.join()
-        os.close(self._ear)
-        os.close(self._voice)
+        os.close(self._wake_reader)
+        os.close(self._wake_writer)
 
-    def call(self) -> None:
-        """Have whoever waits look up; safe in a signal handler and from another thread."""
+    def wake(self) -> None:
+        """End the present or the next `wait`; safe in a signal handler and from another thread."""
         with contextlib.suppress(BlockingIOError):
-            os.write(self._voice, b"!")
+            os.write(self._wake_writer, b"!")
 
     def wait(self, seconds: float) -> bool:
-        """Wait at most so long for something to happen; returns whether it did."""
-        happened = bool(select.select([self._ear], [], [], max(seconds, 0))[0])
+        """Wait for a change or a `wake`, at most `seconds`; return whether there was one."""
+        woken = bool(select.select([self._wake_reader], [], [], max(seconds, 0))[0])
         with contextlib.suppress(BlockingIOError):
-            while len(os.read(self._ear, 4096)) == 4096:  # noqa: PLR2004  # as much as is asked for: there may be more
+            while len(os.read(self._wake_reader, 4096)) == 4096:  # noqa: PLR2004  # a full read: there may be more
                 pass
-        return happened
+        return woken
 
-    def watch(self, folders: Iterable[str]) -> None:
-        """Watch these folders from now on, and no others; of one that is missing, the nearest above it that is not."""
+    def watch_folders(self, folders: Iterable[str]) -> None:
+        """Watch these directories and no others; for one that is missing, its nearest parent that exists."""
         if self._observer is None:
             return
-        wanted = {folder for path in folders if (folder := _nearest(path))}
+        wanted = {folder for path in folders if (folder := _find_existing_folder(path))}
         for gone in self._watched.keys() - wanted:
             with contextlib.suppress(KeyError, OSError):
                 self._observer.unschedule(self._watched[gone])
             del self._watched[gone]
         for new in wanted - self._watched.keys():
-            # One that vanishes meanwhile is found anew at the next look.
+            # A directory that vanishes meanwhile is looked up again by the next call.
             with contextlib.suppress(OSError):
-                self._watched[new] = self._observer.schedule(_Caller(self), new[0], **_ONLY_CHANGES)
+                self._watched[new] = self._observer.schedule(_WakeOnChange(self), new[0], **_ONLY_CHANGES)
 
 
-class _Caller(events.FileSystemEventHandler):
-    def __init__(self, attention: FileWatcher) -> None:
-        self._attention = attention
+class _WakeOnChange(events.FileSystemEventHandler):
+    def __init__(self, watcher: FileWatcher) -> None:
+        self._watcher = watcher
 
     def on_any_event(self, event: events.FileSystemEvent) -> None:
         if isinstance(event, tuple(_CHANGES)):
-            self._attention.call()
+            self._watcher.wake()
 
 
-def _nearest(path: str) -> Folder | None:
+def _find_existing_folder(path: str) -> Folder | None:
     path = os.path.abspath(path)
     while True:
         with contextlib.suppress(OSError):

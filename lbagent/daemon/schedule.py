@@ -1,4 +1,4 @@
-"""When a daemon has to look up though nothing happens: the next sync, and the end of the next pause."""
+"""What the daemon does by the clock: syncs, the ends of pauses, and reloads that wait for `min_reload_interval`."""
 
 from __future__ import annotations
 
@@ -12,61 +12,60 @@ from lbagent.membership.model import Membership, as_table
 from lbagent.roles.model import Roles
 
 SYNC_EVERY = 60.0
-"""Seconds between two syncs, give or take JITTER of it: load balancers should not all ask at once."""
+"""Seconds between two syncs, ± JITTER of it: not all load balancers should query Serf at once."""
 
 JITTER = 0.1
 
-
 SYNC_AGAIN = 5.0
-"""Seconds after which a sync that failed is tried again, doubled each time."""
+"""Seconds until the first retry of a sync that failed, doubled with each further one."""
 
 
 class SyncSchedule:
-    """When Serf is to be asked next, in seconds of the clock that its caller goes by."""
+    """The time of the next sync, in seconds of the caller's clock."""
 
     def __init__(self) -> None:
-        """At once."""
-        self.at = 0.0
-        self._again = SYNC_AGAIN
+        """The first sync is due at once."""
+        self.next_at = 0.0
+        self._retry_after = SYNC_AGAIN
 
-    def begun(self, now: float, chance: float) -> None:
-        """One is made now; `chance` is a number from 0 to 1."""
-        self.at = now + SYNC_EVERY * (1 + JITTER * (2 * chance - 1))
+    def record_start(self, now: float, chance: float) -> None:
+        """Schedule the sync after the one that starts now; `chance` is a number from 0 to 1."""
+        self.next_at = now + SYNC_EVERY * (1 + JITTER * (2 * chance - 1))
 
-    def ended(self, now: float, *, good: bool) -> None:
-        """It has come to its end."""
+    def record_end(self, now: float, *, good: bool) -> None:
+        """Schedule a retry if the sync that ends now has failed."""
         if good:
-            self._again = SYNC_AGAIN
+            self._retry_after = SYNC_AGAIN
         else:
-            self.at = min(self.at, now + self._again)
-            self._again *= 2
+            self.next_at = min(self.next_at, now + self._retry_after)
+            self._retry_after *= 2
 
 
-def next_end(membership: Membership, since: int) -> int | None:
-    """When the next pause ends by itself that had not ended at `since`; both in epoch seconds."""
-    pauses = (one.pause for one in as_table(membership.members).special.values())
+def find_next_pause_end(membership: Membership, since: int) -> int | None:
+    """Return when the next pause expires that had not expired at `since`; None if none does. Both in epoch seconds."""
+    pauses = (member.pause for member in as_table(membership.members).special.values())
     ends = (pause.until for pause in pauses if pause and pause.until is not None)
     return min((end for end in ends if end > since), default=None)
 
 
 class ReloadInterval:
-    """When the last reload was, and when the next one may be; in seconds of the monotonic clock."""
+    """The time of the next reload that `min_reload_interval` allows, in seconds of the monotonic clock."""
 
-    def __init__(self, roles: Callable[[], Roles]) -> None:
-        """`roles` reads roles.yml; while it is refused, what it said last holds."""
-        self._roles = roles
+    def __init__(self, load_roles: Callable[[], Roles]) -> None:
+        """While `load_roles` raises LbagentError, the interval that it returned last applies."""
+        self._load_roles = load_roles
         self._interval = 0.0
-        self._reloaded = -math.inf
-        self.waiting = False
-        """Whether something waits for a reload."""
+        self._last_reload = -math.inf
+        self.is_waiting = False
+        """Whether a change waits for its reload."""
 
     @property
     def not_before(self) -> float:
-        """When the next one may be made."""
+        """When the next reload is allowed."""
         with contextlib.suppress(LbagentError):
-            self._interval = self._roles().haproxy.min_reload_interval
-        return self._reloaded + self._interval
+            self._interval = self._load_roles().haproxy.min_reload_interval
+        return self._last_reload + self._interval
 
-    def reloaded(self) -> None:
-        """One has been made, or tried, now."""
-        self._reloaded = time.monotonic()
+    def record_reload(self) -> None:
+        """Record that a reload was made, or tried, now."""
+        self._last_reload = time.monotonic()

@@ -29,42 +29,47 @@ from lbagent.names import IPV4, NAME, SERVICE, canonical_address
 
 BLANK = " \t\r"
 PAUSED = "# lbagent paused "
+"""Start of the comment of a paused node."""
 
 _NAMED = rf"(?:{NAME.pattern}|{NAME.pattern}\.{SERVICE.pattern})"
 _PORT = r"(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 _SERVER_NAME = rf"server[ \t]+{_NAMED}[ \t]+"
-SERVER_HEAD = re.compile(rf"{_SERVER_NAME}{IPV4}:{_PORT}")
-"""Start of a managed line with an IPv4 address: `server NAME ADDRESS:PORT`."""
 _SERVER_TAIL = rf"[ \t](?:[\t -\"$-~]*[ \t])?# lbagent (?:paused )?role={NAME.pattern}"
 _SERVER_V4 = re.compile(rf"{_SERVER_NAME}{IPV4}:{_PORT}({_SERVER_TAIL})")
 _SERVER_V6 = re.compile(rf"{_SERVER_NAME}\[([0-9a-f:.]+)\]:{_PORT}({_SERVER_TAIL})")
-_TEMPLATE_LIMIT = 1000
-_ROLE_COMMENT = re.compile(rf"# lbagent (?:paused )?role={NAME.pattern}")
-_NUMBER = re.compile("[0-9]{1,9}")
-_SIMILAR_COMMENT = re.compile(r"#[ \t]*lbagent(?:[ \t]*$|[ \t]+(?:\w+[ \t]*=|role|paused)).*", re.IGNORECASE)
+_NO_TAIL = "\n"
+"""In place of the tail of a managed line: no line ends with it."""
 
+SERVER_HEAD = re.compile(rf"{_SERVER_NAME}{IPV4}:{_PORT}")
+"""Start of a managed line with an IPv4 address: `server NAME ADDRESS:PORT`."""
 
-_HASHING = ("source", "uri", "url_param", "hdr", "rdp-cookie", "random", "hash")
 _MANAGED_COMMENT = "# lbagent "
-_NO_TAIL = "\n"  # no line ends with it
-_SERVER_WORDS = "server ", "server\t"
+_ROLE_COMMENT = re.compile(rf"# lbagent (?:paused )?role={NAME.pattern}")
+_SIMILAR_COMMENT = re.compile(r"#[ \t]*lbagent(?:[ \t]*$|[ \t]+(?:\w+[ \t]*=|role|paused)).*", re.IGNORECASE)
+"""A comment that may be meant as that of a managed line."""
+
 _MARKER_ENDS = "# additional-", "-server"
+_NEAR_MARKER = re.compile(r"#+[ \t]*additional(?:[-_]|[ \t]+\S+[-_]server\b).*", re.IGNORECASE)
+"""A comment that may be meant as a marker."""
+
+_SERVER_WORDS = "server ", "server\t"
+_RELEVANT_WORDS = SECTIONS | {"server", "server-template", "balance", "disabled", "enabled"}
 _FIRST_WORD = re.compile(r"[!$-&(-\[\]-~]+(?=[ \t]|$)")
 """A first word without quotes, backslashes and `#`."""
 
-_RELEVANT_WORDS = SECTIONS | {"server", "server-template", "balance", "disabled", "enabled"}
-_NEAR_MARKER = re.compile(r"#+[ \t]*additional(?:[-_]|[ \t]+\S+[-_]server\b).*", re.IGNORECASE)
-
+_HASHING = ("source", "uri", "url_param", "hdr", "rdp-cookie", "random", "hash")
+_NUMBER = re.compile("[0-9]{1,9}")
+_TEMPLATE_LIMIT = 1000
+"""Servers of one `server-template` that are listed."""
 
 Key = tuple[str, str]
 """Names of a proxy and of a server in it."""
 
 Lines = Mapping[Key, str]
+"""The managed line of each server."""
 
 RUNTIME_NAME = re.compile("[A-Za-z0-9_.:-]+")
 """Valid names of proxies and servers in HAProxy; others are never sent to the runtime API."""
-
-_COMMENT_START = " # lbagent "
 
 
 class Marker(NamedTuple):
@@ -87,19 +92,19 @@ class ManagedLine(NamedTuple):
     """Without indentation and line ending."""
 
     @property
-    def pauses(self) -> bool:
+    def is_comment(self) -> bool:
         """Whether it is the comment of a paused node, without a server."""
         return self.text.startswith("#")
 
     @property
-    def paused(self) -> bool:
+    def is_paused(self) -> bool:
         """Whether its node is paused: the line is a comment, or drains."""
-        return self.pauses or is_drained(self.text)
+        return self.is_comment or is_drained(self.text)
 
     @property
     def name(self) -> str:
         """Name of the server; of a paused one, name of the node."""
-        return [*self.text.split(None, 4), "", ""][3 if self.pauses else 1]
+        return [*self.text.split(None, 4), "", ""][3 if self.is_comment else 1]
 
     @property
     def endpoint(self) -> str:
@@ -109,7 +114,7 @@ class ManagedLine(NamedTuple):
     @property
     def address(self) -> str:
         """The address without port and brackets."""
-        return self.text.split(None, 5)[4] if self.pauses else self.endpoint.rpartition(":")[0].strip("[]")
+        return self.text.split(None, 5)[4] if self.is_comment else self.endpoint.rpartition(":")[0].strip("[]")
 
     @property
     def role(self) -> str:
@@ -225,7 +230,7 @@ class Document:
         self._environment = Environment()
         self._reader = Reader(self._environment)
         self._skeleton: list[int] = []
-        """The lines that determine how HAProxy reads the others."""
+        """The lines that determine how HAProxy reads the rest."""
         self._open = False
         """Whether any of them depends on HAProxy's environment."""
         for name, text in files:
@@ -240,7 +245,7 @@ class Document:
     def find_server(self, line: int) -> tuple[str | None, bool | None]:
         """Return the proxy of a `server` line, and whether HAProxy has that server.
 
-        Either is None where only HAProxy can tell.
+        Either is None where only HAProxy knows.
         """
         return self._effective_config.find_server(line)
 
@@ -272,7 +277,7 @@ class Document:
     def read_directives(self) -> Iterator[tuple[Directive, Section | None]]:
         """Yield every line that HAProxy may read, except `server` lines, with its section.
 
-        The section is None where only HAProxy can tell. A section's own line is included.
+        The section is None where only HAProxy knows. A section's own line is included.
         """
         environment = self._read_environment()
         reader = Reader(environment)
@@ -554,12 +559,12 @@ def list_managed_servers(document: Document) -> Lines:
     found: dict[Key, str] = {}
     for proxy in document.proxies:
         if document.is_conditional:
-            there = ((document.find_server(line.at), line) for line in proxy.managed if not line.pauses)
+            there = ((document.find_server(line.at), line) for line in proxy.managed if not line.is_comment)
             found |= {
                 (name, line.name): line.text for (name, has), line in there if has and name and _is_valid_name(name)
             }
         elif _is_valid_name(proxy.name):
-            found |= {(proxy.name, line.name): line.text for line in proxy.managed if not line.pauses}
+            found |= {(proxy.name, line.name): line.text for line in proxy.managed if not line.is_comment}
     return found
 
 
@@ -570,7 +575,7 @@ def list_uncertain_servers(document: Document) -> Lines:
         for proxy in document.proxies
         if document.is_conditional or not _is_valid_name(proxy.name)
         for line in proxy.managed
-        if not line.pauses
+        if not line.is_comment
     )
     return {
         (proxy.name, line.name): line.text
@@ -593,7 +598,7 @@ def parse_change(text: str) -> tuple[Key, str]:
 
 def find_paused_servers(document: Document, changed: tuple[Iterable[str], Iterable[str]]) -> set[Key]:
     """Return the paused nodes after lines are added and removed, as keys of proxy and node."""
-    here = [(proxy.name, line.name) for proxy in document.proxies for line in proxy.managed if line.pauses]
+    here = [(proxy.name, line.name) for proxy in document.proxies for line in proxy.managed if line.is_comment]
     added, removed = ([key for key, line in map(parse_change, lines) if not line] for lines in changed)
     return {*here, *added} - ({*removed} - {*added})
 
@@ -618,7 +623,7 @@ def predict_servers(document: Document, texts: Sequence[str], changed: tuple[Ite
 
 def split_server_line(line: str) -> tuple[str, int, list[str]]:
     """Return address, port and option words of a managed line; the port is 0 if it is not a number."""
-    _, _, endpoint, *options = [*line.partition(_COMMENT_START)[0].split(), "", ""]
+    _, _, endpoint, *options = [*line.partition(f" {_MANAGED_COMMENT}")[0].split(), "", ""]
     address, _, port = endpoint.rpartition(":")
     number = int(port) if port.isascii() and port.isdigit() else 0
     return address.strip("[]"), number, [word for word in options if word]

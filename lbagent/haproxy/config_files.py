@@ -18,7 +18,7 @@ from lbagent.roles.model import HaproxySettings
 from lbagent.state import files
 from lbagent.state.files import Target
 
-_PATIENCE = 1.0
+_QUERY_TIMEOUT = 1.0
 """Seconds to wait for the server states."""
 
 
@@ -37,6 +37,11 @@ class ConfigSnapshot(NamedTuple):
     def names(self) -> list[str]:
         """The paths as the operator wrote them."""
         return [target.given for target in self.targets]
+
+    @property
+    def paths(self) -> list[str]:
+        """The real paths of the files."""
+        return [target.path for target in self.targets]
 
     @property
     def is_unchanged(self) -> bool:
@@ -111,7 +116,7 @@ def query_server_states(document: Document) -> Stats:
     """Return the server states from HAProxy; empty if no stats socket answers."""
     for address in socket.list_stats_sockets(document.settings):
         with contextlib.suppress(OSError, ValueError):
-            return state.parse_stats(socket.ask(address, state.COMMAND, _PATIENCE))
+            return state.parse_stats(socket.ask(address, state.COMMAND, _QUERY_TIMEOUT))
     return {}
 
 

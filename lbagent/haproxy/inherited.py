@@ -25,7 +25,7 @@ _SAFE_WORD = re.compile(r"[A-Za-z0-9._:,/@%+=()-]+")
 """Words with the same meaning in haproxy.cfg and on the stats socket: no quotes, `;`, backslashes, variables."""
 
 _TIME = re.compile(r"([0-9]+)(us|ms|s|m|h|d|)")
-_SECONDS = {"us": 1e-6, "ms": 1e-3, "": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SECONDS_PER_UNIT = {"us": 1e-6, "ms": 1e-3, "": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _HIGHEST_PORT = 65535
 
 Keywords = Mapping[str, str]
@@ -160,7 +160,7 @@ def format_keywords(keywords: Keywords, capabilities: Capabilities) -> str:
 
 
 def find_check_endpoint(keywords: Keywords, address: str, port: int) -> tuple[str, int] | None:
-    """Return address and port that the checks of a server connect to; None if only HAProxy can tell."""
+    """Return address and port that the checks of a server connect to; None if only HAProxy knows."""
     host, number = keywords.get("addr", address), keywords.get("port", str(port))
     plain = host == canonical_address(host) and number.isascii() and number.isdigit()
     return (host, int(number)) if plain and 0 < int(number[:9]) <= _HIGHEST_PORT else None
@@ -169,4 +169,4 @@ def find_check_endpoint(keywords: Keywords, address: str, port: int) -> tuple[st
 def parse_time(time: str) -> float:
     """Convert an HAProxy time to seconds; a bare number is milliseconds. Returns 1e9 if it is invalid."""
     found = _TIME.fullmatch(time)
-    return int(found.group(1)) * _SECONDS[found.group(2)] if found else 1e9
+    return int(found.group(1)) * _SECONDS_PER_UNIT[found.group(2)] if found else 1e9

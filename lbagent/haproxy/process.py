@@ -61,7 +61,7 @@ def find_haproxy(
     """Return the HAProxy that was started with a file or directory in `config`; `settings` is its `global`.
 
     `known` saves the search if its master is alive. Raises TryAgain if two masters run the same file and neither
-    pidfile nor stats socket tells which is meant.
+    pidfile nor stats socket shows which is meant.
     """
     if known and (now := _refresh(known, config)):
         return now

@@ -23,7 +23,7 @@ from lbagent.roles.model import HaproxySettings
 from lbagent.system import processes, sockets, subprocess
 from lbagent.system.processes import Process
 
-Lines = Sequence[Sequence[str]]
+GlobalLines = Sequence[Sequence[str]]
 """The words of each line of `global`."""
 
 _REQUEST_AGAIN_AFTER = 1.0
@@ -32,7 +32,7 @@ _REQUEST_AGAIN_AFTER = 1.0
 _RESTART_LIMIT = 2.0
 """Seconds that a command which restarts HAProxy has from the end of the old one to the start of the new one."""
 
-_POLL = 0.01
+_POLL_INTERVAL = 0.01
 _QUERY_TIMEOUT = 1.0
 """Seconds to wait for an answer of HAProxy."""
 
@@ -75,7 +75,9 @@ class MasterState(NamedTuple):
 class Reload:
     """One reload, from the request to the serving worker."""
 
-    def __init__(self, settings: HaproxySettings, lines: Lines, find: Callable[[], RunningHaproxy | None]) -> None:
+    def __init__(
+        self, settings: HaproxySettings, lines: GlobalLines, find: Callable[[], RunningHaproxy | None]
+    ) -> None:
         """`lines` is the `global` of the new text; `find` returns the HAProxy that runs it."""
         self._settings, self._lines, self._find = settings, lines, find
         self._answer = ""
@@ -94,7 +96,7 @@ class Reload:
         while (waited := time.monotonic() - asked) < self._settings.timeout:
             if worker := self._find_new_worker(running, before, answering):
                 return worker
-            if running is None or processes.read_process(running.main.pid) is not None or not self._is_gone():
+            if running is None or processes.read_process(running.main.pid) is not None or not self._has_ended():
                 gone_since = time.monotonic()
             elif time.monotonic() - gone_since > _RESTART_LIMIT:
                 raise TryAgain("HAProxy ended during the reload; start it, haproxy.cfg is complete")
@@ -102,7 +104,7 @@ class Reload:
                 again *= 2
                 with contextlib.suppress(TryAgain):
                     self._request_reload(running)
-            time.sleep(_POLL)
+            time.sleep(_POLL_INTERVAL)
         raise TryAgain(f"no new HAProxy worker was seen within {self._settings.timeout:g} s of the reload")
 
     def _is_request_lost(self, running: RunningHaproxy | None, before: MasterState | None) -> bool:
@@ -119,7 +121,7 @@ class Reload:
             return None
         deadline = time.monotonic() + self._settings.timeout
         while (now := read_master(running.main)) is not None and now.busy and time.monotonic() < deadline:
-            time.sleep(_POLL)
+            time.sleep(_POLL_INTERVAL)
         return now
 
     def _request_reload(self, running: RunningHaproxy | None) -> None:
@@ -206,14 +208,14 @@ class Reload:
             return self._confirm_worker(worker) if process.is_up(worker) else None
         if now.failed is not False and now.children & before.children:
             raise ReloadFailed(self._format_failure(master))
-        # The new worker served and died at once: the master ends as well, unless it was told not to.
+        # The new worker served and died at once: the master ends as well, unless `no-exit-on-failure` is configured.
         self._lost_worker_at = self._lost_worker_at or time.monotonic()
         if time.monotonic() - self._lost_worker_at > _ENDING_LIMIT:
             raise ReloadFailed(self._format_failure(master))
         return None
 
     def _has_begun(self, before: MasterState, now: MasterState) -> bool:
-        """Return whether a reload has begun since `before`. Whoever requested it, it reads the current file."""
+        """Return whether a reload has begun since `before`, on any request: it reads the current file."""
         if before.reloads is not None and now.reloads is not None:
             return now.reloads > before.reloads
         return self._was_busy or bool(now.children - before.children)
@@ -247,7 +249,7 @@ class Reload:
                 return socket.fetch_worker_pid(address)
         return None
 
-    def _is_gone(self) -> bool:
+    def _has_ended(self) -> bool:
         return self._find() is None and process.is_shown_not_to_run(self._settings.config, self._lines)
 
     def _format_failure(self, master: Process | None) -> str:
@@ -278,8 +280,8 @@ def read_master(master: Process) -> MasterState | None:
     workers = frozenset(one.identity for one in children if one.alive and one.program.startswith("haproxy"))
     row = _find_master_row(environ)
     count = int(row.get("reloads", 0)) if readable else None
-    tells = environ.get("HAPROXY_MWORKER_WAIT_ONLY") == "1"
-    failed = int(row.get("failedreloads", 0)) > 0 if tells else None
+    reports = environ.get("HAPROXY_MWORKER_WAIT_ONLY") == "1"
+    failed = int(row.get("failedreloads", 0)) > 0 if reports else None
     # Checked before and after: if a reload began in between, the values do not belong together.
     return MasterState(count, failed, busy or process.is_reloading(master), workers)
 
@@ -306,7 +308,7 @@ def _wait_for_listener(address: str) -> bool:
         try:
             socket.ask(address, "show proc", _QUERY_TIMEOUT)
         except ConnectionRefusedError:
-            time.sleep(_POLL)
+            time.sleep(_POLL_INTERVAL)
         except OSError:
             return True
         else:
@@ -361,16 +363,16 @@ def _find_port_in_use(config: Sequence[str], master: Process) -> str:
     if not any(one.pid in own for one in listeners):
         return ""  # not permitted: any port could be HAProxy's own
     taken = [one for one in listeners if one.pid not in own]
-    for where, host, port in _bound(config):
+    for where, host, port in _list_bind_addresses(config):
         for one in taken:
-            if one.port == port and _overlap(host, one.address):
-                said = f"{where}: cannot bind socket (Address already in use) for [{host}:{port}]"
+            if one.port == port and _is_same_address(host, one.address):
+                words = f"{where}: cannot bind socket (Address already in use) for [{host}:{port}]"
                 holder = processes.read_process(one.pid) if one.pid else None
-                return f"{said}: {holder.program} (pid {holder.pid}) listens there" if holder else said
+                return f"{words}: used by {holder.program} (pid {holder.pid})" if holder else words
     return ""
 
 
-def _bound(config: Sequence[str]) -> Iterator[tuple[str, str, int]]:
+def _list_bind_addresses(config: Sequence[str]) -> Iterator[tuple[str, str, int]]:
     """Yield FILE:LINE, address and port of each `bind` with a numeric TCP port."""
     for path in config:
         names = sorted(os.listdir(path)) if os.path.isdir(path) else [""]
@@ -386,12 +388,12 @@ def _bound(config: Sequence[str]) -> Iterator[tuple[str, str, int]]:
                             yield f"{file}:{number}", host, port
 
 
-def _overlap(one: str, other: str) -> bool:
+def _is_same_address(one: str, other: str) -> bool:
     wild = ("0.0.0.0", "::")  # noqa: S104  # compared, not bound
     return one == other or one in wild or other in wild
 
 
-def build_successor_command(running: RunningHaproxy, lines: Lines) -> list[str]:
+def build_successor_command(running: RunningHaproxy, lines: GlobalLines) -> list[str]:
     """Return the command line of a new process that replaces one without a master. Raises TryAgain."""
     if os.environ.get("INVOCATION_ID"):
         # It would belong to our service and end with it.

@@ -21,7 +21,7 @@ PAUSED_ROLE_COMMENT = " # lbagent paused role="
 
 _DRAIN = f" weight 0{PAUSED_ROLE_COMMENT}"
 
-LARGEST_ID = 1 << 20
+ID_LIMIT = 1 << 20
 """HAProxy's consistent hash uses ids modulo 2^20 (lb_chash.c: puid * 4096 in 32 bits)."""
 
 SMALLEST_ID = 1 << 12
@@ -112,17 +112,17 @@ def assign_stable_ids(nodes: Iterable[str], taken: Iterable[int] = ()) -> Mappin
     `taken` are the ids of other servers. The ids are the same on all load balancers and do not change when other nodes
     join or leave, so a consistent hash keeps sending a client to the same server.
     """
-    used = {number % LARGEST_ID for number in taken}
+    used = {number % ID_LIMIT for number in taken}
     ids: dict[str, int] = {}
     for node in sorted(nodes):
         attempt = 0
-        while (number := _hash(node, attempt)) in used:
+        while (number := _hash_name(node, attempt)) in used:
             attempt += 1
         used.add(number)
         ids[node] = number
     return ids
 
 
-def _hash(node: str, attempt: int) -> int:
+def _hash_name(node: str, attempt: int) -> int:
     text = f"{node}#{attempt}" if attempt else node
-    return SMALLEST_ID + zlib.crc32(text.encode()) % (LARGEST_ID - SMALLEST_ID)
+    return SMALLEST_ID + zlib.crc32(text.encode()) % (ID_LIMIT - SMALLEST_ID)

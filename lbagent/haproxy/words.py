@@ -43,7 +43,7 @@ class Environment:
     def apply_command(self, words: Sequence[str], *, sure: bool) -> None:
         """Apply `setenv`, `presetenv`, `unsetenv` or `resetenv`.
 
-        `sure` says whether HAProxy certainly executes the line.
+        `sure`: whether HAProxy certainly executes the line.
         """
         command, names = words[0], words[1:]
         match command:

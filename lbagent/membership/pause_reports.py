@@ -1,7 +1,7 @@
 """Reports of pauses that load balancers send each other, as pages of at most 1,024 bytes.
 
 A query reaches only load balancers that are up, and LTimes order only the commands on one clock. So each load
-balancer asks the others for the last commands of each node on every clock, and merges them (see `pauses`).
+balancer asks every other one for the last commands of each node on every clock, and merges them (see `pauses`).
 
 A page is `pauses=DIGEST more=0|1 v=2 whole=0|1 REPORT …`. A load balancer of an older version requests its own
 format, without `v=2`: for each node whether it is paused, and the LTimes of the last user event and query.

@@ -9,7 +9,7 @@ LTimes, so an LTime can be compared only with LTimes of the same clock.
 2. Between clocks the arrival decides: a command overrules what had arrived before it on the other clocks. So each
    command keeps their LTimes (`PauseCommand.after`). Where two load balancers received two commands in different
    orders, neither command overrules the other, and a pause wins.
-3. A cluster that is started anew counts from 1 again. Its commands overrule all commands of the earlier cluster, whose
+3. A cluster that is started again counts from 1. Its commands overrule all commands of the earlier cluster, whose
    clocks get another name (`@user`, `@query`).
 
 For each node and clock, the commands with the highest LTime are kept (`LastCommands`), also after a pause has ended: a
@@ -57,7 +57,7 @@ _MARKS_LIMIT = 16
 """LTimes that are kept with their times of arrival: they give the minimum age of a replayed user event."""
 
 FORMER_CLOCK_PREFIX = "@"
-"""Prefix for the name of a clock of an earlier cluster: its clocks stopped when the cluster was started anew."""
+"""Prefix for the name of a clock of an earlier cluster: its clocks stopped when the cluster was started again."""
 
 
 class RequestedPause(NamedTuple):
@@ -89,7 +89,7 @@ class Clocks:
         self.marks = marks
 
     def has_started_over(self, command: Command, serf_clocks: Mapping[str, int]) -> bool:
-        """Return whether the command is from a cluster that was started anew, and not a replay.
+        """Return whether the command is from a cluster that was started again, and not a replay.
 
         `serf_clocks` holds the LTimes of the Serf agent by clock; empty where it was not asked. In the same cluster the
         agent's LTime is above every LTime that it has delivered.
@@ -138,7 +138,7 @@ class Clocks:
 
 
 def needs_serf_clocks(membership: Membership, events: Iterable[Event]) -> bool:
-    """Return whether a command is not newer than all earlier ones: a replay, or a cluster that was started anew."""
+    """Return whether a command is not newer than all earlier ones: a replay, or a cluster that was started again."""
     return any(
         isinstance(event, Command) and event.ltime is not None and event.ltime <= membership.clocks.get(event.clock, 0)
         for event in events
@@ -286,7 +286,7 @@ def fill_addresses(known: CommandsByClock, address: str) -> CommandsByClock:
 
 
 def restart_clock(known: CommandsByClock, clock: str) -> CommandsByClock:
-    """Return the commands after the cluster of this `clock` was started anew.
+    """Return the commands after the cluster of this `clock` was started again.
 
     The commands on `clock` move to its former clock: they come before all commands of the new cluster.
     """

@@ -8,9 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lbagent.membership.model import Members, as_table
+from lbagent.names import make_printable
 from lbagent.serf.member_list import AgentInfo, ListedMember
 
 DEFAULT_ROLE = "lb"
+
+_LINE_LIMIT = 1024
 
 _DIGEST = re.compile(r"\bdigest=([0-9a-z]{1,32})\b")
 
@@ -30,6 +33,8 @@ class Peer(NamedTuple):
     """Time of its last answer in epoch seconds."""
     answers: bool = False
     """Whether it answered the last query."""
+    said: str | None = None
+    """Its answer: name, counts, digest and the outcome of its last run. None where it has never answered."""
 
 
 class Peers(NamedTuple):
@@ -65,13 +70,16 @@ def update_peers(
     for one in listed:
         peer = known.get(one.name, Peer(one.name, one.address, one.status))
         peer = peer._replace(address=one.address, status=one.status, answers=False)
-        if words := _DIGEST.search(status_lines.get(one.name, "")):
-            peer = peer._replace(digest=words[1], equal=words[1] == digest, seen=now, answers=True)
+        said = status_lines.get(one.name, "")
+        if words := _DIGEST.search(said):
+            # Serf lets an answer have 1,024 bytes.
+            line = make_printable(said[:_LINE_LIMIT])
+            peer = peer._replace(digest=words[1], equal=words[1] == digest, seen=now, answers=True, said=line)
         found.append(peer)
     return Peers(now, observer.info.role or DEFAULT_ROLE, tuple(found))
 
 
-def current(peers: Peers | None, members: Members, roles: Sequence[str]) -> list[Peer]:
+def list_current_peers(peers: Peers | None, members: Members, roles: Sequence[str]) -> list[Peer]:
     """Return the other load balancers as the last sync saw them, with the statuses from later events.
 
     Before the first sync they are the members with DEFAULT_ROLE. `roles` are the names of the roles in roles.yml.
@@ -95,20 +103,20 @@ def current(peers: Peers | None, members: Members, roles: Sequence[str]) -> list
     return sorted(now, key=lambda one: one.name)
 
 
-def dump(peers: Peers) -> bytes:
+def serialize_peers(peers: Peers) -> bytes:
     """Return the content of peers.json."""
     return json.dumps({**peers._asdict(), "peers": [one._asdict() for one in peers.peers]}).encode()
 
 
-def load(content: bytes) -> Peers:
-    """Parse what `dump` returned. Raises ValueError, KeyError, TypeError, AttributeError, RecursionError."""
+def parse_peers(content: bytes) -> Peers:
+    """Parse what `serialize_peers` returned. Raises ValueError, KeyError, TypeError, AttributeError, RecursionError."""
     found = json.loads(content)
     rows = [_parse_peer(row) for row in found["peers"]]
     return Peers(int(found["at"]), str(found["role"]), tuple(rows))
 
 
 def _parse_peer(row: Mapping[str, Any]) -> Peer:
-    seen, digest, equal = row.get("seen"), row.get("digest"), row.get("equal")
+    seen, digest, equal, said = (row.get(key) for key in ("seen", "digest", "equal", "said"))
     return Peer(
         str(row["name"]),
         str(row["address"]),
@@ -117,4 +125,5 @@ def _parse_peer(row: Mapping[str, Any]) -> Peer:
         bool(equal) if equal is not None else None,
         int(seen) if seen is not None else None,
         bool(row.get("answers")),
+        str(said) if said is not None else None,
     )

@@ -93,7 +93,7 @@ def _validate_columns(columns: Columns) -> None:
     if not are_names(names) or not are_addresses(
         [one for one in addresses if one != ""] if "" in addresses else addresses
     ):
-        raise ValueError("a name or an address is none")
+        raise ValueError("a name or an address is invalid")
 
 
 def _serialize_special(member: Member) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def _parse_commands(row: dict[str, Any], clock: str, rows: dict[str, Any], pause
     if "commands" in row:
         commands = tuple(_parse_command(command) for command in _check_type(list, row["commands"]))
         if not commands or len({command.digest for command in commands}) < len(commands):
-            raise ValueError("a clock without a command, or with one twice")
+            raise ValueError("a clock has no command, or the same one twice")
         return LastCommands(_check_number(ltime), tuple(sorted(commands)))
     # The format of an older version: one pause for all clocks, and only the LTime of a pause that has ended.
     until = (pause.until if pause else 0) if paused else None
@@ -195,5 +195,5 @@ def _check_keys(row: dict[str, Any], **kinds: type[Any] | tuple[type[Any], ...])
 
 def _check_type(kind: type[Any] | tuple[type[Any], ...], value: Any) -> Any:  # noqa: ANN401  # as above
     if type(value) not in (kind if isinstance(kind, tuple) else (kind,)):
-        raise TypeError(f"{str(value)[:60]!r} is not what it should be")
+        raise TypeError(f"{str(value)[:60]!r} has the wrong type")
     return value

@@ -217,7 +217,7 @@ def _apply_member_line(draft: MembershipDraft, event: MemberEvent, line: MemberL
     draft.hosts_changed = draft.hosts_changed or commands is not known.last_commands
     tags = line.tags
     if not event.exact and known.tags and fold_tags_as_stdin(known.tags) == line.tags:
-        tags = dict(known.tags)  # equal once folded: keep the exact tags of the last sync
+        tags = dict(known.tags)  # equal as stdin shows them: keep the exact tags of the last sync
     fresh = known._replace(
         address=line.address,
         role=line.role,
@@ -252,18 +252,18 @@ def apply_command(draft: MembershipDraft, command: Command, raw: RawEvent, serf_
     if draft.clocks.has_started_over(command, serf_clocks):
         draft.restart_clock(command.clock)
     draft.clocks.record(command, now)
-    # Use the members of the draft, not of before the batch: the member-join may be part of the batch.
+    # Search the draft: the member-join may be part of the same batch.
     member = find_member(draft.members, command.name, command.address)
     if member is None:
         return UNKNOWN_NODE["forget"] if command.verb == "forget" else _remember_unknown(draft, command, raw)
     if command.verb == "forget" and member.status == UNKNOWN and member.pause is None:
         return UNKNOWN_NODE["forget"]
-    answer = _obey(draft, command, raw, member)
+    answer = _apply_to_host(draft, command, raw, member)
     # An unknown node can be forgotten. Pausing or resuming it has no effect yet.
     return answer if member.status != UNKNOWN or command.verb == "forget" else UNKNOWN_NODE[command.verb]
 
 
-def _obey(draft: MembershipDraft, command: Command, raw: RawEvent, member: Member) -> str:
+def _apply_to_host(draft: MembershipDraft, command: Command, raw: RawEvent, member: Member) -> str:
     if command.verb == "forget" and member.status == ALIVE and not command.force:
         return f"refused: {member.name} is alive"
     host = [member] if command.verb == "pause" else _list_names_of_host(draft, member)

@@ -73,7 +73,7 @@ class Action(Enum):
     """What happens to a present line."""
 
     KEEP = "kept: its node has it as its line"
-    KEEP_ALONE = "kept, though its node has no desired server for it"
+    KEEP_UNDESIRED = "kept, though its node has no desired server for it"
     REPLACE = "replaced by another line of its node, or not needed"
     REMOVE = "removed"
     REMOVE_IF_ALLOWED = "removed, unless the safety guard blocks it"
@@ -181,7 +181,7 @@ class Decisions:
                 return self._keep_without_marker(line, node)
             return LineDecision(Action.REMOVE_IF_ALLOWED, self._explain_removal(line, node))
         server = self.served[number].get(node)
-        if server is not None and server.missing_tag and not line.pauses:
+        if server is not None and server.missing_tag and not line.is_comment:
             return self._keep_with_missing_tag(line, server)
         if server is None and (why := self._explain_invalid_role(line, node)):
             return self._keep_with_invalid_role(line, node, why)
@@ -216,21 +216,21 @@ class Decisions:
 
     def _keep_with_invalid_role(self, line: ManagedLine, node: str, why: str) -> LineDecision:
         paused = node in self._desired.paused
-        if line.pauses and not paused:
+        if line.is_comment and not paused:
             return LineDecision(Action.REMOVE, f"it is resumed, and {why}")
         text = undrain_line(line.text)
-        if paused and not line.pauses:
+        if paused and not line.is_comment:
             address = self._members[node].address
             drains = self._drains(line.role)
             text = drain_line(text) if drains else format_paused_line(node, address, line.role)
-        return LineDecision(Action.KEEP_ALONE, f"in {self._proxy}: {why}", text, "keeps its line ", Note)
+        return LineDecision(Action.KEEP_UNDESIRED, f"in {self._proxy}: {why}", text, "keeps its line ", Note)
 
     def _has_lost_marker(self, line: ManagedLine, node: str) -> bool:
         """Return whether the marker of the line is gone from this proxy while its node is present."""
         if not self._is_present(node):
             return False
         paused = node in self._desired.paused
-        if line.pauses or (paused and not self._drains(line.role)):
+        if line.is_comment or (paused and not self._drains(line.role)):
             # A comment does not name its service. It is outdated where its node has a line here or another role.
             ours = line.role in role_names(self._members[node].role)
             refusal = self.refusals.get(node)
@@ -243,16 +243,16 @@ class Decisions:
         address = self._desired.find_allowed_address(node, line.role) or line.address
         if node in self._desired.paused:
             text = format_paused_line(node, address, line.role)
-            if self._drains(line.role) and not line.pauses:
+            if self._drains(line.role) and not line.is_comment:
                 text = drain_line(replace_address(line, address))
             why = f"the marker of the paused node {node} is missing"
-            return LineDecision(Action.KEEP_ALONE, why, text, note=MissingMarkerNote)
-        if line.pauses:
+            return LineDecision(Action.KEEP_UNDESIRED, why, text, note=MissingMarkerNote)
+        if line.is_comment:
             why = f"{node} is resumed, but gets no line: the marker is missing"
             return LineDecision(Action.REMOVE, why, note=MissingMarkerNote)
         text = undrain_line(replace_address(line, address))
         why = f"the marker of server {line.name} is missing"
-        return LineDecision(Action.KEEP_ALONE, why, text, note=MissingMarkerNote)
+        return LineDecision(Action.KEEP_UNDESIRED, why, text, note=MissingMarkerNote)
 
     def _drains(self, role: str) -> bool:
         return role in self._roles.roles and self._roles.roles[role].drain

@@ -1,6 +1,6 @@
 """The desired servers: what roles.yml and membership ask for at one marker, before haproxy.cfg is considered.
 
-Which of them get a line, and why the others do not, is decided in `decisions`.
+`decisions` decides which of them get a line, and has the reasons.
 """
 
 from __future__ import annotations

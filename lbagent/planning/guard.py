@@ -20,7 +20,7 @@ _NAMES_LIMIT = 20
 
 
 class Removals(NamedTuple):
-    """The removals of a plan that nobody requested, by place in haproxy.cfg."""
+    """The unrequested removals of a plan, by place in haproxy.cfg."""
 
     allowed: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     """The nodes whose lines are removed."""
@@ -61,18 +61,18 @@ class Guard:
         if self._force or len(unasked) + len(before) <= others:
             self._allowed[where] = tuple(sorted(nodes))
             return []
-        names = _join_names(line.name for line in unasked)
+        names = _format_names(line.name for line in unasked)
         words = f"{len(unasked)} of {len(unasked) + others} lines {where} would be removed: {names}"
         if before:
             minutes = REMOVALS_WINDOW // 60
-            words += f"; {len(before)} more were removed within the last {minutes} minutes: {_join_names(before)}"
+            words += f"; {len(before)} more were removed within the last {minutes} minutes: {_format_names(before)}"
         self.blocked.append(BlockedRemoval(len(unasked), words))
         self._blocked.add(where)
         return unasked
 
     def _was_requested(self, line: ManagedLine, node: str) -> bool:
         # Removing a comment takes no traffic away, and a paused node gets none.
-        if line.pauses or node in self._paused or node in self._superseded:
+        if line.is_comment or node in self._paused or node in self._superseded:
             return True
         member = self._members.get(node)
         if member is None:
@@ -104,6 +104,6 @@ def remember_removals(membership: Membership, removals: Removals, now: int, *, f
     return membership if known == membership.removals else membership._replace(removals=known)
 
 
-def _join_names(names: Iterable[str]) -> str:
+def _format_names(names: Iterable[str]) -> str:
     found = list(names)
     return ", ".join(found[:_NAMES_LIMIT]) + (", …" if len(found) > _NAMES_LIMIT else "")

@@ -45,15 +45,15 @@ class ProxyLines:
         """Return the node of a line: the name of its server, or NODE of NODE.SERVICE."""
         name = line.name
         node, dot, service = name.rpartition(".")
-        if not dot or line.pauses or service not in self._services:
+        if not dot or line.is_comment or service not in self._services:
             return name
         return node if self._has_several_services or (node in self._members and name not in self._members) else name
 
     def map_nodes(self, number: int) -> Mapping[str, ManagedLine | None]:
         """Return the nodes with lines at a marker, each with its `server` line; None where it has only a comment."""
         if number not in self._nodes:
-            comments = {self.find_node(line): None for line in self.by_marker[number] if line.pauses}
-            servers = {self.find_node(line): line for line in self.by_marker[number] if not line.pauses}
+            comments = {self.find_node(line): None for line in self.by_marker[number] if line.is_comment}
+            servers = {self.find_node(line): line for line in self.by_marker[number] if not line.is_comment}
             self._nodes[number] = {**comments, **servers}
         return self._nodes[number]
 
@@ -88,7 +88,7 @@ def rebuild_membership(document: Document, roles: Roles, now: int) -> Membership
         for line in proxy.managed:
             node, address = lines.find_node(line), line.address
             if NAME.fullmatch(node) and canonical_address(address) == address:
-                pause = Pause(now, PAUSED_BY_CONFIG) if line.paused else None
+                pause = Pause(now, PAUSED_BY_CONFIG) if line.is_paused else None
                 known = members.setdefault(node, Member(node, address, line.role, None, ALIVE, now, pause))
                 if line.role not in role_names(known.role):
                     members[node] = known._replace(role=f"{known.role},{line.role}")

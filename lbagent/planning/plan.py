@@ -51,7 +51,7 @@ class Plan(NamedTuple):
     managed_lines: Mapping[str, list[str]]
     """The managed lines in `after` by the middle of their marker (empty where the marker is gone)."""
     removals: Removals = Removals()
-    """The removals that nobody requested, allowed or blocked."""
+    """The unrequested removals, allowed or blocked."""
     reasons: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     """By node: why it gets no line at a marker, or why a line of it is kept or removed."""
 
@@ -82,15 +82,15 @@ class PlanOptions(NamedTuple):
     """Nodes whose lines stay unchanged: quarantined nodes, and nodes that a trial leaves out."""
 
 
-_PLAIN = PlanOptions()
+_NO_OPTIONS = PlanOptions()
 
 
-def make_plan(document: Document, roles: Roles, membership: Membership, rules: PlanOptions = _PLAIN) -> Plan:
+def make_plan(document: Document, roles: Roles, membership: Membership, options: PlanOptions = _NO_OPTIONS) -> Plan:
     """Return the plan for `document`. Raises Refused where a marker appears twice in a proxy."""
     pairs = roles.list_pairs()
     desired = DesiredServers(roles, membership)
-    guard = Guard(membership, desired.paused, desired.superseded, force=rules.force)
-    context = PlanContext(pairs, desired, guard, rules.kept, rules.adopt)
+    guard = Guard(membership, desired.paused, desired.superseded, force=options.force)
+    context = PlanContext(pairs, desired, guard, options.kept, options.adopt)
     edits: list[Edit] = []
     changes = _Changes()
     notes: dict[str, None] = {}
@@ -158,7 +158,7 @@ class Preview(NamedTuple):
     """None where no plan can be made."""
     obstacle: str = ""
     """Why no plan can be made."""
-    held: frozenset[str] = frozenset()
+    blocked: frozenset[str] = frozenset()
     """Nodes with lines that the safety guard does not let the plan remove."""
     quarantined: frozenset[str] = frozenset()
 
@@ -184,7 +184,7 @@ def make_preview(document: Document, roles: Roles, membership: Membership) -> Pr
     # The guard keeps lines of a node where a forced plan would remove lines that this plan keeps.
     forced = make_plan(document, roles, membership, PlanOptions(force=True, kept=kept)).changes
     held = (node for node, change in forced.items() if not set(change.removed) <= set(found.change(node).removed))
-    return found._replace(held=frozenset(held))
+    return found._replace(blocked=frozenset(held))
 
 
 def _refuse_duplicate_markers(document: Document, proxy: Proxy) -> None:

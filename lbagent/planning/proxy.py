@@ -120,7 +120,7 @@ class ProxyPlanner:
         yield from self._plan_without_marker()
 
     def _accept_servers(self) -> list[list[DesiredServer]]:
-        """Return the servers that get a line, by marker; note why the others get none."""
+        """Return the servers that get a line, by marker; note why a server gets none."""
         decisions, context = self._decisions, self._context
         decisions.wanted = [self._list_desired(number, pair) for number, pair in enumerate(self._lines.pairs)]
         if context.adopt:
@@ -129,6 +129,7 @@ class ProxyPlanner:
             kept = (line for line in self._proxy.managed if self._lines.find_node(line) in context.kept)
             self._conflicts.reserve(kept)
         accepted: list[list[DesiredServer]] = [[] for _ in decisions.wanted]
+        # Bound once, as ten thousand servers are normal.
         decide, assign, name_server = decisions.decide_server, self._conflicts.assign, self._lines.name_server
         places = [marker.at for marker in self._proxy.markers]
         for number, server in self._list_in_order():
@@ -224,10 +225,10 @@ class ProxyPlanner:
             self._add_note(node, decision, line.at)
         if decision.action is Action.REMOVE_IF_ALLOWED:
             going[line] = node
-        if decision.action not in (Action.KEEP, Action.KEEP_ALONE):
+        if decision.action not in (Action.KEEP, Action.KEEP_UNDESIRED):
             return []
         text = decision.text
-        if decision.action is Action.KEEP_ALONE:
+        if decision.action is Action.KEEP_UNDESIRED:
             endpoint = find_endpoint(text)
             if endpoint and endpoint != line.endpoint and not self._conflicts.is_free(endpoint, line.at):
                 text = replace_address(line._replace(text=text), line.address)

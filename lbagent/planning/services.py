@@ -15,6 +15,7 @@ from lbagent.planning.lines import ProxyLines
 from lbagent.roles.model import Pair, Role, Roles
 
 STATES = ("in", "paused", "failed", "quarantined")
+"""The states by which servers are counted; `in` is in balancing."""
 
 LinesByMarker = Mapping[str, Sequence[str]]
 """The managed lines above every present marker, by the middle of the marker."""
@@ -45,7 +46,7 @@ def count_servers(lines: LinesByMarker, roles: Roles, membership: Membership) ->
     and every other line as `in`. A node without a line counts only where its state is the reason: it is allowed, and
     its marker is present.
     """
-    odd = _list_exceptional_nodes(as_table(membership.members))
+    other_states = _list_nodes_in_other_states(as_table(membership.members))
     found = {}
     for pair, serving in roles.map_pairs_to_roles().items():
         texts = lines.get(pair.middle, ())
@@ -54,14 +55,14 @@ def count_servers(lines: LinesByMarker, roles: Roles, membership: Membership) ->
         comments = [text[0] for text in texts].count("#") if texts and min(texts)[0] == "#" else 0
         counts["paused"] = comments + "\n".join(texts).count(PAUSED_ROLE_COMMENT)
         counts["in"] = len(texts) - counts["paused"]
-        if odd and pair.middle in lines:
+        if other_states and pair.middle in lines:
             here = {
                 name: (state, _has_no_line(state, at, role))
                 for role in serving
-                for name, state, at in odd.get(role.name, ())
+                for name, state, at in other_states.get(role.name, ())
             }
             if here:
-                _count_exceptional(counts, here, [ManagedLine(0, 0, text) for text in texts], f".{pair.service}")
+                _count_other_states(counts, here, [ManagedLine(0, 0, text) for text in texts], f".{pair.service}")
     return found
 
 
@@ -89,7 +90,7 @@ def find_pause_starts(membership: Membership) -> dict[str, int]:
     return {member.name: member.pause.since for member in special if member.pause and member.present}
 
 
-def _list_exceptional_nodes(table: Table) -> dict[str, list[tuple[str, str, str]]]:
+def _list_nodes_in_other_states(table: Table) -> dict[str, list[tuple[str, str, str]]]:
     """Return name, state and address of the failed and quarantined nodes, by role."""
     found: dict[str, list[tuple[str, str, str]]] = {}
     if FAILED in table.columns.statuses:
@@ -107,22 +108,22 @@ def _has_no_line(state: str, address: str, role: Role) -> bool:
     return (state == "quarantined" or role.remove_failed) and explain_refused_address(address, role.networks) is None
 
 
-def _count_exceptional(
-    counts: dict[str, int], odd: Mapping[str, tuple[str, bool]], lines: Sequence[ManagedLine], suffix: str
+def _count_other_states(
+    counts: dict[str, int], other_states: Mapping[str, tuple[str, bool]], lines: Sequence[ManagedLine], suffix: str
 ) -> None:
-    """Count the nodes in `odd` by their own state, also those without a line.
+    """Count the nodes in `other_states` by their own state, also those without a line.
 
     `suffix` is `.SERVICE`: a server may be called NODE or NODE.SERVICE.
     """
 
     def node(line: ManagedLine) -> str:
-        return line.name if line.name in odd else line.name.removesuffix(suffix)
+        return line.name if line.name in other_states else line.name.removesuffix(suffix)
 
-    paused = {node(line) for line in lines if line.paused}
-    there = Counter(node(line) for line in lines if not line.paused)
-    for name, (state, out) in odd.items():
-        counts["in"] -= there[name]
-        counts[state] += there[name] or (out and name not in paused)
+    paused = {node(line) for line in lines if line.is_paused}
+    serving = Counter(node(line) for line in lines if not line.is_paused)
+    for name, (state, lacks_line) in other_states.items():
+        counts["in"] -= serving[name]
+        counts[state] += serving[name] or (lacks_line and name not in paused)
 
 
 class ServingServers(NamedTuple):
@@ -140,7 +141,7 @@ def find_unserved(
 
     With `if_paused`, only services that one of `nodes` still serves: pausing them would leave no server.
     """
-    view = _View(now, roles, membership)
+    view = _ServiceView(now, roles, membership)
     found: dict[str, None] = {}
     for proxy in (one for one in now.document.proxies if one.managed and one.markers):
         found.update(dict.fromkeys(view.list_unserved(proxy, nodes, if_paused=if_paused)))
@@ -153,7 +154,7 @@ def join_services(services: Iterable[str]) -> str:
     return f"{', '.join(others)} and {last}" if others else last
 
 
-class _View:
+class _ServiceView:
     def __init__(self, now: ServingServers, roles: Roles, membership: Membership) -> None:
         self._now, self._roles, self._members = now, roles, membership.members
         self._pairs, self._paused = roles.list_pairs(), find_paused(membership)
@@ -161,7 +162,7 @@ class _View:
     def list_unserved(self, proxy: Proxy, nodes: Collection[str], *, if_paused: bool) -> Iterable[str]:
         """Yield the services in this proxy that only `nodes` have."""
         managed = ProxyLines(proxy, self._roles, self._pairs, self._members)
-        by_hand = any(self._operator_line_serves(proxy, line) for line in proxy.operator_servers)
+        has_operator_server = any(self._operator_line_serves(proxy, line) for line in proxy.operator_servers)
         for number, marker in enumerate(proxy.markers):
             pair = self._pairs.get(marker.middle)
             lines = [(managed.find_node(line), line) for line in proxy.managed if line.marker == number]
@@ -169,13 +170,13 @@ class _View:
                 line for node, line in lines if node in nodes and (not if_paused or self._serves(proxy, node, line))
             ]
             others = (self._serves(proxy, node, line) for node, line in lines if node not in nodes)
-            if pair and mine and not by_hand and not any(others):
+            if pair and mine and not has_operator_server and not any(others):
                 yield pair.service
 
     def _serves(self, proxy: Proxy, node: str, line: ManagedLine) -> bool:
         member = self._members.get(node)
         alive = member is None or member.status == ALIVE
-        return alive and not line.paused and node not in self._paused and self._is_up(proxy, line.name)
+        return alive and not line.is_paused and node not in self._paused and self._is_up(proxy, line.name)
 
     def _operator_line_serves(self, proxy: Proxy, line: OperatorServer) -> bool:
         words = line.text.partition("#")[0].split()

@@ -37,7 +37,7 @@ def deserialize_roles(state: dict[str, Any]) -> Roles:
             state["digest"],
         )
     except (AttributeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"is not a kept roles.yml: {error}") from error
+        raise ValueError(f"not a cached roles.yml: {error}") from error
 
 
 def _check_types(made: Any, model: Any) -> Any:  # noqa: ANN401  # a HaproxySettings, Service or Role, as the model is
@@ -48,7 +48,7 @@ def _check_types(made: Any, model: Any) -> Any:  # noqa: ANN401  # a HaproxySett
     for name, given, expected in zip(made._fields, made, model, strict=True):
         right = (Template, tuple, type(None)) if expected is None else (type(expected),)
         if type(given) not in right:
-            raise ValueError(f"is not a kept roles.yml: {name} is {given!r}")
+            raise ValueError(f"not a cached roles.yml: {name} is {given!r}")
     return made
 
 

@@ -23,7 +23,7 @@ _RESERVED = tuple(key.name for key in ROLE_KEYS)
 
 def parse_roles(content: bytes, where: str) -> Roles:
     """Parse roles.yml. `where` names the file in messages. Raises RolesRefused with every mistake."""
-    root, mistakes = yaml_text.compose(content, lambda node: len(_read_file(node, "")[1]))
+    root, mistakes = yaml_text.parse_yaml(content, lambda node: len(_read_file(node, "")[1]))
     roles: Roles | None = None
     if root is not None:
         roles, more = _read_file(root, f"{zlib.crc32(content):08x}")

@@ -70,7 +70,7 @@ class _SyntaxError:
         """The line of the error."""
         return self.lines[self.line]
 
-    def describe(self, *words: str) -> bool:
+    def mentions(self, *words: str) -> bool:
         """Return whether libyaml's words contain one of these."""
         return any(one in self.problem for one in words)
 
@@ -83,7 +83,7 @@ class _SyntaxError:
         line = self.lines[at]
         return self.replace_line(at, f'{line[:start]}"{value}"{line[start + len(value) :]}')
 
-    def mistake(self, at: int, column: int, problem: str, fix: str) -> Mistake:
+    def make_mistake(self, at: int, column: int, problem: str, fix: str) -> Mistake:
         """Return a mistake in this file."""
         return Mistake(at + 1, column + 1, _find_key_path(self.lines, at), problem, fix)
 
@@ -100,7 +100,7 @@ Judge = Callable[[yaml.Node], int]
 """Counts the mistakes in a repaired text; the repair with the fewest is chosen."""
 
 
-def compose(content: bytes, judge: Judge) -> tuple[yaml.Node | None, list[Mistake]]:
+def parse_yaml(content: bytes, judge: Judge) -> tuple[yaml.Node | None, list[Mistake]]:
     """Return the root node of a YAML text and its syntax mistakes; None if it is empty or cannot be repaired."""
     try:
         return yaml.compose(content, Loader=_LOADER), []
@@ -115,7 +115,7 @@ def compose(content: bytes, judge: Judge) -> tuple[yaml.Node | None, list[Mistak
         text = _BREAK.sub("\n", content.decode("utf-8-sig", "replace"))
         if not text.endswith("\n"):
             # Without the end of the last line, the parser reports an open bracket at another place.
-            return compose(f"{text}\n".encode(), judge)
+            return parse_yaml(f"{text}\n".encode(), judge)
         return _repair_text(text, error, judge)
 
 
@@ -182,7 +182,7 @@ def _diagnose(text: str, error: yaml.MarkedYAMLError) -> _Repair:
         (begin.line, begin.column) if begin is not None and begin.line < len(lines) else None,
     )
     repairs = (diagnose(found) for diagnose in _DIAGNOSES)
-    unknown = _Repair([found.mistake(found.line, found.column, f"invalid YAML: {words}", "")])
+    unknown = _Repair([found.make_mistake(found.line, found.column, f"invalid YAML: {words}", "")])
     return next(filter(None, repairs), unknown)
 
 
@@ -213,18 +213,18 @@ def _diagnose_unquoted_placeholder(error: _SyntaxError) -> _Repair | None:
     if not (found := _find_value(_UNQUOTED, error)):
         return None
     start, value = found
-    mistake = error.mistake(error.line, start, f"{value} needs quotes", f'write "{value}"')
+    mistake = error.make_mistake(error.line, start, f"{value} needs quotes", f'write "{value}"')
     return _Repair([mistake], [error.quote(error.line, start, value)])
 
 
 def _diagnose_bad_start(error: _SyntaxError) -> _Repair | None:
-    if not error.describe("cannot start any token", "undefined alias", "alphabetic"):
+    if not error.mentions("cannot start any token", "undefined alias", "alphabetic"):
         return None
     if not (found := _find_value(_BAD_START, error)):
         return None
     start, value = found
     problem = f"a value cannot begin with {value[0]} without quotes"
-    mistake = error.mistake(error.line, start, problem, f'write "{value}"')
+    mistake = error.make_mistake(error.line, start, problem, f'write "{value}"')
     return _Repair([mistake], [error.quote(error.line, start, value)])
 
 
@@ -241,10 +241,10 @@ def _diagnose_unclosed_quote(error: _SyntaxError) -> _Repair | None:
         return None
     at, column = error.begin
     line = error.lines[at]
-    if not error.describe("end of stream", "document indicator"):
+    if not error.mentions("end of stream", "document indicator"):
         return _diagnose_escape(error, at)
     quote = line[column : column + 1]
-    mistake = error.mistake(at, column, "the quote is not closed", f"add {quote}")
+    mistake = error.make_mistake(at, column, "the quote is not closed", f"add {quote}")
     ends = [line.rstrip() + quote, re.sub(r"([\]},]*\s*)$", quote + r"\1", line, count=1)]
     return _Repair([mistake], [error.replace_line(at, text) for text in ends])
 
@@ -268,11 +268,11 @@ def _diagnose_unclosed_bracket(error: _SyntaxError) -> _Repair | None:
     line = error.lines[at]
     rest = line[error.column :]
     if at == error.line and rest.strip() and rest[0] not in "]}":
-        mistake = error.mistake(at, error.column, f"a comma is missing in the {name}", "add it")
+        mistake = error.make_mistake(at, error.column, f"a comma is missing in the {name}", "add it")
         return _Repair([mistake], [error.replace_line(at, f"{line[: error.column].rstrip()}, {rest}")])
     whole = line.rstrip()
     closed = [whole.rstrip(",") + closer, whole[:-1] + closer + whole[-1:], whole[:-1] + closer]
-    mistake = error.mistake(at, begin, f"the {name} is not closed", f"add {closer}")
+    mistake = error.make_mistake(at, begin, f"the {name} is not closed", f"add {closer}")
     return _Repair([mistake], [error.replace_line(at, text) for text in closed])
 
 
@@ -291,7 +291,7 @@ def _diagnose_open_end(error: _SyntaxError) -> _Repair | None:
         return None
     at, column, bracket = opened[-1]
     name, closer = _CLOSERS["sequence" if bracket == "[" else "mapping"]
-    mistake = error.mistake(at, column, f"the {name} is not closed", f"add {closer}")
+    mistake = error.make_mistake(at, column, f"the {name} is not closed", f"add {closer}")
     return _Repair([mistake], [error.replace_line(at, error.lines[at].rstrip() + closer)])
 
 
@@ -299,13 +299,13 @@ def _diagnose_unmatched_closer(error: _SyntaxError) -> _Repair | None:
     closer = error.text[error.column : error.column + 1]
     if not closer or closer not in "]}":
         return None
-    mistake = error.mistake(error.line, error.column, f"unmatched {closer}", "remove it")
+    mistake = error.make_mistake(error.line, error.column, f"unmatched {closer}", "remove it")
     text = error.text[: error.column] + error.text[error.column + 1 :]
     return _Repair([mistake], [error.replace_line(error.line, text)])
 
 
 def _diagnose_second_document(error: _SyntaxError) -> _Repair | None:
-    if not error.describe("another document"):
+    if not error.mentions("another document"):
         return None
     mistake = Mistake(error.line + 1, error.column + 1, "", "begins a second YAML document", "remove the line ---")
     return _Repair([mistake], [error.replace_line(error.line, "")])
@@ -328,7 +328,7 @@ def _diagnose_missing_space(error: _SyntaxError) -> _Repair | None:
 
 
 def _diagnose_indentation(error: _SyntaxError) -> _Repair | None:
-    if not error.describe("expected key", "mapping values", "'-' indicator", "expected <block end>"):
+    if not error.mentions("expected key", "mapping values", "'-' indicator", "expected <block end>"):
         return None
     at, line, indent = error.line, error.text, _measure_indent(error.text)
     above = [_measure_indent(one) for one in error.lines[:at] if one.strip() and not one.lstrip().startswith("#")]
@@ -352,7 +352,7 @@ def _diagnose_indentation(error: _SyntaxError) -> _Repair | None:
 
 
 def _diagnose_missing_colon(error: _SyntaxError) -> _Repair | None:
-    if not error.describe("expected ':'", "mapping values"):
+    if not error.mentions("expected ':'", "mapping values"):
         return None
     above = (at for at in range(error.line - 1, -1, -1) if error.lines[at].strip())
     before = next((at for at in above if not error.lines[at].lstrip().startswith("#")), error.line)
@@ -376,11 +376,11 @@ def _diagnose_key_without_colon(error: _SyntaxError, at: int) -> _Repair | None:
 
 def _diagnose_second_colon(error: _SyntaxError) -> _Repair | None:
     found = _KEY.match(error.text)
-    if found is None or not error.describe("mapping values"):
+    if found is None or not error.mentions("mapping values"):
         return None
     value = error.text[found.end() :].strip()
     start = error.text.index(value, found.end()) if value else error.column
-    mistake = error.mistake(error.line, start, "a value with : needs quotes", f'write "{value}"')
+    mistake = error.make_mistake(error.line, start, "a value with : needs quotes", f'write "{value}"')
     return _Repair([mistake], [error.replace_line(error.line, f'{error.text[:start]}"{value}"')])
 
 

@@ -21,7 +21,7 @@ class Batch:
     """The events of one run, in order."""
 
     def __init__(self, spool: Spool, log: Log) -> None:
-        """Read every record. A record that is not an event is set aside and logged. Raises OSError."""
+        """Read every record; one that is not an event is moved to `bad/` and logged. Raises OSError."""
         self._spool, self._log = spool, log
         records, warnings = spool.read()
         self.by_name: dict[str, ParsedEvent] = {}
@@ -31,9 +31,9 @@ class Batch:
                 self.by_name[record.name] = parse_stored_event(record)
             except ValueError as error:
                 warnings.append(spool.set_aside(record.name, str(error)))
-        for words in warnings:
-            log.warning(words)
-        self.asked = _select_foreign_queries(records, self.by_name)
+        for warning in warnings:
+            log.warning(warning)
+        self.foreign_queries = _select_foreign_queries(records, self.by_name)
         """Queries stored by users who may not apply them, by the ids of their records."""
 
     @property
@@ -42,7 +42,7 @@ class Batch:
         return list(self.by_name.values())
 
     def apply_to(self, before: Membership, serf_clocks: Mapping[str, int]) -> UpdateResult:
-        """Return `before` with all events applied, as `apply_events` does; an event that raises is set aside."""
+        """Return `before` with all events applied; an event that raises is moved to `bad/` and logged."""
         try:
             return apply_events(before, self.events, serf_clocks)
         except Exception:  # noqa: BLE001  # a defect that one event triggers must not block all others
@@ -55,8 +55,8 @@ class Batch:
             apply_events(before, [event], {})
         except Exception as error:  # noqa: BLE001  # as above
             del self.by_name[name]
-            why = f"cannot be applied ({type(error).__name__}: {error})"
-            self._log.warning(self._spool.set_aside(name, why))
+            reason = f"cannot be applied ({type(error).__name__}: {error})"
+            self._log.warning(self._spool.set_aside(name, reason))
 
 
 def peek_events(spool: Spool) -> list[ParsedEvent]:

@@ -12,7 +12,6 @@ from lbagent.run.replies import QUEUED, FinishedRun, format_failure, format_repl
 from lbagent.run.transaction import RunOptions
 from lbagent.serf.events import TYPED, Command
 from lbagent.serf.raw_event import RawEvent
-from lbagent.state import answers
 from lbagent.state.lock import acquire_lock, is_locked, may_lock
 from lbagent.system.log import Log, format_error
 
@@ -22,16 +21,16 @@ CommandEvent = tuple[RawEvent, Command]
 
 def run_command(raw: RawEvent, command: Command, engine: Engine, log: Log, wait: float) -> str:
     """Return the answer to a command, within about `wait` seconds and the time of one run."""
-    [words] = run_commands([(raw, command)], engine, log, wait)
-    return words
+    [answer] = run_commands([(raw, command)], engine, log, wait)
+    return answer
 
 
 def run_commands(
     commands: Sequence[CommandEvent], engine: Engine, log: Log, wait: float, allow: Callable[[], None] | None = None
 ) -> list[str]:
-    """Return the answers to these commands, in one run, within about `wait` seconds and the time of that run.
+    """Store and apply these commands in one run; return the answers, within about `wait` seconds and that run's time.
 
-    `allow` is called before any command is stored, while no other run can change anything. What it raises is passed on.
+    `allow` is called before any command is stored, under the lock. What it raises is passed on.
     """
     loop = DrainLoop(engine.spool, log)
     may_apply = may_lock(engine.paths.lock)
@@ -56,9 +55,9 @@ def run_commands(
         _run_while_spooled(loop, engine, log)
 
 
-def is_confirmation(words: str) -> bool:
+def is_confirmation(answer: str) -> bool:
     """Return whether an answer, from this load balancer or another, is a confirmation."""
-    return words.split(",", maxsplit=1)[0] == DONE
+    return answer.split(",", maxsplit=1)[0] == DONE
 
 
 def _store_commands(raws: Sequence[RawEvent], engine: Engine, log: Log) -> list[str]:
@@ -68,7 +67,7 @@ def _store_commands(raws: Sequence[RawEvent], engine: Engine, log: Log) -> list[
             try:
                 store_event(raw, engine.paths)
             except NotStored as error:
-                raise NotStored(f"{error}{engine.withdraw_unstored(raw=raw)}") from error
+                raise NotStored(f"{error}{engine.withdraw_without_storing(raw=raw)}") from error
     except (LbagentError, OSError) as error:
         log.error(format_error(error))
         return [f"refused: {format_error(error)}"] * len(raws)
@@ -85,7 +84,7 @@ def _apply_commands(commands: Sequence[CommandEvent], engine: Engine, log: Log, 
         failed = error
     try:
         run = FinishedRun(
-            engine.roles() if engine.transaction else None, engine.transaction, outcome, engine.answers, failed
+            engine.load_roles() if engine.transaction else None, engine.transaction, outcome, engine.answers, failed
         )
         return [format_reply(_find_record_id(raw), command, run) for raw, command in commands]
     except (LbagentError, OSError) as error:
@@ -105,16 +104,16 @@ def _wait_for_other_user(raw: RawEvent, engine: Engine, log: Log, wait: float) -
     if refused := _store_commands([raw], engine, log):
         return refused[0]
     try:
-        idle = None if is_locked(engine.paths.watch_lock) else explain_waiting_event(engine.paths)
-        if idle:
-            log.error(format_error(idle))
+        problem = None if is_locked(engine.paths.watch_lock) else explain_waiting_event(engine.paths)
+        if problem:
+            log.error(format_error(problem))
             return QUEUED
-        return answers.wait_for_answer(engine.paths.answers, _find_record_id(raw), wait) or QUEUED
+        return engine.store.wait_for_answer(_find_record_id(raw), wait) or QUEUED
     except (LbagentError, OSError) as error:
         log.error(format_error(error))
         return format_failure(error)
 
 
 def _find_record_id(raw: RawEvent) -> str:
-    """Return the id of the one record of a command."""
+    """Return the id of the record that has the command: a command is never split."""
     return f"{raw.id}0000"

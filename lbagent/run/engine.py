@@ -37,11 +37,11 @@ from lbagent.state.store import Store
 from lbagent.system import untrusted_files
 from lbagent.system.log import Log
 
-Learn = Callable[[Membership, Roles], UpdateResult]
-"""Updates membership from outside once all events are applied. Raises TryAgain where nothing can be learned."""
+SyncMerge = Callable[[Membership, Roles], UpdateResult]
+"""Merges what a sync has fetched into membership, after all events. Raises TryAgain where Serf gives no list."""
 
 _ATTEMPTS = 5
-"""Starts of a run while the lock keeps getting lost."""
+"""Number of times a run is started while its lock keeps getting lost."""
 
 _LOCK_WAIT = 30.0
 """Seconds to wait for the process that acquired the new lock."""
@@ -59,18 +59,18 @@ class Engine:
         self.plan: Plan | None = None
         """Plan of the last run that succeeded."""
         self.haproxy: Haproxy | None = None
-        """HAProxy as the last run saw it."""
+        """The HAProxy that the last run found."""
         self.transaction: Transaction | None = None
         """Transaction of the last run; None where it failed earlier."""
         self.answers: Mapping[str, str] = {}
         """Answers to queries by record id, as in `UpdateResult`."""
-        self.asked: Mapping[str, Command] = {}
+        self.foreign_queries: Mapping[str, Command] = {}
         """Queries stored by users who may not apply them, by the ids of their records."""
-        self.heard: int | None = None
+        self.newest_event_at: int | None = None
         """Epoch seconds at which the newest applied event arrived."""
 
-    def roles(self, *, keep: bool = False) -> Roles:
-        """Return roles.yml, cached as JSON for the next run with `keep`. Raises RolesRefused."""
+    def load_roles(self, *, cache_result: bool = False) -> Roles:
+        """Return roles.yml, from its JSON cache if current; `cache_result` writes the cache. Raises RolesRefused."""
         try:
             content = untrusted_files.read_whole_file(self._roles_path)
         except OSError as error:
@@ -81,19 +81,19 @@ class Engine:
         from lbagent.roles import loader  # noqa: PLC0415  # loads yaml, once per edit
 
         roles = loader.parse_roles(content, self._roles_path)
-        if keep:
+        if cache_result:
             self.store.save_roles_cache(key, cache.serialize_roles(roles))
         return roles
 
-    def run(self, options: RunOptions, learn: Learn | None = None) -> Outcome:
-        """Apply events, learn, plan and apply the plan; the caller holds the lock. Raises LbagentError, OSError.
+    def run(self, options: RunOptions, merge_sync: SyncMerge | None = None) -> Outcome:
+        """Apply events, merge the sync, plan, and apply the plan. Raises LbagentError, OSError.
 
-        Where the lock file was removed or replaced meanwhile, acquire the new one and start over with the state that
-        another process may have written since.
+        The caller holds the lock. If the lock file was removed or replaced meanwhile, acquire the new one and start
+        again with the state that another process may have written since.
         """
         for _ in range(_ATTEMPTS):
             try:
-                return self._run(options, learn)
+                return self._run(options, merge_sync)
             except lock.LockLost as lost:
                 self._log.warning(f"{lost}; starting again")
                 self.paths.prepare()
@@ -103,21 +103,16 @@ class Engine:
             f"{self.paths.lock}: the lock file was removed or replaced {_ATTEMPTS} times; find the process that does it"
         )
 
-    def _run(self, options: RunOptions, learn: Learn | None) -> Outcome:
+    def _run(self, options: RunOptions, merge_sync: SyncMerge | None) -> Outcome:
         self.transaction = None
         with Recorder(self.store, self.spool, self._log) as recorder:
             # This comes first: an invalid roles.yml changes nothing on disk, and the spool waits.
-            recorder.roles = roles = self.roles(keep=True)
-            try:
-                recorder.causes = self.drain(roles)
-            except OSError as error:
-                # The events stay in the spool; HAProxy can still be reached.
-                raise type(error)(
-                    error.errno, f"{error.strerror}{self.withdraw_unstored(roles)}", error.filename
-                ) from error
-            recorder.heard, recorder.asked, recorder.answers = self.heard, self.asked, self.answers
-            if learn:
-                self._learn(learn, roles, recorder)
+            recorder.roles = roles = self.load_roles(cache_result=True)
+            recorder.causes = self._apply_events_or_withdraw(roles)
+            recorder.newest_event_at = self.newest_event_at
+            recorder.foreign_queries, recorder.answers = self.foreign_queries, self.answers
+            if merge_sync:
+                self._merge_sync(merge_sync, roles, recorder)
             # An answer `done` needs HAProxy's own confirmation in this run.
             options = options._replace(compare=options.compare or bool(self.answers))
             self.transaction = transaction = Transaction(self.store, roles, self.membership, options)
@@ -127,19 +122,27 @@ class Engine:
             finally:
                 self.haproxy = transaction.haproxy
         self.plan = transaction.plan
-        self._log_result(transaction, outcome, news=bool(recorder.causes) or options.verify)
-        if recorder.unknown:
-            raise recorder.unknown
+        self._log_result(transaction, outcome, has_news=bool(recorder.causes) or options.verify)
+        if recorder.sync_error:
+            raise recorder.sync_error
         return outcome
 
-    def drain(self, roles: Roles) -> tuple[str, ...]:
-        """Apply the spool to members.json, durably, and empty it; returns what happened. Raises OSError."""
-        before, fresh = self._load_repaired(roles)
+    # Membership
+
+    def _apply_events_or_withdraw(self, roles: Roles) -> tuple[str, ...]:
+        """Apply the spool; on a full disk the events stay there, and only the traffic is withdrawn. Raises OSError."""
+        try:
+            return self.apply_stored_events(roles)
+        except OSError as error:
+            message = f"{error.strerror}{self.withdraw_without_storing(roles)}"
+            raise type(error)(error.errno, message, error.filename) from error
+
+    def apply_stored_events(self, roles: Roles) -> tuple[str, ...]:
+        """Apply the spool to members.json, durably, and empty it; return the causes for the history. Raises OSError."""
+        before, is_rebuilt = self._load_or_repair(roles)
         batch = Batch(self.spool, self._log)
-        asked = self._ask_peers_first(before, batch.events, fresh=fresh)
-        updated = batch.apply_to(asked.membership, self._fetch_clocks(asked.membership, batch.events))
-        self.asked = batch.asked
-        self.heard = max((raw.at // 1000 for raw, _ in batch.events), default=self.heard)
+        peers = self._ask_peers_first(before, batch.events, is_rebuilt=is_rebuilt)
+        updated = batch.apply_to(peers.membership, self._fetch_clocks(peers.membership, batch.events))
         membership = drop_expired(updated.membership, int(time.time()))
         if (
             batch.by_name
@@ -153,62 +156,34 @@ class Engine:
         for warning in updated.warnings:
             self._log.warning(warning)
         self.membership, self.answers = membership, updated.answers
-        return asked.causes + updated.causes
+        self.foreign_queries = batch.foreign_queries
+        self.newest_event_at = max((raw.at // 1000 for raw, _ in batch.events), default=self.newest_event_at)
+        return peers.causes + updated.causes
 
-    def withdraw_unstored(self, roles: Roles | None = None, raw: RawEvent | None = None) -> str:
-        """Take the traffic from servers that are to be removed, including those of `raw`, though nothing can be stored.
-
-        Returns the servers as the end of a sentence. Raises RolesRefused, OSError.
-        """
-        roles = roles or self.roles()
-        membership = self.preview_membership(roles)
-        return withdraw_traffic(self.store, roles, apply_raw_event(membership, raw) if raw else membership)
-
-    def preview_membership(self, roles: Roles, learn: Learn | None = None) -> Membership:
-        """Return membership as the next run would have it; nothing is written. Raises OSError."""
-        before, events = self._load_or_rebuild(roles), peek_events(self.spool)
-        updated = apply_events(before, events, self._fetch_clocks(before, events))
-        if learn:
-            updated = learn(updated.membership, roles)
-        return drop_expired(updated.membership, int(time.time()))
-
-    def _learn(self, learn: Learn, roles: Roles, recorder: Recorder) -> None:
+    def _merge_sync(self, merge_sync: SyncMerge, roles: Roles, recorder: Recorder) -> None:
         before = self.membership
         try:
-            learned = learn(before, roles)
+            updated = merge_sync(before, roles)
         except TryAgain as error:
-            recorder.unknown = error  # the events in the spool are applied nevertheless
+            recorder.sync_error = error  # the events in the spool are applied nevertheless
             return
-        recorder.synced, recorder.causes = True, recorder.causes + learned.causes
-        self.membership = after = learned.membership
-        if after.members is not before.members or (after.missed, after.peers_asked_at) != (
-            before.missed,
-            before.peers_asked_at,
-        ):
+        recorder.is_synced, recorder.causes = True, recorder.causes + updated.causes
+        self.membership = after = updated.membership
+        is_changed = (after.missed, after.peers_asked_at) != (before.missed, before.peers_asked_at)
+        if is_changed or after.members is not before.members:
             self.store.save_membership(after)
-        for warning in learned.warnings:
+        for warning in updated.warnings:
             self._log.warning(warning)
 
-    def _log_result(self, transaction: Transaction, outcome: Outcome, *, news: bool) -> None:
-        # Without news these notes were logged before: log them again only with -v.
-        say = self._log.warning if news or not outcome.is_quiet else self._log.info
-        for note in _list_notes(transaction):
-            say(note)
-        for held in outcome.blocked:
-            self._log.error(f"blocked: {held}; `lbagent apply --force` applies these removals")
-        if not outcome.is_quiet:
-            fields = {"outcome": outcome.verdict, "exit_status": outcome.exit_status}
-            fields |= {"added": len(outcome.added), "removed": len(outcome.removed)}
-            self._log.info(f"{outcome.verdict}: {outcome.message}", **fields)
+    def preview_membership(self, roles: Roles, merge_sync: SyncMerge | None = None) -> Membership:
+        """Return the membership of the next run; nothing is written. Raises OSError, and TryAgain with `merge_sync`."""
+        before, events = self._load_or_rebuild(roles), peek_events(self.spool)
+        updated = apply_events(before, events, self._fetch_clocks(before, events))
+        if merge_sync:
+            updated = merge_sync(updated.membership, roles)
+        return drop_expired(updated.membership, int(time.time()))
 
-    def _load_or_rebuild(self, roles: Roles) -> Membership:
-        try:
-            known = self.store.load_membership()
-        except storage.Damaged:
-            known = None
-        return known or _rebuild_membership(roles)
-
-    def _load_repaired(self, roles: Roles) -> tuple[Membership, bool]:
+    def _load_or_repair(self, roles: Roles) -> tuple[Membership, bool]:
         """Return membership, and whether it had to be rebuilt. Raises OSError."""
         try:
             known = self.store.load_membership()
@@ -218,27 +193,66 @@ class Engine:
             known = None
         if known is not None:
             return known, False
-        known = _rebuild_membership(roles)
-        self.store.save_membership(known)
-        return known, True
+        rebuilt = _rebuild_membership(roles)
+        self.store.save_membership(rebuilt)
+        return rebuilt, True
 
-    def _ask_peers_first(self, before: Membership, batch: list[tuple[RawEvent, Event]], *, fresh: bool) -> UpdateResult:
+    def _load_or_rebuild(self, roles: Roles) -> Membership:
+        try:
+            known = self.store.load_membership()
+        except storage.Damaged:
+            known = None
+        return known or _rebuild_membership(roles)
+
+    def _ask_peers_first(
+        self, before: Membership, events: list[tuple[RawEvent, Event]], *, is_rebuilt: bool
+    ) -> UpdateResult:
         """Return membership with the pauses of the other load balancers, where the events may be replays.
 
         Serf replays user events to an agent that joins or was down, but not the queries that came after them. Where no
-        other load balancer can be asked, the events count as they are.
+        other load balancer answers, the events are applied as they are.
         """
-        nothing = UpdateResult(before, {}, (), ())
-        if not batch or not (fresh or may_contain_replay(before, (event for _, event in batch))):
-            return nothing
-        return (
-            nothing
-            if not fresh and exchange.has_contact_since_start(before, self.paths)
-            else exchange.merge_peer_pauses(before, self._log)
-        )
+        unchanged = UpdateResult(before, {}, (), ())
+        if not events or not (is_rebuilt or may_contain_replay(before, (event for _, event in events))):
+            return unchanged
+        if not is_rebuilt and exchange.has_contact_since_start(before, self.paths):
+            return unchanged
+        return exchange.merge_peer_pauses(before, self._log)
 
-    def _fetch_clocks(self, before: Membership, batch: list[tuple[RawEvent, Event]]) -> Mapping[str, int]:
-        return agent.fetch_clocks() if needs_serf_clocks(before, (event for _, event in batch)) else {}
+    def _fetch_clocks(self, before: Membership, events: list[tuple[RawEvent, Event]]) -> Mapping[str, int]:
+        return agent.fetch_clocks() if needs_serf_clocks(before, (event for _, event in events)) else {}
+
+    # A full disk
+
+    def withdraw_without_storing(self, roles: Roles | None = None, raw: RawEvent | None = None) -> str:
+        """Take the traffic from servers that are to be removed, also by the event `raw`, when nothing can be stored.
+
+        Returns the servers as the end of a sentence; empty where there are none. Raises RolesRefused, OSError.
+        """
+        roles = roles or self.load_roles()
+        membership = self.preview_membership(roles)
+        if raw:
+            membership = apply_events(membership, [(raw, parse_event(raw))], {}).membership
+        transaction = Transaction(self.store, roles, membership, RunOptions())
+        try:
+            transaction.withdraw()
+        except (LbagentError, OSError):
+            return ""  # report the failure of the disk, not this one
+        return f"; no new traffic reaches {', '.join(transaction.withdrawn)}" if transaction.withdrawn else ""
+
+    # Log
+
+    def _log_result(self, transaction: Transaction, outcome: Outcome, *, has_news: bool) -> None:
+        # Without news these notes were logged before: log them again only with -v.
+        log_note = self._log.warning if has_news or not outcome.is_quiet else self._log.info
+        for note in _list_notes(transaction):
+            log_note(note)
+        for blocked in outcome.blocked:
+            self._log.error(f"blocked: {blocked}; `lbagent apply --force` applies these removals")
+        if not outcome.is_quiet:
+            fields = {"outcome": outcome.verdict, "exit_status": outcome.exit_status}
+            fields |= {"added": len(outcome.added), "removed": len(outcome.removed)}
+            self._log.info(f"{outcome.verdict}: {outcome.message}", **fields)
 
 
 def _list_notes(transaction: Transaction) -> Iterator[str]:
@@ -252,23 +266,4 @@ def _list_notes(transaction: Transaction) -> Iterator[str]:
 
 
 def _rebuild_membership(roles: Roles) -> Membership:
-
     return rebuild_membership(config_files.read_config(roles.haproxy).document, roles, int(time.time()))
-
-
-def apply_raw_event(membership: Membership, raw: RawEvent) -> Membership:
-    """Return membership with this event applied."""
-    return apply_events(membership, [(raw, parse_event(raw))], {}).membership
-
-
-def withdraw_traffic(store: Store, roles: Roles, membership: Membership) -> str:
-    """Take the traffic from servers that should have none in this membership.
-
-    Returns the servers as the end of a sentence; empty where there are none.
-    """
-    transaction = Transaction(store, roles, membership, RunOptions())
-    try:
-        transaction.withdraw()
-    except (LbagentError, OSError):
-        return ""  # the failure of the disk is the one to report
-    return f"; no new traffic reaches {', '.join(transaction.out)}" if transaction.out else ""

@@ -33,53 +33,54 @@ def store_event(raw: RawEvent, paths: Paths) -> None:
 
 
 def explain_waiting_event(paths: Paths) -> TryAgain | None:
-    """Return why an event waits that this user may only store; None during a run, which looks again at its end."""
+    """Return why an event waits that this user may only store; None during a run, which applies it at its end."""
     if is_locked(paths.lock):
         return None
     watch = "hangs; restart it" if is_locked(paths.watch_lock) else "is not running; start it"
     return TryAgain(f"event stored but not applied: this user cannot write {paths.lock} and `lbagent watch` {watch}")
 
 
-def withdraw_unstored(error: NotStored, raw: RawEvent, settings: Settings, log: Log) -> NotStored:
-    """Take the traffic from servers that this unstorable event removes; returns `error` with their names added."""
-    from lbagent.run.engine import Engine  # noqa: PLC0415  # only for a full disk
+def withdraw_without_storing(error: NotStored, raw: RawEvent, settings: Settings, log: Log) -> NotStored:
+    """Take the traffic from the servers that this event removes; return `error` with their names added."""
+    from lbagent.run.engine import Engine  # noqa: PLC0415  # needed only on a full disk
 
+    engine = Engine(Paths(settings.state_dir), settings.roles, log)
     try:
-        return NotStored(f"{error}{Engine(Paths(settings.state_dir), settings.roles, log).withdraw_unstored(raw=raw)}")
+        return NotStored(f"{error}{engine.withdraw_without_storing(raw=raw)}")
     except (LbagentError, OSError):
         return error
 
 
 class DrainLoop:
-    """Runs until no record is left: a process that found the lock busy relies on its holder to look again."""
+    """Runs until the spool is empty: a process that finds the lock busy relies on its holder to look again."""
 
-    def __init__(self, spool: Spool, log: Log, said: set[str] | None = None) -> None:
-        """No record is seen yet. Messages in `said` are not logged again."""
+    def __init__(self, spool: Spool, log: Log, logged: set[str] | None = None) -> None:
+        """Mark no record as seen. Messages in `logged` are not logged again."""
         self._spool, self._log = spool, log
         self.seen = frozenset[Mark]()
         """The records that were in the spool when the last run began."""
-        self._said = set[str]() if said is None else said
+        self._logged = set[str]() if logged is None else logged
         self.status = 0
         """Exit status of the first run that did not end with 0."""
         self.failed = False
         """Whether a run ended with an error."""
 
     def mark_seen(self) -> None:
-        """Mark the present records as seen: a run is about to take them, and none is retried without end."""
+        """Mark the present records as seen: the next run tries them, and a record that stays is not retried at once."""
         # Keep no marks of removed records: a stream of events may last for days.
         self.seen = self._spool.list_marks()
 
     def run_once(self, run: Callable[[], Outcome]) -> Outcome | None:
-        """Make one run; the caller holds the lock. Returns None where it failed. The same message is logged once."""
+        """Make one run and return its outcome, None if it failed. Each message is logged once."""
         self.mark_seen()
         try:
             outcome = run()
         except (LbagentError, OSError) as error:
             status = error.exit_status if isinstance(error, LbagentError) else 1
-            for words in format_error_lines(error):
-                if self._log.repeats or words not in self._said:
-                    self._log.error(words, exit_status=status)
-                self._said.add(words)
+            for line in format_error_lines(error):
+                if self._log.repeats or line not in self._logged:
+                    self._log.error(line, exit_status=status)
+                self._logged.add(line)
             self.failed = True
             self.status = self.status or status
             return None
@@ -87,7 +88,7 @@ class DrainLoop:
         return outcome
 
     def run_while_spooled(self, lock: str, run: Callable[[], Outcome]) -> None:
-        """Try the lock and run, until no unseen record is left or the lock is busy. Raises OSError."""
+        """Acquire the lock and run, until no unseen record is left or the lock is busy. Raises OSError."""
         while self._spool.list_marks() - self.seen:
             with acquire_lock(lock) as acquired:
                 if not acquired:
@@ -96,23 +97,23 @@ class DrainLoop:
 
 
 def drain_spool(settings: Settings, log: Log) -> int:
-    """Run until the spool is empty or the lock is busy: then its holder goes on. Failures are logged.
+    """Run until the spool is empty, or the lock is busy: its holder then applies the rest. Failures are logged.
 
-    Returns the exit status. Raises OSError where the spool cannot be read, TryAgain where this user may only store
-    events and no other process applies them.
+    Returns the exit status. Raises OSError if the spool cannot be read, TryAgain if this user may only store events and
+    no other process applies them.
     """
     paths = Paths(settings.state_dir)
     spool = Spool(paths.spool, RECORD_LIMIT)
     if is_locked(paths.watch_lock) and time.time() - (spool.find_oldest_time() or time.time()) < WATCH_HANGS_AFTER:
         return 0
     if not may_lock(paths.lock):
-        if idle := explain_waiting_event(paths):
-            raise idle
+        if error := explain_waiting_event(paths):
+            raise error
         return 0
 
     def run() -> Outcome:
-        from lbagent.run.engine import Engine  # noqa: PLC0415  # 20 ms that a busy lock saves
-        from lbagent.run.transaction import RunOptions  # noqa: PLC0415  # 20 ms that a busy lock saves
+        from lbagent.run.engine import Engine  # noqa: PLC0415  # takes 20 ms, not needed if the lock is busy
+        from lbagent.run.transaction import RunOptions  # noqa: PLC0415  # as above
 
         return Engine(paths, settings.roles, log).run(RunOptions())
 

@@ -23,17 +23,16 @@ from lbagent.outcome import Outcome, Verdict
 from lbagent.planning import services
 from lbagent.planning.plan import Plan
 from lbagent.roles.model import Pair, Roles
-from lbagent.run import batch
+from lbagent.run import batch, replies
 from lbagent.run.transaction import Transaction
 from lbagent.serf.events import Command
-from lbagent.state import answers
 from lbagent.state.lock import is_held, is_locked
 from lbagent.state.spool import Spool
 from lbagent.state.store import Store
 from lbagent.system.log import Log, format_error
 
 _LENGTH_LIMIT = 1000
-"""Characters of a sentence that are kept in last.json."""
+"""Characters of a message that are kept in last.json."""
 
 
 class CurrentConfig:
@@ -59,17 +58,17 @@ class Recorder:
         self._started = time.monotonic()
         self.roles: Roles | None = None
         self.causes: tuple[str, ...] = ()
-        self.asked: Mapping[str, Command] = {}
+        self.foreign_queries: Mapping[str, Command] = {}
         """Queries stored by users who may not apply them, by the ids of their records."""
         self.answers: Mapping[str, str] = {}
         """Answers from the update of membership, by record id."""
-        self.heard: int | None = None
+        self.newest_event_at: int | None = None
         """Epoch seconds at which the newest event of this run arrived."""
         self.transaction: Transaction | None = None
         self.outcome: Outcome | None = None
-        self.synced = False
+        self.is_synced = False
         """Whether Serf's member list was read."""
-        self.unknown: TryAgain | None = None
+        self.sync_error: TryAgain | None = None
         """Why Serf's member list could not be used, where it was requested."""
 
     def __enter__(self) -> Self:
@@ -92,23 +91,20 @@ class Recorder:
         return self.transaction.plan if self.transaction else None
 
     def _publish_answers(self, error: BaseException | None) -> None:
-        asked = self.asked or (batch.peek_queries(self._spool) if error else {})
-        if not asked:
+        queries = self.foreign_queries or (batch.peek_queries(self._spool) if error else {})
+        if not queries:
             return
-        from lbagent.run import replies  # noqa: PLC0415  # loads ipaddress, for stored queries only
-
-        ran = replies.FinishedRun(self.roles, self.transaction, self.outcome, self.answers, error)
-        said = {key: replies.format_reply(key, command, ran) for key, command in asked.items()}
-        answers.publish_answers(self._store.paths.answers, said)
+        run = replies.FinishedRun(self.roles, self.transaction, self.outcome, self.answers, error)
+        self._store.publish_answers({key: replies.format_reply(key, query, run) for key, query in queries.items()})
 
     def _record_history(self, error: BaseException | None) -> None:
         if self.transaction is None:
             return
-        for why in self.transaction.reasons:
-            self._log.info(f"reload needed: {why}")
+        for reason in self.transaction.reasons:
+            self._log.info(f"reload needed: {reason}")
         if isinstance(error, ReloadPostponed):
-            if partly := self.transaction.partly:
-                self._append_history(partly.verdict, partly.message, reloaded=partly.reloaded)
+            if partial := self.transaction.partial_outcome:
+                self._append_history(partial.verdict, partial.message, reloaded=partial.reloaded)
             return
         if isinstance(error, LbagentError | OSError):
             self._append_history(
@@ -117,7 +113,7 @@ class Recorder:
         elif self.outcome and self.outcome.verdict is not Verdict.UNCHANGED:
             self._append_history(self.outcome.verdict, self.outcome.message, reloaded=self.outcome.reloaded)
 
-    def _append_history(self, outcome: str, words: str, *, reloaded: bool = False) -> None:
+    def _append_history(self, outcome: str, message: str, *, reloaded: bool = False) -> None:
         plan = self._plan
         self._store.append_history(
             {
@@ -125,7 +121,7 @@ class Recorder:
                 "added": plan.added if plan else (),
                 "removed": plan.removed if plan else (),
                 "outcome": outcome,
-                "words": words,
+                "words": message,
                 "reloaded": reloaded,
                 "ms": round((time.monotonic() - self._started) * 1000),
             }
@@ -149,13 +145,15 @@ class Recorder:
         last = self._count_run(last, now, self._find_verdict(error))
         if status == 0:
             last = last._replace(success=now)
-        if self.heard:
-            last = last._replace(event=self.heard)
-        if self.synced:
+        if self.newest_event_at:
+            last = last._replace(event=self.newest_event_at)
+        if self.is_synced:
             last = last._replace(sync=now, sync_failing=None, sync_words="")
-        elif self.unknown:
-            last = last._replace(sync_failing=last.sync_failing or now, sync_words=_shorten(format_error(self.unknown)))
-        if self.synced or self.unknown:
+        elif self.sync_error:
+            last = last._replace(
+                sync_failing=last.sync_failing or now, sync_words=_shorten(format_error(self.sync_error))
+            )
+        if self.is_synced or self.sync_error:
             last = last._replace(peers=self._count_peers() or last.peers)
         plan = self._plan
         is_as_planned = bool(plan and live and live.texts == plan.after)
@@ -190,7 +188,7 @@ class Recorder:
         )
 
     def _find_verdict(self, error: BaseException | None) -> str:
-        error = error or self.unknown
+        error = error or self.sync_error
         if isinstance(error, LbagentError | OSError):
             return getattr(error, "outcome", LbagentError.outcome)
         return self.outcome.verdict if self.outcome and not error else INTERRUPTED
@@ -198,12 +196,12 @@ class Recorder:
     def _format_result(self, error: BaseException | None) -> str:
         if isinstance(error, LbagentError | OSError):
             return _shorten(f"{getattr(error, 'outcome', 'failed')}: {format_error(error)}")
-        if self.unknown:
-            return _shorten(f"{self.unknown.outcome}: {format_error(self.unknown)}")
+        if self.sync_error:
+            return _shorten(f"{self.sync_error.outcome}: {format_error(self.sync_error)}")
         return _shorten(f"{self.outcome.verdict}: {self.outcome.message}") if self.outcome else "interrupted"
 
     def _find_exit_status(self, error: BaseException | None) -> int:
-        error = error or self.unknown
+        error = error or self.sync_error
         if error is not None:
             return error.exit_status if isinstance(error, LbagentError) else 1
         return self.outcome.exit_status if self.outcome else 0
@@ -218,7 +216,7 @@ class Recorder:
             last,
             digest=live.digest if live else None,
             old_workers=haproxy.old_workers if haproxy else None,
-            blocked=sum(held.lines for held in plan.blocked) if plan else 0,
+            blocked=sum(blocked.lines for blocked in plan.blocked) if plan else 0,
             pending=len(self._spool.list_names()),
             oldest_event=None if oldest is None else int(oldest),
             bad=_count_files(self._store.paths.bad),
@@ -242,9 +240,9 @@ class Recorder:
         return None
 
 
-def _shorten(words: str) -> str:
-    """Return the sentence, cut to the length of a line of `status`."""
-    return words if len(words) <= _LENGTH_LIMIT else f"{words[:_LENGTH_LIMIT]} …"
+def _shorten(message: str) -> str:
+    """Return the message, cut to what `status` shows."""
+    return message if len(message) <= _LENGTH_LIMIT else f"{message[:_LENGTH_LIMIT]} …"
 
 
 def _count_files(folder: str) -> int:

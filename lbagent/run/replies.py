@@ -11,7 +11,7 @@ from lbagent.haproxy.config import Key
 from lbagent.membership.model import UNKNOWN, Member, Membership, as_table, find_member, find_paused
 from lbagent.membership.updates import DONE, NOT_YET, STILL_PAUSED, UNKNOWN_NODE
 from lbagent.outcome import Outcome, Verdict
-from lbagent.planning import services as planning_services
+from lbagent.planning import services
 from lbagent.planning.decisions import Note, OperatorLineNote
 from lbagent.planning.desired import list_serving_ports
 from lbagent.planning.plan import Plan
@@ -26,12 +26,12 @@ QUEUED = "queued"
 
 
 class FinishedRun(NamedTuple):
-    """A run, its end and its results."""
+    """A run, how it ended, and its results."""
 
     roles: Roles | None
     transaction: Transaction | None
     outcome: Outcome | None
-    """None where the run failed."""
+    """None if the run failed."""
     answers: Mapping[str, str]
     """Answers from the update of membership, by record id."""
     error: BaseException | None = None
@@ -40,31 +40,25 @@ class FinishedRun(NamedTuple):
 def format_reply(record: str, command: Command, run: FinishedRun) -> str:
     """Return the answer to the command in this record."""
     transaction = run.transaction
-    outcome = run.outcome or (transaction.reached if transaction else None)
+    outcome = run.outcome or (transaction.applied_outcome if transaction else None)
     if transaction is None or outcome is None or run.roles is None:
         return format_failure(run.error)
-    words = run.answers.get(record, DONE)
-    words = words if words != DONE else judge_command(command, transaction.membership, transaction.plan)
-    if words != DONE or command.verb == "forget":
-        return words if words != DONE or outcome.is_confirmed else _format_unconfirmed(outcome)
+    answer = run.answers.get(record, DONE)
+    if answer == DONE:
+        answer = judge_command(command, transaction.membership, transaction.plan)
+    if answer != DONE:
+        return answer
+    if command.verb == "forget":
+        return DONE if outcome.is_confirmed else _format_unconfirmed(outcome)
     member = find_member(transaction.membership.members, command.name, command.address)
     host_names = list_host_names(member, transaction.membership) if member else frozenset[str]()
-    if words := _explain_pending(command.verb, host_names, transaction, run.roles):
-        return words
-    if not outcome.is_confirmed and not (
-        command.verb == "pause" and _are_all_drained(host_names, transaction, run.roles)
-    ):
+    if obstacle := _explain_pending(command.verb, host_names, transaction, run.roles):
+        return obstacle
+    is_pause = command.verb == "pause"
+    if not outcome.is_confirmed and not (is_pause and _are_all_withdrawn(host_names, transaction, run.roles)):
         return _format_unconfirmed(outcome)
-    return ", ".join(
-        [
-            DONE,
-            *(
-                _list_pause_notes(member, host_names, transaction, run.roles)
-                if member and command.verb == "pause"
-                else ()
-            ),
-        ]
-    )
+    notes = _list_pause_notes(member, host_names, transaction, run.roles) if member and is_pause else []
+    return ", ".join([DONE, *notes])
 
 
 def format_failure(error: BaseException | None) -> str:
@@ -77,64 +71,66 @@ def format_failure(error: BaseException | None) -> str:
 
 
 def judge_command(command: Command, membership: Membership, plan: Plan | None) -> str:
-    """Return `done` where membership and plan are as the command asks; otherwise the obstacle."""
+    """Return `done` if membership and plan are as the command asks; otherwise the obstacle."""
     member = find_member(membership.members, command.name, command.address)
     if command.verb == "forget":
-        if member is None:
-            return UNKNOWN_NODE["forget"]
-        return f"refused: {member.name} is {member.status}" if member.present else DONE
+        return _judge_forget(member)
     if member is None or member.status == UNKNOWN:
         return UNKNOWN_NODE[command.verb] if member else UNKNOWN_NODE["resume"]
-    out, host_names = member.name in find_paused(membership), list_host_names(member, membership)
+    is_paused, host_names = member.name in find_paused(membership), list_host_names(member, membership)
     notes = [note for note in plan.notes if isinstance(note, Note) and note.node in host_names] if plan else []
     operator_notes = [note for note in notes if isinstance(note, OperatorLineNote)]
     if command.verb == "pause":
-        return (
-            f"{NOT_YET}: {operator_notes[0]}"
-            if out and operator_notes
-            else (DONE if out else "refused: a later resume was received")
-        )
-    if out:
+        if not is_paused:
+            return "refused: a later resume was received"
+        return f"{NOT_YET}: {operator_notes[0]}" if operator_notes else DONE
+    if is_paused:
         return STILL_PAUSED if _is_paused_by_tag(member, membership) else "refused: a later pause was received"
     return f"{NOT_YET}: {notes[0]}" if notes and not operator_notes and not _has_line(member, plan) else DONE
+
+
+def _judge_forget(member: Member | None) -> str:
+    if member is None:
+        return UNKNOWN_NODE["forget"]
+    return f"refused: {member.name} is {member.status}" if member.present else DONE
 
 
 def list_host_names(member: Member, membership: Membership) -> frozenset[str]:
     """Return all names of the node's host: a pause applies to each."""
     columns = as_table(membership.members).columns
-    there = zip(columns.names, columns.addresses, strict=True)
-    return frozenset(name for name, address in there if address == member.address) | {member.name}
+    addresses_by_name = zip(columns.names, columns.addresses, strict=True)
+    return frozenset(name for name, address in addresses_by_name if address == member.address) | {member.name}
 
 
 def _is_paused_by_tag(member: Member, membership: Membership) -> bool:
-    there = [one for one in as_table(membership.members).special.values() if one.paused_by_tag]
-    return any(one.name == member.name or one.address == member.address for one in there)
+    tagged = [other for other in as_table(membership.members).special.values() if other.paused_by_tag]
+    return any(other.name == member.name or other.address == member.address for other in tagged)
 
 
 def _has_line(member: Member, plan: Plan | None) -> bool:
-    names = (f"server {member.name} ", f"server {member.name}.")
-    return any(text.startswith(names) for texts in plan.managed_lines.values() for text in texts) if plan else False
+    prefixes = (f"server {member.name} ", f"server {member.name}.")
+    return any(text.startswith(prefixes) for texts in plan.managed_lines.values() for text in texts) if plan else False
 
 
 def _explain_pending(verb: str, host_names: frozenset[str], transaction: Transaction, roles: Roles) -> str:
     """Return why haproxy.cfg lacks the change for one of these nodes; empty where that does not matter."""
-    for node in sorted(host_names & transaction.pending.keys()):
-        there = _parse_servers(transaction.pending[node].removed)
-        out = there <= transaction.confirmed_out
-        if verb == "pause" and (not there or (out and roles.haproxy.runtime)):
+    for node in sorted(host_names & transaction.pending_changes.keys()):
+        servers = _parse_servers(transaction.pending_changes[node].removed)
+        are_withdrawn = servers <= transaction.confirmed_withdrawn
+        if verb == "pause" and (not servers or (are_withdrawn and roles.haproxy.runtime)):
             continue
-        why = transaction.explain_refusal(node)
-        servers = ", ".join(map(config.format_target, sorted(there)))
-        more = f"; no new traffic reaches {servers}" if verb == "pause" and out else ""
-        return f"{NOT_YET}: {why}{more}" if why else QUEUED
+        reason = transaction.explain_refusal(node)
+        targets = ", ".join(map(config.format_target, sorted(servers)))
+        more = f"; no new traffic reaches {targets}" if verb == "pause" and are_withdrawn else ""
+        return f"{NOT_YET}: {reason}{more}" if reason else QUEUED
     return ""
 
 
-def _are_all_drained(host_names: frozenset[str], transaction: Transaction, roles: Roles) -> bool:
-    """Return whether the worker has confirmed on its stats socket that all servers of these nodes are out."""
+def _are_all_withdrawn(host_names: frozenset[str], transaction: Transaction, roles: Roles) -> bool:
+    """Return whether the worker has confirmed that no server of these nodes gets new clients."""
     changes = transaction.plan.changes if transaction.plan else {}
-    gone = {key for node in host_names & changes.keys() for key in _parse_servers(changes[node].removed)}
-    return bool(gone) and gone <= transaction.confirmed_out and roles.haproxy.runtime
+    removed = {key for node in host_names & changes.keys() for key in _parse_servers(changes[node].removed)}
+    return bool(removed) and removed <= transaction.confirmed_withdrawn and roles.haproxy.runtime
 
 
 def _parse_servers(lines: Iterable[str]) -> set[Key]:
@@ -150,13 +146,10 @@ def _list_pause_notes(member: Member, host_names: frozenset[str], transaction: T
     count = count_sessions(member, transaction.membership, roles, count_connections())
     notes = [format_open_sessions(count)] if count else []
     document = config_files.read_config(roles.haproxy).document
-    now = planning_services.ServingServers(document, config_files.query_server_states(document))
-    services = planning_services.find_unserved(now, roles, transaction.membership, host_names)
-    return (
-        [*notes, f"{planning_services.LAST_SERVER_WARNING}{planning_services.join_services(services)} serves"]
-        if services
-        else notes
-    )
+    now = services.ServingServers(document, config_files.query_server_states(document))
+    if unserved := services.find_unserved(now, roles, transaction.membership, host_names):
+        notes.append(f"{services.LAST_SERVER_WARNING}{services.join_services(unserved)} serves")
+    return notes
 
 
 def count_sessions(
@@ -167,7 +160,9 @@ def count_sessions(
     Connections of the kernel, as after a reload no HAProxy process knows those of all workers.
     """
     names = list_host_names(member, membership)
-    ports = {port for name in names if (one := membership.members.get(name)) for port in list_serving_ports(roles, one)}
+    ports = {
+        port for name in names if (found := membership.members.get(name)) for port in list_serving_ports(roles, found)
+    }
     return sum(count for (address, port), count in connections.items() if address == member.address and port in ports)
 
 

@@ -1,4 +1,4 @@
-"""Synchronisation with Serf and the other load balancers: events are hints, their answers are the truth."""
+"""Synchronisation: membership from `serf members`, and pauses from the other load balancers; events can be lost."""
 
 from __future__ import annotations
 
@@ -12,30 +12,33 @@ from lbagent.membership.model import Membership
 from lbagent.membership.updates import UpdateResult
 from lbagent.roles.model import Roles
 from lbagent.run import exchange
-from lbagent.run.engine import Engine, Learn
-from lbagent.run.exchange import WAITS, PeerAnswers
+from lbagent.run.engine import Engine, SyncMerge
+from lbagent.run.exchange import QUERY_TIMEOUTS, PeerAnswers
 from lbagent.serf import agent
 from lbagent.serf.member_list import find_peers
 from lbagent.system.log import Log
 
 
-def prepare_sync(engine: Engine, log: Log, say: Callable[[str], None], *, force: bool, record: bool = True) -> Learn:
-    """Return the function that updates membership from Serf and the other load balancers.
+def prepare_sync(
+    engine: Engine, log: Log, log_line: Callable[[str], None], *, force: bool, record: bool = True
+) -> SyncMerge:
+    """Return the function that merges Serf's member list and the pauses of the other load balancers into membership.
 
-    `say` is called with each load balancer that does not answer. The others are asked at once, without any lock:
-    answers may take seconds, and events that arrive meanwhile are newer. Serf's list is read later, after all events
-    are applied. The result raises TryAgain where Serf cannot be asked, or lists no node of any role.
+    The other load balancers are queried now, without the lock: answers take seconds, and events that arrive meanwhile
+    are newer. `log_line` is called for each that does not answer. Serf's list is read by the returned function, after
+    all events are applied. It raises TryAgain if Serf is not reachable, or lists no node of any role. With `record`,
+    peers.json is written.
     """
-    asked_at, answers = int(time.time()), _ask_peers(engine, say)
-    said, digest = _fetch_status_lines(engine) if record else ({}, "")
+    asked_at, answers = int(time.time()), _ask_peers(engine, log_line)
+    status_lines, digest = _fetch_status_lines(engine) if record else ({}, "")
 
-    def learn(membership: Membership, roles: Roles) -> UpdateResult:
+    def merge_sync(membership: Membership, roles: Roles) -> UpdateResult:
         now = int(time.time())
         info, listing = agent.fetch_info(), agent.fetch_members()
         if record:
             store = engine.store
             here = peers.Observer(now, info, digest)
-            store.save_peers(peers.update_peers(store.load_peers(), here, find_peers(listing, info), said))
+            store.save_peers(peers.update_peers(store.load_peers(), here, find_peers(listing, info), status_lines))
         if sync.lists_no_known_role(listing, info.name, roles):
             if not sync.has_no_serving_member(membership, roles):
                 raise TryAgain("serf members: no node has a role of roles.yml; nothing is removed, try again")
@@ -44,26 +47,26 @@ def prepare_sync(engine: Engine, log: Log, say: Callable[[str], None], *, force:
         for refused in listing.refused:
             log.hint(refused)
         listed = sync.merge_member_list(membership, listing, info.name, now, force=force)
-        joined = exchange.merge_answers(listed.membership, answers, info.clocks, asked_at, now)
-        return UpdateResult(joined.membership, {}, listed.causes + joined.causes, listed.warnings)
+        merged = exchange.merge_answers(listed.membership, answers, info.clocks, asked_at, now)
+        return UpdateResult(merged.membership, {}, listed.causes + merged.causes, listed.warnings)
 
-    return learn
+    return merge_sync
 
 
 def _fetch_status_lines(engine: Engine) -> tuple[dict[str, str], str]:
     """Return the status line of each other load balancer, and the digest of the managed lines here."""
     try:
-        names = [one.name for one in find_peers(agent.fetch_members(), agent.fetch_info()) if one.status == "alive"]
-        document = config_files.read_config(engine.roles().haproxy).document
-        said = agent.send_query("lbagent-status", "", names, WAITS) if names else {}
+        names = [peer.name for peer in find_peers(agent.fetch_members(), agent.fetch_info()) if peer.status == "alive"]
+        document = config_files.read_config(engine.load_roles().haproxy).document
+        status_lines = agent.send_query("lbagent-status", "", names, QUERY_TIMEOUTS) if names else {}
     except (LbagentError, OSError):
         return {}, ""
-    return said, document.compute_digest() if document.has_managed_lines else "none"
+    return status_lines, document.compute_digest() if document.has_managed_lines else "none"
 
 
-def _ask_peers(engine: Engine, say: Callable[[str], None]) -> PeerAnswers:
+def _ask_peers(engine: Engine, log_line: Callable[[str], None]) -> PeerAnswers:
     try:
-        return exchange.ask_peers(lambda: engine.preview_membership(engine.roles()), say)
+        return exchange.ask_peers(lambda: engine.preview_membership(engine.load_roles()), log_line)
     except TryAgain:
         return PeerAnswers()  # logged when Serf's list is read
     except (LbagentError, OSError):

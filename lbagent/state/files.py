@@ -82,24 +82,24 @@ def swap_files(path: str, target: Target, *, keep: bool) -> bool:
     """
     old = target.hidden_path("old" if keep else "replaced")
     _remove_if_present(old)
-    with _watch_writers(target.path) as nobody:
-        if not nobody():
+    with _watch_writers(target.path) as has_no_writer:
+        if not has_no_writer():
             time.sleep(_WRITING)
             return False
         lock.check_all_locks()
         _link_file(target.path, old)
         try:
             _rename(path, target.path)
-            # An editor may have saved between the last look and the rename: then `old` has its text.
-            quiet = _read_content(old) == target.content and nobody()
-            if not quiet:
+            # An editor may have saved between the check and the rename: then `old` has its text.
+            is_own = _read_content(old) == target.content and has_no_writer()
+            if not is_own:
                 os.rename(old, target.path)
             elif keep:
                 os.rename(old, target.hidden_path("previous"))
         finally:
             _remove_if_present(old)
     sync_folder(target.folder)
-    return quiet and os.path.realpath(target.given) == target.path
+    return is_own and os.path.realpath(target.given) == target.path
 
 
 def remove_stale_stages(target: Target) -> None:

@@ -13,13 +13,13 @@ from typing import Any, BinaryIO
 from lbagent.outcome import PastRun
 
 _FIRST = 1 << 14
-"""Bytes read first. They usually hold the last line; one about ten thousand servers is a hundred times longer."""
+"""Bytes read first. They usually hold the last line; one with 10,000 servers is a hundred times longer."""
 
 _LINES = 50
 """Added and removed lines that are kept of an entry; a change of ten thousand servers has as many."""
 
 
-def read_past_runs(path: str) -> PastRun | None:
+def read_last_run(path: str) -> PastRun | None:
     """Return the last run with a complete line; None if there is none, or no file. Raises other OSErrors."""
     try:
         with open(path, "rb") as file:
@@ -35,8 +35,8 @@ def read_entries(path: str, limit: int) -> list[dict[str, Any]]:
     `removed`, and the numbers of all of them, `added_count` and `removed_count`. Lines that are not valid are skipped.
     """
     found: list[dict[str, Any]] = []
-    for one in (path, f"{path}.1"):
-        with contextlib.suppress(FileNotFoundError), open(one, "rb") as file:
+    for name in (path, f"{path}.1"):
+        with contextlib.suppress(FileNotFoundError), open(name, "rb") as file:
             lines = reversed(file.read().split(b"\n"))
             entries = (entry for line in lines if line and (entry := _parse_entry(line)))
             found += itertools.islice(entries, limit - len(found))
@@ -83,4 +83,4 @@ def _parse_entry(line: bytes) -> dict[str, Any] | None:
 
 
 def _list_texts(value: object) -> list[str]:
-    return [str(one) for one in value] if isinstance(value, list) else []
+    return [str(item) for item in value] if isinstance(value, list) else []

@@ -54,7 +54,7 @@ class Spool:
     """The folder `spool/` of a state directory; a symbolic link in its place is never followed."""
 
     def __init__(self, folder: str, limit: int) -> None:
-        """A spool in `folder` whose records hold at most `limit` bytes."""
+        """Use the spool in `folder`; its records have at most `limit` bytes."""
         self.folder = folder
         self.limit = limit
 
@@ -89,13 +89,13 @@ class Spool:
         """Return the marks of the files that the next run would process."""
         try:
             with open_folder(self.folder) as here:
-                return frozenset((name, one.st_ino, one.st_mtime_ns) for name, one in self._list_next(here))
+                return frozenset((name, status.st_ino, status.st_mtime_ns) for name, status in self._list_next(here))
         except FileNotFoundError:
             return frozenset()
 
     def read(self) -> tuple[list[Record], list[str]]:
-        """Return every readable record in order, and one sentence for each file that was set aside."""
-        records, said = [], []
+        """Return every readable record in order, and a warning for each file moved to `bad/`. Raises OSError."""
+        records, warnings = [], []
         with contextlib.suppress(FileNotFoundError), open_folder(self.folder) as here:
             _remove_abandoned(here)
             for name, _ in self._list_next(here):
@@ -103,8 +103,8 @@ class Spool:
                 if isinstance(record, Record):
                     records.append(record)
                 else:
-                    said.append(self.set_aside(name, record))
-        return records, said
+                    warnings.append(self.set_aside(name, record))
+        return records, warnings
 
     def peek(self) -> list[Record]:
         """Return every readable record in order, without moving any file."""
@@ -241,8 +241,8 @@ def set_aside(spool: int, name: str) -> str:
     bad = _open_bad(spool)
     try:
         os.rename(name, kept, src_dir_fd=spool, dst_dir_fd=bad)
-        for one in sorted(os.listdir(bad))[:-KEPT]:
-            _remove_tree(bad, one)
+        for old in sorted(os.listdir(bad))[:-KEPT]:
+            _remove_tree(bad, old)
     finally:
         os.close(bad)
     return os.path.join(_BAD, kept)
@@ -283,20 +283,20 @@ def _open_own_bad(spool: int) -> int | None:
 
 def _remove_tree(bad: int, name: str) -> None:
     """Remove a file, or a directory with all its contents; what cannot be removed stays."""
-    left = [name]
-    while left:
-        one = left.pop()
+    names = [name]
+    while names:
+        current = names.pop()
         with contextlib.suppress(OSError):
-            if not _is_folder(bad, one):
-                os.unlink(one, dir_fd=bad)
+            if not _is_folder(bad, current):
+                os.unlink(current, dir_fd=bad)
                 continue
-            left += _empty_folder(bad, one)
-            os.rmdir(one, dir_fd=bad)
+            names += _empty_folder(bad, current)
+            os.rmdir(current, dir_fd=bad)
 
 
 def _empty_folder(bad: int, folder: str) -> list[str]:
     """Empty a directory: delete its files, and move its subdirectories up into `bad`; return their new names."""
-    up: list[str] = []
+    moved: list[str] = []
     inside = os.open(folder, _FOLDER, dir_fd=bad)
     try:
         for name in os.listdir(inside):
@@ -305,12 +305,12 @@ def _empty_folder(bad: int, folder: str) -> list[str]:
                     os.unlink(name, dir_fd=inside)
                     continue
                 # The prefix sorts first: if this process is killed here, these are removed first the next time.
-                raised = f"0-{time.time_ns()}-{len(up)}"
-                os.rename(name, raised, src_dir_fd=inside, dst_dir_fd=bad)
-                up.append(raised)
+                moved_name = f"0-{time.time_ns()}-{len(moved)}"
+                os.rename(name, moved_name, src_dir_fd=inside, dst_dir_fd=bad)
+                moved.append(moved_name)
     finally:
         os.close(inside)
-    return up
+    return moved
 
 
 def _is_folder(inside: int, name: str) -> bool:

@@ -1,4 +1,7 @@
-"""Read and write the files of the state directory: members, served, roles, last, peers, history and metrics."""
+"""Read and write the files of the state directory, except spool, locks and the past in history.jsonl.
+
+A damaged file is the same as a missing one, except members.json, which raises `storage.Damaged`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from lbagent import metrics as metrics_module
-from lbagent.membership import storage
+from lbagent.membership import peers, storage
 from lbagent.membership.model import Membership
 from lbagent.membership.peers import Peers
 from lbagent.metrics import Last
@@ -23,6 +26,11 @@ from lbagent.system import untrusted_files
 HISTORY_LIMIT = 4 * 1024 * 1024
 """Size in bytes above which history.jsonl is renamed to history.jsonl.1."""
 
+_ANSWERS_KEPT = 100
+"""Number of answers in answers.json. Serf runs its handlers one after another, and each waits for seconds only."""
+
+_ANSWER_POLL = 0.02
+"""Seconds between two looks at answers.json."""
 
 _DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 """Exceptions that reading damaged JSON may raise: 1e999 is not an int, 100,000 brackets are too deep."""
@@ -55,8 +63,8 @@ class Served(NamedTuple):
     worker: tuple[int, int] | None = None
     """Pid and start time of the worker that confirmed them; None if HAProxy did not run."""
     failure: Failure | None = None
-    left: ServersInMaintenance = ServersInMaintenance()
-    complete: bool = True
+    in_maintenance: ServersInMaintenance = ServersInMaintenance()
+    is_complete: bool = True
     """Whether `in_maintenance` has all of them.
 
     False after a run that could not write served.json, as the disk was full.
@@ -90,11 +98,11 @@ class Store:
 
     def load_served(self) -> Served:
         """Return what HAProxy last confirmed; an empty state where that is unknown."""
-        complete = not os.path.lexists(self._incomplete_path)
+        is_complete = not os.path.lexists(self._incomplete_path)
         served = self._read_served(self.paths.served)
-        if served is None and not complete:
+        if served is None and not is_complete:
             served = self._read_served(self._incomplete_path)
-        return (served or Served())._replace(complete=complete)
+        return (served or Served())._replace(is_complete=is_complete)
 
     @property
     def _incomplete_path(self) -> str:
@@ -127,11 +135,11 @@ class Store:
         """Write served.json. Raises OSError."""
         content: dict[str, object] = {"digest": served.digest, "worker": _serialize_worker(served.worker)}
         content["failure"] = served.failure and served.failure._asdict()
-        if served.left.lines:
-            lines = {"/".join(key): line for key, line in served.left.lines.items()}
-            content["left"] = {"worker": _serialize_worker(served.left.worker), "servers": lines}
+        if served.in_maintenance.lines:
+            lines = {"/".join(key): line for key, line in served.in_maintenance.lines.items()}
+            content["left"] = {"worker": _serialize_worker(served.in_maintenance.worker), "servers": lines}
         files.replace_file(self.paths.served, json.dumps(content).encode())
-        if served.complete:
+        if served.is_complete:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._incomplete_path)
 
@@ -165,6 +173,31 @@ class Store:
             with open(path, "a", encoding="utf-8", opener=_open_private) as file:
                 file.write(json.dumps({"when": when, **entry}) + "\n")
 
+    def publish_answers(self, answers: Mapping[str, str]) -> None:
+        """Add answers to answers.json, by record id. Raises OSError."""
+        kept = {**{key: text for key, text in self._load_answers().items() if key not in answers}, **answers}
+        newest = dict(list(kept.items())[-_ANSWERS_KEPT:])
+        files.replace_file(self.paths.answers, json.dumps(newest).encode(), durable=False)
+
+    def wait_for_answer(self, record: str, seconds: float) -> str | None:
+        """Wait up to `seconds` for the answer to a record; None if there is none by then. Raises OSError."""
+        deadline = time.monotonic() + seconds
+        seen: tuple[int, int] | None = None
+        while True:
+            stamp = _read_stamp(self.paths.answers)
+            if stamp != seen and (answer := self._load_answers().get(record)) is not None:
+                return answer
+            seen = stamp
+            if time.monotonic() >= deadline:
+                return None
+            time.sleep(_ANSWER_POLL)
+
+    def _load_answers(self) -> dict[str, str]:
+        with contextlib.suppress(FileNotFoundError, ValueError), open(self.paths.answers, "rb") as file:
+            found = json.loads(file.read())
+            return {key: str(text) for key, text in found.items()} if isinstance(found, dict) else {}
+        return {}
+
     def load_last(self) -> Last:
         """Return the times of the last run, event and so on; defaults where they are unknown."""
         try:
@@ -179,24 +212,29 @@ class Store:
 
     def load_peers(self) -> Peers | None:
         """Return the other load balancers as the last sync saw them; None where that is unknown."""
-        from lbagent.membership import peers  # noqa: PLC0415  # no event needs it
-
         try:
             with open(self.paths.peers, "rb") as file:
-                return peers.load(file.read())
+                return peers.parse_peers(file.read())
         except (OSError, *_DAMAGE):
             return None
 
     def save_peers(self, found: Peers) -> None:
         """Write peers.json. Errors are ignored."""
-        from lbagent.membership import peers  # noqa: PLC0415  # no event needs it
-
         with contextlib.suppress(OSError):
-            files.replace_file(self.paths.peers, peers.dump(found), durable=False)
+            files.replace_file(self.paths.peers, peers.serialize_peers(found), durable=False)
 
     def publish_metrics(self, metrics: bytes) -> None:
         """Write metrics.prom, readable by all users. Raises OSError."""
         files.replace_file(self.paths.metrics, metrics, 0o644, durable=False)
+
+
+def _read_stamp(path: str) -> tuple[int, int] | None:
+    """Return inode and mtime of a file; None if it is missing."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _checksum(text: str) -> int:

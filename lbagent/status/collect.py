@@ -45,7 +45,7 @@ _SOCKET_TIMEOUT = 2.0
 
 def collect_status(engine: Engine) -> Report:
     """Return the current status. Raises RolesRefused."""
-    roles = engine.roles()
+    roles = engine.load_roles()
     return _Collector(engine, roles).collect()
 
 
@@ -105,14 +105,14 @@ class _Collector:
 
     def _read_last_change(self) -> PastRun | None:
         try:
-            return history.read_past_runs(self._engine.paths.history)
+            return history.read_last_run(self._engine.paths.history)
         except OSError as error:
             self._add_problem(format_error(error))
             return None
 
     def _read_served(self) -> Served | None:
         path, found = self._engine.paths.served, self._engine.store.load_served()
-        if found._replace(complete=True) == store.Served():
+        if found._replace(is_complete=True) == store.Served():
             # Either it was never written, or it is damaged.
             try:
                 os.stat(path)

@@ -76,8 +76,8 @@ def list_server_states(document: Document, roles: Roles, members: Members, stats
 
 
 def _describe_managed(proxy: Proxy, node: str, here: list[Pair], line: ManagedLine, stats: Stats) -> list[ServerState]:
-    if not line.pauses:
-        kind, state = DRAINED if line.paused else MANAGED, stats.get((proxy.name, line.name), NO_STATS)
+    if not line.is_comment:
+        kind, state = DRAINED if line.is_paused else MANAGED, stats.get((proxy.name, line.name), NO_STATS)
         return [ServerState(proxy.name, line.name, line.endpoint, kind, *state)]
     # HAProxy may still have its server, in maintenance, until the next reload.
     names = [name for name in (node, *(f"{node}.{pair.service}" for pair in here)) if (proxy.name, name) in stats]
@@ -320,7 +320,7 @@ class _NodeTable:
             preview.plan.reasons.get(name, ()) if preview.plan else (),
             explain_no_server(member, self._roles, self._middles) if member and member.present else "",
             self._find_pauser(member) if member and name in self._paused else None,
-            name in preview.held,
+            name in preview.blocked,
             name in preview.quarantined,
             name in self._load_balancers,
             preview.obstacle,

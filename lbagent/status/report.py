@@ -208,7 +208,7 @@ def build_report(sources: Sources, roles: Roles, membership: Membership, documen
     digest, has_managed_lines = (document.compute_digest(), document.has_managed_lines) if document else (None, False)
     notes = [note for note in preview.notes if not isinstance(note, Note)]
     blocked = [str(one) for one in preview.plan.blocked] if preview.plan else []
-    others = peers.current(sources.peers, membership.members, [*roles.roles])
+    others = peers.list_current_peers(sources.peers, membership.members, [*roles.roles])
     middles = {marker.middle for proxy in document.proxies for marker in proxy.markers} if document else set[str]()
     rows = list_nodes(roles, membership, servers, preview, middles, {peer.name for peer in others})
     return Report(sources, rows, digest, has_managed_lines, blocked, notes, problems, others)

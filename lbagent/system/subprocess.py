@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-_WORDS_LIMIT = 16 * 1024 * 1024
+_OUTPUT_LIMIT = 16 * 1024 * 1024
 """Maximum bytes of output: `serf members` of 20,000 nodes prints 7 MB."""
-_LOOK = 0.1
+_POLL = 0.1
 """Seconds between two checks of the output."""
 
 Enough = Callable[[str], bool]
@@ -23,7 +23,7 @@ Enough = Callable[[str], bool]
 waiting_callbacks: list[Callable[[], None]] = []
 """Called every 0.1 s while a program runs: the daemon sends its watchdog signal there."""
 
-_ELSEWHERE = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
+_DEFAULT_FOLDERS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 _SIGKILL, _SIGPIPE, _SIGXFSZ = 9, 13, 25
 _SHELL_SIGNAL, _SIGNALS = 128, 64
 """Offset that a shell adds to the number of the signal that killed a program, and the number of signals."""
@@ -66,7 +66,7 @@ def find_program(program: str) -> str:
     """Return the path of a program, also if an init script set a short PATH. Raises FileNotFoundError."""
     # Skip relative entries of PATH, also empty ones: they mean the directory where Serf was started.
     absolute = [folder for folder in os.environ.get("PATH", "").split(":") if folder.startswith("/")]
-    for folder in ("",) if "/" in program else (*absolute, *_ELSEWHERE):
+    for folder in ("",) if "/" in program else (*absolute, *_DEFAULT_FOLDERS):
         path = os.path.join(folder, program)
         if os.path.isfile(path) and os.access(path, os.X_OK):
             return path
@@ -108,7 +108,7 @@ def _build_command(argv: Sequence[str], cwd: str | None) -> list[str]:
 
 
 def _read_output(output: int) -> str:
-    return os.pread(output, _WORDS_LIMIT, 0).decode("utf-8", "replace").strip()
+    return os.pread(output, _OUTPUT_LIMIT, 0).decode("utf-8", "replace").strip()
 
 
 def _spawn(command: list[str], environ: Mapping[str, str], output: int) -> int:
@@ -144,13 +144,13 @@ def _wait_for_status(pid: int, timeout: float, output: int, enough: Enough | Non
 def _wait_for_end(descriptor: int, timeout: float, output: int, enough: Enough | None) -> bool:
     deadline = time.monotonic() + timeout
     while (left := deadline - time.monotonic()) > 0:
-        if select.select([descriptor], [], [], min(left, _LOOK))[0]:
+        if select.select([descriptor], [], [], min(left, _POLL))[0]:
             return True
         for call in waiting_callbacks:
             call()
         if enough and enough(_read_output(output)):
             return False
         # Discard excess output rather than fill the memory.
-        if os.fstat(output).st_size > _WORDS_LIMIT:
-            os.ftruncate(output, _WORDS_LIMIT)
+        if os.fstat(output).st_size > _OUTPUT_LIMIT:
+            os.ftruncate(output, _OUTPUT_LIMIT)
     return bool(select.select([descriptor], [], [], 0)[0])

@@ -64,7 +64,7 @@ class Site(NamedTuple):
     socket: str
     """Path of the daemon's status socket."""
     name: str
-    """Name of this load balancer until the daemon says it."""
+    """Name of this load balancer until the daemon reports it."""
     prefix: str
     hosts: access.Hosts
     users: access.Users | None
@@ -158,7 +158,7 @@ class _Web:
         self._orders = orders.Orders(site.log)
         self._rendered: dict[tuple[str, ...], bytes] = {}
 
-    # --- what everybody may see ---------------------------------------------------------------------------------------
+    # --- pages for all users ------------------------------------------------------------------------------------------
 
     async def show_now(self, request: Request) -> Response:
         """All nodes, on all load balancers."""
@@ -254,7 +254,7 @@ class _Web:
         name = request.path_params["name"]
         if name not in _STATIC:
             raise HTTPException(404, "No such file.")
-        # Asked for again after each upgrade: the pages name it with a version.
+        # Browsers request it again after each upgrade, because the pages name it with a version.
         return Response(self._files[name], media_type=_STATIC[name], headers={"cache-control": "max-age=86400"})
 
     # --- what takes a log-in ------------------------------------------------------------------------------------------
@@ -424,7 +424,7 @@ class _Web:
         viewer = self._find_viewer(request, seen)
         # Ages are as old as the second in which the page was rendered.
         key = (request.url.path, request.url.query, viewer.version, str(int(time.time())))
-        # A compressed page with a secret in it, and with words of the request, would tell the secret by its length.
+        # A compressed page with a secret in it, and with words of the request, would reveal the secret by its length.
         small = viewer.session is None and "gzip" in request.headers.get("accept-encoding", "")
         if small and key in self._rendered:
             content = self._rendered[key]

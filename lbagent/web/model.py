@@ -126,6 +126,8 @@ class Peer(NamedTuple):
     equal: bool | None
     seen: int | None
     answers: bool
+    said: str | None
+    """Its status line, from its last answer."""
 
 
 class Status(NamedTuple):
@@ -298,9 +300,15 @@ def _parse_status(found: Mapping[str, Any]) -> Status:
 
 
 def _parse_peer(found: Mapping[str, Any]) -> Peer:
-    names = {name: _get(found, name, str) for name in ("name", "address", "status")}
-    equal, seen = _get_optional(found, "equal", bool), _get_optional(found, "seen", int)
-    return Peer(**names, equal=equal, seen=seen, answers=_get(found, "answers", bool))
+    return Peer(
+        _get(found, "name", str),
+        _get(found, "address", str),
+        _get(found, "status", str),
+        _get_optional(found, "equal", bool),
+        _get_optional(found, "seen", int),
+        _get(found, "answers", bool),
+        str(found.get("said") or "") or None,
+    )
 
 
 def _parse_node(found: Mapping[str, Any]) -> Node:

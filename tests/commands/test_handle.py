@@ -1,4 +1,4 @@
-"""handler, through the real console script: what Serf sees of an event. No HAProxy runs, and `haproxy -c` says yes."""
+"""The handler, run by the real console script without HAProxy: what Serf sees of an event."""
 
 # ruff: noqa: E501  # a case of a table stands on one line
 
@@ -41,7 +41,7 @@ def stage(tmp_path: Path, lbagent: str) -> Stage:
     return built(tmp_path, lbagent, CFG, ROLES, "/bin/true")
 
 
-def test_a_join_is_written_and_nothing_is_said(stage: Stage) -> None:
+def test_a_join_is_written_and_nothing_is_printed(stage: Stage) -> None:
     assert stage.join("web01 10.0.0.1", "web02 10.0.0.2") == (0, b"", "")
 
     assert stage.cfg.read_text() == (
@@ -85,13 +85,13 @@ def test_the_same_event_twice_writes_nothing_the_second_time(stage: Stage) -> No
     ("kind", "more"),
     [("user", {"SERF_USER_EVENT": "deploy"}), ("query", {"SERF_QUERY_NAME": "x"}), ("member-mystery", {}), ("", {})],
 )
-def test_somebody_elses_event_leaves_no_trace(stage: Stage, kind: str, more: dict[str, str]) -> None:
+def test_an_unknown_event_leaves_no_trace(stage: Stage, kind: str, more: dict[str, str]) -> None:
     assert stage.handle(kind, b"x\n", **more) == (0, b"", "")
 
     assert not stage.state.exists()
 
 
-def test_without_serf_it_says_whose_verb_it_is(stage: Stage) -> None:
+def test_without_serf_the_message_names_the_caller(stage: Stage) -> None:
     assert stage.run("handle") == (
         2,
         b"",
@@ -181,7 +181,7 @@ def test_a_doubled_marker_is_refused(stage: Stage) -> None:
     )
 
 
-def test_what_haproxy_refuses_never_goes_live(stage: Stage) -> None:
+def test_a_refused_text_never_goes_live(stage: Stage) -> None:
     (stage.folder / "bin" / "haproxy").unlink()
     (stage.folder / "bin" / "haproxy").write_text(NO)
     (stage.folder / "bin" / "haproxy").chmod(0o755)
@@ -197,7 +197,7 @@ def test_what_haproxy_refuses_never_goes_live(stage: Stage) -> None:
     assert stage.members == {"web01": "alive"}
 
 
-def test_what_was_refused_goes_in_once_it_is_accepted(stage: Stage) -> None:
+def test_a_refused_change_is_applied_once_haproxy_accepts_it(stage: Stage) -> None:
     (stage.folder / "bin" / "haproxy").unlink()
     (stage.folder / "bin" / "haproxy").symlink_to("/bin/false")
     assert stage.join("web01 10.0.0.1").status == 4
@@ -224,7 +224,7 @@ def test_a_tag_made_to_break_the_plan_costs_only_its_own_node(stage: Stage) -> N
 # --- state --------------------------------------------------------------------------------------------------------
 
 
-def test_state_that_cannot_be_written_is_said_to_need_a_sync(stage: Stage) -> None:
+def test_state_that_cannot_be_written_is_reported_to_need_a_sync(stage: Stage) -> None:
     stage.state.write_text("in the way")
 
     ended = stage.join("web01 10.0.0.1")
@@ -287,7 +287,7 @@ def test_damage_to_anything_else_is_no_harm(stage: Stage, name: str, content: by
 
 
 @pytest.mark.parametrize("name", ["roles.json", "history.jsonl"])
-def test_a_folder_in_the_way_of_what_is_best_effort_is_no_harm(stage: Stage, name: str) -> None:
+def test_a_folder_in_the_place_of_a_best_effort_file_does_no_harm(stage: Stage, name: str) -> None:
     stage.join("web01 10.0.0.1")
     (stage.state / name).unlink(missing_ok=True)
     (stage.state / name).mkdir()
@@ -297,7 +297,7 @@ def test_a_folder_in_the_way_of_what_is_best_effort_is_no_harm(stage: Stage, nam
     assert stage.managed == [line("web01", "10.0.0.1"), line("web02", "10.0.0.2")]
 
 
-def test_a_foreign_file_in_the_spool_is_set_aside_and_the_event_goes_on(stage: Stage) -> None:
+def test_a_foreign_file_in_the_spool_is_moved_and_the_event_is_applied(stage: Stage) -> None:
     stage.join("web01 10.0.0.1")
     (stage.state / "spool" / "1").write_bytes(b"no record")
     os.mkfifo(stage.state / "spool" / "2")
@@ -310,7 +310,7 @@ def test_a_foreign_file_in_the_spool_is_set_aside_and_the_event_goes_on(stage: S
     assert stage.spooled == ["bad"]
 
 
-def test_a_folder_named_like_a_record_is_set_aside_and_the_event_goes_on(stage: Stage) -> None:
+def test_a_folder_named_like_a_record_is_moved_and_the_event_is_applied(stage: Stage) -> None:
     stage.join("web01 10.0.0.1")
     (stage.state / "spool" / "1").mkdir()
 
@@ -319,7 +319,7 @@ def test_a_folder_named_like_a_record_is_set_aside_and_the_event_goes_on(stage: 
     assert stage.managed == [line("web01", "10.0.0.1"), line("web02", "10.0.0.2")]
 
 
-def test_what_the_system_refused_is_in_the_history_as_people_say_it(stage: Stage) -> None:
+def test_an_error_of_the_system_is_in_the_history_in_words(stage: Stage) -> None:
     stage.join("web01 10.0.0.1")
     stage.cfg.unlink()
     stage.join("web02 10.0.0.2")
@@ -350,7 +350,7 @@ def test_each_change_is_in_the_history(stage: Stage) -> None:
     ]
 
 
-def test_what_is_remembered_is_for_its_owner_and_group_only_but_for_the_metrics(stage: Stage) -> None:
+def test_state_files_are_for_owner_and_group_only_except_the_metrics(stage: Stage) -> None:
     stage.join("web01 10.0.0.1")
 
     assert {path.name: path.stat().st_mode & 0o027 for path in stage.state.iterdir()} == {
@@ -362,7 +362,7 @@ def test_what_is_remembered_is_for_its_owner_and_group_only_but_for_the_metrics(
 # --- together -----------------------------------------------------------------------------------------------------
 
 
-def test_a_busy_lock_leaves_the_event_to_whoever_holds_it(stage: Stage) -> None:
+def test_with_a_busy_lock_its_holder_applies_the_event(stage: Stage) -> None:
     stage.join("web01 10.0.0.1")
     with (stage.state / "lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -375,7 +375,7 @@ def test_a_busy_lock_leaves_the_event_to_whoever_holds_it(stage: Stage) -> None:
     assert stage.managed == [line("web01", "10.0.0.1"), line("web02", "10.0.0.2"), line("web03", "10.0.0.3")]
 
 
-def test_while_watch_lives_an_event_is_a_file_and_no_more(stage: Stage) -> None:
+def test_while_watch_runs_an_event_is_only_stored(stage: Stage) -> None:
     stage.join("web01 10.0.0.1")
     with (stage.state / "watch.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -436,7 +436,7 @@ def test_a_handler_killed_after_spooling_loses_nothing(stage: Stage) -> None:
     assert stage.managed == [line("web01", "10.0.0.1"), line("web02", "10.0.0.2")]
 
 
-def test_a_member_event_of_twenty_thousand_lines_is_taken_whole(stage: Stage) -> None:
+def test_a_member_event_of_twenty_thousand_lines_is_applied(stage: Stage) -> None:
     lines = b"".join(
         b"n%d\t10.1.%d.%d\tother\trole=other,x=%s\n" % (at, at // 250, at % 250 + 1, b"y" * 50) for at in range(20_000)
     )
@@ -473,7 +473,7 @@ def test_a_query_is_answered_in_one_line_and_nothing_else(stage: Stage) -> None:
         ("pause", "x/y", b"refused: invalid node name\n"),
     ],
 )
-def test_a_query_hears_what_became_of_it(stage: Stage, name: str, payload: str, words: bytes) -> None:
+def test_a_query_is_answered_with_its_outcome(stage: Stage, name: str, payload: str, words: bytes) -> None:
     assert stage.query(name, payload) == (0, words, "")
 
 
@@ -498,7 +498,7 @@ def test_a_query_waits_no_longer_than_serf_does(stage: Stage) -> None:
         assert 1.9 < time.monotonic() - started < 3.2
 
 
-def test_the_state_is_nobody_elses_to_read(stage: Stage) -> None:
+def test_other_users_cannot_read_the_state(stage: Stage) -> None:
     stage.join("web01 10.0.0.1")
 
     assert [path.stat().st_mode & 0o7777 for path in (stage.state, stage.state / "spool")] == [0o750, 0o750]
@@ -525,7 +525,7 @@ def test_the_status_is_one_line(stage: Stage) -> None:
     assert stage.query("lbagent-status") == (0, said.encode(), "")
 
 
-def test_the_status_is_told_of_damaged_state_too(stage: Stage) -> None:
+def test_the_status_line_works_with_damaged_state(stage: Stage) -> None:
     stage.join("web01 10.0.0.1")
     (stage.state / "members.json").write_bytes(b"{")
 
@@ -536,7 +536,7 @@ def test_the_status_is_told_of_damaged_state_too(stage: Stage) -> None:
     assert stage.query("lbagent-status") == (0, said.encode(), "")
 
 
-def test_what_is_known_of_pauses_is_asked_of_damaged_state_too(stage: Stage) -> None:
+def test_a_query_for_pauses_is_refused_with_damaged_state(stage: Stage) -> None:
     stage.join("web01 10.0.0.1")
     (stage.state / "members.json").write_bytes(b"{")
 
@@ -547,7 +547,7 @@ def test_what_is_known_of_pauses_is_asked_of_damaged_state_too(stage: Stage) -> 
     assert out.count(b"\n") == 1
 
 
-def test_the_status_is_told_where_roles_yml_is_refused_too(stage: Stage) -> None:
+def test_the_status_line_works_with_an_invalid_roles_yml(stage: Stage) -> None:
     stage.roles.write_text("roles: 7\n")
 
     status, out, err = stage.query("lbagent-status")
@@ -564,7 +564,7 @@ def test_the_status_is_told_where_roles_yml_is_refused_too(stage: Stage) -> None
 # --- the guard ----------------------------------------------------------------------------------------------------
 
 
-def test_what_the_guard_holds_back_is_exit_three(stage: Stage) -> None:
+def test_blocked_removals_end_with_exit_status_three(stage: Stage) -> None:
     stage.join("web01 10.0.0.1", "web02 10.0.0.2")
     stage.roles.write_text(stage.roles.read_text().replace("60s}", "60s, networks: [192.168.0.0/16]}"))
 

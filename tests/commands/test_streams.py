@@ -1,4 +1,4 @@
-"""The console script where its standard streams are closed, or full: one line at most, and the run as ever."""
+"""With closed or full standard streams a command prints one line at most, and its run is the same."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def test_a_closed_stream_changes_no_outcome(lb: Lb, words: str, redirection: str
 
 
 @pytest.mark.parametrize("words", ["status", "--version", "--help", "apply"])
-def test_a_full_disk_for_what_is_printed_is_told(lb: Lb, words: str) -> None:
+def test_a_full_disk_for_the_output_is_reported(lb: Lb, words: str) -> None:
     found, said = status(lb, words, ">/dev/full")
 
     assert found == 1
     assert "Traceback" not in said
 
 
-def test_what_haproxy_says_is_heard_without_stdin(lb: Lb) -> None:
+def test_the_message_of_haproxy_is_reported_without_stdin(lb: Lb) -> None:
     lb.text = lb.text.replace(b"balance", b"balanse")
     lb.roles.write_text(lb.roles.read_text().replace("200ms", "300ms"))
 

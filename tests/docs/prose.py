@@ -45,7 +45,7 @@ RULES = (
     Rule(r"\bthe guard (holds|held)\b", "the safety guard blocks", "what the guard holds"),
     Rule(r"\blet(s|ting)? (it |them |him )?go\b", "remove, release", "apply --force lets them go"),
     Rule(
-        r"\b(take|takes|taken|took|taking) (?!precedence|priority)(\w+ ){0,2}over\b",
+        r"\b(take|takes|taken|took|taking) (?!precedence|priority)(\w+ ){0,2}over\b(?! the listeners)",
         "apply, load, run",
         "HAProxy takes the change over",
     ),

@@ -11,30 +11,20 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from scenarios.machines import Daemon, Machine, Switch
-from tests.helpers.real_programs import LBAGENT, eventually
+from tests.helpers.page_commands import DOCS, PATH, can_make_machines, list_commands
+from tests.helpers.real_programs import eventually
 from tests.helpers.terminal import Terminal
 
 HERE = Path(__file__).resolve().parent
-PAGE = HERE.parent.parent / "docs" / "how-to" / "from-handler-rb.md"
+PAGE = DOCS / "how-to" / "from-handler-rb.md"
 CLASSIC = HERE / "handler_rb"
-PATH = f"{LBAGENT.parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 KEY = "cg8StVXbQJ0gPvMd9o7yrg=="
-
-
-def can_make_machines() -> bool:
-    """Whether this user may make namespaces, and the programs are here."""
-    programs = ("haproxy", "serf", "unshare", "nsenter", "setpriv", "ip")
-    if os.geteuid() != 0 or not all(shutil.which(program, path=PATH) for program in programs):
-        return False
-    try_out = ["unshare", "--net", "--mount", "--pid", "--fork", "true"]
-    return subprocess.run(try_out, capture_output=True, check=False).returncode == 0
 
 
 pytestmark = [
@@ -43,13 +33,10 @@ pytestmark = [
 ]
 
 
-def list_commands() -> dict[str, list[tuple[str, str]]]:
+def list_commands_by_heading() -> dict[str, list[tuple[str, str]]]:
     """The commands of the page by heading, each with the host of its prompt."""
     sections = re.split(r"^## (.*)\n", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
-    return {
-        heading: re.findall(r"^(\w+)[#$] (.*)$", text, re.MULTILINE)
-        for heading, text in zip(sections[::2], sections[1::2], strict=True)
-    }
+    return {heading: list_commands(text) for heading, text in zip(sections[::2], sections[1::2], strict=True)}
 
 
 class Site:
@@ -97,7 +84,7 @@ class Site:
 
     def run_section(self, heading: str) -> list[tuple[int, str]]:
         """Run the commands below a heading, in order."""
-        return [self.type(host, command) for host, command in list_commands()[heading]]
+        return [self.type(host, command) for host, command in list_commands_by_heading()[heading]]
 
     @property
     def text(self) -> str:
@@ -150,12 +137,12 @@ def site() -> Iterator[Site]:
 def find_migration(output: str) -> list[str]:
     """The places of the findings `migration` in the output of `check`; each of them names the page."""
     found = re.findall(r"^(?:error|warning) +migration: ([^\s:]+(?::\d+)?): (.*)$", output, re.MULTILINE)
-    assert [text for _, text in found if not text.endswith(f"; see {PAGE.relative_to(HERE.parent.parent)}")] == []
+    assert [text for _, text in found if not text.endswith(f"; see {PAGE.relative_to(DOCS.parent)}")] == []
     return [place for place, _ in found]
 
 
 def test_the_page_has_its_steps_in_order() -> None:
-    assert [heading.partition(". ")[0] for heading in list_commands()] == [*"1234567", "Going back"]
+    assert [heading.partition(". ")[0] for heading in list_commands_by_heading()] == [*"1234567", "Going back"]
 
 
 def test_the_classic_files_are_what_the_page_quotes() -> None:
@@ -198,7 +185,7 @@ def test_the_classic_files_move_to_lbagent_and_back(site: Site) -> None:
     assert planned == (0, "No changes: 2 nodes, 2 lines.\n")
     assert planned[1] in PAGE.read_text(encoding="utf-8")
 
-    (paused, resumed) = list_commands()["7. Pause a server"]
+    (paused, resumed) = list_commands_by_heading()["7. Pause a server"]
     site.type(*paused)
     eventually(lambda: "# lbagent paused web01 10.0.0.5 role=web\n" in site.text)
     site.type(*resumed)

@@ -9,16 +9,18 @@ from pathlib import Path
 import pytest
 
 from lbagent import arguments
+from lbagent.checks.finding import Kind
 from lbagent.errors import LbagentError
 from lbagent.roles.keys import HAPROXY_KEYS, ROLE_KEYS, SERVICE_KEYS, Key
 from lbagent.roles.model import PLACEHOLDERS
 from lbagent.state.paths import Paths
+from lbagent.status.nodes import State
 
 HERE = Path(__file__).resolve().parent.parent.parent
 REFERENCE = HERE / "docs" / "reference"
 
-READ_BY_LIBRARIES = {"SSL_CERT_FILE", "TERM"}
-"""Variables that rich reads."""
+READ_BY_LIBRARIES = {"TERM", "SSL_CERT_FILE"}
+"""Variables that rich and OpenSSL read."""
 OF_EVENTS = {"SERF_USER_EVENT", "SERF_USER_LTIME", "SERF_QUERY_NAME", "SERF_QUERY_LTIME"}
 """Variables whose names the code puts together."""
 INTERNAL = {"HAPROXY_MWORKER_WAIT_ONLY", "HAPROXY_PROCESSES", "HAPROXY_MASTER_CLI", "WATCHDOG_PID", "PATH"}
@@ -125,3 +127,32 @@ def test_the_page_of_the_environment_has_each_variable_and_no_other() -> None:
     assert "LBAGENT_LB_ROLE" in (HERE / "windows" / "common.bat").read_text(encoding="utf-8")
 
     assert documented == (list_read_variables() | READ_BY_LIBRARIES | OF_EVENTS | windows) - INTERNAL
+
+
+def test_the_page_of_status_has_each_state_and_no_other() -> None:
+    text = list_sections(read_page("status"))["The states"]
+
+    assert sorted(re.findall(r"^\| `([a-z' ]+)` \|", text, re.MULTILINE)) == sorted(State)
+
+
+def test_states_that_other_pages_name_are_states() -> None:
+    pages = [path for path in (HERE / "docs").rglob("*.md") if path.name != "status.md"]
+    named = {
+        (path.name, state)
+        for path in pages
+        for state in re.findall(r"`lbagent status`(?::| shows) `([a-z' ]+)`", path.read_text(encoding="utf-8"))
+    }
+
+    assert len(named) > 3
+    assert {(name, state) for name, state in named if state not in set(State)} == set()
+
+
+def test_kinds_of_findings_that_other_pages_name_are_kinds() -> None:
+    rows = [
+        row
+        for path in (HERE / "docs").rglob("*.md")
+        for row in re.findall(r"`lbagent check`:((?: `[a-z-]+`,?)+)", path.read_text(encoding="utf-8"))
+    ]
+
+    assert rows
+    assert {kind for row in rows for kind in re.findall(r"`([a-z-]+)`", row)} - set(Kind) == set()

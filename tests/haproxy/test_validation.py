@@ -1,6 +1,6 @@
-"""`haproxy -c`, asked the quick way: only the plain way refuses, and nothing is taken that it would not take."""
+"""The quick `haproxy -c` accepts only what the plain one accepts, and only the plain one refuses."""
 
-# ruff: noqa: E501  # a case of a table stands on one line
+# ruff: noqa: E501  # one line per case of a table
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ def written(folder: Path, *texts: str) -> list[Path]:
 
 
 @pytest.mark.parametrize("texts", [(GOOD,), ("global\n    maxconn 100\n", GOOD)])
-def test_what_is_taken_the_quick_way_is_asked_once(asked: Path, tmp_path: Path, texts: tuple[str, ...]) -> None:
+def test_a_text_accepted_by_the_quick_check_is_checked_once(
+    asked: Path, tmp_path: Path, texts: tuple[str, ...]
+) -> None:
     paths = written(tmp_path, *texts)
 
     result = check_files([str(path) for path in paths], 30, None)
@@ -87,7 +89,7 @@ def test_what_is_taken_the_quick_way_is_asked_once(asked: Path, tmp_path: Path, 
         (f"{GOOD}    no such word\n", 8),
     ],
 )
-def test_who_is_refused_is_refused_the_plain_way(asked: Path, tmp_path: Path, text: str, line: int) -> None:
+def test_a_refusal_is_that_of_the_plain_check(asked: Path, tmp_path: Path, text: str, line: int) -> None:
     (path,) = written(tmp_path, text)
 
     result = check_files([str(path)], 30, None)
@@ -109,7 +111,7 @@ def test_who_is_refused_is_refused_the_plain_way(asked: Path, tmp_path: Path, te
         ('global\n    setenv CFG "x${HAPROXY_CFGFILES}"\n', []),
     ],
 )
-def test_a_text_that_may_mean_something_else_is_asked_plainly(
+def test_a_text_that_depends_on_its_files_gets_only_the_plain_check(
     asked: Path,
     tmp_path: Path,
     text: str,
@@ -123,7 +125,7 @@ def test_a_text_that_may_mean_something_else_is_asked_plainly(
     assert (result.succeeded, ways(asked, [path])) == (haproxy_release(every_haproxy) not in refusing, ["plain"])
 
 
-def test_what_takes_too_long_is_not_asked_twice(asked: Path, tmp_path: Path) -> None:
+def test_a_check_that_times_out_is_not_repeated(asked: Path, tmp_path: Path) -> None:
     (path,) = written(tmp_path, GOOD)
     (tmp_path / "bin" / "haproxy").write_text(f'#!/bin/sh\necho "$*" >> {asked}\nexec sleep 60\n')
 
@@ -136,7 +138,7 @@ BINARIES = pytest.mark.parametrize("binary", list(binaries().values()), ids=list
 
 
 @BINARIES
-def test_a_reason_that_haproxy_gives_as_a_warning_is_the_reason(binary: Path) -> None:
+def test_a_reason_printed_as_a_warning_is_found(binary: Path) -> None:
     if _version(binary) < (3, 1):
         pytest.skip("this version takes such a section")
     with Lb(binary=binary) as lb, Haproxy(lb):
@@ -155,7 +157,7 @@ def test_a_reason_that_haproxy_gives_as_a_warning_is_the_reason(binary: Path) ->
 
 
 @BINARIES
-def test_a_program_section_is_taken_where_haproxy_runs_with_a_master(binary: Path) -> None:
+def test_a_program_section_is_accepted_where_haproxy_has_a_master(binary: Path) -> None:
     allowed = "    expose-deprecated-directives\n" if _version(binary) > (3, 0) else ""
     text = CONFIG.replace("global\n", f"global\n{allowed}") + "\nprogram x\n    command sleep 60\n"
     with Lb(text, binary=binary) as lb, Haproxy(lb) as haproxy:
@@ -170,7 +172,7 @@ def _version(binary: Path) -> tuple[int, ...]:
     return tuple(map(int, version.split(".")))
 
 
-def test_a_line_of_any_length_is_cut_wherever_it_is_told() -> None:
+def test_a_long_reason_is_cut_in_every_message() -> None:
     with Lb() as lb, Haproxy(lb):
         lb.join(WEB)
         (lb.bin / "haproxy").unlink()
@@ -187,7 +189,7 @@ def test_a_line_of_any_length_is_cut_wherever_it_is_told() -> None:
         assert sum(path.stat().st_size for path in lb.state.rglob("*") if path.is_file()) < 20_000
 
 
-def test_a_line_of_any_length_from_a_reload_command_is_cut() -> None:
+def test_a_long_line_of_a_reload_command_is_cut() -> None:
     command = "  reload: [sh, -c, 'head -c 16000000 /dev/zero | tr \\\\\\\\0 x; exit 1']\n  timeout:"
     with Lb(roles=RELOADING.replace("  timeout:", command)) as lb, Haproxy(lb):
         ended = lb.join(WEB)
@@ -211,5 +213,5 @@ def test_a_line_of_any_length_from_a_reload_command_is_cut() -> None:
         ("Success=0\n--\n[ALERT]    (1) : no\n", "no"),
     ],
 )  # fmt: skip
-def test_the_reason_in_what_haproxy_prints(output: str, words: str) -> None:
+def test_the_reason_is_found_in_the_output_of_haproxy(output: str, words: str) -> None:
     assert find_alert(output) == words

@@ -1,4 +1,4 @@
-"""The tokenizer against HAProxy itself: words, variables, conditions, sections and servers."""
+"""Words, variables, conditions, sections and servers of haproxy.cfg are read as HAProxy reads them."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def binary(request: pytest.FixtureRequest) -> Path:
 
 
 def said(binary: Path, text: str) -> tuple[int, str]:
-    """What `haproxy -c` says of a text."""
+    """Return exit status and output of `haproxy -c` for a text."""
     with tempfile.NamedTemporaryFile(suffix=".cfg") as file:
         file.write(text.encode("utf-8", "surrogateescape"))
         file.flush()
@@ -90,7 +90,7 @@ def said(binary: Path, text: str) -> tuple[int, str]:
 
 
 @real
-def test_lines_are_cut_into_the_words_that_haproxy_cuts_them_into(binary: Path) -> None:
+def test_lines_are_split_into_words_as_haproxy_does(binary: Path) -> None:
     rng = random.Random(12)
     cases = ["".join(rng.choices(PIECES, k=rng.randint(1, 9))) for _ in range(3000)]
     found = [(case, split_words(f".notice {case}", Environment(ENVIRON))) for case in cases]
@@ -112,7 +112,7 @@ def test_lines_are_cut_into_the_words_that_haproxy_cuts_them_into(binary: Path) 
 
 
 @real
-def test_what_is_not_sure_is_refused_or_a_list_of_nothing(binary: Path) -> None:
+def test_an_uncertain_line_is_rejected_by_haproxy_or_has_no_words(binary: Path) -> None:
     rng = random.Random(13)
     cases = ["".join(rng.choices(PIECES, k=rng.randint(1, 9))) for _ in range(300)]
     doubtful = [case for case in cases if not split_words(f".notice {case}", Environment(ENVIRON)).sure]
@@ -146,7 +146,7 @@ def test_what_is_not_sure_is_refused_or_a_list_of_nothing(binary: Path) -> None:
         (" ".join(["a"] * 64), ["a"] * 64),
     ],
 )
-def test_words(line: str, words: list[str]) -> None:
+def test_lines_are_split_into_these_words(line: str, words: list[str]) -> None:
     assert split_words(line, Environment(ENVIRON)) == (words, True)
 
 
@@ -154,11 +154,11 @@ def test_words(line: str, words: list[str]) -> None:
     "line",
     ['a "b', "a 'b", 'a "$1"', 'a "${A', 'a "${A[1]}"', r"a \xg1", 'a "$"', " ".join(["a"] * 65), 'a "${HAPROXY_X}"'],
 )
-def test_lines_of_unknown_words(line: str) -> None:
+def test_lines_with_uncertain_words_are_marked(line: str) -> None:
     assert not split_words(line, Environment(ENVIRON)).sure
 
 
-def test_a_variable_that_nobody_knows_stays_as_it_is_written() -> None:
+def test_an_unknown_variable_stays_as_written() -> None:
     assert split_words('a "$A-${B}" "${C[*]}" "${D-d}"') == (["a", "$A-${B}", "${C[*]}", "${D-d}"], False)
 
 
@@ -201,7 +201,7 @@ CONDITIONS = (
 
 
 @real
-def test_conditions_come_to_what_haproxy_makes_of_them(binary: Path) -> None:
+def test_conditions_are_evaluated_as_haproxy_does(binary: Path) -> None:
     environment = Environment(ENVIRON)
     certain = 0
     for condition in CONDITIONS:
@@ -320,7 +320,7 @@ def asked(path: Path) -> str:
 
 @real
 @pytest.mark.parametrize("seed", range(ROUNDS))
-def test_the_servers_of_a_text_are_those_that_haproxy_has(binary: Path, seed: int) -> None:
+def test_the_servers_found_in_a_text_are_those_of_haproxy(binary: Path, seed: int) -> None:
     text = some_text(random.Random(seed))
 
     assert servers_of(text) == served(binary, text)
@@ -360,7 +360,7 @@ MANAGED = re.compile(
     st.sets(st.integers(1, 9), max_size=6),
     st.sampled_from(["\n", "\r\n"]),
 )
-def test_whatever_the_text_no_byte_of_the_operators_changes(lines: Sequence[str], nodes: set[int], end: str) -> None:
+def test_in_any_text_no_byte_of_the_operator_changes(lines: Sequence[str], nodes: set[int], end: str) -> None:
     text = end.join(lines)
     membership = known(*(member(f"web0{one}", f"10.0.0.{one}") for one in nodes))
     try:
@@ -385,7 +385,7 @@ def test_whatever_the_text_no_byte_of_the_operators_changes(lines: Sequence[str]
 
 
 @given(st.text("ab#'\"\\ ${}.[*]-\t\r\v", max_size=40))
-def test_any_line_is_cut(line: str) -> None:
+def test_any_line_can_be_split(line: str) -> None:
     for environment in (None, Environment({"a": "b c"})):
         words, sure = split_words(line, environment)
         assert "" not in words or words[0].startswith(".")
@@ -393,7 +393,7 @@ def test_any_line_is_cut(line: str) -> None:
             assert words == line.split()
 
 
-def test_the_environment_follows_setenv_and_its_kind() -> None:
+def test_setenv_and_similar_keywords_change_the_environment() -> None:
     environment = Environment({"A": "1"})
     for line in ("setenv B 2", "presetenv A 9", "presetenv C 3", "unsetenv B", "setenv D 'x y'"):
         environment.apply_command(split_words(line, environment).words, sure=True)
@@ -406,7 +406,7 @@ def test_the_environment_follows_setenv_and_its_kind() -> None:
     assert (environment.is_defined("C"), environment.is_defined("A")) == (None, False)
 
 
-def test_what_nobody_knows_is_neither_set_nor_unset() -> None:
+def test_an_unknown_variable_is_neither_set_nor_unset() -> None:
     environment = Environment()
     environment.apply_command(["presetenv", "A", "1"], sure=True)
     environment.apply_command(["setenv", "B", "2"], sure=True)
@@ -427,11 +427,11 @@ def test_what_nobody_knows_is_neither_set_nor_unset() -> None:
         ("web1x", False),
     ],
 )
-def test_the_names_of_a_template(name: str, taken: bool) -> None:  # noqa: FBT001
+def test_a_server_template_has_the_names_of_its_servers(name: str, taken: bool) -> None:  # noqa: FBT001
     assert ServerTemplate(0, "Web", 1, 3, "").names(name) is taken
 
 
-def test_servers_of_an_unread_branch_are_not_spoken_of() -> None:
+def test_servers_of_an_unread_branch_are_never_changed() -> None:
     line = "server web01 10.0.0.1:80 # lbagent role=web\n"
     text = f"backend b\n.if 0\n{line}.endif\nbackend c\n{line}disabled\nbackend d\n{line}"
     text += f".if feature(X)\nbackend e\n{line}.endif\n"

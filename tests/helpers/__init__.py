@@ -1,1 +1,1 @@
-"""What tests share: real programs, builders, clients."""
+"""Shared by the tests: real programs, builders, clients."""

@@ -19,7 +19,7 @@ from lbagent.serf.events import parse_event
 from lbagent.serf.raw_event import RawEvent
 
 NOW = 1_700_000_000
-"""Epoch seconds at which everything in the tests happens, unless said otherwise."""
+"""Epoch seconds at which everything in the tests happens by default."""
 
 POISON = (
     *"\n\r\t\0\x0b\x0c\x1b\x7f #'\"\\$`;|&(){}[]<>=,:@/%^~*?!",
@@ -51,7 +51,7 @@ MANAGED = re.compile(
     r"|# lbagent paused [A-Za-z0-9][A-Za-z0-9._-]{0,62} [0-9a-f:.]{2,45} role=[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
     r")\r?"
 )
-"""What a managed line looks like, and nothing else may look like it."""
+"""A managed line. Nothing else in a file may match."""
 
 
 def poisoned(good: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
@@ -111,7 +111,7 @@ def managed(text: str) -> list[str]:
 
 
 def outside(text: str) -> list[str]:
-    """Every other line, as it stands."""
+    """Return all other lines, unchanged."""
     return [line for line in text.split("\n") if not MANAGED.fullmatch(line)]
 
 
@@ -132,7 +132,7 @@ def saying(verb: str, payload: str, ltime: int | None = None, clock: str = "user
 
 
 def folding(membership: Membership, *raws: RawEvent, clocks: Mapping[str, int] | None = None) -> UpdateResult:
-    """What comes of events."""
+    """Return the result of events."""
     return apply_events(
         membership, [(raw._replace(id=f"{at}"), parse_event(raw)) for at, raw in enumerate(raws)], clocks or {}
     )
@@ -144,20 +144,20 @@ def folded(membership: Membership, *raws: RawEvent, clocks: Mapping[str, int] | 
 
 
 def shuffled(membership: Membership, order: Iterable[str]) -> Membership:
-    """The same membership, told in another order."""
+    """Return the same membership with its members in another order."""
     return membership._replace(members={name: membership.members[name] for name in order})
 
 
 def paused(membership: Membership) -> list[str]:
-    """Who is out of balancing."""
+    """Return the names of the paused members, sorted."""
     return sorted(model.find_paused(membership))
 
 
 def found(membership: Membership, name: str, address: str | None = None) -> Member | None:
-    """Who is meant."""
+    """Return the member that a name or address means."""
     return model.find_member(membership.members, name, address)
 
 
 def expired(membership: Membership, now: int) -> Membership:
-    """Membership without what has run out."""
+    """Return membership without what has expired."""
     return updates.drop_expired(membership, now)

@@ -15,7 +15,7 @@ from tests.helpers.real_programs import PATIENCE, Lb, eventually
 def watching(lb: Lb, **env: str) -> Iterator[subprocess.Popen[bytes]]:
     """`lbagent watch`, once it holds its lock and has made its first round."""
     process = lb.start("watch", env=env)
-    # Somebody has to listen, as the journal does: a pipe that is full holds up who writes into it.
+    # The output has to be read, as the journal does: a full pipe blocks its writer.
     listening = threading.Thread(target=process.communicate, daemon=True)
     listening.start()
     try:

@@ -85,7 +85,7 @@ class Case(NamedTuple):
     defaults: tuple[str, ...] = ()
     """Lines of a `defaults` section of its own."""
     at: str = ":PORT"
-    """What follows the address."""
+    """The words after the address."""
 
     def __str__(self) -> str:
         parts = (*(f"defaults: {line}" for line in self.defaults), *self.proxy)
@@ -102,7 +102,7 @@ class Case(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What came of some cases."""
+    """The result of some cases."""
 
     by_reload: Mapping[Case, str]
     """Those that lbagent applies by a reload, and why."""
@@ -117,14 +117,14 @@ class Result(NamedTuple):
 def compare(binary: Path, cases: Sequence[Case], joined: Sequence[Case] = ()) -> Result:
     """Join every case at run time, and compare it with the same line read from the file.
 
-    `joined` are what is joined in place of some cases, to see whether the comparison sees it.
+    `joined` replaces some of the joined cases, to test that the comparison notices it.
     """
     accepted = _accepted(binary, cases)
     by_reload = _by_reload(binary, accepted)
     live = [case for case in accepted if case not in by_reload]
     found = _compared(binary, live, joined, _BATCH)
     if found:
-        # Once more, a few at a time: on a busy machine a check may have failed, or a handshake come too late.
+        # Once more, a few at a time: on a busy machine a check may have failed, or a handshake been late.
         again = _compared(binary, list(found), joined, _FEW)
         found = {case: found[case] + again[case] for case in again}
     return Result(by_reload, found, len(live), frozenset(cases) - frozenset(accepted))
@@ -251,7 +251,7 @@ def _differences(
             found[number].append(f"{what}: after a reload {_short(one, other, number)}")
 
     def burst(side: _Side, some: Sequence[int]) -> Mapping[int, object]:
-        """What clients are answered, and over how many connections to the server."""
+        """Return the answers to clients, and the number of connections to the server."""
         for number in some:
             recorder.connections(_address(side.octet, number))
         answers = _send(side, some, "/traffic", REQUESTS)

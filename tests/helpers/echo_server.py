@@ -25,7 +25,7 @@ class Listener(http.server.BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def listening() -> Iterator[int]:
-    """The port of a server that says what it has heard."""
+    """The port of a server that sends back what it receives."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Listener) as server:
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()

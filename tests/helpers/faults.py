@@ -1,4 +1,4 @@
-"""What goes wrong on a load balancer, made to order: full and read-only disks, odd HAProxys, hostile files."""
+"""Faults of a load balancer on demand: full and read-only disks, broken HAProxys, hostile files."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from tests.helpers.real_programs import RELOADING, Lb, eventually
 
 
 def lines(lb: Lb, *numbers: int) -> list[str]:
-    """The managed lines of web1, web2 and so on, as far as `numbers` tell."""
+    """Return the managed lines of the nodes webN, for each N of `numbers`."""
     return [lb.server(f"web{number}", f"127.0.0.{number + 10}") for number in numbers]
 
 
 def forged(identity: str, kind: str, payload: bytes, name: str = "", ltime: str = "") -> bytes:
-    """A spool record as anybody could write it who can write there."""
+    """Return a spool record as any user with access to the spool could write it."""
     head = (identity, "1700000000000", kind, name, ltime, "lb01")
     return b"\0".join([b"lbagent 1", *(word.encode() for word in head), payload])
 
 
 def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Everything below `folder` but what tells of the last run: names, modes, and what the files hold."""
+    """Return mode and content by name of everything below `folder`, without the files that describe the last run."""
     found = {}
     for path in sorted(path for path in folder.rglob("*") if path.name not in ("last.json", "metrics.prom")):
         mode = path.lstat().st_mode
@@ -45,7 +45,7 @@ def instead_of_haproxy(lb: Lb, script: str) -> None:
 
 
 def haproxy_again(lb: Lb) -> None:
-    """Have `haproxy` mean the real one again, at the path from which a master that was reloaded runs itself anew."""
+    """Put the real `haproxy` back, at the path from which a master executes itself at a reload."""
     lb.use(lb.binary)
 
 
@@ -65,7 +65,7 @@ def with_lines(operator: bytes, lines: Iterable[str]) -> bytes:
 
 
 def one_line(done: subprocess.CompletedProcess[bytes]) -> str:
-    """The one line, and no traceback, that a run has said on stderr."""
+    """Return the only line on stderr of a run; fails if there is a traceback."""
     said = done.stderr.decode("utf-8", "replace")
     assert said.startswith("lbagent: "), said
     assert said.count("\n") == 1, said
@@ -103,7 +103,7 @@ def small_disk(folder: Path, size: str = "256k") -> Iterator[Path]:
 
 @contextlib.contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """A folder nobody can write to: root passes over permissions, not over a read-only mount."""
+    """A folder that cannot be written to: root ignores permissions, but not a read-only mount."""
     _mount("--bind", folder, folder)
     try:
         _mount("-o", "remount,bind,ro", folder)

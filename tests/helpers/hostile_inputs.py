@@ -1,6 +1,6 @@
 """Hostile inputs through the whole path: `run(count, seed)` makes them, and counts what they did.
 
-Everything that somebody else can write is spoiled: events (environment and stdin), spool files, members.json and the
+Everything that another user can write is damaged: events (environment and stdin), spool files, members.json and the
 other files of the state directory, the JSON of the `serf` program, roles.yml and haproxy.cfg. After each run:
 no exception but a deliberate one; every byte that the operator wrote is where it was; no line is new in haproxy.cfg
 but a well-formed `server` line of a known role with an address that the role allows; and a good event still works.
@@ -176,7 +176,7 @@ class Broken(AssertionError):
 
 
 class Quiet(Log):
-    """A log that nobody reads."""
+    """A log that prints nothing."""
 
     def error(self, words: str, **fields: object) -> None:
         """Nothing."""
@@ -197,7 +197,7 @@ class Lab:
         self.settings = Settings(str(self.roles), str(self.state))
         self.log = Quiet()
         self.serf: dict[str, str] = {}
-        """What the `serf` program says, by its first word."""
+        """Output of the `serf` program, by its first argument."""
         self.counts: Counter[str] = Counter()
         self.number = 0
         self.good_roles = ROLES.format(cfg=self.cfg)
@@ -216,15 +216,15 @@ class Lab:
     def event(self, environ: dict[bytes, bytes], stdin: bytes, *, drains: bool) -> None:
         """One call of the handler; without `drains` it finds a `watch` that does the rest."""
         drain = contextlib.nullcontext() if drains else mock.patch.object(queue, "drain_spool", return_value=0)
-        with mock.patch.object(handle, "_stdin", return_value=stdin), drain:
+        with mock.patch.object(handle, "_read_stdin", return_value=stdin), drain:
             self.guarded(lambda: handle.handle(self.settings, self.log, environ))
 
     def run(self) -> None:
-        """A run of what is known."""
+        """Run without a new event."""
         self.guarded(lambda: Engine(Paths(str(self.state)), str(self.roles), self.log).run(RunOptions()))
 
     def sync(self) -> None:
-        """A sync with what the `serf` program says."""
+        """Sync with the output of the `serf` program."""
         engine = Engine(Paths(str(self.state)), str(self.roles), self.log)
         self.guarded(
             lambda: engine.run(RunOptions(), run_sync.prepare_sync(engine, self.log, lambda _: None, force=False))
@@ -342,7 +342,7 @@ class Lab:
         return self.spoiled(line) if chance.random() < 0.4 else line
 
     def one_spool_file(self) -> None:
-        """A file that somebody put into the spool."""
+        """Put a hostile file into the spool."""
         chance, spool = self.chance, self.state / "spool"
         Paths(str(self.state)).prepare()
         head = (
@@ -396,7 +396,7 @@ class Lab:
         self.run()
 
     def one_answer_of_serf(self) -> None:
-        """What the `serf` program says."""
+        """Set the output of the `serf` program."""
         tags = {"role": self.chance.choice(TAG_ROLES), "weight": "5"}
         members = [
             {
@@ -432,7 +432,7 @@ class Lab:
             self.roles.write_text(self.good_roles)
 
     def one_haproxy_cfg(self) -> None:
-        """A haproxy.cfg as nobody should write it."""
+        """Return a badly written haproxy.cfg."""
         self.cfg.write_bytes(self.torn(self.cfg.read_bytes() or CFG.encode(), times=self.chance.choice((1, 2, 5, 20))))
         self.run()
         if self.chance.random() < 0.5 or len(self.cfg.read_bytes()) > 20_000:
@@ -446,7 +446,7 @@ class Lab:
         return good[:at] + bad + good[at + self.chance.choice((0, 0, 1, 3)) :]
 
     def torn(self, good: bytes, times: int = 1) -> bytes:
-        """The bytes as a bad disk, a cut line or somebody hostile would hand them over; often as they are."""
+        """Return the bytes as a bad disk, a broken connection or an attacker would pass them; often unchanged."""
         chance, torn = self.chance, good
         for _ in range(times):
             at, end = sorted((chance.randrange(len(torn) + 1), chance.randrange(len(torn) + 1)))
@@ -516,7 +516,7 @@ def looks_managed(line: str) -> bool:
 
 
 def operators(content: bytes) -> list[str]:
-    """The operator's lines; whether the last one has an ending is no difference."""
+    """Return the operator's lines; a missing last line end makes no difference."""
     lines = [line for line in text(content).split("\n") if not looks_managed(line)]
     while lines and not lines[-1].strip("\r"):
         lines.pop()
@@ -572,7 +572,7 @@ ANEW_EVERY = 2_000
 
 
 def run(folder: Path, count: int, seed: int) -> Counter[str]:
-    """What `count` inputs did; raises Broken with the seed and number of the first that did what none may."""
+    """Return counts by effect of `count` inputs. Raises Broken with seed and number of the first forbidden effect."""
     kinds, shares = list(KINDS_OF_INPUT), [share for share, _ in KINDS_OF_INPUT.values()]
     with lab(folder, seed) as made:
         for number in range(count):

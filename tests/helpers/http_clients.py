@@ -37,7 +37,7 @@ def load(port: int, clients: int = 8, pause: float = 0.002) -> Iterator[Count]:
             thread.join(10)
 
 
-def ask(  # who is asked, how, and for how long
+def ask(  # one parameter per property of the request
     port: int,
     going: Callable[[], bool],
     said: Callable[[str, str], float],
@@ -46,10 +46,10 @@ def ask(  # who is asked, how, and for how long
     host: str = "127.0.0.1",
     patience: float = 5,
 ) -> None:
-    """Ask `port` as long as it is `going` on, over one connection or (not `keep`) over a new one for each request.
+    """Send requests to `port` while `going()`, over one connection or (not `keep`) over a new one for each request.
 
-    `said` is told how each ended and who answered, and returns the seconds to wait before the next; who does not
-    answer within `patience` seconds has failed.
+    `said` gets the result and the answering server of each, and returns the seconds to wait before the next. Without an
+    answer within `patience` seconds a request has failed.
     """
     connection: http.client.HTTPConnection | None = None
     while going():
@@ -57,7 +57,7 @@ def ask(  # who is asked, how, and for how long
         try:
             if connection is None:
                 connection = http.client.HTTPConnection(host, port, timeout=patience)
-                connection.auto_open = 0  # http.client would connect anew without a word
+                connection.auto_open = 0  # http.client would reconnect silently
                 connection.connect()
             connection.request("GET", "/", headers={} if keep else {"Connection": "close"})
             answer = connection.getresponse()

@@ -66,13 +66,13 @@ class Stage(NamedTuple):
 
     @property
     def members(self) -> dict[str, str]:
-        """Status by name, as members.json tells it."""
+        """The statuses in members.json, by name."""
         members = storage.parse_membership((self.state / "members.json").read_bytes()).members
         return {name: one.status for name, one in members.items()}
 
     @property
     def spooled(self) -> list[str]:
-        """What lies in the spool."""
+        """The names of the files in the spool."""
         return sorted(path.name for path in (self.state / "spool").iterdir()) if (self.state / "spool").exists() else []
 
     def run(self, *words: str, stdin: bytes = b"", **more: str) -> Ended:
@@ -116,7 +116,7 @@ class Stage(NamedTuple):
 
 
 def built(folder: Path, script: str, cfg: str | bytes, roles: str, haproxy: str | None = None) -> Stage:
-    """A stage in `folder`; `haproxy` is what is called in HAProxy's place."""
+    """Return the files of a load balancer in `folder`; `haproxy` is run in place of HAProxy."""
     programs = folder / "bin"
     programs.mkdir()
     if haproxy:

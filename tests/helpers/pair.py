@@ -32,7 +32,7 @@ class Balancer:
         return self.lb.run(*words, env={"SERF_RPC_ADDR": self.agent.rpc})
 
     def rows(self, *words: str) -> tuple[int, dict[str, str]]:
-        """The exit status of such a run, and what it says of each load balancer."""
+        """Return the exit status of such a run, and its row for each load balancer."""
         done = self.run(*words)
         return done.returncode, dict(line.split(None, 1) for line in done.stdout.decode().splitlines())
 
@@ -43,7 +43,7 @@ class Balancer:
 
     @property
     def digest(self) -> str:
-        """The digest of the managed lines, as the query `lbagent-status` is told it."""
+        """The digest of the managed lines, as the query `lbagent-status` answers it."""
         words = self.lb.ask("lbagent-status", "", 1).stdout.decode().split()
         return next(word for word in words if word.startswith("digest="))
 

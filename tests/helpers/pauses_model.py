@@ -25,8 +25,6 @@ CONFIG = "backend farm\n    # additional-lb-iis-server\n"
 ROLES = reading("services: {iis: {port: 80}}\nroles: {web: {lb: [iis]}}\n")
 BEGIN = 1_700_000_000
 ROOM = 924
-ASKS_FIRST = hasattr(Membership(), "met")
-"""Whether this lbagent asks the others before it believes what may be a replay."""
 
 
 # --- the model ----------------------------------------------------------------------------------------------------
@@ -50,7 +48,7 @@ class Arrival:
 
 @dataclass
 class Model:
-    """What one load balancer should know."""
+    """The expected knowledge of one load balancer."""
 
     arrivals: frozenset[Arrival] = frozenset()
     addresses: dict[str, str] = field(default_factory=dict)
@@ -59,9 +57,9 @@ class Model:
     elsewhere: frozenset[tuple[str, str]] = frozenset()
     """Where others have last seen a node that has gone."""
     base: frozenset[str] = frozenset()
-    """Nodes of which only a comment in haproxy.cfg said that they are paused."""
+    """Nodes whose pause is known only from a comment in haproxy.cfg."""
     met: bool = False
-    """Whether it has asked the others."""
+    """Whether it has asked every other load balancer."""
 
     def hears(self, clock: str, ltime: int, digest: str, verb: str, node: str, until: float) -> None:
         names = [node]
@@ -114,7 +112,7 @@ class Model:
         told = {one.node for one in other.arrivals} | other.base
         for node in told - self.present:
             if node not in known:
-                self.addresses.pop(node, None)  # where it was when nobody asked for anything does not count
+                self.addresses.pop(node, None)  # its address before any command does not count
             if node not in self.addresses and (found := other.at(node)):
                 self.addresses[node] = min(found)
         self.arrivals = frozenset(
@@ -162,7 +160,7 @@ class Model:
                     best = max(later, key=lambda one: (one.ltime, one.digest))
                     new.add(replace(best, node=node, seen=frozenset()))
         self.arrivals |= new
-        # What a comment says is worth less than any command that was heard for its address.
+        # Any command for its address overrules a comment.
         heard_at = {one.address for one in self.arrivals if one.address}
         self.base = frozenset(node for node in self.base if self.addresses.get(node) not in heard_at or self._of(node))
 
@@ -178,7 +176,7 @@ class Model:
         }
 
         def later(one: tuple[str, str], other: tuple[str, str]) -> bool:
-            """Whether somebody knew the other command's LTime when this one arrived."""
+            """Whether any load balancer knew the other command's LTime when this one arrived."""
             clock = other[0]
             return one[0] != clock and any(dict(copy.seen).get(clock, 0) >= highest[clock] for copy in copies[one])
 
@@ -274,7 +272,7 @@ class Balancer:
         return {name for name in model.find_paused(self.membership) if self.membership.members[name].present}
 
     def learns(self, other: Balancer, clocks: dict[str, int], now: int) -> None:
-        """Take what the other tells."""
+        """Merge all reports of another load balancer."""
         after = ""
         while True:
             page = pause_reports.parse_page(pause_reports.format_page(other.membership, after, ROOM, now))
@@ -286,7 +284,7 @@ class Balancer:
             if not page.more:
                 break
             after = page.reports[-1].name
-        if getattr(page, "whole", False):
+        if page.is_complete:
             self.membership = pause_reports.drop_rebuilt_pauses(self.membership)
         self.model.learns(other.model)
 
@@ -296,7 +294,7 @@ class Balancer:
 
 @dataclass(frozen=True)
 class Profile:
-    """What may happen in a history."""
+    """The events that may occur in a history."""
 
     nodes: int = 4
     addresses: int = 3
@@ -313,7 +311,7 @@ class Profile:
 
 @dataclass
 class Verdict:
-    """What was wrong at the end of a history; empty where nothing was."""
+    """The disagreements at the end of a history; empty if there are none."""
 
     disagreements: list[str] = field(default_factory=list)
     revivals: list[str] = field(default_factory=list)
@@ -360,7 +358,7 @@ class History:
         kind = self.dice.choice(self.profile.ends) if verb == "pause" else ""
         seconds = self.dice.choice([2, 10, 60, 300])
         words = {"": "", "until": f" until={self.now + seconds}", "for": f" for={seconds}s"}[kind]
-        # Two commands that the same words and LTime make one event of are sent by nobody.
+        # Two commands with the same payload and LTime would be one event: never send them.
         payload = f"{node}{words} reason={self.dice.randrange(10**6)}" if verb == "pause" else f"{node} by=n{self.now}"
         meant = node, self.now + seconds if kind == "until" else None, seconds if kind == "for" else None
         self.log.append(f"{self.now - BEGIN}: {clock} {verb} {payload}")
@@ -389,7 +387,7 @@ class History:
             self._take(self.dice.choice(up))
 
     def _take(self, lb: Balancer, *, everything: bool = False) -> None:
-        """Hand the load balancer some of what is under way to it, in a batch or one by one."""
+        """Deliver some of the pending events to the load balancer, in a batch or one by one."""
         members = lb.members if everything else lb.members[: self.dice.randrange(len(lb.members) + 1)]
         lb.members = lb.members[len(members) :]
         if self.profile.late:
@@ -450,7 +448,7 @@ class History:
 
     def _return(self, lb: Balancer) -> None:
         lost = self.profile.losses and self.dice.random() < 0.4
-        asks = ASKS_FIRST and self.dice.random() < 0.8
+        asks = self.dice.random() < 0.8
         self.log.append(f"{self.now - BEGIN}: {lb.name} returns{' without its state' if lost else ''}, asks: {asks}")
         replays = list(self.sent) if lost else lb.missed
         if self.dice.random() < 0.3:
@@ -472,8 +470,7 @@ class History:
         for other in self.dice.sample(self.lbs, len(self.lbs)):
             if other is not lb and other.up:
                 lb.learns(other, self._serf_clocks(), self.now)
-        if ASKS_FIRST:
-            lb.membership = lb.membership._replace(peers_asked_at=self.now)
+        lb.membership = lb.membership._replace(peers_asked_at=self.now)
         lb.model.met = True
 
     def _serf_clocks(self) -> dict[str, int]:
@@ -495,7 +492,7 @@ class History:
 
     def _sync(self) -> None:
         if self.profile.restarts:
-            # A load balancer that was down is not told of failed nodes: they are reaped.
+            # A load balancer that was down gets no event for failed nodes: they are reaped.
             self.cluster = {node: one for node, one in self.cluster.items() if one[1] == "alive"}
         listed = tuple(
             ListedMember(node, address, "web", {}, status) for node, (address, status) in self.cluster.items()

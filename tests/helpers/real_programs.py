@@ -41,7 +41,7 @@ QUERY_TIMEOUT = 15.0
 """Seconds that a query of the tests waits for its answers; lbagent answers after two, or when a reload has ended."""
 
 _FOREIGN = ("SERF_", "LBAGENT_", "HAPROXY_", "STATE_DIRECTORY", "INVOCATION_ID", "NOTIFY_SOCKET", "COLUMNS", "LINES")
-"""What the environment of the tests must not hand down to the programs under test."""
+"""Variables that the tested programs must not inherit from the environment of the tests."""
 
 CONFIG = """\
 global
@@ -82,7 +82,7 @@ RELOADING = ROLES.replace("haproxy:\n", "haproxy:\n  runtime: off\n")
 
 
 def eventually(predicate: Callable[[], Value], seconds: float = PATIENCE, pause: float = 0.02) -> Value:
-    """What `predicate` returns once that is true; an AssertionError with the last it returned if it never is."""
+    """Return the first true result of `predicate`. Raises AssertionError with its last result after `seconds`."""
     deadline = time.monotonic() + seconds
     while not (value := predicate()):
         if time.monotonic() > deadline:
@@ -187,7 +187,7 @@ def default_haproxy(binary: Path) -> Iterator[None]:
 
 
 def default_binary() -> Path:
-    """What an `Lb` uses: the one that `every_haproxy` gives to the test, else the installed one, else the lowest."""
+    """The HAProxy of an `Lb`: that of `every_haproxy` for the test, else the installed one, else the oldest."""
     if _default:
         return _default[-1]
     return installed_haproxy() or next(iter(binaries().values()))
@@ -275,7 +275,7 @@ class Lb:
             "PATH": f"{self.bin}:{os.environ.get('PATH', '/usr/bin:/bin')}",
             "LBAGENT_ROLES": str(self.roles),
             "LBAGENT_STATE_DIR": str(self.state),
-            "SERF_RPC_ADDR": "127.0.0.1:1",  # nobody, until an agent puts its own there
+            "SERF_RPC_ADDR": "127.0.0.1:1",  # nothing listens there; an agent replaces it
         }
 
     def run(
@@ -296,11 +296,11 @@ class Lb:
         return self.run("handle", stdin=stdin, env=_event(kind, env))
 
     def start_handle(self, kind: str, stdin: bytes = b"", **env: str) -> subprocess.Popen[bytes]:
-        """Start `lbagent handle` for one event; who calls waits for it (`with`, or `communicate`)."""
+        """Start `lbagent handle` for one event; the caller waits for it (`with`, or `communicate`)."""
         return self.start("handle", stdin=stdin, env=_event(kind, env))
 
     def start(self, *argv: str, stdin: bytes = b"", env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
-        """Start the real `lbagent` with these words; who calls waits for it."""
+        """Start the real `lbagent` with these arguments; the caller waits for it."""
         with tempfile.TemporaryFile() as file:
             file.write(stdin)
             file.seek(0)
@@ -330,7 +330,7 @@ class Lb:
 
     @property
     def text(self) -> bytes:
-        """haproxy.cfg as it stands."""
+        """The content of haproxy.cfg."""
         return self.cfg.read_bytes()
 
     @text.setter
@@ -351,12 +351,12 @@ class Lb:
         ]
 
     def server(self, name: str, address: str, role: str = "web", options: str = "") -> str:
-        """The managed line a node of `role` should have here, by default as ROLES says."""
+        """Return the expected managed line of a node of `role`, by default with the options of ROLES."""
         options = options or "check inter 200ms rise 2 fall 2"
         return f"server {name} {address}:{self.port} {options} # lbagent role={role}"
 
     def members(self) -> dict[str, dict[str, Any]]:
-        """What members.json holds, by name: address, role, tags, status, pause and so on; empty while there is none."""
+        """Return the members in members.json as fields by name; empty while there is no file."""
         path = self.state / "members.json"
         found = storage.parse_membership(path.read_bytes()).members if path.exists() else {}
         return {name: one._asdict() for name, one in found.items()}
@@ -371,7 +371,7 @@ class Lb:
         return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
 
     def spooled(self) -> list[str]:
-        """The names of the events that are stored and not folded yet."""
+        """Return the names of the events in the spool."""
         spool = self.state / "spool"
         return sorted(one.name for one in spool.iterdir() if one.name != "bad") if spool.is_dir() else []
 
@@ -385,11 +385,11 @@ class Lb:
         return not path.exists() or not any(f":{path.stat().st_ino} " in line for line in locks)
 
     def settled(self, *lines: str) -> bool:
-        """Whether exactly these managed lines stand, and the run that wrote them has come to its end."""
+        """Whether haproxy.cfg has exactly these managed lines, and the run that wrote them has ended."""
         return self.managed == list(lines) and self.idle
 
     def staged(self) -> list[str]:
-        """What a run has left behind beside haproxy.cfg: every hidden file but the kept previous text."""
+        """Return the files that a run left beside haproxy.cfg: every hidden file but the kept previous text."""
         kept = f".{self.cfg.name}.lbagent-previous"
         folder = self.cfg.resolve().parent
         return sorted(one.name for one in folder.iterdir() if one.name.startswith(".") and one.name != kept)
@@ -434,7 +434,7 @@ class Haproxy:
         self.stop()
 
     def stop(self) -> None:
-        """End every process that was started here or took over from one, each by its pid."""
+        """End every process that was started here and its successors, each by its pid."""
         if self._master:
             _end(self._master, signal.SIGTERM)
             self._master = None
@@ -483,7 +483,7 @@ class Haproxy:
         return found
 
     def ask(self, command: str) -> str:
-        """What HAProxy says on its stats socket."""
+        """Return HAProxy's answer on its stats socket."""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(5)
             connection.connect(str(self.lb.socket))
@@ -491,7 +491,7 @@ class Haproxy:
             return b"".join(iter(lambda: connection.recv(1 << 16), b"")).decode()
 
     def servers(self, proxy: str = "lb-iis") -> dict[str, str]:
-        """What HAProxy thinks of each server of a proxy: name -> `UP`, `DOWN`, `MAINT` and so on."""
+        """Return the status of each server of a proxy by name: `UP`, `DOWN`, `MAINT` and so on."""
         rows = csv.DictReader(self.ask("show stat").removeprefix("# ").splitlines())
         return {
             row["svname"]: row["status"]
@@ -500,11 +500,11 @@ class Haproxy:
         }
 
     def serving(self, proxy: str = "lb-iis") -> set[str]:
-        """The servers of a proxy but for those in maintenance, where who was taken out without a reload stays."""
+        """Return the servers of a proxy, without those in maintenance: servers removed without a reload stay there."""
         return {name for name, status in self.servers(proxy).items() if status != "MAINT"}
 
     def get(self, port: int | None = None, path: str = "/") -> str:
-        """What a client is answered on `port`: the backend's name, else the status (`503`), else `nothing`."""
+        """Return the answer to a client on `port`: the backend's name, else the status (`503`), else `nothing`."""
         connection = http.client.HTTPConnection("127.0.0.1", port or self.lb.front, timeout=5)
         try:
             connection.request("GET", path)
@@ -517,7 +517,7 @@ class Haproxy:
         return body if answer.status == http.HTTPStatus.OK else str(answer.status)
 
     def answering(self, requests: int = 20, port: int | None = None) -> set[str]:
-        """Who answers so many requests."""
+        """Return the backends that answer so many requests."""
         return {self.get(port) for _ in range(requests)}
 
     def _up(self) -> bool:
@@ -533,7 +533,7 @@ class Haproxy:
     def _is_at_rest(self) -> bool:
         """Whether a master has its worker and has ended its start.
 
-        Up to 3.0 it listens before it forks the worker, then executes itself anew to wait, and may lose a signal.
+        Up to 3.0 it listens before it forks the worker, then executes itself again to wait, and may lose a signal.
         """
         if self._master is None or self.mode == "-db":
             return True
@@ -684,13 +684,13 @@ class SerfAgent:
 
     @property
     def log(self) -> str:
-        """What the agent has said so far."""
+        """Output of the agent so far."""
         return os.pread(self._log.fileno(), 1 << 24, 0).decode("utf-8", "replace")
 
     def join(self, other: SerfAgent) -> None:
         """Become one cluster with `other`, which lists it alive then.
 
-        Asked again until it does: what a node says against its own leave of seconds ago can get lost
+        Repeated until it does: a node's message against its own leave of seconds ago can get lost
         until Serf's next push/pull (15 s with this profile).
         """
         eventually(lambda: self._joined(other), pause=0.1)
@@ -707,7 +707,7 @@ class SerfAgent:
         self._process = None
 
     def kill(self) -> None:
-        """SIGKILL: the cluster has to find out. A handler under way comes to its end."""
+        """SIGKILL: the cluster has to detect it. A running handler ends by itself."""
         if self._process:
             handlers = list(_children(self._process.pid))
             self._process.kill()
@@ -752,7 +752,7 @@ class SerfAgent:
         self._serf("tags", *(word for key, value in tags.items() for word in ("-set", f"{key}={value}")))
 
     def members(self) -> dict[str, str]:
-        """Who is in the cluster: name -> `alive`, `failed` and so on."""
+        """Return the status of each member of the cluster, by name."""
         rows = json.loads(self._serf("members", "-format=json").stdout)["members"] or []
         return {row["name"]: row["status"] for row in rows}
 

@@ -1,7 +1,7 @@
 """A backend that notes, for each address it is connected at, what a connection looks like on the wire.
 
 PROXY header, TLS hello, first request or bytes; the source address; which requests shared a connection. It speaks TLS
-to whoever does, and answers HTTP/1 with 200, below `/error` with 500.
+to clients that do, and answers HTTP/1 with 200, below `/error` with 500.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CERTIFICATE = Path(__file__).with_name("backend.pem")
 
 _PATIENCE = 3.0
 _SPEAKS_FIRST = 6.0
-"""Seconds after which a client that says nothing waits for a greeting."""
+"""Seconds after which a silent client counts as waiting for a greeting."""
 
 
 class Recorder:
@@ -104,12 +104,12 @@ class Recorder:
             data = connection.recv(65536)
 
     def connections(self, address: str) -> list[int]:
-        """The numbers of clients' requests on each connection to this address since it was asked for last."""
+        """The numbers of clients' requests on each connection to this address since the last call."""
         with self._lock:
             return [number for [number] in self._connections.pop(address, ())]
 
     def seen(self, address: str, *, clients: bool) -> list[str]:
-        """What connections to this address looked like; those that were cut short are parts of whole ones."""
+        """Return descriptions of the connections to this address, without beginnings of other ones."""
         with self._lock:
             found = sorted((self.traffic if clients else self.checks).get(address, ()))
         return [one for one in found if not any(other.startswith(f"{one} | ") for other in found)]
@@ -168,7 +168,7 @@ def _proxy_header(connection: socket.socket) -> str:
 
 
 def _hello(record: bytes) -> str:
-    """What a TLS hello offers: versions, ciphers, extensions, server name, protocols."""
+    """Return the contents of a TLS hello: versions, ciphers, extensions, server name, protocols."""
     at = 9 + 2 + 32
     at += 1 + record[at]
     size = int.from_bytes(record[at : at + 2], "big")

@@ -34,7 +34,7 @@ def choose_slice(cases: Sequence[tuple[Hashable, Hashable, str]], versions: Sequ
 
 
 def _rotate(versions: Sequence[str], turn: int) -> list[str]:
-    """`versions` with those first whose turn it is: one of each half, each version as often as the others."""
+    """`versions` with those first whose turn it is: one of each half, every version equally often."""
     first = turn % len(versions)
     half = len(versions) // 2
     second = first + half if first < half else len(versions) - 1 - first

@@ -1,4 +1,4 @@
-"""Long TCP sessions: servers that say back what they hear, and clients that notice when theirs is gone."""
+"""Long TCP sessions: echo servers, and clients that notice when their session ends."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Session:
         self.server = self._file.readline().decode().strip()
 
     def lives(self) -> bool:
-        """Whether the server still says back what it hears, over the same connection."""
+        """Whether the server still echoes, over the same connection."""
         try:
             self._file.write(b"query\n")
             return self._file.readline() == b"query\n"

@@ -39,13 +39,13 @@ class Terminal:
 
     @property
     def text(self) -> str:
-        """What it has printed so far, with plain line ends and without colours."""
+        """Its output so far, with plain line ends and without colours."""
         self._read(0)
         return re.sub(r"\x1b\[[0-9;]*m", "", self._said.decode("utf-8", "replace").replace("\r\n", "\n"))
 
     @property
     def raw(self) -> str:
-        """What it has printed so far, with everything that moves the cursor."""
+        """Its output so far, with everything that moves the cursor."""
         self._read(0)
         return self._said.decode("utf-8", "replace")
 
@@ -65,7 +65,7 @@ class Terminal:
             self._read(0.1)
 
     def wait_for(self, words: str) -> str:
-        """What it has printed once `words` are among it."""
+        """Return its output once it contains `words`."""
         deadline = time.monotonic() + PATIENCE
         while words not in self.text:
             assert time.monotonic() < deadline, self.text
@@ -98,7 +98,7 @@ class Terminal:
     def _read(self, seconds: float) -> None:
         if self._ours < 0:
             return
-        with contextlib.suppress(OSError):  # EIO: nobody has the other side any more
+        with contextlib.suppress(OSError):  # EIO: the other side is closed
             while select.select([self._ours], [], [], seconds)[0]:
                 piece = os.read(self._ours, 1 << 16)
                 if not piece:

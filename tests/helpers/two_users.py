@@ -33,7 +33,7 @@ def laid_out(state: Path, group: int = GROUP) -> None:
 
 
 class Split(Lb):
-    """Such a load balancer; `handle` and what is asked of it runs as Serf's user, all other verbs as root."""
+    """Such a load balancer; `handle` and commands on request run as Serf's user, all other verbs as root."""
 
     def __enter__(self) -> Self:
         self.folder.chmod(0o755)

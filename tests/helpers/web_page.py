@@ -1,4 +1,4 @@
-"""`lbagent web`, run on loopback for a test, and a stand-in for the daemon whose status it shows."""
+"""`lbagent web`, run on loopback for a test, and a substitute for the daemon whose status it shows."""
 
 from __future__ import annotations
 

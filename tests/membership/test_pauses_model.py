@@ -17,7 +17,7 @@ PROFILES = {
     "everything": (Profile(), 24),
     "two nodes on two addresses": (Profile(nodes=2, addresses=2), 20),
     "nodes that keep their address": (Profile(nodes=5, addresses=4, moves=False), 20),
-    "nobody is down, some fail": (Profile(nodes=3, addresses=2, restarts=False), 16),
+    "no load balancer is down, some nodes fail": (Profile(nodes=3, addresses=2, restarts=False), 16),
     "long": (Profile(nodes=6, addresses=4), 60),
 }
 

@@ -34,7 +34,7 @@ def hearing(*raws: RawEvent) -> Membership:
 
 
 def learning(mine: Membership, theirs: Membership, now: int = NOW, version: int = pause_reports.VERSION) -> Membership:
-    """Mine after they have told me all."""
+    """Return `mine` merged with all reports of `theirs`."""
     after, more = "", True
     while more:
         found = parse_page(format_page(theirs, after, ROOM, now, version))
@@ -261,7 +261,7 @@ def test_a_replay_of_a_command_reported_by_an_older_load_balancer_is_ignored() -
     assert paused(folded(learned, saying("pause", "web01", 6))) == []
 
 
-# --- clocks of a cluster that is no more ----------------------------------------------------------------------------
+# --- clocks of an earlier cluster ----------------------------------------------------------------------------
 
 
 def test_commands_of_an_earlier_cluster_come_before_all_of_the_new_one() -> None:

@@ -78,7 +78,7 @@ def test_membership_survives_members_json_unchanged() -> None:
 
 
 def digest(raw: RawEvent) -> str:
-    """What tells this event from others."""
+    """Identity of the event."""
     event = parse_event(raw)
     assert isinstance(event, Command)
     return event.digest

@@ -52,7 +52,7 @@ def statuses(membership: Membership) -> Mapping[str, str]:
 def test_membership_follows_the_list(before: str, listing_says: str, after: str) -> None:
     membership = synced(known(member("web01", status=before)), listed("web01", listing_says))
 
-    # Who left, or was forgotten, does not come back by failing.
+    # A member that left, or was forgotten, does not return by failing.
     assert statuses(membership) == {"web01": LEFT if (before, listing_says) == (LEFT, "failed") else after}
 
 

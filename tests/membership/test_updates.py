@@ -1,6 +1,6 @@
 """Events change membership: joins, leaves and failures, and pauses and resumes in Lamport order."""
 
-# ruff: noqa: E501  # a case of a table stands on one line
+# ruff: noqa: E501  # one line per case of a table
 
 from __future__ import annotations
 

@@ -205,7 +205,7 @@ NEXT = [
 
 
 @serf
-def test_two_load_balancers_are_given_one_key_and_tokens_of_their_own(setup: Path, tmp_path: Path) -> None:
+def test_two_load_balancers_have_the_same_key_and_different_tokens(setup: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
 
     first = run(setup, one, "--node", "lb01", "10.0.0.1", "10.0.0.2")
@@ -227,7 +227,7 @@ def test_two_load_balancers_are_given_one_key_and_tokens_of_their_own(setup: Pat
 
 
 @serf
-def test_an_ipv6_address_is_one_that_the_agent_takes(setup: Path, tmp_path: Path) -> None:
+def test_an_ipv6_address_is_written_in_brackets(setup: Path, tmp_path: Path) -> None:
     done = run(setup, tmp_path / "r", "--node", "lb01", "fd00::11", "fd00::12")
 
     assert (done.returncode, done.stderr) == (0, "")
@@ -238,7 +238,7 @@ def test_an_ipv6_address_is_one_that_the_agent_takes(setup: Path, tmp_path: Path
 
 
 @serf
-def test_a_second_time_it_keeps_everything(setup: Path, tmp_path: Path) -> None:
+def test_a_second_run_keeps_everything(setup: Path, tmp_path: Path) -> None:
     words = ("--node", "lb01", "10.0.0.1", "10.0.0.2")
     first = run(setup, tmp_path / "r", *words)
     before = {path: path.read_text() for path in (tmp_path / "r").rglob("*") if path.is_file()}
@@ -358,12 +358,12 @@ def test_the_documentation_has_the_commands_that_the_setup_prints(page: str) -> 
     assert after == [line.strip() for line in NEXT[3:]]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root has a /etc of its own")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount an /etc of its own")
 @serf
 def test_no_key_is_made_where_the_other_load_balancer_has_one(setup: Path, tmp_path: Path) -> None:
     if subprocess.run(["unshare", "--mount", "true"], check=False, capture_output=True).returncode:
         pytest.skip("unshare is not allowed here")
-    # Whatever the script would write, it writes into a copy.
+    # The script writes into a copy of /etc.
     script = f'cp -a /etc {tmp_path}/etc; mount --bind {tmp_path}/etc /etc; mount -t tmpfs none /run; exec "$@"'
 
     def outside(*words: str) -> subprocess.CompletedProcess[str]:
@@ -444,7 +444,7 @@ NO_BUNDLE = "stdin: not a bundle; use /etc/lbagent/peer.bundle of the first load
         (("--bundle", "-", "10.0.0.2", "10.0.0.1"), "", "10.0.0.2: unexpected; the bundle has both addresses"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_and_nothing_is_written(
+def test_invalid_arguments_are_refused_and_nothing_is_written(
     setup: Path, tmp_path: Path, words: tuple[str, ...], stdin: str, why: str
 ) -> None:
     done = run(setup, tmp_path / "r", *words, stdin=stdin)
@@ -454,7 +454,7 @@ def test_what_cannot_be_meant_is_refused_and_nothing_is_written(
 
 
 @serf
-def test_another_file_of_the_agent_is_not_joined_by_ours(setup: Path, tmp_path: Path) -> None:
+def test_a_second_file_of_the_agent_is_refused(setup: Path, tmp_path: Path) -> None:
     (tmp_path / "r/etc/serf").mkdir(parents=True)
     (tmp_path / "r/etc/serf/mine.json").write_text("{}")
 
@@ -538,6 +538,19 @@ def test_the_installed_pages_have_no_dead_link(checkout: Path, tmp_path: Path) -
     assert [(str(page), target) for page, target in links if not (page.parent / target).exists()] == []
 
 
+def test_an_install_has_the_site_where_it_is_built(checkout: Path, tmp_path: Path) -> None:
+    for name in ("index.html", "search/search_index.js", "assets/bundle.js", "assets/bundle.js.map", "sitemap.xml"):
+        path = checkout / "build" / "site" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+
+    script(checkout, "install", str(tmp_path / "root"), "/usr")
+
+    html = tmp_path / "root/usr/share/doc/lbagent/html"
+    found = {str(path.relative_to(html)) for path in html.rglob("*") if path.is_file()}
+    assert found == {"index.html", "search/search_index.js", "assets/bundle.js"}
+
+
 def test_an_install_keeps_an_edited_roles_yml(checkout: Path, tmp_path: Path) -> None:
     (tmp_path / "root/etc/lbagent").mkdir(parents=True)
     (tmp_path / "root/etc/lbagent/roles.yml").write_text("mine")
@@ -580,13 +593,13 @@ SCRIPTS += [HERE / "packaging" / name for name in ("install", "uninstall", "deb"
 
 
 @pytest.mark.parametrize("path", sorted(SCRIPTS), ids=lambda path: path.name)
-def test_a_script_is_one_that_a_plain_shell_reads(path: Path) -> None:
+def test_scripts_have_the_syntax_of_a_plain_shell(path: Path) -> None:
     assert os.access(path, os.X_OK)
     assert subprocess.run(["sh", "-n", str(path)], check=False).returncode == 0
 
 
 @pytest.mark.skipif(shutil.which("mandoc") is None, reason="no mandoc here")
-def test_the_page_of_the_setup_is_one() -> None:
+def test_the_man_page_of_the_setup_has_each_option() -> None:
     page = HERE / "packaging" / "lbagent-serf-setup.8"
 
     lint = subprocess.run(["mandoc", "-T", "lint", "-W", "warning", page], capture_output=True, text=True, check=False)

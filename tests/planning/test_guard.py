@@ -1,4 +1,4 @@
-"""guard: no accident may empty a service; the rest of its rules stands with the plan's."""
+"""The safety guard: paused nodes do not count, and a pause does not unblock removals."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def enrolled(*members: Member) -> str:
     return planned(TEXT, ROLES, known(*members))
 
 
-def test_who_is_paused_makes_up_for_nobody() -> None:
+def test_paused_nodes_do_not_count_for_the_safety_guard() -> None:
     nodes = [web(0), web(1), pausing(web(2)), pausing(web(3))]
     before = enrolled(*nodes)
 
@@ -41,8 +41,8 @@ def test_who_is_paused_makes_up_for_nobody() -> None:
     assert plan.after == plan.before
 
 
-def test_a_pause_does_not_let_go_what_is_held() -> None:
-    # Its comment stays where its role has no marker any more, and stood for a node that stays.
+def test_a_pause_does_not_unblock_removals() -> None:
+    # The comment stays: its role has no marker any more, and its node is present.
     api = member("api", "10.0.0.9", "api")
     text = enrolled(api, *map(web, range(3)))
     roles = reading("services: {iis: {port: 80}}\nroles: {api: {lb: [iis]}}")

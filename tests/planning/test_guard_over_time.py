@@ -78,7 +78,7 @@ WAYS: dict[str, Callable[[Balancer, str], None]] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_node_by_node_no_more_than_half_is_removed(way: str) -> None:
+def test_removals_one_node_at_a_time_stop_at_half(way: str) -> None:
     lb = Balancer(PLAIN, *web(4))
 
     plans = []
@@ -108,7 +108,7 @@ def test_node_by_node_no_more_than_half_is_removed(way: str) -> None:
         ["networks: [10.0.0.2/31, 10.0.0.4/32]", "networks: [10.0.0.3/32, 10.0.0.4/32]", "networks: [10.0.0.4/32]"],
     ],
 )
-def test_one_edit_of_roles_yml_after_another_removes_no_more_than_half(edits: list[str]) -> None:
+def test_repeated_edits_of_roles_yml_remove_at_most_half(edits: list[str]) -> None:
     lb = Balancer(PLAIN, *web(4))
     plan = lb.run()
 
@@ -120,7 +120,7 @@ def test_one_edit_of_roles_yml_after_another_removes_no_more_than_half(edits: li
     assert len(lb.servers) >= 2
 
 
-def test_what_is_blocked_stays_blocked_until_it_is_forced() -> None:
+def test_blocked_removals_stay_blocked_until_force() -> None:
     lb = Balancer(PLAIN, *web(3))
     lb.edit("web1", role="")
     lb.run(0)
@@ -137,7 +137,7 @@ def test_what_is_blocked_stays_blocked_until_it_is_forced() -> None:
     assert lb.membership.removals == {}
 
 
-def test_a_removal_of_long_ago_does_not_count() -> None:
+def test_an_old_removal_does_not_count() -> None:
     lb = Balancer(PLAIN, *web(4))
     for at in (1, 2):
         lb.edit(f"web{at}", role="")
@@ -150,7 +150,7 @@ def test_a_removal_of_long_ago_does_not_count() -> None:
     assert lb.servers == ["web4"]
 
 
-def test_a_clock_that_was_ahead_makes_no_removal_count_for_ever() -> None:
+def test_a_removal_recorded_in_the_future_is_forgotten() -> None:
     lb = Balancer(PLAIN, *web(3))
     lb.edit("web1", role="")
     lb.run(10 * REMOVALS_WINDOW)
@@ -159,7 +159,7 @@ def test_a_clock_that_was_ahead_makes_no_removal_count_for_ever() -> None:
     assert lb.run(0).blocked == ()
 
 
-def test_a_node_that_is_back_does_not_count() -> None:
+def test_a_node_that_returned_does_not_count() -> None:
     lb = Balancer(PLAIN, *web(3))
     for at, name in enumerate(["web1", "web2", "web3"]):
         lb.edit(name, role="")
@@ -181,7 +181,7 @@ def test_a_node_that_is_back_does_not_count() -> None:
     ],
     ids=["leave", "pause", "another role", "a role without an entry", "paused by tag"],
 )
-def test_what_was_asked_for_is_never_blocked(asked: Callable[[Balancer, str], None]) -> None:
+def test_requested_removals_are_never_blocked(asked: Callable[[Balancer, str], None]) -> None:
     lb = Balancer(PLAIN, *web(4))
 
     for at in range(1, 5):
@@ -202,7 +202,7 @@ def test_a_node_that_left_after_it_was_removed_does_not_count() -> None:
     assert lb.servers == ["web3"]
 
 
-def test_members_json_of_before_is_read() -> None:
+def test_members_json_of_an_older_version_is_read() -> None:
     state = json.loads(storage.serialize_membership(known(*web(1))))
     del state["removals"]
 
@@ -210,7 +210,7 @@ def test_members_json_of_before_is_read() -> None:
 
 
 @pytest.mark.parametrize("removals", [[], {"x": 1}, {"x": {"web1": "now"}}, {"x": {"web1": 1.5}}, "x"])
-def test_removals_that_lbagent_never_writes_are_damage(removals: object) -> None:
+def test_invalid_removals_in_members_json_are_damage(removals: object) -> None:
     state = json.loads(storage.serialize_membership(known(*web(1))))
     state["removals"] = removals
 
@@ -268,7 +268,7 @@ def test_a_kept_line_follows_its_node_to_another_address() -> None:
     assert managed(lb.text) == ["server web1 10.0.0.9:80 check weight 5 # lbagent role=web"]
 
 
-def test_a_kept_line_gives_way_to_a_living_node_at_its_address() -> None:
+def test_a_kept_line_is_removed_when_an_alive_node_has_its_address() -> None:
     lb = Balancer(WEIGHTED, *web(1, weight="5"))
     lb.edit("web1", tags={"weight": "50%"}, status="failed")
     new = member("new", "10.0.0.1", "web", {"weight": "7"})
@@ -298,7 +298,7 @@ def test_a_node_with_an_invalid_tag_that_leaves_is_removed() -> None:
 
 
 @pytest.mark.parametrize("role", ["we b", "web!", ",", "-web", "web\n", "\udc83", "wéb"])
-def test_a_role_tag_that_cannot_be_a_name_keeps_the_lines(role: str) -> None:
+def test_an_invalid_role_tag_keeps_the_lines(role: str) -> None:
     lb = Balancer(PLAIN, *web(3))
     before, plan = lb.text, lb.run()
 
@@ -314,7 +314,7 @@ def test_a_role_tag_that_cannot_be_a_name_keeps_the_lines(role: str) -> None:
     )
 
 
-def test_a_node_whose_role_cannot_be_a_name_can_be_paused_and_resumed() -> None:
+def test_a_node_with_an_invalid_role_tag_can_be_paused_and_resumed() -> None:
     lb = Balancer(PLAIN, *web(2))
     lb.edit("web1", role="we b", pause=Pause(NOW, "me"))
     lb.run()
@@ -328,7 +328,7 @@ def test_a_node_whose_role_cannot_be_a_name_can_be_paused_and_resumed() -> None:
     assert lb.servers == ["web2"]
 
 
-def test_a_node_whose_role_cannot_be_a_name_and_that_moved_counts_for_the_guard() -> None:
+def test_a_moved_node_with_an_invalid_role_tag_counts_for_the_safety_guard() -> None:
     lb = Balancer(PLAIN, *web(2))
     for at in (1, 2):
         lb.edit(f"web{at}", role="we b", address=f"10.0.1.{at}")
@@ -340,7 +340,7 @@ def test_a_node_whose_role_cannot_be_a_name_and_that_moved_counts_for_the_guard(
 # --- through the program -------------------------------------------------------------------------------------------
 
 
-def test_edits_one_after_another_end_with_3_and_force_applies_them(tmp_path: Path) -> None:
+def test_repeated_edits_exit_with_3_and_force_applies_them(tmp_path: Path) -> None:
     stage = built(tmp_path, str(LBAGENT), TEXT, "", shutil.which("true"))
     head = f"haproxy: {{config: {stage.cfg}}}\nservices: {{iis: {{port: 80}}}}\n"
     stage.roles.write_text(f"{head}roles: {{web: {{lb: [iis]}}}}\n")
@@ -359,7 +359,7 @@ def test_edits_one_after_another_end_with_3_and_force_applies_them(tmp_path: Pat
     assert [line.split()[1] for line in stage.managed] == ["web3"]
 
 
-def test_a_weight_that_is_none_costs_no_node_its_line(tmp_path: Path) -> None:
+def test_an_invalid_weight_removes_no_line(tmp_path: Path) -> None:
     roles = 'services: {iis: {port: 80, options: "check weight {tag:weight|100}"}}\nroles: {web: {lb: [iis]}}\n'
     stage = built(tmp_path, str(LBAGENT), TEXT, roles, shutil.which("true"))
     nodes = [f"web{at}\t10.0.0.{at}\tweb\trole=web,weight=" for at in range(1, 4)]

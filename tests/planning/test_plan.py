@@ -1,6 +1,6 @@
-"""The plan, from the outside: what becomes of a haproxy.cfg, whatever the network and the operator wrote."""
+"""A plan gives the right haproxy.cfg for every membership and every text of the operator."""
 
-# ruff: noqa: E501  # a case of a table stands on one line
+# ruff: noqa: E501  # one line per case of a table
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_node_that_joins_gets_a_line_above_the_marker() -> None:
     """)
 
 
-def test_nothing_known_leaves_the_text_as_it_is() -> None:
+def test_without_members_the_text_is_unchanged() -> None:
     assert planned(ONE, ROLES, known()) == ONE
 
 
@@ -132,7 +132,7 @@ def test_a_section_of_none_has_no_lines() -> None:
 
 
 @pytest.mark.parametrize("status", [LEFT, UNKNOWN])
-def test_who_is_not_there_has_no_line(status: str) -> None:
+def test_an_absent_node_has_no_line(status: str) -> None:
     assert planned(ONE, ROLES, known(member("web01", status=status))) == ONE
 
 
@@ -142,7 +142,7 @@ def test_a_failed_node_keeps_its_line() -> None:
     assert managed(text) == [line("web01")]
 
 
-def test_a_paused_node_stands_as_a_comment() -> None:
+def test_a_paused_node_has_a_comment() -> None:
     text = planned(ONE, ROLES, known(member("web01", "10.0.0.5"), pausing(member("web02", "10.0.0.6"))))
 
     assert text == dedent("""
@@ -154,7 +154,7 @@ def test_a_paused_node_stands_as_a_comment() -> None:
     """)
 
 
-def test_a_pause_takes_the_server_line_away() -> None:
+def test_a_pause_replaces_the_server_line_by_a_comment() -> None:
     before = planned(ONE, ROLES, known(member("web01", "10.0.0.5")))
 
     done = planning(before, ROLES, known(pausing(member("web01", "10.0.0.5"))))
@@ -164,14 +164,14 @@ def test_a_pause_takes_the_server_line_away() -> None:
     assert done.added == ("backend farm: # lbagent paused web01 10.0.0.5 role=web",)
 
 
-def test_a_pause_holds_for_every_member_at_the_address() -> None:
+def test_a_pause_applies_to_every_member_at_the_address() -> None:
     # The second one would have no line anyhow: its address:port is taken.
     text = planned(ONE, ROLES, known(pausing(member("old", "10.0.0.5", "unheard")), member("new", "10.0.0.5")))
 
     assert managed(text) == ["# lbagent paused new 10.0.0.5 role=web"]
 
 
-def test_the_tag_pauses() -> None:
+def test_the_tag_pauses_its_node() -> None:
     text = planned(
         ONE,
         ROLES,
@@ -206,7 +206,7 @@ def test_an_ipv6_address_is_bracketed() -> None:
         "fe80::1",
     ],
 )
-def test_an_address_nobody_serves_from_is_never_written(address: str) -> None:
+def test_special_addresses_are_never_written(address: str) -> None:
     done = planning(ONE, ROLES, known(member("web01", address)))
 
     assert done.after == (ONE,)
@@ -214,7 +214,7 @@ def test_an_address_nobody_serves_from_is_never_written(address: str) -> None:
 
 
 @pytest.mark.parametrize("address", ["127.0.0.2", "::1"])
-def test_loopback_is_written_where_networks_name_it(address: str) -> None:
+def test_loopback_is_written_where_networks_include_it(address: str) -> None:
     text = planned(ONE, ROLES, known(member("web01", address, "local")))
 
     assert [one.split()[1] for one in managed(text)] == ["web01"]
@@ -223,7 +223,7 @@ def test_loopback_is_written_where_networks_name_it(address: str) -> None:
 @pytest.mark.parametrize(
     ("address", "there"), [("10.255.0.1", 1), ("11.0.0.1", 0), ("2001:db8:ffff::1", 1), ("2001:db9::1", 0)]
 )
-def test_a_role_takes_only_addresses_of_its_networks(address: str, there: int) -> None:
+def test_a_role_accepts_only_addresses_of_its_networks(address: str, there: int) -> None:
     text = planned("backend m\n# additional-data-lb-mongo-server\n", ROLES, known(member("d1", address, "db")))
 
     assert len(managed(text)) == there
@@ -265,7 +265,7 @@ def test_tags_fill_options_and_port() -> None:
         ("weight", "5\r"),
     ],
 )
-def test_a_tag_that_may_not_stand_there_costs_only_its_own_node_the_line(tag: str, value: str) -> None:
+def test_an_invalid_tag_prevents_only_the_line_of_its_own_node(tag: str, value: str) -> None:
     done = planning(
         "backend m\n# additional-data-lb-mongo-server\n",
         ROLES,
@@ -276,7 +276,7 @@ def test_a_tag_that_may_not_stand_there_costs_only_its_own_node_the_line(tag: st
     assert [note for note in done.notes if "d1" in note] != []
 
 
-def test_an_empty_tag_is_no_word() -> None:
+def test_an_empty_tag_counts_as_missing() -> None:
     roles = reading("""
         services: {iis: {port: 80, options: "check weight {tag:weight|100} rise 2"}}
         roles: {web: {lb: [iis]}}
@@ -316,25 +316,25 @@ def test_a_missing_final_line_end_is_completed_when_something_is_written() -> No
     assert text == planned(ONE, ROLES, known(member("web01")))
 
 
-def test_a_missing_final_line_end_stays_missing_when_nothing_is() -> None:
+def test_a_missing_final_line_end_stays_missing_when_nothing_is_written() -> None:
     before = planned(ONE, ROLES, known(member("web01"))).removesuffix("\n")
 
     assert planned(before, ROLES, known(member("web01"))) == before
 
 
-def test_a_last_line_of_ours_without_an_end_goes_alone() -> None:
+def test_removing_a_last_managed_line_without_an_end_changes_nothing_else() -> None:
     before = f"backend farm\n\n    {line('web01')}"
 
     assert planned(before, ROLES, known(member("web01", status=LEFT))) == "backend farm\n\n"
 
 
-def test_indentation_is_the_markers_own() -> None:
+def test_a_line_has_the_indentation_of_its_marker() -> None:
     text = planned("backend farm\n\t  \t# additional-lb-iis-server\n", ROLES, known(member("web01")))
 
     assert text == f"backend farm\n\t  \t{line('web01')}\n\t  \t# additional-lb-iis-server\n"
 
 
-def test_shift_jis_and_broken_bytes_come_back_as_they_were() -> None:
+def test_shift_jis_and_invalid_utf8_are_preserved() -> None:
     comment = "負荷分散 ソ\\表".encode("cp932") + b" \xff\xfe\x00\x0b\x0c\x1c\x85\xc2\x85\xe2\x80\xa8"
     before = (b"# " + comment + b"\n" + ONE.encode() + b"# " + comment).decode("utf-8", "surrogateescape")
 
@@ -352,7 +352,7 @@ def test_shift_jis_and_broken_bytes_come_back_as_they_were() -> None:
 
 
 @given(st.binary(max_size=300) | st.text("ab# \t\r\n\x0b\u2028", max_size=300).map(str.encode))
-def test_a_document_gives_back_any_bytes(content: bytes) -> None:
+def test_a_document_preserves_any_bytes(content: bytes) -> None:
     text = content.decode("utf-8", "surrogateescape")
 
     (back,) = planning(text, ROLES, known()).before
@@ -367,13 +367,13 @@ def test_a_document_gives_back_any_bytes(content: bytes) -> None:
         max_size=5,
     )
 )
-def test_a_document_of_several_files_gives_each_of_them_back(texts: list[str]) -> None:
+def test_a_document_preserves_each_of_several_files(texts: list[str]) -> None:
     document = Document([(f"{at}.cfg", text) for at, text in enumerate(texts)])
 
     assert make_plan(document, ROLES, known(), PlanOptions()).after == tuple(texts)
 
 
-def test_a_proxy_in_a_second_file_is_planned_there() -> None:
+def test_a_proxy_in_a_second_file_is_changed_there() -> None:
     document = Document([("a.cfg", "global\n    daemon"), ("b.cfg", ONE)])
 
     done = make_plan(document, ROLES, known(member("web01")), PlanOptions())
@@ -398,7 +398,7 @@ def test_a_line_whose_comment_was_deleted_belongs_to_the_operator() -> None:
         "server web01 10.0.0.1:80 check   # lbagent role=web \t",
     ],
 )
-def test_a_line_somebody_reformatted_is_still_a_managed_one(reformatted: str) -> None:
+def test_a_reformatted_managed_line_is_still_managed(reformatted: str) -> None:
     before = f"backend farm\n    {reformatted}\n    # additional-lb-iis-server\n"
 
     assert (
@@ -406,7 +406,7 @@ def test_a_line_somebody_reformatted_is_still_a_managed_one(reformatted: str) ->
     )
 
 
-def test_what_an_operator_inserted_between_managed_lines_and_marker_stays() -> None:
+def test_operators_lines_between_managed_lines_and_marker_stay() -> None:
     before = planned(ONE, ROLES, known(member("web01"))).replace(
         "    # add", "\n    # keep me\n    option httpchk\n    # add"
     )
@@ -446,7 +446,7 @@ def test_only_a_whole_line_is_a_marker(nearly: str) -> None:
     assert planned(text, ROLES, known(member("web01"))) == text
 
 
-def test_trailing_blanks_do_not_hide_a_marker() -> None:
+def test_a_marker_may_have_trailing_blanks() -> None:
     text = planned("backend farm\n  # additional-lb-iis-server \t\n", ROLES, known(member("web01")))
 
     assert text == f"backend farm\n  {line('web01')}\n  # additional-lb-iis-server \t\n"
@@ -455,19 +455,19 @@ def test_trailing_blanks_do_not_hide_a_marker() -> None:
 # --- several markers ----------------------------------------------------------------------------------------------
 
 
-def test_a_service_may_hold_hyphens_and_underscores() -> None:
+def test_a_service_name_may_contain_hyphens_and_underscores() -> None:
     text = planned("backend a\n    # additional-lb-web_service-a-server\n", ROLES, known(member("a1", role="app")))
 
     assert managed(text) == [line("a1", role="app", port=1111, options="check inter 5s rise 2 fall 2")]
 
 
-def test_a_section_may_hold_hyphens() -> None:
+def test_a_section_name_may_contain_hyphens() -> None:
     text = planned("backend a\n    # additional-data-lb-mongo-server\n", ROLES, known(member("d1", role="db")))
 
     assert managed(text) == ["server d1 10.0.0.1:27017 check weight 100 # lbagent role=db"]
 
 
-def test_the_same_pair_in_two_proxies_is_served_in_both() -> None:
+def test_the_same_marker_in_two_proxies_gets_lines_in_both() -> None:
     text = planned(
         "listen a\n# additional-lb-iis-server\n\nbackend b\n  # additional-lb-iis-server\n", ROLES, known(member("w1"))
     )
@@ -478,7 +478,7 @@ def test_the_same_pair_in_two_proxies_is_served_in_both() -> None:
     )
 
 
-def test_several_services_in_one_proxy_name_their_servers_after_both() -> None:
+def test_servers_of_several_services_in_one_proxy_are_named_node_service() -> None:
     text = planned(
         dedent("""
             backend farm
@@ -501,7 +501,7 @@ def test_several_services_in_one_proxy_name_their_servers_after_both() -> None:
     """)
 
 
-def test_a_second_service_in_the_proxy_renames_what_stands_there() -> None:
+def test_a_second_service_in_a_proxy_renames_the_present_servers() -> None:
     before = planned(ONE, ROLES, known(member("web01")))
 
     text = planned(before + "    # additional-lb-web_service-a-server\n", ROLES, known(member("web01")))
@@ -515,7 +515,7 @@ def test_a_second_service_in_the_proxy_renames_what_stands_there() -> None:
     """)
 
 
-def test_the_second_service_gone_takes_the_suffix_away() -> None:
+def test_removing_the_second_service_removes_the_suffix() -> None:
     before = planned(ONE + "    # additional-lb-web_service-a-server\n", ROLES, known(member("web01")))
 
     text = planned(before.replace("    # additional-lb-web_service-a-server\n", ""), ROLES, known(member("web01")))
@@ -523,7 +523,7 @@ def test_the_second_service_gone_takes_the_suffix_away() -> None:
     assert text == planned(ONE, ROLES, known(member("web01")))
 
 
-def test_a_marker_twice_in_one_proxy_is_refused_with_both_lines() -> None:
+def test_a_duplicate_marker_in_a_proxy_is_refused_with_both_lines() -> None:
     text = ONE + "    server x 10.9.9.9:80\n\t# additional-lb-iis-server\n"
 
     with pytest.raises(Refused) as refused:
@@ -534,7 +534,7 @@ def test_a_marker_twice_in_one_proxy_is_refused_with_both_lines() -> None:
     )
 
 
-def test_an_unknown_marker_is_left_alone_and_reported() -> None:
+def test_an_unknown_marker_is_ignored_and_reported() -> None:
     text = "backend farm\n    # additional-lb-oracle-server\n    # additional-lb-iis-server\n"
 
     done = planning(text, ROLES, known(member("web01")))
@@ -546,7 +546,7 @@ def test_an_unknown_marker_is_left_alone_and_reported() -> None:
     )
 
 
-def test_a_marker_that_is_nowhere_is_reported() -> None:
+def test_a_missing_marker_is_reported() -> None:
     done = planning("backend farm\n", ROLES, known())
 
     assert done.notes == (
@@ -556,7 +556,7 @@ def test_a_marker_that_is_nowhere_is_reported() -> None:
     )
 
 
-def test_a_line_whose_marker_is_gone_stays_while_its_node_stays() -> None:
+def test_a_line_without_marker_stays_while_its_node_is_present() -> None:
     before = planned(ONE, ROLES, known(member("web01"), member("web02", "10.0.0.2"))).replace(
         "    # additional-lb-iis-server\n", ""
     )
@@ -569,7 +569,7 @@ def test_a_line_whose_marker_is_gone_stays_while_its_node_stays() -> None:
     assert "haproxy.cfg:3: the marker of server web01 is missing" in done.notes
 
 
-def test_a_line_whose_marker_is_gone_follows_a_pause_and_a_new_address() -> None:
+def test_a_line_without_marker_follows_a_pause_and_a_new_address() -> None:
     before = planned(ONE, ROLES, known(member("web01"), member("web02", "10.0.0.2"))).replace(
         "    # additional-lb-iis-server\n", ""
     )
@@ -582,7 +582,7 @@ def test_a_line_whose_marker_is_gone_follows_a_pause_and_a_new_address() -> None
     )
 
 
-def test_a_paused_line_whose_marker_is_gone_stays_a_paused_line() -> None:
+def test_a_paused_line_without_marker_stays_paused() -> None:
     both = "backend farm\n    # additional-lb-iis-server\n    # additional-data-lb-mongo-server\n"
     dbs = [member(f"d{at}", f"10.0.1.{at}", "db") for at in (1, 2, 3)]
     before = planned(both, ROLES, known(member("web1"), *dbs)).replace("    # additional-lb-iis-server\n", "")
@@ -613,12 +613,12 @@ def test_a_draining_line_without_marker_stays_drained_where_the_new_address_of_i
     assert "    server web1.mongo 10.0.0.1:80 check inter 2s rise 2 fall 2 weight 0 # lbagent paused role=web\n" in text
 
 
-# --- lines by hand ------------------------------------------------------------------------------------------------
+# --- operator's lines ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["web01", "WEB01", "Web01"])
 @pytest.mark.parametrize("where", ["above", "below"])
-def test_a_hand_written_namesake_wins(name: str, where: str) -> None:
+def test_an_operators_line_with_the_name_has_priority(name: str, where: str) -> None:
     by_hand = f"    server {name} 10.9.9.9:8080 check\n"
     text = ONE.replace("    # add", f"{by_hand}    # add") if where == "above" else ONE + by_hand
 
@@ -639,7 +639,7 @@ def test_a_hand_written_namesake_wins(name: str, where: str) -> None:
         "ipv4@10.0.0.1:80",
     ],
 )
-def test_a_hand_written_line_with_the_address_and_port_wins(endpoint: str) -> None:
+def test_an_operators_line_with_the_endpoint_has_priority(endpoint: str) -> None:
     text = ONE + f"    server other {endpoint} check\n"
 
     assert planned(text, ROLES, known(member("web01"))) == text
@@ -653,25 +653,25 @@ def test_a_hand_written_line_with_the_address_and_port_wins(endpoint: str) -> No
         "2001:db8::1:80",
     ],
 )
-def test_a_hand_written_line_with_the_ipv6_address_and_port_wins(endpoint: str) -> None:
+def test_an_operators_line_with_the_ipv6_endpoint_has_priority(endpoint: str) -> None:
     text = ONE + f"    server other {endpoint} check\n"
 
     assert planned(text, ROLES, known(member("web01", "2001:db8::1"))) == text
 
 
-def test_a_hand_written_line_in_another_proxy_does_not_matter() -> None:
+def test_an_operators_line_in_another_proxy_does_not_matter() -> None:
     text = ONE + "backend other\n    server web01 10.0.0.1:80\n"
 
     assert managed(planned(text, ROLES, known(member("web01")))) == [line("web01")]
 
 
-def test_a_hand_written_line_that_appears_takes_the_managed_one_away() -> None:
+def test_a_new_operators_line_replaces_the_managed_one() -> None:
     text = planned(ONE, ROLES, known(member("web01"))) + "    server web01 10.0.0.1:80 check weight 5\n"
 
     assert planned(text, ROLES, known(member("web01"))) == ONE + "    server web01 10.0.0.1:80 check weight 5\n"
 
 
-def test_adopt_turns_hand_written_lines_above_a_marker_into_managed_ones() -> None:
+def test_adopt_makes_operators_lines_above_a_marker_managed() -> None:
     text = dedent("""
         backend farm
             server WEB01 10.0.0.1:80 check
@@ -699,13 +699,13 @@ def test_adopt_turns_hand_written_lines_above_a_marker_into_managed_ones() -> No
 # --- one address:port once ----------------------------------------------------------------------------------------
 
 
-def test_of_two_members_at_one_address_the_living_one_has_the_line() -> None:
+def test_of_two_nodes_at_one_address_the_alive_one_has_the_line() -> None:
     text = planned(ONE, ROLES, known(member("web01", status=FAILED), member("web02")))
 
     assert managed(text) == [line("web02")]
 
 
-def test_of_two_living_members_at_one_address_the_first_name_has_the_line() -> None:
+def test_of_two_alive_nodes_at_one_address_the_first_name_has_the_line() -> None:
     done = planning(ONE, ROLES, known(member("web10"), member("web9")))
 
     assert managed(done.after[0]) == [line("web9")]
@@ -732,7 +732,7 @@ def mongos(*numbers: int) -> Membership:
     return known(*(member(f"d{number}", f"10.0.0.{number}", "db") for number in numbers))
 
 
-def test_newcomers_beyond_max_are_refused_and_known_ones_never_displaced() -> None:
+def test_new_nodes_beyond_max_are_refused_and_known_ones_stay() -> None:
     text = "backend m\n# additional-data-lb-mongo-server\n"
     before = planned(text, ROLES, mongos(5, 6, 7))
 
@@ -742,7 +742,7 @@ def test_newcomers_beyond_max_are_refused_and_known_ones_never_displaced() -> No
     assert [note for note in done.notes if "d2: no line for mongo" in note] != []
 
 
-def test_a_smaller_max_displaces_nobody() -> None:
+def test_a_smaller_max_removes_no_line() -> None:
     roles = ROLES._replace(roles={**ROLES.roles, "db": ROLES.roles["db"]._replace(max=2)})
     before = planned("backend m\n# additional-data-lb-mongo-server\n", ROLES, mongos(1, 2, 3, 4))
 
@@ -777,7 +777,7 @@ def webs(*numbers: int) -> list[Member]:
 
 
 @pytest.mark.parametrize(("lost", "held"), [(1, False), (2, False), (3, True), (4, True)])
-def test_the_guard_holds_back_what_takes_more_than_half(lost: int, held: bool) -> None:  # noqa: FBT001
+def test_the_safety_guard_blocks_removals_of_more_than_half(lost: int, held: bool) -> None:  # noqa: FBT001
     before = planned(ONE, ROLES, known(*webs(1, 2, 3, 4)))
 
     done = planning(before, ROLES, known(*webs(1, 2, 3, 4)[lost:]))
@@ -786,7 +786,7 @@ def test_the_guard_holds_back_what_takes_more_than_half(lost: int, held: bool) -
     assert bool(done.blocked) is held
 
 
-def test_what_the_guard_says_names_marker_proxy_and_nodes() -> None:
+def test_the_message_of_the_safety_guard_has_marker_proxy_and_nodes() -> None:
     before = planned(ONE, ROLES, known(*webs(1, 2, 3)))
 
     done = planning(before, ROLES, known(*webs(9)))
@@ -797,7 +797,7 @@ def test_what_the_guard_says_names_marker_proxy_and_nodes() -> None:
     assert [one.split()[1] for one in managed(done.after[0])] == ["web1", "web2", "web3", "web9"]
 
 
-def test_the_guard_lets_the_rest_of_the_plan_go_on() -> None:
+def test_the_safety_guard_does_not_block_the_rest_of_the_plan() -> None:
     text = ONE + "backend m\n# additional-data-lb-mongo-server\n"
     before = planned(text, ROLES, known(*webs(1, 2, 3), *mongos(1, 2, 3).members.values()))
 
@@ -806,7 +806,7 @@ def test_the_guard_lets_the_rest_of_the_plan_go_on() -> None:
     assert [one.split()[1] for one in managed(done.after[0])] == ["web1", "web2", "web3", "d2", "d3", "d4"]
 
 
-def test_what_the_guard_holds_back_is_held_back_by_the_next_run_too() -> None:
+def test_blocked_removals_are_blocked_in_the_next_run_too() -> None:
     before = planned(ONE, ROLES, known(*webs(1, 2, 3)))
     once = planned(before, ROLES, known(*webs(8, 9)))
 
@@ -816,7 +816,7 @@ def test_what_the_guard_holds_back_is_held_back_by_the_next_run_too() -> None:
     assert len(again.blocked) == 1
 
 
-def test_newcomers_count_for_the_guard_at_once_and_not_only_in_the_next_run() -> None:
+def test_new_nodes_count_for_the_safety_guard_at_once() -> None:
     before = planned(ONE, ROLES, known(*webs(1, 2)))
 
     done = planning(before, ROLES, known(*webs(8, 9)))
@@ -825,7 +825,7 @@ def test_newcomers_count_for_the_guard_at_once_and_not_only_in_the_next_run() ->
     assert done.blocked == ()
 
 
-def test_force_lets_everything_go() -> None:
+def test_force_applies_blocked_removals() -> None:
     before = planned(ONE, ROLES, known(*webs(1, 2, 3)))
 
     done = planning(before, ROLES, known(), PlanOptions(force=True))
@@ -834,7 +834,7 @@ def test_force_lets_everything_go() -> None:
     assert done.blocked == ()
 
 
-def test_the_guard_does_not_hold_what_was_asked_for() -> None:
+def test_the_safety_guard_does_not_block_requested_removals() -> None:
     before = planned(ONE, ROLES, known(*webs(1, 2, 3)))
     gone = [one._replace(status=LEFT) for one in webs(1, 2)]
 
@@ -844,7 +844,7 @@ def test_the_guard_does_not_hold_what_was_asked_for() -> None:
     assert done.blocked == ()
 
 
-def test_roles_yml_that_forgets_a_role_is_held_back() -> None:
+def test_a_role_missing_from_roles_yml_is_blocked() -> None:
     roles = ROLES._replace(roles={name: role for name, role in ROLES.roles.items() if name != "web"})
     before = planned(ONE, ROLES, known(*webs(1, 2)))
 
@@ -854,7 +854,7 @@ def test_roles_yml_that_forgets_a_role_is_held_back() -> None:
     assert len(done.blocked) == 1
 
 
-def test_kept_nodes_stay_as_they_stand() -> None:
+def test_lines_of_kept_nodes_are_unchanged() -> None:
     before = planned(ONE, ROLES, known(*webs(1, 2)))
     moved = [one._replace(address="10.0.1.1") for one in webs(1, 2)]
 
@@ -875,7 +875,7 @@ def ids(text: str) -> dict[str, int]:
 @pytest.mark.parametrize(
     "balance", ["source", "uri whole", "url_param u", "hdr(host)", "random", "random(2)", "rdp-cookie", "hash src"]
 )
-def test_servers_of_a_hashing_balance_carry_ids(balance: str) -> None:
+def test_servers_of_a_hashing_balance_have_ids(balance: str) -> None:
     text = planned(ONE.replace("roundrobin", balance), ROLES, known(*webs(1)))
 
     assert list(ids(text)) == ["web1"]
@@ -883,7 +883,7 @@ def test_servers_of_a_hashing_balance_carry_ids(balance: str) -> None:
 
 
 @pytest.mark.parametrize("balance", ["roundrobin", "leastconn", "static-rr", "first"])
-def test_other_servers_carry_none(balance: str) -> None:
+def test_other_servers_have_no_ids(balance: str) -> None:
     assert ids(planned(ONE.replace("roundrobin", balance), ROLES, known(*webs(1)))) == {}
 
 
@@ -911,7 +911,7 @@ def test_balance_is_inherited_from_defaults() -> None:
 
 @given(st.sets(st.integers(1, 250), min_size=1, max_size=60), st.integers(1, 250))
 @settings(max_examples=30)
-def test_ids_do_not_change_when_others_join_or_leave(numbers: set[int], other: int) -> None:
+def test_ids_do_not_change_when_other_nodes_join_or_leave(numbers: set[int], other: int) -> None:
     text = ONE.replace("roundrobin", "source")
 
     before = ids(planned(text, ROLES, known(*webs(*numbers))))
@@ -921,7 +921,7 @@ def test_ids_do_not_change_when_others_join_or_leave(numbers: set[int], other: i
     assert len({number % (1 << 20) for number in after.values()}) == len(after)
 
 
-def test_ids_are_unique_on_the_ring_among_a_thousand_and_those_by_hand() -> None:
+def test_ids_are_unique_among_a_thousand_servers_and_operators_lines() -> None:
     free = planned(ONE.replace("roundrobin", "source"), ROLES, known(*webs(1)))
     taken = ids(free)["web1"]
     by_hand = f"    server static 10.9.9.9:80 id {taken + (1 << 20)}\n"
@@ -933,7 +933,7 @@ def test_ids_are_unique_on_the_ring_among_a_thousand_and_those_by_hand() -> None
     assert len({number % (1 << 20) for number in found.values()} | {taken}) == 1001
 
 
-# --- rebuilt, put back --------------------------------------------------------------------------------------------
+# --- rebuilt, restored --------------------------------------------------------------------------------------------
 
 
 def test_membership_is_rebuilt_from_the_managed_lines_pauses_included() -> None:
@@ -954,7 +954,7 @@ def test_membership_is_rebuilt_from_the_managed_lines_pauses_included() -> None:
     assert planned(text, ROLES, again) == text
 
 
-def test_lines_made_of_unknown_tags_stay_to_the_letter() -> None:
+def test_lines_of_nodes_with_unknown_tags_are_unchanged() -> None:
     text = "backend m\n  # additional-data-lb-mongo-server\n"
     members = known(
         member("d1", role="db", tags={"port": "8080", "weight": "5"}), pausing(member("d2", "10.0.0.2", "db"))
@@ -977,7 +977,7 @@ def test_a_rebuilt_node_follows_its_tags_once_they_are_known() -> None:
     assert managed(after) == ["server d1 10.0.0.1:9090 check weight 100 # lbagent role=db"]
 
 
-def test_foreign_looking_managed_lines_enrol_nobody() -> None:
+def test_invalid_managed_lines_add_no_member() -> None:
     text = dedent("""
         backend farm
             server we$b 10.0.0.1:80 check # lbagent role=web
@@ -993,7 +993,7 @@ def test_foreign_looking_managed_lines_enrol_nobody() -> None:
     assert list(again.members) == ["web5"]
 
 
-def test_put_back_restores_the_lines_of_before_in_the_text_of_now() -> None:
+def test_restoring_puts_the_previous_managed_lines_into_the_present_text() -> None:
     before = planned(ONE, ROLES, known(*webs(1, 2)))
     now = planned(before, ROLES, known(*webs(2, 3))).replace("balance roundrobin", "balance leastconn") + "# new\n"
 
@@ -1002,13 +1002,13 @@ def test_put_back_restores_the_lines_of_before_in_the_text_of_now() -> None:
     assert text == before.replace("balance roundrobin", "balance leastconn") + "# new\n"
 
 
-def test_put_back_of_what_is_there_changes_nothing() -> None:
+def test_restoring_the_present_lines_changes_nothing() -> None:
     text = planned(ONE, ROLES, known(*webs(1, 2)))
 
     assert list(restore_managed_lines(Document([("haproxy.cfg", text)]), Document([("haproxy.cfg", text)]))) == [text]
 
 
-# --- what is true of all -------------------------------------------------------------------------------------------
+# --- properties ----------------------------------------------------------------------------------------------------
 
 names = st.sampled_from(["web1", "web2", "WEB2", "web10", "app.1", "a", "0", "w-_.", "web1.iis", "x" * 63])
 addresses = st.sampled_from(
@@ -1087,7 +1087,7 @@ def texts(draw: st.DrawFn) -> str:
 
 
 def planning_anything(text: str, membership: Membership, rules: PlanOptions | None = None) -> Plan:
-    """A plan; examples with a doubled marker are no examples."""
+    """Return a plan; examples with a duplicate marker are skipped."""
     try:
         return planning(text, ROLES, membership, rules)
     except Refused:
@@ -1101,7 +1101,7 @@ def _orphans(done: Plan) -> bool:
 
 @given(texts(), members(), st.booleans())
 @settings(max_examples=300)
-def test_outside_the_managed_lines_every_byte_stays(text: str, membership: Membership, force: bool) -> None:  # noqa: FBT001
+def test_outside_the_managed_lines_no_byte_changes(text: str, membership: Membership, force: bool) -> None:  # noqa: FBT001
     (after,) = planning_anything(text, membership, PlanOptions(force=force)).after
 
     completed = text if after == text or text.endswith("\n") else text + ("\r\n" if "\r\n" in text else "\n")
@@ -1110,7 +1110,7 @@ def test_outside_the_managed_lines_every_byte_stays(text: str, membership: Membe
 
 @given(texts(), members())
 @settings(max_examples=300)
-def test_what_is_planned_is_planned_again_the_same(text: str, membership: Membership) -> None:
+def test_a_plan_for_its_own_result_changes_nothing(text: str, membership: Membership) -> None:
     first = planning_anything(text, membership)
     assume(not first.blocked and not _orphans(first))
 
@@ -1148,7 +1148,7 @@ def test_leaving_undoes_joining(text: str, membership: Membership, address: str,
 
 
 def _by_proxy(text: str) -> list[tuple[int, str]]:
-    """Managed lines with the number of the section they stand in."""
+    """Return the managed lines, each with the number of its section."""
     found, number = [], 0
     for one in text.split("\n"):
         number += one.split()[:1] != [] and one.split()[0] in ("backend", "listen", "frontend", "defaults", "global")
@@ -1159,7 +1159,7 @@ def _by_proxy(text: str) -> list[tuple[int, str]]:
 
 @given(texts(), members())
 @settings(max_examples=200)
-def test_the_digest_tells_managed_lines_apart_and_nothing_else(text: str, membership: Membership) -> None:
+def test_the_digest_depends_on_the_managed_lines_only(text: str, membership: Membership) -> None:
     (after,) = planning_anything(text, membership).after
 
     same = _by_proxy(text) == _by_proxy(after)
@@ -1178,7 +1178,7 @@ def test_the_digest_of_a_plan_is_that_of_its_text(text: str, membership: Members
 
 @given(texts(), members())
 @settings(max_examples=150)
-def test_changes_say_exactly_which_lines_come_and_go(text: str, membership: Membership) -> None:
+def test_changes_list_exactly_the_added_and_removed_lines(text: str, membership: Membership) -> None:
     done = planning_anything(text, membership)
 
     old, new = managed(text), managed(done.after[0])
@@ -1190,7 +1190,7 @@ def test_changes_say_exactly_which_lines_come_and_go(text: str, membership: Memb
 
 @given(texts(), members())
 @settings(max_examples=200)
-def test_in_a_proxy_names_and_addresses_stand_once(text: str, membership: Membership) -> None:
+def test_names_and_endpoints_are_unique_in_a_proxy(text: str, membership: Membership) -> None:
     (after,) = planning_anything(text, known(*membership.members.values()), PlanOptions(force=True)).after
     (clean,) = planning("\n".join(outside(after)), ROLES, membership).after
 
@@ -1206,7 +1206,7 @@ def test_in_a_proxy_names_and_addresses_stand_once(text: str, membership: Member
 
 @given(texts(), members())
 @settings(max_examples=150)
-def test_what_is_rebuilt_from_the_lines_keeps_the_lines(text: str, membership: Membership) -> None:
+def test_a_rebuilt_membership_keeps_the_lines(text: str, membership: Membership) -> None:
     (before,) = planning_anything("\n".join(outside(text)), membership).after
     assume(all(member.tags is None or not member.tags for member in membership.members.values()))
 
@@ -1218,7 +1218,7 @@ def test_what_is_rebuilt_from_the_lines_keeps_the_lines(text: str, membership: M
 
 @given(texts(), members(), members())
 @settings(max_examples=150)
-def test_put_back_after_a_plan_is_what_was(text: str, first: Membership, second: Membership) -> None:
+def test_restoring_after_a_plan_gives_the_text_before_it(text: str, first: Membership, second: Membership) -> None:
     (before,) = planning_anything("\n".join(outside(text)) + "\n", first).after
     (after,) = planning(before, ROLES, second, PlanOptions(force=True)).after
 
@@ -1268,9 +1268,7 @@ def field_poisoned(draw: st.DrawFn) -> str:
     st.lists(poisoned(names | addresses), max_size=2),
 )
 @settings(max_examples=500)
-def test_whatever_the_network_says_only_well_formed_lines_of_known_roles_come_of_it(
-    lines: list[str], paused: list[str]
-) -> None:
+def test_any_event_adds_only_well_formed_lines_of_known_roles(lines: list[str], paused: list[str]) -> None:
     membership = folded(
         known(), telling("member-join", *lines), *(saying("pause", payload, at) for at, payload in enumerate(paused, 1))
     )
@@ -1290,7 +1288,7 @@ def planned_world(membership: Membership, roles: Roles = ROLES) -> tuple[str, ..
 
 @given(poisoned(st.sampled_from(["80", "8080", "100", "5"])), st.sampled_from(["port", "weight"]))
 @settings(max_examples=200)
-def test_a_poisoned_tag_never_stops_the_plan(value: str, tag: str) -> None:
+def test_a_hostile_tag_never_stops_the_plan(value: str, tag: str) -> None:
     membership = known(member("d1", "10.0.0.1", "db", {tag: value}), member("d2", "10.0.0.2", "db"))
 
     (after,) = planned_world(membership)

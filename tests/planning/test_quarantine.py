@@ -1,4 +1,4 @@
-"""quarantine: a node whose line was refused stays as it is until something changes that could change the verdict."""
+"""Quarantine: the lines of a refused node stay unchanged until something changes that may change HAProxy's verdict."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def imposed(one: Member) -> Member:
     return quarantine_nodes(known(one), {one.name: "unknown keyword"}, AROUND, NOW).members[one.name]
 
 
-def test_a_quarantine_tells_since_when_and_why() -> None:
+def test_a_quarantine_has_its_start_and_reason() -> None:
     quarantine = imposed(member("web01")).quarantine
 
     assert quarantine is not None
     assert (quarantine.since, quarantine.reason) == (NOW, "unknown keyword")
 
 
-def test_a_quarantine_holds_while_nothing_changes() -> None:
+def test_a_quarantine_applies_while_nothing_changes() -> None:
     assert find_quarantined(known(imposed(member("web01")), member("web02", "10.0.0.2")), lambda: AROUND) == {"web01"}
 
 
@@ -53,7 +53,7 @@ def test_a_quarantine_ends_when_the_line_would_change(changed: Member) -> None:
         imposed(pausing(member("web01")))._replace(pause=Pause(NOW + 5, "user event", "other words")),
     ],
 )
-def test_a_quarantine_holds_where_the_line_would_be_the_same(same: Member) -> None:
+def test_a_quarantine_applies_while_the_line_would_be_the_same(same: Member) -> None:
     assert find_quarantined(known(same), lambda: AROUND) == {"web01"}
 
 
@@ -63,15 +63,15 @@ def test_the_order_of_tags_does_not_matter() -> None:
     assert find_quarantined(known(one._replace(tags={"b": "2", "a": "1"})), lambda: AROUND) == {"web01"}
 
 
-def test_hostile_tags_are_no_harm() -> None:
+def test_hostile_tags_do_no_harm() -> None:
     assert find_quarantined(known(imposed(member("web01", tags={"\udc83": "\udcff\n\0"}))), lambda: AROUND) == {"web01"}
 
 
-def test_a_node_nobody_knows_is_not_put_into_quarantine() -> None:
+def test_an_unknown_node_is_not_quarantined() -> None:
     assert quarantine_nodes(known(), {"web01": "x"}, AROUND, NOW) == known()
 
 
-def test_what_holds_no_more_is_lifted() -> None:
+def test_a_quarantine_that_no_longer_applies_is_lifted() -> None:
     over, held = imposed(member("web01")), imposed(member("web02", "10.0.0.2"))
     before = known(over, held, member("web03", "10.0.0.3"))
 
@@ -81,13 +81,13 @@ def test_what_holds_no_more_is_lifted() -> None:
     assert lift_quarantines(after, frozenset({"web02"})) is after
 
 
-def test_others_stay_as_they_are() -> None:
+def test_other_members_are_unchanged() -> None:
     other = member("web02", "10.0.0.2")._replace(quarantine=Quarantine(1, "old", "key"))
 
     assert quarantine_nodes(known(member("web01"), other), {"web01": "x"}, AROUND, NOW).members["web02"] == other
 
 
-def test_a_pause_of_its_address_by_another_name_ends_a_quarantine() -> None:
+def test_a_pause_of_its_address_under_another_name_ends_a_quarantine() -> None:
     old, new = member("old", status=LEFT), imposed(member("new"))
 
     assert find_quarantined(known(pausing(old), new), lambda: AROUND) == frozenset()

@@ -1,4 +1,4 @@
-"""blame: whose line HAProxy refuses is found by trying, in few trials."""
+"""The search for the nodes whose lines HAProxy refuses finds them in at most 16 trials."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Court:
         self.bad, self.trials = bad, 0
 
     def refusal(self, nodes: Sequence[str]) -> str | None:
-        """What it says of these."""
+        """Return why HAProxy refuses these nodes; None where it accepts them."""
         self.trials += 1
         return self.bad(nodes)
 
     def blame(self, nodes: Sequence[str]) -> dict[str, str]:
-        """Whom the search blames."""
+        """Return the nodes that the search finds, with their reasons."""
         words = self.bad(nodes)
         assert words is not None
         return find_refused_nodes(nodes, self.refusal, words)
@@ -47,14 +47,14 @@ def test_one_node_alone_needs_no_trial() -> None:
 
 
 @pytest.mark.parametrize("at", [0, 1, 499, 500, 998, 999])
-def test_one_culprit_of_a_thousand_is_found(at: int) -> None:
+def test_one_refused_node_of_a_thousand_is_found(at: int) -> None:
     court = refusing(f"n{at}")
 
     assert court.blame(nodes(1000)) == {f"n{at}": f"n{at} is bad"}
     assert court.trials <= TRIALS_LIMIT
 
 
-def test_one_culprit_of_twenty_thousand_is_found() -> None:
+def test_one_refused_node_of_twenty_thousand_is_found() -> None:
     court = refusing("n12345")
 
     assert court.blame(nodes(20_000)) == {"n12345": "n12345 is bad"}
@@ -62,7 +62,7 @@ def test_one_culprit_of_twenty_thousand_is_found() -> None:
 
 
 @pytest.mark.parametrize(("count", "trials"), [(2, 2), (16, 5), (1000, 11), (20_000, 16)])
-def test_one_culprit_costs_a_halving_and_one_trial_of_all_that_is_left(count: int, trials: int) -> None:
+def test_one_refused_node_takes_a_bisection_and_one_trial_of_the_rest(count: int, trials: int) -> None:
     court = refusing("n0")
 
     court.blame(nodes(count))
@@ -70,7 +70,7 @@ def test_one_culprit_costs_a_halving_and_one_trial_of_all_that_is_left(count: in
     assert court.trials <= trials
 
 
-def test_when_the_trials_run_out_those_behind_the_last_group_are_still_tried() -> None:
+def test_when_the_trials_run_out_the_nodes_after_the_last_group_are_still_tried() -> None:
     court = refusing("n100", "n600")
 
     found = court.blame(nodes(1000))
@@ -80,18 +80,18 @@ def test_when_the_trials_run_out_those_behind_the_last_group_are_still_tried() -
     assert len(found) < 60
 
 
-def test_two_culprits_far_apart_are_found_with_their_own_words() -> None:
+def test_two_refused_nodes_are_found_each_with_its_own_reason() -> None:
     court = refusing("n3", "n60")
 
     assert court.blame(nodes(64)) == {"n3": "n3 is bad", "n60": "n60 is bad"}
     assert court.trials <= TRIALS_LIMIT
 
 
-def test_all_of_a_few_are_found() -> None:
+def test_several_refused_nodes_of_a_few_are_all_found() -> None:
     assert list(refusing(*nodes(8)).blame(nodes(8))) == nodes(8)
 
 
-def test_of_two_that_only_together_are_refused_one_is_blamed() -> None:
+def test_of_two_nodes_that_are_refused_only_together_one_is_blamed() -> None:
     court = Court(lambda tried: "n2 and n9 clash" if {"n2", "n9"} <= set(tried) else None)
 
     found = court.blame(nodes(16))
@@ -99,13 +99,13 @@ def test_of_two_that_only_together_are_refused_one_is_blamed() -> None:
     assert found == {"n9": "n2 and n9 clash"}
 
 
-def test_of_three_that_clash_two_by_two_one_stays() -> None:
+def test_of_three_nodes_that_exclude_each_other_one_stays() -> None:
     court = Court(lambda tried: "clash" if len({"n1", "n2", "n3"} & set(tried)) > 1 else None)
 
     assert len(court.blame(nodes(4))) == 2
 
 
-def test_what_cannot_be_tried_in_time_is_blamed_together() -> None:
+def test_nodes_left_after_the_last_trial_are_refused_together() -> None:
     court = refusing(*(f"n{at}" for at in range(0, 1000, 2)))
 
     found = court.blame(nodes(1000))
@@ -121,7 +121,7 @@ def test_what_cannot_be_tried_in_time_is_blamed_together() -> None:
     )
 )
 @settings(max_examples=300)
-def test_one_or_two_culprits_are_found_exactly(case: tuple[int, set[int]]) -> None:
+def test_one_or_two_refused_nodes_are_found_exactly(case: tuple[int, set[int]]) -> None:
     count, guilty = case
     court = refusing(*(f"n{at}" for at in guilty))
 
@@ -135,7 +135,7 @@ def test_one_or_two_culprits_are_found_exactly(case: tuple[int, set[int]]) -> No
     st.integers(1, 40).flatmap(lambda count: st.tuples(st.just(count), st.sets(st.integers(0, count - 1), min_size=1)))
 )
 @settings(max_examples=300)
-def test_every_culprit_is_found_in_at_most_sixteen_trials(case: tuple[int, set[int]]) -> None:
+def test_every_refused_node_is_found_in_at_most_sixteen_trials(case: tuple[int, set[int]]) -> None:
     count, guilty = case
     court = refusing(*(f"n{at}" for at in guilty))
 
@@ -146,7 +146,7 @@ def test_every_culprit_is_found_in_at_most_sixteen_trials(case: tuple[int, set[i
 
 
 @given(st.sets(st.integers(0, 12), min_size=1))
-def test_up_to_thirteen_nodes_are_always_judged_exactly(guilty: set[int]) -> None:
+def test_up_to_thirteen_nodes_are_always_found_exactly(guilty: set[int]) -> None:
     court = refusing(*(f"n{at}" for at in guilty))
 
     assert court.blame(nodes(13)) == {f"n{at}": f"n{at} is bad" for at in guilty}
@@ -155,7 +155,7 @@ def test_up_to_thirteen_nodes_are_always_judged_exactly(guilty: set[int]) -> Non
 
 @given(st.integers(2, 30), st.sets(st.frozensets(st.integers(0, 29), min_size=1, max_size=3), min_size=1, max_size=4))
 @settings(max_examples=300)
-def test_without_the_blamed_the_rest_is_accepted(count: int, clashes: set[frozenset[int]]) -> None:
+def test_the_remaining_nodes_are_accepted(count: int, clashes: set[frozenset[int]]) -> None:
     sets = [{f"n{at % count}" for at in clash} for clash in clashes]
     court = Court(lambda tried: next(("clash" for clash in sets if clash <= set(tried)), None))
 

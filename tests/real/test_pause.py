@@ -27,7 +27,7 @@ class Web:
 
     @property
     def out(self) -> str:
-        """The line that stands for it while it is paused."""
+        """Its managed line while it is paused."""
         return f"# lbagent paused {self.name} {self.address} role=web"
 
 
@@ -46,11 +46,11 @@ def running() -> Iterator[tuple[Balancer, Balancer, list[Web]]]:
 
 @pytest.fixture
 def two(running: tuple[Balancer, Balancer, list[Web]]) -> Iterator[tuple[Balancer, Balancer, list[Web]]]:
-    """The same, with nobody paused, before and after."""
+    """The same, with no node paused, before and after."""
     one, other, nodes = running
     yield running
     for balancer in (one, other):
-        balancer.lb.count_checks()  # in place of whatever a test made of haproxy -c
+        balancer.lb.count_checks()  # replaces what a test made of haproxy -c
         for node in nodes:
             balancer.run("resume", node.name)
     eventually(lambda: not any(line.startswith("#") for line in one.lb.managed + other.lb.managed))
@@ -78,7 +78,7 @@ def test_a_pause_confirmed_by_both_takes_all_traffic_away(two: tuple[Balancer, B
         eventually(functools.partial(_serves_both, balancer))
 
 
-def test_who_does_not_confirm_is_named(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+def test_a_load_balancer_that_does_not_confirm_is_named(two: tuple[Balancer, Balancer, list[Web]]) -> None:
     one, other, (node, _) = two
     gate = other.lb.hold_checks()  # the handler of lb02 hangs
 
@@ -90,7 +90,7 @@ def test_who_does_not_confirm_is_named(two: tuple[Balancer, Balancer, list[Web]]
     assert one.lb.managed[0] == node.out
 
 
-def test_a_load_balancer_that_cannot_apply_says_why(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+def test_a_load_balancer_that_cannot_apply_a_pause_answers_why(two: tuple[Balancer, Balancer, list[Web]]) -> None:
     one, other, (node, _) = two
     text = other.lb.text
     other.lb.text = text.replace(b"balance roundrobin", b"balanse roundrobin")
@@ -106,7 +106,7 @@ def test_a_load_balancer_that_cannot_apply_says_why(two: tuple[Balancer, Balance
     assert other.lb.managed[0] == node.out
 
 
-def test_a_stranger_is_remembered_and_no_confirmation(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+def test_a_pause_of_an_unknown_node_is_remembered_and_not_confirmed(two: tuple[Balancer, Balancer, list[Web]]) -> None:
     one, _, _ = two
 
     assert one.rows("pause", "web77") == (1, dict.fromkeys(("lb01", "lb02"), "unknown node, remembered"))
@@ -114,13 +114,13 @@ def test_a_stranger_is_remembered_and_no_confirmation(two: tuple[Balancer, Balan
     assert one.rows("forget", "web77") == (0, dict.fromkeys(("lb01", "lb02"), "done"))
 
 
-def test_a_name_that_no_load_balancer_knows_cannot_be_forgotten(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+def test_forgetting_an_unknown_node_fails(two: tuple[Balancer, Balancer, list[Web]]) -> None:
     one, _, _ = two
 
     assert one.rows("forget", "web0l") == (1, dict.fromkeys(("lb01", "lb02"), "unknown node"))
 
 
-def test_sessions_that_are_still_open_are_counted(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+def test_the_answer_to_a_pause_has_the_number_of_open_sessions(two: tuple[Balancer, Balancer, list[Web]]) -> None:
     one, _, (node, _) = two
     with contextlib.ExitStack() as stack:
         for _ in range(3):
@@ -131,7 +131,7 @@ def test_sessions_that_are_still_open_are_counted(two: tuple[Balancer, Balancer,
     assert (status, said) == (0, dict.fromkeys(("lb01", "lb02"), "done, 3 sessions still open"))
 
 
-def test_one_that_pauses_itself_by_tag_stays_paused(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+def test_a_node_with_the_tag_stays_paused_after_a_resume(two: tuple[Balancer, Balancer, list[Web]]) -> None:
     one, other, (node, _) = two
     node.agent.tag(lbagent="paused")
     eventually(lambda: node.out in one.lb.managed and node.out in other.lb.managed)
@@ -144,7 +144,7 @@ def test_one_that_pauses_itself_by_tag_stays_paused(two: tuple[Balancer, Balance
     eventually(lambda: node.out not in one.lb.managed and node.out not in other.lb.managed)
 
 
-def test_a_node_that_is_alive_is_not_forgotten(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+def test_forgetting_a_node_that_is_alive_is_refused(two: tuple[Balancer, Balancer, list[Web]]) -> None:
     one, _, (node, _) = two
     before = one.lb.managed
 
@@ -152,7 +152,7 @@ def test_a_node_that_is_alive_is_not_forgotten(two: tuple[Balancer, Balancer, li
     assert one.lb.managed == before
 
 
-def test_a_node_that_failed_is_forgotten_with_its_pause_everywhere() -> None:
+def test_a_failed_node_is_forgotten_with_its_pause_on_both() -> None:
     with pair() as (one, other), SerfAgent("web01", "127.0.0.11", "web") as web:
         joined((one, other), web)
         assert one.rows("pause", "web01", "--force")[0] == 0
@@ -170,7 +170,7 @@ def test_a_node_that_failed_is_forgotten_with_its_pause_everywhere() -> None:
             assert [balancer.lb.members()["web01"][key] for key in ("status", "pause")] == ["left", None]
 
 
-def test_a_load_balancer_that_cannot_be_asked_is_a_row_too() -> None:
+def test_a_load_balancer_with_an_invalid_name_has_a_row() -> None:
     with pair() as (one, other), SerfAgent("lb 03", "127.0.0.8", "lb") as odd, SerfAgent("web01", "127.0.0.11") as web:
         joined((one, other), web)
         odd.join(one.agent)
@@ -186,7 +186,7 @@ def test_a_load_balancer_that_cannot_be_asked_is_a_row_too() -> None:
         ]
 
 
-def test_without_an_agent_it_is_done_here_and_said() -> None:
+def test_without_a_serf_agent_the_pause_is_applied_here_and_the_rest_reported() -> None:
     with pair() as (one, other), SerfAgent("web01", "127.0.0.11", "web") as web:
         joined((one, other), web)
         one.agent.kill()
@@ -199,13 +199,13 @@ def test_without_an_agent_it_is_done_here_and_said() -> None:
         assert one.lb.managed == ["# lbagent paused web01 127.0.0.11 role=web"]
 
 
-# --- several nodes, and the last one ------------------------------------------------------------------------------
+# --- several nodes, and the last one --------------------------------------------------------------------------------
 
 
 LAST = "done, no other server of iis serves"
 
 
-def test_several_nodes_are_steered_at_once(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+def test_several_nodes_are_paused_and_resumed_by_one_command(two: tuple[Balancer, Balancer, list[Web]]) -> None:
     one, other, (node, rest) = two
 
     paused = one.run("pause", "web01", "web02", "web01", "--force")
@@ -242,7 +242,7 @@ def test_the_last_server_of_a_service_needs_force(two: tuple[Balancer, Balancer,
     assert one.haproxy.answering() == {"503"}
 
 
-def test_of_two_commands_at_once_one_is_not_done(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+def test_two_commands_at_once_cannot_pause_the_last_two_servers(two: tuple[Balancer, Balancer, list[Web]]) -> None:
     one, _, (node, rest) = two
     gate, before = one.lb.hold_checks(), one.lb.checks
 
@@ -258,7 +258,7 @@ def test_of_two_commands_at_once_one_is_not_done(two: tuple[Balancer, Balancer, 
     assert len(one.haproxy.answering()) == 1
 
 
-def test_a_server_that_haproxy_has_down_is_no_other_server(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+def test_a_server_that_is_down_does_not_count_as_another_server(two: tuple[Balancer, Balancer, list[Web]]) -> None:
     one, _, (node, rest) = two
     rest.backend.stop()
     eventually(lambda: one.haproxy.servers()[rest.name] == "DOWN")
@@ -270,7 +270,7 @@ def test_a_server_that_haproxy_has_down_is_no_other_server(two: tuple[Balancer, 
     assert (status, one.lb.members()[node.name]["pause"]) == (3, None)
 
 
-def test_a_pause_from_a_node_is_done_though_it_is_the_last(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+def test_a_query_from_a_node_pauses_the_last_server(two: tuple[Balancer, Balancer, list[Web]]) -> None:
     one, other, (node, rest) = two
     assert one.run("pause", rest.name).returncode == 0
 
@@ -278,17 +278,11 @@ def test_a_pause_from_a_node_is_done_though_it_is_the_last(two: tuple[Balancer, 
     assert (one.haproxy.answering(), other.haproxy.answering()) == ({"503"}, {"503"})
 
 
-def test_a_node_that_nobody_knows_is_not_forgotten(two: tuple[Balancer, Balancer, list[Web]]) -> None:
-    one, _, _ = two
-
-    assert one.rows("forget", "typo") == (1, dict.fromkeys(("lb01", "lb02"), "unknown node"))
-
-
-# --- an operator who does not wait --------------------------------------------------------------------------------
+# --- Ctrl-C ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_rows_come_as_they_are_known_and_an_interrupt_says_what_is_in_effect(
+def test_rows_are_printed_as_answers_arrive_and_an_interrupt_prints_what_is_in_effect(
     two: tuple[Balancer, Balancer, list[Web]], number: signal.Signals
 ) -> None:
     one, other, (node, rest) = two
@@ -324,7 +318,7 @@ def _connected(node: Web) -> Iterator[None]:
         yield
 
 
-# --- what is typed wrong ------------------------------------------------------------------------------------------
+# --- wrong usage ----------------------------------------------------------------------------------------------------
 
 
 NO_TIME = "not a time such as 90s, 15m, 2h or 7d, of at most ten years"
@@ -351,7 +345,7 @@ NO_REASON = "at most 200 printable characters, of 400 bytes, can be sent"
         (["pause", "web01", "--reason", "a\udcffb"], f"--reason has 3 characters, of 3 bytes: {NO_REASON}"),
     ],
 )
-def test_what_is_typed_wrong_is_one_line_and_changes_nothing(lb: Lb, words: list[str], said: str) -> None:
+def test_wrong_usage_is_one_line_and_changes_nothing(lb: Lb, words: list[str], said: str) -> None:
     before = lb.text
 
     done = lb.run(*words)
@@ -377,13 +371,13 @@ def lb() -> Iterator[Lb]:
         yield one
 
 
-# --- answers to what another run has folded ------------------------------------------------------------------------
+# --- commands that another run applies ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("query", "words"), [("lbagent-forget", b"refused: web01 is alive\n"), ("resume", b"still paused by its tag\n")]
 )
-def test_whoever_folds_a_command_its_answer_is_true(lb: Lb, query: str, words: bytes) -> None:
+def test_the_answer_is_true_where_another_run_applies_the_command(lb: Lb, query: str, words: bytes) -> None:
     lb.join(member("web01", "127.0.0.11", lbagent="paused"))
     gate = lb.hold_checks()
     first = lb.start_handle("member-join", member("web02", "127.0.0.12"))
@@ -397,7 +391,7 @@ def test_whoever_folds_a_command_its_answer_is_true(lb: Lb, query: str, words: b
     assert first.communicate()[1] == b""
 
 
-def test_a_line_by_hand_is_no_pause(lb: Lb) -> None:
+def test_a_pause_does_not_affect_an_operators_line(lb: Lb) -> None:
     lb.text = lb.text.replace(b"    # additional", b"    server web01 127.0.0.11:80\n    # additional")
     lb.join(member("web01", "127.0.0.11"))
 

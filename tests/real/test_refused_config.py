@@ -410,7 +410,7 @@ def test_what_is_planned_leaves_who_is_in_quarantine_alone(tagged: Lb) -> None:
         done = tagged.run("plan")
 
         assert (done.returncode, done.stdout) == (4, b"No changes: 3 nodes, 3 lines.\n")
-        assert b"web02: in quarantine, its lines stay as they are: " in done.stderr
+        assert b"web02 is in quarantine, its lines are unchanged: " in done.stderr
         applied = tagged.run("apply")
         assert (applied.returncode, applied.stdout) == (4, b"No changes: 3 nodes, 3 lines.\n")
         assert b"web02 is in quarantine, HAProxy refuses its line: " in applied.stderr

@@ -300,8 +300,8 @@ def test_the_reason_is_found_where_haproxy_tells_it_nobody(version: str) -> None
             assert ended.returncode == 5
             assert ended.stderr.decode() == (
                 "lbagent: the reload failed, the old worker keeps running: "
-                f"{lb.cfg}:{line}: cannot bind socket (Address already in use) for [127.0.0.1:{port}]: "
-                f"{Path('/proc/self/comm').read_text().strip()} (pid {os.getpid()}) listens there"
+                f"{lb.cfg}:{line}: cannot bind socket (Address already in use) for [127.0.0.1:{port}]: used by "
+                f"{Path('/proc/self/comm').read_text().strip()} (pid {os.getpid()})"
                 f"; the previous managed lines are restored in {lb.cfg}\n"
             )
 

@@ -249,8 +249,8 @@ def test_runtime_off_reloads(binary: Path) -> None:
 @pytest.mark.parametrize(
     ("socket_line", "why"),
     [
-        ("stats socket {socket} mode 600 level operator", "is of `level operator`, not `level admin`"),
-        ("stats socket {socket} mode 600", "is of `level operator`, not `level admin`"),
+        ("stats socket {socket} mode 600 level operator", "has `level operator`, not `level admin`"),
+        ("stats socket {socket} mode 600", "has `level operator`, not `level admin`"),
     ],
 )
 def test_a_socket_that_may_not_change_anything_leads_to_a_reload(binary: Path, socket_line: str, why: str) -> None:

@@ -1,4 +1,4 @@
-"""Two load balancers set up as the README says, with real Serf agents: a pair that does not meet is an error."""
+"""Two load balancers set up by lbagent-serf-setup, with real Serf agents: two keys are an error of `check` on both."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SYSTEMD = Path(__file__).resolve().parent.parent.parent / "systemd"
 
 @pytest.fixture
 def network() -> Iterator[list[str]]:
-    """The words before a command that runs it in a network where only this test's agents are."""
+    """The words before a command that runs it in a network of its own, with the agents of this test only."""
     script = "ip link set lo up; echo up; exec sleep 600"
     with subprocess.Popen(["unshare", "--net", "sh", "-ec", script], stdout=subprocess.PIPE) as process:
         try:
@@ -89,7 +89,7 @@ class Balancer:
         }
 
 
-def test_a_pair_with_two_keys_is_an_error_on_both_and_the_bundle_makes_it_one(
+def test_two_keys_are_an_error_on_both_load_balancers_until_the_second_has_the_bundle_of_the_first(
     network: list[str], tmp_path: Path
 ) -> None:
     one, two = Balancer("lb01", 7373, network, tmp_path), Balancer("lb02", 7374, network, tmp_path)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lbagent.daemon import file_watcher
-from lbagent.daemon.daemon import _Watch
+from lbagent.daemon.daemon import Daemon
 from lbagent.daemon.file_watcher import FileWatcher
 from lbagent.settings import Settings
 from lbagent.state.lock import acquire_lock
@@ -152,7 +152,7 @@ def test_a_join_is_applied_while_a_hundred_servers_left_behind_wait_for_a_reload
     assert (lb.served() or {})["failure"]["times"] == 1
 
 
-def test_an_event_that_comes_just_after_the_last_look_is_no_old_one(lb: Lb, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_event_that_arrives_just_after_the_last_run_is_new(lb: Lb, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", {**os.environ, **lb.env})
     lb.run("apply")
     looks = 0
@@ -166,13 +166,13 @@ def test_an_event_that_comes_just_after_the_last_look_is_no_old_one(lb: Lb, monk
             lb.join(WEB01)
         return found
 
-    with FileWatcher() as listening, acquire_lock(str(lb.state / "watch.lock")):
-        watch = _Watch(Settings(str(lb.roles), str(lb.state)), Log(), listening)
+    with FileWatcher() as watcher, acquire_lock(str(lb.state / "watch.lock")):
+        daemon = Daemon(Settings(str(lb.roles), str(lb.state)), Log(), watcher)
         monkeypatch.setattr(Spool, "list_marks", marks)
-        watch._round()
+        daemon._run_round()
         monkeypatch.setattr(Spool, "list_marks", real)
 
-        assert (len(lb.spooled()), watch._news) == (1, True)
+        assert (len(lb.spooled()), daemon._has_work()) == (1, True)
 
 
 def test_without_inotify_it_looks_each_second(lb: Lb, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,11 +180,11 @@ def test_without_inotify_it_looks_each_second(lb: Lb, monkeypatch: pytest.Monkey
         raise OSError(24, "inotify instance limit reached")
 
     monkeypatch.setattr(file_watcher, "Observer", none_left)
-    with FileWatcher() as listening:
-        listening.watch([str(lb.state)])
-        assert not listening.wait(0.01)
-        listening.call()
-        assert listening.wait(1)
+    with FileWatcher() as watcher:
+        watcher.watch_folders([str(lb.state)])
+        assert not watcher.wait(0.01)
+        watcher.wake()
+        assert watcher.wait(1)
 
 
 def test_a_failed_reload_of_a_clock_that_was_ahead_is_tried_again(lb: Lb) -> None:

@@ -1,6 +1,6 @@
 """Roles survive the JSON cache unchanged; an invalid cache is an error, never an invalid line."""
 
-# ruff: noqa: E501  # a case of a table stands on one line
+# ruff: noqa: E501  # one line per case of a table
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """roles.yml is read as the operator typed it, or refused with file, line, key path and the right form."""
 
-# ruff: noqa: E501  # a case of a table stands on one line
+# ruff: noqa: E501  # one line per case of a table
 
 from __future__ import annotations
 

@@ -950,7 +950,7 @@ BROKEN: list[tuple[str, list[str]]] = [
         ],
     ),
 ]
-"""Broken files, and what is said of each after the file's name."""
+"""Broken files, each with its messages after the file's name."""
 
 
 @pytest.mark.parametrize(("text", "sentences"), BROKEN, ids=range(len(BROKEN)))

@@ -1,4 +1,4 @@
-"""batch: of the spool's records every sound one is folded, whatever lies between them."""
+"""Every valid record of the spool is applied, whatever other files are between them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def joined(name: str) -> bytes:
         forged("a", "", b""),
     ],
 )
-def test_what_no_handler_has_stored_is_set_aside(
+def test_a_record_that_no_handler_stored_is_moved_to_bad(
     spool: Spool, record: bytes, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for content in (joined("web1"), record, joined("web2")):
@@ -51,7 +51,7 @@ def test_what_no_handler_has_stored_is_set_aside(
     assert capfd.readouterr().err.count("\n") == 1
 
 
-def test_an_event_that_fold_stumbles_over_does_not_hold_up_the_others(
+def test_an_event_that_raises_does_not_block_the_others(
     spool: Spool, mocker: MockerFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("web1", "web2", "web3"):

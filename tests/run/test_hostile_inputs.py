@@ -58,7 +58,7 @@ def test_a_real_haproxy_takes_what_hostile_events_leave(tmp_path: Path, version:
 
 @pytest.mark.parametrize("name", ["haproxy.cfg", "roles.yml", "members.json", "served.json", "roles.json", "last.json"])
 @pytest.mark.parametrize("kind", ["fifo", "folder", "device", "link in a circle"])
-def test_what_is_not_a_regular_file_hangs_nobody(tmp_path: Path, name: str, kind: str) -> None:
+def test_a_file_that_is_not_regular_blocks_no_run(tmp_path: Path, name: str, kind: str) -> None:
     stage = built(tmp_path, str(LBAGENT), hostile.CFG, "", shutil.which("true"))
     stage.roles.write_text(hostile.ROLES.format(cfg=stage.cfg))
     assert stage.join("web01 10.0.0.1").status == 0

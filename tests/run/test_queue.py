@@ -1,4 +1,4 @@
-"""intake: who holds the lock goes on until nothing new has come, and not for ever."""
+"""The process that holds the lock applies records until none is new, and always ends."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_an_empty_spool_asks_for_no_run(spool: Spool, lock: str) -> None:
     assert calls == []
 
 
-def test_what_cannot_be_removed_is_not_tried_for_ever(spool: Spool, lock: str) -> None:
+def test_a_record_that_cannot_be_removed_is_not_retried_without_end(spool: Spool, lock: str) -> None:
     spool.store(b"one")
     calls, run = runs(spool, DONE, DONE, kept=True)
 
@@ -75,7 +75,7 @@ def test_what_cannot_be_removed_is_not_tried_for_ever(spool: Spool, lock: str) -
     assert spool.list_names() == ["1", "2"]
 
 
-def test_a_busy_lock_leaves_the_rest_to_its_holder(spool: Spool, lock: str) -> None:
+def test_with_a_busy_lock_its_holder_applies_the_rest(spool: Spool, lock: str) -> None:
     spool.store(b"one")
     calls, run = runs(spool, DONE)
 
@@ -85,7 +85,7 @@ def test_a_busy_lock_leaves_the_rest_to_its_holder(spool: Spool, lock: str) -> N
     assert (had, calls) == (True, [])
 
 
-def test_every_failure_is_said_once_and_the_first_is_the_status(
+def test_each_failure_is_logged_once_and_the_first_gives_the_status(
     spool: Spool, lock: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     spool.store(b"one")
@@ -99,7 +99,7 @@ def test_every_failure_is_said_once_and_the_first_is_the_status(
     assert capfd.readouterr().err == "lbagent: no\nlbagent: back\nlbagent: /x: I/O error\n"
 
 
-def test_of_a_stream_without_an_end_only_what_lies_there_is_kept(spool: Spool, lock: str) -> None:
+def test_marks_are_kept_only_of_present_records(spool: Spool, lock: str) -> None:
     spool.store(b"one")
     rounds = DrainLoop(spool, Log())
 
@@ -117,7 +117,7 @@ def test_of_a_stream_without_an_end_only_what_lies_there_is_kept(spool: Spool, l
         ((OSError(28, "No space left on device"), DONE), 1),
     ],
 )
-def test_the_status_is_that_of_the_first_run_that_did_not_end_well(
+def test_the_status_is_that_of_the_first_run_that_failed(
     spool: Spool, lock: str, ends: tuple[Outcome | Exception, ...], status: int
 ) -> None:
     spool.store(b"one")

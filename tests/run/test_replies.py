@@ -1,4 +1,4 @@
-"""assent: `done` is answered where it is so, whoever has folded the command, and nowhere else."""
+"""A command is answered `done` only if it is in effect; otherwise the answer is the obstacle."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def answer(verb: str, name: str, membership: Membership, text: str = TEXT) -> st
         ("pause", member("other", "10.0.0.2"), "unknown node"),
     ],
 )  # fmt: skip
-def test_done_is_answered_where_it_is_so(verb: str, node: Member, words: str) -> None:
+def test_the_answer_is_done_or_the_obstacle(verb: str, node: Member, words: str) -> None:
     assert answer(verb, "web01", known(node)) == words
 
 
@@ -70,11 +70,11 @@ def test_a_line_by_hand_is_not_paused(name: str) -> None:
     assert answer("pause", name, known(pausing(member("web01")), member("web02", role="db")), BY_HAND) == words
 
 
-def test_who_stands_by_hand_is_in() -> None:
+def test_a_node_with_an_operators_line_is_in_balancing() -> None:
     assert answer("resume", "web01", known(member("web01")), BY_HAND) == "done"
 
 
-def test_another_name_of_the_host_may_hold_it_out() -> None:
+def test_a_node_is_paused_by_the_tag_of_another_name_of_its_host() -> None:
     membership = known(member("web01"), TAGGED._replace(name="WEB-01"))
 
     assert answer("resume", "web01", membership) == "still paused by its tag"

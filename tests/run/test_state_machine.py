@@ -1,4 +1,4 @@
-"""Events, runs and accidents in any order: haproxy.cfg always tells exactly what is so."""
+"""Events, runs and accidents in any order: haproxy.cfg always matches membership."""
 
 # ruff: noqa: E501  # a case of a table stands on one line
 

@@ -42,7 +42,7 @@ def command(verb: str, name: str, address: str | None = None, until: int | None 
 
 
 def members(raw: RawEvent) -> tuple[MemberLine, ...]:
-    """Those a member event tells of; the role, which has a field of its own, not once more among the tags."""
+    """Return the members of a member event, without the role, which has a field of its own, among the tags."""
     event = parse_event(raw)
     assert isinstance(event, MemberEvent)
     return tuple(
@@ -51,14 +51,14 @@ def members(raw: RawEvent) -> tuple[MemberLine, ...]:
 
 
 def refused(raw: RawEvent) -> tuple[str, ...]:
-    """What a member event tells that cannot be used."""
+    """Return the messages about invalid lines of a member event."""
     event = parse_event(raw)
     assert isinstance(event, MemberEvent)
     return event.refused
 
 
-def said(payload: str) -> Command | Malformed:
-    """What a `pause` with this payload says, its LTime and checksum aside."""
+def parse_pause(payload: str) -> Command | Malformed:
+    """Parse a `pause` with this payload; without LTime and digest."""
     event = parse_event(saying("pause", payload))
     assert isinstance(event, Command | Malformed)
     return event._replace(digest="") if isinstance(event, Command) else event
@@ -276,7 +276,7 @@ def test_any_bytes_are_parsed_without_an_error(kind: str, name: str, payload: by
     ],
 )
 def test_a_payload_names_a_node_an_address_an_end_and_a_reason(payload: str, wanted: Command) -> None:
-    assert said(payload) == wanted
+    assert parse_pause(payload) == wanted
 
 
 @pytest.mark.parametrize(
@@ -314,7 +314,7 @@ def test_a_payload_names_a_node_an_address_an_end_and_a_reason(payload: str, wan
     ],
 )
 def test_an_invalid_payload_is_refused_with_a_message(payload: str, why: str) -> None:
-    assert said(payload) == Malformed(why)
+    assert parse_pause(payload) == Malformed(why)
 
 
 @pytest.mark.parametrize(
@@ -366,7 +366,7 @@ def test_a_status_request_as_user_event_is_ignored() -> None:
     ],
 )
 def test_a_query_whose_pause_has_ended_is_malformed(word: str, why: str) -> None:
-    # Answered `done`, somebody would patch a node that is in traffic.
+    # After an answer `done`, an operator would patch a node that still serves.
     assert parse_event(saying("pause", f"web01 {word}", 1, "query")) == Malformed(f"pause: {why}")
 
 

@@ -1,6 +1,6 @@
 """An event is read from the environment and stdin as it is, and survives its spool record."""
 
-# ruff: noqa: E501  # a case of a table stands on one line
+# ruff: noqa: E501  # one line per case of a table
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""host/files: a file is at every instant the complete old one or the complete new one."""
+"""A file is at every moment the complete old one or the complete new one."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_without_keep_nothing_is_left_beside_it(cfg: Path) -> None:
     assert names(cfg.parent) == ["haproxy.cfg"]
 
 
-def test_a_staged_file_is_gone_afterwards(cfg: Path) -> None:
+def test_a_staged_file_is_removed_at_the_end(cfg: Path) -> None:
     with files.stage_text(files.read_target(str(cfg)), NEW) as path:
         assert Path(path).read_bytes() == NEW
         assert Path(path).parent == cfg.parent
@@ -71,7 +71,7 @@ def test_a_staged_file_that_a_crash_left_is_no_harm(cfg: Path) -> None:
     assert names(cfg.parent) == [".haproxy.cfg.lbagent-previous", "haproxy.cfg"]
 
 
-def test_a_link_in_place_of_the_staged_file_leads_nowhere(cfg: Path, tmp_path: Path) -> None:
+def test_a_link_in_place_of_the_staged_file_is_not_followed(cfg: Path, tmp_path: Path) -> None:
     (tmp_path / "victim").write_bytes(b"victim")
     (cfg.parent / ".haproxy.cfg.lbagent-staged").symlink_to(tmp_path / "victim")
 
@@ -114,7 +114,7 @@ def test_a_symbolic_link_stays_one(cfg: Path, tmp_path: Path) -> None:
     assert names(link.parent) == ["haproxy.cfg"]
 
 
-def test_what_an_editor_saved_before_the_swap_stays(cfg: Path) -> None:
+def test_a_text_that_an_editor_saved_before_the_swap_stays(cfg: Path) -> None:
     target = files.read_target(str(cfg))
     with files.stage_text(target, NEW) as path:
         cfg.write_bytes(b"his")
@@ -149,7 +149,7 @@ def test_a_link_that_leads_elsewhere_now_is_noticed(cfg: Path, tmp_path: Path) -
     assert not files.is_unchanged(target)
 
 
-def test_a_file_that_is_gone_is_not_untouched(cfg: Path) -> None:
+def test_a_missing_file_is_not_unchanged(cfg: Path) -> None:
     target = files.read_target(str(cfg))
     cfg.unlink()
 
@@ -185,7 +185,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(cfg: Path, mocker: Moc
 
 
 @pytest.mark.parametrize("name", ["haproxy.cfg", "ha proxy\\.cfg"])
-def test_a_target_that_is_a_mount_point_is_said_so(tmp_path: Path, name: str) -> None:
+def test_a_target_that_is_a_mount_point_is_reported(tmp_path: Path, name: str) -> None:
     (tmp_path / "etc").mkdir()
     cfg, host = tmp_path / "etc" / name, tmp_path / "host.cfg"
     cfg.touch()
@@ -222,7 +222,7 @@ def test_a_file_of_our_own_survives_a_full_disk(tmp_path: Path, mocker: MockerFi
     assert names(tmp_path) == ["members.json"]
 
 
-def test_a_link_in_place_of_our_own_fresh_file_leads_nowhere(tmp_path: Path) -> None:
+def test_a_link_in_place_of_a_new_state_file_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "victim").write_bytes(b"victim")
     (tmp_path / "members.json.new").symlink_to(tmp_path / "victim")
 
@@ -232,7 +232,7 @@ def test_a_link_in_place_of_our_own_fresh_file_leads_nowhere(tmp_path: Path) -> 
     assert (tmp_path / "victim").read_bytes() == b"victim"
 
 
-def test_a_file_that_somebody_is_writing_is_left_to_him(cfg: Path) -> None:
+def test_a_file_that_a_process_is_writing_is_not_replaced(cfg: Path) -> None:
     with cfg.open("r+b"):
         assert not put(cfg, NEW)
         assert names(cfg.parent) == ["haproxy.cfg"]
@@ -241,7 +241,7 @@ def test_a_file_that_somebody_is_writing_is_left_to_him(cfg: Path) -> None:
     assert put(cfg, NEW)
 
 
-def test_who_begins_to_write_during_the_swap_writes_into_the_live_file(
+def test_a_writer_that_opens_the_file_during_the_swap_writes_the_live_file(
     cfg: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def writing() -> None:
@@ -267,7 +267,7 @@ def test_who_begins_to_write_during_the_swap_writes_into_the_live_file(
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EINVAL, errno.ENOLCK])
-def test_where_there_are_no_leases_the_swap_goes_on(cfg: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+def test_without_leases_the_file_is_swapped(cfg: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     def refusing(*_: object) -> int:
         raise OSError(number, os.strerror(number))
 
@@ -277,7 +277,7 @@ def test_where_there_are_no_leases_the_swap_goes_on(cfg: Path, monkeypatch: pyte
     assert cfg.read_bytes() == NEW
 
 
-def test_what_a_killed_swap_left_becomes_the_previous_text(cfg: Path) -> None:
+def test_the_original_that_a_killed_swap_left_becomes_the_previous_text(cfg: Path) -> None:
     (cfg.parent / ".haproxy.cfg.lbagent-old").write_bytes(b"confirmed")
     (cfg.parent / ".haproxy.cfg.lbagent-previous").write_bytes(b"older")
     (cfg.parent / ".haproxy.cfg.lbagent-staged").write_bytes(b"staged")
@@ -299,7 +299,7 @@ def test_a_swap_that_was_killed_before_it_began_left_nothing_to_keep(cfg: Path) 
     assert (cfg.parent / ".haproxy.cfg.lbagent-previous").read_bytes() == b"older"
 
 
-def test_what_the_system_refuses_names_the_file(cfg: Path, tmp_path: Path, mocker: MockerFixture) -> None:
+def test_an_error_of_the_system_names_the_file(cfg: Path, tmp_path: Path, mocker: MockerFixture) -> None:
     mocker.patch("os.fsync", side_effect=lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
 
     with pytest.raises(OSError, match="No space left") as staged:

@@ -1,4 +1,4 @@
-"""The last run is read from the end of history.jsonl, whatever else stands in it."""
+"""The last runs are read from the end of history.jsonl, whatever else is in it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_the_last_run_that_can_be_read_is_found(text: str, tmp_path: Path) -> No
     path = tmp_path / "history.jsonl"
     path.write_text(text)
 
-    assert history.read_past_runs(str(path)) == RUN
+    assert history.read_last_run(str(path)) == RUN
 
 
 @pytest.mark.parametrize("text", ["", "\n", "nonsense\n"])
@@ -43,11 +43,11 @@ def test_without_any_run_there_is_none(text: str, tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
     path.write_text(text)
 
-    assert history.read_past_runs(str(path)) is None
+    assert history.read_last_run(str(path)) is None
 
 
 def test_without_a_file_there_is_none(tmp_path: Path) -> None:
-    assert history.read_past_runs(str(tmp_path / "history.jsonl")) is None
+    assert history.read_last_run(str(tmp_path / "history.jsonl")) is None
 
 
 def test_the_newest_entries_come_first_also_from_the_rotated_file(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""host/lock: one writer at a time."""
+"""There is one writer at a time."""
 
 # ruff: noqa: E501  # a case of a table stands on one line
 
@@ -39,7 +39,7 @@ def holder(path: str) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def test_a_free_lock_is_had_and_given_back(path: str) -> None:
+def test_a_free_lock_is_acquired_and_released(path: str) -> None:
     with acquire_lock(path) as had:
         assert had
         assert is_locked(path)
@@ -47,14 +47,16 @@ def test_a_free_lock_is_had_and_given_back(path: str) -> None:
     assert not is_locked(path)
 
 
-def test_a_busy_lock_is_not_had(path: str, holder: subprocess.Popen[str]) -> None:
+def test_a_busy_lock_is_not_acquired(path: str, holder: subprocess.Popen[str]) -> None:
     assert holder.poll() is None
 
     with acquire_lock(path) as had:
         assert not had
 
 
-def test_not_having_it_does_not_take_it_from_the_other(path: str, holder: subprocess.Popen[str]) -> None:
+def test_a_failed_attempt_does_not_release_the_lock_of_another_process(
+    path: str, holder: subprocess.Popen[str]
+) -> None:
     with acquire_lock(path) as had:
         assert not had
 
@@ -72,7 +74,7 @@ def test_waiting_ends_in_time(path: str, holder: subprocess.Popen[str]) -> None:
     assert holder.poll() is None
 
 
-def test_who_waits_has_it_when_the_other_ends(path: str, holder: subprocess.Popen[str]) -> None:
+def test_a_waiting_process_acquires_the_lock_when_its_holder_ends(path: str, holder: subprocess.Popen[str]) -> None:
     holder.kill()
 
     with acquire_lock(path, 5) as had:
@@ -100,7 +102,7 @@ def test_the_file_stays(path: str) -> None:
     assert Path(path).exists()
 
 
-def test_a_lock_nobody_ever_made_is_not_held(path: str) -> None:
+def test_a_lock_without_a_file_is_not_held(path: str) -> None:
     assert not is_locked(path)
     assert not Path(path).exists()
 

@@ -1,4 +1,4 @@
-"""A lock file that is deleted, replaced or moved away while a slow process has the lock: nothing is lost."""
+"""A lock file that is deleted, replaced or moved away during a slow run: nothing is lost."""
 
 # ruff: noqa: E501  # a line of a script
 
@@ -102,7 +102,7 @@ def servers(stage: Stage) -> list[str]:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("slow", ["haproxy.cfg", "members.json"])
-def test_what_another_process_wrote_meanwhile_stays(
+def test_changes_of_another_process_meanwhile_stay(
     stage: Stage, started: Callable[..., subprocess.Popen[bytes]], slow: str, way: str
 ) -> None:
     assert stage.join("web0 10.0.0.9").status == 0
@@ -193,7 +193,7 @@ def test_a_lock_under_which_nothing_is_written_stops_no_write(tmp_path: Path) ->
     assert (tmp_path / "file").read_bytes() == b"new"
 
 
-def test_watch_makes_its_lock_again_and_stays_the_only_one(stage: Stage) -> None:
+def test_watch_creates_its_lock_again_and_stays_the_only_one(stage: Stage) -> None:
     path = stage.state / "watch.lock"
     with subprocess.Popen(
         [stage.script, "watch"], env=stage.environ, cwd=stage.folder, stderr=subprocess.PIPE
@@ -213,7 +213,7 @@ def test_watch_makes_its_lock_again_and_stays_the_only_one(stage: Stage) -> None
             daemon.terminate()
 
 
-def test_watch_ends_where_another_one_has_its_lock(stage: Stage, tmp_path: Path) -> None:
+def test_watch_ends_if_another_watch_has_its_lock(stage: Stage, tmp_path: Path) -> None:
     path = stage.state / "watch.lock"
     command = [stage.script, "watch"]
     with subprocess.Popen(command, env=stage.environ, cwd=stage.folder, stderr=subprocess.PIPE) as daemon:

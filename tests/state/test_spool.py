@@ -1,4 +1,4 @@
-"""host/spool: no event is lost, none is folded out of order, and nothing foreign stops the rest."""
+"""No event is lost, events are applied in order, and a foreign file does not stop the rest."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def left(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_records_come_back_in_the_order_in_which_they_were_put(spool: Spool) -> None:
+def test_records_are_read_in_the_order_in_which_they_were_stored(spool: Spool) -> None:
     for number in range(12):
         spool.store(f"event {number}".encode())
 
@@ -69,7 +69,7 @@ def test_reading_takes_nothing_away(spool: Spool) -> None:
     assert spool.read() == spool.read() == (spool.peek(), [])
 
 
-def test_a_record_that_was_folded_is_gone(spool: Spool, folder: Path) -> None:
+def test_a_removed_record_is_not_read_again(spool: Spool, folder: Path) -> None:
     names = [spool.store(b"one"), spool.store(b"two")]
 
     spool.remove([names[0], "77"])
@@ -84,14 +84,14 @@ def test_a_number_is_one_above_the_largest(spool: Spool, folder: Path) -> None:
     assert spool.store(b"one") == "42"
 
 
-def test_a_number_that_somebody_is_writing_is_not_taken(spool: Spool, folder: Path) -> None:
+def test_a_number_that_another_process_is_writing_is_not_used(spool: Spool, folder: Path) -> None:
     (folder / ".5").write_bytes(b"half")
 
     assert spool.store(b"one") == "6"
     assert spool.list_names() == ["6"]
 
 
-def test_a_number_taken_since_the_look_is_not_taken_again(spool: Spool, folder: Path, mocker: MockerFixture) -> None:
+def test_a_number_used_since_the_listing_is_not_used_again(spool: Spool, folder: Path, mocker: MockerFixture) -> None:
     spool.store(b"the other's")
     looked = mocker.patch("os.listdir", return_value=[])
 
@@ -124,7 +124,7 @@ def test_the_age_of_the_oldest_is_known(spool: Spool, folder: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["x", "007", "0", "-1", "1.5", "1e3", "٣", "9" * 18, "9" * 40, " 1", "a\nb", "日本", "%s", "~", "1~"]
 )
-def test_a_foreign_name_is_set_aside_and_the_rest_goes_on(spool: Spool, folder: Path, name: str) -> None:
+def test_a_foreign_name_is_moved_to_bad_and_the_rest_is_read(spool: Spool, folder: Path, name: str) -> None:
     (folder / name).write_bytes(b"x")
     (folder / "5").write_bytes(b"good")
 
@@ -181,7 +181,7 @@ def test_folders_and_sockets_are_set_aside(spool: Spool, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("size", "there"), [(0, True), (1000, True), (1001, False), (10_000_000, False)])
-def test_a_record_beyond_the_limit_is_set_aside(spool: Spool, folder: Path, size: int, there: bool) -> None:  # noqa: FBT001
+def test_a_record_beyond_the_limit_is_moved_to_bad(spool: Spool, folder: Path, size: int, there: bool) -> None:  # noqa: FBT001
     (folder / "1").write_bytes(b"x" * size)
 
     assert bool(spool.read()[0]) is there
@@ -195,7 +195,7 @@ def test_peeking_moves_nothing(spool: Spool, folder: Path) -> None:
     assert left(folder) == ["1", "foreign"]
 
 
-def test_the_newest_hundred_bad_ones_are_kept(spool: Spool, folder: Path) -> None:
+def test_the_newest_hundred_bad_files_are_kept(spool: Spool, folder: Path) -> None:
     for number in range(BAD_KEPT + 5):
         (folder / f"x{number:03}").write_bytes(b"x")
     (folder / "x000").unlink()
@@ -215,7 +215,7 @@ def test_a_bad_folder_that_is_a_file_loses_nothing(spool: Spool, folder: Path) -
     assert spool.read()[0] == [Record("1", b"one")]
 
 
-def test_what_cannot_be_set_aside_does_not_stop_the_rest(spool: Spool, folder: Path) -> None:
+def test_a_file_that_cannot_be_moved_does_not_stop_the_rest(spool: Spool, folder: Path) -> None:
     (folder / "bad").write_bytes(b"in the way")
     (folder / "foreign").write_bytes(b"x")
     spool.store(b"one")
@@ -223,7 +223,7 @@ def test_what_cannot_be_set_aside_does_not_stop_the_rest(spool: Spool, folder: P
     assert spool.read()[0] == [Record("1", b"one")]
 
 
-def test_what_stands_where_bad_belongs_is_set_aside_too(spool: Spool, folder: Path) -> None:
+def test_a_file_in_the_place_of_bad_is_moved_too(spool: Spool, folder: Path) -> None:
     (folder / "bad").write_bytes(b"in the way")
     (folder / "foreign").write_bytes(b"x")
 
@@ -305,7 +305,7 @@ def test_writers_and_a_drainer_lose_nothing_and_fold_nothing_twice(spool: Spool,
         assert own == sorted(own)
 
 
-def test_a_flood_is_taken_in_portions_oldest_first(spool: Spool, mocker: MockerFixture) -> None:
+def test_a_flood_is_read_in_portions_oldest_first(spool: Spool, mocker: MockerFixture) -> None:
     mocker.patch("lbagent.state.spool.AT_ONCE", 4)
     mocker.patch("lbagent.state.spool.BYTES_AT_ONCE", 2500)
     for number in range(1, 8):
@@ -320,7 +320,7 @@ def test_a_flood_is_taken_in_portions_oldest_first(spool: Spool, mocker: MockerF
     assert portions == [["1", "2", "3"], ["4", "5", "6", "7"]]
 
 
-def test_a_second_name_is_none_of_ours(spool: Spool, folder: Path, tmp_path: Path) -> None:
+def test_a_file_with_another_hard_link_is_not_a_record(spool: Spool, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x")
     os.link(tmp_path / "file", folder / "1")
 

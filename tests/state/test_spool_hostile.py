@@ -1,4 +1,4 @@
-"""What does not belong into the spool is set aside; what does is folded, and nothing blocks."""
+"""Foreign files in the spool are moved to bad/, events are applied, and nothing blocks."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ ODD: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("make", ODD.values(), ids=ODD)
-def test_what_is_no_record_is_set_aside_and_the_event_goes_on(
+def test_a_file_that_is_not_a_record_is_moved_and_the_event_is_applied(
     lb: Lb, spool: Path, make: Callable[[Path], None]
 ) -> None:
     operator = lb.text
@@ -119,7 +119,7 @@ def test_what_is_no_record_is_set_aside_and_the_event_goes_on(
         "1" * 40,
     ],
 )
-def test_foreign_names_are_set_aside_and_the_event_goes_on(lb: Lb, spool: Path, name: str) -> None:
+def test_foreign_names_are_moved_and_the_event_is_applied(lb: Lb, spool: Path, name: str) -> None:
     # A name is cut by bytes: 84 characters of three bytes are too long for one with the time in front of it.
     operator = lb.text
     (spool / name).write_bytes(RECORD)
@@ -190,7 +190,7 @@ def test_forged_fields_neither_get_in_nor_block(lb: Lb, spool: Path, record: byt
     assert (lb.spooled(), lb.staged()) == ([], [])
 
 
-def test_two_records_of_one_identity_are_folded_once(lb: Lb, spool: Path) -> None:
+def test_two_records_of_one_id_are_applied_once(lb: Lb, spool: Path) -> None:
     operator = lb.text
     (spool / "1").write_bytes(forged("same", "member-join", GOOD))
     assert lb.run("apply").returncode == 0
@@ -228,7 +228,7 @@ def test_of_hundreds_of_foreign_folders_the_newest_hundred_are_kept(lb: Lb, spoo
     assert only_good_is_in(lb, operator)
 
 
-def test_thousands_of_records_are_folded_in_their_order_as_one_batch(lb: Lb, spool: Path) -> None:
+def test_thousands_of_records_are_applied_in_order_as_one_batch(lb: Lb, spool: Path) -> None:
     operator = lb.text
     for number in range(1, 2000):
         kind = "member-join" if number % 2 else "member-leave"
@@ -244,7 +244,7 @@ def test_thousands_of_records_are_folded_in_their_order_as_one_batch(lb: Lb, spo
     assert lb.spooled() == []
 
 
-def test_hidden_names_of_writers_that_died_are_in_nobodys_way(lb: Lb, spool: Path) -> None:
+def test_hidden_files_of_writers_that_died_do_not_block_the_events(lb: Lb, spool: Path) -> None:
     operator = lb.text
     long_ago = time.time() - 3600
     (spool / ".1").touch()
@@ -272,7 +272,7 @@ def test_bad_that_is_no_folder_does_not_block_the_events(lb: Lb, spool: Path, ma
     assert lb.managed == [lb.server("web1", "127.0.0.11")]
 
 
-def test_spool_that_is_a_file_is_said_and_haproxy_cfg_stays(lb: Lb, spool: Path) -> None:
+def test_a_spool_that_is_a_file_is_reported_and_haproxy_cfg_stays(lb: Lb, spool: Path) -> None:
     operator = lb.text
     spool.rmdir()
     spool.write_bytes(b"")
@@ -284,7 +284,7 @@ def test_spool_that_is_a_file_is_said_and_haproxy_cfg_stays(lb: Lb, spool: Path)
     assert lb.text == operator
 
 
-def test_what_is_not_ours_to_judge_waits_while_haproxy_is_broken(lb: Lb, spool: Path) -> None:
+def test_a_foreign_file_is_moved_and_the_event_remembered_while_haproxy_refuses(lb: Lb, spool: Path) -> None:
     operator = lb.text
     (spool / "1").write_bytes(b"not a record")
     instead_of_haproxy(lb, "exit 1")

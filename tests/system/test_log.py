@@ -11,10 +11,10 @@ from lbagent.system.log import Log
 
 @pytest.fixture
 def journal(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
-    """What syslog was told."""
-    told: list[tuple[int, str]] = []
-    monkeypatch.setattr(syslog, "syslog", lambda priority, words: told.append((priority, words)))
-    return told
+    """Return the list of what syslog receives."""
+    received: list[tuple[int, str]] = []
+    monkeypatch.setattr(syslog, "syslog", lambda priority, words: received.append((priority, words)))
+    return received
 
 
 def test_errors_and_warnings_go_to_stderr_and_the_journal(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import html
 import json
 import re
 import socket
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,8 +19,14 @@ from typing import Any
 
 import jsonschema
 import pytest
+from pytest_mock import MockerFixture
 
 import lbagent.web
+from lbagent.commands import web as command
+from lbagent.errors import LbagentError
+from lbagent.settings import Settings
+from lbagent.system.log import Log
+from lbagent.web.source import Daemon
 from tests.helpers.real_programs import eventually, free_port
 from tests.helpers.web_page import Publisher, WebPage, document, entry, node, run_web, server, status
 
@@ -339,6 +347,17 @@ def test_both_load_balancers_are_shown_side_by_side(daemon: Publisher) -> None:
         assert web.get("/healthz").status == 200
 
 
+def test_without_its_page_the_other_load_balancer_is_shown_as_serf_shows_it(daemon: Publisher, web: WebPage) -> None:
+    said = "lb02 members=3 paused=1 digest=00ff pending=0 last=applied: 1 line <added>"
+    peer = {"name": "lb02", "address": "10.0.0.252", "status": "alive", "digest": "00ff", "equal": True}
+    peer |= {"seen": int(time.time()), "answers": True, "said": said}
+    daemon.content = document(status=status(node("web01"), peers=[peer]))
+
+    words = text_of(web.get("/").text)
+
+    assert f"lb02 10.0.0.252 equal alive in Serf, answered 0s ago {said}" in words
+
+
 def test_lines_that_are_equal_by_now_are_not_reported_as_different(daemon: Publisher) -> None:
     outdated = [{"kind": "peer", "what": "lb02 has other managed lines: compare `lbagent plan` on both", "since": None}]
     peer = {"name": "lb02", "address": "10.0.0.252", "status": "alive", "digest": "11ee", "equal": False}
@@ -509,6 +528,31 @@ def test_invalid_options_are_refused_in_one_line(words: list[str], said: str, tm
     done = run_web(tmp_path, *words)
 
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"lbagent: {said}\n")
+
+
+@pytest.mark.parametrize("missing", [["bcrypt"], ["starlette", "uvicorn", "jinja2"]], ids=len)
+def test_missing_libraries_are_named_with_the_packages_to_install(
+    missing: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in missing:
+        monkeypatch.setitem(sys.modules, name, None)
+
+    with pytest.raises(LbagentError) as refused:
+        command.web("127.0.0.1:0", (), None, "", ())(Settings("", ""), Log())
+
+    packages = " ".join(f"python3-{name}" for name in missing)
+    words = f"web: missing Python packages: {', '.join(missing)}; run `apt-get install {packages}`"
+    assert (str(refused.value), refused.value.exit_status) == (words, 1)
+
+
+def test_a_user_that_may_not_connect_is_told_the_group(mocker: MockerFixture) -> None:
+    mocker.patch("asyncio.open_unix_connection", side_effect=PermissionError(13, "Permission denied"))
+
+    found = asyncio.run(Daemon("/run/lbagent/status.sock", "lb01").look()).balancer
+
+    words = "/run/lbagent/status.sock: this user may not connect; run as a member of the group lbagent-web"
+    assert (found.status, found.error) == (None, f"daemon: {words}")
+    assert found.list_faults() == [found.error]
 
 
 def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:

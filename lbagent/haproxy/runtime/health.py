@@ -17,7 +17,7 @@ from lbagent.haproxy.runtime import session, socket
 from lbagent.haproxy.runtime.session import SessionError
 from lbagent.state import files
 
-Lines = Sequence[Sequence[str]]
+GlobalLines = Sequence[Sequence[str]]
 """The words of each line of `global`."""
 
 _COMMAND = "show servers state"
@@ -49,7 +49,7 @@ class ServerHealth(NamedTuple):
 Health = Mapping[Key, ServerHealth]
 
 
-def read_health(lines: Lines) -> Health:
+def read_health(lines: GlobalLines) -> Health:
     """Return the servers of the worker; empty if no stats socket answers."""
     for address in socket.list_stats_sockets(lines):
         with contextlib.suppress(OSError):
@@ -66,7 +66,7 @@ def parse_health(answer: str) -> Health:
     return {(row[1], row[3]): _parse_row(row) for row in rows if len(row) >= _FIELDS and _has_numbers(row)}
 
 
-def restore_down_servers(lines: Lines, worker: Worker, before: Health) -> list[str]:
+def restore_down_servers(lines: GlobalLines, worker: Worker, before: Health) -> list[str]:
     """Set the servers that were DOWN before to DOWN in the new worker; return their names.
 
     A server with another address, or without checks that could bring it back, is left as HAProxy starts it.
@@ -83,7 +83,7 @@ def restore_down_servers(lines: Lines, worker: Worker, before: Health) -> list[s
     return []
 
 
-def write_state_file(lines: Lines, rows: Health, changed: Collection[Key]) -> None:
+def write_state_file(lines: GlobalLines, rows: Health, changed: Collection[Key]) -> None:
     """Write the server-state file, if `global` declares one, without the servers in `changed`.
 
     For HAProxy, the file takes precedence over the server's line, including its port. Errors are ignored: HAProxy can

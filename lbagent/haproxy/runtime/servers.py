@@ -41,7 +41,7 @@ class KnownServers(NamedTuple):
     """Lines of the servers in maintenance; empty if the line is unknown."""
     sure: bool
     """False if the file has changed since: servers can be removed, but not added."""
-    checked: frozenset[Key] = frozenset()
+    draining: frozenset[Key] = frozenset()
     """Servers that drain: their checks continue, so `state ready` is enough to bring them back."""
 
 
@@ -53,8 +53,8 @@ class Join(NamedTuple):
     commands: tuple[str, ...]
     """Commands that add it, move it or change its weight."""
     endpoint: tuple[str, int] | None = None
-    """Address and port of its check; None if it has none, or only HAProxy can tell."""
-    verdict: float | None = None
+    """Address and port of its check; None if it has none, or only HAProxy knows."""
+    check_wait: float | None = None
     """Seconds to HAProxy's first check result, if it is more than a connection and worth waiting for."""
     ready: bool = True
     """False if its state does not change: `disabled` in haproxy.cfg, or only a new weight."""
@@ -153,7 +153,7 @@ class ServerChanges:
         move = f"set server {format_target(key)} addr {address} port {port}"
         if self.is_disabled(key, line):
             return [Join(key, line, (*weight, *([] if stays else [move])), ready=False)]
-        if stays and key in self._known.checked:
+        if stays and key in self._known.draining:
             return [Join(key, line, tuple(weight))]
         return [self._plan_checked_join(key, line, [*weight, move])]
 
@@ -204,7 +204,7 @@ class ServerChanges:
         endpoint = haproxy_inherited.find_check_endpoint(words, address, port)
         deep = bool(here.check_options) or "ssl" in words or "check-ssl" in words
         due = haproxy_inherited.parse_time(words.get("fastinter", words.get("inter", "2s")))
-        # A serving server goes on: if all waited for a result, none would serve meanwhile.
+        # A server that serves already continues: if all waited for a result, none would serve meanwhile.
         awaited = deep and due <= AWAITED_CHECK_LIMIT and key not in self._known.lines and not is_drained(line)
         return Join(key, line, tuple(commands), endpoint, due if awaited else None, drain=is_drained(line))
 
@@ -269,12 +269,12 @@ def _is_last(words: list[str], on: str, off: str) -> bool:
 _CONNECT_TIMEOUT = 1.0
 """Seconds within which new servers have to accept a connection."""
 
-_POLL = 0.02
+_POLL_INTERVAL = 0.02
 _CHECK_GRACE = 0.4
 """Seconds that a check may take beyond its interval."""
 
 _MOVE_ANSWERS = ("changed from", "no need to change", "nothing changed")
-"""Texts in a successful answer to `set server … addr`; the last one is of HAProxy 3.0 and later."""
+"""Texts in a successful answer to `set server … addr`; the last one is from HAProxy 3.0 and later."""
 
 
 class Admission:
@@ -294,13 +294,13 @@ class Admission:
         if not self._send_all([*(command for join in joins for command in join.commands), *cookies]):
             return False
         silent = sockets.find_silent_endpoints(
-            (join.endpoint for join in joins if join.endpoint and not join.verdict), _CONNECT_TIMEOUT
+            (join.endpoint for join in joins if join.endpoint and not join.check_wait), _CONNECT_TIMEOUT
         )
-        prompt = [join for join in joins if not join.verdict and join.ready]
+        prompt = [join for join in joins if not join.check_wait and join.ready]
         good = self._send_all(
             [one for join in prompt for one in _format_ready_commands(join, up=join.endpoint not in silent)]
         )
-        return self._admit_checked([join for join in joins if join.verdict]) and good
+        return self._admit_checked([join for join in joins if join.check_wait]) and good
 
     def _admit_checked(self, joins: Sequence[Join]) -> bool:
         """Let HAProxy's checks decide: a server that drains and is DOWN is checked, and gets no traffic."""
@@ -308,18 +308,18 @@ class Admission:
             return True
         if not self._send_all([one for join in joins for one in _format_down_commands(join)]):
             return False
-        deadline = time.monotonic() + max(join.verdict or 0 for join in joins) + _CHECK_GRACE
+        deadline = time.monotonic() + max(join.check_wait or 0 for join in joins) + _CHECK_GRACE
         passed: set[Key] = set()
         with contextlib.suppress(SessionError):
             while len(passed) < len(joins) and time.monotonic() < deadline:
-                time.sleep(_POLL)
+                time.sleep(_POLL_INTERVAL)
                 states = self._talk.fetch_states()
                 passed = {join.key for join in joins if join.key in states and states[join.key].passed}
         up = [f"set server {join.target} health up" for join in joins if join.key in passed]
         return self._send_all([*up, *(f"set server {join.target} state ready" for join in joins)])
 
     def _send_all(self, commands: Sequence[str]) -> bool:
-        """Send all commands and return whether all succeeded; a failure does not stop the others."""
+        """Send all commands and return whether all succeeded; a failure does not stop the rest."""
         good = True
         for command, answer in zip(commands, self._talk.send(commands), strict=True):
             if answer is None or not _is_success(command, answer):

@@ -31,7 +31,7 @@ class SessionError(Exception):
     """Why commands cannot be sent to HAProxy."""
 
     def __init__(self, words: str, *, is_temporary: bool = False) -> None:
-        """`is_temporary` says whether it may soon be over: a new worker does not answer yet."""
+        """`is_temporary`: whether it may soon end: a new worker does not answer yet."""
         super().__init__(words)
         self.is_temporary = is_temporary
 
@@ -71,7 +71,7 @@ class Session:
         return {key: one.sessions for key, one in found.items() if one.sessions is not None}
 
     def _split_commands(self, commands: Sequence[str]) -> Iterator[list[str]]:
-        """Split commands into lines; an empty line stands for a command that is too long to be sent."""
+        """Split commands into lines; an empty list replaces a command that is too long to be sent."""
         batch: list[str] = []
         size = 0
         for command in commands:
@@ -138,7 +138,7 @@ def _fetch_version(address: str, worker: Worker) -> str:
         words = explain_error(address, error)
         raise SessionError(words, is_temporary=words.endswith(("no answer in time", "truncated answer"))) from error
     if level != "admin":
-        raise SessionError(f"{address}: is of `level {level}`, not `level admin`")
+        raise SessionError(f"{address}: has `level {level}`, not `level admin`")
     facts = socket.parse_info(info)
     if socket.parse_worker_pid(facts) != worker.pid:
         words = f"{address}: does not belong to the newest worker, {worker.pid}, or that one is stopping"

@@ -64,21 +64,21 @@ def find_differences(
 
     Servers in `may_be_out` may be out of balancing: they are disabled in haproxy.cfg, or by an agent.
     """
-    said = {}
+    differences = {}
     for key, line in wanted.items():
         address, port, _ = split_server_line(line)
         state = found.get(key)
         if state is None:
-            said[key] = f"{format_target(key)} is missing"
+            differences[key] = f"{format_target(key)} is missing"
         elif port and address == canonical_address(address) and not _is_at(state, address, port):
-            said[key] = f"{format_target(key)} is at {state.address} port {state.port}"
+            differences[key] = f"{format_target(key)} is at {state.address} port {state.port}"
         elif is_drained(line):
             if not state.out:
-                said[key] = f"{format_target(key)} still gets new clients"
+                differences[key] = f"{format_target(key)} still gets new clients"
         elif state.out and key not in may_be_out:
-            said[key] = f"{format_target(key)} is out of balancing"
+            differences[key] = f"{format_target(key)} is out of balancing"
     strays = (key for key in left if key not in wanted and key in found and not found[key].out)
-    return said | {key: f"{format_target(key)} still gets traffic" for key in strays}
+    return differences | {key: f"{format_target(key)} still gets traffic" for key in strays}
 
 
 class ServerStats(NamedTuple):

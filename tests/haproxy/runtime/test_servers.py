@@ -1,4 +1,4 @@
-"""What is to be said to a running HAProxy, or why it cannot be: text in, commands out."""
+"""The difference between two texts gives the runtime API commands, or the reason for a reload."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ def reason(text: Document, line: str = WEB1, version: str = "2.6") -> str:
     return found.needs_reload["lb", "web1"]
 
 
-def test_a_server_that_comes_is_added_with_what_makes_it_as_good_as_one_of_the_file() -> None:
+def test_an_added_server_equals_one_of_the_file() -> None:
     assert commands(document()) == [
         f"add server lb/web1 10.0.0.1:80{POOL} check inter 2s",
         "enable health lb/web1",
     ]
 
 
-def test_ipv6_stands_in_brackets_where_it_is_added_and_bare_where_it_is_moved() -> None:
+def test_an_ipv6_address_has_brackets_in_add_server_and_none_in_set_server_addr() -> None:
     line = WEB1.replace("10.0.0.1", "[2001:db8::1]")
 
     [join] = difference(document(f"    {line}"), {"web1": line.replace("::1]:80", "::2]:81")}).joins
@@ -80,14 +80,14 @@ def test_ipv6_stands_in_brackets_where_it_is_added_and_bare_where_it_is_moved() 
     assert join.endpoint == ("2001:db8::2", 81)
 
 
-def test_without_check_nothing_is_waited_for() -> None:
+def test_without_check_no_result_is_awaited() -> None:
     [join] = difference(document(), {"web1": "server web1 10.0.0.1:80 weight 5 # lbagent role=web"}).joins
 
     assert join.commands == (f"add server lb/web1 10.0.0.1:80{POOL} weight 5",)
-    assert (join.endpoint, join.verdict) == (None, None)
+    assert (join.endpoint, join.check_wait) == (None, None)
 
 
-def test_what_the_line_says_of_its_pool_is_kept() -> None:
+def test_pool_keywords_of_the_line_are_kept() -> None:
     line = WEB1.replace("check", "check pool-max-conn 7 pool-purge-delay 1s")
 
     assert commands(document(), line)[0] == (
@@ -115,13 +115,13 @@ def test_what_the_line_says_of_its_pool_is_kept() -> None:
         ("defaults\n    default-server disabled\n", ("    default-server enabled # back",), "check inter 2s"),
     ],
 )
-def test_default_server_is_said_with_the_line_since_a_dynamic_server_does_not_inherit_it(
+def test_default_server_keywords_are_sent_as_a_dynamic_server_does_not_inherit_them(
     defaults: str, lines: tuple[str, ...], expected: str
 ) -> None:
     assert commands(document(*lines, defaults=defaults))[0] == f"add server lb/web1 10.0.0.1:80{POOL} {expected}"
 
 
-def test_a_proxy_has_the_defaults_that_it_names_else_the_last_before_it() -> None:
+def test_a_proxy_inherits_from_its_named_defaults_or_the_last_before_it() -> None:
     text = dedent("""
         defaults one
             default-server fall 7
@@ -187,12 +187,12 @@ def test_a_proxy_has_the_defaults_that_it_names_else_the_last_before_it() -> Non
         ),
     ],
 )
-def test_what_cannot_be_said_takes_a_reload(lines: tuple[str, ...], why: str) -> None:
+def test_changes_that_the_runtime_api_cannot_make_need_a_reload(lines: tuple[str, ...], why: str) -> None:
     assert reason(document(*lines)) == why
 
 
 @pytest.mark.parametrize("bad", [";show info", "a;b", "x\\", "'q'", '"q"', "$HOME", "{x}", "a`b", "<<"])
-def test_no_word_ends_a_command_and_begins_another(bad: str) -> None:
+def test_no_word_can_inject_another_command(bad: str) -> None:
     assert reason(document(), WEB1.replace("inter 2s", f"inter {bad}")).startswith("`inter ")
     assert reason(document(), WEB1.replace("check", bad)).endswith("cannot be set through the runtime API")
 
@@ -205,7 +205,7 @@ def test_no_word_ends_a_command_and_begins_another(bad: str) -> None:
         )
     )
 )
-def test_any_words_are_expanded_or_refused_and_never_hold_a_command(words: list[str]) -> None:
+def test_any_words_give_keywords_or_need_a_reload(words: list[str]) -> None:
     try:
         said = haproxy_inherited.format_keywords(haproxy_inherited.resolve_keywords(words, table("3.2")), table("3.2"))
     except NeedsReload:
@@ -213,7 +213,7 @@ def test_any_words_are_expanded_or_refused_and_never_hold_a_command(words: list[
     assert set(said) & set(";\n\r\\\"'$") == set()
 
 
-def test_consistent_hashes_take_servers_with_an_id() -> None:
+def test_a_consistent_hash_accepts_servers_with_an_id() -> None:
     text = document("    balance uri", "    hash-type consistent")
 
     assert commands(text, WEB1.replace("check", "check id 77"))[0] == (
@@ -221,25 +221,25 @@ def test_consistent_hashes_take_servers_with_an_id() -> None:
     )
 
 
-def test_dynamic_cookies_are_given_to_servers_that_come() -> None:
+def test_added_servers_get_dynamic_cookies() -> None:
     assert commands(document("    cookie C insert indirect nocache dynamic"))[2:] == [
         "enable dynamic-cookie backend lb"
     ]
 
 
-def test_who_goes_is_withdrawn_and_who_stays_is_not_spoken_of() -> None:
+def test_an_unchanged_server_needs_no_command() -> None:
     found = difference(document(f"    {WEB1}", f"    {WEB2}"), {"web2": WEB2})
 
     assert (found.joins, found.needs_reload) == ([], {})
 
 
-def test_another_role_alone_is_nothing_to_be_said() -> None:
+def test_another_role_alone_needs_no_command() -> None:
     assert difference(document(f"    {WEB1}"), {"web1": WEB1.replace("role=web", "role=app")}).joins == []
 
 
 @pytest.mark.parametrize("balance", ["roundrobin", "source", "static-rr"])
 @pytest.mark.parametrize("cookie", ["", "    cookie C insert"])
-def test_who_was_left_behind_is_taken_up_again_whatever_the_algorithm(balance: str, cookie: str) -> None:
+def test_a_server_left_in_maintenance_is_reused_with_any_balance(balance: str, cookie: str) -> None:
     text = document(f"    balance {balance}", cookie)
 
     [join] = difference(text, {"web1": WEB1}, left={"web1": WEB1}).joins
@@ -247,13 +247,13 @@ def test_who_was_left_behind_is_taken_up_again_whatever_the_algorithm(balance: s
     assert join.commands == ("set server lb/web1 addr 10.0.0.1 port 80", "enable health lb/web1")
 
 
-def test_who_was_left_behind_with_other_options_takes_a_reload() -> None:
+def test_a_server_left_in_maintenance_with_other_options_needs_a_reload() -> None:
     found = difference(document(), {"web1": WEB1}, left={"web1": WEB1.replace("inter 2s", "inter 3s")})
 
     assert found.needs_reload == {("lb", "web1"): "lb/web1 has other options in HAProxy"}
 
 
-def test_who_was_left_behind_by_nobody_knows_which_line_takes_a_reload() -> None:
+def test_a_server_left_in_maintenance_with_an_unknown_line_needs_a_reload() -> None:
     bare = "server web1 10.0.0.1:80 # lbagent role=web"
 
     found = difference(document(), {"web1": bare}, left={"web1": ""})
@@ -261,13 +261,13 @@ def test_who_was_left_behind_by_nobody_knows_which_line_takes_a_reload() -> None
     assert found.needs_reload == {("lb", "web1"): "lb/web1 has other options in HAProxy"}
 
 
-def test_other_options_for_a_server_that_stays_take_a_reload() -> None:
+def test_other_options_of_a_present_server_need_a_reload() -> None:
     found = difference(document(f"    {WEB1}"), {"web1": WEB1.replace("inter 2s", "inter 3s")})
 
     assert found.needs_reload == {("lb", "web1"): "lb/web1 has other options in HAProxy"}
 
 
-def test_where_it_is_not_known_what_haproxy_has_servers_go_and_none_comes() -> None:
+def test_while_the_servers_of_haproxy_are_unknown_none_is_added() -> None:
     found = difference(document(f"    {WEB1}"), {"web2": WEB2}, sure=False)
 
     assert found.joins == []
@@ -285,21 +285,21 @@ def test_where_it_is_not_known_what_haproxy_has_servers_go_and_none_comes() -> N
         ((), "check inter 1s ssl verify none", 1.0),
     ],
 )
-def test_haproxys_own_check_is_waited_for_where_it_is_more_than_a_connection_and_soon(
+def test_a_check_result_is_awaited_where_it_is_more_than_a_connection_and_soon(
     lines: tuple[str, ...], options: str, due: float | None
 ) -> None:
     [join] = difference(document(*lines), {"web1": f"server web1 10.0.0.1:80 {options} # lbagent role=web"}).joins
 
-    assert join.verdict == due
+    assert join.check_wait == due
 
 
-def test_a_check_of_another_port_or_address_is_looked_at_there() -> None:
+def test_the_check_endpoint_follows_port_and_addr() -> None:
     [join] = difference(document(), {"web1": WEB1.replace("check", "check port 8080 addr 10.9.9.9")}).joins
 
     assert join.endpoint == ("10.9.9.9", 8080)
 
 
-def test_the_changes_of_a_plan_are_read_back() -> None:
+def test_the_changes_of_a_plan_are_parsed() -> None:
     text = document(f"    {WEB1}")
     added = (f"listen lb: {WEB2}", "listen lb: # lbagent paused web1 10.0.0.1 role=web")
 
@@ -314,12 +314,12 @@ def test_the_changes_of_a_plan_are_read_back() -> None:
         "    server # lbagent role=web",
     ],
 )
-def test_what_no_server_may_be_called_is_never_spoken_of(odd: str) -> None:
+def test_an_invalid_server_name_is_never_sent(odd: str) -> None:
     assert config.list_managed_servers(document(odd, f"    {WEB2}")) == {("lb", "web2"): WEB2}
 
 
 @pytest.mark.parametrize("section", ["defaults", "backend", "listen l;b", "frontend lb"])
-def test_lines_where_no_server_may_stand_are_no_trouble(section: str) -> None:
+def test_lines_where_no_server_can_be_are_ignored(section: str) -> None:
     text = Document([("haproxy.cfg", f"{section}\n    {WEB1}\n    # additional-lb-iis-server\n")])
 
     after = config.predict_servers(text, text.texts, ((f"{section}: {WEB2}",), ()))
@@ -331,7 +331,7 @@ def test_lines_where_no_server_may_stand_are_no_trouble(section: str) -> None:
 
 
 @pytest.mark.parametrize("endpoint", ["host:80", "1.2.3:80", "10.0.0.1;quit:80", "10.0.0.1:0"])
-def test_who_is_at_no_address_is_never_told_of(endpoint: str) -> None:
+def test_a_server_without_an_address_is_never_sent(endpoint: str) -> None:
     line = f"server web1 {endpoint} check # lbagent role=web"
 
     assert difference(document(), {"web1": line}, left={"web1": line}).needs_reload == {
@@ -340,7 +340,7 @@ def test_who_is_at_no_address_is_never_told_of(endpoint: str) -> None:
 
 
 @pytest.mark.parametrize("endpoint", ["host:80", "10.0.0.1", "10.0.0.1:", "10.0.0.1:8x", ":80", "/run/x", "10.0.0.1:²"])
-def test_a_line_that_somebody_has_edited_is_no_difference_of_address(endpoint: str) -> None:
+def test_an_edited_line_is_not_a_difference_of_address(endpoint: str) -> None:
     wanted = {("lb", "web1"): f"server web1 {endpoint} check # lbagent role=web"}
 
     found = state.find_differences(state.parse_states(ROWS.replace("10.0.0.1 ", "10.9.9.9 ")), wanted, [])
@@ -359,7 +359,7 @@ ROWS = """1
 """
 
 
-def test_what_haproxy_serves_otherwise_is_found() -> None:
+def test_differences_between_haproxy_and_the_wanted_servers_are_found() -> None:
     names = ("web1", "web2", "web3", "gone", "agent")
     wanted = {("lb", name): f"server {name} 10.0.0.{at}:80 # lbagent role=web" for at, name in enumerate(names, 1)}
     wanted["lb", "agent"] = "server agent 10.0.0.6:80 agent-check # lbagent role=web"
@@ -374,7 +374,7 @@ def test_what_haproxy_serves_otherwise_is_found() -> None:
 
 
 @pytest.mark.parametrize("answer", ["", "Permission denied", "1\n2 lb 1 web1", "2\n"])
-def test_what_is_no_table_of_servers_is_not_taken_for_one(answer: str) -> None:
+def test_an_unexpected_answer_is_not_parsed_as_servers(answer: str) -> None:
     with pytest.raises(ValueError, match=r"unexpected answer|truncated"):
         state.parse_states(answer)
 
@@ -390,7 +390,7 @@ def test_what_is_no_table_of_servers_is_not_taken_for_one(answer: str) -> None:
         ("New server registered.\n", []),
     ],
 )
-def test_answers_are_told_apart_by_the_empty_line_that_ends_each(said: str, expected: list[str]) -> None:
+def test_answers_are_split_at_empty_lines(said: str, expected: list[str]) -> None:
     assert socket.split_answers(said) == expected
 
 
@@ -413,7 +413,7 @@ def test_answers_are_told_apart_by_the_empty_line_that_ends_each(said: str, expe
     ],
 )
 @pytest.mark.parametrize("version", ["2.6", "2.8", "3.0", "3.2"])
-def test_checks_speak_tls_and_proxy_as_the_traffic_does(options: str, expected: str, version: str) -> None:
+def test_checks_use_tls_and_proxy_protocol_as_the_traffic_does(options: str, expected: str, version: str) -> None:
     line = f"server web1 10.0.0.1:80 {options} # lbagent role=web"
 
     assert commands(document(), line, version)[0] == f"add server lb/web1 10.0.0.1:80{POOL} {expected}"
@@ -429,13 +429,13 @@ def test_checks_speak_tls_and_proxy_as_the_traffic_does(options: str, expected: 
         ),
     ],
 )
-def test_observed_errors_have_the_limits_that_2_6_leaves_out(options: str, expected: str) -> None:
+def test_observe_gets_the_limits_that_2_6_lacks(options: str, expected: str) -> None:
     line = f"server web1 10.0.0.1:80 {options} # lbagent role=web"
 
     assert commands(document(), line)[0] == f"add server lb/web1 10.0.0.1:80 {expected}"
 
 
-def test_options_of_the_proxy_header_add_up() -> None:
+def test_options_of_the_proxy_header_are_all_kept() -> None:
     text = document("    default-server proxy-v2-options crc32c")
     line = WEB1.replace("check", "check send-proxy-v2 proxy-v2-options unique-id")
 
@@ -446,7 +446,7 @@ def test_options_of_the_proxy_header_add_up() -> None:
 
 
 @pytest.mark.parametrize(("version", "takes"), [("2.6", False), ("2.8", False), ("3.0", True), ("3.2", True)])
-def test_a_cookie_of_its_own_is_given_where_haproxy_takes_it(version: str, takes: bool) -> None:  # noqa: FBT001
+def test_a_cookie_is_sent_where_haproxy_accepts_it(version: str, takes: bool) -> None:  # noqa: FBT001
     text, line = document("    cookie C insert"), WEB1.replace("check", "check cookie web1")
 
     if takes:
@@ -455,13 +455,13 @@ def test_a_cookie_of_its_own_is_given_where_haproxy_takes_it(version: str, takes
         assert reason(text, line, version) == "`cookie` cannot be set through the runtime API"
 
 
-def test_an_initial_state_is_left_to_haproxy() -> None:
+def test_a_server_with_init_state_is_only_enabled() -> None:
     [join] = difference(
         document(), {"web1": WEB1.replace("check", "check init-state fully-down")}, version="3.2.26"
     ).joins
 
     assert join.commands[1:] == ("enable health lb/web1",)
-    assert (join.endpoint, join.verdict, join.ready) == (None, None, True)
+    assert (join.endpoint, join.check_wait, join.ready) == (None, None, True)
 
 
 @pytest.mark.parametrize(
@@ -505,7 +505,7 @@ def test_a_new_weight_alone_is_set() -> None:
     assert (join.commands, join.ready) == (("set server lb/web1 weight 3",), False)
 
 
-def test_a_weight_that_is_no_longer_named_is_the_inherited_one() -> None:
+def test_a_removed_weight_becomes_the_inherited_one() -> None:
     heavy = WEB1.replace("check", "check weight 5")
 
     [plain] = difference(document(f"    {heavy}"), {"web1": WEB1}).joins
@@ -529,7 +529,7 @@ def test_a_paused_node_returns_with_its_new_weight() -> None:
 
 
 @pytest.mark.parametrize("balance", ["static-rr", "source"])
-def test_a_new_weight_takes_a_reload_where_weights_are_fixed(balance: str) -> None:
+def test_a_new_weight_needs_a_reload_where_weights_are_fixed(balance: str) -> None:
     text = document(f"    balance {balance}", f"    {WEB1}")
 
     found = difference(text, {"web1": WEB1.replace("check", "check weight 5")})

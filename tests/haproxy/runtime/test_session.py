@@ -1,4 +1,4 @@
-"""Talking to a stats socket: what can go wrong is told apart, and an answer belongs to its command."""
+"""A session on a stats socket matches each answer to its command, and reports every error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INFO = "Name: HAProxy\nPid: 4711\nStopping: 0\n\n"
 
 
 class Listener:
-    """A stats socket that answers as it is told to, one line of commands a connection."""
+    """A stats socket that sends prepared answers, to one line of commands per connection."""
 
     def __init__(self, path: Path, answer: Callable[[str], str | None]) -> None:
         self.path, self.heard = path, list[str]()
@@ -77,7 +77,7 @@ def settings(path: Path, *more: list[str]) -> list[list[str]]:
 
 
 def answering(info: str = INFO, level: str = "admin", rest: str = "") -> Callable[[str], str | None]:
-    """An answer of HAProxy's kind: a level where that is asked for, facts, and `rest` for what follows."""
+    """Return answers in HAProxy's format: a level where it is requested, `show info`, and `rest` for what follows."""
 
     def answer(line: str) -> str:
         return f"{level}\n\n{info}" if line.startswith("show cli level") else info + rest
@@ -91,16 +91,16 @@ def against(path: Path) -> str:
     return str(refused.value).replace(str(path), "SOCKET")
 
 
-def test_without_a_socket_nothing_is_said() -> None:
+def test_without_a_socket_nothing_is_sent() -> None:
     with pytest.raises(SessionError, match=r"haproxy.cfg has no `stats socket … level admin`"):
         open_session([["maxconn", "7"]], WORKER)
 
 
-def test_nobody_may_listen(tmp_path: Path) -> None:
+def test_a_socket_without_a_listener_is_reported(tmp_path: Path) -> None:
     assert against(tmp_path / "none.sock") == "SOCKET: no listener"
 
 
-def test_a_socket_may_be_left_by_a_haproxy_that_has_ended(tmp_path: Path) -> None:
+def test_a_socket_of_an_ended_haproxy_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "stats.sock"
     with socket.socket(socket.AF_UNIX) as one:
         one.bind(str(path))
@@ -111,7 +111,7 @@ def test_a_socket_may_be_left_by_a_haproxy_that_has_ended(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
-        (answering(level="operator"), "is of `level operator`, not `level admin`"),
+        (answering(level="operator"), "has `level operator`, not `level admin`"),
         (
             answering(INFO.replace("4711", "4712")),
             "does not belong to the newest worker, 4711, or that one is stopping",
@@ -125,21 +125,19 @@ def test_a_socket_may_be_left_by_a_haproxy_that_has_ended(tmp_path: Path) -> Non
         (lambda _: "admin\n\n", "truncated answer"),
     ],
 )
-def test_a_socket_that_is_of_no_use_is_told_from_others(
+def test_an_unusable_socket_is_reported_with_the_reason(
     listening: Listening, answer: Callable[[str], str | None], why: str
 ) -> None:
     assert against(listening(answer).path) == f"SOCKET: {why}"
 
 
-def test_one_that_never_answers_is_waited_for_no_longer_than_its_time(
-    listening: Listening, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_socket_that_never_answers_ends_in_a_timeout(listening: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "_QUERY_TIMEOUT", 0.1)
 
     assert against(listening(lambda _: None).path) == "SOCKET: no answer in time"
 
 
-def test_the_first_socket_that_is_of_use_is_taken(listening: Listening, tmp_path: Path) -> None:
+def test_the_first_usable_socket_is_used(listening: Listening, tmp_path: Path) -> None:
     good = listening(answering(rest="\n"))
     lines = [["stats", "socket", str(tmp_path / "none")], ["stats", "socket", "fd@3"], *settings(good.path)]
 
@@ -153,21 +151,21 @@ def talking(listener: Listener, *more: list[str]) -> Session:
     return open_session(settings(listener.path, *more), WORKER)
 
 
-def test_an_answer_that_breaks_off_leaves_the_rest_unsaid(listening: Listening) -> None:
+def test_after_a_truncated_answer_the_rest_has_no_answer(listening: Listening) -> None:
     talk = talking(listening(answering(rest="\nNo such server.\n\nNew serv")))
 
     assert talk.send(["one", "two", "three", "four"]) == ["", "No such server.", None, None]
     assert talk.problems == ["2 of 4 commands were answered: the answer was cut off"]
 
 
-def test_fewer_answers_than_commands_leave_the_rest_unsaid(listening: Listening) -> None:
+def test_with_fewer_answers_than_commands_the_rest_has_no_answer(listening: Listening) -> None:
     talk = talking(listening(answering(rest="\n")))
 
     assert talk.send(["one", "two"]) == ["", None]
     assert talk.problems == ["1 of 2 commands were answered: the rest was not"]
 
 
-def test_answers_of_a_worker_that_came_between_count_for_nothing(listening: Listening) -> None:
+def test_answers_of_another_worker_do_not_count(listening: Listening) -> None:
     listener = listening(lambda line: ("admin\n\n" if "level" in line else "") + INFO)
     talk = talking(listener)
     listener._answer = lambda _: INFO.replace("4711", "4712") + "\n\n"
@@ -176,9 +174,7 @@ def test_answers_of_a_worker_that_came_between_count_for_nothing(listening: List
     assert talk.problems == [f"{listener.path} was answered by process 4712, not by worker 4711"]
 
 
-def test_a_silence_after_the_first_answers_is_waited_for_no_longer_than_its_time(
-    listening: Listening, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pause_in_the_answers_ends_in_a_timeout(listening: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "_SEND_TIMEOUT", 0.1)
     listener = listening(answering())
     talk = talking(listener)
@@ -189,7 +185,7 @@ def test_a_silence_after_the_first_answers_is_waited_for_no_longer_than_its_time
 
 
 @pytest.mark.parametrize(("more", "most"), [([], 8192), ([["tune.bufsize", "4096"]], 3072)])
-def test_a_command_that_haproxy_would_never_answer_is_never_sent(
+def test_a_command_that_is_too_long_for_haproxy_is_never_sent(
     listening: Listening, more: list[list[str]], most: int
 ) -> None:
     listener = listening(answering(rest="\n"))
@@ -201,7 +197,7 @@ def test_a_command_that_haproxy_would_never_answer_is_never_sent(
     assert talk.send(["x" * (most - 1)]) == [""]
 
 
-def test_thousands_of_commands_go_in_lines_of_bearable_length(listening: Listening) -> None:
+def test_thousands_of_commands_are_split_into_lines(listening: Listening) -> None:
     listener = listening(answering())
     listener._answer = lambda line: ("admin\n\n" if "level" in line else "") + INFO + "\n" * line.count("set ")
     talk = talking(listener)

@@ -1,4 +1,4 @@
-"""What HAProxy says of its servers is read as it says it, and nothing else is taken for it."""
+"""Statistics of HAProxy's servers are parsed; anything else is rejected."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def lb(request: pytest.FixtureRequest) -> Iterator[Lb]:
 
 
 @pytest.mark.real
-def test_a_real_haproxy_is_understood(lb: Lb) -> None:
+def test_the_answer_of_a_real_haproxy_is_parsed(lb: Lb) -> None:
     lb.text += b"    server down 127.0.0.1:1 check inter 50ms fall 1\n    server plain 127.0.0.1:1\n"
     lb.text += b"    server out 127.0.0.1:1 disabled\n    server drained 127.0.0.1:1\n"
     with Haproxy(lb) as haproxy:
@@ -42,29 +42,29 @@ def test_a_real_haproxy_is_understood(lb: Lb) -> None:
 
 
 @pytest.mark.real
-def test_a_haproxy_without_servers_says_nothing_of_any(lb: Lb) -> None:
+def test_a_haproxy_without_servers_has_no_statistics(lb: Lb) -> None:
     with Haproxy(lb):
         assert state.parse_stats(socket.ask(str(lb.socket), state.COMMAND, 5)) == {}
 
 
-def test_a_frontend_and_a_backend_are_no_servers() -> None:
+def test_frontends_and_backends_are_not_servers() -> None:
     answer = f"{HEAD}a,FRONTEND,,0,OPEN,0,\na,web01,0,2,UP 1/3,2,\na,BACKEND,0,2,UP,1,\n"
 
     assert state.parse_stats(answer) == {("a", "web01"): ServerStats("UP 1/3", 2)}
 
 
-def test_a_row_that_is_cut_short_is_left_out() -> None:
+def test_a_truncated_row_is_ignored() -> None:
     assert state.parse_stats(f"{HEAD}a,web01,0,2,UP,2,\na,web02,0,2,U") == {("a", "web01"): ServerStats("UP", 2)}
 
 
-def test_sessions_that_are_no_number_are_not_known() -> None:
+def test_sessions_that_are_not_a_number_are_unknown() -> None:
     assert state.parse_stats(f"{HEAD}a,web01,0,\N{ARABIC-INDIC DIGIT TWO},UP,2,\n") == {
         ("a", "web01"): ServerStats("UP", None)
     }
 
 
 @pytest.mark.parametrize("answer", ["", "\n", "Permission denied\n", "Unknown command: 'show'\n", "# pxname,svname\n"])
-def test_what_is_no_answer_is_refused_with_its_words(answer: str) -> None:
+def test_an_unexpected_answer_is_rejected_with_its_text(answer: str) -> None:
     with pytest.raises(ValueError, match="answered `show stat` with ") as refused:
         state.parse_stats(answer)
 
@@ -72,7 +72,7 @@ def test_what_is_no_answer_is_refused_with_its_words(answer: str) -> None:
 
 
 @given(st.text())
-def test_any_answer_is_read_or_refused(answer: str) -> None:
+def test_any_answer_is_parsed_or_rejected(answer: str) -> None:
     for text in (answer, f"{HEAD}{answer}"):
         with contextlib.suppress(ValueError):
             state.parse_stats(text)
