@@ -327,7 +327,7 @@ def check_peers(
     """Check the other load balancers, which have the same role as this one.
 
     `joins` are the nodes in `retry_join` and `start_join`, by address or name, `roles` the roles of roles.yml;
-    `has_peer` says that a `peers` section of haproxy.cfg names another load balancer.
+    `has_peer`: whether a `peers` section of haproxy.cfg names another load balancer.
     """
     found = find_peers(members, info)
     failed = sorted(one.name for one in found if one.status == "failed")
