@@ -282,7 +282,7 @@ from lbagent.run.engine import Engine
 from lbagent.system.log import Log
 from lbagent.state.paths import Paths
 engine = Engine(Paths({str(lb.state)!r}), {str(lb.roles)!r}, Log())
-print(pause._here("pause", {{"web01": "web01"}}, "lb01", engine, Log(), force=False)["web01"])
+print(pause._apply_here("pause", {{"web01": "web01"}}, "lb01", engine, Log(), force=False)["web01"])
 """
 
     done = lb.as_serf(script)
