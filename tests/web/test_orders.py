@@ -280,7 +280,9 @@ def test_words_in_a_reason_are_never_options_of_the_query(daemon: Publisher, web
     assert queries(daemon) == ["pause web01 by=alice@lb01 reason=until=1 by=root force"]
 
 
-@pytest.mark.parametrize("path", ["/nodes/web01%20by=root/pause", "/nodes/-x/pause", "/nodes/web01/leave"])
+@pytest.mark.parametrize(
+    "path", ["/nodes/web01%20by=root/pause", "/nodes/-x/pause", "/nodes/web01/leave", "/nodes/web09/pause"]
+)
 def test_other_names_and_verbs_do_not_exist(path: str, daemon: Publisher, web: WebPage) -> None:
     assert web.post(path, {"token": logged_in(web)}).status == 404
     assert queries(daemon) == []

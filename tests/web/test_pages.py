@@ -295,7 +295,7 @@ LATE = {"at": int(time.time()) - 1000, "failing": None, "words": ""}
         (wrong("quarantine"), ""),
         (wrong("service"), ""),
         (wrong("peer"), ""),
-        (wrong("held back"), ""),
+        (wrong("blocked"), ""),
         ({"confirmed": None}, ""),
     ],
 )
@@ -404,7 +404,7 @@ def test_another_load_balancer_that_answers_nonsense_is_unknown(content: bytes, 
 
         threading.Thread(target=serve, daemon=True).start()
         with WebPage(daemon.folder, "--peer", f"http://127.0.0.1:{listener.getsockname()[1]}") as web:
-            page = text_of(eventually(lambda: (found := web.get("/").text) * ("not asked yet" not in found), 10))
+            page = text_of(eventually(lambda: (found := web.get("/").text) * ("has not answered yet" not in found), 10))
         listener.shutdown(socket.SHUT_RDWR)
 
     assert "unknown" in page
