@@ -350,7 +350,9 @@ def look_at_check(machine: Machine, fault: Fault) -> str:
     if status != 1 or not found:
         return ""
     one = found[0]
-    return ": ".join(part for part in (one["where"], one["what"], one["fix"]) if part)
+    return "; ".join(
+        part for part in (": ".join(part for part in (one["where"], one["what"]) if part), one["fix"]) if part
+    )
 
 
 def look_at_status(machine: Machine, fault: Fault) -> str:

@@ -155,7 +155,7 @@ class OtherBalancer:
 async def _parse(name: str, content: bytes) -> Snapshot:
     if len(content) < _SMALL:
         return make_snapshot(name, content, "")
-    # Some 100 ms per 1,000 nodes: other requests go on meanwhile.
+    # Some 100 ms per 1,000 nodes: other requests are served meanwhile.
     return await run_in_threadpool(make_snapshot, name, content, "")
 
 

@@ -231,6 +231,21 @@ def test_the_other_load_balancers_are_listed(
     assert list_lines([*serf.check_peers(INFO, listing), *serf.check_members(listing)]) == lines
 
 
+@pytest.mark.parametrize(
+    ("role", "status", "severity"),
+    [("lb", "left", "error"), ("lb", "failed", "error"), ("lb", "alive", "ok"), ("web", "left", "ok")],
+)
+@pytest.mark.parametrize("joined", ["lb02", "10.0.0.2", "10.0.0.2:7946"])
+def test_a_load_balancer_that_has_left_is_missing_where_the_settings_join_it(
+    role: str, status: str, severity: str, joined: str
+) -> None:
+    members = MemberList((ListedMember("lb02", "10.0.0.2", role, {}, status),), frozenset({"lb02"}), ())
+
+    [finding] = serf.check_peers(INFO, members, [joined], {"web"})
+
+    assert (finding.severity, finding.kind) == (severity, "peers")
+
+
 # --- settings -------------------------------------------------------------------------------------------------------
 
 GOOD: dict[str, Any] = {

@@ -45,7 +45,7 @@ def status(*nodes: dict[str, Any], **more: object) -> dict[str, Any]:
     served = {"digest": "00ff", "worker": 4711, "alive": True, "failure": None}
     found: dict[str, Any] = {"version": 1, "at": now, "digest": "00ff", "confirmed": True, "served": served}
     found |= {"stats_socket": {"address": "/run/haproxy/admin.sock", "error": None}, "old_workers": 0}
-    found |= {"events": {"pending": 0, "oldest": None}, "last_run": None, "held": [], "notes": [], "problems": []}
+    found |= {"events": {"pending": 0, "oldest": None}, "last_run": None, "blocked": [], "notes": [], "problems": []}
     found |= {"wrong": [], "run": {"at": now, "status": 0, "words": "unchanged: nothing to do"}, "last_success": now}
     found |= {"next_retry": None, "sync": {"at": now, "failing": None, "words": ""}, "peers": []}
     return {**found, "daemon": {"running": True, "needed": True}, "nodes": list(nodes), **more}

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import re
 import shutil
@@ -152,6 +153,34 @@ def test_an_agent_without_lbagent_at_serf_rpc_addr_is_an_error(lb: Lb) -> None:
     assert kind(lines, "handlers") == [
         'error handlers: serf info: no event handler calls lbagent; Serf events have no effect; add `"event_handlers": ["lbagent handle"]` to the agent\'s settings'
     ]
+
+
+def test_a_handler_that_is_not_in_serf_info_but_in_the_settings_needs_a_restart(lb: Lb) -> None:
+    with Haproxy(lb), Agent(lb, event_handlers=None) as agent:
+        write_settings(agent, event_handlers=[f"{LBAGENT} handle"])
+        status, lines, _ = check(lb, agent)
+
+    assert status == 1
+    assert kind(lines, "handlers") == [
+        "error handlers: serf info: no event handler called lbagent when the agent started, but its settings have one now; restart the agent"
+    ]
+
+
+def test_a_handler_that_is_not_in_the_settings_any_more_is_an_error_before_the_restart(lb: Lb) -> None:
+    with Haproxy(lb), Agent(lb) as agent:
+        write_settings(agent, event_handlers=["cat >/dev/null"])
+        status, lines, _ = check(lb, agent)
+
+    assert status == 1
+    assert kind(lines, "handlers") == [
+        'error handlers: event_handlers: the agent\'s settings have no handler for lbagent any more; from its next reload or restart, Serf events have no effect; add `"event_handlers": ["lbagent handle"]` to the agent\'s settings'
+    ]
+
+
+def write_settings(agent: Agent, **changed: object) -> None:
+    """Change the settings file of a running agent."""
+    settings = {**agent.settings, **changed}
+    agent.file.write_text(json.dumps({key: value for key, value in settings.items() if value is not None}))
 
 
 def test_an_agent_of_another_host_at_serf_rpc_addr_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

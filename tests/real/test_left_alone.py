@@ -147,7 +147,7 @@ def test_the_names_of_a_server_template_are_the_operators_in_its_proxy_only(
         assert "web09" in haproxy.servers()
         assert lb.managed.count(lb.server("web01", "127.0.0.11")) == (1 if taken else 2)
         assert all(one["quarantine"] is None for one in lb.members().values())
-        assert ("lb-iis (by hand)" in lb.run("status").stdout.decode()) is taken
+        assert ("lb-iis (not managed)" in lb.run("status").stdout.decode()) is taken
         assert lb.run("apply").returncode == 0
 
 

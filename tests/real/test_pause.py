@@ -391,6 +391,15 @@ def test_the_answer_is_true_where_another_run_applies_the_command(lb: Lb, query:
     assert first.communicate()[1] == b""
 
 
+def test_the_status_query_counts_the_open_sessions_of_paused_nodes_and_echoes_no_invalid_name(lb: Lb) -> None:
+    lb.join(member("web01", "127.0.0.11"), member("web02", "127.0.0.12"))
+    lb.ask("pause", "web01", 1)
+    with Backend("web01", "127.0.0.11", lb.port), socket.create_connection(("127.0.0.11", lb.port)):
+        answer = lb.ask("lbagent-status", "sessions web01 127.0.0.11 web02 web03 \x1b[1m;", 2).stdout
+
+    assert answer == b"web01=1 127.0.0.11=1 web02=resumed web03=resumed\n"
+
+
 def test_a_pause_does_not_affect_an_operators_line(lb: Lb) -> None:
     lb.text = lb.text.replace(b"    # additional", b"    server web01 127.0.0.11:80\n    # additional")
     lb.join(member("web01", "127.0.0.11"))

@@ -39,7 +39,7 @@ def kinds(lb: Lb) -> list[str]:
     return [one["kind"] for one in status(lb)["wrong"]]
 
 
-def test_a_failure_that_is_fixed_is_shown_no_more() -> None:
+def test_a_fixed_failure_is_not_shown_any_more() -> None:
     with Lb() as lb, Haproxy(lb):
         lb.join(member("web01", "127.0.0.11"))
         good = status(lb)
@@ -62,7 +62,7 @@ def test_a_failure_that_is_fixed_is_shown_no_more() -> None:
     assert "\nlast change: " in below
 
 
-def test_a_reload_that_failed_tells_its_next_try() -> None:
+def test_a_failed_reload_has_the_time_of_its_next_try() -> None:
     with Lb(roles=RELOADING.replace("haproxy:\n", "haproxy:\n  reload: ['false']\n")) as lb, Haproxy(lb):
         assert lb.join(member("web01", "127.0.0.11")).returncode == 5
         found = status(lb)
@@ -71,7 +71,7 @@ def test_a_reload_that_failed_tells_its_next_try() -> None:
 
     assert found["next_retry"] == found["served"]["failure"]["at"] + 60
     assert [one["kind"] for one in found["wrong"]] == ["reload"]
-    assert top.startswith("reload: failed once: ")
+    assert top.startswith("reload: the reload failed once: ")
     assert "; next try in " in top
 
 
@@ -89,7 +89,7 @@ def test_a_stopped_daemon_and_a_stopped_haproxy_are_on_top() -> None:
 
     assert running["daemon"] == {"running": True, "needed": True}
     assert "daemon" not in [one["kind"] for one in running["wrong"]]
-    assert shown.splitlines()[0].startswith("daemon   `lbagent watch` does not run: events are stored")
+    assert shown.splitlines()[0].startswith("daemon   `lbagent watch` does not run; events are stored")
 
 
 def peer_counts(lb: Lb) -> tuple[int, ...]:
@@ -99,7 +99,7 @@ def peer_counts(lb: Lb) -> tuple[int, ...]:
     return tuple(int(found[name]) for name in ("expected", "seen", "differing"))
 
 
-def test_the_other_load_balancer_has_a_row_with_its_lines_and_when_it_was_seen() -> None:
+def test_the_other_load_balancer_has_a_row_with_its_lines_and_last_answer() -> None:
     with pair() as (one, other):
         for balancer in (one, other):
             balancer.lb.join(member("web01", "127.0.0.11"))
@@ -121,14 +121,16 @@ def test_the_other_load_balancer_has_a_row_with_its_lines_and_when_it_was_seen()
     assert (peer["name"], peer["status"], peer["equal"], peer["answers"]) == ("lb02", "alive", True, True)
     assert peer["digest"] == equal["digest"]
     assert "peer" not in [wrong["kind"] for wrong in equal["wrong"]]
-    assert f"\nload balancer: lb02 {peer['address']} alive, the same managed lines, seen " in shown
+    assert f"\nload balancer: lb02 {peer['address']} alive, same managed lines, last answer " in shown
     assert [node["state"] for node in equal["nodes"] if node["name"] == "lb02"] in ([], ["load balancer"])
     assert [wrong["what"] for wrong in differing["wrong"] if wrong["kind"] == "peer"] == [
-        "lb02 has other managed lines: compare `lbagent plan` on both"
+        "lb02: its managed lines differ from ours; compare `lbagent plan` on both"
     ]
     assert failed["peers"][0]["status"] == "failed"
     assert failed["peers"][0]["seen"] == differing["peers"][0]["seen"]
-    assert [wrong["what"] for wrong in failed["wrong"] if wrong["kind"] == "peer"] == ["lb02 failed, says Serf"]
+    assert [wrong["what"] for wrong in failed["wrong"] if wrong["kind"] == "peer"] == [
+        "lb02: failed in Serf; start its agent"
+    ]
 
 
 def test_failing_syncs_are_on_top() -> None:
@@ -139,7 +141,7 @@ def test_failing_syncs_are_on_top() -> None:
 
     assert [one["kind"] for one in found["wrong"]] == ["sync"]
     assert found["sync"]["failing"] is not None
-    assert "`serf members` failed" in found["sync"]["words"]
+    assert "Serf agent: `serf " in found["sync"]["words"]
 
 
 def test_a_proxy_of_which_no_server_takes_requests_is_on_top() -> None:

@@ -277,12 +277,15 @@ def test_what_serfs_user_types_is_refused(lb: Split) -> None:
     script = f"""
 import sys
 sys.path.insert(0, {str(lb.folder / "site")!r})
-from lbagent.commands import pause
+from lbagent.run.command import run_commands
 from lbagent.run.engine import Engine
+from lbagent.serf.events import TYPED, parse_command
+from lbagent.serf.raw_event import RawEvent
 from lbagent.system.log import Log
 from lbagent.state.paths import Paths
+raw = RawEvent("0" * 16, 0, TYPED, "pause", None, "lb01", b"web01")
 engine = Engine(Paths({str(lb.state)!r}), {str(lb.roles)!r}, Log())
-print(pause._here("pause", {{"web01": "web01"}}, "lb01", engine, Log(), force=False)["web01"])
+print(run_commands([(raw, parse_command(raw, "web01"))], engine, Log(), 0)[0])
 """
 
     done = lb.as_serf(script)

@@ -295,7 +295,7 @@ LATE = {"at": int(time.time()) - 1000, "failing": None, "words": ""}
         (wrong("quarantine"), ""),
         (wrong("service"), ""),
         (wrong("peer"), ""),
-        (wrong("held back"), ""),
+        (wrong("blocked"), ""),
         ({"confirmed": None}, ""),
     ],
 )
