@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from scenarios.programs import Program
-from tests.helpers.real_programs import clean_environment, eventually, free_port
+from tests.helpers.real_programs import clean_environment, free_port, wait_until
 
 # Chromium asks nobody but the pages under test.
 QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage"]
@@ -31,7 +31,7 @@ class Browser:
     def __enter__(self) -> Self:
         try:
             self.driver.start()
-            eventually(self._ready, 60)
+            wait_until(self._ready, 60)
             arguments = [*QUIET, f"--user-data-dir={self._folder.name}/profile"]
             wanted = {"browserName": "chrome", "goog:chromeOptions": {"args": arguments}}
             self._session = self._ask("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]

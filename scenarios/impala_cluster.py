@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from scenarios.impala_site import EXAMPLE, Balancer
-from tests.helpers.real_programs import LBAGENT, PATIENCE, SerfAgent, clean_environment, eventually
+from tests.helpers.real_programs import LBAGENT, PATIENCE, SerfAgent, clean_environment, wait_until
 
 TOKEN = "a word of lb01's own"
 
@@ -94,13 +94,13 @@ class Cluster:
     def _bringing(self, name: str) -> Iterator[None]:
         names = self._settled | {name}
         yield
-        eventually(functools.partial(self._has, names), LONG)
+        wait_until(functools.partial(self._has, names), LONG)
 
     @contextlib.contextmanager
     def _taking(self, name: str) -> Iterator[None]:
         names = self._settled - {name}
         yield
-        eventually(functools.partial(self._has, names), LONG)
+        wait_until(functools.partial(self._has, names), LONG)
 
     def _has(self, names: frozenset[str]) -> bool:
         return self.lb.idle and self.served == names
@@ -121,7 +121,7 @@ class Cluster:
         with (self.lb.folder / "watch.log").open("wb") as log:
             process = subprocess.Popen([LBAGENT, "watch"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
         try:
-            eventually(lambda: (self.lb.state / "metrics.prom").exists() and self.lb.idle)
+            wait_until(lambda: (self.lb.state / "metrics.prom").exists() and self.lb.idle)
             yield
         finally:
             process.terminate()

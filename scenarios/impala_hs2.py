@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.helpers.real_programs import clean_environment, eventually
+from tests.helpers.real_programs import clean_environment, wait_until
 
 ROOT = Path(__file__).parent.parent
 VENV = ROOT / "build" / "impala"
@@ -51,7 +51,7 @@ class Server:
 
     def wait(self) -> None:
         """Return as soon as it listens."""
-        eventually(self._listens, START, 0.2)
+        wait_until(self._listens, START, 0.2)
 
     def kill(self) -> None:
         """SIGKILL, as a crash."""
@@ -215,7 +215,7 @@ class LongQuery:
             self._session.begin(
                 f"SELECT TRANSFORM(id) USING 'sh -c \"{script}\"' AS (row STRING) FROM range(0, 3, 1, 1)"
             )
-            eventually(running.exists, START)
+            wait_until(running.exists, START)
         except BaseException:
             self._let_go()
             raise

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-from tests.helpers.real_programs import PATIENCE, Haproxy, Lb, free_port
+from tests.helpers.real_programs import PATIENCE, Haproxy, LoadBalancer, free_port
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "impala"
 
@@ -52,7 +52,7 @@ class Balancer:
     ) -> None:
         """`changed` is what haproxy.cfg says in the place of the example's words; nothing runs before the `with`."""
         self.shell, self.jdbc, self.stats = free_port(), free_port(), free_port()
-        self.lb = Lb("", "", binary)
+        self.lb = LoadBalancer("", "", binary)
         text = moved((EXAMPLE / "haproxy.cfg").read_text(encoding="utf-8"), changed or {})
         self.lb.cfg.write_text(moved(text, self._places(site, name)), encoding="utf-8")
         self._roles = moved(

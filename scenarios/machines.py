@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Protocol, Self
 
-from tests.helpers.real_programs import PATIENCE, clean_environment, eventually
+from tests.helpers.real_programs import PATIENCE, clean_environment, wait_until
 
 _BOOT = """\
 set -e
@@ -163,7 +163,7 @@ class Daemon:
                 raise RuntimeError(f"{self.machine.name}: {self._argv[0]} has ended: {self.log[-2000:]}")
             return ready()
 
-        eventually(there)
+        wait_until(there)
 
     @property
     def log(self) -> str:

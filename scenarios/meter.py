@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from typing import NamedTuple, Self
 
 from scenarios.machines import Machine, thread_on
-from tests.helpers.http_clients import Count, ask
-from tests.helpers.real_programs import eventually
+from tests.helpers.http_clients import Count, send_request
+from tests.helpers.real_programs import wait_until
 
 CLIENTS = {"keep-alive": 4, "new": 8}
 """So many go on over one connection, so many make one for each request; the last of each asks the second port."""
@@ -86,7 +86,7 @@ class Meter:
             return PAUSE
 
         going, keep = (lambda: not self._stop.is_set()), kind == "keep-alive"
-        ask(port, going, said, keep=keep, host=self._host, patience=PATIENCE)
+        send_request(port, going, said, keep=keep, host=self._host, patience=PATIENCE)
 
     @contextlib.contextmanager
     def step(self, words: str) -> Iterator[list[Row]]:
@@ -99,7 +99,7 @@ class Meter:
     def served(self, requests: int = 100) -> None:
         """Wait until so many more requests have been answered."""
         start = time.monotonic()
-        eventually(lambda: sum(one.at > start and one.how == "ok" for one in self._seen()) >= requests, 60)
+        wait_until(lambda: sum(one.at > start and one.how == "ok" for one in self._seen()) >= requests, 60)
 
     def _seen(self) -> list[Answer]:
         with self._lock:

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from scenarios.machines import Daemon, Machine, Switch
 from scenarios.meter import Meter
-from tests.helpers.real_programs import LBAGENT, eventually
+from tests.helpers.real_programs import LBAGENT, wait_until
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "windows-iis"
 
@@ -337,5 +337,5 @@ class Pair:
         other = self.lb02 if to is self.lb01 else self.lb01
         if other.holds:
             other.keepalived.stop()
-            eventually(lambda: self.holders == [to.name])
+            wait_until(lambda: self.holders == [to.name])
             other.start_keepalived()

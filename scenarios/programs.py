@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from tests.helpers.real_programs import eventually
+from tests.helpers.real_programs import wait_until
 
 
 class Program:
@@ -53,7 +53,7 @@ class Program:
             for pid in self.pids():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            eventually(lambda: not self.pids())
+            wait_until(lambda: not self.pids())
 
     def send(self, number: signal.Signals) -> None:
         """Send one signal and go on."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple, Self, TypeVar
 
 from scenarios.programs import Program
-from tests.helpers.real_programs import LBAGENT, Haproxy, Lb, SerfAgent, clean_environment, eventually
+from tests.helpers.real_programs import LBAGENT, Haproxy, LoadBalancer, SerfAgent, clean_environment, wait_until
 
 Value = TypeVar("Value")
 
@@ -164,7 +164,7 @@ class Balancer:
 
     def __init__(self, site: Site, roles: str = "roles.yml") -> None:
         """Nothing runs before the `with`."""
-        self.lb = Lb(folder=site.folder / "lb")
+        self.lb = LoadBalancer(folder=site.folder / "lb")
         self.front = f"{site.address(10)}:{self.lb.front}"
         (self.lb.bin / "lbagent").symlink_to(LBAGENT)
         shutil.copy(EXAMPLE / "spark-503.http", self.lb.etc)
@@ -251,6 +251,6 @@ class Machine:
 
 def soon(condition: Callable[[], Value | None], seconds: float = SLOW) -> Value:
     """`eventually`, with the patience that Java needs."""
-    value = eventually(condition, seconds, 0.05)
+    value = wait_until(condition, seconds, 0.05)
     assert value is not None
     return value

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from scenarios.machine import Machine
-from tests.helpers.real_programs import eventually
+from tests.helpers.real_programs import wait_until
 
 HERE = Path(__file__).resolve().parent.parent
 LINE = "server web01 127.0.0.11:8000 check inter 1s rise 2 fall 2 # lbagent role=web"
@@ -245,9 +245,9 @@ def test_a_load_balancer_is_set_up_by_one_command(debian: Machine) -> None:
 @pytest.mark.usefixtures("web01")
 def test_a_node_that_boots_serves(debian: Machine) -> None:
     started = time.monotonic()
-    eventually(lambda: managed(debian) == [LINE], 60)
+    wait_until(lambda: managed(debian) == [LINE], 60)
     FIGURES["from the node's start to its line"] = f"{time.monotonic() - started:.1f} s"
-    eventually(lambda: get(debian) == 200, 60)
+    wait_until(lambda: get(debian) == 200, 60)
     assert property_of(debian, "lbagent", "StatusText").startswith(("applied: ", "unchanged: "))
 
 
@@ -273,19 +273,19 @@ def test_a_reload_goes_through_systemd_from_within_the_sandbox(debian: Machine) 
     roles.write_text(f"haproxy: {{runtime: off}}\n{ROLES}")
     try:
         assert query(debian, "pause").startswith(("done", "queued"))
-        eventually(lambda: set(haproxy(debian)) - set(before) and managed(debian) == [PAUSED])
+        wait_until(lambda: set(haproxy(debian)) - set(before) and managed(debian) == [PAUSED])
         assert query(debian, "resume") in ("done", "queued")
-        eventually(lambda: managed(debian) == [LINE])
+        wait_until(lambda: managed(debian) == [LINE])
     finally:
         roles.write_text(ROLES)
     assert before[0] in haproxy(debian)
-    eventually(lambda: get(debian) == 200)
+    wait_until(lambda: get(debian) == 200)
     assert debian.path("/etc/haproxy/site.pem").stat().st_mode & 0o777 == 0o400
 
 
 @pytest.mark.usefixtures("web01")
 def test_restarting_serf_or_lbagent_never_touches_haproxy(debian: Machine) -> None:
-    eventually(lambda: len(haproxy(debian)) == 2, 60)  # the old worker is gone
+    wait_until(lambda: len(haproxy(debian)) == 2, 60)  # the old worker is gone
     before, text = haproxy(debian), debian.path("/etc/haproxy/haproxy.cfg").read_bytes()
     debian.path("/run/enough").unlink(missing_ok=True)
     debian.good("sh", "-c", "rm -f /run/enough")
@@ -304,14 +304,14 @@ def test_restarting_serf_or_lbagent_never_touches_haproxy(debian: Machine) -> No
     ]
     for step in (*steps, ("stop", "lbagent"), ("start", "lbagent"), ("reload", "lbagent")):
         debian.good("systemctl", *step)
-        eventually(lambda: running(debian), 60) if step[0] != "stop" else None
+        wait_until(lambda: running(debian), 60) if step[0] != "stop" else None
         assert haproxy(debian) == before, step
     hang(debian)
     assert haproxy(debian) == before
-    eventually(lambda: running(debian), 60)
+    wait_until(lambda: running(debian), 60)
 
     debian.good("touch", "/run/enough")
-    eventually(lambda: property_of(debian, "client", "ActiveState") == "inactive", 30)
+    wait_until(lambda: property_of(debian, "client", "ActiveState") == "inactive", 30)
     good, bad = debian.path("/opt/client.out").read_text().split(maxsplit=1)
     FIGURES["requests during restarts, kills and a hang; lost"] = f"{good}; {bad.count(',') + 1 if len(bad) > 3 else 0}"
     assert bad.strip() == "[]"
@@ -334,7 +334,7 @@ def hang(machine: Machine) -> None:
     before = property_of(machine, "lbagent", "MainPID")
     started = time.monotonic()
     machine.good("kill", "-STOP", before)
-    eventually(lambda: property_of(machine, "lbagent", "MainPID") not in (before, "0") and running(machine), 60)
+    wait_until(lambda: property_of(machine, "lbagent", "MainPID") not in (before, "0") and running(machine), 60)
     FIGURES["a hung watch, WatchdogSec=3s, back after"] = f"{time.monotonic() - started:.1f} s"
     shutil.rmtree(drop_in.parent)
     machine.good("systemctl", "daemon-reload")
@@ -356,7 +356,7 @@ def test_the_web_page_is_off_at_first_and_runs_without_rights(debian: Machine) -
 
     debian.good("systemctl", "enable", "--now", "lbagent-web")
 
-    eventually(lambda: fetch(debian, "/healthz") == "200 ok", 60)
+    wait_until(lambda: fetch(debian, "/healthz") == "200 ok", 60)
     pid = property_of(debian, "lbagent-web", "MainPID")
     assert debian.good("ps", "-o", "user:20=", "-p", pid).strip() == "lbagent-web"
     assert debian.good("stat", "-c", "%a %U %G", "/run/lbagent/status.sock").strip() == "660 root lbagent-web"
@@ -367,9 +367,9 @@ def test_the_web_page_is_off_at_first_and_runs_without_rights(debian: Machine) -
     FIGURES["exposure of lbagent-web.service"] = exposure = said.split(": ")[1].split()[0]
     assert float(exposure) <= 2.0
     debian.good("systemctl", "stop", "lbagent")
-    eventually(lambda: fetch(debian, "/healthz").startswith("503 daemon: does not run"), 30)
+    wait_until(lambda: fetch(debian, "/healthz").startswith("503 daemon: does not run"), 30)
     debian.good("systemctl", "start", "lbagent")
-    eventually(lambda: fetch(debian, "/healthz") == "200 ok", 60)
+    wait_until(lambda: fetch(debian, "/healthz") == "200 ok", 60)
 
 
 @pytest.mark.usefixtures("web01")
@@ -383,7 +383,7 @@ def test_a_user_pauses_a_node_from_the_page(debian: Machine) -> None:
     debian.good("ln", "-s", drop_in, "/etc/systemd/system/lbagent-web.service.d/")
     debian.good("systemctl", "daemon-reload")
     debian.good("systemctl", "restart", "lbagent-web")
-    eventually(lambda: fetch(debian, "/healthz") == "200 ok", 60)
+    wait_until(lambda: fetch(debian, "/healthz") == "200 ok", 60)
     debian.path("/opt/browser.py").write_text(BROWSER)
 
     paused = " ".join(debian.good("python3", "/opt/browser.py", "pause").split())
@@ -435,7 +435,7 @@ def test_an_upgrade_keeps_what_was_edited_and_does_not_touch_haproxy(debian: Mac
     FIGURES["upgrade"] = f"{time.monotonic() - started:.0f} s"
     assert debian.path("/etc/lbagent/roles.yml").read_text() == ROLES
     assert property_of(debian, "lbagent", "MainPID") not in ("0", watching)
-    eventually(lambda: running(debian))
+    wait_until(lambda: running(debian))
     assert (haproxy(debian), managed(debian)) == (before, [LINE])
     assert query(debian, "pause").startswith("done")
     assert query(debian, "resume") == "done"
@@ -473,9 +473,9 @@ def test_make_install_does_the_same_from_a_checkout(debian: Machine) -> None:
 
     assert "/usr/local/bin/lbagent handle" in debian.path("/etc/serf/lbagent.json").read_text()
     assert property_of(debian, "lbagent", "ExecStart").split()[1] == "path=/usr/local/bin/lbagent"
-    eventually(lambda: running(debian))
+    wait_until(lambda: running(debian))
     # What is known was purged, but for what stands in haproxy.cfg.
-    eventually(lambda: query(debian, "pause").startswith("done"))
+    wait_until(lambda: query(debian, "pause").startswith("done"))
     assert managed(debian) == [PAUSED]
 
     debian.good("sh", "-c", "cd /opt/lbagent && packaging/uninstall '' /usr/local")

@@ -24,7 +24,7 @@ from lbagent.haproxy.reload import is_learning
 from scenarios.impala_cluster import LONG, Cluster
 from scenarios.impala_hs2 import LongQuery, Lost, Server, Session, serving
 from scenarios.impala_site import SOURCES, Balancer, Daemon, Site, spread, strayed, timers
-from tests.helpers.real_programs import PATIENCE, Lb, binaries, eventually, member
+from tests.helpers.real_programs import PATIENCE, LoadBalancer, binaries, member_line, wait_until
 
 NAMES = ("impala01", "impala02")
 TOYS = tuple(f"impala{number}" for number in range(11, 21))
@@ -77,8 +77,8 @@ def address(name: str) -> str:
     return f"127.0.8.{int(name.removeprefix('impala'))}"
 
 
-def join(lb: Lb, *names: str) -> None:
-    assert lb.join(*(member(name, address(name), "impala") for name in names)).stderr == b""
+def join(lb: LoadBalancer, *names: str) -> None:
+    assert lb.join(*(member_line(name, address(name), "impala") for name in names)).stderr == b""
 
 
 def percent(share: float) -> str:
@@ -112,7 +112,7 @@ def test_no_client_moves_but_those_of_a_daemon_that_goes(
         reloaded = strayed(at_first, spread(one.jdbc))
         assert (joined, reloaded, one.haproxy.reloads()) == (0, 0, (1, 0))
 
-        one.lb.leave(member(TOYS[0], address(TOYS[0]), "impala"))
+        one.lb.leave(member_line(TOYS[0], address(TOYS[0]), "impala"))
         left = spread(one.jdbc)
         assert {source for source in SOURCES if left[source] != at_first[source]} == theirs
 
@@ -132,7 +132,7 @@ def test_the_other_load_balancer_knows_the_clients(figures: Figures) -> None:
         for lb in (one.lb, other.lb):
             join(lb, *TOYS[:2])
         at_first = spread(one.jdbc)
-        eventually(lambda: used(other) == len(SOURCES))
+        wait_until(lambda: used(other) == len(SOURCES))
 
         over = strayed(at_first, spread(other.jdbc))
         one.haproxy.stop()
@@ -150,17 +150,17 @@ def test_what_a_reload_by_hand_right_after_the_start_costs(figures: Figures, *, 
         stack.enter_context(toys(site, *TOYS[:2]))
         if both:
             other = stack.enter_context(Balancer(site, "lb02"))
-            eventually(lambda: not is_learning(other.haproxy.ask("show peers")))
+            wait_until(lambda: not is_learning(other.haproxy.ask("show peers")))
         one = stack.enter_context(Balancer(site))
         join(one.lb, *TOYS[:2])
         if both:
-            eventually(lambda: not is_learning(one.haproxy.ask("show peers")))
+            wait_until(lambda: not is_learning(one.haproxy.ask("show peers")))
         spread(one.jdbc)
         worker, able = one.haproxy.worker(), not is_learning(one.haproxy.ask("show peers"))
 
         os.kill(one.haproxy.pid, signal.SIGUSR2)
-        eventually(lambda: one.haproxy.reloads() == (1, 0) and one.haproxy.worker() != worker)
-        eventually(lambda: used(one) == (len(SOURCES) if able else 0))
+        wait_until(lambda: one.haproxy.reloads() == (1, 0) and one.haproxy.worker() != worker)
+        wait_until(lambda: used(one) == (len(SOURCES) if able else 0))
 
     assert able or not both
     when = "the other load balancer up, within" if both else "alone, after" if able else "alone, within"
@@ -285,7 +285,7 @@ def test_a_long_query_lives_through_reloads(cluster: Cluster, site: Site, tmp_pa
         assert [query.finished() for query in queries] == [True, True]
         for session in sessions:
             session.close()
-        eventually(lambda: len(cluster.haproxy.workers()) == 1)
+        wait_until(lambda: len(cluster.haproxy.workers()) == 1)
     figures["reloads that two queries lived through; old workers at the end, and after their sessions"] = (
         f"10; {old}, 0"
     )
@@ -332,11 +332,11 @@ def test_a_killed_daemon_is_avoided_until_it_is_back(
         new = [stack.enter_context(Session(jdbc, source)) for source in SOURCES[:4]]
         first = time.monotonic() - since
         assert {one.server for one in new} == {other}
-        eventually(functools.partial(status, cluster, name, "DOWN"), LONG)
+        wait_until(functools.partial(status, cluster, name, "DOWN"), LONG)
 
         servers[name].start()
         servers[name].wait()
-        eventually(functools.partial(status, cluster, name, "UP"), LONG)
+        wait_until(functools.partial(status, cluster, name, "UP"), LONG)
         with Session(jdbc, SOURCES[6]) as newcomer:
             assert newcomer.server == name
     figures["seconds from SIGKILL until four clients have new sessions elsewhere"] = f"{first:.1f}"

@@ -19,7 +19,7 @@ import pytest
 
 from scenarios.meter import CLIENTS, PATIENCE, PAUSE, Meter
 from scenarios.pair import LONG, Balancer, Pair
-from tests.helpers.real_programs import eventually
+from tests.helpers.real_programs import wait_until
 
 SERF = "meta l4proto { tcp, udp } th dport 7946"
 VRRP = "ip protocol vrrp"
@@ -41,8 +41,8 @@ MINUTE = 60.0
 def machines() -> Iterator[Pair]:
     """Both load balancers, four servers, and a client that asks without end."""
     with Pair() as pair:
-        eventually(lambda: pair.agree(ALL_IN), LONG, 0.2)
-        eventually(lambda: all(one.serving() == set(ALL_IN) for one in pair.both), LONG, 0.2)
+        wait_until(lambda: pair.agree(ALL_IN), LONG, 0.2)
+        wait_until(lambda: all(one.serving() == set(ALL_IN) for one in pair.both), LONG, 0.2)
         with pair.meter:
             yield pair
         print(f"\n\n{report(pair.meter)}")
@@ -51,9 +51,9 @@ def machines() -> Iterator[Pair]:
 @pytest.fixture
 def pair(machines: Pair) -> Pair:
     """The pair with nothing broken, the address on lb01."""
-    eventually(lambda: machines.agree(ALL_IN), LONG, 0.2)
+    wait_until(lambda: machines.agree(ALL_IN), LONG, 0.2)
     machines.hand_over(machines.lb01)
-    eventually(lambda: machines.holders == ["lb01"])
+    wait_until(lambda: machines.holders == ["lb01"])
     return machines
 
 
@@ -68,7 +68,7 @@ def settle(pair: Pair, **other: str) -> None:
     """Wait until both load balancers agree on this, and everybody else is in."""
     states = {name: state for name, state in {**ALL_IN, **other}.items() if state != "gone"}
     try:
-        eventually(functools.partial(pair.agree, states), LONG, 0.2)
+        wait_until(functools.partial(pair.agree, states), LONG, 0.2)
     except AssertionError as late:
         seen = "\n".join(f"{one.name}:\n{one.run('lbagent', 'status').stdout}" for one in pair.both)
         raise AssertionError(f"not {states}:\n{seen}") from late
@@ -76,7 +76,7 @@ def settle(pair: Pair, **other: str) -> None:
 
 def moved(pair: Pair, to: Balancer) -> None:
     """Wait until the address is there, and nowhere else, and clients are served."""
-    eventually(lambda: pair.holders == [to.name], LONG)
+    wait_until(lambda: pair.holders == [to.name], LONG)
     pair.meter.served()
 
 
@@ -108,7 +108,7 @@ def test_a_run_that_is_killed_leaves_nothing() -> None:
 
         run.kill()
 
-    eventually(lambda: network not in networks())
+    wait_until(lambda: network not in networks())
 
 
 def test_every_server_enrols_on_both_and_check_finds_nothing(pair: Pair) -> None:
@@ -127,14 +127,14 @@ def test_what_the_example_promises_of_http(pair: Pair) -> None:
     pair.nodes["a01"].say("Sick")
     for name in ("web01", "web02"):
         pair.nodes[name].pause()
-    eventually(lambda: [one.serving() for one in pair.both] == [{"b01"}] * 2, LONG, 0.2)
+    wait_until(lambda: [one.serving() for one in pair.both] == [{"b01"}] * 2, LONG, 0.2)
 
     sorry, sick = pair.get(), pair.get(1111)
 
     pair.nodes["a01"].say("Healthy")
     for name in ("web01", "web02"):
         pair.nodes[name].resume()
-    eventually(lambda: [one.serving() for one in pair.both] == [set(ALL_IN)] * 2, LONG, 0.2)
+    wait_until(lambda: [one.serving() for one in pair.both] == [set(ALL_IN)] * 2, LONG, 0.2)
     assert re.findall(r"(?im)^set-cookie: *(\S*)$", answer) in (["", "session=web01"], ["", "session=web02"])
     assert re.findall(r"(?im)^(HTTP.*|location:.*)$", sorry) == [
         "HTTP/1.1 302 Found",
@@ -146,7 +146,7 @@ def test_what_the_example_promises_of_http(pair: Pair) -> None:
 def test_mongodb_is_watched_and_nobody_is_sent_there(pair: Pair) -> None:
     mongo = pair.boot("mongo01", "10.0.0.51", "mongo")
     settle(pair, mongo01="in")
-    eventually(lambda: all("mongo01" in one.serving() for one in pair.both), LONG, 0.2)
+    wait_until(lambda: all("mongo01" in one.serving() for one in pair.both), LONG, 0.2)
 
     stats = pair.lb01.run("curl", "-sfu", "admin:change-me", "http://127.0.0.1:8404/;csv").stdout
 
@@ -159,11 +159,11 @@ def test_mongodb_is_watched_and_nobody_is_sent_there(pair: Pair) -> None:
 
 def test_the_log_goes_on_after_it_was_rotated(pair: Pair) -> None:
     folder = pair.lb01.machine.root / "var/log/haproxy"
-    eventually(lambda: " lb-iis/web0" in (folder / "haproxy.log").read_text())
+    wait_until(lambda: " lb-iis/web0" in (folder / "haproxy.log").read_text())
 
     pair.lb01.run("logrotate", "--force", "/etc/logrotate.d/haproxy-lb")
 
-    eventually(
+    wait_until(
         lambda: " lb-iis/web0" in (folder / "haproxy.log").read_text() if (folder / "haproxy.log").exists() else ""
     )
     whole = (folder / "haproxy.log.1").stat().st_size
@@ -179,9 +179,9 @@ def meanwhile(pair: Pair, words: str) -> None:
     with pair.meter.step(f"{words}: web03 joins, b01 pauses, web01 leaves") as rows:
         pair.boot("web03", "10.0.0.23", "web")
         pair.lb02.run("lbagent", "pause", "b01", "--force", checked=False)
-        eventually(lambda: {"web03", "web02"} <= pair.lb02.serving(), LONG, 0.2)
+        wait_until(lambda: {"web03", "web02"} <= pair.lb02.serving(), LONG, 0.2)
         pair.nodes["web01"].leave()
-        eventually(lambda: pair.lb02.serving() == {"a01", "web02", "web03"}, LONG, 0.2)
+        wait_until(lambda: pair.lb02.serving() == {"a01", "web02", "web03"}, LONG, 0.2)
         pair.meter.served()
 
     assert rows[0].broken == 0
@@ -208,7 +208,7 @@ def test_what_dies_on_one_load_balancer_is_carried_by_the_other(pair: Pair, *, w
     with pair.meter.step("lb01 is started again: both have the same lines") as back:
         pair.lb01.restart() if whole else pair.lb01.start_haproxy()
         # An agent that has just started may not yet reach who could tell.
-        eventually(lambda: pair.lb01.run("lbagent", "sync").stderr == "", LONG, 1)
+        wait_until(lambda: pair.lb01.run("lbagent", "sync").stderr == "", LONG, 1)
         settle(pair, web01="gone", web03="in", b01="paused")
 
     assert pair.holders == ["lb02"]
@@ -250,13 +250,13 @@ def test_a_cluster_cut_in_two_heals_to_the_same_lines(pair: Pair) -> None:
     ours, theirs = [pair.lb01, *pair.named("web01", "a01")], [pair.lb02, *pair.named("web02", "b01")]
     with pair.cut(SERF, ours, theirs):
         with pair.meter.step("gossip cut in two: each half calls the other failed") as apart:
-            eventually(lambda: all(pair.lb01.members()[host.name] == "failed" for host in theirs), LONG, 0.2)
-            eventually(lambda: all(pair.lb02.members()[host.name] == "failed" for host in ours), LONG, 0.2)
+            wait_until(lambda: all(pair.lb01.members()[host.name] == "failed" for host in theirs), LONG, 0.2)
+            wait_until(lambda: all(pair.lb02.members()[host.name] == "failed" for host in ours), LONG, 0.2)
         with pair.meter.step("in two: web01 pauses on one side, b01 on the other") as paused:
             pair.nodes["web01"].pause()
             alone = pair.lb02.run("lbagent", "pause", "b01", "--force", checked=False)
-            eventually(lambda: pair.lb01.serving() == {"web02", "a01", "b01"}, LONG, 0.2)
-            eventually(lambda: pair.lb02.serving() == {"web01", "web02", "a01"}, LONG, 0.2)
+            wait_until(lambda: pair.lb01.serving() == {"web02", "a01", "b01"}, LONG, 0.2)
+            wait_until(lambda: pair.lb02.serving() == {"web01", "web02", "a01"}, LONG, 0.2)
 
     with pair.meter.step("healed: both have the same lines") as healed:
         settle(pair, web01="paused", b01="paused")
@@ -273,7 +273,7 @@ def test_two_who_both_have_the_address_serve_the_same(pair: Pair) -> None:
         pair.cut(VRRP, [pair.lb01], [pair.lb02]),
         pair.meter.step("VRRP cut: both have the address; web01 pauses") as split,
     ):
-        eventually(lambda: pair.holders == ["lb01", "lb02"], LONG)
+        wait_until(lambda: pair.holders == ["lb01", "lb02"], LONG)
         pair.nodes["web01"].pause()
         settle(pair, web01="paused")
         pair.meter.served()

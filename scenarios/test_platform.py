@@ -33,7 +33,7 @@ from scenarios.platform.node import Node
 from scenarios.platform.notebook import Notebook
 from scenarios.platform.services import EXAMPLE, PAGE, TABLE, disks, storage
 from tests.helpers import http_clients as traffic
-from tests.helpers.real_programs import eventually
+from tests.helpers.real_programs import wait_until
 
 LOOPS, ROUNDS = (2000, 75) if os.environ.get("FULL") == "1" else (200, 7)
 NODES = ("web01", "web02", "api01", "minio01", "minio02", "zeppelin01", "zeppelin02", "spark01", "monitor01")
@@ -86,7 +86,7 @@ def nodes(balancer: Balancer, folder: Path) -> Iterator[dict[str, Node]]:
         for name in order:
             if name in early:
                 found[name].serve()
-        eventually(lambda: all_serve(balancer), PATIENCE)
+        wait_until(lambda: all_serve(balancer), PATIENCE)
         shown = " ".join(f"{name}{'*' if name in early else ''}" for name in order)
         told(f"{len(order)} nodes enrolled and UP in {time.monotonic() - started:.1f} s, * agent first: {shown}")
         yield found
@@ -219,7 +219,7 @@ def test_storage_keeps_its_signatures() -> None:
 def test_a_notebook_stays_where_it_is() -> None:
     with contextlib.ExitStack() as stack:
         books = [stack.enter_context(Notebook()) for _ in range(4)]
-        eventually(lambda: all(book.said > 3 for book in books))
+        wait_until(lambda: all(book.said > 3 for book in books))
 
         assert [book.pages for book in books] == [book.nodes for book in books]
         assert {len(book.nodes) for book in books} == {1}
@@ -250,8 +250,8 @@ def test_prometheus_sees_every_server_and_the_dashboard_has_data() -> None:
     panels = json.loads((EXAMPLE / "monitoring/dashboard.json").read_text())["panels"]
     expressions = [target["expr"] for panel in panels for target in panel["targets"]]
 
-    eventually(lambda: len(prometheus(up)) == 13, PATIENCE, 1)
-    eventually(lambda: all(prometheus(one) for one in expressions), PATIENCE, 1)
+    wait_until(lambda: len(prometheus(up)) == 13, PATIENCE, 1)
+    wait_until(lambda: all(prometheus(one) for one in expressions), PATIENCE, 1)
 
     down = {one["metric"]["server"] for one in prometheus('haproxy_server_status{state="DOWN",proxy=~"lb-.+"} == 1')}
     assert down == {"zeppelin02"}
@@ -278,7 +278,7 @@ class Changes:
         began = time.monotonic()
         act()
         wanted = functools.partial(lambda: set(self.balancer.states(name).values()) <= set(states))
-        eventually(wanted, PATIENCE, 0.05)
+        wait_until(wanted, PATIENCE, 0.05)
         self.took.setdefault(what, []).append(time.monotonic() - began)
 
     def pause(self, name: str) -> None:
@@ -315,7 +315,7 @@ class Changes:
         worker = self.balancer.haproxy.worker()
         began = time.monotonic()
         os.kill(self.balancer.haproxy.pid, signal.SIGUSR2)
-        eventually(functools.partial(self._another, worker), PATIENCE)
+        wait_until(functools.partial(self._another, worker), PATIENCE)
         self.reloads += 1
         self.took.setdefault("reload", []).append(time.monotonic() - began)
 
@@ -353,7 +353,7 @@ def test_no_request_fails_while_nodes_come_and_go(balancer: Balancer, nodes: dic
     changes = Changes(balancer, nodes)
     with contextlib.ExitStack() as stack:
         books = [stack.enter_context(Notebook()) for _ in range(4)]
-        kept = [stack.enter_context(traffic.load(port, 4, pause)) for port, pause in ((80, 0.02), (8080, 0.2))]
+        kept = [stack.enter_context(traffic.client_load(port, 4, pause)) for port, pause in ((80, 0.02), (8080, 0.2))]
         load = stack.enter_context(jmeter.start(folder, LOOPS, ROUNDS))
         stack.callback(load.kill)
         changes.until(lambda: load.poll() is not None)

@@ -25,7 +25,7 @@ from scenarios.browser import Browser
 from scenarios.links import crawl
 from scenarios.programs import Program
 from scenarios.spark import EXAMPLE, ROOT, Balancer, Machine, Site, ask, soon
-from tests.helpers.real_programs import eventually
+from tests.helpers.real_programs import wait_until
 
 RESULTS = ROOT / "build" / "spark"
 PAGE = (EXAMPLE / "spark-503.http").read_bytes().decode().partition("\r\n\r\n")[2]
@@ -221,7 +221,7 @@ def test_one_master_with_a_folder_comes_back_with_its_worker_and_application(
         name, begin = application(cluster.app), time.monotonic()
 
         only.master.kill()
-        eventually(lambda: cluster.balancer.ask()[:2] == (503, PAGE))
+        wait_until(lambda: cluster.balancer.ask()[:2] == (503, PAGE))
         only.master.start()
 
         soon(lambda: cluster.balancer.shown() == only.address)
@@ -237,7 +237,7 @@ def a_second_is_refused(cluster: Cluster, figures: dict[str, str]) -> None:
     """Where one master may enrol."""
     lb = cluster.balancer.lb
     with cluster.site.agent("master02", 12, "master"):
-        eventually(lambda: "master02" in lb.members() and lb.idle, 60)
+        wait_until(lambda: "master02" in lb.members() and lb.idle, 60)
         assert cluster.balancer.lines() == ["master01"]
     assert "master02" in cluster.balancer.watch.said
     figures["one master with a folder: lines of two that enrol"] = "1"
@@ -356,7 +356,7 @@ def test_static_files_are_served_beside_the_prefix_and_nothing_else_is(cluster: 
 
 
 def test_lbagent_has_nothing_to_say_against_the_example(cluster: Cluster) -> None:
-    eventually(lambda: "worker01" in cluster.balancer.lb.members(), 60)
+    wait_until(lambda: "worker01" in cluster.balancer.lb.members(), 60)
 
     assert sorted(cluster.balancer.lines()) == ["master01", "master02", "master03"]
     assert cluster.balancer.check() == []
@@ -413,7 +413,7 @@ def test_a_standby_is_not_shown_while_haproxy_does_not_know_it_yet(
     for _ in range(5):
         before = haproxy.worker()
         os.kill(haproxy.pid, signal.SIGUSR2)
-        eventually(functools.partial(lambda old: haproxy.worker() != old, before), 60)
+        wait_until(functools.partial(lambda old: haproxy.worker() != old, before), 60)
         while not (said := cluster.balancer.ask("/spark/json/")).body.startswith("{"):
             answers.append(said)
         answers.append(said)
@@ -487,13 +487,13 @@ def test_masters_leave_and_a_fourth_joins_and_no_look_misses_the_leader(
     for one in cluster.standing_by():
         begin = time.monotonic()
         one.agent.leave()
-        eventually(functools.partial(lambda node: node not in cluster.balancer.lines(), one.name), 60)
+        wait_until(functools.partial(lambda node: node not in cluster.balancer.lines(), one.name), 60)
         figures["a master leaves, until haproxy.cfg is without it"] = since(begin)
         one.master.kill(signal.SIGTERM)
 
     begin = time.monotonic()
     fourth = cluster.add(4, zookeeper=False)
-    eventually(lambda: sorted(cluster.balancer.lines()) == sorted([leader.name, "master04"]), 60)
+    wait_until(lambda: sorted(cluster.balancer.lines()) == sorted([leader.name, "master04"]), 60)
     figures["a fourth joins, until haproxy.cfg has it"] = since(begin)
 
     soon(lambda: fourth.state() == "STANDBY")

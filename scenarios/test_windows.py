@@ -14,9 +14,9 @@ import pytest
 
 from scenarios import wine
 from scenarios.windows_site import Report, Site, Slow, confirmed, site
-from tests.helpers.http_clients import load
+from tests.helpers.http_clients import client_load
 from tests.helpers.pair import Balancer
-from tests.helpers.real_programs import Backend, SerfAgent, eventually
+from tests.helpers.real_programs import Backend, SerfAgent, wait_until
 
 HAD_WINE = (Path.home() / ".wine").exists()
 """Of the caller's own."""
@@ -56,17 +56,20 @@ def test_a_server_boots_is_paused_crashes_reboots_is_resumed_and_leaves(world: S
         for balancer in world.two:
             other.join(balancer.agent)
         for balancer in world.two:
-            eventually(functools.partial(_serves, balancer, "linux"), 60)
+            wait_until(functools.partial(_serves, balancer, "linux"), 60)
         server.configure(world.key, world.addresses)
-        with load(world.two[0].lb.front, clients=2, pause=0.02) as one, load(world.two[1].lb.front, 2, 0.02) as two:
+        with (
+            client_load(world.two[0].lb.front, clients=2, pause=0.02) as one,
+            client_load(world.two[1].lb.front, 2, 0.02) as two,
+        ):
             _installs_and_boots(world, server)
-            eventually(lambda: backend.requests)
+            wait_until(lambda: backend.requests)
             _pauses(world, server)
             before = backend.requests
             _crashes_and_reboots(world, server)
             after = backend.requests
             _resumes(world, server)
-            eventually(lambda: backend.requests > after, 60)
+            wait_until(lambda: backend.requests > after, 60)
             _leaves(world, server)
         with step("requests meanwhile") as said:
             said.append(f"{one['ok'] + two['ok']}, none failed")
@@ -105,11 +108,11 @@ def _crashes_and_reboots(world: Site, server: wine.Server) -> None:
     with world.report.step("Serf crashes -> started again by join-cluster.bat"):
         [first] = server.agents
         server.kill_agent()
-        eventually(lambda: server.agents not in ([], [first]) and server.answers(), 120)
+        wait_until(lambda: server.agents not in ([], [first]) and server.answers(), 120)
     with world.report.step("the server reboots -> its agent answers"):
         server.power_off()
         server.boot()
-    eventually(lambda: world.status(server) == "alive", 120)
+    wait_until(lambda: world.status(server) == "alive", 120)
     time.sleep(3)  # Serf tells of a rejoin after one second
 
     assert world.of(server) == [[world.paused(server)]] * 2
@@ -165,9 +168,9 @@ def test_wait_returns_when_the_last_session_has_ended(world: Site) -> None:
         Slow("127.0.0.5", world.two[0].lb.port) as slow,
         concurrent.futures.ThreadPoolExecutor() as pool,
     ):
-        eventually(lambda: world.two[0].haproxy.servers().get("win05") == "UP", 60)
+        wait_until(lambda: world.two[0].haproxy.servers().get("win05") == "UP", 60)
         client = pool.submit(slow.client, world.two[0].lb.front)
-        eventually(lambda: _sessions(world, server))
+        wait_until(lambda: _sessions(world, server))
 
         limited = server.run("pause.bat", "/wait:3")
         waiting = pool.submit(server.run, "pause.bat", "60", "/wait")
@@ -232,12 +235,12 @@ def test_a_load_balancer_that_is_down_is_told_and_learns_of_the_pause_when_it_is
     with site(report) as world, world.enrolled(8) as server:
         one, two = world.two
         two.agent.kill()
-        eventually(lambda: one.agent.members()["lb02"] == "failed", 60)
+        wait_until(lambda: one.agent.members()["lb02"] == "failed", 60)
         with report.step("pause.bat, one of two load balancers down") as said:
             half = server.run("pause.bat")
             said.append(half.said)
         one.agent.kill()
-        eventually(lambda: b"lb01" in server.serf("members", "-status=failed").stdout, 60)
+        wait_until(lambda: b"lb01" in server.serf("members", "-status=failed").stdout, 60)
         with report.step("pause.bat, both down") as said:
             none = server.run("pause.bat")
             said.append(none.said)
@@ -264,7 +267,7 @@ def test_a_load_balancer_that_is_alive_and_silent_leaves_it_unconfirmed(world: S
     mute = SerfAgent("lb03", "127.0.0.11", "lb", more=["-profile=lan", f"-encrypt={world.key}"])
     with world.enrolled(9) as server, mute:
         mute.join(world.two[0].agent)
-        eventually(lambda: b"lb03" in server.serf("members", "-status=alive").stdout, 60)
+        wait_until(lambda: b"lb03" in server.serf("members", "-status=alive").stdout, 60)
 
         pause = server.run("pause.bat")
         mute.leave()
@@ -452,8 +455,8 @@ def test_nssm_starts_restarts_and_stops_it_as_a_service(world: Site) -> None:
         with step("NSSM: Serf crashes -> the service has started it again"):
             [first] = server.agents
             server.kill_agent()
-            eventually(lambda: server.agents not in ([], [first]) and server.answers(), 120)
-        eventually(lambda: world.status(server) == "alive", 120)
+            wait_until(lambda: server.agents not in ([], [first]) and server.answers(), 120)
+        wait_until(lambda: world.status(server) == "alive", 120)
         with step("NSSM: leave-cluster.bat stops the service -> left") as said:
             left = server.run("leave-cluster.bat", "0")
             said.append(left.said)

@@ -13,7 +13,7 @@ from typing import Self
 
 from scenarios.wine import Ended, Server
 from tests.helpers.pair import Balancer, pair
-from tests.helpers.real_programs import CONFIG, eventually
+from tests.helpers.real_programs import CONFIG, wait_until
 
 
 class Report:
@@ -97,7 +97,7 @@ class Site:
         return self.two[0].agent.members().get(server.name, "unknown")
 
     def _until(self, server: Server, lines: list[str]) -> None:
-        eventually(lambda: self.of(server) == [lines, lines] and all(one.lb.idle for one in self.two), 60)
+        wait_until(lambda: self.of(server) == [lines, lines] and all(one.lb.idle for one in self.two), 60)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from tests.helpers.real_programs import clean_environment, eventually, free_port
+from tests.helpers.real_programs import clean_environment, free_port, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "windows"
@@ -240,7 +240,7 @@ class Server:
         here = Prompt()
         here.folder = self.folder
         self._agent = here.start(*command.split(), said=self._log)
-        eventually(self.answers, 60)
+        wait_until(self.answers, 60)
 
     def ended(self) -> int:
         """How what was booted has ended, once it has."""
@@ -296,7 +296,7 @@ class Server:
         for pid in mine:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, 9)
-        eventually(functools.partial(_gone, mine))
+        wait_until(functools.partial(_gone, mine))
 
 
 def _gone(pids: Sequence[int]) -> bool:

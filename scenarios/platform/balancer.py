@@ -12,7 +12,7 @@ from typing import Any
 
 from scenarios.platform.machines import PROGRAMS, Program, network, settled
 from scenarios.platform.services import EXAMPLE, SERVES, kind_of, listens, settings
-from tests.helpers.real_programs import LBAGENT, Haproxy, Lb
+from tests.helpers.real_programs import LBAGENT, Haproxy, LoadBalancer
 
 LB = "10.20.0.2"
 
@@ -23,7 +23,7 @@ class Balancer:
     def __init__(self, folder: Path) -> None:
         """Nothing runs before `running`."""
         self.folder = folder
-        self.lb = Lb(folder=folder / "lb01")
+        self.lb = LoadBalancer(folder=folder / "lb01")
         for one in ("haproxy.cfg", "roles.yml"):
             shutil.copy(EXAMPLE / one, self.lb.etc)
         shutil.copytree(EXAMPLE / "errors", self.lb.etc / "errors")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
-from tests.helpers.real_programs import SerfAgent, clean_environment, eventually
+from tests.helpers.real_programs import SerfAgent, clean_environment, wait_until
 
 BRIDGE = "platform"
 PROGRAMS = f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin"
@@ -81,7 +81,7 @@ class Program:
 
     def ready(self) -> None:
         """Wait until it can be seen. Raises RuntimeError with its words where it has ended."""
-        eventually(self._there, PATIENCE, 0.05)
+        wait_until(self._there, PATIENCE, 0.05)
 
     def _there(self) -> bool:
         if self._process is None or self._process.poll() is not None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from scenarios.platform.machines import Machine, Program
-from tests.helpers.real_programs import eventually
+from tests.helpers.real_programs import wait_until
 
 HERE = Path(__file__).resolve().parents[2]
 EXAMPLE = HERE / "examples" / "data-platform"
@@ -154,7 +154,7 @@ def disks(folder: Path) -> Iterator[None]:
         try:
             weed.start()
             weed.ready()
-            eventually(functools.partial(_filled, storage(f"{DISKS}:9000")), 120, 0.5)
+            wait_until(functools.partial(_filled, storage(f"{DISKS}:9000")), 120, 0.5)
             yield
         finally:
             weed.end()
