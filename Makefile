@@ -86,7 +86,7 @@ test-impala: $(VENV)/.dev build/impala/.ready  ## examples/impala with real Hive
 
 test-platform: $(VENV)/.platform  ## a data platform enrols and changes under JMeter's load, four minutes; FULL=1: 1,000,000 requests
 	@.ci/install ip nginx prometheus prometheus-node-exporter java jmeter /usr/share/jmeter/lib/ext/ApacheJMeter_http.jar=jmeter-http
-	@scenarios/apart $(BIN)/python -m pytest -sq -p no:cacheprovider scenarios/test_platform.py
+	@scenarios/run_isolated $(BIN)/python -m pytest -sq -p no:cacheprovider scenarios/test_platform.py
 
 pages: $(VENV)/.pages  ## man page and completions, in build/
 	@$(BIN)/python packaging/pages.py build
