@@ -26,12 +26,12 @@ test-fast: $(VENV)/.dev  ## the tests without real programs, a minute
 
 check: lint test  ## what a change has to pass: format, lint, types, tests
 
-lint: $(VENV)/.dev  ## format, lint, types, import directions, and the English of the documentation
+lint: $(VENV)/.dev  ## format, lint, types, import directions, and the English of documentation and code
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy $(CODE)
 	@$(BIN)/lint-imports
-	@$(BIN)/python -m tests.docs.prose
+	@$(BIN)/python -m tests.docs.prose --code
 
 bench: $(VENV)/.dev  ## how fast it is
 	@$(BIN)/python bench/run.py

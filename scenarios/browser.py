@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from scenarios.programs import Program
-from tests.helpers.real_programs import clean_environment, eventually, free_port
+from tests.helpers.real_programs import clean_environment, free_port, wait_until
 
 # Chromium sends no requests except to the pages under test.
 CHROMIUM_OPTIONS = [

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from scenarios.impala_site import EXAMPLE, Balancer
-from tests.helpers.real_programs import LBAGENT, PATIENCE, SerfAgent, clean_environment, eventually
+from tests.helpers.real_programs import LBAGENT, PATIENCE, SerfAgent, clean_environment, wait_until
 
 TOKEN = "the token of lb01"
 
@@ -121,7 +121,7 @@ class Cluster:
         with (self.lb.folder / "watch.log").open("wb") as log:
             process = subprocess.Popen([LBAGENT, "watch"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
         try:
-            eventually(lambda: (self.lb.state / "metrics.prom").exists() and self.lb.idle)
+            wait_until(lambda: (self.lb.state / "metrics.prom").exists() and self.lb.idle)
             yield
         finally:
             process.terminate()

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.helpers.real_programs import clean_environment, eventually
+from tests.helpers.real_programs import clean_environment, wait_until
 
 ROOT = Path(__file__).parent.parent
 VENV = ROOT / "build" / "impala"

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-from tests.helpers.real_programs import PATIENCE, Haproxy, Lb, free_port
+from tests.helpers.real_programs import PATIENCE, Haproxy, LoadBalancer, free_port
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "impala"
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-from tests.helpers.real_programs import eventually
+from tests.helpers.real_programs import wait_until
 
 HERE = Path(__file__).resolve().parent
 RUN_IN_ROOT = str(HERE / "run_in_root")

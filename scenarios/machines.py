@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Protocol, Self
 
-from tests.helpers.real_programs import PATIENCE, clean_environment, eventually
+from tests.helpers.real_programs import PATIENCE, clean_environment, wait_until
 
 _BOOT_SCRIPT = """\
 set -e

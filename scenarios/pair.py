@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from scenarios.machines import Daemon, Machine, Switch
 from scenarios.meter import Meter
-from tests.helpers.real_programs import LBAGENT, eventually
+from tests.helpers.real_programs import LBAGENT, wait_until
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "windows-iis"
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from tests.helpers.real_programs import eventually
+from tests.helpers.real_programs import wait_until
 
 
 class Program:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple, Self, TypeVar
 
 from scenarios.programs import Program
-from tests.helpers.real_programs import LBAGENT, Haproxy, Lb, SerfAgent, clean_environment, eventually
+from tests.helpers.real_programs import LBAGENT, Haproxy, LoadBalancer, SerfAgent, clean_environment, wait_until
 
 Value = TypeVar("Value")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from scenarios.machine import Machine
-from tests.helpers.real_programs import eventually
+from tests.helpers.real_programs import wait_until
 
 HERE = Path(__file__).resolve().parent.parent
 LINE = "server web01 127.0.0.11:8000 check inter 1s rise 2 fall 2 # lbagent role=web"

@@ -85,8 +85,8 @@ def address(name: str) -> str:
     return f"127.0.8.{int(name.removeprefix('impala'))}"
 
 
-def join(lb: Lb, *names: str) -> None:
-    assert lb.join(*(member(name, address(name), "impala") for name in names)).stderr == b""
+def join(lb: LoadBalancer, *names: str) -> None:
+    assert lb.join(*(member_line(name, address(name), "impala") for name in names)).stderr == b""
 
 
 def format_percent(share: float) -> str:
@@ -160,7 +160,7 @@ def test_a_reload_by_hand_right_after_the_start_may_lose_the_table(figures: Figu
         stack.enter_context(run_small_daemons(site, *SMALL_DAEMONS[:2]))
         if both:
             other = stack.enter_context(Balancer(site, "lb02"))
-            eventually(lambda: not is_learning(other.haproxy.ask("show peers")))
+            wait_until(lambda: not is_learning(other.haproxy.ask("show peers")))
         one = stack.enter_context(Balancer(site))
         join(one.lb, *SMALL_DAEMONS[:2])
         if both:

@@ -162,11 +162,11 @@ def test_mongodb_is_checked_and_gets_no_clients(pair: Pair) -> None:
 
 def test_haproxy_logs_to_the_new_file_after_a_rotation(pair: Pair) -> None:
     folder = pair.lb01.machine.root / "var/log/haproxy"
-    eventually(lambda: " lb-iis/web0" in (folder / "haproxy.log").read_text())
+    wait_until(lambda: " lb-iis/web0" in (folder / "haproxy.log").read_text())
 
     pair.lb01.run("logrotate", "--force", "/etc/logrotate.d/haproxy-lb")
 
-    eventually(
+    wait_until(
         lambda: " lb-iis/web0" in (folder / "haproxy.log").read_text() if (folder / "haproxy.log").exists() else ""
     )
     size = (folder / "haproxy.log.1").stat().st_size

@@ -33,7 +33,7 @@ from scenarios.platform.node import Node
 from scenarios.platform.notebook import Notebook
 from scenarios.platform.services import EXAMPLE, PAGE, TABLE, make_client, run_storage
 from tests.helpers import http_clients as traffic
-from tests.helpers.real_programs import eventually
+from tests.helpers.real_programs import wait_until
 
 LOOPS, ROUNDS = (2000, 75) if os.environ.get("FULL") == "1" else (200, 7)
 NODES = ("web01", "web02", "api01", "minio01", "minio02", "zeppelin01", "zeppelin02", "spark01", "monitor01")
@@ -363,7 +363,7 @@ def test_no_request_fails_while_nodes_come_and_go(balancer: Balancer, nodes: dic
     changes = Changes(balancer, nodes)
     with contextlib.ExitStack() as stack:
         books = [stack.enter_context(Notebook()) for _ in range(4)]
-        kept = [stack.enter_context(traffic.load(port, 4, pause)) for port, pause in ((80, 0.02), (8080, 0.2))]
+        kept = [stack.enter_context(traffic.client_load(port, 4, pause)) for port, pause in ((80, 0.02), (8080, 0.2))]
         load = stack.enter_context(jmeter.start(folder, LOOPS, ROUNDS))
         stack.callback(load.kill)
         changes.run_until(lambda: load.poll() is not None)

@@ -16,7 +16,7 @@ from scenarios import wine
 from scenarios.windows_site import Report, Site, SlowServer, is_confirmed, run_site
 from tests.helpers.http_clients import load
 from tests.helpers.pair import Balancer
-from tests.helpers.real_programs import Backend, SerfAgent, eventually
+from tests.helpers.real_programs import Backend, SerfAgent, wait_until
 
 HAD_WINE = (Path.home() / ".wine").exists()
 """Whether the user has a Wine prefix in the home folder."""
@@ -111,7 +111,7 @@ def _check_crash_and_reboot(world: Site, server: wine.Server) -> None:
     with world.report.step("Serf crashes -> join-cluster.bat has restarted it"):
         [first] = server.agents
         server.kill_agent()
-        eventually(lambda: server.agents not in ([], [first]) and server.answers(), 120)
+        wait_until(lambda: server.agents not in ([], [first]) and server.answers(), 120)
     with world.report.step("the server reboots -> its agent answers"):
         server.power_off()
         server.boot()

@@ -13,7 +13,7 @@ from typing import Self
 
 from scenarios.wine import ScriptResult, Server
 from tests.helpers.pair import Balancer, pair
-from tests.helpers.real_programs import CONFIG, eventually
+from tests.helpers.real_programs import CONFIG, wait_until
 
 
 class Report:

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from tests.helpers.real_programs import clean_environment, eventually, free_port
+from tests.helpers.real_programs import clean_environment, free_port, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "windows"

@@ -106,7 +106,7 @@ def _check_sync(last: Last, *, running: bool) -> Iterator[Finding]:
 
 
 def is_token_refused(message: str) -> bool:
-    """Return whether a message of `serf` says that the agent requires a token, or another one."""
+    """Return whether a message of `serf` means that the agent requires a token, or another one."""
     return "uthenticat" in message or "invalid auth token" in message.lower()
 
 

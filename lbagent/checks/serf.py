@@ -52,7 +52,7 @@ HANDLER_LATE = 60.0
 
 _FIX_KEY = (
     "start its agent with the same `encrypt_key` as here (on the second load balancer: "
-    "`lbagent-serf-setup --replace --bundle FILE`, with /etc/lbagent/peer.bundle of the first), "
+    "`lbagent-serf-setup --replace --key-from FILE`, with /etc/serf/lbagent.json of the first), "
     "or remove it from the settings"
 )
 

@@ -23,7 +23,7 @@ class Balancer:
     def __init__(self, folder: Path) -> None:
         """Write the files; `running` starts the programs."""
         self.folder = folder
-        self.lb = Lb(folder=folder / "lb01")
+        self.lb = LoadBalancer(folder=folder / "lb01")
         for one in ("haproxy.cfg", "roles.yml"):
             shutil.copy(EXAMPLE / one, self.lb.etc)
         shutil.copytree(EXAMPLE / "errors", self.lb.etc / "errors")

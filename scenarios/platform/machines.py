@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
-from tests.helpers.real_programs import SerfAgent, clean_environment, eventually
+from tests.helpers.real_programs import SerfAgent, clean_environment, wait_until
 
 BRIDGE = "platform"
 PROGRAMS = f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin"

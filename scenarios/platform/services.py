@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from scenarios.platform.machines import Machine, Program
-from tests.helpers.real_programs import eventually
+from tests.helpers.real_programs import wait_until
 
 HERE = Path(__file__).resolve().parents[2]
 EXAMPLE = HERE / "examples" / "data-platform"

@@ -18,7 +18,7 @@ from lbagent.serf.agent_process import File
 from lbagent.serf.member_list import AgentInfo, ListedMember, MemberList
 from lbagent.serf.raw_event import RawEvent
 from tests.checks.helpers import list_lines, list_problems
-from tests.helpers.builders import reading
+from tests.helpers.builders import parse_roles_text
 
 # --- handlers -------------------------------------------------------------------------------------------------------
 
@@ -151,7 +151,7 @@ def test_a_handler_that_keeps_the_agent_from_starting_is_an_error(spec: str, wro
 # --- the agent and its cluster --------------------------------------------------------------------------------------
 
 INFO = AgentInfo("lb01", "lb", encrypted=True, clocks={}, handlers=ALL)
-ROLES = reading("""
+ROLES = parse_roles_text("""
     services: {iis: {port: 80}}
     roles: {web: {lb: [iis]}, lb: {lb: [none]}}
 """)

@@ -179,8 +179,8 @@ def test_hand_written_backends_become_managed_by_the_steps_of_the_page(tmp_path:
     before = lbagent(tmp_path, "status").stdout.decode()
     adopted = lbagent(tmp_path, "apply", "--adopt", "--yes", "--no-reload")
 
-    assert before.count(" by hand ") == 2
-    assert "`lbagent status` shows `by hand`" in page
+    assert before.count(" not managed ") == 2
+    assert "`lbagent status` shows `not managed`" in page
     assert adopted.returncode == 0
     lines = [line.strip() for line in (tmp_path / "haproxy.cfg").read_text().splitlines()]
     assert [line for line in lines if line.startswith("server ")] == [

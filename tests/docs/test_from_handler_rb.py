@@ -18,7 +18,7 @@ import pytest
 
 from scenarios.machines import Daemon, Machine, Switch
 from tests.helpers.page_commands import DOCS, PATH, can_make_machines, list_commands
-from tests.helpers.real_programs import eventually
+from tests.helpers.real_programs import wait_until
 from tests.helpers.terminal import Terminal
 
 HERE = Path(__file__).resolve().parent
@@ -115,11 +115,11 @@ class Site:
     def _restart_serf(self) -> None:
         self.serf.stop()
         self._start_serf()
-        eventually(lambda: self._run("lb01", "serf members -status=alive")[1].count("alive") == 1 + len(self.nodes))
+        wait_until(lambda: self._run("lb01", "serf members -status=alive")[1].count("alive") == 1 + len(self.nodes))
 
     def _start_watch(self) -> None:
         self.watch.start()
-        eventually((self.lb.root / "var/lib/lbagent/members.json").exists)
+        wait_until((self.lb.root / "var/lib/lbagent/members.json").exists)
 
 
 @pytest.fixture(scope="module")
@@ -187,9 +187,9 @@ def test_the_classic_files_move_to_lbagent_and_back(site: Site) -> None:
 
     (paused, resumed) = list_commands_by_heading()["7. Pause a server"]
     site.type(*paused)
-    eventually(lambda: "# lbagent paused web01 10.0.0.5 role=web\n" in site.text)
+    wait_until(lambda: "# lbagent paused web01 10.0.0.5 role=web\n" in site.text)
     site.type(*resumed)
-    eventually(lambda: "server web01 10.0.0.5:80" in site.text)
+    wait_until(lambda: "server web01 10.0.0.5:80" in site.text)
 
     site.run_section("Going back")
     assert site.text == classic

@@ -90,7 +90,7 @@ def test_no_client_moves_when_a_daemon_joins() -> None:
     site = Site()
     names = {f"impala{number}": f"127.0.8.{number}" for number in (31, 32, 33)}
     daemons = [Daemon(name, address, site) for name, address in names.items()]
-    *two, third = (member(name, address, "impala") for name, address in names.items())
+    *two, third = (member_line(name, address, "impala") for name, address in names.items())
     with daemons[0], daemons[1], daemons[2], Balancer(site) as one:
         one.lb.join(*two)
         at_first = map_clients(one.jdbc)
@@ -114,9 +114,9 @@ def test_daemons_can_be_asked_how_they_are() -> None:
     with well, ill, answering, Balancer(site, changed=asking) as one:
         one.lb.roles.write_text(replace_words(one.lb.roles.read_text(), {"check inter": f"check port {web} inter"}))
 
-        one.lb.join(*(member(daemon.name, daemon.address, "impala") for daemon in (well, ill)))
+        one.lb.join(*(member_line(daemon.name, daemon.address, "impala") for daemon in (well, ill)))
 
         told = {well.name: "UP", ill.name: "DOWN"}
-        eventually(lambda: [one.haproxy.servers(proxy) for proxy in ("impala", "impalajdbc")] == [told, told])
+        wait_until(lambda: [one.haproxy.servers(proxy) for proxy in ("impala", "impalajdbc")] == [told, told])
         assert one.haproxy.reloads() == (0, 0)
         assert answering.requests > 0

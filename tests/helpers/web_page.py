@@ -20,7 +20,7 @@ from urllib.parse import urlencode
 
 import bcrypt
 
-from tests.helpers.real_programs import LBAGENT, clean_environment, eventually, free_port
+from tests.helpers.real_programs import LBAGENT, clean_environment, free_port, wait_until
 
 USER, PASSWORD = "alice", "correct horse"
 
@@ -151,7 +151,7 @@ class WebPage:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(self._argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._env)
         try:
-            eventually(self._listens)
+            wait_until(self._listens)
         except BaseException:
             self.__exit__()
             raise

@@ -380,7 +380,7 @@ def test_no_key_is_made_where_the_other_load_balancer_has_one(setup: Path, tmp_p
     assert (refused.returncode, foreign.returncode) == (1, 2)
     assert refused.stderr == (
         "lbagent-serf-setup: 127.0.0.10: runs Serf already, and both need the same key;"
-        " ssh 127.0.0.10 cat /etc/lbagent/peer.bundle | lbagent-serf-setup --bundle -\n"
+        " ssh 127.0.0.10 cat /etc/serf/lbagent.json | lbagent-serf-setup --key-from - 127.0.0.9 127.0.0.10\n"
     )
     assert foreign.stderr.startswith("lbagent-serf-setup: 203.0.113.7: not an address of this host; ")
     assert list((tmp_path / "etc/serf").glob("*.json")) == []

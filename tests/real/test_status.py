@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.real_programs import CONFIG, LBAGENT, RELOADING, Backend, Haproxy, Lb, binaries, eventually
-from tests.helpers.real_programs import member as line
+from tests.helpers.real_programs import CONFIG, LBAGENT, RELOADING, Backend, Haproxy, LoadBalancer, binaries, wait_until
+from tests.helpers.real_programs import member_line as line
 
 pytestmark = pytest.mark.real
 
@@ -29,33 +29,37 @@ MORE_CFG = f"{CONFIG}\nbackend mon-mongo\n    # additional-mon-mongo-server\n   
 
 
 @pytest.fixture
-def lb() -> Iterator[Lb]:
+def lb() -> Iterator[LoadBalancer]:
     """A load balancer that nobody has told anything yet."""
-    with Lb() as one:
+    with LoadBalancer() as one:
         yield one
 
 
 @pytest.fixture(params=list(binaries().values()), ids=list(binaries()))
-def served(request: pytest.FixtureRequest) -> Iterator[tuple[Lb, Haproxy]]:
+def served(request: pytest.FixtureRequest) -> Iterator[tuple[LoadBalancer, Haproxy]]:
     """A load balancer whose HAProxy runs: web01 answers, web02 does not."""
-    with Lb(MORE_CFG, MORE_ROLES, request.param) as lb, Haproxy(lb) as haproxy, Backend("web01", "127.0.0.11", lb.port):
+    with (
+        LoadBalancer(MORE_CFG, MORE_ROLES, request.param) as lb,
+        Haproxy(lb) as haproxy,
+        Backend("web01", "127.0.0.11", lb.port),
+    ):
         joined = [line(f"web0{at}", f"127.0.0.{10 + at}") for at in (1, 2, 3, 4)]
         assert lb.join(*joined, line("spark1", "127.0.0.20", "spark")).returncode == 0
         assert lb.say("pause", "web03 for=2h reason=patches", 1).returncode == 0
         assert lb.handle("member-failed", joined[1]).returncode == 0
-        eventually(lambda: haproxy.servers() == {"web01": "UP", "web02": "DOWN", "web04": "DOWN"})
-        eventually(lambda: haproxy.servers("mon-mongo") == {"web01": "DOWN", "web02": "DOWN", "mine": "no check"})
+        wait_until(lambda: haproxy.servers() == {"web01": "UP", "web02": "DOWN", "web04": "DOWN"})
+        wait_until(lambda: haproxy.servers("mon-mongo") == {"web01": "DOWN", "web02": "DOWN", "mine": "no check"})
         yield lb, haproxy
 
 
-def status(lb: Lb, *words: str, **env: str) -> str:
+def status(lb: LoadBalancer, *words: str, **env: str) -> str:
     """What `lbagent status` says; it ends with 0 and complains of nothing."""
     done = lb.run("status", *words, env=env)
     assert (done.returncode, done.stderr) == (0, b"")
     return done.stdout.decode()
 
 
-def as_json(lb: Lb) -> dict[str, Any]:
+def as_json(lb: LoadBalancer) -> dict[str, Any]:
     """The JSON object."""
     found = json.loads(status(lb, "--json"))
     assert isinstance(found, dict)
@@ -70,7 +74,7 @@ def rows(text: str) -> list[list[str]]:
     return [[*row[:5], *row[6:]] for row in cells]
 
 
-def on_terminal(lb: Lb, *words: str, width: int = 80, **env: str) -> tuple[subprocess.Popen[bytes], int]:
+def on_terminal(lb: LoadBalancer, *words: str, width: int = 80, **env: str) -> tuple[subprocess.Popen[bytes], int]:
     """Start `lbagent status` on a terminal of its own; who calls closes the descriptor and waits."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
@@ -96,7 +100,7 @@ def read(descriptor: int, until: str = "", times: int = 1) -> str:
     return said.decode("utf-8", "replace")
 
 
-def once(lb: Lb, *words: str, width: int = 80, **env: str) -> str:
+def once(lb: LoadBalancer, *words: str, width: int = 80, **env: str) -> str:
     """All that one run says on a terminal."""
     started, terminal = on_terminal(lb, *words, width=width, **env)
     with started:
@@ -106,7 +110,7 @@ def once(lb: Lb, *words: str, width: int = 80, **env: str) -> str:
     return said.replace("\r\n", "\n")
 
 
-def test_every_node_has_its_state_in_a_real_haproxy(served: tuple[Lb, Haproxy]) -> None:
+def test_every_node_has_its_state_in_a_real_haproxy(served: tuple[LoadBalancer, Haproxy]) -> None:
     lb, haproxy = served
 
     text = status(lb)
@@ -127,7 +131,7 @@ def test_every_node_has_its_state_in_a_real_haproxy(served: tuple[Lb, Haproxy]) 
     ]
 
 
-def test_json_has_every_server(served: tuple[Lb, Haproxy]) -> None:
+def test_json_has_every_server(served: tuple[LoadBalancer, Haproxy]) -> None:
     lb, haproxy = served
 
     found = as_json(lb)
@@ -148,7 +152,7 @@ def test_json_has_every_server(served: tuple[Lb, Haproxy]) -> None:
     assert (found["events"], found["problems"], found["blocked"]) == ({"pending": 0, "oldest": None}, [], [])
 
 
-def test_a_pause_that_haproxy_cfg_does_not_have_yet_is_pending(served: tuple[Lb, Haproxy]) -> None:
+def test_a_pause_that_haproxy_cfg_does_not_have_yet_is_pending(served: tuple[LoadBalancer, Haproxy]) -> None:
     lb, _ = served
     before = lb.text
     with (lb.state / "lock").open("w") as lock:
@@ -164,17 +168,17 @@ def test_a_pause_that_haproxy_cfg_does_not_have_yet_is_pending(served: tuple[Lb,
     assert (lb.text, lb.spooled()) == (before, ["1"])
 
 
-def test_sessions_are_counted(served: tuple[Lb, Haproxy]) -> None:
+def test_sessions_are_counted(served: tuple[LoadBalancer, Haproxy]) -> None:
     lb, haproxy = served
     with socket.create_connection(("127.0.0.1", lb.front)) as client, socket.create_server(("127.0.0.12", lb.port)):
-        eventually(lambda: haproxy.servers()["web02"] == "UP")
+        wait_until(lambda: haproxy.servers()["web02"] == "UP")
         haproxy.ask("set server lb-iis/web01 state maint")
         client.sendall(b"GET / HTTP/1.0\r\n\r\n")
 
-        eventually(lambda: rows(status(lb))[2][6] == "1")
+        wait_until(lambda: rows(status(lb))[2][6] == "1")
 
 
-def test_a_worker_that_has_ended_confirms_nothing(served: tuple[Lb, Haproxy]) -> None:
+def test_a_worker_that_has_ended_confirms_nothing(served: tuple[LoadBalancer, Haproxy]) -> None:
     lb, haproxy = served
     worker = haproxy.worker()
     haproxy.stop()
@@ -188,7 +192,7 @@ def test_a_worker_that_has_ended_confirms_nothing(served: tuple[Lb, Haproxy]) ->
     assert below[1] == f"lines: digest {digest}, not confirmed, HAProxy worker {worker} has ended"
 
 
-def test_the_first_stats_socket_that_answers_is_used(served: tuple[Lb, Haproxy]) -> None:
+def test_the_first_stats_socket_that_answers_is_used(served: tuple[LoadBalancer, Haproxy]) -> None:
     lb, _ = served
     dead = f"    stats socket {lb.folder}/dead.sock\n".encode()
     lb.text = lb.text.replace(b"global\n", b"global\n" + dead)
@@ -196,7 +200,7 @@ def test_the_first_stats_socket_that_answers_is_used(served: tuple[Lb, Haproxy])
     assert as_json(lb)["stats_socket"] == {"address": str(lb.socket), "error": None}
 
 
-def test_a_fresh_load_balancer_shows_what_is_missing_and_writes_nothing(lb: Lb) -> None:
+def test_a_fresh_load_balancer_shows_what_is_missing_and_writes_nothing(lb: LoadBalancer) -> None:
     text = status(lb)
 
     assert text.split("\n") == [
@@ -209,7 +213,7 @@ def test_a_fresh_load_balancer_shows_what_is_missing_and_writes_nothing(lb: Lb) 
     assert not lb.state.exists()
 
 
-def test_without_haproxy_cfg_there_is_a_status(lb: Lb) -> None:
+def test_without_haproxy_cfg_there_is_a_status(lb: LoadBalancer) -> None:
     assert lb.join(line("web01", "127.0.0.11")).returncode in (0, 75)
     lb.cfg.unlink()
 
@@ -220,7 +224,7 @@ def test_without_haproxy_cfg_there_is_a_status(lb: Lb) -> None:
     assert found["digest"] is None
 
 
-def test_without_a_stats_socket_the_fix_is_shown(lb: Lb) -> None:
+def test_without_a_stats_socket_the_fix_is_shown(lb: LoadBalancer) -> None:
     lb.text = re.sub(rb".*stats socket.*\n", b"", lb.text)
 
     right = "`stats socket /run/haproxy/admin.sock mode 600 level admin` in global"
@@ -230,7 +234,7 @@ def test_without_a_stats_socket_the_fix_is_shown(lb: Lb) -> None:
     }
 
 
-def test_a_damaged_members_json_is_reported_and_not_changed(lb: Lb) -> None:
+def test_a_damaged_members_json_is_reported_and_not_changed(lb: LoadBalancer) -> None:
     lb.join(line("web01", "127.0.0.11"))
     path = lb.state / "members.json"
     path.write_bytes(b"{")
@@ -244,7 +248,7 @@ def test_a_damaged_members_json_is_reported_and_not_changed(lb: Lb) -> None:
     assert path.read_bytes() == b"{"
 
 
-def test_a_damaged_served_json_is_reported_and_confirms_nothing(lb: Lb) -> None:
+def test_a_damaged_served_json_is_reported_and_confirms_nothing(lb: LoadBalancer) -> None:
     lb.state.mkdir()
     path = lb.state / "served.json"
     path.write_bytes(b"[]")
@@ -256,7 +260,7 @@ def test_a_damaged_served_json_is_reported_and_confirms_nothing(lb: Lb) -> None:
     assert words in found["problems"]
 
 
-def test_an_unreadable_file_is_reported_and_the_rest_is_shown(lb: Lb) -> None:
+def test_an_unreadable_file_is_reported_and_the_rest_is_shown(lb: LoadBalancer) -> None:
     lb.join(line("web01", "127.0.0.11"))
     for name in ("members.json", "history.jsonl"):
         (lb.state / name).unlink()
@@ -276,7 +280,7 @@ def test_an_unreadable_file_is_reported_and_the_rest_is_shown(lb: Lb) -> None:
 
 
 @pytest.mark.parametrize("words", [["status"], ["status", "--json"], ["status", "--watch"]])
-def test_an_invalid_roles_yml_gives_one_line_and_exit_status_2(lb: Lb, words: list[str]) -> None:
+def test_an_invalid_roles_yml_gives_one_line_and_exit_status_2(lb: LoadBalancer, words: list[str]) -> None:
     lb.roles.write_text("roles: {web: {x: 1}}\n")
 
     done = lb.run(*words)
@@ -285,7 +289,7 @@ def test_an_invalid_roles_yml_gives_one_line_and_exit_status_2(lb: Lb, words: li
     assert done.stderr.startswith(f"lbagent: {lb.roles}:1:".encode())
 
 
-def test_a_character_that_the_locale_lacks_does_not_end_the_command(lb: Lb) -> None:
+def test_a_character_that_the_locale_lacks_does_not_end_the_command(lb: LoadBalancer) -> None:
     lb.join(line("web01", "127.0.0.11"))
     lb.say("pause", "web01 reason=\N{HIRAGANA LETTER A}", 1)
 
@@ -293,7 +297,7 @@ def test_a_character_that_the_locale_lacks_does_not_end_the_command(lb: Lb) -> N
     assert "by user event: \\u3042" in status(lb, "--json", PYTHONIOENCODING="ascii")
 
 
-def test_on_a_terminal_there_are_colours_unless_they_are_not_wanted(lb: Lb) -> None:
+def test_on_a_terminal_there_are_colours_unless_they_are_not_wanted(lb: LoadBalancer) -> None:
     lb.join(line("web01", "127.0.0.11"))
 
     coloured, plain, dumb = once(lb), once(lb, NO_COLOR="1"), once(lb, TERM="dumb")
@@ -305,7 +309,7 @@ def test_on_a_terminal_there_are_colours_unless_they_are_not_wanted(lb: Lb) -> N
     assert "\x1b" not in once(lb, "--json")
 
 
-def test_a_narrow_terminal_is_not_exceeded(lb: Lb) -> None:
+def test_a_narrow_terminal_is_not_exceeded(lb: LoadBalancer) -> None:
     lb.join(line("web01", "127.0.0.11"))
 
     text = re.sub(r"\x1b\[[0-9;]*m", "", once(lb, width=40))
@@ -315,7 +319,7 @@ def test_a_narrow_terminal_is_not_exceeded(lb: Lb) -> None:
     assert text.split("\n")[2].startswith("web01       in ")
 
 
-def test_a_terminal_of_no_size_is_taken_for_one_of_80_columns(lb: Lb) -> None:
+def test_a_terminal_of_no_size_is_taken_for_one_of_80_columns(lb: LoadBalancer) -> None:
     lb.join(line("web01", "127.0.0.11"))
 
     def shown(**env: str) -> str:
@@ -324,7 +328,7 @@ def test_a_terminal_of_no_size_is_taken_for_one_of_80_columns(lb: Lb) -> None:
     assert shown(COLUMNS="0", LINES="0") == shown()
 
 
-def test_watch_on_a_terminal_draws_again_in_place_and_ctrl_c_ends_it_with_0(lb: Lb) -> None:
+def test_watch_on_a_terminal_draws_again_in_place_and_ctrl_c_ends_it_with_0(lb: LoadBalancer) -> None:
     lb.join(line("web01", "127.0.0.11"))
     started, terminal = on_terminal(lb, "--watch")
     with started:
@@ -343,7 +347,7 @@ def test_watch_on_a_terminal_draws_again_in_place_and_ctrl_c_ends_it_with_0(lb: 
 
 
 @pytest.mark.parametrize("words", [["--watch"], ["--watch", "--json"]])
-def test_watch_without_a_terminal_prints_again_without_escape_codes(lb: Lb, words: list[str]) -> None:
+def test_watch_without_a_terminal_prints_again_without_escape_codes(lb: LoadBalancer, words: list[str]) -> None:
     lb.join(line("web01", "127.0.0.11"))
     with lb.start("status", *words) as started:
         assert started.stdout
@@ -361,7 +365,7 @@ def test_watch_without_a_terminal_prints_again_without_escape_codes(lb: Lb, word
         assert [json.loads(text)["version"] for text in said.splitlines()[:1]] == [1]
 
 
-def test_a_reader_of_the_first_lines_sees_no_traceback(lb: Lb) -> None:
+def test_a_reader_of_the_first_lines_sees_no_traceback(lb: LoadBalancer) -> None:
     lb.join(*(line(f"web{at}", f"127.0.1.{at}") for at in range(1, 250)))
 
     said = subprocess.run(
@@ -372,7 +376,7 @@ def test_a_reader_of_the_first_lines_sees_no_traceback(lb: Lb) -> None:
     assert said.stderr == b""
 
 
-def test_an_event_does_not_load_rich(lb: Lb) -> None:
+def test_an_event_does_not_load_rich(lb: LoadBalancer) -> None:
     done = subprocess.run(
         [sys.executable, "-X", "importtime", LBAGENT, "handle"],
         env={**lb.env, "SERF_EVENT": "member-join"},

@@ -11,9 +11,18 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.daemon import watching
+from tests.helpers.daemon import running_watch
 from tests.helpers.pair import pair
-from tests.helpers.real_programs import LBAGENT, RELOADING, Backend, Haproxy, Lb, binaries, eventually, member
+from tests.helpers.real_programs import (
+    LBAGENT,
+    RELOADING,
+    Backend,
+    Haproxy,
+    LoadBalancer,
+    binaries,
+    member_line,
+    wait_until,
+)
 from tests.helpers.terminal import Terminal
 from tests.helpers.two_users import Split
 
@@ -25,7 +34,7 @@ pytestmark = [
 ]
 
 
-def status(lb: Lb, **env: str) -> dict[str, Any]:
+def status(lb: LoadBalancer, **env: str) -> dict[str, Any]:
     """The JSON object."""
     done = lb.run("status", "--json", env=env)
     assert (done.returncode, done.stderr) == (0, b"")
@@ -34,14 +43,14 @@ def status(lb: Lb, **env: str) -> dict[str, Any]:
     return found | {"wrong": [one for one in found["wrong"] if one["kind"] != "service"]}
 
 
-def kinds(lb: Lb) -> list[str]:
+def kinds(lb: LoadBalancer) -> list[str]:
     """What is wrong, by kind."""
     return [one["kind"] for one in status(lb)["wrong"]]
 
 
 def test_a_fixed_failure_is_not_shown_any_more() -> None:
-    with Lb() as lb, Haproxy(lb):
-        lb.join(member("web01", "127.0.0.11"))
+    with LoadBalancer() as lb, Haproxy(lb):
+        lb.join(member_line("web01", "127.0.0.11"))
         good = status(lb)
         lb.text = lb.text.replace(b"balance ", b"balanse ")
         assert lb.run("apply").returncode == 4
@@ -63,8 +72,8 @@ def test_a_fixed_failure_is_not_shown_any_more() -> None:
 
 
 def test_a_failed_reload_has_the_time_of_its_next_try() -> None:
-    with Lb(roles=RELOADING.replace("haproxy:\n", "haproxy:\n  reload: ['false']\n")) as lb, Haproxy(lb):
-        assert lb.join(member("web01", "127.0.0.11")).returncode == 5
+    with LoadBalancer(roles=RELOADING.replace("haproxy:\n", "haproxy:\n  reload: ['false']\n")) as lb, Haproxy(lb):
+        assert lb.join(member_line("web01", "127.0.0.11")).returncode == 5
         found = status(lb)
         lines = lb.run("status").stdout.decode().splitlines()
         top = next(line for line in lines if not line.startswith("service: "))
@@ -79,9 +88,9 @@ def test_a_failed_reload_has_the_time_of_its_next_try() -> None:
 def test_a_stopped_daemon_and_a_stopped_haproxy_are_on_top() -> None:
     with Split() as lb:
         with Haproxy(lb):
-            with watching(lb):
-                lb.join(member("web01", "127.0.0.11"))
-                eventually(lambda: lb.managed)
+            with running_watch(lb):
+                lb.join(member_line("web01", "127.0.0.11"))
+                wait_until(lambda: lb.managed)
                 running = status(lb)
             assert kinds(lb) == ["daemon", "sync"]
         assert kinds(lb) == ["daemon", "sync", "haproxy"]
@@ -92,7 +101,7 @@ def test_a_stopped_daemon_and_a_stopped_haproxy_are_on_top() -> None:
     assert shown.splitlines()[0].startswith("daemon   `lbagent watch` does not run; events are stored")
 
 
-def peer_counts(lb: Lb) -> tuple[int, ...]:
+def peer_counts(lb: LoadBalancer) -> tuple[int, ...]:
     """The other load balancers in metrics.prom: expected, seen and differing."""
     text = (lb.state / "metrics.prom").read_text()
     found = dict(re.findall(r"^lbagent_peers_(\w+) (\d+)$", text, re.MULTILINE))
@@ -102,16 +111,16 @@ def peer_counts(lb: Lb) -> tuple[int, ...]:
 def test_the_other_load_balancer_has_a_row_with_its_lines_and_last_answer() -> None:
     with pair() as (one, other):
         for balancer in (one, other):
-            balancer.lb.join(member("web01", "127.0.0.11"))
+            balancer.lb.join(member_line("web01", "127.0.0.11"))
         assert one.run("sync").returncode in (0, 75)
         equal, counts = status(one.lb), [peer_counts(one.lb)]
         shown = one.lb.run("status").stdout.decode()
-        other.lb.join(member("web02", "127.0.0.12"))
+        other.lb.join(member_line("web02", "127.0.0.12"))
         one.run("sync")
         differing = status(one.lb)
         counts.append(peer_counts(one.lb))
         other.agent.kill()
-        eventually(lambda: one.agent.members()["lb02"] == "failed", 40)
+        wait_until(lambda: one.agent.members()["lb02"] == "failed", 40)
         one.run("sync")
         failed = status(one.lb)
         counts.append(peer_counts(one.lb))
@@ -134,8 +143,8 @@ def test_the_other_load_balancer_has_a_row_with_its_lines_and_last_answer() -> N
 
 
 def test_failing_syncs_are_on_top() -> None:
-    with Lb() as lb, Haproxy(lb):
-        lb.join(member("web01", "127.0.0.11"))
+    with LoadBalancer() as lb, Haproxy(lb):
+        lb.join(member_line("web01", "127.0.0.11"))
         lb.run("sync")
         found = status(lb)
 
@@ -145,12 +154,12 @@ def test_failing_syncs_are_on_top() -> None:
 
 
 def test_a_proxy_of_which_no_server_takes_requests_is_on_top() -> None:
-    with Lb() as lb, Backend("web01", "127.0.0.11", lb.port) as web, Haproxy(lb) as haproxy:
-        lb.join(member("web01", "127.0.0.11"), member("web02", "127.0.0.12"))
-        eventually(lambda: haproxy.servers() == {"web01": "UP", "web02": "DOWN"})
+    with LoadBalancer() as lb, Backend("web01", "127.0.0.11", lb.port) as web, Haproxy(lb) as haproxy:
+        lb.join(member_line("web01", "127.0.0.11"), member_line("web02", "127.0.0.12"))
+        wait_until(lambda: haproxy.servers() == {"web01": "UP", "web02": "DOWN"})
         serving = lb.run("status").stdout.decode()
         web.stop()
-        eventually(lambda: haproxy.servers()["web01"] == "DOWN")
+        wait_until(lambda: haproxy.servers()["web01"] == "DOWN")
         down = lb.run("status").stdout.decode()
 
     assert serving.startswith("NODE ")
@@ -158,8 +167,8 @@ def test_a_proxy_of_which_no_server_takes_requests_is_on_top() -> None:
 
 
 def test_a_dry_run_records_nothing() -> None:
-    with Lb() as lb, Haproxy(lb):
-        lb.join(member("web01", "127.0.0.11"))
+    with LoadBalancer() as lb, Haproxy(lb):
+        lb.join(member_line("web01", "127.0.0.11"))
         before = sorted(path.name for path in lb.state.iterdir())
         subprocess.run([LBAGENT, "sync", "--dry-run"], env=lb.env, capture_output=True, check=False)
 

@@ -25,12 +25,12 @@ from lbagent.planning import quarantine
 from lbagent.status import render
 from lbagent.status.nodes import State
 from lbagent.status.report import FailedReload, Report, Served, Sources, SpoolState, StatsSocket, build_report
-from tests.helpers.builders import NOW, POISON, dedent, known, member, planned, reading
+from tests.helpers.builders import NOW, POISON, dedent, member, membership_of, parse_roles_text, planned_text
 from tests.status.test_report import keys
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "reference" / "status.md").read_text(encoding="utf-8")
 
-FARM = reading("""
+FARM = parse_roles_text("""
     services:
       iis: {port: 80}
       mongo: {port: 27017}
@@ -56,10 +56,10 @@ def example() -> Report:
     nodes = {f"web0{at}": member(f"web0{at}", f"10.0.0.{at}") for at in (1, 2, 3, 4, 5)}
     nodes["web02"] = nodes["web02"]._replace(pause=Pause(NOW + 8000, "user event", "patches", NOW + 15000))
     nodes["web03"] = nodes["web03"]._replace(status=FAILED, changed=NOW + 10700)
-    text = planned(FARM_CFG, FARM, known(*(nodes[name] for name in ("web01", "web02", "web03", "web04"))))
+    text = planned_text(FARM_CFG, FARM, membership_of(*(nodes[name] for name in ("web01", "web02", "web03", "web04"))))
     document = Document([("haproxy.cfg", text)])
     joined = nodes["web05"]._replace(changed=NOW + 10799)
-    membership = known(
+    membership = membership_of(
         *(nodes[name] for name in ("web01", "web02", "web03", "web04")), joined, member("lb02", "10.0.0.252", "lb")
     )
     held = quarantine.quarantine_nodes(
@@ -212,7 +212,7 @@ def test_no_line_is_wider_than_the_terminal_and_no_node_is_lost(width: int) -> N
 
 def hostile(words: str) -> Report:
     """A load balancer where whoever could say anything has said `words`."""
-    membership = known(member("web01", role=words), member("web02", "10.0.0.2", pause=Pause(NOW, words, words)))
+    membership = membership_of(member("web01", role=words), member("web02", "10.0.0.2", pause=Pause(NOW, words, words)))
     sources = example().sources._replace(
         stats_socket=StatsSocket(None, words),
         served=Served(words, 1, alive=False, failure=FailedReload(NOW, 1, words)),
@@ -237,7 +237,7 @@ def test_markup_and_emoji_codes_are_printed_unchanged() -> None:
         build_report(
             example().sources,
             FARM,
-            known(member("web01", pause=Pause(NOW, "x", "[bold red]:smile:[/]\x1b[31m"))),
+            membership_of(member("web01", pause=Pause(NOW, "x", "[bold red]:smile:[/]\x1b[31m"))),
             Document([("haproxy.cfg", FARM_CFG)]),
         ),
         100,
@@ -245,7 +245,7 @@ def test_markup_and_emoji_codes_are_printed_unchanged() -> None:
 
 
 def test_a_long_reason_is_cut_on_a_terminal_and_whole_elsewhere() -> None:
-    membership = known(member("web01", pause=Pause(NOW, "query", "x" * 300)))
+    membership = membership_of(member("web01", pause=Pause(NOW, "query", "x" * 300)))
     found = build_report(example().sources, FARM, membership, Document([("haproxy.cfg", FARM_CFG)]))
 
     assert shown(found, 1000).count("x") < 200
@@ -256,9 +256,9 @@ def test_a_long_reason_is_cut_on_a_terminal_and_whole_elsewhere() -> None:
 def test_a_terminal_with_too_few_lines_leaves_out_nodes_that_are_in() -> None:
     members = [member(f"web{at}", f"10.0.0.{at}") for at in range(1, 201)]
     members[149] = members[149]._replace(status=FAILED)
-    text = planned(FARM_CFG, FARM, known(*members))
+    text = planned_text(FARM_CFG, FARM, membership_of(*members))
     sources = example().sources._replace(peers=None, last=Last(), daemon=None)
-    found = build_report(sources, FARM, known(*members), Document([("haproxy.cfg", text)]))
+    found = build_report(sources, FARM, membership_of(*members), Document([("haproxy.cfg", text)]))
     file = io.StringIO()
     console = Console(file=file, width=80, height=14)
 
@@ -274,7 +274,7 @@ def test_nodes_of_other_roles_are_counted_on_a_terminal_and_listed_otherwise() -
     roles = [*["spark"] * 500, "vpn", "vpn", "wbe", "", *(f"role{number}" for number in range(8))]
     others = [member(f"node{at}", f"10.1.{at // 250}.{at % 250 + 1}", role) for at, role in enumerate(roles)]
     sources = example().sources._replace(peers=None, last=Last())
-    found = build_report(sources, FARM, known(*others), Document([("haproxy.cfg", FARM_CFG)]))
+    found = build_report(sources, FARM, membership_of(*others), Document([("haproxy.cfg", FARM_CFG)]))
 
     assert shown(found, 400).split("\n")[0] == (
         "other roles  512 nodes, not in roles.yml: 500 spark, 2 vpn, 1 wbe, 1 without a role, 1 role0,"
@@ -323,7 +323,9 @@ def test_an_age_is_short(seconds: int, told: str) -> None:
 
 
 def test_without_a_terminal_wide_characters_take_two_columns() -> None:
-    membership = known(member("web01", pause=Pause(NOW, "query", "")), member("web02", "10.0.0.2", role="ウェブ"))
+    membership = membership_of(
+        member("web01", pause=Pause(NOW, "query", "")), member("web02", "10.0.0.2", role="ウェブ")
+    )
     found = build_report(example().sources, FARM, membership, Document([("haproxy.cfg", FARM_CFG)]))
 
     rows = [line for line in render.format_plain(found) if line.startswith(("NODE", "web0"))]
@@ -336,7 +338,7 @@ def test_without_a_terminal_wide_characters_take_two_columns() -> None:
 
 @pytest.mark.parametrize(("height", "times"), [(40, 2), (500, 1)])
 def test_faults_are_repeated_at_the_end_if_the_first_lines_scroll_away(height: int, times: int) -> None:
-    members = known(*(member(f"web{at:02}", f"10.0.0.{at}") for at in range(1, 61)))
+    members = membership_of(*(member(f"web{at:02}", f"10.0.0.{at}") for at in range(1, 61)))
     found = build_report(example().sources, FARM, members, Document([("haproxy.cfg", FARM_CFG)]))
     file = io.StringIO()
     console = Console(file=file, width=80, height=height)

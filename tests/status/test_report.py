@@ -18,9 +18,9 @@ from lbagent.planning.plan import Change
 from lbagent.roles.model import Roles
 from lbagent.status.nodes import Node, ServerState
 from lbagent.status.report import FailedReload, Report, Served, Sources, SpoolState, StatsSocket, build_report
-from tests.helpers.builders import NOW, dedent, known, member, planned, reading
+from tests.helpers.builders import NOW, dedent, member, membership_of, parse_roles_text, planned_text
 
-ROLES = reading("""
+ROLES = parse_roles_text("""
     services:
       iis: {port: 80}
       mongo: {port: "{tag:mongo|27017}"}
@@ -55,7 +55,7 @@ PAUSE = Pause(NOW - 60, "user event", "patches", NOW + 3600)
 
 def build(membership: Membership, text: str | None = None, stats: Stats | None = None, roles: Roles = ROLES) -> Report:
     """The report where haproxy.cfg is what the plan wants, unless it is given."""
-    text = planned(CFG, roles, membership) if text is None else text
+    text = planned_text(CFG, roles, membership) if text is None else text
     sources = QUIET._replace(stats=stats or {})
     return build_report(sources, roles, membership, Document([("haproxy.cfg", text)]))
 
@@ -73,7 +73,7 @@ def only(found: Report) -> Node:
 
 def one(membership: Member, text: str | None = None) -> tuple[str, str]:
     """State and reason of a node that is alone."""
-    (found,) = brief(build(known(membership), text)).values()
+    (found,) = brief(build(membership_of(membership), text)).values()
     return found
 
 
@@ -84,7 +84,7 @@ def test_a_node_that_is_in_has_its_proxies_and_server_states() -> None:
         ("x", "web01"): ServerStats("UP", 9),
     }
 
-    node = only(build(known(member("web01")), stats=stats))
+    node = only(build(membership_of(member("web01")), stats=stats))
 
     assert (node.state, node.since, node.why) == ("in", NOW, "")
     assert node.servers == [
@@ -96,7 +96,7 @@ def test_a_node_that_is_in_has_its_proxies_and_server_states() -> None:
 def test_nodes_are_in_natural_order() -> None:
     names = ["web10", "web9", "Web1", "web2"]
 
-    found = build(known(*(member(name, f"10.0.0.{at}") for at, name in enumerate(names, 1))))
+    found = build(membership_of(*(member(name, f"10.0.0.{at}") for at, name in enumerate(names, 1))))
 
     assert [node.name for node in found.nodes] == ["Web1", "web2", "web9", "web10"]
 
@@ -104,9 +104,9 @@ def test_nodes_are_in_natural_order() -> None:
 def test_servers_of_a_proxy_with_several_services_belong_to_their_nodes() -> None:
     text = CFG.replace("backend mon-mongo\n", "")
     stats = {("lb-iis", "web01.iis"): ServerStats("UP", 1), ("lb-iis", "web01.mongo"): ServerStats("NOLB", 2)}
-    membership = known(member("web01"))
+    membership = membership_of(member("web01"))
 
-    node = only(build(membership, planned(text, ROLES, membership), stats))
+    node = only(build(membership, planned_text(text, ROLES, membership), stats))
 
     assert [(one.proxy, one.server, one.state, one.sessions) for one in node.servers] == [
         ("lb-iis", "web01.iis", "UP", 1),
@@ -126,7 +126,7 @@ def test_servers_of_a_proxy_with_several_services_belong_to_their_nodes() -> Non
 def test_a_paused_node_has_origin_and_reason_of_the_pause(
     tags: dict[str, str], pause: Pause | None, why: str, since: int
 ) -> None:
-    node = only(build(known(member("web01", tags=tags, pause=pause))))
+    node = only(build(membership_of(member("web01", tags=tags, pause=pause))))
 
     assert (node.state, node.why, node.since, node.pause) == ("paused", why, since, pause)
     assert node.paused_by_tag == bool(tags)
@@ -136,7 +136,7 @@ def test_a_paused_node_has_origin_and_reason_of_the_pause(
 def test_a_server_of_a_paused_node_that_haproxy_still_has_is_listed() -> None:
     stats = {("lb-iis", "web01"): ServerStats("MAINT", 2)}
 
-    node = only(build(known(member("web01", pause=PAUSE)), stats=stats))
+    node = only(build(membership_of(member("web01", pause=PAUSE)), stats=stats))
 
     assert node.servers == [
         ServerState("lb-iis", "web01", "10.0.0.1", "paused", "MAINT", 2),
@@ -145,11 +145,11 @@ def test_a_server_of_a_paused_node_that_haproxy_still_has_is_listed() -> None:
 
 
 def test_a_pause_applies_to_all_nodes_at_its_address() -> None:
-    roles = reading("{services: {iis: {port: 80}}, roles: {web: {lb: [iis]}, api: {mon: [iis]}}}")
+    roles = parse_roles_text("{services: {iis: {port: 80}}, roles: {web: {lb: [iis]}, api: {mon: [iis]}}}")
     text = CFG.replace("mon-mongo-server", "mon-iis-server")
-    membership = known(member("old", pause=PAUSE), member("new", role="api"))
+    membership = membership_of(member("old", pause=PAUSE), member("new", role="api"))
 
-    found = build(membership, planned(text, roles, membership), roles=roles)
+    found = build(membership, planned_text(text, roles, membership), roles=roles)
 
     assert brief(found) == {
         "new": ("paused", "as old at the same address, by user event: patches"),
@@ -158,7 +158,7 @@ def test_a_pause_applies_to_all_nodes_at_its_address() -> None:
 
 
 def test_on_failed_of_the_role_decides_on_a_failed_node() -> None:
-    membership = known(member("api01", role="api"), member("api02", "10.0.0.2", "api", status=FAILED))
+    membership = membership_of(member("api01", role="api"), member("api02", "10.0.0.2", "api", status=FAILED))
 
     assert brief(build(membership)) == {
         "api01": ("in", ""),
@@ -174,7 +174,7 @@ def test_an_operators_line_is_listed_with_its_name_and_state(line: str) -> None:
     )
     name, address = line.split()[1:3]
 
-    node = only(build(known(member("web01")), text, {("lb-iis", name): ServerStats("no check", 1)}))
+    node = only(build(membership_of(member("web01")), text, {("lb-iis", name): ServerStats("no check", 1)}))
 
     assert (node.state, node.why) == (
         "not managed",
@@ -185,9 +185,9 @@ def test_an_operators_line_is_listed_with_its_name_and_state(line: str) -> None:
 
 def test_a_node_with_one_managed_line_is_managed() -> None:
     text = CFG.replace("    # additional-lb-iis", "    server web01 10.0.0.1:80\n    # additional-lb-iis")
-    membership = known(member("web01"))
+    membership = membership_of(member("web01"))
 
-    node = only(build(membership, planned(text, ROLES, membership)))
+    node = only(build(membership, planned_text(text, ROLES, membership)))
 
     assert node.state == "in"
     assert [(one.proxy, one.line) for one in node.servers] == [("lb-iis", "not managed"), ("mon-mongo", "managed")]
@@ -210,29 +210,33 @@ def test_a_paused_node_with_an_operators_line_is_not_shown_as_paused() -> None:
 )
 def test_operators_lines_in_other_proxies_or_for_other_hosts_belong_to_no_node(line: str) -> None:
     text = f"{CFG}backend own\n    {line}\n"
-    membership = known(member("web01"))
+    membership = membership_of(member("web01"))
 
-    assert [one.line for one in only(build(membership, planned(text, ROLES, membership))).servers] == ["managed"] * 2
+    assert [one.line for one in only(build(membership, planned_text(text, ROLES, membership))).servers] == [
+        "managed"
+    ] * 2
 
 
 def test_an_operators_line_for_another_port_belongs_to_no_node() -> None:
     text = CFG.replace("    # additional-lb-iis", "    server other 10.0.0.1:81\n    # additional-lb-iis")
-    membership = known(member("web01"))
+    membership = membership_of(member("web01"))
 
-    assert [one.line for one in only(build(membership, planned(text, ROLES, membership))).servers] == ["managed"] * 2
+    assert [one.line for one in only(build(membership, planned_text(text, ROLES, membership))).servers] == [
+        "managed"
+    ] * 2
 
 
 def test_an_operators_line_of_a_node_that_has_left_belongs_to_no_node() -> None:
     text = CFG.replace("    # additional-lb-iis", "    server web01 10.0.0.1:80\n    # additional-lb-iis")
 
-    assert brief(build(known(member("web01", status=LEFT)), text)) == {}
+    assert brief(build(membership_of(member("web01", status=LEFT)), text)) == {}
 
 
 def test_a_quarantined_node_has_the_whole_reason_of_haproxy() -> None:
-    membership = known(member("web01"), member("web02", "10.0.0.2", tags={"mongo": "1"}))
-    text = planned(CFG, ROLES, membership)
+    membership = membership_of(member("web01"), member("web02", "10.0.0.2", tags={"mongo": "1"}))
+    text = planned_text(CFG, ROLES, membership)
     document = Document([("haproxy.cfg", text)])
-    changed = known(member("web01"), member("web02", "10.0.0.2", tags={"mongo": "2"}))
+    changed = membership_of(member("web01"), member("web02", "10.0.0.2", tags={"mongo": "2"}))
     reason = "parsing [haproxy.cfg:5]: " + "unknown keyword " * 20
     held = quarantine.quarantine_nodes(
         changed, {"web02": reason}, quarantine.fingerprint_context(document, ROLES), NOW - 5
@@ -246,7 +250,9 @@ def test_a_quarantined_node_has_the_whole_reason_of_haproxy() -> None:
 
 
 def test_a_quarantine_that_is_over_is_pending() -> None:
-    membership = quarantine.quarantine_nodes(known(member("web01")), {"web01": "refused"}, "other surroundings", NOW)
+    membership = quarantine.quarantine_nodes(
+        membership_of(member("web01")), {"web01": "refused"}, "other surroundings", NOW
+    )
 
     assert brief(build(membership, CFG)) == {"web01": ("pending", "its lines will be added")}
 
@@ -263,7 +269,7 @@ def test_a_node_without_a_line_has_the_reason(address: str, role: str, tags: dic
 
 
 def test_a_missing_marker_is_a_reason() -> None:
-    found = build(known(member("web01")), CFG.replace("additional", "no"))
+    found = build(membership_of(member("web01")), CFG.replace("additional", "no"))
 
     assert brief(found) == {"web01": ("no line", "haproxy.cfg has no marker of its role")}
     assert found.notes == [
@@ -273,7 +279,7 @@ def test_a_missing_marker_is_a_reason() -> None:
 
 
 def test_a_node_with_one_of_two_lines_has_the_reason_for_the_missing_one() -> None:
-    node = only(build(known(member("web01", tags={"mongo": "a b"}))))
+    node = only(build(membership_of(member("web01", tags={"mongo": "a b"}))))
 
     assert (node.state, node.why) == (
         "in",
@@ -283,7 +289,7 @@ def test_a_node_with_one_of_two_lines_has_the_reason_for_the_missing_one() -> No
 
 
 def test_a_node_beyond_max_has_the_reason() -> None:
-    membership = known(*(member(f"api0{at}", f"10.0.0.{at}", "api") for at in (1, 2, 3)))
+    membership = membership_of(*(member(f"api0{at}", f"10.0.0.{at}", "api") for at in (1, 2, 3)))
 
     assert brief(build(membership)) == {
         "api01": ("in", ""),
@@ -302,13 +308,13 @@ def test_a_node_beyond_max_has_the_reason() -> None:
     ],
 )
 def test_a_node_whose_lines_are_not_current_is_pending(before: Member | None, after: Member, why: str) -> None:
-    text = planned(CFG, ROLES, known(before)) if before else CFG
+    text = planned_text(CFG, ROLES, membership_of(before)) if before else CFG
 
     assert one(after, text) == ("pending", why)
 
 
 def test_a_pending_node_lists_its_lines() -> None:
-    node = only(build(known(member("web01")), CFG.replace("mon-mongo-s", "x-y-s")))
+    node = only(build(membership_of(member("web01")), CFG.replace("mon-mongo-s", "x-y-s")))
 
     assert node.change == Change((f"listen lb-iis: server web01 10.0.0.1:80 {OPTIONS} # lbagent role=web",))
 
@@ -316,8 +322,8 @@ def test_a_pending_node_lists_its_lines() -> None:
 def test_a_node_whose_removal_the_safety_guard_blocks_is_blocked() -> None:
     names = [f"web0{at}" for at in (1, 2, 3)]
     members = [member(name, f"10.0.0.{at}") for at, name in enumerate(names, 1)]
-    text = planned(CFG, ROLES, known(*members))
-    lost = known(members[0], *(one._replace(status=LOST) for one in members[1:]))
+    text = planned_text(CFG, ROLES, membership_of(*members))
+    lost = membership_of(members[0], *(one._replace(status=LOST) for one in members[1:]))
 
     found = build(lost, text)
 
@@ -333,7 +339,7 @@ def test_a_node_whose_removal_the_safety_guard_blocks_is_blocked() -> None:
 
 
 def test_a_node_with_a_role_that_roles_yml_lacks_is_listed() -> None:
-    membership = known(member("lb01", role="lb"), member("x", role=""))
+    membership = membership_of(member("lb01", role="lb"), member("x", role=""))
 
     assert brief(build(membership)) == {
         "lb01": ("load balancer", ""),
@@ -343,7 +349,7 @@ def test_a_node_with_a_role_that_roles_yml_lacks_is_listed() -> None:
 
 def test_pauses_of_absent_nodes_are_listed() -> None:
     unknown = Member("web98", "", "", None, UNKNOWN, NOW, Pause(NOW - 7, "query", "later"))
-    membership = known(unknown, member("web99", status=LEFT, pause=PAUSE))
+    membership = membership_of(unknown, member("web99", status=LEFT, pause=PAUSE))
 
     found = build(membership)
 
@@ -356,13 +362,15 @@ def test_pauses_of_absent_nodes_are_listed() -> None:
 
 @pytest.mark.parametrize("status", [LEFT, LOST])
 def test_a_node_that_has_left_without_a_pause_is_not_listed(status: str) -> None:
-    assert brief(build(known(member("web01", status=status)))) == {}
+    assert brief(build(membership_of(member("web01", status=status)))) == {}
 
 
 def test_a_managed_line_of_an_unknown_node_is_listed() -> None:
-    text = planned(CFG, ROLES, known(member("web01"), member("web02", "10.0.0.2"), member("web03", "10.0.0.3")))
+    text = planned_text(
+        CFG, ROLES, membership_of(member("web01"), member("web02", "10.0.0.2"), member("web03", "10.0.0.3"))
+    )
 
-    found = build(known(member("web01"), member("web03", "10.0.0.3")), text)
+    found = build(membership_of(member("web01"), member("web03", "10.0.0.3")), text)
 
     node = found.nodes[1]
     assert brief(found)["web02"] == ("pending", "its lines will be removed; Serf has not reported the node")
@@ -370,7 +378,7 @@ def test_a_managed_line_of_an_unknown_node_is_listed() -> None:
 
 
 def test_a_node_known_from_haproxy_cfg_only_has_no_start_time() -> None:
-    text = planned(CFG, ROLES, known(member("web01"), member("web02", "10.0.0.2", pause=PAUSE)))
+    text = planned_text(CFG, ROLES, membership_of(member("web01"), member("web02", "10.0.0.2", pause=PAUSE)))
 
     found = build(rebuild_membership(Document([("haproxy.cfg", text)]), ROLES, NOW), text)
 
@@ -379,14 +387,14 @@ def test_a_node_known_from_haproxy_cfg_only_has_no_start_time() -> None:
 
 
 def test_a_duplicate_marker_is_a_problem_and_the_nodes_are_listed() -> None:
-    text = planned(CFG, ROLES, known(member("web01"))).replace(
+    text = planned_text(CFG, ROLES, membership_of(member("web01"))).replace(
         "listen lb-iis\n", "listen lb-iis\n    # additional-lb-iis-server\n"
     )
 
-    found = build(known(member("web01")), text)
+    found = build(membership_of(member("web01")), text)
 
     assert brief(found) == {"web01": ("in", "")}
-    assert brief(build(known(member("web01"), member("web02", "10.0.0.2")), text))["web02"] == (
+    assert brief(build(membership_of(member("web01"), member("web02", "10.0.0.2")), text))["web02"] == (
         "no line",
         "there is no plan, see above",
     )
@@ -397,15 +405,17 @@ def test_a_duplicate_marker_is_a_problem_and_the_nodes_are_listed() -> None:
 
 
 def test_without_haproxy_cfg_the_nodes_are_listed() -> None:
-    found = build_report(QUIET._replace(problems=("it is gone",)), ROLES, known(member("web01", pause=PAUSE)), None)
+    found = build_report(
+        QUIET._replace(problems=("it is gone",)), ROLES, membership_of(member("web01", pause=PAUSE)), None
+    )
 
     assert brief(found) == {"web01": ("paused", "by user event: patches")}
-    other = build_report(QUIET, ROLES, known(member("web01")), None)
+    other = build_report(QUIET, ROLES, membership_of(member("web01")), None)
     assert brief(other) == {"web01": ("no line", "haproxy.cfg cannot be read")}
     assert (found.digest, found.confirmed, found.problems) == (None, None, ["it is gone"])
 
 
-DIGEST = Document([("haproxy.cfg", planned(CFG, ROLES, known(member("web01"))))]).compute_digest()
+DIGEST = Document([("haproxy.cfg", planned_text(CFG, ROLES, membership_of(member("web01"))))]).compute_digest()
 
 
 @pytest.mark.parametrize(
@@ -419,17 +429,17 @@ DIGEST = Document([("haproxy.cfg", planned(CFG, ROLES, known(member("web01"))))]
     ],
 )
 def test_lines_are_confirmed_by_a_running_worker_only(served: Served, confirmed: bool) -> None:  # noqa: FBT001  # what is expected
-    text = planned(CFG, ROLES, known(member("web01")))
+    text = planned_text(CFG, ROLES, membership_of(member("web01")))
 
     found = build_report(
-        QUIET._replace(served=served), ROLES, known(member("web01")), Document([("haproxy.cfg", text)])
+        QUIET._replace(served=served), ROLES, membership_of(member("web01")), Document([("haproxy.cfg", text)])
     )
 
     assert (found.digest, found.confirmed) == (DIGEST, confirmed)
 
 
 def test_without_managed_lines_nothing_is_confirmed_or_unconfirmed() -> None:
-    assert build(known()).confirmed is None
+    assert build(membership_of()).confirmed is None
 
 
 def test_the_whole_json_object() -> None:
@@ -442,8 +452,8 @@ def test_the_whole_json_object() -> None:
         old_workers=3,
         problems=("spool: Permission denied",),
     )
-    membership = known(member("web01", tags={"dc": "tokyo"}))
-    text = planned(CFG, ROLES, membership)
+    membership = membership_of(member("web01", tags={"dc": "tokyo"}))
+    text = planned_text(CFG, ROLES, membership)
 
     found = build_report(sources, ROLES, membership, Document([("haproxy.cfg", text)])).as_json()
 
@@ -518,7 +528,7 @@ def test_the_whole_json_object() -> None:
 
 
 def test_a_pause_in_json_has_its_end() -> None:
-    found = build(known(member("web01", pause=PAUSE))).as_json()["nodes"][0]["pause"]
+    found = build(membership_of(member("web01", pause=PAUSE))).as_json()["nodes"][0]["pause"]
 
     assert found == {"since": NOW - 60, "by": "user event", "reason": "patches", "until": NOW + 3600}
 

@@ -27,7 +27,7 @@ from lbagent.errors import LbagentError
 from lbagent.settings import Settings
 from lbagent.system.log import Log
 from lbagent.web.source import Daemon
-from tests.helpers.real_programs import eventually, free_port
+from tests.helpers.real_programs import free_port, wait_until
 from tests.helpers.web_page import Publisher, WebPage, document, entry, node, run_web, server, status
 
 SCRIPT = '<script>alert("x")</script>'
@@ -227,7 +227,7 @@ def test_a_daemon_that_was_killed_is_not_shown_as_healthy(daemon: Publisher, web
     assert "name lb01" not in web.get("/").text
     assert web.get("/metrics").status == 503
     daemon.start()
-    eventually(lambda: web.get("/healthz").status == 200, 10)
+    wait_until(lambda: web.get("/healthz").status == 200, 10)
 
 
 def test_a_missing_socket_is_an_unknown_state(tmp_path: Path) -> None:
@@ -343,7 +343,7 @@ def test_both_load_balancers_are_shown_side_by_side(daemon: Publisher) -> None:
         second.stop()
         time.sleep(0.6)
         web.get("/")
-        eventually(lambda: "daemon: does not run" in web.get("/").text, 10)
+        wait_until(lambda: "daemon: does not run" in web.get("/").text, 10)
         assert web.get("/healthz").status == 200
 
 
@@ -404,7 +404,7 @@ def test_another_load_balancer_that_answers_nonsense_is_unknown(content: bytes, 
 
         threading.Thread(target=serve, daemon=True).start()
         with WebPage(daemon.folder, "--peer", f"http://127.0.0.1:{listener.getsockname()[1]}") as web:
-            page = text_of(eventually(lambda: (found := web.get("/").text) * ("has not answered yet" not in found), 10))
+            page = text_of(wait_until(lambda: (found := web.get("/").text) * ("has not answered yet" not in found), 10))
         listener.shutdown(socket.SHUT_RDWR)
 
     assert "unknown" in page

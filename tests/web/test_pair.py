@@ -12,9 +12,9 @@ import jsonschema
 import pytest
 
 import lbagent.web
-from tests.helpers.daemon import watching
-from tests.helpers.pair import Balancer, joined, pair
-from tests.helpers.real_programs import SerfAgent, eventually
+from tests.helpers.daemon import running_watch
+from tests.helpers.pair import Balancer, join_both, pair
+from tests.helpers.real_programs import SerfAgent, wait_until
 from tests.helpers.web_page import USER, WebPage
 
 pytestmark = pytest.mark.real
@@ -33,11 +33,13 @@ def site() -> Iterator[Site]:
     with contextlib.ExitStack() as stack:
         two = stack.enter_context(pair())
         nodes = [stack.enter_context(SerfAgent(f"web0{one}", f"127.0.0.1{one}", "web")) for one in (1, 2)]
-        joined(two, *nodes)
+        join_both(two, *nodes)
         pages: list[WebPage] = []
         for one in reversed(two):
             env = {"SERF_RPC_ADDR": one.agent.rpc, "PATH": one.lb.env["PATH"]}
-            stack.enter_context(watching(one.lb, LBAGENT_RUNTIME_DIR=str(one.lb.folder), SERF_RPC_ADDR=one.agent.rpc))
+            stack.enter_context(
+                running_watch(one.lb, LBAGENT_RUNTIME_DIR=str(one.lb.folder), SERF_RPC_ADDR=one.agent.rpc)
+            )
             words = ["--peer", pages[0].url] if pages else []
             pages.append(stack.enter_context(WebPage(one.lb.folder, *words, users=True, env=env)))
         yield Site(two, pages[1])
@@ -60,14 +62,14 @@ def test_the_specification_describes_what_real_daemons_publish(site: Site) -> No
 
 
 def test_both_load_balancers_apply_a_pause_from_the_page_and_a_resume(site: Site) -> None:
-    eventually(lambda: site.page.get("/healthz").status == 200)
+    wait_until(lambda: site.page.get("/healthz").status == 200)
     assert site.page.log_in().status == 303
     token = site.page.get("/nodes/web01").token
 
     for verb, paused in (("pause", True), ("resume", False)):
         answer = site.page.post(f"/nodes/web01/{verb}", {"token": token, "reason": "patch day", "force": "1"})
         where = answer.headers["location"]
-        page = eventually(lambda where=where: (found := site.page.get(where).text) * ("under way" not in found))  # type: ignore[misc]
+        page = wait_until(lambda where=where: (found := site.page.get(where).text) * ("under way" not in found))  # type: ignore[misc]
 
         assert page.count(">done") == 2
         assert "confirmed</span> by every load balancer" in page
