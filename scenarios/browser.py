@@ -43,7 +43,7 @@ class Browser:
     def __enter__(self) -> Self:
         try:
             self.driver.start()
-            eventually(self._is_ready, 60)
+            wait_until(self._is_ready, 60)
             arguments = [*CHROMIUM_OPTIONS, f"--user-data-dir={self._folder.name}/profile"]
             wanted = {"browserName": "chrome", "goog:chromeOptions": {"args": arguments}}
             self._session = self._request("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]

@@ -94,13 +94,13 @@ class Cluster:
     def _wait_until_added(self, name: str) -> Iterator[None]:
         names = self._agreed_nodes | {name}
         yield
-        eventually(functools.partial(self._serves_exactly, names), CHANGE_TIMEOUT)
+        wait_until(functools.partial(self._serves_exactly, names), CHANGE_TIMEOUT)
 
     @contextlib.contextmanager
     def _wait_until_removed(self, name: str) -> Iterator[None]:
         names = self._agreed_nodes - {name}
         yield
-        eventually(functools.partial(self._serves_exactly, names), CHANGE_TIMEOUT)
+        wait_until(functools.partial(self._serves_exactly, names), CHANGE_TIMEOUT)
 
     def _serves_exactly(self, names: frozenset[str]) -> bool:
         return self.lb.idle and self.serving_nodes == names

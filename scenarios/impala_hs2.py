@@ -51,7 +51,7 @@ class Server:
 
     def wait_until_ready(self) -> None:
         """Wait until the server listens. Raises RuntimeError with its log if it has ended."""
-        eventually(self._listens, START_TIMEOUT, 0.2)
+        wait_until(self._listens, START_TIMEOUT, 0.2)
 
     def kill(self) -> None:
         """End the server by SIGKILL, like a crash."""
@@ -218,7 +218,7 @@ class LongQuery:
             self._session.send_query(
                 f"SELECT TRANSFORM(id) USING 'sh -c \"{script}\"' AS (row STRING) FROM range(0, 3, 1, 1)"
             )
-            eventually(running.exists, START_TIMEOUT)
+            wait_until(running.exists, START_TIMEOUT)
         except BaseException:
             self._release()
             raise

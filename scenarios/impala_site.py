@@ -52,7 +52,7 @@ class Balancer:
     ) -> None:
         """Write the files; `__enter__` starts HAProxy. `changed` maps words of haproxy.cfg to their replacements."""
         self.shell, self.jdbc, self.stats = free_port(), free_port(), free_port()
-        self.lb = Lb("", "", binary)
+        self.lb = LoadBalancer("", "", binary)
         text = replace_words((EXAMPLE / "haproxy.cfg").read_text(encoding="utf-8"), changed or {})
         self.lb.cfg.write_text(replace_words(text, self._make_replacements(site, name)), encoding="utf-8")
         self._roles = replace_words(

@@ -76,8 +76,8 @@ class Machine:
             command = [RUN_IN_ROOT, "--boot", str(self.root)]
             self._unshare = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
-            self._init = eventually(self._find_init, 60)
-            eventually(lambda: self.run("systemctl", "is-system-running").stdout.strip() in ("running", "degraded"), 90)
+            self._init = wait_until(self._find_init, 60)
+            wait_until(lambda: self.run("systemctl", "is-system-running").stdout.strip() in ("running", "degraded"), 90)
         except BaseException:
             self.__exit__()
             raise
@@ -94,7 +94,7 @@ class Machine:
 
     def discard(self) -> None:
         """Remove the machine's files."""
-        eventually(lambda: str(self.root) not in Path("/proc/mounts").read_text())
+        wait_until(lambda: str(self.root) not in Path("/proc/mounts").read_text())
         shutil.rmtree(self._folder)
 
     def run(self, *words: str, stdin: str = "", seconds: float = 300) -> subprocess.CompletedProcess[str]:

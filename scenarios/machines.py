@@ -163,7 +163,7 @@ class Daemon:
                 raise RuntimeError(f"{self.machine.name}: {self._argv[0]} ended: {self.log[-2000:]}")
             return ready()
 
-        eventually(is_ready)
+        wait_until(is_ready)
 
     @property
     def log(self) -> str:

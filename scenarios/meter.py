@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from typing import NamedTuple, Self
 
 from scenarios.machines import Machine, start_thread_on
-from tests.helpers.http_clients import Count, ask
-from tests.helpers.real_programs import eventually
+from tests.helpers.http_clients import Count, send_request
+from tests.helpers.real_programs import wait_until
 
 CLIENTS = {"keep-alive": 4, "new": 8}
 """Number of clients with one connection, and with one per request. The last of each uses the second port."""
@@ -86,7 +86,7 @@ class Meter:
             return PAUSE
 
         is_running, keep = (lambda: not self._stop.is_set()), kind == "keep-alive"
-        ask(port, is_running, record, keep=keep, host=self._host, patience=PATIENCE)
+        send_request(port, is_running, record, keep=keep, host=self._host, patience=PATIENCE)
 
     @contextlib.contextmanager
     def step(self, words: str) -> Iterator[list[Row]]:
@@ -99,7 +99,7 @@ class Meter:
     def wait_for_requests(self, requests: int = 100) -> None:
         """Wait until this number of new requests has succeeded."""
         start = time.monotonic()
-        eventually(
+        wait_until(
             lambda: sum(one.time > start and one.outcome == "ok" for one in self._list_recent_answers()) >= requests, 60
         )
 

@@ -337,5 +337,5 @@ class Pair:
         other = self.lb02 if to is self.lb01 else self.lb01
         if other.has_address:
             other.keepalived.stop()
-            eventually(lambda: self.address_holders == [to.name])
+            wait_until(lambda: self.address_holders == [to.name])
             other.start_keepalived()

@@ -53,7 +53,7 @@ class Program:
             for pid in self.list_processes():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            eventually(lambda: not self.list_processes())
+            wait_until(lambda: not self.list_processes())
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to the program, without waiting."""

@@ -167,7 +167,7 @@ class Balancer:
 
     def __init__(self, site: Site, roles: str = "roles.yml") -> None:
         """Write the files; `running` starts the programs."""
-        self.lb = Lb(folder=site.folder / "lb")
+        self.lb = LoadBalancer(folder=site.folder / "lb")
         self.front = f"{site.address(10)}:{self.lb.front}"
         (self.lb.bin / "lbagent").symlink_to(LBAGENT)
         shutil.copy(EXAMPLE / "spark-503.http", self.lb.etc)
@@ -254,6 +254,6 @@ class Machine:
 
 def wait_for(condition: Callable[[], Value | None], seconds: float = JAVA_TIMEOUT) -> Value:
     """Wait until `condition` is true, with a limit for Java programs, and return its value."""
-    value = eventually(condition, seconds, 0.05)
+    value = wait_until(condition, seconds, 0.05)
     assert value is not None
     return value

@@ -251,9 +251,9 @@ def test_one_command_sets_up_a_load_balancer(debian: Machine) -> None:
 @pytest.mark.usefixtures("web01")
 def test_a_node_that_boots_gets_a_server_line(debian: Machine) -> None:
     started = time.monotonic()
-    eventually(lambda: read_managed_lines(debian) == [LINE], 60)
+    wait_until(lambda: read_managed_lines(debian) == [LINE], 60)
     FIGURES["from the node's start to its line"] = f"{time.monotonic() - started:.1f} s"
-    eventually(lambda: request_site(debian) == 200, 60)
+    wait_until(lambda: request_site(debian) == 200, 60)
     assert read_property(debian, "lbagent", "StatusText").startswith(("applied: ", "unchanged: "))
 
 
@@ -279,19 +279,19 @@ def test_the_sandboxed_daemon_reloads_haproxy_through_systemd(debian: Machine) -
     roles.write_text(f"haproxy: {{runtime: off}}\n{ROLES}")
     try:
         assert send_query(debian, "pause").startswith(("done", "queued"))
-        eventually(lambda: set(list_haproxy(debian)) - set(before) and read_managed_lines(debian) == [PAUSED])
+        wait_until(lambda: set(list_haproxy(debian)) - set(before) and read_managed_lines(debian) == [PAUSED])
         assert send_query(debian, "resume") in ("done", "queued")
-        eventually(lambda: read_managed_lines(debian) == [LINE])
+        wait_until(lambda: read_managed_lines(debian) == [LINE])
     finally:
         roles.write_text(ROLES)
     assert before[0] in list_haproxy(debian)
-    eventually(lambda: request_site(debian) == 200)
+    wait_until(lambda: request_site(debian) == 200)
     assert debian.path("/etc/haproxy/site.pem").stat().st_mode & 0o777 == 0o400
 
 
 @pytest.mark.usefixtures("web01")
 def test_restarting_serf_or_lbagent_never_touches_haproxy(debian: Machine) -> None:
-    eventually(lambda: len(list_haproxy(debian)) == 2, 60)  # the old worker has ended
+    wait_until(lambda: len(list_haproxy(debian)) == 2, 60)  # the old worker has ended
     before, text = list_haproxy(debian), debian.path("/etc/haproxy/haproxy.cfg").read_bytes()
     debian.path("/run/stop-client").unlink(missing_ok=True)
     debian.run_successfully("sh", "-c", "rm -f /run/stop-client")
@@ -310,14 +310,14 @@ def test_restarting_serf_or_lbagent_never_touches_haproxy(debian: Machine) -> No
     ]
     for step in (*steps, ("stop", "lbagent"), ("start", "lbagent"), ("reload", "lbagent")):
         debian.run_successfully("systemctl", *step)
-        eventually(lambda: is_running(debian), 60) if step[0] != "stop" else None
+        wait_until(lambda: is_running(debian), 60) if step[0] != "stop" else None
         assert list_haproxy(debian) == before, step
     hang_daemon(debian)
     assert list_haproxy(debian) == before
-    eventually(lambda: is_running(debian), 60)
+    wait_until(lambda: is_running(debian), 60)
 
     debian.run_successfully("touch", "/run/stop-client")
-    eventually(lambda: read_property(debian, "client", "ActiveState") == "inactive", 30)
+    wait_until(lambda: read_property(debian, "client", "ActiveState") == "inactive", 30)
     good, bad = debian.path("/opt/client.out").read_text().split(maxsplit=1)
     FIGURES["requests during restarts, kills and a hang; lost"] = f"{good}; {bad.count(',') + 1 if len(bad) > 3 else 0}"
     assert bad.strip() == "[]"
@@ -340,7 +340,7 @@ def hang_daemon(machine: Machine) -> None:
     before = read_property(machine, "lbagent", "MainPID")
     started = time.monotonic()
     machine.run_successfully("kill", "-STOP", before)
-    eventually(lambda: read_property(machine, "lbagent", "MainPID") not in (before, "0") and is_running(machine), 60)
+    wait_until(lambda: read_property(machine, "lbagent", "MainPID") not in (before, "0") and is_running(machine), 60)
     FIGURES["a hung watch with WatchdogSec=3s, restarted after"] = f"{time.monotonic() - started:.1f} s"
     shutil.rmtree(drop_in.parent)
     machine.run_successfully("systemctl", "daemon-reload")
@@ -362,7 +362,7 @@ def test_the_web_page_is_disabled_by_default_and_runs_unprivileged(debian: Machi
 
     debian.run_successfully("systemctl", "enable", "--now", "lbagent-web")
 
-    eventually(lambda: fetch_page(debian, "/healthz") == "200 ok", 60)
+    wait_until(lambda: fetch_page(debian, "/healthz") == "200 ok", 60)
     pid = read_property(debian, "lbagent-web", "MainPID")
     assert debian.run_successfully("ps", "-o", "user:20=", "-p", pid).strip() == "lbagent-web"
     assert (
@@ -377,9 +377,9 @@ def test_the_web_page_is_disabled_by_default_and_runs_unprivileged(debian: Machi
     FIGURES["exposure of lbagent-web.service"] = exposure = output.split(": ")[1].split()[0]
     assert float(exposure) <= 2.0
     debian.run_successfully("systemctl", "stop", "lbagent")
-    eventually(lambda: fetch_page(debian, "/healthz").startswith("503 daemon: does not run"), 30)
+    wait_until(lambda: fetch_page(debian, "/healthz").startswith("503 daemon: does not run"), 30)
     debian.run_successfully("systemctl", "start", "lbagent")
-    eventually(lambda: fetch_page(debian, "/healthz") == "200 ok", 60)
+    wait_until(lambda: fetch_page(debian, "/healthz") == "200 ok", 60)
 
 
 @pytest.mark.usefixtures("web01")
@@ -395,7 +395,7 @@ def test_a_user_pauses_a_node_on_the_web_page(debian: Machine) -> None:
     debian.run_successfully("ln", "-s", drop_in, "/etc/systemd/system/lbagent-web.service.d/")
     debian.run_successfully("systemctl", "daemon-reload")
     debian.run_successfully("systemctl", "restart", "lbagent-web")
-    eventually(lambda: fetch_page(debian, "/healthz") == "200 ok", 60)
+    wait_until(lambda: fetch_page(debian, "/healthz") == "200 ok", 60)
     debian.path("/opt/browser.py").write_text(BROWSER)
 
     paused = " ".join(debian.run_successfully("python3", "/opt/browser.py", "pause").split())
@@ -449,7 +449,7 @@ def test_an_upgrade_keeps_edited_files_and_does_not_touch_haproxy(debian: Machin
     FIGURES["upgrade"] = f"{time.monotonic() - started:.0f} s"
     assert debian.path("/etc/lbagent/roles.yml").read_text() == ROLES
     assert read_property(debian, "lbagent", "MainPID") not in ("0", watching)
-    eventually(lambda: is_running(debian))
+    wait_until(lambda: is_running(debian))
     assert (list_haproxy(debian), read_managed_lines(debian)) == (before, [LINE])
     assert send_query(debian, "pause").startswith("done")
     assert send_query(debian, "resume") == "done"
@@ -487,9 +487,9 @@ def test_make_install_sets_up_lbagent_from_a_checkout(debian: Machine) -> None:
 
     assert "/usr/local/bin/lbagent handle" in debian.path("/etc/serf/lbagent.json").read_text()
     assert read_property(debian, "lbagent", "ExecStart").split()[1] == "path=/usr/local/bin/lbagent"
-    eventually(lambda: is_running(debian))
+    wait_until(lambda: is_running(debian))
     # The purge removed the state; membership is rebuilt from haproxy.cfg.
-    eventually(lambda: send_query(debian, "pause").startswith("done"))
+    wait_until(lambda: send_query(debian, "pause").startswith("done"))
     assert read_managed_lines(debian) == [PAUSED]
 
     debian.run_successfully("sh", "-c", "cd /opt/lbagent && packaging/uninstall '' /usr/local")

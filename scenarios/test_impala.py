@@ -32,7 +32,7 @@ from scenarios.impala_site import (
     measure_moved_share,
     read_keepalive_timers,
 )
-from tests.helpers.real_programs import PATIENCE, Lb, binaries, eventually, member
+from tests.helpers.real_programs import PATIENCE, LoadBalancer, binaries, member_line, wait_until
 
 NAMES = ("impala01", "impala02")
 SMALL_DAEMONS = tuple(f"impala{number}" for number in range(11, 21))
@@ -120,7 +120,7 @@ def test_only_the_clients_of_a_daemon_that_leaves_move(
         reloaded = measure_moved_share(at_first, map_clients(one.jdbc))
         assert (joined, reloaded, one.haproxy.reloads()) == (0, 0, (1, 0))
 
-        one.lb.leave(member(SMALL_DAEMONS[0], address(SMALL_DAEMONS[0]), "impala"))
+        one.lb.leave(member_line(SMALL_DAEMONS[0], address(SMALL_DAEMONS[0]), "impala"))
         left = map_clients(one.jdbc)
         assert {source for source in SOURCES if left[source] != at_first[source]} == theirs
 
@@ -142,7 +142,7 @@ def test_clients_keep_their_daemons_on_the_other_load_balancer(figures: Figures)
         for lb in (one.lb, other.lb):
             join(lb, *SMALL_DAEMONS[:2])
         at_first = map_clients(one.jdbc)
-        eventually(lambda: count_table_entries(other) == len(SOURCES))
+        wait_until(lambda: count_table_entries(other) == len(SOURCES))
 
         over = measure_moved_share(at_first, map_clients(other.jdbc))
         one.haproxy.stop()
@@ -164,13 +164,13 @@ def test_a_reload_by_hand_right_after_the_start_may_lose_the_table(figures: Figu
         one = stack.enter_context(Balancer(site))
         join(one.lb, *SMALL_DAEMONS[:2])
         if both:
-            eventually(lambda: not is_learning(one.haproxy.ask("show peers")))
+            wait_until(lambda: not is_learning(one.haproxy.ask("show peers")))
         map_clients(one.jdbc)
         worker, able = one.haproxy.worker(), not is_learning(one.haproxy.ask("show peers"))
 
         os.kill(one.haproxy.pid, signal.SIGUSR2)
-        eventually(lambda: one.haproxy.reloads() == (1, 0) and one.haproxy.worker() != worker)
-        eventually(lambda: count_table_entries(one) == (len(SOURCES) if able else 0))
+        wait_until(lambda: one.haproxy.reloads() == (1, 0) and one.haproxy.worker() != worker)
+        wait_until(lambda: count_table_entries(one) == (len(SOURCES) if able else 0))
 
     assert able or not both
     when = "the other load balancer up, within" if both else "alone, after" if able else "alone, within"
@@ -295,7 +295,7 @@ def test_a_long_query_survives_reloads(cluster: Cluster, site: Site, tmp_path: P
         assert [query.finish() for query in queries] == [True, True]
         for session in sessions:
             session.close()
-        eventually(lambda: len(cluster.haproxy.workers()) == 1)
+        wait_until(lambda: len(cluster.haproxy.workers()) == 1)
     figures["reloads that two queries survived; old workers at the end, and after their sessions"] = f"10; {old}, 0"
 
 
@@ -340,11 +340,11 @@ def test_a_killed_daemon_gets_no_sessions_until_it_is_up_again(
         new = [stack.enter_context(Session(jdbc, source)) for source in SOURCES[:4]]
         first = time.monotonic() - since
         assert {one.node for one in new} == {other}
-        eventually(functools.partial(has_status, cluster, name, "DOWN"), CHANGE_TIMEOUT)
+        wait_until(functools.partial(has_status, cluster, name, "DOWN"), CHANGE_TIMEOUT)
 
         servers[name].start()
         servers[name].wait_until_ready()
-        eventually(functools.partial(has_status, cluster, name, "UP"), CHANGE_TIMEOUT)
+        wait_until(functools.partial(has_status, cluster, name, "UP"), CHANGE_TIMEOUT)
         with Session(jdbc, SOURCES[6]) as new_client:
             assert new_client.node == name
     figures["seconds from SIGKILL until four clients have sessions on another daemon"] = f"{first:.1f}"

@@ -20,7 +20,7 @@ import pytest
 
 from scenarios.meter import CLIENTS, PATIENCE, PAUSE, Meter
 from scenarios.pair import HEAL_TIMEOUT, Balancer, Pair
-from tests.helpers.real_programs import eventually
+from tests.helpers.real_programs import wait_until
 
 SERF = "meta l4proto { tcp, udp } th dport 7946"
 VRRP = "ip protocol vrrp"
@@ -42,8 +42,8 @@ LONGEST_OUTAGE = 60.0
 def machines() -> Iterator[Pair]:
     """Both load balancers, four servers, and clients that send requests all the time."""
     with Pair() as pair:
-        eventually(lambda: pair.agree(ALL_IN), HEAL_TIMEOUT, 0.2)
-        eventually(lambda: all(one.serving() == set(ALL_IN) for one in pair.both), HEAL_TIMEOUT, 0.2)
+        wait_until(lambda: pair.agree(ALL_IN), HEAL_TIMEOUT, 0.2)
+        wait_until(lambda: all(one.serving() == set(ALL_IN) for one in pair.both), HEAL_TIMEOUT, 0.2)
         with pair.meter:
             yield pair
         print(f"\n\n{format_report(pair.meter)}")
@@ -52,9 +52,9 @@ def machines() -> Iterator[Pair]:
 @pytest.fixture
 def pair(machines: Pair) -> Pair:
     """The pair in a healthy state, with the address on lb01."""
-    eventually(lambda: machines.agree(ALL_IN), HEAL_TIMEOUT, 0.2)
+    wait_until(lambda: machines.agree(ALL_IN), HEAL_TIMEOUT, 0.2)
     machines.move_address(machines.lb01)
-    eventually(lambda: machines.address_holders == ["lb01"])
+    wait_until(lambda: machines.address_holders == ["lb01"])
     return machines
 
 
@@ -71,7 +71,7 @@ def wait_for_states(pair: Pair, **other: str) -> None:
     """Wait until both load balancers report these states, and `in` for all other servers."""
     states = {name: state for name, state in {**ALL_IN, **other}.items() if state != "gone"}
     try:
-        eventually(functools.partial(pair.agree, states), HEAL_TIMEOUT, 0.2)
+        wait_until(functools.partial(pair.agree, states), HEAL_TIMEOUT, 0.2)
     except AssertionError as late:
         seen = "\n".join(f"{one.name}:\n{one.run('lbagent', 'status').stdout}" for one in pair.both)
         raise AssertionError(f"not {states}:\n{seen}") from late
@@ -79,7 +79,7 @@ def wait_for_states(pair: Pair, **other: str) -> None:
 
 def wait_for_address(pair: Pair, to: Balancer) -> None:
     """Wait until only this load balancer has the address, and clients get answers."""
-    eventually(lambda: pair.address_holders == [to.name], HEAL_TIMEOUT)
+    wait_until(lambda: pair.address_holders == [to.name], HEAL_TIMEOUT)
     pair.meter.wait_for_requests()
 
 
@@ -111,7 +111,7 @@ def test_a_killed_run_leaves_no_network_behind() -> None:
 
         run.kill()
 
-    eventually(lambda: network not in list_networks())
+    wait_until(lambda: network not in list_networks())
 
 
 def test_every_server_enrols_on_both_and_check_finds_nothing(pair: Pair) -> None:
@@ -130,14 +130,14 @@ def test_http_features_of_the_example(pair: Pair) -> None:
     pair.nodes["a01"].set_health("Sick")
     for name in ("web01", "web02"):
         pair.nodes[name].pause()
-    eventually(lambda: [one.serving() for one in pair.both] == [{"b01"}] * 2, HEAL_TIMEOUT, 0.2)
+    wait_until(lambda: [one.serving() for one in pair.both] == [{"b01"}] * 2, HEAL_TIMEOUT, 0.2)
 
     sorry, sick = pair.request(), pair.request(1111)
 
     pair.nodes["a01"].set_health("Healthy")
     for name in ("web01", "web02"):
         pair.nodes[name].resume()
-    eventually(lambda: [one.serving() for one in pair.both] == [set(ALL_IN)] * 2, HEAL_TIMEOUT, 0.2)
+    wait_until(lambda: [one.serving() for one in pair.both] == [set(ALL_IN)] * 2, HEAL_TIMEOUT, 0.2)
     assert re.findall(r"(?im)^set-cookie: *(\S*)$", answer) in (["", "session=web01"], ["", "session=web02"])
     assert re.findall(r"(?im)^(HTTP.*|location:.*)$", sorry) == [
         "HTTP/1.1 302 Found",
@@ -149,7 +149,7 @@ def test_http_features_of_the_example(pair: Pair) -> None:
 def test_mongodb_is_checked_and_gets_no_clients(pair: Pair) -> None:
     mongo = pair.boot("mongo01", "10.0.0.51", "mongo")
     wait_for_states(pair, mongo01="in")
-    eventually(lambda: all("mongo01" in one.serving() for one in pair.both), HEAL_TIMEOUT, 0.2)
+    wait_until(lambda: all("mongo01" in one.serving() for one in pair.both), HEAL_TIMEOUT, 0.2)
 
     stats = pair.lb01.run("curl", "-sfu", "admin:change-me", "http://127.0.0.1:8404/;csv").stdout
 
@@ -182,9 +182,9 @@ def change_servers(pair: Pair, step: str) -> None:
     with pair.meter.step(f"{step}: web03 joins, b01 pauses, web01 leaves") as rows:
         pair.boot("web03", "10.0.0.23", "web")
         pair.lb02.run("lbagent", "pause", "b01", "--force", checked=False)
-        eventually(lambda: {"web03", "web02"} <= pair.lb02.serving(), HEAL_TIMEOUT, 0.2)
+        wait_until(lambda: {"web03", "web02"} <= pair.lb02.serving(), HEAL_TIMEOUT, 0.2)
         pair.nodes["web01"].leave()
-        eventually(lambda: pair.lb02.serving() == {"a01", "web02", "web03"}, HEAL_TIMEOUT, 0.2)
+        wait_until(lambda: pair.lb02.serving() == {"a01", "web02", "web03"}, HEAL_TIMEOUT, 0.2)
         pair.meter.wait_for_requests()
 
     assert rows[0].errors == 0
@@ -211,7 +211,7 @@ def test_one_load_balancer_serves_while_the_other_is_dead(pair: Pair, *, whole: 
     with pair.meter.step("lb01 is started again: both have the same lines") as back:
         pair.lb01.restart() if whole else pair.lb01.start_haproxy()
         # An agent that has just started may not yet reach the other load balancer.
-        eventually(lambda: pair.lb01.run("lbagent", "sync").stderr == "", HEAL_TIMEOUT, 1)
+        wait_until(lambda: pair.lb01.run("lbagent", "sync").stderr == "", HEAL_TIMEOUT, 1)
         wait_for_states(pair, web01="gone", web03="in", b01="paused")
 
     assert pair.address_holders == ["lb02"]
@@ -253,15 +253,15 @@ def test_after_a_split_of_the_cluster_both_have_the_same_lines(pair: Pair) -> No
     ours, theirs = [pair.lb01, *pair.select_nodes("web01", "a01")], [pair.lb02, *pair.select_nodes("web02", "b01")]
     with pair.cut_network(SERF, ours, theirs):
         with pair.meter.step("cluster split: each half reports the other as failed") as split:
-            eventually(
+            wait_until(
                 lambda: all(pair.lb01.read_members()[host.name] == "failed" for host in theirs), HEAL_TIMEOUT, 0.2
             )
-            eventually(lambda: all(pair.lb02.read_members()[host.name] == "failed" for host in ours), HEAL_TIMEOUT, 0.2)
+            wait_until(lambda: all(pair.lb02.read_members()[host.name] == "failed" for host in ours), HEAL_TIMEOUT, 0.2)
         with pair.meter.step("split: web01 is paused on one side, b01 on the other") as paused:
             pair.nodes["web01"].pause()
             alone = pair.lb02.run("lbagent", "pause", "b01", "--force", checked=False)
-            eventually(lambda: pair.lb01.serving() == {"web02", "a01", "b01"}, HEAL_TIMEOUT, 0.2)
-            eventually(lambda: pair.lb02.serving() == {"web01", "web02", "a01"}, HEAL_TIMEOUT, 0.2)
+            wait_until(lambda: pair.lb01.serving() == {"web02", "a01", "b01"}, HEAL_TIMEOUT, 0.2)
+            wait_until(lambda: pair.lb02.serving() == {"web01", "web02", "a01"}, HEAL_TIMEOUT, 0.2)
 
     with pair.meter.step("healed: both have the same lines") as healed:
         wait_for_states(pair, web01="paused", b01="paused")
@@ -278,7 +278,7 @@ def test_both_serve_the_same_while_both_have_the_address(pair: Pair) -> None:
         pair.cut_network(VRRP, [pair.lb01], [pair.lb02]),
         pair.meter.step("VRRP cut: both have the address; web01 pauses") as split,
     ):
-        eventually(lambda: pair.address_holders == ["lb01", "lb02"], HEAL_TIMEOUT)
+        wait_until(lambda: pair.address_holders == ["lb01", "lb02"], HEAL_TIMEOUT)
         pair.nodes["web01"].pause()
         wait_for_states(pair, web01="paused")
         pair.meter.wait_for_requests()

@@ -88,7 +88,7 @@ def nodes(balancer: Balancer, folder: Path) -> Iterator[dict[str, Node]]:
         for name in order:
             if name in early:
                 found[name].serve()
-        eventually(lambda: all_nodes_serve(balancer), PATIENCE)
+        wait_until(lambda: all_nodes_serve(balancer), PATIENCE)
         names = " ".join(f"{name}{'*' if name in early else ''}" for name in order)
         add_figure(f"{len(order)} nodes enrolled and UP in {time.monotonic() - started:.1f} s, * agent first: {names}")
         yield found
@@ -225,7 +225,7 @@ def test_signatures_of_the_storage_stay_valid() -> None:
 def test_a_notebook_stays_on_its_node() -> None:
     with contextlib.ExitStack() as stack:
         books = [stack.enter_context(Notebook()) for _ in range(4)]
-        eventually(lambda: all(book.answered > 3 for book in books))
+        wait_until(lambda: all(book.answered > 3 for book in books))
 
         assert [book.page_nodes for book in books] == [book.nodes for book in books]
         assert {len(book.nodes) for book in books} == {1}
@@ -256,8 +256,8 @@ def test_prometheus_scrapes_every_server_and_the_dashboard_has_data() -> None:
     panels = json.loads((EXAMPLE / "monitoring/dashboard.json").read_text())["panels"]
     expressions = [target["expr"] for panel in panels for target in panel["targets"]]
 
-    eventually(lambda: len(query_prometheus(up)) == 13, PATIENCE, 1)
-    eventually(lambda: all(query_prometheus(one) for one in expressions), PATIENCE, 1)
+    wait_until(lambda: len(query_prometheus(up)) == 13, PATIENCE, 1)
+    wait_until(lambda: all(query_prometheus(one) for one in expressions), PATIENCE, 1)
 
     down = {
         one["metric"]["server"] for one in query_prometheus('haproxy_server_status{state="DOWN",proxy=~"lb-.+"} == 1')
@@ -288,7 +288,7 @@ class Changes:
         began = time.monotonic()
         change()
         is_done = functools.partial(lambda: set(self.balancer.read_states(name).values()) <= set(states))
-        eventually(is_done, PATIENCE, 0.05)
+        wait_until(is_done, PATIENCE, 0.05)
         self.durations.setdefault(kind, []).append(time.monotonic() - began)
 
     def pause(self, name: str) -> None:
@@ -325,7 +325,7 @@ class Changes:
         worker = self.balancer.haproxy.worker()
         began = time.monotonic()
         os.kill(self.balancer.haproxy.pid, signal.SIGUSR2)
-        eventually(functools.partial(self._has_new_worker, worker), PATIENCE)
+        wait_until(functools.partial(self._has_new_worker, worker), PATIENCE)
         self.reloads += 1
         self.durations.setdefault("reload", []).append(time.monotonic() - began)
 

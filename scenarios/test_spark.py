@@ -25,7 +25,7 @@ from scenarios.browser import Browser
 from scenarios.links import crawl
 from scenarios.programs import Program
 from scenarios.spark import EXAMPLE, ROOT, Balancer, Machine, Site, request, wait_for
-from tests.helpers.real_programs import eventually
+from tests.helpers.real_programs import wait_until
 
 RESULTS = ROOT / "build" / "spark"
 NO_LEADER_PAGE = (EXAMPLE / "spark-503.http").read_bytes().decode().partition("\r\n\r\n")[2]
@@ -226,7 +226,7 @@ def test_a_restarted_master_with_a_folder_has_its_worker_and_application(
         name, begin = read_application_id(cluster.app), time.monotonic()
 
         only.master.kill()
-        eventually(lambda: cluster.balancer.request()[:2] == (503, NO_LEADER_PAGE))
+        wait_until(lambda: cluster.balancer.request()[:2] == (503, NO_LEADER_PAGE))
         only.master.start()
 
         wait_for(lambda: cluster.balancer.find_leader() == only.address)
@@ -242,7 +242,7 @@ def check_second_master(cluster: Cluster, figures: dict[str, str]) -> None:
     """Check that a second master is refused, because roles-filesystem.yml admits one."""
     lb = cluster.balancer.lb
     with cluster.site.make_agent("master02", 12, "master"):
-        eventually(lambda: "master02" in lb.members() and lb.idle, 60)
+        wait_until(lambda: "master02" in lb.members() and lb.idle, 60)
         assert cluster.balancer.list_nodes() == ["master01"]
     assert "master02" in cluster.balancer.watch.output
     figures["one master with a folder: server lines for two that join"] = "1"
@@ -361,7 +361,7 @@ def test_only_static_files_are_served_outside_the_prefix(cluster: Cluster) -> No
 
 
 def test_check_finds_nothing_in_the_example(cluster: Cluster) -> None:
-    eventually(lambda: "worker01" in cluster.balancer.lb.members(), 60)
+    wait_until(lambda: "worker01" in cluster.balancer.lb.members(), 60)
 
     assert sorted(cluster.balancer.list_nodes()) == ["master01", "master02", "master03"]
     assert cluster.balancer.list_findings() == []
@@ -420,7 +420,7 @@ def test_a_standby_is_not_shown_before_its_first_check(
     for _ in range(5):
         before = haproxy.worker()
         os.kill(haproxy.pid, signal.SIGUSR2)
-        eventually(functools.partial(lambda old: haproxy.worker() != old, before), 60)
+        wait_until(functools.partial(lambda old: haproxy.worker() != old, before), 60)
         while not (answer := cluster.balancer.request("/spark/json/")).body.startswith("{"):
             answers.append(answer)
         answers.append(answer)
@@ -496,13 +496,13 @@ def test_the_leader_stays_visible_while_other_masters_leave_and_join(
     for one in cluster.list_standbys():
         begin = time.monotonic()
         one.agent.leave()
-        eventually(functools.partial(lambda node: node not in cluster.balancer.list_nodes(), one.name), 60)
+        wait_until(functools.partial(lambda node: node not in cluster.balancer.list_nodes(), one.name), 60)
         figures["a master leaves, until its line is removed from haproxy.cfg"] = format_duration(begin)
         one.master.kill(signal.SIGTERM)
 
     begin = time.monotonic()
     fourth = cluster.add_machine(4, zookeeper=False)
-    eventually(lambda: sorted(cluster.balancer.list_nodes()) == sorted([leader.name, "master04"]), 60)
+    wait_until(lambda: sorted(cluster.balancer.list_nodes()) == sorted([leader.name, "master04"]), 60)
     figures["a fourth joins, until its line is in haproxy.cfg"] = format_duration(begin)
 
     wait_for(lambda: fourth.read_state() == "STANDBY")

@@ -14,7 +14,7 @@ import pytest
 
 from scenarios import wine
 from scenarios.windows_site import Report, Site, SlowServer, is_confirmed, run_site
-from tests.helpers.http_clients import load
+from tests.helpers.http_clients import client_load
 from tests.helpers.pair import Balancer
 from tests.helpers.real_programs import Backend, SerfAgent, wait_until
 
@@ -56,20 +56,20 @@ def test_a_server_boots_is_paused_crashes_reboots_is_resumed_and_leaves(world: S
         for balancer in world.balancers:
             other.join(balancer.agent)
         for balancer in world.balancers:
-            eventually(functools.partial(_serves_only, balancer, "linux"), 60)
+            wait_until(functools.partial(_serves_only, balancer, "linux"), 60)
         server.configure(world.key, world.addresses)
         with (
-            load(world.balancers[0].lb.front, clients=2, pause=0.02) as one,
-            load(world.balancers[1].lb.front, 2, 0.02) as two,
+            client_load(world.balancers[0].lb.front, clients=2, pause=0.02) as one,
+            client_load(world.balancers[1].lb.front, 2, 0.02) as two,
         ):
             _check_boot(world, server)
-            eventually(lambda: backend.requests)
+            wait_until(lambda: backend.requests)
             _check_pause(world, server)
             before = backend.requests
             _check_crash_and_reboot(world, server)
             after = backend.requests
             _check_resume(world, server)
-            eventually(lambda: backend.requests > after, 60)
+            wait_until(lambda: backend.requests > after, 60)
             _check_leave(world, server)
         with step("requests meanwhile") as output:
             output.append(f"{one['ok'] + two['ok']}, none failed")
@@ -115,7 +115,7 @@ def _check_crash_and_reboot(world: Site, server: wine.Server) -> None:
     with world.report.step("the server reboots -> its agent answers"):
         server.power_off()
         server.boot()
-    eventually(lambda: world.read_status(server) == "alive", 120)
+    wait_until(lambda: world.read_status(server) == "alive", 120)
     time.sleep(3)  # Serf reports a rejoin after one second
 
     assert world.read_lines(server) == [[world.paused_line(server)]] * 2
@@ -171,9 +171,9 @@ def test_wait_returns_when_the_last_session_has_ended(world: Site) -> None:
         SlowServer("127.0.0.5", world.balancers[0].lb.port) as slow,
         concurrent.futures.ThreadPoolExecutor() as pool,
     ):
-        eventually(lambda: world.balancers[0].haproxy.servers().get("win05") == "UP", 60)
+        wait_until(lambda: world.balancers[0].haproxy.servers().get("win05") == "UP", 60)
         client = pool.submit(slow.client, world.balancers[0].lb.front)
-        eventually(lambda: _has_session(world, server))
+        wait_until(lambda: _has_session(world, server))
 
         limited = server.run("pause.bat", "/wait:3")
         waiting = pool.submit(server.run, "pause.bat", "60", "/wait")
@@ -238,12 +238,12 @@ def test_a_load_balancer_that_is_down_is_reported_and_gets_the_pause_later(
     with run_site(report) as world, world.enrol(8) as server:
         one, two = world.balancers
         two.agent.kill()
-        eventually(lambda: one.agent.members()["lb02"] == "failed", 60)
+        wait_until(lambda: one.agent.members()["lb02"] == "failed", 60)
         with report.step("pause.bat, one of two load balancers down") as output:
             half = server.run("pause.bat")
             output.append(half.output)
         one.agent.kill()
-        eventually(lambda: b"lb01" in server.run_serf("members", "-status=failed").stdout, 60)
+        wait_until(lambda: b"lb01" in server.run_serf("members", "-status=failed").stdout, 60)
         with report.step("pause.bat, both down") as output:
             none = server.run("pause.bat")
             output.append(none.output)
@@ -270,7 +270,7 @@ def test_a_pause_is_unconfirmed_if_a_live_load_balancer_does_not_answer(world: S
     silent = SerfAgent("lb03", "127.0.0.11", "lb", more=["-profile=lan", f"-encrypt={world.key}"])
     with world.enrol(9) as server, silent:
         silent.join(world.balancers[0].agent)
-        eventually(lambda: b"lb03" in server.run_serf("members", "-status=alive").stdout, 60)
+        wait_until(lambda: b"lb03" in server.run_serf("members", "-status=alive").stdout, 60)
 
         pause = server.run("pause.bat")
         silent.leave()
@@ -461,8 +461,8 @@ def test_nssm_starts_restarts_and_stops_the_service(world: Site) -> None:
         with step("NSSM: Serf crashes -> the service has restarted it"):
             [first] = server.agents
             server.kill_agent()
-            eventually(lambda: server.agents not in ([], [first]) and server.answers(), 120)
-        eventually(lambda: world.read_status(server) == "alive", 120)
+            wait_until(lambda: server.agents not in ([], [first]) and server.answers(), 120)
+        wait_until(lambda: world.read_status(server) == "alive", 120)
         with step("NSSM: leave-cluster.bat stops the service -> left") as output:
             left = server.run("leave-cluster.bat", "0")
             output.append(left.output)

@@ -97,7 +97,7 @@ class Site:
         return self.balancers[0].agent.members().get(server.name, "unknown")
 
     def _wait_for_lines(self, server: Server, lines: list[str]) -> None:
-        eventually(lambda: self.read_lines(server) == [lines, lines] and all(one.lb.idle for one in self.balancers), 60)
+        wait_until(lambda: self.read_lines(server) == [lines, lines] and all(one.lb.idle for one in self.balancers), 60)
 
 
 @contextlib.contextmanager

@@ -242,7 +242,7 @@ class Server:
         here = Prompt()
         here.folder = self.folder
         self._agent = here.start(*command.split(), log=self._log)
-        eventually(self.answers, 60)
+        wait_until(self.answers, 60)
 
     def wait_for_exit(self) -> int:
         """Wait until the process of `boot` has ended, and return its exit status."""
@@ -302,7 +302,7 @@ class Server:
         for pid in mine:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, 9)
-        eventually(functools.partial(_have_ended, mine))
+        wait_until(functools.partial(_have_ended, mine))
 
 
 def _have_ended(pids: Sequence[int]) -> bool:

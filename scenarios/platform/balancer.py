@@ -12,7 +12,7 @@ from typing import Any
 
 from scenarios.platform.machines import PROGRAMS, Program, make_configured_agent, network
 from scenarios.platform.services import EXAMPLE, SERVES, find_kind, make_port_probe, read_settings
-from tests.helpers.real_programs import LBAGENT, Haproxy, Lb
+from tests.helpers.real_programs import LBAGENT, Haproxy, LoadBalancer
 
 LB = "10.20.0.2"
 

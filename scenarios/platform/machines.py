@@ -84,7 +84,7 @@ class Program:
 
     def wait_until_ready(self) -> None:
         """Wait until the probe succeeds. Raises RuntimeError with the log if the program has ended."""
-        eventually(self._is_ready, PATIENCE, 0.05)
+        wait_until(self._is_ready, PATIENCE, 0.05)
 
     def _is_ready(self) -> bool:
         if self._process is None or self._process.poll() is not None:

@@ -156,7 +156,7 @@ def run_storage(folder: Path) -> Iterator[None]:
         try:
             weed.start()
             weed.wait_until_ready()
-            eventually(functools.partial(_fill_storage, make_client(f"{DISKS}:9000")), 120, 0.5)
+            wait_until(functools.partial(_fill_storage, make_client(f"{DISKS}:9000")), 120, 0.5)
             yield
         finally:
             weed.end()

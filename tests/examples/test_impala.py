@@ -10,7 +10,7 @@ import pytest
 
 from lbagent.roles import loader
 from scenarios.impala_site import EXAMPLE, Balancer, Daemon, Site, map_clients, measure_moved_share, replace_words
-from tests.helpers.real_programs import Backend, eventually, free_port, member
+from tests.helpers.real_programs import Backend, free_port, member_line, wait_until
 
 UNITS = {"s": 1, "m": 60, "h": 3_600}
 
