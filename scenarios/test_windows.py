@@ -89,7 +89,7 @@ def _check_boot(world: Site, server: wine.Server) -> None:
     first_line = f"Installed: win02 (role web) on {server.bind}, started at boot by: none\n"
     assert installed == (
         0,
-        f"{first_line}Now join-cluster.bat; an agent that runs already has to leave-cluster.bat first.\n",
+        f"{first_line}Run join-cluster.bat next; if the agent runs already, run leave-cluster.bat first.\n",
     )
 
 
@@ -138,7 +138,7 @@ def _check_leave(world: Site, server: wine.Server) -> None:
         left = server.run("leave-cluster.bat")
         output.append(left.output)
 
-    assert left == (0, "Out of the cluster.\n")
+    assert left == (0, "This server has left the cluster.\n")
     world.wait_until_removed(server)
     assert world.read_status(server) == "left"
 
@@ -188,14 +188,14 @@ def test_wait_returns_when_the_last_session_has_ended(world: Site) -> None:
     open_sessions = [f"  {lb}  done, 1 session still open, no other server of iis serves" for lb in ("lb01", "lb02")]
     assert limited.status == 1
     assert limited.output.splitlines()[1:3] == open_sessions
-    assert limited.output.splitlines()[-1].startswith("Paused: no new request comes. Sessions still open after ")
+    assert limited.output.splitlines()[-1].startswith("Paused: no new requests. Sessions still open after ")
     assert not early
     assert ended.status == 0
     assert ended.output.splitlines()[:3] == ["win05 (role web): pause for 60 min", *open_sessions]
     assert ended.output.splitlines()[-3:] == [
         "  lb01  done, no other server of iis serves",
         "  lb02  done, no other server of iis serves",
-        "Paused: no new request comes, and no session is open.",
+        "Paused: no new requests, no open sessions.",
     ]
     assert client.result(30) == "slow"
 
@@ -215,7 +215,7 @@ def test_scripts_change_nothing_and_exit_with_2_if_the_agent_is_down(world: Site
         refusal = f"  Error connecting to Serf agent: dial tcp {server.rpc}: connectex: Connection refused.\n"
         down = f"The Serf agent does not answer, nothing was done:\n{refusal}Start it with join-cluster.bat.\n"
         assert (pause, resume) == ((2, down), (2, down))
-        assert leave == (0, f"The agent does not run, there is nothing to leave:\n{refusal}")
+        assert leave == (0, f"The agent does not run, nothing was done:\n{refusal}")
 
 
 def test_without_the_token_scripts_require_an_administrator(world: Site) -> None:
@@ -255,14 +255,14 @@ def test_a_load_balancer_that_is_down_is_reported_and_gets_the_pause_later(
         assert half.status == 0
         assert half.output.splitlines()[1:3] == [
             "  lb01  done, no other server of iis serves",
-            "  lb02  not asked: failed, says Serf",
+            "  lb02  not asked: failed in Serf",
         ]
         assert none.status == 1
         assert none.output.splitlines()[1:] == [
-            "  lb01  not asked: failed, says Serf",
-            "  lb02  not asked: failed, says Serf",
-            "No load balancer, of role lb, can be asked now.",
-            "NOT confirmed: requests may still come. See above, and pause again.",
+            "  lb01  not asked: failed in Serf",
+            "  lb02  not asked: failed in Serf",
+            "No load balancer (role lb) is alive in Serf.",
+            "NOT confirmed: requests may still arrive; see the answers above, and run pause.bat again.",
         ]
 
 
@@ -280,7 +280,7 @@ def test_a_pause_is_unconfirmed_if_a_live_load_balancer_does_not_answer(world: S
             "  lb01  done, no other server of iis serves",
             "  lb02  done, no other server of iis serves",
             "  lb03  not answered",
-            "NOT confirmed: requests may still come. See above, and pause again.",
+            "NOT confirmed: requests may still arrive; see the answers above, and run pause.bat again.",
         ]
 
 
@@ -311,7 +311,7 @@ def test_an_invalid_node_name_is_refused(world: Site, name: str) -> None:
 
         assert pause.status == 2
         assert pause.output.splitlines()[:2] == [
-            "No load balancer serves a node of this name, nothing was done:",
+            "The node's name is invalid, nothing was done:",
             f"  {name}",
         ]
         assert server.tags == {"role": "web"}
@@ -377,16 +377,16 @@ def test_install_checks_everything_before_it_writes(world: Site) -> None:
     with world.server(20) as server:
         before = sorted(server.folder.rglob("*"))
         words = {
-            ("web", "10.0.0.5"): "web.json: put your own values where it says CHANGE-ME",
+            ("web", "10.0.0.5"): "web.json: CHANGE-ME found; replace it by your values",
             (
                 "mail",
                 "10.0.0.5",
-            ): "there is no mail.json here: copy web.json, and change its tags_file to data/mail.tags",
-            ("web", "host.example.com"): "ADDRESS is an IP address of this server, or ADDRESS:PORT",
-            ("web", "fd00::5"): "ADDRESS is an IP address of this server, IPv6 in brackets",
-            ("web", "10.0.0.5", "/name", '"a b"'): "/name is letters, digits, dots, - and _",
-            ("web", "10.0.0.5", "/as", "winsw"): "WinSW has to lie beside install.bat, as serf-service.exe",
-            ("web", "10.0.0.5", "/as", "nssm"): "nssm.exe has to lie beside install.bat",
+            ): "mail.json: missing; copy web.json, and change its tags_file to data/mail.tags",
+            ("web", "host.example.com"): "ADDRESS: use an IP address of this server, or ADDRESS:PORT",
+            ("web", "fd00::5"): "ADDRESS: use an IP address of this server, IPv6 in brackets",
+            ("web", "10.0.0.5", "/name", '"a b"'): "/name: use letters, digits, dots, - and _",
+            ("web", "10.0.0.5", "/as", "winsw"): "serf-service.exe: missing; copy WinSW to the folder of install.bat under this name",
+            ("web", "10.0.0.5", "/as", "nssm"): "nssm.exe: missing; copy it to the folder of install.bat",
         }
 
         results = {arguments: server.run("install.bat", *arguments) for arguments in words}
@@ -471,7 +471,7 @@ def test_nssm_starts_restarts_and_stops_the_service(world: Site) -> None:
         removed, service = server.run("uninstall.bat"), server.prompt.run_line("sc query serf")
 
     assert [installed.status, joined.status, removed.status, service.status] == [0, 0, 0, 1]
-    assert (left, was) == ((0, "Out of the cluster.\n"), "left")
+    assert (left, was) == ((0, "This server has left the cluster.\n"), "left")
 
 
 def test_join_cluster_by_hand_starts_an_agent_that_uninstall_removes(world: Site) -> None:
@@ -489,7 +489,7 @@ def test_join_cluster_by_hand_starts_an_agent_that_uninstall_removes(world: Site
         world.wait_until_removed(server)
 
         assert joined.status == 0
-        assert sorted(joined.output.splitlines()) == ["  lb01", "  lb02", "In the cluster, with these load balancers."]
+        assert sorted(joined.output.splitlines()) == ["  lb01", "  lb02", "Joined the cluster, which has these load balancers."]
         assert again == (0, "The agent runs already.\n")
         assert removed.status == 0
         assert sorted(server.folder.rglob("*")) == before
