@@ -333,7 +333,7 @@ class Pair:
         return self._client.run("curl", "-si", f"http://{ADDRESS}:{port}{path}", checked=False).stdout
 
     def move_address(self, to: Balancer) -> None:
-        """Move the address to a load balancer, as an operator does: stop keepalived on the other one."""
+        """Move the address to a load balancer, as an operator does: stop keepalived on its owner."""
         other = self.lb02 if to is self.lb01 else self.lb01
         if other.has_address:
             other.keepalived.stop()

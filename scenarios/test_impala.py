@@ -150,7 +150,7 @@ def test_clients_keep_their_daemons_on_the_other_load_balancer(figures: Figures)
         alone = measure_moved_share(at_first, map_clients(other.jdbc))
 
     assert (over, alone) == (0, 0)
-    figures["clients that move when the other load balancer takes over"] = format_percent(over)
+    figures["clients that move at a failover to the other load balancer"] = format_percent(over)
 
 
 @pytest.mark.parametrize("both", [False, True], ids=["alone", "with the other load balancer up"])

@@ -385,7 +385,7 @@ def test_install_checks_everything_before_it_writes(world: Site) -> None:
             ("web", "host.example.com"): "ADDRESS: use an IP address of this server, or ADDRESS:PORT",
             ("web", "fd00::5"): "ADDRESS: use an IP address of this server, IPv6 in brackets",
             ("web", "10.0.0.5", "/name", '"a b"'): "/name: use letters, digits, dots, - and _",
-            ("web", "10.0.0.5", "/as", "winsw"): "serf-service.exe: missing; copy WinSW to the folder of install.bat under this name",
+            ("web", "10.0.0.5", "/as", "winsw"): "serf-service.exe: missing; copy WinSW here under this name",
             ("web", "10.0.0.5", "/as", "nssm"): "nssm.exe: missing; copy it to the folder of install.bat",
         }
 
@@ -489,7 +489,7 @@ def test_join_cluster_by_hand_starts_an_agent_that_uninstall_removes(world: Site
         world.wait_until_removed(server)
 
         assert joined.status == 0
-        assert sorted(joined.output.splitlines()) == ["  lb01", "  lb02", "Joined the cluster, which has these load balancers."]
+        assert sorted(joined.output.splitlines()) == ["  lb01", "  lb02", "Joined the cluster of these load balancers."]
         assert again == (0, "The agent runs already.\n")
         assert removed.status == 0
         assert sorted(server.folder.rglob("*")) == before

@@ -56,7 +56,7 @@ if not defined WRONG if "%HERE:~0,2%"=="\\" set "WRONG=the agent cannot run from
 if not defined WRONG if "%HERE:~2%"=="" set "WRONG=the agent cannot run in the root of a drive; copy these files to C:\serf"
 if not defined WRONG if not exist "%HERE%\serf.exe" set "WRONG=serf.exe: missing; copy it to the folder of install.bat"
 if not defined WRONG if not exist "%HERE%\%ROLE%.json" set "WRONG=%ROLE%.json: missing; copy web.json, and change its tags_file to data/%ROLE%.tags"
-if not defined WRONG if "%HOW%"=="winsw" if not exist "%HERE%\serf-service.exe" set "WRONG=serf-service.exe: missing; copy WinSW to the folder of install.bat under this name"
+if not defined WRONG if "%HOW%"=="winsw" if not exist "%HERE%\serf-service.exe" set "WRONG=serf-service.exe: missing; copy WinSW here under this name"
 if not defined WRONG if "%HOW%"=="nssm" if not exist "%HERE%\nssm.exe" set "WRONG=nssm.exe: missing; copy it to the folder of install.bat"
 set "BEFORE=%HOW%"
 if exist "%CONF%\enrolment.txt" for /f "usebackq tokens=1" %%a in ("%CONF%\enrolment.txt") do set "BEFORE=%%a"

@@ -48,7 +48,7 @@ if "%COUNT%"=="15" goto not_joined
 call "%~dp0common.bat" sleep 1
 goto joined_wait
 :joined
-echo Joined the cluster, which has these load balancers.
+echo Joined the cluster of these load balancers.
 set "RC=0"
 goto ended
 :not_joined
