@@ -252,7 +252,7 @@ class Machine:
         return [one for one in (self.zookeeper, self.master) if one and one.is_running]
 
 
-def wait_for(condition: Callable[[], Value | None], seconds: float = JAVA_TIMEOUT) -> Value:
+def wait_for_spark(condition: Callable[[], Value | None], seconds: float = JAVA_TIMEOUT) -> Value:
     """Wait until `condition` is true, with a limit for Java programs, and return its value."""
     value = wait_until(condition, seconds, 0.05)
     assert value is not None

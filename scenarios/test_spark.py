@@ -24,7 +24,7 @@ import pytest
 from scenarios.browser import Browser
 from scenarios.links import crawl
 from scenarios.programs import Program
-from scenarios.spark import EXAMPLE, ROOT, Balancer, Machine, Site, request, wait_for
+from scenarios.spark import EXAMPLE, ROOT, Balancer, Machine, Site, request, wait_for_spark
 from tests.helpers.real_programs import wait_until
 
 RESULTS = ROOT / "build" / "spark"
@@ -92,13 +92,13 @@ class Cluster:
         """Start the worker, with its Serf agent, and the application."""
         self._stack.enter_context(self.worker)
         self._stack.enter_context(self.site.make_agent("worker01", 21, "worker"))
-        wait_for(lambda: [one["state"] for one in self.read_leader_state()["workers"]] == ["ALIVE"])
+        wait_for_spark(lambda: [one["state"] for one in self.read_leader_state()["workers"]] == ["ALIVE"])
         self._stack.enter_context(self.app)
-        wait_for(lambda: count_jobs(self.app) > 2)
+        wait_for_spark(lambda: count_jobs(self.app) > 2)
 
     def find_leader(self) -> Machine:
         """Wait until a master is shown, and return its machine."""
-        return self.machines[wait_for(self.balancer.find_leader)]
+        return self.machines[wait_for_spark(self.balancer.find_leader)]
 
     def list_standbys(self) -> list[Machine]:
         """Return the machines whose masters are STANDBY."""
@@ -140,7 +140,7 @@ def count_jobs(app: Program) -> int:
 def wait_for_more_jobs(app: Program) -> None:
     """Wait until the application has finished five more jobs."""
     done = count_jobs(app)
-    wait_for(lambda: count_jobs(app) >= done + 5)
+    wait_for_spark(lambda: count_jobs(app) >= done + 5)
 
 
 @pytest.fixture(scope="module")
@@ -200,10 +200,12 @@ def measure_failover(cluster: Cluster, observer: Observer, lost: Machine, begin:
     Until then, every answer must be the example's 503 page.
     """
     others = [one for one in cluster.machines.values() if one is not lost]
-    alive = wait_for(lambda: next((one for one in others if one.read_state() == "ALIVE"), None))
+    alive = wait_for_spark(lambda: next((one for one in others if one.read_state() == "ALIVE"), None))
     elected = time.monotonic() - begin
 
-    shown = wait_for(lambda: next((one for one in observer.list_looks(begin) if one.leader == alive.address), None))
+    shown = wait_for_spark(
+        lambda: next((one for one in observer.list_looks(begin) if one.leader == alive.address), None)
+    )
     between = [one for one in observer.list_looks(begin) if one.sent < shown.sent and one.leader != lost.address]
     assert {(one.status, one.known) for one in between} == {(503, True)}
     took, slowest = shown.answered - begin, max(one.answered - one.sent for one in between)
@@ -229,9 +231,9 @@ def test_a_restarted_master_with_a_folder_has_its_worker_and_application(
         wait_until(lambda: cluster.balancer.request()[:2] == (503, NO_LEADER_PAGE))
         only.master.start()
 
-        wait_for(lambda: cluster.balancer.find_leader() == only.address)
+        wait_for_spark(lambda: cluster.balancer.find_leader() == only.address)
         figures["one master with a folder, kill -9 and start, until it is shown"] = format_duration(begin)
-        wait_for(lambda: cluster.list_running() == [name])
+        wait_for_spark(lambda: cluster.list_running() == [name])
         figures["... until its worker and application are back"] = format_duration(begin)
         assert [one["state"] for one in cluster.read_leader_state()["workers"]] == ["ALIVE"]
         wait_for_more_jobs(cluster.app)
@@ -386,7 +388,7 @@ GETS += ["stages/stage/kill/", "stages/stage/%6bill/", "jobs/job/k%69ll/", "jobs
 def test_the_load_balancer_denies_every_way_to_kill_an_application(cluster: Cluster, figures: dict[str, str]) -> None:
     leader = cluster.find_leader()
     with cluster.site.make_application(32) as victim:
-        wait_for(lambda: count_jobs(victim) > 1)
+        wait_for_spark(lambda: count_jobs(victim) > 1)
         name = read_application_id(victim)
         form, query = f"id={name}&terminate=true", f"?id={count_jobs(victim)}&terminate=true"
         requests: list[tuple[str, str, str | None]] = [("POST", f"/spark/{path}", form) for path in POSTS]
@@ -405,7 +407,7 @@ def test_the_load_balancer_denies_every_way_to_kill_an_application(cluster: Clus
 
         # Only the load balancer prevented it: the same request to the master itself ends the application.
         assert request(leader.ui, "/app/%u006bill/", "POST", form).status == 302
-        wait_for(lambda: not victim.is_running)
+        wait_for_spark(lambda: not victim.is_running)
     wait_for_more_jobs(cluster.app)
 
 
@@ -424,7 +426,7 @@ def test_a_standby_is_not_shown_before_its_first_check(
         while not (answer := cluster.balancer.request("/spark/json/")).body.startswith("{"):
             answers.append(answer)
         answers.append(answer)
-        wait_for(lambda: cluster.balancer.find_leader() == leader.address)
+        wait_for_spark(lambda: cluster.balancer.find_leader() == leader.address)
 
     states = [json.loads(answer.body)["status"] for answer in answers if answer.status == 200]
     assert states == ["ALIVE"] * 5
@@ -449,7 +451,7 @@ def test_another_master_is_shown_after_the_leader_was_killed(
 
     figures["kill -9 of the leader, until another is shown"] = measure_failover(cluster, observer, lost, begin)
 
-    wait_for(lambda: cluster.list_running() == [name])
+    wait_for_spark(lambda: cluster.list_running() == [name])
     wait_for_more_jobs(cluster.app)
     assert cluster.balancer.request(f"/spark/proxy/{name}/jobs/").status == 200
     lived = read_results(cluster.app)[done:]
@@ -457,7 +459,7 @@ def test_another_master_is_shown_after_the_leader_was_killed(
     figures["... jobs of the running application meanwhile, the slowest"] = format_jobs(lived)
 
     lost.master.start()
-    wait_for(lambda: lost.read_state() == "STANDBY")
+    wait_for_spark(lambda: lost.read_state() == "STANDBY")
     assert cluster.find_leader() is not lost
 
 
@@ -471,17 +473,17 @@ def test_a_hanging_leader_is_replaced_and_not_shown_again(
 
     lost.master.send(signal.SIGCONT)
 
-    wait_for(lambda: not lost.master.is_running)  # Spark ends a master that is no longer the leader
-    wait_for(lambda: len(observer.list_looks(begin)) > 60)
+    wait_for_spark(lambda: not lost.master.is_running)  # Spark ends a master that is no longer the leader
+    wait_for_spark(lambda: len(observer.list_looks(begin)) > 60)
     assert {one.leader for one in observer.list_looks(begin)} <= {leader.address, ""}
     wait_for_more_jobs(cluster.app)
     lost.master.start()
-    wait_for(lambda: lost.read_state() == "STANDBY")
+    wait_for_spark(lambda: lost.read_state() == "STANDBY")
 
 
 def test_the_new_leader_accepts_a_new_application(cluster: Cluster) -> None:
     with cluster.site.make_application(33) as another:
-        wait_for(lambda: count_jobs(another) > 0)
+        wait_for_spark(lambda: count_jobs(another) > 0)
 
         assert sorted(cluster.list_running()) == sorted(
             [read_application_id(cluster.app), read_application_id(another)]
@@ -505,8 +507,8 @@ def test_the_leader_stays_visible_while_other_masters_leave_and_join(
     wait_until(lambda: sorted(cluster.balancer.list_nodes()) == sorted([leader.name, "master04"]), 60)
     figures["a fourth joins, until its line is in haproxy.cfg"] = format_duration(begin)
 
-    wait_for(lambda: fourth.read_state() == "STANDBY")
-    wait_for(lambda: haproxy.servers("lb-spark")["master04"].startswith("DOWN"))
+    wait_for_spark(lambda: fourth.read_state() == "STANDBY")
+    wait_for_spark(lambda: haproxy.servers("lb-spark")["master04"].startswith("DOWN"))
     assert haproxy.reloads() == reloads
     looks = Counter(one.leader for one in observer.list_looks(start))
     assert set(looks) <= {leader.address, ""}
@@ -525,7 +527,7 @@ def test_the_fourth_master_is_shown_after_the_leaders_machine_died(
     )
 
     assert cluster.find_leader().name == "master04"
-    wait_for(lambda: cluster.list_running() == [name])
+    wait_for_spark(lambda: cluster.list_running() == [name])
     wait_for_more_jobs(cluster.app)
     lived = read_results(cluster.app)
     assert {found for found, _ in lived} == {303}

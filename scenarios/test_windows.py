@@ -497,5 +497,5 @@ def test_join_cluster_by_hand_starts_an_agent_that_uninstall_removes(world: Site
 
 
 def test_the_users_wine_prefix_is_not_touched(world: Site) -> None:  # noqa: ARG001  # runs after the other tests
-    assert wine.environment()["HOME"] == str(wine.HOME / "home")
+    assert wine.make_environment()["HOME"] == str(wine.HOME / "home")
     assert (Path.home() / ".wine").exists() == HAD_WINE

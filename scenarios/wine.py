@@ -55,7 +55,7 @@ class ScriptResult(NamedTuple):
     output: str
 
 
-def environment() -> dict[str, str]:
+def make_environment() -> dict[str, str]:
     """Return the environment for Wine. The user's home folder is not touched, and no menus are created."""
     return {
         **clean_environment(),
@@ -70,13 +70,13 @@ def prepare() -> None:
     """Create the prefix and serf.exe if they are missing."""
     (HOME / "home").mkdir(parents=True, exist_ok=True)
     if not (PREFIX / "system.reg").exists():
-        _run_step("wineboot", ["wineboot", "-i"], environment())
+        _run_step("wineboot", ["wineboot", "-i"], make_environment())
         wait_for_wine()
-    if not serf_exe().exists():
+    if not find_serf_exe().exists():
         _build_serf()
 
 
-def serf_exe() -> Path:
+def find_serf_exe() -> Path:
     """Return the path of the real Serf agent for Windows."""
     return HOME / "serf.exe"
 
@@ -86,7 +86,7 @@ def _build_serf() -> None:
     for part in ("windows", "internal"):
         shutil.copytree(SYSTEM_CALLS / part, folder / part, dirs_exist_ok=True)
     go = {
-        **environment(),
+        **make_environment(),
         "GO111MODULE": "off",
         "GOPATH": f"{HOME / 'gopath'}:{SOURCES}",
         "GOCACHE": str(HOME / "gocache"),
@@ -95,7 +95,7 @@ def _build_serf() -> None:
     }
     beside = HOME / "serf.exe.new"
     _run_step("serf.exe", ["go", "build", "-trimpath", "-o", str(beside), "github.com/hashicorp/serf/cmd/serf"], go)
-    beside.rename(serf_exe())
+    beside.rename(find_serf_exe())
 
 
 def _run_step(what: str, argv: list[str], env: dict[str, str]) -> None:
@@ -117,7 +117,7 @@ def copy_nssm(folder: Path) -> None:
 
 def wait_for_wine() -> None:
     """Wait until no process runs in the prefix."""
-    subprocess.run(["wineserver", "-w"], env=environment(), timeout=120, check=True)
+    subprocess.run(["wineserver", "-w"], env=make_environment(), timeout=120, check=True)
 
 
 @contextlib.contextmanager
@@ -125,7 +125,7 @@ def run_wine() -> Iterator[None]:
     """Keep Wine running with one process. Otherwise each script would boot Wine's services again."""
     with subprocess.Popen(
         ["wine", "cmd.exe", "/d"],
-        env=environment(),
+        env=make_environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -138,7 +138,7 @@ def run_wine() -> Iterator[None]:
 
 def end_wine() -> None:
     """End all processes of the prefix."""
-    subprocess.run(["wineserver", "-k"], env=environment(), timeout=120, check=False)
+    subprocess.run(["wineserver", "-k"], env=make_environment(), timeout=120, check=False)
     with contextlib.suppress(subprocess.TimeoutExpired):
         wait_for_wine()
 
@@ -156,7 +156,7 @@ class Prompt:
         with log.open("wb") as out:
             return subprocess.Popen(
                 ["wine", "cmd.exe", *words],
-                env={**environment(), **self.env},
+                env={**make_environment(), **self.env},
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -207,7 +207,7 @@ class Server:
     def __enter__(self) -> Self:
         shutil.rmtree(self.folder, ignore_errors=True)
         shutil.copytree(SCRIPTS, self.folder)
-        shutil.copy(serf_exe(), self.folder / "serf.exe")
+        shutil.copy(find_serf_exe(), self.folder / "serf.exe")
         return self
 
     def __exit__(self, *_: object) -> None:
