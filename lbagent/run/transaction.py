@@ -20,7 +20,7 @@ from lbagent.planning import guard, quarantine
 from lbagent.planning.plan import Change, Plan, PlanOptions, make_plan
 from lbagent.roles.model import Roles
 from lbagent.run.rollout import ATTEMPTS, Rollout, RolloutResult, list_withheld_servers
-from lbagent.state.store import Served, Store
+from lbagent.state.store import Served, ServersInMaintenance, Store
 
 
 class AppliedState:
@@ -62,6 +62,18 @@ class AppliedState:
                 self._store.save_served(self.served)
             return True
         return False
+
+    def has_same_lines(self, worker: Worker) -> bool:
+        """Return whether the file has the managed lines that an earlier worker than this one had confirmed."""
+        confirmed = self.served.worker
+        is_same = self.served.digest == self._snapshot.document.compute_digest()
+        return is_same and confirmed is not None and confirmed != worker
+
+    def record_worker(self, worker: Worker, in_maintenance: ServersInMaintenance) -> None:
+        """Record that this worker runs the managed lines of the file."""
+        self.served = Served(self._snapshot.document.compute_digest(), worker, in_maintenance=in_maintenance)
+        with contextlib.suppress(OSError):  # on a full disk the next run finds out again
+            self._store.save_served(self.served)
 
     def has_removed_servers(self, plan: Plan) -> bool:
         """Return whether the worker still has servers of removed nodes, in maintenance."""
@@ -198,7 +210,9 @@ class Transaction:
             self.plan = plan = self._make_plan(snapshot)
             self._remember_removals(plan)
             attempt = self._make_attempt(snapshot, haproxy, plan)
-            if attempt.is_unchanged and attempt.applied.is_up_to_date(attempt.plan, attempt.full_plan):
+            if attempt.is_unchanged and (
+                attempt.applied.is_up_to_date(attempt.plan, attempt.full_plan) or self._runs_same_lines(attempt)
+            ):
                 self._validate_unchanged(attempt)
                 if outcome := self._check_unchanged(attempt):
                     return self._finish(snapshot, outcome)
@@ -251,6 +265,22 @@ class Transaction:
             self._store.save_membership(membership)
 
     # Nothing to change in the file
+
+    def _runs_same_lines(self, attempt: _Attempt) -> bool:
+        """Return whether a worker that another process has started runs the present managed lines.
+
+        They are the lines that the previous worker had confirmed, and the stats socket shows the same servers. A second
+        reload right after the one of the other process would gain nothing, and HAProxy 3.2 resets connections then.
+        """
+        applied, worker = attempt.applied, attempt.haproxy.find_worker()
+        if not (self._roles.haproxy.runtime and self._options.reload and worker and applied.has_same_lines(worker)):
+            return False
+        rollout = Rollout(self._store, self._roles, attempt.haproxy, attempt.snapshot)
+        _, is_good = rollout.compare_and_fix(attempt.plan, attempt.full_plan, worker, urgent=True)
+        if not is_good or rollout.runtime_changes is None:
+            return False
+        applied.record_worker(worker, rollout.runtime_changes.in_maintenance)
+        return applied.is_up_to_date(attempt.plan, attempt.full_plan)
 
     def _validate_unchanged(self, attempt: _Attempt) -> None:
         """With the option `verify`, raise Refused if HAProxy refuses the present text."""

@@ -207,10 +207,13 @@ def test_ten_deployments_under_load_lose_no_request(binary: Path, *, daemon: boo
         with client_load(lb.front) as count:
             for number in range(10):
                 deploy(lb, haproxy, number)
+            wait_until(lambda: lb.idle)
+            reloads = haproxy.reloads()
 
         assert b"    # deployment 9\n" in lb.text
     assert {how for how in count if how != "ok"} == set(), count
     assert count["ok"] > 100
+    assert reloads == (10, 0)  # each deployment reloads HAProxy, and lbagent adds no reload of its own
 
 
 # --- the docs -------------------------------------------------------------------------------------------------------
