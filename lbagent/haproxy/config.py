@@ -260,6 +260,10 @@ class Document:
             return [one for one in self.proxies if one.name == name and one.kind in SERVERS]
         return [one for one in self.proxies if self._effective_config.find_server(one.start) == (name, True)]
 
+    def find_name(self, proxy: Proxy) -> str:
+        """Return what the running HAProxy calls this proxy; the name as written where only HAProxy knows."""
+        return (self.find_server(proxy.start)[0] if self.is_conditional else None) or proxy.name
+
     def are_exclusive(self, one: int, other: int) -> bool:
         """Return whether HAProxy never reads both lines.
 

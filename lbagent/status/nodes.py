@@ -6,8 +6,8 @@ from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
-from lbagent.haproxy.config import Document, ManagedLine, OperatorServer, Proxy
-from lbagent.haproxy.runtime.state import NO_STATS, Stats
+from lbagent.haproxy.config import Document, ManagedLine, OperatorServer
+from lbagent.haproxy.runtime.state import NO_STATS, ServerStats, Stats
 from lbagent.haproxy.server_line import format_endpoint
 from lbagent.membership.model import (
     FAILED,
@@ -61,29 +61,32 @@ def list_server_states(document: Document, roles: Roles, members: Members, stats
     known = _Known(roles, members)
     found: dict[str, list[ServerState]] = {}
     for proxy in document.proxies:
+        name = document.find_name(proxy)
         here = [pair for marker in proxy.markers if (pair := pairs.get(marker.middle))]
         if proxy.managed:
             place = ProxyLines(proxy, roles, pairs, members)
             for line in proxy.managed:
                 node = place.find_node(line)
-                found.setdefault(node, []).extend(_managed(proxy, node, here, line, stats))
+                found.setdefault(node, []).extend(_managed(name, node, here, line, stats))
         templates = (hand for one in proxy.templates for hand in one.servers())
         for hand in (*proxy.operator_servers, *templates) if here else ():
             for node in known.meant(hand, here):
-                said = stats.get((proxy.name, hand.name), NO_STATS)
-                found.setdefault(node, []).append(ServerState(proxy.name, hand.name, hand.endpoint, BY_HAND, *said))
+                said = stats.get((name, hand.name), NO_STATS)
+                there = ServerState(name, hand.name, hand.endpoint, BY_HAND, said.state, said.sessions)
+                found.setdefault(node, []).append(there)
     return found
 
 
-def _managed(proxy: Proxy, node: str, here: list[Pair], line: ManagedLine, stats: Stats) -> list[ServerState]:
+def _managed(proxy: str, node: str, here: list[Pair], line: ManagedLine, stats: Stats) -> list[ServerState]:
     if not line.is_comment:
-        said = stats.get((proxy.name, line.name), NO_STATS)
+        said = stats.get((proxy, line.name), NO_STATS)
         kind = DRAINED if line.is_paused else MANAGED
-        return [ServerState(proxy.name, line.name, line.endpoint, kind, *said)]
+        return [ServerState(proxy, line.name, line.endpoint, kind, said.state, said.sessions)]
     # Its server may still be there, in maintenance, until the next reload.
-    names = [name for name in (node, *(f"{node}.{pair.service}" for pair in here)) if (proxy.name, name) in stats]
-    there = [ServerState(proxy.name, name, line.address, PAUSED, *stats[proxy.name, name]) for name in names]
-    return there or [ServerState(proxy.name, None, line.address, PAUSED, *NO_STATS)]
+    names = [name for name in (node, *(f"{node}.{pair.service}" for pair in here)) if (proxy, name) in stats]
+    there: list[tuple[str | None, ServerStats]] = [(name, stats[proxy, name]) for name in names]
+    there = there or [(None, NO_STATS)]
+    return [ServerState(proxy, name, line.address, PAUSED, said.state, said.sessions) for name, said in there]
 
 
 class _Known:

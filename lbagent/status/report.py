@@ -37,6 +37,9 @@ SYNC_LATE = 300
 _SERVES = ("UP", "no check")
 """How the state of a server begins that takes new requests."""
 
+_WEIGHTLESS = "with weight 0"
+"""In place of the state of a server that would take new requests, if it had a weight."""
+
 _LONGEST = 30
 """Minutes between two tries of a reload that fails."""
 
@@ -277,7 +280,8 @@ def _wrong_services(report: Report) -> Iterator[Wrong]:
     managed = dict.fromkeys(one.proxy for node in report.nodes for one in node.servers if one.line != BY_HAND)
     states: dict[str, list[str]] = {}
     for (proxy, _), said in report.sources.stats.items():
-        states.setdefault(proxy, []).append(said.state or "")
+        serves_nothing = said.weight == 0 and (said.state or "").startswith(_SERVES)
+        states.setdefault(proxy, []).append(_WEIGHTLESS if serves_nothing else said.state or "")
     for proxy in managed:
         there = states.get(proxy, [])
         if there and not any(state.startswith(_SERVES) for state in there):
@@ -285,7 +289,7 @@ def _wrong_services(report: Report) -> Iterator[Wrong]:
 
 
 def _counted_states(states: Sequence[str]) -> str:
-    counts = Counter(state.split(" ", maxsplit=1)[0] for state in states)
+    counts = Counter(_WEIGHTLESS if state == _WEIGHTLESS else state.split(" ", maxsplit=1)[0] for state in states)
     return ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
 
 
