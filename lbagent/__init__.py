@@ -1,3 +1,3 @@
-"""lbagent keeps haproxy.cfg in step with what Serf knows."""
+"""lbagent keeps the server lines of HAProxy in step with a Serf cluster."""
 
 __version__ = "0.1.0"

@@ -45,6 +45,7 @@ class RolesRefused(LbagentError):
     """roles.yml is invalid. Nothing on disk was changed."""
 
     exit_status = 2
+    meaning = "invalid roles.yml; `plan`: there are changes"
     mistakes: tuple[str, ...] = ()
     """One sentence per mistake. The text of the error itself is the first one."""
 
@@ -56,8 +57,6 @@ class RolesRefused(LbagentError):
         error = cls(f"{mistakes[0]}{rest}")
         error.mistakes = tuple(mistakes)
         return error
-
-    meaning = "invalid roles.yml; `plan`: there are changes"
 
 
 class LastServer(LbagentError):

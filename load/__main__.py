@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from load.pair import Change, Fleet, balancer, nodes
-from tests.helpers.real_programs import Haproxy, Lb, eventually
+from tests.helpers.real_programs import Haproxy, LoadBalancer, wait_until
 
 CHANGES, RATE, WRK = (
     int(os.environ.get(name, default)) for name, default in (("CHANGES", 1000), ("RATE", 10), ("WRK", 3600))
@@ -55,7 +55,7 @@ def run_load_test(*, runtime: bool) -> int:
             requests = json.loads(counted.communicate()[0])
             rates = [parse_wrk_output(wrk.communicate()[0].decode()) for wrk in wrks]
         for lb, _ in pair:
-            eventually(lambda: lb.idle, 60)  # noqa: B023
+            wait_until(lambda: lb.idle, 60)  # noqa: B023
         reloads = [haproxy.reloads()[0] - number for (_, haproxy), number in zip(pair, before, strict=True)]
         same = all(is_consistent(fleet, lb, haproxy) for lb, haproxy in pair)
     late = find_late_requests(requests, handled)
@@ -82,7 +82,7 @@ def clients(
             yield stack.enter_context(subprocess.Popen(counting, stdout=subprocess.PIPE)), wrks
 
 
-def make_changes(fleet: Fleet, lbs: list[Lb]) -> list[Handled]:
+def make_changes(fleet: Fleet, lbs: list[LoadBalancer]) -> list[Handled]:
     """Make the changes on every load balancer and return the handlers that ran."""
     handled: list[Handled] = []
     running: list[subprocess.Popen[bytes]] = []
@@ -121,7 +121,7 @@ def find_late_requests(requests: list[Any], handled: list[Handled]) -> list[floa
     return found
 
 
-def is_consistent(fleet: Fleet, lb: Lb, haproxy: Haproxy) -> bool:
+def is_consistent(fleet: Fleet, lb: LoadBalancer, haproxy: Haproxy) -> bool:
     """Return whether HAProxy, haproxy.cfg and membership match the fleet."""
     in_file = {line.split()[1]: line.split()[2].rpartition(":")[0] for line in lb.managed if line.startswith("server")}
     wanted = {name: fleet.address[name] for name in fleet.serving}

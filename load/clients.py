@@ -12,7 +12,7 @@ import threading
 import time
 from typing import Any
 
-from tests.helpers.http_clients import ask
+from tests.helpers.http_clients import send_request
 
 KEPT, NEW = 6, 2
 """Number of threads per port with a persistent connection, and with a new connection for each request."""
@@ -31,7 +31,7 @@ def client(port: int, until: float, pause: float, *, keep: bool, requests: list[
         requests.append((started, port, server if how == "ok" else f"!{how}"))
         return max(0.0, started + pause - time.time())
 
-    ask(port, going, ended, keep=keep)
+    send_request(port, going, ended, keep=keep)
 
 
 def main(words: list[str]) -> None:

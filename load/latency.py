@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 from load.pair import Fleet, balancer, nodes
-from tests.helpers.http_clients import ask
-from tests.helpers.real_programs import Lb, eventually, member
+from tests.helpers.http_clients import send_request
+from tests.helpers.real_programs import LoadBalancer, member_line, wait_until
 
 TIMES = int(os.environ.get("TIMES", "40"))
 
@@ -43,27 +43,27 @@ def main() -> int:
     )
 
 
-def measure(lb: Lb, address: str) -> tuple[list[float], list[float]]:
+def measure(lb: LoadBalancer, address: str) -> tuple[list[float], list[float]]:
     """Return the seconds that each join, and each pause, took to be seen by a client."""
     answers: Answers = []
     joins, pauses = [], []
     with client(lb.front, answers):
         for number in range(TIMES):
-            at = handle(lb, "member-join", member("web02", address))
-            eventually(lambda at=at: find_requests(answers, at))  # type: ignore[misc]  # a default argument binds it now
+            at = handle(lb, "member-join", member_line("web02", address))
+            wait_until(lambda at=at: find_requests(answers, at))  # type: ignore[misc]  # a default argument binds it now
             joins.append(find_requests(answers, at)[0] - at)
-            eventually(lambda: lb.idle)
+            wait_until(lambda: lb.idle)
             at = handle(lb, "user", b"web02", SERF_USER_EVENT="pause", SERF_USER_LTIME=str(2 * number + 1))
             time.sleep(0.5)
             pauses.append(max(find_requests(answers, at), default=at) - at)
-            eventually(lambda: lb.idle)
-            handle(lb, "member-leave", member("web02", address))
+            wait_until(lambda: lb.idle)
+            handle(lb, "member-leave", member_line("web02", address))
             handle(lb, "user", b"web02", SERF_USER_EVENT="resume", SERF_USER_LTIME=str(2 * number + 2))
-            eventually(lambda: lb.idle)
+            wait_until(lambda: lb.idle)
     return joins, pauses
 
 
-def handle(lb: Lb, kind: str, stdin: bytes, **env: str) -> float:
+def handle(lb: LoadBalancer, kind: str, stdin: bytes, **env: str) -> float:
     """Run `handle` for an event and return when it started."""
     at = time.time()
     assert lb.start_handle(kind, stdin, **env).wait() == 0
@@ -103,7 +103,7 @@ class client:  # noqa: N801  # a context
             self._answers.append((started, server))
             return 0.001
 
-        ask(self._port, is_running, record)
+        send_request(self._port, is_running, record)
 
 
 def report(name: str, seconds: list[float], limit: float) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 from lbagent.serf.raw_event import RECORD_LIMIT, RawEvent
 from lbagent.state.paths import Paths
 from lbagent.state.spool import Spool
-from tests.helpers.real_programs import Lb, SerfAgent, eventually, member
+from tests.helpers.real_programs import LoadBalancer, SerfAgent, member_line, wait_until
 
 EVENTS, SYNCS = (int(os.environ.get(name, default)) for name, default in (("EVENTS", 100_000), ("SYNCS", 1440)))
 BATCH = 500
@@ -45,14 +45,14 @@ def main() -> int:
 
 def measure_events() -> int:
     """Store joins, leaves, pauses and resumes of a hundred nodes, in batches, and report the memory."""
-    with Lb(_CONFIG) as lb, daemon(lb, 60.0, {}) as process:
+    with LoadBalancer(_CONFIG) as lb, daemon(lb, 60.0, {}) as process:
         spool = Spool(Paths(str(lb.state)).spool, RECORD_LIMIT)
         sizes = []
         for first in range(0, EVENTS, BATCH):
             for number in range(first, first + BATCH):
                 for record in _make_event(number).split_records():
                     spool.store(record)
-            eventually(lambda: not lb.spooled(), 120)
+            wait_until(lambda: not lb.spooled(), 120)
             sizes.append(measure_memory(process))
         return report(f"{EVENTS} events", sizes)
 
@@ -60,7 +60,7 @@ def measure_events() -> int:
 def measure_syncs() -> int:
     """Let the daemon sync, and report the memory."""
     with (
-        Lb(_CONFIG) as lb,
+        LoadBalancer(_CONFIG) as lb,
         SerfAgent("lb01", "127.0.0.9", "lb") as agent,
         SerfAgent("web01", "127.0.0.11", "web") as web,
     ):
@@ -76,12 +76,12 @@ def measure_syncs() -> int:
 
 
 @contextlib.contextmanager
-def daemon(lb: Lb, every: float, env: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+def daemon(lb: LoadBalancer, every: float, env: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """Run the daemon with a sync every `every` seconds."""
     code = _DAEMON.format(every=every)
     with subprocess.Popen([sys.executable, "-c", code], env={**lb.env, **env}, stderr=subprocess.DEVNULL) as process:
         try:
-            eventually((lb.state / "metrics.prom").exists)
+            wait_until((lb.state / "metrics.prom").exists)
             yield process
         finally:
             process.terminate()
@@ -106,7 +106,7 @@ def _make_event(number: int) -> RawEvent:
     if kind == "user":
         verb = ("pause", "resume")[number // 100 % 2]
         return RawEvent(identity, now, kind, verb, number + 1, "lb01", f"{name} reason={number}".encode())
-    return RawEvent(identity, now, kind, "", None, "lb01", member(name, f"127.0.1.{number % 100 + 1}"))
+    return RawEvent(identity, now, kind, "", None, "lb01", member_line(name, f"127.0.1.{number % 100 + 1}"))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.helpers.real_programs import Haproxy, Lb, eventually, free_port, member
+from tests.helpers.real_programs import Haproxy, LoadBalancer, free_port, member_line, wait_until
 
 NODES = 40
 
@@ -102,10 +102,10 @@ class Fleet:
 
     def list_members(self) -> list[bytes]:
         """Return the lines of all joined nodes, as in the stdin of a member-join."""
-        return [member(name, self.address[name]) for name in sorted(self.joined)]
+        return [member_line(name, self.address[name]) for name in sorted(self.joined)]
 
     def _member(self, kind: str, name: str) -> Change:
-        return Change(kind, name, self.address[name], {}, member(name, self.address[name]))
+        return Change(kind, name, self.address[name], {}, member_line(name, self.address[name]))
 
 
 @contextlib.contextmanager
@@ -128,14 +128,16 @@ def nodes(fleet: Fleet, folder: Path) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def balancer(port: int, fleet: Fleet, *, runtime: bool, binary: Path | None = None) -> Iterator[tuple[Lb, Haproxy]]:
+def balancer(
+    port: int, fleet: Fleet, *, runtime: bool, binary: Path | None = None
+) -> Iterator[tuple[LoadBalancer, Haproxy]]:
     """Run a load balancer with HAProxy (`binary`, by default the first) and `watch`, which serves all joined nodes."""
     roles = ROLES.replace("RUNTIME", "on" if runtime else "off").replace("{port}", str(port))
-    with Lb(CONFIG, roles, binary) as lb, Haproxy(lb) as haproxy:
+    with LoadBalancer(CONFIG, roles, binary) as lb, Haproxy(lb) as haproxy:
         assert lb.join(*fleet.list_members()).returncode == 0
         daemon = lb.start("watch")
         try:
-            eventually(lambda: (lb.state / "watch.lock").exists() and lb.idle)
+            wait_until(lambda: (lb.state / "watch.lock").exists() and lb.idle)
             yield lb, haproxy
         finally:
             daemon.terminate()

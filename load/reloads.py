@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lbagent.haproxy.instance import Haproxy as Instance
 from lbagent.roles.model import HaproxySettings
-from tests.helpers.real_programs import RELOADING, Haproxy, Lb, binaries, eventually, member
+from tests.helpers.real_programs import RELOADING, Haproxy, LoadBalancer, binaries, member_line, wait_until
 
 TIMES = int(os.environ.get("TIMES", "20"))
 
@@ -33,7 +33,7 @@ def main(versions: list[str]) -> int:
 
 def measure(version: str, binary: Path, *, master_cli: bool) -> int:
     """Make all reloads of one HAProxy; returns 1 if their number is not the expected one, else 0."""
-    with Lb(roles=RELOADING, binary=binary) as lb:
+    with LoadBalancer(roles=RELOADING, binary=binary) as lb:
         more = ["-S", f"{lb.folder}/master.sock"] if master_cli else []
         with Haproxy(lb, more=more) as haproxy:
             settings = HaproxySettings((str(lb.cfg),))
@@ -72,7 +72,7 @@ def reload_alone(haproxy: Haproxy) -> None:
             return haproxy.worker() != old
         return False
 
-    eventually(has_changed, pause=0.002)
+    wait_until(has_changed, pause=0.002)
 
 
 def confirm_reload(instance: Instance) -> None:
@@ -80,9 +80,9 @@ def confirm_reload(instance: Instance) -> None:
     assert instance.reload()
 
 
-def join_node(lb: Lb, number: int) -> None:
+def join_node(lb: LoadBalancer, number: int) -> None:
     """Handle one member-join, which needs a reload."""
-    assert lb.join(member(f"web{number:02}", f"127.0.1.{number + 1}")).returncode == 0
+    assert lb.join(member_line(f"web{number:02}", f"127.0.1.{number + 1}")).returncode == 0
 
 
 def describe(seconds: list[float]) -> str:

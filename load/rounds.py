@@ -17,8 +17,8 @@ from pathlib import Path
 
 from load.latency import Answers, client, find_requests, handle
 from load.pair import Fleet, balancer, nodes
-from tests.helpers.http_clients import load
-from tests.helpers.real_programs import Haproxy, Lb, binaries, eventually, member
+from tests.helpers.http_clients import client_load
+from tests.helpers.real_programs import Haproxy, LoadBalancer, binaries, member_line, wait_until
 
 ROUNDS = int(os.environ.get("ROUNDS", "200"))
 SETTLED = 0.25
@@ -44,16 +44,16 @@ def measure(version: str, binary: Path) -> int:
         balancer(port, fleet, runtime=True, binary=binary) as (lb, haproxy),
     ):
         before = haproxy.reloads()[0]
-        with load(lb.front, 4, 0.01) as count, client(lb.front, answers):
+        with client_load(lb.front, 4, 0.01) as count, client(lb.front, answers):
             for number in range(ROUNDS):
                 make_round(lb, answers, fleet.address["web02"], number, took)
-        eventually(lambda: lb.idle)
+        wait_until(lambda: lb.idle)
         return report(version, haproxy, dict(count), haproxy.reloads()[0] - before, took)
 
 
-def make_round(lb: Lb, answers: Answers, address: str, number: int, took: dict[str, list[float]]) -> None:
+def make_round(lb: LoadBalancer, answers: Answers, address: str, number: int, took: dict[str, list[float]]) -> None:
     """Make all five changes of one node."""
-    node = member("web02", address)
+    node = member_line("web02", address)
     user = {"SERF_USER_EVENT": "pause", "SERF_USER_LTIME": str(2 * number + 1)}
     enter(lb, answers, took["join"], "member-join", node)
     leave(lb, answers, took["pause"], "user", b"web02", **user)
@@ -64,20 +64,20 @@ def make_round(lb: Lb, answers: Answers, address: str, number: int, took: dict[s
     leave(lb, answers, [], "member-leave", node)
 
 
-def enter(lb: Lb, answers: Answers, took: list[float], kind: str, stdin: bytes, **env: str) -> None:
+def enter(lb: LoadBalancer, answers: Answers, took: list[float], kind: str, stdin: bytes, **env: str) -> None:
     """Handle an event after which the node takes traffic; add the seconds until its first request to `took`."""
     at = handle(lb, kind, stdin, **env)
-    eventually(lambda: find_requests(answers, at), pause=0.005)
+    wait_until(lambda: find_requests(answers, at), pause=0.005)
     took.append(find_requests(answers, at)[0] - at)
-    eventually(lambda: lb.idle)
+    wait_until(lambda: lb.idle)
 
 
-def leave(lb: Lb, answers: Answers, took: list[float], kind: str, stdin: bytes, **env: str) -> None:
+def leave(lb: LoadBalancer, answers: Answers, took: list[float], kind: str, stdin: bytes, **env: str) -> None:
     """Handle an event after which the node takes no traffic; add the seconds until its last request to `took`."""
     at = handle(lb, kind, stdin, **env)
     time.sleep(SETTLED)
     took.append(max(find_requests(answers, at), default=at) - at)
-    eventually(lambda: lb.idle)
+    wait_until(lambda: lb.idle)
 
 
 def report(version: str, haproxy: Haproxy, count: dict[str, int], reloads: int, took: dict[str, list[float]]) -> int:

@@ -9,9 +9,9 @@ import os
 import random
 import sys
 
-from tests.helpers.daemon import watching
-from tests.helpers.real_programs import Haproxy, Lb, eventually, member
-from tests.helpers.tcp_sessions import CONFIG, ROLES, opened, servers
+from tests.helpers.daemon import running_watch
+from tests.helpers.real_programs import Haproxy, LoadBalancer, member_line, wait_until
+from tests.helpers.tcp_sessions import CONFIG, ROLES, echo_servers, open_sessions
 
 CHANGES = int(os.environ.get("CHANGES", "1000"))
 SESSIONS = 60
@@ -20,20 +20,25 @@ ADDRESS = {f"db{number:02}": f"127.0.1.{number}" for number in range(1, 21)}
 
 def main() -> int:
     """Make the changes and print the figures; returns 0 if every session is open, without a reload."""
-    with Lb(CONFIG, ROLES) as lb, Haproxy(lb) as haproxy, servers(list(ADDRESS.values()), lb.port), watching(lb):
+    with (
+        LoadBalancer(CONFIG, ROLES) as lb,
+        Haproxy(lb) as haproxy,
+        echo_servers(list(ADDRESS.values()), lb.port),
+        running_watch(lb),
+    ):
         lb.join(*(format_member(name) for name in ADDRESS))
-        eventually(lambda: set(haproxy.servers("sql").values()) == {"UP"} and lb.idle)
+        wait_until(lambda: set(haproxy.servers("sql").values()) == {"UP"} and lb.idle)
         before = haproxy.reloads()[0]
-        with opened(lb.front, SESSIONS) as sessions:
+        with open_sessions(lb.front, SESSIONS) as sessions:
             serving = make_changes(lb)
-            eventually(lambda: haproxy.serving("sql") == serving and lb.idle, 60)
+            wait_until(lambda: haproxy.serving("sql") == serving and lb.idle, 60)
             alive = sum(session.lives() for session in sessions)
             reloads, workers = haproxy.reloads()[0] - before, len(haproxy.workers())
     print(f"{CHANGES} changes: {alive} of {SESSIONS} sessions are open, {reloads} reloads, {workers} worker")
     return int((alive, reloads, workers) != (SESSIONS, 0, 1))
 
 
-def make_changes(lb: Lb) -> set[str]:
+def make_changes(lb: LoadBalancer) -> set[str]:
     """Make the changes and return the nodes that serve afterwards."""
     dice, joined, paused = random.Random(5), set(ADDRESS), set[str]()
     for number in range(1, CHANGES + 1):
@@ -53,7 +58,7 @@ def make_changes(lb: Lb) -> set[str]:
 
 def format_member(name: str) -> bytes:
     """Return the line of a node in the stdin of an event."""
-    return member(name, ADDRESS[name], "db")
+    return member_line(name, ADDRESS[name], "db")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.text import Text
 
 from scenarios.pair import Balancer, Pair
-from tests.helpers.real_programs import eventually
+from tests.helpers.real_programs import wait_until
 
 COLOURS = {
     "light": {
@@ -147,12 +147,12 @@ def draw_commands(folder: Path) -> None:
     """`pause`, `status`, and `check` with a misspelled marker, on the first of two load balancers."""
     nodes = {"a01": "in", "b01": "in", "web01": "in", "web02": "in"}
     with Pair() as pair:
-        eventually(lambda: pair.agree(nodes), 120, 0.2)
-        eventually(lambda: all(one.serving() == set(nodes) for one in pair.both), 120, 0.2)
+        wait_until(lambda: pair.agree(nodes), 120, 0.2)
+        wait_until(lambda: all(one.serving() == set(nodes) for one in pair.both), 120, 0.2)
         _draw_command(
             folder / "pause.svg", pair.lb01, "lbagent", "pause", "web02", "--for", "2h", "--reason", "patch day"
         )
-        eventually(lambda: pair.agree({**nodes, "web02": "paused"}), 120, 0.2)
+        wait_until(lambda: pair.agree({**nodes, "web02": "paused"}), 120, 0.2)
         # What the load balancers know of each other is of the last sync.
         pair.lb01.run("lbagent", "sync")
         _draw_command(folder / "status.svg", pair.lb01, "lbagent", "status")

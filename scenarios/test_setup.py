@@ -21,7 +21,7 @@ import pytest
 
 from scenarios.machine import Machine
 from scenarios.machines import Switch
-from tests.helpers.real_programs import eventually
+from tests.helpers.real_programs import wait_until
 
 HERE = Path(__file__).resolve().parent.parent
 DOCS = HERE / "docs"
@@ -184,7 +184,7 @@ def test_the_pair_is_set_up_by_the_commands_of_the_pages(site: Site) -> None:
 
     for machine in (first, second):
         # Each sees the other after a few seconds.
-        eventually(lambda: check(machine) == (0, []), 60)  # noqa: B023
+        wait_until(lambda: check(machine) == (0, []), 60)  # noqa: B023
     # The pages and the command itself name the same next commands.
     typed = [step.command for step in read_steps(FIRST, "lb01")]
     here, there = (
@@ -233,7 +233,7 @@ def test_a_server_is_added_by_the_commands_of_its_page(site: Site) -> None:
             done = site.do(step)
             assert done.returncode == 0, (step, done.stdout, done.stderr)
     started = time.monotonic()
-    eventually(lambda: all(len(managed(one)) == 1 for one in balancers), 60)
+    wait_until(lambda: all(len(managed(one)) == 1 for one in balancers), 60)
     site.figures.append(("server: from its start to its line on both", f"{time.monotonic() - started:.1f} s"))
     for step in shown:
         assert "web01" in site.do(step).stdout
@@ -245,16 +245,16 @@ def test_a_server_is_added_by_the_commands_of_its_page(site: Site) -> None:
     ] * 2
     for machine in balancers:
         code = "import urllib.request as u; print(u.urlopen('http://127.0.0.1/', timeout=5).status)"
-        eventually(lambda: machine.run("python3", "-c", code).stdout == "200\n", 30)  # noqa: B023
-        eventually(lambda: check(machine) == (0, []), 60)  # noqa: B023
+        wait_until(lambda: machine.run("python3", "-c", code).stdout == "200\n", 30)  # noqa: B023
+        wait_until(lambda: check(machine) == (0, []), 60)  # noqa: B023
 
 
 def test_a_second_load_balancer_with_a_key_of_its_own_is_fixed_by_the_commands_of_the_page(site: Site) -> None:
     first, second = site.machines["lb01"], site.machines["lb02"]
-    eventually(lambda: is_healthy(first) and is_healthy(second), LONGEST)
+    wait_until(lambda: is_healthy(first) and is_healthy(second), LONGEST)
     second.good("sh", "-c", "serf keygen | lbagent-serf-setup --replace --key-from - 10.0.0.2 10.0.0.1")
     second.good("systemctl", "restart", "serf")
-    eventually(lambda: "peers" in errors(first) and "peers" in errors(second), LONGEST)
+    wait_until(lambda: "peers" in errors(first) and "peers" in errors(second), LONGEST)
 
     for step in read_steps("troubleshooting.md", "lb02"):
         if step.machine == "lb02":
@@ -262,7 +262,7 @@ def test_a_second_load_balancer_with_a_key_of_its_own_is_fixed_by_the_commands_o
             assert done.returncode == 0, (step, done.stdout, done.stderr)
 
     started = time.monotonic()
-    eventually(lambda: is_healthy(first) and is_healthy(second), LONGEST)
+    wait_until(lambda: is_healthy(first) and is_healthy(second), LONGEST)
     site.figures.append(("another key on lb02: healthy after the fix", f"{time.monotonic() - started:.0f} s"))
 
 
@@ -319,7 +319,7 @@ class Seen(NamedTuple):
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "-"))
 def test_check_and_status_show_a_fault(site: Site, fault: Fault) -> None:
     machine, other = site.machines["lb01"], site.machines["lb02"]
-    eventually(lambda: is_healthy(machine), LONGEST)
+    wait_until(lambda: is_healthy(machine), LONGEST)
     try:
         machine.good("sh", "-c", fault.command) if fault.command else site.switch.unplug(other)
         started = time.monotonic()
@@ -332,7 +332,7 @@ def test_check_and_status_show_a_fault(site: Site, fault: Fault) -> None:
     finally:
         machine.good("sh", "-c", fault.repair) if fault.repair else site.switch.replug(other)
     started = time.monotonic()
-    eventually(lambda: is_healthy(machine), LONGEST, 0.5)
+    wait_until(lambda: is_healthy(machine), LONGEST, 0.5)
     healthy = time.monotonic() - started
 
     assert set(seen) == {"check", "status"}
@@ -350,7 +350,9 @@ def look_at_check(machine: Machine, fault: Fault) -> str:
     if status != 1 or not found:
         return ""
     one = found[0]
-    return ": ".join(part for part in (one["where"], one["what"], one["fix"]) if part)
+    return "; ".join(
+        part for part in (": ".join(part for part in (one["where"], one["what"]) if part), one["fix"]) if part
+    )
 
 
 def look_at_status(machine: Machine, fault: Fault) -> str:

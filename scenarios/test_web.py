@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from scenarios.browser import Browser
-from tests.helpers.daemon import watching
-from tests.helpers.pair import Balancer, joined, pair
-from tests.helpers.real_programs import Backend, SerfAgent, eventually
+from tests.helpers.daemon import running_watch
+from tests.helpers.pair import Balancer, join_both, pair
+from tests.helpers.real_programs import Backend, SerfAgent, wait_until
 from tests.helpers.web_page import PASSWORD, USER, WebPage
 
 HERE = Path(__file__).resolve().parent.parent
@@ -87,11 +87,11 @@ class Site(NamedTuple):
 
     @property
     def words(self) -> str:
-        """What the open page says, in one line."""
+        """The text of the open page, in one line."""
         return " ".join(str(self.browser.run("return document.body.innerText")).split())
 
     def row(self, node: str) -> str:
-        """What the open page says of a node, in one line."""
+        """The text of a node's row, in one line."""
         script = (
             "return [...document.querySelectorAll('#nodes tbody tr')].map(r => r.innerText)"
             f".find(t => t.trim().startsWith('{node}')) || ''"
@@ -113,7 +113,7 @@ def site() -> Iterator[Site]:
         balancers = stack.enter_context(pair(CONFIG, ROLES))
         for one in balancers:
             env = {"LBAGENT_RUNTIME_DIR": str(one.lb.folder), "SERF_RPC_ADDR": one.agent.rpc}
-            stack.enter_context(watching(one.lb, **env))
+            stack.enter_context(running_watch(one.lb, **env))
         pages = _make_pages(balancers)
         for page in pages:
             stack.enter_context(page)
@@ -126,7 +126,7 @@ def site() -> Iterator[Site]:
             ("api02", "127.0.0.22", "api"),
         ):
             site.add(name, address, role, zone="<b>north</b>")
-        joined(balancers, *site.nodes.values())
+        join_both(balancers, *site.nodes.values())
         browser.open(f"{pages[0].url}/")
         yield site
         print("\n" + "\n".join(figures))
@@ -142,9 +142,9 @@ def _make_pages(balancers: tuple[Balancer, Balancer]) -> tuple[WebPage, WebPage]
 
 def measure(what: str, happened: Callable[[], object], seen: Callable[[], object]) -> None:
     """Wait until it happened, and from then on until it is seen; note how long the latter took."""
-    eventually(happened)
+    wait_until(happened)
     begin = time.monotonic()
-    eventually(seen, BOUND)
+    wait_until(seen, BOUND)
     took = time.monotonic() - begin
     figures.append(f"{what}: seen after {took:.2f} s (promised {PROMISED:g} s)")
 
@@ -180,8 +180,8 @@ def test_a_join_is_seen(site: Site) -> None:
         agent.join(one.agent)
 
     measure("join", lambda: has_line(site.balancers[0], "web03"), lambda: shows(site, "web03", "in"))
-    eventually(lambda: shows(site, "web03", "in", "in"), BOUND)
-    eventually(lambda: site.row("web03").count("HAProxy UP") == 2, BOUND)
+    wait_until(lambda: shows(site, "web03", "in", "in"), BOUND)
+    wait_until(lambda: site.row("web03").count("HAProxy UP") == 2, BOUND)
 
 
 def test_a_server_that_is_down_is_seen(site: Site) -> None:
@@ -193,7 +193,7 @@ def test_a_server_that_is_down_is_seen(site: Site) -> None:
 
     measure("server down", down, lambda: "HAProxy DOWN" in site.row("web03"))
     site.backends["web03"].start()
-    eventually(lambda: site.row("web03").count("HAProxy UP") == 2, BOUND)
+    wait_until(lambda: site.row("web03").count("HAProxy UP") == 2, BOUND)
 
 
 def test_a_pause_and_a_resume_from_the_other_load_balancer_are_seen(site: Site) -> None:
@@ -204,7 +204,7 @@ def test_a_pause_and_a_resume_from_the_other_load_balancer_are_seen(site: Site) 
     with site.balancers[1].lb.start(*words, env={"SERF_RPC_ADDR": site.balancers[1].agent.rpc}) as command:
         measure("pause", lambda: not has_line(site.balancers[0], "web02"), lambda: shows(site, "web02", "paused"))
         command.communicate(timeout=60)
-    eventually(lambda: shows(site, "web02", "paused", "paused"), BOUND)
+    wait_until(lambda: shows(site, "web02", "paused", "paused"), BOUND)
     assert reason in site.row("web02")
     assert "ends in 119m" in site.row("web02") or "ends in 2h" in site.row("web02")
     assert site.browser.title != "x"
@@ -229,7 +229,7 @@ def test_a_failed_reload_is_seen_and_so_is_the_next_good_one(site: Site) -> None
     measure("good reload", lambda: not _failed(one), lambda: "reload failed" not in site.words)
     one.lb.roles.write_text(roles)
     one.run("resume", "web03")
-    eventually(lambda: shows(site, "web03", "in", "in"), BOUND)
+    wait_until(lambda: shows(site, "web03", "in", "in"), BOUND)
 
 
 def _failed(balancer: Balancer) -> bool:
@@ -241,11 +241,11 @@ def test_a_partition_is_seen_and_delays_nothing(site: Site) -> None:
     open_now(site)
     other = site.pages[1].process
     assert other
-    eventually(lambda: shows(site, "web01", "in", "in"), BOUND)
+    wait_until(lambda: shows(site, "web01", "in", "in"), BOUND)
     begin = time.monotonic()
     other.send_signal(signal.SIGSTOP)
     try:
-        eventually(lambda: shows(site, "web01", "in", "unknown"), BOUND)
+        wait_until(lambda: shows(site, "web01", "in", "unknown"), BOUND)
         took = time.monotonic() - begin
         figures.append(f"partition: seen after {took:.2f} s (promised {PROMISED:g} s)")
         assert "did not answer in time" in site.words
@@ -254,7 +254,7 @@ def test_a_partition_is_seen_and_delays_nothing(site: Site) -> None:
         figures.append(f"a page while the other load balancer is silent: {1000 * (time.monotonic() - begin):.0f} ms")
     finally:
         other.send_signal(signal.SIGCONT)
-    eventually(lambda: shows(site, "web01", "in", "in"), BOUND)
+    wait_until(lambda: shows(site, "web01", "in", "in"), BOUND)
 
 
 def log_in(site: Site, node: str) -> None:
@@ -263,7 +263,7 @@ def log_in(site: Site, node: str) -> None:
     site.browser.fill("#user", USER)
     site.browser.fill("#password", PASSWORD)
     site.browser.press("main button")
-    eventually(lambda: site.browser.url.endswith(f"/nodes/{node}"), BOUND)
+    wait_until(lambda: site.browser.url.endswith(f"/nodes/{node}"), BOUND)
 
 
 def test_a_pause_from_the_page_is_acknowledged_by_both(site: Site) -> None:
@@ -272,7 +272,7 @@ def test_a_pause_from_the_page_is_acknowledged_by_both(site: Site) -> None:
     site.browser.fill("#reason", "patch day")
     site.browser.press("form[action$='/pause'] button")
 
-    eventually(lambda: "confirmed by every load balancer" in site.words, BOUND)
+    wait_until(lambda: "confirmed by every load balancer" in site.words, BOUND)
     assert "lb01 done" in site.words
     assert "lb02 done" in site.words
     picture(site, "order", 1000, 520)
@@ -284,7 +284,7 @@ def test_a_pause_from_the_page_is_acknowledged_by_both(site: Site) -> None:
     open_now(site, "/nodes/web01")
     assert f"by {USER} on lb01, by query" in site.words
     site.browser.press("form[action$='/resume'] button")
-    eventually(lambda: "confirmed by every load balancer" in site.words, BOUND)
+    wait_until(lambda: "confirmed by every load balancer" in site.words, BOUND)
     assert all(has_line(one, "web01") for one in site.balancers)
 
 
@@ -293,7 +293,7 @@ def test_what_is_typed_is_kept_while_the_page_changes(site: Site) -> None:
     site.browser.fill("#reason", "half a sen")
     site.balancers[1].run("pause", "web01")
 
-    eventually(lambda: "paused" in site.browser.run("return document.getElementById('node').innerText"), BOUND)
+    wait_until(lambda: "paused" in site.browser.run("return document.getElementById('node').innerText"), BOUND)
 
     assert site.browser.run("return document.getElementById('reason').value") == "half a sen"
     assert site.browser.run("return document.activeElement.id") == "reason"
@@ -323,17 +323,17 @@ def test_nothing_serious_is_found_by_axe(site: Site) -> None:
 
 
 def examine(browser: Browser) -> dict[str, Any]:
-    """What axe-core says of the open page."""
+    """Return the result of axe-core for the open page."""
     browser.run(AXE.read_text())
     browser.run("window.axeResult = null; axe.run(document).then(r => { window.axeResult = r; });")
-    found = eventually(lambda: browser.run("return window.axeResult"), 30)
+    found = wait_until(lambda: browser.run("return window.axeResult"), 30)
     assert isinstance(found, dict)
     return found
 
 
 def test_the_page_is_light_and_painted_soon(site: Site) -> None:
     open_now(site)
-    eventually(lambda: browser_paint(site) > 0, BOUND)
+    wait_until(lambda: browser_paint(site) > 0, BOUND)
     weights = site.browser.run(
         "return [...performance.getEntriesByType('navigation'), ...performance.getEntriesByType('resource')]"
         ".map(e => [e.name, e.transferSize, e.decodedBodySize])"
@@ -374,8 +374,8 @@ def test_pictures(site: Site) -> None:
     site.backends["api02"].stop()
     open_now(site)
     site.browser.send_command("Network.clearBrowserCookies", {})
-    eventually(lambda: shows(site, "api02", "failed", "failed"))
-    eventually(lambda: "HAProxy DOWN" in site.row("api02"), BOUND)
+    wait_until(lambda: shows(site, "api02", "failed", "failed"))
+    wait_until(lambda: "HAProxy DOWN" in site.row("api02"), BOUND)
     for name, path, width, height, dark in (
         ("desktop", "/", 1200, 900, False),
         ("dark", "/", 1200, 900, True),
@@ -391,7 +391,6 @@ def test_pictures(site: Site) -> None:
 
 def test_a_dead_daemon_is_seen_and_never_healthy(site: Site) -> None:
     open_now(site)
-    site.browser.run("window.said = [document.getElementById('summary').innerText]")
     socket_path = site.balancers[0].lb.folder / "status.sock"
     hidden = socket_path.with_suffix(".away")
     socket_path.rename(hidden)
@@ -414,14 +413,14 @@ def test_without_javascript_the_page_is_whole(site: Site) -> None:
     assert 'http-equiv="refresh"' in source
 
 
-def test_a_page_whose_server_is_gone_says_so(site: Site) -> None:
+def test_a_page_whose_server_is_gone_shows_that(site: Site) -> None:
     open_now(site)
     process = site.pages[0].process
     assert process
     process.terminate()
     process.wait(20)
 
-    eventually(functools.partial(_banner, site), BOUND)
+    wait_until(functools.partial(_banner, site), BOUND)
 
 
 def _banner(site: Site) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.builders import dedent
-from tests.helpers.load_balancer_files import Stage, built
+from tests.helpers.load_balancer_files import LoadBalancerFiles, build_files
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "lbagent").rglob("*.py"))
@@ -67,9 +67,9 @@ def test_only_the_web_page_imports_its_libraries(library: str) -> None:
 
 
 @pytest.fixture
-def stage(tmp_path: Path, lbagent: str) -> Stage:
+def stage(tmp_path: Path, lbagent: str) -> LoadBalancerFiles:
     """A load balancer without HAProxy, which has seen an event."""
-    stage = built(
+    stage = build_files(
         tmp_path,
         lbagent,
         "backend farm\n    # additional-lb-iis-server\n",
@@ -83,7 +83,7 @@ def stage(tmp_path: Path, lbagent: str) -> Stage:
     return stage
 
 
-def loaded(stage: Stage, *words: str, stdin: bytes = b"", **more: str) -> set[str]:
+def loaded(stage: LoadBalancerFiles, *words: str, stdin: bytes = b"", **more: str) -> set[str]:
     """The modules that the console script loads for one event, as the interpreter tells."""
     done = subprocess.run(
         [sys.executable, "-X", "importtime", stage.script, *words],
@@ -101,7 +101,7 @@ def loaded(stage: Stage, *words: str, stdin: bytes = b"", **more: str) -> set[st
 JOIN = b"web02\t10.0.0.2\tweb\trole=web\n"
 
 
-def test_an_unknown_event_imports_almost_nothing(stage: Stage) -> None:
+def test_an_unknown_event_imports_almost_nothing(stage: LoadBalancerFiles) -> None:
     modules = loaded(stage, "handle", SERF_EVENT="user", SERF_USER_EVENT="deploy")
 
     assert {
@@ -116,7 +116,7 @@ def test_an_unknown_event_imports_almost_nothing(stage: Stage) -> None:
     } & modules == set()
 
 
-def test_while_watch_runs_an_event_imports_only_what_storing_it_needs(stage: Stage) -> None:
+def test_while_watch_runs_an_event_imports_only_what_storing_it_needs(stage: LoadBalancerFiles) -> None:
     with (stage.state / "watch.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
 
@@ -150,14 +150,14 @@ def test_while_watch_runs_an_event_imports_only_what_storing_it_needs(stage: Sta
     assert stage.spooled == ["1"]
 
 
-def test_a_run_imports_no_parser_of_yaml_or_of_command_lines(stage: Stage) -> None:
+def test_a_run_imports_no_parser_of_yaml_or_of_command_lines(stage: LoadBalancerFiles) -> None:
     modules = loaded(stage, "handle", stdin=JOIN)
 
     assert {"yaml", "argparse", "rich", "watchdog", "lbagent.roles.loader"} & modules == set()
     assert len(stage.managed) == 2
 
 
-def test_an_edited_roles_yml_is_read_as_yaml_once(stage: Stage) -> None:
+def test_an_edited_roles_yml_is_read_as_yaml_once(stage: LoadBalancerFiles) -> None:
     stage.roles.write_text(f"{stage.roles.read_text()}# edited\n")
 
     first, second = loaded(stage, "handle", stdin=JOIN), loaded(stage, "handle", stdin=b"")
@@ -167,7 +167,7 @@ def test_an_edited_roles_yml_is_read_as_yaml_once(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("words", [["handle"], ["status"], ["plan"], ["web", "--help"]], ids=" ".join)
-def test_no_command_but_web_loads_the_libraries_of_the_page(words: list[str], stage: Stage) -> None:
+def test_no_command_but_web_loads_the_libraries_of_the_page(words: list[str], stage: LoadBalancerFiles) -> None:
     modules = loaded(stage, *words, stdin=JOIN)
 
     assert {"starlette", "uvicorn", "jinja2", "bcrypt", "anyio", "asyncio", "lbagent.web"} & modules == set()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.real_programs import Lb, binaries, default_binary, haproxy_release, installed_haproxy
+from tests.helpers.real_programs import LoadBalancer, binaries, default_binary, haproxy_release, installed_haproxy
 from tests.helpers.slices import choose_slice
 
 HERE = Path(__file__).resolve().parent.parent
@@ -52,7 +52,7 @@ def test_without_a_choice_the_installed_haproxy_is_tested() -> None:
 
 @pytest.mark.every_haproxy
 def test_a_test_of_every_haproxy_has_each_of_them(every_haproxy: Path, request: pytest.FixtureRequest) -> None:
-    with Lb() as lb:
+    with LoadBalancer() as lb:
         assert lb.binary == (lb.bin / "haproxy").readlink() == every_haproxy
         assert f"[{haproxy_release(lb.binary)}]" in request.node.name
 

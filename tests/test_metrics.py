@@ -24,9 +24,9 @@ from lbagent.roles.model import Pair, Roles
 from lbagent.state.paths import Paths
 from lbagent.state.store import Store
 from tests.helpers import builders as building
-from tests.helpers.builders import NOW, POISON, known, pausing, planning, poisoned, reading
-from tests.helpers.faults import full, reload_with, small_disk
-from tests.helpers.real_programs import RELOADING, ROLES, Haproxy, Lb, member
+from tests.helpers.builders import NOW, POISON, membership_of, nearly_valid, parse_roles_text, paused_member, plan_for
+from tests.helpers.faults import full_disk, set_reload_command, small_disk
+from tests.helpers.real_programs import RELOADING, ROLES, Haproxy, LoadBalancer, member_line
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference" / "metrics.md"
 
@@ -221,7 +221,7 @@ def hostile(*names: str) -> bytes:
     return metrics.format_metrics(numbers)
 
 
-@given(poisoned(st.just("section")))
+@given(nearly_valid(st.just("section")))
 def test_a_hostile_name_cannot_leave_its_label(name: str) -> None:
     lines = hostile(name).decode().removesuffix("\n").split("\n")
 
@@ -244,7 +244,7 @@ def test_prometheus_can_read_hostile_names() -> None:
 # Which server counts as what
 
 FARM = "backend farm\n    # additional-lb-iis-server\n    # additional-lb-wsa-server\nbackend lost\n"
-TWO = reading("""
+TWO = parse_roles_text("""
     services: {iis: {port: 80}, wsa: {port: 81}, none_yet: {port: 82}}
     roles:
       web: {lb: [iis], on_failed: remove}
@@ -254,8 +254,8 @@ TWO = reading("""
 
 def counted(*members: Member, roles: Roles = TWO) -> dict[str, tuple[int, ...]]:
     """Servers in, paused, failed and quarantined, by the middle of their marker."""
-    membership = known(*members)
-    plan = planning(FARM, roles, membership, PlanOptions(kept=frozenset()))
+    membership = membership_of(*members)
+    plan = plan_for(FARM, roles, membership, PlanOptions(kept=frozenset()))
     found = planning_services.count_servers(plan.managed_lines, roles, membership)
     (text,) = plan.after
     assert (
@@ -293,28 +293,31 @@ STRICT = """
     ],
 )
 def test_a_failed_node_that_may_have_no_line_is_not_counted(on_failed: str, address: str, counts: object) -> None:
-    roles = reading(STRICT.replace("REMOVE", on_failed))
+    roles = parse_roles_text(STRICT.replace("REMOVE", on_failed))
     web = building.member("web1", "10.0.0.1"), building.member("web2", address, status=FAILED)
 
     assert counted(*web, roles=roles)["lb-iis"] == counts
 
 
 def test_a_failed_node_whose_line_is_missing_is_not_counted() -> None:
-    roles = reading(STRICT.replace("REMOVE", "keep"))
-    membership = known(building.member("web1", "10.0.0.1", status=FAILED))
+    roles = parse_roles_text(STRICT.replace("REMOVE", "keep"))
+    membership = membership_of(building.member("web1", "10.0.0.1", status=FAILED))
     lines = planning_services.list_managed_lines(Document([("", FARM)]))
 
     assert planning_services.count_servers(lines, roles, membership)[Pair("lb", "iis")]["failed"] == 0
-    removing = reading(STRICT.replace("REMOVE", "remove"))
+    removing = parse_roles_text(STRICT.replace("REMOVE", "remove"))
     assert planning_services.count_servers(lines, removing, membership)[Pair("lb", "iis")]["failed"] == 1
 
 
 def test_only_pauses_of_nodes_in_the_cluster_count() -> None:
-    there, failed = pausing(building.member("web1", "10.0.0.1")), pausing(building.member("web2", "10.0.0.2"))
-    left = pausing(building.member("web3", "10.0.0.3"))._replace(status="left")
+    there, failed = (
+        paused_member(building.member("web1", "10.0.0.1")),
+        paused_member(building.member("web2", "10.0.0.2")),
+    )
+    left = paused_member(building.member("web3", "10.0.0.3"))._replace(status="left")
     tagged = building.member("web4", "10.0.0.4", tags={"lbagent": "paused"})
     namesake = building.member("web5", "10.0.0.1")
-    membership = known(there, failed._replace(status=FAILED), left, tagged, namesake)
+    membership = membership_of(there, failed._replace(status=FAILED), left, tagged, namesake)
 
     assert planning_services.count_paused(membership) == 4  # the pause of web1 applies to its address
     assert planning_services.find_pause_starts(membership) == {
@@ -328,7 +331,7 @@ def test_every_server_counts_once_as_what_it_is() -> None:
     failed = app[1]._replace(status=FAILED)
     refused = app[2]._replace(quarantine=Quarantine(NOW, "why", "key"))
 
-    assert counted(*web[:3], pausing(web[3]), app[0], failed, refused, pausing(app[3])) == {
+    assert counted(*web[:3], paused_member(web[3]), app[0], failed, refused, paused_member(app[3])) == {
         "lb-iis": (4, 2, 1, 1),
         "lb-wsa": (1, 1, 1, 1),
         "other-none_yet": (0, 0, 0, 0),
@@ -337,7 +340,7 @@ def test_every_server_counts_once_as_what_it_is() -> None:
 
 def test_a_failed_node_that_was_removed_counts_as_failed_and_a_paused_one_as_paused() -> None:
     web = [building.member(f"web{number}", f"10.0.0.{number}") for number in range(1, 4)]
-    gone, paused = web[1]._replace(status=FAILED), pausing(web[2]._replace(status=FAILED))
+    gone, paused = web[1]._replace(status=FAILED), paused_member(web[2]._replace(status=FAILED))
 
     assert counted(web[0], gone, paused)["lb-iis"] == (1, 1, 1, 0)
 
@@ -411,34 +414,34 @@ def test_no_number_in_last_json_spoils_the_metrics(number: str) -> None:
 
 # Every end of a run
 
-WEB1, WEB2, WEB3 = (member(f"web{number}", f"127.0.0.{number + 10}") for number in range(1, 4))
+WEB1, WEB2, WEB3 = (member_line(f"web{number}", f"127.0.0.{number + 10}") for number in range(1, 4))
 
 
 @pytest.fixture
-def lb() -> Iterator[Lb]:
-    with Lb(roles=RELOADING) as made:
+def lb() -> Iterator[LoadBalancer]:
+    with LoadBalancer(roles=RELOADING) as made:
         yield made
 
 
-def values(lb: Lb) -> dict[str, float]:
+def values(lb: LoadBalancer) -> dict[str, float]:
     """The samples of metrics.prom."""
     return {name: float(value) for name, value in samples((lb.state / "metrics.prom").read_bytes()).items()}
 
 
-def servers(lb: Lb) -> tuple[float, ...]:
+def servers(lb: LoadBalancer) -> tuple[float, ...]:
     """Servers in, paused, failed and quarantined."""
     found = values(lb)
     return tuple(found[f'servers{{section="lb",service="iis",state="{state}"}}'] for state in planning_services.STATES)
 
 
-def ended(lb: Lb) -> tuple[float, float | None, float]:
+def ended(lb: LoadBalancer) -> tuple[float, float | None, float]:
     """Exit status, whether the last reload was confirmed, and blocked removals."""
     found = values(lb)
     return found["last_run_exit_status"], found.get("last_reload_success"), found["blocked_removals"]
 
 
 @pytest.mark.real
-def test_a_run_that_went_well_shows_what_it_did(lb: Lb) -> None:
+def test_a_run_that_went_well_shows_what_it_did(lb: LoadBalancer) -> None:
     with Haproxy(lb):
         lb.join(WEB1, WEB2)
         lb.say("pause", "web2", 1)
@@ -463,7 +466,7 @@ def test_a_run_that_went_well_shows_what_it_did(lb: Lb) -> None:
 
 @pytest.mark.every_haproxy
 @pytest.mark.real
-def test_a_change_through_the_runtime_api_does_not_count_as_a_reload(lb: Lb) -> None:
+def test_a_change_through_the_runtime_api_does_not_count_as_a_reload(lb: LoadBalancer) -> None:
     lb.roles.write_text(lb.filled(ROLES))
     with Haproxy(lb):
         lb.join(WEB1)
@@ -474,7 +477,7 @@ def test_a_change_through_the_runtime_api_does_not_count_as_a_reload(lb: Lb) -> 
 
 
 @pytest.mark.real
-def test_blocked_removals_are_counted(lb: Lb) -> None:
+def test_blocked_removals_are_counted(lb: LoadBalancer) -> None:
     lb.join(WEB1, WEB2)
     lb.roles.write_text(lb.filled(RELOADING).replace("  web:", "  app:"))
 
@@ -484,7 +487,7 @@ def test_blocked_removals_are_counted(lb: Lb) -> None:
 
 
 @pytest.mark.real
-def test_after_a_refused_text_the_lines_in_the_file_are_counted(lb: Lb) -> None:
+def test_after_a_refused_text_the_lines_in_the_file_are_counted(lb: LoadBalancer) -> None:
     lb.join(WEB1)
     lb.text = lb.text.replace(b"balance", b"balanse")
 
@@ -496,11 +499,11 @@ def test_after_a_refused_text_the_lines_in_the_file_are_counted(lb: Lb) -> None:
 
 @pytest.mark.every_haproxy
 @pytest.mark.real
-def test_a_failed_reload_shows_until_one_succeeds(lb: Lb) -> None:
+def test_a_failed_reload_shows_until_one_succeeds(lb: LoadBalancer) -> None:
     with Haproxy(lb):
         lb.join(WEB1)
         before = values(lb)["managed_lines_digest"]
-        reload_with(lb, "exit 1")
+        set_reload_command(lb, "exit 1")
 
         assert lb.join(WEB2).returncode == 5
         assert ended(lb) == (5, 0, 0)
@@ -518,17 +521,17 @@ def test_a_failed_reload_shows_until_one_succeeds(lb: Lb) -> None:
 
 @pytest.mark.every_haproxy
 @pytest.mark.real
-def test_a_reload_without_a_new_worker_counts_as_failed(lb: Lb) -> None:
+def test_a_reload_without_a_new_worker_counts_as_failed(lb: LoadBalancer) -> None:
     with Haproxy(lb):
         lb.join(WEB1)
-        reload_with(lb, "exit 0")
+        set_reload_command(lb, "exit 0")
         lb.roles.write_text(lb.roles.read_text().replace("timeout: 15s", "timeout: 1s"))
 
         assert lb.join(WEB2).returncode == 75
         assert (ended(lb), servers(lb)) == ((75, 0, 0), (2, 0, 0, 0))
 
 
-def test_a_refused_roles_yml_shows_and_waiting_events_are_counted(lb: Lb) -> None:
+def test_a_refused_roles_yml_shows_and_waiting_events_are_counted(lb: LoadBalancer) -> None:
     lb.join(WEB1)
     lb.roles.write_text("roles: {web: {prot: 1}}\n")
 
@@ -542,7 +545,7 @@ def test_a_refused_roles_yml_shows_and_waiting_events_are_counted(lb: Lb) -> Non
     assert found['members{status="alive"}'] == 1
 
 
-def test_files_that_were_no_events_are_counted(lb: Lb) -> None:
+def test_files_that_were_no_events_are_counted(lb: LoadBalancer) -> None:
     lb.join(WEB1)
     (lb.state / "spool" / "7").write_bytes(b"no event")
 
@@ -552,7 +555,7 @@ def test_files_that_were_no_events_are_counted(lb: Lb) -> None:
     assert "oldest_pending_event_timestamp_seconds" not in values(lb)
 
 
-def test_the_next_run_writes_the_age_of_a_sync(lb: Lb) -> None:
+def test_the_next_run_writes_the_age_of_a_sync(lb: LoadBalancer) -> None:
     lb.join(WEB1)
     store = Store(Paths(str(lb.state)))
     store.save_last(store.load_last()._replace(sync=int(values(lb)["last_run_timestamp_seconds"]) - 100))
@@ -567,7 +570,7 @@ def test_the_next_run_writes_the_age_of_a_sync(lb: Lb) -> None:
 # The file
 
 
-def test_a_reader_of_the_old_file_reads_all_of_it_while_it_is_replaced(lb: Lb) -> None:
+def test_a_reader_of_the_old_file_reads_all_of_it_while_it_is_replaced(lb: LoadBalancer) -> None:
     lb.join(WEB1)
     path = lb.state / "metrics.prom"
     old = path.read_bytes()
@@ -580,11 +583,11 @@ def test_a_reader_of_the_old_file_reads_all_of_it_while_it_is_replaced(lb: Lb) -
     assert not path.with_name("metrics.prom.new").exists()
 
 
-def test_a_full_disk_keeps_the_old_metrics_and_changes_no_outcome(lb: Lb) -> None:
+def test_a_full_disk_keeps_the_old_metrics_and_changes_no_outcome(lb: LoadBalancer) -> None:
     with small_disk(lb.state) as disk:
         lb.join(WEB1)
         old = (disk / "metrics.prom").read_bytes()
-        with full(disk):
+        with full_disk(disk):
             done = lb.run("apply")
 
             assert (done.returncode, done.stderr) == (0, b"")
@@ -592,7 +595,7 @@ def test_a_full_disk_keeps_the_old_metrics_and_changes_no_outcome(lb: Lb) -> Non
             assert sorted(path.name for path in disk.iterdir() if path.suffix == ".new") == []
 
 
-def test_the_umask_does_not_close_the_file(lb: Lb) -> None:
+def test_the_umask_does_not_close_the_file(lb: LoadBalancer) -> None:
     before = os.umask(0o077)
     try:
         lb.join(WEB1)
@@ -604,7 +607,7 @@ def test_the_umask_does_not_close_the_file(lb: Lb) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_the_group_of_the_folder_reaches_the_metrics_and_nothing_else(lb: Lb) -> None:
+def test_the_group_of_the_folder_reaches_the_metrics_and_nothing_else(lb: LoadBalancer) -> None:
     lb.join(WEB1)
     lb.folder.chmod(0o755)
     stranger = 65533
@@ -631,7 +634,7 @@ def table(columns: int) -> list[list[str]]:
     return [cells for line in lines if len(cells := [cell.strip() for cell in line.split("|")]) == columns]
 
 
-def test_the_page_has_every_metric_that_a_run_writes_with_its_type_and_no_other(lb: Lb) -> None:
+def test_the_page_has_every_metric_that_a_run_writes_with_its_type_and_no_other(lb: LoadBalancer) -> None:
     lb.join(WEB1)
 
     written = re.findall(r"^# TYPE (\w+) (\w+)$", (lb.state / "metrics.prom").read_text(), re.MULTILINE)

@@ -21,7 +21,7 @@ from lbagent.names import (
     natural_key,
     sort_names,
 )
-from tests.helpers.builders import poisoned
+from tests.helpers.builders import nearly_valid
 
 
 @pytest.mark.parametrize("name", ["a", "0", "web01", "WEB-01", "web09.example.co.jp", "a..b", "x" * 63, "a_-."])
@@ -61,7 +61,7 @@ def test_a_service_has_no_dot() -> None:
     assert not SERVICE.fullmatch("a.b")
 
 
-@given(poisoned(st.sampled_from(["web01", "a", "app-1.example"])))
+@given(nearly_valid(st.sampled_from(["web01", "a", "app-1.example"])))
 def test_one_bad_character_makes_a_name_invalid(name: str) -> None:
     allowed = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
@@ -104,7 +104,7 @@ def test_a_text_that_is_not_an_address_has_no_canonical_form(text: str) -> None:
     assert canonical_address(text) is None
 
 
-@given(poisoned(st.sampled_from(["10.0.0.5", "2001:db8::5", "::1"])))
+@given(nearly_valid(st.sampled_from(["10.0.0.5", "2001:db8::5", "::1"])))
 def test_a_canonical_address_contains_nothing_else(text: str) -> None:
     found = canonical_address(text)
 

@@ -74,7 +74,7 @@ def check_daemon(paths: Paths, account: Account | None) -> Iterator[Finding]:
 def _check_watch(paths: Paths, account: Account | None, *, running: bool) -> Finding:
     if running:
         holder = find_lock_holder(paths.watch_lock)
-        if holder and _is_stopped(holder):
+        if holder and is_stopped(holder):
             text = f"`lbagent watch` (pid {holder.pid}) is stopped by a signal; no event takes effect"
             return error(Kind.DAEMON, "", text, f"run `kill -CONT {holder.pid}`, or `systemctl restart lbagent`")
         return ok(Kind.DAEMON, "", "`lbagent watch` runs")
@@ -92,7 +92,12 @@ def _check_sync(last: Last, *, running: bool) -> Iterator[Finding]:
     if last.sync_failing is not None:
         text = f"syncs have failed for {_format_duration(now - last.sync_failing)}: {last.sync_words}"
         severity = error if running else warning
-        yield severity(Kind.SYNC, "", text, "fix the Serf findings below, or run `lbagent sync` to retry")
+        if is_token_refused(last.sync_words):
+            # The daemon's token may differ from that of this command, which the Serf checks use.
+            fix = "set SERF_RPC_AUTH for `lbagent watch` (in serf.env) to the `rpc_auth` of the agent"
+        else:
+            fix = "fix the cause, then run `lbagent sync`"
+        yield severity(Kind.SYNC, "", text, fix)
     elif running and last.sync is not None and now - last.sync > SYNC_LATE:
         text = f"`lbagent watch` has not synced for {_format_duration(now - last.sync)}"
         yield error(Kind.SYNC, "", text, "run `systemctl restart lbagent`")
@@ -100,14 +105,19 @@ def _check_sync(last: Last, *, running: bool) -> Iterator[Finding]:
         yield ok(Kind.SYNC, "", "the last sync succeeded")
 
 
+def is_token_refused(message: str) -> bool:
+    """Return whether a message of `serf` means that the agent requires a token, or another one."""
+    return "uthenticat" in message or "invalid auth token" in message.lower()
+
+
 def _check_lock(paths: Paths) -> Iterator[Finding]:
     holder = find_lock_holder(paths.lock)
-    if holder and _is_stopped(holder):
+    if holder and is_stopped(holder):
         text = f"pid {holder.pid} ({holder.program}) holds it and is stopped by a signal; no event takes effect"
         yield error(Kind.LOCK, paths.lock, text, f"run `kill -CONT {holder.pid}`, or end that process")
 
 
-def _is_stopped(process: Process) -> bool:
+def is_stopped(process: Process) -> bool:
     """Return whether a signal such as SIGSTOP, or a debugger, has stopped the process."""
     try:
         with open(f"/proc/{process.pid}/stat", "rb") as file:

@@ -158,19 +158,18 @@ def check_process(settings: HaproxySettings, lines: GlobalLines) -> tuple[Runnin
 
 
 def _explain_no_process(settings: HaproxySettings) -> Finding:
-    """Return the finding where no HAProxy runs this haproxy.cfg; a HAProxy with other files is named."""
-    pids = {one.pid for one in processes.find_processes("haproxy")}
-    others = [one for one in processes.find_processes("haproxy") if one.parent not in pids]
-    files = [
-        f"pid {one.pid} runs {' '.join(found)}" for one in others if (found := process.list_config_files(one.argv))
-    ]
+    """Return the finding where no HAProxy runs this haproxy.cfg; those that run other files are named."""
+    found = processes.find_processes("haproxy")
+    pids, folders = {one.pid for one in found}, {os.path.dirname(path) for path in settings.config}
+    mains = [(one.pid, process.list_config_files(one.argv)) for one in found if one.parent not in pids]
+    # First those with a file in the same directory: most likely one of them is meant.
+    mains.sort(key=lambda one: not folders & {os.path.dirname(path) for path in one[1]})
+    others = [f"pid {pid} runs {' '.join(files)}" for pid, files in mains if files]
     text = f"no HAProxy runs {' '.join(settings.config)}; server lines have no effect"
-    if files:
-        text += f" ({join_names(files)})"
-        return error(
-            Kind.PROCESS, "", text, "set `haproxy.config` in roles.yml to the `-f` files of your HAProxy, or start it"
-        )
-    return error(Kind.PROCESS, "", text, "start HAProxy")
+    if not others:
+        return error(Kind.PROCESS, "", text, "start HAProxy")
+    fix = "set `haproxy.config` in roles.yml to the `-f` files of your HAProxy, or start it"
+    return error(Kind.PROCESS, "", f"{text} ({join_names(others)})", fix)
 
 
 def _prepare_reload(running: RunningHaproxy, settings: HaproxySettings, lines: GlobalLines) -> None:

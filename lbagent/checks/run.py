@@ -290,6 +290,7 @@ class _Checks:
                 self._handlers,
                 lambda command: serf.calls_lbagent(command, running),
                 lambda command: serf.finds_program(command, running),
+                self._written_handlers if running and running.complete else None,
             )
         ]
         account = self._serf_account
@@ -352,8 +353,12 @@ class _Checks:
     def _handlers(self) -> serf.Handlers:
         if self._agent_info is None:
             return []
-        written = serf.parse_handler_specs(list_event_handlers(self._agent.settings)) if self._agent else []
-        return serf.merge_handlers(self._agent_info.handlers, written)
+        return serf.merge_handlers(self._agent_info.handlers, self._written_handlers)
+
+    @property
+    def _written_handlers(self) -> serf.Handlers:
+        """The handlers in the agent's settings."""
+        return serf.parse_handler_specs(list_event_handlers(self._agent.settings)) if self._agent else []
 
     @property
     def _lbagent_commands(self) -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import lbagent
+from lbagent.checks.daemon import is_token_refused
 from lbagent.checks.files import Account
 from lbagent.checks.finding import NAMES_LIMIT, Finding, Kind, error, join_names, ok, unreadable, warning
 from lbagent.errors import TryAgain
@@ -51,7 +52,7 @@ HANDLER_LATE = 60.0
 
 _FIX_KEY = (
     "start its agent with the same `encrypt_key` as here (on the second load balancer: "
-    "`lbagent-serf-setup --replace --bundle FILE`, with /etc/lbagent/peer.bundle of the first), "
+    "`lbagent-serf-setup --replace --key-from FILE`, with /etc/serf/lbagent.json of the first), "
     "or remove it from the settings"
 )
 
@@ -92,20 +93,34 @@ def check_handler_specs(specs: Sequence[str], path: str) -> Iterator[Finding]:
             yield error(Kind.HANDLER_SPEC, path, text, fix)
 
 
-def check_handlers(handlers: Handlers, calls_lbagent: Test, is_found: Test) -> Iterator[Finding]:
-    """Check that `lbagent handle` receives each event it needs, once, and that its program exists."""
+def check_handlers(
+    handlers: Handlers, calls_lbagent: Test, is_found: Test, written: Handlers | None = None
+) -> Iterator[Finding]:
+    """Check that `lbagent handle` receives each event it needs, once, and that its program exists.
+
+    `handlers` are those of `serf info`, which the agent had at its start; a SIGHUP loads those of its settings, but
+    does not change `serf info` (Serf 0.8 to 0.10). `written` are those of its settings; None where not readable.
+    """
     results = {command: calls_lbagent(command) for _, command in handlers}
     if unknown := sorted(command for command, result in results.items() if result is None):
         names = join_names([repr(command) for command in unknown])
         yield unreadable(Kind.HANDLERS, "serf info", f"not visible for this user whether {names} calls lbagent")
         return
     ours = list(dict.fromkeys((name, command) for name, command in handlers if results[command]))
+    in_settings = written is None or any(calls_lbagent(command) is not False for _, command in written)
+    if not ours and written and in_settings:
+        text = "no event handler called lbagent when the agent started, but its settings have one now"
+        yield error(Kind.HANDLERS, "serf info", text, "restart the agent")
+        return
     if not ours:
         text = "no event handler calls lbagent; Serf events have no effect"
         yield error(Kind.HANDLERS, "serf info", text, _HANDLER_FIX)
         return
     calls = {event: sum(_matches(name, event) for name, _ in ours) for event in NEEDED}
     found = [*_check_calls(calls), *_check_programs({command for _, command in ours}, is_found)]
+    if not in_settings:
+        text = "the agent's settings have no handler for lbagent any more; from its next reload or restart, Serf events"
+        found.append(error(Kind.HANDLERS, "event_handlers", f"{text} have no effect", _HANDLER_FIX))
     yield from found
     if not found:
         yield ok(Kind.HANDLERS, "serf info", f"{ours[0][1]!r} receives all events that lbagent needs")
@@ -261,7 +276,7 @@ def fetch_info() -> AgentInfo | Finding:
     try:
         return agent.fetch_info()
     except TryAgain as refused:
-        if "uthenticat" in str(refused) or "invalid auth token" in str(refused).lower():
+        if is_token_refused(str(refused)):
             return _explain_token(str(refused))
         address = os.environ.get("SERF_RPC_ADDR") or DEFAULT_RPC
         fix = f"start the agent, or set SERF_RPC_ADDR to its `rpc_addr` (now {address})"
@@ -312,12 +327,12 @@ def check_peers(
     """Check the other load balancers, which have the same role as this one.
 
     `joins` are the nodes in `retry_join` and `start_join`, by address or name, `roles` the roles of roles.yml;
-    `has_peer` says that a `peers` section of haproxy.cfg names another load balancer.
+    `has_peer`: whether a `peers` section of haproxy.cfg names another load balancer.
     """
     found = find_peers(members, info)
     failed = sorted(one.name for one in found if one.status == "failed")
     alive = sorted(one.name for one in found if one.status == "alive")
-    missing, other_role = _find_missing(members, joins), _find_other_role(members, info, joins, roles)
+    missing, other_role = _find_missing(members, info, joins), _find_other_role(members, info, joins, roles)
     if failed:
         text = f"{format_count(len(failed), 'other load balancer')} failed: {join_names(failed)}"
         severity = warning if alive else error
@@ -346,8 +361,12 @@ def check_members(members: MemberList) -> Iterator[Finding]:
         yield warning(Kind.MEMBERS, "serf members", text, "see the output of `serf members`")
 
 
-def _find_missing(members: MemberList, joins: Sequence[str]) -> list[str]:
+def _find_missing(members: MemberList, info: AgentInfo, joins: Sequence[str]) -> list[str]:
+    """Return the nodes in `joins` that are not members, or load balancers that have left: Serf lists them for a day."""
     known = {*members.names, *(one.address for one in members.members)}
+    left = [one._replace(status="alive") for one in members.members if one.status == "left"]
+    for peer in find_peers(members._replace(members=tuple(left)), info):
+        known -= {peer.name, peer.address}
     return [one for one in dict.fromkeys(joins) if parse_host(one) not in known]
 
 

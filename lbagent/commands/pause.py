@@ -109,7 +109,7 @@ def _make_verb(
         with Progress() as progress:
             rows = Rows(verb, nodes, cluster, progress)
             try:
-                # Here first: this load balancer applies the command, whether the others answer or not.
+                # Here first: this load balancer applies the command, whether other ones answer or not.
                 payloads = {node: " ".join([node, *words]) for node in nodes}
                 for node, answer in _apply_here(verb, payloads, cluster.myself, engine, log, force=force).items():
                     rows.add(node, cluster.myself, answer)
@@ -336,7 +336,7 @@ class Rows:
 class SessionWait:
     """Waits until no session to the paused nodes is open on any load balancer.
 
-    The load balancers are asked for their number only: a pause that was sent again would end a resume sent meanwhile.
+    The load balancers are asked only for the number of sessions: a repeated pause would end a resume sent meanwhile.
     """
 
     def __init__(self, rows: Rows, cluster: Cluster, engine: Engine, progress: Progress) -> None:

@@ -25,7 +25,7 @@ from lbagent.run.transaction import RunOptions
 from lbagent.settings import Settings
 from lbagent.state.lock import acquire_lock
 from lbagent.state.paths import Paths
-from lbagent.status.nodes import BY_HAND, list_server_states
+from lbagent.status.nodes import NOT_MANAGED, list_server_states
 from lbagent.system.log import Log
 
 LOCK_WAIT = 30.0
@@ -115,7 +115,7 @@ def _format_outcome(engine: Engine, outcome: Outcome) -> str:
 def _format_no_changes(document: Document, roles: Roles, membership: Membership) -> str:
     """Return `No changes: N nodes, M lines.`, with the counts of haproxy.cfg."""
     by_node = list_server_states(document, roles, membership.members, {})
-    nodes = sum(any(server.line != BY_HAND for server in servers) for servers in by_node.values())
+    nodes = sum(any(server.line != NOT_MANAGED for server in servers) for servers in by_node.values())
     lines = sum(len(proxy.managed) for proxy in document.proxies)
     return f"No changes: {format_count(nodes, 'node')}, {format_count(lines, 'line')}."
 

@@ -19,6 +19,8 @@ class Progress:
     def __init__(self) -> None:
         """Nothing is shown yet."""
         self._console = Console(stderr=True, markup=False, highlight=False, emoji=False)
+        if not self._console.width:
+            self._console.width = 80  # COLUMNS=0
         self._is_visible = sys.stderr.isatty() and not self._console.is_dumb_terminal
         # ASCII: a terminal of any locale can show it.
         self._spinner = Spinner("line")

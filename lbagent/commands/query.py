@@ -10,6 +10,7 @@ from lbagent.haproxy import config_files
 from lbagent.membership import pause_reports
 from lbagent.membership.model import Membership, find_member, find_paused
 from lbagent.membership.storage import Damaged
+from lbagent.names import NAME, canonical_address
 from lbagent.run.command import run_command
 from lbagent.run.engine import Engine
 from lbagent.run.replies import count_sessions
@@ -98,12 +99,14 @@ def _compute_digest(engine: Engine) -> tuple[str, list[str]]:
 def format_sessions(nodes: Iterable[str], engine: Engine) -> str:
     """Return `NODE=NUMBER` for each node: the connections that are open from this load balancer to it.
 
-    `NODE=resumed` for a node that is not paused. Raises LbagentError, OSError, Damaged.
+    `NODE=resumed` for a node that is not paused. Without invalid names. Raises LbagentError, OSError, Damaged.
     """
     membership, roles = engine.store.load_membership() or Membership(), engine.load_roles()
     paused, connections = find_paused(membership), count_connections()
     words = []
     for node in nodes:
+        if not NAME.fullmatch(node) and canonical_address(node) is None:
+            continue  # an answer has no characters that a sender could use against a terminal
         member = find_member(membership.members, node, None)
         found = count_sessions(member, membership, roles, connections) if member and member.name in paused else None
         words.append(f"{node}={NOT_PAUSED if found is None else found}")

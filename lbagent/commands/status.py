@@ -1,4 +1,4 @@
-"""The verb `status`: a row for each node, once or again and again; as a table, as plain lines, or as JSON."""
+"""The verb `status`: prints the status once or every two seconds, as a table, as plain lines, or as JSON."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from lbagent.status.report import Report
 from lbagent.system.log import Log, format_error
 
 PAUSE = 2.0
-"""Seconds between two looks."""
+"""Seconds between two reports of `--watch`."""
 
-Looks = Iterator[Report | str]
-"""What was seen; words where nothing could be."""
+Reports = Iterator[Report | str]
+"""Reports; a text if the report failed."""
 
 
-def status(as_json: bool, watch: bool) -> Callable[[Settings, Log], int]:  # noqa: FBT001  # the verb's two switches
-    """The verb that shows the status; with `watch` until Ctrl-C, which is the way it ends well."""
+def status(as_json: bool, watch: bool) -> Callable[[Settings, Log], int]:  # noqa: FBT001  # the two options of the verb
+    """Return the verb. With `watch` it runs until Ctrl-C, and then exits with 0."""
 
     def verb(settings: Settings, log: Log) -> int:
         log.journal = False
         engine = Engine(Paths(settings.state_dir), settings.roles, log)
-        looks = itertools.chain([collect_status(engine)], _again(engine) if watch else ())
+        reports = itertools.chain([collect_status(engine)], _repeat(engine) if watch else ())
         if isinstance(sys.stdout, io.TextIOWrapper):
-            # A reason in Japanese must not end us where the locale knows only Latin.
+            # A character that the terminal's encoding lacks must not end the command.
             sys.stdout.reconfigure(errors="replace")
         terminal = sys.stdout.isatty() and not as_json
         try:
             if terminal:
-                _to_terminal(looks, watch=watch)
+                _print_on_terminal(reports, watch=watch)
             else:
-                _line_by_line(looks, _json if as_json else _plain)
+                _print_lines(reports, _format_json if as_json else _format_plain)
         except KeyboardInterrupt:
             if not watch:
                 raise
@@ -52,43 +52,43 @@ def status(as_json: bool, watch: bool) -> Callable[[Settings, Log], int]:  # noq
     return verb
 
 
-def _again(engine: Engine) -> Looks:
-    """The status every two seconds; what hinders a look is told, and it goes on."""
+def _repeat(engine: Engine) -> Reports:
+    """Yield the status every two seconds; after an error its text."""
     while True:
         time.sleep(PAUSE)
         try:
             yield collect_status(engine)
         except (LbagentError, OSError) as error:
-            yield render.flat(format_error(error))
+            yield render.flatten(format_error(error))
 
 
-def _line_by_line(looks: Looks, lines: Callable[[Report], str]) -> None:
-    for look in looks:
-        if isinstance(look, str):
-            print(f"lbagent: {look}", file=sys.stderr)
+def _print_lines(reports: Reports, format_report: Callable[[Report], str]) -> None:
+    for report in reports:
+        if isinstance(report, str):
+            print(f"lbagent: {report}", file=sys.stderr)
         else:
-            print(lines(look), flush=True)
+            print(format_report(report), flush=True)
 
 
-def _json(report: Report) -> str:
+def _format_json(report: Report) -> str:
     return json.dumps(report.as_json())
 
 
-def _plain(report: Report) -> str:
-    return "\n".join(render.plain(report))
+def _format_plain(report: Report) -> str:
+    return "\n".join(render.format_plain(report))
 
 
-def _to_terminal(looks: Looks, *, watch: bool) -> None:
+def _print_on_terminal(reports: Reports, *, watch: bool) -> None:
     console = Console(markup=False, highlight=False, emoji=False)
-    # COLUMNS=0 is a width that nothing fits into. Only then: a width that is set follows no terminal any more.
+    # COLUMNS=0 leaves no room. A width that is set here no longer follows the terminal, so set it only then.
     if not console.width:
         console.width = 80
     if not console.height:
         console.height = 25
     if not watch or console.is_dumb_terminal:
-        for look in looks:
-            console.print(look if isinstance(look, str) else render.view(look, console.width))
+        for report in reports:
+            console.print(report if isinstance(report, str) else render.make_long_view(report, console))
         return
     with Live(console=console, screen=True, auto_refresh=False) as live:
-        for look in looks:
-            live.update(look if isinstance(look, str) else render.fitted(look, console), refresh=True)
+        for report in reports:
+            live.update(report if isinstance(report, str) else render.fit_view(report, console), refresh=True)

@@ -113,7 +113,10 @@ class _File(Reader):
 
     def _read_table(self, keys: tuple[Key, ...], top: Items, path: str) -> dict[str, object]:
         """Read a part with a fixed set of keys; return its values by attribute."""
-        found = self._read_part(top, path, f"write one of: {', '.join(key.name for key in keys)}") or {}
+        found = (
+            self._read_part(top, path, f"write KEY: VALUE below it; the keys are {', '.join(key.name for key in keys)}")
+            or {}
+        )
         self._note_unknown_keys(found, keys, path)
         return self._read_values(keys, found, path)
 
@@ -136,7 +139,7 @@ class _File(Reader):
             return Service(name, Template("1"), Template(""))
         if not SERVICE.fullmatch(name) or name == "none":
             problem = "reserved name" if name == "none" else "invalid service name"
-            self.note(key, path, problem, f"use {SERVICE_RULE}")
+            self.note(key, path, problem, "rename the service" if name == "none" else f"use {SERVICE_RULE}")
         port = node.value if isinstance(node, yaml.ScalarNode) and node.value.isdigit() else "80"
         found = self.read_items(node, path, f"write {name}: {{port: {port}}}") or {}
         if isinstance(node, yaml.MappingNode) and "port" not in found and not self._has_misspelled(found, "port"):

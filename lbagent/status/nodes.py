@@ -1,4 +1,4 @@
-"""Every node there is something to say of, and all that is known of it."""
+"""The nodes of the status: the state of each, the reason, its lines in haproxy.cfg and its servers in HAProxy."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from lbagent.planning.lines import ProxyLines
 from lbagent.planning.plan import Change, Preview
 from lbagent.roles.model import MissingTag, Pair, Role, Roles
 
-MANAGED, PAUSED, DRAINED, BY_HAND = "managed", "paused", "drained", "by hand"
+MANAGED, PAUSED, DRAINED, NOT_MANAGED = "managed", "paused", "drained", "not managed"
 
 
 class ServerState(NamedTuple):
-    """A line that belongs to a node."""
+    """A line of haproxy.cfg that belongs to a node, and its server in HAProxy."""
 
     proxy: str
     server: str | None
-    """Its name in HAProxy; None where a pause stands in its place, and HAProxy has no such server left."""
+    """Its name in HAProxy; None for the comment of a paused node whose server HAProxy no longer has."""
     address: str
-    """ADDRESS:PORT; the address alone where a pause stands."""
+    """ADDRESS:PORT; the address alone for the comment of a paused node."""
     line: str
-    """What kind of line it is: `managed`, `paused` (a comment), `drained` (a paused node's `server`) or `by hand`."""
+    """`managed`, `paused` (a comment), `drained` (a paused node's `server` line) or `not managed` (operator's line)."""
     state: str | None
-    """What HAProxy says of the server, in its words; None where it says nothing."""
+    """State in `show stat`; None where HAProxy does not list the server."""
     sessions: int | None
 
     @property
@@ -51,61 +51,60 @@ class ServerState(NamedTuple):
         return self.address if self.line == PAUSED else self.address.rpartition(":")[0].strip("[]")
 
 
-Standings = Mapping[str, list[ServerState]]
-"""By node, each in the order of the text."""
+ServerStates = Mapping[str, list[ServerState]]
+"""By node, in the order of haproxy.cfg."""
 
 
-def list_server_states(document: Document, roles: Roles, members: Members, stats: Stats) -> Standings:
-    """Every managed line of `document` and the lines by hand that stand in a member's place, with their nodes."""
+def list_server_states(document: Document, roles: Roles, members: Members, stats: Stats) -> ServerStates:
+    """Return the managed lines of `document`, and the operator's lines in place of managed ones, by node."""
     pairs = roles.list_pairs()
-    known = _Known(roles, members)
+    operators = _OperatorLines(roles, members)
     found: dict[str, list[ServerState]] = {}
     for proxy in document.proxies:
         name = document.find_name(proxy)
         here = [pair for marker in proxy.markers if (pair := pairs.get(marker.middle))]
         if proxy.managed:
-            place = ProxyLines(proxy, roles, pairs, members)
+            planner = ProxyLines(proxy, roles, pairs, members)
             for line in proxy.managed:
-                node = place.find_node(line)
-                found.setdefault(node, []).extend(_managed(name, node, here, line, stats))
-        templates = (hand for one in proxy.templates for hand in one.servers())
-        for hand in (*proxy.operator_servers, *templates) if here else ():
-            for node in known.meant(hand, here):
-                said = stats.get((name, hand.name), NO_STATS)
-                there = ServerState(name, hand.name, hand.endpoint, BY_HAND, said.state, said.sessions)
-                found.setdefault(node, []).append(there)
+                node = planner.find_node(line)
+                found.setdefault(node, []).extend(_describe_managed(name, node, here, line, stats))
+        templates = (server for template in proxy.templates for server in template.servers())
+        for own in (*proxy.operator_servers, *templates) if here else ():
+            for node in operators.find_nodes(own, here):
+                stat = stats.get((name, own.name), NO_STATS)
+                state = ServerState(name, own.name, own.endpoint, NOT_MANAGED, stat.state, stat.sessions)
+                found.setdefault(node, []).append(state)
     return found
 
 
-def _managed(proxy: str, node: str, here: list[Pair], line: ManagedLine, stats: Stats) -> list[ServerState]:
+def _describe_managed(proxy: str, node: str, here: list[Pair], line: ManagedLine, stats: Stats) -> list[ServerState]:
     if not line.is_comment:
-        said = stats.get((proxy, line.name), NO_STATS)
-        kind = DRAINED if line.is_paused else MANAGED
-        return [ServerState(proxy, line.name, line.endpoint, kind, said.state, said.sessions)]
-    # Its server may still be there, in maintenance, until the next reload.
+        kind, stat = DRAINED if line.is_paused else MANAGED, stats.get((proxy, line.name), NO_STATS)
+        return [ServerState(proxy, line.name, line.endpoint, kind, stat.state, stat.sessions)]
+    # HAProxy may still have its server, in maintenance, until the next reload.
     names = [name for name in (node, *(f"{node}.{pair.service}" for pair in here)) if (proxy, name) in stats]
-    there: list[tuple[str | None, ServerStats]] = [(name, stats[proxy, name]) for name in names]
-    there = there or [(None, NO_STATS)]
-    return [ServerState(proxy, name, line.address, PAUSED, said.state, said.sessions) for name, said in there]
+    found: list[tuple[str | None, ServerStats]] = [(name, stats[proxy, name]) for name in names]
+    found = found or [(None, NO_STATS)]
+    return [ServerState(proxy, name, line.address, PAUSED, stat.state, stat.sessions) for name, stat in found]
 
 
-class _Known:
-    """The members as a line by hand may name them."""
+class _OperatorLines:
+    """Finds the members in whose place an operator's line is."""
 
     def __init__(self, roles: Roles, members: Members) -> None:
         self._roles, self._members = roles, members
         self._keys: dict[str, list[str]] | None = None
 
-    def meant(self, line: OperatorServer, here: list[Pair]) -> Iterator[str]:
-        """The members in whose place `line` stands, in a proxy with markers of these pairs."""
+    def find_nodes(self, line: OperatorServer, here: list[Pair]) -> Iterator[str]:
+        """Yield the members whose name or endpoint `line` has, in a proxy with markers of these pairs."""
         host = line.endpoint.rpartition(":")[0].strip("[]")
         name = line.name.lower()
-        alike = (self._index().get(key, ()) for key in (name, name.rpartition(".")[0], host))
-        for node in dict.fromkeys(node for nodes in alike for node in nodes):
-            if any(self._same(line, self._members[node], pair) for pair in here):
+        candidates = (self._build_index().get(key, ()) for key in (name, name.rpartition(".")[0], host))
+        for node in dict.fromkeys(node for nodes in candidates for node in nodes):
+            if any(self._matches(line, self._members[node], pair) for pair in here):
                 yield node
 
-    def _index(self) -> dict[str, list[str]]:
+    def _build_index(self) -> dict[str, list[str]]:
         if self._keys is None:
             self._keys = {}
             for member in self._members.values():
@@ -114,7 +113,7 @@ class _Known:
                         self._keys.setdefault(key, []).append(member.name)
         return self._keys
 
-    def _same(self, line: OperatorServer, member: Member, pair: Pair) -> bool:
+    def _matches(self, line: OperatorServer, member: Member, pair: Pair) -> bool:
         roles = [
             one for one in self._roles.find_roles(member.role) if pair.service in one.sections.get(pair.section, ())
         ]
@@ -122,9 +121,9 @@ class _Known:
             return False
         if line.name.lower() in (member.name.lower(), f"{member.name}.{pair.service}".lower()):
             return True
-        return any(line.endpoint == self._endpoint(member, role, pair.service) for role in roles)
+        return any(line.endpoint == self._format_endpoint(member, role, pair.service) for role in roles)
 
-    def _endpoint(self, member: Member, role: Role, service: str) -> str:
+    def _format_endpoint(self, member: Member, role: Role, service: str) -> str:
         tags = member.tags or {}
         try:
             port = self._roles.services[service].find_port(role.build_values(member.name), tags)
@@ -134,16 +133,16 @@ class _Known:
 
 
 class State(StrEnum):
-    """How it is with a node. Of several that hold the first one here is told."""
+    """State of a node. If several apply, the first in this order is shown."""
 
-    HELD = "held"
+    BLOCKED = "blocked"
     QUARANTINED = "quarantined"
     PENDING = "pending"
     UNKNOWN = "unknown"
     LEFT = "left"
-    BALANCER = "load balancer"
+    LOAD_BALANCER = "load balancer"
     UNKNOWN_ROLE = "unknown role"
-    BY_HAND = "by hand"
+    NOT_MANAGED = "not managed"
     PAUSED = "paused"
     FAILED = "failed"
     IN = "in"
@@ -151,97 +150,96 @@ class State(StrEnum):
 
 
 class Facts(NamedTuple):
-    """What is known of one node."""
+    """Everything that the state of a node depends on."""
 
     name: str
     member: Member | None
-    """None where only a line of haproxy.cfg tells of it."""
+    """None if only a line of haproxy.cfg names the node."""
     roles: Sequence[Role]
-    """Those that it has in roles.yml."""
+    """Its roles in roles.yml."""
     servers: Sequence[ServerState]
     change: Change
-    """What the next run does to its lines."""
+    """What the next run would do to its lines."""
     reasons: Sequence[str]
     """Why the plan gives it no line at a marker, or keeps a line of it."""
     no_server: str
     """Why it is not desired at any marker; empty where it is."""
     pauser: Member | None
-    """The member whose pause or tag holds it out: itself, or another one at its address."""
-    held: bool
+    """The member whose pause or tag applies to it: itself, or another one at its address."""
+    blocked: bool
     quarantined: bool
-    balancer: bool
-    """Whether it is another load balancer."""
-    hindrance: str
-    """Why nobody knows what would be done to its lines; nothing where that is known."""
+    is_load_balancer: bool
+    obstacle: str
+    """Why there is no preview of its lines; empty if there is one."""
 
 
-def state(facts: Facts) -> State:
-    """The state of a node."""
+def find_state(facts: Facts) -> State:
+    """Return the state of a node."""
     member = facts.member
     absent = member is not None and not member.present
-    holds = {
-        State.HELD: facts.held,
+    applies = {
+        State.BLOCKED: facts.blocked,
         State.QUARANTINED: facts.quarantined,
         State.PENDING: bool(facts.change.added or facts.change.removed),
         State.UNKNOWN: member is not None and member.status == UNKNOWN,
         State.LEFT: absent,
-        State.BALANCER: facts.balancer,
+        State.LOAD_BALANCER: facts.is_load_balancer,
         State.UNKNOWN_ROLE: member is not None and not facts.roles,
-        State.BY_HAND: bool(facts.servers) and all(one.line == BY_HAND for one in facts.servers),
+        State.NOT_MANAGED: bool(facts.servers) and all(one.line == NOT_MANAGED for one in facts.servers),
         State.PAUSED: facts.pauser is not None,
         State.FAILED: member is not None and member.status == FAILED,
         State.IN: bool(facts.servers),
         State.NO_LINE: True,
     }
-    return next(one for one in State if holds[one])
+    return next(one for one in State if applies[one])
 
 
-def since(found: State, facts: Facts) -> int | None:
-    """Since when, in epoch seconds; None where that is not known."""
+def find_since(state: State, facts: Facts) -> int | None:
+    """Return the start of the state in epoch seconds; None if unknown."""
     member, pauser = facts.member, facts.pauser
-    if found is State.QUARANTINED and member and member.quarantine:
+    if state is State.QUARANTINED and member and member.quarantine:
         return member.quarantine.since
     if pauser is not None:
-        # Of a tag, and of a pause that was read off haproxy.cfg, nobody knows when it began.
+        # The start of a pause by tag, and of one known from haproxy.cfg only, is unknown.
         return pauser.pause.since if pauser.pause and pauser.pause.by != PAUSED_BY_CONFIG else None
     return member.changed if member and member.tags is not None else None
 
 
-def why(found: State, facts: Facts) -> str:
-    """Why it is so; nothing where nothing is to be said."""
-    reasons = dict.fromkeys([*_because(found, facts), *_paused(found, facts), *facts.reasons])
-    if not reasons and not facts.servers and found is not State.BALANCER:
-        return facts.hindrance or facts.no_server
+def explain(state: State, facts: Facts) -> str:
+    """Return the reason for the state; empty if it needs none."""
+    reasons = dict.fromkeys([*_explain_state(state, facts), *_explain_pause(state, facts), *facts.reasons])
+    if not reasons and not facts.servers and state is not State.LOAD_BALANCER:
+        return facts.obstacle or facts.no_server
     return "; ".join(reasons)
 
 
-def _because(found: State, facts: Facts) -> Iterator[str]:
+def _explain_state(state: State, facts: Facts) -> Iterator[str]:
     member = facts.member
-    if found is State.HELD:
-        yield "its removal was not asked for"
-    elif found is State.QUARANTINED and member and member.quarantine:
+    if state is State.BLOCKED:
+        yield "the safety guard blocks its removal"
+    elif state is State.QUARANTINED and member and member.quarantine:
         yield member.quarantine.reason
-    elif found is State.PENDING:
-        yield _to_come(facts.change)
+    elif state is State.PENDING:
+        yield _explain_change(facts.change)
         yield from facts.change.reasons
-    elif found is State.UNKNOWN_ROLE:
+    elif state is State.UNKNOWN_ROLE:
         yield facts.no_server
-    elif found is State.FAILED and facts.servers:
-        yield "its line stays"
+    elif state is State.FAILED and facts.servers:
+        yield "its line is kept"
 
 
-def _to_come(change: Change) -> str:
+def _explain_change(change: Change) -> str:
     if change.added and change.removed:
-        return "its lines are to change"
-    return "its lines are to come" if change.added else "its lines are to go"
+        return "its lines will be changed"
+    return "its lines will be added" if change.added else "its lines will be removed"
 
 
-def _paused(found: State, facts: Facts) -> Iterator[str]:
+def _explain_pause(state: State, facts: Facts) -> Iterator[str]:
     pauser = facts.pauser
     if pauser is None:
         return
-    paused = "" if found is State.PAUSED else "paused "
-    whose = "" if pauser.name == facts.name else f"as {pauser.name}, "
+    paused = "" if state is State.PAUSED else "paused "
+    whose = "" if pauser.name == facts.name else f"as {pauser.name} at the same address, "
     if pauser.paused_by_tag:
         yield f"{paused}{whose}by its tag lbagent=paused"
     if pause := pauser.pause:
@@ -249,19 +247,19 @@ def _paused(found: State, facts: Facts) -> Iterator[str]:
 
 
 class Node(NamedTuple):
-    """All that is known of one node."""
+    """One node of the status. The fields are the keys of `status --json`."""
 
     name: str
     address: str | None
     role: str | None
     status: str | None
-    """As Serf had it last; None where only a line of haproxy.cfg tells of the node."""
+    """Last known status in Serf; None if only a line of haproxy.cfg names the node."""
     state: State
     since: int | None
     """Epoch seconds."""
     why: str
     pause: Pause | None
-    """The one that holds it out, its own or that of another node at its address; a tag does so beside it."""
+    """Its own pause or that of another node at its address; a pause by tag is `paused_by_tag`."""
     paused_by_tag: bool
     quarantine: Quarantine | None
     tags: Mapping[str, str] | None
@@ -269,82 +267,82 @@ class Node(NamedTuple):
     servers: Sequence[ServerState]
 
 
-def nodes(
+def list_nodes(
     roles: Roles,
     membership: Membership,
-    standings: Standings,
-    prospect: Preview,
+    servers: ServerStates,
+    preview: Preview,
     middles: Container[str],
-    balancers: Collection[str] = (),
+    load_balancers: Collection[str] = (),
 ) -> list[Node]:
-    """Every node that is present, paused, or has or had a line here, in natural order.
+    """Return every node that is present, paused, or has a line, in natural order of the names.
 
-    `middles` are the middles of all markers; `balancers` are the other load balancers.
+    `middles` are the middles of all markers; `load_balancers` are the names of the other load balancers.
     """
-    register = _Register(roles, membership, standings, prospect, middles, balancers)
-    return [_node(register.facts(name)) for name in sort_names(register.names())]
+    table = _NodeTable(roles, membership, servers, preview, middles, load_balancers)
+    return [_make_node(table.find_facts(name)) for name in sort_names(table.list_names())]
 
 
-class _Register:
-    """What is known of all nodes, to be looked up node by node."""
+class _NodeTable:
+    """The facts of all nodes, by name."""
 
     def __init__(
         self,
         roles: Roles,
         membership: Membership,
-        standings: Standings,
-        prospect: Preview,
+        servers: ServerStates,
+        preview: Preview,
         middles: Container[str],
-        balancers: Collection[str],
+        load_balancers: Collection[str],
     ) -> None:
-        self._balancers = balancers
-        self._roles, self._standings, self._prospect = roles, standings, prospect
+        self._load_balancers = load_balancers
+        self._roles, self._servers, self._preview = roles, servers, preview
         self._members = as_table(membership.members)
         self._paused = find_paused(membership)
         pausing = (one for one in self._members.special.values() if one.pause or one.paused_by_tag)
         self._pausing = {one.address: one for one in pausing}
         self._middles = middles
 
-    def names(self) -> set[str]:
-        """Who is present, paused, or has a line."""
+    def list_names(self) -> set[str]:
+        """Return the names of the nodes that are present, paused, or have a line."""
         columns = self._members.columns
         there = {name for name, status in zip(columns.names, columns.statuses, strict=True) if status in PRESENT}
         waiting = {name for name, member in self._members.special.items() if member.pause}
-        changing = self._prospect.plan.changes if self._prospect.plan else {}
-        return {*there, *waiting, *self._standings, *changing}
+        changing = self._preview.plan.changes if self._preview.plan else {}
+        return {*there, *waiting, *self._servers, *changing}
 
-    def facts(self, name: str) -> Facts:
-        """What is known of one node."""
-        member, prospect = self._members.get(name), self._prospect
+    def find_facts(self, name: str) -> Facts:
+        """Return the facts of one node."""
+        member, preview = self._members.get(name), self._preview
         return Facts(
             name,
             member,
             self._roles.find_roles(member.role) if member else (),
-            self._standings.get(name, ()),
-            prospect.change(name),
-            prospect.plan.reasons.get(name, ()) if prospect.plan else (),
+            self._servers.get(name, ()),
+            preview.change(name),
+            preview.plan.reasons.get(name, ()) if preview.plan else (),
             explain_no_server(member, self._roles, self._middles) if member and member.present else "",
-            self._pauser(member) if member and name in self._paused else None,
-            name in prospect.blocked,
-            name in prospect.quarantined,
-            name in self._balancers,
-            prospect.obstacle,
+            self._find_pauser(member) if member and name in self._paused else None,
+            name in preview.blocked,
+            name in preview.quarantined,
+            name in self._load_balancers,
+            preview.obstacle,
         )
 
-    def _pauser(self, member: Member) -> Member:
+    def _find_pauser(self, member: Member) -> Member:
         return member if member.pause or member.paused_by_tag else self._pausing[member.address]
 
 
-def _node(facts: Facts) -> Node:
-    member, pauser, current = facts.member, facts.pauser, state(facts)
+def _make_node(facts: Facts) -> Node:
+    member, pauser, state = facts.member, facts.pauser, find_state(facts)
     return Node(
         facts.name,
         (member.address if member else next((one.host for one in facts.servers), "")) or None,
         (member.role or None) if member else None,
         member.status if member else None,
-        current,
-        since(current, facts),
-        why(current, facts),
+        state,
+        find_since(state, facts),
+        explain(state, facts),
         pauser.pause if pauser else None,
         pauser is not None and pauser.paused_by_tag,
         member.quarantine if member else None,

@@ -1,6 +1,6 @@
-"""The report as texts that a person reads: a row of cells per node, and the lines below them.
+"""Format the report: a table of the nodes with lines above and below it, for a terminal or as plain text.
 
-Names, reasons and states are foreign: nothing unprintable leaves this room.
+Names, reasons and states come from other programs: all text is made printable.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from rich.text import Text
 
 from lbagent.membership.peers import Peer
 from lbagent.names import format_count, make_printable
-from lbagent.status.nodes import BY_HAND, Node, State
+from lbagent.status.nodes import NOT_MANAGED, Node, State
 from lbagent.status.report import Report, Served
 
 COLUMNS = ("NODE", "ADDRESS", "ROLE", "WHERE", "STATE", "SINCE", "HAPROXY", "OPEN")
 
 _NOTHING = "-"
 _ROLES = 10
-"""Roles that are named before `and N more roles`."""
+"""Roles that are listed before `and N more roles`."""
 
 _UNITS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 
 
 class Row(NamedTuple):
-    """One node, in words."""
+    """The cells of one node."""
 
     node: str
     address: str
@@ -44,287 +44,310 @@ class Row(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A line below the table."""
+    """A line above or below the table."""
 
     label: str
-    words: str
+    text: str
 
 
-def row(node: Node, report: Report) -> Row:
-    """What stands in the row of a node."""
+def make_row(node: Node, report: Report) -> Row:
+    """Return the cells of a node."""
     left = node.pause.until - report.sources.at if node.pause and node.pause.until is not None else None
-    why = [node.why, f"{age(left)} left" if left is not None else ""]
-    cells = (node.name, node.address, node.role, _where(node), node.state, _since(node, report), *_said(node, report))
-    return Row._make([*(flat(cell or _NOTHING) for cell in cells), flat(", ".join(filter(None, why)))])
+    why = [node.why, f"{format_age(left)} left" if left is not None else ""]
+    cells = (
+        node.name,
+        node.address,
+        node.role,
+        _format_proxies(node),
+        node.state,
+        _format_since(node, report),
+        *_format_stats(node, report),
+    )
+    return Row._make([*(flatten(cell or _NOTHING) for cell in cells), flatten(", ".join(filter(None, why)))])
 
 
-def wrong(report: Report) -> list[Line]:
-    """What is wrong now, a line each; nothing where nothing is."""
+def list_faults(report: Report) -> list[Line]:
+    """Return a line for each fault."""
     at, retry = report.sources.at, report.next_retry
     found = []
-    for one in report.wrong:
-        since = "" if one.since is None else f" (for {age(at - one.since)})"
-        again = f"; next try in {age(retry - at)}" if one.kind == "reload" and retry and retry > at else ""
-        found.append(Line(one.kind, flat(f"{one.what}{since}{again}")))
+    for one in report.faults:
+        since = "" if one.since is None else f" (for {format_age(at - one.since)})"
+        again = f"; next try in {format_age(retry - at)}" if one.kind == "reload" and retry and retry > at else ""
+        found.append(Line(one.kind, flatten(f"{one.what}{since}{again}")))
     return found
 
 
-def here(report: Report) -> list[Node]:
-    """The nodes that this load balancer may have lines for."""
-    return [node for node in report.nodes if node.state not in (State.UNKNOWN_ROLE, State.BALANCER)]
+def list_served_nodes(report: Report) -> list[Node]:
+    """Return the nodes that this load balancer may have lines for."""
+    return [node for node in report.nodes if node.state not in (State.UNKNOWN_ROLE, State.LOAD_BALANCER)]
 
 
-def elsewhere(report: Report) -> list[Line]:
-    """A line for all the others, whose roles are none of roles.yml."""
+def count_other_roles(report: Report) -> list[Line]:
+    """Return one line that counts the nodes whose roles are not in roles.yml; none if there are no such nodes."""
     roles = Counter(node.role for node in report.nodes if node.state is State.UNKNOWN_ROLE)
     if not roles:
         return []
     most = [f"{count} {role or 'without a role'}" for role, count in roles.most_common(_ROLES)]
     more = f" and {format_count(len(roles) - _ROLES, 'more role')}" if len(roles) > _ROLES else ""
-    words = f"{format_count(roles.total(), 'node')} whose role roles.yml does not have: {', '.join(most)}{more}"
-    return [Line("elsewhere", flat(words))]
+    text = f"{format_count(roles.total(), 'node')}, not in roles.yml: {', '.join(most)}{more}"
+    return [Line("other roles", flatten(text))]
 
 
-def below(report: Report) -> list[Line]:
-    """The lines below the table."""
-    return [Line(label, flat(words)) for label, words in _below(report)]
+def list_footer(report: Report) -> list[Line]:
+    """Return the lines below the table."""
+    return [Line(label, flatten(text)) for label, text in _format_footer(report)]
 
 
-def flat(words: str) -> str:
-    """The words on one line, with nothing in them that a terminal obeys."""
-    return make_printable(" ".join(words.split()))
+def flatten(text: str) -> str:
+    """Return the text on one line, with printable characters only."""
+    return make_printable(" ".join(text.split()))
 
 
-def age(seconds: int) -> str:
-    """A stretch of time in the largest unit of which there are two: `45s`, `90m`, `3h`, `120d`."""
+def format_age(seconds: int) -> str:
+    """Return a duration in the largest unit of which there are at least two: `45s`, `90m`, `3h`, `120d`."""
     size, unit = next(((size, unit) for size, unit in _UNITS if seconds >= 2 * size), (1, "s"))
     return f"{max(0, seconds) // size}{unit}"
 
 
-def word(state: str) -> str:
-    """What a state of HAProxy's begins with, without its details: `UP` of `UP 1/3`."""
+def shorten_state(state: str) -> str:
+    """Return a state of HAProxy without its details: `UP` for `UP 1/3`."""
     return state if state == "no check" else state.split(" ", maxsplit=1)[0]
 
 
-def _where(node: Node) -> str:
-    here = dict.fromkeys(f"{one.proxy} (by hand)" if one.line == BY_HAND else one.proxy for one in node.servers)
-    return ", ".join(here)
+def _format_proxies(node: Node) -> str:
+    names = (f"{one.proxy} (not managed)" if one.line == NOT_MANAGED else one.proxy for one in node.servers)
+    return ", ".join(dict.fromkeys(names))
 
 
-def _since(node: Node, report: Report) -> str:
-    return "" if node.since is None else age(report.sources.at - node.since)
+def _format_since(node: Node, report: Report) -> str:
+    return "" if node.since is None else format_age(report.sources.at - node.since)
 
 
-def _said(node: Node, report: Report) -> tuple[str, str]:
-    """What HAProxy says of the node's servers together, and how many sessions are open there."""
+def _format_stats(node: Node, report: Report) -> tuple[str, str]:
+    """Return HAProxy's states of the node's servers, and the number of open sessions."""
     if report.sources.stats_socket.error is not None:
         return "?", "?"
     servers = [one for one in node.servers if one.server is not None]
     states = Counter(one.state or "absent" for one in servers)
     if len(states) > 1:
-        words = Counter(word(one.state or "absent") for one in servers)
-        said = ", ".join(f"{count} {state}" for state, count in sorted(words.items()))
+        counts = Counter(shorten_state(one.state or "absent") for one in servers)
+        text = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
     else:
-        said = next(iter(states), "")
+        text = next(iter(states), "")
     sessions = [one.sessions for one in servers if one.sessions is not None]
-    return said, str(sum(sessions)) if sessions else ""
+    return text, str(sum(sessions)) if sessions else ""
 
 
-def _below(report: Report) -> Iterator[tuple[str, str]]:
+def _format_footer(report: Report) -> Iterator[tuple[str, str]]:
     sources = report.sources
     at, events, last = sources.at, sources.events, sources.last
     counts = Counter(node.state for node in report.nodes)
     kinds = ", ".join(f"{count} {state}" for state, count in sorted(counts.items(), key=lambda one: (-one[1], one[0])))
-    yield "nodes", f"{len(report.nodes)}: {kinds}" if kinds else "none is known"
-    yield "lines", _lines(report)
-    yield from (("load balancer", _peer(peer, at)) for peer in report.peers)
+    yield "nodes", f"{len(report.nodes)}: {kinds}" if kinds else "none"
+    yield "lines", _format_lines(report)
+    yield from (("load balancer", _format_peer(peer, at)) for peer in report.peers)
     if old := sources.old_workers:
-        yield "old workers", f"{old} of HAProxy, each until what was open at its reload has ended"
+        yield "old workers", f"{old}, until the connections from before the reload have ended"
     if sources.daemon or last.sync is not None:
-        yield "daemon", _daemon(report)
+        yield "daemon", _format_daemon(report)
     if last.run is not None:
         ended = last.words or f"exit status {last.status}"
-        yield "last run", f"{age(at - last.run)} ago, {ended}"
+        yield "last run", f"{format_age(at - last.run)} ago, {ended}"
         if last.status and last.success is not None:
-            yield "last success", f"{age(at - last.success)} ago"
+            yield "last success", f"{format_age(at - last.success)} ago"
     if run := sources.last_run:
-        words = f"{age(at - run.at)} ago, {run.outcome}: {run.words} ({run.why})"
-        yield "last change" if last.run is not None else "last run", words
+        text = f"{format_age(at - run.at)} ago, {run.outcome}: {run.words} ({run.why})"
+        yield "last change" if last.run is not None else "last run", text
     if events.pending:
-        oldest = "" if events.oldest is None else f", the oldest for {age(at - events.oldest)}"
+        oldest = "" if events.oldest is None else f", the oldest for {format_age(at - events.oldest)}"
         yield "waiting", f"{format_count(events.pending, 'event')}{oldest}"
     if sources.stats_socket.missing and (error := sources.stats_socket.error):
         yield "haproxy", error
-    yield from (("note", words) for words in report.notes)
+    yield from (("note", text) for text in report.notes)
 
 
-def _peer(peer: Peer, at: int) -> str:
-    """Another load balancer: what Serf says of it, whether its managed lines are equal, when it was seen."""
+def _format_peer(peer: Peer, at: int) -> str:
+    """Return status, comparison of the managed lines, and last answer of another load balancer."""
     if peer.equal is None:
-        lines = "its managed lines are not known"
+        lines = "managed lines unknown"
     else:
-        lines = "the same managed lines" if peer.equal else f"other managed lines (digest {peer.digest})"
-    seen = "" if peer.seen is None else f", seen {age(at - peer.seen)} ago"
-    return f"{peer.name} {peer.address} {peer.status}, {lines}{seen}"
+        lines = "same managed lines" if peer.equal else f"different managed lines (digest {peer.digest})"
+    seen = "no answer yet" if peer.seen is None else f"last answer {format_age(at - peer.seen)} ago"
+    return f"{peer.name} {peer.address} {peer.status or 'not in Serf'}, {lines}, {seen}"
 
 
-def _daemon(report: Report) -> str:
+def _format_daemon(report: Report) -> str:
     last, at = report.sources.last, report.sources.at
     runs = "`lbagent watch` runs" if report.sources.daemon else "`lbagent watch` does not run"
-    synced = "never synced" if last.sync is None else f"last sync {age(at - last.sync)} ago"
+    synced = "never synced" if last.sync is None else f"last sync {format_age(at - last.sync)} ago"
     return f"{runs}, {synced}"
 
 
-def _lines(report: Report) -> str:
+def _format_lines(report: Report) -> str:
     if report.digest is None:
-        return "unknown: haproxy.cfg cannot be read"
-    stands = f"digest {report.digest}" if report.serves else "none managed in haproxy.cfg"
+        return "unknown, haproxy.cfg cannot be read"
+    lines = f"digest {report.digest}" if report.has_managed_lines else "none in haproxy.cfg"
     if (served := report.sources.served) is None:
-        return f"{stands}, not known whether HAProxy has confirmed it"
-    return stands if report.confirmed is None else f"{stands}, {_confirmation(report, served)}"
+        return f"{lines}, unknown whether HAProxy has confirmed them"
+    return lines if report.confirmed is None else f"{lines}, {_format_confirmation(report, served)}"
 
 
-def _confirmation(report: Report, served: Served) -> str:
+def _format_confirmation(report: Report, served: Served) -> str:
     if report.confirmed:
-        return f"served by HAProxy worker {served.worker}"
+        return f"confirmed by HAProxy worker {served.worker}"
     if served.digest is None:
         return "never confirmed by HAProxy"
     if served.digest != report.digest:
-        return f"not confirmed: HAProxy last confirmed {served.digest}"
+        return f"not confirmed, HAProxy has digest {served.digest}"
     if served.worker is None:
         return "written while HAProxy did not run"
-    return f"not confirmed: HAProxy worker {served.worker} has ended since"
+    return f"not confirmed, HAProxy worker {served.worker} has ended"
 
 
-def plain(report: Report) -> list[str]:
-    """The whole sheet as lines: one node one line, those of unknown roles last, nothing cut, no colours."""
-    others = [node for node in report.nodes if node.state in (State.BALANCER, State.UNKNOWN_ROLE)]
-    rows: Sequence[Row] = [row(node, report) for node in (*here(report), *others)]
+def format_plain(report: Report) -> list[str]:
+    """Return the report as plain lines: one per node, nodes of unknown roles last, nothing cut."""
+    others = [node for node in report.nodes if node.state in (State.LOAD_BALANCER, State.UNKNOWN_ROLE)]
+    rows: Sequence[Row] = [make_row(node, report) for node in (*list_served_nodes(report), *others)]
     table = [(*COLUMNS, "WHY"), *rows] if rows else []
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ["  ".join(map(str.ljust, cells, widths)).rstrip() for cells in table]
-    top, under = ([f"{label}: {words}" for label, words in part(report)] for part in (wrong, below))
+    widths = [max(map(cell_len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join(map(_pad, cells, widths)).rstrip() for cells in table]
+    top, under = ([f"{label}: {text}" for label, text in part(report)] for part in (list_faults, list_footer))
     return [*top, *([""] if top and lines else []), *lines, *([""] if lines else []), *under]
+
+
+def _pad(cell: str, width: int) -> str:
+    return cell + " " * (width - cell_len(cell))
 
 
 _GAP, _INDENT = 2, 4
 _NUMBERS = ("SINCE",)
 _WRAPPING = (COLUMNS.index("WHERE"), COLUMNS.index("HAPROXY"))
-"""The columns that may take several lines, where the terminal is narrow."""
+"""The columns that are wrapped on a narrow terminal."""
 
 _WHY = 200
-"""Characters of a reason that are shown; `--json` has the whole."""
+"""Characters of a reason that are shown on a terminal."""
 
 _GOOD, _BAD, _ODD = "green", "bold red", "yellow"
 _STATES = {"in": _GOOD, "failed": _BAD, "quarantined": _BAD, "left": "dim"}
 _LABELS = {"note": _ODD}
 
 
-def view(report: Report, width: int, most: int | None = None) -> RenderableType:
-    """The table of the nodes that have or may have lines, and what stands below it.
+def make_view(report: Report, width: int, most: int | None = None) -> RenderableType:
+    """Return faults, table and footer for a terminal of `width` columns.
 
-    Of more than `most` those that are not simply in come first.
+    At most `most` nodes are in the table; nodes that are `in` are left out first.
     """
-    listed = here(report)
-    rows = [row(listed[at], report) for at in _chosen(listed, most)]
+    listed = list_served_nodes(report)
+    rows = [make_row(listed[at], report) for at in _choose(listed, most)]
     hidden = len(listed) - len(rows)
-    more = [Line("not shown", f"{hidden} more nodes, for want of room")] if hidden else []
-    under = _view_below([*more, *elsewhere(report), *below(report)])
-    problems = wrong(report)
-    top: list[RenderableType] = [_view_below(problems, _BAD), Text()] if problems else []
+    more = [Line("not shown", f"{hidden} more nodes (the terminal has too few lines)")] if hidden else []
+    footer = _make_lines([*more, *count_other_roles(report), *list_footer(report)])
+    faults = list_faults(report)
+    top: list[RenderableType] = [_make_lines(faults, _BAD), Text()] if faults else []
     if not rows:
-        return Group(*top, under)
-    widths = _widths(rows, width)
-    return Group(*top, *(_wide(rows, widths) if widths else [_narrow(rows)]), Text(), under)
+        return Group(*top, footer)
+    widths = _find_widths(rows, width)
+    return Group(*top, *(_make_tables(rows, widths) if widths else [_make_paragraphs(rows)]), Text(), footer)
 
 
-def fitted(report: Report, console: Console) -> RenderableType:
-    """The view with as many nodes as leave it no higher than the terminal."""
+def make_long_view(report: Report, console: Console) -> RenderableType:
+    """Return the whole view; if it is higher than the terminal, its last lines repeat the faults."""
+    found, faults = make_view(report, console.width), list_faults(report)
+    if faults and len(console.render_lines(found, pad=False)) > console.height:
+        return Group(found, Text(), _make_lines(faults, _BAD))
+    return found
+
+
+def fit_view(report: Report, console: Console) -> RenderableType:
+    """Return the view with as many nodes as fit on the terminal."""
     most = min(len(report.nodes), console.height)
     while True:
-        found = view(report, console.width, most)
+        found = make_view(report, console.width, most)
         over = len(console.render_lines(found, pad=False)) - console.height
         if over <= 0 or most == 0:
             return found
-        # A node takes a few lines.
+        # A node takes up to four lines.
         most = max(0, most - max(1, over // 4))
 
 
-def _chosen(here: Sequence[Node], most: int | None) -> Sequence[int]:
-    """The numbers of the nodes that are shown, in their order."""
-    everyone = range(len(here))
-    if most is None or most >= len(everyone):
-        return everyone
-    return sorted(sorted(everyone, key=lambda at: here[at].state == "in")[:most])
+def _choose(nodes: Sequence[Node], most: int | None) -> Sequence[int]:
+    """Return the indexes of the nodes that are shown, in their order."""
+    indexes = range(len(nodes))
+    if most is None or most >= len(indexes):
+        return indexes
+    return sorted(sorted(indexes, key=lambda at: nodes[at].state is State.IN)[:most])
 
 
-def _widths(rows: Sequence[Row], width: int) -> list[int] | None:
-    """The width of each column; None where a line per node leaves no room for them."""
+def _find_widths(rows: Sequence[Row], width: int) -> list[int] | None:
+    """Return the width of each column; None if the terminal is too narrow for a table."""
     columns = list(zip(COLUMNS, *(row[: len(COLUMNS)] for row in rows), strict=True))
     widths = [max(map(cell_len, column)) for column in columns]
     for at in _WRAPPING:
         over = max(0, sum(widths) + _GAP * (len(widths) - 1) - width)
-        widths[at] = max(widths[at] - over, *map(_longest_word, columns[at]))
+        widths[at] = max(widths[at] - over, *map(_measure_longest_word, columns[at]))
     return widths if sum(widths) + _GAP * (len(widths) - 1) <= width else None
 
 
-def _wide(rows: Sequence[Row], widths: Sequence[int]) -> Iterator[RenderableType]:
-    """A line for each node; a reason, where there is one, below it and as wide as the terminal."""
-    table = _columns(widths)
+def _make_tables(rows: Sequence[Row], widths: Sequence[int]) -> Iterator[RenderableType]:
+    """Yield a line for each node; its reason follows on lines of its own, as wide as the terminal."""
+    table = _make_table(widths)
     table.show_header = True
     for row in rows:
-        state, said = Text(row.state, _STATES.get(row.state, _ODD)), Text(row.haproxy, _of_haproxy(row.haproxy))
+        state = Text(row.state, _STATES.get(row.state, _ODD))
+        stats = Text(row.haproxy, _choose_style(row.haproxy))
         others = map(Text, (row.address, row.role, row.where))
-        table.add_row(Text(row.node, "bold"), *others, state, Text(row.since), said, Text(row.open.rjust(widths[-1])))
+        table.add_row(Text(row.node, "bold"), *others, state, Text(row.since), stats, Text(row.open.rjust(widths[-1])))
         if row.why:
             yield table
-            yield Padding(_why(row), (0, 0, 0, _INDENT))
-            table = _columns(widths)
+            yield Padding(_format_why(row), (0, 0, 0, _INDENT))
+            table = _make_table(widths)
     if table.rows:
         yield table
 
 
-def _columns(widths: Sequence[int]) -> Table:
+def _make_table(widths: Sequence[int]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold", show_header=False)
     for name, width in zip(COLUMNS[:-1], widths[:-1], strict=True):
         table.add_column(name, justify="right" if name in _NUMBERS else "left", width=width, overflow="fold")
-    # As wide as its text, which is padded here: rich before 13.4 gives the width of a last column two more.
+    # Padded here: rich before 13.4 makes a last column of fixed width two wider.
     table.add_column(COLUMNS[-1].rjust(widths[-1]), no_wrap=True)
     return table
 
 
-def _narrow(rows: Sequence[Row]) -> Table:
-    """A paragraph for each node: who it is, and how it is with it."""
+def _make_paragraphs(rows: Sequence[Row]) -> Table:
+    """Return a paragraph for each node: name, address and role on the left, state and reason on the right."""
     table = Table.grid(padding=(0, _GAP, 0, 0), pad_edge=False)
     table.add_column(overflow="fold")
     table.add_column(overflow="fold")
     for row in rows:
-        who = [Text(row.node, "bold"), Text(row.address), Text(row.role)]
+        identity = [Text(row.node, "bold"), Text(row.address), Text(row.role)]
         state = Text.assemble((row.state, _STATES.get(row.state, _ODD)), f" {row.since}", ": " if row.why else "")
-        said = Text.assemble((row.haproxy, _of_haproxy(row.haproxy)), f", {row.open} open" if row.open != "-" else "")
-        how = [state + _why(row), said, Text(row.where)]
-        table.add_row(*(Text("\n").join(line for line in lines if line.plain != "-") for lines in (who, how)))
+        stats = Text.assemble(
+            (row.haproxy, _choose_style(row.haproxy)), f", {row.open} open" if row.open != "-" else ""
+        )
+        details = [state + _format_why(row), stats, Text(row.where)]
+        table.add_row(*(Text("\n").join(line for line in lines if line.plain != "-") for lines in (identity, details)))
     return table
 
 
-def _view_below(lines: Sequence[Line], style: str = "bold") -> Table:
+def _make_lines(lines: Sequence[Line], style: str = "bold") -> Table:
     table = Table.grid(padding=(0, _GAP, 0, 0), pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for label, words in lines:
-        table.add_row(Text(label, _LABELS.get(label, style)), Text(words))
+    for label, text in lines:
+        table.add_row(Text(label, _LABELS.get(label, style)), Text(text))
     return table
 
 
-def _why(row: Row) -> Text:
+def _format_why(row: Row) -> Text:
     return Text(row.why if len(row.why) <= _WHY else f"{row.why[: _WHY - 1]}…")
 
 
-def _of_haproxy(said: str) -> str:
-    if "DOWN" in said or "NOLB" in said:
+def _choose_style(state: str) -> str:
+    if "DOWN" in state or "NOLB" in state:
         return _BAD
-    return _GOOD if word(said) in ("UP", "no check") else _ODD
+    return _GOOD if shorten_state(state) in ("UP", "no check") else _ODD
 
 
-def _longest_word(text: str) -> int:
+def _measure_longest_word(text: str) -> int:
     return max(map(cell_len, text.split()), default=0)

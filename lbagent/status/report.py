@@ -1,4 +1,4 @@
-"""The status of this load balancer as one value: every node, what is served, what waits, what is amiss."""
+"""The status of this load balancer: its nodes, what HAProxy has confirmed, pending events, and the current faults."""
 
 from __future__ import annotations
 
@@ -13,50 +13,56 @@ from lbagent.membership import peers
 from lbagent.membership.model import Membership
 from lbagent.membership.peers import Peer, Peers
 from lbagent.metrics import Last
+from lbagent.names import format_count
 from lbagent.outcome import PastRun
 from lbagent.planning.decisions import Note
 from lbagent.planning.plan import Preview, make_preview
 from lbagent.roles.model import Roles
-from lbagent.status.nodes import BY_HAND, Node, State, list_server_states, nodes
+from lbagent.status.nodes import NOT_MANAGED, Node, State, list_nodes, list_server_states
 
 VERSION = 1
 """Of the JSON object: it grows by keys; what a key means changes only with this number."""
 
 
-NO_SOCKET = (
-    "haproxy.cfg declares no stats socket: `stats socket /run/haproxy/admin.sock mode 600 level admin` in global"
-)
-"""Why nobody tells the states of the servers where no stats socket is declared."""
+NO_SOCKET = "haproxy.cfg has no stats socket; add `stats socket /run/haproxy/admin.sock mode 600 level admin` in global"
+"""Why server states are unknown if haproxy.cfg has no stats socket."""
 
 EVENT_LATE = 30
-"""Seconds after which an event that waits is one that nothing applies."""
+"""Seconds after which an event in the spool counts as stuck."""
 
 SYNC_LATE = 300
-"""Seconds after which a daemon that syncs every minute must have synced."""
+"""Seconds after which the daemon, which syncs every minute, must have synced."""
 
-_SERVES = ("UP", "no check")
-"""How the state of a server begins that takes new requests."""
+_SERVING = ("UP", "no check")
+"""First words of the states in which a server takes new requests."""
 
 _WEIGHTLESS = "with weight 0"
 """In place of the state of a server that would take new requests, if it had a weight."""
 
-_LONGEST = 30
-"""Minutes between two tries of a reload that fails."""
+_RETRY_LIMIT = 30
+"""Maximum minutes between two tries of a failing reload."""
 
-_NAMED = 10
+_NODES_LIMIT = 10
+"""Nodes in quarantine that get a fault each."""
 
 
-class Wrong(NamedTuple):
-    """One thing that keeps this load balancer from being what it should be."""
+_BLOCKED = 3
+"""Exit status of a run in which the safety guard blocked removals. These are a fault of their own."""
+
+_START = "run `systemctl enable --now lbagent`"
+
+
+class Fault(NamedTuple):
+    """One thing that is wrong now."""
 
     kind: str
     what: str
     since: int | None = None
-    """Epoch seconds; None where that is not known."""
+    """Start in epoch seconds; None if unknown."""
 
 
-class Failed(NamedTuple):
-    """A reload that failed, and is not tried again yet."""
+class FailedReload(NamedTuple):
+    """A reload that failed and waits for its next try."""
 
     at: int
     """Epoch seconds of the last try."""
@@ -68,63 +74,65 @@ class Served(NamedTuple):
     """What HAProxy last confirmed."""
 
     digest: str | None
-    """Of the managed lines; None where it never has."""
+    """Digest of the managed lines; None if it never has."""
     worker: int | None
-    """The pid of the worker that did; None where HAProxy did not run."""
+    """Pid of the worker that confirmed it; None if HAProxy did not run."""
     alive: bool
     """Whether that worker still runs."""
-    failure: Failed | None
+    failure: FailedReload | None
 
 
-class Events(NamedTuple):
-    """What waits in the spool."""
+class SpoolState(NamedTuple):
+    """The events in the spool; None if it cannot be read."""
 
     pending: int | None
     oldest: int | None
-    """Epoch seconds."""
+    """Arrival of the oldest event in epoch seconds."""
 
 
 class StatsSocket(NamedTuple):
-    """Who told the states of the servers."""
+    """The stats socket that the server states are from."""
 
     address: str | None
-    """As haproxy.cfg declares it; None where nobody told."""
+    """As in haproxy.cfg; None if none answered."""
     error: str | None
-    """Why nobody did."""
+    """Why none answered."""
 
     @property
     def missing(self) -> bool:
-        """Whether haproxy.cfg declares none: nothing is wrong then, and nothing can be asked."""
+        """Whether haproxy.cfg has none. That is not a fault, but server states are unknown."""
         return self.error == NO_SOCKET
 
 
 class Sources(NamedTuple):
-    """What the report is made of, but for haproxy.cfg, roles.yml and membership."""
+    """What the report is built from, besides haproxy.cfg, roles.yml and membership."""
 
     at: int
-    """Epoch seconds."""
+    """Time of the report in epoch seconds."""
     stats: Stats
     stats_socket: StatsSocket
     served: Served | None
-    """None where that cannot be read."""
-    events: Events
+    """None if it cannot be read."""
+    events: SpoolState
     last_run: PastRun | None
     old_workers: int | None
-    """HAProxy's of before a reload, that go on; None where no HAProxy is seen."""
+    """Number of HAProxy's old workers; None if no HAProxy is found."""
     problems: Sequence[str]
-    """What is missing or damaged, a sentence each."""
+    """Files that are missing, damaged or not readable, a sentence each."""
     last: Last = Last()
-    """When what last happened."""
+    """Times and results of the last run and sync."""
     peers: Peers | None = None
-    """The other load balancers as the last sync saw them; None where there was none."""
+    """The other load balancers in the last sync; None if there was no sync."""
     daemon: bool | None = None
-    """Whether `lbagent watch` runs; None where that is not known."""
+    """Whether `lbagent watch` runs; None if unknown."""
+    stopped: str = ""
+    """The process that a signal has stopped while it holds a lock, as `` `lbagent watch` (pid 4711)``; else empty."""
     daemon_needed: bool = False
-    """Whether events take effect only with it."""
+    """Whether events take effect only while it runs."""
     daemon_known: bool = False
-    """Whether it has run here."""
+    """Whether it has run on this load balancer."""
     haproxy_down: bool = False
-    """Whether HAProxy is shown not to run."""
+    """Whether HAProxy certainly does not run."""
 
 
 class Report(NamedTuple):
@@ -133,37 +141,37 @@ class Report(NamedTuple):
     sources: Sources
     nodes: Sequence[Node]
     digest: str | None
-    """Of the managed lines as they stand; None where haproxy.cfg cannot be read."""
-    serves: bool
-    """Whether there are any."""
-    held: Sequence[str]
-    """What the guard holds, a sentence per marker."""
+    """Digest of the managed lines in haproxy.cfg; None if it cannot be read."""
+    has_managed_lines: bool
+    blocked: Sequence[str]
+    """Removals that the safety guard blocks, a sentence per marker."""
     notes: Sequence[str]
-    """What the plan says of haproxy.cfg and roles.yml."""
+    """Notes of the plan about haproxy.cfg and roles.yml."""
     problems: Sequence[str]
+    """Files that are missing, damaged or not readable, a sentence each."""
     peers: Sequence[Peer] = ()
     """The other load balancers."""
 
     @property
-    def wrong(self) -> list[Wrong]:
+    def faults(self) -> list[Fault]:
         """What is wrong now, most important first."""
-        return _wrong(self)
+        return _find_faults(self)
 
     @property
     def next_retry(self) -> int | None:
-        """When what failed is tried again, in epoch seconds; None where nothing waits for a time."""
-        return _next_retry(self)
+        """Time of the next try of a failed reload in epoch seconds; None if none is planned."""
+        return _find_next_retry(self)
 
     @property
     def confirmed(self) -> bool | None:
-        """Whether HAProxy has confirmed what stands there; None where nobody knows, or nothing was ever managed."""
+        """Whether HAProxy runs the managed lines in haproxy.cfg; None if unknown, or if there never were any."""
         served = self.sources.served
-        if served is None or (not self.serves and served.digest is None):
+        if served is None or (not self.has_managed_lines and served.digest is None):
             return None
         return served.alive and served.digest == self.digest
 
     def as_json(self) -> dict[str, Any]:
-        """The object that `status --json` prints; docs/reference/status.md has every key."""
+        """Return the object that `status --json` prints. docs/reference/status.md has every key."""
         sources = self.sources
         run, served, last = sources.last_run, sources.served, sources.last
         return {
@@ -176,40 +184,40 @@ class Report(NamedTuple):
             "old_workers": sources.old_workers,
             "events": sources.events._asdict(),
             "last_run": run and run._asdict(),
-            "held": list(self.held),
+            "blocked": list(self.blocked),
             "notes": list(self.notes),
             "problems": list(self.problems),
-            "wrong": [one._asdict() for one in self.wrong],
+            "wrong": [one._asdict() for one in self.faults],
             "run": None if last.run is None else {"at": last.run, "status": last.status, "words": last.words},
             "last_success": last.success,
             "next_retry": self.next_retry,
             "sync": {"at": last.sync, "failing": last.sync_failing, "words": last.sync_words},
             "daemon": {"running": sources.daemon, "needed": sources.daemon_needed},
             "peers": [peer._asdict() for peer in self.peers],
-            "nodes": [_node(node) for node in self.nodes],
+            "nodes": [_serialize_node(node) for node in self.nodes],
         }
 
 
-def report(sources: Sources, roles: Roles, membership: Membership, document: Document | None) -> Report:
-    """The status; without a `document` haproxy.cfg cannot be read."""
-    problems, found = [*sources.problems], Preview(obstacle="haproxy.cfg cannot be read")
+def build_report(sources: Sources, roles: Roles, membership: Membership, document: Document | None) -> Report:
+    """Return the status; `document` is None if haproxy.cfg cannot be read."""
+    problems, preview = [*sources.problems], Preview(obstacle="haproxy.cfg cannot be read")
     try:
         if document:
-            found = make_preview(document, roles, membership)
+            preview = make_preview(document, roles, membership)
     except Refused as error:
         problems.append(str(error))
-        found = Preview(obstacle="what is to come of haproxy.cfg cannot be planned")
-    there = list_server_states(document, roles, membership.members, sources.stats) if document else {}
-    digest, serves = (document.compute_digest(), document.has_managed_lines) if document else (None, False)
-    notes = [note for note in found.notes if not isinstance(note, Note)]
-    held = [str(one) for one in found.plan.blocked] if found.plan else []
+        preview = Preview(obstacle="there is no plan, see above")
+    servers = list_server_states(document, roles, membership.members, sources.stats) if document else {}
+    digest, has_managed_lines = (document.compute_digest(), document.has_managed_lines) if document else (None, False)
+    notes = [note for note in preview.notes if not isinstance(note, Note)]
+    blocked = [str(one) for one in preview.plan.blocked] if preview.plan else []
     others = peers.list_current_peers(sources.peers, membership.members, [*roles.roles])
     middles = {marker.middle for proxy in document.proxies for marker in proxy.markers} if document else set[str]()
-    rows = nodes(roles, membership, there, found, middles, {peer.name for peer in others})
-    return Report(sources, rows, digest, serves, held, notes, problems, others)
+    rows = list_nodes(roles, membership, servers, preview, middles, {peer.name for peer in others})
+    return Report(sources, rows, digest, has_managed_lines, blocked, notes, problems, others)
 
 
-def _node(node: Node) -> dict[str, Any]:
+def _serialize_node(node: Node) -> dict[str, Any]:
     pause, quarantine = node.pause, node.quarantine
     return {
         **node._asdict(),
@@ -221,99 +229,101 @@ def _node(node: Node) -> dict[str, Any]:
     }
 
 
-def _wrong(report: Report) -> list[Wrong]:
-    """Everything that is wrong now."""
+def _find_faults(report: Report) -> list[Fault]:
     found = [
-        *_wrong_daemon(report),
-        *_wrong_haproxy(report),
-        *_wrong_reload(report),
-        *_wrong_services(report),
-        *_wrong_last_run(report),
-        *_wrong_nodes(report),
-        *(Wrong("held back", f"{words}; `lbagent apply --force` lets them go") for words in report.held),
-        *_wrong_peers(report),
-        *(Wrong("problem", words) for words in report.problems),
+        *_find_daemon_faults(report),
+        *_find_haproxy_faults(report),
+        *_find_reload_faults(report),
+        *_find_service_faults(report),
+        *_find_run_faults(report),
+        *_find_node_faults(report),
+        *(Fault("blocked", f"{text}; `lbagent apply --force` applies these removals") for text in report.blocked),
+        *_find_peer_faults(report),
+        *(Fault("problem", text) for text in report.problems),
     ]
     return list(dict.fromkeys(found))
 
 
-def _next_retry(report: Report) -> int | None:
-    """When a reload that failed is tried again, in epoch seconds; None where none waits."""
+def _find_next_retry(report: Report) -> int | None:
     served = report.sources.served
     if served is None or served.failure is None:
         return None
-    minutes = min(1 << (served.failure.times - 1), _LONGEST)
+    minutes = min(1 << (served.failure.times - 1), _RETRY_LIMIT)
     return served.failure.at + 60 * minutes
 
 
-def _wrong_daemon(report: Report) -> Iterator[Wrong]:
+def _find_daemon_faults(report: Report) -> Iterator[Fault]:
     sources = report.sources
     at, last, events = sources.at, sources.last, sources.events
+    if sources.stopped:
+        yield Fault("daemon", f"{sources.stopped} is stopped by a signal; no event takes effect; continue or end it")
     if sources.daemon is False and sources.daemon_needed:
-        yield Wrong("daemon", "`lbagent watch` does not run: events are stored, and none takes effect; start it")
+        yield Fault("daemon", f"`lbagent watch` does not run; events are stored and have no effect; {_START}")
     elif sources.daemon is False and sources.daemon_known:
-        yield Wrong("daemon", "`lbagent watch` does not run any more: no sync, no pause ends by itself; start it")
+        yield Fault("daemon", f"`lbagent watch` has stopped; there is no sync, timed pauses do not end; {_START}")
     if events.pending and events.oldest is not None and at - events.oldest > EVENT_LATE:
-        yield Wrong("waiting", "events are stored, and nothing applies them", events.oldest)
+        text = f"{format_count(events.pending, 'event')} in the spool; nothing applies them; run `lbagent apply`"
+        yield Fault("waiting", text, events.oldest)
     if last.sync_failing is not None:
-        yield Wrong("sync", f"fails: {last.sync_words}", last.sync_failing)
+        yield Fault("sync", f"syncs fail: {last.sync_words}", last.sync_failing)
     elif sources.daemon and last.sync is not None and at - last.sync > SYNC_LATE:
-        yield Wrong("sync", "the daemon does not sync any more; restart it", last.sync)
+        yield Fault("sync", "`lbagent watch` has stopped syncing; run `systemctl restart lbagent`", last.sync)
 
 
-def _wrong_haproxy(report: Report) -> Iterator[Wrong]:
+def _find_haproxy_faults(report: Report) -> Iterator[Fault]:
     sources = report.sources
     if sources.haproxy_down:
-        yield Wrong("haproxy", "does not run; start it")
+        yield Fault("haproxy", "HAProxy does not run; start it")
     elif sources.stats_socket.error and not sources.stats_socket.missing:
-        yield Wrong("haproxy", sources.stats_socket.error)
+        yield Fault("haproxy", sources.stats_socket.error)
 
 
-def _wrong_reload(report: Report) -> Iterator[Wrong]:
+def _find_reload_faults(report: Report) -> Iterator[Fault]:
     if (served := report.sources.served) and (failure := served.failure):
         times = "once" if failure.times == 1 else f"{failure.times} times"
-        yield Wrong("reload", f"failed {times}: {failure.words}", failure.at)
+        yield Fault("reload", f"the reload failed {times}: {failure.words}", failure.at)
 
 
-def _wrong_services(report: Report) -> Iterator[Wrong]:
-    """The proxies with managed lines of which HAProxy has no server that takes requests."""
-    managed = dict.fromkeys(one.proxy for node in report.nodes for one in node.servers if one.line != BY_HAND)
+def _find_service_faults(report: Report) -> Iterator[Fault]:
+    """Find proxies with managed lines in which no server takes requests."""
+    managed = dict.fromkeys(one.proxy for node in report.nodes for one in node.servers if one.line != NOT_MANAGED)
     states: dict[str, list[str]] = {}
-    for (proxy, _), said in report.sources.stats.items():
-        serves_nothing = said.weight == 0 and (said.state or "").startswith(_SERVES)
-        states.setdefault(proxy, []).append(_WEIGHTLESS if serves_nothing else said.state or "")
+    for (proxy, _), stats in report.sources.stats.items():
+        weightless = stats.weight == 0 and (stats.state or "").startswith(_SERVING)
+        states.setdefault(proxy, []).append(_WEIGHTLESS if weightless else stats.state or "")
     for proxy in managed:
-        there = states.get(proxy, [])
-        if there and not any(state.startswith(_SERVES) for state in there):
-            yield Wrong("service", f"{proxy}: no server takes new requests ({_counted_states(there)})")
+        servers = states.get(proxy, [])
+        if servers and not any(state.startswith(_SERVING) for state in servers):
+            yield Fault("service", f"{proxy}: no server takes new requests ({_count_states(servers)})")
 
 
-def _counted_states(states: Sequence[str]) -> str:
+def _count_states(states: Sequence[str]) -> str:
     counts = Counter(_WEIGHTLESS if state == _WEIGHTLESS else state.split(" ", maxsplit=1)[0] for state in states)
     return ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
 
 
-def _wrong_last_run(report: Report) -> Iterator[Wrong]:
+def _find_run_faults(report: Report) -> Iterator[Fault]:
     last, served = report.sources.last, report.sources.served
-    told = (served and served.failure) or last.sync_failing is not None
-    told = told or (last.status == 4 and any(node.state is State.QUARANTINED for node in report.nodes))  # noqa: PLR2004  # refused
-    if last.run is not None and last.status not in (0, 3) and not told:
-        yield Wrong("last run", last.words or f"ended with {last.status}")
+    explained = (served and served.failure) or last.sync_failing is not None
+    if last.status == Refused.exit_status:
+        explained = explained or any(node.state is State.QUARANTINED for node in report.nodes)
+    if last.run is not None and last.status not in (0, _BLOCKED) and not explained:
+        yield Fault("last run", last.words or f"exit status {last.status}")
 
 
-def _wrong_nodes(report: Report) -> Iterator[Wrong]:
-    out = [node for node in report.nodes if node.state is State.QUARANTINED]
-    for node in out[:_NAMED]:
-        yield Wrong("quarantine", f"{node.name}: {node.why}", node.since)
-    if more := len(out[_NAMED:]):
-        yield Wrong("quarantine", f"{more} more nodes")
+def _find_node_faults(report: Report) -> Iterator[Fault]:
+    quarantined = [node for node in report.nodes if node.state is State.QUARANTINED]
+    for node in quarantined[:_NODES_LIMIT]:
+        yield Fault("quarantine", f"{node.name}: {node.why}", node.since)
+    if more := len(quarantined[_NODES_LIMIT:]):
+        yield Fault("quarantine", f"{more} more nodes")
 
 
-def _wrong_peers(report: Report) -> Iterator[Wrong]:
+def _find_peer_faults(report: Report) -> Iterator[Fault]:
     for peer in report.peers:
         if peer.status == "failed":
-            yield Wrong("peer", f"{peer.name} failed, says Serf", peer.seen)
+            yield Fault("peer", f"{peer.name}: failed in Serf; start its agent", peer.seen)
         elif peer.seen is not None and not peer.answers:
-            yield Wrong("peer", f"{peer.name} does not answer", peer.seen)
+            yield Fault("peer", f"{peer.name}: no answer to the last sync; check its lbagent", peer.seen)
         elif peer.equal is False:
-            yield Wrong("peer", f"{peer.name} has other managed lines: compare `lbagent plan` on both")
+            yield Fault("peer", f"{peer.name}: its managed lines differ from ours; compare `lbagent plan` on both")

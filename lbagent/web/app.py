@@ -332,10 +332,16 @@ class _Web:
         return await self._show(request, lambda viewer, _: self._pages.render("order.html", viewer, order=order))
 
     async def _check_order(self, name: str, verb: str, form: Mapping[str, str]) -> None:
-        """Raise BadForm for a pause that would leave a service without any server, unless that is confirmed."""
-        balancer = (await self._daemon.look()).balancer
+        """Raise BadForm for a pause that would leave a service without any server, unless that is confirmed.
+
+        Raises HTTPException for a node that no load balancer knows: the pause would be remembered for it.
+        """
+        seen = [one.balancer for one in await self._look()]
+        balancer = seen[0]
         if balancer.status is None:
             raise orders.BadForm(f"Nothing was sent: {balancer.error}")
+        if not any(one.status and name in one.status.nodes for one in seen):
+            raise HTTPException(404, "No load balancer knows a node of this name.")
         unserved = balancer.list_unserved(name) if verb == "pause" else []
         if unserved and not form.get("force"):
             raise orders.BadForm(f"No other server of {', '.join(unserved)} takes requests. Confirm that below.")

@@ -16,7 +16,7 @@ HEARTBEAT_LATE = 120.0
 SYNC_LATE = 300
 """Seconds after which a daemon that syncs every minute must have synced."""
 
-_HARMLESS = ("service", "quarantine", "held back", "blocked", "peer")
+_HARMLESS = ("service", "quarantine", "blocked", "peer")
 """Kinds of `wrong` that do not keep events from taking effect on this load balancer."""
 
 _SERVES = ("UP", "no check")
@@ -87,7 +87,7 @@ class Node(NamedTuple):
     @property
     def down(self) -> bool:
         """Whether HAProxy's checks take it out at a line that should serve."""
-        return any("DOWN" in (one.state or "") for one in self.servers if one.line in ("managed", "by hand"))
+        return any("DOWN" in (one.state or "") for one in self.servers if one.line in ("managed", "not managed"))
 
     @property
     def sessions(self) -> int | None:
@@ -126,8 +126,8 @@ class Peer(NamedTuple):
     equal: bool | None
     seen: int | None
     answers: bool
-    said: str | None
-    """Its status line, from its last answer."""
+    status_line: str | None
+    """Its last answer to the query `lbagent-status`."""
 
 
 class Status(NamedTuple):
@@ -145,7 +145,6 @@ class Status(NamedTuple):
     daemon_running: bool | None
     run: tuple[int, int, str] | None
     """End of the last run in epoch seconds, its exit status, and its words."""
-    last_success: int | None
     next_retry: int | None
     blocked: Sequence[str]
     notes: Sequence[str]
@@ -288,9 +287,8 @@ def _parse_status(found: Mapping[str, Any]) -> Status:
         _get_optional(found["sync"], "failing", int),
         _get_optional(found["daemon"], "running", bool),
         (_get(run, "at", int), _get(run, "status", int), _get(run, "words", str)) if run else None,
-        _get_optional(found, "last_success", int),
         _get_optional(found, "next_retry", int),
-        [*_list_texts(found["held"])],
+        [*_list_texts(found["blocked"])],
         [*_list_texts(found["notes"])],
         [Problem(_get(one, "kind", str), _get(one, "what", str), _get_optional(one, "since", int))
          for one in found["wrong"]],
@@ -307,7 +305,7 @@ def _parse_peer(found: Mapping[str, Any]) -> Peer:
         _get_optional(found, "equal", bool),
         _get_optional(found, "seen", int),
         _get(found, "answers", bool),
-        str(found.get("said") or "") or None,
+        str(found.get("status_line") or "") or None,
     )
 
 

@@ -11,6 +11,8 @@ import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from starlette.concurrency import run_in_threadpool
+
 from lbagent.errors import TryAgain
 from lbagent.membership.updates import DONE, UNKNOWN_NODE
 from lbagent.names import brief, make_printable
@@ -128,10 +130,10 @@ class Orders:
 
     async def _run(self, order: Order) -> None:
         try:
-            await asyncio.to_thread(self._send, order)
-        except TryAgain as error:
-            order.error = str(error)
-            self._log.error(f"web: {order.verb} {order.node} by {order.user}: {error}")
+            await run_in_threadpool(self._send, order)
+        except Exception as error:  # noqa: BLE001  # a defect must not leave the page waiting
+            order.error = str(error) if isinstance(error, TryAgain) else f"defect: {type(error).__name__}: {error}"
+            self._log.error(f"web: {order.verb} {order.node} by {order.user}: {order.error}")
         finally:
             order.finished = True
             self.version += 1

@@ -15,7 +15,6 @@ import uvicorn
 from lbagent.daemon import sd_notify
 from lbagent.daemon.status_socket import SOCKET
 from lbagent.errors import UsageError
-from lbagent.serf import agent
 from lbagent.system.log import Log
 from lbagent.web.access import Hosts, Users
 from lbagent.web.app import Site, build_app
@@ -38,7 +37,6 @@ class Options(NamedTuple):
 def serve(options: Options, folder: str, log: Log) -> int:
     """Serve until SIGTERM or SIGINT. `folder` has the daemon's status socket. Raises LbagentError, OSError."""
     address, port = parse_listen(options.listen)
-    _load_token()
     server: _Server | None = None
     names = [*options.hosts, address, *(["localhost"] if address in ("127.0.0.1", "::1") else [])]
     site = Site(
@@ -84,12 +82,6 @@ def parse_prefix(text: str) -> str:
     if plain and not (plain.startswith("/") and plain.replace("/", "").replace("-", "").replace("_", "").isalnum()):
         raise UsageError(f"--prefix {text[:60]!r}: not a path such as /lbagent")
     return plain
-
-
-def _load_token() -> None:
-    """Load SERF_RPC_ADDR and SERF_RPC_AUTH from a credential of the unit, if there is one."""
-    if folder := os.environ.get("CREDENTIALS_DIRECTORY"):
-        agent.load_serf_env(folder, os.environ)
 
 
 @contextlib.contextmanager

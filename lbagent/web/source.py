@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
+from starlette.concurrency import run_in_threadpool
+
 from lbagent.errors import UsageError
 from lbagent.web.model import Balancer, parse_balancer
 
@@ -24,8 +26,8 @@ _FRESH = 0.3
 _LOCAL_LIMIT, _PEER_LIMIT = 10.0, 1.0
 """Seconds that the daemon, and another load balancer, have for an answer."""
 
-_FIRST_LOOK = 0.7
-"""Seconds that a page waits for the first answer of another load balancer; later it shows the last one."""
+_OLD, _FIRST_LOOK = 4.0, 0.7
+"""Seconds after which an answer of another load balancer is not shown, and that a page waits for a new one then."""
 
 _SIZE_LIMIT = 64 << 20
 """Bytes of an answer: the status of 20,000 nodes has 15 MB."""
@@ -115,40 +117,46 @@ class OtherBalancer:
         parts = urlsplit(url)
         with contextlib.suppress(ValueError):
             if parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0):
-                self.url, self._parts = url.rstrip("/"), parts
-                self._found = make_snapshot(parts.hostname, None, "not asked yet")
-                self._asked_at = float("-inf")
+                self.url, self._parts, self._name = url.rstrip("/"), parts, parts.hostname
+                self._found: Snapshot | None = None
+                self._found_at = self._asked_at = float("-inf")
                 self._asking: asyncio.Task[None] | None = None
                 return
         raise UsageError(f"--peer {url[:80]!r}: not an http:// or https:// URL")
 
     async def look(self) -> Snapshot:
-        """Return the last snapshot, and ask for a new one if it is old."""
-        first = self._asked_at == float("-inf")
-        if (self._asking is None or self._asking.done()) and time.monotonic() - self._asked_at > _FRESH:
-            self._asked_at = time.monotonic()
-            self._asking = asyncio.create_task(self._refresh())
-        if first and self._asking:
+        """Return the last snapshot, and ask for a new one. One that is too old is unknown."""
+        now = time.monotonic()
+        # One question at a time: a resolver that hangs must not use up the threads.
+        if (self._asking is None or self._asking.done()) and now - self._asked_at > _FRESH:
+            self._asked_at = now
+            self._asking = asyncio.create_task(self._ask())
+        if self._asking and now - self._found_at > _OLD:
             await asyncio.wait([self._asking], timeout=_FIRST_LOOK)
+        if self._found is None or time.monotonic() - self._found_at > _OLD:
+            return make_snapshot(self._name, None, f"{self.url}: has not answered yet")
         return self._found
 
-    async def _refresh(self) -> None:
-        name = self._found.balancer.name
+    async def _ask(self) -> None:
+        thread = asyncio.ensure_future(asyncio.to_thread(_fetch, self._parts))
         try:
-            async with asyncio.timeout(2 * _PEER_LIMIT):
-                content = await asyncio.to_thread(_fetch, self._parts)
+            answered, _ = await asyncio.wait([thread], timeout=2 * _PEER_LIMIT)
+            if not answered:
+                self._keep(make_snapshot(self._name, None, f"{self.url}: did not answer in time"))
+            self._keep(await _parse(self._name, await thread))
         except (OSError, http.client.HTTPException, ValueError) as error:
             words = "did not answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
-            self._found = make_snapshot(name, None, f"{self.url}: {words}")
-        else:
-            self._found = await _parse(name, content)
+            self._keep(make_snapshot(self._name, None, f"{self.url}: {words}"))
+
+    def _keep(self, found: Snapshot) -> None:
+        self._found, self._found_at, self._name = found, time.monotonic(), found.balancer.name
 
 
 async def _parse(name: str, content: bytes) -> Snapshot:
     if len(content) < _SMALL:
         return make_snapshot(name, content, "")
-    # Some 100 ms per 1,000 nodes: other requests go on meanwhile.
-    return await asyncio.to_thread(make_snapshot, name, content, "")
+    # Some 100 ms per 1,000 nodes: other requests are served meanwhile.
+    return await run_in_threadpool(make_snapshot, name, content, "")
 
 
 def _fetch(parts: SplitResult) -> bytes:

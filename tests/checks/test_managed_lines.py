@@ -11,7 +11,7 @@ from lbagent.checks.managed_lines import PendingWork
 from lbagent.haproxy.config import Document
 from lbagent.membership.model import Membership
 from tests.checks.helpers import list_lines
-from tests.helpers.builders import known, member, planning, reading
+from tests.helpers.builders import member, membership_of, parse_roles_text, plan_for
 
 ROLES = """
     services: {iis: {port: 80}, mongo: {port: 27017}}
@@ -29,12 +29,12 @@ def check(text: str, state: PendingWork = QUIET, membership: Membership | None =
     document = Document([("haproxy.cfg", text)])
     return list_lines(
         managed_lines.check_managed_lines(
-            document, planning(text, reading(ROLES), membership or known(member("web01"))), state
+            document, plan_for(text, parse_roles_text(ROLES), membership or membership_of(member("web01"))), state
         )
     )
 
 
-MANY = known(*(member(f"web{number:02}", f"10.0.0.{number}") for number in range(1, 31)))
+MANY = membership_of(*(member(f"web{number:02}", f"10.0.0.{number}") for number in range(1, 31)))
 
 
 @pytest.mark.parametrize(
@@ -90,13 +90,13 @@ def test_a_difference_between_file_and_plan_is_found_with_its_cause(
 
 
 def test_an_edit_of_roles_yml_is_not_an_edit_of_managed_lines() -> None:
-    assert check(SERVING, QUIET, known(member("web01"), member("web02", "10.0.0.2"))) == [
+    assert check(SERVING, QUIET, membership_of(member("web01"), member("web02", "10.0.0.2"))) == [
         "warning pending: 1 line would change after an edit of roles.yml or haproxy.cfg; run `lbagent plan` to see the change, `lbagent apply` to make it"
     ]
 
 
 def test_removals_blocked_by_the_safety_guard_are_found() -> None:
-    assert check(SERVING, QUIET, known(member("other", role="gone"))) == [
+    assert check(SERVING, QUIET, membership_of(member("other", role="gone"))) == [
         "warning blocked: removals blocked by the safety guard: 1 of 1 lines at '# additional-lb-iis-server' in listen lb would be removed: web01; run `lbagent apply --force` to apply them",
         "ok drift: the managed lines match the plan (1 line)",
     ]

@@ -10,7 +10,7 @@ from lbagent.checks import markers
 from lbagent.haproxy.config import Document
 from lbagent.membership.model import Membership
 from tests.checks.helpers import list_lines
-from tests.helpers.builders import dedent, known, member, planning, reading
+from tests.helpers.builders import dedent, member, membership_of, parse_roles_text, plan_for
 
 ROLES = """
     services: {iis: {port: 80}, mongo: {port: 27017}}
@@ -28,15 +28,15 @@ BOTH = """
 
 def marked(text: str, membership: Membership | None = None) -> list[str]:
     """Return the findings about the markers of a haproxy.cfg, and the notes of the plan for these members."""
-    document, roles = Document([("haproxy.cfg", dedent(text))]), reading(ROLES)
+    document, roles = Document([("haproxy.cfg", dedent(text))]), parse_roles_text(ROLES)
     found = [*markers.check_markers(document, roles)]
     if membership:
-        found += markers.check_notes(document, planning(dedent(text), roles, membership).notes)
+        found += markers.check_notes(document, plan_for(dedent(text), roles, membership).notes)
     return list_lines(found)
 
 
 def test_a_marker_for_each_section_and_service_is_ok() -> None:
-    assert marked(BOTH, known(member("web01"))) == [
+    assert marked(BOTH, membership_of(member("web01"))) == [
         "ok markers: haproxy.cfg: every section and service has its marker (2 markers)"
     ]
 
@@ -80,7 +80,7 @@ def test_duplicate_markers_are_found_without_roles_yml() -> None:
 def test_a_managed_line_without_its_marker_is_found() -> None:
     text = BOTH + "listen old\n    server web01 10.0.0.1:80 check # lbagent role=web\n"
 
-    assert bad_of(text, known(member("web01"))) == [
+    assert bad_of(text, membership_of(member("web01"))) == [
         "warning line-without-marker: haproxy.cfg:6: the marker of server web01 is missing; restore the marker below the line, or delete the line",
     ]
 
@@ -93,14 +93,14 @@ def bad_of(text: str, membership: Membership) -> list[str]:
 def test_an_operators_line_in_place_of_a_managed_one_is_found() -> None:
     text = BOTH.replace("        # additional-lb", "        server WEB01 10.9.9.9:80\n        # additional-lb")
 
-    assert bad_of(text, known(member("web01"))) == [
+    assert bad_of(text, membership_of(member("web01"))) == [
         "warning migration: haproxy.cfg:2: 1 server line above the marker is not managed (WEB01); pauses and leaves of these nodes do not affect them; run `lbagent apply --adopt` after the nodes have joined, or keep them as your own; see docs/how-to/from-handler-rb.md",
         "error operator-line: haproxy.cfg:2: web01: no managed line in listen lb: an operator's line has its name or address, pauses do not affect it; `lbagent apply --adopt` turns it into a managed line",
     ]
 
 
 def test_a_node_without_a_line_is_found() -> None:
-    assert bad_of(BOTH, known(member("web01", "192.168.0.1"))) == [
+    assert bad_of(BOTH, membership_of(member("web01", "192.168.0.1"))) == [
         "warning node: web01: no line for role web: 192.168.0.1 is outside the role's networks; fix the node's tags or address, or roles.yml"
     ]
 
@@ -108,7 +108,7 @@ def test_a_node_without_a_line_is_found() -> None:
 def test_a_note_about_a_marker_is_not_a_second_finding() -> None:
     text = "listen lb\n    # additional-lb-isi-server\n"
 
-    assert [line.split(":")[0] for line in marked(text, known(member("web01")))] == [
+    assert [line.split(":")[0] for line in marked(text, membership_of(member("web01")))] == [
         "warning marker-unknown",
         "error role-without-marker",
         "error role-without-marker",
@@ -126,7 +126,7 @@ MALFORMED = [
 
 @pytest.mark.parametrize(("text", "meant"), MALFORMED)
 def test_a_malformed_marker_is_found_with_its_correct_form(text: str, meant: str) -> None:
-    roles = reading("services: {iis: {port: 80}}\nroles: {web: {lb: [iis], monitor: [iis]}}\n")
+    roles = parse_roles_text("services: {iis: {port: 80}}\nroles: {web: {lb: [iis], monitor: [iis]}}\n")
     found = [one.line for one in markers.check_markers(Document([("a.cfg", f"listen l\n    {text}\n")]), roles)]
 
     fix = f"write '# additional-{meant}-server', and nothing else in that line"
@@ -134,7 +134,7 @@ def test_a_malformed_marker_is_found_with_its_correct_form(text: str, meant: str
 
 
 def test_the_suggested_marker_is_of_the_same_section() -> None:
-    roles = reading("services: {iis: {port: 80}, is: {port: 81}}\nroles: {web: {lb: [is], monitor: [iis]}}\n")
+    roles = parse_roles_text("services: {iis: {port: 80}, is: {port: 81}}\nroles: {web: {lb: [is], monitor: [iis]}}\n")
     text = "listen l\n    # additional-monitor-is-server\n"
     found = [
         one.line for one in markers.check_markers(Document([("a.cfg", text)]), roles) if one.kind == "marker-unknown"
@@ -144,7 +144,7 @@ def test_the_suggested_marker_is_of_the_same_section() -> None:
 
 
 def test_a_role_that_has_another_marker_gets_a_warning() -> None:
-    roles = reading("services: {iis: {port: 80}}\nroles: {web: {lb: [iis], monitor: [iis]}}\n")
+    roles = parse_roles_text("services: {iis: {port: 80}}\nroles: {web: {lb: [iis], monitor: [iis]}}\n")
     text = "listen l\n    # additional-lb-iis-server\n"
 
     assert list_lines(markers.check_markers(Document([("a.cfg", text)]), roles)) == [

@@ -9,12 +9,12 @@ import pytest
 from lbagent.checks import roles
 from lbagent.checks.roles import find_key_lines
 from tests.checks.helpers import list_lines
-from tests.helpers.builders import dedent, reading
+from tests.helpers.builders import dedent, parse_roles_text
 
 
 def check(text: str) -> list[str]:
     """Return the findings about a roles.yml."""
-    return list_lines(roles.check_roles(reading(text), "roles.yml", find_key_lines(dedent(text).encode())))
+    return list_lines(roles.check_roles(parse_roles_text(text), "roles.yml", find_key_lines(dedent(text).encode())))
 
 
 def test_roles_with_networks_and_services_are_ok() -> None:

@@ -18,7 +18,7 @@ from lbagent.serf.agent_process import File
 from lbagent.serf.member_list import AgentInfo, ListedMember, MemberList
 from lbagent.serf.raw_event import RawEvent
 from tests.checks.helpers import list_lines, list_problems
-from tests.helpers.builders import reading
+from tests.helpers.builders import parse_roles_text
 
 # --- handlers -------------------------------------------------------------------------------------------------------
 
@@ -151,7 +151,7 @@ def test_a_handler_that_keeps_the_agent_from_starting_is_an_error(spec: str, wro
 # --- the agent and its cluster --------------------------------------------------------------------------------------
 
 INFO = AgentInfo("lb01", "lb", encrypted=True, clocks={}, handlers=ALL)
-ROLES = reading("""
+ROLES = parse_roles_text("""
     services: {iis: {port: 80}}
     roles: {web: {lb: [iis]}, lb: {lb: [none]}}
 """)
@@ -229,6 +229,21 @@ def test_the_other_load_balancers_are_listed(
     listing = MemberList(tuple(members), frozenset(), refused)
 
     assert list_lines([*serf.check_peers(INFO, listing), *serf.check_members(listing)]) == lines
+
+
+@pytest.mark.parametrize(
+    ("role", "status", "severity"),
+    [("lb", "left", "error"), ("lb", "failed", "error"), ("lb", "alive", "ok"), ("web", "left", "ok")],
+)
+@pytest.mark.parametrize("joined", ["lb02", "10.0.0.2", "10.0.0.2:7946"])
+def test_a_load_balancer_that_has_left_is_missing_where_the_settings_join_it(
+    role: str, status: str, severity: str, joined: str
+) -> None:
+    members = MemberList((ListedMember("lb02", "10.0.0.2", role, {}, status),), frozenset({"lb02"}), ())
+
+    [finding] = serf.check_peers(INFO, members, [joined], {"web"})
+
+    assert (finding.severity, finding.kind) == (severity, "peers")
 
 
 # --- settings -------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.builders import dedent
-from tests.helpers.load_balancer_files import Stage, built
+from tests.helpers.load_balancer_files import LoadBalancerFiles, build_files
 
 CFG = dedent("""
     backend farm
@@ -36,12 +36,12 @@ def line(name: str, address: str) -> str:
 
 
 @pytest.fixture
-def stage(tmp_path: Path, lbagent: str) -> Stage:
+def stage(tmp_path: Path, lbagent: str) -> LoadBalancerFiles:
     """A load balancer without HAProxy."""
-    return built(tmp_path, lbagent, CFG, ROLES, "/bin/true")
+    return build_files(tmp_path, lbagent, CFG, ROLES, "/bin/true")
 
 
-def test_a_join_is_written_and_nothing_is_printed(stage: Stage) -> None:
+def test_a_join_is_written_and_nothing_is_printed(stage: LoadBalancerFiles) -> None:
     assert stage.join("web01 10.0.0.1", "web02 10.0.0.2") == (0, b"", "")
 
     assert stage.cfg.read_text() == (
@@ -53,7 +53,7 @@ def test_a_join_is_written_and_nothing_is_printed(stage: Stage) -> None:
     assert stage.spooled == []
 
 
-def test_leaving_undoes_joining(stage: Stage) -> None:
+def test_leaving_undoes_joining(stage: LoadBalancerFiles) -> None:
     stage.join("web01 10.0.0.1")
 
     assert stage.handle("member-leave", b"web01\t10.0.0.1\tweb\trole=web\n").status == 0
@@ -61,7 +61,7 @@ def test_leaving_undoes_joining(stage: Stage) -> None:
     assert stage.cfg.read_text() == CFG
 
 
-def test_pause_and_resume_go_there_and_back(stage: Stage) -> None:
+def test_pause_and_resume_go_there_and_back(stage: LoadBalancerFiles) -> None:
     stage.join("web01 10.0.0.1")
 
     assert stage.user("pause", "WEB01 10.0.0.1 web", 3).status == 0
@@ -71,7 +71,7 @@ def test_pause_and_resume_go_there_and_back(stage: Stage) -> None:
     assert stage.managed == [line("web01", "10.0.0.1")]
 
 
-def test_the_same_event_twice_writes_nothing_the_second_time(stage: Stage) -> None:
+def test_the_same_event_twice_writes_nothing_the_second_time(stage: LoadBalancerFiles) -> None:
     stage.join("web01 10.0.0.1")
     before = stage.cfg.stat()
 
@@ -85,13 +85,13 @@ def test_the_same_event_twice_writes_nothing_the_second_time(stage: Stage) -> No
     ("kind", "more"),
     [("user", {"SERF_USER_EVENT": "deploy"}), ("query", {"SERF_QUERY_NAME": "x"}), ("member-mystery", {}), ("", {})],
 )
-def test_an_unknown_event_leaves_no_trace(stage: Stage, kind: str, more: dict[str, str]) -> None:
+def test_an_unknown_event_leaves_no_trace(stage: LoadBalancerFiles, kind: str, more: dict[str, str]) -> None:
     assert stage.handle(kind, b"x\n", **more) == (0, b"", "")
 
     assert not stage.state.exists()
 
 
-def test_without_serf_the_message_names_the_caller(stage: Stage) -> None:
+def test_without_serf_the_message_names_the_caller(stage: LoadBalancerFiles) -> None:
     assert stage.run("handle") == (
         2,
         b"",
@@ -100,13 +100,13 @@ def test_without_serf_the_message_names_the_caller(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("kind", ["member-join", "member-leave", "member-failed", "member-update", "member-reap"])
-def test_an_empty_event_changes_nothing(stage: Stage, kind: str) -> None:
+def test_an_empty_event_changes_nothing(stage: LoadBalancerFiles, kind: str) -> None:
     assert stage.handle(kind) == (0, b"", "")
 
     assert stage.cfg.read_text() == CFG
 
 
-def test_a_hostile_member_is_one_warning(stage: Stage) -> None:
+def test_a_hostile_member_is_one_warning(stage: LoadBalancerFiles) -> None:
     ended = stage.handle(
         "member-join", b"x\\n server evil 6.6.6.6:80\t10.0.0.9\tweb\trole=web\nweb01\t10.0.0.1\tweb\trole=web\n"
     )
@@ -122,7 +122,7 @@ def test_a_hostile_member_is_one_warning(stage: Stage) -> None:
 # --- what the operator did wrong ----------------------------------------------------------------------------------
 
 
-def test_a_refused_roles_yml_is_one_line_and_the_event_waits(stage: Stage) -> None:
+def test_a_refused_roles_yml_is_one_line_and_the_event_waits(stage: LoadBalancerFiles) -> None:
     good = stage.roles.read_text()
     stage.roles.write_text(f"{good}  app: {{lb: [isi]}}\n")
 
@@ -140,7 +140,7 @@ def test_a_refused_roles_yml_is_one_line_and_the_event_waits(stage: Stage) -> No
     assert stage.managed == [line("web01", "10.0.0.1")]
 
 
-def test_a_missing_roles_yml_is_one_line(stage: Stage) -> None:
+def test_a_missing_roles_yml_is_one_line(stage: LoadBalancerFiles) -> None:
     stage.roles.unlink()
 
     assert stage.join("web01 10.0.0.1") == (
@@ -150,7 +150,7 @@ def test_a_missing_roles_yml_is_one_line(stage: Stage) -> None:
     )
 
 
-def test_a_missing_haproxy_cfg_is_one_line(stage: Stage) -> None:
+def test_a_missing_haproxy_cfg_is_one_line(stage: LoadBalancerFiles) -> None:
     stage.cfg.unlink()
 
     ended = stage.join("web01 10.0.0.1")
@@ -160,7 +160,7 @@ def test_a_missing_haproxy_cfg_is_one_line(stage: Stage) -> None:
     assert len(stage.spooled) == 1
 
 
-def test_an_empty_folder_of_haproxy_cfg_is_no_defect(stage: Stage) -> None:
+def test_an_empty_folder_of_haproxy_cfg_is_no_defect(stage: LoadBalancerFiles) -> None:
     (stage.folder / "conf.d").mkdir()
     stage.roles.write_text(f"haproxy: {{config: {stage.folder}/conf.d}}\n{ROLES}")
 
@@ -169,7 +169,7 @@ def test_an_empty_folder_of_haproxy_cfg_is_no_defect(stage: Stage) -> None:
     assert ended == (1, b"", f"lbagent: {stage.folder}/conf.d: holds no *.cfg file\n")
 
 
-def test_a_doubled_marker_is_refused(stage: Stage) -> None:
+def test_a_doubled_marker_is_refused(stage: LoadBalancerFiles) -> None:
     stage.cfg.write_text(f"{CFG}    # additional-lb-iis-server\n")
 
     ended = stage.join("web01 10.0.0.1")
@@ -181,7 +181,7 @@ def test_a_doubled_marker_is_refused(stage: Stage) -> None:
     )
 
 
-def test_a_refused_text_never_goes_live(stage: Stage) -> None:
+def test_a_refused_text_never_goes_live(stage: LoadBalancerFiles) -> None:
     (stage.folder / "bin" / "haproxy").unlink()
     (stage.folder / "bin" / "haproxy").write_text(NO)
     (stage.folder / "bin" / "haproxy").chmod(0o755)
@@ -197,7 +197,7 @@ def test_a_refused_text_never_goes_live(stage: Stage) -> None:
     assert stage.members == {"web01": "alive"}
 
 
-def test_a_refused_change_is_applied_once_haproxy_accepts_it(stage: Stage) -> None:
+def test_a_refused_change_is_applied_once_haproxy_accepts_it(stage: LoadBalancerFiles) -> None:
     (stage.folder / "bin" / "haproxy").unlink()
     (stage.folder / "bin" / "haproxy").symlink_to("/bin/false")
     assert stage.join("web01 10.0.0.1").status == 4
@@ -209,7 +209,7 @@ def test_a_refused_change_is_applied_once_haproxy_accepts_it(stage: Stage) -> No
     assert stage.managed == [line("web01", "10.0.0.1"), line("web02", "10.0.0.2")]
 
 
-def test_a_tag_made_to_break_the_plan_costs_only_its_own_node(stage: Stage) -> None:
+def test_a_tag_made_to_break_the_plan_costs_only_its_own_node(stage: LoadBalancerFiles) -> None:
     stage.roles.write_text(stage.roles.read_text().replace("port: 80", 'port: "{tag:port|80}"'))
     stage.join("web01 10.0.0.1")
 
@@ -224,7 +224,7 @@ def test_a_tag_made_to_break_the_plan_costs_only_its_own_node(stage: Stage) -> N
 # --- state --------------------------------------------------------------------------------------------------------
 
 
-def test_state_that_cannot_be_written_is_reported_to_need_a_sync(stage: Stage) -> None:
+def test_state_that_cannot_be_written_is_reported_to_need_a_sync(stage: LoadBalancerFiles) -> None:
     stage.state.write_text("in the way")
 
     ended = stage.join("web01 10.0.0.1")
@@ -248,7 +248,7 @@ def test_state_that_cannot_be_written_is_reported_to_need_a_sync(stage: Stage) -
         b"[" * 100_000,
     ],
 )
-def test_damaged_members_are_kept_aside_and_rebuilt(stage: Stage, content: bytes) -> None:
+def test_damaged_members_are_kept_aside_and_rebuilt(stage: LoadBalancerFiles, content: bytes) -> None:
     stage.join("web01 10.0.0.1", "web02 10.0.0.2")
     stage.user("pause", "web02", 1)
     (stage.state / "members.json").write_bytes(content)
@@ -266,7 +266,7 @@ def test_damaged_members_are_kept_aside_and_rebuilt(stage: Stage, content: bytes
     assert "rebuilt from the managed lines" in ended.err
 
 
-def test_lost_members_are_rebuilt(stage: Stage) -> None:
+def test_lost_members_are_rebuilt(stage: LoadBalancerFiles) -> None:
     stage.join("web01 10.0.0.1")
     (stage.state / "members.json").unlink()
 
@@ -277,7 +277,7 @@ def test_lost_members_are_rebuilt(stage: Stage) -> None:
 
 @pytest.mark.parametrize("name", ["served.json", "roles.json", "history.jsonl"])
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'"x"', b"\xff\0", b"{}"])
-def test_damage_to_anything_else_is_no_harm(stage: Stage, name: str, content: bytes) -> None:
+def test_damage_to_anything_else_is_no_harm(stage: LoadBalancerFiles, name: str, content: bytes) -> None:
     stage.join("web01 10.0.0.1")
     (stage.state / name).write_bytes(content)
 
@@ -287,7 +287,7 @@ def test_damage_to_anything_else_is_no_harm(stage: Stage, name: str, content: by
 
 
 @pytest.mark.parametrize("name", ["roles.json", "history.jsonl"])
-def test_a_folder_in_the_place_of_a_best_effort_file_does_no_harm(stage: Stage, name: str) -> None:
+def test_a_folder_in_the_place_of_a_best_effort_file_does_no_harm(stage: LoadBalancerFiles, name: str) -> None:
     stage.join("web01 10.0.0.1")
     (stage.state / name).unlink(missing_ok=True)
     (stage.state / name).mkdir()
@@ -297,7 +297,7 @@ def test_a_folder_in_the_place_of_a_best_effort_file_does_no_harm(stage: Stage, 
     assert stage.managed == [line("web01", "10.0.0.1"), line("web02", "10.0.0.2")]
 
 
-def test_a_foreign_file_in_the_spool_is_moved_and_the_event_is_applied(stage: Stage) -> None:
+def test_a_foreign_file_in_the_spool_is_moved_and_the_event_is_applied(stage: LoadBalancerFiles) -> None:
     stage.join("web01 10.0.0.1")
     (stage.state / "spool" / "1").write_bytes(b"no record")
     os.mkfifo(stage.state / "spool" / "2")
@@ -310,7 +310,7 @@ def test_a_foreign_file_in_the_spool_is_moved_and_the_event_is_applied(stage: St
     assert stage.spooled == ["bad"]
 
 
-def test_a_folder_named_like_a_record_is_moved_and_the_event_is_applied(stage: Stage) -> None:
+def test_a_folder_named_like_a_record_is_moved_and_the_event_is_applied(stage: LoadBalancerFiles) -> None:
     stage.join("web01 10.0.0.1")
     (stage.state / "spool" / "1").mkdir()
 
@@ -319,7 +319,7 @@ def test_a_folder_named_like_a_record_is_moved_and_the_event_is_applied(stage: S
     assert stage.managed == [line("web01", "10.0.0.1"), line("web02", "10.0.0.2")]
 
 
-def test_an_error_of_the_system_is_in_the_history_in_words(stage: Stage) -> None:
+def test_an_error_of_the_system_is_in_the_history_in_words(stage: LoadBalancerFiles) -> None:
     stage.join("web01 10.0.0.1")
     stage.cfg.unlink()
     stage.join("web02 10.0.0.2")
@@ -328,7 +328,7 @@ def test_an_error_of_the_system_is_in_the_history_in_words(stage: Stage) -> None
     assert (row["outcome"], row["words"]) == ("failed", f"{stage.cfg}: No such file or directory")
 
 
-def test_each_change_is_in_the_history(stage: Stage) -> None:
+def test_each_change_is_in_the_history(stage: LoadBalancerFiles) -> None:
     stage.join("web01 10.0.0.1", "web02 10.0.0.2")
     stage.user("pause", "web01", 1)
 
@@ -350,7 +350,7 @@ def test_each_change_is_in_the_history(stage: Stage) -> None:
     ]
 
 
-def test_state_files_are_for_owner_and_group_only_except_the_metrics(stage: Stage) -> None:
+def test_state_files_are_for_owner_and_group_only_except_the_metrics(stage: LoadBalancerFiles) -> None:
     stage.join("web01 10.0.0.1")
 
     assert {path.name: path.stat().st_mode & 0o027 for path in stage.state.iterdir()} == {
@@ -362,7 +362,7 @@ def test_state_files_are_for_owner_and_group_only_except_the_metrics(stage: Stag
 # --- together -----------------------------------------------------------------------------------------------------
 
 
-def test_with_a_busy_lock_its_holder_applies_the_event(stage: Stage) -> None:
+def test_with_a_busy_lock_its_holder_applies_the_event(stage: LoadBalancerFiles) -> None:
     stage.join("web01 10.0.0.1")
     with (stage.state / "lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -375,7 +375,7 @@ def test_with_a_busy_lock_its_holder_applies_the_event(stage: Stage) -> None:
     assert stage.managed == [line("web01", "10.0.0.1"), line("web02", "10.0.0.2"), line("web03", "10.0.0.3")]
 
 
-def test_while_watch_runs_an_event_is_only_stored(stage: Stage) -> None:
+def test_while_watch_runs_an_event_is_only_stored(stage: LoadBalancerFiles) -> None:
     stage.join("web01 10.0.0.1")
     with (stage.state / "watch.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -386,7 +386,7 @@ def test_while_watch_runs_an_event_is_only_stored(stage: Stage) -> None:
         assert stage.spooled == ["1"]
 
 
-def test_a_watch_that_hangs_does_not_keep_events_waiting(stage: Stage) -> None:
+def test_a_watch_that_hangs_does_not_keep_events_waiting(stage: LoadBalancerFiles) -> None:
     stage.join("web01 10.0.0.1")
     with (stage.state / "watch.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -398,7 +398,7 @@ def test_a_watch_that_hangs_does_not_keep_events_waiting(stage: Stage) -> None:
         assert stage.managed == [line("web01", "10.0.0.1"), line("web02", "10.0.0.2"), line("web03", "10.0.0.3")]
 
 
-def test_a_watch_that_died_is_no_watch(stage: Stage) -> None:
+def test_a_watch_that_died_is_no_watch(stage: LoadBalancerFiles) -> None:
     stage.join("web01 10.0.0.1")
     (stage.state / "watch.lock").touch()
 
@@ -407,7 +407,7 @@ def test_a_watch_that_died_is_no_watch(stage: Stage) -> None:
     assert len(stage.managed) == 2
 
 
-def test_twenty_events_at_once_all_end_in_the_file(stage: Stage) -> None:
+def test_twenty_events_at_once_all_end_in_the_file(stage: LoadBalancerFiles) -> None:
     stage.join("web00 10.0.0.100")
     environ = {**stage.environ, "SERF_EVENT": "member-join", "SERF_SELF_NAME": "lb01"}
     handlers = []
@@ -428,7 +428,7 @@ def test_twenty_events_at_once_all_end_in_the_file(stage: Stage) -> None:
     assert stage.spooled == []
 
 
-def test_a_handler_killed_after_spooling_loses_nothing(stage: Stage) -> None:
+def test_a_handler_killed_after_spooling_loses_nothing(stage: LoadBalancerFiles) -> None:
     stage.spool({"SERF_EVENT": "member-join", "SERF_SELF_NAME": "lb01"}, b"web01\t10.0.0.1\tweb\trole=web\n", "0" * 16)
 
     stage.join("web02 10.0.0.2")
@@ -436,7 +436,7 @@ def test_a_handler_killed_after_spooling_loses_nothing(stage: Stage) -> None:
     assert stage.managed == [line("web01", "10.0.0.1"), line("web02", "10.0.0.2")]
 
 
-def test_a_member_event_of_twenty_thousand_lines_is_applied(stage: Stage) -> None:
+def test_a_member_event_of_twenty_thousand_lines_is_applied(stage: LoadBalancerFiles) -> None:
     lines = b"".join(
         b"n%d\t10.1.%d.%d\tother\trole=other,x=%s\n" % (at, at // 250, at % 250 + 1, b"y" * 50) for at in range(20_000)
     )
@@ -450,7 +450,7 @@ def test_a_member_event_of_twenty_thousand_lines_is_applied(stage: Stage) -> Non
 # --- queries ------------------------------------------------------------------------------------------------------
 
 
-def test_a_query_is_answered_in_one_line_and_nothing_else(stage: Stage) -> None:
+def test_a_query_is_answered_in_one_line_and_nothing_else(stage: LoadBalancerFiles) -> None:
     stage.join("web01 10.0.0.1")
 
     status, out, err = stage.query("pause", "web01 for=2h reason=patch day")
@@ -473,11 +473,11 @@ def test_a_query_is_answered_in_one_line_and_nothing_else(stage: Stage) -> None:
         ("pause", "x/y", b"refused: invalid node name\n"),
     ],
 )
-def test_a_query_is_answered_with_its_outcome(stage: Stage, name: str, payload: str, words: bytes) -> None:
+def test_a_query_is_answered_with_its_outcome(stage: LoadBalancerFiles, name: str, payload: str, words: bytes) -> None:
     assert stage.query(name, payload) == (0, words, "")
 
 
-def test_a_query_is_answered_even_where_nothing_works(stage: Stage) -> None:
+def test_a_query_is_answered_even_where_nothing_works(stage: LoadBalancerFiles) -> None:
     stage.roles.write_text("roles: {web: {lb: [iis]}}\n")
 
     status, out, err = stage.query("pause", "web01")
@@ -487,7 +487,7 @@ def test_a_query_is_answered_even_where_nothing_works(stage: Stage) -> None:
     assert b"roles.web.lb: service 'iis' is not declared" in out
 
 
-def test_a_query_waits_no_longer_than_serf_does(stage: Stage) -> None:
+def test_a_query_waits_no_longer_than_serf_does(stage: LoadBalancerFiles) -> None:
     stage.join("web01 10.0.0.1")
     with (stage.state / "lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -498,13 +498,13 @@ def test_a_query_waits_no_longer_than_serf_does(stage: Stage) -> None:
         assert 1.9 < time.monotonic() - started < 3.2
 
 
-def test_other_users_cannot_read_the_state(stage: Stage) -> None:
+def test_other_users_cannot_read_the_state(stage: LoadBalancerFiles) -> None:
     stage.join("web01 10.0.0.1")
 
     assert [path.stat().st_mode & 0o7777 for path in (stage.state, stage.state / "spool")] == [0o750, 0o750]
 
 
-def test_an_answer_fits_into_serfs_limit(stage: Stage) -> None:
+def test_an_answer_fits_into_serfs_limit(stage: LoadBalancerFiles) -> None:
     stage.roles.write_text(f"roles: {{web: {{lb: [{'x' * 1900}]}}}}\n")
 
     status, out, err = stage.query("pause", "web01")
@@ -515,7 +515,7 @@ def test_an_answer_fits_into_serfs_limit(stage: Stage) -> None:
     out.decode()
 
 
-def test_the_status_is_one_line(stage: Stage) -> None:
+def test_the_status_is_one_line(stage: LoadBalancerFiles) -> None:
     stage.join("web01 10.0.0.1", "web02 10.0.0.2")
     stage.user("pause", "web01", 1)
     digest = json.loads((stage.state / "served.json").read_text())["digest"]
@@ -525,7 +525,7 @@ def test_the_status_is_one_line(stage: Stage) -> None:
     assert stage.query("lbagent-status") == (0, said.encode(), "")
 
 
-def test_the_status_line_works_with_damaged_state(stage: Stage) -> None:
+def test_the_status_line_works_with_damaged_state(stage: LoadBalancerFiles) -> None:
     stage.join("web01 10.0.0.1")
     (stage.state / "members.json").write_bytes(b"{")
 
@@ -536,7 +536,7 @@ def test_the_status_line_works_with_damaged_state(stage: Stage) -> None:
     assert stage.query("lbagent-status") == (0, said.encode(), "")
 
 
-def test_a_query_for_pauses_is_refused_with_damaged_state(stage: Stage) -> None:
+def test_a_query_for_pauses_is_refused_with_damaged_state(stage: LoadBalancerFiles) -> None:
     stage.join("web01 10.0.0.1")
     (stage.state / "members.json").write_bytes(b"{")
 
@@ -547,7 +547,7 @@ def test_a_query_for_pauses_is_refused_with_damaged_state(stage: Stage) -> None:
     assert out.count(b"\n") == 1
 
 
-def test_the_status_line_works_with_an_invalid_roles_yml(stage: Stage) -> None:
+def test_the_status_line_works_with_an_invalid_roles_yml(stage: LoadBalancerFiles) -> None:
     stage.roles.write_text("roles: 7\n")
 
     status, out, err = stage.query("lbagent-status")
@@ -564,7 +564,7 @@ def test_the_status_line_works_with_an_invalid_roles_yml(stage: Stage) -> None:
 # --- the guard ----------------------------------------------------------------------------------------------------
 
 
-def test_blocked_removals_end_with_exit_status_three(stage: Stage) -> None:
+def test_blocked_removals_end_with_exit_status_three(stage: LoadBalancerFiles) -> None:
     stage.join("web01 10.0.0.1", "web02 10.0.0.2")
     stage.roles.write_text(stage.roles.read_text().replace("60s}", "60s, networks: [192.168.0.0/16]}"))
 

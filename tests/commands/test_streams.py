@@ -7,18 +7,18 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.helpers.real_programs import LBAGENT, Lb, member
+from tests.helpers.real_programs import LBAGENT, LoadBalancer, member_line
 
 
 @pytest.fixture
-def lb() -> Iterator[Lb]:
+def lb() -> Iterator[LoadBalancer]:
     """A load balancer that has a node, and runs nothing."""
-    with Lb() as one:
-        one.join(member("web01", "127.0.0.11"))
+    with LoadBalancer() as one:
+        one.join(member_line("web01", "127.0.0.11"))
         yield one
 
 
-def status(lb: Lb, words: str, redirection: str) -> tuple[int, str]:
+def status(lb: LoadBalancer, words: str, redirection: str) -> tuple[int, str]:
     """Exit status and what is said where it still can be."""
     done = subprocess.run(
         ["/bin/sh", "-c", f"{LBAGENT} {words} {redirection}"], env=lb.env, capture_output=True, check=False, timeout=60
@@ -41,7 +41,7 @@ def status(lb: Lb, words: str, redirection: str) -> tuple[int, str]:
         ("x", 2),
     ],
 )
-def test_a_closed_stream_changes_no_outcome(lb: Lb, words: str, redirection: str, expected: int) -> None:
+def test_a_closed_stream_changes_no_outcome(lb: LoadBalancer, words: str, redirection: str, expected: int) -> None:
     found, said = status(lb, words, redirection)
 
     assert found == expected
@@ -50,14 +50,14 @@ def test_a_closed_stream_changes_no_outcome(lb: Lb, words: str, redirection: str
 
 
 @pytest.mark.parametrize("words", ["status", "--version", "--help", "apply"])
-def test_a_full_disk_for_the_output_is_reported(lb: Lb, words: str) -> None:
+def test_a_full_disk_for_the_output_is_reported(lb: LoadBalancer, words: str) -> None:
     found, said = status(lb, words, ">/dev/full")
 
     assert found == 1
     assert "Traceback" not in said
 
 
-def test_the_message_of_haproxy_is_reported_without_stdin(lb: Lb) -> None:
+def test_the_message_of_haproxy_is_reported_without_stdin(lb: LoadBalancer) -> None:
     lb.text = lb.text.replace(b"balance", b"balanse")
     lb.roles.write_text(lb.roles.read_text().replace("200ms", "300ms"))
 

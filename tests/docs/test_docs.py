@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -168,6 +169,26 @@ def test_adopting_shows_the_diff_of_the_docs(tmp_path: Path) -> None:
     assert diff in adopted.stdout.decode()
 
 
+def test_hand_written_backends_become_managed_by_the_steps_of_the_page(tmp_path: Path) -> None:
+    page = (HERE / "docs" / "how-to" / "from-hand-written-backends.md").read_text(encoding="utf-8")
+    [config] = re.findall(r"^ +```haproxy\n(.*?)^ +```$", page, re.DOTALL | re.MULTILINE)
+    [roles] = blocks(HERE / "README.md", "yaml")
+    joining = WEB01 + b"web02\t10.0.0.6\tweb\trole=web\n"
+    described(tmp_path, f"defaults\n    mode http\n    timeout check 1s\n{textwrap.dedent(config)}", roles, joining)
+
+    before = lbagent(tmp_path, "status").stdout.decode()
+    adopted = lbagent(tmp_path, "apply", "--adopt", "--yes", "--no-reload")
+
+    assert before.count(" not managed ") == 2
+    assert "`lbagent status` shows `not managed`" in page
+    assert adopted.returncode == 0
+    lines = [line.strip() for line in (tmp_path / "haproxy.cfg").read_text().splitlines()]
+    assert [line for line in lines if line.startswith("server ")] == [
+        "server web01 10.0.0.5:80 check inter 60s rise 2 fall 2 # lbagent role=web",
+        "server web02 10.0.0.6:80 check inter 60s rise 2 fall 2 # lbagent role=web",
+    ]
+
+
 def test_the_serf_configuration_of_a_linux_server_is_accepted(tmp_path: Path) -> None:
     if shutil.which("serf") is None:
         pytest.skip("no serf here")
@@ -236,3 +257,14 @@ def test_troubleshooting_quotes_messages_of_the_code() -> None:
     pieces = [piece for part in quoted for piece in re.split(r"\b[NM]\b|'#.*|`[^`]*`", part) if len(piece.strip()) > 8]
     assert len(pieces) > 3
     assert [piece for piece in pieces if piece.strip() not in code and piece.strip() not in of_serf] == []
+
+
+def test_contributing_names_each_package_and_modules_that_exist() -> None:
+    page = (HERE / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    packages = {str(path.parent.relative_to(HERE / "lbagent")) for path in (HERE / "lbagent").rglob("*/__init__.py")}
+
+    named = set(re.findall(r"^ +([a-z]+)/ ", page, re.MULTILINE))
+    assert named == {package.rpartition("/")[2] for package in packages}
+    modules = re.findall(r"`([a-z_]+/[a-z_/]+\.py)`", page)
+    bases = (HERE, HERE / "lbagent")
+    assert [name for name in modules if not any((base / name).exists() for base in bases)] == []

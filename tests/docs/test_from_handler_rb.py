@@ -18,7 +18,7 @@ import pytest
 
 from scenarios.machines import Daemon, Machine, Switch
 from tests.helpers.page_commands import DOCS, PATH, can_make_machines, list_commands
-from tests.helpers.real_programs import eventually
+from tests.helpers.real_programs import wait_until
 from tests.helpers.terminal import Terminal
 
 HERE = Path(__file__).resolve().parent
@@ -62,7 +62,7 @@ class Site:
             shutil.copy(CLASSIC / name, self.lb.root / "etc" / folder / name)
         (self.lb.root / "run/haproxy").mkdir()
         self.haproxy.start()
-        self.haproxy.until((self.lb.root / "run/haproxy/admin.sock").exists)
+        self.haproxy.wait_until((self.lb.root / "run/haproxy/admin.sock").exists)
         self._start_serf()
         for name in self.nodes:
             self._start_node(name)
@@ -73,7 +73,7 @@ class Site:
             "systemctl restart serf": self._restart_serf,
             "systemctl enable --now lbagent": self._start_watch,
             "systemctl disable --now lbagent": self.watch.stop,
-            "systemctl reload haproxy": lambda: os.kill(min(self.lb.processes("haproxy")), signal.SIGUSR2),
+            "systemctl reload haproxy": lambda: os.kill(min(self.lb.list_processes("haproxy")), signal.SIGUSR2),
         }
         if command.startswith("systemctl "):
             systemctl[command]()
@@ -106,20 +106,20 @@ class Site:
         argv = ["serf", "agent", f"-node={name}", f"-bind={address}", f"-encrypt={KEY}", f"-tag=role={role}"]
         agent = Daemon(self.machines[name], *argv, "-join=10.0.0.1", env=self._environ)
         agent.start()
-        agent.until(lambda: self._run(name, "serf info")[0] == 0)
+        agent.wait_until(lambda: self._run(name, "serf info")[0] == 0)
 
     def _start_serf(self) -> None:
         self.serf.start()
-        self.serf.until(lambda: self._run("lb01", "serf info")[0] == 0)
+        self.serf.wait_until(lambda: self._run("lb01", "serf info")[0] == 0)
 
     def _restart_serf(self) -> None:
         self.serf.stop()
         self._start_serf()
-        eventually(lambda: self._run("lb01", "serf members -status=alive")[1].count("alive") == 1 + len(self.nodes))
+        wait_until(lambda: self._run("lb01", "serf members -status=alive")[1].count("alive") == 1 + len(self.nodes))
 
     def _start_watch(self) -> None:
         self.watch.start()
-        eventually((self.lb.root / "var/lib/lbagent/members.json").exists)
+        wait_until((self.lb.root / "var/lib/lbagent/members.json").exists)
 
 
 @pytest.fixture(scope="module")
@@ -187,9 +187,9 @@ def test_the_classic_files_move_to_lbagent_and_back(site: Site) -> None:
 
     (paused, resumed) = list_commands_by_heading()["7. Pause a server"]
     site.type(*paused)
-    eventually(lambda: "# lbagent paused web01 10.0.0.5 role=web\n" in site.text)
+    wait_until(lambda: "# lbagent paused web01 10.0.0.5 role=web\n" in site.text)
     site.type(*resumed)
-    eventually(lambda: "server web01 10.0.0.5:80" in site.text)
+    wait_until(lambda: "server web01 10.0.0.5:80" in site.text)
 
     site.run_section("Going back")
     assert site.text == classic

@@ -12,7 +12,7 @@ import pytest
 
 from scenarios.machines import Daemon, Machine, Switch
 from tests.helpers.page_commands import DOCS, PATH, can_make_machines, list_commands
-from tests.helpers.real_programs import eventually
+from tests.helpers.real_programs import wait_until
 
 PAGE = DOCS / "how-to" / "rotate-the-key.md"
 ADDRESSES = {"lb01": "10.0.0.1", "lb02": "10.0.0.2", "web01": "10.0.0.5"}
@@ -45,7 +45,7 @@ class Cluster:
         (root / "etc/serf/agent.json").write_text(json.dumps({**settings, "rpc_auth": TOKEN}))
         (root / "etc/lbagent/serf.env").write_text(f'SERF_RPC_ADDR=127.0.0.1:7373\nSERF_RPC_AUTH="{TOKEN}"\n')
         self.agents[name].start()
-        self.agents[name].until(lambda: self.run(name, f"SERF_RPC_AUTH='{TOKEN}' serf info")[0] == 0)
+        self.agents[name].wait_until(lambda: self.run(name, f"SERF_RPC_AUTH='{TOKEN}' serf info")[0] == 0)
 
     def run(self, name: str, script: str) -> tuple[int, str]:
         """Run a shell script on a machine; exit status and output."""
@@ -73,7 +73,7 @@ def cluster() -> Iterator[Cluster]:
             switch.plug(machine, f"{ADDRESSES[name]}/24")
         for name in ADDRESSES:
             cluster.start(name, cluster.key)
-        eventually(lambda: all(cluster.alive(name) == set(ADDRESSES) for name in ADDRESSES))
+        wait_until(lambda: all(cluster.alive(name) == set(ADDRESSES) for name in ADDRESSES))
         yield cluster
 
 
@@ -91,4 +91,4 @@ def test_the_commands_of_the_page_rotate_the_key(cluster: Cluster) -> None:
     # Step 3 of the page: each agent finds the new key in its file at its next start.
     cluster.agents["web01"].stop()
     cluster.start("web01", new)
-    eventually(lambda: cluster.alive("web01") == set(ADDRESSES))
+    wait_until(lambda: cluster.alive("web01") == set(ADDRESSES))

@@ -17,7 +17,7 @@ import pytest
 
 from lbagent.roles import loader
 from lbagent.roles.model import Roles
-from tests.helpers.real_programs import LBAGENT, clean_environment, eventually, free_port, member
+from tests.helpers.real_programs import LBAGENT, clean_environment, free_port, member_line, wait_until
 
 HERE = Path(__file__).resolve().parent.parent.parent / "examples"
 PAGES = sorted(path for path in HERE.iterdir() if path.is_dir())
@@ -192,7 +192,7 @@ def test_a_serf_agent_starts_with_it(path: Path, tmp_path: Path) -> None:
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**clean_environment(), **env}
         )
     try:
-        eventually(lambda: agent.poll() is not None or "Serf agent running!" in (tmp_path / "log").read_text())
+        wait_until(lambda: agent.poll() is not None or "Serf agent running!" in (tmp_path / "log").read_text())
         assert agent.poll() is None, (tmp_path / "log").read_text()
     finally:
         agent.terminate()
@@ -263,7 +263,7 @@ def test_check_finds_nothing_but_that_nothing_runs_here(example: Path, tmp_path:
 def node(roles: Roles, role: str, tags: dict[str, str]) -> bytes:
     """A node of this role, from where it may come."""
     network = ipaddress.ip_network((roles.roles[role].networks or ("10.0.0.0/8",))[0])
-    return member(f"{role}-01", str(network[list(roles.roles).index(role) + 1]), role, **tags)
+    return member_line(f"{role}-01", str(network[list(roles.roles).index(role) + 1]), role, **tags)
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)

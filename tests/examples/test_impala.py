@@ -9,8 +9,8 @@ import re
 import pytest
 
 from lbagent.roles import loader
-from scenarios.impala_site import EXAMPLE, Balancer, Daemon, Site, moved, spread, strayed
-from tests.helpers.real_programs import Backend, eventually, free_port, member
+from scenarios.impala_site import EXAMPLE, Balancer, Daemon, Site, map_clients, measure_moved_share, replace_words
+from tests.helpers.real_programs import Backend, free_port, member_line, wait_until
 
 UNITS = {"s": 1, "m": 60, "h": 3_600}
 
@@ -90,15 +90,15 @@ def test_no_client_moves_when_a_daemon_joins() -> None:
     site = Site()
     names = {f"impala{number}": f"127.0.8.{number}" for number in (31, 32, 33)}
     daemons = [Daemon(name, address, site) for name, address in names.items()]
-    *two, third = (member(name, address, "impala") for name, address in names.items())
+    *two, third = (member_line(name, address, "impala") for name, address in names.items())
     with daemons[0], daemons[1], daemons[2], Balancer(site) as one:
         one.lb.join(*two)
-        at_first = spread(one.jdbc)
+        at_first = map_clients(one.jdbc)
 
         one.lb.join(third)
 
         assert one.haproxy.serving("impalajdbc") == {*names}
-        assert strayed(at_first, spread(one.jdbc)) == 0
+        assert measure_moved_share(at_first, map_clients(one.jdbc)) == 0
         assert one.haproxy.reloads() == (0, 0)
 
 
@@ -112,11 +112,11 @@ def test_daemons_can_be_asked_how_they_are() -> None:
     well, ill = (Daemon(f"impala{number}", f"127.0.8.{number}", site) for number in (34, 35))
     answering = Backend("OK", well.address, web)
     with well, ill, answering, Balancer(site, changed=asking) as one:
-        one.lb.roles.write_text(moved(one.lb.roles.read_text(), {"check inter": f"check port {web} inter"}))
+        one.lb.roles.write_text(replace_words(one.lb.roles.read_text(), {"check inter": f"check port {web} inter"}))
 
-        one.lb.join(*(member(daemon.name, daemon.address, "impala") for daemon in (well, ill)))
+        one.lb.join(*(member_line(daemon.name, daemon.address, "impala") for daemon in (well, ill)))
 
         told = {well.name: "UP", ill.name: "DOWN"}
-        eventually(lambda: [one.haproxy.servers(proxy) for proxy in ("impala", "impalajdbc")] == [told, told])
+        wait_until(lambda: [one.haproxy.servers(proxy) for proxy in ("impala", "impalajdbc")] == [told, told])
         assert one.haproxy.reloads() == (0, 0)
         assert answering.requests > 0

@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.helpers.daemon import watching
-from tests.helpers.real_programs import Haproxy, Lb, SerfAgent, binaries, eventually, free_port, member
+from tests.helpers.daemon import running_watch
+from tests.helpers.real_programs import Haproxy, LoadBalancer, SerfAgent, binaries, free_port, member_line, wait_until
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
 EXAMPLE = PROJECT / "examples/monitoring"
@@ -179,7 +179,7 @@ def scraping(folder: Path, target: int) -> Iterator[str]:
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([*command, f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=log)
     try:
-        eventually(lambda: process.poll() is not None or b"ready to receive" in (folder / "log").read_bytes())
+        wait_until(lambda: process.poll() is not None or b"ready to receive" in (folder / "log").read_bytes())
         assert process.poll() is None, (folder / "log").read_text()
         yield f"http://127.0.0.1:{port}"
     finally:
@@ -199,15 +199,15 @@ def prometheus(tmp_path: Path) -> Iterator[str]:
     with (
         SerfAgent("lb01", "127.0.0.5", "lb") as agent,
         SerfAgent("web01", "127.0.0.11", "web") as web,
-        Lb() as lb,
+        LoadBalancer() as lb,
         Haproxy(lb),
     ):
         web.join(agent)
         env = {"SERF_RPC_ADDR": agent.rpc}
-        lb.join(member("web01", "127.0.0.11"))
+        lb.join(member_line("web01", "127.0.0.11"))
         lb.say("pause", "web01", 1)
-        with watching(lb, **env):
-            eventually(lambda: b"\nlbagent_peers_seen 0\n" in (lb.state / "metrics.prom").read_bytes())
+        with running_watch(lb, **env):
+            wait_until(lambda: b"\nlbagent_peers_seen 0\n" in (lb.state / "metrics.prom").read_bytes())
         with serving(lb.state) as port, scraping(tmp_path, port) as url:
             yield url
 
@@ -221,7 +221,7 @@ def ask(url: str, query: str) -> list[dict[str, Any]]:
 
 @pytest.mark.real
 def test_every_query_of_the_dashboard_has_data_and_the_alerts_see_the_state(prometheus: str) -> None:
-    eventually(lambda: ask(prometheus, "count_over_time(lbagent_build_info[1m]) > 2"))
+    wait_until(lambda: ask(prometheus, "count_over_time(lbagent_build_info[1m]) > 2"))
 
     assert [query for query in dashboard_queries() if not ask(prometheus, query)] == []
     pending = {one["metric"]["alertname"] for one in ask(prometheus, "ALERTS")}

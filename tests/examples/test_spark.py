@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.real_programs import Haproxy, Lb, binaries, member
+from tests.helpers.real_programs import Haproxy, LoadBalancer, binaries, member_line
 
 EXAMPLE = Path(__file__).resolve().parent.parent.parent / "examples" / "spark-ha"
 PAGE = (EXAMPLE / "spark-503.http").read_bytes().partition(b"\r\n\r\n")[2].decode()
@@ -73,7 +73,7 @@ class Master:
             thread.join()
 
 
-def text(lb: Lb, name: str) -> str:
+def text(lb: LoadBalancer, name: str) -> str:
     """A file of the example, on loopback and in the folder of `lb`."""
     found = (EXAMPLE / name).read_text(encoding="utf-8").replace("10.0.0.", "127.0.0.")
     found = found.replace("bind :80", f"bind 127.0.0.1:{lb.front}").replace("/run/haproxy/admin.sock", str(lb.socket))
@@ -88,10 +88,12 @@ def binary(request: pytest.FixtureRequest) -> Path:
 
 
 @contextlib.contextmanager
-def published(binary: Path, *masters: Master, more: str = "", rules: str = "", users: str = "") -> Iterator[Lb]:
+def published(
+    binary: Path, *masters: Master, more: str = "", rules: str = "", users: str = ""
+) -> Iterator[LoadBalancer]:
     """The example's load balancer, whose HAProxy has not checked any of these masters yet and takes all for up."""
     with contextlib.ExitStack() as stack:
-        lb = stack.enter_context(Lb(binary=binary))
+        lb = stack.enter_context(LoadBalancer(binary=binary))
         shutil.copy(EXAMPLE / "spark-503.http", lb.etc)
         where = [stack.enter_context(master.running()) for master in masters]
         lines = "".join(f"    server s{number} {at}\n" for number, at in enumerate(where))
@@ -101,7 +103,7 @@ def published(binary: Path, *masters: Master, more: str = "", rules: str = "", u
         yield lb
 
 
-def ask(lb: Lb, path: str, method: str = "GET", account: str = "") -> tuple[int, str, str]:
+def ask(lb: LoadBalancer, path: str, method: str = "GET", account: str = "") -> tuple[int, str, str]:
     """Status, body and Location of one request, its path as it is given; `account` is NAME:PASSWORD."""
     headers = {"Authorization": f"Basic {base64.b64encode(account.encode()).decode()}"} if account else {}
     connection = http.client.HTTPConnection("127.0.0.1", lb.front, timeout=10)
@@ -183,13 +185,13 @@ def test_whoever_asks_a_leader_that_has_just_died_sees_the_same_page(binary: Pat
 
 
 def test_with_a_folder_one_master_enrols_and_no_other() -> None:
-    with Lb() as lb:
+    with LoadBalancer() as lb:
         shutil.copy(EXAMPLE / "spark-503.http", lb.etc)
         lb.text = text(lb, "haproxy.cfg").encode()
         lb.roles.write_text(f"haproxy: {{config: {lb.cfg}}}\n{text(lb, 'roles-filesystem.yml')}")
 
         for number in (1, 2):
-            lb.join(member(f"master{number:02}", f"127.0.0.1{number}", "spark"))
+            lb.join(member_line(f"master{number:02}", f"127.0.0.1{number}", "spark"))
 
         assert [line.split()[1] for line in lb.managed] == ["master01"]
 

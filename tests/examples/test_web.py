@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.helpers.real_programs import Haproxy, Lb, binaries, eventually, free_port
+from tests.helpers.real_programs import Haproxy, LoadBalancer, binaries, free_port, wait_until
 from tests.helpers.web_page import PASSWORD, USER, Publisher, WebPage, document, node
 
 pytestmark = pytest.mark.real
@@ -86,9 +86,9 @@ def front(page: WebPage, tmp_path: Path) -> Iterator[Front]:
     """HAProxy in front of it."""
     port = free_port()
     control = "global\n    stats socket {socket} level admin\n\n"  # by which the test sees that it runs
-    with Lb(control + filled(tmp_path, port, page.port)) as lb, Haproxy(lb):
+    with LoadBalancer(control + filled(tmp_path, port, page.port)) as lb, Haproxy(lb):
         one = Front(port)
-        eventually(lambda: one.ask("GET", "/lbagent/healthz", {})[0] == 200)
+        wait_until(lambda: one.ask("GET", "/lbagent/healthz", {})[0] == 200)
         yield one
 
 

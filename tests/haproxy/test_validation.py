@@ -14,16 +14,16 @@ from tests.helpers.real_programs import (
     CONFIG,
     RELOADING,
     Haproxy,
-    Lb,
+    LoadBalancer,
     binaries,
     default_binary,
     haproxy_release,
-    member,
+    member_line,
 )
 
 pytestmark = [pytest.mark.real, pytest.mark.every_haproxy]
 
-WEB = member("web01", "127.0.0.11")
+WEB = member_line("web01", "127.0.0.11")
 
 GOOD = """\
 defaults
@@ -141,7 +141,7 @@ BINARIES = pytest.mark.parametrize("binary", list(binaries().values()), ids=list
 def test_a_reason_printed_as_a_warning_is_found(binary: Path) -> None:
     if _version(binary) < (3, 1):
         pytest.skip("this version takes such a section")
-    with Lb(binary=binary) as lb, Haproxy(lb):
+    with LoadBalancer(binary=binary) as lb, Haproxy(lb):
         lb.text = saved = lb.text + b"\nprogram x\n    command sleep 1\n"
         line = saved.split(b"\n").index(b"program x") + 1
 
@@ -160,7 +160,7 @@ def test_a_reason_printed_as_a_warning_is_found(binary: Path) -> None:
 def test_a_program_section_is_accepted_where_haproxy_has_a_master(binary: Path) -> None:
     allowed = "    expose-deprecated-directives\n" if _version(binary) > (3, 0) else ""
     text = CONFIG.replace("global\n", f"global\n{allowed}") + "\nprogram x\n    command sleep 60\n"
-    with Lb(text, binary=binary) as lb, Haproxy(lb) as haproxy:
+    with LoadBalancer(text, binary=binary) as lb, Haproxy(lb) as haproxy:
         ended = lb.join(WEB)
 
         assert (ended.returncode, ended.stderr) == (0, b"")
@@ -173,14 +173,14 @@ def _version(binary: Path) -> tuple[int, ...]:
 
 
 def test_a_long_reason_is_cut_in_every_message() -> None:
-    with Lb() as lb, Haproxy(lb):
+    with LoadBalancer() as lb, Haproxy(lb):
         lb.join(WEB)
         (lb.bin / "haproxy").unlink()
         script = "#!/bin/sh\nhead -c 16000000 /dev/zero | tr '\\\\0' x >&2\nexit 1\n"
         (lb.bin / "haproxy").write_text(script)
         (lb.bin / "haproxy").chmod(0o755)
 
-        ended = lb.join(member("web02", "127.0.0.12"))
+        ended = lb.join(member_line("web02", "127.0.0.12"))
         runs = [lb.run(*words) for words in (["status"], ["status", "--json"], ["check"], ["plan"], ["apply"])]
 
         assert ended.returncode == 4
@@ -191,7 +191,7 @@ def test_a_long_reason_is_cut_in_every_message() -> None:
 
 def test_a_long_line_of_a_reload_command_is_cut() -> None:
     command = "  reload: [sh, -c, 'head -c 16000000 /dev/zero | tr \\\\\\\\0 x; exit 1']\n  timeout:"
-    with Lb(roles=RELOADING.replace("  timeout:", command)) as lb, Haproxy(lb):
+    with LoadBalancer(roles=RELOADING.replace("  timeout:", command)) as lb, Haproxy(lb):
         ended = lb.join(WEB)
 
         assert ended.returncode == 5

@@ -21,8 +21,8 @@ from lbagent.haproxy import config as haproxy_config
 from lbagent.haproxy.config import Document, ServerTemplate
 from lbagent.haproxy.reader import evaluate_condition
 from lbagent.haproxy.words import Environment, split_words
-from tests.helpers.builders import known, member, planning, reading
-from tests.helpers.real_programs import binaries, eventually
+from tests.helpers.builders import member, membership_of, parse_roles_text, plan_for
+from tests.helpers.real_programs import binaries, wait_until
 
 ENVIRON = {"A": "aa", "E": "", "S": "x  y", "PATH": os.environ.get("PATH", "/usr/bin")}
 PIECES = (
@@ -299,9 +299,9 @@ def served(binary: Path, text: str) -> list[tuple[str, str]]:
             [binary, "-db", "-f", config], env=ENVIRON, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         ) as haproxy:
             try:
-                assert eventually(lambda: path.exists() or haproxy.poll() is not None)
+                assert wait_until(lambda: path.exists() or haproxy.poll() is not None)
                 assert haproxy.poll() is None, haproxy.stderr.read() if haproxy.stderr else ""
-                answer = eventually(lambda: asked(path))
+                answer = wait_until(lambda: asked(path))
             finally:
                 haproxy.kill()
     rows = csv.DictReader(answer.removeprefix("# ").splitlines())
@@ -327,7 +327,7 @@ def test_the_servers_found_in_a_text_are_those_of_haproxy(binary: Path, seed: in
 
 
 MARKER = "# additional-lb-iis-server"
-ROLES = reading("""
+ROLES = parse_roles_text("""
     services: {iis: {port: 80}}
     roles: {web: {lb: [iis]}}
 """)
@@ -362,9 +362,9 @@ MANAGED = re.compile(
 )
 def test_in_any_text_no_byte_of_the_operator_changes(lines: Sequence[str], nodes: set[int], end: str) -> None:
     text = end.join(lines)
-    membership = known(*(member(f"web0{one}", f"10.0.0.{one}") for one in nodes))
+    membership = membership_of(*(member(f"web0{one}", f"10.0.0.{one}") for one in nodes))
     try:
-        plan = planning(text, ROLES, membership)
+        plan = plan_for(text, ROLES, membership)
     except Refused as twice:
         assert "twice" in str(twice)  # noqa: PT017
         return
@@ -381,7 +381,7 @@ def test_in_any_text_no_byte_of_the_operator_changes(lines: Sequence[str], nodes
             == [line.rstrip("\r") for line in others(text) if line.strip()]
         )
     )
-    assert planning(after, ROLES, membership).after == (after,)
+    assert plan_for(after, ROLES, membership).after == (after,)
 
 
 @given(st.text("ab#'\"\\ ${}.[*]-\t\r\v", max_size=40))

@@ -54,7 +54,7 @@ MANAGED = re.compile(
 """A managed line. Nothing else in a file may match."""
 
 
-def poisoned(good: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+def nearly_valid(good: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     """Nearly valid: one bad character somewhere in a good value."""
     return st.builds(
         lambda text, bad, at: text[:at] + bad + text[at:], good, st.sampled_from(POISON), st.integers(0, 12)
@@ -66,7 +66,7 @@ def dedent(text: str) -> str:
     return textwrap.dedent(text.removeprefix("\n"))
 
 
-def reading(text: str) -> Roles:
+def parse_roles_text(text: str) -> Roles:
     """The roles of a roles.yml."""
     return loader.parse_roles(dedent(text).encode(), "roles.yml")
 
@@ -84,80 +84,80 @@ def member(  # the fields of a member
     return Member(name, address, role, {} if tags is None else tags, status, NOW, pause, {}, quarantine)
 
 
-def pausing(one: Member) -> Member:
+def paused_member(one: Member) -> Member:
     """The member, paused."""
     return one._replace(pause=Pause(NOW, "user event"))
 
 
-def known(*members: Member) -> Membership:
+def membership_of(*members: Member) -> Membership:
     """A membership of these."""
     return Membership({one.name: one for one in members})
 
 
-def planning(text: str, roles: Roles, membership: Membership, rules: PlanOptions | None = None) -> Plan:
+def plan_for(text: str, roles: Roles, membership: Membership, rules: PlanOptions | None = None) -> Plan:
     """The plan for one haproxy.cfg."""
     return make_plan(Document([("haproxy.cfg", text)]), roles, membership, rules or PlanOptions())
 
 
-def planned(text: str, roles: Roles, membership: Membership, rules: PlanOptions | None = None) -> str:
+def planned_text(text: str, roles: Roles, membership: Membership, rules: PlanOptions | None = None) -> str:
     """haproxy.cfg after the plan."""
-    (after,) = planning(text, roles, membership, rules).after
+    (after,) = plan_for(text, roles, membership, rules).after
     return after
 
 
-def managed(text: str) -> list[str]:
+def managed_lines(text: str) -> list[str]:
     """The managed lines of a text, stripped."""
     return [line.strip() for line in text.split("\n") if MANAGED.fullmatch(line)]
 
 
-def outside(text: str) -> list[str]:
+def unmanaged_lines(text: str) -> list[str]:
     """Return all other lines, unchanged."""
     return [line for line in text.split("\n") if not MANAGED.fullmatch(line)]
 
 
-def telling(kind: str, *lines: str, identity: str = "a", at: int = NOW, self_name: str = "lb01") -> RawEvent:
+def member_event(kind: str, *lines: str, identity: str = "a", at: int = NOW, self_name: str = "lb01") -> RawEvent:
     """A member event with these lines."""
     payload = "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")
     return RawEvent(identity, at * 1000, kind, "", None, self_name, payload)
 
 
-def joining(*lines: str) -> RawEvent:
+def join_event(*lines: str) -> RawEvent:
     """A member-join."""
-    return telling("member-join", *lines)
+    return member_event("member-join", *lines)
 
 
-def saying(verb: str, payload: str, ltime: int | None = None, clock: str = "user", at: int = NOW) -> RawEvent:
+def command_event(verb: str, payload: str, ltime: int | None = None, clock: str = "user", at: int = NOW) -> RawEvent:
     """A pause or resume."""
     return RawEvent("a", at * 1000, clock, verb, ltime, "lb01", payload.encode("utf-8", "surrogateescape"))
 
 
-def folding(membership: Membership, *raws: RawEvent, clocks: Mapping[str, int] | None = None) -> UpdateResult:
+def update_membership(membership: Membership, *raws: RawEvent, clocks: Mapping[str, int] | None = None) -> UpdateResult:
     """Return the result of events."""
     return apply_events(
         membership, [(raw._replace(id=f"{at}"), parse_event(raw)) for at, raw in enumerate(raws)], clocks or {}
     )
 
 
-def folded(membership: Membership, *raws: RawEvent, clocks: Mapping[str, int] | None = None) -> Membership:
+def updated_membership(membership: Membership, *raws: RawEvent, clocks: Mapping[str, int] | None = None) -> Membership:
     """Membership after events."""
-    return folding(membership, *raws, clocks=clocks).membership
+    return update_membership(membership, *raws, clocks=clocks).membership
 
 
-def shuffled(membership: Membership, order: Iterable[str]) -> Membership:
+def reorder_members(membership: Membership, order: Iterable[str]) -> Membership:
     """Return the same membership with its members in another order."""
     return membership._replace(members={name: membership.members[name] for name in order})
 
 
-def paused(membership: Membership) -> list[str]:
+def paused_names(membership: Membership) -> list[str]:
     """Return the names of the paused members, sorted."""
     return sorted(model.find_paused(membership))
 
 
-def found(membership: Membership, name: str, address: str | None = None) -> Member | None:
+def search_member(membership: Membership, name: str, address: str | None = None) -> Member | None:
     """Return the member that a name or address means."""
     return model.find_member(membership.members, name, address)
 
 
-def expired(membership: Membership, now: int) -> Membership:
+def drop_expired_of(membership: Membership, now: int) -> Membership:
     """Return membership without what has expired."""
     return updates.drop_expired(membership, now)

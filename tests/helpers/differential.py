@@ -22,7 +22,7 @@ from lbagent.haproxy.process import Worker
 from lbagent.haproxy.runtime import session as runtime_session
 from lbagent.haproxy.runtime.capabilities import find_capabilities
 from lbagent.haproxy.runtime.servers import Admission, KnownServers, ServerChanges
-from tests.helpers.real_programs import Haproxy, Lb, free_port
+from tests.helpers.real_programs import Haproxy, LoadBalancer, free_port
 from tests.helpers.recording_backend import CERTIFICATE, Recorder
 
 REQUESTS = 6
@@ -200,7 +200,7 @@ def _text(cases: Sequence[Case], port: int, octet: int, *, with_servers: bool) -
 class _Side(NamedTuple):
     """One of the two HAProxys."""
 
-    lb: Lb
+    lb: LoadBalancer
     haproxy: Haproxy
     octet: int
 
@@ -208,7 +208,7 @@ class _Side(NamedTuple):
 @contextlib.contextmanager
 def _running(binary: Path, cases: Sequence[Case], port: int, octet: int, *, with_servers: bool) -> Iterator[_Side]:
     text = _text(cases, port, octet, with_servers=with_servers)
-    with Lb(text, binary=binary) as lb, Haproxy(lb) as haproxy:
+    with LoadBalancer(text, binary=binary) as lb, Haproxy(lb) as haproxy:
         yield _Side(lb, haproxy, octet)
 
 

@@ -13,21 +13,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.real_programs import RELOADING, Lb, eventually
+from tests.helpers.real_programs import RELOADING, LoadBalancer, wait_until
 
 
-def lines(lb: Lb, *numbers: int) -> list[str]:
+def server_lines(lb: LoadBalancer, *numbers: int) -> list[str]:
     """Return the managed lines of the nodes webN, for each N of `numbers`."""
     return [lb.server(f"web{number}", f"127.0.0.{number + 10}") for number in numbers]
 
 
-def forged(identity: str, kind: str, payload: bytes, name: str = "", ltime: str = "") -> bytes:
+def spool_record(identity: str, kind: str, payload: bytes, name: str = "", ltime: str = "") -> bytes:
     """Return a spool record as any user with access to the spool could write it."""
     head = (identity, "1700000000000", kind, name, ltime, "lb01")
     return b"\0".join([b"lbagent 1", *(word.encode() for word in head), payload])
 
 
-def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
+def folder_contents(folder: Path) -> dict[str, tuple[int, bytes]]:
     """Return mode and content by name of everything below `folder`, without the files that describe the last run."""
     found = {}
     for path in sorted(path for path in folder.rglob("*") if path.name not in ("last.json", "metrics.prom")):
@@ -37,25 +37,25 @@ def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
     return found
 
 
-def instead_of_haproxy(lb: Lb, script: str) -> None:
+def replace_haproxy(lb: LoadBalancer, script: str) -> None:
     """Have this shell script be what `haproxy` means to `lb`; `exec "$real" "$@"` in it is the real one."""
     path = lb.bin / "haproxy"
     path.unlink(missing_ok=True)
-    command(path, f"real={shlex.quote(str(lb.binary))}\n{script}")
+    write_script(path, f"real={shlex.quote(str(lb.binary))}\n{script}")
 
 
-def haproxy_again(lb: Lb) -> None:
+def restore_haproxy(lb: LoadBalancer) -> None:
     """Put the real `haproxy` back, at the path from which a master executes itself at a reload."""
     lb.use(lb.binary)
 
 
-def reload_with(lb: Lb, script: str, roles: str = RELOADING) -> None:
+def set_reload_command(lb: LoadBalancer, script: str, roles: str = RELOADING) -> None:
     """Have roles.yml name this shell script as the command that reloads HAProxy."""
-    path = command(lb.folder / "reload", script)
+    path = write_script(lb.folder / "reload", script)
     lb.roles.write_text(lb.filled(roles).replace("haproxy:\n", f"haproxy:\n  reload: [{path}]\n"))
 
 
-def with_lines(operator: bytes, lines: Iterable[str]) -> bytes:
+def insert_lines(operator: bytes, lines: Iterable[str]) -> bytes:
     """The operator's text with these managed lines above its first marker, as that is indented and ended."""
     before, marker, after = re.split(rb"(?m)^([ \t]*# additional-[^\n]*)", operator, maxsplit=1)
     indent = marker[: len(marker) - len(marker.lstrip())]
@@ -64,7 +64,7 @@ def with_lines(operator: bytes, lines: Iterable[str]) -> bytes:
     return before + ours + marker + (after or ending)
 
 
-def one_line(done: subprocess.CompletedProcess[bytes]) -> str:
+def only_line(done: subprocess.CompletedProcess[bytes]) -> str:
     """Return the only line on stderr of a run; fails if there is a traceback."""
     said = done.stderr.decode("utf-8", "replace")
     assert said.startswith("lbagent: "), said
@@ -72,18 +72,18 @@ def one_line(done: subprocess.CompletedProcess[bytes]) -> str:
     return said.removeprefix("lbagent: ").rstrip("\n")
 
 
-def records(lb: Lb) -> list[str]:
+def spool_records(lb: LoadBalancer) -> list[str]:
     """The events in the spool that are whole; a writer that was killed leaves a hidden name behind."""
     return [name for name in lb.spooled() if not name.startswith(".")]
 
 
-def stored(lb: Lb) -> set[str]:
+def stored_nodes(lb: LoadBalancer) -> set[str]:
     """The nodes that members.json or a whole spool record knows: what no crash may lose."""
-    found = [(lb.state / "spool" / name).read_bytes() for name in records(lb)]
+    found = [(lb.state / "spool" / name).read_bytes() for name in spool_records(lb)]
     return {*lb.members(), *(record.split(b"\0", 7)[7].partition(b"\t")[0].decode() for record in found)}
 
 
-def command(path: Path, script: str) -> Path:
+def write_script(path: Path, script: str) -> Path:
     """A program made of a shell script, for `haproxy.reload`."""
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
@@ -129,7 +129,7 @@ def _mount(*words: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def full(folder: Path) -> Iterator[None]:
+def full_disk(folder: Path) -> Iterator[None]:
     """A disk with not one byte left, until the end of the block."""
     filler = folder / "filler"
     with filler.open("wb", buffering=0) as file:
@@ -144,7 +144,7 @@ def full(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def without_haproxy() -> Iterator[list[str]]:
+def hide_haproxy() -> Iterator[list[str]]:
     """The words in front of a command that make it run where no haproxy is installed."""
     found = [
         path
@@ -158,10 +158,10 @@ def without_haproxy() -> Iterator[list[str]]:
     yield words
 
 
-def left_running(words: str) -> list[int]:
+def list_running(words: str) -> list[int]:
     """The pids of processes with `words` in their command line that do not end by themselves within two seconds."""
     with contextlib.suppress(AssertionError):
-        eventually(lambda: not _running(words), 2)
+        wait_until(lambda: not _running(words), 2)
     return _running(words)
 
 

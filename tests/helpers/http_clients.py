@@ -14,7 +14,7 @@ Count = collections.Counter[str]
 
 
 @contextlib.contextmanager
-def load(port: int, clients: int = 8, pause: float = 0.002) -> Iterator[Count]:
+def client_load(port: int, clients: int = 8, pause: float = 0.002) -> Iterator[Count]:
     """So many clients ask `port` without end, until the end of the block; then the count is complete."""
     stop, count, lock = threading.Event(), Count(), threading.Lock()
 
@@ -26,7 +26,7 @@ def load(port: int, clients: int = 8, pause: float = 0.002) -> Iterator[Count]:
     def going() -> bool:
         return not stop.is_set()
 
-    threads = [threading.Thread(target=ask, args=(port, going, ended), daemon=True) for _ in range(clients)]
+    threads = [threading.Thread(target=send_request, args=(port, going, ended), daemon=True) for _ in range(clients)]
     for thread in threads:
         thread.start()
     try:
@@ -37,7 +37,7 @@ def load(port: int, clients: int = 8, pause: float = 0.002) -> Iterator[Count]:
             thread.join(10)
 
 
-def ask(  # one parameter per property of the request
+def send_request(  # one parameter per property of the request
     port: int,
     going: Callable[[], bool],
     said: Callable[[str, str], float],

@@ -13,12 +13,12 @@ from lbagent.membership import storage
 from lbagent.serf.raw_event import RECORD_LIMIT, read_handler_event
 from lbagent.state.paths import Paths
 from lbagent.state.spool import Spool
-from tests.helpers.builders import managed
+from tests.helpers.builders import managed_lines
 
 SERF = Path(__file__).parent.parent / "fixtures" / "serf"
 
 
-class Ended(NamedTuple):
+class HandlerRun(NamedTuple):
     """How the console script ended."""
 
     status: int
@@ -26,7 +26,7 @@ class Ended(NamedTuple):
     err: str
 
 
-class Stage(NamedTuple):
+class LoadBalancerFiles(NamedTuple):
     """A state directory, roles.yml and haproxy.cfg of its own."""
 
     folder: Path
@@ -62,7 +62,7 @@ class Stage(NamedTuple):
     @property
     def managed(self) -> list[str]:
         """The managed lines of haproxy.cfg."""
-        return managed(self.cfg.read_bytes().decode("utf-8", "surrogateescape"))
+        return managed_lines(self.cfg.read_bytes().decode("utf-8", "surrogateescape"))
 
     @property
     def members(self) -> dict[str, str]:
@@ -75,7 +75,7 @@ class Stage(NamedTuple):
         """The names of the files in the spool."""
         return sorted(path.name for path in (self.state / "spool").iterdir()) if (self.state / "spool").exists() else []
 
-    def run(self, *words: str, stdin: bytes = b"", **more: str) -> Ended:
+    def run(self, *words: str, stdin: bytes = b"", **more: str) -> HandlerRun:
         """The console script."""
         done = subprocess.run(  # noqa: PLW1510  # the status is what the tests look at
             [self.script, *words],
@@ -85,22 +85,22 @@ class Stage(NamedTuple):
             cwd=self.folder,
             timeout=60,
         )
-        return Ended(done.returncode, done.stdout, done.stderr.decode("utf-8", "surrogateescape"))
+        return HandlerRun(done.returncode, done.stdout, done.stderr.decode("utf-8", "surrogateescape"))
 
-    def handle(self, kind: str, stdin: bytes = b"", **more: str) -> Ended:
+    def handle(self, kind: str, stdin: bytes = b"", **more: str) -> HandlerRun:
         """The handler, as Serf calls it."""
         return self.run("handle", stdin=stdin, SERF_EVENT=kind, SERF_SELF_NAME="lb01", **more)
 
-    def join(self, *nodes: str, role: str = "web") -> Ended:
+    def join(self, *nodes: str, role: str = "web") -> HandlerRun:
         """A join of `NAME ADDRESS`."""
         lines = ("\t".join([*node.split(), role, f"role={role}"]) + "\n" for node in nodes)
         return self.handle("member-join", "".join(lines).encode())
 
-    def user(self, name: str, payload: str, ltime: int) -> Ended:
+    def user(self, name: str, payload: str, ltime: int) -> HandlerRun:
         """A user event."""
         return self.handle("user", payload.encode(), SERF_USER_EVENT=name, SERF_USER_LTIME=str(ltime))
 
-    def query(self, name: str, payload: str = "", ltime: int = 1) -> Ended:
+    def query(self, name: str, payload: str = "", ltime: int = 1) -> HandlerRun:
         """A query."""
         return self.handle("query", payload.encode(), SERF_QUERY_NAME=name, SERF_QUERY_LTIME=str(ltime))
 
@@ -115,18 +115,20 @@ class Stage(NamedTuple):
             Spool(paths.spool, RECORD_LIMIT).store(record)
 
 
-def built(folder: Path, script: str, cfg: str | bytes, roles: str, haproxy: str | None = None) -> Stage:
+def build_files(
+    folder: Path, script: str, cfg: str | bytes, roles: str, haproxy: str | None = None
+) -> LoadBalancerFiles:
     """Return the files of a load balancer in `folder`; `haproxy` is run in place of HAProxy."""
     programs = folder / "bin"
     programs.mkdir()
     if haproxy:
         (programs / "haproxy").symlink_to(haproxy)
-    stage = Stage(folder, script, f"{programs}:{os.environ['PATH']}")
+    stage = LoadBalancerFiles(folder, script, f"{programs}:{os.environ['PATH']}")
     stage.cfg.write_bytes(cfg if isinstance(cfg, bytes) else cfg.encode())
     stage.roles.write_text(f"haproxy: {{config: {stage.cfg}}}\n{roles}")
     return stage
 
 
-def captured(case: str) -> tuple[dict[str, str], bytes]:
+def captured_event(case: str) -> tuple[dict[str, str], bytes]:
     """Environment and stdin of an event that a real Serf agent handed over."""
     return json.loads((SERF / case / "env.json").read_text()), (SERF / case / "stdin.bin").read_bytes()

@@ -7,7 +7,7 @@ import functools
 import subprocess
 from collections.abc import Iterator, Sequence
 
-from tests.helpers.real_programs import CONFIG, LBAGENT, ROLES, Haproxy, Lb, SerfAgent, eventually
+from tests.helpers.real_programs import CONFIG, LBAGENT, ROLES, Haproxy, LoadBalancer, SerfAgent, wait_until
 
 HANDLER = f"{LBAGENT} handle"
 
@@ -15,7 +15,7 @@ HANDLER = f"{LBAGENT} handle"
 class Balancer:
     """One load balancer of a pair."""
 
-    def __init__(self, name: str, address: str, lb: Lb, more: Sequence[str] = ()) -> None:
+    def __init__(self, name: str, address: str, lb: LoadBalancer, more: Sequence[str] = ()) -> None:
         """Nothing runs before `running`."""
         self.name, self.lb, self.haproxy = name, lb, Haproxy(lb)
         # Serf's own default: a query that reaches not every node is rarer than with the profile for one machine.
@@ -52,9 +52,9 @@ class Balancer:
 def pair(config: str = CONFIG, roles: str = ROLES, more: Sequence[str] = ()) -> Iterator[tuple[Balancer, Balancer]]:
     """Two running load balancers in one cluster, whose servers have the same ports."""
     with contextlib.ExitStack() as stack:
-        one = stack.enter_context(Lb(config, roles))
+        one = stack.enter_context(LoadBalancer(config, roles))
         same = {"{port}": str(one.port), "{front}": "{front}"}
-        other = stack.enter_context(Lb(_with(config, same), _with(roles, same)))
+        other = stack.enter_context(LoadBalancer(_with(config, same), _with(roles, same)))
         other.port = one.port
         two = Balancer("lb01", "127.0.0.9", one, more), Balancer("lb02", "127.0.0.10", other, more)
         for balancer in two:
@@ -63,17 +63,17 @@ def pair(config: str = CONFIG, roles: str = ROLES, more: Sequence[str] = ()) -> 
         yield two
 
 
-def joined(two: Sequence[Balancer], *nodes: SerfAgent) -> None:
+def join_both(two: Sequence[Balancer], *nodes: SerfAgent) -> None:
     """Have the nodes join both, as a `retry_join` of both does, and wait until both have them."""
     for node in nodes:
         for balancer in two:
             node.join(balancer.agent)
     names = {node.name for node in nodes}
     for balancer in two:
-        eventually(functools.partial(_has, balancer.lb, names))
+        wait_until(functools.partial(_has, balancer.lb, names))
 
 
-def _has(lb: Lb, names: set[str]) -> bool:
+def _has(lb: LoadBalancer, names: set[str]) -> bool:
     return lb.idle and names <= set(lb.members())
 
 

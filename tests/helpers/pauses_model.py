@@ -19,10 +19,10 @@ from lbagent.planning.plan import PlanOptions, make_plan
 from lbagent.serf.events import parse_event
 from lbagent.serf.member_list import ListedMember, MemberList
 from lbagent.serf.raw_event import RawEvent
-from tests.helpers.builders import reading
+from tests.helpers.builders import parse_roles_text
 
 CONFIG = "backend farm\n    # additional-lb-iis-server\n"
-ROLES = reading("services: {iis: {port: 80}}\nroles: {web: {lb: [iis]}}\n")
+ROLES = parse_roles_text("services: {iis: {port: 80}}\nroles: {web: {lb: [iis]}}\n")
 BEGIN = 1_700_000_000
 ROOM = 924
 

@@ -81,7 +81,7 @@ RELOADING = ROLES.replace("haproxy:\n", "haproxy:\n  runtime: off\n")
 """The same, where every change takes a reload."""
 
 
-def eventually(predicate: Callable[[], Value], seconds: float = PATIENCE, pause: float = 0.02) -> Value:
+def wait_until(predicate: Callable[[], Value], seconds: float = PATIENCE, pause: float = 0.02) -> Value:
     """Return the first true result of `predicate`. Raises AssertionError with its last result after `seconds`."""
     deadline = time.monotonic() + seconds
     while not (value := predicate()):
@@ -198,7 +198,7 @@ def clean_environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if not key.startswith(_FOREIGN)}
 
 
-def member(name: str, address: str, role: str = "web", **tags: str) -> bytes:
+def member_line(name: str, address: str, role: str = "web", **tags: str) -> bytes:
     """A line of a member event as Serf writes it."""
     pairs = ",".join(f"{key}={value}" for key, value in {"role": role, **tags}.items())
     return f"{name}\t{address}\t{role}\t{pairs}\n".encode()
@@ -209,7 +209,7 @@ def deletes_servers(binary: Path) -> bool:
     return not haproxy_release(binary).startswith("2.")
 
 
-class Lb:
+class LoadBalancer:
     """A load balancer's folder: haproxy.cfg and roles.yml in `etc/`, a state directory, a `bin/` first in PATH."""
 
     def __init__(
@@ -406,7 +406,9 @@ def _event(kind: str, env: dict[str, str]) -> dict[str, str]:
 class Haproxy:
     """A real HAProxy on the haproxy.cfg of `lb`: "-W" with a master, "-D" without."""
 
-    def __init__(self, lb: Lb, mode: str = "-W", config: Sequence[str] = (), more: Sequence[str] = ()) -> None:
+    def __init__(
+        self, lb: LoadBalancer, mode: str = "-W", config: Sequence[str] = (), more: Sequence[str] = ()
+    ) -> None:
         """Nothing runs before the `with`; `config` is what follows `-f`, by default haproxy.cfg, `more` other words."""
         self.lb, self.mode, self.config, self.more = lb, mode, config or (str(lb.cfg),), more
         self.pidfile, self.log = lb.folder / "haproxy.pid", lb.folder / "haproxy.log"
@@ -424,7 +426,7 @@ class Haproxy:
                 assert started.wait(PATIENCE) == 0, self.log.read_text()
             else:
                 self._master = started
-            eventually(self._up)
+            wait_until(self._up)
         except BaseException:
             self.stop()
             raise
@@ -443,7 +445,7 @@ class Haproxy:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
             with contextlib.suppress(AssertionError):
-                eventually(lambda: not self._pids(), 3)
+                wait_until(lambda: not self._pids(), 3)
                 return
 
     @property
@@ -478,7 +480,7 @@ class Haproxy:
                 failed = next((int(row["reloads"]) for row in fields if row["pid"] == newest), 0)
             return int(master["reloads"]), failed
 
-        found = eventually(read)
+        found = wait_until(read)
         assert found
         return found
 
@@ -675,7 +677,7 @@ class SerfAgent:
         self._process = subprocess.Popen(
             [*argv, *self._more], stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, env=self._env
         )
-        eventually(self._answers)
+        wait_until(self._answers)
 
     def _answers(self) -> bool:
         if self._process is None or self._process.poll() is not None:
@@ -693,7 +695,7 @@ class SerfAgent:
         Repeated until it does: a node's message against its own leave of seconds ago can get lost
         until Serf's next push/pull (15 s with this profile).
         """
-        eventually(lambda: self._joined(other), pause=0.1)
+        wait_until(lambda: self._joined(other), pause=0.1)
 
     def _joined(self, other: SerfAgent) -> bool:
         self._serf("join", other.bind)
@@ -713,7 +715,7 @@ class SerfAgent:
             self._process.kill()
             self._process.wait()
             self._process = None
-            eventually(lambda: not any(one.exists() for one in handlers))
+            wait_until(lambda: not any(one.exists() for one in handlers))
 
     def event(self, name: str, payload: str) -> None:
         """Send a user event, not coalesced."""

@@ -48,7 +48,7 @@ class _Server(socketserver.ThreadingTCPServer):
 
 
 @contextlib.contextmanager
-def servers(addresses: list[str], port: int) -> Iterator[None]:
+def echo_servers(addresses: list[str], port: int) -> Iterator[None]:
     """One on each address, until the end of the block."""
     with contextlib.ExitStack() as stack:
         for address in addresses:
@@ -82,7 +82,7 @@ class Session:
 
 
 @contextlib.contextmanager
-def opened(port: int, number: int) -> Iterator[list[Session]]:
+def open_sessions(port: int, number: int) -> Iterator[list[Session]]:
     """So many sessions, which are closed at the end of the block."""
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(contextlib.closing(Session(port))) for _ in range(number)]

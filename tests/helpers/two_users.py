@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-from tests.helpers.real_programs import LBAGENT, Lb
+from tests.helpers.real_programs import LBAGENT, LoadBalancer
 
 HERE = Path(__file__).resolve().parent.parent.parent
 SERF, GROUP = 61_001, 61_002
@@ -32,7 +32,7 @@ def laid_out(state: Path, group: int = GROUP) -> None:
             here.chmod(int(mode, 8))
 
 
-class Split(Lb):
+class Split(LoadBalancer):
     """Such a load balancer; `handle` and commands on request run as Serf's user, all other verbs as root."""
 
     def __enter__(self) -> Self:

@@ -8,7 +8,15 @@ import pytest
 
 from lbagent.membership import storage
 from lbagent.membership.model import ALIVE, FAILED, LEFT, UNKNOWN, Membership, Pause, Quarantine
-from tests.helpers.builders import NOW, expired, found, known, member, paused, pausing
+from tests.helpers.builders import (
+    NOW,
+    drop_expired_of,
+    member,
+    membership_of,
+    paused_member,
+    paused_names,
+    search_member,
+)
 
 HOUR = 3600
 
@@ -19,61 +27,61 @@ def test_alive_and_failed_members_are_present(status: str, present: bool) -> Non
 
 
 def test_a_name_is_found_exactly() -> None:
-    membership = known(member("web01"), member("WEB01", "10.0.0.2"))
+    membership = membership_of(member("web01"), member("WEB01", "10.0.0.2"))
 
-    assert found(membership, "WEB01") == membership.members["WEB01"]
+    assert search_member(membership, "WEB01") == membership.members["WEB01"]
 
 
 def test_a_name_is_found_in_any_case() -> None:
-    membership = known(member("vm"), member("vm2", "10.0.0.2"))
+    membership = membership_of(member("vm"), member("vm2", "10.0.0.2"))
 
-    assert found(membership, "VM") == membership.members["vm"]
+    assert search_member(membership, "VM") == membership.members["vm"]
 
 
 def test_of_two_names_that_differ_in_case_only_the_address_decides() -> None:
-    membership = known(member("web01"), member("WEB01", "10.0.0.2"))
+    membership = membership_of(member("web01"), member("WEB01", "10.0.0.2"))
 
-    assert found(membership, "Web01", "10.0.0.2") == membership.members["WEB01"]
-    assert found(membership, "Web01") is None
+    assert search_member(membership, "Web01", "10.0.0.2") == membership.members["WEB01"]
+    assert search_member(membership, "Web01") is None
 
 
 def test_an_exact_name_comes_before_the_address() -> None:
-    membership = known(member("web01"), member("web02", "10.0.0.2"))
+    membership = membership_of(member("web01"), member("web02", "10.0.0.2"))
 
-    assert found(membership, "web01", "10.0.0.2") == membership.members["web01"]
+    assert search_member(membership, "web01", "10.0.0.2") == membership.members["web01"]
 
 
 def test_an_unknown_name_is_found_by_its_address() -> None:
     # NetBIOS cuts a computer's name at 15 characters: Serf's is longer.
-    membership = known(member("webserver-tokyo-01", "10.0.0.2"), member("web02", "10.0.0.3"))
+    membership = membership_of(member("webserver-tokyo-01", "10.0.0.2"), member("web02", "10.0.0.3"))
 
-    assert found(membership, "WEBSERVER-TOKYO", "10.0.0.2") == membership.members["webserver-tokyo-01"]
+    assert search_member(membership, "WEBSERVER-TOKYO", "10.0.0.2") == membership.members["webserver-tokyo-01"]
 
 
 def test_the_address_may_be_given_for_the_name() -> None:
-    membership = known(member("web01", "2001:db8::5"))
+    membership = membership_of(member("web01", "2001:db8::5"))
 
-    assert found(membership, "2001:DB8::5") == membership.members["web01"]
+    assert search_member(membership, "2001:DB8::5") == membership.members["web01"]
 
 
 def test_an_address_of_two_members_means_none_of_them() -> None:
-    assert found(known(member("web01"), member("web02")), "other", "10.0.0.1") is None
+    assert search_member(membership_of(member("web01"), member("web02")), "other", "10.0.0.1") is None
 
 
 def test_an_address_means_its_only_present_member() -> None:
-    membership = known(member("old", status=LEFT), member("new"))
+    membership = membership_of(member("old", status=LEFT), member("new"))
 
-    assert found(membership, "10.0.0.1") == membership.members["new"]
+    assert search_member(membership, "10.0.0.1") == membership.members["new"]
 
 
 def test_an_empty_address_finds_no_member() -> None:
-    assert found(known(member("web01", "")), "web02") is None
+    assert search_member(membership_of(member("web01", "")), "web02") is None
 
 
 def test_a_pause_applies_to_every_member_with_the_address() -> None:
-    membership = known(pausing(member("old", status=LEFT)), member("new"), member("other", "10.0.0.2"))
+    membership = membership_of(paused_member(member("old", status=LEFT)), member("new"), member("other", "10.0.0.2"))
 
-    assert paused(membership) == ["new", "old"]
+    assert paused_names(membership) == ["new", "old"]
 
 
 def test_only_the_tag_value_paused_pauses() -> None:
@@ -83,33 +91,33 @@ def test_only_the_tag_value_paused_pauses() -> None:
         member("c", "10.0.0.3"),
     ]
 
-    assert paused(known(*tagged)) == ["a"]
+    assert paused_names(membership_of(*tagged)) == ["a"]
 
 
 def test_members_without_an_address_share_no_pause() -> None:
-    membership = known(pausing(member("a", "", status=UNKNOWN)), member("b", ""))
+    membership = membership_of(paused_member(member("a", "", status=UNKNOWN)), member("b", ""))
 
-    assert paused(membership) == ["a"]
+    assert paused_names(membership) == ["a"]
 
 
 @pytest.mark.parametrize(("at", "still"), [(NOW + 59, True), (NOW + 60, False), (NOW + 61, False)])
 def test_a_pause_with_an_end_expires(at: int, still: bool) -> None:  # noqa: FBT001
-    membership = known(member("web01", pause=Pause(NOW, "query", "", NOW + 60)))
+    membership = membership_of(member("web01", pause=Pause(NOW, "query", "", NOW + 60)))
 
-    assert bool(paused(expired(membership, at))) is still
+    assert bool(paused_names(drop_expired_of(membership, at))) is still
 
 
 def test_a_pause_without_an_end_never_expires() -> None:
-    membership = known(pausing(member("web01")), pausing(member("gone", "10.0.0.2", status=LEFT)))
+    membership = membership_of(paused_member(member("web01")), paused_member(member("gone", "10.0.0.2", status=LEFT)))
 
-    assert expired(membership, NOW + 1000 * 24 * HOUR) == membership
+    assert drop_expired_of(membership, NOW + 1000 * 24 * HOUR) == membership
 
 
 @pytest.mark.parametrize(("at", "held"), [(NOW + 599, True), (NOW + 600, False)])
 def test_a_quarantine_expires_after_ten_minutes(at: int, held: bool) -> None:  # noqa: FBT001
-    membership = known(member("web01", quarantine=Quarantine(NOW, "refused", "key")))
+    membership = membership_of(member("web01", quarantine=Quarantine(NOW, "refused", "key")))
 
-    assert (expired(membership, at).members["web01"].quarantine is not None) is held
+    assert (drop_expired_of(membership, at).members["web01"].quarantine is not None) is held
 
 
 @pytest.mark.parametrize("status", [LEFT, UNKNOWN])
@@ -117,30 +125,30 @@ def test_a_quarantine_expires_after_ten_minutes(at: int, held: bool) -> None:  #
 def test_members_that_left_and_unknown_nodes_are_remembered_for_a_day(status: str, at: int, kept: bool) -> None:  # noqa: FBT001
     pause = Pause(NOW, "user event") if status == UNKNOWN else None
 
-    assert ("web01" in expired(known(member("web01", status=status, pause=pause)), at).members) is kept
+    assert ("web01" in drop_expired_of(membership_of(member("web01", status=status, pause=pause)), at).members) is kept
 
 
 def test_an_unknown_node_whose_pause_expired_is_forgotten() -> None:
-    membership = known(member("web01", status=UNKNOWN, pause=Pause(NOW, "query", "", NOW + 60)))
+    membership = membership_of(member("web01", status=UNKNOWN, pause=Pause(NOW, "query", "", NOW + 60)))
 
-    assert expired(expired(membership, NOW + 60), NOW + 61) == Membership()
+    assert drop_expired_of(drop_expired_of(membership, NOW + 60), NOW + 61) == Membership()
 
 
 @pytest.mark.parametrize("status", [ALIVE, FAILED])
 def test_a_present_member_is_never_forgotten(status: str) -> None:
-    membership = known(member("web01", status=status))
+    membership = membership_of(member("web01", status=status))
 
-    assert expired(membership, NOW + 1000 * 24 * HOUR) == membership
+    assert drop_expired_of(membership, NOW + 1000 * 24 * HOUR) == membership
 
 
 def test_clocks_and_applied_records_do_not_expire() -> None:
     membership = Membership({}, {"user": 5}, frozenset({"a"}))
 
-    assert expired(membership, NOW) == membership
+    assert drop_expired_of(membership, NOW) == membership
 
 
 def test_missed_members_are_stored() -> None:
-    membership = known(member("web01"))._replace(missed={"web01": NOW})
+    membership = membership_of(member("web01"))._replace(missed={"web01": NOW})
 
     assert storage.parse_membership(storage.serialize_membership(membership)).missed == {"web01": NOW}
     assert (
@@ -164,7 +172,7 @@ def test_missed_members_are_stored() -> None:
     ],
 )
 def test_a_member_that_lbagent_never_writes_is_reported_as_damage(damage: dict[str, object]) -> None:
-    state = json.loads(storage.serialize_membership(known(member("web01", tags={"weight": "5"}))))
+    state = json.loads(storage.serialize_membership(membership_of(member("web01", tags={"weight": "5"}))))
     for key, value in damage.items():
         if key in state["members"]:
             state["members"][key] = [value]
@@ -176,6 +184,6 @@ def test_a_member_that_lbagent_never_writes_is_reported_as_damage(damage: dict[s
 
 
 def test_an_unknown_node_may_have_no_address() -> None:
-    waiting = known(member("web01", "", status=UNKNOWN, pause=Pause(NOW, "me")))
+    waiting = membership_of(member("web01", "", status=UNKNOWN, pause=Pause(NOW, "me")))
 
     assert storage.parse_membership(storage.serialize_membership(waiting)).members["web01"] == waiting.members["web01"]

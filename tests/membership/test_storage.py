@@ -13,22 +13,32 @@ from lbagent.membership import storage
 from lbagent.membership.model import FAILED, LEFT, Membership, Pause, Quarantine
 from lbagent.serf.events import Command, parse_event
 from lbagent.serf.raw_event import RawEvent
-from tests.helpers.builders import NOW, expired, folded, joining, known, member, paused, reading, saying
+from tests.helpers.builders import (
+    NOW,
+    command_event,
+    drop_expired_of,
+    join_event,
+    member,
+    membership_of,
+    parse_roles_text,
+    paused_names,
+    updated_membership,
+)
 
 CONFIG = "backend farm\n    # additional-lb-iis-server\n"
-ROLES = reading("services: {iis: {port: 80}}\nroles: {web: {lb: [iis]}}\n")
+ROLES = parse_roles_text("services: {iis: {port: 80}}\nroles: {web: {lb: [iis]}}\n")
 
-KNOWN = folded(
-    known(
+KNOWN = updated_membership(
+    membership_of(
         member("web01", tags={"dc": "tokyo"}),
         member("web02", "10.0.0.2", quarantine=Quarantine(NOW, "refused", "key")),
         member("web03", "::5", status=FAILED),
         member("web04", "10.0.0.4", status=LEFT)._replace(elsewhere=("10.0.0.8",)),
     ),
-    saying("pause", f"web01 until={NOW + 60} reason=patches", 5),
-    saying("resume", "web02", 3, "query"),
-    saying("pause", "web02", None, "typed"),
-    saying("pause", "web99", 6),
+    command_event("pause", f"web01 until={NOW + 60} reason=patches", 5),
+    command_event("resume", "web02", 3, "query"),
+    command_event("pause", "web02", None, "typed"),
+    command_event("pause", "web99", 6),
 )._replace(peers_asked_at=NOW, missed={"web03": NOW})
 
 OLDER = {
@@ -85,15 +95,15 @@ def digest(raw: RawEvent) -> str:
 
 
 def test_a_file_of_an_older_version_is_read_and_decides_as_before() -> None:
-    ended, resumed = saying("pause", "web3 for=1h", 6), saying("resume", "web2", 3, "query")
+    ended, resumed = command_event("pause", "web3 for=1h", 6), command_event("resume", "web2", 3, "query")
     text = json.dumps(OLDER).replace("22222222", digest(ended)).replace("11111111", digest(resumed))
     found = storage.parse_membership(text.encode())
 
-    assert paused(found) == ["web2", "web4"]
+    assert paused_names(found) == ["web2", "web4"]
     # The pause of web3 had ended: a replay at its LTime does not revive it. That of web2 came after the resume.
-    after = folded(found, ended, resumed)
-    assert paused(after) == ["web2", "web4"]
-    assert paused(folded(after, saying("resume", "web2", 4, "query"))) == ["web4"]
+    after = updated_membership(found, ended, resumed)
+    assert paused_names(after) == ["web2", "web4"]
+    assert paused_names(updated_membership(after, command_event("resume", "web2", 4, "query"))) == ["web4"]
 
 
 def test_an_older_version_can_read_the_file() -> None:
@@ -193,10 +203,15 @@ def test_a_few_wrong_bytes_are_damage_or_harmless(wrong: list[tuple[int, int]]) 
 
 def work(membership: Membership) -> None:
     """Do with it what a run does."""
-    after = folded(
-        membership, joining("web01\t10.0.0.1\tweb\t"), saying("pause", "web02 for=1h", 9), saying("resume", "web03", 9)
+    after = updated_membership(
+        membership,
+        join_event("web01\t10.0.0.1\tweb\t"),
+        command_event("pause", "web02 for=1h", 9),
+        command_event("resume", "web03", 9),
     )
-    assert storage.parse_membership(storage.serialize_membership(expired(after, NOW))) == expired(after, NOW)
+    assert storage.parse_membership(storage.serialize_membership(drop_expired_of(after, NOW))) == drop_expired_of(
+        after, NOW
+    )
 
 
 def test_the_undamaged_text_is_valid() -> None:

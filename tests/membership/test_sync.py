@@ -10,9 +10,17 @@ from lbagent.membership.model import ALIVE, FAILED, LEFT, LOST, UNKNOWN, Member,
 from lbagent.membership.sync import CONFIRM_AFTER, lists_no_known_role, merge_member_list
 from lbagent.membership.updates import UpdateResult
 from lbagent.serf.member_list import ListedMember, MemberList
-from tests.helpers.builders import NOW, folded, known, member, pausing, reading, telling
+from tests.helpers.builders import (
+    NOW,
+    member,
+    member_event,
+    membership_of,
+    parse_roles_text,
+    paused_member,
+    updated_membership,
+)
 
-ROLES = reading(
+ROLES = parse_roles_text(
     """
     services: {iis: {port: 80}}
     roles: {web: {lb: [iis]}, idle: {lb: [none]}}
@@ -50,7 +58,7 @@ def statuses(membership: Membership) -> Mapping[str, str]:
     ("listing_says", "after"), [("alive", ALIVE), ("leaving", ALIVE), ("left", LEFT), ("failed", FAILED)]
 )
 def test_membership_follows_the_list(before: str, listing_says: str, after: str) -> None:
-    membership = synced(known(member("web01", status=before)), listed("web01", listing_says))
+    membership = synced(membership_of(member("web01", status=before)), listed("web01", listing_says))
 
     # A member that left, or was forgotten, does not return by failing.
     assert statuses(membership) == {"web01": LEFT if (before, listing_says) == (LEFT, "failed") else after}
@@ -59,40 +67,40 @@ def test_membership_follows_the_list(before: str, listing_says: str, after: str)
 def test_a_new_member_is_added_unless_it_has_left() -> None:
     members = [listed("web01"), listed("web02", "failed"), listed("web03", "left")]
 
-    assert statuses(synced(known(), *members)) == {"web01": ALIVE, "web02": FAILED}
+    assert statuses(synced(membership_of(), *members)) == {"web01": ALIVE, "web02": FAILED}
 
 
 def test_an_unknown_status_changes_nothing() -> None:
-    assert statuses(synced(known(member("web01")), listed("web01", "none", role="db"))) == {"web01": ALIVE}
+    assert statuses(synced(membership_of(member("web01")), listed("web01", "none", role="db"))) == {"web01": ALIVE}
 
 
 def test_role_address_and_tags_follow_the_list() -> None:
-    membership = synced(known(member("web01")), listed("web01", address="10.0.0.7", role="db", port="81,x=y"))
+    membership = synced(membership_of(member("web01")), listed("web01", address="10.0.0.7", role="db", port="81,x=y"))
 
     assert membership.members["web01"] == member("web01", "10.0.0.7", "db", {"port": "81,x=y"})
 
 
 def test_the_load_balancer_itself_is_not_a_member() -> None:
-    assert synced(known(), listed("lb01", role="lb"), listed("web01")) == known(member("web01"))
+    assert synced(membership_of(), listed("lb01", role="lb"), listed("web01")) == membership_of(member("web01"))
 
 
 def test_a_pause_of_an_unknown_node_applies_when_it_is_listed() -> None:
     pause = Pause(NOW, "query")
     waiting = Member("WEB01", "", "", None, UNKNOWN, NOW, pause)
 
-    assert synced(known(waiting), listed("web01")) == known(member("web01", pause=pause))
+    assert synced(membership_of(waiting), listed("web01")) == membership_of(member("web01", pause=pause))
 
 
 def test_a_pause_survives_a_sync() -> None:
-    before = known(pausing(member("web01")), member("web02", "10.0.0.2", "db"))
+    before = membership_of(paused_member(member("web01")), member("web02", "10.0.0.2", "db"))
 
     membership = synced(before, listed("web01", "left"), listed("web02", address="10.0.0.2", role="web"))
 
-    assert membership == known(pausing(member("web01", status=LEFT)), member("web02", "10.0.0.2"))
+    assert membership == membership_of(paused_member(member("web01", status=LEFT)), member("web02", "10.0.0.2"))
 
 
 def test_a_list_without_news_changes_nothing() -> None:
-    before = known(member("web01"), member("web02", "10.0.0.2", status=FAILED))
+    before = membership_of(member("web01"), member("web02", "10.0.0.2", status=FAILED))
 
     same = done(before, listed("web01"), listed("web02", "failed", "10.0.0.2"), at=NOW + 60)
 
@@ -100,7 +108,7 @@ def test_a_list_without_news_changes_nothing() -> None:
 
 
 def test_a_member_missing_from_one_list_stays() -> None:
-    membership = synced(known(member("web01"), member("web02", "10.0.0.2")), listed("web01"))
+    membership = synced(membership_of(member("web01"), member("web02", "10.0.0.2")), listed("web01"))
 
     assert statuses(membership) == {"web01": ALIVE, "web02": ALIVE}
     assert membership.missed == {"web02": NOW}
@@ -108,7 +116,7 @@ def test_a_member_missing_from_one_list_stays() -> None:
 
 @pytest.mark.parametrize(("later", "status"), [(CONFIRM_AFTER - 1, ALIVE), (CONFIRM_AFTER, LOST), (86400, LOST)])
 def test_a_member_missing_from_two_lists_30_s_apart_is_lost(later: int, status: str) -> None:
-    once = synced(known(member("web01"), member("web02", "10.0.0.2")), listed("web01"))
+    once = synced(membership_of(member("web01"), member("web02", "10.0.0.2")), listed("web01"))
 
     twice = synced(once, listed("web01"), at=NOW + later)
 
@@ -117,15 +125,15 @@ def test_a_member_missing_from_two_lists_30_s_apart_is_lost(later: int, status: 
 
 
 def test_with_force_a_missing_member_is_lost_at_once() -> None:
-    membership = synced(known(member("web01"), member("web02", "10.0.0.2")), listed("web01"), force=True)
+    membership = synced(membership_of(member("web01"), member("web02", "10.0.0.2")), listed("web01"), force=True)
 
     assert (statuses(membership), membership.missed) == ({"web01": ALIVE, "web02": LOST}, {})
 
 
 def test_a_member_listed_in_between_is_missed_from_then_on() -> None:
-    once = synced(known(member("web01"), member("web02", "10.0.0.2")), listed("web01"))
+    once = synced(membership_of(member("web01"), member("web02", "10.0.0.2")), listed("web01"))
     seen = synced(once, listed("web01"), listed("web02", address="10.0.0.2"), at=NOW + 20)
-    heard = folded(once, telling("member-update", "web02\t10.0.0.2\tweb\t", at=NOW + 20))
+    heard = updated_membership(once, member_event("member-update", "web02\t10.0.0.2\tweb\t", at=NOW + 20))
 
     assert seen.missed == heard.missed == {}
     assert statuses(synced(seen, listed("web01"), at=NOW + 40)) == {"web01": ALIVE, "web02": ALIVE}
@@ -133,7 +141,7 @@ def test_a_member_listed_in_between_is_missed_from_then_on() -> None:
 
 
 def test_a_clock_that_was_set_back_does_not_keep_a_missing_member() -> None:
-    once = synced(known(member("web01"), member("web02", "10.0.0.2")), listed("web01"), at=NOW + 86400)
+    once = synced(membership_of(member("web01"), member("web02", "10.0.0.2")), listed("web01"), at=NOW + 86400)
 
     again = synced(once, listed("web01"))
 
@@ -142,14 +150,14 @@ def test_a_clock_that_was_set_back_does_not_keep_a_missing_member() -> None:
 
 
 def test_a_member_listed_with_an_invalid_address_is_not_missing() -> None:
-    before = known(member("web01"), member("web02", "10.0.0.2"))
+    before = membership_of(member("web01"), member("web02", "10.0.0.2"))
     odd = MemberList((listed("web01"),), frozenset({"web01", "web02"}), ("serf members: node web02: '<nil>' is not …",))
 
     assert merge_member_list(before, odd, "lb01", NOW, force=True).membership == before
 
 
 def test_every_change_is_a_cause_in_the_history() -> None:
-    before = known(*(member(f"web0{at}", f"10.0.0.{at}") for at in range(1, 5)))
+    before = membership_of(*(member(f"web0{at}", f"10.0.0.{at}") for at in range(1, 5)))
 
     told = done(before, listed("web05", address="10.0.0.5"), listed("web04", "left", "10.0.0.4"), force=True).causes
 

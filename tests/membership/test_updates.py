@@ -15,7 +15,18 @@ from lbagent.membership.pauses import needs_serf_clocks
 from lbagent.membership.updates import apply_events
 from lbagent.serf.events import parse_event
 from lbagent.serf.raw_event import RawEvent
-from tests.helpers.builders import NOW, folded, folding, joining, known, member, paused, pausing, saying, telling
+from tests.helpers.builders import (
+    NOW,
+    command_event,
+    join_event,
+    member,
+    member_event,
+    membership_of,
+    paused_member,
+    paused_names,
+    update_membership,
+    updated_membership,
+)
 
 WEB01 = "web01\t10.0.0.1\tweb\tdc=tokyo"
 WEB02 = "web02\t10.0.0.2\tweb\tdc=tokyo"
@@ -30,29 +41,31 @@ def statuses(membership: Membership) -> dict[str, str]:
 
 
 def test_every_line_of_a_join_is_added() -> None:
-    done = folding(known(), joining(WEB01, WEB02))
+    done = update_membership(membership_of(), join_event(WEB01, WEB02))
 
-    assert done.membership == known(
+    assert done.membership == membership_of(
         member("web01", tags={"dc": "tokyo"}), member("web02", "10.0.0.2", tags={"dc": "tokyo"})
     )
     assert done.causes == ("member-join web01 and 1 more",)
 
 
 def test_an_update_adds_a_member_as_a_join_does() -> None:
-    assert folded(known(), telling("member-update", WEB01)) == folded(known(), joining(WEB01))
+    assert updated_membership(membership_of(), member_event("member-update", WEB01)) == updated_membership(
+        membership_of(), join_event(WEB01)
+    )
 
 
 def test_a_join_changes_address_role_and_tags() -> None:
-    membership = folded(known(member("web01", "10.0.0.9", "db", {"port": "1"})), joining(WEB01))
+    membership = updated_membership(membership_of(member("web01", "10.0.0.9", "db", {"port": "1"})), join_event(WEB01))
 
-    assert membership == known(member("web01", tags={"dc": "tokyo"}))
+    assert membership == membership_of(member("web01", tags={"dc": "tokyo"}))
 
 
 def test_a_repeated_update_changes_nothing_and_is_not_recorded() -> None:
     # Serf sends an update again with every later member event (serf#555).
-    once = folded(known(), joining(WEB01))
+    once = updated_membership(membership_of(), join_event(WEB01))
 
-    done = folding(once, telling("member-update", WEB01, at=NOW + 60))
+    done = update_membership(once, member_event("member-update", WEB01, at=NOW + 60))
 
     assert done.membership == once
     assert done.causes == ()
@@ -60,7 +73,7 @@ def test_a_repeated_update_changes_nothing_and_is_not_recorded() -> None:
 
 @pytest.mark.parametrize("kind", ["member-leave", "member-reap"])
 def test_a_member_that_leaves_is_not_present(kind: str) -> None:
-    membership = folded(known(), joining(WEB01, WEB02), telling(kind, WEB01, at=NOW + 60))
+    membership = updated_membership(membership_of(), join_event(WEB01, WEB02), member_event(kind, WEB01, at=NOW + 60))
 
     assert statuses(membership) == {"web01": LEFT, "web02": ALIVE}
     assert membership.members["web01"].changed == NOW + 60
@@ -68,46 +81,58 @@ def test_a_member_that_leaves_is_not_present(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["member-leave", "member-reap"])
 def test_a_leave_of_an_unknown_node_changes_nothing(kind: str) -> None:
-    done = folding(known(), telling(kind, WEB01))
+    done = update_membership(membership_of(), member_event(kind, WEB01))
 
-    assert done.membership == known()
+    assert done.membership == membership_of()
     assert done.causes == ()
 
 
 def test_a_member_that_fails_stays_present() -> None:
-    assert statuses(folded(known(), joining(WEB01), telling("member-failed", WEB01))) == {"web01": FAILED}
+    assert statuses(updated_membership(membership_of(), join_event(WEB01), member_event("member-failed", WEB01))) == {
+        "web01": FAILED
+    }
 
 
 def test_a_failed_member_that_joins_is_alive() -> None:
-    assert statuses(folded(known(), telling("member-failed", WEB01), joining(WEB01))) == {"web01": ALIVE}
+    assert statuses(updated_membership(membership_of(), member_event("member-failed", WEB01), join_event(WEB01))) == {
+        "web01": ALIVE
+    }
 
 
 def test_a_failure_keeps_the_pause_and_the_last_commands() -> None:
-    before = folded(known(), joining(WEB01), saying("pause", "web01", 5))
+    before = updated_membership(membership_of(), join_event(WEB01), command_event("pause", "web01", 5))
 
-    assert folded(before, telling("member-failed", WEB01)).members["web01"] == before.members["web01"]._replace(
-        status=FAILED
-    )
+    assert updated_membership(before, member_event("member-failed", WEB01)).members["web01"] == before.members[
+        "web01"
+    ]._replace(status=FAILED)
 
 
 @pytest.mark.parametrize("kind", ["member-leave", "member-reap", "member-failed"])
 def test_a_pause_survives_a_leave_a_failure_and_a_return(kind: str) -> None:
-    membership = folded(known(), joining(WEB01), saying("pause", "web01", 1), telling(kind, WEB01), joining(WEB01))
+    membership = updated_membership(
+        membership_of(),
+        join_event(WEB01),
+        command_event("pause", "web01", 1),
+        member_event(kind, WEB01),
+        join_event(WEB01),
+    )
 
     assert statuses(membership) == {"web01": ALIVE}
-    assert paused(membership) == ["web01"]
+    assert paused_names(membership) == ["web01"]
 
 
 def test_a_leave_ends_a_quarantine() -> None:
     from lbagent.membership.model import Quarantine  # noqa: PLC0415
 
-    membership = folded(known(member("web01", quarantine=Quarantine(NOW, "x", "y"))), telling("member-leave", WEB01))
+    membership = updated_membership(
+        membership_of(member("web01", quarantine=Quarantine(NOW, "x", "y"))), member_event("member-leave", WEB01)
+    )
 
     assert membership.members["web01"].quarantine is None
 
 
 def test_an_invalid_line_is_a_warning_and_the_next_one_is_applied() -> None:
-    done = folding(known(), joining("we b\t10.0.0.9\tweb\t", WEB01))
+    done = update_membership(membership_of(), join_event("we b\t10.0.0.9\tweb\t", WEB01))
 
     assert statuses(done.membership) == {"web01": ALIVE}
     assert done.warnings == (
@@ -117,11 +142,11 @@ def test_an_invalid_line_is_a_warning_and_the_next_one_is_applied() -> None:
 
 def full(status: str = ALIVE) -> Membership:
     """As many members as there may be."""
-    return known(*(member(f"n{at}", "10.0.0.1", status=status) for at in range(MEMBERS_LIMIT)))
+    return membership_of(*(member(f"n{at}", "10.0.0.1", status=status) for at in range(MEMBERS_LIMIT)))
 
 
 def test_beyond_20000_members_new_nodes_are_refused_and_known_ones_kept() -> None:
-    done = folding(full(), joining(WEB01, "n7\t10.0.0.7\tweb\t"))
+    done = update_membership(full(), join_event(WEB01, "n7\t10.0.0.7\tweb\t"))
 
     assert list(done.membership.members) == list(full().members)
     assert done.membership.members["n7"].address == "10.0.0.7"
@@ -131,9 +156,11 @@ def test_beyond_20000_members_new_nodes_are_refused_and_known_ones_kept() -> Non
 
 
 def test_a_member_that_left_makes_room_unless_it_is_paused() -> None:
-    kept, gone = pausing(member("n0", status=LEFT)), member("n1", status=LEFT)
+    kept, gone = paused_member(member("n0", status=LEFT)), member("n1", status=LEFT)
 
-    membership = folded(full()._replace(members={**full().members, "n0": kept, "n1": gone}), joining(WEB01))
+    membership = updated_membership(
+        full()._replace(members={**full().members, "n0": kept, "n1": gone}), join_event(WEB01)
+    )
 
     assert "web01" in membership.members
     assert "n0" in membership.members
@@ -144,24 +171,33 @@ def test_a_member_that_left_makes_room_unless_it_is_paused() -> None:
 
 
 def test_a_pause_is_stored_with_sender_time_reason_and_end() -> None:
-    membership = folded(known(member("web01")), saying("pause", "web01 until=1700009999 reason=patch day", 1))
+    membership = updated_membership(
+        membership_of(member("web01")), command_event("pause", "web01 until=1700009999 reason=patch day", 1)
+    )
 
     assert membership.members["web01"].pause == Pause(NOW, "user event", "patch day", 1_700_009_999)
 
 
 def test_a_resume_ends_a_pause() -> None:
-    assert paused(folded(known(member("web01")), saying("pause", "web01", 1), saying("resume", "web01", 2))) == []
+    assert (
+        paused_names(
+            updated_membership(
+                membership_of(member("web01")), command_event("pause", "web01", 1), command_event("resume", "web01", 2)
+            )
+        )
+        == []
+    )
 
 
 def test_every_query_is_answered_with_its_result() -> None:
-    done = folding(
-        known(member("web01"), member("web02", "10.0.0.2", tags={"lbagent": "paused"})),
-        saying("pause", "web01", 1, "query"),
-        saying("pause", "nobody", 2, "query"),
-        saying("resume", "nobody2", 3, "query"),
-        saying("resume", "web02", 4, "query"),
-        saying("pause", "", 5, "query"),
-        saying("pause", "no/name", 6, "query"),
+    done = update_membership(
+        membership_of(member("web01"), member("web02", "10.0.0.2", tags={"lbagent": "paused"})),
+        command_event("pause", "web01", 1, "query"),
+        command_event("pause", "nobody", 2, "query"),
+        command_event("resume", "nobody2", 3, "query"),
+        command_event("resume", "web02", 4, "query"),
+        command_event("pause", "", 5, "query"),
+        command_event("pause", "no/name", 6, "query"),
     )
 
     assert list(done.answers.values()) == [
@@ -175,14 +211,14 @@ def test_every_query_is_answered_with_its_result() -> None:
 
 
 def test_a_resume_never_adds_a_member() -> None:
-    membership = folded(known(), saying("resume", "web01 10.0.0.1 web", 1))
+    membership = updated_membership(membership_of(), command_event("resume", "web01 10.0.0.1 web", 1))
 
     assert statuses(membership) == {"web01": UNKNOWN}
-    assert paused(membership) == []
+    assert paused_names(membership) == []
 
 
 def test_a_pause_never_adds_a_member() -> None:
-    membership = folded(known(), saying("pause", "web01 10.0.0.1 web", 1))
+    membership = updated_membership(membership_of(), command_event("pause", "web01 10.0.0.1 web", 1))
 
     assert statuses(membership) == {"web01": UNKNOWN}
     assert not membership.members["web01"].present
@@ -190,59 +226,73 @@ def test_a_pause_never_adds_a_member() -> None:
 
 @pytest.mark.parametrize("name", ["web01", "WEB01"])
 def test_a_pause_of_an_unknown_node_applies_when_it_joins(name: str) -> None:
-    membership = folded(known(), saying("pause", name, 1), joining(WEB01))
+    membership = updated_membership(membership_of(), command_event("pause", name, 1), join_event(WEB01))
 
     assert statuses(membership) == {"web01": ALIVE}
-    assert paused(membership) == ["web01"]
+    assert paused_names(membership) == ["web01"]
 
 
 def test_a_pause_of_an_unknown_node_by_its_address_applies_when_it_joins() -> None:
-    membership = folded(known(), saying("pause", "10.0.0.1", 1), joining(WEB01))
+    membership = updated_membership(membership_of(), command_event("pause", "10.0.0.1", 1), join_event(WEB01))
 
-    assert "web01" in paused(membership)
+    assert "web01" in paused_names(membership)
 
 
 def test_a_pause_of_an_unknown_name_with_an_address_applies_to_the_node_that_joins_there() -> None:
-    membership = folded(known(), saying("pause", "WEBSERVER-TOKYO 10.0.0.1", 1), joining(WEB01))
+    membership = updated_membership(
+        membership_of(), command_event("pause", "WEBSERVER-TOKYO 10.0.0.1", 1), join_event(WEB01)
+    )
 
-    assert "web01" in paused(membership)
+    assert "web01" in paused_names(membership)
 
 
 def test_a_pause_remembered_for_an_address_ends_with_the_resume_of_the_node_there() -> None:
-    membership = folded(
-        known(), saying("pause", "WEBSERVER-TOKYO 10.0.0.1", 1), joining(WEB01), saying("resume", "web01", 2)
+    membership = updated_membership(
+        membership_of(),
+        command_event("pause", "WEBSERVER-TOKYO 10.0.0.1", 1),
+        join_event(WEB01),
+        command_event("resume", "web01", 2),
     )
 
-    assert paused(membership) == []
+    assert paused_names(membership) == []
 
 
 def test_a_pause_of_an_unknown_node_can_be_resumed() -> None:
-    membership = folded(known(), saying("pause", "web01", 1), saying("resume", "WEB01", 2), joining(WEB01))
+    membership = updated_membership(
+        membership_of(), command_event("pause", "web01", 1), command_event("resume", "WEB01", 2), join_event(WEB01)
+    )
 
-    assert paused(membership) == []
+    assert paused_names(membership) == []
 
 
 def test_at_most_a_thousand_pauses_of_unknown_nodes_are_remembered() -> None:
-    waiting = [pausing(member(f"u{at}", "", "", status=UNKNOWN)) for at in range(UNKNOWN_LIMIT)]
+    waiting = [paused_member(member(f"u{at}", "", "", status=UNKNOWN)) for at in range(UNKNOWN_LIMIT)]
 
-    done = folding(known(*waiting), saying("pause", "one-more", 1), saying("pause", "u5", 2))
+    done = update_membership(
+        membership_of(*waiting), command_event("pause", "one-more", 1), command_event("pause", "u5", 2)
+    )
 
     assert len(done.membership.members) == 1000
     assert list(done.answers.values()) == ["refused: too many unknown nodes are paused", "unknown node, remembered"]
 
 
 def test_a_resume_ends_the_pause_of_every_member_with_the_address() -> None:
-    membership = folded(known(pausing(member("old", status=LEFT)), pausing(member("new"))), saying("resume", "new", 1))
+    membership = updated_membership(
+        membership_of(paused_member(member("old", status=LEFT)), paused_member(member("new"))),
+        command_event("resume", "new", 1),
+    )
 
-    assert paused(membership) == []
+    assert paused_names(membership) == []
 
 
 def test_a_pause_applies_to_a_node_that_joined_in_the_same_batch() -> None:
-    done = folding(
-        known(), joining("webserver-tokyo-01\t10.0.0.1\tweb\t"), saying("pause", "WEBSERVER-TOKYO 10.0.0.1", 1)
+    done = update_membership(
+        membership_of(),
+        join_event("webserver-tokyo-01\t10.0.0.1\tweb\t"),
+        command_event("pause", "WEBSERVER-TOKYO 10.0.0.1", 1),
     )
 
-    assert paused(done.membership) == ["webserver-tokyo-01"]
+    assert paused_names(done.membership) == ["webserver-tokyo-01"]
     assert list(done.answers.values()) == ["done"]
 
 
@@ -250,57 +300,68 @@ def test_a_pause_applies_to_a_node_that_joined_in_the_same_batch() -> None:
 
 
 def test_an_older_event_is_a_replay() -> None:
-    membership = folded(
-        known(member("web01")), saying("pause", "web01", 5), saying("resume", "web01", 6), saying("pause", "web01", 5)
+    membership = updated_membership(
+        membership_of(member("web01")),
+        command_event("pause", "web01", 5),
+        command_event("resume", "web01", 6),
+        command_event("pause", "web01", 5),
     )
 
-    assert paused(membership) == []
+    assert paused_names(membership) == []
 
 
 def test_the_same_event_twice_changes_nothing_more() -> None:
-    once = folded(known(member("web01")), saying("resume", "web01", 6))
+    once = updated_membership(membership_of(member("web01")), command_event("resume", "web01", 6))
 
-    assert folded(once, saying("resume", "web01", 6)) == once
+    assert updated_membership(once, command_event("resume", "web01", 6)) == once
 
 
 def test_at_an_equal_ltime_pause_wins() -> None:
-    forth = folded(known(member("web01")), saying("pause", "web01", 5), saying("resume", "web01", 5))
-    back = folded(known(member("web01")), saying("resume", "web01", 5), saying("pause", "web01", 5))
+    forth = updated_membership(
+        membership_of(member("web01")), command_event("pause", "web01", 5), command_event("resume", "web01", 5)
+    )
+    back = updated_membership(
+        membership_of(member("web01")), command_event("resume", "web01", 5), command_event("pause", "web01", 5)
+    )
 
-    assert paused(forth) == paused(back) == ["web01"]
+    assert paused_names(forth) == paused_names(back) == ["web01"]
 
 
 def test_a_replay_of_a_pause_at_an_equal_ltime_after_a_resume_of_another_clock_is_dropped() -> None:
-    membership = folded(
-        known(member("web01")),
-        saying("pause", "web01", 5),
-        saying("resume", "web01", 1, "query"),
-        saying("pause", "web01", 5),
+    membership = updated_membership(
+        membership_of(member("web01")),
+        command_event("pause", "web01", 5),
+        command_event("resume", "web01", 1, "query"),
+        command_event("pause", "web01", 5),
     )
 
-    assert paused(membership) == []
+    assert paused_names(membership) == []
 
 
 def test_between_clocks_the_arrival_decides() -> None:
-    membership = folded(known(member("web01")), saying("pause", "web01", 50), saying("resume", "web01", 2, "query"))
+    membership = updated_membership(
+        membership_of(member("web01")),
+        command_event("pause", "web01", 50),
+        command_event("resume", "web01", 2, "query"),
+    )
 
-    assert paused(membership) == []
+    assert paused_names(membership) == []
 
 
 def test_the_example_of_the_module_docstring_holds() -> None:
     """membership/pauses.py explains the order of commands with it."""
     received = [
-        saying("pause", "web01", 7),
-        saying("resume", "web01", 3, "query"),
-        saying("pause", "web01", 7),
-        saying("pause", "web01", 8),
+        command_event("pause", "web01", 7),
+        command_event("resume", "web01", 3, "query"),
+        command_event("pause", "web01", 7),
+        command_event("pause", "web01", 8),
     ]
-    web01 = known(member("web01"))
+    web01 = membership_of(member("web01"))
 
-    in_effect = [paused(folded(web01, *received[:count])) == ["web01"] for count in (1, 2, 3, 4)]
+    in_effect = [paused_names(updated_membership(web01, *received[:count])) == ["web01"] for count in (1, 2, 3, 4)]
 
     assert in_effect == [True, False, False, True]
-    heard = folded(web01, *received).members["web01"].last_commands
+    heard = updated_membership(web01, *received).members["web01"].last_commands
     assert {clock: (last.ltime, last.commands[0].after) for clock, last in heard.items()} == {
         "user": (8, (("query", 3),)),
         "query": (3, (("user", 7),)),
@@ -308,72 +369,84 @@ def test_the_example_of_the_module_docstring_holds() -> None:
 
 
 def test_a_typed_command_overrules_earlier_commands() -> None:
-    typed = saying("resume", "web01", None, "typed")
+    typed = command_event("resume", "web01", None, "typed")
 
-    membership = folded(known(member("web01")), saying("pause", "web01", 50), typed)
+    membership = updated_membership(membership_of(member("web01")), command_event("pause", "web01", 50), typed)
 
-    assert paused(membership) == []
+    assert paused_names(membership) == []
 
 
 def test_ltimes_order_only_the_commands_of_one_node() -> None:
-    members = known(member("web01"), member("web02", "10.0.0.2"))
+    members = membership_of(member("web01"), member("web02", "10.0.0.2"))
 
-    membership = folded(members, saying("pause", "web01", 50), saying("pause", "web02", 3), clocks={"user": 60})
+    membership = updated_membership(
+        members, command_event("pause", "web01", 50), command_event("pause", "web02", 3), clocks={"user": 60}
+    )
 
-    assert paused(membership) == ["web01", "web02"]
+    assert paused_names(membership) == ["web01", "web02"]
 
 
 def test_a_command_at_or_below_the_highest_ltime_asks_serf() -> None:
-    before = folded(known(member("web01")), saying("pause", "web01", 50))
+    before = updated_membership(membership_of(member("web01")), command_event("pause", "web01", 50))
 
-    assert needs_serf_clocks(before, [parse_event(saying("pause", "web01", 51))]) is False
-    assert needs_serf_clocks(before, [parse_event(saying("pause", "web01", 50))]) is True
-    assert needs_serf_clocks(before, [parse_event(saying("pause", "web01", 1, "query"))]) is False
-    assert needs_serf_clocks(before, [parse_event(saying("pause", "web01", None, "typed"))]) is False
-    assert needs_serf_clocks(before, [parse_event(joining(WEB01))]) is False
+    assert needs_serf_clocks(before, [parse_event(command_event("pause", "web01", 51))]) is False
+    assert needs_serf_clocks(before, [parse_event(command_event("pause", "web01", 50))]) is True
+    assert needs_serf_clocks(before, [parse_event(command_event("pause", "web01", 1, "query"))]) is False
+    assert needs_serf_clocks(before, [parse_event(command_event("pause", "web01", None, "typed"))]) is False
+    assert needs_serf_clocks(before, [parse_event(join_event(WEB01))]) is False
 
 
 def test_in_a_new_cluster_the_clock_starts_over() -> None:
-    before = folded(known(member("web01")), saying("pause", "web01", 50))
+    before = updated_membership(membership_of(member("web01")), command_event("pause", "web01", 50))
 
-    done = folding(before, saying("resume", "web01", 2), clocks={"user": 3})
+    done = update_membership(before, command_event("resume", "web01", 2), clocks={"user": 3})
 
-    assert paused(done.membership) == []
+    assert paused_names(done.membership) == []
     assert done.membership.clocks == {"user": 2}
     assert done.causes == ("new Serf cluster: its user clock starts over", "resume web01 by user event")
 
 
 def test_in_the_same_cluster_an_old_ltime_is_a_replay() -> None:
-    before = folded(known(member("web01")), saying("pause", "web01", 50))
+    before = updated_membership(membership_of(member("web01")), command_event("pause", "web01", 50))
 
-    assert paused(folded(before, saying("resume", "web01", 2), clocks={"user": 51})) == ["web01"]
+    assert paused_names(updated_membership(before, command_event("resume", "web01", 2), clocks={"user": 51})) == [
+        "web01"
+    ]
 
 
 def test_without_an_answer_from_serf_an_old_ltime_is_a_replay() -> None:
-    before = folded(known(member("web01")), saying("pause", "web01", 50))
+    before = updated_membership(membership_of(member("web01")), command_event("pause", "web01", 50))
 
-    assert paused(folded(before, saying("resume", "web01", 2))) == ["web01"]
+    assert paused_names(updated_membership(before, command_event("resume", "web01", 2))) == ["web01"]
 
 
 def test_a_new_cluster_resets_one_clock_only() -> None:
-    before = folded(known(member("web01")), saying("pause", "web01", 50), saying("pause", "web01", 70, "query"))
+    before = updated_membership(
+        membership_of(member("web01")),
+        command_event("pause", "web01", 50),
+        command_event("pause", "web01", 70, "query"),
+    )
 
-    membership = folded(before, saying("resume", "web01", 2), clocks={"user": 3, "query": 71})
+    membership = updated_membership(before, command_event("resume", "web01", 2), clocks={"user": 3, "query": 71})
 
     assert set(membership.members["web01"].last_commands) == {"user", "query", "@user"}
     assert membership.members["web01"].last_commands["query"].ltime == 70
 
 
 def test_a_command_before_its_node_is_known_counts() -> None:
-    membership = folded(
-        known(), saying("pause", "web01", 5), joining(WEB01), saying("resume", "web01", 4), clocks={"user": 9}
+    membership = updated_membership(
+        membership_of(),
+        command_event("pause", "web01", 5),
+        join_event(WEB01),
+        command_event("resume", "web01", 4),
+        clocks={"user": 9},
     )
 
-    assert paused(membership) == ["web01"]
+    assert paused_names(membership) == ["web01"]
 
 
 def test_a_record_is_applied_once() -> None:
-    raw = joining(WEB01)
+    raw = join_event(WEB01)
     membership = Membership({}, {}, frozenset({raw.id}))
 
     assert apply_events(membership, [(raw, parse_event(raw))], {}).membership == membership
@@ -383,8 +456,8 @@ def test_a_record_is_applied_once() -> None:
 
 events = st.lists(
     st.one_of(
-        st.builds(telling, st.sampled_from(["member-join", "member-leave", "member-failed", "member-update", "member-reap"]), st.sampled_from([WEB01, WEB02])),
-        st.builds(saying, st.sampled_from(["pause", "resume"]), st.sampled_from(["web01", "WEB01", "web02", "10.0.0.1", "web03"]), st.integers(1, 9),
+        st.builds(member_event, st.sampled_from(["member-join", "member-leave", "member-failed", "member-update", "member-reap"]), st.sampled_from([WEB01, WEB02])),
+        st.builds(command_event, st.sampled_from(["pause", "resume"]), st.sampled_from(["web01", "WEB01", "web02", "10.0.0.1", "web03"]), st.integers(1, 9),
                   st.sampled_from(["user", "query"])),
     ),
     max_size=10,
@@ -398,8 +471,8 @@ def numbered(raws: list[RawEvent]) -> list[RawEvent]:
 
 @given(events)
 def test_a_batch_gives_the_same_as_its_events_one_by_one(raws: list[RawEvent]) -> None:
-    at_once = apply_events(known(), [(raw, parse_event(raw)) for raw in numbered(raws)], {}).membership
-    one_by_one = known()
+    at_once = apply_events(membership_of(), [(raw, parse_event(raw)) for raw in numbered(raws)], {}).membership
+    one_by_one = membership_of()
     for raw in numbered(raws):
         one_by_one = apply_events(one_by_one, [(raw, parse_event(raw))], {}).membership
 
@@ -409,11 +482,13 @@ def test_a_batch_gives_the_same_as_its_events_one_by_one(raws: list[RawEvent]) -
 @given(events)
 def test_a_replayed_history_of_commands_changes_nothing(raws: list[RawEvent]) -> None:
     commands = sorted((raw for raw in raws if raw.ltime is not None), key=lambda raw: (raw.kind, raw.ltime or 0))
-    membership = folded(known(member("web01"), member("web02", "10.0.0.2"), member("web03", "10.0.0.3")), *commands)
+    membership = updated_membership(
+        membership_of(member("web01"), member("web02", "10.0.0.2"), member("web03", "10.0.0.3")), *commands
+    )
 
-    again = folded(membership, *commands)
+    again = updated_membership(membership, *commands)
 
-    assert paused(again) == paused(membership)
+    assert paused_names(again) == paused_names(membership)
 
 
 @given(
@@ -422,11 +497,13 @@ def test_a_replayed_history_of_commands_changes_nothing(raws: list[RawEvent]) ->
 )
 @settings(max_examples=200)
 def test_commands_on_one_clock_give_the_same_in_any_order(commands: list[tuple[str, int]], dice: random.Random) -> None:
-    raws = [saying(verb, "web01", ltime) for verb, ltime in commands]
+    raws = [command_event(verb, "web01", ltime) for verb, ltime in commands]
     mixed = raws.copy()
     dice.shuffle(mixed)
 
-    assert paused(folded(known(member("web01")), *raws)) == paused(folded(known(member("web01")), *mixed))
+    assert paused_names(updated_membership(membership_of(member("web01")), *raws)) == paused_names(
+        updated_membership(membership_of(member("web01")), *mixed)
+    )
 
 
 # --- forget, and what else commands carry -------------------------------------------------------------------------
@@ -434,9 +511,9 @@ def test_commands_on_one_clock_give_the_same_in_any_order(commands: list[tuple[s
 
 @pytest.mark.parametrize("status", [FAILED, LEFT])
 def test_a_forgotten_member_has_left_without_a_pause(status: str) -> None:
-    before = known(pausing(member("web01", status=status)))
+    before = membership_of(paused_member(member("web01", status=status)))
 
-    done = folding(before, saying("lbagent-forget", "web01", 3, "query", NOW + 9))
+    done = update_membership(before, command_event("lbagent-forget", "web01", 3, "query", NOW + 9))
 
     [one] = done.membership.members.values()
     assert (one.status, one.changed, one.pause) == (LEFT, NOW + 9, None)
@@ -444,27 +521,31 @@ def test_a_forgotten_member_has_left_without_a_pause(status: str) -> None:
 
 
 def test_an_alive_member_is_forgotten_only_with_force() -> None:
-    before = known(pausing(member("web01")))
+    before = membership_of(paused_member(member("web01")))
 
-    refused = folding(before, saying("lbagent-forget", "web01", 3, "query"))
-    forced = folding(before, saying("lbagent-forget", "web01 force", 4, "query"))
+    refused = update_membership(before, command_event("lbagent-forget", "web01", 3, "query"))
+    forced = update_membership(before, command_event("lbagent-forget", "web01 force", 4, "query"))
 
     assert (refused.membership.members, refused.answers) == (before.members, {"0": "refused: web01 is alive"})
     assert statuses(forced.membership) == {"web01": LEFT}
-    assert paused(forced.membership) == []
+    assert paused_names(forced.membership) == []
 
 
 def test_a_pause_of_an_unknown_node_can_be_forgotten() -> None:
-    done = folding(known(), saying("pause", "web01", 3), saying("lbagent-forget", "web01", 4, "query"))
+    done = update_membership(
+        membership_of(), command_event("pause", "web01", 3), command_event("lbagent-forget", "web01", 4, "query")
+    )
 
     assert statuses(done.membership) == {"web01": UNKNOWN}
-    assert paused(done.membership) == []
+    assert paused_names(done.membership) == []
     assert done.answers == {"0": "unknown node, remembered", "1": "done"}
 
 
 def test_an_unknown_name_cannot_be_forgotten() -> None:
-    done = folding(
-        known(), saying("lbagent-forget", "web0l", 4, "query"), saying("lbagent-forget", "web0l", None, "typed")
+    done = update_membership(
+        membership_of(),
+        command_event("lbagent-forget", "web0l", 4, "query"),
+        command_event("lbagent-forget", "web0l", None, "typed"),
     )
 
     assert done.membership.members == {}
@@ -472,36 +553,46 @@ def test_an_unknown_name_cannot_be_forgotten() -> None:
 
 
 def test_a_forgotten_node_can_be_paused_as_unknown_again() -> None:
-    done = folding(
-        known(),
-        saying("pause", "web01", 3),
-        saying("lbagent-forget", "web01", 4, "query"),
-        saying("pause", "web01", 5),
-        joining(WEB01),
+    done = update_membership(
+        membership_of(),
+        command_event("pause", "web01", 3),
+        command_event("lbagent-forget", "web01", 4, "query"),
+        command_event("pause", "web01", 5),
+        join_event(WEB01),
     )
 
-    assert paused(done.membership) == ["web01"]
+    assert paused_names(done.membership) == ["web01"]
 
 
 def test_a_user_event_forgets_no_node() -> None:
-    before = known(member("web01", status=FAILED))
+    before = membership_of(member("web01", status=FAILED))
 
-    assert folded(before, saying("lbagent-forget", "web01", 3, "user")) == before
+    assert updated_membership(before, command_event("lbagent-forget", "web01", 3, "user")) == before
 
 
 def test_a_replayed_pause_does_not_revive_a_forgotten_node() -> None:
-    before = folded(known(member("web01", status=FAILED)), saying("pause", "web01", 3, "query"))
+    before = updated_membership(
+        membership_of(member("web01", status=FAILED)), command_event("pause", "web01", 3, "query")
+    )
 
-    after = folded(before, saying("lbagent-forget", "web01", 4, "query"), saying("pause", "web01", 3, "query"))
+    after = updated_membership(
+        before, command_event("lbagent-forget", "web01", 4, "query"), command_event("pause", "web01", 3, "query")
+    )
 
-    assert paused(after) == []
+    assert paused_names(after) == []
 
 
 def test_a_repeated_pause_keeps_its_begin() -> None:
-    once = folded(known(member("web01")), saying("pause", "web01 until=1800000000 reason=patch day", None, "typed"))
+    once = updated_membership(
+        membership_of(member("web01")), command_event("pause", "web01 until=1800000000 reason=patch day", None, "typed")
+    )
 
-    again = folded(once, saying("pause", "web01 until=1800000000 by=lb01 reason=patch day", 7, "query", NOW + 60))
-    longer = folded(once, saying("pause", "web01 until=1900000000 by=lb01 reason=patch day", 7, "query", NOW + 60))
+    again = updated_membership(
+        once, command_event("pause", "web01 until=1800000000 by=lb01 reason=patch day", 7, "query", NOW + 60)
+    )
+    longer = updated_membership(
+        once, command_event("pause", "web01 until=1900000000 by=lb01 reason=patch day", 7, "query", NOW + 60)
+    )
 
     assert once.members["web01"].pause == Pause(NOW, "operator on lb01", "patch day", 1_800_000_000)
     assert again.members["web01"].pause == once.members["web01"].pause
@@ -509,26 +600,30 @@ def test_a_repeated_pause_keeps_its_begin() -> None:
 
 
 def test_a_pause_from_the_web_page_names_its_user() -> None:
-    after = folded(known(member("web01")), saying("pause", "web01 by=alice@lb02 reason=patch day", 7, "query"))
+    after = updated_membership(
+        membership_of(member("web01")), command_event("pause", "web01 by=alice@lb02 reason=patch day", 7, "query")
+    )
 
     assert after.members["web01"].pause == Pause(NOW, "alice on lb02, by query", "patch day", None)
 
 
 def test_exact_tags_of_a_sync_are_kept_where_stdin_agrees() -> None:
     exact = {"a": "1,role=lb", "b": "x=y,z"}
-    before = known(member("web12", "127.0.0.17", tags=exact))
+    before = membership_of(member("web12", "127.0.0.17", tags=exact))
     # As Serf wrote these very tags to stdin.
-    same = folded(before, telling("member-update", "web12\t127.0.0.17\tweb\trole=web,a=1,role=lb,b=x=y,z"))
-    other = folded(before, telling("member-update", "web12\t127.0.0.17\tweb\trole=web,a=2"))
+    same = updated_membership(
+        before, member_event("member-update", "web12\t127.0.0.17\tweb\trole=web,a=1,role=lb,b=x=y,z")
+    )
+    other = updated_membership(before, member_event("member-update", "web12\t127.0.0.17\tweb\trole=web,a=2"))
 
     assert same == before
     assert other.members["web12"].tags == {"a": "2"}
 
 
 def test_nodes_beyond_the_limit_are_reported_in_one_line() -> None:
-    full_house = known(*(member(f"n{at}", "10.0.0.1") for at in range(MEMBERS_LIMIT)))
+    full_house = membership_of(*(member(f"n{at}", "10.0.0.1") for at in range(MEMBERS_LIMIT)))
 
-    done = folding(full_house, joining(*(f"late{at}\t10.0.0.2\tweb\t" for at in range(3000))))
+    done = update_membership(full_house, join_event(*(f"late{at}\t10.0.0.2\tweb\t" for at in range(3000))))
 
     assert done.membership == full_house
     (warning,) = done.warnings
@@ -536,9 +631,11 @@ def test_nodes_beyond_the_limit_are_reported_in_one_line() -> None:
 
 
 def test_an_address_of_two_members_pauses_none_of_them() -> None:
-    before = known(member("web01"), member("WEB-01"))
+    before = membership_of(member("web01"), member("WEB-01"))
 
-    done = folding(before, saying("pause", "10.0.0.1", 1, "query"), saying("pause", "web99 10.0.0.1", 2, "query"))
+    done = update_membership(
+        before, command_event("pause", "10.0.0.1", 1, "query"), command_event("pause", "web99 10.0.0.1", 2, "query")
+    )
 
     assert set(done.answers.values()) == {"refused: 2 nodes have the address 10.0.0.1: name one of them"}
     assert done.membership.members == before.members
@@ -547,11 +644,13 @@ def test_an_address_of_two_members_pauses_none_of_them() -> None:
 def test_the_pause_tag_of_a_node_that_left_has_no_effect() -> None:
     gone = member("web01", tags={"lbagent": "paused"}, status=LEFT)
 
-    assert paused(known(gone, member("web02"))) == []
+    assert paused_names(membership_of(gone, member("web02"))) == []
 
 
 def test_a_name_known_from_a_command_does_not_hide_a_member() -> None:
-    before = folded(known(member("web01"), member("WEB01", "10.0.0.2")), saying("pause", "Web01", 1))
+    before = updated_membership(
+        membership_of(member("web01"), member("WEB01", "10.0.0.2")), command_event("pause", "Web01", 1)
+    )
 
     assert statuses(before) == {"web01": ALIVE, "WEB01": ALIVE, "Web01": UNKNOWN}
-    assert paused(folded(before, saying("pause", "Web01 10.0.0.2", 2))) == ["WEB01", "Web01"]
+    assert paused_names(updated_membership(before, command_event("pause", "Web01 10.0.0.2", 2))) == ["WEB01", "Web01"]

@@ -129,9 +129,9 @@ def test_only_the_drop_in_gives_the_web_page_the_token_of_the_agent() -> None:
     plain = (SYSTEMD / "lbagent-web.service").read_text()
     found = settings(SYSTEMD / "lbagent-web.service.d" / "users.conf")
 
-    assert "LoadCredential" not in plain
-    assert found["LoadCredential"] == ["serf.env:/etc/lbagent/serf.env", "users:/etc/lbagent/web.users"]
-    assert found["ExecStart"] == ["", "/usr/bin/lbagent web --users %d/users $OPTIONS"]
+    assert "serf.env" not in plain
+    assert found["EnvironmentFile"] == ["-/etc/lbagent/serf.env"]
+    assert found["ExecStart"] == ["", "/usr/bin/lbagent web --users /etc/lbagent/web.users $OPTIONS"]
 
 
 def test_the_package_suggests_what_the_web_page_needs() -> None:
@@ -380,7 +380,7 @@ def test_no_key_is_made_where_the_other_load_balancer_has_one(setup: Path, tmp_p
     assert (refused.returncode, foreign.returncode) == (1, 2)
     assert refused.stderr == (
         "lbagent-serf-setup: 127.0.0.10: runs Serf already, and both need the same key;"
-        " ssh 127.0.0.10 cat /etc/lbagent/peer.bundle | lbagent-serf-setup --bundle -\n"
+        " ssh 127.0.0.10 cat /etc/serf/lbagent.json | lbagent-serf-setup --key-from - 127.0.0.9 127.0.0.10\n"
     )
     assert foreign.stderr.startswith("lbagent-serf-setup: 203.0.113.7: not an address of this host; ")
     assert list((tmp_path / "etc/serf").glob("*.json")) == []
@@ -547,8 +547,9 @@ def test_an_install_has_the_site_where_it_is_built(checkout: Path, tmp_path: Pat
     script(checkout, "install", str(tmp_path / "root"), "/usr")
 
     html = tmp_path / "root/usr/share/doc/lbagent/html"
-    found = {str(path.relative_to(html)) for path in html.rglob("*") if path.is_file()}
+    found = {str(path.relative_to(html)) for path in html.rglob("*") if path.is_file() and "img" not in path.parts}
     assert found == {"index.html", "search/search_index.js", "assets/bundle.js"}
+    assert (html / "img" / "demo.svg").is_file()
 
 
 def test_an_install_keeps_an_edited_roles_yml(checkout: Path, tmp_path: Path) -> None:

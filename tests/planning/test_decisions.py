@@ -7,9 +7,18 @@ import pytest
 from lbagent.membership.model import FAILED, LEFT, LOST, Member, Quarantine
 from lbagent.planning.decisions import explain_no_server
 from lbagent.planning.plan import PlanOptions
-from tests.helpers.builders import NOW, dedent, known, member, pausing, planned, planning, reading
+from tests.helpers.builders import (
+    NOW,
+    dedent,
+    member,
+    membership_of,
+    parse_roles_text,
+    paused_member,
+    plan_for,
+    planned_text,
+)
 
-ROLES = reading("""
+ROLES = parse_roles_text("""
     services:
       iis: {port: 80}
       mongo: {port: "{tag:port}"}
@@ -72,16 +81,16 @@ def with_line(text: str) -> str:
     ],
 )
 def test_a_node_without_a_line_has_the_reason(text: str, members: list[Member], reason: str) -> None:
-    plan = planning(text, ROLES, known(*members))
+    plan = plan_for(text, ROLES, membership_of(*members))
 
     assert plan.reasons["web1"] == (reason,)
     assert " web1 " not in plan.after[0]
 
 
 def test_a_quarantined_node_has_the_reason_of_its_quarantine() -> None:
-    members = known(member("web1", quarantine=Quarantine(NOW, REASON, "key")))
+    members = membership_of(member("web1", quarantine=Quarantine(NOW, REASON, "key")))
 
-    plan = planning(CFG, ROLES, members, PlanOptions(kept=frozenset({"web1"})))
+    plan = plan_for(CFG, ROLES, members, PlanOptions(kept=frozenset({"web1"})))
 
     assert plan.reasons == {"web1": (REASON,)}
     assert plan.after == (CFG,)
@@ -102,14 +111,14 @@ def test_a_quarantined_node_has_the_reason_of_its_quarantine() -> None:
 def test_a_line_that_is_removed_has_the_reason(members: list[Member], reason: str) -> None:
     before = with_line(WEB1)
 
-    plan = planning(before, ROLES, known(*members), PlanOptions(force=True))
+    plan = plan_for(before, ROLES, membership_of(*members), PlanOptions(force=True))
 
     assert plan.changes["web1"].removed == (f"backend farm: {WEB1}",)
     assert plan.changes["web1"].reasons == (reason,)
 
 
 def test_a_line_that_is_replaced_needs_no_reason() -> None:
-    plan = planning(with_line(WEB1), ROLES, known(pausing(member("web1"))))
+    plan = plan_for(with_line(WEB1), ROLES, membership_of(paused_member(member("web1"))))
 
     assert plan.changes["web1"].added == ("backend farm: # lbagent paused web1 10.0.0.1 role=web",)
     assert plan.changes["web1"].reasons == ()
@@ -134,16 +143,16 @@ def test_a_line_that_is_replaced_needs_no_reason() -> None:
 def test_a_line_that_is_kept_although_its_node_is_not_desired_has_the_reason(
     text: str, after: Member, reason: str
 ) -> None:
-    plan = planning(text, ROLES, known(after))
+    plan = plan_for(text, ROLES, membership_of(after))
 
     assert plan.reasons == {"web1": (reason,)}
     assert plan.after == (text,)
 
 
 def test_a_line_whose_node_lost_a_tag_is_kept_with_the_reason() -> None:
-    before = planned(CFG, ROLES, known(member("web1", role="db", tags={"port": "1"})))
+    before = planned_text(CFG, ROLES, membership_of(member("web1", role="db", tags={"port": "1"})))
 
-    plan = planning(before, ROLES, known(member("web1", role="db")))
+    plan = plan_for(before, ROLES, membership_of(member("web1", role="db")))
 
     assert plan.reasons == {"web1": ("in backend data: its tag 'port' is not set",)}
     assert plan.after == (before,)

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from lbagent.membership.model import LOST, Member
-from tests.helpers.builders import dedent, known, managed, member, pausing, planned, planning, reading
+from tests.helpers.builders import (
+    dedent,
+    managed_lines,
+    member,
+    membership_of,
+    parse_roles_text,
+    paused_member,
+    plan_for,
+    planned_text,
+)
 
-ROLES = reading(
+ROLES = parse_roles_text(
     """
     services: {iis: {port: 80}}
     roles: {web: {lb: [iis]}, api: {lb: [iis]}, gone: {lb: [none]}}
@@ -26,14 +35,16 @@ def web(number: int) -> Member:
 
 def enrolled(*members: Member) -> str:
     """haproxy.cfg with the lines of these."""
-    return planned(TEXT, ROLES, known(*members))
+    return planned_text(TEXT, ROLES, membership_of(*members))
 
 
 def test_paused_nodes_do_not_count_for_the_safety_guard() -> None:
-    nodes = [web(0), web(1), pausing(web(2)), pausing(web(3))]
+    nodes = [web(0), web(1), paused_member(web(2)), paused_member(web(3))]
     before = enrolled(*nodes)
 
-    plan = planning(before, ROLES, known(*(one._replace(status=one.status if one.pause else LOST) for one in nodes)))
+    plan = plan_for(
+        before, ROLES, membership_of(*(one._replace(status=one.status if one.pause else LOST) for one in nodes))
+    )
 
     assert [str(held) for held in plan.blocked] == [
         "2 of 2 lines at '# additional-lb-iis-server' in backend farm would be removed: web00, web01"
@@ -45,15 +56,15 @@ def test_a_pause_does_not_unblock_removals() -> None:
     # The comment stays: its role has no marker any more, and its node is present.
     api = member("api", "10.0.0.9", "api")
     text = enrolled(api, *map(web, range(3)))
-    roles = reading("services: {iis: {port: 80}}\nroles: {api: {lb: [iis]}}")
+    roles = parse_roles_text("services: {iis: {port: 80}}\nroles: {api: {lb: [iis]}}")
 
-    once = planning(text, roles, known(api, web(0), pausing(web(1)), web(2)))
-    again = planning(once.after[0], roles, known(api, web(0), pausing(web(1)), web(2)))
+    once = plan_for(text, roles, membership_of(api, web(0), paused_member(web(1)), web(2)))
+    again = plan_for(once.after[0], roles, membership_of(api, web(0), paused_member(web(1)), web(2)))
 
     held = "2 of 3 lines at '# additional-lb-iis-server' in backend farm would be removed: web00, web02"
     assert [str(one) for one in (*once.blocked, *again.blocked)] == [held, held]
     assert again.after == once.after
-    assert [line.split(" #")[0] for line in managed(once.after[0])] == [
+    assert [line.split(" #")[0] for line in managed_lines(once.after[0])] == [
         "server api 10.0.0.9:80 check inter 2s rise 2 fall 2",
         "server web00 10.0.0.0:80 check inter 2s rise 2 fall 2",
         "# lbagent paused web01 10.0.0.1 role=web",

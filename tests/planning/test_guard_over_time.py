@@ -17,8 +17,8 @@ from lbagent.names import TAG_RULE
 from lbagent.planning import guard
 from lbagent.planning.plan import Plan, PlanOptions
 from lbagent.roles.model import Roles
-from tests.helpers.builders import NOW, dedent, known, managed, member, planning, reading
-from tests.helpers.load_balancer_files import built
+from tests.helpers.builders import NOW, dedent, managed_lines, member, membership_of, parse_roles_text, plan_for
+from tests.helpers.load_balancer_files import build_files
 from tests.helpers.real_programs import LBAGENT
 
 TEXT = dedent(
@@ -34,16 +34,16 @@ class Balancer:
     """A load balancer that runs again and again, and is restarted between any two runs."""
 
     def __init__(self, roles: str, *members: Member) -> None:
-        self.roles: Roles = reading(roles)
+        self.roles: Roles = parse_roles_text(roles)
         self.text = TEXT
-        self.membership = known(*members)
+        self.membership = membership_of(*members)
         self.run()
 
     def run(self, seconds: int = 0, *, force: bool = False) -> Plan:
         """One run, `seconds` after NOW."""
         now = NOW + seconds
         before = updates.drop_expired(storage.parse_membership(storage.serialize_membership(self.membership)), now)
-        plan = planning(self.text, self.roles, before, PlanOptions(force=force))
+        plan = plan_for(self.text, self.roles, before, PlanOptions(force=force))
         self.membership = guard.remember_removals(before, plan.removals, now, force=force)
         self.text = plan.after[0]
         return plan
@@ -56,7 +56,7 @@ class Balancer:
     @property
     def servers(self) -> list[str]:
         """The servers that HAProxy has."""
-        return [line.split()[1] for line in managed(self.text) if line.startswith("server")]
+        return [line.split()[1] for line in managed_lines(self.text) if line.startswith("server")]
 
 
 def known_as(membership: Membership, members: dict[str, Member]) -> Membership:
@@ -113,7 +113,7 @@ def test_repeated_edits_of_roles_yml_remove_at_most_half(edits: list[str]) -> No
     plan = lb.run()
 
     for at, edit in enumerate(edits, 1):
-        lb.roles = reading(f"services: {{iis: {{port: 80}}}}\nroles: {{web: {{lb: [iis], {edit}}}}}")
+        lb.roles = parse_roles_text(f"services: {{iis: {{port: 80}}}}\nroles: {{web: {{lb: [iis], {edit}}}}}")
         plan = lb.run(30 * at)
 
     assert plan.blocked
@@ -203,7 +203,7 @@ def test_a_node_that_left_after_it_was_removed_does_not_count() -> None:
 
 
 def test_members_json_of_an_older_version_is_read() -> None:
-    state = json.loads(storage.serialize_membership(known(*web(1))))
+    state = json.loads(storage.serialize_membership(membership_of(*web(1))))
     del state["removals"]
 
     assert storage.parse_membership(json.dumps(state).encode()).removals == {}
@@ -211,7 +211,7 @@ def test_members_json_of_an_older_version_is_read() -> None:
 
 @pytest.mark.parametrize("removals", [[], {"x": 1}, {"x": {"web1": "now"}}, {"x": {"web1": 1.5}}, "x"])
 def test_invalid_removals_in_members_json_are_damage(removals: object) -> None:
-    state = json.loads(storage.serialize_membership(known(*web(1))))
+    state = json.loads(storage.serialize_membership(membership_of(*web(1))))
     state["removals"] = removals
 
     with pytest.raises(storage.Damaged):
@@ -265,7 +265,7 @@ def test_a_kept_line_follows_its_node_to_another_address() -> None:
     lb.edit("web1", tags={"weight": "50%"}, address="10.0.0.9")
     lb.run()
 
-    assert managed(lb.text) == ["server web1 10.0.0.9:80 check weight 5 # lbagent role=web"]
+    assert managed_lines(lb.text) == ["server web1 10.0.0.9:80 check weight 5 # lbagent role=web"]
 
 
 def test_a_kept_line_is_removed_when_an_alive_node_has_its_address() -> None:
@@ -275,7 +275,7 @@ def test_a_kept_line_is_removed_when_an_alive_node_has_its_address() -> None:
     lb.membership = known_as(lb.membership, {**lb.membership.members, "new": new})
     lb.run()
 
-    assert managed(lb.text) == ["server new 10.0.0.1:80 check weight 7 # lbagent role=web"]
+    assert managed_lines(lb.text) == ["server new 10.0.0.1:80 check weight 7 # lbagent role=web"]
 
 
 def test_a_node_with_an_invalid_tag_can_be_paused_and_keeps_its_comment() -> None:
@@ -283,7 +283,7 @@ def test_a_node_with_an_invalid_tag_can_be_paused_and_keeps_its_comment() -> Non
     lb.edit("web1", tags={"weight": "50%"}, pause=Pause(NOW, "me"))
     lb.run()
 
-    assert managed(lb.text)[0] == "# lbagent paused web1 10.0.0.1 role=web"
+    assert managed_lines(lb.text)[0] == "# lbagent paused web1 10.0.0.1 role=web"
     assert lb.run().after == (lb.text,)
 
 
@@ -319,7 +319,7 @@ def test_a_node_with_an_invalid_role_tag_can_be_paused_and_resumed() -> None:
     lb.edit("web1", role="we b", pause=Pause(NOW, "me"))
     lb.run()
 
-    assert managed(lb.text)[0] == "# lbagent paused web1 10.0.0.1 role=web"
+    assert managed_lines(lb.text)[0] == "# lbagent paused web1 10.0.0.1 role=web"
     assert lb.run().after == (lb.text,)
 
     lb.edit("web1", pause=None)
@@ -341,7 +341,7 @@ def test_a_moved_node_with_an_invalid_role_tag_counts_for_the_safety_guard() -> 
 
 
 def test_repeated_edits_exit_with_3_and_force_applies_them(tmp_path: Path) -> None:
-    stage = built(tmp_path, str(LBAGENT), TEXT, "", shutil.which("true"))
+    stage = build_files(tmp_path, str(LBAGENT), TEXT, "", shutil.which("true"))
     head = f"haproxy: {{config: {stage.cfg}}}\nservices: {{iis: {{port: 80}}}}\n"
     stage.roles.write_text(f"{head}roles: {{web: {{lb: [iis]}}}}\n")
     assert stage.join("web1 10.0.0.1", "web2 10.0.0.2", "web3 10.0.0.3").status == 0
@@ -361,7 +361,7 @@ def test_repeated_edits_exit_with_3_and_force_applies_them(tmp_path: Path) -> No
 
 def test_an_invalid_weight_removes_no_line(tmp_path: Path) -> None:
     roles = 'services: {iis: {port: 80, options: "check weight {tag:weight|100}"}}\nroles: {web: {lb: [iis]}}\n'
-    stage = built(tmp_path, str(LBAGENT), TEXT, roles, shutil.which("true"))
+    stage = build_files(tmp_path, str(LBAGENT), TEXT, roles, shutil.which("true"))
     nodes = [f"web{at}\t10.0.0.{at}\tweb\trole=web,weight=" for at in range(1, 4)]
     stage.handle("member-join", "".join(f"{node}5\n" for node in nodes).encode())
     before = stage.cfg.read_bytes()

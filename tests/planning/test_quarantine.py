@@ -6,14 +6,14 @@ import pytest
 
 from lbagent.membership.model import FAILED, LEFT, Member, Pause, Quarantine
 from lbagent.planning.quarantine import find_quarantined, lift_quarantines, quarantine_nodes
-from tests.helpers.builders import NOW, known, member, pausing
+from tests.helpers.builders import NOW, member, membership_of, paused_member
 
 AROUND = "operator's text and roles.yml"
 
 
 def imposed(one: Member) -> Member:
     """The member in quarantine."""
-    return quarantine_nodes(known(one), {one.name: "unknown keyword"}, AROUND, NOW).members[one.name]
+    return quarantine_nodes(membership_of(one), {one.name: "unknown keyword"}, AROUND, NOW).members[one.name]
 
 
 def test_a_quarantine_has_its_start_and_reason() -> None:
@@ -24,11 +24,13 @@ def test_a_quarantine_has_its_start_and_reason() -> None:
 
 
 def test_a_quarantine_applies_while_nothing_changes() -> None:
-    assert find_quarantined(known(imposed(member("web01")), member("web02", "10.0.0.2")), lambda: AROUND) == {"web01"}
+    assert find_quarantined(membership_of(imposed(member("web01")), member("web02", "10.0.0.2")), lambda: AROUND) == {
+        "web01"
+    }
 
 
 def test_a_quarantine_ends_when_the_operator_changes_anything() -> None:
-    assert find_quarantined(known(imposed(member("web01"))), lambda: f"{AROUND}, edited") == frozenset()
+    assert find_quarantined(membership_of(imposed(member("web01"))), lambda: f"{AROUND}, edited") == frozenset()
 
 
 @pytest.mark.parametrize(
@@ -42,7 +44,7 @@ def test_a_quarantine_ends_when_the_operator_changes_anything() -> None:
     ],
 )
 def test_a_quarantine_ends_when_the_line_would_change(changed: Member) -> None:
-    assert find_quarantined(known(changed), lambda: AROUND) == frozenset()
+    assert find_quarantined(membership_of(changed), lambda: AROUND) == frozenset()
 
 
 @pytest.mark.parametrize(
@@ -50,30 +52,32 @@ def test_a_quarantine_ends_when_the_line_would_change(changed: Member) -> None:
     [
         imposed(member("web01"))._replace(status=FAILED),
         imposed(member("web01"))._replace(changed=NOW + 60),
-        imposed(pausing(member("web01")))._replace(pause=Pause(NOW + 5, "user event", "other words")),
+        imposed(paused_member(member("web01")))._replace(pause=Pause(NOW + 5, "user event", "other words")),
     ],
 )
 def test_a_quarantine_applies_while_the_line_would_be_the_same(same: Member) -> None:
-    assert find_quarantined(known(same), lambda: AROUND) == {"web01"}
+    assert find_quarantined(membership_of(same), lambda: AROUND) == {"web01"}
 
 
 def test_the_order_of_tags_does_not_matter() -> None:
     one = imposed(member("web01", tags={"a": "1", "b": "2"}))
 
-    assert find_quarantined(known(one._replace(tags={"b": "2", "a": "1"})), lambda: AROUND) == {"web01"}
+    assert find_quarantined(membership_of(one._replace(tags={"b": "2", "a": "1"})), lambda: AROUND) == {"web01"}
 
 
 def test_hostile_tags_do_no_harm() -> None:
-    assert find_quarantined(known(imposed(member("web01", tags={"\udc83": "\udcff\n\0"}))), lambda: AROUND) == {"web01"}
+    assert find_quarantined(membership_of(imposed(member("web01", tags={"\udc83": "\udcff\n\0"}))), lambda: AROUND) == {
+        "web01"
+    }
 
 
 def test_an_unknown_node_is_not_quarantined() -> None:
-    assert quarantine_nodes(known(), {"web01": "x"}, AROUND, NOW) == known()
+    assert quarantine_nodes(membership_of(), {"web01": "x"}, AROUND, NOW) == membership_of()
 
 
 def test_a_quarantine_that_no_longer_applies_is_lifted() -> None:
     over, held = imposed(member("web01")), imposed(member("web02", "10.0.0.2"))
-    before = known(over, held, member("web03", "10.0.0.3"))
+    before = membership_of(over, held, member("web03", "10.0.0.3"))
 
     after = lift_quarantines(before, frozenset({"web02"}))
 
@@ -84,10 +88,12 @@ def test_a_quarantine_that_no_longer_applies_is_lifted() -> None:
 def test_other_members_are_unchanged() -> None:
     other = member("web02", "10.0.0.2")._replace(quarantine=Quarantine(1, "old", "key"))
 
-    assert quarantine_nodes(known(member("web01"), other), {"web01": "x"}, AROUND, NOW).members["web02"] == other
+    assert (
+        quarantine_nodes(membership_of(member("web01"), other), {"web01": "x"}, AROUND, NOW).members["web02"] == other
+    )
 
 
 def test_a_pause_of_its_address_under_another_name_ends_a_quarantine() -> None:
     old, new = member("old", status=LEFT), imposed(member("new"))
 
-    assert find_quarantined(known(pausing(old), new), lambda: AROUND) == frozenset()
+    assert find_quarantined(membership_of(paused_member(old), new), lambda: AROUND) == frozenset()

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.daemon import watching
-from tests.helpers.faults import full, small_disk
-from tests.helpers.real_programs import CONFIG, ROLES, Backend, Haproxy, Lb, binaries, eventually, member
+from tests.helpers.daemon import running_watch
+from tests.helpers.faults import full_disk, small_disk
+from tests.helpers.real_programs import CONFIG, ROLES, Backend, Haproxy, LoadBalancer, binaries, member_line, wait_until
 
 pytestmark = pytest.mark.real
 
@@ -33,10 +33,12 @@ def binary(request: pytest.FixtureRequest) -> Path:
 
 
 @contextlib.contextmanager
-def running(binary: Path, roles: str = ROLES, config: str = CONFIG, later: str = "") -> Iterator[tuple[Lb, Haproxy]]:
+def running(
+    binary: Path, roles: str = ROLES, config: str = CONFIG, later: str = ""
+) -> Iterator[tuple[LoadBalancer, Haproxy]]:
     """A load balancer with two web nodes; `later` is written by the operator once they are in, and loaded."""
     with contextlib.ExitStack() as stack:
-        lb = stack.enter_context(Lb(config, roles, binary))
+        lb = stack.enter_context(LoadBalancer(config, roles, binary))
         haproxy = stack.enter_context(Haproxy(lb))
         for number in (1, 2):
             stack.enter_context(Backend(f"web{number}", f"127.0.0.{10 + number}", lb.port))
@@ -45,16 +47,16 @@ def running(binary: Path, roles: str = ROLES, config: str = CONFIG, later: str =
             refer(lb, later.format())
             reload(haproxy)
             assert lb.run("apply").returncode == 0
-        eventually(lambda: haproxy.answering() == {"web1", "web2"})
+        wait_until(lambda: haproxy.answering() == {"web1", "web2"})
         yield lb, haproxy
 
 
 def web(number: int, **tags: str) -> bytes:
     """A web node as Serf tells it."""
-    return member(f"web{number}", f"127.0.0.{10 + number}", **tags)
+    return member_line(f"web{number}", f"127.0.0.{10 + number}", **tags)
 
 
-def refer(lb: Lb, text: str) -> None:
+def refer(lb: LoadBalancer, text: str) -> None:
     """The operator's text refers to web1."""
     if text.startswith("\n"):
         lb.text += text.encode()
@@ -65,16 +67,16 @@ def refer(lb: Lb, text: str) -> None:
 def reload(haproxy: Haproxy) -> None:
     """Somebody else reloads HAProxy."""
     first = haproxy.worker()
-    eventually(lambda: time.time() > haproxy.lb.cfg.stat().st_ctime + 3)
+    wait_until(lambda: time.time() > haproxy.lb.cfg.stat().st_ctime + 3)
     os.kill(haproxy.pid, signal.SIGUSR2)
-    eventually(lambda: haproxy.worker() != first)
+    wait_until(lambda: haproxy.worker() != first)
 
 
 @contextlib.contextmanager
-def small(binary: Path) -> Iterator[tuple[Lb, Haproxy]]:
+def small(binary: Path) -> Iterator[tuple[LoadBalancer, Haproxy]]:
     """A load balancer whose state directory is a small disk of its own."""
     with contextlib.ExitStack() as stack:
-        lb = stack.enter_context(Lb(binary=binary))
+        lb = stack.enter_context(LoadBalancer(binary=binary))
         stack.enter_context(small_disk(lb.state))
         haproxy = stack.enter_context(Haproxy(lb))
         for number in (1, 2):
@@ -90,7 +92,7 @@ def test_what_no_disk_could_remember_is_put_back_once_there_is_room(binary: Path
     with small(binary) as (lb, haproxy):
         lb.join(web(1), web(2))
         before = lb.text
-        with full(lb.state):
+        with full_disk(lb.state):
             done = lb.leave(web(2)) if back == "join" else lb.say("pause", "web2", 1)
             assert (done.returncode, haproxy.answering()) == (1, {"web1"})
             assert lb.run("apply").returncode in (0, 1)
@@ -103,8 +105,8 @@ def test_what_no_disk_could_remember_is_put_back_once_there_is_room(binary: Path
         elif back == "join":
             assert lb.join(web(2)).returncode == 0
         elif back == "watch":
-            with watching(lb):
-                eventually(lambda: haproxy.answering() == {"web1", "web2"})
+            with running_watch(lb):
+                wait_until(lambda: haproxy.answering() == {"web1", "web2"})
         else:
             lb.run(back)
 
@@ -115,7 +117,7 @@ def test_what_no_disk_could_remember_is_put_back_once_there_is_room(binary: Path
 def test_a_pause_that_no_disk_could_remember_is_refused_and_one_after_it_is_done(binary: Path) -> None:
     with small(binary) as (lb, haproxy):
         lb.join(web(1), web(2))
-        with full(lb.state):
+        with full_disk(lb.state):
             said = lb.ask("pause", "web2", 1).stdout.decode()
         assert said.startswith("refused: not stored: sync needed: ")
         assert said.endswith("; no new traffic reaches lb-iis/web2\n")
@@ -171,17 +173,17 @@ def test_with_an_admin_socket_it_is_done(binary: Path) -> None:
 @pytest.mark.parametrize("roles", [ROLES, OFF], ids=["runtime", "reload"])
 @pytest.mark.parametrize("refers", [USE_SERVER, TRACK, SRV_IS_UP], ids=["use-server", "track", "srv_is_up"])
 def test_a_worker_of_somebody_elses_reload_has_the_node_paused_again(binary: Path, refers: str, roles: str) -> None:
-    with running(binary, roles, later=refers) as (lb, haproxy), watching(lb):
+    with running(binary, roles, later=refers) as (lb, haproxy), running_watch(lb):
         lb.say("pause", "web1", 1)
-        eventually(lambda: lb.idle and haproxy.servers()["web1"].startswith("MAINT"))
+        wait_until(lambda: lb.idle and haproxy.servers()["web1"].startswith("MAINT"))
 
         for _ in range(2):
             reload(haproxy)
-            eventually(lambda: haproxy.servers()["web1"].startswith("MAINT"), 5)
+            wait_until(lambda: haproxy.servers()["web1"].startswith("MAINT"), 5)
 
         assert haproxy.answering() == {"web2"}
         lb.say("resume", "web1", 2)
-        eventually(lambda: haproxy.answering() == {"web1", "web2"})
+        wait_until(lambda: haproxy.answering() == {"web1", "web2"})
 
 
 def test_another_nodes_reload_does_not_bring_it_back(binary: Path) -> None:
@@ -291,7 +293,7 @@ def test_sessions_finish_where_maint_would_cut_them(
     roles = roles if runtime == "on" else roles.replace("haproxy:\n", "haproxy:\n  runtime: off\n")
     config = config.replace("    hard-stop-after 2s\n", "")
     with (
-        Lb(config, roles, binary) as lb,
+        LoadBalancer(config, roles, binary) as lb,
         Haproxy(lb) as haproxy,
         socket.create_server(("127.0.0.11", lb.port)) as service,
     ):
@@ -316,4 +318,4 @@ def test_sessions_finish_where_maint_would_cut_them(
                     lb.say("resume", "web1", 2).returncode == 0 if how == "pause" else lb.join(web(1)).returncode == 0
                 )
         assert [line.split()[1] for line in lb.managed] == ["web1", "web2"]
-        eventually(lambda: haproxy.servers()["web1"].split()[0] == "UP")
+        wait_until(lambda: haproxy.servers()["web1"].split()[0] == "UP")

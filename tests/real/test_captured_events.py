@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.builders import MANAGED, dedent, outside
-from tests.helpers.load_balancer_files import SERF, Stage, built, captured
+from tests.helpers.builders import MANAGED, dedent, unmanaged_lines
+from tests.helpers.load_balancer_files import SERF, LoadBalancerFiles, build_files, captured_event
 
 pytestmark = pytest.mark.skipif(shutil.which("haproxy") is None, reason="needs haproxy")
 
@@ -153,9 +153,9 @@ CASES: list[tuple[tuple[str, ...], str, list[str]]] = [
 
 
 @pytest.fixture
-def stage(tmp_path: Path, lbagent: str) -> Stage:
+def stage(tmp_path: Path, lbagent: str) -> LoadBalancerFiles:
     """A load balancer whose haproxy.cfg a real HAProxy accepts."""
-    return built(tmp_path, lbagent, CFG, ROLES)
+    return build_files(tmp_path, lbagent, CFG, ROLES)
 
 
 def without_ids(lines: list[str]) -> list[str]:
@@ -170,10 +170,12 @@ def test_no_captured_event_is_forgotten() -> None:
 @pytest.mark.parametrize(
     ("before", "case", "lines"), CASES, ids=["+".join([*before, case]) for before, case, _ in CASES]
 )
-def test_an_event_makes_exactly_these_lines(stage: Stage, before: tuple[str, ...], case: str, lines: list[str]) -> None:
+def test_an_event_makes_exactly_these_lines(
+    stage: LoadBalancerFiles, before: tuple[str, ...], case: str, lines: list[str]
+) -> None:
     for number, earlier in enumerate(before):
-        stage.spool(*captured(earlier), f"{number:016x}")
-    environ, stdin = captured(case)
+        stage.spool(*captured_event(earlier), f"{number:016x}")
+    environ, stdin = captured_event(case)
 
     ended = stage.run("handle", stdin=stdin, **environ)
     if before and stage.spooled:
@@ -182,7 +184,7 @@ def test_an_event_makes_exactly_these_lines(stage: Stage, before: tuple[str, ...
 
     text = stage.cfg.read_text()
     assert without_ids(stage.managed) == without_ids(lines)
-    assert outside(text) == outside(CFG)
+    assert unmanaged_lines(text) == unmanaged_lines(CFG)
     assert all(MANAGED.fullmatch(line) for line in set(text.split("\n")) - set(CFG.split("\n")))
     assert (ended.status, ended.out) == (0, b"")
     assert "Traceback" not in ended.err
@@ -193,10 +195,10 @@ def test_an_event_makes_exactly_these_lines(stage: Stage, before: tuple[str, ...
     assert [path.name for path in stage.folder.iterdir() if "staged" in path.name or "lbagent-old" in path.name] == []
 
 
-def test_everything_at_once_ends_as_one_after_the_other(stage: Stage) -> None:
+def test_everything_at_once_ends_as_one_after_the_other(stage: LoadBalancerFiles) -> None:
     joins = [case for _, case, _ in CASES if case.startswith(("member-join", "hostile")) and case != "member-join-ipv6"]
     for number, case in enumerate(dict.fromkeys(joins)):
-        stage.spool(*captured(case), f"{number:016x}")
+        stage.spool(*captured_event(case), f"{number:016x}")
 
     at_once = stage.run("apply")
 
@@ -204,7 +206,7 @@ def test_everything_at_once_ends_as_one_after_the_other(stage: Stage) -> None:
     (stage.state / "members.json").unlink()
     stage.cfg.write_text(CFG)
     for case in dict.fromkeys(joins):
-        environ, stdin = captured(case)
+        environ, stdin = captured_event(case)
         assert stage.run("handle", stdin=stdin, **environ).status == 0
     assert at_once.status == 0
     assert stage.cfg.read_text() == text

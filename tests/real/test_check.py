@@ -25,19 +25,19 @@ from lbagent.checks.finding import Finding, Kind
 from lbagent.checks.run import run_checks
 from lbagent.settings import Settings
 from lbagent.system.log import Log
-from tests.helpers.faults import tree, without_haproxy
+from tests.helpers.faults import folder_contents, hide_haproxy
 from tests.helpers.real_programs import (
     LBAGENT,
     PATIENCE,
     Haproxy,
-    Lb,
+    LoadBalancer,
     SerfAgent,
     _children,
     binaries,
     default_binary,
-    eventually,
     haproxy_version,
-    member,
+    member_line,
+    wait_until,
 )
 
 pytestmark = [
@@ -72,7 +72,7 @@ KEY = "c2l4dGVlbiBieXRlcyEhIQ=="
 class Agent(SerfAgent):
     """A real agent that is started from files, as Debian's unit starts it."""
 
-    def __init__(self, lb: Lb, name: str = "lb01", **changed: object) -> None:
+    def __init__(self, lb: LoadBalancer, name: str = "lb01", **changed: object) -> None:
         """All that a load balancer needs, but for what is `changed` (None: not set)."""
         super().__init__(name, "127.0.0.5", env={**lb.env, "SERF_RPC_AUTH": str(changed.get("rpc_auth", TOKEN) or "")})
         self._folder, self._argv, self._given = lb.etc / f"serf-{name}", list[str](), dict[str, str]()
@@ -121,9 +121,9 @@ class Agent(SerfAgent):
             stderr=self._log,
             env={**self._env, **self._given},
         )
-        eventually(self._answers)
+        wait_until(self._answers)
         handlers = len(self.settings["event_handlers"] or [])  # each hears of a join
-        eventually(lambda: self.log.count("Event 'member-join' script output") >= handlers)
+        wait_until(lambda: self.log.count("Event 'member-join' script output") >= handlers)
 
 
 def without_other_haproxys(text: str) -> str:
@@ -131,7 +131,7 @@ def without_other_haproxys(text: str) -> str:
     return re.sub(r" \(pid [^)]* runs [^)]*\); set `haproxy.config`.*", "; start HAProxy", text)
 
 
-def check(lb: Lb, agent: SerfAgent | None = None, **env: str) -> tuple[int, list[str]]:
+def check(lb: LoadBalancer, agent: SerfAgent | None = None, **env: str) -> tuple[int, list[str]]:
     """How `lbagent check` ends, and its lines, with paths, ports and pids of this run made plain."""
     asking = {"SERF_RPC_ADDR": agent.rpc, "SERF_RPC_AUTH": TOKEN} if agent else {}
     done = lb.run("check", env={**asking, **env})
@@ -144,7 +144,7 @@ def check(lb: Lb, agent: SerfAgent | None = None, **env: str) -> tuple[int, list
     return done.returncode, lines
 
 
-def list_problems(lb: Lb, agent: SerfAgent | None = None, **env: str) -> list[str]:
+def list_problems(lb: LoadBalancer, agent: SerfAgent | None = None, **env: str) -> list[str]:
     """The lines that are not ok; the exit status is what they make it."""
     status, lines = check(lb, agent, **env)
     found = [line for line in lines if not line.startswith("ok ")]
@@ -158,21 +158,21 @@ def version() -> str:
 
 
 @pytest.fixture
-def lb() -> Iterator[Lb]:
+def lb() -> Iterator[LoadBalancer]:
     """A load balancer with a good haproxy.cfg; each test adds its own fault."""
-    with Lb(CFG) as lb:
+    with LoadBalancer(CFG) as lb:
         yield lb
 
 
 @pytest.fixture
-def well(lb: Lb) -> Iterator[tuple[Lb, Agent]]:
+def well(lb: LoadBalancer) -> Iterator[tuple[LoadBalancer, Agent]]:
     """A load balancer without a fault: HAProxy, Serf, and a server that has joined."""
     with Haproxy(lb), Agent(lb) as agent:
-        assert lb.join(member("web01", "127.0.0.11")).returncode == 0
+        assert lb.join(member_line("web01", "127.0.0.11")).returncode == 0
         # The agent's own join comes a second later.
-        eventually(lambda: "Received event: member-join" in agent.log)
+        wait_until(lambda: "Received event: member-join" in agent.log)
         time.sleep(0.2)  # its handler is started a moment after it is logged
-        eventually(lambda: not agent.handlers and lb.idle)
+        wait_until(lambda: not agent.handlers and lb.idle)
         yield lb, agent
 
 
@@ -215,10 +215,10 @@ ok peers: serf members: 0 other load balancers
 
 @pytest.mark.parametrize("binary", binaries().values(), ids=binaries())
 def test_on_a_sound_load_balancer_everything_is_ok(binary: Path) -> None:
-    with Lb(CFG, binary=binary) as lb, Haproxy(lb), Agent(lb) as agent:
-        lb.join(member("web01", "127.0.0.11"))
+    with LoadBalancer(CFG, binary=binary) as lb, Haproxy(lb), Agent(lb) as agent:
+        lb.join(member_line("web01", "127.0.0.11"))
         # The agent's own join comes a second later: an event that is dealt with at this moment is told of, too.
-        eventually(lambda: "Received event: member-join" in agent.log and lb.idle)
+        wait_until(lambda: "Received event: member-join" in agent.log and lb.idle)
 
         status, lines = check(lb, agent)
 
@@ -227,25 +227,25 @@ def test_on_a_sound_load_balancer_everything_is_ok(binary: Path) -> None:
     assert "\n".join([*plain, ""]) == WELL
 
 
-def test_check_changes_nothing_and_takes_no_lock(well: tuple[Lb, Agent]) -> None:
+def test_check_changes_nothing_and_takes_no_lock(well: tuple[LoadBalancer, Agent]) -> None:
     lb, agent = well
     lb.text = lb.text.replace(b"rise 2", b"rise 9")
     (lb.state / "spool" / "1").write_bytes(b"no record")
     (lb.state / "spool" / "foreign").write_bytes(b"")
-    before, worker = (tree(lb.etc), tree(lb.state)), Path(lb.folder / "haproxy.pid").read_text()
+    before, worker = (folder_contents(lb.etc), folder_contents(lb.state)), Path(lb.folder / "haproxy.pid").read_text()
 
     with (lb.state / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         status, lines = check(lb, agent)
 
-    assert (status, (tree(lb.etc), tree(lb.state))) == (0, before)
+    assert (status, (folder_contents(lb.etc), folder_contents(lb.state))) == (0, before)
     assert Path(lb.folder / "haproxy.pid").read_text() == worker
     assert [line for line in lines if not line.startswith("ok ")] == [
         "warning pending: 2 events in the spool; run `lbagent apply`, or wait for the next event"
     ]
 
 
-def test_check_creates_no_state_directory(lb: Lb) -> None:
+def test_check_creates_no_state_directory(lb: LoadBalancer) -> None:
     assert [line for line in list_problems(lb) if " state: " in line] == [
         (
             "warning state: /lb/state: does not exist; no event has arrived yet; start Serf with its event handler, or run `lbagent apply`"
@@ -257,7 +257,7 @@ def test_check_creates_no_state_directory(lb: Lb) -> None:
 # --- one fault does not hide the others ----------------------------------------------------------------------
 
 
-def test_one_fault_does_not_hide_the_others(lb: Lb) -> None:
+def test_one_fault_does_not_hide_the_others(lb: LoadBalancer) -> None:
     lb.roles.write_text(lb.roles.read_text().replace("port:", "prot:"))
     lb.state.write_text("no folder")
 
@@ -269,7 +269,9 @@ def test_one_fault_does_not_hide_the_others(lb: Lb) -> None:
     assert {line.split()[1] for line in found} >= {"roles:", "drift:", "state:", "serf:"}
 
 
-def test_with_an_invalid_roles_yml_the_haproxy_of_its_last_valid_version_is_checked(well: tuple[Lb, Agent]) -> None:
+def test_with_an_invalid_roles_yml_the_haproxy_of_its_last_valid_version_is_checked(
+    well: tuple[LoadBalancer, Agent],
+) -> None:
     lb, agent = well
     lb.roles.write_text("roles: [")
 
@@ -287,7 +289,7 @@ def test_with_an_invalid_roles_yml_the_haproxy_of_its_last_valid_version_is_chec
     ]
 
 
-def test_without_a_valid_roles_yml_ever_no_haproxy_cfg_is_checked(lb: Lb) -> None:
+def test_without_a_valid_roles_yml_ever_no_haproxy_cfg_is_checked(lb: LoadBalancer) -> None:
     lb.roles.write_text("roles: [")
 
     found = list_problems(lb)
@@ -300,7 +302,7 @@ def test_without_a_valid_roles_yml_ever_no_haproxy_cfg_is_checked(lb: Lb) -> Non
     ]
 
 
-def test_the_reason_why_there_is_no_plan_is_reported(well: tuple[Lb, Agent]) -> None:
+def test_the_reason_why_there_is_no_plan_is_reported(well: tuple[LoadBalancer, Agent]) -> None:
     lb, agent = well
     (lb.state / "members.json").unlink()
     (lb.state / "members.json").mkdir()
@@ -319,7 +321,7 @@ def test_the_reason_why_there_is_no_plan_is_reported(well: tuple[Lb, Agent]) -> 
 
 
 def test_a_defect_in_one_check_does_not_hide_the_others(
-    well: tuple[Lb, Agent], monkeypatch: pytest.MonkeyPatch
+    well: tuple[LoadBalancer, Agent], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def defect(*_: object) -> Iterator[Finding]:
         raise RuntimeError("no\nidea")
@@ -338,10 +340,10 @@ def test_a_defect_in_one_check_does_not_hide_the_others(
     ]
 
 
-def test_without_haproxy_and_serf_each_missing_part_is_an_error(lb: Lb) -> None:
+def test_without_haproxy_and_serf_each_missing_part_is_an_error(lb: LoadBalancer) -> None:
     lb.cfg.unlink()
     (lb.bin / "haproxy").unlink()
-    with without_haproxy() as words:
+    with hide_haproxy() as words:
         done = subprocess.run([*words, LBAGENT, "check"], env=lb.env, capture_output=True, text=True, check=False)
 
     text = without_other_haproxys(done.stdout.replace(str(lb.folder), "/lb"))
@@ -367,9 +369,9 @@ def test_without_haproxy_and_serf_each_missing_part_is_an_error(lb: Lb) -> None:
     ]
 
 
-def test_without_the_haproxy_program_its_verdict_is_unknown(lb: Lb) -> None:
+def test_without_the_haproxy_program_its_verdict_is_unknown(lb: LoadBalancer) -> None:
     (lb.bin / "haproxy").unlink()
-    with without_haproxy() as words:
+    with hide_haproxy() as words:
         done = subprocess.run([*words, LBAGENT, "check"], env=lb.env, capture_output=True, text=True, check=False)
 
     lines = [" ".join(line.split()) for line in done.stdout.splitlines() if " haproxy-cfg: " in line]
@@ -399,13 +401,13 @@ def test_without_the_haproxy_program_its_verdict_is_unknown(lb: Lb) -> None:
         ),
     ],
 )
-def test_messages_of_haproxy_are_reported(lb: Lb, old: str, new: str, line: str) -> None:
+def test_messages_of_haproxy_are_reported(lb: LoadBalancer, old: str, new: str, line: str) -> None:
     lb.text = lb.text.replace(old.encode(), new.encode())
 
     assert line in list_problems(lb)
 
 
-def test_a_missing_haproxy_cfg_is_an_error(lb: Lb) -> None:
+def test_a_missing_haproxy_cfg_is_an_error(lb: LoadBalancer) -> None:
     lb.cfg.unlink()
 
     assert (
@@ -418,12 +420,12 @@ def test_a_missing_haproxy_cfg_is_an_error(lb: Lb) -> None:
 NONE = "error process: no HAProxy runs /lb/etc/haproxy.cfg; server lines have no effect; start HAProxy"
 
 
-def test_a_haproxy_that_does_not_run_is_an_error(lb: Lb) -> None:
+def test_a_haproxy_that_does_not_run_is_an_error(lb: LoadBalancer) -> None:
     assert [line for line in list_problems(lb) if " process: " in line] == [NONE]
 
 
 @pytest.mark.every_haproxy
-def test_without_a_master_listeners_have_to_be_handed_over(lb: Lb) -> None:
+def test_without_a_master_listeners_have_to_be_handed_over(lb: LoadBalancer) -> None:
     lb.text = lb.text.replace(b" expose-fd listeners", b"")
     with Haproxy(lb, "-D"):
         status, lines = check(lb)
@@ -438,7 +440,7 @@ def test_without_a_master_listeners_have_to_be_handed_over(lb: Lb) -> None:
 
 
 @pytest.mark.every_haproxy
-def test_a_haproxy_that_cannot_be_reloaded_is_an_error(lb: Lb) -> None:
+def test_a_haproxy_that_cannot_be_reloaded_is_an_error(lb: LoadBalancer) -> None:
     with Haproxy(lb, "-db"):
         found = [line for line in list_problems(lb) if " process: " in line]
         lb.roles.write_text(lb.roles.read_text().replace("haproxy:\n", "haproxy:\n  reload: [/no/such/reload]\n"))
@@ -452,7 +454,7 @@ def test_a_haproxy_that_cannot_be_reloaded_is_an_error(lb: Lb) -> None:
     ]
 
 
-def test_two_masters_on_one_haproxy_cfg_are_an_error(lb: Lb) -> None:
+def test_two_masters_on_one_haproxy_cfg_are_an_error(lb: LoadBalancer) -> None:
     lb.text = re.sub(rb"    stats socket.*\n", b"", lb.text)
     argv = [str(lb.bin / "haproxy"), "-W", "-f", str(lb.cfg)]
     with contextlib.ExitStack() as stack:
@@ -460,14 +462,14 @@ def test_two_masters_on_one_haproxy_cfg_are_an_error(lb: Lb) -> None:
             started = subprocess.Popen(argv, env=lb.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             stack.callback(started.wait, PATIENCE)
             stack.callback(started.send_signal, signal.SIGTERM)
-        found = eventually(lambda: [line for line in list_problems(lb) if line.startswith("error process: ")])
+        found = wait_until(lambda: [line for line in list_problems(lb) if line.startswith("error process: ")])
 
     assert re.sub("[0-9]+", "N", found[0]) == (
         "error process: several HAProxy masters run this haproxy.cfg (pids N, N); give it a stats socket of its own"
     )
 
 
-def test_a_stats_socket_that_does_not_answer_is_an_error(well: tuple[Lb, Agent]) -> None:
+def test_a_stats_socket_that_does_not_answer_is_an_error(well: tuple[LoadBalancer, Agent]) -> None:
     lb, agent = well
     lb.socket.unlink()
 
@@ -478,7 +480,7 @@ def test_a_stats_socket_that_does_not_answer_is_an_error(well: tuple[Lb, Agent])
     ]
 
 
-def test_a_stats_socket_without_level_admin_is_a_warning(lb: Lb) -> None:
+def test_a_stats_socket_without_level_admin_is_a_warning(lb: LoadBalancer) -> None:
     good = lb.text
     lb.text = good.replace(b"level admin", b"level user")
     with Haproxy(lb), Agent(lb) as agent:
@@ -492,8 +494,8 @@ def test_a_stats_socket_without_level_admin_is_a_warning(lb: Lb) -> None:
 
 
 @pytest.mark.every_haproxy
-def test_a_stats_socket_of_another_haproxy_is_an_error(lb: Lb) -> None:
-    with Lb(CFG) as other, Haproxy(lb), Haproxy(other):
+def test_a_stats_socket_of_another_haproxy_is_an_error(lb: LoadBalancer) -> None:
+    with LoadBalancer(CFG) as other, Haproxy(lb), Haproxy(other):
         lb.text = lb.text.replace(str(lb.socket).encode(), str(other.socket).encode())
 
         found = [line.replace(str(other.folder), "/other") for line in list_problems(lb) if " stats-answer: " in line]
@@ -505,7 +507,7 @@ def test_a_stats_socket_of_another_haproxy_is_an_error(lb: Lb) -> None:
     ]
 
 
-def test_a_haproxy_c_that_takes_too_long_is_an_error(lb: Lb) -> None:
+def test_a_haproxy_c_that_takes_too_long_is_an_error(lb: LoadBalancer) -> None:
     lb.roles.write_text(lb.roles.read_text().replace("timeout: 15s", "timeout: 300ms"))
     lb.count_checks("sleep 5")
 
@@ -519,7 +521,7 @@ def test_a_haproxy_c_that_takes_too_long_is_an_error(lb: Lb) -> None:
 # --- lines and state ------------------------------------------------------------------------------------------------
 
 
-def test_a_managed_line_edited_by_hand_is_found(well: tuple[Lb, Agent]) -> None:
+def test_a_managed_line_edited_by_hand_is_found(well: tuple[LoadBalancer, Agent]) -> None:
     lb, agent = well
     lb.text = lb.text.replace(b"rise 2", b"rise 9")
     fix = "run `lbagent apply` to restore it; a line without its `# lbagent` comment is yours"
@@ -533,7 +535,7 @@ def test_a_managed_line_edited_by_hand_is_found(well: tuple[Lb, Agent]) -> None:
     ]
 
 
-def test_files_set_aside_in_the_state_directory_are_found(well: tuple[Lb, Agent]) -> None:
+def test_files_set_aside_in_the_state_directory_are_found(well: tuple[LoadBalancer, Agent]) -> None:
     lb, agent = well
     (lb.state / "members.json.damaged-20260101T000000.1").write_bytes(b"")
     (lb.state / "spool" / "bad").mkdir()
@@ -551,7 +553,7 @@ def test_files_set_aside_in_the_state_directory_are_found(well: tuple[Lb, Agent]
     ]
 
 
-def test_a_damaged_membership_is_found_and_not_changed(well: tuple[Lb, Agent]) -> None:
+def test_a_damaged_membership_is_found_and_not_changed(well: tuple[LoadBalancer, Agent]) -> None:
     lb, agent = well
     (lb.state / "members.json").write_bytes(b"{")
 
@@ -565,12 +567,12 @@ def test_a_damaged_membership_is_found_and_not_changed(well: tuple[Lb, Agent]) -
     assert (lb.state / "members.json").read_bytes() == b"{"
 
 
-def test_a_node_in_quarantine_is_found_and_its_line_is_not_an_edit(lb: Lb) -> None:
+def test_a_node_in_quarantine_is_found_and_its_line_is_not_an_edit(lb: LoadBalancer) -> None:
     text = lb.roles.read_text().replace(f"port: {lb.port}", f"port: {lb.port}, options: 'check weight {{tag:w|1}}'")
     lb.roles.write_text(text)
     with Haproxy(lb), Agent(lb) as agent:
-        lb.join(member("web01", "127.0.0.11"), member("web02", "127.0.0.12", w="999"))
-        eventually(lambda: lb.idle)
+        lb.join(member_line("web01", "127.0.0.11"), member_line("web02", "127.0.0.12", w="999"))
+        wait_until(lambda: lb.idle)
         found = list_problems(lb, agent)
 
     assert len(lb.managed) == 1
@@ -580,12 +582,12 @@ def test_a_node_in_quarantine_is_found_and_its_line_is_not_an_edit(lb: Lb) -> No
     assert found[1:] == []
 
 
-def test_a_quarantine_that_an_edit_has_ended_is_not_found(lb: Lb) -> None:
+def test_a_quarantine_that_an_edit_has_ended_is_not_found(lb: LoadBalancer) -> None:
     text = lb.roles.read_text().replace(f"port: {lb.port}", f"port: {lb.port}, options: 'check weight {{tag:w|1}}'")
     lb.roles.write_text(text)
     with Haproxy(lb), Agent(lb) as agent:
-        lb.join(member("web01", "127.0.0.11"), member("web02", "127.0.0.12", w="999"))
-        eventually(lambda: lb.idle)
+        lb.join(member_line("web01", "127.0.0.11"), member_line("web02", "127.0.0.12", w="999"))
+        wait_until(lambda: lb.idle)
         lb.roles.write_text(text.replace("weight", "maxconn"))
         found = list_problems(lb, agent)
 
@@ -595,11 +597,11 @@ def test_a_quarantine_that_an_edit_has_ended_is_not_found(lb: Lb) -> None:
 
 
 @pytest.mark.every_haproxy
-def test_a_failed_reload_is_an_error(lb: Lb) -> None:
+def test_a_failed_reload_is_an_error(lb: LoadBalancer) -> None:
     lb.roles.write_text(lb.roles.read_text().replace("haproxy:\n", "haproxy:\n  runtime: off\n  reload: ['false']\n"))
     with Haproxy(lb), Agent(lb) as agent:
-        lb.join(member("web01", "127.0.0.11"))
-        eventually(lambda: lb.idle)
+        lb.join(member_line("web01", "127.0.0.11"))
+        wait_until(lambda: lb.idle)
 
         assert list_problems(lb, agent) == [
             (
@@ -611,7 +613,7 @@ def test_a_failed_reload_is_an_error(lb: Lb) -> None:
 @pytest.mark.parametrize(
     "what", ["etc/roles.yml", "etc/haproxy.cfg", "etc", "state", "state/spool", "state/members.json"]
 )
-def test_what_every_user_can_write_is_an_error(well: tuple[Lb, Agent], what: str) -> None:
+def test_what_every_user_can_write_is_an_error(well: tuple[LoadBalancer, Agent], what: str) -> None:
     lb, agent = well
     path = lb.folder / what
     path.chmod(path.stat().st_mode | 0o002)
@@ -624,7 +626,7 @@ def test_what_every_user_can_write_is_an_error(well: tuple[Lb, Agent], what: str
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_an_ordinary_user_gets_a_list_of_what_is_not_readable(well: tuple[Lb, Agent]) -> None:
+def test_an_ordinary_user_gets_a_list_of_what_is_not_readable(well: tuple[LoadBalancer, Agent]) -> None:
     lb, agent = well
     lb.folder.chmod(0o755)
     lb.roles.chmod(0o600)
@@ -651,7 +653,7 @@ def test_an_ordinary_user_gets_a_list_of_what_is_not_readable(well: tuple[Lb, Ag
 # --- Serf -----------------------------------------------------------------------------------------------------------
 
 
-def test_an_agent_that_does_not_run_is_an_error(lb: Lb) -> None:
+def test_an_agent_that_does_not_run_is_an_error(lb: LoadBalancer) -> None:
     assert [line for line in list_problems(lb) if " serf: " in line] == [
         (
             "error serf: Serf agent: `serf info` failed: Error connecting to Serf agent: dial tcp RPC: connect: connection refused; start the agent, or set SERF_RPC_ADDR to its `rpc_addr` (now RPC)"
@@ -659,7 +661,7 @@ def test_an_agent_that_does_not_run_is_an_error(lb: Lb) -> None:
     ]
 
 
-def test_a_serf_that_is_not_installed_is_an_error(well: tuple[Lb, Agent]) -> None:
+def test_a_serf_that_is_not_installed_is_an_error(well: tuple[LoadBalancer, Agent]) -> None:
     lb, agent = well
     for program in ("haproxy", "serf"):
         assert shutil.which(program)
@@ -682,7 +684,7 @@ def test_a_serf_that_is_not_installed_is_an_error(well: tuple[Lb, Agent]) -> Non
     ]
 
 
-def test_a_missing_token_is_an_error(well: tuple[Lb, Agent]) -> None:
+def test_a_missing_token_is_an_error(well: tuple[LoadBalancer, Agent]) -> None:
     lb, agent = well
 
     assert list_problems(lb, agent, SERF_RPC_AUTH="") == [
@@ -771,15 +773,15 @@ AT = "/lb/etc/serf-lb01/lb.json"
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
-def test_each_fault_of_a_real_agent_is_found(lb: Lb, changed: dict[str, Any], lines: list[str]) -> None:
+def test_each_fault_of_a_real_agent_is_found(lb: LoadBalancer, changed: dict[str, Any], lines: list[str]) -> None:
     with Haproxy(lb), Agent(lb, **changed) as agent:
         (lb.state / "spool").mkdir(parents=True, exist_ok=True)
-        eventually(lambda: lb.idle)
+        wait_until(lambda: lb.idle)
 
         assert list_problems(lb, agent, SERF_RPC_AUTH=str(agent.settings["rpc_auth"] or "")) == lines
 
 
-def test_a_script_that_calls_lbagent_is_a_handler_too(lb: Lb) -> None:
+def test_a_script_that_calls_lbagent_is_a_handler_too(lb: LoadBalancer) -> None:
     script = lb.folder / "events.sh"
     script.write_text(f"#!/bin/sh\nexec {LBAGENT} handle\n")
     script.chmod(0o755)
@@ -789,7 +791,7 @@ def test_a_script_that_calls_lbagent_is_a_handler_too(lb: Lb) -> None:
     assert lines == ["ok handlers: serf info: '/lb/events.sh' receives all events that lbagent needs"]
 
 
-def test_handlers_without_token_and_address_are_found(lb: Lb) -> None:
+def test_handlers_without_token_and_address_are_found(lb: LoadBalancer) -> None:
     with Haproxy(lb), Agent(lb).also(SERF_RPC_AUTH="", SERF_RPC_ADDR="") as agent:
         found = [line for line in list_problems(lb, agent) if " rpc: " in line]
 
@@ -799,7 +801,7 @@ def test_handlers_without_token_and_address_are_found(lb: Lb) -> None:
     ]
 
 
-def test_a_handler_is_looked_for_in_the_path_of_the_agent(lb: Lb) -> None:
+def test_a_handler_is_looked_for_in_the_path_of_the_agent(lb: LoadBalancer) -> None:
     (lb.folder / "elsewhere").mkdir()
     (lb.folder / "elsewhere" / "lbagent").symlink_to(LBAGENT)
     path = f"{lb.folder}/elsewhere:/usr/bin:/bin"
@@ -816,14 +818,14 @@ def test_a_handler_is_looked_for_in_the_path_of_the_agent(lb: Lb) -> None:
     ]
 
 
-def test_an_agent_is_found_by_whatever_name_its_address_has(well: tuple[Lb, Agent]) -> None:
+def test_an_agent_is_found_by_whatever_name_its_address_has(well: tuple[LoadBalancer, Agent]) -> None:
     lb, agent = well
 
     assert list_problems(lb, agent, SERF_RPC_ADDR=agent.rpc.replace("127.0.0.1", "localhost")) == []
 
 
 @contextlib.contextmanager
-def impostor(lb: Lb, user: int, *words: str) -> Iterator[None]:
+def impostor(lb: LoadBalancer, user: int, *words: str) -> Iterator[None]:
     """A process called `serf agent` with these words, and the address that is asked."""
     lb.folder.chmod(0o755)
     (lb.folder / "agent").write_text("print(flush=True)\nimport time\ntime.sleep(600)\n")
@@ -847,7 +849,7 @@ def impostor(lb: Lb, user: int, *words: str) -> Iterator[None]:
     ids=["root", "stranger"],
 )
 def test_endless_files_do_not_stop_a_check_and_files_of_strangers_are_not_read(
-    lb: Lb, user: int, endless: str, lines: list[str]
+    lb: LoadBalancer, user: int, endless: str, lines: list[str]
 ) -> None:
     os.mkfifo(lb.folder / "pipe")
     (lb.folder / "zero").symlink_to("/dev/zero")
@@ -858,7 +860,7 @@ def test_endless_files_do_not_stop_a_check_and_files_of_strangers_are_not_read(
     assert found == [line.replace("FILE", endless) for line in lines]
 
 
-def test_a_file_of_the_agent_that_is_too_large_is_not_read(well: tuple[Lb, Agent]) -> None:
+def test_a_file_of_the_agent_that_is_too_large_is_not_read(well: tuple[LoadBalancer, Agent]) -> None:
     lb, agent = well
     (agent.file.parent / "more.json").write_text(f'{{"tags": "{"x" * (1 << 20)}"}}')
 
@@ -868,7 +870,7 @@ def test_a_file_of_the_agent_that_is_too_large_is_not_read(well: tuple[Lb, Agent
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_an_ordinary_user_gets_no_false_claim_about_the_handler(lb: Lb) -> None:
+def test_an_ordinary_user_gets_no_false_claim_about_the_handler(lb: LoadBalancer) -> None:
     lb.folder.chmod(0o755)
     with Haproxy(lb), Agent(lb, event_handlers=["lbagent handle", "events.sh"]) as agent:
         agent.also(f"-rpc-addr={agent.rpc}").kill()
@@ -888,7 +890,7 @@ def test_an_ordinary_user_gets_no_false_claim_about_the_handler(lb: Lb) -> None:
     assert [line.partition(": ")[0] for line in lines if "not readable" in line] == ["warning user"]
 
 
-def test_a_keyring_that_other_users_can_read_is_an_error(lb: Lb) -> None:
+def test_a_keyring_that_other_users_can_read_is_an_error(lb: LoadBalancer) -> None:
     keyring = lb.folder / "keyring"
     keyring.write_text(json.dumps([KEY]))
     keyring.chmod(0o644)
@@ -900,7 +902,7 @@ def test_a_keyring_that_other_users_can_read_is_an_error(lb: Lb) -> None:
     ]
 
 
-def test_a_key_on_the_command_line_is_an_error_and_not_printed(lb: Lb) -> None:
+def test_a_key_on_the_command_line_is_an_error_and_not_printed(lb: LoadBalancer) -> None:
     with Haproxy(lb), Agent(lb, encrypt_key=None).also(f"-encrypt={KEY}") as agent:
         status, lines = check(lb, agent)
 
@@ -913,7 +915,7 @@ def test_a_key_on_the_command_line_is_an_error_and_not_printed(lb: Lb) -> None:
     ]
 
 
-def test_a_key_that_other_users_can_read_is_an_error(well: tuple[Lb, Agent]) -> None:
+def test_a_key_that_other_users_can_read_is_an_error(well: tuple[LoadBalancer, Agent]) -> None:
     lb, agent = well
     agent.file.chmod(0o644)
 
@@ -922,7 +924,7 @@ def test_a_key_that_other_users_can_read_is_an_error(well: tuple[Lb, Agent]) -> 
     ]
 
 
-def test_a_file_of_the_agent_that_has_become_invalid_is_an_error(well: tuple[Lb, Agent]) -> None:
+def test_a_file_of_the_agent_that_has_become_invalid_is_an_error(well: tuple[LoadBalancer, Agent]) -> None:
     lb, agent = well
     (agent.file.parent / "more.json").write_text("[")
 
@@ -933,7 +935,7 @@ def test_a_file_of_the_agent_that_has_become_invalid_is_an_error(well: tuple[Lb,
     ]
 
 
-def test_a_handler_that_keeps_the_agent_from_starting_again_is_an_error(well: tuple[Lb, Agent]) -> None:
+def test_a_handler_that_keeps_the_agent_from_starting_again_is_an_error(well: tuple[LoadBalancer, Agent]) -> None:
     lb, agent = well
     (agent.file.parent / "more.json").write_text('{"event_handlers": ["lbagent --roles=/x handle"]}')
 
@@ -948,15 +950,15 @@ def test_a_handler_that_keeps_the_agent_from_starting_again_is_an_error(well: tu
     assert "Invalid event script: Event 'lbagent --roles' invoking '/x handle'" in again.stdout + again.stderr
 
 
-def test_another_load_balancer_is_listed_and_a_failed_one_is_an_error(well: tuple[Lb, Agent]) -> None:
+def test_another_load_balancer_is_listed_and_a_failed_one_is_an_error(well: tuple[LoadBalancer, Agent]) -> None:
     lb, agent = well
     with Agent(lb, "lb02", event_handlers=None) as other:
         other.join(agent)
-        eventually(lambda: agent.members().get("lb02") == "alive")
+        wait_until(lambda: agent.members().get("lb02") == "alive")
         there = [line for line in check(lb, agent)[1] if " peers: " in line]
 
         other.kill()
-        eventually(lambda: agent.members()["lb02"] == "failed", 30)
+        wait_until(lambda: agent.members()["lb02"] == "failed", 30)
         failed = [line for line in list_problems(lb, agent) if " peers: " in line]
 
     assert there == ["ok peers: serf members: 1 other load balancer: lb02"]
@@ -968,7 +970,7 @@ def test_another_load_balancer_is_listed_and_a_failed_one_is_an_error(well: tupl
 # --- what is hostile, and what is shown -----------------------------------------------------------------------------
 
 
-def test_hostile_files_and_agents_give_printable_lines(lb: Lb) -> None:
+def test_hostile_files_and_agents_give_printable_lines(lb: LoadBalancer) -> None:
     evil = "\x1b[2J\x07evil\x9b\u202e"
     lb.text = lb.text.replace(b"    # additional", f"    # additional-{evil}-server\n    # additional".encode())
     lb.text = lb.text.replace(b"balance", f"balance{evil} \xff".encode("latin-1", "replace"))
@@ -981,7 +983,7 @@ def test_hostile_files_and_agents_give_printable_lines(lb: Lb) -> None:
     assert "evil" in done.stdout.decode()
 
 
-def on_a_terminal(lb: Lb, **env: str) -> str:
+def on_a_terminal(lb: LoadBalancer, **env: str) -> str:
     """What `check` shows on a terminal."""
     leader, follower = pty.openpty()
     try:
@@ -996,7 +998,7 @@ def on_a_terminal(lb: Lb, **env: str) -> str:
         os.close(leader)
 
 
-def test_colour_is_for_terminals_whose_user_wants_it(lb: Lb) -> None:
+def test_colour_is_for_terminals_whose_user_wants_it(lb: LoadBalancer) -> None:
     shown, plain, piped = on_a_terminal(lb), on_a_terminal(lb, NO_COLOR="1"), lb.run("check").stdout.decode()
 
     assert "\x1b[32mok     \x1b[0m  lbagent: " in shown

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import re
 import shutil
@@ -19,8 +20,8 @@ import pytest
 
 from lbagent.checks import serf
 from lbagent.serf.member_list import AgentInfo
-from tests.helpers.daemon import watching
-from tests.helpers.real_programs import LBAGENT, Haproxy, Lb, SerfAgent, binaries, eventually, member
+from tests.helpers.daemon import running_watch
+from tests.helpers.real_programs import LBAGENT, Haproxy, LoadBalancer, SerfAgent, binaries, member_line, wait_until
 from tests.helpers.two_users import SERF
 from tests.real.test_check import CFG, KEY, TOKEN, Agent
 from tests.real.test_check_errors import check, kind
@@ -34,9 +35,9 @@ pytestmark = [
 
 
 @pytest.fixture
-def lb() -> Iterator[Lb]:
+def lb() -> Iterator[LoadBalancer]:
     """A load balancer with a good haproxy.cfg."""
-    with Lb(CFG) as one:
+    with LoadBalancer(CFG) as one:
         yield one
 
 
@@ -55,8 +56,8 @@ def process(*argv: str | Path, **env: str) -> Iterator[subprocess.Popen[bytes]]:
 # --- processes that hang --------------------------------------------------------------------------------------------
 
 
-def test_a_stopped_process_that_holds_the_lock_is_an_error(lb: Lb) -> None:
-    lb.join(member("web01", "127.0.0.11"))
+def test_a_stopped_process_that_holds_the_lock_is_an_error(lb: LoadBalancer) -> None:
+    lb.join(member_line("web01", "127.0.0.11"))
     code = "import fcntl, sys, time; lock = open(sys.argv[1]); fcntl.flock(lock, 2); print(flush=True); time.sleep(600)"
     with process(sys.executable, "-c", code, lb.state / "lock") as holder:
         running = kind(check(lb)[1], "lock")
@@ -70,8 +71,8 @@ def test_a_stopped_process_that_holds_the_lock_is_an_error(lb: Lb) -> None:
     ]
 
 
-def test_a_stopped_daemon_is_an_error_although_its_lock_is_held(lb: Lb) -> None:
-    with Haproxy(lb), watching(lb) as daemon:
+def test_a_stopped_daemon_is_an_error_although_its_lock_is_held(lb: LoadBalancer) -> None:
+    with Haproxy(lb), running_watch(lb) as daemon:
         running = kind(check(lb)[1], "daemon")
         os.kill(daemon.pid, signal.SIGSTOP)
         status, lines, _ = check(lb)
@@ -84,12 +85,12 @@ def test_a_stopped_daemon_is_an_error_although_its_lock_is_held(lb: Lb) -> None:
 
 
 def test_an_event_handler_that_hangs_is_an_error_because_serf_runs_no_other_one(
-    lb: Lb, monkeypatch: pytest.MonkeyPatch
+    lb: LoadBalancer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(serf, "HANDLER_LATE", 0.0)
     with SerfAgent("lb01", "127.0.0.9", "lb", handler="exec sleep 600", env=lb.env) as agent:
         monkeypatch.setenv("SERF_RPC_ADDR", agent.rpc)
-        [found] = eventually(lambda: [*serf.check_running_handlers(serf.find_running())])
+        [found] = wait_until(lambda: [*serf.check_running_handlers(serf.find_running())])
         os.kill(int(found.where.split()[1]), signal.SIGKILL)
 
     assert re.sub("[0-9]+ s;", "N s;", re.sub("pid [0-9]+", "pid N", found.line)) == (
@@ -100,10 +101,10 @@ def test_an_event_handler_that_hangs_is_an_error_because_serf_runs_no_other_one(
 # --- other files, programs and agents -------------------------------------------------------------------------------
 
 
-def test_a_daemon_with_another_roles_yml_is_an_error(lb: Lb) -> None:
+def test_a_daemon_with_another_roles_yml_is_an_error(lb: LoadBalancer) -> None:
     other = lb.etc / "other.yml"
     shutil.copy(lb.roles, other)
-    with Haproxy(lb), watching(lb, LBAGENT_ROLES=str(other)) as daemon:
+    with Haproxy(lb), running_watch(lb, LBAGENT_ROLES=str(other)) as daemon:
         status, lines, _ = check(lb)
         candidate = check(lb, None, "--roles", str(other))[1]
 
@@ -114,7 +115,7 @@ def test_a_daemon_with_another_roles_yml_is_an_error(lb: Lb) -> None:
     assert kind(candidate, "settings") == []
 
 
-def test_a_handler_with_another_roles_yml_or_state_directory_is_an_error(lb: Lb) -> None:
+def test_a_handler_with_another_roles_yml_or_state_directory_is_an_error(lb: LoadBalancer) -> None:
     with Haproxy(lb), Agent(lb, event_handlers=[f"*={LBAGENT} --roles=other.yml handle"]) as agent:
         lines = kind(check(lb, agent)[1], "settings")
 
@@ -122,7 +123,7 @@ def test_a_handler_with_another_roles_yml_or_state_directory_is_an_error(lb: Lb)
     assert " --roles=other.yml handle': reads /" in lines[0]
 
 
-def test_a_handler_of_another_version_is_a_warning_and_a_broken_one_an_error(lb: Lb) -> None:
+def test_a_handler_of_another_version_is_a_warning_and_a_broken_one_an_error(lb: LoadBalancer) -> None:
     program = lb.folder / "lbagent"
     program.write_text(f'#!/bin/sh\n[ "$1" = handle ] && exec {LBAGENT} handle\necho lbagent 0.0.9\n')
     program.chmod(0o755)
@@ -140,7 +141,7 @@ def test_a_handler_of_another_version_is_a_warning_and_a_broken_one_an_error(lb:
     ]
 
 
-def test_an_agent_without_lbagent_at_serf_rpc_addr_is_an_error(lb: Lb) -> None:
+def test_an_agent_without_lbagent_at_serf_rpc_addr_is_an_error(lb: LoadBalancer) -> None:
     with (
         Haproxy(lb),
         Agent(lb),
@@ -152,6 +153,34 @@ def test_an_agent_without_lbagent_at_serf_rpc_addr_is_an_error(lb: Lb) -> None:
     assert kind(lines, "handlers") == [
         'error handlers: serf info: no event handler calls lbagent; Serf events have no effect; add `"event_handlers": ["lbagent handle"]` to the agent\'s settings'
     ]
+
+
+def test_a_handler_that_is_not_in_serf_info_but_in_the_settings_needs_a_restart(lb: LoadBalancer) -> None:
+    with Haproxy(lb), Agent(lb, event_handlers=None) as agent:
+        write_settings(agent, event_handlers=[f"{LBAGENT} handle"])
+        status, lines, _ = check(lb, agent)
+
+    assert status == 1
+    assert kind(lines, "handlers") == [
+        "error handlers: serf info: no event handler called lbagent when the agent started, but its settings have one now; restart the agent"
+    ]
+
+
+def test_a_handler_that_is_not_in_the_settings_any_more_is_an_error_before_the_restart(lb: LoadBalancer) -> None:
+    with Haproxy(lb), Agent(lb) as agent:
+        write_settings(agent, event_handlers=["cat >/dev/null"])
+        status, lines, _ = check(lb, agent)
+
+    assert status == 1
+    assert kind(lines, "handlers") == [
+        'error handlers: event_handlers: the agent\'s settings have no handler for lbagent any more; from its next reload or restart, Serf events have no effect; add `"event_handlers": ["lbagent handle"]` to the agent\'s settings'
+    ]
+
+
+def write_settings(agent: Agent, **changed: object) -> None:
+    """Change the settings file of a running agent."""
+    settings = {**agent.settings, **changed}
+    agent.file.write_text(json.dumps({key: value for key, value in settings.items() if value is not None}))
 
 
 def test_an_agent_of_another_host_at_serf_rpc_addr_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +195,7 @@ def test_an_agent_of_another_host_at_serf_rpc_addr_is_an_error(monkeypatch: pyte
     )
 
 
-def test_a_haproxy_that_runs_another_file_is_named(lb: Lb) -> None:
+def test_a_haproxy_that_runs_another_file_is_named(lb: LoadBalancer) -> None:
     with Haproxy(lb):
         other = lb.etc / "other.cfg"
         other.write_bytes(lb.text)
@@ -182,7 +211,7 @@ def test_a_haproxy_that_runs_another_file_is_named(lb: Lb) -> None:
 # --- disks ----------------------------------------------------------------------------------------------------------
 
 
-def in_mounts(lb: Lb, script: str) -> list[str]:
+def in_mounts(lb: LoadBalancer, script: str) -> list[str]:
     """The lines of `check`, run in a mount namespace of its own after the shell commands of `script`."""
     words = ["unshare", "--mount", "sh", "-ec", f'{script}; exec "$@"', "sh"]
     if subprocess.run([*words, "true"], check=False, capture_output=True).returncode:
@@ -193,8 +222,8 @@ def in_mounts(lb: Lb, script: str) -> list[str]:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
-def test_a_full_disk_is_an_error(lb: Lb) -> None:
-    lb.join(member("web01", "127.0.0.11"))
+def test_a_full_disk_is_an_error(lb: LoadBalancer) -> None:
+    lb.join(member_line("web01", "127.0.0.11"))
     full = f"mount -t tmpfs -o size=64k,mode=0700 none {lb.state}"
 
     lines = in_mounts(lb, full)
@@ -205,8 +234,8 @@ def test_a_full_disk_is_an_error(lb: Lb) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
-def test_a_disk_without_inodes_is_an_error(lb: Lb) -> None:
-    lb.join(member("web01", "127.0.0.11"))
+def test_a_disk_without_inodes_is_an_error(lb: LoadBalancer) -> None:
+    lb.join(member_line("web01", "127.0.0.11"))
 
     lines = in_mounts(lb, f"mount -t tmpfs -o size=64m,nr_inodes=1,mode=0700 none {lb.state}")
 
@@ -216,7 +245,7 @@ def test_a_disk_without_inodes_is_an_error(lb: Lb) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
-def test_a_folder_that_the_unit_of_the_daemon_mounts_read_only_is_an_error(lb: Lb) -> None:
+def test_a_folder_that_the_unit_of_the_daemon_mounts_read_only_is_an_error(lb: LoadBalancer) -> None:
     (lb.state / "spool").mkdir(parents=True)
     (lb.state / "watch.lock").touch()
     code = "import fcntl, sys, time; lock = open(sys.argv[1]); fcntl.flock(lock, 2); print(flush=True); time.sleep(600)"
@@ -235,7 +264,7 @@ def test_a_folder_that_the_unit_of_the_daemon_mounts_read_only_is_an_error(lb: L
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can run an agent as another user")
-def test_a_missing_spool_that_serfs_user_cannot_create_is_an_error(lb: Lb) -> None:
+def test_a_missing_spool_that_serfs_user_cannot_create_is_an_error(lb: LoadBalancer) -> None:
     lb.folder.chmod(0o755)
     lb.etc.chmod(0o755)
     agent = Agent(lb, snapshot_path=None)
@@ -252,7 +281,7 @@ def test_a_missing_spool_that_serfs_user_cannot_create_is_an_error(lb: Lb) -> No
             env={**lb.env, "SERF_RPC_ADDR": agent.rpc, "SERF_RPC_AUTH": TOKEN},
         )
         try:
-            eventually(
+            wait_until(
                 lambda: (
                     subprocess.run(
                         ["serf", "info"],
@@ -275,8 +304,8 @@ def test_a_missing_spool_that_serfs_user_cannot_create_is_an_error(lb: Lb) -> No
     )
 
 
-def test_the_lock_of_a_running_process_is_not_a_finding(lb: Lb) -> None:
-    lb.join(member("web01", "127.0.0.11"))
+def test_the_lock_of_a_running_process_is_not_a_finding(lb: LoadBalancer) -> None:
+    lb.join(member_line("web01", "127.0.0.11"))
     with (lb.state / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
 

@@ -14,17 +14,17 @@ import pytest
 
 from lbagent.state import files
 from tests.helpers.faults import (
-    haproxy_again,
-    instead_of_haproxy,
-    left_running,
-    lines,
-    one_line,
-    reload_with,
-    with_lines,
+    insert_lines,
+    list_running,
+    only_line,
+    replace_haproxy,
+    restore_haproxy,
+    server_lines,
+    set_reload_command,
 )
-from tests.helpers.real_programs import CONFIG, LBAGENT, Haproxy, Lb, eventually, member
+from tests.helpers.real_programs import CONFIG, LBAGENT, Haproxy, LoadBalancer, member_line, wait_until
 
-WEB1, WEB2, WEB3 = (member(f"web{number}", f"127.0.0.{number + 10}") for number in range(1, 4))
+WEB1, WEB2, WEB3 = (member_line(f"web{number}", f"127.0.0.{number + 10}") for number in range(1, 4))
 
 FIRST_TIME = 'mkdir "$0.done" 2>/dev/null'
 """Shell words that are true the first time their script is run."""
@@ -36,8 +36,8 @@ WAITING = f'{PAUSING}; exec "$real" "$@"'
 
 
 @pytest.fixture
-def lb() -> Iterator[Lb]:
-    with Lb() as made:
+def lb() -> Iterator[LoadBalancer]:
+    with LoadBalancer() as made:
         yield made
 
 
@@ -52,34 +52,34 @@ SAVES = {
 
 
 @pytest.mark.parametrize("save", SAVES.values(), ids=SAVES)
-def test_operator_who_saves_while_haproxy_checks_keeps_his_text_and_gets_our_lines(lb: Lb, save: str) -> None:
+def test_operator_who_saves_while_haproxy_checks_keeps_his_text_and_gets_our_lines(lb: LoadBalancer, save: str) -> None:
     operator = lb.text
-    instead_of_haproxy(lb, f'{FIRST_TIME} && {{ {save.format(cfg=lb.cfg)}; }}\nexec "$real" "$@"')
+    replace_haproxy(lb, f'{FIRST_TIME} && {{ {save.format(cfg=lb.cfg)}; }}\nexec "$real" "$@"')
 
     done = lb.join(WEB1)
 
     assert (done.returncode, done.stderr) == (0, b"")
-    assert lb.text == with_lines(operator + b"# his\n", lines(lb, 1))
+    assert lb.text == insert_lines(operator + b"# his\n", server_lines(lb, 1))
     assert (lb.spooled(), lb.staged()) == ([], [])
 
 
 @pytest.mark.parametrize("save", SAVES.values(), ids=SAVES)
-def test_operator_who_saves_during_every_attempt_keeps_his_text_and_we_give_way(lb: Lb, save: str) -> None:
+def test_operator_who_saves_during_every_attempt_keeps_his_text_and_we_give_way(lb: LoadBalancer, save: str) -> None:
     operator = lb.text
-    instead_of_haproxy(lb, f'{save.format(cfg=lb.cfg)}\nexec "$real" "$@"')
+    replace_haproxy(lb, f'{save.format(cfg=lb.cfg)}\nexec "$real" "$@"')
 
     done = lb.join(WEB1)
 
     assert done.returncode == 6
-    assert one_line(done).endswith("haproxy.cfg was saved by another process during each of 5 attempts; run again")
+    assert only_line(done).endswith("haproxy.cfg was saved by another process during each of 5 attempts; run again")
     assert lb.text == operator + b"# his\n" * 5
     assert (sorted(lb.members()), lb.staged()) == (["web1"], [])
-    haproxy_again(lb)
+    restore_haproxy(lb)
     assert lb.join(WEB2).returncode == 0
-    assert lb.text == with_lines(operator + b"# his\n" * 5, lines(lb, 1, 2))
+    assert lb.text == insert_lines(operator + b"# his\n" * 5, server_lines(lb, 1, 2))
 
 
-def test_operator_who_saves_the_same_text_again_costs_nothing(lb: Lb) -> None:
+def test_operator_who_saves_the_same_text_again_costs_nothing(lb: LoadBalancer) -> None:
     operator = lb.text
     lb.count_checks()
     script = (
@@ -91,66 +91,66 @@ def test_operator_who_saves_the_same_text_again_costs_nothing(lb: Lb) -> None:
 
     assert done.returncode == 0
     assert lb.checks == 1
-    assert lb.text == with_lines(operator, lines(lb, 1))
+    assert lb.text == insert_lines(operator, server_lines(lb, 1))
 
 
-def test_operator_who_saves_a_broken_text_keeps_it_and_is_told(lb: Lb) -> None:
+def test_operator_who_saves_a_broken_text_keeps_it_and_is_told(lb: LoadBalancer) -> None:
     operator = lb.text
-    instead_of_haproxy(lb, f'{FIRST_TIME} && echo "  nonsense" >>{lb.cfg}\nexec "$real" "$@"')
+    replace_haproxy(lb, f'{FIRST_TIME} && echo "  nonsense" >>{lb.cfg}\nexec "$real" "$@"')
 
     done = lb.join(WEB1)
 
     assert done.returncode == 4
-    assert one_line(done).startswith("haproxy.cfg is invalid, not because of lbagent; nothing was changed: ")
-    assert f"{lb.cfg}:{len(operator.splitlines()) + 1}" in one_line(done)
+    assert only_line(done).startswith("haproxy.cfg is invalid, not because of lbagent; nothing was changed: ")
+    assert f"{lb.cfg}:{len(operator.splitlines()) + 1}" in only_line(done)
     assert lb.text == operator + b"  nonsense\n"
     assert lb.staged() == []
 
 
-def test_operator_who_writes_a_line_by_hand_meanwhile_wins(lb: Lb) -> None:
+def test_operator_who_writes_a_line_by_hand_meanwhile_wins(lb: LoadBalancer) -> None:
     operator = lb.text
     by_hand = f"    server web1 127.0.0.11:{lb.port} weight 7\n"
-    instead_of_haproxy(lb, f'{FIRST_TIME} && echo "{by_hand[:-1]}" >>{lb.cfg}\nexec "$real" "$@"')
+    replace_haproxy(lb, f'{FIRST_TIME} && echo "{by_hand[:-1]}" >>{lb.cfg}\nexec "$real" "$@"')
 
     done = lb.join(WEB1, WEB2)
 
     assert done.returncode == 0
-    assert lb.text == with_lines(operator + by_hand.encode(), lines(lb, 2))
+    assert lb.text == insert_lines(operator + by_hand.encode(), server_lines(lb, 2))
 
 
-def test_operator_who_removes_haproxy_cfg_meanwhile_does_not_find_it_again(lb: Lb) -> None:
+def test_operator_who_removes_haproxy_cfg_meanwhile_does_not_find_it_again(lb: LoadBalancer) -> None:
     operator = lb.text
-    instead_of_haproxy(lb, f'{FIRST_TIME} && mv {lb.cfg} {lb.cfg}.away\nexec "$real" "$@"')
+    replace_haproxy(lb, f'{FIRST_TIME} && mv {lb.cfg} {lb.cfg}.away\nexec "$real" "$@"')
 
     done = lb.join(WEB1)
 
     assert done.returncode == 1
-    assert one_line(done) == f"{lb.cfg}: No such file or directory"
+    assert only_line(done) == f"{lb.cfg}: No such file or directory"
     assert not lb.cfg.exists()
     assert lb.staged() == []
     Path(f"{lb.cfg}.away").rename(lb.cfg)
     assert lb.join(WEB2).returncode == 0
-    assert lb.text == with_lines(operator, lines(lb, 1, 2))
+    assert lb.text == insert_lines(operator, server_lines(lb, 1, 2))
 
 
 @pytest.mark.every_haproxy
 @pytest.mark.real
-def test_operator_who_saves_during_a_reload_that_fails_keeps_his_text_without_our_lines(lb: Lb) -> None:
+def test_operator_who_saves_during_a_reload_that_fails_keeps_his_text_without_our_lines(lb: LoadBalancer) -> None:
     operator = lb.text
     with Haproxy(lb) as haproxy:
         lb.join(WEB1)
-        reload_with(lb, f"echo '# his' >>{lb.cfg}; exit 1")
+        set_reload_command(lb, f"echo '# his' >>{lb.cfg}; exit 1")
 
         done = lb.join(WEB2)
 
         assert done.returncode == 5
-        assert one_line(done).endswith(f"; the previous managed lines are restored in {lb.cfg}")
-        assert lb.text == with_lines(operator + b"# his\n", lines(lb, 1))
+        assert only_line(done).endswith(f"; the previous managed lines are restored in {lb.cfg}")
+        assert lb.text == insert_lines(operator + b"# his\n", server_lines(lb, 1))
         assert set(haproxy.servers()) == {"web1"}
         assert lb.staged() == []
 
 
-def test_operator_who_is_halfway_through_saving_in_place_loses_nothing(lb: Lb) -> None:
+def test_operator_who_is_halfway_through_saving_in_place_loses_nothing(lb: LoadBalancer) -> None:
     # What scp, or an editor that writes in place, has written so far is not all of his text.
     operator, rest = lb.text, b"# the second half\n"
     with lb.cfg.open("r+b", buffering=0) as editor:
@@ -162,7 +162,7 @@ def test_operator_who_is_halfway_through_saving_in_place_loses_nothing(lb: Lb) -
     assert done.returncode == 6
     assert lb.text == operator + rest
     assert lb.join(WEB2).returncode == 0
-    assert lb.text == with_lines(operator + rest, lines(lb, 1, 2))
+    assert lb.text == insert_lines(operator + rest, server_lines(lb, 1, 2))
 
 
 @pytest.mark.parametrize("how", ["in place", "by rename"])
@@ -182,7 +182,7 @@ def test_text_saved_after_the_last_look_is_given_back(tmp_path: Path, how: str) 
     assert os.listdir(tmp_path) == ["haproxy.cfg"]
 
 
-def test_link_flipped_after_the_last_look_is_noticed(lb: Lb) -> None:
+def test_link_flipped_after_the_last_look_is_noticed(lb: LoadBalancer) -> None:
     old, new = _released(lb, relative=True)
     target = files.read_target(str(lb.cfg))
 
@@ -196,9 +196,9 @@ def test_link_flipped_after_the_last_look_is_noticed(lb: Lb) -> None:
     assert sorted(os.listdir(old.parent)) == [".haproxy.cfg.lbagent-previous", "haproxy.cfg"]
 
 
-def test_who_reads_haproxy_cfg_reads_the_old_text_or_the_new_one(lb: Lb) -> None:
+def test_who_reads_haproxy_cfg_reads_the_old_text_or_the_new_one(lb: LoadBalancer) -> None:
     operator = lb.text
-    whole = {with_lines(operator, lines(lb, *range(1, number + 1))) for number in range(13)}
+    whole = {insert_lines(operator, server_lines(lb, *range(1, number + 1))) for number in range(13)}
     found, ended = set[bytes](), threading.Event()
 
     def reading() -> None:
@@ -209,7 +209,7 @@ def test_who_reads_haproxy_cfg_reads_the_old_text_or_the_new_one(lb: Lb) -> None
     reader.start()
     try:
         with lb.cfg.open("rb") as opened:
-            runs = [lb.join(member(f"web{number}", f"127.0.0.{number + 10}")) for number in range(1, 13)]
+            runs = [lb.join(member_line(f"web{number}", f"127.0.0.{number + 10}")) for number in range(1, 13)]
             # Opened before the first run, read after the last: a file written in place would show here.
             assert opened.read() == operator
     finally:
@@ -224,7 +224,7 @@ def test_who_reads_haproxy_cfg_reads_the_old_text_or_the_new_one(lb: Lb) -> None
 # A deployment flips the link
 
 
-def _released(lb: Lb, *, relative: bool) -> tuple[Path, Path]:
+def _released(lb: LoadBalancer, *, relative: bool) -> tuple[Path, Path]:
     """haproxy.cfg as a link to releases/1/haproxy.cfg, with a release 2 that differs beside it."""
     old, new = (lb.etc / "releases" / number / "haproxy.cfg" for number in ("1", "2"))
     for path in (old, new):
@@ -239,7 +239,7 @@ def _released(lb: Lb, *, relative: bool) -> tuple[Path, Path]:
 @pytest.mark.real
 @pytest.mark.parametrize("kind", ["relative", "absolute"])
 def test_deployment_that_flips_the_link_while_haproxy_checks_gets_our_lines_into_the_new_release(
-    lb: Lb, kind: str
+    lb: LoadBalancer, kind: str
 ) -> None:
     old, new = _released(lb, relative=kind == "relative")
     with Haproxy(lb) as haproxy:
@@ -247,32 +247,32 @@ def test_deployment_that_flips_the_link_while_haproxy_checks_gets_our_lines_into
         before, after = old.read_bytes(), new.read_bytes()
         to = os.path.relpath(new, lb.etc) if kind == "relative" else new
         flip = f"ln -s {to} {lb.etc}/next; mv -T {lb.etc}/next {lb.cfg}"
-        instead_of_haproxy(lb, f'{FIRST_TIME} && {{ {flip}; }}\nexec "$real" "$@"')
+        replace_haproxy(lb, f'{FIRST_TIME} && {{ {flip}; }}\nexec "$real" "$@"')
 
         done = lb.join(WEB2)
 
         assert (done.returncode, done.stderr) == (0, b"")
         assert os.readlink(lb.cfg) == str(to)
         assert old.read_bytes() == before
-        assert new.read_bytes() == with_lines(after, lines(lb, 1, 2))
+        assert new.read_bytes() == insert_lines(after, server_lines(lb, 1, 2))
         assert set(haproxy.servers()) == {"web1", "web2"}
         assert [path.name for path in old.parent.iterdir() if path.name.endswith(("staged", "old"))] == []
         assert lb.staged() == []
 
 
-def test_deployment_that_flips_the_link_of_a_folder_gets_our_lines_into_the_new_release(lb: Lb) -> None:
+def test_deployment_that_flips_the_link_of_a_folder_gets_our_lines_into_the_new_release(lb: LoadBalancer) -> None:
     old, new = _released(lb, relative=True)
     (lb.etc / "current").symlink_to("releases/1")
     lb.roles.write_text(lb.roles.read_text().replace(str(lb.cfg), f"{lb.etc}/current/haproxy.cfg"))
     before, after = old.read_bytes(), new.read_bytes()
     flip = f"ln -s releases/2 {lb.etc}/next; mv -T {lb.etc}/next {lb.etc}/current"
-    instead_of_haproxy(lb, f'{FIRST_TIME} && {{ {flip}; }}\nexec "$real" "$@"')
+    replace_haproxy(lb, f'{FIRST_TIME} && {{ {flip}; }}\nexec "$real" "$@"')
 
     done = lb.join(WEB1)
 
     assert (done.returncode, done.stderr) == (0, b"")
     assert old.read_bytes() == before
-    assert new.read_bytes() == with_lines(after, lines(lb, 1))
+    assert new.read_bytes() == insert_lines(after, server_lines(lb, 1))
     assert sorted(os.listdir(old.parent)) == ["haproxy.cfg"]
 
 
@@ -283,7 +283,7 @@ def _xattrs(path: Path) -> dict[str, bytes]:
     return {name: os.getxattr(path, name) for name in os.listxattr(path)}
 
 
-def test_owner_mode_xattrs_and_link_are_kept(lb: Lb) -> None:
+def test_owner_mode_xattrs_and_link_are_kept(lb: LoadBalancer) -> None:
     target, _ = _released(lb, relative=True)
     operator = target.read_bytes()
     os.chown(target, 1234, 2345)
@@ -297,16 +297,16 @@ def test_owner_mode_xattrs_and_link_are_kept(lb: Lb) -> None:
     done = lb.join(WEB1)
 
     assert done.returncode == 0
-    assert target.read_bytes() == with_lines(operator, lines(lb, 1))
+    assert target.read_bytes() == insert_lines(operator, server_lines(lb, 1))
     assert (target.stat().st_uid, target.stat().st_gid, target.stat().st_mode, _xattrs(target)) == before
     assert os.readlink(lb.cfg) == "releases/1/haproxy.cfg"
     previous = target.with_name(".haproxy.cfg.lbagent-previous")
     assert (previous.read_bytes(), previous.stat().st_uid, previous.stat().st_mode) == (operator, 1234, before[2])
 
 
-def test_staged_text_is_never_readable_for_others_than_haproxy_cfg_is(lb: Lb) -> None:
+def test_staged_text_is_never_readable_for_others_than_haproxy_cfg_is(lb: LoadBalancer) -> None:
     lb.cfg.chmod(0o600)
-    instead_of_haproxy(lb, f'stat -c %a {lb.etc}/.*lbagent-* >"$0.modes"\nexec "$real" "$@"')
+    replace_haproxy(lb, f'stat -c %a {lb.etc}/.*lbagent-* >"$0.modes"\nexec "$real" "$@"')
 
     done = lb.join(WEB1)
 
@@ -335,13 +335,13 @@ HARD = {
 
 
 @pytest.mark.parametrize("template", HARD.values(), ids=HARD)
-def test_everything_the_operator_wrote_stays_byte_for_byte(lb: Lb, template: bytes) -> None:
+def test_everything_the_operator_wrote_stays_byte_for_byte(lb: LoadBalancer, template: bytes) -> None:
     operator = template.replace(b"{socket}", bytes(lb.socket)).replace(b"{front}", str(lb.front).encode())
     lb.text = operator
     ending = b"\r\n" if operator.count(b"\r\n") > 1 else b"\n"
     complete = operator if operator.endswith(b"\n") else operator + ending
     marker = next(line for line in complete.split(b"\n") if b"# additional" in line)
-    ours = marker[: marker.index(b"#")] + lines(lb, 1)[0].encode() + ending
+    ours = marker[: marker.index(b"#")] + server_lines(lb, 1)[0].encode() + ending
 
     joined = lb.join(WEB1)
     text = lb.text
@@ -353,7 +353,7 @@ def test_everything_the_operator_wrote_stays_byte_for_byte(lb: Lb, template: byt
 
 
 @pytest.mark.parametrize("template", [HARD["no-final-line-end"], HARD["crlf-no-final-line-end"]])
-def test_missing_final_line_end_stays_missing_while_we_have_nothing_to_write(lb: Lb, template: bytes) -> None:
+def test_missing_final_line_end_stays_missing_while_we_have_nothing_to_write(lb: LoadBalancer, template: bytes) -> None:
     lb.text = operator = lb.filled(template.decode()).encode()
 
     lb.leave(WEB1)
@@ -367,45 +367,45 @@ def test_missing_final_line_end_stays_missing_while_we_have_nothing_to_write(lb:
 
 @pytest.mark.every_haproxy
 @pytest.mark.real
-def test_two_handles_and_an_apply_at_once_end_with_everything_served(lb: Lb) -> None:
+def test_two_handles_and_an_apply_at_once_end_with_everything_served(lb: LoadBalancer) -> None:
     operator = lb.text
     with Haproxy(lb) as haproxy:
         for number in range(1, 16, 2):
-            two = [member(f"web{one}", f"127.0.0.{one + 10}") for one in (number, number + 1)]
+            two = [member_line(f"web{one}", f"127.0.0.{one + 10}") for one in (number, number + 1)]
             runs = [lb.start_handle("member-join", line) for line in two]
             runs.append(subprocess.Popen([LBAGENT, "apply"], env=lb.env, stdout=-1, stderr=-1))
             said = [(*run.communicate(), run.returncode) for run in runs]
             text, serving = lb.text, set(haproxy.servers())
 
             assert [status for _, _, status in said] == [0, 0, 0], said
-            assert text == with_lines(operator, lines(lb, *range(1, number + 2)))
+            assert text == insert_lines(operator, server_lines(lb, *range(1, number + 2)))
             assert serving == {f"web{one}" for one in range(1, number + 2)}
             assert (lb.spooled(), lb.staged()) == ([], [])
 
 
-def test_event_that_comes_while_apply_is_at_work_is_in_when_apply_ends(lb: Lb) -> None:
+def test_event_that_comes_while_apply_is_at_work_is_in_when_apply_ends(lb: LoadBalancer) -> None:
     # The handler that finds the lock busy relies on it.
     operator = lb.text
-    instead_of_haproxy(lb, "exit 1")
+    replace_haproxy(lb, "exit 1")
     lb.join(WEB1)
-    instead_of_haproxy(lb, WAITING)
+    replace_haproxy(lb, WAITING)
     with subprocess.Popen([LBAGENT, "apply"], env=lb.env, stdout=-1, stderr=-1) as apply:
-        eventually((lb.bin / "haproxy.started").exists)
+        wait_until((lb.bin / "haproxy.started").exists)
         queued = lb.join(WEB2)
         (lb.bin / "haproxy.go").touch()
         apply.communicate()
 
     assert (queued.returncode, apply.returncode) == (0, 0)
-    assert lb.text == with_lines(operator, lines(lb, 1, 2))
+    assert lb.text == insert_lines(operator, server_lines(lb, 1, 2))
     assert (lb.spooled(), lb.staged()) == ([], [])
 
 
-def test_event_that_comes_while_another_is_at_work_is_in_when_that_ends(lb: Lb) -> None:
+def test_event_that_comes_while_another_is_at_work_is_in_when_that_ends(lb: LoadBalancer) -> None:
     # The record folded first was `1`, the spool was empty: the second event is `1` again, and another.
     operator = lb.text
-    instead_of_haproxy(lb, WAITING)
+    replace_haproxy(lb, WAITING)
     with lb.start_handle("member-join", WEB1) as first:
-        eventually((lb.bin / "haproxy.started").exists)
+        wait_until((lb.bin / "haproxy.started").exists)
         queued = lb.join(WEB2)
         text = lb.text
         (lb.bin / "haproxy.go").touch()
@@ -413,31 +413,31 @@ def test_event_that_comes_while_another_is_at_work_is_in_when_that_ends(lb: Lb) 
 
     assert (queued.returncode, queued.stderr, first.returncode) == (0, b"", 0)
     assert text == operator
-    assert lb.text == with_lines(operator, lines(lb, 1, 2))
+    assert lb.text == insert_lines(operator, server_lines(lb, 1, 2))
     assert (lb.spooled(), lb.staged()) == ([], [])
 
 
-def test_event_that_comes_while_a_query_is_at_work_is_in_when_that_is_answered(lb: Lb) -> None:
+def test_event_that_comes_while_a_query_is_at_work_is_in_when_that_is_answered(lb: LoadBalancer) -> None:
     operator = lb.text
     lb.join(WEB1)
-    instead_of_haproxy(lb, WAITING)
+    replace_haproxy(lb, WAITING)
     query = lb.start_handle("query", b"web1\n", SERF_QUERY_NAME="pause", SERF_QUERY_LTIME="3")
     with query:
-        eventually((lb.bin / "haproxy.started").exists)
+        wait_until((lb.bin / "haproxy.started").exists)
         queued = lb.join(WEB2)
         (lb.bin / "haproxy.go").touch()
         query.communicate()
 
     assert (queued.returncode, query.returncode) == (0, 0)
-    assert lb.text == with_lines(operator, ["# lbagent paused web1 127.0.0.11 role=web", *lines(lb, 2)])
+    assert lb.text == insert_lines(operator, ["# lbagent paused web1 127.0.0.11 role=web", *server_lines(lb, 2)])
     assert (lb.spooled(), lb.staged()) == ([], [])
 
 
-def test_event_that_comes_while_a_run_is_about_to_fail_is_remembered_when_that_has_failed(lb: Lb) -> None:
+def test_event_that_comes_while_a_run_is_about_to_fail_is_remembered_when_that_has_failed(lb: LoadBalancer) -> None:
     operator = lb.text
-    instead_of_haproxy(lb, WAITING.replace('exec "$real" "$@"', "exit 1"))
+    replace_haproxy(lb, WAITING.replace('exec "$real" "$@"', "exit 1"))
     with lb.start_handle("member-join", WEB1) as first:
-        eventually((lb.bin / "haproxy.started").exists)
+        wait_until((lb.bin / "haproxy.started").exists)
         queued = lb.join(WEB2)
         (lb.bin / "haproxy.go").touch()
         first.communicate()
@@ -448,7 +448,7 @@ def test_event_that_comes_while_a_run_is_about_to_fail_is_remembered_when_that_h
     assert (lb.spooled(), lb.staged()) == ([], [])
 
 
-def test_lock_held_by_somebody_else_leaves_the_event_in_the_spool(lb: Lb) -> None:
+def test_lock_held_by_somebody_else_leaves_the_event_in_the_spool(lb: LoadBalancer) -> None:
     operator = lb.text
     lb.join(WEB1)
     before = lb.text
@@ -459,7 +459,7 @@ def test_lock_held_by_somebody_else_leaves_the_event_in_the_spool(lb: Lb) -> Non
 
     assert (done.returncode, done.stderr) == (0, b"")
     assert lb.run("apply").returncode == 0
-    assert lb.text == with_lines(operator, lines(lb, 1, 2))
+    assert lb.text == insert_lines(operator, server_lines(lb, 1, 2))
 
 
 # Signals
@@ -468,48 +468,50 @@ def test_lock_held_by_somebody_else_leaves_the_event_in_the_spool(lb: Lb) -> Non
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "TERM"])
 @pytest.mark.parametrize("verb", ["handle", "apply"])
 def test_run_that_is_told_to_end_in_the_middle_of_a_check_leaves_no_trace_and_no_process(
-    lb: Lb, number: signal.Signals, verb: str
+    lb: LoadBalancer, number: signal.Signals, verb: str
 ) -> None:
     operator = lb.text
     lb.join(WEB1)
     before = lb.text
-    instead_of_haproxy(lb, "exit 1")
+    replace_haproxy(lb, "exit 1")
     lb.join(WEB2)
-    instead_of_haproxy(lb, WAITING)
+    replace_haproxy(lb, WAITING)
     with (
         lb.start_handle("member-join", WEB3)
         if verb == "handle"
         else subprocess.Popen([LBAGENT, "apply"], env=lb.env, stdout=-1, stderr=-1) as run
     ):
-        eventually((lb.bin / "haproxy.started").exists)
+        wait_until((lb.bin / "haproxy.started").exists)
         run.send_signal(number)
         _, said = run.communicate()
-        orphans = left_running(f"{lb.bin}/haproxy")
+        orphans = list_running(f"{lb.bin}/haproxy")
         (lb.bin / "haproxy.go").touch()
 
     assert (run.returncode, said) == (130, b"lbagent: interrupted; stored events stay for the next run\n")
     assert lb.text == before
     assert lb.staged() == []
     assert orphans == []
-    haproxy_again(lb)
+    restore_haproxy(lb)
     assert lb.join(WEB3).returncode == 0
-    assert lb.text == with_lines(operator, lines(lb, 1, 2, 3))
+    assert lb.text == insert_lines(operator, server_lines(lb, 1, 2, 3))
     assert (lb.spooled(), lb.staged()) == ([], [])
 
 
 @pytest.mark.every_haproxy
 @pytest.mark.real
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "TERM"])
-def test_run_that_is_told_to_end_during_the_reload_is_finished_by_the_next(lb: Lb, number: signal.Signals) -> None:
+def test_run_that_is_told_to_end_during_the_reload_is_finished_by_the_next(
+    lb: LoadBalancer, number: signal.Signals
+) -> None:
     operator = lb.text
     with Haproxy(lb) as haproxy:
         lb.join(WEB1)
-        reload_with(
+        set_reload_command(
             lb,
             f'touch "$0.started"; while [ -e "$0" ] && [ ! -e "$0.go" ]; do sleep 0.02; done; kill -USR2 {haproxy.pid}',
         )
         with lb.start_handle("member-join", WEB2) as run:
-            eventually((lb.folder / "reload.started").exists)
+            wait_until((lb.folder / "reload.started").exists)
             run.send_signal(number)
             run.communicate()
         (lb.folder / "reload.go").touch()
@@ -517,6 +519,6 @@ def test_run_that_is_told_to_end_during_the_reload_is_finished_by_the_next(lb: L
         done = lb.join(WEB3)
 
         assert done.returncode == 0
-        assert lb.text == with_lines(operator, lines(lb, 1, 2, 3))
+        assert lb.text == insert_lines(operator, server_lines(lb, 1, 2, 3))
         assert set(haproxy.servers()) == {"web1", "web2", "web3"}
         assert (lb.spooled(), lb.staged()) == ([], [])

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.helpers.real_programs import Haproxy, Lb, eventually, member
+from tests.helpers.real_programs import Haproxy, LoadBalancer, member_line, wait_until
 
 pytestmark = pytest.mark.real
 
@@ -19,8 +19,8 @@ ADDRESSES = [f"127.0.1.{number}" for number in range(1, CROWD + 1)]
 
 
 @pytest.fixture
-def lb() -> Iterator[Lb]:
-    with Lb() as one:
+def lb() -> Iterator[LoadBalancer]:
+    with LoadBalancer() as one:
         one.count_checks()
         yield one
 
@@ -31,10 +31,10 @@ def ended(started: list[subprocess.Popen[bytes]]) -> list[tuple[int, bytes, byte
     return [(process.returncode, *words) for process, words in zip(started, said, strict=True)]
 
 
-def test_of_200_nodes_that_join_at_once_none_is_lost(lb: Lb) -> None:
+def test_of_200_nodes_that_join_at_once_none_is_lost(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy:
         started = [
-            lb.start_handle("member-join", member(name, address))
+            lb.start_handle("member-join", member_line(name, address))
             for name, address in zip(NAMES, ADDRESSES, strict=True)
         ]
         ends = ended(started)
@@ -52,29 +52,31 @@ def test_of_200_nodes_that_join_at_once_none_is_lost(lb: Lb) -> None:
         assert (lb.spooled(), lb.staged()) == ([], [])
 
 
-def test_a_thousand_nodes_in_one_event_are_one_check_and_no_reload(lb: Lb) -> None:
+def test_a_thousand_nodes_in_one_event_are_one_check_and_no_reload(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy:
         names = [f"web{number}" for number in range(1, 1001)]
         addresses = [f"127.0.{number // 250 + 1}.{number % 250 + 1}" for number in range(1000)]
 
-        end = lb.join(*map(member, names, addresses))
+        end = lb.join(*map(member_line, names, addresses))
 
         assert (end.returncode, end.stdout, end.stderr) == (0, b"", b"")
         assert lb.managed == list(map(lb.server, names, addresses))
         assert (lb.checks, haproxy.reloads()) == (1, (0, 0))
 
 
-def test_joins_pauses_and_leaves_at_once_end_as_each_node_was_told(lb: Lb) -> None:
+def test_joins_pauses_and_leaves_at_once_end_as_each_node_was_told(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy:
         staying, pausing, leaving = (range(start, 60, 3) for start in (0, 1, 2))
-        lb.join(*(member(NAMES[number], ADDRESSES[number]) for number in (*pausing, *leaving)))
+        lb.join(*(member_line(NAMES[number], ADDRESSES[number]) for number in (*pausing, *leaving)))
 
-        started = [lb.start_handle("member-join", member(NAMES[number], ADDRESSES[number])) for number in staying]
+        started = [lb.start_handle("member-join", member_line(NAMES[number], ADDRESSES[number])) for number in staying]
         started += [
             lb.start_handle("user", NAMES[number].encode(), SERF_USER_EVENT="pause", SERF_USER_LTIME=str(number))
             for number in pausing
         ]
-        started += [lb.start_handle("member-leave", member(NAMES[number], ADDRESSES[number])) for number in leaving]
+        started += [
+            lb.start_handle("member-leave", member_line(NAMES[number], ADDRESSES[number])) for number in leaving
+        ]
         ends = ended(started)
 
         assert set(ends) == {(0, b"", b"")}
@@ -89,9 +91,9 @@ def test_joins_pauses_and_leaves_at_once_end_as_each_node_was_told(lb: Lb) -> No
         assert (lb.spooled(), lb.staged()) == ([], [])
 
 
-def test_an_event_that_comes_twice_at_once_counts_once(lb: Lb) -> None:
+def test_an_event_that_comes_twice_at_once_counts_once(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy:
-        started = [lb.start_handle("member-join", member("web1", "127.0.1.1")) for _ in range(20)]
+        started = [lb.start_handle("member-join", member_line("web1", "127.0.1.1")) for _ in range(20)]
         ends = ended(started)
 
         assert set(ends) == {(0, b"", b"")}
@@ -101,20 +103,20 @@ def test_an_event_that_comes_twice_at_once_counts_once(lb: Lb) -> None:
 
 # Unlock, look, try-lock is repeated until the spool is empty, whoever held the lock.
 @pytest.mark.parametrize("verb", ["handle", "query", "apply"])
-def test_an_event_that_comes_while_another_run_is_under_way_is_done_by_that_run(lb: Lb, verb: str) -> None:
+def test_an_event_that_comes_while_another_run_is_under_way_is_done_by_that_run(lb: LoadBalancer, verb: str) -> None:
     with Haproxy(lb) as haproxy:
-        lb.join(member("web1", "127.0.1.1"), member("web2", "127.0.1.2"))
+        lb.join(member_line("web1", "127.0.1.1"), member_line("web2", "127.0.1.2"))
         before, gate = lb.checks, lb.hold_checks()
         lb.roles.write_text(lb.roles.read_text().replace("200ms", "300ms"))
         runs = {
-            "handle": lambda: lb.start_handle("member-leave", member("web2", "127.0.1.2")),
+            "handle": lambda: lb.start_handle("member-leave", member_line("web2", "127.0.1.2")),
             "query": lambda: lb.start_handle("query", b"web2\n", SERF_QUERY_NAME="pause", SERF_QUERY_LTIME="1"),
             "apply": lambda: lb.start("apply"),
         }
 
         with runs[verb]() as first:
-            eventually(lambda: lb.checks > before)
-            second = lb.join(member("web3", "127.0.1.3"))
+            wait_until(lambda: lb.checks > before)
+            second = lb.join(member_line("web3", "127.0.1.3"))
             gate.touch()
             first.communicate()
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.real_programs import CONFIG, Haproxy, Lb, binaries, member
+from tests.helpers.real_programs import CONFIG, Haproxy, LoadBalancer, binaries, member_line
 
 pytestmark = pytest.mark.real
 
-WEB01, WEB02 = member("web01", "127.0.0.11"), member("web02", "127.0.0.12")
+WEB01, WEB02 = member_line("web01", "127.0.0.11"), member_line("web02", "127.0.0.12")
 SOCKET = "stats socket {socket} mode 600 level admin expose-fd listeners"
 LF = "\n"
 MARKER = "    # additional-lb-iis-server\n"
@@ -25,16 +25,16 @@ def binary(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture
-def lb(binary: Path) -> Iterator[Lb]:
-    with Lb(binary=binary) as made:
+def lb(binary: Path) -> Iterator[LoadBalancer]:
+    with LoadBalancer(binary=binary) as made:
         yield made
 
 
-def starts_with(lb: Lb, text: str) -> None:
+def starts_with(lb: LoadBalancer, text: str) -> None:
     lb.cfg.write_text(lb.filled(text))
 
 
-def without_reload(lb: Lb) -> bool:
+def without_reload(lb: LoadBalancer) -> bool:
     """Whether the last change was made through the runtime API."""
     return not lb.history()[-1]["words"].count("HAProxy reloaded") and "without a reload" in lb.history()[-1]["words"]
 
@@ -64,7 +64,7 @@ def without_reload(lb: Lb) -> bool:
         ("\n", "\r\n"),
     ],
 )
-def test_a_join_needs_no_reload_however_the_text_is_written(lb: Lb, old: str, new: str) -> None:
+def test_a_join_needs_no_reload_however_the_text_is_written(lb: LoadBalancer, old: str, new: str) -> None:
     assert old in CONFIG
     lb.cfg.write_bytes(lb.filled(CONFIG.replace(old, new)).encode())
     before = lb.text
@@ -80,7 +80,7 @@ def test_a_join_needs_no_reload_however_the_text_is_written(lb: Lb, old: str, ne
 
 @pytest.mark.parametrize("written", ['"$WHERE"', '"${WHERE}"', '"${WHERE-/nowhere}"', '"$FOLDER/stats.sock"'])
 def test_a_stats_socket_is_found_by_the_variables_of_the_haproxy_that_runs(
-    lb: Lb, written: str, monkeypatch: pytest.MonkeyPatch
+    lb: LoadBalancer, written: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     starts_with(lb, CONFIG.replace("{socket}", written.replace("{", "{{").replace("}", "}}")))
     monkeypatch.setenv("WHERE", str(lb.socket))
@@ -98,7 +98,7 @@ def test_a_stats_socket_is_found_by_the_variables_of_the_haproxy_that_runs(
         assert f"stats-answer: {lb.socket}: worker {haproxy.worker()} answers with level admin" in checked
 
 
-def test_a_proxy_is_called_as_the_haproxy_that_runs_calls_it(lb: Lb, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_is_called_as_the_haproxy_that_runs_calls_it(lb: LoadBalancer, monkeypatch: pytest.MonkeyPatch) -> None:
     starts_with(lb, CONFIG.replace("listen lb-iis", 'listen "$PROXY"'))
     monkeypatch.setenv("PROXY", "shop")
     with Haproxy(lb) as haproxy:
@@ -124,7 +124,7 @@ TWO = CONFIG + "    server first 127.0.0.21:1\n{section}\n" + MARKER
     ['"backend" b', '"$KIND" b', "'backend' 'b'#x", "back\\x65nd b", '"backend" "$NAME"', 'backend "${{NAME-b}}"'],
 )
 def test_a_server_is_added_to_the_proxy_that_its_line_is_in(
-    lb: Lb, section: str, monkeypatch: pytest.MonkeyPatch
+    lb: LoadBalancer, section: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     starts_with(lb, TWO.replace(MARKER, "", 1).replace("{section}", section))
     monkeypatch.setenv("NAME", "b")
@@ -145,7 +145,7 @@ def test_a_server_is_added_to_the_proxy_that_its_line_is_in(
         ('"$HAPROXY_NOBODY_SETS_THIS"\nbackend b\n"${{HAPROXY_NOBODY_SETS_THIS-balance}}" leastconn', "b"),
     ],
 )
-def test_what_only_haproxy_can_tell_is_applied_by_a_reload(lb: Lb, section: str, name: str) -> None:
+def test_what_only_haproxy_can_tell_is_applied_by_a_reload(lb: LoadBalancer, section: str, name: str) -> None:
     end = ".endif\n" if section.count(".if") > section.count(".endif") else ""
     starts_with(lb, TWO.replace(MARKER, "", 1).replace("{section}", section) + end)
     with Haproxy(lb) as haproxy:
@@ -169,7 +169,7 @@ def test_what_only_haproxy_can_tell_is_applied_by_a_reload(lb: Lb, section: str,
         (CONFIG.replace("listen lb", ".if 0\nlisten lb") + ".endif\n", False),
     ],
 )
-def test_a_marker_that_haproxy_passes_over_costs_no_reload(lb: Lb, text: str, active: bool) -> None:  # noqa: FBT001
+def test_a_marker_that_haproxy_passes_over_costs_no_reload(lb: LoadBalancer, text: str, active: bool) -> None:  # noqa: FBT001
     starts_with(lb, text)
     with Haproxy(lb) as haproxy:
         worker = haproxy.worker()
@@ -187,7 +187,7 @@ def test_a_marker_that_haproxy_passes_over_costs_no_reload(lb: Lb, text: str, ac
 
 
 @pytest.mark.parametrize("condition", ["1", "0", "defined(PATH)", '"$NOBODY_SETS_THIS"', "feature(THREAD)"])
-def test_a_marker_may_be_in_both_branches_of_one_if(lb: Lb, condition: str) -> None:
+def test_a_marker_may_be_in_both_branches_of_one_if(lb: LoadBalancer, condition: str) -> None:
     weighted = f"    default-server weight 5\n{MARKER}"
     starts_with(lb, CONFIG.replace(MARKER, f".if {condition}\n{MARKER}.else\n{weighted}.endif\n"))
     with Haproxy(lb) as haproxy:
@@ -201,7 +201,7 @@ def test_a_marker_may_be_in_both_branches_of_one_if(lb: Lb, condition: str) -> N
         assert "marker-duplicate" not in checked
 
 
-def test_a_marker_twice_in_one_branch_is_refused(lb: Lb) -> None:
+def test_a_marker_twice_in_one_branch_is_refused(lb: LoadBalancer) -> None:
     starts_with(lb, CONFIG.replace(MARKER, f".if 1\n{MARKER}{MARKER}.endif\n"))
     before = lb.text
 

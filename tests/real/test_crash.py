@@ -12,8 +12,15 @@ from pathlib import Path
 import pytest
 
 from lbagent.state.lock import is_locked
-from tests.helpers.faults import haproxy_again, instead_of_haproxy, records, reload_with, stored, with_lines
-from tests.helpers.real_programs import RELOADING, ROLES, Haproxy, Lb, default_binary, eventually, member
+from tests.helpers.faults import (
+    insert_lines,
+    replace_haproxy,
+    restore_haproxy,
+    set_reload_command,
+    spool_records,
+    stored_nodes,
+)
+from tests.helpers.real_programs import RELOADING, ROLES, Haproxy, LoadBalancer, default_binary, member_line, wait_until
 
 pytestmark = pytest.mark.real
 
@@ -27,13 +34,13 @@ ONCE = 'if mkdir "$0.done" 2>/dev/null; then kill -9 $PPID; exit; fi\n'
 
 
 @pytest.fixture
-def lb(request: pytest.FixtureRequest) -> Iterator[Lb]:
-    with Lb(roles=getattr(request, "param", RELOADING)) as made:
+def lb(request: pytest.FixtureRequest) -> Iterator[LoadBalancer]:
+    with LoadBalancer(roles=getattr(request, "param", RELOADING)) as made:
         yield made
 
 
 @pytest.fixture
-def haproxy(lb: Lb) -> Iterator[Haproxy]:
+def haproxy(lb: LoadBalancer) -> Iterator[Haproxy]:
     with Haproxy(lb) as running:
         yield running
 
@@ -43,16 +50,16 @@ def address(name: str) -> str:
     return f"127.1.{number // 250}.{number % 250 + 1}"
 
 
-def joining(lb: Lb, name: str) -> subprocess.CompletedProcess[bytes]:
-    return lb.join(member(name, address(name)))
+def joining(lb: LoadBalancer, name: str) -> subprocess.CompletedProcess[bytes]:
+    return lb.join(member_line(name, address(name)))
 
 
-def expected(lb: Lb, operator: bytes, names: Iterable[str]) -> bytes:
+def expected(lb: LoadBalancer, operator: bytes, names: Iterable[str]) -> bytes:
     """The one text haproxy.cfg may be when these nodes are in it."""
-    return with_lines(operator, [lb.server(name, address(name)) for name in sorted(names)])
+    return insert_lines(operator, [lb.server(name, address(name)) for name in sorted(names)])
 
 
-def standing(lb: Lb) -> set[str]:
+def standing(lb: LoadBalancer) -> set[str]:
     return {line.split()[1] for line in lb.managed}
 
 
@@ -61,22 +68,22 @@ def accepted(text: bytes, beside: Path) -> bool:
     return subprocess.run([default_binary(), "-c", "-f", beside], check=False, capture_output=True).returncode == 0
 
 
-def killed_at_random(lb: Lb, names: list[str], moment: float) -> bool:
+def killed_at_random(lb: LoadBalancer, names: list[str], moment: float) -> bool:
     """Start a run for each of these nodes, kill them all after `moment` seconds; whether one was still at work."""
-    runs = [lb.start_handle("member-join", member(name, address(name))) for name in names]
+    runs = [lb.start_handle("member-join", member_line(name, address(name))) for name in names]
     time.sleep(moment)
     for run in runs:
         run.kill()
     for run in runs:
         run.communicate()
     # A child that a killed run has forked holds the lock until it executes its program.
-    eventually(lambda: not is_locked(str(lb.state / "lock")))
+    wait_until(lambda: not is_locked(str(lb.state / "lock")))
     return KILLED in [run.returncode for run in runs]
 
 
-def whole_and_nothing_more(lb: Lb, operator: bytes, before: set[str], *, single: bool) -> bool:
+def whole_and_nothing_more(lb: LoadBalancer, operator: bytes, before: set[str], *, single: bool) -> bool:
     """Whether haproxy.cfg is one text out of old and new; True where there is work to be finished."""
-    after, kept = standing(lb), stored(lb)
+    after, kept = standing(lb), stored_nodes(lb)
     assert lb.text == expected(lb, operator, after)
     # A batch of several runs may have been on its way; of one run there is only before and after.
     assert after in (before, kept) if single else before <= after <= kept
@@ -85,7 +92,7 @@ def whole_and_nothing_more(lb: Lb, operator: bytes, before: set[str], *, single:
 
 @pytest.mark.parametrize("lb", [ROLES, RELOADING], ids=["told", "reloaded"], indirect=True)
 def test_kill_9_at_any_moment_leaves_a_whole_text_and_the_next_event_misses_nothing(
-    lb: Lb, haproxy: Haproxy, tmp_path: Path
+    lb: LoadBalancer, haproxy: Haproxy, tmp_path: Path
 ) -> None:
     operator, texts = lb.text, set[bytes]()
     seed = random.randrange(1 << 32)
@@ -100,14 +107,14 @@ def test_kill_9_at_any_moment_leaves_a_whole_text_and_the_next_event_misses_noth
         last = f"web{number:04}"
         caught += killed_at_random(lb, names, chance.uniform(0, lasted))
         unfinished += whole_and_nothing_more(lb, operator, before, single=len(names) == 1)
-        whole = {*stored(lb), last}
+        whole = {*stored_nodes(lb), last}
         texts.add(lb.text)
 
         begun = time.monotonic()
         more = joining(lb, last)
         lasted = time.monotonic() - begun
 
-        assert (more.returncode, more.stderr, records(lb), lb.staged()) == (0, b"", [], [])
+        assert (more.returncode, more.stderr, spool_records(lb), lb.staged()) == (0, b"", [], [])
         assert lb.text == expected(lb, operator, whole)
         assert set(haproxy.servers()) == whole
 
@@ -116,11 +123,11 @@ def test_kill_9_at_any_moment_leaves_a_whole_text_and_the_next_event_misses_noth
     assert [text for text in texts if not accepted(text, tmp_path / "haproxy.cfg")] == []
 
 
-def test_killed_between_members_json_and_the_swap(lb: Lb, haproxy: Haproxy) -> None:
+def test_killed_between_members_json_and_the_swap(lb: LoadBalancer, haproxy: Haproxy) -> None:
     operator = lb.text
     joining(lb, "web001")
     before, reloads = lb.text, haproxy.reloads()[0]
-    instead_of_haproxy(lb, ONCE + 'exec "$real" "$@"')
+    replace_haproxy(lb, ONCE + 'exec "$real" "$@"')
 
     killed = joining(lb, "web002")
 
@@ -136,12 +143,12 @@ def test_killed_between_members_json_and_the_swap(lb: Lb, haproxy: Haproxy) -> N
 
 @pytest.mark.every_haproxy
 @pytest.mark.parametrize("mode", ["-W", "-D"])
-def test_killed_between_the_swap_and_the_reload(lb: Lb, mode: str) -> None:
+def test_killed_between_the_swap_and_the_reload(lb: LoadBalancer, mode: str) -> None:
     operator = lb.text
     with Haproxy(lb, mode) as haproxy:
         joining(lb, "web001")
         worker = haproxy.worker()
-        reload_with(lb, f"{ONCE}{_reloading(haproxy)}")
+        set_reload_command(lb, f"{ONCE}{_reloading(haproxy)}")
 
         killed = joining(lb, "web002")
 
@@ -155,11 +162,11 @@ def test_killed_between_the_swap_and_the_reload(lb: Lb, mode: str) -> None:
 
 
 def test_killed_between_the_swap_and_the_reload_an_event_that_changes_nothing_finishes_it(
-    lb: Lb, haproxy: Haproxy
+    lb: LoadBalancer, haproxy: Haproxy
 ) -> None:
     joining(lb, "web001")
     reloads = haproxy.reloads()[0]
-    reload_with(lb, f"{ONCE}{_reloading(haproxy)}")
+    set_reload_command(lb, f"{ONCE}{_reloading(haproxy)}")
     killed = joining(lb, "web002")
     text = lb.text
 
@@ -172,12 +179,12 @@ def test_killed_between_the_swap_and_the_reload_an_event_that_changes_nothing_fi
     assert lb.staged() == []
 
 
-def test_killed_before_served_json_costs_one_more_reload_at_most(lb: Lb, haproxy: Haproxy) -> None:
+def test_killed_before_served_json_costs_one_more_reload_at_most(lb: LoadBalancer, haproxy: Haproxy) -> None:
     joining(lb, "web001")
     reloads, served = haproxy.reloads()[0], lb.served()
-    reload_with(lb, f"{_reloading(haproxy)}\n{ONCE}")
+    set_reload_command(lb, f"{_reloading(haproxy)}\n{ONCE}")
     killed = joining(lb, "web002")
-    eventually(lambda: set(haproxy.servers()) == {"web001", "web002"})
+    wait_until(lambda: set(haproxy.servers()) == {"web001", "web002"})
     text = lb.text
 
     runs = [joining(lb, "web002").returncode for _ in range(3)]
@@ -190,11 +197,11 @@ def test_killed_before_served_json_costs_one_more_reload_at_most(lb: Lb, haproxy
     assert haproxy.reloads() in ((reloads + 1, 0), (reloads + 2, 0))
 
 
-def test_killed_before_served_json_the_next_event_brings_everything(lb: Lb, haproxy: Haproxy) -> None:
+def test_killed_before_served_json_the_next_event_brings_everything(lb: LoadBalancer, haproxy: Haproxy) -> None:
     operator = lb.text
     joining(lb, "web001")
     reloads = haproxy.reloads()[0]
-    reload_with(lb, f"{_reloading(haproxy)}\n{ONCE}")
+    set_reload_command(lb, f"{_reloading(haproxy)}\n{ONCE}")
     killed = joining(lb, "web002")
 
     more = joining(lb, "web003")
@@ -205,11 +212,11 @@ def test_killed_before_served_json_the_next_event_brings_everything(lb: Lb, hapr
     assert haproxy.reloads() == (reloads + 2, 0)
 
 
-def test_a_reload_that_the_master_did_not_hear_of_is_asked_for_again(lb: Lb, haproxy: Haproxy) -> None:
+def test_a_reload_that_the_master_did_not_hear_of_is_asked_for_again(lb: LoadBalancer, haproxy: Haproxy) -> None:
     operator, heard = lb.text, lb.folder / "heard"
     joining(lb, "web001")
     reloads = haproxy.reloads()[0]
-    reload_with(lb, f"[ ! -e {heard} ] || {_reloading(haproxy)}\n: > {heard}")
+    set_reload_command(lb, f"[ ! -e {heard} ] || {_reloading(haproxy)}\n: > {heard}")
 
     more = joining(lb, "web002")
 
@@ -219,30 +226,32 @@ def test_a_reload_that_the_master_did_not_hear_of_is_asked_for_again(lb: Lb, hap
     assert haproxy.reloads() == (reloads + 1, 0)
 
 
-def test_killed_while_it_puts_the_previous_lines_back(lb: Lb, haproxy: Haproxy) -> None:
+def test_killed_while_it_puts_the_previous_lines_back(lb: LoadBalancer, haproxy: Haproxy) -> None:
     operator = lb.text
     joining(lb, "web001")
     # The operator saves while the reload fails: putting back has to be checked, and is killed there.
-    reload_with(lb, f"echo '# his' >>{lb.cfg}\nexit 1")
-    instead_of_haproxy(lb, f'grep -q "# his" {lb.cfg} && {{ {ONCE} }}\nexec "$real" "$@"')
+    set_reload_command(lb, f"echo '# his' >>{lb.cfg}\nexit 1")
+    replace_haproxy(lb, f'grep -q "# his" {lb.cfg} && {{ {ONCE} }}\nexec "$real" "$@"')
     his = operator + b"# his\n"
 
     killed = joining(lb, "web002")
 
     assert killed.returncode == KILLED
     assert lb.text == expected(lb, his, ["web001", "web002"])
-    haproxy_again(lb)
-    reload_with(lb, _reloading(haproxy))
+    restore_haproxy(lb)
+    set_reload_command(lb, _reloading(haproxy))
     assert joining(lb, "web003").returncode == 0
     assert lb.text == expected(lb, his, ["web001", "web002", "web003"])
     assert set(haproxy.servers()) == {"web001", "web002", "web003"}
     assert lb.staged() == []
 
 
-def test_killed_in_the_middle_of_the_swap_the_old_text_can_still_be_put_back(lb: Lb, haproxy: Haproxy) -> None:
+def test_killed_in_the_middle_of_the_swap_the_old_text_can_still_be_put_back(
+    lb: LoadBalancer, haproxy: Haproxy
+) -> None:
     operator = lb.text
     joining(lb, "web001")
-    reload_with(lb, ONCE + "exit 1")
+    set_reload_command(lb, ONCE + "exit 1")
     killed = joining(lb, "web002")
     # As a kill leaves it that comes between the two renames of the swap.
     previous = lb.etc / ".haproxy.cfg.lbagent-previous"
@@ -255,10 +264,12 @@ def test_killed_in_the_middle_of_the_swap_the_old_text_can_still_be_put_back(lb:
     assert set(haproxy.servers()) == {"web001"}
 
 
-def test_killed_between_the_swap_and_a_reload_that_fails_the_old_text_is_put_back(lb: Lb, haproxy: Haproxy) -> None:
+def test_killed_between_the_swap_and_a_reload_that_fails_the_old_text_is_put_back(
+    lb: LoadBalancer, haproxy: Haproxy
+) -> None:
     operator = lb.text
     joining(lb, "web001")
-    reload_with(lb, ONCE + "exit 1")
+    set_reload_command(lb, ONCE + "exit 1")
     killed = joining(lb, "web002")
 
     done = joining(lb, "web003")
@@ -269,13 +280,15 @@ def test_killed_between_the_swap_and_a_reload_that_fails_the_old_text_is_put_bac
     assert lb.staged() == []
 
 
-def test_an_event_that_waited_for_a_run_that_was_killed_goes_in_with_the_next(lb: Lb, haproxy: Haproxy) -> None:
+def test_an_event_that_waited_for_a_run_that_was_killed_goes_in_with_the_next(
+    lb: LoadBalancer, haproxy: Haproxy
+) -> None:
     operator = lb.text
-    instead_of_haproxy(lb, 'touch "$0.started"\nwhile [ -e "$0.started" ]; do sleep 0.02; done\nexec "$real" "$@"')
+    replace_haproxy(lb, 'touch "$0.started"\nwhile [ -e "$0.started" ]; do sleep 0.02; done\nexec "$real" "$@"')
     started = lb.bin / "haproxy.started"
 
-    with lb.start_handle("member-join", member("web001", address("web001"))) as first:
-        eventually(started.exists)
+    with lb.start_handle("member-join", member_line("web001", address("web001"))) as first:
+        wait_until(started.exists)
         second = joining(lb, "web002")
         first.kill()
         first.communicate()
@@ -283,7 +296,7 @@ def test_an_event_that_waited_for_a_run_that_was_killed_goes_in_with_the_next(lb
 
     assert second.returncode == 0
     assert lb.text == operator
-    haproxy_again(lb)
+    restore_haproxy(lb)
     assert joining(lb, "web003").returncode == 0
     assert lb.text == expected(lb, operator, ["web001", "web002", "web003"])
     assert set(haproxy.servers()) == {"web001", "web002", "web003"}

@@ -19,13 +19,24 @@ from lbagent.membership.model import FAILED, Member
 from lbagent.planning import services as planning_services
 from lbagent.planning.lines import rebuild_membership
 from lbagent.roles.model import Pair
-from tests.helpers.builders import NOW, dedent, known, managed, member, paused, pausing, planned, planning, reading
-from tests.helpers.daemon import watching
-from tests.helpers.http_clients import load
-from tests.helpers.real_programs import CONFIG, ROLES, Backend, Haproxy, Lb, binaries, eventually, free_port
-from tests.helpers.real_programs import member as stdin
+from tests.helpers.builders import (
+    NOW,
+    dedent,
+    managed_lines,
+    member,
+    membership_of,
+    parse_roles_text,
+    paused_member,
+    paused_names,
+    plan_for,
+    planned_text,
+)
+from tests.helpers.daemon import running_watch
+from tests.helpers.http_clients import client_load
+from tests.helpers.real_programs import CONFIG, ROLES, Backend, Haproxy, LoadBalancer, binaries, free_port, wait_until
+from tests.helpers.real_programs import member_line as stdin
 
-DRAINING = reading(
+DRAINING = parse_roles_text(
     """
     services: {iis: {port: 80}, api: {port: 81, options: "check weight {tag:weight|7}"}}
     roles: {web: {lb: [iis], both: [iis, api], on_pause: drain, networks: [10.0.0.0/8]}, db: {lb: [iis]}}
@@ -51,34 +62,34 @@ def rebuilt(text: str) -> dict[str, Member]:
 
 
 def test_a_paused_node_keeps_its_line_and_its_place_with_weight_0() -> None:
-    before = planned(TEXT, DRAINING, known(WEB01, WEB02))
+    before = planned_text(TEXT, DRAINING, membership_of(WEB01, WEB02))
 
-    out = planned(before, DRAINING, known(pausing(WEB01), WEB02))
+    out = planned_text(before, DRAINING, membership_of(paused_member(WEB01), WEB02))
 
-    assert managed(before) == [IN, IN.replace("web01", "web02").replace("0.1:", "0.2:")]
-    assert managed(out) == [OUT, managed(before)[1]]
-    assert planned(out, DRAINING, known(pausing(WEB01), WEB02)) == out
-    assert planned(out, DRAINING, known(WEB01, WEB02)) == before
+    assert managed_lines(before) == [IN, IN.replace("web01", "web02").replace("0.1:", "0.2:")]
+    assert managed_lines(out) == [OUT, managed_lines(before)[1]]
+    assert planned_text(out, DRAINING, membership_of(paused_member(WEB01), WEB02)) == out
+    assert planned_text(out, DRAINING, membership_of(WEB01, WEB02)) == before
 
 
 def test_the_line_of_another_role_is_removed_as_ever() -> None:
-    text = planned(TEXT, DRAINING, known(pausing(member("db01", "10.0.0.9", "db"))))
+    text = planned_text(TEXT, DRAINING, membership_of(paused_member(member("db01", "10.0.0.9", "db"))))
 
-    assert managed(text) == ["# lbagent paused db01 10.0.0.9 role=db"]
+    assert managed_lines(text) == ["# lbagent paused db01 10.0.0.9 role=db"]
 
 
 def test_the_role_that_learns_to_drain_gets_lines_for_its_comments_and_back() -> None:
-    removing = reading("services: {iis: {port: 80}}\nroles: {web: {lb: [iis], networks: [10.0.0.0/8]}}\n")
-    out = known(pausing(WEB01))
-    comment = planned(TEXT, removing, out)
+    removing = parse_roles_text("services: {iis: {port: 80}}\nroles: {web: {lb: [iis], networks: [10.0.0.0/8]}}\n")
+    out = membership_of(paused_member(WEB01))
+    comment = planned_text(TEXT, removing, out)
 
-    assert managed(comment) == ["# lbagent paused web01 10.0.0.1 role=web"]
-    assert managed(planned(comment, DRAINING, out)) == [OUT]
-    assert planned(planned(comment, DRAINING, out), removing, out) == comment
+    assert managed_lines(comment) == ["# lbagent paused web01 10.0.0.1 role=web"]
+    assert managed_lines(planned_text(comment, DRAINING, out)) == [OUT]
+    assert planned_text(planned_text(comment, DRAINING, out), removing, out) == comment
 
 
 def test_a_lost_memory_is_read_back_with_its_pauses() -> None:
-    text = planned(TEXT, DRAINING, known(pausing(WEB01), WEB02))
+    text = planned_text(TEXT, DRAINING, membership_of(paused_member(WEB01), WEB02))
 
     found = rebuilt(text)
 
@@ -86,84 +97,86 @@ def test_a_lost_memory_is_read_back_with_its_pauses() -> None:
         "web01": ("10.0.0.1", "web", True),
         "web02": ("10.0.0.2", "web", False),
     }
-    assert planned(text, DRAINING, known(*found.values())) == text
+    assert planned_text(text, DRAINING, membership_of(*found.values())) == text
 
 
 @pytest.mark.parametrize("out", [True, False])
 def test_without_its_tags_only_the_pause_of_a_line_changes(out: bool) -> None:  # noqa: FBT001  # a case
     text = "backend both\n    # additional-both-iis-server\n    # additional-both-api-server\n"
     heavy = member("web01", tags={"weight": "9"})
-    given = [heavy, pausing(heavy)]
-    before, after = (planned(text, DRAINING, known(one)) for one in (given if out else given[::-1]))
+    given = [heavy, paused_member(heavy)]
+    before, after = (planned_text(text, DRAINING, membership_of(one)) for one in (given if out else given[::-1]))
 
-    forgotten = (pausing if out else lambda one: one)(heavy._replace(tags=None))
+    forgotten = (paused_member if out else lambda one: one)(heavy._replace(tags=None))
 
     assert "server web01.api 10.0.0.1:81 check weight 9" in before
-    assert planned(before, DRAINING, known(forgotten)) == after
+    assert planned_text(before, DRAINING, membership_of(forgotten)) == after
 
 
 def test_without_its_tags_a_comment_stays() -> None:
     text = "backend both\n    # lbagent paused web01 10.0.0.1 role=web\n    # additional-both-api-server\n"
 
-    assert planned(text, DRAINING, known(pausing(WEB01._replace(tags=None)))) == text
+    assert planned_text(text, DRAINING, membership_of(paused_member(WEB01._replace(tags=None)))) == text
 
 
 def test_a_line_whose_marker_is_gone_drains_too() -> None:
     text = f"backend farm\n    {IN}\n"
 
-    out = planned(text, DRAINING, known(pausing(WEB01)))
+    out = planned_text(text, DRAINING, membership_of(paused_member(WEB01)))
 
-    assert managed(out) == [OUT]
-    assert planned(out, DRAINING, known(WEB01)) == text
+    assert managed_lines(out) == [OUT]
+    assert planned_text(out, DRAINING, membership_of(WEB01)) == text
 
 
 def test_one_service_whose_marker_is_gone_drains_beside_the_other() -> None:
     text = "backend both\n    # additional-both-iis-server\n    # additional-both-api-server\n"
-    both = planned(text, DRAINING, known(WEB01)).replace("    # additional-both-iis-server\n", "")
+    both = planned_text(text, DRAINING, membership_of(WEB01)).replace("    # additional-both-iis-server\n", "")
 
-    out = planned(both, DRAINING, known(pausing(WEB01)))
+    out = planned_text(both, DRAINING, membership_of(paused_member(WEB01)))
 
-    assert [line.split()[1] for line in managed(out)] == ["web01", "web01.iis"]
-    assert all(" weight 0 # lbagent paused role=web" in line for line in managed(out))
-    assert planned(out, DRAINING, known(WEB01)) == planned(both, DRAINING, known(WEB01))
+    assert [line.split()[1] for line in managed_lines(out)] == ["web01", "web01.iis"]
+    assert all(" weight 0 # lbagent paused role=web" in line for line in managed_lines(out))
+    assert planned_text(out, DRAINING, membership_of(WEB01)) == planned_text(both, DRAINING, membership_of(WEB01))
 
 
 def test_a_node_that_is_paused_when_it_joins_comes_with_weight_0() -> None:
-    assert managed(planned(TEXT, DRAINING, known(pausing(WEB01)))) == [OUT]
+    assert managed_lines(planned_text(TEXT, DRAINING, membership_of(paused_member(WEB01)))) == [OUT]
 
 
 def test_a_hashed_proxy_keeps_the_id() -> None:
     text = TEXT.replace("farm\n", "farm\n    balance source\n")
-    before, out = (managed(planned(text, DRAINING, known(one))) for one in (WEB01, pausing(WEB01)))
+    before, out = (
+        managed_lines(planned_text(text, DRAINING, membership_of(one))) for one in (WEB01, paused_member(WEB01))
+    )
 
     assert [drain_line(line) for line in before] == out
     assert [undrain_line(line) for line in out] == before
 
 
 def test_two_load_balancers_have_the_same_digest() -> None:
-    members = [pausing(WEB01), WEB02, pausing(member("web10", "10.0.0.10", status=FAILED))]
+    members = [paused_member(WEB01), WEB02, paused_member(member("web10", "10.0.0.10", status=FAILED))]
 
-    one, other = (planning(TEXT, DRAINING, known(*order)) for order in (members, members[::-1]))
+    one, other = (plan_for(TEXT, DRAINING, membership_of(*order)) for order in (members, members[::-1]))
 
     assert one.digest == other.digest == Document([("x", one.after[0])]).compute_digest()
-    assert [line.split()[1] for line in managed(one.after[0])] == ["web01", "web02", "web10"]
+    assert [line.split()[1] for line in managed_lines(one.after[0])] == ["web01", "web02", "web10"]
 
 
 def test_a_line_that_only_looks_like_one_is_the_operators() -> None:
     for line in (OUT.replace("role=web", "role="), f"{OUT} # x", OUT.replace("role=web", "role=a b")):
-        assert planned(f"backend farm\n    {line}\n", DRAINING, known()) == f"backend farm\n    {line}\n"
+        assert planned_text(f"backend farm\n    {line}\n", DRAINING, membership_of()) == f"backend farm\n    {line}\n"
     assert rebuilt(f"backend farm\n    {OUT} # x\n") == {}
 
 
 def test_it_counts_as_paused() -> None:
-    membership = known(pausing(WEB01), WEB02)
-    document = Document([("x", planned(TEXT, DRAINING, membership))])
+    membership = membership_of(paused_member(WEB01), WEB02)
+    document = Document([("x", planned_text(TEXT, DRAINING, membership))])
 
     counts = planning_services.count_servers(planning_services.list_managed_lines(document), DRAINING, membership)[
         Pair("lb", "iis")
     ]
 
-    assert (counts, paused(membership)) == ({"in": 1, "paused": 1, "failed": 0, "quarantined": 0}, ["web01"])
+    assert (counts, paused_names(membership)) == ({"in": 1, "paused": 1, "failed": 0, "quarantined": 0}, ["web01"])
 
 
 # --- real HAProxy -------------------------------------------------------------------------------------------------
@@ -183,24 +196,24 @@ def binary(request: pytest.FixtureRequest) -> Path:
 
 
 @contextlib.contextmanager
-def running(binary: Path, lines: str = "", roles: str = DRAIN) -> Iterator[tuple[Lb, Haproxy]]:
+def running(binary: Path, lines: str = "", roles: str = DRAIN) -> Iterator[tuple[LoadBalancer, Haproxy]]:
     """A load balancer with two web nodes, and `lines` in its proxy."""
     text = KEPT_ALIVE.replace("    balance roundrobin\n", f"    balance roundrobin\n{lines}")
     if lines == TABLE:  # which a reload hands over to the new worker by itself
         text = text.replace("defaults\n", f"peers all\n    peer here 127.0.0.1:{free_port()}\n\ndefaults\n", 1)
         text = text.replace("    hard-stop", "    localpeer here\n    hard-stop")
     with contextlib.ExitStack() as stack:
-        lb = stack.enter_context(Lb(text, roles, binary))
+        lb = stack.enter_context(LoadBalancer(text, roles, binary))
         haproxy = stack.enter_context(Haproxy(lb))
         for number in (1, 2):
             stack.enter_context(Backend(f"web{number}", f"127.0.0.{10 + number}", lb.port))
         joined = lb.join(stdin("web1", "127.0.0.11"), stdin("web2", "127.0.0.12"))
         assert (joined.returncode, joined.stderr) == (0, b"")
-        eventually(lambda: haproxy.answering() == {"web1", "web2"})
+        wait_until(lambda: haproxy.answering() == {"web1", "web2"})
         yield lb, haproxy
 
 
-def asked(lb: Lb, **headers: str) -> tuple[str, str]:
+def asked(lb: LoadBalancer, **headers: str) -> tuple[str, str]:
     """Who answers a request with these headers, and the cookie that is set."""
     connection = http.client.HTTPConnection("127.0.0.1", lb.front, timeout=5)
     connection.request("GET", "/", headers={key.replace("_", "-"): value for key, value in headers.items()})
@@ -212,12 +225,12 @@ def asked(lb: Lb, **headers: str) -> tuple[str, str]:
     ).partition(";")[0]
 
 
-def reloads(lb: Lb) -> int:
+def reloads(lb: LoadBalancer) -> int:
     """How many reloads lbagent has made."""
     return sum(entry["reloaded"] for entry in lb.history())
 
 
-def drained(lb: Lb, number: int) -> str:
+def drained(lb: LoadBalancer, number: int) -> str:
     """The line of a node that drains."""
     return drain_line(lb.server(f"web{number}", f"127.0.0.{10 + number}"))
 
@@ -226,7 +239,7 @@ def drained(lb: Lb, number: int) -> str:
 @pytest.mark.parametrize("roles", [DRAIN, OFF], ids=["runtime", "reload"])
 @pytest.mark.parametrize("lines", [COOKIE, TABLE], ids=["cookie", "stick-table"])
 def test_bound_clients_finish_and_new_ones_do_not_come(binary: Path, lines: str, roles: str) -> None:
-    with running(binary, lines, roles) as (lb, haproxy), load(lb.front, 4) as count:
+    with running(binary, lines, roles) as (lb, haproxy), client_load(lb.front, 4) as count:
         cookies, before = lines == COOKIE, reloads(lb)
         bound: dict[str, dict[str, str]] = {}
         number = 0
@@ -243,7 +256,7 @@ def test_bound_clients_finish_and_new_ones_do_not_come(binary: Path, lines: str,
         assert {asked(lb, **({} if cookies else {"X_Client": f"new{at}"}))[0] for at in range(12)} == {"web2"}
         assert {asked(lb, **bound["web2"])[0] for _ in range(6)} == {"web2"}
         assert lb.ask("resume", "web1", 2).stdout == b"done\n"
-        eventually(lambda: haproxy.answering() >= {"web1", "web2"})
+        wait_until(lambda: haproxy.answering() >= {"web1", "web2"})
         assert lb.managed[0] == lb.server("web1", "127.0.0.11")
         assert {asked(lb, **bound["web1"])[0] for _ in range(6)} == {"web1"}
         assert reloads(lb) == before + (0 if roles == DRAIN else 2)
@@ -273,17 +286,17 @@ def test_what_refers_to_the_node_is_no_hindrance(binary: Path, lines: str, roles
 
 @pytest.mark.real
 def test_a_worker_that_others_start_drains_too_and_takes_the_node_back(binary: Path) -> None:
-    with running(binary) as (lb, haproxy), watching(lb), load(lb.front, 2) as count:
+    with running(binary) as (lb, haproxy), running_watch(lb), client_load(lb.front, 2) as count:
         assert lb.ask("pause", "web1", 1).stdout.startswith(b"done")
         first = haproxy.worker()
         # A worker that started later has certainly read the file as it is.
-        eventually(lambda: time.time() > lb.cfg.stat().st_ctime + 3)
+        wait_until(lambda: time.time() > lb.cfg.stat().st_ctime + 3)
 
         os.kill(haproxy.pid, signal.SIGUSR2)
-        eventually(lambda: haproxy.worker() != first)
+        wait_until(lambda: haproxy.worker() != first)
 
         assert haproxy.answering() == {"web2"}
-        eventually(lambda: haproxy.servers()["web1"] == "DRAIN")
+        wait_until(lambda: haproxy.servers()["web1"] == "DRAIN")
         before = reloads(lb)
         assert lb.ask("resume", "web1", 2).stdout == b"done\n"
         assert haproxy.answering() == {"web1", "web2"}
@@ -318,7 +331,7 @@ def test_where_weights_are_fixed_a_resume_after_a_reload_takes_another(binary: P
         first = haproxy.worker()
         lb.text = lb.text.replace(b"timeout connect 1s", b"timeout connect 2s")
         os.kill(haproxy.pid, signal.SIGUSR2)
-        eventually(lambda: haproxy.worker() != first and len(haproxy.workers()) == 1)
+        wait_until(lambda: haproxy.worker() != first and len(haproxy.workers()) == 1)
 
         assert lb.ask("resume", "web1", 2).stdout == b"done\n"
 
@@ -331,7 +344,7 @@ def test_a_session_of_a_paused_node_goes_on_in_tcp_mode(binary: Path) -> None:
         "    option idle-close-on-response\n    option httpclose\n", ""
     )
     with contextlib.ExitStack() as stack:
-        lb = stack.enter_context(Lb(text, DRAIN, binary))
+        lb = stack.enter_context(LoadBalancer(text, DRAIN, binary))
         haproxy = stack.enter_context(Haproxy(lb))
         stack.enter_context(Backend("web2", "127.0.0.12", lb.port))
         with socket.create_server(("127.0.0.11", lb.port)) as service:

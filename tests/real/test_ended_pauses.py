@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import http_clients as traffic
-from tests.helpers.daemon import watching
+from tests.helpers.daemon import running_watch
 from tests.helpers.pair import Balancer
-from tests.helpers.real_programs import CONFIG, ROLES, Backend, Lb, SerfAgent, binaries, eventually
+from tests.helpers.real_programs import CONFIG, ROLES, Backend, LoadBalancer, SerfAgent, binaries, wait_until
 
 pytestmark = pytest.mark.real
 
@@ -22,7 +22,7 @@ COUNT = 20
 
 def second(first: Balancer, binary: Path) -> Balancer:
     """Another load balancer, for the same servers, whose agent asks Serf for all user events of before."""
-    lb = Lb(CONFIG, ROLES.replace("{port}", str(first.lb.port)), binary)
+    lb = LoadBalancer(CONFIG, ROLES.replace("{port}", str(first.lb.port)), binary)
     lb.port = first.lb.port
     return Balancer("lb02", "127.0.0.10", lb, ["-replay", f"-join={first.agent.bind}"])
 
@@ -44,7 +44,10 @@ class Client:
             return 0.01
 
         thread = threading.Thread(
-            target=traffic.ask, args=(self._port, lambda: not stop.is_set(), said), kwargs={"keep": False}, daemon=True
+            target=traffic.send_request,
+            args=(self._port, lambda: not stop.is_set(), said),
+            kwargs={"keep": False},
+            daemon=True,
         )
         thread.start()
         try:
@@ -62,12 +65,12 @@ class Client:
         return failed | {name for window in windows for name in names - window}
 
 
-def managed_by(lb: Lb) -> list[str]:
+def managed_by(lb: LoadBalancer) -> list[str]:
     """The nodes with a server line, in the order of the file."""
     return [line.split()[1] for line in lb.managed if line.startswith("server ")]
 
 
-def all_serve(lb: Lb) -> bool:
+def all_serve(lb: LoadBalancer) -> bool:
     return len(managed_by(lb)) == COUNT and lb.idle
 
 
@@ -75,10 +78,10 @@ def all_serve(lb: Lb) -> bool:
 @pytest.mark.parametrize("version", list(binaries())[:1] + list(binaries())[-1:])
 def test_pauses_that_have_ended_are_revived_by_no_load_balancer_that_hears_of_them_again(version: str) -> None:
     with contextlib.ExitStack() as stack:
-        lb = stack.enter_context(Lb(CONFIG, ROLES, binaries()[version]))
+        lb = stack.enter_context(LoadBalancer(CONFIG, ROLES, binaries()[version]))
         one = Balancer("lb01", "127.0.0.9", lb)
         stack.enter_context(one.running())
-        stack.enter_context(watching(lb, SERF_RPC_ADDR=one.agent.rpc))
+        stack.enter_context(running_watch(lb, SERF_RPC_ADDR=one.agent.rpc))
         nodes = [
             SerfAgent(f"web{number:02}", f"127.0.0.{20 + number}", "web", more=[f"-join={one.agent.bind}"])
             for number in range(1, COUNT + 1)
@@ -86,7 +89,7 @@ def test_pauses_that_have_ended_are_revived_by_no_load_balancer_that_hears_of_th
         for node in nodes:
             stack.enter_context(Backend(node.name, node.address, lb.port))
             stack.enter_context(node)
-        eventually(lambda: all_serve(lb))
+        wait_until(lambda: all_serve(lb))
 
         pause(nodes, one)
         asked = Client(lb.front)
@@ -96,7 +99,7 @@ def test_pauses_that_have_ended_are_revived_by_no_load_balancer_that_hears_of_th
         two = second(one, binaries()[version])
         stack.enter_context(two.lb)
         stack.enter_context(two.running())
-        eventually(lambda: all_serve(two.lb))
+        wait_until(lambda: all_serve(two.lb))
         assert "Received event: user-event: pause" in two.agent.log
         other = Client(two.lb.front)
         with other.asking():
@@ -109,8 +112,8 @@ def test_pauses_that_have_ended_are_revived_by_no_load_balancer_that_hears_of_th
             pause(nodes, one)
             asked.answers.clear()
             two.agent.start()
-            eventually(lambda: set(two.agent.members().values()) == {"alive"} and len(two.agent.members()) == COUNT + 2)
-            eventually(lambda: two.lb.idle)
+            wait_until(lambda: set(two.agent.members().values()) == {"alive"} and len(two.agent.members()) == COUNT + 2)
+            wait_until(lambda: two.lb.idle)
             assert [two.run("sync").returncode, one.run("sync").returncode] == [0, 0]
             served(asked, other)
 
@@ -123,35 +126,35 @@ def pause(nodes: list[SerfAgent], one: Balancer) -> None:
     end = int(time.time()) + 8
     for number, node in enumerate(nodes):
         node.event("pause", f"{node.name} until={end} reason=patch day" if number % 2 else f"{node.name} for=6s")
-    eventually(lambda: len(managed_by(one.lb)) < COUNT / 2)
-    eventually(lambda: all_serve(one.lb))
+    wait_until(lambda: len(managed_by(one.lb)) < COUNT / 2)
+    wait_until(lambda: all_serve(one.lb))
 
 
 def served(*clients: Client) -> None:
     """Wait until each of them has asked some hundred times more."""
     counts = [len(client.answers) + 300 for client in clients]
-    eventually(lambda: all(len(one.answers) >= count for one, count in zip(clients, counts, strict=True)))
+    wait_until(lambda: all(len(one.answers) >= count for one, count in zip(clients, counts, strict=True)))
 
 
 def test_a_host_reinstalled_under_a_new_name_is_paused_on_a_load_balancer_that_never_knew_the_old_one() -> None:
     with contextlib.ExitStack() as stack:
-        lb = stack.enter_context(Lb(CONFIG, ROLES))
+        lb = stack.enter_context(LoadBalancer(CONFIG, ROLES))
         one = Balancer("lb01", "127.0.0.9", lb)
         stack.enter_context(one.running())
         old = SerfAgent("web10", "127.0.0.31", "web", more=[f"-join={one.agent.bind}"])
         stack.enter_context(old)
-        eventually(lambda: managed_by(lb) == ["web10"] and lb.idle)
+        wait_until(lambda: managed_by(lb) == ["web10"] and lb.idle)
         assert one.agent.query("pause", "web10")["lb01"].split(",")[0] == "done"
         old.leave()
-        eventually(lb.settled)
+        wait_until(lb.settled)
         stack.enter_context(SerfAgent("web01", "127.0.0.31", "web", more=[f"-join={one.agent.bind}"]))
         out = "# lbagent paused web01 127.0.0.31 role=web"
-        eventually(lambda: lb.settled(out))
+        wait_until(lambda: lb.settled(out))
 
         two = second(one, lb.binary)
         stack.enter_context(two.lb)
         stack.enter_context(two.running())
-        eventually(lambda: two.lb.managed != [] and two.lb.idle)
+        wait_until(lambda: two.lb.managed != [] and two.lb.idle)
 
         assert (two.run("sync").returncode, two.lb.managed) == (0, [out])
         assert (one.run("sync").returncode, lb.managed) == (0, [out])

@@ -10,37 +10,37 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.faults import (
-    command,
-    full,
-    haproxy_again,
-    instead_of_haproxy,
-    left_running,
-    lines,
+    folder_contents,
+    full_disk,
+    hide_haproxy,
+    insert_lines,
+    list_running,
     mounted,
-    one_line,
+    only_line,
     read_only,
-    records,
-    reload_with,
+    replace_haproxy,
+    restore_haproxy,
+    server_lines,
+    set_reload_command,
     small_disk,
-    stored,
-    tree,
-    with_lines,
-    without_haproxy,
+    spool_records,
+    stored_nodes,
+    write_script,
 )
-from tests.helpers.real_programs import LBAGENT, RELOADING, ROLES, Haproxy, Lb, member
+from tests.helpers.real_programs import LBAGENT, RELOADING, ROLES, Haproxy, LoadBalancer, member_line
 
-WEB1, WEB2, WEB3, WEB4 = (member(f"web{number}", f"127.0.0.{number + 10}") for number in range(1, 5))
+WEB1, WEB2, WEB3, WEB4 = (member_line(f"web{number}", f"127.0.0.{number + 10}") for number in range(1, 5))
 
 
 @pytest.fixture
-def lb() -> Iterator[Lb]:
-    with Lb() as made:
+def lb() -> Iterator[LoadBalancer]:
+    with LoadBalancer() as made:
         yield made
 
 
-def caught_up(lb: Lb, operator: bytes, *numbers: int) -> bool:
+def caught_up(lb: LoadBalancer, operator: bytes, *numbers: int) -> bool:
     """Whether exactly these nodes are in, and nothing lies about."""
-    assert lb.text == with_lines(operator, lines(lb, *numbers))
+    assert lb.text == insert_lines(operator, server_lines(lb, *numbers))
     assert sorted(lb.members()) == [f"web{number}" for number in numbers]
     assert (lb.spooled(), lb.staged()) == ([], [])
     return True
@@ -49,65 +49,65 @@ def caught_up(lb: Lb, operator: bytes, *numbers: int) -> bool:
 # Disks
 
 
-def test_full_state_disk_leaves_haproxy_cfg_alone_and_says_what_was_not_stored(lb: Lb) -> None:
+def test_full_state_disk_leaves_haproxy_cfg_alone_and_says_what_was_not_stored(lb: LoadBalancer) -> None:
     operator = lb.text
     with small_disk(lb.state) as disk:
         lb.join(WEB1)
-        before = tree(lb.folder)
-        with full(disk):
+        before = folder_contents(lb.folder)
+        with full_disk(disk):
             done = lb.join(WEB2)
-        after = tree(lb.folder)
+        after = folder_contents(lb.folder)
         again = lb.join(WEB2, WEB3)
         assert caught_up(lb, operator, 1, 2, 3)
 
     assert done.returncode == 1
-    assert one_line(done) == f"not stored: sync needed: {lb.state}/spool: No space left on device"
+    assert only_line(done) == f"not stored: sync needed: {lb.state}/spool: No space left on device"
     assert after == before
     assert (again.returncode, again.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize("pages", [1, 2, 3])
-def test_state_disk_that_fills_up_on_the_way_keeps_the_event(lb: Lb, pages: int) -> None:
+def test_state_disk_that_fills_up_on_the_way_keeps_the_event(lb: LoadBalancer, pages: int) -> None:
     operator = lb.text
     with small_disk(lb.state) as disk:
         lb.join(WEB1)
-        with full(disk):
+        with full_disk(disk):
             os.truncate(disk / "filler", (disk / "filler").stat().st_size - pages * os.sysconf("SC_PAGESIZE"))
             done = lb.join(WEB2)
-            kept, text, staged = stored(lb), lb.text, lb.staged()
+            kept, text, staged = stored_nodes(lb), lb.text, lb.staged()
         again = lb.join(WEB3)
         assert caught_up(lb, operator, 1, 2, 3)
 
     assert (kept, staged) == ({"web1", "web2"}, [])
-    assert text in (with_lines(operator, lines(lb, 1)), with_lines(operator, lines(lb, 1, 2)))
+    assert text in (insert_lines(operator, server_lines(lb, 1)), insert_lines(operator, server_lines(lb, 1, 2)))
     assert (done.returncode, done.stderr.count(b"\n"), b"Traceback" in done.stderr) in ((0, 0, False), (1, 1, False))
     assert again.returncode == 0
 
 
 @pytest.mark.real
-def test_state_disk_full_after_the_swap_does_not_stop_haproxy_from_serving(lb: Lb) -> None:
+def test_state_disk_full_after_the_swap_does_not_stop_haproxy_from_serving(lb: LoadBalancer) -> None:
     operator = lb.text
     with small_disk(lb.state) as disk, Haproxy(lb) as haproxy:
         lb.join(WEB1)
-        instead_of_haproxy(lb, f'head -c 1000000 /dev/zero >{disk}/filler 2>/dev/null\nexec "$real" "$@"')
+        replace_haproxy(lb, f'head -c 1000000 /dev/zero >{disk}/filler 2>/dev/null\nexec "$real" "$@"')
         done = lb.join(WEB2)
         text, serving = lb.text, set(haproxy.servers())
-        haproxy_again(lb)
+        restore_haproxy(lb)
         (disk / "filler").unlink()
         again = lb.join(WEB3)
         assert caught_up(lb, operator, 1, 2, 3)
         assert set(haproxy.servers()) == {"web1", "web2", "web3"}
 
     assert done.returncode == 1
-    assert one_line(done).endswith("No space left on device")
-    assert text == with_lines(operator, lines(lb, 1, 2))
+    assert only_line(done).endswith("No space left on device")
+    assert text == insert_lines(operator, server_lines(lb, 1, 2))
     assert serving == {"web1", "web2"}
     assert again.returncode == 0
 
 
-def _on_a_disk_of_its_own(folder: Path) -> Lb:
+def _on_a_disk_of_its_own(folder: Path) -> LoadBalancer:
     """A load balancer whose haproxy.cfg lies on the disk that is mounted at `folder`/etc, its roles.yml elsewhere."""
-    lb = Lb(folder=folder)
+    lb = LoadBalancer(folder=folder)
     elsewhere = lb.folder / "roles.yml"
     elsewhere.write_bytes(lb.roles.read_bytes())
     lb.roles = elsewhere
@@ -120,7 +120,7 @@ def test_full_disk_of_haproxy_cfg_keeps_the_event_and_the_old_text(tmp_path: Pat
         operator = lb.text
         lb.join(WEB1)
         before = lb.text
-        with full(disk):
+        with full_disk(disk):
             done = lb.join(WEB2)
             assert (lb.text, lb.staged(), sorted(lb.members())) == (before, [], ["web1", "web2"])
         again = lb.join(WEB3)
@@ -129,8 +129,8 @@ def test_full_disk_of_haproxy_cfg_keeps_the_event_and_the_old_text(tmp_path: Pat
     assert done.returncode == 1
     assert again.returncode == 0
     # Section 8: what, where. "the system: No space left on device" leaves open which of two disks is full.
-    assert one_line(done).startswith(f"{tmp_path}/etc/")
-    assert one_line(done).endswith(": No space left on device")
+    assert only_line(done).startswith(f"{tmp_path}/etc/")
+    assert only_line(done).endswith(": No space left on device")
 
 
 def test_read_only_haproxy_cfg_keeps_the_event_and_says_where(tmp_path: Path) -> None:
@@ -138,21 +138,21 @@ def test_read_only_haproxy_cfg_keeps_the_event_and_says_where(tmp_path: Path) ->
     lb = _on_a_disk_of_its_own(tmp_path)
     operator = lb.text
     lb.join(WEB1)
-    before = tree(lb.etc)
+    before = folder_contents(lb.etc)
 
     with read_only(lb.etc):
         done = lb.join(WEB2)
 
     assert done.returncode == 1
-    assert one_line(done).startswith(f"{lb.etc}/")
-    assert one_line(done).endswith(": Read-only file system")
-    assert tree(lb.etc) == before
+    assert only_line(done).startswith(f"{lb.etc}/")
+    assert only_line(done).endswith(": Read-only file system")
+    assert folder_contents(lb.etc) == before
     assert sorted(lb.members()) == ["web1", "web2"]
     assert lb.join(WEB3).returncode == 0
     assert caught_up(lb, operator, 1, 2, 3)
 
 
-def test_haproxy_cfg_that_is_a_mount_point_is_left_alone_and_said_so(lb: Lb) -> None:
+def test_haproxy_cfg_that_is_a_mount_point_is_left_alone_and_said_so(lb: LoadBalancer) -> None:
     operator, host = lb.text, lb.folder / "host.cfg"
     lb.join(WEB1)
     before = lb.text
@@ -161,7 +161,7 @@ def test_haproxy_cfg_that_is_a_mount_point_is_left_alone_and_said_so(lb: Lb) -> 
         done, check = lb.join(WEB2), lb.run("check").stdout.decode()
 
         assert done.returncode == 1
-        assert one_line(done) == f"{lb.cfg}: is a mount point of its own; mount its folder instead"
+        assert only_line(done) == f"{lb.cfg}: is a mount point of its own; mount its folder instead"
         assert (lb.text, lb.staged()) == (before, [])
         assert (
             f"error    haproxy-cfg: {lb.cfg}: cannot be replaced: the file is a mount point"
@@ -171,18 +171,18 @@ def test_haproxy_cfg_that_is_a_mount_point_is_left_alone_and_said_so(lb: Lb) -> 
     assert caught_up(lb, operator, 1, 2, 3)
 
 
-def test_read_only_state_directory_says_what_was_not_stored(lb: Lb) -> None:
+def test_read_only_state_directory_says_what_was_not_stored(lb: LoadBalancer) -> None:
     operator = lb.text
     lb.join(WEB1)
-    before = tree(lb.folder)
+    before = folder_contents(lb.folder)
 
     with read_only(lb.state):
         done = lb.join(WEB2)
 
     assert done.returncode == 1
-    assert one_line(done).startswith("not stored: sync needed: ")
-    assert one_line(done).endswith(": Read-only file system")
-    assert tree(lb.folder) == before
+    assert only_line(done).startswith("not stored: sync needed: ")
+    assert only_line(done).endswith(": Read-only file system")
+    assert folder_contents(lb.folder) == before
     assert lb.join(WEB2).returncode == 0
     assert caught_up(lb, operator, 1, 2)
 
@@ -190,12 +190,12 @@ def test_read_only_state_directory_says_what_was_not_stored(lb: Lb) -> None:
 # HAProxy
 
 
-def test_without_haproxy_the_event_waits_and_the_next_run_catches_up(lb: Lb) -> None:
+def test_without_haproxy_the_event_waits_and_the_next_run_catches_up(lb: LoadBalancer) -> None:
     operator = lb.text
     lb.join(WEB1)
     before = lb.text
 
-    with without_haproxy() as words:
+    with hide_haproxy() as words:
         done = subprocess.run(
             [*words, LBAGENT, "handle"],
             input=WEB2,
@@ -205,14 +205,14 @@ def test_without_haproxy_the_event_waits_and_the_next_run_catches_up(lb: Lb) -> 
         )
 
     assert done.returncode == 75
-    assert one_line(done) == "haproxy -c cannot be run: no such program: haproxy"
+    assert only_line(done) == "haproxy -c cannot be run: no such program: haproxy"
     assert (lb.text, lb.staged(), sorted(lb.members())) == (before, [], ["web1", "web2"])
     assert lb.join(WEB3).returncode == 0
     assert caught_up(lb, operator, 1, 2, 3)
 
 
-def test_without_a_path_no_program_of_the_working_directory_is_run(lb: Lb, tmp_path: Path) -> None:
-    foreign = command(tmp_path / "haproxy", f"touch {tmp_path}/ran")
+def test_without_a_path_no_program_of_the_working_directory_is_run(lb: LoadBalancer, tmp_path: Path) -> None:
+    foreign = write_script(tmp_path / "haproxy", f"touch {tmp_path}/ran")
     env = {key: value for key, value in lb.env.items() if key != "PATH"}
 
     done = subprocess.run(
@@ -232,44 +232,44 @@ REFUSING = 'echo "[ALERT]    (1) : config : parsing [x.cfg:3]: unknown keyword" 
 
 
 @pytest.mark.parametrize("script", [REFUSING, "exit 2"], ids=["refusing", "no-listener"])
-def test_haproxy_that_refuses_everything_replaces_nothing(lb: Lb, script: str) -> None:
+def test_haproxy_that_refuses_everything_replaces_nothing(lb: LoadBalancer, script: str) -> None:
     operator = lb.text
     lb.join(WEB1)
     before = lb.text
-    instead_of_haproxy(lb, script)
+    replace_haproxy(lb, script)
 
     done = lb.join(WEB2)
 
     assert done.returncode == 4
-    assert one_line(done).startswith("haproxy.cfg is invalid, not because of lbagent; nothing was changed: ")
+    assert only_line(done).startswith("haproxy.cfg is invalid, not because of lbagent; nothing was changed: ")
     assert (lb.text, lb.staged(), sorted(lb.members())) == (before, [], ["web1", "web2"])
-    haproxy_again(lb)
+    restore_haproxy(lb)
     assert lb.join(WEB3).returncode == 0
     assert caught_up(lb, operator, 1, 2, 3)
 
 
 @pytest.mark.parametrize("script", ["kill -9 $$", "kill -ABRT $$", "exit 137", 'sh -c "kill -9 \\$\\$"'])
-def test_haproxy_c_that_is_killed_blames_nobody_and_replaces_nothing(lb: Lb, script: str) -> None:
+def test_haproxy_c_that_is_killed_blames_nobody_and_replaces_nothing(lb: LoadBalancer, script: str) -> None:
     operator = lb.text
     lb.join(WEB1)
     before = lb.text
-    instead_of_haproxy(lb, script)
+    replace_haproxy(lb, script)
 
     done, planned = lb.join(WEB2), lb.run("apply")
 
     assert (done.returncode, planned.returncode) == (75, 75)
-    assert one_line(done).startswith("haproxy -c was killed by signal ")
+    assert only_line(done).startswith("haproxy -c was killed by signal ")
     assert (lb.text, lb.staged()) == (before, [])
     assert {name: one["quarantine"] for name, one in lb.members().items()} == {"web1": None, "web2": None}
     assert b"was killed by signal" in lb.run("check").stdout
-    haproxy_again(lb)
+    restore_haproxy(lb)
     assert lb.join(WEB3).returncode == 0
     assert caught_up(lb, operator, 1, 2, 3)
 
 
-def test_haproxy_c_that_is_killed_while_the_culprit_is_looked_for_blames_nobody(lb: Lb) -> None:
+def test_haproxy_c_that_is_killed_while_the_culprit_is_looked_for_blames_nobody(lb: LoadBalancer) -> None:
     before = lb.text
-    instead_of_haproxy(
+    replace_haproxy(
         lb,
         f"echo >>{lb.folder}/asked; [ $(wc -l <{lb.folder}/asked) -le 2 ] || kill -9 $$\n"
         'echo "[ALERT]    (1) : config : parsing [x.cfg:3]: unknown keyword" >&2; exit 1',
@@ -282,20 +282,20 @@ def test_haproxy_c_that_is_killed_while_the_culprit_is_looked_for_blames_nobody(
     assert {one["quarantine"] for one in lb.members().values()} == {None}
 
 
-def test_haproxy_c_that_hangs_is_ended_with_all_it_started(lb: Lb) -> None:
+def test_haproxy_c_that_hangs_is_ended_with_all_it_started(lb: LoadBalancer) -> None:
     operator = lb.text
     lb.join(WEB1)
     before = lb.text
     lb.roles.write_text(lb.filled(ROLES).replace("timeout: 15s", "timeout: 1s"))
-    instead_of_haproxy(lb, "sleep 61.7654 &\nwait")
+    replace_haproxy(lb, "sleep 61.7654 &\nwait")
 
     done = lb.join(WEB2)
 
     assert done.returncode == 75
-    assert one_line(done) == "haproxy did not end within 1 s"
-    assert left_running("61.7654") == []
+    assert only_line(done) == "haproxy did not end within 1 s"
+    assert list_running("61.7654") == []
     assert (lb.text, lb.staged(), sorted(lb.members())) == (before, [], ["web1", "web2"])
-    haproxy_again(lb)
+    restore_haproxy(lb)
     assert lb.join(WEB3).returncode == 0
     assert caught_up(lb, operator, 1, 2, 3)
 
@@ -303,32 +303,34 @@ def test_haproxy_c_that_hangs_is_ended_with_all_it_started(lb: Lb) -> None:
 @pytest.mark.every_haproxy
 @pytest.mark.real
 @pytest.mark.parametrize("script", ["exit 1", "echo no >&2; exit 3", "kill -9 $$"])
-def test_reload_that_fails_puts_the_previous_lines_back_and_is_not_tried_with_every_event(lb: Lb, script: str) -> None:
+def test_reload_that_fails_puts_the_previous_lines_back_and_is_not_tried_with_every_event(
+    lb: LoadBalancer, script: str
+) -> None:
     operator = lb.text
     with Haproxy(lb) as haproxy:
         lb.join(WEB1)
         before, worker = lb.text, haproxy.worker()
-        reload_with(lb, f'echo reload >>"$0.log"\n{script}')
+        set_reload_command(lb, f'echo reload >>"$0.log"\n{script}')
 
         done = lb.join(WEB2)
-        later = [lb.join(member(f"web{number}", f"127.0.0.{number + 10}")) for number in range(3, 8)]
+        later = [lb.join(member_line(f"web{number}", f"127.0.0.{number + 10}")) for number in range(3, 8)]
 
         assert done.returncode == 5
-        assert one_line(done).endswith(f"; the previous managed lines are restored in {lb.cfg}")
+        assert only_line(done).endswith(f"; the previous managed lines are restored in {lb.cfg}")
         assert [run.returncode for run in later] == [5] * 5
         assert (lb.folder / "reload.log").read_text() == "reload\n"
         assert (lb.text, lb.staged()) == (before, [])
         assert (haproxy.worker(), set(haproxy.servers())) == (worker, {"web1"})
         assert sorted(lb.members()) == [f"web{number}" for number in range(1, 8)]
         lb.roles.write_text(lb.filled(ROLES))
-        assert lb.join(member("web8", "127.0.0.18")).returncode == 0
+        assert lb.join(member_line("web8", "127.0.0.18")).returncode == 0
         assert caught_up(lb, operator, *range(1, 9))
         assert set(haproxy.servers()) == {f"web{number}" for number in range(1, 9)}
 
 
 @pytest.mark.every_haproxy
 @pytest.mark.real
-def test_reload_command_that_is_missing_puts_the_previous_lines_back(lb: Lb) -> None:
+def test_reload_command_that_is_missing_puts_the_previous_lines_back(lb: LoadBalancer) -> None:
     operator = lb.text
     with Haproxy(lb) as haproxy:
         lb.join(WEB1)
@@ -338,7 +340,7 @@ def test_reload_command_that_is_missing_puts_the_previous_lines_back(lb: Lb) -> 
         done = lb.join(WEB2)
 
         assert done.returncode == 5
-        assert one_line(done) == (
+        assert only_line(done) == (
             f"/nowhere/reload cannot be run: no such program; the previous managed lines are restored in {lb.cfg}"
         )
         assert (lb.text, lb.staged()) == (before, [])
@@ -350,17 +352,17 @@ def test_reload_command_that_is_missing_puts_the_previous_lines_back(lb: Lb) -> 
 
 @pytest.mark.every_haproxy
 @pytest.mark.real
-def test_reload_that_says_it_went_well_and_did_nothing_is_not_believed(lb: Lb) -> None:
+def test_reload_that_says_it_went_well_and_did_nothing_is_not_believed(lb: LoadBalancer) -> None:
     operator = lb.text
     with Haproxy(lb) as haproxy:
         lb.join(WEB1)
-        reload_with(lb, "exit 0")
+        set_reload_command(lb, "exit 0")
         lb.roles.write_text(lb.roles.read_text().replace("timeout: 15s", "timeout: 1s"))
 
         done = lb.join(WEB2)
 
         assert done.returncode == 75
-        assert one_line(done) == "no new HAProxy worker was seen within 1 s of the reload"
+        assert only_line(done) == "no new HAProxy worker was seen within 1 s of the reload"
         lb.roles.write_text(lb.filled(ROLES))
         assert lb.join(WEB3).returncode == 0
         assert caught_up(lb, operator, 1, 2, 3)
@@ -384,18 +386,18 @@ BROKEN_ROLES = {
 
 
 @pytest.mark.parametrize("content", BROKEN_ROLES.values(), ids=BROKEN_ROLES)
-def test_broken_roles_yml_changes_nothing_on_disk_and_the_event_waits(lb: Lb, content: bytes) -> None:
+def test_broken_roles_yml_changes_nothing_on_disk_and_the_event_waits(lb: LoadBalancer, content: bytes) -> None:
     operator, good = lb.text, lb.roles.read_bytes()
     lb.join(WEB1)
     lb.roles.write_bytes(content)
-    before = tree(lb.folder)
+    before = folder_contents(lb.folder)
 
     done = lb.join(WEB2)
 
-    (spooled,) = records(lb)
-    after = tree(lb.folder)
+    (spooled,) = spool_records(lb)
+    after = folder_contents(lb.folder)
     assert done.returncode == 2
-    assert one_line(done).startswith(f"{lb.roles}:")
+    assert only_line(done).startswith(f"{lb.roles}:")
     assert WEB2 in after.pop(f"state/spool/{spooled}")[1]
     assert after == before
     lb.roles.write_bytes(good)
@@ -404,20 +406,20 @@ def test_broken_roles_yml_changes_nothing_on_disk_and_the_event_waits(lb: Lb, co
 
 
 @pytest.mark.parametrize("instead", ["nothing", "a folder"])
-def test_lost_roles_yml_changes_nothing_on_disk_and_the_event_waits(lb: Lb, instead: str) -> None:
+def test_lost_roles_yml_changes_nothing_on_disk_and_the_event_waits(lb: LoadBalancer, instead: str) -> None:
     operator, good = lb.text, lb.roles.read_bytes()
     lb.join(WEB1)
     lb.roles.unlink()
     if instead == "a folder":
         lb.roles.mkdir()
-    before = tree(lb.folder)
+    before = folder_contents(lb.folder)
 
     done = lb.join(WEB2)
 
-    (spooled,) = records(lb)
-    after = tree(lb.folder)
+    (spooled,) = spool_records(lb)
+    after = folder_contents(lb.folder)
     assert done.returncode == 2
-    assert one_line(done).startswith(f"{lb.roles}: cannot be read: ")
+    assert only_line(done).startswith(f"{lb.roles}: cannot be read: ")
     assert WEB2 in after.pop(f"state/spool/{spooled}")[1]
     assert after == before
     if instead == "a folder":
@@ -427,29 +429,29 @@ def test_lost_roles_yml_changes_nothing_on_disk_and_the_event_waits(lb: Lb, inst
     assert caught_up(lb, operator, 1, 2, 3)
 
 
-def test_events_of_a_whole_broken_hour_go_in_with_the_first_good_run(lb: Lb) -> None:
+def test_events_of_a_whole_broken_hour_go_in_with_the_first_good_run(lb: LoadBalancer) -> None:
     operator, good = lb.text, lb.roles.read_bytes()
     lb.join(WEB1)
     lb.roles.write_bytes(b"roles: [")
 
-    runs = [lb.join(member(f"web{number}", f"127.0.0.{number + 10}")).returncode for number in range(2, 12)]
+    runs = [lb.join(member_line(f"web{number}", f"127.0.0.{number + 10}")).returncode for number in range(2, 12)]
     runs.append(lb.leave(WEB1).returncode)
     lb.roles.write_bytes(good)
 
     assert runs == [2] * 11
     assert lb.run("apply").returncode == 0
-    assert lb.text == with_lines(operator, lines(lb, *range(2, 12)))
+    assert lb.text == insert_lines(operator, server_lines(lb, *range(2, 12)))
     assert (lb.spooled(), lb.staged()) == ([], [])
 
 
 # State
 
 
-def _three(lb: Lb) -> list[str]:
+def _three(lb: LoadBalancer) -> list[str]:
     """Three nodes, the second of them paused; returns the managed lines."""
     lb.join(WEB1, WEB2, WEB3)
     lb.say("pause", "web2", 7)
-    first, _, third = lines(lb, 1, 2, 3)
+    first, _, third = server_lines(lb, 1, 2, 3)
     return [first, "# lbagent paused web2 127.0.0.12 role=web", third]
 
 
@@ -483,7 +485,9 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_damaged_members_json_is_kept_aside_and_rebuilt_from_the_managed_lines(lb: Lb, damage: object) -> None:
+def test_damaged_members_json_is_kept_aside_and_rebuilt_from_the_managed_lines(
+    lb: LoadBalancer, damage: object
+) -> None:
     operator = lb.text
     standing = _three(lb)
     path = lb.state / "members.json"
@@ -494,14 +498,14 @@ def test_damaged_members_json_is_kept_aside_and_rebuilt_from_the_managed_lines(l
     done = lb.join(WEB4)
 
     assert done.returncode == 0
-    assert one_line(done).startswith("members.json is damaged")
+    assert only_line(done).startswith("members.json is damaged")
     assert [one.read_bytes() for one in lb.state.glob("members.json.damaged-*")] == [damaged]
-    assert lb.text == with_lines(operator, [*standing, *lines(lb, 4)])
+    assert lb.text == insert_lines(operator, [*standing, *server_lines(lb, 4)])
     assert lb.say("resume", "web2", 8).returncode == 0
     assert caught_up(lb, operator, 1, 2, 3, 4)
 
 
-def test_lost_members_json_is_rebuilt_from_the_managed_lines_pauses_included(lb: Lb) -> None:
+def test_lost_members_json_is_rebuilt_from_the_managed_lines_pauses_included(lb: LoadBalancer) -> None:
     operator = lb.text
     standing = _three(lb)
     (lb.state / "members.json").unlink()
@@ -509,12 +513,12 @@ def test_lost_members_json_is_rebuilt_from_the_managed_lines_pauses_included(lb:
     done = lb.join(WEB4)
 
     assert (done.returncode, done.stderr) == (0, b"")
-    assert lb.text == with_lines(operator, [*standing, *lines(lb, 4)])
+    assert lb.text == insert_lines(operator, [*standing, *server_lines(lb, 4)])
     assert lb.say("resume", "web2", 8).returncode == 0
     assert caught_up(lb, operator, 1, 2, 3, 4)
 
 
-def test_lost_state_directory_removes_nothing(lb: Lb) -> None:
+def test_lost_state_directory_removes_nothing(lb: LoadBalancer) -> None:
     operator = lb.text
     standing = _three(lb)
     lb.state.rename(lb.folder / "gone")
@@ -522,10 +526,10 @@ def test_lost_state_directory_removes_nothing(lb: Lb) -> None:
     runs = [lb.run("apply").returncode, lb.join(WEB4).returncode, lb.join(WEB2).returncode]
 
     assert runs == [0, 0, 0]
-    assert lb.text == with_lines(operator, [*standing, *lines(lb, 4)])
+    assert lb.text == insert_lines(operator, [*standing, *server_lines(lb, 4)])
 
 
-def test_every_damaged_members_json_is_kept_not_just_the_last(lb: Lb) -> None:
+def test_every_damaged_members_json_is_kept_not_just_the_last(lb: LoadBalancer) -> None:
     standing = _three(lb)
     path = lb.state / "members.json"
 
@@ -552,7 +556,7 @@ SERVED = {
 @pytest.mark.every_haproxy
 @pytest.mark.real
 @pytest.mark.parametrize("content", SERVED.values(), ids=SERVED)
-def test_damaged_served_json_costs_one_reload_at_most(lb: Lb, content: bytes | None) -> None:
+def test_damaged_served_json_costs_one_reload_at_most(lb: LoadBalancer, content: bytes | None) -> None:
     operator = lb.text
     with Haproxy(lb) as haproxy:
         lb.join(WEB1, WEB2)
@@ -571,7 +575,7 @@ def test_damaged_served_json_costs_one_reload_at_most(lb: Lb, content: bytes | N
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"null", b'{"key": 1, "state": 2}', b"[" * 100_000])
-def test_damaged_cache_of_roles_yml_does_no_harm(lb: Lb, content: bytes) -> None:
+def test_damaged_cache_of_roles_yml_does_no_harm(lb: LoadBalancer, content: bytes) -> None:
     operator = lb.text
     lb.join(WEB1)
     (lb.state / "roles.json").write_bytes(content)
@@ -583,7 +587,7 @@ def test_damaged_cache_of_roles_yml_does_no_harm(lb: Lb, content: bytes) -> None
 
 
 @pytest.mark.parametrize("name", ["history.jsonl", "last.json", "metrics.prom", "roles.json"])
-def test_best_effort_files_never_change_an_outcome(lb: Lb, name: str) -> None:
+def test_best_effort_files_never_change_an_outcome(lb: LoadBalancer, name: str) -> None:
     operator = lb.text
     (lb.state / name).mkdir(parents=True)
 

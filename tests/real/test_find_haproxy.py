@@ -12,21 +12,31 @@ from collections.abc import Iterator
 import pytest
 
 from lbagent.haproxy.process import is_check_only
-from tests.helpers.real_programs import CONFIG, PATIENCE, RELOADING, Backend, Haproxy, Lb, binaries, eventually, member
+from tests.helpers.real_programs import (
+    CONFIG,
+    PATIENCE,
+    RELOADING,
+    Backend,
+    Haproxy,
+    LoadBalancer,
+    binaries,
+    member_line,
+    wait_until,
+)
 
 pytestmark = [pytest.mark.real, pytest.mark.sliced]
 
-WEB01, WEB02 = member("web01", "127.0.0.11"), member("web02", "127.0.0.12")
+WEB01, WEB02 = member_line("web01", "127.0.0.11"), member_line("web02", "127.0.0.12")
 
 
 @pytest.fixture(params=list(binaries().values()), ids=list(binaries()))
-def lb(request: pytest.FixtureRequest) -> Iterator[Lb]:
-    with Lb(roles=RELOADING, binary=request.param) as one:
+def lb(request: pytest.FixtureRequest) -> Iterator[LoadBalancer]:
+    with LoadBalancer(roles=RELOADING, binary=request.param) as one:
         yield one
 
 
 @contextlib.contextmanager
-def checking(lb: Lb, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
+def checking(lb: LoadBalancer, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
     """A `haproxy -c` of somebody else's, held in the midst of its work."""
     process = subprocess.Popen(
         [str(lb.bin / "haproxy"), *flags, "-c", "-f", str(lb.cfg)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -45,8 +55,8 @@ def verdict(check: subprocess.Popen[bytes]) -> int:
     return check.wait(PATIENCE)
 
 
-def test_a_neighbour_with_another_haproxy_cfg_is_left_alone(lb: Lb) -> None:
-    with Haproxy(lb) as haproxy, Lb(roles=RELOADING, binary=lb.binary) as other, Haproxy(other) as neighbour:
+def test_a_neighbour_with_another_haproxy_cfg_is_left_alone(lb: LoadBalancer) -> None:
+    with Haproxy(lb) as haproxy, LoadBalancer(roles=RELOADING, binary=lb.binary) as other, Haproxy(other) as neighbour:
         ended = lb.join(WEB01)
 
         assert ended.returncode == 0
@@ -56,7 +66,7 @@ def test_a_neighbour_with_another_haproxy_cfg_is_left_alone(lb: Lb) -> None:
 
 @pytest.mark.parametrize("socket", ["with a stats socket", "without a stats socket"])
 @pytest.mark.parametrize("mode", ["-W", "-Ws", "-D"])
-def test_every_way_to_run_haproxy_is_found_and_confirmed(lb: Lb, mode: str, socket: str) -> None:
+def test_every_way_to_run_haproxy_is_found_and_confirmed(lb: LoadBalancer, mode: str, socket: str) -> None:
     if mode == "-Ws" and b"-SYSTEMD" in subprocess.check_output([lb.binary, "-vv"]):  # 3.2 always has it
         pytest.skip("this HAProxy was built without systemd")
     with Haproxy(lb, mode) as haproxy:
@@ -72,11 +82,11 @@ def test_every_way_to_run_haproxy_is_found_and_confirmed(lb: Lb, mode: str, sock
         assert [entry["outcome"] for entry in lb.history()] == ["applied"]
         served = lb.served()
         assert served
-        eventually(lambda: haproxy.workers() == [served["worker"]["pid"]])
+        wait_until(lambda: haproxy.workers() == [served["worker"]["pid"]])
         assert not set(before) & set(haproxy.workers())
 
 
-def test_a_relative_path_on_haproxys_command_line_is_followed(lb: Lb) -> None:
+def test_a_relative_path_on_haproxys_command_line_is_followed(lb: LoadBalancer) -> None:
     with Haproxy(lb, config=["etc/haproxy.cfg"]) as haproxy:
         ended = lb.join(WEB01)
 
@@ -85,7 +95,7 @@ def test_a_relative_path_on_haproxys_command_line_is_followed(lb: Lb) -> None:
 
 
 @pytest.mark.parametrize("given", ["files", "a folder"])
-def test_a_haproxy_cfg_of_several_files_is_one_text(lb: Lb, given: str) -> None:
+def test_a_haproxy_cfg_of_several_files_is_one_text(lb: LoadBalancer, given: str) -> None:
     head, _, listen = CONFIG.partition("listen lb-iis")
     first, second = lb.etc / "conf.d" / "10-global.cfg", lb.etc / "conf.d" / "20-web.cfg"
     first.parent.mkdir()
@@ -109,7 +119,7 @@ def test_a_haproxy_cfg_of_several_files_is_one_text(lb: Lb, given: str) -> None:
         ]
 
 
-def test_a_haproxy_that_does_not_run_finds_the_lines_when_it_starts(lb: Lb) -> None:
+def test_a_haproxy_that_does_not_run_finds_the_lines_when_it_starts(lb: LoadBalancer) -> None:
     ended = lb.join(WEB01)
     again = lb.join(WEB01)
     with Haproxy(lb) as haproxy:
@@ -122,7 +132,7 @@ def test_a_haproxy_that_does_not_run_finds_the_lines_when_it_starts(lb: Lb) -> N
         assert [entry["outcome"] for entry in lb.history()] == ["written", "applied"]
 
 
-def test_a_text_written_without_a_reload_is_served_after_the_next_event(lb: Lb) -> None:
+def test_a_text_written_without_a_reload_is_served_after_the_next_event(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy:
         lb.join(WEB01)
         lb.roles.write_text(lb.roles.read_text().replace("200ms", "300ms"))
@@ -139,7 +149,7 @@ def test_a_text_written_without_a_reload_is_served_after_the_next_event(lb: Lb) 
 # `haproxy -c` of an operator, or of systemd's ExecStartPre and ExecReload (with -Ws), is none that runs.
 # Taken for one, it is sent SIGUSR2, which ends it, and HAProxy's own start or reload with it.
 @pytest.mark.parametrize("flags", [[], ["-W", "-q"]], ids=["by hand", "by systemd"])
-def test_somebody_elses_check_is_not_taken_for_a_running_haproxy(lb: Lb, flags: list[str]) -> None:
+def test_somebody_elses_check_is_not_taken_for_a_running_haproxy(lb: LoadBalancer, flags: list[str]) -> None:
     lb.roles.write_text(lb.roles.read_text().replace("timeout: 15s", "timeout: 1s"))
     with checking(lb, *flags) as check:
         ended = lb.join(WEB01)
@@ -173,7 +183,7 @@ def test_what_only_looks_is_told_from_what_serves(line: str, looks: bool) -> Non
 
 
 @pytest.mark.parametrize("mode", ["-W", "-D"])
-def test_somebody_elses_check_beside_a_running_haproxy_changes_nothing(lb: Lb, mode: str) -> None:
+def test_somebody_elses_check_beside_a_running_haproxy_changes_nothing(lb: LoadBalancer, mode: str) -> None:
     with Haproxy(lb, mode) as haproxy, checking(lb, "-W", "-q") as check:
         ended = lb.join(WEB01)
 
@@ -183,7 +193,7 @@ def test_somebody_elses_check_beside_a_running_haproxy_changes_nothing(lb: Lb, m
 
 
 @pytest.mark.parametrize("mode", ["-W", "-D"])
-def test_no_request_fails_while_nodes_come_pause_and_go(lb: Lb, mode: str) -> None:
+def test_no_request_fails_while_nodes_come_pause_and_go(lb: LoadBalancer, mode: str) -> None:
     with (
         Backend("web01", "127.0.0.11", lb.port),
         Backend("web02", "127.0.0.12", lb.port),

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.helpers.real_programs import CONFIG, Backend, Haproxy, Lb, eventually, member
+from tests.helpers.real_programs import CONFIG, Backend, Haproxy, LoadBalancer, member_line, wait_until
 
 pytestmark = [pytest.mark.real, pytest.mark.every_haproxy]
 
@@ -21,14 +21,14 @@ TEN, ELEVENTH = list(ADDRESS)[:10], list(ADDRESS)[10]
 
 
 def joining(name: str) -> bytes:
-    return member(name, ADDRESS[name])
+    return member_line(name, ADDRESS[name])
 
 
 @contextlib.contextmanager
-def pair() -> Iterator[list[tuple[Lb, Haproxy]]]:
+def pair() -> Iterator[list[tuple[LoadBalancer, Haproxy]]]:
     """Two load balancers in front of the same nodes, which they have met in another order."""
     with contextlib.ExitStack() as stack:
-        one, other = stack.enter_context(Lb(HASHED)), stack.enter_context(Lb(HASHED))
+        one, other = stack.enter_context(LoadBalancer(HASHED)), stack.enter_context(LoadBalancer(HASHED))
         other.roles.write_text(other.roles.read_text().replace(f"port: {other.port}", f"port: {one.port}"))
         for name, address in ADDRESS.items():
             stack.enter_context(Backend(name, address, one.port))
@@ -37,11 +37,11 @@ def pair() -> Iterator[list[tuple[Lb, Haproxy]]]:
         for name in reversed(TEN):
             other.join(joining(name))
         for _, haproxy in two:
-            eventually(lambda haproxy=haproxy: set(haproxy.servers().values()) == {"UP"})  # type: ignore[misc]
+            wait_until(lambda haproxy=haproxy: set(haproxy.servers().values()) == {"UP"})  # type: ignore[misc]
         yield two
 
 
-def where(lb: Lb) -> dict[str, str]:
+def where(lb: LoadBalancer) -> dict[str, str]:
     """Which node each client is sent to."""
     found = {}
     for client in CLIENTS:
@@ -52,10 +52,10 @@ def where(lb: Lb) -> dict[str, str]:
     return found
 
 
-def come(lb: Lb, haproxy: Haproxy, name: str) -> dict[str, str]:
+def come(lb: LoadBalancer, haproxy: Haproxy, name: str) -> dict[str, str]:
     """Have a node join; which node each client is sent to then."""
     lb.join(joining(name))
-    eventually(lambda: haproxy.servers()[name] == "UP")
+    wait_until(lambda: haproxy.servers()[name] == "UP")
     return where(lb)
 
 
@@ -77,8 +77,8 @@ def test_who_comes_takes_its_share_and_nobody_else_moves() -> None:
         assert haproxy.reloads() == reloads
 
         os.kill(haproxy.pid, signal.SIGUSR2)
-        eventually(lambda: haproxy.reloads()[0] == reloads[0] + 1)
-        eventually(lambda: set(haproxy.servers().values()) == {"UP"})
+        wait_until(lambda: haproxy.reloads()[0] == reloads[0] + 1)
+        wait_until(lambda: set(haproxy.servers().values()) == {"UP"})
         assert where(lb) == after
         assert come(other, other_haproxy, ELEVENTH) == after
         print(f"{len(moved)} of {len(CLIENTS)} clients moved to the eleventh of eleven nodes, nobody else")

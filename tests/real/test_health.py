@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from lbagent.haproxy.runtime import health
-from tests.helpers.real_programs import RELOADING, Backend, Haproxy, Lb, binaries, eventually, member
+from tests.helpers.real_programs import RELOADING, Backend, Haproxy, LoadBalancer, binaries, member_line, wait_until
 
-WEB01, WEB02, WEB03 = (member(f"web0{number}", f"127.0.0.1{number}") for number in (1, 2, 3))
+WEB01, WEB02, WEB03 = (member_line(f"web0{number}", f"127.0.0.1{number}") for number in (1, 2, 3))
 
 SLOW = RELOADING.replace("interval: 200ms", "interval: 20s").replace(
     "port: {port}", "port: {port}, options: 'check inter {{interval}} fastinter 100ms downinter 20s rise 2 fall 1'"
@@ -20,13 +20,13 @@ SLOW = RELOADING.replace("interval: 200ms", "interval: 20s").replace(
 
 
 @pytest.fixture(params=list(binaries().values()), ids=list(binaries()))
-def lb(request: pytest.FixtureRequest) -> Iterator[Lb]:
-    with Lb(roles=SLOW, binary=request.param) as one:
+def lb(request: pytest.FixtureRequest) -> Iterator[LoadBalancer]:
+    with LoadBalancer(roles=SLOW, binary=request.param) as one:
         yield one
 
 
 @pytest.mark.real
-def test_a_server_that_was_down_starts_as_down(lb: Lb) -> None:
+def test_a_server_that_was_down_starts_as_down(lb: LoadBalancer) -> None:
     hand = f"\nlisten hand\n    bind 127.0.0.1:{lb.port + 1}\n    server dead 127.0.0.12:{lb.port} check inter 20s\n"
     lb.text += hand.encode()
     with Backend("web01", "127.0.0.11", lb.port), Haproxy(lb) as haproxy:
@@ -43,30 +43,30 @@ def test_a_server_that_was_down_starts_as_down(lb: Lb) -> None:
 
 
 @pytest.mark.real
-def test_a_server_that_answers_again_comes_back_by_its_checks(lb: Lb) -> None:
+def test_a_server_that_answers_again_comes_back_by_its_checks(lb: LoadBalancer) -> None:
     lb.roles.write_text(lb.filled(RELOADING))
     with Backend("web01", "127.0.0.11", lb.port), Haproxy(lb) as haproxy:
         lb.join(WEB01, WEB02)
-        eventually(lambda: haproxy.servers() == {"web01": "UP", "web02": "DOWN"})
+        wait_until(lambda: haproxy.servers() == {"web01": "UP", "web02": "DOWN"})
         lb.join(WEB03)
 
         with Backend("web02", "127.0.0.12", lb.port):
-            eventually(lambda: haproxy.servers()["web02"] == "UP")
+            wait_until(lambda: haproxy.servers()["web02"] == "UP")
 
 
 @pytest.mark.real
-def test_a_server_that_is_somewhere_else_now_starts_as_haproxy_has_it(lb: Lb) -> None:
+def test_a_server_that_is_somewhere_else_now_starts_as_haproxy_has_it(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy:
         lb.join(WEB01, WEB02)
         haproxy.ask("set server lb-iis/web02 health down")
 
-        lb.join(member("web02", "127.0.0.22"))
+        lb.join(member_line("web02", "127.0.0.22"))
 
         assert haproxy.servers()["web02"].startswith("UP")
 
 
 @pytest.mark.real
-def test_a_server_state_file_is_written_before_the_reload(lb: Lb) -> None:
+def test_a_server_state_file_is_written_before_the_reload(lb: LoadBalancer) -> None:
     state = lb.folder / "server-state"
     lb.text = lb.text.replace(b"global\n", f"global\n    server-state-file {state}\n".encode()).replace(
         b"defaults\n", b"defaults\n    load-server-state-from-file global\n"
@@ -87,13 +87,13 @@ def test_a_server_state_file_is_written_before_the_reload(lb: Lb) -> None:
 
 
 @pytest.mark.real
-def test_a_worker_that_others_have_started_is_left_alone(lb: Lb) -> None:
+def test_a_worker_that_others_have_started_is_left_alone(lb: LoadBalancer) -> None:
     with Backend("web01", "127.0.0.11", lb.port), Haproxy(lb) as haproxy:
         lb.join(WEB01)
         haproxy.ask("set server lb-iis/web01 health down")
         worker = haproxy.worker()
         os.kill(haproxy.pid, signal.SIGUSR2)
-        eventually(lambda: haproxy.worker() != worker)
+        wait_until(lambda: haproxy.worker() != worker)
 
         assert lb.run("apply").returncode == 0
         assert haproxy.servers()["web01"].startswith("UP")

@@ -6,7 +6,7 @@ import contextlib
 
 import pytest
 
-from tests.helpers.real_programs import CONFIG, ROLES, Backend, Haproxy, Lb, eventually, member
+from tests.helpers.real_programs import CONFIG, ROLES, Backend, Haproxy, LoadBalancer, member_line, wait_until
 
 pytestmark = [pytest.mark.real, pytest.mark.every_haproxy]
 
@@ -41,11 +41,11 @@ WEIGHTLESS = CONFIG.replace("    # add", "    server spare 127.0.0.12:{port} wei
 )  # fmt: skip
 def test_only_servers_that_haproxy_has_are_counted(config: str, nodes: tuple[int, ...], answer: bytes) -> None:
     with contextlib.ExitStack() as stack:
-        lb = stack.enter_context(Lb(config))
+        lb = stack.enter_context(LoadBalancer(config))
         stack.enter_context(Haproxy(lb))
         for number in (1, 2):
             stack.enter_context(Backend(f"web{number}", f"127.0.0.{10 + number}", lb.port))
-        assert lb.join(*(member(f"web{number}", f"127.0.0.{10 + number}") for number in nodes)).returncode == 0
+        assert lb.join(*(member_line(f"web{number}", f"127.0.0.{10 + number}") for number in nodes)).returncode == 0
 
         typed = lb.run("pause", "web1")
         lb.run("resume", "web1")
@@ -55,9 +55,12 @@ def test_only_servers_that_haproxy_has_are_counted(config: str, nodes: tuple[int
 
 
 def test_a_server_with_weight_0_does_not_count_as_another_server() -> None:
-    with Lb(CONFIG, WEIGHTS) as lb, Haproxy(lb), Backend("one", "127.0.0.11", lb.port):
+    with LoadBalancer(CONFIG, WEIGHTS) as lb, Haproxy(lb), Backend("one", "127.0.0.11", lb.port):
         with Backend("two", "127.0.0.12", lb.port):
-            assert lb.join(member("web1", "127.0.0.11"), member("web2", "127.0.0.12", weight="0")).returncode == 0
+            assert (
+                lb.join(member_line("web1", "127.0.0.11"), member_line("web2", "127.0.0.12", weight="0")).returncode
+                == 0
+            )
 
             typed, asked = lb.run("pause", "web1"), lb.ask("pause", "web1", 5)
 
@@ -65,11 +68,11 @@ def test_a_server_with_weight_0_does_not_count_as_another_server() -> None:
 
 
 def test_a_failed_node_whose_check_passes_counts_as_another_server() -> None:
-    with Lb() as lb, Haproxy(lb) as haproxy, Backend("one", "127.0.0.11", lb.port):
+    with LoadBalancer() as lb, Haproxy(lb) as haproxy, Backend("one", "127.0.0.11", lb.port):
         with Backend("two", "127.0.0.12", lb.port):
-            assert lb.join(member("web1", "127.0.0.11"), member("web2", "127.0.0.12")).returncode == 0
-            assert lb.handle("member-failed", member("web2", "127.0.0.12")).returncode == 0
-            eventually(lambda: haproxy.servers()["web2"] == "UP")
+            assert lb.join(member_line("web1", "127.0.0.11"), member_line("web2", "127.0.0.12")).returncode == 0
+            assert lb.handle("member-failed", member_line("web2", "127.0.0.12")).returncode == 0
+            wait_until(lambda: haproxy.servers()["web2"] == "UP")
 
             asked = lb.ask("pause", "web1", 5)
 

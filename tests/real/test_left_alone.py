@@ -11,11 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.real_programs import CONFIG, LBAGENT, PATIENCE, Haproxy, Lb, binaries, eventually, member
+from tests.helpers.real_programs import (
+    CONFIG,
+    LBAGENT,
+    PATIENCE,
+    Haproxy,
+    LoadBalancer,
+    binaries,
+    member_line,
+    wait_until,
+)
 
 pytestmark = pytest.mark.real
 
-WEB01, WEB02 = member("web01", "127.0.0.11"), member("web02", "127.0.0.12")
+WEB01, WEB02 = member_line("web01", "127.0.0.11"), member_line("web02", "127.0.0.12")
 MARKER = "    # additional-lb-iis-server\n"
 
 
@@ -26,23 +35,23 @@ def binary(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture
-def lb(binary: Path) -> Iterator[Lb]:
-    with Lb(binary=binary) as made:
+def lb(binary: Path) -> Iterator[LoadBalancer]:
+    with LoadBalancer(binary=binary) as made:
         yield made
 
 
 @pytest.fixture
-def oldest() -> Iterator[Lb]:
-    with Lb() as made:
+def oldest() -> Iterator[LoadBalancer]:
+    with LoadBalancer() as made:
         yield made
 
 
-def number_of(lb: Lb, text: str, which: int = 0) -> int:
+def number_of(lb: LoadBalancer, text: str, which: int = 0) -> int:
     """The number of the line that is `text`, of several the one that is number `which` of them."""
     return [at for at, line in enumerate(lb.text.decode().split("\n"), 1) if line.strip() == text][which]
 
 
-def healthy(lb: Lb, haproxy: Haproxy) -> None:
+def healthy(lb: LoadBalancer, haproxy: Haproxy) -> None:
     """Joins, pauses, leaves, status and check all do their work."""
     joined = lb.join(WEB01, WEB02)
     assert joined.returncode == 0
@@ -66,7 +75,7 @@ def healthy(lb: Lb, haproxy: Haproxy) -> None:
         ("cache c\n    total-max-size 4\n    max-age 10\n", "cache c"),
     ],
 )
-def test_a_marker_where_no_server_can_be_is_named_and_ignored(lb: Lb, section: str, name: str) -> None:
+def test_a_marker_where_no_server_can_be_is_named_and_ignored(lb: LoadBalancer, section: str, name: str) -> None:
     section = lb.filled(section)
     lb.text = lb.text + f"{section}{MARKER}".encode()
     with Haproxy(lb) as haproxy:
@@ -97,7 +106,7 @@ DAMAGED = [
 ]
 
 
-def test_damaged_managed_lines_elsewhere_are_left_alone_and_reported(lb: Lb) -> None:
+def test_damaged_managed_lines_elsewhere_are_left_alone_and_reported(lb: LoadBalancer) -> None:
     tail = "".join(f"backend z{at}\n    {line}\n" for at, line in enumerate(DAMAGED))
     lb.text = lb.text + tail.encode()
     with Haproxy(lb) as haproxy:
@@ -112,7 +121,7 @@ def test_damaged_managed_lines_elsewhere_are_left_alone_and_reported(lb: Lb) -> 
 
 @pytest.mark.parametrize("line", [one for one in DAMAGED if one.startswith("server")])
 @pytest.mark.parametrize("place", ["above", "below"])
-def test_a_damaged_managed_line_beside_a_marker_is_the_operators(oldest: Lb, line: str, place: str) -> None:
+def test_a_damaged_managed_line_beside_a_marker_is_the_operators(oldest: LoadBalancer, line: str, place: str) -> None:
     lb, line = oldest, line.replace("127.0.0.11", "127.0.0.31")
     lb.text = lb.text.replace(
         MARKER.encode(), (f"    {line}\n{MARKER}" if place == "above" else f"{MARKER}    {line}\n").encode()
@@ -134,24 +143,24 @@ def test_a_damaged_managed_line_beside_a_marker_is_the_operators(oldest: Lb, lin
     [("server-template web0 1-3", True), ("server-template WEB0 3", True), ("'server-template' \"web\" 01-3", False)],
 )
 def test_the_names_of_a_server_template_are_the_operators_in_its_proxy_only(
-    lb: Lb,
+    lb: LoadBalancer,
     template: str,
     taken: bool,  # noqa: FBT001  # the last one names web1 to web3
 ) -> None:
     lb.text = lb.text.replace(MARKER.encode(), f"    {template} localhost:80 init-addr none\n{MARKER}".encode())
     lb.text = lb.text + f"backend two\n{MARKER}".encode()
     with Haproxy(lb) as haproxy:
-        assert lb.join(WEB01, member("web09", "127.0.0.19")).returncode == 0
+        assert lb.join(WEB01, member_line("web09", "127.0.0.19")).returncode == 0
 
         assert haproxy.serving("two") == {"web01", "web09"}
         assert "web09" in haproxy.servers()
         assert lb.managed.count(lb.server("web01", "127.0.0.11")) == (1 if taken else 2)
         assert all(one["quarantine"] is None for one in lb.members().values())
-        assert ("lb-iis (by hand)" in lb.run("status").stdout.decode()) is taken
+        assert ("lb-iis (not managed)" in lb.run("status").stdout.decode()) is taken
         assert lb.run("apply").returncode == 0
 
 
-def test_adopting_leaves_a_backup_line_below_the_marker_alone(lb: Lb) -> None:
+def test_adopting_leaves_a_backup_line_below_the_marker_alone(lb: LoadBalancer) -> None:
     above, below = "    server web01 127.0.0.11:{port} check\n", "    server spare 127.0.0.11:{port} check backup\n"
     lb.text = lb.filled(CONFIG.replace(MARKER, f"{above}{MARKER}{below}")).encode()
     expected = lb.filled(CONFIG.replace(MARKER, f"    {lb.server('web01', '127.0.0.11')}\n{MARKER}{below}")).encode()
@@ -170,7 +179,7 @@ def test_adopting_leaves_a_backup_line_below_the_marker_alone(lb: Lb) -> None:
         assert haproxy.serving() == {"web01", "spare"}
 
 
-def test_adopting_takes_one_of_two_lines_above_the_marker(lb: Lb) -> None:
+def test_adopting_takes_one_of_two_lines_above_the_marker(lb: LoadBalancer) -> None:
     spare, mine = "    server spare 127.0.0.11:{port} check backup\n", "    server WEB01 127.0.0.11:{port} check\n"
     lb.text = lb.filled(CONFIG.replace(MARKER, f"{spare}{mine}{MARKER}")).encode()
     expected = lb.filled(CONFIG.replace(MARKER, f"{spare}    {lb.server('web01', '127.0.0.11')}\n{MARKER}")).encode()
@@ -183,7 +192,7 @@ def test_adopting_takes_one_of_two_lines_above_the_marker(lb: Lb) -> None:
 
 @pytest.mark.parametrize("name", ["haproxy.cfg", "roles.yml"])
 @pytest.mark.parametrize("kind", ["fifo", "folder", "device", "socket"])
-def test_what_is_not_a_regular_file_is_refused_at_once(oldest: Lb, name: str, kind: str) -> None:
+def test_what_is_not_a_regular_file_is_refused_at_once(oldest: LoadBalancer, name: str, kind: str) -> None:
     lb = oldest
     path = lb.etc / name
     path.rename(lb.folder / "kept")
@@ -209,7 +218,7 @@ def test_what_is_not_a_regular_file_is_refused_at_once(oldest: Lb, name: str, ki
 
 
 @pytest.mark.parametrize("name", ["haproxy.cfg", "roles.yml"])
-def test_watch_ends_when_told_though_a_file_is_a_fifo(oldest: Lb, name: str) -> None:
+def test_watch_ends_when_told_though_a_file_is_a_fifo(oldest: LoadBalancer, name: str) -> None:
     lb = oldest
     path = lb.etc / name
     path.rename(lb.folder / "kept")
@@ -225,7 +234,7 @@ def test_watch_ends_when_told_though_a_file_is_a_fifo(oldest: Lb, name: str) -> 
             return b"not a regular file" in seen
 
         try:
-            eventually(said)
+            wait_until(said)
             watch.send_signal(signal.SIGTERM)
             assert watch.wait(PATIENCE) == 0
         finally:

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from tests.helpers.real_programs import Haproxy, Lb, eventually, member
-from tests.helpers.tcp_sessions import CONFIG, ROLES, opened, servers
+from tests.helpers.real_programs import Haproxy, LoadBalancer, member_line, wait_until
+from tests.helpers.tcp_sessions import CONFIG, ROLES, echo_servers, open_sessions
 
 pytestmark = [pytest.mark.real, pytest.mark.every_haproxy]
 
@@ -16,10 +16,10 @@ ADDRESSES = [f"127.0.0.{number}" for number in range(11, 17)]
 
 
 def db(number: int) -> bytes:
-    return member(f"db{number}", ADDRESSES[number], "db")
+    return member_line(f"db{number}", ADDRESSES[number], "db")
 
 
-def old(lb: Lb) -> tuple[int | None, list[str], list[str]]:
+def old(lb: LoadBalancer) -> tuple[int | None, list[str], list[str]]:
     """What `status --json`, `status` and metrics.prom tell of old workers."""
     as_json = json.loads(lb.run("status", "--json").stdout)
     below = [line for line in lb.run("status").stdout.decode().splitlines() if line.startswith("old workers")]
@@ -32,36 +32,36 @@ def words(number: int) -> str:
 
 
 def test_old_workers_are_counted_until_their_last_session_ends() -> None:
-    with Lb(CONFIG, RELOADING) as lb, Haproxy(lb), servers(ADDRESSES, lb.port):
+    with LoadBalancer(CONFIG, RELOADING) as lb, Haproxy(lb), echo_servers(ADDRESSES, lb.port):
         lb.join(db(0))
-        eventually(lambda: old(lb)[0] == 0)  # the worker that has read no line yet takes a moment to end
+        wait_until(lambda: old(lb)[0] == 0)  # the worker that has read no line yet takes a moment to end
         lb.run("apply")
         assert old(lb) == (0, [], ["lbagent_old_workers 0"])
 
-        with opened(lb.front, 1) as (first,):
+        with open_sessions(lb.front, 1) as (first,):
             lb.join(db(1))
-            with opened(lb.front, 1) as (second,):
+            with open_sessions(lb.front, 1) as (second,):
                 lb.join(db(2))
                 assert old(lb) == (2, [words(2)], ["lbagent_old_workers 2"])
                 assert (first.lives(), second.lives()) == (True, True)
-            eventually(lambda: old(lb)[:2] == (1, [words(1)]))
-        eventually(lambda: old(lb)[:2] == (0, []))
+            wait_until(lambda: old(lb)[:2] == (1, [words(1)]))
+        wait_until(lambda: old(lb)[:2] == (0, []))
         lb.run("apply")
         assert old(lb)[2] == ["lbagent_old_workers 0"]
 
 
 def test_no_haproxy_has_no_old_workers() -> None:
-    with Lb(CONFIG, RELOADING) as lb:
+    with LoadBalancer(CONFIG, RELOADING) as lb:
         lb.join(db(0))
 
         assert old(lb) == (None, [], [])
 
 
 def test_sessions_live_through_changes_that_take_no_reload() -> None:
-    with Lb(CONFIG, ROLES) as lb, Haproxy(lb) as haproxy, servers(ADDRESSES, lb.port):
+    with LoadBalancer(CONFIG, ROLES) as lb, Haproxy(lb) as haproxy, echo_servers(ADDRESSES, lb.port):
         lb.join(*map(db, range(3)))
         reloads = haproxy.reloads()
-        with opened(lb.front, 6) as sessions:
+        with open_sessions(lb.front, 6) as sessions:
             assert {session.server for session in sessions} == set(ADDRESSES[:3])
 
             for number in (3, 4, 5):
@@ -72,5 +72,5 @@ def test_sessions_live_through_changes_that_take_no_reload() -> None:
 
             assert [session.lives() for session in sessions] == 6 * [True]
             assert (haproxy.reloads(), old(lb)) == (reloads, (0, [], ["lbagent_old_workers 0"]))
-            with opened(lb.front, 6) as fresh:
+            with open_sessions(lb.front, 6) as fresh:
                 assert {session.server for session in fresh} == {ADDRESSES[4], ADDRESSES[5]}

@@ -10,25 +10,25 @@ from typing import Self
 
 import pytest
 
-from tests.helpers.real_programs import CONFIG, RELOADING, Haproxy, Lb, binaries, eventually, member
+from tests.helpers.real_programs import CONFIG, RELOADING, Haproxy, LoadBalancer, binaries, member_line, wait_until
 
 pytestmark = pytest.mark.real
 
-WEB01 = member("web01", "127.0.0.11")
+WEB01 = member_line("web01", "127.0.0.11")
 
 WITHOUT_SOCKET = CONFIG.replace("    stats socket {socket} mode 600 level admin expose-fd listeners\n", "")
 
 
 @pytest.fixture(params=list(binaries().values()), ids=list(binaries()))
-def lb(request: pytest.FixtureRequest) -> Iterator[Lb]:
-    with Lb(roles=RELOADING, binary=request.param) as one:
+def lb(request: pytest.FixtureRequest) -> Iterator[LoadBalancer]:
+    with LoadBalancer(roles=RELOADING, binary=request.param) as one:
         yield one
 
 
 class Container(Haproxy):
     """A HAProxy in a mount namespace of its own, where `mounts` show other folders: (what, where)."""
 
-    def __init__(self, lb: Lb, mounts: dict[Path, Path], config: str) -> None:
+    def __init__(self, lb: LoadBalancer, mounts: dict[Path, Path], config: str) -> None:
         super().__init__(lb, config=[config])
         self._mounts = mounts
 
@@ -40,7 +40,7 @@ class Container(Haproxy):
         argv = [*words, str(self.lb.bin / "haproxy"), "-W", "-p", str(self.pidfile), "-f", *self.config]
         self._master = subprocess.Popen(argv, stdin=subprocess.DEVNULL, env=self.lb.env, cwd=self.lb.folder)
         try:
-            eventually(self._up)
+            wait_until(self._up)
         except BaseException:
             self.stop()
             raise
@@ -48,14 +48,17 @@ class Container(Haproxy):
 
 
 @contextlib.contextmanager
-def stranger(lb: Lb) -> Iterator[Container]:
+def stranger(lb: LoadBalancer) -> Iterator[Container]:
     """A HAProxy that reads another file under the path that our haproxy.cfg has."""
-    with Lb(WITHOUT_SOCKET, RELOADING, lb.binary) as other, Container(other, {other.etc: lb.etc}, str(lb.cfg)) as one:
+    with (
+        LoadBalancer(WITHOUT_SOCKET, RELOADING, lb.binary) as other,
+        Container(other, {other.etc: lb.etc}, str(lb.cfg)) as one,
+    ):
         yield one
 
 
 @pytest.mark.parametrize("pidfile", ["no pidfile", "a pidfile that names it"])
-def test_a_stranger_in_a_container_is_not_taken_for_our_haproxy_that_is_down(lb: Lb, pidfile: str) -> None:
+def test_a_stranger_in_a_container_is_not_taken_for_our_haproxy_that_is_down(lb: LoadBalancer, pidfile: str) -> None:
     with stranger(lb) as other:
         if pidfile != "no pidfile":
             lb.text = lb.text.replace(b"global\n", f"global\n    pidfile {other.pidfile}\n".encode())
@@ -70,7 +73,7 @@ def test_a_stranger_in_a_container_is_not_taken_for_our_haproxy_that_is_down(lb:
 
 
 @pytest.mark.parametrize("socket", ["with a stats socket", "without a stats socket"])
-def test_a_stranger_in_a_container_is_left_alone_beside_ours(lb: Lb, socket: str) -> None:
+def test_a_stranger_in_a_container_is_left_alone_beside_ours(lb: LoadBalancer, socket: str) -> None:
     with stranger(lb) as other, Haproxy(lb) as ours:
         if socket == "without a stats socket":
             lb.text = lb.text.replace(f"    stats socket {lb.socket}".encode(), b"    # stats socket")
@@ -81,7 +84,7 @@ def test_a_stranger_in_a_container_is_left_alone_beside_ours(lb: Lb, socket: str
         assert (ours.reloads(), other.reloads()) == ((1, 0), (0, 0))
 
 
-def test_our_haproxy_in_a_container_is_found_by_the_file_under_whatever_path(lb: Lb) -> None:
+def test_our_haproxy_in_a_container_is_found_by_the_file_under_whatever_path(lb: LoadBalancer) -> None:
     inside = lb.folder / "usr" / "local" / "etc" / "haproxy"
     inside.mkdir(parents=True)
     with Container(lb, {lb.etc: inside}, str(inside / lb.cfg.name)) as ours:
@@ -92,8 +95,8 @@ def test_our_haproxy_in_a_container_is_found_by_the_file_under_whatever_path(lb:
 
 
 @pytest.mark.parametrize("link", ["absolute", "relative"])
-def test_a_link_in_a_container_does_not_lead_to_our_file(lb: Lb, link: str) -> None:
-    with Lb(WITHOUT_SOCKET, RELOADING, lb.binary) as other:
+def test_a_link_in_a_container_does_not_lead_to_our_file(lb: LoadBalancer, link: str) -> None:
+    with LoadBalancer(WITHOUT_SOCKET, RELOADING, lb.binary) as other:
         # Seen from outside, the absolute link leads to our file; inside, to the other one.
         entry = other.folder / "entry.cfg"
         entry.symlink_to(lb.cfg if link == "absolute" else Path("etc") / other.cfg.name)
@@ -104,7 +107,7 @@ def test_a_link_in_a_container_does_not_lead_to_our_file(lb: Lb, link: str) -> N
             assert one.reloads() == (0, 0)
 
 
-def test_a_haproxy_that_has_changed_its_root_is_ours_by_its_path(lb: Lb) -> None:
+def test_a_haproxy_that_has_changed_its_root_is_ours_by_its_path(lb: LoadBalancer) -> None:
     (lb.folder / "empty").mkdir()
     lb.text = lb.text.replace(b"global\n", f"global\n    chroot {lb.folder}/empty\n".encode())
     with Haproxy(lb, "-D") as haproxy:

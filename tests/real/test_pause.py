@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.helpers.pair import Balancer, joined, pair
-from tests.helpers.real_programs import Backend, Lb, SerfAgent, eventually, member
+from tests.helpers.pair import Balancer, join_both, pair
+from tests.helpers.real_programs import Backend, LoadBalancer, SerfAgent, member_line, wait_until
 
 pytestmark = pytest.mark.real
 
@@ -40,7 +40,7 @@ def running() -> Iterator[tuple[Balancer, Balancer, list[Web]]]:
         for node in nodes:
             stack.enter_context(node.backend)
             stack.enter_context(node.agent)
-        joined((one, other), *(node.agent for node in nodes))
+        join_both((one, other), *(node.agent for node in nodes))
         yield one, other, nodes
 
 
@@ -53,13 +53,13 @@ def two(running: tuple[Balancer, Balancer, list[Web]]) -> Iterator[tuple[Balance
         balancer.lb.count_checks()  # replaces what a test made of haproxy -c
         for node in nodes:
             balancer.run("resume", node.name)
-    eventually(lambda: not any(line.startswith("#") for line in one.lb.managed + other.lb.managed))
+    wait_until(lambda: not any(line.startswith("#") for line in one.lb.managed + other.lb.managed))
 
 
 def test_a_pause_confirmed_by_both_takes_all_traffic_away(two: tuple[Balancer, Balancer, list[Web]]) -> None:
     one, other, (node, rest) = two
     for balancer in (one, other):
-        eventually(functools.partial(_serves_both, balancer))
+        wait_until(functools.partial(_serves_both, balancer))
 
     done = one.rows("pause", node.name, "--for", "2h", "--reason", "patch  day")
     requests = node.backend.requests
@@ -75,7 +75,7 @@ def test_a_pause_confirmed_by_both_takes_all_traffic_away(two: tuple[Balancer, B
 
     assert other.rows("resume", node.name) == (0, {"lb01": "done", "lb02": "done"})
     for balancer in (one, other):
-        eventually(functools.partial(_serves_both, balancer))
+        wait_until(functools.partial(_serves_both, balancer))
 
 
 def test_a_load_balancer_that_does_not_confirm_is_named(two: tuple[Balancer, Balancer, list[Web]]) -> None:
@@ -85,7 +85,7 @@ def test_a_load_balancer_that_does_not_confirm_is_named(two: tuple[Balancer, Bal
     status, said = one.rows("pause", node.name)
 
     gate.touch()
-    eventually(lambda: other.lb.settled(node.out, other.lb.server("web02", "127.0.0.12")))
+    wait_until(lambda: other.lb.settled(node.out, other.lb.server("web02", "127.0.0.12")))
     assert (status, said) == (1, {"lb01": "done", "lb02": "not answered"})
     assert one.lb.managed[0] == node.out
 
@@ -134,14 +134,14 @@ def test_the_answer_to_a_pause_has_the_number_of_open_sessions(two: tuple[Balanc
 def test_a_node_with_the_tag_stays_paused_after_a_resume(two: tuple[Balancer, Balancer, list[Web]]) -> None:
     one, other, (node, _) = two
     node.agent.tag(lbagent="paused")
-    eventually(lambda: node.out in one.lb.managed and node.out in other.lb.managed)
+    wait_until(lambda: node.out in one.lb.managed and node.out in other.lb.managed)
 
     status, said = one.rows("resume", node.name)
 
     assert (status, said) == (1, dict.fromkeys(("lb01", "lb02"), "still paused by its tag"))
     assert node.out in one.lb.managed
     node.agent._serf("tags", "-delete", "lbagent")
-    eventually(lambda: node.out not in one.lb.managed and node.out not in other.lb.managed)
+    wait_until(lambda: node.out not in one.lb.managed and node.out not in other.lb.managed)
 
 
 def test_forgetting_a_node_that_is_alive_is_refused(two: tuple[Balancer, Balancer, list[Web]]) -> None:
@@ -154,11 +154,11 @@ def test_forgetting_a_node_that_is_alive_is_refused(two: tuple[Balancer, Balance
 
 def test_a_failed_node_is_forgotten_with_its_pause_on_both() -> None:
     with pair() as (one, other), SerfAgent("web01", "127.0.0.11", "web") as web:
-        joined((one, other), web)
+        join_both((one, other), web)
         assert one.rows("pause", "web01", "--force")[0] == 0
         web.kill()
         for balancer in (one, other):
-            eventually(functools.partial(_has_failed, balancer), 40)
+            wait_until(functools.partial(_has_failed, balancer), 40)
 
         done = one.rows("forget", "web01")
         synced = [balancer.run("sync", "--force").returncode for balancer in (one, other)]
@@ -172,9 +172,9 @@ def test_a_failed_node_is_forgotten_with_its_pause_on_both() -> None:
 
 def test_a_load_balancer_with_an_invalid_name_has_a_row() -> None:
     with pair() as (one, other), SerfAgent("lb 03", "127.0.0.8", "lb") as odd, SerfAgent("web01", "127.0.0.11") as web:
-        joined((one, other), web)
+        join_both((one, other), web)
         odd.join(one.agent)
-        eventually(lambda: "lb 03" in one.agent.members())
+        wait_until(lambda: "lb 03" in one.agent.members())
 
         done = one.run("pause", "web01")
 
@@ -188,7 +188,7 @@ def test_a_load_balancer_with_an_invalid_name_has_a_row() -> None:
 
 def test_without_a_serf_agent_the_pause_is_applied_here_and_the_rest_reported() -> None:
     with pair() as (one, other), SerfAgent("web01", "127.0.0.11", "web") as web:
-        joined((one, other), web)
+        join_both((one, other), web)
         one.agent.kill()
 
         done = one.run("pause", "web01", "--force")
@@ -221,7 +221,7 @@ def test_several_nodes_are_paused_and_resumed_by_one_command(two: tuple[Balancer
     assert sorted(resumed.stdout.decode().splitlines()) == sorted(f"{name}  {lb}  done" for name, lb in rows)
     assert texts == [[node.out, rest.out]] * 2
     for balancer in (one, other):
-        eventually(functools.partial(_serves_both, balancer))
+        wait_until(functools.partial(_serves_both, balancer))
 
 
 @pytest.mark.parametrize("words", [["web02"], ["WEB02"], ["127.0.0.12"], ["web01", "web02"]])
@@ -248,7 +248,7 @@ def test_two_commands_at_once_cannot_pause_the_last_two_servers(two: tuple[Balan
 
     at_once = [one.lb.start("pause", name, env={"SERF_RPC_ADDR": one.agent.rpc}) for name in (node.name, rest.name)]
     try:
-        eventually(lambda: one.lb.checks > before)
+        wait_until(lambda: one.lb.checks > before)
     finally:
         gate.touch()
         ended = sorted((process.communicate()[1], process.returncode)[1] for process in at_once)
@@ -261,12 +261,12 @@ def test_two_commands_at_once_cannot_pause_the_last_two_servers(two: tuple[Balan
 def test_a_server_that_is_down_does_not_count_as_another_server(two: tuple[Balancer, Balancer, list[Web]]) -> None:
     one, _, (node, rest) = two
     rest.backend.stop()
-    eventually(lambda: one.haproxy.servers()[rest.name] == "DOWN")
+    wait_until(lambda: one.haproxy.servers()[rest.name] == "DOWN")
 
     status = one.run("pause", node.name).returncode
 
     rest.backend.start()
-    eventually(lambda: one.haproxy.servers()[rest.name] == "UP")
+    wait_until(lambda: one.haproxy.servers()[rest.name] == "UP")
     assert (status, one.lb.members()[node.name]["pause"]) == (3, None)
 
 
@@ -291,7 +291,7 @@ def test_rows_are_printed_as_answers_arrive_and_an_interrupt_prints_what_is_in_e
     assert asking.stdout
     assert asking.stderr
     assert asking.stdout.readline() == b"lb01  done\n"
-    eventually(lambda: other.lb.checks > before)
+    wait_until(lambda: other.lb.checks > before)
 
     asking.send_signal(number)
     out, said = asking.communicate()
@@ -301,7 +301,7 @@ def test_rows_are_printed_as_answers_arrive_and_an_interrupt_prints_what_is_in_e
     rest_of_it = "in effect on lb01; not answered: lb02; run it again to ask them"
     assert said.decode() == f"lbagent: interrupted: pause of web01: {rest_of_it}\n"
     assert one.haproxy.answering() == {rest.name}
-    eventually(lambda: other.lb.settled(node.out, other.lb.server("web02", "127.0.0.12")))
+    wait_until(lambda: other.lb.settled(node.out, other.lb.server("web02", "127.0.0.12")))
 
 
 def _serves_both(balancer: Balancer) -> bool:
@@ -345,7 +345,7 @@ NO_REASON = "at most 200 printable characters, of 400 bytes, can be sent"
         (["pause", "web01", "--reason", "a\udcffb"], f"--reason has 3 characters, of 3 bytes: {NO_REASON}"),
     ],
 )
-def test_wrong_usage_is_one_line_and_changes_nothing(lb: Lb, words: list[str], said: str) -> None:
+def test_wrong_usage_is_one_line_and_changes_nothing(lb: LoadBalancer, words: list[str], said: str) -> None:
     before = lb.text
 
     done = lb.run(*words)
@@ -357,7 +357,7 @@ def test_wrong_usage_is_one_line_and_changes_nothing(lb: Lb, words: list[str], s
 @pytest.mark.parametrize(
     "words", [["web01", "--for", "2h", "web02"], ["--wait", "web01", "web02"], ["web01", "web02", "--wait", "--for=2h"]]
 )
-def test_nodes_and_options_may_be_in_any_order(lb: Lb, words: list[str]) -> None:
+def test_nodes_and_options_may_be_in_any_order(lb: LoadBalancer, words: list[str]) -> None:
     done = lb.run("pause", *words)
 
     here = [line.split(None, 2)[::2] for line in done.stdout.decode().splitlines() if " others " not in line]
@@ -365,9 +365,9 @@ def test_nodes_and_options_may_be_in_any_order(lb: Lb, words: list[str]) -> None
 
 
 @pytest.fixture
-def lb() -> Iterator[Lb]:
+def lb() -> Iterator[LoadBalancer]:
     """A load balancer that runs nothing."""
-    with Lb() as one:
+    with LoadBalancer() as one:
         yield one
 
 
@@ -377,13 +377,13 @@ def lb() -> Iterator[Lb]:
 @pytest.mark.parametrize(
     ("query", "words"), [("lbagent-forget", b"refused: web01 is alive\n"), ("resume", b"still paused by its tag\n")]
 )
-def test_the_answer_is_true_where_another_run_applies_the_command(lb: Lb, query: str, words: bytes) -> None:
-    lb.join(member("web01", "127.0.0.11", lbagent="paused"))
+def test_the_answer_is_true_where_another_run_applies_the_command(lb: LoadBalancer, query: str, words: bytes) -> None:
+    lb.join(member_line("web01", "127.0.0.11", lbagent="paused"))
     gate = lb.hold_checks()
-    first = lb.start_handle("member-join", member("web02", "127.0.0.12"))
-    eventually(lambda: lb.checks == 1)
+    first = lb.start_handle("member-join", member_line("web02", "127.0.0.12"))
+    wait_until(lambda: lb.checks == 1)
     asking = lb.start_handle("query", b"web01\n", SERF_QUERY_NAME=query, SERF_QUERY_LTIME="1")
-    eventually(lambda: lb.spooled() != [])
+    wait_until(lambda: lb.spooled() != [])
 
     gate.touch()
 
@@ -391,9 +391,18 @@ def test_the_answer_is_true_where_another_run_applies_the_command(lb: Lb, query:
     assert first.communicate()[1] == b""
 
 
-def test_a_pause_does_not_affect_an_operators_line(lb: Lb) -> None:
+def test_the_status_query_counts_the_open_sessions_of_paused_nodes_and_echoes_no_invalid_name(lb: LoadBalancer) -> None:
+    lb.join(member_line("web01", "127.0.0.11"), member_line("web02", "127.0.0.12"))
+    lb.ask("pause", "web01", 1)
+    with Backend("web01", "127.0.0.11", lb.port), socket.create_connection(("127.0.0.11", lb.port)):
+        answer = lb.ask("lbagent-status", "sessions web01 127.0.0.11 web02 web03 \x1b[1m;", 2).stdout
+
+    assert answer == b"web01=1 127.0.0.11=1 web02=resumed web03=resumed\n"
+
+
+def test_a_pause_does_not_affect_an_operators_line(lb: LoadBalancer) -> None:
     lb.text = lb.text.replace(b"    # additional", b"    server web01 127.0.0.11:80\n    # additional")
-    lb.join(member("web01", "127.0.0.11"))
+    lb.join(member_line("web01", "127.0.0.11"))
 
     said = lb.ask("pause", "web01", 1).stdout.decode()
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.helpers import tcp_sessions
-from tests.helpers.pair import Balancer, joined, pair
-from tests.helpers.real_programs import LBAGENT, SerfAgent, eventually
+from tests.helpers.pair import Balancer, join_both, pair
+from tests.helpers.real_programs import LBAGENT, SerfAgent, wait_until
 from tests.helpers.tcp_sessions import Session
 from tests.helpers.terminal import Terminal
 
@@ -25,9 +25,9 @@ def running() -> Iterator[tuple[Balancer, Balancer]]:
     """A pair that balances two TCP servers."""
     with contextlib.ExitStack() as stack:
         two = stack.enter_context(pair(tcp_sessions.CONFIG, tcp_sessions.ROLES))
-        stack.enter_context(tcp_sessions.servers([*NODES.values()], two[0].lb.port))
+        stack.enter_context(tcp_sessions.echo_servers([*NODES.values()], two[0].lb.port))
         agents = [stack.enter_context(SerfAgent(name, address, "db")) for name, address in NODES.items()]
-        joined(two, *agents)
+        join_both(two, *agents)
         yield two
 
 
@@ -39,7 +39,7 @@ def two(running: tuple[Balancer, Balancer]) -> Iterator[tuple[Balancer, Balancer
         balancer.lb.count_checks()  # replaces whatever a test made of haproxy -c
     running[0].run("resume", *NODES)
     for balancer in running:
-        eventually(lambda: not any(line.startswith("#") for line in balancer.lb.managed))  # noqa: B023
+        wait_until(lambda: not any(line.startswith("#") for line in balancer.lb.managed))  # noqa: B023
 
 
 @contextlib.contextmanager
@@ -194,7 +194,7 @@ def test_a_load_balancer_that_failed_is_not_waited_for(two: tuple[Balancer, Bala
     with SerfAgent("lb03", "127.0.0.8", "lb") as third:
         third.join(one.agent)
         third.kill()
-    eventually(lambda: one.agent.members()["lb03"] == "failed")
+    wait_until(lambda: one.agent.members()["lb03"] == "failed")
     try:
         with sessions(one, "db01", 1) as [session]:
             waiting = start(one, "pause", "db01", "--wait")
@@ -215,7 +215,7 @@ def test_a_spinner_shows_which_load_balancer_has_not_answered(two: tuple[Balance
     gate, before = other.lb.hold_checks(), other.lb.checks  # the handler of lb02 hangs
     terminal = on_terminal(one, "pause", "db01")
     terminal.wait_for("waiting for lb02")
-    eventually(lambda: other.lb.checks > before)
+    wait_until(lambda: other.lb.checks > before)
     shown = terminal.screen
     gate.touch()
     status, _ = terminal.end()

@@ -13,29 +13,29 @@ from tests.helpers.real_programs import (
     LBAGENT,
     ROLES,
     Haproxy,
-    Lb,
+    LoadBalancer,
     SerfAgent,
     binaries,
     clean_environment,
-    eventually,
-    member,
+    member_line,
+    wait_until,
 )
 from tests.helpers.terminal import Terminal
 
 pytestmark = pytest.mark.skipif(not binaries(), reason="a real haproxy is needed")
 
-WEB = [member(f"web{number:02}", f"127.0.0.{number + 10}") for number in range(1, 9)]
+WEB = [member_line(f"web{number:02}", f"127.0.0.{number + 10}") for number in range(1, 9)]
 
 
 @pytest.fixture(params=list(binaries().values()), ids=list(binaries()))
-def lb(request: pytest.FixtureRequest) -> Iterator[Lb]:
+def lb(request: pytest.FixtureRequest) -> Iterator[LoadBalancer]:
     """A load balancer with two nodes, whose HAProxy does not run."""
-    with Lb(binary=request.param) as one:
+    with LoadBalancer(binary=request.param) as one:
         one.join(*WEB[:2])
         yield one
 
 
-def broken(lb: Lb) -> bytes:
+def broken(lb: LoadBalancer) -> bytes:
     """The operator's haproxy.cfg with a word that HAProxy does not know."""
     lb.text = text = lb.text.replace(b"    balance ", b"    balanse ")
     return text
@@ -44,7 +44,7 @@ def broken(lb: Lb) -> bytes:
 # --- nothing to do --------------------------------------------------------------------------------------------------
 
 
-def test_nothing_to_do_is_said_with_what_haproxy_cfg_has(lb: Lb) -> None:
+def test_nothing_to_do_is_said_with_what_haproxy_cfg_has(lb: LoadBalancer) -> None:
     for words in (["plan"], ["apply"], ["plan", "-v"], ["apply", "--force"]):
         done = lb.run(*words)
 
@@ -55,7 +55,7 @@ def test_a_node_with_several_lines_is_one_node() -> None:
     roles = ROLES.replace("  iis: {{port: {port}}}", "  iis: {{port: {port}}}\n  api: {{port: 99}}").replace(
         "lb: [iis]", "lb: [iis, api]"
     )
-    with Lb(roles=roles) as lb:
+    with LoadBalancer(roles=roles) as lb:
         lb.text = lb.text.replace(b"    # additional", b"    # additional-lb-api-server\n    # additional")
         lb.join(WEB[0])
 
@@ -67,7 +67,7 @@ def test_a_node_with_several_lines_is_one_node() -> None:
 
 @pytest.mark.parametrize("verb", ["plan", "apply"])
 @pytest.mark.parametrize("pending", [False, True])
-def test_a_broken_haproxy_cfg_is_refused_with_its_line(lb: Lb, verb: str, *, pending: bool) -> None:
+def test_a_broken_haproxy_cfg_is_refused_with_its_line(lb: LoadBalancer, verb: str, *, pending: bool) -> None:
     text = broken(lb)
     if pending:
         lb.roles.write_text(lb.roles.read_text().replace("200ms", "300ms"))
@@ -81,10 +81,10 @@ def test_a_broken_haproxy_cfg_is_refused_with_its_line(lb: Lb, verb: str, *, pen
 
 
 @pytest.mark.parametrize("verb", ["plan", "apply"])
-def test_a_quarantine_is_told_and_ends_with_4(lb: Lb, verb: str) -> None:
+def test_a_quarantine_is_told_and_ends_with_4(lb: LoadBalancer, verb: str) -> None:
     lb.roles.write_text(lb.filled(ROLES).replace("interval: 200ms", "options: 'check weight {tag:weight|1}'"))
     lb.run("apply")
-    lb.join(member("web03", "127.0.0.13", weight="999"))
+    lb.join(member_line("web03", "127.0.0.13", weight="999"))
     text = lb.text
 
     done = lb.run(verb)
@@ -95,7 +95,7 @@ def test_a_quarantine_is_told_and_ends_with_4(lb: Lb, verb: str) -> None:
     assert lb.text == text
 
 
-def test_what_haproxy_would_refuse_of_a_plan_is_told_by_plan(lb: Lb) -> None:
+def test_what_haproxy_would_refuse_of_a_plan_is_told_by_plan(lb: LoadBalancer) -> None:
     text = lb.text
     lb.roles.write_text(lb.roles.read_text().replace("interval: 200ms", "options: 'check maxcon 50'"))
 
@@ -108,7 +108,7 @@ def test_what_haproxy_would_refuse_of_a_plan_is_told_by_plan(lb: Lb) -> None:
 
 
 def test_blocked_removals_end_plan_and_apply_with_3() -> None:
-    with Lb() as lb:
+    with LoadBalancer() as lb:
         lb.join(*WEB[:4])
         text = lb.text
         lb.roles.write_text(lb.roles.read_text().replace("127.0.0.0/8", "127.0.0.11/32"))
@@ -121,7 +121,7 @@ def test_blocked_removals_end_plan_and_apply_with_3() -> None:
         assert lb.text == text
 
 
-def test_plan_touches_nothing_while_a_run_stages_its_text(lb: Lb) -> None:
+def test_plan_touches_nothing_while_a_run_stages_its_text(lb: LoadBalancer) -> None:
     staged = lb.etc / ".haproxy.cfg.lbagent-staged"
     staged.write_bytes(b"of a run that is under way")
     lb.roles.write_text(lb.roles.read_text().replace("200ms", "300ms"))
@@ -130,7 +130,7 @@ def test_plan_touches_nothing_while_a_run_stages_its_text(lb: Lb) -> None:
     assert staged.read_bytes() == b"of a run that is under way"
 
 
-def test_without_haproxy_a_plan_is_shown_and_said_to_be_not_validated(lb: Lb) -> None:
+def test_without_haproxy_a_plan_is_shown_and_said_to_be_not_validated(lb: LoadBalancer) -> None:
     lb.roles.write_text(lb.roles.read_text().replace("200ms", "300ms"))
     broken_program = lb.bin / "haproxy"
     broken_program.unlink()
@@ -151,7 +151,10 @@ def test_a_trial_file_finds_the_token_where_it_is(tmp_path: Path) -> None:
     settings, trial = tmp_path / "rpc.json", tmp_path / "trial.yml"
     settings.write_text('{"rpc_auth": "secret"}')
     token = {**clean_environment(), "SERF_RPC_AUTH": "secret"}
-    with Lb() as lb, SerfAgent("lb01", "127.0.0.5", "lb", more=[f"-config-file={settings}"], env=token) as agent:
+    with (
+        LoadBalancer() as lb,
+        SerfAgent("lb01", "127.0.0.5", "lb", more=[f"-config-file={settings}"], env=token) as agent,
+    ):
         trial.write_text(lb.roles.read_text())
         (lb.etc / "serf.env").write_text(f'SERF_RPC_ADDR={agent.rpc}\nSERF_RPC_AUTH="secret"\n')
         environ = {key: value for key, value in lb.env.items() if key != "SERF_RPC_ADDR"}
@@ -167,7 +170,7 @@ def test_a_trial_file_finds_the_token_where_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [["plan", "--roles", "{roles}", "--state-dir={state}"], ["--roles={roles}", "plan"]])
-def test_global_options_stand_anywhere(lb: Lb, words: list[str]) -> None:
+def test_global_options_stand_anywhere(lb: LoadBalancer, words: list[str]) -> None:
     given = [word.format(roles=lb.roles, state=lb.state) for word in words]
 
     done = lb.run(*given, env={"LBAGENT_ROLES": "/nowhere", "LBAGENT_STATE_DIR": str(lb.state)})
@@ -176,7 +179,7 @@ def test_global_options_stand_anywhere(lb: Lb, words: list[str]) -> None:
 
 
 def test_a_handler_takes_its_options_on_both_sides() -> None:
-    with Lb() as lb:
+    with LoadBalancer() as lb:
         env = {"SERF_EVENT": "member-join", "LBAGENT_ROLES": "/nowhere", "LBAGENT_STATE_DIR": "/nowhere"}
 
         done = lb.run("handle", "--roles", str(lb.roles), f"--state-dir={lb.state}", stdin=WEB[0], env=env)
@@ -185,7 +188,7 @@ def test_a_handler_takes_its_options_on_both_sides() -> None:
 
 
 def test_lbagent_alone_prints_help() -> None:
-    with Lb() as lb:
+    with LoadBalancer() as lb:
         done = lb.run()
 
     assert (done.returncode, done.stderr) == (0, b"")
@@ -208,7 +211,7 @@ def test_lbagent_alone_prints_help() -> None:
     ],
 )
 def test_a_wrong_command_line_is_answered_with_the_right_one(words: list[str], said: str) -> None:
-    with Lb() as lb:
+    with LoadBalancer() as lb:
         done = lb.run(*words)
 
     assert (done.returncode, done.stdout, done.stderr.decode()) == (2, b"", f"lbagent: {said}\n")
@@ -218,9 +221,9 @@ def test_a_wrong_command_line_is_answered_with_the_right_one(words: list[str], s
 
 
 @pytest.fixture
-def by_hand() -> Iterator[Lb]:
+def by_hand() -> Iterator[LoadBalancer]:
     """A load balancer with a line of the operator's for a node that has joined."""
-    with Lb() as lb:
+    with LoadBalancer() as lb:
         lb.text = lb.text.replace(
             b"    # additional", f"    server web01 127.0.0.11:{lb.port}\n    # additional".encode()
         )
@@ -229,7 +232,7 @@ def by_hand() -> Iterator[Lb]:
         yield lb
 
 
-def test_adopting_without_a_terminal_takes_yes(by_hand: Lb) -> None:
+def test_adopting_without_a_terminal_takes_yes(by_hand: LoadBalancer) -> None:
     text = by_hand.text
 
     refused = by_hand.run("apply", "--adopt")
@@ -245,7 +248,7 @@ def test_adopting_without_a_terminal_takes_yes(by_hand: Lb) -> None:
 
 
 @pytest.mark.parametrize(("answer", "adopted"), [("y\n", True), ("yes\n", True), ("n\n", False), ("\n", False)])
-def test_adopting_asks_on_a_terminal(by_hand: Lb, answer: str, *, adopted: bool) -> None:
+def test_adopting_asks_on_a_terminal(by_hand: LoadBalancer, answer: str, *, adopted: bool) -> None:
     terminal = Terminal([LBAGENT, "apply", "--adopt"], by_hand.env)
     shown = terminal.wait_for("[y/N] ")
     text = by_hand.text
@@ -259,7 +262,7 @@ def test_adopting_asks_on_a_terminal(by_hand: Lb, answer: str, *, adopted: bool)
     assert adopted or (by_hand.text == text and "Nothing was changed." in said)
 
 
-def test_what_changes_while_the_question_is_open_is_not_applied_unseen(by_hand: Lb) -> None:
+def test_what_changes_while_the_question_is_open_is_not_applied_unseen(by_hand: LoadBalancer) -> None:
     terminal = Terminal([LBAGENT, "apply", "--adopt"], by_hand.env)
     terminal.wait_for("[y/N] ")
     by_hand.join(WEB[1])
@@ -273,12 +276,12 @@ def test_what_changes_while_the_question_is_open_is_not_applied_unseen(by_hand: 
     assert by_hand.text == text
 
 
-def test_a_run_is_not_held_up_while_the_question_is_open(by_hand: Lb) -> None:
+def test_a_run_is_not_held_up_while_the_question_is_open(by_hand: LoadBalancer) -> None:
     with Haproxy(by_hand):
         terminal = Terminal([LBAGENT, "apply", "--adopt"], by_hand.env)
         try:
             terminal.wait_for("[y/N] ")
             by_hand.join(WEB[1])
-            eventually(lambda: by_hand.settled(by_hand.server("web02", "127.0.0.12")))
+            wait_until(lambda: by_hand.settled(by_hand.server("web02", "127.0.0.12")))
         finally:
             terminal.close()

@@ -9,25 +9,34 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.helpers.faults import instead_of_haproxy
-from tests.helpers.real_programs import PATIENCE, RELOADING, Haproxy, Lb, binaries, eventually, free_port, member
+from tests.helpers.faults import replace_haproxy
+from tests.helpers.real_programs import (
+    PATIENCE,
+    RELOADING,
+    Haproxy,
+    LoadBalancer,
+    binaries,
+    free_port,
+    member_line,
+    wait_until,
+)
 
 pytestmark = pytest.mark.real
 
 Ended = subprocess.CompletedProcess[bytes]
 
 BROKEN = b"    no-such-keyword at all\n"
-WEB = [member(f"web{number:02}", f"127.0.0.{10 + number}") for number in range(20)]
+WEB = [member_line(f"web{number:02}", f"127.0.0.{10 + number}") for number in range(20)]
 """Lines of member events: web01 at 127.0.0.11, and so on."""
 
 
 @pytest.fixture(params=list(binaries().values()), ids=list(binaries()))
-def lb(request: pytest.FixtureRequest) -> Iterator[Lb]:
-    with Lb(roles=RELOADING, binary=request.param) as one:
+def lb(request: pytest.FixtureRequest) -> Iterator[LoadBalancer]:
+    with LoadBalancer(roles=RELOADING, binary=request.param) as one:
         yield one
 
 
-def lines(lb: Lb, *numbers: int) -> list[str]:
+def lines(lb: LoadBalancer, *numbers: int) -> list[str]:
     """The managed lines of these nodes."""
     return [lb.server(f"web{number:02}", f"127.0.0.{10 + number}") for number in numbers]
 
@@ -40,7 +49,7 @@ def said(ended: Ended) -> tuple[int, str]:
     return ended.returncode, words.removesuffix("\n")
 
 
-def outcomes(lb: Lb) -> list[str]:
+def outcomes(lb: LoadBalancer) -> list[str]:
     return [entry["outcome"] for entry in lb.history()]
 
 
@@ -57,7 +66,7 @@ def occupied() -> Iterator[int]:
 # The operator's own mistake.
 
 
-def test_a_broken_text_of_the_operator_is_told_with_his_file_and_line_and_replaces_nothing(lb: Lb) -> None:
+def test_a_broken_text_of_the_operator_is_told_with_his_file_and_line_and_replaces_nothing(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy:
         assert lb.join(WEB[1]).returncode == 0
         lb.text = saved = lb.text + BROKEN
@@ -73,7 +82,7 @@ def test_a_broken_text_of_the_operator_is_told_with_his_file_and_line_and_replac
         assert outcomes(lb) == ["applied", "refused"]
 
 
-def test_what_happened_while_the_text_was_broken_goes_in_once_it_is_mended(lb: Lb) -> None:
+def test_what_happened_while_the_text_was_broken_goes_in_once_it_is_mended(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy:
         lb.join(*WEB[1:5])
         sound = lb.text
@@ -100,7 +109,7 @@ def test_what_happened_while_the_text_was_broken_goes_in_once_it_is_mended(lb: L
         assert outcomes(lb) == ["applied", *["refused"] * 5, "applied"]
 
 
-def test_a_query_during_a_broken_text_is_answered_with_the_reason(lb: Lb) -> None:
+def test_a_query_during_a_broken_text_is_answered_with_the_reason(lb: LoadBalancer) -> None:
     with Haproxy(lb):
         lb.join(WEB[1])
         lb.text = saved = lb.text + BROKEN
@@ -120,13 +129,13 @@ def test_a_query_during_a_broken_text_is_answered_with_the_reason(lb: Lb) -> Non
 # A reload that fails although `haproxy -c` was content.
 
 
-def with_bind(lb: Lb, port: int) -> bytes:
+def with_bind(lb: LoadBalancer, port: int) -> bytes:
     """The text as it stands, and a new proxy of the operator's that listens on `port`."""
     return lb.text + f"\nlisten new\n    bind 127.0.0.1:{port}\n    http-request return status 204\n".encode()
 
 
 @pytest.mark.parametrize("mode", ["-W", "-D"])
-def test_a_port_in_use_puts_the_previous_managed_lines_back_and_haproxy_goes_on(lb: Lb, mode: str) -> None:
+def test_a_port_in_use_puts_the_previous_managed_lines_back_and_haproxy_goes_on(lb: LoadBalancer, mode: str) -> None:
     with Haproxy(lb, mode) as haproxy, occupied() as port:
         lb.join(WEB[1])
         lb.text = saved = with_bind(lb, port)
@@ -145,7 +154,7 @@ def test_a_port_in_use_puts_the_previous_managed_lines_back_and_haproxy_goes_on(
         assert words == f"lbagent: {lb.history()[-1]['words']}"
 
 
-def test_a_reload_that_failed_is_not_tried_again_with_every_event(lb: Lb) -> None:
+def test_a_reload_that_failed_is_not_tried_again_with_every_event(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy, occupied() as port:
         lb.join(WEB[1])
         lb.text = saved = with_bind(lb, port)
@@ -163,7 +172,7 @@ def test_a_reload_that_failed_is_not_tried_again_with_every_event(lb: Lb) -> Non
         assert sorted(lb.members()) == [f"web{number:02}" for number in range(1, 13)]
 
 
-def test_a_query_that_a_failed_reload_puts_off_is_queued(lb: Lb) -> None:
+def test_a_query_that_a_failed_reload_puts_off_is_queued(lb: LoadBalancer) -> None:
     with Haproxy(lb), occupied() as port:
         lb.join(WEB[1])
         lb.text = with_bind(lb, port)
@@ -174,7 +183,7 @@ def test_a_query_that_a_failed_reload_puts_off_is_queued(lb: Lb) -> None:
         assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"queued\n", b"")
 
 
-def test_once_the_port_is_free_and_the_text_has_changed_everything_goes_in(lb: Lb) -> None:
+def test_once_the_port_is_free_and_the_text_has_changed_everything_goes_in(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy:
         lb.join(WEB[1])
         with occupied() as port:
@@ -196,7 +205,7 @@ def test_once_the_port_is_free_and_the_text_has_changed_everything_goes_in(lb: L
         assert lb.staged() == []
 
 
-def test_without_a_reload_the_file_is_written_though_a_reload_failed_just_now(lb: Lb) -> None:
+def test_without_a_reload_the_file_is_written_though_a_reload_failed_just_now(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy, occupied() as port:
         lb.join(WEB[1])
         lb.text = with_bind(lb, port)
@@ -214,7 +223,7 @@ def test_without_a_reload_the_file_is_written_though_a_reload_failed_just_now(lb
         assert (lb.managed, haproxy.reloads()) == (lines(lb, 1, 2), reloads)
 
 
-def test_force_tries_a_failed_reload_again_at_once(lb: Lb) -> None:
+def test_force_tries_a_failed_reload_again_at_once(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy:
         lb.join(WEB[1])
         with occupied() as port:
@@ -228,7 +237,7 @@ def test_force_tries_a_failed_reload_again_at_once(lb: Lb) -> None:
         assert (haproxy.get(port), haproxy.reloads()) == ("204", (3, 0))
 
 
-def test_a_change_of_roles_yml_tries_a_failed_reload_again(lb: Lb) -> None:
+def test_a_change_of_roles_yml_tries_a_failed_reload_again(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy:
         lb.join(WEB[1])
         with occupied() as port:
@@ -244,7 +253,7 @@ def test_a_change_of_roles_yml_tries_a_failed_reload_again(lb: Lb) -> None:
 
 
 @pytest.mark.parametrize("command", ["[sh, -c, 'echo cannot; exit 3']", "[/no/such/program]"])
-def test_a_reload_command_that_fails_puts_the_previous_managed_lines_back(lb: Lb, command: str) -> None:
+def test_a_reload_command_that_fails_puts_the_previous_managed_lines_back(lb: LoadBalancer, command: str) -> None:
     with Haproxy(lb) as haproxy:
         lb.join(WEB[1])
         lb.roles.write_text(lb.filled(RELOADING.replace("  timeout:", f"  reload: {command}\n  timeout:")))
@@ -268,26 +277,26 @@ TAGGED = RELOADING.replace("    interval:", '    options: "check {{tag:extra|wei
 
 
 @pytest.fixture(params=list(binaries().values()), ids=list(binaries()))
-def tagged(request: pytest.FixtureRequest) -> Iterator[Lb]:
+def tagged(request: pytest.FixtureRequest) -> Iterator[LoadBalancer]:
     """A load balancer whose servers have a keyword from a tag."""
-    with Lb(roles=TAGGED, binary=request.param) as one:
+    with LoadBalancer(roles=TAGGED, binary=request.param) as one:
         one.count_checks()
         yield one
 
 
-def good(lb: Lb, *numbers: int) -> list[str]:
+def good(lb: LoadBalancer, *numbers: int) -> list[str]:
     return [lb.server(f"web{number:02}", f"127.0.0.{10 + number}", options="check weight 10") for number in numbers]
 
 
 def bad(number: int) -> bytes:
-    return member(f"web{number:02}", f"127.0.0.{10 + number}", extra="nonsense")
+    return member_line(f"web{number:02}", f"127.0.0.{10 + number}", extra="nonsense")
 
 
-def in_quarantine(lb: Lb) -> list[str]:
+def in_quarantine(lb: LoadBalancer) -> list[str]:
     return sorted(name for name, one in lb.members().items() if one["quarantine"])
 
 
-def test_of_many_nodes_the_one_haproxy_refuses_stays_out_and_the_rest_goes_in(tagged: Lb) -> None:
+def test_of_many_nodes_the_one_haproxy_refuses_stays_out_and_the_rest_goes_in(tagged: LoadBalancer) -> None:
     with Haproxy(tagged) as haproxy:
         ended = tagged.join(*WEB[1:9], bad(9), *WEB[10:17])
 
@@ -304,7 +313,7 @@ def test_of_many_nodes_the_one_haproxy_refuses_stays_out_and_the_rest_goes_in(ta
         assert "web09" in tagged.history()[0]["words"]
 
 
-def test_two_refused_nodes_are_both_found(tagged: Lb) -> None:
+def test_two_refused_nodes_are_both_found(tagged: LoadBalancer) -> None:
     with Haproxy(tagged) as haproxy:
         ended = tagged.join(bad(1), *WEB[2:16], bad(16))
 
@@ -315,7 +324,7 @@ def test_two_refused_nodes_are_both_found(tagged: Lb) -> None:
         assert (haproxy.reloads(), tagged.staged()) == ((1, 0), [])
 
 
-def test_a_refused_node_costs_the_next_events_nothing(tagged: Lb) -> None:
+def test_a_refused_node_costs_the_next_events_nothing(tagged: LoadBalancer) -> None:
     with Haproxy(tagged) as haproxy:
         tagged.join(*WEB[1:4], bad(9))
         before = tagged.checks
@@ -329,7 +338,7 @@ def test_a_refused_node_costs_the_next_events_nothing(tagged: Lb) -> None:
         assert in_quarantine(tagged) == ["web09"]
 
 
-def test_a_refused_node_alone_changes_nothing(tagged: Lb) -> None:
+def test_a_refused_node_alone_changes_nothing(tagged: LoadBalancer) -> None:
     with Haproxy(tagged) as haproxy:
         tagged.join(WEB[1])
         before, reloads = tagged.text, haproxy.reloads()
@@ -347,11 +356,11 @@ def test_a_refused_node_alone_changes_nothing(tagged: Lb) -> None:
         assert list(haproxy.servers()) == ["web01"]
 
 
-def test_what_haproxy_refuses_for_a_moment_is_nobodys_fault(lb: Lb) -> None:
+def test_what_haproxy_refuses_for_a_moment_is_nobodys_fault(lb: LoadBalancer) -> None:
     spent = lb.folder / "spent"
     spent.write_text("")
     once = f'[ "$1" != -c ] || [ $(wc -l < {spent}) -ge 2 ] || {{ echo no | tee -a {spent}; exit 1; }}'
-    instead_of_haproxy(lb, f'{once}\nexec "$real" "$@"')
+    replace_haproxy(lb, f'{once}\nexec "$real" "$@"')
 
     ended = lb.join(WEB[1])
 
@@ -360,7 +369,7 @@ def test_what_haproxy_refuses_for_a_moment_is_nobodys_fault(lb: Lb) -> None:
     assert (in_quarantine(lb), lb.staged()) == ([], [])
 
 
-def test_a_refused_node_goes_in_once_its_tag_is_mended(tagged: Lb) -> None:
+def test_a_refused_node_goes_in_once_its_tag_is_mended(tagged: LoadBalancer) -> None:
     with Haproxy(tagged) as haproxy:
         tagged.join(WEB[1], bad(9))
 
@@ -373,7 +382,7 @@ def test_a_refused_node_goes_in_once_its_tag_is_mended(tagged: Lb) -> None:
         assert in_quarantine(tagged) == []
 
 
-def test_a_served_node_whose_new_line_is_refused_keeps_its_old_one(tagged: Lb) -> None:
+def test_a_served_node_whose_new_line_is_refused_keeps_its_old_one(tagged: LoadBalancer) -> None:
     with Haproxy(tagged) as haproxy:
         tagged.join(*WEB[1:4])
 
@@ -385,7 +394,7 @@ def test_a_served_node_whose_new_line_is_refused_keeps_its_old_one(tagged: Lb) -
         assert sorted(haproxy.servers()) == ["web01", "web02", "web03", "web04"]
 
 
-def test_a_quarantined_node_can_still_be_paused_and_leave(tagged: Lb) -> None:
+def test_a_quarantined_node_can_still_be_paused_and_leave(tagged: LoadBalancer) -> None:
     with Haproxy(tagged) as haproxy:
         tagged.join(*WEB[1:4])
         tagged.handle("member-update", bad(2))
@@ -401,7 +410,7 @@ def test_a_quarantined_node_can_still_be_paused_and_leave(tagged: Lb) -> None:
         assert left == (0, good(tagged, 1, 3))
 
 
-def test_what_is_planned_leaves_who_is_in_quarantine_alone(tagged: Lb) -> None:
+def test_what_is_planned_leaves_who_is_in_quarantine_alone(tagged: LoadBalancer) -> None:
     with Haproxy(tagged):
         tagged.join(*WEB[1:4])
         tagged.handle("member-update", bad(2))
@@ -419,7 +428,7 @@ def test_what_is_planned_leaves_who_is_in_quarantine_alone(tagged: Lb) -> None:
         assert (again.returncode, b"haproxy.cfg: HAProxy refuses the planned text: " in again.stderr) == (4, True)
 
 
-def test_a_changed_text_of_the_operator_lets_a_refused_node_try_again(tagged: Lb) -> None:
+def test_a_changed_text_of_the_operator_lets_a_refused_node_try_again(tagged: LoadBalancer) -> None:
     with Haproxy(tagged):
         tagged.join(WEB[1], bad(9))
         tagged.text = tagged.text.replace(b"    balance", b"    # another try\n    balance")
@@ -435,13 +444,13 @@ def test_a_changed_text_of_the_operator_lets_a_refused_node_try_again(tagged: Lb
 
 # Unlock, look, try-lock is repeated until the spool is empty: also by a run that ended in an error, as the
 # handler of the second event has seen the lock busy and left the event to it.
-def test_an_event_that_comes_during_a_refusal_is_not_left_lying(tagged: Lb) -> None:
+def test_an_event_that_comes_during_a_refusal_is_not_left_lying(tagged: LoadBalancer) -> None:
     with Haproxy(tagged) as haproxy:
         tagged.join(WEB[1])
         before = tagged.checks
         gate = tagged.hold_checks()
         with tagged.start_handle("member-join", bad(9)) as first:
-            eventually(lambda: tagged.checks > before)
+            wait_until(lambda: tagged.checks > before)
             second = tagged.join(WEB[2])
             third = tagged.say("pause", "web01", 1)
             gate.touch()
@@ -454,12 +463,12 @@ def test_an_event_that_comes_during_a_refusal_is_not_left_lying(tagged: Lb) -> N
         assert list(haproxy.servers()) == ["web02"]
 
 
-def test_an_event_that_comes_during_a_failing_reload_is_not_left_lying(lb: Lb) -> None:
+def test_an_event_that_comes_during_a_failing_reload_is_not_left_lying(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy, occupied() as port:
         lb.join(WEB[1])
         lb.text = saved = with_bind(lb, port)
         with lb.start_handle("member-join", WEB[2]) as first:
-            eventually(lambda: lb.text != saved)
+            wait_until(lambda: lb.text != saved)
             second = lb.join(WEB[3])
             status = (first.wait(PATIENCE), second.returncode)
 

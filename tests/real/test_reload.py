@@ -17,11 +17,11 @@ import pytest
 
 from lbagent.haproxy import process, reload
 from lbagent.system import processes
-from tests.helpers.real_programs import CONFIG, RELOADING, Haproxy, Lb, binaries, eventually, member
+from tests.helpers.real_programs import CONFIG, RELOADING, Haproxy, LoadBalancer, binaries, member_line, wait_until
 
 pytestmark = [pytest.mark.real, pytest.mark.sliced]
 
-WEB01, WEB02 = member("web01", "127.0.0.11"), member("web02", "127.0.0.12")
+WEB01, WEB02 = member_line("web01", "127.0.0.11"), member_line("web02", "127.0.0.12")
 
 VERSIONS = {version: tuple(map(int, version.split("."))) for version in binaries()}
 MODES = ["-W", "-Ws", "", "-D"]
@@ -52,11 +52,11 @@ class Way:
         )
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[tuple[Lb, Haproxy]]:
+    def running(self) -> Iterator[tuple[LoadBalancer, Haproxy]]:
         """A load balancer without nodes, and its HAProxy."""
         text = CONFIG if self.stats else CONFIG.replace(STATS, "")
         text = text.replace("global\n", "global\n    master-worker\n") if not self.mode else text
-        with Lb(text, RELOADING, binaries()[self.version]) as lb:
+        with LoadBalancer(text, RELOADING, binaries()[self.version]) as lb:
             more = ["-S", f"{lb.folder}/master.sock,mode,600"] if self.master else []
             with Haproxy(lb, self.mode, more=more) as haproxy:
                 yield lb, haproxy
@@ -89,17 +89,17 @@ def with_bind(text: bytes, port: int) -> bytes:
     return text + f"\nlisten new\n    bind 127.0.0.1:{port}\n    http-request return status 204\n".encode()
 
 
-def outcomes(lb: Lb) -> list[str]:
+def outcomes(lb: LoadBalancer) -> list[str]:
     return [entry["outcome"] for entry in lb.history()]
 
 
 def serving(haproxy: Haproxy) -> int:
     """The only process that serves, once old ones have ended."""
-    [worker] = eventually(lambda: workers if len(workers := haproxy.workers()) == 1 else [])
+    [worker] = wait_until(lambda: workers if len(workers := haproxy.workers()) == 1 else [])
     return worker
 
 
-def confirmed(lb: Lb) -> int:
+def confirmed(lb: LoadBalancer) -> int:
     served = lb.served()
     assert served
     return int(served["worker"]["pid"])
@@ -154,7 +154,7 @@ def test_a_reload_by_somebody_else_that_is_failing_is_not_taken_for_ours(way: Wa
     with way.running() as (lb, haproxy), occupied() as port:
         good, worker = lb.text, serving(haproxy)
         lb.text = with_bind(good, port)
-        eventually(lambda: begin_reload(haproxy))
+        wait_until(lambda: begin_reload(haproxy))
         # It has read that text, and tries to bind for two seconds.
         time.sleep(0.5)
         lb.text = good
@@ -174,14 +174,14 @@ def test_a_reload_that_collides_with_somebody_elses_is_confirmed_by_a_worker_tha
     with way.running() as (lb, haproxy):
         for number in range(1, 7):
             others = [dice.uniform(0, 0.4) for _ in range(2)]
-            with lb.start_handle("member-join", member(f"web{number:02}", f"127.0.0.{10 + number}")) as ours:
+            with lb.start_handle("member-join", member_line(f"web{number:02}", f"127.0.0.{10 + number}")) as ours:
                 for wait in others:
                     time.sleep(wait)
                     os.kill(haproxy.pid, signal.SIGUSR2)
                 _, words = ours.communicate()
 
             assert (ours.returncode, words) == (0, b"")
-            eventually(lambda: not is_reloading(haproxy))
+            wait_until(lambda: not is_reloading(haproxy))
             assert listed(haproxy) == [f"web{one:02}" for one in range(1, number + 1)]
         assert outcomes(lb) == ["applied"] * 6
 
@@ -246,7 +246,7 @@ def test_a_worker_that_dies_as_soon_as_it_serves_is_not_confirmed(version: str, 
 @pytest.mark.parametrize("form", ["-S {0}", "-S unix@{0},mode,600", "-S {0},level,operator", "-S {0}.gone"])
 @pytest.mark.parametrize("version", list(VERSIONS))
 def test_a_reload_is_made_and_confirmed_whatever_becomes_of_the_master_cli(version: str, form: str) -> None:
-    with Lb(roles=RELOADING, binary=binaries()[version]) as lb:
+    with LoadBalancer(roles=RELOADING, binary=binaries()[version]) as lb:
         words = form.format(lb.folder / "master.sock").split()
         with Haproxy(lb, more=words) as haproxy:
             if form.endswith(".gone"):
@@ -275,7 +275,7 @@ def test_the_master_cli_is_found_on_the_command_line_or_in_the_environment(line:
     environ = {**os.environ, "HAPROXY_MASTER_CLI": "unix@/run/env.sock;ipv4@127.0.0.1:99;sockpair@5"}
     argv = ["sh", "-c", "read -r _", *line.split()[1:]]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, env=environ) as shell:
-        eventually(lambda: b"read" in Path(f"/proc/{shell.pid}/cmdline").read_bytes())
+        wait_until(lambda: b"read" in Path(f"/proc/{shell.pid}/cmdline").read_bytes())
         master = processes.read_process(shell.pid)
         assert master
 
@@ -311,7 +311,7 @@ def test_a_command_that_says_it_went_well_is_not_believed(version: str) -> None:
     for_usr2 = RELOADING.replace(
         "  timeout:", "  reload: [sh, -c, 'kill -USR2 $(cat {folder}/haproxy.pid)']\n  timeout:"
     )
-    with Lb(roles=for_usr2, binary=binaries()[version]) as lb, Haproxy(lb) as haproxy, occupied() as port:
+    with LoadBalancer(roles=for_usr2, binary=binaries()[version]) as lb, Haproxy(lb) as haproxy, occupied() as port:
         good, ended = lb.text, lb.join(WEB01)
         assert (ended.returncode, haproxy.reloads()) == (0, (1, 0))
         lb.text = saved = with_bind(lb.text, port)
@@ -326,7 +326,7 @@ def test_a_command_that_says_it_went_well_is_not_believed(version: str) -> None:
 @pytest.mark.parametrize("version", list(VERSIONS))
 def test_a_command_that_restarts_haproxy_is_confirmed(version: str) -> None:
     again = RELOADING.replace("  timeout:", "  reload: [sh, {folder}/restart.sh]\n  timeout:")
-    with Lb(roles=again, binary=binaries()[version]) as lb, Haproxy(lb) as haproxy:
+    with LoadBalancer(roles=again, binary=binaries()[version]) as lb, Haproxy(lb) as haproxy:
         start = f"setsid {lb.bin}/haproxy -W -p {haproxy.pidfile} -f {lb.cfg} >{lb.folder}/second.log 2>&1 </dev/null &"
         stop = "kill $pid; while kill -0 $pid; do sleep 0.02; done"
         (lb.folder / "restart.sh").write_text(f"pid=$(cat {haproxy.pidfile})\n{stop}\n{start}\n")
@@ -335,7 +335,7 @@ def test_a_command_that_restarts_haproxy_is_confirmed(version: str) -> None:
             stack.callback(lambda: stop_all(haproxy))
 
             with lb.start_handle("member-join", WEB01) as ours:
-                eventually(lambda: haproxy._master is None or haproxy._master.poll() is not None)
+                wait_until(lambda: haproxy._master is None or haproxy._master.poll() is not None)
                 error = ours.communicate()[1]
 
             assert (ours.returncode, error) == (0, b"")
@@ -353,7 +353,7 @@ def stop_all(haproxy: Haproxy) -> None:
 
 def test_a_failed_reload_is_tried_again_after_one_two_four_and_at_most_thirty_minutes() -> None:
     tries = RELOADING.replace("  timeout:", "  reload: [sh, -c, 'echo x >>{folder}/tries; exit 1']\n  timeout:")
-    with Lb(roles=RELOADING) as lb, Haproxy(lb):
+    with LoadBalancer(roles=RELOADING) as lb, Haproxy(lb):
         lb.join(WEB01)
         lb.roles.write_text(lb.filled(tries))
         path = lb.state / "served.json"

@@ -14,9 +14,19 @@ import yaml
 
 from lbagent.state.lock import is_locked
 from tests.docs.test_docs import HERE, blocks
-from tests.helpers.daemon import watching
-from tests.helpers.http_clients import load
-from tests.helpers.real_programs import CONFIG, LBAGENT, ROLES, Backend, Haproxy, Lb, binaries, eventually, member
+from tests.helpers.daemon import running_watch
+from tests.helpers.http_clients import client_load
+from tests.helpers.real_programs import (
+    CONFIG,
+    LBAGENT,
+    ROLES,
+    Backend,
+    Haproxy,
+    LoadBalancer,
+    binaries,
+    member_line,
+    wait_until,
+)
 
 pytestmark = [
     pytest.mark.real,
@@ -24,19 +34,19 @@ pytestmark = [
 ]
 
 PAGE = HERE / "docs" / "how-to" / "deploy-haproxy-cfg.md"
-WEB = [member(f"web{number:02}", f"127.0.0.{number + 10}") for number in range(1, 6)]
+WEB = [member_line(f"web{number:02}", f"127.0.0.{number + 10}") for number in range(1, 6)]
 
 
 @pytest.fixture
-def lb() -> Iterator[Lb]:
+def lb() -> Iterator[LoadBalancer]:
     """A load balancer with two nodes, one of them paused."""
-    with Lb() as one:
+    with LoadBalancer() as one:
         one.join(*WEB[:2])
         one.say("pause", "web02 reason=patches", 1)
         yield one
 
 
-def rendered(lb: Lb, *words: str, stdin: bytes = b"", notes: bytes = b"") -> bytes:
+def rendered(lb: LoadBalancer, *words: str, stdin: bytes = b"", notes: bytes = b"") -> bytes:
     """What `render` prints; nothing on disk changes."""
     before = {path: path.read_bytes() for path in lb.folder.rglob("*") if path.is_file()}
     done = lb.run("render", *words, stdin=stdin)
@@ -45,12 +55,12 @@ def rendered(lb: Lb, *words: str, stdin: bytes = b"", notes: bytes = b"") -> byt
     return done.stdout
 
 
-def template(lb: Lb, change: str = "") -> bytes:
+def template(lb: LoadBalancer, change: str = "") -> bytes:
     """haproxy.cfg as configuration management has it, without managed lines."""
     return lb.filled(CONFIG.replace("    balance roundrobin\n", f"    balance roundrobin\n{change}")).encode()
 
 
-def test_a_template_gets_the_lines_that_are_live(lb: Lb) -> None:
+def test_a_template_gets_the_lines_that_are_live(lb: LoadBalancer) -> None:
     path = lb.folder / "haproxy.cfg.new"
     path.write_bytes(template(lb, "    # deployed\n"))
 
@@ -58,11 +68,11 @@ def test_a_template_gets_the_lines_that_are_live(lb: Lb) -> None:
         assert done == lb.text.replace(b"    balance roundrobin\n", b"    balance roundrobin\n    # deployed\n")
 
 
-def test_without_a_file_it_is_the_live_haproxy_cfg(lb: Lb) -> None:
+def test_without_a_file_it_is_the_live_haproxy_cfg(lb: LoadBalancer) -> None:
     assert rendered(lb) == lb.text
 
 
-def test_what_is_rendered_is_what_apply_would_leave(lb: Lb) -> None:
+def test_what_is_rendered_is_what_apply_would_leave(lb: LoadBalancer) -> None:
     text = rendered(lb, "-", stdin=template(lb, "    # deployed\n"))
     lb.text = text
 
@@ -70,7 +80,7 @@ def test_what_is_rendered_is_what_apply_would_leave(lb: Lb) -> None:
     assert rendered(lb, "-", stdin=text) == text
 
 
-def test_old_managed_lines_of_a_template_are_replaced(lb: Lb) -> None:
+def test_old_managed_lines_of_a_template_are_replaced(lb: LoadBalancer) -> None:
     stale = f"    {lb.server('web09', '127.0.0.99')}\n    {lb.server('web01', '127.0.0.77')}\n"
     given = template(lb).replace(b"    # additional", stale.encode() + b"    # additional")
 
@@ -78,7 +88,7 @@ def test_old_managed_lines_of_a_template_are_replaced(lb: Lb) -> None:
 
 
 def test_every_other_byte_is_the_templates() -> None:
-    with Lb() as lb:
+    with LoadBalancer() as lb:
         lb.join(WEB[0])
         odd = "# 設定 \udc83\t \r\n".encode("utf-8", "surrogateescape")
         given = odd + template(lb).replace(b"\n", b"\r\n") + b"# end without a newline"
@@ -89,10 +99,10 @@ def test_every_other_byte_is_the_templates() -> None:
     assert done == given.replace(b"    # additional", b"    " + line + b"\r\n    # additional") + b"\r\n"
 
 
-def test_pending_events_are_in_it(lb: Lb) -> None:
+def test_pending_events_are_in_it(lb: LoadBalancer) -> None:
     daemon = lb.start("watch")
     try:
-        eventually(lambda: is_locked(str(lb.state / "watch.lock")) and lb.idle)
+        wait_until(lambda: is_locked(str(lb.state / "watch.lock")) and lb.idle)
         os.kill(daemon.pid, signal.SIGSTOP)
         lb.join(WEB[2])
         assert lb.spooled()
@@ -106,9 +116,9 @@ def test_pending_events_are_in_it(lb: Lb) -> None:
 
 def test_what_the_guard_blocks_and_what_is_in_quarantine_is_carried_over() -> None:
     roles = ROLES.replace("interval: 200ms", "options: 'check weight {{tag:weight|1}}'")
-    with Lb(roles=roles) as lb:
+    with LoadBalancer(roles=roles) as lb:
         lb.join(*WEB[:4])
-        lb.handle("member-update", member("web02", "127.0.0.12", weight="999"))
+        lb.handle("member-update", member_line("web02", "127.0.0.12", weight="999"))
         quarantined = rendered(lb, "-", stdin=template(lb))
         lb.roles.write_text(lb.roles.read_text().replace("127.0.0.0/8", "127.0.0.11/32"))
         blocked = lb.run("render", "-", stdin=template(lb))
@@ -119,7 +129,7 @@ def test_what_the_guard_blocks_and_what_is_in_quarantine_is_carried_over() -> No
 
 
 def test_before_the_first_deployment_there_is_a_file_all_the_same() -> None:
-    with Lb() as lb:
+    with LoadBalancer() as lb:
         given = template(lb)
         lb.cfg.unlink()
 
@@ -131,7 +141,7 @@ def test_before_the_first_deployment_there_is_a_file_all_the_same() -> None:
 
 def test_of_several_files_the_one_of_that_name_is_rendered() -> None:
     roles = ROLES.replace("config: {cfg}", "config: [{folder}/etc/global.cfg, {cfg}]")
-    with Lb(roles=roles) as lb:
+    with LoadBalancer(roles=roles) as lb:
         lb.etc.joinpath("global.cfg").write_text("# nothing\n")
         lb.join(*WEB[:2])
         path = lb.folder / "haproxy.cfg.j2"
@@ -144,7 +154,7 @@ def test_of_several_files_the_one_of_that_name_is_rendered() -> None:
 
 
 @pytest.mark.parametrize("broken", ["roles", "template"])
-def test_what_cannot_be_rendered_prints_nothing(lb: Lb, broken: str) -> None:
+def test_what_cannot_be_rendered_prints_nothing(lb: LoadBalancer, broken: str) -> None:
     given = template(lb)
     if broken == "roles":
         lb.roles.write_text("roles: [")
@@ -159,7 +169,7 @@ def test_what_cannot_be_rendered_prints_nothing(lb: Lb, broken: str) -> None:
 # --- ten deployments under load -------------------------------------------------------------------------------------
 
 
-def deploy(lb: Lb, haproxy: Haproxy, number: int) -> None:
+def deploy(lb: LoadBalancer, haproxy: Haproxy, number: int) -> None:
     """One run of configuration management: render, validate, replace, reload."""
     given = lb.folder / "template"
     given.write_bytes(template(lb, f"    # deployment {number}\n"))
@@ -177,21 +187,24 @@ def deploy(lb: Lb, haproxy: Haproxy, number: int) -> None:
             return haproxy.worker() != worker
         return False
 
-    eventually(reloaded)
+    wait_until(reloaded)
 
 
 @pytest.mark.parametrize("daemon", [False, True], ids=["alone", "watch"])
 @pytest.mark.parametrize("binary", list(binaries().values()), ids=list(binaries()))
 def test_ten_deployments_under_load_lose_no_request(binary: Path, *, daemon: bool) -> None:
-    with Lb(CONFIG.replace("    option httpclose\n", ""), ROLES, binary) as lb, contextlib.ExitStack() as stack:
+    with (
+        LoadBalancer(CONFIG.replace("    option httpclose\n", ""), ROLES, binary) as lb,
+        contextlib.ExitStack() as stack,
+    ):
         for number in (1, 2):
             stack.enter_context(Backend(f"web{number:02}", f"127.0.0.{number + 10}", lb.port))
         haproxy = stack.enter_context(Haproxy(lb))
         if daemon:
-            stack.enter_context(watching(lb))
+            stack.enter_context(running_watch(lb))
         lb.join(*WEB[:2])
-        eventually(lambda: haproxy.answering() == {"web01", "web02"})
-        with load(lb.front) as count:
+        wait_until(lambda: haproxy.answering() == {"web01", "web02"})
+        with client_load(lb.front) as count:
             for number in range(10):
                 deploy(lb, haproxy, number)
 
@@ -203,7 +216,7 @@ def test_ten_deployments_under_load_lose_no_request(binary: Path, *, daemon: boo
 # --- the docs -------------------------------------------------------------------------------------------------------
 
 
-def test_the_script_of_the_docs_deploys_and_changes_nothing_the_second_time(lb: Lb) -> None:
+def test_the_script_of_the_docs_deploys_and_changes_nothing_the_second_time(lb: LoadBalancer) -> None:
     [script] = blocks(PAGE, "sh")
     for given, here in (("/etc/haproxy", lb.etc), ("/var/lib/lbagent", lb.state), ("systemctl reload haproxy", "true")):
         script = script.replace(given, str(here))

@@ -16,19 +16,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.faults import full, haproxy_again, instead_of_haproxy, one_line, reload_with, small_disk
-from tests.helpers.http_clients import load
+from tests.helpers.faults import full_disk, only_line, replace_haproxy, restore_haproxy, set_reload_command, small_disk
+from tests.helpers.http_clients import client_load
 from tests.helpers.real_programs import (
     CONFIG,
     RELOADING,
     ROLES,
     Backend,
     Haproxy,
-    Lb,
+    LoadBalancer,
     binaries,
     deletes_servers,
-    eventually,
-    member,
+    member_line,
+    wait_until,
 )
 from tests.helpers.recording_backend import Recorder
 
@@ -47,13 +47,13 @@ def binary(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture
-def lb(binary: Path) -> Iterator[Lb]:
-    with Lb(binary=binary) as made:
+def lb(binary: Path) -> Iterator[LoadBalancer]:
+    with LoadBalancer(binary=binary) as made:
         yield made
 
 
 @contextlib.contextmanager
-def nodes(lb: Lb, *numbers: int) -> Iterator[list[Backend]]:
+def nodes(lb: LoadBalancer, *numbers: int) -> Iterator[list[Backend]]:
     """Web servers web1 at 127.0.0.11 and so on."""
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(Backend(f"web{one}", address(one), lb.port)) for one in numbers]
@@ -64,14 +64,14 @@ def address(number: int) -> str:
 
 
 def web(number: int, **tags: str) -> bytes:
-    return member(f"web{number}", address(number), **tags)
+    return member_line(f"web{number}", address(number), **tags)
 
 
-def line(lb: Lb, number: int) -> str:
+def line(lb: LoadBalancer, number: int) -> str:
     return lb.server(f"web{number}", address(number))
 
 
-def words(lb: Lb) -> str:
+def words(lb: LoadBalancer) -> str:
     """How the last change ended, without its count and pids."""
     return re.sub(r"worker \d+", "worker N", lb.history()[-1]["words"].partition("; ")[2])
 
@@ -79,7 +79,7 @@ def words(lb: Lb) -> str:
 SAID, SERVES = "applied to HAProxy (worker N) without a reload", "HAProxy reloaded, worker N"
 
 
-def edited(lb: Lb, old: str, new: str) -> None:
+def edited(lb: LoadBalancer, old: str, new: str) -> None:
     """The operator edits haproxy.cfg, and does not reload."""
     text = lb.text.decode()
     assert old in text
@@ -95,7 +95,7 @@ def in_state(haproxy: Haproxy, name: str) -> list[str]:
 class Fleet:
     """Six nodes to which anything may happen, and what should have come of it; 7 to 12 are their other addresses."""
 
-    def __init__(self, lb: Lb) -> None:
+    def __init__(self, lb: LoadBalancer) -> None:
         self._lb, self._chance = lb, random.Random(20)
         self._there, self._paused, self._moved = set[int](), set[int](), set[int]()
 
@@ -114,20 +114,20 @@ class Fleet:
             return self._lb.say(what, f"web{one}", ltime)
         if what == "leave":
             self._there.discard(one)
-            return self._lb.leave(member(f"web{one}", self._address(one)))
+            return self._lb.leave(member_line(f"web{one}", self._address(one)))
         self._moved ^= {one} if what == "move" else set()
         self._there.add(one)
-        return self._lb.join(member(f"web{one}", self._address(one)))
+        return self._lb.join(member_line(f"web{one}", self._address(one)))
 
     def _address(self, one: int) -> str:
         return address(one + 6 if one in self._moved else one)
 
 
 def test_random_changes_lose_no_request_and_take_no_reload(binary: Path) -> None:
-    with Lb(KEPT_ALIVE, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, *range(1, 15)):
+    with LoadBalancer(KEPT_ALIVE, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, *range(1, 15)):
         fleet = Fleet(lb)
         lb.join(web(13), web(14))
-        with load(lb.front, clients=4, pause=0.005) as count:
+        with client_load(lb.front, clients=4, pause=0.005) as count:
             ends = [fleet.change(ltime) for ltime in range(1, CHANGES + 1)]
 
         states = {name: in_state(haproxy, name) for name in haproxy.servers()}
@@ -141,7 +141,7 @@ def test_random_changes_lose_no_request_and_take_no_reload(binary: Path) -> None
 
 
 @pytest.mark.parametrize("mode", ["-W", "-D"])
-def test_join_pause_resume_leave_and_return_are_told(lb: Lb, mode: str) -> None:
+def test_join_pause_resume_leave_and_return_are_told(lb: LoadBalancer, mode: str) -> None:
     with Haproxy(lb, mode) as haproxy, nodes(lb, 1, 2) as (one, _):
         worker = haproxy.worker()
         lb.join(web(1), web(2))
@@ -165,7 +165,7 @@ def test_join_pause_resume_leave_and_return_are_told(lb: Lb, mode: str) -> None:
         assert lb.run("apply").stdout.startswith(b"No changes: ")
 
 
-def test_the_server_of_a_node_that_left_stays_in_maintenance_where_it_cannot_be_deleted(lb: Lb) -> None:
+def test_the_server_of_a_node_that_left_stays_in_maintenance_where_it_cannot_be_deleted(lb: LoadBalancer) -> None:
     if deletes_servers(lb.binary):
         pytest.skip("this HAProxy deletes it")
     with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
@@ -179,14 +179,14 @@ def test_the_server_of_a_node_that_left_stays_in_maintenance_where_it_cannot_be_
         }
 
         os.kill(haproxy.pid, 12)
-        eventually(lambda: haproxy.reloads() == (1, 0) and len(haproxy.workers()) == 1)
+        wait_until(lambda: haproxy.reloads() == (1, 0) and len(haproxy.workers()) == 1)
         lb.join(web(1))
 
         assert haproxy.answering() == {"web1", "web2"}
         assert "left" not in (lb.served() or {})
 
 
-def test_the_server_of_a_node_that_left_is_deleted_where_it_can_be(lb: Lb) -> None:
+def test_the_server_of_a_node_that_left_is_deleted_where_it_can_be(lb: LoadBalancer) -> None:
     if not deletes_servers(lb.binary):
         pytest.skip("this HAProxy may use what it has freed")
     with Haproxy(lb) as haproxy, nodes(lb, 1, 2, 3):
@@ -207,7 +207,12 @@ def test_a_server_with_an_open_session_is_deleted_once_that_has_ended(binary: Pa
     text = CONFIG.replace("mode http", "mode tcp").replace(
         "    option idle-close-on-response\n    option httpclose\n", ""
     )
-    with Lb(text, binary=binary) as lb, Haproxy(lb) as haproxy, Slow("127.0.0.11", lb.port) as service, nodes(lb, 2):
+    with (
+        LoadBalancer(text, binary=binary) as lb,
+        Haproxy(lb) as haproxy,
+        Slow("127.0.0.11", lb.port) as service,
+        nodes(lb, 2),
+    ):
         if not deletes_servers(lb.binary):
             pytest.skip("this HAProxy may use what it has freed")
         lb.join(web(1))
@@ -220,12 +225,12 @@ def test_a_server_with_an_open_session_is_deleted_once_that_has_ended(binary: Pa
                 assert haproxy.servers()["web1"] == "MAINT"
                 server.sendall(b"bye")
                 assert client.recv(9) == b"bye"
-        eventually(lambda: lb.run("apply").returncode == 0 and set(haproxy.servers()) == {"web2"})
+        wait_until(lambda: lb.run("apply").returncode == 0 and set(haproxy.servers()) == {"web2"})
         assert haproxy.reloads() == (0, 0)
         assert "left" not in (lb.served() or {})
 
 
-def test_a_state_file_of_an_older_lbagent_is_read(lb: Lb) -> None:
+def test_a_state_file_of_an_older_lbagent_is_read(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
         lb.join(web(1))
         path = lb.state / "served.json"
@@ -239,7 +244,7 @@ def test_a_state_file_of_an_older_lbagent_is_read(lb: Lb) -> None:
 
 
 def test_runtime_off_reloads(binary: Path) -> None:
-    with Lb(roles=RELOADING, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1):
+    with LoadBalancer(roles=RELOADING, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1):
         lb.join(web(1))
 
         assert (words(lb), haproxy.reloads()) == (SERVES, (1, 0))
@@ -255,7 +260,7 @@ def test_runtime_off_reloads(binary: Path) -> None:
 )
 def test_a_socket_that_may_not_change_anything_leads_to_a_reload(binary: Path, socket_line: str, why: str) -> None:
     text = CONFIG.replace("stats socket {socket} mode 600 level admin expose-fd listeners", socket_line)
-    with Lb(text, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1):
+    with LoadBalancer(text, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1):
         done = lb.run("-v", "handle", stdin=web(1), env={"SERF_EVENT": "member-join", "SERF_SELF_NAME": "lb01"})
 
         assert haproxy.reloads() == (1, 0)
@@ -266,7 +271,7 @@ def test_a_socket_that_may_not_change_anything_leads_to_a_reload(binary: Path, s
 def test_another_socket_will_do(binary: Path, second: str) -> None:
     first = "    stats socket {socket} mode 600 level admin expose-fd listeners"
     both = f"    stats socket {{socket}} level operator\n    stats socket {second} level admin"
-    with Lb(CONFIG.replace(first, both), binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1):
+    with LoadBalancer(CONFIG.replace(first, both), binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1):
         lb.join(web(1))
 
         assert (haproxy.reloads(), haproxy.answering()) == ((0, 0), {"web1"})
@@ -280,7 +285,7 @@ STICKY = KEPT_ALIVE.replace(
 )
 
 
-def asked(lb: Lb, cookie: str = "") -> tuple[str, str]:
+def asked(lb: LoadBalancer, cookie: str = "") -> tuple[str, str]:
     """Who answers, and the cookie that is set."""
     connection = http.client.HTTPConnection("127.0.0.1", lb.front, timeout=5)
     connection.request("GET", "/", headers={"Cookie": cookie} if cookie else {})
@@ -291,7 +296,7 @@ def asked(lb: Lb, cookie: str = "") -> tuple[str, str]:
 
 
 def test_a_paused_node_loses_its_sticky_clients_too_which_draining_would_not(binary: Path) -> None:
-    with Lb(STICKY, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1, 2):
+    with LoadBalancer(STICKY, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1, 2):
         lb.join(web(1), web(2))
         cookie = next(found for name, found in (asked(lb) for _ in range(4)) if name == "web1")
         haproxy.ask("set server lb-iis/web1 state drain")
@@ -323,7 +328,7 @@ def test_what_runs_on_a_paused_node_comes_to_its_end(binary: Path) -> None:
     text = CONFIG.replace("mode http", "mode tcp").replace(
         "    option idle-close-on-response\n    option httpclose\n", ""
     )
-    with Lb(text, binary=binary) as lb, Haproxy(lb), Slow("127.0.0.11", lb.port) as service, nodes(lb, 2):
+    with LoadBalancer(text, binary=binary) as lb, Haproxy(lb), Slow("127.0.0.11", lb.port) as service, nodes(lb, 2):
         lb.join(web(1))
         with socket.create_connection(("127.0.0.1", lb.front)) as client:
             client.sendall(b"hello")
@@ -339,7 +344,7 @@ def test_what_runs_on_a_paused_node_comes_to_its_end(binary: Path) -> None:
 
 
 def test_a_pause_takes_the_traffic_while_the_operators_text_is_broken_and_a_resume_gives_it_back(
-    lb: Lb,
+    lb: LoadBalancer,
 ) -> None:
     with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
         lb.join(web(1), web(2))
@@ -350,7 +355,7 @@ def test_a_pause_takes_the_traffic_while_the_operators_text_is_broken_and_a_resu
         paused = lb.say("pause", "web1", 1)
 
         assert paused.returncode == 4
-        assert one_line(paused).endswith("; no new traffic reaches lb-iis/web1")
+        assert only_line(paused).endswith("; no new traffic reaches lb-iis/web1")
         assert (haproxy.answering(), lb.text, lb.staged()) == ({"web2"}, broken, [])
 
         again = lb.say("resume", "web1", 2)
@@ -361,7 +366,7 @@ def test_a_pause_takes_the_traffic_while_the_operators_text_is_broken_and_a_resu
         assert (lb.run("apply").returncode, haproxy.answering(), haproxy.reloads()) == (0, {"web2"}, (0, 0))
 
 
-def test_a_pause_that_is_not_in_the_file_is_said_again_to_a_new_worker(lb: Lb) -> None:
+def test_a_pause_that_is_not_in_the_file_is_said_again_to_a_new_worker(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
         lb.join(web(1), web(2))
         good = lb.text
@@ -369,7 +374,7 @@ def test_a_pause_that_is_not_in_the_file_is_said_again_to_a_new_worker(lb: Lb) -
         lb.say("pause", "web1", 1)
         lb.cfg.write_bytes(good)
         os.kill(haproxy.pid, 12)
-        eventually(lambda: haproxy.reloads() == (1, 0) and len(haproxy.workers()) == 1)
+        wait_until(lambda: haproxy.reloads() == (1, 0) and len(haproxy.workers()) == 1)
         edited(lb, "balance roundrobin", "balanse roundrobin")
         assert haproxy.answering() == {"web1", "web2"}
 
@@ -378,14 +383,14 @@ def test_a_pause_that_is_not_in_the_file_is_said_again_to_a_new_worker(lb: Lb) -
         assert (done.returncode, haproxy.answering()) == (4, {"web2"})
 
 
-def test_a_run_that_is_killed_once_it_has_spoken_leaves_nobody_out_for_good(lb: Lb) -> None:
+def test_a_run_that_is_killed_once_it_has_spoken_leaves_nobody_out_for_good(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
         lb.join(web(1), web(2))
         before = lb.text
-        instead_of_haproxy(lb, "kill -9 $PPID")
+        replace_haproxy(lb, "kill -9 $PPID")
         killed = lb.say("pause", "web1", 1)
         assert (killed.returncode, lb.text, haproxy.answering()) == (-9, before, {"web2"})
-        haproxy_again(lb)
+        restore_haproxy(lb)
 
         resumed = lb.say("resume", "web1", 2)
 
@@ -396,7 +401,7 @@ def test_a_run_that_is_killed_once_it_has_spoken_leaves_nobody_out_for_good(lb: 
 def test_a_pause_takes_the_traffic_though_haproxy_refuses_to_miss_the_line(binary: Path) -> None:
     text = CONFIG.replace("    balance", "    #use-server web1 if { path /one }\n    balance")
     text = text.replace("{ path", "{{ path").replace("one }", "one }}")
-    with Lb(text, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1, 2, 3):
+    with LoadBalancer(text, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1, 2, 3):
         lb.join(web(1), web(2))
         edited(lb, "#use-server", "use-server")
 
@@ -406,7 +411,7 @@ def test_a_pause_takes_the_traffic_though_haproxy_refuses_to_miss_the_line(binar
         assert (joined.returncode, haproxy.answering()) == (0, {"web2", "web3"})
         assert lb.managed == [line(lb, 1), line(lb, 2), line(lb, 3)]
         os.kill(haproxy.pid, 12)
-        eventually(lambda: haproxy.reloads() == (1, 0) and len(haproxy.workers()) == 1)
+        wait_until(lambda: haproxy.reloads() == (1, 0) and len(haproxy.workers()) == 1)
         lb.leave(web(3))
         assert haproxy.answering() == {"web2"}
         lb.say("resume", "web1", 2)
@@ -414,7 +419,7 @@ def test_a_pause_takes_the_traffic_though_haproxy_refuses_to_miss_the_line(binar
         assert haproxy.answering() == {"web1", "web2"}
 
 
-def test_a_pause_needs_no_room_on_the_disk_of_haproxy_cfg(lb: Lb) -> None:
+def test_a_pause_needs_no_room_on_the_disk_of_haproxy_cfg(lb: LoadBalancer) -> None:
     text = lb.text
     with small_disk(lb.etc):
         lb.cfg.write_bytes(text)
@@ -422,7 +427,7 @@ def test_a_pause_needs_no_room_on_the_disk_of_haproxy_cfg(lb: Lb) -> None:
         with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
             lb.join(web(1), web(2))
             before = lb.text
-            with full(lb.etc):
+            with full_disk(lb.etc):
                 done = lb.say("pause", "web1", 1)
                 assert (done.returncode, haproxy.answering(), lb.text) == (1, {"web2"}, before)
             assert (lb.run("apply").returncode, haproxy.answering(), haproxy.reloads()) == (0, {"web2"}, (0, 0))
@@ -430,14 +435,14 @@ def test_a_pause_needs_no_room_on_the_disk_of_haproxy_cfg(lb: Lb) -> None:
 
 
 @pytest.mark.parametrize("kind", ["pause", "leave", "query"])
-def test_what_cannot_be_stored_is_said(lb: Lb, kind: str) -> None:
+def test_what_cannot_be_stored_is_said(lb: LoadBalancer, kind: str) -> None:
     with small_disk(lb.state), Haproxy(lb) as haproxy, nodes(lb, 1, 2):
         lb.join(web(1), web(2))
         before = lb.text
-        with full(lb.state):
+        with full_disk(lb.state):
             verbs = {"leave": lambda: lb.leave(web(1)), "pause": lambda: lb.say("pause", "web1", 1)}
             done = verbs.get(kind, lambda: lb.ask("pause", "web1", 1))()
-            said = done.stdout.decode() if kind == "query" else one_line(done)
+            said = done.stdout.decode() if kind == "query" else only_line(done)
 
         assert done.returncode == (0 if kind == "query" else 1)
         assert said.removeprefix("refused: ").startswith("not stored: sync needed: ")
@@ -448,17 +453,17 @@ def test_what_cannot_be_stored_is_said(lb: Lb, kind: str) -> None:
 # --- who comes ----------------------------------------------------------------------------------------------------
 
 
-def test_a_dead_server_takes_no_traffic_when_it_joins_and_some_once_it_lives(lb: Lb) -> None:
+def test_a_dead_server_takes_no_traffic_when_it_joins_and_some_once_it_lives(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy, nodes(lb, 1):
         lb.join(web(1))
-        with load(lb.front) as count:
+        with client_load(lb.front) as count:
             lb.join(web(2))
             lb.say("pause", "web2", 1)
             lb.say("resume", "web2", 2)
             assert haproxy.servers()["web2"] == "DOWN"
             with nodes(lb, 2):
-                eventually(lambda: haproxy.servers()["web2"] == "UP")
-                eventually(lambda: haproxy.answering() == {"web1", "web2"})
+                wait_until(lambda: haproxy.servers()["web2"] == "UP")
+                wait_until(lambda: haproxy.answering() == {"web1", "web2"})
                 lb.say("pause", "web2", 3)
         assert (dict(count), haproxy.reloads()) == ({"ok": count["ok"]}, (0, 0))
 
@@ -468,9 +473,9 @@ CHECKED = CONFIG.replace("    balance roundrobin\n", "    balance roundrobin\n  
 
 def test_who_answers_but_fails_haproxys_own_check_takes_no_traffic(binary: Path) -> None:
     roles = ROLES.replace("interval: 200ms", "interval: 300ms")
-    with Lb(CHECKED, roles, binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1), Slow("127.0.0.12", lb.port):
+    with LoadBalancer(CHECKED, roles, binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1), Slow("127.0.0.12", lb.port):
         lb.join(web(1))
-        with load(lb.front) as count:
+        with client_load(lb.front) as count:
             lb.join(web(2))
             lb.say("pause", "web2", 1)
             lb.say("resume", "web2", 2)
@@ -480,7 +485,7 @@ def test_who_answers_but_fails_haproxys_own_check_takes_no_traffic(binary: Path)
 
 def test_default_server_holds_for_servers_that_come(binary: Path) -> None:
     text = CONFIG.replace("defaults\n", "defaults\n    default-server weight 7 maxconn 33\n")
-    with Lb(text, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1):
+    with LoadBalancer(text, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1):
         lb.join(web(1))
         told = in_state(haproxy, "web1")[7:9], haproxy.ask("show stat lb-iis 4 -1").count(",33,")
 
@@ -493,7 +498,7 @@ def test_default_server_holds_for_servers_that_come(binary: Path) -> None:
 
 
 def test_connections_to_servers_that_come_are_used_again(binary: Path) -> None:
-    with Lb(KEPT_ALIVE, binary=binary) as lb, Haproxy(lb) as haproxy:
+    with LoadBalancer(KEPT_ALIVE, binary=binary) as lb, Haproxy(lb) as haproxy:
         served = subprocess.Popen(  # a server that keeps connections
             [os.environ.get("PYTHON", "/usr/bin/python3"), "-c", KEEPING, "127.0.0.11", str(lb.port)],
             stdout=subprocess.PIPE,
@@ -502,8 +507,8 @@ def test_connections_to_servers_that_come_are_used_again(binary: Path) -> None:
             assert served.stdout
             served.stdout.readline()
             lb.join(web(1))
-            with load(lb.front, clients=1) as count:
-                eventually(lambda: count["ok"] > 50)
+            with client_load(lb.front, clients=1) as count:
+                wait_until(lambda: count["ok"] > 50)
             keys = haproxy.ask("show stat").splitlines()[0].removeprefix("# ").split(",")
             rows = [dict(zip(keys, row.split(","), strict=False)) for row in haproxy.ask("show stat").splitlines()]
             [row] = [row for row in rows if row.get("svname") == "web1"]
@@ -529,7 +534,7 @@ server.serve_forever()
 @pytest.mark.parametrize("balance", ["source", "random"])
 def test_clients_keep_their_server_over_the_reload_that_reads_it_from_the_file(binary: Path, balance: str) -> None:
     text = CONFIG.replace("balance roundrobin", f"balance {balance}\n    hash-type consistent")
-    with Lb(text, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1, 2, 3):
+    with LoadBalancer(text, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1, 2, 3):
         for number in (1, 2, 3):
             lb.join(web(number))
         told = {name: in_state(haproxy, name)[2] for name in haproxy.servers()}
@@ -554,7 +559,7 @@ def test_clients_keep_their_server_over_the_reload_that_reads_it_from_the_file(b
 )
 def test_where_servers_cannot_be_added_a_join_reloads_and_a_pause_does_not(binary: Path, lines: str, why: str) -> None:
     text = CONFIG.replace("    balance roundrobin\n", f"    {lines}\n")
-    with Lb(text, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1, 2):
+    with LoadBalancer(text, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1, 2):
         lb.join(web(1))
         done = lb.run("-v", "handle", stdin=web(2), env={"SERF_EVENT": "member-join", "SERF_SELF_NAME": "lb01"})
         assert f"lbagent: reload needed: lb-iis/web2: {why}\n" in done.stderr.decode()
@@ -569,7 +574,7 @@ def test_where_servers_cannot_be_added_a_join_reloads_and_a_pause_does_not(binar
         assert (words(lb), haproxy.reloads()) == (SAID, (2, 0))
 
 
-def test_other_options_take_a_reload(lb: Lb) -> None:
+def test_other_options_take_a_reload(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
         lb.join(web(1), web(2))
         lb.say("pause", "web1", 1)
@@ -582,11 +587,11 @@ def test_other_options_take_a_reload(lb: Lb) -> None:
 
 
 def test_another_address_alone_is_told_also_of_a_server_of_the_file(binary: Path) -> None:
-    with Lb(KEPT_ALIVE, roles=RELOADING, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1, 2):
+    with LoadBalancer(KEPT_ALIVE, roles=RELOADING, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1, 2):
         lb.join(web(1))
         lb.roles.write_text(lb.filled(ROLES))
-        with load(lb.front) as count:
-            lb.join(member("web1", address(2)))
+        with client_load(lb.front) as count:
+            lb.join(member_line("web1", address(2)))
             seen = haproxy.answering()
 
         assert (seen, haproxy.reloads(), words(lb)) == ({"web2"}, (1, 0), SAID)
@@ -596,7 +601,7 @@ def test_another_address_alone_is_told_also_of_a_server_of_the_file(binary: Path
 # --- what HAProxy does not know, or serves otherwise --------------------------------------------------------------
 
 
-def test_a_backend_that_haproxy_does_not_know_yet_takes_a_reload(lb: Lb) -> None:
+def test_a_backend_that_haproxy_does_not_know_yet_takes_a_reload(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy, nodes(lb, 1):
         edited(lb, "listen lb-iis", "listen lb-new")
 
@@ -614,7 +619,9 @@ def test_a_backend_that_haproxy_does_not_know_yet_takes_a_reload(lb: Lb) -> None
         ("set server lb-iis/web3 state ready", "lb-iis/web3 still gets traffic"),
     ],
 )
-def test_what_haproxy_serves_otherwise_is_repaired_by_one_reload_and_recorded(lb: Lb, command: str, why: str) -> None:
+def test_what_haproxy_serves_otherwise_is_repaired_by_one_reload_and_recorded(
+    lb: LoadBalancer, command: str, why: str
+) -> None:
     with Haproxy(lb) as haproxy, nodes(lb, 1, 2, 3):
         lb.join(web(1), web(3))
         lb.say("pause", "web3", 1)
@@ -628,9 +635,9 @@ def test_what_haproxy_serves_otherwise_is_repaired_by_one_reload_and_recorded(lb
         assert lb.run("apply").stdout.startswith(b"No changes: ")
 
 
-def test_a_hundred_that_were_left_behind_are_cleared_by_one_reload(lb: Lb) -> None:
+def test_a_hundred_that_were_left_behind_are_cleared_by_one_reload(lb: LoadBalancer) -> None:
     def crowd(first: int) -> list[bytes]:
-        return [member(f"n{number}", f"127.9.0.{number - first + 1}") for number in range(first, first + 50)]
+        return [member_line(f"n{number}", f"127.9.0.{number - first + 1}") for number in range(first, first + 50)]
 
     with Haproxy(lb) as haproxy, nodes(lb, 1):
         lb.join(web(1), *crowd(0))
@@ -659,13 +666,13 @@ with socket.socket(socket.AF_UNIX) as one, open(sys.argv[2], "wb") as file:
 
 
 def test_what_a_state_file_brings_back_over_a_reload_is_mended(binary: Path) -> None:
-    with Lb(STATED, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1, 2):
+    with LoadBalancer(STATED, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1, 2):
         lb.join(web(1), web(2))
         lb.say("pause", "web1", 1)
         saving = lb.folder / "save.py"
         saving.write_text(SAVING)
         save = f"python3 {saving} {lb.socket} {lb.folder}/states"
-        reload_with(lb, f"{save}\nkill -USR2 {haproxy.pid}", ROLES)
+        set_reload_command(lb, f"{save}\nkill -USR2 {haproxy.pid}", ROLES)
         lb.roles.write_text(lb.roles.read_text().replace("interval: 200ms", "interval: 300ms"))
 
         lb.say("resume", "web1", 2)
@@ -677,27 +684,27 @@ def test_what_a_state_file_brings_back_over_a_reload_is_mended(binary: Path) -> 
 # --- a reload that fails ------------------------------------------------------------------------------------------
 
 
-def test_a_server_that_was_taken_out_stays_out_when_the_reload_fails(lb: Lb) -> None:
+def test_a_server_that_was_taken_out_stays_out_when_the_reload_fails(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy, nodes(lb, 1, 2, 3):
         lb.join(web(1), web(2))
         before = lb.text
-        reload_with(lb, "exit 1", ROLES)
+        set_reload_command(lb, "exit 1", ROLES)
         lb.roles.write_text(lb.roles.read_text().replace("interval: 200ms", "interval: 300ms"))
 
         done = lb.say("pause", "web1", 1)
 
         assert done.returncode == 5
-        assert one_line(done).endswith(
+        assert only_line(done).endswith(
             f"the previous managed lines are restored in {lb.cfg}; no new traffic reaches lb-iis/web1"
         )
         assert (lb.text, lb.staged(), haproxy.answering()) == (before, [], {"web2"})
 
 
-def test_while_a_failed_reload_waits_what_can_be_said_goes_on(lb: Lb) -> None:
+def test_while_a_failed_reload_waits_what_can_be_said_goes_on(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy, nodes(lb, 1, 2, 3):
         lb.join(web(1), web(2))
         lb.say("pause", "web1", 1)
-        reload_with(lb, f"echo reload >>{lb.folder}/reloads\nexit 1", ROLES)
+        set_reload_command(lb, f"echo reload >>{lb.folder}/reloads\nexit 1", ROLES)
         roles = lb.roles.read_text()
         options = 'options: "check inter {interval} rise 2 fall {tag:fall|2}"'
         lb.roles.write_text(roles.replace("    lb: [iis]\n", f"    lb: [iis]\n    {options}\n"))
@@ -707,7 +714,7 @@ def test_while_a_failed_reload_waits_what_can_be_said_goes_on(lb: Lb) -> None:
         resumed, joined, left = lb.say("resume", "web1", 2), lb.join(web(3)), lb.leave(web(1))
 
         assert [done.returncode for done in (resumed, joined, left)] == [5, 5, 5]
-        assert one_line(joined).startswith("reload postponed: ")
+        assert only_line(joined).startswith("reload postponed: ")
         assert (lb.folder / "reloads").read_text() == "reload\n"
         assert haproxy.answering() == {"web2", "web3"}
         assert lb.managed == [line(lb, 2), line(lb, 3)]
@@ -719,12 +726,12 @@ def test_while_a_failed_reload_waits_what_can_be_said_goes_on(lb: Lb) -> None:
         assert lb.managed == [line(lb, 2).replace("fall 2", "fall 5"), line(lb, 3)]
 
 
-def test_who_had_come_before_the_reload_failed_goes_again(lb: Lb) -> None:
+def test_who_had_come_before_the_reload_failed_goes_again(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
         lb.join(web(1))
         before = lb.text
         haproxy.ask("set server lb-iis/web1 state drain")  # seen only when all has been said
-        reload_with(lb, "exit 1", ROLES)
+        set_reload_command(lb, "exit 1", ROLES)
 
         done = lb.join(web(2))
 
@@ -735,14 +742,14 @@ def test_who_had_come_before_the_reload_failed_goes_again(lb: Lb) -> None:
         assert (lb.managed, haproxy.answering()) == ([line(lb, 1), line(lb, 2)], {"web1", "web2"})
 
 
-def test_who_has_moved_before_the_reload_failed_goes_on_serving(lb: Lb) -> None:
+def test_who_has_moved_before_the_reload_failed_goes_on_serving(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy, nodes(lb, 1, 2, 3):
         lb.join(web(1), web(3))
         before = lb.text
         haproxy.ask("set server lb-iis/web3 state drain")
-        reload_with(lb, "exit 1", ROLES)
+        set_reload_command(lb, "exit 1", ROLES)
 
-        done = lb.join(member("web1", address(2)))
+        done = lb.join(member_line("web1", address(2)))
 
         assert (done.returncode, lb.text, haproxy.answering()) == (5, before, {"web2"})
 
@@ -750,7 +757,7 @@ def test_who_has_moved_before_the_reload_failed_goes_on_serving(lb: Lb) -> None:
 # --- it is not told where that was not asked for ------------------------------------------------------------------
 
 
-def test_without_reload_means_without_telling(lb: Lb) -> None:
+def test_without_reload_means_without_telling(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
         lb.join(web(1), web(2))
         lb.text = lb.text.replace(line(lb, 1).encode(), b"")
@@ -765,19 +772,19 @@ def test_without_reload_means_without_telling(lb: Lb) -> None:
 # --- who serves goes on serving, and a tag is only a tag ----------------------------------------------------------
 
 
-def test_servers_that_get_another_name_serve_until_they_have_come_under_it(lb: Lb) -> None:
+def test_servers_that_get_another_name_serve_until_they_have_come_under_it(lb: LoadBalancer) -> None:
     roles = lb.roles.read_text().replace("services:\n", f"services:\n  api: {{port: {lb.port + 1}}}\n")
     lb.roles.write_text(roles.replace("lb: [iis]", "lb: [iis, api]"))
     with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
         lb.join(web(1), web(2))
         lb.count_checks("sleep 0.3")
-        with load(lb.front, 4) as count:
-            eventually(lambda: count["ok"] > 20)
+        with client_load(lb.front, 4) as count:
+            wait_until(lambda: count["ok"] > 20)
             marker = "    # additional-lb-iis-server\n"
             edited(lb, marker, marker + marker.replace("iis", "api"))
             assert lb.run("apply").returncode == 0
             so_far = count["ok"]
-            eventually(lambda: count["ok"] > so_far + 20)
+            wait_until(lambda: count["ok"] > so_far + 20)
 
         assert (set(count), haproxy.reloads()[0]) == ({"ok"}, 0)
         assert haproxy.serving() == {"web1.iis", "web1.api", "web2.iis", "web2.api"}
@@ -785,11 +792,11 @@ def test_servers_that_get_another_name_serve_until_they_have_come_under_it(lb: L
         assert left == ({} if deletes_servers(lb.binary) else {"web1": "MAINT", "web2": "MAINT"})
 
 
-def test_servers_that_got_another_name_have_the_old_one_back_when_the_reload_fails(lb: Lb) -> None:
+def test_servers_that_got_another_name_have_the_old_one_back_when_the_reload_fails(lb: LoadBalancer) -> None:
     second = f"\nlisten two\n    bind 127.0.0.1:{lb.port + 2}\n    # additional-lb-iis-server\n"
     lb.text += second.encode()
     with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
-        reload_with(lb, "exit 1", ROLES)
+        set_reload_command(lb, "exit 1", ROLES)
         roles = lb.roles.read_text().replace("services:\n", f"services:\n  api: {{port: {lb.port + 1}}}\n")
         lb.roles.write_text(roles.replace("lb: [iis]", "lb: [iis, api]"))
         lb.join(web(1), web(2))
@@ -799,7 +806,7 @@ def test_servers_that_got_another_name_have_the_old_one_back_when_the_reload_fai
 
         done = lb.run("apply")
 
-        assert (done.returncode, one_line(done).endswith(f"the previous managed lines are restored in {lb.cfg}")) == (
+        assert (done.returncode, only_line(done).endswith(f"the previous managed lines are restored in {lb.cfg}")) == (
             5,
             True,
         )
@@ -810,24 +817,29 @@ def test_servers_that_got_another_name_have_the_old_one_back_when_the_reload_fai
 def test_servers_that_all_move_at_once_go_on_without_a_verdict(binary: Path) -> None:
     text = CONFIG.replace("    balance roundrobin", "    balance roundrobin\n    option httpchk GET /")
     roles = ROLES.replace("interval: 200ms", "interval: 1s")
-    with Lb(text, roles, binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1, 2), contextlib.ExitStack() as stack:
+    with (
+        LoadBalancer(text, roles, binary) as lb,
+        Haproxy(lb) as haproxy,
+        nodes(lb, 1, 2),
+        contextlib.ExitStack() as stack,
+    ):
         for one in (1, 2):
             stack.enter_context(Backend(f"new{one}", address(one), lb.port + 1))
         lb.join(web(1), web(2))
-        eventually(lambda: set(haproxy.servers().values()) == {"UP"})
-        with load(lb.front, 4) as count:
-            eventually(lambda: count["ok"] > 20)
+        wait_until(lambda: set(haproxy.servers().values()) == {"UP"})
+        with client_load(lb.front, 4) as count:
+            wait_until(lambda: count["ok"] > 20)
             lb.roles.write_text(lb.roles.read_text().replace(f"port: {lb.port}", f"port: {lb.port + 1}"))
             assert lb.run("apply").returncode == 0
             so_far = count["ok"]
-            eventually(lambda: count["ok"] > so_far + 20)
+            wait_until(lambda: count["ok"] > so_far + 20)
 
         assert (set(count), haproxy.reloads()[0]) == ({"ok"}, 0)
         assert haproxy.answering() == {"new1", "new2"}
 
 
 @pytest.mark.parametrize("said", ["port abc", "port 70000", "addr localhost"])
-def test_a_check_that_goes_nobody_knows_where_holds_up_nobody(lb: Lb, said: str) -> None:
+def test_a_check_that_goes_nobody_knows_where_holds_up_nobody(lb: LoadBalancer, said: str) -> None:
     word, value = said.split()
     default = lb.port if word == "port" else "127.0.0.11"
     options = f'{{port: {lb.port}, options: "check {word} {{tag:there|{default}}}"}}'
@@ -837,21 +849,21 @@ def test_a_check_that_goes_nobody_knows_where_holds_up_nobody(lb: Lb, said: str)
         good = lb.join(web(2))
 
         assert (odd.stderr + good.stderr).count(b"internal error") == 0
-        eventually(lambda: "web2" in haproxy.answering())
+        wait_until(lambda: "web2" in haproxy.answering())
         assert good.returncode in (0, 4)
 
 
 def test_what_a_state_file_brings_back_at_a_start_by_somebody_else_is_mended(binary: Path) -> None:
     text = CONFIG.replace("global\n", "global\n    server-state-file {folder}/kept\n")
     text = text.replace("    mode http\n", "    mode http\n    load-server-state-from-file global\n", 1)
-    with Lb(text, binary=binary) as lb, nodes(lb, 1):
+    with LoadBalancer(text, binary=binary) as lb, nodes(lb, 1):
         with Haproxy(lb) as haproxy:
             lb.join(web(1))
             haproxy.ask("set server lb-iis/web1 state maint")
             (lb.folder / "kept").write_text(haproxy.ask("show servers state"))
             haproxy.ask("set server lb-iis/web1 state ready")
             os.utime(lb.cfg)
-        eventually(lambda: time.time() > lb.cfg.stat().st_ctime + 3)  # so that it is known to have been read
+        wait_until(lambda: time.time() > lb.cfg.stat().st_ctime + 3)  # so that it is known to have been read
         with Haproxy(lb) as haproxy:
             assert haproxy.servers() == {"web1": "MAINT"}
 
@@ -865,7 +877,7 @@ def test_what_a_state_file_brings_back_at_a_start_by_somebody_else_is_mended(bin
 # --- what the same line has after a reload ------------------------------------------------------------------------
 
 
-def options(lb: Lb, words: str) -> None:
+def options(lb: LoadBalancer, words: str) -> None:
     """Have the servers of `iis` made with these options."""
     lb.roles.write_text(
         lb.roles.read_text().replace(f"{{port: {lb.port}}}", f'{{port: {lb.port}, options: "{words}"}}')
@@ -882,7 +894,7 @@ def in_proxy(*lines: str) -> str:
 def test_checks_by_an_external_program_never_reach_the_runtime_api(binary: Path) -> None:
     text = in_proxy("option external-check", "external-check command /bin/true")
     text = text.replace("global\n", "global\n    external-check\n    insecure-fork-wanted\n")
-    with Lb(text, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1, 2):
+    with LoadBalancer(text, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1, 2):
         lb.join(web(1))
         before = haproxy.pid
         done = lb.join(web(2))
@@ -897,31 +909,39 @@ def test_checks_by_an_external_program_never_reach_the_runtime_api(binary: Path)
 )
 @pytest.mark.parametrize("check", ["option httpchk GET /", ""])
 def test_a_node_behind_tls_serves_as_soon_as_it_has_joined(binary: Path, words: str, default: str, check: str) -> None:
-    with Lb(in_proxy(default, check), binary=binary) as lb, Haproxy(lb) as haproxy, Recorder(lb.port) as recorder:
+    with (
+        LoadBalancer(in_proxy(default, check), binary=binary) as lb,
+        Haproxy(lb) as haproxy,
+        Recorder(lb.port) as recorder,
+    ):
         options(lb, words)
         lb.join(web(1))
 
-        eventually(lambda: haproxy.servers()["web1"] == "UP")
+        wait_until(lambda: haproxy.servers()["web1"] == "UP")
         assert (haproxy.get(), haproxy.reloads()) == ("ok", (0, 0))
         assert all("TLS ciphers" in one for one in recorder.seen(address(1), clients=False))
 
 
 @pytest.mark.parametrize("proxy", ["send-proxy", "send-proxy-v2"])
 def test_a_node_that_expects_a_proxy_header_serves_as_soon_as_it_has_joined(binary: Path, proxy: str) -> None:
-    with Lb(in_proxy("option httpchk GET /"), binary=binary) as lb, Haproxy(lb) as haproxy, Recorder(lb.port) as seen:
+    with (
+        LoadBalancer(in_proxy("option httpchk GET /"), binary=binary) as lb,
+        Haproxy(lb) as haproxy,
+        Recorder(lb.port) as seen,
+    ):
         options(lb, f"check inter 200ms {proxy}")
         lb.join(web(1))
 
-        eventually(lambda: haproxy.servers()["web1"] == "UP")
+        wait_until(lambda: haproxy.servers()["web1"] == "UP")
         assert (haproxy.get(), haproxy.reloads()) == ("ok", (0, 0))
         assert all("PROXY v" in one for one in seen.seen(address(1), clients=False))
 
 
 def test_one_error_takes_no_observed_server_down(binary: Path) -> None:
-    with Lb(KEPT_ALIVE, binary=binary) as lb, Haproxy(lb) as haproxy, Recorder(lb.port):
+    with LoadBalancer(KEPT_ALIVE, binary=binary) as lb, Haproxy(lb) as haproxy, Recorder(lb.port):
         options(lb, "check inter 1s observe layer7 on-error mark-down")
         lb.join(web(1), web(2))
-        eventually(lambda: set(haproxy.servers().values()) == {"UP"})
+        wait_until(lambda: set(haproxy.servers().values()) == {"UP"})
         for _ in range(2):
             assert haproxy.get(path="/error") == "500"
         assert set(haproxy.servers().values()) == {"UP"}
@@ -934,7 +954,7 @@ def test_one_error_takes_no_observed_server_down(binary: Path) -> None:
 @pytest.mark.parametrize("how", ["default", "own"])
 def test_a_disabled_server_stays_disabled(binary: Path, how: str) -> None:
     text = in_proxy("default-server disabled") if how == "default" else KEPT_ALIVE
-    with Lb(text, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1, 2):
+    with LoadBalancer(text, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1, 2):
         options(lb, f"check inter 200ms {'disabled' if how == 'own' else ''}".strip())
         lb.join(web(1))
         assert (words(lb), haproxy.servers()) == (SERVES, {"web1": "MAINT"})
@@ -948,7 +968,7 @@ def test_a_disabled_server_stays_disabled(binary: Path, how: str) -> None:
         assert haproxy.servers() == {"web1": "MAINT"}
 
 
-def test_a_new_weight_is_set_without_a_reload(lb: Lb) -> None:
+def test_a_new_weight_is_set_without_a_reload(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
         options(lb, "check inter 200ms weight {tag:weight|100}")
         lb.join(web(1), web(2))
@@ -962,7 +982,7 @@ def test_a_new_weight_is_set_without_a_reload(lb: Lb) -> None:
         assert haproxy.answering() == {"web1", "web2"}
 
 
-def test_a_weight_that_haproxy_refuses_is_an_error_and_changes_nothing(lb: Lb) -> None:
+def test_a_weight_that_haproxy_refuses_is_an_error_and_changes_nothing(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
         options(lb, "check inter 200ms weight {tag:weight|100}")
         lb.join(web(1), web(2))
@@ -974,7 +994,11 @@ def test_a_weight_that_haproxy_refuses_is_an_error_and_changes_nothing(lb: Lb) -
 
 
 def test_cookies_of_their_own_reach_servers_that_join(binary: Path) -> None:
-    with Lb(in_proxy("cookie C insert indirect nocache"), binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1, 2):
+    with (
+        LoadBalancer(in_proxy("cookie C insert indirect nocache"), binary=binary) as lb,
+        Haproxy(lb) as haproxy,
+        nodes(lb, 1, 2),
+    ):
         options(lb, "check inter 200ms cookie {name}")
         lb.join(web(1))
         lb.join(web(2))
@@ -989,7 +1013,7 @@ def test_the_initial_state_is_honoured(state: str, first: str) -> None:
     newest = list(binaries())[-1]
     if newest < "3.2":
         pytest.skip("no HAProxy 3.2")
-    with Lb(KEPT_ALIVE, binary=binaries()[newest]) as lb, Haproxy(lb) as haproxy, nodes(lb, 1, 2):
+    with LoadBalancer(KEPT_ALIVE, binary=binaries()[newest]) as lb, Haproxy(lb) as haproxy, nodes(lb, 1, 2):
         options(lb, f"check inter 4s rise 2 init-state {state}")
         lb.join(web(1))
 
@@ -1001,7 +1025,12 @@ def test_a_pause_cuts_no_session_where_maintenance_would(binary: Path) -> None:
     text = CONFIG.replace("mode http", "mode tcp").replace(
         "    option idle-close-on-response\n    option httpclose\n", ""
     )
-    with Lb(text, binary=binary) as lb, Haproxy(lb) as haproxy, Slow("127.0.0.11", lb.port) as service, nodes(lb, 2):
+    with (
+        LoadBalancer(text, binary=binary) as lb,
+        Haproxy(lb) as haproxy,
+        Slow("127.0.0.11", lb.port) as service,
+        nodes(lb, 2),
+    ):
         options(lb, "check inter 200ms on-marked-down shutdown-sessions")
         lb.join(web(1))
         with socket.create_connection(("127.0.0.1", lb.front)) as client:
@@ -1021,7 +1050,7 @@ def test_a_pause_cuts_no_session_where_maintenance_would(binary: Path) -> None:
         assert haproxy.reloads() == (0, 0)
 
 
-def test_a_drained_server_of_a_node_that_left_is_deleted(lb: Lb) -> None:
+def test_a_drained_server_of_a_node_that_left_is_deleted(lb: LoadBalancer) -> None:
     if not deletes_servers(lb.binary):
         pytest.skip("this HAProxy may use what it has freed")
     with Haproxy(lb) as haproxy, nodes(lb, 1, 2):

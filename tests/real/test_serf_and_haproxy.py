@@ -9,7 +9,16 @@ from typing import Self
 
 import pytest
 
-from tests.helpers.real_programs import LBAGENT, RELOADING, Backend, Haproxy, Lb, SerfAgent, binaries, eventually
+from tests.helpers.real_programs import (
+    LBAGENT,
+    RELOADING,
+    Backend,
+    Haproxy,
+    LoadBalancer,
+    SerfAgent,
+    binaries,
+    wait_until,
+)
 
 pytestmark = [pytest.mark.real, pytest.mark.sliced]
 
@@ -18,15 +27,15 @@ SORRY = "503"
 
 
 @pytest.fixture(params=list(binaries().values()), ids=list(binaries()))
-def lb(request: pytest.FixtureRequest) -> Iterator[Lb]:
-    with Lb(binary=request.param) as one:
+def lb(request: pytest.FixtureRequest) -> Iterator[LoadBalancer]:
+    with LoadBalancer(binary=request.param) as one:
         yield one
 
 
 class Node:
     """A web node: its Serf agent and the web server beside it."""
 
-    def __init__(self, lb: Lb, number: int) -> None:
+    def __init__(self, lb: LoadBalancer, number: int) -> None:
         self.name, self.address = f"web{number:02}", f"127.0.0.{10 + number}"
         self.backend = Backend(self.name, self.address, lb.port)
         self.agent = SerfAgent(self.name, self.address, "web")
@@ -47,7 +56,7 @@ class Node:
 
 
 @contextlib.contextmanager
-def balancer(lb: Lb) -> Iterator[SerfAgent]:
+def balancer(lb: LoadBalancer) -> Iterator[SerfAgent]:
     """The load balancer's own agent, lbagent its event handler; none of its runs may fail."""
     with SerfAgent("lb01", "127.0.0.10", "lb", handler=f"{LBAGENT} handle", env=lb.env) as agent:
         yield agent
@@ -55,22 +64,22 @@ def balancer(lb: Lb) -> Iterator[SerfAgent]:
 
 
 @contextlib.contextmanager
-def cluster(lb: Lb, nodes: int) -> Iterator[tuple[SerfAgent, list[Node]]]:
+def cluster(lb: LoadBalancer, nodes: int) -> Iterator[tuple[SerfAgent, list[Node]]]:
     """A load balancer's agent and so many nodes that have joined it, and are served."""
     with contextlib.ExitStack() as stack:
         agent = stack.enter_context(balancer(lb))
         found = [stack.enter_context(Node(lb, number)) for number in range(1, nodes + 1)]
         for node in found:
             node.agent.join(agent)
-        eventually(lambda: lb.settled(*(node.line for node in found)))
+        wait_until(lambda: lb.settled(*(node.line for node in found)))
         yield agent, found
 
 
-def outcomes(lb: Lb) -> list[str]:
+def outcomes(lb: LoadBalancer) -> list[str]:
     return [entry["outcome"] for entry in lb.history()]
 
 
-def test_five_nodes_that_join_at_once_all_answer(lb: Lb) -> None:
+def test_five_nodes_that_join_at_once_all_answer(lb: LoadBalancer) -> None:
     with contextlib.ExitStack() as stack:
         haproxy = stack.enter_context(Haproxy(lb))
         agent = stack.enter_context(balancer(lb))
@@ -81,75 +90,75 @@ def test_five_nodes_that_join_at_once_all_answer(lb: Lb) -> None:
             node.agent.join(agent)
 
         assert first == {SORRY}
-        eventually(lambda: lb.settled(*(node.line for node in nodes)))
-        eventually(lambda: haproxy.servers() == dict.fromkeys((node.name for node in nodes), "UP"))
+        wait_until(lambda: lb.settled(*(node.line for node in nodes)))
+        wait_until(lambda: haproxy.servers() == dict.fromkeys((node.name for node in nodes), "UP"))
         assert haproxy.answering() == {"web01", "web02", "web03", "web04", "web05"}
         assert set(outcomes(lb)) == {"applied"}
         assert lb.staged() == []
 
 
-def test_nodes_that_were_there_before_the_load_balancer_join_in_one_batch(lb: Lb) -> None:
+def test_nodes_that_were_there_before_the_load_balancer_join_in_one_batch(lb: LoadBalancer) -> None:
     with contextlib.ExitStack() as stack:
         haproxy = stack.enter_context(Haproxy(lb))
         nodes = [stack.enter_context(Node(lb, number)) for number in (1, 2, 3, 4, 5)]
         for node in nodes[1:]:
             node.agent.join(nodes[0].agent)
-        eventually(lambda: len(nodes[0].agent.members()) == len(nodes))
+        wait_until(lambda: len(nodes[0].agent.members()) == len(nodes))
         agent = stack.enter_context(balancer(lb))
 
         agent.join(nodes[0].agent)
 
-        eventually(lambda: lb.settled(*(node.line for node in nodes)))
+        wait_until(lambda: lb.settled(*(node.line for node in nodes)))
         assert haproxy.answering() == {"web01", "web02", "web03", "web04", "web05"}
         assert haproxy.reloads() == (0, 0)
         assert outcomes(lb) == ["applied"]
 
 
-def test_a_paused_node_stays_out_over_a_reboot_until_it_is_resumed(lb: Lb) -> None:
+def test_a_paused_node_stays_out_over_a_reboot_until_it_is_resumed(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy, cluster(lb, 3) as (agent, nodes):
         one, two, three = nodes
 
         # Its shutdown script says so, before anything ends.
         two.agent.event("pause", two.words)
-        eventually(lambda: lb.settled(one.line, two.paused, three.line))
+        wait_until(lambda: lb.settled(one.line, two.paused, three.line))
         before = two.backend.requests
         assert haproxy.answering(30) == {"web01", "web03"}
         assert two.backend.requests == before
 
         two.agent.leave()
-        eventually(lambda: lb.settled(one.line, three.line))
+        wait_until(lambda: lb.settled(one.line, three.line))
         assert haproxy.answering() == {"web01", "web03"}
 
         two.agent.start()
         two.agent.join(agent)
-        eventually(lambda: lb.settled(one.line, two.paused, three.line))
+        wait_until(lambda: lb.settled(one.line, two.paused, three.line))
         assert haproxy.answering(30) == {"web01", "web03"}
         assert two.backend.requests == before
 
         two.agent.event("resume", two.words)
-        eventually(lambda: lb.settled(one.line, two.line, three.line))
-        eventually(lambda: haproxy.answering() == {"web01", "web02", "web03"})
+        wait_until(lambda: lb.settled(one.line, two.line, three.line))
+        wait_until(lambda: haproxy.answering() == {"web01", "web02", "web03"})
 
         two.agent.leave()
-        eventually(lambda: lb.settled(one.line, three.line))
+        wait_until(lambda: lb.settled(one.line, three.line))
         assert haproxy.answering() == {"web01", "web03"}
         assert set(outcomes(lb)) == {"applied"}
         assert lb.staged() == []
 
 
-def test_a_killed_node_keeps_its_line_and_haproxys_check_takes_it_down(lb: Lb) -> None:
+def test_a_killed_node_keeps_its_line_and_haproxys_check_takes_it_down(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy, cluster(lb, 2) as (agent, (one, two)):
-        eventually(lambda: haproxy.servers() == {"web01": "UP", "web02": "UP"})
+        wait_until(lambda: haproxy.servers() == {"web01": "UP", "web02": "UP"})
         reloads = haproxy.reloads()
 
         two.agent.kill()
         two.backend.stop()
 
-        eventually(lambda: haproxy.servers() == {"web01": "UP", "web02": "DOWN"})
+        wait_until(lambda: haproxy.servers() == {"web01": "UP", "web02": "DOWN"})
         assert haproxy.answering() == {"web01"}
-        eventually(lambda: agent.members()["web02"] == "failed")
-        eventually(lambda: lb.members()["web02"]["status"] == "failed")
-        eventually(lambda: lb.idle)
+        wait_until(lambda: agent.members()["web02"] == "failed")
+        wait_until(lambda: lb.members()["web02"]["status"] == "failed")
+        wait_until(lambda: lb.idle)
         assert lb.managed == [one.line, two.line]
         assert haproxy.reloads() == reloads
 
@@ -157,13 +166,13 @@ def test_a_killed_node_keeps_its_line_and_haproxys_check_takes_it_down(lb: Lb) -
         two.agent.start()
         two.agent.join(agent)
 
-        eventually(lambda: lb.members()["web02"]["status"] == "alive")
-        eventually(lambda: haproxy.answering() == {"web01", "web02"})
+        wait_until(lambda: lb.members()["web02"]["status"] == "alive")
+        wait_until(lambda: haproxy.answering() == {"web01", "web02"})
         assert lb.managed == [one.line, two.line]
         assert haproxy.reloads() == reloads
 
 
-def test_a_query_is_answered_done_once_haproxy_serves_it(lb: Lb) -> None:
+def test_a_query_is_answered_done_once_haproxy_serves_it(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy, cluster(lb, 2) as (agent, (one, two)):
         paused = two.agent.query("pause", two.words, at=agent)
         before = two.backend.requests
@@ -179,7 +188,7 @@ def test_a_query_is_answered_done_once_haproxy_serves_it(lb: Lb) -> None:
         assert haproxy.answering() == {"web01", "web02"}
 
 
-def test_a_query_about_a_stranger_says_so(lb: Lb) -> None:
+def test_a_query_about_a_stranger_says_so(lb: LoadBalancer) -> None:
     with Haproxy(lb), cluster(lb, 1) as (agent, (one,)):
         paused = agent.query("pause", "web77 127.0.0.77 web")
         resumed = agent.query("resume", "web88")
@@ -193,33 +202,33 @@ def test_a_query_about_a_stranger_says_so(lb: Lb) -> None:
         assert lb.managed == [one.line]
 
 
-def test_a_haproxy_without_a_master_is_succeeded_by_a_new_process(lb: Lb) -> None:
+def test_a_haproxy_without_a_master_is_succeeded_by_a_new_process(lb: LoadBalancer) -> None:
     lb.roles.write_text(lb.filled(RELOADING))
     with Haproxy(lb, "-D") as haproxy, balancer(lb) as agent, Node(lb, 1) as one, Node(lb, 2) as two:
         first = haproxy.worker()
 
         one.agent.join(agent)
         two.agent.join(agent)
-        eventually(lambda: lb.settled(one.line, two.line))
+        wait_until(lambda: lb.settled(one.line, two.line))
         assert haproxy.answering() == {"web01", "web02"}
         assert haproxy.worker() == haproxy.pid != first
 
         second = haproxy.worker()
         two.agent.event("pause", two.words)
-        eventually(lambda: lb.settled(one.line, two.paused))
+        wait_until(lambda: lb.settled(one.line, two.paused))
         before = two.backend.requests
         assert haproxy.answering(30) == {"web01"}
         assert two.backend.requests == before
         assert haproxy.worker() == haproxy.pid != second
 
-        eventually(lambda: haproxy.workers() == [haproxy.pid])
+        wait_until(lambda: haproxy.workers() == [haproxy.pid])
 
 
 OWN_RELOAD = RELOADING.replace("  timeout:", "  reload: [sh, {folder}/reload.sh, now]\n  timeout:")
 
 
 def test_the_operators_own_reload_command_is_the_one_that_runs() -> None:
-    with Lb(roles=OWN_RELOAD) as lb, Haproxy(lb) as haproxy:
+    with LoadBalancer(roles=OWN_RELOAD) as lb, Haproxy(lb) as haproxy:
         script = lb.folder / "reload.sh"
         script.write_text(f'echo "$*" >>{lb.folder}/said\necho reloading\nkill -USR2 $(cat {haproxy.pidfile})\n')
         with cluster(lb, 1) as (agent, (one,)):

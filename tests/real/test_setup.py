@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lbagent.serf.agent_process import find_running_agent
-from tests.helpers.real_programs import LBAGENT, Lb, binaries, clean_environment, eventually
+from tests.helpers.real_programs import LBAGENT, LoadBalancer, binaries, clean_environment, wait_until
 
 pytestmark = [
     pytest.mark.real,
@@ -44,7 +44,7 @@ class Balancer:
 
     def __init__(self, name: str, rpc: int, network: list[str], folder: Path) -> None:
         """Nothing is set up yet."""
-        self.lb = Lb(folder=folder / name)
+        self.lb = LoadBalancer(folder=folder / name)
         self.root, self._name, self._rpc, self._network = folder / name / "root", name, rpc, network
         self._setup = folder / name / "setup"
         text = (SYSTEMD / "lbagent-serf-setup").read_text()
@@ -68,7 +68,7 @@ class Balancer:
         with subprocess.Popen(argv, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             try:
                 info = [*self._network, "serf", "info"]
-                eventually(lambda: subprocess.run(info, env=env, capture_output=True, check=False).returncode == 0)
+                wait_until(lambda: subprocess.run(info, env=env, capture_output=True, check=False).returncode == 0)
                 yield
             finally:
                 process.terminate()
@@ -100,7 +100,7 @@ def test_two_keys_are_an_error_on_both_load_balancers_until_the_second_has_the_b
             apart = one.peers(), two.peers()
         two.set_up("--replace", "--bundle", str(one.root / "etc/lbagent/peer.bundle"))
         with two.agent():
-            eventually(lambda: two.peers()[1] == ["ok peers: serf members: 1 other load balancer: lb01"], pause=1)
+            wait_until(lambda: two.peers()[1] == ["ok peers: serf members: 1 other load balancer: lb01"], pause=1)
             together = one.peers()[1]
 
     assert [status for status, _ in apart] == [1, 1]

@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.real_programs import CONFIG, LBAGENT, RELOADING, Backend, Haproxy, Lb, binaries, eventually
-from tests.helpers.real_programs import member as line
+from tests.helpers.real_programs import CONFIG, LBAGENT, RELOADING, Backend, Haproxy, LoadBalancer, binaries, wait_until
+from tests.helpers.real_programs import member_line as line
 
 pytestmark = pytest.mark.real
 
@@ -29,33 +29,37 @@ MORE_CFG = f"{CONFIG}\nbackend mon-mongo\n    # additional-mon-mongo-server\n   
 
 
 @pytest.fixture
-def lb() -> Iterator[Lb]:
+def lb() -> Iterator[LoadBalancer]:
     """A load balancer that nobody has told anything yet."""
-    with Lb() as one:
+    with LoadBalancer() as one:
         yield one
 
 
 @pytest.fixture(params=list(binaries().values()), ids=list(binaries()))
-def served(request: pytest.FixtureRequest) -> Iterator[tuple[Lb, Haproxy]]:
+def served(request: pytest.FixtureRequest) -> Iterator[tuple[LoadBalancer, Haproxy]]:
     """A load balancer whose HAProxy runs: web01 answers, web02 does not."""
-    with Lb(MORE_CFG, MORE_ROLES, request.param) as lb, Haproxy(lb) as haproxy, Backend("web01", "127.0.0.11", lb.port):
+    with (
+        LoadBalancer(MORE_CFG, MORE_ROLES, request.param) as lb,
+        Haproxy(lb) as haproxy,
+        Backend("web01", "127.0.0.11", lb.port),
+    ):
         joined = [line(f"web0{at}", f"127.0.0.{10 + at}") for at in (1, 2, 3, 4)]
         assert lb.join(*joined, line("spark1", "127.0.0.20", "spark")).returncode == 0
         assert lb.say("pause", "web03 for=2h reason=patches", 1).returncode == 0
         assert lb.handle("member-failed", joined[1]).returncode == 0
-        eventually(lambda: haproxy.servers() == {"web01": "UP", "web02": "DOWN", "web04": "DOWN"})
-        eventually(lambda: haproxy.servers("mon-mongo") == {"web01": "DOWN", "web02": "DOWN", "mine": "no check"})
+        wait_until(lambda: haproxy.servers() == {"web01": "UP", "web02": "DOWN", "web04": "DOWN"})
+        wait_until(lambda: haproxy.servers("mon-mongo") == {"web01": "DOWN", "web02": "DOWN", "mine": "no check"})
         yield lb, haproxy
 
 
-def status(lb: Lb, *words: str, **env: str) -> str:
+def status(lb: LoadBalancer, *words: str, **env: str) -> str:
     """What `lbagent status` says; it ends with 0 and complains of nothing."""
     done = lb.run("status", *words, env=env)
     assert (done.returncode, done.stderr) == (0, b"")
     return done.stdout.decode()
 
 
-def as_json(lb: Lb) -> dict[str, Any]:
+def as_json(lb: LoadBalancer) -> dict[str, Any]:
     """The JSON object."""
     found = json.loads(status(lb, "--json"))
     assert isinstance(found, dict)
@@ -70,7 +74,7 @@ def rows(text: str) -> list[list[str]]:
     return [[*row[:5], *row[6:]] for row in cells]
 
 
-def on_terminal(lb: Lb, *words: str, width: int = 80, **env: str) -> tuple[subprocess.Popen[bytes], int]:
+def on_terminal(lb: LoadBalancer, *words: str, width: int = 80, **env: str) -> tuple[subprocess.Popen[bytes], int]:
     """Start `lbagent status` on a terminal of its own; who calls closes the descriptor and waits."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
@@ -96,7 +100,7 @@ def read(descriptor: int, until: str = "", times: int = 1) -> str:
     return said.decode("utf-8", "replace")
 
 
-def once(lb: Lb, *words: str, width: int = 80, **env: str) -> str:
+def once(lb: LoadBalancer, *words: str, width: int = 80, **env: str) -> str:
     """All that one run says on a terminal."""
     started, terminal = on_terminal(lb, *words, width=width, **env)
     with started:
@@ -106,7 +110,7 @@ def once(lb: Lb, *words: str, width: int = 80, **env: str) -> str:
     return said.replace("\r\n", "\n")
 
 
-def test_every_node_with_what_a_real_haproxy_says_of_it(served: tuple[Lb, Haproxy]) -> None:
+def test_every_node_has_its_state_in_a_real_haproxy(served: tuple[LoadBalancer, Haproxy]) -> None:
     lb, haproxy = served
 
     text = status(lb)
@@ -116,18 +120,18 @@ def test_every_node_with_what_a_real_haproxy_says_of_it(served: tuple[Lb, Haprox
     assert rows(text) == [
         ["NODE", "ADDRESS", "ROLE", "WHERE", "STATE", "HAPROXY", "OPEN", "WHY"],
         ["web01", "127.0.0.11", "web", here, "in", "1 DOWN, 1 UP", "0"],
-        ["web02", "127.0.0.12", "web", here, "failed", "DOWN", "0", "its line stays"],
+        ["web02", "127.0.0.12", "web", here, "failed", "DOWN", "0", "its line is kept"],
         ["web03", "127.0.0.13", "web", here, "paused", "-", "-", "by user event: patches, LONG left"],
-        ["web04", "127.0.0.14", "web", "lb-iis, mon-mongo (by hand)", "in", "1 DOWN, 1 no check", "0", by_hand],
+        ["web04", "127.0.0.14", "web", "lb-iis, mon-mongo (not managed)", "in", "1 DOWN, 1 no check", "0", by_hand],
         ["spark1", "127.0.0.20", "spark", "-", "unknown role", "-", "-", "roles.yml has no role spark"],
     ]
     assert text.partition("\n\n")[2].split("\n")[:2] == [
         "nodes: 5: 2 in, 1 failed, 1 paused, 1 unknown role",
-        f"lines: digest {as_json(lb)['digest']}, served by HAProxy worker {haproxy.worker()}",
+        f"lines: digest {as_json(lb)['digest']}, confirmed by HAProxy worker {haproxy.worker()}",
     ]
 
 
-def test_json_tells_every_server(served: tuple[Lb, Haproxy]) -> None:
+def test_json_has_every_server(served: tuple[LoadBalancer, Haproxy]) -> None:
     lb, haproxy = served
 
     found = as_json(lb)
@@ -145,10 +149,10 @@ def test_json_tells_every_server(served: tuple[Lb, Haproxy]) -> None:
     assert (found["confirmed"], found["served"]["worker"]) == (True, haproxy.worker())
     assert found["stats_socket"] == {"address": str(lb.socket), "error": None}
     assert (found["last_run"]["why"], found["last_run"]["outcome"]) == ("pause web03 by user event", "applied")
-    assert (found["events"], found["problems"], found["held"]) == ({"pending": 0, "oldest": None}, [], [])
+    assert (found["events"], found["problems"], found["blocked"]) == ({"pending": 0, "oldest": None}, [], [])
 
 
-def test_a_pause_that_haproxy_cfg_does_not_have_yet_is_pending(served: tuple[Lb, Haproxy]) -> None:
+def test_a_pause_that_haproxy_cfg_does_not_have_yet_is_pending(served: tuple[LoadBalancer, Haproxy]) -> None:
     lb, _ = served
     before = lb.text
     with (lb.state / "lock").open("w") as lock:
@@ -158,37 +162,37 @@ def test_a_pause_that_haproxy_cfg_does_not_have_yet_is_pending(served: tuple[Lb,
         found = as_json(lb)
 
     node = next(node for node in found["nodes"] if node["name"] == "web01")
-    assert (node["state"], node["why"]) == ("pending", "its lines are to change; paused by user event")
+    assert (node["state"], node["why"]) == ("pending", "its lines will be changed; paused by user event")
     assert node["change"]["added"][0] == "listen lb-iis: # lbagent paused web01 127.0.0.11 role=web"
     assert found["events"]["pending"] == 1
     assert (lb.text, lb.spooled()) == (before, ["1"])
 
 
-def test_sessions_are_counted(served: tuple[Lb, Haproxy]) -> None:
+def test_sessions_are_counted(served: tuple[LoadBalancer, Haproxy]) -> None:
     lb, haproxy = served
     with socket.create_connection(("127.0.0.1", lb.front)) as client, socket.create_server(("127.0.0.12", lb.port)):
-        eventually(lambda: haproxy.servers()["web02"] == "UP")
+        wait_until(lambda: haproxy.servers()["web02"] == "UP")
         haproxy.ask("set server lb-iis/web01 state maint")
         client.sendall(b"GET / HTTP/1.0\r\n\r\n")
 
-        eventually(lambda: rows(status(lb))[2][6] == "1")
+        wait_until(lambda: rows(status(lb))[2][6] == "1")
 
 
-def test_a_worker_that_has_ended_confirms_nothing(served: tuple[Lb, Haproxy]) -> None:
+def test_a_worker_that_has_ended_confirms_nothing(served: tuple[LoadBalancer, Haproxy]) -> None:
     lb, haproxy = served
     worker = haproxy.worker()
     haproxy.stop()
 
     text = status(lb)
 
-    assert text.startswith("haproxy: does not run; start it\n\nNODE ")
+    assert text.startswith("haproxy: HAProxy does not run; start it\n\nNODE ")
     assert rows(text.partition("\n\n")[2])[1] == ["web01", "127.0.0.11", "web", "lb-iis, mon-mongo", "in", "?", "?"]
     digest = as_json(lb)["digest"]
     below = text.rpartition("\n\n")[2].split("\n")
-    assert below[1] == f"lines: digest {digest}, not confirmed: HAProxy worker {worker} has ended since"
+    assert below[1] == f"lines: digest {digest}, not confirmed, HAProxy worker {worker} has ended"
 
 
-def test_of_several_sockets_the_first_that_answers_is_heard(served: tuple[Lb, Haproxy]) -> None:
+def test_the_first_stats_socket_that_answers_is_used(served: tuple[LoadBalancer, Haproxy]) -> None:
     lb, _ = served
     dead = f"    stats socket {lb.folder}/dead.sock\n".encode()
     lb.text = lb.text.replace(b"global\n", b"global\n" + dead)
@@ -196,20 +200,20 @@ def test_of_several_sockets_the_first_that_answers_is_heard(served: tuple[Lb, Ha
     assert as_json(lb)["stats_socket"] == {"address": str(lb.socket), "error": None}
 
 
-def test_a_fresh_load_balancer_says_what_is_missing_and_writes_nothing(lb: Lb) -> None:
+def test_a_fresh_load_balancer_shows_what_is_missing_and_writes_nothing(lb: LoadBalancer) -> None:
     text = status(lb)
 
     assert text.split("\n") == [
-        "haproxy: does not run; start it",
-        f"problem: {lb.state}/members.json is missing: what is shown was read off haproxy.cfg and the waiting events",
-        "nodes: none is known",
-        "lines: none managed in haproxy.cfg",
+        "haproxy: HAProxy does not run; start it",
+        f"problem: {lb.state}/members.json: missing; nodes are shown as in haproxy.cfg and in pending events",
+        "nodes: none",
+        "lines: none in haproxy.cfg",
         "",
     ]
     assert not lb.state.exists()
 
 
-def test_without_haproxy_cfg_there_is_a_status_all_the_same(lb: Lb) -> None:
+def test_without_haproxy_cfg_there_is_a_status(lb: LoadBalancer) -> None:
     assert lb.join(line("web01", "127.0.0.11")).returncode in (0, 75)
     lb.cfg.unlink()
 
@@ -220,17 +224,17 @@ def test_without_haproxy_cfg_there_is_a_status_all_the_same(lb: Lb) -> None:
     assert found["digest"] is None
 
 
-def test_without_a_stats_socket_it_says_what_to_do(lb: Lb) -> None:
+def test_without_a_stats_socket_the_fix_is_shown(lb: LoadBalancer) -> None:
     lb.text = re.sub(rb".*stats socket.*\n", b"", lb.text)
 
     right = "`stats socket /run/haproxy/admin.sock mode 600 level admin` in global"
     assert as_json(lb)["stats_socket"] == {
         "address": None,
-        "error": f"haproxy.cfg declares no stats socket: {right}",
+        "error": f"haproxy.cfg has no stats socket; add {right}",
     }
 
 
-def test_damaged_members_are_said_and_left_where_they_are(lb: Lb) -> None:
+def test_a_damaged_members_json_is_reported_and_not_changed(lb: LoadBalancer) -> None:
     lb.join(line("web01", "127.0.0.11"))
     path = lb.state / "members.json"
     path.write_bytes(b"{")
@@ -239,12 +243,12 @@ def test_damaged_members_are_said_and_left_where_they_are(lb: Lb) -> None:
 
     assert [(node["name"], node["since"]) for node in found["nodes"]] == [("web01", None)]
     [problem] = found["problems"]
-    assert problem.startswith(f"{path} is damaged (JSONDecodeError: ")
-    assert problem.endswith("): what is shown was read off haproxy.cfg, as the next event will do")
+    assert problem.startswith(f"{path}: is damaged (JSONDecodeError: ")
+    assert problem.endswith("); nodes are shown as in haproxy.cfg; the next event rebuilds it")
     assert path.read_bytes() == b"{"
 
 
-def test_a_damaged_served_json_is_said_and_confirms_nothing(lb: Lb) -> None:
+def test_a_damaged_served_json_is_reported_and_confirms_nothing(lb: LoadBalancer) -> None:
     lb.state.mkdir()
     path = lb.state / "served.json"
     path.write_bytes(b"[]")
@@ -252,11 +256,11 @@ def test_a_damaged_served_json_is_said_and_confirms_nothing(lb: Lb) -> None:
     found = as_json(lb)
 
     assert (found["served"], found["confirmed"]) == (None, None)
-    words = f"{path} is damaged, or may not be read: the next run that changes anything writes it anew"
+    words = f"{path}: damaged or not readable; the next change writes it again"
     assert words in found["problems"]
 
 
-def test_what_cannot_be_read_is_told_and_the_rest_is_shown(lb: Lb) -> None:
+def test_an_unreadable_file_is_reported_and_the_rest_is_shown(lb: LoadBalancer) -> None:
     lb.join(line("web01", "127.0.0.11"))
     for name in ("members.json", "history.jsonl"):
         (lb.state / name).unlink()
@@ -276,7 +280,7 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_shown(lb: Lb) -> None:
 
 
 @pytest.mark.parametrize("words", [["status"], ["status", "--json"], ["status", "--watch"]])
-def test_a_refused_roles_yml_is_one_line_and_2(lb: Lb, words: list[str]) -> None:
+def test_an_invalid_roles_yml_gives_one_line_and_exit_status_2(lb: LoadBalancer, words: list[str]) -> None:
     lb.roles.write_text("roles: {web: {x: 1}}\n")
 
     done = lb.run(*words)
@@ -285,7 +289,7 @@ def test_a_refused_roles_yml_is_one_line_and_2(lb: Lb, words: list[str]) -> None
     assert done.stderr.startswith(f"lbagent: {lb.roles}:1:".encode())
 
 
-def test_a_reason_that_the_locale_does_not_know_ends_nothing(lb: Lb) -> None:
+def test_a_character_that_the_locale_lacks_does_not_end_the_command(lb: LoadBalancer) -> None:
     lb.join(line("web01", "127.0.0.11"))
     lb.say("pause", "web01 reason=\N{HIRAGANA LETTER A}", 1)
 
@@ -293,7 +297,7 @@ def test_a_reason_that_the_locale_does_not_know_ends_nothing(lb: Lb) -> None:
     assert "by user event: \\u3042" in status(lb, "--json", PYTHONIOENCODING="ascii")
 
 
-def test_on_a_terminal_there_are_colours_unless_they_are_not_wanted(lb: Lb) -> None:
+def test_on_a_terminal_there_are_colours_unless_they_are_not_wanted(lb: LoadBalancer) -> None:
     lb.join(line("web01", "127.0.0.11"))
 
     coloured, plain, dumb = once(lb), once(lb, NO_COLOR="1"), once(lb, TERM="dumb")
@@ -305,17 +309,17 @@ def test_on_a_terminal_there_are_colours_unless_they_are_not_wanted(lb: Lb) -> N
     assert "\x1b" not in once(lb, "--json")
 
 
-def test_a_narrow_terminal_is_not_exceeded(lb: Lb) -> None:
+def test_a_narrow_terminal_is_not_exceeded(lb: LoadBalancer) -> None:
     lb.join(line("web01", "127.0.0.11"))
 
     text = re.sub(r"\x1b\[[0-9;]*m", "", once(lb, width=40))
 
     assert max(map(len, text.split("\n"))) <= 40
-    assert text.split("\n")[0].startswith("haproxy  does not run")
+    assert text.split("\n")[0].startswith("haproxy  HAProxy does not run")
     assert text.split("\n")[2].startswith("web01       in ")
 
 
-def test_a_terminal_of_no_size_is_taken_for_one_of_80_columns(lb: Lb) -> None:
+def test_a_terminal_of_no_size_is_taken_for_one_of_80_columns(lb: LoadBalancer) -> None:
     lb.join(line("web01", "127.0.0.11"))
 
     def shown(**env: str) -> str:
@@ -324,7 +328,7 @@ def test_a_terminal_of_no_size_is_taken_for_one_of_80_columns(lb: Lb) -> None:
     assert shown(COLUMNS="0", LINES="0") == shown()
 
 
-def test_watch_on_a_terminal_draws_again_in_place_and_ctrl_c_ends_it_with_0(lb: Lb) -> None:
+def test_watch_on_a_terminal_draws_again_in_place_and_ctrl_c_ends_it_with_0(lb: LoadBalancer) -> None:
     lb.join(line("web01", "127.0.0.11"))
     started, terminal = on_terminal(lb, "--watch")
     with started:
@@ -343,7 +347,7 @@ def test_watch_on_a_terminal_draws_again_in_place_and_ctrl_c_ends_it_with_0(lb: 
 
 
 @pytest.mark.parametrize("words", [["--watch"], ["--watch", "--json"]])
-def test_watch_without_a_terminal_prints_again_without_escape_codes(lb: Lb, words: list[str]) -> None:
+def test_watch_without_a_terminal_prints_again_without_escape_codes(lb: LoadBalancer, words: list[str]) -> None:
     lb.join(line("web01", "127.0.0.11"))
     with lb.start("status", *words) as started:
         assert started.stdout
@@ -361,18 +365,18 @@ def test_watch_without_a_terminal_prints_again_without_escape_codes(lb: Lb, word
         assert [json.loads(text)["version"] for text in said.splitlines()[:1]] == [1]
 
 
-def test_who_reads_only_the_beginning_sees_no_traceback(lb: Lb) -> None:
+def test_a_reader_of_the_first_lines_sees_no_traceback(lb: LoadBalancer) -> None:
     lb.join(*(line(f"web{at}", f"127.0.1.{at}") for at in range(1, 250)))
 
     said = subprocess.run(
         f"{LBAGENT} status | head -1", shell=True, env=lb.env, capture_output=True, check=True, timeout=60
     )
 
-    assert said.stdout == b"haproxy: does not run; start it\n"
+    assert said.stdout == b"haproxy: HAProxy does not run; start it\n"
     assert said.stderr == b""
 
 
-def test_an_event_does_not_load_rich(lb: Lb) -> None:
+def test_an_event_does_not_load_rich(lb: LoadBalancer) -> None:
     done = subprocess.run(
         [sys.executable, "-X", "importtime", LBAGENT, "handle"],
         env={**lb.env, "SERF_EVENT": "member-join"},

@@ -11,9 +11,19 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.daemon import watching
+from tests.helpers.daemon import running_watch
 from tests.helpers.pair import pair
-from tests.helpers.real_programs import LBAGENT, RELOADING, Backend, Haproxy, Lb, binaries, eventually, member
+from tests.helpers.real_programs import (
+    CONFIG,
+    LBAGENT,
+    RELOADING,
+    Backend,
+    Haproxy,
+    LoadBalancer,
+    binaries,
+    member_line,
+    wait_until,
+)
 from tests.helpers.terminal import Terminal
 from tests.helpers.two_users import Split
 
@@ -25,7 +35,7 @@ pytestmark = [
 ]
 
 
-def status(lb: Lb, **env: str) -> dict[str, Any]:
+def status(lb: LoadBalancer, **env: str) -> dict[str, Any]:
     """The JSON object."""
     done = lb.run("status", "--json", env=env)
     assert (done.returncode, done.stderr) == (0, b"")
@@ -34,14 +44,14 @@ def status(lb: Lb, **env: str) -> dict[str, Any]:
     return found | {"wrong": [one for one in found["wrong"] if one["kind"] != "service"]}
 
 
-def kinds(lb: Lb) -> list[str]:
+def kinds(lb: LoadBalancer) -> list[str]:
     """What is wrong, by kind."""
     return [one["kind"] for one in status(lb)["wrong"]]
 
 
-def test_a_failure_that_is_fixed_is_shown_no_more() -> None:
-    with Lb() as lb, Haproxy(lb):
-        lb.join(member("web01", "127.0.0.11"))
+def test_a_fixed_failure_is_not_shown_any_more() -> None:
+    with LoadBalancer() as lb, Haproxy(lb):
+        lb.join(member_line("web01", "127.0.0.11"))
         good = status(lb)
         lb.text = lb.text.replace(b"balance ", b"balanse ")
         assert lb.run("apply").returncode == 4
@@ -62,16 +72,16 @@ def test_a_failure_that_is_fixed_is_shown_no_more() -> None:
     assert "\nlast change: " in below
 
 
-def test_a_reload_that_failed_tells_its_next_try() -> None:
-    with Lb(roles=RELOADING.replace("haproxy:\n", "haproxy:\n  reload: ['false']\n")) as lb, Haproxy(lb):
-        assert lb.join(member("web01", "127.0.0.11")).returncode == 5
+def test_a_failed_reload_has_the_time_of_its_next_try() -> None:
+    with LoadBalancer(roles=RELOADING.replace("haproxy:\n", "haproxy:\n  reload: ['false']\n")) as lb, Haproxy(lb):
+        assert lb.join(member_line("web01", "127.0.0.11")).returncode == 5
         found = status(lb)
         lines = lb.run("status").stdout.decode().splitlines()
         top = next(line for line in lines if not line.startswith("service: "))
 
     assert found["next_retry"] == found["served"]["failure"]["at"] + 60
     assert [one["kind"] for one in found["wrong"]] == ["reload"]
-    assert top.startswith("reload: failed once: ")
+    assert top.startswith("reload: the reload failed once: ")
     assert "; next try in " in top
 
 
@@ -79,9 +89,9 @@ def test_a_reload_that_failed_tells_its_next_try() -> None:
 def test_a_stopped_daemon_and_a_stopped_haproxy_are_on_top() -> None:
     with Split() as lb:
         with Haproxy(lb):
-            with watching(lb):
-                lb.join(member("web01", "127.0.0.11"))
-                eventually(lambda: lb.managed)
+            with running_watch(lb):
+                lb.join(member_line("web01", "127.0.0.11"))
+                wait_until(lambda: lb.managed)
                 running = status(lb)
             assert kinds(lb) == ["daemon", "sync"]
         assert kinds(lb) == ["daemon", "sync", "haproxy"]
@@ -89,29 +99,29 @@ def test_a_stopped_daemon_and_a_stopped_haproxy_are_on_top() -> None:
 
     assert running["daemon"] == {"running": True, "needed": True}
     assert "daemon" not in [one["kind"] for one in running["wrong"]]
-    assert shown.splitlines()[0].startswith("daemon   `lbagent watch` does not run: events are stored")
+    assert shown.splitlines()[0].startswith("daemon   `lbagent watch` does not run; events are stored")
 
 
-def peer_counts(lb: Lb) -> tuple[int, ...]:
+def peer_counts(lb: LoadBalancer) -> tuple[int, ...]:
     """The other load balancers in metrics.prom: expected, seen and differing."""
     text = (lb.state / "metrics.prom").read_text()
     found = dict(re.findall(r"^lbagent_peers_(\w+) (\d+)$", text, re.MULTILINE))
     return tuple(int(found[name]) for name in ("expected", "seen", "differing"))
 
 
-def test_the_other_load_balancer_has_a_row_with_its_lines_and_when_it_was_seen() -> None:
+def test_the_other_load_balancer_has_a_row_with_its_lines_and_last_answer() -> None:
     with pair() as (one, other):
         for balancer in (one, other):
-            balancer.lb.join(member("web01", "127.0.0.11"))
+            balancer.lb.join(member_line("web01", "127.0.0.11"))
         assert one.run("sync").returncode in (0, 75)
         equal, counts = status(one.lb), [peer_counts(one.lb)]
         shown = one.lb.run("status").stdout.decode()
-        other.lb.join(member("web02", "127.0.0.12"))
+        other.lb.join(member_line("web02", "127.0.0.12"))
         one.run("sync")
         differing = status(one.lb)
         counts.append(peer_counts(one.lb))
         other.agent.kill()
-        eventually(lambda: one.agent.members()["lb02"] == "failed", 40)
+        wait_until(lambda: one.agent.members()["lb02"] == "failed", 40)
         one.run("sync")
         failed = status(one.lb)
         counts.append(peer_counts(one.lb))
@@ -121,34 +131,36 @@ def test_the_other_load_balancer_has_a_row_with_its_lines_and_when_it_was_seen()
     assert (peer["name"], peer["status"], peer["equal"], peer["answers"]) == ("lb02", "alive", True, True)
     assert peer["digest"] == equal["digest"]
     assert "peer" not in [wrong["kind"] for wrong in equal["wrong"]]
-    assert f"\nload balancer: lb02 {peer['address']} alive, the same managed lines, seen " in shown
+    assert f"\nload balancer: lb02 {peer['address']} alive, same managed lines, last answer " in shown
     assert [node["state"] for node in equal["nodes"] if node["name"] == "lb02"] in ([], ["load balancer"])
     assert [wrong["what"] for wrong in differing["wrong"] if wrong["kind"] == "peer"] == [
-        "lb02 has other managed lines: compare `lbagent plan` on both"
+        "lb02: its managed lines differ from ours; compare `lbagent plan` on both"
     ]
     assert failed["peers"][0]["status"] == "failed"
     assert failed["peers"][0]["seen"] == differing["peers"][0]["seen"]
-    assert [wrong["what"] for wrong in failed["wrong"] if wrong["kind"] == "peer"] == ["lb02 failed, says Serf"]
+    assert [wrong["what"] for wrong in failed["wrong"] if wrong["kind"] == "peer"] == [
+        "lb02: failed in Serf; start its agent"
+    ]
 
 
 def test_failing_syncs_are_on_top() -> None:
-    with Lb() as lb, Haproxy(lb):
-        lb.join(member("web01", "127.0.0.11"))
+    with LoadBalancer() as lb, Haproxy(lb):
+        lb.join(member_line("web01", "127.0.0.11"))
         lb.run("sync")
         found = status(lb)
 
     assert [one["kind"] for one in found["wrong"]] == ["sync"]
     assert found["sync"]["failing"] is not None
-    assert "`serf info` failed" in found["sync"]["words"]
+    assert "Serf agent: `serf " in found["sync"]["words"]
 
 
 def test_a_proxy_of_which_no_server_takes_requests_is_on_top() -> None:
-    with Lb() as lb, Backend("web01", "127.0.0.11", lb.port) as web, Haproxy(lb) as haproxy:
-        lb.join(member("web01", "127.0.0.11"), member("web02", "127.0.0.12"))
-        eventually(lambda: haproxy.servers() == {"web01": "UP", "web02": "DOWN"})
+    with LoadBalancer() as lb, Backend("web01", "127.0.0.11", lb.port) as web, Haproxy(lb) as haproxy:
+        lb.join(member_line("web01", "127.0.0.11"), member_line("web02", "127.0.0.12"))
+        wait_until(lambda: haproxy.servers() == {"web01": "UP", "web02": "DOWN"})
         serving = lb.run("status").stdout.decode()
         web.stop()
-        eventually(lambda: haproxy.servers()["web01"] == "DOWN")
+        wait_until(lambda: haproxy.servers()["web01"] == "DOWN")
         down = lb.run("status").stdout.decode()
 
     assert serving.startswith("NODE ")
@@ -156,10 +168,33 @@ def test_a_proxy_of_which_no_server_takes_requests_is_on_top() -> None:
 
 
 def test_a_dry_run_records_nothing() -> None:
-    with Lb() as lb, Haproxy(lb):
-        lb.join(member("web01", "127.0.0.11"))
+    with LoadBalancer() as lb, Haproxy(lb):
+        lb.join(member_line("web01", "127.0.0.11"))
         before = sorted(path.name for path in lb.state.iterdir())
         subprocess.run([LBAGENT, "sync", "--dry-run"], env=lb.env, capture_output=True, check=False)
 
         assert sorted(path.name for path in lb.state.iterdir()) == before
         assert kinds(lb) == []
+
+
+@pytest.mark.every_haproxy
+def test_the_servers_of_a_proxy_that_a_variable_names_have_their_state() -> None:
+    named = CONFIG.replace("global\n", "global\n    presetenv NAME lb-iis\n").replace(
+        "listen lb-iis", 'listen "${{NAME}}"'
+    )
+    with LoadBalancer(named) as lb, Haproxy(lb):
+        lb.join(member_line("web01", "127.0.0.11"))
+        lb.ask("pause", "web01", 1)
+        (node,) = status(lb)["nodes"]
+
+    assert [(one["proxy"], one["server"], one["state"]) for one in node["servers"]] == [("lb-iis", "web01", "MAINT")]
+
+
+@pytest.mark.every_haproxy
+def test_a_proxy_whose_servers_have_weight_0_takes_no_requests() -> None:
+    config = CONFIG.replace("    # add", "    default-server weight 0\n    # add")
+    with LoadBalancer(config) as lb, Haproxy(lb), Backend("web01", "127.0.0.11", lb.port):
+        lb.join(member_line("web01", "127.0.0.11"))
+        text = lb.run("status").stdout.decode()
+
+    assert text.startswith("service: lb-iis: no server takes new requests (1 with weight 0)\n\nNODE ")

@@ -11,22 +11,22 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.daemon import watching
-from tests.helpers.real_programs import Haproxy, Lb, eventually, member
+from tests.helpers.daemon import running_watch
+from tests.helpers.real_programs import Haproxy, LoadBalancer, member_line, wait_until
 
 pytestmark = pytest.mark.real
 
-WEB01 = member("web01", "127.0.0.11")
+WEB01 = member_line("web01", "127.0.0.11")
 
 
 @pytest.fixture
-def lb() -> Iterator[Lb]:
+def lb() -> Iterator[LoadBalancer]:
     """A load balancer whose HAProxy runs."""
-    with Lb() as one, Haproxy(one):
+    with LoadBalancer() as one, Haproxy(one):
         yield one
 
 
-def read(lb: Lb) -> dict[str, Any]:
+def read(lb: LoadBalancer) -> dict[str, Any]:
     """The object, as a reader gets it."""
     with socket.socket(socket.AF_UNIX) as reader:
         reader.settimeout(20)
@@ -36,7 +36,7 @@ def read(lb: Lb) -> dict[str, Any]:
     return content
 
 
-def read_when(lb: Lb, wanted: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+def read_when(lb: LoadBalancer, wanted: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
     """The first object of which `wanted` is true."""
 
     def look() -> dict[str, Any] | None:
@@ -46,15 +46,15 @@ def read_when(lb: Lb, wanted: Callable[[dict[str, Any]], object]) -> dict[str, A
             return None  # the daemon starts
         return found if wanted(found) else None
 
-    found = eventually(look)
+    found = wait_until(look)
     assert found
     return found
 
 
-def test_a_reader_gets_status_history_and_metrics(lb: Lb) -> None:
-    with watching(lb, LBAGENT_RUNTIME_DIR=str(lb.folder)):
+def test_a_reader_gets_status_history_and_metrics(lb: LoadBalancer) -> None:
+    with running_watch(lb, LBAGENT_RUNTIME_DIR=str(lb.folder)):
         lb.join(WEB01)
-        eventually(lambda: lb.settled(lb.server("web01", "127.0.0.11")))
+        wait_until(lambda: lb.settled(lb.server("web01", "127.0.0.11")))
 
         found = read_when(lb, lambda found: found["status"]["nodes"] and not found["busy"])
         status = json.loads(lb.run("status", "--json").stdout)
@@ -68,8 +68,8 @@ def test_a_reader_gets_status_history_and_metrics(lb: Lb) -> None:
     assert abs(found["at"] - found["heartbeat"]) < 30
 
 
-def test_an_invalid_roles_yml_is_the_error_and_no_status(lb: Lb) -> None:
-    with watching(lb, LBAGENT_RUNTIME_DIR=str(lb.folder)):
+def test_an_invalid_roles_yml_is_the_error_and_no_status(lb: LoadBalancer) -> None:
+    with running_watch(lb, LBAGENT_RUNTIME_DIR=str(lb.folder)):
         lb.roles.write_text("roles: [")
 
         found = read_when(lb, lambda found: found["error"])
@@ -78,17 +78,17 @@ def test_an_invalid_roles_yml_is_the_error_and_no_status(lb: Lb) -> None:
     assert found["error"].startswith(f"{lb.roles}:")
 
 
-def test_only_the_user_of_the_daemon_and_the_group_may_connect(lb: Lb) -> None:
+def test_only_the_user_of_the_daemon_and_the_group_may_connect(lb: LoadBalancer) -> None:
     path = lb.folder / "status.sock"
-    with watching(lb, LBAGENT_RUNTIME_DIR=str(lb.folder)):
+    with running_watch(lb, LBAGENT_RUNTIME_DIR=str(lb.folder)):
         mode = path.stat().st_mode & 0o777
 
     assert mode in (0o600, 0o660)
     assert not path.exists()
 
 
-def test_readers_that_take_nothing_or_leave_at_once_do_not_keep_others_waiting(lb: Lb) -> None:
-    with watching(lb, LBAGENT_RUNTIME_DIR=str(lb.folder)):
+def test_readers_that_take_nothing_or_leave_at_once_do_not_keep_others_waiting(lb: LoadBalancer) -> None:
+    with running_watch(lb, LBAGENT_RUNTIME_DIR=str(lb.folder)):
         idle = [socket.socket(socket.AF_UNIX) for _ in range(5)]
         for one in idle:
             one.connect(str(lb.folder / "status.sock"))
@@ -100,18 +100,18 @@ def test_readers_that_take_nothing_or_leave_at_once_do_not_keep_others_waiting(l
             one.close()
 
 
-def test_the_socket_of_a_daemon_that_was_killed_is_replaced(lb: Lb) -> None:
-    with watching(lb, LBAGENT_RUNTIME_DIR=str(lb.folder)) as daemon:
+def test_the_socket_of_a_daemon_that_was_killed_is_replaced(lb: LoadBalancer) -> None:
+    with running_watch(lb, LBAGENT_RUNTIME_DIR=str(lb.folder)) as daemon:
         daemon.kill()
         daemon.wait(20)
     assert (lb.folder / "status.sock").exists()
 
-    with watching(lb, LBAGENT_RUNTIME_DIR=str(lb.folder)):
+    with running_watch(lb, LBAGENT_RUNTIME_DIR=str(lb.folder)):
         read_when(lb, lambda found: found["status"])
 
 
-def test_without_a_runtime_directory_the_daemon_works_on(lb: Lb, tmp_path: Path) -> None:
-    with watching(lb, LBAGENT_RUNTIME_DIR=str(tmp_path / "missing")):
+def test_without_a_runtime_directory_the_daemon_works_on(lb: LoadBalancer, tmp_path: Path) -> None:
+    with running_watch(lb, LBAGENT_RUNTIME_DIR=str(tmp_path / "missing")):
         lb.join(WEB01)
 
-        eventually(lambda: lb.settled(lb.server("web01", "127.0.0.11")))
+        wait_until(lambda: lb.settled(lb.server("web01", "127.0.0.11")))

@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 
 from lbagent.haproxy.reload import is_learning
-from tests.helpers.real_programs import CONFIG, RELOADING, Backend, Haproxy, Lb, binaries, free_port, member
+from tests.helpers.real_programs import (
+    CONFIG,
+    RELOADING,
+    Backend,
+    Haproxy,
+    LoadBalancer,
+    binaries,
+    free_port,
+    member_line,
+)
 
 STICKY = CONFIG.replace("    hard-stop-after 2s\n", "    hard-stop-after 2s\n    localpeer here\n").replace(
     "    balance roundrobin\n",
@@ -54,12 +63,12 @@ def test_what_show_peers_says(answer: str, *, is_so: bool) -> None:
 @pytest.mark.parametrize("binary", list(binaries().values()), ids=list(binaries()))
 def test_a_reload_right_after_the_start_keeps_the_clients(binary: Path) -> None:
     peers = f"\npeers lb\n    peer here 127.0.0.1:{free_port()}\n    peer other 127.0.0.1:{free_port()}\n"
-    with Lb(STICKY + peers, RELOADING, binary) as lb, Backend("web01", "127.0.0.11", lb.port):
-        lb.join(member("web01", "127.0.0.11"))
+    with LoadBalancer(STICKY + peers, RELOADING, binary) as lb, Backend("web01", "127.0.0.11", lb.port):
+        lb.join(member_line("web01", "127.0.0.11"))
         with Haproxy(lb) as haproxy:
             assert haproxy.get() == "web01"
 
-            done = lb.join(member("web02", "127.0.0.12"))
+            done = lb.join(member_line("web02", "127.0.0.12"))
 
             assert (done.returncode, done.stderr) == (0, b"")
             assert haproxy.reloads() == (1, 0)

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.helpers.pair import HANDLER, Balancer, joined, pair
-from tests.helpers.real_programs import ROLES, Backend, Haproxy, Lb, SerfAgent, eventually, member
+from tests.helpers.pair import HANDLER, Balancer, join_both, pair
+from tests.helpers.real_programs import ROLES, Backend, Haproxy, LoadBalancer, SerfAgent, member_line, wait_until
 
 pytestmark = pytest.mark.real
 
@@ -39,7 +39,7 @@ def webs(two: tuple[Balancer, Balancer], count: int) -> Iterator[list[SerfAgent]
             stack.enter_context(SerfAgent(f"web{number:02}", f"127.0.0.{10 + number}", "web"))
             for number in range(1, count + 1)
         ]
-        joined(two, *nodes)
+        join_both(two, *nodes)
         yield nodes
 
 
@@ -51,7 +51,7 @@ def test_a_load_balancer_that_was_down_ends_as_one_that_was_up_all_along() -> No
         changes.tag(role="api")
         by_tag.tag(lbagent="paused")
         assert other.rows("pause", by_query.name)[0] == 1  # lb01 cannot confirm
-        eventually(lambda: len(other.lb.managed) == 4 and "role=api" in other.lb.managed[0] and other.lb.idle)
+        wait_until(lambda: len(other.lb.managed) == 4 and "role=api" in other.lb.managed[0] and other.lb.idle)
 
         one.agent.start()
         one.agent.join(other.agent)
@@ -80,7 +80,7 @@ def storm(dice: random.Random) -> list[tuple[str, bytes, dict[str, str]]]:
             ["member-join", "member-leave", "member-failed", "member-update", "member-reap", "user", "user", "query"]
         )
         if kind.startswith("member"):
-            found.append((kind, member(name, address, dice.choice(["web", "api"])), {}))
+            found.append((kind, member_line(name, address, dice.choice(["web", "api"])), {}))
         else:
             clock = {"user": "SERF_USER", "query": "SERF_QUERY"}[kind]
             verb = dice.choice(["pause", "resume"])
@@ -127,35 +127,35 @@ def test_load_balancers_that_hear_the_same_in_another_order_end_with_the_same_li
 
 
 def test_replayed_user_events_change_nothing() -> None:
-    with Lb() as lb, Haproxy(lb) as haproxy, SerfAgent("web01", "127.0.0.11", "web") as web:
+    with LoadBalancer() as lb, Haproxy(lb) as haproxy, SerfAgent("web01", "127.0.0.11", "web") as web:
         more = ["-replay", f"-join={web.bind}"]
         with SerfAgent("lb01", "127.0.0.9", "lb", handler=HANDLER, env=lb.env, more=more) as agent:
-            eventually(lambda: len(lb.managed) == 1 and lb.idle)
+            wait_until(lambda: len(lb.managed) == 1 and lb.idle)
             for number in range(29):
                 web.event(("pause", "resume")[number % 2], f"web01 reason={number}")
-            eventually(lambda: lb.settled(OUT) and lb.members()["web01"]["last_commands"]["user"].ltime == 29)
+            wait_until(lambda: lb.settled(OUT) and lb.members()["web01"]["last_commands"]["user"].ltime == 29)
             before, reloads, history = lb.members(), haproxy.reloads(), lb.history()
             heard = agent.log.count("Received event: user-event")
             agent.kill()
 
             agent.start()
 
-            eventually(lambda: agent.log.count("Received event: user-event") == heard + 29)
-            eventually(lambda: agent.log.count("Received event: member-join") > 1)
-            eventually(lambda: lb.settled(OUT))
+            wait_until(lambda: agent.log.count("Received event: user-event") == heard + 29)
+            wait_until(lambda: agent.log.count("Received event: member-join") > 1)
+            wait_until(lambda: lb.settled(OUT))
             assert (lb.members(), haproxy.reloads(), lb.history()) == (before, reloads, history)
 
 
 @contextlib.contextmanager
-def small_cluster() -> Iterator[tuple[Lb, SerfAgent, SerfAgent]]:
+def small_cluster() -> Iterator[tuple[LoadBalancer, SerfAgent, SerfAgent]]:
     """A load balancer without a running HAProxy, its agent, and a node that it has."""
     with (
-        Lb() as lb,
+        LoadBalancer() as lb,
         SerfAgent("lb01", "127.0.0.9", "lb", handler=HANDLER, env=lb.env) as agent,
         SerfAgent("web01", "127.0.0.11", "web") as web,
     ):
         web.join(agent)
-        eventually(lambda: lb.settled(lb.server("web01", "127.0.0.11")))
+        wait_until(lambda: lb.settled(lb.server("web01", "127.0.0.11")))
         yield lb, agent, web
 
 
@@ -163,7 +163,7 @@ def test_a_cluster_started_anew_is_obeyed() -> None:
     with small_cluster() as (lb, agent, web):
         for number in range(5):
             web.event("pause", f"web01 reason={number}")
-        eventually(lambda: lb.settled(OUT) and lb.members()["web01"]["last_commands"]["user"].ltime == 5)
+        wait_until(lambda: lb.settled(OUT) and lb.members()["web01"]["last_commands"]["user"].ltime == 5)
         for one in (agent, web):
             one.kill()
         for one in (agent, web):
@@ -172,7 +172,7 @@ def test_a_cluster_started_anew_is_obeyed() -> None:
 
         web.event("resume", "web01")
 
-        eventually(lambda: lb.settled(lb.server("web01", "127.0.0.11")))
+        wait_until(lambda: lb.settled(lb.server("web01", "127.0.0.11")))
         assert lb.members()["web01"]["last_commands"]["user"].ltime < 5
 
 
@@ -181,17 +181,17 @@ def test_a_pause_by_query_and_a_resume_by_event_end_resumed() -> None:
         for number in range(3):
             agent.query("lbagent-status", str(number))  # the clock of queries is ahead
         web.query("pause", "web01", at=agent)
-        eventually(lambda: lb.settled(OUT))
+        wait_until(lambda: lb.settled(OUT))
 
         web.event("resume", "web01")
 
-        eventually(lambda: lb.settled(lb.server("web01", "127.0.0.11")))
+        wait_until(lambda: lb.settled(lb.server("web01", "127.0.0.11")))
 
 
 def test_a_pause_and_a_resume_of_one_moment_end_paused() -> None:
     for first, second in (("pause", "resume"), ("resume", "pause")):
-        with Lb() as lb:
-            lb.join(member("web01", "127.0.0.11"))
+        with LoadBalancer() as lb:
+            lb.join(member_line("web01", "127.0.0.11"))
 
             statuses = [lb.say(first, "web01 by=web02", 7).returncode, lb.say(second, "web01 by=web03", 7).returncode]
 
@@ -208,7 +208,7 @@ def test_a_sync_that_sees_no_node_removes_nothing(peer: bool) -> None:  # noqa: 
         with SerfAgent("lb03", "127.0.0.8", "lb") as lonely:
             if peer:
                 lonely.join(one.agent)
-                eventually(lambda: "lb03" in one.lb.members() and one.lb.idle)
+                wait_until(lambda: "lb03" in one.lb.members() and one.lb.idle)
                 members |= {"lb03": one.lb.members()["lb03"]}
 
             done = one.run("sync")
@@ -222,9 +222,9 @@ def test_a_sync_that_sees_no_node_removes_nothing(peer: bool) -> None:  # noqa: 
 
 def test_a_role_deleted_by_mistake_is_held_back_and_a_pause_still_works() -> None:
     with pair(roles=TWO_ROLES) as two, webs(two, 3), SerfAgent("api01", "127.0.0.31", "api") as api:
-        joined(two, api)
+        join_both(two, api)
         for balancer in two:
-            eventually(lambda haproxy=balancer.haproxy: haproxy.servers()["web01"] == "UP")  # type: ignore[misc]
+            wait_until(lambda haproxy=balancer.haproxy: haproxy.servers()["web01"] == "UP")  # type: ignore[misc]
         one = two[0]
         for balancer in two:
             roles = balancer.lb.roles.read_text()
@@ -249,11 +249,11 @@ def test_a_dry_run_shows_the_diff_and_changes_nothing() -> None:
     with pair() as (one, other), webs((one, other), 2) as (_, leaving):
         one.agent.kill()
         leaving.leave()
-        eventually(lambda: other.agent.members()["web02"] == "left")
+        wait_until(lambda: other.agent.members()["web02"] == "left")
         one.agent.handler = ""  # else a member-leave of its own may come first
         one.agent.start()
         one.agent.join(other.agent)
-        eventually(lambda: one.agent.members().get("web01") == "alive")
+        wait_until(lambda: one.agent.members().get("web01") == "alive")
         before, members = one.text, one.lb.members()
 
         done = one.run("sync", "--dry-run", "--force")
@@ -266,10 +266,10 @@ def test_a_dry_run_shows_the_diff_and_changes_nothing() -> None:
 def test_who_does_not_tell_of_its_pauses_is_named() -> None:
     with pair() as (one, other), webs((one, other), 1):
         other.agent.kill()
-        eventually(lambda: one.agent.members()["lb02"] == "failed", 40)
+        wait_until(lambda: one.agent.members()["lb02"] == "failed", 40)
         with SerfAgent("lb03", "127.0.0.8", "lb") as mute:
             mute.join(one.agent)
-            eventually(lambda: "lb03" in one.agent.members())
+            wait_until(lambda: "lb03" in one.agent.members())
 
             done = one.run("sync")
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.daemon import watching
-from tests.helpers.faults import forged, one_line, with_lines
-from tests.helpers.real_programs import LBAGENT, Haproxy, SerfAgent, eventually, member
+from tests.helpers.daemon import running_watch
+from tests.helpers.faults import insert_lines, only_line, spool_record
+from tests.helpers.real_programs import LBAGENT, Haproxy, SerfAgent, member_line, wait_until
 from tests.helpers.two_users import HERE, SERF, Split, stopped
 
 pytestmark = [
@@ -25,7 +25,7 @@ pytestmark = [
 ]
 
 LAST = b"done, no other server of iis serves\n"
-WEB01, WEB02 = member("web01", "127.0.0.11"), member("web02", "127.0.0.12")
+WEB01, WEB02 = member_line("web01", "127.0.0.11"), member_line("web02", "127.0.0.12")
 
 
 @pytest.fixture
@@ -50,9 +50,9 @@ def said(done: subprocess.CompletedProcess[bytes]) -> tuple[int, bytes, bytes]:
 
 
 def test_serfs_user_writes_the_spool_and_nothing_else(lb: Split) -> None:
-    with watching(lb):
+    with running_watch(lb):
         lb.join(WEB01)
-        eventually(lambda: lb.settled(one(lb)))
+        wait_until(lambda: lb.settled(one(lb)))
         script = """
 import os, sys
 done = []
@@ -98,10 +98,10 @@ def test_who_collects_the_metrics_is_let_in_as_the_page_has_it_and_serfs_user_is
     collector = str(SERF + 9)
     lines = line.replace("/var/lib/lbagent", str(lb.state)).replace("prometheus", collector)
     (lb.folder / "metrics.conf").write_text(f"{lines}\n")
-    with watching(lb):
+    with running_watch(lb):
         subprocess.run(["systemd-tmpfiles", "--create", str(lb.folder / "metrics.conf")], check=True)
         assert said(lb.join(WEB01)) == (0, b"", b"")
-        eventually(lambda: lb.settled(one(lb)))
+        wait_until(lambda: lb.settled(one(lb)))
 
     readable = ["setpriv", f"--reuid={collector}", f"--regid={collector}", "--clear-groups", "sh", "-c"]
     script = 'cd "$1" && for name in *; do head -c1 "$name" > /dev/null 2>&1 && echo "$name"; done'
@@ -110,9 +110,9 @@ def test_who_collects_the_metrics_is_let_in_as_the_page_has_it_and_serfs_user_is
 
 
 def test_serfs_user_cannot_keep_anybody_waiting_for_a_lock(lb: Split) -> None:
-    with watching(lb):
+    with running_watch(lb):
         lb.join(WEB01)
-        eventually(lambda: lb.settled(one(lb)))
+        wait_until(lambda: lb.settled(one(lb)))
 
         modes = {name: stat.S_IMODE((lb.state / name).stat().st_mode) for name in ("lock", "watch.lock")}
 
@@ -123,19 +123,19 @@ def test_serfs_user_cannot_keep_anybody_waiting_for_a_lock(lb: Split) -> None:
 
 
 def test_events_of_serfs_user_are_done_by_watch(lb: Split) -> None:
-    with watching(lb):
+    with running_watch(lb):
         assert said(lb.join(WEB01, WEB02)) == (0, b"", b"")
-        eventually(lambda: len(lb.managed) == 2 and lb.idle)
+        wait_until(lambda: len(lb.managed) == 2 and lb.idle)
         assert said(lb.leave(WEB02)) == (0, b"", b"")
-        eventually(lambda: lb.settled(one(lb)))
+        wait_until(lambda: lb.settled(one(lb)))
 
     assert [entry["why"] for entry in lb.history()] == ["member-join web01 and 1 more", "member-leave web02"]
 
 
 def test_a_query_of_serfs_user_hears_what_became_of_it(lb: Split) -> None:
-    with watching(lb):
+    with running_watch(lb):
         lb.join(WEB01)
-        eventually(lambda: lb.settled(one(lb)))
+        wait_until(lambda: lb.settled(one(lb)))
 
         answers = [
             said(lb.ask("pause", "web01 reason=patches", 5)),
@@ -157,11 +157,11 @@ def test_a_query_of_serfs_user_hears_what_became_of_it(lb: Split) -> None:
 
 
 def test_a_query_of_serfs_user_hears_why_it_was_refused(lb: Split) -> None:
-    with watching(lb):
+    with running_watch(lb):
         lb.join(WEB01)
-        eventually(lambda: lb.settled(one(lb)))
+        wait_until(lambda: lb.settled(one(lb)))
         lb.text = lb.text.replace(b"balance roundrobin", b"balanse roundrobin")
-        eventually(lambda: lb.idle)
+        wait_until(lambda: lb.idle)
 
         done = lb.ask("resume", "web01", 5)
         paused = lb.ask("pause", "web01", 6)
@@ -173,7 +173,7 @@ def test_a_query_of_serfs_user_hears_why_it_was_refused(lb: Split) -> None:
 
 
 def test_a_query_of_serfs_user_hears_that_roles_yml_is_refused(lb: Split) -> None:
-    with watching(lb):
+    with running_watch(lb):
         lb.roles.write_text("roles: 7\n")
 
         done = lb.ask("pause", "web01", 5)
@@ -183,9 +183,9 @@ def test_a_query_of_serfs_user_hears_that_roles_yml_is_refused(lb: Split) -> Non
 
 
 def test_the_status_is_told_to_serfs_user(lb: Split) -> None:
-    with watching(lb):
+    with running_watch(lb):
         lb.join(WEB01)
-        eventually(lambda: lb.settled(one(lb)))
+        wait_until(lambda: lb.settled(one(lb)))
 
         words = lb.ask("lbagent-status", "", 5).stdout.decode().split()
         pauses = lb.ask("lbagent-status", "pauses", 6)
@@ -197,24 +197,24 @@ def test_the_status_is_told_to_serfs_user(lb: Split) -> None:
 
 
 def test_what_an_operator_types_is_done_beside_it(lb: Split) -> None:
-    with watching(lb):
+    with running_watch(lb):
         lb.join(WEB01)
-        eventually(lambda: lb.settled(one(lb)))
+        wait_until(lambda: lb.settled(one(lb)))
 
         done = lb.run("pause", "web01")
 
         assert done.stdout.splitlines()[0].split(None, 1)[1] == LAST.strip()
-        eventually(lambda: lb.settled("# lbagent paused web01 127.0.0.11 role=web"))
+        wait_until(lambda: lb.settled("# lbagent paused web01 127.0.0.11 role=web"))
 
 
 def test_with_a_real_agent_a_query_is_answered_done(lb: Split) -> None:
     with (
         SerfAgent("lb01", "127.0.0.9", "lb", handler=f"{lb.handler} handle", env=lb.env) as agent,
-        watching(lb, SERF_RPC_ADDR=agent.rpc),
+        running_watch(lb, SERF_RPC_ADDR=agent.rpc),
         SerfAgent("web01", "127.0.0.11", "web") as web,
     ):
         web.join(agent)
-        eventually(lambda: lb.settled(one(lb)))
+        wait_until(lambda: lb.settled(one(lb)))
 
         answers = [agent.query("pause", "web01"), agent.query("resume", "web01")]
 
@@ -229,14 +229,14 @@ def waits(lb: Split, watch: str) -> str:
 
 
 def test_without_watch_an_event_is_stored_and_that_is_said(lb: Split) -> None:
-    with watching(lb):
+    with running_watch(lb):
         pass  # has been here
     done = lb.join(WEB01)
 
-    assert (done.returncode, one_line(done)) == (75, waits(lb, "is not running; start it"))
+    assert (done.returncode, only_line(done)) == (75, waits(lb, "is not running; start it"))
     assert (lb.spooled(), lb.managed) == (["1"], [])
-    with watching(lb):
-        eventually(lambda: lb.settled(one(lb)))
+    with running_watch(lb):
+        wait_until(lambda: lb.settled(one(lb)))
 
 
 def test_without_watch_a_query_is_answered_queued_at_once(lb: Split) -> None:
@@ -245,44 +245,47 @@ def test_without_watch_a_query_is_answered_queued_at_once(lb: Split) -> None:
 
 
 def test_a_watch_that_hangs_is_said_after_five_seconds(lb: Split) -> None:
-    with watching(lb) as process:
-        eventually(lambda: lb.idle)
+    with running_watch(lb) as process:
+        wait_until(lambda: lb.idle)
         with stopped(process):
             assert said(lb.join(WEB01)) == (0, b"", b"")
             assert lb.as_serf("import os, time; os.utime('1', (time.time() - 6,) * 2)").returncode == 0
 
             done = lb.join(WEB02)
 
-            assert (done.returncode, one_line(done)) == (75, waits(lb, "hangs; restart it"))
-        eventually(lambda: len(lb.managed) == 2 and lb.idle)
+            assert (done.returncode, only_line(done)) == (75, waits(lb, "hangs; restart it"))
+        wait_until(lambda: len(lb.managed) == 2 and lb.idle)
 
 
 def test_a_run_that_takes_long_is_no_watch_that_hangs(lb: Split) -> None:
-    with watching(lb):
+    with running_watch(lb):
         gate = lb.hold_checks()
         lb.join(WEB01)
-        eventually(lambda: lb.checks == 1)
+        wait_until(lambda: lb.checks == 1)
         lb.join(WEB02)
         assert lb.as_serf("import os, time; os.utime('1', (time.time() - 6,) * 2)").returncode == 0
 
         assert said(lb.leave(WEB02)) == (0, b"", b"")
 
         gate.touch()
-        eventually(lambda: lb.settled(one(lb)))
+        wait_until(lambda: lb.settled(one(lb)))
 
 
 def test_what_serfs_user_types_is_refused(lb: Split) -> None:
-    with watching(lb):
+    with running_watch(lb):
         pass  # has been here
     script = f"""
 import sys
 sys.path.insert(0, {str(lb.folder / "site")!r})
-from lbagent.commands import pause
+from lbagent.run.command import run_commands
 from lbagent.run.engine import Engine
+from lbagent.serf.events import TYPED, parse_command
+from lbagent.serf.raw_event import RawEvent
 from lbagent.system.log import Log
 from lbagent.state.paths import Paths
+raw = RawEvent("0" * 16, 0, TYPED, "pause", None, "lb01", b"web01")
 engine = Engine(Paths({str(lb.state)!r}), {str(lb.roles)!r}, Log())
-print(pause._here("pause", {{"web01": "web01"}}, "lb01", engine, Log(), force=False)["web01"])
+print(run_commands([(raw, parse_command(raw, "web01"))], engine, Log(), 0)[0])
 """
 
     done = lb.as_serf(script)
@@ -350,36 +353,36 @@ def attacked(lb: Split, attack: str, victim: Path) -> None:
 
 def test_what_is_no_event_is_set_aside_and_nothing_else_happens(lb: Split, victim: Path) -> None:
     operator = lb.text
-    with watching(lb) as process:
+    with running_watch(lb) as process:
         lb.join(WEB01)
-        eventually(lambda: lb.settled(one(lb)))
+        wait_until(lambda: lb.settled(one(lb)))
 
         aside = {}
         for name, attack in ATTACKS.items():
             before = len(bad(lb))
             attacked(lb, attack, victim)
-            eventually(lambda: lb.idle)
+            wait_until(lambda: lb.idle)
             aside[name] = len(bad(lb)) - before
 
         assert aside == dict.fromkeys(ATTACKS, 1)
         assert lb.join(WEB02).returncode == 0
-        eventually(lambda: len(lb.managed) == 2 and lb.idle)
+        wait_until(lambda: len(lb.managed) == 2 and lb.idle)
         assert process.poll() is None
-    assert lb.text == with_lines(operator, [one(lb), lb.server("web02", "127.0.0.12")])
+    assert lb.text == insert_lines(operator, [one(lb), lb.server("web02", "127.0.0.12")])
     assert untouched(victim)
     assert victim.stat().st_mode & 0o777 == 0o755
 
 
 def test_links_to_roots_files_are_taken_away_and_the_files_stay(lb: Split, victim: Path) -> None:
     # As Serf's user makes them where fs.protected_hardlinks is 0.
-    (victim / "0").write_bytes(forged("evil", "typed", b"web01", "pause"))
+    (victim / "0").write_bytes(spool_record("evil", "typed", b"web01", "pause"))
     os.link(victim / "0", lb.state / "spool/1")
     os.link(victim / "1", lb.state / "spool/2")
 
-    with watching(lb):
-        eventually(lambda: bad(lb) == ["1", "2"])
+    with running_watch(lb):
+        wait_until(lambda: bad(lb) == ["1", "2"])
 
-    assert (victim / "0").read_bytes() == forged("evil", "typed", b"web01", "pause")
+    assert (victim / "0").read_bytes() == spool_record("evil", "typed", b"web01", "pause")
     assert (victim / "1").read_text() == "root's\n"
     assert lb.managed == []
 
@@ -400,10 +403,10 @@ def test_bad_that_serfs_user_made_leads_nowhere(lb: Split, victim: Path, attack:
     (lb.state / "spool/bad").rmdir()
 
     attacked(lb, f"{attack}\nput('1', typed)", victim)
-    with watching(lb):
-        eventually(lambda: lb.spooled() == [])
+    with running_watch(lb):
+        wait_until(lambda: lb.spooled() == [])
         lb.join(WEB01)
-        eventually(lambda: lb.settled(one(lb)))
+        wait_until(lambda: lb.settled(one(lb)))
 
     found = (lb.state / "spool/bad").lstat()
     assert (stat.S_ISDIR(found.st_mode), found.st_uid, found.st_mode & 0o022) == (True, 0, 0)
@@ -418,7 +421,7 @@ def test_a_spool_that_is_a_link_is_not_followed(lb: Split, victim: Path) -> None
 
     done = lb.run("apply")
 
-    assert (done.returncode, one_line(done)) == (1, f"{lb.state}/spool: Not a directory")
+    assert (done.returncode, only_line(done)) == (1, f"{lb.state}/spool: Not a directory")
     assert untouched(victim)
 
 
@@ -438,9 +441,9 @@ for number in range(1, 3001):
     # Its thousands of lines are more than a pipe holds that nobody reads.
     with subprocess.Popen([LBAGENT, "watch"], env=lb.env, stderr=subprocess.DEVNULL) as watch:
         try:
-            eventually(lambda: len(lb.spooled()) == 0, 90)
+            wait_until(lambda: len(lb.spooled()) == 0, 90)
             assert lb.join(WEB01).returncode == 0
-            eventually(lambda: lb.settled(one(lb)))
+            wait_until(lambda: lb.settled(one(lb)))
         finally:
             watch.terminate()
 
@@ -462,9 +465,9 @@ for number in range(2, 110):
 """
     attacked(lb, attack, victim)
 
-    with watching(lb):
+    with running_watch(lb):
         lb.join(WEB01)
-        eventually(lambda: lb.settled(one(lb)), 90)
+        wait_until(lambda: lb.settled(one(lb)), 90)
 
     assert bad(lb) == [str(number) for number in range(10, 110)]
     assert untouched(victim)
@@ -494,30 +497,30 @@ for turn in itertools.count():
     except OSError:
         pass
 """
-    with watching(lb) as process:
+    with running_watch(lb) as process:
         lb.join(WEB01)
         attacker = threading.Thread(target=attacked, args=(lb, attack, victim))
         attacker.start()
         attacker.join()
         assert lb.leave(WEB02).returncode in (0, 75)
 
-        eventually(lambda: lb.settled(one(lb)), 60)
+        wait_until(lambda: lb.settled(one(lb)), 60)
         assert process.poll() is None
     assert untouched(victim)
 
 
 @pytest.mark.parametrize("at", ["999999999999999", "0", "253402300800000"])
 def test_a_forged_time_breaks_nothing(lb: Split, victim: Path, at: str) -> None:
-    with watching(lb):
+    with running_watch(lb):
         lb.join(WEB01)
-        eventually(lambda: lb.settled(one(lb)))
+        wait_until(lambda: lb.settled(one(lb)))
         attacked(lb, f"put('7', record('user', b'web01 for=2h', 'pause', '3', at={at!r}))", victim)
-        eventually(lambda: lb.spooled() == [])
-        eventually(lambda: lb.idle)
+        wait_until(lambda: lb.spooled() == [])
+        wait_until(lambda: lb.idle)
 
         seen = [lb.run(*words) for words in (("status",), ("status", "--json"), ("plan",), ("apply",))]
         assert lb.join(WEB02).returncode == 0
-        eventually(lambda: len(lb.managed) == 2 and lb.idle)
+        wait_until(lambda: len(lb.managed) == 2 and lb.idle)
 
     assert [(done.returncode, done.stderr) for done in seen] == [(0, b"")] * 4
     assert time.time() < 253402300800

@@ -14,92 +14,92 @@ from pathlib import Path
 import pytest
 
 from lbagent.haproxy.config import Document
-from tests.helpers.daemon import watching
+from tests.helpers.daemon import running_watch
 from tests.helpers.pair import HANDLER
-from tests.helpers.real_programs import PATIENCE, RELOADING, Haproxy, Lb, SerfAgent, eventually, member
+from tests.helpers.real_programs import PATIENCE, RELOADING, Haproxy, LoadBalancer, SerfAgent, member_line, wait_until
 
 pytestmark = pytest.mark.real
 
-WEB01, WEB02 = member("web01", "127.0.0.11"), member("web02", "127.0.0.12")
+WEB01, WEB02 = member_line("web01", "127.0.0.11"), member_line("web02", "127.0.0.12")
 
 
 @pytest.fixture
-def lb() -> Iterator[Lb]:
+def lb() -> Iterator[LoadBalancer]:
     """A load balancer whose HAProxy runs."""
-    with Lb() as one, Haproxy(one):
+    with LoadBalancer() as one, Haproxy(one):
         yield one
 
 
-def one(lb: Lb) -> str:
+def one(lb: LoadBalancer) -> str:
     """The line of web01."""
     return lb.server("web01", "127.0.0.11")
 
 
-def test_handle_only_stores_and_the_daemon_does_the_rest(lb: Lb) -> None:
-    with watching(lb):
+def test_handle_only_stores_and_the_daemon_does_the_rest(lb: LoadBalancer) -> None:
+    with running_watch(lb):
         gate = lb.hold_checks()
 
         done = lb.join(WEB01)
 
         assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
-        eventually(lambda: lb.checks == 1)  # not by handle, which has ended
+        wait_until(lambda: lb.checks == 1)  # not by handle, which has ended
         gate.touch()
-        eventually(lambda: lb.settled(one(lb)))
+        wait_until(lambda: lb.settled(one(lb)))
     assert [entry["why"] for entry in lb.history()] == ["member-join web01"]
 
 
-def test_many_events_are_few_runs(lb: Lb) -> None:
-    with watching(lb):
+def test_many_events_are_few_runs(lb: LoadBalancer) -> None:
+    with running_watch(lb):
         gate = lb.hold_checks()
         lb.join(WEB01)
-        eventually(lambda: lb.checks == 1)
+        wait_until(lambda: lb.checks == 1)
         for number in range(2, 22):
-            assert lb.join(member(f"web{number:02}", f"127.0.1.{number}")).returncode == 0
+            assert lb.join(member_line(f"web{number:02}", f"127.0.1.{number}")).returncode == 0
         gate.touch()
 
-        eventually(lambda: len(lb.managed) == 21 and lb.idle)
+        wait_until(lambda: len(lb.managed) == 21 and lb.idle)
 
     assert lb.checks == 2
     assert [entry["why"].count("member-join") for entry in lb.history()] == [1, 20]
 
 
-def test_what_serf_knows_is_taken_up_at_the_start(lb: Lb) -> None:
+def test_what_serf_knows_is_taken_up_at_the_start(lb: LoadBalancer) -> None:
     with SerfAgent("lb01", "127.0.0.9", "lb") as agent, SerfAgent("web01", "127.0.0.11", "web") as web:
         web.join(agent)
-        eventually(lambda: "web01" in agent.members())
+        wait_until(lambda: "web01" in agent.members())
 
-        with watching(lb, SERF_RPC_ADDR=agent.rpc):
-            eventually(lambda: lb.settled(one(lb)))
+        with running_watch(lb, SERF_RPC_ADDR=agent.rpc):
+            wait_until(lambda: lb.settled(one(lb)))
 
     assert [entry["why"] for entry in lb.history()] == ["sync: member-join web01"]
 
 
-def test_with_a_real_agent_a_node_comes_and_goes(lb: Lb) -> None:
+def test_with_a_real_agent_a_node_comes_and_goes(lb: LoadBalancer) -> None:
     with (
         SerfAgent("lb01", "127.0.0.9", "lb", handler=HANDLER, env=lb.env) as agent,
-        watching(lb, SERF_RPC_ADDR=agent.rpc),
+        running_watch(lb, SERF_RPC_ADDR=agent.rpc),
         SerfAgent("web01", "127.0.0.11", "web") as web,
     ):
         web.join(agent)
-        eventually(lambda: lb.settled(one(lb)))
+        wait_until(lambda: lb.settled(one(lb)))
         web.leave()
-        eventually(lb.settled)
+        wait_until(lb.settled)
 
 
-def test_events_do_not_wait_for_another_load_balancer_to_answer(lb: Lb) -> None:
+def test_events_do_not_wait_for_another_load_balancer_to_answer(lb: LoadBalancer) -> None:
     asked, real = lb.folder / "asked", shutil.which("serf")
     serf = lb.bin / "serf"
     serf.write_text(f'#!/bin/sh\n[ "$1" != query ] || {{ echo $$ >> {asked}; exec sleep 60; }}\nexec {real} "$@"\n')
     serf.chmod(0o755)
     with SerfAgent("lb01", "127.0.0.9", "lb") as agent, SerfAgent("lb02", "127.0.0.10", "lb") as other:
         other.join(agent)
-        eventually(lambda: "lb02" in agent.members())
-        with watching(lb, SERF_RPC_ADDR=agent.rpc):
-            eventually(asked.exists)
+        wait_until(lambda: "lb02" in agent.members())
+        with running_watch(lb, SERF_RPC_ADDR=agent.rpc):
+            wait_until(asked.exists)
 
             lb.join(WEB01)
 
-            eventually(lambda: lb.settled(one(lb)))
+            wait_until(lambda: lb.settled(one(lb)))
             assert Path(f"/proc/{asked.read_text().split()[-1]}").exists()  # it still waits
 
 
@@ -131,28 +131,28 @@ def edit_by_a_gap(path: Path, content: str) -> None:
 
 
 @pytest.mark.parametrize("edit", [edit_in_place, edit_by_rename, edit_in_steps, edit_by_a_gap])
-def test_an_edit_of_roles_yml_is_applied(lb: Lb, edit: Callable[[Path, str], None]) -> None:
-    with watching(lb):
+def test_an_edit_of_roles_yml_is_applied(lb: LoadBalancer, edit: Callable[[Path, str], None]) -> None:
+    with running_watch(lb):
         lb.join(WEB01)
-        eventually(lambda: lb.settled(one(lb)))
+        wait_until(lambda: lb.settled(one(lb)))
 
         edit(lb.roles, lb.roles.read_text().replace("200ms", "300ms"))
 
-        eventually(lambda: lb.settled(one(lb).replace("200ms", "300ms")))
+        wait_until(lambda: lb.settled(one(lb).replace("200ms", "300ms")))
 
 
 @pytest.mark.parametrize("edit", [edit_in_place, edit_by_rename, edit_in_steps, edit_by_a_gap])
-def test_an_edit_of_haproxy_cfg_is_applied(lb: Lb, edit: Callable[[Path, str], None]) -> None:
-    with watching(lb):
+def test_an_edit_of_haproxy_cfg_is_applied(lb: LoadBalancer, edit: Callable[[Path, str], None]) -> None:
+    with running_watch(lb):
         lb.join(WEB01)
-        eventually(lambda: lb.settled(one(lb)))
+        wait_until(lambda: lb.settled(one(lb)))
 
         edit(lb.cfg, lb.cfg.read_text() + "\nbackend second\n    # additional-lb-iis-server\n")
 
-        eventually(lambda: lb.settled(one(lb), one(lb)))
+        wait_until(lambda: lb.settled(one(lb), one(lb)))
 
 
-def test_a_link_that_flips_is_an_edit(lb: Lb) -> None:
+def test_a_link_that_flips_is_an_edit(lb: LoadBalancer) -> None:
     # As Kubernetes mounts a ConfigMap: roles.yml -> ..data/roles.yml, ..data -> ..1
     for number, interval in (("..1", "200ms"), ("..2", "300ms")):
         (lb.etc / number).mkdir()
@@ -160,43 +160,43 @@ def test_a_link_that_flips_is_an_edit(lb: Lb) -> None:
     (lb.etc / "..data").symlink_to("..1")
     lb.roles.unlink()
     lb.roles.symlink_to("..data/roles.yml")
-    with watching(lb):
+    with running_watch(lb):
         lb.join(WEB01)
-        eventually(lambda: lb.settled(one(lb)))
+        wait_until(lambda: lb.settled(one(lb)))
 
         (lb.etc / "..next").symlink_to("..2")
         (lb.etc / "..next").rename(lb.etc / "..data")
 
-        eventually(lambda: lb.settled(one(lb).replace("200ms", "300ms")))
+        wait_until(lambda: lb.settled(one(lb).replace("200ms", "300ms")))
 
 
-def test_a_folder_that_is_not_there_yet_is_waited_for(lb: Lb) -> None:
+def test_a_folder_that_is_not_there_yet_is_waited_for(lb: LoadBalancer) -> None:
     away = lb.folder / "away"
     shutil.move(lb.etc, away)
-    with watching(lb):
+    with running_watch(lb):
         shutil.move(away, lb.etc)
 
         lb.join(WEB01)
 
-        eventually(lambda: lb.settled(one(lb)))
+        wait_until(lambda: lb.settled(one(lb)))
 
 
 # --- time ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_pause_runs_out_by_itself(lb: Lb) -> None:
-    with watching(lb):
+def test_a_pause_runs_out_by_itself(lb: LoadBalancer) -> None:
+    with running_watch(lb):
         lb.join(WEB01)
         lb.say("pause", "web01 for=3s", 1)
-        eventually(lambda: lb.settled("# lbagent paused web01 127.0.0.11 role=web"))
+        wait_until(lambda: lb.settled("# lbagent paused web01 127.0.0.11 role=web"))
 
-        eventually(lambda: lb.settled(one(lb)))
+        wait_until(lambda: lb.settled(one(lb)))
 
     assert lb.members()["web01"]["pause"] is None
 
 
-def test_what_failed_is_tried_again(lb: Lb) -> None:
-    with watching(lb) as process:
+def test_what_failed_is_tried_again(lb: LoadBalancer) -> None:
+    with running_watch(lb) as process:
         haproxy = lb.bin / "haproxy"
         haproxy.unlink()
         haproxy.write_text("#!/nowhere/sh\n")
@@ -207,17 +207,17 @@ def test_what_failed_is_tried_again(lb: Lb) -> None:
 
         lb.use(lb.binary)
 
-        eventually(lambda: lb.settled(one(lb)))
+        wait_until(lambda: lb.settled(one(lb)))
 
 
 # --- signals ------------------------------------------------------------------------------------------------------
 
 
-def test_told_to_end_it_finishes_the_change_under_way(lb: Lb) -> None:
-    with watching(lb) as process:
+def test_told_to_end_it_finishes_the_change_under_way(lb: LoadBalancer) -> None:
+    with running_watch(lb) as process:
         gate = lb.hold_checks()
         lb.join(WEB01)
-        eventually(lambda: lb.checks == 1)
+        wait_until(lambda: lb.checks == 1)
 
         process.terminate()
         time.sleep(0.3)
@@ -228,8 +228,8 @@ def test_told_to_end_it_finishes_the_change_under_way(lb: Lb) -> None:
         assert (lb.managed, lb.staged(), lb.history()[-1]["outcome"]) == ([one(lb)], [], "applied")
 
 
-def test_while_it_hangs_handle_goes_on_alone(lb: Lb) -> None:
-    with watching(lb) as process:
+def test_while_it_hangs_handle_goes_on_alone(lb: LoadBalancer) -> None:
+    with running_watch(lb) as process:
         process.send_signal(signal.SIGSTOP)
         lb.join(WEB01)
         at_once = lb.managed
@@ -241,25 +241,25 @@ def test_while_it_hangs_handle_goes_on_alone(lb: Lb) -> None:
         assert lb.managed == [one(lb), lb.server("web02", "127.0.0.12")]
         process.send_signal(signal.SIGCONT)
         lb.leave(WEB01)
-        eventually(lambda: lb.settled(lb.server("web02", "127.0.0.12")))
+        wait_until(lambda: lb.settled(lb.server("web02", "127.0.0.12")))
 
 
-def test_told_to_reload_it_looks_anew(lb: Lb) -> None:
+def test_told_to_reload_it_looks_anew(lb: LoadBalancer) -> None:
     with (
         SerfAgent("lb01", "127.0.0.9", "lb") as agent,
-        watching(lb, SERF_RPC_ADDR=agent.rpc) as process,
+        running_watch(lb, SERF_RPC_ADDR=agent.rpc) as process,
         SerfAgent("web01", "127.0.0.11", "web") as web,
     ):
         web.join(agent)
-        eventually(lambda: "web01" in agent.members())
+        wait_until(lambda: "web01" in agent.members())
 
         process.send_signal(signal.SIGHUP)
 
-        eventually(lambda: lb.settled(one(lb)))
+        wait_until(lambda: lb.settled(one(lb)))
 
 
-def test_a_second_one_refuses_to_start(lb: Lb) -> None:
-    with watching(lb) as first:
+def test_a_second_one_refuses_to_start(lb: LoadBalancer) -> None:
+    with running_watch(lb) as first:
         second = lb.run("watch")
 
         said = f"lbagent: {lb.state}/watch.lock: another `lbagent watch` is running; stop one of the two\n"
@@ -270,7 +270,7 @@ def test_a_second_one_refuses_to_start(lb: Lb) -> None:
 # --- systemd ------------------------------------------------------------------------------------------------------
 
 
-def test_systemd_is_told_how_it_is(lb: Lb) -> None:
+def test_systemd_is_told_how_it_is(lb: LoadBalancer) -> None:
     path = str(lb.folder / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
         ear.bind(path)
@@ -283,7 +283,7 @@ def test_systemd_is_told_how_it_is(lb: Lb) -> None:
                 said.append(ear.recv(4096).decode())
             return any(word in one for one in said)
 
-        with watching(lb, NOTIFY_SOCKET=path, WATCHDOG_USEC="200000") as process:
+        with running_watch(lb, NOTIFY_SOCKET=path, WATCHDOG_USEC="200000") as process:
             assert heard("READY=1\nSTATUS=unchanged: nothing to do")
             said.clear()
             assert heard("WATCHDOG=1")
@@ -297,12 +297,12 @@ def test_systemd_is_told_how_it_is(lb: Lb) -> None:
             assert heard("STOPPING=1")
 
 
-def test_systemd_is_told_that_it_lives_while_haproxy_takes_its_time(lb: Lb) -> None:
+def test_systemd_is_told_that_it_lives_while_haproxy_takes_its_time(lb: LoadBalancer) -> None:
     path = str(lb.folder / "notify")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear, watching(lb, NOTIFY_SOCKET=path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear, running_watch(lb, NOTIFY_SOCKET=path):
         gate = lb.hold_checks()
         lb.join(WEB01)
-        eventually(lambda: lb.checks == 1)
+        wait_until(lambda: lb.checks == 1)
         ear.bind(path)
         ear.settimeout(PATIENCE)
 
@@ -312,12 +312,12 @@ def test_systemd_is_told_that_it_lives_while_haproxy_takes_its_time(lb: Lb) -> N
         assert said == ["WATCHDOG=1\nEXTEND_TIMEOUT_USEC=30000000"] * 3
 
 
-def test_a_watchdog_of_another_process_is_none_of_ours(lb: Lb) -> None:
+def test_a_watchdog_of_another_process_is_none_of_ours(lb: LoadBalancer) -> None:
     path = f"\0lbagent-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
         ear.bind(path)
         ear.settimeout(PATIENCE)
-        with watching(lb, NOTIFY_SOCKET=f"@{path[1:]}", WATCHDOG_USEC="1", WATCHDOG_PID="1"):
+        with running_watch(lb, NOTIFY_SOCKET=f"@{path[1:]}", WATCHDOG_USEC="1", WATCHDOG_PID="1"):
             while not ear.recv(4096).startswith(b"READY=1"):
                 pass
 
@@ -328,36 +328,36 @@ def test_a_watchdog_of_another_process_is_none_of_ours(lb: Lb) -> None:
 @pytest.mark.every_haproxy
 def test_a_burst_is_one_reload_per_interval_and_all_is_applied() -> None:
     roles = RELOADING.replace("  timeout: 15s\n", "  timeout: 15s\n  min_reload_interval: 2s\n")
-    with Lb(roles=roles) as lb, Haproxy(lb) as haproxy, watching(lb):
-        lb.join(*(member(f"web{number:02}", f"127.0.1.{number}") for number in range(1, 21)))
-        eventually(lambda: len(lb.managed) == 20 and lb.idle)
+    with LoadBalancer(roles=roles) as lb, Haproxy(lb) as haproxy, running_watch(lb):
+        lb.join(*(member_line(f"web{number:02}", f"127.0.1.{number}") for number in range(1, 21)))
+        wait_until(lambda: len(lb.managed) == 20 and lb.idle)
         before, started = haproxy.reloads()[0], time.monotonic()
 
         for number in range(200):
             verb = ("pause", "resume")[number // 20 % 2]
             assert lb.say(verb, f"web{number % 20 + 1:02}", number + 1).returncode == 0
         took = time.monotonic() - started
-        eventually(lambda: not any(line.startswith("#") for line in lb.managed) and lb.idle)
-        eventually(lambda: haproxy.servers().keys() == {f"web{number:02}" for number in range(1, 21)})
+        wait_until(lambda: not any(line.startswith("#") for line in lb.managed) and lb.idle)
+        wait_until(lambda: haproxy.servers().keys() == {f"web{number:02}" for number in range(1, 21)})
 
-        eventually(lambda: (lb.served() or {})["digest"] == digest_of(lb))
+        wait_until(lambda: (lb.served() or {})["digest"] == digest_of(lb))
         assert 1 <= haproxy.reloads()[0] - before <= took / 2 + 2
 
 
-def test_what_needs_no_reload_does_not_wait_for_one(lb: Lb) -> None:
-    with watching(lb):
+def test_what_needs_no_reload_does_not_wait_for_one(lb: LoadBalancer) -> None:
+    with running_watch(lb):
         before = lb.history()
         for number in range(1, 6):
-            lb.join(member(f"web{number:02}", f"127.0.1.{number}"))
-            eventually(functools.partial(_has, lb, number))
+            lb.join(member_line(f"web{number:02}", f"127.0.1.{number}"))
+            wait_until(functools.partial(_has, lb, number))
 
     assert [entry["reloaded"] for entry in lb.history()[len(before) :]] == [False] * 5
 
 
-def _has(lb: Lb, count: int) -> bool:
+def _has(lb: LoadBalancer, count: int) -> bool:
     return len(lb.managed) == count and lb.idle
 
 
-def digest_of(lb: Lb) -> str:
+def digest_of(lb: LoadBalancer) -> str:
     """The digest of the managed lines as they stand."""
     return Document([("", lb.text.decode())]).compute_digest()

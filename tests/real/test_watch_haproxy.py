@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.helpers.daemon import watching
-from tests.helpers.faults import haproxy_again, instead_of_haproxy
-from tests.helpers.http_clients import load
-from tests.helpers.real_programs import Backend, Haproxy, Lb, eventually, member
+from tests.helpers.daemon import running_watch
+from tests.helpers.faults import replace_haproxy, restore_haproxy
+from tests.helpers.http_clients import client_load
+from tests.helpers.real_programs import Backend, Haproxy, LoadBalancer, member_line, wait_until
 
 pytestmark = [pytest.mark.real, pytest.mark.every_haproxy]
 
@@ -22,19 +22,19 @@ ADDRESS = {name: f"127.0.1.{number}" for number, name in enumerate(NAMES, 1)}
 
 
 @pytest.fixture
-def lb() -> Iterator[Lb]:
+def lb() -> Iterator[LoadBalancer]:
     """A load balancer with four nodes, and no HAProxy yet."""
-    with Lb() as made:
+    with LoadBalancer() as made:
         made.join(*(joining(name) for name in NAMES[:4]))
         yield made
 
 
 def joining(name: str) -> bytes:
-    return member(name, ADDRESS[name])
+    return member_line(name, ADDRESS[name])
 
 
 @contextlib.contextmanager
-def backends(lb: Lb) -> Iterator[None]:
+def backends(lb: LoadBalancer) -> Iterator[None]:
     """All nodes answer."""
     with contextlib.ExitStack() as stack:
         for name, address in ADDRESS.items():
@@ -42,7 +42,7 @@ def backends(lb: Lb) -> Iterator[None]:
         yield
 
 
-def consistent(lb: Lb, haproxy: Haproxy, names: set[str]) -> bool:
+def consistent(lb: LoadBalancer, haproxy: Haproxy, names: set[str]) -> bool:
     """Whether haproxy.cfg, HAProxy and what lbagent believes of it are these nodes, and nothing waits."""
     lines = [lb.server(name, ADDRESS[name]) for name in sorted(names)]
     try:
@@ -52,39 +52,39 @@ def consistent(lb: Lb, haproxy: Haproxy, names: set[str]) -> bool:
         return False
 
 
-def confirmed(lb: Lb) -> int | None:
+def confirmed(lb: LoadBalancer) -> int | None:
     """The pid of the worker that is known to serve what stands in haproxy.cfg."""
     worker = (lb.served() or {})["worker"]
     return worker["pid"] if worker else None
 
 
-def test_haproxy_that_is_killed_and_started_again_serves_what_came_meanwhile(lb: Lb) -> None:
-    with watching(lb):
+def test_haproxy_that_is_killed_and_started_again_serves_what_came_meanwhile(lb: LoadBalancer) -> None:
+    with running_watch(lb):
         with Haproxy(lb) as first:
-            eventually(lambda: consistent(lb, first, set(NAMES[:4])))
+            wait_until(lambda: consistent(lb, first, set(NAMES[:4])))
             for pid in (first.pid, *first.workers()):
                 os.kill(pid, signal.SIGKILL)
             lb.join(joining("web05"))
             lb.leave(joining("web01"))
             lb.say("pause", "web02", 1)
-            eventually(lambda: lb.idle and len([line for line in lb.managed if not line.startswith("#")]) == 3)
+            wait_until(lambda: lb.idle and len([line for line in lb.managed if not line.startswith("#")]) == 3)
         lb.socket.unlink(missing_ok=True)
         with Haproxy(lb) as second:
-            eventually(lambda: second.serving() == {"web03", "web04", "web05"})
-            eventually(lambda: confirmed(lb) == second.worker())
+            wait_until(lambda: second.serving() == {"web03", "web04", "web05"})
+            wait_until(lambda: confirmed(lb) == second.worker())
             lb.say("resume", "web02", 2)
 
-            eventually(lambda: consistent(lb, second, {"web02", "web03", "web04", "web05"}))
+            wait_until(lambda: consistent(lb, second, {"web02", "web03", "web04", "web05"}))
             assert second.reloads() in ((0, 0), (1, 0))  # it may have read the file before it was as it is
 
 
-def older(lb: Lb) -> None:
+def older(lb: LoadBalancer) -> None:
     """As a backup, or configuration management, brings back a text without managed lines."""
     lines = lb.text.split(b"\n")
     lb.text = b"\n".join(line for line in lines if b"# lbagent" not in line)
 
 
-def half(lb: Lb) -> None:
+def half(lb: LoadBalancer) -> None:
     """A text of yesterday: another node, one missing, and a setting of the operator's."""
     text = lb.text.replace(b"server web01 127.0.1.1:", b"server web09 127.0.1.9:")
     text = text.replace(b"timeout connect 1s", b"timeout connect 2s")
@@ -94,22 +94,22 @@ def half(lb: Lb) -> None:
 @pytest.mark.parametrize("replaced", [older, half])
 @pytest.mark.parametrize("reloads", [False, True])
 def test_another_version_of_the_file_gets_its_nodes_back(
-    lb: Lb, replaced: Callable[[Lb], None], *, reloads: bool
+    lb: LoadBalancer, replaced: Callable[[LoadBalancer], None], *, reloads: bool
 ) -> None:
-    with Haproxy(lb) as haproxy, watching(lb):
-        eventually(lambda: consistent(lb, haproxy, set(NAMES[:4])))
+    with Haproxy(lb) as haproxy, running_watch(lb):
+        wait_until(lambda: consistent(lb, haproxy, set(NAMES[:4])))
 
         replaced(lb)
         if reloads:
             os.kill(haproxy.pid, signal.SIGUSR2)
 
-        eventually(lambda: consistent(lb, haproxy, set(NAMES[:4])))
+        wait_until(lambda: consistent(lb, haproxy, set(NAMES[:4])))
 
 
-def test_an_operator_who_reloads_in_the_middle_of_batches_breaks_nothing(lb: Lb) -> None:
+def test_an_operator_who_reloads_in_the_middle_of_batches_breaks_nothing(lb: LoadBalancer) -> None:
     dice, there, paused = random.Random(3), set(NAMES[:4]), set[str]()
-    with backends(lb), Haproxy(lb) as haproxy, watching(lb), load(lb.front, 4) as count:
-        eventually(lambda: consistent(lb, haproxy, set(NAMES[:4])))
+    with backends(lb), Haproxy(lb) as haproxy, running_watch(lb), client_load(lb.front, 4) as count:
+        wait_until(lambda: consistent(lb, haproxy, set(NAMES[:4])))
         for number in range(1, 41):
             name = dice.choice(NAMES[1:])
             if name not in there:
@@ -124,46 +124,46 @@ def test_an_operator_who_reloads_in_the_middle_of_batches_breaks_nothing(lb: Lb)
             if number % 4 == 0:
                 os.kill(haproxy.pid, signal.SIGUSR2)
 
-        eventually(lambda: haproxy.serving() == there - paused and lb.idle)
-        eventually(lambda: confirmed(lb) == haproxy.worker())
+        wait_until(lambda: haproxy.serving() == there - paused and lb.idle)
+        wait_until(lambda: confirmed(lb) == haproxy.worker())
         assert {line.split()[1] for line in lb.managed if line.startswith("server ")} == there - paused
     assert set(count) == {"ok"}
 
 
-def test_a_socket_whose_file_is_gone_costs_reloads_and_nothing_else(lb: Lb) -> None:
-    with backends(lb), Haproxy(lb) as haproxy, watching(lb):
-        eventually(lambda: consistent(lb, haproxy, set(NAMES[:4])))
+def test_a_socket_whose_file_is_gone_costs_reloads_and_nothing_else(lb: LoadBalancer) -> None:
+    with backends(lb), Haproxy(lb) as haproxy, running_watch(lb):
+        wait_until(lambda: consistent(lb, haproxy, set(NAMES[:4])))
         reloads = haproxy.reloads()[0]
         lb.socket.unlink()  # workers inherit it open: no reload makes it anew, only a start does
 
         lb.join(joining("web05"))
-        eventually(lambda: haproxy.answering() == set(NAMES[:5]))
+        wait_until(lambda: haproxy.answering() == set(NAMES[:5]))
         lb.say("pause", "web01", 1)
-        eventually(lambda: haproxy.answering() == set(NAMES[1:5]))
+        wait_until(lambda: haproxy.answering() == set(NAMES[1:5]))
         lb.leave(joining("web05"))
-        eventually(lambda: haproxy.answering() == set(NAMES[1:4]))
+        wait_until(lambda: haproxy.answering() == set(NAMES[1:4]))
 
         assert (haproxy.reloads(), lb.socket.exists()) == ((reloads + 3, 0), False)
         lines = [lb.server(name, ADDRESS[name]) for name in NAMES[1:4]]
-        eventually(lambda: lb.settled("# lbagent paused web01 127.0.1.1 role=web", *lines))
+        wait_until(lambda: lb.settled("# lbagent paused web01 127.0.1.1 role=web", *lines))
         assert confirmed(lb) in haproxy.workers()
         said = lb.run("status").stdout.decode()
         assert f"haproxy: stats socket {lb.socket}: No such file or directory\n" in said
 
 
-def test_a_pause_is_said_again_to_a_new_worker_while_the_file_cannot_be_written(lb: Lb) -> None:
-    with Haproxy(lb) as haproxy, watching(lb):
-        eventually(lambda: consistent(lb, haproxy, set(NAMES[:4])))
-        instead_of_haproxy(lb, '[ "$1" != -c ] || { echo no; exit 1; }\nexec "$real" "$@"')
+def test_a_pause_is_said_again_to_a_new_worker_while_the_file_cannot_be_written(lb: LoadBalancer) -> None:
+    with Haproxy(lb) as haproxy, running_watch(lb):
+        wait_until(lambda: consistent(lb, haproxy, set(NAMES[:4])))
+        replace_haproxy(lb, '[ "$1" != -c ] || { echo no; exit 1; }\nexec "$real" "$@"')
         lb.say("pause", "web01", 1)
-        eventually(lambda: haproxy.serving() == set(NAMES[1:4]))
+        wait_until(lambda: haproxy.serving() == set(NAMES[1:4]))
         assert lb.managed == [lb.server(name, ADDRESS[name]) for name in NAMES[:4]]
         first = haproxy.worker()
 
         os.kill(haproxy.pid, signal.SIGUSR2)
-        eventually(lambda: haproxy.worker() != first)
+        wait_until(lambda: haproxy.worker() != first)
 
-        eventually(lambda: haproxy.serving() == set(NAMES[1:4]))
+        wait_until(lambda: haproxy.serving() == set(NAMES[1:4]))
         assert lb.managed == [lb.server(name, ADDRESS[name]) for name in NAMES[:4]]
-        haproxy_again(lb)
-        eventually(lambda: lb.idle and lb.managed[0] == "# lbagent paused web01 127.0.1.1 role=web", 90)
+        restore_haproxy(lb)
+        wait_until(lambda: lb.idle and lb.managed[0] == "# lbagent paused web01 127.0.1.1 role=web", 90)

@@ -15,27 +15,36 @@ from pathlib import Path
 import pytest
 
 from lbagent.system.repeats import Repeats
-from tests.helpers.daemon import watching
-from tests.helpers.real_programs import LBAGENT, Haproxy, Lb, SerfAgent, binaries, clean_environment, eventually, member
+from tests.helpers.daemon import running_watch
+from tests.helpers.real_programs import (
+    LBAGENT,
+    Haproxy,
+    LoadBalancer,
+    SerfAgent,
+    binaries,
+    clean_environment,
+    member_line,
+    wait_until,
+)
 
 pytestmark = pytest.mark.skipif(
     not binaries() or shutil.which("serf") is None, reason="a real haproxy and a real serf are needed"
 )
 
 
-def last(lb: Lb) -> dict[str, object]:
+def last(lb: LoadBalancer) -> dict[str, object]:
     """last.json, or nothing."""
     path = lb.state / "last.json"
     return json.loads(path.read_bytes()) if path.exists() else {}
 
 
-def metric(lb: Lb, name: str) -> str | None:
+def metric(lb: LoadBalancer, name: str) -> str | None:
     """The value of a metric without labels."""
     found = re.search(rf"^{name} (\S+)$", (lb.state / "metrics.prom").read_text(), re.MULTILINE)
     return found and found[1]
 
 
-def write_env(lb: Lb, agent: SerfAgent, token: str) -> None:
+def write_env(lb: LoadBalancer, agent: SerfAgent, token: str) -> None:
     """Replace serf.env as configuration management does."""
     fresh = lb.etc / "serf.env.new"
     fresh.write_text(f"SERF_RPC_ADDR={agent.rpc}\nSERF_RPC_AUTH={token}\n")
@@ -43,43 +52,46 @@ def write_env(lb: Lb, agent: SerfAgent, token: str) -> None:
 
 
 @pytest.fixture
-def guarded(tmp_path: Path) -> Iterator[tuple[Lb, SerfAgent]]:
+def guarded(tmp_path: Path) -> Iterator[tuple[LoadBalancer, SerfAgent]]:
     """A load balancer whose agent wants a token, and a serf.env that has it."""
     settings = tmp_path / "rpc.json"
     settings.write_text('{"rpc_auth": "right"}')
     token = {**clean_environment(), "SERF_RPC_AUTH": "right"}
-    with Lb() as lb, SerfAgent("lb01", "127.0.0.5", "lb", more=[f"-config-file={settings}"], env=token) as agent:
+    with (
+        LoadBalancer() as lb,
+        SerfAgent("lb01", "127.0.0.5", "lb", more=[f"-config-file={settings}"], env=token) as agent,
+    ):
         write_env(lb, agent, "right")
         yield lb, agent
 
 
-def test_a_new_token_in_serf_env_is_used_at_once(guarded: tuple[Lb, SerfAgent]) -> None:
+def test_a_new_token_in_serf_env_is_used_at_once(guarded: tuple[LoadBalancer, SerfAgent]) -> None:
     lb, agent = guarded
     write_env(lb, agent, "wrong")
-    with Haproxy(lb), watching(lb, SERF_RPC_ADDR=""):
-        eventually(lambda: last(lb).get("sync_failing"))
+    with Haproxy(lb), running_watch(lb, SERF_RPC_ADDR=""):
+        wait_until(lambda: last(lb).get("sync_failing"))
         assert (metric(lb, "lbagent_last_sync_success"), metric(lb, "lbagent_daemon_running")) == ("0", "1")
         assert "authenticat" in str(last(lb)["sync_words"])
 
         write_env(lb, agent, "right")
 
-        eventually(lambda: last(lb).get("sync"))
+        wait_until(lambda: last(lb).get("sync"))
         assert (last(lb)["sync_failing"], metric(lb, "lbagent_last_sync_success")) == (None, "1")
         synced = last(lb)["sync"]
         write_env(lb, agent, "stale")
-        eventually(lambda: last(lb).get("sync_failing"))
+        wait_until(lambda: last(lb).get("sync_failing"))
         assert last(lb)["sync"] == synced
 
     assert metric(lb, "lbagent_daemon_running") == "0"
 
 
-def test_only_runs_of_the_daemon_are_its_heartbeat(guarded: tuple[Lb, SerfAgent]) -> None:
+def test_only_runs_of_the_daemon_are_its_heartbeat(guarded: tuple[LoadBalancer, SerfAgent]) -> None:
     lb, _ = guarded
     heartbeat = "lbagent_daemon_heartbeat_timestamp_seconds"
-    lb.join(member("web01", "127.0.0.11"))
+    lb.join(member_line("web01", "127.0.0.11"))
     before = metric(lb, heartbeat)
-    with watching(lb, SERF_RPC_ADDR=""):
-        eventually(lambda: metric(lb, heartbeat))
+    with running_watch(lb, SERF_RPC_ADDR=""):
+        wait_until(lambda: metric(lb, heartbeat))
     (lb.state / "last.json").write_text(json.dumps({**last(lb), "heartbeat": 1_700_000_000}))
 
     lb.run("apply")
@@ -87,13 +99,13 @@ def test_only_runs_of_the_daemon_are_its_heartbeat(guarded: tuple[Lb, SerfAgent]
     assert (before, metric(lb, heartbeat)) == (None, "1700000000")
 
 
-def test_an_empty_new_cluster_is_no_failure(guarded: tuple[Lb, SerfAgent]) -> None:
+def test_an_empty_new_cluster_is_no_failure(guarded: tuple[LoadBalancer, SerfAgent]) -> None:
     lb, agent = guarded
     env = {"SERF_RPC_ADDR": agent.rpc, "SERF_RPC_AUTH": "right"}
 
     with Haproxy(lb):
         first = lb.run("sync", env=env)
-    lb.join(member("web01", "127.0.0.11"))
+    lb.join(member_line("web01", "127.0.0.11"))
     known = lb.run("sync", env=env)
 
     assert (first.returncode, first.stdout, first.stderr) == (0, b"No changes: 0 nodes, 0 lines.\n", b"")
@@ -163,7 +175,7 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
     one.close()
 
 
-def run(lb: Lb, journal: Journal, *words: str, service: bool = False) -> subprocess.CompletedProcess[bytes]:
+def run(lb: LoadBalancer, journal: Journal, *words: str, service: bool = False) -> subprocess.CompletedProcess[bytes]:
     """Run `lbagent` there; as a `service`, its stderr is the journal's."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -179,34 +191,34 @@ def run(lb: Lb, journal: Journal, *words: str, service: bool = False) -> subproc
 
 
 def test_a_service_logs_each_thing_once_with_fields(journal: Journal) -> None:
-    with Lb() as lb:
-        lb.join(member("web01", "127.0.0.11"))
+    with LoadBalancer() as lb:
+        lb.join(member_line("web01", "127.0.0.11"))
         lb.text = lb.text.replace(b"balance ", b"balanse ")
         done = run(lb, journal, "apply", service=True)
 
         assert (done.returncode, done.stderr, journal.syslog) == (4, b"", [])
-        eventually(lambda: journal.entries)
+        wait_until(lambda: journal.entries)
         [entry] = journal.entries
         assert entry["MESSAGE"].startswith("haproxy.cfg is invalid, not because of lbagent")
         assert (entry["PRIORITY"], entry["SYSLOG_IDENTIFIER"], entry["LBAGENT_EXIT_STATUS"]) == ("3", "lbagent", "4")
 
 
 def test_a_person_reads_it_on_stderr_and_syslog_has_it_once(journal: Journal) -> None:
-    with Lb() as lb:
-        lb.join(member("web01", "127.0.0.11"))
+    with LoadBalancer() as lb:
+        lb.join(member_line("web01", "127.0.0.11"))
         lb.text = lb.text.replace(b"balance ", b"balanse ")
         done = run(lb, journal, "apply")
 
         assert done.returncode == 4
-        eventually(lambda: journal.syslog)
+        wait_until(lambda: journal.syslog)
         assert done.stderr.decode() == "".join(f"lbagent: {line}\n" for line in journal.syslog)
         assert journal.entries == []
 
 
 @pytest.mark.parametrize("words", [["plan"], ["check"], ["status"], ["sync", "--dry-run"]])
 def test_what_changes_nothing_writes_no_journal(journal: Journal, words: list[str]) -> None:
-    with Lb() as lb:
-        lb.join(member("web01", "127.0.0.11"))
+    with LoadBalancer() as lb:
+        lb.join(member_line("web01", "127.0.0.11"))
         lb.text = lb.text.replace(b"balance ", b"balanse ")
         trial = lb.folder / "trial.yml"
         trial.write_text(lb.roles.read_text().replace("port:", "prot:"))
@@ -214,7 +226,7 @@ def test_what_changes_nothing_writes_no_journal(journal: Journal, words: list[st
             run(lb, journal, *words, *given)
         run(lb, journal, "apply")  # which does, so that all before it has arrived
 
-        eventually(lambda: journal.syslog)
+        wait_until(lambda: journal.syslog)
         assert len(journal.syslog) == 1
 
 

@@ -20,20 +20,28 @@ from lbagent.settings import Settings
 from lbagent.state.lock import acquire_lock
 from lbagent.state.spool import Mark, Spool
 from lbagent.system.log import Log
-from tests.helpers.daemon import watching
-from tests.helpers.faults import instead_of_haproxy
-from tests.helpers.real_programs import RELOADING, Haproxy, Lb, SerfAgent, deletes_servers, eventually, member
+from tests.helpers.daemon import running_watch
+from tests.helpers.faults import replace_haproxy
+from tests.helpers.real_programs import (
+    RELOADING,
+    Haproxy,
+    LoadBalancer,
+    SerfAgent,
+    deletes_servers,
+    member_line,
+    wait_until,
+)
 
 pytestmark = pytest.mark.real
 
-WEB01, WEB02 = member("web01", "127.0.0.11"), member("web02", "127.0.0.12")
+WEB01, WEB02 = member_line("web01", "127.0.0.11"), member_line("web02", "127.0.0.12")
 _AWHILE = 4.0
 
 
 @pytest.fixture
-def lb() -> Iterator[Lb]:
+def lb() -> Iterator[LoadBalancer]:
     """A load balancer whose HAProxy runs."""
-    with Lb() as one, Haproxy(one):
+    with LoadBalancer() as one, Haproxy(one):
         yield one
 
 
@@ -49,17 +57,17 @@ def spending(process: subprocess.Popen[bytes]) -> Callable[[], int]:
     return lambda: ticks() - before
 
 
-def spoil(lb: Lb) -> str:
+def spoil(lb: LoadBalancer) -> str:
     """A typing error in roles.yml; returns what stood there."""
     good = lb.roles.read_text()
     lb.roles.write_text(f"{good}\nnonsense: [\n")
     return good
 
 
-def test_a_pause_that_ends_while_roles_yml_is_refused_is_not_tried_without_end(lb: Lb) -> None:
+def test_a_pause_that_ends_while_roles_yml_is_refused_is_not_tried_without_end(lb: LoadBalancer) -> None:
     lb.join(WEB01)
     lb.say("pause", "web01 for=4s", 1)
-    with watching(lb) as daemon:
+    with running_watch(lb) as daemon:
         good = spoil(lb)
         time.sleep(6)
         spent = spending(daemon)
@@ -68,18 +76,18 @@ def test_a_pause_that_ends_while_roles_yml_is_refused_is_not_tried_without_end(l
         assert lb.managed == ["# lbagent paused web01 127.0.0.11 role=web"]
 
         lb.roles.write_text(good)
-        eventually(lambda: lb.managed == [lb.server("web01", "127.0.0.11")])
+        wait_until(lambda: lb.managed == [lb.server("web01", "127.0.0.11")])
 
 
 @pytest.mark.every_haproxy
 def test_a_reload_that_waits_is_not_tried_without_end_once_the_text_is_broken() -> None:
     roles = RELOADING.replace("runtime: off", "runtime: off\n  min_reload_interval: 2s")
-    with Lb(roles=roles) as lb, Haproxy(lb) as haproxy, watching(lb):
+    with LoadBalancer(roles=roles) as lb, Haproxy(lb) as haproxy, running_watch(lb):
         lb.count_checks()
         lb.join(WEB01)
-        eventually(lambda: haproxy.reloads() == (1, 0))
+        wait_until(lambda: haproxy.reloads() == (1, 0))
         lb.join(WEB02)
-        eventually(lambda: len(lb.managed) == 2 and lb.idle)
+        wait_until(lambda: len(lb.managed) == 2 and lb.idle)
         good = lb.text
         lb.text = good.replace(b"balance", b"balanse")
         time.sleep(4)
@@ -88,22 +96,22 @@ def test_a_reload_that_waits_is_not_tried_without_end_once_the_text_is_broken() 
         assert lb.checks - before <= 12  # a try takes three, and they come after 1, 2, 4 … seconds
 
         lb.text = good
-        eventually(lambda: haproxy.serving() == {"web01", "web02"})
+        wait_until(lambda: haproxy.serving() == {"web01", "web02"})
 
 
-def test_an_edit_while_a_run_is_under_way_is_seen(lb: Lb) -> None:
-    with watching(lb):
+def test_an_edit_while_a_run_is_under_way_is_seen(lb: LoadBalancer) -> None:
+    with running_watch(lb):
         gate = lb.hold_checks()
         lb.join(WEB01)
-        eventually(lambda: lb.checks == 1)
+        wait_until(lambda: lb.checks == 1)
         lb.roles.write_text(lb.roles.read_text().replace("interval: 200ms", "interval: 300ms"))
         gate.touch()
 
-        eventually(lambda: lb.managed == [lb.server("web01", "127.0.0.11").replace("200ms", "300ms")], 10)
+        wait_until(lambda: lb.managed == [lb.server("web01", "127.0.0.11").replace("200ms", "300ms")], 10)
 
 
-def test_a_refused_roles_yml_does_not_end_it_where_serf_answers(lb: Lb) -> None:
-    with SerfAgent("lb01", "127.0.0.5", "lb") as agent, watching(lb, SERF_RPC_ADDR=agent.rpc) as daemon:
+def test_a_refused_roles_yml_does_not_end_it_where_serf_answers(lb: LoadBalancer) -> None:
+    with SerfAgent("lb01", "127.0.0.5", "lb") as agent, running_watch(lb, SERF_RPC_ADDR=agent.rpc) as daemon:
         good = spoil(lb)
         time.sleep(1)
         daemon.send_signal(signal.SIGHUP)  # a sync is due
@@ -113,26 +121,26 @@ def test_a_refused_roles_yml_does_not_end_it_where_serf_answers(lb: Lb) -> None:
         lb.join(WEB01)
         assert lb.managed == []
         lb.roles.write_text(good)
-        eventually(lambda: lb.settled(lb.server("web01", "127.0.0.11")))
+        wait_until(lambda: lb.settled(lb.server("web01", "127.0.0.11")))
 
 
-def test_a_state_folder_that_is_removed_is_made_anew(lb: Lb) -> None:
-    with watching(lb) as daemon:
+def test_a_state_folder_that_is_removed_is_made_anew(lb: LoadBalancer) -> None:
+    with running_watch(lb) as daemon:
         gone = lb.state.rename(lb.folder / "gone")  # at once: the daemon writes files meanwhile
         shutil.rmtree(gone, ignore_errors=True)
         daemon.send_signal(signal.SIGHUP)
-        eventually((lb.state / "spool").is_dir)
+        wait_until((lb.state / "spool").is_dir)
 
         lb.join(WEB01)
 
-        eventually(lambda: lb.settled(lb.server("web01", "127.0.0.11")))
+        wait_until(lambda: lb.settled(lb.server("web01", "127.0.0.11")))
         assert daemon.poll() is None
 
 
-def test_a_join_is_applied_while_a_hundred_servers_left_behind_wait_for_a_reload_that_fails(lb: Lb) -> None:
+def test_a_join_is_applied_while_a_hundred_servers_left_behind_wait_for_a_reload_that_fails(lb: LoadBalancer) -> None:
     if deletes_servers(lb.binary):
         pytest.skip("this HAProxy deletes removed servers")
-    many = [member(f"n{number:03}", f"127.0.2.{number + 1}") for number in range(101)]
+    many = [member_line(f"n{number:03}", f"127.0.2.{number + 1}") for number in range(101)]
     lb.join(WEB01, *many)
     lb.leave(*many[:99])
     with socket.socket() as busy:
@@ -142,17 +150,19 @@ def test_a_join_is_applied_while_a_hundred_servers_left_behind_wait_for_a_reload
         lb.text = lb.text.replace(b"    balance", bind)
         lb.leave(*many[99:])  # the hundredth: the reload is tried, and fails
         assert (lb.served() or {})["failure"]["times"] == 1
-        with watching(lb):
+        with running_watch(lb):
             lb.join(WEB02)
 
-            eventually(lambda: lb.settled(lb.server("web01", "127.0.0.11"), lb.server("web02", "127.0.0.12")))
+            wait_until(lambda: lb.settled(lb.server("web01", "127.0.0.11"), lb.server("web02", "127.0.0.12")))
             before = lb.cfg.stat()
             time.sleep(_AWHILE)
             assert lb.cfg.stat() == before
     assert (lb.served() or {})["failure"]["times"] == 1
 
 
-def test_an_event_that_arrives_just_after_the_last_run_is_new(lb: Lb, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_event_that_arrives_just_after_the_last_run_is_new(
+    lb: LoadBalancer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "environ", {**os.environ, **lb.env})
     lb.run("apply")
     looks = 0
@@ -175,7 +185,7 @@ def test_an_event_that_arrives_just_after_the_last_run_is_new(lb: Lb, monkeypatc
         assert (len(lb.spooled()), daemon._has_work()) == (1, True)
 
 
-def test_without_inotify_it_looks_each_second(lb: Lb, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_inotify_it_looks_each_second(lb: LoadBalancer, monkeypatch: pytest.MonkeyPatch) -> None:
     def none_left() -> None:
         raise OSError(24, "inotify instance limit reached")
 
@@ -187,9 +197,9 @@ def test_without_inotify_it_looks_each_second(lb: Lb, monkeypatch: pytest.Monkey
         assert watcher.wait(1)
 
 
-def test_a_failed_reload_of_a_clock_that_was_ahead_is_tried_again(lb: Lb) -> None:
+def test_a_failed_reload_of_a_clock_that_was_ahead_is_tried_again(lb: LoadBalancer) -> None:
     lb.join(WEB01)
-    instead_of_haproxy(lb, 'exec "$real" "$@"')
+    replace_haproxy(lb, 'exec "$real" "$@"')
     with socket.socket() as busy:
         busy.bind(("127.0.0.1", 0))
         busy.listen()
@@ -207,34 +217,34 @@ def test_a_failed_reload_of_a_clock_that_was_ahead_is_tried_again(lb: Lb) -> Non
     assert lb.managed == [lb.server("web01", "127.0.0.11").replace("200ms", "300ms")]
 
 
-def test_a_sync_that_failed_is_not_put_off_for_a_minute(lb: Lb) -> None:
+def test_a_sync_that_failed_is_not_put_off_for_a_minute(lb: LoadBalancer) -> None:
     agent, node = SerfAgent("lb01", "127.0.0.5", "lb"), SerfAgent("web01", "127.0.0.11", "web")
     with agent, node:
         agent.kill()
-        with watching(lb, SERF_RPC_ADDR=agent.rpc):
+        with running_watch(lb, SERF_RPC_ADDR=agent.rpc):
             agent.start()
             node.join(agent)
 
-            eventually(lambda: lb.settled(lb.server("web01", "127.0.0.11")), 40)
+            wait_until(lambda: lb.settled(lb.server("web01", "127.0.0.11")), 40)
 
 
 @pytest.mark.every_haproxy
 def test_a_shorter_interval_between_reloads_holds_at_once() -> None:
     roles = RELOADING.replace("runtime: off", "runtime: off\n  min_reload_interval: 1h")
-    with Lb(roles=roles) as lb, Haproxy(lb) as haproxy, watching(lb):
+    with LoadBalancer(roles=roles) as lb, Haproxy(lb) as haproxy, running_watch(lb):
         lb.join(WEB01)
-        eventually(lambda: haproxy.reloads() == (1, 0))
+        wait_until(lambda: haproxy.reloads() == (1, 0))
         lb.join(WEB02)
-        eventually(lambda: len(lb.managed) == 2 and lb.idle)
+        wait_until(lambda: len(lb.managed) == 2 and lb.idle)
         assert haproxy.reloads() == (1, 0)
 
         lb.roles.write_text(lb.roles.read_text().replace("interval: 1h", "interval: 1s"))
 
-        eventually(lambda: haproxy.serving() == {"web01", "web02"})
+        wait_until(lambda: haproxy.serving() == {"web01", "web02"})
 
 
-def test_told_to_end_it_waits_for_no_run_of_somebody_else(lb: Lb) -> None:
-    with watching(lb) as daemon, acquire_lock(str(lb.state / "lock")) as had:
+def test_told_to_end_it_waits_for_no_run_of_somebody_else(lb: LoadBalancer) -> None:
+    with running_watch(lb) as daemon, acquire_lock(str(lb.state / "lock")) as had:
         assert had
         lb.join(WEB01)
         time.sleep(1)

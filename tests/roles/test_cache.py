@@ -15,7 +15,7 @@ from lbagent.haproxy.config import Document
 from lbagent.planning.plan import make_plan
 from lbagent.roles.cache import deserialize_roles, serialize_roles
 from lbagent.roles.model import Roles, Template
-from tests.helpers.builders import known, member, reading
+from tests.helpers.builders import member, membership_of, parse_roles_text
 
 TEXTS = [
     "services: {iis: {port: 80}}\nroles: {web: {lb: [iis]}}",
@@ -47,7 +47,7 @@ def told(roles: Roles) -> object:
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_roles_survive_the_cache_unchanged(text: str) -> None:
-    roles = reading(text)
+    roles = parse_roles_text(text)
 
     again = through_json(roles)
 
@@ -63,10 +63,10 @@ def test_roles_survive_the_cache_unchanged(text: str) -> None:
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_cached_roles_give_the_same_plan(text: str) -> None:
-    roles = reading(text)
+    roles = parse_roles_text(text)
     markers = "".join(f"# additional-{middle}-server\n" for middle in roles.list_pairs())
     document = Document([("haproxy.cfg", f"backend a\n{markers}")])
-    members = known(
+    members = membership_of(
         *(
             member(f"n{at}", f"10.0.0.{at + 1}", role, {"port": "81", "w": "5"})
             for at, role in enumerate(["web", "app", "web", "web", "web"])
@@ -95,7 +95,7 @@ leaves = (
 
 @given(st.data())
 def test_an_invalid_cache_cannot_produce_an_invalid_line(data: st.DataObject) -> None:
-    state = json.loads(json.dumps(serialize_roles(reading(TEXTS[2]))))
+    state = json.loads(json.dumps(serialize_roles(parse_roles_text(TEXTS[2]))))
     spot: Any = state
     for _ in range(data.draw(st.integers(1, 5))):
         keys = list(spot) if isinstance(spot, dict) else list(range(len(spot)))

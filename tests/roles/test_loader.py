@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lbagent.errors import RolesRefused
 from lbagent.roles import loader
 from lbagent.roles.model import HaproxySettings, Roles, Template
-from tests.helpers.builders import POISON, dedent, reading
+from tests.helpers.builders import POISON, dedent, parse_roles_text
 
 GOOD = dedent("""
     haproxy:
@@ -54,7 +54,7 @@ def plain(roles: Roles) -> object:
 
 
 def test_the_documented_example_is_read() -> None:
-    assert plain(reading(GOOD)) == (
+    assert plain(parse_roles_text(GOOD)) == (
         HaproxySettings(("/etc/haproxy/haproxy.cfg",), ("systemctl", "reload", "haproxy")),
         {
             "iis": ("80", "check inter {interval} rise 2 fall 2"),
@@ -83,11 +83,11 @@ def test_the_older_form_with_roles_at_the_top_level_is_read() -> None:
           test: {lb: [none]}
     """
 
-    assert plain(reading(older)) == plain(reading(newer))
+    assert plain(parse_roles_text(older)) == plain(parse_roles_text(newer))
 
 
 def test_every_key_of_a_role_is_read() -> None:
-    roles = reading("""
+    roles = parse_roles_text("""
         services: {iis: {port: "{tag:port|8080}", options: ""}}
         roles:
           web: {lb: [iis], interval: 500ms, networks: [10.0.0.0/8, "2001:DB8::/32", 127.0.0.1], options: check weight 5, on_failed: remove, max: 20000}
@@ -106,7 +106,7 @@ def test_every_key_of_a_role_is_read() -> None:
 
 
 def test_every_key_of_haproxy_is_read() -> None:
-    roles = reading("""
+    roles = parse_roles_text("""
         haproxy: {config: [/a.cfg, /conf.d], runtime: off, timeout: 2m, min_reload_interval: 500ms}
         services: {iis: {port: 80}}
         roles: {web: {lb: [iis]}}
@@ -123,7 +123,7 @@ def test_every_key_of_haproxy_is_read() -> None:
 )
 def test_runtime_is_on_or_off(word: str, on: bool) -> None:  # noqa: FBT001
     assert (
-        reading(
+        parse_roles_text(
             f"haproxy: {{runtime: {word}}}\nservices: {{iis: {{port: 80}}}}\nroles: {{web: {{lb: [iis]}}}}"
         ).haproxy.runtime
         is on
@@ -137,26 +137,32 @@ def test_role_names_are_kept_as_typed(name: str) -> None:
     if ":" in name:
         assert "invalid role name" in refusal(f"services: {{iis: {{port: 80}}}}\nroles:\n  {name}: {{lb: [iis]}}\n")
         return
-    assert list(reading(f'services: {{iis: {{port: 80}}}}\nroles:\n  "{name}": {{lb: [iis]}}\n').roles) == [name]
+    assert list(parse_roles_text(f'services: {{iis: {{port: 80}}}}\nroles:\n  "{name}": {{lb: [iis]}}\n').roles) == [
+        name
+    ]
     if name != "null":
-        assert list(reading(f"services: {{iis: {{port: 80}}}}\nroles:\n  {name}: {{lb: [iis]}}\n").roles) == [name]
+        assert list(parse_roles_text(f"services: {{iis: {{port: 80}}}}\nroles:\n  {name}: {{lb: [iis]}}\n").roles) == [
+            name
+        ]
 
 
 def test_a_service_called_no_is_valid() -> None:
-    assert reading("services: {no: {port: 80}}\nroles: {web: {lb: [no]}}").roles["web"].sections == {"lb": ("no",)}
+    assert parse_roles_text("services: {no: {port: 80}}\nroles: {web: {lb: [no]}}").roles["web"].sections == {
+        "lb": ("no",)
+    }
 
 
 @pytest.mark.parametrize("prefix", [b"\xef\xbb\xbf", b"# \xe8\xa8\xad\xe5\xae\x9a\n", b"---\n", b"\n\n"])
 def test_a_byte_order_mark_and_comments_are_accepted(prefix: bytes) -> None:
-    assert plain(loader.parse_roles(prefix + GOOD.encode(), "x")) == plain(reading(GOOD))
+    assert plain(loader.parse_roles(prefix + GOOD.encode(), "x")) == plain(parse_roles_text(GOOD))
 
 
 def test_crlf_line_ends_are_accepted() -> None:
-    assert plain(loader.parse_roles(GOOD.replace("\n", "\r\n").encode(), "x")) == plain(reading(GOOD))
+    assert plain(loader.parse_roles(GOOD.replace("\n", "\r\n").encode(), "x")) == plain(parse_roles_text(GOOD))
 
 
 def test_a_yaml_alias_is_resolved() -> None:
-    roles = reading("""
+    roles = parse_roles_text("""
         services: {iis: &same {port: 80}, other: *same}
         roles:
           web: &role {lb: [iis]}
@@ -164,7 +170,7 @@ def test_a_yaml_alias_is_resolved() -> None:
     """)
 
     assert plain(roles) == plain(
-        reading("services: {iis: {port: 80}, other: {port: 80}}\nroles: {web: {lb: [iis]}, app: {lb: [iis]}}")
+        parse_roles_text("services: {iis: {port: 80}, other: {port: 80}}\nroles: {web: {lb: [iis]}, app: {lb: [iis]}}")
     )
 
 

@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from lbagent.errors import RolesRefused
@@ -320,7 +323,7 @@ BROKEN: list[tuple[str, list[str]]] = [
     (
         "haproxy: on\nservices: {iis: {port: 80}}\nroles: {web: {lb: [iis]}}\n",
         [
-            ":1:10: haproxy: 'on' is not a mapping of keys to values; write one of: config, reload, runtime, timeout, min_reload_interval",
+            ":1:10: haproxy: 'on' is not a mapping of keys to values; write KEY: VALUE below it; the keys are config, reload, runtime, timeout, min_reload_interval",
         ],
     ),
     (
@@ -365,7 +368,7 @@ BROKEN: list[tuple[str, list[str]]] = [
         "services:\n  a.b: {port: 80}\n  none: {port: 81}\nroles: {web: {lb: [none]}}\n",
         [
             ":2:3: services.a.b: invalid service name; use at most 63 letters, digits, '-' and '_', beginning with a letter or digit",
-            ":3:3: services.none: reserved name; use at most 63 letters, digits, '-' and '_', beginning with a letter or digit",
+            ":3:3: services.none: reserved name; rename the service",
         ],
     ),
     (
@@ -649,13 +652,13 @@ BROKEN: list[tuple[str, list[str]]] = [
     (
         "haproxy: x\nroles: {web: {}}\n",
         [
-            ":1:10: haproxy: 'x' is not a mapping of keys to values; write one of: config, reload, runtime, timeout, min_reload_interval",
+            ":1:10: haproxy: 'x' is not a mapping of keys to values; write KEY: VALUE below it; the keys are config, reload, runtime, timeout, min_reload_interval",
         ],
     ),
     (
         "haproxy:\nroles: {web: {}}\n",
         [
-            ":1:9: haproxy: has no keys; write one of: config, reload, runtime, timeout, min_reload_interval",
+            ":1:9: haproxy: has no keys; write KEY: VALUE below it; the keys are config, reload, runtime, timeout, min_reload_interval",
         ],
     ),
     (
@@ -763,7 +766,7 @@ BROKEN: list[tuple[str, list[str]]] = [
     (
         "services:\n  none: {port: 80}\nroles: {web: {}}\n",
         [
-            ":2:3: services.none: reserved name; use at most 63 letters, digits, '-' and '_', beginning with a letter or digit",
+            ":2:3: services.none: reserved name; rename the service",
         ],
     ),
     (
@@ -966,6 +969,17 @@ def test_every_mistake_is_named_in_one_run(text: str, sentences: list[str]) -> N
 
 def test_the_table_has_at_least_50_mistakes() -> None:
     assert len({text for text, _ in BROKEN}) >= 50
+
+
+def test_the_table_of_mistakes_has_a_row_for_each_of_50_files() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.roles.print_mistakes"], capture_output=True, text=True, check=True, timeout=60
+    )
+    rows = done.stdout.splitlines()
+
+    assert rows[0] == "| | roles.yml | messages |"
+    assert len(rows) == 52
+    assert all(row.count(" | ") == 2 and "roles.yml:" in row.rpartition(" | ")[2] for row in rows[2:])
 
 
 def test_the_error_message_is_the_first_mistake_in_one_line() -> None:

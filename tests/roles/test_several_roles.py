@@ -15,11 +15,20 @@ from lbagent.names import TAG_RULE
 from lbagent.planning.desired import list_serving_ports
 from lbagent.planning.lines import rebuild_membership
 from lbagent.roles import loader
-from tests.helpers.builders import NOW, dedent, known, managed, member, planned, planning, reading
-from tests.helpers.load_balancer_files import built
+from tests.helpers.builders import (
+    NOW,
+    dedent,
+    managed_lines,
+    member,
+    membership_of,
+    parse_roles_text,
+    plan_for,
+    planned_text,
+)
+from tests.helpers.load_balancer_files import build_files
 from tests.helpers.real_programs import LBAGENT, binaries
 
-ROLES = reading(
+ROLES = parse_roles_text(
     """
     services: {iis: {port: 80}, api: {port: 8080, options: "check inter {interval}"}}
     roles:
@@ -39,7 +48,7 @@ TEXT = dedent(
 
 def lines(role: str, **others: str) -> list[str]:
     """The managed lines of web01 with that role tag."""
-    return managed(planned(TEXT, ROLES, known(member("web01", "10.0.0.1", role, others))))
+    return managed_lines(planned_text(TEXT, ROLES, membership_of(member("web01", "10.0.0.1", role, others))))
 
 
 @pytest.mark.parametrize("role", ["web,api", "web, api", " web ,api,", "web,,api", "web,api,web", "web,unknown,api"])
@@ -65,7 +74,7 @@ def test_role_names_are_case_sensitive() -> None:
 
 
 def test_a_role_whose_networks_exclude_the_node_leaves_the_line_to_the_next_role() -> None:
-    roles = reading(
+    roles = parse_roles_text(
         """
         services: {iis: {port: 80}}
         roles:
@@ -74,37 +83,40 @@ def test_a_role_whose_networks_exclude_the_node_leaves_the_line_to_the_next_role
         """
     )
 
-    plan = planning(TEXT, roles, known(member("web01", "10.0.0.1", "web,api")))
+    plan = plan_for(TEXT, roles, membership_of(member("web01", "10.0.0.1", "web,api")))
 
-    assert managed(plan.after[0]) == ["server web01 10.0.0.1:80 check inter 2s rise 2 fall 2 # lbagent role=api"]
+    assert managed_lines(plan.after[0]) == ["server web01 10.0.0.1:80 check inter 2s rise 2 fall 2 # lbagent role=api"]
     assert "web01: no line for role web: 10.0.0.1 is outside the role's networks" in plan.notes
 
 
 def test_removing_a_role_from_the_tag_removes_only_its_lines() -> None:
-    before = planned(TEXT, ROLES, known(member("web01", "10.0.0.1", "web,api")))
+    before = planned_text(TEXT, ROLES, membership_of(member("web01", "10.0.0.1", "web,api")))
 
-    plan = planning(before, ROLES, known(member("web01", "10.0.0.1", "web")))
+    plan = plan_for(before, ROLES, membership_of(member("web01", "10.0.0.1", "web")))
 
     assert plan.blocked == ()
-    assert managed(plan.after[0]) == ["server web01 10.0.0.1:80 check inter 60s rise 2 fall 2 # lbagent role=web"]
+    assert managed_lines(plan.after[0]) == ["server web01 10.0.0.1:80 check inter 60s rise 2 fall 2 # lbagent role=web"]
 
 
 def test_a_paused_node_has_a_comment_at_each_of_its_markers() -> None:
     paused = member("web01", "10.0.0.1", "web,api", pause=Pause(NOW, "me"))
 
-    text = planned(TEXT, ROLES, known(paused))
+    text = planned_text(TEXT, ROLES, membership_of(paused))
 
-    assert managed(text) == ["# lbagent paused web01 10.0.0.1 role=web", "# lbagent paused web01 10.0.0.1 role=api"]
-    assert planned(text, ROLES, known(paused)) == text
-    assert lines("web,api") == managed(planned(text, ROLES, known(paused._replace(pause=None))))
+    assert managed_lines(text) == [
+        "# lbagent paused web01 10.0.0.1 role=web",
+        "# lbagent paused web01 10.0.0.1 role=api",
+    ]
+    assert planned_text(text, ROLES, membership_of(paused)) == text
+    assert lines("web,api") == managed_lines(planned_text(text, ROLES, membership_of(paused._replace(pause=None))))
 
 
 def test_all_roles_of_a_node_can_be_rebuilt_from_haproxy_cfg() -> None:
-    text = planned(TEXT, ROLES, known(member("web01", "10.0.0.1", "web,api")))
+    text = planned_text(TEXT, ROLES, membership_of(member("web01", "10.0.0.1", "web,api")))
     rebuilt = rebuild_membership(Document([("haproxy.cfg", text)]), ROLES, NOW)
 
     assert rebuilt.members["web01"].role == "web,api"
-    assert planned(text, ROLES, rebuilt) == text
+    assert planned_text(text, ROLES, rebuilt) == text
 
 
 def test_both_load_balancers_write_the_same_lines_in_any_order_of_events() -> None:
@@ -112,11 +124,13 @@ def test_both_load_balancers_write_the_same_lines_in_any_order_of_events() -> No
         member(f"web{at:02}", f"10.0.0.{at}", role) for at, role in enumerate(["web,api", "api,web", "web", "api"])
     ]
 
-    assert planned(TEXT, ROLES, known(*nodes)) == planned(TEXT, ROLES, known(*reversed(nodes)))
+    assert planned_text(TEXT, ROLES, membership_of(*nodes)) == planned_text(
+        TEXT, ROLES, membership_of(*reversed(nodes))
+    )
 
 
 def test_max_counts_the_nodes_that_have_a_line_through_the_role() -> None:
-    roles = reading(
+    roles = parse_roles_text(
         """
         services: {iis: {port: 80}}
         roles: {web: {lb: [iis], max: 1}, api: {lb: [iis], max: 1}}
@@ -124,24 +138,26 @@ def test_max_counts_the_nodes_that_have_a_line_through_the_role() -> None:
     )
     nodes = [member("a", "10.0.0.1", "web"), member("b", "10.0.0.2", "api,web"), member("c", "10.0.0.3", "web,api")]
 
-    assert [line.split()[1] + line.split()[-1] for line in managed(planned(TEXT, roles, known(*nodes)))] == [
+    assert [
+        line.split()[1] + line.split()[-1] for line in managed_lines(planned_text(TEXT, roles, membership_of(*nodes)))
+    ] == [
         "arole=web",
         "brole=api",
     ]
 
 
 def test_on_failed_applies_to_the_role_whose_line_it_is() -> None:
-    roles = reading(
+    roles = parse_roles_text(
         """
         services: {iis: {port: 80}, api: {port: 8080}}
         roles: {web: {lb: [iis], on_failed: remove}, api: {lb: [api]}}
         """
     )
     nodes = [member(f"web0{at}", f"10.0.0.{at}", "web,api") for at in range(1, 4)]
-    text = planned(TEXT, roles, known(*nodes))
-    failed = known(nodes[0]._replace(status=FAILED), *nodes[1:])
+    text = planned_text(TEXT, roles, membership_of(*nodes))
+    failed = membership_of(nodes[0]._replace(status=FAILED), *nodes[1:])
 
-    assert [line.split()[1:3] for line in managed(planned(text, roles, failed))] == [
+    assert [line.split()[1:3] for line in managed_lines(planned_text(text, roles, failed))] == [
         ["web02", "10.0.0.2:80"],
         ["web03", "10.0.0.3:80"],
         ["web01", "10.0.0.1:8080"],
@@ -159,7 +175,7 @@ def test_sessions_are_counted_at_the_ports_of_all_roles() -> None:
 
 
 def test_the_server_placeholder_is_the_name_in_the_proxy() -> None:
-    roles = reading(
+    roles = parse_roles_text(
         """
         services:
           iis: {port: 80, options: "check cookie {server}"}
@@ -169,10 +185,12 @@ def test_the_server_placeholder_is_the_name_in_the_proxy() -> None:
     )
     one, two = "backend one\n    # additional-lb-iis-server\n", "    # additional-lb-api-server\n"
 
-    assert managed(planned(one, roles, known(member("web01")))) == [
+    assert managed_lines(planned_text(one, roles, membership_of(member("web01")))) == [
         "server web01 10.0.0.1:80 check cookie web01 # lbagent role=web"
     ]
-    assert managed(planned(one + two, roles, known(member("web01"), member("web02", "10.0.0.2")))) == [
+    assert managed_lines(
+        planned_text(one + two, roles, membership_of(member("web01"), member("web02", "10.0.0.2")))
+    ) == [
         "server web01.iis 10.0.0.1:80 check cookie web01.iis # lbagent role=web",
         "server web02.iis 10.0.0.2:80 check cookie web02.iis # lbagent role=web",
         "server web01.api 10.0.0.1:81 cookie web01.api-web01 # lbagent role=web",
@@ -182,7 +200,7 @@ def test_the_server_placeholder_is_the_name_in_the_proxy() -> None:
 
 # --- address ------------------------------------------------------------------------------------------------------
 
-BY_TAG = reading(
+BY_TAG = parse_roles_text(
     """
     services: {iis: {port: 80}}
     roles: {web: {lb: [iis], address: "{tag:ip}", networks: [192.168.0.0/16, "fd00::/8", 127.0.0.0/8]}}
@@ -192,8 +210,8 @@ BY_TAG = reading(
 
 def by_tag(tags: dict[str, str], text: str = TEXT) -> tuple[list[str], tuple[str, ...]]:
     """The managed lines of web01 with these tags, and the notes about it."""
-    plan = planning(text, BY_TAG, known(member("web01", "10.0.0.1", "web", tags)))
-    return managed(plan.after[0]), tuple(note for note in plan.notes if "web01" in note)
+    plan = plan_for(text, BY_TAG, membership_of(member("web01", "10.0.0.1", "web", tags)))
+    return managed_lines(plan.after[0]), tuple(note for note in plan.notes if "web01" in note)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +251,7 @@ def test_an_address_from_a_tag_follows_the_same_rules_as_serfs(tags: dict[str, s
 
 
 def test_an_invalid_address_tag_keeps_the_line() -> None:
-    before = planned(TEXT, BY_TAG, known(member("web01", "10.0.0.1", "web", {"ip": "192.168.7.5"})))
+    before = planned_text(TEXT, BY_TAG, membership_of(member("web01", "10.0.0.1", "web", {"ip": "192.168.7.5"})))
 
     assert by_tag({"ip": "oops"}, before) == (
         ["server web01 192.168.7.5:80 check inter 2s rise 2 fall 2 # lbagent role=web"],
@@ -242,22 +260,22 @@ def test_an_invalid_address_tag_keeps_the_line() -> None:
 
 
 def test_a_pause_by_serfs_address_applies_to_a_node_with_an_address_tag() -> None:
-    nodes = known(
+    nodes = membership_of(
         member("web01", "10.0.0.1", "web", {"ip": "192.168.7.5"}, pause=Pause(NOW, "me")),
         member("old", "10.0.0.1", "web", {"ip": "192.168.7.6"}),
     )
 
     assert model.find_paused(nodes) == {"web01", "old"}
-    assert managed(planned(TEXT, BY_TAG, nodes)) == [
+    assert managed_lines(planned_text(TEXT, BY_TAG, nodes)) == [
         "# lbagent paused old 10.0.0.1 role=web",
         "# lbagent paused web01 10.0.0.1 role=web",
     ]
 
 
 def test_two_nodes_with_one_address_tag_have_one_line() -> None:
-    nodes = known(*(member(f"web0{at}", f"10.0.0.{at}", "web", {"ip": "192.168.7.5"}) for at in (1, 2)))
+    nodes = membership_of(*(member(f"web0{at}", f"10.0.0.{at}", "web", {"ip": "192.168.7.5"}) for at in (1, 2)))
 
-    assert [line.split()[1] for line in managed(planned(TEXT, BY_TAG, nodes))] == ["web01"]
+    assert [line.split()[1] for line in managed_lines(planned_text(TEXT, BY_TAG, nodes))] == ["web01"]
 
 
 def test_the_default_of_an_address_tag_may_be_an_address() -> None:
@@ -265,7 +283,7 @@ def test_the_default_of_an_address_tag_may_be_an_address() -> None:
         b'services: {iis: {port: 80}}\nroles: {web: {lb: [iis], address: "{tag:ip|fd00::1}"}}\n', "roles.yml"
     )
 
-    assert managed(planned(TEXT, roles, known(member("web01")))) == [
+    assert managed_lines(planned_text(TEXT, roles, membership_of(member("web01")))) == [
         "server web01 [fd00::1]:80 check inter 2s rise 2 fall 2 # lbagent role=web"
     ]
 
@@ -289,7 +307,7 @@ roles:
   web: {lb: [iis]}
   api: {lb: [api], address: "{tag:ip}", networks: [192.168.0.0/16]}
 """
-    stage = built(tmp_path, str(LBAGENT), config, roles, str(binaries()[version]))
+    stage = build_files(tmp_path, str(LBAGENT), config, roles, str(binaries()[version]))
 
     joined = stage.handle("member-join", b"web01\t10.0.0.1\tweb,api\trole=web,api,ip=192.168.7.5\n")
     written = stage.managed

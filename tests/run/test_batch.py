@@ -14,8 +14,8 @@ from lbagent.run import batch
 from lbagent.run.batch import Batch, peek_events
 from lbagent.state.spool import Spool
 from lbagent.system.log import Log
-from tests.helpers.faults import forged
-from tests.helpers.real_programs import member
+from tests.helpers.faults import spool_record
+from tests.helpers.real_programs import member_line
 
 
 @pytest.fixture
@@ -25,18 +25,18 @@ def spool(tmp_path: Path) -> Spool:
 
 
 def joined(name: str) -> bytes:
-    return forged(name, "member-join", member(name, "127.0.0.9"))
+    return spool_record(name, "member-join", member_line(name, "127.0.0.9"))
 
 
 @pytest.mark.parametrize(
     "record",
     [
         b"no record",
-        forged("a", "typed", b"nobody\n", "shutdown"),
-        forged("a", "typed", b"", "lbagent-status"),
-        forged("a", "query", b"", "lbagent-status", "7"),
-        forged("a", "user", b"web1\n", "deploy", "7"),
-        forged("a", "", b""),
+        spool_record("a", "typed", b"nobody\n", "shutdown"),
+        spool_record("a", "typed", b"", "lbagent-status"),
+        spool_record("a", "query", b"", "lbagent-status", "7"),
+        spool_record("a", "user", b"web1\n", "deploy", "7"),
+        spool_record("a", "", b""),
     ],
 )
 def test_a_record_that_no_handler_stored_is_moved_to_bad(

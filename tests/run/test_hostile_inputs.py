@@ -13,7 +13,7 @@ import pytest
 
 from lbagent.state.paths import Paths
 from tests.helpers import hostile_inputs as hostile
-from tests.helpers.load_balancer_files import Stage, built
+from tests.helpers.load_balancer_files import LoadBalancerFiles, build_files
 from tests.helpers.real_programs import LBAGENT, binaries
 
 COUNT = int(os.environ.get("LBAGENT_HOSTILE", "3000"))
@@ -37,7 +37,7 @@ def test_no_input_breaks_anything(tmp_path: Path, seed: int, capsys: pytest.Capt
 @pytest.mark.real
 @pytest.mark.parametrize("version", sorted(binaries()))
 def test_a_real_haproxy_takes_what_hostile_events_leave(tmp_path: Path, version: str) -> None:
-    stage: Stage = built(tmp_path, str(LBAGENT), hostile.CFG, "", str(binaries()[version]))
+    stage: LoadBalancerFiles = build_files(tmp_path, str(LBAGENT), hostile.CFG, "", str(binaries()[version]))
     stage.roles.write_text(hostile.ROLES.format(cfg=stage.cfg))
     Paths(str(stage.state)).prepare()
     (tmp_path / "lab").mkdir()
@@ -59,7 +59,7 @@ def test_a_real_haproxy_takes_what_hostile_events_leave(tmp_path: Path, version:
 @pytest.mark.parametrize("name", ["haproxy.cfg", "roles.yml", "members.json", "served.json", "roles.json", "last.json"])
 @pytest.mark.parametrize("kind", ["fifo", "folder", "device", "link in a circle"])
 def test_a_file_that_is_not_regular_blocks_no_run(tmp_path: Path, name: str, kind: str) -> None:
-    stage = built(tmp_path, str(LBAGENT), hostile.CFG, "", shutil.which("true"))
+    stage = build_files(tmp_path, str(LBAGENT), hostile.CFG, "", shutil.which("true"))
     stage.roles.write_text(hostile.ROLES.format(cfg=stage.cfg))
     assert stage.join("web01 10.0.0.1").status == 0
     path = tmp_path / name if (tmp_path / name).exists() else stage.state / name

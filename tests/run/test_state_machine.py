@@ -15,9 +15,19 @@ from lbagent.membership.model import Membership
 from lbagent.names import natural_key
 from lbagent.planning.lines import rebuild_membership
 from lbagent.serf.raw_event import RawEvent
-from tests.helpers.builders import NOW, dedent, folded, managed, outside, planning, reading, saying, telling
+from tests.helpers.builders import (
+    NOW,
+    command_event,
+    dedent,
+    managed_lines,
+    member_event,
+    parse_roles_text,
+    plan_for,
+    unmanaged_lines,
+    updated_membership,
+)
 
-ROLES = reading("""
+ROLES = parse_roles_text("""
     services: {iis: {port: 80}, api: {port: 8080, options: check}, tagged: {port: "{tag:port|9000}", options: "check weight {tag:weight|10}"}}
     roles:
       web: {lb: [iis]}
@@ -64,12 +74,14 @@ class Cluster(RuleBasedStateMachine):
     def happens(self, kind: str, name: str, node: Node) -> None:
         """A member event, and the run it causes."""
         tags = f"role={node.role}" + (f",weight={node.weight}" if node.weight else "")
-        self.membership = folded(self.membership, telling(kind, f"{name}\t{node.address}\t{node.role}\t{tags}"))
+        self.membership = updated_membership(
+            self.membership, member_event(kind, f"{name}\t{node.address}\t{node.role}\t{tags}")
+        )
         self.runs()
 
     def runs(self) -> None:
         """Plan and write."""
-        done = planning(self.text, ROLES, self.membership)
+        done = plan_for(self.text, ROLES, self.membership)
         assert done.blocked == ()
         (self.text,) = done.after
 
@@ -101,15 +113,15 @@ class Cluster(RuleBasedStateMachine):
         if name in self.model:
             self.ltime += 1
             self.model[name] = self.model[name]._replace(paused=verb == "pause")
-            self.said.append(saying(verb, name.upper() if shout else name, self.ltime))
-            self.membership = folded(self.membership, self.said[-1])
+            self.said.append(command_event(verb, name.upper() if shout else name, self.ltime))
+            self.membership = updated_membership(self.membership, self.said[-1])
             self.runs()
 
     @rule(numbers=st.lists(st.integers(0, 99), max_size=4))
     def hears_commands_again(self, numbers: list[int]) -> None:
         """A replay, in any order, of what was said changes nothing."""
         again = [self.said[number % len(self.said)] for number in numbers if self.said]
-        self.membership = folded(self.membership, *again, clocks={"user": self.ltime + 1})
+        self.membership = updated_membership(self.membership, *again, clocks={"user": self.ltime + 1})
         self.runs()
 
     @rule()
@@ -128,13 +140,14 @@ class Cluster(RuleBasedStateMachine):
     @invariant()
     def the_operators_lines_are_his(self) -> None:
         """Byte for byte."""
-        assert outside(self.text) == outside(CFG)
+        assert unmanaged_lines(self.text) == unmanaged_lines(CFG)
 
     @invariant()
     def the_lines_are_those_of_the_model(self) -> None:
         """No more, no fewer, in natural order."""
         assert [
-            line.split(" id ")[0].split(" #")[0] if line.startswith("server") else line for line in managed(self.text)
+            line.split(" id ")[0].split(" #")[0] if line.startswith("server") else line
+            for line in managed_lines(self.text)
         ] == [
             *self.lines("iis", ("web", "app"), 80, ""),
             *self.lines("api", ("app",), 8080, ".api"),
@@ -157,12 +170,12 @@ class Cluster(RuleBasedStateMachine):
     @invariant()
     def planning_again_changes_nothing(self) -> None:
         """Equal membership is equal text."""
-        assert planning(self.text, ROLES, self.membership).after == (self.text,)
+        assert plan_for(self.text, ROLES, self.membership).after == (self.text,)
 
     @invariant()
     def another_load_balancer_comes_to_the_same(self) -> None:
         """From the operator's text alone."""
-        assert planning(CFG, ROLES, self.membership).after == (self.text,)
+        assert plan_for(CFG, ROLES, self.membership).after == (self.text,)
 
 
 Cluster.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None, derandomize=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.helpers.real_programs import Lb, eventually, member
+from tests.helpers.real_programs import LoadBalancer, member_line, wait_until
 
 INFO = {
     "agent": {"name": "lb01"},
@@ -36,7 +36,7 @@ WRONG = [
 ]
 
 
-def answering(lb: Lb, members: str, info: str = json.dumps(INFO)) -> None:
+def answering(lb: LoadBalancer, members: str, info: str = json.dumps(INFO)) -> None:
     """From now on `serf` answers so."""
     (lb.folder / "members").write_text(members)
     (lb.folder / "info").write_text(info)
@@ -46,16 +46,16 @@ def answering(lb: Lb, members: str, info: str = json.dumps(INFO)) -> None:
 
 
 @pytest.fixture
-def lb() -> Iterator[Lb]:
-    with Lb() as made:
+def lb() -> Iterator[LoadBalancer]:
+    with LoadBalancer() as made:
         answering(made, SOUND)
-        made.join(member("web01", "127.0.0.11"))
+        made.join(member_line("web01", "127.0.0.11"))
         assert made.run("sync").returncode == 0
         yield made
 
 
 @pytest.mark.parametrize("text", WRONG, ids=lambda text: text[:40])
-def test_sync_with_an_invalid_list_exits_with_75(lb: Lb, text: str) -> None:
+def test_sync_with_an_invalid_list_exits_with_75(lb: LoadBalancer, text: str) -> None:
     before = lb.text
     answering(lb, text)
 
@@ -68,7 +68,7 @@ def test_sync_with_an_invalid_list_exits_with_75(lb: Lb, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["5", "{}", '{"agent": 5}', '{"agent": {"name": "lb01"}, "serf": {"event_time": 5}}'])
-def test_sync_with_invalid_info_exits_with_75(lb: Lb, text: str) -> None:
+def test_sync_with_invalid_info_exits_with_75(lb: LoadBalancer, text: str) -> None:
     before = lb.text
     answering(lb, SOUND, text)
 
@@ -78,16 +78,16 @@ def test_sync_with_invalid_info_exits_with_75(lb: Lb, text: str) -> None:
     assert b"Traceback" not in done.stderr
 
 
-def test_watch_continues_after_an_invalid_list(lb: Lb) -> None:
+def test_watch_continues_after_an_invalid_list(lb: LoadBalancer) -> None:
     asked = lb.folder / "asked"
     answering(lb, '{"members": 5}')
     (lb.bin / "serf").write_text(f'#!/bin/sh\necho "$1" >>{asked}\ncat {lb.folder}/"$1"\n')
 
     process = lb.start("watch")
     try:
-        eventually(lambda: asked.exists() and asked.read_text().count("members") > 1)
-        lb.join(member("web02", "127.0.0.12"))
-        eventually(lambda: len(lb.managed) == 2 and lb.idle)
+        wait_until(lambda: asked.exists() and asked.read_text().count("members") > 1)
+        lb.join(member_line("web02", "127.0.0.12"))
+        wait_until(lambda: len(lb.managed) == 2 and lb.idle)
     finally:
         process.terminate()
         _, said = process.communicate(timeout=60)
@@ -96,7 +96,7 @@ def test_watch_continues_after_an_invalid_list(lb: Lb) -> None:
     assert b"Traceback" not in said
 
 
-def test_a_pause_is_applied_where_no_other_load_balancer_can_be_queried(lb: Lb) -> None:
+def test_a_pause_is_applied_where_no_other_load_balancer_can_be_queried(lb: LoadBalancer) -> None:
     answering(lb, '{"members": 5}', "5")
 
     assert lb.say("pause", "web01", 5).returncode == 0

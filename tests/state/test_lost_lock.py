@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from lbagent.state import files, lock
-from tests.helpers.load_balancer_files import Stage, built
-from tests.helpers.real_programs import LBAGENT, eventually
+from tests.helpers.load_balancer_files import LoadBalancerFiles, build_files
+from tests.helpers.real_programs import LBAGENT, wait_until
 
 CFG = "backend lb\n    # additional-lb-iis-server\n"
 ROLES = "services: {iis: {port: 80}}\nroles: {web: {lb: [iis]}}\n"
@@ -66,15 +66,15 @@ WAYS: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Stage:
+def stage(tmp_path: Path) -> LoadBalancerFiles:
     script = tmp_path / "slow-haproxy"
     script.write_text(SLOW_CHECK.format(slow=tmp_path / "slow-check", waits=tmp_path / "waits", go=tmp_path / "go"))
     script.chmod(0o755)
-    return built(tmp_path, str(LBAGENT), CFG, ROLES, str(script))
+    return build_files(tmp_path, str(LBAGENT), CFG, ROLES, str(script))
 
 
 @pytest.fixture
-def started(stage: Stage) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+def started(stage: LoadBalancerFiles) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     processes: list[subprocess.Popen[bytes]] = []
 
     def start(*command: str, node: str) -> subprocess.Popen[bytes]:
@@ -95,7 +95,7 @@ def started(stage: Stage) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
         process.wait()
 
 
-def servers(stage: Stage) -> list[str]:
+def servers(stage: LoadBalancerFiles) -> list[str]:
     """The servers that haproxy.cfg has."""
     return [line.split()[1] for line in stage.managed]
 
@@ -103,7 +103,7 @@ def servers(stage: Stage) -> list[str]:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("slow", ["haproxy.cfg", "members.json"])
 def test_changes_of_another_process_meanwhile_stay(
-    stage: Stage, started: Callable[..., subprocess.Popen[bytes]], slow: str, way: str
+    stage: LoadBalancerFiles, started: Callable[..., subprocess.Popen[bytes]], slow: str, way: str
 ) -> None:
     assert stage.join("web0 10.0.0.9").status == 0
     flag, waits, go = (stage.folder / name for name in ("slow-check", "waits", "go"))
@@ -111,7 +111,7 @@ def test_changes_of_another_process_meanwhile_stay(
     writer = SLOW_WRITER.format(slow=str(flag), waits=str(waits), go=str(go))
     command = [stage.script, "handle"] if slow == "haproxy.cfg" else [sys.executable, "-c", writer]
     first = started(*command, node="web1 10.0.0.1")
-    eventually(waits.exists)
+    wait_until(waits.exists)
 
     WAYS[way](stage.state / "lock")
     second = stage.join("web2 10.0.0.2")
@@ -193,17 +193,17 @@ def test_a_lock_under_which_nothing_is_written_stops_no_write(tmp_path: Path) ->
     assert (tmp_path / "file").read_bytes() == b"new"
 
 
-def test_watch_creates_its_lock_again_and_stays_the_only_one(stage: Stage) -> None:
+def test_watch_creates_its_lock_again_and_stays_the_only_one(stage: LoadBalancerFiles) -> None:
     path = stage.state / "watch.lock"
     with subprocess.Popen(
         [stage.script, "watch"], env=stage.environ, cwd=stage.folder, stderr=subprocess.PIPE
     ) as daemon:
         try:
-            eventually(lambda: lock.is_locked(str(path)))
+            wait_until(lambda: lock.is_locked(str(path)))
             path.unlink()
-            eventually(lambda: lock.is_locked(str(path)))
+            wait_until(lambda: lock.is_locked(str(path)))
             moved_away(path)
-            eventually(lambda: lock.is_locked(str(path)))
+            wait_until(lambda: lock.is_locked(str(path)))
 
             second = stage.run("watch")
 
@@ -213,12 +213,12 @@ def test_watch_creates_its_lock_again_and_stays_the_only_one(stage: Stage) -> No
             daemon.terminate()
 
 
-def test_watch_ends_if_another_watch_has_its_lock(stage: Stage, tmp_path: Path) -> None:
+def test_watch_ends_if_another_watch_has_its_lock(stage: LoadBalancerFiles, tmp_path: Path) -> None:
     path = stage.state / "watch.lock"
     command = [stage.script, "watch"]
     with subprocess.Popen(command, env=stage.environ, cwd=stage.folder, stderr=subprocess.PIPE) as daemon:
         try:
-            eventually(lambda: lock.is_locked(str(path)))
+            wait_until(lambda: lock.is_locked(str(path)))
             with lock.acquire_lock(str(tmp_path / "new.lock")):
                 (tmp_path / "new.lock").rename(path)
                 _, said = daemon.communicate(timeout=60)

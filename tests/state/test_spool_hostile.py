@@ -10,32 +10,32 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.faults import forged, instead_of_haproxy, one_line, with_lines
-from tests.helpers.real_programs import Lb, member
+from tests.helpers.faults import insert_lines, only_line, replace_haproxy, spool_record
+from tests.helpers.real_programs import LoadBalancer, member_line
 
-GOOD = member("web1", "127.0.0.11")
+GOOD = member_line("web1", "127.0.0.11")
 
 
 @pytest.fixture
-def lb() -> Iterator[Lb]:
-    with Lb() as made:
+def lb() -> Iterator[LoadBalancer]:
+    with LoadBalancer() as made:
         yield made
 
 
 @pytest.fixture
-def spool(lb: Lb) -> Path:
+def spool(lb: LoadBalancer) -> Path:
     path = lb.state / "spool"
     path.mkdir(parents=True)
     return path
 
 
-def bad(lb: Lb) -> list[str]:
+def bad(lb: LoadBalancer) -> list[str]:
     """What was set aside, oldest first, under the names it had."""
     return [name.partition("-")[2] for name in sorted(os.listdir(lb.state / "spool/bad"))]
 
 
-def only_good_is_in(lb: Lb, operator: bytes) -> bool:
-    assert lb.text == with_lines(operator, [lb.server("web1", "127.0.0.11")])
+def only_good_is_in(lb: LoadBalancer, operator: bytes) -> bool:
+    assert lb.text == insert_lines(operator, [lb.server("web1", "127.0.0.11")])
     assert sorted(lb.members()) == ["web1"]
     assert (lb.spooled(), lb.staged()) == ([], [])
     return True
@@ -64,7 +64,7 @@ def _folder(path: Path) -> None:
     (path / "file").write_bytes(b"x")
 
 
-RECORD = forged("f00d0000", "member-join", member("web9", "127.0.0.99"))
+RECORD = spool_record("f00d0000", "member-join", member_line("web9", "127.0.0.99"))
 
 ODD: dict[str, Callable[[Path], object]] = {
     "fifo": os.mkfifo,
@@ -89,7 +89,7 @@ ODD: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("make", ODD.values(), ids=ODD)
 def test_a_file_that_is_not_a_record_is_moved_and_the_event_is_applied(
-    lb: Lb, spool: Path, make: Callable[[Path], None]
+    lb: LoadBalancer, spool: Path, make: Callable[[Path], None]
 ) -> None:
     operator = lb.text
     (lb.state / "record").write_bytes(RECORD)
@@ -98,7 +98,7 @@ def test_a_file_that_is_not_a_record_is_moved_and_the_event_is_applied(
     done = lb.join(GOOD)
 
     assert done.returncode == 0
-    assert one_line(done).startswith(f"'{spool}/1' ")
+    assert only_line(done).startswith(f"'{spool}/1' ")
     assert bad(lb) == ["1"]
     assert (lb.state / "record").read_bytes() == RECORD
     assert only_good_is_in(lb, operator)
@@ -119,7 +119,7 @@ def test_a_file_that_is_not_a_record_is_moved_and_the_event_is_applied(
         "1" * 40,
     ],
 )
-def test_foreign_names_are_moved_and_the_event_is_applied(lb: Lb, spool: Path, name: str) -> None:
+def test_foreign_names_are_moved_and_the_event_is_applied(lb: LoadBalancer, spool: Path, name: str) -> None:
     # A name is cut by bytes: 84 characters of three bytes are too long for one with the time in front of it.
     operator = lb.text
     (spool / name).write_bytes(RECORD)
@@ -127,12 +127,12 @@ def test_foreign_names_are_moved_and_the_event_is_applied(lb: Lb, spool: Path, n
     done = lb.join(GOOD)
 
     assert done.returncode == 0
-    assert one_line(done).isprintable()
+    assert only_line(done).isprintable()
     assert bad(lb) == [name[:100]] or len(os.fsencode(name)) > 200
     assert only_good_is_in(lb, operator)
 
 
-def test_a_record_with_the_largest_number_does_not_lose_the_events_after_it(lb: Lb, spool: Path) -> None:
+def test_a_record_with_the_largest_number_does_not_lose_the_events_after_it(lb: LoadBalancer, spool: Path) -> None:
     operator = lb.text
     # The next number would not be a record's name any more.
     (spool / ("9" * 17)).write_bytes(b"not a record")
@@ -144,39 +144,41 @@ def test_a_record_with_the_largest_number_does_not_lose_the_events_after_it(lb: 
     assert only_good_is_in(lb, operator)
 
 
-def test_record_cut_in_its_payload_gives_its_whole_lines_only(lb: Lb, spool: Path) -> None:
+def test_record_cut_in_its_payload_gives_its_whole_lines_only(lb: LoadBalancer, spool: Path) -> None:
     operator = lb.text
-    record = forged("f00d0000", "member-join", member("web2", "127.0.0.12") + member("web3", "127.0.0.13"))
+    record = spool_record(
+        "f00d0000", "member-join", member_line("web2", "127.0.0.12") + member_line("web3", "127.0.0.13")
+    )
     (spool / "1").write_bytes(record[:-5])
 
     done = lb.join(GOOD)
 
     assert done.returncode == 0
     lines = [lb.server("web1", "127.0.0.11"), lb.server("web2", "127.0.0.12")]
-    assert lb.text == with_lines(operator, lines)
+    assert lb.text == insert_lines(operator, lines)
     assert lb.spooled() == []
 
 
 FORGED = {
-    "kind-nobody-knows": forged("a", "member-explode", member("web9", "127.0.0.99")),
-    "no-kind": forged("a", "", b""),
-    "command-nobody-knows": forged("a", "user", b"web1\n", "shutdown", "5"),
-    "typed-command-nobody-knows": forged("a", "typed", b"web1\n", "shutdown"),
-    "typed-command-nobody-knows-for-nobody": forged("a", "typed", b"nobody\n", "shutdown"),
-    "ltime-of-words": forged("a", "user", b"nobody-at-all with too many words in it\n", "pause", "five"),
-    "no-payload": forged("a", "user", b"", "pause", "5"),
-    "control-characters": forged("a", "user", b"web1\x1b[31m\n", "pause", "5"),
-    "until-when": forged("a", "user", b"web1 until=tomorrow\n", "pause", "5"),
-    "a-second-line": forged("a", "member-join", b"x\n server evil 6.6.6.6:80\t127.0.0.9\tweb\trole=web\n"),
-    "address-with-a-second-line": forged("a", "member-join", b"evil\t127.0.0.9\r server evil\tweb\trole=web\n"),
-    "own-name": forged("a", "member-join", member("lb01", "127.0.0.99")),
-    "role-with-blanks": forged("a", "member-join", b"evil\t127.0.0.9\tweb check\trole=web\n"),
-    "a-million-fields": forged("a", "member-join", b"\t" * 60_000 + b"\n"),
+    "kind-nobody-knows": spool_record("a", "member-explode", member_line("web9", "127.0.0.99")),
+    "no-kind": spool_record("a", "", b""),
+    "command-nobody-knows": spool_record("a", "user", b"web1\n", "shutdown", "5"),
+    "typed-command-nobody-knows": spool_record("a", "typed", b"web1\n", "shutdown"),
+    "typed-command-nobody-knows-for-nobody": spool_record("a", "typed", b"nobody\n", "shutdown"),
+    "ltime-of-words": spool_record("a", "user", b"nobody-at-all with too many words in it\n", "pause", "five"),
+    "no-payload": spool_record("a", "user", b"", "pause", "5"),
+    "control-characters": spool_record("a", "user", b"web1\x1b[31m\n", "pause", "5"),
+    "until-when": spool_record("a", "user", b"web1 until=tomorrow\n", "pause", "5"),
+    "a-second-line": spool_record("a", "member-join", b"x\n server evil 6.6.6.6:80\t127.0.0.9\tweb\trole=web\n"),
+    "address-with-a-second-line": spool_record("a", "member-join", b"evil\t127.0.0.9\r server evil\tweb\trole=web\n"),
+    "own-name": spool_record("a", "member-join", member_line("lb01", "127.0.0.99")),
+    "role-with-blanks": spool_record("a", "member-join", b"evil\t127.0.0.9\tweb check\trole=web\n"),
+    "a-million-fields": spool_record("a", "member-join", b"\t" * 60_000 + b"\n"),
 }
 
 
 @pytest.mark.parametrize("record", FORGED.values(), ids=FORGED)
-def test_forged_fields_neither_get_in_nor_block(lb: Lb, spool: Path, record: bytes) -> None:
+def test_forged_fields_neither_get_in_nor_block(lb: LoadBalancer, spool: Path, record: bytes) -> None:
     operator = lb.text
     lb.join(GOOD)
     for number in ("1", "2"):
@@ -186,16 +188,16 @@ def test_forged_fields_neither_get_in_nor_block(lb: Lb, spool: Path, record: byt
 
     assert [run.returncode for run in runs] == [0, 0]
     assert not any(b"Traceback" in run.stderr or b"defect" in run.stderr for run in runs)
-    assert lb.text == with_lines(operator, [lb.server("web1", "127.0.0.11")])
+    assert lb.text == insert_lines(operator, [lb.server("web1", "127.0.0.11")])
     assert (lb.spooled(), lb.staged()) == ([], [])
 
 
-def test_two_records_of_one_id_are_applied_once(lb: Lb, spool: Path) -> None:
+def test_two_records_of_one_id_are_applied_once(lb: LoadBalancer, spool: Path) -> None:
     operator = lb.text
-    (spool / "1").write_bytes(forged("same", "member-join", GOOD))
+    (spool / "1").write_bytes(spool_record("same", "member-join", GOOD))
     assert lb.run("apply").returncode == 0
     # As a crash between members.json and the removal of the record leaves it.
-    (spool / "1").write_bytes(forged("same", "member-leave", GOOD))
+    (spool / "1").write_bytes(spool_record("same", "member-leave", GOOD))
 
     done = lb.run("apply")
 
@@ -203,7 +205,7 @@ def test_two_records_of_one_id_are_applied_once(lb: Lb, spool: Path) -> None:
     assert only_good_is_in(lb, operator)
 
 
-def test_of_thousands_of_foreign_files_the_newest_hundred_are_kept(lb: Lb, spool: Path) -> None:
+def test_of_thousands_of_foreign_files_the_newest_hundred_are_kept(lb: LoadBalancer, spool: Path) -> None:
     operator = lb.text
     for number in range(1, 3001):
         (spool / str(number)).write_bytes(b"not a record")
@@ -216,7 +218,7 @@ def test_of_thousands_of_foreign_files_the_newest_hundred_are_kept(lb: Lb, spool
     assert only_good_is_in(lb, operator)
 
 
-def test_of_hundreds_of_foreign_folders_the_newest_hundred_are_kept(lb: Lb, spool: Path) -> None:
+def test_of_hundreds_of_foreign_folders_the_newest_hundred_are_kept(lb: LoadBalancer, spool: Path) -> None:
     operator = lb.text
     for number in range(1, 301):
         _folder(spool / str(number))
@@ -228,23 +230,23 @@ def test_of_hundreds_of_foreign_folders_the_newest_hundred_are_kept(lb: Lb, spoo
     assert only_good_is_in(lb, operator)
 
 
-def test_thousands_of_records_are_applied_in_order_as_one_batch(lb: Lb, spool: Path) -> None:
+def test_thousands_of_records_are_applied_in_order_as_one_batch(lb: LoadBalancer, spool: Path) -> None:
     operator = lb.text
     for number in range(1, 2000):
         kind = "member-join" if number % 2 else "member-leave"
-        (spool / str(number)).write_bytes(forged(f"id{number}", kind, member("web2", "127.0.0.12")))
+        (spool / str(number)).write_bytes(spool_record(f"id{number}", kind, member_line("web2", "127.0.0.12")))
     lb.count_checks()
 
     done = lb.join(GOOD)
 
     assert (done.returncode, done.stderr) == (0, b"")
     assert lb.checks == 1
-    assert lb.text == with_lines(operator, [lb.server("web1", "127.0.0.11"), lb.server("web2", "127.0.0.12")])
+    assert lb.text == insert_lines(operator, [lb.server("web1", "127.0.0.11"), lb.server("web2", "127.0.0.12")])
     assert {name: row["status"] for name, row in lb.members().items()} == {"web1": "alive", "web2": "alive"}
     assert lb.spooled() == []
 
 
-def test_hidden_files_of_writers_that_died_do_not_block_the_events(lb: Lb, spool: Path) -> None:
+def test_hidden_files_of_writers_that_died_do_not_block_the_events(lb: LoadBalancer, spool: Path) -> None:
     operator = lb.text
     long_ago = time.time() - 3600
     (spool / ".1").touch()
@@ -258,11 +260,13 @@ def test_hidden_files_of_writers_that_died_do_not_block_the_events(lb: Lb, spool
 
     assert (done.returncode, done.stderr) == (0, b"")
     assert lb.spooled() == [".3"]
-    assert lb.text == with_lines(operator, [lb.server("web1", "127.0.0.11")])
+    assert lb.text == insert_lines(operator, [lb.server("web1", "127.0.0.11")])
 
 
 @pytest.mark.parametrize("make", [Path.touch, os.mkfifo, _dangling], ids=["file", "fifo", "link"])
-def test_bad_that_is_no_folder_does_not_block_the_events(lb: Lb, spool: Path, make: Callable[[Path], None]) -> None:
+def test_bad_that_is_no_folder_does_not_block_the_events(
+    lb: LoadBalancer, spool: Path, make: Callable[[Path], None]
+) -> None:
     make(spool / "bad")
     (spool / "1").write_bytes(b"not a record")
 
@@ -272,7 +276,7 @@ def test_bad_that_is_no_folder_does_not_block_the_events(lb: Lb, spool: Path, ma
     assert lb.managed == [lb.server("web1", "127.0.0.11")]
 
 
-def test_a_spool_that_is_a_file_is_reported_and_haproxy_cfg_stays(lb: Lb, spool: Path) -> None:
+def test_a_spool_that_is_a_file_is_reported_and_haproxy_cfg_stays(lb: LoadBalancer, spool: Path) -> None:
     operator = lb.text
     spool.rmdir()
     spool.write_bytes(b"")
@@ -280,14 +284,14 @@ def test_a_spool_that_is_a_file_is_reported_and_haproxy_cfg_stays(lb: Lb, spool:
     done = lb.join(GOOD)
 
     assert done.returncode == 1
-    assert one_line(done).startswith(f"not stored: sync needed: {spool}: ")
+    assert only_line(done).startswith(f"not stored: sync needed: {spool}: ")
     assert lb.text == operator
 
 
-def test_a_foreign_file_is_moved_and_the_event_remembered_while_haproxy_refuses(lb: Lb, spool: Path) -> None:
+def test_a_foreign_file_is_moved_and_the_event_remembered_while_haproxy_refuses(lb: LoadBalancer, spool: Path) -> None:
     operator = lb.text
     (spool / "1").write_bytes(b"not a record")
-    instead_of_haproxy(lb, "exit 1")
+    replace_haproxy(lb, "exit 1")
 
     done = lb.join(GOOD)
 

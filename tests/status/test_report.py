@@ -1,4 +1,4 @@
-"""The state of every node, told from haproxy.cfg, roles.yml, membership and HAProxy's words: values in, values out."""
+"""The state of each node and its reason, from haproxy.cfg, roles.yml, membership and HAProxy's states."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from lbagent.planning.lines import rebuild_membership
 from lbagent.planning.plan import Change
 from lbagent.roles.model import Roles
 from lbagent.status.nodes import Node, ServerState
-from lbagent.status.report import Events, Failed, Report, Served, Sources, StatsSocket, report
-from tests.helpers.builders import NOW, dedent, known, member, planned, reading
+from lbagent.status.report import FailedReload, Report, Served, Sources, SpoolState, StatsSocket, build_report
+from tests.helpers.builders import NOW, dedent, member, membership_of, parse_roles_text, planned_text
 
-ROLES = reading("""
+ROLES = parse_roles_text("""
     services:
       iis: {port: 80}
       mongo: {port: "{tag:mongo|27017}"}
@@ -45,7 +45,7 @@ QUIET = Sources(
     {},
     StatsSocket("/run/haproxy/admin.sock", None),
     Served(None, None, alive=False, failure=None),
-    Events(0, None),
+    SpoolState(0, None),
     None,
     0,
     (),
@@ -53,11 +53,11 @@ QUIET = Sources(
 PAUSE = Pause(NOW - 60, "user event", "patches", NOW + 3600)
 
 
-def told(membership: Membership, text: str | None = None, stats: Stats | None = None, roles: Roles = ROLES) -> Report:
+def build(membership: Membership, text: str | None = None, stats: Stats | None = None, roles: Roles = ROLES) -> Report:
     """The report where haproxy.cfg is what the plan wants, unless it is given."""
-    text = planned(CFG, roles, membership) if text is None else text
+    text = planned_text(CFG, roles, membership) if text is None else text
     sources = QUIET._replace(stats=stats or {})
-    return report(sources, roles, membership, Document([("haproxy.cfg", text)]))
+    return build_report(sources, roles, membership, Document([("haproxy.cfg", text)]))
 
 
 def brief(found: Report) -> dict[str, tuple[str, str]]:
@@ -73,18 +73,18 @@ def only(found: Report) -> Node:
 
 def one(membership: Member, text: str | None = None) -> tuple[str, str]:
     """State and reason of a node that is alone."""
-    (found,) = brief(told(known(membership), text)).values()
+    (found,) = brief(build(membership_of(membership), text)).values()
     return found
 
 
-def test_a_node_that_is_in_tells_its_proxies_and_what_haproxy_says() -> None:
+def test_a_node_that_is_in_has_its_proxies_and_server_states() -> None:
     stats = {
         ("lb-iis", "web01"): ServerStats("UP", 3),
         ("mon-mongo", "web01"): ServerStats("DOWN 1/2", 0),
         ("x", "web01"): ServerStats("UP", 9),
     }
 
-    node = only(told(known(member("web01")), stats=stats))
+    node = only(build(membership_of(member("web01")), stats=stats))
 
     assert (node.state, node.since, node.why) == ("in", NOW, "")
     assert node.servers == [
@@ -93,20 +93,20 @@ def test_a_node_that_is_in_tells_its_proxies_and_what_haproxy_says() -> None:
     ]
 
 
-def test_nodes_stand_in_natural_order() -> None:
+def test_nodes_are_in_natural_order() -> None:
     names = ["web10", "web9", "Web1", "web2"]
 
-    found = told(known(*(member(name, f"10.0.0.{at}") for at, name in enumerate(names, 1))))
+    found = build(membership_of(*(member(name, f"10.0.0.{at}") for at, name in enumerate(names, 1))))
 
     assert [node.name for node in found.nodes] == ["Web1", "web2", "web9", "web10"]
 
 
-def test_server_names_of_a_proxy_with_several_services_are_their_nodes() -> None:
+def test_servers_of_a_proxy_with_several_services_belong_to_their_nodes() -> None:
     text = CFG.replace("backend mon-mongo\n", "")
     stats = {("lb-iis", "web01.iis"): ServerStats("UP", 1), ("lb-iis", "web01.mongo"): ServerStats("NOLB", 2)}
-    membership = known(member("web01"))
+    membership = membership_of(member("web01"))
 
-    node = only(told(membership, planned(text, ROLES, membership), stats))
+    node = only(build(membership, planned_text(text, ROLES, membership), stats))
 
     assert [(one.proxy, one.server, one.state, one.sessions) for one in node.servers] == [
         ("lb-iis", "web01.iis", "UP", 1),
@@ -123,18 +123,20 @@ def test_server_names_of_a_proxy_with_several_services_are_their_nodes() -> None
         ({"lbagent": "paused"}, PAUSE, "by its tag lbagent=paused; by user event: patches", NOW - 60),
     ],
 )
-def test_a_paused_node_tells_by_whom_and_why(tags: dict[str, str], pause: Pause | None, why: str, since: int) -> None:
-    node = only(told(known(member("web01", tags=tags, pause=pause))))
+def test_a_paused_node_has_origin_and_reason_of_the_pause(
+    tags: dict[str, str], pause: Pause | None, why: str, since: int
+) -> None:
+    node = only(build(membership_of(member("web01", tags=tags, pause=pause))))
 
     assert (node.state, node.why, node.since, node.pause) == ("paused", why, since, pause)
     assert node.paused_by_tag == bool(tags)
     assert [one.line for one in node.servers] == ["paused", "paused"]
 
 
-def test_a_paused_node_whose_server_haproxy_still_has_tells_of_it() -> None:
+def test_a_server_of_a_paused_node_that_haproxy_still_has_is_listed() -> None:
     stats = {("lb-iis", "web01"): ServerStats("MAINT", 2)}
 
-    node = only(told(known(member("web01", pause=PAUSE)), stats=stats))
+    node = only(build(membership_of(member("web01", pause=PAUSE)), stats=stats))
 
     assert node.servers == [
         ServerState("lb-iis", "web01", "10.0.0.1", "paused", "MAINT", 2),
@@ -142,61 +144,61 @@ def test_a_paused_node_whose_server_haproxy_still_has_tells_of_it() -> None:
     ]
 
 
-def test_a_pause_holds_for_the_host_under_its_other_name() -> None:
-    roles = reading("{services: {iis: {port: 80}}, roles: {web: {lb: [iis]}, api: {mon: [iis]}}}")
+def test_a_pause_applies_to_all_nodes_at_its_address() -> None:
+    roles = parse_roles_text("{services: {iis: {port: 80}}, roles: {web: {lb: [iis]}, api: {mon: [iis]}}}")
     text = CFG.replace("mon-mongo-server", "mon-iis-server")
-    membership = known(member("old", pause=PAUSE), member("new", role="api"))
+    membership = membership_of(member("old", pause=PAUSE), member("new", role="api"))
 
-    found = told(membership, planned(text, roles, membership), roles=roles)
+    found = build(membership, planned_text(text, roles, membership), roles=roles)
 
     assert brief(found) == {
-        "new": ("paused", "as old, by user event: patches"),
+        "new": ("paused", "as old at the same address, by user event: patches"),
         "old": ("paused", "by user event: patches"),
     }
 
 
-def test_a_failed_node_is_in_or_out_as_its_role_says() -> None:
-    membership = known(member("api01", role="api"), member("api02", "10.0.0.2", "api", status=FAILED))
+def test_on_failed_of_the_role_decides_on_a_failed_node() -> None:
+    membership = membership_of(member("api01", role="api"), member("api02", "10.0.0.2", "api", status=FAILED))
 
-    assert brief(told(membership)) == {
+    assert brief(build(membership)) == {
         "api01": ("in", ""),
         "api02": ("failed", "iis: it has failed, and `on_failed` is `remove`"),
     }
-    assert one(member("web01", status=FAILED)) == ("failed", "its line stays")
+    assert one(member("web01", status=FAILED)) == ("failed", "its line is kept")
 
 
 @pytest.mark.parametrize("line", ["server WEB01 10.9.9.9:1", "server old 10.0.0.1:80 check"])
-def test_a_line_by_hand_is_told_with_its_name_and_what_haproxy_says(line: str) -> None:
+def test_an_operators_line_is_listed_with_its_name_and_state(line: str) -> None:
     text = CFG.replace("    # additional-lb-iis", f"    {line}\n    # additional-lb-iis").replace(
         "mon-mongo-s", "x-y-s"
     )
     name, address = line.split()[1:3]
 
-    node = only(told(known(member("web01")), text, {("lb-iis", name): ServerStats("no check", 1)}))
+    node = only(build(membership_of(member("web01")), text, {("lb-iis", name): ServerStats("no check", 1)}))
 
     assert (node.state, node.why) == (
-        "by hand",
+        "not managed",
         "in listen lb-iis: an operator's line has its name or address, pauses do not affect it",
     )
-    assert node.servers == [ServerState("lb-iis", name, address, "by hand", "no check", 1)]
+    assert node.servers == [ServerState("lb-iis", name, address, "not managed", "no check", 1)]
 
 
-def test_a_line_by_hand_beside_managed_ones_does_not_make_the_node_by_hand() -> None:
+def test_a_node_with_one_managed_line_is_managed() -> None:
     text = CFG.replace("    # additional-lb-iis", "    server web01 10.0.0.1:80\n    # additional-lb-iis")
-    membership = known(member("web01"))
+    membership = membership_of(member("web01"))
 
-    node = only(told(membership, planned(text, ROLES, membership)))
+    node = only(build(membership, planned_text(text, ROLES, membership)))
 
     assert node.state == "in"
-    assert [(one.proxy, one.line) for one in node.servers] == [("lb-iis", "by hand"), ("mon-mongo", "managed")]
+    assert [(one.proxy, one.line) for one in node.servers] == [("lb-iis", "not managed"), ("mon-mongo", "managed")]
 
 
-def test_a_paused_node_that_stands_by_hand_is_not_told_to_be_out() -> None:
+def test_a_paused_node_with_an_operators_line_is_not_shown_as_paused() -> None:
     text = CFG.replace("    # additional-lb-iis", "    server web01 10.0.0.1:80\n    # additional-lb-iis")
 
     state, why = one(member("web01", pause=PAUSE), text.replace("mon-mongo-s", "x-y-s"))
 
-    assert state == "by hand"
+    assert state == "not managed"
     assert (
         why == "paused by user event: patches; in listen lb-iis: "
         "an operator's line has its name or address, pauses do not affect it"
@@ -206,37 +208,41 @@ def test_a_paused_node_that_stands_by_hand_is_not_told_to_be_out() -> None:
 @pytest.mark.parametrize(
     "line", ["server other 10.0.0.1:81", "server other 10.0.0.2:80", "server web01 10.0.0.1:80"], ids=str
 )
-def test_lines_by_hand_in_other_proxies_or_of_others_are_nobodys(line: str) -> None:
+def test_operators_lines_in_other_proxies_or_for_other_hosts_belong_to_no_node(line: str) -> None:
     text = f"{CFG}backend own\n    {line}\n"
-    membership = known(member("web01"))
+    membership = membership_of(member("web01"))
 
-    assert [one.line for one in only(told(membership, planned(text, ROLES, membership))).servers] == ["managed"] * 2
+    assert [one.line for one in only(build(membership, planned_text(text, ROLES, membership))).servers] == [
+        "managed"
+    ] * 2
 
 
-def test_a_line_by_hand_for_another_port_of_the_host_does_not_stand_in_its_place() -> None:
+def test_an_operators_line_for_another_port_belongs_to_no_node() -> None:
     text = CFG.replace("    # additional-lb-iis", "    server other 10.0.0.1:81\n    # additional-lb-iis")
-    membership = known(member("web01"))
+    membership = membership_of(member("web01"))
 
-    assert [one.line for one in only(told(membership, planned(text, ROLES, membership))).servers] == ["managed"] * 2
+    assert [one.line for one in only(build(membership, planned_text(text, ROLES, membership))).servers] == [
+        "managed"
+    ] * 2
 
 
-def test_a_line_by_hand_of_who_has_left_is_nobodys() -> None:
+def test_an_operators_line_of_a_node_that_has_left_belongs_to_no_node() -> None:
     text = CFG.replace("    # additional-lb-iis", "    server web01 10.0.0.1:80\n    # additional-lb-iis")
 
-    assert brief(told(known(member("web01", status=LEFT)), text)) == {}
+    assert brief(build(membership_of(member("web01", status=LEFT)), text)) == {}
 
 
-def test_a_quarantined_node_tells_haproxys_whole_reason() -> None:
-    membership = known(member("web01"), member("web02", "10.0.0.2", tags={"mongo": "1"}))
-    text = planned(CFG, ROLES, membership)
+def test_a_quarantined_node_has_the_whole_reason_of_haproxy() -> None:
+    membership = membership_of(member("web01"), member("web02", "10.0.0.2", tags={"mongo": "1"}))
+    text = planned_text(CFG, ROLES, membership)
     document = Document([("haproxy.cfg", text)])
-    changed = known(member("web01"), member("web02", "10.0.0.2", tags={"mongo": "2"}))
+    changed = membership_of(member("web01"), member("web02", "10.0.0.2", tags={"mongo": "2"}))
     reason = "parsing [haproxy.cfg:5]: " + "unknown keyword " * 20
     held = quarantine.quarantine_nodes(
         changed, {"web02": reason}, quarantine.fingerprint_context(document, ROLES), NOW - 5
     )
 
-    found = told(held, text)
+    found = build(held, text)
 
     assert brief(found) == {"web01": ("in", ""), "web02": ("quarantined", reason)}
     assert (found.nodes[1].since, found.nodes[1].change) == (NOW - 5, Change())
@@ -244,9 +250,11 @@ def test_a_quarantined_node_tells_haproxys_whole_reason() -> None:
 
 
 def test_a_quarantine_that_is_over_is_pending() -> None:
-    membership = quarantine.quarantine_nodes(known(member("web01")), {"web01": "refused"}, "other surroundings", NOW)
+    membership = quarantine.quarantine_nodes(
+        membership_of(member("web01")), {"web01": "refused"}, "other surroundings", NOW
+    )
 
-    assert brief(told(membership, CFG)) == {"web01": ("pending", "its lines are to come")}
+    assert brief(build(membership, CFG)) == {"web01": ("pending", "its lines will be added")}
 
 
 @pytest.mark.parametrize(
@@ -256,12 +264,12 @@ def test_a_quarantine_that_is_over_is_pending() -> None:
         ("10.0.0.1", "idle", {}, "its role has no service"),
     ],
 )
-def test_a_node_without_a_line_tells_why(address: str, role: str, tags: dict[str, str], why: str) -> None:
+def test_a_node_without_a_line_has_the_reason(address: str, role: str, tags: dict[str, str], why: str) -> None:
     assert one(member("web01", address, role, tags)) == ("no line", why)
 
 
-def test_a_node_whose_marker_is_missing_tells_so() -> None:
-    found = told(known(member("web01")), CFG.replace("additional", "no"))
+def test_a_missing_marker_is_a_reason() -> None:
+    found = build(membership_of(member("web01")), CFG.replace("additional", "no"))
 
     assert brief(found) == {"web01": ("no line", "haproxy.cfg has no marker of its role")}
     assert found.notes == [
@@ -270,8 +278,8 @@ def test_a_node_whose_marker_is_missing_tells_so() -> None:
     ]
 
 
-def test_a_node_that_has_one_of_its_lines_tells_why_it_lacks_the_other() -> None:
-    node = only(told(known(member("web01", tags={"mongo": "a b"}))))
+def test_a_node_with_one_of_two_lines_has_the_reason_for_the_missing_one() -> None:
+    node = only(build(membership_of(member("web01", tags={"mongo": "a b"}))))
 
     assert (node.state, node.why) == (
         "in",
@@ -280,10 +288,10 @@ def test_a_node_that_has_one_of_its_lines_tells_why_it_lacks_the_other() -> None
     assert [one.proxy for one in node.servers] == ["lb-iis"]
 
 
-def test_a_newcomer_beyond_the_maximum_tells_so() -> None:
-    membership = known(*(member(f"api0{at}", f"10.0.0.{at}", "api") for at in (1, 2, 3)))
+def test_a_node_beyond_max_has_the_reason() -> None:
+    membership = membership_of(*(member(f"api0{at}", f"10.0.0.{at}", "api") for at in (1, 2, 3)))
 
-    assert brief(told(membership)) == {
+    assert brief(build(membership)) == {
         "api01": ("in", ""),
         "api02": ("in", ""),
         "api03": ("no line", "iis: role api has reached its maximum of 2"),
@@ -293,57 +301,57 @@ def test_a_newcomer_beyond_the_maximum_tells_so() -> None:
 @pytest.mark.parametrize(
     ("before", "after", "why"),
     [
-        (None, member("web01"), "its lines are to come"),
-        (member("web01"), member("web01", "10.0.0.2"), "its lines are to change"),
-        (member("web01"), member("web01", status=LEFT), "its lines are to go; the node has left"),
-        (member("web01"), member("web01", pause=PAUSE), "its lines are to change; paused by user event: patches"),
+        (None, member("web01"), "its lines will be added"),
+        (member("web01"), member("web01", "10.0.0.2"), "its lines will be changed"),
+        (member("web01"), member("web01", status=LEFT), "its lines will be removed; the node has left"),
+        (member("web01"), member("web01", pause=PAUSE), "its lines will be changed; paused by user event: patches"),
     ],
 )
-def test_what_haproxy_cfg_does_not_tell_yet_is_pending(before: Member | None, after: Member, why: str) -> None:
-    text = planned(CFG, ROLES, known(before)) if before else CFG
+def test_a_node_whose_lines_are_not_current_is_pending(before: Member | None, after: Member, why: str) -> None:
+    text = planned_text(CFG, ROLES, membership_of(before)) if before else CFG
 
     assert one(after, text) == ("pending", why)
 
 
-def test_a_pending_node_tells_its_lines() -> None:
-    node = only(told(known(member("web01")), CFG.replace("mon-mongo-s", "x-y-s")))
+def test_a_pending_node_lists_its_lines() -> None:
+    node = only(build(membership_of(member("web01")), CFG.replace("mon-mongo-s", "x-y-s")))
 
     assert node.change == Change((f"listen lb-iis: server web01 10.0.0.1:80 {OPTIONS} # lbagent role=web",))
 
 
-def test_what_the_guard_holds_is_held() -> None:
+def test_a_node_whose_removal_the_safety_guard_blocks_is_blocked() -> None:
     names = [f"web0{at}" for at in (1, 2, 3)]
     members = [member(name, f"10.0.0.{at}") for at, name in enumerate(names, 1)]
-    text = planned(CFG, ROLES, known(*members))
-    lost = known(members[0], *(one._replace(status=LOST) for one in members[1:]))
+    text = planned_text(CFG, ROLES, membership_of(*members))
+    lost = membership_of(members[0], *(one._replace(status=LOST) for one in members[1:]))
 
-    found = told(lost, text)
+    found = build(lost, text)
 
     assert brief(found) == {
         "web01": ("in", ""),
-        "web02": ("held", "its removal was not asked for; Serf does not list the node any more"),
-        "web03": ("held", "its removal was not asked for; Serf does not list the node any more"),
+        "web02": ("blocked", "the safety guard blocks its removal; Serf does not list the node any more"),
+        "web03": ("blocked", "the safety guard blocks its removal; Serf does not list the node any more"),
     }
-    assert found.held == [
+    assert found.blocked == [
         "2 of 3 lines at '# additional-lb-iis-server' in listen lb-iis would be removed: web02, web03",
         "2 of 3 lines at '# additional-mon-mongo-server' in backend mon-mongo would be removed: web02, web03",
     ]
 
 
-def test_who_is_of_another_role_is_told_though_roles_yml_does_not_know_it() -> None:
-    membership = known(member("lb01", role="lb"), member("x", role=""))
+def test_a_node_with_a_role_that_roles_yml_lacks_is_listed() -> None:
+    membership = membership_of(member("lb01", role="lb"), member("x", role=""))
 
-    assert brief(told(membership)) == {
+    assert brief(build(membership)) == {
         "lb01": ("load balancer", ""),
         "x": ("unknown role", "it has no role"),
     }
 
 
-def test_pauses_are_told_though_their_nodes_are_not_there() -> None:
+def test_pauses_of_absent_nodes_are_listed() -> None:
     unknown = Member("web98", "", "", None, UNKNOWN, NOW, Pause(NOW - 7, "query", "later"))
-    membership = known(unknown, member("web99", status=LEFT, pause=PAUSE))
+    membership = membership_of(unknown, member("web99", status=LEFT, pause=PAUSE))
 
-    found = told(membership)
+    found = build(membership)
 
     assert brief(found) == {
         "web98": ("unknown", "paused by query: later"),
@@ -353,40 +361,42 @@ def test_pauses_are_told_though_their_nodes_are_not_there() -> None:
 
 
 @pytest.mark.parametrize("status", [LEFT, LOST])
-def test_who_has_gone_with_nothing_special_is_not_told_of(status: str) -> None:
-    assert brief(told(known(member("web01", status=status)))) == {}
+def test_a_node_that_has_left_without_a_pause_is_not_listed(status: str) -> None:
+    assert brief(build(membership_of(member("web01", status=status)))) == {}
 
 
-def test_a_line_of_somebody_nobody_knows_is_told() -> None:
-    text = planned(CFG, ROLES, known(member("web01"), member("web02", "10.0.0.2"), member("web03", "10.0.0.3")))
+def test_a_managed_line_of_an_unknown_node_is_listed() -> None:
+    text = planned_text(
+        CFG, ROLES, membership_of(member("web01"), member("web02", "10.0.0.2"), member("web03", "10.0.0.3"))
+    )
 
-    found = told(known(member("web01"), member("web03", "10.0.0.3")), text)
+    found = build(membership_of(member("web01"), member("web03", "10.0.0.3")), text)
 
     node = found.nodes[1]
-    assert brief(found)["web02"] == ("pending", "its lines are to go; Serf has not reported the node")
+    assert brief(found)["web02"] == ("pending", "its lines will be removed; Serf has not reported the node")
     assert (node.name, node.address, node.role, node.status, node.since) == ("web02", "10.0.0.2", None, None, None)
 
 
-def test_what_was_read_off_haproxy_cfg_does_not_tell_since_when() -> None:
-    text = planned(CFG, ROLES, known(member("web01"), member("web02", "10.0.0.2", pause=PAUSE)))
+def test_a_node_known_from_haproxy_cfg_only_has_no_start_time() -> None:
+    text = planned_text(CFG, ROLES, membership_of(member("web01"), member("web02", "10.0.0.2", pause=PAUSE)))
 
-    found = told(rebuild_membership(Document([("haproxy.cfg", text)]), ROLES, NOW), text)
+    found = build(rebuild_membership(Document([("haproxy.cfg", text)]), ROLES, NOW), text)
 
     assert [(node.name, node.since) for node in found.nodes] == [("web01", None), ("web02", None)]
     assert brief(found)["web02"] == ("paused", "by haproxy.cfg")
 
 
-def test_a_doubled_marker_is_a_problem_and_the_nodes_are_told_all_the_same() -> None:
-    text = planned(CFG, ROLES, known(member("web01"))).replace(
+def test_a_duplicate_marker_is_a_problem_and_the_nodes_are_listed() -> None:
+    text = planned_text(CFG, ROLES, membership_of(member("web01"))).replace(
         "listen lb-iis\n", "listen lb-iis\n    # additional-lb-iis-server\n"
     )
 
-    found = told(known(member("web01")), text)
+    found = build(membership_of(member("web01")), text)
 
     assert brief(found) == {"web01": ("in", "")}
-    assert brief(told(known(member("web01"), member("web02", "10.0.0.2")), text))["web02"] == (
+    assert brief(build(membership_of(member("web01"), member("web02", "10.0.0.2")), text))["web02"] == (
         "no line",
-        "what is to come of haproxy.cfg cannot be planned",
+        "there is no plan, see above",
     )
     marker = "# additional-lb-iis-server"
     assert found.problems == [
@@ -394,16 +404,18 @@ def test_a_doubled_marker_is_a_problem_and_the_nodes_are_told_all_the_same() -> 
     ]
 
 
-def test_without_haproxy_cfg_the_nodes_are_told_all_the_same() -> None:
-    found = report(QUIET._replace(problems=("it is gone",)), ROLES, known(member("web01", pause=PAUSE)), None)
+def test_without_haproxy_cfg_the_nodes_are_listed() -> None:
+    found = build_report(
+        QUIET._replace(problems=("it is gone",)), ROLES, membership_of(member("web01", pause=PAUSE)), None
+    )
 
     assert brief(found) == {"web01": ("paused", "by user event: patches")}
-    other = report(QUIET, ROLES, known(member("web01")), None)
+    other = build_report(QUIET, ROLES, membership_of(member("web01")), None)
     assert brief(other) == {"web01": ("no line", "haproxy.cfg cannot be read")}
     assert (found.digest, found.confirmed, found.problems) == (None, None, ["it is gone"])
 
 
-DIGEST = Document([("haproxy.cfg", planned(CFG, ROLES, known(member("web01"))))]).compute_digest()
+DIGEST = Document([("haproxy.cfg", planned_text(CFG, ROLES, membership_of(member("web01"))))]).compute_digest()
 
 
 @pytest.mark.parametrize(
@@ -416,32 +428,34 @@ DIGEST = Document([("haproxy.cfg", planned(CFG, ROLES, known(member("web01"))))]
         (Served(None, None, alive=False, failure=None), False),
     ],
 )
-def test_confirmed_is_what_a_living_worker_has_confirmed(served: Served, confirmed: bool) -> None:  # noqa: FBT001  # what is expected
-    text = planned(CFG, ROLES, known(member("web01")))
+def test_lines_are_confirmed_by_a_running_worker_only(served: Served, confirmed: bool) -> None:  # noqa: FBT001  # what is expected
+    text = planned_text(CFG, ROLES, membership_of(member("web01")))
 
-    found = report(QUIET._replace(served=served), ROLES, known(member("web01")), Document([("haproxy.cfg", text)]))
+    found = build_report(
+        QUIET._replace(served=served), ROLES, membership_of(member("web01")), Document([("haproxy.cfg", text)])
+    )
 
     assert (found.digest, found.confirmed) == (DIGEST, confirmed)
 
 
-def test_where_no_line_is_managed_there_is_nothing_to_confirm() -> None:
-    assert told(known()).confirmed is None
+def test_without_managed_lines_nothing_is_confirmed_or_unconfirmed() -> None:
+    assert build(membership_of()).confirmed is None
 
 
 def test_the_whole_json_object() -> None:
-    failure = Failed(NOW - 5, 2, "the port is taken")
+    failure = FailedReload(NOW - 5, 2, "the port is taken")
     sources = QUIET._replace(
         served=Served(DIGEST, 7, alive=True, failure=failure),
         stats={("lb-iis", "web01"): ServerStats("UP", 3)},
-        events=Events(1, NOW - 2),
+        events=SpoolState(1, NOW - 2),
         last_run=PastRun(NOW - 9, "member-join web01", "applied", "2 lines added, 0 removed"),
         old_workers=3,
         problems=("spool: Permission denied",),
     )
-    membership = known(member("web01", tags={"dc": "tokyo"}))
-    text = planned(CFG, ROLES, membership)
+    membership = membership_of(member("web01", tags={"dc": "tokyo"}))
+    text = planned_text(CFG, ROLES, membership)
 
-    found = report(sources, ROLES, membership, Document([("haproxy.cfg", text)])).as_json()
+    found = build_report(sources, ROLES, membership, Document([("haproxy.cfg", text)])).as_json()
 
     assert json.loads(json.dumps(found)) == {
         "version": 1,
@@ -463,11 +477,11 @@ def test_the_whole_json_object() -> None:
             "outcome": "applied",
             "words": "2 lines added, 0 removed",
         },
-        "held": [],
+        "blocked": [],
         "notes": [],
         "problems": ["spool: Permission denied"],
         "wrong": [
-            {"kind": "reload", "what": "failed 2 times: the port is taken", "since": NOW - 5},
+            {"kind": "reload", "what": "the reload failed 2 times: the port is taken", "since": NOW - 5},
             {"kind": "problem", "what": "spool: Permission denied", "since": None},
         ],
         "run": None,
@@ -514,7 +528,7 @@ def test_the_whole_json_object() -> None:
 
 
 def test_a_pause_in_json_has_its_end() -> None:
-    found = told(known(member("web01", pause=PAUSE))).as_json()["nodes"][0]["pause"]
+    found = build(membership_of(member("web01", pause=PAUSE))).as_json()["nodes"][0]["pause"]
 
     assert found == {"since": NOW - 60, "by": "user event", "reason": "patches", "until": NOW + 3600}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lbagent.web.access import FailureLimit, Hosts, Sessions, is_same_origin
-from tests.helpers.real_programs import eventually
+from tests.helpers.real_programs import wait_until
 from tests.helpers.web_page import PASSWORD, USER, Publisher, WebPage, document, node, run_web, server
 
 FAKE_SERF = """\
@@ -67,7 +67,7 @@ def test_a_pause_goes_to_all_load_balancers_and_their_answers_are_shown(daemon: 
 
     assert sent.status == 303
     where = sent.headers["location"]
-    page = eventually(lambda: (found := web.get(where).text) * ("under way" not in found))
+    page = wait_until(lambda: (found := web.get(where).text) * ("under way" not in found))
     [query] = queries(daemon)
     words = query.split()
     assert words[:3] == ["pause", "web01", "by=alice@lb01"]
@@ -88,7 +88,7 @@ def test_resume_and_forget_are_sent_as_their_queries(daemon: Publisher, web: Web
     for verb in ("resume", "forget"):
         assert web.post(f"/nodes/web01/{verb}", {"token": token}).status == 303
 
-    eventually(lambda: len(queries(daemon)) == 2)
+    wait_until(lambda: len(queries(daemon)) == 2)
     assert sorted(queries(daemon)) == ["lbagent-forget web01 by=alice@lb01", "resume web01 by=alice@lb01"]
 
 
@@ -96,7 +96,7 @@ def test_an_agent_that_cannot_be_asked_is_shown(daemon: Publisher) -> None:
     with WebPage(daemon.folder, users=True) as web:
         where = web.post("/nodes/web01/resume", {"token": logged_in(web)}).headers["location"]
 
-        page = eventually(lambda: (found := web.get(where).text) * ("under way" not in found))
+        page = wait_until(lambda: (found := web.get(where).text) * ("under way" not in found))
 
     assert "failed</span> Serf agent: `serf info` failed" in page
 
@@ -219,7 +219,15 @@ def test_a_user_who_is_removed_from_the_file_may_nothing_more(daemon: Publisher,
 
 @pytest.mark.parametrize(
     ("user", "password"),
-    [(USER, "wrong"), (USER, ""), (USER, "x" * 100), (USER, "a\0b"), (USER, f"{PASSWORD}\0"), ("nobody", PASSWORD)],
+    [
+        (USER, "wrong"),
+        (USER, ""),
+        (USER, "x" * 100),
+        (USER, "a\0b"),
+        (USER, f"{PASSWORD}\0"),
+        ("nobody", PASSWORD),
+        ("nobody", "x"),
+    ],
 )
 def test_a_wrong_password_begins_no_session(user: str, password: str, web: WebPage) -> None:
     answer = web.log_in(user, password)
@@ -276,11 +284,13 @@ def test_words_in_a_reason_are_never_options_of_the_query(daemon: Publisher, web
 
     web.post("/nodes/web01/pause", fields)
 
-    eventually(lambda: queries(daemon))
+    wait_until(lambda: queries(daemon))
     assert queries(daemon) == ["pause web01 by=alice@lb01 reason=until=1 by=root force"]
 
 
-@pytest.mark.parametrize("path", ["/nodes/web01%20by=root/pause", "/nodes/-x/pause", "/nodes/web01/leave"])
+@pytest.mark.parametrize(
+    "path", ["/nodes/web01%20by=root/pause", "/nodes/-x/pause", "/nodes/web01/leave", "/nodes/web09/pause"]
+)
 def test_other_names_and_verbs_do_not_exist(path: str, daemon: Publisher, web: WebPage) -> None:
     assert web.post(path, {"token": logged_in(web)}).status == 404
     assert queries(daemon) == []

@@ -11,19 +11,19 @@ from hypothesis import strategies as st
 
 from lbagent.haproxy.runtime import socket, state
 from lbagent.haproxy.runtime.state import ServerStats
-from tests.helpers.real_programs import Haproxy, Lb, binaries, eventually
+from tests.helpers.real_programs import Haproxy, LoadBalancer, binaries, wait_until
 
 HEAD = "# pxname,svname,qcur,scur,status,type,\n"
 
 
 @pytest.fixture(params=list(binaries().values()), ids=list(binaries()))
-def lb(request: pytest.FixtureRequest) -> Iterator[Lb]:
-    with Lb(binary=request.param) as one:
+def lb(request: pytest.FixtureRequest) -> Iterator[LoadBalancer]:
+    with LoadBalancer(binary=request.param) as one:
         yield one
 
 
 @pytest.mark.real
-def test_the_answer_of_a_real_haproxy_is_parsed(lb: Lb) -> None:
+def test_the_answer_of_a_real_haproxy_is_parsed(lb: LoadBalancer) -> None:
     lb.text += b"    server down 127.0.0.1:1 check inter 50ms fall 1\n    server plain 127.0.0.1:1\n"
     lb.text += b"    server out 127.0.0.1:1 disabled\n    server drained 127.0.0.1:1\n"
     with Haproxy(lb) as haproxy:
@@ -32,7 +32,7 @@ def test_the_answer_of_a_real_haproxy_is_parsed(lb: Lb) -> None:
         def said() -> state.Stats:
             return state.parse_stats(socket.ask(str(lb.socket), state.COMMAND, 5))
 
-        eventually(lambda: said()["lb-iis", "down"].state == "DOWN")
+        wait_until(lambda: said()["lb-iis", "down"].state == "DOWN")
         assert said() == {
             ("lb-iis", "down"): ServerStats("DOWN", 0, 1),
             ("lb-iis", "plain"): ServerStats("no check", 0, 1),
@@ -42,7 +42,7 @@ def test_the_answer_of_a_real_haproxy_is_parsed(lb: Lb) -> None:
 
 
 @pytest.mark.real
-def test_a_haproxy_without_servers_has_no_statistics(lb: Lb) -> None:
+def test_a_haproxy_without_servers_has_no_statistics(lb: LoadBalancer) -> None:
     with Haproxy(lb):
         assert state.parse_stats(socket.ask(str(lb.socket), state.COMMAND, 5)) == {}
 
