@@ -77,3 +77,20 @@ def test_a_failed_node_whose_check_passes_counts_as_another_server() -> None:
             asked = lb.ask("pause", "web1", 5)
 
         assert asked.stdout == DONE
+
+
+@pytest.mark.parametrize("address", ["127.11", "127.0.11", "0x7f00000b", "0177.0.0.013", "2130706443"])
+def test_an_operators_line_with_another_spelling_of_the_address_has_priority(address: str) -> None:
+    with (
+        LoadBalancer(CONFIG.replace("    # add", f"    server own {address}:{{port}}\n    # add")) as lb,
+        Haproxy(lb) as haproxy,
+        Backend("web1", "127.0.0.11", lb.port),
+    ):
+        assert lb.join(member_line("web1", "127.0.0.11")).returncode == 0
+
+        asked = lb.ask("pause", "web1", 5).stdout.decode()
+
+        assert (lb.managed, haproxy.get()) == ([], "web1")
+        assert asked.startswith(
+            "not applied yet: web1: no managed line in listen lb-iis: an operator's line has its name"
+        )
