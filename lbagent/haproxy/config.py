@@ -541,7 +541,7 @@ def _normalize_endpoint(written: str) -> str:
 
 
 def _expand_ipv4(host: str) -> str | None:
-    """Return the address of a short, hexadecimal or octal form, which HAProxy reads as inet_aton(3); None for a name."""
+    """Return the address of a short, hexadecimal or octal form, read as inet_aton(3) does; None for a name."""
     if not _NUMERIC_HOST.fullmatch(host):
         return None
     try:
