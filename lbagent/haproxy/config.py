@@ -7,6 +7,7 @@ Lines are split at LF only and returned byte for byte: CRLF, tabs, Shift-JIS. HA
 from __future__ import annotations
 
 import re
+import socket
 import zlib
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
@@ -59,6 +60,7 @@ _FIRST_WORD = re.compile(r"[!$-&(-\[\]-~]+(?=[ \t]|$)")
 
 _HASHING = ("source", "uri", "url_param", "hdr", "rdp-cookie", "random", "hash")
 _NUMBER = re.compile("[0-9]{1,9}")
+_NUMERIC_HOST = re.compile(r"[0-9][0-9a-fA-FxX]*(?:\.[0-9][0-9a-fA-FxX]*){0,3}")
 _TEMPLATE_LIMIT = 1000
 """Servers of one `server-template` that are listed."""
 
@@ -259,6 +261,10 @@ class Document:
         if not self.is_conditional:
             return [one for one in self.proxies if one.name == name and one.kind in SERVERS]
         return [one for one in self.proxies if self._effective_config.find_server(one.start) == (name, True)]
+
+    def find_name(self, proxy: Proxy) -> str:
+        """Return what the running HAProxy calls this proxy; the name as written where only HAProxy knows."""
+        return (self.find_server(proxy.start)[0] if self.is_conditional else None) or proxy.name
 
     def are_exclusive(self, one: int, other: int) -> bool:
         """Return whether HAProxy never reads both lines.
@@ -530,8 +536,18 @@ def parse_server_template(at: int, words: list[str]) -> ServerTemplate:
 def _normalize_endpoint(written: str) -> str:
     """Return ADDRESS:PORT as a managed line writes it, if it means the same; else `written` itself."""
     host, _, port = written.removeprefix("ipv4@").removeprefix("ipv6@").rpartition(":")
-    address = canonical_address(host.strip("[]"))
+    address = canonical_address(host.strip("[]")) or _expand_ipv4(host)
     return written if address is None else format_endpoint(address, port)
+
+
+def _expand_ipv4(host: str) -> str | None:
+    """Return the address of a short, hexadecimal or octal form, read as inet_aton(3) does; None for a name."""
+    if not _NUMERIC_HOST.fullmatch(host):
+        return None
+    try:
+        return canonical_address(socket.inet_ntoa(socket.inet_aton(host)))
+    except OSError:
+        return None
 
 
 def _find_middle(text: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from lbagent.haproxy.config import Document, ManagedLine, OperatorServer, Proxy
-from lbagent.haproxy.runtime.state import Stats
+from lbagent.haproxy.runtime.state import NO_STATS, ServerStats, Stats
 from lbagent.haproxy.server_line import PAUSED_ROLE_COMMENT
 from lbagent.membership.model import ALIVE, FAILED, Membership, Table, as_table, find_paused
 from lbagent.names import explain_refused_address, role_names
@@ -143,7 +143,7 @@ def find_unserved(
     """
     view = _ServiceView(now, roles, membership)
     found: dict[str, None] = {}
-    for proxy in (one for one in now.document.proxies if one.managed and one.markers):
+    for proxy in (one for one in now.document.proxies if one.managed and one.markers and view.is_in_haproxy(one)):
         found.update(dict.fromkeys(view.list_unserved(proxy, nodes, if_paused=if_paused)))
     return list(found)
 
@@ -159,13 +159,29 @@ class _ServiceView:
         self._now, self._roles, self._members = now, roles, membership.members
         self._pairs, self._paused = roles.list_pairs(), find_paused(membership)
 
+    def is_in_haproxy(self, proxy: Proxy) -> bool:
+        """Return whether HAProxy has this proxy, or may have it where its states are unknown."""
+        document = self._now.document
+        if not document.is_conditional:
+            return True
+        has = document.find_server(proxy.start)[1]
+        if has is None and self._now.states:
+            return any(found == document.find_name(proxy) for found, _ in self._now.states)
+        return has is not False
+
     def list_unserved(self, proxy: Proxy, nodes: Collection[str], *, if_paused: bool) -> Iterable[str]:
         """Yield the services in this proxy that only `nodes` have."""
         managed = ProxyLines(proxy, self._roles, self._pairs, self._members)
-        has_operator_server = any(self._operator_line_serves(proxy, line) for line in proxy.operator_servers)
+        has_operator_server = any(
+            self._operator_line_serves(proxy, line) for line in self._list_operator_servers(proxy)
+        )
         for number, marker in enumerate(proxy.markers):
             pair = self._pairs.get(marker.middle)
-            lines = [(managed.find_node(line), line) for line in proxy.managed if line.marker == number]
+            lines = [
+                (managed.find_node(line), line)
+                for line in proxy.managed
+                if line.marker == number and not self._is_never_read(line.at)
+            ]
             mine = [
                 line for node, line in lines if node in nodes and (not if_paused or self._serves(proxy, node, line))
             ]
@@ -173,9 +189,18 @@ class _ServiceView:
             if pair and mine and not has_operator_server and not any(others):
                 yield pair.service
 
+    def _list_operator_servers(self, proxy: Proxy) -> Iterable[OperatorServer]:
+        templates = (server for template in proxy.templates for server in template.servers())
+        return (one for one in (*proxy.operator_servers, *templates) if not self._is_never_read(one.at))
+
+    def _is_never_read(self, line: int) -> bool:
+        return self._now.document.is_conditional and self._now.document.find_server(line)[1] is False
+
     def _serves(self, proxy: Proxy, node: str, line: ManagedLine) -> bool:
         member = self._members.get(node)
-        alive = member is None or member.status == ALIVE
+        # A check of HAProxy that passes shows more than Serf, whose agent alone may have ended.
+        checked = (self._find_state(proxy, line.name).state or "").startswith("UP")
+        alive = member is None or member.status == ALIVE or checked
         return alive and not line.is_paused and node not in self._paused and self._is_up(proxy, line.name)
 
     def _operator_line_serves(self, proxy: Proxy, line: OperatorServer) -> bool:
@@ -185,5 +210,8 @@ class _ServiceView:
     def _is_up(self, proxy: Proxy, server: str) -> bool:
         if not self._now.states:
             return True
-        found = self._now.states.get((proxy.name, server))
-        return found is not None and not (found.state or "").startswith(_STATES_WITHOUT_TRAFFIC)
+        found = self._find_state(proxy, server)
+        return found.state is not None and not found.state.startswith(_STATES_WITHOUT_TRAFFIC) and found.weight != 0
+
+    def _find_state(self, proxy: Proxy, server: str) -> ServerStats:
+        return self._now.states.get((self._now.document.find_name(proxy), server), NO_STATS)

@@ -74,21 +74,24 @@ class Seconds:
     """A time for lbagent, in seconds."""
 
     right: str = "write a time with its unit, such as 30s"
+    may_be_zero: bool = True
 
     def read(self, reader: Reader, node: yaml.Node, path: str) -> float | None:
         """Read the time and convert it to seconds."""
         text = reader.read_text(node, path, self.right)
         found = _LIMIT.fullmatch(text) if text is not None else None
-        if found:
+        if found and not self.may_be_zero and not int(found[1]):
+            reader.note(node, path, f"{text!r} is too short", self.right)
+        elif found:
             return int(found[1]) * _SECONDS[found[2]]
-        if text is not None:
+        elif text is not None:
             reader.note(node, path, *_explain_invalid_time(text, self.right))
         return None
 
     @property
     def schema(self) -> Schema:
         """A string."""
-        return {"type": "string", "pattern": f"^{_LIMIT.pattern}$"}
+        return {"type": "string", "pattern": f"^{'' if self.may_be_zero else '(?!0+[a-z])'}{_LIMIT.pattern}$"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,7 +320,12 @@ HAPROXY_KEYS = (
     Key("config", Paths(), "absolute path of haproxy.cfg, or a list in the order of HAProxy's -f", DEFAULT_CONFIG),
     Key("reload", Words(), "the command that reloads HAProxy; detected if it is left out"),
     Key("runtime", Choice(_ON, "on or off", ignore_case=True), "off: every change is applied by a reload", "on"),
-    Key("timeout", Seconds(), "how long haproxy -c, the reload and its confirmation may each take", "30s"),
+    Key(
+        "timeout",
+        Seconds(may_be_zero=False),
+        "how long haproxy -c, the reload and its confirmation may each take",
+        "30s",
+    ),
     Key("min_reload_interval", Seconds(), "lbagent watch: the least time between two reloads", "2s"),
 )
 

@@ -584,11 +584,11 @@ def _compare_withheld(after: Lines, full_after: Lines) -> Lines:
 
 def find_session_cutters(document: Document) -> frozenset[str]:
     """Return the proxies that set `on-marked-down shutdown-sessions`: there `maint` ends all sessions."""
-    if not any("on-marked-down" in line for line in document.lines):
+    if not any("on-marked-down" in line or ("$" in line and "default-server" in line) for line in document.lines):
         return frozenset()
     inherited = find_inherited(document)
     starts = {start for start, settings in inherited.items() if "on-marked-down" in settings.default_server}
-    return frozenset(proxy.name for proxy in document.proxies if proxy.start in starts)
+    return frozenset(document.find_name(proxy) for proxy in document.proxies if proxy.start in starts)
 
 
 def open_runtime_changes(

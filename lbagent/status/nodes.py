@@ -6,8 +6,8 @@ from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
-from lbagent.haproxy.config import Document, ManagedLine, OperatorServer, Proxy
-from lbagent.haproxy.runtime.state import NO_STATS, Stats
+from lbagent.haproxy.config import Document, ManagedLine, OperatorServer
+from lbagent.haproxy.runtime.state import NO_STATS, ServerStats, Stats
 from lbagent.haproxy.server_line import format_endpoint
 from lbagent.membership.model import (
     FAILED,
@@ -61,28 +61,31 @@ def list_server_states(document: Document, roles: Roles, members: Members, stats
     operators = _OperatorLines(roles, members)
     found: dict[str, list[ServerState]] = {}
     for proxy in document.proxies:
+        name = document.find_name(proxy)
         here = [pair for marker in proxy.markers if (pair := pairs.get(marker.middle))]
         if proxy.managed:
             planner = ProxyLines(proxy, roles, pairs, members)
             for line in proxy.managed:
                 node = planner.find_node(line)
-                found.setdefault(node, []).extend(_describe_managed(proxy, node, here, line, stats))
+                found.setdefault(node, []).extend(_describe_managed(name, node, here, line, stats))
         templates = (server for template in proxy.templates for server in template.servers())
         for own in (*proxy.operator_servers, *templates) if here else ():
             for node in operators.find_nodes(own, here):
-                state = stats.get((proxy.name, own.name), NO_STATS)
-                found.setdefault(node, []).append(ServerState(proxy.name, own.name, own.endpoint, NOT_MANAGED, *state))
+                stat = stats.get((name, own.name), NO_STATS)
+                state = ServerState(name, own.name, own.endpoint, NOT_MANAGED, stat.state, stat.sessions)
+                found.setdefault(node, []).append(state)
     return found
 
 
-def _describe_managed(proxy: Proxy, node: str, here: list[Pair], line: ManagedLine, stats: Stats) -> list[ServerState]:
+def _describe_managed(proxy: str, node: str, here: list[Pair], line: ManagedLine, stats: Stats) -> list[ServerState]:
     if not line.is_comment:
-        kind, state = DRAINED if line.is_paused else MANAGED, stats.get((proxy.name, line.name), NO_STATS)
-        return [ServerState(proxy.name, line.name, line.endpoint, kind, *state)]
+        kind, stat = DRAINED if line.is_paused else MANAGED, stats.get((proxy, line.name), NO_STATS)
+        return [ServerState(proxy, line.name, line.endpoint, kind, stat.state, stat.sessions)]
     # HAProxy may still have its server, in maintenance, until the next reload.
-    names = [name for name in (node, *(f"{node}.{pair.service}" for pair in here)) if (proxy.name, name) in stats]
-    found = [ServerState(proxy.name, name, line.address, PAUSED, *stats[proxy.name, name]) for name in names]
-    return found or [ServerState(proxy.name, None, line.address, PAUSED, *NO_STATS)]
+    names = [name for name in (node, *(f"{node}.{pair.service}" for pair in here)) if (proxy, name) in stats]
+    found: list[tuple[str | None, ServerStats]] = [(name, stats[proxy, name]) for name in names]
+    found = found or [(None, NO_STATS)]
+    return [ServerState(proxy, name, line.address, PAUSED, stat.state, stat.sessions) for name, stat in found]
 
 
 class _OperatorLines:

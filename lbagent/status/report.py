@@ -36,6 +36,9 @@ SYNC_LATE = 300
 _SERVING = ("UP", "no check")
 """First words of the states in which a server takes new requests."""
 
+_WEIGHTLESS = "with weight 0"
+"""In place of the state of a server that would take new requests, if it had a weight."""
+
 _RETRY_LIMIT = 30
 """Maximum minutes between two tries of a failing reload."""
 
@@ -286,7 +289,8 @@ def _find_service_faults(report: Report) -> Iterator[Fault]:
     managed = dict.fromkeys(one.proxy for node in report.nodes for one in node.servers if one.line != NOT_MANAGED)
     states: dict[str, list[str]] = {}
     for (proxy, _), stats in report.sources.stats.items():
-        states.setdefault(proxy, []).append(stats.state or "")
+        weightless = stats.weight == 0 and (stats.state or "").startswith(_SERVING)
+        states.setdefault(proxy, []).append(_WEIGHTLESS if weightless else stats.state or "")
     for proxy in managed:
         servers = states.get(proxy, [])
         if servers and not any(state.startswith(_SERVING) for state in servers):
@@ -294,7 +298,7 @@ def _find_service_faults(report: Report) -> Iterator[Fault]:
 
 
 def _count_states(states: Sequence[str]) -> str:
-    counts = Counter(state.split(" ", maxsplit=1)[0] for state in states)
+    counts = Counter(_WEIGHTLESS if state == _WEIGHTLESS else state.split(" ", maxsplit=1)[0] for state in states)
     return ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
 
 

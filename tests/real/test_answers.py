@@ -266,9 +266,21 @@ TCP = CONFIG.replace("mode http", "mode tcp").replace("    option idle-close-on-
 TCP = TCP.replace("client 10s", "client 1h").replace("server 10s", "server 1h")  # no session ends by being idle
 CUTS = ROLES.replace("{{port: {port}}}", '{{port: {port}, options: "check on-marked-down shutdown-sessions"}}')
 BY_DEFAULT = TCP.replace("    # add", "    default-server on-marked-down shutdown-sessions\n    # add")
+VARIABLE = BY_DEFAULT.replace("global\n", "global\n    presetenv NAME lb-iis\n").replace(
+    "listen lb", 'listen "${{NAME}}" #'
+)
+CHAIN = BY_DEFAULT.replace("defaults\n", "defaults base\n    default-server on-marked-down shutdown-sessions\n")
+CHAIN = CHAIN.replace(
+    "listen lb-iis", "defaults more from base\n    default-server inter 1s\n\nlisten lb-iis from more"
+)
+CHAIN = CHAIN.replace("    default-server on-marked-down shutdown-sessions\n    # add", "    # add")
 
 
-@pytest.mark.parametrize(("config", "roles"), [(TCP, CUTS), (BY_DEFAULT, ROLES)], ids=["options", "default-server"])
+@pytest.mark.parametrize(
+    ("config", "roles"),
+    [(TCP, CUTS), (BY_DEFAULT, ROLES), (VARIABLE, ROLES), (CHAIN, ROLES)],
+    ids=["options", "default-server", "variable", "defaults-chain"],
+)
 @pytest.mark.parametrize("runtime", ["on", "off"])
 @pytest.mark.parametrize("how", ["pause", "leave"])
 def test_sessions_finish_where_maint_would_cut_them(

@@ -14,6 +14,7 @@ import pytest
 from tests.helpers.daemon import running_watch
 from tests.helpers.pair import pair
 from tests.helpers.real_programs import (
+    CONFIG,
     LBAGENT,
     RELOADING,
     Backend,
@@ -174,3 +175,26 @@ def test_a_dry_run_records_nothing() -> None:
 
         assert sorted(path.name for path in lb.state.iterdir()) == before
         assert kinds(lb) == []
+
+
+@pytest.mark.every_haproxy
+def test_the_servers_of_a_proxy_that_a_variable_names_have_their_state() -> None:
+    named = CONFIG.replace("global\n", "global\n    presetenv NAME lb-iis\n").replace(
+        "listen lb-iis", 'listen "${{NAME}}"'
+    )
+    with LoadBalancer(named) as lb, Haproxy(lb):
+        lb.join(member_line("web01", "127.0.0.11"))
+        lb.ask("pause", "web01", 1)
+        (node,) = status(lb)["nodes"]
+
+    assert [(one["proxy"], one["server"], one["state"]) for one in node["servers"]] == [("lb-iis", "web01", "MAINT")]
+
+
+@pytest.mark.every_haproxy
+def test_a_proxy_whose_servers_have_weight_0_takes_no_requests() -> None:
+    config = CONFIG.replace("    # add", "    default-server weight 0\n    # add")
+    with LoadBalancer(config) as lb, Haproxy(lb), Backend("web01", "127.0.0.11", lb.port):
+        lb.join(member_line("web01", "127.0.0.11"))
+        text = lb.run("status").stdout.decode()
+
+    assert text.startswith("service: lb-iis: no server takes new requests (1 with weight 0)\n\nNODE ")

@@ -308,6 +308,12 @@ BROKEN: list[tuple[str, list[str]]] = [
         ],
     ),
     (
+        "haproxy: {timeout: 0s}\nservices: {iis: {port: 80}}\nroles: {web: {lb: [iis]}}\n",
+        [
+            ":1:20: haproxy.timeout: '0s' is too short; write a time with its unit, such as 30s",
+        ],
+    ),
+    (
         "haproxy: {timeout: soon, min_reload_interval: -2s}\nservices: {iis: {port: 80}}\nroles: {web: {lb: [iis]}}\n",
         [
             ":1:20: haproxy.timeout: 'soon' is not a time; write a time with its unit, such as 30s",

@@ -20,6 +20,7 @@ COMMAND = "show stat -1 4 -1"
 """Statistics of the servers of all proxies (management manual, section 9.3, `show stat`)."""
 
 _COLUMNS = ("pxname", "svname", "type", "status", "scur")
+_WEIGHT = "weight"
 _SERVER = "2"
 
 
@@ -88,6 +89,8 @@ class ServerStats(NamedTuple):
     """The status: `UP`, `DOWN`, `UP 1/3`, `no check`, `MAINT (via a/b)` and so on."""
     sessions: int | None
     """Number of open sessions."""
+    weight: int | None = None
+    """The effective weight; without one (0) a server gets no new clients."""
 
 
 Stats = Mapping[tuple[str, str], ServerStats]
@@ -102,11 +105,17 @@ def parse_stats(answer: str) -> Stats:
     try:
         header = next(rows)
         proxy, server, kind, state, sessions = map(header.index, _COLUMNS)
+        weight = header.index(_WEIGHT) if _WEIGHT in header else None
         # Complete rows only: an answer may be truncated.
         found = [row for row in rows if len(row) == len(header) and row[kind] == _SERVER]
     except (csv.Error, ValueError) as error:
         raise ValueError(f"answered `show stat` with {answer[:60]!r}") from error
-    return {(row[proxy], row[server]): ServerStats(row[state], _parse_number(row[sessions])) for row in found}
+    return {
+        (row[proxy], row[server]): ServerStats(
+            row[state], _parse_number(row[sessions]), None if weight is None else _parse_number(row[weight])
+        )
+        for row in found
+    }
 
 
 def _parse_number(text: str) -> int | None:

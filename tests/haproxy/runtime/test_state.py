@@ -34,10 +34,10 @@ def test_the_answer_of_a_real_haproxy_is_parsed(lb: LoadBalancer) -> None:
 
         wait_until(lambda: said()["lb-iis", "down"].state == "DOWN")
         assert said() == {
-            ("lb-iis", "down"): ServerStats("DOWN", 0),
-            ("lb-iis", "plain"): ServerStats("no check", 0),
-            ("lb-iis", "out"): ServerStats("MAINT", 0),
-            ("lb-iis", "drained"): ServerStats("DRAIN", 0),
+            ("lb-iis", "down"): ServerStats("DOWN", 0, 1),
+            ("lb-iis", "plain"): ServerStats("no check", 0, 1),
+            ("lb-iis", "out"): ServerStats("MAINT", 0, 1),
+            ("lb-iis", "drained"): ServerStats("DRAIN", 0, 1),
         }
 
 
