@@ -9,7 +9,7 @@ import os
 import random
 import sys
 
-from tests.helpers.daemon import running_watch
+from tests.helpers.daemon import run_watch
 from tests.helpers.real_programs import Haproxy, LoadBalancer, member_line, wait_until
 from tests.helpers.tcp_sessions import CONFIG, ROLES, echo_servers, open_sessions
 
@@ -24,14 +24,14 @@ def main() -> int:
         LoadBalancer(CONFIG, ROLES) as lb,
         Haproxy(lb) as haproxy,
         echo_servers(list(ADDRESS.values()), lb.port),
-        running_watch(lb),
+        run_watch(lb),
     ):
         lb.join(*(format_member(name) for name in ADDRESS))
         wait_until(lambda: set(haproxy.servers("sql").values()) == {"UP"} and lb.idle)
         before = haproxy.reloads()[0]
         with open_sessions(lb.front, SESSIONS) as sessions:
             serving = make_changes(lb)
-            wait_until(lambda: haproxy.serving("sql") == serving and lb.idle, 60)
+            wait_until(lambda: haproxy.find_serving("sql") == serving and lb.idle, 60)
             alive = sum(session.lives() for session in sessions)
             reloads, workers = haproxy.reloads()[0] - before, len(haproxy.workers())
     print(f"{CHANGES} changes: {alive} of {SESSIONS} sessions are open, {reloads} reloads, {workers} worker")
@@ -47,11 +47,11 @@ def make_changes(lb: LoadBalancer) -> set[str]:
             lb.join(format_member(name))
             joined.add(name)
         elif name in paused:
-            lb.say("resume", name, number)
+            lb.send_command("resume", name, number)
             paused.discard(name)
         elif len(joined - paused) > len(ADDRESS) // 4:
             leaves = dice.random() < 0.5
-            _ = lb.leave(format_member(name)) if leaves else lb.say("pause", name, number)
+            _ = lb.leave(format_member(name)) if leaves else lb.send_command("pause", name, number)
             (joined.discard if leaves else paused.add)(name)
     return joined - paused
 

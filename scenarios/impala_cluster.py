@@ -58,12 +58,12 @@ class Cluster:
     def pause(self, name: str) -> None:
         """A node takes itself out; returns once HAProxy gives it nothing new."""
         with self._taking(name):
-            self.nodes[name].event("pause", name)
+            self.nodes[name].send_event("pause", name)
 
     def resume(self, name: str) -> None:
         """A node puts itself back in; returns once HAProxy has it."""
         with self._bringing(name):
-            self.nodes[name].event("resume", name)
+            self.nodes[name].send_event("resume", name)
 
     def run(self, *words: str) -> subprocess.CompletedProcess[bytes]:
         """`lbagent`, as an operator on the load balancer types it."""
@@ -72,7 +72,7 @@ class Cluster:
     @property
     def served(self) -> frozenset[str] | None:
         """The servers to which HAProxy gives new sessions; None where those of the two proxies are not the same."""
-        shell, jdbc = (self.haproxy.serving(proxy) for proxy in ("impala", "impalajdbc"))
+        shell, jdbc = (self.haproxy.find_serving(proxy) for proxy in ("impala", "impalajdbc"))
         return frozenset(shell) if shell == jdbc else None
 
     @property

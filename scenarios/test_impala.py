@@ -150,13 +150,13 @@ def test_what_a_reload_by_hand_right_after_the_start_costs(figures: Figures, *, 
         stack.enter_context(toys(site, *TOYS[:2]))
         if both:
             other = stack.enter_context(Balancer(site, "lb02"))
-            wait_until(lambda: not is_learning(other.haproxy.ask("show peers")))
+            wait_until(lambda: not is_learning(other.haproxy.send("show peers")))
         one = stack.enter_context(Balancer(site))
         join(one.lb, *TOYS[:2])
         if both:
-            wait_until(lambda: not is_learning(one.haproxy.ask("show peers")))
+            wait_until(lambda: not is_learning(one.haproxy.send("show peers")))
         spread(one.jdbc)
-        worker, able = one.haproxy.worker(), not is_learning(one.haproxy.ask("show peers"))
+        worker, able = one.haproxy.worker(), not is_learning(one.haproxy.send("show peers"))
 
         os.kill(one.haproxy.pid, signal.SIGUSR2)
         wait_until(lambda: one.haproxy.reloads() == (1, 0) and one.haproxy.worker() != worker)
@@ -344,7 +344,7 @@ def test_a_killed_daemon_is_avoided_until_it_is_back(
 
 def used(balancer: Balancer) -> int:
     """How many clients HAProxy remembers."""
-    return int(balancer.haproxy.ask("show table impalajdbc").splitlines()[0].rpartition("used:")[2])
+    return int(balancer.haproxy.send("show table impalajdbc").splitlines()[0].rpartition("used:")[2])
 
 
 def get(port: int, account: str) -> int:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from scenarios.browser import Browser
-from tests.helpers.daemon import running_watch
+from tests.helpers.daemon import run_watch
 from tests.helpers.pair import Balancer, join_both, pair
 from tests.helpers.real_programs import Backend, SerfAgent, wait_until
 from tests.helpers.web_page import PASSWORD, USER, WebPage
@@ -113,7 +113,7 @@ def site() -> Iterator[Site]:
         balancers = stack.enter_context(pair(CONFIG, ROLES))
         for one in balancers:
             env = {"LBAGENT_RUNTIME_DIR": str(one.lb.folder), "SERF_RPC_ADDR": one.agent.rpc}
-            stack.enter_context(running_watch(one.lb, **env))
+            stack.enter_context(run_watch(one.lb, **env))
         pages = _make_pages(balancers)
         for page in pages:
             stack.enter_context(page)

@@ -147,10 +147,10 @@ def test_while_watch_runs_an_event_imports_only_what_storing_it_needs(stage: Loa
         "lbagent.roles.model",
         "lbagent.membership.model",
     } == set()
-    assert stage.spooled == ["1"]
+    assert stage.list_spool == ["1"]
 
 
-def test_a_run_imports_no_parser_of_yaml_or_of_command_lines(stage: LoadBalancerFiles) -> None:
+def test_a_run_imports_no_yaml_parser_and_no_argument_parser(stage: LoadBalancerFiles) -> None:
     modules = loaded(stage, "handle", stdin=JOIN)
 
     assert {"yaml", "argparse", "rich", "watchdog", "lbagent.roles.loader"} & modules == set()

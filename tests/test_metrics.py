@@ -161,7 +161,7 @@ def samples(content: bytes) -> dict[str, str]:
     return {name.removeprefix("lbagent_"): value for name, _, value in found}
 
 
-def test_what_has_not_happened_yet_has_no_sample() -> None:
+def test_an_event_that_has_not_happened_has_no_sample() -> None:
     found = samples(metrics.format_metrics(Numbers("1.2.3", NOW, Last(NOW))))
 
     assert {name: value for name, value in found.items() if value not in ("0", "0.000")} == {
@@ -189,7 +189,7 @@ def test_only_the_oldest_pauses_have_a_sample_of_their_own() -> None:
     assert found["paused_nodes"] == "500"
 
 
-def test_a_duration_below_zero_and_a_change_of_the_buckets_spoil_no_histogram() -> None:
+def test_negative_durations_and_changed_buckets_keep_histograms_valid() -> None:
     assert Histogram().add(-3.0, (1, 2)) == Histogram((1, 0, 0), 0)
     assert Histogram((5, 5), 9_000).add(1.5, (1, 2)) == Histogram((0, 1, 0), 1_500)
 
@@ -265,7 +265,7 @@ def counted(*members: Member, roles: Roles = TWO) -> dict[str, tuple[int, ...]]:
     return {pair.middle: tuple(states[state] for state in planning_services.STATES) for pair, states in found.items()}
 
 
-def test_a_pair_without_a_marker_counts_no_line() -> None:
+def test_a_pair_without_a_marker_has_no_lines() -> None:
     refused = building.member("app2", "10.0.1.2", "app", quarantine=Quarantine(NOW, "why", "key"))
 
     assert counted(building.member("app1", "10.0.1.1", "app", status=FAILED), refused) == {
@@ -325,7 +325,7 @@ def test_only_pauses_of_nodes_in_the_cluster_count() -> None:
     }
 
 
-def test_every_server_counts_once_as_what_it_is() -> None:
+def test_every_server_is_counted_in_exactly_one_state() -> None:
     web = [building.member(f"web{number}", f"10.0.0.{number}") for number in range(1, 5)]
     app = [building.member(f"app{number}", f"10.0.1.{number}", "app") for number in range(1, 5)]
     failed = app[1]._replace(status=FAILED)
@@ -366,7 +366,7 @@ def test_pairs_without_a_node_are_zeros() -> None:
         b'{"runs": {"evil": 1}, "ended": {"applied": true}, "run_seconds": [[1], 2], "peers": [1, 2]}',
     ],
 )
-def test_a_damaged_last_json_starts_anew(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_last_json_is_replaced(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "last.json").write_bytes(content)
 
     assert Store(Paths(str(tmp_path))).load_last() == Last()
@@ -400,7 +400,7 @@ def test_parsing_returns_what_was_serialized(kept: Last) -> None:
 
 @needs_promtool
 @pytest.mark.parametrize("number", ["9" * 400, "-" + "9" * 400, "-1", "1e400", str((1 << 53) + 1)])
-def test_no_number_in_last_json_spoils_the_metrics(number: str) -> None:
+def test_every_number_in_last_json_gives_valid_metrics(number: str) -> None:
     text = (
         b'{"run": N, "status": N, "event": N, "change": N, "reload": N, "sync": N, "heartbeat": N, "peers": [N, N, N],'
         b' "runs": {"applied": N}, "ended": {"applied": N}, "run_seconds": [[N, N, N, N, N, N, N, N, N, N, N], 0],'
@@ -441,10 +441,10 @@ def ended(lb: LoadBalancer) -> tuple[float, float | None, float]:
 
 
 @pytest.mark.real
-def test_a_run_that_went_well_shows_what_it_did(lb: LoadBalancer) -> None:
+def test_a_successful_run_is_counted(lb: LoadBalancer) -> None:
     with Haproxy(lb):
         lb.join(WEB1, WEB2)
-        lb.say("pause", "web2", 1)
+        lb.send_command("pause", "web2", 1)
 
         found = values(lb)
 
@@ -467,7 +467,7 @@ def test_a_run_that_went_well_shows_what_it_did(lb: LoadBalancer) -> None:
 @pytest.mark.every_haproxy
 @pytest.mark.real
 def test_a_change_through_the_runtime_api_does_not_count_as_a_reload(lb: LoadBalancer) -> None:
-    lb.roles.write_text(lb.filled(ROLES))
+    lb.roles.write_text(lb.fill_template(ROLES))
     with Haproxy(lb):
         lb.join(WEB1)
 
@@ -479,7 +479,7 @@ def test_a_change_through_the_runtime_api_does_not_count_as_a_reload(lb: LoadBal
 @pytest.mark.real
 def test_blocked_removals_are_counted(lb: LoadBalancer) -> None:
     lb.join(WEB1, WEB2)
-    lb.roles.write_text(lb.filled(RELOADING).replace("  web:", "  app:"))
+    lb.roles.write_text(lb.fill_template(RELOADING).replace("  web:", "  app:"))
 
     assert lb.run("apply").returncode == 3
     assert ended(lb) == (3, None, 2)
@@ -499,7 +499,7 @@ def test_after_a_refused_text_the_lines_in_the_file_are_counted(lb: LoadBalancer
 
 @pytest.mark.every_haproxy
 @pytest.mark.real
-def test_a_failed_reload_shows_until_one_succeeds(lb: LoadBalancer) -> None:
+def test_a_failed_reload_is_exported_until_one_succeeds(lb: LoadBalancer) -> None:
     with Haproxy(lb):
         lb.join(WEB1)
         before = values(lb)["managed_lines_digest"]
@@ -514,7 +514,7 @@ def test_a_failed_reload_shows_until_one_succeeds(lb: LoadBalancer) -> None:
         store.save_last(store.load_last()._replace(reload=NOW))
         assert lb.join(WEB3).returncode == 5  # not tried again yet
         assert (ended(lb), values(lb)["last_reload_timestamp_seconds"]) == ((5, 0, 0), NOW)
-        lb.roles.write_text(lb.filled(RELOADING))
+        lb.roles.write_text(lb.fill_template(RELOADING))
         assert lb.run("apply", "--force").returncode == 0
         assert (ended(lb), servers(lb)) == ((0, 1, 0), (3, 0, 0, 0))
 
@@ -531,7 +531,7 @@ def test_a_reload_without_a_new_worker_counts_as_failed(lb: LoadBalancer) -> Non
         assert (ended(lb), servers(lb)) == ((75, 0, 0), (2, 0, 0, 0))
 
 
-def test_a_refused_roles_yml_shows_and_waiting_events_are_counted(lb: LoadBalancer) -> None:
+def test_a_refused_roles_yml_and_waiting_events_are_exported(lb: LoadBalancer) -> None:
     lb.join(WEB1)
     lb.roles.write_text("roles: {web: {prot: 1}}\n")
 
@@ -545,7 +545,7 @@ def test_a_refused_roles_yml_shows_and_waiting_events_are_counted(lb: LoadBalanc
     assert found['members{status="alive"}'] == 1
 
 
-def test_files_that_were_no_events_are_counted(lb: LoadBalancer) -> None:
+def test_files_that_are_not_events_are_counted(lb: LoadBalancer) -> None:
     lb.join(WEB1)
     (lb.state / "spool" / "7").write_bytes(b"no event")
 
@@ -570,7 +570,7 @@ def test_the_next_run_writes_the_age_of_a_sync(lb: LoadBalancer) -> None:
 # The file
 
 
-def test_a_reader_of_the_old_file_reads_all_of_it_while_it_is_replaced(lb: LoadBalancer) -> None:
+def test_a_reader_of_the_old_file_can_read_all_of_it_during_a_replacement(lb: LoadBalancer) -> None:
     lb.join(WEB1)
     path = lb.state / "metrics.prom"
     old = path.read_bytes()

@@ -72,12 +72,12 @@ def in_a_network_of_its_own() -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
-def test_an_example_is_a_page_and_what_it_tells_of(example: Path) -> None:
+def test_an_example_has_a_page_and_the_files_that_it_describes(example: Path) -> None:
     assert [name for name in ("README.md", "haproxy.cfg", "roles.yml") if not (example / name).is_file()] == []
 
 
 @pytest.mark.parametrize("example", PAGES, ids=lambda path: path.name)
-def test_the_page_of_an_example_names_every_file_or_its_folder_and_links_lead_somewhere(example: Path) -> None:
+def test_the_page_of_an_example_names_every_file_or_its_folder_and_has_no_dead_link(example: Path) -> None:
     page = (example / "README.md").read_text(encoding="utf-8")
     files = [path for path in example.rglob("*") if path.is_file() and path.name != "README.md"]
     links = re.findall(r"\]\((?!https?://)([^)#]+)", page)
@@ -95,7 +95,7 @@ def test_haproxy_accepts_it_without_a_warning(path: Path, every_haproxy: Path) -
 
 
 @each("haproxy*.cfg")
-def test_an_upgrade_is_no_way_past_a_rule_about_paths(path: Path) -> None:
+def test_an_upgrade_cannot_bypass_a_rule_about_paths(path: Path) -> None:
     sections = re.split(r"(?m)^(?=\S)", path.read_text(encoding="utf-8"))
     guarded = [one for one in sections if re.search(r"http-request deny .*\{ path ", one)]
 
@@ -117,7 +117,7 @@ def keepalived(path: Path) -> tuple[int, str]:
 
 
 @each("keepalived*.conf", "keepalived*/*.conf")
-def test_keepalived_accepts_it_without_a_word(path: Path) -> None:
+def test_keepalived_accepts_it_without_a_warning(path: Path) -> None:
     assert keepalived(path) == (0, "")
 
 
@@ -160,7 +160,7 @@ def test_logrotate_accepts_it_beside_haproxys_own(path: Path, tmp_path: Path) ->
 
 
 @each("*.json")
-def test_json_is_json(path: Path) -> None:
+def test_json_files_are_valid(path: Path) -> None:
     assert isinstance(json.loads(path.read_text()), dict | list)
 
 
@@ -200,7 +200,7 @@ def test_a_serf_agent_starts_with_it(path: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", list(agents()), ids=lambda path: str(path.relative_to(HERE)))
-def test_the_page_makes_the_folder_without_which_an_agent_does_not_start(path: Path) -> None:
+def test_the_page_creates_the_folder_that_an_agent_requires(path: Path) -> None:
     settings = json.loads(path.read_text())
     page = (HERE / path.relative_to(HERE).parts[0] / "README.md").read_text(encoding="utf-8")
     made = {word for words in re.findall(r"mkdir -p ([^`\n]*)", page) for word in words.split()}
@@ -210,7 +210,7 @@ def test_the_page_makes_the_folder_without_which_an_agent_does_not_start(path: P
 
 
 @each("haproxy*.cfg")
-def test_somebody_reads_its_log(path: Path) -> None:
+def test_a_syslog_server_receives_its_log(path: Path) -> None:
     sent = re.findall(r"(?m)^    log (\S+)", path.read_text())
 
     brought = [*path.parent.glob("rsyslog.d/*.conf")]
@@ -245,7 +245,7 @@ def lbagent(folder: Path, *words: str, stdin: bytes = b"", **env: str) -> subpro
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
-def test_check_finds_nothing_but_that_nothing_runs_here(example: Path, tmp_path: Path) -> None:
+def test_check_finds_only_that_nothing_runs_here(example: Path, tmp_path: Path) -> None:
     needs("haproxy")
     lb(example, tmp_path)
 

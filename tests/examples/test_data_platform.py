@@ -50,7 +50,7 @@ def test_every_role_has_a_node_and_every_node_a_role() -> None:
 
 
 @pytest.mark.real
-def test_every_join_is_told_without_a_reload() -> None:
+def test_every_join_is_applied_without_a_reload() -> None:
     if shutil.which("haproxy", path="/usr/sbin:/usr/bin:/usr/local/sbin") is None:
         pytest.skip("no haproxy here")
     ports = {port: free_port() for port in re.findall(r"(?m)^    bind :(\d+)$", CONFIG)}
@@ -71,7 +71,7 @@ def test_every_join_is_told_without_a_reload() -> None:
 
 
 @pytest.mark.real
-def test_no_client_says_who_he_is() -> None:
+def test_a_client_cannot_set_the_headers_of_its_address() -> None:
     if shutil.which("haproxy", path="/usr/sbin:/usr/bin:/usr/local/sbin") is None:
         pytest.skip("no haproxy here")
     ports = {port: free_port() for port in re.findall(r"(?m)^    bind :(\d+)$", CONFIG)}
@@ -91,14 +91,14 @@ def test_no_client_says_who_he_is() -> None:
     assert heard == {where: [["x-forwarded-for", "127.0.0.1"]] for where in heard}
 
 
-def test_a_node_is_judged_by_what_its_api_answers() -> None:
+def test_a_node_is_checked_by_the_answer_of_its_api() -> None:
     nginx = (EXAMPLE / "services" / "nginx.conf").read_text(encoding="utf-8")
 
     assert re.findall(r"location (.*) \{", nginx) == ["/api/"]
     assert "option httpchk GET /api/health\n" in CONFIG
 
 
-def test_nobody_kills_a_job_through_the_load_balancer() -> None:
+def test_no_job_can_be_killed_through_the_load_balancer() -> None:
     driver = CONFIG.partition("listen lb-spark-driver")[2].partition("\nlisten")[0]
 
     assert re.findall(r"(?m)^    http-request (deny .*|del-header upgrade)$", driver) == [
@@ -108,7 +108,7 @@ def test_nobody_kills_a_job_through_the_load_balancer() -> None:
     ]
 
 
-def test_what_is_no_reading_is_never_sent_twice() -> None:
+def test_only_reading_requests_are_sent_twice() -> None:
     proxies = re.findall(r"(?m)^(?:frontend|listen) (\S+)\n((?:    .*\n)+)", CONFIG)
     careful = [name for name, text in proxies if " unless { method GET HEAD OPTIONS }" in text]
 

@@ -43,7 +43,7 @@ def settings(name: str) -> configparser.SectionProxy:
     return parser["impala"]
 
 
-def test_a_session_outlasts_neither_the_table_nor_an_old_worker() -> None:
+def test_a_session_is_shorter_than_the_table_and_an_old_worker() -> None:
     [client, _], [server, _] = directives("timeout", "client"), directives("timeout", "server")
     [[hard_stop]], [table] = directives("hard-stop-after"), directives("stick-table")
 
@@ -64,7 +64,7 @@ def test_the_kernel_and_haproxy_keep_alive_alike() -> None:
         }
 
 
-def test_clients_are_led_to_their_proxies() -> None:
+def test_each_client_uses_its_proxy() -> None:
     hue, shell = settings("hue.ini"), settings("impalarc")
 
     assert hue["server_port"] == port("impalajdbc")
@@ -74,7 +74,7 @@ def test_clients_are_led_to_their_proxies() -> None:
     assert int(hue["query_timeout_s"]) < int(hue["session_timeout_s"]) < longest
 
 
-def test_the_agents_and_the_load_balancers_know_each_other() -> None:
+def test_the_agents_and_the_load_balancers_use_the_same_addresses() -> None:
     lb, daemon = (json.loads(text(f"serf-{name}.json")) for name in ("lb01", "impala01"))
     peers = {name: where.partition(":")[0] for name, where in directives("peer")}
 
@@ -97,13 +97,13 @@ def test_no_client_moves_when_a_daemon_joins() -> None:
 
         one.lb.join(third)
 
-        assert one.haproxy.serving("impalajdbc") == {*names}
+        assert one.haproxy.find_serving("impalajdbc") == {*names}
         assert strayed(at_first, spread(one.jdbc)) == 0
         assert one.haproxy.reloads() == (0, 0)
 
 
 @pytest.mark.real
-def test_daemons_can_be_asked_how_they_are() -> None:
+def test_the_health_of_a_daemon_can_be_queried() -> None:
     site, web = Site(), free_port()
     asking = {
         "    # additional-lb-impala-server": "    option httpchk GET /healthz\n    # additional-lb-impala-server",

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.helpers.daemon import running_watch
+from tests.helpers.daemon import run_watch
 from tests.helpers.real_programs import Haproxy, LoadBalancer, SerfAgent, binaries, free_port, member_line, wait_until
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
@@ -58,7 +58,7 @@ def dashboard_queries() -> list[str]:
     ],
     ids=lambda command: " ".join(command[:3]),
 )
-def test_the_program_that_reads_a_file_accepts_it(command: list[str]) -> None:
+def test_each_file_is_accepted_by_its_program(command: list[str]) -> None:
     if shutil.which(command[0]) is None:
         pytest.skip(f"no {command[0]} here")
     done = subprocess.run(command, cwd=EXAMPLE, capture_output=True, text=True, timeout=60, check=False)
@@ -66,7 +66,7 @@ def test_the_program_that_reads_a_file_accepts_it(command: list[str]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_every_alert_is_tested_while_it_fires_and_while_it_does_not() -> None:
+def test_every_alert_is_tested_firing_and_not_firing() -> None:
     cases = [case for test in TESTS for case in test.get("alert_rule_test", ())]
     fires = {case["alertname"] for case in cases if case["exp_alerts"]}
     silent = {case["alertname"] for case in cases if not case["exp_alerts"]}
@@ -74,7 +74,7 @@ def test_every_alert_is_tested_while_it_fires_and_while_it_does_not() -> None:
     assert {rule["alert"] for rule in RULES} == fires == silent
 
 
-def test_every_alert_says_what_is_wrong_and_what_to_do() -> None:
+def test_every_alert_describes_the_problem_and_the_fix() -> None:
     assert {(*sorted(rule["annotations"]), *rule["labels"]) for rule in RULES} == {("action", "summary", "severity")}
     assert {rule["labels"]["severity"] for rule in RULES} == {"critical", "warning", "info"}
 
@@ -94,7 +94,7 @@ def test_rules_and_tests_use_metrics_and_labels_that_lbagent_writes() -> None:
         ("sum by (verdict) (lbagent_servers)", "lbagent_servers has no label verdict"),
     ],
 )
-def test_a_query_for_something_else_is_refused(query: str, mistake: str) -> None:
+def test_a_query_with_an_unknown_metric_or_label_is_refused(query: str, mistake: str) -> None:
     assert generator().find_mistakes([query]) == [f"{mistake}: {query}"]
 
 
@@ -117,7 +117,7 @@ def test_promtool_parses_every_query_of_the_dashboard() -> None:
     assert "parse error" in generator().parse_with_promtool(["sum by (lbagent_servers"])
 
 
-def test_no_panels_overlap_and_each_says_what_it_shows() -> None:
+def test_no_panels_overlap_and_each_has_a_description() -> None:
     panels = json.loads((EXAMPLE / "dashboard.json").read_text())["panels"]
     cells = [
         (x, y)
@@ -205,8 +205,8 @@ def prometheus(tmp_path: Path) -> Iterator[str]:
         web.join(agent)
         env = {"SERF_RPC_ADDR": agent.rpc}
         lb.join(member_line("web01", "127.0.0.11"))
-        lb.say("pause", "web01", 1)
-        with running_watch(lb, **env):
+        lb.send_command("pause", "web01", 1)
+        with run_watch(lb, **env):
             wait_until(lambda: b"\nlbagent_peers_seen 0\n" in (lb.state / "metrics.prom").read_bytes())
         with serving(lb.state) as port, scraping(tmp_path, port) as url:
             yield url
@@ -220,7 +220,7 @@ def ask(url: str, query: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.real
-def test_every_query_of_the_dashboard_has_data_and_the_alerts_see_the_state(prometheus: str) -> None:
+def test_every_query_of_the_dashboard_has_data_and_the_alerts_match_the_state(prometheus: str) -> None:
     wait_until(lambda: ask(prometheus, "count_over_time(lbagent_build_info[1m]) > 2"))
 
     assert [query for query in dashboard_queries() if not ask(prometheus, query)] == []

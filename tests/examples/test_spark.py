@@ -114,7 +114,7 @@ def ask(lb: LoadBalancer, path: str, method: str = "GET", account: str = "") -> 
 
 
 @pytest.mark.real
-def test_a_redirect_leads_to_the_application_that_was_asked_for(binary: Path) -> None:
+def test_a_redirect_leads_to_the_requested_application(binary: Path) -> None:
     with published(binary, Master("ALIVE")) as lb:
         said = [ask(lb, f"/spark/proxy/app-20261121-0000{slash}") for slash in ("", "/")]
 
@@ -125,7 +125,7 @@ def test_a_redirect_leads_to_the_application_that_was_asked_for(binary: Path) ->
 
 
 @pytest.mark.real
-def test_the_leader_is_asked_without_the_prefix_and_told_of_it(binary: Path) -> None:
+def test_the_leader_gets_the_path_without_the_prefix_and_the_prefix_as_a_header(binary: Path) -> None:
     leader = Master("ALIVE")
     with published(binary, leader) as lb:
         assert ask(lb, "/spark/")[0] == 200
@@ -146,7 +146,7 @@ def test_the_leader_is_asked_without_the_prefix_and_told_of_it(binary: Path) -> 
     [[], ["STANDBY"], ["RECOVERING"], ["STANDBY - see the ALIVE"], ["ALIVE", "STANDBY"], ["ALIVE", "ALIVE"]],
     ids="-".join,
 )
-def test_who_does_not_lead_alone_is_not_shown_even_where_haproxy_takes_it_for_up(
+def test_only_a_single_leader_is_shown_even_where_haproxy_regards_others_as_up(
     binary: Path, masters: list[str]
 ) -> None:
     with published(binary, *map(Master, masters)) as lb:
@@ -154,7 +154,7 @@ def test_who_does_not_lead_alone_is_not_shown_even_where_haproxy_takes_it_for_up
 
 
 @pytest.mark.real
-def test_no_master_hears_of_a_kill(binary: Path) -> None:
+def test_no_request_to_kill_an_application_reaches_a_master(binary: Path) -> None:
     leader = Master("ALIVE")
     with published(binary, leader) as lb:
         for method in ("GET", "POST"):
@@ -167,7 +167,7 @@ def test_no_master_hears_of_a_kill(binary: Path) -> None:
 
 
 @pytest.mark.real
-def test_the_password_of_the_page_opens_it_and_goes_no_further(binary: Path) -> None:
+def test_the_password_of_the_page_is_required_and_not_forwarded(binary: Path) -> None:
     leader, page = Master("ALIVE"), (EXAMPLE / "README.md").read_text(encoding="utf-8")
     rules = [f"    {rule}\n" for rule in re.findall(r"`(http-request (?:auth|del-header) [^`]*)`", page)]
     with published(
@@ -179,12 +179,12 @@ def test_the_password_of_the_page_opens_it_and_goes_no_further(binary: Path) -> 
 
 
 @pytest.mark.real
-def test_whoever_asks_a_leader_that_has_just_died_sees_the_same_page(binary: Path) -> None:
+def test_a_request_to_a_leader_that_has_just_died_gets_the_same_page(binary: Path) -> None:
     with published(binary, more="    server gone 127.0.0.1:1\n") as lb:
         assert ask(lb, "/spark/app/")[:2] == (503, PAGE)
 
 
-def test_with_a_folder_one_master_enrols_and_no_other() -> None:
+def test_with_a_folder_only_one_master_enrols() -> None:
     with LoadBalancer() as lb:
         shutil.copy(EXAMPLE / "spark-503.http", lb.etc)
         lb.text = text(lb, "haproxy.cfg").encode()
@@ -208,7 +208,7 @@ def test_every_file_names_the_same_masters() -> None:
     assert json.loads((EXAMPLE / "serf" / "lb.json").read_text(encoding="utf-8"))["retry_join"] == MASTERS
 
 
-def test_both_ways_of_recovery_differ_in_nothing_else() -> None:
+def test_the_two_recovery_modes_differ_only_in_their_settings() -> None:
     many, one = settings("spark-defaults.conf"), settings("spark-defaults-filesystem.conf")
     recovery = {"spark.master", "spark.deploy.recoveryMode", "spark.deploy.recoveryDirectory"}
     recovery |= {"spark.deploy.zookeeper.url", "spark.deploy.zookeeper.dir"}
@@ -220,7 +220,7 @@ def test_both_ways_of_recovery_differ_in_nothing_else() -> None:
     assert one["spark.master"] == f"spark://{MASTERS[0]}:7077"
 
 
-def test_both_roles_differ_in_how_many_may_enrol() -> None:
+def test_the_two_roles_differ_only_in_their_maximum() -> None:
     many, one = lines("roles.yml"), lines("roles-filesystem.yml")
 
     assert [line for line in one if line not in many] == ["    max: 1"]
@@ -236,7 +236,7 @@ def test_the_page_of_the_example_describes_each_of_its_files() -> None:
     assert [target for target in targets if not (EXAMPLE / target).exists()] == []
 
 
-def test_the_page_makes_what_the_units_need_and_gives_an_application_its_settings() -> None:
+def test_the_page_creates_what_the_units_need_and_has_the_settings_of_an_application() -> None:
     page = (EXAMPLE / "README.md").read_text(encoding="utf-8")
     [conf], users = ({*re.findall(rf"(?m)^{key}(\S+)$", units())} for key in (r".*SPARK_CONF_DIR=", "User="))
 

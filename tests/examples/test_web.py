@@ -104,7 +104,7 @@ def test_readers_are_asked_for_a_password_and_monitors_are_not(front: Front) -> 
     assert headers["content-security-policy"].startswith("default-src 'none'; ")
 
 
-def test_other_paths_lead_to_the_page_or_nowhere(front: Front) -> None:
+def test_other_paths_lead_to_the_page_or_are_refused(front: Front) -> None:
     assert front.ask("GET", "/", {})[1]["location"] == "/lbagent/"
     assert front.ask("GET", "/lbagent", {})[1]["location"] == "/lbagent/"
     assert [front.ask("GET", path, READER)[0] for path in ("/nodes/web01", "/healthz", "/lbagentx")] == [404] * 3
@@ -122,7 +122,7 @@ def test_a_user_logs_in_through_haproxy_with_a_secure_cookie(front: Front) -> No
     assert parts == {"httponly", "max-age=28800", "path=/lbagent/", "samesite=strict", "secure"}
 
 
-def test_failed_log_ins_are_counted_by_the_clients_address_whatever_it_claims(front: Front, page: WebPage) -> None:
+def test_failed_log_ins_are_counted_by_the_real_address_of_the_client(front: Front, page: WebPage) -> None:
     origin = {"Origin": f"https://{HOST}", "X-Forwarded-For": "203.0.113.7"}
 
     front.ask("POST", "/lbagent/login", {**READER, **origin}, {"user": "x", "password": "y"})

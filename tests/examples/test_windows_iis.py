@@ -17,7 +17,7 @@ CONFIG = (Path(__file__).parent.parent.parent / "examples" / "windows-iis" / "ha
 
 @pytest.mark.real
 @pytest.mark.parametrize("binary", list(binaries().values()), ids=list(binaries()))
-def test_no_client_says_who_he_is(binary: Path) -> None:
+def test_a_client_cannot_set_the_headers_of_its_address(binary: Path) -> None:
     ports = {port: free_port() for port in ("80", "1111", "2222")}
     told = dict.fromkeys(("X-Forwarded-For", "x-real-ip", "Forwarded", "X-Forwarded-Host"), "me")
     with LoadBalancer(binary=binary) as lb, listening() as node:

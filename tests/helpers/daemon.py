@@ -12,7 +12,7 @@ from tests.helpers.real_programs import PATIENCE, LoadBalancer, wait_until
 
 
 @contextlib.contextmanager
-def running_watch(lb: LoadBalancer, **env: str) -> Iterator[subprocess.Popen[bytes]]:
+def run_watch(lb: LoadBalancer, **env: str) -> Iterator[subprocess.Popen[bytes]]:
     """`lbagent watch`, once it holds its lock and has made its first round."""
     process = lb.start("watch", env=env)
     # The output has to be read, as the journal does: a full pipe blocks its writer.

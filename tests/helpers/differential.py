@@ -119,25 +119,27 @@ def compare(binary: Path, cases: Sequence[Case], joined: Sequence[Case] = ()) ->
 
     `joined` replaces some of the joined cases, to test that the comparison notices it.
     """
-    accepted = _accepted(binary, cases)
-    by_reload = _by_reload(binary, accepted)
+    accepted = _find_accepted(binary, cases)
+    by_reload = _find_reload_cases(binary, accepted)
     live = [case for case in accepted if case not in by_reload]
-    found = _compared(binary, live, joined, _BATCH)
+    found = _compare_batch(binary, live, joined, _BATCH)
     if found:
         # Once more, a few at a time: on a busy machine a check may have failed, or a handshake been late.
-        again = _compared(binary, list(found), joined, _FEW)
+        again = _compare_batch(binary, list(found), joined, _FEW)
         found = {case: found[case] + again[case] for case in again}
     return Result(by_reload, found, len(live), frozenset(cases) - frozenset(accepted))
 
 
-def _by_reload(binary: Path, cases: Sequence[Case]) -> dict[Case, str]:
+def _find_reload_cases(binary: Path, cases: Sequence[Case]) -> dict[Case, str]:
     """The cases that lbagent applies by a reload, and why."""
     said = subprocess.run([binary, "-v"], capture_output=True, text=True, check=True).stdout
     difference = _difference(_text(cases, 80, 40, with_servers=False), said.split()[2], cases, 40, 80)
     return {cases[int(key[0].removeprefix("case"))]: why for key, why in difference.needs_reload.items()}
 
 
-def _compared(binary: Path, cases: Sequence[Case], joined: Sequence[Case], size: int) -> dict[Case, tuple[str, ...]]:
+def _compare_batch(
+    binary: Path, cases: Sequence[Case], joined: Sequence[Case], size: int
+) -> dict[Case, tuple[str, ...]]:
     """Where both are not the same."""
     differences: dict[Case, tuple[str, ...]] = {}
     for at in range(0, len(cases), size):
@@ -145,8 +147,8 @@ def _compared(binary: Path, cases: Sequence[Case], joined: Sequence[Case], size:
         port = free_port()
         with (
             Recorder(port) as recorder,
-            _running(binary, some, port, 20, with_servers=True) as of_file,
-            _running(binary, some, port, 40, with_servers=False) as added,
+            _run_side(binary, some, port, 20, with_servers=True) as of_file,
+            _run_side(binary, some, port, 40, with_servers=False) as added,
         ):
             _join(added, [*joined, *some[len(joined) :]], port)
             observed = [number for number, case in enumerate(some) if "observe" in str(case)]
@@ -155,7 +157,7 @@ def _compared(binary: Path, cases: Sequence[Case], joined: Sequence[Case], size:
     return differences
 
 
-def _accepted(binary: Path, cases: Sequence[Case]) -> list[Case]:
+def _find_accepted(binary: Path, cases: Sequence[Case]) -> list[Case]:
     """The cases that HAProxy accepts in haproxy.cfg: those in whose lines it finds an error are left out."""
     left = list(cases)
     with tempfile.TemporaryDirectory() as folder:
@@ -206,7 +208,7 @@ class _Side(NamedTuple):
 
 
 @contextlib.contextmanager
-def _running(binary: Path, cases: Sequence[Case], port: int, octet: int, *, with_servers: bool) -> Iterator[_Side]:
+def _run_side(binary: Path, cases: Sequence[Case], port: int, octet: int, *, with_servers: bool) -> Iterator[_Side]:
     text = _text(cases, port, octet, with_servers=with_servers)
     with LoadBalancer(text, binary=binary) as lb, Haproxy(lb) as haproxy:
         yield _Side(lb, haproxy, octet)
@@ -248,7 +250,7 @@ def _differences(
                 break
             time.sleep(0.2)
         for number in differing:
-            found[number].append(f"{what}: after a reload {_short(one, other, number)}")
+            found[number].append(f"{what}: after a reload {_shorten(one, other, number)}")
 
     def burst(side: _Side, some: Sequence[int]) -> Mapping[int, object]:
         """Return the answers to clients, and the number of connections to the server."""
@@ -272,7 +274,7 @@ def _differences(
     return found
 
 
-def _short(one: Mapping[int, object], other: Mapping[int, object], number: int) -> str:
+def _shorten(one: Mapping[int, object], other: Mapping[int, object], number: int) -> str:
     left, right = one.get(number), other.get(number)
     if isinstance(left, dict) and isinstance(right, dict):
         keys = sorted(key for key in {*left, *right} if left.get(key) != right.get(key))
@@ -306,7 +308,7 @@ _CONFIGURED = 2
 
 def _state(side: _Side, _: object = None) -> Mapping[int, dict[str, str]]:
     """Every column of `show servers state`, by case."""
-    _, head, *lines = side.haproxy.ask("show servers state").splitlines()
+    _, head, *lines = side.haproxy.send("show servers state").splitlines()
     names = head.removeprefix("# ").split()
     rows = (dict(zip(names, line.split(), strict=True)) for line in lines if line)
     found = {}
@@ -329,7 +331,7 @@ _NO_METRICS = frozenset(("weight", "uweight", "check_status", "check_code", "che
 def _stat(side: _Side, _: object = None) -> Mapping[int, dict[str, str]]:
     """Every field of `show stat` that is a status, a setting or a limit, by case: no counters, ages, times."""
     cases: dict[str, dict[str, str]] = defaultdict(dict)
-    for line in filter(None, side.haproxy.ask("show stat -1 4 -1 typed").splitlines()):
+    for line in filter(None, side.haproxy.send("show stat -1 4 -1 typed").splitlines()):
         place, kind, _, value = line.split(":", 3)
         _, proxy, _, _, field, *_ = place.split(".")
         if kind[0] in "KSC" or field in _NO_METRICS:

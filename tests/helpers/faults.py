@@ -46,13 +46,13 @@ def replace_haproxy(lb: LoadBalancer, script: str) -> None:
 
 def restore_haproxy(lb: LoadBalancer) -> None:
     """Put the real `haproxy` back, at the path from which a master executes itself at a reload."""
-    lb.use(lb.binary)
+    lb.use_haproxy(lb.binary)
 
 
 def set_reload_command(lb: LoadBalancer, script: str, roles: str = RELOADING) -> None:
     """Have roles.yml name this shell script as the command that reloads HAProxy."""
     path = write_script(lb.folder / "reload", script)
-    lb.roles.write_text(lb.filled(roles).replace("haproxy:\n", f"haproxy:\n  reload: [{path}]\n"))
+    lb.roles.write_text(lb.fill_template(roles).replace("haproxy:\n", f"haproxy:\n  reload: [{path}]\n"))
 
 
 def insert_lines(operator: bytes, lines: Iterable[str]) -> bytes:
@@ -74,7 +74,7 @@ def only_line(done: subprocess.CompletedProcess[bytes]) -> str:
 
 def spool_records(lb: LoadBalancer) -> list[str]:
     """The events in the spool that are whole; a writer that was killed leaves a hidden name behind."""
-    return [name for name in lb.spooled() if not name.startswith(".")]
+    return [name for name in lb.list_spool() if not name.startswith(".")]
 
 
 def stored_nodes(lb: LoadBalancer) -> set[str]:

@@ -14,7 +14,7 @@ Count = collections.Counter[str]
 
 
 @contextlib.contextmanager
-def client_load(port: int, clients: int = 8, pause: float = 0.002) -> Iterator[Count]:
+def run_clients(port: int, clients: int = 8, pause: float = 0.002) -> Iterator[Count]:
     """So many clients ask `port` without end, until the end of the block; then the count is complete."""
     stop, count, lock = threading.Event(), Count(), threading.Lock()
 

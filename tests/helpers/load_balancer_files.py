@@ -71,7 +71,7 @@ class LoadBalancerFiles(NamedTuple):
         return {name: one.status for name, one in members.items()}
 
     @property
-    def spooled(self) -> list[str]:
+    def list_spool(self) -> list[str]:
         """The names of the files in the spool."""
         return sorted(path.name for path in (self.state / "spool").iterdir()) if (self.state / "spool").exists() else []
 
@@ -96,15 +96,15 @@ class LoadBalancerFiles(NamedTuple):
         lines = ("\t".join([*node.split(), role, f"role={role}"]) + "\n" for node in nodes)
         return self.handle("member-join", "".join(lines).encode())
 
-    def user(self, name: str, payload: str, ltime: int) -> HandlerRun:
+    def send_event(self, name: str, payload: str, ltime: int) -> HandlerRun:
         """A user event."""
         return self.handle("user", payload.encode(), SERF_USER_EVENT=name, SERF_USER_LTIME=str(ltime))
 
-    def query(self, name: str, payload: str = "", ltime: int = 1) -> HandlerRun:
+    def send_query(self, name: str, payload: str = "", ltime: int = 1) -> HandlerRun:
         """A query."""
         return self.handle("query", payload.encode(), SERF_QUERY_NAME=name, SERF_QUERY_LTIME=str(ltime))
 
-    def spool(self, environ: Mapping[str, str], stdin: bytes, identity: str) -> None:
+    def store_event(self, environ: Mapping[str, str], stdin: bytes, identity: str) -> None:
         """Put an event into the spool, as a handler does that finds the lock busy."""
         raw = read_handler_event(
             {key.encode(): value.encode() for key, value in environ.items()}, stdin, 1_700_000_000_000, identity

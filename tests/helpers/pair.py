@@ -44,7 +44,7 @@ class Balancer:
     @property
     def digest(self) -> str:
         """The digest of the managed lines, as the query `lbagent-status` answers it."""
-        words = self.lb.ask("lbagent-status", "", 1).stdout.decode().split()
+        words = self.lb.send_query("lbagent-status", "", 1).stdout.decode().split()
         return next(word for word in words if word.startswith("digest="))
 
 
@@ -54,7 +54,7 @@ def pair(config: str = CONFIG, roles: str = ROLES, more: Sequence[str] = ()) -> 
     with contextlib.ExitStack() as stack:
         one = stack.enter_context(LoadBalancer(config, roles))
         same = {"{port}": str(one.port), "{front}": "{front}"}
-        other = stack.enter_context(LoadBalancer(_with(config, same), _with(roles, same)))
+        other = stack.enter_context(LoadBalancer(_fill_template(config, same), _fill_template(roles, same)))
         other.port = one.port
         two = Balancer("lb01", "127.0.0.9", one, more), Balancer("lb02", "127.0.0.10", other, more)
         for balancer in two:
@@ -70,14 +70,14 @@ def join_both(two: Sequence[Balancer], *nodes: SerfAgent) -> None:
             node.join(balancer.agent)
     names = {node.name for node in nodes}
     for balancer in two:
-        wait_until(functools.partial(_has, balancer.lb, names))
+        wait_until(functools.partial(_has_applied, balancer.lb, names))
 
 
-def _has(lb: LoadBalancer, names: set[str]) -> bool:
+def _has_applied(lb: LoadBalancer, names: set[str]) -> bool:
     return lb.idle and names <= set(lb.members())
 
 
-def _with(template: str, values: dict[str, str]) -> str:
+def _fill_template(template: str, values: dict[str, str]) -> str:
     for key, value in values.items():
         template = template.replace(key, value)
     return template

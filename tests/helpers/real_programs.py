@@ -225,9 +225,9 @@ class LoadBalancer:
         self.socket = self.folder / "stats.sock"
         self.front, self.port = free_port(), free_port()
         self._checks = self.folder / "checks"
-        self.cfg.write_text(self.filled(text))
-        self.roles.write_text(self.filled(roles))
-        self.use(binary or default_binary())
+        self.cfg.write_text(self.fill_template(text))
+        self.roles.write_text(self.fill_template(roles))
+        self.use_haproxy(binary or default_binary())
 
     def __enter__(self) -> Self:
         return self
@@ -236,11 +236,11 @@ class LoadBalancer:
         if self._own:
             self._own.cleanup()
 
-    def filled(self, template: str) -> str:
+    def fill_template(self, template: str) -> str:
         """`template` with the paths and ports of this load balancer."""
         return template.format(socket=self.socket, front=self.front, port=self.port, cfg=self.cfg, folder=self.folder)
 
-    def use(self, binary: Path) -> None:
+    def use_haproxy(self, binary: Path) -> None:
         """Have this program be what `haproxy` means here."""
         link = self.bin / "haproxy"
         link.unlink(missing_ok=True)
@@ -320,11 +320,11 @@ class LoadBalancer:
         """Handle one member-leave with these lines."""
         return self.handle("member-leave", b"".join(members))
 
-    def say(self, verb: str, payload: str, ltime: int) -> subprocess.CompletedProcess[bytes]:
+    def send_command(self, verb: str, payload: str, ltime: int) -> subprocess.CompletedProcess[bytes]:
         """Handle one user event: `pause` or `resume`."""
         return self.handle("user", payload.encode() + b"\n", SERF_USER_EVENT=verb, SERF_USER_LTIME=str(ltime))
 
-    def ask(self, verb: str, payload: str, ltime: int) -> subprocess.CompletedProcess[bytes]:
+    def send_query(self, verb: str, payload: str, ltime: int) -> subprocess.CompletedProcess[bytes]:
         """Handle one query: `pause`, `resume` or `lbagent-status`."""
         return self.handle("query", payload.encode() + b"\n", SERF_QUERY_NAME=verb, SERF_QUERY_LTIME=str(ltime))
 
@@ -370,7 +370,7 @@ class LoadBalancer:
         path = self.state / "history.jsonl"
         return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
 
-    def spooled(self) -> list[str]:
+    def list_spool(self) -> list[str]:
         """Return the names of the events in the spool."""
         spool = self.state / "spool"
         return sorted(one.name for one in spool.iterdir() if one.name != "bad") if spool.is_dir() else []
@@ -378,17 +378,17 @@ class LoadBalancer:
     @property
     def idle(self) -> bool:
         """Whether no run is under way and no event waits for one; only looks, as taking the lock would disturb."""
-        if self.spooled():
+        if self.list_spool():
             return False
         path = self.state / "lock"
         locks = Path("/proc/locks").read_text().splitlines()
         return not path.exists() or not any(f":{path.stat().st_ino} " in line for line in locks)
 
-    def settled(self, *lines: str) -> bool:
+    def is_settled(self, *lines: str) -> bool:
         """Whether haproxy.cfg has exactly these managed lines, and the run that wrote them has ended."""
         return self.managed == list(lines) and self.idle
 
-    def staged(self) -> list[str]:
+    def list_staged(self) -> list[str]:
         """Return the files that a run left beside haproxy.cfg: every hidden file but the kept previous text."""
         kept = f".{self.cfg.name}.lbagent-previous"
         folder = self.cfg.resolve().parent
@@ -459,14 +459,14 @@ class Haproxy:
 
     def worker(self) -> int:
         """The process that answers on the stats socket."""
-        facts = dict(line.partition(": ")[::2] for line in self.ask("show info").splitlines())
+        facts = dict(line.partition(": ")[::2] for line in self.send("show info").splitlines())
         return int(facts["Pid"])
 
     def reloads(self) -> tuple[int, int]:
         """How many reloads the master has tried, and how many of the last ones failed in a row."""
 
         def read() -> tuple[int, int] | None:
-            if _holds_back(self.pid, signal.SIGUSR2):
+            if _is_pending(self.pid, signal.SIGUSR2):
                 return None  # in the midst of a reload
             environ = Path(f"/proc/{self.pid}/environ").read_bytes().decode("utf-8", "replace").split("\0")
             said = dict(word.partition("=")[::2] for word in environ)
@@ -484,7 +484,7 @@ class Haproxy:
         assert found
         return found
 
-    def ask(self, command: str) -> str:
+    def send(self, command: str) -> str:
         """Return HAProxy's answer on its stats socket."""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(5)
@@ -494,14 +494,14 @@ class Haproxy:
 
     def servers(self, proxy: str = "lb-iis") -> dict[str, str]:
         """Return the status of each server of a proxy by name: `UP`, `DOWN`, `MAINT` and so on."""
-        rows = csv.DictReader(self.ask("show stat").removeprefix("# ").splitlines())
+        rows = csv.DictReader(self.send("show stat").removeprefix("# ").splitlines())
         return {
             row["svname"]: row["status"]
             for row in rows
             if row["pxname"] == proxy and row["svname"] not in ("FRONTEND", "BACKEND")
         }
 
-    def serving(self, proxy: str = "lb-iis") -> set[str]:
+    def find_serving(self, proxy: str = "lb-iis") -> set[str]:
         """Return the servers of a proxy, without those in maintenance: servers removed without a reload stay there."""
         return {name for name, status in self.servers(proxy).items() if status != "MAINT"}
 
@@ -518,7 +518,7 @@ class Haproxy:
             connection.close()
         return body if answer.status == http.HTTPStatus.OK else str(answer.status)
 
-    def answering(self, requests: int = 20, port: int | None = None) -> set[str]:
+    def find_answering(self, requests: int = 20, port: int | None = None) -> set[str]:
         """Return the backends that answer so many requests."""
         return {self.get(port) for _ in range(requests)}
 
@@ -527,7 +527,7 @@ class Haproxy:
             raise RuntimeError(self.log.read_text())
         with contextlib.suppress(OSError):
             if f"stats socket {self.lb.socket}".encode() in self.lb.text:
-                return "Pid: " in self.ask("show info") and self._is_at_rest()
+                return "Pid: " in self.send("show info") and self._is_at_rest()
             socket.create_connection(("127.0.0.1", self.lb.front), 5).close()
             return self._is_at_rest()
         return False
@@ -539,7 +539,7 @@ class Haproxy:
         """
         if self._master is None or self.mode == "-db":
             return True
-        if not self.workers() or _holds_back(self.pid, signal.SIGUSR2):
+        if not self.workers() or _is_pending(self.pid, signal.SIGUSR2):
             return False
         newer = tuple(map(int, haproxy_release(self.lb.binary).split("."))) > (3, 0)
         return newer or b"HAPROXY_MWORKER_WAIT_ONLY=1" in Path(f"/proc/{self.pid}/environ").read_bytes()
@@ -548,7 +548,7 @@ class Haproxy:
         return sorted(_running(str(self.pidfile)))
 
 
-def _holds_back(pid: int, number: signal.Signals) -> bool:
+def _is_pending(pid: int, number: signal.Signals) -> bool:
     """Whether the process blocks this signal, or has not handled one yet."""
     status = dict(line.partition(":\t")[::2] for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return any(int(status[mask], 16) >> (number - 1) & 1 for mask in ("SigBlk", "SigPnd", "ShdPnd"))
@@ -717,11 +717,11 @@ class SerfAgent:
             self._process = None
             wait_until(lambda: not any(one.exists() for one in handlers))
 
-    def event(self, name: str, payload: str) -> None:
+    def send_event(self, name: str, payload: str) -> None:
         """Send a user event, not coalesced."""
         self._serf("event", "-coalesce=false", name, payload)
 
-    def query(self, name: str, payload: str = "", answers: int = 1, at: SerfAgent | None = None) -> dict[str, str]:
+    def send_query(self, name: str, payload: str = "", answers: int = 1, at: SerfAgent | None = None) -> dict[str, str]:
         """Send a query and wait for so many answers (`serf query` waits for all its time): node -> words.
 
         On a busy machine Serf's gossip loses a query now and then: it is sent again if `at`, the agent that is to
@@ -749,7 +749,7 @@ class SerfAgent:
             asking.kill()
         return found
 
-    def tag(self, **tags: str) -> None:
+    def set_tags(self, **tags: str) -> None:
         """Set tags of the running agent."""
         self._serf("tags", *(word for key, value in tags.items() for word in ("-set", f"{key}={value}")))
 

@@ -64,10 +64,10 @@ class Recorder:
             connection.settimeout(_PATIENCE)
             address = connection.getsockname()[0]
             proxy = _proxy_header(connection)
-            seen = [f"from {_normal(source)}", proxy]
+            seen = [f"from {_normalize_address(source)}", proxy]
             if _peek(connection, 1) == b"\x16":
                 hello = _peek(connection, 5)
-                seen.append(_hello(_peek(connection, 5 + int.from_bytes(hello[3:5], "big"))))
+                seen.append(_parse_client_hello(_peek(connection, 5 + int.from_bytes(hello[3:5], "big"))))
                 try:
                     with self._tls.wrap_socket(connection, server_side=True) as secure:
                         self._answer(secure, address, seen)
@@ -91,7 +91,7 @@ class Recorder:
             return
         connection.settimeout(_PATIENCE)
         if b" /traffic" not in data and b" /error" not in data:
-            self._note(self.checks, address, [*seen, _plain(data, address, self._port)])
+            self._note(self.checks, address, [*seen, _mask_address(data, address, self._port)])
             connection.sendall(_response(200))
             return
         self._note(self.traffic, address, seen)
@@ -123,12 +123,12 @@ def _response(status: int) -> bytes:
     return f"HTTP/1.1 {status} Said\r\nContent-Length: 2\r\n\r\nok".encode()
 
 
-def _plain(data: bytes, address: str, port: int) -> str:
+def _mask_address(data: bytes, address: str, port: int) -> str:
     text = data.decode("latin1").replace(address, "ADDRESS").replace(str(port), "PORT")
     return re.sub("(?i)(x-haproxy-server-state:).*", r"\1", text)  # how long it has been up, and the like
 
 
-def _normal(address: str) -> str:
+def _normalize_address(address: str) -> str:
     return "loopback" if address.startswith("127.") and not address.startswith("127.9.") else address
 
 
@@ -167,7 +167,7 @@ def _proxy_header(connection: socket.socket) -> str:
     return "no PROXY header"
 
 
-def _hello(record: bytes) -> str:
+def _parse_client_hello(record: bytes) -> str:
     """Return the contents of a TLS hello: versions, ciphers, extensions, server name, protocols."""
     at = 9 + 2 + 32
     at += 1 + record[at]

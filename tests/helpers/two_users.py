@@ -21,7 +21,7 @@ AS_SERF = ("setpriv", f"--reuid={SERF}", f"--regid={SERF}", f"--groups={GROUP}",
 """Before a command: it runs as Serf's user, as serf.service.d/lbagent.conf has it."""
 
 
-def laid_out(state: Path, group: int = GROUP) -> None:
+def create_state_directory(state: Path, group: int = GROUP) -> None:
     """The state directory as tmpfiles.d makes it."""
     for line in (HERE / "systemd" / "lbagent.tmpfiles").read_text().splitlines():
         kind, path, mode, user, owner, *_ = [*line.split(), "", "", "", "", ""]
@@ -32,12 +32,12 @@ def laid_out(state: Path, group: int = GROUP) -> None:
             here.chmod(int(mode, 8))
 
 
-class Split(LoadBalancer):
+class TwoUserLoadBalancer(LoadBalancer):
     """Such a load balancer; `handle` and commands on request run as Serf's user, all other verbs as root."""
 
     def __enter__(self) -> Self:
         self.folder.chmod(0o755)
-        laid_out(self.state)
+        create_state_directory(self.state)
         # The checkout and its environment may lie where only root reads.
         shutil.copytree(
             HERE / "lbagent", self.folder / "site" / "lbagent", ignore=shutil.ignore_patterns("__pycache__")
@@ -57,7 +57,7 @@ class Split(LoadBalancer):
         environ = {**self.env, **(env or {})}
         return subprocess.run(command, input=stdin, env=environ, capture_output=True, timeout=120, check=False)
 
-    def as_serf(self, script: str, *words: str) -> subprocess.CompletedProcess[str]:
+    def run_as_serf(self, script: str, *words: str) -> subprocess.CompletedProcess[str]:
         """Run a script of Python as Serf's user, in the spool."""
         python = os.path.realpath(sys.executable)
         command = [*AS_SERF, python, "-IBc", script, *words]
@@ -67,7 +67,7 @@ class Split(LoadBalancer):
 
 
 @contextlib.contextmanager
-def stopped(process: subprocess.Popen[bytes]) -> Iterator[None]:
+def suspend(process: subprocess.Popen[bytes]) -> Iterator[None]:
     """The process hangs."""
     import signal  # noqa: PLC0415
 

@@ -182,13 +182,13 @@ class WebPage:
 
     def get(self, path: str, **headers: str) -> Answer:
         """GET; the names of headers are written with `_`."""
-        return self.ask("GET", path, None, {name.replace("_", "-"): value for name, value in headers.items()})
+        return self.send("GET", path, None, {name.replace("_", "-"): value for name, value in headers.items()})
 
     def post(self, path: str, fields: Mapping[str, str], headers: Mapping[str, str] | None = None) -> Answer:
         """POST as a form of this page is sent; `headers` take the place of what a browser adds."""
-        return self.ask("POST", path, urlencode(fields), self.origin if headers is None else headers)
+        return self.send("POST", path, urlencode(fields), self.origin if headers is None else headers)
 
-    def ask(self, method: str, path: str, body: str | None, headers: Mapping[str, str]) -> Answer:
+    def send(self, method: str, path: str, body: str | None, headers: Mapping[str, str]) -> Answer:
         """One request on a connection of its own; the cookie is kept as a browser keeps it."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         given = {"Content-Type": "application/x-www-form-urlencoded"} if body is not None else {}
@@ -209,7 +209,7 @@ class WebPage:
         return self.post("/login", {"user": user, "password": password, **fields})
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[Iterator[str]]:
+    def listen(self) -> Iterator[Iterator[str]]:
         """The data of the events of /events, as they arrive."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:

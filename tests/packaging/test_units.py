@@ -18,7 +18,7 @@ from lbagent.daemon import status_socket
 from lbagent.serf import agent as serf_agent
 from lbagent.settings import DEFAULT_RUNTIME_DIR
 from tests.helpers.real_programs import LBAGENT
-from tests.helpers.two_users import laid_out
+from tests.helpers.two_users import create_state_directory
 
 HERE = Path(__file__).resolve().parent.parent.parent
 SYSTEMD = HERE / "systemd"
@@ -70,7 +70,7 @@ def analyzed(units: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 @analyze
 @pytest.mark.parametrize("unit", UNITS)
-def test_systemd_has_nothing_against_a_unit(units: Path, unit: str) -> None:
+def test_systemd_accepts_each_unit(units: Path, unit: str) -> None:
     done = analyzed(units, "verify", "--man=no", str(units / unit))
 
     said = [line for line in done.stderr.splitlines() if str(units) in line or "lbagent" in line or "serf" in line]
@@ -79,7 +79,7 @@ def test_systemd_has_nothing_against_a_unit(units: Path, unit: str) -> None:
 
 @analyze
 @pytest.mark.parametrize("unit", UNITS)
-def test_a_unit_is_exposed_by_no_more_than_it_needs(units: Path, unit: str) -> None:
+def test_the_exposure_of_a_unit_is_below_its_limit(units: Path, unit: str) -> None:
     done = analyzed(units, "security", "--offline=true", f"--threshold={MOST[unit] * 10:.0f}", str(units / unit))
 
     found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", done.stdout)
@@ -96,7 +96,7 @@ def settings(path: Path) -> dict[str, list[str]]:
     return found
 
 
-def test_the_daemon_tells_systemd_how_it_is_and_is_started_again() -> None:
+def test_the_daemon_notifies_systemd_and_is_restarted() -> None:
     found = settings(SYSTEMD / "lbagent.service")
 
     wanted = {"Type": "notify", "Restart": "always", "WatchdogSec": "5min", "KillMode": "process"}
@@ -104,7 +104,7 @@ def test_the_daemon_tells_systemd_how_it_is_and_is_started_again() -> None:
     assert found["ExecStart"] == ["/usr/bin/lbagent watch"]
 
 
-def test_the_agent_has_no_rights_and_is_started_again_also_after_exit_0() -> None:
+def test_the_agent_is_unprivileged_and_is_restarted_also_after_exit_0() -> None:
     found = settings(SYSTEMD / "serf.service.d" / "lbagent.conf")
 
     wanted = {"User": "_serf", "SupplementaryGroups": "lbagent", "CapabilityBoundingSet": "", "Restart": "always"}
@@ -143,7 +143,7 @@ def test_the_package_suggests_what_the_web_page_needs() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("systemd-tmpfiles") is None, reason="root and systemd-tmpfiles")
-def test_tmpfiles_makes_what_the_tests_of_the_split_are_run_on(tmp_path: Path) -> None:
+def test_tmpfiles_creates_the_state_directory_of_the_tests_with_two_users(tmp_path: Path) -> None:
     root, ours = tmp_path / "root", tmp_path / "state"
     (root / "etc").mkdir(parents=True)
     (root / "var/lib").mkdir(parents=True)
@@ -152,7 +152,7 @@ def test_tmpfiles_makes_what_the_tests_of_the_split_are_run_on(tmp_path: Path) -
 
     command = ["systemd-tmpfiles", f"--root={root}", "--create", str(SYSTEMD / "lbagent.tmpfiles")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    laid_out(ours)
+    create_state_directory(ours)
 
     assert done.returncode == 0, done.stderr
     assert seen(root / "var/lib/lbagent") == seen(ours)
@@ -360,7 +360,7 @@ def test_the_documentation_has_the_commands_that_the_setup_prints(page: str) -> 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount an /etc of its own")
 @serf
-def test_no_key_is_made_where_the_other_load_balancer_has_one(setup: Path, tmp_path: Path) -> None:
+def test_no_key_is_created_where_the_other_load_balancer_has_one(setup: Path, tmp_path: Path) -> None:
     if subprocess.run(["unshare", "--mount", "true"], check=False, capture_output=True).returncode:
         pytest.skip("unshare is not allowed here")
     # The script writes into a copy of /etc.
@@ -387,7 +387,7 @@ def test_no_key_is_made_where_the_other_load_balancer_has_one(setup: Path, tmp_p
 
 
 @serf
-def test_after_a_purge_the_token_is_taken_from_the_agents_settings(setup: Path, tmp_path: Path) -> None:
+def test_after_a_purge_the_token_is_read_from_the_agents_settings(setup: Path, tmp_path: Path) -> None:
     words = ("--node", "lb01", "10.0.0.1", "10.0.0.2")
     run(setup, tmp_path / "r", *words)
     before = agent(tmp_path / "r")
@@ -506,7 +506,7 @@ def script(checkout: Path, name: str, *words: str) -> subprocess.CompletedProces
 @pytest.mark.parametrize(
     ("prefix", "units"), [("/usr/local", "usr/local/lib"), ("/usr", "usr/lib"), ("/opt/lb", "etc")]
 )
-def test_an_install_is_whole_and_an_uninstall_takes_it_away(
+def test_an_install_is_complete_and_an_uninstall_removes_it(
     checkout: Path, tmp_path: Path, prefix: str, units: str
 ) -> None:
     root = tmp_path / "root"
@@ -538,7 +538,7 @@ def test_the_installed_pages_have_no_dead_link(checkout: Path, tmp_path: Path) -
     assert [(str(page), target) for page, target in links if not (page.parent / target).exists()] == []
 
 
-def test_an_install_has_the_site_where_it_is_built(checkout: Path, tmp_path: Path) -> None:
+def test_an_install_includes_the_site_if_it_is_built(checkout: Path, tmp_path: Path) -> None:
     for name in ("index.html", "search/search_index.js", "assets/bundle.js", "assets/bundle.js.map", "sitemap.xml"):
         path = checkout / "build" / "site" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -561,7 +561,7 @@ def test_an_install_keeps_an_edited_roles_yml(checkout: Path, tmp_path: Path) ->
     assert (tmp_path / "root/etc/lbagent/roles.yml").read_text() == "mine"
 
 
-def test_what_is_installed_is_the_whole_package(checkout: Path, tmp_path: Path) -> None:
+def test_the_whole_package_is_installed(checkout: Path, tmp_path: Path) -> None:
     script(checkout, "install", str(tmp_path / "root"), "/usr")
 
     installed = tmp_path / "root/usr/share/lbagent/lbagent"
@@ -575,7 +575,7 @@ def files(folder: Path) -> set[str]:
 
 
 @pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="no Debian here")
-def test_the_debian_package_is_built_twice_the_same(checkout: Path) -> None:
+def test_two_builds_of_the_debian_package_are_identical(checkout: Path) -> None:
     first = script(checkout, "deb", "0.1.0-1")
     content = (checkout / "build/lbagent_0.1.0-1_all.deb").read_bytes()
     second = script(checkout, "deb", "0.1.0-1")
@@ -613,7 +613,7 @@ def test_the_man_page_of_the_setup_has_each_option() -> None:
 # --- serf.env -----------------------------------------------------------------------------------------------------
 
 
-def test_serf_env_is_taken_up_where_the_environment_says_nothing(tmp_path: Path) -> None:
+def test_serf_env_is_read_where_the_environment_has_no_value(tmp_path: Path) -> None:
     (tmp_path / "serf.env").write_text(
         "# mine\nSERF_RPC_ADDR=127.0.0.1:1\nSERF_RPC_AUTH=a=b==\nPATH=/evil\nSERF_RPC_X=1\n"
     )

@@ -163,22 +163,22 @@ def without_ids(lines: list[str]) -> list[str]:
     return [re.sub(r" id [0-9]+ #", " id N #", line) for line in lines]
 
 
-def test_no_captured_event_is_forgotten() -> None:
+def test_every_captured_event_is_tested() -> None:
     assert {case for _, case, _ in CASES} == {path.name for path in SERF.iterdir() if path.is_dir()}
 
 
 @pytest.mark.parametrize(
     ("before", "case", "lines"), CASES, ids=["+".join([*before, case]) for before, case, _ in CASES]
 )
-def test_an_event_makes_exactly_these_lines(
+def test_an_event_writes_exactly_these_lines(
     stage: LoadBalancerFiles, before: tuple[str, ...], case: str, lines: list[str]
 ) -> None:
     for number, earlier in enumerate(before):
-        stage.spool(*captured_event(earlier), f"{number:016x}")
+        stage.store_event(*captured_event(earlier), f"{number:016x}")
     environ, stdin = captured_event(case)
 
     ended = stage.run("handle", stdin=stdin, **environ)
-    if before and stage.spooled:
+    if before and stage.list_spool:
         # Somebody else's event does not even look at the spool; the next one does.
         assert stage.run("apply").status == 0
 
@@ -191,14 +191,14 @@ def test_an_event_makes_exactly_these_lines(
     assert "internal error" not in ended.err
     assert all(line.startswith("lbagent: ") and line.isprintable() for line in ended.err.split("\n")[:-1])
     assert subprocess.run(["haproxy", "-c", "-f", str(stage.cfg)], capture_output=True, check=False).returncode == 0
-    assert stage.spooled == []
+    assert stage.list_spool == []
     assert [path.name for path in stage.folder.iterdir() if "staged" in path.name or "lbagent-old" in path.name] == []
 
 
-def test_everything_at_once_ends_as_one_after_the_other(stage: LoadBalancerFiles) -> None:
+def test_all_events_in_one_batch_end_as_one_after_the_other(stage: LoadBalancerFiles) -> None:
     joins = [case for _, case, _ in CASES if case.startswith(("member-join", "hostile")) and case != "member-join-ipv6"]
     for number, case in enumerate(dict.fromkeys(joins)):
-        stage.spool(*captured_event(case), f"{number:016x}")
+        stage.store_event(*captured_event(case), f"{number:016x}")
 
     at_once = stage.run("apply")
 

@@ -214,7 +214,7 @@ ok peers: serf members: 0 other load balancers
 
 
 @pytest.mark.parametrize("binary", binaries().values(), ids=binaries())
-def test_on_a_sound_load_balancer_everything_is_ok(binary: Path) -> None:
+def test_on_a_healthy_load_balancer_everything_is_ok(binary: Path) -> None:
     with LoadBalancer(CFG, binary=binary) as lb, Haproxy(lb), Agent(lb) as agent:
         lb.join(member_line("web01", "127.0.0.11"))
         # The agent's own join comes a second later: an event that is dealt with at this moment is told of, too.
@@ -369,7 +369,7 @@ def test_without_haproxy_and_serf_each_missing_part_is_an_error(lb: LoadBalancer
     ]
 
 
-def test_without_the_haproxy_program_its_verdict_is_unknown(lb: LoadBalancer) -> None:
+def test_without_the_haproxy_program_the_validity_of_haproxy_cfg_is_unknown(lb: LoadBalancer) -> None:
     (lb.bin / "haproxy").unlink()
     with hide_haproxy() as words:
         done = subprocess.run([*words, LBAGENT, "check"], env=lb.env, capture_output=True, text=True, check=False)
@@ -801,7 +801,7 @@ def test_handlers_without_token_and_address_are_found(lb: LoadBalancer) -> None:
     ]
 
 
-def test_a_handler_is_looked_for_in_the_path_of_the_agent(lb: LoadBalancer) -> None:
+def test_a_handler_is_searched_in_the_path_of_the_agent(lb: LoadBalancer) -> None:
     (lb.folder / "elsewhere").mkdir()
     (lb.folder / "elsewhere" / "lbagent").symlink_to(LBAGENT)
     path = f"{lb.folder}/elsewhere:/usr/bin:/bin"
@@ -818,7 +818,7 @@ def test_a_handler_is_looked_for_in_the_path_of_the_agent(lb: LoadBalancer) -> N
     ]
 
 
-def test_an_agent_is_found_by_whatever_name_its_address_has(well: tuple[LoadBalancer, Agent]) -> None:
+def test_an_agent_is_found_by_every_form_of_its_address(well: tuple[LoadBalancer, Agent]) -> None:
     lb, agent = well
 
     assert list_problems(lb, agent, SERF_RPC_ADDR=agent.rpc.replace("127.0.0.1", "localhost")) == []
@@ -848,7 +848,7 @@ def impostor(lb: LoadBalancer, user: int, *words: str) -> Iterator[None]:
     ],
     ids=["root", "stranger"],
 )
-def test_endless_files_do_not_stop_a_check_and_files_of_strangers_are_not_read(
+def test_endless_files_do_not_stop_a_check_and_files_of_other_users_are_not_read(
     lb: LoadBalancer, user: int, endless: str, lines: list[str]
 ) -> None:
     os.mkfifo(lb.folder / "pipe")
@@ -998,7 +998,7 @@ def on_a_terminal(lb: LoadBalancer, **env: str) -> str:
         os.close(leader)
 
 
-def test_colour_is_for_terminals_whose_user_wants_it(lb: LoadBalancer) -> None:
+def test_colour_is_used_on_terminals_unless_it_is_disabled(lb: LoadBalancer) -> None:
     shown, plain, piped = on_a_terminal(lb), on_a_terminal(lb, NO_COLOR="1"), lb.run("check").stdout.decode()
 
     assert "\x1b[32mok     \x1b[0m  lbagent: " in shown

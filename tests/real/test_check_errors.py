@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.daemon import running_watch
+from tests.helpers.daemon import run_watch
 from tests.helpers.real_programs import (
     LBAGENT,
     ROLES,
@@ -27,7 +27,7 @@ from tests.helpers.real_programs import (
     wait_until,
 )
 from tests.helpers.terminal import Terminal
-from tests.helpers.two_users import GROUP, SERF, Split, laid_out
+from tests.helpers.two_users import GROUP, SERF, TwoUserLoadBalancer, create_state_directory
 from tests.real.test_check import CFG, TOKEN, Agent
 
 pytestmark = [
@@ -65,8 +65,8 @@ def lb() -> Iterator[LoadBalancer]:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_a_stopped_daemon_is_an_error_where_handlers_only_store() -> None:
-    with Split(CFG) as lb, Haproxy(lb):
-        with running_watch(lb):
+    with TwoUserLoadBalancer(CFG) as lb, Haproxy(lb):
+        with run_watch(lb):
             lb.join(member_line("web01", "127.0.0.11"))
             wait_until(lambda: lb.managed)
             running = check(lb)
@@ -80,17 +80,17 @@ def test_a_stopped_daemon_is_an_error_where_handlers_only_store() -> None:
 
 
 def test_a_stopped_daemon_is_a_warning_where_handlers_apply_themselves(lb: LoadBalancer) -> None:
-    with Haproxy(lb), running_watch(lb):
+    with Haproxy(lb), run_watch(lb):
         pass
 
     assert [line.split(":")[0] for line in kind(check(lb)[1], "daemon")] == ["warning daemon"]
 
 
 def test_events_that_wait_too_long_are_an_error(lb: LoadBalancer) -> None:
-    with Haproxy(lb), running_watch(lb) as daemon:
+    with Haproxy(lb), run_watch(lb) as daemon:
         os.kill(daemon.pid, signal.SIGSTOP)
         lb.join(member_line("web01", "127.0.0.11"))
-        [name] = lb.spooled()
+        [name] = lb.list_spool()
         hour_ago = (lb.state / "spool" / name).stat().st_mtime - 3600
         os.utime(lb.state / "spool" / name, (hour_ago, hour_ago))
         status, lines, _ = check(lb)
@@ -105,7 +105,7 @@ def test_failing_syncs_are_an_error_and_a_good_one_ends_it(lb: LoadBalancer) -> 
     with Haproxy(lb), Agent(lb) as agent:
         lb.join(member_line("web01", "127.0.0.11"))
         (lb.etc / "serf.env").write_text(f"SERF_RPC_ADDR={agent.rpc}\nSERF_RPC_AUTH=stale\n")
-        with running_watch(lb, SERF_RPC_ADDR=""):
+        with run_watch(lb, SERF_RPC_ADDR=""):
             wait_until(lambda: b'"sync_failing": 1' in (lb.state / "last.json").read_bytes())
             status, lines, _ = check(lb, agent)
 
@@ -209,7 +209,7 @@ def test_an_ordinary_user_gets_one_sentence_and_no_false_claims(lb: LoadBalancer
 def test_files_that_serfs_user_cannot_use_are_errors() -> None:
     with LoadBalancer(CFG) as lb, Haproxy(lb):
         lb.folder.chmod(0o755)
-        laid_out(lb.state)
+        create_state_directory(lb.state)
         as_serf = ["setpriv", f"--reuid={SERF}", f"--regid={SERF}", f"--groups={GROUP}", "--"]
         agent = Agent(lb, snapshot_path=None)
         agent.file.parent.mkdir()
@@ -285,7 +285,7 @@ def test_options_that_haproxy_refuses_are_an_error_before_any_node_exists(
         )
         assert words in found
         assert "parsing" not in found
-        assert (lb.text, lb.staged()) == (text, [])
+        assert (lb.text, lb.list_staged()) == (text, [])
 
 
 def test_each_role_and_service_is_tried_separately() -> None:

@@ -20,7 +20,7 @@ import pytest
 
 from lbagent.checks import serf
 from lbagent.serf.member_list import AgentInfo
-from tests.helpers.daemon import running_watch
+from tests.helpers.daemon import run_watch
 from tests.helpers.real_programs import LBAGENT, Haproxy, LoadBalancer, SerfAgent, binaries, member_line, wait_until
 from tests.helpers.two_users import SERF
 from tests.real.test_check import CFG, KEY, TOKEN, Agent
@@ -72,7 +72,7 @@ def test_a_stopped_process_that_holds_the_lock_is_an_error(lb: LoadBalancer) -> 
 
 
 def test_a_stopped_daemon_is_an_error_although_its_lock_is_held(lb: LoadBalancer) -> None:
-    with Haproxy(lb), running_watch(lb) as daemon:
+    with Haproxy(lb), run_watch(lb) as daemon:
         running = kind(check(lb)[1], "daemon")
         os.kill(daemon.pid, signal.SIGSTOP)
         status, lines, _ = check(lb)
@@ -104,7 +104,7 @@ def test_an_event_handler_that_hangs_is_an_error_because_serf_runs_no_other_one(
 def test_a_daemon_with_another_roles_yml_is_an_error(lb: LoadBalancer) -> None:
     other = lb.etc / "other.yml"
     shutil.copy(lb.roles, other)
-    with Haproxy(lb), running_watch(lb, LBAGENT_ROLES=str(other)) as daemon:
+    with Haproxy(lb), run_watch(lb, LBAGENT_ROLES=str(other)) as daemon:
         status, lines, _ = check(lb)
         candidate = check(lb, None, "--roles", str(other))[1]
 

@@ -52,7 +52,7 @@ SAVES = {
 
 
 @pytest.mark.parametrize("save", SAVES.values(), ids=SAVES)
-def test_operator_who_saves_while_haproxy_checks_keeps_his_text_and_gets_our_lines(lb: LoadBalancer, save: str) -> None:
+def test_an_edit_saved_during_haproxy_c_is_kept_and_gets_the_managed_lines(lb: LoadBalancer, save: str) -> None:
     operator = lb.text
     replace_haproxy(lb, f'{FIRST_TIME} && {{ {save.format(cfg=lb.cfg)}; }}\nexec "$real" "$@"')
 
@@ -60,11 +60,11 @@ def test_operator_who_saves_while_haproxy_checks_keeps_his_text_and_gets_our_lin
 
     assert (done.returncode, done.stderr) == (0, b"")
     assert lb.text == insert_lines(operator + b"# his\n", server_lines(lb, 1))
-    assert (lb.spooled(), lb.staged()) == ([], [])
+    assert (lb.list_spool(), lb.list_staged()) == ([], [])
 
 
 @pytest.mark.parametrize("save", SAVES.values(), ids=SAVES)
-def test_operator_who_saves_during_every_attempt_keeps_his_text_and_we_give_way(lb: LoadBalancer, save: str) -> None:
+def test_edits_saved_during_every_attempt_are_kept_and_the_run_gives_up(lb: LoadBalancer, save: str) -> None:
     operator = lb.text
     replace_haproxy(lb, f'{save.format(cfg=lb.cfg)}\nexec "$real" "$@"')
 
@@ -73,13 +73,13 @@ def test_operator_who_saves_during_every_attempt_keeps_his_text_and_we_give_way(
     assert done.returncode == 6
     assert only_line(done).endswith("haproxy.cfg was saved by another process during each of 5 attempts; run again")
     assert lb.text == operator + b"# his\n" * 5
-    assert (sorted(lb.members()), lb.staged()) == (["web1"], [])
+    assert (sorted(lb.members()), lb.list_staged()) == (["web1"], [])
     restore_haproxy(lb)
     assert lb.join(WEB2).returncode == 0
     assert lb.text == insert_lines(operator + b"# his\n" * 5, server_lines(lb, 1, 2))
 
 
-def test_operator_who_saves_the_same_text_again_costs_nothing(lb: LoadBalancer) -> None:
+def test_saving_the_same_text_again_costs_no_second_attempt(lb: LoadBalancer) -> None:
     operator = lb.text
     lb.count_checks()
     script = (
@@ -94,7 +94,7 @@ def test_operator_who_saves_the_same_text_again_costs_nothing(lb: LoadBalancer) 
     assert lb.text == insert_lines(operator, server_lines(lb, 1))
 
 
-def test_operator_who_saves_a_broken_text_keeps_it_and_is_told(lb: LoadBalancer) -> None:
+def test_an_invalid_edit_is_kept_and_reported(lb: LoadBalancer) -> None:
     operator = lb.text
     replace_haproxy(lb, f'{FIRST_TIME} && echo "  nonsense" >>{lb.cfg}\nexec "$real" "$@"')
 
@@ -104,10 +104,10 @@ def test_operator_who_saves_a_broken_text_keeps_it_and_is_told(lb: LoadBalancer)
     assert only_line(done).startswith("haproxy.cfg is invalid, not because of lbagent; nothing was changed: ")
     assert f"{lb.cfg}:{len(operator.splitlines()) + 1}" in only_line(done)
     assert lb.text == operator + b"  nonsense\n"
-    assert lb.staged() == []
+    assert lb.list_staged() == []
 
 
-def test_operator_who_writes_a_line_by_hand_meanwhile_wins(lb: LoadBalancer) -> None:
+def test_a_server_line_that_the_operator_adds_during_a_run_has_priority(lb: LoadBalancer) -> None:
     operator = lb.text
     by_hand = f"    server web1 127.0.0.11:{lb.port} weight 7\n"
     replace_haproxy(lb, f'{FIRST_TIME} && echo "{by_hand[:-1]}" >>{lb.cfg}\nexec "$real" "$@"')
@@ -118,7 +118,7 @@ def test_operator_who_writes_a_line_by_hand_meanwhile_wins(lb: LoadBalancer) -> 
     assert lb.text == insert_lines(operator + by_hand.encode(), server_lines(lb, 2))
 
 
-def test_operator_who_removes_haproxy_cfg_meanwhile_does_not_find_it_again(lb: LoadBalancer) -> None:
+def test_a_haproxy_cfg_removed_during_a_run_is_not_written_again(lb: LoadBalancer) -> None:
     operator = lb.text
     replace_haproxy(lb, f'{FIRST_TIME} && mv {lb.cfg} {lb.cfg}.away\nexec "$real" "$@"')
 
@@ -127,7 +127,7 @@ def test_operator_who_removes_haproxy_cfg_meanwhile_does_not_find_it_again(lb: L
     assert done.returncode == 1
     assert only_line(done) == f"{lb.cfg}: No such file or directory"
     assert not lb.cfg.exists()
-    assert lb.staged() == []
+    assert lb.list_staged() == []
     Path(f"{lb.cfg}.away").rename(lb.cfg)
     assert lb.join(WEB2).returncode == 0
     assert lb.text == insert_lines(operator, server_lines(lb, 1, 2))
@@ -135,7 +135,7 @@ def test_operator_who_removes_haproxy_cfg_meanwhile_does_not_find_it_again(lb: L
 
 @pytest.mark.every_haproxy
 @pytest.mark.real
-def test_operator_who_saves_during_a_reload_that_fails_keeps_his_text_without_our_lines(lb: LoadBalancer) -> None:
+def test_an_edit_saved_during_a_failing_reload_is_kept_without_the_new_lines(lb: LoadBalancer) -> None:
     operator = lb.text
     with Haproxy(lb) as haproxy:
         lb.join(WEB1)
@@ -147,10 +147,10 @@ def test_operator_who_saves_during_a_reload_that_fails_keeps_his_text_without_ou
         assert only_line(done).endswith(f"; the previous managed lines are restored in {lb.cfg}")
         assert lb.text == insert_lines(operator + b"# his\n", server_lines(lb, 1))
         assert set(haproxy.servers()) == {"web1"}
-        assert lb.staged() == []
+        assert lb.list_staged() == []
 
 
-def test_operator_who_is_halfway_through_saving_in_place_loses_nothing(lb: LoadBalancer) -> None:
+def test_an_editor_that_saves_in_place_loses_nothing(lb: LoadBalancer) -> None:
     # What scp, or an editor that writes in place, has written so far is not all of his text.
     operator, rest = lb.text, b"# the second half\n"
     with lb.cfg.open("r+b", buffering=0) as editor:
@@ -166,7 +166,7 @@ def test_operator_who_is_halfway_through_saving_in_place_loses_nothing(lb: LoadB
 
 
 @pytest.mark.parametrize("how", ["in place", "by rename"])
-def test_text_saved_after_the_last_look_is_given_back(tmp_path: Path, how: str) -> None:
+def test_a_text_saved_after_the_last_comparison_is_restored(tmp_path: Path, how: str) -> None:
     cfg, his = tmp_path / "haproxy.cfg", tmp_path / "his"
     cfg.write_bytes(b"as it was read\n")
     his.write_bytes(b"his\n")
@@ -182,7 +182,7 @@ def test_text_saved_after_the_last_look_is_given_back(tmp_path: Path, how: str) 
     assert os.listdir(tmp_path) == ["haproxy.cfg"]
 
 
-def test_link_flipped_after_the_last_look_is_noticed(lb: LoadBalancer) -> None:
+def test_a_link_changed_after_the_last_comparison_is_detected(lb: LoadBalancer) -> None:
     old, new = _released(lb, relative=True)
     target = files.read_target(str(lb.cfg))
 
@@ -196,7 +196,7 @@ def test_link_flipped_after_the_last_look_is_noticed(lb: LoadBalancer) -> None:
     assert sorted(os.listdir(old.parent)) == [".haproxy.cfg.lbagent-previous", "haproxy.cfg"]
 
 
-def test_who_reads_haproxy_cfg_reads_the_old_text_or_the_new_one(lb: LoadBalancer) -> None:
+def test_a_reader_of_haproxy_cfg_gets_the_old_text_or_the_new_one(lb: LoadBalancer) -> None:
     operator = lb.text
     whole = {insert_lines(operator, server_lines(lb, *range(1, number + 1))) for number in range(13)}
     found, ended = set[bytes](), threading.Event()
@@ -238,7 +238,7 @@ def _released(lb: LoadBalancer, *, relative: bool) -> tuple[Path, Path]:
 
 @pytest.mark.real
 @pytest.mark.parametrize("kind", ["relative", "absolute"])
-def test_deployment_that_flips_the_link_while_haproxy_checks_gets_our_lines_into_the_new_release(
+def test_a_deployment_that_changes_the_link_during_haproxy_c_gets_the_managed_lines(
     lb: LoadBalancer, kind: str
 ) -> None:
     old, new = _released(lb, relative=kind == "relative")
@@ -257,10 +257,10 @@ def test_deployment_that_flips_the_link_while_haproxy_checks_gets_our_lines_into
         assert new.read_bytes() == insert_lines(after, server_lines(lb, 1, 2))
         assert set(haproxy.servers()) == {"web1", "web2"}
         assert [path.name for path in old.parent.iterdir() if path.name.endswith(("staged", "old"))] == []
-        assert lb.staged() == []
+        assert lb.list_staged() == []
 
 
-def test_deployment_that_flips_the_link_of_a_folder_gets_our_lines_into_the_new_release(lb: LoadBalancer) -> None:
+def test_a_deployment_that_changes_the_link_of_a_folder_gets_the_managed_lines(lb: LoadBalancer) -> None:
     old, new = _released(lb, relative=True)
     (lb.etc / "current").symlink_to("releases/1")
     lb.roles.write_text(lb.roles.read_text().replace(str(lb.cfg), f"{lb.etc}/current/haproxy.cfg"))
@@ -304,7 +304,7 @@ def test_owner_mode_xattrs_and_link_are_kept(lb: LoadBalancer) -> None:
     assert (previous.read_bytes(), previous.stat().st_uid, previous.stat().st_mode) == (operator, 1234, before[2])
 
 
-def test_staged_text_is_never_readable_for_others_than_haproxy_cfg_is(lb: LoadBalancer) -> None:
+def test_a_staged_text_is_never_readable_by_more_users_than_haproxy_cfg(lb: LoadBalancer) -> None:
     lb.cfg.chmod(0o600)
     replace_haproxy(lb, f'stat -c %a {lb.etc}/.*lbagent-* >"$0.modes"\nexec "$real" "$@"')
 
@@ -353,13 +353,13 @@ def test_everything_the_operator_wrote_stays_byte_for_byte(lb: LoadBalancer, tem
 
 
 @pytest.mark.parametrize("template", [HARD["no-final-line-end"], HARD["crlf-no-final-line-end"]])
-def test_missing_final_line_end_stays_missing_while_we_have_nothing_to_write(lb: LoadBalancer, template: bytes) -> None:
-    lb.text = operator = lb.filled(template.decode()).encode()
+def test_a_missing_final_line_end_stays_missing_while_no_line_is_written(lb: LoadBalancer, template: bytes) -> None:
+    lb.text = operator = lb.fill_template(template.decode()).encode()
 
     lb.leave(WEB1)
 
     assert lb.text == operator
-    assert lb.staged() == []
+    assert lb.list_staged() == []
 
 
 # Several runs
@@ -367,7 +367,7 @@ def test_missing_final_line_end_stays_missing_while_we_have_nothing_to_write(lb:
 
 @pytest.mark.every_haproxy
 @pytest.mark.real
-def test_two_handles_and_an_apply_at_once_end_with_everything_served(lb: LoadBalancer) -> None:
+def test_two_handlers_and_an_apply_at_once_end_with_every_node_served(lb: LoadBalancer) -> None:
     operator = lb.text
     with Haproxy(lb) as haproxy:
         for number in range(1, 16, 2):
@@ -380,10 +380,10 @@ def test_two_handles_and_an_apply_at_once_end_with_everything_served(lb: LoadBal
             assert [status for _, _, status in said] == [0, 0, 0], said
             assert text == insert_lines(operator, server_lines(lb, *range(1, number + 2)))
             assert serving == {f"web{one}" for one in range(1, number + 2)}
-            assert (lb.spooled(), lb.staged()) == ([], [])
+            assert (lb.list_spool(), lb.list_staged()) == ([], [])
 
 
-def test_event_that_comes_while_apply_is_at_work_is_in_when_apply_ends(lb: LoadBalancer) -> None:
+def test_an_event_that_arrives_during_an_apply_is_applied_when_the_apply_ends(lb: LoadBalancer) -> None:
     # The handler that finds the lock busy relies on it.
     operator = lb.text
     replace_haproxy(lb, "exit 1")
@@ -397,10 +397,10 @@ def test_event_that_comes_while_apply_is_at_work_is_in_when_apply_ends(lb: LoadB
 
     assert (queued.returncode, apply.returncode) == (0, 0)
     assert lb.text == insert_lines(operator, server_lines(lb, 1, 2))
-    assert (lb.spooled(), lb.staged()) == ([], [])
+    assert (lb.list_spool(), lb.list_staged()) == ([], [])
 
 
-def test_event_that_comes_while_another_is_at_work_is_in_when_that_ends(lb: LoadBalancer) -> None:
+def test_an_event_that_arrives_during_another_is_applied_when_that_ends(lb: LoadBalancer) -> None:
     # The record folded first was `1`, the spool was empty: the second event is `1` again, and another.
     operator = lb.text
     replace_haproxy(lb, WAITING)
@@ -414,10 +414,10 @@ def test_event_that_comes_while_another_is_at_work_is_in_when_that_ends(lb: Load
     assert (queued.returncode, queued.stderr, first.returncode) == (0, b"", 0)
     assert text == operator
     assert lb.text == insert_lines(operator, server_lines(lb, 1, 2))
-    assert (lb.spooled(), lb.staged()) == ([], [])
+    assert (lb.list_spool(), lb.list_staged()) == ([], [])
 
 
-def test_event_that_comes_while_a_query_is_at_work_is_in_when_that_is_answered(lb: LoadBalancer) -> None:
+def test_an_event_that_arrives_during_a_query_is_applied_when_the_query_is_answered(lb: LoadBalancer) -> None:
     operator = lb.text
     lb.join(WEB1)
     replace_haproxy(lb, WAITING)
@@ -430,10 +430,10 @@ def test_event_that_comes_while_a_query_is_at_work_is_in_when_that_is_answered(l
 
     assert (queued.returncode, query.returncode) == (0, 0)
     assert lb.text == insert_lines(operator, ["# lbagent paused web1 127.0.0.11 role=web", *server_lines(lb, 2)])
-    assert (lb.spooled(), lb.staged()) == ([], [])
+    assert (lb.list_spool(), lb.list_staged()) == ([], [])
 
 
-def test_event_that_comes_while_a_run_is_about_to_fail_is_remembered_when_that_has_failed(lb: LoadBalancer) -> None:
+def test_an_event_that_arrives_during_a_failing_run_is_stored(lb: LoadBalancer) -> None:
     operator = lb.text
     replace_haproxy(lb, WAITING.replace('exec "$real" "$@"', "exit 1"))
     with lb.start_handle("member-join", WEB1) as first:
@@ -445,17 +445,17 @@ def test_event_that_comes_while_a_run_is_about_to_fail_is_remembered_when_that_h
     assert (queued.returncode, first.returncode) == (0, 4)
     assert lb.text == operator
     assert sorted(lb.members()) == ["web1", "web2"]
-    assert (lb.spooled(), lb.staged()) == ([], [])
+    assert (lb.list_spool(), lb.list_staged()) == ([], [])
 
 
-def test_lock_held_by_somebody_else_leaves_the_event_in_the_spool(lb: LoadBalancer) -> None:
+def test_a_lock_held_by_another_process_leaves_the_event_in_the_spool(lb: LoadBalancer) -> None:
     operator = lb.text
     lb.join(WEB1)
     before = lb.text
     with (lb.state / "lock").open("rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = lb.join(WEB2)
-        assert (lb.text, len(lb.spooled())) == (before, 1)
+        assert (lb.text, len(lb.list_spool())) == (before, 1)
 
     assert (done.returncode, done.stderr) == (0, b"")
     assert lb.run("apply").returncode == 0
@@ -467,7 +467,7 @@ def test_lock_held_by_somebody_else_leaves_the_event_in_the_spool(lb: LoadBalanc
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "TERM"])
 @pytest.mark.parametrize("verb", ["handle", "apply"])
-def test_run_that_is_told_to_end_in_the_middle_of_a_check_leaves_no_trace_and_no_process(
+def test_a_run_terminated_during_haproxy_c_leaves_no_file_and_no_process(
     lb: LoadBalancer, number: signal.Signals, verb: str
 ) -> None:
     operator = lb.text
@@ -489,18 +489,18 @@ def test_run_that_is_told_to_end_in_the_middle_of_a_check_leaves_no_trace_and_no
 
     assert (run.returncode, said) == (130, b"lbagent: interrupted; stored events stay for the next run\n")
     assert lb.text == before
-    assert lb.staged() == []
+    assert lb.list_staged() == []
     assert orphans == []
     restore_haproxy(lb)
     assert lb.join(WEB3).returncode == 0
     assert lb.text == insert_lines(operator, server_lines(lb, 1, 2, 3))
-    assert (lb.spooled(), lb.staged()) == ([], [])
+    assert (lb.list_spool(), lb.list_staged()) == ([], [])
 
 
 @pytest.mark.every_haproxy
 @pytest.mark.real
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "TERM"])
-def test_run_that_is_told_to_end_during_the_reload_is_finished_by_the_next(
+def test_a_run_terminated_during_the_reload_is_finished_by_the_next_run(
     lb: LoadBalancer, number: signal.Signals
 ) -> None:
     operator = lb.text
@@ -521,4 +521,4 @@ def test_run_that_is_told_to_end_during_the_reload_is_finished_by_the_next(
         assert done.returncode == 0
         assert lb.text == insert_lines(operator, server_lines(lb, 1, 2, 3))
         assert set(haproxy.servers()) == {"web1", "web2", "web3"}
-        assert (lb.spooled(), lb.staged()) == ([], [])
+        assert (lb.list_spool(), lb.list_staged()) == ([], [])

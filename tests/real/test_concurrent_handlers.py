@@ -49,10 +49,10 @@ def test_of_200_nodes_that_join_at_once_none_is_lost(lb: LoadBalancer) -> None:
         assert lb.checks <= FAR_BELOW
         assert haproxy.reloads() == (0, 0)
         assert [entry["outcome"] for entry in lb.history()] == ["applied"] * lb.checks
-        assert (lb.spooled(), lb.staged()) == ([], [])
+        assert (lb.list_spool(), lb.list_staged()) == ([], [])
 
 
-def test_a_thousand_nodes_in_one_event_are_one_check_and_no_reload(lb: LoadBalancer) -> None:
+def test_a_thousand_nodes_in_one_event_take_one_check_and_no_reload(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy:
         names = [f"web{number}" for number in range(1, 1001)]
         addresses = [f"127.0.{number // 250 + 1}.{number % 250 + 1}" for number in range(1000)]
@@ -64,7 +64,7 @@ def test_a_thousand_nodes_in_one_event_are_one_check_and_no_reload(lb: LoadBalan
         assert (lb.checks, haproxy.reloads()) == (1, (0, 0))
 
 
-def test_joins_pauses_and_leaves_at_once_end_as_each_node_was_told(lb: LoadBalancer) -> None:
+def test_joins_pauses_and_leaves_at_once_end_with_the_right_state_of_each_node(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy:
         staying, pausing, leaving = (range(start, 60, 3) for start in (0, 1, 2))
         lb.join(*(member_line(NAMES[number], ADDRESSES[number]) for number in (*pausing, *leaving)))
@@ -87,11 +87,11 @@ def test_joins_pauses_and_leaves_at_once_end_as_each_node_was_told(lb: LoadBalan
             for number in range(60)
             if number not in leaving
         ]
-        assert haproxy.serving() == {NAMES[number] for number in staying}
-        assert (lb.spooled(), lb.staged()) == ([], [])
+        assert haproxy.find_serving() == {NAMES[number] for number in staying}
+        assert (lb.list_spool(), lb.list_staged()) == ([], [])
 
 
-def test_an_event_that_comes_twice_at_once_counts_once(lb: LoadBalancer) -> None:
+def test_an_event_that_arrives_twice_at_once_is_applied_once(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy:
         started = [lb.start_handle("member-join", member_line("web1", "127.0.1.1")) for _ in range(20)]
         ends = ended(started)
@@ -103,7 +103,7 @@ def test_an_event_that_comes_twice_at_once_counts_once(lb: LoadBalancer) -> None
 
 # Unlock, look, try-lock is repeated until the spool is empty, whoever held the lock.
 @pytest.mark.parametrize("verb", ["handle", "query", "apply"])
-def test_an_event_that_comes_while_another_run_is_under_way_is_done_by_that_run(lb: LoadBalancer, verb: str) -> None:
+def test_an_event_that_arrives_during_another_run_is_applied_by_that_run(lb: LoadBalancer, verb: str) -> None:
     with Haproxy(lb) as haproxy:
         lb.join(member_line("web1", "127.0.1.1"), member_line("web2", "127.0.1.2"))
         before, gate = lb.checks, lb.hold_checks()
@@ -120,5 +120,5 @@ def test_an_event_that_comes_while_another_run_is_under_way_is_done_by_that_run(
             gate.touch()
             first.communicate()
 
-        assert (first.returncode, second.returncode, lb.spooled()) == (0, 0, [])
+        assert (first.returncode, second.returncode, lb.list_spool()) == (0, 0, [])
         assert "web3" in haproxy.servers()

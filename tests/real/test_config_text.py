@@ -31,7 +31,7 @@ def lb(binary: Path) -> Iterator[LoadBalancer]:
 
 
 def starts_with(lb: LoadBalancer, text: str) -> None:
-    lb.cfg.write_text(lb.filled(text))
+    lb.cfg.write_text(lb.fill_template(text))
 
 
 def without_reload(lb: LoadBalancer) -> bool:
@@ -64,9 +64,9 @@ def without_reload(lb: LoadBalancer) -> bool:
         ("\n", "\r\n"),
     ],
 )
-def test_a_join_needs_no_reload_however_the_text_is_written(lb: LoadBalancer, old: str, new: str) -> None:
+def test_a_join_needs_no_reload_in_any_style_of_haproxy_cfg(lb: LoadBalancer, old: str, new: str) -> None:
     assert old in CONFIG
-    lb.cfg.write_bytes(lb.filled(CONFIG.replace(old, new)).encode())
+    lb.cfg.write_bytes(lb.fill_template(CONFIG.replace(old, new)).encode())
     before = lb.text
     with Haproxy(lb) as haproxy:
         ended = lb.join(WEB01)
@@ -98,7 +98,7 @@ def test_a_stats_socket_is_found_by_the_variables_of_the_haproxy_that_runs(
         assert f"stats-answer: {lb.socket}: worker {haproxy.worker()} answers with level admin" in checked
 
 
-def test_a_proxy_is_called_as_the_haproxy_that_runs_calls_it(lb: LoadBalancer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_has_the_name_that_the_running_haproxy_uses(lb: LoadBalancer, monkeypatch: pytest.MonkeyPatch) -> None:
     starts_with(lb, CONFIG.replace("listen lb-iis", 'listen "$PROXY"'))
     monkeypatch.setenv("PROXY", "shop")
     with Haproxy(lb) as haproxy:
@@ -112,7 +112,7 @@ def test_a_proxy_is_called_as_the_haproxy_that_runs_calls_it(lb: LoadBalancer, m
         lb.leave(WEB01)
 
         assert without_reload(lb)
-        assert haproxy.serving("shop") == set()
+        assert haproxy.find_serving("shop") == set()
 
 
 TWO = CONFIG + "    server first 127.0.0.21:1\n{section}\n" + MARKER
@@ -145,7 +145,9 @@ def test_a_server_is_added_to_the_proxy_that_its_line_is_in(
         ('"$HAPROXY_NOBODY_SETS_THIS"\nbackend b\n"${{HAPROXY_NOBODY_SETS_THIS-balance}}" leastconn', "b"),
     ],
 )
-def test_what_only_haproxy_can_tell_is_applied_by_a_reload(lb: LoadBalancer, section: str, name: str) -> None:
+def test_a_change_that_depends_on_haproxys_own_variables_is_applied_by_a_reload(
+    lb: LoadBalancer, section: str, name: str
+) -> None:
     end = ".endif\n" if section.count(".if") > section.count(".endif") else ""
     starts_with(lb, TWO.replace(MARKER, "", 1).replace("{section}", section) + end)
     with Haproxy(lb) as haproxy:
@@ -169,13 +171,13 @@ def test_what_only_haproxy_can_tell_is_applied_by_a_reload(lb: LoadBalancer, sec
         (CONFIG.replace("listen lb", ".if 0\nlisten lb") + ".endif\n", False),
     ],
 )
-def test_a_marker_that_haproxy_passes_over_costs_no_reload(lb: LoadBalancer, text: str, active: bool) -> None:  # noqa: FBT001
+def test_a_marker_in_a_part_that_haproxy_ignores_costs_no_reload(lb: LoadBalancer, text: str, active: bool) -> None:  # noqa: FBT001
     starts_with(lb, text)
     with Haproxy(lb) as haproxy:
         worker = haproxy.worker()
         lb.join(WEB01)
         lb.join(WEB02)
-        lb.say("pause", "web01", 1)
+        lb.send_command("pause", "web01", 1)
         before = lb.text
         again = lb.run("apply"), lb.run("plan")
 
@@ -183,7 +185,7 @@ def test_a_marker_that_haproxy_passes_over_costs_no_reload(lb: LoadBalancer, tex
         assert lb.text == before
         assert haproxy.worker() == worker
         assert lb.managed == ["# lbagent paused web01 127.0.0.11 role=web", lb.server("web02", "127.0.0.12")]
-        assert haproxy.serving() == ({"web02"} if active else set())
+        assert haproxy.find_serving() == ({"web02"} if active else set())
 
 
 @pytest.mark.parametrize("condition", ["1", "0", "defined(PATH)", '"$NOBODY_SETS_THIS"', "feature(THREAD)"])
@@ -197,7 +199,7 @@ def test_a_marker_may_be_in_both_branches_of_one_if(lb: LoadBalancer, condition:
 
         assert [(one.returncode, one.stderr) for one in (joined, left)] == [(0, b"")] * 2
         assert lb.managed == [lb.server("web01", "127.0.0.11")] * 2
-        assert haproxy.serving() == {"web01"}
+        assert haproxy.find_serving() == {"web01"}
         assert "marker-duplicate" not in checked
 
 

@@ -91,7 +91,7 @@ def whole_and_nothing_more(lb: LoadBalancer, operator: bytes, before: set[str], 
 
 
 @pytest.mark.parametrize("lb", [ROLES, RELOADING], ids=["told", "reloaded"], indirect=True)
-def test_kill_9_at_any_moment_leaves_a_whole_text_and_the_next_event_misses_nothing(
+def test_kill_9_at_any_moment_leaves_a_complete_text_and_the_next_event_applies_all(
     lb: LoadBalancer, haproxy: Haproxy, tmp_path: Path
 ) -> None:
     operator, texts = lb.text, set[bytes]()
@@ -114,7 +114,7 @@ def test_kill_9_at_any_moment_leaves_a_whole_text_and_the_next_event_misses_noth
         more = joining(lb, last)
         lasted = time.monotonic() - begun
 
-        assert (more.returncode, more.stderr, spool_records(lb), lb.staged()) == (0, b"", [], [])
+        assert (more.returncode, more.stderr, spool_records(lb), lb.list_staged()) == (0, b"", [], [])
         assert lb.text == expected(lb, operator, whole)
         assert set(haproxy.servers()) == whole
 
@@ -123,7 +123,7 @@ def test_kill_9_at_any_moment_leaves_a_whole_text_and_the_next_event_misses_noth
     assert [text for text in texts if not accepted(text, tmp_path / "haproxy.cfg")] == []
 
 
-def test_killed_between_members_json_and_the_swap(lb: LoadBalancer, haproxy: Haproxy) -> None:
+def test_after_a_kill_before_the_swap_the_next_event_applies_all(lb: LoadBalancer, haproxy: Haproxy) -> None:
     operator = lb.text
     joining(lb, "web001")
     before, reloads = lb.text, haproxy.reloads()[0]
@@ -138,12 +138,12 @@ def test_killed_between_members_json_and_the_swap(lb: LoadBalancer, haproxy: Hap
     assert lb.text == expected(lb, operator, ["web001", "web002", "web003"])
     assert set(haproxy.servers()) == {"web001", "web002", "web003"}
     assert haproxy.reloads() == (reloads + 1, 0)
-    assert lb.staged() == []
+    assert lb.list_staged() == []
 
 
 @pytest.mark.every_haproxy
 @pytest.mark.parametrize("mode", ["-W", "-D"])
-def test_killed_between_the_swap_and_the_reload(lb: LoadBalancer, mode: str) -> None:
+def test_after_a_kill_before_the_reload_the_next_event_reloads(lb: LoadBalancer, mode: str) -> None:
     operator = lb.text
     with Haproxy(lb, mode) as haproxy:
         joining(lb, "web001")
@@ -158,12 +158,10 @@ def test_killed_between_the_swap_and_the_reload(lb: LoadBalancer, mode: str) -> 
         assert joining(lb, "web003").returncode == 0
         assert lb.text == expected(lb, operator, ["web001", "web002", "web003"])
         assert set(haproxy.servers()) == {"web001", "web002", "web003"}
-        assert lb.staged() == []
+        assert lb.list_staged() == []
 
 
-def test_killed_between_the_swap_and_the_reload_an_event_that_changes_nothing_finishes_it(
-    lb: LoadBalancer, haproxy: Haproxy
-) -> None:
+def test_after_a_kill_before_the_reload_an_event_without_a_change_reloads(lb: LoadBalancer, haproxy: Haproxy) -> None:
     joining(lb, "web001")
     reloads = haproxy.reloads()[0]
     set_reload_command(lb, f"{ONCE}{_reloading(haproxy)}")
@@ -176,10 +174,10 @@ def test_killed_between_the_swap_and_the_reload_an_event_that_changes_nothing_fi
     assert lb.text == text
     assert set(haproxy.servers()) == {"web001", "web002"}
     assert haproxy.reloads() == (reloads + 1, 0)
-    assert lb.staged() == []
+    assert lb.list_staged() == []
 
 
-def test_killed_before_served_json_costs_one_more_reload_at_most(lb: LoadBalancer, haproxy: Haproxy) -> None:
+def test_after_a_kill_before_served_json_at_most_one_more_reload_is_made(lb: LoadBalancer, haproxy: Haproxy) -> None:
     joining(lb, "web001")
     reloads, served = haproxy.reloads()[0], lb.served()
     set_reload_command(lb, f"{_reloading(haproxy)}\n{ONCE}")
@@ -197,7 +195,7 @@ def test_killed_before_served_json_costs_one_more_reload_at_most(lb: LoadBalance
     assert haproxy.reloads() in ((reloads + 1, 0), (reloads + 2, 0))
 
 
-def test_killed_before_served_json_the_next_event_brings_everything(lb: LoadBalancer, haproxy: Haproxy) -> None:
+def test_after_a_kill_before_served_json_the_next_event_applies_all(lb: LoadBalancer, haproxy: Haproxy) -> None:
     operator = lb.text
     joining(lb, "web001")
     reloads = haproxy.reloads()[0]
@@ -212,7 +210,7 @@ def test_killed_before_served_json_the_next_event_brings_everything(lb: LoadBala
     assert haproxy.reloads() == (reloads + 2, 0)
 
 
-def test_a_reload_that_the_master_did_not_hear_of_is_asked_for_again(lb: LoadBalancer, haproxy: Haproxy) -> None:
+def test_a_reload_signal_that_the_master_missed_is_sent_again(lb: LoadBalancer, haproxy: Haproxy) -> None:
     operator, heard = lb.text, lb.folder / "heard"
     joining(lb, "web001")
     reloads = haproxy.reloads()[0]
@@ -226,7 +224,7 @@ def test_a_reload_that_the_master_did_not_hear_of_is_asked_for_again(lb: LoadBal
     assert haproxy.reloads() == (reloads + 1, 0)
 
 
-def test_killed_while_it_puts_the_previous_lines_back(lb: LoadBalancer, haproxy: Haproxy) -> None:
+def test_after_a_kill_during_the_roll_back_the_text_is_complete(lb: LoadBalancer, haproxy: Haproxy) -> None:
     operator = lb.text
     joining(lb, "web001")
     # The operator saves while the reload fails: putting back has to be checked, and is killed there.
@@ -243,12 +241,10 @@ def test_killed_while_it_puts_the_previous_lines_back(lb: LoadBalancer, haproxy:
     assert joining(lb, "web003").returncode == 0
     assert lb.text == expected(lb, his, ["web001", "web002", "web003"])
     assert set(haproxy.servers()) == {"web001", "web002", "web003"}
-    assert lb.staged() == []
+    assert lb.list_staged() == []
 
 
-def test_killed_in_the_middle_of_the_swap_the_old_text_can_still_be_put_back(
-    lb: LoadBalancer, haproxy: Haproxy
-) -> None:
+def test_after_a_kill_during_the_swap_the_old_text_can_be_restored(lb: LoadBalancer, haproxy: Haproxy) -> None:
     operator = lb.text
     joining(lb, "web001")
     set_reload_command(lb, ONCE + "exit 1")
@@ -264,9 +260,7 @@ def test_killed_in_the_middle_of_the_swap_the_old_text_can_still_be_put_back(
     assert set(haproxy.servers()) == {"web001"}
 
 
-def test_killed_between_the_swap_and_a_reload_that_fails_the_old_text_is_put_back(
-    lb: LoadBalancer, haproxy: Haproxy
-) -> None:
+def test_after_a_kill_before_a_reload_that_fails_the_old_text_is_restored(lb: LoadBalancer, haproxy: Haproxy) -> None:
     operator = lb.text
     joining(lb, "web001")
     set_reload_command(lb, ONCE + "exit 1")
@@ -277,12 +271,10 @@ def test_killed_between_the_swap_and_a_reload_that_fails_the_old_text_is_put_bac
     assert (killed.returncode, done.returncode) == (KILLED, 5)
     assert lb.text == expected(lb, operator, ["web001"])
     assert set(haproxy.servers()) == {"web001"}
-    assert lb.staged() == []
+    assert lb.list_staged() == []
 
 
-def test_an_event_that_waited_for_a_run_that_was_killed_goes_in_with_the_next(
-    lb: LoadBalancer, haproxy: Haproxy
-) -> None:
+def test_an_event_that_waited_for_a_killed_run_is_applied_by_the_next(lb: LoadBalancer, haproxy: Haproxy) -> None:
     operator = lb.text
     replace_haproxy(lb, 'touch "$0.started"\nwhile [ -e "$0.started" ]; do sleep 0.02; done\nexec "$real" "$@"')
     started = lb.bin / "haproxy.started"
@@ -300,7 +292,7 @@ def test_an_event_that_waited_for_a_run_that_was_killed_goes_in_with_the_next(
     assert joining(lb, "web003").returncode == 0
     assert lb.text == expected(lb, operator, ["web001", "web002", "web003"])
     assert set(haproxy.servers()) == {"web001", "web002", "web003"}
-    assert (lb.spooled(), lb.staged()) == ([], [])
+    assert (lb.list_spool(), lb.list_staged()) == ([], [])
 
 
 def _reloading(haproxy: Haproxy) -> str:

@@ -105,7 +105,7 @@ def test_every_keyword_of_the_manual_is_compared(version: str) -> None:
     assert keywords - KEYWORDS.keys() == set()
 
 
-def test_a_difference_is_seen() -> None:
+def test_a_difference_is_detected() -> None:
     """The comparison itself: two lines that are not the same server."""
     version = next(iter(binaries()))
     same = Case("check inter 1s weight 5")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import http_clients as traffic
-from tests.helpers.daemon import running_watch
+from tests.helpers.daemon import run_watch
 from tests.helpers.pair import Balancer
 from tests.helpers.real_programs import CONFIG, ROLES, Backend, LoadBalancer, SerfAgent, binaries, wait_until
 
@@ -76,12 +76,12 @@ def all_serve(lb: LoadBalancer) -> bool:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("version", list(binaries())[:1] + list(binaries())[-1:])
-def test_pauses_that_have_ended_are_revived_by_no_load_balancer_that_hears_of_them_again(version: str) -> None:
+def test_ended_pauses_stay_ended_when_serf_replays_them(version: str) -> None:
     with contextlib.ExitStack() as stack:
         lb = stack.enter_context(LoadBalancer(CONFIG, ROLES, binaries()[version]))
         one = Balancer("lb01", "127.0.0.9", lb)
         stack.enter_context(one.running())
-        stack.enter_context(running_watch(lb, SERF_RPC_ADDR=one.agent.rpc))
+        stack.enter_context(run_watch(lb, SERF_RPC_ADDR=one.agent.rpc))
         nodes = [
             SerfAgent(f"web{number:02}", f"127.0.0.{20 + number}", "web", more=[f"-join={one.agent.bind}"])
             for number in range(1, COUNT + 1)
@@ -125,7 +125,7 @@ def pause(nodes: list[SerfAgent], one: Balancer) -> None:
     """Pause every node by its own payload, half of them as older scripts send it, and wait until all have ended."""
     end = int(time.time()) + 8
     for number, node in enumerate(nodes):
-        node.event("pause", f"{node.name} until={end} reason=patch day" if number % 2 else f"{node.name} for=6s")
+        node.send_event("pause", f"{node.name} until={end} reason=patch day" if number % 2 else f"{node.name} for=6s")
     wait_until(lambda: len(managed_by(one.lb)) < COUNT / 2)
     wait_until(lambda: all_serve(one.lb))
 
@@ -136,7 +136,7 @@ def served(*clients: Client) -> None:
     wait_until(lambda: all(len(one.answers) >= count for one, count in zip(clients, counts, strict=True)))
 
 
-def test_a_host_reinstalled_under_a_new_name_is_paused_on_a_load_balancer_that_never_knew_the_old_one() -> None:
+def test_a_renamed_host_is_paused_on_a_load_balancer_that_never_saw_its_old_name() -> None:
     with contextlib.ExitStack() as stack:
         lb = stack.enter_context(LoadBalancer(CONFIG, ROLES))
         one = Balancer("lb01", "127.0.0.9", lb)
@@ -144,12 +144,12 @@ def test_a_host_reinstalled_under_a_new_name_is_paused_on_a_load_balancer_that_n
         old = SerfAgent("web10", "127.0.0.31", "web", more=[f"-join={one.agent.bind}"])
         stack.enter_context(old)
         wait_until(lambda: managed_by(lb) == ["web10"] and lb.idle)
-        assert one.agent.query("pause", "web10")["lb01"].split(",")[0] == "done"
+        assert one.agent.send_query("pause", "web10")["lb01"].split(",")[0] == "done"
         old.leave()
-        wait_until(lb.settled)
+        wait_until(lb.is_settled)
         stack.enter_context(SerfAgent("web01", "127.0.0.31", "web", more=[f"-join={one.agent.bind}"]))
         out = "# lbagent paused web01 127.0.0.31 role=web"
-        wait_until(lambda: lb.settled(out))
+        wait_until(lambda: lb.is_settled(out))
 
         two = second(one, lb.binary)
         stack.enter_context(two.lb)

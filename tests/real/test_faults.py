@@ -42,14 +42,14 @@ def caught_up(lb: LoadBalancer, operator: bytes, *numbers: int) -> bool:
     """Whether exactly these nodes are in, and nothing lies about."""
     assert lb.text == insert_lines(operator, server_lines(lb, *numbers))
     assert sorted(lb.members()) == [f"web{number}" for number in numbers]
-    assert (lb.spooled(), lb.staged()) == ([], [])
+    assert (lb.list_spool(), lb.list_staged()) == ([], [])
     return True
 
 
 # Disks
 
 
-def test_full_state_disk_leaves_haproxy_cfg_alone_and_says_what_was_not_stored(lb: LoadBalancer) -> None:
+def test_a_full_state_disk_leaves_haproxy_cfg_unchanged_and_is_reported(lb: LoadBalancer) -> None:
     operator = lb.text
     with small_disk(lb.state) as disk:
         lb.join(WEB1)
@@ -67,14 +67,14 @@ def test_full_state_disk_leaves_haproxy_cfg_alone_and_says_what_was_not_stored(l
 
 
 @pytest.mark.parametrize("pages", [1, 2, 3])
-def test_state_disk_that_fills_up_on_the_way_keeps_the_event(lb: LoadBalancer, pages: int) -> None:
+def test_a_state_disk_that_fills_up_during_a_run_keeps_the_event(lb: LoadBalancer, pages: int) -> None:
     operator = lb.text
     with small_disk(lb.state) as disk:
         lb.join(WEB1)
         with full_disk(disk):
             os.truncate(disk / "filler", (disk / "filler").stat().st_size - pages * os.sysconf("SC_PAGESIZE"))
             done = lb.join(WEB2)
-            kept, text, staged = stored_nodes(lb), lb.text, lb.staged()
+            kept, text, staged = stored_nodes(lb), lb.text, lb.list_staged()
         again = lb.join(WEB3)
         assert caught_up(lb, operator, 1, 2, 3)
 
@@ -85,7 +85,7 @@ def test_state_disk_that_fills_up_on_the_way_keeps_the_event(lb: LoadBalancer, p
 
 
 @pytest.mark.real
-def test_state_disk_full_after_the_swap_does_not_stop_haproxy_from_serving(lb: LoadBalancer) -> None:
+def test_a_state_disk_full_after_the_swap_does_not_stop_haproxy(lb: LoadBalancer) -> None:
     operator = lb.text
     with small_disk(lb.state) as disk, Haproxy(lb) as haproxy:
         lb.join(WEB1)
@@ -114,7 +114,7 @@ def _on_a_disk_of_its_own(folder: Path) -> LoadBalancer:
     return lb
 
 
-def test_full_disk_of_haproxy_cfg_keeps_the_event_and_the_old_text(tmp_path: Path) -> None:
+def test_a_full_disk_of_haproxy_cfg_keeps_the_event_and_the_old_text(tmp_path: Path) -> None:
     with small_disk(tmp_path / "etc") as disk:
         lb = _on_a_disk_of_its_own(tmp_path)
         operator = lb.text
@@ -122,7 +122,7 @@ def test_full_disk_of_haproxy_cfg_keeps_the_event_and_the_old_text(tmp_path: Pat
         before = lb.text
         with full_disk(disk):
             done = lb.join(WEB2)
-            assert (lb.text, lb.staged(), sorted(lb.members())) == (before, [], ["web1", "web2"])
+            assert (lb.text, lb.list_staged(), sorted(lb.members())) == (before, [], ["web1", "web2"])
         again = lb.join(WEB3)
         assert caught_up(lb, operator, 1, 2, 3)
 
@@ -133,7 +133,7 @@ def test_full_disk_of_haproxy_cfg_keeps_the_event_and_the_old_text(tmp_path: Pat
     assert only_line(done).endswith(": No space left on device")
 
 
-def test_read_only_haproxy_cfg_keeps_the_event_and_says_where(tmp_path: Path) -> None:
+def test_a_read_only_haproxy_cfg_keeps_the_event_and_is_reported(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
     lb = _on_a_disk_of_its_own(tmp_path)
     operator = lb.text
@@ -152,7 +152,7 @@ def test_read_only_haproxy_cfg_keeps_the_event_and_says_where(tmp_path: Path) ->
     assert caught_up(lb, operator, 1, 2, 3)
 
 
-def test_haproxy_cfg_that_is_a_mount_point_is_left_alone_and_said_so(lb: LoadBalancer) -> None:
+def test_a_haproxy_cfg_that_is_a_mount_point_is_unchanged_and_reported(lb: LoadBalancer) -> None:
     operator, host = lb.text, lb.folder / "host.cfg"
     lb.join(WEB1)
     before = lb.text
@@ -162,7 +162,7 @@ def test_haproxy_cfg_that_is_a_mount_point_is_left_alone_and_said_so(lb: LoadBal
 
         assert done.returncode == 1
         assert only_line(done) == f"{lb.cfg}: is a mount point of its own; mount its folder instead"
-        assert (lb.text, lb.staged()) == (before, [])
+        assert (lb.text, lb.list_staged()) == (before, [])
         assert (
             f"error    haproxy-cfg: {lb.cfg}: cannot be replaced: the file is a mount point"
             "; mount its directory instead\n"
@@ -171,7 +171,7 @@ def test_haproxy_cfg_that_is_a_mount_point_is_left_alone_and_said_so(lb: LoadBal
     assert caught_up(lb, operator, 1, 2, 3)
 
 
-def test_read_only_state_directory_says_what_was_not_stored(lb: LoadBalancer) -> None:
+def test_a_read_only_state_directory_is_reported(lb: LoadBalancer) -> None:
     operator = lb.text
     lb.join(WEB1)
     before = folder_contents(lb.folder)
@@ -190,7 +190,7 @@ def test_read_only_state_directory_says_what_was_not_stored(lb: LoadBalancer) ->
 # HAProxy
 
 
-def test_without_haproxy_the_event_waits_and_the_next_run_catches_up(lb: LoadBalancer) -> None:
+def test_without_haproxy_the_event_waits_and_the_next_run_applies_it(lb: LoadBalancer) -> None:
     operator = lb.text
     lb.join(WEB1)
     before = lb.text
@@ -206,7 +206,7 @@ def test_without_haproxy_the_event_waits_and_the_next_run_catches_up(lb: LoadBal
 
     assert done.returncode == 75
     assert only_line(done) == "haproxy -c cannot be run: no such program: haproxy"
-    assert (lb.text, lb.staged(), sorted(lb.members())) == (before, [], ["web1", "web2"])
+    assert (lb.text, lb.list_staged(), sorted(lb.members())) == (before, [], ["web1", "web2"])
     assert lb.join(WEB3).returncode == 0
     assert caught_up(lb, operator, 1, 2, 3)
 
@@ -232,7 +232,7 @@ REFUSING = 'echo "[ALERT]    (1) : config : parsing [x.cfg:3]: unknown keyword" 
 
 
 @pytest.mark.parametrize("script", [REFUSING, "exit 2"], ids=["refusing", "no-listener"])
-def test_haproxy_that_refuses_everything_replaces_nothing(lb: LoadBalancer, script: str) -> None:
+def test_a_haproxy_that_refuses_everything_replaces_nothing(lb: LoadBalancer, script: str) -> None:
     operator = lb.text
     lb.join(WEB1)
     before = lb.text
@@ -242,14 +242,14 @@ def test_haproxy_that_refuses_everything_replaces_nothing(lb: LoadBalancer, scri
 
     assert done.returncode == 4
     assert only_line(done).startswith("haproxy.cfg is invalid, not because of lbagent; nothing was changed: ")
-    assert (lb.text, lb.staged(), sorted(lb.members())) == (before, [], ["web1", "web2"])
+    assert (lb.text, lb.list_staged(), sorted(lb.members())) == (before, [], ["web1", "web2"])
     restore_haproxy(lb)
     assert lb.join(WEB3).returncode == 0
     assert caught_up(lb, operator, 1, 2, 3)
 
 
 @pytest.mark.parametrize("script", ["kill -9 $$", "kill -ABRT $$", "exit 137", 'sh -c "kill -9 \\$\\$"'])
-def test_haproxy_c_that_is_killed_blames_nobody_and_replaces_nothing(lb: LoadBalancer, script: str) -> None:
+def test_a_killed_haproxy_c_quarantines_no_node_and_replaces_nothing(lb: LoadBalancer, script: str) -> None:
     operator = lb.text
     lb.join(WEB1)
     before = lb.text
@@ -259,7 +259,7 @@ def test_haproxy_c_that_is_killed_blames_nobody_and_replaces_nothing(lb: LoadBal
 
     assert (done.returncode, planned.returncode) == (75, 75)
     assert only_line(done).startswith("haproxy -c was killed by signal ")
-    assert (lb.text, lb.staged()) == (before, [])
+    assert (lb.text, lb.list_staged()) == (before, [])
     assert {name: one["quarantine"] for name, one in lb.members().items()} == {"web1": None, "web2": None}
     assert b"was killed by signal" in lb.run("check").stdout
     restore_haproxy(lb)
@@ -267,7 +267,7 @@ def test_haproxy_c_that_is_killed_blames_nobody_and_replaces_nothing(lb: LoadBal
     assert caught_up(lb, operator, 1, 2, 3)
 
 
-def test_haproxy_c_that_is_killed_while_the_culprit_is_looked_for_blames_nobody(lb: LoadBalancer) -> None:
+def test_a_haproxy_c_killed_during_bisection_quarantines_no_node(lb: LoadBalancer) -> None:
     before = lb.text
     replace_haproxy(
         lb,
@@ -278,15 +278,15 @@ def test_haproxy_c_that_is_killed_while_the_culprit_is_looked_for_blames_nobody(
     done = lb.join(WEB1, WEB2)
 
     assert done.returncode == 75
-    assert (lb.text, lb.staged()) == (before, [])
+    assert (lb.text, lb.list_staged()) == (before, [])
     assert {one["quarantine"] for one in lb.members().values()} == {None}
 
 
-def test_haproxy_c_that_hangs_is_ended_with_all_it_started(lb: LoadBalancer) -> None:
+def test_a_haproxy_c_that_hangs_is_ended_with_its_children(lb: LoadBalancer) -> None:
     operator = lb.text
     lb.join(WEB1)
     before = lb.text
-    lb.roles.write_text(lb.filled(ROLES).replace("timeout: 15s", "timeout: 1s"))
+    lb.roles.write_text(lb.fill_template(ROLES).replace("timeout: 15s", "timeout: 1s"))
     replace_haproxy(lb, "sleep 61.7654 &\nwait")
 
     done = lb.join(WEB2)
@@ -294,7 +294,7 @@ def test_haproxy_c_that_hangs_is_ended_with_all_it_started(lb: LoadBalancer) -> 
     assert done.returncode == 75
     assert only_line(done) == "haproxy did not end within 1 s"
     assert list_running("61.7654") == []
-    assert (lb.text, lb.staged(), sorted(lb.members())) == (before, [], ["web1", "web2"])
+    assert (lb.text, lb.list_staged(), sorted(lb.members())) == (before, [], ["web1", "web2"])
     restore_haproxy(lb)
     assert lb.join(WEB3).returncode == 0
     assert caught_up(lb, operator, 1, 2, 3)
@@ -303,7 +303,7 @@ def test_haproxy_c_that_hangs_is_ended_with_all_it_started(lb: LoadBalancer) -> 
 @pytest.mark.every_haproxy
 @pytest.mark.real
 @pytest.mark.parametrize("script", ["exit 1", "echo no >&2; exit 3", "kill -9 $$"])
-def test_reload_that_fails_puts_the_previous_lines_back_and_is_not_tried_with_every_event(
+def test_a_failed_reload_restores_the_previous_lines_and_is_not_tried_with_every_event(
     lb: LoadBalancer, script: str
 ) -> None:
     operator = lb.text
@@ -319,10 +319,10 @@ def test_reload_that_fails_puts_the_previous_lines_back_and_is_not_tried_with_ev
         assert only_line(done).endswith(f"; the previous managed lines are restored in {lb.cfg}")
         assert [run.returncode for run in later] == [5] * 5
         assert (lb.folder / "reload.log").read_text() == "reload\n"
-        assert (lb.text, lb.staged()) == (before, [])
+        assert (lb.text, lb.list_staged()) == (before, [])
         assert (haproxy.worker(), set(haproxy.servers())) == (worker, {"web1"})
         assert sorted(lb.members()) == [f"web{number}" for number in range(1, 8)]
-        lb.roles.write_text(lb.filled(ROLES))
+        lb.roles.write_text(lb.fill_template(ROLES))
         assert lb.join(member_line("web8", "127.0.0.18")).returncode == 0
         assert caught_up(lb, operator, *range(1, 9))
         assert set(haproxy.servers()) == {f"web{number}" for number in range(1, 9)}
@@ -330,12 +330,14 @@ def test_reload_that_fails_puts_the_previous_lines_back_and_is_not_tried_with_ev
 
 @pytest.mark.every_haproxy
 @pytest.mark.real
-def test_reload_command_that_is_missing_puts_the_previous_lines_back(lb: LoadBalancer) -> None:
+def test_a_missing_reload_command_restores_the_previous_lines(lb: LoadBalancer) -> None:
     operator = lb.text
     with Haproxy(lb) as haproxy:
         lb.join(WEB1)
         before = lb.text
-        lb.roles.write_text(lb.filled(RELOADING).replace("haproxy:\n", "haproxy:\n  reload: [/nowhere/reload]\n"))
+        lb.roles.write_text(
+            lb.fill_template(RELOADING).replace("haproxy:\n", "haproxy:\n  reload: [/nowhere/reload]\n")
+        )
 
         done = lb.join(WEB2)
 
@@ -343,8 +345,8 @@ def test_reload_command_that_is_missing_puts_the_previous_lines_back(lb: LoadBal
         assert only_line(done) == (
             f"/nowhere/reload cannot be run: no such program; the previous managed lines are restored in {lb.cfg}"
         )
-        assert (lb.text, lb.staged()) == (before, [])
-        lb.roles.write_text(lb.filled(ROLES))
+        assert (lb.text, lb.list_staged()) == (before, [])
+        lb.roles.write_text(lb.fill_template(ROLES))
         assert lb.join(WEB3).returncode == 0
         assert caught_up(lb, operator, 1, 2, 3)
         assert set(haproxy.servers()) == {"web1", "web2", "web3"}
@@ -352,7 +354,7 @@ def test_reload_command_that_is_missing_puts_the_previous_lines_back(lb: LoadBal
 
 @pytest.mark.every_haproxy
 @pytest.mark.real
-def test_reload_that_says_it_went_well_and_did_nothing_is_not_believed(lb: LoadBalancer) -> None:
+def test_a_reload_command_that_succeeds_without_a_reload_counts_as_failed(lb: LoadBalancer) -> None:
     operator = lb.text
     with Haproxy(lb) as haproxy:
         lb.join(WEB1)
@@ -363,7 +365,7 @@ def test_reload_that_says_it_went_well_and_did_nothing_is_not_believed(lb: LoadB
 
         assert done.returncode == 75
         assert only_line(done) == "no new HAProxy worker was seen within 1 s of the reload"
-        lb.roles.write_text(lb.filled(ROLES))
+        lb.roles.write_text(lb.fill_template(ROLES))
         assert lb.join(WEB3).returncode == 0
         assert caught_up(lb, operator, 1, 2, 3)
         assert set(haproxy.servers()) == {"web1", "web2", "web3"}
@@ -386,7 +388,7 @@ BROKEN_ROLES = {
 
 
 @pytest.mark.parametrize("content", BROKEN_ROLES.values(), ids=BROKEN_ROLES)
-def test_broken_roles_yml_changes_nothing_on_disk_and_the_event_waits(lb: LoadBalancer, content: bytes) -> None:
+def test_an_invalid_roles_yml_changes_nothing_on_disk_and_the_event_waits(lb: LoadBalancer, content: bytes) -> None:
     operator, good = lb.text, lb.roles.read_bytes()
     lb.join(WEB1)
     lb.roles.write_bytes(content)
@@ -406,7 +408,7 @@ def test_broken_roles_yml_changes_nothing_on_disk_and_the_event_waits(lb: LoadBa
 
 
 @pytest.mark.parametrize("instead", ["nothing", "a folder"])
-def test_lost_roles_yml_changes_nothing_on_disk_and_the_event_waits(lb: LoadBalancer, instead: str) -> None:
+def test_a_missing_roles_yml_changes_nothing_on_disk_and_the_event_waits(lb: LoadBalancer, instead: str) -> None:
     operator, good = lb.text, lb.roles.read_bytes()
     lb.join(WEB1)
     lb.roles.unlink()
@@ -429,7 +431,7 @@ def test_lost_roles_yml_changes_nothing_on_disk_and_the_event_waits(lb: LoadBala
     assert caught_up(lb, operator, 1, 2, 3)
 
 
-def test_events_of_a_whole_broken_hour_go_in_with_the_first_good_run(lb: LoadBalancer) -> None:
+def test_all_events_stored_during_a_failure_are_applied_by_the_first_good_run(lb: LoadBalancer) -> None:
     operator, good = lb.text, lb.roles.read_bytes()
     lb.join(WEB1)
     lb.roles.write_bytes(b"roles: [")
@@ -441,7 +443,7 @@ def test_events_of_a_whole_broken_hour_go_in_with_the_first_good_run(lb: LoadBal
     assert runs == [2] * 11
     assert lb.run("apply").returncode == 0
     assert lb.text == insert_lines(operator, server_lines(lb, *range(2, 12)))
-    assert (lb.spooled(), lb.staged()) == ([], [])
+    assert (lb.list_spool(), lb.list_staged()) == ([], [])
 
 
 # State
@@ -450,7 +452,7 @@ def test_events_of_a_whole_broken_hour_go_in_with_the_first_good_run(lb: LoadBal
 def _three(lb: LoadBalancer) -> list[str]:
     """Three nodes, the second of them paused; returns the managed lines."""
     lb.join(WEB1, WEB2, WEB3)
-    lb.say("pause", "web2", 7)
+    lb.send_command("pause", "web2", 7)
     first, _, third = server_lines(lb, 1, 2, 3)
     return [first, "# lbagent paused web2 127.0.0.12 role=web", third]
 
@@ -485,7 +487,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_damaged_members_json_is_kept_aside_and_rebuilt_from_the_managed_lines(
+def test_a_damaged_members_json_is_kept_aside_and_rebuilt_from_the_managed_lines(
     lb: LoadBalancer, damage: object
 ) -> None:
     operator = lb.text
@@ -501,11 +503,11 @@ def test_damaged_members_json_is_kept_aside_and_rebuilt_from_the_managed_lines(
     assert only_line(done).startswith("members.json is damaged")
     assert [one.read_bytes() for one in lb.state.glob("members.json.damaged-*")] == [damaged]
     assert lb.text == insert_lines(operator, [*standing, *server_lines(lb, 4)])
-    assert lb.say("resume", "web2", 8).returncode == 0
+    assert lb.send_command("resume", "web2", 8).returncode == 0
     assert caught_up(lb, operator, 1, 2, 3, 4)
 
 
-def test_lost_members_json_is_rebuilt_from_the_managed_lines_pauses_included(lb: LoadBalancer) -> None:
+def test_a_lost_members_json_is_rebuilt_from_the_managed_lines_with_pauses(lb: LoadBalancer) -> None:
     operator = lb.text
     standing = _three(lb)
     (lb.state / "members.json").unlink()
@@ -514,11 +516,11 @@ def test_lost_members_json_is_rebuilt_from_the_managed_lines_pauses_included(lb:
 
     assert (done.returncode, done.stderr) == (0, b"")
     assert lb.text == insert_lines(operator, [*standing, *server_lines(lb, 4)])
-    assert lb.say("resume", "web2", 8).returncode == 0
+    assert lb.send_command("resume", "web2", 8).returncode == 0
     assert caught_up(lb, operator, 1, 2, 3, 4)
 
 
-def test_lost_state_directory_removes_nothing(lb: LoadBalancer) -> None:
+def test_a_lost_state_directory_removes_no_line(lb: LoadBalancer) -> None:
     operator = lb.text
     standing = _three(lb)
     lb.state.rename(lb.folder / "gone")
@@ -529,7 +531,7 @@ def test_lost_state_directory_removes_nothing(lb: LoadBalancer) -> None:
     assert lb.text == insert_lines(operator, [*standing, *server_lines(lb, 4)])
 
 
-def test_every_damaged_members_json_is_kept_not_just_the_last(lb: LoadBalancer) -> None:
+def test_every_damaged_members_json_is_kept(lb: LoadBalancer) -> None:
     standing = _three(lb)
     path = lb.state / "members.json"
 
@@ -556,7 +558,7 @@ SERVED = {
 @pytest.mark.every_haproxy
 @pytest.mark.real
 @pytest.mark.parametrize("content", SERVED.values(), ids=SERVED)
-def test_damaged_served_json_costs_one_reload_at_most(lb: LoadBalancer, content: bytes | None) -> None:
+def test_a_damaged_served_json_costs_one_reload_at_most(lb: LoadBalancer, content: bytes | None) -> None:
     operator = lb.text
     with Haproxy(lb) as haproxy:
         lb.join(WEB1, WEB2)
@@ -575,7 +577,7 @@ def test_damaged_served_json_costs_one_reload_at_most(lb: LoadBalancer, content:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"null", b'{"key": 1, "state": 2}', b"[" * 100_000])
-def test_damaged_cache_of_roles_yml_does_no_harm(lb: LoadBalancer, content: bytes) -> None:
+def test_a_damaged_cache_of_roles_yml_is_ignored(lb: LoadBalancer, content: bytes) -> None:
     operator = lb.text
     lb.join(WEB1)
     (lb.state / "roles.json").write_bytes(content)

@@ -55,7 +55,7 @@ def verdict(check: subprocess.Popen[bytes]) -> int:
     return check.wait(PATIENCE)
 
 
-def test_a_neighbour_with_another_haproxy_cfg_is_left_alone(lb: LoadBalancer) -> None:
+def test_a_haproxy_with_another_haproxy_cfg_is_not_reloaded(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy, LoadBalancer(roles=RELOADING, binary=lb.binary) as other, Haproxy(other) as neighbour:
         ended = lb.join(WEB01)
 
@@ -99,16 +99,16 @@ def test_a_haproxy_cfg_of_several_files_is_one_text(lb: LoadBalancer, given: str
     head, _, listen = CONFIG.partition("listen lb-iis")
     first, second = lb.etc / "conf.d" / "10-global.cfg", lb.etc / "conf.d" / "20-web.cfg"
     first.parent.mkdir()
-    first.write_text(lb.filled(head))
-    second.write_text(lb.filled(f"listen lb-iis{listen}"))
+    first.write_text(lb.fill_template(head))
+    second.write_text(lb.fill_template(f"listen lb-iis{listen}"))
     config = [str(first), str(second)] if given == "files" else [str(first.parent)]
-    lb.roles.write_text(lb.filled(RELOADING).replace(f"config: {lb.cfg}", f"config: [{', '.join(config)}]"))
+    lb.roles.write_text(lb.fill_template(RELOADING).replace(f"config: {lb.cfg}", f"config: [{', '.join(config)}]"))
     with Haproxy(lb, config=config) as haproxy:
         ended = lb.join(WEB01)
 
         assert (ended.returncode, ended.stderr) == (0, b"")
-        assert first.read_text() == lb.filled(head)
-        assert second.read_text() == lb.filled(f"listen lb-iis{listen}").replace(
+        assert first.read_text() == lb.fill_template(head)
+        assert second.read_text() == lb.fill_template(f"listen lb-iis{listen}").replace(
             "    # additional", f"    {lb.server('web01', '127.0.0.11')}\n    # additional"
         )
         assert (haproxy.reloads(), list(haproxy.servers())) == ((1, 0), ["web01"])
@@ -119,7 +119,7 @@ def test_a_haproxy_cfg_of_several_files_is_one_text(lb: LoadBalancer, given: str
         ]
 
 
-def test_a_haproxy_that_does_not_run_finds_the_lines_when_it_starts(lb: LoadBalancer) -> None:
+def test_a_haproxy_that_starts_later_serves_the_lines(lb: LoadBalancer) -> None:
     ended = lb.join(WEB01)
     again = lb.join(WEB01)
     with Haproxy(lb) as haproxy:
@@ -149,7 +149,7 @@ def test_a_text_written_without_a_reload_is_served_after_the_next_event(lb: Load
 # `haproxy -c` of an operator, or of systemd's ExecStartPre and ExecReload (with -Ws), is none that runs.
 # Taken for one, it is sent SIGUSR2, which ends it, and HAProxy's own start or reload with it.
 @pytest.mark.parametrize("flags", [[], ["-W", "-q"]], ids=["by hand", "by systemd"])
-def test_somebody_elses_check_is_not_taken_for_a_running_haproxy(lb: LoadBalancer, flags: list[str]) -> None:
+def test_a_haproxy_c_of_another_process_does_not_count_as_a_running_haproxy(lb: LoadBalancer, flags: list[str]) -> None:
     lb.roles.write_text(lb.roles.read_text().replace("timeout: 15s", "timeout: 1s"))
     with checking(lb, *flags) as check:
         ended = lb.join(WEB01)
@@ -178,12 +178,12 @@ def test_somebody_elses_check_is_not_taken_for_a_running_haproxy(lb: LoadBalance
         ("", False),
     ],
 )
-def test_what_only_looks_is_told_from_what_serves(line: str, looks: bool) -> None:  # noqa: FBT001
+def test_a_command_line_that_only_checks_differs_from_one_that_serves(line: str, looks: bool) -> None:  # noqa: FBT001
     assert is_check_only(line.split()) is looks
 
 
 @pytest.mark.parametrize("mode", ["-W", "-D"])
-def test_somebody_elses_check_beside_a_running_haproxy_changes_nothing(lb: LoadBalancer, mode: str) -> None:
+def test_a_haproxy_c_of_another_process_beside_a_running_haproxy_changes_nothing(lb: LoadBalancer, mode: str) -> None:
     with Haproxy(lb, mode) as haproxy, checking(lb, "-W", "-q") as check:
         ended = lb.join(WEB01)
 
@@ -193,7 +193,7 @@ def test_somebody_elses_check_beside_a_running_haproxy_changes_nothing(lb: LoadB
 
 
 @pytest.mark.parametrize("mode", ["-W", "-D"])
-def test_no_request_fails_while_nodes_come_pause_and_go(lb: LoadBalancer, mode: str) -> None:
+def test_no_request_fails_while_nodes_join_pause_and_leave(lb: LoadBalancer, mode: str) -> None:
     with (
         Backend("web01", "127.0.0.11", lb.port),
         Backend("web02", "127.0.0.12", lb.port),
@@ -217,8 +217,8 @@ def test_no_request_fails_while_nodes_come_pause_and_go(lb: LoadBalancer, mode: 
                 for turn in range(5)
                 for ended in (
                     lb.join(WEB02),
-                    lb.say("pause", "web02", 2 * turn + 1),
-                    lb.say("resume", "web02", 2 * turn + 2),
+                    lb.send_command("pause", "web02", 2 * turn + 1),
+                    lb.send_command("resume", "web02", 2 * turn + 2),
                     lb.leave(WEB02),
                 )
             ]

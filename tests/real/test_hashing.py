@@ -59,7 +59,7 @@ def come(lb: LoadBalancer, haproxy: Haproxy, name: str) -> dict[str, str]:
     return where(lb)
 
 
-def test_who_comes_takes_its_share_and_nobody_else_moves() -> None:
+def test_a_node_that_joins_takes_its_share_and_no_other_client_moves() -> None:
     with pair() as ((lb, haproxy), (other, other_haproxy)):
         before, reloads = where(lb), haproxy.reloads()
         assert (set(before.values()), where(other)) == (set(TEN), before)

@@ -55,10 +55,10 @@ def healthy(lb: LoadBalancer, haproxy: Haproxy) -> None:
     """Joins, pauses, leaves, status and check all do their work."""
     joined = lb.join(WEB01, WEB02)
     assert joined.returncode == 0
-    assert lb.ask("pause", "web01", 1).stdout.startswith(b"done")
-    assert haproxy.serving() == {"web02"}
-    assert lb.ask("resume", "web01", 2).stdout.startswith(b"done")
-    assert haproxy.serving() == {"web01", "web02"}
+    assert lb.send_query("pause", "web01", 1).stdout.startswith(b"done")
+    assert haproxy.find_serving() == {"web02"}
+    assert lb.send_query("resume", "web01", 2).stdout.startswith(b"done")
+    assert haproxy.find_serving() == {"web01", "web02"}
     assert [lb.run(verb).returncode for verb in ("plan", "apply", "status")] == [0, 0, 0]
     assert all(one["quarantine"] is None for one in lb.members().values())
 
@@ -75,8 +75,10 @@ def healthy(lb: LoadBalancer, haproxy: Haproxy) -> None:
         ("cache c\n    total-max-size 4\n    max-age 10\n", "cache c"),
     ],
 )
-def test_a_marker_where_no_server_can_be_is_named_and_ignored(lb: LoadBalancer, section: str, name: str) -> None:
-    section = lb.filled(section)
+def test_a_marker_in_a_section_without_servers_is_reported_and_ignored(
+    lb: LoadBalancer, section: str, name: str
+) -> None:
+    section = lb.fill_template(section)
     lb.text = lb.text + f"{section}{MARKER}".encode()
     with Haproxy(lb) as haproxy:
         healthy(lb, haproxy)
@@ -106,7 +108,7 @@ DAMAGED = [
 ]
 
 
-def test_damaged_managed_lines_elsewhere_are_left_alone_and_reported(lb: LoadBalancer) -> None:
+def test_damaged_managed_lines_elsewhere_are_kept_and_reported(lb: LoadBalancer) -> None:
     tail = "".join(f"backend z{at}\n    {line}\n" for at, line in enumerate(DAMAGED))
     lb.text = lb.text + tail.encode()
     with Haproxy(lb) as haproxy:
@@ -152,7 +154,7 @@ def test_the_names_of_a_server_template_are_the_operators_in_its_proxy_only(
     with Haproxy(lb) as haproxy:
         assert lb.join(WEB01, member_line("web09", "127.0.0.19")).returncode == 0
 
-        assert haproxy.serving("two") == {"web01", "web09"}
+        assert haproxy.find_serving("two") == {"web01", "web09"}
         assert "web09" in haproxy.servers()
         assert lb.managed.count(lb.server("web01", "127.0.0.11")) == (1 if taken else 2)
         assert all(one["quarantine"] is None for one in lb.members().values())
@@ -160,10 +162,12 @@ def test_the_names_of_a_server_template_are_the_operators_in_its_proxy_only(
         assert lb.run("apply").returncode == 0
 
 
-def test_adopting_leaves_a_backup_line_below_the_marker_alone(lb: LoadBalancer) -> None:
+def test_adopting_keeps_a_backup_line_below_the_marker(lb: LoadBalancer) -> None:
     above, below = "    server web01 127.0.0.11:{port} check\n", "    server spare 127.0.0.11:{port} check backup\n"
-    lb.text = lb.filled(CONFIG.replace(MARKER, f"{above}{MARKER}{below}")).encode()
-    expected = lb.filled(CONFIG.replace(MARKER, f"    {lb.server('web01', '127.0.0.11')}\n{MARKER}{below}")).encode()
+    lb.text = lb.fill_template(CONFIG.replace(MARKER, f"{above}{MARKER}{below}")).encode()
+    expected = lb.fill_template(
+        CONFIG.replace(MARKER, f"    {lb.server('web01', '127.0.0.11')}\n{MARKER}{below}")
+    ).encode()
     with Haproxy(lb) as haproxy:
         lb.join(WEB01)
         adopted = lb.run("apply", "--adopt", "--yes")
@@ -173,16 +177,18 @@ def test_adopting_leaves_a_backup_line_below_the_marker_alone(lb: LoadBalancer) 
         assert [one.returncode for one in again] == [0, 0, 0]
         assert lb.text == expected
 
-        assert lb.ask("pause", "web01", 1).stdout.startswith(b"done")
-        assert lb.ask("resume", "web01", 2).stdout.startswith(b"done")
+        assert lb.send_query("pause", "web01", 1).stdout.startswith(b"done")
+        assert lb.send_query("resume", "web01", 2).stdout.startswith(b"done")
         assert lb.text == expected
-        assert haproxy.serving() == {"web01", "spare"}
+        assert haproxy.find_serving() == {"web01", "spare"}
 
 
 def test_adopting_takes_one_of_two_lines_above_the_marker(lb: LoadBalancer) -> None:
     spare, mine = "    server spare 127.0.0.11:{port} check backup\n", "    server WEB01 127.0.0.11:{port} check\n"
-    lb.text = lb.filled(CONFIG.replace(MARKER, f"{spare}{mine}{MARKER}")).encode()
-    expected = lb.filled(CONFIG.replace(MARKER, f"{spare}    {lb.server('web01', '127.0.0.11')}\n{MARKER}")).encode()
+    lb.text = lb.fill_template(CONFIG.replace(MARKER, f"{spare}{mine}{MARKER}")).encode()
+    expected = lb.fill_template(
+        CONFIG.replace(MARKER, f"{spare}    {lb.server('web01', '127.0.0.11')}\n{MARKER}")
+    ).encode()
     with Haproxy(lb):
         lb.join(WEB01)
         for options in (["--adopt", "--yes"], ["--adopt", "--yes"], []):
@@ -192,7 +198,7 @@ def test_adopting_takes_one_of_two_lines_above_the_marker(lb: LoadBalancer) -> N
 
 @pytest.mark.parametrize("name", ["haproxy.cfg", "roles.yml"])
 @pytest.mark.parametrize("kind", ["fifo", "folder", "device", "socket"])
-def test_what_is_not_a_regular_file_is_refused_at_once(oldest: LoadBalancer, name: str, kind: str) -> None:
+def test_a_path_that_is_not_a_regular_file_is_refused_at_once(oldest: LoadBalancer, name: str, kind: str) -> None:
     lb = oldest
     path = lb.etc / name
     path.rename(lb.folder / "kept")
@@ -214,11 +220,11 @@ def test_what_is_not_a_regular_file_is_refused_at_once(oldest: LoadBalancer, nam
     assert (joined.returncode, planned.returncode) == ((1, 1) if name == "haproxy.cfg" else (2, 2))
     assert checked.returncode == 1
     assert all(why in said for said in (joined.stderr, planned.stderr, checked.stdout))
-    assert len(lb.spooled()) + len(lb.members()) == 1
+    assert len(lb.list_spool()) + len(lb.members()) == 1
 
 
 @pytest.mark.parametrize("name", ["haproxy.cfg", "roles.yml"])
-def test_watch_ends_when_told_though_a_file_is_a_fifo(oldest: LoadBalancer, name: str) -> None:
+def test_watch_ends_on_sigterm_although_a_file_is_a_fifo(oldest: LoadBalancer, name: str) -> None:
     lb = oldest
     path = lb.etc / name
     path.rename(lb.folder / "kept")

@@ -50,14 +50,14 @@ def test_old_workers_are_counted_until_their_last_session_ends() -> None:
         assert old(lb)[2] == ["lbagent_old_workers 0"]
 
 
-def test_no_haproxy_has_no_old_workers() -> None:
+def test_without_haproxy_there_are_no_old_workers() -> None:
     with LoadBalancer(CONFIG, RELOADING) as lb:
         lb.join(db(0))
 
         assert old(lb) == (None, [], [])
 
 
-def test_sessions_live_through_changes_that_take_no_reload() -> None:
+def test_sessions_survive_changes_without_a_reload() -> None:
     with LoadBalancer(CONFIG, ROLES) as lb, Haproxy(lb) as haproxy, echo_servers(ADDRESSES, lb.port):
         lb.join(*map(db, range(3)))
         reloads = haproxy.reloads()
@@ -68,7 +68,7 @@ def test_sessions_live_through_changes_that_take_no_reload() -> None:
                 lb.join(db(number))
             for number in (0, 1, 3):
                 lb.leave(db(number))
-            lb.say("pause", "db2", 1)
+            lb.send_command("pause", "db2", 1)
 
             assert [session.lives() for session in sessions] == 6 * [True]
             assert (haproxy.reloads(), old(lb)) == (reloads, (0, [], ["lbagent_old_workers 0"]))

@@ -58,13 +58,13 @@ def stranger(lb: LoadBalancer) -> Iterator[Container]:
 
 
 @pytest.mark.parametrize("pidfile", ["no pidfile", "a pidfile that names it"])
-def test_a_stranger_in_a_container_is_not_taken_for_our_haproxy_that_is_down(lb: LoadBalancer, pidfile: str) -> None:
+def test_a_haproxy_of_another_container_does_not_count_as_ours_that_is_down(lb: LoadBalancer, pidfile: str) -> None:
     with stranger(lb) as other:
         if pidfile != "no pidfile":
             lb.text = lb.text.replace(b"global\n", f"global\n    pidfile {other.pidfile}\n".encode())
         before = other.workers()
 
-        ended, asked = lb.join(WEB01), lb.ask("pause", "web01", 1)
+        ended, asked = lb.join(WEB01), lb.send_query("pause", "web01", 1)
 
         assert (ended.returncode, ended.stderr, asked.stdout) == (0, b"", b"haproxy not seen\n")
         assert [entry["outcome"] for entry in lb.history()] == ["written", "written"]
@@ -73,7 +73,7 @@ def test_a_stranger_in_a_container_is_not_taken_for_our_haproxy_that_is_down(lb:
 
 
 @pytest.mark.parametrize("socket", ["with a stats socket", "without a stats socket"])
-def test_a_stranger_in_a_container_is_left_alone_beside_ours(lb: LoadBalancer, socket: str) -> None:
+def test_a_haproxy_of_another_container_beside_ours_is_not_reloaded(lb: LoadBalancer, socket: str) -> None:
     with stranger(lb) as other, Haproxy(lb) as ours:
         if socket == "without a stats socket":
             lb.text = lb.text.replace(f"    stats socket {lb.socket}".encode(), b"    # stats socket")
@@ -84,7 +84,7 @@ def test_a_stranger_in_a_container_is_left_alone_beside_ours(lb: LoadBalancer, s
         assert (ours.reloads(), other.reloads()) == ((1, 0), (0, 0))
 
 
-def test_our_haproxy_in_a_container_is_found_by_the_file_under_whatever_path(lb: LoadBalancer) -> None:
+def test_our_haproxy_in_a_container_is_found_by_its_file_at_any_path(lb: LoadBalancer) -> None:
     inside = lb.folder / "usr" / "local" / "etc" / "haproxy"
     inside.mkdir(parents=True)
     with Container(lb, {lb.etc: inside}, str(inside / lb.cfg.name)) as ours:
@@ -107,7 +107,7 @@ def test_a_link_in_a_container_does_not_lead_to_our_file(lb: LoadBalancer, link:
             assert one.reloads() == (0, 0)
 
 
-def test_a_haproxy_that_has_changed_its_root_is_ours_by_its_path(lb: LoadBalancer) -> None:
+def test_a_haproxy_that_has_changed_its_root_is_found_by_its_path(lb: LoadBalancer) -> None:
     (lb.folder / "empty").mkdir()
     lb.text = lb.text.replace(b"global\n", f"global\n    chroot {lb.folder}/empty\n".encode())
     with Haproxy(lb, "-D") as haproxy:

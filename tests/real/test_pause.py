@@ -56,14 +56,14 @@ def two(running: tuple[Balancer, Balancer, list[Web]]) -> Iterator[tuple[Balance
     wait_until(lambda: not any(line.startswith("#") for line in one.lb.managed + other.lb.managed))
 
 
-def test_a_pause_confirmed_by_both_takes_all_traffic_away(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+def test_a_pause_confirmed_by_both_stops_all_traffic_to_the_node(two: tuple[Balancer, Balancer, list[Web]]) -> None:
     one, other, (node, rest) = two
     for balancer in (one, other):
         wait_until(functools.partial(_serves_both, balancer))
 
     done = one.rows("pause", node.name, "--for", "2h", "--reason", "patch  day")
     requests = node.backend.requests
-    answering = [balancer.haproxy.answering(40) for balancer in (one, other)]
+    answering = [balancer.haproxy.find_answering(40) for balancer in (one, other)]
 
     assert done == (0, {"lb01": "done", "lb02": "done"})
     assert (answering, node.backend.requests) == ([{rest.name}, {rest.name}], requests)
@@ -85,7 +85,7 @@ def test_a_load_balancer_that_does_not_confirm_is_named(two: tuple[Balancer, Bal
     status, said = one.rows("pause", node.name)
 
     gate.touch()
-    wait_until(lambda: other.lb.settled(node.out, other.lb.server("web02", "127.0.0.12")))
+    wait_until(lambda: other.lb.is_settled(node.out, other.lb.server("web02", "127.0.0.12")))
     assert (status, said) == (1, {"lb01": "done", "lb02": "not answered"})
     assert one.lb.managed[0] == node.out
 
@@ -133,7 +133,7 @@ def test_the_answer_to_a_pause_has_the_number_of_open_sessions(two: tuple[Balanc
 
 def test_a_node_with_the_tag_stays_paused_after_a_resume(two: tuple[Balancer, Balancer, list[Web]]) -> None:
     one, other, (node, _) = two
-    node.agent.tag(lbagent="paused")
+    node.agent.set_tags(lbagent="paused")
     wait_until(lambda: node.out in one.lb.managed and node.out in other.lb.managed)
 
     status, said = one.rows("resume", node.name)
@@ -236,10 +236,10 @@ def test_the_last_server_of_a_service_needs_force(two: tuple[Balancer, Balancer,
     assert (refused.returncode, refused.stdout, refused.stderr.decode()) == (3, b"", f"lbagent: {said}\n")
     assert (one.lb.text, other.lb.text, other.lb.members()) == before
     assert one.lb.members()["web02"]["pause"] is None
-    assert one.haproxy.answering() == {rest.name}
+    assert one.haproxy.find_answering() == {rest.name}
     assert one.rows("pause", node.name) == (0, {"lb01": LAST.replace(LAST, "done"), "lb02": "done"})
     assert one.rows("pause", rest.name, "--force") == (0, dict.fromkeys(("lb01", "lb02"), LAST))
-    assert one.haproxy.answering() == {"503"}
+    assert one.haproxy.find_answering() == {"503"}
 
 
 def test_two_commands_at_once_cannot_pause_the_last_two_servers(two: tuple[Balancer, Balancer, list[Web]]) -> None:
@@ -255,7 +255,7 @@ def test_two_commands_at_once_cannot_pause_the_last_two_servers(two: tuple[Balan
 
     assert ended == [0, 3]
     assert sum(line.startswith("#") for line in one.lb.managed) == 1
-    assert len(one.haproxy.answering()) == 1
+    assert len(one.haproxy.find_answering()) == 1
 
 
 def test_a_server_that_is_down_does_not_count_as_another_server(two: tuple[Balancer, Balancer, list[Web]]) -> None:
@@ -274,8 +274,8 @@ def test_a_query_from_a_node_pauses_the_last_server(two: tuple[Balancer, Balance
     one, other, (node, rest) = two
     assert one.run("pause", rest.name).returncode == 0
 
-    assert node.agent.query("pause", node.name, 2) == dict.fromkeys(("lb01", "lb02"), LAST)
-    assert (one.haproxy.answering(), other.haproxy.answering()) == ({"503"}, {"503"})
+    assert node.agent.send_query("pause", node.name, 2) == dict.fromkeys(("lb01", "lb02"), LAST)
+    assert (one.haproxy.find_answering(), other.haproxy.find_answering()) == ({"503"}, {"503"})
 
 
 # --- Ctrl-C ---------------------------------------------------------------------------------------------------------
@@ -300,12 +300,12 @@ def test_rows_are_printed_as_answers_arrive_and_an_interrupt_prints_what_is_in_e
     assert (asking.returncode, out) == (130, b"")
     rest_of_it = "in effect on lb01; not answered: lb02; run it again to ask them"
     assert said.decode() == f"lbagent: interrupted: pause of web01: {rest_of_it}\n"
-    assert one.haproxy.answering() == {rest.name}
-    wait_until(lambda: other.lb.settled(node.out, other.lb.server("web02", "127.0.0.12")))
+    assert one.haproxy.find_answering() == {rest.name}
+    wait_until(lambda: other.lb.is_settled(node.out, other.lb.server("web02", "127.0.0.12")))
 
 
 def _serves_both(balancer: Balancer) -> bool:
-    return balancer.haproxy.answering() == {"web01", "web02"}
+    return balancer.haproxy.find_answering() == {"web01", "web02"}
 
 
 def _has_failed(balancer: Balancer) -> bool:
@@ -345,13 +345,13 @@ NO_REASON = "at most 200 printable characters, of 400 bytes, can be sent"
         (["pause", "web01", "--reason", "a\udcffb"], f"--reason has 3 characters, of 3 bytes: {NO_REASON}"),
     ],
 )
-def test_wrong_usage_is_one_line_and_changes_nothing(lb: LoadBalancer, words: list[str], said: str) -> None:
+def test_invalid_arguments_give_one_line_and_change_nothing(lb: LoadBalancer, words: list[str], said: str) -> None:
     before = lb.text
 
     done = lb.run(*words)
 
     assert (done.returncode, done.stderr.decode()) == (2, f"lbagent: {said}\n")
-    assert (lb.text, lb.members(), lb.spooled()) == (before, {}, [])
+    assert (lb.text, lb.members(), lb.list_spool()) == (before, {}, [])
 
 
 @pytest.mark.parametrize(
@@ -383,7 +383,7 @@ def test_the_answer_is_true_where_another_run_applies_the_command(lb: LoadBalanc
     first = lb.start_handle("member-join", member_line("web02", "127.0.0.12"))
     wait_until(lambda: lb.checks == 1)
     asking = lb.start_handle("query", b"web01\n", SERF_QUERY_NAME=query, SERF_QUERY_LTIME="1")
-    wait_until(lambda: lb.spooled() != [])
+    wait_until(lambda: lb.list_spool() != [])
 
     gate.touch()
 
@@ -393,9 +393,9 @@ def test_the_answer_is_true_where_another_run_applies_the_command(lb: LoadBalanc
 
 def test_the_status_query_counts_the_open_sessions_of_paused_nodes_and_echoes_no_invalid_name(lb: LoadBalancer) -> None:
     lb.join(member_line("web01", "127.0.0.11"), member_line("web02", "127.0.0.12"))
-    lb.ask("pause", "web01", 1)
+    lb.send_query("pause", "web01", 1)
     with Backend("web01", "127.0.0.11", lb.port), socket.create_connection(("127.0.0.11", lb.port)):
-        answer = lb.ask("lbagent-status", "sessions web01 127.0.0.11 web02 web03 \x1b[1m;", 2).stdout
+        answer = lb.send_query("lbagent-status", "sessions web01 127.0.0.11 web02 web03 \x1b[1m;", 2).stdout
 
     assert answer == b"web01=1 127.0.0.11=1 web02=resumed web03=resumed\n"
 
@@ -404,7 +404,7 @@ def test_a_pause_does_not_affect_an_operators_line(lb: LoadBalancer) -> None:
     lb.text = lb.text.replace(b"    # additional", b"    server web01 127.0.0.11:80\n    # additional")
     lb.join(member_line("web01", "127.0.0.11"))
 
-    said = lb.ask("pause", "web01", 1).stdout.decode()
+    said = lb.send_query("pause", "web01", 1).stdout.decode()
 
     assert (
         said == "not applied yet: web01: no managed line in listen lb-iis: "

@@ -129,7 +129,7 @@ def test_a_time_limit_ends_it_and_the_message_has_what_is_still_open(two: tuple[
     )
 
 
-def test_ctrl_c_ends_the_waiting_and_not_the_pause(two: tuple[Balancer, Balancer]) -> None:
+def test_ctrl_c_ends_the_wait_and_keeps_the_pause(two: tuple[Balancer, Balancer]) -> None:
     with sessions(two[0], "db01", 1) as [session]:
         terminal = on_terminal(two[0], "pause", "db01", "--wait", columns=140)
         terminal.wait_for("waiting until")
@@ -146,7 +146,7 @@ def test_ctrl_c_ends_the_waiting_and_not_the_pause(two: tuple[Balancer, Balancer
         assert any(line.startswith("# lbagent paused db01 ") for line in balancer.lb.managed)
 
 
-def test_several_nodes_have_their_name_in_each_row(two: tuple[Balancer, Balancer]) -> None:
+def test_rows_of_several_nodes_contain_their_names(two: tuple[Balancer, Balancer]) -> None:
     with sessions(two[0], "db01", 1) as [one], sessions(two[1], "db02", 1) as [other]:
         waiting = start(two[0], "pause", "db01", "db02", "--force", "--wait=1m")
         rows = read_lines(waiting, 4)
@@ -163,7 +163,7 @@ def test_several_nodes_have_their_name_in_each_row(two: tuple[Balancer, Balancer
     assert waiting.returncode == 0
 
 
-def test_a_node_that_is_resumed_meanwhile_is_not_paused_again(two: tuple[Balancer, Balancer]) -> None:
+def test_a_node_that_is_resumed_during_the_wait_is_not_paused_again(two: tuple[Balancer, Balancer]) -> None:
     with sessions(two[0], "db01", 1):
         waiting = start(two[0], "pause", "db01", "--wait")
         read_lines(waiting, 2)

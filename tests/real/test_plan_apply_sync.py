@@ -44,14 +44,14 @@ def broken(lb: LoadBalancer) -> bytes:
 # --- nothing to do --------------------------------------------------------------------------------------------------
 
 
-def test_nothing_to_do_is_said_with_what_haproxy_cfg_has(lb: LoadBalancer) -> None:
+def test_without_changes_the_number_of_nodes_and_lines_is_printed(lb: LoadBalancer) -> None:
     for words in (["plan"], ["apply"], ["plan", "-v"], ["apply", "--force"]):
         done = lb.run(*words)
 
         assert (done.returncode, done.stdout) == (0, b"No changes: 2 nodes, 2 lines.\n")
 
 
-def test_a_node_with_several_lines_is_one_node() -> None:
+def test_a_node_with_several_lines_counts_as_one_node() -> None:
     roles = ROLES.replace("  iis: {{port: {port}}}", "  iis: {{port: {port}}}\n  api: {{port: 99}}").replace(
         "lb: [iis]", "lb: [iis, api]"
     )
@@ -67,7 +67,7 @@ def test_a_node_with_several_lines_is_one_node() -> None:
 
 @pytest.mark.parametrize("verb", ["plan", "apply"])
 @pytest.mark.parametrize("pending", [False, True])
-def test_a_broken_haproxy_cfg_is_refused_with_its_line(lb: LoadBalancer, verb: str, *, pending: bool) -> None:
+def test_an_invalid_haproxy_cfg_is_refused_with_its_line(lb: LoadBalancer, verb: str, *, pending: bool) -> None:
     text = broken(lb)
     if pending:
         lb.roles.write_text(lb.roles.read_text().replace("200ms", "300ms"))
@@ -81,8 +81,8 @@ def test_a_broken_haproxy_cfg_is_refused_with_its_line(lb: LoadBalancer, verb: s
 
 
 @pytest.mark.parametrize("verb", ["plan", "apply"])
-def test_a_quarantine_is_told_and_ends_with_4(lb: LoadBalancer, verb: str) -> None:
-    lb.roles.write_text(lb.filled(ROLES).replace("interval: 200ms", "options: 'check weight {tag:weight|1}'"))
+def test_a_quarantine_is_printed_and_ends_with_4(lb: LoadBalancer, verb: str) -> None:
+    lb.roles.write_text(lb.fill_template(ROLES).replace("interval: 200ms", "options: 'check weight {tag:weight|1}'"))
     lb.run("apply")
     lb.join(member_line("web03", "127.0.0.13", weight="999"))
     text = lb.text
@@ -95,7 +95,7 @@ def test_a_quarantine_is_told_and_ends_with_4(lb: LoadBalancer, verb: str) -> No
     assert lb.text == text
 
 
-def test_what_haproxy_would_refuse_of_a_plan_is_told_by_plan(lb: LoadBalancer) -> None:
+def test_plan_reports_the_lines_that_haproxy_would_refuse(lb: LoadBalancer) -> None:
     text = lb.text
     lb.roles.write_text(lb.roles.read_text().replace("interval: 200ms", "options: 'check maxcon 50'"))
 
@@ -104,7 +104,7 @@ def test_what_haproxy_would_refuse_of_a_plan_is_told_by_plan(lb: LoadBalancer) -
     assert done.returncode == 4
     assert b"haproxy.cfg: HAProxy refuses the planned text: " in done.stderr
     assert b"maxcon" in done.stderr
-    assert (lb.text, lb.staged()) == (text, [])
+    assert (lb.text, lb.list_staged()) == (text, [])
 
 
 def test_blocked_removals_end_plan_and_apply_with_3() -> None:
@@ -121,7 +121,7 @@ def test_blocked_removals_end_plan_and_apply_with_3() -> None:
         assert lb.text == text
 
 
-def test_plan_touches_nothing_while_a_run_stages_its_text(lb: LoadBalancer) -> None:
+def test_plan_changes_nothing_while_a_run_stages_its_text(lb: LoadBalancer) -> None:
     staged = lb.etc / ".haproxy.cfg.lbagent-staged"
     staged.write_bytes(b"of a run that is under way")
     lb.roles.write_text(lb.roles.read_text().replace("200ms", "300ms"))
@@ -130,7 +130,7 @@ def test_plan_touches_nothing_while_a_run_stages_its_text(lb: LoadBalancer) -> N
     assert staged.read_bytes() == b"of a run that is under way"
 
 
-def test_without_haproxy_a_plan_is_shown_and_said_to_be_not_validated(lb: LoadBalancer) -> None:
+def test_without_haproxy_a_plan_is_printed_and_reported_as_not_validated(lb: LoadBalancer) -> None:
     lb.roles.write_text(lb.roles.read_text().replace("200ms", "300ms"))
     broken_program = lb.bin / "haproxy"
     broken_program.unlink()
@@ -147,7 +147,7 @@ def test_without_haproxy_a_plan_is_shown_and_said_to_be_not_validated(lb: LoadBa
 
 
 @pytest.mark.skipif(shutil.which("serf") is None, reason="a real serf is needed")
-def test_a_trial_file_finds_the_token_where_it_is(tmp_path: Path) -> None:
+def test_a_trial_roles_yml_is_used_with_the_installed_token(tmp_path: Path) -> None:
     settings, trial = tmp_path / "rpc.json", tmp_path / "trial.yml"
     settings.write_text('{"rpc_auth": "secret"}')
     token = {**clean_environment(), "SERF_RPC_AUTH": "secret"}
@@ -170,7 +170,7 @@ def test_a_trial_file_finds_the_token_where_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [["plan", "--roles", "{roles}", "--state-dir={state}"], ["--roles={roles}", "plan"]])
-def test_global_options_stand_anywhere(lb: LoadBalancer, words: list[str]) -> None:
+def test_global_options_are_accepted_before_and_after_the_command(lb: LoadBalancer, words: list[str]) -> None:
     given = [word.format(roles=lb.roles, state=lb.state) for word in words]
 
     done = lb.run(*given, env={"LBAGENT_ROLES": "/nowhere", "LBAGENT_STATE_DIR": str(lb.state)})
@@ -178,7 +178,7 @@ def test_global_options_stand_anywhere(lb: LoadBalancer, words: list[str]) -> No
     assert (done.returncode, done.stdout) == (0, b"No changes: 2 nodes, 2 lines.\n")
 
 
-def test_a_handler_takes_its_options_on_both_sides() -> None:
+def test_handle_accepts_options_before_and_after_the_command() -> None:
     with LoadBalancer() as lb:
         env = {"SERF_EVENT": "member-join", "LBAGENT_ROLES": "/nowhere", "LBAGENT_STATE_DIR": "/nowhere"}
 
@@ -210,7 +210,7 @@ def test_lbagent_alone_prints_help() -> None:
         (["apply", "--yes"], "--yes is only for `lbagent apply --adopt`"),
     ],
 )
-def test_a_wrong_command_line_is_answered_with_the_right_one(words: list[str], said: str) -> None:
+def test_a_wrong_command_line_is_answered_with_a_correction(words: list[str], said: str) -> None:
     with LoadBalancer() as lb:
         done = lb.run(*words)
 
@@ -232,7 +232,7 @@ def by_hand() -> Iterator[LoadBalancer]:
         yield lb
 
 
-def test_adopting_without_a_terminal_takes_yes(by_hand: LoadBalancer) -> None:
+def test_adopting_without_a_terminal_requires_yes(by_hand: LoadBalancer) -> None:
     text = by_hand.text
 
     refused = by_hand.run("apply", "--adopt")
@@ -262,7 +262,7 @@ def test_adopting_asks_on_a_terminal(by_hand: LoadBalancer, answer: str, *, adop
     assert adopted or (by_hand.text == text and "Nothing was changed." in said)
 
 
-def test_what_changes_while_the_question_is_open_is_not_applied_unseen(by_hand: LoadBalancer) -> None:
+def test_a_change_during_the_confirmation_is_not_applied_without_a_new_diff(by_hand: LoadBalancer) -> None:
     terminal = Terminal([LBAGENT, "apply", "--adopt"], by_hand.env)
     terminal.wait_for("[y/N] ")
     by_hand.join(WEB[1])
@@ -276,12 +276,12 @@ def test_what_changes_while_the_question_is_open_is_not_applied_unseen(by_hand: 
     assert by_hand.text == text
 
 
-def test_a_run_is_not_held_up_while_the_question_is_open(by_hand: LoadBalancer) -> None:
+def test_a_run_is_not_delayed_by_the_open_confirmation(by_hand: LoadBalancer) -> None:
     with Haproxy(by_hand):
         terminal = Terminal([LBAGENT, "apply", "--adopt"], by_hand.env)
         try:
             terminal.wait_for("[y/N] ")
             by_hand.join(WEB[1])
-            wait_until(lambda: by_hand.settled(by_hand.server("web02", "127.0.0.12")))
+            wait_until(lambda: by_hand.is_settled(by_hand.server("web02", "127.0.0.12")))
         finally:
             terminal.close()

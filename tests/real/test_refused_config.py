@@ -66,7 +66,7 @@ def occupied() -> Iterator[int]:
 # The operator's own mistake.
 
 
-def test_a_broken_text_of_the_operator_is_told_with_his_file_and_line_and_replaces_nothing(lb: LoadBalancer) -> None:
+def test_an_invalid_text_of_the_operator_is_reported_with_file_and_line_and_replaces_nothing(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy:
         assert lb.join(WEB[1]).returncode == 0
         lb.text = saved = lb.text + BROKEN
@@ -76,13 +76,13 @@ def test_a_broken_text_of_the_operator_is_told_with_his_file_and_line_and_replac
 
         line = saved.count(b"\n")
         assert (status, words.count(f"[{lb.cfg}:{line}]"), words.count("no-such-keyword")) == (4, 1, 1)
-        assert (lb.text, lb.staged(), lb.spooled()) == (saved, [], [])
+        assert (lb.text, lb.list_staged(), lb.list_spool()) == (saved, [], [])
         assert (haproxy.reloads(), lb.served()) == (reloads, served)
         assert list(haproxy.servers()) == ["web01"]
         assert outcomes(lb) == ["applied", "refused"]
 
 
-def test_what_happened_while_the_text_was_broken_goes_in_once_it_is_mended(lb: LoadBalancer) -> None:
+def test_events_during_an_invalid_text_are_applied_once_it_is_fixed(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy:
         lb.join(*WEB[1:5])
         sound = lb.text
@@ -91,10 +91,10 @@ def test_what_happened_while_the_text_was_broken_goes_in_once_it_is_mended(lb: L
 
         statuses = [
             lb.join(WEB[5]).returncode,
-            lb.say("pause", "web01", 1).returncode,
+            lb.send_command("pause", "web01", 1).returncode,
             lb.leave(WEB[2]).returncode,
-            lb.say("pause", "web03", 2).returncode,
-            lb.say("resume", "web03", 3).returncode,
+            lb.send_command("pause", "web03", 2).returncode,
+            lb.send_command("resume", "web03", 3).returncode,
         ]
         meantime = lb.text
         lb.text = sound
@@ -105,16 +105,16 @@ def test_what_happened_while_the_text_was_broken_goes_in_once_it_is_mended(lb: L
         assert mended == 0
         assert lb.managed == ["# lbagent paused web01 127.0.0.11 role=web", *lines(lb, 3, 4, 5, 6)]
         assert list(haproxy.servers()) == ["web03", "web04", "web05", "web06"]
-        assert (haproxy.reloads(), lb.staged()) == ((2, 0), [])
+        assert (haproxy.reloads(), lb.list_staged()) == ((2, 0), [])
         assert outcomes(lb) == ["applied", *["refused"] * 5, "applied"]
 
 
-def test_a_query_during_a_broken_text_is_answered_with_the_reason(lb: LoadBalancer) -> None:
+def test_a_query_during_an_invalid_text_is_answered_with_the_reason(lb: LoadBalancer) -> None:
     with Haproxy(lb):
         lb.join(WEB[1])
         lb.text = saved = lb.text + BROKEN
 
-        ended = lb.ask("pause", "web01", 1)
+        ended = lb.send_query("pause", "web01", 1)
 
         assert (ended.returncode, ended.stderr) == (0, b"")
         assert ended.stdout.startswith(
@@ -123,7 +123,7 @@ def test_a_query_during_a_broken_text_is_answered_with_the_reason(lb: LoadBalanc
         line = saved.count(b"\n")
         assert ended.stdout.count(f"[{lb.cfg}:{line}]".encode()) == 1
         assert ended.stdout.count(b"\n") == 1
-        assert (lb.text, lb.staged()) == (saved, [])
+        assert (lb.text, lb.list_staged()) == (saved, [])
 
 
 # A reload that fails although `haproxy -c` was content.
@@ -135,7 +135,9 @@ def with_bind(lb: LoadBalancer, port: int) -> bytes:
 
 
 @pytest.mark.parametrize("mode", ["-W", "-D"])
-def test_a_port_in_use_puts_the_previous_managed_lines_back_and_haproxy_goes_on(lb: LoadBalancer, mode: str) -> None:
+def test_a_port_in_use_restores_the_previous_managed_lines_and_haproxy_keeps_serving(
+    lb: LoadBalancer, mode: str
+) -> None:
     with Haproxy(lb, mode) as haproxy, occupied() as port:
         lb.join(WEB[1])
         lb.text = saved = with_bind(lb, port)
@@ -145,7 +147,7 @@ def test_a_port_in_use_puts_the_previous_managed_lines_back_and_haproxy_goes_on(
 
         assert status == 5
         assert words.endswith(f"; the previous managed lines are restored in {lb.cfg}")
-        assert (lb.text, lb.staged(), lb.spooled()) == (saved, [], [])
+        assert (lb.text, lb.list_staged(), lb.list_spool()) == (saved, [], [])
         assert (haproxy.worker(), list(haproxy.servers())) == (worker, ["web01"])
         assert haproxy.get() == "503"  # by HAProxy: web01 has no web server here
         assert outcomes(lb) == ["applied", "rolled back"]
@@ -167,23 +169,23 @@ def test_a_reload_that_failed_is_not_tried_again_with_every_event(lb: LoadBalanc
         assert {status for status, _ in ends} == {5}
         assert all(words.startswith("lbagent: reload postponed: ") for _, words in ends)
         assert (haproxy.reloads(), haproxy.worker()) == (reloads, worker)
-        assert (lb.text, lb.staged(), lb.spooled()) == (saved, [], [])
+        assert (lb.text, lb.list_staged(), lb.list_spool()) == (saved, [], [])
         assert outcomes(lb) == ["applied", "rolled back"]
         assert sorted(lb.members()) == [f"web{number:02}" for number in range(1, 13)]
 
 
-def test_a_query_that_a_failed_reload_puts_off_is_queued(lb: LoadBalancer) -> None:
+def test_a_query_that_a_failed_reload_delays_is_answered_queued(lb: LoadBalancer) -> None:
     with Haproxy(lb), occupied() as port:
         lb.join(WEB[1])
         lb.text = with_bind(lb, port)
         lb.join(WEB[2])
 
-        ended = lb.ask("pause", "web01", 1)
+        ended = lb.send_query("pause", "web01", 1)
 
         assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"queued\n", b"")
 
 
-def test_once_the_port_is_free_and_the_text_has_changed_everything_goes_in(lb: LoadBalancer) -> None:
+def test_once_the_port_is_free_and_the_text_has_changed_everything_is_applied(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy:
         lb.join(WEB[1])
         with occupied() as port:
@@ -202,10 +204,10 @@ def test_once_the_port_is_free_and_the_text_has_changed_everything_goes_in(lb: L
         assert haproxy.get(port) == "204"
         assert haproxy.reloads() == (3, 0)
         assert outcomes(lb) == ["applied", "rolled back", "applied"]
-        assert lb.staged() == []
+        assert lb.list_staged() == []
 
 
-def test_without_a_reload_the_file_is_written_though_a_reload_failed_just_now(lb: LoadBalancer) -> None:
+def test_a_failed_reload_does_not_prevent_a_write_without_a_reload(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy, occupied() as port:
         lb.join(WEB[1])
         lb.text = with_bind(lb, port)
@@ -253,10 +255,10 @@ def test_a_change_of_roles_yml_tries_a_failed_reload_again(lb: LoadBalancer) -> 
 
 
 @pytest.mark.parametrize("command", ["[sh, -c, 'echo cannot; exit 3']", "[/no/such/program]"])
-def test_a_reload_command_that_fails_puts_the_previous_managed_lines_back(lb: LoadBalancer, command: str) -> None:
+def test_a_failed_reload_command_restores_the_previous_managed_lines(lb: LoadBalancer, command: str) -> None:
     with Haproxy(lb) as haproxy:
         lb.join(WEB[1])
-        lb.roles.write_text(lb.filled(RELOADING.replace("  timeout:", f"  reload: {command}\n  timeout:")))
+        lb.roles.write_text(lb.fill_template(RELOADING.replace("  timeout:", f"  reload: {command}\n  timeout:")))
         before, reloads = lb.text, haproxy.reloads()
 
         status, words = said(lb.join(WEB[2]))
@@ -267,7 +269,7 @@ def test_a_reload_command_that_fails_puts_the_previous_managed_lines_back(lb: Lo
         assert words.startswith(f"lbagent: {reasons[command[:3]]}")
         assert words.endswith(f"; the previous managed lines are restored in {lb.cfg}")
         assert again == 5
-        assert (lb.text, lb.staged(), haproxy.reloads()) == (before, [], reloads)
+        assert (lb.text, lb.list_staged(), haproxy.reloads()) == (before, [], reloads)
         assert list(haproxy.servers()) == ["web01"]
 
 
@@ -296,7 +298,7 @@ def in_quarantine(lb: LoadBalancer) -> list[str]:
     return sorted(name for name, one in lb.members().items() if one["quarantine"])
 
 
-def test_of_many_nodes_the_one_haproxy_refuses_stays_out_and_the_rest_goes_in(tagged: LoadBalancer) -> None:
+def test_of_many_nodes_only_the_one_that_haproxy_refuses_is_not_added(tagged: LoadBalancer) -> None:
     with Haproxy(tagged) as haproxy:
         ended = tagged.join(*WEB[1:9], bad(9), *WEB[10:17])
 
@@ -308,7 +310,7 @@ def test_of_many_nodes_the_one_haproxy_refuses_stays_out_and_the_rest_goes_in(ta
         assert in_quarantine(tagged) == ["web09"]
         assert "nonsense" in tagged.members()["web09"]["quarantine"].reason
         assert tagged.checks <= 20
-        assert (haproxy.reloads(), tagged.staged()) == ((1, 0), [])
+        assert (haproxy.reloads(), tagged.list_staged()) == ((1, 0), [])
         assert outcomes(tagged) == ["applied"]
         assert "web09" in tagged.history()[0]["words"]
 
@@ -321,10 +323,10 @@ def test_two_refused_nodes_are_both_found(tagged: LoadBalancer) -> None:
         assert tagged.managed == good(tagged, *range(2, 16))
         assert in_quarantine(tagged) == ["web01", "web16"]
         assert tagged.checks <= 20
-        assert (haproxy.reloads(), tagged.staged()) == ((1, 0), [])
+        assert (haproxy.reloads(), tagged.list_staged()) == ((1, 0), [])
 
 
-def test_a_refused_node_costs_the_next_events_nothing(tagged: LoadBalancer) -> None:
+def test_a_refused_node_costs_later_events_no_check(tagged: LoadBalancer) -> None:
     with Haproxy(tagged) as haproxy:
         tagged.join(*WEB[1:4], bad(9))
         before = tagged.checks
@@ -352,11 +354,11 @@ def test_a_refused_node_alone_changes_nothing(tagged: LoadBalancer) -> None:
         assert f"[{tagged.cfg}:" in words
         assert "lbagent-staged" not in words
         assert again == 0
-        assert (tagged.text, tagged.staged(), haproxy.reloads()) == (before, [], reloads)
+        assert (tagged.text, tagged.list_staged(), haproxy.reloads()) == (before, [], reloads)
         assert list(haproxy.servers()) == ["web01"]
 
 
-def test_what_haproxy_refuses_for_a_moment_is_nobodys_fault(lb: LoadBalancer) -> None:
+def test_a_refusal_that_does_not_repeat_quarantines_no_node(lb: LoadBalancer) -> None:
     spent = lb.folder / "spent"
     spent.write_text("")
     once = f'[ "$1" != -c ] || [ $(wc -l < {spent}) -ge 2 ] || {{ echo no | tee -a {spent}; exit 1; }}'
@@ -366,10 +368,10 @@ def test_what_haproxy_refuses_for_a_moment_is_nobodys_fault(lb: LoadBalancer) ->
 
     assert (ended.returncode, ended.stderr, spent.read_text()) == (0, b"", "no\nno\n")
     assert lb.managed == lines(lb, 1)
-    assert (in_quarantine(lb), lb.staged()) == ([], [])
+    assert (in_quarantine(lb), lb.list_staged()) == ([], [])
 
 
-def test_a_refused_node_goes_in_once_its_tag_is_mended(tagged: LoadBalancer) -> None:
+def test_a_refused_node_is_added_once_its_tag_is_fixed(tagged: LoadBalancer) -> None:
     with Haproxy(tagged) as haproxy:
         tagged.join(WEB[1], bad(9))
 
@@ -399,7 +401,7 @@ def test_a_quarantined_node_can_still_be_paused_and_leave(tagged: LoadBalancer) 
         tagged.join(*WEB[1:4])
         tagged.handle("member-update", bad(2))
 
-        paused = tagged.say("pause", "web02", 1).returncode, tagged.managed, list(haproxy.servers())
+        paused = tagged.send_command("pause", "web02", 1).returncode, tagged.managed, list(haproxy.servers())
         left = tagged.leave(bad(2)).returncode, tagged.managed
 
         assert paused == (
@@ -410,7 +412,7 @@ def test_a_quarantined_node_can_still_be_paused_and_leave(tagged: LoadBalancer) 
         assert left == (0, good(tagged, 1, 3))
 
 
-def test_what_is_planned_leaves_who_is_in_quarantine_alone(tagged: LoadBalancer) -> None:
+def test_a_plan_does_not_change_quarantined_nodes(tagged: LoadBalancer) -> None:
     with Haproxy(tagged):
         tagged.join(*WEB[1:4])
         tagged.handle("member-update", bad(2))
@@ -428,7 +430,7 @@ def test_what_is_planned_leaves_who_is_in_quarantine_alone(tagged: LoadBalancer)
         assert (again.returncode, b"haproxy.cfg: HAProxy refuses the planned text: " in again.stderr) == (4, True)
 
 
-def test_a_changed_text_of_the_operator_lets_a_refused_node_try_again(tagged: LoadBalancer) -> None:
+def test_a_change_of_the_operators_text_tries_a_refused_node_again(tagged: LoadBalancer) -> None:
     with Haproxy(tagged):
         tagged.join(WEB[1], bad(9))
         tagged.text = tagged.text.replace(b"    balance", b"    # another try\n    balance")
@@ -444,7 +446,7 @@ def test_a_changed_text_of_the_operator_lets_a_refused_node_try_again(tagged: Lo
 
 # Unlock, look, try-lock is repeated until the spool is empty: also by a run that ended in an error, as the
 # handler of the second event has seen the lock busy and left the event to it.
-def test_an_event_that_comes_during_a_refusal_is_not_left_lying(tagged: LoadBalancer) -> None:
+def test_an_event_that_arrives_during_a_refusal_is_applied(tagged: LoadBalancer) -> None:
     with Haproxy(tagged) as haproxy:
         tagged.join(WEB[1])
         before = tagged.checks
@@ -452,18 +454,18 @@ def test_an_event_that_comes_during_a_refusal_is_not_left_lying(tagged: LoadBala
         with tagged.start_handle("member-join", bad(9)) as first:
             wait_until(lambda: tagged.checks > before)
             second = tagged.join(WEB[2])
-            third = tagged.say("pause", "web01", 1)
+            third = tagged.send_command("pause", "web01", 1)
             gate.touch()
             words = first.communicate()[1].decode()
 
         assert (second.returncode, third.returncode) == (0, 0)
         assert words.startswith("lbagent: web09: HAProxy refuses its line: ")
-        assert tagged.spooled() == []
+        assert tagged.list_spool() == []
         assert tagged.managed == ["# lbagent paused web01 127.0.0.11 role=web", *good(tagged, 2)]
         assert list(haproxy.servers()) == ["web02"]
 
 
-def test_an_event_that_comes_during_a_failing_reload_is_not_left_lying(lb: LoadBalancer) -> None:
+def test_an_event_that_arrives_during_a_failing_reload_is_applied(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy, occupied() as port:
         lb.join(WEB[1])
         lb.text = saved = with_bind(lb, port)
@@ -473,6 +475,6 @@ def test_an_event_that_comes_during_a_failing_reload_is_not_left_lying(lb: LoadB
             status = (first.wait(PATIENCE), second.returncode)
 
         assert status == (5, 0)
-        assert lb.spooled() == []
+        assert lb.list_spool() == []
         assert sorted(lb.members()) == ["web01", "web02", "web03"]
-        assert (lb.text, lb.staged(), haproxy.reloads()) == (saved, [], (2, 1))
+        assert (lb.text, lb.list_staged(), haproxy.reloads()) == (saved, [], (2, 1))

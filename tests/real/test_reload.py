@@ -126,7 +126,7 @@ def test_a_failed_reload_is_rolled_back_with_haproxys_reason_and_no_pause_is_don
         lb.text = saved = with_bind(lb.text, port)
 
         ended = lb.join(WEB02)
-        asked = lb.ask("pause", "web01", 1)
+        asked = lb.send_query("pause", "web01", 1)
 
         words = ended.stderr.decode()
         assert ended.returncode == 5
@@ -134,7 +134,7 @@ def test_a_failed_reload_is_rolled_back_with_haproxys_reason_and_no_pause_is_don
         assert f"127.0.0.1:{port}" in words
         assert words.endswith(f"; the previous managed lines are restored in {lb.cfg}\n")
         assert asked.stdout == b"queued\n"
-        assert (lb.text, lb.staged()) == (saved, [])
+        assert (lb.text, lb.list_staged()) == (saved, [])
         assert outcomes(lb) == ["applied", "rolled back"]
         assert words == f"lbagent: {lb.history()[-1]['words']}\n"
         assert serving(haproxy) == worker == confirmed(lb)
@@ -150,7 +150,7 @@ def masters(stats: bool = True) -> list[Way]:  # noqa: FBT001, FBT002
 
 
 @pytest.mark.parametrize("way", [*masters(), *masters(stats=False)], ids=str)
-def test_a_reload_by_somebody_else_that_is_failing_is_not_taken_for_ours(way: Way) -> None:
+def test_a_failing_reload_by_another_process_does_not_count_as_ours(way: Way) -> None:
     with way.running() as (lb, haproxy), occupied() as port:
         good, worker = lb.text, serving(haproxy)
         lb.text = with_bind(good, port)
@@ -169,7 +169,7 @@ def test_a_reload_by_somebody_else_that_is_failing_is_not_taken_for_ours(way: Wa
 
 
 @pytest.mark.parametrize("way", [*masters(), *masters(stats=False)], ids=str)
-def test_a_reload_that_collides_with_somebody_elses_is_confirmed_by_a_worker_that_has_the_text(way: Way) -> None:
+def test_a_reload_during_one_of_another_process_is_confirmed_by_a_worker_with_the_text(way: Way) -> None:
     dice = random.Random(7)
     with way.running() as (lb, haproxy):
         for number in range(1, 7):
@@ -245,7 +245,7 @@ def test_a_worker_that_dies_as_soon_as_it_serves_is_not_confirmed(version: str, 
 
 @pytest.mark.parametrize("form", ["-S {0}", "-S unix@{0},mode,600", "-S {0},level,operator", "-S {0}.gone"])
 @pytest.mark.parametrize("version", list(VERSIONS))
-def test_a_reload_is_made_and_confirmed_whatever_becomes_of_the_master_cli(version: str, form: str) -> None:
+def test_a_reload_is_made_and_confirmed_in_every_state_of_the_master_cli(version: str, form: str) -> None:
     with LoadBalancer(roles=RELOADING, binary=binaries()[version]) as lb:
         words = form.format(lb.folder / "master.sock").split()
         with Haproxy(lb, more=words) as haproxy:
@@ -284,7 +284,7 @@ def test_the_master_cli_is_found_on_the_command_line_or_in_the_environment(line:
 
 
 @pytest.mark.parametrize("version", list(VERSIONS))
-def test_the_reason_is_found_where_haproxy_tells_it_nobody(version: str) -> None:
+def test_the_reason_is_found_although_haproxy_does_not_report_it(version: str) -> None:
     with Way(version, "-W", stats=True, master=False).running() as (lb, haproxy), occupied() as port:
         lb.join(WEB01)
         # As with a master that has become a daemon: what it complains of is lost.
@@ -307,7 +307,7 @@ def test_the_reason_is_found_where_haproxy_tells_it_nobody(version: str) -> None
 
 
 @pytest.mark.parametrize("version", list(VERSIONS))
-def test_a_command_that_says_it_went_well_is_not_believed(version: str) -> None:
+def test_a_command_that_ends_with_0_without_a_reload_counts_as_failed(version: str) -> None:
     for_usr2 = RELOADING.replace(
         "  timeout:", "  reload: [sh, -c, 'kill -USR2 $(cat {folder}/haproxy.pid)']\n  timeout:"
     )
@@ -355,7 +355,7 @@ def test_a_failed_reload_is_tried_again_after_one_two_four_and_at_most_thirty_mi
     tries = RELOADING.replace("  timeout:", "  reload: [sh, -c, 'echo x >>{folder}/tries; exit 1']\n  timeout:")
     with LoadBalancer(roles=RELOADING) as lb, Haproxy(lb):
         lb.join(WEB01)
-        lb.roles.write_text(lb.filled(tries))
+        lb.roles.write_text(lb.fill_template(tries))
         path = lb.state / "served.json"
 
         def asked() -> int:

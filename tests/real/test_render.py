@@ -14,8 +14,8 @@ import yaml
 
 from lbagent.state.lock import is_locked
 from tests.docs.test_docs import HERE, blocks
-from tests.helpers.daemon import running_watch
-from tests.helpers.http_clients import client_load
+from tests.helpers.daemon import run_watch
+from tests.helpers.http_clients import run_clients
 from tests.helpers.real_programs import (
     CONFIG,
     LBAGENT,
@@ -42,7 +42,7 @@ def lb() -> Iterator[LoadBalancer]:
     """A load balancer with two nodes, one of them paused."""
     with LoadBalancer() as one:
         one.join(*WEB[:2])
-        one.say("pause", "web02 reason=patches", 1)
+        one.send_command("pause", "web02 reason=patches", 1)
         yield one
 
 
@@ -57,10 +57,10 @@ def rendered(lb: LoadBalancer, *words: str, stdin: bytes = b"", notes: bytes = b
 
 def template(lb: LoadBalancer, change: str = "") -> bytes:
     """haproxy.cfg as configuration management has it, without managed lines."""
-    return lb.filled(CONFIG.replace("    balance roundrobin\n", f"    balance roundrobin\n{change}")).encode()
+    return lb.fill_template(CONFIG.replace("    balance roundrobin\n", f"    balance roundrobin\n{change}")).encode()
 
 
-def test_a_template_gets_the_lines_that_are_live(lb: LoadBalancer) -> None:
+def test_a_template_gets_the_live_managed_lines(lb: LoadBalancer) -> None:
     path = lb.folder / "haproxy.cfg.new"
     path.write_bytes(template(lb, "    # deployed\n"))
 
@@ -68,11 +68,11 @@ def test_a_template_gets_the_lines_that_are_live(lb: LoadBalancer) -> None:
         assert done == lb.text.replace(b"    balance roundrobin\n", b"    balance roundrobin\n    # deployed\n")
 
 
-def test_without_a_file_it_is_the_live_haproxy_cfg(lb: LoadBalancer) -> None:
+def test_without_a_file_the_live_haproxy_cfg_is_rendered(lb: LoadBalancer) -> None:
     assert rendered(lb) == lb.text
 
 
-def test_what_is_rendered_is_what_apply_would_leave(lb: LoadBalancer) -> None:
+def test_render_prints_the_result_of_apply(lb: LoadBalancer) -> None:
     text = rendered(lb, "-", stdin=template(lb, "    # deployed\n"))
     lb.text = text
 
@@ -87,7 +87,7 @@ def test_old_managed_lines_of_a_template_are_replaced(lb: LoadBalancer) -> None:
     assert rendered(lb, "-", stdin=given) == lb.text
 
 
-def test_every_other_byte_is_the_templates() -> None:
+def test_every_other_byte_of_the_template_is_kept() -> None:
     with LoadBalancer() as lb:
         lb.join(WEB[0])
         odd = "# 設定 \udc83\t \r\n".encode("utf-8", "surrogateescape")
@@ -99,13 +99,13 @@ def test_every_other_byte_is_the_templates() -> None:
     assert done == given.replace(b"    # additional", b"    " + line + b"\r\n    # additional") + b"\r\n"
 
 
-def test_pending_events_are_in_it(lb: LoadBalancer) -> None:
+def test_pending_events_are_included(lb: LoadBalancer) -> None:
     daemon = lb.start("watch")
     try:
         wait_until(lambda: is_locked(str(lb.state / "watch.lock")) and lb.idle)
         os.kill(daemon.pid, signal.SIGSTOP)
         lb.join(WEB[2])
-        assert lb.spooled()
+        assert lb.list_spool()
 
         assert lb.server("web03", "127.0.0.13").encode() in rendered(lb, "-", stdin=template(lb))
     finally:
@@ -114,7 +114,7 @@ def test_pending_events_are_in_it(lb: LoadBalancer) -> None:
         daemon.communicate()
 
 
-def test_what_the_guard_blocks_and_what_is_in_quarantine_is_carried_over() -> None:
+def test_blocked_and_quarantined_lines_are_kept() -> None:
     roles = ROLES.replace("interval: 200ms", "options: 'check weight {{tag:weight|1}}'")
     with LoadBalancer(roles=roles) as lb:
         lb.join(*WEB[:4])
@@ -128,7 +128,7 @@ def test_what_the_guard_blocks_and_what_is_in_quarantine_is_carried_over() -> No
         assert (blocked.returncode, blocked.stdout) == (0, lb.text)
 
 
-def test_before_the_first_deployment_there_is_a_file_all_the_same() -> None:
+def test_before_the_first_deployment_a_file_is_rendered_too() -> None:
     with LoadBalancer() as lb:
         given = template(lb)
         lb.cfg.unlink()
@@ -154,7 +154,7 @@ def test_of_several_files_the_one_of_that_name_is_rendered() -> None:
 
 
 @pytest.mark.parametrize("broken", ["roles", "template"])
-def test_what_cannot_be_rendered_prints_nothing(lb: LoadBalancer, broken: str) -> None:
+def test_an_error_prints_no_text(lb: LoadBalancer, broken: str) -> None:
     given = template(lb)
     if broken == "roles":
         lb.roles.write_text("roles: [")
@@ -201,10 +201,10 @@ def test_ten_deployments_under_load_lose_no_request(binary: Path, *, daemon: boo
             stack.enter_context(Backend(f"web{number:02}", f"127.0.0.{number + 10}", lb.port))
         haproxy = stack.enter_context(Haproxy(lb))
         if daemon:
-            stack.enter_context(running_watch(lb))
+            stack.enter_context(run_watch(lb))
         lb.join(*WEB[:2])
-        wait_until(lambda: haproxy.answering() == {"web01", "web02"})
-        with client_load(lb.front) as count:
+        wait_until(lambda: haproxy.find_answering() == {"web01", "web02"})
+        with run_clients(lb.front) as count:
             for number in range(10):
                 deploy(lb, haproxy, number)
 
@@ -216,7 +216,7 @@ def test_ten_deployments_under_load_lose_no_request(binary: Path, *, daemon: boo
 # --- the docs -------------------------------------------------------------------------------------------------------
 
 
-def test_the_script_of_the_docs_deploys_and_changes_nothing_the_second_time(lb: LoadBalancer) -> None:
+def test_the_script_of_the_docs_deploys_and_a_second_run_changes_nothing(lb: LoadBalancer) -> None:
     [script] = blocks(PAGE, "sh")
     for given, here in (("/etc/haproxy", lb.etc), ("/var/lib/lbagent", lb.state), ("systemctl reload haproxy", "true")):
         script = script.replace(given, str(here))

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.faults import full_disk, only_line, replace_haproxy, restore_haproxy, set_reload_command, small_disk
-from tests.helpers.http_clients import client_load
+from tests.helpers.http_clients import run_clients
 from tests.helpers.real_programs import (
     CONFIG,
     RELOADING,
@@ -88,7 +88,7 @@ def edited(lb: LoadBalancer, old: str, new: str) -> None:
 
 def in_state(haproxy: Haproxy, name: str) -> list[str]:
     """The row of `show servers state`."""
-    rows = (row.split() for row in haproxy.ask("show servers state").splitlines())
+    rows = (row.split() for row in haproxy.send("show servers state").splitlines())
     return next(row for row in rows if len(row) > 4 and row[3] == name)
 
 
@@ -111,7 +111,7 @@ class Fleet:
         one, what = self._chance.randint(1, 6), self._chance.choice(["join", "leave", "pause", "resume", "move"])
         if what in ("pause", "resume"):
             (self._paused.add if what == "pause" else self._paused.discard)(one)
-            return self._lb.say(what, f"web{one}", ltime)
+            return self._lb.send_command(what, f"web{one}", ltime)
         if what == "leave":
             self._there.discard(one)
             return self._lb.leave(member_line(f"web{one}", self._address(one)))
@@ -123,11 +123,11 @@ class Fleet:
         return address(one + 6 if one in self._moved else one)
 
 
-def test_random_changes_lose_no_request_and_take_no_reload(binary: Path) -> None:
+def test_random_changes_lose_no_request_and_need_no_reload(binary: Path) -> None:
     with LoadBalancer(KEPT_ALIVE, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, *range(1, 15)):
         fleet = Fleet(lb)
         lb.join(web(13), web(14))
-        with client_load(lb.front, clients=4, pause=0.005) as count:
+        with run_clients(lb.front, clients=4, pause=0.005) as count:
             ends = [fleet.change(ltime) for ltime in range(1, CHANGES + 1)]
 
         states = {name: in_state(haproxy, name) for name in haproxy.servers()}
@@ -137,25 +137,25 @@ def test_random_changes_lose_no_request_and_take_no_reload(binary: Path) -> None
         assert {text.split()[1]: text.split()[2] for text in lb.managed if text.startswith("server ")} == fleet.served
         assert {name: f"{row[4]}:{row[18]}" for name, row in states.items() if row[6] == "0"} == fleet.served
         assert all(TOLD.search(entry["words"]) and not entry["reloaded"] for entry in lb.history())
-        assert lb.staged() == []
+        assert lb.list_staged() == []
 
 
 @pytest.mark.parametrize("mode", ["-W", "-D"])
-def test_join_pause_resume_leave_and_return_are_told(lb: LoadBalancer, mode: str) -> None:
+def test_join_pause_resume_leave_and_return_need_no_reload(lb: LoadBalancer, mode: str) -> None:
     with Haproxy(lb, mode) as haproxy, nodes(lb, 1, 2) as (one, _):
         worker = haproxy.worker()
         lb.join(web(1), web(2))
-        assert haproxy.answering() == {"web1", "web2"}
-        lb.say("pause", "web1", 1)
+        assert haproxy.find_answering() == {"web1", "web2"}
+        lb.send_command("pause", "web1", 1)
         before = one.requests
-        assert (haproxy.answering(), one.requests) == ({"web2"}, before)
-        lb.say("resume", "web1", 2)
-        assert haproxy.answering() == {"web1", "web2"}
+        assert (haproxy.find_answering(), one.requests) == ({"web2"}, before)
+        lb.send_command("resume", "web1", 2)
+        assert haproxy.find_answering() == {"web1", "web2"}
         lb.leave(web(1))
-        assert haproxy.answering() == {"web2"}
+        assert haproxy.find_answering() == {"web2"}
         lb.join(web(1))
 
-        assert haproxy.answering() == {"web1", "web2"}
+        assert haproxy.find_answering() == {"web1", "web2"}
         assert (haproxy.worker(), lb.managed) == (worker, [line(lb, 1), line(lb, 2)])
         assert [entry["outcome"] for entry in lb.history()] == ["applied"] * 5
         assert (
@@ -182,7 +182,7 @@ def test_the_server_of_a_node_that_left_stays_in_maintenance_where_it_cannot_be_
         wait_until(lambda: haproxy.reloads() == (1, 0) and len(haproxy.workers()) == 1)
         lb.join(web(1))
 
-        assert haproxy.answering() == {"web1", "web2"}
+        assert haproxy.find_answering() == {"web1", "web2"}
         assert "left" not in (lb.served() or {})
 
 
@@ -191,7 +191,7 @@ def test_the_server_of_a_node_that_left_is_deleted_where_it_can_be(lb: LoadBalan
         pytest.skip("this HAProxy may use what it has freed")
     with Haproxy(lb) as haproxy, nodes(lb, 1, 2, 3):
         lb.join(web(1), web(2), web(3))
-        lb.say("pause", "web1", 1)
+        lb.send_command("pause", "web1", 1)
         lb.leave(web(2))
         assert haproxy.servers() == {"web1": "MAINT", "web3": haproxy.servers()["web3"]}
         lb.leave(web(1))
@@ -200,10 +200,10 @@ def test_the_server_of_a_node_that_left_is_deleted_where_it_can_be(lb: LoadBalan
 
         lb.join(web(2))
 
-        assert (haproxy.answering(), haproxy.reloads()) == ({"web2", "web3"}, (0, 0))
+        assert (haproxy.find_answering(), haproxy.reloads()) == ({"web2", "web3"}, (0, 0))
 
 
-def test_a_server_with_an_open_session_is_deleted_once_that_has_ended(binary: Path) -> None:
+def test_a_server_with_an_open_session_is_deleted_once_the_session_has_ended(binary: Path) -> None:
     text = CONFIG.replace("mode http", "mode tcp").replace(
         "    option idle-close-on-response\n    option httpclose\n", ""
     )
@@ -258,7 +258,7 @@ def test_runtime_off_reloads(binary: Path) -> None:
         ("stats socket {socket} mode 600", "has `level operator`, not `level admin`"),
     ],
 )
-def test_a_socket_that_may_not_change_anything_leads_to_a_reload(binary: Path, socket_line: str, why: str) -> None:
+def test_a_socket_below_admin_level_leads_to_a_reload(binary: Path, socket_line: str, why: str) -> None:
     text = CONFIG.replace("stats socket {socket} mode 600 level admin expose-fd listeners", socket_line)
     with LoadBalancer(text, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1):
         done = lb.run("-v", "handle", stdin=web(1), env={"SERF_EVENT": "member-join", "SERF_SELF_NAME": "lb01"})
@@ -268,13 +268,13 @@ def test_a_socket_that_may_not_change_anything_leads_to_a_reload(binary: Path, s
 
 
 @pytest.mark.parametrize("second", ["abns@lbagent-{front}", "ipv4@127.0.0.1:{port}"])
-def test_another_socket_will_do(binary: Path, second: str) -> None:
+def test_another_socket_at_admin_level_is_used(binary: Path, second: str) -> None:
     first = "    stats socket {socket} mode 600 level admin expose-fd listeners"
     both = f"    stats socket {{socket}} level operator\n    stats socket {second} level admin"
     with LoadBalancer(CONFIG.replace(first, both), binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1):
         lb.join(web(1))
 
-        assert (haproxy.reloads(), haproxy.answering()) == ((0, 0), {"web1"})
+        assert (haproxy.reloads(), haproxy.find_answering()) == ((0, 0), {"web1"})
 
 
 # --- who goes -----------------------------------------------------------------------------------------------------
@@ -295,18 +295,18 @@ def asked(lb: LoadBalancer, cookie: str = "") -> tuple[str, str]:
     return body, (answer.getheader("set-cookie") or "").partition(";")[0]
 
 
-def test_a_paused_node_loses_its_sticky_clients_too_which_draining_would_not(binary: Path) -> None:
+def test_a_paused_node_loses_its_sticky_clients_too(binary: Path) -> None:
     with LoadBalancer(STICKY, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1, 2):
         lb.join(web(1), web(2))
         cookie = next(found for name, found in (asked(lb) for _ in range(4)) if name == "web1")
-        haproxy.ask("set server lb-iis/web1 state drain")
+        haproxy.send("set server lb-iis/web1 state drain")
         assert {asked(lb, cookie)[0] for _ in range(6)} == {"web1"}
-        haproxy.ask("set server lb-iis/web1 state ready")
+        haproxy.send("set server lb-iis/web1 state ready")
 
-        lb.say("pause", "web1", 1)
+        lb.send_command("pause", "web1", 1)
 
         assert {asked(lb, cookie)[0] for _ in range(6)} == {"web2"}
-        lb.say("resume", "web1", 2)
+        lb.send_command("resume", "web1", 2)
         assert {asked(lb, cookie)[0] for _ in range(6)} == {"web1"}
         assert haproxy.reloads() == (0, 0)
 
@@ -324,7 +324,7 @@ class Slow:
         self._socket.close()
 
 
-def test_what_runs_on_a_paused_node_comes_to_its_end(binary: Path) -> None:
+def test_requests_in_progress_on_a_paused_node_finish(binary: Path) -> None:
     text = CONFIG.replace("mode http", "mode tcp").replace(
         "    option idle-close-on-response\n    option httpclose\n", ""
     )
@@ -336,14 +336,14 @@ def test_what_runs_on_a_paused_node_comes_to_its_end(binary: Path) -> None:
             with server:
                 assert server.recv(9) == b"hello"
                 lb.join(web(2))
-                lb.say("pause", "web1", 1)
+                lb.send_command("pause", "web1", 1)
                 client.sendall(b"more")
                 assert server.recv(9) == b"more"
                 server.sendall(b"bye")
                 assert client.recv(9) == b"bye"
 
 
-def test_a_pause_takes_the_traffic_while_the_operators_text_is_broken_and_a_resume_gives_it_back(
+def test_a_pause_and_a_resume_take_effect_while_the_operators_text_is_invalid(
     lb: LoadBalancer,
 ) -> None:
     with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
@@ -352,144 +352,144 @@ def test_a_pause_takes_the_traffic_while_the_operators_text_is_broken_and_a_resu
         edited(lb, "balance roundrobin", "balanse roundrobin")
         broken = lb.text
 
-        paused = lb.say("pause", "web1", 1)
+        paused = lb.send_command("pause", "web1", 1)
 
         assert paused.returncode == 4
         assert only_line(paused).endswith("; no new traffic reaches lb-iis/web1")
-        assert (haproxy.answering(), lb.text, lb.staged()) == ({"web2"}, broken, [])
+        assert (haproxy.find_answering(), lb.text, lb.list_staged()) == ({"web2"}, broken, [])
 
-        again = lb.say("resume", "web1", 2)
-        assert (again.returncode, haproxy.answering(), lb.text) == (0, {"web1", "web2"}, broken)
+        again = lb.send_command("resume", "web1", 2)
+        assert (again.returncode, haproxy.find_answering(), lb.text) == (0, {"web1", "web2"}, broken)
         assert haproxy.reloads() == (0, 0)
-        lb.say("pause", "web1", 3)
+        lb.send_command("pause", "web1", 3)
         lb.text = good
-        assert (lb.run("apply").returncode, haproxy.answering(), haproxy.reloads()) == (0, {"web2"}, (0, 0))
+        assert (lb.run("apply").returncode, haproxy.find_answering(), haproxy.reloads()) == (0, {"web2"}, (0, 0))
 
 
-def test_a_pause_that_is_not_in_the_file_is_said_again_to_a_new_worker(lb: LoadBalancer) -> None:
+def test_a_pause_that_is_not_in_the_file_is_sent_again_to_a_new_worker(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
         lb.join(web(1), web(2))
         good = lb.text
         edited(lb, "balance roundrobin", "balanse roundrobin")
-        lb.say("pause", "web1", 1)
+        lb.send_command("pause", "web1", 1)
         lb.cfg.write_bytes(good)
         os.kill(haproxy.pid, 12)
         wait_until(lambda: haproxy.reloads() == (1, 0) and len(haproxy.workers()) == 1)
         edited(lb, "balance roundrobin", "balanse roundrobin")
-        assert haproxy.answering() == {"web1", "web2"}
+        assert haproxy.find_answering() == {"web1", "web2"}
 
         done = lb.run("apply")
 
-        assert (done.returncode, haproxy.answering()) == (4, {"web2"})
+        assert (done.returncode, haproxy.find_answering()) == (4, {"web2"})
 
 
-def test_a_run_that_is_killed_once_it_has_spoken_leaves_nobody_out_for_good(lb: LoadBalancer) -> None:
+def test_a_run_killed_after_its_commands_leaves_no_server_disabled(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
         lb.join(web(1), web(2))
         before = lb.text
         replace_haproxy(lb, "kill -9 $PPID")
-        killed = lb.say("pause", "web1", 1)
-        assert (killed.returncode, lb.text, haproxy.answering()) == (-9, before, {"web2"})
+        killed = lb.send_command("pause", "web1", 1)
+        assert (killed.returncode, lb.text, haproxy.find_answering()) == (-9, before, {"web2"})
         restore_haproxy(lb)
 
-        resumed = lb.say("resume", "web1", 2)
+        resumed = lb.send_command("resume", "web1", 2)
 
-        assert (resumed.returncode, lb.text, lb.staged()) == (0, before, [])
-        assert (haproxy.answering(), haproxy.reloads()) == ({"web1", "web2"}, (0, 0))
+        assert (resumed.returncode, lb.text, lb.list_staged()) == (0, before, [])
+        assert (haproxy.find_answering(), haproxy.reloads()) == ({"web1", "web2"}, (0, 0))
 
 
-def test_a_pause_takes_the_traffic_though_haproxy_refuses_to_miss_the_line(binary: Path) -> None:
+def test_a_pause_stops_the_traffic_although_haproxy_refuses_the_text_without_the_line(binary: Path) -> None:
     text = CONFIG.replace("    balance", "    #use-server web1 if { path /one }\n    balance")
     text = text.replace("{ path", "{{ path").replace("one }", "one }}")
     with LoadBalancer(text, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1, 2, 3):
         lb.join(web(1), web(2))
         edited(lb, "#use-server", "use-server")
 
-        refused = lb.say("pause", "web1", 1)
-        assert (refused.returncode, haproxy.answering()) == (4, {"web2"})
+        refused = lb.send_command("pause", "web1", 1)
+        assert (refused.returncode, haproxy.find_answering()) == (4, {"web2"})
         joined = lb.join(web(3))
-        assert (joined.returncode, haproxy.answering()) == (0, {"web2", "web3"})
+        assert (joined.returncode, haproxy.find_answering()) == (0, {"web2", "web3"})
         assert lb.managed == [line(lb, 1), line(lb, 2), line(lb, 3)]
         os.kill(haproxy.pid, 12)
         wait_until(lambda: haproxy.reloads() == (1, 0) and len(haproxy.workers()) == 1)
         lb.leave(web(3))
-        assert haproxy.answering() == {"web2"}
-        lb.say("resume", "web1", 2)
+        assert haproxy.find_answering() == {"web2"}
+        lb.send_command("resume", "web1", 2)
 
-        assert haproxy.answering() == {"web1", "web2"}
+        assert haproxy.find_answering() == {"web1", "web2"}
 
 
-def test_a_pause_needs_no_room_on_the_disk_of_haproxy_cfg(lb: LoadBalancer) -> None:
+def test_a_pause_takes_effect_although_the_disk_of_haproxy_cfg_is_full(lb: LoadBalancer) -> None:
     text = lb.text
     with small_disk(lb.etc):
         lb.cfg.write_bytes(text)
-        lb.roles.write_text(lb.filled(ROLES))
+        lb.roles.write_text(lb.fill_template(ROLES))
         with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
             lb.join(web(1), web(2))
             before = lb.text
             with full_disk(lb.etc):
-                done = lb.say("pause", "web1", 1)
-                assert (done.returncode, haproxy.answering(), lb.text) == (1, {"web2"}, before)
-            assert (lb.run("apply").returncode, haproxy.answering(), haproxy.reloads()) == (0, {"web2"}, (0, 0))
-            assert lb.staged() == []
+                done = lb.send_command("pause", "web1", 1)
+                assert (done.returncode, haproxy.find_answering(), lb.text) == (1, {"web2"}, before)
+            assert (lb.run("apply").returncode, haproxy.find_answering(), haproxy.reloads()) == (0, {"web2"}, (0, 0))
+            assert lb.list_staged() == []
 
 
 @pytest.mark.parametrize("kind", ["pause", "leave", "query"])
-def test_what_cannot_be_stored_is_said(lb: LoadBalancer, kind: str) -> None:
+def test_a_command_that_cannot_be_stored_is_applied_and_reported(lb: LoadBalancer, kind: str) -> None:
     with small_disk(lb.state), Haproxy(lb) as haproxy, nodes(lb, 1, 2):
         lb.join(web(1), web(2))
         before = lb.text
         with full_disk(lb.state):
-            verbs = {"leave": lambda: lb.leave(web(1)), "pause": lambda: lb.say("pause", "web1", 1)}
-            done = verbs.get(kind, lambda: lb.ask("pause", "web1", 1))()
+            verbs = {"leave": lambda: lb.leave(web(1)), "pause": lambda: lb.send_command("pause", "web1", 1)}
+            done = verbs.get(kind, lambda: lb.send_query("pause", "web1", 1))()
             said = done.stdout.decode() if kind == "query" else only_line(done)
 
         assert done.returncode == (0 if kind == "query" else 1)
         assert said.removeprefix("refused: ").startswith("not stored: sync needed: ")
         assert said.rstrip().endswith("; no new traffic reaches lb-iis/web1")
-        assert (haproxy.answering(), lb.text) == ({"web2"}, before)
+        assert (haproxy.find_answering(), lb.text) == ({"web2"}, before)
 
 
 # --- who comes ----------------------------------------------------------------------------------------------------
 
 
-def test_a_dead_server_takes_no_traffic_when_it_joins_and_some_once_it_lives(lb: LoadBalancer) -> None:
+def test_a_joined_server_gets_traffic_only_once_it_answers(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy, nodes(lb, 1):
         lb.join(web(1))
-        with client_load(lb.front) as count:
+        with run_clients(lb.front) as count:
             lb.join(web(2))
-            lb.say("pause", "web2", 1)
-            lb.say("resume", "web2", 2)
+            lb.send_command("pause", "web2", 1)
+            lb.send_command("resume", "web2", 2)
             assert haproxy.servers()["web2"] == "DOWN"
             with nodes(lb, 2):
                 wait_until(lambda: haproxy.servers()["web2"] == "UP")
-                wait_until(lambda: haproxy.answering() == {"web1", "web2"})
-                lb.say("pause", "web2", 3)
+                wait_until(lambda: haproxy.find_answering() == {"web1", "web2"})
+                lb.send_command("pause", "web2", 3)
         assert (dict(count), haproxy.reloads()) == ({"ok": count["ok"]}, (0, 0))
 
 
 CHECKED = CONFIG.replace("    balance roundrobin\n", "    balance roundrobin\n    option httpchk GET /alive\n")
 
 
-def test_who_answers_but_fails_haproxys_own_check_takes_no_traffic(binary: Path) -> None:
+def test_a_server_that_fails_its_check_gets_no_traffic(binary: Path) -> None:
     roles = ROLES.replace("interval: 200ms", "interval: 300ms")
     with LoadBalancer(CHECKED, roles, binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1), Slow("127.0.0.12", lb.port):
         lb.join(web(1))
-        with client_load(lb.front) as count:
+        with run_clients(lb.front) as count:
             lb.join(web(2))
-            lb.say("pause", "web2", 1)
-            lb.say("resume", "web2", 2)
+            lb.send_command("pause", "web2", 1)
+            lb.send_command("resume", "web2", 2)
         assert (dict(count), haproxy.reloads()) == ({"ok": count["ok"]}, (0, 0))
         assert (haproxy.servers()["web1"], haproxy.servers()["web2"]) == ("UP", "DOWN")
 
 
-def test_default_server_holds_for_servers_that_come(binary: Path) -> None:
+def test_default_server_applies_to_added_servers(binary: Path) -> None:
     text = CONFIG.replace("defaults\n", "defaults\n    default-server weight 7 maxconn 33\n")
     with LoadBalancer(text, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1):
         lb.join(web(1))
-        told = in_state(haproxy, "web1")[7:9], haproxy.ask("show stat lb-iis 4 -1").count(",33,")
+        told = in_state(haproxy, "web1")[7:9], haproxy.send("show stat lb-iis 4 -1").count(",33,")
 
-        lb.roles.write_text(lb.filled(RELOADING))
+        lb.roles.write_text(lb.fill_template(RELOADING))
         lb.join(web(2))
 
         assert told == (["7", "7"], 1)
@@ -497,7 +497,7 @@ def test_default_server_holds_for_servers_that_come(binary: Path) -> None:
         assert haproxy.reloads() == (1, 0)
 
 
-def test_connections_to_servers_that_come_are_used_again(binary: Path) -> None:
+def test_connections_to_added_servers_are_reused(binary: Path) -> None:
     with LoadBalancer(KEPT_ALIVE, binary=binary) as lb, Haproxy(lb) as haproxy:
         served = subprocess.Popen(  # a server that keeps connections
             [os.environ.get("PYTHON", "/usr/bin/python3"), "-c", KEEPING, "127.0.0.11", str(lb.port)],
@@ -507,10 +507,10 @@ def test_connections_to_servers_that_come_are_used_again(binary: Path) -> None:
             assert served.stdout
             served.stdout.readline()
             lb.join(web(1))
-            with client_load(lb.front, clients=1) as count:
+            with run_clients(lb.front, clients=1) as count:
                 wait_until(lambda: count["ok"] > 50)
-            keys = haproxy.ask("show stat").splitlines()[0].removeprefix("# ").split(",")
-            rows = [dict(zip(keys, row.split(","), strict=False)) for row in haproxy.ask("show stat").splitlines()]
+            keys = haproxy.send("show stat").splitlines()[0].removeprefix("# ").split(",")
+            rows = [dict(zip(keys, row.split(","), strict=False)) for row in haproxy.send("show stat").splitlines()]
             [row] = [row for row in rows if row.get("svname") == "web1"]
             assert (haproxy.reloads(), int(row["reuse"]) > int(row["connect"])) == ((0, 0), True)
         finally:
@@ -532,7 +532,7 @@ server.serve_forever()
 
 
 @pytest.mark.parametrize("balance", ["source", "random"])
-def test_clients_keep_their_server_over_the_reload_that_reads_it_from_the_file(binary: Path, balance: str) -> None:
+def test_clients_keep_an_added_server_after_a_reload(binary: Path, balance: str) -> None:
     text = CONFIG.replace("balance roundrobin", f"balance {balance}\n    hash-type consistent")
     with LoadBalancer(text, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1, 2, 3):
         for number in (1, 2, 3):
@@ -540,7 +540,7 @@ def test_clients_keep_their_server_over_the_reload_that_reads_it_from_the_file(b
         told = {name: in_state(haproxy, name)[2] for name in haproxy.servers()}
         assert haproxy.reloads() == (0, 0)
 
-        lb.roles.write_text(lb.filled(RELOADING))
+        lb.roles.write_text(lb.fill_template(RELOADING))
         lb.leave(web(1))
 
         assert haproxy.reloads() == (1, 0)
@@ -564,9 +564,9 @@ def test_where_servers_cannot_be_added_a_join_reloads_and_a_pause_does_not(binar
         done = lb.run("-v", "handle", stdin=web(2), env={"SERF_EVENT": "member-join", "SERF_SELF_NAME": "lb01"})
         assert f"lbagent: reload needed: lb-iis/web2: {why}\n" in done.stderr.decode()
         assert (words(lb), haproxy.reloads()) == (SERVES, (2, 0))
-        lb.say("pause", "web1", 1)
+        lb.send_command("pause", "web1", 1)
         assert haproxy.servers()["web1"] == "MAINT"
-        lb.say("resume", "web1", 2)
+        lb.send_command("resume", "web1", 2)
         assert haproxy.servers()["web1"] != "MAINT"
         lb.leave(web(1))
         lb.join(web(1))
@@ -574,25 +574,25 @@ def test_where_servers_cannot_be_added_a_join_reloads_and_a_pause_does_not(binar
         assert (words(lb), haproxy.reloads()) == (SAID, (2, 0))
 
 
-def test_other_options_take_a_reload(lb: LoadBalancer) -> None:
+def test_changed_options_need_a_reload(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
         lb.join(web(1), web(2))
-        lb.say("pause", "web1", 1)
+        lb.send_command("pause", "web1", 1)
         lb.roles.write_text(lb.roles.read_text().replace("interval: 200ms", "interval: 300ms"))
 
-        lb.say("resume", "web1", 2)
+        lb.send_command("resume", "web1", 2)
 
         assert (words(lb), haproxy.reloads()) == (SERVES, (1, 0))
-        assert haproxy.answering() == {"web1", "web2"}
+        assert haproxy.find_answering() == {"web1", "web2"}
 
 
-def test_another_address_alone_is_told_also_of_a_server_of_the_file(binary: Path) -> None:
+def test_a_changed_address_needs_no_reload_for_a_server_of_the_file_either(binary: Path) -> None:
     with LoadBalancer(KEPT_ALIVE, roles=RELOADING, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1, 2):
         lb.join(web(1))
-        lb.roles.write_text(lb.filled(ROLES))
-        with client_load(lb.front) as count:
+        lb.roles.write_text(lb.fill_template(ROLES))
+        with run_clients(lb.front) as count:
             lb.join(member_line("web1", address(2)))
-            seen = haproxy.answering()
+            seen = haproxy.find_answering()
 
         assert (seen, haproxy.reloads(), words(lb)) == ({"web2"}, (1, 0), SAID)
         assert dict(count) == {"ok": count["ok"]}
@@ -601,13 +601,13 @@ def test_another_address_alone_is_told_also_of_a_server_of_the_file(binary: Path
 # --- what HAProxy does not know, or serves otherwise --------------------------------------------------------------
 
 
-def test_a_backend_that_haproxy_does_not_know_yet_takes_a_reload(lb: LoadBalancer) -> None:
+def test_a_backend_that_haproxy_does_not_have_yet_needs_a_reload(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy, nodes(lb, 1):
         edited(lb, "listen lb-iis", "listen lb-new")
 
         lb.join(web(1))
 
-        assert (words(lb), haproxy.reloads(), haproxy.answering()) == (SERVES, (1, 0), {"web1"})
+        assert (words(lb), haproxy.reloads(), haproxy.find_answering()) == (SERVES, (1, 0), {"web1"})
 
 
 @pytest.mark.parametrize(
@@ -619,23 +619,23 @@ def test_a_backend_that_haproxy_does_not_know_yet_takes_a_reload(lb: LoadBalance
         ("set server lb-iis/web3 state ready", "lb-iis/web3 still gets traffic"),
     ],
 )
-def test_what_haproxy_serves_otherwise_is_repaired_by_one_reload_and_recorded(
+def test_a_difference_in_the_running_haproxy_is_repaired_by_one_reload_and_recorded(
     lb: LoadBalancer, command: str, why: str
 ) -> None:
     with Haproxy(lb) as haproxy, nodes(lb, 1, 2, 3):
         lb.join(web(1), web(3))
-        lb.say("pause", "web3", 1)
-        haproxy.ask(command)
+        lb.send_command("pause", "web3", 1)
+        haproxy.send(command)
 
         lb.join(web(2))
 
         assert words(lb) == f"{SERVES}; HAProxy differed from haproxy.cfg: {why}"
         assert lb.history()[-1]["reloaded"]
-        assert (haproxy.reloads(), haproxy.answering()) == ((1, 0), {"web1", "web2"})
+        assert (haproxy.reloads(), haproxy.find_answering()) == ((1, 0), {"web1", "web2"})
         assert lb.run("apply").stdout.startswith(b"No changes: ")
 
 
-def test_a_hundred_that_were_left_behind_are_cleared_by_one_reload(lb: LoadBalancer) -> None:
+def test_a_hundred_undeleted_servers_are_removed_by_one_reload(lb: LoadBalancer) -> None:
     def crowd(first: int) -> list[bytes]:
         return [member_line(f"n{number}", f"127.9.0.{number - first + 1}") for number in range(first, first + 50)]
 
@@ -665,45 +665,45 @@ with socket.socket(socket.AF_UNIX) as one, open(sys.argv[2], "wb") as file:
 """
 
 
-def test_what_a_state_file_brings_back_over_a_reload_is_mended(binary: Path) -> None:
+def test_a_state_that_a_server_state_file_restores_at_a_reload_is_corrected(binary: Path) -> None:
     with LoadBalancer(STATED, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1, 2):
         lb.join(web(1), web(2))
-        lb.say("pause", "web1", 1)
+        lb.send_command("pause", "web1", 1)
         saving = lb.folder / "save.py"
         saving.write_text(SAVING)
         save = f"python3 {saving} {lb.socket} {lb.folder}/states"
         set_reload_command(lb, f"{save}\nkill -USR2 {haproxy.pid}", ROLES)
         lb.roles.write_text(lb.roles.read_text().replace("interval: 200ms", "interval: 300ms"))
 
-        lb.say("resume", "web1", 2)
+        lb.send_command("resume", "web1", 2)
 
         assert words(lb) == f"{SERVES}; fixed: lb-iis/web1 is out of balancing"
-        assert (haproxy.reloads(), haproxy.answering()) == ((1, 0), {"web1", "web2"})
+        assert (haproxy.reloads(), haproxy.find_answering()) == ((1, 0), {"web1", "web2"})
 
 
 # --- a reload that fails ------------------------------------------------------------------------------------------
 
 
-def test_a_server_that_was_taken_out_stays_out_when_the_reload_fails(lb: LoadBalancer) -> None:
+def test_a_server_that_was_disabled_stays_disabled_after_a_failed_reload(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy, nodes(lb, 1, 2, 3):
         lb.join(web(1), web(2))
         before = lb.text
         set_reload_command(lb, "exit 1", ROLES)
         lb.roles.write_text(lb.roles.read_text().replace("interval: 200ms", "interval: 300ms"))
 
-        done = lb.say("pause", "web1", 1)
+        done = lb.send_command("pause", "web1", 1)
 
         assert done.returncode == 5
         assert only_line(done).endswith(
             f"the previous managed lines are restored in {lb.cfg}; no new traffic reaches lb-iis/web1"
         )
-        assert (lb.text, lb.staged(), haproxy.answering()) == (before, [], {"web2"})
+        assert (lb.text, lb.list_staged(), haproxy.find_answering()) == (before, [], {"web2"})
 
 
-def test_while_a_failed_reload_waits_what_can_be_said_goes_on(lb: LoadBalancer) -> None:
+def test_the_runtime_api_is_used_while_a_failed_reload_waits(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy, nodes(lb, 1, 2, 3):
         lb.join(web(1), web(2))
-        lb.say("pause", "web1", 1)
+        lb.send_command("pause", "web1", 1)
         set_reload_command(lb, f"echo reload >>{lb.folder}/reloads\nexit 1", ROLES)
         roles = lb.roles.read_text()
         options = 'options: "check inter {interval} rise 2 fall {tag:fall|2}"'
@@ -711,74 +711,74 @@ def test_while_a_failed_reload_waits_what_can_be_said_goes_on(lb: LoadBalancer) 
         failed = lb.join(web(2, fall="5"))
         assert (failed.returncode, (lb.folder / "reloads").read_text()) == (5, "reload\n")
 
-        resumed, joined, left = lb.say("resume", "web1", 2), lb.join(web(3)), lb.leave(web(1))
+        resumed, joined, left = lb.send_command("resume", "web1", 2), lb.join(web(3)), lb.leave(web(1))
 
         assert [done.returncode for done in (resumed, joined, left)] == [5, 5, 5]
         assert only_line(joined).startswith("reload postponed: ")
         assert (lb.folder / "reloads").read_text() == "reload\n"
-        assert haproxy.answering() == {"web2", "web3"}
+        assert haproxy.find_answering() == {"web2", "web3"}
         assert lb.managed == [line(lb, 2), line(lb, 3)]
         assert words(lb) == SAID
         assert (lb.served() or {})["failure"]["times"] == 1
         (lb.folder / "reload").write_text(f"#!/bin/sh\nkill -USR2 {haproxy.pid}\n")
         assert lb.run("apply", "--force").returncode == 0
-        assert haproxy.answering() == {"web2", "web3"}
+        assert haproxy.find_answering() == {"web2", "web3"}
         assert lb.managed == [line(lb, 2).replace("fall 2", "fall 5"), line(lb, 3)]
 
 
-def test_who_had_come_before_the_reload_failed_goes_again(lb: LoadBalancer) -> None:
+def test_a_server_added_before_a_failed_reload_is_removed_again(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
         lb.join(web(1))
         before = lb.text
-        haproxy.ask("set server lb-iis/web1 state drain")  # seen only when all has been said
+        haproxy.send("set server lb-iis/web1 state drain")  # seen only when all has been said
         set_reload_command(lb, "exit 1", ROLES)
 
         done = lb.join(web(2))
 
-        assert (done.returncode, lb.text, lb.staged()) == (5, before, [])
+        assert (done.returncode, lb.text, lb.list_staged()) == (5, before, [])
         assert haproxy.servers()["web2"] == "MAINT"
-        haproxy.ask("set server lb-iis/web1 state ready")
-        lb.say("pause", "web9", 1)
-        assert (lb.managed, haproxy.answering()) == ([line(lb, 1), line(lb, 2)], {"web1", "web2"})
+        haproxy.send("set server lb-iis/web1 state ready")
+        lb.send_command("pause", "web9", 1)
+        assert (lb.managed, haproxy.find_answering()) == ([line(lb, 1), line(lb, 2)], {"web1", "web2"})
 
 
-def test_who_has_moved_before_the_reload_failed_goes_on_serving(lb: LoadBalancer) -> None:
+def test_a_server_with_a_new_address_keeps_serving_after_a_failed_reload(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy, nodes(lb, 1, 2, 3):
         lb.join(web(1), web(3))
         before = lb.text
-        haproxy.ask("set server lb-iis/web3 state drain")
+        haproxy.send("set server lb-iis/web3 state drain")
         set_reload_command(lb, "exit 1", ROLES)
 
         done = lb.join(member_line("web1", address(2)))
 
-        assert (done.returncode, lb.text, haproxy.answering()) == (5, before, {"web2"})
+        assert (done.returncode, lb.text, haproxy.find_answering()) == (5, before, {"web2"})
 
 
 # --- it is not told where that was not asked for ------------------------------------------------------------------
 
 
-def test_without_reload_means_without_telling(lb: LoadBalancer) -> None:
+def test_without_reload_the_runtime_api_is_not_used(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
         lb.join(web(1), web(2))
         lb.text = lb.text.replace(line(lb, 1).encode(), b"")
-        before = haproxy.serving()
+        before = haproxy.find_serving()
 
         done = lb.run("apply", "--no-reload")
 
         assert done.stdout == b"written: 1 line added, 0 removed; not reloaded (--no-reload)\n"
-        assert (haproxy.serving(), haproxy.reloads()) == (before, (0, 0))
+        assert (haproxy.find_serving(), haproxy.reloads()) == (before, (0, 0))
 
 
 # --- who serves goes on serving, and a tag is only a tag ----------------------------------------------------------
 
 
-def test_servers_that_get_another_name_serve_until_they_have_come_under_it(lb: LoadBalancer) -> None:
+def test_renamed_servers_serve_until_the_new_name_serves(lb: LoadBalancer) -> None:
     roles = lb.roles.read_text().replace("services:\n", f"services:\n  api: {{port: {lb.port + 1}}}\n")
     lb.roles.write_text(roles.replace("lb: [iis]", "lb: [iis, api]"))
     with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
         lb.join(web(1), web(2))
         lb.count_checks("sleep 0.3")
-        with client_load(lb.front, 4) as count:
+        with run_clients(lb.front, 4) as count:
             wait_until(lambda: count["ok"] > 20)
             marker = "    # additional-lb-iis-server\n"
             edited(lb, marker, marker + marker.replace("iis", "api"))
@@ -787,12 +787,12 @@ def test_servers_that_get_another_name_serve_until_they_have_come_under_it(lb: L
             wait_until(lambda: count["ok"] > so_far + 20)
 
         assert (set(count), haproxy.reloads()[0]) == ({"ok"}, 0)
-        assert haproxy.serving() == {"web1.iis", "web1.api", "web2.iis", "web2.api"}
+        assert haproxy.find_serving() == {"web1.iis", "web1.api", "web2.iis", "web2.api"}
         left = {name: state for name, state in haproxy.servers().items() if name in ("web1", "web2")}
         assert left == ({} if deletes_servers(lb.binary) else {"web1": "MAINT", "web2": "MAINT"})
 
 
-def test_servers_that_got_another_name_have_the_old_one_back_when_the_reload_fails(lb: LoadBalancer) -> None:
+def test_renamed_servers_get_their_old_name_back_after_a_failed_reload(lb: LoadBalancer) -> None:
     second = f"\nlisten two\n    bind 127.0.0.1:{lb.port + 2}\n    # additional-lb-iis-server\n"
     lb.text += second.encode()
     with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
@@ -800,7 +800,7 @@ def test_servers_that_got_another_name_have_the_old_one_back_when_the_reload_fai
         roles = lb.roles.read_text().replace("services:\n", f"services:\n  api: {{port: {lb.port + 1}}}\n")
         lb.roles.write_text(roles.replace("lb: [iis]", "lb: [iis, api]"))
         lb.join(web(1), web(2))
-        haproxy.ask("set server two/web2 state drain")  # seen only when all has been said
+        haproxy.send("set server two/web2 state drain")  # seen only when all has been said
         marker = b"    # additional-lb-iis-server\n"
         lb.text = lb.text.replace(marker, marker + marker.replace(b"iis", b"api"), 1)
 
@@ -810,11 +810,11 @@ def test_servers_that_got_another_name_have_the_old_one_back_when_the_reload_fai
             5,
             True,
         )
-        assert (haproxy.serving(), haproxy.answering()) == ({"web1", "web2"}, {"web1", "web2"})
+        assert (haproxy.find_serving(), haproxy.find_answering()) == ({"web1", "web2"}, {"web1", "web2"})
         assert (lb.served() or {})["left"]["servers"].keys().isdisjoint({"lb-iis/web1", "lb-iis/web2"})
 
 
-def test_servers_that_all_move_at_once_go_on_without_a_verdict(binary: Path) -> None:
+def test_servers_whose_addresses_all_change_serve_without_a_check_result(binary: Path) -> None:
     text = CONFIG.replace("    balance roundrobin", "    balance roundrobin\n    option httpchk GET /")
     roles = ROLES.replace("interval: 200ms", "interval: 1s")
     with (
@@ -827,7 +827,7 @@ def test_servers_that_all_move_at_once_go_on_without_a_verdict(binary: Path) -> 
             stack.enter_context(Backend(f"new{one}", address(one), lb.port + 1))
         lb.join(web(1), web(2))
         wait_until(lambda: set(haproxy.servers().values()) == {"UP"})
-        with client_load(lb.front, 4) as count:
+        with run_clients(lb.front, 4) as count:
             wait_until(lambda: count["ok"] > 20)
             lb.roles.write_text(lb.roles.read_text().replace(f"port: {lb.port}", f"port: {lb.port + 1}"))
             assert lb.run("apply").returncode == 0
@@ -835,11 +835,11 @@ def test_servers_that_all_move_at_once_go_on_without_a_verdict(binary: Path) -> 
             wait_until(lambda: count["ok"] > so_far + 20)
 
         assert (set(count), haproxy.reloads()[0]) == ({"ok"}, 0)
-        assert haproxy.answering() == {"new1", "new2"}
+        assert haproxy.find_answering() == {"new1", "new2"}
 
 
 @pytest.mark.parametrize("said", ["port abc", "port 70000", "addr localhost"])
-def test_a_check_that_goes_nobody_knows_where_holds_up_nobody(lb: LoadBalancer, said: str) -> None:
+def test_a_check_with_an_unknown_target_delays_no_server(lb: LoadBalancer, said: str) -> None:
     word, value = said.split()
     default = lb.port if word == "port" else "127.0.0.11"
     options = f'{{port: {lb.port}, options: "check {word} {{tag:there|{default}}}"}}'
@@ -849,19 +849,19 @@ def test_a_check_that_goes_nobody_knows_where_holds_up_nobody(lb: LoadBalancer, 
         good = lb.join(web(2))
 
         assert (odd.stderr + good.stderr).count(b"internal error") == 0
-        wait_until(lambda: "web2" in haproxy.answering())
+        wait_until(lambda: "web2" in haproxy.find_answering())
         assert good.returncode in (0, 4)
 
 
-def test_what_a_state_file_brings_back_at_a_start_by_somebody_else_is_mended(binary: Path) -> None:
+def test_a_state_that_a_server_state_file_restores_at_a_start_by_another_process_is_corrected(binary: Path) -> None:
     text = CONFIG.replace("global\n", "global\n    server-state-file {folder}/kept\n")
     text = text.replace("    mode http\n", "    mode http\n    load-server-state-from-file global\n", 1)
     with LoadBalancer(text, binary=binary) as lb, nodes(lb, 1):
         with Haproxy(lb) as haproxy:
             lb.join(web(1))
-            haproxy.ask("set server lb-iis/web1 state maint")
-            (lb.folder / "kept").write_text(haproxy.ask("show servers state"))
-            haproxy.ask("set server lb-iis/web1 state ready")
+            haproxy.send("set server lb-iis/web1 state maint")
+            (lb.folder / "kept").write_text(haproxy.send("show servers state"))
+            haproxy.send("set server lb-iis/web1 state ready")
             os.utime(lb.cfg)
         wait_until(lambda: time.time() > lb.cfg.stat().st_ctime + 3)  # so that it is known to have been read
         with Haproxy(lb) as haproxy:
@@ -870,7 +870,7 @@ def test_what_a_state_file_brings_back_at_a_start_by_somebody_else_is_mended(bin
             said = lb.run("apply").stdout.decode()
 
             assert said == "unchanged: fixed: lb-iis/web1 is out of balancing\n"
-            assert (haproxy.answering(), haproxy.reloads()) == ({"web1"}, (0, 0))
+            assert (haproxy.find_answering(), haproxy.reloads()) == ({"web1"}, (0, 0))
             assert lb.run("apply").stdout.startswith(b"No changes: ")
 
 
@@ -891,7 +891,7 @@ def in_proxy(*lines: str) -> str:
     )
 
 
-def test_checks_by_an_external_program_never_reach_the_runtime_api(binary: Path) -> None:
+def test_servers_with_external_checks_are_never_added_through_the_runtime_api(binary: Path) -> None:
     text = in_proxy("option external-check", "external-check command /bin/true")
     text = text.replace("global\n", "global\n    external-check\n    insecure-fork-wanted\n")
     with LoadBalancer(text, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1, 2):
@@ -900,7 +900,7 @@ def test_checks_by_an_external_program_never_reach_the_runtime_api(binary: Path)
         done = lb.join(web(2))
 
         assert (done.returncode, words(lb), haproxy.pid) == (0, SERVES, before)
-        assert haproxy.answering() == {"web1", "web2"}
+        assert haproxy.find_answering() == {"web1", "web2"}
 
 
 @pytest.mark.parametrize(
@@ -937,7 +937,7 @@ def test_a_node_that_expects_a_proxy_header_serves_as_soon_as_it_has_joined(bina
         assert all("PROXY v" in one for one in seen.seen(address(1), clients=False))
 
 
-def test_one_error_takes_no_observed_server_down(binary: Path) -> None:
+def test_one_error_does_not_disable_an_observed_server(binary: Path) -> None:
     with LoadBalancer(KEPT_ALIVE, binary=binary) as lb, Haproxy(lb) as haproxy, Recorder(lb.port):
         options(lb, "check inter 1s observe layer7 on-error mark-down")
         lb.join(web(1), web(2))
@@ -960,8 +960,8 @@ def test_a_disabled_server_stays_disabled(binary: Path, how: str) -> None:
         assert (words(lb), haproxy.servers()) == (SERVES, {"web1": "MAINT"})
         reloads = haproxy.reloads()[0]
 
-        lb.say("pause", "web1", 1)
-        lb.say("resume", "web1", 2)
+        lb.send_command("pause", "web1", 1)
+        lb.send_command("resume", "web1", 2)
 
         assert (haproxy.servers(), haproxy.reloads()[0]) == ({"web1": "MAINT"}, reloads)
         assert lb.run("apply").stdout.startswith(b"No changes: ")
@@ -974,12 +974,12 @@ def test_a_new_weight_is_set_without_a_reload(lb: LoadBalancer) -> None:
         lb.join(web(1), web(2))
         lb.join(web(1, weight="30"))
         assert (in_state(haproxy, "web1")[7], words(lb)) == ("30", SAID)
-        lb.say("pause", "web1", 1)
+        lb.send_command("pause", "web1", 1)
         lb.handle("member-update", web(1, weight="250"))
-        lb.say("resume", "web1", 2)
+        lb.send_command("resume", "web1", 2)
 
         assert (in_state(haproxy, "web1")[7], words(lb), haproxy.reloads()) == ("250", SAID, (0, 0))
-        assert haproxy.answering() == {"web1", "web2"}
+        assert haproxy.find_answering() == {"web1", "web2"}
 
 
 def test_a_weight_that_haproxy_refuses_is_an_error_and_changes_nothing(lb: LoadBalancer) -> None:
@@ -993,7 +993,7 @@ def test_a_weight_that_haproxy_refuses_is_an_error_and_changes_nothing(lb: LoadB
         assert haproxy.reloads() == (0, 0)
 
 
-def test_cookies_of_their_own_reach_servers_that_join(binary: Path) -> None:
+def test_servers_that_join_have_their_own_cookies(binary: Path) -> None:
     with (
         LoadBalancer(in_proxy("cookie C insert indirect nocache"), binary=binary) as lb,
         Haproxy(lb) as haproxy,
@@ -1039,13 +1039,13 @@ def test_a_pause_cuts_no_session_where_maintenance_would(binary: Path) -> None:
             with server:
                 assert server.recv(9) == b"hello"
                 lb.join(web(2))
-                lb.say("pause", "web1", 1)
-                assert haproxy.answering() == {"web2"}
+                lb.send_command("pause", "web1", 1)
+                assert haproxy.find_answering() == {"web2"}
                 client.sendall(b"more")
                 assert server.recv(9) == b"more"
                 server.sendall(b"bye")
                 assert client.recv(9) == b"bye"
-        lb.say("resume", "web1", 2)
+        lb.send_command("resume", "web1", 2)
         assert haproxy.servers()["web1"] != "MAINT"
         assert haproxy.reloads() == (0, 0)
 

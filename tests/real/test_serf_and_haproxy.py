@@ -71,7 +71,7 @@ def cluster(lb: LoadBalancer, nodes: int) -> Iterator[tuple[SerfAgent, list[Node
         found = [stack.enter_context(Node(lb, number)) for number in range(1, nodes + 1)]
         for node in found:
             node.agent.join(agent)
-        wait_until(lambda: lb.settled(*(node.line for node in found)))
+        wait_until(lambda: lb.is_settled(*(node.line for node in found)))
         yield agent, found
 
 
@@ -84,20 +84,20 @@ def test_five_nodes_that_join_at_once_all_answer(lb: LoadBalancer) -> None:
         haproxy = stack.enter_context(Haproxy(lb))
         agent = stack.enter_context(balancer(lb))
         nodes = [stack.enter_context(Node(lb, number)) for number in (1, 2, 3, 4, 5)]
-        first = haproxy.answering()
+        first = haproxy.find_answering()
 
         for node in nodes:
             node.agent.join(agent)
 
         assert first == {SORRY}
-        wait_until(lambda: lb.settled(*(node.line for node in nodes)))
+        wait_until(lambda: lb.is_settled(*(node.line for node in nodes)))
         wait_until(lambda: haproxy.servers() == dict.fromkeys((node.name for node in nodes), "UP"))
-        assert haproxy.answering() == {"web01", "web02", "web03", "web04", "web05"}
+        assert haproxy.find_answering() == {"web01", "web02", "web03", "web04", "web05"}
         assert set(outcomes(lb)) == {"applied"}
-        assert lb.staged() == []
+        assert lb.list_staged() == []
 
 
-def test_nodes_that_were_there_before_the_load_balancer_join_in_one_batch(lb: LoadBalancer) -> None:
+def test_nodes_that_are_older_than_the_load_balancer_join_in_one_batch(lb: LoadBalancer) -> None:
     with contextlib.ExitStack() as stack:
         haproxy = stack.enter_context(Haproxy(lb))
         nodes = [stack.enter_context(Node(lb, number)) for number in (1, 2, 3, 4, 5)]
@@ -108,45 +108,45 @@ def test_nodes_that_were_there_before_the_load_balancer_join_in_one_batch(lb: Lo
 
         agent.join(nodes[0].agent)
 
-        wait_until(lambda: lb.settled(*(node.line for node in nodes)))
-        assert haproxy.answering() == {"web01", "web02", "web03", "web04", "web05"}
+        wait_until(lambda: lb.is_settled(*(node.line for node in nodes)))
+        assert haproxy.find_answering() == {"web01", "web02", "web03", "web04", "web05"}
         assert haproxy.reloads() == (0, 0)
         assert outcomes(lb) == ["applied"]
 
 
-def test_a_paused_node_stays_out_over_a_reboot_until_it_is_resumed(lb: LoadBalancer) -> None:
+def test_a_paused_node_stays_paused_after_a_reboot_until_it_is_resumed(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy, cluster(lb, 3) as (agent, nodes):
         one, two, three = nodes
 
         # Its shutdown script says so, before anything ends.
-        two.agent.event("pause", two.words)
-        wait_until(lambda: lb.settled(one.line, two.paused, three.line))
+        two.agent.send_event("pause", two.words)
+        wait_until(lambda: lb.is_settled(one.line, two.paused, three.line))
         before = two.backend.requests
-        assert haproxy.answering(30) == {"web01", "web03"}
+        assert haproxy.find_answering(30) == {"web01", "web03"}
         assert two.backend.requests == before
 
         two.agent.leave()
-        wait_until(lambda: lb.settled(one.line, three.line))
-        assert haproxy.answering() == {"web01", "web03"}
+        wait_until(lambda: lb.is_settled(one.line, three.line))
+        assert haproxy.find_answering() == {"web01", "web03"}
 
         two.agent.start()
         two.agent.join(agent)
-        wait_until(lambda: lb.settled(one.line, two.paused, three.line))
-        assert haproxy.answering(30) == {"web01", "web03"}
+        wait_until(lambda: lb.is_settled(one.line, two.paused, three.line))
+        assert haproxy.find_answering(30) == {"web01", "web03"}
         assert two.backend.requests == before
 
-        two.agent.event("resume", two.words)
-        wait_until(lambda: lb.settled(one.line, two.line, three.line))
-        wait_until(lambda: haproxy.answering() == {"web01", "web02", "web03"})
+        two.agent.send_event("resume", two.words)
+        wait_until(lambda: lb.is_settled(one.line, two.line, three.line))
+        wait_until(lambda: haproxy.find_answering() == {"web01", "web02", "web03"})
 
         two.agent.leave()
-        wait_until(lambda: lb.settled(one.line, three.line))
-        assert haproxy.answering() == {"web01", "web03"}
+        wait_until(lambda: lb.is_settled(one.line, three.line))
+        assert haproxy.find_answering() == {"web01", "web03"}
         assert set(outcomes(lb)) == {"applied"}
-        assert lb.staged() == []
+        assert lb.list_staged() == []
 
 
-def test_a_killed_node_keeps_its_line_and_haproxys_check_takes_it_down(lb: LoadBalancer) -> None:
+def test_a_killed_node_keeps_its_line_and_haproxys_check_marks_it_down(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy, cluster(lb, 2) as (agent, (one, two)):
         wait_until(lambda: haproxy.servers() == {"web01": "UP", "web02": "UP"})
         reloads = haproxy.reloads()
@@ -155,7 +155,7 @@ def test_a_killed_node_keeps_its_line_and_haproxys_check_takes_it_down(lb: LoadB
         two.backend.stop()
 
         wait_until(lambda: haproxy.servers() == {"web01": "UP", "web02": "DOWN"})
-        assert haproxy.answering() == {"web01"}
+        assert haproxy.find_answering() == {"web01"}
         wait_until(lambda: agent.members()["web02"] == "failed")
         wait_until(lambda: lb.members()["web02"]["status"] == "failed")
         wait_until(lambda: lb.idle)
@@ -167,32 +167,32 @@ def test_a_killed_node_keeps_its_line_and_haproxys_check_takes_it_down(lb: LoadB
         two.agent.join(agent)
 
         wait_until(lambda: lb.members()["web02"]["status"] == "alive")
-        wait_until(lambda: haproxy.answering() == {"web01", "web02"})
+        wait_until(lambda: haproxy.find_answering() == {"web01", "web02"})
         assert lb.managed == [one.line, two.line]
         assert haproxy.reloads() == reloads
 
 
 def test_a_query_is_answered_done_once_haproxy_serves_it(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy, cluster(lb, 2) as (agent, (one, two)):
-        paused = two.agent.query("pause", two.words, at=agent)
+        paused = two.agent.send_query("pause", two.words, at=agent)
         before = two.backend.requests
-        during, lines = haproxy.answering(30), lb.managed
+        during, lines = haproxy.find_answering(30), lb.managed
         reached = two.backend.requests - before
-        again = two.agent.query("pause", two.words, at=agent)
-        resumed = two.agent.query("resume", two.words, at=agent)
+        again = two.agent.send_query("pause", two.words, at=agent)
+        resumed = two.agent.send_query("resume", two.words, at=agent)
 
         assert [paused, again, resumed] == [{"lb01": "done"}] * 3
         assert (during, reached) == ({"web01"}, 0)
         assert lines == [one.line, two.paused]
         assert lb.managed == [one.line, two.line]
-        assert haproxy.answering() == {"web01", "web02"}
+        assert haproxy.find_answering() == {"web01", "web02"}
 
 
-def test_a_query_about_a_stranger_says_so(lb: LoadBalancer) -> None:
+def test_a_query_about_an_unknown_node_is_answered_unknown_node(lb: LoadBalancer) -> None:
     with Haproxy(lb), cluster(lb, 1) as (agent, (one,)):
-        paused = agent.query("pause", "web77 127.0.0.77 web")
-        resumed = agent.query("resume", "web88")
-        malformed = agent.query("pause", "one two three 4")
+        paused = agent.send_query("pause", "web77 127.0.0.77 web")
+        resumed = agent.send_query("resume", "web88")
+        malformed = agent.send_query("pause", "one two three 4")
 
         assert paused == {"lb01": "unknown node, remembered"}
         assert resumed == {"lb01": "unknown node"}
@@ -202,22 +202,22 @@ def test_a_query_about_a_stranger_says_so(lb: LoadBalancer) -> None:
         assert lb.managed == [one.line]
 
 
-def test_a_haproxy_without_a_master_is_succeeded_by_a_new_process(lb: LoadBalancer) -> None:
-    lb.roles.write_text(lb.filled(RELOADING))
+def test_a_haproxy_without_a_master_is_replaced_by_a_new_process(lb: LoadBalancer) -> None:
+    lb.roles.write_text(lb.fill_template(RELOADING))
     with Haproxy(lb, "-D") as haproxy, balancer(lb) as agent, Node(lb, 1) as one, Node(lb, 2) as two:
         first = haproxy.worker()
 
         one.agent.join(agent)
         two.agent.join(agent)
-        wait_until(lambda: lb.settled(one.line, two.line))
-        assert haproxy.answering() == {"web01", "web02"}
+        wait_until(lambda: lb.is_settled(one.line, two.line))
+        assert haproxy.find_answering() == {"web01", "web02"}
         assert haproxy.worker() == haproxy.pid != first
 
         second = haproxy.worker()
-        two.agent.event("pause", two.words)
-        wait_until(lambda: lb.settled(one.line, two.paused))
+        two.agent.send_event("pause", two.words)
+        wait_until(lambda: lb.is_settled(one.line, two.paused))
         before = two.backend.requests
-        assert haproxy.answering(30) == {"web01"}
+        assert haproxy.find_answering(30) == {"web01"}
         assert two.backend.requests == before
         assert haproxy.worker() == haproxy.pid != second
 
@@ -227,12 +227,12 @@ def test_a_haproxy_without_a_master_is_succeeded_by_a_new_process(lb: LoadBalanc
 OWN_RELOAD = RELOADING.replace("  timeout:", "  reload: [sh, {folder}/reload.sh, now]\n  timeout:")
 
 
-def test_the_operators_own_reload_command_is_the_one_that_runs() -> None:
+def test_the_configured_reload_command_is_used() -> None:
     with LoadBalancer(roles=OWN_RELOAD) as lb, Haproxy(lb) as haproxy:
         script = lb.folder / "reload.sh"
         script.write_text(f'echo "$*" >>{lb.folder}/said\necho reloading\nkill -USR2 $(cat {haproxy.pidfile})\n')
         with cluster(lb, 1) as (agent, (one,)):
-            asked = one.agent.query("pause", one.words, at=agent)
+            asked = one.agent.send_query("pause", one.words, at=agent)
 
             said = Path(lb.folder / "said").read_text()
             assert asked == {"lb01": "done, no other server of iis serves"}

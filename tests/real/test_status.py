@@ -45,7 +45,7 @@ def served(request: pytest.FixtureRequest) -> Iterator[tuple[LoadBalancer, Hapro
     ):
         joined = [line(f"web0{at}", f"127.0.0.{10 + at}") for at in (1, 2, 3, 4)]
         assert lb.join(*joined, line("spark1", "127.0.0.20", "spark")).returncode == 0
-        assert lb.say("pause", "web03 for=2h reason=patches", 1).returncode == 0
+        assert lb.send_command("pause", "web03 for=2h reason=patches", 1).returncode == 0
         assert lb.handle("member-failed", joined[1]).returncode == 0
         wait_until(lambda: haproxy.servers() == {"web01": "UP", "web02": "DOWN", "web04": "DOWN"})
         wait_until(lambda: haproxy.servers("mon-mongo") == {"web01": "DOWN", "web02": "DOWN", "mine": "no check"})
@@ -157,7 +157,7 @@ def test_a_pause_that_haproxy_cfg_does_not_have_yet_is_pending(served: tuple[Loa
     before = lb.text
     with (lb.state / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        lb.say("pause", "web01", 2)
+        lb.send_command("pause", "web01", 2)
 
         found = as_json(lb)
 
@@ -165,14 +165,14 @@ def test_a_pause_that_haproxy_cfg_does_not_have_yet_is_pending(served: tuple[Loa
     assert (node["state"], node["why"]) == ("pending", "its lines will be changed; paused by user event")
     assert node["change"]["added"][0] == "listen lb-iis: # lbagent paused web01 127.0.0.11 role=web"
     assert found["events"]["pending"] == 1
-    assert (lb.text, lb.spooled()) == (before, ["1"])
+    assert (lb.text, lb.list_spool()) == (before, ["1"])
 
 
 def test_sessions_are_counted(served: tuple[LoadBalancer, Haproxy]) -> None:
     lb, haproxy = served
     with socket.create_connection(("127.0.0.1", lb.front)) as client, socket.create_server(("127.0.0.12", lb.port)):
         wait_until(lambda: haproxy.servers()["web02"] == "UP")
-        haproxy.ask("set server lb-iis/web01 state maint")
+        haproxy.send("set server lb-iis/web01 state maint")
         client.sendall(b"GET / HTTP/1.0\r\n\r\n")
 
         wait_until(lambda: rows(status(lb))[2][6] == "1")
@@ -291,13 +291,13 @@ def test_an_invalid_roles_yml_gives_one_line_and_exit_status_2(lb: LoadBalancer,
 
 def test_a_character_that_the_locale_lacks_does_not_end_the_command(lb: LoadBalancer) -> None:
     lb.join(line("web01", "127.0.0.11"))
-    lb.say("pause", "web01 reason=\N{HIRAGANA LETTER A}", 1)
+    lb.send_command("pause", "web01 reason=\N{HIRAGANA LETTER A}", 1)
 
     assert "by user event: ?" in status(lb, PYTHONIOENCODING="latin-1")
     assert "by user event: \\u3042" in status(lb, "--json", PYTHONIOENCODING="ascii")
 
 
-def test_on_a_terminal_there_are_colours_unless_they_are_not_wanted(lb: LoadBalancer) -> None:
+def test_a_terminal_gets_colours_unless_they_are_disabled(lb: LoadBalancer) -> None:
     lb.join(line("web01", "127.0.0.11"))
 
     coloured, plain, dumb = once(lb), once(lb, NO_COLOR="1"), once(lb, TERM="dumb")
@@ -319,7 +319,7 @@ def test_a_narrow_terminal_is_not_exceeded(lb: LoadBalancer) -> None:
     assert text.split("\n")[2].startswith("web01       in ")
 
 
-def test_a_terminal_of_no_size_is_taken_for_one_of_80_columns(lb: LoadBalancer) -> None:
+def test_a_terminal_without_a_size_has_80_columns(lb: LoadBalancer) -> None:
     lb.join(line("web01", "127.0.0.11"))
 
     def shown(**env: str) -> str:
@@ -328,7 +328,7 @@ def test_a_terminal_of_no_size_is_taken_for_one_of_80_columns(lb: LoadBalancer) 
     assert shown(COLUMNS="0", LINES="0") == shown()
 
 
-def test_watch_on_a_terminal_draws_again_in_place_and_ctrl_c_ends_it_with_0(lb: LoadBalancer) -> None:
+def test_watch_on_a_terminal_redraws_in_place_and_ctrl_c_ends_it_with_0(lb: LoadBalancer) -> None:
     lb.join(line("web01", "127.0.0.11"))
     started, terminal = on_terminal(lb, "--watch")
     with started:
@@ -365,7 +365,7 @@ def test_watch_without_a_terminal_prints_again_without_escape_codes(lb: LoadBala
         assert [json.loads(text)["version"] for text in said.splitlines()[:1]] == [1]
 
 
-def test_a_reader_of_the_first_lines_sees_no_traceback(lb: LoadBalancer) -> None:
+def test_a_reader_that_closes_the_pipe_causes_no_traceback(lb: LoadBalancer) -> None:
     lb.join(*(line(f"web{at}", f"127.0.1.{at}") for at in range(1, 250)))
 
     said = subprocess.run(

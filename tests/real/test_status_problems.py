@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.daemon import running_watch
+from tests.helpers.daemon import run_watch
 from tests.helpers.pair import pair
 from tests.helpers.real_programs import (
     LBAGENT,
@@ -24,7 +24,7 @@ from tests.helpers.real_programs import (
     wait_until,
 )
 from tests.helpers.terminal import Terminal
-from tests.helpers.two_users import Split
+from tests.helpers.two_users import TwoUserLoadBalancer
 
 pytestmark = [
     pytest.mark.real,
@@ -48,7 +48,7 @@ def kinds(lb: LoadBalancer) -> list[str]:
     return [one["kind"] for one in status(lb)["wrong"]]
 
 
-def test_a_fixed_failure_is_not_shown_any_more() -> None:
+def test_a_fixed_failure_is_no_longer_shown() -> None:
     with LoadBalancer() as lb, Haproxy(lb):
         lb.join(member_line("web01", "127.0.0.11"))
         good = status(lb)
@@ -71,7 +71,7 @@ def test_a_fixed_failure_is_not_shown_any_more() -> None:
     assert "\nlast change: " in below
 
 
-def test_a_failed_reload_has_the_time_of_its_next_try() -> None:
+def test_a_failed_reload_is_shown_with_the_time_of_its_next_attempt() -> None:
     with LoadBalancer(roles=RELOADING.replace("haproxy:\n", "haproxy:\n  reload: ['false']\n")) as lb, Haproxy(lb):
         assert lb.join(member_line("web01", "127.0.0.11")).returncode == 5
         found = status(lb)
@@ -86,9 +86,9 @@ def test_a_failed_reload_has_the_time_of_its_next_try() -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_a_stopped_daemon_and_a_stopped_haproxy_are_on_top() -> None:
-    with Split() as lb:
+    with TwoUserLoadBalancer() as lb:
         with Haproxy(lb):
-            with running_watch(lb):
+            with run_watch(lb):
                 lb.join(member_line("web01", "127.0.0.11"))
                 wait_until(lambda: lb.managed)
                 running = status(lb)
@@ -153,7 +153,7 @@ def test_failing_syncs_are_on_top() -> None:
     assert "Serf agent: `serf " in found["sync"]["words"]
 
 
-def test_a_proxy_of_which_no_server_takes_requests_is_on_top() -> None:
+def test_a_proxy_without_a_server_that_accepts_requests_is_on_top() -> None:
     with LoadBalancer() as lb, Backend("web01", "127.0.0.11", lb.port) as web, Haproxy(lb) as haproxy:
         lb.join(member_line("web01", "127.0.0.11"), member_line("web02", "127.0.0.12"))
         wait_until(lambda: haproxy.servers() == {"web01": "UP", "web02": "DOWN"})

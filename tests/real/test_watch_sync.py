@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from lbagent.system.repeats import Repeats
-from tests.helpers.daemon import running_watch
+from tests.helpers.daemon import run_watch
 from tests.helpers.real_programs import (
     LBAGENT,
     Haproxy,
@@ -68,7 +68,7 @@ def guarded(tmp_path: Path) -> Iterator[tuple[LoadBalancer, SerfAgent]]:
 def test_a_new_token_in_serf_env_is_used_at_once(guarded: tuple[LoadBalancer, SerfAgent]) -> None:
     lb, agent = guarded
     write_env(lb, agent, "wrong")
-    with Haproxy(lb), running_watch(lb, SERF_RPC_ADDR=""):
+    with Haproxy(lb), run_watch(lb, SERF_RPC_ADDR=""):
         wait_until(lambda: last(lb).get("sync_failing"))
         assert (metric(lb, "lbagent_last_sync_success"), metric(lb, "lbagent_daemon_running")) == ("0", "1")
         assert "authenticat" in str(last(lb)["sync_words"])
@@ -90,7 +90,7 @@ def test_only_runs_of_the_daemon_are_its_heartbeat(guarded: tuple[LoadBalancer, 
     heartbeat = "lbagent_daemon_heartbeat_timestamp_seconds"
     lb.join(member_line("web01", "127.0.0.11"))
     before = metric(lb, heartbeat)
-    with running_watch(lb, SERF_RPC_ADDR=""):
+    with run_watch(lb, SERF_RPC_ADDR=""):
         wait_until(lambda: metric(lb, heartbeat))
     (lb.state / "last.json").write_text(json.dumps({**last(lb), "heartbeat": 1_700_000_000}))
 
@@ -99,7 +99,7 @@ def test_only_runs_of_the_daemon_are_its_heartbeat(guarded: tuple[LoadBalancer, 
     assert (before, metric(lb, heartbeat)) == (None, "1700000000")
 
 
-def test_an_empty_new_cluster_is_no_failure(guarded: tuple[LoadBalancer, SerfAgent]) -> None:
+def test_an_empty_new_cluster_is_not_a_failure(guarded: tuple[LoadBalancer, SerfAgent]) -> None:
     lb, agent = guarded
     env = {"SERF_RPC_ADDR": agent.rpc, "SERF_RPC_AUTH": "right"}
 
@@ -203,7 +203,7 @@ def test_a_service_logs_each_thing_once_with_fields(journal: Journal) -> None:
         assert (entry["PRIORITY"], entry["SYSLOG_IDENTIFIER"], entry["LBAGENT_EXIT_STATUS"]) == ("3", "lbagent", "4")
 
 
-def test_a_person_reads_it_on_stderr_and_syslog_has_it_once(journal: Journal) -> None:
+def test_a_run_of_a_user_logs_to_stderr_and_once_to_syslog(journal: Journal) -> None:
     with LoadBalancer() as lb:
         lb.join(member_line("web01", "127.0.0.11"))
         lb.text = lb.text.replace(b"balance ", b"balanse ")
@@ -216,7 +216,7 @@ def test_a_person_reads_it_on_stderr_and_syslog_has_it_once(journal: Journal) ->
 
 
 @pytest.mark.parametrize("words", [["plan"], ["check"], ["status"], ["sync", "--dry-run"]])
-def test_what_changes_nothing_writes_no_journal(journal: Journal, words: list[str]) -> None:
+def test_a_command_that_changes_nothing_writes_no_journal(journal: Journal, words: list[str]) -> None:
     with LoadBalancer() as lb:
         lb.join(member_line("web01", "127.0.0.11"))
         lb.text = lb.text.replace(b"balance ", b"balanse ")
@@ -230,7 +230,7 @@ def test_what_changes_nothing_writes_no_journal(journal: Journal, words: list[st
         assert len(journal.syslog) == 1
 
 
-def test_a_line_that_repeats_is_a_count_once_an_hour() -> None:
+def test_a_repeated_line_is_logged_as_a_count_once_an_hour() -> None:
     now = 0.0
     repeats = Repeats(lambda: now)
     said = []

@@ -37,7 +37,7 @@ def bad(lb: LoadBalancer) -> list[str]:
 def only_good_is_in(lb: LoadBalancer, operator: bytes) -> bool:
     assert lb.text == insert_lines(operator, [lb.server("web1", "127.0.0.11")])
     assert sorted(lb.members()) == ["web1"]
-    assert (lb.spooled(), lb.staged()) == ([], [])
+    assert (lb.list_spool(), lb.list_staged()) == ([], [])
     return True
 
 
@@ -156,7 +156,7 @@ def test_record_cut_in_its_payload_gives_its_whole_lines_only(lb: LoadBalancer, 
     assert done.returncode == 0
     lines = [lb.server("web1", "127.0.0.11"), lb.server("web2", "127.0.0.12")]
     assert lb.text == insert_lines(operator, lines)
-    assert lb.spooled() == []
+    assert lb.list_spool() == []
 
 
 FORGED = {
@@ -189,7 +189,7 @@ def test_forged_fields_neither_get_in_nor_block(lb: LoadBalancer, spool: Path, r
     assert [run.returncode for run in runs] == [0, 0]
     assert not any(b"Traceback" in run.stderr or b"defect" in run.stderr for run in runs)
     assert lb.text == insert_lines(operator, [lb.server("web1", "127.0.0.11")])
-    assert (lb.spooled(), lb.staged()) == ([], [])
+    assert (lb.list_spool(), lb.list_staged()) == ([], [])
 
 
 def test_two_records_of_one_id_are_applied_once(lb: LoadBalancer, spool: Path) -> None:
@@ -243,7 +243,7 @@ def test_thousands_of_records_are_applied_in_order_as_one_batch(lb: LoadBalancer
     assert lb.checks == 1
     assert lb.text == insert_lines(operator, [lb.server("web1", "127.0.0.11"), lb.server("web2", "127.0.0.12")])
     assert {name: row["status"] for name, row in lb.members().items()} == {"web1": "alive", "web2": "alive"}
-    assert lb.spooled() == []
+    assert lb.list_spool() == []
 
 
 def test_hidden_files_of_writers_that_died_do_not_block_the_events(lb: LoadBalancer, spool: Path) -> None:
@@ -259,7 +259,7 @@ def test_hidden_files_of_writers_that_died_do_not_block_the_events(lb: LoadBalan
     done = lb.join(GOOD)
 
     assert (done.returncode, done.stderr) == (0, b"")
-    assert lb.spooled() == [".3"]
+    assert lb.list_spool() == [".3"]
     assert lb.text == insert_lines(operator, [lb.server("web1", "127.0.0.11")])
 
 

@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 
 import lbagent.web
-from tests.helpers.daemon import running_watch
+from tests.helpers.daemon import run_watch
 from tests.helpers.pair import Balancer, join_both, pair
 from tests.helpers.real_programs import SerfAgent, wait_until
 from tests.helpers.web_page import USER, WebPage
@@ -37,9 +37,7 @@ def site() -> Iterator[Site]:
         pages: list[WebPage] = []
         for one in reversed(two):
             env = {"SERF_RPC_ADDR": one.agent.rpc, "PATH": one.lb.env["PATH"]}
-            stack.enter_context(
-                running_watch(one.lb, LBAGENT_RUNTIME_DIR=str(one.lb.folder), SERF_RPC_ADDR=one.agent.rpc)
-            )
+            stack.enter_context(run_watch(one.lb, LBAGENT_RUNTIME_DIR=str(one.lb.folder), SERF_RPC_ADDR=one.agent.rpc))
             words = ["--peer", pages[0].url] if pages else []
             pages.append(stack.enter_context(WebPage(one.lb.folder, *words, users=True, env=env)))
         yield Site(two, pages[1])

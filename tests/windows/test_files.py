@@ -58,7 +58,7 @@ def test_crlf_survives_a_clone(tmp_path: Path) -> None:
 
 
 @named
-def test_a_script_says_nothing_of_its_own_and_keeps_its_variables(script: Path) -> None:
+def test_a_script_has_echo_off_and_local_variables(script: Path) -> None:
     first, *others = commands(script)
 
     assert first == "@echo off"
@@ -73,7 +73,7 @@ def test_delayed_expansion_is_not_used(script: Path) -> None:
 
 
 @named
-def test_every_variable_stands_in_quotes(script: Path) -> None:
+def test_every_variable_is_quoted(script: Path) -> None:
     """Anything may be in it; outside quotes cmd.exe would take `&` for the end of a command.
 
     A number that the script itself has counted may stand bare, where cmd.exe wants one.
@@ -86,7 +86,7 @@ def test_every_variable_stands_in_quotes(script: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["NAME", "ROLE", "TAGGED", "WORDS", "LB"])
-def test_what_serf_says_loses_its_quotes_before_anything_is_made_of_it(name: str) -> None:
+def test_output_of_serf_loses_its_quotes_before_it_is_used(name: str) -> None:
     """In quotes anything is safe but a quote: of a node called `x"&calc&"`, `set "LB=%LB:~4%"` would run the middle."""
     text = "\n".join(commands(FOLDER / "common.bat"))
 
@@ -103,7 +103,7 @@ def test_arguments_are_read_without_their_quotes(script: Path) -> None:
 
 
 @named
-def test_every_way_through_a_script_ends_with_an_exit_status(script: Path) -> None:
+def test_every_path_through_a_script_ends_with_an_exit_status(script: Path) -> None:
     said = commands(script)
 
     assert re.fullmatch(r"exit /b( \S+)?", said[-1])
@@ -114,14 +114,14 @@ def test_every_way_through_a_script_ends_with_an_exit_status(script: Path) -> No
 
 
 @named
-def test_a_comment_holds_nothing_that_cmd_would_act_upon(script: Path) -> None:
+def test_a_comment_contains_nothing_that_cmd_would_interpret(script: Path) -> None:
     comments = [line for line in lines(script) if line.strip().startswith("rem")]
 
     assert [line for line in comments if re.search(r"[&|<>^%]", line)] == []
 
 
 @named
-def test_every_label_that_is_gone_to_is_there_once(script: Path) -> None:
+def test_every_label_of_a_goto_exists_once(script: Path) -> None:
     text = "\n".join(commands(script))
     labels = re.findall(r"^:(\w+)$", text, re.MULTILINE)
     called = re.findall(r"\b(?:goto|call) :?(\w+)", text)
@@ -134,19 +134,19 @@ def test_every_label_that_is_gone_to_is_there_once(script: Path) -> None:
 
 
 @named
-def test_a_line_is_no_longer_than_cmd_takes(script: Path) -> None:
+def test_a_line_is_not_longer_than_the_limit_of_cmd(script: Path) -> None:
     """A label that crosses one of cmd.exe's blocks of 512 bytes is found all the same where lines end with CRLF."""
     assert max(map(len, lines(script))) < 512
 
 
 @named
-def test_nothing_that_only_one_language_of_windows_has_is_looked_for(script: Path) -> None:
+def test_no_script_searches_for_text_of_one_windows_language(script: Path) -> None:
     for word in ("findstr", "ipconfig", "wmic", "powershell", "%DATE%", "%TIME%", "%COMPUTERNAME%", "timeout /"):
         assert not any(word in line for line in commands(script)), word
 
 
 @pytest.mark.parametrize("script", [path for path in SCRIPTS if path.name not in CALLED], ids=lambda path: path.name)
-def test_every_script_has_a_usage_that_tells_its_exit_statuses(script: Path) -> None:
+def test_every_script_has_a_usage_with_its_exit_statuses(script: Path) -> None:
     text = "\n".join(lines(script))
     usage = text.partition(":usage\n")[2]
 
@@ -157,7 +157,7 @@ def test_every_script_has_a_usage_that_tells_its_exit_statuses(script: Path) -> 
 
 
 @pytest.mark.parametrize("path", AGENTS, ids=lambda path: path.name)
-def test_the_agent_of_each_role_keeps_what_it_has_to(path: Path) -> None:
+def test_the_settings_of_each_role_are_complete(path: Path) -> None:
     settings = json.loads(path.read_bytes())
 
     assert settings == {
@@ -172,7 +172,7 @@ def test_the_agent_of_each_role_keeps_what_it_has_to(path: Path) -> None:
     }
 
 
-def test_serf_takes_the_settings_with_those_of_the_server(tmp_path: Path) -> None:
+def test_serf_starts_with_both_settings_files(tmp_path: Path) -> None:
     """Those that install.bat writes beside them; the whole of install.bat is run by `make test-windows`."""
     if shutil.which("serf") is None:
         pytest.skip("no serf here")
@@ -212,7 +212,7 @@ def test_serf_takes_the_settings_with_those_of_the_server(tmp_path: Path) -> Non
     ]
 
 
-def test_the_task_has_no_time_limit_and_starts_again() -> None:
+def test_the_task_has_no_time_limit_and_restarts() -> None:
     space = "{http://schemas.microsoft.com/windows/2004/02/mit/task}"
     root = ET.parse(FOLDER / "serf-task.xml").getroot()
     found = {one.tag.removeprefix(space): (one.text or "").strip() for one in root.iter()}
@@ -245,7 +245,7 @@ def test_the_task_has_no_time_limit_and_starts_again() -> None:
     assert "BootTrigger" in found
 
 
-def test_winsw_stops_by_leaving_and_has_time_for_it() -> None:
+def test_winsw_stops_the_agent_with_a_leave_and_waits_for_it() -> None:
     root = ET.parse(FOLDER / "serf-service.xml").getroot()
     found = {one.tag: one.text for one in root}
 
@@ -257,7 +257,7 @@ def test_winsw_stops_by_leaving_and_has_time_for_it() -> None:
 
 
 @pytest.mark.parametrize("part", ["task", "winsw", "nssm"])
-def test_uninstall_goes_on_where_somebody_has_removed_the_service_by_hand(part: str) -> None:
+def test_uninstall_continues_where_the_service_was_removed_by_hand(part: str) -> None:
     said = commands(FOLDER / "uninstall.bat")
     at = said.index(f":{part}")
 
@@ -266,14 +266,14 @@ def test_uninstall_goes_on_where_somebody_has_removed_the_service_by_hand(part: 
     assert said[at + 3] == f"{'schtasks /query /tn' if part == 'task' else 'sc query'} serf >nul 2>&1"
 
 
-def test_who_may_not_make_the_agent_leave_does_not_keep_it_from_being_started_again() -> None:
+def test_a_leave_without_permission_does_not_prevent_a_restart() -> None:
     """`left` is there before the agent is asked, so that whoever starts it again cannot miss it."""
     said = commands(FOLDER / "leave-cluster.bat")
 
     assert said[said.index(":not_allowed") + 1] == 'if exist "%DATA%\\left" del /q "%DATA%\\left"'
 
 
-def test_nssm_gives_serf_time_to_leave_and_starts_it_again() -> None:
+def test_nssm_gives_serf_time_to_leave_and_restarts_it() -> None:
     settings = re.findall(
         r'^"%NSSM%" set serf (\S+) (.*) >nul$', "\n".join(commands(FOLDER / "serf-nssm.bat")), re.MULTILINE
     )
@@ -285,7 +285,7 @@ def test_nssm_gives_serf_time_to_leave_and_starts_it_again() -> None:
     }
 
 
-def test_an_ipv6_address_that_serf_would_not_take_is_refused() -> None:
+def test_an_ipv6_address_that_serf_rejects_is_refused() -> None:
     text = "\n".join(commands(FOLDER / "install.bat"))
     looks = 'if not defined DOTTED if not "%ADDRESS:~0,1%"=="[" set "WRONG='
 
@@ -293,7 +293,7 @@ def test_an_ipv6_address_that_serf_would_not_take_is_refused() -> None:
     assert text.index(looks) < text.index("if defined WRONG goto refused")
 
 
-def test_every_variable_of_ours_is_documented() -> None:
+def test_every_variable_of_the_scripts_is_documented() -> None:
     asked = {
         name for script in SCRIPTS for name in re.findall(r"if defined (LBAGENT_\w+)", "\n".join(commands(script)))
     }
