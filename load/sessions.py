@@ -11,7 +11,7 @@ import sys
 
 from tests.helpers.daemon import run_watch
 from tests.helpers.real_programs import Haproxy, LoadBalancer, member_line, wait_until
-from tests.helpers.tcp_sessions import CONFIG, ROLES, echo_servers, open_sessions
+from tests.helpers.tcp_sessions import CONFIG, ROLES, open_sessions, run_echo_servers
 
 CHANGES = int(os.environ.get("CHANGES", "1000"))
 SESSIONS = 60
@@ -23,7 +23,7 @@ def main() -> int:
     with (
         LoadBalancer(CONFIG, ROLES) as lb,
         Haproxy(lb) as haproxy,
-        echo_servers(list(ADDRESS.values()), lb.port),
+        run_echo_servers(list(ADDRESS.values()), lb.port),
         run_watch(lb),
     ):
         lb.join(*(format_member(name) for name in ADDRESS))
@@ -32,7 +32,7 @@ def main() -> int:
         with open_sessions(lb.front, SESSIONS) as sessions:
             serving = make_changes(lb)
             wait_until(lambda: haproxy.find_serving("sql") == serving and lb.idle, 60)
-            alive = sum(session.lives() for session in sessions)
+            alive = sum(session.is_alive() for session in sessions)
             reloads, workers = haproxy.reloads()[0] - before, len(haproxy.workers())
     print(f"{CHANGES} changes: {alive} of {SESSIONS} sessions are open, {reloads} reloads, {workers} worker")
     return int((alive, reloads, workers) != (SESSIONS, 0, 1))

@@ -83,7 +83,7 @@ def stage(tmp_path: Path, lbagent: str) -> LoadBalancerFiles:
     return stage
 
 
-def loaded(stage: LoadBalancerFiles, *words: str, stdin: bytes = b"", **more: str) -> set[str]:
+def list_loaded_modules(stage: LoadBalancerFiles, *words: str, stdin: bytes = b"", **more: str) -> set[str]:
     """The modules that the console script loads for one event, as the interpreter tells."""
     done = subprocess.run(
         [sys.executable, "-X", "importtime", stage.script, *words],
@@ -102,7 +102,7 @@ JOIN = b"web02\t10.0.0.2\tweb\trole=web\n"
 
 
 def test_an_unknown_event_imports_almost_nothing(stage: LoadBalancerFiles) -> None:
-    modules = loaded(stage, "handle", SERF_EVENT="user", SERF_USER_EVENT="deploy")
+    modules = list_loaded_modules(stage, "handle", SERF_EVENT="user", SERF_USER_EVENT="deploy")
 
     assert {
         "json",
@@ -120,7 +120,7 @@ def test_while_watch_runs_an_event_imports_only_what_storing_it_needs(stage: Loa
     with (stage.state / "watch.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
 
-        modules = loaded(stage, "handle", stdin=JOIN)
+        modules = list_loaded_modules(stage, "handle", stdin=JOIN)
 
     heavy = {
         "re",
@@ -147,11 +147,11 @@ def test_while_watch_runs_an_event_imports_only_what_storing_it_needs(stage: Loa
         "lbagent.roles.model",
         "lbagent.membership.model",
     } == set()
-    assert stage.list_spool == ["1"]
+    assert stage.spool_files == ["1"]
 
 
 def test_a_run_imports_no_yaml_parser_and_no_argument_parser(stage: LoadBalancerFiles) -> None:
-    modules = loaded(stage, "handle", stdin=JOIN)
+    modules = list_loaded_modules(stage, "handle", stdin=JOIN)
 
     assert {"yaml", "argparse", "rich", "watchdog", "lbagent.roles.loader"} & modules == set()
     assert len(stage.managed) == 2
@@ -160,7 +160,7 @@ def test_a_run_imports_no_yaml_parser_and_no_argument_parser(stage: LoadBalancer
 def test_an_edited_roles_yml_is_read_as_yaml_once(stage: LoadBalancerFiles) -> None:
     stage.roles.write_text(f"{stage.roles.read_text()}# edited\n")
 
-    first, second = loaded(stage, "handle", stdin=JOIN), loaded(stage, "handle", stdin=b"")
+    first, second = list_loaded_modules(stage, "handle", stdin=JOIN), list_loaded_modules(stage, "handle", stdin=b"")
 
     assert "yaml" in first
     assert "yaml" not in second
@@ -168,6 +168,6 @@ def test_an_edited_roles_yml_is_read_as_yaml_once(stage: LoadBalancerFiles) -> N
 
 @pytest.mark.parametrize("words", [["handle"], ["status"], ["plan"], ["web", "--help"]], ids=" ".join)
 def test_no_command_but_web_loads_the_libraries_of_the_page(words: list[str], stage: LoadBalancerFiles) -> None:
-    modules = loaded(stage, *words, stdin=JOIN)
+    modules = list_loaded_modules(stage, *words, stdin=JOIN)
 
     assert {"starlette", "uvicorn", "jinja2", "bcrypt", "anyio", "asyncio", "lbagent.web"} & modules == set()

@@ -50,7 +50,7 @@ def test_a_join_is_written_and_nothing_is_printed(stage: LoadBalancerFiles) -> N
         "    server web02 10.0.0.2:80 check inter 60s rise 2 fall 2 # lbagent role=web\n"
         "    # additional-lb-iis-server\n"
     )
-    assert stage.list_spool == []
+    assert stage.spool_files == []
 
 
 def test_leaving_undoes_joining(stage: LoadBalancerFiles) -> None:
@@ -157,7 +157,7 @@ def test_a_missing_haproxy_cfg_is_one_line(stage: LoadBalancerFiles) -> None:
 
     assert (ended.status, ended.err.count("\n")) == (1, 1)
     assert ended.err == f"lbagent: {stage.cfg}: No such file or directory\n"
-    assert len(stage.list_spool) == 1
+    assert len(stage.spool_files) == 1
 
 
 def test_an_empty_folder_of_haproxy_cfg_is_no_defect(stage: LoadBalancerFiles) -> None:
@@ -307,7 +307,7 @@ def test_a_foreign_file_in_the_spool_is_moved_and_the_event_is_applied(stage: Lo
     assert ended.status == 0
     assert ended.err.count("; moved to") == 2
     assert stage.managed == [line("web01", "10.0.0.1"), line("web02", "10.0.0.2")]
-    assert stage.list_spool == ["bad"]
+    assert stage.spool_files == ["bad"]
 
 
 def test_a_folder_named_like_a_record_is_moved_and_the_event_is_applied(stage: LoadBalancerFiles) -> None:
@@ -370,7 +370,7 @@ def test_with_a_busy_lock_its_holder_applies_the_event(stage: LoadBalancerFiles)
         assert stage.join("web02 10.0.0.2") == (0, b"", "")
 
         assert stage.managed == [line("web01", "10.0.0.1")]
-        assert stage.list_spool == ["1"]
+        assert stage.spool_files == ["1"]
     assert stage.join("web03 10.0.0.3").status == 0
     assert stage.managed == [line("web01", "10.0.0.1"), line("web02", "10.0.0.2"), line("web03", "10.0.0.3")]
 
@@ -383,7 +383,7 @@ def test_while_watch_runs_an_event_is_only_stored(stage: LoadBalancerFiles) -> N
         assert stage.join("web02 10.0.0.2") == (0, b"", "")
 
         assert stage.managed == [line("web01", "10.0.0.1")]
-        assert stage.list_spool == ["1"]
+        assert stage.spool_files == ["1"]
 
 
 def test_a_watch_that_hangs_does_not_keep_events_waiting(stage: LoadBalancerFiles) -> None:
@@ -425,7 +425,7 @@ def test_twenty_events_at_once_all_end_in_the_file(stage: LoadBalancerFiles) -> 
         handler.stderr.close()
     assert said == [(0, b"")] * 20
     assert stage.managed == [line("web00", "10.0.0.100"), *(line(f"web{at}", f"10.0.0.{at}") for at in range(1, 21))]
-    assert stage.list_spool == []
+    assert stage.spool_files == []
 
 
 def test_a_handler_killed_after_spooling_loses_nothing(stage: LoadBalancerFiles) -> None:
@@ -446,7 +446,7 @@ def test_a_member_event_of_twenty_thousand_lines_is_applied(stage: LoadBalancerF
     assert stage.handle("member-join", lines).status == 0
 
     assert len(stage.members) == 20_000
-    assert stage.list_spool == []
+    assert stage.spool_files == []
 
 
 # --- queries ------------------------------------------------------------------------------------------------------

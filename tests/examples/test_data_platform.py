@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from lbagent.roles import loader
-from tests.helpers.echo_server import listening
+from tests.helpers.echo_server import run_echo_server
 from tests.helpers.real_programs import Haproxy, LoadBalancer, free_port, member_line, wait_until
 
 HERE = Path(__file__).resolve().parent.parent.parent
@@ -26,7 +26,7 @@ SETTINGS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in 
 SERVICES = ["api", "grafana", "minio", "prometheus", "spark-driver", "web-ui", "zeppelin"]
 
 
-def on_loopback(text: str, lb: LoadBalancer, ports: dict[str, int]) -> str:
+def adapt_to_loopback(text: str, lb: LoadBalancer, ports: dict[str, int]) -> str:
     """The example's haproxy.cfg on free ports of loopback, for the user who runs the tests."""
     text = re.sub(r"(?m)^    bind :(\d+)$", lambda found: f"    bind 127.0.0.1:{ports[found[1]]}", text)
     text = re.sub(r"(?m)^    (user|group) haproxy\n", "", text)
@@ -57,7 +57,7 @@ def test_every_join_is_applied_without_a_reload() -> None:
     roles = (EXAMPLE / "roles.yml").read_text(encoding="utf-8").replace("10.20.0.0/16", "127.0.0.0/8")
     with LoadBalancer() as lb:
         shutil.copytree(EXAMPLE / "errors", lb.etc / "errors")
-        lb.text = on_loopback(CONFIG, lb, ports).encode()
+        lb.text = adapt_to_loopback(CONFIG, lb, ports).encode()
         lb.roles.write_text(roles.replace("/etc/haproxy/haproxy.cfg", str(lb.cfg)), encoding="utf-8")
         with Haproxy(lb) as haproxy:
             assert haproxy.get(int(ports["80"])) == "503"
@@ -76,9 +76,9 @@ def test_a_client_cannot_set_the_headers_of_its_address() -> None:
         pytest.skip("no haproxy here")
     ports = {port: free_port() for port in re.findall(r"(?m)^    bind :(\d+)$", CONFIG)}
     told = dict.fromkeys(("X-Forwarded-For", "x-real-ip", "Forwarded", "X-Forwarded-Host", "X-Forwarded-Context"), "me")
-    with LoadBalancer() as lb, listening() as node:
+    with LoadBalancer() as lb, run_echo_server() as node:
         shutil.copytree(EXAMPLE / "errors", lb.etc / "errors")
-        found = on_loopback(CONFIG, lb, ports)
+        found = adapt_to_loopback(CONFIG, lb, ports)
         lb.text = re.sub(r"(?m)^    # additional-.*", f"    server node 127.0.0.1:{node}", found).encode()
         with Haproxy(lb):
             heard = {}

@@ -31,7 +31,7 @@ TESTS: list[dict[str, Any]] = yaml.safe_load((EXAMPLE / "tests.yml").read_text()
 
 
 @functools.cache
-def generator() -> types.ModuleType:
+def load_generator() -> types.ModuleType:
     """The program that writes the dashboard."""
     spec = importlib.util.spec_from_file_location("dashboard", PROJECT / "packaging/dashboard.py")
     assert spec is not None
@@ -41,9 +41,9 @@ def generator() -> types.ModuleType:
     return module
 
 
-def dashboard_queries() -> list[str]:
+def read_dashboard_queries() -> list[str]:
     """The PromQL of every panel, with values for Grafana's variables."""
-    queries: list[str] = generator().list_queries(json.loads((EXAMPLE / "dashboard.json").read_text()))
+    queries: list[str] = load_generator().list_queries(json.loads((EXAMPLE / "dashboard.json").read_text()))
     values = {"$job": ".+", "$instance": ".+", "$__rate_interval": "1m"}
     return [functools.reduce(lambda text, one: text.replace(*one), values.items(), query) for query in queries]
 
@@ -82,7 +82,7 @@ def test_every_alert_describes_the_problem_and_the_fix() -> None:
 def test_rules_and_tests_use_metrics_and_labels_that_lbagent_writes() -> None:
     series = [one["series"] for test in TESTS for one in test["input_series"]]
 
-    assert generator().find_mistakes([rule["expr"] for rule in RULES] + series) == []
+    assert load_generator().find_mistakes([rule["expr"] for rule in RULES] + series) == []
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_rules_and_tests_use_metrics_and_labels_that_lbagent_writes() -> None:
     ],
 )
 def test_a_query_with_an_unknown_metric_or_label_is_refused(query: str, mistake: str) -> None:
-    assert generator().find_mistakes([query]) == [f"{mistake}: {query}"]
+    assert load_generator().find_mistakes([query]) == [f"{mistake}: {query}"]
 
 
 def test_alertmanager_names_alerts_that_exist() -> None:
@@ -105,7 +105,7 @@ def test_alertmanager_names_alerts_that_exist() -> None:
 
 
 def test_the_dashboard_is_what_its_generator_writes() -> None:
-    assert (EXAMPLE / "dashboard.json").read_text() == generator().format_dashboard(), "run `make dashboard`"
+    assert (EXAMPLE / "dashboard.json").read_text() == load_generator().format_dashboard(), "run `make dashboard`"
 
 
 def test_promtool_parses_every_query_of_the_dashboard() -> None:
@@ -113,8 +113,8 @@ def test_promtool_parses_every_query_of_the_dashboard() -> None:
         pytest.skip("no promtool here")
     made = json.loads((EXAMPLE / "dashboard.json").read_text())
 
-    assert generator().parse_with_promtool(generator().list_queries(made)) == ""
-    assert "parse error" in generator().parse_with_promtool(["sum by (lbagent_servers"])
+    assert load_generator().parse_with_promtool(load_generator().list_queries(made)) == ""
+    assert "parse error" in load_generator().parse_with_promtool(["sum by (lbagent_servers"])
 
 
 def test_no_panels_overlap_and_each_has_a_description() -> None:
@@ -147,7 +147,7 @@ class _Files(http.server.SimpleHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serving(folder: Path) -> Iterator[int]:
+def serve_folder(folder: Path) -> Iterator[int]:
     """A web server with the files of this folder, in place of node_exporter; yields its port."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Files, directory=str(folder))) as server:
         server.daemon_threads = True
@@ -161,7 +161,7 @@ def serving(folder: Path) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def scraping(folder: Path, target: int) -> Iterator[str]:
+def run_prometheus(folder: Path, target: int) -> Iterator[str]:
     """A Prometheus in this folder that scrapes /metrics.prom of a port each second; yields its URL."""
     port = free_port()
     scrape = {
@@ -208,11 +208,11 @@ def prometheus(tmp_path: Path) -> Iterator[str]:
         lb.send_command("pause", "web01", 1)
         with run_watch(lb, **env):
             wait_until(lambda: b"\nlbagent_peers_seen 0\n" in (lb.state / "metrics.prom").read_bytes())
-        with serving(lb.state) as port, scraping(tmp_path, port) as url:
+        with serve_folder(lb.state) as port, run_prometheus(tmp_path, port) as url:
             yield url
 
 
-def ask(url: str, query: str) -> list[dict[str, Any]]:
+def send_query(url: str, query: str) -> list[dict[str, Any]]:
     """The series that Prometheus returns for a query."""
     with urllib.request.urlopen(f"{url}/api/v1/query?{urllib.parse.urlencode({'query': query})}", timeout=20) as answer:
         found: list[dict[str, Any]] = json.load(answer)["data"]["result"]
@@ -221,8 +221,8 @@ def ask(url: str, query: str) -> list[dict[str, Any]]:
 
 @pytest.mark.real
 def test_every_query_of_the_dashboard_has_data_and_the_alerts_match_the_state(prometheus: str) -> None:
-    wait_until(lambda: ask(prometheus, "count_over_time(lbagent_build_info[1m]) > 2"))
+    wait_until(lambda: send_query(prometheus, "count_over_time(lbagent_build_info[1m]) > 2"))
 
-    assert [query for query in dashboard_queries() if not ask(prometheus, query)] == []
-    pending = {one["metric"]["alertname"] for one in ask(prometheus, "ALERTS")}
+    assert [query for query in read_dashboard_queries() if not send_query(prometheus, query)] == []
+    pending = {one["metric"]["alertname"] for one in send_query(prometheus, "ALERTS")}
     assert pending == {"LbagentServiceWithoutServer"}

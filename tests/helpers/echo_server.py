@@ -24,7 +24,7 @@ class Listener(http.server.BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[int]:
+def run_echo_server() -> Iterator[int]:
     """The port of a server that sends back what it receives."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Listener) as server:
         server.daemon_threads = True

@@ -16,18 +16,18 @@ import pytest
 from tests.helpers.real_programs import RELOADING, LoadBalancer, wait_until
 
 
-def server_lines(lb: LoadBalancer, *numbers: int) -> list[str]:
+def make_server_lines(lb: LoadBalancer, *numbers: int) -> list[str]:
     """Return the managed lines of the nodes webN, for each N of `numbers`."""
     return [lb.server(f"web{number}", f"127.0.0.{number + 10}") for number in numbers]
 
 
-def spool_record(identity: str, kind: str, payload: bytes, name: str = "", ltime: str = "") -> bytes:
+def make_spool_record(identity: str, kind: str, payload: bytes, name: str = "", ltime: str = "") -> bytes:
     """Return a spool record as any user with access to the spool could write it."""
     head = (identity, "1700000000000", kind, name, ltime, "lb01")
     return b"\0".join([b"lbagent 1", *(word.encode() for word in head), payload])
 
 
-def folder_contents(folder: Path) -> dict[str, tuple[int, bytes]]:
+def read_folder(folder: Path) -> dict[str, tuple[int, bytes]]:
     """Return mode and content by name of everything below `folder`, without the files that describe the last run."""
     found = {}
     for path in sorted(path for path in folder.rglob("*") if path.name not in ("last.json", "metrics.prom")):
@@ -64,7 +64,7 @@ def insert_lines(operator: bytes, lines: Iterable[str]) -> bytes:
     return before + ours + marker + (after or ending)
 
 
-def only_line(done: subprocess.CompletedProcess[bytes]) -> str:
+def read_only_line(done: subprocess.CompletedProcess[bytes]) -> str:
     """Return the only line on stderr of a run; fails if there is a traceback."""
     said = done.stderr.decode("utf-8", "replace")
     assert said.startswith("lbagent: "), said
@@ -72,14 +72,14 @@ def only_line(done: subprocess.CompletedProcess[bytes]) -> str:
     return said.removeprefix("lbagent: ").rstrip("\n")
 
 
-def spool_records(lb: LoadBalancer) -> list[str]:
+def list_spool_records(lb: LoadBalancer) -> list[str]:
     """The events in the spool that are whole; a writer that was killed leaves a hidden name behind."""
     return [name for name in lb.list_spool() if not name.startswith(".")]
 
 
-def stored_nodes(lb: LoadBalancer) -> set[str]:
+def list_stored_nodes(lb: LoadBalancer) -> set[str]:
     """The nodes that members.json or a whole spool record knows: what no crash may lose."""
-    found = [(lb.state / "spool" / name).read_bytes() for name in spool_records(lb)]
+    found = [(lb.state / "spool" / name).read_bytes() for name in list_spool_records(lb)]
     return {*lb.members(), *(record.split(b"\0", 7)[7].partition(b"\t")[0].decode() for record in found)}
 
 
@@ -91,7 +91,7 @@ def write_script(path: Path, script: str) -> Path:
 
 
 @contextlib.contextmanager
-def small_disk(folder: Path, size: str = "256k") -> Iterator[Path]:
+def mount_small_disk(folder: Path, size: str = "256k") -> Iterator[Path]:
     """A file system of its own, mounted over `folder`, which is then empty."""
     folder.mkdir(parents=True, exist_ok=True)
     _mount("-t", "tmpfs", "-o", f"size={size},mode=0755", "lbagent-test", folder)
@@ -102,7 +102,7 @@ def small_disk(folder: Path, size: str = "256k") -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def read_only(folder: Path) -> Iterator[None]:
+def mount_read_only(folder: Path) -> Iterator[None]:
     """A folder that cannot be written to: root ignores permissions, but not a read-only mount."""
     _mount("--bind", folder, folder)
     try:
@@ -113,7 +113,7 @@ def read_only(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def mounted(file: Path, over: Path) -> Iterator[None]:
+def mount_file(file: Path, over: Path) -> Iterator[None]:
     """A single file, mounted over another one as a container's host does it."""
     _mount("--bind", file, over)
     try:
@@ -129,7 +129,7 @@ def _mount(*words: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def full_disk(folder: Path) -> Iterator[None]:
+def fill_disk(folder: Path) -> Iterator[None]:
     """A disk with not one byte left, until the end of the block."""
     filler = folder / "filler"
     with filler.open("wb", buffering=0) as file:

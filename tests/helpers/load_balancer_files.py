@@ -71,7 +71,7 @@ class LoadBalancerFiles(NamedTuple):
         return {name: one.status for name, one in members.items()}
 
     @property
-    def list_spool(self) -> list[str]:
+    def spool_files(self) -> list[str]:
         """The names of the files in the spool."""
         return sorted(path.name for path in (self.state / "spool").iterdir()) if (self.state / "spool").exists() else []
 

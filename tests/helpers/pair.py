@@ -49,7 +49,7 @@ class Balancer:
 
 
 @contextlib.contextmanager
-def pair(config: str = CONFIG, roles: str = ROLES, more: Sequence[str] = ()) -> Iterator[tuple[Balancer, Balancer]]:
+def run_pair(config: str = CONFIG, roles: str = ROLES, more: Sequence[str] = ()) -> Iterator[tuple[Balancer, Balancer]]:
     """Two running load balancers in one cluster, whose servers have the same ports."""
     with contextlib.ExitStack() as stack:
         one = stack.enter_context(LoadBalancer(config, roles))

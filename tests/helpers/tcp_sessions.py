@@ -48,7 +48,7 @@ class _Server(socketserver.ThreadingTCPServer):
 
 
 @contextlib.contextmanager
-def echo_servers(addresses: list[str], port: int) -> Iterator[None]:
+def run_echo_servers(addresses: list[str], port: int) -> Iterator[None]:
     """One on each address, until the end of the block."""
     with contextlib.ExitStack() as stack:
         for address in addresses:
@@ -67,7 +67,7 @@ class Session:
         self._file = self._socket.makefile("rwb", 0)
         self.server = self._file.readline().decode().strip()
 
-    def lives(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether the server still echoes, over the same connection."""
         try:
             self._file.write(b"query\n")

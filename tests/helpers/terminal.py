@@ -76,7 +76,7 @@ class Terminal:
         """Type these keys."""
         os.write(self._ours, keys.encode())
 
-    def end(self) -> tuple[int, str]:
+    def wait_for_end(self) -> tuple[int, str]:
         """Wait until it has ended; its exit status, and all that it printed."""
         deadline = time.monotonic() + PATIENCE
         while self._process.poll() is None:

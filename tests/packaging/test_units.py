@@ -61,7 +61,7 @@ def units(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def analyzed(units: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def run_systemd_analyze(units: Path, *words: str) -> subprocess.CompletedProcess[str]:
     environ = {"PATH": os.environ["PATH"], "SYSTEMD_UNIT_PATH": f"{units}:", "LC_ALL": "C.UTF-8"}
     return subprocess.run(
         ["systemd-analyze", "--no-pager", *words], env=environ, capture_output=True, text=True, timeout=60, check=False
@@ -71,7 +71,7 @@ def analyzed(units: Path, *words: str) -> subprocess.CompletedProcess[str]:
 @analyze
 @pytest.mark.parametrize("unit", UNITS)
 def test_systemd_accepts_each_unit(units: Path, unit: str) -> None:
-    done = analyzed(units, "verify", "--man=no", str(units / unit))
+    done = run_systemd_analyze(units, "verify", "--man=no", str(units / unit))
 
     said = [line for line in done.stderr.splitlines() if str(units) in line or "lbagent" in line or "serf" in line]
     assert (done.returncode, said) == (0, [])
@@ -80,7 +80,9 @@ def test_systemd_accepts_each_unit(units: Path, unit: str) -> None:
 @analyze
 @pytest.mark.parametrize("unit", UNITS)
 def test_the_exposure_of_a_unit_is_below_its_limit(units: Path, unit: str) -> None:
-    done = analyzed(units, "security", "--offline=true", f"--threshold={MOST[unit] * 10:.0f}", str(units / unit))
+    done = run_systemd_analyze(
+        units, "security", "--offline=true", f"--threshold={MOST[unit] * 10:.0f}", str(units / unit)
+    )
 
     found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", done.stdout)
     assert found, done.stderr
@@ -88,7 +90,7 @@ def test_the_exposure_of_a_unit_is_below_its_limit(units: Path, unit: str) -> No
     assert (done.returncode, float(found[1]) <= MOST[unit]) == (0, True)
 
 
-def settings(path: Path) -> dict[str, list[str]]:
+def read_settings(path: Path) -> dict[str, list[str]]:
     """The lines of a unit by their key."""
     found: dict[str, list[str]] = {}
     for key, value in re.findall(r"^(\w+)=(.*)$", path.read_text(), re.MULTILINE):
@@ -97,7 +99,7 @@ def settings(path: Path) -> dict[str, list[str]]:
 
 
 def test_the_daemon_notifies_systemd_and_is_restarted() -> None:
-    found = settings(SYSTEMD / "lbagent.service")
+    found = read_settings(SYSTEMD / "lbagent.service")
 
     wanted = {"Type": "notify", "Restart": "always", "WatchdogSec": "5min", "KillMode": "process"}
     assert {key: found[key] for key in wanted} == {key: [value] for key, value in wanted.items()}
@@ -105,7 +107,7 @@ def test_the_daemon_notifies_systemd_and_is_restarted() -> None:
 
 
 def test_the_agent_is_unprivileged_and_is_restarted_also_after_exit_0() -> None:
-    found = settings(SYSTEMD / "serf.service.d" / "lbagent.conf")
+    found = read_settings(SYSTEMD / "serf.service.d" / "lbagent.conf")
 
     wanted = {"User": "_serf", "SupplementaryGroups": "lbagent", "CapabilityBoundingSet": "", "Restart": "always"}
     wanted |= {"KillMode": "process", "ReadWritePaths": "-/var/lib/lbagent/spool"}
@@ -115,7 +117,7 @@ def test_the_agent_is_unprivileged_and_is_restarted_also_after_exit_0() -> None:
 
 
 def test_the_web_page_has_a_user_of_its_own_that_may_only_connect_to_the_status_socket() -> None:
-    web, daemon = settings(SYSTEMD / "lbagent-web.service"), settings(SYSTEMD / "lbagent.service")
+    web, daemon = read_settings(SYSTEMD / "lbagent-web.service"), read_settings(SYSTEMD / "lbagent.service")
     users = (SYSTEMD / "lbagent.sysusers").read_text()
 
     assert (web["User"], web["Group"]) == ([status_socket.GROUP], [status_socket.GROUP])
@@ -127,7 +129,7 @@ def test_the_web_page_has_a_user_of_its_own_that_may_only_connect_to_the_status_
 
 def test_only_the_drop_in_gives_the_web_page_the_token_of_the_agent() -> None:
     plain = (SYSTEMD / "lbagent-web.service").read_text()
-    found = settings(SYSTEMD / "lbagent-web.service.d" / "users.conf")
+    found = read_settings(SYSTEMD / "lbagent-web.service.d" / "users.conf")
 
     assert "serf.env" not in plain
     assert found["EnvironmentFile"] == ["-/etc/lbagent/serf.env"]
@@ -155,10 +157,10 @@ def test_tmpfiles_creates_the_state_directory_of_the_tests_with_two_users(tmp_pa
     create_state_directory(ours)
 
     assert done.returncode == 0, done.stderr
-    assert seen(root / "var/lib/lbagent") == seen(ours)
+    assert list_files(root / "var/lib/lbagent") == list_files(ours)
 
 
-def seen(folder: Path) -> dict[str, tuple[int, int, int]]:
+def list_files(folder: Path) -> dict[str, tuple[int, int, int]]:
     paths = [folder, *folder.rglob("*")]
     return {str(one.relative_to(folder)): (one.stat().st_mode, one.stat().st_uid, one.stat().st_gid) for one in paths}
 
@@ -177,12 +179,12 @@ def setup(tmp_path: Path) -> Path:
     return path
 
 
-def run(setup: Path, root: Path, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+def run_setup(setup: Path, root: Path, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     command = [str(setup), "--root", str(root), *words]
     return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60, check=False)
 
 
-def agent(root: Path) -> dict[str, object]:
+def read_agent_settings(root: Path) -> dict[str, object]:
     found = json.loads((root / "etc/serf/lbagent.json").read_text())
     assert isinstance(found, dict)
     return found
@@ -208,12 +210,12 @@ NEXT = [
 def test_two_load_balancers_have_the_same_key_and_different_tokens(setup: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
 
-    first = run(setup, one, "--node", "lb01", "10.0.0.1", "10.0.0.2")
+    first = run_setup(setup, one, "--node", "lb01", "10.0.0.1", "10.0.0.2")
     key = (one / "etc/serf/lbagent.json").read_text()
-    second = run(setup, two, "--node", "lb02", "--key-from", "-", "10.0.0.2", "10.0.0.1", stdin=key)
+    second = run_setup(setup, two, "--node", "lb02", "--key-from", "-", "10.0.0.2", "10.0.0.1", stdin=key)
 
     assert (first.returncode, second.returncode, first.stderr, second.stderr) == (0, 0, "", "")
-    mine, other = agent(one), agent(two)
+    mine, other = read_agent_settings(one), read_agent_settings(two)
     assert (mine["node_name"], mine["bind"], mine["retry_join"]) == ("lb01", "10.0.0.1", ["10.0.0.1", "10.0.0.2"])
     assert (other["node_name"], other["bind"], other["retry_join"]) == ("lb02", "10.0.0.2", ["10.0.0.2", "10.0.0.1"])
     assert mine["encrypt_key"] == other["encrypt_key"]
@@ -228,10 +230,10 @@ def test_two_load_balancers_have_the_same_key_and_different_tokens(setup: Path, 
 
 @serf
 def test_an_ipv6_address_is_written_in_brackets(setup: Path, tmp_path: Path) -> None:
-    done = run(setup, tmp_path / "r", "--node", "lb01", "fd00::11", "fd00::12")
+    done = run_setup(setup, tmp_path / "r", "--node", "lb01", "fd00::11", "fd00::12")
 
     assert (done.returncode, done.stderr) == (0, "")
-    assert (agent(tmp_path / "r")["bind"], agent(tmp_path / "r")["retry_join"]) == (
+    assert (read_agent_settings(tmp_path / "r")["bind"], read_agent_settings(tmp_path / "r")["retry_join"]) == (
         "[fd00::11]",
         ["[fd00::11]", "[fd00::12]"],
     )
@@ -240,11 +242,11 @@ def test_an_ipv6_address_is_written_in_brackets(setup: Path, tmp_path: Path) -> 
 @serf
 def test_a_second_run_keeps_everything(setup: Path, tmp_path: Path) -> None:
     words = ("--node", "lb01", "10.0.0.1", "10.0.0.2")
-    first = run(setup, tmp_path / "r", *words)
+    first = run_setup(setup, tmp_path / "r", *words)
     before = {path: path.read_text() for path in (tmp_path / "r").rglob("*") if path.is_file()}
 
     for given in (words, words[2:]):
-        done = run(setup, tmp_path / "r", *given)
+        done = run_setup(setup, tmp_path / "r", *given)
 
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.splitlines() == [*(f"kept {tmp_path}/r{name}" for name in (JSON, DROP_IN)), *NEXT]
@@ -271,13 +273,13 @@ def test_other_values_are_refused_and_written_with_replace(
     setup: Path, tmp_path: Path, words: tuple[str, ...], stdin: str, said: str
 ) -> None:
     root = tmp_path / "r"
-    run(setup, root, "--node", "lb01", "10.0.0.1", "10.0.0.2")
-    before = agent(root)
+    run_setup(setup, root, "--node", "lb01", "10.0.0.1", "10.0.0.2")
+    before = read_agent_settings(root)
 
-    refused = run(setup, root, *words, stdin=stdin)
-    kept = agent(root)
-    done = run(setup, root, "--replace", *words, stdin=stdin)
-    after = agent(root)
+    refused = run_setup(setup, root, *words, stdin=stdin)
+    kept = read_agent_settings(root)
+    done = run_setup(setup, root, "--replace", *words, stdin=stdin)
+    after = read_agent_settings(root)
 
     why = (
         f"{root}/etc/serf/lbagent.json: has other values: {said}; to replace them, run the same command with --replace"
@@ -295,17 +297,17 @@ def test_other_values_are_refused_and_written_with_replace(
 @serf
 def test_the_second_load_balancer_is_set_up_by_the_bundle_of_the_first(setup: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    first = run(setup, one, "--node", "lb01", "10.0.0.1", "10.0.0.2")
+    first = run_setup(setup, one, "--node", "lb01", "10.0.0.1", "10.0.0.2")
     bundle = one / "etc/lbagent/peer.bundle"
 
-    second = run(setup, two, "--node", "lb02", "--bundle", "-", stdin=bundle.read_text())
-    again = run(setup, two, "--bundle", str(bundle))
+    second = run_setup(setup, two, "--node", "lb02", "--bundle", "-", stdin=bundle.read_text())
+    again = run_setup(setup, two, "--bundle", str(bundle))
 
     assert (second.returncode, second.stderr, again.returncode) == (0, "", 0)
     assert bundle.stat().st_mode & 0o777 == 0o600
-    assert agent(two)["encrypt_key"] == agent(one)["encrypt_key"]
-    assert (agent(two)["node_name"], agent(two)["bind"]) == ("lb02", "10.0.0.2")
-    assert agent(two)["retry_join"] == ["10.0.0.2", "10.0.0.1"]
+    assert read_agent_settings(two)["encrypt_key"] == read_agent_settings(one)["encrypt_key"]
+    assert (read_agent_settings(two)["node_name"], read_agent_settings(two)["bind"]) == ("lb02", "10.0.0.2")
+    assert read_agent_settings(two)["retry_join"] == ["10.0.0.2", "10.0.0.1"]
     assert not (two / "etc/lbagent/peer.bundle").exists()
     assert first.stdout.splitlines()[-2:] == [
         "next, on the other load balancer:",
@@ -317,23 +319,23 @@ def test_the_second_load_balancer_is_set_up_by_the_bundle_of_the_first(setup: Pa
 @serf
 def test_a_single_load_balancer_has_no_bundle_until_a_second_one_is_given(setup: Path, tmp_path: Path) -> None:
     root = tmp_path / "r"
-    alone = run(setup, root, "--node", "lb01", "10.0.0.1")
-    joins, bundle = agent(root)["retry_join"], (root / "etc/lbagent/peer.bundle").exists()
-    key = agent(root)["encrypt_key"]
+    alone = run_setup(setup, root, "--node", "lb01", "10.0.0.1")
+    joins, bundle = read_agent_settings(root)["retry_join"], (root / "etc/lbagent/peer.bundle").exists()
+    key = read_agent_settings(root)["encrypt_key"]
 
-    again = run(setup, root, "10.0.0.1")
-    two = run(setup, root, "--replace", "10.0.0.1", "10.0.0.2")
+    again = run_setup(setup, root, "10.0.0.1")
+    two = run_setup(setup, root, "--replace", "10.0.0.1", "10.0.0.2")
 
     assert [(done.returncode, done.stderr) for done in (alone, again, two)] == [(0, "")] * 3
     assert (joins, bundle) == (["10.0.0.1"], False)
     assert [line for line in alone.stdout.splitlines() if line.startswith("next")] == ["next, on this load balancer:"]
-    assert agent(root)["retry_join"] == ["10.0.0.1", "10.0.0.2"]
+    assert read_agent_settings(root)["retry_join"] == ["10.0.0.1", "10.0.0.2"]
     assert f"KEY={key}\nADDRESS=10.0.0.2\nOTHER=10.0.0.1\n" in (root / "etc/lbagent/peer.bundle").read_text()
 
 
 @serf
 def test_the_next_lines_are_commands_that_work(setup: Path, tmp_path: Path) -> None:
-    done = run(setup, tmp_path / "r", "--node", "lb01", "10.0.0.1", "10.0.0.2")
+    done = run_setup(setup, tmp_path / "r", "--node", "lb01", "10.0.0.1", "10.0.0.2")
     programs = tmp_path / "bin"
     programs.mkdir()
     for name in ("editor", "systemctl", "lbagent"):
@@ -389,16 +391,16 @@ def test_no_key_is_created_where_the_other_load_balancer_has_one(setup: Path, tm
 @serf
 def test_after_a_purge_the_token_is_read_from_the_agents_settings(setup: Path, tmp_path: Path) -> None:
     words = ("--node", "lb01", "10.0.0.1", "10.0.0.2")
-    run(setup, tmp_path / "r", *words)
-    before = agent(tmp_path / "r")
+    run_setup(setup, tmp_path / "r", *words)
+    before = read_agent_settings(tmp_path / "r")
     env = tmp_path / "r/etc/lbagent/serf.env"
     was = env.read_text()
     env.unlink()
 
-    done = run(setup, tmp_path / "r", *words)
+    done = run_setup(setup, tmp_path / "r", *words)
 
     assert (done.returncode, done.stderr, env.stat().st_mode & 0o777) == (0, "", 0o600)
-    assert (agent(tmp_path / "r"), env.read_text()) == (before, was)
+    assert (read_agent_settings(tmp_path / "r"), env.read_text()) == (before, was)
 
 
 USAGE = "usage: lbagent-serf-setup MY-ADDRESS [OTHER-ADDRESS]; see --help"
@@ -447,7 +449,7 @@ NO_BUNDLE = "stdin: not a bundle; use /etc/lbagent/peer.bundle of the first load
 def test_invalid_arguments_are_refused_and_nothing_is_written(
     setup: Path, tmp_path: Path, words: tuple[str, ...], stdin: str, why: str
 ) -> None:
-    done = run(setup, tmp_path / "r", *words, stdin=stdin)
+    done = run_setup(setup, tmp_path / "r", *words, stdin=stdin)
 
     assert (done.returncode, done.stderr) == (2, f"lbagent-serf-setup: {why}\n")
     assert not (tmp_path / "r" / "etc").exists() or list((tmp_path / "r" / "etc").rglob("*.json")) == []
@@ -458,7 +460,7 @@ def test_a_second_file_of_the_agent_is_refused(setup: Path, tmp_path: Path) -> N
     (tmp_path / "r/etc/serf").mkdir(parents=True)
     (tmp_path / "r/etc/serf/mine.json").write_text("{}")
 
-    done = run(setup, tmp_path / "r", "10.0.0.1", "10.0.0.2")
+    done = run_setup(setup, tmp_path / "r", "10.0.0.1", "10.0.0.2")
 
     assert done.returncode == 1
     assert done.stderr.startswith(
@@ -498,7 +500,7 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path / "src"
 
 
-def script(checkout: Path, name: str, *words: str) -> subprocess.CompletedProcess[str]:
+def run_script(checkout: Path, name: str, *words: str) -> subprocess.CompletedProcess[str]:
     command = [f"packaging/{name}", *words]
     return subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=120, check=False)
 
@@ -511,26 +513,26 @@ def test_an_install_is_complete_and_an_uninstall_removes_it(
 ) -> None:
     root = tmp_path / "root"
 
-    done = script(checkout, "install", str(root), prefix)
+    done = run_script(checkout, "install", str(root), prefix)
 
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     below = root / prefix.lstrip("/")
     assert [name for name in BELOW if not (below / name).is_file()] == []
     assert [name for name in FOR_SYSTEMD if not (root / units / name).is_file()] == []
-    unit = settings(root / units / FOR_SYSTEMD[0])
+    unit = read_settings(root / units / FOR_SYSTEMD[0])
     assert unit["ExecStart"] == [f"{prefix}/bin/lbagent watch"]
     assert f'sys.path.insert(0, "{prefix}/share/lbagent")' in (below / "bin/lbagent").read_text()
     assert f"share={prefix}/share/lbagent lbagent={prefix}/bin/lbagent\n" in (below / BELOW[1]).read_text()
     ours = (HERE / "roles.yml").read_text().replace("/usr/share/lbagent", f"{prefix}/share/lbagent")
     assert (root / "etc/lbagent/roles.yml").read_text() == ours
 
-    script(checkout, "uninstall", str(root), prefix)
+    run_script(checkout, "uninstall", str(root), prefix)
 
     assert [str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()] == ["etc/lbagent/roles.yml"]
 
 
 def test_the_installed_pages_have_no_dead_link(checkout: Path, tmp_path: Path) -> None:
-    script(checkout, "install", str(tmp_path / "root"), "/usr")
+    run_script(checkout, "install", str(tmp_path / "root"), "/usr")
 
     pages = list((tmp_path / "root/usr/share/doc/lbagent").rglob("*.md"))
     links = [(page, target) for page in pages for target in re.findall(LINK, page.read_text(encoding="utf-8"))]
@@ -544,7 +546,7 @@ def test_an_install_includes_the_site_if_it_is_built(checkout: Path, tmp_path: P
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
 
-    script(checkout, "install", str(tmp_path / "root"), "/usr")
+    run_script(checkout, "install", str(tmp_path / "root"), "/usr")
 
     html = tmp_path / "root/usr/share/doc/lbagent/html"
     found = {str(path.relative_to(html)) for path in html.rglob("*") if path.is_file() and "img" not in path.parts}
@@ -556,19 +558,19 @@ def test_an_install_keeps_an_edited_roles_yml(checkout: Path, tmp_path: Path) ->
     (tmp_path / "root/etc/lbagent").mkdir(parents=True)
     (tmp_path / "root/etc/lbagent/roles.yml").write_text("mine")
 
-    script(checkout, "install", str(tmp_path / "root"), "/usr")
+    run_script(checkout, "install", str(tmp_path / "root"), "/usr")
 
     assert (tmp_path / "root/etc/lbagent/roles.yml").read_text() == "mine"
 
 
 def test_the_whole_package_is_installed(checkout: Path, tmp_path: Path) -> None:
-    script(checkout, "install", str(tmp_path / "root"), "/usr")
+    run_script(checkout, "install", str(tmp_path / "root"), "/usr")
 
     installed = tmp_path / "root/usr/share/lbagent/lbagent"
-    assert files(installed) == files(HERE / "lbagent")
+    assert list_package_files(installed) == list_package_files(HERE / "lbagent")
 
 
-def files(folder: Path) -> set[str]:
+def list_package_files(folder: Path) -> set[str]:
     """Modules, and what they read."""
     paths = (path for path in folder.rglob("*") if path.is_file() and path.parent.name != "__pycache__")
     return {str(path.relative_to(folder)) for path in paths}
@@ -576,9 +578,9 @@ def files(folder: Path) -> set[str]:
 
 @pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="no Debian here")
 def test_two_builds_of_the_debian_package_are_identical(checkout: Path) -> None:
-    first = script(checkout, "deb", "0.1.0-1")
+    first = run_script(checkout, "deb", "0.1.0-1")
     content = (checkout / "build/lbagent_0.1.0-1_all.deb").read_bytes()
-    second = script(checkout, "deb", "0.1.0-1")
+    second = run_script(checkout, "deb", "0.1.0-1")
 
     assert (first.returncode, first.stderr, second.returncode) == (0, "", 0)
     assert (checkout / "build/lbagent_0.1.0-1_all.deb").read_bytes() == content

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.daemon import run_watch
-from tests.helpers.faults import full_disk, small_disk
+from tests.helpers.faults import fill_disk, mount_small_disk
 from tests.helpers.real_programs import CONFIG, ROLES, Backend, Haproxy, LoadBalancer, binaries, member_line, wait_until
 
 pytestmark = pytest.mark.real
@@ -33,7 +33,7 @@ def binary(request: pytest.FixtureRequest) -> Path:
 
 
 @contextlib.contextmanager
-def running(
+def run_load_balancer(
     binary: Path, roles: str = ROLES, config: str = CONFIG, later: str = ""
 ) -> Iterator[tuple[LoadBalancer, Haproxy]]:
     """A load balancer with two web nodes; `later` is written by the operator once they are in, and loaded."""
@@ -42,21 +42,21 @@ def running(
         haproxy = stack.enter_context(Haproxy(lb))
         for number in (1, 2):
             stack.enter_context(Backend(f"web{number}", f"127.0.0.{10 + number}", lb.port))
-        assert lb.join(web(1), web(2)).returncode == 0
+        assert lb.join(make_member_line(1), make_member_line(2)).returncode == 0
         if later:
-            refer(lb, later.format())
-            reload(haproxy)
+            add_reference(lb, later.format())
+            reload_haproxy(haproxy)
             assert lb.run("apply").returncode == 0
         wait_until(lambda: haproxy.find_answering() == {"web1", "web2"})
         yield lb, haproxy
 
 
-def web(number: int, **tags: str) -> bytes:
+def make_member_line(number: int, **tags: str) -> bytes:
     """A web node as Serf tells it."""
     return member_line(f"web{number}", f"127.0.0.{10 + number}", **tags)
 
 
-def refer(lb: LoadBalancer, text: str) -> None:
+def add_reference(lb: LoadBalancer, text: str) -> None:
     """The operator's text refers to web1."""
     if text.startswith("\n"):
         lb.text += text.encode()
@@ -64,7 +64,7 @@ def refer(lb: LoadBalancer, text: str) -> None:
         lb.text = lb.text.replace(b"    balance", text.encode() + b"    balance")
 
 
-def reload(haproxy: Haproxy) -> None:
+def reload_haproxy(haproxy: Haproxy) -> None:
     """Somebody else reloads HAProxy."""
     first = haproxy.worker()
     wait_until(lambda: time.time() > haproxy.lb.cfg.stat().st_ctime + 3)
@@ -73,11 +73,11 @@ def reload(haproxy: Haproxy) -> None:
 
 
 @contextlib.contextmanager
-def small(binary: Path) -> Iterator[tuple[LoadBalancer, Haproxy]]:
+def run_on_small_disk(binary: Path) -> Iterator[tuple[LoadBalancer, Haproxy]]:
     """A load balancer whose state directory is a small disk of its own."""
     with contextlib.ExitStack() as stack:
         lb = stack.enter_context(LoadBalancer(binary=binary))
-        stack.enter_context(small_disk(lb.state))
+        stack.enter_context(mount_small_disk(lb.state))
         haproxy = stack.enter_context(Haproxy(lb))
         for number in (1, 2):
             stack.enter_context(Backend(f"web{number}", f"127.0.0.{10 + number}", lb.port))
@@ -89,11 +89,11 @@ def small(binary: Path) -> Iterator[tuple[LoadBalancer, Haproxy]]:
 
 @pytest.mark.parametrize("back", ["query", "event", "sync", "apply", "join", "watch"])
 def test_a_pause_that_could_not_be_stored_ends_once_the_disk_has_room(binary: Path, back: str) -> None:
-    with small(binary) as (lb, haproxy):
-        lb.join(web(1), web(2))
+    with run_on_small_disk(binary) as (lb, haproxy):
+        lb.join(make_member_line(1), make_member_line(2))
         before = lb.text
-        with full_disk(lb.state):
-            done = lb.leave(web(2)) if back == "join" else lb.send_command("pause", "web2", 1)
+        with fill_disk(lb.state):
+            done = lb.leave(make_member_line(2)) if back == "join" else lb.send_command("pause", "web2", 1)
             assert (done.returncode, haproxy.find_answering()) == (1, {"web1"})
             assert lb.run("apply").returncode in (0, 1)
             assert haproxy.find_answering() == {"web1"}
@@ -103,7 +103,7 @@ def test_a_pause_that_could_not_be_stored_ends_once_the_disk_has_room(binary: Pa
         elif back == "event":
             assert lb.send_command("resume", "web2", 2).returncode == 0
         elif back == "join":
-            assert lb.join(web(2)).returncode == 0
+            assert lb.join(make_member_line(2)).returncode == 0
         elif back == "watch":
             with run_watch(lb):
                 wait_until(lambda: haproxy.find_answering() == {"web1", "web2"})
@@ -115,9 +115,9 @@ def test_a_pause_that_could_not_be_stored_ends_once_the_disk_has_room(binary: Pa
 
 
 def test_a_pause_that_cannot_be_stored_is_refused_and_a_later_one_is_done(binary: Path) -> None:
-    with small(binary) as (lb, haproxy):
-        lb.join(web(1), web(2))
-        with full_disk(lb.state):
+    with run_on_small_disk(binary) as (lb, haproxy):
+        lb.join(make_member_line(1), make_member_line(2))
+        with fill_disk(lb.state):
             said = lb.send_query("pause", "web2", 1).stdout.decode()
         assert said.startswith("refused: not stored: sync needed: ")
         assert said.endswith("; no new traffic reaches lb-iis/web2\n")
@@ -134,7 +134,7 @@ def test_a_pause_that_cannot_be_stored_is_refused_and_a_later_one_is_done(binary
 
 @pytest.mark.parametrize("refers", [USE_SERVER, TRACK, SRV_IS_UP], ids=["use-server", "track", "srv_is_up"])
 def test_with_runtime_off_a_node_that_haproxy_cfg_refers_to_is_not_paused_yet(binary: Path, refers: str) -> None:
-    with running(binary, OFF, later=refers) as (lb, haproxy):
+    with run_load_balancer(binary, OFF, later=refers) as (lb, haproxy):
         before = lb.text
 
         first, second = (lb.send_query("pause", "web1", ltime).stdout.decode() for ltime in (1, 2))
@@ -152,7 +152,7 @@ def test_without_a_socket_a_node_that_haproxy_cfg_refers_to_keeps_serving_and_is
     binary: Path,
 ) -> None:
     config = CONFIG.replace("level admin", "level operator")
-    with running(binary, config=config, later=USE_SERVER) as (lb, haproxy):
+    with run_load_balancer(binary, config=config, later=USE_SERVER) as (lb, haproxy):
         before = lb.text
 
         first, second = (lb.send_query("pause", "web1", ltime).stdout.decode() for ltime in (1, 2))
@@ -164,7 +164,7 @@ def test_without_a_socket_a_node_that_haproxy_cfg_refers_to_keeps_serving_and_is
 
 
 def test_with_an_admin_socket_the_pause_of_a_referred_node_is_done(binary: Path) -> None:
-    with running(binary, later=USE_SERVER) as (lb, haproxy):
+    with run_load_balancer(binary, later=USE_SERVER) as (lb, haproxy):
         assert [lb.send_query("pause", "web1", ltime).stdout for ltime in (1, 2)] == [b"done\n", b"done\n"]
         assert haproxy.find_answering() == {"web2"}
         assert not any(entry["reloaded"] for entry in lb.history())
@@ -175,12 +175,12 @@ def test_with_an_admin_socket_the_pause_of_a_referred_node_is_done(binary: Path)
 @pytest.mark.parametrize("roles", [ROLES, OFF], ids=["runtime", "reload"])
 @pytest.mark.parametrize("refers", [USE_SERVER, TRACK, SRV_IS_UP], ids=["use-server", "track", "srv_is_up"])
 def test_after_a_reload_by_another_process_the_node_is_paused_again(binary: Path, refers: str, roles: str) -> None:
-    with running(binary, roles, later=refers) as (lb, haproxy), run_watch(lb):
+    with run_load_balancer(binary, roles, later=refers) as (lb, haproxy), run_watch(lb):
         lb.send_command("pause", "web1", 1)
         wait_until(lambda: lb.idle and haproxy.servers()["web1"].startswith("MAINT"))
 
         for _ in range(2):
-            reload(haproxy)
+            reload_haproxy(haproxy)
             wait_until(lambda: haproxy.servers()["web1"].startswith("MAINT"), 5)
 
         assert haproxy.find_answering() == {"web2"}
@@ -189,10 +189,10 @@ def test_after_a_reload_by_another_process_the_node_is_paused_again(binary: Path
 
 
 def test_a_reload_for_another_node_does_not_bring_a_paused_node_back(binary: Path) -> None:
-    with running(binary, OFF, later=USE_SERVER) as (lb, haproxy), Backend("web3", "127.0.0.13", lb.port):
+    with run_load_balancer(binary, OFF, later=USE_SERVER) as (lb, haproxy), Backend("web3", "127.0.0.13", lb.port):
         lb.send_command("pause", "web1", 1)
 
-        assert lb.join(web(3)).returncode == 0  # though web1 is in quarantine
+        assert lb.join(make_member_line(3)).returncode == 0  # though web1 is in quarantine
 
         assert haproxy.find_answering() == {"web2", "web3"}
 
@@ -206,9 +206,9 @@ TAGGED = ROLES.replace("{{port: {port}}}", '{{port: {port}, options: "check weig
     "roles", [TAGGED, TAGGED.replace("haproxy:\n", "haproxy:\n  runtime: off\n")], ids=["on", "off"]
 )
 def test_a_resume_whose_line_is_refused_is_not_applied_yet(binary: Path, roles: str) -> None:
-    with running(binary, roles) as (lb, haproxy):
+    with run_load_balancer(binary, roles) as (lb, haproxy):
         assert lb.send_query("pause", "web1", 1).stdout == b"done\n"
-        lb.handle("member-update", web(1, weight="300"))
+        lb.handle("member-update", make_member_line(1, weight="300"))
         before = lb.text
 
         first, second = (lb.send_query("resume", "web1", ltime).stdout.decode() for ltime in (2, 3))
@@ -218,13 +218,13 @@ def test_a_resume_whose_line_is_refused_is_not_applied_yet(binary: Path, roles: 
         assert (lb.text, haproxy.find_answering()) == (before, {"web2"})
         assert lb.send_query("pause", "web2", 4).stdout.startswith(b"done")
         assert lb.send_query("resume", "web2", 5).stdout == b"done\n"
-        lb.handle("member-update", web(1, weight="30"))
+        lb.handle("member-update", make_member_line(1, weight="30"))
         assert lb.send_query("resume", "web1", 6).stdout == b"done\n"
         assert haproxy.find_answering() == {"web1", "web2"}
 
 
 def test_a_pause_waits_while_roles_yml_is_missing(binary: Path) -> None:
-    with running(binary) as (lb, haproxy):
+    with run_load_balancer(binary) as (lb, haproxy):
         roles = lb.roles.read_text()
         lb.roles.unlink()
         text = lb.text
@@ -240,7 +240,7 @@ def test_a_pause_waits_while_roles_yml_is_missing(binary: Path) -> None:
 
 
 def test_a_pause_waits_after_a_failed_reload(binary: Path) -> None:
-    with running(binary, OFF) as (lb, haproxy):
+    with run_load_balancer(binary, OFF) as (lb, haproxy):
         text = lb.text
         lb.roles.write_text(lb.roles.read_text().replace("haproxy:\n", "haproxy:\n  reload: [/bin/false]\n"))
 
@@ -252,7 +252,7 @@ def test_a_pause_waits_after_a_failed_reload(binary: Path) -> None:
 
 
 def test_a_pause_waits_while_haproxy_refuses_haproxy_cfg(binary: Path) -> None:
-    with running(binary) as (lb, haproxy):
+    with run_load_balancer(binary) as (lb, haproxy):
         lb.text = broken = lb.text.replace(b"balance", b"balanse")
 
         said = lb.send_query("pause", "web1", 1).stdout.decode()
@@ -287,18 +287,18 @@ def test_open_sessions_finish_where_maintenance_would_cut_them(
         Haproxy(lb) as haproxy,
         socket.create_server(("127.0.0.11", lb.port)) as service,
     ):
-        lb.join(web(1))
+        lb.join(make_member_line(1))
         with socket.create_connection(("127.0.0.1", lb.front)) as client:
             client.sendall(b"hello")
             server, _ = service.accept()
             while server.recv(9) != b"hello":  # it was a check
                 server, _ = service.accept()
             with server, Backend("web2", "127.0.0.12", lb.port):
-                lb.join(web(2))
+                lb.join(make_member_line(2))
                 if how == "pause":
                     assert lb.send_query("pause", "web1", 1).stdout == b"done, 1 session still open\n"
                 else:
-                    assert lb.leave(web(1)).returncode == 0
+                    assert lb.leave(make_member_line(1)).returncode == 0
                 client.sendall(b"more")
                 assert server.recv(9) == b"more"
                 server.sendall(b"bye")
@@ -307,7 +307,7 @@ def test_open_sessions_finish_where_maintenance_would_cut_them(
                 assert (
                     lb.send_command("resume", "web1", 2).returncode == 0
                     if how == "pause"
-                    else lb.join(web(1)).returncode == 0
+                    else lb.join(make_member_line(1)).returncode == 0
                 )
         assert [line.split()[1] for line in lb.managed] == ["web1", "web2"]
         wait_until(lambda: haproxy.servers()["web1"].split()[0] == "UP")

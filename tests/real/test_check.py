@@ -25,7 +25,7 @@ from lbagent.checks.finding import Finding, Kind
 from lbagent.checks.run import run_checks
 from lbagent.settings import Settings
 from lbagent.system.log import Log
-from tests.helpers.faults import folder_contents, hide_haproxy
+from tests.helpers.faults import hide_haproxy, read_folder
 from tests.helpers.real_programs import (
     LBAGENT,
     PATIENCE,
@@ -94,7 +94,7 @@ class Agent(SerfAgent):
             **changed,
         }
 
-    def also(self, *words: str, **given: str) -> Self:
+    def add_options(self, *words: str, **given: str) -> Self:
         """With these words on its command line, and these variables in its environment."""
         self._argv, self._given = list(words), given
         return self
@@ -126,17 +126,17 @@ class Agent(SerfAgent):
         wait_until(lambda: self.log.count("Event 'member-join' script output") >= handlers)
 
 
-def without_other_haproxys(text: str) -> str:
+def drop_other_haproxys(text: str) -> str:
     """The output without the HAProxys of other tests: `check` names those that run other files."""
     return re.sub(r" \(pid [^)]* runs [^)]*\); set `haproxy.config`.*", "; start HAProxy", text)
 
 
-def check(lb: LoadBalancer, agent: SerfAgent | None = None, **env: str) -> tuple[int, list[str]]:
+def run_check(lb: LoadBalancer, agent: SerfAgent | None = None, **env: str) -> tuple[int, list[str]]:
     """How `lbagent check` ends, and its lines, with paths, ports and pids of this run made plain."""
     asking = {"SERF_RPC_ADDR": agent.rpc, "SERF_RPC_AUTH": TOKEN} if agent else {}
     done = lb.run("check", env={**asking, **env})
     assert done.stderr == b""
-    text = without_other_haproxys(done.stdout.decode().replace(str(lb.folder), "/lb").replace(str(LBAGENT), "lbagent"))
+    text = drop_other_haproxys(done.stdout.decode().replace(str(lb.folder), "/lb").replace(str(LBAGENT), "lbagent"))
     text = re.sub(r"127\.0\.0\.1:[0-9]+", "RPC", re.sub(r"\b(master|worker|pid) [0-9]+", r"\1 N", text))
     *lines, summary = [" ".join(line.split()) for line in text.splitlines()]
     counts = [sum(line.startswith(f"{severity} ") for line in lines) for severity in ("error", "warning", "ok")]
@@ -146,13 +146,13 @@ def check(lb: LoadBalancer, agent: SerfAgent | None = None, **env: str) -> tuple
 
 def list_problems(lb: LoadBalancer, agent: SerfAgent | None = None, **env: str) -> list[str]:
     """The lines that are not ok; the exit status is what they make it."""
-    status, lines = check(lb, agent, **env)
+    status, lines = run_check(lb, agent, **env)
     found = [line for line in lines if not line.startswith("ok ")]
     assert status == any(line.startswith("error ") for line in found)
     return found
 
 
-def version() -> str:
+def read_version() -> str:
     """The HAProxy that `haproxy` is."""
     return haproxy_version(default_binary())
 
@@ -220,7 +220,7 @@ def test_on_a_healthy_load_balancer_everything_is_ok(binary: Path) -> None:
         # The agent's own join comes a second later: an event that is dealt with at this moment is told of, too.
         wait_until(lambda: "Received event: member-join" in agent.log and lb.idle)
 
-        status, lines = check(lb, agent)
+        status, lines = run_check(lb, agent)
 
     assert status == 0
     plain = [re.sub(r"^(ok lbagent: version|ok haproxy: HAProxy) .*", r"\1 X", line) for line in lines]
@@ -232,13 +232,13 @@ def test_check_changes_nothing_and_takes_no_lock(well: tuple[LoadBalancer, Agent
     lb.text = lb.text.replace(b"rise 2", b"rise 9")
     (lb.state / "spool" / "1").write_bytes(b"no record")
     (lb.state / "spool" / "foreign").write_bytes(b"")
-    before, worker = (folder_contents(lb.etc), folder_contents(lb.state)), Path(lb.folder / "haproxy.pid").read_text()
+    before, worker = (read_folder(lb.etc), read_folder(lb.state)), Path(lb.folder / "haproxy.pid").read_text()
 
     with (lb.state / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        status, lines = check(lb, agent)
+        status, lines = run_check(lb, agent)
 
-    assert (status, (folder_contents(lb.etc), folder_contents(lb.state))) == (0, before)
+    assert (status, (read_folder(lb.etc), read_folder(lb.state))) == (0, before)
     assert Path(lb.folder / "haproxy.pid").read_text() == worker
     assert [line for line in lines if not line.startswith("ok ")] == [
         "warning pending: 2 events in the spool; run `lbagent apply`, or wait for the next event"
@@ -275,7 +275,7 @@ def test_with_an_invalid_roles_yml_the_haproxy_of_its_last_valid_version_is_chec
     lb, agent = well
     lb.roles.write_text("roles: [")
 
-    status, lines = check(lb, agent)
+    status, lines = run_check(lb, agent)
 
     assert status == 1
     assert "ok process: HAProxy runs this haproxy.cfg (master N, worker N)" in lines
@@ -327,7 +327,7 @@ def test_a_defect_in_one_check_does_not_hide_the_others(
         raise RuntimeError("no\nidea")
 
     lb, agent = well
-    whole = len(check(lb, agent)[1])
+    whole = len(run_check(lb, agent)[1])
     for name, value in {**lb.env, "SERF_RPC_ADDR": agent.rpc, "SERF_RPC_AUTH": TOKEN}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(files, "check_permissions", defect)
@@ -346,7 +346,7 @@ def test_without_haproxy_and_serf_each_missing_part_is_an_error(lb: LoadBalancer
     with hide_haproxy() as words:
         done = subprocess.run([*words, LBAGENT, "check"], env=lb.env, capture_output=True, text=True, check=False)
 
-    text = without_other_haproxys(done.stdout.replace(str(lb.folder), "/lb"))
+    text = drop_other_haproxys(done.stdout.replace(str(lb.folder), "/lb"))
     lines = [" ".join(line.split()) for line in text.splitlines()[:-1]]
     assert done.returncode == 1
     assert [line for line in lines if not line.startswith("ok ")] == [
@@ -428,7 +428,7 @@ def test_a_haproxy_that_does_not_run_is_an_error(lb: LoadBalancer) -> None:
 def test_without_a_master_listeners_have_to_be_handed_over(lb: LoadBalancer) -> None:
     lb.text = lb.text.replace(b" expose-fd listeners", b"")
     with Haproxy(lb, "-D"):
-        status, lines = check(lb)
+        status, lines = run_check(lb)
 
     assert status == 1  # no Serf
     assert [line for line in lines if " process: " in line or " hand-over: " in line] == [
@@ -786,13 +786,13 @@ def test_a_script_that_calls_lbagent_is_a_handler_too(lb: LoadBalancer) -> None:
     script.write_text(f"#!/bin/sh\nexec {LBAGENT} handle\n")
     script.chmod(0o755)
     with Haproxy(lb), Agent(lb, event_handlers=[str(script)]) as agent:
-        lines = [line for line in check(lb, agent)[1] if " handlers: " in line]
+        lines = [line for line in run_check(lb, agent)[1] if " handlers: " in line]
 
     assert lines == ["ok handlers: serf info: '/lb/events.sh' receives all events that lbagent needs"]
 
 
 def test_handlers_without_token_and_address_are_found(lb: LoadBalancer) -> None:
-    with Haproxy(lb), Agent(lb).also(SERF_RPC_AUTH="", SERF_RPC_ADDR="") as agent:
+    with Haproxy(lb), Agent(lb).add_options(SERF_RPC_AUTH="", SERF_RPC_ADDR="") as agent:
         found = [line for line in list_problems(lb, agent) if " rpc: " in line]
 
     assert found == [
@@ -805,10 +805,10 @@ def test_a_handler_is_searched_in_the_path_of_the_agent(lb: LoadBalancer) -> Non
     (lb.folder / "elsewhere").mkdir()
     (lb.folder / "elsewhere" / "lbagent").symlink_to(LBAGENT)
     path = f"{lb.folder}/elsewhere:/usr/bin:/bin"
-    with Haproxy(lb), Agent(lb, event_handlers=["lbagent handle"]).also(PATH=path) as agent:
-        found = check(lb, agent, PATH=f"{lb.bin}:/usr/sbin:/usr/bin:/bin")[1]
-    with Haproxy(lb), Agent(lb, event_handlers=["lbagent handle"]).also(PATH="/usr/bin:/bin") as agent:
-        missing = check(lb, agent, PATH=f"{lb.folder}/elsewhere:{lb.bin}:/usr/sbin:/usr/bin:/bin")[1]
+    with Haproxy(lb), Agent(lb, event_handlers=["lbagent handle"]).add_options(PATH=path) as agent:
+        found = run_check(lb, agent, PATH=f"{lb.bin}:/usr/sbin:/usr/bin:/bin")[1]
+    with Haproxy(lb), Agent(lb, event_handlers=["lbagent handle"]).add_options(PATH="/usr/bin:/bin") as agent:
+        missing = run_check(lb, agent, PATH=f"{lb.folder}/elsewhere:{lb.bin}:/usr/sbin:/usr/bin:/bin")[1]
 
     assert [line for line in found if " handlers: " in line] == [
         "ok handlers: serf info: 'lbagent handle' receives all events that lbagent needs"
@@ -825,7 +825,7 @@ def test_an_agent_is_found_by_every_form_of_its_address(well: tuple[LoadBalancer
 
 
 @contextlib.contextmanager
-def impostor(lb: LoadBalancer, user: int, *words: str) -> Iterator[None]:
+def run_fake_agent(lb: LoadBalancer, user: int, *words: str) -> Iterator[None]:
     """A process called `serf agent` with these words, and the address that is asked."""
     lb.folder.chmod(0o755)
     (lb.folder / "agent").write_text("print(flush=True)\nimport time\ntime.sleep(600)\n")
@@ -854,7 +854,7 @@ def test_endless_files_do_not_stop_a_check_and_files_of_other_users_are_not_read
     os.mkfifo(lb.folder / "pipe")
     (lb.folder / "zero").symlink_to("/dev/zero")
 
-    with impostor(lb, user, f"-config-file={lb.folder}/{endless}"):
+    with run_fake_agent(lb, user, f"-config-file={lb.folder}/{endless}"):
         found = [line for line in list_problems(lb) if " agent-files: " in line]
 
     assert found == [line.replace("FILE", endless) for line in lines]
@@ -873,7 +873,7 @@ def test_a_file_of_the_agent_that_is_too_large_is_not_read(well: tuple[LoadBalan
 def test_an_ordinary_user_gets_no_false_claim_about_the_handler(lb: LoadBalancer) -> None:
     lb.folder.chmod(0o755)
     with Haproxy(lb), Agent(lb, event_handlers=["lbagent handle", "events.sh"]) as agent:
-        agent.also(f"-rpc-addr={agent.rpc}").kill()
+        agent.add_options(f"-rpc-addr={agent.rpc}").kill()
         agent.start()
         done = subprocess.run(
             ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", LBAGENT, "check"],
@@ -903,8 +903,8 @@ def test_a_keyring_that_other_users_can_read_is_an_error(lb: LoadBalancer) -> No
 
 
 def test_a_key_on_the_command_line_is_an_error_and_not_printed(lb: LoadBalancer) -> None:
-    with Haproxy(lb), Agent(lb, encrypt_key=None).also(f"-encrypt={KEY}") as agent:
-        status, lines = check(lb, agent)
+    with Haproxy(lb), Agent(lb, encrypt_key=None).add_options(f"-encrypt={KEY}") as agent:
+        status, lines = run_check(lb, agent)
 
     assert status == 1
     assert KEY not in "".join(lines)
@@ -955,7 +955,7 @@ def test_another_load_balancer_is_listed_and_a_failed_one_is_an_error(well: tupl
     with Agent(lb, "lb02", event_handlers=None) as other:
         other.join(agent)
         wait_until(lambda: agent.members().get("lb02") == "alive")
-        there = [line for line in check(lb, agent)[1] if " peers: " in line]
+        there = [line for line in run_check(lb, agent)[1] if " peers: " in line]
 
         other.kill()
         wait_until(lambda: agent.members()["lb02"] == "failed", 30)
@@ -983,7 +983,7 @@ def test_hostile_files_and_agents_give_printable_lines(lb: LoadBalancer) -> None
     assert "evil" in done.stdout.decode()
 
 
-def on_a_terminal(lb: LoadBalancer, **env: str) -> str:
+def run_check_on_terminal(lb: LoadBalancer, **env: str) -> str:
     """What `check` shows on a terminal."""
     leader, follower = pty.openpty()
     try:
@@ -999,7 +999,11 @@ def on_a_terminal(lb: LoadBalancer, **env: str) -> str:
 
 
 def test_colour_is_used_on_terminals_unless_it_is_disabled(lb: LoadBalancer) -> None:
-    shown, plain, piped = on_a_terminal(lb), on_a_terminal(lb, NO_COLOR="1"), lb.run("check").stdout.decode()
+    shown, plain, piped = (
+        run_check_on_terminal(lb),
+        run_check_on_terminal(lb, NO_COLOR="1"),
+        lb.run("check").stdout.decode(),
+    )
 
     assert "\x1b[32mok     \x1b[0m  lbagent: " in shown
     assert "\x1b[31merror  \x1b[0m  serf: " in shown

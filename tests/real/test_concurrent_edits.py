@@ -16,10 +16,10 @@ from lbagent.state import files
 from tests.helpers.faults import (
     insert_lines,
     list_running,
-    only_line,
+    make_server_lines,
+    read_only_line,
     replace_haproxy,
     restore_haproxy,
-    server_lines,
     set_reload_command,
 )
 from tests.helpers.real_programs import CONFIG, LBAGENT, Haproxy, LoadBalancer, member_line, wait_until
@@ -59,7 +59,7 @@ def test_an_edit_saved_during_haproxy_c_is_kept_and_gets_the_managed_lines(lb: L
     done = lb.join(WEB1)
 
     assert (done.returncode, done.stderr) == (0, b"")
-    assert lb.text == insert_lines(operator + b"# his\n", server_lines(lb, 1))
+    assert lb.text == insert_lines(operator + b"# his\n", make_server_lines(lb, 1))
     assert (lb.list_spool(), lb.list_staged()) == ([], [])
 
 
@@ -71,12 +71,14 @@ def test_edits_saved_during_every_attempt_are_kept_and_the_run_gives_up(lb: Load
     done = lb.join(WEB1)
 
     assert done.returncode == 6
-    assert only_line(done).endswith("haproxy.cfg was saved by another process during each of 5 attempts; run again")
+    assert read_only_line(done).endswith(
+        "haproxy.cfg was saved by another process during each of 5 attempts; run again"
+    )
     assert lb.text == operator + b"# his\n" * 5
     assert (sorted(lb.members()), lb.list_staged()) == (["web1"], [])
     restore_haproxy(lb)
     assert lb.join(WEB2).returncode == 0
-    assert lb.text == insert_lines(operator + b"# his\n" * 5, server_lines(lb, 1, 2))
+    assert lb.text == insert_lines(operator + b"# his\n" * 5, make_server_lines(lb, 1, 2))
 
 
 def test_saving_the_same_text_again_costs_no_second_attempt(lb: LoadBalancer) -> None:
@@ -91,7 +93,7 @@ def test_saving_the_same_text_again_costs_no_second_attempt(lb: LoadBalancer) ->
 
     assert done.returncode == 0
     assert lb.checks == 1
-    assert lb.text == insert_lines(operator, server_lines(lb, 1))
+    assert lb.text == insert_lines(operator, make_server_lines(lb, 1))
 
 
 def test_an_invalid_edit_is_kept_and_reported(lb: LoadBalancer) -> None:
@@ -101,8 +103,8 @@ def test_an_invalid_edit_is_kept_and_reported(lb: LoadBalancer) -> None:
     done = lb.join(WEB1)
 
     assert done.returncode == 4
-    assert only_line(done).startswith("haproxy.cfg is invalid, not because of lbagent; nothing was changed: ")
-    assert f"{lb.cfg}:{len(operator.splitlines()) + 1}" in only_line(done)
+    assert read_only_line(done).startswith("haproxy.cfg is invalid, not because of lbagent; nothing was changed: ")
+    assert f"{lb.cfg}:{len(operator.splitlines()) + 1}" in read_only_line(done)
     assert lb.text == operator + b"  nonsense\n"
     assert lb.list_staged() == []
 
@@ -115,7 +117,7 @@ def test_a_server_line_that_the_operator_adds_during_a_run_has_priority(lb: Load
     done = lb.join(WEB1, WEB2)
 
     assert done.returncode == 0
-    assert lb.text == insert_lines(operator + by_hand.encode(), server_lines(lb, 2))
+    assert lb.text == insert_lines(operator + by_hand.encode(), make_server_lines(lb, 2))
 
 
 def test_a_haproxy_cfg_removed_during_a_run_is_not_written_again(lb: LoadBalancer) -> None:
@@ -125,12 +127,12 @@ def test_a_haproxy_cfg_removed_during_a_run_is_not_written_again(lb: LoadBalance
     done = lb.join(WEB1)
 
     assert done.returncode == 1
-    assert only_line(done) == f"{lb.cfg}: No such file or directory"
+    assert read_only_line(done) == f"{lb.cfg}: No such file or directory"
     assert not lb.cfg.exists()
     assert lb.list_staged() == []
     Path(f"{lb.cfg}.away").rename(lb.cfg)
     assert lb.join(WEB2).returncode == 0
-    assert lb.text == insert_lines(operator, server_lines(lb, 1, 2))
+    assert lb.text == insert_lines(operator, make_server_lines(lb, 1, 2))
 
 
 @pytest.mark.every_haproxy
@@ -144,8 +146,8 @@ def test_an_edit_saved_during_a_failing_reload_is_kept_without_the_new_lines(lb:
         done = lb.join(WEB2)
 
         assert done.returncode == 5
-        assert only_line(done).endswith(f"; the previous managed lines are restored in {lb.cfg}")
-        assert lb.text == insert_lines(operator + b"# his\n", server_lines(lb, 1))
+        assert read_only_line(done).endswith(f"; the previous managed lines are restored in {lb.cfg}")
+        assert lb.text == insert_lines(operator + b"# his\n", make_server_lines(lb, 1))
         assert set(haproxy.servers()) == {"web1"}
         assert lb.list_staged() == []
 
@@ -162,7 +164,7 @@ def test_an_editor_that_saves_in_place_loses_nothing(lb: LoadBalancer) -> None:
     assert done.returncode == 6
     assert lb.text == operator + rest
     assert lb.join(WEB2).returncode == 0
-    assert lb.text == insert_lines(operator + rest, server_lines(lb, 1, 2))
+    assert lb.text == insert_lines(operator + rest, make_server_lines(lb, 1, 2))
 
 
 @pytest.mark.parametrize("how", ["in place", "by rename"])
@@ -183,7 +185,7 @@ def test_a_text_saved_after_the_last_comparison_is_restored(tmp_path: Path, how:
 
 
 def test_a_link_changed_after_the_last_comparison_is_detected(lb: LoadBalancer) -> None:
-    old, new = _released(lb, relative=True)
+    old, new = _create_releases(lb, relative=True)
     target = files.read_target(str(lb.cfg))
 
     with files.stage_text(target, b"ours\n") as path:
@@ -198,7 +200,7 @@ def test_a_link_changed_after_the_last_comparison_is_detected(lb: LoadBalancer) 
 
 def test_a_reader_of_haproxy_cfg_gets_the_old_text_or_the_new_one(lb: LoadBalancer) -> None:
     operator = lb.text
-    whole = {insert_lines(operator, server_lines(lb, *range(1, number + 1))) for number in range(13)}
+    whole = {insert_lines(operator, make_server_lines(lb, *range(1, number + 1))) for number in range(13)}
     found, ended = set[bytes](), threading.Event()
 
     def reading() -> None:
@@ -224,7 +226,7 @@ def test_a_reader_of_haproxy_cfg_gets_the_old_text_or_the_new_one(lb: LoadBalanc
 # A deployment flips the link
 
 
-def _released(lb: LoadBalancer, *, relative: bool) -> tuple[Path, Path]:
+def _create_releases(lb: LoadBalancer, *, relative: bool) -> tuple[Path, Path]:
     """haproxy.cfg as a link to releases/1/haproxy.cfg, with a release 2 that differs beside it."""
     old, new = (lb.etc / "releases" / number / "haproxy.cfg" for number in ("1", "2"))
     for path in (old, new):
@@ -241,7 +243,7 @@ def _released(lb: LoadBalancer, *, relative: bool) -> tuple[Path, Path]:
 def test_a_deployment_that_changes_the_link_during_haproxy_c_gets_the_managed_lines(
     lb: LoadBalancer, kind: str
 ) -> None:
-    old, new = _released(lb, relative=kind == "relative")
+    old, new = _create_releases(lb, relative=kind == "relative")
     with Haproxy(lb) as haproxy:
         lb.join(WEB1)
         before, after = old.read_bytes(), new.read_bytes()
@@ -254,14 +256,14 @@ def test_a_deployment_that_changes_the_link_during_haproxy_c_gets_the_managed_li
         assert (done.returncode, done.stderr) == (0, b"")
         assert os.readlink(lb.cfg) == str(to)
         assert old.read_bytes() == before
-        assert new.read_bytes() == insert_lines(after, server_lines(lb, 1, 2))
+        assert new.read_bytes() == insert_lines(after, make_server_lines(lb, 1, 2))
         assert set(haproxy.servers()) == {"web1", "web2"}
         assert [path.name for path in old.parent.iterdir() if path.name.endswith(("staged", "old"))] == []
         assert lb.list_staged() == []
 
 
 def test_a_deployment_that_changes_the_link_of_a_folder_gets_the_managed_lines(lb: LoadBalancer) -> None:
-    old, new = _released(lb, relative=True)
+    old, new = _create_releases(lb, relative=True)
     (lb.etc / "current").symlink_to("releases/1")
     lb.roles.write_text(lb.roles.read_text().replace(str(lb.cfg), f"{lb.etc}/current/haproxy.cfg"))
     before, after = old.read_bytes(), new.read_bytes()
@@ -272,19 +274,19 @@ def test_a_deployment_that_changes_the_link_of_a_folder_gets_the_managed_lines(l
 
     assert (done.returncode, done.stderr) == (0, b"")
     assert old.read_bytes() == before
-    assert new.read_bytes() == insert_lines(after, server_lines(lb, 1))
+    assert new.read_bytes() == insert_lines(after, make_server_lines(lb, 1))
     assert sorted(os.listdir(old.parent)) == ["haproxy.cfg"]
 
 
 # What a file is beyond its text
 
 
-def _xattrs(path: Path) -> dict[str, bytes]:
+def _read_xattrs(path: Path) -> dict[str, bytes]:
     return {name: os.getxattr(path, name) for name in os.listxattr(path)}
 
 
 def test_owner_mode_xattrs_and_link_are_kept(lb: LoadBalancer) -> None:
-    target, _ = _released(lb, relative=True)
+    target, _ = _create_releases(lb, relative=True)
     operator = target.read_bytes()
     os.chown(target, 1234, 2345)
     target.chmod(0o2640)
@@ -292,13 +294,13 @@ def test_owner_mode_xattrs_and_link_are_kept(lb: LoadBalancer) -> None:
         os.setxattr(target, "user.checksum", b"\0binary\xff")
     except OSError:
         pytest.skip("no xattrs here")
-    before = (target.stat().st_uid, target.stat().st_gid, target.stat().st_mode, _xattrs(target))
+    before = (target.stat().st_uid, target.stat().st_gid, target.stat().st_mode, _read_xattrs(target))
 
     done = lb.join(WEB1)
 
     assert done.returncode == 0
-    assert target.read_bytes() == insert_lines(operator, server_lines(lb, 1))
-    assert (target.stat().st_uid, target.stat().st_gid, target.stat().st_mode, _xattrs(target)) == before
+    assert target.read_bytes() == insert_lines(operator, make_server_lines(lb, 1))
+    assert (target.stat().st_uid, target.stat().st_gid, target.stat().st_mode, _read_xattrs(target)) == before
     assert os.readlink(lb.cfg) == "releases/1/haproxy.cfg"
     previous = target.with_name(".haproxy.cfg.lbagent-previous")
     assert (previous.read_bytes(), previous.stat().st_uid, previous.stat().st_mode) == (operator, 1234, before[2])
@@ -341,7 +343,7 @@ def test_everything_the_operator_wrote_stays_byte_for_byte(lb: LoadBalancer, tem
     ending = b"\r\n" if operator.count(b"\r\n") > 1 else b"\n"
     complete = operator if operator.endswith(b"\n") else operator + ending
     marker = next(line for line in complete.split(b"\n") if b"# additional" in line)
-    ours = marker[: marker.index(b"#")] + server_lines(lb, 1)[0].encode() + ending
+    ours = marker[: marker.index(b"#")] + make_server_lines(lb, 1)[0].encode() + ending
 
     joined = lb.join(WEB1)
     text = lb.text
@@ -378,7 +380,7 @@ def test_two_handlers_and_an_apply_at_once_end_with_every_node_served(lb: LoadBa
             text, serving = lb.text, set(haproxy.servers())
 
             assert [status for _, _, status in said] == [0, 0, 0], said
-            assert text == insert_lines(operator, server_lines(lb, *range(1, number + 2)))
+            assert text == insert_lines(operator, make_server_lines(lb, *range(1, number + 2)))
             assert serving == {f"web{one}" for one in range(1, number + 2)}
             assert (lb.list_spool(), lb.list_staged()) == ([], [])
 
@@ -396,7 +398,7 @@ def test_an_event_that_arrives_during_an_apply_is_applied_when_the_apply_ends(lb
         apply.communicate()
 
     assert (queued.returncode, apply.returncode) == (0, 0)
-    assert lb.text == insert_lines(operator, server_lines(lb, 1, 2))
+    assert lb.text == insert_lines(operator, make_server_lines(lb, 1, 2))
     assert (lb.list_spool(), lb.list_staged()) == ([], [])
 
 
@@ -413,7 +415,7 @@ def test_an_event_that_arrives_during_another_is_applied_when_that_ends(lb: Load
 
     assert (queued.returncode, queued.stderr, first.returncode) == (0, b"", 0)
     assert text == operator
-    assert lb.text == insert_lines(operator, server_lines(lb, 1, 2))
+    assert lb.text == insert_lines(operator, make_server_lines(lb, 1, 2))
     assert (lb.list_spool(), lb.list_staged()) == ([], [])
 
 
@@ -429,7 +431,7 @@ def test_an_event_that_arrives_during_a_query_is_applied_when_the_query_is_answe
         query.communicate()
 
     assert (queued.returncode, query.returncode) == (0, 0)
-    assert lb.text == insert_lines(operator, ["# lbagent paused web1 127.0.0.11 role=web", *server_lines(lb, 2)])
+    assert lb.text == insert_lines(operator, ["# lbagent paused web1 127.0.0.11 role=web", *make_server_lines(lb, 2)])
     assert (lb.list_spool(), lb.list_staged()) == ([], [])
 
 
@@ -459,7 +461,7 @@ def test_a_lock_held_by_another_process_leaves_the_event_in_the_spool(lb: LoadBa
 
     assert (done.returncode, done.stderr) == (0, b"")
     assert lb.run("apply").returncode == 0
-    assert lb.text == insert_lines(operator, server_lines(lb, 1, 2))
+    assert lb.text == insert_lines(operator, make_server_lines(lb, 1, 2))
 
 
 # Signals
@@ -493,7 +495,7 @@ def test_a_run_terminated_during_haproxy_c_leaves_no_file_and_no_process(
     assert orphans == []
     restore_haproxy(lb)
     assert lb.join(WEB3).returncode == 0
-    assert lb.text == insert_lines(operator, server_lines(lb, 1, 2, 3))
+    assert lb.text == insert_lines(operator, make_server_lines(lb, 1, 2, 3))
     assert (lb.list_spool(), lb.list_staged()) == ([], [])
 
 
@@ -519,6 +521,6 @@ def test_a_run_terminated_during_the_reload_is_finished_by_the_next_run(
         done = lb.join(WEB3)
 
         assert done.returncode == 0
-        assert lb.text == insert_lines(operator, server_lines(lb, 1, 2, 3))
+        assert lb.text == insert_lines(operator, make_server_lines(lb, 1, 2, 3))
         assert set(haproxy.servers()) == {"web1", "web2", "web3"}
         assert (lb.list_spool(), lb.list_staged()) == ([], [])

@@ -25,7 +25,7 @@ def lb() -> Iterator[LoadBalancer]:
         yield one
 
 
-def ended(started: list[subprocess.Popen[bytes]]) -> list[tuple[int, bytes, bytes]]:
+def wait_for_all(started: list[subprocess.Popen[bytes]]) -> list[tuple[int, bytes, bytes]]:
     """The exit status and words of each, all of them waited for."""
     said = [process.communicate(timeout=120) for process in started]
     return [(process.returncode, *words) for process, words in zip(started, said, strict=True)]
@@ -37,7 +37,7 @@ def test_of_200_nodes_that_join_at_once_none_is_lost(lb: LoadBalancer) -> None:
             lb.start_handle("member-join", member_line(name, address))
             for name, address in zip(NAMES, ADDRESSES, strict=True)
         ]
-        ends = ended(started)
+        ends = wait_for_all(started)
 
         print(f"{CROWD} handlers at once: {lb.checks} runs of haproxy -c")
         assert set(ends) == {(0, b"", b"")}
@@ -77,7 +77,7 @@ def test_joins_pauses_and_leaves_at_once_end_with_the_right_state_of_each_node(l
         started += [
             lb.start_handle("member-leave", member_line(NAMES[number], ADDRESSES[number])) for number in leaving
         ]
-        ends = ended(started)
+        ends = wait_for_all(started)
 
         assert set(ends) == {(0, b"", b"")}
         assert lb.managed == [
@@ -94,7 +94,7 @@ def test_joins_pauses_and_leaves_at_once_end_with_the_right_state_of_each_node(l
 def test_an_event_that_arrives_twice_at_once_is_applied_once(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy:
         started = [lb.start_handle("member-join", member_line("web1", "127.0.1.1")) for _ in range(20)]
-        ends = ended(started)
+        ends = wait_for_all(started)
 
         assert set(ends) == {(0, b"", b"")}
         assert lb.managed == [lb.server("web1", "127.0.1.1")]

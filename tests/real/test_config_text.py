@@ -30,11 +30,11 @@ def lb(binary: Path) -> Iterator[LoadBalancer]:
         yield made
 
 
-def starts_with(lb: LoadBalancer, text: str) -> None:
+def write_config(lb: LoadBalancer, text: str) -> None:
     lb.cfg.write_text(lb.fill_template(text))
 
 
-def without_reload(lb: LoadBalancer) -> bool:
+def is_without_reload(lb: LoadBalancer) -> bool:
     """Whether the last change was made through the runtime API."""
     return not lb.history()[-1]["words"].count("HAProxy reloaded") and "without a reload" in lb.history()[-1]["words"]
 
@@ -72,7 +72,7 @@ def test_a_join_needs_no_reload_in_any_style_of_haproxy_cfg(lb: LoadBalancer, ol
         ended = lb.join(WEB01)
 
         assert (ended.returncode, ended.stderr) == (0, b"")
-        assert without_reload(lb)
+        assert is_without_reload(lb)
         assert list(haproxy.servers()) == ["web01"]
         added = f"    {lb.server('web01', '127.0.0.11')}{new if old == LF else LF}".encode()
         assert lb.text.replace(added, b"") == before
@@ -82,7 +82,7 @@ def test_a_join_needs_no_reload_in_any_style_of_haproxy_cfg(lb: LoadBalancer, ol
 def test_a_stats_socket_is_found_by_the_variables_of_the_haproxy_that_runs(
     lb: LoadBalancer, written: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    starts_with(lb, CONFIG.replace("{socket}", written.replace("{", "{{").replace("}", "}}")))
+    write_config(lb, CONFIG.replace("{socket}", written.replace("{", "{{").replace("}", "}}")))
     monkeypatch.setenv("WHERE", str(lb.socket))
     monkeypatch.setenv("FOLDER", str(lb.folder))
     with Haproxy(lb) as haproxy:
@@ -93,25 +93,25 @@ def test_a_stats_socket_is_found_by_the_variables_of_the_haproxy_that_runs(
         checked = lb.run("check").stdout.decode()
 
         assert (ended.returncode, ended.stderr) == (0, b"")
-        assert without_reload(lb)
+        assert is_without_reload(lb)
         assert list(haproxy.servers()) == ["web01"]
         assert f"stats-answer: {lb.socket}: worker {haproxy.worker()} answers with level admin" in checked
 
 
 def test_a_proxy_has_the_name_that_the_running_haproxy_uses(lb: LoadBalancer, monkeypatch: pytest.MonkeyPatch) -> None:
-    starts_with(lb, CONFIG.replace("listen lb-iis", 'listen "$PROXY"'))
+    write_config(lb, CONFIG.replace("listen lb-iis", 'listen "$PROXY"'))
     monkeypatch.setenv("PROXY", "shop")
     with Haproxy(lb) as haproxy:
         monkeypatch.setenv("PROXY", "none")
 
         lb.join(WEB01)
 
-        assert without_reload(lb)
+        assert is_without_reload(lb)
         assert list(haproxy.servers("shop")) == ["web01"]
 
         lb.leave(WEB01)
 
-        assert without_reload(lb)
+        assert is_without_reload(lb)
         assert haproxy.find_serving("shop") == set()
 
 
@@ -126,7 +126,7 @@ TWO = CONFIG + "    server first 127.0.0.21:1\n{section}\n" + MARKER
 def test_a_server_is_added_to_the_proxy_that_its_line_is_in(
     lb: LoadBalancer, section: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    starts_with(lb, TWO.replace(MARKER, "", 1).replace("{section}", section))
+    write_config(lb, TWO.replace(MARKER, "", 1).replace("{section}", section))
     monkeypatch.setenv("NAME", "b")
     monkeypatch.setenv("KIND", "backend")
     with Haproxy(lb) as haproxy:
@@ -149,11 +149,11 @@ def test_a_change_that_depends_on_haproxys_own_variables_is_applied_by_a_reload(
     lb: LoadBalancer, section: str, name: str
 ) -> None:
     end = ".endif\n" if section.count(".if") > section.count(".endif") else ""
-    starts_with(lb, TWO.replace(MARKER, "", 1).replace("{section}", section) + end)
+    write_config(lb, TWO.replace(MARKER, "", 1).replace("{section}", section) + end)
     with Haproxy(lb) as haproxy:
         for found in (lb.join(WEB01), lb.join(WEB02), lb.leave(WEB01)):
             assert (found.returncode, found.stderr) == (0, b"")
-            assert not without_reload(lb)
+            assert not is_without_reload(lb)
 
         assert (list(haproxy.servers()), list(haproxy.servers(name))) == (["first"], ["web02"])
 
@@ -172,7 +172,7 @@ def test_a_change_that_depends_on_haproxys_own_variables_is_applied_by_a_reload(
     ],
 )
 def test_a_marker_in_a_part_that_haproxy_ignores_costs_no_reload(lb: LoadBalancer, text: str, active: bool) -> None:  # noqa: FBT001
-    starts_with(lb, text)
+    write_config(lb, text)
     with Haproxy(lb) as haproxy:
         worker = haproxy.worker()
         lb.join(WEB01)
@@ -191,7 +191,7 @@ def test_a_marker_in_a_part_that_haproxy_ignores_costs_no_reload(lb: LoadBalance
 @pytest.mark.parametrize("condition", ["1", "0", "defined(PATH)", '"$NOBODY_SETS_THIS"', "feature(THREAD)"])
 def test_a_marker_may_be_in_both_branches_of_one_if(lb: LoadBalancer, condition: str) -> None:
     weighted = f"    default-server weight 5\n{MARKER}"
-    starts_with(lb, CONFIG.replace(MARKER, f".if {condition}\n{MARKER}.else\n{weighted}.endif\n"))
+    write_config(lb, CONFIG.replace(MARKER, f".if {condition}\n{MARKER}.else\n{weighted}.endif\n"))
     with Haproxy(lb) as haproxy:
         joined = lb.join(WEB01, WEB02)
         left = lb.leave(WEB02)
@@ -204,7 +204,7 @@ def test_a_marker_may_be_in_both_branches_of_one_if(lb: LoadBalancer, condition:
 
 
 def test_a_marker_twice_in_one_branch_is_refused(lb: LoadBalancer) -> None:
-    starts_with(lb, CONFIG.replace(MARKER, f".if 1\n{MARKER}{MARKER}.endif\n"))
+    write_config(lb, CONFIG.replace(MARKER, f".if 1\n{MARKER}{MARKER}.endif\n"))
     before = lb.text
 
     ended = lb.join(WEB01)

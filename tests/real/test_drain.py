@@ -53,7 +53,7 @@ IN = "server web01 10.0.0.1:80 check inter 2s rise 2 fall 2 # lbagent role=web"
 OUT = "server web01 10.0.0.1:80 check inter 2s rise 2 fall 2 weight 0 # lbagent paused role=web"
 
 
-def rebuilt(text: str) -> dict[str, Member]:
+def rebuild_members(text: str) -> dict[str, Member]:
     """The members that the managed lines tell of."""
     return dict(rebuild_membership(Document([("x", text)]), DRAINING, NOW).members)
 
@@ -91,7 +91,7 @@ def test_a_change_of_on_pause_turns_comments_into_lines_and_back() -> None:
 def test_a_lost_members_json_is_rebuilt_with_its_pauses() -> None:
     text = planned_text(TEXT, DRAINING, membership_of(paused_member(WEB01), WEB02))
 
-    found = rebuilt(text)
+    found = rebuild_members(text)
 
     assert {name: (one.address, one.role, one.pause is not None) for name, one in found.items()} == {
         "web01": ("10.0.0.1", "web", True),
@@ -165,7 +165,7 @@ def test_two_load_balancers_have_the_same_digest() -> None:
 def test_a_similar_line_is_the_operators() -> None:
     for line in (OUT.replace("role=web", "role="), f"{OUT} # x", OUT.replace("role=web", "role=a b")):
         assert planned_text(f"backend farm\n    {line}\n", DRAINING, membership_of()) == f"backend farm\n    {line}\n"
-    assert rebuilt(f"backend farm\n    {OUT} # x\n") == {}
+    assert rebuild_members(f"backend farm\n    {OUT} # x\n") == {}
 
 
 def test_a_draining_node_counts_as_paused() -> None:
@@ -196,7 +196,7 @@ def binary(request: pytest.FixtureRequest) -> Path:
 
 
 @contextlib.contextmanager
-def running(binary: Path, lines: str = "", roles: str = DRAIN) -> Iterator[tuple[LoadBalancer, Haproxy]]:
+def run_load_balancer(binary: Path, lines: str = "", roles: str = DRAIN) -> Iterator[tuple[LoadBalancer, Haproxy]]:
     """A load balancer with two web nodes, and `lines` in its proxy."""
     text = KEPT_ALIVE.replace("    balance roundrobin\n", f"    balance roundrobin\n{lines}")
     if lines == TABLE:  # which a reload hands over to the new worker by itself
@@ -213,7 +213,7 @@ def running(binary: Path, lines: str = "", roles: str = DRAIN) -> Iterator[tuple
         yield lb, haproxy
 
 
-def asked(lb: LoadBalancer, **headers: str) -> tuple[str, str]:
+def send_request(lb: LoadBalancer, **headers: str) -> tuple[str, str]:
     """Who answers a request with these headers, and the cookie that is set."""
     connection = http.client.HTTPConnection("127.0.0.1", lb.front, timeout=5)
     connection.request("GET", "/", headers={key.replace("_", "-"): value for key, value in headers.items()})
@@ -225,12 +225,12 @@ def asked(lb: LoadBalancer, **headers: str) -> tuple[str, str]:
     ).partition(";")[0]
 
 
-def reloads(lb: LoadBalancer) -> int:
+def count_reloads(lb: LoadBalancer) -> int:
     """How many reloads lbagent has made."""
     return sum(entry["reloaded"] for entry in lb.history())
 
 
-def drained(lb: LoadBalancer, number: int) -> str:
+def make_drain_line(lb: LoadBalancer, number: int) -> str:
     """The line of a node that drains."""
     return drain_line(lb.server(f"web{number}", f"127.0.0.{10 + number}"))
 
@@ -239,27 +239,27 @@ def drained(lb: LoadBalancer, number: int) -> str:
 @pytest.mark.parametrize("roles", [DRAIN, OFF], ids=["runtime", "reload"])
 @pytest.mark.parametrize("lines", [COOKIE, TABLE], ids=["cookie", "stick-table"])
 def test_bound_clients_finish_and_new_clients_get_another_server(binary: Path, lines: str, roles: str) -> None:
-    with running(binary, lines, roles) as (lb, haproxy), run_clients(lb.front, 4) as count:
-        cookies, before = lines == COOKIE, reloads(lb)
+    with run_load_balancer(binary, lines, roles) as (lb, haproxy), run_clients(lb.front, 4) as count:
+        cookies, before = lines == COOKIE, count_reloads(lb)
         bound: dict[str, dict[str, str]] = {}
         number = 0
         while len(bound) < 2:
             number += 1
-            name, cookie = asked(lb, **({} if cookies else {"X_Client": f"c{number}"}))
+            name, cookie = send_request(lb, **({} if cookies else {"X_Client": f"c{number}"}))
             bound[name] = {"Cookie": cookie} if cookies else {"X_Client": f"c{number}"}
 
         said = lb.send_query("pause", "web1", 1).stdout.decode()
 
         assert said.startswith("done")
-        assert lb.managed[0] == drained(lb, 1)
-        assert {asked(lb, **bound["web1"])[0] for _ in range(6)} == {"web1"}
-        assert {asked(lb, **({} if cookies else {"X_Client": f"new{at}"}))[0] for at in range(12)} == {"web2"}
-        assert {asked(lb, **bound["web2"])[0] for _ in range(6)} == {"web2"}
+        assert lb.managed[0] == make_drain_line(lb, 1)
+        assert {send_request(lb, **bound["web1"])[0] for _ in range(6)} == {"web1"}
+        assert {send_request(lb, **({} if cookies else {"X_Client": f"new{at}"}))[0] for at in range(12)} == {"web2"}
+        assert {send_request(lb, **bound["web2"])[0] for _ in range(6)} == {"web2"}
         assert lb.send_query("resume", "web1", 2).stdout == b"done\n"
         wait_until(lambda: haproxy.find_answering() >= {"web1", "web2"})
         assert lb.managed[0] == lb.server("web1", "127.0.0.11")
-        assert {asked(lb, **bound["web1"])[0] for _ in range(6)} == {"web1"}
-        assert reloads(lb) == before + (0 if roles == DRAIN else 2)
+        assert {send_request(lb, **bound["web1"])[0] for _ in range(6)} == {"web1"}
+        assert count_reloads(lb) == before + (0 if roles == DRAIN else 2)
     assert set(count) == {"ok"}
 
 
@@ -274,19 +274,19 @@ def test_bound_clients_finish_and_new_clients_get_another_server(binary: Path, l
 )
 @pytest.mark.parametrize("roles", [DRAIN, OFF], ids=["runtime", "reload"])
 def test_a_node_that_haproxy_cfg_refers_to_drains_too(binary: Path, lines: str, roles: str) -> None:
-    with running(binary, "", roles) as (lb, haproxy):
+    with run_load_balancer(binary, "", roles) as (lb, haproxy):
         lb.text = lb.text.replace(b"    balance", lines.format().encode() + b"    balance")
 
         assert lb.send_query("pause", "web1", 1).stdout == b"done\n"
 
-        assert (lb.managed[0], haproxy.find_answering()) == (drained(lb, 1), {"web2"})
+        assert (lb.managed[0], haproxy.find_answering()) == (make_drain_line(lb, 1), {"web2"})
         assert lb.send_query("resume", "web1", 2).stdout == b"done\n"
         assert haproxy.find_answering() == {"web1", "web2"}
 
 
 @pytest.mark.real
 def test_a_worker_started_by_another_process_drains_and_enables_the_node_too(binary: Path) -> None:
-    with running(binary) as (lb, haproxy), run_watch(lb), run_clients(lb.front, 2) as count:
+    with run_load_balancer(binary) as (lb, haproxy), run_watch(lb), run_clients(lb.front, 2) as count:
         assert lb.send_query("pause", "web1", 1).stdout.startswith(b"done")
         first = haproxy.worker()
         # A worker that started later has certainly read the file as it is.
@@ -297,19 +297,19 @@ def test_a_worker_started_by_another_process_drains_and_enables_the_node_too(bin
 
         assert haproxy.find_answering() == {"web2"}
         wait_until(lambda: haproxy.servers()["web1"] == "DRAIN")
-        before = reloads(lb)
+        before = count_reloads(lb)
         assert lb.send_query("resume", "web1", 2).stdout == b"done\n"
         assert haproxy.find_answering() == {"web1", "web2"}
         assert lb.send_query("pause", "web1", 3).stdout.startswith(b"done")
         assert haproxy.find_answering() == {"web2"}
         assert lb.send_query("resume", "web1", 4).stdout == b"done\n"
-        assert (haproxy.find_answering(), reloads(lb)) == ({"web1", "web2"}, before)
+        assert (haproxy.find_answering(), count_reloads(lb)) == ({"web1", "web2"}, before)
     assert set(count) == {"ok"}
 
 
 @pytest.mark.real
 def test_a_paused_node_that_leaves_and_returns_drains_from_the_start(binary: Path) -> None:
-    with running(binary) as (lb, haproxy):
+    with run_load_balancer(binary) as (lb, haproxy):
         web1 = stdin("web1", "127.0.0.11")
         lb.send_command("pause", "web1", 1)
         lb.leave(web1)
@@ -317,15 +317,15 @@ def test_a_paused_node_that_leaves_and_returns_drains_from_the_start(binary: Pat
 
         assert lb.join(web1).returncode == 0
 
-        assert (lb.managed[0], haproxy.servers()["web1"].split()[0]) == (drained(lb, 1), "DRAIN")
-        assert (haproxy.find_answering(), reloads(lb)) == ({"web2"}, 0)
+        assert (lb.managed[0], haproxy.servers()["web1"].split()[0]) == (make_drain_line(lb, 1), "DRAIN")
+        assert (haproxy.find_answering(), count_reloads(lb)) == ({"web2"}, 0)
         assert lb.send_command("resume", "web1", 2).returncode == 0
-        assert (haproxy.find_answering(), reloads(lb)) == ({"web1", "web2"}, 0)
+        assert (haproxy.find_answering(), count_reloads(lb)) == ({"web1", "web2"}, 0)
 
 
 @pytest.mark.real
 def test_where_weights_are_fixed_a_resume_after_a_reload_needs_a_reload(binary: Path) -> None:
-    with running(binary, "    balance static-rr\n") as (lb, haproxy):
+    with run_load_balancer(binary, "    balance static-rr\n") as (lb, haproxy):
         assert lb.send_query("pause", "web1", 1).stdout == b"done\n"
         assert (haproxy.find_answering(), haproxy.servers()["web1"]) == ({"web2"}, "DRAIN")
         first = haproxy.worker()

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.real
 COUNT = 20
 
 
-def second(first: Balancer, binary: Path) -> Balancer:
+def make_second_load_balancer(first: Balancer, binary: Path) -> Balancer:
     """Another load balancer, for the same servers, whose agent asks Serf for all user events of before."""
     lb = LoadBalancer(CONFIG, ROLES.replace("{port}", str(first.lb.port)), binary)
     lb.port = first.lb.port
@@ -35,7 +35,7 @@ class Client:
         self._port, self.answers = port, list[tuple[str, str]]()
 
     @contextlib.contextmanager
-    def asking(self) -> Iterator[None]:
+    def sending(self) -> Iterator[None]:
         """Ask until the end of the block."""
         stop = threading.Event()
 
@@ -56,7 +56,7 @@ class Client:
             stop.set()
             thread.join(10)
 
-    def gaps(self) -> set[str]:
+    def find_gaps(self) -> set[str]:
         """Servers that did not answer within some hundred requests in a row, and requests that failed."""
         names = {f"web{number:02}" for number in range(1, COUNT + 1)}
         failed = {how for how, _ in self.answers if how != "ok"}
@@ -65,13 +65,13 @@ class Client:
         return failed | {name for window in windows for name in names - window}
 
 
-def managed_by(lb: LoadBalancer) -> list[str]:
+def list_servers(lb: LoadBalancer) -> list[str]:
     """The nodes with a server line, in the order of the file."""
     return [line.split()[1] for line in lb.managed if line.startswith("server ")]
 
 
-def all_serve(lb: LoadBalancer) -> bool:
-    return len(managed_by(lb)) == COUNT and lb.idle
+def are_all_in(lb: LoadBalancer) -> bool:
+    return len(list_servers(lb)) == COUNT and lb.idle
 
 
 @pytest.mark.timeout(600)
@@ -89,48 +89,48 @@ def test_ended_pauses_stay_ended_when_serf_replays_them(version: str) -> None:
         for node in nodes:
             stack.enter_context(Backend(node.name, node.address, lb.port))
             stack.enter_context(node)
-        wait_until(lambda: all_serve(lb))
+        wait_until(lambda: are_all_in(lb))
 
-        pause(nodes, one)
+        pause_all(nodes, one)
         asked = Client(lb.front)
-        stack.enter_context(asked.asking())
+        stack.enter_context(asked.sending())
 
         # A new one, to which Serf replays all of them.
-        two = second(one, binaries()[version])
+        two = make_second_load_balancer(one, binaries()[version])
         stack.enter_context(two.lb)
         stack.enter_context(two.running())
-        wait_until(lambda: all_serve(two.lb))
+        wait_until(lambda: are_all_in(two.lb))
         assert "Received event: user-event: pause" in two.agent.log
         other = Client(two.lb.front)
-        with other.asking():
+        with other.sending():
             assert [two.run("sync").returncode, one.run("sync").returncode] == [0, 0]
-            served(asked, other)
+            wait_for_requests(asked, other)
 
             # One that was down while they were paused and these pauses ended.
             two.agent.kill()
-            assert asked.gaps() == set()
-            pause(nodes, one)
+            assert asked.find_gaps() == set()
+            pause_all(nodes, one)
             asked.answers.clear()
             two.agent.start()
             wait_until(lambda: set(two.agent.members().values()) == {"alive"} and len(two.agent.members()) == COUNT + 2)
             wait_until(lambda: two.lb.idle)
             assert [two.run("sync").returncode, one.run("sync").returncode] == [0, 0]
-            served(asked, other)
+            wait_for_requests(asked, other)
 
-        assert (other.gaps(), asked.gaps()) == (set(), set())
-        assert managed_by(two.lb) == managed_by(lb) == [node.name for node in nodes]
+        assert (other.find_gaps(), asked.find_gaps()) == (set(), set())
+        assert list_servers(two.lb) == list_servers(lb) == [node.name for node in nodes]
 
 
-def pause(nodes: list[SerfAgent], one: Balancer) -> None:
+def pause_all(nodes: list[SerfAgent], one: Balancer) -> None:
     """Pause every node by its own payload, half of them as older scripts send it, and wait until all have ended."""
     end = int(time.time()) + 8
     for number, node in enumerate(nodes):
         node.send_event("pause", f"{node.name} until={end} reason=patch day" if number % 2 else f"{node.name} for=6s")
-    wait_until(lambda: len(managed_by(one.lb)) < COUNT / 2)
-    wait_until(lambda: all_serve(one.lb))
+    wait_until(lambda: len(list_servers(one.lb)) < COUNT / 2)
+    wait_until(lambda: are_all_in(one.lb))
 
 
-def served(*clients: Client) -> None:
+def wait_for_requests(*clients: Client) -> None:
     """Wait until each of them has asked some hundred times more."""
     counts = [len(client.answers) + 300 for client in clients]
     wait_until(lambda: all(len(one.answers) >= count for one, count in zip(clients, counts, strict=True)))
@@ -143,7 +143,7 @@ def test_a_renamed_host_is_paused_on_a_load_balancer_that_never_saw_its_old_name
         stack.enter_context(one.running())
         old = SerfAgent("web10", "127.0.0.31", "web", more=[f"-join={one.agent.bind}"])
         stack.enter_context(old)
-        wait_until(lambda: managed_by(lb) == ["web10"] and lb.idle)
+        wait_until(lambda: list_servers(lb) == ["web10"] and lb.idle)
         assert one.agent.send_query("pause", "web10")["lb01"].split(",")[0] == "done"
         old.leave()
         wait_until(lb.is_settled)
@@ -151,7 +151,7 @@ def test_a_renamed_host_is_paused_on_a_load_balancer_that_never_saw_its_old_name
         out = "# lbagent paused web01 127.0.0.31 role=web"
         wait_until(lambda: lb.is_settled(out))
 
-        two = second(one, lb.binary)
+        two = make_second_load_balancer(one, lb.binary)
         stack.enter_context(two.lb)
         stack.enter_context(two.running())
         wait_until(lambda: two.lb.managed != [] and two.lb.idle)
@@ -160,4 +160,4 @@ def test_a_renamed_host_is_paused_on_a_load_balancer_that_never_saw_its_old_name
         assert (one.run("sync").returncode, lb.managed) == (0, [out])
         status, rows = two.rows("resume", "web01")
         assert (status, rows) == (0, {"lb01": "done", "lb02": "done"})
-        assert managed_by(lb) == managed_by(two.lb) == ["web01"]
+        assert list_servers(lb) == list_servers(two.lb) == ["web01"]

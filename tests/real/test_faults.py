@@ -10,21 +10,21 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.faults import (
-    folder_contents,
-    full_disk,
+    fill_disk,
     hide_haproxy,
     insert_lines,
     list_running,
-    mounted,
-    only_line,
-    read_only,
+    list_spool_records,
+    list_stored_nodes,
+    make_server_lines,
+    mount_file,
+    mount_read_only,
+    mount_small_disk,
+    read_folder,
+    read_only_line,
     replace_haproxy,
     restore_haproxy,
-    server_lines,
     set_reload_command,
-    small_disk,
-    spool_records,
-    stored_nodes,
     write_script,
 )
 from tests.helpers.real_programs import LBAGENT, RELOADING, ROLES, Haproxy, LoadBalancer, member_line
@@ -38,9 +38,9 @@ def lb() -> Iterator[LoadBalancer]:
         yield made
 
 
-def caught_up(lb: LoadBalancer, operator: bytes, *numbers: int) -> bool:
+def check_all_applied(lb: LoadBalancer, operator: bytes, *numbers: int) -> bool:
     """Whether exactly these nodes are in, and nothing lies about."""
-    assert lb.text == insert_lines(operator, server_lines(lb, *numbers))
+    assert lb.text == insert_lines(operator, make_server_lines(lb, *numbers))
     assert sorted(lb.members()) == [f"web{number}" for number in numbers]
     assert (lb.list_spool(), lb.list_staged()) == ([], [])
     return True
@@ -51,17 +51,17 @@ def caught_up(lb: LoadBalancer, operator: bytes, *numbers: int) -> bool:
 
 def test_a_full_state_disk_leaves_haproxy_cfg_unchanged_and_is_reported(lb: LoadBalancer) -> None:
     operator = lb.text
-    with small_disk(lb.state) as disk:
+    with mount_small_disk(lb.state) as disk:
         lb.join(WEB1)
-        before = folder_contents(lb.folder)
-        with full_disk(disk):
+        before = read_folder(lb.folder)
+        with fill_disk(disk):
             done = lb.join(WEB2)
-        after = folder_contents(lb.folder)
+        after = read_folder(lb.folder)
         again = lb.join(WEB2, WEB3)
-        assert caught_up(lb, operator, 1, 2, 3)
+        assert check_all_applied(lb, operator, 1, 2, 3)
 
     assert done.returncode == 1
-    assert only_line(done) == f"not stored: sync needed: {lb.state}/spool: No space left on device"
+    assert read_only_line(done) == f"not stored: sync needed: {lb.state}/spool: No space left on device"
     assert after == before
     assert (again.returncode, again.stderr) == (0, b"")
 
@@ -69,17 +69,20 @@ def test_a_full_state_disk_leaves_haproxy_cfg_unchanged_and_is_reported(lb: Load
 @pytest.mark.parametrize("pages", [1, 2, 3])
 def test_a_state_disk_that_fills_up_during_a_run_keeps_the_event(lb: LoadBalancer, pages: int) -> None:
     operator = lb.text
-    with small_disk(lb.state) as disk:
+    with mount_small_disk(lb.state) as disk:
         lb.join(WEB1)
-        with full_disk(disk):
+        with fill_disk(disk):
             os.truncate(disk / "filler", (disk / "filler").stat().st_size - pages * os.sysconf("SC_PAGESIZE"))
             done = lb.join(WEB2)
-            kept, text, staged = stored_nodes(lb), lb.text, lb.list_staged()
+            kept, text, staged = list_stored_nodes(lb), lb.text, lb.list_staged()
         again = lb.join(WEB3)
-        assert caught_up(lb, operator, 1, 2, 3)
+        assert check_all_applied(lb, operator, 1, 2, 3)
 
     assert (kept, staged) == ({"web1", "web2"}, [])
-    assert text in (insert_lines(operator, server_lines(lb, 1)), insert_lines(operator, server_lines(lb, 1, 2)))
+    assert text in (
+        insert_lines(operator, make_server_lines(lb, 1)),
+        insert_lines(operator, make_server_lines(lb, 1, 2)),
+    )
     assert (done.returncode, done.stderr.count(b"\n"), b"Traceback" in done.stderr) in ((0, 0, False), (1, 1, False))
     assert again.returncode == 0
 
@@ -87,7 +90,7 @@ def test_a_state_disk_that_fills_up_during_a_run_keeps_the_event(lb: LoadBalance
 @pytest.mark.real
 def test_a_state_disk_full_after_the_swap_does_not_stop_haproxy(lb: LoadBalancer) -> None:
     operator = lb.text
-    with small_disk(lb.state) as disk, Haproxy(lb) as haproxy:
+    with mount_small_disk(lb.state) as disk, Haproxy(lb) as haproxy:
         lb.join(WEB1)
         replace_haproxy(lb, f'head -c 1000000 /dev/zero >{disk}/filler 2>/dev/null\nexec "$real" "$@"')
         done = lb.join(WEB2)
@@ -95,17 +98,17 @@ def test_a_state_disk_full_after_the_swap_does_not_stop_haproxy(lb: LoadBalancer
         restore_haproxy(lb)
         (disk / "filler").unlink()
         again = lb.join(WEB3)
-        assert caught_up(lb, operator, 1, 2, 3)
+        assert check_all_applied(lb, operator, 1, 2, 3)
         assert set(haproxy.servers()) == {"web1", "web2", "web3"}
 
     assert done.returncode == 1
-    assert only_line(done).endswith("No space left on device")
-    assert text == insert_lines(operator, server_lines(lb, 1, 2))
+    assert read_only_line(done).endswith("No space left on device")
+    assert text == insert_lines(operator, make_server_lines(lb, 1, 2))
     assert serving == {"web1", "web2"}
     assert again.returncode == 0
 
 
-def _on_a_disk_of_its_own(folder: Path) -> LoadBalancer:
+def _make_on_own_disk(folder: Path) -> LoadBalancer:
     """A load balancer whose haproxy.cfg lies on the disk that is mounted at `folder`/etc, its roles.yml elsewhere."""
     lb = LoadBalancer(folder=folder)
     elsewhere = lb.folder / "roles.yml"
@@ -115,41 +118,41 @@ def _on_a_disk_of_its_own(folder: Path) -> LoadBalancer:
 
 
 def test_a_full_disk_of_haproxy_cfg_keeps_the_event_and_the_old_text(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "etc") as disk:
-        lb = _on_a_disk_of_its_own(tmp_path)
+    with mount_small_disk(tmp_path / "etc") as disk:
+        lb = _make_on_own_disk(tmp_path)
         operator = lb.text
         lb.join(WEB1)
         before = lb.text
-        with full_disk(disk):
+        with fill_disk(disk):
             done = lb.join(WEB2)
             assert (lb.text, lb.list_staged(), sorted(lb.members())) == (before, [], ["web1", "web2"])
         again = lb.join(WEB3)
-        assert caught_up(lb, operator, 1, 2, 3)
+        assert check_all_applied(lb, operator, 1, 2, 3)
 
     assert done.returncode == 1
     assert again.returncode == 0
     # Section 8: what, where. "the system: No space left on device" leaves open which of two disks is full.
-    assert only_line(done).startswith(f"{tmp_path}/etc/")
-    assert only_line(done).endswith(": No space left on device")
+    assert read_only_line(done).startswith(f"{tmp_path}/etc/")
+    assert read_only_line(done).endswith(": No space left on device")
 
 
 def test_a_read_only_haproxy_cfg_keeps_the_event_and_is_reported(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
-    lb = _on_a_disk_of_its_own(tmp_path)
+    lb = _make_on_own_disk(tmp_path)
     operator = lb.text
     lb.join(WEB1)
-    before = folder_contents(lb.etc)
+    before = read_folder(lb.etc)
 
-    with read_only(lb.etc):
+    with mount_read_only(lb.etc):
         done = lb.join(WEB2)
 
     assert done.returncode == 1
-    assert only_line(done).startswith(f"{lb.etc}/")
-    assert only_line(done).endswith(": Read-only file system")
-    assert folder_contents(lb.etc) == before
+    assert read_only_line(done).startswith(f"{lb.etc}/")
+    assert read_only_line(done).endswith(": Read-only file system")
+    assert read_folder(lb.etc) == before
     assert sorted(lb.members()) == ["web1", "web2"]
     assert lb.join(WEB3).returncode == 0
-    assert caught_up(lb, operator, 1, 2, 3)
+    assert check_all_applied(lb, operator, 1, 2, 3)
 
 
 def test_a_haproxy_cfg_that_is_a_mount_point_is_unchanged_and_reported(lb: LoadBalancer) -> None:
@@ -157,34 +160,34 @@ def test_a_haproxy_cfg_that_is_a_mount_point_is_unchanged_and_reported(lb: LoadB
     lb.join(WEB1)
     before = lb.text
     host.write_bytes(before)
-    with mounted(host, lb.cfg):
+    with mount_file(host, lb.cfg):
         done, check = lb.join(WEB2), lb.run("check").stdout.decode()
 
         assert done.returncode == 1
-        assert only_line(done) == f"{lb.cfg}: is a mount point of its own; mount its folder instead"
+        assert read_only_line(done) == f"{lb.cfg}: is a mount point of its own; mount its folder instead"
         assert (lb.text, lb.list_staged()) == (before, [])
         assert (
             f"error    haproxy-cfg: {lb.cfg}: cannot be replaced: the file is a mount point"
             "; mount its directory instead\n"
         ) in check
     assert lb.join(WEB3).returncode == 0
-    assert caught_up(lb, operator, 1, 2, 3)
+    assert check_all_applied(lb, operator, 1, 2, 3)
 
 
 def test_a_read_only_state_directory_is_reported(lb: LoadBalancer) -> None:
     operator = lb.text
     lb.join(WEB1)
-    before = folder_contents(lb.folder)
+    before = read_folder(lb.folder)
 
-    with read_only(lb.state):
+    with mount_read_only(lb.state):
         done = lb.join(WEB2)
 
     assert done.returncode == 1
-    assert only_line(done).startswith("not stored: sync needed: ")
-    assert only_line(done).endswith(": Read-only file system")
-    assert folder_contents(lb.folder) == before
+    assert read_only_line(done).startswith("not stored: sync needed: ")
+    assert read_only_line(done).endswith(": Read-only file system")
+    assert read_folder(lb.folder) == before
     assert lb.join(WEB2).returncode == 0
-    assert caught_up(lb, operator, 1, 2)
+    assert check_all_applied(lb, operator, 1, 2)
 
 
 # HAProxy
@@ -205,10 +208,10 @@ def test_without_haproxy_the_event_waits_and_the_next_run_applies_it(lb: LoadBal
         )
 
     assert done.returncode == 75
-    assert only_line(done) == "haproxy -c cannot be run: no such program: haproxy"
+    assert read_only_line(done) == "haproxy -c cannot be run: no such program: haproxy"
     assert (lb.text, lb.list_staged(), sorted(lb.members())) == (before, [], ["web1", "web2"])
     assert lb.join(WEB3).returncode == 0
-    assert caught_up(lb, operator, 1, 2, 3)
+    assert check_all_applied(lb, operator, 1, 2, 3)
 
 
 def test_without_a_path_no_program_of_the_working_directory_is_run(lb: LoadBalancer, tmp_path: Path) -> None:
@@ -241,11 +244,11 @@ def test_a_haproxy_that_refuses_everything_replaces_nothing(lb: LoadBalancer, sc
     done = lb.join(WEB2)
 
     assert done.returncode == 4
-    assert only_line(done).startswith("haproxy.cfg is invalid, not because of lbagent; nothing was changed: ")
+    assert read_only_line(done).startswith("haproxy.cfg is invalid, not because of lbagent; nothing was changed: ")
     assert (lb.text, lb.list_staged(), sorted(lb.members())) == (before, [], ["web1", "web2"])
     restore_haproxy(lb)
     assert lb.join(WEB3).returncode == 0
-    assert caught_up(lb, operator, 1, 2, 3)
+    assert check_all_applied(lb, operator, 1, 2, 3)
 
 
 @pytest.mark.parametrize("script", ["kill -9 $$", "kill -ABRT $$", "exit 137", 'sh -c "kill -9 \\$\\$"'])
@@ -258,13 +261,13 @@ def test_a_killed_haproxy_c_quarantines_no_node_and_replaces_nothing(lb: LoadBal
     done, planned = lb.join(WEB2), lb.run("apply")
 
     assert (done.returncode, planned.returncode) == (75, 75)
-    assert only_line(done).startswith("haproxy -c was killed by signal ")
+    assert read_only_line(done).startswith("haproxy -c was killed by signal ")
     assert (lb.text, lb.list_staged()) == (before, [])
     assert {name: one["quarantine"] for name, one in lb.members().items()} == {"web1": None, "web2": None}
     assert b"was killed by signal" in lb.run("check").stdout
     restore_haproxy(lb)
     assert lb.join(WEB3).returncode == 0
-    assert caught_up(lb, operator, 1, 2, 3)
+    assert check_all_applied(lb, operator, 1, 2, 3)
 
 
 def test_a_haproxy_c_killed_during_bisection_quarantines_no_node(lb: LoadBalancer) -> None:
@@ -292,12 +295,12 @@ def test_a_haproxy_c_that_hangs_is_ended_with_its_children(lb: LoadBalancer) -> 
     done = lb.join(WEB2)
 
     assert done.returncode == 75
-    assert only_line(done) == "haproxy did not end within 1 s"
+    assert read_only_line(done) == "haproxy did not end within 1 s"
     assert list_running("61.7654") == []
     assert (lb.text, lb.list_staged(), sorted(lb.members())) == (before, [], ["web1", "web2"])
     restore_haproxy(lb)
     assert lb.join(WEB3).returncode == 0
-    assert caught_up(lb, operator, 1, 2, 3)
+    assert check_all_applied(lb, operator, 1, 2, 3)
 
 
 @pytest.mark.every_haproxy
@@ -316,7 +319,7 @@ def test_a_failed_reload_restores_the_previous_lines_and_is_not_tried_with_every
         later = [lb.join(member_line(f"web{number}", f"127.0.0.{number + 10}")) for number in range(3, 8)]
 
         assert done.returncode == 5
-        assert only_line(done).endswith(f"; the previous managed lines are restored in {lb.cfg}")
+        assert read_only_line(done).endswith(f"; the previous managed lines are restored in {lb.cfg}")
         assert [run.returncode for run in later] == [5] * 5
         assert (lb.folder / "reload.log").read_text() == "reload\n"
         assert (lb.text, lb.list_staged()) == (before, [])
@@ -324,7 +327,7 @@ def test_a_failed_reload_restores_the_previous_lines_and_is_not_tried_with_every
         assert sorted(lb.members()) == [f"web{number}" for number in range(1, 8)]
         lb.roles.write_text(lb.fill_template(ROLES))
         assert lb.join(member_line("web8", "127.0.0.18")).returncode == 0
-        assert caught_up(lb, operator, *range(1, 9))
+        assert check_all_applied(lb, operator, *range(1, 9))
         assert set(haproxy.servers()) == {f"web{number}" for number in range(1, 9)}
 
 
@@ -342,13 +345,13 @@ def test_a_missing_reload_command_restores_the_previous_lines(lb: LoadBalancer) 
         done = lb.join(WEB2)
 
         assert done.returncode == 5
-        assert only_line(done) == (
+        assert read_only_line(done) == (
             f"/nowhere/reload cannot be run: no such program; the previous managed lines are restored in {lb.cfg}"
         )
         assert (lb.text, lb.list_staged()) == (before, [])
         lb.roles.write_text(lb.fill_template(ROLES))
         assert lb.join(WEB3).returncode == 0
-        assert caught_up(lb, operator, 1, 2, 3)
+        assert check_all_applied(lb, operator, 1, 2, 3)
         assert set(haproxy.servers()) == {"web1", "web2", "web3"}
 
 
@@ -364,10 +367,10 @@ def test_a_reload_command_that_succeeds_without_a_reload_counts_as_failed(lb: Lo
         done = lb.join(WEB2)
 
         assert done.returncode == 75
-        assert only_line(done) == "no new HAProxy worker was seen within 1 s of the reload"
+        assert read_only_line(done) == "no new HAProxy worker was seen within 1 s of the reload"
         lb.roles.write_text(lb.fill_template(ROLES))
         assert lb.join(WEB3).returncode == 0
-        assert caught_up(lb, operator, 1, 2, 3)
+        assert check_all_applied(lb, operator, 1, 2, 3)
         assert set(haproxy.servers()) == {"web1", "web2", "web3"}
 
 
@@ -392,19 +395,19 @@ def test_an_invalid_roles_yml_changes_nothing_on_disk_and_the_event_waits(lb: Lo
     operator, good = lb.text, lb.roles.read_bytes()
     lb.join(WEB1)
     lb.roles.write_bytes(content)
-    before = folder_contents(lb.folder)
+    before = read_folder(lb.folder)
 
     done = lb.join(WEB2)
 
-    (spooled,) = spool_records(lb)
-    after = folder_contents(lb.folder)
+    (spooled,) = list_spool_records(lb)
+    after = read_folder(lb.folder)
     assert done.returncode == 2
-    assert only_line(done).startswith(f"{lb.roles}:")
+    assert read_only_line(done).startswith(f"{lb.roles}:")
     assert WEB2 in after.pop(f"state/spool/{spooled}")[1]
     assert after == before
     lb.roles.write_bytes(good)
     assert lb.join(WEB3).returncode == 0
-    assert caught_up(lb, operator, 1, 2, 3)
+    assert check_all_applied(lb, operator, 1, 2, 3)
 
 
 @pytest.mark.parametrize("instead", ["nothing", "a folder"])
@@ -414,21 +417,21 @@ def test_a_missing_roles_yml_changes_nothing_on_disk_and_the_event_waits(lb: Loa
     lb.roles.unlink()
     if instead == "a folder":
         lb.roles.mkdir()
-    before = folder_contents(lb.folder)
+    before = read_folder(lb.folder)
 
     done = lb.join(WEB2)
 
-    (spooled,) = spool_records(lb)
-    after = folder_contents(lb.folder)
+    (spooled,) = list_spool_records(lb)
+    after = read_folder(lb.folder)
     assert done.returncode == 2
-    assert only_line(done).startswith(f"{lb.roles}: cannot be read: ")
+    assert read_only_line(done).startswith(f"{lb.roles}: cannot be read: ")
     assert WEB2 in after.pop(f"state/spool/{spooled}")[1]
     assert after == before
     if instead == "a folder":
         lb.roles.rmdir()
     lb.roles.write_bytes(good)
     assert lb.join(WEB3).returncode == 0
-    assert caught_up(lb, operator, 1, 2, 3)
+    assert check_all_applied(lb, operator, 1, 2, 3)
 
 
 def test_all_events_stored_during_a_failure_are_applied_by_the_first_good_run(lb: LoadBalancer) -> None:
@@ -442,28 +445,28 @@ def test_all_events_stored_during_a_failure_are_applied_by_the_first_good_run(lb
 
     assert runs == [2] * 11
     assert lb.run("apply").returncode == 0
-    assert lb.text == insert_lines(operator, server_lines(lb, *range(2, 12)))
+    assert lb.text == insert_lines(operator, make_server_lines(lb, *range(2, 12)))
     assert (lb.list_spool(), lb.list_staged()) == ([], [])
 
 
 # State
 
 
-def _three(lb: LoadBalancer) -> list[str]:
+def _join_three_nodes(lb: LoadBalancer) -> list[str]:
     """Three nodes, the second of them paused; returns the managed lines."""
     lb.join(WEB1, WEB2, WEB3)
     lb.send_command("pause", "web2", 7)
-    first, _, third = server_lines(lb, 1, 2, 3)
+    first, _, third = make_server_lines(lb, 1, 2, 3)
     return [first, "# lbagent paused web2 127.0.0.12 role=web", third]
 
 
-def _cut(content: bytes) -> bytes:
+def _truncate(content: bytes) -> bytes:
     return content[: len(content) // 2]
 
 
 DAMAGES = {
     "empty": lambda _: b"",
-    "cut": _cut,
+    "cut": _truncate,
     "last-byte": lambda content: content[:-1],
     "zeros": lambda content: b"\0" * len(content),
     "not-utf-8": lambda content: b"\xff" + content,
@@ -491,7 +494,7 @@ def test_a_damaged_members_json_is_kept_aside_and_rebuilt_from_the_managed_lines
     lb: LoadBalancer, damage: object
 ) -> None:
     operator = lb.text
-    standing = _three(lb)
+    standing = _join_three_nodes(lb)
     path = lb.state / "members.json"
     assert callable(damage)
     damaged = damage(path.read_bytes())
@@ -500,39 +503,39 @@ def test_a_damaged_members_json_is_kept_aside_and_rebuilt_from_the_managed_lines
     done = lb.join(WEB4)
 
     assert done.returncode == 0
-    assert only_line(done).startswith("members.json is damaged")
+    assert read_only_line(done).startswith("members.json is damaged")
     assert [one.read_bytes() for one in lb.state.glob("members.json.damaged-*")] == [damaged]
-    assert lb.text == insert_lines(operator, [*standing, *server_lines(lb, 4)])
+    assert lb.text == insert_lines(operator, [*standing, *make_server_lines(lb, 4)])
     assert lb.send_command("resume", "web2", 8).returncode == 0
-    assert caught_up(lb, operator, 1, 2, 3, 4)
+    assert check_all_applied(lb, operator, 1, 2, 3, 4)
 
 
 def test_a_lost_members_json_is_rebuilt_from_the_managed_lines_with_pauses(lb: LoadBalancer) -> None:
     operator = lb.text
-    standing = _three(lb)
+    standing = _join_three_nodes(lb)
     (lb.state / "members.json").unlink()
 
     done = lb.join(WEB4)
 
     assert (done.returncode, done.stderr) == (0, b"")
-    assert lb.text == insert_lines(operator, [*standing, *server_lines(lb, 4)])
+    assert lb.text == insert_lines(operator, [*standing, *make_server_lines(lb, 4)])
     assert lb.send_command("resume", "web2", 8).returncode == 0
-    assert caught_up(lb, operator, 1, 2, 3, 4)
+    assert check_all_applied(lb, operator, 1, 2, 3, 4)
 
 
 def test_a_lost_state_directory_removes_no_line(lb: LoadBalancer) -> None:
     operator = lb.text
-    standing = _three(lb)
+    standing = _join_three_nodes(lb)
     lb.state.rename(lb.folder / "gone")
 
     runs = [lb.run("apply").returncode, lb.join(WEB4).returncode, lb.join(WEB2).returncode]
 
     assert runs == [0, 0, 0]
-    assert lb.text == insert_lines(operator, [*standing, *server_lines(lb, 4)])
+    assert lb.text == insert_lines(operator, [*standing, *make_server_lines(lb, 4)])
 
 
 def test_every_damaged_members_json_is_kept(lb: LoadBalancer) -> None:
-    standing = _three(lb)
+    standing = _join_three_nodes(lb)
     path = lb.state / "members.json"
 
     # Three runs take less than two seconds: at least two of them fall into the same one.
@@ -572,7 +575,7 @@ def test_a_damaged_served_json_costs_one_reload_at_most(lb: LoadBalancer, conten
 
         assert [(run.returncode, run.stderr) for run in runs] == [(0, b"")] * 3
         assert haproxy.reloads() in ((reloads, 0), (reloads + 1, 0))
-        assert caught_up(lb, operator, 1, 2)
+        assert check_all_applied(lb, operator, 1, 2)
         assert set(haproxy.servers()) == {"web1", "web2"}
 
 
@@ -585,7 +588,7 @@ def test_a_damaged_cache_of_roles_yml_is_ignored(lb: LoadBalancer, content: byte
     done = lb.join(WEB2)
 
     assert (done.returncode, done.stderr) == (0, b"")
-    assert caught_up(lb, operator, 1, 2)
+    assert check_all_applied(lb, operator, 1, 2)
 
 
 @pytest.mark.parametrize("name", ["history.jsonl", "last.json", "metrics.prom", "roles.json"])
@@ -596,4 +599,4 @@ def test_best_effort_files_never_change_an_outcome(lb: LoadBalancer, name: str) 
     done = lb.join(WEB1)
 
     assert (done.returncode, done.stderr) == (0, b"")
-    assert caught_up(lb, operator, 1)
+    assert check_all_applied(lb, operator, 1)

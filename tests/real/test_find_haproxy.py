@@ -36,7 +36,7 @@ def lb(request: pytest.FixtureRequest) -> Iterator[LoadBalancer]:
 
 
 @contextlib.contextmanager
-def checking(lb: LoadBalancer, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
+def start_check(lb: LoadBalancer, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
     """A `haproxy -c` of somebody else's, held in the midst of its work."""
     process = subprocess.Popen(
         [str(lb.bin / "haproxy"), *flags, "-c", "-f", str(lb.cfg)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -49,7 +49,7 @@ def checking(lb: LoadBalancer, *flags: str) -> Iterator[subprocess.Popen[bytes]]
         process.wait()
 
 
-def verdict(check: subprocess.Popen[bytes]) -> int:
+def finish_check(check: subprocess.Popen[bytes]) -> int:
     """How that check ends when it may go on."""
     check.send_signal(signal.SIGCONT)
     return check.wait(PATIENCE)
@@ -151,10 +151,10 @@ def test_a_text_written_without_a_reload_is_served_after_the_next_event(lb: Load
 @pytest.mark.parametrize("flags", [[], ["-W", "-q"]], ids=["by hand", "by systemd"])
 def test_a_haproxy_c_of_another_process_does_not_count_as_a_running_haproxy(lb: LoadBalancer, flags: list[str]) -> None:
     lb.roles.write_text(lb.roles.read_text().replace("timeout: 15s", "timeout: 1s"))
-    with checking(lb, *flags) as check:
+    with start_check(lb, *flags) as check:
         ended = lb.join(WEB01)
 
-        assert verdict(check) == 0
+        assert finish_check(check) == 0
         assert (ended.returncode, ended.stderr) == (0, b"")
         assert [entry["outcome"] for entry in lb.history()] == ["written"]
 
@@ -184,10 +184,10 @@ def test_a_command_line_that_only_checks_differs_from_one_that_serves(line: str,
 
 @pytest.mark.parametrize("mode", ["-W", "-D"])
 def test_a_haproxy_c_of_another_process_beside_a_running_haproxy_changes_nothing(lb: LoadBalancer, mode: str) -> None:
-    with Haproxy(lb, mode) as haproxy, checking(lb, "-W", "-q") as check:
+    with Haproxy(lb, mode) as haproxy, start_check(lb, "-W", "-q") as check:
         ended = lb.join(WEB01)
 
-        assert verdict(check) == 0
+        assert finish_check(check) == 0
         assert (ended.returncode, ended.stderr) == (0, b"")
         assert list(haproxy.servers()) == ["web01"]
 

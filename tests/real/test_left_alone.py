@@ -46,12 +46,12 @@ def oldest() -> Iterator[LoadBalancer]:
         yield made
 
 
-def number_of(lb: LoadBalancer, text: str, which: int = 0) -> int:
+def find_line_number(lb: LoadBalancer, text: str, which: int = 0) -> int:
     """The number of the line that is `text`, of several the one that is number `which` of them."""
     return [at for at, line in enumerate(lb.text.decode().split("\n"), 1) if line.strip() == text][which]
 
 
-def healthy(lb: LoadBalancer, haproxy: Haproxy) -> None:
+def check_everything_works(lb: LoadBalancer, haproxy: Haproxy) -> None:
     """Joins, pauses, leaves, status and check all do their work."""
     joined = lb.join(WEB01, WEB02)
     assert joined.returncode == 0
@@ -81,9 +81,9 @@ def test_a_marker_in_a_section_without_servers_is_reported_and_ignored(
     section = lb.fill_template(section)
     lb.text = lb.text + f"{section}{MARKER}".encode()
     with Haproxy(lb) as haproxy:
-        healthy(lb, haproxy)
+        check_everything_works(lb, haproxy)
 
-        misplaced = f"{lb.cfg}:{number_of(lb, MARKER.strip(), 1)}"
+        misplaced = f"{lb.cfg}:{find_line_number(lb, MARKER.strip(), 1)}"
         why = f"it is in {name}, which cannot hold servers"
         assert f"{misplaced}: marker ignored: {why}" in lb.run("status").stdout.decode().replace("\n", "")
         assert f"marker-misplaced: {misplaced}: '{MARKER.strip()}' is ignored: {why}" in lb.run("check").stdout.decode()
@@ -112,11 +112,11 @@ def test_damaged_managed_lines_elsewhere_are_kept_and_reported(lb: LoadBalancer)
     tail = "".join(f"backend z{at}\n    {line}\n" for at, line in enumerate(DAMAGED))
     lb.text = lb.text + tail.encode()
     with Haproxy(lb) as haproxy:
-        healthy(lb, haproxy)
+        check_everything_works(lb, haproxy)
 
         checked = lb.run("check").stdout.decode()
         for line in DAMAGED:
-            where = f"{lb.cfg}:{number_of(lb, line)}"
+            where = f"{lb.cfg}:{find_line_number(lb, line)}"
             assert f"line-damaged: {where}: {line!r} looks like a managed line" in checked
         assert lb.text.endswith(tail.encode())
 

@@ -48,7 +48,7 @@ class Container(Haproxy):
 
 
 @contextlib.contextmanager
-def stranger(lb: LoadBalancer) -> Iterator[Container]:
+def run_other_container(lb: LoadBalancer) -> Iterator[Container]:
     """A HAProxy that reads another file under the path that our haproxy.cfg has."""
     with (
         LoadBalancer(WITHOUT_SOCKET, RELOADING, lb.binary) as other,
@@ -59,7 +59,7 @@ def stranger(lb: LoadBalancer) -> Iterator[Container]:
 
 @pytest.mark.parametrize("pidfile", ["no pidfile", "a pidfile that names it"])
 def test_a_haproxy_of_another_container_does_not_count_as_ours_that_is_down(lb: LoadBalancer, pidfile: str) -> None:
-    with stranger(lb) as other:
+    with run_other_container(lb) as other:
         if pidfile != "no pidfile":
             lb.text = lb.text.replace(b"global\n", f"global\n    pidfile {other.pidfile}\n".encode())
         before = other.workers()
@@ -74,7 +74,7 @@ def test_a_haproxy_of_another_container_does_not_count_as_ours_that_is_down(lb: 
 
 @pytest.mark.parametrize("socket", ["with a stats socket", "without a stats socket"])
 def test_a_haproxy_of_another_container_beside_ours_is_not_reloaded(lb: LoadBalancer, socket: str) -> None:
-    with stranger(lb) as other, Haproxy(lb) as ours:
+    with run_other_container(lb) as other, Haproxy(lb) as ours:
         if socket == "without a stats socket":
             lb.text = lb.text.replace(f"    stats socket {lb.socket}".encode(), b"    # stats socket")
 

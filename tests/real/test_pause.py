@@ -10,13 +10,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.helpers.pair import Balancer, join_both, pair
+from tests.helpers.pair import Balancer, join_both, run_pair
 from tests.helpers.real_programs import Backend, LoadBalancer, SerfAgent, member_line, wait_until
 
 pytestmark = pytest.mark.real
 
 
-class Web:
+class WebNode:
     """A web node whose requests are counted."""
 
     def __init__(self, number: int, port: int) -> None:
@@ -26,17 +26,17 @@ class Web:
         self.agent = SerfAgent(self.name, self.address, "web")
 
     @property
-    def out(self) -> str:
+    def paused_line(self) -> str:
         """Its managed line while it is paused."""
         return f"# lbagent paused {self.name} {self.address} role=web"
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[tuple[Balancer, Balancer, list[Web]]]:
+def running() -> Iterator[tuple[Balancer, Balancer, list[WebNode]]]:
     """A pair and two nodes, which all tests here share."""
     with contextlib.ExitStack() as stack:
-        one, other = stack.enter_context(pair())
-        nodes = [Web(number, one.lb.port) for number in (1, 2)]
+        one, other = stack.enter_context(run_pair())
+        nodes = [WebNode(number, one.lb.port) for number in (1, 2)]
         for node in nodes:
             stack.enter_context(node.backend)
             stack.enter_context(node.agent)
@@ -45,7 +45,7 @@ def running() -> Iterator[tuple[Balancer, Balancer, list[Web]]]:
 
 
 @pytest.fixture
-def two(running: tuple[Balancer, Balancer, list[Web]]) -> Iterator[tuple[Balancer, Balancer, list[Web]]]:
+def two(running: tuple[Balancer, Balancer, list[WebNode]]) -> Iterator[tuple[Balancer, Balancer, list[WebNode]]]:
     """The same, with no node paused, before and after."""
     one, other, nodes = running
     yield running
@@ -56,7 +56,7 @@ def two(running: tuple[Balancer, Balancer, list[Web]]) -> Iterator[tuple[Balance
     wait_until(lambda: not any(line.startswith("#") for line in one.lb.managed + other.lb.managed))
 
 
-def test_a_pause_confirmed_by_both_stops_all_traffic_to_the_node(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+def test_a_pause_confirmed_by_both_stops_all_traffic_to_the_node(two: tuple[Balancer, Balancer, list[WebNode]]) -> None:
     one, other, (node, rest) = two
     for balancer in (one, other):
         wait_until(functools.partial(_serves_both, balancer))
@@ -68,7 +68,7 @@ def test_a_pause_confirmed_by_both_stops_all_traffic_to_the_node(two: tuple[Bala
     assert done == (0, {"lb01": "done", "lb02": "done"})
     assert (answering, node.backend.requests) == ([{rest.name}, {rest.name}], requests)
     for balancer, by in ((one, "operator on lb01"), (other, "operator on lb01, by query")):
-        assert balancer.lb.managed[0] == node.out
+        assert balancer.lb.managed[0] == node.paused_line
         pause = balancer.lb.members()[node.name]["pause"]
         assert (pause.by, pause.reason) == (by, "patch day")
     assert one.lb.members()[node.name]["pause"].until == other.lb.members()[node.name]["pause"].until
@@ -78,19 +78,19 @@ def test_a_pause_confirmed_by_both_stops_all_traffic_to_the_node(two: tuple[Bala
         wait_until(functools.partial(_serves_both, balancer))
 
 
-def test_a_load_balancer_that_does_not_confirm_is_named(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+def test_a_load_balancer_that_does_not_confirm_is_named(two: tuple[Balancer, Balancer, list[WebNode]]) -> None:
     one, other, (node, _) = two
     gate = other.lb.hold_checks()  # the handler of lb02 hangs
 
     status, said = one.rows("pause", node.name)
 
     gate.touch()
-    wait_until(lambda: other.lb.is_settled(node.out, other.lb.server("web02", "127.0.0.12")))
+    wait_until(lambda: other.lb.is_settled(node.paused_line, other.lb.server("web02", "127.0.0.12")))
     assert (status, said) == (1, {"lb01": "done", "lb02": "not answered"})
-    assert one.lb.managed[0] == node.out
+    assert one.lb.managed[0] == node.paused_line
 
 
-def test_a_load_balancer_that_cannot_apply_a_pause_answers_why(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+def test_a_load_balancer_that_cannot_apply_a_pause_answers_why(two: tuple[Balancer, Balancer, list[WebNode]]) -> None:
     one, other, (node, _) = two
     text = other.lb.text
     other.lb.text = text.replace(b"balance roundrobin", b"balanse roundrobin")
@@ -103,10 +103,12 @@ def test_a_load_balancer_that_cannot_apply_a_pause_answers_why(two: tuple[Balanc
         "not applied yet: haproxy.cfg is invalid, not because of lbagent; nothing was changed: parsing ["
     )
     assert other.run("apply").returncode == 0
-    assert other.lb.managed[0] == node.out
+    assert other.lb.managed[0] == node.paused_line
 
 
-def test_a_pause_of_an_unknown_node_is_remembered_and_not_confirmed(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+def test_a_pause_of_an_unknown_node_is_remembered_and_not_confirmed(
+    two: tuple[Balancer, Balancer, list[WebNode]],
+) -> None:
     one, _, _ = two
 
     assert one.rows("pause", "web77") == (1, dict.fromkeys(("lb01", "lb02"), "unknown node, remembered"))
@@ -114,37 +116,37 @@ def test_a_pause_of_an_unknown_node_is_remembered_and_not_confirmed(two: tuple[B
     assert one.rows("forget", "web77") == (0, dict.fromkeys(("lb01", "lb02"), "done"))
 
 
-def test_forgetting_an_unknown_node_fails(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+def test_forgetting_an_unknown_node_fails(two: tuple[Balancer, Balancer, list[WebNode]]) -> None:
     one, _, _ = two
 
     assert one.rows("forget", "web0l") == (1, dict.fromkeys(("lb01", "lb02"), "unknown node"))
 
 
-def test_the_answer_to_a_pause_has_the_number_of_open_sessions(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+def test_the_answer_to_a_pause_has_the_number_of_open_sessions(two: tuple[Balancer, Balancer, list[WebNode]]) -> None:
     one, _, (node, _) = two
     with contextlib.ExitStack() as stack:
         for _ in range(3):
-            stack.enter_context(_connected(node))
+            stack.enter_context(_connect(node))
 
         status, said = one.rows("pause", node.name)
 
     assert (status, said) == (0, dict.fromkeys(("lb01", "lb02"), "done, 3 sessions still open"))
 
 
-def test_a_node_with_the_tag_stays_paused_after_a_resume(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+def test_a_node_with_the_tag_stays_paused_after_a_resume(two: tuple[Balancer, Balancer, list[WebNode]]) -> None:
     one, other, (node, _) = two
     node.agent.set_tags(lbagent="paused")
-    wait_until(lambda: node.out in one.lb.managed and node.out in other.lb.managed)
+    wait_until(lambda: node.paused_line in one.lb.managed and node.paused_line in other.lb.managed)
 
     status, said = one.rows("resume", node.name)
 
     assert (status, said) == (1, dict.fromkeys(("lb01", "lb02"), "still paused by its tag"))
-    assert node.out in one.lb.managed
+    assert node.paused_line in one.lb.managed
     node.agent._serf("tags", "-delete", "lbagent")
-    wait_until(lambda: node.out not in one.lb.managed and node.out not in other.lb.managed)
+    wait_until(lambda: node.paused_line not in one.lb.managed and node.paused_line not in other.lb.managed)
 
 
-def test_forgetting_a_node_that_is_alive_is_refused(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+def test_forgetting_a_node_that_is_alive_is_refused(two: tuple[Balancer, Balancer, list[WebNode]]) -> None:
     one, _, (node, _) = two
     before = one.lb.managed
 
@@ -153,7 +155,7 @@ def test_forgetting_a_node_that_is_alive_is_refused(two: tuple[Balancer, Balance
 
 
 def test_a_failed_node_is_forgotten_with_its_pause_on_both() -> None:
-    with pair() as (one, other), SerfAgent("web01", "127.0.0.11", "web") as web:
+    with run_pair() as (one, other), SerfAgent("web01", "127.0.0.11", "web") as web:
         join_both((one, other), web)
         assert one.rows("pause", "web01", "--force")[0] == 0
         web.kill()
@@ -171,7 +173,11 @@ def test_a_failed_node_is_forgotten_with_its_pause_on_both() -> None:
 
 
 def test_a_load_balancer_with_an_invalid_name_has_a_row() -> None:
-    with pair() as (one, other), SerfAgent("lb 03", "127.0.0.8", "lb") as odd, SerfAgent("web01", "127.0.0.11") as web:
+    with (
+        run_pair() as (one, other),
+        SerfAgent("lb 03", "127.0.0.8", "lb") as odd,
+        SerfAgent("web01", "127.0.0.11") as web,
+    ):
         join_both((one, other), web)
         odd.join(one.agent)
         wait_until(lambda: "lb 03" in one.agent.members())
@@ -187,7 +193,7 @@ def test_a_load_balancer_with_an_invalid_name_has_a_row() -> None:
 
 
 def test_without_a_serf_agent_the_pause_is_applied_here_and_the_rest_reported() -> None:
-    with pair() as (one, other), SerfAgent("web01", "127.0.0.11", "web") as web:
+    with run_pair() as (one, other), SerfAgent("web01", "127.0.0.11", "web") as web:
         join_both((one, other), web)
         one.agent.kill()
 
@@ -205,7 +211,7 @@ def test_without_a_serf_agent_the_pause_is_applied_here_and_the_rest_reported() 
 LAST = "done, no other server of iis serves"
 
 
-def test_several_nodes_are_paused_and_resumed_by_one_command(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+def test_several_nodes_are_paused_and_resumed_by_one_command(two: tuple[Balancer, Balancer, list[WebNode]]) -> None:
     one, other, (node, rest) = two
 
     paused = one.run("pause", "web01", "web02", "web01", "--force")
@@ -219,13 +225,15 @@ def test_several_nodes_are_paused_and_resumed_by_one_command(two: tuple[Balancer
     assert said[1] in ("web01  lb02  done", f"web01  lb02  {LAST}")
     assert [said[0], *said[2:]] == [f"{row}  {LAST}" for row in ("web01  lb01", "web02  lb01", "web02  lb02")]
     assert sorted(resumed.stdout.decode().splitlines()) == sorted(f"{name}  {lb}  done" for name, lb in rows)
-    assert texts == [[node.out, rest.out]] * 2
+    assert texts == [[node.paused_line, rest.paused_line]] * 2
     for balancer in (one, other):
         wait_until(functools.partial(_serves_both, balancer))
 
 
 @pytest.mark.parametrize("words", [["web02"], ["WEB02"], ["127.0.0.12"], ["web01", "web02"]])
-def test_the_last_server_of_a_service_needs_force(two: tuple[Balancer, Balancer, list[Web]], words: list[str]) -> None:
+def test_the_last_server_of_a_service_needs_force(
+    two: tuple[Balancer, Balancer, list[WebNode]], words: list[str]
+) -> None:
     one, other, (node, rest) = two
     assert one.rows("pause", node.name) == (0, {"lb01": "done", "lb02": "done"})
     before = one.lb.text, other.lb.text, other.lb.members()
@@ -242,7 +250,7 @@ def test_the_last_server_of_a_service_needs_force(two: tuple[Balancer, Balancer,
     assert one.haproxy.find_answering() == {"503"}
 
 
-def test_two_commands_at_once_cannot_pause_the_last_two_servers(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+def test_two_commands_at_once_cannot_pause_the_last_two_servers(two: tuple[Balancer, Balancer, list[WebNode]]) -> None:
     one, _, (node, rest) = two
     gate, before = one.lb.hold_checks(), one.lb.checks
 
@@ -258,7 +266,7 @@ def test_two_commands_at_once_cannot_pause_the_last_two_servers(two: tuple[Balan
     assert len(one.haproxy.find_answering()) == 1
 
 
-def test_a_server_that_is_down_does_not_count_as_another_server(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+def test_a_server_that_is_down_does_not_count_as_another_server(two: tuple[Balancer, Balancer, list[WebNode]]) -> None:
     one, _, (node, rest) = two
     rest.backend.stop()
     wait_until(lambda: one.haproxy.servers()[rest.name] == "DOWN")
@@ -270,7 +278,7 @@ def test_a_server_that_is_down_does_not_count_as_another_server(two: tuple[Balan
     assert (status, one.lb.members()[node.name]["pause"]) == (3, None)
 
 
-def test_a_query_from_a_node_pauses_the_last_server(two: tuple[Balancer, Balancer, list[Web]]) -> None:
+def test_a_query_from_a_node_pauses_the_last_server(two: tuple[Balancer, Balancer, list[WebNode]]) -> None:
     one, other, (node, rest) = two
     assert one.run("pause", rest.name).returncode == 0
 
@@ -283,7 +291,7 @@ def test_a_query_from_a_node_pauses_the_last_server(two: tuple[Balancer, Balance
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_rows_are_printed_as_answers_arrive_and_an_interrupt_prints_what_is_in_effect(
-    two: tuple[Balancer, Balancer, list[Web]], number: signal.Signals
+    two: tuple[Balancer, Balancer, list[WebNode]], number: signal.Signals
 ) -> None:
     one, other, (node, rest) = two
     gate, before = other.lb.hold_checks(), other.lb.checks  # the handler of lb02 hangs
@@ -301,7 +309,7 @@ def test_rows_are_printed_as_answers_arrive_and_an_interrupt_prints_what_is_in_e
     rest_of_it = "in effect on lb01; not answered: lb02; run it again to ask them"
     assert said.decode() == f"lbagent: interrupted: pause of web01: {rest_of_it}\n"
     assert one.haproxy.find_answering() == {rest.name}
-    wait_until(lambda: other.lb.is_settled(node.out, other.lb.server("web02", "127.0.0.12")))
+    wait_until(lambda: other.lb.is_settled(node.paused_line, other.lb.server("web02", "127.0.0.12")))
 
 
 def _serves_both(balancer: Balancer) -> bool:
@@ -313,7 +321,7 @@ def _has_failed(balancer: Balancer) -> bool:
 
 
 @contextlib.contextmanager
-def _connected(node: Web) -> Iterator[None]:
+def _connect(node: WebNode) -> Iterator[None]:
     with socket.create_connection((node.address, node.backend.port)):
         yield
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.helpers import tcp_sessions
-from tests.helpers.pair import Balancer, join_both, pair
+from tests.helpers.pair import Balancer, join_both, run_pair
 from tests.helpers.real_programs import LBAGENT, SerfAgent, wait_until
 from tests.helpers.tcp_sessions import Session
 from tests.helpers.terminal import Terminal
@@ -24,8 +24,8 @@ NODES = {"db01": "127.0.0.11", "db02": "127.0.0.12"}
 def running() -> Iterator[tuple[Balancer, Balancer]]:
     """A pair that balances two TCP servers."""
     with contextlib.ExitStack() as stack:
-        two = stack.enter_context(pair(tcp_sessions.CONFIG, tcp_sessions.ROLES))
-        stack.enter_context(tcp_sessions.echo_servers([*NODES.values()], two[0].lb.port))
+        two = stack.enter_context(run_pair(tcp_sessions.CONFIG, tcp_sessions.ROLES))
+        stack.enter_context(tcp_sessions.run_echo_servers([*NODES.values()], two[0].lb.port))
         agents = [stack.enter_context(SerfAgent(name, address, "db")) for name, address in NODES.items()]
         join_both(two, *agents)
         yield two
@@ -43,7 +43,7 @@ def two(running: tuple[Balancer, Balancer]) -> Iterator[tuple[Balancer, Balancer
 
 
 @contextlib.contextmanager
-def sessions(balancer: Balancer, node: str, number: int) -> Iterator[list[Session]]:
+def open_sessions_to(balancer: Balancer, node: str, number: int) -> Iterator[list[Session]]:
     """So many sessions through HAProxy to one node."""
     found: list[Session] = []
     with contextlib.ExitStack() as stack:
@@ -56,12 +56,12 @@ def sessions(balancer: Balancer, node: str, number: int) -> Iterator[list[Sessio
         yield found
 
 
-def start(balancer: Balancer, *words: str) -> subprocess.Popen[bytes]:
+def start_lbagent(balancer: Balancer, *words: str) -> subprocess.Popen[bytes]:
     """`lbagent` with these words, its output piped."""
     return balancer.lb.start(*words, env={"SERF_RPC_ADDR": balancer.agent.rpc})
 
 
-def on_terminal(balancer: Balancer, *words: str, columns: int = 80) -> Terminal:
+def start_on_terminal(balancer: Balancer, *words: str, columns: int = 80) -> Terminal:
     """`lbagent` with these words on a terminal."""
     return Terminal([LBAGENT, *words], {**balancer.lb.env, "SERF_RPC_ADDR": balancer.agent.rpc}, columns)
 
@@ -76,8 +76,8 @@ def read_lines(process: subprocess.Popen[bytes], number: int) -> list[str]:
 
 
 def test_each_change_is_a_line_where_output_is_piped(two: tuple[Balancer, Balancer]) -> None:
-    with sessions(two[0], "db01", 2) as opened:
-        waiting = start(two[0], "pause", "db01", "--wait")
+    with open_sessions_to(two[0], "db01", 2) as opened:
+        waiting = start_lbagent(two[0], "pause", "db01", "--wait")
         rows = [read_lines(waiting, 2)]
         for session in opened:
             session.close()
@@ -101,8 +101,8 @@ def test_without_a_session_it_does_not_wait(two: tuple[Balancer, Balancer]) -> N
 
 
 def test_the_number_is_replaced_in_place_on_a_terminal(two: tuple[Balancer, Balancer]) -> None:
-    with sessions(two[0], "db01", 2) as opened:
-        terminal = on_terminal(two[0], "pause", "db01", "--wait")
+    with open_sessions_to(two[0], "db01", 2) as opened:
+        terminal = start_on_terminal(two[0], "pause", "db01", "--wait")
         rows = ["lb01  done, 2 sessions still open", "lb02  done, 2 sessions still open"]
         for session, words in zip(opened, ("2 sessions", "1 session"), strict=True):
             terminal.wait_for_screen(
@@ -113,16 +113,16 @@ def test_the_number_is_replaced_in_place_on_a_terminal(two: tuple[Balancer, Bala
             )
             assert terminal.screen[2][1:] == " waiting until no session is open; Ctrl-C ends the waiting, not the pause"
             session.close()
-        status, _ = terminal.end()
+        status, _ = terminal.wait_for_end()
 
     assert (status, sorted(terminal.screen)) == (0, sorted([*rows, "lb01  no session open", "lb02  no session open"]))
 
 
 def test_a_time_limit_ends_it_and_the_message_has_what_is_still_open(two: tuple[Balancer, Balancer]) -> None:
-    with sessions(two[0], "db01", 1) as [session]:
+    with open_sessions_to(two[0], "db01", 1) as [session]:
         done = two[0].run("pause", "db01", "--wait", "1s")
 
-        assert session.lives()
+        assert session.is_alive()
     assert done.returncode == 1
     assert done.stderr.decode() == (
         "lbagent: db01: 1 session still open on lb01, lb02 after 1s; the pause is in effect, run it again to wait on\n"
@@ -130,13 +130,13 @@ def test_a_time_limit_ends_it_and_the_message_has_what_is_still_open(two: tuple[
 
 
 def test_ctrl_c_ends_the_wait_and_keeps_the_pause(two: tuple[Balancer, Balancer]) -> None:
-    with sessions(two[0], "db01", 1) as [session]:
-        terminal = on_terminal(two[0], "pause", "db01", "--wait", columns=140)
+    with open_sessions_to(two[0], "db01", 1) as [session]:
+        terminal = start_on_terminal(two[0], "pause", "db01", "--wait", columns=140)
         terminal.wait_for("waiting until")
         terminal.type("\x03")
-        status, _ = terminal.end()
+        status, _ = terminal.wait_for_end()
 
-        assert session.lives()
+        assert session.is_alive()
     assert status == 130
     assert terminal.screen[2:] == [
         "lbagent: interrupted: pause of db01: in effect on lb01, lb02; 1 session still open on lb01, lb02"
@@ -147,8 +147,8 @@ def test_ctrl_c_ends_the_wait_and_keeps_the_pause(two: tuple[Balancer, Balancer]
 
 
 def test_rows_of_several_nodes_contain_their_names(two: tuple[Balancer, Balancer]) -> None:
-    with sessions(two[0], "db01", 1) as [one], sessions(two[1], "db02", 1) as [other]:
-        waiting = start(two[0], "pause", "db01", "db02", "--force", "--wait=1m")
+    with open_sessions_to(two[0], "db01", 1) as [one], open_sessions_to(two[1], "db02", 1) as [other]:
+        waiting = start_lbagent(two[0], "pause", "db01", "db02", "--force", "--wait=1m")
         rows = read_lines(waiting, 4)
         one.close()
         first = read_lines(waiting, 2)
@@ -164,8 +164,8 @@ def test_rows_of_several_nodes_contain_their_names(two: tuple[Balancer, Balancer
 
 
 def test_a_node_that_is_resumed_during_the_wait_is_not_paused_again(two: tuple[Balancer, Balancer]) -> None:
-    with sessions(two[0], "db01", 1):
-        waiting = start(two[0], "pause", "db01", "--wait")
+    with open_sessions_to(two[0], "db01", 1):
+        waiting = start_lbagent(two[0], "pause", "db01", "--wait")
         read_lines(waiting, 2)
         assert two[1].rows("resume", "db01") == (0, {"lb01": "done", "lb02": "done"})
         _, err = waiting.communicate(timeout=60)
@@ -177,7 +177,7 @@ def test_a_node_that_is_resumed_during_the_wait_is_not_paused_again(two: tuple[B
 
 def test_a_pause_that_is_not_confirmed_is_not_waited_for(two: tuple[Balancer, Balancer]) -> None:
     one, other = two
-    with sessions(one, "db01", 1):
+    with open_sessions_to(one, "db01", 1):
         gate = other.lb.hold_checks()  # the handler of lb02 hangs
         done = one.run("pause", "db01", "--wait")
         gate.touch()
@@ -196,8 +196,8 @@ def test_a_load_balancer_that_failed_is_not_waited_for(two: tuple[Balancer, Bala
         third.kill()
     wait_until(lambda: one.agent.members()["lb03"] == "failed")
     try:
-        with sessions(one, "db01", 1) as [session]:
-            waiting = start(one, "pause", "db01", "--wait")
+        with open_sessions_to(one, "db01", 1) as [session]:
+            waiting = start_lbagent(one, "pause", "db01", "--wait")
             rows = read_lines(waiting, 3)
             session.close()
             end = read_lines(waiting, 2)
@@ -213,12 +213,12 @@ def test_a_load_balancer_that_failed_is_not_waited_for(two: tuple[Balancer, Bala
 def test_a_spinner_shows_which_load_balancer_has_not_answered(two: tuple[Balancer, Balancer]) -> None:
     one, other = two
     gate, before = other.lb.hold_checks(), other.lb.checks  # the handler of lb02 hangs
-    terminal = on_terminal(one, "pause", "db01")
+    terminal = start_on_terminal(one, "pause", "db01")
     terminal.wait_for("waiting for lb02")
     wait_until(lambda: other.lb.checks > before)
     shown = terminal.screen
     gate.touch()
-    status, _ = terminal.end()
+    status, _ = terminal.wait_for_end()
 
     assert (shown[0], shown[1][1:]) == ("lb01  done", " waiting for lb02")
     assert (status, terminal.screen) == (0, ["lb01  done", "lb02  done"])

@@ -254,7 +254,7 @@ def test_adopting_asks_on_a_terminal(by_hand: LoadBalancer, answer: str, *, adop
     text = by_hand.text
 
     terminal.type(answer)
-    status, said = terminal.end()
+    status, said = terminal.wait_for_end()
 
     assert f"+    {by_hand.server('web01', '127.0.0.11')}" in shown
     assert status == 0
@@ -269,7 +269,7 @@ def test_a_change_during_the_confirmation_is_not_applied_without_a_new_diff(by_h
     text = by_hand.text
 
     terminal.type("y\n")
-    status, said = terminal.end()
+    status, said = terminal.wait_for_end()
 
     assert status == 6
     assert "has changed since the diff was shown" in said

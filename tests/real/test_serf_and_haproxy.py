@@ -56,7 +56,7 @@ class Node:
 
 
 @contextlib.contextmanager
-def balancer(lb: LoadBalancer) -> Iterator[SerfAgent]:
+def run_agent(lb: LoadBalancer) -> Iterator[SerfAgent]:
     """The load balancer's own agent, lbagent its event handler; none of its runs may fail."""
     with SerfAgent("lb01", "127.0.0.10", "lb", handler=f"{LBAGENT} handle", env=lb.env) as agent:
         yield agent
@@ -64,10 +64,10 @@ def balancer(lb: LoadBalancer) -> Iterator[SerfAgent]:
 
 
 @contextlib.contextmanager
-def cluster(lb: LoadBalancer, nodes: int) -> Iterator[tuple[SerfAgent, list[Node]]]:
+def run_cluster(lb: LoadBalancer, nodes: int) -> Iterator[tuple[SerfAgent, list[Node]]]:
     """A load balancer's agent and so many nodes that have joined it, and are served."""
     with contextlib.ExitStack() as stack:
-        agent = stack.enter_context(balancer(lb))
+        agent = stack.enter_context(run_agent(lb))
         found = [stack.enter_context(Node(lb, number)) for number in range(1, nodes + 1)]
         for node in found:
             node.agent.join(agent)
@@ -75,14 +75,14 @@ def cluster(lb: LoadBalancer, nodes: int) -> Iterator[tuple[SerfAgent, list[Node
         yield agent, found
 
 
-def outcomes(lb: LoadBalancer) -> list[str]:
+def list_outcomes(lb: LoadBalancer) -> list[str]:
     return [entry["outcome"] for entry in lb.history()]
 
 
 def test_five_nodes_that_join_at_once_all_answer(lb: LoadBalancer) -> None:
     with contextlib.ExitStack() as stack:
         haproxy = stack.enter_context(Haproxy(lb))
-        agent = stack.enter_context(balancer(lb))
+        agent = stack.enter_context(run_agent(lb))
         nodes = [stack.enter_context(Node(lb, number)) for number in (1, 2, 3, 4, 5)]
         first = haproxy.find_answering()
 
@@ -93,7 +93,7 @@ def test_five_nodes_that_join_at_once_all_answer(lb: LoadBalancer) -> None:
         wait_until(lambda: lb.is_settled(*(node.line for node in nodes)))
         wait_until(lambda: haproxy.servers() == dict.fromkeys((node.name for node in nodes), "UP"))
         assert haproxy.find_answering() == {"web01", "web02", "web03", "web04", "web05"}
-        assert set(outcomes(lb)) == {"applied"}
+        assert set(list_outcomes(lb)) == {"applied"}
         assert lb.list_staged() == []
 
 
@@ -104,18 +104,18 @@ def test_nodes_that_are_older_than_the_load_balancer_join_in_one_batch(lb: LoadB
         for node in nodes[1:]:
             node.agent.join(nodes[0].agent)
         wait_until(lambda: len(nodes[0].agent.members()) == len(nodes))
-        agent = stack.enter_context(balancer(lb))
+        agent = stack.enter_context(run_agent(lb))
 
         agent.join(nodes[0].agent)
 
         wait_until(lambda: lb.is_settled(*(node.line for node in nodes)))
         assert haproxy.find_answering() == {"web01", "web02", "web03", "web04", "web05"}
         assert haproxy.reloads() == (0, 0)
-        assert outcomes(lb) == ["applied"]
+        assert list_outcomes(lb) == ["applied"]
 
 
 def test_a_paused_node_stays_paused_after_a_reboot_until_it_is_resumed(lb: LoadBalancer) -> None:
-    with Haproxy(lb) as haproxy, cluster(lb, 3) as (agent, nodes):
+    with Haproxy(lb) as haproxy, run_cluster(lb, 3) as (agent, nodes):
         one, two, three = nodes
 
         # Its shutdown script says so, before anything ends.
@@ -142,12 +142,12 @@ def test_a_paused_node_stays_paused_after_a_reboot_until_it_is_resumed(lb: LoadB
         two.agent.leave()
         wait_until(lambda: lb.is_settled(one.line, three.line))
         assert haproxy.find_answering() == {"web01", "web03"}
-        assert set(outcomes(lb)) == {"applied"}
+        assert set(list_outcomes(lb)) == {"applied"}
         assert lb.list_staged() == []
 
 
 def test_a_killed_node_keeps_its_line_and_haproxys_check_marks_it_down(lb: LoadBalancer) -> None:
-    with Haproxy(lb) as haproxy, cluster(lb, 2) as (agent, (one, two)):
+    with Haproxy(lb) as haproxy, run_cluster(lb, 2) as (agent, (one, two)):
         wait_until(lambda: haproxy.servers() == {"web01": "UP", "web02": "UP"})
         reloads = haproxy.reloads()
 
@@ -173,7 +173,7 @@ def test_a_killed_node_keeps_its_line_and_haproxys_check_marks_it_down(lb: LoadB
 
 
 def test_a_query_is_answered_done_once_haproxy_serves_it(lb: LoadBalancer) -> None:
-    with Haproxy(lb) as haproxy, cluster(lb, 2) as (agent, (one, two)):
+    with Haproxy(lb) as haproxy, run_cluster(lb, 2) as (agent, (one, two)):
         paused = two.agent.send_query("pause", two.words, at=agent)
         before = two.backend.requests
         during, lines = haproxy.find_answering(30), lb.managed
@@ -189,7 +189,7 @@ def test_a_query_is_answered_done_once_haproxy_serves_it(lb: LoadBalancer) -> No
 
 
 def test_a_query_about_an_unknown_node_is_answered_unknown_node(lb: LoadBalancer) -> None:
-    with Haproxy(lb), cluster(lb, 1) as (agent, (one,)):
+    with Haproxy(lb), run_cluster(lb, 1) as (agent, (one,)):
         paused = agent.send_query("pause", "web77 127.0.0.77 web")
         resumed = agent.send_query("resume", "web88")
         malformed = agent.send_query("pause", "one two three 4")
@@ -204,7 +204,7 @@ def test_a_query_about_an_unknown_node_is_answered_unknown_node(lb: LoadBalancer
 
 def test_a_haproxy_without_a_master_is_replaced_by_a_new_process(lb: LoadBalancer) -> None:
     lb.roles.write_text(lb.fill_template(RELOADING))
-    with Haproxy(lb, "-D") as haproxy, balancer(lb) as agent, Node(lb, 1) as one, Node(lb, 2) as two:
+    with Haproxy(lb, "-D") as haproxy, run_agent(lb) as agent, Node(lb, 1) as one, Node(lb, 2) as two:
         first = haproxy.worker()
 
         one.agent.join(agent)
@@ -231,7 +231,7 @@ def test_the_configured_reload_command_is_used() -> None:
     with LoadBalancer(roles=OWN_RELOAD) as lb, Haproxy(lb) as haproxy:
         script = lb.folder / "reload.sh"
         script.write_text(f'echo "$*" >>{lb.folder}/said\necho reloading\nkill -USR2 $(cat {haproxy.pidfile})\n')
-        with cluster(lb, 1) as (agent, (one,)):
+        with run_cluster(lb, 1) as (agent, (one,)):
             asked = one.agent.send_query("pause", one.words, at=agent)
 
             said = Path(lb.folder / "said").read_text()

@@ -74,7 +74,7 @@ class Balancer:
                 process.terminate()
                 process.wait()
 
-    def peers(self) -> tuple[int, list[str]]:
+    def check_peers(self) -> tuple[int, list[str]]:
         """Exit status of `lbagent check`, and what it finds of the other load balancers."""
         argv = [*self._network, str(LBAGENT), "check"]
         done = subprocess.run(argv, env=self._env, capture_output=True, text=True, check=False)
@@ -97,11 +97,11 @@ def test_two_keys_are_an_error_on_both_load_balancers_until_the_second_has_the_b
     two.set_up("127.0.0.10", "127.0.0.9")
     with one.agent():
         with two.agent():
-            apart = one.peers(), two.peers()
+            apart = one.check_peers(), two.check_peers()
         two.set_up("--replace", "--bundle", str(one.root / "etc/lbagent/peer.bundle"))
         with two.agent():
-            wait_until(lambda: two.peers()[1] == ["ok peers: serf members: 1 other load balancer: lb01"], pause=1)
-            together = one.peers()[1]
+            wait_until(lambda: two.check_peers()[1] == ["ok peers: serf members: 1 other load balancer: lb01"], pause=1)
+            together = one.check_peers()[1]
 
     assert [status for status, _ in apart] == [1, 1]
     for (_, [line]), other in zip(apart, ("127.0.0.10", "127.0.0.9"), strict=True):

@@ -52,21 +52,21 @@ def served(request: pytest.FixtureRequest) -> Iterator[tuple[LoadBalancer, Hapro
         yield lb, haproxy
 
 
-def status(lb: LoadBalancer, *words: str, **env: str) -> str:
+def run_status(lb: LoadBalancer, *words: str, **env: str) -> str:
     """What `lbagent status` says; it ends with 0 and complains of nothing."""
     done = lb.run("status", *words, env=env)
     assert (done.returncode, done.stderr) == (0, b"")
     return done.stdout.decode()
 
 
-def as_json(lb: LoadBalancer) -> dict[str, Any]:
+def read_json(lb: LoadBalancer) -> dict[str, Any]:
     """The JSON object."""
-    found = json.loads(status(lb, "--json"))
+    found = json.loads(run_status(lb, "--json"))
     assert isinstance(found, dict)
     return found
 
 
-def rows(text: str) -> list[list[str]]:
+def parse_rows(text: str) -> list[list[str]]:
     """The cells of a plain table, but for SINCE, and without what else a clock tells."""
     cells = (
         re.split(r"  +", re.sub(r"\d+[smh] left", "LONG left", row)) for row in text.partition("\n\n")[0].split("\n")
@@ -74,7 +74,9 @@ def rows(text: str) -> list[list[str]]:
     return [[*row[:5], *row[6:]] for row in cells]
 
 
-def on_terminal(lb: LoadBalancer, *words: str, width: int = 80, **env: str) -> tuple[subprocess.Popen[bytes], int]:
+def start_on_terminal(
+    lb: LoadBalancer, *words: str, width: int = 80, **env: str
+) -> tuple[subprocess.Popen[bytes], int]:
     """Start `lbagent status` on a terminal of its own; who calls closes the descriptor and waits."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
@@ -89,7 +91,7 @@ def on_terminal(lb: LoadBalancer, *words: str, width: int = 80, **env: str) -> t
     return started, ours
 
 
-def read(descriptor: int, until: str = "", times: int = 1) -> str:
+def read_terminal(descriptor: int, until: str = "", times: int = 1) -> str:
     """What comes out of a terminal to its end, or until something has been said so many times."""
     said = b""
     with contextlib.suppress(OSError):  # EIO: nobody is left on the other side
@@ -100,11 +102,11 @@ def read(descriptor: int, until: str = "", times: int = 1) -> str:
     return said.decode("utf-8", "replace")
 
 
-def once(lb: LoadBalancer, *words: str, width: int = 80, **env: str) -> str:
+def run_on_terminal(lb: LoadBalancer, *words: str, width: int = 80, **env: str) -> str:
     """All that one run says on a terminal."""
-    started, terminal = on_terminal(lb, *words, width=width, **env)
+    started, terminal = start_on_terminal(lb, *words, width=width, **env)
     with started:
-        said = read(terminal)
+        said = read_terminal(terminal)
         os.close(terminal)
     assert started.returncode == 0
     return said.replace("\r\n", "\n")
@@ -113,11 +115,11 @@ def once(lb: LoadBalancer, *words: str, width: int = 80, **env: str) -> str:
 def test_every_node_has_its_state_in_a_real_haproxy(served: tuple[LoadBalancer, Haproxy]) -> None:
     lb, haproxy = served
 
-    text = status(lb)
+    text = run_status(lb)
 
     here = "lb-iis, mon-mongo"
     by_hand = "in backend mon-mongo: an operator's line has its name or address, pauses do not affect it"
-    assert rows(text) == [
+    assert parse_rows(text) == [
         ["NODE", "ADDRESS", "ROLE", "WHERE", "STATE", "HAPROXY", "OPEN", "WHY"],
         ["web01", "127.0.0.11", "web", here, "in", "1 DOWN, 1 UP", "0"],
         ["web02", "127.0.0.12", "web", here, "failed", "DOWN", "0", "its line is kept"],
@@ -127,14 +129,14 @@ def test_every_node_has_its_state_in_a_real_haproxy(served: tuple[LoadBalancer, 
     ]
     assert text.partition("\n\n")[2].split("\n")[:2] == [
         "nodes: 5: 2 in, 1 failed, 1 paused, 1 unknown role",
-        f"lines: digest {as_json(lb)['digest']}, confirmed by HAProxy worker {haproxy.worker()}",
+        f"lines: digest {read_json(lb)['digest']}, confirmed by HAProxy worker {haproxy.worker()}",
     ]
 
 
 def test_json_has_every_server(served: tuple[LoadBalancer, Haproxy]) -> None:
     lb, haproxy = served
 
-    found = as_json(lb)
+    found = read_json(lb)
 
     nodes = {node["name"]: node for node in found["nodes"]}
     assert list(nodes) == ["spark1", "web01", "web02", "web03", "web04"]
@@ -159,7 +161,7 @@ def test_a_pause_that_haproxy_cfg_does_not_have_yet_is_pending(served: tuple[Loa
         fcntl.flock(lock, fcntl.LOCK_EX)
         lb.send_command("pause", "web01", 2)
 
-        found = as_json(lb)
+        found = read_json(lb)
 
     node = next(node for node in found["nodes"] if node["name"] == "web01")
     assert (node["state"], node["why"]) == ("pending", "its lines will be changed; paused by user event")
@@ -175,7 +177,7 @@ def test_sessions_are_counted(served: tuple[LoadBalancer, Haproxy]) -> None:
         haproxy.send("set server lb-iis/web01 state maint")
         client.sendall(b"GET / HTTP/1.0\r\n\r\n")
 
-        wait_until(lambda: rows(status(lb))[2][6] == "1")
+        wait_until(lambda: parse_rows(run_status(lb))[2][6] == "1")
 
 
 def test_a_worker_that_has_ended_confirms_nothing(served: tuple[LoadBalancer, Haproxy]) -> None:
@@ -183,11 +185,19 @@ def test_a_worker_that_has_ended_confirms_nothing(served: tuple[LoadBalancer, Ha
     worker = haproxy.worker()
     haproxy.stop()
 
-    text = status(lb)
+    text = run_status(lb)
 
     assert text.startswith("haproxy: HAProxy does not run; start it\n\nNODE ")
-    assert rows(text.partition("\n\n")[2])[1] == ["web01", "127.0.0.11", "web", "lb-iis, mon-mongo", "in", "?", "?"]
-    digest = as_json(lb)["digest"]
+    assert parse_rows(text.partition("\n\n")[2])[1] == [
+        "web01",
+        "127.0.0.11",
+        "web",
+        "lb-iis, mon-mongo",
+        "in",
+        "?",
+        "?",
+    ]
+    digest = read_json(lb)["digest"]
     below = text.rpartition("\n\n")[2].split("\n")
     assert below[1] == f"lines: digest {digest}, not confirmed, HAProxy worker {worker} has ended"
 
@@ -197,11 +207,11 @@ def test_the_first_stats_socket_that_answers_is_used(served: tuple[LoadBalancer,
     dead = f"    stats socket {lb.folder}/dead.sock\n".encode()
     lb.text = lb.text.replace(b"global\n", b"global\n" + dead)
 
-    assert as_json(lb)["stats_socket"] == {"address": str(lb.socket), "error": None}
+    assert read_json(lb)["stats_socket"] == {"address": str(lb.socket), "error": None}
 
 
 def test_a_fresh_load_balancer_shows_what_is_missing_and_writes_nothing(lb: LoadBalancer) -> None:
-    text = status(lb)
+    text = run_status(lb)
 
     assert text.split("\n") == [
         "haproxy: HAProxy does not run; start it",
@@ -217,7 +227,7 @@ def test_without_haproxy_cfg_there_is_a_status(lb: LoadBalancer) -> None:
     assert lb.join(line("web01", "127.0.0.11")).returncode in (0, 75)
     lb.cfg.unlink()
 
-    found = as_json(lb)
+    found = read_json(lb)
 
     assert [(node["name"], node["state"]) for node in found["nodes"]] == [("web01", "no line")]
     assert found["problems"] == [f"{lb.cfg}: No such file or directory"]
@@ -228,7 +238,7 @@ def test_without_a_stats_socket_the_fix_is_shown(lb: LoadBalancer) -> None:
     lb.text = re.sub(rb".*stats socket.*\n", b"", lb.text)
 
     right = "`stats socket /run/haproxy/admin.sock mode 600 level admin` in global"
-    assert as_json(lb)["stats_socket"] == {
+    assert read_json(lb)["stats_socket"] == {
         "address": None,
         "error": f"haproxy.cfg has no stats socket; add {right}",
     }
@@ -239,7 +249,7 @@ def test_a_damaged_members_json_is_reported_and_not_changed(lb: LoadBalancer) ->
     path = lb.state / "members.json"
     path.write_bytes(b"{")
 
-    found = as_json(lb)
+    found = read_json(lb)
 
     assert [(node["name"], node["since"]) for node in found["nodes"]] == [("web01", None)]
     [problem] = found["problems"]
@@ -253,7 +263,7 @@ def test_a_damaged_served_json_is_reported_and_confirms_nothing(lb: LoadBalancer
     path = lb.state / "served.json"
     path.write_bytes(b"[]")
 
-    found = as_json(lb)
+    found = read_json(lb)
 
     assert (found["served"], found["confirmed"]) == (None, None)
     words = f"{path}: damaged or not readable; the next change writes it again"
@@ -268,7 +278,7 @@ def test_an_unreadable_file_is_reported_and_the_rest_is_shown(lb: LoadBalancer) 
     (lb.state / "spool").rmdir()
     (lb.state / "spool").touch()
 
-    found = as_json(lb)
+    found = read_json(lb)
 
     assert [(node["name"], node["state"], node["since"]) for node in found["nodes"]] == [("web01", "in", None)]
     assert found["problems"] == [
@@ -293,26 +303,26 @@ def test_a_character_that_the_locale_lacks_does_not_end_the_command(lb: LoadBala
     lb.join(line("web01", "127.0.0.11"))
     lb.send_command("pause", "web01 reason=\N{HIRAGANA LETTER A}", 1)
 
-    assert "by user event: ?" in status(lb, PYTHONIOENCODING="latin-1")
-    assert "by user event: \\u3042" in status(lb, "--json", PYTHONIOENCODING="ascii")
+    assert "by user event: ?" in run_status(lb, PYTHONIOENCODING="latin-1")
+    assert "by user event: \\u3042" in run_status(lb, "--json", PYTHONIOENCODING="ascii")
 
 
 def test_a_terminal_gets_colours_unless_they_are_disabled(lb: LoadBalancer) -> None:
     lb.join(line("web01", "127.0.0.11"))
 
-    coloured, plain, dumb = once(lb), once(lb, NO_COLOR="1"), once(lb, TERM="dumb")
+    coloured, plain, dumb = run_on_terminal(lb), run_on_terminal(lb, NO_COLOR="1"), run_on_terminal(lb, TERM="dumb")
 
     assert "\x1b[32min" in coloured
     assert re.findall(r"\x1b\[[0-9;]*3[0-9]", plain) == []
     assert "\x1b" not in dumb
     assert re.sub(r"\x1b\[[0-9;]*m", "", coloured).split("\n")[0].rstrip() == dumb.split("\n")[0]
-    assert "\x1b" not in once(lb, "--json")
+    assert "\x1b" not in run_on_terminal(lb, "--json")
 
 
 def test_a_narrow_terminal_is_not_exceeded(lb: LoadBalancer) -> None:
     lb.join(line("web01", "127.0.0.11"))
 
-    text = re.sub(r"\x1b\[[0-9;]*m", "", once(lb, width=40))
+    text = re.sub(r"\x1b\[[0-9;]*m", "", run_on_terminal(lb, width=40))
 
     assert max(map(len, text.split("\n"))) <= 40
     assert text.split("\n")[0].startswith("haproxy  HAProxy does not run")
@@ -323,20 +333,20 @@ def test_a_terminal_without_a_size_has_80_columns(lb: LoadBalancer) -> None:
     lb.join(line("web01", "127.0.0.11"))
 
     def shown(**env: str) -> str:
-        return re.sub(r"\d+s", "0s", once(lb, width=80, **env))  # time goes on between the two
+        return re.sub(r"\d+s", "0s", run_on_terminal(lb, width=80, **env))  # time goes on between the two
 
     assert shown(COLUMNS="0", LINES="0") == shown()
 
 
 def test_watch_on_a_terminal_redraws_in_place_and_ctrl_c_ends_it_with_0(lb: LoadBalancer) -> None:
     lb.join(line("web01", "127.0.0.11"))
-    started, terminal = on_terminal(lb, "--watch")
+    started, terminal = start_on_terminal(lb, "--watch")
     with started:
-        first = read(terminal, "web01")
+        first = read_terminal(terminal, "web01")
         lb.join(line("web02", "127.0.0.12"))
-        second = read(terminal, "web02")
+        second = read_terminal(terminal, "web02")
         started.send_signal(signal.SIGINT)
-        rest = read(terminal)
+        rest = read_terminal(terminal)
         os.close(terminal)
 
     assert started.returncode == 0
@@ -351,10 +361,10 @@ def test_watch_without_a_terminal_prints_again_without_escape_codes(lb: LoadBala
     lb.join(line("web01", "127.0.0.11"))
     with lb.start("status", *words) as started:
         assert started.stdout
-        said = read(started.stdout.fileno(), "web01", 2)
+        said = read_terminal(started.stdout.fileno(), "web01", 2)
         lb.roles.write_text("roles: nonsense\n")
         assert started.stderr
-        complaint = read(started.stderr.fileno(), "\n")
+        complaint = read_terminal(started.stderr.fileno(), "\n")
         started.send_signal(signal.SIGINT)
         started.communicate()
 

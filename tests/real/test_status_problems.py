@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.daemon import run_watch
-from tests.helpers.pair import pair
+from tests.helpers.pair import run_pair
 from tests.helpers.real_programs import (
     LBAGENT,
     RELOADING,
@@ -34,7 +34,7 @@ pytestmark = [
 ]
 
 
-def status(lb: LoadBalancer, **env: str) -> dict[str, Any]:
+def read_status(lb: LoadBalancer, **env: str) -> dict[str, Any]:
     """The JSON object."""
     done = lb.run("status", "--json", env=env)
     assert (done.returncode, done.stderr) == (0, b"")
@@ -43,21 +43,21 @@ def status(lb: LoadBalancer, **env: str) -> dict[str, Any]:
     return found | {"wrong": [one for one in found["wrong"] if one["kind"] != "service"]}
 
 
-def kinds(lb: LoadBalancer) -> list[str]:
+def list_kinds(lb: LoadBalancer) -> list[str]:
     """What is wrong, by kind."""
-    return [one["kind"] for one in status(lb)["wrong"]]
+    return [one["kind"] for one in read_status(lb)["wrong"]]
 
 
 def test_a_fixed_failure_is_no_longer_shown() -> None:
     with LoadBalancer() as lb, Haproxy(lb):
         lb.join(member_line("web01", "127.0.0.11"))
-        good = status(lb)
+        good = read_status(lb)
         lb.text = lb.text.replace(b"balance ", b"balanse ")
         assert lb.run("apply").returncode == 4
-        broken, shown = status(lb), lb.run("status").stdout.decode()
+        broken, shown = read_status(lb), lb.run("status").stdout.decode()
         lb.text = lb.text.replace(b"balanse ", b"balance ")
         assert lb.run("apply").returncode == 0
-        fixed, below = status(lb), lb.run("status").stdout.decode()
+        fixed, below = read_status(lb), lb.run("status").stdout.decode()
 
     assert good["wrong"] == []
     [wrong] = broken["wrong"]
@@ -74,7 +74,7 @@ def test_a_fixed_failure_is_no_longer_shown() -> None:
 def test_a_failed_reload_is_shown_with_the_time_of_its_next_attempt() -> None:
     with LoadBalancer(roles=RELOADING.replace("haproxy:\n", "haproxy:\n  reload: ['false']\n")) as lb, Haproxy(lb):
         assert lb.join(member_line("web01", "127.0.0.11")).returncode == 5
-        found = status(lb)
+        found = read_status(lb)
         lines = lb.run("status").stdout.decode().splitlines()
         top = next(line for line in lines if not line.startswith("service: "))
 
@@ -91,17 +91,17 @@ def test_a_stopped_daemon_and_a_stopped_haproxy_are_on_top() -> None:
             with run_watch(lb):
                 lb.join(member_line("web01", "127.0.0.11"))
                 wait_until(lambda: lb.managed)
-                running = status(lb)
-            assert kinds(lb) == ["daemon", "sync"]
-        assert kinds(lb) == ["daemon", "sync", "haproxy"]
-        shown = Terminal([LBAGENT, "status"], lb.env, 80).end()[1]
+                running = read_status(lb)
+            assert list_kinds(lb) == ["daemon", "sync"]
+        assert list_kinds(lb) == ["daemon", "sync", "haproxy"]
+        shown = Terminal([LBAGENT, "status"], lb.env, 80).wait_for_end()[1]
 
     assert running["daemon"] == {"running": True, "needed": True}
     assert "daemon" not in [one["kind"] for one in running["wrong"]]
     assert shown.splitlines()[0].startswith("daemon   `lbagent watch` does not run; events are stored")
 
 
-def peer_counts(lb: LoadBalancer) -> tuple[int, ...]:
+def read_peer_metrics(lb: LoadBalancer) -> tuple[int, ...]:
     """The other load balancers in metrics.prom: expected, seen and differing."""
     text = (lb.state / "metrics.prom").read_text()
     found = dict(re.findall(r"^lbagent_peers_(\w+) (\d+)$", text, re.MULTILINE))
@@ -109,21 +109,21 @@ def peer_counts(lb: LoadBalancer) -> tuple[int, ...]:
 
 
 def test_the_other_load_balancer_has_a_row_with_its_lines_and_last_answer() -> None:
-    with pair() as (one, other):
+    with run_pair() as (one, other):
         for balancer in (one, other):
             balancer.lb.join(member_line("web01", "127.0.0.11"))
         assert one.run("sync").returncode in (0, 75)
-        equal, counts = status(one.lb), [peer_counts(one.lb)]
+        equal, counts = read_status(one.lb), [read_peer_metrics(one.lb)]
         shown = one.lb.run("status").stdout.decode()
         other.lb.join(member_line("web02", "127.0.0.12"))
         one.run("sync")
-        differing = status(one.lb)
-        counts.append(peer_counts(one.lb))
+        differing = read_status(one.lb)
+        counts.append(read_peer_metrics(one.lb))
         other.agent.kill()
         wait_until(lambda: one.agent.members()["lb02"] == "failed", 40)
         one.run("sync")
-        failed = status(one.lb)
-        counts.append(peer_counts(one.lb))
+        failed = read_status(one.lb)
+        counts.append(read_peer_metrics(one.lb))
 
     assert counts == [(1, 1, 0), (1, 1, 1), (1, 0, 1)]
     [peer] = equal["peers"]
@@ -146,7 +146,7 @@ def test_failing_syncs_are_on_top() -> None:
     with LoadBalancer() as lb, Haproxy(lb):
         lb.join(member_line("web01", "127.0.0.11"))
         lb.run("sync")
-        found = status(lb)
+        found = read_status(lb)
 
     assert [one["kind"] for one in found["wrong"]] == ["sync"]
     assert found["sync"]["failing"] is not None
@@ -173,4 +173,4 @@ def test_a_dry_run_records_nothing() -> None:
         subprocess.run([LBAGENT, "sync", "--dry-run"], env=lb.env, capture_output=True, check=False)
 
         assert sorted(path.name for path in lb.state.iterdir()) == before
-        assert kinds(lb) == []
+        assert list_kinds(lb) == []

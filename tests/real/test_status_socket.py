@@ -26,7 +26,7 @@ def lb() -> Iterator[LoadBalancer]:
         yield one
 
 
-def read(lb: LoadBalancer) -> dict[str, Any]:
+def read_socket(lb: LoadBalancer) -> dict[str, Any]:
     """The object, as a reader gets it."""
     with socket.socket(socket.AF_UNIX) as reader:
         reader.settimeout(20)
@@ -36,12 +36,12 @@ def read(lb: LoadBalancer) -> dict[str, Any]:
     return content
 
 
-def read_when(lb: LoadBalancer, wanted: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+def wait_for_status(lb: LoadBalancer, wanted: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
     """The first object of which `wanted` is true."""
 
     def look() -> dict[str, Any] | None:
         try:
-            found = read(lb)
+            found = read_socket(lb)
         except OSError:
             return None  # the daemon starts
         return found if wanted(found) else None
@@ -56,7 +56,7 @@ def test_a_reader_gets_status_history_and_metrics(lb: LoadBalancer) -> None:
         lb.join(WEB01)
         wait_until(lambda: lb.is_settled(lb.server("web01", "127.0.0.11")))
 
-        found = read_when(lb, lambda found: found["status"]["nodes"] and not found["busy"])
+        found = wait_for_status(lb, lambda found: found["status"]["nodes"] and not found["busy"])
         status = json.loads(lb.run("status", "--json").stdout)
 
     assert (found["version"], found["error"], found["name"]) == (1, None, os.uname().nodename)
@@ -72,7 +72,7 @@ def test_an_invalid_roles_yml_is_the_error_and_no_status(lb: LoadBalancer) -> No
     with run_watch(lb, LBAGENT_RUNTIME_DIR=str(lb.folder)):
         lb.roles.write_text("roles: [")
 
-        found = read_when(lb, lambda found: found["error"])
+        found = wait_for_status(lb, lambda found: found["error"])
 
     assert found["status"] is None
     assert found["error"].startswith(f"{lb.roles}:")
@@ -94,7 +94,7 @@ def test_readers_that_read_nothing_or_close_at_once_do_not_delay_others(lb: Load
             one.connect(str(lb.folder / "status.sock"))
         idle[0].close()
 
-        assert read(lb)["status"] is not None
+        assert read_socket(lb)["status"] is not None
 
         for one in idle:
             one.close()
@@ -107,7 +107,7 @@ def test_the_socket_of_a_daemon_that_was_killed_is_replaced(lb: LoadBalancer) ->
     assert (lb.folder / "status.sock").exists()
 
     with run_watch(lb, LBAGENT_RUNTIME_DIR=str(lb.folder)):
-        read_when(lb, lambda found: found["status"])
+        wait_for_status(lb, lambda found: found["status"])
 
 
 def test_the_daemon_works_without_a_runtime_directory(lb: LoadBalancer, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.helpers.pair import HANDLER, Balancer, join_both, pair
+from tests.helpers.pair import HANDLER, Balancer, join_both, run_pair
 from tests.helpers.real_programs import ROLES, Backend, Haproxy, LoadBalancer, SerfAgent, member_line, wait_until
 
 pytestmark = pytest.mark.real
@@ -30,7 +30,7 @@ TWO_ROLES = (
 
 
 @contextlib.contextmanager
-def webs(two: tuple[Balancer, Balancer], count: int) -> Iterator[list[SerfAgent]]:
+def run_web_nodes(two: tuple[Balancer, Balancer], count: int) -> Iterator[list[SerfAgent]]:
     """So many web nodes with their web servers, which both load balancers have."""
     with contextlib.ExitStack() as stack:
         for number in range(1, count + 1):
@@ -44,7 +44,10 @@ def webs(two: tuple[Balancer, Balancer], count: int) -> Iterator[list[SerfAgent]
 
 
 def test_a_load_balancer_that_was_down_ends_with_the_lines_of_the_other_one() -> None:
-    with pair(roles=TWO_ROLES) as (one, other), webs((one, other), 5) as (leaves, changes, by_tag, by_query, stays):
+    with (
+        run_pair(roles=TWO_ROLES) as (one, other),
+        run_web_nodes((one, other), 5) as (leaves, changes, by_tag, by_query, stays),
+    ):
         assert one.text == other.text
         one.agent.kill()
         leaves.leave()
@@ -70,7 +73,7 @@ def test_a_load_balancer_that_was_down_ends_with_the_lines_of_the_other_one() ->
         assert one.haproxy.find_serving() == {"web02", "web05"}
 
 
-def storm(dice: random.Random) -> list[tuple[str, bytes, dict[str, str]]]:
+def make_events(dice: random.Random) -> list[tuple[str, bytes, dict[str, str]]]:
     """120 events: joins, leaves, failures, updates, pauses and resumes on two clocks, of real nodes and of others."""
     nodes = [(f"web{number:02}", f"127.0.0.{10 + number}") for number in range(1, 13)]
     found: list[tuple[str, bytes, dict[str, str]]] = []
@@ -89,7 +92,7 @@ def storm(dice: random.Random) -> list[tuple[str, bytes, dict[str, str]]]:
     return found
 
 
-def hear(balancer: Balancer, events: list[tuple[str, bytes, dict[str, str]]], dice: random.Random) -> None:
+def handle_shuffled(balancer: Balancer, events: list[tuple[str, bytes, dict[str, str]]], dice: random.Random) -> None:
     """Handle the events in an order of its own, some in batches, some twice, with runs killed half-way."""
     events = [*events, *dice.sample(events, 30)]
     dice.shuffle(events)
@@ -109,10 +112,10 @@ def hear(balancer: Balancer, events: list[tuple[str, bytes, dict[str, str]]], di
 @pytest.mark.timeout(900)  # 300 runs of `lbagent handle`, one after another: minutes on a busy machine
 @pytest.mark.parametrize("seed", range(int(os.environ.get("LBAGENT_STORMS", "1"))))
 def test_the_same_events_in_any_order_end_with_the_same_lines(seed: int) -> None:
-    with pair(roles=TWO_ROLES) as two, webs(two, 6):
-        events = storm(random.Random(seed))
+    with run_pair(roles=TWO_ROLES) as two, run_web_nodes(two, 6):
+        events = make_events(random.Random(seed))
         for number, balancer in enumerate(two):
-            hear(balancer, events, random.Random(seed * 10 + number))
+            handle_shuffled(balancer, events, random.Random(seed * 10 + number))
 
         statuses = [balancer.run("sync", "--force").returncode for balancer in two]
 
@@ -147,7 +150,7 @@ def test_replayed_user_events_change_nothing() -> None:
 
 
 @contextlib.contextmanager
-def small_cluster() -> Iterator[tuple[LoadBalancer, SerfAgent, SerfAgent]]:
+def run_small_cluster() -> Iterator[tuple[LoadBalancer, SerfAgent, SerfAgent]]:
     """A load balancer without a running HAProxy, its agent, and a node that it has."""
     with (
         LoadBalancer() as lb,
@@ -160,7 +163,7 @@ def small_cluster() -> Iterator[tuple[LoadBalancer, SerfAgent, SerfAgent]]:
 
 
 def test_events_of_a_new_cluster_are_applied() -> None:
-    with small_cluster() as (lb, agent, web):
+    with run_small_cluster() as (lb, agent, web):
         for number in range(5):
             web.send_event("pause", f"web01 reason={number}")
         wait_until(lambda: lb.is_settled(OUT) and lb.members()["web01"]["last_commands"]["user"].ltime == 5)
@@ -177,7 +180,7 @@ def test_events_of_a_new_cluster_are_applied() -> None:
 
 
 def test_a_pause_by_query_and_a_resume_by_event_end_resumed() -> None:
-    with small_cluster() as (lb, agent, web):
+    with run_small_cluster() as (lb, agent, web):
         for number in range(3):
             agent.send_query("lbagent-status", str(number))  # the clock of queries is ahead
         web.send_query("pause", "web01", at=agent)
@@ -203,7 +206,7 @@ def test_a_pause_and_a_resume_at_the_same_ltime_end_paused() -> None:
 
 @pytest.mark.parametrize("peer", [False, True])
 def test_a_sync_that_sees_no_node_removes_nothing(peer: bool) -> None:  # noqa: FBT001
-    with pair() as (one, other), webs((one, other), 3):
+    with run_pair() as (one, other), run_web_nodes((one, other), 3):
         before, members = one.text, one.lb.members()
         one.agent.kill()
         other.agent.kill()
@@ -224,7 +227,7 @@ def test_a_sync_that_sees_no_node_removes_nothing(peer: bool) -> None:  # noqa: 
 
 
 def test_the_removal_of_a_whole_role_is_blocked_and_a_pause_still_works() -> None:
-    with pair(roles=TWO_ROLES) as two, webs(two, 3), SerfAgent("api01", "127.0.0.31", "api") as api:
+    with run_pair(roles=TWO_ROLES) as two, run_web_nodes(two, 3), SerfAgent("api01", "127.0.0.31", "api") as api:
         join_both(two, api)
         for balancer in two:
             wait_until(lambda haproxy=balancer.haproxy: haproxy.servers()["web01"] == "UP")  # type: ignore[misc]
@@ -249,7 +252,7 @@ def test_the_removal_of_a_whole_role_is_blocked_and_a_pause_still_works() -> Non
 
 
 def test_a_dry_run_shows_the_diff_and_changes_nothing() -> None:
-    with pair() as (one, other), webs((one, other), 2) as (_, leaving):
+    with run_pair() as (one, other), run_web_nodes((one, other), 2) as (_, leaving):
         one.agent.kill()
         leaving.leave()
         wait_until(lambda: other.agent.members()["web02"] == "left")
@@ -267,7 +270,7 @@ def test_a_dry_run_shows_the_diff_and_changes_nothing() -> None:
 
 
 def test_a_load_balancer_that_does_not_answer_with_its_pauses_is_reported() -> None:
-    with pair() as (one, other), webs((one, other), 1):
+    with run_pair() as (one, other), run_web_nodes((one, other), 1):
         other.agent.kill()
         wait_until(lambda: one.agent.members()["lb02"] == "failed", 40)
         with SerfAgent("lb03", "127.0.0.8", "lb") as mute:

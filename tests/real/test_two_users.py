@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.daemon import run_watch
-from tests.helpers.faults import insert_lines, only_line, spool_record
+from tests.helpers.faults import insert_lines, make_spool_record, read_only_line
 from tests.helpers.real_programs import LBAGENT, Haproxy, SerfAgent, member_line, wait_until
 from tests.helpers.two_users import HERE, SERF, TwoUserLoadBalancer, suspend
 
@@ -34,15 +34,15 @@ def lb() -> Iterator[TwoUserLoadBalancer]:
         yield made
 
 
-def one(lb: TwoUserLoadBalancer) -> str:
+def make_line(lb: TwoUserLoadBalancer) -> str:
     return lb.server("web01", "127.0.0.11")
 
 
-def bad(lb: TwoUserLoadBalancer) -> list[str]:
+def list_bad(lb: TwoUserLoadBalancer) -> list[str]:
     return [name.partition("-")[2] for name in sorted(os.listdir(lb.state / "spool/bad"))]
 
 
-def said(done: subprocess.CompletedProcess[bytes]) -> tuple[int, bytes, bytes]:
+def read_result(done: subprocess.CompletedProcess[bytes]) -> tuple[int, bytes, bytes]:
     return done.returncode, done.stdout, done.stderr
 
 
@@ -52,7 +52,7 @@ def said(done: subprocess.CompletedProcess[bytes]) -> tuple[int, bytes, bytes]:
 def test_serfs_user_writes_the_spool_and_nothing_else(lb: TwoUserLoadBalancer) -> None:
     with run_watch(lb):
         lb.join(WEB01)
-        wait_until(lambda: lb.is_settled(one(lb)))
+        wait_until(lambda: lb.is_settled(make_line(lb)))
         script = """
 import os, sys
 done = []
@@ -100,8 +100,8 @@ def test_a_collector_can_read_the_metrics_and_serfs_user_keeps_its_access(lb: Tw
     (lb.folder / "metrics.conf").write_text(f"{lines}\n")
     with run_watch(lb):
         subprocess.run(["systemd-tmpfiles", "--create", str(lb.folder / "metrics.conf")], check=True)
-        assert said(lb.join(WEB01)) == (0, b"", b"")
-        wait_until(lambda: lb.is_settled(one(lb)))
+        assert read_result(lb.join(WEB01)) == (0, b"", b"")
+        wait_until(lambda: lb.is_settled(make_line(lb)))
 
     readable = ["setpriv", f"--reuid={collector}", f"--regid={collector}", "--clear-groups", "sh", "-c"]
     script = 'cd "$1" && for name in *; do head -c1 "$name" > /dev/null 2>&1 && echo "$name"; done'
@@ -112,7 +112,7 @@ def test_a_collector_can_read_the_metrics_and_serfs_user_keeps_its_access(lb: Tw
 def test_serfs_user_cannot_hold_a_lock_of_root(lb: TwoUserLoadBalancer) -> None:
     with run_watch(lb):
         lb.join(WEB01)
-        wait_until(lambda: lb.is_settled(one(lb)))
+        wait_until(lambda: lb.is_settled(make_line(lb)))
 
         modes = {name: stat.S_IMODE((lb.state / name).stat().st_mode) for name in ("lock", "watch.lock")}
 
@@ -124,10 +124,10 @@ def test_serfs_user_cannot_hold_a_lock_of_root(lb: TwoUserLoadBalancer) -> None:
 
 def test_events_of_serfs_user_are_applied_by_watch(lb: TwoUserLoadBalancer) -> None:
     with run_watch(lb):
-        assert said(lb.join(WEB01, WEB02)) == (0, b"", b"")
+        assert read_result(lb.join(WEB01, WEB02)) == (0, b"", b"")
         wait_until(lambda: len(lb.managed) == 2 and lb.idle)
-        assert said(lb.leave(WEB02)) == (0, b"", b"")
-        wait_until(lambda: lb.is_settled(one(lb)))
+        assert read_result(lb.leave(WEB02)) == (0, b"", b"")
+        wait_until(lambda: lb.is_settled(make_line(lb)))
 
     assert [entry["why"] for entry in lb.history()] == ["member-join web01 and 1 more", "member-leave web02"]
 
@@ -135,15 +135,15 @@ def test_events_of_serfs_user_are_applied_by_watch(lb: TwoUserLoadBalancer) -> N
 def test_a_query_of_serfs_user_is_answered_with_its_result(lb: TwoUserLoadBalancer) -> None:
     with run_watch(lb):
         lb.join(WEB01)
-        wait_until(lambda: lb.is_settled(one(lb)))
+        wait_until(lambda: lb.is_settled(make_line(lb)))
 
         answers = [
-            said(lb.send_query("pause", "web01 reason=patches", 5)),
-            said(lb.send_query("pause", "web01 reason=patches", 6)),
-            said(lb.send_query("resume", "web01", 7)),
-            said(lb.send_query("pause", "nobody", 8)),
-            said(lb.send_query("resume", "no-body", 9)),
-            said(lb.send_query("lbagent-forget", "web01", 10)),
+            read_result(lb.send_query("pause", "web01 reason=patches", 5)),
+            read_result(lb.send_query("pause", "web01 reason=patches", 6)),
+            read_result(lb.send_query("resume", "web01", 7)),
+            read_result(lb.send_query("pause", "nobody", 8)),
+            read_result(lb.send_query("resume", "no-body", 9)),
+            read_result(lb.send_query("lbagent-forget", "web01", 10)),
         ]
 
         assert answers == [
@@ -153,13 +153,13 @@ def test_a_query_of_serfs_user_is_answered_with_its_result(lb: TwoUserLoadBalanc
                 *(b"unknown node, remembered\n", b"unknown node\n", b"refused: web01 is alive\n"),
             )
         ]
-        assert lb.managed == [one(lb)]
+        assert lb.managed == [make_line(lb)]
 
 
 def test_a_query_of_serfs_user_is_answered_with_the_reason_of_a_refusal(lb: TwoUserLoadBalancer) -> None:
     with run_watch(lb):
         lb.join(WEB01)
-        wait_until(lambda: lb.is_settled(one(lb)))
+        wait_until(lambda: lb.is_settled(make_line(lb)))
         lb.text = lb.text.replace(b"balance roundrobin", b"balanse roundrobin")
         wait_until(lambda: lb.idle)
 
@@ -185,7 +185,7 @@ def test_a_query_of_serfs_user_is_answered_that_roles_yml_is_refused(lb: TwoUser
 def test_a_status_query_of_serfs_user_is_answered(lb: TwoUserLoadBalancer) -> None:
     with run_watch(lb):
         lb.join(WEB01)
-        wait_until(lambda: lb.is_settled(one(lb)))
+        wait_until(lambda: lb.is_settled(make_line(lb)))
 
         words = lb.send_query("lbagent-status", "", 5).stdout.decode().split()
         pauses = lb.send_query("lbagent-status", "pauses", 6)
@@ -199,7 +199,7 @@ def test_a_status_query_of_serfs_user_is_answered(lb: TwoUserLoadBalancer) -> No
 def test_commands_of_an_operator_are_applied_too(lb: TwoUserLoadBalancer) -> None:
     with run_watch(lb):
         lb.join(WEB01)
-        wait_until(lambda: lb.is_settled(one(lb)))
+        wait_until(lambda: lb.is_settled(make_line(lb)))
 
         done = lb.run("pause", "web01")
 
@@ -214,7 +214,7 @@ def test_with_a_real_agent_a_query_is_answered_done(lb: TwoUserLoadBalancer) -> 
         SerfAgent("web01", "127.0.0.11", "web") as web,
     ):
         web.join(agent)
-        wait_until(lambda: lb.is_settled(one(lb)))
+        wait_until(lambda: lb.is_settled(make_line(lb)))
 
         answers = [agent.send_query("pause", "web01"), agent.send_query("resume", "web01")]
 
@@ -224,7 +224,7 @@ def test_with_a_real_agent_a_query_is_answered_done(lb: TwoUserLoadBalancer) -> 
 # --- without watch ------------------------------------------------------------------------------------------------
 
 
-def waits(lb: TwoUserLoadBalancer, watch: str) -> str:
+def format_warning(lb: TwoUserLoadBalancer, watch: str) -> str:
     return f"event stored but not applied: this user cannot write {lb.state}/lock and `lbagent watch` {watch}"
 
 
@@ -233,14 +233,14 @@ def test_without_watch_an_event_is_stored_and_reported_as_not_applied(lb: TwoUse
         pass  # has been here
     done = lb.join(WEB01)
 
-    assert (done.returncode, only_line(done)) == (75, waits(lb, "is not running; start it"))
+    assert (done.returncode, read_only_line(done)) == (75, format_warning(lb, "is not running; start it"))
     assert (lb.list_spool(), lb.managed) == (["1"], [])
     with run_watch(lb):
-        wait_until(lambda: lb.is_settled(one(lb)))
+        wait_until(lambda: lb.is_settled(make_line(lb)))
 
 
 def test_without_watch_a_query_is_answered_queued_at_once(lb: TwoUserLoadBalancer) -> None:
-    assert said(lb.send_query("pause", "web01", 5)) == (0, b"queued\n", b"")
+    assert read_result(lb.send_query("pause", "web01", 5)) == (0, b"queued\n", b"")
     assert lb.list_spool() == ["1"]
 
 
@@ -248,12 +248,12 @@ def test_a_watch_that_hangs_is_reported_after_five_seconds(lb: TwoUserLoadBalanc
     with run_watch(lb) as process:
         wait_until(lambda: lb.idle)
         with suspend(process):
-            assert said(lb.join(WEB01)) == (0, b"", b"")
+            assert read_result(lb.join(WEB01)) == (0, b"", b"")
             assert lb.run_as_serf("import os, time; os.utime('1', (time.time() - 6,) * 2)").returncode == 0
 
             done = lb.join(WEB02)
 
-            assert (done.returncode, only_line(done)) == (75, waits(lb, "hangs; restart it"))
+            assert (done.returncode, read_only_line(done)) == (75, format_warning(lb, "hangs; restart it"))
         wait_until(lambda: len(lb.managed) == 2 and lb.idle)
 
 
@@ -265,10 +265,10 @@ def test_a_long_run_is_not_reported_as_a_watch_that_hangs(lb: TwoUserLoadBalance
         lb.join(WEB02)
         assert lb.run_as_serf("import os, time; os.utime('1', (time.time() - 6,) * 2)").returncode == 0
 
-        assert said(lb.leave(WEB02)) == (0, b"", b"")
+        assert read_result(lb.leave(WEB02)) == (0, b"", b"")
 
         gate.touch()
-        wait_until(lambda: lb.is_settled(one(lb)))
+        wait_until(lambda: lb.is_settled(make_line(lb)))
 
 
 def test_commands_of_serfs_user_are_refused(lb: TwoUserLoadBalancer) -> None:
@@ -338,12 +338,12 @@ def victim(lb: TwoUserLoadBalancer) -> Path:
     return path
 
 
-def untouched(victim: Path) -> bool:
+def is_unchanged(victim: Path) -> bool:
     found = {path.name: (path.read_text(), path.lstat().st_nlink, path.lstat().st_uid) for path in victim.iterdir()}
     return found == {str(number): ("root's\n", 1, 0) for number in range(150)}
 
 
-def attacked(lb: TwoUserLoadBalancer, attack: str, victim: Path) -> None:
+def run_attack(lb: TwoUserLoadBalancer, attack: str, victim: Path) -> None:
     own = lb.folder / "own"
     own.mkdir(exist_ok=True)
     os.chown(own, SERF, SERF)
@@ -357,34 +357,34 @@ def test_a_spool_file_that_is_not_an_event_is_set_aside_and_changes_nothing(
     operator = lb.text
     with run_watch(lb) as process:
         lb.join(WEB01)
-        wait_until(lambda: lb.is_settled(one(lb)))
+        wait_until(lambda: lb.is_settled(make_line(lb)))
 
         aside = {}
         for name, attack in ATTACKS.items():
-            before = len(bad(lb))
-            attacked(lb, attack, victim)
+            before = len(list_bad(lb))
+            run_attack(lb, attack, victim)
             wait_until(lambda: lb.idle)
-            aside[name] = len(bad(lb)) - before
+            aside[name] = len(list_bad(lb)) - before
 
         assert aside == dict.fromkeys(ATTACKS, 1)
         assert lb.join(WEB02).returncode == 0
         wait_until(lambda: len(lb.managed) == 2 and lb.idle)
         assert process.poll() is None
-    assert lb.text == insert_lines(operator, [one(lb), lb.server("web02", "127.0.0.12")])
-    assert untouched(victim)
+    assert lb.text == insert_lines(operator, [make_line(lb), lb.server("web02", "127.0.0.12")])
+    assert is_unchanged(victim)
     assert victim.stat().st_mode & 0o777 == 0o755
 
 
 def test_links_to_files_of_root_are_removed_and_the_files_stay(lb: TwoUserLoadBalancer, victim: Path) -> None:
     # As Serf's user makes them where fs.protected_hardlinks is 0.
-    (victim / "0").write_bytes(spool_record("evil", "typed", b"web01", "pause"))
+    (victim / "0").write_bytes(make_spool_record("evil", "typed", b"web01", "pause"))
     os.link(victim / "0", lb.state / "spool/1")
     os.link(victim / "1", lb.state / "spool/2")
 
     with run_watch(lb):
-        wait_until(lambda: bad(lb) == ["1", "2"])
+        wait_until(lambda: list_bad(lb) == ["1", "2"])
 
-    assert (victim / "0").read_bytes() == spool_record("evil", "typed", b"web01", "pause")
+    assert (victim / "0").read_bytes() == make_spool_record("evil", "typed", b"web01", "pause")
     assert (victim / "1").read_text() == "root's\n"
     assert lb.managed == []
 
@@ -406,16 +406,16 @@ def test_a_folder_bad_created_by_serfs_user_leads_to_no_other_folder(
     # Before tmpfiles.d has made it, say.
     (lb.state / "spool/bad").rmdir()
 
-    attacked(lb, f"{attack}\nput('1', typed)", victim)
+    run_attack(lb, f"{attack}\nput('1', typed)", victim)
     with run_watch(lb):
         wait_until(lambda: lb.list_spool() == [])
         lb.join(WEB01)
-        wait_until(lambda: lb.is_settled(one(lb)))
+        wait_until(lambda: lb.is_settled(make_line(lb)))
 
     found = (lb.state / "spool/bad").lstat()
     assert (stat.S_ISDIR(found.st_mode), found.st_uid, found.st_mode & 0o022) == (True, 0, 0)
-    assert bad(lb) in (["1", "bad"], ["bad", "1"])
-    assert untouched(victim)
+    assert list_bad(lb) in (["1", "bad"], ["bad", "1"])
+    assert is_unchanged(victim)
 
 
 def test_a_spool_that_is_a_link_is_not_followed(lb: TwoUserLoadBalancer, victim: Path) -> None:
@@ -425,8 +425,8 @@ def test_a_spool_that_is_a_link_is_not_followed(lb: TwoUserLoadBalancer, victim:
 
     done = lb.run("apply")
 
-    assert (done.returncode, only_line(done)) == (1, f"{lb.state}/spool: Not a directory")
-    assert untouched(victim)
+    assert (done.returncode, read_only_line(done)) == (1, f"{lb.state}/spool: Not a directory")
+    assert is_unchanged(victim)
 
 
 def test_of_thousands_of_bad_files_the_newest_hundred_are_kept(lb: TwoUserLoadBalancer, victim: Path) -> None:
@@ -440,19 +440,19 @@ for number in range(1, 3001):
     else:
         os.symlink(victim, str(number))
 """
-    attacked(lb, attack, victim)
+    run_attack(lb, attack, victim)
 
     # Its thousands of lines are more than a pipe holds that nobody reads.
     with subprocess.Popen([LBAGENT, "watch"], env=lb.env, stderr=subprocess.DEVNULL) as watch:
         try:
             wait_until(lambda: len(lb.list_spool()) == 0, 90)
             assert lb.join(WEB01).returncode == 0
-            wait_until(lambda: lb.is_settled(one(lb)))
+            wait_until(lambda: lb.is_settled(make_line(lb)))
         finally:
             watch.terminate()
 
-    assert len(bad(lb)) == 100
-    assert untouched(victim)
+    assert len(list_bad(lb)) == 100
+    assert is_unchanged(victim)
 
 
 def test_a_very_deep_folder_is_set_aside_and_later_removed(lb: TwoUserLoadBalancer, victim: Path) -> None:
@@ -467,14 +467,14 @@ os.symlink(victim, "victim", dir_fd=here)
 for number in range(2, 110):
     put(str(number), typed)
 """
-    attacked(lb, attack, victim)
+    run_attack(lb, attack, victim)
 
     with run_watch(lb):
         lb.join(WEB01)
-        wait_until(lambda: lb.is_settled(one(lb)), 90)
+        wait_until(lambda: lb.is_settled(make_line(lb)), 90)
 
-    assert bad(lb) == [str(number) for number in range(10, 110)]
-    assert untouched(victim)
+    assert list_bad(lb) == [str(number) for number in range(10, 110)]
+    assert is_unchanged(victim)
 
 
 def test_files_that_change_while_they_are_read_do_no_harm(lb: TwoUserLoadBalancer, victim: Path) -> None:
@@ -503,22 +503,22 @@ for turn in itertools.count():
 """
     with run_watch(lb) as process:
         lb.join(WEB01)
-        attacker = threading.Thread(target=attacked, args=(lb, attack, victim))
+        attacker = threading.Thread(target=run_attack, args=(lb, attack, victim))
         attacker.start()
         attacker.join()
         assert lb.leave(WEB02).returncode in (0, 75)
 
-        wait_until(lambda: lb.is_settled(one(lb)), 60)
+        wait_until(lambda: lb.is_settled(make_line(lb)), 60)
         assert process.poll() is None
-    assert untouched(victim)
+    assert is_unchanged(victim)
 
 
 @pytest.mark.parametrize("at", ["999999999999999", "0", "253402300800000"])
 def test_a_forged_time_does_no_harm(lb: TwoUserLoadBalancer, victim: Path, at: str) -> None:
     with run_watch(lb):
         lb.join(WEB01)
-        wait_until(lambda: lb.is_settled(one(lb)))
-        attacked(lb, f"put('7', record('user', b'web01 for=2h', 'pause', '3', at={at!r}))", victim)
+        wait_until(lambda: lb.is_settled(make_line(lb)))
+        run_attack(lb, f"put('7', record('user', b'web01 for=2h', 'pause', '3', at={at!r}))", victim)
         wait_until(lambda: lb.list_spool() == [])
         wait_until(lambda: lb.idle)
 

@@ -30,7 +30,7 @@ def lb() -> Iterator[LoadBalancer]:
         yield one
 
 
-def one(lb: LoadBalancer) -> str:
+def make_line(lb: LoadBalancer) -> str:
     """The line of web01."""
     return lb.server("web01", "127.0.0.11")
 
@@ -44,7 +44,7 @@ def test_handle_only_stores_an_event_and_the_daemon_applies_it(lb: LoadBalancer)
         assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
         wait_until(lambda: lb.checks == 1)  # not by handle, which has ended
         gate.touch()
-        wait_until(lambda: lb.is_settled(one(lb)))
+        wait_until(lambda: lb.is_settled(make_line(lb)))
     assert [entry["why"] for entry in lb.history()] == ["member-join web01"]
 
 
@@ -69,7 +69,7 @@ def test_members_of_serf_are_applied_at_the_start(lb: LoadBalancer) -> None:
         wait_until(lambda: "web01" in agent.members())
 
         with run_watch(lb, SERF_RPC_ADDR=agent.rpc):
-            wait_until(lambda: lb.is_settled(one(lb)))
+            wait_until(lambda: lb.is_settled(make_line(lb)))
 
     assert [entry["why"] for entry in lb.history()] == ["sync: member-join web01"]
 
@@ -81,7 +81,7 @@ def test_a_node_of_a_real_agent_joins_and_leaves(lb: LoadBalancer) -> None:
         SerfAgent("web01", "127.0.0.11", "web") as web,
     ):
         web.join(agent)
-        wait_until(lambda: lb.is_settled(one(lb)))
+        wait_until(lambda: lb.is_settled(make_line(lb)))
         web.leave()
         wait_until(lb.is_settled)
 
@@ -99,7 +99,7 @@ def test_events_do_not_wait_for_another_load_balancer_to_answer(lb: LoadBalancer
 
             lb.join(WEB01)
 
-            wait_until(lambda: lb.is_settled(one(lb)))
+            wait_until(lambda: lb.is_settled(make_line(lb)))
             assert Path(f"/proc/{asked.read_text().split()[-1]}").exists()  # it still waits
 
 
@@ -124,32 +124,32 @@ def edit_in_steps(path: Path, content: str) -> None:
             time.sleep(0.05)
 
 
-def edit_by_a_gap(path: Path, content: str) -> None:
+def edit_by_deletion(path: Path, content: str) -> None:
     path.unlink()
     time.sleep(0.05)
     path.write_text(content)
 
 
-@pytest.mark.parametrize("edit", [edit_in_place, edit_by_rename, edit_in_steps, edit_by_a_gap])
+@pytest.mark.parametrize("edit", [edit_in_place, edit_by_rename, edit_in_steps, edit_by_deletion])
 def test_an_edit_of_roles_yml_is_applied(lb: LoadBalancer, edit: Callable[[Path, str], None]) -> None:
     with run_watch(lb):
         lb.join(WEB01)
-        wait_until(lambda: lb.is_settled(one(lb)))
+        wait_until(lambda: lb.is_settled(make_line(lb)))
 
         edit(lb.roles, lb.roles.read_text().replace("200ms", "300ms"))
 
-        wait_until(lambda: lb.is_settled(one(lb).replace("200ms", "300ms")))
+        wait_until(lambda: lb.is_settled(make_line(lb).replace("200ms", "300ms")))
 
 
-@pytest.mark.parametrize("edit", [edit_in_place, edit_by_rename, edit_in_steps, edit_by_a_gap])
+@pytest.mark.parametrize("edit", [edit_in_place, edit_by_rename, edit_in_steps, edit_by_deletion])
 def test_an_edit_of_haproxy_cfg_is_applied(lb: LoadBalancer, edit: Callable[[Path, str], None]) -> None:
     with run_watch(lb):
         lb.join(WEB01)
-        wait_until(lambda: lb.is_settled(one(lb)))
+        wait_until(lambda: lb.is_settled(make_line(lb)))
 
         edit(lb.cfg, lb.cfg.read_text() + "\nbackend second\n    # additional-lb-iis-server\n")
 
-        wait_until(lambda: lb.is_settled(one(lb), one(lb)))
+        wait_until(lambda: lb.is_settled(make_line(lb), make_line(lb)))
 
 
 def test_a_changed_link_is_an_edit(lb: LoadBalancer) -> None:
@@ -162,12 +162,12 @@ def test_a_changed_link_is_an_edit(lb: LoadBalancer) -> None:
     lb.roles.symlink_to("..data/roles.yml")
     with run_watch(lb):
         lb.join(WEB01)
-        wait_until(lambda: lb.is_settled(one(lb)))
+        wait_until(lambda: lb.is_settled(make_line(lb)))
 
         (lb.etc / "..next").symlink_to("..2")
         (lb.etc / "..next").rename(lb.etc / "..data")
 
-        wait_until(lambda: lb.is_settled(one(lb).replace("200ms", "300ms")))
+        wait_until(lambda: lb.is_settled(make_line(lb).replace("200ms", "300ms")))
 
 
 def test_the_daemon_waits_for_a_missing_folder(lb: LoadBalancer) -> None:
@@ -178,7 +178,7 @@ def test_the_daemon_waits_for_a_missing_folder(lb: LoadBalancer) -> None:
 
         lb.join(WEB01)
 
-        wait_until(lambda: lb.is_settled(one(lb)))
+        wait_until(lambda: lb.is_settled(make_line(lb)))
 
 
 # --- time ---------------------------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ def test_an_expired_pause_ends_by_itself(lb: LoadBalancer) -> None:
         lb.send_command("pause", "web01 for=3s", 1)
         wait_until(lambda: lb.is_settled("# lbagent paused web01 127.0.0.11 role=web"))
 
-        wait_until(lambda: lb.is_settled(one(lb)))
+        wait_until(lambda: lb.is_settled(make_line(lb)))
 
     assert lb.members()["web01"]["pause"] is None
 
@@ -207,7 +207,7 @@ def test_a_failed_run_is_tried_again(lb: LoadBalancer) -> None:
 
         lb.use_haproxy(lb.binary)
 
-        wait_until(lambda: lb.is_settled(one(lb)))
+        wait_until(lambda: lb.is_settled(make_line(lb)))
 
 
 # --- signals ------------------------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ def test_sigterm_lets_the_current_change_finish(lb: LoadBalancer) -> None:
         gate.touch()
 
         assert (under_way, process.wait(PATIENCE)) == (None, 0)
-        assert (lb.managed, lb.list_staged(), lb.history()[-1]["outcome"]) == ([one(lb)], [], "applied")
+        assert (lb.managed, lb.list_staged(), lb.history()[-1]["outcome"]) == ([make_line(lb)], [], "applied")
 
 
 def test_handle_applies_events_while_the_daemon_hangs(lb: LoadBalancer) -> None:
@@ -238,7 +238,7 @@ def test_handle_applies_events_while_the_daemon_hangs(lb: LoadBalancer) -> None:
         lb.join(WEB02)
 
         assert at_once == []
-        assert lb.managed == [one(lb), lb.server("web02", "127.0.0.12")]
+        assert lb.managed == [make_line(lb), lb.server("web02", "127.0.0.12")]
         process.send_signal(signal.SIGCONT)
         lb.leave(WEB01)
         wait_until(lambda: lb.is_settled(lb.server("web02", "127.0.0.12")))
@@ -255,7 +255,7 @@ def test_sighup_makes_the_daemon_read_everything_again(lb: LoadBalancer) -> None
 
         process.send_signal(signal.SIGHUP)
 
-        wait_until(lambda: lb.is_settled(one(lb)))
+        wait_until(lambda: lb.is_settled(make_line(lb)))
 
 
 def test_a_second_daemon_refuses_to_start(lb: LoadBalancer) -> None:
@@ -340,7 +340,7 @@ def test_a_burst_takes_one_reload_per_interval_and_is_applied_completely() -> No
         wait_until(lambda: not any(line.startswith("#") for line in lb.managed) and lb.idle)
         wait_until(lambda: haproxy.servers().keys() == {f"web{number:02}" for number in range(1, 21)})
 
-        wait_until(lambda: (lb.served() or {})["digest"] == digest_of(lb))
+        wait_until(lambda: (lb.served() or {})["digest"] == compute_digest(lb))
         assert 1 <= haproxy.reloads()[0] - before <= took / 2 + 2
 
 
@@ -349,15 +349,15 @@ def test_a_change_without_a_reload_does_not_wait_for_one(lb: LoadBalancer) -> No
         before = lb.history()
         for number in range(1, 6):
             lb.join(member_line(f"web{number:02}", f"127.0.1.{number}"))
-            wait_until(functools.partial(_has, lb, number))
+            wait_until(functools.partial(_has_applied, lb, number))
 
     assert [entry["reloaded"] for entry in lb.history()[len(before) :]] == [False] * 5
 
 
-def _has(lb: LoadBalancer, count: int) -> bool:
+def _has_applied(lb: LoadBalancer, count: int) -> bool:
     return len(lb.managed) == count and lb.idle
 
 
-def digest_of(lb: LoadBalancer) -> str:
+def compute_digest(lb: LoadBalancer) -> str:
     """The digest of the managed lines as they stand."""
     return Document([("", lb.text.decode())]).compute_digest()

@@ -32,13 +32,13 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def last(lb: LoadBalancer) -> dict[str, object]:
+def read_last_json(lb: LoadBalancer) -> dict[str, object]:
     """last.json, or nothing."""
     path = lb.state / "last.json"
     return json.loads(path.read_bytes()) if path.exists() else {}
 
 
-def metric(lb: LoadBalancer, name: str) -> str | None:
+def read_metric(lb: LoadBalancer, name: str) -> str | None:
     """The value of a metric without labels."""
     found = re.search(rf"^{name} (\S+)$", (lb.state / "metrics.prom").read_text(), re.MULTILINE)
     return found and found[1]
@@ -69,34 +69,34 @@ def test_a_new_token_in_serf_env_is_used_at_once(guarded: tuple[LoadBalancer, Se
     lb, agent = guarded
     write_env(lb, agent, "wrong")
     with Haproxy(lb), run_watch(lb, SERF_RPC_ADDR=""):
-        wait_until(lambda: last(lb).get("sync_failing"))
-        assert (metric(lb, "lbagent_last_sync_success"), metric(lb, "lbagent_daemon_running")) == ("0", "1")
-        assert "authenticat" in str(last(lb)["sync_words"])
+        wait_until(lambda: read_last_json(lb).get("sync_failing"))
+        assert (read_metric(lb, "lbagent_last_sync_success"), read_metric(lb, "lbagent_daemon_running")) == ("0", "1")
+        assert "authenticat" in str(read_last_json(lb)["sync_words"])
 
         write_env(lb, agent, "right")
 
-        wait_until(lambda: last(lb).get("sync"))
-        assert (last(lb)["sync_failing"], metric(lb, "lbagent_last_sync_success")) == (None, "1")
-        synced = last(lb)["sync"]
+        wait_until(lambda: read_last_json(lb).get("sync"))
+        assert (read_last_json(lb)["sync_failing"], read_metric(lb, "lbagent_last_sync_success")) == (None, "1")
+        synced = read_last_json(lb)["sync"]
         write_env(lb, agent, "stale")
-        wait_until(lambda: last(lb).get("sync_failing"))
-        assert last(lb)["sync"] == synced
+        wait_until(lambda: read_last_json(lb).get("sync_failing"))
+        assert read_last_json(lb)["sync"] == synced
 
-    assert metric(lb, "lbagent_daemon_running") == "0"
+    assert read_metric(lb, "lbagent_daemon_running") == "0"
 
 
 def test_only_runs_of_the_daemon_are_its_heartbeat(guarded: tuple[LoadBalancer, SerfAgent]) -> None:
     lb, _ = guarded
     heartbeat = "lbagent_daemon_heartbeat_timestamp_seconds"
     lb.join(member_line("web01", "127.0.0.11"))
-    before = metric(lb, heartbeat)
+    before = read_metric(lb, heartbeat)
     with run_watch(lb, SERF_RPC_ADDR=""):
-        wait_until(lambda: metric(lb, heartbeat))
-    (lb.state / "last.json").write_text(json.dumps({**last(lb), "heartbeat": 1_700_000_000}))
+        wait_until(lambda: read_metric(lb, heartbeat))
+    (lb.state / "last.json").write_text(json.dumps({**read_last_json(lb), "heartbeat": 1_700_000_000}))
 
     lb.run("apply")
 
-    assert (before, metric(lb, heartbeat)) == (None, "1700000000")
+    assert (before, read_metric(lb, heartbeat)) == (None, "1700000000")
 
 
 def test_an_empty_new_cluster_is_not_a_failure(guarded: tuple[LoadBalancer, SerfAgent]) -> None:
@@ -124,9 +124,9 @@ class Journal:
         self.entries: list[dict[str, str]] = []
         self.syslog: list[str] = []
         self._folder = folder
-        self._sockets = [self._listen("journal", self._entry), self._listen("log", self._line)]
+        self._sockets = [self._listen("journal", self._add_entry), self._listen("log", self._add_line)]
 
-    def command(self, *words: object) -> list[str]:
+    def make_command(self, *words: object) -> list[str]:
         """The command line that runs these words there."""
         devices = "null zero random urandom tty ptmx"
         script = f"""
@@ -158,10 +158,10 @@ class Journal:
         threading.Thread(target=listen, daemon=True).start()
         return one
 
-    def _entry(self, said: str) -> None:
+    def _add_entry(self, said: str) -> None:
         self.entries.append(dict(line.partition("=")[::2] for line in said.splitlines()))
 
-    def _line(self, said: str) -> None:
+    def _add_line(self, said: str) -> None:
         self.syslog.append(said.partition("]: ")[2].rstrip("\0"))
 
 
@@ -175,14 +175,16 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
     one.close()
 
 
-def run(lb: LoadBalancer, journal: Journal, *words: str, service: bool = False) -> subprocess.CompletedProcess[bytes]:
+def run_lbagent(
+    lb: LoadBalancer, journal: Journal, *words: str, service: bool = False
+) -> subprocess.CompletedProcess[bytes]:
     """Run `lbagent` there; as a `service`, its stderr is the journal's."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         found = os.fstat(theirs.fileno())
         env = {**lb.env, **({"JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"} if service else {})}
         stderr = theirs.fileno() if service else subprocess.PIPE
-        argv = journal.command(LBAGENT, *words)
+        argv = journal.make_command(LBAGENT, *words)
         done = subprocess.run(argv, env=env, stdout=subprocess.PIPE, stderr=stderr, check=False)
         if service:
             theirs.shutdown(socket.SHUT_RDWR)
@@ -194,7 +196,7 @@ def test_a_service_logs_each_thing_once_with_fields(journal: Journal) -> None:
     with LoadBalancer() as lb:
         lb.join(member_line("web01", "127.0.0.11"))
         lb.text = lb.text.replace(b"balance ", b"balanse ")
-        done = run(lb, journal, "apply", service=True)
+        done = run_lbagent(lb, journal, "apply", service=True)
 
         assert (done.returncode, done.stderr, journal.syslog) == (4, b"", [])
         wait_until(lambda: journal.entries)
@@ -207,7 +209,7 @@ def test_a_run_of_a_user_logs_to_stderr_and_once_to_syslog(journal: Journal) -> 
     with LoadBalancer() as lb:
         lb.join(member_line("web01", "127.0.0.11"))
         lb.text = lb.text.replace(b"balance ", b"balanse ")
-        done = run(lb, journal, "apply")
+        done = run_lbagent(lb, journal, "apply")
 
         assert done.returncode == 4
         wait_until(lambda: journal.syslog)
@@ -223,8 +225,8 @@ def test_a_command_that_changes_nothing_writes_no_journal(journal: Journal, word
         trial = lb.folder / "trial.yml"
         trial.write_text(lb.roles.read_text().replace("port:", "prot:"))
         for given in ([], ["--roles", str(trial)]):
-            run(lb, journal, *words, *given)
-        run(lb, journal, "apply")  # which does, so that all before it has arrived
+            run_lbagent(lb, journal, *words, *given)
+        run_lbagent(lb, journal, "apply")  # which does, so that all before it has arrived
 
         wait_until(lambda: journal.syslog)
         assert len(journal.syslog) == 1

@@ -45,7 +45,7 @@ def lb() -> Iterator[LoadBalancer]:
         yield one
 
 
-def spending(process: subprocess.Popen[bytes]) -> Callable[[], int]:
+def measure_cpu_time(process: subprocess.Popen[bytes]) -> Callable[[], int]:
     """Tells how many hundredths of a second it and its children have computed since now."""
     fields = Path(f"/proc/{process.pid}/stat")
 
@@ -57,7 +57,7 @@ def spending(process: subprocess.Popen[bytes]) -> Callable[[], int]:
     return lambda: ticks() - before
 
 
-def spoil(lb: LoadBalancer) -> str:
+def damage_roles(lb: LoadBalancer) -> str:
     """A typing error in roles.yml; returns what stood there."""
     good = lb.roles.read_text()
     lb.roles.write_text(f"{good}\nnonsense: [\n")
@@ -68,9 +68,9 @@ def test_a_pause_that_ends_while_roles_yml_is_refused_does_not_keep_the_daemon_b
     lb.join(WEB01)
     lb.send_command("pause", "web01 for=4s", 1)
     with run_watch(lb) as daemon:
-        good = spoil(lb)
+        good = damage_roles(lb)
         time.sleep(6)
-        spent = spending(daemon)
+        spent = measure_cpu_time(daemon)
         time.sleep(_AWHILE)
         assert spent() < 50  # without end it would be 150 and more
         assert lb.managed == ["# lbagent paused web01 127.0.0.11 role=web"]
@@ -112,7 +112,7 @@ def test_an_edit_during_a_run_is_applied(lb: LoadBalancer) -> None:
 
 def test_a_refused_roles_yml_does_not_end_the_daemon_where_serf_answers(lb: LoadBalancer) -> None:
     with SerfAgent("lb01", "127.0.0.5", "lb") as agent, run_watch(lb, SERF_RPC_ADDR=agent.rpc) as daemon:
-        good = spoil(lb)
+        good = damage_roles(lb)
         time.sleep(1)
         daemon.send_signal(signal.SIGHUP)  # a sync is due
         time.sleep(2)

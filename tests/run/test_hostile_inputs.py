@@ -77,4 +77,4 @@ def test_a_file_that_is_not_regular_blocks_no_run(tmp_path: Path, name: str, kin
     if name in ("haproxy.cfg", "roles.yml"):
         assert done.status in (1, 2)
         assert str(path.resolve() if kind == "device" and name == "haproxy.cfg" else path) in done.err
-        assert stage.list_spool == (["1"] if name == "roles.yml" else [])
+        assert stage.spool_files == (["1"] if name == "roles.yml" else [])

@@ -13,7 +13,7 @@ import pytest
 
 import lbagent.web
 from tests.helpers.daemon import run_watch
-from tests.helpers.pair import Balancer, join_both, pair
+from tests.helpers.pair import Balancer, join_both, run_pair
 from tests.helpers.real_programs import SerfAgent, wait_until
 from tests.helpers.web_page import USER, WebPage
 
@@ -31,7 +31,7 @@ class Site(NamedTuple):
 def site() -> Iterator[Site]:
     """Everything runs, and both load balancers have both nodes."""
     with contextlib.ExitStack() as stack:
-        two = stack.enter_context(pair())
+        two = stack.enter_context(run_pair())
         nodes = [stack.enter_context(SerfAgent(f"web0{one}", f"127.0.0.1{one}", "web")) for one in (1, 2)]
         join_both(two, *nodes)
         pages: list[WebPage] = []

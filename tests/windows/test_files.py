@@ -26,14 +26,14 @@ PAGE = (HERE / "docs" / "reference" / "windows.md").read_text(encoding="utf-8")
 named = pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 
 
-def lines(script: Path) -> list[str]:
+def read_lines(script: Path) -> list[str]:
     """The lines of a script."""
     return script.read_bytes().decode("ascii").split("\r\n")
 
 
-def commands(script: Path) -> list[str]:
+def read_commands(script: Path) -> list[str]:
     """The lines that do something: no comments, no empty ones."""
-    return [line.strip() for line in lines(script) if line.strip() and not line.strip().lower().startswith("rem")]
+    return [line.strip() for line in read_lines(script) if line.strip() and not line.strip().lower().startswith("rem")]
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.iterdir()), ids=lambda path: path.name)
@@ -59,7 +59,7 @@ def test_crlf_survives_a_clone(tmp_path: Path) -> None:
 
 @named
 def test_a_script_has_echo_off_and_local_variables(script: Path) -> None:
-    first, *others = commands(script)
+    first, *others = read_commands(script)
 
     assert first == "@echo off"
     if script.name != "common.bat":  # what it sets is for who calls it
@@ -68,8 +68,8 @@ def test_a_script_has_echo_off_and_local_variables(script: Path) -> None:
 
 @named
 def test_delayed_expansion_is_not_used(script: Path) -> None:
-    assert not any("EnableDelayedExpansion" in line for line in commands(script))
-    assert not re.search(r"!\w+!", "\n".join(commands(script)))
+    assert not any("EnableDelayedExpansion" in line for line in read_commands(script))
+    assert not re.search(r"!\w+!", "\n".join(read_commands(script)))
 
 
 @named
@@ -79,7 +79,7 @@ def test_every_variable_is_quoted(script: Path) -> None:
     A number that the script itself has counted may stand bare, where cmd.exe wants one.
     """
     counted = {"%ELAPSED%", "%LIMIT%", "%LEFT%", "%SESSIONS%", "%MINUTES%", "%UNTIL%", "%RC%", "%ERRORLEVEL%"}
-    for line in commands(script):
+    for line in read_commands(script):
         outside = re.sub(r'"[^"]*"', '""', re.sub(r'%(\w+):"=\??%|%%', r"\1", line))
         found = re.findall(r"%(?:~\w*\d|[A-Za-z_]+(?::[^%]*)?%)", outside)
         assert set(found) <= counted or line == "goto %~1", line
@@ -88,7 +88,7 @@ def test_every_variable_is_quoted(script: Path) -> None:
 @pytest.mark.parametrize("name", ["NAME", "ROLE", "TAGGED", "WORDS", "LB"])
 def test_output_of_serf_loses_its_quotes_before_it_is_used(name: str) -> None:
     """In quotes anything is safe but a quote: of a node called `x"&calc&"`, `set "LB=%LB:~4%"` would run the middle."""
-    text = "\n".join(commands(FOLDER / "common.bat"))
+    text = "\n".join(read_commands(FOLDER / "common.bat"))
 
     heard = re.findall(rf'set "{name}=%%[a-c]"(?:.|\n)*?(%{name}\b..)', text)
 
@@ -97,14 +97,14 @@ def test_output_of_serf_loses_its_quotes_before_it_is_used(name: str) -> None:
 
 @named
 def test_arguments_are_read_without_their_quotes(script: Path) -> None:
-    for line in commands(script):
+    for line in read_commands(script):
         assert not re.search(r"(?<!%)%\d", line), line
         assert "%*" not in line, line
 
 
 @named
 def test_every_path_through_a_script_ends_with_an_exit_status(script: Path) -> None:
-    said = commands(script)
+    said = read_commands(script)
 
     assert re.fullmatch(r"exit /b( \S+)?", said[-1])
     assert not any(re.search(r"\bexit(?! /b)\b(?!s)", line) for line in said if not line.startswith("echo")), (
@@ -115,18 +115,18 @@ def test_every_path_through_a_script_ends_with_an_exit_status(script: Path) -> N
 
 @named
 def test_a_comment_contains_nothing_that_cmd_would_interpret(script: Path) -> None:
-    comments = [line for line in lines(script) if line.strip().startswith("rem")]
+    comments = [line for line in read_lines(script) if line.strip().startswith("rem")]
 
     assert [line for line in comments if re.search(r"[&|<>^%]", line)] == []
 
 
 @named
 def test_every_label_of_a_goto_exists_once(script: Path) -> None:
-    text = "\n".join(commands(script))
+    text = "\n".join(read_commands(script))
     labels = re.findall(r"^:(\w+)$", text, re.MULTILINE)
     called = re.findall(r"\b(?:goto|call) :?(\w+)", text)
     parts = re.findall(r'call "%~dp0common\.bat" (\w+)', text)
-    common = re.findall(r"^:(\w+)$", "\n".join(commands(FOLDER / "common.bat")), re.MULTILINE)
+    common = re.findall(r"^:(\w+)$", "\n".join(read_commands(FOLDER / "common.bat")), re.MULTILINE)
 
     assert len(labels) == len(set(labels))
     assert set(called) <= set(labels)
@@ -136,18 +136,18 @@ def test_every_label_of_a_goto_exists_once(script: Path) -> None:
 @named
 def test_a_line_is_not_longer_than_the_limit_of_cmd(script: Path) -> None:
     """A label that crosses one of cmd.exe's blocks of 512 bytes is found all the same where lines end with CRLF."""
-    assert max(map(len, lines(script))) < 512
+    assert max(map(len, read_lines(script))) < 512
 
 
 @named
 def test_no_script_searches_for_text_of_one_windows_language(script: Path) -> None:
     for word in ("findstr", "ipconfig", "wmic", "powershell", "%DATE%", "%TIME%", "%COMPUTERNAME%", "timeout /"):
-        assert not any(word in line for line in commands(script)), word
+        assert not any(word in line for line in read_commands(script)), word
 
 
 @pytest.mark.parametrize("script", [path for path in SCRIPTS if path.name not in CALLED], ids=lambda path: path.name)
 def test_every_script_has_a_usage_with_its_exit_statuses(script: Path) -> None:
-    text = "\n".join(lines(script))
+    text = "\n".join(read_lines(script))
     usage = text.partition(":usage\n")[2]
 
     told = set(re.findall(r"^echo   (\d)  ", usage, re.MULTILINE))
@@ -258,7 +258,7 @@ def test_winsw_stops_the_agent_with_a_leave_and_waits_for_it() -> None:
 
 @pytest.mark.parametrize("part", ["task", "winsw", "nssm"])
 def test_uninstall_continues_where_the_service_was_removed_by_hand(part: str) -> None:
-    said = commands(FOLDER / "uninstall.bat")
+    said = read_commands(FOLDER / "uninstall.bat")
     at = said.index(f":{part}")
 
     removed, look = '"%ERRORLEVEL%"=="0" exit /b 0', 'if "%ERRORLEVEL%"=="0" set "RC=1"'
@@ -268,14 +268,14 @@ def test_uninstall_continues_where_the_service_was_removed_by_hand(part: str) ->
 
 def test_a_leave_without_permission_does_not_prevent_a_restart() -> None:
     """`left` is there before the agent is asked, so that whoever starts it again cannot miss it."""
-    said = commands(FOLDER / "leave-cluster.bat")
+    said = read_commands(FOLDER / "leave-cluster.bat")
 
     assert said[said.index(":not_allowed") + 1] == 'if exist "%DATA%\\left" del /q "%DATA%\\left"'
 
 
 def test_nssm_gives_serf_time_to_leave_and_restarts_it() -> None:
     settings = re.findall(
-        r'^"%NSSM%" set serf (\S+) (.*) >nul$', "\n".join(commands(FOLDER / "serf-nssm.bat")), re.MULTILINE
+        r'^"%NSSM%" set serf (\S+) (.*) >nul$', "\n".join(read_commands(FOLDER / "serf-nssm.bat")), re.MULTILINE
     )
 
     assert {key: value for key, value in settings if key in ("AppStopMethodConsole", "AppExit", "AppRestartDelay")} == {
@@ -286,7 +286,7 @@ def test_nssm_gives_serf_time_to_leave_and_restarts_it() -> None:
 
 
 def test_an_ipv6_address_that_serf_rejects_is_refused() -> None:
-    text = "\n".join(commands(FOLDER / "install.bat"))
+    text = "\n".join(read_commands(FOLDER / "install.bat"))
     looks = 'if not defined DOTTED if not "%ADDRESS:~0,1%"=="[" set "WRONG='
 
     assert text.index('set "WRONG="') < text.index('"tokens=2 delims=." %%x in ("%ADDRESS%")') < text.index(looks)
@@ -295,7 +295,7 @@ def test_an_ipv6_address_that_serf_rejects_is_refused() -> None:
 
 def test_every_variable_of_the_scripts_is_documented() -> None:
     asked = {
-        name for script in SCRIPTS for name in re.findall(r"if defined (LBAGENT_\w+)", "\n".join(commands(script)))
+        name for script in SCRIPTS for name in re.findall(r"if defined (LBAGENT_\w+)", "\n".join(read_commands(script)))
     }
 
     assert asked
