@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.real_programs import Haproxy, LoadBalancer, binaries, member_line
+from tests.helpers.real_programs import Haproxy, LoadBalancer, member_line
 
 EXAMPLE = Path(__file__).resolve().parent.parent.parent / "examples" / "spark-ha"
 PAGE = (EXAMPLE / "spark-503.http").read_bytes().partition(b"\r\n\r\n")[2].decode()
@@ -78,13 +78,6 @@ def read_example(lb: LoadBalancer, name: str) -> str:
     found = (EXAMPLE / name).read_text(encoding="utf-8").replace("10.0.0.", "127.0.0.")
     found = found.replace("bind :80", f"bind 127.0.0.1:{lb.front}").replace("/run/haproxy/admin.sock", str(lb.socket))
     return found.replace("    user haproxy\n    group haproxy\n", "")
-
-
-@pytest.fixture(params=list(binaries().values()), ids=list(binaries()))
-def binary(request: pytest.FixtureRequest) -> Path:
-    """Each HAProxy there is."""
-    found: Path = request.param
-    return found
 
 
 @contextlib.contextmanager

@@ -169,7 +169,7 @@ def list_files(folder: Path) -> dict[str, tuple[int, int, int]]:
 
 
 @pytest.fixture
-def setup(tmp_path: Path) -> Path:
+def setup_script(tmp_path: Path) -> Path:
     """The script, finding its template in the checkout."""
     path = tmp_path / "setup"
     path.write_text(
@@ -179,8 +179,8 @@ def setup(tmp_path: Path) -> Path:
     return path
 
 
-def run_setup(setup: Path, root: Path, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    command = [str(setup), "--root", str(root), *words]
+def run_setup(setup_script: Path, root: Path, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    command = [str(setup_script), "--root", str(root), *words]
     return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -207,12 +207,12 @@ NEXT = [
 
 
 @serf
-def test_two_load_balancers_have_the_same_key_and_different_tokens(setup: Path, tmp_path: Path) -> None:
+def test_two_load_balancers_have_the_same_key_and_different_tokens(setup_script: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
 
-    first = run_setup(setup, one, "--node", "lb01", "10.0.0.1", "10.0.0.2")
+    first = run_setup(setup_script, one, "--node", "lb01", "10.0.0.1", "10.0.0.2")
     key = (one / "etc/serf/lbagent.json").read_text()
-    second = run_setup(setup, two, "--node", "lb02", "--key-from", "-", "10.0.0.2", "10.0.0.1", stdin=key)
+    second = run_setup(setup_script, two, "--node", "lb02", "--key-from", "-", "10.0.0.2", "10.0.0.1", stdin=key)
 
     assert (first.returncode, second.returncode, first.stderr, second.stderr) == (0, 0, "", "")
     mine, other = read_agent_settings(one), read_agent_settings(two)
@@ -229,8 +229,8 @@ def test_two_load_balancers_have_the_same_key_and_different_tokens(setup: Path, 
 
 
 @serf
-def test_an_ipv6_address_is_written_in_brackets(setup: Path, tmp_path: Path) -> None:
-    done = run_setup(setup, tmp_path / "r", "--node", "lb01", "fd00::11", "fd00::12")
+def test_an_ipv6_address_is_written_in_brackets(setup_script: Path, tmp_path: Path) -> None:
+    done = run_setup(setup_script, tmp_path / "r", "--node", "lb01", "fd00::11", "fd00::12")
 
     assert (done.returncode, done.stderr) == (0, "")
     assert (read_agent_settings(tmp_path / "r")["bind"], read_agent_settings(tmp_path / "r")["retry_join"]) == (
@@ -240,13 +240,13 @@ def test_an_ipv6_address_is_written_in_brackets(setup: Path, tmp_path: Path) -> 
 
 
 @serf
-def test_a_second_run_keeps_everything(setup: Path, tmp_path: Path) -> None:
+def test_a_second_run_keeps_everything(setup_script: Path, tmp_path: Path) -> None:
     words = ("--node", "lb01", "10.0.0.1", "10.0.0.2")
-    first = run_setup(setup, tmp_path / "r", *words)
+    first = run_setup(setup_script, tmp_path / "r", *words)
     before = {path: path.read_text() for path in (tmp_path / "r").rglob("*") if path.is_file()}
 
     for given in (words, words[2:]):
-        done = run_setup(setup, tmp_path / "r", *given)
+        done = run_setup(setup_script, tmp_path / "r", *given)
 
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.splitlines() == [*(f"kept {tmp_path}/r{name}" for name in (JSON, DROP_IN)), *NEXT]
@@ -270,15 +270,15 @@ def test_a_second_run_keeps_everything(setup: Path, tmp_path: Path) -> None:
     ],
 )
 def test_other_values_are_refused_and_written_with_replace(
-    setup: Path, tmp_path: Path, words: tuple[str, ...], stdin: str, said: str
+    setup_script: Path, tmp_path: Path, words: tuple[str, ...], stdin: str, said: str
 ) -> None:
     root = tmp_path / "r"
-    run_setup(setup, root, "--node", "lb01", "10.0.0.1", "10.0.0.2")
+    run_setup(setup_script, root, "--node", "lb01", "10.0.0.1", "10.0.0.2")
     before = read_agent_settings(root)
 
-    refused = run_setup(setup, root, *words, stdin=stdin)
+    refused = run_setup(setup_script, root, *words, stdin=stdin)
     kept = read_agent_settings(root)
-    done = run_setup(setup, root, "--replace", *words, stdin=stdin)
+    done = run_setup(setup_script, root, "--replace", *words, stdin=stdin)
     after = read_agent_settings(root)
 
     why = (
@@ -295,13 +295,13 @@ def test_other_values_are_refused_and_written_with_replace(
 
 
 @serf
-def test_the_second_load_balancer_is_set_up_by_the_bundle_of_the_first(setup: Path, tmp_path: Path) -> None:
+def test_the_second_load_balancer_is_set_up_by_the_bundle_of_the_first(setup_script: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    first = run_setup(setup, one, "--node", "lb01", "10.0.0.1", "10.0.0.2")
+    first = run_setup(setup_script, one, "--node", "lb01", "10.0.0.1", "10.0.0.2")
     bundle = one / "etc/lbagent/peer.bundle"
 
-    second = run_setup(setup, two, "--node", "lb02", "--bundle", "-", stdin=bundle.read_text())
-    again = run_setup(setup, two, "--bundle", str(bundle))
+    second = run_setup(setup_script, two, "--node", "lb02", "--bundle", "-", stdin=bundle.read_text())
+    again = run_setup(setup_script, two, "--bundle", str(bundle))
 
     assert (second.returncode, second.stderr, again.returncode) == (0, "", 0)
     assert bundle.stat().st_mode & 0o777 == 0o600
@@ -317,14 +317,14 @@ def test_the_second_load_balancer_is_set_up_by_the_bundle_of_the_first(setup: Pa
 
 
 @serf
-def test_a_single_load_balancer_has_no_bundle_until_a_second_one_is_given(setup: Path, tmp_path: Path) -> None:
+def test_a_single_load_balancer_has_no_bundle_until_a_second_one_is_given(setup_script: Path, tmp_path: Path) -> None:
     root = tmp_path / "r"
-    alone = run_setup(setup, root, "--node", "lb01", "10.0.0.1")
+    alone = run_setup(setup_script, root, "--node", "lb01", "10.0.0.1")
     joins, bundle = read_agent_settings(root)["retry_join"], (root / "etc/lbagent/peer.bundle").exists()
     key = read_agent_settings(root)["encrypt_key"]
 
-    again = run_setup(setup, root, "10.0.0.1")
-    two = run_setup(setup, root, "--replace", "10.0.0.1", "10.0.0.2")
+    again = run_setup(setup_script, root, "10.0.0.1")
+    two = run_setup(setup_script, root, "--replace", "10.0.0.1", "10.0.0.2")
 
     assert [(done.returncode, done.stderr) for done in (alone, again, two)] == [(0, "")] * 3
     assert (joins, bundle) == (["10.0.0.1"], False)
@@ -334,8 +334,8 @@ def test_a_single_load_balancer_has_no_bundle_until_a_second_one_is_given(setup:
 
 
 @serf
-def test_the_next_lines_are_commands_that_work(setup: Path, tmp_path: Path) -> None:
-    done = run_setup(setup, tmp_path / "r", "--node", "lb01", "10.0.0.1", "10.0.0.2")
+def test_the_next_lines_are_commands_that_work(setup_script: Path, tmp_path: Path) -> None:
+    done = run_setup(setup_script, tmp_path / "r", "--node", "lb01", "10.0.0.1", "10.0.0.2")
     programs = tmp_path / "bin"
     programs.mkdir()
     for name in ("editor", "systemctl", "lbagent"):
@@ -355,14 +355,14 @@ def test_the_documentation_has_the_commands_that_the_setup_prints(page: str) -> 
     lines = re.findall(r"^lb01# (.*?)(?: +#.*)?$", "".join(blocks), re.MULTILINE)
     typed = [command for line in lines for command in line.split(" && ")]
 
-    setup = typed.index("lbagent-serf-setup 10.0.0.1 10.0.0.2")
-    after = [command for command in typed[setup + 1 :] if not command.startswith(("editor", "lbagent status"))]
+    setup_script = typed.index("lbagent-serf-setup 10.0.0.1 10.0.0.2")
+    after = [command for command in typed[setup_script + 1 :] if not command.startswith(("editor", "lbagent status"))]
     assert after == [line.strip() for line in NEXT[3:]]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount an /etc of its own")
 @serf
-def test_no_key_is_created_where_the_other_load_balancer_has_one(setup: Path, tmp_path: Path) -> None:
+def test_no_key_is_created_where_the_other_load_balancer_has_one(setup_script: Path, tmp_path: Path) -> None:
     if subprocess.run(["unshare", "--mount", "true"], check=False, capture_output=True).returncode:
         pytest.skip("unshare is not allowed here")
     # The script writes into a copy of /etc.
@@ -370,7 +370,7 @@ def test_no_key_is_created_where_the_other_load_balancer_has_one(setup: Path, tm
 
     def outside(*words: str) -> subprocess.CompletedProcess[str]:
         shutil.rmtree(tmp_path / "etc", ignore_errors=True)
-        argv = ["unshare", "--mount", "sh", "-ec", script, "sh", str(setup), *words]
+        argv = ["unshare", "--mount", "sh", "-ec", script, "sh", str(setup_script), *words]
         return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
 
     with socket.socket() as other:
@@ -389,15 +389,15 @@ def test_no_key_is_created_where_the_other_load_balancer_has_one(setup: Path, tm
 
 
 @serf
-def test_after_a_purge_the_token_is_read_from_the_agents_settings(setup: Path, tmp_path: Path) -> None:
+def test_after_a_purge_the_token_is_read_from_the_agents_settings(setup_script: Path, tmp_path: Path) -> None:
     words = ("--node", "lb01", "10.0.0.1", "10.0.0.2")
-    run_setup(setup, tmp_path / "r", *words)
+    run_setup(setup_script, tmp_path / "r", *words)
     before = read_agent_settings(tmp_path / "r")
     env = tmp_path / "r/etc/lbagent/serf.env"
     was = env.read_text()
     env.unlink()
 
-    done = run_setup(setup, tmp_path / "r", *words)
+    done = run_setup(setup_script, tmp_path / "r", *words)
 
     assert (done.returncode, done.stderr, env.stat().st_mode & 0o777) == (0, "", 0o600)
     assert (read_agent_settings(tmp_path / "r"), env.read_text()) == (before, was)
@@ -447,20 +447,20 @@ NO_BUNDLE = "stdin: not a bundle; use /etc/lbagent/peer.bundle of the first load
     ],
 )
 def test_invalid_arguments_are_refused_and_nothing_is_written(
-    setup: Path, tmp_path: Path, words: tuple[str, ...], stdin: str, why: str
+    setup_script: Path, tmp_path: Path, words: tuple[str, ...], stdin: str, why: str
 ) -> None:
-    done = run_setup(setup, tmp_path / "r", *words, stdin=stdin)
+    done = run_setup(setup_script, tmp_path / "r", *words, stdin=stdin)
 
     assert (done.returncode, done.stderr) == (2, f"lbagent-serf-setup: {why}\n")
     assert not (tmp_path / "r" / "etc").exists() or list((tmp_path / "r" / "etc").rglob("*.json")) == []
 
 
 @serf
-def test_a_second_file_of_the_agent_is_refused(setup: Path, tmp_path: Path) -> None:
+def test_a_second_file_of_the_agent_is_refused(setup_script: Path, tmp_path: Path) -> None:
     (tmp_path / "r/etc/serf").mkdir(parents=True)
     (tmp_path / "r/etc/serf/mine.json").write_text("{}")
 
-    done = run_setup(setup, tmp_path / "r", "10.0.0.1", "10.0.0.2")
+    done = run_setup(setup_script, tmp_path / "r", "10.0.0.1", "10.0.0.2")
 
     assert done.returncode == 1
     assert done.stderr.startswith(

@@ -14,7 +14,7 @@ import pytest
 
 from tests.helpers.daemon import run_watch
 from tests.helpers.faults import fill_disk, mount_small_disk
-from tests.helpers.real_programs import CONFIG, ROLES, Backend, Haproxy, LoadBalancer, binaries, member_line, wait_until
+from tests.helpers.real_programs import CONFIG, ROLES, Backend, Haproxy, LoadBalancer, member_line, wait_until
 
 pytestmark = pytest.mark.real
 
@@ -23,13 +23,6 @@ USE_SERVER = "    use-server web1 if {{ path /one }}\n"
 TRACK = "\nbackend other\n    server copy 127.0.0.1:9 track lb-iis/web1\n"
 SRV_IS_UP = "    http-request return status 404 if !{{ srv_is_up(lb-iis/web1) }} {{ path /none }}\n"
 HELD = "web1: HAProxy refuses haproxy.cfg without its line: "
-
-
-@pytest.fixture(params=list(binaries().values()), ids=list(binaries()))
-def binary(request: pytest.FixtureRequest) -> Path:
-    """Each HAProxy that is here."""
-    path: Path = request.param
-    return path
 
 
 @contextlib.contextmanager

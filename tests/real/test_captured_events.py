@@ -157,7 +157,7 @@ CASES: list[tuple[tuple[str, ...], str, list[str]]] = [
 
 
 @pytest.fixture
-def stage(tmp_path: Path, lbagent: str) -> LoadBalancerFiles:
+def files(tmp_path: Path, lbagent: str) -> LoadBalancerFiles:
     """A load balancer whose haproxy.cfg a real HAProxy accepts."""
     return build_files(tmp_path, lbagent, CFG, ROLES)
 
@@ -175,42 +175,42 @@ def test_every_captured_event_is_tested() -> None:
     ("before", "case", "lines"), CASES, ids=["+".join([*before, case]) for before, case, _ in CASES]
 )
 def test_an_event_writes_exactly_these_lines(
-    stage: LoadBalancerFiles, before: tuple[str, ...], case: str, lines: list[str]
+    files: LoadBalancerFiles, before: tuple[str, ...], case: str, lines: list[str]
 ) -> None:
     for number, earlier in enumerate(before):
-        stage.store_event(*captured_event(earlier), f"{number:016x}")
+        files.store_event(*captured_event(earlier), f"{number:016x}")
     environ, stdin = captured_event(case)
 
-    ended = stage.run("handle", stdin=stdin, **environ)
-    if before and stage.spool_files:
+    ended = files.run("handle", stdin=stdin, **environ)
+    if before and files.spool_files:
         # Somebody else's event does not even look at the spool; the next one does.
-        assert stage.run("apply").status == 0
+        assert files.run("apply").status == 0
 
-    text = stage.cfg.read_text()
-    assert mask_ids(stage.managed) == mask_ids(lines)
+    text = files.cfg.read_text()
+    assert mask_ids(files.managed) == mask_ids(lines)
     assert unmanaged_lines(text) == unmanaged_lines(CFG)
     assert all(MANAGED.fullmatch(line) for line in set(text.split("\n")) - set(CFG.split("\n")))
     assert (ended.status, ended.out) == (0, b"")
     assert "Traceback" not in ended.err
     assert "internal error" not in ended.err
     assert all(line.startswith("lbagent: ") and line.isprintable() for line in ended.err.split("\n")[:-1])
-    assert subprocess.run(["haproxy", "-c", "-f", str(stage.cfg)], capture_output=True, check=False).returncode == 0
-    assert stage.spool_files == []
-    assert [path.name for path in stage.folder.iterdir() if "staged" in path.name or "lbagent-old" in path.name] == []
+    assert subprocess.run(["haproxy", "-c", "-f", str(files.cfg)], capture_output=True, check=False).returncode == 0
+    assert files.spool_files == []
+    assert [path.name for path in files.folder.iterdir() if "staged" in path.name or "lbagent-old" in path.name] == []
 
 
-def test_all_events_in_one_batch_end_as_one_after_the_other(stage: LoadBalancerFiles) -> None:
+def test_all_events_in_one_batch_end_as_one_after_the_other(files: LoadBalancerFiles) -> None:
     joins = [case for _, case, _ in CASES if case.startswith(("member-join", "hostile")) and case != "member-join-ipv6"]
     for number, case in enumerate(dict.fromkeys(joins)):
-        stage.store_event(*captured_event(case), f"{number:016x}")
+        files.store_event(*captured_event(case), f"{number:016x}")
 
-    at_once = stage.run("apply")
+    at_once = files.run("apply")
 
-    text = stage.cfg.read_text()
-    (stage.state / "members.json").unlink()
-    stage.cfg.write_text(CFG)
+    text = files.cfg.read_text()
+    (files.state / "members.json").unlink()
+    files.cfg.write_text(CFG)
     for case in dict.fromkeys(joins):
         environ, stdin = captured_event(case)
-        assert stage.run("handle", stdin=stdin, **environ).status == 0
+        assert files.run("handle", stdin=stdin, **environ).status == 0
     assert at_once.status == 0
-    assert stage.cfg.read_text() == text
+    assert files.cfg.read_text() == text

@@ -165,7 +165,7 @@ def lb() -> Iterator[LoadBalancer]:
 
 
 @pytest.fixture
-def well(lb: LoadBalancer) -> Iterator[tuple[LoadBalancer, Agent]]:
+def healthy(lb: LoadBalancer) -> Iterator[tuple[LoadBalancer, Agent]]:
     """A load balancer without a fault: HAProxy, Serf, and a server that has joined."""
     with Haproxy(lb), Agent(lb) as agent:
         assert lb.join(member_line("web01", "127.0.0.11")).returncode == 0
@@ -227,8 +227,8 @@ def test_on_a_healthy_load_balancer_everything_is_ok(binary: Path) -> None:
     assert "\n".join([*plain, ""]) == WELL
 
 
-def test_check_changes_nothing_and_takes_no_lock(well: tuple[LoadBalancer, Agent]) -> None:
-    lb, agent = well
+def test_check_changes_nothing_and_takes_no_lock(healthy: tuple[LoadBalancer, Agent]) -> None:
+    lb, agent = healthy
     lb.text = lb.text.replace(b"rise 2", b"rise 9")
     (lb.state / "spool" / "1").write_bytes(b"no record")
     (lb.state / "spool" / "foreign").write_bytes(b"")
@@ -270,9 +270,9 @@ def test_one_fault_does_not_hide_the_others(lb: LoadBalancer) -> None:
 
 
 def test_with_an_invalid_roles_yml_the_haproxy_of_its_last_valid_version_is_checked(
-    well: tuple[LoadBalancer, Agent],
+    healthy: tuple[LoadBalancer, Agent],
 ) -> None:
-    lb, agent = well
+    lb, agent = healthy
     lb.roles.write_text("roles: [")
 
     status, lines = run_check(lb, agent)
@@ -302,8 +302,8 @@ def test_without_a_valid_roles_yml_ever_no_haproxy_cfg_is_checked(lb: LoadBalanc
     ]
 
 
-def test_the_reason_why_there_is_no_plan_is_reported(well: tuple[LoadBalancer, Agent]) -> None:
-    lb, agent = well
+def test_the_reason_why_there_is_no_plan_is_reported(healthy: tuple[LoadBalancer, Agent]) -> None:
+    lb, agent = healthy
     (lb.state / "members.json").unlink()
     (lb.state / "members.json").mkdir()
 
@@ -321,12 +321,12 @@ def test_the_reason_why_there_is_no_plan_is_reported(well: tuple[LoadBalancer, A
 
 
 def test_a_defect_in_one_check_does_not_hide_the_others(
-    well: tuple[LoadBalancer, Agent], monkeypatch: pytest.MonkeyPatch
+    healthy: tuple[LoadBalancer, Agent], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def defect(*_: object) -> Iterator[Finding]:
         raise RuntimeError("no\nidea")
 
-    lb, agent = well
+    lb, agent = healthy
     whole = len(run_check(lb, agent)[1])
     for name, value in {**lb.env, "SERF_RPC_ADDR": agent.rpc, "SERF_RPC_AUTH": TOKEN}.items():
         monkeypatch.setenv(name, value)
@@ -469,8 +469,8 @@ def test_two_masters_on_one_haproxy_cfg_are_an_error(lb: LoadBalancer) -> None:
     )
 
 
-def test_a_stats_socket_that_does_not_answer_is_an_error(well: tuple[LoadBalancer, Agent]) -> None:
-    lb, agent = well
+def test_a_stats_socket_that_does_not_answer_is_an_error(healthy: tuple[LoadBalancer, Agent]) -> None:
+    lb, agent = healthy
     lb.socket.unlink()
 
     assert list_problems(lb, agent) == [
@@ -521,8 +521,8 @@ def test_a_haproxy_c_that_takes_too_long_is_an_error(lb: LoadBalancer) -> None:
 # --- lines and state ------------------------------------------------------------------------------------------------
 
 
-def test_a_managed_line_edited_by_hand_is_found(well: tuple[LoadBalancer, Agent]) -> None:
-    lb, agent = well
+def test_a_managed_line_edited_by_hand_is_found(healthy: tuple[LoadBalancer, Agent]) -> None:
+    lb, agent = healthy
     lb.text = lb.text.replace(b"rise 2", b"rise 9")
     fix = "run `lbagent apply` to restore it; a line without its `# lbagent` comment is yours"
     line = lb.server("web01", "127.0.0.11")
@@ -535,8 +535,8 @@ def test_a_managed_line_edited_by_hand_is_found(well: tuple[LoadBalancer, Agent]
     ]
 
 
-def test_files_set_aside_in_the_state_directory_are_found(well: tuple[LoadBalancer, Agent]) -> None:
-    lb, agent = well
+def test_files_set_aside_in_the_state_directory_are_found(healthy: tuple[LoadBalancer, Agent]) -> None:
+    lb, agent = healthy
     (lb.state / "members.json.damaged-20260101T000000.1").write_bytes(b"")
     (lb.state / "spool" / "bad").mkdir()
     assert list_problems(lb, agent) == [
@@ -553,8 +553,8 @@ def test_files_set_aside_in_the_state_directory_are_found(well: tuple[LoadBalanc
     ]
 
 
-def test_a_damaged_membership_is_found_and_not_changed(well: tuple[LoadBalancer, Agent]) -> None:
-    lb, agent = well
+def test_a_damaged_membership_is_found_and_not_changed(healthy: tuple[LoadBalancer, Agent]) -> None:
+    lb, agent = healthy
     (lb.state / "members.json").write_bytes(b"{")
 
     found = [line for line in list_problems(lb, agent) if " damaged: " in line]
@@ -613,8 +613,8 @@ def test_a_failed_reload_is_an_error(lb: LoadBalancer) -> None:
 @pytest.mark.parametrize(
     "what", ["etc/roles.yml", "etc/haproxy.cfg", "etc", "state", "state/spool", "state/members.json"]
 )
-def test_what_every_user_can_write_is_an_error(well: tuple[LoadBalancer, Agent], what: str) -> None:
-    lb, agent = well
+def test_what_every_user_can_write_is_an_error(healthy: tuple[LoadBalancer, Agent], what: str) -> None:
+    lb, agent = healthy
     path = lb.folder / what
     path.chmod(path.stat().st_mode | 0o002)
 
@@ -626,8 +626,8 @@ def test_what_every_user_can_write_is_an_error(well: tuple[LoadBalancer, Agent],
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_an_ordinary_user_gets_a_list_of_what_is_not_readable(well: tuple[LoadBalancer, Agent]) -> None:
-    lb, agent = well
+def test_an_ordinary_user_gets_a_list_of_what_is_not_readable(healthy: tuple[LoadBalancer, Agent]) -> None:
+    lb, agent = healthy
     lb.folder.chmod(0o755)
     lb.roles.chmod(0o600)
     lb.cfg.chmod(0o600)
@@ -661,8 +661,8 @@ def test_an_agent_that_does_not_run_is_an_error(lb: LoadBalancer) -> None:
     ]
 
 
-def test_a_serf_that_is_not_installed_is_an_error(well: tuple[LoadBalancer, Agent]) -> None:
-    lb, agent = well
+def test_a_serf_that_is_not_installed_is_an_error(healthy: tuple[LoadBalancer, Agent]) -> None:
+    lb, agent = healthy
     for program in ("haproxy", "serf"):
         assert shutil.which(program)
     hidden = [
@@ -684,8 +684,8 @@ def test_a_serf_that_is_not_installed_is_an_error(well: tuple[LoadBalancer, Agen
     ]
 
 
-def test_a_missing_token_is_an_error(well: tuple[LoadBalancer, Agent]) -> None:
-    lb, agent = well
+def test_a_missing_token_is_an_error(healthy: tuple[LoadBalancer, Agent]) -> None:
+    lb, agent = healthy
 
     assert list_problems(lb, agent, SERF_RPC_AUTH="") == [
         (
@@ -818,8 +818,8 @@ def test_a_handler_is_searched_in_the_path_of_the_agent(lb: LoadBalancer) -> Non
     ]
 
 
-def test_an_agent_is_found_by_every_form_of_its_address(well: tuple[LoadBalancer, Agent]) -> None:
-    lb, agent = well
+def test_an_agent_is_found_by_every_form_of_its_address(healthy: tuple[LoadBalancer, Agent]) -> None:
+    lb, agent = healthy
 
     assert list_problems(lb, agent, SERF_RPC_ADDR=agent.rpc.replace("127.0.0.1", "localhost")) == []
 
@@ -860,8 +860,8 @@ def test_endless_files_do_not_stop_a_check_and_files_of_other_users_are_not_read
     assert found == [line.replace("FILE", endless) for line in lines]
 
 
-def test_a_file_of_the_agent_that_is_too_large_is_not_read(well: tuple[LoadBalancer, Agent]) -> None:
-    lb, agent = well
+def test_a_file_of_the_agent_that_is_too_large_is_not_read(healthy: tuple[LoadBalancer, Agent]) -> None:
+    lb, agent = healthy
     (agent.file.parent / "more.json").write_text(f'{{"tags": "{"x" * (1 << 20)}"}}')
 
     assert list_problems(lb, agent) == [
@@ -915,8 +915,8 @@ def test_a_key_on_the_command_line_is_an_error_and_not_printed(lb: LoadBalancer)
     ]
 
 
-def test_a_key_that_other_users_can_read_is_an_error(well: tuple[LoadBalancer, Agent]) -> None:
-    lb, agent = well
+def test_a_key_that_other_users_can_read_is_an_error(healthy: tuple[LoadBalancer, Agent]) -> None:
+    lb, agent = healthy
     agent.file.chmod(0o644)
 
     assert list_problems(lb, agent) == [
@@ -924,8 +924,8 @@ def test_a_key_that_other_users_can_read_is_an_error(well: tuple[LoadBalancer, A
     ]
 
 
-def test_a_file_of_the_agent_that_has_become_invalid_is_an_error(well: tuple[LoadBalancer, Agent]) -> None:
-    lb, agent = well
+def test_a_file_of_the_agent_that_has_become_invalid_is_an_error(healthy: tuple[LoadBalancer, Agent]) -> None:
+    lb, agent = healthy
     (agent.file.parent / "more.json").write_text("[")
 
     assert [line for line in list_problems(lb, agent) if " agent-files: " in line] == [
@@ -935,8 +935,8 @@ def test_a_file_of_the_agent_that_has_become_invalid_is_an_error(well: tuple[Loa
     ]
 
 
-def test_a_handler_that_keeps_the_agent_from_starting_again_is_an_error(well: tuple[LoadBalancer, Agent]) -> None:
-    lb, agent = well
+def test_a_handler_that_keeps_the_agent_from_starting_again_is_an_error(healthy: tuple[LoadBalancer, Agent]) -> None:
+    lb, agent = healthy
     (agent.file.parent / "more.json").write_text('{"event_handlers": ["lbagent --roles=/x handle"]}')
 
     assert list_problems(lb, agent) == [
@@ -950,8 +950,8 @@ def test_a_handler_that_keeps_the_agent_from_starting_again_is_an_error(well: tu
     assert "Invalid event script: Event 'lbagent --roles' invoking '/x handle'" in again.stdout + again.stderr
 
 
-def test_another_load_balancer_is_listed_and_a_failed_one_is_an_error(well: tuple[LoadBalancer, Agent]) -> None:
-    lb, agent = well
+def test_another_load_balancer_is_listed_and_a_failed_one_is_an_error(healthy: tuple[LoadBalancer, Agent]) -> None:
+    lb, agent = healthy
     with Agent(lb, "lb02", event_handlers=None) as other:
         other.join(agent)
         wait_until(lambda: agent.members().get("lb02") == "alive")

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,12 +32,6 @@ PAUSING = 'touch "$0.started"; while [ -e "$0" ] && [ ! -e "$0.go" ]; do sleep 0
 """Shell words that say they have begun, and wait until they may go on, or their folder is gone."""
 
 WAITING = f'{PAUSING}; exec "$real" "$@"'
-
-
-@pytest.fixture
-def lb() -> Iterator[LoadBalancer]:
-    with LoadBalancer() as made:
-        yield made
 
 
 # The operator saves

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.real_programs import CONFIG, Haproxy, LoadBalancer, binaries, member_line
+from tests.helpers.real_programs import CONFIG, Haproxy, LoadBalancer, member_line
 
 pytestmark = pytest.mark.real
 
@@ -16,12 +16,6 @@ WEB01, WEB02 = member_line("web01", "127.0.0.11"), member_line("web02", "127.0.0
 SOCKET = "stats socket {socket} mode 600 level admin expose-fd listeners"
 LF = "\n"
 MARKER = "    # additional-lb-iis-server\n"
-
-
-@pytest.fixture(params=list(binaries().values()), ids=list(binaries()))
-def binary(request: pytest.FixtureRequest) -> Path:
-    path: Path = request.param
-    return path
 
 
 @pytest.fixture

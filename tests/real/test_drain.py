@@ -33,7 +33,7 @@ from tests.helpers.builders import (
 )
 from tests.helpers.daemon import run_watch
 from tests.helpers.http_clients import run_clients
-from tests.helpers.real_programs import CONFIG, ROLES, Backend, Haproxy, LoadBalancer, binaries, free_port, wait_until
+from tests.helpers.real_programs import CONFIG, ROLES, Backend, Haproxy, LoadBalancer, free_port, wait_until
 from tests.helpers.real_programs import member_line as stdin
 
 DRAINING = parse_roles_text(
@@ -186,13 +186,6 @@ TABLE = "    stick-table type string len 20 size 1k expire 1h peers all\n    sti
 KEPT_ALIVE = CONFIG.replace("    option httpclose\n", "")
 DRAIN = ROLES.replace("    lb: [iis]\n", "    lb: [iis]\n    on_pause: drain\n")
 OFF = DRAIN.replace("haproxy:\n", "haproxy:\n  runtime: off\n")
-
-
-@pytest.fixture(params=list(binaries().values()), ids=list(binaries()))
-def binary(request: pytest.FixtureRequest) -> Path:
-    """Each HAProxy that is here."""
-    path: Path = request.param
-    return path
 
 
 @contextlib.contextmanager

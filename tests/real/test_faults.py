@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,12 +29,6 @@ from tests.helpers.faults import (
 from tests.helpers.real_programs import LBAGENT, RELOADING, ROLES, Haproxy, LoadBalancer, member_line
 
 WEB1, WEB2, WEB3, WEB4 = (member_line(f"web{number}", f"127.0.0.{number + 10}") for number in range(1, 5))
-
-
-@pytest.fixture
-def lb() -> Iterator[LoadBalancer]:
-    with LoadBalancer() as made:
-        yield made
 
 
 def check_all_applied(lb: LoadBalancer, operator: bytes, *numbers: int) -> bool:

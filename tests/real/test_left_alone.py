@@ -17,7 +17,6 @@ from tests.helpers.real_programs import (
     PATIENCE,
     Haproxy,
     LoadBalancer,
-    binaries,
     member_line,
     wait_until,
 )
@@ -28,12 +27,6 @@ WEB01, WEB02 = member_line("web01", "127.0.0.11"), member_line("web02", "127.0.0
 MARKER = "    # additional-lb-iis-server\n"
 
 
-@pytest.fixture(params=list(binaries().values()), ids=list(binaries()))
-def binary(request: pytest.FixtureRequest) -> Path:
-    path: Path = request.param
-    return path
-
-
 @pytest.fixture
 def lb(binary: Path) -> Iterator[LoadBalancer]:
     with LoadBalancer(binary=binary) as made:
@@ -41,7 +34,7 @@ def lb(binary: Path) -> Iterator[LoadBalancer]:
 
 
 @pytest.fixture
-def oldest() -> Iterator[LoadBalancer]:
+def default_lb() -> Iterator[LoadBalancer]:
     with LoadBalancer() as made:
         yield made
 
@@ -123,8 +116,10 @@ def test_damaged_managed_lines_elsewhere_are_kept_and_reported(lb: LoadBalancer)
 
 @pytest.mark.parametrize("line", [one for one in DAMAGED if one.startswith("server")])
 @pytest.mark.parametrize("place", ["above", "below"])
-def test_a_damaged_managed_line_beside_a_marker_is_the_operators(oldest: LoadBalancer, line: str, place: str) -> None:
-    lb, line = oldest, line.replace("127.0.0.11", "127.0.0.31")
+def test_a_damaged_managed_line_beside_a_marker_is_the_operators(
+    default_lb: LoadBalancer, line: str, place: str
+) -> None:
+    lb, line = default_lb, line.replace("127.0.0.11", "127.0.0.31")
     lb.text = lb.text.replace(
         MARKER.encode(), (f"    {line}\n{MARKER}" if place == "above" else f"{MARKER}    {line}\n").encode()
     )
@@ -198,8 +193,8 @@ def test_adopting_takes_one_of_two_lines_above_the_marker(lb: LoadBalancer) -> N
 
 @pytest.mark.parametrize("name", ["haproxy.cfg", "roles.yml"])
 @pytest.mark.parametrize("kind", ["fifo", "folder", "device", "socket"])
-def test_a_path_that_is_not_a_regular_file_is_refused_at_once(oldest: LoadBalancer, name: str, kind: str) -> None:
-    lb = oldest
+def test_a_path_that_is_not_a_regular_file_is_refused_at_once(default_lb: LoadBalancer, name: str, kind: str) -> None:
+    lb = default_lb
     path = lb.etc / name
     path.rename(lb.folder / "kept")
     match kind:
@@ -224,8 +219,8 @@ def test_a_path_that_is_not_a_regular_file_is_refused_at_once(oldest: LoadBalanc
 
 
 @pytest.mark.parametrize("name", ["haproxy.cfg", "roles.yml"])
-def test_watch_ends_on_sigterm_although_a_file_is_a_fifo(oldest: LoadBalancer, name: str) -> None:
-    lb = oldest
+def test_watch_ends_on_sigterm_although_a_file_is_a_fifo(default_lb: LoadBalancer, name: str) -> None:
+    lb = default_lb
     path = lb.etc / name
     path.rename(lb.folder / "kept")
     os.mkfifo(path)

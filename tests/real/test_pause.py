@@ -31,8 +31,12 @@ class WebNode:
         return f"# lbagent paused {self.name} {self.address} role=web"
 
 
+Pair = tuple[Balancer, Balancer, list[WebNode]]
+"""Two load balancers and their nodes."""
+
+
 @pytest.fixture(scope="module")
-def running() -> Iterator[tuple[Balancer, Balancer, list[WebNode]]]:
+def shared_pair() -> Iterator[Pair]:
     """A pair and two nodes, which all tests here share."""
     with contextlib.ExitStack() as stack:
         one, other = stack.enter_context(run_pair())
@@ -45,10 +49,12 @@ def running() -> Iterator[tuple[Balancer, Balancer, list[WebNode]]]:
 
 
 @pytest.fixture
-def two(running: tuple[Balancer, Balancer, list[WebNode]]) -> Iterator[tuple[Balancer, Balancer, list[WebNode]]]:
+def balanced_pair(
+    shared_pair: Pair,
+) -> Iterator[Pair]:
     """The same, with no node paused, before and after."""
-    one, other, nodes = running
-    yield running
+    one, other, nodes = shared_pair
+    yield shared_pair
     for balancer in (one, other):
         balancer.lb.count_checks()  # replaces what a test made of haproxy -c
         for node in nodes:
@@ -56,8 +62,10 @@ def two(running: tuple[Balancer, Balancer, list[WebNode]]) -> Iterator[tuple[Bal
     wait_until(lambda: not any(line.startswith("#") for line in one.lb.managed + other.lb.managed))
 
 
-def test_a_pause_confirmed_by_both_stops_all_traffic_to_the_node(two: tuple[Balancer, Balancer, list[WebNode]]) -> None:
-    one, other, (node, rest) = two
+def test_a_pause_confirmed_by_both_stops_all_traffic_to_the_node(
+    balanced_pair: Pair,
+) -> None:
+    one, other, (node, rest) = balanced_pair
     for balancer in (one, other):
         wait_until(functools.partial(_serves_both, balancer))
 
@@ -78,8 +86,10 @@ def test_a_pause_confirmed_by_both_stops_all_traffic_to_the_node(two: tuple[Bala
         wait_until(functools.partial(_serves_both, balancer))
 
 
-def test_a_load_balancer_that_does_not_confirm_is_named(two: tuple[Balancer, Balancer, list[WebNode]]) -> None:
-    one, other, (node, _) = two
+def test_a_load_balancer_that_does_not_confirm_is_named(
+    balanced_pair: Pair,
+) -> None:
+    one, other, (node, _) = balanced_pair
     gate = other.lb.hold_checks()  # the handler of lb02 hangs
 
     status, said = one.rows("pause", node.name)
@@ -90,8 +100,10 @@ def test_a_load_balancer_that_does_not_confirm_is_named(two: tuple[Balancer, Bal
     assert one.lb.managed[0] == node.paused_line
 
 
-def test_a_load_balancer_that_cannot_apply_a_pause_answers_why(two: tuple[Balancer, Balancer, list[WebNode]]) -> None:
-    one, other, (node, _) = two
+def test_a_load_balancer_that_cannot_apply_a_pause_answers_why(
+    balanced_pair: Pair,
+) -> None:
+    one, other, (node, _) = balanced_pair
     text = other.lb.text
     other.lb.text = text.replace(b"balance roundrobin", b"balanse roundrobin")
 
@@ -107,23 +119,25 @@ def test_a_load_balancer_that_cannot_apply_a_pause_answers_why(two: tuple[Balanc
 
 
 def test_a_pause_of_an_unknown_node_is_remembered_and_not_confirmed(
-    two: tuple[Balancer, Balancer, list[WebNode]],
+    balanced_pair: Pair,
 ) -> None:
-    one, _, _ = two
+    one, _, _ = balanced_pair
 
     assert one.rows("pause", "web77") == (1, dict.fromkeys(("lb01", "lb02"), "unknown node, remembered"))
     assert one.rows("resume", "web78") == (1, dict.fromkeys(("lb01", "lb02"), "unknown node"))
     assert one.rows("forget", "web77") == (0, dict.fromkeys(("lb01", "lb02"), "done"))
 
 
-def test_forgetting_an_unknown_node_fails(two: tuple[Balancer, Balancer, list[WebNode]]) -> None:
-    one, _, _ = two
+def test_forgetting_an_unknown_node_fails(balanced_pair: Pair) -> None:
+    one, _, _ = balanced_pair
 
     assert one.rows("forget", "web0l") == (1, dict.fromkeys(("lb01", "lb02"), "unknown node"))
 
 
-def test_the_answer_to_a_pause_has_the_number_of_open_sessions(two: tuple[Balancer, Balancer, list[WebNode]]) -> None:
-    one, _, (node, _) = two
+def test_the_answer_to_a_pause_has_the_number_of_open_sessions(
+    balanced_pair: Pair,
+) -> None:
+    one, _, (node, _) = balanced_pair
     with contextlib.ExitStack() as stack:
         for _ in range(3):
             stack.enter_context(_connect(node))
@@ -133,8 +147,10 @@ def test_the_answer_to_a_pause_has_the_number_of_open_sessions(two: tuple[Balanc
     assert (status, said) == (0, dict.fromkeys(("lb01", "lb02"), "done, 3 sessions still open"))
 
 
-def test_a_node_with_the_tag_stays_paused_after_a_resume(two: tuple[Balancer, Balancer, list[WebNode]]) -> None:
-    one, other, (node, _) = two
+def test_a_node_with_the_tag_stays_paused_after_a_resume(
+    balanced_pair: Pair,
+) -> None:
+    one, other, (node, _) = balanced_pair
     node.agent.set_tags(lbagent="paused")
     wait_until(lambda: node.paused_line in one.lb.managed and node.paused_line in other.lb.managed)
 
@@ -146,8 +162,8 @@ def test_a_node_with_the_tag_stays_paused_after_a_resume(two: tuple[Balancer, Ba
     wait_until(lambda: node.paused_line not in one.lb.managed and node.paused_line not in other.lb.managed)
 
 
-def test_forgetting_a_node_that_is_alive_is_refused(two: tuple[Balancer, Balancer, list[WebNode]]) -> None:
-    one, _, (node, _) = two
+def test_forgetting_a_node_that_is_alive_is_refused(balanced_pair: Pair) -> None:
+    one, _, (node, _) = balanced_pair
     before = one.lb.managed
 
     assert one.rows("forget", node.name) == (1, dict.fromkeys(("lb01", "lb02"), "refused: web01 is alive"))
@@ -211,8 +227,10 @@ def test_without_a_serf_agent_the_pause_is_applied_here_and_the_rest_reported() 
 LAST = "done, no other server of iis serves"
 
 
-def test_several_nodes_are_paused_and_resumed_by_one_command(two: tuple[Balancer, Balancer, list[WebNode]]) -> None:
-    one, other, (node, rest) = two
+def test_several_nodes_are_paused_and_resumed_by_one_command(
+    balanced_pair: Pair,
+) -> None:
+    one, other, (node, rest) = balanced_pair
 
     paused = one.run("pause", "web01", "web02", "web01", "--force")
     texts = [balancer.lb.managed for balancer in (one, other)]
@@ -231,10 +249,8 @@ def test_several_nodes_are_paused_and_resumed_by_one_command(two: tuple[Balancer
 
 
 @pytest.mark.parametrize("words", [["web02"], ["WEB02"], ["127.0.0.12"], ["web01", "web02"]])
-def test_the_last_server_of_a_service_needs_force(
-    two: tuple[Balancer, Balancer, list[WebNode]], words: list[str]
-) -> None:
-    one, other, (node, rest) = two
+def test_the_last_server_of_a_service_needs_force(balanced_pair: Pair, words: list[str]) -> None:
+    one, other, (node, rest) = balanced_pair
     assert one.rows("pause", node.name) == (0, {"lb01": "done", "lb02": "done"})
     before = one.lb.text, other.lb.text, other.lb.members()
 
@@ -250,8 +266,10 @@ def test_the_last_server_of_a_service_needs_force(
     assert one.haproxy.find_answering() == {"503"}
 
 
-def test_two_commands_at_once_cannot_pause_the_last_two_servers(two: tuple[Balancer, Balancer, list[WebNode]]) -> None:
-    one, _, (node, rest) = two
+def test_two_commands_at_once_cannot_pause_the_last_two_servers(
+    balanced_pair: Pair,
+) -> None:
+    one, _, (node, rest) = balanced_pair
     gate, before = one.lb.hold_checks(), one.lb.checks
 
     at_once = [one.lb.start("pause", name, env={"SERF_RPC_ADDR": one.agent.rpc}) for name in (node.name, rest.name)]
@@ -266,8 +284,10 @@ def test_two_commands_at_once_cannot_pause_the_last_two_servers(two: tuple[Balan
     assert len(one.haproxy.find_answering()) == 1
 
 
-def test_a_server_that_is_down_does_not_count_as_another_server(two: tuple[Balancer, Balancer, list[WebNode]]) -> None:
-    one, _, (node, rest) = two
+def test_a_server_that_is_down_does_not_count_as_another_server(
+    balanced_pair: Pair,
+) -> None:
+    one, _, (node, rest) = balanced_pair
     rest.backend.stop()
     wait_until(lambda: one.haproxy.servers()[rest.name] == "DOWN")
 
@@ -278,8 +298,8 @@ def test_a_server_that_is_down_does_not_count_as_another_server(two: tuple[Balan
     assert (status, one.lb.members()[node.name]["pause"]) == (3, None)
 
 
-def test_a_query_from_a_node_pauses_the_last_server(two: tuple[Balancer, Balancer, list[WebNode]]) -> None:
-    one, other, (node, rest) = two
+def test_a_query_from_a_node_pauses_the_last_server(balanced_pair: Pair) -> None:
+    one, other, (node, rest) = balanced_pair
     assert one.run("pause", rest.name).returncode == 0
 
     assert node.agent.send_query("pause", node.name, 2) == dict.fromkeys(("lb01", "lb02"), LAST)
@@ -291,9 +311,9 @@ def test_a_query_from_a_node_pauses_the_last_server(two: tuple[Balancer, Balance
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_rows_are_printed_as_answers_arrive_and_an_interrupt_prints_what_is_in_effect(
-    two: tuple[Balancer, Balancer, list[WebNode]], number: signal.Signals
+    balanced_pair: Pair, number: signal.Signals
 ) -> None:
-    one, other, (node, rest) = two
+    one, other, (node, rest) = balanced_pair
     gate, before = other.lb.hold_checks(), other.lb.checks  # the handler of lb02 hangs
     asking = one.lb.start("pause", node.name, env={"SERF_RPC_ADDR": one.agent.rpc})
     assert asking.stdout
@@ -370,13 +390,6 @@ def test_nodes_and_options_may_be_in_any_order(lb: LoadBalancer, words: list[str
 
     here = [line.split(None, 2)[::2] for line in done.stdout.decode().splitlines() if " others " not in line]
     assert here == [["web01", "unknown node, remembered"], ["web02", "unknown node, remembered"]]
-
-
-@pytest.fixture
-def lb() -> Iterator[LoadBalancer]:
-    """A load balancer that runs nothing."""
-    with LoadBalancer() as one:
-        yield one
 
 
 # --- commands that another run applies ------------------------------------------------------------------------------

@@ -221,7 +221,7 @@ def test_a_wrong_command_line_is_answered_with_a_correction(words: list[str], sa
 
 
 @pytest.fixture
-def by_hand() -> Iterator[LoadBalancer]:
+def edited_lb() -> Iterator[LoadBalancer]:
     """A load balancer with a line of the operator's for a node that has joined."""
     with LoadBalancer() as lb:
         lb.text = lb.text.replace(
@@ -232,56 +232,61 @@ def by_hand() -> Iterator[LoadBalancer]:
         yield lb
 
 
-def test_adopting_without_a_terminal_requires_yes(by_hand: LoadBalancer) -> None:
-    text = by_hand.text
+def test_adopting_without_a_terminal_requires_yes(edited_lb: LoadBalancer) -> None:
+    text = edited_lb.text
 
-    refused = by_hand.run("apply", "--adopt")
-    kept = by_hand.text
-    done = by_hand.run("apply", "--adopt", "--yes")
+    refused = edited_lb.run("apply", "--adopt")
+    kept = edited_lb.text
+    done = edited_lb.run("apply", "--adopt", "--yes")
 
     assert (refused.returncode, kept) == (2, text)
     assert b"--yes" in refused.stderr
     assert refused.stdout.startswith(b"--- ")
-    assert (done.returncode, by_hand.managed) == (0, [by_hand.server("web01", "127.0.0.11")])
-    again = by_hand.run("apply", "--adopt")
+    assert (done.returncode, edited_lb.managed) == (
+        0,
+        [edited_lb.server("web01", "127.0.0.11")],
+    )
+    again = edited_lb.run("apply", "--adopt")
     assert (again.returncode, again.stdout) == (0, b"No changes: 1 node, 1 line.\n")
 
 
 @pytest.mark.parametrize(("answer", "adopted"), [("y\n", True), ("yes\n", True), ("n\n", False), ("\n", False)])
-def test_adopting_asks_on_a_terminal(by_hand: LoadBalancer, answer: str, *, adopted: bool) -> None:
-    terminal = Terminal([LBAGENT, "apply", "--adopt"], by_hand.env)
+def test_adopting_asks_on_a_terminal(edited_lb: LoadBalancer, answer: str, *, adopted: bool) -> None:
+    terminal = Terminal([LBAGENT, "apply", "--adopt"], edited_lb.env)
     shown = terminal.wait_for("[y/N] ")
-    text = by_hand.text
+    text = edited_lb.text
 
     terminal.type(answer)
     status, said = terminal.wait_for_end()
 
-    assert f"+    {by_hand.server('web01', '127.0.0.11')}" in shown
+    assert f"+    {edited_lb.server('web01', '127.0.0.11')}" in shown
     assert status == 0
-    assert by_hand.managed == ([by_hand.server("web01", "127.0.0.11")] if adopted else [])
-    assert adopted or (by_hand.text == text and "Nothing was changed." in said)
+    assert edited_lb.managed == ([edited_lb.server("web01", "127.0.0.11")] if adopted else [])
+    assert adopted or (edited_lb.text == text and "Nothing was changed." in said)
 
 
-def test_a_change_during_the_confirmation_is_not_applied_without_a_new_diff(by_hand: LoadBalancer) -> None:
-    terminal = Terminal([LBAGENT, "apply", "--adopt"], by_hand.env)
+def test_a_change_during_the_confirmation_is_not_applied_without_a_new_diff(
+    edited_lb: LoadBalancer,
+) -> None:
+    terminal = Terminal([LBAGENT, "apply", "--adopt"], edited_lb.env)
     terminal.wait_for("[y/N] ")
-    by_hand.join(WEB[1])
-    text = by_hand.text
+    edited_lb.join(WEB[1])
+    text = edited_lb.text
 
     terminal.type("y\n")
     status, said = terminal.wait_for_end()
 
     assert status == 6
     assert "has changed since the diff was shown" in said
-    assert by_hand.text == text
+    assert edited_lb.text == text
 
 
-def test_a_run_is_not_delayed_by_the_open_confirmation(by_hand: LoadBalancer) -> None:
-    with Haproxy(by_hand):
-        terminal = Terminal([LBAGENT, "apply", "--adopt"], by_hand.env)
+def test_a_run_is_not_delayed_by_the_open_confirmation(edited_lb: LoadBalancer) -> None:
+    with Haproxy(edited_lb):
+        terminal = Terminal([LBAGENT, "apply", "--adopt"], edited_lb.env)
         try:
             terminal.wait_for("[y/N] ")
-            by_hand.join(WEB[1])
-            wait_until(lambda: by_hand.is_settled(by_hand.server("web02", "127.0.0.12")))
+            edited_lb.join(WEB[1])
+            wait_until(lambda: edited_lb.is_settled(edited_lb.server("web02", "127.0.0.12")))
         finally:
             terminal.close()

@@ -279,7 +279,7 @@ TAGGED = RELOADING.replace("    interval:", '    options: "check {{tag:extra|wei
 
 
 @pytest.fixture(params=list(binaries().values()), ids=list(binaries()))
-def tagged(request: pytest.FixtureRequest) -> Iterator[LoadBalancer]:
+def tagged_lb(request: pytest.FixtureRequest) -> Iterator[LoadBalancer]:
     """A load balancer whose servers have a keyword from a tag."""
     with LoadBalancer(roles=TAGGED, binary=request.param) as one:
         one.count_checks()
@@ -298,63 +298,63 @@ def list_quarantined(lb: LoadBalancer) -> list[str]:
     return sorted(name for name, one in lb.members().items() if one["quarantine"])
 
 
-def test_of_many_nodes_only_the_one_that_haproxy_refuses_is_not_added(tagged: LoadBalancer) -> None:
-    with Haproxy(tagged) as haproxy:
-        ended = tagged.join(*WEB[1:9], make_refused_member(9), *WEB[10:17])
+def test_of_many_nodes_only_the_one_that_haproxy_refuses_is_not_added(tagged_lb: LoadBalancer) -> None:
+    with Haproxy(tagged_lb) as haproxy:
+        ended = tagged_lb.join(*WEB[1:9], make_refused_member(9), *WEB[10:17])
 
         assert ended.returncode == 0
         assert ended.stderr.startswith(b"lbagent: web09 is in quarantine, HAProxy refuses its line: ")
         assert ended.stderr.count(b"\n") == 1
-        assert tagged.managed == make_tagged_lines(tagged, *range(1, 9), *range(10, 17))
+        assert tagged_lb.managed == make_tagged_lines(tagged_lb, *range(1, 9), *range(10, 17))
         assert sorted(haproxy.servers()) == [f"web{number:02}" for number in range(1, 17) if number != 9]
-        assert list_quarantined(tagged) == ["web09"]
-        assert "nonsense" in tagged.members()["web09"]["quarantine"].reason
-        assert tagged.checks <= 20
-        assert (haproxy.reloads(), tagged.list_staged()) == ((1, 0), [])
-        assert list_outcomes(tagged) == ["applied"]
-        assert "web09" in tagged.history()[0]["words"]
+        assert list_quarantined(tagged_lb) == ["web09"]
+        assert "nonsense" in tagged_lb.members()["web09"]["quarantine"].reason
+        assert tagged_lb.checks <= 20
+        assert (haproxy.reloads(), tagged_lb.list_staged()) == ((1, 0), [])
+        assert list_outcomes(tagged_lb) == ["applied"]
+        assert "web09" in tagged_lb.history()[0]["words"]
 
 
-def test_two_refused_nodes_are_both_found(tagged: LoadBalancer) -> None:
-    with Haproxy(tagged) as haproxy:
-        ended = tagged.join(make_refused_member(1), *WEB[2:16], make_refused_member(16))
+def test_two_refused_nodes_are_both_found(tagged_lb: LoadBalancer) -> None:
+    with Haproxy(tagged_lb) as haproxy:
+        ended = tagged_lb.join(make_refused_member(1), *WEB[2:16], make_refused_member(16))
 
         assert ended.returncode == 0
-        assert tagged.managed == make_tagged_lines(tagged, *range(2, 16))
-        assert list_quarantined(tagged) == ["web01", "web16"]
-        assert tagged.checks <= 20
-        assert (haproxy.reloads(), tagged.list_staged()) == ((1, 0), [])
+        assert tagged_lb.managed == make_tagged_lines(tagged_lb, *range(2, 16))
+        assert list_quarantined(tagged_lb) == ["web01", "web16"]
+        assert tagged_lb.checks <= 20
+        assert (haproxy.reloads(), tagged_lb.list_staged()) == ((1, 0), [])
 
 
-def test_a_refused_node_costs_later_events_no_check(tagged: LoadBalancer) -> None:
-    with Haproxy(tagged) as haproxy:
-        tagged.join(*WEB[1:4], make_refused_member(9))
-        before = tagged.checks
+def test_a_refused_node_costs_later_events_no_check(tagged_lb: LoadBalancer) -> None:
+    with Haproxy(tagged_lb) as haproxy:
+        tagged_lb.join(*WEB[1:4], make_refused_member(9))
+        before = tagged_lb.checks
 
-        statuses = [tagged.join(line).returncode for line in WEB[4:8]]
+        statuses = [tagged_lb.join(line).returncode for line in WEB[4:8]]
 
         assert statuses == [0, 0, 0, 0]
-        assert tagged.checks - before == 4
+        assert tagged_lb.checks - before == 4
         assert haproxy.reloads() == (5, 0)
-        assert tagged.managed == make_tagged_lines(tagged, *range(1, 8))
-        assert list_quarantined(tagged) == ["web09"]
+        assert tagged_lb.managed == make_tagged_lines(tagged_lb, *range(1, 8))
+        assert list_quarantined(tagged_lb) == ["web09"]
 
 
-def test_a_refused_node_alone_changes_nothing(tagged: LoadBalancer) -> None:
-    with Haproxy(tagged) as haproxy:
-        tagged.join(WEB[1])
-        before, reloads = tagged.text, haproxy.reloads()
+def test_a_refused_node_alone_changes_nothing(tagged_lb: LoadBalancer) -> None:
+    with Haproxy(tagged_lb) as haproxy:
+        tagged_lb.join(WEB[1])
+        before, reloads = tagged_lb.text, haproxy.reloads()
 
-        status, words = read_result(tagged.join(make_refused_member(9)))
-        again = tagged.join(make_refused_member(9)).returncode
+        status, words = read_result(tagged_lb.join(make_refused_member(9)))
+        again = tagged_lb.join(make_refused_member(9)).returncode
 
         assert status == 4
         assert words.startswith("lbagent: web09: HAProxy refuses its line: ")
         assert words.count("unknown keyword 'nonsense'") == 1
-        assert f"[{tagged.cfg}:" in words
+        assert f"[{tagged_lb.cfg}:" in words
         assert "lbagent-staged" not in words
         assert again == 0
-        assert (tagged.text, tagged.list_staged(), haproxy.reloads()) == (before, [], reloads)
+        assert (tagged_lb.text, tagged_lb.list_staged(), haproxy.reloads()) == (before, [], reloads)
         assert list(haproxy.servers()) == ["web01"]
 
 
@@ -371,101 +371,101 @@ def test_a_refusal_that_does_not_repeat_quarantines_no_node(lb: LoadBalancer) ->
     assert (list_quarantined(lb), lb.list_staged()) == ([], [])
 
 
-def test_a_refused_node_is_added_once_its_tag_is_fixed(tagged: LoadBalancer) -> None:
-    with Haproxy(tagged) as haproxy:
-        tagged.join(WEB[1], make_refused_member(9))
+def test_a_refused_node_is_added_once_its_tag_is_fixed(tagged_lb: LoadBalancer) -> None:
+    with Haproxy(tagged_lb) as haproxy:
+        tagged_lb.join(WEB[1], make_refused_member(9))
 
-        ended = tagged.handle("member-update", WEB[9])
+        ended = tagged_lb.handle("member-update", WEB[9])
 
         assert ended.returncode == 0
-        assert tagged.managed == make_tagged_lines(tagged, 1, 9)
+        assert tagged_lb.managed == make_tagged_lines(tagged_lb, 1, 9)
         assert list(haproxy.servers()) == ["web01", "web09"]
         # A quarantine ends when the line changes: members.json must not go on saying so of a node that is served.
-        assert list_quarantined(tagged) == []
+        assert list_quarantined(tagged_lb) == []
 
 
-def test_a_served_node_whose_new_line_is_refused_keeps_its_old_one(tagged: LoadBalancer) -> None:
-    with Haproxy(tagged) as haproxy:
-        tagged.join(*WEB[1:4])
+def test_a_served_node_whose_new_line_is_refused_keeps_its_old_one(tagged_lb: LoadBalancer) -> None:
+    with Haproxy(tagged_lb) as haproxy:
+        tagged_lb.join(*WEB[1:4])
 
-        ended = tagged.handle("member-update", make_refused_member(2) + WEB[4])
+        ended = tagged_lb.handle("member-update", make_refused_member(2) + WEB[4])
 
         assert ended.returncode == 0
-        assert tagged.managed == make_tagged_lines(tagged, 1, 2, 3, 4)
-        assert list_quarantined(tagged) == ["web02"]
+        assert tagged_lb.managed == make_tagged_lines(tagged_lb, 1, 2, 3, 4)
+        assert list_quarantined(tagged_lb) == ["web02"]
         assert sorted(haproxy.servers()) == ["web01", "web02", "web03", "web04"]
 
 
-def test_a_quarantined_node_can_still_be_paused_and_leave(tagged: LoadBalancer) -> None:
-    with Haproxy(tagged) as haproxy:
-        tagged.join(*WEB[1:4])
-        tagged.handle("member-update", make_refused_member(2))
+def test_a_quarantined_node_can_still_be_paused_and_leave(tagged_lb: LoadBalancer) -> None:
+    with Haproxy(tagged_lb) as haproxy:
+        tagged_lb.join(*WEB[1:4])
+        tagged_lb.handle("member-update", make_refused_member(2))
 
-        paused = tagged.send_command("pause", "web02", 1).returncode, tagged.managed, list(haproxy.servers())
-        left = tagged.leave(make_refused_member(2)).returncode, tagged.managed
+        paused = tagged_lb.send_command("pause", "web02", 1).returncode, tagged_lb.managed, list(haproxy.servers())
+        left = tagged_lb.leave(make_refused_member(2)).returncode, tagged_lb.managed
 
         assert paused == (
             0,
             [
-                *make_tagged_lines(tagged, 1),
+                *make_tagged_lines(tagged_lb, 1),
                 "# lbagent paused web02 127.0.0.12 role=web",
-                *make_tagged_lines(tagged, 3),
+                *make_tagged_lines(tagged_lb, 3),
             ],
             ["web01", "web03"],
         )
-        assert left == (0, make_tagged_lines(tagged, 1, 3))
+        assert left == (0, make_tagged_lines(tagged_lb, 1, 3))
 
 
-def test_a_plan_does_not_change_quarantined_nodes(tagged: LoadBalancer) -> None:
-    with Haproxy(tagged):
-        tagged.join(*WEB[1:4])
-        tagged.handle("member-update", make_refused_member(2))
-        before = tagged.text
+def test_a_plan_does_not_change_quarantined_nodes(tagged_lb: LoadBalancer) -> None:
+    with Haproxy(tagged_lb):
+        tagged_lb.join(*WEB[1:4])
+        tagged_lb.handle("member-update", make_refused_member(2))
+        before = tagged_lb.text
 
-        done = tagged.run("plan")
+        done = tagged_lb.run("plan")
 
         assert (done.returncode, done.stdout) == (4, b"No changes: 3 nodes, 3 lines.\n")
         assert b"web02 is in quarantine, its lines are unchanged: " in done.stderr
-        applied = tagged.run("apply")
+        applied = tagged_lb.run("apply")
         assert (applied.returncode, applied.stdout) == (4, b"No changes: 3 nodes, 3 lines.\n")
         assert b"web02 is in quarantine, HAProxy refuses its line: " in applied.stderr
-        tagged.text = before + b"# edited\n"
-        again = tagged.run("plan")  # it would be tried again, and refused again
+        tagged_lb.text = before + b"# edited\n"
+        again = tagged_lb.run("plan")  # it would be tried again, and refused again
         assert (again.returncode, b"haproxy.cfg: HAProxy refuses the planned text: " in again.stderr) == (4, True)
 
 
-def test_a_change_of_the_operators_text_tries_a_refused_node_again(tagged: LoadBalancer) -> None:
-    with Haproxy(tagged):
-        tagged.join(WEB[1], make_refused_member(9))
-        tagged.text = tagged.text.replace(b"    balance", b"    # another try\n    balance")
-        before = tagged.checks
+def test_a_change_of_the_operators_text_tries_a_refused_node_again(tagged_lb: LoadBalancer) -> None:
+    with Haproxy(tagged_lb):
+        tagged_lb.join(WEB[1], make_refused_member(9))
+        tagged_lb.text = tagged_lb.text.replace(b"    balance", b"    # another try\n    balance")
+        before = tagged_lb.checks
 
-        ended = tagged.join(WEB[2])
+        ended = tagged_lb.join(WEB[2])
 
         assert ended.returncode == 0
-        assert tagged.managed == make_tagged_lines(tagged, 1, 2)
-        assert list_quarantined(tagged) == ["web09"]
-        assert tagged.checks - before > 1
+        assert tagged_lb.managed == make_tagged_lines(tagged_lb, 1, 2)
+        assert list_quarantined(tagged_lb) == ["web09"]
+        assert tagged_lb.checks - before > 1
 
 
 # Unlock, look, try-lock is repeated until the spool is empty: also by a run that ended in an error, as the
 # handler of the second event has seen the lock busy and left the event to it.
-def test_an_event_that_arrives_during_a_refusal_is_applied(tagged: LoadBalancer) -> None:
-    with Haproxy(tagged) as haproxy:
-        tagged.join(WEB[1])
-        before = tagged.checks
-        gate = tagged.hold_checks()
-        with tagged.start_handle("member-join", make_refused_member(9)) as first:
-            wait_until(lambda: tagged.checks > before)
-            second = tagged.join(WEB[2])
-            third = tagged.send_command("pause", "web01", 1)
+def test_an_event_that_arrives_during_a_refusal_is_applied(tagged_lb: LoadBalancer) -> None:
+    with Haproxy(tagged_lb) as haproxy:
+        tagged_lb.join(WEB[1])
+        before = tagged_lb.checks
+        gate = tagged_lb.hold_checks()
+        with tagged_lb.start_handle("member-join", make_refused_member(9)) as first:
+            wait_until(lambda: tagged_lb.checks > before)
+            second = tagged_lb.join(WEB[2])
+            third = tagged_lb.send_command("pause", "web01", 1)
             gate.touch()
             words = first.communicate()[1].decode()
 
         assert (second.returncode, third.returncode) == (0, 0)
         assert words.startswith("lbagent: web09: HAProxy refuses its line: ")
-        assert tagged.list_spool() == []
-        assert tagged.managed == ["# lbagent paused web01 127.0.0.11 role=web", *make_tagged_lines(tagged, 2)]
+        assert tagged_lb.list_spool() == []
+        assert tagged_lb.managed == ["# lbagent paused web01 127.0.0.11 role=web", *make_tagged_lines(tagged_lb, 2)]
         assert list(haproxy.servers()) == ["web02"]
 
 

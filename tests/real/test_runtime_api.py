@@ -47,12 +47,6 @@ TOLD = re.compile(r"applied to HAProxy \(worker \d+\) without a reload")
 CHANGES = int(os.environ.get("LBAGENT_CHANGES", "60"))
 
 
-@pytest.fixture(params=list(binaries().values()), ids=list(binaries()))
-def binary(request: pytest.FixtureRequest) -> Path:
-    path: Path = request.param
-    return path
-
-
 @pytest.fixture
 def lb(binary: Path) -> Iterator[LoadBalancer]:
     with LoadBalancer(binary=binary) as made:

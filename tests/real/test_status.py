@@ -28,15 +28,8 @@ MORE_ROLES = RELOADING.replace("  iis:", "  mongo: {{port: 27017}}\n  iis:") + "
 MORE_CFG = f"{CONFIG}\nbackend mon-mongo\n    # additional-mon-mongo-server\n    server mine 127.0.0.14:27017\n"
 
 
-@pytest.fixture
-def lb() -> Iterator[LoadBalancer]:
-    """A load balancer that nobody has told anything yet."""
-    with LoadBalancer() as one:
-        yield one
-
-
 @pytest.fixture(params=list(binaries().values()), ids=list(binaries()))
-def served(request: pytest.FixtureRequest) -> Iterator[tuple[LoadBalancer, Haproxy]]:
+def lb_and_haproxy(request: pytest.FixtureRequest) -> Iterator[tuple[LoadBalancer, Haproxy]]:
     """A load balancer whose HAProxy runs: web01 answers, web02 does not."""
     with (
         LoadBalancer(MORE_CFG, MORE_ROLES, request.param) as lb,
@@ -112,8 +105,8 @@ def run_on_terminal(lb: LoadBalancer, *words: str, width: int = 80, **env: str) 
     return said.replace("\r\n", "\n")
 
 
-def test_every_node_has_its_state_in_a_real_haproxy(served: tuple[LoadBalancer, Haproxy]) -> None:
-    lb, haproxy = served
+def test_every_node_has_its_state_in_a_real_haproxy(lb_and_haproxy: tuple[LoadBalancer, Haproxy]) -> None:
+    lb, haproxy = lb_and_haproxy
 
     text = run_status(lb)
 
@@ -133,8 +126,8 @@ def test_every_node_has_its_state_in_a_real_haproxy(served: tuple[LoadBalancer, 
     ]
 
 
-def test_json_has_every_server(served: tuple[LoadBalancer, Haproxy]) -> None:
-    lb, haproxy = served
+def test_json_has_every_server(lb_and_haproxy: tuple[LoadBalancer, Haproxy]) -> None:
+    lb, haproxy = lb_and_haproxy
 
     found = read_json(lb)
 
@@ -154,8 +147,8 @@ def test_json_has_every_server(served: tuple[LoadBalancer, Haproxy]) -> None:
     assert (found["events"], found["problems"], found["blocked"]) == ({"pending": 0, "oldest": None}, [], [])
 
 
-def test_a_pause_that_haproxy_cfg_does_not_have_yet_is_pending(served: tuple[LoadBalancer, Haproxy]) -> None:
-    lb, _ = served
+def test_a_pause_that_haproxy_cfg_does_not_have_yet_is_pending(lb_and_haproxy: tuple[LoadBalancer, Haproxy]) -> None:
+    lb, _ = lb_and_haproxy
     before = lb.text
     with (lb.state / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -170,8 +163,8 @@ def test_a_pause_that_haproxy_cfg_does_not_have_yet_is_pending(served: tuple[Loa
     assert (lb.text, lb.list_spool()) == (before, ["1"])
 
 
-def test_sessions_are_counted(served: tuple[LoadBalancer, Haproxy]) -> None:
-    lb, haproxy = served
+def test_sessions_are_counted(lb_and_haproxy: tuple[LoadBalancer, Haproxy]) -> None:
+    lb, haproxy = lb_and_haproxy
     with socket.create_connection(("127.0.0.1", lb.front)) as client, socket.create_server(("127.0.0.12", lb.port)):
         wait_until(lambda: haproxy.servers()["web02"] == "UP")
         haproxy.send("set server lb-iis/web01 state maint")
@@ -180,8 +173,8 @@ def test_sessions_are_counted(served: tuple[LoadBalancer, Haproxy]) -> None:
         wait_until(lambda: parse_rows(run_status(lb))[2][6] == "1")
 
 
-def test_a_worker_that_has_ended_confirms_nothing(served: tuple[LoadBalancer, Haproxy]) -> None:
-    lb, haproxy = served
+def test_a_worker_that_has_ended_confirms_nothing(lb_and_haproxy: tuple[LoadBalancer, Haproxy]) -> None:
+    lb, haproxy = lb_and_haproxy
     worker = haproxy.worker()
     haproxy.stop()
 
@@ -202,8 +195,8 @@ def test_a_worker_that_has_ended_confirms_nothing(served: tuple[LoadBalancer, Ha
     assert below[1] == f"lines: digest {digest}, not confirmed, HAProxy worker {worker} has ended"
 
 
-def test_the_first_stats_socket_that_answers_is_used(served: tuple[LoadBalancer, Haproxy]) -> None:
-    lb, _ = served
+def test_the_first_stats_socket_that_answers_is_used(lb_and_haproxy: tuple[LoadBalancer, Haproxy]) -> None:
+    lb, _ = lb_and_haproxy
     dead = f"    stats socket {lb.folder}/dead.sock\n".encode()
     lb.text = lb.text.replace(b"global\n", b"global\n" + dead)
 

@@ -52,7 +52,7 @@ def write_env(lb: LoadBalancer, agent: SerfAgent, token: str) -> None:
 
 
 @pytest.fixture
-def guarded(tmp_path: Path) -> Iterator[tuple[LoadBalancer, SerfAgent]]:
+def lb_with_token(tmp_path: Path) -> Iterator[tuple[LoadBalancer, SerfAgent]]:
     """A load balancer whose agent wants a token, and a serf.env that has it."""
     settings = tmp_path / "rpc.json"
     settings.write_text('{"rpc_auth": "right"}')
@@ -65,8 +65,8 @@ def guarded(tmp_path: Path) -> Iterator[tuple[LoadBalancer, SerfAgent]]:
         yield lb, agent
 
 
-def test_a_new_token_in_serf_env_is_used_at_once(guarded: tuple[LoadBalancer, SerfAgent]) -> None:
-    lb, agent = guarded
+def test_a_new_token_in_serf_env_is_used_at_once(lb_with_token: tuple[LoadBalancer, SerfAgent]) -> None:
+    lb, agent = lb_with_token
     write_env(lb, agent, "wrong")
     with Haproxy(lb), run_watch(lb, SERF_RPC_ADDR=""):
         wait_until(lambda: read_last_json(lb).get("sync_failing"))
@@ -85,8 +85,8 @@ def test_a_new_token_in_serf_env_is_used_at_once(guarded: tuple[LoadBalancer, Se
     assert read_metric(lb, "lbagent_daemon_running") == "0"
 
 
-def test_only_runs_of_the_daemon_are_its_heartbeat(guarded: tuple[LoadBalancer, SerfAgent]) -> None:
-    lb, _ = guarded
+def test_only_runs_of_the_daemon_are_its_heartbeat(lb_with_token: tuple[LoadBalancer, SerfAgent]) -> None:
+    lb, _ = lb_with_token
     heartbeat = "lbagent_daemon_heartbeat_timestamp_seconds"
     lb.join(member_line("web01", "127.0.0.11"))
     before = read_metric(lb, heartbeat)
@@ -99,8 +99,8 @@ def test_only_runs_of_the_daemon_are_its_heartbeat(guarded: tuple[LoadBalancer, 
     assert (before, read_metric(lb, heartbeat)) == (None, "1700000000")
 
 
-def test_an_empty_new_cluster_is_not_a_failure(guarded: tuple[LoadBalancer, SerfAgent]) -> None:
-    lb, agent = guarded
+def test_an_empty_new_cluster_is_not_a_failure(lb_with_token: tuple[LoadBalancer, SerfAgent]) -> None:
+    lb, agent = lb_with_token
     env = {"SERF_RPC_ADDR": agent.rpc, "SERF_RPC_AUTH": "right"}
 
     with Haproxy(lb):
