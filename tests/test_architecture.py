@@ -63,12 +63,12 @@ def test_only_the_web_page_imports_its_libraries(library: str) -> None:
     assert {user for user in users if not user.startswith("web/")} <= {"commands/web.py"}
 
 
-# --- what an event has to load ------------------------------------------------------------------------------------
+# --- modules that an event loads ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def files(tmp_path: Path, lbagent: str) -> LoadBalancerFiles:
-    """A load balancer without HAProxy, which has seen an event."""
+    """A load balancer without HAProxy that has handled an event."""
     files = build_files(
         tmp_path,
         lbagent,
@@ -84,7 +84,7 @@ def files(tmp_path: Path, lbagent: str) -> LoadBalancerFiles:
 
 
 def list_loaded_modules(files: LoadBalancerFiles, *words: str, stdin: bytes = b"", **more: str) -> set[str]:
-    """The modules that the console script loads for one event, as the interpreter tells."""
+    """Return the modules that the console script imports for one event."""
     done = subprocess.run(
         [sys.executable, "-X", "importtime", files.script, *words],
         input=stdin,

@@ -1,4 +1,4 @@
-"""conftest: what every test can rely on, whoever starts the tests."""
+"""conftest.py: signals, time limits and HAProxy versions are the same for every caller of the tests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import tests.conftest
 done = subprocess.run(["sh", "-c", f"kill -{sys.argv[1]} $$; exit 7"])
 sys.exit(-done.returncode if done.returncode < 0 else 1)
 """
-"""Exits with the number of the signal that ends its own child."""
+"""A program that exits with the number of the signal that ended its child."""
 
 
 @pytest.mark.parametrize("name", ["INT", "TERM", "HUP", "QUIT", "USR2"])

@@ -1,4 +1,4 @@
-"""metrics.prom: its content for a known state and after every end of a run; names from outside are escaped."""
+"""metrics.prom has the right samples for a known state and after every result of a run, and escapes foreign names."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="no
 
 
 def check_with_promtool(content: bytes) -> None:
-    """Have Prometheus itself read the text, and find nothing to say about it."""
+    """Fail unless promtool accepts the text without a warning."""
     done = subprocess.run(["promtool", "check", "metrics"], input=content, capture_output=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
@@ -154,7 +154,7 @@ def test_a_known_state_has_these_samples() -> None:
 
 
 def parse_samples(content: bytes) -> dict[str, str]:
-    """The samples, which Prometheus can read, without the prefix of their names."""
+    """Return the samples by name without prefix; fails unless Prometheus can read them."""
     if shutil.which("promtool"):
         check_with_promtool(content)
     found = (line.rpartition(" ") for line in content.decode().splitlines() if not line.startswith("#"))
@@ -215,7 +215,7 @@ LINE = re.compile(rf"# (?:HELP|TYPE) [a-z_]+ .+|[a-z_]+(?:\{{{LABEL}(?:,{LABEL})
 
 
 def write_hostile_metrics(*names: str) -> bytes:
-    """The metrics of pairs with these names."""
+    """Return the metrics of pairs with these names."""
     pairs = {Pair(name, name): {"in": 1} for name in names}
     numbers = Numbers(names[0], NOW, Last(NOW), pairs, {}, 0, pauses=dict.fromkeys(names, NOW))
     return metrics.format_metrics(numbers)
@@ -241,7 +241,7 @@ def test_prometheus_can_read_hostile_names() -> None:
     check_with_promtool(write_hostile_metrics(*POISON, "\\", "\\n", '"} 1\nevil 2\n', "ends in \\"))
 
 
-# Which server counts as what
+# States of servers
 
 FARM = "backend farm\n    # additional-lb-iis-server\n    # additional-lb-wsa-server\nbackend lost\n"
 TWO = parse_roles_text("""
@@ -253,7 +253,7 @@ TWO = parse_roles_text("""
 
 
 def count_servers(*members: Member, roles: Roles = TWO) -> dict[str, tuple[int, ...]]:
-    """Servers in, paused, failed and quarantined, by the middle of their marker."""
+    """Return the numbers of servers in, paused, failed and quarantined, by pair."""
     membership = membership_of(*members)
     plan = plan_for(FARM, roles, membership, PlanOptions(kept=frozenset()))
     found = planning_services.count_servers(plan.managed_lines, roles, membership)
@@ -349,7 +349,7 @@ def test_pairs_without_a_node_are_zeros() -> None:
     assert count_servers() == {"lb-iis": (0, 0, 0, 0), "lb-wsa": (0, 0, 0, 0), "other-none_yet": (0, 0, 0, 0)}
 
 
-# What is remembered
+# last.json
 
 
 @pytest.mark.parametrize(
@@ -412,7 +412,7 @@ def test_every_number_in_last_json_gives_valid_metrics(number: str) -> None:
     check_with_promtool(metrics.format_metrics(Numbers("1", NOW, kept._replace(run=NOW))))
 
 
-# Every end of a run
+# Results of runs
 
 WEB1, WEB2, WEB3 = (member_line(f"web{number}", f"127.0.0.{number + 10}") for number in range(1, 4))
 
@@ -424,18 +424,18 @@ def lb() -> Iterator[LoadBalancer]:
 
 
 def read_samples(lb: LoadBalancer) -> dict[str, float]:
-    """The samples of metrics.prom."""
+    """Return the samples of metrics.prom."""
     return {name: float(value) for name, value in parse_samples((lb.state / "metrics.prom").read_bytes()).items()}
 
 
 def read_server_counts(lb: LoadBalancer) -> tuple[float, ...]:
-    """Servers in, paused, failed and quarantined."""
+    """Return the numbers of servers in, paused, failed and quarantined."""
     found = read_samples(lb)
     return tuple(found[f'servers{{section="lb",service="iis",state="{state}"}}'] for state in planning_services.STATES)
 
 
 def read_last_run(lb: LoadBalancer) -> tuple[float, float | None, float]:
-    """Exit status, whether the last reload was confirmed, and blocked removals."""
+    """Return exit status, whether the last reload was confirmed, and blocked removals."""
     found = read_samples(lb)
     return found["last_run_exit_status"], found.get("last_reload_success"), found["blocked_removals"]
 
@@ -625,11 +625,11 @@ def test_the_group_of_the_folder_reaches_the_metrics_and_nothing_else(lb: LoadBa
     }
 
 
-# The page
+# The documentation
 
 
 def read_table(columns: int) -> list[list[str]]:
-    """The rows of the page's tables with this number of columns, whose first cell is one word in backquotes."""
+    """Return the rows of the page's tables with this number of columns whose first cell is one word in backquotes."""
     lines = re.findall(r"^\| (`[^`]+` \|.*)\|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     return [cells for line in lines if len(cells := [cell.strip() for cell in line.split("|")]) == columns]
 

@@ -1,4 +1,4 @@
-"""Every file of every example is accepted by the program that it is for, and what belongs together fits together."""
+"""Every file of every example is accepted by its program, and the files of an example are consistent."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from tests.helpers.real_programs import LBAGENT, clean_environment, free_port, m
 HERE = Path(__file__).resolve().parent.parent.parent / "examples"
 PAGES = sorted(path for path in HERE.iterdir() if path.is_dir())
 EXAMPLES = [path for path in PAGES if path.name not in ("monitoring", "web")]
-"""The examples of a load balancer."""
+"""The examples with a haproxy.cfg."""
 
 WITHOUT_A_LIVE_SYSTEM = {"process", "state", "serf"}
-"""What `check` has to say of a load balancer where nothing runs yet, by kind."""
+"""The findings of `check` on a load balancer where nothing runs yet, by kind."""
 
 
 ACCEPTED = ((0, "Configuration file is valid\n"), (0, ""))
@@ -33,13 +33,13 @@ ACCEPTED = ((0, "Configuration file is valid\n"), (0, ""))
 
 
 def each_file(*patterns: str) -> pytest.MarkDecorator:
-    """A test for each file of all examples that matches."""
+    """Return a mark that parametrizes a test with each matching file of all examples."""
     found = sorted({path for example in EXAMPLES for pattern in patterns for path in example.glob(f"**/{pattern}")})
     return pytest.mark.parametrize("path", found, ids=lambda path: str(path.relative_to(HERE)))
 
 
 def require_program(program: str) -> None:
-    """Skip where the program is missing; with LBAGENT_REQUIRE_REAL none is."""
+    """Skip the test if the program is missing."""
     if shutil.which(program, path=PATH) is None:
         pytest.skip(f"no {program} here")
 
@@ -48,7 +48,7 @@ PATH = f"{LBAGENT.parent}:{os.environ['PATH']}:/usr/sbin:/sbin"
 
 
 def run_program(*argv: str | Path, folder: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
-    """A program, run to its end; its two outputs are one."""
+    """Run a program to its end, with stderr in stdout."""
     environ = {**clean_environment(), "PATH": PATH, **env}
     return subprocess.run(
         argv,
@@ -64,7 +64,7 @@ def run_program(*argv: str | Path, folder: Path | None = None, **env: str) -> su
 
 @functools.cache
 def find_own_network_prefix() -> tuple[str, ...]:
-    """The words that run a command as root of a network without anybody else; none where that is not allowed."""
+    """Return the prefix that runs a command as root in an empty network; empty if this is not allowed."""
     for words in (("unshare", "--net"), ("unshare", "--map-root-user", "--net")):
         if run_program(*words, "ip", "link", "set", "lo", "up").returncode == 0:
             return words
@@ -103,8 +103,8 @@ def test_an_upgrade_cannot_bypass_a_rule_about_paths(path: Path) -> None:
 
 
 def run_keepalived(path: Path) -> tuple[int, str]:
-    """What keepalived says of this file: its status and its words."""
-    for program in ("keepalived", "ip", "curl"):  # a script that is not there is refused
+    """Return exit status and output of keepalived for this file."""
+    for program in ("keepalived", "ip", "curl"):  # a missing script is refused
         require_program(program)
     if not (network := find_own_network_prefix()):
         pytest.skip("no network of its own for it here")
@@ -149,8 +149,8 @@ def test_logrotate_accepts_it_beside_haproxys_own(path: Path, tmp_path: Path) ->
     require_program("logrotate")
     own = tmp_path / path.name
     shutil.copyfile(path, own)
-    own.chmod(0o644)  # whatever the umask of the checkout was
-    # Debian's haproxy brings one: the same log in both would be an error.
+    own.chmod(0o644)  # independent of the umask of the checkout
+    # Debian's haproxy installs one: the same log in both would be an error.
     others = [one for one in Path("/etc/logrotate.d").glob("haproxy*") if one.name != path.name]
 
     done = run_program("logrotate", "--debug", "--state", tmp_path / "state", own, *others)
@@ -165,7 +165,7 @@ def test_json_files_are_valid(path: Path) -> None:
 
 
 def list_agent_settings() -> Iterator[Path]:
-    """The JSON files that are a Serf agent's."""
+    """Return the settings files of Serf agents."""
     for example in EXAMPLES:
         for path in sorted(example.glob("**/*.json")):
             found = json.loads(path.read_text())
@@ -177,7 +177,7 @@ def list_agent_settings() -> Iterator[Path]:
 def test_a_serf_agent_starts_with_it(path: Path, tmp_path: Path) -> None:
     require_program("serf")
     settings = json.loads(path.read_text())
-    # Where it would listen, write and call: nothing of that is here.
+    # The paths and addresses of the example do not exist here.
     for key in ("snapshot_path", "tags_file", "keyring_file"):
         settings |= {key: str(tmp_path / key)} if key in settings else {}
     settings |= {"retry_join": [], "start_join": [], "encrypt_key": run_program("serf", "keygen").stdout.strip()}
@@ -218,10 +218,10 @@ def test_a_syslog_server_receives_its_log(path: Path) -> None:
 
 
 def copy_example(example: Path, folder: Path) -> Roles:
-    """The example, copied to `folder`, and its roles; its roles.yml means the haproxy.cfg there."""
+    """Copy the example to `folder` with the path of its haproxy.cfg in roles.yml; returns its roles."""
     shutil.copytree(example, folder, dirs_exist_ok=True)
     for path in (folder, *folder.rglob("*")):
-        path.chmod(0o755 if path.is_dir() else 0o644)  # whatever the umask of the checkout was
+        path.chmod(0o755 if path.is_dir() else 0o644)  # independent of the umask of the checkout
     text = (example / "roles.yml").read_text()
     moved, found = re.subn(r"(?<=config: )[^\s,}]+", f"{folder}/haproxy.cfg", text)
     if not found:
@@ -231,7 +231,7 @@ def copy_example(example: Path, folder: Path) -> Roles:
 
 
 def run_lbagent(folder: Path, *words: str, stdin: bytes = b"", **env: str) -> subprocess.CompletedProcess[bytes]:
-    """One run of lbagent on the load balancer in `folder`, where nothing else runs."""
+    """Run lbagent on the load balancer in `folder`, where nothing else runs."""
     environ = {
         **clean_environment(),
         "PATH": PATH,
@@ -261,7 +261,7 @@ def test_check_finds_only_that_nothing_runs_here(example: Path, tmp_path: Path) 
 
 
 def make_node(roles: Roles, role: str, tags: dict[str, str]) -> bytes:
-    """A node of this role, from where it may come."""
+    """Return the line of a node of this role, with an allowed address."""
     network = ipaddress.ip_network((roles.roles[role].networks or ("10.0.0.0/8",))[0])
     return member_line(f"{role}-01", str(network[list(roles.roles).index(role) + 1]), role, **tags)
 

@@ -1,4 +1,4 @@
-"""examples/data-platform: what is special in it is so, and what two of its files say agrees."""
+"""examples/data-platform: its rules work on a real HAProxy, and its files are consistent."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SERVICES = ["api", "grafana", "minio", "prometheus", "spark-driver", "web-ui", "
 
 
 def adapt_to_loopback(text: str, lb: LoadBalancer, ports: dict[str, int]) -> str:
-    """The example's haproxy.cfg on free ports of loopback, for the user who runs the tests."""
+    """Return the example's haproxy.cfg with free ports on loopback, for the user of the tests."""
     text = re.sub(r"(?m)^    bind :(\d+)$", lambda found: f"    bind 127.0.0.1:{ports[found[1]]}", text)
     text = re.sub(r"(?m)^    (user|group) haproxy\n", "", text)
     text = text.replace("maxconn 8000", "maxconn 200")

@@ -1,4 +1,4 @@
-"""examples/impala: what its files say of each other holds, and no client moves when a daemon joins."""
+"""examples/impala: its files are consistent, and each client keeps its server when a daemon joins."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def read_file(name: str) -> str:
 
 
 def read_directives(*name: str) -> list[list[str]]:
-    """What follows these words on each line of haproxy.cfg that begins with them."""
+    """Return the rest of each line of haproxy.cfg that begins with these words."""
     lines = (line.partition("#")[0].split() for line in read_file("haproxy.cfg").splitlines())
     return [words[len(name) :] for words in lines if words[: len(name)] == [*name]]
 
@@ -30,14 +30,14 @@ def parse_seconds(time: str) -> int:
 
 
 def find_port(proxy: str) -> str:
-    """The port that haproxy.cfg gives to a proxy."""
+    """Return the port of a proxy in haproxy.cfg."""
     found = re.search(rf"^listen {proxy}\n    bind :(\d+)$", read_file("haproxy.cfg"), re.MULTILINE)
     assert found
     return found[1]
 
 
 def read_settings(name: str) -> configparser.SectionProxy:
-    """The section `impala` of a client's settings."""
+    """Return the section `impala` of a client's settings."""
     parser = configparser.ConfigParser()
     parser.read_string(read_file(name))
     return parser["impala"]

@@ -1,4 +1,4 @@
-"""examples/monitoring: rules, dashboard and Alertmanager configuration use metrics that lbagent writes, and work."""
+"""examples/monitoring: rules, dashboard and Alertmanager configuration work with the metrics that lbagent writes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TESTS: list[dict[str, Any]] = yaml.safe_load((EXAMPLE / "tests.yml").read_text()
 
 @functools.cache
 def load_generator() -> types.ModuleType:
-    """The program that writes the dashboard."""
+    """Return the program that writes the dashboard, as a module."""
     spec = importlib.util.spec_from_file_location("dashboard", PROJECT / "packaging/dashboard.py")
     assert spec is not None
     assert spec.loader is not None
@@ -42,7 +42,7 @@ def load_generator() -> types.ModuleType:
 
 
 def read_dashboard_queries() -> list[str]:
-    """The PromQL of every panel, with values for Grafana's variables."""
+    """Return the PromQL of every panel, with values for Grafana's variables."""
     queries: list[str] = load_generator().list_queries(json.loads((EXAMPLE / "dashboard.json").read_text()))
     values = {"$job": ".+", "$instance": ".+", "$__rate_interval": "1m"}
     return [functools.reduce(lambda text, one: text.replace(*one), values.items(), query) for query in queries]
@@ -148,7 +148,7 @@ class _Files(http.server.SimpleHTTPRequestHandler):
 
 @contextlib.contextmanager
 def serve_folder(folder: Path) -> Iterator[int]:
-    """A web server with the files of this folder, in place of node_exporter; yields its port."""
+    """Run a web server with the files of this folder, in place of node_exporter; yields its port."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Files, directory=str(folder))) as server:
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever)
@@ -162,7 +162,7 @@ def serve_folder(folder: Path) -> Iterator[int]:
 
 @contextlib.contextmanager
 def run_prometheus(folder: Path, target: int) -> Iterator[str]:
-    """A Prometheus in this folder that scrapes /metrics.prom of a port each second; yields its URL."""
+    """Run a Prometheus in this folder that scrapes /metrics.prom of a port each second; yields its URL."""
     port = free_port()
     scrape = {
         "job_name": "lb",
@@ -213,7 +213,7 @@ def prometheus(tmp_path: Path) -> Iterator[str]:
 
 
 def send_query(url: str, query: str) -> list[dict[str, Any]]:
-    """The series that Prometheus returns for a query."""
+    """Return the series of a query."""
     with urllib.request.urlopen(f"{url}/api/v1/query?{urllib.parse.urlencode({'query': query})}", timeout=20) as answer:
         found: list[dict[str, Any]] = json.load(answer)["data"]["result"]
     return found

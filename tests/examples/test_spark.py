@@ -1,4 +1,4 @@
-"""examples/spark-ha: what its haproxy.cfg keeps from whom, and that its files name the same machines."""
+"""examples/spark-ha: its haproxy.cfg protects the masters and finds the leader, and its files are consistent."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ KILLS += [
 
 MOVED = {
     "/moved": "/app/",
-    "/proxy/app-20261121-0000": "/proxy/261121-0000/jobs/",  # as Spark 3.5 says it now and then
+    "/proxy/app-20261121-0000": "/proxy/261121-0000/jobs/",  # a form that Spark 3.5 sometimes uses
     "/proxy/app-20261121-0000/": "/proxy/app-20261121-0000/jobs/",
 }
 
 
 class Master:
-    """What a master's page says, and the requests it was asked: `GET /path context`."""
+    """A master's page with a state, and the requests that it received: `GET /path context`."""
 
     def __init__(self, state: str) -> None:
         self.state, self.asked, self.secrets = state, list[str](), list[str]()
@@ -74,7 +74,7 @@ class Master:
 
 
 def read_example(lb: LoadBalancer, name: str) -> str:
-    """A file of the example, on loopback and in the folder of `lb`."""
+    """Return a file of the example with addresses on loopback and paths in the folder of `lb`."""
     found = (EXAMPLE / name).read_text(encoding="utf-8").replace("10.0.0.", "127.0.0.")
     found = found.replace("bind :80", f"bind 127.0.0.1:{lb.front}").replace("/run/haproxy/admin.sock", str(lb.socket))
     return found.replace("    user haproxy\n    group haproxy\n", "")
@@ -84,7 +84,7 @@ def read_example(lb: LoadBalancer, name: str) -> str:
 def run_example(
     binary: Path, *masters: Master, more: str = "", rules: str = "", users: str = ""
 ) -> Iterator[LoadBalancer]:
-    """The example's load balancer, whose HAProxy has not checked any of these masters yet and takes all for up."""
+    """Run the example's load balancer, whose HAProxy has not checked the masters yet and regards all as up."""
     with contextlib.ExitStack() as stack:
         lb = stack.enter_context(LoadBalancer(binary=binary))
         shutil.copy(EXAMPLE / "spark-503.http", lb.etc)
@@ -97,7 +97,7 @@ def run_example(
 
 
 def send_request(lb: LoadBalancer, path: str, method: str = "GET", account: str = "") -> tuple[int, str, str]:
-    """Status, body and Location of one request, its path as it is given; `account` is NAME:PASSWORD."""
+    """Return status, body and Location of one request; `account` is NAME:PASSWORD."""
     headers = {"Authorization": f"Basic {base64.b64encode(account.encode()).decode()}"} if account else {}
     connection = http.client.HTTPConnection("127.0.0.1", lb.front, timeout=10)
     with contextlib.closing(connection):
@@ -240,16 +240,16 @@ def test_the_page_creates_what_the_units_need_and_has_the_settings_of_an_applica
 
 
 def read_units() -> str:
-    """The text of both systemd units."""
+    """Return the text of both systemd units."""
     return "".join(path.read_text(encoding="utf-8") for path in sorted((EXAMPLE / "spark").glob("*.service")))
 
 
 def read_lines(name: str) -> list[str]:
-    """A file's lines without comments and empty ones."""
+    """Return the lines of a file without comments and empty lines."""
     kept = (line.partition("#")[0].rstrip() for line in (EXAMPLE / name).read_text(encoding="utf-8").splitlines())
     return [line for line in kept if line]
 
 
 def read_settings(name: str) -> dict[str, str]:
-    """One of Spark's files of settings."""
+    """Return one of Spark's settings files."""
     return dict(line.split(None, 1) for line in read_lines(f"spark/{name}"))

@@ -25,7 +25,7 @@ HOST = "lb01.example.net:8443"
 
 
 def fill_example(folder: Path, front: int = 8443, page: int = 8053) -> str:
-    """The example with ports and a certificate of this test; `{` is doubled, as `Lb` formats the text."""
+    """Return the example with ports and a certificate of this test; `{` is doubled for `LoadBalancer`."""
     text = (EXAMPLE / "haproxy.cfg").read_text()
     for before, after in (
         ("/etc/haproxy/lbagent.pem", str(folder / "lbagent.pem")),
@@ -73,9 +73,9 @@ class Front:
 
 @pytest.fixture
 def page() -> Iterator[WebPage]:
-    """The page with the options of the example, and a user."""
+    """The page with the options of the example and one user."""
     words = (EXAMPLE / "lbagent-web.default").read_text().split('"')[1].split()
-    del words[words.index("--peer") :]  # nobody is there
+    del words[words.index("--peer") :]  # there is no other load balancer
     content = document(node("web01"), node("web02", "10.0.0.2"))
     with Publisher(content) as daemon, WebPage(daemon.folder, *words, users=True) as one:
         yield one
@@ -85,7 +85,7 @@ def page() -> Iterator[WebPage]:
 def front(page: WebPage, tmp_path: Path) -> Iterator[Front]:
     """HAProxy in front of it."""
     port = free_port()
-    control = "global\n    stats socket {socket} level admin\n\n"  # by which the test sees that it runs
+    control = "global\n    stats socket {socket} level admin\n\n"  # the test detects the start with it
     with LoadBalancer(control + fill_example(tmp_path, port, page.port)) as lb, Haproxy(lb):
         one = Front(port)
         wait_until(lambda: one.send("GET", "/lbagent/healthz", {})[0] == 200)

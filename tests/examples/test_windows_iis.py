@@ -1,4 +1,4 @@
-"""examples/windows-iis: what its haproxy.cfg does, on a real HAProxy."""
+"""examples/windows-iis: its haproxy.cfg replaces the headers of the client's address, on a real HAProxy."""
 
 from __future__ import annotations
 

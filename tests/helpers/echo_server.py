@@ -1,4 +1,4 @@
-"""A server that answers with what it was asked."""
+"""A server that returns each request in its answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hostile inputs through the whole path: `run(count, seed)` makes them, and counts what they did.
+"""Sends hostile inputs through the whole path: `run(count, seed)` creates them and counts their effects.
 
 Everything that another user can write is damaged: events (environment and stdin), spool files, members.json and the
 other files of the state directory, the JSON of the `serf` program, roles.yml and haproxy.cfg. After each run:
@@ -172,24 +172,24 @@ VALUES: tuple[Any, ...] = (
 
 
 class Broken(AssertionError):
-    """Something that no input may do."""
+    """A forbidden effect of an input."""
 
 
 class Quiet(Log):
     """A log that prints nothing."""
 
     def error(self, words: str, **fields: object) -> None:
-        """Nothing."""
+        """Print nothing."""
 
     def warning(self, words: str, **fields: object) -> None:
-        """Nothing."""
+        """Print nothing."""
 
     def info(self, words: str, **fields: object) -> None:
-        """Nothing."""
+        """Print nothing."""
 
 
 class Lab:
-    """A load balancer in a folder, its HAProxy and Serf replaced by what costs no time."""
+    """A load balancer in a folder, with fast substitutes for HAProxy and Serf."""
 
     def __init__(self, folder: Path, chance: random.Random) -> None:
         self.folder, self.chance = folder, chance
@@ -204,7 +204,7 @@ class Lab:
         self.reset()
 
     def reset(self) -> None:
-        """Everything as an operator would have it."""
+        """Restore valid files."""
         shutil.rmtree(self.state, ignore_errors=True)
         if self.cfg.is_dir() or self.cfg.is_symlink():
             shutil.rmtree(self.cfg)
@@ -214,7 +214,7 @@ class Lab:
     # --- runs ---
 
     def handle_event(self, environ: dict[bytes, bytes], stdin: bytes, *, drains: bool) -> None:
-        """One call of the handler; without `drains` it finds a `watch` that does the rest."""
+        """Call the handler once; without `drains` it finds a running `watch` and only stores the event."""
         drain = contextlib.nullcontext() if drains else mock.patch.object(queue, "drain_spool", return_value=0)
         with mock.patch.object(handle, "_read_stdin", return_value=stdin), drain:
             self.check_action(lambda: handle.handle(self.settings, self.log, environ))
@@ -231,7 +231,7 @@ class Lab:
         )
 
     def check_action(self, act: Callable[[], object]) -> None:
-        """Do it, and look at what it did."""
+        """Run an action and check its effects."""
         Paths(str(self.state)).prepare()
         before = self.cfg.read_bytes()
         try:
@@ -248,7 +248,7 @@ class Lab:
         self.compare_config(before, self.cfg.read_bytes())
 
     def compare_config(self, before: bytes, after: bytes) -> None:
-        """Raise Broken where haproxy.cfg is not what it may be."""
+        """Raise Broken if haproxy.cfg has a forbidden change."""
         if left := [name for name in os.listdir(self.folder) if name.endswith(("staged", "old", "replaced"))]:
             raise Broken(f"left behind: {left}")
         if before == after:
@@ -263,7 +263,7 @@ class Lab:
                 self.check_line(line)
 
     def check_line(self, line: str) -> None:
-        """Raise Broken where a new line is not a well-formed one of a known role at an allowed address."""
+        """Raise Broken if a new line is not well-formed, of a known role and at an allowed address."""
         if not MANAGED.fullmatch(line):
             raise Broken(f"not a well-formed line: {line!r}")
         self.counts["lines written"] += 1
@@ -282,7 +282,7 @@ class Lab:
             raise Broken(f"a line that may not be written: {line!r}")
 
     def check_still_works(self) -> None:
-        """Raise Broken where a good event no longer works once the operator's files are right again."""
+        """Raise Broken if a valid event has no effect with valid files."""
         self.roles.write_text(self.good_roles)
         self.cfg.write_bytes(CFG.encode())
         self.number += 1
@@ -297,7 +297,7 @@ class Lab:
     # --- inputs ---
 
     def send_event(self) -> None:
-        """An event of a Serf agent."""
+        """Send a hostile event of a Serf agent."""
         chance = self.chance
         kind = chance.choice(KINDS) if chance.random() < 0.95 else self.poison_text("member-join")
         environ = {"SERF_EVENT": kind, "SERF_SELF_NAME": chance.choice(("lb01", "", "web01"))}
@@ -314,7 +314,7 @@ class Lab:
         self.handle_event(coded, self.damage_bytes(payload), drains=chance.random() < 0.2)
 
     def make_member_line(self) -> str:
-        """A line of a member event."""
+        """Return a hostile line of a member event."""
         chance = self.chance
         tags = {"weight": chance.choice(("5", "50%", "", "5 backup", "\n", "300")), "ip": chance.choice(ADDRESSES)}
         tags |= {"port": chance.choice(("81", "0", "http", "65536", "")), "lbagent": chance.choice(("paused", "", "x"))}
@@ -324,7 +324,7 @@ class Lab:
         return (self.poison_text(line) if chance.random() < 0.3 else line) + "\n"
 
     def send_command(self) -> str:
-        """The payload of a pause or resume."""
+        """Return a hostile payload of a pause or resume."""
         chance = self.chance
         words = [chance.choice(NAMES), chance.choice((*ADDRESSES, "")), chance.choice((*TAG_ROLES, ""))]
         ends = (
@@ -384,7 +384,7 @@ class Lab:
             self.run()
 
     def damage_state(self) -> None:
-        """A damaged file of the state directory."""
+        """Damage a file of the state directory."""
         names = (
             "members.json",
             "members.json",
@@ -425,7 +425,7 @@ class Lab:
         self.sync()
 
     def damage_roles(self) -> None:
-        """A roles.yml with mistakes."""
+        """Write a roles.yml with mistakes."""
         self.roles.write_bytes(self.damage_bytes(self.good_roles.encode(), times=self.chance.choice((1, 1, 2, 5))))
         self.check_action(self.keep_paths_in_folder)
         self.run()
@@ -433,7 +433,7 @@ class Lab:
             self.roles.write_text(self.good_roles)
 
     def keep_paths_in_folder(self) -> None:
-        """A roles.yml may name another haproxy.cfg: it must not be one of this machine."""
+        """Replace the paths of a roles.yml, so that no haproxy.cfg of this machine is used."""
         if loader.parse_roles(self.roles.read_bytes(), "roles.yml").haproxy.config != (str(self.cfg),):
             self.roles.write_text(self.good_roles)
 
@@ -446,10 +446,10 @@ class Lab:
         if self.chance.random() < 0.5 or len(self.cfg.read_bytes()) > 20_000:
             self.cfg.write_bytes(CFG.encode())
 
-    # --- spoiling ---
+    # --- damage -----
 
     def poison_text(self, good: str) -> str:
-        """The text with something bad in it."""
+        """Return the text with a bad character."""
         at, bad = self.chance.randrange(len(good) + 1), str(self.chance.choice((*POISON, *STARTS)))
         return good[:at] + bad + good[at + self.chance.choice((0, 0, 1, 3)) :]
 
@@ -480,7 +480,7 @@ class Lab:
         return torn
 
     def damage_json(self, good: bytes) -> bytes:
-        """JSON with a value that should not be there, or hardly JSON any more."""
+        """Return JSON with a wrong value, or damaged JSON."""
         chance = self.chance
         if chance.random() < 0.2:
             return chance.choice(
@@ -495,7 +495,7 @@ class Lab:
         return json.dumps(state).encode()
 
     def poison_value(self, spot: Any) -> None:  # noqa: ANN401  # JSON
-        """Exchange, add or remove one value somewhere in it."""
+        """Replace, add or remove one value of a JSON document."""
         chance = self.chance
         while isinstance(spot, dict | list) and spot:
             key = chance.choice([*spot]) if isinstance(spot, dict) else chance.randrange(len(spot))
@@ -512,12 +512,12 @@ class Lab:
 
 
 def decode(content: bytes) -> str:
-    """Bytes as a text that holds them all."""
+    """Decode bytes without loss."""
     return content.decode("utf-8", "surrogateescape")
 
 
 def is_almost_managed(line: str) -> bool:
-    """Whether lbagent may take the line for one of its own."""
+    """Return whether lbagent may regard the line as a managed one."""
     line = line.strip(BLANKS)
     server = line.startswith(("server ", "server\t")) and re.search(r"# lbagent role=[^ \t]+$", line)
     return bool(server) or line.startswith("# lbagent paused ")
@@ -535,7 +535,7 @@ def drop_managed_lines(content: bytes) -> list[str]:
 
 @contextlib.contextmanager
 def make_lab(folder: Path, seed: int) -> Iterator[Lab]:
-    """A lab in `folder`, without processes, disks that are waited for, and a system log."""
+    """Yield a lab in `folder` without processes, fsync and system log."""
     made, write = Lab(folder, random.Random(seed)), os.write
 
     def answer(descriptor: int, content: bytes) -> int:
@@ -573,7 +573,7 @@ KINDS_OF_INPUT: dict[str, tuple[int, Callable[[Lab], None]]] = {
     "roles.yml": (6, Lab.damage_roles),
     "haproxy.cfg": (6, Lab.damage_config),
 }
-"""Each with its share."""
+"""Each action with its weight."""
 
 PROBE_EVERY = 200
 ANEW_EVERY = 2_000

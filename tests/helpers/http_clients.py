@@ -1,4 +1,4 @@
-"""Keep-alive clients that hide nothing: each request that fails counts, and none is tried again."""
+"""HTTP clients that count each failed request and never retry."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable, Iterator
 
 Count = collections.Counter[str]
-"""How requests ended: `ok`, a status, or the name of an error."""
+"""Numbers of requests by result: `ok`, a status, or the name of an error."""
 
 
 @contextlib.contextmanager
 def run_clients(port: int, clients: int = 8, pause: float = 0.002) -> Iterator[Count]:
-    """So many clients ask `port` without end, until the end of the block; then the count is complete."""
+    """Send requests to `port` from `clients` clients until the end of the block; the count is complete after it."""
     stop, count, lock = threading.Event(), Count(), threading.Lock()
 
     def ended(how: str, _: str) -> float:

@@ -1,4 +1,4 @@
-"""A reference model of pauses, and random histories of a cluster that the model and lbagent live through side by side.
+"""A reference model of pauses, and random histories of a cluster that the model and lbagent both process.
 
 The model keeps every arrival of every command and decides by looking at all of them. It has no joins and no state to be
 kept small, so it is easy to see that it is right; and it is written without a look at how lbagent does it.
@@ -112,7 +112,7 @@ class Model:
         told = {one.node for one in other.arrivals} | other.base
         for node in told - self.present:
             if node not in known:
-                self.addresses.pop(node, None)  # its address before any command does not count
+                self.addresses.pop(node, None)  # an address from before the first command does not count
             if node not in self.addresses and (found := other.at(node)):
                 self.addresses[node] = min(found)
         self.arrivals = frozenset(
@@ -121,7 +121,7 @@ class Model:
         )
         self.elsewhere |= {(node, address) for node in told - self.present for address in other.at(node)}
         if other.met and not other.base:
-            self.base = frozenset()  # it knows better than comments do
+            self.base = frozenset()  # reports replace the comments of haproxy.cfg
         elif not self.met or self.base:
             self.base |= {node for node in other.base if not any(one.node == node for one in other.arrivals)}
         self._resume_hosts()
@@ -146,7 +146,7 @@ class Model:
         return [one for one in mine if one.ltime == max(two.ltime for two in mine)]
 
     def _resume_hosts(self) -> None:
-        """A resume is one for other names, too, whose last pause was heard at the same address, and is older."""
+        """Apply a resume to other names at the same address whose last pause is older."""
         new = set()
         for clock in {one.clock for one in self.arrivals}:
             last = {node: self._last(node, clock) for node in {one.node for one in self.arrivals}}
@@ -189,7 +189,7 @@ class Model:
 
 
 Sent = tuple[RawEvent, tuple[str, float | None, int | None]]
-"""An event, and of a command, for the model: its node, the moment it names as its end, and the seconds it names."""
+"""An event; for a command also its node, its `until=` and the seconds of its `for=`, for the model."""
 
 
 @dataclass
@@ -212,7 +212,7 @@ class Balancer:
     typed: int = 0
 
     def apply_batch(self, batch: list[RawEvent | Sent], now: int) -> None:
-        """Take a batch of events, as lbagent and as the model."""
+        """Apply a batch of events to lbagent's membership and to the model."""
         raws = []
         for number, one in enumerate(batch):
             raw = one[0] if isinstance(one[0], RawEvent) else one
@@ -251,13 +251,13 @@ class Balancer:
         self.model.receive_command(clock, ltime, digest, raw.name, node, float("inf") if until is None else until)
 
     def apply_plan(self, now: int, *, force: bool = False) -> None:
-        """Have haproxy.cfg follow."""
+        """Write the plan to haproxy.cfg."""
         self.membership = updates.drop_expired(self.membership, now)
         document = Document([("haproxy.cfg", self.text)])
         (self.text,) = make_plan(document, ROLES, self.membership, PlanOptions(force=force)).after
 
     def lose_members_file(self, now: int) -> None:
-        """Lose members.json: what remains is haproxy.cfg."""
+        """Delete members.json: membership is rebuilt from haproxy.cfg."""
         self.membership = rebuild_membership(Document([("haproxy.cfg", self.text)]), ROLES, now)
         self.heard_at, self.typed = [], self.typed
         words = [line.split() for line in self.text.splitlines() if "# lbagent " in line]
@@ -318,15 +318,15 @@ class Verdict:
 
     @property
     def agrees(self) -> bool:
-        """Whether nothing was."""
+        """Whether there are no disagreements."""
         return not (self.disagreements or self.revivals)
 
 
 class History:
-    """One random history, and what came of it."""
+    """One random history and its result."""
 
     def __init__(self, seed: int, profile: Profile) -> None:
-        """Nothing has happened yet."""
+        """Start with an empty cluster."""
         self.dice, self.profile = random.Random(seed), profile
         self.now = BEGIN
         self.clocks = {"user": 0, "query": 0}
@@ -338,7 +338,7 @@ class History:
         self.log: list[str] = []
 
     def run(self, steps: int) -> Verdict:
-        """Live through so many steps and one sync."""
+        """Run `steps` random steps and one sync."""
         moves = [self._command] * 5 + [self._deliver] * 5 + [self._join] * 3 + [self._leave]
         moves += [self._fail] * self.profile.fails + [self._restart] * self.profile.restarts
         for _ in range(steps):
@@ -528,7 +528,7 @@ class History:
                 verdict.disagreements.append(f"{lb.name}: haproxy.cfg changes again: {before!r} {lb.text!r}")
 
     def _over(self, node: str, arrivals: frozenset[Arrival]) -> bool:
-        """Whether no last command of any clock asks for a pause, for any name that ever was at the node's address."""
+        """Return whether no last command of any clock is a pause of a name that was ever at the node's address."""
         if any(lb.model.base for lb in self.lbs):
             return False
         address = self.cluster[node][0]

@@ -1,6 +1,6 @@
-"""Real parts to test with: a load balancer's folder, HAProxy, web backends, Serf agents.
+"""Real programs for the tests: a load balancer's files, HAProxy, web backends, Serf agents.
 
-Each is a context manager that ends what it started, by pid, also when the test fails.
+Each class is a context manager that ends its processes by pid, also when the test fails.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ LBAGENT = Path(sys.executable).with_name("lbagent")
 """The console script of the environment that runs the tests."""
 
 PATIENCE = 45.0  # seconds: longer than two of Serf's push/pulls (15 s with the profile of these agents)
-"""Seconds after which what should have happened is taken not to happen."""
+"""Seconds that the tests wait for an expected state."""
 
 QUERY_TIMEOUT = 15.0
-"""Seconds that a query of the tests waits for its answers; lbagent answers after two, or when a reload has ended."""
+"""Seconds that a query of the tests waits for answers; lbagent answers within two, or after a reload."""
 
 _FOREIGN = ("SERF_", "LBAGENT_", "HAPROXY_", "STATE_DIRECTORY", "INVOCATION_ID", "NOTIFY_SOCKET", "COLUMNS", "LINES")
 """Variables that the tested programs must not inherit from the environment of the tests."""
@@ -78,7 +78,7 @@ roles:
 """Loopback addresses are never written unless `networks` names them."""
 
 RELOADING = ROLES.replace("haproxy:\n", "haproxy:\n  runtime: off\n")
-"""The same, where every change takes a reload."""
+"""The same roles, with a reload for every change."""
 
 
 def wait_until(predicate: Callable[[], Value], seconds: float = PATIENCE, pause: float = 0.02) -> Value:
@@ -93,14 +93,14 @@ def wait_until(predicate: Callable[[], Value], seconds: float = PATIENCE, pause:
 
 
 _given: collections.deque[int] = collections.deque(maxlen=300)
-"""The ports given last: a whole run needs more ports than there are."""
+"""The ports returned last: a whole run needs more ports than there are."""
 
 
 def free_port() -> int:
-    """A port that is free on every loopback address, for TCP and UDP, and was not given lately.
+    """Return a port that is free on every loopback address, for TCP and UDP, and was not returned lately.
 
-    Taken below the range the kernel gives to outgoing connections, so that it stays free; each worker
-    of a parallel run has every eighth port to itself.
+    It is below the range of outgoing connections, so that it stays free; each worker
+    of a parallel run uses every eighth port.
     """
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
     while True:
@@ -194,12 +194,12 @@ def default_binary() -> Path:
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment of the tests without what belongs to Serf, HAProxy, systemd or lbagent."""
+    """Return the environment without the variables of Serf, HAProxy, systemd and lbagent."""
     return {key: value for key, value in os.environ.items() if not key.startswith(_FOREIGN)}
 
 
 def member_line(name: str, address: str, role: str = "web", **tags: str) -> bytes:
-    """A line of a member event as Serf writes it."""
+    """Return a line of a member event as Serf writes it."""
     pairs = ",".join(f"{key}={value}" for key, value in {"role": role, **tags}.items())
     return f"{name}\t{address}\t{role}\t{pairs}\n".encode()
 
@@ -215,7 +215,7 @@ class LoadBalancer:
     def __init__(
         self, text: str = CONFIG, roles: str = ROLES, binary: Path | None = None, folder: Path | None = None
     ) -> None:
-        """`text` and `roles` may hold {socket}, {front}, {port}, {cfg} and {folder}; `folder` is made, and kept."""
+        """`text` and `roles` may contain {socket}, {front}, {port}, {cfg}, {folder}; `folder` is created and kept."""
         self._own = None if folder else tempfile.TemporaryDirectory(prefix="lb-")
         self.folder = folder or Path(self._own.name if self._own else "")
         self.etc, self.state, self.bin = self.folder / "etc", self.folder / "state", self.folder / "bin"
@@ -237,18 +237,18 @@ class LoadBalancer:
             self._own.cleanup()
 
     def fill_template(self, template: str) -> str:
-        """`template` with the paths and ports of this load balancer."""
+        """Return `template` with the paths and ports of this load balancer."""
         return template.format(socket=self.socket, front=self.front, port=self.port, cfg=self.cfg, folder=self.folder)
 
     def use_haproxy(self, binary: Path) -> None:
-        """Have this program be what `haproxy` means here."""
+        """Use this program as the `haproxy` of the load balancer."""
         link = self.bin / "haproxy"
         link.unlink(missing_ok=True)
         link.symlink_to(binary)
         self.binary = binary
 
     def count_checks(self, before: str = "") -> None:
-        """From now on `checks` counts the runs of `haproxy -c`; after the shell's `before` they are done."""
+        """Count the runs of `haproxy -c` from now on in `checks`; each runs the shell commands `before` first."""
         script = self.bin / "haproxy"
         script.unlink(missing_ok=True)
         script.write_text(
@@ -257,19 +257,19 @@ class LoadBalancer:
         script.chmod(0o755)
 
     def hold_checks(self) -> Path:
-        """From now on each `haproxy -c` is counted, then waits until the file exists whose path is returned."""
+        """Count each `haproxy -c` from now on, and make it wait until the file exists whose path is returned."""
         gate = self.folder / "gate"
         self.count_checks(f"while [ ! -e {gate} ]; do sleep 0.01; done")
         return gate
 
     @property
     def checks(self) -> int:
-        """How often `haproxy -c` was run since `count_checks`."""
+        """The number of runs of `haproxy -c` since `count_checks`."""
         return len(self._checks.read_text().splitlines()) if self._checks.exists() else 0
 
     @property
     def env(self) -> dict[str, str]:
-        """The environment lbagent and its Serf agent run in."""
+        """The environment of lbagent and its Serf agent."""
         return {
             **clean_environment(),
             "PATH": f"{self.bin}:{os.environ.get('PATH', '/usr/bin:/bin')}",
@@ -335,7 +335,7 @@ class LoadBalancer:
 
     @text.setter
     def text(self, content: bytes) -> None:
-        """Save haproxy.cfg as an editor does: written beside, renamed."""
+        """Save haproxy.cfg as an editor does: write a new file and rename it."""
         beside = self.folder / "edited.cfg"
         beside.write_bytes(content)
         beside.rename(self.cfg)
@@ -362,11 +362,11 @@ class LoadBalancer:
         return {name: one._asdict() for name, one in found.items()}
 
     def served(self) -> dict[str, Any] | None:
-        """served.json."""
+        """Return the content of served.json, or None if it is missing."""
         return self._json("served.json")
 
     def history(self) -> list[dict[str, Any]]:
-        """The lines of history.jsonl, oldest first."""
+        """Return the lines of history.jsonl, oldest first."""
         path = self.state / "history.jsonl"
         return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
 
@@ -377,7 +377,7 @@ class LoadBalancer:
 
     @property
     def idle(self) -> bool:
-        """Whether no run is under way and no event waits for one; only looks, as taking the lock would disturb."""
+        """Whether no run is in progress and no event is stored; does not take the lock, which would disturb runs."""
         if self.list_spool():
             return False
         path = self.state / "lock"
@@ -385,11 +385,11 @@ class LoadBalancer:
         return not path.exists() or not any(f":{path.stat().st_ino} " in line for line in locks)
 
     def is_settled(self, *lines: str) -> bool:
-        """Whether haproxy.cfg has exactly these managed lines, and the run that wrote them has ended."""
+        """Return whether haproxy.cfg has exactly these managed lines and the run that wrote them has ended."""
         return self.managed == list(lines) and self.idle
 
     def list_staged(self) -> list[str]:
-        """Return the files that a run left beside haproxy.cfg: every hidden file but the kept previous text."""
+        """Return the hidden files beside haproxy.cfg, without the kept previous text."""
         kept = f".{self.cfg.name}.lbagent-previous"
         folder = self.cfg.resolve().parent
         return sorted(one.name for one in folder.iterdir() if one.name.startswith(".") and one.name != kept)
@@ -409,7 +409,7 @@ class Haproxy:
     def __init__(
         self, lb: LoadBalancer, mode: str = "-W", config: Sequence[str] = (), more: Sequence[str] = ()
     ) -> None:
-        """Nothing runs before the `with`; `config` is what follows `-f`, by default haproxy.cfg, `more` other words."""
+        """Nothing is started here; `config` are the values of `-f`, by default haproxy.cfg, `more` other options."""
         self.lb, self.mode, self.config, self.more = lb, mode, config or (str(lb.cfg),), more
         self.pidfile, self.log = lb.folder / "haproxy.pid", lb.folder / "haproxy.log"
         self._master: subprocess.Popen[bytes] | None = None
@@ -450,24 +450,24 @@ class Haproxy:
 
     @property
     def pid(self) -> int:
-        """The master, or without one the process that was started last."""
+        """The pid of the master, or without a master of the process that was started last."""
         return self._master.pid if self._master else int(self.pidfile.read_text())
 
     def workers(self) -> list[int]:
-        """The processes that serve, old ones on their way out among them."""
+        """Return the pids of all workers, also of old ones."""
         return [pid for pid in self._pids() if pid != self.pid] if self._master else self._pids()
 
     def worker(self) -> int:
-        """The process that answers on the stats socket."""
+        """Return the pid of the worker that answers on the stats socket."""
         facts = dict(line.partition(": ")[::2] for line in self.send("show info").splitlines())
         return int(facts["Pid"])
 
     def reloads(self) -> tuple[int, int]:
-        """How many reloads the master has tried, and how many of the last ones failed in a row."""
+        """Return the numbers of reloads that the master has tried, and of the last consecutive failures."""
 
         def read() -> tuple[int, int] | None:
             if _is_pending(self.pid, signal.SIGUSR2):
-                return None  # in the midst of a reload
+                return None  # a reload is in progress
             environ = Path(f"/proc/{self.pid}/environ").read_bytes().decode("utf-8", "replace").split("\0")
             said = dict(word.partition("=")[::2] for word in environ)
             rows = said.get("HAPROXY_PROCESSES", "").split("|")[1:]
@@ -475,7 +475,7 @@ class Haproxy:
             master = next((row for row in fields if row["type"] == "m"), {"reloads": "0", "failedreloads": "0"})
             failed = int(master["failedreloads"])
             if "HAPROXY_MWORKER_WAIT_ONLY" not in said:
-                # Since 3.1 this is written before the outcome is known: the newest worker has outlived that many.
+                # Since 3.1 this is written before the result is known: count the reloads after the newest worker.
                 newest = str(max(self.workers(), default=0))
                 failed = next((int(row["reloads"]) for row in fields if row["pid"] == newest), 0)
             return int(master["reloads"]), failed
@@ -502,7 +502,7 @@ class Haproxy:
         }
 
     def find_serving(self, proxy: str = "lb-iis") -> set[str]:
-        """Return the servers of a proxy, without those in maintenance: servers removed without a reload stay there."""
+        """Return the servers of a proxy, without those in maintenance: removed servers stay there until a reload."""
         return {name for name, status in self.servers(proxy).items() if status != "MAINT"}
 
     def get(self, port: int | None = None, path: str = "/") -> str:
@@ -519,7 +519,7 @@ class Haproxy:
         return body if answer.status == http.HTTPStatus.OK else str(answer.status)
 
     def find_answering(self, requests: int = 20, port: int | None = None) -> set[str]:
-        """Return the backends that answer so many requests."""
+        """Return the names of the backends that answer `requests` requests."""
         return {self.get(port) for _ in range(requests)}
 
     def _up(self) -> bool:
@@ -533,9 +533,9 @@ class Haproxy:
         return False
 
     def _is_at_rest(self) -> bool:
-        """Whether a master has its worker and has ended its start.
+        """Return whether the master has a worker and its start has ended.
 
-        Up to 3.0 it listens before it forks the worker, then executes itself again to wait, and may lose a signal.
+        Up to 3.0 the master listens before it forks the worker, then executes itself again, and may lose a signal.
         """
         if self._master is None or self.mode == "-db":
             return True
@@ -549,13 +549,13 @@ class Haproxy:
 
 
 def _is_pending(pid: int, number: signal.Signals) -> bool:
-    """Whether the process blocks this signal, or has not handled one yet."""
+    """Return whether the process blocks this signal, or has not handled one yet."""
     status = dict(line.partition(":\t")[::2] for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return any(int(status[mask], 16) >> (number - 1) & 1 for mask in ("SigBlk", "SigPnd", "ShdPnd"))
 
 
 def _running(pidfile: str) -> Iterator[int]:
-    """The living haproxy processes whose command line holds `-p pidfile`."""
+    """Yield the pids of running haproxy processes with `-p pidfile` in their command line."""
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
             if entry.name.isdigit() and (entry / "comm").read_text() == "haproxy\n":
@@ -566,7 +566,7 @@ def _running(pidfile: str) -> Iterator[int]:
 
 
 def _children(pid: int) -> Iterator[Path]:
-    """The folders in /proc of the living processes that `pid` has started."""
+    """Yield the folders in /proc of the running children of `pid`."""
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
             if entry.name.isdigit():
@@ -587,14 +587,14 @@ def _end(process: subprocess.Popen[Any], number: int) -> None:
 class _Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
-    """Connections that may wait: where five were full on a busy machine, HAProxy's checks failed."""
+    """The backlog: with five, HAProxy's checks failed on a busy machine."""
 
 
 class Backend:
-    """A small web server that answers its own name and counts its requests (HAProxy's TCP checks are none)."""
+    """A small web server that answers with its name and counts requests (TCP checks of HAProxy do not count)."""
 
     def __init__(self, name: str, address: str, port: int) -> None:
-        """Serves from the `with` on."""
+        """Nothing is started before the `with`."""
         self.name, self.address, self.port = name, address, port
         self.requests = 0
         self._server: http.server.ThreadingHTTPServer | None = None
@@ -634,9 +634,9 @@ class Backend:
 
 
 class SerfAgent:
-    """A real Serf agent with ports of its own; `handler` is its event handler, run in `env`."""
+    """A real Serf agent with separate ports; `handler` is its event handler, run in `env`."""
 
-    def __init__(  # what an agent is started with
+    def __init__(  # the options of an agent
         self,
         name: str,
         address: str,
@@ -647,7 +647,7 @@ class SerfAgent:
         env: dict[str, str] | None = None,
         more: Sequence[str] = (),
     ) -> None:
-        """Nothing runs before the `with`, or `start`; `more` are words for the agent's command line."""
+        """Nothing is started before the `with` or `start`; `more` are options of the agent."""
         self.name, self.address, self.handler = name, address, handler
         self.bind = f"{address}:{free_port()}"
         self.rpc = f"127.0.0.1:{free_port()}"
@@ -670,7 +670,7 @@ class SerfAgent:
         self._log.close()
 
     def start(self) -> None:
-        """Start the agent and wait until it can be asked; the same node again after `leave` or `kill`."""
+        """Start the agent, also again after `leave` or `kill`, and wait until it answers."""
         argv = ["serf", "agent", f"-node={self.name}", f"-bind={self.bind}", f"-rpc-addr={self.rpc}", "-profile=local"]
         argv += [f"-tag={key}={value}" for key, value in self.tags.items()]
         argv += [f"-event-handler={self.handler}", "-log-level=debug"] if self.handler else []
@@ -690,9 +690,9 @@ class SerfAgent:
         return os.pread(self._log.fileno(), 1 << 24, 0).decode("utf-8", "replace")
 
     def join(self, other: SerfAgent) -> None:
-        """Become one cluster with `other`, which lists it alive then.
+        """Join the cluster of `other`; returns when `other` lists the node as alive.
 
-        Repeated until it does: a node's message against its own leave of seconds ago can get lost
+        The join is repeated: a node's message against its own recent leave can get lost
         until Serf's next push/pull (15 s with this profile).
         """
         wait_until(lambda: self._joined(other), pause=0.1)
@@ -702,14 +702,14 @@ class SerfAgent:
         return other.members().get(self.name) == "alive"
 
     def leave(self) -> None:
-        """Leave the cluster as a machine that shuts down does; the agent has ended then."""
+        """Leave the cluster as a machine that shuts down does; returns when the agent has ended."""
         self._serf("leave")
         if self._process:
             self._process.wait(PATIENCE)
         self._process = None
 
     def kill(self) -> None:
-        """SIGKILL: the cluster has to detect it. A running handler ends by itself."""
+        """Send SIGKILL, which the cluster has to detect, and wait until running handlers have ended."""
         if self._process:
             handlers = list(_children(self._process.pid))
             self._process.kill()
@@ -722,9 +722,9 @@ class SerfAgent:
         self._serf("event", "-coalesce=false", name, payload)
 
     def send_query(self, name: str, payload: str = "", answers: int = 1, at: SerfAgent | None = None) -> dict[str, str]:
-        """Send a query and wait for so many answers (`serf query` waits for all its time): node -> words.
+        """Send a query and wait for `answers` answers (`serf query` waits for its timeout); returns them by node.
 
-        On a busy machine Serf's gossip loses a query now and then: it is sent again if `at`, the agent that is to
+        On a busy machine Serf's gossip can lose a query: it is sent again if `at`, the agent that has to
         answer, has not received it.
         """
         heading = f"Received event: query: {name}"

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Sequence
 
 ENOUGH = 4
-"""With so many other combinations of parameters, each runs on one version: together they run on all."""
+"""From this number of combinations on, each runs with one version, and together they run with all versions."""
 
 
 def choose_slice(cases: Sequence[tuple[Hashable, Hashable, str]], versions: Sequence[str]) -> set[int]:

@@ -1,4 +1,4 @@
-"""systemd/: what systemd itself says of the units, and whether an install puts everything where it belongs."""
+"""systemd accepts the units, lbagent-serf-setup writes complete settings, and an install has all files."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ RestartSec=10
 [Install]
 WantedBy=multi-user.target
 """
-"""Debian's own, whose drop-in is ours."""
+"""The unit of Debian, for which systemd/ has a drop-in."""
 
 MOST = {"lbagent.service": 3.0, "serf.service": 3.0, "lbagent-web.service": 2.0}
-"""Of ten, which a unit that may do everything has."""
+"""The highest exposure of each unit; 10 is a unit without restrictions."""
 
 UNITS = list(MOST)
 
@@ -48,7 +48,7 @@ analyze = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no
 
 @pytest.fixture
 def units(tmp_path: Path) -> Path:
-    """The units with the programs of this checkout in them."""
+    """The units, with the programs of this checkout."""
     text = (SYSTEMD / "lbagent.service").read_text()
     (tmp_path / "lbagent.service").write_text(text.replace("/usr/bin/lbagent", str(LBAGENT)))
     (tmp_path / "serf.service").write_text(DEBIAN_SERF.format(serf=shutil.which("serf") or "/bin/true"))
@@ -91,7 +91,7 @@ def test_the_exposure_of_a_unit_is_below_its_limit(units: Path, unit: str) -> No
 
 
 def read_settings(path: Path) -> dict[str, list[str]]:
-    """The lines of a unit by their key."""
+    """Return the values of a unit by key."""
     found: dict[str, list[str]] = {}
     for key, value in re.findall(r"^(\w+)=(.*)$", path.read_text(), re.MULTILINE):
         found.setdefault(key, []).append(value)
@@ -111,7 +111,7 @@ def test_the_agent_is_unprivileged_and_is_restarted_also_after_exit_0() -> None:
 
     wanted = {"User": "_serf", "SupplementaryGroups": "lbagent", "CapabilityBoundingSet": "", "Restart": "always"}
     wanted |= {"KillMode": "process", "ReadWritePaths": "-/var/lib/lbagent/spool"}
-    # Its StateDirectory= would have the handler look for its own state there.
+    # With StateDirectory= the handler would use this directory for its state.
     wanted |= {"Environment": "LBAGENT_STATE_DIR=/var/lib/lbagent"}
     assert {key: found[key] for key in wanted} == {key: [value] for key, value in wanted.items()}
 
@@ -170,7 +170,7 @@ def list_files(folder: Path) -> dict[str, tuple[int, int, int]]:
 
 @pytest.fixture
 def setup_script(tmp_path: Path) -> Path:
-    """The script, finding its template in the checkout."""
+    """The setup script, with the template of the checkout."""
     path = tmp_path / "setup"
     path.write_text(
         (SYSTEMD / "lbagent-serf-setup").read_text().replace("share=/usr/share/lbagent", f"share={SYSTEMD}")
@@ -571,7 +571,7 @@ def test_the_whole_package_is_installed(checkout: Path, tmp_path: Path) -> None:
 
 
 def list_package_files(folder: Path) -> set[str]:
-    """Modules, and what they read."""
+    """Return the modules and their data files."""
     paths = (path for path in folder.rglob("*") if path.is_file() and path.parent.name != "__pycache__")
     return {str(path.relative_to(folder)) for path in paths}
 

@@ -1,4 +1,4 @@
-"""The answer to a pause or resume is true: full disks, refused lines, reloads by others, sessions that would be cut."""
+"""The answer to a pause or resume is true: full disks, refused lines, reloads by other processes, open sessions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HELD = "web1: HAProxy refuses haproxy.cfg without its line: "
 def run_load_balancer(
     binary: Path, roles: str = ROLES, config: str = CONFIG, later: str = ""
 ) -> Iterator[tuple[LoadBalancer, Haproxy]]:
-    """A load balancer with two web nodes; `later` is written by the operator once they are in, and loaded."""
+    """Run a load balancer with two web nodes; `later` is added to haproxy.cfg and loaded once both nodes serve."""
     with contextlib.ExitStack() as stack:
         lb = stack.enter_context(LoadBalancer(config, roles, binary))
         haproxy = stack.enter_context(Haproxy(lb))
@@ -45,12 +45,12 @@ def run_load_balancer(
 
 
 def make_member_line(number: int, **tags: str) -> bytes:
-    """A web node as Serf tells it."""
+    """Return the line of a web node in a member event."""
     return member_line(f"web{number}", f"127.0.0.{10 + number}", **tags)
 
 
 def add_reference(lb: LoadBalancer, text: str) -> None:
-    """The operator's text refers to web1."""
+    """Make the operator's text refer to web1."""
     if text.startswith("\n"):
         lb.text += text.encode()
     else:
@@ -58,7 +58,7 @@ def add_reference(lb: LoadBalancer, text: str) -> None:
 
 
 def reload_haproxy(haproxy: Haproxy) -> None:
-    """Somebody else reloads HAProxy."""
+    """Reload HAProxy as another process does."""
     first = haproxy.worker()
     wait_until(lambda: time.time() > haproxy.lb.cfg.stat().st_ctime + 3)
     os.kill(haproxy.pid, signal.SIGUSR2)
@@ -67,7 +67,7 @@ def reload_haproxy(haproxy: Haproxy) -> None:
 
 @contextlib.contextmanager
 def run_on_small_disk(binary: Path) -> Iterator[tuple[LoadBalancer, Haproxy]]:
-    """A load balancer whose state directory is a small disk of its own."""
+    """Run a load balancer whose state directory is a small disk."""
     with contextlib.ExitStack() as stack:
         lb = stack.enter_context(LoadBalancer(binary=binary))
         stack.enter_context(mount_small_disk(lb.state))
@@ -185,7 +185,7 @@ def test_a_reload_for_another_node_does_not_bring_a_paused_node_back(binary: Pat
     with run_load_balancer(binary, OFF, later=USE_SERVER) as (lb, haproxy), Backend("web3", "127.0.0.13", lb.port):
         lb.send_command("pause", "web1", 1)
 
-        assert lb.join(make_member_line(3)).returncode == 0  # though web1 is in quarantine
+        assert lb.join(make_member_line(3)).returncode == 0  # although web1 is in quarantine
 
         assert haproxy.find_answering() == {"web2", "web3"}
 
@@ -255,7 +255,7 @@ def test_a_pause_waits_while_haproxy_refuses_haproxy_cfg(binary: Path) -> None:
         assert (lb.text, haproxy.find_answering()) == (broken, {"web2"})
 
 
-# --- sessions that maint would cut --------------------------------------------------------------------------------
+# --- sessions that maintenance would cut --------------------------------------------------------------------------
 
 TCP = CONFIG.replace("mode http", "mode tcp").replace("    option idle-close-on-response\n    option httpclose\n", "")
 TCP = TCP.replace("client 10s", "client 1h").replace("server 10s", "server 1h")  # no session ends by being idle

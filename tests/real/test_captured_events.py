@@ -1,6 +1,6 @@
-"""Everything a real Serf was seen to hand over, hostile peers included, through the real handler and the real `haproxy -c`."""
+"""Each event captured from a real Serf, also of hostile peers, writes exactly the expected lines with a real `haproxy -c`."""
 
-# ruff: noqa: E501  # a case of a table stands on one line
+# ruff: noqa: E501  # one line per case of a table
 
 from __future__ import annotations
 
@@ -51,17 +51,17 @@ ROLES = dedent("""
 
 
 def format_web_line(name: str, address: str) -> str:
-    """The line of a node of the role `web`."""
+    """Return the line of a node of the role `web`."""
     return f"server {name} {address}:80 check inter 60s rise 2 fall 2 # lbagent role=web"
 
 
 def format_a_line(name: str, address: str, number: int, weight: int = 100) -> str:
-    """The line of a node of the role `A`."""
+    """Return the line of a node of the role `A`."""
     return f"server {name} {address}:8080 check weight {weight} id {number} # lbagent role=A"
 
 
 def format_b_line(name: str, address: str, service: str, port: int) -> str:
-    """One of the lines of a node of the role `B`."""
+    """Return one of the lines of a node of the role `B`."""
     return f"server {name}.{service} {address}:{port} check inter 2s rise 2 fall 2 # lbagent role=B"
 
 
@@ -81,7 +81,7 @@ FIVE = [
     format_b_line("web06", "127.0.0.7", "mongo", 27017),
 ]
 
-# What came before, what comes, what stands in haproxy.cfg then.
+# Earlier events, the event, the managed lines after it.
 CASES: list[tuple[tuple[str, ...], str, list[str]]] = [
     ((), "member-join-one", [WEB01]),
     ((), "member-join-five", FIVE),
@@ -124,7 +124,7 @@ CASES: list[tuple[tuple[str, ...], str, list[str]]] = [
     (("member-join-one",), "user-pause-empty-ip", [PAUSED]),
     (("member-join-one",), "user-pause-empty-payload", [WEB01]),
     (("member-join-one",), "user-pause-no-payload", [WEB01]),
-    # The address tells which node is meant by a name that nobody has.
+    # No node has this name: the address identifies the node.
     (("member-join-one",), "user-pause-utf8", [PAUSED]),
     (("member-join-one",), "user-pause-cp932", [PAUSED]),
     (("member-join-one",), "user-pause-hostile", [WEB01]),
@@ -163,7 +163,7 @@ def files(tmp_path: Path, lbagent: str) -> LoadBalancerFiles:
 
 
 def mask_ids(lines: list[str]) -> list[str]:
-    """The lines with their numbers, which test_plan_properties looks at, left out."""
+    """Return the lines without the values of `id`."""
     return [re.sub(r" id [0-9]+ #", " id N #", line) for line in lines]
 
 
@@ -183,7 +183,7 @@ def test_an_event_writes_exactly_these_lines(
 
     ended = files.run("handle", stdin=stdin, **environ)
     if before and files.spool_files:
-        # Somebody else's event does not even look at the spool; the next one does.
+        # An event that lbagent ignores does not read the spool; the next run does.
         assert files.run("apply").status == 0
 
     text = files.cfg.read_text()

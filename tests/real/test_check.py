@@ -1,4 +1,4 @@
-"""`lbagent check` with a real HAProxy and a real Serf agent: it finds each fault, and changes nothing."""
+"""`lbagent check` with a real HAProxy and a real Serf agent: it reports each fault and changes nothing."""
 
 # ruff: noqa: E501  # expected lines are whole
 
@@ -70,10 +70,10 @@ KEY = "c2l4dGVlbiBieXRlcyEhIQ=="
 
 
 class Agent(SerfAgent):
-    """A real agent that is started from files, as Debian's unit starts it."""
+    """A real Serf agent that is started from settings files, as Debian's unit starts it."""
 
     def __init__(self, lb: LoadBalancer, name: str = "lb01", **changed: object) -> None:
-        """All that a load balancer needs, but for what is `changed` (None: not set)."""
+        """Prepare complete settings of a load balancer; `changed` replaces some of them (None: not set)."""
         super().__init__(name, "127.0.0.5", env={**lb.env, "SERF_RPC_AUTH": str(changed.get("rpc_auth", TOKEN) or "")})
         self._folder, self._argv, self._given = lb.etc / f"serf-{name}", list[str](), dict[str, str]()
         self.file = self._folder / "lb.json"
@@ -95,22 +95,22 @@ class Agent(SerfAgent):
         }
 
     def add_options(self, *words: str, **given: str) -> Self:
-        """With these words on its command line, and these variables in its environment."""
+        """Add words to the command line and variables to the environment; returns the agent."""
         self._argv, self._given = list(words), given
         return self
 
     @property
     def log(self) -> str:
-        """What it has said so far."""
+        """The output of the agent so far."""
         return os.pread(self._log.fileno(), 1 << 20, 0).decode("utf-8", "replace")
 
     @property
     def handlers(self) -> list[Path]:
-        """Its children in /proc: handlers under way."""
+        """The folders in /proc of the running event handlers."""
         return [*_children(self._process.pid)] if self._process else []
 
     def start(self) -> None:
-        """Write the file, start the agent, and wait until it can be asked and its own join is no event that waits."""
+        """Write the settings, start the agent, wait until it answers and the event of its own join is applied."""
         self._folder.mkdir(exist_ok=True)
         self.file.write_text(json.dumps({key: value for key, value in self.settings.items() if value is not None}))
         self.file.chmod(0o600)
@@ -122,17 +122,17 @@ class Agent(SerfAgent):
             env={**self._env, **self._given},
         )
         wait_until(self._answers)
-        handlers = len(self.settings["event_handlers"] or [])  # each hears of a join
+        handlers = len(self.settings["event_handlers"] or [])  # each is called for a join
         wait_until(lambda: self.log.count("Event 'member-join' script output") >= handlers)
 
 
 def drop_other_haproxys(text: str) -> str:
-    """The output without the HAProxys of other tests: `check` names those that run other files."""
+    """Return the output without the HAProxys of other tests: `check` lists those that run other files."""
     return re.sub(r" \(pid [^)]* runs [^)]*\); set `haproxy.config`.*", "; start HAProxy", text)
 
 
 def run_check(lb: LoadBalancer, agent: SerfAgent | None = None, **env: str) -> tuple[int, list[str]]:
-    """How `lbagent check` ends, and its lines, with paths, ports and pids of this run made plain."""
+    """Return exit status and lines of `lbagent check`, with placeholders for paths, ports and pids."""
     asking = {"SERF_RPC_ADDR": agent.rpc, "SERF_RPC_AUTH": TOKEN} if agent else {}
     done = lb.run("check", env={**asking, **env})
     assert done.stderr == b""
@@ -145,7 +145,7 @@ def run_check(lb: LoadBalancer, agent: SerfAgent | None = None, **env: str) -> t
 
 
 def list_problems(lb: LoadBalancer, agent: SerfAgent | None = None, **env: str) -> list[str]:
-    """The lines that are not ok; the exit status is what they make it."""
+    """Return the lines that are not ok; fails if the exit status does not match them."""
     status, lines = run_check(lb, agent, **env)
     found = [line for line in lines if not line.startswith("ok ")]
     assert status == any(line.startswith("error ") for line in found)
@@ -153,25 +153,25 @@ def list_problems(lb: LoadBalancer, agent: SerfAgent | None = None, **env: str) 
 
 
 def read_version() -> str:
-    """The HAProxy that `haproxy` is."""
+    """Return the version of `haproxy`."""
     return haproxy_version(default_binary())
 
 
 @pytest.fixture
 def lb() -> Iterator[LoadBalancer]:
-    """A load balancer with a good haproxy.cfg; each test adds its own fault."""
+    """A load balancer with a valid haproxy.cfg; each test adds its fault."""
     with LoadBalancer(CFG) as lb:
         yield lb
 
 
 @pytest.fixture
 def healthy(lb: LoadBalancer) -> Iterator[tuple[LoadBalancer, Agent]]:
-    """A load balancer without a fault: HAProxy, Serf, and a server that has joined."""
+    """A load balancer without a fault, and its agent: HAProxy and Serf run, one server has joined."""
     with Haproxy(lb), Agent(lb) as agent:
         assert lb.join(member_line("web01", "127.0.0.11")).returncode == 0
-        # The agent's own join comes a second later.
+        # The event of the agent's own join arrives a second later.
         wait_until(lambda: "Received event: member-join" in agent.log)
-        time.sleep(0.2)  # its handler is started a moment after it is logged
+        time.sleep(0.2)  # the handler starts shortly after the log line
         wait_until(lambda: not agent.handlers and lb.idle)
         yield lb, agent
 
@@ -217,7 +217,7 @@ ok peers: serf members: 0 other load balancers
 def test_on_a_healthy_load_balancer_everything_is_ok(binary: Path) -> None:
     with LoadBalancer(CFG, binary=binary) as lb, Haproxy(lb), Agent(lb) as agent:
         lb.join(member_line("web01", "127.0.0.11"))
-        # The agent's own join comes a second later: an event that is dealt with at this moment is told of, too.
+        # The agent's own join arrives a second later: `check` also reports an event that is being handled.
         wait_until(lambda: "Received event: member-join" in agent.log and lb.idle)
 
         status, lines = run_check(lb, agent)
@@ -334,7 +334,7 @@ def test_a_defect_in_one_check_does_not_hide_the_others(
 
     found = [*run_checks(Settings(str(lb.roles), str(lb.state)), Log())]
 
-    assert len(found) == whole - 1  # permissions and disk are one look
+    assert len(found) == whole - 1  # permissions and disk are one check
     assert [one.line for one in found if one.severity != "ok"] == [
         "permissions: not checked, because of a defect of lbagent: RuntimeError: no?idea; report it to the developers"
     ]
@@ -826,7 +826,7 @@ def test_an_agent_is_found_by_every_form_of_its_address(healthy: tuple[LoadBalan
 
 @contextlib.contextmanager
 def run_fake_agent(lb: LoadBalancer, user: int, *words: str) -> Iterator[None]:
-    """A process called `serf agent` with these words, and the address that is asked."""
+    """Run a process called `serf agent` with these words, and use its RPC address."""
     lb.folder.chmod(0o755)
     (lb.folder / "agent").write_text("print(flush=True)\nimport time\ntime.sleep(600)\n")
     (lb.folder / "serf").symlink_to("/usr/bin/python3")
@@ -967,7 +967,7 @@ def test_another_load_balancer_is_listed_and_a_failed_one_is_an_error(healthy: t
     ]
 
 
-# --- what is hostile, and what is shown -----------------------------------------------------------------------------
+# --- hostile input, and the output ----------------------------------------------------------------------------------
 
 
 def test_hostile_files_and_agents_give_printable_lines(lb: LoadBalancer) -> None:
@@ -984,13 +984,13 @@ def test_hostile_files_and_agents_give_printable_lines(lb: LoadBalancer) -> None
 
 
 def run_check_on_terminal(lb: LoadBalancer, **env: str) -> str:
-    """What `check` shows on a terminal."""
+    """Return the output of `check` on a terminal."""
     leader, follower = pty.openpty()
     try:
         subprocess.run([LBAGENT, "check"], env={**lb.env, **env}, stdout=follower, stderr=follower, check=False)
         os.close(follower)
         said = b""
-        with contextlib.suppress(OSError):  # EIO is its end
+        with contextlib.suppress(OSError):  # EIO: the end of the output
             while piece := os.read(leader, 1 << 16):
                 said += piece
         return said.decode()

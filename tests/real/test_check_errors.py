@@ -39,7 +39,7 @@ pytestmark = [
 
 
 def run_check(lb: LoadBalancer, agent: SerfAgent | None = None, *words: str, **env: str) -> tuple[int, list[str], str]:
-    """Exit status, the lines that are not ok, and the summary; paths of this run made plain."""
+    """Return exit status, lines that are not ok, and summary, with placeholders for paths."""
     asking = {"SERF_RPC_ADDR": agent.rpc, "SERF_RPC_AUTH": TOKEN} if agent else {}
     done = lb.run("check", *words, env={**asking, **env})
     assert done.stderr == b""
@@ -49,13 +49,13 @@ def run_check(lb: LoadBalancer, agent: SerfAgent | None = None, *words: str, **e
 
 
 def select_kind(lines: list[str], name: str) -> list[str]:
-    """The lines of one kind."""
+    """Return the lines of one kind."""
     return [line for line in lines if line.split()[1] == f"{name}:"]
 
 
 @pytest.fixture
 def lb() -> Iterator[LoadBalancer]:
-    """A load balancer with a good haproxy.cfg."""
+    """A load balancer with a valid haproxy.cfg."""
     with LoadBalancer(CFG) as one:
         yield one
 
@@ -248,7 +248,7 @@ def test_files_that_serfs_user_cannot_use_are_errors() -> None:
 
 
 def is_answering(agent: SerfAgent) -> bool:
-    """Whether the agent can be asked."""
+    """Return whether the agent answers."""
     env = {**os.environ, "SERF_RPC_ADDR": agent.rpc, "SERF_RPC_AUTH": TOKEN}
     return subprocess.run(["serf", "info"], env=env, capture_output=True, check=False).returncode == 0
 
@@ -338,7 +338,7 @@ def test_an_edited_roles_yml_is_tried_by_the_daemon(lb: LoadBalancer) -> None:
         assert lb.text == text
 
 
-# --- coming from the classic handler --------------------------------------------------------------------------------
+# --- migration from the classic handler -----------------------------------------------------------------------------
 
 
 def test_a_classic_role_yml_is_found_with_the_block_to_add(lb: LoadBalancer) -> None:
@@ -394,7 +394,7 @@ def test_classic_lines_above_a_marker_are_found_before_and_after_their_nodes_joi
     assert select_kind(after, "operator-line") + select_kind(after, "migration") == []
 
 
-# --- how it is shown ------------------------------------------------------------------------------------------------
+# --- output ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("columns", [60, 80, 140])

@@ -1,4 +1,4 @@
-"""`lbagent check` finds hung processes, other files, other agents and full disks: events reach lbagent and have no effect."""
+"""`lbagent check` reports why events have no effect: hung processes, other files, other agents, full disks."""
 
 # ruff: noqa: E501  # expected lines are whole
 
@@ -36,14 +36,14 @@ pytestmark = [
 
 @pytest.fixture
 def lb() -> Iterator[LoadBalancer]:
-    """A load balancer with a good haproxy.cfg."""
+    """A load balancer with a valid haproxy.cfg."""
     with LoadBalancer(CFG) as one:
         yield one
 
 
 @contextlib.contextmanager
 def run_process(*argv: str | Path, **env: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that has printed a line; it is killed at the end."""
+    """Run a process that has printed a line; it is killed at the end."""
     with subprocess.Popen(argv, stdout=subprocess.PIPE, env={**os.environ, **env}) as one:
         assert one.stdout
         one.stdout.readline()
@@ -212,7 +212,7 @@ def test_a_haproxy_that_runs_another_file_is_named(lb: LoadBalancer) -> None:
 
 
 def run_check_in_mounts(lb: LoadBalancer, script: str) -> list[str]:
-    """The lines of `check`, run in a mount namespace of its own after the shell commands of `script`."""
+    """Return the lines of `check` after the shell commands of `script`, in a separate mount namespace."""
     words = ["unshare", "--mount", "sh", "-ec", f'{script}; exec "$@"', "sh"]
     if subprocess.run([*words, "true"], check=False, capture_output=True).returncode:
         pytest.skip("unshare is not allowed here")

@@ -1,4 +1,4 @@
-"""Others at work at the same moment: an editor, a deployment, a second run, Ctrl-C."""
+"""Edits, deployments, other runs and signals during a run lose no text and no event."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from tests.helpers.real_programs import CONFIG, LBAGENT, Haproxy, LoadBalancer, 
 WEB1, WEB2, WEB3 = (member_line(f"web{number}", f"127.0.0.{number + 10}") for number in range(1, 4))
 
 FIRST_TIME = 'mkdir "$0.done" 2>/dev/null'
-"""Shell words that are true the first time their script is run."""
+"""A shell condition that is true in the first run of its script."""
 
 PAUSING = 'touch "$0.started"; while [ -e "$0" ] && [ ! -e "$0.go" ]; do sleep 0.02; done'
-"""Shell words that say they have begun, and wait until they may go on, or their folder is gone."""
+"""Shell commands that report their start and wait for permission to continue, or until their folder is removed."""
 
 WAITING = f'{PAUSING}; exec "$real" "$@"'
 
 
-# The operator saves
+# Edits by the operator
 
 
 SAVES = {
@@ -146,7 +146,7 @@ def test_an_edit_saved_during_a_failing_reload_is_kept_without_the_new_lines(lb:
 
 
 def test_an_editor_that_saves_in_place_loses_nothing(lb: LoadBalancer) -> None:
-    # What scp, or an editor that writes in place, has written so far is not all of his text.
+    # scp and editors that write in place have written only a part of the text so far.
     operator, rest = lb.text, b"# the second half\n"
     with lb.cfg.open("r+b", buffering=0) as editor:
         editor.truncate()
@@ -216,11 +216,11 @@ def test_a_reader_of_haproxy_cfg_gets_the_old_text_or_the_new_one(lb: LoadBalanc
     assert found <= whole
 
 
-# A deployment flips the link
+# Deployments that change a link
 
 
 def _create_releases(lb: LoadBalancer, *, relative: bool) -> tuple[Path, Path]:
-    """haproxy.cfg as a link to releases/1/haproxy.cfg, with a release 2 that differs beside it."""
+    """Make haproxy.cfg a link to releases/1/haproxy.cfg; returns this file and a different one of release 2."""
     old, new = (lb.etc / "releases" / number / "haproxy.cfg" for number in ("1", "2"))
     for path in (old, new):
         path.parent.mkdir(parents=True)
@@ -271,7 +271,7 @@ def test_a_deployment_that_changes_the_link_of_a_folder_gets_the_managed_lines(l
     assert sorted(os.listdir(old.parent)) == ["haproxy.cfg"]
 
 
-# What a file is beyond its text
+# Attributes of the file
 
 
 def _read_xattrs(path: Path) -> dict[str, bytes]:

@@ -1,4 +1,4 @@
-"""Many `lbagent handle` processes at once: nothing is lost, and what can be one batch is one batch."""
+"""Many `lbagent handle` processes at once lose no event and need few batches."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def lb() -> Iterator[LoadBalancer]:
 
 
 def wait_for_all(started: list[subprocess.Popen[bytes]]) -> list[tuple[int, bytes, bytes]]:
-    """The exit status and words of each, all of them waited for."""
+    """Wait for all processes; returns exit status, stdout and stderr of each."""
     said = [process.communicate(timeout=120) for process in started]
     return [(process.returncode, *words) for process, words in zip(started, said, strict=True)]
 
@@ -101,7 +101,7 @@ def test_an_event_that_arrives_twice_at_once_is_applied_once(lb: LoadBalancer) -
         assert (lb.checks, haproxy.reloads()) == (1, (0, 0))
 
 
-# Unlock, look, try-lock is repeated until the spool is empty, whoever held the lock.
+# Every run repeats unlock, read spool, try-lock until the spool is empty.
 @pytest.mark.parametrize("verb", ["handle", "query", "apply"])
 def test_an_event_that_arrives_during_another_run_is_applied_by_that_run(lb: LoadBalancer, verb: str) -> None:
     with Haproxy(lb) as haproxy:

@@ -29,7 +29,7 @@ def write_config(lb: LoadBalancer, text: str) -> None:
 
 
 def is_without_reload(lb: LoadBalancer) -> bool:
-    """Whether the last change was made through the runtime API."""
+    """Return whether the last change was made through the runtime API."""
     return not lb.history()[-1]["words"].count("HAProxy reloaded") and "without a reload" in lb.history()[-1]["words"]
 
 
@@ -110,7 +110,7 @@ def test_a_proxy_has_the_name_that_the_running_haproxy_uses(lb: LoadBalancer, mo
 
 
 TWO = CONFIG + "    server first 127.0.0.21:1\n{section}\n" + MARKER
-"""A second proxy below the first, which has no marker then."""
+"""A second proxy below the first one, with the marker of the first one."""
 
 
 @pytest.mark.parametrize(

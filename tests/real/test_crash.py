@@ -1,4 +1,4 @@
-"""A run that is killed: haproxy.cfg is whole, and the next event finishes what was begun."""
+"""After kill -9 at any moment haproxy.cfg is complete, and the next event finishes the change."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from tests.helpers.real_programs import RELOADING, ROLES, Haproxy, LoadBalancer,
 pytestmark = pytest.mark.real
 
 KILLS = int(os.environ.get("LBAGENT_KILLS", "40"))
-"""How many runs are killed at a random moment; 200 for a long look."""
+"""The number of runs that are killed at a random moment; 200 for a long test."""
 
 KILLED = -9
 
 ONCE = 'if mkdir "$0.done" 2>/dev/null; then kill -9 $PPID; exit; fi\n'
-"""Kills lbagent, which has started this script, the first time it is run."""
+"""A shell command that kills lbagent, the parent of its script, in the first run."""
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def join_node(lb: LoadBalancer, name: str) -> subprocess.CompletedProcess[bytes]
 
 
 def make_expected_text(lb: LoadBalancer, operator: bytes, names: Iterable[str]) -> bytes:
-    """The one text haproxy.cfg may be when these nodes are in it."""
+    """Return the only valid haproxy.cfg with these nodes."""
     return insert_lines(operator, [lb.server(name, make_address(name)) for name in sorted(names)])
 
 
@@ -69,7 +69,7 @@ def is_accepted(text: bytes, beside: Path) -> bool:
 
 
 def kill_runs(lb: LoadBalancer, names: list[str], moment: float) -> bool:
-    """Start a run for each of these nodes, kill them all after `moment` seconds; whether one was still at work."""
+    """Start a run for each node and kill all after `moment` seconds; returns whether one was still running."""
     runs = [lb.start_handle("member-join", member_line(name, make_address(name))) for name in names]
     time.sleep(moment)
     for run in runs:
@@ -82,15 +82,15 @@ def kill_runs(lb: LoadBalancer, names: list[str], moment: float) -> bool:
 
 
 def check_text_is_complete(lb: LoadBalancer, operator: bytes, before: set[str], *, single: bool) -> bool:
-    """Whether haproxy.cfg is one text out of old and new; True where there is work to be finished."""
+    """Fail unless haproxy.cfg is a complete text; returns whether the next event has to finish the change."""
     after, kept = list_managed_nodes(lb), list_stored_nodes(lb)
     assert lb.text == make_expected_text(lb, operator, after)
-    # A batch of several runs may have been on its way; of one run there is only before and after.
+    # With several runs a part of the events may be applied; with one run only none or all.
     assert after in (before, kept) if single else before <= after <= kept
     return after != kept
 
 
-@pytest.mark.parametrize("lb", [ROLES, RELOADING], ids=["told", "reloaded"], indirect=True)
+@pytest.mark.parametrize("lb", [ROLES, RELOADING], ids=["runtime", "reload"], indirect=True)
 def test_kill_9_at_any_moment_leaves_a_complete_text_and_the_next_event_applies_all(
     lb: LoadBalancer, haproxy: Haproxy, tmp_path: Path
 ) -> None:
@@ -227,7 +227,7 @@ def test_a_reload_signal_that_the_master_missed_is_sent_again(lb: LoadBalancer, 
 def test_after_a_kill_during_the_roll_back_the_text_is_complete(lb: LoadBalancer, haproxy: Haproxy) -> None:
     operator = lb.text
     join_node(lb, "web001")
-    # The operator saves while the reload fails: putting back has to be checked, and is killed there.
+    # The operator saves during the failing reload: the roll back runs `haproxy -c`, and is killed there.
     set_reload_command(lb, f"echo '# his' >>{lb.cfg}\nexit 1")
     replace_haproxy(lb, f'grep -q "# his" {lb.cfg} && {{ {ONCE} }}\nexec "$real" "$@"')
     his = operator + b"# his\n"
@@ -249,7 +249,7 @@ def test_after_a_kill_during_the_swap_the_old_text_can_be_restored(lb: LoadBalan
     join_node(lb, "web001")
     set_reload_command(lb, ONCE + "exit 1")
     killed = join_node(lb, "web002")
-    # As a kill leaves it that comes between the two renames of the swap.
+    # The state after a kill between the two renames of the swap.
     previous = lb.etc / ".haproxy.cfg.lbagent-previous"
     previous.rename(lb.etc / ".haproxy.cfg.lbagent-old")
 
@@ -296,7 +296,7 @@ def test_an_event_that_waited_for_a_killed_run_is_applied_by_the_next(lb: LoadBa
 
 
 def _make_reload_script(haproxy: Haproxy) -> str:
-    """Shell words that have HAProxy read its file anew."""
+    """Return a shell command that reloads HAProxy."""
     if haproxy.mode == "-W":
         return f"kill -USR2 {haproxy.pid}"
     return f"{haproxy.lb.binary} -D -f {haproxy.lb.cfg} -p {haproxy.pidfile} -sf $(cat {haproxy.pidfile})"

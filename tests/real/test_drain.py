@@ -1,4 +1,4 @@
-"""on_pause: drain keeps the line of a paused node, with weight 0: bound clients finish, no new ones come."""
+"""on_pause: drain keeps the line of a paused node with weight 0: only bound clients still use it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ OUT = "server web01 10.0.0.1:80 check inter 2s rise 2 fall 2 weight 0 # lbagent 
 
 
 def rebuild_members(text: str) -> dict[str, Member]:
-    """The members that the managed lines tell of."""
+    """Return the members that are rebuilt from the managed lines."""
     return dict(rebuild_membership(Document([("x", text)]), DRAINING, NOW).members)
 
 
@@ -190,9 +190,9 @@ OFF = DRAIN.replace("haproxy:\n", "haproxy:\n  runtime: off\n")
 
 @contextlib.contextmanager
 def run_load_balancer(binary: Path, lines: str = "", roles: str = DRAIN) -> Iterator[tuple[LoadBalancer, Haproxy]]:
-    """A load balancer with two web nodes, and `lines` in its proxy."""
+    """Run a load balancer with two web nodes, and `lines` in its proxy."""
     text = KEPT_ALIVE.replace("    balance roundrobin\n", f"    balance roundrobin\n{lines}")
-    if lines == TABLE:  # which a reload hands over to the new worker by itself
+    if lines == TABLE:  # a reload transfers it to the new worker
         text = text.replace("defaults\n", f"peers all\n    peer here 127.0.0.1:{free_port()}\n\ndefaults\n", 1)
         text = text.replace("    hard-stop", "    localpeer here\n    hard-stop")
     with contextlib.ExitStack() as stack:
@@ -207,7 +207,7 @@ def run_load_balancer(binary: Path, lines: str = "", roles: str = DRAIN) -> Iter
 
 
 def send_request(lb: LoadBalancer, **headers: str) -> tuple[str, str]:
-    """Who answers a request with these headers, and the cookie that is set."""
+    """Return the backend that answers a request with these headers, and the cookie that is set."""
     connection = http.client.HTTPConnection("127.0.0.1", lb.front, timeout=5)
     connection.request("GET", "/", headers={key.replace("_", "-"): value for key, value in headers.items()})
     answer = connection.getresponse()
@@ -219,12 +219,12 @@ def send_request(lb: LoadBalancer, **headers: str) -> tuple[str, str]:
 
 
 def count_reloads(lb: LoadBalancer) -> int:
-    """How many reloads lbagent has made."""
+    """Return the number of reloads by lbagent."""
     return sum(entry["reloaded"] for entry in lb.history())
 
 
 def make_drain_line(lb: LoadBalancer, number: int) -> str:
-    """The line of a node that drains."""
+    """Return the line of a node that drains."""
     return drain_line(lb.server(f"web{number}", f"127.0.0.{10 + number}"))
 
 

@@ -1,4 +1,4 @@
-"""Pauses that have ended, on real Serf and HAProxy: what Serf replays to a load balancer revives none of them."""
+"""Ended pauses stay ended with real Serf and HAProxy, also when Serf replays their events."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ COUNT = 20
 
 
 def make_second_load_balancer(first: Balancer, binary: Path) -> Balancer:
-    """Another load balancer, for the same servers, whose agent asks Serf for all user events of before."""
+    """Return another load balancer for the same servers, whose agent requests all earlier user events from Serf."""
     lb = LoadBalancer(CONFIG, ROLES.replace("{port}", str(first.lb.port)), binary)
     lb.port = first.lb.port
     return Balancer("lb02", "127.0.0.10", lb, ["-replay", f"-join={first.agent.bind}"])
 
 
 class Client:
-    """Asks a load balancer without end, and notes who answered."""
+    """A client that sends requests to a load balancer and records the answering servers."""
 
     def __init__(self, port: int) -> None:
-        """Nothing is asked before `asking`."""
+        """No request is sent before `sending`."""
         self._port, self.answers = port, list[tuple[str, str]]()
 
     @contextlib.contextmanager
     def sending(self) -> Iterator[None]:
-        """Ask until the end of the block."""
+        """Send requests until the end of the block."""
         stop = threading.Event()
 
         def said(how: str, server: str) -> float:
@@ -57,7 +57,7 @@ class Client:
             thread.join(10)
 
     def find_gaps(self) -> set[str]:
-        """Servers that did not answer within some hundred requests in a row, and requests that failed."""
+        """Return the servers that answered none of 100 consecutive requests, and the failures."""
         names = {f"web{number:02}" for number in range(1, COUNT + 1)}
         failed = {how for how, _ in self.answers if how != "ok"}
         servers = [server for _, server in self.answers]
@@ -66,7 +66,7 @@ class Client:
 
 
 def list_servers(lb: LoadBalancer) -> list[str]:
-    """The nodes with a server line, in the order of the file."""
+    """Return the nodes with a server line, in the order of the file."""
     return [line.split()[1] for line in lb.managed if line.startswith("server ")]
 
 
@@ -95,7 +95,7 @@ def test_ended_pauses_stay_ended_when_serf_replays_them(version: str) -> None:
         asked = Client(lb.front)
         stack.enter_context(asked.sending())
 
-        # A new one, to which Serf replays all of them.
+        # A new load balancer, to which Serf replays all events.
         two = make_second_load_balancer(one, binaries()[version])
         stack.enter_context(two.lb)
         stack.enter_context(two.running())
@@ -106,7 +106,7 @@ def test_ended_pauses_stay_ended_when_serf_replays_them(version: str) -> None:
             assert [two.run("sync").returncode, one.run("sync").returncode] == [0, 0]
             wait_for_requests(asked, other)
 
-            # One that was down while they were paused and these pauses ended.
+            # A load balancer that was down during the pauses and their ends.
             two.agent.kill()
             assert asked.find_gaps() == set()
             pause_all(nodes, one)
@@ -131,7 +131,7 @@ def pause_all(nodes: list[SerfAgent], one: Balancer) -> None:
 
 
 def wait_for_requests(*clients: Client) -> None:
-    """Wait until each of them has asked some hundred times more."""
+    """Wait until each client has received 300 more answers."""
     counts = [len(client.answers) + 300 for client in clients]
     wait_until(lambda: all(len(one.answers) >= count for one, count in zip(clients, counts, strict=True)))
 

@@ -1,4 +1,4 @@
-"""What breaks around lbagent: the live file stays whole, the event is kept or said, the next good run catches up."""
+"""With every fault haproxy.cfg stays complete, the event is kept or reported, and the next good run applies it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ WEB1, WEB2, WEB3, WEB4 = (member_line(f"web{number}", f"127.0.0.{number + 10}") 
 
 
 def check_all_applied(lb: LoadBalancer, operator: bytes, *numbers: int) -> bool:
-    """Whether exactly these nodes are in, and nothing lies about."""
+    """Fail unless exactly these nodes are in haproxy.cfg and no event or staged file is left; returns True."""
     assert lb.text == insert_lines(operator, make_server_lines(lb, *numbers))
     assert sorted(lb.members()) == [f"web{number}" for number in numbers]
     assert (lb.list_spool(), lb.list_staged()) == ([], [])
@@ -102,7 +102,7 @@ def test_a_state_disk_full_after_the_swap_does_not_stop_haproxy(lb: LoadBalancer
 
 
 def _make_on_own_disk(folder: Path) -> LoadBalancer:
-    """A load balancer whose haproxy.cfg lies on the disk that is mounted at `folder`/etc, its roles.yml elsewhere."""
+    """Return a load balancer whose haproxy.cfg is on the disk mounted at `folder`/etc, and whose roles.yml is not."""
     lb = LoadBalancer(folder=folder)
     elsewhere = lb.folder / "roles.yml"
     elsewhere.write_bytes(lb.roles.read_bytes())
@@ -124,7 +124,7 @@ def test_a_full_disk_of_haproxy_cfg_keeps_the_event_and_the_old_text(tmp_path: P
 
     assert done.returncode == 1
     assert again.returncode == 0
-    # Section 8: what, where. "the system: No space left on device" leaves open which of two disks is full.
+    # The message names the full disk: there may be two.
     assert read_only_line(done).startswith(f"{tmp_path}/etc/")
     assert read_only_line(done).endswith(": No space left on device")
 
@@ -377,7 +377,7 @@ BROKEN_ROLES = {
     "empty": b"",
     "binary": bytes(range(256)),
     "not-utf-8": b"services: {iis: {port: 80}} # \xff\xfe\n",
-    # A person does not write this; a disk or a merge tool may.
+    # A damaged disk or a merge tool may write this.
     "deep": b"[" * 5_000,
     "a-list": b"- web\n- lb\n",
 }
@@ -446,7 +446,7 @@ def test_all_events_stored_during_a_failure_are_applied_by_the_first_good_run(lb
 
 
 def _join_three_nodes(lb: LoadBalancer) -> list[str]:
-    """Three nodes, the second of them paused; returns the managed lines."""
+    """Join three nodes and pause the second one; returns the managed lines."""
     lb.join(WEB1, WEB2, WEB3)
     lb.send_command("pause", "web2", 7)
     first, _, third = make_server_lines(lb, 1, 2, 3)
@@ -468,7 +468,7 @@ DAMAGES = {
     "number": lambda _: b"7",
     "no-rows": lambda _: b'{"version": 1}',
     "other-fields": lambda content: content.replace(b'"quarantine"', b'"quarantined"'),
-    # A name, an address, a status nobody could have enrolled with: the next plan would stumble over them.
+    # A name, an address and a status that no event can have: the next plan would fail with them.
     "address": lambda content: content.replace(b"127.0.0.13", b"12700.0.13"),
     "status": lambda content: content.replace(b'"alive"', b'"olive"', 1),
     "no-address": lambda content: content.replace(b'"127.0.0.13"', b'""'),
@@ -477,7 +477,7 @@ DAMAGES = {
     "end": lambda content: content.replace(b'"until":null', b'"until":"never"', 1),
     "ltime": lambda content: content.replace(b'"ltime":', b'"ltime":-', 1),
     "more": lambda content: content.replace(b'"more":{', b'"more":0,"less":{'),
-    # json.loads raises RecursionError for it, which is no ValueError.
+    # json.loads raises RecursionError for it, not ValueError.
     "deep": lambda _: b"[" * 100_000,
 }
 
@@ -531,7 +531,7 @@ def test_every_damaged_members_json_is_kept(lb: LoadBalancer) -> None:
     standing = _join_three_nodes(lb)
     path = lb.state / "members.json"
 
-    # Three runs take less than two seconds: at least two of them fall into the same one.
+    # Three runs take less than two seconds: at least two of them are in the same second.
     for content in (b"1", b"2", b"3"):
         path.write_bytes(content)
         assert lb.run("apply").returncode == 0

@@ -1,4 +1,4 @@
-"""The HAProxy that runs this haproxy.cfg is found among all others, reloaded once, and loses no request."""
+"""The HAProxy that runs this haproxy.cfg is found among others and reloaded once, and no request fails."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def lb(request: pytest.FixtureRequest) -> Iterator[LoadBalancer]:
 
 @contextlib.contextmanager
 def start_check(lb: LoadBalancer, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A `haproxy -c` of somebody else's, held in the midst of its work."""
+    """Start a `haproxy -c` as another process does, and suspend it."""
     process = subprocess.Popen(
         [str(lb.bin / "haproxy"), *flags, "-c", "-f", str(lb.cfg)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -50,7 +50,7 @@ def start_check(lb: LoadBalancer, *flags: str) -> Iterator[subprocess.Popen[byte
 
 
 def finish_check(check: subprocess.Popen[bytes]) -> int:
-    """How that check ends when it may go on."""
+    """Resume the check; returns its exit status."""
     check.send_signal(signal.SIGCONT)
     return check.wait(PATIENCE)
 
@@ -71,7 +71,7 @@ def test_every_way_to_run_haproxy_is_found_and_confirmed(lb: LoadBalancer, mode:
         pytest.skip("this HAProxy was built without systemd")
     with Haproxy(lb, mode) as haproxy:
         if socket == "without a stats socket":
-            # It still answers us, but lbagent cannot know that.
+            # The socket still answers the test, but lbagent does not know it.
             lb.text = lb.text.replace(f"    stats socket {lb.socket}".encode(), b"    # stats socket")
         before = haproxy.workers()
 
@@ -146,8 +146,8 @@ def test_a_text_written_without_a_reload_is_served_after_the_next_event(lb: Load
         assert (ended.returncode, lb.managed, haproxy.reloads()) == (0, [line], (2, 0))
 
 
-# `haproxy -c` of an operator, or of systemd's ExecStartPre and ExecReload (with -Ws), is none that runs.
-# Taken for one, it is sent SIGUSR2, which ends it, and HAProxy's own start or reload with it.
+# An operator's `haproxy -c`, or that of systemd's ExecStartPre and ExecReload (with -Ws), does not serve.
+# A SIGUSR2 would end it, and HAProxy's start or reload would fail.
 @pytest.mark.parametrize("flags", [[], ["-W", "-q"]], ids=["by hand", "by systemd"])
 def test_a_haproxy_c_of_another_process_does_not_count_as_a_running_haproxy(lb: LoadBalancer, flags: list[str]) -> None:
     lb.roles.write_text(lb.roles.read_text().replace("timeout: 15s", "timeout: 1s"))

@@ -1,4 +1,4 @@
-"""`balance source`: a thousand clients keep their server over joins, returns, reloads and the other load balancer."""
+"""With `balance source` clients keep their server over joins, returns and reloads, and on both load balancers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def make_member_line(name: str) -> bytes:
 
 @contextlib.contextmanager
 def run_pair() -> Iterator[list[tuple[LoadBalancer, Haproxy]]]:
-    """Two load balancers in front of the same nodes, which they have met in another order."""
+    """Run two load balancers for the same nodes, which joined them in different orders."""
     with contextlib.ExitStack() as stack:
         one, other = stack.enter_context(LoadBalancer(HASHED)), stack.enter_context(LoadBalancer(HASHED))
         other.roles.write_text(other.roles.read_text().replace(f"port: {other.port}", f"port: {one.port}"))
@@ -42,7 +42,7 @@ def run_pair() -> Iterator[list[tuple[LoadBalancer, Haproxy]]]:
 
 
 def find_server_of_clients(lb: LoadBalancer) -> dict[str, str]:
-    """Which node each client is sent to."""
+    """Return the node of each client."""
     found = {}
     for client in CLIENTS:
         connection = http.client.HTTPConnection("127.0.0.1", lb.front, timeout=10, source_address=(client, 0))
@@ -53,7 +53,7 @@ def find_server_of_clients(lb: LoadBalancer) -> dict[str, str]:
 
 
 def join_node(lb: LoadBalancer, haproxy: Haproxy, name: str) -> dict[str, str]:
-    """Have a node join; which node each client is sent to then."""
+    """Join a node; returns the node of each client after it."""
     lb.join(make_member_line(name))
     wait_until(lambda: haproxy.servers()[name] == "UP")
     return find_server_of_clients(lb)

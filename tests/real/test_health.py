@@ -1,4 +1,4 @@
-"""haproxy/health: after lbagent's own reload, a server that was DOWN gets no traffic until a check has passed."""
+"""After a reload by lbagent, a server that was DOWN gets no traffic until a check has passed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WEB01, WEB02, WEB03 = (member_line(f"web0{number}", f"127.0.0.1{number}") for nu
 SLOW = RELOADING.replace("interval: 200ms", "interval: 20s").replace(
     "port: {port}", "port: {port}, options: 'check inter {{interval}} fastinter 100ms downinter 20s rise 2 fall 1'"
 )
-"""A server that a new worker takes for UP stays so for up to 20 seconds."""
+"""A new worker may regard a dead server as UP for up to 20 seconds."""
 
 
 @pytest.fixture(params=list(binaries().values()), ids=list(binaries()))
@@ -37,7 +37,7 @@ def test_a_server_that_was_down_starts_as_down(lb: LoadBalancer) -> None:
         ended = lb.join(WEB03)
 
         assert ended.returncode == 0
-        # The one that has just come is dead, too, which nobody can know yet.
+        # The server that has just joined is dead too, but HAProxy has not checked it yet.
         assert haproxy.servers() | {"web03": ""} == {"web01": "UP", "web02": "DOWN", "web03": ""}
         assert haproxy.servers("hand") == {"dead": "DOWN"}
 
@@ -83,7 +83,7 @@ def test_a_server_state_file_is_written_before_the_reload(lb: LoadBalancer) -> N
 
         assert {key[1]: row.down for key, row in rows.items()} == {"web01": False, "web02": True}
         assert haproxy.servers().keys() == {"web01", "web02", "web03"}
-        assert "web02" not in {key[1] for key in health.parse_health(state.read_text())}  # it is not what it was
+        assert "web02" not in {key[1] for key in health.parse_health(state.read_text())}  # its address has changed
 
 
 @pytest.mark.real

@@ -1,4 +1,4 @@
-"""Markers and lines that cannot be used are named and left alone; everything else goes on."""
+"""Unusable markers and lines are reported and kept; all others work."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def default_lb() -> Iterator[LoadBalancer]:
 
 
 def find_line_number(lb: LoadBalancer, text: str, which: int = 0) -> int:
-    """The number of the line that is `text`, of several the one that is number `which` of them."""
+    """Return the number of the line `text`; of several equal lines the one with index `which`."""
     return [at for at, line in enumerate(lb.text.decode().split("\n"), 1) if line.strip() == text][which]
 
 
 def check_everything_works(lb: LoadBalancer, haproxy: Haproxy) -> None:
-    """Joins, pauses, leaves, status and check all do their work."""
+    """Fail unless join, pause, leave, status and check work."""
     joined = lb.join(WEB01, WEB02)
     assert joined.returncode == 0
     assert lb.send_query("pause", "web01", 1).stdout.startswith(b"done")
@@ -207,7 +207,7 @@ def test_a_path_that_is_not_a_regular_file_is_refused_at_once(default_lb: LoadBa
         case _:
             with socket.socket(socket.AF_UNIX) as one:
                 one.bind(str(path))
-    folder = (name, kind) == ("haproxy.cfg", "folder")  # of *.cfg files, which HAProxy takes too
+    folder = (name, kind) == ("haproxy.cfg", "folder")  # of *.cfg files, which HAProxy reads too
     why = b"holds no *.cfg file" if folder else b"not a regular file"
 
     joined, planned, checked = lb.join(WEB01), lb.run("plan"), lb.run("check")

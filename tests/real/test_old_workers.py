@@ -1,4 +1,4 @@
-"""Long sessions keep a worker of before a reload, which `status` and the metrics tell."""
+"""Workers from before a reload that long sessions keep alive are in `status` and in the metrics."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def make_member_line(number: int) -> bytes:
 
 
 def read_old_workers(lb: LoadBalancer) -> tuple[int | None, list[str], list[str]]:
-    """What `status --json`, `status` and metrics.prom tell of old workers."""
+    """Return the old workers in `status --json`, `status` and metrics.prom."""
     as_json = json.loads(lb.run("status", "--json").stdout)
     below = [line for line in lb.run("status").stdout.decode().splitlines() if line.startswith("old workers")]
     metrics = (lb.state / "metrics.prom").read_text().splitlines()
@@ -34,7 +34,7 @@ def format_row(number: int) -> str:
 def test_old_workers_are_counted_until_their_last_session_ends() -> None:
     with LoadBalancer(CONFIG, RELOADING) as lb, Haproxy(lb), run_echo_servers(ADDRESSES, lb.port):
         lb.join(make_member_line(0))
-        wait_until(lambda: read_old_workers(lb)[0] == 0)  # the worker that has read no line yet takes a moment to end
+        wait_until(lambda: read_old_workers(lb)[0] == 0)  # the first worker takes a moment to end
         lb.run("apply")
         assert read_old_workers(lb) == (0, [], ["lbagent_old_workers 0"])
 

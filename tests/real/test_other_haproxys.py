@@ -1,4 +1,4 @@
-"""haproxy/process: a HAProxy is ours by the file that it reads, whatever its path is called where it runs."""
+"""A HAProxy is identified by the file that it reads, also in containers, where the file has another path."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def lb(request: pytest.FixtureRequest) -> Iterator[LoadBalancer]:
 
 
 class Container(Haproxy):
-    """A HAProxy in a mount namespace of its own, where `mounts` show other folders: (what, where)."""
+    """A HAProxy in a separate mount namespace; `mounts` has source and target folders."""
 
     def __init__(self, lb: LoadBalancer, mounts: dict[Path, Path], config: str) -> None:
         super().__init__(lb, config=[config])
@@ -49,7 +49,7 @@ class Container(Haproxy):
 
 @contextlib.contextmanager
 def run_other_container(lb: LoadBalancer) -> Iterator[Container]:
-    """A HAProxy that reads another file under the path that our haproxy.cfg has."""
+    """Run a HAProxy in a container that reads another file at the path of our haproxy.cfg."""
     with (
         LoadBalancer(WITHOUT_SOCKET, RELOADING, lb.binary) as other,
         Container(other, {other.etc: lb.etc}, str(lb.cfg)) as one,
@@ -97,7 +97,7 @@ def test_our_haproxy_in_a_container_is_found_by_its_file_at_any_path(lb: LoadBal
 @pytest.mark.parametrize("link", ["absolute", "relative"])
 def test_a_link_in_a_container_does_not_lead_to_our_file(lb: LoadBalancer, link: str) -> None:
     with LoadBalancer(WITHOUT_SOCKET, RELOADING, lb.binary) as other:
-        # Seen from outside, the absolute link leads to our file; inside, to the other one.
+        # Outside the container the absolute link leads to our file, inside to the other one.
         entry = other.folder / "entry.cfg"
         entry.symlink_to(lb.cfg if link == "absolute" else Path("etc") / other.cfg.name)
         with Container(other, {other.etc: lb.etc}, str(entry)) as one:

@@ -1,4 +1,4 @@
-"""pause, resume and forget, typed on one load balancer of a real pair."""
+"""pause, resume and forget on one load balancer of a real pair take effect on both and report each result."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class WebNode:
     """A web node whose requests are counted."""
 
     def __init__(self, number: int, port: int) -> None:
-        """Nothing runs before `running`."""
+        """Nothing is started here."""
         self.name, self.address = f"web{number:02}", f"127.0.0.{10 + number}"
         self.backend = Backend(self.name, self.address, port)
         self.agent = SerfAgent(self.name, self.address, "web")
 
     @property
     def paused_line(self) -> str:
-        """Its managed line while it is paused."""
+        """The managed line of the paused node."""
         return f"# lbagent paused {self.name} {self.address} role=web"
 
 
@@ -37,7 +37,7 @@ Pair = tuple[Balancer, Balancer, list[WebNode]]
 
 @pytest.fixture(scope="module")
 def shared_pair() -> Iterator[Pair]:
-    """A pair and two nodes, which all tests here share."""
+    """A pair and two nodes, shared by all tests of this file."""
     with contextlib.ExitStack() as stack:
         one, other = stack.enter_context(run_pair())
         nodes = [WebNode(number, one.lb.port) for number in (1, 2)]
@@ -52,11 +52,11 @@ def shared_pair() -> Iterator[Pair]:
 def balanced_pair(
     shared_pair: Pair,
 ) -> Iterator[Pair]:
-    """The same, with no node paused, before and after."""
+    """The same pair; no node is paused before and after the test."""
     one, other, nodes = shared_pair
     yield shared_pair
     for balancer in (one, other):
-        balancer.lb.count_checks()  # replaces what a test made of haproxy -c
+        balancer.lb.count_checks()  # restores `haproxy -c`
         for node in nodes:
             balancer.run("resume", node.name)
     wait_until(lambda: not any(line.startswith("#") for line in one.lb.managed + other.lb.managed))
@@ -238,7 +238,7 @@ def test_several_nodes_are_paused_and_resumed_by_one_command(
 
     assert (paused.returncode, resumed.returncode) == (0, 0)
     rows = [(name, lb) for lb in ("lb01", "lb02") for name in ("web01", "web02")]
-    # Here both are one run; the others are asked node by node, where web01 may be done before web02.
+    # This load balancer applies both in one run; the other one is queried node by node, web01 first.
     said = sorted(paused.stdout.decode().splitlines())
     assert said[1] in ("web01  lb02  done", f"web01  lb02  {LAST}")
     assert [said[0], *said[2:]] == [f"{row}  {LAST}" for row in ("web01  lb01", "web02  lb01", "web02  lb02")]
@@ -346,7 +346,7 @@ def _connect(node: WebNode) -> Iterator[None]:
         yield
 
 
-# --- wrong usage ----------------------------------------------------------------------------------------------------
+# --- invalid arguments ----------------------------------------------------------------------------------------------
 
 
 NO_TIME = "not a time such as 90s, 15m, 2h or 7d, of at most ten years"

@@ -22,7 +22,7 @@ NODES = {"db01": "127.0.0.11", "db02": "127.0.0.12"}
 
 @pytest.fixture(scope="module")
 def shared_pair() -> Iterator[tuple[Balancer, Balancer]]:
-    """A pair that balances two TCP servers."""
+    """A pair that balances two TCP servers, shared by all tests of this file."""
     with contextlib.ExitStack() as stack:
         balanced_pair = stack.enter_context(run_pair(tcp_sessions.CONFIG, tcp_sessions.ROLES))
         stack.enter_context(tcp_sessions.run_echo_servers([*NODES.values()], balanced_pair[0].lb.port))
@@ -33,10 +33,10 @@ def shared_pair() -> Iterator[tuple[Balancer, Balancer]]:
 
 @pytest.fixture
 def balanced_pair(shared_pair: tuple[Balancer, Balancer]) -> Iterator[tuple[Balancer, Balancer]]:
-    """The same pair, with both nodes in balancing before and after."""
+    """The same pair; no node is paused before and after the test."""
     yield shared_pair
     for balancer in shared_pair:
-        balancer.lb.count_checks()  # replaces whatever a test made of haproxy -c
+        balancer.lb.count_checks()  # restores `haproxy -c`
     shared_pair[0].run("resume", *NODES)
     for balancer in shared_pair:
         wait_until(lambda: not any(line.startswith("#") for line in balancer.lb.managed))  # noqa: B023
@@ -44,7 +44,7 @@ def balanced_pair(shared_pair: tuple[Balancer, Balancer]) -> Iterator[tuple[Bala
 
 @contextlib.contextmanager
 def open_sessions_to(balancer: Balancer, node: str, number: int) -> Iterator[list[Session]]:
-    """So many sessions through HAProxy to one node."""
+    """Open `number` sessions through HAProxy to one node."""
     found: list[Session] = []
     with contextlib.ExitStack() as stack:
         with contextlib.ExitStack() as others:
@@ -57,17 +57,17 @@ def open_sessions_to(balancer: Balancer, node: str, number: int) -> Iterator[lis
 
 
 def start_lbagent(balancer: Balancer, *words: str) -> subprocess.Popen[bytes]:
-    """`lbagent` with these words, its output piped."""
+    """Start `lbagent` with its output in a pipe."""
     return balancer.lb.start(*words, env={"SERF_RPC_ADDR": balancer.agent.rpc})
 
 
 def start_on_terminal(balancer: Balancer, *words: str, columns: int = 80) -> Terminal:
-    """`lbagent` with these words on a terminal."""
+    """Start `lbagent` on a terminal."""
     return Terminal([LBAGENT, *words], {**balancer.lb.env, "SERF_RPC_ADDR": balancer.agent.rpc}, columns)
 
 
 def read_lines(process: subprocess.Popen[bytes], number: int) -> list[str]:
-    """The next lines that the process prints, sorted: the load balancers answer in any order."""
+    """Return the next lines of the output, sorted: the load balancers answer in any order."""
     assert process.stdout
     return sorted(process.stdout.readline().decode().rstrip("\n") for _ in range(number))
 

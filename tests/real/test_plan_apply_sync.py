@@ -1,4 +1,4 @@
-"""`plan`, `apply`, `sync` and the command line: something is always said, and a broken state is never shown as good."""
+"""`plan`, `apply`, `sync` and the command line always print a result, and never show a broken state as good."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def lb(request: pytest.FixtureRequest) -> Iterator[LoadBalancer]:
 
 
 def broken(lb: LoadBalancer) -> bytes:
-    """The operator's haproxy.cfg with a word that HAProxy does not know."""
+    """Add an unknown keyword to haproxy.cfg; returns the new text."""
     lb.text = text = lb.text.replace(b"    balance ", b"    balanse ")
     return text
 
@@ -62,7 +62,7 @@ def test_a_node_with_several_lines_counts_as_one_node() -> None:
         assert lb.run("plan").stdout == b"No changes: 1 node, 2 lines.\n"
 
 
-# --- a broken haproxy.cfg, quarantine, blocked removals -------------------------------------------------------------
+# --- an invalid haproxy.cfg, quarantine, blocked removals -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("verb", ["plan", "apply"])
@@ -222,7 +222,7 @@ def test_a_wrong_command_line_is_answered_with_a_correction(words: list[str], sa
 
 @pytest.fixture
 def edited_lb() -> Iterator[LoadBalancer]:
-    """A load balancer with a line of the operator's for a node that has joined."""
+    """A load balancer with an operator's line for a node that has joined."""
     with LoadBalancer() as lb:
         lb.text = lb.text.replace(
             b"    # additional", f"    server web01 127.0.0.11:{lb.port}\n    # additional".encode()

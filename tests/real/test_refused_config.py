@@ -1,4 +1,4 @@
-"""What HAProxy refuses, at `haproxy -c` or at the reload, never costs the service, nor an event."""
+"""A text that HAProxy refuses, at `haproxy -c` or at a reload, never stops the service and loses no event."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def lb(request: pytest.FixtureRequest) -> Iterator[LoadBalancer]:
 
 
 def make_lines(lb: LoadBalancer, *numbers: int) -> list[str]:
-    """The managed lines of these nodes."""
+    """Return the managed lines of these nodes."""
     return [lb.server(f"web{number:02}", f"127.0.0.{10 + number}") for number in numbers]
 
 
 def read_result(ended: Ended) -> tuple[int, str]:
-    """Exit status and the one line on stderr; stdout has to be empty."""
+    """Return exit status and the only line on stderr; fails if stdout is not empty."""
     assert ended.stdout == b""
     words = ended.stderr.decode()
     assert words.count("\n") == 1, words
@@ -55,7 +55,7 @@ def list_outcomes(lb: LoadBalancer) -> list[str]:
 
 @contextlib.contextmanager
 def occupy_port() -> Iterator[int]:
-    """A port that somebody else listens on."""
+    """Listen on a port; yields it."""
     port = free_port()
     with socket.socket() as other:
         other.bind(("127.0.0.1", port))
@@ -63,7 +63,7 @@ def occupy_port() -> Iterator[int]:
         yield port
 
 
-# The operator's own mistake.
+# Mistakes of the operator
 
 
 def test_an_invalid_text_of_the_operator_is_reported_with_file_and_line_and_replaces_nothing(lb: LoadBalancer) -> None:
@@ -126,11 +126,11 @@ def test_a_query_during_an_invalid_text_is_answered_with_the_reason(lb: LoadBala
         assert (lb.text, lb.list_staged()) == (saved, [])
 
 
-# A reload that fails although `haproxy -c` was content.
+# Reloads that fail although `haproxy -c` accepted the text
 
 
 def add_listener(lb: LoadBalancer, port: int) -> bytes:
-    """The text as it stands, and a new proxy of the operator's that listens on `port`."""
+    """Return the present text with a new operator's proxy that listens on `port`."""
     return lb.text + f"\nlisten new\n    bind 127.0.0.1:{port}\n    http-request return status 204\n".encode()
 
 
@@ -273,7 +273,7 @@ def test_a_failed_reload_command_restores_the_previous_managed_lines(lb: LoadBal
         assert list(haproxy.servers()) == ["web01"]
 
 
-# One node's line is refused.
+# Refused lines of single nodes
 
 TAGGED = RELOADING.replace("    interval:", '    options: "check {{tag:extra|weight}} 10"\n    interval:')
 
@@ -380,7 +380,7 @@ def test_a_refused_node_is_added_once_its_tag_is_fixed(tagged_lb: LoadBalancer) 
         assert ended.returncode == 0
         assert tagged_lb.managed == make_tagged_lines(tagged_lb, 1, 9)
         assert list(haproxy.servers()) == ["web01", "web09"]
-        # A quarantine ends when the line changes: members.json must not go on saying so of a node that is served.
+        # A quarantine ends when the line changes: members.json must not list a served node as quarantined.
         assert list_quarantined(tagged_lb) == []
 
 
@@ -430,7 +430,7 @@ def test_a_plan_does_not_change_quarantined_nodes(tagged_lb: LoadBalancer) -> No
         assert (applied.returncode, applied.stdout) == (4, b"No changes: 3 nodes, 3 lines.\n")
         assert b"web02 is in quarantine, HAProxy refuses its line: " in applied.stderr
         tagged_lb.text = before + b"# edited\n"
-        again = tagged_lb.run("plan")  # it would be tried again, and refused again
+        again = tagged_lb.run("plan")  # the line would be tried and refused again
         assert (again.returncode, b"haproxy.cfg: HAProxy refuses the planned text: " in again.stderr) == (4, True)
 
 
@@ -448,8 +448,8 @@ def test_a_change_of_the_operators_text_tries_a_refused_node_again(tagged_lb: Lo
         assert tagged_lb.checks - before > 1
 
 
-# Unlock, look, try-lock is repeated until the spool is empty: also by a run that ended in an error, as the
-# handler of the second event has seen the lock busy and left the event to it.
+# Unlock, read spool, try-lock is repeated until the spool is empty, also by a run that ended in an error: the
+# handler of the second event found the lock busy and relies on it.
 def test_an_event_that_arrives_during_a_refusal_is_applied(tagged_lb: LoadBalancer) -> None:
     with Haproxy(tagged_lb) as haproxy:
         tagged_lb.join(WEB[1])

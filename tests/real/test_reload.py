@@ -1,4 +1,4 @@
-"""haproxy/reload: every way in which a reload can end is told apart, on every version and however HAProxy is run."""
+"""Each result of a reload is detected, on every version and in every mode of HAProxy."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ WEB01, WEB02 = member_line("web01", "127.0.0.11"), member_line("web02", "127.0.0
 
 VERSIONS = {version: tuple(map(int, version.split("."))) for version in binaries()}
 MODES = ["-W", "-Ws", "", "-D"]
-"""As words of the command line; none of them means `master-worker` in global."""
+"""Options of the command line; an empty one means `master-worker` in global."""
 
 STATS = "    stats socket {socket} mode 600 level admin expose-fd listeners\n"
 
 
 def supports_systemd(version: str) -> bool:
-    """Whether this HAProxy was built with `-Ws`; since 3.1 every one is."""
+    """Return whether this HAProxy supports `-Ws`; since 3.1 every build does."""
     return b"+SYSTEMD" in subprocess.check_output([binaries()[version], "-vv"])
 
 
@@ -53,7 +53,7 @@ class RunMode:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[tuple[LoadBalancer, Haproxy]]:
-        """A load balancer without nodes, and its HAProxy."""
+        """Run a load balancer without nodes, and its HAProxy."""
         text = CONFIG if self.stats else CONFIG.replace(STATS, "")
         text = text.replace("global\n", "global\n    master-worker\n") if not self.mode else text
         with LoadBalancer(text, RELOADING, binaries()[self.version]) as lb:
@@ -77,7 +77,7 @@ every_way = pytest.mark.parametrize("way", WAYS, ids=str)
 
 @contextlib.contextmanager
 def occupy_port() -> Iterator[int]:
-    """A port that another program listens on."""
+    """Listen on a port; yields it."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         one.listen()
@@ -85,7 +85,7 @@ def occupy_port() -> Iterator[int]:
 
 
 def add_listener(text: bytes, port: int) -> bytes:
-    """`text` with one more proxy of the operator's, on `port`."""
+    """Return `text` with one more operator's proxy on `port`."""
     return text + f"\nlisten new\n    bind 127.0.0.1:{port}\n    http-request return status 204\n".encode()
 
 
@@ -94,7 +94,7 @@ def list_outcomes(lb: LoadBalancer) -> list[str]:
 
 
 def wait_for_only_worker(haproxy: Haproxy) -> int:
-    """The only process that serves, once old ones have ended."""
+    """Wait until old workers have ended; returns the remaining one."""
     [worker] = wait_until(lambda: workers if len(workers := haproxy.workers()) == 1 else [])
     return worker
 
@@ -141,11 +141,11 @@ def test_a_failed_reload_is_rolled_back_with_haproxys_reason_and_no_pause_is_don
         assert haproxy.get() == "503"
 
 
-# Somebody else's reload beside ours.
+# Reloads by other processes
 
 
 def choose_masters(stats: bool = True) -> list[RunMode]:  # noqa: FBT001, FBT002
-    """One way with a master for each version, with and without the master CLI."""
+    """Return one mode with a master for each version, with and without the master CLI."""
     return [RunMode(version, "-W", stats, master) for version in VERSIONS for master in (True, False)]
 
 
@@ -155,7 +155,7 @@ def test_a_failing_reload_by_another_process_does_not_count_as_ours(way: RunMode
         good, worker = lb.text, wait_for_only_worker(haproxy)
         lb.text = add_listener(good, port)
         wait_until(lambda: begin_reload(haproxy))
-        # It has read that text, and tries to bind for two seconds.
+        # The new worker has read this text, and tries to bind for two seconds.
         time.sleep(0.5)
         lb.text = good
 
@@ -187,7 +187,7 @@ def test_a_reload_during_one_of_another_process_is_confirmed_by_a_worker_with_th
 
 
 def begin_reload(haproxy: Haproxy) -> bool:
-    """Send SIGUSR2, which a master that has just started may lose; whether a reload has begun within a second."""
+    """Send SIGUSR2, which a master that has just started may lose; returns whether a reload begins within 1 s."""
     os.kill(haproxy.pid, signal.SIGUSR2)
     until = time.monotonic() + 1
     while not (begun := is_reloading(haproxy)) and time.monotonic() < until:
@@ -196,19 +196,19 @@ def begin_reload(haproxy: Haproxy) -> bool:
 
 
 def is_reloading(haproxy: Haproxy) -> bool:
-    """Whether its master is in the midst of a reload."""
+    """Return whether the master is reloading."""
     master = processes.read_process(haproxy.pid)
     return master is not None and process.is_reloading(master)
 
 
 def list_loaded_servers(haproxy: Haproxy) -> list[str]:
-    """The servers that the worker has; without a stats socket, those of the file that it was started with."""
+    """Return the servers of the worker; without a stats socket, those of haproxy.cfg."""
     if b"stats socket" in haproxy.lb.text:
         return list(haproxy.servers())
     return [line.split()[1] for line in haproxy.lb.managed]
 
 
-# A worker that is there, and goes away.
+# Workers that start and end
 
 
 @pytest.mark.parametrize("stats", [True, False], ids=["with stats", "no stats"])
@@ -240,7 +240,7 @@ def test_a_worker_that_dies_as_soon_as_it_serves_is_not_confirmed(version: str, 
         assert list_outcomes(lb)[-1] in ("rolled back", "not confirmed")
 
 
-# How HAProxy is asked, and where its reason is found.
+# The way to reload, and the reason of a failure
 
 
 @pytest.mark.parametrize("form", ["-S {0}", "-S unix@{0},mode,600", "-S {0},level,operator", "-S {0}.gone"])
@@ -287,13 +287,15 @@ def test_the_master_cli_is_found_on_the_command_line_or_in_the_environment(line:
 def test_the_reason_is_found_although_haproxy_does_not_report_it(version: str) -> None:
     with RunMode(version, "-W", stats=True, master=False).running() as (lb, haproxy), occupy_port() as port:
         lb.join(WEB01)
-        # As with a master that has become a daemon: what it complains of is lost.
+        # The output of a master that has become a daemon is lost.
         haproxy.log.unlink()
         haproxy.log.symlink_to("/dev/null")
         haproxy.stop()
         with haproxy:
             lb.text = saved = add_listener(lb.text, port)
-            line = saved.decode().split("\n").index(f"    bind 127.0.0.1:{port}") + 2  # below the line that goes back
+            line = (
+                saved.decode().split("\n").index(f"    bind 127.0.0.1:{port}") + 2
+            )  # below the line that is rolled back
 
             ended = lb.join(WEB02)
 
@@ -343,12 +345,12 @@ def test_a_command_that_restarts_haproxy_is_confirmed(version: str) -> None:
 
 
 def stop_successor(haproxy: Haproxy) -> None:
-    """End the HAProxy that a command has started, too."""
+    """End the HAProxy that a reload command has started."""
     with contextlib.suppress(OSError, ValueError):
         os.kill(int(haproxy.pidfile.read_text()), signal.SIGTERM)
 
 
-# A failed reload is not tried again with every event.
+# The intervals between attempts
 
 
 def test_a_failed_reload_is_tried_again_after_one_two_four_and_at_most_thirty_minutes() -> None:

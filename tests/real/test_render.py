@@ -47,7 +47,7 @@ def lb() -> Iterator[LoadBalancer]:
 
 
 def run_render(lb: LoadBalancer, *words: str, stdin: bytes = b"", notes: bytes = b"") -> bytes:
-    """What `render` prints; nothing on disk changes."""
+    """Return the output of `render`; fails if anything on disk changes."""
     before = {path: path.read_bytes() for path in lb.folder.rglob("*") if path.is_file()}
     done = lb.run("render", *words, stdin=stdin)
     assert (done.returncode, done.stderr) == (0, notes)
@@ -56,7 +56,7 @@ def run_render(lb: LoadBalancer, *words: str, stdin: bytes = b"", notes: bytes =
 
 
 def make_template(lb: LoadBalancer, change: str = "") -> bytes:
-    """haproxy.cfg as configuration management has it, without managed lines."""
+    """Return haproxy.cfg as configuration management has it, without managed lines."""
     return lb.fill_template(CONFIG.replace("    balance roundrobin\n", f"    balance roundrobin\n{change}")).encode()
 
 

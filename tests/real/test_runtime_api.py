@@ -1,4 +1,4 @@
-"""Changes reach a real HAProxy without a reload; what cannot be said takes one, and nothing is lost on the way."""
+"""Changes reach a real HAProxy through the runtime API where possible, else by a reload, and no request fails."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def lb(binary: Path) -> Iterator[LoadBalancer]:
 
 @contextlib.contextmanager
 def run_backends(lb: LoadBalancer, *numbers: int) -> Iterator[list[Backend]]:
-    """Web servers web1 at 127.0.0.11 and so on."""
+    """Run web servers: web1 at 127.0.0.11 and so on."""
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(Backend(f"web{one}", make_address(one), lb.port)) for one in numbers]
 
@@ -73,7 +73,7 @@ def make_line(lb: LoadBalancer, number: int) -> str:
 
 
 def read_last_result(lb: LoadBalancer) -> str:
-    """How the last change ended, without its count and pids."""
+    """Return the result of the last change, without numbers of lines and pids."""
     return re.sub(r"worker \d+", "worker N", lb.history()[-1]["words"].partition("; ")[2])
 
 
@@ -81,20 +81,20 @@ WITHOUT_RELOAD, RELOADED = "applied to HAProxy (worker N) without a reload", "HA
 
 
 def edit_config(lb: LoadBalancer, old: str, new: str) -> None:
-    """The operator edits haproxy.cfg, and does not reload."""
+    """Edit haproxy.cfg without a reload."""
     text = lb.text.decode()
     assert old in text
     lb.text = text.replace(old, new).encode()
 
 
 def read_server_state(haproxy: Haproxy, name: str) -> list[str]:
-    """The row of `show servers state`."""
+    """Return the row of a server in `show servers state`."""
     rows = (row.split() for row in haproxy.send("show servers state").splitlines())
     return next(row for row in rows if len(row) > 4 and row[3] == name)
 
 
 class Fleet:
-    """Six nodes to which anything may happen, and what should have come of it; 7 to 12 are their other addresses."""
+    """Six nodes with random changes, and the expected servers; 7 to 12 are their other addresses."""
 
     def __init__(self, lb: LoadBalancer) -> None:
         self._lb, self._chance = lb, random.Random(20)
@@ -102,13 +102,13 @@ class Fleet:
 
     @property
     def expected_servers(self) -> dict[str, str]:
-        """Who is to be served, and where."""
+        """The expected servers, with their addresses."""
         return {f"web{one}": f"{self._address(one)}:{self._lb.port}" for one in self._there - self._paused} | {
             f"web{one}": f"{make_address(one)}:{self._lb.port}" for one in (13, 14)
         }
 
     def change(self, ltime: int) -> subprocess.CompletedProcess[bytes]:
-        """Something happens to somebody."""
+        """Make a random change to a random node."""
         one, what = self._chance.randint(1, 6), self._chance.choice(["join", "leave", "pause", "resume", "move"])
         if what in ("pause", "resume"):
             (self._paused.add if what == "pause" else self._paused.discard)(one)
@@ -282,7 +282,7 @@ def test_another_socket_at_admin_level_is_used(binary: Path, second: str) -> Non
         assert (haproxy.reloads(), haproxy.find_answering()) == ((0, 0), {"web1"})
 
 
-# --- who goes -----------------------------------------------------------------------------------------------------
+# --- servers that are removed -------------------------------------------------------------------------------------
 
 STICKY = KEPT_ALIVE.replace(
     "    balance roundrobin\n",
@@ -291,7 +291,7 @@ STICKY = KEPT_ALIVE.replace(
 
 
 def send_request(lb: LoadBalancer, cookie: str = "") -> tuple[str, str]:
-    """Who answers, and the cookie that is set."""
+    """Return the backend that answers, and the cookie that is set."""
     connection = http.client.HTTPConnection("127.0.0.1", lb.front, timeout=5)
     connection.request("GET", "/", headers={"Cookie": cookie} if cookie else {})
     answer = connection.getresponse()
@@ -317,7 +317,7 @@ def test_a_paused_node_loses_its_sticky_clients_too(binary: Path) -> None:
 
 
 class SlowService:
-    """A TCP service that says `hello`, and `bye` once it is told something."""
+    """A TCP service that sends `hello`, and `bye` after it has received something."""
 
     def __init__(self, where: str, port: int) -> None:
         self._socket = socket.create_server((where, port))
@@ -463,7 +463,7 @@ def test_a_command_that_cannot_be_stored_is_applied_and_reported(lb: LoadBalance
         assert (haproxy.find_answering(), lb.text) == ({"web2"}, before)
 
 
-# --- who comes ----------------------------------------------------------------------------------------------------
+# --- servers that are added ---------------------------------------------------------------------------------------
 
 
 def test_a_joined_server_gets_traffic_only_once_it_answers(lb: LoadBalancer) -> None:
@@ -618,7 +618,7 @@ def test_a_changed_address_needs_no_reload_for_a_server_of_the_file_either(binar
         assert dict(count) == {"ok": count["ok"]}
 
 
-# --- what HAProxy does not know, or serves otherwise --------------------------------------------------------------
+# --- differences between haproxy.cfg and the running HAProxy ------------------------------------------------------
 
 
 def test_a_backend_that_haproxy_does_not_have_yet_needs_a_reload(lb: LoadBalancer) -> None:
@@ -754,7 +754,7 @@ def test_a_server_added_before_a_failed_reload_is_removed_again(lb: LoadBalancer
     with Haproxy(lb) as haproxy, run_backends(lb, 1, 2):
         lb.join(make_member_line(1))
         before = lb.text
-        haproxy.send("set server lb-iis/web1 state drain")  # seen only when all has been said
+        haproxy.send("set server lb-iis/web1 state drain")  # an operator's change after the first commands
         set_reload_command(lb, "exit 1", ROLES)
 
         done = lb.join(make_member_line(2))
@@ -778,7 +778,7 @@ def test_a_server_with_a_new_address_keeps_serving_after_a_failed_reload(lb: Loa
         assert (done.returncode, lb.text, haproxy.find_answering()) == (5, before, {"web2"})
 
 
-# --- it is not told where that was not asked for ------------------------------------------------------------------
+# --- runs without the runtime API ---------------------------------------------------------------------------------
 
 
 def test_without_reload_the_runtime_api_is_not_used(lb: LoadBalancer) -> None:
@@ -793,7 +793,7 @@ def test_without_reload_the_runtime_api_is_not_used(lb: LoadBalancer) -> None:
         assert (haproxy.find_serving(), haproxy.reloads()) == (before, (0, 0))
 
 
-# --- who serves goes on serving, and a tag is only a tag ----------------------------------------------------------
+# --- renamed servers, and tags ------------------------------------------------------------------------------------
 
 
 def test_renamed_servers_serve_until_the_new_name_serves(lb: LoadBalancer) -> None:
@@ -824,7 +824,7 @@ def test_renamed_servers_get_their_old_name_back_after_a_failed_reload(lb: LoadB
         roles = lb.roles.read_text().replace("services:\n", f"services:\n  api: {{port: {lb.port + 1}}}\n")
         lb.roles.write_text(roles.replace("lb: [iis]", "lb: [iis, api]"))
         lb.join(make_member_line(1), make_member_line(2))
-        haproxy.send("set server two/web2 state drain")  # seen only when all has been said
+        haproxy.send("set server two/web2 state drain")  # an operator's change after the first commands
         marker = b"    # additional-lb-iis-server\n"
         lb.text = lb.text.replace(marker, marker + marker.replace(b"iis", b"api"), 1)
 
@@ -890,7 +890,7 @@ def test_a_state_that_a_server_state_file_restores_at_a_start_by_another_process
             (lb.folder / "kept").write_text(haproxy.send("show servers state"))
             haproxy.send("set server lb-iis/web1 state ready")
             os.utime(lb.cfg)
-        wait_until(lambda: time.time() > lb.cfg.stat().st_ctime + 3)  # so that it is known to have been read
+        wait_until(lambda: time.time() > lb.cfg.stat().st_ctime + 3)  # so that the worker has certainly read it
         with Haproxy(lb) as haproxy:
             assert haproxy.servers() == {"web1": "MAINT"}
 
@@ -901,18 +901,18 @@ def test_a_state_that_a_server_state_file_restores_at_a_start_by_another_process
             assert lb.run("apply").stdout.startswith(b"No changes: ")
 
 
-# --- what the same line has after a reload ------------------------------------------------------------------------
+# --- attributes that equal those after a reload -------------------------------------------------------------------
 
 
 def set_options(lb: LoadBalancer, words: str) -> None:
-    """Have the servers of `iis` made with these options."""
+    """Set the options of the service `iis`."""
     lb.roles.write_text(
         lb.roles.read_text().replace(f"{{port: {lb.port}}}", f'{{port: {lb.port}, options: "{words}"}}')
     )
 
 
 def add_to_proxy(*lines: str) -> str:
-    """CONFIG with more lines in its proxy."""
+    """Return KEPT_ALIVE with more lines in its proxy."""
     return KEPT_ALIVE.replace(
         "    balance roundrobin\n", "".join(f"    {one}\n" for one in ("balance roundrobin", *lines))
     )

@@ -1,4 +1,4 @@
-"""Real Serf agents call the real `lbagent handle`, a real HAProxy serves what it writes."""
+"""Real Serf agents call the real `lbagent handle`, and a real HAProxy serves the lines that it writes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.helpers.real_programs import (
 pytestmark = [pytest.mark.real, pytest.mark.sliced]
 
 SORRY = "503"
-"""What HAProxy answers where no server is."""
+"""The answer of HAProxy without a server."""
 
 
 @pytest.fixture(params=list(binaries().values()), ids=list(binaries()))
@@ -42,7 +42,7 @@ class Node:
         self.line = lb.server(self.name, self.address)
         self.paused = f"# lbagent paused {self.name} {self.address} role=web"
         self.words = f"{self.name} {self.address} web"
-        """What a node says of itself in a pause or resume."""
+        """The payload of a node's own pause or resume."""
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
@@ -57,7 +57,7 @@ class Node:
 
 @contextlib.contextmanager
 def run_agent(lb: LoadBalancer) -> Iterator[SerfAgent]:
-    """The load balancer's own agent, lbagent its event handler; none of its runs may fail."""
+    """Run the agent of the load balancer with lbagent as event handler; fails if a run of it failed."""
     with SerfAgent("lb01", "127.0.0.10", "lb", handler=f"{LBAGENT} handle", env=lb.env) as agent:
         yield agent
         assert "Error invoking script" not in agent.log
@@ -65,7 +65,7 @@ def run_agent(lb: LoadBalancer) -> Iterator[SerfAgent]:
 
 @contextlib.contextmanager
 def run_cluster(lb: LoadBalancer, nodes: int) -> Iterator[tuple[SerfAgent, list[Node]]]:
-    """A load balancer's agent and so many nodes that have joined it, and are served."""
+    """Run the agent of a load balancer and `nodes` nodes that have joined and are served."""
     with contextlib.ExitStack() as stack:
         agent = stack.enter_context(run_agent(lb))
         found = [stack.enter_context(Node(lb, number)) for number in range(1, nodes + 1)]
@@ -118,7 +118,7 @@ def test_a_paused_node_stays_paused_after_a_reboot_until_it_is_resumed(lb: LoadB
     with Haproxy(lb) as haproxy, run_cluster(lb, 3) as (agent, nodes):
         one, two, three = nodes
 
-        # Its shutdown script says so, before anything ends.
+        # The shutdown script of the node sends the pause before anything ends.
         two.agent.send_event("pause", two.words)
         wait_until(lambda: lb.is_settled(one.line, two.paused, three.line))
         before = two.backend.requests

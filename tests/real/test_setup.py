@@ -28,7 +28,7 @@ SYSTEMD = Path(__file__).resolve().parent.parent.parent / "systemd"
 
 @pytest.fixture
 def network() -> Iterator[list[str]]:
-    """The words before a command that runs it in a network of its own, with the agents of this test only."""
+    """The prefix of a command that runs it in a separate network, with the agents of this test only."""
     script = "ip link set lo up; echo up; exec sleep 600"
     with subprocess.Popen(["unshare", "--net", "sh", "-ec", script], stdout=subprocess.PIPE) as process:
         try:
@@ -40,10 +40,10 @@ def network() -> Iterator[list[str]]:
 
 
 class Balancer:
-    """One load balancer below a folder of its own; its agent's RPC has a port of its own, as both share a host."""
+    """One load balancer in a separate folder; its agent has a separate RPC port, as both share a host."""
 
     def __init__(self, name: str, rpc: int, network: list[str], folder: Path) -> None:
-        """Nothing is set up yet."""
+        """Nothing is set up here."""
         self.lb = LoadBalancer(folder=folder / name)
         self.root, self._name, self._rpc, self._network = folder / name / "root", name, rpc, network
         self._setup = folder / name / "setup"
@@ -62,7 +62,7 @@ class Balancer:
 
     @contextlib.contextmanager
     def agent(self) -> Iterator[None]:
-        """Its Serf agent."""
+        """The Serf agent of the load balancer."""
         argv = [*self._network, "serf", "agent", f"-config-dir={self.root}/etc/serf"]
         env = {**self._env, **dict(line.split("=", 1) for line in (self.lb.etc / "serf.env").read_text().split())}
         with subprocess.Popen(argv, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
@@ -75,7 +75,7 @@ class Balancer:
                 process.wait()
 
     def check_peers(self) -> tuple[int, list[str]]:
-        """Exit status of `lbagent check`, and what it finds of the other load balancers."""
+        """Return exit status and findings about other load balancers of `lbagent check`."""
         argv = [*self._network, str(LBAGENT), "check"]
         done = subprocess.run(argv, env=self._env, capture_output=True, text=True, check=False)
         lines = [" ".join(line.split()) for line in done.stdout.splitlines()]

@@ -1,4 +1,4 @@
-"""`lbagent status`, with a real HAProxy: what it tells, how it ends, on a terminal and without one."""
+"""`lbagent status` with a real HAProxy: its output and exit status, on a terminal and without one."""
 
 from __future__ import annotations
 
@@ -46,21 +46,21 @@ def lb_and_haproxy(request: pytest.FixtureRequest) -> Iterator[tuple[LoadBalance
 
 
 def run_status(lb: LoadBalancer, *words: str, **env: str) -> str:
-    """What `lbagent status` says; it ends with 0 and complains of nothing."""
+    """Return the output of `lbagent status`; fails unless it ends with 0 and stderr is empty."""
     done = lb.run("status", *words, env=env)
     assert (done.returncode, done.stderr) == (0, b"")
     return done.stdout.decode()
 
 
 def read_json(lb: LoadBalancer) -> dict[str, Any]:
-    """The JSON object."""
+    """Return the JSON object."""
     found = json.loads(run_status(lb, "--json"))
     assert isinstance(found, dict)
     return found
 
 
 def parse_rows(text: str) -> list[list[str]]:
-    """The cells of a plain table, but for SINCE, and without what else a clock tells."""
+    """Return the cells of a plain table without SINCE and other times."""
     cells = (
         re.split(r"  +", re.sub(r"\d+[smh] left", "LONG left", row)) for row in text.partition("\n\n")[0].split("\n")
     )
@@ -70,7 +70,7 @@ def parse_rows(text: str) -> list[list[str]]:
 def start_on_terminal(
     lb: LoadBalancer, *words: str, width: int = 80, **env: str
 ) -> tuple[subprocess.Popen[bytes], int]:
-    """Start `lbagent status` on a terminal of its own; who calls closes the descriptor and waits."""
+    """Start `lbagent status` on a new terminal; the caller closes the returned descriptor and waits."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
     started = subprocess.Popen(
@@ -85,9 +85,9 @@ def start_on_terminal(
 
 
 def read_terminal(descriptor: int, until: str = "", times: int = 1) -> str:
-    """What comes out of a terminal to its end, or until something has been said so many times."""
+    """Return the output on a terminal up to its end, or until it contains `until` at least `times` times."""
     said = b""
-    with contextlib.suppress(OSError):  # EIO: nobody is left on the other side
+    with contextlib.suppress(OSError):  # EIO: the other side is closed
         while (piece := os.read(descriptor, 1 << 16)) and (not until or said.decode().count(until) < times):
             said += piece
             if until and said.decode("utf-8", "replace").count(until) >= times:
@@ -96,7 +96,7 @@ def read_terminal(descriptor: int, until: str = "", times: int = 1) -> str:
 
 
 def run_on_terminal(lb: LoadBalancer, *words: str, width: int = 80, **env: str) -> str:
-    """All that one run says on a terminal."""
+    """Return the output of one run on a terminal."""
     started, terminal = start_on_terminal(lb, *words, width=width, **env)
     with started:
         said = read_terminal(terminal)
@@ -326,7 +326,7 @@ def test_a_terminal_without_a_size_has_80_columns(lb: LoadBalancer) -> None:
     lb.join(line("web01", "127.0.0.11"))
 
     def shown(**env: str) -> str:
-        return re.sub(r"\d+s", "0s", run_on_terminal(lb, width=80, **env))  # time goes on between the two
+        return re.sub(r"\d+s", "0s", run_on_terminal(lb, width=80, **env))  # the times of the two runs differ
 
     assert shown(COLUMNS="0", LINES="0") == shown()
 

@@ -1,4 +1,4 @@
-"""`lbagent status` on a real load balancer: what is wrong now is on top, and gone once it is fixed."""
+"""`lbagent status` on a real load balancer shows present problems on top, and none that is fixed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ pytestmark = [
 
 
 def read_status(lb: LoadBalancer, **env: str) -> dict[str, Any]:
-    """The JSON object."""
+    """Return the JSON object."""
     done = lb.run("status", "--json", env=env)
     assert (done.returncode, done.stderr) == (0, b"")
     found: dict[str, Any] = json.loads(done.stdout)
@@ -44,7 +44,7 @@ def read_status(lb: LoadBalancer, **env: str) -> dict[str, Any]:
 
 
 def list_kinds(lb: LoadBalancer) -> list[str]:
-    """What is wrong, by kind."""
+    """Return the kinds of the problems."""
     return [one["kind"] for one in read_status(lb)["wrong"]]
 
 
@@ -102,7 +102,7 @@ def test_a_stopped_daemon_and_a_stopped_haproxy_are_on_top() -> None:
 
 
 def read_peer_metrics(lb: LoadBalancer) -> tuple[int, ...]:
-    """The other load balancers in metrics.prom: expected, seen and differing."""
+    """Return the numbers of other load balancers in metrics.prom: expected, seen and differing."""
     text = (lb.state / "metrics.prom").read_text()
     found = dict(re.findall(r"^lbagent_peers_(\w+) (\d+)$", text, re.MULTILINE))
     return tuple(int(found[name]) for name in ("expected", "seen", "differing"))

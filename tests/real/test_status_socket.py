@@ -1,4 +1,4 @@
-"""The daemon's status socket: one JSON object per connection, true at the time, for the group of `lbagent web` only."""
+"""The daemon's status socket: one current JSON object per connection, for the group of `lbagent web` only."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def lb() -> Iterator[LoadBalancer]:
 
 
 def read_socket(lb: LoadBalancer) -> dict[str, Any]:
-    """The object, as a reader gets it."""
+    """Return the object that a reader gets."""
     with socket.socket(socket.AF_UNIX) as reader:
         reader.settimeout(20)
         reader.connect(str(lb.folder / "status.sock"))
@@ -37,13 +37,13 @@ def read_socket(lb: LoadBalancer) -> dict[str, Any]:
 
 
 def wait_for_status(lb: LoadBalancer, wanted: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
-    """The first object of which `wanted` is true."""
+    """Wait for an object for which `wanted` is true, and return it."""
 
     def look() -> dict[str, Any] | None:
         try:
             found = read_socket(lb)
         except OSError:
-            return None  # the daemon starts
+            return None  # the daemon is starting
         return found if wanted(found) else None
 
     found = wait_until(look)

@@ -1,4 +1,4 @@
-"""peers: a reload soon after a start takes no client's server from it."""
+"""With `peers`, each client keeps its server over a reload soon after a start."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STICKY = CONFIG.replace("    hard-stop-after 2s\n", "    hard-stop-after 2s\n   
     "    balance roundrobin\n",
     "    balance roundrobin\n    stick-table type ip size 1k expire 1h peers lb\n    stick on src\n",
 )
-"""Whoever has been given a server keeps it."""
+"""Clients keep their server."""
 
 SECTION = "0x55a8: [21/Nov/2026:10:38:28] id=lb disabled=0 flags=0x{} resync_timeout={} task_calls=3"
 PEER = """

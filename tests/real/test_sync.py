@@ -1,4 +1,4 @@
-"""Events are hints, what Serf knows is the truth: load balancers that missed them, heard them in another order, or see nobody."""
+"""Load balancers that missed events, got them in another order, or see no node, agree with Serf after a sync."""
 
 # ruff: noqa: E501
 
@@ -31,7 +31,7 @@ TWO_ROLES = (
 
 @contextlib.contextmanager
 def run_web_nodes(two: tuple[Balancer, Balancer], count: int) -> Iterator[list[SerfAgent]]:
-    """So many web nodes with their web servers, which both load balancers have."""
+    """Run `count` web nodes with web servers, which both load balancers have."""
     with contextlib.ExitStack() as stack:
         for number in range(1, count + 1):
             stack.enter_context(Backend(f"web{number:02}", f"127.0.0.{10 + number}", two[0].lb.port))
@@ -74,7 +74,7 @@ def test_a_load_balancer_that_was_down_ends_with_the_lines_of_the_other_one() ->
 
 
 def make_events(dice: random.Random) -> list[tuple[str, bytes, dict[str, str]]]:
-    """120 events: joins, leaves, failures, updates, pauses and resumes on two clocks, of real nodes and of others."""
+    """Return 120 events: joins, leaves, failures, updates, pauses and resumes on two clocks, of known and unknown nodes."""
     nodes = [(f"web{number:02}", f"127.0.0.{10 + number}") for number in range(1, 13)]
     found: list[tuple[str, bytes, dict[str, str]]] = []
     for ltime in range(1, 121):
@@ -93,7 +93,7 @@ def make_events(dice: random.Random) -> list[tuple[str, bytes, dict[str, str]]]:
 
 
 def handle_shuffled(balancer: Balancer, events: list[tuple[str, bytes, dict[str, str]]], dice: random.Random) -> None:
-    """Handle the events in an order of its own, some in batches, some twice, with runs killed half-way."""
+    """Handle the events in random order, some in batches, some twice, some with killed runs."""
     events = [*events, *dice.sample(events, 30)]
     dice.shuffle(events)
     while events:
@@ -103,7 +103,7 @@ def handle_shuffled(balancer: Balancer, events: list[tuple[str, bytes, dict[str,
             if dice.random() < 0.1:
                 handler.kill()
                 handler.communicate()
-                # Serf would not say it again; a replay does.
+                # Serf would not send it again; a replay does.
                 events.append(batch[started.index(handler)])
             else:
                 handler.communicate()
@@ -151,7 +151,7 @@ def test_replayed_user_events_change_nothing() -> None:
 
 @contextlib.contextmanager
 def run_small_cluster() -> Iterator[tuple[LoadBalancer, SerfAgent, SerfAgent]]:
-    """A load balancer without a running HAProxy, its agent, and a node that it has."""
+    """Run a load balancer without HAProxy, its agent, and a node that has joined."""
     with (
         LoadBalancer() as lb,
         SerfAgent("lb01", "127.0.0.9", "lb", handler=HANDLER, env=lb.env) as agent,
@@ -243,7 +243,7 @@ def test_the_removal_of_a_whole_role_is_blocked_and_a_pause_still_works() -> Non
 
         held = "3 of 4 lines at '# additional-lb-iis-server' in listen lb-iis would be removed: web01, web02, web03"
         assert (synced.returncode, unchanged) == (3, before)
-        # Serf may lose a query on a busy machine: then a line about the other load balancer comes first.
+        # Serf may lose a query on a busy machine: then a line about the other load balancer is first.
         last = synced.stderr.decode().splitlines()[-1]
         assert last == f"lbagent: blocked: {held}; `lbagent apply --force` applies these removals"
         assert pausing == (0, {"lb01": "done", "lb02": "done"})
@@ -256,7 +256,7 @@ def test_a_dry_run_shows_the_diff_and_changes_nothing() -> None:
         one.agent.kill()
         leaving.leave()
         wait_until(lambda: other.agent.members()["web02"] == "left")
-        one.agent.handler = ""  # else a member-leave of its own may come first
+        one.agent.handler = ""  # else the agent's own member-leave may be first
         one.agent.start()
         one.agent.join(other.agent)
         wait_until(lambda: one.agent.members().get("web01") == "alive")

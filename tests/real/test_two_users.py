@@ -1,4 +1,4 @@
-"""The split: Serf's user may write the spool and nothing else; what he puts there bends nothing that root does."""
+"""Serf's user can write the spool and nothing else, and no file that it puts there misleads root's daemon."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def format_warning(lb: TwoUserLoadBalancer, watch: str) -> str:
 
 def test_without_watch_an_event_is_stored_and_reported_as_not_applied(lb: TwoUserLoadBalancer) -> None:
     with run_watch(lb):
-        pass  # has been here
+        pass  # the state directory has been used
     done = lb.join(WEB01)
 
     assert (done.returncode, read_only_line(done)) == (75, format_warning(lb, "is not running; start it"))
@@ -273,7 +273,7 @@ def test_a_long_run_is_not_reported_as_a_watch_that_hangs(lb: TwoUserLoadBalance
 
 def test_commands_of_serfs_user_are_refused(lb: TwoUserLoadBalancer) -> None:
     with run_watch(lb):
-        pass  # has been here
+        pass  # the state directory has been used
     script = f"""
 import sys
 sys.path.insert(0, {str(lb.folder / "site")!r})
@@ -306,7 +306,7 @@ def put(name, content):
         file.write(content)
 typed = record("typed", b"web01", "pause")
 """
-"""What an attack starts with; `victim` is root's folder, with root's files in it, `own` one of his own."""
+"""The beginning of each attack; `victim` is a folder of root with files of root, `own` a folder of Serf's user."""
 
 ATTACKS = {
     "fifo": "os.mkfifo('1')",
@@ -330,7 +330,7 @@ ATTACKS = {
 
 @pytest.fixture
 def victim(lb: TwoUserLoadBalancer) -> Path:
-    """A folder of root's, more in it than `bad` keeps."""
+    """A folder of root with more files than `bad` keeps."""
     path = lb.folder / "victim"
     path.mkdir()
     for number in range(150):
@@ -376,7 +376,7 @@ def test_a_spool_file_that_is_not_an_event_is_set_aside_and_changes_nothing(
 
 
 def test_links_to_files_of_root_are_removed_and_the_files_stay(lb: TwoUserLoadBalancer, victim: Path) -> None:
-    # As Serf's user makes them where fs.protected_hardlinks is 0.
+    # Serf's user can create them where fs.protected_hardlinks is 0.
     (victim / "0").write_bytes(make_spool_record("evil", "typed", b"web01", "pause"))
     os.link(victim / "0", lb.state / "spool/1")
     os.link(victim / "1", lb.state / "spool/2")
@@ -403,7 +403,7 @@ def test_links_to_files_of_root_are_removed_and_the_files_stay(lb: TwoUserLoadBa
 def test_a_folder_bad_created_by_serfs_user_leads_to_no_other_folder(
     lb: TwoUserLoadBalancer, victim: Path, attack: str
 ) -> None:
-    # Before tmpfiles.d has made it, say.
+    # For example before tmpfiles.d has created it.
     (lb.state / "spool/bad").rmdir()
 
     run_attack(lb, f"{attack}\nput('1', typed)", victim)
@@ -442,7 +442,7 @@ for number in range(1, 3001):
 """
     run_attack(lb, attack, victim)
 
-    # Its thousands of lines are more than a pipe holds that nobody reads.
+    # Thousands of lines do not fit into a pipe without a reader.
     with subprocess.Popen([LBAGENT, "watch"], env=lb.env, stderr=subprocess.DEVNULL) as watch:
         try:
             wait_until(lambda: len(lb.list_spool()) == 0, 90)

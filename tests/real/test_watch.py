@@ -1,4 +1,4 @@
-"""watch: the daemon, with real HAProxy, and real Serf where it matters."""
+"""The daemon applies events, edits and expired pauses with real HAProxy and Serf, and obeys signals and systemd."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def lb() -> Iterator[LoadBalancer]:
 
 
 def make_line(lb: LoadBalancer) -> str:
-    """The line of web01."""
+    """Return the line of web01."""
     return lb.server("web01", "127.0.0.11")
 
 
@@ -100,7 +100,7 @@ def test_events_do_not_wait_for_another_load_balancer_to_answer(lb: LoadBalancer
             lb.join(WEB01)
 
             wait_until(lambda: lb.is_settled(make_line(lb)))
-            assert Path(f"/proc/{asked.read_text().split()[-1]}").exists()  # it still waits
+            assert Path(f"/proc/{asked.read_text().split()[-1]}").exists()  # it is still waiting
 
 
 # --- edits --------------------------------------------------------------------------------------------------------
@@ -359,5 +359,5 @@ def _has_applied(lb: LoadBalancer, count: int) -> bool:
 
 
 def compute_digest(lb: LoadBalancer) -> str:
-    """The digest of the managed lines as they stand."""
+    """Return the digest of the present managed lines."""
     return Document([("", lb.text.decode())]).compute_digest()

@@ -1,4 +1,4 @@
-"""watch: HAProxy is killed, started, reloaded, edited and cut off behind its back; each ends consistent by itself."""
+"""The daemon corrects each difference after HAProxy is killed, started, reloaded, edited or disconnected by others."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ADDRESS = {name: f"127.0.1.{number}" for number, name in enumerate(NAMES, 1)}
 
 @pytest.fixture
 def lb() -> Iterator[LoadBalancer]:
-    """A load balancer with four nodes, and no HAProxy yet."""
+    """A load balancer with four nodes, whose HAProxy does not run."""
     with LoadBalancer() as made:
         made.join(*(make_member_line(name) for name in NAMES[:4]))
         yield made
@@ -35,7 +35,7 @@ def make_member_line(name: str) -> bytes:
 
 @contextlib.contextmanager
 def run_backends(lb: LoadBalancer) -> Iterator[None]:
-    """All nodes answer."""
+    """Run a web server for each node."""
     with contextlib.ExitStack() as stack:
         for name, address in ADDRESS.items():
             stack.enter_context(Backend(name, address, lb.port))
@@ -43,17 +43,17 @@ def run_backends(lb: LoadBalancer) -> Iterator[None]:
 
 
 def is_consistent(lb: LoadBalancer, haproxy: Haproxy, names: set[str]) -> bool:
-    """Whether haproxy.cfg, HAProxy and what lbagent believes of it are these nodes, and nothing waits."""
+    """Return whether haproxy.cfg, HAProxy and served.json agree on these nodes, and no event waits."""
     lines = [lb.server(name, ADDRESS[name]) for name in sorted(names)]
     try:
         serving = haproxy.find_serving()
         return lb.is_settled(*lines) and serving == names and read_confirmed_worker(lb) == haproxy.worker()
-    except OSError:  # it is being started
+    except OSError:  # HAProxy is starting
         return False
 
 
 def read_confirmed_worker(lb: LoadBalancer) -> int | None:
-    """The pid of the worker that is known to serve what stands in haproxy.cfg."""
+    """Return the pid of the worker that serves haproxy.cfg according to served.json."""
     worker = (lb.served() or {})["worker"]
     return worker["pid"] if worker else None
 
@@ -75,17 +75,17 @@ def test_a_restarted_haproxy_serves_the_nodes_that_joined_while_it_was_down(lb: 
             lb.send_command("resume", "web02", 2)
 
             wait_until(lambda: is_consistent(lb, second, {"web02", "web03", "web04", "web05"}))
-            assert second.reloads() in ((0, 0), (1, 0))  # it may have read the file before it was as it is
+            assert second.reloads() in ((0, 0), (1, 0))  # it may have read an older text
 
 
 def remove_managed_lines(lb: LoadBalancer) -> None:
-    """As a backup, or configuration management, brings back a text without managed lines."""
+    """Remove the managed lines, as a backup or configuration management may do."""
     lines = lb.text.split(b"\n")
     lb.text = b"\n".join(line for line in lines if b"# lbagent" not in line)
 
 
 def restore_older_text(lb: LoadBalancer) -> None:
-    """A text of yesterday: another node, one missing, and a setting of the operator's."""
+    """Restore an older text: with another node, without one, with another setting of the operator."""
     text = lb.text.replace(b"server web01 127.0.1.1:", b"server web09 127.0.1.9:")
     text = text.replace(b"timeout connect 1s", b"timeout connect 2s")
     lb.text = b"\n".join(line for line in text.split(b"\n") if b" web02 " not in line)
@@ -134,7 +134,7 @@ def test_a_deleted_socket_file_costs_only_reloads(lb: LoadBalancer) -> None:
     with run_backends(lb), Haproxy(lb) as haproxy, run_watch(lb):
         wait_until(lambda: is_consistent(lb, haproxy, set(NAMES[:4])))
         reloads = haproxy.reloads()[0]
-        lb.socket.unlink()  # workers inherit it open: no reload makes it anew, only a start does
+        lb.socket.unlink()  # workers inherit the open socket: only a start creates the file again
 
         lb.join(make_member_line("web05"))
         wait_until(lambda: haproxy.find_answering() == set(NAMES[:5]))

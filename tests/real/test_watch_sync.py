@@ -1,4 +1,4 @@
-"""The daemon: a new token is used at once, a failing sync is visible, and a line that repeats is logged once."""
+"""The daemon: a new token is used at once, a failing sync is visible, and a repeated line is logged once."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ pytestmark = pytest.mark.skipif(
 
 
 def read_last_json(lb: LoadBalancer) -> dict[str, object]:
-    """last.json, or nothing."""
+    """Return the content of last.json; empty if it is missing."""
     path = lb.state / "last.json"
     return json.loads(path.read_bytes()) if path.exists() else {}
 
 
 def read_metric(lb: LoadBalancer, name: str) -> str | None:
-    """The value of a metric without labels."""
+    """Return the value of a metric without labels."""
     found = re.search(rf"^{name} (\S+)$", (lb.state / "metrics.prom").read_text(), re.MULTILINE)
     return found and found[1]
 
@@ -53,7 +53,7 @@ def write_env(lb: LoadBalancer, agent: SerfAgent, token: str) -> None:
 
 @pytest.fixture
 def lb_with_token(tmp_path: Path) -> Iterator[tuple[LoadBalancer, SerfAgent]]:
-    """A load balancer whose agent wants a token, and a serf.env that has it."""
+    """A load balancer whose agent requires a token, and a serf.env with this token."""
     settings = tmp_path / "rpc.json"
     settings.write_text('{"rpc_auth": "right"}')
     token = {**clean_environment(), "SERF_RPC_AUTH": "right"}
@@ -117,17 +117,17 @@ def test_an_empty_new_cluster_is_not_a_failure(lb_with_token: tuple[LoadBalancer
 
 
 class Journal:
-    """What the journal and syslog are sent in a mount namespace of the test's own."""
+    """The messages to the journal and to syslog in a separate mount namespace."""
 
     def __init__(self, folder: Path) -> None:
-        """Both sockets listen below `folder`."""
+        """Listen on both sockets below `folder`."""
         self.entries: list[dict[str, str]] = []
         self.syslog: list[str] = []
         self._folder = folder
         self._sockets = [self._listen("journal", self._add_entry), self._listen("log", self._add_line)]
 
     def make_command(self, *words: object) -> list[str]:
-        """The command line that runs these words there."""
+        """Return the command line that runs a command in the namespace."""
         devices = "null zero random urandom tty ptmx"
         script = f"""
             mkdir -p {self._folder}/dev {self._folder}/run/systemd/journal
@@ -139,7 +139,7 @@ class Journal:
         return ["unshare", "--mount", "sh", "-ec", script, "sh", *map(str, words)]
 
     def close(self) -> None:
-        """Nobody listens any more."""
+        """Close both sockets."""
         for one in self._sockets:
             one.close()
 
@@ -167,7 +167,7 @@ class Journal:
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Iterator[Journal]:
-    """A journal of the test's own."""
+    """A journal for one test."""
     if subprocess.run(["unshare", "--mount", "true"], check=False, capture_output=True).returncode:
         pytest.skip("unshare is not allowed here")
     one = Journal(tmp_path)
@@ -178,7 +178,7 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 def run_lbagent(
     lb: LoadBalancer, journal: Journal, *words: str, service: bool = False
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run `lbagent` there; as a `service`, its stderr is the journal's."""
+    """Run `lbagent` in the namespace; as a `service` its stderr is the journal."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         found = os.fstat(theirs.fileno())

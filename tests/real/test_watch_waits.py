@@ -1,4 +1,4 @@
-"""watch, where it cannot do its work: it lives on, it does not spin, and it takes up the work once it can."""
+"""A daemon that cannot do its work keeps running without load, and continues as soon as it can."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def lb() -> Iterator[LoadBalancer]:
 
 
 def measure_cpu_time(process: subprocess.Popen[bytes]) -> Callable[[], int]:
-    """Tells how many hundredths of a second it and its children have computed since now."""
+    """Return a function: the CPU time of the process and its children since this call, in 1/100 s."""
     fields = Path(f"/proc/{process.pid}/stat")
 
     def ticks() -> int:
@@ -58,7 +58,7 @@ def measure_cpu_time(process: subprocess.Popen[bytes]) -> Callable[[], int]:
 
 
 def damage_roles(lb: LoadBalancer) -> str:
-    """A typing error in roles.yml; returns what stood there."""
+    """Make roles.yml invalid; returns the previous text."""
     good = lb.roles.read_text()
     lb.roles.write_text(f"{good}\nnonsense: [\n")
     return good
@@ -93,7 +93,7 @@ def test_a_waiting_reload_does_not_keep_the_daemon_busy_once_the_text_is_invalid
         time.sleep(4)
         before = lb.checks
         time.sleep(_AWHILE)
-        assert lb.checks - before <= 12  # a try takes three, and they come after 1, 2, 4 … seconds
+        assert lb.checks - before <= 12  # an attempt takes three, and attempts are made after 1, 2, 4 … seconds
 
         lb.text = good
         wait_until(lambda: haproxy.find_serving() == {"web01", "web02"})
@@ -172,7 +172,7 @@ def test_an_event_that_arrives_just_after_the_last_run_is_new(
         nonlocal looks
         looks += 1
         found = real(spool)
-        if looks == 2:  # one look before the run, one after it
+        if looks == 2:  # once before the run, once after it
             lb.join(WEB01)
         return found
 

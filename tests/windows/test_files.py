@@ -1,4 +1,4 @@
-"""What can be told of windows/ without Windows: the files are such as cmd.exe, Serf and git take them."""
+"""The files of windows/ follow the rules of cmd.exe, Serf and git, as far as this can be tested without Windows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HERE = Path(__file__).resolve().parent.parent.parent
 FOLDER = HERE / "windows"
 SCRIPTS = sorted(FOLDER.glob("*.bat"))
 CALLED = {"common.bat", "serf-nssm.bat"}
-"""Scripts that the others call; nobody else does."""
+"""Scripts that only other scripts call."""
 
 AGENTS = sorted(FOLDER.glob("*.json"))
 PAGE = (HERE / "docs" / "reference" / "windows.md").read_text(encoding="utf-8")
@@ -27,12 +27,12 @@ named = pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 
 
 def read_lines(script: Path) -> list[str]:
-    """The lines of a script."""
+    """Return the lines of a script."""
     return script.read_bytes().decode("ascii").split("\r\n")
 
 
 def read_commands(script: Path) -> list[str]:
-    """The lines that do something: no comments, no empty ones."""
+    """Return the lines of a script without comments and empty lines."""
     return [line.strip() for line in read_lines(script) if line.strip() and not line.strip().lower().startswith("rem")]
 
 
@@ -62,7 +62,7 @@ def test_a_script_has_echo_off_and_local_variables(script: Path) -> None:
     first, *others = read_commands(script)
 
     assert first == "@echo off"
-    if script.name != "common.bat":  # what it sets is for who calls it
+    if script.name != "common.bat":  # its variables are for the calling script
         assert others[0] == "setlocal EnableExtensions DisableDelayedExpansion"
 
 
