@@ -17,14 +17,14 @@ help:  ## this list
 demo: $(VENV)/.demo  ## join, pause, reboot, resume and leave, with real Serf and HAProxy, in half a minute
 	@$(BIN)/python -m demo
 
-test: $(VENV)/.dev  ## all tests; on Debian 12 with the HAProxy of later releases too, which it fetches
+test: $(VENV)/.dev  ## all tests; on Debian 12 also with the HAProxy of later releases, which it downloads
 	@.ci/haproxy || true
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-fast: $(VENV)/.dev  ## the tests without real programs, a minute
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/real --ignore tests/examples --ignore tests/packaging --ignore tests/docs
 
-check: lint test  ## what a change has to pass: format, lint, types, tests
+check: lint test  ## the required checks for a change: format, lint, types, tests
 
 lint: $(VENV)/.dev  ## format, lint, types, import directions, and the English of documentation and code
 	@$(BIN)/ruff format --check .
@@ -33,7 +33,7 @@ lint: $(VENV)/.dev  ## format, lint, types, import directions, and the English o
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m tests.docs.prose --code
 
-bench: $(VENV)/.dev  ## how fast it is
+bench: $(VENV)/.dev  ## benchmarks
 	@$(BIN)/python bench/run.py
 	@$(BIN)/python -m load.latency
 
@@ -44,27 +44,27 @@ load: $(VENV)/.dev  ## 1,000 changes under load, long sessions, a burst of reloa
 	@$(BIN)/python -m load.burst
 	@$(BIN)/python -m load.reloads
 
-fuzz: $(VENV)/.dev  ## 100,000 hostile inputs through the whole path; fifteen minutes
+fuzz: $(VENV)/.dev  ## 100,000 hostile inputs from the handler to haproxy.cfg; fifteen minutes
 	@LBAGENT_HOSTILE=100000 $(BIN)/python -m pytest -n 2 -q -s tests/run/test_hostile_inputs.py
 
 long: $(VENV)/.dev  ## the daemon over 100,000 events and a day of syncs; ten minutes
 	@$(BIN)/python -m load.long
 
-histories: $(VENV)/.dev  ## pauses in 50,000 random histories beside a model; a quarter of an hour, HISTORIES=N for N of each kind
+histories: $(VENV)/.dev  ## pauses in 50,000 random histories, compared with a model; a quarter of an hour, HISTORIES=N for N of each kind
 	@LBAGENT_HISTORIES=$(or $(HISTORIES),5500) $(BIN)/python -m pytest -q -s -n 2 tests/membership/test_pauses_model.py
 
-matrix: $(VENV)/.dev  ## every test on every HAProxy version, of which `make test` runs a slice; twenty minutes
+matrix: $(VENV)/.dev  ## every test on every HAProxy version; `make test` runs a part of them; twenty minutes
 	@.ci/haproxy
 	@LBAGENT_MATRIX=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/real tests/haproxy
 
-test-differential: $(VENV)/.dev  ## servers joined at run time beside the same lines after a reload: all pairs of keywords, on each HAProxy
+test-differential: $(VENV)/.dev  ## servers added at run time, compared with the same lines after a reload: all pairs of keywords, on each HAProxy
 	@LBAGENT_SWEEP=1 $(BIN)/python -m pytest -q -s tests/real/test_differential.py
 
 test-pair: $(VENV)/.dev  ## two load balancers with keepalived under load, as root; five minutes
 	@.ci/install keepalived rsyslogd logrotate nft ip curl pkill
 	@$(BIN)/python -m pytest -q -s scenarios/test_pair.py
 
-test-windows: $(VENV)/.dev  ## windows/ under Wine, with a serf.exe that it builds; 2 GB, seven minutes
+test-windows: $(VENV)/.dev  ## the scripts of windows/ in Wine; builds serf.exe; 2 GB, seven minutes
 	@.ci/install wine /usr/lib/wine/wine64=wine64 go=golang-go \
 	    /usr/share/gocode/src/github.com/hashicorp/serf=golang-github-hashicorp-serf-dev \
 	    /usr/share/go-1.19/src=golang-1.19-src
@@ -84,9 +84,9 @@ test-impala: $(VENV)/.dev build/impala/.ready  ## examples/impala with real Hive
 	@.ci/install java
 	@$(BIN)/python -m pytest scenarios/test_impala.py
 
-test-platform: $(VENV)/.platform  ## a data platform enrols and changes under JMeter's load, four minutes; FULL=1: 1,000,000 requests
+test-platform: $(VENV)/.platform  ## examples/data-platform: nodes join and change under JMeter's load; four minutes, FULL=1 for 1,000,000 requests
 	@.ci/install ip nginx prometheus prometheus-node-exporter java jmeter /usr/share/jmeter/lib/ext/ApacheJMeter_http.jar=jmeter-http
-	@scenarios/apart $(BIN)/python -m pytest -sq -p no:cacheprovider scenarios/test_platform.py
+	@scenarios/run_isolated $(BIN)/python -m pytest -sq -p no:cacheprovider scenarios/test_platform.py
 
 pages: $(VENV)/.pages  ## man page and completions, in build/
 	@$(BIN)/python packaging/pages.py build
@@ -107,17 +107,17 @@ pictures: $(VENV)/.pictures  ## docs/img from the real program and the Mermaid f
 
 include packaging/install.mk
 
-clean:  ## removes what the others have made here
+clean:  ## removes the files that the other targets have created
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Debian's own python3, not one that happens to come first in PATH; else any that is new enough.
+# Debian's python3 is preferred to the first one in PATH, which may be another version.
 define NEW_VENV
 	@for python in /usr/bin/python3 python3; do \
 	    if "$$python" -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then break; fi; \
 	    python=; \
 	done; \
-	[ -n "$$python" ] || { echo "python3 of at least 3.11, with venv, is needed" >&2; exit 1; }; \
+	[ -n "$$python" ] || { echo "python3: 3.11 or later with venv is needed; run apt-get install python3-venv" >&2; exit 1; }; \
 	$(BIN)/python -c '' 2> /dev/null || "$$python" -m venv --clear $(VENV)
 endef
 
@@ -131,7 +131,7 @@ define INSTALL
 	@touch $@
 endef
 
-# The servers and the client of test-impala; nothing of it goes into the environment of lbagent.
+# The servers and the client of test-impala are in a separate environment.
 build/impala/.ready: scenarios/impala.txt | $(VENV)/.dev
 	@echo "setting up build/impala (once) ..."
 	@$(BIN)/python -m venv --clear build/impala
@@ -172,7 +172,7 @@ build/axe/.done: | $(VENV)/.dev
 	@$(BIN)/python -m pip install -q --no-deps --upgrade --target build/axe 'axe-playwright-python==0.1.8'
 	@touch $@
 
-# Spark, and ZooKeeper with it, apart from what the tests themselves need.
+# Spark and its ZooKeeper are in a separate environment.
 build/pyspark/.done: | $(VENV)/.dev
 	@echo "setting up build/pyspark (once, 320 MB) ..."
 	@[ -x build/pyspark/bin/python ] || $(BIN)/python -m venv build/pyspark

@@ -1,6 +1,6 @@
 """Hooks of MkDocs: pictures follow the colours that the reader chooses, and no page loads anything from another host.
 
-The pages are Markdown that is read without the site too. There, `<picture>` follows the colours of the system.
+The pages are also read as plain Markdown. There, `<picture>` follows the colours of the system.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _FOREIGN = re.compile(r'(?:<(?:script|img|iframe|source)[^>]* src(?:set)?|<link[
 
 
 def on_page_content(html: str, **_: object) -> str:
-    """The page with each `<picture>` as two images, of which Material shows the one for its colours."""
+    """Return the page with each `<picture>` as two images. Material shows the one for its colours."""
     return _PICTURE.sub(
         r'<img \2src="\3#only-light"\4><img \2src="\1#only-dark"\4>',
         html,
@@ -26,7 +26,7 @@ def on_page_content(html: str, **_: object) -> str:
 
 
 def on_post_page(output: str, *, page: Page, **_: object) -> str:
-    """The page as it is. Raises PluginError if it loads something from another host."""
+    """Return the page unchanged. Raises PluginError if it loads a file from another host."""
     found = _FOREIGN.findall(output)
     if found:
         raise PluginError(f"{page.file.src_uri}: loads {found[0]}; the site has to work offline")

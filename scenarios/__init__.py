@@ -1,1 +1,1 @@
-"""Whole scenarios run for real, each by a make target of its own: they install much and take minutes."""
+"""Scenarios with real programs. Each has its own make target, installs packages and takes minutes."""

@@ -1,6 +1,6 @@
-"""A HiveServer2 client on a source address of its own: SQL in, rows out, a line of JSON each.
+"""A HiveServer2 client with its own source address. It reads SQL and writes rows, each as one line of JSON.
 
-Runs in the environment that has impyla. It connects once and never again: `opened` tells of a connection anew.
+It runs in the environment that has impyla. It connects once; `opened` in each answer counts the connections.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from thrift.transport.TSocket import TSocket  # type: ignore[import-not-found]
 
 
 def main(port: int, source: str) -> None:
-    """Answer each line of stdin until there is none."""
+    """Answer each line of stdin, until it ends."""
     opened: list[int] = []
 
-    def bound(_: object, family: int, kind: int) -> socket.socket:
-        one = socket.socket(family, kind)
-        one.bind((source, 0))
-        opened.append(one.getsockname()[1])
-        return one
+    def open_socket(_: object, family: int, kind: int) -> socket.socket:
+        client = socket.socket(family, kind)
+        client.bind((source, 0))
+        opened.append(client.getsockname()[1])
+        return client
 
-    TSocket._do_open = bound  # thrift has no other place for a source address
+    TSocket._do_open = open_socket  # thrift has no option for the source address
     cursor: Any = None
 
-    def answer(line: str) -> list[tuple[object, ...]]:
+    def run_query(line: str) -> list[tuple[object, ...]]:
         nonlocal cursor
         if cursor is None:
             cursor = connect("127.0.0.1", port, auth_mechanism="NOSASL", retries=1).cursor()
@@ -38,12 +38,12 @@ def main(port: int, source: str) -> None:
         return rows
 
     for line in itertools.chain([""], sys.stdin):
-        say: dict[str, Any]
+        answer: dict[str, Any]
         try:
-            say = {"rows": answer(line)}
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is told
-            say = {"error": repr(error)}
-        print(json.dumps({**say, "opened": len(opened)}), flush=True)
+            answer = {"rows": run_query(line)}
+        except Exception as error:  # noqa: BLE001  # the caller gets every error
+            answer = {"error": repr(error)}
+        print(json.dumps({**answer, "opened": len(opened)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Real HiveServer2 servers (Spark's Thrift Server speaks the protocol of Impala's 21050), and sessions on them."""
+"""Real HiveServer2 servers and sessions on them. Spark's Thrift Server uses the protocol of Impala's port 21050."""
 
 from __future__ import annotations
 
@@ -18,50 +18,50 @@ from tests.helpers.real_programs import clean_environment, wait_until
 
 ROOT = Path(__file__).parent.parent
 VENV = ROOT / "build" / "impala"
-"""The environment that has pyspark and impyla; the make target makes it."""
+"""The environment with pyspark and impyla, which `make test-impala` creates."""
 
-START = 900.0
-"""Seconds a server may take to listen, or an answer to come: two cores, and others at work."""
+START_TIMEOUT = 900.0
+"""Seconds until a server listens, or until an answer arrives, on a busy machine with two cores."""
 
-_CLOSED = (
+_CLOSED_PACKAGES = (
     *("java.io", "java.lang", "java.lang.invoke", "java.lang.reflect", "java.net", "java.nio", "java.util"),
     *("java.util.concurrent", "java.util.concurrent.atomic", "sun.nio.ch", "sun.nio.cs", "sun.security.action"),
     "sun.util.calendar",
 )
-"""Packages that Spark looks into, and Java keeps closed."""
+"""Packages that Spark accesses by reflection, which Java denies by default."""
 
 
 class Server:
-    """A Thrift Server that knows the name of its node."""
+    """A Thrift Server whose setting `spark.lbagent.node` is the name of its node."""
 
     def __init__(self, name: str, address: str, port: int, folder: Path) -> None:
-        """Nothing runs before `start`; everything it writes goes below `folder`."""
+        """Prepare the server; `start` starts it. It writes only below `folder`."""
         self.name, self.address, self.port = name, address, port
         self._folder = folder / name
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it; `wait` until it listens."""
+        """Start the server; `wait_until_ready` waits until it listens."""
         self._folder.mkdir(exist_ok=True)
         environ = {**clean_environment(), "SPARK_LOCAL_IP": self.address}
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                self._argv(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environ, cwd=self._folder
+                self._make_command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environ, cwd=self._folder
             )
 
-    def wait(self) -> None:
-        """Return as soon as it listens."""
-        wait_until(self._listens, START, 0.2)
+    def wait_until_ready(self) -> None:
+        """Wait until the server listens. Raises RuntimeError with its log if it has ended."""
+        wait_until(self._listens, START_TIMEOUT, 0.2)
 
     def kill(self) -> None:
-        """SIGKILL, as a crash."""
+        """End the server by SIGKILL, like a crash."""
         if self._process:
             self._process.kill()
             self._process.wait()
             self._process = None
 
     def stop(self) -> None:
-        """End it, one way or the other."""
+        """End the server by SIGTERM, and by SIGKILL after 20 s."""
         if self._process:
             self._process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -75,7 +75,7 @@ class Server:
             return True
         return False
 
-    def _argv(self) -> list[str]:
+    def _make_command(self) -> list[str]:
         [jars] = VENV.glob("lib/python3*/site-packages/pyspark/jars")
         settings = {
             "spark.ui.enabled": "false",
@@ -90,10 +90,10 @@ class Server:
         }
         hive = {"thrift.port": self.port, "thrift.bind.host": self.address, "authentication": "NOSASL"}
         return [
-            # A quick start on few cores counts for more than fast queries.
+            # These options make the start quick on few cores; queries become slower.
             *("java", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData"),
             f"-Djava.io.tmpdir={self._folder}",
-            *(f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in _CLOSED),
+            *(f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in _CLOSED_PACKAGES),
             *("-cp", f"{jars}/*", "org.apache.spark.deploy.SparkSubmit", "--master", "local[3]"),
             *("--class", "org.apache.spark.sql.hive.thriftserver.HiveThriftServer2"),
             *(word for key, value in settings.items() for word in ("--conf", f"{key}={value}")),
@@ -103,31 +103,31 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(*servers: Server) -> Iterator[None]:
-    """The servers, while they run; they start side by side."""
+def run_servers(*servers: Server) -> Iterator[None]:
+    """Run the servers, which start in parallel."""
     try:
         for server in servers:
             server.start()
         for server in servers:
-            server.wait()
+            server.wait_until_ready()
         yield
     finally:
         for server in servers:
             server.stop()
 
 
-class Lost(Exception):
-    """A query, or its session, came to nothing."""
+class QueryFailed(Exception):
+    """A query or its session failed."""
 
 
 class Session:
-    """A session of a real client, impyla, that comes from `source`."""
+    """A session of a real client, impyla, with the source address `source`."""
 
     def __init__(self, port: int, source: str) -> None:
-        """Connects at `port` of the load balancer in the `with`. Raises Lost."""
+        """Prepare the client. `__enter__` connects to `port` of the load balancer. Raises QueryFailed."""
         self._argv = [
             str(VENV / "bin" / "python"),
-            "-P",  # what lies beside the client is none of its modules: `platform` is Python's own to impyla
+            "-P",  # without the client's own folder in sys.path: impyla needs Python's `platform`
             str(Path(__file__).with_name("impala_client.py")),
             str(port),
             source,
@@ -144,7 +144,7 @@ class Session:
             env=clean_environment(),
         )
         try:
-            self.rows()
+            self.read_rows()
         except BaseException:
             self.close()
             raise
@@ -154,80 +154,83 @@ class Session:
         self.close()
 
     def close(self) -> None:
-        """Go, as a client goes that is ended."""
+        """End the client by SIGKILL."""
         if self._process:
             self._process.kill()
             self._process.communicate()
             self._process = None
 
-    def begin(self, sql: str) -> None:
-        """Send a query, and wait for nothing."""
+    def send_query(self, sql: str) -> None:
+        """Send a query; `read_rows` returns its result."""
         assert self._process
         assert self._process.stdin
         self._process.stdin.write(f"{json.dumps(sql)}\n")
         self._process.stdin.flush()
 
-    def rows(self) -> list[list[Any]]:
-        """What the query came to, over the one connection that was made at first. Raises Lost."""
+    def read_rows(self) -> list[list[Any]]:
+        """Return the rows of the query that was sent. Raises QueryFailed.
+
+        It fails if the client has connected a second time.
+        """
         assert self._process
         assert self._process.stdout
-        late = threading.Timer(START, self._process.kill)
-        late.start()
+        timer = threading.Timer(START_TIMEOUT, self._process.kill)
+        timer.start()
         line = self._process.stdout.readline()
-        late.cancel()
+        timer.cancel()
         if not line:
-            raise Lost("the client ended")
-        said = json.loads(line)
-        if "error" in said:
-            raise Lost(said["error"])
-        assert said["opened"] == 1, "the client has connected anew"
-        rows: list[list[Any]] = said["rows"]
+            raise QueryFailed("the client ended")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise QueryFailed(answer["error"])
+        assert answer["opened"] == 1, "the client has connected again"
+        rows: list[list[Any]] = answer["rows"]
         return rows
 
-    def ask(self, sql: str) -> list[list[Any]]:
-        """A query from its beginning to its end. Raises Lost."""
-        self.begin(sql)
-        return self.rows()
+    def run_query(self, sql: str) -> list[list[Any]]:
+        """Run a query, and return its rows. Raises QueryFailed."""
+        self.send_query(sql)
+        return self.read_rows()
 
     @property
-    def server(self) -> str:
+    def node(self) -> str:
         """The name of the node that answers."""
-        [[_, name]] = self.ask("SET spark.lbagent.node")
+        [[_, name]] = self.run_query("SET spark.lbagent.node")
         return str(name)
 
 
 class LongQuery:
-    """A query that runs until it is let go: three rows go through a shell script that waits."""
+    """A query that runs until `finish`: its three rows pass a shell script that waits."""
 
     ROWS = (["0"], ["1"], ["2"])
 
     def __init__(self, session: Session, folder: Path) -> None:
-        """Nothing is asked before the `with`, which is entered once a server works on it."""
+        """Prepare the query; `__enter__` sends it, and returns when a server executes it."""
         self._session = session
         self._hold = folder / f"hold-{os.urandom(4).hex()}"
 
     def __enter__(self) -> Self:
         running = self._hold.with_suffix(".running")
         self._hold.touch()
-        # A server that is killed leaves the script behind: it ends by itself, with the folder at the latest.
+        # The script outlives a killed server. It ends when the file is removed, at the latest with the folder.
         script = f"touch {running}; while [ -e {self._hold} ]; do sleep 0.1; done; cat"
         try:
-            self._session.begin(
+            self._session.send_query(
                 f"SELECT TRANSFORM(id) USING 'sh -c \"{script}\"' AS (row STRING) FROM range(0, 3, 1, 1)"
             )
-            wait_until(running.exists, START)
+            wait_until(running.exists, START_TIMEOUT)
         except BaseException:
-            self._let_go()
+            self._release()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._let_go()
+        self._release()
 
-    def finished(self) -> bool:
-        """Let it end, and say whether all its rows came. Raises Lost."""
-        self._let_go()
-        return self._session.rows() == [*self.ROWS]
+    def finish(self) -> bool:
+        """Let the query end, and return whether all its rows arrived. Raises QueryFailed."""
+        self._release()
+        return self._session.read_rows() == [*self.ROWS]
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         self._hold.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The files of examples/impala on loopback: load balancers, daemons that only say who they are, clients by address."""
+"""The files of examples/impala on loopback: load balancers, daemons that send their name, clients by address."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from tests.helpers.real_programs import PATIENCE, Haproxy, LoadBalancer, free_po
 EXAMPLE = Path(__file__).parent.parent / "examples" / "impala"
 
 SOURCES = tuple(f"127.0.9.{number}" for number in range(1, 201))
-"""The addresses of two hundred clients."""
+"""The source addresses of 200 clients."""
 
 _ESTABLISHED, _KEEP_ALIVE = "01", "02:"
 _PRIVILEGES = "    user haproxy\n    group haproxy\n"
 
 
-def moved(text: str, places: Mapping[str, str]) -> str:
-    """`text` with these words replaced, each of which it has to hold."""
+def replace_words(text: str, places: Mapping[str, str]) -> str:
+    """Return `text` with each key of `places` replaced by its value. Fails if `text` does not contain a key."""
     for place, other in places.items():
-        assert place in text, f"the example no longer says {place!r}"
+        assert place in text, f"the example no longer contains {place!r}"
         text = text.replace(place, other)
     return text
 
 
 class Site:
-    """What the load balancers of one test share: the ports of the daemons, and where each hands its table to."""
+    """The ports that the load balancers of one test share: those of the daemons, and those of `peers`."""
 
     def __init__(self, *, one_port: bool = False) -> None:
-        """With `one_port` the daemons speak HiveServer2 on the port for Beeswax too: to HAProxy both are TCP."""
+        """Choose free ports. With `one_port`, HiveServer2 and Beeswax share a port: HAProxy sees only TCP."""
         self.hs2 = free_port()
         self.beeswax = self.hs2 if one_port else free_port()
         self.peers = {"lb01": free_port(), "lb02": free_port()}
 
 
 class Balancer:
-    """A load balancer on the example's own haproxy.cfg and roles.yml; only addresses, ports and paths are others."""
+    """A load balancer with the example's haproxy.cfg and roles.yml. Only addresses, ports and paths differ."""
 
     def __init__(
         self,
@@ -50,12 +50,12 @@ class Balancer:
         changed: Mapping[str, str] | None = None,
         binary: Path | None = None,
     ) -> None:
-        """`changed` is what haproxy.cfg says in the place of the example's words; nothing runs before the `with`."""
+        """Write the files; `__enter__` starts HAProxy. `changed` maps words of haproxy.cfg to their replacements."""
         self.shell, self.jdbc, self.stats = free_port(), free_port(), free_port()
         self.lb = LoadBalancer("", "", binary)
-        text = moved((EXAMPLE / "haproxy.cfg").read_text(encoding="utf-8"), changed or {})
-        self.lb.cfg.write_text(moved(text, self._places(site, name)), encoding="utf-8")
-        self._roles = moved(
+        text = replace_words((EXAMPLE / "haproxy.cfg").read_text(encoding="utf-8"), changed or {})
+        self.lb.cfg.write_text(replace_words(text, self._make_replacements(site, name)), encoding="utf-8")
+        self._roles = replace_words(
             (EXAMPLE / "roles.yml").read_text(encoding="utf-8"),
             {
                 "/etc/haproxy/haproxy.cfg": str(self.lb.cfg),
@@ -64,7 +64,7 @@ class Balancer:
                 "10.0.0.0/8": "127.0.0.0/8",
             },
         )
-        self.runtime(on=True)
+        self.set_runtime(on=True)
         self.haproxy = Haproxy(self.lb)
         self._running = contextlib.ExitStack()
 
@@ -78,14 +78,14 @@ class Balancer:
     def __exit__(self, *_: object) -> None:
         self._running.close()
 
-    def runtime(self, *, on: bool) -> None:
-        """Have changes said to HAProxy, or (not `on`) each of them take a reload."""
+    def set_runtime(self, *, on: bool) -> None:
+        """Apply changes through the runtime API, or each by a reload if not `on`."""
         text = self._roles if on else self._roles.replace("haproxy:\n", "haproxy:\n  runtime: off\n")
         beside = self.lb.etc / "roles.new"
         beside.write_text(text, encoding="utf-8")
         beside.rename(self.lb.roles)
 
-    def _places(self, site: Site, name: str) -> dict[str, str]:
+    def _make_replacements(self, site: Site, name: str) -> dict[str, str]:
         places = {
             "/run/haproxy/admin.sock": str(self.lb.socket),
             "localpeer lb01": f"localpeer {name}",
@@ -99,10 +99,10 @@ class Balancer:
 
 
 class Daemon:
-    """Says its name to whoever connects to one of its ports, and waits until he goes."""
+    """A daemon that sends its name to each client of its ports, and waits until the client disconnects."""
 
     def __init__(self, name: str, address: str, site: Site) -> None:
-        """Serves from the `with` on."""
+        """Prepare the daemon; `__enter__` starts it."""
         self.name, self.address = name, address
         self._ports = {site.beeswax, site.hs2}
         self._running = contextlib.ExitStack()
@@ -139,21 +139,21 @@ class _Answer(socketserver.BaseRequestHandler):
             self.request.recv(1)
 
 
-def served(port: int, source: str) -> str:
-    """Which daemon a client of this address gets. Raises OSError where it gets none."""
+def find_daemon(port: int, source: str) -> str:
+    """Return the name of the daemon that a client with this source address gets. Raises OSError if it gets none."""
     with socket.create_connection(("127.0.0.1", port), PATIENCE, (source, 0)) as connection:
         return connection.makefile().readline().strip()
 
 
-def spread(port: int) -> dict[str, str]:
-    """Which daemon each of the clients gets, one after the other."""
-    return {source: served(port, source) for source in SOURCES}
+def map_clients(port: int) -> dict[str, str]:
+    """Return the daemon of each client, by source address; the clients connect one after another."""
+    return {source: find_daemon(port, source) for source in SOURCES}
 
 
-def timers(*ports: int) -> list[float]:
-    """The seconds until the kernel asks the other side of each connection to or from one of these ports for a sign.
+def read_keepalive_timers(*ports: int) -> list[float]:
+    """Return the seconds until the next keep-alive probe of each connection to or from one of these ports.
 
-    Both ends of a connection have a row; those that ask for nothing are left out.
+    Both ends of a connection have a row; ends without keep-alive are omitted.
     """
     found = []
     with open("/proc/net/tcp", encoding="ascii") as table:
@@ -164,6 +164,6 @@ def timers(*ports: int) -> list[float]:
     return found
 
 
-def strayed(before: Mapping[str, str], after: Mapping[str, str]) -> float:
-    """The share of the clients that get another daemon than before, in percent."""
+def measure_moved_share(before: Mapping[str, str], after: Mapping[str, str]) -> float:
+    """Return the share of the clients that get another daemon than before, in percent."""
     return 100 * sum(after[source] != daemon for source, daemon in before.items()) / len(before)

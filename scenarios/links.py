@@ -1,4 +1,4 @@
-"""What a link checker finds: every page below a path, and every link that leads nowhere or elsewhere."""
+"""A link checker: fetches every page below a path, and collects links to other places."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import NamedTuple
 Key = tuple[str, tuple[str, ...]]
 
 
-class Found(NamedTuple):
-    """Where the links have led."""
+class CrawlResult(NamedTuple):
+    """The pages that links lead to."""
 
     pages: dict[str, int]
-    """The status of each, redirects followed; of pages that differ only in the values of their query, of one."""
+    """The status of each page after redirects. Pages that differ only in the values of their query are fetched once."""
 
     outside: set[str]
-    """Links to another host, or past the path."""
+    """Links to another host, or outside the path."""
 
 
-class _Links(html.parser.HTMLParser):
+class _LinkParser(html.parser.HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.found: list[str] = []
@@ -31,27 +31,27 @@ class _Links(html.parser.HTMLParser):
             self.found += [value for name, value in attrs if name in ("href", "src") and value]
 
 
-def crawl(host: str, path: str) -> Found:
-    """Follow every link from `http://host` + `path`."""
+def crawl(host: str, path: str) -> CrawlResult:
+    """Follow all links from `http://host` + `path`."""
     start = f"http://{host}{path}"
-    pages, outside, asked, waiting = dict[str, int](), set[str](), set[Key](), [start]
+    pages, outside, fetched, waiting = dict[str, int](), set[str](), set[Key](), [start]
     while waiting:
         url = waiting.pop()
         if not url.startswith(start):
             outside.add(url)
-        elif _key(url) not in asked:
-            asked.add(_key(url))
-            pages[url], links = _page(host, url)
+        elif _make_key(url) not in fetched:
+            fetched.add(_make_key(url))
+            pages[url], links = _fetch_page(host, url)
             waiting += links
-    return Found(pages, outside)
+    return CrawlResult(pages, outside)
 
 
-def _key(url: str) -> Key:
+def _make_key(url: str) -> Key:
     parts = urllib.parse.urlsplit(url)
     return parts.path, tuple(sorted(urllib.parse.parse_qs(parts.query, keep_blank_values=True)))
 
 
-def _page(host: str, url: str) -> tuple[int, list[str]]:
+def _fetch_page(host: str, url: str) -> tuple[int, list[str]]:
     connection = http.client.HTTPConnection(host, timeout=30)
     try:
         connection.request("GET", url.removeprefix(f"http://{host}"))
@@ -63,11 +63,11 @@ def _page(host: str, url: str) -> tuple[int, list[str]]:
     if location:
         return http.client.OK, [urllib.parse.urljoin(url, location)]
     is_page = "html" in answer.getheader("Content-Type", "")
-    return answer.status, list(_links(url, body)) if is_page else []
+    return answer.status, list(_find_links(url, body)) if is_page else []
 
 
-def _links(url: str, body: str) -> Iterator[str]:
-    parser = _Links()
+def _find_links(url: str, body: str) -> Iterator[str]:
+    parser = _LinkParser()
     parser.feed(body)
     for link in parser.found:
         target, _ = urllib.parse.urldefrag(urllib.parse.urljoin(url, link))

@@ -1,6 +1,6 @@
-"""A Debian of its own, booted with systemd or not, in namespaces: nothing of it is installed on this machine.
+"""A separate Debian in namespaces, with or without systemd. Nothing is installed on the host.
 
-It takes root, debootstrap and the Debian mirror of this machine. While tests run in it, its only network is loopback.
+Needs root, debootstrap and the host's Debian mirror. Its only network is loopback, except in `run_online`.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from typing import Self
 from tests.helpers.real_programs import wait_until
 
 HERE = Path(__file__).resolve().parent
-INSIDE = str(HERE / "inside")
+RUN_IN_ROOT = str(HERE / "run_in_root")
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "lbagent", "debian")
-"""Where each release is kept between runs as debootstrap made it."""
+"""The folder with a copy of each release from debootstrap, kept between runs."""
 
 PACKAGES = "systemd,systemd-sysv,dbus,procps,ca-certificates"
 ENVIRON = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
 
-_INSIDE = ("-m", "-p", "-u", "-i", "-n", "-C", "-r", "-w")
+_NAMESPACES = ("-m", "-p", "-u", "-i", "-n", "-C", "-r", "-w")
 
 
 class Machine:
-    """A copy of a release as debootstrap makes it, up to date; booted while in the `with`."""
+    """A copy of a minimal Debian with the newest packages. It is booted from `__enter__` to `__exit__`."""
 
     def __init__(self, release: str = "bookworm", name: str = "lb01") -> None:
-        """Nothing is made yet."""
+        """Choose the release; `make` or `copy` creates the machine."""
         self.release, self.name = release, name
         self._folder = Path(tempfile.mkdtemp(prefix=f"{release}-"))
         self.root = self._folder / "root"
@@ -44,28 +44,28 @@ class Machine:
 
     def make(self) -> None:
         """Install a minimal Debian with systemd."""
-        with _kept(self.release) as base:
+        with _updated_release(self.release) as base:
             subprocess.run(["cp", "-a", "--reflink=auto", base, self.root], check=True)
         (self.root / "etc/hostname").write_text(f"{self.name}\n")
 
     def copy(self, other: Machine) -> None:
-        """Become a copy of another machine that is not booted, with a name of its own."""
+        """Copy another machine, which must not be booted, with this machine's name."""
         subprocess.run(["cp", "-a", "--reflink=auto", other.root, self.root], check=True)
         (self.root / "etc/hostname").write_text(f"{self.name}\n")
 
     @property
     def pid(self) -> int:
-        """Its first process, as the host numbers it; 0 while it is not booted."""
+        """The pid of its first process on the host; 0 if it is not booted."""
         return self._init
 
-    def online(self, *words: str) -> str:
-        """The output of a command that runs in it before it is booted, with the network of this machine."""
-        return online(self.root, *words)
+    def run_online(self, *words: str) -> str:
+        """Run a command in the machine, not booted, with the host's network. Returns stdout."""
+        return run_online(self.root, *words)
 
-    def apart(self, *words: str, seconds: float, log: Path) -> int:
-        """The exit status of a command that runs in it, not booted, with loopback alone; `log` gets its output."""
+    def run_offline(self, *words: str, seconds: float, log: Path) -> int:
+        """Run a command in the machine, not booted, with loopback only; `log` gets its output. Returns its status."""
         with log.open("ab") as file:
-            command = [INSIDE, str(self.root), *words]
+            command = [RUN_IN_ROOT, str(self.root), *words]
             done = subprocess.run(
                 command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, timeout=seconds, check=False
             )
@@ -73,10 +73,10 @@ class Machine:
 
     def __enter__(self) -> Self:
         with self._log.open("wb") as log:
-            command = [INSIDE, "--boot", str(self.root)]
+            command = [RUN_IN_ROOT, "--boot", str(self.root)]
             self._unshare = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
-            self._init = wait_until(self._first_process, 60)
+            self._init = wait_until(self._find_init, 60)
             wait_until(lambda: self.run("systemctl", "is-system-running").stdout.strip() in ("running", "degraded"), 90)
         except BaseException:
             self.__exit__()
@@ -86,35 +86,40 @@ class Machine:
     def __exit__(self, *_: object) -> None:
         if self._init:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self._init, signal.SIGKILL)  # and with the first process of a namespace all others
+                os.kill(self._init, signal.SIGKILL)  # ends all processes of the namespace
         if self._unshare:
             self._unshare.kill()
             self._unshare.wait()
         self._unshare, self._init = None, 0
 
     def discard(self) -> None:
-        """Remove it."""
+        """Remove the machine's files."""
         wait_until(lambda: str(self.root) not in Path("/proc/mounts").read_text())
         shutil.rmtree(self._folder)
 
     def run(self, *words: str, stdin: str = "", seconds: float = 300) -> subprocess.CompletedProcess[str]:
-        """Run a command in it while it is booted, as root."""
-        command = ["nsenter", f"--target={self._init}", *_INSIDE, "--", *words]
+        """Run a command as root in the booted machine."""
+        command = ["nsenter", f"--target={self._init}", *_NAMESPACES, "--", *words]
         return subprocess.run(
             command, env=ENVIRON, input=stdin, capture_output=True, text=True, check=False, timeout=seconds
         )
 
-    def good(self, *words: str, stdin: str = "") -> str:
-        """The output of a command in it, which has to end well."""
+    def run_successfully(self, *words: str, stdin: str = "") -> str:
+        """Run a command in the booted machine; it must exit with 0. Returns stdout."""
         done = self.run(*words, stdin=stdin)
-        assert done.returncode == 0, f"{words} ended with {done.returncode}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
+        assert done.returncode == 0, (
+            f"{words}: exit status {done.returncode}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
+        )
         return done.stdout
 
+    # scenarios/test_setup.py uses these names.
+    online, good = run_online, run_successfully
+
     def path(self, path: str) -> Path:
-        """Where a path of it is on this machine."""
+        """Return the path on the host of a path in the machine."""
         return self.root / path.lstrip("/")
 
-    def _first_process(self) -> int:
+    def _find_init(self) -> int:
         if self._unshare is None or self._unshare.poll() is not None:
             raise RuntimeError(self._log.read_text())
         children = Path(f"/proc/{self._unshare.pid}/task/{self._unshare.pid}/children").read_text().split()
@@ -122,12 +127,15 @@ class Machine:
         return running[0] if running else 0
 
 
-def online(root: Path, *words: str, tries: int = 1) -> str:
-    """The output of a command in the Debian below `root`, with the network of this machine."""
+def run_online(root: Path, *words: str, tries: int = 1) -> str:
+    """Run a command in the Debian below `root`, with the host's network. Returns stdout.
+
+    A failed command is repeated up to `tries` times. Raises RuntimeError with its output.
+    """
     output = ""
     for number in range(tries):
         time.sleep(10 * number)
-        command = [INSIDE, "--online", str(root), "env", "DEBIAN_FRONTEND=noninteractive", *words]
+        command = [RUN_IN_ROOT, "--online", str(root), "env", "DEBIAN_FRONTEND=noninteractive", *words]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         if done.returncode == 0:
             return done.stdout
@@ -137,18 +145,18 @@ def online(root: Path, *words: str, tries: int = 1) -> str:
 
 
 @contextlib.contextmanager
-def _kept(release: str) -> Iterator[Path]:
-    """The release as debootstrap made it, with the newest packages; nobody else changes it within the `with`."""
+def _updated_release(release: str) -> Iterator[Path]:
+    """Yield the cached copy of the release, with the newest packages; it is locked meanwhile."""
     CACHE.mkdir(parents=True, exist_ok=True)
     base = CACHE / release
     with (CACHE / f"{release}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not base.exists():
             _debootstrap(release, base)
-        _use_settings_of_this_machine(base)
-        online(base, "apt-get", "-qq", "-o", "APT::Update::Error-Mode=any", "update", tries=4)
-        online(base, "apt-get", "-qqy", "dist-upgrade", tries=2)
-        online(base, "apt-get", "clean")
+        _copy_host_settings(base)
+        run_online(base, "apt-get", "-qq", "-o", "APT::Update::Error-Mode=any", "update", tries=4)
+        run_online(base, "apt-get", "-qqy", "dist-upgrade", tries=2)
+        run_online(base, "apt-get", "clean")
         yield base
 
 
@@ -169,8 +177,8 @@ def _debootstrap(release: str, base: Path) -> None:
     raise RuntimeError(message)
 
 
-def _use_settings_of_this_machine(root: Path) -> None:
-    """What this machine needs to reach its mirrors, the copy needs too: apt's settings for it, and certificates."""
+def _copy_host_settings(root: Path) -> None:
+    """Copy apt's settings for the mirrors, and the certificates, from the host."""
     settings = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=True).stdout.splitlines()
     names = ("Acquire::Check-", "Acquire::http", "Acquire::https", "Acquire::Retries", "Acquire::Force")
     wanted = [line for line in settings if line.startswith(names) and not line.endswith(' "";')]

@@ -1,7 +1,7 @@
-"""Machines to test with: namespaces of their own for network, mounts and processes, on one switch, gone with the test.
+"""Machines for tests: each has its own network, mounts and processes, and is connected to one switch.
 
-Nothing is made in the host's namespaces but processes that end with this one: a run that is killed leaves nothing.
-Programs see their production paths: /etc and /var are laid over the host's, /run and what a machine keeps are its own.
+In the host's namespaces there are only processes that end with this one: a killed run leaves nothing behind.
+Programs use their production paths. /etc and /var are overlays of the host's; /run and some folders are separate.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import IO, Protocol, Self
 
 from tests.helpers.real_programs import PATIENCE, clean_environment, wait_until
 
-_BOOT = """\
+_BOOT_SCRIPT = """\
 set -e
 mount -t tmpfs lbagent "$1"
 for folder in etc var; do
@@ -33,7 +33,7 @@ for folder in "$@"; do
     mount -t tmpfs -o mode=755 lbagent "$folder"
 done
 ip link set lo up
-# Whoever loses its parent becomes a child of this process, and ends without a trace.
+# Orphaned processes become children of this process; the kernel reaps them.
 trap '' CHLD
 echo up
 exec sleep infinity
@@ -43,7 +43,7 @@ _NEW_NETWORK = 0x40000000  # CLONE_NEWNET
 
 
 class Machine:
-    """A machine, from `with` to its end; `own` are folders of its own, empty at first."""
+    """A machine, from `__enter__` to `__exit__`. `own` lists its separate folders, which are empty at first."""
 
     def __init__(self, name: str, own: Sequence[str] = ()) -> None:
         """Nothing runs yet."""
@@ -51,19 +51,19 @@ class Machine:
         self._boot: subprocess.Popen[str] | None = None
         self.daemons: list[Daemon] = []
         self.pid = 0
-        """Its first process, as the host numbers it."""
+        """The pid of its first process on the host."""
 
     def __enter__(self) -> Self:
         with tempfile.TemporaryDirectory(prefix=f"{self.name}-") as folder:
-            # The kernel ends unshare with this process, and the machine with unshare: no killed run leaves one.
+            # The kernel ends unshare with this process, and the machine with unshare, also if this run is killed.
             argv = ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--mount", "--pid", "--uts", "--fork"]
-            argv += ["--kill-child", "--mount-proc", "sh", "-c", _BOOT, "boot", folder, *self._own]
+            argv += ["--kill-child", "--mount-proc", "sh", "-c", _BOOT_SCRIPT, "boot", folder, *self._own]
             pipe = subprocess.PIPE
             self._boot = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True)
             assert self._boot.stdout
             if self._boot.stdout.readline() != "up\n":
-                raise RuntimeError(f"{self.name} does not boot: {self._boot.communicate()[1]}")
-        self.pid = next(pid for pid, parent in _parents() if parent == self._boot.pid)
+                raise RuntimeError(f"{self.name}: cannot boot: {self._boot.communicate()[1]}")
+        self.pid = next(pid for pid, parent in _list_processes() if parent == self._boot.pid)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -72,22 +72,22 @@ class Machine:
             self._boot.communicate()
             self._boot = None
         for daemon in self.daemons:
-            daemon.ended()
+            daemon.wait()
             daemon.close()
 
     @property
     def root(self) -> Path:
-        """Its files, as seen from here."""
+        """The path on the host of the machine's root folder."""
         return Path(f"/proc/{self.pid}/root")
 
     def inside(self, *argv: str) -> list[str]:
-        """The command line that runs `argv` on this machine."""
+        """Return the command line that runs `argv` on this machine."""
         return ["nsenter", f"--target={self.pid}", "--net", "--mount", "--pid", "--uts", "--wd=/", "--", *argv]
 
     def run(
         self, *argv: str, env: Mapping[str, str] | None = None, checked: bool = True
     ) -> subprocess.CompletedProcess[str]:
-        """Run a program here to its end."""
+        """Run a program on the machine. Raises RuntimeError if it fails and `checked` is true."""
         environ = {**clean_environment(), **(env or {})}
         done = subprocess.run(
             self.inside(*argv),
@@ -102,25 +102,25 @@ class Machine:
             raise RuntimeError(f"{self.name}: {' '.join(argv)}: {done.returncode}: {done.stdout}{done.stderr}")
         return done
 
-    def processes(self, name: str) -> list[int]:
-        """The processes of this name that run here, as the host numbers them."""
-        return [pid for pid, _ in _parents() if _is(pid, name, f"/proc/{self.pid}/ns/pid")]
+    def list_processes(self, name: str) -> list[int]:
+        """Return the pids on the host of the machine's processes of this name."""
+        return [pid for pid, _ in _list_processes() if _is_process(pid, name, f"/proc/{self.pid}/ns/pid")]
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> None:
-        """Send a signal to every process of this name here."""
-        for pid in self.processes(name):
+        """Send a signal to every process of this name on the machine."""
+        for pid in self.list_processes(name):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
-    def enter(self) -> None:
-        """Have the calling thread, and no other, use this machine's network from now on."""
-        with open(f"/proc/{self.pid}/ns/net", "rb") as network:  # its number is wanted
+    def enter_network(self) -> None:
+        """Switch the calling thread to this machine's network."""
+        with open(f"/proc/{self.pid}/ns/net", "rb") as network:  # setns needs its descriptor
             if ctypes.CDLL(None, use_errno=True).setns(network.fileno(), _NEW_NETWORK):
                 raise OSError(ctypes.get_errno(), "setns")
 
 
-def _parents() -> Iterator[tuple[int, int]]:
-    """Every living process of the host, and its parent."""
+def _list_processes() -> Iterator[tuple[int, int]]:
+    """Yield the pid of every process of the host and that of its parent, without zombies."""
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
             if entry.name.isdigit():
@@ -129,7 +129,7 @@ def _parents() -> Iterator[tuple[int, int]]:
                     yield int(entry.name), int(parent)
 
 
-def _is(pid: int, name: str, namespace: str) -> bool:
+def _is_process(pid: int, name: str, namespace: str) -> bool:
     try:
         same = os.readlink(f"/proc/{pid}/ns/pid") == os.readlink(namespace)
         return same and Path(f"/proc/{pid}/comm").read_text() == f"{name}\n"
@@ -138,72 +138,72 @@ def _is(pid: int, name: str, namespace: str) -> bool:
 
 
 class Daemon:
-    """A program that runs on a machine until it is stopped."""
+    """A program on a machine that runs until `stop`, or until the machine ends."""
 
     def __init__(self, machine: Machine, *argv: str, env: Mapping[str, str] | None = None) -> None:
-        """Nothing runs before `start`."""
+        """Prepare the program; `start` starts it."""
         self.machine, self._argv, self._env = machine, argv, {**clean_environment(), **(env or {})}
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the daemon
         self._process: subprocess.Popen[bytes] | None = None
         machine.daemons.append(self)
 
     def start(self) -> None:
-        """Start it, once more after its end."""
-        self.ended()
+        """Start the program; wait first for the end of its previous run."""
+        self.wait()
         argv = self.machine.inside(*self._argv)
         self._process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, env=self._env
         )
 
-    def until(self, ready: Callable[[], bool]) -> None:
-        """Wait until it is `ready`. Raises RuntimeError with its log where it ends before."""
+    def wait_until(self, ready: Callable[[], bool]) -> None:
+        """Wait until `ready` returns true. Raises RuntimeError with the log if the program ends before."""
 
-        def there() -> bool:
+        def is_ready() -> bool:
             if self._process is None or self._process.poll() is not None:
-                raise RuntimeError(f"{self.machine.name}: {self._argv[0]} has ended: {self.log[-2000:]}")
+                raise RuntimeError(f"{self.machine.name}: {self._argv[0]} ended: {self.log[-2000:]}")
             return ready()
 
-        wait_until(there)
+        wait_until(is_ready)
 
     @property
     def log(self) -> str:
-        """What it has said so far."""
+        """The output of the program so far."""
         return os.pread(self._log.fileno(), 1 << 24, 0).decode("utf-8", "replace")
 
     def stop(self, number: int = signal.SIGTERM) -> None:
-        """Send it a signal, and wait for its end."""
+        """Send a signal to the program, and wait for its end."""
         if self._process is None:
             return
-        started = [pid for pid, parent in _parents() if parent == self._process.pid]
+        started = [pid for pid, parent in _list_processes() if parent == self._process.pid]
         for pid in started:
             os.kill(pid, number)
-        self.ended()
+        self.wait()
 
     def close(self) -> None:
-        """Forget its log."""
+        """Delete the log."""
         self._log.close()
 
-    def ended(self) -> None:
-        """Wait for its end, where somebody else has seen to that."""
+    def wait(self) -> None:
+        """Wait for the end of the program, which the caller has caused."""
         if self._process:
             self._process.wait(PATIENCE)
             self._process = None
 
 
-class Pluggable(Protocol):
-    """A machine with a network of its own."""
+class NetworkedMachine(Protocol):
+    """A machine with its own network."""
 
     @property
     def name(self) -> str:
-        """Its name."""
+        """The name of the machine."""
 
     @property
     def pid(self) -> int:
-        """Its first process, as the host numbers it."""
+        """The pid of its first process on the host."""
 
 
 class Switch:
-    """An Ethernet of its own: what is plugged in reaches each other, and nothing else."""
+    """A separate Ethernet switch: its machines reach each other and nothing else."""
 
     def __init__(self) -> None:
         """Nothing runs yet."""
@@ -211,7 +211,7 @@ class Switch:
 
     def __enter__(self) -> Self:
         self._machine.__enter__()
-        # No snooping: keepalived's and ARP's packets go to all.
+        # Without snooping, multicast packets of keepalived reach all machines.
         self._machine.run("ip", "link", "add", "br0", "type", "bridge", "mcast_snooping", "0")
         self._machine.run("ip", "link", "set", "br0", "up")
         return self
@@ -219,8 +219,8 @@ class Switch:
     def __exit__(self, *failed: object) -> None:
         self._machine.__exit__(*failed)
 
-    def plug(self, machine: Pluggable, address: str) -> None:
-        """Give `machine` an eth0 with this address (and its prefix), on this switch."""
+    def plug(self, machine: NetworkedMachine, address: str) -> None:
+        """Connect `machine` by an eth0 with this address, such as 10.0.0.1/24."""
         pair = ["type", "veth", "peer", "name", machine.name, "netns", str(self._machine.pid)]
         subprocess.run(["ip", "link", "add", "eth0", "netns", str(machine.pid), *pair], check=True)
         there = ["nsenter", f"--target={machine.pid}", "--net", "ip"]
@@ -228,24 +228,24 @@ class Switch:
         subprocess.run([*there, "link", "set", "eth0", "up"], check=True)
         self._machine.run("ip", "link", "set", machine.name, "master", "br0", "up")
 
-    def unplug(self, machine: Pluggable) -> None:
-        """Let nothing pass between it and the others; neither side's kernel notices."""
+    def unplug(self, machine: NetworkedMachine) -> None:
+        """Drop all packets of the machine; its eth0 stays up."""
         self._machine.run("ip", "link", "set", machine.name, "nomaster")
 
-    def replug(self, machine: Pluggable) -> None:
+    def replug(self, machine: NetworkedMachine) -> None:
         """Undo `unplug`."""
         self._machine.run("ip", "link", "set", machine.name, "master", "br0")
 
-    def cable(self, machine: Machine, state: str) -> None:
-        """Pull its cable out (`down`), or put it in again (`up`)."""
+    def set_cable(self, machine: Machine, state: str) -> None:
+        """Disconnect the machine's cable (`down`), or connect it again (`up`)."""
         self._machine.run("ip", "link", "set", machine.name, state)
 
 
-def thread_on(machine: Machine, work: Callable[[], None]) -> threading.Thread:
-    """A running thread that does this work on the machine's network."""
+def start_thread_on(machine: Machine, work: Callable[[], None]) -> threading.Thread:
+    """Start a thread that runs `work` on the machine's network, and return it."""
 
     def inside() -> None:
-        machine.enter()
+        machine.enter_network()
         work()
 
     thread = threading.Thread(target=inside, daemon=True)

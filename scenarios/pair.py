@@ -1,4 +1,4 @@
-"""Two load balancers as examples/windows-iis has them, its servers and a client, each a machine of its own."""
+"""The load balancers and servers of examples/windows-iis and a client, each on its own machine."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from tests.helpers.real_programs import LBAGENT, wait_until
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "windows-iis"
 
 ADDRESS = "10.0.0.10"
-"""What keepalived moves, and the clients ask."""
+"""The address that keepalived moves, and that the clients use."""
 
-LONG = 150.0
-"""Seconds that a healed cluster has: Serf tries a lost node every 30 s, `watch` syncs each minute, all is slow."""
+HEAL_TIMEOUT = 150.0
+"""Seconds until a healed cluster is consistent. Serf retries a failed node every 30 s, `watch` syncs every minute."""
 
 _NODE = """\
 global
@@ -42,19 +42,19 @@ frontend mongo
     mode tcp
     bind :27017
 """
-"""Stands in for IIS, the web services and MongoDB: it answers with its name."""
+"""Substitutes for IIS, the web services and MongoDB: it answers with the name of its node."""
 
-_CUT = """\
+_DROP_RULES = """\
 table inet {name} {{
     chain incoming {{ type filter hook input priority 0; ip saddr {{ {addresses} }} {what} drop; }}
 }}
 """
-"""Where it arrives: of a packet that its own host does not let out Serf is told, and then suspects nobody."""
+"""Packets are dropped by the receiver. If the sender dropped them, Serf would get an error, and suspect no node."""
 
-_BACKUP = "Entering BACKUP STATE"
-"""What keepalived logs when it listens to the other one."""
+_BACKUP_MESSAGE = "Entering BACKUP STATE"
+"""keepalived logs this when it receives the advertisements of the other load balancer."""
 
-_ETC = {
+_INSTALLED_FILES = {
     "haproxy.cfg": "haproxy/haproxy.cfg",
     "roles.yml": "lbagent/roles.yml",
     "serf/{name}.json": "serf/agent.json",
@@ -62,14 +62,14 @@ _ETC = {
     "rsyslog.d/40-haproxy.conf": "rsyslog.d/40-haproxy.conf",
     "logrotate.d/haproxy-lb": "logrotate.d/haproxy-lb",
 }
-"""Where README.md of the example says that its files belong, below /etc."""
+"""The example's files and their targets below /etc, as in its README.md."""
 
 
 class Host:
     """A machine with a Serf agent."""
 
     def __init__(self, name: str, address: str, own: Sequence[str]) -> None:
-        """Nothing runs yet."""
+        """Prepare the programs; nothing runs yet."""
         self.name, self.address = name, address
         self.machine = Machine(name, own)
         path = f"{LBAGENT.parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
@@ -77,42 +77,42 @@ class Host:
         self.serf = Daemon(self.machine, "serf", "agent", "-config-dir=/etc/serf", env=self.env)
 
     def run(self, *argv: str, checked: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a program here, as an operator with Serf's token."""
+        """Run a program on the machine, as an operator with Serf's token."""
         return self.machine.run(*argv, env=self.env, checked=checked)
 
     def start_serf(self) -> None:
-        """Start the agent, and wait until it can be asked."""
+        """Start the agent, and wait until it answers."""
         self.serf.start()
-        self.serf.until(lambda: self.run("serf", "info", checked=False).returncode == 0)
+        self.serf.wait_until(lambda: self.run("serf", "info", checked=False).returncode == 0)
 
-    def members(self) -> dict[str, str]:
-        """Who is in the cluster, as the agent here sees it: name -> `alive`, `failed` …."""
+    def read_members(self) -> dict[str, str]:
+        """Return the members that this agent sees: name -> `alive`, `failed` …."""
         rows = json.loads(self.run("serf", "members", "-format=json").stdout)["members"] or []
         return {row["name"]: row["status"] for row in rows}
 
-    def deaf(self, name: str, what: str, others: Sequence[Host]) -> None:
-        """From now on nothing of this kind arrives from the others."""
+    def drop_packets(self, name: str, what: str, others: Sequence[Host]) -> None:
+        """Drop the packets of these hosts that match `what`, words of nftables. `name` is the name of the table."""
         addresses = ", ".join(other.address for other in others)
         rules = self.machine.root / "run" / f"{name}.nft"
-        rules.write_text(_CUT.format(name=name, what=what, addresses=addresses))
+        rules.write_text(_DROP_RULES.format(name=name, what=what, addresses=addresses))
         self.run("nft", "-f", f"/run/{name}.nft")
 
-    def heal(self, name: str) -> None:
-        """It arrives again."""
+    def accept_packets(self, name: str) -> None:
+        """Undo `drop_packets`."""
         self.run("nft", "delete", "table", "inet", name)
 
-    def secrets(self, key: str) -> None:
-        """What README.md of the example has the operator make: Serf's key, and the token of its RPC port."""
+    def write_secrets(self, key: str) -> None:
+        """Write Serf's key and the token of its RPC port, as README.md of the example describes."""
         path = self.machine.root / "etc/serf/key.json"
         path.write_text(json.dumps({"encrypt_key": key, "rpc_auth": self.env["SERF_RPC_AUTH"]}))
         path.chmod(0o600)
 
 
 class Balancer(Host):
-    """A load balancer with everything that runs on it."""
+    """A load balancer with HAProxy, Serf, lbagent, keepalived and rsyslog."""
 
     def __init__(self, name: str, address: str) -> None:
-        """Nothing runs yet."""
+        """Prepare the programs; nothing runs yet."""
         own = ["haproxy", "lbagent", "serf", "keepalived", "rsyslog.d", "logrotate.d"]
         super().__init__(
             name, address, [f"/etc/{one}" for one in own] + ["/var/lib/lbagent", "/var/lib/serf", "/var/log"]
@@ -125,14 +125,14 @@ class Balancer(Host):
         self.keepalived = daemon("keepalived", "--dont-fork", "--log-console", "--log-detail")
 
     def install(self, key: str) -> None:
-        """Put everything where it belongs, byte for byte."""
-        for source, target in _ETC.items():
+        """Copy the example's files to their targets, unchanged."""
+        for source, target in _INSTALLED_FILES.items():
             shutil.copyfile(EXAMPLE / source.format(name=self.name), self.machine.root / "etc" / target)
         (self.machine.root / "run/haproxy").mkdir()
-        self.secrets(key)
+        self.write_secrets(key)
 
     def start(self) -> None:
-        """Start what has to run before the address may come here, and then keepalived."""
+        """Start all programs, keepalived last: it may get the address at once."""
         self.rsyslog.start()
         self.start_haproxy()
         self.start_serf()
@@ -140,39 +140,39 @@ class Balancer(Host):
         self.start_keepalived()
 
     def start_haproxy(self) -> None:
-        """Start HAProxy, and wait until it answers what keepalived asks."""
+        """Start HAProxy, and wait until it answers keepalived's check."""
         self.haproxy.start()
-        self.haproxy.until(
+        self.haproxy.wait_until(
             lambda: self.run("curl", "-sf", "http://127.0.0.1:8404/alive", checked=False).returncode == 0
         )
 
     def start_keepalived(self) -> None:
-        """Start keepalived, and wait until it listens to the other one."""
-        before = self.keepalived.log.count(_BACKUP)
+        """Start keepalived, and wait until it is in state BACKUP."""
+        before = self.keepalived.log.count(_BACKUP_MESSAGE)
         self.keepalived.start()
-        self.keepalived.until(lambda: self.keepalived.log.count(_BACKUP) > before)
+        self.keepalived.wait_until(lambda: self.keepalived.log.count(_BACKUP_MESSAGE) > before)
 
     def kill_haproxy(self) -> None:
-        """HAProxy dies, master and worker at once."""
+        """Kill HAProxy, master and worker at once."""
         self.machine.kill("haproxy")
-        self.haproxy.ended()
+        self.haproxy.wait()
 
     def crash(self) -> None:
-        """HAProxy, Serf's agent and lbagent die at once; keepalived has to find out."""
+        """Kill HAProxy, Serf's agent and lbagent at once; keepalived has to detect it."""
         self.kill_haproxy()
         for daemon, name in ((self.serf, "serf"), (self.watch, "lbagent")):
             self.machine.kill(name)
-            daemon.ended()
+            daemon.wait()
 
     def restart(self) -> None:
-        """Start again what has crashed, as its units would."""
+        """Start the programs that `crash` has killed, as systemd would."""
         self.start_haproxy()
         self.start_serf()
         self.watch.start()
 
     @property
-    def holds(self) -> bool:
-        """Whether the address is here."""
+    def has_address(self) -> bool:
+        """Whether this load balancer has the address."""
         return f" {ADDRESS}/" in self.run("ip", "-oneline", "address").stdout
 
     @property
@@ -186,28 +186,28 @@ class Balancer(Host):
         """The content of haproxy.cfg."""
         return (self.machine.root / "etc/haproxy/haproxy.cfg").read_bytes()
 
-    def status(self) -> dict[str, Any]:
-        """What `lbagent status --json` says; without the other load balancer, which is a member as well."""
+    def read_status(self) -> dict[str, Any]:
+        """Return the output of `lbagent status --json`, without the other load balancer, which is a member too."""
         found: dict[str, Any] = json.loads(self.run("lbagent", "status", "--json").stdout)
         return found | {"nodes": [node for node in found["nodes"] if node["role"] != "lb"]}
 
     def serving(self) -> set[str]:
-        """The nodes that HAProxy gives requests to."""
-        rows = [(node["name"], server["state"]) for node in self.status()["nodes"] for server in node["servers"]]
+        """Return the nodes with a server that is UP in HAProxy."""
+        rows = [(node["name"], server["state"]) for node in self.read_status()["nodes"] for server in node["servers"]]
         return {name for name, state in rows if state and state.startswith("UP")}
 
 
 class Node(Host):
-    """An application server: a Serf agent beside what it serves."""
+    """An application server with a Serf agent and its services."""
 
     def __init__(self, name: str, address: str, role: str) -> None:
-        """Nothing runs yet."""
+        """Prepare the programs; nothing runs yet."""
         super().__init__(name, address, ["/etc/serf", "/var/lib/serf"])
         self._role = role
         self._services = Daemon(self.machine, "haproxy", "-db", "-f", "/run/services.cfg", env=self.env)
 
     def install(self, key: str) -> None:
-        """Its agent as the example has it for its role; what is Windows', and its name and address, are its own."""
+        """Write the example's settings of its role, with its name and address, and paths of Linux."""
         text = (EXAMPLE / "serf" / f"{self._role.lower()}01.json").read_text()
         agent = json.loads(text.replace(r"C:\\serf\\", "/var/lib/serf/"))
         agent |= {"node_name": self.name, "bind": f"{self.address}:7946", "advertise": f"{self.address}:7946"}
@@ -215,39 +215,39 @@ class Node(Host):
         (etc / "agent.json").write_text(json.dumps(agent))
         shutil.copyfile(EXAMPLE / f"serf/tags-{self._role}.json", self.machine.root / "var/lib/serf/tags.json")
         (self.machine.root / "run/services.cfg").write_text(_NODE.format(name=self.name, address=self.address))
-        self.secrets(key)
+        self.write_secrets(key)
 
     def start(self) -> None:
-        """Serve, then say so."""
+        """Start the services, then the agent."""
         self._services.start()
         self.start_serf()
 
-    def say(self, health: str) -> None:
-        """From now on /health answers this."""
+    def set_health(self, health: str) -> None:
+        """Make /health answer this word."""
         path = self.machine.root / "run/services.cfg"
         path.write_text(re.sub(r"string \w+ if", f"string {health} if", path.read_text()))
         self._services.stop()
         self._services.start()
 
     def pause(self) -> None:
-        """Ask to be taken out, by a user event."""
+        """Send the user event `pause` for this node."""
         self.run("serf", "event", "-coalesce=false", "pause", self.name)
 
     def resume(self) -> None:
-        """Ask to be put back in."""
+        """Send the user event `resume` for this node."""
         self.run("serf", "event", "-coalesce=false", "resume", self.name)
 
     def leave(self) -> None:
-        """Leave the cluster, and go on serving who is still there."""
+        """Leave the cluster; the services keep running."""
         self.run("serf", "leave")
-        self.serf.ended()
+        self.serf.wait()
 
 
 class Pair:
-    """The whole of it, from `with` to its end."""
+    """Two load balancers, their servers and a client, from `__enter__` to `__exit__`."""
 
     def __init__(self) -> None:
-        """Nothing runs yet."""
+        """Prepare the programs; nothing runs yet."""
         self._stack = contextlib.ExitStack()
         self.lb01, self.lb02 = Balancer("lb01", "10.0.0.11"), Balancer("lb02", "10.0.0.12")
         self.switch, self._client = Switch(), Machine("client")
@@ -282,22 +282,22 @@ class Pair:
         return self.lb01, self.lb02
 
     @property
-    def holders(self) -> list[str]:
-        """Who has the address."""
-        return [balancer.name for balancer in self.both if balancer.holds]
+    def address_holders(self) -> list[str]:
+        """The names of the load balancers that have the address."""
+        return [balancer.name for balancer in self.both if balancer.has_address]
 
     def boot(self, name: str, address: str, role: str) -> Node:
-        """Switch a new application server on."""
+        """Start a new application server."""
         self.nodes[name] = node = Node(name, address, role)
         self._boot(node)
         return node
 
     def remove(self, name: str) -> None:
-        """Switch an application server off."""
+        """End an application server at once, without a leave."""
         self.nodes.pop(name).machine.__exit__()
 
-    def named(self, *names: str) -> list[Host]:
-        """The application servers of these names."""
+    def select_nodes(self, *names: str) -> list[Host]:
+        """Return the application servers with these names."""
         return [self.nodes[name] for name in names]
 
     def _boot(self, host: Balancer | Node) -> None:
@@ -307,8 +307,8 @@ class Pair:
         host.start()
 
     def agree(self, states: dict[str, str]) -> bool:
-        """Whether both load balancers say exactly this of the nodes, have the same text, and serve it."""
-        seen = [balancer.status() for balancer in self.both]
+        """Return whether both load balancers report exactly these states and run the same haproxy.cfg."""
+        seen = [balancer.read_status() for balancer in self.both]
         return (
             all({node["name"]: node["state"] for node in one["nodes"]} == states for one in seen)
             and seen[0]["digest"] == seen[1]["digest"]
@@ -317,25 +317,25 @@ class Pair:
         )
 
     @contextlib.contextmanager
-    def cut(self, what: str, ours: Sequence[Host], theirs: Sequence[Host]) -> Iterator[None]:
-        """Nothing of this kind gets from one side to the other, either way, until the end of the block."""
+    def cut_network(self, what: str, ours: Sequence[Host], theirs: Sequence[Host]) -> Iterator[None]:
+        """Drop the packets between the two sides that match `what`, in both directions, during the block."""
         sides = [(host, theirs) for host in ours] + [(host, ours) for host in theirs]
         for host, others in sides:
-            host.deaf("cut", what, others)
+            host.drop_packets("cut", what, others)
         try:
             yield
         finally:
             for host, _ in sides:
-                host.heal("cut")
+                host.accept_packets("cut")
 
-    def get(self, port: int = 80, path: str = "/") -> str:
-        """What a client of the address is answered: status line, fields and body."""
+    def request(self, port: int = 80, path: str = "/") -> str:
+        """Send a request to the address. Returns status line, header fields and body."""
         return self._client.run("curl", "-si", f"http://{ADDRESS}:{port}{path}", checked=False).stdout
 
-    def hand_over(self, to: Balancer) -> None:
-        """Have the address moved, as an operator does: keepalived is stopped where it is."""
+    def move_address(self, to: Balancer) -> None:
+        """Move the address to a load balancer, as an operator does: stop keepalived on its owner."""
         other = self.lb02 if to is self.lb01 else self.lb01
-        if other.holds:
+        if other.has_address:
             other.keepalived.stop()
-            wait_until(lambda: self.holders == [to.name])
+            wait_until(lambda: self.address_holders == [to.name])
             other.start_keepalived()

@@ -1,4 +1,4 @@
-"""Programs of a scenario: each in a session of its own, ended with all it has started, also when a test fails."""
+"""Programs of a scenario, each in its own session. Its children end with it, also when a test fails."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tests.helpers.real_programs import wait_until
 
 
 class Program:
-    """A program that can be killed and started again; what it says is appended to `log`."""
+    """A program that can be killed and started again. Its output is appended to `log`."""
 
     def __init__(self, argv: Sequence[str], env: Mapping[str, str], log: Path) -> None:
-        """Nothing runs before `start`, or the `with`."""
+        """Prepare the program; `start` or `__enter__` starts it."""
         self.argv, self.env, self.log = list(argv), dict(env), log
         self._process: subprocess.Popen[bytes] | None = None
-        # Killed without a chance to clean up, a test still leaves no program behind.
-        self._leash = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
+        # The kernel ends the program with the test, also if the test is killed.
+        self._parent_death_signal = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
 
     def __enter__(self) -> Self:
         self.start()
@@ -32,10 +32,10 @@ class Program:
         self.kill()
 
     def start(self) -> None:
-        """Run it."""
+        """Start the program."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*self._leash, *self.argv],
+                [*self._parent_death_signal, *self.argv],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -45,41 +45,41 @@ class Program:
             )
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
-        """Send one signal to the program alone and wait for its end; then nothing that it has started is left."""
+        """Send a signal to the program, wait for its end, and kill the other processes of its session."""
         if self._process:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(number)
             self._process.wait(60)
-            for pid in self.pids():
+            for pid in self.list_processes():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            wait_until(lambda: not self.pids())
+            wait_until(lambda: not self.list_processes())
 
     def send(self, number: signal.Signals) -> None:
-        """Send one signal and go on."""
+        """Send a signal to the program, without waiting."""
         assert self._process
         self._process.send_signal(number)
 
     @property
-    def lives(self) -> bool:
-        """Whether it runs."""
+    def is_running(self) -> bool:
+        """Whether the program runs."""
         return self._process is not None and self._process.poll() is None
 
     @property
-    def said(self) -> str:
-        """All of its log."""
+    def output(self) -> str:
+        """The whole log of the program."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
-    def pids(self) -> list[int]:
-        """The living processes of its session."""
-        return list(_of_session(self._process.pid)) if self._process else []
+    def list_processes(self) -> list[int]:
+        """Return the pids of its session, without zombies."""
+        return list(_list_session(self._process.pid)) if self._process else []
 
-    def memory(self) -> float:
-        """MiB of all its processes, what they share with others counted by halves, thirds and so on."""
-        return sum(map(_proportional, self.pids())) / 1024
+    def measure_memory(self) -> float:
+        """Return the memory of its session in MiB. Shared pages are divided among their processes (PSS)."""
+        return sum(map(_read_proportional_memory, self.list_processes())) / 1024
 
 
-def _of_session(session: int) -> Iterator[int]:
+def _list_session(session: int) -> Iterator[int]:
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
             if entry.name.isdigit():
@@ -88,7 +88,7 @@ def _of_session(session: int) -> Iterator[int]:
                     yield int(entry.name)
 
 
-def _proportional(pid: int) -> int:
+def _read_proportional_memory(pid: int) -> int:
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):

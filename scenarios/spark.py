@@ -1,4 +1,4 @@
-"""The machines of examples/spark-ha on loopback: its own files, with other addresses, folders and sizes."""
+"""The machines of examples/spark-ha on loopback, with the example's files. Addresses, folders and memory differ."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ EXAMPLE = ROOT / "examples" / "spark-ha"
 VENV = ROOT / "build" / "pyspark"
 """Where `make test-spark` installs pyspark."""
 
-SLOW = 300.0
-"""Seconds that a Java program may take on a machine that others use too."""
+JAVA_TIMEOUT = 300.0
+"""Seconds that a Java program may take on a busy machine."""
 
 TOKEN = "the token of lb01"
 
 SIZES = {"SPARK_DAEMON_MEMORY=512m": "SPARK_DAEMON_MEMORY=256m", "SPARK_WORKER_MEMORY=2g": "SPARK_WORKER_MEMORY=1g"}
-"""What makes a cluster fit a small machine."""
+"""Replacements that reduce the memory of the cluster."""
 
 
 @functools.cache
-def home() -> Path:
-    """SPARK_HOME: the folder of pyspark, which has Spark's programs and ZooKeeper's."""
-    asking = [str(VENV / "bin" / "python"), "-c", "import pyspark; print(pyspark.__path__[0])"]
-    return Path(subprocess.run(asking, capture_output=True, text=True, check=True).stdout.strip())
+def find_spark_home() -> Path:
+    """Return SPARK_HOME: the folder of pyspark, with the programs of Spark and ZooKeeper."""
+    command = [str(VENV / "bin" / "python"), "-c", "import pyspark; print(pyspark.__path__[0])"]
+    return Path(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
 
 
 class Answer(NamedTuple):
-    """What came back for one request."""
+    """The answer to one request."""
 
     status: int
     body: str = ""
@@ -56,19 +56,19 @@ class Answer(NamedTuple):
 
     @property
     def state(self) -> str:
-        """What a master's page says that it is."""
+        """The state on a master's page, such as ALIVE; empty for other pages."""
         found = re.search(r"Status:</strong>\s+(\w+)", self.body)
         return found[1] if found else ""
 
 
-def ask(host: str, path: str, method: str = "GET", body: str | None = None) -> Answer:
-    """One request on a connection of its own, its path as it is given; status 0 where nothing came back."""
+def request(host: str, path: str, method: str = "GET", body: str | None = None) -> Answer:
+    """Send a request on a new connection, with the path unchanged. The status is 0 if there is no answer."""
     connection = http.client.HTTPConnection(host, timeout=20)
     headers = {} if body is None else {"Content-Type": "application/x-www-form-urlencoded"}
     try:
         connection.request(method, path, body, headers)
-        said = connection.getresponse()
-        return Answer(said.status, said.read().decode("utf-8", "replace"), said.getheader("Location", ""))
+        answer = connection.getresponse()
+        return Answer(answer.status, answer.read().decode("utf-8", "replace"), answer.getheader("Location", ""))
     except (OSError, http.client.HTTPException):
         return Answer(0)
     finally:
@@ -76,77 +76,80 @@ def ask(host: str, path: str, method: str = "GET", body: str | None = None) -> A
 
 
 class Site:
-    """A subnet of loopback in place of the example's 10.0.0.0/24, and a folder for each node's files."""
+    """A loopback subnet that replaces the example's 10.0.0.0/24, and a folder for each node's files."""
 
     def __init__(
-        self, folder: Path, *, defaults: str = "spark-defaults.conf", more: str = "", hasty: bool = True
+        self, folder: Path, *, defaults: str = "spark-defaults.conf", more: str = "", short_session: bool = True
     ) -> None:
-        """`defaults`: which of Spark's settings, with `more` below; not `hasty`: ZooKeeper's own idea of a session."""
-        self.folder, self.hasty = folder, hasty
+        """`defaults` is a file of Spark's settings; `more` is appended.
+
+        Without `short_session`, ZooKeeper has its default session timeout.
+        """
+        self.folder, self.short_session = folder, short_session
         self.subnet = f"127.{random.randint(64, 120)}.{random.randint(1, 250)}"
         self.key = subprocess.run(["serf", "keygen"], capture_output=True, text=True, check=True).stdout.strip()
         self._defaults, self._more = defaults, more
 
     def address(self, last: int) -> str:
-        """The address that is 10.0.0.`last` in the example."""
+        """Return the address that replaces 10.0.0.`last`."""
         return f"{self.subnet}.{last}"
 
-    def text(self, name: str, folder: Path) -> str:
-        """A file of the example, with addresses, folders and sizes of here."""
+    def read_example(self, name: str, folder: Path) -> str:
+        """Return the text of an example file, with the addresses, folders and sizes of this site."""
         text = (EXAMPLE / name).read_text(encoding="utf-8").replace("10.0.0.", f"{self.subnet}.")
-        for before, after in {"/var/lib/": f"{folder}/", "/opt/spark": str(home()), **SIZES}.items():
+        for before, after in {"/var/lib/": f"{folder}/", "/opt/spark": str(find_spark_home()), **SIZES}.items():
             text = text.replace(before, after)
         return text
 
-    def conf(self, last: int) -> Path:
-        """A node's SPARK_CONF_DIR."""
+    def write_conf(self, last: int) -> Path:
+        """Write the Spark settings of a node, and return its SPARK_CONF_DIR."""
         folder = self.folder / f"node{last}"
         (folder / "spark").mkdir(parents=True, exist_ok=True)
-        env = self.text("spark/spark-env.sh", folder).replace(self.address(11), self.address(last))
+        env = self.read_example("spark/spark-env.sh", folder).replace(self.address(11), self.address(last))
         (folder / "spark-env.sh").write_text(env, encoding="utf-8")
-        settings = self.text(f"spark/{self._defaults}", folder)
+        settings = self.read_example(f"spark/{self._defaults}", folder)
         (folder / "spark-defaults.conf").write_text(f"{settings}\n{self._more}\n", encoding="utf-8")
         return folder
 
-    def environment(self, conf: Path) -> dict[str, str]:
-        """What Spark's programs need to find each other."""
+    def make_environment(self, conf: Path) -> dict[str, str]:
+        """Return the environment of Spark's programs."""
         python = str(VENV / "bin" / "python")
-        own = {"SPARK_HOME": str(home()), "SPARK_CONF_DIR": str(conf), "PYSPARK_PYTHON": python}
+        own = {"SPARK_HOME": str(find_spark_home()), "SPARK_CONF_DIR": str(conf), "PYSPARK_PYTHON": python}
         return {**clean_environment(), **own, "HOME": str(conf)}
 
-    def service(self, kind: str, last: int) -> Program:
-        """`master` or `worker`, as the example's systemd unit starts it."""
-        conf = self.conf(last)
-        unit = self.text(f"spark/spark-{kind}.service", conf)
+    def make_service(self, kind: str, last: int) -> Program:
+        """Return the `master` or `worker` of a node, with the command of the example's systemd unit."""
+        conf = self.write_conf(last)
+        unit = self.read_example(f"spark/spark-{kind}.service", conf)
         [words] = re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)
-        return Program(words.split(), self.environment(conf), conf / f"{kind}.log")
+        return Program(words.split(), self.make_environment(conf), conf / f"{kind}.log")
 
-    def zookeeper(self, last: int) -> Program:
-        """One of the three, on the machine of a master."""
+    def make_zookeeper(self, last: int) -> Program:
+        """Return the ZooKeeper on the machine of a master."""
         folder = self.folder / f"node{last}"
         (folder / "zookeeper").mkdir(parents=True)
         (folder / "zookeeper" / "myid").write_text(str(last - 10), encoding="utf-8")
-        text = self.text("zookeeper/zoo.cfg", folder)
+        text = self.read_example("zookeeper/zoo.cfg", folder)
         text = text.replace(f"Address={self.address(11)}", f"Address={self.address(last)}")
-        if not self.hasty:
+        if not self.short_session:
             text = re.sub(r"^(tickTime|m\w\wSessionTimeout)=.*\n", "", text, flags=re.MULTILINE) + "tickTime=2000\n"
         (folder / "zoo.cfg").write_text(text, encoding="utf-8")
         main = "org.apache.zookeeper.server.quorum.QuorumPeerMain"
-        argv = ["java", "-Xmx128m", "-cp", f"{home()}/jars/*", main, str(folder / "zoo.cfg")]
+        argv = ["java", "-Xmx128m", "-cp", f"{find_spark_home()}/jars/*", main, str(folder / "zoo.cfg")]
         return Program(argv, clean_environment(), folder / "zookeeper.log")
 
-    def application(self, last: int, *settings: str) -> Program:
-        """The example's application, submitted on a machine of its own."""
-        conf = self.conf(last)
+    def make_application(self, last: int, *settings: str) -> Program:
+        """Return the example's application, which is submitted on its own machine."""
+        conf = self.write_conf(last)
         sizes = ["spark.cores.max=1", "spark.driver.memory=512m", "spark.executor.memory=512m", *settings]
-        argv = [f"{home()}/bin/spark-submit", *(word for one in sizes for word in ("--conf", one))]
-        return Program([*argv, f"{EXAMPLE}/spark/app.py"], self.environment(conf), conf / "app.log")
+        argv = [f"{find_spark_home()}/bin/spark-submit", *(word for one in sizes for word in ("--conf", one))]
+        return Program([*argv, f"{EXAMPLE}/spark/app.py"], self.make_environment(conf), conf / "app.log")
 
-    def agent(self, name: str, last: int, kind: str, env: dict[str, str] | None = None) -> SerfAgent:
-        """A node's Serf agent with the example's settings for its kind."""
+    def make_agent(self, name: str, last: int, kind: str, env: dict[str, str] | None = None) -> SerfAgent:
+        """Return a node's Serf agent, with the example's settings for its kind."""
         folder = self.folder / name
         folder.mkdir()
-        settings = json.loads(self.text(f"serf/{kind}.json", folder))
+        settings = json.loads(self.read_example(f"serf/{kind}.json", folder))
         settings |= {"node_name": name, "bind": self.address(last), "encrypt_key": self.key}
         if "rpc_auth" in settings:
             settings["rpc_auth"] = TOKEN
@@ -160,97 +163,97 @@ class Site:
 
 
 class Balancer:
-    """The load balancer: HAProxy with the example's haproxy.cfg, Serf with lbagent as its handler, `lbagent watch`."""
+    """The load balancer: HAProxy with the example's haproxy.cfg, Serf with lbagent as handler, `lbagent watch`."""
 
     def __init__(self, site: Site, roles: str = "roles.yml") -> None:
-        """Nothing runs before the `with`."""
+        """Write the files; `running` starts the programs."""
         self.lb = LoadBalancer(folder=site.folder / "lb")
         self.front = f"{site.address(10)}:{self.lb.front}"
         (self.lb.bin / "lbagent").symlink_to(LBAGENT)
         shutil.copy(EXAMPLE / "spark-503.http", self.lb.etc)
-        text = site.text("haproxy.cfg", self.lb.folder)
+        text = site.read_example("haproxy.cfg", self.lb.folder)
         if os.getuid():
             text = text.replace("    user haproxy\n    group haproxy\n", "")
-        self._fill(self.lb.cfg, text.replace("bind :80", f"bind {self.front}"))
+        self._write_file(self.lb.cfg, text.replace("bind :80", f"bind {self.front}"))
         where = "haproxy: {config: /etc/haproxy/haproxy.cfg}\n"
-        self._fill(self.lb.roles, where + site.text(roles, self.lb.folder))
+        self._write_file(self.lb.roles, where + site.read_example(roles, self.lb.folder))
         self.haproxy = Haproxy(self.lb)
-        self.agent = site.agent("lb01", 10, "lb", {**self.lb.env, "SERF_RPC_AUTH": TOKEN})
+        self.agent = site.make_agent("lb01", 10, "lb", {**self.lb.env, "SERF_RPC_AUTH": TOKEN})
         self.rpc = {"SERF_RPC_ADDR": self.agent.rpc, "SERF_RPC_AUTH": TOKEN}
         self.watch = Program([str(LBAGENT), "-v", "watch"], {**self.lb.env, **self.rpc}, self.lb.folder / "watch.log")
 
-    def _fill(self, path: Path, text: str) -> None:
+    def _write_file(self, path: Path, text: str) -> None:
         text = text.replace("/run/haproxy/admin.sock", str(self.lb.socket))
         path.write_text(text.replace("/etc/haproxy/haproxy.cfg", str(self.lb.cfg)), encoding="utf-8")
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Self]:
-        """All three, while they run."""
+        """Run HAProxy, Serf and `lbagent watch`."""
         with self.lb, self.haproxy, self.agent, self.watch:
             yield self
 
-    def ask(self, path: str = "/spark/", method: str = "GET", body: str | None = None) -> Answer:
-        """One request to the load balancer."""
-        return ask(self.front, path, method, body)
+    def request(self, path: str = "/spark/", method: str = "GET", body: str | None = None) -> Answer:
+        """Send a request to the load balancer."""
+        return request(self.front, path, method, body)
 
-    def shown(self) -> str:
-        """The address of the leader that is shown; empty where none is."""
-        return self.ask().leader
+    def find_leader(self) -> str:
+        """Return the address of the leader that the load balancer shows; empty if it shows none."""
+        return self.request().leader
 
-    def lines(self) -> list[str]:
-        """The nodes that have a line in haproxy.cfg."""
+    def list_nodes(self) -> list[str]:
+        """Return the nodes that have a server line in haproxy.cfg."""
         return [line.split()[1] for line in self.lb.managed]
 
-    def check(self) -> list[str]:
-        """What `lbagent check` has to say against it."""
-        said = self.lb.run("check", env=self.rpc).stdout.decode()
-        return [line for line in said.splitlines()[:-1] if not line.startswith("ok")]
+    def list_findings(self) -> list[str]:
+        """Return the warnings and errors of `lbagent check`."""
+        output = self.lb.run("check", env=self.rpc).stdout.decode()
+        return [line for line in output.splitlines()[:-1] if not line.startswith("ok")]
 
 
 class Machine:
-    """A master's machine: the master, its Serf agent, and on three of them a ZooKeeper."""
+    """A master's machine: the master, its Serf agent, and a ZooKeeper on three of them."""
 
     def __init__(self, site: Site, number: int, *, zookeeper: bool = True) -> None:
-        """Nothing runs before `boot`."""
+        """Prepare the programs; `boot` starts them."""
         self.name, self.address = f"master{number:02}", site.address(10 + number)
         self.ui = f"{self.address}:8080"
-        self.zookeeper = site.zookeeper(10 + number) if zookeeper else None
-        self.master = site.service("master", 10 + number)
-        self.agent = site.agent(self.name, 10 + number, "master")
+        self.zookeeper = site.make_zookeeper(10 + number) if zookeeper else None
+        self.master = site.make_service("master", 10 + number)
+        self.agent = site.make_agent(self.name, 10 + number, "master")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.die()
+        self.kill()
         self.agent.__exit__()
 
     def boot(self) -> None:
-        """Start what stands on it; a master's page may take a while."""
+        """Start the programs of the machine. Returns before the master's page is ready."""
         if self.zookeeper:
             self.zookeeper.start()
         self.master.start()
         self.agent.start()
 
-    def die(self) -> None:
-        """All of it at once, without a word to anybody."""
+    def kill(self) -> None:
+        """Kill all programs at once; Serf does not leave."""
         self.agent.kill()
         self.master.kill()
         if self.zookeeper:
             self.zookeeper.kill()
 
-    def state(self) -> str:
-        """What its own page says: ALIVE, STANDBY, RECOVERING; nothing where there is none."""
-        return ask(self.ui, "/").state
+    def read_state(self) -> str:
+        """Return the state on the master's own page: ALIVE, STANDBY, RECOVERING; empty without a page."""
+        return request(self.ui, "/").state
 
     @property
     def programs(self) -> list[Program]:
-        """Those that run."""
-        return [one for one in (self.zookeeper, self.master) if one and one.lives]
+        """The ZooKeeper and the master, if they run."""
+        return [one for one in (self.zookeeper, self.master) if one and one.is_running]
 
 
-def soon(condition: Callable[[], Value | None], seconds: float = SLOW) -> Value:
-    """`eventually`, with the patience that Java needs."""
+def wait_for_spark(condition: Callable[[], Value | None], seconds: float = JAVA_TIMEOUT) -> Value:
+    """Wait until `condition` is true, with a limit for Java programs, and return its value."""
     value = wait_until(condition, seconds, 0.05)
     assert value is not None
     return value

@@ -1,7 +1,7 @@
-"""Debian releases on which lbagent is tested: on a bare one the README's commands work, and the tests pass.
+"""On a bare Debian of each release, the README's commands work and all tests pass.
 
-RELEASES names them, each with its own HAProxy, Serf and Python. Installs come first; the tests have loopback alone.
-`make test-distros` runs test_deb.py on the same releases.
+RELEASES names the releases, each with its own HAProxy, Serf and Python. Packages are installed with the host's network;
+the tests run with loopback only. `make test-distros` runs test_deb.py on the same releases.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ INSTALLS = {
     "make test": ".ci/install --tests && .ci/haproxy --retry && make .venv/.dev",
     "make deb": "make .venv/.pages",
 }
-"""For each command, the part of it that needs a network."""
+"""For each command, its installation step, which needs a network."""
 
 VERSIONS = """
 haproxy -v | sed -n '1s/.*version \\([^ ]*\\).*/HAProxy \\1/p'
@@ -37,31 +37,31 @@ python3 --version
 """
 
 FIGURES: dict[str, str] = {}
-"""What was measured."""
+"""Measured figures, by their description."""
 
 
 @pytest.fixture(scope="module", params=os.environ.get("RELEASES", "trixie sid").split())
 def debian(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    """A bare machine of each release with a fresh clone in /opt/lbagent."""
+    """Create a bare machine of each release, with a clone of the checkout in /opt/lbagent."""
     if os.geteuid() != 0:
-        pytest.skip("a machine of its own takes root")
+        pytest.skip("a separate machine needs root")
     machine = Machine(request.param)
     FIGURES.clear()
     LOGS.mkdir(parents=True, exist_ok=True)
-    log(machine).unlink(missing_ok=True)
+    log_file(machine).unlink(missing_ok=True)
     try:
         started = time.monotonic()
         machine.make()
-        clone(machine.root / "opt/lbagent")
-        FIGURES[f"Debian {request.param}, made"] = f"{time.monotonic() - started:.0f} s"
+        clone_checkout(machine.root / "opt/lbagent")
+        FIGURES[f"Debian {request.param}, created"] = f"{time.monotonic() - started:.0f} s"
         yield machine
     finally:
         machine.discard()
         print("\n" + "\n".join(f"{what:.<60} {figure}" for what, figure in FIGURES.items()))
 
 
-def clone(folder: Path) -> None:
-    """Clone the checkout, with what is not committed yet."""
+def clone_checkout(folder: Path) -> None:
+    """Clone the checkout, and copy its uncommitted files."""
     subprocess.run(["git", "clone", "-q", "--no-hardlinks", CHECKOUT, folder], check=True)
     listing = ["git", "ls-files", "-z", "--modified", "--others", "--exclude-standard"]
     names = subprocess.run(listing, cwd=CHECKOUT, capture_output=True, check=True).stdout
@@ -70,39 +70,39 @@ def clone(folder: Path) -> None:
     subprocess.run(["tar", "-x", "--no-same-owner"], cwd=folder, input=archive, check=True)
 
 
-def log(machine: Machine) -> Path:
-    """Everything that the commands print."""
+def log_file(machine: Machine) -> Path:
+    """Return the path of the log with the output of all commands."""
     return LOGS / f"{machine.release}.log"
 
 
-def apart(machine: Machine, command: str) -> str:
-    """The output of a shell command in the clone, which has to end well, with loopback alone."""
-    begin = log(machine).stat().st_size if log(machine).exists() else 0
-    status = machine.apart("sh", "-c", f"cd /opt/lbagent && {command}", seconds=HOURS, log=log(machine))
-    output = log(machine).read_bytes()[begin:].decode("utf-8", "replace")
-    assert status == 0, f"{command} ended with {status}; {log(machine)}: {output[-3000:]}"
+def run_offline(machine: Machine, command: str) -> str:
+    """Run a shell command in the clone, with loopback only; it must exit with 0. Returns its output."""
+    begin = log_file(machine).stat().st_size if log_file(machine).exists() else 0
+    status = machine.run_offline("sh", "-c", f"cd /opt/lbagent && {command}", seconds=HOURS, log=log_file(machine))
+    output = log_file(machine).read_bytes()[begin:].decode("utf-8", "replace")
+    assert status == 0, f"{command}: exit status {status}; {log_file(machine)}: {output[-3000:]}"
     return output
 
 
-def online(machine: Machine, command: str) -> str:
-    """The same with the network of this machine, for installs."""
-    return machine.online("sh", "-c", f"cd /opt/lbagent && {command}")
+def run_online(machine: Machine, command: str) -> str:
+    """Run a shell command in the clone, with the host's network. Returns stdout."""
+    return machine.run_online("sh", "-c", f"cd /opt/lbagent && {command}")
 
 
-def readme(command: str) -> str:
-    """The command, which the README tells the reader to type."""
+def check_readme(command: str) -> str:
+    """Return the command. Fails if it is not in a code block of the README."""
     assert re.search(rf"^\S*[$#] {re.escape(command)}( |$)", (CHECKOUT / "README.md").read_text(), re.MULTILINE)
     return command
 
 
 @pytest.mark.timeout(HOURS)
 def test_a_bare_machine_runs_the_demo_without_a_reload(debian: Machine) -> None:
-    online(debian, "apt-get install -y git make")
-    online(debian, INSTALLS["make demo"])
+    run_online(debian, "apt-get install -y git make")
+    run_online(debian, INSTALLS["make demo"])
 
-    output = apart(debian, readme("make demo"))
+    output = run_offline(debian, check_readme("make demo"))
 
-    FIGURES["with"] = ", ".join(online(debian, VERSIONS).splitlines())
+    FIGURES["with"] = ", ".join(run_online(debian, VERSIONS).splitlines())
     (figures,) = re.findall(r"(\d+ requests through \d+ changes and (\d+) reloads of HAProxy: (\d+) failed)", output)
     FIGURES["make demo"] = figures[0]
     assert figures[1:] == ("0", "0")
@@ -110,22 +110,22 @@ def test_a_bare_machine_runs_the_demo_without_a_reload(debian: Machine) -> None:
 
 @pytest.mark.timeout(HOURS)
 def test_every_test_passes(debian: Machine) -> None:
-    online(debian, INSTALLS["make test"])
+    run_online(debian, INSTALLS["make test"])
     started = time.monotonic()
 
     try:
         options = "LBAGENT_REQUIRE_REAL=1 PYTEST_ADDOPTS=--junit-xml=/root/report.xml"
-        apart(debian, f"{options} {readme('make test')}")
+        run_offline(debian, f"{options} {check_readme('make test')}")
     finally:
-        FIGURES["make test"] = f"{summary(debian)}, {(time.monotonic() - started) / 60:.1f} min"
+        FIGURES["make test"] = f"{summarize_report(debian)}, {(time.monotonic() - started) / 60:.1f} min"
 
 
-def summary(machine: Machine) -> str:
-    """How many tests passed, failed and were skipped, and why these were."""
+def summarize_report(machine: Machine) -> str:
+    """Return the numbers of passed, failed and skipped tests, with the reasons of the skipped ones."""
     report = machine.path("/root/report.xml")
     if not report.exists():
         return "no report"
-    (suite,) = ET.parse(report).getroot().iter("testsuite")  # our own pytest wrote it
+    (suite,) = ET.parse(report).getroot().iter("testsuite")  # a trusted file, from pytest
     total, skipped = int(suite.get("tests", "0")), int(suite.get("skipped", "0"))
     failed = int(suite.get("failures", "0")) + int(suite.get("errors", "0"))
     reasons = collections.Counter(one.get("message", "") for one in suite.iter("skipped"))
@@ -133,16 +133,16 @@ def summary(machine: Machine) -> str:
     return f"{total - skipped - failed} passed, {failed} failed, {skipped} skipped{f' ({listed})' if listed else ''}"
 
 
-def test_the_package_of_a_bare_machine_is_built_installed_and_purged(debian: Machine) -> None:
-    online(debian, INSTALLS["make deb"])
-    apart(debian, "make deb")
+def test_a_bare_machine_builds_installs_and_purges_the_package(debian: Machine) -> None:
+    run_online(debian, INSTALLS["make deb"])
+    run_offline(debian, "make deb")
     package = next(debian.path("/opt/lbagent/build").glob("lbagent_*_all.deb")).name
     debian.path("/usr/sbin/policy-rc.d").write_text("#!/bin/sh\nexit 101\n")
     debian.path("/usr/sbin/policy-rc.d").chmod(0o755)
 
-    online(debian, f"apt-get install -y --no-install-recommends ./build/{package}")
+    run_online(debian, f"apt-get install -y --no-install-recommends ./build/{package}")
 
-    assert apart(debian, "/usr/bin/lbagent --version").startswith("lbagent 0.1.0")
-    online(debian, "apt-get purge -y lbagent")
-    left = apart(debian, "find /etc /usr/bin /usr/lib /usr/share /usr/sbin /var/lib -name '*lbagent*'").split()
+    assert run_offline(debian, "/usr/bin/lbagent --version").startswith("lbagent 0.1.0")
+    run_online(debian, "apt-get purge -y lbagent")
+    left = run_offline(debian, "find /etc /usr/bin /usr/lib /usr/share /usr/sbin /var/lib -name '*lbagent*'").split()
     assert [path for path in left if not path.startswith(("/var/lib/dpkg", "/var/lib/apt"))] == []

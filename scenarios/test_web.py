@@ -87,11 +87,11 @@ class Site(NamedTuple):
 
     @property
     def words(self) -> str:
-        """What the open page says, in one line."""
+        """The text of the open page, in one line."""
         return " ".join(str(self.browser.run("return document.body.innerText")).split())
 
     def row(self, node: str) -> str:
-        """What the open page says of a node, in one line."""
+        """The text of a node's row, in one line."""
         script = (
             "return [...document.querySelectorAll('#nodes tbody tr')].map(r => r.innerText)"
             f".find(t => t.trim().startsWith('{node}')) || ''"
@@ -323,7 +323,7 @@ def test_nothing_serious_is_found_by_axe(site: Site) -> None:
 
 
 def examine(browser: Browser) -> dict[str, Any]:
-    """What axe-core says of the open page."""
+    """Return the result of axe-core for the open page."""
     browser.run(AXE.read_text())
     browser.run("window.axeResult = null; axe.run(document).then(r => { window.axeResult = r; });")
     found = wait_until(lambda: browser.run("return window.axeResult"), 30)
@@ -391,7 +391,6 @@ def test_pictures(site: Site) -> None:
 
 def test_a_dead_daemon_is_seen_and_never_healthy(site: Site) -> None:
     open_now(site)
-    site.browser.run("window.said = [document.getElementById('summary').innerText]")
     socket_path = site.balancers[0].lb.folder / "status.sock"
     hidden = socket_path.with_suffix(".away")
     socket_path.rename(hidden)
@@ -414,7 +413,7 @@ def test_without_javascript_the_page_is_whole(site: Site) -> None:
     assert 'http-equiv="refresh"' in source
 
 
-def test_a_page_whose_server_is_gone_says_so(site: Site) -> None:
+def test_a_page_whose_server_is_gone_shows_that(site: Site) -> None:
     open_now(site)
     process = site.pages[0].process
     assert process

@@ -1,4 +1,4 @@
-"""The site of the Windows scenarios: two load balancers, an encrypted cluster, and what each step took."""
+"""The site of the Windows scenarios: two load balancers in an encrypted cluster, and a report of each step."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import time
 from collections.abc import Iterator
 from typing import Self
 
-from scenarios.wine import Ended, Server
+from scenarios.wine import ScriptResult, Server
 from tests.helpers.pair import Balancer, run_pair
 from tests.helpers.real_programs import CONFIG, wait_until
 
 
 class Report:
-    """What each step took and said, printed as a table at the end."""
+    """The duration and output of each step, printed as a table at the end."""
 
     def __init__(self) -> None:
-        """Empty."""
+        """Start with no steps."""
         self._rows: list[tuple[str, float, str]] = []
 
     @contextlib.contextmanager
     def step(self, what: str) -> Iterator[list[str]]:
-        """Time a step; what is put into the list is told with it."""
+        """Measure a step. Text that the block appends to the yielded list is printed with it."""
         began, words = time.monotonic(), list[str]()
         yield words
         self._rows.append((what, time.monotonic() - began, " ".join(words).strip()))
@@ -45,80 +45,80 @@ class Site:
     """Two load balancers in one encrypted cluster, which Windows servers join."""
 
     def __init__(self, two: tuple[Balancer, Balancer], key: str, report: Report) -> None:
-        """`key` is what the cluster is encrypted with."""
-        self.two, self.key, self.report = two, key, report
+        """`key` is the encryption key of the cluster."""
+        self.balancers, self.key, self.report = two, key, report
 
     def server(self, number: int, role: str = "web", folder: str = "", name: str = "") -> Server:
-        """A server that knows nothing of the cluster yet."""
+        """Return a server that is not configured for the cluster yet."""
         return Server(name or f"win{number:02}", f"127.0.0.{number}", role, folder)
 
     @contextlib.contextmanager
-    def enrolled(self, number: int, role: str = "web", folder: str = "", name: str = "") -> Iterator[Server]:
-        """A server that has booted and stands in both haproxy.cfg."""
+    def enrol(self, number: int, role: str = "web", folder: str = "", name: str = "") -> Iterator[Server]:
+        """Yield a server that has booted, and has a line in haproxy.cfg of both load balancers."""
         with self.server(number, role, folder, name) as server:
             server.configure(self.key, self.addresses)
             installed = server.install()
-            assert installed.status == 0, installed.said
+            assert installed.status == 0, installed.output
             server.boot()
-            self.has(server)
+            self.wait_until_added(server)
             yield server
 
     @property
     def addresses(self) -> list[str]:
-        """Where the load balancers' agents are."""
-        return [balancer.agent.bind for balancer in self.two]
+        """The addresses of the load balancers' agents."""
+        return [balancer.agent.bind for balancer in self.balancers]
 
-    def line(self, server: Server) -> str:
-        """The line that the server should have on both."""
-        return self.two[0].lb.server(server.name, server.address, server.role)
+    def server_line(self, server: Server) -> str:
+        """Return the server line that both load balancers should have."""
+        return self.balancers[0].lb.server(server.name, server.address, server.role)
 
-    def paused(self, server: Server) -> str:
-        """The line that stands for the server while it is paused."""
+    def paused_line(self, server: Server) -> str:
+        """Return the comment line that replaces the server line during a pause."""
         return f"# lbagent paused {server.name} {server.address} role={server.role}"
 
-    def has(self, server: Server) -> None:
-        """Wait until both serve it."""
-        self._until(server, [self.line(server)])
+    def wait_until_added(self, server: Server) -> None:
+        """Wait until both load balancers have its server line."""
+        self._wait_for_lines(server, [self.server_line(server)])
 
-    def pauses(self, server: Server) -> None:
-        """Wait until both have it paused."""
-        self._until(server, [self.paused(server)])
+    def wait_until_paused(self, server: Server) -> None:
+        """Wait until both load balancers have paused it."""
+        self._wait_for_lines(server, [self.paused_line(server)])
 
-    def lacks(self, server: Server) -> None:
-        """Wait until neither has it."""
-        self._until(server, [])
+    def wait_until_removed(self, server: Server) -> None:
+        """Wait until no load balancer has a line for it."""
+        self._wait_for_lines(server, [])
 
-    def of(self, server: Server) -> list[list[str]]:
-        """What stands of the server on either load balancer, as it is now."""
-        return [[line for line in one.lb.managed if f" {server.name} " in line] for one in self.two]
+    def read_lines(self, server: Server) -> list[list[str]]:
+        """Return the server's managed lines on each load balancer."""
+        return [[line for line in one.lb.managed if f" {server.name} " in line] for one in self.balancers]
 
-    def status(self, server: Server) -> str:
-        """What Serf says of it: `alive`, `left`, `failed`."""
-        return self.two[0].agent.members().get(server.name, "unknown")
+    def read_status(self, server: Server) -> str:
+        """Return its status in Serf: `alive`, `left`, `failed`, or `unknown`."""
+        return self.balancers[0].agent.members().get(server.name, "unknown")
 
-    def _until(self, server: Server, lines: list[str]) -> None:
-        wait_until(lambda: self.of(server) == [lines, lines] and all(one.lb.idle for one in self.two), 60)
+    def _wait_for_lines(self, server: Server, lines: list[str]) -> None:
+        wait_until(lambda: self.read_lines(server) == [lines, lines] and all(one.lb.idle for one in self.balancers), 60)
 
 
 @contextlib.contextmanager
-def site(report: Report) -> Iterator[Site]:
-    """A site of its own, whose sessions may last."""
+def run_site(report: Report) -> Iterator[Site]:
+    """Run a new site, whose server timeout permits long sessions."""
     key = subprocess.run(["serf", "keygen"], capture_output=True, text=True, check=True).stdout.strip()
     with run_pair(CONFIG.replace(" server 10s", " server 10m"), more=[f"-encrypt={key}"]) as two:
         yield Site(two, key, report)
 
 
-def confirmed(ended: Ended) -> bool:
-    """Whether both load balancers have said `done`, and the script has ended so."""
-    lines = ended.said.splitlines()[1:3]
+def is_confirmed(ended: ScriptResult) -> bool:
+    """Return whether both load balancers answered `done`, and the script exited with 0."""
+    lines = ended.output.splitlines()[1:3]
     return ended.status == 0 and [line.split()[:2] for line in lines] == [["lb01", "done"], ["lb02", "done"]]
 
 
-class Slow:
-    """A web server whose answers take until `release`."""
+class SlowServer:
+    """A web server that answers only after `release`."""
 
     def __init__(self, address: str, port: int) -> None:
-        """Serves from the `with` on."""
+        """Prepare the server; `__enter__` starts it."""
         gate = self._gate = threading.Event()
 
         class Answer(http.server.BaseHTTPRequestHandler):
@@ -129,7 +129,7 @@ class Slow:
                 self.end_headers()
                 self.wfile.write(b"slow")
 
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the name it has
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the name in the base class
                 pass
 
         self._server = http.server.ThreadingHTTPServer((address, port), Answer)
@@ -146,12 +146,12 @@ class Slow:
 
     @staticmethod
     def client(front: int) -> str:
-        """What a patient client is answered through a load balancer."""
+        """Send a request through a load balancer with a long time limit, and return the answer."""
         connection = http.client.HTTPConnection("127.0.0.1", front, timeout=600)
         connection.request("GET", "/")
         with connection.getresponse() as answer:
             return answer.read().decode()
 
     def release(self) -> None:
-        """Answer everything, from now on at once."""
+        """Send all answers, now and later, at once."""
         self._gate.set()

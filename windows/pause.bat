@@ -56,10 +56,10 @@ call "%~dp0common.bat" settings
 if not "%RC%"=="0" exit /b 2
 call "%~dp0common.bat" self
 if not "%RC%"=="0" goto ended
-set "SAYS=until resume.bat"
-if defined MINUTES set "SAYS=for %MINUTES% min"
-if defined REASON set "SAYS=%SAYS%: %REASON%"
-for /f "delims=" %%a in ("%NAME% (role %ROLE%): pause %SAYS%") do echo %%a
+set "END=until resume.bat"
+if defined MINUTES set "END=for %MINUTES% min"
+if defined REASON set "END=%END%: %REASON%"
+for /f "delims=" %%a in ("%NAME% (role %ROLE%): pause %END%") do echo %%a
 
 rem Without an end the pause is a tag, which Serf keeps across reboots, and which a load balancer that is down now
 rem sees later. With an end, the load balancers store the pause, because a tag has no end.
@@ -116,26 +116,26 @@ goto waiting
 :confirmed
 if defined UNTAGGED goto untagged
 set "RC=0"
-if "%SESSIONS%"=="0" echo Paused: no new request comes, and no session is open.
-if not "%SESSIONS%"=="0" echo Paused: no new request comes. Sessions still open: %SESSIONS%; wait for them, or pause with /wait.
+if "%SESSIONS%"=="0" echo Paused: no new requests, no open sessions.
+if not "%SESSIONS%"=="0" echo Paused: no new requests. Sessions still open: %SESSIONS%; wait for them, or run pause.bat with /wait.
 goto ended
 :untagged
 set "RC=1"
-echo Paused, but not by the tag: a load balancer that is down now does not hear of it by itself.
+echo Paused, but the tag is not set: a load balancer that is down now will not see the pause.
 goto ended
 :lost
 call "%~dp0common.bat" show
 :unconfirmed
 set "RC=1"
-echo NOT confirmed: requests may still come. See above, and pause again.
+echo NOT confirmed: requests may still arrive; see the answers above, and run pause.bat again.
 goto ended
 :still_open
 set "RC=1"
-echo Paused: no new request comes. Sessions still open after %ELAPSED% s: %SESSIONS%.
+echo Paused: no new requests. Sessions still open after %ELAPSED% s: %SESSIONS%.
 goto ended
 :over
 set "RC=1"
-echo The %MINUTES% min are over, and sessions are still open.
+echo The %MINUTES% min are over; sessions are still open.
 :ended
 call "%~dp0common.bat" clean
 exit /b %RC%
@@ -143,10 +143,10 @@ exit /b %RC%
 :usage
 echo pause.bat [MINUTES] [REASON] [/wait[:SECONDS]]
 echo.
-echo Takes this server out of balancing, until resume.bat or for so many minutes (at most 99999), and tells what each
-echo load balancer answers. /wait returns once no session to this server is open (SECONDS: or after that time).
+echo Takes this server out of balancing until resume.bat, or for MINUTES (at most 99999), and prints the answer of each
+echo load balancer. /wait returns when no session to this server is open, or after SECONDS.
 echo.
 echo   0  every load balancer has confirmed it
 echo   1  not confirmed, or sessions still open after SECONDS
-echo   2  nothing was done: the agent does not run, or this text was needed
+echo   2  nothing was done: the agent does not run, or the arguments are invalid
 exit /b 2

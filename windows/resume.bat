@@ -19,8 +19,8 @@ set "ELAPSED=0"
 call "%~dp0common.bat" ask
 call "%~dp0common.bat" show
 if defined TAG_STAYS set "RC=1"
-if "%RC%"=="0" echo Resumed: requests come again.
-if not "%RC%"=="0" echo NOT confirmed: see above, and resume again.
+if "%RC%"=="0" echo Resumed: this server gets requests again.
+if not "%RC%"=="0" echo NOT confirmed: see the answers above, and run resume.bat again.
 :ended
 call "%~dp0common.bat" clean
 exit /b %RC%
@@ -28,9 +28,9 @@ exit /b %RC%
 :usage
 echo resume.bat
 echo.
-echo Puts this server back into balancing, and tells what each load balancer answers.
+echo Puts this server back into balancing, and prints the answer of each load balancer.
 echo.
 echo   0  every load balancer has confirmed it
 echo   1  not confirmed
-echo   2  nothing was done: the agent does not run, or this text was needed
+echo   2  nothing was done: the agent does not run, or the arguments are invalid
 exit /b 2

@@ -9,7 +9,7 @@ if not "%ERRORLEVEL%"=="0" "%NSSM%" install serf "%HERE%\serf.exe" >nul
 if not "%ERRORLEVEL%"=="0" exit /b 1
 "%NSSM%" set serf DisplayName "Serf agent (lbagent)" >nul
 if not "%ERRORLEVEL%"=="0" exit /b 1
-"%NSSM%" set serf Description "Enrols this server at the load balancers" >nul
+"%NSSM%" set serf Description "Makes this server a member of the Serf cluster of its load balancers" >nul
 if not "%ERRORLEVEL%"=="0" exit /b 1
 "%NSSM%" set serf Application "%HERE%\serf.exe" >nul
 if not "%ERRORLEVEL%"=="0" exit /b 1

@@ -21,7 +21,7 @@ for %%f in (snapshot left agent.log agent.log.old) do if exist "%DATA%\%%f" del 
 del /q "%DATA%\*.tags" 2>nul
 rd "%CONF%" 2>nul
 rd "%DATA%" 2>nul
-echo Removed: the agent, its settings and its tags. The scripts, serf.exe and the ROLE.json with their key are still here.
+echo Removed: the agent, its settings and its tags. The scripts, serf.exe and the ROLE.json with their key remain here.
 goto ended
 :not_left
 echo Nothing was removed.
@@ -56,9 +56,9 @@ exit /b 0
 :usage
 echo uninstall.bat
 echo.
-echo Leaves the cluster and removes what install.bat has made: the task or service, the firewall rule, conf and data.
+echo Leaves the cluster and removes what install.bat has created: the task or service, the firewall rule, conf and data.
 echo.
 echo   0  removed, or nothing was there
 echo   1  the agent could not be stopped, or the task or service could not be removed
-echo   2  this text was needed
+echo   2  the arguments are invalid
 exit /b 2

@@ -33,7 +33,7 @@ class Peer(NamedTuple):
     """Time of its last answer in epoch seconds."""
     answers: bool = False
     """Whether it answered the last query."""
-    said: str | None = None
+    status_line: str | None = None
     """Its answer: name, counts, digest and the outcome of its last run. None where it has never answered."""
 
 
@@ -70,11 +70,11 @@ def update_peers(
     for one in listed:
         peer = known.get(one.name, Peer(one.name, one.address, one.status))
         peer = peer._replace(address=one.address, status=one.status, answers=False)
-        said = status_lines.get(one.name, "")
-        if words := _DIGEST.search(said):
+        answer = status_lines.get(one.name, "")
+        if words := _DIGEST.search(answer):
             # Serf lets an answer have 1,024 bytes.
-            line = make_printable(said[:_LINE_LIMIT])
-            peer = peer._replace(digest=words[1], equal=words[1] == digest, seen=now, answers=True, said=line)
+            line = make_printable(answer[:_LINE_LIMIT])
+            peer = peer._replace(digest=words[1], equal=words[1] == digest, seen=now, answers=True, status_line=line)
         found.append(peer)
     return Peers(now, observer.info.role or DEFAULT_ROLE, tuple(found))
 
@@ -116,7 +116,7 @@ def parse_peers(content: bytes) -> Peers:
 
 
 def _parse_peer(row: Mapping[str, Any]) -> Peer:
-    seen, digest, equal, said = (row.get(key) for key in ("seen", "digest", "equal", "said"))
+    seen, digest, equal, line = (row.get(key) for key in ("seen", "digest", "equal", "status_line"))
     return Peer(
         str(row["name"]),
         str(row["address"]),
@@ -125,5 +125,5 @@ def _parse_peer(row: Mapping[str, Any]) -> Peer:
         bool(equal) if equal is not None else None,
         int(seen) if seen is not None else None,
         bool(row.get("answers")),
-        str(said) if said is not None else None,
+        str(line) if line is not None else None,
     )

@@ -334,7 +334,7 @@ class _Web:
     async def _check_order(self, name: str, verb: str, form: Mapping[str, str]) -> None:
         """Raise BadForm for a pause that would leave a service without any server, unless that is confirmed.
 
-        Raises HTTPException for an unknown node: a mistyped pause would wait for it.
+        Raises HTTPException for a node that no load balancer knows: the pause would be remembered for it.
         """
         seen = [one.balancer for one in await self._look()]
         balancer = seen[0]

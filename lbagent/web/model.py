@@ -126,8 +126,8 @@ class Peer(NamedTuple):
     equal: bool | None
     seen: int | None
     answers: bool
-    said: str | None
-    """Its status line, from its last answer."""
+    status_line: str | None
+    """Its last answer to the query `lbagent-status`."""
 
 
 class Status(NamedTuple):
@@ -145,7 +145,6 @@ class Status(NamedTuple):
     daemon_running: bool | None
     run: tuple[int, int, str] | None
     """End of the last run in epoch seconds, its exit status, and its words."""
-    last_success: int | None
     next_retry: int | None
     blocked: Sequence[str]
     notes: Sequence[str]
@@ -288,7 +287,6 @@ def _parse_status(found: Mapping[str, Any]) -> Status:
         _get_optional(found["sync"], "failing", int),
         _get_optional(found["daemon"], "running", bool),
         (_get(run, "at", int), _get(run, "status", int), _get(run, "words", str)) if run else None,
-        _get_optional(found, "last_success", int),
         _get_optional(found, "next_retry", int),
         [*_list_texts(found["blocked"])],
         [*_list_texts(found["notes"])],
@@ -307,7 +305,7 @@ def _parse_peer(found: Mapping[str, Any]) -> Peer:
         _get_optional(found, "equal", bool),
         _get_optional(found, "seen", int),
         _get(found, "answers", bool),
-        str(found.get("said") or "") or None,
+        str(found.get("status_line") or "") or None,
     )
 
 

@@ -1,1 +1,1 @@
-"""What `make test-platform` runs: the machines of examples/data-platform, their services, and its load."""
+"""The machines of examples/data-platform, their services and the load, for `make test-platform`."""

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def main(name: str) -> None:
-    """Work for an hour; the driver's page shows one job under way."""
+    """Run one job for an hour; the driver's page shows it as running."""
     sql: Any = importlib.import_module("pyspark.sql")
     session = sql.SparkSession.builder.master("local[1]").appName(name).getOrCreate()
     session.sparkContext.parallelize([1], 1).foreach(lambda _: time.sleep(3600))

@@ -1,4 +1,4 @@
-"""Debian's JMeter on the example's plan, and what it says of each request."""
+"""Runs Debian's JMeter with the example's plan, and reads its results."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from tests.helpers.real_programs import clean_environment
 HOME = "/usr/share/jmeter"
 JARS = f"{HOME}/bin/ApacheJMeter.jar:{HOME}/lib/*:{HOME}/lib/ext/*"
 SETTINGS = {
-    # A request that fails is a request that failed.
+    # JMeter does not retry a failed request.
     "httpclient4.retrycount": "0",
     "jmeter.save.saveservice.output_format": "csv",
     **{f"jmeter.save.saveservice.{name}": "false" for name in ("bytes", "latency", "thread_name", "thread_counts")},
     **{f"jmeter.save.saveservice.{name}": "false" for name in ("data_type", "response_message")},
 }
 USERS, PER_LOOP, ANALYSTS, PER_ROUND = 50, 10, 5, 4
-"""As platform.jmx has them."""
+"""The values of platform.jmx."""
 
 
 class Result(NamedTuple):
-    """What became of the requests."""
+    """The results of all requests."""
 
     requests: int
     failed: dict[str, int]
     seconds: float
     longest: int
     p99: float
-    each: dict[str, int]
+    requests_by_label: dict[str, int]
 
     @property
     def rate(self) -> float:
-        """Requests a second."""
+        """Requests per second."""
         return self.requests / self.seconds
 
 
 def start(folder: Path, loops: int, rounds: int) -> subprocess.Popen[bytes]:
-    """JMeter at work: each of 50 users asks ten times a loop, each of 5 analysts four times a round."""
+    """Start JMeter. Each of 50 users sends 10 requests per loop, each of 5 analysts 4 per round."""
     words = ["java", "-Xmx512m", "-cp", JARS, str(EXAMPLE / "load/DebianJMeter.java"), "-n"]
     words += [
         "-t",
@@ -59,13 +59,13 @@ def start(folder: Path, loops: int, rounds: int) -> subprocess.Popen[bytes]:
         return subprocess.Popen(words, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
 
 
-def asked(loops: int, rounds: int) -> int:
-    """How many requests that comes to."""
+def count_requests(loops: int, rounds: int) -> int:
+    """Return the number of requests of these loops and rounds."""
     return USERS * PER_LOOP * loops + ANALYSTS * PER_ROUND * rounds
 
 
-def result(folder: Path) -> Result:
-    """What stands in its log."""
+def read_result(folder: Path) -> Result:
+    """Read the results from JMeter's log."""
     started: list[int] = []
     took: list[int] = []
     each, failed = collections.Counter[str](), collections.Counter[str]()

@@ -1,4 +1,7 @@
-"""Machines on one network, each a network namespace with a name and an address; only inside `scenarios/apart`."""
+"""Machines on one network, each a network namespace with a name and an address.
+
+They need `scenarios/run_isolated`.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from tests.helpers.real_programs import SerfAgent, clean_environment, wait_until
 BRIDGE = "platform"
 PROGRAMS = f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin"
 PATIENCE = 120.0
-"""Seconds in which a program has to be there: a JVM on a busy machine takes its time."""
+"""Seconds until a program is ready, for example a JVM on a busy machine."""
 
 
 def _ip(*words: str) -> None:
@@ -24,7 +27,7 @@ def _ip(*words: str) -> None:
 
 @contextlib.contextmanager
 def network(*addresses: str) -> Iterator[None]:
-    """A network that machines may be plugged into; where we are has these addresses on it."""
+    """Create the network of the machines. This namespace has these addresses on it."""
     _ip("link", "add", BRIDGE, "type", "bridge")
     try:
         for address in addresses:
@@ -36,12 +39,12 @@ def network(*addresses: str) -> Iterator[None]:
 
 
 class Machine:
-    """A machine on the network, from the `with` on; its programs may listen on every port."""
+    """A machine on the network, from `__enter__` to `__exit__`. Its programs may listen on every port."""
 
     _made = 0
 
     def __init__(self, name: str, address: str) -> None:
-        """Nothing is made before the `with`."""
+        """Choose name and address; `__enter__` creates the machine."""
         self.name, self.address = name, address
 
     def __enter__(self) -> Self:
@@ -58,40 +61,40 @@ class Machine:
     def __exit__(self, *_: object) -> None:
         _ip("netns", "del", self.name)
 
-    def within(self, *argv: str) -> list[str]:
-        """The words that run `argv` on this machine."""
+    def command(self, *argv: str) -> list[str]:
+        """Return the command line that runs `argv` on this machine."""
         return ["nsenter", f"--net=/run/netns/{self.name}", *argv]
 
 
 class Program:
-    """A program on a machine (or here), and how one sees that it is there."""
+    """A program on a machine or in this namespace, with a probe that shows whether it is ready."""
 
-    def __init__(self, argv: Sequence[str], log: Path, seen: Callable[[], object], **env: str) -> None:
-        """Nothing runs before `start`; what it says goes to `log`."""
-        self.argv, self.log, self._seen = list(argv), log, seen
+    def __init__(self, argv: Sequence[str], log: Path, probe: Callable[[], object], **env: str) -> None:
+        """Prepare the program; `start` starts it. Its output goes to `log`."""
+        self.argv, self.log, self._probe = list(argv), log, probe
         self._env = {**clean_environment(), "PATH": PROGRAMS, **env}
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it; `ready` waits until it is there."""
+        """Start the program; `wait_until_ready` waits for its probe."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self.argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._env, start_new_session=True
             )
 
-    def ready(self) -> None:
-        """Wait until it can be seen. Raises RuntimeError with its words where it has ended."""
-        wait_until(self._there, PATIENCE, 0.05)
+    def wait_until_ready(self) -> None:
+        """Wait until the probe succeeds. Raises RuntimeError with the log if the program has ended."""
+        wait_until(self._is_ready, PATIENCE, 0.05)
 
-    def _there(self) -> bool:
+    def _is_ready(self) -> bool:
         if self._process is None or self._process.poll() is not None:
             raise RuntimeError(self.log.read_text(errors="replace")[-2000:])
         with contextlib.suppress(OSError):
-            return bool(self._seen())
+            return bool(self._probe())
         return False
 
     def end(self, number: int = signal.SIGTERM) -> None:
-        """Send it, and what it has started, a signal, and wait; SIGKILL where it does not heed another."""
+        """Send a signal to the program's process group, and wait; after 20 s, send SIGKILL."""
         process, self._process = self._process, None
         for one in (number, signal.SIGKILL):
             if process:
@@ -102,22 +105,24 @@ class Program:
                     return
 
 
-def agent(machine: Machine, settings: Path, folder: Path) -> SerfAgent:
-    """The Serf agent of a machine, with the settings of that folder and none of its own but the place of its RPC."""
+def make_agent(machine: Machine, settings: Path, folder: Path) -> SerfAgent:
+    """Return the Serf agent of a machine, with the settings in a folder and its own RPC address."""
     bin_ = folder / f"{machine.name}-bin"
     bin_.mkdir()
     serf = bin_ / "serf"
-    # SerfAgent starts, and asks, `serf`: on that machine.
-    serf.write_text(f'#!/bin/sh\nPATH={PROGRAMS}\nexec {" ".join(machine.within("serf"))} "$@"\n')
+    # SerfAgent runs `serf`: this script runs it on the machine.
+    serf.write_text(f'#!/bin/sh\nPATH={PROGRAMS}\nexec {" ".join(machine.command("serf"))} "$@"\n')
     serf.chmod(0o755)
-    return settled(machine.name, machine.address, settings, {**clean_environment(), "PATH": f"{bin_}:{PROGRAMS}"})
+    return make_configured_agent(
+        machine.name, machine.address, settings, {**clean_environment(), "PATH": f"{bin_}:{PROGRAMS}"}
+    )
 
 
-def settled(name: str, address: str, settings: Path, env: dict[str, str], *more: str) -> SerfAgent:
-    """An agent on Serf's own ports, whose settings are the files in a folder."""
+def make_configured_agent(name: str, address: str, settings: Path, env: dict[str, str], *more: str) -> SerfAgent:
+    """Return an agent with Serf's default ports, and the settings in a folder."""
     rpc = "127.0.0.1:7373"
-    words = [f"-config-dir={settings}", "-profile=lan", f"-rpc-addr={rpc}", *more]
-    found = SerfAgent(name, address, env={**env}, more=words)
+    options = [f"-config-dir={settings}", "-profile=lan", f"-rpc-addr={rpc}", *more]
+    found = SerfAgent(name, address, env={**env}, more=options)
     found.bind, found.rpc = f"{address}:7946", rpc
     found._env["SERF_RPC_ADDR"] = rpc
     return found

@@ -1,4 +1,4 @@
-"""An open notebook: a websocket through the load balancer, with a browser's cookie, that must not break."""
+"""An open notebook: a websocket through the load balancer, with a browser's cookie, which must stay open."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any, Self
 
 
 class Notebook:
-    """From the `with` on, says something and asks for a page every half second, and remembers which nodes answered."""
+    """Sends a message and requests a page every half second, and records the nodes that answer."""
 
     def __init__(self) -> None:
-        """Nothing is opened before the `with`."""
-        self.said = 0
+        """Prepare the notebook; `__enter__` opens it."""
+        self.answered = 0
         self.nodes: set[str] = set()
-        self.pages: set[str] = set()
+        self.page_nodes: set[str] = set()
         self._cookie: dict[str, str] = {}
         self._failed: list[Exception] = []
         self._stop = threading.Event()
@@ -28,7 +28,7 @@ class Notebook:
         client: Any = importlib.import_module("websockets.sync.client")
         with urllib.request.urlopen("http://10.20.0.2:8080/") as answer:
             self._cookie = {"Cookie": answer.headers["Set-Cookie"].split(";")[0]}
-        # No pings: what goes over it is what is counted.
+        # No pings: only counted messages use the websocket.
         opened = client.connect("ws://10.20.0.2:8080/ws", additional_headers=self._cookie, ping_interval=None)
         self._socket = self._open.enter_context(opened)
         self._thread.start()
@@ -44,13 +44,13 @@ class Notebook:
     def _work(self) -> None:
         try:
             while not self._stop.wait(0.5):
-                self._socket.send(str(self.said))
-                node, words = self._socket.recv(timeout=30).split()
-                assert words == str(self.said)
+                self._socket.send(str(self.answered))
+                node, message = self._socket.recv(timeout=30).split()
+                assert message == str(self.answered)
                 self.nodes.add(node)
                 page = urllib.request.Request("http://10.20.0.2:8080/api/version", headers=self._cookie)
                 with urllib.request.urlopen(page, timeout=30) as answer:
-                    self.pages.add(json.load(answer)["body"]["node"])
-                self.said += 1
-        except Exception as error:  # noqa: BLE001  # told by who waits
+                    self.page_nodes.add(json.load(answer)["body"]["node"])
+                self.answered += 1
+        except Exception as error:  # noqa: BLE001  # raised by `__exit__`
             self._failed.append(error)

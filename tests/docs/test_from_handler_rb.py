@@ -62,7 +62,7 @@ class Site:
             shutil.copy(CLASSIC / name, self.lb.root / "etc" / folder / name)
         (self.lb.root / "run/haproxy").mkdir()
         self.haproxy.start()
-        self.haproxy.until((self.lb.root / "run/haproxy/admin.sock").exists)
+        self.haproxy.wait_until((self.lb.root / "run/haproxy/admin.sock").exists)
         self._start_serf()
         for name in self.nodes:
             self._start_node(name)
@@ -73,7 +73,7 @@ class Site:
             "systemctl restart serf": self._restart_serf,
             "systemctl enable --now lbagent": self._start_watch,
             "systemctl disable --now lbagent": self.watch.stop,
-            "systemctl reload haproxy": lambda: os.kill(min(self.lb.processes("haproxy")), signal.SIGUSR2),
+            "systemctl reload haproxy": lambda: os.kill(min(self.lb.list_processes("haproxy")), signal.SIGUSR2),
         }
         if command.startswith("systemctl "):
             systemctl[command]()
@@ -106,11 +106,11 @@ class Site:
         argv = ["serf", "agent", f"-node={name}", f"-bind={address}", f"-encrypt={KEY}", f"-tag=role={role}"]
         agent = Daemon(self.machines[name], *argv, "-join=10.0.0.1", env=self._environ)
         agent.start()
-        agent.until(lambda: self._run(name, "serf info")[0] == 0)
+        agent.wait_until(lambda: self._run(name, "serf info")[0] == 0)
 
     def _start_serf(self) -> None:
         self.serf.start()
-        self.serf.until(lambda: self._run("lb01", "serf info")[0] == 0)
+        self.serf.wait_until(lambda: self._run("lb01", "serf info")[0] == 0)
 
     def _restart_serf(self) -> None:
         self.serf.stop()

@@ -45,7 +45,7 @@ class Cluster:
         (root / "etc/serf/agent.json").write_text(json.dumps({**settings, "rpc_auth": TOKEN}))
         (root / "etc/lbagent/serf.env").write_text(f'SERF_RPC_ADDR=127.0.0.1:7373\nSERF_RPC_AUTH="{TOKEN}"\n')
         self.agents[name].start()
-        self.agents[name].until(lambda: self.run(name, f"SERF_RPC_AUTH='{TOKEN}' serf info")[0] == 0)
+        self.agents[name].wait_until(lambda: self.run(name, f"SERF_RPC_AUTH='{TOKEN}' serf info")[0] == 0)
 
     def run(self, name: str, script: str) -> tuple[int, str]:
         """Run a shell script on a machine; exit status and output."""

@@ -219,7 +219,15 @@ def test_a_user_who_is_removed_from_the_file_may_nothing_more(daemon: Publisher,
 
 @pytest.mark.parametrize(
     ("user", "password"),
-    [(USER, "wrong"), (USER, ""), (USER, "x" * 100), (USER, "a\0b"), (USER, f"{PASSWORD}\0"), ("nobody", PASSWORD)],
+    [
+        (USER, "wrong"),
+        (USER, ""),
+        (USER, "x" * 100),
+        (USER, "a\0b"),
+        (USER, f"{PASSWORD}\0"),
+        ("nobody", PASSWORD),
+        ("nobody", "x"),
+    ],
 )
 def test_a_wrong_password_begins_no_session(user: str, password: str, web: WebPage) -> None:
     answer = web.log_in(user, password)

@@ -207,7 +207,7 @@ def test_a_large_page_is_compressed_for_those_who_accept_it(daemon: Publisher, w
 
 
 def unknown_everywhere(web: WebPage, words: str) -> None:
-    """No page and no answer calls this load balancer healthy; all of them say why it is unknown."""
+    """No page and no answer calls this load balancer healthy; all of them have the reason."""
     for path in ("/", "/history", "/nodes/web01"):
         page = text_of(web.get(path).text)
         assert words in page, path
@@ -251,12 +251,12 @@ def test_a_status_without_a_key_that_is_shown_is_an_unknown_state(key: str, daem
     without = {name: value for name, value in status(node("web01")).items() if name != key}
     daemon.content = document(status=without)
 
-    shown = key not in ("version", "old_workers", "problems", "last_run")
+    shown = key not in ("version", "old_workers", "problems", "last_run", "last_success")
 
     assert web.get("/healthz").status == (503 if shown else 200)
 
 
-def test_an_invalid_roles_yml_is_told_by_the_daemon(daemon: Publisher, web: WebPage) -> None:
+def test_an_invalid_roles_yml_is_reported_by_the_daemon(daemon: Publisher, web: WebPage) -> None:
     daemon.content = document(status=None, error="/etc/lbagent/roles.yml:3: unknown key 'prot'")
 
     unknown_everywhere(web, "/etc/lbagent/roles.yml:3: unknown key 'prot'")
@@ -348,14 +348,14 @@ def test_both_load_balancers_are_shown_side_by_side(daemon: Publisher) -> None:
 
 
 def test_without_its_page_the_other_load_balancer_is_shown_as_serf_shows_it(daemon: Publisher, web: WebPage) -> None:
-    said = "lb02 members=3 paused=1 digest=00ff pending=0 last=applied: 1 line <added>"
+    line = "lb02 members=3 paused=1 digest=00ff pending=0 last=applied: 1 line <added>"
     peer = {"name": "lb02", "address": "10.0.0.252", "status": "alive", "digest": "00ff", "equal": True}
-    peer |= {"seen": int(time.time()), "answers": True, "said": said}
+    peer |= {"seen": int(time.time()), "answers": True, "status_line": line}
     daemon.content = document(status=status(node("web01"), peers=[peer]))
 
     words = text_of(web.get("/").text)
 
-    assert f"lb02 10.0.0.252 equal alive in Serf, answered 0s ago {said}" in words
+    assert f"lb02 10.0.0.252 equal alive in Serf, answered 0s ago {line}" in words
 
 
 def test_lines_that_are_equal_by_now_are_not_reported_as_different(daemon: Publisher) -> None:
@@ -460,7 +460,7 @@ def test_fifty_viewers_see_a_change_and_the_daemon_is_asked_as_for_one(daemon: P
         one.join(30)
 
     asked, took = daemon.asked - before, time.monotonic() - begin
-    print(f"50 viewers: told after {took:.1f} s, {asked} questions to the daemon, {web.memory:.0f} MiB")
+    print(f"50 viewers: all have the change after {took:.1f} s, {asked} questions to the daemon, {web.memory:.0f} MiB")
     assert (len(seen), len(set(seen))) == (50, 1)
     assert asked <= 4 + 4 * took
     assert web.memory < 60
@@ -514,7 +514,7 @@ def test_behind_a_prefix_every_link_has_it_and_both_forms_of_a_path_work(daemon:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--listen", "8053"], "--listen '8053': not ADDRESS:PORT, such as 127.0.0.1:8053 or [::1]:8053"),
         (["--listen", "lb01:80"], "--listen lb01:80: Name or service not known; use an IP address of this host"),
@@ -524,10 +524,10 @@ def test_behind_a_prefix_every_link_has_it_and_both_forms_of_a_path_work(daemon:
         (["--peer", "http://lb02:x"], "--peer 'http://lb02:x': not an http:// or https:// URL"),
     ],
 )
-def test_invalid_options_are_refused_in_one_line(words: list[str], said: str, tmp_path: Path) -> None:
+def test_invalid_options_are_refused_in_one_line(words: list[str], message: str, tmp_path: Path) -> None:
     done = run_web(tmp_path, *words)
 
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"lbagent: {said}\n")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"lbagent: {message}\n")
 
 
 @pytest.mark.parametrize("missing", [["bcrypt"], ["starlette", "uvicorn", "jinja2"]], ids=len)
@@ -545,7 +545,7 @@ def test_missing_libraries_are_named_with_the_packages_to_install(
     assert (str(refused.value), refused.value.exit_status) == (words, 1)
 
 
-def test_a_user_that_may_not_connect_is_told_the_group(mocker: MockerFixture) -> None:
+def test_a_user_that_may_not_connect_gets_the_name_of_the_group(mocker: MockerFixture) -> None:
     mocker.patch("asyncio.open_unix_connection", side_effect=PermissionError(13, "Permission denied"))
 
     found = asyncio.run(Daemon("/run/lbagent/status.sock", "lb01").look()).balancer

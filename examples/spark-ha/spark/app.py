@@ -1,6 +1,6 @@
-"""An application that never ends: it counts primes, one job after another, and prints a line for each.
+"""An application that never ends: it counts primes in one job after another, and prints a line for each job.
 
-It names no master: spark.master in spark-defaults.conf has all of them, and it follows whichever leads.
+spark.master in spark-defaults.conf lists all masters; the application follows the leader.
 """
 
 import itertools
@@ -10,7 +10,7 @@ from pyspark.sql import SparkSession
 
 
 def is_prime(number: int) -> bool:
-    """Whether nothing but 1 and itself divides `number`."""
+    """Return whether `number` is a prime."""
     return number > 1 and all(number % divisor for divisor in range(2, int(number**0.5) + 1))
 
 

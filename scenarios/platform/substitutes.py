@@ -1,7 +1,7 @@
-"""What stands in for what neither Debian nor PyPI has: python -m scenarios.platform.standins zeppelin|grafana NAME.
+"""Substitutes for Zeppelin and Grafana: python -m scenarios.platform.substitutes zeppelin|grafana NAME.
 
-Each answers what the load balancer asks of it, on its own port: Zeppelin its REST version and a websocket that says
-back what it is told, Grafana its health and a page below /grafana/.
+Neither Debian nor PyPI has a package of them. Each substitute uses the program's own port. Zeppelin has the REST
+version and a websocket that echoes. Grafana has the health and a page below /grafana/.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 
 
 def zeppelin(name: str) -> None:
-    """Answer as Zeppelin does, on 8080; a websocket echoes, with the name of the node."""
+    """Serve like Zeppelin on port 8080. A websocket echoes each message after the name of the node."""
     server: Any = importlib.import_module("websockets.sync.server")
 
-    def page(connection: Any, request: Any) -> Any:  # noqa: ANN401  # websockets' own types, where they are installed
+    def page(connection: Any, request: Any) -> Any:  # noqa: ANN401  # types of websockets, if it is installed
         if request.path == "/ws":
             return None
         return connection.respond(200, json.dumps({"status": "OK", "body": {"version": "0.11.2", "node": name}}))
@@ -30,7 +30,7 @@ def zeppelin(name: str) -> None:
 
 
 def grafana(_: str) -> None:
-    """Answer as Grafana with `serve_from_sub_path` does, on 3000."""
+    """Serve like Grafana with `serve_from_sub_path` on port 3000."""
     pages = {"/api/health": '{"database": "ok"}', "/grafana/api/health": '{"database": "ok"}'}
 
     class Answer(http.server.BaseHTTPRequestHandler):
@@ -44,7 +44,7 @@ def grafana(_: str) -> None:
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the name it has
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the name in the base class
             pass
 
     http.server.ThreadingHTTPServer(("0.0.0.0", 3000), Answer).serve_forever()
