@@ -74,10 +74,10 @@ def test_every_quarantined_node_has_a_sentence() -> None:
 
 
 def test_of_thousands_of_quarantined_nodes_a_few_are_named() -> None:
-    said = format_quarantined({f"n{at}": "refused" for at in range(1000)})
+    output = format_quarantined({f"n{at}": "refused" for at in range(1000)})
 
-    assert len(said) == 21
-    assert said[-1] == "980 more nodes are in quarantine; `lbagent status` lists them"
+    assert len(output) == 21
+    assert output[-1] == "980 more nodes are in quarantine; `lbagent status` lists them"
 
 
 @pytest.mark.parametrize("verdict", list(Verdict))

@@ -249,15 +249,15 @@ def test_check_finds_only_that_nothing_runs_here(example: Path, tmp_path: Path) 
     require_program("haproxy")
     copy_example(example, tmp_path)
 
-    *said, summary = run_lbagent(tmp_path, "check").stdout.decode().splitlines()
+    *findings, summary = run_lbagent(tmp_path, "check").stdout.decode().splitlines()
 
     assert summary.startswith("2 errors, 1 warning, ")
     found = {
-        words.split(":")[0]: words for severity, words in (line.split(None, 1) for line in said) if severity != "ok"
+        words.split(":")[0]: words for severity, words in (line.split(None, 1) for line in findings) if severity != "ok"
     }
     assert {kind: words for kind, words in found.items() if kind not in WITHOUT_A_LIVE_SYSTEM} == {}
     assert set(found) == WITHOUT_A_LIVE_SYSTEM
-    assert [line for line in said if line.startswith("ok       markers: ") and "every section and service" in line]
+    assert [line for line in findings if line.startswith("ok       markers: ") and "every section and service" in line]
 
 
 def make_node(roles: Roles, role: str, tags: dict[str, str]) -> bytes:

@@ -102,16 +102,16 @@ def send_request(lb: LoadBalancer, path: str, method: str = "GET", account: str 
     connection = http.client.HTTPConnection("127.0.0.1", lb.front, timeout=10)
     with contextlib.closing(connection):
         connection.request(method, path, headers=headers)
-        said = connection.getresponse()
-        return said.status, said.read().decode(), said.getheader("Location", "")
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode(), answer.getheader("Location", "")
 
 
 @pytest.mark.real
 def test_a_redirect_leads_to_the_requested_application(binary: Path) -> None:
     with run_example(binary, Master("ALIVE")) as lb:
-        said = [send_request(lb, f"/spark/proxy/app-20261121-0000{slash}") for slash in ("", "/")]
+        output = [send_request(lb, f"/spark/proxy/app-20261121-0000{slash}") for slash in ("", "/")]
 
-    assert [(status, location) for status, _, location in said] == [
+    assert [(status, location) for status, _, location in output] == [
         (302, "/spark/proxy/app-20261121-0000/jobs/"),
         (302, "/spark/proxy/app-20261121-0000/jobs/"),
     ]
@@ -151,8 +151,8 @@ def test_no_request_to_kill_an_application_reaches_a_master(binary: Path) -> Non
     leader = Master("ALIVE")
     with run_example(binary, leader) as lb:
         for method in ("GET", "POST"):
-            said = {path: send_request(lb, f"/spark/{path}", method)[0] for path in KILLS}
-            assert said == dict.fromkeys(KILLS, 403)
+            output = {path: send_request(lb, f"/spark/{path}", method)[0] for path in KILLS}
+            assert output == dict.fromkeys(KILLS, 403)
         assert send_request(lb, "/static/../app/kill/", "POST")[0] == 403
         assert [send_request(lb, "/spark/app/", method)[0] for method in ("POST", "PUT", "DELETE", "OPTIONS")] == [
             403
@@ -168,9 +168,9 @@ def test_the_password_of_the_page_is_required_and_not_forwarded(binary: Path) ->
     with run_example(
         binary, leader, rules="".join(rules), users="\nuserlist people\n    user a insecure-password b\n"
     ) as lb:
-        said = [send_request(lb, "/spark/app/", account=account)[0] for account in ("", "a:wrong", "a:b")]
+        output = [send_request(lb, "/spark/app/", account=account)[0] for account in ("", "a:wrong", "a:b")]
 
-    assert (said, leader.asked, leader.secrets) == ([401, 401, 200], ["GET /app/ /spark"], [])
+    assert (output, leader.asked, leader.secrets) == ([401, 401, 200], ["GET /app/ /spark"], [])
 
 
 @pytest.mark.real

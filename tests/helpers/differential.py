@@ -132,8 +132,8 @@ def compare(binary: Path, cases: Sequence[Case], joined: Sequence[Case] = ()) ->
 
 def _find_reload_cases(binary: Path, cases: Sequence[Case]) -> dict[Case, str]:
     """Return the cases that lbagent applies by a reload, with the reasons."""
-    said = subprocess.run([binary, "-v"], capture_output=True, text=True, check=True).stdout
-    difference = _difference(_text(cases, 80, 40, with_servers=False), said.split()[2], cases, 40, 80)
+    output = subprocess.run([binary, "-v"], capture_output=True, text=True, check=True).stdout
+    difference = _difference(_text(cases, 80, 40, with_servers=False), output.split()[2], cases, 40, 80)
     return {cases[int(key[0].removeprefix("case"))]: why for key, why in difference.needs_reload.items()}
 
 

@@ -66,10 +66,10 @@ def insert_lines(operator: bytes, lines: Iterable[str]) -> bytes:
 
 def read_only_line(done: subprocess.CompletedProcess[bytes]) -> str:
     """Return the only line on stderr of a run; fails if there is a traceback."""
-    said = done.stderr.decode("utf-8", "replace")
-    assert said.startswith("lbagent: "), said
-    assert said.count("\n") == 1, said
-    return said.removeprefix("lbagent: ").rstrip("\n")
+    output = done.stderr.decode("utf-8", "replace")
+    assert output.startswith("lbagent: "), output
+    assert output.count("\n") == 1, output
+    return output.removeprefix("lbagent: ").rstrip("\n")
 
 
 def list_spool_records(lb: LoadBalancer) -> list[str]:

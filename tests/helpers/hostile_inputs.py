@@ -414,8 +414,8 @@ class Lab:
             for status in ("alive", "failed", "left", "leaving", "none")
         ]
         info = {"agent": {"name": "lb01"}, "serf": {"event_time": "5", "query_time": "7"}, "tags": {"role": "lb"}}
-        said = {"members": {"members": members}, "info": info}
-        self.serf = {verb: json.dumps(answer) for verb, answer in said.items()}
+        printed = {"members": {"members": members}, "info": info}
+        self.serf = {verb: json.dumps(answer) for verb, answer in printed.items()}
         verb = self.chance.choice(("members", "info"))
         self.serf[verb] = self.damage_json(self.serf[verb].encode()).decode("utf-8", "replace")
         words = "Response from 'lb02': " + self.chance.choice(

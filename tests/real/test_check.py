@@ -989,11 +989,11 @@ def run_check_on_terminal(lb: LoadBalancer, **env: str) -> str:
     try:
         subprocess.run([LBAGENT, "check"], env={**lb.env, **env}, stdout=follower, stderr=follower, check=False)
         os.close(follower)
-        said = b""
+        shown = b""
         with contextlib.suppress(OSError):  # EIO: the end of the output
             while piece := os.read(leader, 1 << 16):
-                said += piece
-        return said.decode()
+                shown += piece
+        return shown.decode()
     finally:
         os.close(leader)
 

@@ -140,14 +140,14 @@ def test_a_haproxy_that_does_not_run_and_an_agent_that_does_not_answer_are_error
     assert summary.startswith("2 errors, 0 warnings, ")
 
 
-@pytest.mark.parametrize(("token", "said"), [("", "the agent requires an RPC token"), ("wrong", "wrong RPC token")])
-def test_a_wrong_token_is_an_error(lb: LoadBalancer, token: str, said: str) -> None:
+@pytest.mark.parametrize(("token", "message"), [("", "the agent requires an RPC token"), ("wrong", "wrong RPC token")])
+def test_a_wrong_token_is_an_error(lb: LoadBalancer, token: str, message: str) -> None:
     with Haproxy(lb), Agent(lb) as agent:
         status, lines, _ = run_check(lb, agent, SERF_RPC_AUTH=token)
 
     assert status == 1
     [line] = select_kind(lines, "serf")
-    assert line.startswith(f"error serf: SERF_RPC_AUTH: {said}; no sync is possible (")
+    assert line.startswith(f"error serf: SERF_RPC_AUTH: {message}; no sync is possible (")
     assert line.endswith("; set SERF_RPC_AUTH to the `rpc_auth` of the agent")
 
 
@@ -327,14 +327,14 @@ def test_an_edited_roles_yml_is_tried_by_the_daemon(lb: LoadBalancer) -> None:
             text = lb.text
             lb.roles.write_text(lb.roles.read_text().replace("interval: 200ms", "options: 'check maxcon 50'"))
             assert daemon.stderr
-            said = b""
-            while b"maxcon" not in said:
-                said = daemon.stderr.readline()
+            message = b""
+            while b"maxcon" not in message:
+                message = daemon.stderr.readline()
         finally:
             daemon.terminate()
             daemon.communicate()
 
-        assert f"{lb.roles}: role web, service iis: HAProxy refuses its server lines: ".encode() in said
+        assert f"{lb.roles}: role web, service iis: HAProxy refuses its server lines: ".encode() in message
         assert lb.text == text
 
 

@@ -369,10 +369,10 @@ def test_two_handlers_and_an_apply_at_once_end_with_every_node_served(lb: LoadBa
             two = [member_line(f"web{one}", f"127.0.0.{one + 10}") for one in (number, number + 1)]
             runs = [lb.start_handle("member-join", line) for line in two]
             runs.append(subprocess.Popen([LBAGENT, "apply"], env=lb.env, stdout=-1, stderr=-1))
-            said = [(*run.communicate(), run.returncode) for run in runs]
+            output = [(*run.communicate(), run.returncode) for run in runs]
             text, serving = lb.text, set(haproxy.servers())
 
-            assert [status for _, _, status in said] == [0, 0, 0], said
+            assert [status for _, _, status in output] == [0, 0, 0], output
             assert text == insert_lines(operator, make_server_lines(lb, *range(1, number + 2)))
             assert serving == {f"web{one}" for one in range(1, number + 2)}
             assert (lb.list_spool(), lb.list_staged()) == ([], [])
@@ -478,11 +478,11 @@ def test_a_run_terminated_during_haproxy_c_leaves_no_file_and_no_process(
     ):
         wait_until((lb.bin / "haproxy.started").exists)
         run.send_signal(number)
-        _, said = run.communicate()
+        _, output = run.communicate()
         orphans = list_running(f"{lb.bin}/haproxy")
         (lb.bin / "haproxy.go").touch()
 
-    assert (run.returncode, said) == (130, b"lbagent: interrupted; stored events stay for the next run\n")
+    assert (run.returncode, output) == (130, b"lbagent: interrupted; stored events stay for the next run\n")
     assert lb.text == before
     assert lb.list_staged() == []
     assert orphans == []

@@ -27,8 +27,8 @@ def lb() -> Iterator[LoadBalancer]:
 
 def wait_for_all(started: list[subprocess.Popen[bytes]]) -> list[tuple[int, bytes, bytes]]:
     """Wait for all processes; returns exit status, stdout and stderr of each."""
-    said = [process.communicate(timeout=120) for process in started]
-    return [(process.returncode, *words) for process, words in zip(started, said, strict=True)]
+    output = [process.communicate(timeout=120) for process in started]
+    return [(process.returncode, *words) for process, words in zip(started, output, strict=True)]
 
 
 def test_of_200_nodes_that_join_at_once_none_is_lost(lb: LoadBalancer) -> None:

@@ -241,9 +241,9 @@ def test_bound_clients_finish_and_new_clients_get_another_server(binary: Path, l
             name, cookie = send_request(lb, **({} if cookies else {"X_Client": f"c{number}"}))
             bound[name] = {"Cookie": cookie} if cookies else {"X_Client": f"c{number}"}
 
-        said = lb.send_query("pause", "web1", 1).stdout.decode()
+        output = lb.send_query("pause", "web1", 1).stdout.decode()
 
-        assert said.startswith("done")
+        assert output.startswith("done")
         assert lb.managed[0] == make_drain_line(lb, 1)
         assert {send_request(lb, **bound["web1"])[0] for _ in range(6)} == {"web1"}
         assert {send_request(lb, **({} if cookies else {"X_Client": f"new{at}"}))[0] for at in range(12)} == {"web2"}

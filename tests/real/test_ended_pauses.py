@@ -39,13 +39,13 @@ class Client:
         """Send requests until the end of the block."""
         stop = threading.Event()
 
-        def said(how: str, server: str) -> float:
+        def add_answer(how: str, server: str) -> float:
             self.answers.append((how, server.strip()))
             return 0.01
 
         thread = threading.Thread(
             target=traffic.send_request,
-            args=(self._port, lambda: not stop.is_set(), said),
+            args=(self._port, lambda: not stop.is_set(), add_answer),
             kwargs={"keep": False},
             daemon=True,
         )

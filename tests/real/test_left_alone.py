@@ -214,7 +214,7 @@ def test_a_path_that_is_not_a_regular_file_is_refused_at_once(default_lb: LoadBa
 
     assert (joined.returncode, planned.returncode) == ((1, 1) if name == "haproxy.cfg" else (2, 2))
     assert checked.returncode == 1
-    assert all(why in said for said in (joined.stderr, planned.stderr, checked.stdout))
+    assert all(why in is_reported for is_reported in (joined.stderr, planned.stderr, checked.stdout))
     assert len(lb.list_spool()) + len(lb.members()) == 1
 
 
@@ -229,13 +229,13 @@ def test_watch_ends_on_sigterm_although_a_file_is_a_fifo(default_lb: LoadBalance
         os.set_blocking(watch.stderr.fileno(), False)
         seen = b""
 
-        def said() -> bool:
+        def is_reported() -> bool:
             nonlocal seen
             seen += watch.stderr.read() or b""  # type: ignore[union-attr]
             return b"not a regular file" in seen
 
         try:
-            wait_until(said)
+            wait_until(is_reported)
             watch.send_signal(signal.SIGTERM)
             assert watch.wait(PATIENCE) == 0
         finally:

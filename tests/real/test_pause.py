@@ -92,11 +92,11 @@ def test_a_load_balancer_that_does_not_confirm_is_named(
     one, other, (node, _) = balanced_pair
     gate = other.lb.hold_checks()  # the handler of lb02 hangs
 
-    status, said = one.rows("pause", node.name)
+    status, rows = one.rows("pause", node.name)
 
     gate.touch()
     wait_until(lambda: other.lb.is_settled(node.paused_line, other.lb.server("web02", "127.0.0.12")))
-    assert (status, said) == (1, {"lb01": "done", "lb02": "not answered"})
+    assert (status, rows) == (1, {"lb01": "done", "lb02": "not answered"})
     assert one.lb.managed[0] == node.paused_line
 
 
@@ -107,11 +107,11 @@ def test_a_load_balancer_that_cannot_apply_a_pause_answers_why(
     text = other.lb.text
     other.lb.text = text.replace(b"balance roundrobin", b"balanse roundrobin")
 
-    status, said = one.rows("pause", node.name)
+    status, rows = one.rows("pause", node.name)
 
     other.lb.text = text
-    assert (status, said["lb01"]) == (1, "done")
-    assert said["lb02"].startswith(
+    assert (status, rows["lb01"]) == (1, "done")
+    assert rows["lb02"].startswith(
         "not applied yet: haproxy.cfg is invalid, not because of lbagent; nothing was changed: parsing ["
     )
     assert other.run("apply").returncode == 0
@@ -142,9 +142,9 @@ def test_the_answer_to_a_pause_has_the_number_of_open_sessions(
         for _ in range(3):
             stack.enter_context(_connect(node))
 
-        status, said = one.rows("pause", node.name)
+        status, rows = one.rows("pause", node.name)
 
-    assert (status, said) == (0, dict.fromkeys(("lb01", "lb02"), "done, 3 sessions still open"))
+    assert (status, rows) == (0, dict.fromkeys(("lb01", "lb02"), "done, 3 sessions still open"))
 
 
 def test_a_node_with_the_tag_stays_paused_after_a_resume(
@@ -154,9 +154,9 @@ def test_a_node_with_the_tag_stays_paused_after_a_resume(
     node.agent.set_tags(lbagent="paused")
     wait_until(lambda: node.paused_line in one.lb.managed and node.paused_line in other.lb.managed)
 
-    status, said = one.rows("resume", node.name)
+    status, rows = one.rows("resume", node.name)
 
-    assert (status, said) == (1, dict.fromkeys(("lb01", "lb02"), "still paused by its tag"))
+    assert (status, rows) == (1, dict.fromkeys(("lb01", "lb02"), "still paused by its tag"))
     assert node.paused_line in one.lb.managed
     node.agent._serf("tags", "-delete", "lbagent")
     wait_until(lambda: node.paused_line not in one.lb.managed and node.paused_line not in other.lb.managed)
@@ -239,9 +239,9 @@ def test_several_nodes_are_paused_and_resumed_by_one_command(
     assert (paused.returncode, resumed.returncode) == (0, 0)
     rows = [(name, lb) for lb in ("lb01", "lb02") for name in ("web01", "web02")]
     # This load balancer applies both in one run; the other one is queried node by node, web01 first.
-    said = sorted(paused.stdout.decode().splitlines())
-    assert said[1] in ("web01  lb02  done", f"web01  lb02  {LAST}")
-    assert [said[0], *said[2:]] == [f"{row}  {LAST}" for row in ("web01  lb01", "web02  lb01", "web02  lb02")]
+    printed = sorted(paused.stdout.decode().splitlines())
+    assert printed[1] in ("web01  lb02  done", f"web01  lb02  {LAST}")
+    assert [printed[0], *printed[2:]] == [f"{row}  {LAST}" for row in ("web01  lb01", "web02  lb01", "web02  lb02")]
     assert sorted(resumed.stdout.decode().splitlines()) == sorted(f"{name}  {lb}  done" for name, lb in rows)
     assert texts == [[node.paused_line, rest.paused_line]] * 2
     for balancer in (one, other):
@@ -256,8 +256,8 @@ def test_the_last_server_of_a_service_needs_force(balanced_pair: Pair, words: li
 
     refused = one.run("pause", *words)
 
-    said = f"{', '.join(words)}: no other server of iis serves; resume another node first, or use --force"
-    assert (refused.returncode, refused.stdout, refused.stderr.decode()) == (3, b"", f"lbagent: {said}\n")
+    message = f"{', '.join(words)}: no other server of iis serves; resume another node first, or use --force"
+    assert (refused.returncode, refused.stdout, refused.stderr.decode()) == (3, b"", f"lbagent: {message}\n")
     assert (one.lb.text, other.lb.text, other.lb.members()) == before
     assert one.lb.members()["web02"]["pause"] is None
     assert one.haproxy.find_answering() == {rest.name}
@@ -322,12 +322,12 @@ def test_rows_are_printed_as_answers_arrive_and_an_interrupt_prints_what_is_in_e
     wait_until(lambda: other.lb.checks > before)
 
     asking.send_signal(number)
-    out, said = asking.communicate()
+    out, message = asking.communicate()
 
     gate.touch()
     assert (asking.returncode, out) == (130, b"")
     rest_of_it = "in effect on lb01; not answered: lb02; run it again to ask them"
-    assert said.decode() == f"lbagent: interrupted: pause of web01: {rest_of_it}\n"
+    assert message.decode() == f"lbagent: interrupted: pause of web01: {rest_of_it}\n"
     assert one.haproxy.find_answering() == {rest.name}
     wait_until(lambda: other.lb.is_settled(node.paused_line, other.lb.server("web02", "127.0.0.12")))
 
@@ -354,7 +354,7 @@ NO_REASON = "at most 200 printable characters, of 400 bytes, can be sent"
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["pause", "web 01"], "'web 01' is neither a node's name nor an address"),
         (["resume", "-x"], "the following arguments are required: NODE (see `lbagent resume --help`)"),
@@ -373,12 +373,12 @@ NO_REASON = "at most 200 printable characters, of 400 bytes, can be sent"
         (["pause", "web01", "--reason", "a\udcffb"], f"--reason has 3 characters, of 3 bytes: {NO_REASON}"),
     ],
 )
-def test_invalid_arguments_give_one_line_and_change_nothing(lb: LoadBalancer, words: list[str], said: str) -> None:
+def test_invalid_arguments_give_one_line_and_change_nothing(lb: LoadBalancer, words: list[str], message: str) -> None:
     before = lb.text
 
     done = lb.run(*words)
 
-    assert (done.returncode, done.stderr.decode()) == (2, f"lbagent: {said}\n")
+    assert (done.returncode, done.stderr.decode()) == (2, f"lbagent: {message}\n")
     assert (lb.text, lb.members(), lb.list_spool()) == (before, {}, [])
 
 
@@ -425,9 +425,9 @@ def test_a_pause_does_not_affect_an_operators_line(lb: LoadBalancer) -> None:
     lb.text = lb.text.replace(b"    # additional", b"    server web01 127.0.0.11:80\n    # additional")
     lb.join(member_line("web01", "127.0.0.11"))
 
-    said = lb.send_query("pause", "web01", 1).stdout.decode()
+    message = lb.send_query("pause", "web01", 1).stdout.decode()
 
     assert (
-        said == "not applied yet: web01: no managed line in listen lb-iis: "
+        message == "not applied yet: web01: no managed line in listen lb-iis: "
         "an operator's line has its name or address, pauses do not affect it\n"
     )

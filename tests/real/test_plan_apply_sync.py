@@ -197,7 +197,7 @@ def test_lbagent_alone_prints_help() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["stauts"], "unknown command 'stauts'; did you mean status? (see `lbagent --help`)"),
         (["aply", "--force"], "unknown command 'aply'; did you mean apply? (see `lbagent --help`)"),
@@ -210,11 +210,11 @@ def test_lbagent_alone_prints_help() -> None:
         (["apply", "--yes"], "--yes is only for `lbagent apply --adopt`"),
     ],
 )
-def test_a_wrong_command_line_is_answered_with_a_correction(words: list[str], said: str) -> None:
+def test_a_wrong_command_line_is_answered_with_a_correction(words: list[str], message: str) -> None:
     with LoadBalancer() as lb:
         done = lb.run(*words)
 
-    assert (done.returncode, done.stdout, done.stderr.decode()) == (2, b"", f"lbagent: {said}\n")
+    assert (done.returncode, done.stdout, done.stderr.decode()) == (2, b"", f"lbagent: {message}\n")
 
 
 # --- apply --adopt --------------------------------------------------------------------------------------------------
@@ -257,12 +257,12 @@ def test_adopting_asks_on_a_terminal(edited_lb: LoadBalancer, answer: str, *, ad
     text = edited_lb.text
 
     terminal.type(answer)
-    status, said = terminal.wait_for_end()
+    status, message = terminal.wait_for_end()
 
     assert f"+    {edited_lb.server('web01', '127.0.0.11')}" in shown
     assert status == 0
     assert edited_lb.managed == ([edited_lb.server("web01", "127.0.0.11")] if adopted else [])
-    assert adopted or (edited_lb.text == text and "Nothing was changed." in said)
+    assert adopted or (edited_lb.text == text and "Nothing was changed." in message)
 
 
 def test_a_change_during_the_confirmation_is_not_applied_without_a_new_diff(
@@ -274,10 +274,10 @@ def test_a_change_during_the_confirmation_is_not_applied_without_a_new_diff(
     text = edited_lb.text
 
     terminal.type("y\n")
-    status, said = terminal.wait_for_end()
+    status, message = terminal.wait_for_end()
 
     assert status == 6
-    assert "has changed since the diff was shown" in said
+    assert "has changed since the diff was shown" in message
     assert edited_lb.text == text
 
 

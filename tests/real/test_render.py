@@ -227,12 +227,12 @@ def test_the_script_of_the_docs_deploys_and_a_second_run_changes_nothing(lb: Loa
     managed = lb.managed
     env = {**lb.env, "PATH": f"{LBAGENT.parent}:{lb.env['PATH']}"}
 
-    said = [
+    message = [
         subprocess.run([path, lb.folder / "template"], env=env, capture_output=True, check=True).stdout
         for _ in range(2)
     ]
 
-    assert said == [b"changed\n", b""]
+    assert message == [b"changed\n", b""]
     assert (lb.managed, b"    # deployed\n" in lb.text) == (managed, True)
     assert sorted(one.name for one in lb.etc.iterdir()) == [".haproxy.cfg.lbagent-previous", "haproxy.cfg", "roles.yml"]
 

@@ -455,11 +455,11 @@ def test_a_command_that_cannot_be_stored_is_applied_and_reported(lb: LoadBalance
                 "pause": lambda: lb.send_command("pause", "web1", 1),
             }
             done = verbs.get(kind, lambda: lb.send_query("pause", "web1", 1))()
-            said = done.stdout.decode() if kind == "query" else read_only_line(done)
+            output = done.stdout.decode() if kind == "query" else read_only_line(done)
 
         assert done.returncode == (0 if kind == "query" else 1)
-        assert said.removeprefix("refused: ").startswith("not stored: sync needed: ")
-        assert said.rstrip().endswith("; no new traffic reaches lb-iis/web1")
+        assert output.removeprefix("refused: ").startswith("not stored: sync needed: ")
+        assert output.rstrip().endswith("; no new traffic reaches lb-iis/web1")
         assert (haproxy.find_answering(), lb.text) == ({"web2"}, before)
 
 
@@ -865,9 +865,9 @@ def test_servers_whose_addresses_all_change_serve_without_a_check_result(binary:
         assert haproxy.find_answering() == {"new1", "new2"}
 
 
-@pytest.mark.parametrize("said", ["port abc", "port 70000", "addr localhost"])
-def test_a_check_with_an_unknown_target_delays_no_server(lb: LoadBalancer, said: str) -> None:
-    word, value = said.split()
+@pytest.mark.parametrize("options", ["port abc", "port 70000", "addr localhost"])
+def test_a_check_with_an_unknown_target_delays_no_server(lb: LoadBalancer, options: str) -> None:
+    word, value = options.split()
     default = lb.port if word == "port" else "127.0.0.11"
     options = f'{{port: {lb.port}, options: "check {word} {{tag:there|{default}}}"}}'
     lb.roles.write_text(lb.roles.read_text().replace(f"{{port: {lb.port}}}", options))
@@ -894,9 +894,9 @@ def test_a_state_that_a_server_state_file_restores_at_a_start_by_another_process
         with Haproxy(lb) as haproxy:
             assert haproxy.servers() == {"web1": "MAINT"}
 
-            said = lb.run("apply").stdout.decode()
+            output = lb.run("apply").stdout.decode()
 
-            assert said == "unchanged: fixed: lb-iis/web1 is out of balancing\n"
+            assert output == "unchanged: fixed: lb-iis/web1 is out of balancing\n"
             assert (haproxy.find_answering(), haproxy.reloads()) == ({"web1"}, (0, 0))
             assert lb.run("apply").stdout.startswith(b"No changes: ")
 

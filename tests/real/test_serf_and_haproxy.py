@@ -230,13 +230,13 @@ OWN_RELOAD = RELOADING.replace("  timeout:", "  reload: [sh, {folder}/reload.sh,
 def test_the_configured_reload_command_is_used() -> None:
     with LoadBalancer(roles=OWN_RELOAD) as lb, Haproxy(lb) as haproxy:
         script = lb.folder / "reload.sh"
-        script.write_text(f'echo "$*" >>{lb.folder}/said\necho reloading\nkill -USR2 $(cat {haproxy.pidfile})\n')
+        script.write_text(f'echo "$*" >>{lb.folder}/output\necho reloading\nkill -USR2 $(cat {haproxy.pidfile})\n')
         with run_cluster(lb, 1) as (agent, (one,)):
             asked = one.agent.send_query("pause", one.words, at=agent)
 
-            said = Path(lb.folder / "said").read_text()
+            output = Path(lb.folder / "output").read_text()
             assert asked == {"lb01": "done, no other server of iis serves"}
             assert lb.managed == [one.paused]
-            assert said == "now\nnow\n"
+            assert output == "now\nnow\n"
             assert haproxy.reloads() == (2, 0)
             assert agent.members() == {"lb01": "alive", "web01": "alive"}

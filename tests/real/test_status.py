@@ -86,23 +86,23 @@ def start_on_terminal(
 
 def read_terminal(descriptor: int, until: str = "", times: int = 1) -> str:
     """Return the output on a terminal up to its end, or until it contains `until` at least `times` times."""
-    said = b""
+    shown = b""
     with contextlib.suppress(OSError):  # EIO: the other side is closed
-        while (piece := os.read(descriptor, 1 << 16)) and (not until or said.decode().count(until) < times):
-            said += piece
-            if until and said.decode("utf-8", "replace").count(until) >= times:
+        while (piece := os.read(descriptor, 1 << 16)) and (not until or shown.decode().count(until) < times):
+            shown += piece
+            if until and shown.decode("utf-8", "replace").count(until) >= times:
                 break
-    return said.decode("utf-8", "replace")
+    return shown.decode("utf-8", "replace")
 
 
 def run_on_terminal(lb: LoadBalancer, *words: str, width: int = 80, **env: str) -> str:
     """Return the output of one run on a terminal."""
     started, terminal = start_on_terminal(lb, *words, width=width, **env)
     with started:
-        said = read_terminal(terminal)
+        shown = read_terminal(terminal)
         os.close(terminal)
     assert started.returncode == 0
-    return said.replace("\r\n", "\n")
+    return shown.replace("\r\n", "\n")
 
 
 def test_every_node_has_its_state_in_a_real_haproxy(lb_and_haproxy: tuple[LoadBalancer, Haproxy]) -> None:
@@ -354,7 +354,7 @@ def test_watch_without_a_terminal_prints_again_without_escape_codes(lb: LoadBala
     lb.join(line("web01", "127.0.0.11"))
     with lb.start("status", *words) as started:
         assert started.stdout
-        said = read_terminal(started.stdout.fileno(), "web01", 2)
+        shown = read_terminal(started.stdout.fileno(), "web01", 2)
         lb.roles.write_text("roles: nonsense\n")
         assert started.stderr
         complaint = read_terminal(started.stderr.fileno(), "\n")
@@ -362,21 +362,21 @@ def test_watch_without_a_terminal_prints_again_without_escape_codes(lb: LoadBala
         started.communicate()
 
     assert started.returncode == 0
-    assert "\x1b" not in said
+    assert "\x1b" not in shown
     assert complaint.startswith(f"lbagent: {lb.roles}:1:")
     if "--json" in words:
-        assert [json.loads(text)["version"] for text in said.splitlines()[:1]] == [1]
+        assert [json.loads(text)["version"] for text in shown.splitlines()[:1]] == [1]
 
 
 def test_a_reader_that_closes_the_pipe_causes_no_traceback(lb: LoadBalancer) -> None:
     lb.join(*(line(f"web{at}", f"127.0.1.{at}") for at in range(1, 250)))
 
-    said = subprocess.run(
+    shown = subprocess.run(
         f"{LBAGENT} status | head -1", shell=True, env=lb.env, capture_output=True, check=True, timeout=60
     )
 
-    assert said.stdout == b"haproxy: HAProxy does not run; start it\n"
-    assert said.stderr == b""
+    assert shown.stdout == b"haproxy: HAProxy does not run; start it\n"
+    assert shown.stderr == b""
 
 
 def test_an_event_does_not_load_rich(lb: LoadBalancer) -> None:

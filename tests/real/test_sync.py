@@ -279,5 +279,5 @@ def test_a_load_balancer_that_does_not_answer_with_its_pauses_is_reported() -> N
 
             done = one.run("sync")
 
-        said = "lbagent: lb03 did not report its pauses\n"
-        assert (done.returncode, done.stdout, done.stderr.decode()) == (0, b"No changes: 1 node, 1 line.\n", said)
+        output = "lbagent: lb03 did not report its pauses\n"
+        assert (done.returncode, done.stdout, done.stderr.decode()) == (0, b"No changes: 1 node, 1 line.\n", output)

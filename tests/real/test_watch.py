@@ -262,8 +262,8 @@ def test_a_second_daemon_refuses_to_start(lb: LoadBalancer) -> None:
     with run_watch(lb) as first:
         second = lb.run("watch")
 
-        said = f"lbagent: {lb.state}/watch.lock: another `lbagent watch` is running; stop one of the two\n"
-        assert (second.returncode, second.stderr.decode()) == (6, said)
+        messages = f"lbagent: {lb.state}/watch.lock: another `lbagent watch` is running; stop one of the two\n"
+        assert (second.returncode, second.stderr.decode()) == (6, messages)
         assert first.poll() is None
 
 
@@ -275,21 +275,21 @@ def test_systemd_receives_the_state_of_the_daemon(lb: LoadBalancer) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
         ear.bind(path)
         ear.settimeout(PATIENCE)
-        said: list[str] = []
+        messages: list[str] = []
 
         def heard(word: str) -> bool:
             until = time.monotonic() + PATIENCE
-            while not any(word in one for one in said) and time.monotonic() < until:
-                said.append(ear.recv(4096).decode())
-            return any(word in one for one in said)
+            while not any(word in one for one in messages) and time.monotonic() < until:
+                messages.append(ear.recv(4096).decode())
+            return any(word in one for one in messages)
 
         with run_watch(lb, NOTIFY_SOCKET=path, WATCHDOG_USEC="200000") as process:
             assert heard("READY=1\nSTATUS=unchanged: nothing to do")
-            said.clear()
+            messages.clear()
             assert heard("WATCHDOG=1")
             lb.join(WEB01)
             assert heard("STATUS=applied: 1 line added, 0 removed; applied to HAProxy (worker ")
-            said.clear()
+            messages.clear()
             process.send_signal(signal.SIGHUP)
             assert heard("RELOADING=1\nMONOTONIC_USEC=")
             assert heard("READY=1")
@@ -306,10 +306,10 @@ def test_systemd_receives_watchdog_messages_while_haproxy_is_slow(lb: LoadBalanc
         ear.bind(path)
         ear.settimeout(PATIENCE)
 
-        said = [ear.recv(4096).decode() for _ in range(3)]
+        messages = [ear.recv(4096).decode() for _ in range(3)]
 
         gate.touch()
-        assert said == ["WATCHDOG=1\nEXTEND_TIMEOUT_USEC=30000000"] * 3
+        assert messages == ["WATCHDOG=1\nEXTEND_TIMEOUT_USEC=30000000"] * 3
 
 
 def test_a_watchdog_of_another_process_is_ignored(lb: LoadBalancer) -> None:

@@ -147,8 +147,8 @@ def test_a_deleted_socket_file_costs_only_reloads(lb: LoadBalancer) -> None:
         lines = [lb.server(name, ADDRESS[name]) for name in NAMES[1:4]]
         wait_until(lambda: lb.is_settled("# lbagent paused web01 127.0.1.1 role=web", *lines))
         assert read_confirmed_worker(lb) in haproxy.workers()
-        said = lb.run("status").stdout.decode()
-        assert f"haproxy: stats socket {lb.socket}: No such file or directory\n" in said
+        output = lb.run("status").stdout.decode()
+        assert f"haproxy: stats socket {lb.socket}: No such file or directory\n" in output
 
 
 def test_a_pause_is_sent_again_to_a_new_worker_while_the_file_cannot_be_written(lb: LoadBalancer) -> None:

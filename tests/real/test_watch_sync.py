@@ -150,19 +150,19 @@ class Journal:
         def listen() -> None:
             while True:
                 try:
-                    said = one.recv(1 << 16)
+                    message = one.recv(1 << 16)
                 except OSError:
                     return
-                take(said.decode())  # type: ignore[operator]
+                take(message.decode())  # type: ignore[operator]
 
         threading.Thread(target=listen, daemon=True).start()
         return one
 
-    def _add_entry(self, said: str) -> None:
-        self.entries.append(dict(line.partition("=")[::2] for line in said.splitlines()))
+    def _add_entry(self, message: str) -> None:
+        self.entries.append(dict(line.partition("=")[::2] for line in message.splitlines()))
 
-    def _add_line(self, said: str) -> None:
-        self.syslog.append(said.partition("]: ")[2].rstrip("\0"))
+    def _add_line(self, message: str) -> None:
+        self.syslog.append(message.partition("]: ")[2].rstrip("\0"))
 
 
 @pytest.fixture
@@ -235,12 +235,12 @@ def test_a_command_that_changes_nothing_writes_no_journal(journal: Journal, word
 def test_a_repeated_line_is_logged_as_a_count_once_an_hour() -> None:
     now = 0.0
     repeats = Repeats(lambda: now)
-    said = []
+    lines = []
     for minute in range(180):
         now = 60.0 * minute
-        said.append(repeats.next_line(f"HAProxy: not reloaded yet; again in {300 - minute} s"))
+        lines.append(repeats.next_line(f"HAProxy: not reloaded yet; again in {300 - minute} s"))
 
-    assert [line for line in said if line] == [
+    assert [line for line in lines if line] == [
         "HAProxy: not reloaded yet; again in 300 s",
         "HAProxy: not reloaded yet; again in 240 s (repeated 60 times in the last 60 minutes)",
         "HAProxy: not reloaded yet; again in 180 s (repeated 60 times in the last 60 minutes)",

@@ -104,13 +104,13 @@ def test_arguments_are_read_without_their_quotes(script: Path) -> None:
 
 @named
 def test_every_path_through_a_script_ends_with_an_exit_status(script: Path) -> None:
-    said = read_commands(script)
+    commands = read_commands(script)
 
-    assert re.fullmatch(r"exit /b( \S+)?", said[-1])
-    assert not any(re.search(r"\bexit(?! /b)\b(?!s)", line) for line in said if not line.startswith("echo")), (
+    assert re.fullmatch(r"exit /b( \S+)?", commands[-1])
+    assert not any(re.search(r"\bexit(?! /b)\b(?!s)", line) for line in commands if not line.startswith("echo")), (
         "an `exit` alone would close the operator's prompt"
     )
-    assert not any("goto :eof" in line.lower() for line in said), "it leaves the status of whatever came before"
+    assert not any("goto :eof" in line.lower() for line in commands), "it leaves the status of whatever came before"
 
 
 @named
@@ -190,11 +190,11 @@ def test_serf_starts_with_both_settings_files(tmp_path: Path) -> None:
 
     command = ["serf", "agent", "-config-dir=conf"]
     with (
-        (tmp_path / "said").open("wb") as said,
-        subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, cwd=tmp_path) as agent,
+        (tmp_path / "output").open("wb") as output,
+        subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=tmp_path) as agent,
     ):
         deadline = time.monotonic() + 20
-        while b"agent running" not in (tmp_path / "said").read_bytes() and time.monotonic() < deadline:
+        while b"agent running" not in (tmp_path / "output").read_bytes() and time.monotonic() < deadline:
             time.sleep(0.05)
         asked = subprocess.run(
             ["serf", "info", f"-rpc-addr={own['rpc_addr']}", "-rpc-auth=token"],
@@ -258,19 +258,19 @@ def test_winsw_stops_the_agent_with_a_leave_and_waits_for_it() -> None:
 
 @pytest.mark.parametrize("part", ["task", "winsw", "nssm"])
 def test_uninstall_continues_where_the_service_was_removed_by_hand(part: str) -> None:
-    said = read_commands(FOLDER / "uninstall.bat")
-    at = said.index(f":{part}")
+    commands = read_commands(FOLDER / "uninstall.bat")
+    at = commands.index(f":{part}")
 
     removed, look = '"%ERRORLEVEL%"=="0" exit /b 0', 'if "%ERRORLEVEL%"=="0" set "RC=1"'
-    assert [said[at + 2], said[at + 4], said[at + 5]] == [f"if {removed}", look, "exit /b 0"]
-    assert said[at + 3] == f"{'schtasks /query /tn' if part == 'task' else 'sc query'} serf >nul 2>&1"
+    assert [commands[at + 2], commands[at + 4], commands[at + 5]] == [f"if {removed}", look, "exit /b 0"]
+    assert commands[at + 3] == f"{'schtasks /query /tn' if part == 'task' else 'sc query'} serf >nul 2>&1"
 
 
 def test_a_leave_without_permission_does_not_prevent_a_restart() -> None:
     """`left` is there before the agent is asked, so that whoever starts it again cannot miss it."""
-    said = read_commands(FOLDER / "leave-cluster.bat")
+    commands = read_commands(FOLDER / "leave-cluster.bat")
 
-    assert said[said.index(":not_allowed") + 1] == 'if exist "%DATA%\\left" del /q "%DATA%\\left"'
+    assert commands[commands.index(":not_allowed") + 1] == 'if exist "%DATA%\\left" del /q "%DATA%\\left"'
 
 
 def test_nssm_gives_serf_time_to_leave_and_restarts_it() -> None:
